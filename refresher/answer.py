@@ -1,0 +1,170 @@
+"""What a token endpoint's answer means (RFC 6749 section 5). Pure: bytes in, outcome out."""
+
+import base64
+import binascii
+import math
+from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
+from typing import Any, Final, TypeGuard
+from urllib.parse import parse_qsl
+
+import msgspec
+
+from refresher.outcome import (
+    Ambiguous,
+    ClientRejected,
+    GrantDead,
+    Outcome,
+    Rotated,
+    Transient,
+    Unintelligible,
+)
+from refresher.policy import MAX_WAIT
+from refresher.secret import Secret, mask
+
+__all__ = ["judge", "jwt_exp"]
+
+_TEN_YEARS: Final = 315_360_000.0
+
+# A verdict on the grant, and on the client: RFC 6749 section 5.2. Everything else is a refusal that is no verdict.
+_GRANT_CODES: Final = frozenset({"invalid_grant"})
+_CLIENT_CODES: Final = frozenset({"invalid_client", "unauthorized_client"})
+_BUSY_STATUSES: Final = frozenset({408, 425, 429, 503})
+
+
+def judge(
+    status: int,
+    headers: Mapping[str, str],
+    body: bytes,
+    *,
+    whole: bool,
+    now: float,
+    known: tuple[Secret | None, ...],
+) -> Outcome:
+    """Return what an answer means.
+
+    ``whole``: the body came to its end; a JSON object that closes is complete all the same. ``now``: epoch seconds.
+    ``known``: the secrets of this grant, which no description may repeat.
+    """
+    fields = _fields(body, headers.get("content-type", ""), whole=whole)
+    # The body comes before the status: real servers put errors into 200 and verdicts into 401.
+    if fields is not None and (code := _error_code(fields)) is not None:
+        return _refused(status, headers, code, _words(fields, known), now)
+    if 200 <= status < 300:
+        rotated = None if fields is None else _rotated(fields)
+        if rotated is not None:
+            return rotated
+        return Unintelligible(
+            description=f"the token endpoint answered {status} with {_kind(body, whole=whole)}",
+            answer=Secret(body.decode("latin-1")),
+        )
+    return _refused(status, headers, "", "", now)
+
+
+def _refused(status: int, headers: Mapping[str, str], code: str, words: str, now: float) -> Outcome:
+    description = f"the token endpoint answered {status}{f' {code}' if code else ''}{f': {words}' if words else ''}"
+    if code in _GRANT_CODES:
+        return GrantDead(code=code, description=description)
+    if code in _CLIENT_CODES:
+        return ClientRejected(code=code, description=f"{description}; check client_id and client_secret")
+    if status in _BUSY_STATUSES:
+        retry_after = _retry_after(headers.get("retry-after"), now)
+        return Transient(code=code or "temporarily_unavailable", description=description, retry_after=retry_after)
+    if status >= 500:
+        # The token may have been spent before the server, or something between, gave up.
+        return Ambiguous(description=description)
+    if 300 <= status < 400:
+        description += " (a redirect, which a refresh token never follows)"
+    return Transient(code=code or "server_error", description=description)
+
+
+def _fields(body: bytes, content_type: str, *, whole: bool) -> dict[str, Any] | None:
+    kind = content_type.partition(";")[0].strip().lower()
+    if kind == "application/x-www-form-urlencoded":
+        # Only JSON can show that it is complete.
+        return dict(parse_qsl(body.decode("utf-8", "replace"))) or None if whole else None
+    try:
+        value = msgspec.json.decode(body.removeprefix(b"\xef\xbb\xbf"))
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _error_code(fields: dict[str, Any]) -> str | None:
+    error = fields.get("error")
+    if error is None or error == "":
+        return None
+    # RFC 6749 section 5.2 allows these characters; anything else is not a code but somebody's sentence.
+    if isinstance(error, str) and len(error) <= 64 and all("!" <= char <= "~" for char in error):
+        return mask(error)
+    return "unknown_error"
+
+
+def _words(fields: dict[str, Any], known: tuple[Secret | None, ...]) -> str:
+    words = fields.get("error_description")
+    return mask(words, known) if isinstance(words, str) else ""
+
+
+def _rotated(fields: dict[str, Any]) -> Rotated | None:
+    access = fields.get("access_token")
+    refresh = fields.get("refresh_token")
+    if not _is_token(access) or not (refresh is None or refresh == "" or _is_token(refresh)):
+        return None
+    token_type = fields.get("token_type")
+    scope = fields.get("scope")
+    expires_in = _expires_in(fields.get("expires_in"))
+    return Rotated(
+        access_token=Secret(access),
+        token_type=token_type if _is_token(token_type) else "Bearer",
+        expires_in=expires_in,
+        expires_at=jwt_exp(access) if expires_in is None else None,
+        refresh_token=Secret(refresh) if refresh else None,
+        scope=scope if isinstance(scope, str) and scope.isprintable() else None,
+    )
+
+
+def _is_token(value: object) -> TypeGuard[str]:
+    """RFC 6749 appendix A: a token is of printable ASCII; a control character could split a header."""
+    return isinstance(value, str) and value != "" and all(" " <= char <= "~" for char in value)
+
+
+def _expires_in(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        seconds = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return min(seconds, _TEN_YEARS) if math.isfinite(seconds) and seconds >= 0 else None
+
+
+def jwt_exp(access_token: str) -> float | None:
+    """Return the ``exp`` claim where the access token is a JWT (RFC 7519); its signature is the server's business."""
+    parts = access_token.split(".")
+    if len(parts) != 3:
+        return None
+    try:
+        claims = msgspec.json.decode(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
+    except (binascii.Error, ValueError, RecursionError):
+        return None
+    exp = claims.get("exp") if isinstance(claims, dict) else None
+    if isinstance(exp, bool) or not isinstance(exp, int | float):
+        return None
+    return float(exp) if 0 < exp < 1e12 else None
+
+
+def _retry_after(value: str | None, now: float) -> float | None:
+    """RFC 9110 section 10.2.3: seconds or a date; counted up to an hour."""
+    if value is None:
+        return None
+    try:
+        seconds = float(value) if value.strip().isdigit() else parsedate_to_datetime(value).timestamp() - now
+    except (ValueError, OverflowError):
+        return None
+    return min(max(seconds, 0.0), MAX_WAIT)
+
+
+def _kind(body: bytes, *, whole: bool) -> str:
+    if not body:
+        return "an empty body"
+    return "something that is no token response" if whole else "a body that breaks off"

@@ -1,0 +1,259 @@
+"""What an attempt leaves on the disk while it is under way (DESIGN section 5, steps 4 to 6).
+
+The order is the promise: space and intent are durable before the refresh token is spent, the answer is durable before
+anybody sees it, and the record itself is replaced by one rename.
+"""
+
+import hashlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from refresher import files
+from refresher.clocks import Moment
+from refresher.directories import Directories
+from refresher.errors import StorageError
+from refresher.grant import Grant, Record, Stored, encode
+
+__all__ = ["LARGEST_RECORD", "Attempt", "Intent", "read_intent", "write_record"]
+
+LARGEST_RECORD: Final = 1024 * 1024
+_RESERVED: Final = 64 * 1024
+_LARGEST_INTENT: Final = 64 * 1024
+_UNSENT: Final = b"-"
+_SENT: Final = b"+"
+_ANSWERS_KEPT: Final = 16
+_LONGEST_PAUSE: Final = 10.0
+
+log = logging.getLogger(__name__)
+
+
+class Intent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """From what an attempt began, when, and where its answer may be if not in ``grants/``."""
+
+    grant_id: str
+    generation: int
+    fingerprint: str
+    begun_from: str
+    at: Moment
+    spill: str
+
+
+class _Envelope(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    version: int
+    checksum: str
+    intent: msgspec.Raw
+
+
+def read_intent(path: Path) -> tuple[Intent, bool] | None:
+    """Return the intent at ``path`` and whether a request byte may have left; ``None`` where there is none.
+
+    An unfinished intent is none: it is made durable before anything is sent. Raises ``OSError``, and ``ValueError``
+    for a finished one that cannot be read.
+    """
+    data = files.read(path, _LARGEST_INTENT)
+    line, newline, mark = (data or b"").partition(b"\n")
+    if not newline or not mark:
+        return None
+    try:
+        envelope = msgspec.json.decode(line, type=_Envelope)
+        raw = bytes(envelope.intent)
+        if envelope.version != 1 or hashlib.sha256(raw).hexdigest() != envelope.checksum:
+            raise ValueError("its checksum or version does not fit")
+        return msgspec.json.decode(raw, type=Intent), mark[:1] != _UNSENT
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        raise ValueError("it is not an intent") from None
+
+
+class Attempt:
+    """One attempt at the next record of ``name``, begun from ``stored``, under the lock of ``name``."""
+
+    def __init__(self, directories: Directories, name: str, stored: Stored) -> None:
+        self._directories = directories
+        self._name = name
+        self._stored = stored
+        self._record: int | None = None
+        self._intent: int | None = None
+        self._mark_at = 0
+        self._shouting: threading.Thread | None = None
+        self._spill = directories.spill / f"{name}.{stored.checksum[:32]}.next"
+
+    def reserve(self, grant: Grant, at: Moment) -> None:
+        """Take the space of the next record and declare what is about to be tried; durable on return.
+
+        Raises ``StorageError``: then nothing was spent and nothing is left.
+        """
+        try:
+            self._reserve(grant, at)
+        except OSError as error:
+            self.abandon()
+            raise StorageError(
+                f"nothing was spent: {self._directories.grants} refuses to store the next record: {error.strerror}"
+            ) from None
+
+    def _reserve(self, grant: Grant, at: Moment) -> None:
+        path = self._directories.next(self._name)
+        self._record = files.create(path)
+        size = max(_RESERVED, 4 * len(encode(grant)[0]))
+        files.write_all(self._record, bytes(size))
+        os.fsync(self._record)
+        intent = Intent(
+            grant_id=grant.grant_id,
+            generation=grant.generation,
+            fingerprint=grant.refresh_token.fingerprint(),
+            begun_from=self._stored.checksum,
+            at=at,
+            spill=str(self._spill),
+        )
+        raw = msgspec.json.encode(intent)
+        line = msgspec.json.encode(_Envelope(1, hashlib.sha256(raw).hexdigest(), msgspec.Raw(raw))) + b"\n"
+        self._mark_at = len(line)
+        self._intent = files.create(self._directories.intent(self._name))
+        files.write_all(self._intent, line + _UNSENT)
+        os.fsync(self._intent)
+        files.sync_directory(self._directories.grants)
+
+    def mark(self) -> None:
+        """Note that the first request byte is about to leave. Unsynced: a power loss counts as sent anyway."""
+        if self._intent is None:
+            raise StorageError("an attempt was not declared before its request")
+        files.write_all(self._intent, _SENT, self._mark_at)
+
+    def persist(self, record: Record, *, until_saved: bool) -> None:
+        """Make ``record`` the durable record of its name.
+
+        ``until_saved``: it holds the only copy of a refresh token, so go on until some place has taken it, with the
+        lock held and at the top of one's voice. Otherwise one more try in a fresh file, then ``StorageError``: the
+        intent stays and tells the next start.
+        """
+        data, _ = encode(msgspec.structs.replace(record, begun_from=self._stored.checksum))
+        if _succeeds(self._write_reserved, data):
+            return self._finish()
+        pause = 0.1
+        while not _succeeds(self._write_fresh, data):
+            if not until_saved:
+                self._close()
+                raise StorageError(f"{self._directories.grants} does not take the record of {self._name}")
+            if _succeeds(self._write_spill, data):
+                # The record stays as it was, and the intent says where its successor is: the next writer adopts it.
+                return self._close()
+            self._shout()
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+        return self._finish()
+
+    def keep_answer(self, answer: bytes, at: float) -> Path | None:
+        """Keep a raw answer that could not be read, where a person may find it; ``None`` if it could not be kept."""
+        prefix = f"{self._name}.answer."
+        try:
+            kept = [path for path in self._directories.grants.iterdir() if path.name.startswith(prefix)]
+            # The first one matters most: it came when the token was spent. Later ones must not fill the disk.
+            if len(kept) >= _ANSWERS_KEPT:
+                return None
+            path = self._directories.grants / f"{prefix}{int(at)}"
+            files.durable_create(path, answer)
+            files.sync_directory(self._directories.grants)
+        except OSError:
+            return None
+        return path
+
+    def abandon(self) -> None:
+        """Take back a declaration from which nothing was sent and nothing came."""
+        made = ((self._intent, self._directories.intent), (self._record, self._directories.next))
+        for descriptor, path in made:
+            if descriptor is not None:
+                with suppress(OSError):
+                    path(self._name).unlink()
+        self._close()
+
+    def _shout(self) -> None:
+        # In a thread that may hang: a stalled log must not keep the only copy of a token from being saved.
+        if self._shouting is not None and self._shouting.is_alive():
+            return
+        words = "%s: NOT SAVED YET: make room in %s or %s; this process holds the only copy of a new refresh token"
+        places = (self._name, self._directories.grants, self._spill.parent)
+        self._shouting = threading.Thread(target=log.critical, args=(words, *places), daemon=True)
+        self._shouting.start()
+
+    def _write_reserved(self, data: bytes) -> None:
+        if self._record is None:
+            raise OSError("no space was reserved")
+        path = self._directories.next(self._name)
+        files.write_all(self._record, data)
+        os.ftruncate(self._record, len(data))
+        os.fsync(self._record)
+        self._rename(path)
+
+    def _write_fresh(self, data: bytes) -> None:
+        # After a failed fsync the kernel forgets what it could not write: the old descriptor proves nothing any more.
+        path = self._directories.fresh(self._name)
+        files.durable_create(path, data)
+        self._rename(path)
+
+    def _write_spill(self, data: bytes) -> None:
+        directory = self._spill.parent
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = directory.lstat()
+        if status.st_uid != os.geteuid() or status.st_mode & 0o077 or not directory.is_dir():
+            raise OSError(0, f"{directory} is not a private directory")
+        with suppress(FileNotFoundError):
+            self._spill.unlink()
+        files.durable_create(self._spill, data)
+        files.sync_directory(directory)
+
+    def _rename(self, path: Path) -> None:
+        path.rename(self._directories.record(self._name))
+        files.sync_directory(self._directories.grants)
+
+    def _finish(self) -> None:
+        """Clear what the attempt no longer needs; what cannot be cleared, the next writer clears."""
+        self._close()
+        with suppress(OSError):
+            self._directories.intent(self._name).unlink()
+        with suppress(OSError):
+            for path in self._directories.candidates(self._name):
+                path.unlink()
+
+    def _close(self) -> None:
+        for descriptor in (self._record, self._intent):
+            if descriptor is not None:
+                with suppress(OSError):
+                    os.close(descriptor)
+        self._record = self._intent = None
+
+
+def _succeeds(write: Callable[[bytes], None], data: bytes) -> bool:
+    try:
+        write(data)
+    except OSError:
+        return False
+    return True
+
+
+def write_record(directories: Directories, name: str, stored: Stored, record: Record) -> Record:
+    """Replace ``stored`` by ``record`` durably, for writers that talk to no server; return the record as written.
+
+    Raises ``StorageError``; then the old record stands, or the new one where only its durability is unknown.
+    """
+    written = msgspec.structs.replace(record, begun_from=stored.checksum)
+    data, _ = encode(written)
+    path = directories.fresh(name)
+    try:
+        try:
+            files.durable_create(path, data)
+            path.rename(directories.record(name))
+        except OSError:
+            with suppress(OSError):
+                path.unlink()
+            raise
+        files.sync_directory(directories.grants)
+    except OSError as error:
+        raise StorageError(f"cannot write {directories.record(name)}: {error.strerror}") from None
+    return written

@@ -1,0 +1,116 @@
+"""Where a run finds its directories and how it talks: option over environment over file over default."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import msgspec
+
+from refresher.directories import Directories
+from refresher.errors import ConfigError
+
+__all__ = ["LogFormat", "Settings", "resolve"]
+
+LogFormat = Literal["text", "json"]
+
+_PATHS: Final = ("state_dir", "tokens_dir", "demands_dir", "spill_dir", "ca_file")
+
+
+class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a configuration file may say; everything has a default."""
+
+    state_dir: str | None = None
+    tokens_dir: str | None = None
+    demands_dir: str | None = None
+    tokens_group: str | int | None = None
+    spill_dir: str | None = None
+    ca_file: str | None = None
+    log_format: str | None = None
+    verbose: int | None = None
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """What a command works with."""
+
+    directories: Directories
+    ca_file: str | None
+    log_format: LogFormat
+    verbose: int
+
+
+def resolve(given: Mapping[str, Any], config: str | None) -> Settings:
+    """Return the settings of a run.
+
+    ``given``: what options and environment say, by the names of the file's keys; ``None`` is unsaid. ``config``: the
+    file, which must exist if it is named. Raises ``ConfigError``.
+    """
+    said = _read(config)
+    for key, value in given.items():
+        if value is not None:
+            said[key] = value
+    state = Path(said["state_dir"]) if said.get("state_dir") else _xdg("XDG_STATE_HOME", ".local/state")
+    log_format = said.get("log_format", "text")
+    if log_format not in ("text", "json"):
+        raise ConfigError("log_format must be 'text' or 'json'")
+    return Settings(
+        directories=Directories(
+            state=state.absolute(),
+            tokens=Path(said.get("tokens_dir") or state / "tokens").absolute(),
+            demands=Path(said.get("demands_dir") or state / "demands").absolute(),
+            # Not /tmp: it is often in memory, and what is spilled must live through a restart.
+            spill=Path(said.get("spill_dir") or f"/var/tmp/refresher-{os.geteuid()}").absolute(),  # noqa: S108  checked
+            group=_group(said.get("tokens_group")),
+        ),
+        ca_file=said.get("ca_file"),
+        log_format="json" if log_format == "json" else "text",
+        verbose=said.get("verbose") or 0,
+    )
+
+
+def _read(config: str | None) -> dict[str, Any]:
+    path = Path(config) if config else _xdg("XDG_CONFIG_HOME", ".config") / "config.toml"
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        if config:
+            raise ConfigError(f"there is no configuration file {path}") from None
+        return {}
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration file {path}: {error.strerror}") from None
+    import tomllib  # most machines have no file, and every cron run would pay for this
+
+    try:
+        said = msgspec.convert(tomllib.loads(data.decode("utf-8")), _File)
+    except (ValueError, msgspec.ValidationError) as error:
+        raise ConfigError(f"{path}: {error}") from None
+    fields = {key: value for key, value in msgspec.structs.asdict(said).items() if value is not None}
+    for key in _PATHS:
+        if key in fields:
+            # A relative path in a file means: beside that file.
+            fields[key] = str(path.parent / Path(fields[key]).expanduser())
+    return fields
+
+
+def _xdg(variable: str, fallback: str) -> Path:
+    # The XDG base directory specification: a relative path is to be ignored.
+    base = os.environ.get(variable, "")
+    if Path(base).is_absolute():
+        return Path(base) / "refresher"
+    try:
+        return Path.home() / fallback / "refresher"
+    except RuntimeError:
+        raise ConfigError("there is no home directory: give --state-dir, or set HOME") from None
+
+
+def _group(group: str | int | None) -> int | None:
+    if group is None or group == "":
+        return None
+    if isinstance(group, int) or group.isdigit():
+        return int(group)
+    import grp
+
+    try:
+        return grp.getgrnam(group).gr_gid
+    except KeyError:
+        raise ConfigError(f"there is no group named {group!r}: groupadd it, or give its number") from None

@@ -1,0 +1,143 @@
+"""What an outcome makes of a grant. Pure: the caller brings the times."""
+
+from typing import assert_never
+
+import msgspec
+
+from refresher import policy
+from refresher.clocks import Moment
+from refresher.grant import Doubt, Failure, Grant, Waiting, spend
+from refresher.outcome import (
+    Ambiguous,
+    ClientRejected,
+    GrantDead,
+    NotSent,
+    Outcome,
+    Rotated,
+    TooEarly,
+    Transient,
+    Unintelligible,
+)
+
+__all__ = ["after", "doubted"]
+
+LOST = "the rotation was lost: the answer to an earlier attempt never arrived"
+
+
+def after(
+    grant: Grant,
+    outcome: Outcome,
+    *,
+    first_sent: Moment | None,
+    last_sent: Moment | None,
+    now: Moment,
+    demanded: bool,
+    generation: int,
+) -> Grant:
+    """Return the grant as it stands after ``outcome``.
+
+    ``first_sent`` and ``last_sent``: when the requests of this attempt left, ``None`` where none did. ``generation``:
+    the one that a rotation gets.
+    """
+    match outcome:
+        case Rotated():
+            sent = now if last_sent is None else last_sent
+            return _rotated(grant, outcome, sent=sent, demanded=demanded, generation=generation)
+        case NotSent():
+            return _waiting(grant, "transient", "temporarily_unavailable", outcome.description, now)
+        case Transient():
+            return _waiting(grant, "transient", outcome.code, outcome.description, now, outcome.retry_after)
+        case TooEarly():
+            return _too_early(grant, outcome, now)
+        case Ambiguous() | Unintelligible():
+            return doubted(grant, outcome.description, since=first_sent or now, now=now)
+        case ClientRejected():
+            return _waiting(grant, "client_rejected", outcome.code, outcome.description, now)
+        case GrantDead():
+            return _dead(grant, outcome, now)
+        case _:
+            assert_never(outcome)
+
+
+def doubted(grant: Grant, description: str, *, since: Moment, now: Moment) -> Grant:
+    """Return the grant in doubt since ``since``, or since the earlier doubt that nothing has settled yet."""
+    # The earliest doubt counts: the server's grace began, at the latest, when it first saw the token.
+    marked = msgspec.structs.replace(grant, doubt=grant.doubt or Doubt(since=since))
+    return _waiting(marked, "in_doubt", "in_doubt", description, now)
+
+
+def _rotated(grant: Grant, answer: Rotated, *, sent: Moment, demanded: bool, generation: int) -> Grant:
+    fresh = answer.refresh_token
+    replaced = fresh is not None and fresh != grant.refresh_token
+    expires_at = answer.expires_at if answer.expires_in is None else sent.wall + answer.expires_in
+    scheduled = grant.access_token is None or sent.wall >= policy.due_at(grant)
+    return msgspec.structs.replace(
+        grant,
+        generation=generation,
+        refresh_token=grant.refresh_token if fresh is None else fresh,
+        spent=spend(grant.spent, grant.refresh_token) if replaced else grant.spent,
+        # RFC 6749 section 5.1: absent means unchanged.
+        scope=grant.scope if answer.scope is None else answer.scope,
+        access_token=answer.access_token,
+        token_type=answer.token_type,
+        issued_at=sent.wall,
+        expires_at=expires_at,
+        last_rotation_at=sent.wall,
+        dead=False,
+        failures=0,
+        failure=None,
+        doubt=None,
+        demanded=grant.demanded + 1 if demanded and not scheduled else 0,
+        refuses_early=grant.refuses_early or _was_early(grant),
+    )
+
+
+def _was_early(grant: Grant) -> bool:
+    """A verdict while the access token lived, mistaken as the server now shows, was about the time of asking."""
+    verdict = grant.failure if grant.dead else None
+    return verdict is not None and grant.expires_at is not None and verdict.at < grant.expires_at
+
+
+def _waiting(
+    grant: Grant, outcome: Waiting, code: str, description: str, now: Moment, retry_after: float | None = None
+) -> Grant:
+    failures = grant.failures + 1
+    if grant.dead:
+        # A person forced one more try and it told nothing: the verdict stands.
+        return msgspec.structs.replace(grant, failures=failures)
+    wait = max(policy.backoff(grant, failures), min(retry_after or 0.0, policy.MAX_WAIT))
+    return msgspec.structs.replace(
+        grant,
+        failures=failures,
+        failure=Failure(outcome=outcome, code=code, description=description, at=now.wall, retry_at=now.wall + wait),
+    )
+
+
+def _too_early(grant: Grant, outcome: TooEarly, now: Moment) -> Grant:
+    return msgspec.structs.replace(
+        grant,
+        failure=Failure(
+            outcome="too_early",
+            code=outcome.code,
+            description=outcome.description,
+            at=now.wall,
+            retry_at=policy.end_of_life(grant),
+        ),
+    )
+
+
+def _dead(grant: Grant, verdict: GrantDead, now: Moment) -> Grant:
+    description = verdict.description if grant.doubt is None else f"{LOST}; {verdict.description}"
+    return msgspec.structs.replace(
+        grant,
+        dead=True,
+        failures=grant.failures + 1,
+        doubt=None,
+        failure=Failure(
+            outcome="reauthorization_required",
+            code=verdict.code,
+            description=description,
+            at=now.wall,
+            retry_at=None,
+        ),
+    )

@@ -1,0 +1,156 @@
+"""Where the files are, and who may look at them (DESIGN section 1)."""
+
+import os
+import re
+import stat
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from refresher.errors import DirectoryError
+
+__all__ = ["Directories", "Listing"]
+
+_FRESH: Final = re.compile(r"(?P<name>.+)\.next\.\d+")
+
+
+class Listing(msgspec.Struct, frozen=True):
+    """What lies in ``grants/``: names that have a record, and names where an attempt left something."""
+
+    names: tuple[str, ...]
+    unfinished: frozenset[str]
+
+
+class Directories(msgspec.Struct, frozen=True, kw_only=True):
+    """The directories of one refresher; ``group`` is the numeric group that may read tokens, if there is one."""
+
+    state: Path
+    tokens: Path
+    demands: Path
+    spill: Path
+    group: int | None = None
+
+    @property
+    def grants(self) -> Path:
+        """Private records: the refresher's own."""
+        return self.state / "grants"
+
+    @property
+    def import_lock(self) -> Path:
+        """Held by whoever stores a refresh token that no record holds yet."""
+        return self.grants / ".import.lock"
+
+    def record(self, name: str) -> Path:
+        """Return the path of the private record."""
+        return self.grants / f"{name}.json"
+
+    def lock(self, name: str) -> Path:
+        """Return the path of the lock over everything of ``name``; never unlinked."""
+        return self.grants / f"{name}.lock"
+
+    def intent(self, name: str) -> Path:
+        """Return the path of the note that an exchange is under way."""
+        return self.grants / f"{name}.intent"
+
+    def next(self, name: str) -> Path:
+        """Return the path of the space that is reserved for the next record."""
+        return self.grants / f"{name}.next"
+
+    def fresh(self, name: str) -> Path:
+        """Return a path for the next record where the reserved one cannot be trusted any more."""
+        count = 1
+        while os.path.lexists(path := self.grants / f"{name}.next.{count}"):
+            count += 1
+        return path
+
+    def candidates(self, name: str) -> list[Path]:
+        """Return the files in ``grants/`` that may hold the next record of ``name``. Raises ``OSError``."""
+        reserved = f"{name}.next"
+        fresh = re.compile(re.escape(reserved) + r"\.\d+")
+        entries = sorted(os.listdir(self.grants))  # noqa: PTH208  plain names
+        return [self.grants / entry for entry in entries if entry == reserved or fresh.fullmatch(entry)]
+
+    def token(self, name: str) -> Path:
+        """Return the path of the published token file."""
+        return self.tokens / f"{name}.json"
+
+    @property
+    def token_mode(self) -> int:
+        """Permissions of a token file."""
+        return 0o600 if self.group is None else 0o640
+
+    def listing(self) -> Listing:
+        """Read ``grants/``; empty where it does not exist yet. Raises ``DirectoryError``."""
+        from_names, unfinished = [], set()
+        try:
+            self._check_private(self.grants)
+            entries = sorted(os.listdir(self.grants))  # noqa: PTH208  plain names
+        except FileNotFoundError:
+            return Listing((), frozenset())
+        except OSError as error:
+            raise DirectoryError(f"cannot read {self.grants}: {error.strerror}") from None
+        for entry in entries:
+            if entry.startswith("."):
+                continue
+            stem, _, suffix = entry.rpartition(".")
+            if suffix == "json":
+                from_names.append(stem)
+            elif suffix in ("intent", "next"):
+                unfinished.add(stem)
+            elif match := _FRESH.fullmatch(entry):
+                unfinished.add(match["name"])
+        return Listing(tuple(from_names), frozenset(unfinished))
+
+    def ensure(self) -> None:
+        """Make what is missing, with the modes of DESIGN section 1 whatever the umask.
+
+        Raises ``DirectoryError`` where a directory cannot be made, or where others could read ``grants/``.
+        """
+        shared = self.group is not None
+        try:
+            _make(self.state, 0o711 if shared else 0o700, None)
+            _make(self.grants, 0o700, None)
+            _make(self.tokens, 0o750 if shared else 0o700, self.group)
+            _make(self.demands, 0o3770 if shared else 0o700, self.group)
+        except OSError as error:
+            raise DirectoryError(f"cannot make {error.filename or self.state}: {error.strerror}") from None
+        self._check_private(self.grants)
+
+    def _check_private(self, directory: Path) -> None:
+        status = directory.lstat()
+        if not stat.S_ISDIR(status.st_mode):
+            raise DirectoryError(f"{directory} is not a directory")
+        if status.st_uid != os.geteuid():
+            raise DirectoryError(
+                f"{directory} belongs to user {status.st_uid}, this is user {os.geteuid()}: run it as its owner"
+            )
+        if status.st_mode & 0o077:
+            raise DirectoryError(f"others can look into {directory}: chmod 700 it, refresh tokens are in there")
+
+
+def _make(directory: Path, mode: int, group: int | None) -> None:
+    if directory.exists():
+        if group is not None:
+            _share(directory, mode, group)
+        elif mode == 0o711:
+            # Agents of the group pass through the state directory to their tokens.
+            directory.chmod(directory.stat().st_mode & 0o7777 | 0o111)
+        return
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        directory.mkdir(mode=0o700)
+    except FileExistsError:
+        return  # made by another process this instant
+    if group is not None:
+        os.chown(directory, -1, group)
+    directory.chmod(mode)
+
+
+def _share(directory: Path, mode: int, group: int) -> None:
+    """Give an existing directory to the group, where that is still to be done."""
+    status = directory.stat()
+    if status.st_gid != group:
+        os.chown(directory, -1, group)
+    if stat.S_IMODE(status.st_mode) != mode:
+        directory.chmod(mode)

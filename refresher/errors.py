@@ -1,0 +1,74 @@
+"""What can go wrong for the owner of grants.
+
+::
+
+    RefresherError               one line for a person; carries the exit code of the command it ends
+    +-- ConfigError              an option, environment variable or configuration file is wrong       2
+    +-- DirectoryError           a directory is unreadable, unsafe or of the wrong owner              2
+    +-- UnknownName              no grant of that name                                                2
+    +-- ImportRefused            what was to be imported is incomplete, unknown or already known      2
+    +-- GrantFileError           a grant file is damaged, or of a version this program cannot read    2
+    +-- StorageError             the disk refused, before anything was spent                          4
+    +-- LockBusy                 somebody else held the lock for the whole wait                       6
+    +-- Interrupted              a signal came before anything was spent                            130
+
+No message holds a secret; each says what to do next.
+"""
+
+from typing import ClassVar
+
+__all__ = [
+    "ConfigError",
+    "DirectoryError",
+    "GrantFileError",
+    "ImportRefused",
+    "Interrupted",
+    "LockBusy",
+    "RefresherError",
+    "StorageError",
+    "UnknownName",
+]
+
+
+class RefresherError(Exception):
+    """Anything that ends a command with one line."""
+
+    exit_code: ClassVar[int] = 2
+
+
+class ConfigError(RefresherError):
+    """An option, an environment variable or the configuration file is wrong."""
+
+
+class DirectoryError(RefresherError):
+    """A directory cannot be read, or others could read or change what is in it."""
+
+
+class UnknownName(RefresherError):
+    """There is no grant of that name."""
+
+
+class ImportRefused(RefresherError):
+    """What was to be imported would not work, or would do harm."""
+
+
+class GrantFileError(RefresherError):
+    """A grant file cannot be used; it is left as it is."""
+
+
+class StorageError(RefresherError):
+    """The disk refused before anything was spent."""
+
+    exit_code = 4
+
+
+class LockBusy(RefresherError):
+    """Another process held the lock for the whole wait."""
+
+    exit_code = 6
+
+
+class Interrupted(RefresherError):
+    """A signal came before anything was spent."""
+
+    exit_code = 130

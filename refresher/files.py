@@ -1,0 +1,107 @@
+"""Files that are private from their first byte, whole or absent, and durable when they say so."""
+
+import os
+import stat
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+__all__ = [
+    "create",
+    "durable_create",
+    "is_there",
+    "read",
+    "replace",
+    "sync_directory",
+    "write_all",
+]
+
+_NOT_FOLLOWED: Final = os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def read(path: Path, largest: int) -> bytes | None:
+    """Return a regular file's bytes, ``None`` where there is no file.
+
+    Raises ``OSError``, and ``ValueError`` for what is no regular file or larger than ``largest``. Never blocks on a
+    FIFO and never follows a link.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | _NOT_FOLLOWED)
+    except FileNotFoundError:
+        return None
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("it is not a regular file")
+        if status.st_size > largest:
+            raise ValueError(f"it is larger than {largest} bytes")
+        data = file.read(largest + 1)
+    if len(data) > largest:
+        raise ValueError(f"it is larger than {largest} bytes")
+    return data
+
+
+def is_there(path: Path) -> bool:
+    """Whether anything at all is at ``path``, a dangling link included."""
+    return os.path.lexists(path)
+
+
+def create(path: Path, *, mode: int = 0o600, group: int | None = None) -> int:
+    """Create a file that does not exist yet; return its descriptor. Raises ``OSError``."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _NOT_FOLLOWED, 0o600)
+    try:
+        if group is not None:
+            os.fchown(descriptor, -1, group)
+        # After the group, and whatever the umask took away.
+        os.fchmod(descriptor, mode)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def write_all(descriptor: int, data: bytes, offset: int = 0) -> None:
+    """Write all of ``data``; the kernel may take less at once. Raises ``OSError``."""
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(descriptor, view, offset)
+        view, offset = view[written:], offset + written
+
+
+def durable_create(path: Path, data: bytes) -> None:
+    """Create a private file whose bytes are on the disk; its name is, once the directory is synced."""
+    descriptor = create(path)
+    try:
+        write_all(descriptor, data)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def replace(path: Path, data: bytes, *, mode: int, group: int | None) -> None:
+    """Replace a published file at once: readers see the old bytes or the new. The caller holds the writers' lock."""
+    temporary = path.with_name(f".{path.name}.new")
+    with suppress(FileNotFoundError):
+        temporary.unlink()  # left by a writer that was killed
+    try:
+        descriptor = create(temporary, mode=mode, group=group)
+        try:
+            write_all(descriptor, data)
+            # Without this a power loss may leave an empty file under the name.
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        temporary.rename(path)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def sync_directory(directory: Path) -> None:
+    """Make the names in a directory durable. Raises ``OSError``."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,200 @@
+"""The private record of one NAME: what it holds, and how it becomes bytes that can prove they are whole.
+
+Pure: no clock, disk or network.
+"""
+
+import hashlib
+from typing import Any, Final, Literal
+
+import msgspec
+
+from refresher.clocks import Moment
+from refresher.errors import GrantFileError
+from refresher.secret import Secret
+
+__all__ = [
+    "NOTHING",
+    "SPENT_KEPT",
+    "Doubt",
+    "Failure",
+    "Grant",
+    "Record",
+    "Stored",
+    "Tombstone",
+    "decode",
+    "encode",
+    "spend",
+]
+
+VERSION: Final = 1
+
+SPENT_KEPT: Final = 256
+
+NOTHING: Final = ""
+"""The checksum of a record that does not exist."""
+
+Waiting = Literal["transient", "too_early", "client_rejected", "in_doubt", "reauthorization_required"]
+
+
+class Failure(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the last exchange ended with, if not with a token; ``at`` and ``retry_at`` are epoch seconds."""
+
+    outcome: Waiting
+    code: str
+    description: str
+    at: float
+    retry_at: float | None
+
+
+class Doubt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The refresh token may have been spent: a request left at ``since`` and no answer is known."""
+
+    since: Moment
+
+
+class Grant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="grant"):
+    """What a person once authorized, and where its rotation stands. Times are epoch seconds."""
+
+    name: str
+    grant_id: str
+    """A new one for each import or login."""
+    generation: int
+    begun_from: str
+    """The checksum of the record that this one replaced: an answer fits only what it was begun from."""
+
+    issuer: str | None
+    token_endpoint: str
+    client_id: str
+    client_secret: Secret | None
+    token_endpoint_auth_method: Literal["none", "client_secret_basic", "client_secret_post"]
+    refresh_token: Secret
+    scope: str | None
+    resource: str | None
+    """RFC 8707, verbatim: a slash more would make it another resource."""
+    send_resource: bool
+    server_url: str | None
+    origins: tuple[str, ...]
+    replay: float | None
+    """Seconds for which the server takes the previous refresh token again; 0 never, ``None`` for ever."""
+    max_age: float | None
+    """Seconds after which an access token of unknown lifetime is replaced."""
+
+    access_token: Secret | None
+    token_type: str
+    issued_at: float
+    """When the request that brought the access token was sent."""
+    expires_at: float | None
+    authorized_at: float
+    last_rotation_at: float | None = None
+
+    dead: bool = False
+    """The server gave its verdict: only a person can help."""
+    failures: int = 0
+    failure: Failure | None = None
+    doubt: Doubt | None = None
+    demanded: int = 0
+    """How many rotations in a row were demanded and not due."""
+    refuses_early: bool = False
+    """The server was seen to refuse a refresh while the access token lived, and to grant it later."""
+    spent: tuple[str, ...] = ()
+    """Fingerprints of refresh tokens that were used up, oldest first."""
+
+
+class Tombstone(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="tombstone"
+):
+    """What stays of a removed grant: enough that its generation never falls and no spent token comes back."""
+
+    name: str
+    grant_id: str
+    generation: int
+    begun_from: str
+    removed_at: float
+    scope: str | None
+    origins: tuple[str, ...]
+    spent: tuple[str, ...] = ()
+
+
+Record = Grant | Tombstone
+
+
+class Stored(msgspec.Struct, frozen=True):
+    """A record as it lies on the disk; ``checksum`` is ``NOTHING`` where there is none."""
+
+    record: Record | None
+    checksum: str
+
+
+class _Envelope(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    version: int
+    checksum: str
+    record: msgspec.Raw
+
+
+class _Version(msgspec.Struct):
+    version: int
+
+
+def spend(spent: tuple[str, ...], token: Secret) -> tuple[str, ...]:
+    """Return ``spent`` with ``token`` as its newest; the oldest beyond 256 are forgotten."""
+    fingerprint = token.fingerprint()
+    return (*(known for known in spent if known != fingerprint), fingerprint)[-SPENT_KEPT:]
+
+
+def encode(record: Record) -> tuple[bytes, str]:
+    """Return a record's bytes and their checksum."""
+    raw = msgspec.json.encode(record, enc_hook=_encode_secret)
+    checksum = hashlib.sha256(raw).hexdigest()
+    return msgspec.json.encode(_Envelope(VERSION, checksum, msgspec.Raw(raw))) + b"\n", checksum
+
+
+def decode(data: bytes, name: str) -> Stored:
+    """Read a record of ``name``, whole or not at all.
+
+    Raises ``GrantFileError`` for another version, a wrong checksum, another name, or anything that is not a record.
+    """
+    try:
+        envelope = _ENVELOPE.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        raise GrantFileError(_unreadable(data)) from None
+    if envelope.version != VERSION:
+        raise GrantFileError(_unreadable(data))
+    raw = bytes(envelope.record)
+    checksum = hashlib.sha256(raw).hexdigest()
+    if checksum != envelope.checksum:
+        raise GrantFileError("the checksum does not fit: the file was damaged, or changed by hand")
+    try:
+        record = _RECORD.decode(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        raise GrantFileError("the record has fields that this version of refresher does not know") from None
+    if record.name != name:
+        raise GrantFileError(f"the record is of the name {record.name!r}: the file was copied or renamed")
+    return Stored(record, checksum)
+
+
+def _unreadable(data: bytes) -> str:
+    if not data.strip(b"\0 \n"):
+        return "the file is empty"
+    try:
+        version = msgspec.json.decode(data, type=_Version).version
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return "the file is not a grant record, or is torn"
+    if version == VERSION:
+        return "the file is not a grant record"
+    return f"the file has version {version}, this refresher reads version {VERSION}: use the newer refresher"
+
+
+def _encode_secret(value: Any) -> str:
+    if isinstance(value, Secret):
+        return value.reveal()
+    raise NotImplementedError
+
+
+def _decode_secret(kind: type, value: Any) -> Secret:
+    if kind is Secret and isinstance(value, str):
+        return Secret(value)
+    raise msgspec.ValidationError("a secret must be a text")
+
+
+_ENVELOPE: Final = msgspec.json.Decoder(_Envelope)
+_RECORD: Final[msgspec.json.Decoder[Record]] = msgspec.json.Decoder(Record, dec_hook=_decode_secret)

@@ -1,0 +1,40 @@
+"""The kernel's lock on one file: never a soft one, never stolen by age, never unlinked."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import filelock
+
+from refresher.errors import Interrupted, LockBusy, StorageError
+
+__all__ = ["WAIT", "held"]
+
+WAIT: Final = 30.0
+"""Seconds: longer than any exchange may take."""
+
+
+@contextmanager
+def held(path: Path, *, stopping: Callable[[], bool], wait: float = WAIT) -> Iterator[None]:
+    """Hold the lock at ``path``.
+
+    Raises ``LockBusy`` after ``wait`` seconds, ``Interrupted`` where ``stopping()`` came true first, ``StorageError``
+    where the file system cannot lock.
+    """
+    # A fresh instance each time: one instance is reentrant, and would let two tasks in.
+    lock = filelock.FileLock(path, mode=0o600, fallback_to_soft=False, thread_local=False)
+    try:
+        lock.acquire(timeout=wait, cancel_check=stopping)
+    except filelock.Timeout:
+        if stopping():
+            raise Interrupted("interrupted while waiting for a lock; nothing was changed") from None
+        raise LockBusy(
+            f"another process has held {path} for {wait:.0f} s: see what it is doing (fuser {path})"
+        ) from None
+    except OSError as error:
+        raise StorageError(f"cannot lock {path}: {error.strerror or error}") from None
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,82 @@
+"""What an exchange can end with: a closed union, matched exhaustively (DESIGN section 5).
+
+Descriptions are already masked.
+"""
+
+import msgspec
+
+from refresher.secret import Secret
+
+__all__ = [
+    "Ambiguous",
+    "ClientRejected",
+    "GrantDead",
+    "NotSent",
+    "Outcome",
+    "Rotated",
+    "TooEarly",
+    "Transient",
+    "Unintelligible",
+]
+
+
+class Rotated(msgspec.Struct, frozen=True, kw_only=True):
+    """RFC 6749 section 5.1; ``expires_in`` is in seconds, ``expires_at`` (a JWT's ``exp``) stands in where it is absent."""
+
+    access_token: Secret
+    token_type: str
+    expires_in: float | None
+    expires_at: float | None
+    refresh_token: Secret | None
+    scope: str | None
+
+
+class NotSent(msgspec.Struct, frozen=True, kw_only=True):
+    """No byte of the request left this machine."""
+
+    description: str
+
+
+class Transient(msgspec.Struct, frozen=True, kw_only=True):
+    """The server answered, and gave no verdict; ``retry_after`` are seconds."""
+
+    code: str
+    description: str
+    retry_after: float | None = None
+
+
+class TooEarly(msgspec.Struct, frozen=True, kw_only=True):
+    """Refused because the access token still lives."""
+
+    code: str
+    description: str
+
+
+class Ambiguous(msgspec.Struct, frozen=True, kw_only=True):
+    """Something left, nothing conclusive came back: the refresh token may be spent."""
+
+    description: str
+
+
+class Unintelligible(msgspec.Struct, frozen=True, kw_only=True):
+    """Success that cannot be read; ``answer`` is the raw body, one character for each byte (latin-1)."""
+
+    description: str
+    answer: Secret
+
+
+class ClientRejected(msgspec.Struct, frozen=True, kw_only=True):
+    """The server does not know this client, or not its authentication; that says nothing about the grant."""
+
+    code: str
+    description: str
+
+
+class GrantDead(msgspec.Struct, frozen=True, kw_only=True):
+    """The server's verdict on the grant."""
+
+    code: str
+    description: str
+
+
+Outcome = Rotated | NotSent | Transient | TooEarly | Ambiguous | Unintelligible | ClientRejected | GrantDead

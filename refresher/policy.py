@@ -1,0 +1,165 @@
+"""When to rotate: a pure function of the grant, a pending demand and the time (I9).
+
+Cron and daemon ask the same question and get the same answer; jitter comes from the name and the generation, so
+every process computes the same instant.
+"""
+
+import hashlib
+from typing import Final, Literal
+
+import msgspec
+
+from refresher.clocks import Moment, elapsed
+from refresher.grant import Grant, Waiting
+
+__all__ = [
+    "DEFAULT_MAX_AGE",
+    "MAX_WAIT",
+    "Decision",
+    "Rest",
+    "Rotate",
+    "backoff",
+    "decide",
+    "due_at",
+    "end_of_life",
+    "replay_open",
+]
+
+DEFAULT_MAX_AGE: Final = 3600.0
+"""Seconds after which an access token of unknown lifetime counts as old."""
+
+MAX_WAIT: Final = 3600.0
+"""No backoff is longer, whatever ``Retry-After`` says."""
+
+_SHARE_OF_LIFE: Final = 0.75
+_DAILY: Final = 86400.0
+_LONGEST_JITTER: Final = 60.0
+_JITTER_SHARE: Final = 0.05
+_SHORTEST: Final = 1.0
+_CLOCK_TOLERANCE: Final = 60.0
+_FIRST_BACKOFF: Final = 10.0
+_LAST_BACKOFF: Final = 300.0
+_DEMAND_STEP: Final = 30.0
+
+
+class Rotate(msgspec.Struct, frozen=True):
+    """Exchange now; ``why`` in one word."""
+
+    why: Literal["first", "due", "demanded", "forced", "retry", "clock"]
+
+
+class Rest(msgspec.Struct, frozen=True):
+    """Do not exchange; ``until`` is epoch seconds, ``None`` where only a person can end it."""
+
+    because: Literal["not_due"] | Waiting
+    until: float | None
+
+
+Decision = Rotate | Rest
+
+
+def decide(grant: Grant, now: Moment, *, demanded: bool = False, force: bool = False, horizon: float = 0.0) -> Decision:
+    """Say what to do with ``grant`` at ``now``.
+
+    ``demanded``: an agent had the token of this very generation refused. ``force``: a person asks; it skips backoff
+    and schedule and tries a dead grant once more, but never the wait of a grant in doubt. ``horizon``: seconds to the
+    caller's next run, within which nobody else would rotate.
+    """
+    if grant.dead and not force:
+        return Rest("reauthorization_required", None)
+    if (protected := _protected_until(grant, now, demanded=demanded)) is not None:
+        return Rest("in_doubt", protected)
+    if force:
+        return Rotate("forced")
+    if grant.failure is not None:
+        return _after_failure(grant, now)
+    if grant.access_token is None:
+        return Rotate("first")
+    if _in_future(grant.issued_at, now):
+        return Rotate("clock")
+    if demanded and now.wall >= _demand_honoured_at(grant):
+        return Rotate("demanded")
+    due = due_at(grant)
+    if now.wall >= max(due - horizon, _earliest(grant)):
+        return Rotate("due")
+    return Rest("not_due", min(due, _demand_honoured_at(grant)) if demanded else due)
+
+
+def due_at(grant: Grant) -> float:
+    """Return the epoch second of the scheduled rotation: 75 % of the lifetime, minus jitter, at least daily."""
+    life = _lifetime(grant)
+    jitter = _fraction(grant.name, grant.generation) * min(_LONGEST_JITTER, _JITTER_SHARE * life)
+    return max(grant.issued_at + min(_SHARE_OF_LIFE * life, _DAILY) - jitter, _earliest(grant))
+
+
+def end_of_life(grant: Grant) -> float:
+    """Return the epoch second until which the access token may live, by what the server said or by its age."""
+    return grant.issued_at + _lifetime(grant)
+
+
+def backoff(grant: Grant, failures: int) -> float:
+    """Return the seconds to wait after so many failures in a row: 10 s doubling to 5 min, +-50 %."""
+    # The exponent is clamped before the power: an overflow here once became 23 million retries elsewhere.
+    base = min(_LAST_BACKOFF, _FIRST_BACKOFF * 2.0 ** min(max(failures - 1, 0), 5))
+    return base * (0.5 + _fraction(grant.name, grant.generation, failures))
+
+
+def replay_open(grant: Grant, now: Moment) -> bool:
+    """Whether the server takes the refresh token in doubt once more, as far as can be known."""
+    if grant.replay is None:
+        return True
+    if grant.doubt is None:
+        return grant.replay > 0
+    # In another boot nobody knows how long it was: a grace is then over.
+    return grant.doubt.since.same_boot(now) and elapsed(grant.doubt.since, now) < grant.replay
+
+
+def _protected_until(grant: Grant, now: Moment, *, demanded: bool) -> float | None:
+    """Until when a grant in doubt must wait, so that a reuse cannot revoke its live access token; None: no longer."""
+    if grant.doubt is None or grant.access_token is None or demanded or replay_open(grant, now):
+        return None
+    since = grant.doubt.since
+    if not since.same_boot(now) and _in_future(grant.issued_at, now):
+        return None
+    # Measured from the doubt by whichever clock counted most: a wall clock set back must not prolong the wait.
+    remaining = end_of_life(grant) - since.wall - elapsed(since, now)
+    return now.wall + remaining if remaining > 0 else None
+
+
+def _after_failure(grant: Grant, now: Moment) -> Decision:
+    failure = grant.failure
+    if failure is None or failure.retry_at is None:
+        return Rotate("retry")
+    longest = _lifetime(grant) if failure.outcome == "too_early" else MAX_WAIT
+    # A wait longer than its own maximum was written by a clock that has been set back since.
+    if 0 < failure.retry_at - now.wall <= longest:
+        return Rest("in_doubt" if grant.doubt is not None else failure.outcome, failure.retry_at)
+    return Rotate("retry")
+
+
+def _demand_honoured_at(grant: Grant) -> float:
+    """From when a demand is honoured: at once, later and later where the demanded rotation's token is refused too."""
+    if grant.demanded == 0 or grant.last_rotation_at is None:
+        return _earliest(grant)
+    step = _DEMAND_STEP * 2.0 ** min(grant.demanded - 1, 20)
+    return grant.last_rotation_at + max(_SHORTEST, min(step, _lifetime(grant) / 4))
+
+
+def _earliest(grant: Grant) -> float:
+    return float("-inf") if grant.last_rotation_at is None else grant.last_rotation_at + _SHORTEST
+
+
+def _lifetime(grant: Grant) -> float:
+    if grant.expires_at is None:
+        return DEFAULT_MAX_AGE if grant.max_age is None else grant.max_age
+    return max(grant.expires_at - grant.issued_at, 0.0)
+
+
+def _in_future(at: float, now: Moment) -> bool:
+    return at > now.wall + _CLOCK_TOLERANCE
+
+
+def _fraction(*parts: object) -> float:
+    """Return a number in [0, 1) that every process derives alike."""
+    digest = hashlib.sha256("\0".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:7], "big") / 2**56

@@ -1,0 +1,41 @@
+"""Remove: the refresh token goes, its memory stays, and readers are told."""
+
+from collections.abc import Callable
+
+from refresher import clocks, demands, leftovers, lock, publish
+from refresher.attempt import write_record
+from refresher.directories import Directories
+from refresher.errors import UnknownName
+from refresher.grant import Grant, Tombstone, spend
+
+__all__ = ["remove"]
+
+
+def remove(directories: Directories, name: str, *, stopping: Callable[[], bool]) -> None:
+    """Replace the grant of ``name`` by a tombstone and publish ``removed``; nothing is revoked at the server.
+
+    Raises ``UnknownName``, ``GrantFileError`` where the record is damaged, ``LockBusy``, ``StorageError``,
+    ``Interrupted``; the grant stands then.
+    """
+    if name not in directories.listing().names:
+        raise UnknownName(f"there is no grant named {name!r}")
+    with lock.held(directories.lock(name), stopping=stopping):
+        now = clocks.now()
+        stored = leftovers.resolve(directories, name, now)
+        grant = stored.record
+        if not isinstance(grant, Grant):
+            raise UnknownName(f"{name} is already removed")
+        tombstone = Tombstone(
+            name=name,
+            grant_id=grant.grant_id,
+            generation=max(grant.generation, publish.published_generation(directories, name)),
+            begun_from=stored.checksum,
+            removed_at=now.wall,
+            scope=grant.scope,
+            origins=grant.origins,
+            # In doubt it may be spent, and must not come back by an import.
+            spent=grant.spent if grant.doubt is None else spend(grant.spent, grant.refresh_token),
+        )
+        write_record(directories, name, stored, tombstone)
+        publish.publish(directories, tombstone)
+        demands.pending(directories).settle(directories, name, keep=None)

@@ -1,0 +1,63 @@
+"""A secret is a type that does not print; foreign words are masked before they are kept (I7)."""
+
+import hashlib
+import hmac
+import re
+from collections.abc import Iterable
+from typing import Final
+
+__all__ = ["Secret", "mask"]
+
+_LONGEST_KEPT: Final = 300
+
+# A run of characters that tokens are made of (RFC 6749 appendix A, RFC 7519), long enough to be one.
+_TOKEN_LIKE: Final = re.compile(r"[A-Za-z0-9+/=_.~-]{20,}")
+_PLAIN_WORDS: Final = re.compile(r"[a-z_.-]{20,31}|[A-Z_.-]{20,31}")
+_UNPRINTABLE: Final = re.compile(r"[^\x20-\x7e\xa0-\ud7ff\ue000-\ufffd]+")
+
+
+class Secret:
+    """A text that repr, str and format hide; ``reveal()`` is the one way to it."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def reveal(self) -> str:
+        """Return the text: only where it is sent, stored or published."""
+        return self._text
+
+    def fingerprint(self) -> str:
+        """Return 32 hex digits that name this secret without telling it (half a SHA-256)."""
+        return hashlib.sha256(self._text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+    def __repr__(self) -> str:
+        return "Secret(...)"
+
+    __str__ = __repr__
+
+    def __format__(self, format_spec: str) -> str:
+        return repr(self)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Secret):
+            return NotImplemented
+        return hmac.compare_digest(self._text.encode(), other._text.encode())
+
+    def __hash__(self) -> int:
+        return hash(self.fingerprint())
+
+    def __reduce__(self) -> str:
+        raise TypeError("a secret cannot be pickled")
+
+
+def mask(text: str, known: Iterable[Secret | None] = ()) -> str:
+    """Return a server's words for a person: one line, bounded, without ``known`` and without token-like runs."""
+    text = text[: 16 * _LONGEST_KEPT]
+    for secret in known:
+        if secret is not None and secret.reveal():
+            text = text.replace(secret.reveal(), "[masked]")
+    text = _TOKEN_LIKE.sub(lambda run: run[0] if _PLAIN_WORDS.fullmatch(run[0]) else "[masked]", text)
+    text = _UNPRINTABLE.sub(" ", text).strip()
+    return text if len(text) <= _LONGEST_KEPT else text[:_LONGEST_KEPT] + "..."

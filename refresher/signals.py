@@ -1,0 +1,46 @@
+"""Signals only set a flag: what has begun is finished, what has not is not started."""
+
+import os
+import signal
+from contextlib import suppress
+from types import FrameType
+from typing import Final, Self
+
+__all__ = ["Stopping"]
+
+_NOTED: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_WORDS: Final = b"refresher: stopping; what is under way is finished first, so that no token is lost\n"
+
+
+class Stopping:
+    """A flag that SIGINT, SIGTERM and SIGHUP set while the context is open; call it to ask."""
+
+    def __init__(self) -> None:
+        self._signal: int | None = None
+        self._before: list[tuple[signal.Signals, object]] = []
+
+    def __call__(self) -> bool:
+        """Whether a signal came."""
+        return self._signal is not None
+
+    @property
+    def exit_code(self) -> int | None:
+        """128 plus the signal's number, as a shell reports it; ``None`` where none came."""
+        return None if self._signal is None else 128 + self._signal
+
+    def __enter__(self) -> Self:
+        for number in _NOTED:
+            # nohup and cron may have a signal ignored: it stays so.
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self._before.append((number, signal.signal(number, self._note)))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, before in self._before:
+            signal.signal(number, before)  # type: ignore[arg-type]  # what signal() returned, it takes
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        self._signal = number
+        # Not through logging: a handler may run while a log lock is held. A closed terminal is no reason to fail.
+        with suppress(OSError):
+            os.write(2, _WORDS)

@@ -1,0 +1,66 @@
+"""What became of a grant, told to a person."""
+
+from typing import assert_never
+
+from refresher import clocks, policy, words
+from refresher.grant import Grant
+from refresher.policy import Rest
+from refresher.result import Result, Word
+
+__all__ = ["changed", "explain", "rested"]
+
+
+def rested(grant: Grant, rest: Rest, *, adopted: bool = False, visible: bool = True) -> Result:
+    """Return the result for a grant that was left as it is; ``visible``: readers see it."""
+    if rest.because == "not_due":
+        word: Word = "adopted" if adopted else "not_due"
+    else:
+        word = rest.because
+    detail = explain(grant, rest) + _unseen(visible)
+    return Result(name=grant.name, outcome=word, generation=grant.generation, detail=detail)
+
+
+def changed(before: Grant, after: Grant, *, visible: bool) -> Result:
+    """Return the result of an exchange that made ``after`` of ``before``."""
+    if after.generation > before.generation:
+        ends = policy.end_of_life(after) - clocks.now().wall
+        due = policy.due_at(after) - clocks.now().wall
+        detail = f"valid for {words.span(ends)}; next rotation in {words.span(max(due, 0))}"
+        return Result(name=after.name, outcome="rotated", generation=after.generation, detail=detail + _unseen(visible))
+    rest = policy.decide(after, clocks.now())
+    if isinstance(rest, Rest):
+        return rested(after, rest, visible=visible)
+    word: Word = "transient" if after.failure is None else after.failure.outcome
+    detail = _failure(after) + _unseen(visible)
+    return Result(name=after.name, outcome=word, generation=after.generation, detail=detail)
+
+
+def _unseen(visible: bool) -> str:
+    if visible:
+        return ""
+    return "; NOT published: the token file is of a later generation (was grants/ restored from a backup?)"
+
+
+def explain(grant: Grant, rest: Rest) -> str:
+    """Return in words why nothing is exchanged, and what ends the wait."""
+    wait = "" if rest.until is None else words.span(max(rest.until - clocks.now().wall, 0))
+    match rest.because:
+        case "not_due":
+            return f"next rotation in {wait}"
+        case "reauthorization_required":
+            return (
+                f"{_failure(grant)}; a person must authorize it again: "
+                f"'refresher import {grant.name} --replace --from FILE' with a new refresh token"
+            )
+        case "in_doubt":
+            return f"{_failure(grant)}; the refresh token may be spent; next attempt in {wait}"
+        case "too_early":
+            return f"the server refuses while the access token lives; next attempt in {wait}"
+        case "transient" | "client_rejected":
+            return f"{_failure(grant)}; next attempt in {wait}"
+        case _:
+            assert_never(rest.because)
+
+
+def _failure(grant: Grant) -> str:
+    return "no attempt yet" if grant.failure is None else grant.failure.description

@@ -1,0 +1,25 @@
+"""Times and waits in words for a person."""
+
+import time
+
+__all__ = ["clock_time", "span"]
+
+
+def span(seconds: float) -> str:
+    """Return a duration in its two largest units at most, as ``59 min`` or ``2 h 5 min``."""
+    whole = int(abs(seconds))
+    if whole < 120:
+        return f"{whole} s"
+    if whole < 7200:
+        return f"{whole // 60} min"
+    if whole < 172_800:
+        return f"{whole // 3600} h {whole % 3600 // 60} min"
+    return f"{whole // 86400} d {whole % 86400 // 3600} h"
+
+
+def clock_time(at: float) -> str:
+    """Return an instant in local time with its offset, as ``2026-11-23 14:05:09+01:00``."""
+    try:
+        return time.strftime("%Y-%m-%d %H:%M:%S%z", time.localtime(at))
+    except (OverflowError, ValueError, OSError):
+        return "beyond the calendar"
