@@ -29,6 +29,8 @@ _TEN_YEARS: Final = 315_360_000.0
 # A verdict on the grant, and on the client: RFC 6749 section 5.2. Everything else is a refusal that is no verdict.
 _GRANT_CODES: Final = frozenset({"invalid_grant"})
 _CLIENT_CODES: Final = frozenset({"invalid_client", "unauthorized_client"})
+# oidc-provider (RFC 8707) marks the refresh token as used before it looks at the resource: seen, not supposed.
+_AFTER_THE_SPEND: Final = frozenset({"invalid_target"})
 _BUSY_STATUSES: Final = frozenset({408, 425, 429, 503})
 
 
@@ -70,7 +72,7 @@ def _refused(status: int, headers: Mapping[str, str], code: str, words: str, now
     if status in _BUSY_STATUSES:
         retry_after = _retry_after(headers.get("retry-after"), now)
         return Transient(code=code or "temporarily_unavailable", description=description, retry_after=retry_after)
-    if status >= 500:
+    if status >= 500 or code in _AFTER_THE_SPEND:
         # The token may have been spent before the server, or something between, gave up.
         return Ambiguous(description=description)
     if 300 <= status < 400:

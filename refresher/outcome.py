@@ -21,7 +21,7 @@ __all__ = [
 
 
 class Rotated(msgspec.Struct, frozen=True, kw_only=True):
-    """RFC 6749 section 5.1; ``expires_in`` is in seconds, ``expires_at`` (a JWT's ``exp``) stands in where it is absent."""
+    """RFC 6749 section 5.1; ``expires_in`` seconds, or ``expires_at`` epoch seconds from a JWT's ``exp``."""
 
     access_token: Secret
     token_type: str

@@ -7,11 +7,11 @@ __all__ = ["clock_time", "span"]
 
 def span(seconds: float) -> str:
     """Return a duration in its two largest units at most, as ``59 min`` or ``2 h 5 min``."""
-    whole = int(abs(seconds))
+    whole = round(abs(seconds))
     if whole < 120:
         return f"{whole} s"
     if whole < 7200:
-        return f"{whole // 60} min"
+        return f"{round(whole / 60)} min"
     if whole < 172_800:
         return f"{whole // 3600} h {whole % 3600 // 60} min"
     return f"{whole // 86400} d {whole % 86400 // 3600} h"
