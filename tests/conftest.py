@@ -1,0 +1,62 @@
+"""What every test can ask for."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import oidc as oidc_module
+from tests.support.command import Command
+from tests.support.oidc import OIDC
+from tests.support.vault import Vault
+
+_SESSION_SECRETS = Vault()
+
+
+def need(part: str | None) -> None:
+    """Skip where a part cannot be had, with the reason; in CI, where it can be installed, fail."""
+    if part is not None:
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"in CI everything is installed: {part}")
+        pytest.skip(part)
+
+
+@pytest.fixture
+def vault(tmp_path: Path) -> Iterator[Vault]:
+    """The secrets of a test; at its end no file outside their places may hold one."""
+    yield _SESSION_SECRETS
+    leaks = _SESSION_SECRETS.leaks_below(tmp_path)
+    assert not leaks, f"secrets lie about: {leaks}"
+
+
+@pytest.fixture
+def refresher(tmp_path: Path, vault: Vault) -> Command:
+    """The command, in an empty home."""
+    home = tmp_path / "home"
+    home.mkdir(mode=0o700)
+    return Command(home, vault)
+
+
+@pytest.fixture(scope="session")
+def oidc() -> Iterator[OIDC]:
+    """One authorization server for the tests that leave it as it was; access tokens of an hour."""
+    need(oidc_module.missing())
+    with OIDC(_SESSION_SECRETS) as server:
+        yield server
+
+
+@pytest.fixture
+def own_oidc() -> Iterator[Callable[..., OIDC]]:
+    """Authorization servers for one test alone: to count on, or to script."""
+    need(oidc_module.missing())
+    running: list[OIDC] = []
+
+    def start(**config: Any) -> OIDC:
+        running.append(OIDC(_SESSION_SECRETS, **config))
+        return running[-1]
+
+    yield start
+    for server in running:
+        server.__exit__(None, None, None)

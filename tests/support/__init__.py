@@ -1,0 +1,1 @@
+"""Real counterparts for the tests: processes, servers, files."""

@@ -1,0 +1,126 @@
+"""The real command, in a process and a home of its own."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from refresher.grant import Grant, Tombstone, decode
+from shim._token import TokenFile, parse
+from tests.support.vault import Vault
+
+__all__ = ["Command", "Done", "wait_until"]
+
+LONGEST = 60.0
+
+
+class Done(NamedTuple):
+    """A finished command."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def results(self) -> dict[str, Any]:
+        """The results of ``run-once --json`` by name."""
+        return {result["name"]: result for result in json.loads(self.stdout)["results"]}
+
+
+class Command:
+    """Runs ``refresher`` as a user would; whatever it prints is searched for secrets."""
+
+    def __init__(self, home: Path, vault: Vault) -> None:
+        self.home = home
+        self.vault = vault
+        self.state = home / ".local/state/refresher"
+        # Nothing of the tester's own environment reaches the command.
+        self.environment = {"HOME": str(home), "PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1"}
+
+    def __call__(
+        self,
+        *arguments: str,
+        stdin: str = "",
+        environment: Mapping[str, str] | None = None,
+        prefix: tuple[str, ...] = (),
+    ) -> Done:
+        """Run to the end."""
+        process = self.start(*arguments, environment=environment, prefix=prefix)
+        return self.finish(process, stdin)
+
+    def start(
+        self, *arguments: str, environment: Mapping[str, str] | None = None, prefix: tuple[str, ...] = ()
+    ) -> subprocess.Popen[str]:
+        """Start without waiting."""
+        return subprocess.Popen(
+            [*prefix, sys.executable, "-m", "refresher", *arguments],
+            env={**self.environment, **(environment or {})},
+            cwd=self.home,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def finish(self, process: subprocess.Popen[str], stdin: str = "") -> Done:
+        """Wait for a started command, and search what it said."""
+        try:
+            stdout, stderr = process.communicate(stdin, timeout=LONGEST)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+        self.vault.learn_from(self.state)
+        leaks = self.vault.leaks_in(stdout + stderr)
+        assert not leaks, f"the output of {process.args!r} holds a secret: {leaks}"
+        assert "Traceback" not in stderr, stderr
+        return Done(process.returncode, stdout, stderr)
+
+    def write_import(self, name: str, fields: Mapping[str, Any]) -> Path:
+        """Put an import file where a person would."""
+        path = self.home / f"{name}.import.json"
+        path.touch(mode=0o600)
+        path.write_text(json.dumps(fields))
+        self.vault.learn(*(fields.get(key) for key in ("refresh_token", "access_token", "client_secret")))
+        return path
+
+    def import_grant(self, name: str, fields: Mapping[str, Any], *options: str) -> Done:
+        """Import and insist that it worked."""
+        done = self("import", name, "--from", str(self.write_import(name, fields)), *options)
+        assert done.code == 0, done.stderr
+        return done
+
+    def record(self, name: str) -> Grant | Tombstone:
+        """Read the private record."""
+        record = decode((self.state / f"grants/{name}.json").read_bytes(), name).record
+        assert record is not None
+        return record
+
+    def grant(self, name: str) -> Grant:
+        """Read the private record of a grant that is not removed."""
+        record = self.record(name)
+        assert isinstance(record, Grant)
+        return record
+
+    def token(self, name: str) -> TokenFile:
+        """Read the published token file."""
+        return parse((self.state / f"tokens/{name}.json").read_bytes())
+
+    def leftovers(self) -> list[str]:
+        """Name what lies in grants/ and is neither a record nor a lock."""
+        return sorted(
+            path.name
+            for path in (self.state / "grants").iterdir()
+            if path.suffix not in (".json", ".lock") or path.name.startswith("..")
+        )
+
+
+def wait_until(condition: Callable[[], bool], what: str, longest: float = 30.0) -> None:
+    """Wait for a condition, never for a time."""
+    ends = time.monotonic() + longest
+    while not condition():
+        assert time.monotonic() < ends, f"waited {longest} s in vain until {what}"
+        time.sleep(0.01)

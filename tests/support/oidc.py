@@ -1,0 +1,121 @@
+"""oidc-provider: a certified authorization server that rotates, and revokes the family on reuse."""
+
+import json
+import os
+import secrets
+import shutil
+import subprocess
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from tests.support.vault import Vault
+
+__all__ = ["OIDC", "missing"]
+
+SERVERS = Path(__file__).parent.parent / "servers"
+
+
+def missing() -> str | None:
+    """Return what is needed to run it here, ``None`` if nothing."""
+    if shutil.which("node") is None:
+        return "Node.js is not installed"
+    if not (SERVERS / "node_modules/oidc-provider").is_dir():
+        return "oidc-provider is not installed: (cd tests/servers && npm ci)"
+    return None
+
+
+class OIDC:
+    """A running server with the clients ``basic``, ``post`` and ``public``."""
+
+    def __init__(self, vault: Vault, **config: Any) -> None:
+        # Characters that must be encoded show whether RFC 6749 section 2.3.1 is followed.
+        self.secrets = {client: f"{secrets.token_urlsafe(16)}:+%/ &=" for client in ("basic", "post", "inspector")}
+        vault.learn(*self.secrets.values())
+        self._vault = vault
+        self._process = subprocess.Popen(
+            ["node", str(SERVERS / "oidc.mjs"), "0"],
+            env={**os.environ, "OIDC_CONFIG": json.dumps(config), "OIDC_SECRETS": json.dumps(self.secrets)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        assert line, "oidc-provider did not start"
+        self.endpoints: dict[str, str] = json.loads(line)
+        self._http = httpx.Client(base_url=self.endpoints["issuer"], trust_env=False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._http.close()
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()  # it ends by itself
+        self._process.stdout.close()
+        self._process.wait(10)
+
+    def mint(self, client: str = "public", resource: str | None = None) -> dict[str, Any]:
+        """Return what ``import`` needs for a new grant of ``client``."""
+        body = {"client_id": client} | ({"resource": resource} if resource else {})
+        minted = self._post("/test/grant", body)
+        self._vault.learn(minted["refresh_token"])
+        fields = {
+            "token_endpoint": self.endpoints["token_endpoint"],
+            "client_id": client,
+            "refresh_token": minted["refresh_token"],
+            "server_url": "https://mcp.example/mcp",
+            "issuer": self.endpoints["issuer"],
+        }
+        if client in ("basic", "post"):
+            fields["client_secret"] = self.secrets[client]
+            fields["token_endpoint_auth_method"] = f"client_secret_{client}"
+        if resource is not None:
+            fields["resource"] = resource
+        self.last_grant_id = minted["grant_id"]
+        return fields
+
+    def revoke(self, grant_id: str) -> None:
+        """End a grant as its user would in his account."""
+        assert self._post("/test/revoke", {"grant_id": grant_id})["revoked"]
+
+    def script(self, **answer: Any) -> None:
+        """Have the next token requests answered like this."""
+        self._post("/test/script", answer)
+
+    def log(self) -> dict[str, Any]:
+        """Return what the server has seen at its token endpoint."""
+        answer: dict[str, Any] = self._http.get("/test/log").raise_for_status().json()
+        return answer
+
+    def requests(self, fingerprints: set[str] | None = None) -> list[dict[str, Any]]:
+        """Return the token requests."""
+        requests: list[dict[str, Any]] = self.log()["requests"]
+        return requests
+
+    def introspect(self, token: str | None) -> dict[str, Any]:
+        """Ask whether a token is good."""
+        answer = self._http.post(
+            self.endpoints["introspection_endpoint"],
+            data={"token": token or ""},
+            auth=_FormEncodedBasic("inspector", self.secrets["inspector"]),
+        )
+        result: dict[str, Any] = answer.raise_for_status().json()
+        return result
+
+    def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        answer: dict[str, Any] = self._http.post(path, json=body).raise_for_status().json()
+        return answer
+
+
+class _FormEncodedBasic(httpx.BasicAuth):
+    def __init__(self, client_id: str, client_secret: str) -> None:
+        from urllib.parse import quote_plus
+
+        super().__init__(quote_plus(client_id), quote_plus(client_secret))

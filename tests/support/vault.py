@@ -1,0 +1,46 @@
+"""Every secret that a test has used, and where it must not appear (I7)."""
+
+import json
+from pathlib import Path
+from urllib.parse import quote, quote_plus
+
+__all__ = ["Vault"]
+
+
+class Vault:
+    """Knows the secrets of a test; finds them where they do not belong."""
+
+    def __init__(self) -> None:
+        self._secrets: set[str] = set()
+
+    def learn(self, *secrets: str | None) -> None:
+        """Remember secrets; short words that occur by chance are none."""
+        self._secrets |= {secret for secret in secrets if secret and len(secret) >= 8}
+
+    def learn_from(self, state: Path) -> None:
+        """Remember what the refresher itself has stored and published."""
+        for path in [*state.glob("grants/*"), *state.glob("tokens/*.json")]:
+            try:
+                fields = json.loads(path.read_bytes().rstrip(b"\0"))
+            except (OSError, ValueError):
+                continue
+            fields = fields.get("record", fields) if isinstance(fields, dict) else {}
+            self.learn(*(fields.get(key) for key in ("refresh_token", "access_token", "client_secret")))
+
+    def leaks_in(self, text: str) -> list[str]:
+        """Return which secrets stand in ``text``, plain or URL-encoded, each cut short: a failure must not leak."""
+        forms = {form for secret in self._secrets for form in (secret, quote(secret, safe=""), quote_plus(secret))}
+        return sorted(f"{form[:3]}... ({len(form)} characters)" for form in forms if form in text)
+
+    def leaks_below(self, directory: Path) -> list[str]:
+        """Return the files below ``directory`` that hold a secret and are no place for one."""
+        found = []
+        for path in directory.rglob("*"):
+            if path.is_file() and not path.is_symlink() and not _belongs(path):
+                found += [f"{path}: {leak}" for leak in self.leaks_in(path.read_bytes().decode("latin-1"))]
+        return found
+
+
+def _belongs(path: Path) -> bool:
+    # Grants and tokens are where secrets live; an import file is where a person has put them.
+    return path.parent.name in ("grants", "tokens", "spill") or path.name.endswith(".import.json")
