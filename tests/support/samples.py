@@ -1,0 +1,64 @@
+"""Grants and moments for the tests of pure code."""
+
+from typing import Any
+
+from refresher.clocks import Moment
+from refresher.grant import NOTHING, Doubt, Failure, Grant
+from refresher.secret import Secret
+
+__all__ = ["NOON", "at", "doubt", "failure", "grant"]
+
+NOON = 1_800_000_000.0
+
+
+def at(wall: float = NOON, *, lasted: float | None = None, boot: str = "boot-1") -> Moment:
+    """Return a moment; ``lasted``: what the other two clocks say, if not the same as the wall clock."""
+    steady = 5000.0 + (wall - NOON if lasted is None else lasted)
+    return Moment(wall=wall, monotonic=steady, boottime=steady, boot_id=boot)
+
+
+def grant(**changes: Any) -> Grant:
+    """Return a healthy grant whose hour-long token was issued at noon; tests change what they are about."""
+    fields: dict[str, Any] = {
+        "name": "linear",
+        "grant_id": "0123",
+        "generation": 3,
+        "begun_from": NOTHING,
+        "issuer": None,
+        "token_endpoint": "https://as.example/token",
+        "client_id": "client",
+        "client_secret": None,
+        "token_endpoint_auth_method": "none",
+        "refresh_token": Secret("refresh-token-of-generation-3"),
+        "scope": "read",
+        "resource": None,
+        "send_resource": False,
+        "server_url": "https://mcp.example/mcp",
+        "origins": ("https://mcp.example",),
+        "replay": 0.0,
+        "max_age": None,
+        "access_token": Secret("access-token-of-generation-3"),
+        "token_type": "Bearer",
+        "issued_at": NOON,
+        "expires_at": NOON + 3600,
+        "authorized_at": NOON - 86400,
+        "last_rotation_at": NOON,
+    }
+    return Grant(**(fields | changes))
+
+
+def failure(**changes: Any) -> Failure:
+    """Return a transient failure that is retried 100 seconds after noon."""
+    fields: dict[str, Any] = {
+        "outcome": "transient",
+        "code": "temporarily_unavailable",
+        "description": "the token endpoint answered 503",
+        "at": NOON,
+        "retry_at": NOON + 100,
+    }
+    return Failure(**(fields | changes))
+
+
+def doubt(since: Moment | None = None) -> Doubt:
+    """Return a doubt that began at noon."""
+    return Doubt(since=since or at())

@@ -1,0 +1,195 @@
+"""When to rotate, as a table and as properties (I9)."""
+
+from typing import Any, NamedTuple
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from refresher import policy
+from refresher.clocks import Moment
+from refresher.grant import Grant
+from refresher.policy import Rest, Rotate
+from tests.support.samples import NOON, at, doubt, failure, grant
+
+HOUR = 3600.0
+DAY = 86400.0
+TEN_YEARS = 3650 * DAY
+
+
+class Case(NamedTuple):
+    """A decision: what is asked, and what must come out."""
+
+    what: str
+    grant: Grant
+    now: Moment
+    expected: str
+    options: dict[str, Any] = {}
+    until: float | None = None
+
+
+def _due(grant: Grant) -> float:
+    return policy.due_at(grant)
+
+
+HEALTHY = grant()
+NEW = grant(access_token=None, expires_at=None, last_rotation_at=None)
+DEAD = grant(dead=True, failure=failure(outcome="reauthorization_required", retry_at=None))
+FAILING = grant(failure=failure(), failures=1)
+DOUBTFUL = grant(doubt=doubt(), failure=failure(outcome="in_doubt"), failures=1)
+REPLAYABLE = grant(doubt=doubt(), failure=failure(outcome="in_doubt", retry_at=NOON + 5), failures=1, replay=30.0)
+UNLIMITED = grant(doubt=doubt(), failure=failure(outcome="in_doubt", retry_at=NOON + 5), failures=1, replay=None)
+BLIND_DOUBT = grant(doubt=doubt(), failure=failure(outcome="in_doubt"), access_token=None, expires_at=None)
+AGELESS_DOUBT = grant(doubt=doubt(), failure=failure(outcome="in_doubt"), expires_at=None, max_age=600.0)
+REFUSED_EARLY = grant(failure=failure(outcome="too_early", retry_at=NOON + HOUR))
+REJECTED = grant(failure=failure(outcome="client_rejected"))
+ONCE_DEMANDED = grant(demanded=1)
+OFTEN_DEMANDED = grant(demanded=30)
+
+CASES = [
+    Case("a fresh token rests until 75 % of its life", HEALTHY, at(NOON + 60), "not_due", until=_due(HEALTHY)),
+    Case("a scheduled time that has come", HEALTHY, at(NOON + 2700), "due"),
+    Case("just before it", HEALTHY, at(_due(HEALTHY) - 0.01), "not_due"),
+    Case("cron comes again only after it", HEALTHY, at(_due(HEALTHY) - 69), "due", {"horizon": 70.0}),
+    Case("cron comes again before it", HEALTHY, at(_due(HEALTHY) - 71), "not_due", {"horizon": 70.0}),
+    Case("a horizon beyond the life still leaves a second", HEALTHY, at(NOON + 0.5), "not_due", {"horizon": 9999.0}),
+    Case("no token yet", NEW, at(), "first"),
+    Case("force", HEALTHY, at(NOON + 60), "forced", {"force": True}),
+    Case("an expired token", HEALTHY, at(NOON + 2 * HOUR), "due"),
+    Case("issued in the future: the clock was set back", HEALTHY, at(NOON - 61), "clock"),
+    Case("issued a minute ahead is tolerated", HEALTHY, at(NOON - 59), "not_due"),
+    Case("a demand", HEALTHY, at(NOON + 2), "demanded", {"demanded": True}),
+    Case("a demand within a second of the rotation", HEALTHY, at(NOON + 0.5), "not_due", {"demanded": True}, NOON + 1),
+    Case("the token of a demanded rotation is demanded", ONCE_DEMANDED, at(NOON + 29), "not_due", {"demanded": True}, NOON + 30),
+    Case("30 s later it is honoured", ONCE_DEMANDED, at(NOON + 30), "demanded", {"demanded": True}),
+    Case("demanded again and again: a quarter of its life", OFTEN_DEMANDED, at(NOON + 899), "not_due", {"demanded": True}, NOON + 900),
+    Case("and then it is honoured", OFTEN_DEMANDED, at(NOON + 900), "demanded", {"demanded": True}),
+    Case("backing off", FAILING, at(NOON + 99), "transient", until=NOON + 100),
+    Case("the backoff is over", FAILING, at(NOON + 100), "retry"),
+    Case("force skips a backoff", FAILING, at(NOON + 1), "forced", {"force": True}),
+    Case("a demand skips no backoff", FAILING, at(NOON + 1), "transient", {"demanded": True}),
+    Case("a backoff longer than any is the clock's fault", FAILING, at(NOON - DAY), "retry"),
+    Case("the client was rejected", REJECTED, at(NOON + 1), "client_rejected", until=NOON + 100),
+    Case("a dead grant", DEAD, at(NOON + 10 * HOUR), "reauthorization_required", {"demanded": True}),
+    Case("a dead grant, forced", DEAD, at(NOON + 1), "forced", {"force": True}),
+    Case("refused early: to the end of the token", REFUSED_EARLY, at(NOON + 3000), "too_early", until=NOON + HOUR),
+    Case("refused early, at its end", REFUSED_EARLY, at(NOON + HOUR), "retry"),
+    Case("in doubt: the live token is used to its end", DOUBTFUL, at(NOON + 200), "in_doubt", until=NOON + HOUR),
+    Case("in doubt: force does not skip the wait", DOUBTFUL, at(NOON + 200), "in_doubt", {"force": True}, NOON + HOUR),
+    Case("in doubt, dead and forced: likewise", grant(dead=True, doubt=doubt()), at(NOON + 1), "in_doubt", {"force": True}),
+    Case("in doubt: a demand says that the token is dead", DOUBTFUL, at(NOON + 200), "retry", {"demanded": True}),
+    Case("in doubt and demanded: with ordinary backoff", DOUBTFUL, at(NOON + 1), "in_doubt", {"demanded": True}, NOON + 100),
+    Case("in doubt, at the end of the token", DOUBTFUL, at(NOON + HOUR), "retry"),
+    Case("in doubt without a token there is nothing to protect", BLIND_DOUBT, at(NOON + 100), "retry"),
+    Case("in doubt, lifetime unknown: its maximum age", AGELESS_DOUBT, at(NOON + 599), "in_doubt", until=NOON + 600),
+    Case("a replay within the grace, after the backoff", REPLAYABLE, at(NOON + 6), "retry"),
+    Case("a replay within the grace, in the backoff", REPLAYABLE, at(NOON + 4), "in_doubt", until=NOON + 5),
+    Case("the grace is over", REPLAYABLE, at(NOON + 31), "in_doubt", until=NOON + HOUR),
+    Case("the grace is over by the steady clocks", REPLAYABLE, at(NOON + 6, lasted=31), "in_doubt"),
+    Case("the grace is over by the wall clock", REPLAYABLE, at(NOON + 31, lasted=6), "in_doubt"),
+    Case("in another boot the grace counts as over", REPLAYABLE, at(NOON + 6, boot="boot-2"), "in_doubt"),
+    Case("a replay without end", UNLIMITED, at(NOON + 6, boot="boot-2"), "retry"),
+    Case("in doubt, clock set back: the steady clocks count", DOUBTFUL, at(NOON - DAY, lasted=HOUR), "retry"),
+    Case("in doubt, clock set back, not over yet", DOUBTFUL, at(NOON - DAY, lasted=60), "in_doubt", until=NOON - DAY + 3540),
+    Case("in doubt, another boot, clock set back", DOUBTFUL, at(NOON - DAY, boot="boot-2"), "retry"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.what)
+def test_each_situation_has_its_decision(case: Case) -> None:
+    """If it failed, a grant would be rotated, or left alone, at the wrong time."""
+    decision = policy.decide(case.grant, case.now, **case.options)
+    assert (decision.why if isinstance(decision, Rotate) else decision.because) == case.expected
+    if case.until is not None:
+        assert isinstance(decision, Rest)
+        assert decision.until == pytest.approx(case.until)
+
+
+times = st.floats(NOON - TEN_YEARS, NOON + TEN_YEARS)
+moments = st.builds(at, times, lasted=st.floats(0, TEN_YEARS), boot=st.sampled_from(["boot-1", "boot-2", ""]))
+lifetimes = st.one_of(st.none(), st.floats(0, TEN_YEARS), st.floats(0, 10))
+failures = st.builds(
+    failure,
+    outcome=st.sampled_from(["transient", "client_rejected", "in_doubt", "too_early"]),
+    at=times,
+    retry_at=st.one_of(st.none(), times),
+)
+grants = st.builds(
+    lambda issued_at, life, **fields: grant(
+        issued_at=issued_at,
+        last_rotation_at=issued_at,
+        expires_at=None if life is None else issued_at + life,
+        **fields,
+    ),
+    issued_at=times,
+    life=lifetimes,
+    name=st.from_regex(r"[a-z0-9][a-z0-9._-]{0,10}", fullmatch=True),
+    generation=st.integers(0, 10**6),
+    failures=st.integers(0, 10**9),
+    failure=st.one_of(st.none(), failures),
+    doubt=st.one_of(st.none(), st.builds(doubt, moments)),
+    demanded=st.integers(0, 10**9),
+    replay=st.one_of(st.none(), st.just(0.0), st.floats(0.1, 3600)),
+    max_age=st.one_of(st.none(), st.floats(1, DAY)),
+    dead=st.booleans(),
+)
+options = st.fixed_dictionaries({"demanded": st.booleans(), "force": st.booleans(), "horizon": st.floats(0, 2 * HOUR)})
+
+
+@given(grants, moments, options)
+def test_a_decision_is_a_function_of_what_it_is_given(grant: Grant, now: Moment, given: dict[str, Any]) -> None:
+    """If it failed, cron and daemon would disagree about the same grant."""
+    assert policy.decide(grant, now, **given) == policy.decide(grant, now, **given)
+
+
+@given(grants, moments, options)
+def test_a_wait_lies_ahead_and_within_its_bound(grant: Grant, now: Moment, given: dict[str, Any]) -> None:
+    """If it failed, a loop would spin on a time that has passed, or a clock that jumped would park a grant for years."""
+    decision = policy.decide(grant, now, **given)
+    if isinstance(decision, Rotate) or decision.until is None:
+        assert isinstance(decision, Rotate) or decision.because == "reauthorization_required"
+        return
+    wait = decision.until - now.wall
+    assert wait > -1e-3
+    life = policy.end_of_life(grant) - grant.issued_at
+    # A day or the life, and the minute that a clock may be off.
+    assert wait <= max(DAY, life) + 61
+
+
+@given(grants, st.floats(0, TEN_YEARS), st.booleans())
+def test_after_a_rotation_nothing_is_due_for_a_second(grant: Grant, life: float, demanded: bool) -> None:
+    """If it failed, a short or odd lifetime would make a hot loop that burns a grant."""
+    fresh = policy_grant_after_rotation(grant, life)
+    for later in (0.0, 0.5, 0.99):
+        now = at(fresh.issued_at + later)
+        assert isinstance(policy.decide(fresh, now, demanded=demanded, horizon=HOUR), Rest)
+
+
+@given(grants, lifetimes)
+def test_a_healthy_grant_is_renewed_before_its_token_ends(grant: Grant, life: float | None) -> None:
+    """If it failed, agents would meet an expired token although nothing was wrong."""
+    assume(life is None or life >= 2)
+    fresh = policy_grant_after_rotation(grant, life)
+    due = policy.due_at(fresh)
+    assert fresh.issued_at + 1 <= due <= max(policy.end_of_life(fresh), fresh.issued_at + 1)
+    assert due <= fresh.issued_at + DAY
+    assert policy.decide(fresh, at(due)) == Rotate("due")
+
+
+@given(grants, st.integers(-5, 10**12))
+def test_a_backoff_is_never_shorter_or_longer_than_promised(grant: Grant, failures: int) -> None:
+    """If it failed, an outage would become a storm, or a wait without end."""
+    assert 5 <= policy.backoff(grant, failures) <= 450
+
+
+def policy_grant_after_rotation(before: Grant, life: float | None) -> Grant:
+    """Return ``before`` as a rotation leaves it."""
+    return grant(
+        name=before.name,
+        generation=before.generation + 1,
+        issued_at=before.issued_at,
+        last_rotation_at=before.issued_at,
+        expires_at=None if life is None else before.issued_at + life,
+        demanded=before.demanded,
+        max_age=before.max_age,
+    )
