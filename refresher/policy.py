@@ -122,7 +122,8 @@ def _protected_until(grant: Grant, now: Moment, *, demanded: bool) -> float | No
     if not since.same_boot(now) and _in_future(grant.issued_at, now):
         return None
     # Measured from the doubt by whichever clock counted most: a wall clock set back must not prolong the wait.
-    remaining = end_of_life(grant) - since.wall - elapsed(since, now)
+    # Nor may one that was set back between the token and the doubt: nothing lives longer than its lifetime.
+    remaining = min(end_of_life(grant) - since.wall, _lifetime(grant)) - max(elapsed(since, now), 0.0)
     return now.wall + remaining if remaining > 0 else None
 
 

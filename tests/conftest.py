@@ -6,11 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from tests.support import oidc as oidc_module
 from tests.support.command import Command
 from tests.support.oidc import OIDC
 from tests.support.vault import Vault
+
+# No deadline: a slow machine is no failure. `--hypothesis-profile=long` looks further.
+settings.register_profile("short", deadline=None, max_examples=200)
+settings.register_profile("long", deadline=None, max_examples=10_000)
+settings.load_profile("short")
 
 _SESSION_SECRETS = Vault()
 

@@ -91,6 +91,7 @@ CASES = [
     Case("a replay without end", UNLIMITED, at(NOON + 6, boot="boot-2"), "retry"),
     Case("in doubt, clock set back: the steady clocks count", DOUBTFUL, at(NOON - DAY, lasted=HOUR), "retry"),
     Case("in doubt, clock set back, not over yet", DOUBTFUL, at(NOON - DAY, lasted=60), "in_doubt", until=NOON - DAY + 3540),
+    Case("in doubt, clock set back before: its lifetime at most", grant(issued_at=NOON + DAY, expires_at=NOON + DAY + HOUR, doubt=doubt()), at(NOON), "in_doubt", until=NOON + HOUR),
     Case("in doubt, another boot, clock set back", DOUBTFUL, at(NOON - DAY, boot="boot-2"), "retry"),
 ]  # fmt: skip
 

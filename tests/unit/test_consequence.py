@@ -1,0 +1,154 @@
+"""What an outcome makes of a grant."""
+
+from typing import Any
+
+import pytest
+
+from refresher import policy
+from refresher.consequence import after, doubted
+from refresher.grant import Grant
+from refresher.outcome import (
+    Ambiguous,
+    ClientRejected,
+    GrantDead,
+    NotSent,
+    Outcome,
+    Rotated,
+    TooEarly,
+    Transient,
+    Unintelligible,
+)
+from refresher.policy import Rest
+from refresher.secret import Secret
+from tests.support.samples import NOON, at, doubt, failure, grant
+
+LATER = at(NOON + 3000)
+FAILED: list[Outcome] = [
+    NotSent(description="nothing was sent: refused"),
+    Transient(code="temporarily_unavailable", description="503"),
+    TooEarly(code="invalid_grant", description="too early"),
+    Ambiguous(description="lost"),
+    Unintelligible(description="HTML", answer=Secret("<html>")),
+    ClientRejected(code="invalid_client", description="401"),
+    GrantDead(code="invalid_grant", description="400"),
+]
+
+
+def _after(before: Grant, outcome: Outcome, *, demanded: bool = False, **sent: Any) -> Grant:
+    times = {"first_sent": LATER, "last_sent": LATER, "now": LATER} | sent
+    return after(before, outcome, demanded=demanded, generation=before.generation + 1, **times)
+
+
+def _rotated(**changes: Any) -> Rotated:
+    fields: dict[str, Any] = {
+        "access_token": Secret("new-access"),
+        "token_type": "Bearer",
+        "expires_in": 3600.0,
+        "expires_at": None,
+        "refresh_token": Secret("new-refresh"),
+        "scope": None,
+    }
+    return Rotated(**(fields | changes))
+
+
+@pytest.mark.parametrize("outcome", FAILED, ids=lambda outcome: type(outcome).__name__)
+def test_a_failure_keeps_both_tokens_and_the_generation(outcome: Outcome) -> None:
+    """If it failed, a refresh token would be lost, or a live access token withdrawn, because a refresh failed (I5, I6)."""
+    before = grant()
+    changed = _after(before, outcome)
+    for field in ("refresh_token", "access_token", "expires_at", "generation", "grant_id", "spent", "last_rotation_at"):
+        assert getattr(changed, field) == getattr(before, field)
+    assert changed.failure is not None
+
+
+@pytest.mark.parametrize("outcome", FAILED, ids=lambda outcome: type(outcome).__name__)
+def test_a_failure_is_followed_by_a_wait(outcome: Outcome) -> None:
+    """If it failed, an outage would be met with a storm of requests."""
+    assert isinstance(policy.decide(_after(grant(), outcome), LATER), Rest)
+
+
+def test_a_rotation_replaces_settles_and_remembers() -> None:
+    """If it failed, old trouble would outlive a good answer, or a spent token could be imported again."""
+    before = grant(doubt=doubt(), failure=failure(), failures=7, dead=True)
+    changed = _after(before, _rotated())
+    assert changed.refresh_token == Secret("new-refresh")
+    assert changed.access_token == Secret("new-access")
+    assert (changed.failure, changed.doubt, changed.failures, changed.dead) == (None, None, 0, False)
+    assert changed.spent == (before.refresh_token.fingerprint(),)
+    assert changed.generation == before.generation + 1
+    assert changed.scope == before.scope
+
+
+def test_time_counts_from_when_the_request_left() -> None:
+    """If it failed, a slow server would make tokens seem to live longer than they do."""
+    changed = _after(grant(), _rotated(), last_sent=at(NOON + 2990), now=at(NOON + 3000))
+    assert (changed.issued_at, changed.expires_at) == (NOON + 2990, NOON + 2990 + 3600)
+
+
+@pytest.mark.parametrize("fresh", [None, Secret("refresh-token-of-generation-3")])
+def test_a_server_that_does_not_rotate_spends_nothing(fresh: Secret | None) -> None:
+    """If it failed, Google's refresh token would count as spent, and its grant could never be imported again."""
+    changed = _after(grant(), _rotated(refresh_token=fresh))
+    assert changed.refresh_token == grant().refresh_token
+    assert changed.spent == ()
+
+
+def test_the_earliest_doubt_counts() -> None:
+    """If it failed, every lost answer would open the grace anew, and a replay could come too late."""
+    first = doubted(grant(), "lost", since=at(NOON), now=at(NOON + 20))
+    second = doubted(first, "lost again", since=at(NOON + 500), now=at(NOON + 520))
+    assert second.doubt == first.doubt
+    assert second.failures == 2
+
+
+@pytest.mark.parametrize("outcome", [NotSent(description="x"), Transient(code="x", description="x")])
+def test_a_doubt_outlives_what_settles_nothing(outcome: Outcome) -> None:
+    """If it failed, a 503 after a lost answer would let a spent token be sent while the live token needs protection (I1)."""
+    assert _after(grant(doubt=doubt()), outcome).doubt == doubt()
+
+
+def test_a_verdict_after_a_doubt_says_that_the_rotation_was_lost() -> None:
+    """If it failed, a person would blame the server for what the network did."""
+    changed = _after(grant(doubt=doubt()), GrantDead(code="invalid_grant", description="400 invalid_grant"))
+    assert changed.dead
+    assert changed.failure is not None
+    assert "lost" in changed.failure.description
+
+
+def test_a_forced_try_that_tells_nothing_leaves_the_verdict() -> None:
+    """If it failed, a dead grant would look alive to agents, and be retried without a person."""
+    dead = grant(dead=True, failure=failure(outcome="reauthorization_required", code="invalid_grant", retry_at=None))
+    changed = _after(dead, Ambiguous(description="lost"))
+    assert changed.dead
+    assert changed.failure == dead.failure
+    assert changed.doubt is not None
+
+
+@pytest.mark.parametrize(
+    ("retry_after", "least", "most"), [(None, 5, 15), (60.0, 60, 60), (1e9, 3600, 3600), (1.0, 5, 15)]
+)
+def test_the_larger_wait_wins_up_to_an_hour(retry_after: float | None, least: float, most: float) -> None:
+    """If it failed, Retry-After would be ignored, or an absurd one would park a grant."""
+    changed = _after(grant(), Transient(code="x", description="429", retry_after=retry_after))
+    assert changed.failure is not None
+    assert changed.failure.retry_at is not None
+    assert least <= changed.failure.retry_at - LATER.wall <= most
+
+
+def test_demanded_rotations_are_counted_until_one_comes_on_schedule() -> None:
+    """If it failed, a server that always answers 401 would burn a grant."""
+    early, due = at(NOON + 60), at(NOON + 3000)
+    once = _after(grant(), _rotated(), demanded=True, last_sent=early, now=early)
+    assert once.demanded == 1
+    twice = _after(grant(demanded=1), _rotated(), demanded=True, last_sent=early, now=early)
+    assert twice.demanded == 2
+    assert _after(grant(demanded=2), _rotated(), demanded=True, last_sent=due, now=due).demanded == 0
+    assert _after(grant(demanded=2), _rotated(), last_sent=early, now=early).demanded == 0
+
+
+def test_a_server_that_refused_early_is_known_by_its_change_of_mind() -> None:
+    """If it failed, each early refusal would call for a person."""
+    refused = failure(outcome="reauthorization_required", at=NOON + 100, retry_at=None)
+    assert _after(grant(dead=True, failure=refused), _rotated()).refuses_early
+    late = failure(outcome="reauthorization_required", at=NOON + 4000, retry_at=None)
+    assert not _after(grant(dead=True, failure=late), _rotated()).refuses_early
