@@ -4,22 +4,24 @@ import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final, NoReturn
+from urllib.parse import urlsplit
 
 import msgspec
 
-from refresher import clocks, leftovers, lock, publish, store, urls
+from refresher import clocks, files, leftovers, lock, policy, publish, store, urls
 from refresher.answer import jwt_exp
 from refresher.attempt import write_record
 from refresher.clocks import Moment
 from refresher.directories import Directories
 from refresher.errors import GrantFileError, ImportRefused, StorageError
-from refresher.grant import NOTHING, Grant, Stored, Tombstone, spend
+from refresher.grant import NOTHING, Grant, Stored, Tombstone, decode_secret, spend
 from refresher.secret import Secret
 from shim._token import is_name
 
-__all__ = ["Admitted", "admit", "check_name", "parse"]
+__all__ = ["Admitted", "admit", "check_name", "is_there", "parse"]
 
 _METHODS: Final = ("none", "client_secret_basic", "client_secret_post")
+_TEN_YEARS: Final = 315_360_000.0
 _UNITS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -28,12 +30,12 @@ class _Brought(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     token_endpoint: str
     client_id: str
-    refresh_token: str
+    refresh_token: Secret
     server_url: str | None = None
     origins: list[str] | None = None
-    client_secret: str | None = None
+    client_secret: Secret | None = None
     token_endpoint_auth_method: str | None = None
-    access_token: str | None = None
+    access_token: Secret | None = None
     expires_at: float | None = None
     expires_in: float | None = None
     scope: str | None = None
@@ -59,13 +61,15 @@ def parse(name: str, data: bytes, now: Moment) -> Grant:
     """
     check_name(name)
     try:
-        brought = msgspec.json.decode(data, type=_Brought)
+        brought = msgspec.json.decode(data, type=_Brought, dec_hook=decode_secret)
     except UnicodeDecodeError:
         raise ImportRefused("the import is not UTF-8") from None
     except msgspec.MsgspecError as error:
         raise ImportRefused(f"the import is not usable: {error}") from None
     for key in ("client_id", "refresh_token", "client_secret", "access_token", "scope", "resource"):
         _printable(key, getattr(brought, key))
+    if brought.send_resource and brought.resource is None:
+        _refuse("send_resource needs a resource")
     origins = tuple(dict.fromkeys(_url(urls.origin, "origins", origin) for origin in brought.origins or ()))
     if brought.server_url is not None:
         origins = origins or (_url(urls.origin, "server_url", brought.server_url),)
@@ -82,9 +86,9 @@ def parse(name: str, data: bytes, now: Moment) -> Grant:
         issuer=brought.issuer,
         token_endpoint=_url(urls.endpoint, "token_endpoint", brought.token_endpoint),
         client_id=brought.client_id,
-        client_secret=_secret(brought.client_secret),
+        client_secret=brought.client_secret,
         token_endpoint_auth_method=_method(brought),
-        refresh_token=Secret(brought.refresh_token),
+        refresh_token=brought.refresh_token,
         scope=brought.scope,
         resource=brought.resource,
         send_resource=brought.resource is not None if brought.send_resource is None else brought.send_resource,
@@ -92,10 +96,10 @@ def parse(name: str, data: bytes, now: Moment) -> Grant:
         origins=origins,
         replay=_replay(brought.replay),
         max_age=None if brought.max_age is None else _duration("max_age", brought.max_age),
-        access_token=_secret(brought.access_token),
+        access_token=brought.access_token,
         token_type="Bearer",  # noqa: S106  a token type, no password
         issued_at=now.wall,
-        expires_at=expires_at if brought.access_token is not None else None,
+        expires_at=expires_at,
         authorized_at=now.wall,
     )
 
@@ -106,6 +110,11 @@ def check_name(name: str) -> None:
         raise ImportRefused(
             "a name is 1 to 64 lower-case letters, digits, '.', '_' and '-', and begins with a letter or digit"
         )
+
+
+def is_there(directories: Directories, name: str) -> bool:
+    """Whether a grant of that name is stored, removed ones aside. Raises ``GrantFileError``, ``DirectoryError``."""
+    return name in directories.listing().names and isinstance(store.load(directories, name).record, Grant)
 
 
 def admit(
@@ -134,10 +143,10 @@ def admit(
             return Admitted(grant=there, stored=False)
         if isinstance(there, Grant) and not replace:
             _refuse(f"{name} exists: --replace puts this grant in its place, --if-absent leaves it")
-        warnings = _compare(directories, brought)
+        warnings = [*_cautions(brought), *_compare(directories, brought)]
         if stored is None:
             # It may hold the only copy of something: out of the way, never overwritten.
-            aside = leftovers.set_aside(directories.record(name), clocks.now().wall)
+            aside = files.set_aside(directories.record(name), clocks.now().wall)
             warnings.append(f"the damaged record is now {aside}")
             stored = leftovers.resolve(directories, name, clocks.now())
         grant = _successor(directories, brought, stored)
@@ -147,6 +156,15 @@ def admit(
         except StorageError as error:
             warnings.append(f"{error}; the next run-once publishes it")
     return Admitted(grant=grant, stored=True, warnings=tuple(warnings))
+
+
+def _cautions(brought: Grant) -> list[str]:
+    """Return what a person should know about a grant that works all the same."""
+    return [
+        f"{origin} is not https: the access token crosses the network in the clear"
+        for origin in brought.origins
+        if origin.startswith("http:") and not urls.is_loopback(urlsplit(origin).hostname or "")
+    ]
 
 
 def _there(directories: Directories, name: str, *, damaged_may_go: bool) -> Stored | None:
@@ -197,14 +215,15 @@ def _successor(directories: Directories, brought: Grant, stored: Stored) -> Gran
     if brought.refresh_token != there.refresh_token:
         return msgspec.structs.replace(grant, spent=spend(there.spent, there.refresh_token))
     # The same refresh token again does not settle whether it was spent: the wait stays, and what it protects.
+    kept = msgspec.structs.replace(grant, doubt=there.doubt, failures=there.failures, failure=there.failure)
+    if brought.access_token is not None and policy.end_of_life(brought) >= policy.end_of_life(there):
+        return kept
     return msgspec.structs.replace(
-        grant,
-        doubt=there.doubt,
-        failures=there.failures,
-        failure=there.failure,
-        access_token=there.access_token if brought.access_token is None else brought.access_token,
-        issued_at=there.issued_at if brought.access_token is None else brought.issued_at,
-        expires_at=there.expires_at if brought.access_token is None else brought.expires_at,
+        kept,
+        access_token=there.access_token,
+        issued_at=there.issued_at,
+        expires_at=there.expires_at,
+        max_age=there.max_age,
     )
 
 
@@ -212,12 +231,10 @@ def _refuse(why: str) -> NoReturn:
     raise ImportRefused(why)
 
 
-def _secret(text: str | None) -> Secret | None:
-    return None if text is None else Secret(text)
-
-
-def _printable(key: str, value: str | None) -> None:
+def _printable(key: str, value: str | Secret | None) -> None:
     # RFC 6749 appendix A: printable ASCII; a stray line end from a copied file would go into a header.
+    if isinstance(value, Secret):
+        value = value.reveal()
     if value is not None and (value == "" or not all(" " <= char <= "~" for char in value)):
         _refuse(f"{key} must be printable ASCII and not empty")
 
@@ -243,11 +260,19 @@ def _method(brought: _Brought) -> Any:
 def _expires_at(brought: _Brought, now: Moment) -> float | None:
     if brought.expires_at is not None and brought.expires_in is not None:
         _refuse("give expires_at (epoch seconds) or expires_in (seconds from now), not both")
+    if brought.access_token is None:
+        if brought.expires_at is not None or brought.expires_in is not None:
+            _refuse("expires_at and expires_in are about an access_token; bring it too, or leave them out")
+        return None
     if brought.expires_in is not None:
-        return now.wall + max(brought.expires_in, 0.0)
-    if brought.expires_at is None and brought.access_token is not None:
-        return jwt_exp(brought.access_token)
-    return brought.expires_at
+        ends: float | None = now.wall + max(brought.expires_in, 0.0)
+    elif brought.expires_at is None:
+        ends = jwt_exp(brought.access_token.reveal())
+    else:
+        ends = brought.expires_at
+    if ends is not None and not 0 <= ends - now.wall + _TEN_YEARS <= 2 * _TEN_YEARS:
+        _refuse("expires_at must be epoch seconds (not milliseconds), expires_in seconds, within ten years")
+    return ends
 
 
 def _replay(value: str | None) -> float | None:

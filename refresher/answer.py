@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import json
 import math
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
@@ -27,6 +28,17 @@ __all__ = ["judge", "jwt_exp"]
 _TEN_YEARS: Final = 315_360_000.0
 
 # A verdict on the grant, and on the client: RFC 6749 section 5.2. Everything else is a refusal that is no verdict.
+_RFC_CODES: Final = frozenset(
+    {
+        "invalid_request",
+        "invalid_client",
+        "invalid_grant",
+        "unauthorized_client",
+        "unsupported_grant_type",
+        "invalid_scope",
+        "invalid_target",
+    }
+)
 _GRANT_CODES: Final = frozenset({"invalid_grant"})
 _CLIENT_CODES: Final = frozenset({"invalid_client", "unauthorized_client"})
 # oidc-provider (RFC 8707) marks the refresh token as used before it looks at the resource: seen, not supposed.
@@ -49,18 +61,20 @@ def judge(
     ``known``: the secrets of this grant, which no description may repeat.
     """
     fields = _fields(body, headers.get("content-type", ""), whole=whole)
+    success = 200 <= status < 300
     # The body comes before the status: real servers put errors into 200 and verdicts into 401.
-    if fields is not None and (code := _error_code(fields)) is not None:
+    code = None if fields is None else _error_code(fields, known)
+    if fields is not None and code is not None and not (success and _holds_a_token(fields)):
         return _refused(status, headers, code, _words(fields, known), now)
-    if 200 <= status < 300:
-        rotated = None if fields is None else _rotated(fields)
-        if rotated is not None:
-            return rotated
-        return Unintelligible(
-            description=f"the token endpoint answered {status} with {_kind(body, whole=whole)}",
-            answer=Secret(body.decode("latin-1")),
-        )
-    return _refused(status, headers, "", "", now)
+    if not success:
+        return _refused(status, headers, "", "", now)
+    rotated = None if fields is None or code is not None else _rotated(fields)
+    if rotated is not None:
+        return rotated
+    return Unintelligible(
+        description=f"the token endpoint answered {status} with {_kind(body, whole=whole)}",
+        answer=Secret(body.decode("latin-1")),
+    )
 
 
 def _refused(status: int, headers: Mapping[str, str], code: str, words: str, now: float) -> Outcome:
@@ -81,25 +95,33 @@ def _refused(status: int, headers: Mapping[str, str], code: str, words: str, now
 
 
 def _fields(body: bytes, content_type: str, *, whole: bool) -> dict[str, Any] | None:
-    kind = content_type.partition(";")[0].strip().lower()
-    if kind == "application/x-www-form-urlencoded":
-        # Only JSON can show that it is complete.
-        return dict(parse_qsl(body.decode("utf-8", "replace"))) or None if whole else None
+    body = body.removeprefix(b"\xef\xbb\xbf").strip()
+    if not body.startswith(b"{"):
+        # Only JSON can show that it is complete; GitHub and older servers answer as forms, under any type.
+        form = dict(parse_qsl(body.decode("utf-8", "replace"))) if whole and not body.startswith(b"<") else {}
+        is_form = content_type.partition(";")[0].strip().lower() == "application/x-www-form-urlencoded"
+        return form if form and (is_form or not form.keys().isdisjoint(("access_token", "error"))) else None
     try:
-        value = msgspec.json.decode(body.removeprefix(b"\xef\xbb\xbf"))
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        # Lenient about what we do not store: a stray byte in a description must not cost a token.
+        value = json.loads(body.decode("utf-8", "replace"))
+    except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 
 
-def _error_code(fields: dict[str, Any]) -> str | None:
+def _holds_a_token(fields: dict[str, Any]) -> bool:
+    """Whether an answer brings a token beside its error: then it is kept, and a person can read it."""
+    return any(isinstance(fields.get(key), str) and fields[key] for key in ("access_token", "refresh_token"))
+
+
+def _error_code(fields: dict[str, Any], known: tuple[Secret | None, ...]) -> str | None:
     error = fields.get("error")
-    if error is None or error == "":
-        return None
+    if not error:
+        return "server_error" if fields.get("ok") is False else None
     # RFC 6749 section 5.2 allows these characters; anything else is not a code but somebody's sentence.
     if isinstance(error, str) and len(error) <= 64 and all("!" <= char <= "~" for char in error):
-        return mask(error)
-    return "unknown_error"
+        return error if error in _RFC_CODES else mask(error, known)
+    return "server_error"
 
 
 def _words(fields: dict[str, Any], known: tuple[Secret | None, ...]) -> str:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from enum import Enum
 from pathlib import Path
 from typing import Final
 
@@ -22,17 +23,24 @@ from refresher.directories import Directories
 from refresher.errors import StorageError
 from refresher.grant import Grant, Record, Stored, encode
 
-__all__ = ["LARGEST_RECORD", "Attempt", "Intent", "read_intent", "write_record"]
+__all__ = ["LARGEST_RECORD", "Attempt", "Intent", "Mark", "read_intent", "write_record"]
 
-LARGEST_RECORD: Final = 1024 * 1024
+# Larger than anything that an answer of 1 MiB can make of a record.
+LARGEST_RECORD: Final = 8 * 1024 * 1024
 _RESERVED: Final = 64 * 1024
 _LARGEST_INTENT: Final = 64 * 1024
-_UNSENT: Final = b"-"
-_SENT: Final = b"+"
 _ANSWERS_KEPT: Final = 16
 _LONGEST_PAUSE: Final = 10.0
 
 log = logging.getLogger(__name__)
+
+
+class Mark(Enum):
+    """How far an attempt has come, as one byte behind its intent."""
+
+    UNSENT = b"-"
+    SENT = b"+"
+    SPILLED = b"*"
 
 
 class Intent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -52,8 +60,8 @@ class _Envelope(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     intent: msgspec.Raw
 
 
-def read_intent(path: Path) -> tuple[Intent, bool] | None:
-    """Return the intent at ``path`` and whether a request byte may have left; ``None`` where there is none.
+def read_intent(path: Path) -> tuple[Intent, Mark] | None:
+    """Return the intent at ``path`` and how far its attempt has come; ``None`` where there is none.
 
     An unfinished intent is none: it is made durable before anything is sent. Raises ``OSError``, and ``ValueError``
     for a finished one that cannot be read.
@@ -67,7 +75,7 @@ def read_intent(path: Path) -> tuple[Intent, bool] | None:
         raw = bytes(envelope.intent)
         if envelope.version != 1 or hashlib.sha256(raw).hexdigest() != envelope.checksum:
             raise ValueError("its checksum or version does not fit")
-        return msgspec.json.decode(raw, type=Intent), mark[:1] != _UNSENT
+        return msgspec.json.decode(raw, type=Intent), Mark(mark)
     except (msgspec.MsgspecError, UnicodeDecodeError):
         raise ValueError("it is not an intent") from None
 
@@ -116,15 +124,18 @@ class Attempt:
         line = msgspec.json.encode(_Envelope(1, hashlib.sha256(raw).hexdigest(), msgspec.Raw(raw))) + b"\n"
         self._mark_at = len(line)
         self._intent = files.create(self._directories.intent(self._name))
-        files.write_all(self._intent, line + _UNSENT)
+        files.write_all(self._intent, line + Mark.UNSENT.value)
         os.fsync(self._intent)
         files.sync_directory(self._directories.grants)
 
-    def mark(self) -> None:
-        """Note that the first request byte is about to leave. Unsynced: a power loss counts as sent anyway."""
+    def before_first_byte(self) -> None:
+        """Note that a request is about to leave. Unsynced: a power loss counts as sent anyway."""
+        self._mark(Mark.SENT)
+
+    def _mark(self, mark: Mark) -> None:
         if self._intent is None:
             raise StorageError("an attempt was not declared before its request")
-        files.write_all(self._intent, _SENT, self._mark_at)
+        files.write_all(self._intent, mark.value, self._mark_at)
 
     def persist(self, record: Record, *, until_saved: bool) -> None:
         """Make ``record`` the durable record of its name.
@@ -143,6 +154,8 @@ class Attempt:
                 raise StorageError(f"{self._directories.grants} does not take the record of {self._name}")
             if _succeeds(self._write_spill, data):
                 # The record stays as it was, and the intent says where its successor is: the next writer adopts it.
+                with suppress(OSError):
+                    self._mark(Mark.SPILLED)
                 return self._close()
             self._shout()
             time.sleep(pause)
@@ -158,6 +171,8 @@ class Attempt:
             if len(kept) >= _ANSWERS_KEPT:
                 return None
             path = self._directories.grants / f"{prefix}{int(at)}"
+            while files.is_there(path):
+                path = path.with_name(f"{prefix}{int(path.name.removeprefix(prefix)) + 1}")
             files.durable_create(path, answer)
             files.sync_directory(self._directories.grants)
         except OSError:
@@ -180,7 +195,8 @@ class Attempt:
         words = "%s: NOT SAVED YET: make room in %s or %s; this process holds the only copy of a new refresh token"
         places = (self._name, self._directories.grants, self._spill.parent)
         self._shouting = threading.Thread(target=log.critical, args=(words, *places), daemon=True)
-        self._shouting.start()
+        with suppress(RuntimeError):  # no thread to be had; saving goes on in silence
+            self._shouting.start()
 
     def _write_reserved(self, data: bytes) -> None:
         if self._record is None:
@@ -203,8 +219,9 @@ class Attempt:
         status = directory.lstat()
         if status.st_uid != os.geteuid() or status.st_mode & 0o077 or not directory.is_dir():
             raise OSError(0, f"{directory} is not a private directory")
-        with suppress(FileNotFoundError):
-            self._spill.unlink()
+        if files.is_there(self._spill):
+            # A try that was cut short, or somebody's only copy: out of the way, never overwritten.
+            files.set_aside(self._spill, time.time())
         files.durable_create(self._spill, data)
         files.sync_directory(directory)
 
@@ -232,7 +249,7 @@ class Attempt:
 def _succeeds(write: Callable[[bytes], None], data: bytes) -> bool:
     try:
         write(data)
-    except OSError:
+    except Exception:  # noqa: BLE001  memory holds the only copy: nothing may keep the next place from being tried
         return False
     return True
 

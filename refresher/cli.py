@@ -1,32 +1,30 @@
 """The command line: what a person types, and what the exit code means."""
 
-import os
+import logging
+import math
+import stat
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import click
 
-from refresher import __version__, clocks, config, logs, report, store
-from refresher.admission import Admitted, admit, check_name, parse
+from refresher import __version__, clocks, config, logs, report
 from refresher.config import Settings
-from refresher.errors import ConfigError, GrantFileError, RefresherError, UnknownName
-from refresher.grant import Grant
+from refresher.errors import ConfigError, ImportRefused, RefresherError
 from refresher.harden import harden
-from refresher.removal import remove
+from refresher.overview import overview
 from refresher.result import exit_code
 from refresher.run_once import run_once
 from refresher.signals import Stopping
-from refresher.urls import is_loopback
-from shim._token import is_name
+from refresher.terminal import Progress, flush, say
 
 __all__ = ["cli", "run"]
 
+log = logging.getLogger(__name__)
+
 _LARGEST_IMPORT: Final = 1024 * 1024
-_WORTH_TELLING: Final = 1.0
 
 _EXIT_CODES: Final = """\b
 Exit codes:
@@ -36,8 +34,14 @@ Exit codes:
   4  transient, client_rejected, storage_failed: tried again later by itself
   5  in_doubt: a request was sent and its answer was lost
   6  lock_busy: another process has been rotating it for 30 s
-  130, 143  interrupted; nothing is lost
+  129, 130, 143  stopped by a signal (hang-up, Ctrl-C, SIGTERM); nothing is lost
 The gravest of several wins: 3, 5, 2, 4, 6."""
+
+
+def _option(name: str, *more: Any, help: str, **rest: Any) -> Callable[[Any], Any]:  # noqa: A002  click's own word
+    """Return a global option with its environment variable."""
+    variable = f"REFRESHER_{name.removeprefix('--').replace('-', '_').upper()}"
+    return click.option(name, *more, envvar=variable, show_envvar=True, help=help, **rest)
 
 
 @click.group(
@@ -45,69 +49,30 @@ The gravest of several wins: 3, 5, 2, 4, 6."""
     epilog="Start with 'refresher import --help'. Agents read the tokens with the Python package 'shim'.",
 )
 @click.version_option(__version__, prog_name="refresher")
-@click.option(
+@_option(
     "--state-dir",
-    envvar="REFRESHER_STATE_DIR",
-    type=click.Path(),
-    show_envvar=True,
+    metavar="DIR",
     help="Holds grants/.  [default: $XDG_STATE_HOME/refresher or ~/.local/state/refresher]",
 )
-@click.option(
-    "--tokens-dir",
-    envvar="REFRESHER_TOKENS_DIR",
-    type=click.Path(),
-    show_envvar=True,
-    help="Where access tokens are published.  [default: tokens/ in the state directory]",
-)
-@click.option(
-    "--tokens-group",
-    envvar="REFRESHER_TOKENS_GROUP",
-    metavar="GROUP",
-    show_envvar=True,
-    help="A group of agents that may read the tokens and demand rotations.",
-)
-@click.option(
-    "--demands-dir",
-    envvar="REFRESHER_DEMANDS_DIR",
-    type=click.Path(),
-    show_envvar=True,
-    help="Where agents ask for a rotation.  [default: demands/ in the state directory]",
-)
-@click.option(
+@_option("--tokens-dir", metavar="DIR", help="Where access tokens are published.  [default: tokens/ in the state dir]")
+@_option("--tokens-group", metavar="GROUP", help="A group of agents that may read the tokens and demand rotations.")
+@_option("--demands-dir", metavar="DIR", help="Where agents ask for a rotation.  [default: demands/ in the state dir]")
+@_option(
     "--spill-dir",
-    envvar="REFRESHER_SPILL_DIR",
-    type=click.Path(),
-    show_envvar=True,
+    metavar="DIR",
     help="Takes a new token when grants/ cannot.  [default: /var/tmp/refresher-UID]",
 )
-@click.option(
-    "--ca-file",
-    envvar="REFRESHER_CA_FILE",
-    type=click.Path(),
-    show_envvar=True,
-    help="Certificates to trust, in place of SSL_CERT_FILE or the built-in ones.",
-)
-@click.option(
+@_option("--ca-file", metavar="FILE", help="Certificates to trust instead of SSL_CERT_FILE or the built-in ones.")
+@_option(
     "--config",
     "config_file",
-    envvar="REFRESHER_CONFIG",
-    type=click.Path(),
-    show_envvar=True,
-    help="A TOML file with these options as keys.  [default: ~/.config/refresher/config.toml]",
+    metavar="FILE",
+    help="TOML with these options as keys (state_dir = ...).  [default: ~/.config/refresher/config.toml]",
 )
-@click.option(
-    "-v",
-    "--verbose",
-    count=True,
-    envvar="REFRESHER_VERBOSE",
-    show_envvar=True,
-    help="Tell what is done; twice: everything.",
-)
-@click.option(
+@_option("--verbose", "-v", count=True, help="Tell what is done; twice: every step.")
+@_option(
     "--log-format",
-    envvar="REFRESHER_LOG_FORMAT",
     type=click.Choice(["text", "json"]),
-    show_envvar=True,
     help="How logs look on stderr.  [default: text]",
 )
 @click.pass_context
@@ -116,6 +81,8 @@ def cli(context: click.Context, /, config_file: str | None, **given: Any) -> Non
 
     A grant is what you once authorized. refresher holds its refresh token, rotates it before it is needed, and
     publishes access tokens as files that agents read without a restart.
+
+    The options below stand before the command: refresher --state-dir DIR status.
     """
     # Resolved when a command asks, so that --help works whatever the configuration says.
     given["verbose"] = given["verbose"] or None
@@ -152,26 +119,35 @@ def import_(settings: Callable[[], Settings], name: str, source: str, replace: b
       max_age (of a token of unknown lifetime; seconds or "30m")
 
     \b
-    Example:
+    Example, linear.json:
+      {"token_endpoint": "https://as.example/token", "client_id": "abc",
+       "refresh_token": "...", "server_url": "https://mcp.example/mcp"}
+    \b
       refresher import linear --from linear.json && rm linear.json
       refresher run-once linear
     """
+    from refresher import admission  # a run-once need not load what only an import needs
+
     if replace and if_absent:
         raise ConfigError("--replace and --if-absent exclude each other")
-    check_name(name)
+    admission.check_name(name)
     resolved = settings()
-    data = _read_import(source)
+    if if_absent and admission.is_there(resolved.directories, name):
+        # Before the file is read: start-up scripts may find it deleted after the first start.
+        say(f"{name} is there already; left as it is")
+        return None
+    # Outside the context below: Ctrl-C while a person pastes ends at once.
+    brought = admission.parse(name, _read_import(source), clocks.now())
     with Stopping() as stopping:
-        brought = parse(name, data, clocks.now())
-        admitted = admit(resolved.directories, brought, replace=replace, if_absent=if_absent, stopping=stopping)
-        for warning in (*admitted.warnings, *_cautions(admitted)):
-            click.echo(f"refresher: warning: {warning}", err=True)
-        if not admitted.stored:
-            click.echo(f"{name} is there already (generation {admitted.grant.generation}); left as it is")
-        else:
-            click.echo(
-                f"imported {name} (generation {admitted.grant.generation}); 'refresher run-once' rotates it when due"
-            )
+        admitted = admission.admit(
+            resolved.directories, brought, replace=replace, if_absent=if_absent, stopping=stopping
+        )
+    for warning in admitted.warnings:
+        log.warning("warning: %s", warning)
+    if admitted.stored:
+        say(f"imported {name} (generation {admitted.grant.generation}); 'refresher run-once' rotates it when due")
+    else:
+        say(f"{name} is there already; left as it is")
     return stopping.exit_code
 
 
@@ -180,7 +156,7 @@ def import_(settings: Callable[[], Settings], name: str, source: str, replace: b
 @click.option("--force", is_flag=True, help="Rotate beyond the present generation, due or not.")
 @click.option(
     "--horizon",
-    type=click.FloatRange(min=0),
+    type=float,
     default=0.0,
     metavar="SECONDS",
     help="Time to the next run: rotate what would fall due before it.",
@@ -198,14 +174,16 @@ def run_once_(
     --force asks for a token newer than the one that was there when the command began. It skips a backoff, and tries
     once more where the server has refused the grant; it does not skip the wait of a grant in doubt.
     """
+    if not 0 <= horizon < math.inf:
+        raise ConfigError("--horizon must be a number of seconds, 0 or more")
     resolved = settings()
     with Stopping() as stopping:
-        results = run_once(resolved, names, force=force, horizon=horizon, stopping=stopping, waiting=_Progress())
+        results = run_once(resolved, names, force=force, horizon=horizon, stopping=stopping, waiting=Progress())
     code = exit_code(results) if stopping.exit_code is None else stopping.exit_code
     if as_json:
-        click.echo(report.results_json(results, code))
+        say(report.results_json(results, code))
     elif results:
-        click.echo(report.results_table(results))
+        say(report.results_table(results))
     else:
         _no_grants(resolved)
     return code
@@ -226,11 +204,11 @@ def status(settings: Callable[[], Settings], names: tuple[str, ...], as_json: bo
       invalid_grant_file        the record is damaged; its error says what to do
     """
     resolved = settings()
-    entries = _entries(resolved, names)
+    entries = overview(resolved.directories, names)
     if as_json:
-        click.echo(report.status_json(entries))
+        say(report.status_json(entries))
     elif entries:
-        click.echo(report.status_table(entries))
+        say(report.status_table(entries))
     else:
         _no_grants(resolved)
 
@@ -243,19 +221,33 @@ def remove_(settings: Callable[[], Settings], name: str) -> int | None:
 
     Nothing is revoked at the authorization server: do that in your account there.
     """
+    from refresher.removal import remove  # as above
+
     resolved = settings()
     with Stopping() as stopping:
         remove(resolved.directories, name, stopping=stopping)
-        click.echo(f"removed {name}; at the authorization server the authorization lives until you revoke it there")
+    say(f"removed {name}; at the authorization server the authorization lives until you revoke it there")
     return stopping.exit_code
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; no error a person can cause ends in a traceback."""
     harden()
+    logs.setup("text", 0)
+    try:
+        return _run(arguments)
+    except (KeyboardInterrupt, click.Abort):
+        return _fail("interrupted", 130)
+    finally:
+        flush()
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     try:
         code = cli.main(arguments, prog_name="refresher", standalone_mode=False)
-        sys.stdout.flush()
+    except click.exceptions.NoArgsIsHelpError as error:
+        say(error.format_message(), err=True)
+        return 2
     except RefresherError as error:
         return _fail(str(error), error.exit_code)
     except click.UsageError as error:
@@ -263,79 +255,36 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"{error.format_message()} (see '{path} --help')", 2)
     except click.ClickException as error:
         return _fail(error.format_message(), error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
-        return _fail("interrupted; nothing was changed", 130)
-    except BrokenPipeError:
-        # The reader of a pipe left; Python would complain again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except OSError as error:
+        # --help and --version print without say().
+        return _fail(f"cannot write: {error.strerror}", 1)
     return code if isinstance(code, int) else 0
 
 
 def _fail(message: str, code: int) -> int:
-    line = " ".join(message.split())
-    click.echo(f"refresher: {line}", err=True)
+    log.error("%s", " ".join(message.split()))
     return code
 
 
-def _entries(settings: Settings, names: tuple[str, ...]) -> list[report.Entry]:
-    directories = settings.directories
-    listing = directories.listing()
-    entries: list[report.Entry] = []
-    for name in dict.fromkeys(names or listing.names):
-        if not is_name(name) or name not in listing.names:
-            if names:
-                raise UnknownName(f"there is no grant named {name!r}")
-            continue
-        try:
-            record = store.load(directories, name).record
-        except GrantFileError as error:
-            entries.append((name, error))
-            continue
-        if isinstance(record, Grant):
-            entries.append((name, record))
-        elif names:
-            raise UnknownName(f"{name} was removed")
-    return entries
-
-
-def _cautions(admitted: Admitted) -> list[str]:
-    """Return what a person should know about a grant that works all the same."""
-    return [
-        f"{origin} is not https: the access token crosses the network in the clear"
-        for origin in admitted.grant.origins
-        if origin.startswith("http:") and not is_loopback(urlsplit(origin).hostname or "")
-    ]
-
-
-class _Progress:
-    """Tells a person at a terminal what a run is waiting for, once it takes longer than a second."""
-
-    def __init__(self) -> None:
-        self._began = time.monotonic()
-        self._told: list[str] = []
-
-    def __call__(self, names: list[str]) -> None:
-        if names != self._told and time.monotonic() - self._began > _WORTH_TELLING and sys.stderr.isatty():
-            self._told = names
-            shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-            click.echo(f"refresher: waiting for {shown}", err=True)
-
-
 def _no_grants(settings: Settings) -> None:
-    click.echo(f"no grants in {settings.directories.grants} yet; see 'refresher import --help'", err=True)
+    say(f"no grants in {settings.directories.grants} yet; see 'refresher import --help'", err=True)
 
 
 def _read_import(source: str) -> bytes:
-    if source == "-":
-        return sys.stdin.buffer.read(_LARGEST_IMPORT)
     path = Path(source)
     try:
-        if path.stat().st_mode & 0o077:
-            click.echo(
-                f"refresher: warning: others can read {path}: chmod 600 it, or delete it once imported", err=True
-            )
-        with path.open("rb") as file:
-            return file.read(_LARGEST_IMPORT)
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+        if source == "-":
+            data = sys.stdin.buffer.read(_LARGEST_IMPORT + 1)
+        else:
+            mode = path.stat().st_mode
+            if stat.S_ISREG(mode) and mode & 0o077:
+                log.warning("warning: others can read %s: chmod 600 it, or delete it once imported", path)
+            with path.open("rb") as file:
+                data = file.read(_LARGEST_IMPORT + 1)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read {source}: {getattr(error, 'strerror', None) or 'not a path'}") from None
+    if len(data) > _LARGEST_IMPORT:
+        raise ImportRefused(f"{source} is larger than 1 MiB: that is no grant")
+    if not data.strip():
+        raise ImportRefused(f"{'standard input' if source == '-' else source} is empty; see 'refresher import --help'")
+    return data

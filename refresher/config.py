@@ -55,16 +55,16 @@ def resolve(given: Mapping[str, Any], config: str | None) -> Settings:
         raise ConfigError("log_format must be 'text' or 'json'")
     return Settings(
         directories=Directories(
-            state=state.absolute(),
-            tokens=Path(said.get("tokens_dir") or state / "tokens").absolute(),
-            demands=Path(said.get("demands_dir") or state / "demands").absolute(),
+            state=_absolute("state_dir", state),
+            tokens=_absolute("tokens_dir", said.get("tokens_dir") or state / "tokens"),
+            demands=_absolute("demands_dir", said.get("demands_dir") or state / "demands"),
             # Not /tmp: it is often in memory, and what is spilled must live through a restart.
-            spill=Path(said.get("spill_dir") or f"/var/tmp/refresher-{os.geteuid()}").absolute(),  # noqa: S108  checked
+            spill=_absolute("spill_dir", said.get("spill_dir") or f"/var/tmp/refresher-{os.geteuid()}"),  # noqa: S108
             group=_group(said.get("tokens_group")),
         ),
         ca_file=said.get("ca_file"),
         log_format="json" if log_format == "json" else "text",
-        verbose=said.get("verbose") or 0,
+        verbose=max(said.get("verbose") or 0, 0),
     )
 
 
@@ -88,8 +88,20 @@ def _read(config: str | None) -> dict[str, Any]:
     for key in _PATHS:
         if key in fields:
             # A relative path in a file means: beside that file.
-            fields[key] = str(path.parent / Path(fields[key]).expanduser())
+            try:
+                fields[key] = str(path.parent / Path(fields[key]).expanduser())
+            except RuntimeError as error:
+                raise ConfigError(f"{path}: {key}: {error}") from None
     return fields
+
+
+def _absolute(key: str, path: str | Path) -> Path:
+    if "\0" in str(path):
+        raise ConfigError(f"{key} is no path")
+    try:
+        return Path(path).absolute()
+    except OSError as error:
+        raise ConfigError(f"{key} is relative to a directory that is gone: {error.strerror}") from None
 
 
 def _xdg(variable: str, fallback: str) -> Path:
@@ -106,11 +118,14 @@ def _xdg(variable: str, fallback: str) -> Path:
 def _group(group: str | int | None) -> int | None:
     if group is None or group == "":
         return None
-    if isinstance(group, int) or group.isdigit():
-        return int(group)
-    import grp
+    if isinstance(group, str) and not (group.isascii() and group.isdigit()):
+        import grp
 
-    try:
-        return grp.getgrnam(group).gr_gid
-    except KeyError:
-        raise ConfigError(f"there is no group named {group!r}: groupadd it, or give its number") from None
+        try:
+            return grp.getgrnam(group).gr_gid
+        except (KeyError, ValueError):
+            raise ConfigError(f"there is no group named {group!r}: groupadd it, or give its number") from None
+    # The largest number means "leave it" to chown(2).
+    if not 0 <= int(group) < 2**32 - 1:
+        raise ConfigError("tokens_group must be a group's name or number")
+    return int(group)

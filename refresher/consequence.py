@@ -114,14 +114,20 @@ def _waiting(
 
 
 def _too_early(grant: Grant, outcome: TooEarly, now: Moment) -> Grant:
+    failures = grant.failures + 1
+    if grant.dead:
+        return msgspec.structs.replace(grant, failures=failures)
+    # To the end of the token, which no clock may put further away than its lifetime, nor nearer than a backoff.
+    wait = min(policy.end_of_life(grant) - now.wall, policy.end_of_life(grant) - grant.issued_at)
     return msgspec.structs.replace(
         grant,
+        failures=failures,
         failure=Failure(
             outcome="too_early",
             code=outcome.code,
             description=outcome.description,
             at=now.wall,
-            retry_at=policy.end_of_life(grant),
+            retry_at=now.wall + max(wait, policy.backoff(grant, failures)),
         ),
     )
 

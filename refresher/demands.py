@@ -1,7 +1,7 @@
 """Demands: empty files ``NAME.GENERATION`` by which agents ask for a rotation; listed, never opened."""
 
+import os
 import re
-import stat
 from contextlib import suppress
 from typing import Final
 
@@ -30,21 +30,18 @@ class Demands(msgspec.Struct, frozen=True):
             if generation != keep:
                 path = directories.demands / f"{name}.{generation}"
                 with suppress(OSError):
-                    # A file with something in it is nobody's demand.
-                    status = path.lstat()
-                    if stat.S_ISREG(status.st_mode) and status.st_size == 0:
-                        path.unlink()
+                    path.unlink()
 
 
 def pending(directories: Directories) -> Demands:
     """List the demands; none where the directory is missing or unreadable: tokens rotate on schedule all the same."""
     found: dict[str, set[int]] = {}
     try:
-        entries = list(directories.demands.iterdir())
+        with os.scandir(directories.demands) as entries:
+            for entry in entries:
+                name, _, generation = entry.name.rpartition(".")
+                if is_name(name) and _GENERATION.fullmatch(generation) and entry.is_file(follow_symlinks=False):
+                    found.setdefault(name, set()).add(int(generation))
     except OSError:
-        entries = []
-    for entry in entries:
-        name, _, generation = entry.name.rpartition(".")
-        if is_name(name) and _GENERATION.fullmatch(generation):
-            found.setdefault(name, set()).add(int(generation))
+        pass
     return Demands({name: frozenset(generations) for name, generations in found.items()})

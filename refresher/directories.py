@@ -109,10 +109,14 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
         """
         shared = self.group is not None
         try:
+            _make_parents(self.state, 0o711 if shared else 0o700)
             _make(self.state, 0o711 if shared else 0o700, None)
             _make(self.grants, 0o700, None)
             _make(self.tokens, 0o750 if shared else 0o700, self.group)
             _make(self.demands, 0o3770 if shared else 0o700, self.group)
+        except PermissionError as error:
+            group = f" (is this user in group {self.group}?)" if shared else ""
+            raise DirectoryError(f"cannot make or share {error.filename}: {error.strerror}{group}") from None
         except OSError as error:
             raise DirectoryError(f"cannot make {error.filename or self.state}: {error.strerror}") from None
         self._check_private(self.grants)
@@ -129,6 +133,14 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
             raise DirectoryError(f"others can look into {directory}: chmod 700 it, refresh tokens are in there")
 
 
+def _make_parents(directory: Path, mode: int) -> None:
+    """Make what leads to ``directory``; a group that shall reach it must be able to pass."""
+    for parent in reversed(directory.parents):
+        if not parent.exists():
+            parent.mkdir(mode=0o700, exist_ok=True)
+            parent.chmod(mode)
+
+
 def _make(directory: Path, mode: int, group: int | None) -> None:
     if directory.exists():
         if group is not None:
@@ -137,7 +149,7 @@ def _make(directory: Path, mode: int, group: int | None) -> None:
             # Agents of the group pass through the state directory to their tokens.
             directory.chmod(directory.stat().st_mode & 0o7777 | 0o111)
         return
-    directory.parent.mkdir(parents=True, exist_ok=True)
+    _make_parents(directory, 0o700 if group is None else 0o711)
     try:
         directory.mkdir(mode=0o700)
     except FileExistsError:

@@ -15,8 +15,6 @@
 No message holds a secret; each says what to do next.
 """
 
-from typing import ClassVar
-
 __all__ = [
     "ConfigError",
     "DirectoryError",
@@ -33,7 +31,7 @@ __all__ = [
 class RefresherError(Exception):
     """Anything that ends a command with one line."""
 
-    exit_code: ClassVar[int] = 2
+    exit_code: int = 2
 
 
 class ConfigError(RefresherError):

@@ -4,12 +4,14 @@ An event loop exists only in here, to hold one deadline over resolving, connecti
 the time-outs of an HTTP library are per operation, and one byte a second outlives them all.
 """
 
+import os
 import ssl
 import time
+import zlib
 from base64 import b64encode
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, Protocol
 from urllib.parse import quote_plus, urlencode, urlsplit
 
 import anyio
@@ -18,12 +20,14 @@ import msgspec
 
 from refresher import __version__, answer, clocks, policy
 from refresher.clocks import Moment
+from refresher.errors import ConfigError
+from refresher.eventloop import ExchangeLoop
 from refresher.grant import Doubt, Grant
 from refresher.outcome import Ambiguous, GrantDead, NotSent, Outcome, Rotated, TooEarly, Unintelligible
+from refresher.proxies import proxy_for
 from refresher.secret import Secret, mask
-from refresher.urls import is_loopback
 
-__all__ = ["DEADLINE", "Exchanged", "exchange"]
+__all__ = ["DEADLINE", "Exchanged", "Hooks", "exchange", "trusted"]
 
 DEADLINE: Final = 20.0
 """Seconds for all attempts together: shorter than the wait for a lock, and than a pod's grace period."""
@@ -34,38 +38,50 @@ _WORTH_A_REPLAY: Final = 1.0
 
 
 class Exchanged(msgspec.Struct, frozen=True, kw_only=True):
-    """An outcome, when its requests left (``None``: none did), and the raw answer of a success (latin-1)."""
+    """An outcome, when its requests left (``None``: none did), and what is still in doubt of them."""
 
     outcome: Outcome
     first_sent: Moment | None
     last_sent: Moment | None
+    doubt: Doubt | None
+    """Set where an answer was lost on the way to this outcome, in this exchange or before."""
     raw: Secret | None
+    """The body of a success, one character for each byte (latin-1)."""
 
 
-def exchange(
-    grant: Grant, *, ca_file: str | None, before_first_byte: Callable[[], None], deadline: float = DEADLINE
-) -> Exchanged:
+class Hooks(Protocol):
+    """What the caller does at the two points that matter."""
+
+    def before_first_byte(self) -> None:
+        """Is called before anything that holds the refresh token leaves; where it raises, nothing does."""
+
+    def keep_answer(self, answer: bytes, at: float) -> object:
+        """Keep a success that cannot be read, received at ``at``: it may hold the only copy of a token."""
+
+
+def exchange(grant: Grant, *, ca_file: str | None, hooks: Hooks, deadline: float = DEADLINE) -> Exchanged:
     """Spend the refresh token of ``grant`` once; twice where the first answer was lost and the server allows a replay.
 
-    ``before_first_byte`` is called before anything that holds the refresh token leaves; where it raises, nothing does.
     Returns within ``deadline`` seconds; raises nothing but ``KeyboardInterrupt`` and the like.
     """
     ends = time.monotonic() + deadline
     replayable = policy.replay_open(grant, clocks.now())
-    first = _attempt(grant, ca_file, before_first_byte, deadline / 2 if replayable else deadline)
-    lost = isinstance(first.outcome, Ambiguous | Unintelligible)
-    remaining = ends - time.monotonic()
-    if not lost or first.first_sent is None or remaining < _WORTH_A_REPLAY:
+    first = _attempt(grant, ca_file, hooks, deadline / 2 if replayable else deadline)
+    if not isinstance(first.outcome, Ambiguous | Unintelligible) or first.first_sent is None:
         return first
     doubtful = msgspec.structs.replace(grant, doubt=grant.doubt or Doubt(since=first.first_sent))
-    if not policy.replay_open(doubtful, clocks.now()):
+    remaining = ends - time.monotonic()
+    if remaining < _WORTH_A_REPLAY or not policy.replay_open(doubtful, clocks.now()):
         return first
-    second = _attempt(doubtful, ca_file, before_first_byte, remaining)
-    conclusive = isinstance(second.outcome, Rotated | GrantDead)
-    if conclusive or (isinstance(second.outcome, Unintelligible) and isinstance(first.outcome, Ambiguous)):
-        return msgspec.structs.replace(second, first_sent=first.first_sent)
-    # The second answer settles nothing, so the first loss stands.
-    return msgspec.structs.replace(first, last_sent=second.last_sent or first.last_sent)
+    second = _attempt(doubtful, ca_file, hooks, remaining)
+    settled = isinstance(second.outcome, Rotated | GrantDead)
+    # Where the second answer settles nothing, the first loss stands.
+    return msgspec.structs.replace(
+        second if settled else first,
+        first_sent=first.first_sent,
+        last_sent=second.last_sent or first.last_sent,
+        doubt=doubtful.doubt,
+    )
 
 
 class _Progress:
@@ -79,36 +95,54 @@ class _Progress:
         self.whole = False
 
 
-def _attempt(grant: Grant, ca_file: str | None, before_first_byte: Callable[[], None], limit: float) -> Exchanged:
+def _attempt(grant: Grant, ca_file: str | None, hooks: Hooks, limit: float) -> Exchanged:
     progress = _Progress()
-    problem = ""
+    problem = f"it took longer than {limit:.0f} s"
     try:
-        anyio.run(_post, grant, ca_file, before_first_byte, limit, progress)
+        anyio.run(
+            _post,
+            grant,
+            ca_file,
+            hooks,
+            limit,
+            progress,
+            backend_options={"loop_factory": ExchangeLoop},
+        )
     except Exception as error:  # noqa: BLE001  whatever a transport raises, what was sent decides
         problem = _describe(error, grant)
-    outcome = _judge(grant, progress, problem or f"it took longer than {limit:.0f} s")
-    raw = Secret(progress.body.decode("latin-1")) if isinstance(outcome, Rotated) else None
-    return Exchanged(outcome=outcome, first_sent=progress.sent, last_sent=progress.sent, raw=raw)
+    body = bytes(progress.body)
+    try:
+        outcome = _judge(grant, progress, problem)
+    except Exception as error:  # noqa: BLE001  a fault of ours must not cost the only copy of a token
+        outcome = Unintelligible(
+            description=f"the answer could not be judged ({type(error).__name__})",
+            answer=Secret(body.decode("latin-1")),
+        )
+    if isinstance(outcome, Unintelligible):
+        hooks.keep_answer(outcome.answer.reveal().encode("latin-1"), clocks.now().wall)
+    return Exchanged(
+        outcome=outcome,
+        first_sent=progress.sent,
+        last_sent=progress.sent,
+        doubt=grant.doubt,
+        raw=Secret(body.decode("latin-1")) if isinstance(outcome, Rotated) else None,
+    )
 
 
-async def _post(
-    grant: Grant,
-    ca_file: str | None,
-    before_first_byte: Callable[[], None],
-    limit: float,
-    progress: _Progress,
-) -> None:
+async def _post(grant: Grant, ca_file: str | None, hooks: Hooks, limit: float, progress: _Progress) -> None:
     async def trace(event: str, info: dict[str, Any]) -> None:
         # A proxy's CONNECT is traced too; it carries no token.
         if event.endswith("send_request_headers.started") and info["request"].method == b"POST":
-            before_first_byte()
+            hooks.before_first_byte()
             progress.sent = clocks.now()
 
     parts = urlsplit(grant.token_endpoint)
     with anyio.move_on_after(limit):
         async with httpx.AsyncClient(
-            verify=_tls(ca_file) if parts.scheme == "https" else False,
-            trust_env=not is_loopback(parts.hostname or ""),
+            verify=trusted(ca_file) if parts.scheme == "https" else False,
+            # httpx's own reading of NO_PROXY fails on IPv6 networks and quotes proxy passwords in its errors.
+            trust_env=False,
+            proxy=_proxy(parts.scheme, parts.hostname or ""),
             follow_redirects=False,
             timeout=httpx.Timeout(limit, connect=min(_CONNECT, limit)),
         ) as client:
@@ -118,11 +152,32 @@ async def _post(
             ) as response:
                 progress.headers = {name.lower(): value for name, value in response.headers.items()}
                 progress.status = response.status_code
-                async for chunk in response.aiter_bytes():
+                # Raw: where a server mislabels its encoding, a decoder would throw the only copy away.
+                async for chunk in response.aiter_raw():
                     progress.body += chunk[: _LARGEST_BODY - len(progress.body)]
                     if len(progress.body) >= _LARGEST_BODY:
                         return
                 progress.whole = True
+
+
+def _decoded(body: bytes) -> bytes:
+    """Unpack what a server has packed unasked, bounded; what does not unpack is taken as it is."""
+    if not body.startswith(b"\x1f\x8b"):
+        return body
+    try:
+        return zlib.decompressobj(wbits=31).decompress(body, _LARGEST_BODY) or body
+    except zlib.error:
+        return body
+
+
+def _proxy(scheme: str, host: str) -> httpx.Proxy | None:
+    address = proxy_for(scheme, host)
+    if address is None:
+        return None
+    try:
+        return httpx.Proxy(address)
+    except Exception:  # noqa: BLE001  its words could quote the proxy's password
+        raise ConfigError(f"the proxy in {scheme.upper()}_PROXY or ALL_PROXY is not a usable address") from None
 
 
 def _request(grant: Grant) -> tuple[bytes, dict[str, str]]:
@@ -162,7 +217,7 @@ def _judge(grant: Grant, progress: _Progress, problem: str) -> Outcome:
     outcome = answer.judge(
         progress.status,
         progress.headers,
-        bytes(progress.body),
+        _decoded(bytes(progress.body)),
         whole=progress.whole,
         now=clocks.now().wall,
         known=(grant.refresh_token, grant.access_token, grant.client_secret),
@@ -181,6 +236,13 @@ def _describe(error: BaseException, grant: Grant) -> str:
 
 
 @lru_cache(maxsize=8)
-def _tls(ca_file: str | None) -> ssl.SSLContext:
-    # One for the process: building it costs 34 ms. Without ca_file: SSL_CERT_FILE, SSL_CERT_DIR, else certifi's.
-    return httpx.create_ssl_context() if ca_file is None else ssl.create_default_context(cafile=ca_file)
+def trusted(ca_file: str | None) -> ssl.SSLContext:
+    """Return the certificates to trust: ``ca_file``, else ``SSL_CERT_FILE``, ``SSL_CERT_DIR``, else certifi's.
+
+    Raises ``ConfigError``. One for the process: building it costs 34 ms.
+    """
+    try:
+        return httpx.create_ssl_context() if ca_file is None else ssl.create_default_context(cafile=ca_file)
+    except (OSError, ssl.SSLError) as error:
+        place = ca_file or os.environ.get("SSL_CERT_FILE") or os.environ.get("SSL_CERT_DIR") or "certifi's file"
+        raise ConfigError(f"cannot read certificates from {place}: {error.strerror or error}") from None

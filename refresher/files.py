@@ -1,5 +1,6 @@
 """Files that are private from their first byte, whole or absent, and durable when they say so."""
 
+import errno
 import os
 import stat
 from contextlib import suppress
@@ -12,6 +13,7 @@ __all__ = [
     "is_there",
     "read",
     "replace",
+    "set_aside",
     "sync_directory",
     "write_all",
 ]
@@ -29,21 +31,34 @@ def read(path: Path, largest: int) -> bytes | None:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | _NOT_FOLLOWED)
     except FileNotFoundError:
         return None
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise ValueError("it is a symbolic link") from None
+        raise
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise ValueError("it is not a regular file")
-        if status.st_size > largest:
-            raise ValueError(f"it is larger than {largest} bytes")
-        data = file.read(largest + 1)
+        data = bytearray()
+        while chunk := os.read(descriptor, largest + 1 - len(data)):
+            data += chunk
+    finally:
+        os.close(descriptor)
     if len(data) > largest:
         raise ValueError(f"it is larger than {largest} bytes")
-    return data
+    return bytes(data)
 
 
 def is_there(path: Path) -> bool:
     """Whether anything at all is at ``path``, a dangling link included."""
     return os.path.lexists(path)
+
+
+def set_aside(path: Path, now: float) -> Path:
+    """Move a file out of the way, never over another one; return its new path. Raises ``OSError``."""
+    count = int(now)
+    while is_there(aside := path.with_name(f"{path.name}.aside.{count}")):
+        count += 1
+    return path.rename(aside)
 
 
 def create(path: Path, *, mode: int = 0o600, group: int | None = None) -> int:

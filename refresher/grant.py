@@ -22,6 +22,7 @@ __all__ = [
     "Stored",
     "Tombstone",
     "decode",
+    "decode_secret",
     "encode",
     "spend",
 ]
@@ -190,11 +191,12 @@ def _encode_secret(value: Any) -> str:
     raise NotImplementedError
 
 
-def _decode_secret(kind: type, value: Any) -> Secret:
+def decode_secret(kind: type, value: Any) -> Secret:
+    """Make a ``Secret`` of a text while msgspec decodes."""
     if kind is Secret and isinstance(value, str):
         return Secret(value)
-    raise msgspec.ValidationError("a secret must be a text")
+    raise TypeError("Expected a text")
 
 
 _ENVELOPE: Final = msgspec.json.Decoder(_Envelope)
-_RECORD: Final[msgspec.json.Decoder[Record]] = msgspec.json.Decoder(Record, dec_hook=_decode_secret)
+_RECORD: Final[msgspec.json.Decoder[Record]] = msgspec.json.Decoder(Record, dec_hook=decode_secret)

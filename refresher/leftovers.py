@@ -5,18 +5,19 @@ is right when it is done again.
 """
 
 import logging
-import os
 from contextlib import suppress
 from pathlib import Path
 
+import msgspec
+
 from refresher import consequence, files, store
-from refresher.attempt import LARGEST_RECORD, Intent, read_intent, write_record
+from refresher.attempt import LARGEST_RECORD, Intent, Mark, read_intent, write_record
 from refresher.clocks import Moment
 from refresher.directories import Directories
 from refresher.errors import GrantFileError, StorageError
 from refresher.grant import Grant, Stored, decode
 
-__all__ = ["resolve", "set_aside", "whole"]
+__all__ = ["resolve", "whole"]
 
 log = logging.getLogger(__name__)
 
@@ -38,58 +39,92 @@ def resolve(directories: Directories, name: str, now: Moment) -> Stored:
         raise StorageError(f"cannot tidy up after an earlier attempt at {name}: {error.strerror}") from None
 
 
-def set_aside(path: Path, now: float) -> Path:
-    """Move a file out of the way, never over another one; return its new path. Raises ``OSError``."""
-    count = int(now)
-    while os.path.lexists(aside := path.with_name(f"{path.name}.aside.{count}")):
-        count += 1
-    return path.rename(aside)
-
-
 def _anything(directories: Directories, name: str) -> bool:
     return files.is_there(directories.intent(name)) or bool(directories.candidates(name))
 
 
 def _resolve(directories: Directories, name: str, stored: Stored, now: Moment) -> Stored:
-    intent, sent = _intent(directories, name, now)
+    begun = _intent(directories, name)
     candidates = directories.candidates(name)
-    if intent is not None and files.is_there(Path(intent.spill)):
-        candidates.append(Path(intent.spill))
+    if begun.intent is not None and files.is_there(Path(begun.intent.spill)):
+        candidates.append(Path(begun.intent.spill))
+    adopted = _adopt(directories, name, stored, candidates)
+    if adopted is None and begun.mark is Mark.SPILLED and begun.intent is not None and begun.concerns(stored):
+        raise StorageError(
+            f"the new record of {name} was saved in {begun.intent.spill}, which is not there: bring it back (a file "
+            f"system that is not mounted?), or remove {directories.intent(name)} to give it up"
+        )
+    stored = adopted or stored
+    for path in candidates:
+        _clear(path, name, stored, now)
+    if begun.intent is not None:
+        return _settle(directories, name, stored, begun, now)
+    if begun.damaged:
+        # It was whole once, so a request may have left; when, it does not say any more.
+        if adopted is None:
+            stored = _doubt(directories, name, stored, since=now, now=now)
+        path = directories.intent(name)
+        log.warning("%s: the intent %s is damaged; it is now %s", name, path, files.set_aside(path, now.wall))
+    return stored
+
+
+def _adopt(directories: Directories, name: str, stored: Stored, candidates: list[Path]) -> Stored | None:
     for path in candidates:
         successor = whole(path, name)
         if successor is not None and successor.record is not None and successor.record.begun_from == stored.checksum:
             # Written again and not renamed: nobody knows whether its bytes ever reached the disk.
             write_record(directories, name, stored, successor.record)
             log.warning("%s: adopted what an earlier attempt had saved in %s", name, path)
-            stored = store.load(directories, name)
-            break
-    for path in candidates:
-        _clear(path, name, stored, now)
-    if intent is not None:
-        stored = _settle(directories, name, stored, intent, sent=sent, now=now)
-    return stored
+            return store.load(directories, name)
+    return None
 
 
-def _intent(directories: Directories, name: str, now: Moment) -> tuple[Intent | None, bool]:
+class _Begun(msgspec.Struct, frozen=True):
+    """What an intent tells: itself and how far it came, or only that there was one."""
+
+    intent: Intent | None = None
+    mark: Mark | None = None
+    damaged: bool = False
+
+    def moved_past(self, stored: Stored) -> bool:
+        """Whether the record has settled this attempt already."""
+        record, intent = stored.record, self.intent
+        return (
+            record is not None
+            and intent is not None
+            and (record.begun_from == intent.begun_from or record.generation > intent.generation)
+        )
+
+    def concerns(self, stored: Stored) -> bool:
+        """Whether the attempt began from what is stored, or would at least have spent its refresh token."""
+        record, intent = stored.record, self.intent
+        if intent is None or self.moved_past(stored):
+            return False
+        if stored.checksum == intent.begun_from:
+            return True
+        return isinstance(record, Grant) and record.refresh_token.fingerprint() == intent.fingerprint
+
+
+def _intent(directories: Directories, name: str) -> _Begun:
     path = directories.intent(name)
     try:
         found = read_intent(path)
-    except ValueError as error:
-        log.warning("%s: %s: %s; it is now %s", name, path, error, set_aside(path, now.wall))
-        return None, False
+    except ValueError:
+        return _Begun(damaged=True)
     if found is None:
         # Cut off while it was written, and so before anything was sent.
         with suppress(FileNotFoundError):
             path.unlink()
-        return None, False
-    return found
+        return _Begun()
+    return _Begun(*found)
 
 
 def whole(path: Path, name: str) -> Stored | None:
     """Return the record in a leftover file, ``None`` where it is not whole. Raises ``OSError``."""
     try:
         data = files.read(path, LARGEST_RECORD)
-        return None if data is None else decode(data, name)
+        # Cut off before it was cut to its length, a record is followed by the zeros of its reservation.
+        return None if data is None else decode(data.rstrip(b"\0"), name)
     except (GrantFileError, ValueError):
         return None
 
@@ -105,23 +140,25 @@ def _clear(path: Path, name: str, stored: Stored, now: Moment) -> None:
     if data is None or not data.strip(b"\0") or (copy is not None and copy.checksum == stored.checksum):
         path.unlink(missing_ok=True)
         return
-    log.warning("%s: %s fits nothing that is known; it is now %s", name, path, set_aside(path, now.wall))
+    log.warning("%s: %s fits nothing that is known; it is now %s", name, path, files.set_aside(path, now.wall))
 
 
-def _settle(directories: Directories, name: str, stored: Stored, intent: Intent, *, sent: bool, now: Moment) -> Stored:
-    record = stored.record
+def _settle(directories: Directories, name: str, stored: Stored, begun: _Begun, now: Moment) -> Stored:
     path = directories.intent(name)
-    matches = stored.checksum == intent.begun_from
-    moved_past = record is not None and (
-        record.begun_from == intent.begun_from or record.generation > intent.generation
-    )
-    if not matches and not moved_past:
-        log.warning("%s: an intent fits no record that is known; it is now %s", name, set_aside(path, now.wall))
-        return stored
-    if matches and isinstance(record, Grant) and (sent or not intent.at.same_boot(now)):
+    if begun.intent is not None and begun.concerns(stored):
         # In another boot the mark proves nothing: it was never synced.
-        doubtful = consequence.doubted(record, _KILLED, since=intent.at, now=now)
-        write_record(directories, name, stored, doubtful)
-        stored = store.load(directories, name)
+        if begun.mark is not Mark.UNSENT or not begun.intent.at.same_boot(now):
+            stored = _doubt(directories, name, stored, since=begun.intent.at, now=now)
+    elif not begun.moved_past(stored):
+        log.warning("%s: an intent fits no record that is known; it is now %s", name, files.set_aside(path, now.wall))
+        return stored
     path.unlink(missing_ok=True)
     return stored
+
+
+def _doubt(directories: Directories, name: str, stored: Stored, *, since: Moment, now: Moment) -> Stored:
+    if not isinstance(stored.record, Grant):
+        return stored
+    doubtful = consequence.doubted(stored.record, _KILLED, since=since, now=now)
+    write_record(directories, name, stored, doubtful)
+    return store.load(directories, name)

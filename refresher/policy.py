@@ -22,6 +22,7 @@ __all__ = [
     "decide",
     "due_at",
     "end_of_life",
+    "is_adrift",
     "replay_open",
 ]
 
@@ -114,16 +115,24 @@ def replay_open(grant: Grant, now: Moment) -> bool:
     return grant.doubt.since.same_boot(now) and elapsed(grant.doubt.since, now) < grant.replay
 
 
+def is_adrift(grant: Grant, now: Moment) -> bool:
+    """Whether a doubt of another boot lies in the future, so that nobody can tell how long it has lasted.
+
+    Whoever holds the lock then begins it anew at ``now``: the wait stays as long as the token can live, and ends.
+    """
+    return grant.doubt is not None and not grant.doubt.since.same_boot(now) and _in_future(grant.doubt.since.wall, now)
+
+
 def _protected_until(grant: Grant, now: Moment, *, demanded: bool) -> float | None:
     """Until when a grant in doubt must wait, so that a reuse cannot revoke its live access token; None: no longer."""
     if grant.doubt is None or grant.access_token is None or demanded or replay_open(grant, now):
         return None
     since = grant.doubt.since
-    if not since.same_boot(now) and _in_future(grant.issued_at, now):
-        return None
-    # Measured from the doubt by whichever clock counted most: a wall clock set back must not prolong the wait.
-    # Nor may one that was set back between the token and the doubt: nothing lives longer than its lifetime.
-    remaining = min(end_of_life(grant) - since.wall, _lifetime(grant)) - max(elapsed(since, now), 0.0)
+    # The token ends by the server's clock, so what counts is how long it has been, not what a wall clock was set to:
+    # by the clock that also counts a suspended machine, and across boots, for want of it, by the wall clock.
+    lasted = now.boottime - since.boottime if since.same_boot(now) else now.wall - since.wall
+    # Nothing lives longer than its lifetime, though a clock set back before the doubt would make it seem so.
+    remaining = min(end_of_life(grant) - since.wall, _lifetime(grant)) - max(lasted, 0.0)
     return now.wall + remaining if remaining > 0 else None
 
 
@@ -131,7 +140,7 @@ def _after_failure(grant: Grant, now: Moment) -> Decision:
     failure = grant.failure
     if failure is None or failure.retry_at is None:
         return Rotate("retry")
-    longest = _lifetime(grant) if failure.outcome == "too_early" else MAX_WAIT
+    longest = max(_lifetime(grant), MAX_WAIT) if failure.outcome == "too_early" else MAX_WAIT
     # A wait longer than its own maximum was written by a clock that has been set back since.
     if 0 < failure.retry_at - now.wall <= longest:
         return Rest("in_doubt" if grant.doubt is not None else failure.outcome, failure.retry_at)

@@ -1,9 +1,11 @@
 """Publishing: the token file is derived from the grant, and from nothing else."""
 
+import stat
 from contextlib import suppress
+from typing import Final
 
 import shim._token as token_file
-from refresher import files
+from refresher import clocks, files
 from refresher.directories import Directories
 from refresher.errors import StorageError
 from refresher.grant import Grant, Record, Tombstone
@@ -12,7 +14,7 @@ from shim.errors import TokenFileError
 
 __all__ = ["derive", "is_stale", "publish", "published_generation", "state_of"]
 
-_LARGEST: int = 1024 * 1024
+_LARGEST: Final = 8 * 1024 * 1024
 
 
 def derive(record: Record) -> bytes | None:
@@ -46,9 +48,9 @@ def state_of(grant: Grant) -> str:
 
 
 def is_stale(directories: Directories, record: Record) -> bool:
-    """Whether the published file is missing or differs from what ``record`` calls for."""
-    wanted = derive(record)
-    return wanted is not None and wanted != _published(directories, record.name)
+    """Whether the published file is missing, differs from what ``record`` calls for, or has other permissions."""
+    wanted = _wanted(directories, record)
+    return wanted is not None and not _is_published(directories, record.name, wanted)
 
 
 def published_generation(directories: Directories, name: str) -> int:
@@ -66,8 +68,8 @@ def publish(directories: Directories, record: Record, *, again: bool = False) ->
     Returns whether readers now see ``record``: an older generation never replaces a newer one. Raises
     ``StorageError``.
     """
-    wanted = derive(record)
-    if wanted is None or (not again and wanted == _published(directories, record.name)):
+    wanted = _wanted(directories, record)
+    if wanted is None or (not again and _is_published(directories, record.name, wanted)):
         return True
     if published_generation(directories, record.name) > record.generation:
         return False
@@ -77,6 +79,32 @@ def publish(directories: Directories, record: Record, *, again: bool = False) ->
     except OSError as error:
         raise StorageError(f"cannot publish {path}: {error.strerror}") from None
     return True
+
+
+def _wanted(directories: Directories, record: Record) -> bytes | None:
+    """Return what is to be published; nothing where a token of the grant before this one may still live (I5)."""
+    if isinstance(record, Grant) and record.access_token is None and _lives(directories, record.name):
+        return None
+    return derive(record)
+
+
+def _lives(directories: Directories, name: str) -> bool:
+    try:
+        token = token_file.parse(_published(directories, name) or b"")
+    except TokenFileError:
+        return False
+    return token.access_token is not None and (token.expires_at is None or token.expires_at > clocks.now().wall)
+
+
+def _is_published(directories: Directories, name: str, wanted: bytes) -> bool:
+    if wanted != _published(directories, name):
+        return False
+    try:
+        status = directories.token(name).stat()
+    except OSError:
+        return False
+    group_fits = directories.group is None or status.st_gid == directories.group
+    return group_fits and stat.S_IMODE(status.st_mode) == directories.token_mode
 
 
 def _published(directories: Directories, name: str) -> bytes | None:

@@ -1,11 +1,13 @@
 """Remove: the refresh token goes, its memory stays, and readers are told."""
 
+import re
 from collections.abc import Callable
+from contextlib import suppress
 
 from refresher import clocks, demands, leftovers, lock, publish
 from refresher.attempt import write_record
 from refresher.directories import Directories
-from refresher.errors import UnknownName
+from refresher.errors import StorageError, UnknownName
 from refresher.grant import Grant, Tombstone, spend
 
 __all__ = ["remove"]
@@ -14,8 +16,8 @@ __all__ = ["remove"]
 def remove(directories: Directories, name: str, *, stopping: Callable[[], bool]) -> None:
     """Replace the grant of ``name`` by a tombstone and publish ``removed``; nothing is revoked at the server.
 
-    Raises ``UnknownName``, ``GrantFileError`` where the record is damaged, ``LockBusy``, ``StorageError``,
-    ``Interrupted``; the grant stands then.
+    Raises ``UnknownName``, ``GrantFileError`` where the record is damaged, ``LockBusy`` and ``Interrupted``: the grant
+    stands then. ``StorageError`` says itself whether it stands.
     """
     if name not in directories.listing().names:
         raise UnknownName(f"there is no grant named {name!r}")
@@ -37,5 +39,18 @@ def remove(directories: Directories, name: str, *, stopping: Callable[[], bool])
             spent=grant.spent if grant.doubt is None else spend(grant.spent, grant.refresh_token),
         )
         write_record(directories, name, stored, tombstone)
-        publish.publish(directories, tombstone)
+        _clear_copies(directories, name)
         demands.pending(directories).settle(directories, name, keep=None)
+        try:
+            publish.publish(directories, tombstone)
+        except StorageError as error:
+            raise StorageError(f"{name} is removed, but {error}; the next run-once tells its readers") from None
+
+
+def _clear_copies(directories: Directories, name: str) -> None:
+    """Delete what was kept for a person to look at: answers and files set aside may hold refresh tokens too."""
+    copy = re.compile(re.escape(name) + r"\.(answer|(json|next|next\.\d+|intent)\.aside)\.\d+")
+    for path in directories.grants.iterdir():
+        if copy.fullmatch(path.name):
+            with suppress(OSError):
+                path.unlink()

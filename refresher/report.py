@@ -10,6 +10,7 @@ import msgspec
 from refresher import clocks, policy, words
 from refresher.errors import GrantFileError
 from refresher.grant import Grant
+from refresher.overview import Entry
 from refresher.publish import state_of
 from refresher.result import EXIT_CODES, Result
 
@@ -32,8 +33,6 @@ _STATUS_KEYS = (
     "scope",
     "origins",
 )
-
-Entry = tuple[str, Grant | GrantFileError]
 
 
 def results_json(results: Sequence[Result], exit_code: int) -> str:

@@ -6,15 +6,16 @@ from typing import assert_never
 import msgspec
 
 from refresher import clocks, consequence, demands, leftovers, lock, policy, store, told
-from refresher.attempt import Attempt
+from refresher.attempt import Attempt, write_record
+from refresher.demands import Demands
 from refresher.directories import Directories
-from refresher.errors import GrantFileError, Interrupted, LockBusy, StorageError
+from refresher.errors import DirectoryError, GrantFileError, Interrupted, LockBusy, StorageError
 from refresher.exchange import Exchanged, exchange
-from refresher.grant import Grant, Stored
-from refresher.outcome import GrantDead, Rotated, Unintelligible
+from refresher.grant import Doubt, Grant, Stored
+from refresher.outcome import GrantDead, Rotated
 from refresher.policy import Rest, Rotate
 from refresher.publish import publish, published_generation
-from refresher.result import Result, Word
+from refresher.result import EXIT_CODES, Result, Word
 
 __all__ = ["Order", "rotate"]
 
@@ -28,10 +29,13 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     horizon: float = 0.0
 
 
-def rotate(directories: Directories, order: Order, *, ca_file: str | None, stopping: Callable[[], bool]) -> Result:
+def rotate(
+    directories: Directories, order: Order, *, ca_file: str | None, stopping: Callable[[], bool]
+) -> Result | None:
     """Carry out ``order``, or adopt what somebody else did meanwhile; never raises for what a grant can suffer.
 
-    ``stopping`` is asked until something is spent, and never after: from then on the transaction runs to its end.
+    Returns ``None`` where there is no grant (any more). ``stopping`` is asked until something is spent, and never
+    after: from then on the transaction runs to its end.
     """
     name = order.name
     try:
@@ -42,7 +46,7 @@ def rotate(directories: Directories, order: Order, *, ca_file: str | None, stopp
         return _adopted_meanwhile(directories, order) or _result(name, "lock_busy", None, str(busy))
     except GrantFileError as error:
         return _result(name, "invalid_grant_file", None, str(error))
-    except StorageError as error:
+    except (StorageError, DirectoryError) as error:
         return _result(name, "storage_failed", None, str(error))
     except Interrupted:
         return _result(name, "interrupted", None, "interrupted before anything was spent; nothing was changed")
@@ -58,45 +62,67 @@ def _adopted_meanwhile(directories: Directories, order: Order) -> Result | None:
     return _result(order.name, "adopted", record.generation, "another process rotated it")
 
 
-def _locked(directories: Directories, order: Order, *, ca_file: str | None, stopping: Callable[[], bool]) -> Result:
+def _locked(
+    directories: Directories, order: Order, *, ca_file: str | None, stopping: Callable[[], bool]
+) -> Result | None:
     name = order.name
-    stored = leftovers.resolve(directories, name, clocks.now())
-    grant = stored.record
+    now = clocks.now()
+    stored = leftovers.resolve(directories, name, now)
     asked = demands.pending(directories)
-    if not isinstance(grant, Grant):
-        if grant is not None:
-            publish(directories, grant)
+    if not isinstance(stored.record, Grant):
+        if stored.record is not None:
+            publish(directories, stored.record)
         asked.settle(directories, name, keep=None)
-        return _result(name, "not_due", None, "it was removed")
+        return None
+    if policy.is_adrift(stored.record, now):
+        anchored = msgspec.structs.replace(stored.record, doubt=Doubt(since=now))
+        write_record(directories, name, stored, anchored)
+        stored = store.load(directories, name)
+    grant = stored.record
+    if not isinstance(grant, Grant):
+        return None
     adopted = grant.generation > order.seen
     demanded = grant.generation in asked.of(name)
     decision = policy.decide(
         grant,
         clocks.now(),
         demanded=demanded,
+        # What somebody has just fetched is new enough for whoever waited for the lock.
         force=order.force and not adopted,
-        horizon=order.horizon,
+        horizon=0.0 if adopted else order.horizon,
     )
     match decision:
         case Rest():
-            # An agent that demanded an older generation has not seen the newer one: show it again.
-            visible = publish(directories, grant, again=bool(asked.of(name) - {grant.generation}))
-            asked.settle(directories, name, keep=None if grant.dead else grant.generation)
-            return told.rested(grant, decision, adopted=adopted, visible=visible)
+            result = told.rested(grant, decision, adopted=adopted)
         case Rotate():
             if stopping():
                 raise Interrupted
             changed = _exchange(directories, stored, grant, ca_file=ca_file, demanded=demanded)
-            try:
-                visible = publish(directories, changed)
-            except StorageError as error:
-                return _result(
-                    name, "storage_failed", changed.generation, f"saved, but {error}; the next run publishes"
-                )
-            asked.settle(directories, name, keep=None if changed.dead else changed.generation)
-            return told.changed(grant, changed, visible=visible)
+            result = told.changed(grant, changed)
+            grant = changed
         case _:
             assert_never(decision)
+    return _shown(directories, grant, asked, result)
+
+
+def _shown(directories: Directories, grant: Grant, asked: Demands, result: Result) -> Result:
+    """Publish, settle the demands, and say so where readers cannot see what ``result`` says."""
+    name = grant.name
+    try:
+        # An agent that demanded an older generation has not seen the newer one: show it again.
+        older = {generation for generation in asked.of(name) if generation != grant.generation}
+        visible = publish(directories, grant, again=bool(older))
+    except StorageError as error:
+        # Saved, and so nothing is lost; a graver word of the grant itself stands.
+        word: Word = "storage_failed" if EXIT_CODES[result.outcome] == 0 else result.outcome
+        return msgspec.structs.replace(
+            result, outcome=word, detail=f"{result.detail}; saved, but {error}; the next run publishes it"
+        )
+    asked.settle(directories, name, keep=None if grant.dead else grant.generation)
+    if visible:
+        return result
+    unseen = "NOT published: the token file is of a later generation (was grants/ restored from a backup?)"
+    return msgspec.structs.replace(result, detail=f"{result.detail}; {unseen}")
 
 
 def _exchange(directories: Directories, stored: Stored, grant: Grant, *, ca_file: str | None, demanded: bool) -> Grant:
@@ -105,7 +131,7 @@ def _exchange(directories: Directories, stored: Stored, grant: Grant, *, ca_file
     generation = max(grant.generation, published_generation(directories, grant.name)) + 1
     attempt = Attempt(directories, grant.name, stored)
     attempt.reserve(grant, clocks.now())
-    answered = exchange(grant, ca_file=ca_file, before_first_byte=attempt.mark)
+    answered = exchange(grant, ca_file=ca_file, hooks=attempt)
     try:
         changed = _after(grant, answered, demanded=demanded, generation=generation)
     except Exception:
@@ -113,8 +139,6 @@ def _exchange(directories: Directories, stored: Stored, grant: Grant, *, ca_file
         if answered.raw is not None:
             attempt.keep_answer(answered.raw.reveal().encode("latin-1"), clocks.now().wall)
         raise
-    if isinstance(answered.outcome, Unintelligible):
-        attempt.keep_answer(answered.outcome.answer.reveal().encode("latin-1"), clocks.now().wall)
     if isinstance(answered.outcome, GrantDead):
         current = store.load(directories, grant.name)
         if current.checksum != stored.checksum and isinstance(current.record, Grant):
@@ -127,7 +151,7 @@ def _exchange(directories: Directories, stored: Stored, grant: Grant, *, ca_file
 
 def _after(grant: Grant, answered: Exchanged, *, demanded: bool, generation: int) -> Grant:
     return consequence.after(
-        grant,
+        msgspec.structs.replace(grant, doubt=answered.doubt),
         answered.outcome,
         first_sent=answered.first_sent,
         last_sent=answered.last_sent,

@@ -2,16 +2,15 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from urllib.parse import urlsplit
 
 import msgspec
 
-from refresher import clocks, demands, policy, publish, store, told
+from refresher import clocks, demands, policy, publish, store, told, urls
 from refresher.config import Settings
 from refresher.demands import Demands
 from refresher.directories import Directories, Listing
 from refresher.errors import GrantFileError, UnknownName
-from refresher.grant import Grant
+from refresher.grant import Grant, Tombstone
 from refresher.policy import Rest
 from refresher.result import Result
 from shim._token import is_name
@@ -27,8 +26,6 @@ class _Work(msgspec.Struct, frozen=True):
     name: str
     server: str
     seen: int
-    told: bool
-    """Whether its result is reported; a removed grant is only published."""
 
 
 def run_once(
@@ -43,54 +40,70 @@ def run_once(
     """Rotate what is due or demanded of ``names``, or of all grants where none is named.
 
     ``horizon``: seconds to the next run. ``waiting`` hears now and then which names are under way. Raises
-    ``UnknownName`` before anything is done, and ``DirectoryError``.
+    ``UnknownName``, ``DirectoryError`` and ``ConfigError``, all before anything is done.
     """
     directories = settings.directories
     listing = directories.listing()
     chosen = _chosen(names, listing)
     asked = demands.pending(directories)
-    looked = [_look(directories, name, listing, asked, force=force, horizon=horizon) for name in chosen]
+    looked = [
+        _look(directories, name, listing, asked, force=force, horizon=horizon, named=name in names) for name in chosen
+    ]
     work = [item for item in looked if isinstance(item, _Work)]
     results = {item.name: item for item in looked if isinstance(item, Result)}
     if work:
-        for item, result in zip(work, _do(settings, work, force, horizon, stopping, waiting), strict=True):
-            if item.told:
-                results[item.name] = result
-    for name in names:
-        if name not in results:
-            raise UnknownName(f"{name} was removed; 'refresher import {name}' brings it back")
+        for result in _do(settings, work, force, horizon, stopping, waiting):
+            if result is not None:
+                log.info("%s: %s: %s", result.name, result.outcome, result.detail)
+                results[result.name] = result
+    if gone := [name for name in names if name not in results]:
+        raise _removed(gone[0])
     return [results[name] for name in chosen if name in results]
 
 
+def _removed(name: str) -> UnknownName:
+    return UnknownName(f"{name} was removed; 'refresher import {name}' brings it back")
+
+
 def _chosen(names: Sequence[str], listing: Listing) -> list[str]:
+    # An import that was cut off has left no record yet, but something to settle.
+    there = sorted(name for name in {*listing.names, *listing.unfinished} if is_name(name))
     for name in names:
-        if name not in listing.names:
-            known = ", ".join(listing.names[:10]) or "none yet"
+        if name not in there:
+            known = ", ".join(there[:10]) or "none yet"
             raise UnknownName(f"there is no grant named {name!r} (known: {known})")
-    return list(dict.fromkeys(names)) or [name for name in listing.names if is_name(name)]
+    return list(dict.fromkeys(names)) or there
 
 
 def _look(
-    directories: Directories, name: str, listing: Listing, asked: Demands, *, force: bool, horizon: float
+    directories: Directories,
+    name: str,
+    listing: Listing,
+    asked: Demands,
+    *,
+    force: bool,
+    horizon: float,
+    named: bool,
 ) -> Result | _Work | None:
     """Decide without the lock, from what is on the disk, whether the lock is needed at all."""
     try:
         record = store.load(directories, name).record
     except GrantFileError as error:
         return Result(name=name, outcome="invalid_grant_file", generation=None, detail=str(error))
-    if record is None:
-        return None
-    unsettled = name in listing.unfinished or publish.is_stale(directories, record)
+    unfinished = name in listing.unfinished
+    if isinstance(record, Tombstone) and named:
+        raise _removed(name)
     if not isinstance(record, Grant):
-        return _Work(name, "", record.generation, told=False) if unsettled else None
+        untold = record is not None and publish.is_stale(directories, record)
+        return _Work(name, "", -1 if record is None else record.generation) if unfinished or untold else None
+    now = clocks.now()
     asked_for = asked.of(name)
-    decision = policy.decide(
-        record, clocks.now(), demanded=record.generation in asked_for, force=force, horizon=horizon
-    )
+    decision = policy.decide(record, now, demanded=record.generation in asked_for, force=force, horizon=horizon)
     decided = asked_for if record.dead else asked_for - {record.generation}
+    unsettled = unfinished or policy.is_adrift(record, now) or publish.is_stale(directories, record)
     if isinstance(decision, Rest) and not unsettled and not decided:
         return told.rested(record, decision)
-    return _Work(name, urlsplit(record.token_endpoint).netloc, record.generation, told=True)
+    return _Work(name, urls.origin(record.token_endpoint), record.generation)
 
 
 def _do(
@@ -100,12 +113,17 @@ def _do(
     horizon: float,
     stopping: Callable[[], bool],
     waiting: Callable[[list[str]], None],
-) -> list[Result]:
+) -> list[Result | None]:
     # The one deferred import: httpx costs six times what a run with nothing due may cost.
+    from refresher.exchange import trusted
     from refresher.places import run_all
     from refresher.rotation import Order, rotate
 
-    def carry_out(item: _Work) -> Result:
+    settings.directories.ensure()
+    if any(item.server.startswith("https:") for item in work):
+        trusted(settings.ca_file)
+
+    def carry_out(item: _Work) -> Result | None:
         order = Order(name=item.name, seen=item.seen, force=force, horizon=horizon)
         try:
             return rotate(settings.directories, order, ca_file=settings.ca_file, stopping=stopping)

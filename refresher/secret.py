@@ -4,16 +4,21 @@ import hashlib
 import hmac
 import re
 from collections.abc import Iterable
+from itertools import groupby
+from operator import itemgetter
 from typing import Final
+from urllib.parse import quote, quote_plus
 
 __all__ = ["Secret", "mask"]
 
 _LONGEST_KEPT: Final = 300
 
 # A run of characters that tokens are made of (RFC 6749 appendix A, RFC 7519), long enough to be one.
-_TOKEN_LIKE: Final = re.compile(r"[A-Za-z0-9+/=_.~-]{20,}")
-_PLAIN_WORDS: Final = re.compile(r"[a-z_.-]{20,31}|[A-Z_.-]{20,31}")
-_UNPRINTABLE: Final = re.compile(r"[^\x20-\x7e\xa0-\ud7ff\ue000-\ufffd]+")
+_TOKEN_LIKE: Final = re.compile(r"[A-Za-z0-9%+/=_.~-]{16,}")
+_PLAIN_WORDS: Final = re.compile(r"[a-z_./-]{16,31}|[A-Z_./-]{16,31}")
+
+# So many characters of a secret in a row are no accident.
+_FRAGMENT: Final = 6
 
 
 class Secret:
@@ -53,11 +58,31 @@ class Secret:
 
 
 def mask(text: str, known: Iterable[Secret | None] = ()) -> str:
-    """Return a server's words for a person: one line, bounded, without ``known`` and without token-like runs."""
+    """Return a server's words for a person: one line, bounded, without token-like runs.
+
+    Of the ``known`` secrets no six characters in a row are left, plain or URL-encoded: servers echo them cut,
+    split and encoded.
+    """
     text = text[: 16 * _LONGEST_KEPT]
     for secret in known:
-        if secret is not None and secret.reveal():
-            text = text.replace(secret.reveal(), "[masked]")
+        if secret is not None:
+            text = _without(text, secret.reveal())
     text = _TOKEN_LIKE.sub(lambda run: run[0] if _PLAIN_WORDS.fullmatch(run[0]) else "[masked]", text)
-    text = _UNPRINTABLE.sub(" ", text).strip()
+    text = " ".join("".join(char if char.isprintable() else " " for char in text).split())
     return text if len(text) <= _LONGEST_KEPT else text[:_LONGEST_KEPT] + "..."
+
+
+def _without(text: str, secret: str) -> str:
+    forms = {secret, quote(secret, safe=""), quote_plus(secret)}
+    size = min(_FRAGMENT, len(secret))
+    if size == 0:
+        return text
+    fragments = {form[at : at + size] for form in forms for at in range(len(form) - size + 1)}
+    hidden = [False] * len(text)
+    for at in range(len(text) - size + 1):
+        if text[at : at + size] in fragments:
+            hidden[at : at + size] = [True] * size
+    return "".join(
+        "[masked]" if is_hidden else "".join(char for _, char in run)
+        for is_hidden, run in groupby(zip(hidden, text, strict=True), key=itemgetter(0))
+    )

@@ -6,6 +6,8 @@ from contextlib import suppress
 from types import FrameType
 from typing import Final, Self
 
+from refresher.errors import Interrupted
+
 __all__ = ["Stopping"]
 
 _NOTED: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -35,7 +37,9 @@ class Stopping:
                 self._before.append((number, signal.signal(number, self._note)))
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, Interrupted) and self.exit_code is not None:
+            error.exit_code = self.exit_code
         for number, before in self._before:
             signal.signal(number, before)  # type: ignore[arg-type]  # what signal() returned, it takes
 

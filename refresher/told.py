@@ -10,35 +10,27 @@ from refresher.result import Result, Word
 __all__ = ["changed", "explain", "rested"]
 
 
-def rested(grant: Grant, rest: Rest, *, adopted: bool = False, visible: bool = True) -> Result:
-    """Return the result for a grant that was left as it is; ``visible``: readers see it."""
+def rested(grant: Grant, rest: Rest, *, adopted: bool = False) -> Result:
+    """Return the result for a grant that was left as it is."""
     if rest.because == "not_due":
         word: Word = "adopted" if adopted else "not_due"
     else:
         word = rest.because
-    detail = explain(grant, rest) + _unseen(visible)
-    return Result(name=grant.name, outcome=word, generation=grant.generation, detail=detail)
+    return Result(name=grant.name, outcome=word, generation=grant.generation, detail=explain(grant, rest))
 
 
-def changed(before: Grant, after: Grant, *, visible: bool) -> Result:
+def changed(before: Grant, after: Grant) -> Result:
     """Return the result of an exchange that made ``after`` of ``before``."""
     if after.generation > before.generation:
         ends = policy.end_of_life(after) - clocks.now().wall
         due = policy.due_at(after) - clocks.now().wall
         detail = f"valid for {words.span(ends)}; next rotation in {words.span(max(due, 0))}"
-        return Result(name=after.name, outcome="rotated", generation=after.generation, detail=detail + _unseen(visible))
+        return Result(name=after.name, outcome="rotated", generation=after.generation, detail=detail)
     rest = policy.decide(after, clocks.now())
     if isinstance(rest, Rest):
-        return rested(after, rest, visible=visible)
+        return rested(after, rest)
     word: Word = "transient" if after.failure is None else after.failure.outcome
-    detail = _failure(after) + _unseen(visible)
-    return Result(name=after.name, outcome=word, generation=after.generation, detail=detail)
-
-
-def _unseen(visible: bool) -> str:
-    if visible:
-        return ""
-    return "; NOT published: the token file is of a later generation (was grants/ restored from a backup?)"
+    return Result(name=after.name, outcome=word, generation=after.generation, detail=_failure(after))
 
 
 def explain(grant: Grant, rest: Rest) -> str:

@@ -1,12 +1,16 @@
 """Which addresses may be talked to (I8): TLS or loopback for a refresh token, named origins for an access token."""
 
-from ipaddress import ip_address
+import re
+from ipaddress import IPv6Address, ip_address
 from typing import Final
 from urllib.parse import SplitResult, urlsplit
 
 __all__ = ["BadURL", "endpoint", "is_loopback", "origin"]
 
 _DEFAULT_PORTS: Final = {"https": 443, "http": 80}
+
+
+_NAME: Final = re.compile(r"[a-z0-9._-]+")
 
 
 class BadURL(ValueError):
@@ -61,4 +65,18 @@ def _split(url: str) -> SplitResult:
         raise BadURL("must be a URL that begins with https:// (or http://)")
     if "@" in parts.netloc:
         raise BadURL("must not hold a user name or password")
+    if parts.netloc.lower() != _host(parts.hostname) + (f":{port}" if port is not None else ""):
+        raise BadURL("has a host that programs read in different ways")
     return parts
+
+
+def _host(hostname: str) -> str:
+    """Return a host as it must be written: a plain name, or an address that has one spelling."""
+    if ":" in hostname:
+        try:
+            return f"[{IPv6Address(hostname).compressed}]"
+        except ValueError:
+            raise BadURL("has an IPv6 address that is none") from None
+    if not _NAME.fullmatch(hostname):
+        raise BadURL("has characters in its host that no host has")
+    return hostname

@@ -94,7 +94,7 @@ class OIDC:
         answer: dict[str, Any] = self._http.get("/test/log").raise_for_status().json()
         return answer
 
-    def requests(self, fingerprints: set[str] | None = None) -> list[dict[str, Any]]:
+    def requests(self) -> list[dict[str, Any]]:
         """Return the token requests."""
         requests: list[dict[str, Any]] = self.log()["requests"]
         return requests

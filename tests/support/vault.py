@@ -13,9 +13,9 @@ class Vault:
     def __init__(self) -> None:
         self._secrets: set[str] = set()
 
-    def learn(self, *secrets: str | None) -> None:
+    def learn(self, *secrets: object) -> None:
         """Remember secrets; short words that occur by chance are none."""
-        self._secrets |= {secret for secret in secrets if secret and len(secret) >= 8}
+        self._secrets |= {secret for secret in secrets if isinstance(secret, str) and len(secret) >= 8}
 
     def learn_from(self, state: Path) -> None:
         """Remember what the refresher itself has stored and published."""

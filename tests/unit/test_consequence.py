@@ -146,6 +146,25 @@ def test_demanded_rotations_are_counted_until_one_comes_on_schedule() -> None:
     assert _after(grant(demanded=2), _rotated(), last_sent=early, now=early).demanded == 0
 
 
+@pytest.mark.parametrize("behind", [0.0, 30.0, 86400.0])
+def test_an_early_refusal_is_no_hot_loop_whatever_the_clock(behind: float) -> None:
+    """If it failed, a server that refuses early would be asked again at once, for ever."""
+    now = at(NOON - behind)
+    early = TooEarly(code="invalid_grant", description="too early")
+    changed = _after(grant(refuses_early=True), early, first_sent=now, last_sent=now, now=now)
+    decision = policy.decide(changed, at(now.wall + 1))
+    assert isinstance(decision, Rest)
+    assert decision.because == "too_early"
+    assert decision.until is not None
+    assert 5 <= decision.until - now.wall <= 3600
+
+
+def test_an_early_refusal_does_not_touch_a_verdict() -> None:
+    """If it failed, a dead grant would be published without the reason of its death."""
+    verdict = failure(outcome="reauthorization_required", retry_at=None)
+    assert _after(grant(dead=True, failure=verdict), TooEarly(code="x", description="x")).failure == verdict
+
+
 def test_a_server_that_refused_early_is_known_by_its_change_of_mind() -> None:
     """If it failed, each early refusal would call for a person."""
     refused = failure(outcome="reauthorization_required", at=NOON + 100, retry_at=None)

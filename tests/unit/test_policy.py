@@ -92,7 +92,9 @@ CASES = [
     Case("in doubt, clock set back: the steady clocks count", DOUBTFUL, at(NOON - DAY, lasted=HOUR), "retry"),
     Case("in doubt, clock set back, not over yet", DOUBTFUL, at(NOON - DAY, lasted=60), "in_doubt", until=NOON - DAY + 3540),
     Case("in doubt, clock set back before: its lifetime at most", grant(issued_at=NOON + DAY, expires_at=NOON + DAY + HOUR, doubt=doubt()), at(NOON), "in_doubt", until=NOON + HOUR),
-    Case("in doubt, another boot, clock set back", DOUBTFUL, at(NOON - DAY, boot="boot-2"), "retry"),
+    Case("in doubt, another boot, clock set back: not before a lifetime", DOUBTFUL, at(NOON - DAY, boot="boot-2"), "in_doubt", until=NOON - DAY + HOUR),
+    Case("in doubt, another boot, an hour later", DOUBTFUL, at(NOON + HOUR, boot="boot-2"), "retry"),
+    Case("in doubt, the clock leaps ahead: the token lives on at its server", DOUBTFUL, at(NOON + DAY, lasted=60), "in_doubt", until=NOON + DAY + 3540),
 ]  # fmt: skip
 
 
@@ -155,6 +157,22 @@ def test_a_wait_lies_ahead_and_within_its_bound(grant: Grant, now: Moment, given
     life = policy.end_of_life(grant) - grant.issued_at
     # A day or the life, and the minute that a clock may be off.
     assert wait <= max(DAY, life) + 61
+
+
+@pytest.mark.parametrize(
+    ("now", "expected"),
+    [
+        (at(NOON - DAY, boot="boot-2"), True),
+        (at(NOON - DAY, boot=""), True),
+        (at(NOON - 30, boot="boot-2"), False),
+        (at(NOON + DAY, boot="boot-2"), False),
+        (at(NOON - DAY, lasted=60), False),
+    ],
+)
+def test_a_doubt_of_another_boot_that_lies_ahead_is_adrift(now: Moment, expected: bool) -> None:
+    """If it failed, a machine whose clock starts at 1970 would wait for years, or send a spent token too soon (I1)."""
+    assert policy.is_adrift(DOUBTFUL, now) is expected
+    assert not policy.is_adrift(HEALTHY, now)
 
 
 @given(grants, st.floats(0, TEN_YEARS), st.booleans())

@@ -2,6 +2,7 @@
 
 import pickle
 import traceback
+from urllib.parse import quote, quote_plus
 
 import msgspec
 import pytest
@@ -43,6 +44,29 @@ def test_equal_texts_are_equal_secrets_with_one_fingerprint() -> None:
     assert TEXT not in Secret(TEXT).fingerprint()
 
 
+PARTS = Secret("1//0gAbC/dEf+GhI=jKlMnOpQ/rSt!aB3$dE6*gH9:jK2|xY")
+
+
+@pytest.mark.parametrize(
+    "echo",
+    [
+        quote(PARTS.reveal(), safe=""),
+        quote_plus(PARTS.reveal()),
+        f"{PARTS.reveal()[:20]} {PARTS.reveal()[20:]}",
+        PARTS.reveal()[:19],
+        PARTS.reveal()[:-1],
+        PARTS.reveal()[3:9],
+    ],
+)
+def test_an_echo_cut_split_or_encoded_is_masked_too(echo: str) -> None:
+    """If it failed, a server that quotes half a token would have agents and logs read it."""
+    masked = mask(f"the token {echo} is bad", (PARTS,))
+    assert masked.startswith("the token [masked]")
+    assert masked.endswith("is bad")
+    rest = masked.replace("[masked]", "\0")
+    assert not [at for at in range(len(rest) - 5) if rest[at : at + 6] in PARTS.reveal()]
+
+
 @pytest.mark.parametrize(
     ("words", "kept"),
     [
@@ -64,5 +88,5 @@ def test_a_servers_words_stay_readable_and_its_tokens_do_not(words: str, kept: s
 def test_a_known_secret_is_never_left(before: str, secret: str, after: str) -> None:
     """If it failed, some surroundings would let a token through."""
     masked = mask(f"{before}{secret}{after}", (Secret(secret),))
-    assert secret not in masked.replace("[masked]", " ")
+    assert secret not in masked.replace("[masked]", "\0")
     assert len(masked) <= 303

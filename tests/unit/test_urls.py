@@ -29,6 +29,14 @@ def test_a_token_endpoint_by_tls_or_loopback_is_taken_verbatim(url: str) -> None
         "https://as.example/to\nken",
         "https://as.exämple/token",
         "as.example/token",
+        "http://evil.example[::1]/token",
+        "http://[::1]evil.example/token",
+        "http://[::1/token",
+        "http://[v1.x]/token",
+        "https://as\\.evil.example/token",
+        "https://*.example/token",
+        "https://a,b/token",
+        "https://as.example:/token",
         "",
     ],
 )
@@ -46,6 +54,7 @@ def test_anything_else_is_refused(url: str) -> None:
         ("http://mcp.internal:80", "http://mcp.internal"),
         ("https://mcp.example:8443/mcp", "https://mcp.example:8443"),
         ("http://[::1]:9000/mcp", "http://[::1]:9000"),
+        ("https://mcp.example./mcp", "https://mcp.example."),
     ],
 )
 def test_an_origin_has_one_spelling(url: str, expected: str) -> None:

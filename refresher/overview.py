@@ -1,0 +1,35 @@
+"""What ``status`` looks at: every grant as it lies on the disk, without a lock."""
+
+from collections.abc import Sequence
+
+from refresher import store
+from refresher.directories import Directories
+from refresher.errors import GrantFileError, UnknownName
+from refresher.grant import Grant
+from shim._token import is_name
+
+__all__ = ["Entry", "overview"]
+
+Entry = tuple[str, Grant | GrantFileError]
+
+
+def overview(directories: Directories, names: Sequence[str]) -> list[Entry]:
+    """Return each grant of ``names``, or of all, with what is wrong where its record cannot be read.
+
+    Raises ``UnknownName`` and ``DirectoryError``.
+    """
+    there = [name for name in directories.listing().names if is_name(name)]
+    if unknown := [name for name in names if name not in there]:
+        raise UnknownName(f"there is no grant named {unknown[0]!r} (known: {', '.join(there[:10]) or 'none yet'})")
+    entries: list[Entry] = []
+    for name in dict.fromkeys(names or there):
+        try:
+            record = store.load(directories, name).record
+        except GrantFileError as error:
+            entries.append((name, error))
+            continue
+        if isinstance(record, Grant):
+            entries.append((name, record))
+        elif names:
+            raise UnknownName(f"{name} was removed; 'refresher import {name}' brings it back")
+    return entries

@@ -1,0 +1,37 @@
+"""Which proxy leads to a token endpoint, by the environment's word; never one to loopback (I8)."""
+
+from ipaddress import ip_address, ip_network
+from urllib.request import getproxies, proxy_bypass
+
+from refresher.urls import is_loopback
+
+__all__ = ["proxy_for"]
+
+
+def proxy_for(scheme: str, host: str) -> str | None:
+    """Return the proxy's address, ``None`` for a direct connection.
+
+    ``HTTPS_PROXY``, ``HTTP_PROXY``, ``ALL_PROXY`` and ``NO_PROXY``, in either case; ``NO_PROXY`` takes names, suffixes,
+    addresses and networks in CIDR notation.
+    """
+    if is_loopback(host):
+        return None
+    proxies = getproxies()
+    proxy = proxies.get(scheme) or proxies.get("all")
+    if not proxy or proxy_bypass(host) or _in_networks(host, proxies.get("no", "")):
+        return None
+    return proxy if "://" in proxy else f"http://{proxy}"
+
+
+def _in_networks(host: str, no_proxy: str) -> bool:
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return False
+    for entry in no_proxy.split(","):
+        try:
+            if address in ip_network(entry.strip().strip("[]"), strict=False):
+                return True
+        except ValueError:
+            continue  # a name, not a network
+    return False

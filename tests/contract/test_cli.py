@@ -1,0 +1,491 @@
+"""The command line: what it takes, what it prints, what its exit codes mean."""
+
+import grp
+import json
+import os
+import socket
+import stat
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from refresher import __version__
+from refresher.admission import _Brought
+from refresher.result import EXIT_CODES
+from tests.support.command import Command, Done
+
+GRANT: dict[str, Any] = {
+    "token_endpoint": "http://127.0.0.1:9/token",
+    "client_id": "client",
+    "refresh_token": "refresh-token-of-the-tests",
+    "server_url": "https://mcp.example/mcp",
+}
+STATUS_KEYS = {
+    "name", "state", "generation", "issued_at", "expires_at", "next_rotation_at", "last_rotation_at", "failures", "error",
+    "issuer", "resource", "scope", "origins",
+}  # fmt: skip
+
+
+def one_line(done: Done, code: int = 2) -> str:
+    """Insist on one clear line on stderr, and nothing on stdout."""
+    assert done.code == code, (done.code, done.stdout, done.stderr)
+    assert done.stdout == ""
+    assert done.stderr.startswith("refresher: ")
+    assert done.stderr.count("\n") == 1
+    return done.stderr
+
+
+def modes(root: Path) -> dict[str, str]:
+    """Return the permissions below ``root`` in octal."""
+    return {str(path.relative_to(root)): f"{stat.S_IMODE(path.lstat().st_mode):o}" for path in [*root.rglob("*"), root]}
+
+
+# --- help, version, usage -----------------------------------------------------------------------------------------
+
+
+def test_the_version_is_the_packages(refresher: Command) -> None:
+    """If it failed, nobody could tell which version runs."""
+    assert refresher("--version").stdout == f"refresher, version {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), ["import", "run-once", "status", "remove", "REFRESHER_STATE_DIR", "--tokens-group"]),
+        (("import",), [*_Brought.__struct_fields__, "--replace", "--if-absent", "Example"]),
+        (
+            ("run-once",),
+            ["--force", "--horizon", "--json", "Exit codes", *(str(code) for code in {*EXIT_CODES.values()})],
+        ),
+        (("status",), ["--json", "active", "failing", "reauthorization_required", "invalid_grant_file"]),
+        (("remove",), ["NAME"]),
+    ],
+)
+def test_help_names_everything(refresher: Command, arguments: tuple[str, ...], words: list[str]) -> None:
+    """If it failed, an option, a field or an exit code would be undocumented."""
+    done = refresher(*arguments, "--help")
+    assert done.code == 0
+    assert [word for word in words if word not in done.stdout] == []
+
+
+def test_help_works_with_a_broken_configuration(refresher: Command) -> None:
+    """If it failed, a person with a broken configuration could not even read how to mend it."""
+    assert refresher("--config", "/nowhere", "status", "--help").code == 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("bogus",),
+        ("--bogus", "status"),
+        ("run-once", "--bogus"),
+        ("run-once", "nobody"),
+        ("run-once", "--horizon", "-1"),
+        ("run-once", "--horizon", "soon"),
+        ("status", "nobody"),
+        ("status", "../escape"),
+        ("remove", "nobody"),
+        ("remove",),
+        ("import", "linear"),
+        ("import", "linear", "--from", "nowhere.json"),
+        ("import", "Linear", "--from", "-"),
+        ("import", "../linear", "--from", "-"),
+        ("import", "linear", "--from", "-", "--replace", "--if-absent"),
+        ("--config", "/nowhere", "status"),
+        ("--log-format", "xml", "status"),
+        ("--tokens-group", "no-such-group-here", "status"),
+    ],
+    ids=" ".join,
+)
+def test_every_wrong_usage_is_one_line_and_exit_2(refresher: Command, arguments: tuple[str, ...]) -> None:
+    """If it failed, a typing error would end in a traceback, or a script could not tell it from a failure."""
+    one_line(refresher(*arguments))
+
+
+# --- import -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"token_endpoint": None}, "token_endpoint"),
+        ({"client_id": None}, "client_id"),
+        ({"refresh_token": None}, "refresh_token"),
+        ({"server_url": None}, "server_url"),
+        ({"surprise": 1}, "surprise"),
+        ({"token_endpoint": "http://as.example/token"}, "https"),
+        ({"token_endpoint": "https://user@as.example/token"}, "password"),
+        ({"server_url": "mcp.example"}, "server_url"),
+        ({"origins": ["nowhere"]}, "origins"),
+        ({"origins": [], "server_url": None}, "origins"),
+        ({"refresh_token": "with\nnewline"}, "refresh_token"),
+        ({"refresh_token": ""}, "refresh_token"),
+        ({"refresh_token": 5}, "refresh_token"),
+        ({"client_secret": "a-secret-of-it", "token_endpoint_auth_method": "none"}, "go together"),
+        ({"token_endpoint_auth_method": "client_secret_post"}, "go together"),
+        ({"client_secret": "a-secret-of-it", "token_endpoint_auth_method": "private_key_jwt"}, "client_secret_basic"),
+        ({"replay": "sometimes"}, "replay"),
+        ({"replay": "30"}, "replay"),
+        ({"max_age": -1}, "max_age"),
+        ({"max_age": "soon"}, "max_age"),
+        ({"access_token": "an-access-token-of-it", "expires_in": 60, "expires_at": 1}, "not both"),
+        ({"issuer": "http://as.example"}, "issuer"),
+    ],
+    ids=lambda value: json.dumps(value) if isinstance(value, dict) else value,
+)
+def test_an_import_refuses_what_it_does_not_understand(refresher: Command, changes: dict[str, Any], words: str) -> None:
+    """If it failed, a grant would be stored that can never rotate, or whose token goes where it must not."""
+    fields = {key: value for key, value in (GRANT | changes).items() if value is not None}
+    done = refresher("import", "linear", "--from", str(refresher.write_import("linear", fields)))
+    assert words in one_line(done)
+    assert not (refresher.state / "grants/linear.json").exists()
+
+
+@pytest.mark.parametrize("data", ["", "{", "[]", "null", '"text"', '{"a": 1} trailing', "\x00\x01", "{" * 10_000])
+def test_an_import_of_nonsense_is_one_line(refresher: Command, data: str) -> None:
+    """If it failed, a wrong file would end in a traceback that quotes it."""
+    one_line(refresher("import", "linear", "--from", "-", stdin=data))
+
+
+def test_an_import_from_standard_input_with_everything(refresher: Command) -> None:
+    """If it failed, an optional field would be lost on its way into the record."""
+    fields = GRANT | {
+        "client_secret": "the-client-secret-of-it",
+        "token_endpoint_auth_method": "client_secret_post",
+        "access_token": "an-access-token-of-it",
+        "expires_in": 600,
+        "scope": "read write",
+        "issuer": "https://as.example",
+        "resource": "https://mcp.example",
+        "send_resource": False,
+        "replay": "30s",
+        "max_age": "10m",
+        "origins": ["https://one.example", "https://two.example:8443/x"],
+    }
+    refresher.vault.learn(fields["client_secret"], fields["access_token"], fields["refresh_token"])
+    before = time.time()
+    done = refresher("import", "linear", "--from", "-", stdin=json.dumps(fields))
+    assert done.code == 0, done.stderr
+    grant = refresher.grant("linear")
+    assert (grant.replay, grant.max_age, grant.send_resource) == (30.0, 600.0, False)
+    assert (grant.scope, grant.issuer, grant.resource) == ("read write", "https://as.example", "https://mcp.example")
+    assert grant.token_endpoint_auth_method == "client_secret_post"
+    token = refresher.token("linear")
+    assert token.access_token == fields["access_token"]
+    assert token.origins == ("https://one.example", "https://two.example:8443")
+    assert (token.generation, token.state) == (0, "active")
+    assert token.expires_at is not None
+    assert before + 600 <= token.expires_at <= time.time() + 600
+
+
+def test_defaults_of_an_import(refresher: Command) -> None:
+    """If it failed, the careful settings would have to be known by heart."""
+    refresher.import_grant("plain", GRANT)
+    plain = refresher.grant("plain")
+    assert (plain.replay, plain.token_endpoint_auth_method, plain.send_resource) == (0.0, "none", False)
+    fields = GRANT | {
+        "refresh_token": "another-refresh-token",
+        "client_secret": "its-client-secret",
+        "resource": "urn:x",
+    }
+    refresher.import_grant("full", fields)
+    full = refresher.grant("full")
+    assert (full.token_endpoint_auth_method, full.send_resource) == ("client_secret_basic", True)
+
+
+def test_an_existing_grant_is_never_replaced_by_accident(refresher: Command) -> None:
+    """If it failed, repeating an import would destroy a rotated refresh token with a stale one."""
+    refresher.import_grant("linear", GRANT)
+    other = refresher.write_import("other", GRANT | {"refresh_token": "another-refresh-token"})
+    assert "--replace" in one_line(refresher("import", "linear", "--from", str(other)))
+    kept = refresher("import", "linear", "--from", str(other), "--if-absent")
+    assert kept.code == 0
+    assert refresher.grant("linear").refresh_token.reveal() == GRANT["refresh_token"]
+    replaced = refresher("import", "linear", "--from", str(other), "--replace")
+    assert replaced.code == 0
+    assert refresher.grant("linear").refresh_token.reveal() == "another-refresh-token"
+    assert refresher.grant("linear").generation == 1
+
+
+def test_one_refresh_token_has_one_name(refresher: Command) -> None:
+    """If it failed, two names would rotate one refresh token against each other (I3)."""
+    refresher.import_grant("linear", GRANT)
+    assert "linear" in one_line(refresher("import", "other", "--from", str(refresher.write_import("other", GRANT))))
+
+
+def test_an_import_that_was_cut_off_still_holds_its_token(refresher: Command) -> None:
+    """If it failed, a killed import and a second one under another name would share a refresh token (I3)."""
+    refresher.import_grant("linear", GRANT)
+    grants = refresher.state / "grants"
+    (grants / "linear.json").rename(grants / "linear.next.1")  # as a kill just before the rename leaves it
+    again = refresher.write_import("other", GRANT)
+    assert "linear" in one_line(refresher("import", "other", "--from", str(again)))
+    adopted = refresher("import", "linear", "--from", str(again))
+    assert adopted.code == 2
+    assert "adopted" in adopted.stderr
+    assert "exists" in adopted.stderr
+    assert refresher.grant("linear").refresh_token.reveal() == GRANT["refresh_token"]
+
+
+def test_a_readable_import_file_is_warned_about(refresher: Command) -> None:
+    """If it failed, a refresh token would stay readable for everybody on the machine."""
+    path = refresher.write_import("linear", GRANT)
+    path.chmod(0o644)
+    done = refresher("import", "linear", "--from", str(path))
+    assert done.code == 0
+    assert "others can read" in done.stderr
+
+
+def test_a_token_in_the_clear_is_warned_about(refresher: Command) -> None:
+    """If it failed, nobody would notice that an access token crosses the network in the clear."""
+    path = refresher.write_import("linear", GRANT | {"server_url": "http://mcp.internal/mcp"})
+    assert "http://mcp.internal" in refresher("import", "linear", "--from", str(path)).stderr
+    loopback = refresher.write_import(
+        "local", GRANT | {"refresh_token": "another-token", "server_url": "http://[::1]:1/"}
+    )
+    assert refresher("import", "local", "--from", str(loopback)).stderr == ""
+
+
+# --- status, remove -----------------------------------------------------------------------------------------------
+
+
+def test_status_as_json_has_exactly_these_fields(refresher: Command) -> None:
+    """If it failed, dashboards and scripts would break."""
+    refresher.import_grant("linear", GRANT | {"access_token": "an-access-token-of-it", "expires_in": 3600})
+    refresher.import_grant("notion", GRANT | {"refresh_token": "another-refresh-token"})
+    grants = json.loads(refresher("status", "--json").stdout)["grants"]
+    assert [grant["name"] for grant in grants] == ["linear", "notion"]
+    assert all(set(grant) == STATUS_KEYS for grant in grants)
+    linear, notion = grants
+    assert (linear["state"], linear["generation"], linear["failures"], linear["error"]) == ("active", 0, 0, None)
+    assert linear["issued_at"] < linear["next_rotation_at"] < linear["expires_at"]
+    assert (notion["issued_at"], notion["expires_at"]) == (None, None)
+    assert json.loads(refresher("status", "--json", "notion").stdout)["grants"] == [notion]
+
+
+def test_status_for_a_person_says_what_is_wrong(refresher: Command) -> None:
+    """If it failed, a person would see that something is wrong and not what."""
+    refresher.import_grant("linear", GRANT)
+    assert refresher("run-once").code == 4
+    table = refresher("status").stdout
+    head, row = table.splitlines()
+    assert head.split() == ["NAME", "STATE", "GENERATION", "TIME", "LEFT", "NEXT", "ROTATION", "LAST", "ERROR"]
+    assert "failing" in row
+    assert "nothing was sent" in row
+    assert "\x1b" not in table, "colours went into a pipe"
+
+
+def test_removed_means_told_forgotten_and_remembered(refresher: Command) -> None:
+    """If it failed, agents would go on with a removed grant, or its spent tokens could come back."""
+    refresher.import_grant("linear", GRANT | {"access_token": "an-access-token-of-it", "expires_in": 60})
+    demand = refresher.state / "demands/linear.0"
+    demand.touch()
+    assert refresher("remove", "linear").code == 0
+    assert GRANT["refresh_token"] not in (refresher.state / "grants/linear.json").read_text()
+    token = refresher.token("linear")
+    assert (token.state, token.access_token, token.generation) == ("removed", None, 0)
+    assert not demand.exists()
+    for arguments in (("run-once", "linear"), ("status", "linear"), ("remove", "linear")):
+        assert "removed" in one_line(refresher(*arguments))
+    assert json.loads(refresher("run-once", "--json").stdout) == {"results": [], "exit_code": 0}
+    refresher.import_grant("linear", GRANT)
+    assert refresher.grant("linear").generation == 1, "the generation fell"
+
+
+def test_a_removal_cut_off_before_it_was_told_is_told_by_the_next_run(refresher: Command) -> None:
+    """If it failed, a kill at the wrong moment would leave a removed grant's token published for ever."""
+    refresher.import_grant("linear", GRANT | {"access_token": "an-access-token-of-it", "expires_in": 60})
+    published = (refresher.state / "tokens/linear.json").read_bytes()
+    refresher("remove", "linear")
+    (refresher.state / "tokens/linear.json").write_bytes(published)
+    assert refresher("run-once").code == 0
+    assert refresher.token("linear").state == "removed"
+
+
+# --- run-once -----------------------------------------------------------------------------------------------------
+
+
+def test_run_once_as_json_has_exactly_these_fields(refresher: Command) -> None:
+    """If it failed, cron jobs and scripts that read results would break."""
+    refresher.import_grant("linear", GRANT | {"access_token": "an-access-token-of-it", "expires_in": 3600})
+    answer = json.loads(refresher("run-once", "--json").stdout)
+    assert set(answer) == {"results", "exit_code"}
+    assert answer["exit_code"] == 0
+    (result,) = answer["results"]
+    assert set(result) == {"name", "outcome", "generation", "detail"}
+    assert (result["name"], result["outcome"], result["generation"]) == ("linear", "not_due", 0)
+
+
+def test_a_machine_without_grants_is_no_failure(refresher: Command) -> None:
+    """If it failed, a cron job installed before the first import would send alarms."""
+    for arguments in (("run-once",), ("status",)):
+        done = refresher(*arguments)
+        assert (done.code, done.stdout) == (0, "")
+        assert "refresher import" in done.stderr
+    assert not refresher.state.exists(), "looking made directories"
+
+
+def test_nothing_due_loads_no_http_library(refresher: Command) -> None:
+    """If it failed, a cron job that has nothing to do would cost as much as one that has."""
+    refresher.import_grant("linear", GRANT | {"access_token": "an-access-token-of-it", "expires_in": 3600})
+    done = refresher("run-once", environment={"PYTHONVERBOSE": "1"})
+    assert done.code == 0
+    loaded = {line.split("'")[1].partition(".")[0] for line in done.stderr.splitlines() if line.startswith("import '")}
+    assert {"refresher", "click", "msgspec"} <= loaded
+    assert not {"httpx", "httpcore", "apscheduler", "mcp", "anyio", "filelock", "asyncio", "ssl"} & loaded
+
+
+def test_one_broken_grant_file_keeps_nobody_else_from_a_rotation(refresher: Command) -> None:
+    """If it failed, one damaged file would take every login on the machine down with it."""
+    refresher.import_grant("linear", GRANT | {"access_token": "an-access-token-of-it", "expires_in": 3600})
+    (refresher.state / "tokens/linear.json").unlink()
+    broken = {"empty": b"", "torn": b'{"version":1', "strange": b'{"version":9}'}
+    for name, data in broken.items():
+        (refresher.state / f"grants/{name}.json").write_bytes(data)
+    (refresher.state / "grants/folder.json").mkdir()
+    (refresher.state / "grants/link.json").symlink_to("linear.json")
+    done = refresher("run-once", "--json")
+    assert done.code == 2
+    outcomes = {name: result["outcome"] for name, result in done.results.items()}
+    assert outcomes == dict.fromkeys([*broken, "folder", "link"], "invalid_grant_file") | {"linear": "not_due"}
+    assert refresher.token("linear").generation == 0, "it was not published again"
+    assert {name: (refresher.state / f"grants/{name}.json").read_bytes() for name in broken} == broken
+    states = {grant["name"]: grant["state"] for grant in json.loads(refresher("status", "--json").stdout)["grants"]}
+    assert states["torn"] == "invalid_grant_file"
+    assert "invalid_grant_file" in refresher("status").stdout
+
+
+def test_a_broken_grant_file_is_set_aside_by_a_new_import_only(refresher: Command) -> None:
+    """If it failed, nobody could get out of a damaged record, or its only copy would be overwritten."""
+    refresher.import_grant("linear", GRANT | {"access_token": "an-access-token-of-it", "expires_in": 3600})
+    (refresher.state / "grants/linear.json").write_bytes(b"damaged")
+    path = str(refresher.write_import("again", GRANT | {"refresh_token": "another-refresh-token"}))
+    one_line(refresher("import", "linear", "--from", path))
+    one_line(refresher("import", "linear", "--from", path, "--if-absent"))
+    one_line(refresher("remove", "linear"))
+    done = refresher("import", "linear", "--from", path, "--replace")
+    assert done.code == 0
+    assert "damaged record is now" in done.stderr
+    (aside,) = (refresher.state / "grants").glob("linear.json.aside.*")
+    assert aside.read_bytes() == b"damaged"
+    assert refresher.grant("linear").generation == 1, "readers would meet a generation that they have seen"
+
+
+def test_a_server_that_is_not_there_is_tried_again_later(refresher: Command) -> None:
+    """If it failed, a server's outage would look like a lost login, or be met with a storm."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    refresher.import_grant("linear", GRANT | {"token_endpoint": f"http://127.0.0.1:{port}/token"})
+    done = refresher("run-once", "--json")
+    assert (done.code, done.results["linear"]["outcome"]) == (4, "transient")
+    token = refresher.token("linear")
+    assert (token.state, token.access_token) == ("failing", None)
+    again = refresher("run-once", "--json")
+    assert (again.code, again.results["linear"]["outcome"]) == (4, "transient")
+    assert refresher.grant("linear").failures == 1, "the backoff was not kept"
+    assert refresher("run-once", "--force").code == 4
+    assert refresher.grant("linear").failures == 2, "--force did not skip the backoff"
+
+
+# --- directories, modes, configuration ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o077, 0o777], ids=oct)
+def test_everything_is_private_whatever_the_umask(refresher: Command, umask: int) -> None:
+    """If it failed, other users of the machine could read refresh tokens."""
+    path = refresher.write_import("linear", GRANT | {"access_token": "an-access-token-of-it", "expires_in": 0})
+    refresher.state.parent.mkdir(parents=True)
+    before = os.umask(umask)
+    try:
+        assert refresher("import", "linear", "--from", str(path)).code == 0
+        assert refresher("run-once").code == 4
+    finally:
+        os.umask(before)
+    found = modes(refresher.state)
+    assert {mode for name, mode in found.items() if "." in name and name != "."} == {"600"}
+    assert {found[name] for name in (".", "grants", "tokens", "demands")} == {"700"}
+
+
+def test_a_group_of_agents_sees_tokens_and_nothing_else(refresher: Command) -> None:
+    """If it failed, agents under users of their own could read no token, or could read refresh tokens."""
+    groups = [group for group in os.getgroups() if group != os.getegid()] or ([1] if os.geteuid() == 0 else [])
+    if not groups:
+        pytest.skip("the user is in one group only")
+    name = grp.getgrgid(groups[0]).gr_name
+    path = refresher.write_import("linear", GRANT | {"access_token": "an-access-token-of-it", "expires_in": 3600})
+    assert refresher("--tokens-group", name, "import", "linear", "--from", str(path)).code == 0
+    found = modes(refresher.state)
+    assert found["."] == "711"
+    assert found["grants"] == "700"
+    assert found["tokens"] == "750"
+    assert found["tokens/linear.json"] == "640"
+    assert found["demands"] == "3770"
+    for shared in ("tokens", "tokens/linear.json", "demands"):
+        assert (refresher.state / shared).stat().st_gid == groups[0]
+    assert found["grants/linear.json"] == "600"
+
+
+def test_a_directory_that_others_can_read_is_refused(refresher: Command) -> None:
+    """If it failed, refresh tokens would lie open and nobody would say so."""
+    refresher.import_grant("linear", GRANT)
+    (refresher.state / "grants").chmod(0o755)
+    for arguments in (("run-once",), ("status",), ("remove", "linear")):
+        assert "chmod 700" in one_line(refresher(*arguments))
+
+
+def test_a_state_directory_that_is_a_file_is_one_line(refresher: Command) -> None:
+    """If it failed, a wrong path would end in a traceback."""
+    (refresher.home / "file").touch()
+    one_line(refresher("--state-dir", "file", "status"))
+    path = str(refresher.write_import("linear", GRANT))
+    one_line(refresher("--state-dir", "file", "import", "linear", "--from", path))
+
+
+def test_option_over_environment_over_file(refresher: Command) -> None:
+    """If it failed, nobody could tell which directory a run works on."""
+    config = refresher.home / ".config/refresher/config.toml"
+    config.parent.mkdir(parents=True)
+    config.write_text('state_dir = "by-file"\nlog_format = "json"\nverbose = 1\n')
+    assert str(config.parent / "by-file") in refresher("status").stderr
+    environment = {"REFRESHER_STATE_DIR": str(refresher.home / "by-environment")}
+    assert "by-environment" in refresher("status", environment=environment).stderr
+    assert "by-option" in refresher("--state-dir", "by-option", "status", environment=environment).stderr
+    assert str(refresher.home / "xdg/refresher") in refresher(
+        "--config", os.devnull, "status", environment={"XDG_STATE_HOME": str(refresher.home / "xdg")}
+    ).stderr  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ["surprise = 1", "state_dir = 5", "not TOML", 'log_format = "xml"', "\xff"])
+def test_a_wrong_configuration_file_is_one_line(refresher: Command, text: str) -> None:
+    """If it failed, a typing error in the configuration would be ignored, or end in a traceback."""
+    path = refresher.home / "config.toml"
+    path.write_bytes(text.encode("latin-1"))
+    assert "config.toml" in one_line(refresher("--config", str(path), "status")) or "log_format" in text
+
+
+def test_the_three_directories_can_lie_apart(refresher: Command) -> None:
+    """If it failed, a sidecar could not keep tokens in memory and grants on a disk."""
+    apart = ("--state-dir", "s", "--tokens-dir", "t", "--demands-dir", "d")
+    path = refresher.write_import("linear", GRANT | {"access_token": "an-access-token-of-it", "expires_in": 3600})
+    assert refresher(*apart, "import", "linear", "--from", str(path)).code == 0
+    tokens = refresher.home / "t"
+    assert [entry.name for entry in tokens.iterdir()] == ["linear.json"]
+    assert [entry.name for entry in (refresher.home / "s").iterdir()] == ["grants"]
+    # What is in memory is gone after a restart: the next run publishes it again.
+    (tokens / "linear.json").unlink()
+    tokens.rmdir()
+    assert refresher(*apart, "run-once").code == 0
+    assert (tokens / "linear.json").exists()
+    (tokens / "linear.json").rename(refresher.state.parent.parent.parent / "linear.import.json")
+
+
+def test_logs_can_be_json_and_say_nothing_by_default(refresher: Command) -> None:
+    """If it failed, log collectors would get unreadable lines, or cron would mail noise."""
+    refresher.import_grant("linear", GRANT)
+    assert refresher("run-once").stderr == ""
+    done = refresher("-v", "--log-format", "json", "run-once", "--force")
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    assert {tuple(sorted(line)) for line in lines} == {("at", "level", "message")}
+    assert any("linear" in line["message"] for line in lines)

@@ -1,0 +1,67 @@
+"""What can be imported, and what importing costs."""
+
+import importlib
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import refresher
+import shim
+
+PACKAGES = (refresher, shim)
+MODULES = ["refresher", "shim"] + [
+    module.name
+    for package in PACKAGES
+    for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
+    if not module.name.endswith("__main__")
+]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_each_module_names_what_it_offers_sorted(name: str) -> None:
+    """If it failed, nobody could tell what is public, or a name in the list would not exist."""
+    module = importlib.import_module(name)
+    offered = module.__all__
+    # ruff sorts constants, classes and functions apart; within that order each list is sorted.
+    assert sorted(offered, key=_rank) == offered
+    assert [entry for entry in offered if not hasattr(module, entry)] == []
+    assert len(set(offered)) == len(offered)
+
+
+def _rank(name: str) -> tuple[int, str]:
+    return (0 if name.isupper() else 1 if name[0].isupper() else 2, name)
+
+
+def test_both_packages_are_typed() -> None:
+    """If it failed, users' type checkers would take everything for Any."""
+    for package in (refresher, shim):
+        assert Path(package.__path__[0], "py.typed").exists()
+
+
+def _loaded(code: str) -> set[str]:
+    script = f"{code}\nimport sys; print('\\n'.join(sys.modules))"
+    return set(
+        subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    )
+
+
+def test_shim_needs_the_standard_library_alone() -> None:
+    """If it failed, importing the shim would drag the service into every agent."""
+    top = {name.partition(".")[0] for name in _loaded("import shim, shim._token")} - {"shim", "__main__"}
+    # A virtual environment's own hooks are loaded before anything of ours.
+    own = {name for name in top if name not in sys.stdlib_module_names}
+    assert own <= {name.partition(".")[0] for name in _loaded("pass")}
+    assert not {"dataclasses", "asyncio", "logging"} & (_loaded("import shim, shim._token") - _loaded("pass"))
+
+
+def test_shim_knows_nothing_of_refresher() -> None:
+    """If it failed, an agent that installs the base alone could not import it."""
+    sources = Path(shim.__path__[0]).glob("*.py")
+    assert [
+        path.name
+        for path in sources
+        if "refresher import" in path.read_text() or "import refresher" in path.read_text()
+    ] == []

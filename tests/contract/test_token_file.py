@@ -1,0 +1,140 @@
+"""The token file, version 1: what agents in any language may rely on (DESIGN section 4)."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shim._token import STATES, Problem, TokenFile, is_name, parse, render
+from shim.errors import TokenFileError, UnsupportedVersion
+
+FIELDS = {
+    "version": 1,
+    "name": "linear",
+    "grant_id": "0123",
+    "generation": 7,
+    "state": "failing",
+    "access_token": "an-access-token",
+    "token_type": "Bearer",
+    "issued_at": 1800000000.5,
+    "expires_at": 1800003600.5,
+    "scope": "read write",
+    "origins": ["https://mcp.example"],
+    "error": {"code": "temporarily_unavailable", "description": "503", "at": 1800000100.0, "retry_at": 1800000110.0},
+}
+TOKEN = TokenFile(
+    name="linear",
+    grant_id="0123",
+    generation=7,
+    state="failing",
+    access_token="an-access-token",
+    token_type="Bearer",
+    issued_at=1800000000.5,
+    expires_at=1800003600.5,
+    scope="read write",
+    origins=("https://mcp.example",),
+    error=Problem("temporarily_unavailable", "503", 1800000100.0, 1800000110.0),
+)
+
+
+def test_the_fields_are_these_and_in_this_shape() -> None:
+    """If it failed, programs in other languages that read the file would break."""
+    assert json.loads(render(TOKEN)) == FIELDS
+    assert parse(render(TOKEN)) == TOKEN
+
+
+def test_the_same_token_always_gives_the_same_bytes() -> None:
+    """If it failed, each cron run would take a fresh token file for a stale one and rewrite it."""
+    assert render(TOKEN) == render(TOKEN)
+    assert render(TOKEN).count(b"\n") == 1
+    assert render(TOKEN).endswith(b"\n")
+
+
+def test_a_reader_ignores_what_it_does_not_know() -> None:
+    """If it failed, adding a field would break every agent in the field."""
+    assert parse(json.dumps(FIELDS | {"new": {"deep": [1]}}).encode()) == TOKEN
+
+
+@pytest.mark.parametrize("field", ["expires_at", "scope", "error", "access_token"])
+def test_these_may_be_null(field: str) -> None:
+    """If it failed, tokens of unknown lifetime, and grants without trouble, could not be published."""
+    assert getattr(parse(json.dumps(FIELDS | {field: None}).encode()), field) is None
+
+
+@pytest.mark.parametrize("version", [0, 2, "1", None, True, 1.0])
+def test_another_version_is_refused_by_name(version: Any) -> None:
+    """If it failed, an old agent would misread a new file instead of asking for an upgrade."""
+    with pytest.raises(UnsupportedVersion, match="upgrade"):
+        parse(json.dumps(FIELDS | {"version": version}).encode())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"name": "../etc"},
+        {"name": 5},
+        {"generation": -1},
+        {"generation": True},
+        {"generation": 1.0},
+        {"state": "fine"},
+        {"origins": []},
+        {"origins": "https://mcp.example"},
+        {"origins": [1]},
+        {"issued_at": None},
+        {"issued_at": "now"},
+        {"expires_at": float("nan")},
+        {"expires_at": 10**400},
+        {"access_token": 5},
+        {"error": "bad"},
+        {"error": {"code": "x"}},
+        {"token_type": None},
+    ],
+)
+def test_what_breaks_the_contract_is_an_error_of_ours(changes: dict[str, Any]) -> None:
+    """If it failed, a damaged file would crash an agent, or be believed."""
+    with pytest.raises(TokenFileError):
+        parse(json.dumps(FIELDS | changes).encode())
+
+
+@given(st.binary() | st.recursive(st.none() | st.text(), st.lists).map(lambda value: json.dumps(value).encode()))
+def test_no_bytes_raise_anything_else(data: bytes) -> None:
+    """If it failed, a torn file would end an agent with a traceback."""
+    with pytest.raises(TokenFileError):
+        parse(data)
+
+
+def test_printing_a_token_file_does_not_print_the_token() -> None:
+    """If it failed, one debug line in an agent would leak its token."""
+    assert "an-access-token" not in repr(TOKEN)
+    assert "an-access-token" not in f"{[TOKEN]}"
+
+
+def test_the_states_are_these() -> None:
+    """If it failed, agents that switch on the state would meet one they do not know."""
+    assert {"active", "failing", "reauthorization_required", "removed"} == STATES
+
+
+@pytest.mark.parametrize(
+    ("name", "good"),
+    [
+        ("linear", True),
+        ("0.a-b_c", True),
+        ("a" * 64, True),
+        ("a" * 65, False),
+        ("", False),
+        (".hidden", False),
+        ("-option", False),
+        ("A", False),
+        ("a/b", False),
+        ("..", False),
+        ("a\n", False),
+        ("ä", False),
+    ],
+)
+def test_a_name_can_never_be_a_path(name: str, good: bool) -> None:
+    """If it failed, a name could lead out of its directory."""
+    assert is_name(name) is good
+    assert not good or Path("/d", f"{name}.json").parent == Path("/d")

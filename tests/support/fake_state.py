@@ -1,0 +1,27 @@
+"""State directories made by hand, for leftovers that no running process would leave on its own."""
+
+from pathlib import Path
+
+import msgspec
+
+from refresher.directories import Directories
+from refresher.grant import Grant, Stored, decode, encode
+
+__all__ = ["directories", "put"]
+
+
+def directories(root: Path) -> Directories:
+    """Return ready directories below ``root``."""
+    made = Directories(
+        state=root / "state", tokens=root / "state/tokens", demands=root / "state/demands", spill=root / "spill"
+    )
+    made.ensure()
+    return made
+
+
+def put(path: Path, grant: Grant, begun_from: str = "") -> Stored:
+    """Write ``grant`` to ``path`` as if begun from a record with that checksum; return it as stored."""
+    data, _ = encode(msgspec.structs.replace(grant, begun_from=begun_from))
+    path.write_bytes(data)
+    path.chmod(0o600)
+    return decode(data, grant.name)
