@@ -1,0 +1,258 @@
+"""Answers that are lost, late, broken or endless, from real sockets."""
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pytest
+
+from refresher.exchange import Exchanged, exchange
+from refresher.grant import Grant
+from refresher.outcome import Ambiguous, NotSent, Rotated, Transient, Unintelligible
+from tests.support.raw_server import RawServer
+from tests.support.samples import grant
+
+GOOD = json.dumps({"access_token": "new-access-token", "refresh_token": "new-refresh-token", "expires_in": 60}).encode()
+
+
+class _Hooks:
+    """Remembers what the exchange asked for."""
+
+    def __init__(self, problem: OSError | None = None) -> None:
+        self.marks = 0
+        self.answers: list[bytes] = []
+        self._problem = problem
+
+    def before_first_byte(self) -> None:
+        self.marks += 1
+        if self._problem is not None:
+            raise self._problem
+
+    def keep_answer(self, answer: bytes, at: float) -> None:
+        assert at > 0
+        self.answers.append(answer)
+
+
+def _exchange(server: RawServer, hooks: _Hooks | None = None, deadline: float = 10.0, **changes: Any) -> Exchanged:
+    sent = msgspec.structs.replace(grant(), token_endpoint=server.token_endpoint, **changes)
+    return exchange(sent, ca_file=None, hooks=hooks or _Hooks(), deadline=deadline)
+
+
+def _http(body: bytes, *headers: bytes, status: bytes = b"200 OK", length: int | None = None) -> bytes:
+    lines = [b"HTTP/1.1 " + status, b"Content-Length: %d" % (len(body) if length is None else length), *headers]
+    return b"\r\n".join(lines) + b"\r\n\r\n" + body
+
+
+def _send(data: bytes) -> Callable[[socket.socket], None]:
+    return lambda connection: connection.sendall(data)
+
+
+def _hang(connection: socket.socket) -> None:
+    connection.recv(1)  # until the client gives up
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [
+        (_send(_http(GOOD)), Rotated),
+        (_send(b""), Ambiguous),
+        (_send(b"HTTP/1.1 200"), Ambiguous),
+        (_send(b"\x16\x03\x01garbage"), Ambiguous),
+        (_send(_http(GOOD[:40], length=len(GOOD))), Unintelligible),
+        (_send(_http(GOOD, length=len(GOOD) + 5)), Rotated),
+        (_send(_http(b"", status=b"500 Oops")), Ambiguous),
+        (_send(_http(b"<html>", status=b"404 Not Found")), Transient),
+        (_send(_http(GOOD, b"Content-Encoding: gzip")), Rotated),
+        (_send(_http(GOOD, b"Content-Encoding: zebra")), Rotated),
+        (_send(_http(b"\x1f\x8bno gzip", b"Content-Encoding: gzip")), Unintelligible),
+    ],
+)
+def test_each_ending_of_a_connection_is_judged_by_what_was_sent_and_came(
+    answer: Callable[[socket.socket], None], kind: type
+) -> None:
+    """If it failed, a lost answer would be taken for a request that was never sent, and a spent token sent again."""
+    with RawServer(answer) as server:
+        hooks = _Hooks()
+        answered = _exchange(server, hooks)
+    assert type(answered.outcome) is kind, answered.outcome
+    assert hooks.marks == 1
+    assert len(server.requests) == 1
+    assert answered.first_sent is not None
+
+
+def test_an_answer_in_gzip_that_nobody_asked_for_is_read() -> None:
+    """If it failed, a proxy that compresses everything would put every rotation in doubt."""
+    import gzip
+
+    with RawServer(_send(_http(gzip.compress(GOOD), b"Content-Encoding: gzip"))) as server:
+        assert isinstance(_exchange(server).outcome, Rotated)
+    assert b"accept-encoding: identity" in server.requests[0].lower()
+
+
+def test_a_connection_that_is_refused_sent_nothing() -> None:
+    """If it failed, a server's restart would put its grants in doubt."""
+    with RawServer(_send(b"")) as server:
+        pass
+    hooks = _Hooks()
+    answered = _exchange(server, hooks)
+    assert isinstance(answered.outcome, NotSent)
+    assert (hooks.marks, answered.first_sent) == (0, None)
+
+
+def test_where_the_mark_cannot_be_set_nothing_is_sent() -> None:
+    """If it failed, a request could leave without the trace by which a crash is understood (I1)."""
+    with RawServer(_send(_http(GOOD))) as server:
+        answered = _exchange(server, _Hooks(OSError(5, "Input/output error")))
+    assert isinstance(answered.outcome, NotSent)
+    assert server.requests == []
+
+
+@pytest.mark.parametrize("where", ["never", "headers", "body"])
+def test_one_deadline_holds_over_everything(where: str) -> None:
+    """If it failed, a server that sends a byte a second would hold a grant's lock for ever."""
+
+    def drip(connection: socket.socket) -> None:
+        if where == "never":
+            _hang(connection)
+        connection.sendall(
+            b"HTTP/1.1 200 OK\r\n" + (b"X-Slow: " if where == "headers" else b"Content-Length: 9999\r\n\r\n")
+        )
+        while True:
+            connection.sendall(b"x")
+            time.sleep(0.05)  # the fault itself, not a wait
+
+    with RawServer(drip) as server:
+        answered = _exchange(server, deadline=1.0)
+    assert isinstance(answered.outcome, Unintelligible if where == "body" else Ambiguous)
+
+
+def test_a_resolver_that_hangs_does_not_outlast_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If it failed, a dead name server would hold a grant's lock longer than others wait for it."""
+    # A fake: no resolver on loopback can be made to hang by configuration.
+    release = threading.Event()
+    real = socket.getaddrinfo
+
+    def slow(host: Any, *rest: Any, **more: Any) -> Any:
+        if host == "localhost":
+            release.wait(60)
+        return real(host, *rest, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    done: list[Exchanged] = []
+
+    def run() -> None:
+        sent = grant(token_endpoint="http://localhost:9/token")
+        done.append(exchange(sent, ca_file=None, hooks=_Hooks(), deadline=0.5))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join(30)
+    still_hanging = not release.is_set()
+    release.set()
+    assert still_hanging
+    assert [type(answered.outcome) for answered in done] == [NotSent]
+
+
+def test_a_body_without_end_is_cut_and_kept() -> None:
+    """If it failed, a server could fill the memory, or the start of its answer would be lost."""
+
+    def flood(connection: socket.socket) -> None:
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1073741824\r\n\r\n")
+        while True:
+            connection.sendall(b"x" * 65536)
+
+    hooks = _Hooks()
+    with RawServer(flood) as server:
+        answered = _exchange(server, hooks)
+    assert isinstance(answered.outcome, Unintelligible)
+    assert hooks.answers == [b"x" * 1024 * 1024]
+
+
+def test_a_redirect_is_not_followed() -> None:
+    """If it failed, whoever can answer for a token endpoint once could send refresh tokens anywhere (I8)."""
+    with RawServer(_send(_http(GOOD))) as thief:
+        location = b"Location: " + thief.token_endpoint.encode()
+        for status in (b"301 Moved", b"302 Found", b"307 Temporary Redirect", b"308 Permanent Redirect"):
+            with RawServer(_send(_http(b"", location, status=status))) as server:
+                assert isinstance(_exchange(server).outcome, Transient)
+        assert thief.requests == []
+
+
+def _once_then(
+    first: Callable[[socket.socket], None], then: Callable[[socket.socket], None]
+) -> Callable[[socket.socket], None]:
+    answers = iter([first])
+    return lambda connection: next(answers, then)(connection)
+
+
+@pytest.mark.parametrize(("replay", "requests"), [(None, 2), (30.0, 2), (0.0, 1)])
+def test_a_lost_answer_is_replayed_only_where_the_server_allows_it(replay: float | None, requests: int) -> None:
+    """If it failed, a spent token would be sent again to a server that revokes for it, or a grace be wasted (I1)."""
+    with RawServer(_once_then(_send(b""), _send(_http(GOOD)))) as server:
+        answered = _exchange(server, replay=replay)
+    assert len(server.requests) == requests
+    assert type(answered.outcome) is (Rotated if requests == 2 else Ambiguous)
+
+
+def test_a_replay_comes_within_the_same_deadline() -> None:
+    """If it failed, a first attempt that hangs would leave no time for the replay that would save the grant."""
+    with RawServer(_once_then(_hang, _send(_http(GOOD)))) as server:
+        answered = _exchange(server, replay=None, deadline=4.0)
+    assert isinstance(answered.outcome, Rotated)
+    assert len(server.requests) == 2
+
+
+def test_an_unreadable_answer_is_kept_before_a_replay_is_refused() -> None:
+    """If it failed, the only copy of a new refresh token would be dropped for a verdict on the old one (I6)."""
+    refusal = _http(b'{"error": "invalid_grant"}', status=b"400 Bad Request")
+    hooks = _Hooks()
+    with RawServer(_once_then(_send(_http(GOOD[:40], length=len(GOOD))), _send(refusal))) as server:
+        answered = _exchange(server, hooks, replay=None)
+    assert hooks.answers == [GOOD[:40]]
+    assert answered.doubt is not None, "the verdict would not say that the rotation was lost"
+
+
+def test_a_replay_that_settles_nothing_leaves_the_doubt() -> None:
+    """If it failed, a 503 to the replay would hide that the first answer was lost (I1)."""
+    with RawServer(_once_then(_send(b""), _send(_http(b"", status=b"503 Busy")))) as server:
+        answered = _exchange(server, replay=None)
+    assert isinstance(answered.outcome, Ambiguous)
+
+
+def test_a_ca_file_is_trusted_and_nothing_else(tmp_path: Any) -> None:
+    """If it failed, private authorities could not be used, or a refresh token would go to an unknown server (I8)."""
+    import shutil
+    import ssl
+    import subprocess
+
+    from refresher.errors import ConfigError
+    from refresher.exchange import trusted
+    from tests.conftest import need
+
+    need(None if shutil.which("openssl") else "openssl is not installed")
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "1",
+         "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-keyout", str(key), "-out", str(certificate)],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+
+    def encrypt(connection: socket.socket) -> socket.socket:
+        return context.wrap_socket(connection, server_side=True)
+
+    with RawServer(_send(_http(GOOD)), wrap=encrypt) as server:
+        there = server.token_endpoint.replace("http://127.0.0.1", "https://localhost")
+        sent: Grant = grant(token_endpoint=there)
+        unknown = exchange(sent, ca_file=None, hooks=_Hooks())
+        assert isinstance(unknown.outcome, NotSent), "it went to a server that nobody vouches for"
+        assert server.requests == []
+        known = exchange(sent, ca_file=str(certificate), hooks=_Hooks())
+        assert isinstance(known.outcome, Rotated), known.outcome
+    with pytest.raises(ConfigError, match="nowhere"):
+        trusted(str(tmp_path / "nowhere.pem"))

@@ -1,0 +1,38 @@
+"""Parts that a test needs and a machine may not have."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+__all__ = ["mounted", "no_mounts", "no_strace"]
+
+
+def no_strace() -> str | None:
+    """Return why faults cannot be injected here, ``None`` if they can."""
+    if shutil.which("strace") is None:
+        return "strace is not installed"
+    probe = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=fsync", "true"]
+    if subprocess.run(probe, capture_output=True, check=False).returncode != 0:
+        return "strace may not trace here"
+    return None
+
+
+def no_mounts() -> str | None:
+    """Return why file systems cannot be mounted here, ``None`` if they can."""
+    if os.geteuid() != 0:
+        return "mounting a file system needs root"
+    return None
+
+
+@contextmanager
+def mounted(place: Path, options: str) -> Iterator[None]:
+    """Have a tmpfs at ``place``."""
+    place.mkdir(mode=0o700, parents=True, exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"mode=0700,{options}", "tmpfs", str(place)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)

@@ -1,0 +1,65 @@
+"""A server that speaks bytes, for answers that no honest HTTP server gives."""
+
+import socket
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+__all__ = ["RawServer"]
+
+
+class RawServer:
+    """Hands each connection, once its request has been read, to ``answer`` in a thread."""
+
+    def __init__(
+        self,
+        answer: Callable[[socket.socket], None],
+        wrap: Callable[[socket.socket], socket.socket] = lambda connection: connection,
+    ) -> None:
+        self._answer = answer
+        self._wrap = wrap
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._accepting = threading.Thread(target=self._accept, daemon=True)
+        self.requests: list[bytes] = []
+        self.token_endpoint = f"http://127.0.0.1:{self._listener.getsockname()[1]}/token"
+
+    def __enter__(self) -> Self:
+        self._accepting.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # Closing alone would not wake the thread that accepts, and it would take one connection more.
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._accepting.join(10)
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, plain: socket.socket) -> None:
+        plain.settimeout(30)
+        try:
+            connection = self._wrap(plain)
+        except OSError:
+            plain.close()
+            return  # a client that does not trust us
+        with connection:
+            request = b""
+            while b"refresh_token=" not in request:
+                chunk = connection.recv(65536)
+                if not chunk:
+                    return
+                request += chunk
+            self.requests.append(request)
+            try:
+                self._answer(connection)
+            except OSError:
+                return  # the client left, as it may

@@ -1,0 +1,73 @@
+"""Readers of a token file that is replaced under them."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from refresher.publish import publish
+from refresher.secret import Secret
+from tests.support.command import wait_until
+from tests.support.fake_state import directories
+from tests.support.samples import grant
+
+TIMES = 1000
+
+# A process of its own, as an agent is; it ends by itself with the last generation, or with its parent.
+READER = """
+import sys
+from shim._token import parse
+last, reads, seen = -1, 0, set()
+print("ready", flush=True)
+while last < int(sys.argv[2]):
+    with open(sys.argv[1], "rb") as file:
+        token = parse(file.read())
+    assert token.generation >= last, f"generation {token.generation} after {last}"
+    assert token.access_token == f"access-token-{token.generation}", "a torn read"
+    last, reads = token.generation, reads + 1
+    seen.add(last)
+print(reads, len(seen))
+"""
+
+
+def test_a_thousand_replacements_under_four_readers_show_no_torn_and_no_older_token(tmp_path: Path) -> None:
+    """If it failed, an agent could send half a token, or go back to one that is no longer good."""
+    made = directories(tmp_path)
+    publish(made, grant(generation=0, access_token=Secret("access-token-0")))
+    command = [sys.executable, "-c", READER, str(made.token("linear")), str(TIMES)]
+    readers = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(4)]
+    for reader in readers:
+        assert reader.stdout is not None
+        assert reader.stdout.readline() == "ready\n"
+    for generation in range(1, TIMES + 1):
+        assert publish(made, grant(generation=generation, access_token=Secret(f"access-token-{generation}")))
+    wait_until(lambda: all(reader.poll() is not None for reader in readers), "all have seen the last generation")
+    for reader in readers:
+        stdout, stderr = reader.communicate()
+        assert reader.returncode == 0, stderr
+        reads, generations = map(int, stdout.split())
+        assert generations > TIMES / 10, f"{reads} reads saw {generations} generations: too few to prove anything"
+    assert [path.name for path in made.tokens.iterdir()] == ["linear.json"], "temporary files pile up"
+
+
+def test_an_older_generation_never_replaces_a_newer_one(tmp_path: Path) -> None:
+    """If it failed, a restored backup would take agents back to a dead token."""
+    made = directories(tmp_path)
+    assert publish(made, grant(generation=7))
+    assert not publish(made, grant(generation=6))
+    assert b'"generation": 7' in made.token("linear").read_bytes()
+
+
+def test_a_live_token_outlasts_a_failed_first_exchange_of_the_grant_that_follows(tmp_path: Path) -> None:
+    """If it failed, replacing a grant while its server is away would take the live token from every agent (I5)."""
+    import time
+
+    from tests.support.samples import failure
+
+    made = directories(tmp_path)
+    assert publish(made, grant(generation=1, issued_at=time.time(), expires_at=time.time() + 60))
+    before = made.token("linear").read_bytes()
+    assert publish(made, grant(generation=2, access_token=None, expires_at=None, failure=failure()))
+    assert made.token("linear").read_bytes() == before
+    assert publish(made, grant(generation=1, issued_at=1.0, expires_at=2.0))
+    assert publish(made, grant(generation=2, access_token=None, expires_at=None, failure=failure()))
+    assert b'"state": "failing"' in made.token("linear").read_bytes()
