@@ -69,7 +69,7 @@ def _option(name: str, *more: Any, help: str, **rest: Any) -> Callable[[Any], An
     metavar="FILE",
     help="TOML with these options as keys (state_dir = ...).  [default: ~/.config/refresher/config.toml]",
 )
-@_option("--verbose", "-v", count=True, help="Tell what is done; twice: every step.")
+@_option("--verbose", "-v", count=True, help="Tell what is done.")
 @_option(
     "--log-format",
     type=click.Choice(["text", "json"]),
