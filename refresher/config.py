@@ -9,6 +9,7 @@ import msgspec
 
 from refresher.directories import Directories
 from refresher.errors import ConfigError
+from shim._places import default_state_dir
 
 __all__ = ["LogFormat", "Settings", "resolve"]
 
@@ -49,7 +50,9 @@ def resolve(given: Mapping[str, Any], config: str | None) -> Settings:
     for key, value in given.items():
         if value is not None:
             said[key] = value
-    state = Path(said["state_dir"]) if said.get("state_dir") else _xdg("XDG_STATE_HOME", ".local/state")
+    state = Path(said.get("state_dir") or default_state_dir())
+    if str(state).startswith("~"):
+        raise ConfigError("there is no home directory: give --state-dir, or set HOME")
     log_format = said.get("log_format", "text")
     if log_format not in ("text", "json"):
         raise ConfigError("log_format must be 'text' or 'json'")
@@ -69,7 +72,7 @@ def resolve(given: Mapping[str, Any], config: str | None) -> Settings:
 
 
 def _read(config: str | None) -> dict[str, Any]:
-    path = Path(config) if config else _xdg("XDG_CONFIG_HOME", ".config") / "config.toml"
+    path = Path(config) if config else _default_config()
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -104,15 +107,10 @@ def _absolute(key: str, path: str | Path) -> Path:
         raise ConfigError(f"{key} is relative to a directory that is gone: {error.strerror}") from None
 
 
-def _xdg(variable: str, fallback: str) -> Path:
+def _default_config() -> Path:
     # The XDG base directory specification: a relative path is to be ignored.
-    base = os.environ.get(variable, "")
-    if Path(base).is_absolute():
-        return Path(base) / "refresher"
-    try:
-        return Path.home() / fallback / "refresher"
-    except RuntimeError:
-        raise ConfigError("there is no home directory: give --state-dir, or set HOME") from None
+    base = Path(os.environ.get("XDG_CONFIG_HOME", ""))
+    return (base if base.is_absolute() else Path(os.path.expanduser("~/.config"))) / "refresher/config.toml"  # noqa: PTH111  does not raise
 
 
 def _group(group: str | int | None) -> int | None:

@@ -2,14 +2,26 @@
 
 ::
 
-    ShimError
-    +-- TokenFileError            a token file cannot be used: absent fields, not JSON, not for this name
-        +-- UnsupportedVersion    a token file of a newer contract than this library knows
+    ShimError                         whatever ``shim`` raises, or tells as ``source.problem()``
+    +-- TokenFileError                the token file is missing, unreadable, torn, or another name's
+    |   +-- UnsupportedVersion        it follows a newer contract than this library knows
+    +-- TokenUnavailable              there is no token with enough life in it right now
+    +-- TokenRejected                 the server refuses the newest token there is
+    +-- ReauthorizationRequired       only a person can help; also an event of ``source.changes()``
+    +-- Removed                       the grant was removed; also an event of ``source.changes()``
 
 Every message says what a person can do, and holds no token.
 """
 
-__all__ = ["ShimError", "TokenFileError", "UnsupportedVersion"]
+__all__ = [
+    "ReauthorizationRequired",
+    "Removed",
+    "ShimError",
+    "TokenFileError",
+    "TokenRejected",
+    "TokenUnavailable",
+    "UnsupportedVersion",
+]
 
 
 class ShimError(Exception):
@@ -22,3 +34,48 @@ class TokenFileError(ShimError):
 
 class UnsupportedVersion(TokenFileError):
     """A token file was written by a newer refresher; upgrade the library in this agent."""
+
+
+class TokenUnavailable(ShimError):
+    """There is no token with enough life in it; the refresher has been asked for one."""
+
+
+class TokenRejected(ShimError):
+    """The server refuses the newest token there is; the refresher has been asked for another."""
+
+
+class Removed(ShimError):
+    """The grant ``name`` was removed by a person."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"the grant {name} was removed; 'refresher import {name}' brings it back")
+        self.name = name
+
+
+class ReauthorizationRequired(ShimError):
+    """The authorization server gave its verdict on the grant ``name``: retrying is useless, a person must log in.
+
+    ``code`` and ``description`` are the server's (RFC 6749 section 5.2), ``server`` is where the token was good.
+    """
+
+    def __init__(self, name: str, *, code: str, description: str, server: str) -> None:
+        self.name = name
+        self.code = code
+        self.description = description
+        self.server = server
+        self.login_command = f"refresher import {name} --replace --from FILE"
+        super().__init__(f"{name} must be authorized again by a person ({description}): {self.login_command}")
+
+    def as_json(self) -> str:
+        """Return what a model needs to know, as JSON: what happened, that retrying is useless, what a person runs."""
+        import json  # as in shim._token
+
+        return json.dumps(
+            {
+                "error": f"{self.server} needs a new authorization of {self.name}: {self.description}",
+                "needs_reauth": True,
+                "server": self.server,
+                "login_command": self.login_command,
+                "retry": False,
+            }
+        )

@@ -4,11 +4,15 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import shim
 from refresher.admission import _Brought
 from refresher.result import EXIT_CODES
+from tests.conftest import need
+from tests.support.api import API
 from tests.support.command import Command
 from tests.support.oidc import OIDC
 
@@ -50,14 +54,71 @@ def test_the_first_command_installs_and_rotates_on_a_fresh_machine(
     assert done.returncode == 0, done.stdout + done.stderr
     assert "rotated" in done.stdout
     assert refresher.token("linear").generation == 1
-    (code,) = blocks("python")
-    checked = f"{code}\nassert headers['Authorization'].startswith('Bearer ')\n"
-    subprocess.run([refresher_python(), "-c", checked], env={"HOME": str(refresher.home)}, check=True)
 
 
-def refresher_python() -> str:
-    """Return a Python that has nothing of ours installed, if there is one: the three lines need none."""
-    return shutil.which("python3") or "python3"
+def _published(refresher: Command, api: API) -> dict[str, str]:
+    """Publish a token for ``api`` where its user would have it; return the environment of his programs."""
+    fields = {
+        "token_endpoint": "http://127.0.0.1:9/token",
+        "client_id": "client",
+        "refresh_token": "refresh-token-of-the-readme",
+        "server_url": api.origin,
+        "access_token": "access-token-of-the-readme",
+        "expires_in": 3600,
+    }
+    refresher.import_grant("linear", fields)
+    return {"HOME": str(refresher.home), "PATH": os.environ["PATH"], "URL": f"{api.origin}/"}
+
+
+def _accepts(token: str | None, headers: dict[str, str]) -> bool:
+    return token == "access-token-of-the-readme"
+
+
+def test_the_agents_three_lines_work(refresher: Command) -> None:
+    """If it failed, the first code an agent's author copies would not run."""
+    three, _ = blocks("python")
+    call = "import asyncio, os\nprint(asyncio.run(client.get(os.environ['URL'])).status_code)"
+    with API(_accepts) as api:
+        environment = _published(refresher, api)
+        done = subprocess.run(
+            [sys.executable, "-c", f"{three}\n{call}"], env=environment, capture_output=True, text=True, check=False
+        )
+    assert done.stdout == "200\n", done.stderr
+
+
+def test_the_recipe_for_requests_works(refresher: Command) -> None:
+    """If it failed, programs on requests would have no way in, or send tokens astray."""
+    _, recipe = blocks("python")
+    call = "import os\nprint(session.get(os.environ['URL']).status_code, session.get(os.environ['OTHER']).status_code)"
+    with API(_accepts) as api, API(_accepts) as other:
+        environment = _published(refresher, api) | {"OTHER": f"{other.origin}/"}
+        done = subprocess.run(
+            [sys.executable, "-c", f"{recipe}\n{call}"], env=environment, capture_output=True, text=True, check=False
+        )
+    assert done.stdout == "200 401\n", done.stderr
+    assert [seen.token for seen in other.seen] == [None]
+
+
+def test_the_shell_example_works_and_shows_no_token_to_others(refresher: Command) -> None:
+    """If it failed, scripts would have no way in, or show the token in the list of processes."""
+    for part in ("jq", "curl"):
+        need(None if shutil.which(part) else f"{part} is not installed")
+    (example,) = blocks("bash")
+    with API(_accepts) as api:
+        environment = _published(refresher, api)
+        done = subprocess.run(["bash", "-euc", example], env=environment, capture_output=True, text=True, check=False)
+    assert api.statuses() == [200], done.stderr
+    assert "$(" not in example, "a token would become an argument"
+
+
+def test_every_problem_is_explained() -> None:
+    """If it failed, a program's author would meet an error that nobody has explained."""
+    errors = {
+        name
+        for name in shim.__all__
+        if isinstance(getattr(shim, name), type) and issubclass(getattr(shim, name), Exception)
+    }
+    assert {name for name in errors - {"ShimError"} if f"`{name}`" not in README} == set()
 
 
 def test_the_second_command_is_the_one_that_ci_runs() -> None:

@@ -1,0 +1,229 @@
+"""The published token, as it is at this moment: one ``stat`` a look, one read a change."""
+
+import os
+import time
+from stat import S_ISREG
+
+from shim._changes import Changes
+from shim._places import demands_dir as default_demands_dir
+from shim._places import tokens_dir as default_tokens_dir
+from shim._token import TokenFile, is_name, parse
+from shim.errors import (
+    ReauthorizationRequired,
+    Removed,
+    ShimError,
+    TokenFileError,
+    TokenRejected,
+    TokenUnavailable,
+)
+
+__all__ = ["FileTokenSource", "origin_of", "reauthorization"]
+
+_LARGEST = 1024 * 1024
+_LOOK_AGAIN = 0.05
+
+_Stamp = tuple[int, int, int]
+_stat = os.stat
+
+
+class FileTokenSource:
+    """The token that a refresher publishes under ``name``.
+
+    One instance serves threads, event loops, sync and async callers alike: it holds no lock, and its state is a tuple
+    that is replaced whole. A file that cannot be read leaves the last good token in place; ``problem()`` says why.
+
+    ``tokens_dir`` and ``demands_dir`` default to ``REFRESHER_TOKENS_DIR`` and ``REFRESHER_DEMANDS_DIR``, else to
+    ``tokens`` and ``demands`` in refresher's state directory. Raises ``ValueError`` where ``name`` is no name.
+    """
+
+    __slots__ = ("_demands", "_path", "_rejected", "_seen", "name")
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        tokens_dir: "str | os.PathLike[str] | None" = None,
+        demands_dir: "str | os.PathLike[str] | None" = None,
+    ) -> None:
+        if not is_name(name):
+            raise ValueError(f"{name!r} is no name: lower-case letters, digits, '.', '_' and '-', 64 at most")
+        self.name = name
+        tokens = os.fspath(tokens_dir) if tokens_dir is not None else default_tokens_dir()
+        self._path = f"{tokens}/{name}.json"
+        self._demands = os.fspath(demands_dir) if demands_dir is not None else default_demands_dir()
+        # What was read, by which stamp, and what was wrong with it. The stamp of nothing equals no other.
+        self._seen: tuple[_Stamp | None, TokenFile | None, ShimError | None] = (None, None, None)
+        # The token that was refused last, and until when its requests wait for another (monotonic seconds).
+        self._rejected: tuple[str, float] | None = None
+
+    def __repr__(self) -> str:
+        """Name the source, without its token."""
+        return f"FileTokenSource({self.name!r}, {self._path!r})"
+
+    def current(self) -> TokenFile | None:
+        """Return what the token file says now, or said when it could last be read; ``None`` if it never could.
+
+        Never raises. Follows symbolic links, and opens the file anew by its path, as Kubernetes needs it.
+        """
+        seen = self._seen
+        try:
+            status = _stat(self._path)
+        except OSError as error:
+            return self._unreadable(f"cannot read {self._path}: {error.strerror}; does a refresher publish there?")
+        # Different, not newer: clocks are set back, and a restored file is older.
+        if (status.st_mtime_ns, status.st_ino, status.st_size) == seen[0]:
+            return seen[1]
+        return self._read(status)
+
+    def token(self, *, min_valid: float = 0.0, wait: float = 0.0) -> str:
+        """Return an access token with at least ``min_valid`` seconds to live, for a program that builds its own header.
+
+        A token of unknown lifetime counts as valid. Where less is left, a rotation is demanded, and awaited for up to
+        ``wait`` seconds; that blocks, so an async program that waits does so in a thread. Raises ``TokenUnavailable``,
+        ``ReauthorizationRequired``, ``Removed`` or ``TokenFileError``.
+
+        Mind where you send it: ``headers()`` knows the origins it is for, this does not.
+        """
+        ends = time.monotonic() + wait
+        while True:
+            token = self.current()
+            if token is not None and token.access_token is not None and _valid_for(token) >= min_valid:
+                return token.access_token
+            problem = self.problem()
+            if isinstance(problem, ReauthorizationRequired | Removed):
+                raise problem
+            if token is not None:
+                self.demand(token)
+            remaining = ends - time.monotonic()
+            if remaining <= 0:
+                raise problem or TokenUnavailable(
+                    f"the token of {self.name} has less than {min_valid:g} s to live, and no newer one came within "
+                    f"{wait:g} s; does a refresher run?"
+                )
+            time.sleep(min(_LOOK_AGAIN, remaining))
+
+    def headers(self, url: str) -> dict[str, str]:
+        """Return ``{"Authorization": ...}`` for a request to ``url``; ``{}`` where the token must not be sent to it."""
+        from urllib.parse import urlsplit  # 3 ms that only this method needs
+
+        try:
+            parts = urlsplit(url)
+            host, port = parts.hostname or "", parts.port
+        except ValueError:
+            return {}
+        authorization = self.authorization(self.current(), origin_of(parts.scheme, host, port))
+        return {} if authorization is None else {"Authorization": authorization}
+
+    @staticmethod
+    def authorization(token: TokenFile | None, origin: str) -> str | None:
+        """Return the header's value for a request to ``origin``; ``None`` where there is none to send."""
+        if token is None or token.access_token is None or origin not in token.origins:
+            return None
+        # RFC 6750 spells it with a capital; servers answer "bearer", and some take only what the RFC says.
+        scheme = "Bearer" if token.token_type.lower() == "bearer" else token.token_type
+        return f"{scheme} {token.access_token}"
+
+    def problem(self) -> ShimError | None:
+        """Return why no good token can be had right now, ``None`` where nothing is known to be wrong."""
+        token = self.current()
+        unreadable = self._seen[2]
+        if unreadable is not None:
+            return unreadable
+        if token is None:
+            return TokenFileError(f"there is nothing at {self._path} yet")
+        if token.state == "removed":
+            return Removed(token.name)
+        if token.state == "reauthorization_required":
+            return reauthorization(token)
+        if self._rejected is not None and self._rejected[0] == token.access_token:
+            return TokenRejected(
+                f"{token.origins[0]} refuses the newest token of {self.name} (generation {token.generation}); "
+                "another one is demanded"
+            )
+        if token.access_token is None or _valid_for(token) <= 0:
+            words = token.error.description if token.error is not None else "does a refresher run?"
+            return TokenUnavailable(f"the token of {self.name} has expired: {words}")
+        return None
+
+    def demand(self, token: TokenFile) -> bool:
+        """Ask the refresher to rotate beyond ``token``; any number of demands for one generation are one.
+
+        Returns whether the demand stands. Never raises: without a demands directory the schedule still rotates.
+        """
+        path = f"{self._demands}/{self.name}.{token.generation}"
+        try:
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        except FileExistsError:
+            return True
+        except OSError:
+            return False
+        return True
+
+    def rejected(self, token: TokenFile, wait: float) -> float:
+        """Note that a server refused ``token``; return until when (monotonic) its requests may wait for another.
+
+        The time belongs to the token: once it is over, requests with this token wait no more.
+        """
+        refused = token.access_token or ""
+        noted = self._rejected
+        if noted is None or noted[0] != refused:
+            noted = (refused, time.monotonic() + wait)
+            self._rejected = noted
+        return noted[1]
+
+    def changes(self, *, poll: float = 1.0) -> Changes:
+        """Return the events of this token from now on, for ``for`` and ``async for``; looks each ``poll`` seconds."""
+        return Changes(self, poll)
+
+    def _unreadable(self, words: str) -> TokenFile | None:
+        # No stamp: whatever comes next is looked at.
+        last = self._seen[1]
+        self._seen = (None, last, TokenFileError(words))
+        return last
+
+    def _read(self, status: os.stat_result) -> TokenFile | None:
+        if not S_ISREG(status.st_mode):
+            return self._unreadable(f"{self._path} is not a file")
+        try:
+            with open(self._path, "rb") as file:  # noqa: PTH123  pathlib would double the cost of importing shim
+                # The stamp of what is read, not of what was there a moment ago.
+                status = os.fstat(file.fileno())
+                data = file.read(_LARGEST + 1)
+        except OSError as error:
+            return self._unreadable(f"cannot read {self._path}: {error.strerror}")
+        if len(data) > _LARGEST:
+            return self._unreadable(f"{self._path} is too large for a token file")
+        try:
+            token = parse(data)
+        except TokenFileError as error:
+            last = self._seen[1]
+            self._seen = (None, last, type(error)(f"{self._path}: {error}"))
+            return last
+        if token.name != self.name:
+            return self._unreadable(f"{self._path} is the token file of {token.name}")
+        self._seen = ((status.st_mtime_ns, status.st_ino, status.st_size), token, None)
+        return token
+
+
+def origin_of(scheme: str, host: str, port: int | None) -> str:
+    """Return an origin as the token file spells it: lower case, without a default port, IPv6 in brackets."""
+    scheme, host = scheme.lower(), host.lower()
+    if ":" in host and not host.startswith("["):
+        host = f"[{host}]"
+    default = {"https": 443, "http": 80}.get(scheme)
+    return f"{scheme}://{host}" if port is None or port == default else f"{scheme}://{host}:{port}"
+
+
+def reauthorization(token: TokenFile) -> ReauthorizationRequired:
+    """Return the error of a token whose grant is dead."""
+    error = token.error
+    return ReauthorizationRequired(
+        token.name,
+        code="invalid_grant" if error is None else error.code,
+        description="the server refused the grant" if error is None else error.description,
+        server=token.origins[0],
+    )
+
+
+def _valid_for(token: TokenFile) -> float:
+    return float("inf") if token.expires_at is None else token.expires_at - time.time()

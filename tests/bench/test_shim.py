@@ -1,0 +1,116 @@
+"""What the shim costs, as ratios against a peer measured in the same run; no absolute time is asserted."""
+
+import asyncio
+import resource
+import subprocess
+import sys
+import time
+import timeit
+from collections.abc import Callable
+from os import stat
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import httpx2
+from mcp.client.auth import OAuthClientProvider, TokenStorage
+from mcp.shared.auth import OAuthClientInformationFull, OAuthClientMetadata, OAuthToken
+from pydantic import AnyUrl
+
+import shim.httpx2
+from tests.support.api import API
+from tests.support.published import Published
+
+CALLS = 50
+DELAY = 0.05
+
+
+def _report(what: str, ratio: float) -> None:
+    print(f"{what}: {ratio:.2f} times")
+
+
+def _cpu(code: str) -> float:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-c", code], check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def test_importing_the_shim_costs_at_most_three_bare_interpreters() -> None:
+    """If it failed, agents would start slowly for the sake of one header."""
+    _cpu("import shim")  # byte code is written once
+    # Turn by turn, so that both meet the same machine; the least is what it costs when nothing else runs.
+    pairs = [(_cpu("import shim"), _cpu("pass")) for _ in range(25)]
+    ratio = min(ours for ours, _ in pairs) / min(bare for _, bare in pairs)
+    _report("import shim, against a bare interpreter", ratio)
+    assert ratio <= 3
+
+
+def test_a_look_at_the_token_costs_at_most_half_more_than_a_stat(tmp_path: Path) -> None:
+    """If it failed, attaching a token would be felt in a busy program."""
+    published = Published(tmp_path)
+    published.put(1)
+    source, path = published.source(), str(published.path)
+    assert source.current() is not None
+    ratios = []
+    for _ in range(15):
+        ours = min(timeit.repeat(source.current, number=5_000, repeat=3))
+        bare = min(timeit.repeat(lambda: stat(path), number=5_000, repeat=3))  # noqa: PTH116  the peer itself
+        ratios.append(ours / bare)
+    _report("current(), against os.stat", median(ratios))
+    assert median(ratios) <= 1.5
+
+
+class _Storage(TokenStorage):
+    """A stored login that is good, for the SDK's own provider."""
+
+    async def get_tokens(self) -> OAuthToken | None:
+        return OAuthToken(access_token="access-token-1", token_type="Bearer", expires_in=3600)
+
+    async def set_tokens(self, tokens: OAuthToken) -> None:
+        raise NotImplementedError
+
+    async def get_client_info(self) -> OAuthClientInformationFull | None:
+        return OAuthClientInformationFull(client_id="client", redirect_uris=[AnyUrl("http://127.0.0.1/callback")])
+
+    async def set_client_info(self, client_info: OAuthClientInformationFull) -> None:
+        raise NotImplementedError
+
+
+def _provider(origin: str) -> OAuthClientProvider:
+    metadata = OAuthClientMetadata(redirect_uris=[AnyUrl("http://127.0.0.1/callback")])
+    return OAuthClientProvider(origin, metadata, _Storage())
+
+
+def test_many_calls_at_once_go_as_fast_as_with_a_fixed_header(tmp_path: Path) -> None:
+    """If it failed, requests of one agent would stand in line behind each other, as they do elsewhere."""
+    with API(lambda token, _: token == "access-token-1") as api:
+        published = Published(tmp_path, api.origin)
+        published.put(1)
+        api.before_answer = lambda: time.sleep(DELAY)
+
+        async def calls(auth: Callable[[], Any], headers: dict[str, str]) -> float:
+            limits = httpx2.Limits(max_connections=CALLS)
+            async with httpx2.AsyncClient(auth=auth(), headers=headers, limits=limits, timeout=60) as client:
+                # Connected first: what is measured is the waiting for each other.
+                await asyncio.gather(*(client.get(f"{api.origin}/") for _ in range(CALLS)))
+                began = time.perf_counter()
+                answers = await asyncio.gather(*(client.get(f"{api.origin}/") for _ in range(CALLS)))
+                took = time.perf_counter() - began
+            assert {answer.status_code for answer in answers} == {200}
+            return took
+
+        fixed = {"Authorization": "Bearer access-token-1"}
+        pairs = [
+            (
+                asyncio.run(calls(lambda: shim.httpx2.BearerAuth(published.source()), {})),
+                asyncio.run(calls(lambda: None, fixed)),
+            )
+            for _ in range(9)
+        ]
+        ratio = min(ours for ours, _ in pairs) / min(header for _, header in pairs)
+        sdk = asyncio.run(calls(lambda: _provider(api.origin), {})) / median(header for _, header in pairs)
+    _report(f"{CALLS} calls at once, against a fixed header", ratio)
+    _report(f"{CALLS} calls at once with the SDK's OAuthClientProvider, against a fixed header", sdk)
+    assert ratio <= 1.1
+    assert sdk > 5, "the SDK no longer makes requests wait for each other: say so in the README"

@@ -1,0 +1,61 @@
+"""What a type checker sees of the shim."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+# A user's program: what is wrong in it must be found, and nothing else.
+PROGRAM = """
+import httpx
+import httpx2
+from typing import assert_type
+import shim
+import shim.httpx
+import shim.httpx2
+from shim import Event, FileTokenSource, ReauthorizationRequired, Removed, Restored, Rotated, ShimError, TokenFile
+
+source = FileTokenSource("linear")
+assert_type(source.current(), TokenFile | None)
+assert_type(source.token(min_valid=60, wait=1.5), str)
+assert_type(source.headers("https://mcp.example/"), dict[str, str])
+assert_type(source.problem(), ShimError | None)
+httpx.Client(auth=shim.httpx.BearerAuth("linear"))
+httpx.AsyncClient(auth=shim.httpx.BearerAuth(source, wait=1, raise_errors=True))
+httpx2.Client(auth=shim.httpx2.BearerAuth("linear"))
+httpx2.AsyncClient(auth=shim.httpx2.BearerAuth(source))
+
+
+def told(event: Event) -> str:
+    match event:
+        case Rotated(name, generation) | Restored(name, generation):
+            assert_type(generation, int)
+            return name
+        case ReauthorizationRequired():
+            return assert_type(event.as_json(), str)
+        case Removed():
+            return event.name
+
+
+async def listen() -> None:
+    async for event in source.changes():
+        assert_type(event, Event)
+    for event in source.changes(poll=0.5):
+        assert_type(event, Event)
+
+
+httpx2.Client(auth=shim.httpx.BearerAuth("linear"))  # wrong: another library's
+FileTokenSource(5)  # wrong: a name is a text
+source.token(60)  # wrong: units stand in names
+"""
+
+
+def test_a_users_program_is_checked_as_it_should_be(tmp_path: Path) -> None:
+    """If it failed, users' type checkers would find errors that are none, or miss their own."""
+    path = tmp_path / "program.py"
+    path.write_text(PROGRAM)
+    # Elsewhere than in the checkout: as a user's checker finds the installed package by its py.typed.
+    command = [sys.executable, "-m", "mypy", "--strict", "--no-error-summary", "--cache-dir", str(tmp_path), str(path)]
+    found = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path).stdout
+    wrong = [number for number, line in enumerate(PROGRAM.splitlines(), 1) if "# wrong" in line]
+    errors = sorted({int(line.split(":")[1]) for line in found.splitlines() if ": error:" in line})
+    assert errors == wrong, found

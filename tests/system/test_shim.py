@@ -1,0 +1,326 @@
+"""The shim in real HTTP clients against a real API, with tokens that change under it."""
+
+import asyncio
+import json
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import httpx2
+import pytest
+
+import shim.httpx
+import shim.httpx2
+from shim import FileTokenSource, TokenFileError
+from tests.support.api import API
+from tests.support.command import Command, wait_until
+from tests.support.oidc import OIDC
+from tests.support.published import Published
+
+LIBRARIES = {"httpx": (httpx, shim.httpx.BearerAuth), "httpx2": (httpx2, shim.httpx2.BearerAuth)}
+LIMITS = {"max_connections": 10, "max_keepalive_connections": 10}
+
+
+@pytest.fixture(params=sorted(LIBRARIES))
+def library(request: pytest.FixtureRequest) -> tuple[Any, Any]:
+    """The HTTP library and its ``BearerAuth``."""
+    return LIBRARIES[request.param]
+
+
+# --- an outside process rewrites the file -------------------------------------------------------------------------
+
+# A process of its own, as a refresher is: it replaces the token, says so, and goes on when it is told to.
+WRITER = """
+import os, sys
+from pathlib import Path
+from shim._token import parse, render
+path, swap, times = Path(sys.argv[1]), sys.argv[2] == "swap", int(sys.argv[3])
+token = parse(path.read_bytes())
+for generation in range(2, times + 2):
+    data = render(token._replace(generation=generation, access_token=f"access-token-{generation}"))
+    if swap:
+        new = path.parent / f"..data-{generation}"
+        new.mkdir()
+        (new / path.name).write_bytes(data)
+        (path.parent / "..data_tmp").symlink_to(new.name)
+        (path.parent / "..data_tmp").rename(path.parent / "..data")
+    else:
+        (path.parent / ".new").write_bytes(data)
+        (path.parent / ".new").rename(path)
+    print(generation, flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.mark.parametrize("way", ["rename", "swap"])
+def test_two_hundred_rewrites_from_outside_reach_the_very_next_request(
+    tmp_path: Path, library: tuple[Any, Any], way: str
+) -> None:
+    """If it failed, a rotation would need a restart: the product would not do what it is for."""
+    module, auth = library
+
+    def accepts(token: str | None, headers: dict[str, str]) -> bool:
+        # What was published before a request began is the least that it may carry.
+        return token is not None and int(token.rpartition("-")[2]) >= int(headers["x-published"])
+
+    with API(accepts) as api:
+        published = Published(tmp_path, api.origin)
+        published.put(1)
+        if way == "swap":
+            (published.tokens / "..data-1").mkdir()
+            published.path.rename(published.tokens / "..data-1/linear.json")
+            (published.tokens / "..data").symlink_to("..data-1")
+            published.path.symlink_to("..data/linear.json")
+        writer = subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(published.path), way, "200"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert writer.stdin is not None
+        assert writer.stdout is not None
+        latest = [1]
+        stop = threading.Event()
+        with module.Client(auth=auth(published.source())) as client:
+
+            def load() -> None:
+                while not stop.is_set():
+                    client.get(f"{api.origin}/load", headers={"x-published": str(latest[0])})
+
+            threads = [threading.Thread(target=load) for _ in range(4)]
+            for thread in threads:
+                thread.start()
+            for line in writer.stdout:
+                latest[0] = int(line)
+                answer = client.get(f"{api.origin}/next", headers={"x-published": line.strip()})
+                assert answer.status_code == 200
+                writer.stdin.write("\n")
+                writer.stdin.flush()
+            stop.set()
+            for thread in threads:
+                thread.join(30)
+        writer.communicate()
+        assert writer.returncode == 0
+    nexts = [seen.token for seen in api.seen if seen.path == "/next"]
+    assert nexts == [f"access-token-{generation}" for generation in range(2, 202)]
+    assert set(api.statuses()) == {200}
+    assert len(api.seen) > 400, "there was no load"
+    assert published.demanded() == []
+
+
+# --- one recovery for many ----------------------------------------------------------------------------------------
+
+
+def _in_threads(count: int, work: Callable[[], int]) -> list[int]:
+    results: queue.SimpleQueue[int] = queue.SimpleQueue()
+    threads = [threading.Thread(target=lambda: results.put(work())) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    return [results.get(timeout=1) for _ in threads]
+
+
+def _sync(module: Any, auth: Any, url: str, count: int) -> list[int]:
+    limits = module.Limits(**LIMITS)
+    with module.Client(auth=auth, limits=limits, timeout=module.Timeout(30, pool=10)) as client:
+        return _in_threads(count, lambda: int(client.get(url).status_code))
+
+
+def _async(module: Any, auth: Any, url: str, count: int) -> list[int]:
+    async def run() -> list[int]:
+        limits = module.Limits(**LIMITS)
+        async with module.AsyncClient(auth=auth, limits=limits, timeout=module.Timeout(30, pool=10)) as client:
+
+            async def get() -> int:
+                return int((await client.get(url)).status_code)
+
+            tasks: list[Awaitable[int]] = [get() for _ in range(count)]
+            return list(await asyncio.gather(*tasks))
+
+    return asyncio.run(run())
+
+
+def _two_loops(module: Any, auth: Any, url: str, count: int) -> list[int]:
+    results: queue.SimpleQueue[list[int]] = queue.SimpleQueue()
+    threads = [threading.Thread(target=lambda: results.put(_async(module, auth, url, count // 2))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    return results.get(timeout=1) + results.get(timeout=1)
+
+
+@pytest.mark.parametrize("way", [_sync, _async, _two_loops], ids=["threads", "async", "two loops"])
+def test_two_hundred_refused_requests_make_one_demand_and_one_rotation(
+    refresher: Command, own_oidc: Callable[..., OIDC], library: tuple[Any, Any], way: Callable[..., list[int]]
+) -> None:
+    """If it failed, one revoked token would cost a storm of rotations, a full pool, or two hundred failures."""
+    module, auth = library
+    server = own_oidc()
+    revoked: set[str | None] = set()
+    with API(lambda token, _: token is not None and token not in revoked) as api:
+        refresher.import_grant("linear", server.mint("public") | {"server_url": api.origin})
+        assert refresher("run-once").code == 0
+        revoked.add(refresher.token("linear").access_token)
+        source = FileTokenSource(
+            "linear", tokens_dir=refresher.state / "tokens", demands_dir=refresher.state / "demands"
+        )
+        demands: list[list[str]] = []
+
+        def answer_demands() -> None:
+            def answered() -> bool:
+                demands.append(sorted(path.name for path in (refresher.state / "demands").iterdir()))
+                if demands[-1]:
+                    refresher("run-once")
+                return refresher.token("linear").generation == 2
+
+            wait_until(answered, "the demand is answered", 60)
+
+        owner = threading.Thread(target=answer_demands)
+        owner.start()
+        statuses = way(module, auth(source, wait=60), f"{api.origin}/", 200)
+        owner.join(60)
+    assert statuses == [200] * 200
+    assert {name for names in demands for name in names} == {"linear.1"}
+    assert len(server.requests()) == 2, "more than one rotation answered one revoked token"
+    assert refresher.token("linear").generation == 2
+    assert list((refresher.state / "demands").iterdir()) == []
+
+
+def test_a_server_that_refuses_everything_answers_for_itself(tmp_path: Path, library: tuple[Any, Any]) -> None:
+    """If it failed, callers would get an exception, or a wait, instead of the server's own 401, again and again."""
+    module, auth = library
+    with API(lambda *_: False) as api:
+        published = Published(tmp_path, api.origin)
+        published.put(1)
+        bearer = auth(published.source(), wait=0.2)
+        with module.Client(auth=bearer) as client:
+            for _ in range(5):
+                answer = client.get(f"{api.origin}/")
+                assert (answer.status_code, answer.json()) == (401, {"body": ""})
+        assert len(api.seen) == 5, "a refused token was sent again"
+        assert published.demanded() == ["linear.1"]
+        assert bearer.source.problem() is not None
+
+
+# --- origins ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def other() -> Iterator[API]:
+    """An API at another origin, which refuses all."""
+    with API(lambda *_: False) as api:
+        yield api
+
+
+def test_no_token_reaches_another_origin(tmp_path: Path, library: tuple[Any, Any], other: API) -> None:
+    """If it failed, whoever can name an address to an agent would get its token (I8)."""
+    module, auth = library
+    with API(lambda token, _: token is not None) as api:
+        published = Published(tmp_path, api.origin)
+        published.put(1)
+        with module.Client(auth=auth(published.source(), wait=0.2), follow_redirects=True) as client:
+            assert client.get(f"{api.origin}/").status_code == 200
+            assert client.get(f"{other.origin}/port").status_code == 401
+            assert client.get(f"{api.origin.replace('127.0.0.1', 'localhost')}/host").status_code == 401
+            assert client.get(f"{api.origin}/redirect?{other.origin}/redirected").status_code == 401
+            assert client.get(f"{api.origin}/redirect?{api.origin}/at-home").status_code == 200
+            own = client.get(f"{other.origin}/own", headers={"Authorization": "Basic b3duOm93bg=="})
+            assert own.request.headers["authorization"] == "Basic b3duOm93bg==", "the caller's own header was touched"
+    assert {seen.token for seen in [*other.seen, *(seen for seen in api.seen if seen.path == "/host")]} == {None}
+    assert published.demanded() == [], "another origin's 401 started a recovery"
+
+
+# --- bodies -------------------------------------------------------------------------------------------------------
+
+
+def _ignore(_: object) -> None:
+    """Make an expression a statement."""
+
+
+@pytest.mark.parametrize(
+    "body",
+    [{"content": b"bytes"}, {"json": {"a": 1}}, {"data": {"a": "1"}}, {"content": ""}],
+    ids=["bytes", "json", "form", "none"],
+)
+def test_a_body_that_is_there_is_sent_again(tmp_path: Path, library: tuple[Any, Any], body: dict[str, Any]) -> None:
+    """If it failed, a POST with a refused token would fail, or arrive empty the second time."""
+    module, auth = library
+    with API(lambda token, _: token == "access-token-2") as api:
+        published = Published(tmp_path, api.origin)
+        published.put(1)
+        api.before_answer = lambda: _ignore(published.put(2))
+        with module.Client(auth=auth(published.source())) as client:
+            answer = client.post(f"{api.origin}/", **body)
+        sent = client.build_request("POST", f"{api.origin}/", **body).content.decode()
+    assert (answer.status_code, answer.json()["body"]) == (200, sent)
+    assert api.statuses() == [401, 200]
+
+
+def test_a_stream_is_neither_buffered_nor_sent_again(tmp_path: Path, library: tuple[Any, Any]) -> None:
+    """If it failed, an upload of gigabytes would be held in memory, or its second half sent as the whole."""
+    module, auth = library
+    with API(lambda token, _: token == "access-token-2") as api:
+        published = Published(tmp_path, api.origin)
+        published.put(1)
+        api.before_answer = lambda: _ignore(published.put(2))
+        arrived: list[bool] = []
+
+        def chunks() -> Iterator[bytes]:
+            yield b"first"
+            # Buffered, the first chunk would not arrive before the second is asked for.
+            arrived.append(api.first_chunk.wait(30))
+            yield b"second"
+
+        with module.Client(auth=auth(published.source())) as client:
+            answer = client.post(f"{api.origin}/", content=chunks())
+    assert arrived == [True]
+    assert (answer.status_code, answer.json()["body"]) == (401, "firstsecond")
+    assert api.statuses() == [401]
+
+
+def test_a_streamed_refusal_can_still_be_read(tmp_path: Path, library: tuple[Any, Any]) -> None:
+    """If it failed, a caller that streams its answers could not read why it was refused."""
+    module, auth = library
+    with API(lambda *_: False) as api:
+        published = Published(tmp_path, api.origin)
+        published.put(1)
+        with (
+            module.Client(auth=auth(published.source(), wait=0.0)) as client,
+            client.stream("GET", f"{api.origin}/") as answer,
+        ):
+            assert json.loads(b"".join(answer.iter_bytes())) == {"body": ""}
+
+
+# --- errors -------------------------------------------------------------------------------------------------------
+
+
+def test_nothing_is_raised_unless_it_is_asked_for(tmp_path: Path, library: tuple[Any, Any]) -> None:
+    """If it failed, an agent without a token file would crash instead of meeting the server's own answer."""
+    module, auth = library
+    with API(lambda token, _: token is not None) as api:
+        published = Published(tmp_path, api.origin)
+        with module.Client(auth=auth(published.source())) as client:
+            assert client.get(f"{api.origin}/").status_code == 401
+            published.put(1)
+            assert client.get(f"{api.origin}/").status_code == 200
+        published.path.unlink()
+        with module.Client(auth=auth(published.source(), raise_errors=True)) as client, pytest.raises(TokenFileError):
+            client.get(f"{api.origin}/")
+
+
+def test_a_name_is_enough(tmp_path: Path, library: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """If it failed, every agent would have to be told where tokens are."""
+    module, auth = library
+    with API(lambda token, _: token == "access-token-1") as api:
+        published = Published(tmp_path, api.origin)
+        published.put(1)
+        monkeypatch.setenv("REFRESHER_STATE_DIR", str(tmp_path))
+        with module.Client(auth=auth("linear")) as client:
+            assert client.get(f"{api.origin}/").status_code == 200
