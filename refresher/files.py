@@ -3,6 +3,7 @@
 import errno
 import os
 import stat
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -102,6 +103,10 @@ def replace(path: Path, data: bytes, *, mode: int, group: int | None) -> None:
         descriptor = create(temporary, mode=mode, group=group)
         try:
             write_all(descriptor, data)
+            # Readers compare modification times, and the kernel's are as coarse as its tick: two replacements within
+            # one, and an inode that is used again, would look like no change.
+            written = time.time_ns()
+            os.utime(descriptor, ns=(written, written))
             # Without this a power loss may leave an empty file under the name.
             os.fsync(descriptor)
         finally:

@@ -2,13 +2,14 @@
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from refresher.publish import publish
 from refresher.secret import Secret
 from tests.support.command import wait_until
 from tests.support.fake_state import directories
-from tests.support.samples import grant
+from tests.support.samples import failure, grant
 
 TIMES = 1000
 
@@ -49,6 +50,15 @@ def test_a_thousand_replacements_under_four_readers_show_no_torn_and_no_older_to
     assert [path.name for path in made.tokens.iterdir()] == ["linear.json"], "temporary files pile up"
 
 
+def test_a_replacement_has_a_time_finer_than_the_kernels_tick(tmp_path: Path) -> None:
+    """If it failed, a reader could take a new token for the one it knows: same size, same tick, an inode used again."""
+    made = directories(tmp_path)
+    before = time.time_ns()
+    publish(made, grant())
+    # Kernels before 6.13 stamp files with the time of their last tick, which lies before the write began.
+    assert before <= made.token("linear").stat().st_mtime_ns <= time.time_ns()
+
+
 def test_an_older_generation_never_replaces_a_newer_one(tmp_path: Path) -> None:
     """If it failed, a restored backup would take agents back to a dead token."""
     made = directories(tmp_path)
@@ -59,10 +69,6 @@ def test_an_older_generation_never_replaces_a_newer_one(tmp_path: Path) -> None:
 
 def test_a_live_token_outlasts_a_failed_first_exchange_of_the_grant_that_follows(tmp_path: Path) -> None:
     """If it failed, replacing a grant while its server is away would take the live token from every agent (I5)."""
-    import time
-
-    from tests.support.samples import failure
-
     made = directories(tmp_path)
     assert publish(made, grant(generation=1, issued_at=time.time(), expires_at=time.time() + 60))
     before = made.token("linear").read_bytes()
