@@ -68,6 +68,8 @@ def parse(name: str, data: bytes, now: Moment) -> Grant:
         raise ImportRefused(f"the import is not usable: {error}") from None
     for key in ("client_id", "refresh_token", "client_secret", "access_token", "scope", "resource"):
         _printable(key, getattr(brought, key))
+    if brought.access_token is not None and " " in brought.access_token.reveal():
+        _refuse("access_token must hold no space (RFC 6750 section 2.1)")
     if brought.send_resource and brought.resource is None:
         _refuse("send_resource needs a resource")
     origins = tuple(dict.fromkeys(_url(urls.origin, "origins", origin) for origin in brought.origins or ()))

@@ -132,14 +132,14 @@ def _words(fields: dict[str, Any], known: tuple[Secret | None, ...]) -> str:
 def _rotated(fields: dict[str, Any]) -> Rotated | None:
     access = fields.get("access_token")
     refresh = fields.get("refresh_token")
-    if not _is_token(access) or not (refresh is None or refresh == "" or _is_token(refresh)):
+    if not _is_token(access) or " " in access or not (refresh is None or refresh == "" or _is_token(refresh)):
         return None
     token_type = fields.get("token_type")
     scope = fields.get("scope")
     expires_in = _expires_in(fields.get("expires_in"))
     return Rotated(
         access_token=Secret(access),
-        token_type=token_type if _is_token(token_type) else "Bearer",
+        token_type=token_type if _is_token(token_type) and " " not in token_type else "Bearer",
         expires_in=expires_in,
         expires_at=jwt_exp(access) if expires_in is None else None,
         refresh_token=Secret(refresh) if refresh else None,

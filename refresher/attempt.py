@@ -30,6 +30,7 @@ LARGEST_RECORD: Final = 8 * 1024 * 1024
 _RESERVED: Final = 64 * 1024
 _LARGEST_INTENT: Final = 64 * 1024
 _ANSWERS_KEPT: Final = 16
+_FRESH_KEPT: Final = 4
 _LONGEST_PAUSE: Final = 10.0
 
 log = logging.getLogger(__name__)
@@ -150,13 +151,13 @@ class Attempt:
         pause = 0.1
         while not _succeeds(self._write_fresh, data):
             if not until_saved:
-                self._close()
+                self.close()
                 raise StorageError(f"{self._directories.grants} does not take the record of {self._name}")
             if _succeeds(self._write_spill, data):
                 # The record stays as it was, and the intent says where its successor is: the next writer adopts it.
                 with suppress(OSError):
                     self._mark(Mark.SPILLED)
-                return self._close()
+                return self.close()
             self._shout()
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
@@ -186,7 +187,7 @@ class Attempt:
             if descriptor is not None:
                 with suppress(OSError):
                     path(self._name).unlink()
-        self._close()
+        self.close()
 
     def _shout(self) -> None:
         # In a thread that may hang: a stalled log must not keep the only copy of a token from being saved.
@@ -210,8 +211,14 @@ class Attempt:
     def _write_fresh(self, data: bytes) -> None:
         # After a failed fsync the kernel forgets what it could not write: the old descriptor proves nothing any more.
         path = self._directories.fresh(self._name)
-        files.durable_create(path, data)
-        self._rename(path)
+        try:
+            files.durable_create(path, data)
+            self._rename(path)
+        except OSError:
+            # The first ones may hold the only copy that reached the disk; more of them would only fill it.
+            if len(self._directories.candidates(self._name)) > _FRESH_KEPT:
+                path.unlink(missing_ok=True)
+            raise
 
     def _write_spill(self, data: bytes) -> None:
         directory = self._spill.parent
@@ -231,14 +238,15 @@ class Attempt:
 
     def _finish(self) -> None:
         """Clear what the attempt no longer needs; what cannot be cleared, the next writer clears."""
-        self._close()
+        self.close()
         with suppress(OSError):
             self._directories.intent(self._name).unlink()
         with suppress(OSError):
             for path in self._directories.candidates(self._name):
                 path.unlink()
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Let go of the files; what is on the disk stays as it is."""
         for descriptor in (self._record, self._intent):
             if descriptor is not None:
                 with suppress(OSError):

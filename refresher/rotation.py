@@ -138,6 +138,7 @@ def _exchange(directories: Directories, stored: Stored, grant: Grant, *, ca_file
         # A fault of ours must not cost the only copy of a token: the intent stays, the answer too.
         if answered.raw is not None:
             attempt.keep_answer(answered.raw.reveal().encode("latin-1"), clocks.now().wall)
+        attempt.close()
         raise
     if isinstance(answered.outcome, GrantDead):
         current = store.load(directories, grant.name)

@@ -3,12 +3,13 @@
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
+from shim._token import TokenFile
 from shim.errors import ReauthorizationRequired, Removed
 
 if TYPE_CHECKING:
     from shim._source import FileTokenSource
 
-__all__ = ["Changes", "Event", "Restored", "Rotated"]
+__all__ = ["Changes", "Event", "Restored", "Rotated", "verdict"]
 
 
 class Rotated(NamedTuple):
@@ -41,8 +42,9 @@ class Changes:
     def __init__(self, source: "FileTokenSource", poll: float) -> None:
         self._source = source
         self._poll = poll
-        self._state, self._generation = self._look()
-        self._told = self._state in (_GOOD, _ABSENT)
+        self._state, self._generation = _state_of(source.current())
+        if self._state not in (_GOOD, _ABSENT):
+            self._state = _ABSENT  # so that the first look tells
 
     def __iter__(self) -> "Changes":
         """Iterate with ``for``: it blocks between events."""
@@ -68,24 +70,35 @@ class Changes:
 
     def poll(self) -> Event | None:
         """Return the next event if there is one, without waiting."""
-        before, generation, told = self._state, self._generation, self._told
-        self._state, self._generation = self._look()
-        self._told = True
-        if self._state == before and told:
-            rotated = self._state == _GOOD and self._generation != generation
-            return Rotated(self._source.name, self._generation) if rotated else None
-        if self._state == _GOOD:
-            return Restored(self._source.name, self._generation)
-        return self._bad_news()
-
-    def _bad_news(self) -> Event | None:
-        problem = self._source.problem()
-        return problem if isinstance(problem, ReauthorizationRequired | Removed) else None
-
-    def _look(self) -> tuple[str, int]:
+        before, generation = self._state, self._generation
         token = self._source.current()
-        if token is None:
-            return _ABSENT, -1
-        if token.state in ("reauthorization_required", "removed"):
-            return token.state, token.generation
-        return (_GOOD if token.access_token is not None else _ABSENT), token.generation
+        self._state, self._generation = _state_of(token)
+        if token is None or self._state == _ABSENT:
+            return None
+        if self._state == before:
+            rotated = self._state == _GOOD and self._generation != generation
+            return Rotated(token.name, token.generation) if rotated else None
+        return Restored(token.name, token.generation) if self._state == _GOOD else verdict(token)
+
+
+def verdict(token: TokenFile) -> ReauthorizationRequired | Removed | None:
+    """Return what only a person can mend about a token's grant, ``None`` where there is nothing."""
+    if token.state == "removed":
+        return Removed(token.name)
+    if token.state != "reauthorization_required":
+        return None
+    error = token.error
+    return ReauthorizationRequired(
+        token.name,
+        code="invalid_grant" if error is None else error.code,
+        description="the server refused the grant" if error is None else error.description,
+        server=token.origins[0],
+    )
+
+
+def _state_of(token: TokenFile | None) -> tuple[str, int]:
+    if token is None:
+        return _ABSENT, -1
+    if token.state in ("reauthorization_required", "removed"):
+        return token.state, token.generation
+    return (_GOOD if token.access_token is not None else _ABSENT), token.generation

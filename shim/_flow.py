@@ -8,8 +8,9 @@ import time
 from collections.abc import Generator, Iterable
 from typing import NamedTuple
 
+from shim._changes import verdict
 from shim._source import FileTokenSource
-from shim._token import TokenFile
+from shim.errors import TokenRejected
 
 __all__ = ["WAIT", "Answer", "Send", "Step", "Wait", "flow"]
 
@@ -20,7 +21,8 @@ _MOST_SENDS = 4
 _FIRST_LOOK = 0.02
 _LAST_LOOK = 0.25
 
-_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
+# Possessive, and to the end where a quote never closes: a hostile header must not cost seconds.
+_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*+(?:"|$)', re.DOTALL)
 _SCHEME = re.compile(r"\s*([^\s=,]+)(?:\s+[^\s=]|\s*$)")
 
 
@@ -66,30 +68,32 @@ def flow(
         yield Send(None)
         return
     patience = None
-    for _ in range(_MOST_SENDS):
+    for count in range(1, _MOST_SENDS + 1):
         answer = yield Send(authorization)
         if answer is None or not _refused(answer, authorization):
+            if answer is not None and answer.status < 400:
+                source.accepted(token)
             return
         newer = source.current()
-        if source.authorization(newer, origin) == authorization:
-            until = source.rejected(token, wait)
-            if not _hopeless(newer):
-                source.demand(token)
-            patience = patience or time.monotonic() + wait
+        if newer is not None and source.authorization(newer, origin) == authorization:
+            since = source.rejected(token, origin)
+            if not verdict(newer):
+                source.demand(newer)
+            now = time.monotonic()
+            patience = patience or now + wait
             pause = _FIRST_LOOK
-            while replayable and not _hopeless(newer) and source.authorization(newer, origin) == authorization:
-                remaining = min(until, patience) - time.monotonic()
-                if remaining <= 0:
-                    break
-                yield Wait(min(pause, remaining))
+            until = min(since + wait, patience) if replayable and count < _MOST_SENDS else now
+            while now < until and not verdict(newer) and source.authorization(newer, origin) == authorization:
+                yield Wait(min(pause, until - now))
                 pause = min(2 * pause, _LAST_LOOK)
-                newer = source.current()
+                newer = source.current() or newer
+                now = time.monotonic()
         fresh = source.authorization(newer, origin)
         if newer is None or fresh is None or fresh == authorization or not replayable:
             break
         token, authorization = newer, fresh
-    if raise_errors and (problem := source.problem()) is not None:
-        raise problem
+    if raise_errors:
+        raise source.problem() or TokenRejected(f"{origin} refused the token of {source.name} (401)")
 
 
 def _refused(answer: Answer, authorization: str) -> bool:
@@ -106,7 +110,3 @@ def _schemes(challenges: Iterable[str]) -> Iterable[str]:
         for part in _QUOTED.sub('""', header).split(","):
             if match := _SCHEME.match(part):
                 yield match[1].lower()
-
-
-def _hopeless(token: TokenFile | None) -> bool:
-    return token is not None and token.state in ("reauthorization_required", "removed")

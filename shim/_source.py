@@ -2,22 +2,17 @@
 
 import os
 import time
+from collections.abc import Callable
 from stat import S_ISREG
 
-from shim._changes import Changes
+from shim._changes import Changes, verdict
+from shim._origins import origin_of_url
 from shim._places import demands_dir as default_demands_dir
 from shim._places import tokens_dir as default_tokens_dir
 from shim._token import TokenFile, is_name, parse
-from shim.errors import (
-    ReauthorizationRequired,
-    Removed,
-    ShimError,
-    TokenFileError,
-    TokenRejected,
-    TokenUnavailable,
-)
+from shim.errors import ShimError, TokenFileError, TokenRejected, TokenUnavailable
 
-__all__ = ["FileTokenSource", "origin_of", "reauthorization"]
+__all__ = ["FileTokenSource"]
 
 _LARGEST = 1024 * 1024
 _LOOK_AGAIN = 0.05
@@ -48,13 +43,12 @@ class FileTokenSource:
         if not is_name(name):
             raise ValueError(f"{name!r} is no name: lower-case letters, digits, '.', '_' and '-', 64 at most")
         self.name = name
-        tokens = os.fspath(tokens_dir) if tokens_dir is not None else default_tokens_dir()
-        self._path = f"{tokens}/{name}.json"
-        self._demands = os.fspath(demands_dir) if demands_dir is not None else default_demands_dir()
+        self._path = f"{_directory(tokens_dir, default_tokens_dir)}/{name}.json"
+        self._demands = _directory(demands_dir, default_demands_dir)
         # What was read, by which stamp, and what was wrong with it. The stamp of nothing equals no other.
         self._seen: tuple[_Stamp | None, TokenFile | None, ShimError | None] = (None, None, None)
-        # The token that was refused last, and until when its requests wait for another (monotonic seconds).
-        self._rejected: tuple[str, float] | None = None
+        # Which token was refused last, of which generation, by whom, and since when (monotonic seconds).
+        self._rejected: tuple[str, int, str, float] | None = None
 
     def __repr__(self) -> str:
         """Name the source, without its token."""
@@ -79,39 +73,39 @@ class FileTokenSource:
         """Return an access token with at least ``min_valid`` seconds to live, for a program that builds its own header.
 
         A token of unknown lifetime counts as valid. Where less is left, a rotation is demanded, and awaited for up to
-        ``wait`` seconds; that blocks, so an async program that waits does so in a thread. Raises ``TokenUnavailable``,
-        ``ReauthorizationRequired``, ``Removed`` or ``TokenFileError``.
+        ``wait`` seconds; that blocks, so an async program that waits does so in a thread. Raises what ``problem()``
+        tells: ``ReauthorizationRequired`` and ``Removed`` at once, anything else after the wait; ``ValueError`` where
+        ``wait`` is no number.
 
         Mind where you send it: ``headers()`` knows the origins it is for, this does not.
         """
+        if not wait >= 0:
+            raise ValueError("wait must be seconds, 0 or more")
         ends = time.monotonic() + wait
         while True:
             token = self.current()
             if token is not None and token.access_token is not None and _valid_for(token) >= min_valid:
                 return token.access_token
-            problem = self.problem()
-            if isinstance(problem, ReauthorizationRequired | Removed):
-                raise problem
             if token is not None:
+                if (final := verdict(token)) is not None:
+                    raise final
                 self.demand(token)
             remaining = ends - time.monotonic()
             if remaining <= 0:
-                raise problem or TokenUnavailable(
+                raise self.problem() or TokenUnavailable(
                     f"the token of {self.name} has less than {min_valid:g} s to live, and no newer one came within "
                     f"{wait:g} s; does a refresher run?"
                 )
             time.sleep(min(_LOOK_AGAIN, remaining))
 
     def headers(self, url: str) -> dict[str, str]:
-        """Return ``{"Authorization": ...}`` for a request to ``url``; ``{}`` where the token must not be sent to it."""
-        from urllib.parse import urlsplit  # 3 ms that only this method needs
+        """Return ``{"Authorization": ...}`` for a request to ``url``; ``{}`` where the token must not be sent to it.
 
-        try:
-            parts = urlsplit(url)
-            host, port = parts.hostname or "", parts.port
-        except ValueError:
-            return {}
-        authorization = self.authorization(self.current(), origin_of(parts.scheme, host, port))
+        Also ``{}`` for an address in which programs may find different hosts: with a backslash, spaces, a user name,
+        or letters outside ASCII (write an international name in its ``xn--`` form).
+        """
+        origin = origin_of_url(url)
+        authorization = None if origin is None else self.authorization(self.current(), origin)
         return {} if authorization is None else {"Authorization": authorization}
 
     @staticmethod
@@ -124,25 +118,29 @@ class FileTokenSource:
         return f"{scheme} {token.access_token}"
 
     def problem(self) -> ShimError | None:
-        """Return why no good token can be had right now, ``None`` where nothing is known to be wrong."""
+        """Return what is wrong, the gravest first, ``None`` where nothing is known to be.
+
+        A token may be good all the same: of a dead grant while it lives, or the last good one while its file cannot
+        be read. Demands nothing.
+        """
         token = self.current()
+        if token is not None and (final := verdict(token)) is not None:
+            return final
         unreadable = self._seen[2]
         if unreadable is not None:
             return unreadable
         if token is None:
             return TokenFileError(f"there is nothing at {self._path} yet")
-        if token.state == "removed":
-            return Removed(token.name)
-        if token.state == "reauthorization_required":
-            return reauthorization(token)
-        if self._rejected is not None and self._rejected[0] == token.access_token:
+        noted = self._rejected
+        if noted is not None and noted[0] == token.access_token:
             return TokenRejected(
-                f"{token.origins[0]} refuses the newest token of {self.name} (generation {token.generation}); "
-                "another one is demanded"
+                f"{noted[2]} refuses the newest token of {self.name} (generation {token.generation}); if the next one "
+                "is refused too, look at that server"
             )
         if token.access_token is None or _valid_for(token) <= 0:
             words = token.error.description if token.error is not None else "does a refresher run?"
-            return TokenUnavailable(f"the token of {self.name} has expired: {words}")
+            what = "there is no token yet" if token.access_token is None else "the token has expired"
+            return TokenUnavailable(f"{self.name}: {what}: {words}")
         return None
 
     def demand(self, token: TokenFile) -> bool:
@@ -159,17 +157,24 @@ class FileTokenSource:
             return False
         return True
 
-    def rejected(self, token: TokenFile, wait: float) -> float:
-        """Note that a server refused ``token``; return until when (monotonic) its requests may wait for another.
+    def rejected(self, token: TokenFile, origin: str) -> float:
+        """Note that ``origin`` refused ``token``; return since when (monotonic seconds) it is refused.
 
-        The time belongs to the token: once it is over, requests with this token wait no more.
+        The time belongs to the token: its requests wait together, not one after the other.
         """
-        refused = token.access_token or ""
+        now = time.monotonic()
         noted = self._rejected
-        if noted is None or noted[0] != refused:
-            noted = (refused, time.monotonic() + wait)
-            self._rejected = noted
-        return noted[1]
+        if noted is not None and noted[0] == token.access_token:
+            return noted[3]
+        # A latecomer with an older token does not overwrite what is known of the newer one.
+        if noted is None or noted[1] <= token.generation:
+            self._rejected = (token.access_token or "", token.generation, origin, now)
+        return now
+
+    def accepted(self, token: TokenFile) -> None:
+        """Note that a server took ``token``: an earlier refusal was not about the token."""
+        if self._rejected is not None and self._rejected[0] == token.access_token:
+            self._rejected = None
 
     def changes(self, *, poll: float = 1.0) -> Changes:
         """Return the events of this token from now on, for ``for`` and ``async for``; looks each ``poll`` seconds."""
@@ -205,24 +210,11 @@ class FileTokenSource:
         return token
 
 
-def origin_of(scheme: str, host: str, port: int | None) -> str:
-    """Return an origin as the token file spells it: lower case, without a default port, IPv6 in brackets."""
-    scheme, host = scheme.lower(), host.lower()
-    if ":" in host and not host.startswith("["):
-        host = f"[{host}]"
-    default = {"https": 443, "http": 80}.get(scheme)
-    return f"{scheme}://{host}" if port is None or port == default else f"{scheme}://{host}:{port}"
-
-
-def reauthorization(token: TokenFile) -> ReauthorizationRequired:
-    """Return the error of a token whose grant is dead."""
-    error = token.error
-    return ReauthorizationRequired(
-        token.name,
-        code="invalid_grant" if error is None else error.code,
-        description="the server refused the grant" if error is None else error.description,
-        server=token.origins[0],
-    )
+def _directory(given: "str | os.PathLike[str] | None", default: Callable[[], str]) -> str:
+    directory: object = default() if given is None else os.fspath(given)
+    if not isinstance(directory, str) or not directory or "\0" in directory:
+        raise ValueError("a directory must be a path, as text")
+    return directory
 
 
 def _valid_for(token: TokenFile) -> float:

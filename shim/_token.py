@@ -96,8 +96,8 @@ def parse(data: bytes) -> TokenFile:
         grant_id=_required(fields, "grant_id", str),
         generation=_generation(fields),
         state=state,
-        access_token=_optional(fields, "access_token", str) or None,
-        token_type=_required(fields, "token_type", str),
+        access_token=_sendable(fields, "access_token") if fields.get("access_token") else None,
+        token_type=_sendable(fields, "token_type"),
         issued_at=_time(fields, "issued_at"),
         expires_at=_optional_time(fields, "expires_at"),
         scope=_optional(fields, "scope", str),
@@ -120,6 +120,14 @@ def _name(fields: dict[str, Any]) -> str:
     if not is_name(name):
         raise TokenFileError("the token file's 'name' is not a name")
     return name
+
+
+def _sendable(fields: dict[str, Any], key: str) -> str:
+    value: str = _required(fields, key, str)
+    # RFC 6750 section 2.1; a line end would split the header, and HTTP libraries quote it in their errors.
+    if not value or not all("!" <= char <= "~" for char in value):
+        raise TokenFileError(f"the token file's {key!r} cannot stand in a header")
+    return value
 
 
 def _generation(fields: dict[str, Any]) -> int:

@@ -13,6 +13,8 @@
 Every message says what a person can do, and holds no token.
 """
 
+from typing import Any
+
 __all__ = [
     "ReauthorizationRequired",
     "Removed",
@@ -37,11 +39,11 @@ class UnsupportedVersion(TokenFileError):
 
 
 class TokenUnavailable(ShimError):
-    """There is no token with enough life in it; the refresher has been asked for one."""
+    """There is no token with enough life in it."""
 
 
 class TokenRejected(ShimError):
-    """The server refuses the newest token there is; the refresher has been asked for another."""
+    """The server refuses the newest token there is."""
 
 
 class Removed(ShimError):
@@ -50,6 +52,10 @@ class Removed(ShimError):
     def __init__(self, name: str) -> None:
         super().__init__(f"the grant {name} was removed; 'refresher import {name}' brings it back")
         self.name = name
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Come back whole from a process pool."""
+        return Removed, (self.name,)
 
 
 class ReauthorizationRequired(ShimError):
@@ -66,6 +72,10 @@ class ReauthorizationRequired(ShimError):
         self.login_command = f"refresher import {name} --replace --from FILE"
         super().__init__(f"{name} must be authorized again by a person ({description}): {self.login_command}")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Come back whole from a process pool."""
+        return _reauthorization_required, (self.name, self.code, self.description, self.server)
+
     def as_json(self) -> str:
         """Return what a model needs to know, as JSON: what happened, that retrying is useless, what a person runs."""
         import json  # as in shim._token
@@ -79,3 +89,7 @@ class ReauthorizationRequired(ShimError):
                 "retry": False,
             }
         )
+
+
+def _reauthorization_required(name: str, code: str, description: str, server: str) -> ReauthorizationRequired:
+    return ReauthorizationRequired(name, code=code, description=description, server=server)

@@ -18,3 +18,5 @@ class BearerAuth(BearerFlow, httpx.Auth):
     ``raise_errors`` that problem is raised instead, which inside an MCP session ends the session. A redirect from
     ``http://host`` to ``https://host`` keeps the header, by httpx's own rule; one to any other origin loses it.
     """
+
+    _byte_stream = httpx.ByteStream

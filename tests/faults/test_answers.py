@@ -16,6 +16,8 @@ from refresher.outcome import Ambiguous, NotSent, Rotated, Transient, Unintellig
 from tests.support.raw_server import RawServer
 from tests.support.samples import grant
 
+Answer = Callable[[socket.socket, bytes], None]
+
 GOOD = json.dumps({"access_token": "new-access-token", "refresh_token": "new-refresh-token", "expires_in": 60}).encode()
 
 
@@ -47,11 +49,11 @@ def _http(body: bytes, *headers: bytes, status: bytes = b"200 OK", length: int |
     return b"\r\n".join(lines) + b"\r\n\r\n" + body
 
 
-def _send(data: bytes) -> Callable[[socket.socket], None]:
-    return lambda connection: connection.sendall(data)
+def _send(data: bytes) -> Answer:
+    return lambda connection, _: connection.sendall(data)
 
 
-def _hang(connection: socket.socket) -> None:
+def _hang(connection: socket.socket, _: bytes) -> None:
     connection.recv(1)  # until the client gives up
 
 
@@ -71,9 +73,7 @@ def _hang(connection: socket.socket) -> None:
         (_send(_http(b"\x1f\x8bno gzip", b"Content-Encoding: gzip")), Unintelligible),
     ],
 )
-def test_each_ending_of_a_connection_is_judged_by_what_was_sent_and_came(
-    answer: Callable[[socket.socket], None], kind: type
-) -> None:
+def test_each_ending_of_a_connection_is_judged_by_what_was_sent_and_came(answer: Answer, kind: type) -> None:
     """If it failed, a lost answer would be taken for a request that was never sent, and a spent token sent again."""
     with RawServer(answer) as server:
         hooks = _Hooks()
@@ -115,9 +115,9 @@ def test_where_the_mark_cannot_be_set_nothing_is_sent() -> None:
 def test_one_deadline_holds_over_everything(where: str) -> None:
     """If it failed, a server that sends a byte a second would hold a grant's lock for ever."""
 
-    def drip(connection: socket.socket) -> None:
+    def drip(connection: socket.socket, request: bytes) -> None:
         if where == "never":
-            _hang(connection)
+            _hang(connection, request)
         connection.sendall(
             b"HTTP/1.1 200 OK\r\n" + (b"X-Slow: " if where == "headers" else b"Content-Length: 9999\r\n\r\n")
         )
@@ -160,7 +160,7 @@ def test_a_resolver_that_hangs_does_not_outlast_the_deadline(monkeypatch: pytest
 def test_a_body_without_end_is_cut_and_kept() -> None:
     """If it failed, a server could fill the memory, or the start of its answer would be lost."""
 
-    def flood(connection: socket.socket) -> None:
+    def flood(connection: socket.socket, _: bytes) -> None:
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1073741824\r\n\r\n")
         while True:
             connection.sendall(b"x" * 65536)
@@ -182,11 +182,9 @@ def test_a_redirect_is_not_followed() -> None:
         assert thief.requests == []
 
 
-def _once_then(
-    first: Callable[[socket.socket], None], then: Callable[[socket.socket], None]
-) -> Callable[[socket.socket], None]:
+def _once_then(first: Answer, then: Answer) -> Answer:
     answers = iter([first])
-    return lambda connection: next(answers, then)(connection)
+    return lambda connection, request: next(answers, then)(connection, request)
 
 
 @pytest.mark.parametrize(("replay", "requests"), [(None, 2), (30.0, 2), (0.0, 1)])

@@ -10,14 +10,16 @@ __all__ = ["RawServer"]
 
 
 class RawServer:
-    """Hands each connection, once its request has been read, to ``answer`` in a thread."""
+    """Hands each connection and its request, once ``marker`` has come, to ``answer`` in a thread."""
 
     def __init__(
         self,
-        answer: Callable[[socket.socket], None],
+        answer: Callable[[socket.socket, bytes], None],
         wrap: Callable[[socket.socket], socket.socket] = lambda connection: connection,
+        marker: bytes = b"refresh_token=",
     ) -> None:
         self._answer = answer
+        self._marker = marker
         self._wrap = wrap
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._accepting = threading.Thread(target=self._accept, daemon=True)
@@ -53,13 +55,13 @@ class RawServer:
             return  # a client that does not trust us
         with connection:
             request = b""
-            while b"refresh_token=" not in request:
+            while self._marker not in request:
                 chunk = connection.recv(65536)
                 if not chunk:
                     return
                 request += chunk
             self.requests.append(request)
             try:
-                self._answer(connection)
+                self._answer(connection, request)
             except OSError:
                 return  # the client left, as it may

@@ -3,9 +3,11 @@
 import asyncio
 import json
 import queue
+import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from tests.support.api import API
 from tests.support.command import Command, wait_until
 from tests.support.oidc import OIDC
 from tests.support.published import Published
+from tests.support.raw_server import RawServer
 
 LIBRARIES = {"httpx": (httpx, shim.httpx.BearerAuth), "httpx2": (httpx2, shim.httpx2.BearerAuth)}
 LIMITS = {"max_connections": 10, "max_keepalive_connections": 10}
@@ -296,6 +299,101 @@ def test_a_streamed_refusal_can_still_be_read(tmp_path: Path, library: tuple[Any
             client.stream("GET", f"{api.origin}/") as answer,
         ):
             assert json.loads(b"".join(answer.iter_bytes())) == {"body": ""}
+
+
+REFUSALS = {
+    "broken off": b"HTTP/1.1 401 No\r\nContent-Length: 100\r\n\r\nshort",
+    "no gzip": b"HTTP/1.1 401 No\r\nContent-Encoding: gzip\r\nContent-Length: 5\r\n\r\nhello",
+    "huge": b"HTTP/1.1 401 No\r\nContent-Length: 10000000\r\n\r\n" + b"x" * 10_000_000,
+}
+
+
+@pytest.mark.parametrize("refusal", sorted(REFUSALS))
+@pytest.mark.parametrize("way", ["sync", "async"])
+def test_a_refusal_that_cannot_be_read_is_still_one(
+    tmp_path: Path, library: tuple[Any, Any], refusal: str, way: str
+) -> None:
+    """If it failed, a broken 401 would raise in the auth flow, and end a whole MCP session."""
+    module, auth = library
+
+    def answer(connection: socket.socket, request: bytes) -> None:
+        if b"access-token-1" in request:
+            published.put(2)
+            connection.sendall(REFUSALS[refusal])
+        else:
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+
+    async def get(url: str) -> tuple[int, bytes]:
+        async with module.AsyncClient(auth=auth(published.source())) as client:
+            response = await client.get(url)
+            return response.status_code, response.content
+
+    with RawServer(answer, marker=b"\r\n\r\n") as server:
+        url = server.token_endpoint
+        published = Published(tmp_path, url.removesuffix("/token"))
+        published.put(1)
+        if way == "async":
+            assert asyncio.run(get(url)) == (200, b"ok")
+        else:
+            with module.Client(auth=auth(published.source())) as client:
+                response = client.get(url)
+                assert (response.status_code, response.content) == (200, b"ok")
+
+
+@pytest.mark.parametrize("way", ["sync", "async"])
+def test_a_refusal_that_never_ends_holds_nobody_up(
+    tmp_path: Path, library: tuple[Any, Any], way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If it failed, a 401 that drips, or an event stream as a 401, would block a request for ever."""
+    from shim import _bearer
+
+    monkeypatch.setattr(_bearer, "_SLOWEST_REFUSAL", 0.2)
+    module, auth = library
+
+    def answer(connection: socket.socket, request: bytes) -> None:
+        if b"access-token-2" in request:
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+            return
+        published.put(2)
+        connection.sendall(b"HTTP/1.1 401 No\r\nContent-Type: text/event-stream\r\n\r\n")
+        while True:
+            connection.sendall(b":\n\n")
+            time.sleep(0.02)  # the fault itself, not a wait
+
+    async def get(url: str) -> int:
+        async with module.AsyncClient(auth=auth(published.source()), timeout=30) as client:
+            return int((await client.get(url)).status_code)
+
+    with RawServer(answer, marker=b"\r\n\r\n") as server:
+        url = server.token_endpoint
+        published = Published(tmp_path, url.removesuffix("/token"))
+        published.put(1)
+        if way == "async":
+            assert asyncio.run(get(url)) == 200
+        else:
+            with module.Client(auth=auth(published.source()), timeout=30) as client:
+                assert client.get(url).status_code == 200
+
+
+def test_a_request_sent_twice_does_not_keep_a_token_that_is_gone(tmp_path: Path, library: tuple[Any, Any]) -> None:
+    """If it failed, a removed grant's token, or one for other origins now, would go on being sent (I8)."""
+    module, auth = library
+    with API(lambda token, _: token is not None) as api:
+        published = Published(tmp_path, api.origin)
+        published.put(1)
+        with module.Client(auth=auth(published.source())) as client:
+            request = client.build_request("GET", f"{api.origin}/")
+            assert client.send(request).status_code == 200
+            published.put(1, state="removed", access_token=None)
+            assert client.send(request).status_code == 401
+    assert [seen.token for seen in api.seen] == ["access-token-1", None]
+
+
+@pytest.mark.parametrize("wait", [-1, float("nan")])
+def test_a_wait_that_is_no_time_is_refused_at_once(library: tuple[Any, Any], wait: float) -> None:
+    """If it failed, the first 401 would raise in the middle of a session."""
+    with pytest.raises(ValueError, match="wait"):
+        library[1]("linear", wait=wait)
 
 
 # --- errors -------------------------------------------------------------------------------------------------------

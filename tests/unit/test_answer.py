@@ -66,6 +66,8 @@ TABLE = [
     Row("a form that breaks off", 200, b"access_token=a&refresh_tok", Unintelligible, {}, FORM, whole=False),
     Row("JSON that breaks off", 200, b'{"access_token": "a", "refr', Unintelligible, whole=False),
     Row("a control character in a token", 200, GOOD | {"access_token": "a\r\nX: y"}, Unintelligible),
+    Row("a space in a token, which no header can carry", 200, GOOD | {"access_token": "a b"}, Unintelligible),
+    Row("a space in the refresh token, which RFC 6749 allows", 200, GOOD | {"refresh_token": "r s"}, Rotated),
     Row("a control character in the refresh token", 200, GOOD | {"refresh_token": "r\n"}, Unintelligible),
     Row("a refresh token that is a number", 200, GOOD | {"refresh_token": 5}, Unintelligible),
     Row("no access token", 200, {"refresh_token": "r"}, Unintelligible),

@@ -146,6 +146,73 @@ def test_one_request_waits_no_longer_than_one_budget(published: Published, clock
     assert sends <= 4
 
 
+def test_the_last_refusal_demands_and_does_not_wait_for_what_it_would_not_try(
+    published: Published, clock: Clock
+) -> None:
+    """If it failed, a request would wait for a token only to throw it away."""
+    published.put(1)
+    steps = _start(published.source())
+    step = next(steps)
+    waits = []
+    try:
+        for generation in range(2, 100):
+            step = steps.send(_refused(_sent(step)))
+            waits.append(isinstance(step, Wait))
+            clock.now += 0.1
+            published.put(generation)
+            while isinstance(step, Wait):
+                step = steps.send(None)
+    except StopIteration:
+        pass
+    assert waits == [True, True, True]
+    assert published.demanded()[-1] == "linear.4"
+
+
+def test_each_caller_has_its_own_patience_with_one_token(published: Published, clock: Clock) -> None:
+    """If it failed, one impatient client would make all others of a source give up at once."""
+    published.put(1)
+    source = published.source()
+    hasty = flow(source, ORIGIN, wait=0.0, replayable=True, raise_errors=False)
+    next(hasty)
+    assert _run_out(hasty, clock, _refused(BEARER.format(1))) == 0
+    steps = _start(source)
+    next(steps)
+    assert _run_out(steps, clock, _refused(BEARER.format(1))) == pytest.approx(15.0)
+
+
+def test_a_token_that_is_taken_again_gets_its_wait_back(published: Published, clock: Clock) -> None:
+    """If it failed, a real refusal would not be waited out because of a stray one an hour before."""
+    published.put(1)
+    source = published.source()
+    for _ in range(2):
+        steps = _start(source)
+        next(steps)
+        assert _run_out(steps, clock, _refused(BEARER.format(1))) == pytest.approx(15.0)
+        steps = _start(source)
+        next(steps)
+        with pytest.raises(StopIteration):
+            steps.send(Answer(200, (), BEARER.format(1)))
+
+
+def test_the_current_generation_is_demanded_though_an_older_one_bore_the_same_token(
+    published: Published, clock: Clock
+) -> None:
+    """If it failed, the refresher would take the demand for an old one, and nobody would rotate."""
+    published.put(1, access_token="the-same")
+    steps = _start(published.source())
+    next(steps)
+    published.put(2, access_token="the-same")
+    assert isinstance(steps.send(_refused("Bearer the-same")), Wait)
+    assert published.demanded() == ["linear.2"]
+
+
+def test_a_hostile_challenge_costs_nothing(published: Published) -> None:
+    """If it failed, one header could hold up every task of an event loop for seconds."""
+    # Quadratic, this would not come to an end within the test's life.
+    hostile = 'Bearer "' + '\\"' * 2_000_000
+    assert list(shim._flow._schemes([hostile])) == ["bearer"]
+
+
 @pytest.mark.parametrize(
     ("challenges", "ours"),
     [
@@ -248,6 +315,12 @@ def test_errors_are_raised_only_where_asked_for(published: Published, clock: Clo
     next(steps)
     published.put(1, state="reauthorization_required", error=DEAD)
     with pytest.raises(ReauthorizationRequired):
+        steps.send(_refused(BEARER.format(1)))
+    published.put(1)
+    steps = _start(source, replayable=False, raise_errors=True)
+    next(steps)
+    published.put(2)
+    with pytest.raises(TokenRejected):
         steps.send(_refused(BEARER.format(1)))
     published.put(2, state="removed", access_token=None)
     with pytest.raises(Removed):

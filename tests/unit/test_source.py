@@ -2,9 +2,11 @@
 
 import asyncio
 import os
+import pickle
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -239,7 +241,9 @@ def test_headers_go_to_the_tokens_origins_alone(published: Published) -> None:
     for url in ("https://mcp.example/x", "https://MCP.Example:443/", "http://[::1]:8080/x?y"):
         assert source.headers(url) == good
     for url in ("http://mcp.example/", "https://mcp.example:444/", "https://mcp.example.evil.example/",
-                "https://mcp.example@evil.example/", "https://evil.example/https://mcp.example", "//mcp.example", "", "https://[::1"):  # fmt: skip
+                "https://mcp.example@evil.example/", "https://evil.example/https://mcp.example", "//mcp.example", "", "https://[::1",
+                "https://evil.example\\@mcp.example/", "https://evil.example\t@mcp.example/", "https://user@mcp.example/",
+                "https://mcp.example\n/", "https://mcp.exämple/", "https://mcp.example:/"):  # fmt: skip
         assert source.headers(url) == {}, url
 
 
@@ -256,7 +260,7 @@ def test_each_problem_has_its_own_type(published: Published) -> None:
     assert type(source.problem()) is TokenFileError
     made = published.put(1)
     assert source.problem() is None
-    source.rejected(made, 15)
+    source.rejected(made, "https://mcp.example")
     assert type(source.problem()) is TokenRejected
     published.put(2)
     assert source.problem() is None
@@ -273,6 +277,62 @@ def test_each_problem_has_its_own_type(published: Published) -> None:
     published.put(5, state="removed", access_token=None)
     assert type(source.problem()) is Removed
     assert isinstance(problem, ShimError)
+
+
+def test_what_a_server_takes_again_is_no_problem(published: Published) -> None:
+    """If it failed, one stray 401 would be reported until the next rotation, and use up the token's wait."""
+    made = published.put(1)
+    source = published.source()
+    source.rejected(made, "https://mcp.example")
+    source.accepted(made)
+    assert source.problem() is None
+
+
+def test_a_latecomer_does_not_forget_what_is_known_of_the_newer_token(published: Published) -> None:
+    """If it failed, a slow request with an old token would give the refused new one another wait."""
+    old, new = published.put(1), published.put(2)
+    source = published.source()
+    since = source.rejected(new, "https://mcp.example")
+    source.rejected(old, "https://mcp.example")
+    assert source.rejected(new, "https://mcp.example") == since
+    assert type(source.problem()) is TokenRejected
+
+
+def test_a_dead_grant_is_told_though_its_file_is_gone(published: Published) -> None:
+    """If it failed, a program would wait in vain for a token that only a person can bring."""
+    published.put(1, expires_at=1.0, state="reauthorization_required", error=DEAD)
+    source = published.source()
+    source.current()
+    published.path.unlink()
+    assert isinstance(source.problem(), ReauthorizationRequired)
+    with pytest.raises(ReauthorizationRequired):
+        source.token(wait=3600)
+    assert isinstance(source.changes().poll(), ReauthorizationRequired)
+
+
+@pytest.mark.parametrize("error", [
+    ReauthorizationRequired("linear", code="invalid_grant", description="revoked", server="https://mcp.example"),
+    Removed("linear"),
+])  # fmt: skip
+def test_errors_come_back_whole_from_another_process(error: ShimError) -> None:
+    """If it failed, an error in a process pool would break the pool."""
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is type(error)
+    assert (str(again), vars(again)) == (str(error), vars(error))
+
+
+@pytest.mark.parametrize("bad", [{"tokens_dir": ""}, {"tokens_dir": "a\0b"}, {"demands_dir": b"bytes"}])
+def test_a_directory_that_is_no_path_is_refused_at_once(bad: dict[str, Any]) -> None:
+    """If it failed, tokens would be looked for in the root directory, or the first request would raise."""
+    with pytest.raises(ValueError, match="directory"):
+        FileTokenSource("linear", **bad)
+
+
+@pytest.mark.parametrize("wait", [float("nan"), -1.0])
+def test_a_wait_that_is_no_time_is_refused(published: Published, wait: float) -> None:
+    """If it failed, a program would wait for ever."""
+    with pytest.raises(ValueError, match="wait"):
+        published.source().token(wait=wait)
 
 
 def test_a_model_is_told_that_retrying_is_useless() -> None:
