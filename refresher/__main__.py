@@ -10,7 +10,10 @@ def main() -> None:
     try:
         from refresher.cli import run
     except ModuleNotFoundError as error:
-        sys.exit(f"refresher: the service is not installed (no {error.name}): pip install 'refresher[service]'")
+        sys.stderr.write(
+            f"refresher: the service is not installed (no {error.name}): pip install 'refresher[service]'\n"
+        )
+        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
     sys.exit(run())

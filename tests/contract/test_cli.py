@@ -5,6 +5,8 @@ import json
 import os
 import socket
 import stat
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -48,6 +50,16 @@ def modes(root: Path) -> dict[str, str]:
 def test_the_version_is_the_packages(refresher: Command) -> None:
     """If it failed, nobody could tell which version runs."""
     assert refresher("--version").stdout == f"refresher, version {__version__}\n"
+
+
+def test_the_base_without_the_service_says_what_to_install(refresher: Command) -> None:
+    """If it failed, who installed what an agent needs would meet a traceback at the command."""
+    # A fake: click is made impossible to import, as where it is not installed.
+    code = "import sys; sys.modules['click'] = None; from refresher.__main__ import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "pip install 'refresher[service]'" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -192,6 +192,9 @@ def test_a_healthy_grant_is_renewed_before_its_token_ends(grant: Grant, life: fl
     due = policy.due_at(fresh)
     assert fresh.issued_at + 1 <= due <= max(policy.end_of_life(fresh), fresh.issued_at + 1)
     assert due <= fresh.issued_at + DAY
+    share = min(0.75 * (policy.end_of_life(fresh) - fresh.issued_at), DAY)
+    most = min(60.0, 0.05 * (policy.end_of_life(fresh) - fresh.issued_at))
+    assert due >= fresh.issued_at + share - most - 1e-3, "it came earlier than the jitter explains"
     assert policy.decide(fresh, at(due)) == Rotate("due")
 
 
