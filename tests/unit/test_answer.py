@@ -98,6 +98,7 @@ TABLE = [
     Row("invalid_request is no verdict", 400, {"error": "invalid_request"}, Transient, {"code": "invalid_request"}),
     Row("a code that is none", 400, {"error": {"code": "x"}}, Transient, {"code": "server_error"}),
     Row("invalid_target may follow the spend", 400, {"error": "invalid_target"}, Ambiguous),
+    Row("300 is no success", 300, GOOD, Transient),
     Row("a redirect", 307, b"", Transient, headers={"location": "https://elsewhere.example"}),
     Row("408", 408, b"", Transient, {"code": "temporarily_unavailable"}),
     Row("425", 425, b"", Transient),

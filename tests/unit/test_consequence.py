@@ -93,6 +93,13 @@ def test_a_server_that_does_not_rotate_spends_nothing(fresh: Secret | None) -> N
     assert changed.spent == ()
 
 
+@pytest.mark.parametrize("outcome", [Ambiguous(description="x"), Unintelligible(description="x", answer=Secret("y"))])
+def test_a_doubt_begins_when_the_request_left(outcome: Outcome) -> None:
+    """If it failed, a grace would be reckoned from the time-out, and a replay come after its end."""
+    changed = _after(grant(), outcome, first_sent=at(NOON + 2980), now=at(NOON + 3000))
+    assert changed.doubt == doubt(at(NOON + 2980))
+
+
 def test_the_earliest_doubt_counts() -> None:
     """If it failed, every lost answer would open the grace anew, and a replay could come too late."""
     first = doubted(grant(), "lost", since=at(NOON), now=at(NOON + 20))
@@ -157,6 +164,8 @@ def test_an_early_refusal_is_no_hot_loop_whatever_the_clock(behind: float) -> No
     assert decision.because == "too_early"
     assert decision.until is not None
     assert 5 <= decision.until - now.wall <= 3600
+    if behind == 0:
+        assert decision.until == NOON + 3600, "it does not wait for the end of the token"
 
 
 def test_an_early_refusal_does_not_touch_a_verdict() -> None:
@@ -171,3 +180,5 @@ def test_a_server_that_refused_early_is_known_by_its_change_of_mind() -> None:
     assert _after(grant(dead=True, failure=refused), _rotated()).refuses_early
     late = failure(outcome="reauthorization_required", at=NOON + 4000, retry_at=None)
     assert not _after(grant(dead=True, failure=late), _rotated()).refuses_early
+    assert not _after(grant(dead=True, failure=refused, expires_at=None), _rotated()).refuses_early
+    assert _after(grant(refuses_early=True), _rotated()).refuses_early, "it was forgotten"

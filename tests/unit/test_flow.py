@@ -95,7 +95,9 @@ def test_the_same_token_is_demanded_once_and_awaited(published: Published, clock
     several = [_start(source) for _ in range(3)]
     for steps in several:
         next(steps)
-        assert isinstance(steps.send(_refused(BEARER.format(1))), Wait)
+        step = steps.send(_refused(BEARER.format(1)))
+        assert isinstance(step, Wait)
+        assert step.seconds < 1, "it would sleep through the rotation"
     assert published.demanded() == ["linear.1"]
     clock.now += 3
     published.put(2)

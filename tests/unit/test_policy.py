@@ -74,6 +74,8 @@ CASES = [
     Case("a dead grant, forced", DEAD, at(NOON + 1), "forced", {"force": True}),
     Case("refused early: to the end of the token", REFUSED_EARLY, at(NOON + 3000), "too_early", until=NOON + HOUR),
     Case("refused early, at its end", REFUSED_EARLY, at(NOON + HOUR), "retry"),
+    Case("refused early: a long life is waited out", grant(expires_at=NOON + DAY, failure=failure(outcome="too_early", retry_at=NOON + DAY)), at(NOON + HOUR), "too_early", until=NOON + DAY),
+    Case("refused early: a backoff beyond a short life too", grant(expires_at=NOON + 5, failure=failure(outcome="too_early", retry_at=NOON + 12)), at(NOON + 6), "too_early", until=NOON + 12),
     Case("in doubt: the live token is used to its end", DOUBTFUL, at(NOON + 200), "in_doubt", until=NOON + HOUR),
     Case("in doubt: force does not skip the wait", DOUBTFUL, at(NOON + 200), "in_doubt", {"force": True}, NOON + HOUR),
     Case("in doubt, dead and forced: likewise", grant(dead=True, doubt=doubt()), at(NOON + 1), "in_doubt", {"force": True}),
@@ -157,6 +159,12 @@ def test_a_wait_lies_ahead_and_within_its_bound(grant: Grant, now: Moment, given
     life = policy.end_of_life(grant) - grant.issued_at
     # A day or the life, and the minute that a clock may be off.
     assert wait <= max(DAY, life) + 61
+
+
+@pytest.mark.parametrize(("replay", "expected"), [(0.0, False), (30.0, True), (None, True)])
+def test_a_replay_is_open_only_where_one_is_granted(replay: float | None, expected: bool) -> None:
+    """If it failed, an exchange without a replay would give up at half its time."""
+    assert policy.replay_open(grant(replay=replay), at()) is expected
 
 
 @pytest.mark.parametrize(

@@ -204,6 +204,18 @@ def test_too_little_life_demands_and_says_so(published: Published) -> None:
     assert published.demanded() == ["linear.1"]
 
 
+def test_a_token_that_never_was_says_so(published: Published) -> None:
+    """If it failed, a program without a token would meet an AttributeError, or a wrong reason."""
+    with pytest.raises(TokenFileError):
+        published.source().token()
+    published.put(1, state="failing", access_token=None, expires_at=None, error=DEAD)
+    with pytest.raises(TokenUnavailable, match="no token yet: the user left"):
+        published.source().token()
+    published.put(2, expires_at=1.0)
+    with pytest.raises(TokenUnavailable, match="expired"):
+        published.source().token()
+
+
 def test_a_program_can_wait_for_the_rotation_that_it_demanded(published: Published) -> None:
     """If it failed, every program would have to write its own loop around token()."""
     published.put(1, expires_at=time.time() - 1)
@@ -294,7 +306,18 @@ def test_a_latecomer_does_not_forget_what_is_known_of_the_newer_token(published:
     source = published.source()
     since = source.rejected(new, "https://mcp.example")
     source.rejected(old, "https://mcp.example")
+    source.accepted(old)
     assert source.rejected(new, "https://mcp.example") == since
+    assert type(source.problem()) is TokenRejected
+
+
+def test_the_newer_token_takes_the_older_ones_place(published: Published) -> None:
+    """If it failed, only the first refused token of a program's life would be known as refused."""
+    old, new = published.put(1), published.put(2)
+    source = published.source()
+    source.rejected(old, "https://mcp.example")
+    assert source.problem() is None
+    source.rejected(new, "https://mcp.example")
     assert type(source.problem()) is TokenRejected
 
 
