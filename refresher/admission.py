@@ -218,7 +218,8 @@ def _successor(directories: Directories, brought: Grant, stored: Stored) -> Gran
         return msgspec.structs.replace(grant, spent=spend(there.spent, there.refresh_token))
     # The same refresh token again does not settle whether it was spent: the wait stays, and what it protects.
     kept = msgspec.structs.replace(grant, doubt=there.doubt, failures=there.failures, failure=there.failure)
-    if brought.access_token is not None and policy.end_of_life(brought) >= policy.end_of_life(there):
+    longer = there.access_token is None or policy.end_of_life(brought) >= policy.end_of_life(there)
+    if brought.access_token is not None and longer:
         return kept
     return msgspec.structs.replace(
         kept,

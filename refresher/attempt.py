@@ -6,12 +6,15 @@ anybody sees it, and the record itself is replaced by one rename.
 
 import hashlib
 import logging
+import math
 import os
+import re
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -157,28 +160,57 @@ class Attempt:
                 # The record stays as it was, and the intent says where its successor is: the next writer adopts it.
                 with suppress(OSError):
                     self._mark(Mark.SPILLED)
+                    if self._intent is not None:
+                        os.fsync(self._intent)
                 return self.close()
             self._shout()
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
         return self._finish()
 
-    def keep_answer(self, answer: bytes, at: float) -> Path | None:
-        """Keep a raw answer that could not be read, where a person may find it; ``None`` if it could not be kept."""
-        prefix = f"{self._name}.answer."
+    def keep_answer(self, answer: bytes, at: float) -> str:
+        """Keep a raw answer that could not be read, where a person may find it; say where, or that it is lost."""
+        kept = re.compile(re.escape(self._name) + r"\.answer\.(\d+)")
+        record = self._stored.record
+        since = record.doubt.since.wall if isinstance(record, Grant) and record.doubt is not None else math.inf
+        path = self._directories.grants / f"{self._name}.answer.{int(at)}"
         try:
-            kept = [path for path in self._directories.grants.iterdir() if path.name.startswith(prefix)]
-            # The first one matters most: it came when the token was spent. Later ones must not fill the disk.
-            if len(kept) >= _ANSWERS_KEPT:
-                return None
-            path = self._directories.grants / f"{prefix}{int(at)}"
+            names = [match for entry in self._directories.grants.iterdir() if (match := kept.fullmatch(entry.name))]
+            # The first of a doubt matters most: it came when the token was spent. Later ones must not fill the disk.
+            if sum(int(match[1]) >= since for match in names) >= _ANSWERS_KEPT:
+                return "it is not kept: enough of its kind are"
             while files.is_there(path):
-                path = path.with_name(f"{prefix}{int(path.name.removeprefix(prefix)) + 1}")
-            files.durable_create(path, answer)
-            files.sync_directory(self._directories.grants)
+                path = path.with_name(f"{self._name}.answer.{int(path.name.rpartition('.')[2]) + 1}")
         except OSError:
-            return None
-        return path
+            return "it could not be kept"
+        if any(_succeeds(partial(write, path), answer) for write in (self._answer_fresh, self._answer_reserved)):
+            return f"it is kept as {path.name} beside the record"
+        spill = self._spill.parent / path.name
+        if _succeeds(partial(self._spill_file, spill), answer):
+            return f"it is kept as {spill}"
+        return "it could not be kept"
+
+    def _answer_fresh(self, path: Path, answer: bytes) -> None:
+        try:
+            files.durable_create(path, answer)
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
+        files.sync_directory(self._directories.grants)
+
+    def _answer_reserved(self, path: Path, answer: bytes) -> None:
+        """Give the answer the space that was reserved for the next record: on a full disk it is all there is."""
+        if self._record is None:
+            raise OSError("no space was reserved")
+        descriptor, self._record = self._record, None
+        try:
+            files.write_all(descriptor, answer)
+            os.ftruncate(descriptor, len(answer))
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        self._directories.next(self._name).rename(path)
+        files.sync_directory(self._directories.grants)
 
     def abandon(self) -> None:
         """Take back a declaration from which nothing was sent and nothing came."""
@@ -221,16 +253,25 @@ class Attempt:
             raise
 
     def _write_spill(self, data: bytes) -> None:
-        directory = self._spill.parent
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._spill_file(self._spill, data)
+
+    def _spill_file(self, path: Path, data: bytes) -> None:
+        directory = path.parent
+        if not directory.exists():
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            files.sync_directory(directory.parent)
         status = directory.lstat()
         if status.st_uid != os.geteuid() or status.st_mode & 0o077 or not directory.is_dir():
             raise OSError(0, f"{directory} is not a private directory")
-        if files.is_there(self._spill):
-            # A try that was cut short, or somebody's only copy: out of the way, never overwritten.
-            files.set_aside(self._spill, time.time())
-        files.durable_create(self._spill, data)
-        files.sync_directory(directory)
+        if files.is_there(path):
+            files.set_aside(path, time.time())  # somebody's only copy, perhaps
+        try:
+            # Under its name at once: a directory that refuses to rename shall not refuse to save.
+            files.durable_create(path, data)
+            files.sync_directory(directory)
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
 
     def _rename(self, path: Path) -> None:
         path.rename(self._directories.record(self._name))
@@ -244,6 +285,8 @@ class Attempt:
         with suppress(OSError):
             for path in self._directories.candidates(self._name):
                 path.unlink()
+        with suppress(OSError):
+            self._spill.unlink()
 
     def close(self) -> None:
         """Let go of the files; what is on the disk stays as it is."""

@@ -19,7 +19,7 @@ from refresher.outcome import (
     Unintelligible,
 )
 
-__all__ = ["after", "doubted"]
+__all__ = ["after", "cut_off", "doubted"]
 
 LOST = "the rotation was lost: the answer to an earlier attempt never arrived"
 
@@ -50,7 +50,7 @@ def after(
         case TooEarly():
             return _too_early(grant, outcome, now)
         case Ambiguous() | Unintelligible():
-            return doubted(grant, outcome.description, since=first_sent or now, now=now)
+            return doubted(grant, outcome.description, doubt=Doubt(since=first_sent or now), now=now)
         case ClientRejected():
             return _waiting(grant, "client_rejected", outcome.code, outcome.description, now)
         case GrantDead():
@@ -59,11 +59,19 @@ def after(
             assert_never(outcome)
 
 
-def doubted(grant: Grant, description: str, *, since: Moment, now: Moment) -> Grant:
-    """Return the grant in doubt since ``since``, or since the earlier doubt that nothing has settled yet."""
+def doubted(grant: Grant, description: str, *, doubt: Doubt, now: Moment) -> Grant:
+    """Return the grant in ``doubt``, or in the earlier one that nothing has settled yet."""
     # The earliest doubt counts: the server's grace began, at the latest, when it first saw the token.
-    marked = msgspec.structs.replace(grant, doubt=grant.doubt or Doubt(since=since))
+    marked = msgspec.structs.replace(grant, doubt=grant.doubt or doubt)
     return _waiting(marked, "in_doubt", "in_doubt", description, now)
+
+
+def cut_off(grant: Grant, description: str, *, doubt: Doubt, now: Moment) -> Grant:
+    """Return the grant whose attempt was cut off before it could make its own replay: where one is open, at once."""
+    changed = doubted(grant, description, doubt=doubt, now=now)
+    if changed.failure is None or grant.replay == 0 or not policy.replay_open(changed, now):
+        return changed
+    return msgspec.structs.replace(changed, failure=msgspec.structs.replace(changed.failure, retry_at=now.wall))
 
 
 def _rotated(grant: Grant, answer: Rotated, *, sent: Moment, demanded: bool, generation: int) -> Grant:

@@ -1,8 +1,8 @@
 """Demands: empty files ``NAME.GENERATION`` by which agents ask for a rotation; listed, never opened."""
 
+import logging
 import os
 import re
-from contextlib import suppress
 from typing import Final
 
 import msgspec
@@ -12,6 +12,8 @@ from shim._token import is_name
 
 __all__ = ["Demands", "pending"]
 
+log = logging.getLogger(__name__)
+
 _GENERATION: Final = re.compile(r"0|[1-9][0-9]{0,17}")
 
 
@@ -20,17 +22,22 @@ class Demands(msgspec.Struct, frozen=True):
 
     by_name: dict[str, frozenset[int]]
 
-    def of(self, name: str) -> frozenset[int]:
-        """Return the demanded generations of ``name``."""
-        return self.by_name.get(name, frozenset())
+    def ask_beyond(self, name: str, generation: int) -> bool:
+        """Whether an agent had the token of ``generation`` refused, or of a later one that a lost record had."""
+        return any(demanded >= generation for demanded in self.by_name.get(name, ()))
+
+    def are_older(self, name: str, generation: int) -> bool:
+        """Whether an agent has not seen ``generation`` yet."""
+        return any(demanded < generation for demanded in self.by_name.get(name, ()))
 
     def settle(self, directories: Directories, name: str, keep: int | None) -> None:
-        """Remove the demands of ``name`` that are decided; ``keep`` is a generation still to be rotated."""
-        for generation in self.of(name):
-            if generation != keep:
-                path = directories.demands / f"{name}.{generation}"
-                with suppress(OSError):
-                    path.unlink()
+        """Remove the demands of ``name`` that are decided; ``keep``: those for it and beyond are still to be."""
+        for generation in self.by_name.get(name, ()):
+            if keep is None or generation < keep:
+                try:
+                    (directories.demands / f"{name}.{generation}").unlink(missing_ok=True)
+                except OSError as error:
+                    log.warning("%s: cannot remove a demand in %s: %s", name, directories.demands, error.strerror)
 
 
 def pending(directories: Directories) -> Demands:

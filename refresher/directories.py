@@ -8,6 +8,7 @@ from typing import Final
 
 import msgspec
 
+from refresher import files
 from refresher.errors import DirectoryError
 
 __all__ = ["Directories", "Listing"]
@@ -154,6 +155,7 @@ def _make(directory: Path, mode: int, group: int | None) -> None:
         directory.mkdir(mode=0o700)
     except FileExistsError:
         return  # made by another process this instant
+    files.sync_directory(directory.parent)
     if group is not None:
         os.chown(directory, -1, group)
     directory.chmod(mode)

@@ -55,25 +55,28 @@ class Hooks(Protocol):
     def before_first_byte(self) -> None:
         """Is called before anything that holds the refresh token leaves; where it raises, nothing does."""
 
-    def keep_answer(self, answer: bytes, at: float) -> object:
-        """Keep a success that cannot be read, received at ``at``: it may hold the only copy of a token."""
+    def keep_answer(self, answer: bytes, at: float) -> str:
+        """Keep a success that cannot be read, received at ``at``; say where. It may hold the only copy of a token."""
 
 
-def exchange(grant: Grant, *, ca_file: str | None, hooks: Hooks, deadline: float = DEADLINE) -> Exchanged:
+def exchange(
+    grant: Grant, *, ca_file: str | None, hooks: Hooks, demanded: bool = False, deadline: float = DEADLINE
+) -> Exchanged:
     """Spend the refresh token of ``grant`` once; twice where the first answer was lost and the server allows a replay.
 
-    Returns within ``deadline`` seconds; raises nothing but ``KeyboardInterrupt`` and the like.
+    ``demanded``: an agent says that the access token is refused, so there is none to protect or to wait for. Returns
+    within ``deadline`` seconds; raises nothing but ``KeyboardInterrupt`` and the like.
     """
     ends = time.monotonic() + deadline
     replayable = policy.replay_open(grant, clocks.now())
-    first = _attempt(grant, ca_file, hooks, deadline / 2 if replayable else deadline)
+    first = _attempt(grant, ca_file, hooks, demanded, deadline / 2 if replayable else deadline)
     if not isinstance(first.outcome, Ambiguous | Unintelligible) or first.first_sent is None:
         return first
     doubtful = msgspec.structs.replace(grant, doubt=grant.doubt or Doubt(since=first.first_sent))
     remaining = ends - time.monotonic()
     if remaining < _WORTH_A_REPLAY or not policy.replay_open(doubtful, clocks.now()):
         return first
-    second = _attempt(doubtful, ca_file, hooks, remaining)
+    second = _attempt(doubtful, ca_file, hooks, demanded, remaining)
     settled = isinstance(second.outcome, Rotated | GrantDead)
     # Where the second answer settles nothing, the first loss stands.
     return msgspec.structs.replace(
@@ -95,7 +98,7 @@ class _Progress:
         self.whole = False
 
 
-def _attempt(grant: Grant, ca_file: str | None, hooks: Hooks, limit: float) -> Exchanged:
+def _attempt(grant: Grant, ca_file: str | None, hooks: Hooks, demanded: bool, limit: float) -> Exchanged:
     progress = _Progress()
     problem = f"it took longer than {limit:.0f} s"
     try:
@@ -104,6 +107,7 @@ def _attempt(grant: Grant, ca_file: str | None, hooks: Hooks, limit: float) -> E
             grant,
             ca_file,
             hooks,
+            demanded,
             limit,
             progress,
             backend_options={"loop_factory": ExchangeLoop},
@@ -112,14 +116,15 @@ def _attempt(grant: Grant, ca_file: str | None, hooks: Hooks, limit: float) -> E
         problem = _describe(error, grant)
     body = bytes(progress.body)
     try:
-        outcome = _judge(grant, progress, problem)
+        outcome = _judge(grant, progress, problem, demanded=demanded)
     except Exception as error:  # noqa: BLE001  a fault of ours must not cost the only copy of a token
         outcome = Unintelligible(
             description=f"the answer could not be judged ({type(error).__name__})",
             answer=Secret(body.decode("latin-1")),
         )
     if isinstance(outcome, Unintelligible):
-        hooks.keep_answer(outcome.answer.reveal().encode("latin-1"), clocks.now().wall)
+        kept = hooks.keep_answer(outcome.answer.reveal().encode("latin-1"), clocks.now().wall)
+        outcome = msgspec.structs.replace(outcome, description=f"{outcome.description}; {kept}")
     return Exchanged(
         outcome=outcome,
         first_sent=progress.sent,
@@ -129,10 +134,15 @@ def _attempt(grant: Grant, ca_file: str | None, hooks: Hooks, limit: float) -> E
     )
 
 
-async def _post(grant: Grant, ca_file: str | None, hooks: Hooks, limit: float, progress: _Progress) -> None:
+async def _post(
+    grant: Grant, ca_file: str | None, hooks: Hooks, demanded: bool, limit: float, progress: _Progress
+) -> None:
     async def trace(event: str, info: dict[str, Any]) -> None:
         # A proxy's CONNECT is traced too; it carries no token.
         if event.endswith("send_request_headers.started") and info["request"].method == b"POST":
+            # Resolving and connecting take their time: a grace that was open then may be over now.
+            if not policy.may_send(grant, clocks.now(), demanded=demanded):
+                raise TimeoutError("the server's grace for a replay has passed on the way")
             hooks.before_first_byte()
             progress.sent = clocks.now()
 
@@ -209,7 +219,7 @@ def _basic(client_id: str, client_secret: Secret) -> str:
     return f"Basic {b64encode(pair).decode('ascii')}"
 
 
-def _judge(grant: Grant, progress: _Progress, problem: str) -> Outcome:
+def _judge(grant: Grant, progress: _Progress, problem: str, *, demanded: bool) -> Outcome:
     if progress.sent is None:
         return NotSent(description=f"nothing was sent: {problem}")
     if progress.status is None:
@@ -222,8 +232,9 @@ def _judge(grant: Grant, progress: _Progress, problem: str) -> Outcome:
         now=clocks.now().wall,
         known=(grant.refresh_token, grant.access_token, grant.client_secret),
     )
-    early = grant.refuses_early and grant.doubt is None and clocks.now().wall < policy.end_of_life(grant)
-    if isinstance(outcome, GrantDead) and early:
+    # Until its own clock agrees that the token has ended: the server counts from when it answered.
+    early = grant.refuses_early and clocks.now().wall < policy.end_of_life(grant) + policy.CLOCK_TOLERANCE
+    if isinstance(outcome, GrantDead) and early and not demanded:
         return TooEarly(code=outcome.code, description=outcome.description)
     return outcome
 

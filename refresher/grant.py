@@ -51,6 +51,8 @@ class Doubt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """The refresh token may have been spent: a request left at ``since`` and no answer is known."""
 
     since: Moment
+    replay_over: bool = False
+    """``since`` is later than it was, because nobody can tell any more: no grace counts from it."""
 
 
 class Grant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="grant"):

@@ -15,7 +15,7 @@ from refresher.attempt import LARGEST_RECORD, Intent, Mark, read_intent, write_r
 from refresher.clocks import Moment
 from refresher.directories import Directories
 from refresher.errors import GrantFileError, StorageError
-from refresher.grant import Grant, Stored, decode
+from refresher.grant import Doubt, Grant, Stored, decode
 
 __all__ = ["resolve", "whole"]
 
@@ -62,7 +62,7 @@ def _resolve(directories: Directories, name: str, stored: Stored, now: Moment) -
     if begun.damaged:
         # It was whole once, so a request may have left; when, it does not say any more.
         if adopted is None:
-            stored = _doubt(directories, name, stored, since=now, now=now)
+            stored = _doubt(directories, name, stored, Doubt(since=now, replay_over=True), now)
         path = directories.intent(name)
         log.warning("%s: the intent %s is damaged; it is now %s", name, path, files.set_aside(path, now.wall))
     return stored
@@ -148,7 +148,7 @@ def _settle(directories: Directories, name: str, stored: Stored, begun: _Begun, 
     if begun.intent is not None and begun.concerns(stored):
         # In another boot the mark proves nothing: it was never synced.
         if begun.mark is not Mark.UNSENT or not begun.intent.at.same_boot(now):
-            stored = _doubt(directories, name, stored, since=begun.intent.at, now=now)
+            stored = _doubt(directories, name, stored, Doubt(since=begun.intent.at), now)
     elif not begun.moved_past(stored):
         log.warning("%s: an intent fits no record that is known; it is now %s", name, files.set_aside(path, now.wall))
         return stored
@@ -156,9 +156,9 @@ def _settle(directories: Directories, name: str, stored: Stored, begun: _Begun, 
     return stored
 
 
-def _doubt(directories: Directories, name: str, stored: Stored, *, since: Moment, now: Moment) -> Stored:
+def _doubt(directories: Directories, name: str, stored: Stored, doubt: Doubt, now: Moment) -> Stored:
     if not isinstance(stored.record, Grant):
         return stored
-    doubtful = consequence.doubted(stored.record, _KILLED, since=since, now=now)
+    doubtful = consequence.cut_off(stored.record, _KILLED, doubt=doubt, now=now)
     write_record(directories, name, stored, doubtful)
     return store.load(directories, name)

@@ -49,7 +49,7 @@ class _Run(Generic[T, R]):
             while self._queue or self._running:
                 # A job that finds the flag set ends at once by itself, so each still gets its result.
                 self._start_what_fits(everything=stopping())
-                if not self._changed.wait(_LOOK_AGAIN):
+                if (self._queue or self._running) and not self._changed.wait(_LOOK_AGAIN):
                     self._waiting([self._jobs[index][1] for index in self._running])
         return [self._done[index] for index in range(len(self._jobs))]
 
@@ -63,7 +63,22 @@ class _Run(Generic[T, R]):
                 self._at_server[server] += 1
                 thread = threading.Thread(target=self._run, args=(index,), name=f"rotation-{index}")
                 self._running[index] = thread
-                thread.start()
+                try:
+                    thread.start()
+                except RuntimeError:
+                    self._without_a_thread(index)
+                    return
+
+    def _without_a_thread(self, index: int) -> None:
+        """Put a job back for which the system has no thread; where nothing runs that could end, do it here."""
+        server, job = self._jobs[index]
+        del self._running[index]
+        self._at_server[server] -= 1
+        if self._running:
+            self._queue.insert(0, index)
+        else:
+            self._done[index] = self._work(job)
+            self._changed.notify()
 
     def _run(self, index: int) -> None:
         server, job = self._jobs[index]

@@ -13,6 +13,7 @@ from refresher.clocks import Moment, elapsed
 from refresher.grant import Grant, Waiting
 
 __all__ = [
+    "CLOCK_TOLERANCE",
     "DEFAULT_MAX_AGE",
     "MAX_WAIT",
     "Decision",
@@ -23,11 +24,16 @@ __all__ = [
     "due_at",
     "end_of_life",
     "is_adrift",
+    "may_send",
     "replay_open",
+    "retry_at",
 ]
 
 DEFAULT_MAX_AGE: Final = 3600.0
 """Seconds after which an access token of unknown lifetime counts as old."""
+
+CLOCK_TOLERANCE: Final = 60.0
+"""Seconds by which clocks may differ, of two machines or of one before and after it was set."""
 
 MAX_WAIT: Final = 3600.0
 """No backoff is longer, whatever ``Retry-After`` says."""
@@ -37,7 +43,7 @@ _DAILY: Final = 86400.0
 _LONGEST_JITTER: Final = 60.0
 _JITTER_SHARE: Final = 0.05
 _SHORTEST: Final = 1.0
-_CLOCK_TOLERANCE: Final = 60.0
+_ON_THE_WAY: Final = 1.0
 _FIRST_BACKOFF: Final = 10.0
 _LAST_BACKOFF: Final = 300.0
 _DEMAND_STEP: Final = 30.0
@@ -69,11 +75,11 @@ def decide(grant: Grant, now: Moment, *, demanded: bool = False, force: bool = F
     if grant.dead and not force:
         return Rest("reauthorization_required", None)
     if (protected := _protected_until(grant, now, demanded=demanded)) is not None:
-        return Rest("in_doubt", protected)
+        return Rest("reauthorization_required" if grant.dead else "in_doubt", protected)
     if force:
         return Rotate("forced")
     if grant.failure is not None:
-        return _after_failure(grant, now)
+        return _after_failure(grant, now, demanded=demanded)
     if grant.access_token is None:
         return Rotate("first")
     if _in_future(grant.issued_at, now):
@@ -105,22 +111,43 @@ def backoff(grant: Grant, failures: int) -> float:
     return base * (0.5 + _fraction(grant.name, grant.generation, failures))
 
 
+def retry_at(grant: Grant) -> float | None:
+    """Return when the last failure is followed up, as far as it can be told without a clock; ``None``: by a person."""
+    if grant.failure is None or grant.failure.retry_at is None:
+        return None
+    if grant.doubt is None or grant.access_token is None or (grant.replay != 0 and not grant.doubt.replay_over):
+        return grant.failure.retry_at
+    return max(grant.failure.retry_at, min(end_of_life(grant), grant.doubt.since.wall + _lifetime(grant)))
+
+
 def replay_open(grant: Grant, now: Moment) -> bool:
     """Whether the server takes the refresh token in doubt once more, as far as can be known."""
     if grant.replay is None:
         return True
     if grant.doubt is None:
         return grant.replay > 0
-    # In another boot nobody knows how long it was: a grace is then over.
-    return grant.doubt.since.same_boot(now) and elapsed(grant.doubt.since, now) < grant.replay
+    # In another boot nobody knows how long it was: a grace is then over. A little of it goes to the way there.
+    since = grant.doubt.since
+    usable = grant.replay - min(_ON_THE_WAY, grant.replay / 10)
+    return not grant.doubt.replay_over and since.same_boot(now) and elapsed(since, now) < usable
 
 
 def is_adrift(grant: Grant, now: Moment) -> bool:
-    """Whether a doubt of another boot lies in the future, so that nobody can tell how long it has lasted.
+    """Whether a doubt lies in the future by the clock that counts, so that nobody can tell how long it has lasted.
 
     Whoever holds the lock then begins it anew at ``now``: the wait stays as long as the token can live, and ends.
     """
-    return grant.doubt is not None and not grant.doubt.since.same_boot(now) and _in_future(grant.doubt.since.wall, now)
+    if grant.doubt is None:
+        return False
+    since = grant.doubt.since
+    if since.same_boot(now):
+        return since.boottime > now.boottime + CLOCK_TOLERANCE  # a restored snapshot, another time namespace
+    return _in_future(since.wall, now)
+
+
+def may_send(grant: Grant, now: Moment, *, demanded: bool) -> bool:
+    """Whether the refresh token may leave at this instant without endangering a live access token (I1)."""
+    return _protected_until(grant, now, demanded=demanded) is None
 
 
 def _protected_until(grant: Grant, now: Moment, *, demanded: bool) -> float | None:
@@ -136,10 +163,12 @@ def _protected_until(grant: Grant, now: Moment, *, demanded: bool) -> float | No
     return now.wall + remaining if remaining > 0 else None
 
 
-def _after_failure(grant: Grant, now: Moment) -> Decision:
+def _after_failure(grant: Grant, now: Moment, *, demanded: bool) -> Decision:
     failure = grant.failure
     if failure is None or failure.retry_at is None:
         return Rotate("retry")
+    if demanded and failure.outcome == "too_early" and now.wall >= failure.at + backoff(grant, grant.failures):
+        return Rotate("demanded")  # agents say that the token is dead: nothing to wait for
     longest = max(_lifetime(grant), MAX_WAIT) if failure.outcome == "too_early" else MAX_WAIT
     # A wait longer than its own maximum was written by a clock that has been set back since.
     if 0 < failure.retry_at - now.wall <= longest:
@@ -166,7 +195,7 @@ def _lifetime(grant: Grant) -> float:
 
 
 def _in_future(at: float, now: Moment) -> bool:
-    return at > now.wall + _CLOCK_TOLERANCE
+    return at > now.wall + CLOCK_TOLERANCE
 
 
 def _fraction(*parts: object) -> float:

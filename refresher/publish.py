@@ -1,11 +1,10 @@
 """Publishing: the token file is derived from the grant, and from nothing else."""
 
 import stat
-from contextlib import suppress
 from typing import Final
 
 import shim._token as token_file
-from refresher import clocks, files
+from refresher import clocks, files, policy
 from refresher.directories import Directories
 from refresher.errors import StorageError
 from refresher.grant import Grant, Record, Tombstone
@@ -55,11 +54,8 @@ def is_stale(directories: Directories, record: Record) -> bool:
 
 def published_generation(directories: Directories, name: str) -> int:
     """Return the generation that readers have seen, -1 where they have seen none that can be read."""
-    data = _published(directories, name)
-    if data is not None:
-        with suppress(TokenFileError):
-            return token_file.parse(data).generation
-    return -1
+    seen = _seen(directories, name)
+    return -1 if seen is None else seen.generation
 
 
 def publish(directories: Directories, record: Record, *, again: bool = False) -> bool:
@@ -71,7 +67,8 @@ def publish(directories: Directories, record: Record, *, again: bool = False) ->
     wanted = _wanted(directories, record)
     if wanted is None or (not again and _is_published(directories, record.name, wanted)):
         return True
-    if published_generation(directories, record.name) > record.generation:
+    dead = isinstance(record, Grant) and record.dead
+    if published_generation(directories, record.name) > record.generation and not dead:
         return False
     path = directories.token(record.name)
     try:
@@ -83,17 +80,26 @@ def publish(directories: Directories, record: Record, *, again: bool = False) ->
 
 def _wanted(directories: Directories, record: Record) -> bytes | None:
     """Return what is to be published; nothing where a token of the grant before this one may still live (I5)."""
-    if isinstance(record, Grant) and record.access_token is None and _lives(directories, record.name):
-        return None
+    seen = _seen(directories, record.name)
+    if isinstance(record, Grant) and seen is not None:
+        if record.dead and seen.generation > record.generation and seen.state != "removed":
+            # A restored backup: readers keep the newer token, and learn that there will be no other.
+            return token_file.render(seen._replace(state="reauthorization_required", error=_problem(record)))
+        if record.access_token is None and _lives(seen):
+            return None
     return derive(record)
 
 
-def _lives(directories: Directories, name: str) -> bool:
+def _seen(directories: Directories, name: str) -> TokenFile | None:
     try:
-        token = token_file.parse(_published(directories, name) or b"")
+        return token_file.parse(_published(directories, name) or b"")
     except TokenFileError:
-        return False
-    return token.access_token is not None and (token.expires_at is None or token.expires_at > clocks.now().wall)
+        return None
+
+
+def _lives(token: TokenFile) -> bool:
+    ends = token.issued_at + policy.DEFAULT_MAX_AGE if token.expires_at is None else token.expires_at
+    return token.access_token is not None and token.state != "removed" and ends > clocks.now().wall
 
 
 def _is_published(directories: Directories, name: str, wanted: bytes) -> bool:
@@ -135,4 +141,4 @@ def _problem(grant: Grant) -> Problem | None:
     # A server that wants to be asked later has refused nothing that an agent could miss.
     if failure is None or failure.outcome == "too_early":
         return None
-    return Problem(failure.code, failure.description, failure.at, failure.retry_at)
+    return Problem(failure.code, failure.description, failure.at, policy.retry_at(grant))

@@ -50,7 +50,9 @@ def remove(directories: Directories, name: str, *, stopping: Callable[[], bool])
 def _clear_copies(directories: Directories, name: str) -> None:
     """Delete what was kept for a person to look at: answers and files set aside may hold refresh tokens too."""
     copy = re.compile(re.escape(name) + r"\.(answer|(json|next|next\.\d+|intent)\.aside)\.\d+")
-    for path in directories.grants.iterdir():
-        if copy.fullmatch(path.name):
-            with suppress(OSError):
-                path.unlink()
+    spilled = re.compile(re.escape(name) + r"\.([0-9a-f]{32}\.next|answer\.\d+)(\.aside\.\d+)?")
+    for directory, pattern in ((directories.grants, copy), (directories.spill, spilled)):
+        with suppress(OSError):
+            for path in directory.iterdir():
+                if pattern.fullmatch(path.name):
+                    path.unlink()

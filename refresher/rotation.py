@@ -75,14 +75,14 @@ def _locked(
         asked.settle(directories, name, keep=None)
         return None
     if policy.is_adrift(stored.record, now):
-        anchored = msgspec.structs.replace(stored.record, doubt=Doubt(since=now))
+        anchored = msgspec.structs.replace(stored.record, doubt=Doubt(since=now, replay_over=True))
         write_record(directories, name, stored, anchored)
         stored = store.load(directories, name)
     grant = stored.record
     if not isinstance(grant, Grant):
         return None
     adopted = grant.generation > order.seen
-    demanded = grant.generation in asked.of(name)
+    demanded = asked.ask_beyond(name, grant.generation)
     decision = policy.decide(
         grant,
         clocks.now(),
@@ -110,8 +110,7 @@ def _shown(directories: Directories, grant: Grant, asked: Demands, result: Resul
     name = grant.name
     try:
         # An agent that demanded an older generation has not seen the newer one: show it again.
-        older = {generation for generation in asked.of(name) if generation != grant.generation}
-        visible = publish(directories, grant, again=bool(older))
+        visible = publish(directories, grant, again=asked.are_older(name, grant.generation))
     except StorageError as error:
         # Saved, and so nothing is lost; a graver word of the grant itself stands.
         word: Word = "storage_failed" if EXIT_CODES[result.outcome] == 0 else result.outcome
@@ -131,7 +130,7 @@ def _exchange(directories: Directories, stored: Stored, grant: Grant, *, ca_file
     generation = max(grant.generation, published_generation(directories, grant.name)) + 1
     attempt = Attempt(directories, grant.name, stored)
     attempt.reserve(grant, clocks.now())
-    answered = exchange(grant, ca_file=ca_file, hooks=attempt)
+    answered = exchange(grant, ca_file=ca_file, hooks=attempt, demanded=demanded)
     try:
         changed = _after(grant, answered, demanded=demanded, generation=generation)
     except Exception:

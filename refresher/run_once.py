@@ -97,9 +97,9 @@ def _look(
         untold = record is not None and publish.is_stale(directories, record)
         return _Work(name, "", -1 if record is None else record.generation) if unfinished or untold else None
     now = clocks.now()
-    asked_for = asked.of(name)
-    decision = policy.decide(record, now, demanded=record.generation in asked_for, force=force, horizon=horizon)
-    decided = asked_for if record.dead else asked_for - {record.generation}
+    demanded = asked.ask_beyond(name, record.generation)
+    decision = policy.decide(record, now, demanded=demanded, force=force, horizon=horizon)
+    decided = asked.are_older(name, record.generation) or (demanded and record.dead)
     unsettled = unfinished or policy.is_adrift(record, now) or publish.is_stale(directories, record)
     if isinstance(decision, Rest) and not unsettled and not decided:
         return told.rested(record, decision)

@@ -10,9 +10,11 @@ from typing import Any
 import msgspec
 import pytest
 
+from refresher import clocks
+from refresher.clocks import Moment
 from refresher.exchange import Exchanged, exchange
 from refresher.grant import Grant
-from refresher.outcome import Ambiguous, NotSent, Rotated, Transient, Unintelligible
+from refresher.outcome import Ambiguous, GrantDead, NotSent, Rotated, TooEarly, Transient, Unintelligible
 from tests.support.raw_server import RawServer
 from tests.support.samples import grant
 
@@ -34,9 +36,10 @@ class _Hooks:
         if self._problem is not None:
             raise self._problem
 
-    def keep_answer(self, answer: bytes, at: float) -> None:
+    def keep_answer(self, answer: bytes, at: float) -> str:
         assert at > 0
         self.answers.append(answer)
+        return "it is kept here"
 
 
 def _exchange(server: RawServer, hooks: _Hooks | None = None, deadline: float = 10.0, **changes: Any) -> Exchanged:
@@ -196,6 +199,36 @@ def test_a_lost_answer_is_replayed_only_where_the_server_allows_it(replay: float
     assert type(answered.outcome) is (Rotated if requests == 2 else Ambiguous)
 
 
+def test_a_grace_that_ends_on_the_way_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If it failed, a slow connection would carry a spent token to a server that revokes for it (I1)."""
+    # A fake clock: what passes is the time between the decision to replay and the first byte.
+    late = [0.0]
+    real = clocks.now
+
+    def now() -> Moment:
+        moment = real()
+        later = {"monotonic": moment.monotonic + late[0], "boottime": moment.boottime + late[0]}
+        return msgspec.structs.replace(moment, wall=moment.wall + late[0], **later)
+
+    monkeypatch.setattr(clocks, "now", now)
+    resolve = socket.getaddrinfo
+    lookups = []
+
+    def slow(*arguments: Any, **more: Any) -> Any:
+        lookups.append(1)
+        late[0] += 40.0 * (len(lookups) > 1)
+        return resolve(*arguments, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    with RawServer(_send(b"")) as server:
+        server.token_endpoint = server.token_endpoint.replace("127.0.0.1", "localhost")
+        live = real().wall
+        answered = _exchange(server, replay=30.0, issued_at=live, expires_at=live + 3600)
+    assert len(lookups) == 2, "no replay was begun"
+    assert len(server.requests) == 1
+    assert isinstance(answered.outcome, Ambiguous)
+
+
 def test_a_replay_comes_within_the_same_deadline() -> None:
     """If it failed, a first attempt that hangs would leave no time for the replay that would save the grant."""
     with RawServer(_once_then(_hang, _send(_http(GOOD)))) as server:
@@ -211,6 +244,7 @@ def test_an_unreadable_answer_is_kept_before_a_replay_is_refused() -> None:
     with RawServer(_once_then(_send(_http(GOOD[:40], length=len(GOOD))), _send(refusal))) as server:
         answered = _exchange(server, hooks, replay=None)
     assert hooks.answers == [GOOD[:40]]
+    assert isinstance(answered.outcome, GrantDead)
     assert answered.doubt is not None, "the verdict would not say that the rotation was lost"
 
 
@@ -219,6 +253,24 @@ def test_a_replay_that_settles_nothing_leaves_the_doubt() -> None:
     with RawServer(_once_then(_send(b""), _send(_http(b"", status=b"503 Busy")))) as server:
         answered = _exchange(server, replay=None)
     assert isinstance(answered.outcome, Ambiguous)
+
+
+@pytest.mark.parametrize(
+    ("since_expiry", "demanded", "kind"),
+    [(-600.0, False, TooEarly), (0.5, False, TooEarly), (300.0, False, GrantDead), (-600.0, True, GrantDead)],
+)
+def test_a_server_that_refuses_early_is_believed_when_its_token_has_ended(
+    since_expiry: float, demanded: bool, kind: type
+) -> None:
+    """If it failed, a good grant would be given up at the instant of expiry, or a revoked one hidden for a day."""
+    refusal = _http(b'{"error": "invalid_grant"}', status=b"400 Bad Request")
+    expires_at = clocks.now().wall - since_expiry
+    with RawServer(_send(refusal)) as server:
+        sent = grant(
+            token_endpoint=server.token_endpoint, refuses_early=True, issued_at=expires_at - 3600, expires_at=expires_at
+        )
+        answered = exchange(sent, ca_file=None, hooks=_Hooks(), demanded=demanded)
+    assert type(answered.outcome) is kind
 
 
 def test_a_ca_file_is_trusted_and_nothing_else(tmp_path: Any) -> None:

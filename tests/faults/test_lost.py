@@ -10,11 +10,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
+import msgspec
 import pytest
 
-from refresher import lock
+from refresher import clocks, lock
+from refresher.attempt import Attempt
 from refresher.errors import LockBusy
+from refresher.grant import Doubt
 from refresher.rotation import Order, rotate
+from refresher.store import load
 from tests.conftest import need
 from tests.support.command import Command, Done, wait_until
 from tests.support.fake_state import directories, put
@@ -358,6 +362,43 @@ def test_a_full_disk_fails_before_anything_is_spent(refresher: Command, own_oidc
         filler.unlink()
         done = refresher("run-once", "--json")
         assert (done.code, _outcome(done)) == (0, "rotated")
+
+
+def test_an_unreadable_answer_is_kept_on_a_full_disk_too(tmp_path: Path) -> None:
+    """If it failed, a full disk would cost the only copy of a token that came in a garbled answer (I6)."""
+    need(no_mounts())
+    made = directories(tmp_path)
+    with mounted(made.grants, "size=192k"):
+        put(made.record("linear"), grant())
+        attempt = Attempt(made, "linear", load(made, "linear"))
+        attempt.reserve(grant(), clocks.now())
+        with pytest.raises(OSError, match="No space"):
+            (made.grants / "filler").write_bytes(bytes(512 * 1024))
+        answer = os.urandom(20_000)
+        told = attempt.keep_answer(answer, 1000.0)
+        assert "linear.answer.1000" in told
+        assert (made.grants / "linear.answer.1000").read_bytes() == answer
+        (made.grants / "more").write_bytes(bytes(44 * 1024))
+        bigger = attempt.keep_answer(answer, 1000.0)
+        assert str(made.spill / "linear.answer.1001") in bigger
+        assert (made.spill / "linear.answer.1001").read_bytes() == answer
+        attempt.close()
+
+
+def test_the_first_unreadable_answers_of_each_doubt_are_kept(tmp_path: Path) -> None:
+    """If it failed, a maintenance page last month would keep the answer of today from being kept (I6)."""
+    made = directories(tmp_path)
+    put(made.record("linear"), grant())
+    for number in range(20):
+        (made.grants / f"linear.answer.{number}").touch()
+        (made.grants / f"linear.answer.0.answer.{number}").touch()
+    attempt = Attempt(made, "linear", load(made, "linear"))
+    assert "linear.answer.500" in attempt.keep_answer(b"today", 500.0)
+    put(made.record("linear"), grant(doubt=Doubt(since=msgspec.structs.replace(clocks.now(), wall=500.0))))
+    attempt = Attempt(made, "linear", load(made, "linear"))
+    told = [attempt.keep_answer(b"again", 501.0 + number) for number in range(20)]
+    assert sum("linear.answer" in words for words in told) == 15
+    assert "not kept" in told[-1]
 
 
 @pytest.mark.parametrize("fault", ["rename:error=EIO", "fsync:error=EIO:when=4+", "pwrite64:error=ENOSPC:when=4+"])

@@ -5,8 +5,9 @@ import sys
 import time
 from pathlib import Path
 
-from refresher.publish import publish
+from refresher.publish import is_stale, publish
 from refresher.secret import Secret
+from shim._token import parse
 from tests.support.command import wait_until
 from tests.support.fake_state import directories
 from tests.support.samples import failure, grant
@@ -59,6 +60,18 @@ def test_a_replacement_has_a_time_finer_than_the_kernels_tick(tmp_path: Path) ->
     assert before <= made.token("linear").stat().st_mtime_ns <= time.time_ns()
 
 
+def test_readers_of_a_restored_backup_learn_that_its_grant_is_dead(tmp_path: Path) -> None:
+    """If it failed, agents would wait for ever for a token that only a person can bring."""
+    made = directories(tmp_path)
+    publish(made, grant(generation=9, access_token=Secret("the-newer-token")))
+    verdict = failure(outcome="reauthorization_required", code="invalid_grant", retry_at=None)
+    dead = grant(generation=5, dead=True, failure=verdict)
+    assert publish(made, dead)
+    token = parse(made.token("linear").read_bytes())
+    assert (token.state, token.generation, token.access_token) == ("reauthorization_required", 9, "the-newer-token")
+    assert not is_stale(made, dead), "each run would write it again"
+
+
 def test_an_older_generation_never_replaces_a_newer_one(tmp_path: Path) -> None:
     """If it failed, a restored backup would take agents back to a dead token."""
     made = directories(tmp_path)
@@ -75,5 +88,10 @@ def test_a_live_token_outlasts_a_failed_first_exchange_of_the_grant_that_follows
     assert publish(made, grant(generation=2, access_token=None, expires_at=None, failure=failure()))
     assert made.token("linear").read_bytes() == before
     assert publish(made, grant(generation=1, issued_at=1.0, expires_at=2.0))
+    assert publish(made, grant(generation=2, access_token=None, expires_at=None, failure=failure()))
+    assert b'"state": "failing"' in made.token("linear").read_bytes()
+    made.token("linear").unlink()
+    # A lifetime that nobody tells ends too: by its age.
+    assert publish(made, grant(generation=1, issued_at=time.time() - 7200, expires_at=None))
     assert publish(made, grant(generation=2, access_token=None, expires_at=None, failure=failure()))
     assert b'"state": "failing"' in made.token("linear").read_bytes()

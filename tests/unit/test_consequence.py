@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from refresher import policy
-from refresher.consequence import after, doubted
+from refresher.consequence import after, cut_off, doubted
 from refresher.grant import Grant
 from refresher.outcome import (
     Ambiguous,
@@ -100,10 +100,19 @@ def test_a_doubt_begins_when_the_request_left(outcome: Outcome) -> None:
     assert changed.doubt == doubt(at(NOON + 2980))
 
 
+@pytest.mark.parametrize(("replay", "at_once"), [(0.0, False), (30.0, True), (5.0, False), (None, True)])
+def test_an_attempt_that_was_cut_off_makes_its_replay_at_once(replay: float | None, at_once: bool) -> None:
+    """If it failed, a backoff would use up the grace in which a killed process's login can be saved."""
+    now = at(NOON + 10)
+    changed = cut_off(grant(replay=replay), "killed", doubt=doubt(), now=now)
+    assert (policy.decide(changed, now) == policy.Rotate("retry")) is at_once
+    assert changed.doubt == doubt()
+
+
 def test_the_earliest_doubt_counts() -> None:
     """If it failed, every lost answer would open the grace anew, and a replay could come too late."""
-    first = doubted(grant(), "lost", since=at(NOON), now=at(NOON + 20))
-    second = doubted(first, "lost again", since=at(NOON + 500), now=at(NOON + 520))
+    first = doubted(grant(), "lost", doubt=doubt(at(NOON)), now=at(NOON + 20))
+    second = doubted(first, "lost again", doubt=doubt(at(NOON + 500)), now=at(NOON + 520))
     assert second.doubt == first.doubt
     assert second.failures == 2
 

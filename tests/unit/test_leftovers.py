@@ -205,6 +205,7 @@ def test_a_damaged_intent_means_doubt_and_is_set_aside(state: Directories) -> No
     record = _resolve(state)
     assert record.doubt is not None
     assert record.doubt.since == SOON
+    assert record.doubt.replay_over, "a grace was reckoned from a moment that nobody knows"
     assert _lying_about(state) == [f"linear.intent.aside.{int(SOON.wall)}"]
 
 

@@ -2,13 +2,14 @@
 
 from typing import Any, NamedTuple
 
+import msgspec
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from refresher import policy
 from refresher.clocks import Moment
-from refresher.grant import Grant
+from refresher.grant import Doubt, Grant
 from refresher.policy import Rest, Rotate
 from tests.support.samples import NOON, at, doubt, failure, grant
 
@@ -78,7 +79,7 @@ CASES = [
     Case("refused early: a backoff beyond a short life too", grant(expires_at=NOON + 5, failure=failure(outcome="too_early", retry_at=NOON + 12)), at(NOON + 6), "too_early", until=NOON + 12),
     Case("in doubt: the live token is used to its end", DOUBTFUL, at(NOON + 200), "in_doubt", until=NOON + HOUR),
     Case("in doubt: force does not skip the wait", DOUBTFUL, at(NOON + 200), "in_doubt", {"force": True}, NOON + HOUR),
-    Case("in doubt, dead and forced: likewise", grant(dead=True, doubt=doubt()), at(NOON + 1), "in_doubt", {"force": True}),
+    Case("in doubt, dead and forced: likewise", grant(dead=True, doubt=doubt()), at(NOON + 1), "reauthorization_required", {"force": True}, NOON + HOUR),
     Case("in doubt: a demand says that the token is dead", DOUBTFUL, at(NOON + 200), "retry", {"demanded": True}),
     Case("in doubt and demanded: with ordinary backoff", DOUBTFUL, at(NOON + 1), "in_doubt", {"demanded": True}, NOON + 100),
     Case("in doubt, at the end of the token", DOUBTFUL, at(NOON + HOUR), "retry"),
@@ -90,6 +91,9 @@ CASES = [
     Case("the grace is over by the steady clocks", REPLAYABLE, at(NOON + 6, lasted=31), "in_doubt"),
     Case("the grace is over by the wall clock", REPLAYABLE, at(NOON + 31, lasted=6), "in_doubt"),
     Case("in another boot the grace counts as over", REPLAYABLE, at(NOON + 6, boot="boot-2"), "in_doubt"),
+    Case("a grace that nobody can reckon is over", grant(doubt=Doubt(since=at(), replay_over=True), failure=failure(outcome="in_doubt"), replay=3600.0), at(NOON + 101), "in_doubt", until=NOON + HOUR),
+    Case("refused early, and agents say that the token is dead", msgspec.structs.replace(REFUSED_EARLY, failures=1), at(NOON + 16), "demanded", {"demanded": True}),
+    Case("refused early and demanded: with ordinary backoff", msgspec.structs.replace(REFUSED_EARLY, failures=1), at(NOON + 4), "too_early", {"demanded": True}),
     Case("a replay without end", UNLIMITED, at(NOON + 6, boot="boot-2"), "retry"),
     Case("in doubt, clock set back: the steady clocks count", DOUBTFUL, at(NOON - DAY, lasted=HOUR), "retry"),
     Case("in doubt, clock set back, not over yet", DOUBTFUL, at(NOON - DAY, lasted=60), "in_doubt", until=NOON - DAY + 3540),
@@ -161,6 +165,16 @@ def test_a_wait_lies_ahead_and_within_its_bound(grant: Grant, now: Moment, given
     assert wait <= max(DAY, life) + 61
 
 
+def test_the_published_time_of_the_next_attempt_is_the_true_one() -> None:
+    """If it failed, agents would be told of an attempt that the doubt forbids."""
+    assert policy.retry_at(DOUBTFUL) == NOON + HOUR
+    assert policy.retry_at(REPLAYABLE) == NOON + 5
+    assert policy.retry_at(FAILING) == NOON + 100
+    assert policy.retry_at(BLIND_DOUBT) == NOON + 100
+    assert policy.retry_at(DEAD) is None
+    assert policy.retry_at(HEALTHY) is None
+
+
 @pytest.mark.parametrize(("replay", "expected"), [(0.0, False), (30.0, True), (None, True)])
 def test_a_replay_is_open_only_where_one_is_granted(replay: float | None, expected: bool) -> None:
     """If it failed, an exchange without a replay would give up at half its time."""
@@ -175,6 +189,7 @@ def test_a_replay_is_open_only_where_one_is_granted(replay: float | None, expect
         (at(NOON - 30, boot="boot-2"), False),
         (at(NOON + DAY, boot="boot-2"), False),
         (at(NOON - DAY, lasted=60), False),
+        (at(NOON, lasted=-3600), True),
     ],
 )
 def test_a_doubt_of_another_boot_that_lies_ahead_is_adrift(now: Moment, expected: bool) -> None:
