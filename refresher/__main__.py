@@ -10,9 +10,8 @@ def main() -> None:
     try:
         from refresher.cli import run
     except ModuleNotFoundError as error:
-        sys.stderr.write(
-            f"refresher: the service is not installed (no {error.name}): pip install 'refresher[service]'\n"
-        )
+        missing = f"refresher: the service is not installed (no {error.name})"
+        sys.stderr.write(f"{missing}: in the checkout, pip install '.[service]'\n")
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -36,6 +36,9 @@ class _Brought(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     client_secret: Secret | None = None
     token_endpoint_auth_method: str | None = None
     access_token: Secret | None = None
+    token_type: str = "Bearer"  # noqa: S105  a token type, no password
+    id_token: Secret | None = None
+    """Comes with many token responses, and is of no use here."""
     expires_at: float | None = None
     expires_in: float | None = None
     scope: str | None = None
@@ -61,15 +64,18 @@ def parse(name: str, data: bytes, now: Moment) -> Grant:
     """
     check_name(name)
     try:
+        keys = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
+        if unknown := sorted(keys.keys() - set(_Brought.__struct_fields__)):
+            _refuse(f"unknown keys: {', '.join(unknown)} (known: {', '.join(_Brought.__struct_fields__)})")
         brought = msgspec.json.decode(data, type=_Brought, dec_hook=decode_secret)
     except UnicodeDecodeError:
         raise ImportRefused("the import is not UTF-8") from None
     except msgspec.MsgspecError as error:
         raise ImportRefused(f"the import is not usable: {error}") from None
-    for key in ("client_id", "refresh_token", "client_secret", "access_token", "scope", "resource"):
+    for key in ("client_id", "refresh_token", "client_secret", "access_token", "token_type", "scope", "resource"):
         _printable(key, getattr(brought, key))
-    if brought.access_token is not None and " " in brought.access_token.reveal():
-        _refuse("access_token must hold no space (RFC 6750 section 2.1)")
+    if " " in brought.token_type or (brought.access_token is not None and " " in brought.access_token.reveal()):
+        _refuse("access_token and token_type must hold no space (RFC 6750 section 2.1)")
     if brought.send_resource and brought.resource is None:
         _refuse("send_resource needs a resource")
     origins = tuple(dict.fromkeys(_url(urls.origin, "origins", origin) for origin in brought.origins or ()))
@@ -99,7 +105,7 @@ def parse(name: str, data: bytes, now: Moment) -> Grant:
         replay=_replay(brought.replay),
         max_age=None if brought.max_age is None else _duration("max_age", brought.max_age),
         access_token=brought.access_token,
-        token_type="Bearer",  # noqa: S106  a token type, no password
+        token_type=brought.token_type,
         issued_at=now.wall,
         expires_at=expires_at,
         authorized_at=now.wall,
@@ -293,5 +299,6 @@ def _duration(key: str, value: float | str) -> float:
     else:
         seconds = value
     if not 0 < seconds < 1e9:
-        _refuse(f"{key} must be a duration such as '30s', '10m', '8h'" + (", or seconds" if key == "max_age" else ""))
+        besides = {"max_age": "seconds, or", "replay": "'none', 'unlimited', or"}[key]
+        _refuse(f"{key} must be {besides} a duration such as '30s', '10m', '8h'")
     return seconds

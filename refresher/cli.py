@@ -12,7 +12,7 @@ import click
 
 from refresher import __version__, clocks, config, logs, report
 from refresher.config import Settings
-from refresher.errors import ConfigError, ImportRefused, RefresherError
+from refresher.errors import ConfigError, DirectoryError, ImportRefused, RefresherError
 from refresher.harden import harden
 from refresher.overview import overview
 from refresher.result import exit_code
@@ -113,8 +113,8 @@ def import_(settings: Callable[[], Settings], name: str, source: str, replace: b
                        (or origins: ["https://host", ...])
     Optional:
       client_secret, token_endpoint_auth_method (none, client_secret_basic,
-      client_secret_post), access_token with expires_in or expires_at, scope,
-      issuer, resource, send_resource (true where there is a resource),
+      client_secret_post), access_token with expires_in or expires_at,
+      token_type (and id_token, which is ignored), scope, issuer, resource, send_resource (true where there is a resource),
       replay ("none", "unlimited", or a grace such as "30s"),
       max_age (of a token of unknown lifetime; seconds or "30m")
 
@@ -142,10 +142,12 @@ def import_(settings: Callable[[], Settings], name: str, source: str, replace: b
         admitted = admission.admit(
             resolved.directories, brought, replace=replace, if_absent=if_absent, stopping=stopping
         )
+    _warn_of_bars(resolved)
     for warning in admitted.warnings:
         log.warning("warning: %s", warning)
     if admitted.stored:
-        say(f"imported {name} (generation {admitted.grant.generation}); 'refresher run-once' rotates it when due")
+        follows = "fetches its first token" if admitted.grant.access_token is None else "rotates it when due"
+        say(f"imported {name} (generation {admitted.grant.generation}); 'refresher run-once' {follows}")
     else:
         say(f"{name} is there already; left as it is")
     return stopping.exit_code
@@ -177,15 +179,16 @@ def run_once_(
     if not 0 <= horizon < math.inf:
         raise ConfigError("--horizon must be a number of seconds, 0 or more")
     resolved = settings()
+    _warn_of_bars(resolved)
     with Stopping() as stopping:
         results = run_once(resolved, names, force=force, horizon=horizon, stopping=stopping, waiting=Progress())
     code = exit_code(results) if stopping.exit_code is None else stopping.exit_code
+    if not results:
+        _no_grants(resolved)
     if as_json:
         say(report.results_json(results, code))
     elif results:
         say(report.results_table(results))
-    else:
-        _no_grants(resolved)
     return code
 
 
@@ -205,12 +208,12 @@ def status(settings: Callable[[], Settings], names: tuple[str, ...], as_json: bo
     """
     resolved = settings()
     entries = overview(resolved.directories, names)
+    if not entries:
+        _no_grants(resolved)
     if as_json:
         say(report.status_json(entries))
     elif entries:
         say(report.status_table(entries))
-    else:
-        _no_grants(resolved)
 
 
 @cli.command("remove")
@@ -228,6 +231,13 @@ def remove_(settings: Callable[[], Settings], name: str) -> int | None:
         remove(resolved.directories, name, stopping=stopping)
     say(f"removed {name}; at the authorization server the authorization lives until you revoke it there")
     return stopping.exit_code
+
+
+def _warn_of_bars(settings: Settings) -> None:
+    for directory in settings.directories.barring():
+        log.warning(
+            "warning: group %s cannot pass %s to its tokens: chmod o+x it", settings.directories.group, directory
+        )
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
@@ -267,6 +277,8 @@ def _fail(message: str, code: int) -> int:
 
 
 def _no_grants(settings: Settings) -> None:
+    if settings.state_given and not settings.directories.state.exists():
+        raise DirectoryError(f"there is no state directory {settings.directories.state}; 'refresher import' makes it")
     say(f"no grants in {settings.directories.grants} yet; see 'refresher import --help'", err=True)
 
 

@@ -35,6 +35,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """What a command works with."""
 
     directories: Directories
+    state_given: bool
+    """Somebody named the state directory: then it is no accident where it is, and one where it is not."""
     ca_file: str | None
     log_format: LogFormat
     verbose: int
@@ -65,6 +67,7 @@ def resolve(given: Mapping[str, Any], config: str | None) -> Settings:
             spill=_absolute("spill_dir", said.get("spill_dir") or f"/var/tmp/refresher-{os.geteuid()}"),  # noqa: S108
             group=_group(said.get("tokens_group")),
         ),
+        state_given=bool(said.get("state_dir")),
         ca_file=said.get("ca_file"),
         log_format="json" if log_format == "json" else "text",
         verbose=max(said.get("verbose") or 0, 0),

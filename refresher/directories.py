@@ -13,6 +13,8 @@ from refresher.errors import DirectoryError
 
 __all__ = ["Directories", "Listing"]
 
+_SHARED_TOKENS: Final = 0o750
+
 _FRESH: Final = re.compile(r"(?P<name>.+)\.next\.\d+")
 
 
@@ -76,10 +78,28 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
         """Return the path of the published token file."""
         return self.tokens / f"{name}.json"
 
-    @property
-    def token_mode(self) -> int:
-        """Permissions of a token file."""
-        return 0o600 if self.group is None else 0o640
+    def sharing(self) -> tuple[int, int | None]:
+        """Return the permissions and the group of token files.
+
+        Where no group is given, a tokens directory that was shared stays so: a run by hand without the option must
+        not lock the agents out.
+        """
+        if self.group is not None:
+            return 0o640, self.group
+        try:
+            status = self.tokens.stat()
+        except OSError:
+            return 0o600, None
+        shared = stat.S_IMODE(status.st_mode) == _SHARED_TOKENS
+        return (0o640, status.st_gid) if shared else (0o600, None)
+
+    def barring(self) -> list[Path]:
+        """Return the directories above tokens and demands through which the group cannot pass."""
+        return [
+            parent
+            for parent in dict.fromkeys((*reversed(self.tokens.parents), *reversed(self.demands.parents)))
+            if self.group is not None and not _lets_pass(parent, self.group)
+        ]
 
     def listing(self) -> Listing:
         """Read ``grants/``; empty where it does not exist yet. Raises ``DirectoryError``."""
@@ -113,7 +133,7 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
             _make_parents(self.state, 0o711 if shared else 0o700)
             _make(self.state, 0o711 if shared else 0o700, None)
             _make(self.grants, 0o700, None)
-            _make(self.tokens, 0o750 if shared else 0o700, self.group)
+            _make(self.tokens, _SHARED_TOKENS if shared else 0o700, self.group)
             _make(self.demands, 0o3770 if shared else 0o700, self.group)
         except PermissionError as error:
             group = f" (is this user in group {self.group}?)" if shared else ""
@@ -121,6 +141,12 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
         except OSError as error:
             raise DirectoryError(f"cannot make {error.filename or self.state}: {error.strerror}") from None
         self._check_private(self.grants)
+        for directory in (self.tokens, self.demands):
+            status = directory.stat()
+            if status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX:
+                raise DirectoryError(
+                    f"anybody can write in {directory}, and so replace what agents trust: chmod o-w it"
+                )
 
     def _check_private(self, directory: Path) -> None:
         status = directory.lstat()
@@ -132,6 +158,14 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
             )
         if status.st_mode & 0o077:
             raise DirectoryError(f"others can look into {directory}: chmod 700 it, refresh tokens are in there")
+
+
+def _lets_pass(directory: Path, group: int) -> bool:
+    try:
+        status = directory.stat()
+    except OSError:
+        return True  # made in a moment, with the right mode
+    return bool(status.st_mode & (stat.S_IXGRP if status.st_gid == group else stat.S_IXOTH))
 
 
 def _make_parents(directory: Path, mode: int) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from refresher import store
 from refresher.directories import Directories
-from refresher.errors import GrantFileError, UnknownName
+from refresher.errors import GrantFileError
 from refresher.grant import Grant
 from shim._token import is_name
 
@@ -20,7 +20,7 @@ def overview(directories: Directories, names: Sequence[str]) -> list[Entry]:
     """
     there = [name for name in directories.listing().names if is_name(name)]
     if unknown := [name for name in names if name not in there]:
-        raise UnknownName(f"there is no grant named {unknown[0]!r} (known: {', '.join(there[:10]) or 'none yet'})")
+        raise store.unknown(directories, unknown[0])
     entries: list[Entry] = []
     for name in dict.fromkeys(names or there):
         try:
@@ -31,5 +31,5 @@ def overview(directories: Directories, names: Sequence[str]) -> list[Entry]:
         if isinstance(record, Grant):
             entries.append((name, record))
         elif names:
-            raise UnknownName(f"{name} was removed; 'refresher import {name}' brings it back")
+            raise store.removed(name)
     return entries

@@ -72,7 +72,8 @@ def publish(directories: Directories, record: Record, *, again: bool = False) ->
         return False
     path = directories.token(record.name)
     try:
-        files.replace(path, wanted, mode=directories.token_mode, group=directories.group)
+        mode, group = directories.sharing()
+        files.replace(path, wanted, mode=mode, group=group)
     except OSError as error:
         raise StorageError(f"cannot publish {path}: {error.strerror}") from None
     return True
@@ -109,8 +110,8 @@ def _is_published(directories: Directories, name: str, wanted: bytes) -> bool:
         status = directories.token(name).stat()
     except OSError:
         return False
-    group_fits = directories.group is None or status.st_gid == directories.group
-    return group_fits and stat.S_IMODE(status.st_mode) == directories.token_mode
+    mode, group = directories.sharing()
+    return stat.S_IMODE(status.st_mode) == mode and group in (None, status.st_gid)
 
 
 def _published(directories: Directories, name: str) -> bytes | None:

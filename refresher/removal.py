@@ -4,10 +4,10 @@ import re
 from collections.abc import Callable
 from contextlib import suppress
 
-from refresher import clocks, demands, leftovers, lock, publish
+from refresher import clocks, demands, leftovers, lock, publish, store
 from refresher.attempt import write_record
 from refresher.directories import Directories
-from refresher.errors import StorageError, UnknownName
+from refresher.errors import StorageError
 from refresher.grant import Grant, Tombstone, spend
 
 __all__ = ["remove"]
@@ -20,13 +20,13 @@ def remove(directories: Directories, name: str, *, stopping: Callable[[], bool])
     stands then. ``StorageError`` says itself whether it stands.
     """
     if name not in directories.listing().names:
-        raise UnknownName(f"there is no grant named {name!r}")
+        raise store.unknown(directories, name)
     with lock.held(directories.lock(name), stopping=stopping):
         now = clocks.now()
         stored = leftovers.resolve(directories, name, now)
         grant = stored.record
         if not isinstance(grant, Grant):
-            raise UnknownName(f"{name} is already removed")
+            raise store.removed(name)
         tombstone = Tombstone(
             name=name,
             grant_id=grant.grant_id,

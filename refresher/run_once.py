@@ -9,10 +9,10 @@ from refresher import clocks, demands, policy, publish, store, told, urls
 from refresher.config import Settings
 from refresher.demands import Demands
 from refresher.directories import Directories, Listing
-from refresher.errors import GrantFileError, UnknownName
+from refresher.errors import GrantFileError
 from refresher.grant import Grant, Tombstone
 from refresher.policy import Rest
-from refresher.result import Result
+from refresher.result import EXIT_CODES, Result
 from shim._token import is_name
 
 __all__ = ["run_once"]
@@ -44,7 +44,7 @@ def run_once(
     """
     directories = settings.directories
     listing = directories.listing()
-    chosen = _chosen(names, listing)
+    chosen = _chosen(directories, names, listing)
     asked = demands.pending(directories)
     looked = [
         _look(directories, name, listing, asked, force=force, horizon=horizon, named=name in names) for name in chosen
@@ -54,24 +54,22 @@ def run_once(
     if work:
         for result in _do(settings, work, force, horizon, stopping, waiting):
             if result is not None:
-                log.info("%s: %s: %s", result.name, result.outcome, result.detail)
+                # On stderr at once where something went wrong: cron mails what is printed, not exit codes. Only what
+                # has just happened: a grant that waits for a person is no news a minute later.
+                level = logging.INFO if EXIT_CODES[result.outcome] == 0 else logging.WARNING
+                log.log(level, "%s: %s: %s", result.name, result.outcome, result.detail)
                 results[result.name] = result
     if gone := [name for name in names if name not in results]:
-        raise _removed(gone[0])
+        raise store.removed(gone[0])
     return [results[name] for name in chosen if name in results]
 
 
-def _removed(name: str) -> UnknownName:
-    return UnknownName(f"{name} was removed; 'refresher import {name}' brings it back")
-
-
-def _chosen(names: Sequence[str], listing: Listing) -> list[str]:
+def _chosen(directories: Directories, names: Sequence[str], listing: Listing) -> list[str]:
     # An import that was cut off has left no record yet, but something to settle.
     there = sorted(name for name in {*listing.names, *listing.unfinished} if is_name(name))
     for name in names:
         if name not in there:
-            known = ", ".join(there[:10]) or "none yet"
-            raise UnknownName(f"there is no grant named {name!r} (known: {known})")
+            raise store.unknown(directories, name)
     return list(dict.fromkeys(names)) or there
 
 
@@ -92,7 +90,7 @@ def _look(
         return Result(name=name, outcome="invalid_grant_file", generation=None, detail=str(error))
     unfinished = name in listing.unfinished
     if isinstance(record, Tombstone) and named:
-        raise _removed(name)
+        raise store.removed(name)
     if not isinstance(record, Grant):
         untold = record is not None and publish.is_stale(directories, record)
         return _Work(name, "", -1 if record is None else record.generation) if unfinished or untold else None

@@ -3,10 +3,11 @@
 from refresher import files
 from refresher.attempt import LARGEST_RECORD
 from refresher.directories import Directories
-from refresher.errors import GrantFileError
-from refresher.grant import NOTHING, Stored, decode
+from refresher.errors import GrantFileError, UnknownName
+from refresher.grant import NOTHING, Stored, Tombstone, decode
+from shim._token import is_name
 
-__all__ = ["load"]
+__all__ = ["load", "removed", "unknown"]
 
 
 def load(directories: Directories, name: str) -> Stored:
@@ -22,5 +23,25 @@ def load(directories: Directories, name: str) -> Stored:
         raise GrantFileError(f"cannot read {path}: {error.strerror}") from None
     except (ValueError, GrantFileError) as error:
         raise GrantFileError(
-            f"{path}: {error}. Restore it, or 'refresher import {name} --replace' with a new refresh token"
+            f"{path}: {error}. Restore it, or 'refresher import {name} --replace --from FILE' with a new refresh token"
         ) from None
+
+
+def unknown(directories: Directories, name: str) -> UnknownName:
+    """Return the error for a name that nobody knows, with those that are known."""
+    known = [there for there in directories.listing().names if is_name(there) and not _is_removed(directories, there)]
+    return UnknownName(f"there is no grant named {name!r} (known: {', '.join(known[:10]) or 'none yet'})")
+
+
+def removed(name: str) -> UnknownName:
+    """Return the error for a name whose grant was removed."""
+    return UnknownName(
+        f"{name} was removed; 'refresher import {name} --from FILE' with a new refresh token makes it anew"
+    )
+
+
+def _is_removed(directories: Directories, name: str) -> bool:
+    try:
+        return isinstance(load(directories, name).record, Tombstone)
+    except GrantFileError:
+        return False

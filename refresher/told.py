@@ -45,7 +45,8 @@ def explain(grant: Grant, rest: Rest) -> str:
                 f"'refresher import {grant.name} --replace --from FILE' with a new refresh token"
             )
         case "in_doubt":
-            return f"{_failure(grant)}; the refresh token may be spent; next attempt in {wait}"
+            used = "" if grant.access_token is None else "the access token is used to its end; "
+            return f"{_failure(grant)}; the refresh token may be spent, {used}next attempt in {wait}"
         case "too_early":
             return f"the server refuses while the access token lives; next attempt in {wait}"
         case "transient" | "client_rejected":

@@ -25,6 +25,8 @@ class BearerFlow:
     """The library's own ``ByteStream``."""
 
     def __init__(self, source: FileTokenSource | str, *, wait: float = WAIT, raise_errors: bool = False) -> None:
+        if not isinstance(source, str | FileTokenSource):
+            raise TypeError("BearerAuth needs a name, or a FileTokenSource")
         self.source = FileTokenSource(source) if isinstance(source, str) else source
         self._wait = float(wait)
         if not self._wait >= 0:

@@ -29,6 +29,26 @@ __all__ = [
 class ShimError(Exception):
     """Anything that ``shim`` raises."""
 
+    server: str | None = None
+    login_command: str | None = None
+
+    def as_json(self) -> str:
+        """Return what a model needs to know, as JSON: what happened, whether to retry, what a person runs."""
+        import json  # as in shim._token
+
+        return json.dumps(
+            {
+                "error": self._told(),
+                "needs_reauth": self.login_command is not None,
+                "server": self.server,
+                "login_command": self.login_command,
+                "retry": self.login_command is None,
+            }
+        )
+
+    def _told(self) -> str:
+        return str(self)
+
 
 class TokenFileError(ShimError):
     """A token file cannot be used."""
@@ -50,7 +70,8 @@ class Removed(ShimError):
     """The grant ``name`` was removed by a person."""
 
     def __init__(self, name: str) -> None:
-        super().__init__(f"the grant {name} was removed; 'refresher import {name}' brings it back")
+        self.login_command = f"refresher import {name} --from FILE"
+        super().__init__(f"the grant {name} was removed; a person can make it anew: {self.login_command}")
         self.name = name
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -76,19 +97,8 @@ class ReauthorizationRequired(ShimError):
         """Come back whole from a process pool."""
         return _reauthorization_required, (self.name, self.code, self.description, self.server)
 
-    def as_json(self) -> str:
-        """Return what a model needs to know, as JSON: what happened, that retrying is useless, what a person runs."""
-        import json  # as in shim._token
-
-        return json.dumps(
-            {
-                "error": f"{self.server} needs a new authorization of {self.name}: {self.description}",
-                "needs_reauth": True,
-                "server": self.server,
-                "login_command": self.login_command,
-                "retry": False,
-            }
-        )
+    def _told(self) -> str:
+        return f"{self.server} needs a new authorization of {self.name}: {self.description}"
 
 
 def _reauthorization_required(name: str, code: str, description: str, server: str) -> ReauthorizationRequired:

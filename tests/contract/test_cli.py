@@ -58,7 +58,7 @@ def test_the_base_without_the_service_says_what_to_install(refresher: Command) -
     code = "import sys; sys.modules['click'] = None; from refresher.__main__ import main; main()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
-    assert "pip install 'refresher[service]'" in done.stderr
+    assert "pip install '.[service]'" in done.stderr
     assert done.stderr.count("\n") == 1
 
 
@@ -127,6 +127,11 @@ def test_every_wrong_usage_is_one_line_and_exit_2(refresher: Command, arguments:
         ({"refresh_token": None}, "refresh_token"),
         ({"server_url": None}, "server_url"),
         ({"surprise": 1}, "surprise"),
+        ({"origns": [], "a": 1}, "unknown keys: a, origns (known: token_endpoint"),
+        ({"access_token": "a token"}, "space"),
+        ({"access_token": "a-good-token", "expires_at": 1_800_000_000_000}, "milliseconds"),
+        ({"expires_in": 60}, "access_token"),
+        ({"send_resource": True}, "send_resource"),
         ({"token_endpoint": "http://as.example/token"}, "https"),
         ({"token_endpoint": "https://user@as.example/token"}, "password"),
         ({"server_url": "mcp.example"}, "server_url"),
@@ -190,6 +195,13 @@ def test_an_import_from_standard_input_with_everything(refresher: Command) -> No
     assert (token.generation, token.state) == (0, "active")
     assert token.expires_at is not None
     assert before + 600 <= token.expires_at <= time.time() + 600
+
+
+def test_a_token_response_with_the_missing_keys_is_an_import(refresher: Command) -> None:
+    """If it failed, what a person has at hand, the answer of a login, would be refused field by field."""
+    response = {"access_token": "an-access-token-of-it", "expires_in": 3600, "id_token": "an-id-token-of-it", "token_type": "bearer", "scope": "a"}  # fmt: skip
+    refresher.import_grant("linear", GRANT | response)
+    assert refresher.token("linear").token_type == "bearer"
 
 
 def test_defaults_of_an_import(refresher: Command) -> None:
@@ -301,6 +313,7 @@ def test_removed_means_told_forgotten_and_remembered(refresher: Command) -> None
     assert not demand.exists()
     for arguments in (("run-once", "linear"), ("status", "linear"), ("remove", "linear")):
         assert "removed" in one_line(refresher(*arguments))
+    assert "none yet" in one_line(refresher("status", "nobody")), "a removed name is offered"
     assert json.loads(refresher("run-once", "--json").stdout) == {"results": [], "exit_code": 0}
     refresher.import_grant("linear", GRANT)
     assert refresher.grant("linear").generation == 1, "the generation fell"
@@ -439,6 +452,44 @@ def test_a_group_of_agents_sees_tokens_and_nothing_else(refresher: Command) -> N
     assert found["grants/linear.json"] == "600"
 
 
+def test_a_run_by_hand_does_not_lock_the_agents_out(refresher: Command) -> None:
+    """If it failed, forgetting one option once would take the tokens from every agent of the group."""
+    groups = [group for group in os.getgroups() if group != os.getegid()] or ([1] if os.geteuid() == 0 else [])
+    if not groups:
+        pytest.skip("the user is in one group only")
+    path = refresher.write_import("linear", GRANT | {"access_token": "an-access-token-of-it", "expires_in": 3600})
+    assert refresher("import", "linear", "--from", str(path)).code == 0
+    assert modes(refresher.state)["tokens/linear.json"] == "600"
+    assert refresher("--tokens-group", str(groups[0]), "run-once").code == 0, "sharing later has no effect"
+    assert modes(refresher.state)["tokens/linear.json"] == "640"
+    (refresher.state / "tokens/linear.json").unlink()
+    assert refresher("run-once").code == 0
+    shared = (refresher.state / "tokens/linear.json").stat()
+    assert (stat.S_IMODE(shared.st_mode), shared.st_gid) == (0o640, groups[0])
+
+
+def test_a_group_that_cannot_reach_its_tokens_is_warned_about(refresher: Command) -> None:
+    """If it failed, agents would meet 'Permission denied' after a set-up that said it went well."""
+    path = refresher.write_import("linear", GRANT)
+    done = refresher("--tokens-group", str(os.getegid() + 1 if os.geteuid() == 0 else os.getegid()), "import", "linear", "--from", str(path))  # fmt: skip
+    assert done.code == 0
+    assert (f"cannot pass {refresher.home} " in done.stderr) is (os.geteuid() == 0)
+
+
+@pytest.mark.parametrize("name", ["tokens", "demands"])
+def test_a_directory_that_anybody_can_write_is_refused(refresher: Command, name: str) -> None:
+    """If it failed, anybody on the machine could replace a token's file, and say where the token goes."""
+    refresher.import_grant("linear", GRANT)
+    (refresher.state / name).chmod(0o777)
+    assert "chmod o-w" in one_line(refresher("run-once"))
+
+
+def test_a_state_directory_that_was_named_and_is_not_there_is_an_error(refresher: Command) -> None:
+    """If it failed, a typing error in a unit file would keep nothing fresh and look healthy for ever."""
+    for arguments in (("run-once",), ("run-once", "--json"), ("status",)):
+        assert "typo" in one_line(refresher("--state-dir", "typo", *arguments))
+
+
 def test_a_directory_that_others_can_read_is_refused(refresher: Command) -> None:
     """If it failed, refresh tokens would lie open and nobody would say so."""
     refresher.import_grant("linear", GRANT)
@@ -495,8 +546,14 @@ def test_the_three_directories_can_lie_apart(refresher: Command) -> None:
 
 def test_logs_can_be_json_and_say_nothing_by_default(refresher: Command) -> None:
     """If it failed, log collectors would get unreadable lines, or cron would mail noise."""
-    refresher.import_grant("linear", GRANT)
+    refresher.import_grant("healthy", GRANT | {"access_token": "an-access-token-of-it", "expires_in": 3600})
     assert refresher("run-once").stderr == ""
+    refresher("remove", "healthy")
+    refresher.import_grant("linear", GRANT)
+    failed = refresher("run-once")
+    assert failed.stderr.startswith("refresher: linear: transient: ")
+    assert failed.stderr.count("\n") == 1, "what goes wrong is said where cron hears it, in one line"
+    assert refresher("run-once").stderr == "", "what only waits is no news"
     done = refresher("-v", "--log-format", "json", "run-once", "--force")
     lines = [json.loads(line) for line in done.stderr.splitlines()]
     assert {tuple(sorted(line)) for line in lines} == {("at", "level", "message")}

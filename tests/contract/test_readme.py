@@ -1,5 +1,6 @@
 """Every command and every claim of the README that a program can check."""
 
+import json
 import os
 import re
 import shutil
@@ -50,7 +51,7 @@ def test_the_first_command_installs_and_rotates_on_a_fresh_machine(
         text=True,
         check=False,
     )
-    (checkout / "linear.json").unlink()
+    assert not (checkout / "linear.json").exists(), "a refresh token is left lying about"
     assert done.returncode == 0, done.stdout + done.stderr
     assert "rotated" in done.stdout
     assert refresher.token("linear").generation == 1
@@ -76,7 +77,7 @@ def _accepts(token: str | None, headers: dict[str, str]) -> bool:
 
 def test_the_agents_three_lines_work(refresher: Command) -> None:
     """If it failed, the first code an agent's author copies would not run."""
-    three, _ = blocks("python")
+    three = blocks("python")[0]
     call = "import asyncio, os\nprint(asyncio.run(client.get(os.environ['URL'])).status_code)"
     with API(_accepts) as api:
         environment = _published(refresher, api)
@@ -86,9 +87,25 @@ def test_the_agents_three_lines_work(refresher: Command) -> None:
     assert done.stdout == "200\n", done.stderr
 
 
+def test_the_example_of_events_works(refresher: Command) -> None:
+    """If it failed, a program that follows the README would not hear that its login is dead."""
+    example = blocks("python")[1]
+    with API(_accepts) as api:
+        environment = _published(refresher, api)
+        refresher("remove", "linear")
+        # It never ends by itself: its first words are what is waited for.
+        process = subprocess.Popen([sys.executable, "-uc", example], env=environment, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        told = json.loads(process.stdout.readline())
+        process.kill()
+        process.communicate()
+    assert told["needs_reauth"]
+    assert "refresher import linear" in told["login_command"]
+
+
 def test_the_recipe_for_requests_works(refresher: Command) -> None:
     """If it failed, programs on requests would have no way in, or send tokens astray."""
-    _, recipe = blocks("python")
+    recipe = blocks("python")[2]
     call = "import os\nprint(session.get(os.environ['URL']).status_code, session.get(os.environ['OTHER']).status_code)"
     with API(_accepts) as api, API(_accepts) as other:
         environment = _published(refresher, api) | {"OTHER": f"{other.origin}/"}

@@ -394,6 +394,9 @@ def test_a_wait_that_is_no_time_is_refused_at_once(library: tuple[Any, Any], wai
     """If it failed, the first 401 would raise in the middle of a session."""
     with pytest.raises(ValueError, match="wait"):
         library[1]("linear", wait=wait)
+    for nothing in (None, 5):
+        with pytest.raises(TypeError, match="name"):
+            library[1](nothing)
 
 
 # --- errors -------------------------------------------------------------------------------------------------------

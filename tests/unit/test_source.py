@@ -367,6 +367,9 @@ def test_a_model_is_told_that_retrying_is_useless() -> None:
     assert set(told) == {"error", "needs_reauth", "server", "login_command", "retry"}
     assert (told["needs_reauth"], told["retry"], told["server"]) == (True, False, "https://mcp.example")
     assert "linear" in told["login_command"]
+    assert json.loads(Removed("linear").as_json())["needs_reauth"]
+    passing = json.loads(TokenUnavailable("expired").as_json())
+    assert (set(passing), passing["needs_reauth"], passing["retry"]) == (set(told), False, True)
 
 
 # --- demands ------------------------------------------------------------------------------------------------------
