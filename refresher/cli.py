@@ -114,7 +114,8 @@ def import_(settings: Callable[[], Settings], name: str, source: str, replace: b
     Optional:
       client_secret, token_endpoint_auth_method (none, client_secret_basic,
       client_secret_post), access_token with expires_in or expires_at,
-      token_type (and id_token, which is ignored), scope, issuer, resource, send_resource (true where there is a resource),
+      token_type (and id_token, which is ignored), scope, issuer,
+      resource, send_resource (true where there is a resource),
       replay ("none", "unlimited", or a grace such as "30s"),
       max_age (of a token of unknown lifetime; seconds or "30m")
 
