@@ -1,13 +1,11 @@
 """The events of a token: what a program reconnects on."""
 
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 from shim._token import TokenFile
 from shim.errors import ReauthorizationRequired, Removed
-
-if TYPE_CHECKING:
-    from shim._source import FileTokenSource
 
 __all__ = ["Changes", "Event", "Restored", "Rotated", "verdict"]
 
@@ -39,10 +37,10 @@ class Changes:
     looks is not told.
     """
 
-    def __init__(self, source: "FileTokenSource", poll: float) -> None:
-        self._source = source
+    def __init__(self, current: Callable[[], TokenFile | None], poll: float) -> None:
+        self._current = current
         self._poll = poll
-        self._state, self._generation = _state_of(source.current())
+        self._state, self._generation = _state_of(current())
         if self._state not in (_GOOD, _ABSENT):
             self._state = _ABSENT  # so that the first look tells
 
@@ -71,7 +69,7 @@ class Changes:
     def poll(self) -> Event | None:
         """Return the next event if there is one, without waiting."""
         before, generation = self._state, self._generation
-        token = self._source.current()
+        token = self._current()
         self._state, self._generation = _state_of(token)
         if token is None or self._state == _ABSENT:
             return None

@@ -178,7 +178,7 @@ class FileTokenSource:
 
     def changes(self, *, poll: float = 1.0) -> Changes:
         """Return the events of this token from now on, for ``for`` and ``async for``; looks each ``poll`` seconds."""
-        return Changes(self, poll)
+        return Changes(self.current, poll)
 
     def _unreadable(self, words: str) -> TokenFile | None:
         # No stamp: whatever comes next is looked at.
