@@ -10,7 +10,7 @@ from refresher.attempt import Attempt, Mark, write_record
 from refresher.clocks import Moment
 from refresher.directories import Directories
 from refresher.errors import GrantFileError, StorageError
-from refresher.grant import NOTHING, Grant, Stored
+from refresher.grant import NOTHING, Grant, Stored, Tombstone, encode
 from refresher.secret import Secret
 from tests.support.fake_state import directories, put
 from tests.support.samples import NOON, at, grant
@@ -106,6 +106,33 @@ def test_a_spilled_answer_that_is_not_there_is_waited_for(state: Directories) ->
     put(attempt._spill, NEW, checksum)
     assert _resolve(state).refresh_token == NEW.refresh_token
     assert _lying_about(state) == []
+
+
+def test_a_spill_that_came_home_before_a_kill_is_not_waited_for(state: Directories) -> None:
+    """If it failed, a kill while clearing up would stop the grant for good, waiting for a file that is not needed."""
+    begun_from = _stored(state).checksum
+    _cut_off(state, marked=True)._mark(Mark.SPILLED)
+    put(state.record("linear"), NEW, begun_from)
+    assert _resolve(state).generation == 4
+    assert _lying_about(state) == []
+
+
+def test_an_intent_that_a_later_record_has_left_behind_is_cleared(state: Directories) -> None:
+    """If it failed, an intent of last week would be set aside with a warning, as if something were wrong."""
+    _cut_off(state, marked=True)
+    put(state.record("linear"), grant(generation=7), "0" * 64)
+    record = _resolve(state)
+    assert (record.generation, record.doubt) == (7, None)
+    assert _lying_about(state) == []
+
+
+def test_an_intent_beside_a_tombstone_harms_nothing(state: Directories) -> None:
+    """If it failed, a removed name with a leftover would end in a traceback at each run."""
+    _cut_off(state, marked=True)
+    tombstone = Tombstone(name="linear", grant_id="0123", generation=3, begun_from="", removed_at=NOON, scope=None, origins=("https://a",))  # fmt: skip
+    state.record("linear").write_bytes(encode(tombstone)[0])
+    assert leftovers.resolve(state, "linear", SOON).record == tombstone
+    assert _lying_about(state) == [f"linear.intent.aside.{int(SOON.wall)}"]
 
 
 def test_an_answer_in_a_fresh_file_is_adopted_and_its_torn_twin_set_aside(state: Directories) -> None:
