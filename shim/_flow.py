@@ -71,7 +71,7 @@ def flow(
     for count in range(1, _MOST_SENDS + 1):
         answer = yield Send(authorization)
         if answer is None or not _refused(answer, authorization):
-            if answer is not None and answer.status < 400:
+            if answer is not None and 200 <= answer.status < 300 and answer.carried == authorization:
                 source.accepted(token)
             return
         newer = source.current()
