@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from refresher import clocks, files, leftovers, lock, policy, publish, store, urls
-from refresher.answer import jwt_exp
+from refresher.answer import LONGEST_LIFE, is_token, jwt_exp
 from refresher.attempt import write_record
 from refresher.clocks import Moment
 from refresher.directories import Directories
@@ -21,7 +21,6 @@ from shim._token import is_name
 __all__ = ["Admitted", "admit", "check_name", "is_there", "parse"]
 
 _METHODS: Final = ("none", "client_secret_basic", "client_secret_post")
-_TEN_YEARS: Final = 315_360_000.0
 _UNITS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -244,7 +243,7 @@ def _printable(key: str, value: str | Secret | None) -> None:
     # RFC 6749 appendix A: printable ASCII; a stray line end from a copied file would go into a header.
     if isinstance(value, Secret):
         value = value.reveal()
-    if value is not None and (value == "" or not all(" " <= char <= "~" for char in value)):
+    if value is not None and not is_token(value):
         _refuse(f"{key} must be printable ASCII and not empty")
 
 
@@ -279,7 +278,7 @@ def _expires_at(brought: _Brought, now: Moment) -> float | None:
         ends = jwt_exp(brought.access_token.reveal())
     else:
         ends = brought.expires_at
-    if ends is not None and not 0 <= ends - now.wall + _TEN_YEARS <= 2 * _TEN_YEARS:
+    if ends is not None and not 0 <= ends - now.wall + LONGEST_LIFE <= 2 * LONGEST_LIFE:
         _refuse("expires_at must be epoch seconds (not milliseconds), expires_in seconds, within ten years")
     return ends
 

@@ -23,9 +23,10 @@ from refresher.outcome import (
 from refresher.policy import MAX_WAIT
 from refresher.secret import Secret, mask
 
-__all__ = ["judge", "jwt_exp"]
+__all__ = ["LONGEST_LIFE", "is_token", "judge", "jwt_exp"]
 
-_TEN_YEARS: Final = 315_360_000.0
+LONGEST_LIFE: Final = 315_360_000.0
+"""Ten years in seconds: no access token is said to live longer."""
 
 # A verdict on the grant, and on the client: RFC 6749 section 5.2. Everything else is a refusal that is no verdict.
 _RFC_CODES: Final = frozenset(
@@ -132,14 +133,14 @@ def _words(fields: dict[str, Any], known: tuple[Secret | None, ...]) -> str:
 def _rotated(fields: dict[str, Any]) -> Rotated | None:
     access = fields.get("access_token")
     refresh = fields.get("refresh_token")
-    if not _is_token(access) or " " in access or not (refresh is None or refresh == "" or _is_token(refresh)):
+    if not is_token(access) or " " in access or not (refresh is None or refresh == "" or is_token(refresh)):
         return None
     token_type = fields.get("token_type")
     scope = fields.get("scope")
     expires_in = _expires_in(fields.get("expires_in"))
     return Rotated(
         access_token=Secret(access),
-        token_type=token_type if _is_token(token_type) and " " not in token_type else "Bearer",
+        token_type=token_type if is_token(token_type) and " " not in token_type else "Bearer",
         expires_in=expires_in,
         expires_at=jwt_exp(access) if expires_in is None else None,
         refresh_token=Secret(refresh) if refresh else None,
@@ -147,7 +148,7 @@ def _rotated(fields: dict[str, Any]) -> Rotated | None:
     )
 
 
-def _is_token(value: object) -> TypeGuard[str]:
+def is_token(value: object) -> TypeGuard[str]:
     """RFC 6749 appendix A: a token is of printable ASCII; a control character could split a header."""
     return isinstance(value, str) and value != "" and all(" " <= char <= "~" for char in value)
 
@@ -159,7 +160,7 @@ def _expires_in(value: object) -> float | None:
         seconds = float(value)
     except (ValueError, OverflowError):
         return None
-    return min(seconds, _TEN_YEARS) if math.isfinite(seconds) and seconds >= 0 else None
+    return min(seconds, LONGEST_LIFE) if math.isfinite(seconds) and seconds >= 0 else None
 
 
 def jwt_exp(access_token: str) -> float | None:

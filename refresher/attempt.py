@@ -305,13 +305,13 @@ def _succeeds(write: Callable[[bytes], None], data: bytes) -> bool:
     return True
 
 
-def write_record(directories: Directories, name: str, stored: Stored, record: Record) -> Record:
-    """Replace ``stored`` by ``record`` durably, for writers that talk to no server; return the record as written.
+def write_record(directories: Directories, name: str, stored: Stored, record: Record) -> Stored:
+    """Replace ``stored`` by ``record`` durably, for writers that talk to no server; return what is stored now.
 
     Raises ``StorageError``; then the old record stands, or the new one where only its durability is unknown.
     """
     written = msgspec.structs.replace(record, begun_from=stored.checksum)
-    data, _ = encode(written)
+    data, checksum = encode(written)
     path = directories.fresh(name)
     try:
         try:
@@ -324,4 +324,4 @@ def write_record(directories: Directories, name: str, stored: Stored, record: Re
         files.sync_directory(directories.grants)
     except OSError as error:
         raise StorageError(f"cannot write {directories.record(name)}: {error.strerror}") from None
-    return written
+    return Stored(written, checksum)

@@ -21,7 +21,7 @@ from refresher.outcome import (
 
 __all__ = ["after", "cut_off", "doubted"]
 
-LOST = "the rotation was lost: the answer to an earlier attempt never arrived"
+_LOST = "the rotation was lost: the answer to an earlier attempt never arrived"
 
 
 def after(
@@ -69,7 +69,7 @@ def doubted(grant: Grant, description: str, *, doubt: Doubt, now: Moment) -> Gra
 def cut_off(grant: Grant, description: str, *, doubt: Doubt, now: Moment) -> Grant:
     """Return the grant whose attempt was cut off before it could make its own replay: where one is open, at once."""
     changed = doubted(grant, description, doubt=doubt, now=now)
-    if changed.failure is None or grant.replay == 0 or not policy.replay_open(changed, now):
+    if changed.dead or changed.failure is None or not policy.replay_open(changed, now):
         return changed
     return msgspec.structs.replace(changed, failure=msgspec.structs.replace(changed.failure, retry_at=now.wall))
 
@@ -141,7 +141,7 @@ def _too_early(grant: Grant, outcome: TooEarly, now: Moment) -> Grant:
 
 
 def _dead(grant: Grant, verdict: GrantDead, now: Moment) -> Grant:
-    description = verdict.description if grant.doubt is None else f"{LOST}; {verdict.description}"
+    description = verdict.description if grant.doubt is None else f"{_LOST}; {verdict.description}"
     return msgspec.structs.replace(
         grant,
         dead=True,

@@ -130,11 +130,11 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
         """
         shared = self.group is not None
         try:
-            _make_parents(self.state, 0o711 if shared else 0o700)
-            _make(self.state, 0o711 if shared else 0o700, None)
-            _make(self.grants, 0o700, None)
-            _make(self.tokens, _SHARED_TOKENS if shared else 0o700, self.group)
-            _make(self.demands, 0o3770 if shared else 0o700, self.group)
+            passed = 0o711 if shared else 0o700
+            _make(self.state, passed, None, parents=passed)
+            _make(self.grants, 0o700, None, parents=passed)
+            _make(self.tokens, _SHARED_TOKENS if shared else 0o700, self.group, parents=passed)
+            _make(self.demands, 0o3770 if shared else 0o700, self.group, parents=passed)
         except PermissionError as error:
             group = f" (is this user in group {self.group}?)" if shared else ""
             raise DirectoryError(f"cannot make or share {error.filename}: {error.strerror}{group}") from None
@@ -176,7 +176,7 @@ def _make_parents(directory: Path, mode: int) -> None:
             parent.chmod(mode)
 
 
-def _make(directory: Path, mode: int, group: int | None) -> None:
+def _make(directory: Path, mode: int, group: int | None, *, parents: int) -> None:
     if directory.exists():
         if group is not None:
             _share(directory, mode, group)
@@ -184,7 +184,7 @@ def _make(directory: Path, mode: int, group: int | None) -> None:
             # Agents of the group pass through the state directory to their tokens.
             directory.chmod(directory.stat().st_mode & 0o7777 | 0o111)
         return
-    _make_parents(directory, 0o700 if group is None else 0o711)
+    _make_parents(directory, parents)
     try:
         directory.mkdir(mode=0o700)
     except FileExistsError:

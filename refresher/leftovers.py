@@ -32,20 +32,16 @@ def resolve(directories: Directories, name: str, now: Moment) -> Stored:
     """
     stored = store.load(directories, name)
     try:
-        if not _anything(directories, name):
+        candidates = directories.candidates(name)
+        if not candidates and not files.is_there(directories.intent(name)):
             return stored
-        return _resolve(directories, name, stored, now)
+        return _resolve(directories, name, stored, candidates, now)
     except OSError as error:
         raise StorageError(f"cannot tidy up after an earlier attempt at {name}: {error.strerror}") from None
 
 
-def _anything(directories: Directories, name: str) -> bool:
-    return files.is_there(directories.intent(name)) or bool(directories.candidates(name))
-
-
-def _resolve(directories: Directories, name: str, stored: Stored, now: Moment) -> Stored:
+def _resolve(directories: Directories, name: str, stored: Stored, candidates: list[Path], now: Moment) -> Stored:
     begun = _intent(directories, name)
-    candidates = directories.candidates(name)
     if begun.intent is not None and files.is_there(Path(begun.intent.spill)):
         candidates.append(Path(begun.intent.spill))
     adopted = _adopt(directories, name, stored, candidates)
@@ -73,9 +69,9 @@ def _adopt(directories: Directories, name: str, stored: Stored, candidates: list
         successor = whole(path, name)
         if successor is not None and successor.record is not None and successor.record.begun_from == stored.checksum:
             # Written again and not renamed: nobody knows whether its bytes ever reached the disk.
-            write_record(directories, name, stored, successor.record)
+            adopted = write_record(directories, name, stored, successor.record)
             log.warning("%s: adopted what an earlier attempt had saved in %s", name, path)
-            return store.load(directories, name)
+            return adopted
     return None
 
 
@@ -160,5 +156,4 @@ def _doubt(directories: Directories, name: str, stored: Stored, doubt: Doubt, no
     if not isinstance(stored.record, Grant):
         return stored
     doubtful = consequence.cut_off(stored.record, _KILLED, doubt=doubt, now=now)
-    write_record(directories, name, stored, doubtful)
-    return store.load(directories, name)
+    return write_record(directories, name, stored, doubtful)

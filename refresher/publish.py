@@ -48,13 +48,14 @@ def state_of(grant: Grant) -> str:
 
 def is_stale(directories: Directories, record: Record) -> bool:
     """Whether the published file is missing, differs from what ``record`` calls for, or has other permissions."""
-    wanted = _wanted(directories, record)
-    return wanted is not None and not _is_published(directories, record.name, wanted)
+    published = _published(directories, record.name)
+    wanted = _wanted(record, published)
+    return wanted is not None and not _is_up_to_date(directories, record.name, wanted, published)
 
 
 def published_generation(directories: Directories, name: str) -> int:
     """Return the generation that readers have seen, -1 where they have seen none that can be read."""
-    seen = _seen(directories, name)
+    seen = _parsed(_published(directories, name))
     return -1 if seen is None else seen.generation
 
 
@@ -64,11 +65,13 @@ def publish(directories: Directories, record: Record, *, again: bool = False) ->
     Returns whether readers now see ``record``: an older generation never replaces a newer one. Raises
     ``StorageError``.
     """
-    wanted = _wanted(directories, record)
-    if wanted is None or (not again and _is_published(directories, record.name, wanted)):
+    published = _published(directories, record.name)
+    wanted = _wanted(record, published)
+    if wanted is None or (not again and _is_up_to_date(directories, record.name, wanted, published)):
         return True
     dead = isinstance(record, Grant) and record.dead
-    if published_generation(directories, record.name) > record.generation and not dead:
+    seen = _parsed(published)
+    if seen is not None and seen.generation > record.generation and not dead:
         return False
     path = directories.token(record.name)
     try:
@@ -79,10 +82,13 @@ def publish(directories: Directories, record: Record, *, again: bool = False) ->
     return True
 
 
-def _wanted(directories: Directories, record: Record) -> bytes | None:
+def _wanted(record: Record, published: bytes | None) -> bytes | None:
     """Return what is to be published; nothing where a token of the grant before this one may still live (I5)."""
-    seen = _seen(directories, record.name)
-    if isinstance(record, Grant) and seen is not None:
+    # What is there matters to these alone: a healthy grant's file is compared, never parsed.
+    if isinstance(record, Grant) and (record.dead or record.access_token is None):
+        seen = _parsed(published)
+        if seen is None:
+            return derive(record)
         if record.dead and seen.generation > record.generation and seen.state != "removed":
             # A restored backup: readers keep the newer token, and learn that there will be no other.
             return token_file.render(seen._replace(state="reauthorization_required", error=_problem(record)))
@@ -91,9 +97,9 @@ def _wanted(directories: Directories, record: Record) -> bytes | None:
     return derive(record)
 
 
-def _seen(directories: Directories, name: str) -> TokenFile | None:
+def _parsed(published: bytes | None) -> TokenFile | None:
     try:
-        return token_file.parse(_published(directories, name) or b"")
+        return token_file.parse(published or b"")
     except TokenFileError:
         return None
 
@@ -103,8 +109,8 @@ def _lives(token: TokenFile) -> bool:
     return token.access_token is not None and token.state != "removed" and ends > clocks.now().wall
 
 
-def _is_published(directories: Directories, name: str, wanted: bytes) -> bool:
-    if wanted != _published(directories, name):
+def _is_up_to_date(directories: Directories, name: str, wanted: bytes, published: bytes | None) -> bool:
+    if wanted != published:
         return False
     try:
         status = directories.token(name).stat()

@@ -74,13 +74,10 @@ def _locked(
             publish(directories, stored.record)
         asked.settle(directories, name, keep=None)
         return None
-    if policy.is_adrift(stored.record, now):
-        anchored = msgspec.structs.replace(stored.record, doubt=Doubt(since=now, replay_over=True))
-        write_record(directories, name, stored, anchored)
-        stored = store.load(directories, name)
     grant = stored.record
-    if not isinstance(grant, Grant):
-        return None
+    if policy.is_adrift(grant, now):
+        grant = msgspec.structs.replace(grant, doubt=Doubt(since=now, replay_over=True))
+        stored = write_record(directories, name, stored, grant)
     adopted = grant.generation > order.seen
     demanded = asked.ask_beyond(name, grant.generation)
     decision = policy.decide(

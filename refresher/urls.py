@@ -5,9 +5,11 @@ from ipaddress import IPv6Address, ip_address
 from typing import Final
 from urllib.parse import SplitResult, urlsplit
 
+from shim._origins import origin_of
+
 __all__ = ["BadURL", "endpoint", "is_loopback", "origin"]
 
-_DEFAULT_PORTS: Final = {"https": 443, "http": 80}
+_SCHEMES: Final = ("https", "http")
 
 
 _NAME: Final = re.compile(r"[a-z0-9._-]+")
@@ -36,10 +38,8 @@ def origin(url: str) -> str:
     Raises ``BadURL``.
     """
     parts = _split(url)
-    host = parts.hostname or ""
-    shown = f"[{host}]" if ":" in host else host
-    port = parts.port
-    return f"{parts.scheme}://{shown}" + ("" if port in (None, _DEFAULT_PORTS[parts.scheme]) else f":{port}")
+    # Spelled by the reader's own function: it is what requests are compared with.
+    return origin_of(parts.scheme, parts.hostname or "", parts.port)
 
 
 def is_loopback(host: str) -> bool:
@@ -61,7 +61,7 @@ def _split(url: str) -> SplitResult:
         port = parts.port
     except ValueError:
         raise BadURL("is not a URL") from None
-    if parts.scheme not in _DEFAULT_PORTS or not parts.hostname or port == 0:
+    if parts.scheme not in _SCHEMES or not parts.hostname or port == 0:
         raise BadURL("must be a URL that begins with https:// (or http://)")
     if "@" in parts.netloc:
         raise BadURL("must not hold a user name or password")

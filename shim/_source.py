@@ -181,9 +181,12 @@ class FileTokenSource:
         return Changes(self.current, poll)
 
     def _unreadable(self, words: str) -> TokenFile | None:
+        return self._unusable(TokenFileError(words))
+
+    def _unusable(self, problem: TokenFileError) -> TokenFile | None:
         # No stamp: whatever comes next is looked at.
         last = self._seen[1]
-        self._seen = (None, last, TokenFileError(words))
+        self._seen = (None, last, problem)
         return last
 
     def _read(self, status: os.stat_result) -> TokenFile | None:
@@ -201,9 +204,7 @@ class FileTokenSource:
         try:
             token = parse(data)
         except TokenFileError as error:
-            last = self._seen[1]
-            self._seen = (None, last, type(error)(f"{self._path}: {error}"))
-            return last
+            return self._unusable(type(error)(f"{self._path}: {error}"))
         if token.name != self.name:
             return self._unreadable(f"{self._path} is the token file of {token.name}")
         self._seen = ((status.st_mtime_ns, status.st_ino, status.st_size), token, None)

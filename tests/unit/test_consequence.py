@@ -109,6 +109,13 @@ def test_an_attempt_that_was_cut_off_makes_its_replay_at_once(replay: float | No
     assert changed.doubt == doubt()
 
 
+def test_an_attempt_at_a_dead_grant_that_was_cut_off_leaves_the_verdict() -> None:
+    """If it failed, agents of a dead grant would be told of an attempt that nobody makes."""
+    verdict = failure(outcome="reauthorization_required", retry_at=None)
+    changed = cut_off(grant(dead=True, failure=verdict, replay=None), "killed", doubt=doubt(), now=at(NOON + 10))
+    assert changed.failure == verdict
+
+
 def test_the_earliest_doubt_counts() -> None:
     """If it failed, every lost answer would open the grace anew, and a replay could come too late."""
     first = doubted(grant(), "lost", doubt=doubt(at(NOON)), now=at(NOON + 20))
