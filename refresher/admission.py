@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from refresher import clocks, files, leftovers, lock, policy, publish, store, urls
+from refresher import clocks, durations, files, leftovers, lock, policy, publish, store, urls
 from refresher.answer import LONGEST_LIFE, is_token, jwt_exp
 from refresher.attempt import write_record
 from refresher.clocks import Moment
@@ -21,7 +21,6 @@ from shim._token import is_name
 __all__ = ["Admitted", "admit", "check_name", "is_there", "parse"]
 
 _METHODS: Final = ("none", "client_secret_basic", "client_secret_post")
-_UNITS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 class _Brought(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -290,14 +289,10 @@ def _replay(value: str | None) -> float | None:
 
 
 def _duration(key: str, value: float | str) -> float:
-    """Return seconds: a number, or digits with a unit as in ``30s``, ``10m``, ``8h``, ``1d``."""
-    seconds = -1.0
-    if isinstance(value, str):
-        with suppress(ValueError, KeyError, IndexError):
-            seconds = float(value[:-1]) * _UNITS[value[-1]]
-    else:
-        seconds = value
-    if not 0 < seconds < 1e9:
+    seconds = 0.0
+    with suppress(ValueError):
+        seconds = durations.parse(value)
+    if seconds == 0:
         besides = {"max_age": "seconds, or", "replay": "'none', 'unlimited', or"}[key]
         _refuse(f"{key} must be {besides} a duration such as '30s', '10m', '8h'")
     return seconds

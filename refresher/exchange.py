@@ -246,14 +246,20 @@ def _describe(error: BaseException, grant: Grant) -> str:
     return f"{type(error).__name__}{f': {words}' if words else ''}"
 
 
-@lru_cache(maxsize=8)
 def trusted(ca_file: str | None) -> ssl.SSLContext:
     """Return the certificates to trust: ``ca_file``, else ``SSL_CERT_FILE``, ``SSL_CERT_DIR``, else certifi's.
 
-    Raises ``ConfigError``. One for the process: building it costs 34 ms.
+    Raises ``ConfigError``. One for the process, until the file is another one: building it costs 34 ms.
     """
+    place = ca_file or os.environ.get("SSL_CERT_FILE") or os.environ.get("SSL_CERT_DIR")
     try:
-        return httpx.create_ssl_context() if ca_file is None else ssl.create_default_context(cafile=ca_file)
+        status = None if place is None else os.stat(place)  # noqa: PTH116  the result is what counts
+        return _context(ca_file, None if status is None else (status.st_mtime_ns, status.st_ino, status.st_size))
     except (OSError, ssl.SSLError) as error:
-        place = ca_file or os.environ.get("SSL_CERT_FILE") or os.environ.get("SSL_CERT_DIR") or "certifi's file"
-        raise ConfigError(f"cannot read certificates from {place}: {error.strerror or error}") from None
+        where = place or "certifi's file"
+        raise ConfigError(f"cannot read certificates from {where}: {error.strerror or error}") from None
+
+
+@lru_cache(maxsize=8)
+def _context(ca_file: str | None, _: tuple[int, int, int] | None) -> ssl.SSLContext:
+    return httpx.create_ssl_context() if ca_file is None else ssl.create_default_context(cafile=ca_file)

@@ -16,13 +16,12 @@ WAIT: Final = 30.0
 
 
 @contextmanager
-def held(path: Path, *, stopping: Callable[[], bool], wait: float | None = None) -> Iterator[None]:
+def held(path: Path, *, stopping: Callable[[], bool], wait: float = WAIT) -> Iterator[None]:
     """Hold the lock at ``path``.
 
     Raises ``LockBusy`` after ``wait`` seconds (30 unless told), ``Interrupted`` where ``stopping()`` came true first,
     ``StorageError`` where the file system cannot lock.
     """
-    wait = WAIT if wait is None else wait
     # A fresh instance each time: one instance is reentrant, and would let two tasks in.
     lock = filelock.FileLock(path, mode=0o600, fallback_to_soft=False, thread_local=False)
     try:

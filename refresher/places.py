@@ -1,11 +1,12 @@
 """Who may rotate at the same time: first a place in this queue, then the lock."""
 
 import threading
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from typing import Final, Generic, TypeVar
+from queue import Empty, SimpleQueue
+from typing import Final, Generic, NamedTuple, TypeVar
 
-__all__ = ["AT_ONCE", "AT_ONE_SERVER", "run_all"]
+__all__ = ["AT_ONCE", "AT_ONE_SERVER", "Finished", "Places", "run_all"]
 
 AT_ONCE: Final = 64
 AT_ONE_SERVER: Final = 8
@@ -15,6 +16,94 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
+class Finished(NamedTuple, Generic[T, R]):
+    """A job that is done, and what came of it."""
+
+    server: str
+    job: T
+    result: R
+    place: int
+
+
+class Places(Generic[T, R]):
+    """Does ``work`` on jobs: at most 64 at once, and at most 8 of one server.
+
+    So a server that hangs delays nobody else's. Each job has a thread of its own, which is no daemon: what has begun
+    is finished. ``work`` must not raise. ``tell`` is called in that thread when it is done; everything else is for one
+    thread alone, which hands each ``Finished`` back to ``leave``.
+    """
+
+    def __init__(self, work: Callable[[T], R], tell: Callable[[Finished[T, R]], None]) -> None:
+        self._work = work
+        self._tell = tell
+        self._waiting: dict[str, deque[T]] = {}
+        # Servers that may begin a job, each once, in turn.
+        self._turns: deque[str] = deque()
+        self._at_server: Counter[str] = Counter()
+        self._working: dict[int, T] = {}
+        self._next_place = 0
+
+    def working(self) -> list[T]:
+        """Return the jobs under way; may be asked by any thread, and by a signal."""
+        return list(self._working.values())
+
+    def join(self, server: str, job: T) -> None:
+        """Queue a job; ``begin`` starts it."""
+        if server not in self._waiting:
+            self._waiting[server] = deque()
+            if self._at_server[server] < AT_ONE_SERVER:
+                self._turns.append(server)
+        self._waiting[server].append(job)
+
+    def forget_waiting(self) -> None:
+        """Drop the jobs that have not begun."""
+        self._waiting.clear()
+        self._turns.clear()
+
+    def begin(self, *, everything: bool = False) -> None:
+        """Start what fits; ``everything``: however many are of one server."""
+        if everything:
+            self._turns = deque(self._waiting)
+        while self._turns and len(self._working) < AT_ONCE:
+            server = self._turns.popleft()
+            jobs = self._waiting[server]
+            job = jobs.popleft()
+            if not self._start(server, job):
+                jobs.appendleft(job)
+                self._turns.appendleft(server)
+                return
+            if not jobs:
+                del self._waiting[server]
+            elif everything or self._at_server[server] < AT_ONE_SERVER:
+                self._turns.append(server)
+
+    def leave(self, finished: Finished[T, R]) -> None:
+        """Free the place of a finished job."""
+        del self._working[finished.place]
+        self._at_server[finished.server] -= 1
+        if self._at_server[finished.server] == AT_ONE_SERVER - 1 and finished.server in self._waiting:
+            self._turns.append(finished.server)
+
+    def _start(self, server: str, job: T) -> bool:
+        place = self._next_place = self._next_place + 1
+        thread = threading.Thread(target=self._do, args=(server, job, place), name=f"rotation-{place}")
+        self._working[place] = job
+        self._at_server[server] += 1
+        try:
+            thread.start()
+        except RuntimeError:
+            # The system has no thread to give. Where nothing runs that could end, do it here.
+            if len(self._working) > 1:
+                del self._working[place]
+                self._at_server[server] -= 1
+                return False
+            self._do(server, job, place)
+        return True
+
+    def _do(self, server: str, job: T, place: int) -> None:
+        self._tell(Finished(server, job, self._work(job), place))
+
+
 def run_all(
     jobs: Sequence[tuple[str, T]],
     work: Callable[[T], R],
@@ -22,69 +111,23 @@ def run_all(
     stopping: Callable[[], bool],
     waiting: Callable[[list[T]], None] = lambda _: None,
 ) -> list[R]:
-    """Do ``work`` on each job in a thread of its own; return the results in the order of the jobs.
+    """Do ``work`` on each ``(server, job)`` as ``Places`` does; return the results in the order of the jobs.
 
-    A job is ``(server, what)``: at most 64 run at once, and at most 8 of one server, so that a server which hangs
-    delays nobody else's. Threads are not daemons: what has begun is finished. ``work`` must not raise and must ask
-    ``stopping`` itself; ``waiting`` is called now and then with what is under way.
+    ``work`` must ask ``stopping`` itself; ``waiting`` is called now and then with what is under way.
     """
-    return _Run(jobs, work, waiting).results(stopping)
-
-
-class _Run(Generic[T, R]):
-    def __init__(
-        self, jobs: Sequence[tuple[str, T]], work: Callable[[T], R], waiting: Callable[[list[T]], None]
-    ) -> None:
-        self._jobs = jobs
-        self._work = work
-        self._waiting = waiting
-        self._queue = list(range(len(jobs)))
-        self._running: dict[int, threading.Thread] = {}
-        self._at_server: Counter[str] = Counter()
-        self._done: dict[int, R] = {}
-        self._changed = threading.Condition()
-
-    def results(self, stopping: Callable[[], bool]) -> list[R]:
-        with self._changed:
-            while self._queue or self._running:
-                # A job that finds the flag set ends at once by itself, so each still gets its result.
-                self._start_what_fits(everything=stopping())
-                if (self._queue or self._running) and not self._changed.wait(_LOOK_AGAIN):
-                    self._waiting([self._jobs[index][1] for index in self._running])
-        return [self._done[index] for index in range(len(self._jobs))]
-
-    def _start_what_fits(self, *, everything: bool) -> None:
-        for index in list(self._queue):
-            server, _ = self._jobs[index]
-            if len(self._running) >= AT_ONCE:
-                return
-            if everything or self._at_server[server] < AT_ONE_SERVER:
-                self._queue.remove(index)
-                self._at_server[server] += 1
-                thread = threading.Thread(target=self._run, args=(index,), name=f"rotation-{index}")
-                self._running[index] = thread
-                try:
-                    thread.start()
-                except RuntimeError:
-                    self._without_a_thread(index)
-                    return
-
-    def _without_a_thread(self, index: int) -> None:
-        """Put a job back for which the system has no thread; where nothing runs that could end, do it here."""
-        server, job = self._jobs[index]
-        del self._running[index]
-        self._at_server[server] -= 1
-        if self._running:
-            self._queue.insert(0, index)
-        else:
-            self._done[index] = self._work(job)
-            self._changed.notify()
-
-    def _run(self, index: int) -> None:
-        server, job = self._jobs[index]
-        result = self._work(job)
-        with self._changed:
-            self._done[index] = result
-            self._at_server[server] -= 1
-            del self._running[index]
-            self._changed.notify()
+    ended: SimpleQueue[Finished[tuple[int, T], R]] = SimpleQueue()
+    places: Places[tuple[int, T], R] = Places(lambda numbered: work(numbered[1]), ended.put)
+    for number, (server, job) in enumerate(jobs):
+        places.join(server, (number, job))
+    done: dict[int, R] = {}
+    while len(done) < len(jobs):
+        # A job that finds the flag set ends at once by itself, so each still gets its result.
+        places.begin(everything=stopping())
+        try:
+            finished = ended.get(timeout=_LOOK_AGAIN)
+        except Empty:
+            waiting([job for _, job in places.working()])
+            continue
+        places.leave(finished)
+        done[finished.job[0]] = finished.result
+    return [done[number] for number in range(len(jobs))]

@@ -10,14 +10,14 @@ from refresher.attempt import Attempt, write_record
 from refresher.demands import Demands
 from refresher.directories import Directories
 from refresher.errors import DirectoryError, GrantFileError, Interrupted, LockBusy, StorageError
-from refresher.exchange import Exchanged, exchange
+from refresher.exchange import DEADLINE, Exchanged, exchange
 from refresher.grant import Doubt, Grant, Stored
 from refresher.outcome import GrantDead, Rotated
 from refresher.policy import Rest, Rotate
 from refresher.publish import publish, published_generation
 from refresher.result import EXIT_CODES, Result, Word
 
-__all__ = ["Order", "rotate"]
+__all__ = ["Order", "Terms", "rotate"]
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,19 +29,30 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     horizon: float = 0.0
 
 
-def rotate(
-    directories: Directories, order: Order, *, ca_file: str | None, stopping: Callable[[], bool]
-) -> Result | None:
+class Terms(msgspec.Struct, frozen=True, kw_only=True):
+    """How an order is carried out.
+
+    ``stopping`` is asked until something is spent, and never after: from then on the transaction runs to its end.
+    """
+
+    ca_file: str | None
+    stopping: Callable[[], bool]
+    deadline: float = DEADLINE
+    """Seconds for the exchange."""
+    lock_wait: float = lock.WAIT
+    """Seconds for the lock."""
+
+
+def rotate(directories: Directories, order: Order, terms: Terms) -> Result | None:
     """Carry out ``order``, or adopt what somebody else did meanwhile; never raises for what a grant can suffer.
 
-    Returns ``None`` where there is no grant (any more). ``stopping`` is asked until something is spent, and never
-    after: from then on the transaction runs to its end.
+    Returns ``None`` where there is no grant (any more).
     """
     name = order.name
     try:
         directories.ensure()
-        with lock.held(directories.lock(name), stopping=stopping):
-            return _locked(directories, order, ca_file=ca_file, stopping=stopping)
+        with lock.held(directories.lock(name), stopping=terms.stopping, wait=terms.lock_wait):
+            return _locked(directories, order, terms)
     except LockBusy as busy:
         return _adopted_meanwhile(directories, order) or _result(name, "lock_busy", None, str(busy))
     except GrantFileError as error:
@@ -50,6 +61,10 @@ def rotate(
         return _result(name, "storage_failed", None, str(error))
     except Interrupted:
         return _result(name, "interrupted", None, "interrupted before anything was spent; nothing was changed")
+    except Exception as error:  # noqa: BLE001  see below
+        # A fault of ours in one grant must not keep the others from their rotation. No trace: it could quote.
+        fault = f"a fault in refresher itself ({type(error).__name__}); please report it"
+        return _result(name, "storage_failed", None, fault)
 
 
 def _adopted_meanwhile(directories: Directories, order: Order) -> Result | None:
@@ -62,9 +77,7 @@ def _adopted_meanwhile(directories: Directories, order: Order) -> Result | None:
     return _result(order.name, "adopted", record.generation, "another process rotated it")
 
 
-def _locked(
-    directories: Directories, order: Order, *, ca_file: str | None, stopping: Callable[[], bool]
-) -> Result | None:
+def _locked(directories: Directories, order: Order, terms: Terms) -> Result | None:
     name = order.name
     now = clocks.now()
     stored = leftovers.resolve(directories, name, now)
@@ -92,9 +105,9 @@ def _locked(
         case Rest():
             result = told.rested(grant, decision, adopted=adopted)
         case Rotate():
-            if stopping():
+            if terms.stopping():
                 raise Interrupted
-            changed = _exchange(directories, stored, grant, ca_file=ca_file, demanded=demanded)
+            changed = _exchange(directories, stored, grant, terms, demanded=demanded)
             result = told.changed(grant, changed)
             grant = changed
         case _:
@@ -121,13 +134,13 @@ def _shown(directories: Directories, grant: Grant, asked: Demands, result: Resul
     return msgspec.structs.replace(result, detail=f"{result.detail}; {unseen}")
 
 
-def _exchange(directories: Directories, stored: Stored, grant: Grant, *, ca_file: str | None, demanded: bool) -> Grant:
+def _exchange(directories: Directories, stored: Stored, grant: Grant, terms: Terms, *, demanded: bool) -> Grant:
     """Reserve, declare, exchange, persist. Nothing is logged from the request to the durable answer."""
     # A restored backup must not take readers back to a generation that they have seen.
     generation = max(grant.generation, published_generation(directories, grant.name)) + 1
     attempt = Attempt(directories, grant.name, stored)
     attempt.reserve(grant, clocks.now())
-    answered = exchange(grant, ca_file=ca_file, hooks=attempt, demanded=demanded)
+    answered = exchange(grant, ca_file=terms.ca_file, hooks=attempt, demanded=demanded, deadline=terms.deadline)
     try:
         changed = _after(grant, answered, demanded=demanded, generation=generation)
     except Exception:

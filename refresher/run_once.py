@@ -3,14 +3,12 @@
 import logging
 from collections.abc import Callable, Sequence
 
-import msgspec
-
-from refresher import clocks, demands, policy, publish, store, told, urls
+from refresher import demands, store, told
 from refresher.config import Settings
-from refresher.demands import Demands
 from refresher.directories import Directories, Listing
 from refresher.errors import GrantFileError
 from refresher.grant import Grant, Tombstone
+from refresher.look import Look, look
 from refresher.policy import Rest
 from refresher.result import EXIT_CODES, Result
 from shim._token import is_name
@@ -18,14 +16,6 @@ from shim._token import is_name
 __all__ = ["run_once"]
 
 log = logging.getLogger(__name__)
-
-
-class _Work(msgspec.Struct, frozen=True):
-    """A name that needs the lock, the server whose queue it joins, and the generation it was seen at."""
-
-    name: str
-    server: str
-    seen: int
 
 
 def run_once(
@@ -46,11 +36,27 @@ def run_once(
     listing = directories.listing()
     chosen = _chosen(directories, names, listing)
     asked = demands.pending(directories)
-    looked = [
-        _look(directories, name, listing, asked, force=force, horizon=horizon, named=name in names) for name in chosen
-    ]
-    work = [item for item in looked if isinstance(item, _Work)]
-    results = {item.name: item for item in looked if isinstance(item, Result)}
+    work: list[Look] = []
+    results: dict[str, Result] = {}
+    for name in chosen:
+        try:
+            seen = look(
+                directories,
+                name,
+                unfinished=name in listing.unfinished,
+                asked=asked,
+                force=force,
+                horizon=horizon,
+            )
+        except GrantFileError as error:
+            results[name] = Result(name=name, outcome="invalid_grant_file", generation=None, detail=str(error))
+            continue
+        if isinstance(seen.record, Tombstone) and name in names:
+            raise store.removed(name)
+        if seen.needs_lock:
+            work.append(seen)
+        elif isinstance(seen.record, Grant) and isinstance(seen.decision, Rest):
+            results[name] = told.rested(seen.record, seen.decision)
     if work:
         for result in _do(settings, work, force, horizon, stopping, waiting):
             if result is not None:
@@ -73,40 +79,9 @@ def _chosen(directories: Directories, names: Sequence[str], listing: Listing) ->
     return list(dict.fromkeys(names)) or there
 
 
-def _look(
-    directories: Directories,
-    name: str,
-    listing: Listing,
-    asked: Demands,
-    *,
-    force: bool,
-    horizon: float,
-    named: bool,
-) -> Result | _Work | None:
-    """Decide without the lock, from what is on the disk, whether the lock is needed at all."""
-    try:
-        record = store.load(directories, name).record
-    except GrantFileError as error:
-        return Result(name=name, outcome="invalid_grant_file", generation=None, detail=str(error))
-    unfinished = name in listing.unfinished
-    if isinstance(record, Tombstone) and named:
-        raise store.removed(name)
-    if not isinstance(record, Grant):
-        untold = record is not None and publish.is_stale(directories, record)
-        return _Work(name, "", -1 if record is None else record.generation) if unfinished or untold else None
-    now = clocks.now()
-    demanded = asked.ask_beyond(name, record.generation)
-    decision = policy.decide(record, now, demanded=demanded, force=force, horizon=horizon)
-    decided = asked.are_older(name, record.generation) or (demanded and record.dead)
-    unsettled = unfinished or policy.is_adrift(record, now) or publish.is_stale(directories, record)
-    if isinstance(decision, Rest) and not unsettled and not decided:
-        return told.rested(record, decision)
-    return _Work(name, urls.origin(record.token_endpoint), record.generation)
-
-
 def _do(
     settings: Settings,
-    work: list[_Work],
+    work: list[Look],
     force: bool,
     horizon: float,
     stopping: Callable[[], bool],
@@ -115,24 +90,21 @@ def _do(
     # The one deferred import: httpx costs six times what a run with nothing due may cost.
     from refresher.exchange import trusted
     from refresher.places import run_all
-    from refresher.rotation import Order, rotate
+    from refresher.rotation import Order, Terms, rotate
 
     settings.directories.ensure()
-    if any(item.server.startswith("https:") for item in work):
+    if any(seen.server.startswith("https:") for seen in work):
         trusted(settings.ca_file)
 
-    def carry_out(item: _Work) -> Result | None:
-        order = Order(name=item.name, seen=item.seen, force=force, horizon=horizon)
-        try:
-            return rotate(settings.directories, order, ca_file=settings.ca_file, stopping=stopping)
-        except Exception as error:  # noqa: BLE001  see below
-            # A fault of ours in one grant must not keep the others from their rotation. No trace: it could quote.
-            detail = f"a fault in refresher itself ({type(error).__name__}); please report it"
-            return Result(name=item.name, outcome="storage_failed", generation=None, detail=detail)
+    terms = Terms(ca_file=settings.ca_file, stopping=stopping)
+
+    def carry_out(seen: Look) -> Result | None:
+        order = Order(name=seen.name, seen=seen.generation, force=force, horizon=horizon)
+        return rotate(settings.directories, order, terms)
 
     return run_all(
-        [(item.server, item) for item in work],
+        [(seen.server, seen) for seen in work],
         carry_out,
         stopping=stopping,
-        waiting=lambda items: waiting([item.name for item in items]),
+        waiting=lambda under_way: waiting([seen.name for seen in under_way]),
     )

@@ -17,7 +17,7 @@ from refresher import clocks, lock
 from refresher.attempt import Attempt
 from refresher.errors import LockBusy
 from refresher.grant import Doubt
-from refresher.rotation import Order, rotate
+from refresher.rotation import Order, Terms, rotate
 from refresher.store import load
 from tests.conftest import need
 from tests.support.command import Command, Done, wait_until
@@ -237,19 +237,17 @@ def test_the_exit_code_survives_streams_that_nobody_reads(refresher: Command, ow
     assert refresher.finish(process).code == 3
 
 
-def test_a_lock_that_stays_held_is_busy_and_what_the_holder_did_is_adopted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lock_that_stays_held_is_busy_and_what_the_holder_did_is_adopted(tmp_path: Path) -> None:
     """If it failed, waiting would have no end, or a rotation made meanwhile would be reported as a failure."""
-    monkeypatch.setattr(lock, "WAIT", 0.1)
     made = directories(tmp_path)
     put(made.record("linear"), grant(generation=5))
     path = made.lock("linear")
     with lock.held(path, stopping=lambda: False):
-        with pytest.raises(LockBusy, match="fuser"), lock.held(path, stopping=lambda: False):
+        with pytest.raises(LockBusy, match="fuser"), lock.held(path, stopping=lambda: False, wait=0.1):
             pass
+        terms = Terms(ca_file=None, stopping=lambda: False, lock_wait=0.1)
         for seen, outcome in ((5, "lock_busy"), (4, "adopted")):
-            result = rotate(made, Order(name="linear", seen=seen), ca_file=None, stopping=lambda: False)
+            result = rotate(made, Order(name="linear", seen=seen), terms)
             assert result is not None
             assert result.outcome == outcome
     assert path.exists(), "the lock file was removed under those who wait for it"

@@ -1,0 +1,65 @@
+"""What is to be done about one name, by what lies on the disk, without the lock."""
+
+import msgspec
+
+from refresher import clocks, policy, publish, store, urls
+from refresher.demands import Demands
+from refresher.directories import Directories
+from refresher.grant import Grant, Record
+from refresher.policy import Decision, Rest
+
+__all__ = ["Look", "look"]
+
+
+class Look(msgspec.Struct, frozen=True, kw_only=True):
+    """What was seen of a name."""
+
+    name: str
+    record: Record | None
+    decision: Decision | None
+    """``None`` where there is no grant."""
+    unsettled: bool
+    """An attempt left something, readers do not see what they should, or a demand is decided and still there."""
+
+    @property
+    def needs_lock(self) -> bool:
+        """Whether there is something to do that only the holder of the lock may do."""
+        return self.unsettled or (self.decision is not None and not isinstance(self.decision, Rest))
+
+    @property
+    def server(self) -> str:
+        """The authorization server in whose queue the name waits."""
+        return urls.origin(self.record.token_endpoint) if isinstance(self.record, Grant) else ""
+
+    @property
+    def generation(self) -> int:
+        """The generation that was there; -1 where there was none."""
+        return -1 if self.record is None else self.record.generation
+
+
+def look(
+    directories: Directories,
+    name: str,
+    *,
+    unfinished: bool,
+    asked: Demands,
+    force: bool = False,
+    horizon: float = 0.0,
+) -> Look:
+    """Look at ``name``; ``unfinished``: an attempt left something there, or is under way.
+
+    Raises ``GrantFileError``.
+    """
+    record = store.load(directories, name).record
+    if not isinstance(record, Grant):
+        untold = record is not None and publish.is_stale(directories, record)
+        return Look(name=name, record=record, decision=None, unsettled=unfinished or untold)
+    now = clocks.now()
+    demanded = asked.ask_beyond(name, record.generation)
+    decided = asked.are_older(name, record.generation) or (demanded and record.dead)
+    return Look(
+        name=name,
+        record=record,
+        decision=policy.decide(record, now, demanded=demanded, force=force, horizon=horizon),
+        unsettled=unfinished or decided or policy.is_adrift(record, now) or publish.is_stale(directories, record),
+    )
