@@ -9,6 +9,8 @@
     +-- ImportRefused            what was to be imported is incomplete, unknown or already known      2
     +-- GrantFileError           a grant file is damaged, or of a version this program cannot read    2
     +-- StorageError             the disk refused, before anything was spent                          4
+    +-- NotInTime                no token that lives long enough came within the wait                 4
+    +-- NeedsPerson              the grant is dead or removed                                         3
     +-- LockBusy                 somebody else held the lock for the whole wait                       6
     +-- Interrupted              a signal came before anything was spent                            130
 
@@ -22,6 +24,8 @@ __all__ = [
     "ImportRefused",
     "Interrupted",
     "LockBusy",
+    "NeedsPerson",
+    "NotInTime",
     "RefresherError",
     "StorageError",
     "UnknownName",
@@ -58,6 +62,18 @@ class StorageError(RefresherError):
     """The disk refused before anything was spent."""
 
     exit_code = 4
+
+
+class NotInTime(RefresherError):
+    """No token that lives long enough came within the wait."""
+
+    exit_code = 4
+
+
+class NeedsPerson(RefresherError):
+    """The grant is dead or removed."""
+
+    exit_code = 3
 
 
 class LockBusy(RefresherError):

@@ -2,13 +2,14 @@
 
 import os
 import signal
+from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
 from typing import Final, Self
 
 from refresher.errors import Interrupted
 
-__all__ = ["Stopping"]
+__all__ = ["Listening", "Stopping"]
 
 _NOTED: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _WORDS: Final = b"refresher: stopping; what is under way is finished first, so that no token is lost\n"
@@ -17,7 +18,8 @@ _WORDS: Final = b"refresher: stopping; what is under way is finished first, so t
 class Stopping:
     """A flag that SIGINT, SIGTERM and SIGHUP set while the context is open; call it to ask."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, quietly: bool = False) -> None:
+        self._quietly = quietly
         self._signal: int | None = None
         self._before: list[tuple[signal.Signals, object]] = []
 
@@ -46,5 +48,38 @@ class Stopping:
     def _note(self, number: int, _: FrameType | None) -> None:
         self._signal = number
         # Not through logging: a handler may run while a log lock is held. A closed terminal is no reason to fail.
-        with suppress(OSError):
-            os.write(2, _WORDS)
+        if not self._quietly:
+            with suppress(OSError):
+                os.write(2, _WORDS)
+
+
+class Listening(Stopping):
+    """What a daemon hears: SIGINT and SIGTERM stop it, more of them ask again, SIGHUP has it reread its configuration.
+
+    ``wake`` is called in the signal handler.
+    """
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        super().__init__()
+        self._wake = wake
+        self._asked_again = False
+        self._reread = False
+
+    def asked_again(self) -> bool:
+        """Whether a signal to stop came after the first one, since this was last called."""
+        again, self._asked_again = self._asked_again, False
+        return again
+
+    def asked_to_reread(self) -> bool:
+        """Whether SIGHUP came since this was last called."""
+        reread, self._reread = self._reread, False
+        return reread
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        if number == signal.SIGHUP:
+            self._reread = True
+        elif self._signal is None:
+            self._signal = number
+        else:
+            self._asked_again = True
+        self._wake()

@@ -89,7 +89,8 @@ class FileTokenSource:
             if token is not None:
                 if (final := verdict(token)) is not None:
                     raise final
-                self.demand(token)
+                if not _is_needed(token):
+                    self.demand(token)
             remaining = ends - time.monotonic()
             if remaining <= 0:
                 raise self.problem() or TokenUnavailable(
@@ -216,6 +217,14 @@ def _directory(given: "str | os.PathLike[str] | None", default: Callable[[], str
     if not isinstance(directory, str) or not directory or "\0" in directory:
         raise ValueError("a directory must be a path, as text")
     return directory
+
+
+def _is_needed(token: TokenFile) -> bool:
+    """Whether a token is all there is: it lives, and its refresh token may be spent.
+
+    A demand says that a token is of no use; the refresher would risk what is left of this one to get another.
+    """
+    return token.error is not None and token.error.code == "in_doubt" and _valid_for(token) > 0
 
 
 def _valid_for(token: TokenFile) -> float:

@@ -74,7 +74,10 @@ class Command:
             process.kill()
             raise
         self.vault.learn_from(self.state)
-        leaks = self.vault.leaks_in(stdout + stderr)
+        assert isinstance(process.args, list)
+        # Printing one access token is all that these two are for.
+        public = stderr if {"token", "headers"} & set(process.args) else stdout + stderr
+        leaks = self.vault.leaks_in(public)
         assert not leaks, f"the output of {process.args!r} holds a secret: {leaks}"
         assert "Traceback" not in stderr, stderr
         return Done(process.returncode, stdout, stderr)

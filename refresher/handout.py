@@ -1,0 +1,115 @@
+"""Handing out one access token, for commands that print it: rotate first where that is needed and may be done."""
+
+import os
+import time
+from collections.abc import Callable
+from typing import Final
+
+from refresher import demands, store, told, words
+from refresher.config import Settings
+from refresher.directories import Directories
+from refresher.errors import Interrupted, NeedsPerson, NotInTime, UnknownName
+from refresher.grant import Grant
+from refresher.look import look
+from refresher.policy import Rest
+from refresher.result import EXIT_CODES, Result
+from shim import FileTokenSource, ReauthorizationRequired, Removed, ShimError
+from shim._token import TokenFile, is_name
+
+__all__ = ["hand_out"]
+
+_LEAST: Final = 10.0
+_LOOK_AGAIN: Final = 0.1
+
+
+def hand_out(
+    settings: Settings,
+    name: str,
+    *,
+    min_valid: float | None,
+    wait: float,
+    stopping: Callable[[], bool],
+    waiting: Callable[[list[str]], None] = lambda _: None,
+) -> TokenFile:
+    """Return the token file of ``name``, whose access token has at least ``min_valid`` seconds to live.
+
+    ``min_valid`` is by default 10, or a quarter of a shorter life. Where less is left, rotates by itself what is this
+    user's, and else demands; waits up to ``wait`` seconds for somebody else. Raises ``NeedsPerson``, ``NotInTime``,
+    ``UnknownName``, ``GrantFileError``, ``DirectoryError`` and ``Interrupted``.
+    """
+    if not is_name(name):
+        raise UnknownName(f"{name!r} is no name of a grant")
+    directories = settings.directories
+    source = FileTokenSource(name, tokens_dir=directories.tokens, demands_dir=directories.demands)
+    ends = time.monotonic() + wait
+    while True:
+        token = source.current()
+        least = _least(token, min_valid)
+        if token is not None and token.generation > 0 and _life(token) < least:
+            raise NotInTime(
+                f"the tokens of {name} live {words.span(_life(token))}, and --min-valid asks for {words.span(least)}"
+            )
+        try:
+            source.token(min_valid=least)
+        except (ReauthorizationRequired, Removed) as error:
+            raise NeedsPerson(str(error)) from None
+        except ShimError as error:
+            problem = str(error)
+        else:
+            if (found := source.current()) is not None:
+                return found
+            continue
+        if stopping():
+            raise Interrupted(f"interrupted while waiting for a token of {name}; nothing is lost")
+        remaining = ends - time.monotonic()
+        result = _rotated(settings, name, token is not None, max(remaining, _LOOK_AGAIN), stopping)
+        if result is not None:
+            if result.outcome in ("rotated", "adopted"):
+                continue
+            if EXIT_CODES[result.outcome] != 0:
+                problem = f"{name}: {result.outcome}: {result.detail}"
+        if remaining <= 0:
+            raise NotInTime(problem)
+        waiting([name])
+        time.sleep(min(_LOOK_AGAIN, remaining))
+
+
+def _rotated(
+    settings: Settings, name: str, published: bool, lock_wait: float, stopping: Callable[[], bool]
+) -> Result | None:
+    """Rotate ``name`` if it is this user's and to be rotated; ``None`` where it is not this user's."""
+    directories = settings.directories
+    if not _is_ours(directories):
+        return None
+    listing = directories.listing()
+    if name not in listing.names and name not in listing.unfinished:
+        if published:
+            return None  # of another state directory
+        raise store.unknown(directories, name)
+    seen = look(directories, name, unfinished=name in listing.unfinished, asked=demands.pending(directories))
+    if seen.needs_lock:
+        from refresher.rotation import Order, Terms, rotate  # httpx, only where there is something to exchange
+
+        terms = Terms(ca_file=settings.ca_file, stopping=stopping, lock_wait=lock_wait)
+        return rotate(directories, Order(name=name, seen=seen.generation), terms)
+    if isinstance(seen.record, Grant) and isinstance(seen.decision, Rest):
+        return told.rested(seen.record, seen.decision)
+    return None
+
+
+def _is_ours(directories: Directories) -> bool:
+    """Whether the grants are this user's; wrong modes on what is are told later."""
+    try:
+        return directories.grants.stat().st_uid == os.geteuid()
+    except OSError:
+        return False
+
+
+def _least(token: TokenFile | None, min_valid: float | None) -> float:
+    if min_valid is not None:
+        return min_valid
+    return _LEAST if token is None else min(_LEAST, _life(token) / 4)
+
+
+def _life(token: TokenFile) -> float:
+    return float("inf") if token.expires_at is None else max(token.expires_at - token.issued_at, 0.0)

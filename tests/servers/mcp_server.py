@@ -1,0 +1,109 @@
+"""An MCP server (the SDK's own server side) that asks the authorization server about every token (RFC 7662).
+
+    MCP_INSPECTOR='["client", "secret"]' python mcp_server.py ISSUER INTROSPECTION_ENDPOINT
+
+Listens on a free port of 127.0.0.1, prints one line of JSON when it is ready, and exits when its stdin closes.
+``GET /test/log`` tells which sessions it has seen and how it has answered.
+"""
+
+import json
+import os
+import socket
+import sys
+from collections import Counter
+from urllib.parse import quote_plus
+
+import anyio
+import httpx
+import uvicorn
+from mcp.server.auth.provider import AccessToken
+from mcp.server.auth.settings import AuthSettings
+from mcp.server.mcpserver import MCPServer
+from pydantic import AnyHttpUrl
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+
+class Introspection:
+    """Verifies tokens by asking."""
+
+    def __init__(self, endpoint: str) -> None:
+        client, secret = json.loads(os.environ["MCP_INSPECTOR"])
+        self._endpoint = endpoint
+        self._http = httpx.AsyncClient(auth=(quote_plus(client), quote_plus(secret)), trust_env=False)
+
+    async def verify_token(self, token: str) -> AccessToken | None:
+        """Return what is known of a token; nothing where it is not good."""
+        said = (await self._http.post(self._endpoint, data={"token": token})).raise_for_status().json()
+        if not said["active"]:
+            return None
+        return AccessToken(
+            token=token,
+            client_id=said["client_id"],
+            scopes=[],
+            expires_at=said["exp"],
+            resource=said["aud"],
+            subject=said["sub"],
+        )
+
+
+class Log:
+    """Counts the answers at ``/mcp`` by status, and the sessions that requests name."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._answers: Counter[int] = Counter()
+        self._sessions: set[str] = set()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] == "/test/log":
+            body = json.dumps({"answers": self._answers, "sessions": len(self._sessions)}).encode()
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": body})
+            return
+
+        async def watched(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self._answers[message["status"]] += 1
+            await send(message)
+
+        if scope["type"] == "http":
+            self._sessions |= {value for name, value in scope["headers"] if name == b"mcp-session-id"}
+        await self._app(scope, receive, watched)
+
+
+async def main(issuer: str, introspection_endpoint: str) -> None:
+    """Serve until stdin ends."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/mcp"
+        mcp = MCPServer(
+            "test",
+            token_verifier=Introspection(introspection_endpoint),
+            auth=AuthSettings(
+                issuer_url=AnyHttpUrl(issuer), resource_server_url=AnyHttpUrl(url), validate_token_resource=True
+            ),
+        )
+
+        @mcp.tool()
+        def add(a: int, b: int) -> int:
+            return a + b
+
+        server = uvicorn.Server(
+            uvicorn.Config(
+                Log(mcp.streamable_http_app()),
+                log_config=None,
+                access_log=False,
+                # No idle connection closed under a client that is about to use it.
+                timeout_keep_alive=60,
+                timeout_graceful_shutdown=1,
+            )
+        )
+        print(json.dumps({"url": url}), flush=True)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(server.serve, [listener])
+            while await anyio.to_thread.run_sync(os.read, 0, 1024, abandon_on_cancel=True):
+                pass
+            server.should_exit = True
+
+
+if __name__ == "__main__":
+    anyio.run(main, sys.argv[1], sys.argv[2])

@@ -1,0 +1,145 @@
+"""An MCP agent whose one session lives through many rotations: the product, whole."""
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from tests.conftest import need
+from tests.support import oidc as oidc_module
+from tests.support.command import Command, wait_until
+from tests.support.mcp_server import MCPServerProcess
+from tests.support.oidc import OIDC
+from tests.support.vault import Vault
+
+ROTATIONS = 20
+LONGEST = 180.0
+
+# What an agent is: the README's three lines, one session, and calls without pause until stdin ends.
+AGENT = """
+import json, sys, threading
+import anyio, httpx2
+from mcp import Client
+from mcp.client.streamable_http import streamable_http_client
+from shim.httpx2 import BearerAuth
+
+ended = threading.Event()
+threading.Thread(target=lambda: (sys.stdin.read(), ended.set()), daemon=True).start()
+
+async def main(url, mode):
+    calls, failures = 0, []
+    async with (
+        httpx2.AsyncClient(auth=BearerAuth("linear"), timeout=60) as http,
+        Client(streamable_http_client(url, http_client=http), mode=mode) as client,
+    ):
+        while not ended.is_set():
+            calls += 1
+            try:
+                answer = await client.call_tool("add", {"a": calls, "b": 1})
+                if answer.is_error or answer.content[0].text != str(calls + 1):
+                    failures.append(repr(answer))
+            except Exception as error:
+                failures.append(repr(error))
+    print(json.dumps({"calls": calls, "failures": failures[:5]}))
+
+anyio.run(main, *sys.argv[1:])
+"""
+
+
+class Scene(NamedTuple):
+    """What was seen of one agent."""
+
+    agent: dict[str, Any]
+    server: dict[str, Any]
+    oidc: dict[str, Any]
+    generation: int
+    codes: list[int]
+    """Exit codes of the daemons."""
+    stderr: str
+    run_once_codes: list[int]
+
+
+def play(home: Path, vault: Vault, *, daemons: int, run_once: bool, mode: str) -> Scene:
+    """Run an agent, its servers and its daemons for twenty rotations."""
+    home.mkdir(mode=0o700)
+    refresher = Command(home, vault)
+    with OIDC(vault, accessTokenTtl=4) as oidc, MCPServerProcess(oidc) as server:
+        refresher.import_grant("linear", oidc.mint("basic", server.url) | {"server_url": server.url})
+        running = [refresher.start("run") for _ in range(daemons)]
+        published = refresher.state / "tokens/linear.json"
+        wait_until(published.exists, "the first token is there")
+        agent = subprocess.Popen(
+            [sys.executable, "-c", AGENT, server.url, mode],
+            env=refresher.environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        run_once_codes = []
+        ends = time.monotonic() + LONGEST
+        while refresher.token("linear").generation <= ROTATIONS:
+            assert time.monotonic() < ends, "twenty rotations took too long"
+            assert agent.poll() is None, agent.communicate()
+            if run_once:
+                run_once_codes.append(refresher("run-once").code)
+            # Nothing is awaited here: this is the second between two runs.
+            time.sleep(1)
+        told, trouble = agent.communicate(timeout=60)
+        assert agent.returncode == 0, trouble
+        for process in running:
+            process.terminate()
+        done = [refresher.finish(process) for process in running]
+        return Scene(
+            agent=json.loads(told),
+            server=server.log(),
+            oidc=oidc.log(),
+            generation=refresher.token("linear").generation,
+            codes=[each.code for each in done],
+            stderr="".join(each.stderr for each in done),
+            run_once_codes=run_once_codes,
+        )
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Scene]]:
+    """Both scenes, played at the same time: each takes a minute."""
+    need(oidc_module.missing())
+    below = tmp_path_factory.mktemp("agents")
+    vault = Vault()
+    played: dict[str, Scene] = {}
+
+    def one() -> None:
+        played["one daemon"] = play(below / "one", vault, daemons=1, run_once=False, mode="legacy")
+
+    def crowd() -> None:
+        played["a crowd"] = play(below / "crowd", vault, daemons=2, run_once=True, mode="auto")
+
+    threads = [threading.Thread(target=scene) for scene in (one, crowd)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    yield played
+    assert not vault.leaks_below(below)
+
+
+@pytest.mark.parametrize("scene", ["one daemon", "a crowd"])
+def test_one_session_lives_through_twenty_rotations_without_a_failed_call(scenes: dict[str, Scene], scene: str) -> None:
+    """If it failed, the product would not do what it is for."""
+    seen = scenes[scene]
+    assert seen.generation > ROTATIONS
+    assert seen.agent["failures"] == []
+    assert seen.agent["calls"] > 100
+    # The newer protocol has no sessions.
+    assert seen.server["sessions"] == (1 if scene == "one daemon" else 0)
+    assert (seen.oidc["reused"], seen.oidc["presented_twice"]) == (0, 0)
+    assert len(seen.oidc["requests"]) == seen.generation, "somebody rotated beside the others"
+    assert seen.codes == [0] * len(seen.codes), seen.stderr
+    assert set(seen.run_once_codes) <= {0}
