@@ -204,14 +204,16 @@ class Daemon:
         self._busy.discard(name)
         if not self._signals():
             self._places.begin()
-        before = self._futile.get(name)
+        result = finished.result
+        before = self._futile.pop(name, None)
         times = 0 if before is None else before.times
-        # Looked at anew it will rest, as a rule; where it does not, what did not help shall not be done all the time.
-        self._futile[name] = _Futile(times + 1, time.monotonic() + min(2.0**times, _LAST_PAUSE))
+        if result is None or result.outcome not in ("rotated", "adopted"):
+            # Looked at anew it rests, as a rule; where it does not, what did not help shall not be done all the time.
+            self._futile[name] = _Futile(times + 1, time.monotonic() + min(2.0**times, _LAST_PAUSE))
         # Only after the next listing: the present one still has the attempt that has just ended.
         self._watch.forget(name)
-        if finished.result is not None and finished.result.outcome != "interrupted":
-            self._tell_result(finished.result, happened=times == 0)
+        if result is not None and result.outcome != "interrupted":
+            self._tell_result(result, happened=times == 0)
 
     def _reconfigure(self) -> None:
         try:
@@ -259,7 +261,8 @@ class Daemon:
         level = logging.WARNING if grave else logging.INFO if result.outcome == "rotated" else logging.DEBUG
         if happened:
             self._told.pop(result.name, None)
-        self._tell(result.name, result.outcome, level, f"{result.name}: {result.outcome}: {result.detail}")
+        which = f" (generation {result.generation})" if result.outcome == "rotated" else ""
+        self._tell(result.name, result.outcome, level, f"{result.name}: {result.outcome}{which}: {result.detail}")
 
     def _tell(self, name: str, what: str, level: int, line: str) -> None:
         """Log ``line``, unless ``what`` was the last news of ``name`` and not long ago."""

@@ -6,7 +6,6 @@ import os
 import queue
 import sys
 import threading
-import time
 from contextlib import suppress
 from typing import Final
 
@@ -62,9 +61,8 @@ class _Unhindered(logging.Handler):
             self._lost += 1
 
     def flush(self) -> None:
-        ends = time.monotonic() + _LAST_WORDS
-        while self._lines.unfinished_tasks and time.monotonic() < ends:
-            time.sleep(0.01)
+        with self._lines.all_tasks_done:
+            self._lines.all_tasks_done.wait_for(lambda: not self._lines.unfinished_tasks, _LAST_WORDS)
 
     def close(self) -> None:
         self.flush()

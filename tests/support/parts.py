@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["mounted", "no_mounts", "no_strace"]
+__all__ = ["faketime", "mounted", "no_mounts", "no_strace"]
 
 
 def no_strace() -> str | None:
@@ -25,6 +25,11 @@ def no_mounts() -> str | None:
     if os.geteuid() != 0:
         return "mounting a file system needs root"
     return None
+
+
+def faketime() -> Path | None:
+    """Return the library that gives one process another clock, ``None`` if it is not here."""
+    return next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import pytest
 
 from shim import (
     FileTokenSource,
+    Problem,
     ReauthorizationRequired,
     Removed,
     Restored,
@@ -214,6 +215,19 @@ def test_a_token_that_never_was_says_so(published: Published) -> None:
     published.put(2, expires_at=1.0)
     with pytest.raises(TokenUnavailable, match="expired"):
         published.source().token()
+
+
+def test_a_live_token_whose_grant_is_in_doubt_is_not_demanded_away(published: Published) -> None:
+    """If it failed, a program that wants a longer life would have a spent token sent, and lose the live one (I1)."""
+    doubt = Problem("in_doubt", "an answer was lost", 1.0, None)
+    published.put(expires_at=time.time() + 30, state="failing", error=doubt)
+    with pytest.raises(TokenUnavailable):
+        published.source().token(min_valid=60)
+    assert published.demanded() == []
+    published.put(expires_at=time.time() - 1, state="failing", error=doubt)
+    with pytest.raises(TokenUnavailable):
+        published.source().token(min_valid=60)
+    assert published.demanded() == ["linear.1"], "there is nothing left to lose"
 
 
 def test_a_program_can_wait_for_the_rotation_that_it_demanded(published: Published) -> None:

@@ -1,0 +1,326 @@
+"""The daemon under signals, kills, clocks that jump, and logs that nobody reads."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import need
+from tests.support import parts
+from tests.support.command import Command, Done, wait_until
+from tests.support.oidc import OIDC
+from tests.support.token_server import TokenServer
+
+Start = Callable[..., OIDC]
+
+
+def published(refresher: Command) -> int:
+    """Return the published generation, -1 where there is none."""
+    try:
+        return refresher.token("linear").generation
+    except FileNotFoundError:
+        return -1
+
+
+@contextmanager
+def running(refresher: Command, *arguments: str, **more: Any) -> Iterator[subprocess.Popen[str]]:
+    """A daemon that is killed if the test fails."""
+    process = refresher.start("run", *arguments, **more)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+
+
+def under_way(refresher: Command) -> bool:
+    """Whether an attempt has declared itself and sent its request."""
+    intent = refresher.state / "grants/linear.intent"
+    return intent.exists() and intent.read_bytes().endswith(b"+")
+
+
+def in_mid_exchange(refresher: Command, server: OIDC, **script: Any) -> None:
+    """Have the next exchange take three seconds, and wait until the server has it."""
+    before = len(server.requests())
+    server.script(delayMs=3000, **script)
+    (refresher.state / f"demands/linear.{published(refresher)}").touch()
+    wait_until(lambda: len(server.requests()) > before and under_way(refresher), "an exchange is under way")
+
+
+# --- signals ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stopped_in_mid_exchange_the_answer_is_saved_and_published(
+    refresher: Command, own_oidc: Start, number: signal.Signals
+) -> None:
+    """If it failed, each restart of a machine could cost a login."""
+    server = own_oidc()
+    refresher.import_grant("linear", server.mint("public"))
+    with running(refresher) as process:
+        wait_until(lambda: published(refresher) == 1, "the first token is there")
+        in_mid_exchange(refresher, server)
+        process.send_signal(number)
+        done = refresher.finish(process)
+    assert done.code == 0, done.stderr
+    assert published(refresher) == 2
+    assert server.introspect(refresher.token("linear").access_token)["active"]
+    assert "first linear is finished" in done.stderr
+    assert refresher.leftovers() == []
+    assert refresher("run-once", "--force").code == 0
+    assert server.log()["reused"] == 0
+
+
+def test_more_signals_say_what_would_be_lost_and_lose_nothing(refresher: Command, own_oidc: Start) -> None:
+    """If it failed, an impatient person would destroy what the first Ctrl-C protects."""
+    server = own_oidc()
+    refresher.import_grant("linear", server.mint("public"))
+    with running(refresher) as process:
+        wait_until(lambda: published(refresher) == 1, "the first token is there")
+        in_mid_exchange(refresher, server)
+        process.send_signal(signal.SIGTERM)
+        assert process.stderr is not None
+        said = ""
+        while "stopping" not in said:
+            said += process.stderr.readline()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            process.send_signal(number)
+            while said.count("still finishing linear; killed now") < (1 if number == signal.SIGTERM else 2):
+                said += process.stderr.readline()
+        done = refresher.finish(process)
+    assert done.code == 0
+    assert published(refresher) == 2
+    assert server.log()["reused"] == 0
+
+
+def test_stopped_nothing_new_is_begun(refresher: Command, own_oidc: Start) -> None:
+    """If it failed, a pod would be killed in the middle of an exchange that nobody had to begin."""
+    server = own_oidc()
+    refresher.import_grant("linear", server.mint("public"))
+    refresher.import_grant("notion", server.mint("public"))
+    with running(refresher) as process:
+        wait_until(
+            lambda: refresher.grant("notion").generation + published(refresher) == 2, "the first tokens are there"
+        )
+        in_mid_exchange(refresher, server)
+        process.send_signal(signal.SIGTERM)
+        (refresher.state / "demands/notion.1").touch()
+        assert refresher.finish(process).code == 0
+    assert (published(refresher), refresher.grant("notion").generation) == (2, 1)
+
+
+def test_a_stop_while_another_process_holds_the_lock_ends_at_once(refresher: Command, own_oidc: Start) -> None:
+    """If it failed, a stop would wait for a stranger."""
+    server = own_oidc()
+    refresher.import_grant("linear", server.mint("public"))
+    refresher("run-once")
+    holder = refresher.start("run-once", "--force", "linear")
+    server.script(delayMs=3000)
+    with running(refresher) as process:
+        wait_until(lambda: len(server.requests()) == 2 and under_way(refresher), "the other one is under way")
+        wait_until(lambda: _waits_for_a_lock(process.pid), "the daemon waits for it")
+        process.send_signal(signal.SIGTERM)
+        assert refresher.finish(process).code == 0
+        assert holder.poll() is None, "it has waited for the other one"
+    assert refresher.finish(holder).code == 0
+    assert published(refresher) == 2
+
+
+def _waits_for_a_lock(pid: int) -> bool:
+    # One thread looks, one rings, one writes the log: the fourth is the rotation, and waits.
+    return len(list(Path(f"/proc/{pid}/task").iterdir())) > 3
+
+
+def test_the_grace_says_when_it_is_over_and_still_nothing_is_lost(refresher: Command) -> None:
+    """If it failed, a disk that refuses for a minute would cost the only copy of a refresh token at a stop."""
+    need(parts.no_strace())
+    attached = threading.Event()
+    words = refresher.home / "strace"
+    tracing: list[subprocess.Popen[bytes]] = []
+
+    def hold() -> None:
+        # From the answer on, no file can be made durable.
+        if not attached.is_set():
+            with words.open("wb") as stderr:
+                tracer = subprocess.Popen(
+                    ["strace", "-f", "-e", "inject=fsync:error=EIO", "-p", str(process.pid)], stderr=stderr
+                )
+            wait_until(lambda: b"attached" in words.read_bytes(), "the tracer is there")
+            tracing.append(tracer)
+            attached.set()
+
+    with TokenServer(lambda _: 3600, hold) as server:
+        refresher.import_grant("linear", server.grant("client"))
+        with running(refresher, "--grace", "10s") as process:
+            assert attached.wait(30)
+            process.send_signal(signal.SIGTERM)
+            assert process.stderr is not None
+            said = ""
+            while "the grace of 10 s is over" not in said:
+                said += process.stderr.readline()
+            assert "NOT SAVED YET" in said
+            tracing[0].send_signal(signal.SIGINT)  # it lets go of the process
+            tracing[0].wait(30)
+            done = refresher.finish(process)
+        assert done.code == 0
+        assert published(refresher) in (-1, 1)
+        assert refresher("run-once").code == 0
+        assert published(refresher) == 1
+        assert len(server.asked["client"]) == 1, "the token was lost, or fetched twice"
+
+
+# --- kills --------------------------------------------------------------------------------------------------------
+
+
+def test_killed_in_mid_exchange_and_started_again_it_goes_on(refresher: Command, own_oidc: Start) -> None:
+    """If it failed, a daemon that the kernel has killed would need a person."""
+    server = own_oidc(accessTokenTtl=6)
+    refresher.import_grant("linear", server.mint("public"))
+    with running(refresher) as process:
+        wait_until(lambda: published(refresher) == 1, "the first token is there")
+        # The server has not spent the token; nobody here can know that.
+        in_mid_exchange(refresher, server, status=503)
+        process.kill()
+        process.communicate()
+    with running(refresher) as process:
+        wait_until(lambda: refresher.token("linear").error is not None, "it says so")
+        problem = refresher.token("linear").error
+        assert problem is not None
+        assert problem.code == "in_doubt"
+        live = server.introspect(refresher.token("linear").access_token)
+        assert live["active"], "it came too late for this test"
+        assert len(server.requests()) == 2, "the token in doubt was sent while the access token lived"
+        wait_until(lambda: published(refresher) == 2, "it went on by itself")
+        process.send_signal(signal.SIGTERM)
+        assert refresher.finish(process).code == 0
+    assert server.log()["reused"] == 0
+
+
+def test_an_attempt_of_another_process_that_was_killed_is_settled_at_once(refresher: Command, own_oidc: Start) -> None:
+    """If it failed, a killed run-once would leave readers without a word until the next rotation."""
+    server = own_oidc()
+    refresher.import_grant("linear", server.mint("public"))
+    with running(refresher) as process:
+        wait_until(lambda: published(refresher) == 1, "the first token is there")
+        server.script(delayMs=3000, status=503)
+        killed = refresher.start("run-once", "--force")
+        wait_until(lambda: len(server.requests()) == 2 and under_way(refresher), "an exchange is under way")
+        killed.kill()
+        killed.communicate()
+        wait_until(lambda: refresher.token("linear").state == "failing", "readers are told")
+        wait_until(lambda: refresher.leftovers() == [], "it is settled")
+        process.send_signal(signal.SIGTERM)
+        assert "linear: in_doubt" in refresher.finish(process).stderr
+
+
+# --- logs that nobody reads ---------------------------------------------------------------------------------------
+
+
+def full_pipe() -> tuple[int, int]:
+    """Return a pipe that takes nothing more."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    try:
+        while True:
+            os.write(writer, b"x" * 4096)
+    except BlockingIOError:
+        os.set_blocking(writer, True)
+    return reader, writer
+
+
+@pytest.mark.parametrize("stream", ["stalled", "closed"])
+def test_a_log_that_nobody_reads_holds_up_no_rotation(refresher: Command, own_oidc: Start, stream: str) -> None:
+    """If it failed, a full journal or a closed terminal would let every token expire."""
+    server = own_oidc()
+    refresher.import_grant("linear", server.mint("public"))
+    reader, writer = full_pipe()
+    if stream == "closed":
+        os.close(reader)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "refresher", "run"], env=refresher.environment, cwd=refresher.home, stderr=writer
+    )
+    os.close(writer)
+    try:
+        wait_until(lambda: published(refresher) == 1, "the first token is there")
+        (refresher.state / "demands/linear.1").touch()
+        wait_until(lambda: published(refresher) == 2, "a demand is honoured")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.wait()
+        if stream == "stalled":
+            os.close(reader)
+
+
+# --- clocks -------------------------------------------------------------------------------------------------------
+
+
+def test_a_clock_that_jumps_and_a_machine_that_slept_are_noticed(refresher: Command, own_oidc: Start) -> None:
+    """If it failed, a laptop that wakes up would use dead tokens, and a clock set back would stop every rotation."""
+    library = parts.faketime()
+    need(None if library else "libfaketime is not installed")
+    server = own_oidc()
+    offset = refresher.home / "offset"
+    offset.write_text("+0s")
+    environment = {
+        "LD_PRELOAD": str(library),
+        "FAKETIME_TIMESTAMP_FILE": str(offset),
+        "FAKETIME_NO_CACHE": "1",
+        # A machine that slept looks the same: the wall clock went on, the monotonic one did not.
+        "DONT_FAKE_MONOTONIC": "1",
+        "NO_FAKE_STAT": "1",
+    }
+
+    def changed(before: int) -> bool:
+        return published(refresher) != before
+
+    def jump(to: str) -> None:
+        offset.with_name("next").write_text(to)
+        offset.with_name("next").rename(offset)
+
+    refresher.import_grant("linear", server.mint("public"))
+    with running(refresher, environment=environment) as process:
+        wait_until(lambda: published(refresher) == 1, "the first token is there")
+        for to in ("+2h", "+0s", "+1d", "-2h"):
+            before = published(refresher)
+            jump(to)
+            wait_until(partial(changed, before), f"the jump to {to} is noticed", 37.0)
+        assert published(refresher) == 5
+        issued = refresher.token("linear").issued_at
+        assert abs(issued + 7200 - time.time()) < 600, "it went by another clock"
+        # A demand for an older generation is answered: it has looked around since, and found nothing to do.
+        (refresher.state / "demands/linear.1").touch()
+        wait_until(lambda: not list((refresher.state / "demands").iterdir()), "it has looked around")
+        assert len(server.requests()) == 5, "one jump caused several rotations"
+        process.send_signal(signal.SIGTERM)
+        done: Done = refresher.finish(process)
+    assert done.code == 0, done.stderr
+    assert server.log()["reused"] == 0
+
+
+def test_json_logs_are_one_object_a_line(refresher: Command, own_oidc: Start) -> None:
+    """If it failed, a collector of logs would drop what the daemon says."""
+    server = own_oidc()
+    refresher.import_grant("linear", server.mint("public"))
+    process = refresher.start("--log-format", "json", "run")
+    wait_until(lambda: published(refresher) == 1, "the first token is there")
+    in_mid_exchange(refresher, server)
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGTERM)
+    done = refresher.finish(process)
+    assert done.code == 0
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    assert len(lines) >= 4
+    assert {tuple(line) for line in lines} == {("at", "level", "message")}

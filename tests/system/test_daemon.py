@@ -1,0 +1,304 @@
+"""The daemon against real servers: on time, attentive, and no trouble to others."""
+
+import itertools
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from refresher import clocks, policy
+from refresher.admission import admit, parse
+from refresher.grant import Grant
+from tests.support.command import Command, wait_until
+from tests.support.oidc import OIDC
+from tests.support.samples import grant as sample
+from tests.support.token_server import TokenServer
+
+Daemon = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def daemon(refresher: Command) -> Iterator[Daemon]:
+    """Start daemons; at the end each is stopped, and must have come to a good end."""
+    running: list[subprocess.Popen[str]] = []
+
+    def start(*options: str, **more: Any) -> subprocess.Popen[str]:
+        running.append(refresher.start(*options, "run", **more))
+        return running[-1]
+
+    yield start
+    for process in running:
+        if process.returncode is None:
+            process.terminate()
+            done = refresher.finish(process)
+            assert done.code == 0, done.stderr
+
+
+def stopped(refresher: Command, process: subprocess.Popen[str]) -> str:
+    """Stop a daemon; return what it has said."""
+    process.terminate()
+    done = refresher.finish(process)
+    assert done.code == 0, done.stderr
+    return done.stderr
+
+
+def generation(refresher: Command, name: str = "linear") -> int:
+    """Return the published generation, -1 where there is none."""
+    try:
+        return refresher.token(name).generation
+    except FileNotFoundError:
+        return -1
+
+
+# --- on time ------------------------------------------------------------------------------------------------------
+
+# The machine's own lateness, for comparison: a process that does nothing but wake up at instants.
+PEER = """
+import sys, time
+worst, at = 0.0, time.time()
+print("ready", flush=True)
+while time.time() < float(sys.argv[1]):
+    at = max(at + 0.02, time.time())
+    time.sleep(max(at - time.time(), 0))
+    worst = max(worst, time.time() - at)
+print(worst)
+"""
+
+
+def bring(refresher: Command, name: str, fields: dict[str, Any]) -> None:
+    """Import as the command does, without a process for each."""
+    from refresher.config import resolve
+
+    refresher.vault.learn(fields["refresh_token"])
+    settings = resolve({"state_dir": str(refresher.state)}, None)
+    brought = parse(name, json.dumps(fields).encode(), clocks.now())
+    admit(settings.directories, brought, replace=False, if_absent=False, stopping=lambda: False)
+
+
+def test_two_hundred_grants_rotate_within_a_second_of_their_time_though_one_server_hangs(
+    refresher: Command, daemon: Daemon
+) -> None:
+    """If it failed, tokens would run out because there are many, or because somebody else's server is down."""
+    release = threading.Event()
+    ends = time.time() + 25.0
+    peer = subprocess.Popen([sys.executable, "-c", PEER, str(ends)], stdout=subprocess.PIPE, text=True)
+
+    def life(client: str) -> float:
+        return 4.0 + int(client) % 17
+
+    with (
+        TokenServer(life) as good,
+        TokenServer(life, hold=lambda: bool(release.wait(60))) as hanging,
+    ):
+        for number in range(200):
+            server = hanging if number % 10 == 0 else good
+            bring(refresher, f"g{number}", server.grant(str(number)))
+        process = daemon()
+        told, _ = peer.communicate(timeout=60)
+        asked = {client: list(times) for client, times in good.asked.items()}
+        release.set()
+        process.send_signal(signal.SIGTERM)
+        assert refresher.finish(process).code == 0
+    assert len(asked) == 180
+    late = []
+    for client, times in asked.items():
+        assert len(times) >= 1 + int((ends - times[0] - 2) / (0.75 * life(client) + 1)), "a grant was left out"
+        for count, (before, after) in enumerate(itertools.pairwise(times), start=1):
+            issued = sample(
+                name=f"g{client}",
+                generation=count,
+                issued_at=before,
+                expires_at=before + life(client),
+                last_rotation_at=before,
+            )
+            late.append(after - policy.due_at(issued))
+    assert max(late) < 1.0 + float(told.split()[-1])
+    # It was asked a little after the request began that the refresher counts from.
+    assert min(late) > -1.0
+    assert (good.reused, hanging.reused) == (0, 0)
+    assert max(len(times) for times in hanging.asked.values()) == 1
+
+
+# --- attentive ----------------------------------------------------------------------------------------------------
+
+
+def test_one_line_at_the_start_says_what_is_watched_and_where(refresher: Command, daemon: Daemon) -> None:
+    """If it failed, a person could not see that a daemon looks into another directory than his agents."""
+    bring(refresher, "linear", sample_import())
+    bring(refresher, "gone", sample_import() | {"refresh_token": "another-refresh-token"})
+    refresher("remove", "gone")
+    process = daemon()
+    assert process.stderr is not None
+    line = process.stderr.readline()
+    assert "watching 1 grant in " in line, "a removed grant is counted"
+    for directory in ("grants", "tokens", "demands"):
+        assert str(refresher.state / directory) in line
+
+
+def sample_import() -> dict[str, Any]:
+    """Return a grant whose token is good for an hour, at a server that is not there."""
+    return {
+        "token_endpoint": "http://127.0.0.1:9/token",
+        "client_id": "client",
+        "refresh_token": "a-refresh-token-of-nobody",
+        "server_url": "https://mcp.example/mcp",
+        "access_token": "an-access-token-of-nobody",
+        "expires_in": 3600,
+    }
+
+
+def test_imported_changed_removed_and_reauthorized_grants_are_noticed(
+    refresher: Command, daemon: Daemon, own_oidc: Callable[..., OIDC]
+) -> None:
+    """If it failed, the daemon would have to be restarted for each new login."""
+    server = own_oidc()
+    process = daemon()
+    wait_until((refresher.state / "grants").is_dir, "the daemon is up")
+    refresher.import_grant("linear", server.mint("public"))
+    wait_until(lambda: generation(refresher) == 1, "the imported grant has its first token")
+    server.revoke(server.last_grant_id)
+    assert refresher("run-once", "--force").code == 3
+    refresher.import_grant("linear", server.mint("public"), "--replace")
+    wait_until(lambda: generation(refresher) == 3, "the reauthorized grant is rotated")
+    assert refresher.token("linear").state == "active"
+    refresher("remove", "linear")
+    assert refresher.token("linear").state == "removed"
+    refresher.import_grant("linear", server.mint("basic"))
+    wait_until(lambda: generation(refresher) == 5, "the grant that came back is rotated")
+    assert server.log()["reused"] == 0
+    said = stopped(refresher, process)
+    assert "linear: reauthorization_required" in said, "what another process did was no news"
+
+
+def test_demands_are_honoured_and_an_old_one_is_published_again(
+    refresher: Command, daemon: Daemon, own_oidc: Callable[..., OIDC]
+) -> None:
+    """If it failed, an agent whose token was revoked would wait for the schedule."""
+    server = own_oidc()
+    refresher.import_grant("linear", server.mint("public"))
+    daemon()
+    wait_until(lambda: generation(refresher) == 1, "the first token is there")
+    (refresher.state / "demands/linear.1").touch()
+    wait_until(lambda: generation(refresher) == 2, "the demand is honoured")
+    wait_until(lambda: not list((refresher.state / "demands").iterdir()), "the demand is settled")
+    before = (refresher.state / "tokens/linear.json").stat().st_ino
+    (refresher.state / "demands/linear.1").touch()
+    wait_until(lambda: (refresher.state / "tokens/linear.json").stat().st_ino != before, "it is published again")
+    assert generation(refresher) == 2
+    assert len(server.requests()) == 2
+
+
+def test_a_token_file_that_somebody_deletes_or_spoils_is_published_again(refresher: Command, daemon: Daemon) -> None:
+    """If it failed, a tidied directory would leave agents without a token until the next rotation."""
+    bring(refresher, "linear", sample_import())
+    daemon()
+    path = refresher.state / "tokens/linear.json"
+    whole = path.read_bytes()
+    path.unlink()
+    wait_until(path.exists, "the token is published again")
+    path.with_name("other").write_bytes(b"{}")
+    path.with_name("other").rename(path)
+    wait_until(lambda: path.read_bytes() == whole, "the token is published again")
+
+
+def test_a_broken_grant_file_is_told_once_and_the_others_live(
+    refresher: Command, daemon: Daemon, own_oidc: Callable[..., OIDC]
+) -> None:
+    """If it failed, one damaged file would end the rotation of all grants, or fill the log."""
+    server = own_oidc(accessTokenTtl=4)
+    bring(refresher, "broken", sample_import())
+    refresher.import_grant("linear", server.mint("public"))
+    (refresher.state / "grants/broken.json").write_bytes(b"{")
+    process = daemon()
+    wait_until(lambda: generation(refresher) >= 3, "the other grant is rotated")
+    said = stopped(refresher, process)
+    assert said.count("broken: invalid_grant_file") == 1
+    assert (refresher.state / "grants/broken.json").read_bytes() == b"{"
+
+
+def test_sighup_rereads_the_configuration_and_a_bad_one_keeps_the_old(
+    refresher: Command, daemon: Daemon, own_oidc: Callable[..., OIDC]
+) -> None:
+    """If it failed, a typing mistake in a file would stop all rotations."""
+    server = own_oidc()
+    other = refresher.home / "other/tokens"
+    refresher.import_grant("linear", server.mint("public"))
+    config = refresher.home / ".config/refresher/config.toml"
+    config.parent.mkdir(parents=True)
+    process = daemon()
+    wait_until(lambda: generation(refresher) == 1, "the first token is there")
+    config.write_text('tokens_dri = "other"\n')
+    process.send_signal(signal.SIGHUP)
+    (refresher.state / "demands/linear.1").touch()
+    wait_until(lambda: generation(refresher) == 2, "it goes on with the old configuration")
+    config.write_text(f'tokens_dir = "{other}"\n')
+    process.send_signal(signal.SIGHUP)
+    wait_until((other / "linear.json").exists, "the token is published where the configuration now says")
+    said = stopped(refresher, process)
+    assert said.count("the configuration is kept as it was") == 1
+    assert "tokens_dri" in said
+    assert said.count("the configuration was read again") == 1
+
+
+def test_a_grants_directory_that_others_can_read_stops_rotations_until_it_is_mended(
+    refresher: Command, daemon: Daemon, own_oidc: Callable[..., OIDC]
+) -> None:
+    """If it failed, refresh tokens would be written where others can read them, or a mended directory stay unnoticed."""
+    server = own_oidc()
+    refresher.import_grant("linear", server.mint("public"))
+    grants = refresher.state / "grants"
+    process = daemon()
+    wait_until(lambda: generation(refresher) == 1, "the first token is there")
+    grants.chmod(0o755)
+    demand = refresher.state / "demands/linear.1"
+    demand.touch()
+    assert process.stderr is not None
+    wait_until(lambda: "others can look into" in (process.stderr or sys.stderr).readline(), "it says what is wrong")
+    assert generation(refresher) == 1
+    grants.chmod(0o700)
+    wait_until(lambda: generation(refresher) == 2, "it goes on")
+
+
+# --- no trouble to others -----------------------------------------------------------------------------------------
+
+
+def test_daemons_and_forced_runs_together_never_present_a_refresh_token_twice(
+    refresher: Command, daemon: Daemon, own_oidc: Callable[..., OIDC]
+) -> None:
+    """If it failed, a second daemon, started by mistake, would destroy every login."""
+    server = own_oidc(accessTokenTtl=4)
+    for name in ("linear", "notion", "slack"):
+        refresher.import_grant(name, server.mint("basic"))
+    for _ in range(3):
+        daemon()
+    for _ in range(5):
+        running = [refresher.start("run-once", "--force") for _ in range(3)]
+        assert [refresher.finish(process).code for process in running] == [0, 0, 0]
+    log = server.log()
+    assert (log["reused"], log["presented_twice"]) == (0, 0)
+    assert {request["status"] for request in log["requests"]} <= {200, None}
+    for name in ("linear", "notion", "slack"):
+        token = refresher.token(name)
+        assert server.introspect(token.access_token)["active"]
+
+
+def test_what_does_not_help_is_not_done_all_the_time(refresher: Command, daemon: Daemon) -> None:
+    """If it failed, a full disk would be met by a storm of attempts, and a log of nothing else."""
+    bring(refresher, "linear", sample_import())
+    # Nothing can be published over a directory.
+    path = refresher.state / "tokens/linear.json"
+    path.unlink()
+    path.mkdir()
+    process = daemon()
+    assert process.stderr is not None
+    wait_until(lambda: "storage_failed" in (process.stderr or sys.stderr).readline(), "it says what is wrong")
+    path.rmdir()
+    wait_until(path.is_file, "the token is published")
+    assert isinstance(refresher.record("linear"), Grant)
+    assert "storage_failed" not in stopped(refresher, process)
