@@ -12,7 +12,7 @@ _LEAST = 5.0
 _MOST = 3600.0
 
 
-@click.command()
+@click.command(short_help="Watch it work: no account, no network.")
 @click.option(
     "--seconds", type=DURATION, default="30s", metavar="DURATION", help="How long to show it.  [default: 30s]"
 )

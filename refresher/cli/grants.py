@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 _LARGEST_IMPORT: Final = 1024 * 1024
 
 
-@click.command("import")
+@click.command("import", short_help="Take over a grant: a refresh token and where to use it.")
 @click.argument("name")
 @click.option("--from", "source", required=True, metavar="FILE|-", help="The JSON to import; '-' is standard input.")
 @click.option("--replace", is_flag=True, help="Put it in the place of an existing grant; the generation goes on.")
@@ -81,7 +81,7 @@ def import_(asked: Asked, name: str, source: str, replace: bool, if_absent: bool
     return stopping.exit_code
 
 
-@click.command()
+@click.command(short_help="Show each grant: state, time left, next rotation.")
 @click.argument("names", metavar="[NAME]...", nargs=-1)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON; times are epoch seconds.")
 @click.pass_obj
@@ -105,7 +105,7 @@ def status(asked: Asked, names: tuple[str, ...], as_json: bool) -> None:
         say(report.status_table(entries))
 
 
-@click.command("remove")
+@click.command("remove", short_help="Forget a grant and tell its readers.")
 @click.argument("name")
 @click.pass_obj
 def remove_(asked: Asked, name: str) -> int | None:

@@ -39,7 +39,7 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.argument("name")(command)
 
 
-@click.command(epilog=_EXIT_CODES)
+@click.command(epilog=_EXIT_CODES, short_help="Print an access token, for scripts.")
 @_options
 @click.pass_obj
 def token(asked: Asked, name: str, min_valid: float | None, wait: float) -> int | None:
@@ -56,7 +56,7 @@ def token(asked: Asked, name: str, min_valid: float | None, wait: float) -> int 
     return code
 
 
-@click.command(epilog=_EXIT_CODES)
+@click.command(epilog=_EXIT_CODES, short_help="Print the Authorization header as JSON.")
 @_options
 @click.pass_obj
 def headers(asked: Asked, name: str, min_valid: float | None, wait: float) -> int | None:

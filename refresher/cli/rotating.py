@@ -1,6 +1,5 @@
 """Commands that rotate: run, and run-once."""
 
-import math
 from typing import Final
 
 import click
@@ -27,7 +26,7 @@ Exit codes:
 The gravest of several wins: 3, 5, 2, 4, 6."""
 
 
-@click.command("run")
+@click.command("run", short_help="Rotate every grant in time, until stopped.")
 @click.option(
     "--grace",
     type=DURATION,
@@ -54,14 +53,14 @@ def run_(asked: Asked, grace: float) -> int:
     return Daemon(settings, lambda: asked.settings(daemon=True), grace=grace).run()
 
 
-@click.command("run-once", epilog=_EXIT_CODES)
+@click.command("run-once", epilog=_EXIT_CODES, short_help="Rotate what is due or demanded, once.")
 @click.argument("names", metavar="[NAME]...", nargs=-1)
 @click.option("--force", is_flag=True, help="Rotate beyond the present generation, due or not.")
 @click.option(
     "--horizon",
-    type=float,
+    type=DURATION,
     default=0.0,
-    metavar="SECONDS",
+    metavar="DURATION",
     help="Time to the next run: rotate what would fall due before it.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -75,8 +74,6 @@ def run_once_(asked: Asked, names: tuple[str, ...], force: bool, horizon: float,
     --force asks for a token newer than the one that was there when the command began. It skips a backoff, and tries
     once more where the server has refused the grant; it does not skip the wait of a grant in doubt.
     """
-    if not 0 <= horizon < math.inf:
-        raise ConfigError("--horizon must be a number of seconds, 0 or more")
     settings = asked.settings()
     warn_of_bars(settings)
     with Stopping() as stopping:

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from refresher.admission import _Brought
 from refresher.result import EXIT_CODES
 from tests.conftest import need
 from tests.support.api import API
-from tests.support.command import Command
+from tests.support.command import Command, wait_until
 from tests.support.oidc import OIDC
 
 ROOT = Path(__file__).parent.parent.parent
@@ -26,10 +27,10 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 
 
-def test_the_first_command_installs_and_rotates_on_a_fresh_machine(
+def test_the_first_command_shows_it_and_the_next_ones_keep_a_login_fresh(
     refresher: Command, own_oidc: Callable[..., OIDC]
 ) -> None:
-    """If it failed, the first thing a new user types would not work."""
+    """If it failed, the first things a new user types would not work."""
     install, _ = blocks("sh")
     checkout = refresher.home / "checkout"
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split()
@@ -37,24 +38,88 @@ def test_the_first_command_installs_and_rotates_on_a_fresh_machine(
         if name.startswith(("refresher/", "shim/", "pyproject.toml", "README.md")):
             (checkout / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, checkout / name)
-    path = refresher.write_import("linear", own_oidc().mint("public"))
-    path.rename(checkout / "linear.json")
     # Only what a package index needs may pass from the tester's environment.
     passed = {
         name: value for name, value in os.environ.items() if name.startswith(("PIP_", "SSL_", "HTTP", "NO_PROXY"))
     }
-    done = subprocess.run(
-        ["bash", "-euc", install],
-        cwd=checkout,
-        env={**passed, "HOME": str(refresher.home), "PATH": os.environ["PATH"]},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    environment = {**passed, "HOME": str(refresher.home), "PATH": os.environ["PATH"]}
+
+    def type_in(command: str) -> str:
+        done = subprocess.run(
+            ["bash", "-euc", command], cwd=checkout, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    assert "not one call failed" in type_in(install)
+    assert not refresher.state.exists(), "the demo has touched the user's own grants"
+    bring, watch = re.findall(r"^\.venv/bin/refresher .*$", README, re.MULTILINE)
+    refresher.write_import("linear", own_oidc().mint("public")).rename(checkout / "linear.json")
+    type_in(bring)
     assert not (checkout / "linear.json").exists(), "a refresh token is left lying about"
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "rotated" in done.stdout
-    assert refresher.token("linear").generation == 1
+    process = subprocess.Popen(
+        watch.split(), cwd=checkout, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    published = refresher.state / "tokens/linear.json"
+    wait_until(published.exists, "the first token is there")
+    process.terminate()
+    assert refresher.finish(process).code == 0
+
+
+def _daemons(home: Path) -> list[int]:
+    """Return the processes of ``refresher run`` that live in ``home``."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (process / "cmdline").read_bytes().split(b"\0")
+            ours = f"HOME={home}".encode() in (process / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if ours and b"run" in words and b"flock" not in words:
+            found.append(int(process.name))
+    return found
+
+
+def test_the_line_for_the_profile_starts_one_daemon_however_often_one_logs_in(refresher: Command) -> None:
+    """If it failed, there would be no daemon after a login, or one more after each."""
+    (line,) = blocks("profile")
+    here = line.replace("/path/to/.venv/bin/", f"{Path(sys.executable).parent}/")
+    assert here != line
+    (refresher.home / ".profile").write_text(here)
+    fields = {
+        "token_endpoint": "http://127.0.0.1:9/token",
+        "client_id": "client",
+        "refresh_token": "refresh-token-of-the-readme",
+        "server_url": "https://mcp.example/mcp",
+    }
+    refresher.import_grant("linear", fields)
+    log = refresher.state / "log"
+    try:
+        for _ in range(3):
+            done = subprocess.run(
+                ["bash", "--login", "-c", "true"], env=refresher.environment, capture_output=True, check=False
+            )
+            assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+            wait_until(lambda: log.exists() and "watching 1 grant" in log.read_text(), "it watches")
+        assert log.read_text().count("watching") == 1
+        assert len(_daemons(refresher.home)) == 1
+    finally:
+        for pid in _daemons(refresher.home):
+            os.kill(pid, signal.SIGTERM)
+    wait_until(lambda: not _daemons(refresher.home), "it has stopped")
+    assert log.read_text().endswith("refresher: stopped\n")
+
+
+def test_the_line_for_the_crontab_is_a_daemon(refresher: Command) -> None:
+    """If it failed, the crontab that people copy would start nothing."""
+    (line,) = re.findall(r"^@reboot  (.*)$", README, re.MULTILINE)
+    refresher.state.mkdir(parents=True)
+    command = line.replace("/path/to/.venv/bin/", f"{Path(sys.executable).parent}/")
+    process = subprocess.Popen(["sh", "-c", f"exec {command}"], env=refresher.environment)
+    log = refresher.state / "log"
+    wait_until(lambda: log.exists() and "watching" in log.read_text(), "it watches")
+    process.terminate()
+    assert process.wait(30) == 0
 
 
 def _published(refresher: Command, api: API) -> dict[str, str]:
