@@ -5,46 +5,44 @@ import binascii
 import json
 import math
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any, Final, TypeGuard
+from typing import Any, Final, NamedTuple, TypeGuard, assert_never
 from urllib.parse import parse_qsl
 
 import msgspec
 
+from refresher.dialects import KNOWN_CODES, meaning_of
 from refresher.outcome import (
     Ambiguous,
     ClientRejected,
     GrantDead,
     Outcome,
+    ResourceRefused,
     Rotated,
+    TooEarly,
     Transient,
     Unintelligible,
 )
 from refresher.policy import MAX_WAIT
 from refresher.secret import Secret, mask
 
-__all__ = ["LONGEST_LIFE", "is_token", "judge", "jwt_exp"]
+__all__ = ["LONGEST_LIFE", "is_token", "judge", "jwt_time", "scheme"]
 
 LONGEST_LIFE: Final = 315_360_000.0
 """Ten years in seconds: no access token is said to live longer."""
 
-# A verdict on the grant, and on the client: RFC 6749 section 5.2. Everything else is a refusal that is no verdict.
-_RFC_CODES: Final = frozenset(
-    {
-        "invalid_request",
-        "invalid_client",
-        "invalid_grant",
-        "unauthorized_client",
-        "unsupported_grant_type",
-        "invalid_scope",
-        "invalid_target",
-    }
-)
-_GRANT_CODES: Final = frozenset({"invalid_grant"})
-_CLIENT_CODES: Final = frozenset({"invalid_client", "unauthorized_client"})
-# oidc-provider (RFC 8707) marks the refresh token as used before it looks at the resource: seen, not supposed.
-_AFTER_THE_SPEND: Final = frozenset({"invalid_target"})
+_LONGEST_CODE: Final = 64
+_LONGEST_WORDS: Final = 4096
+
 _BUSY_STATUSES: Final = frozenset({408, 425, 429, 503})
+
+# Under which keys servers put a code and its words, besides the RFC's own: GitHub, Supabase, OpenAI, HubSpot, Cognito.
+_CODE_KEYS: Final = ("error_code", "errorCode", "code", "status", "type", "__type")
+_WORDS_KEYS: Final = ("error_description", "message", "msg", "reason")
+
+# How a header is spelt is not always what a server calls its tokens: Slack says "bot" and "user" and wants Bearer.
+_SCHEMES: Final = frozenset({"bearer", "dpop", "mac", "pop"})
 
 
 def judge(
@@ -64,12 +62,12 @@ def judge(
     fields = _fields(body, headers.get("content-type", ""), whole=whole)
     success = 200 <= status < 300
     # The body comes before the status: real servers put errors into 200 and verdicts into 401.
-    code = None if fields is None else _error_code(fields, known)
-    if fields is not None and code is not None and not (success and _holds_a_token(fields)):
-        return _refused(status, headers, code, _words(fields, known), now)
+    error = None if fields is None else _error(fields, success=success)
+    if error is not None and not (success and fields is not None and _holds_a_token(fields)):
+        return _refused(status, headers, error, known, now)
     if not success:
-        return _refused(status, headers, "", "", now)
-    rotated = None if fields is None or code is not None else _rotated(fields)
+        return _refused(status, headers, _Error("", ""), known, now)
+    rotated = None if fields is None or error is not None else _rotated(fields, now)
     if rotated is not None:
         return rotated
     return Unintelligible(
@@ -78,21 +76,46 @@ def judge(
     )
 
 
-def _refused(status: int, headers: Mapping[str, str], code: str, words: str, now: float) -> Outcome:
+class _Error(NamedTuple):
+    """What a server says is wrong, unmasked."""
+
+    code: str
+    words: str
+
+
+def _refused(
+    status: int, headers: Mapping[str, str], error: _Error, known: tuple[Secret | None, ...], now: float
+) -> Outcome:
+    meaning = meaning_of(error.code, error.words)
+    code = error.code if error.code.lower() in KNOWN_CODES else mask(error.code, known)
+    words = mask(error.words, known)
     description = f"the token endpoint answered {status}{f' {code}' if code else ''}{f': {words}' if words else ''}"
-    if code in _GRANT_CODES:
-        return GrantDead(code=code, description=description)
-    if code in _CLIENT_CODES:
-        return ClientRejected(code=code, description=f"{description}; check client_id and client_secret")
-    if status in _BUSY_STATUSES:
-        retry_after = _retry_after(headers.get("retry-after"), now)
+    retry_after = _retry_after(headers.get("retry-after"), now)
+    if status in _BUSY_STATUSES or meaning == "busy":
         return Transient(code=code or "temporarily_unavailable", description=description, retry_after=retry_after)
-    if status >= 500 or code in _AFTER_THE_SPEND:
+    match meaning:
+        case "dead":
+            return GrantDead(code=code or "invalid_grant", description=description)
+        case "client":
+            return ClientRejected(
+                code=code or "invalid_client", description=f"{description}; check client_id and how it authenticates"
+            )
+        case "early":
+            return TooEarly(code=code, description=description)
+        case "resource" if status < 500:
+            return ResourceRefused(code=code or "invalid_target", description=description)
+        case "spent":
+            return Ambiguous(description=description)
+        case "resource" | "refused" | None:
+            pass
+        case _:
+            assert_never(meaning)
+    if status >= 500:
         # The token may have been spent before the server, or something between, gave up.
         return Ambiguous(description=description)
     if 300 <= status < 400:
         description += " (a redirect, which a refresh token never follows)"
-    return Transient(code=code or "server_error", description=description)
+    return Transient(code=code or "server_error", description=description, retry_after=retry_after, refusal=True)
 
 
 def _fields(body: bytes, content_type: str, *, whole: bool) -> dict[str, Any] | None:
@@ -115,37 +138,54 @@ def _holds_a_token(fields: dict[str, Any]) -> bool:
     return any(isinstance(fields.get(key), str) and fields[key] for key in ("access_token", "refresh_token"))
 
 
-def _error_code(fields: dict[str, Any], known: tuple[Secret | None, ...]) -> str | None:
+def _error(fields: dict[str, Any], *, success: bool) -> _Error | None:
+    """Return what is wrong by a body; ``None`` where it does not say that anything is."""
     error = fields.get("error")
-    if not error:
-        return "server_error" if fields.get("ok") is False else None
-    # RFC 6749 section 5.2 allows these characters; anything else is not a code but somebody's sentence.
-    if isinstance(error, str) and len(error) <= 64 and all("!" <= char <= "~" for char in error):
-        return error if error in _RFC_CODES else mask(error, known)
-    return "server_error"
+    inner = error if isinstance(error, dict) else fields
+    # Only a refusal is searched for codes: in a success, "code" and "status" may stand for anything.
+    keys = _CODE_KEYS[:2] if success and not isinstance(error, dict) else _CODE_KEYS
+    named = _first(error, *(inner.get(key) for key in keys))
+    if success and not error and named is None and fields.get("ok") is not False:
+        return None
+    words = _first(*(source.get(key) for source in (fields, inner) for key in _WORDS_KEYS), longest=_LONGEST_WORDS)
+    if named is not None and (len(named) > _LONGEST_CODE or not all("!" <= char <= "~" for char in named)):
+        # RFC 6749 section 5.2 allows these characters; anything else is not a code but somebody's sentence.
+        named, words = None, words or named
+    return _Error(named or ("" if words or error or not success else "server_error"), words or "")
 
 
-def _words(fields: dict[str, Any], known: tuple[Secret | None, ...]) -> str:
-    words = fields.get("error_description")
-    return mask(words, known) if isinstance(words, str) else ""
+def _first(*candidates: object, longest: int | None = None) -> str | None:
+    found = next((text for text in candidates if isinstance(text, str) and text), None)
+    return found if found is None else found[:longest]
 
 
-def _rotated(fields: dict[str, Any]) -> Rotated | None:
+def _rotated(fields: dict[str, Any], now: float) -> Rotated | None:
     access = fields.get("access_token")
     refresh = fields.get("refresh_token")
     if not is_token(access) or " " in access or not (refresh is None or refresh == "" or is_token(refresh)):
         return None
     token_type = fields.get("token_type")
-    scope = fields.get("scope")
     expires_in = _expires_in(fields.get("expires_in"))
     return Rotated(
         access_token=Secret(access),
-        token_type=token_type if is_token(token_type) and " " not in token_type else "Bearer",
+        token_type=scheme(token_type),
         expires_in=expires_in,
-        expires_at=jwt_exp(access) if expires_in is None else None,
+        expires_at=(_expires_at(fields, now) or jwt_time(access, "exp")) if expires_in is None else None,
         refresh_token=Secret(refresh) if refresh else None,
-        scope=scope if isinstance(scope, str) and scope.isprintable() else None,
+        scope=_scope(fields.get("scope")),
     )
+
+
+def _scope(value: object) -> str | None:
+    """RFC 6749 section 3.3: words parted by spaces; Twitch and Linear's old apps send a list."""
+    if isinstance(value, list) and all(isinstance(word, str) for word in value):
+        value = " ".join(value)
+    return value if isinstance(value, str) and value.isprintable() else None
+
+
+def scheme(token_type: object) -> str:
+    """Return how a token goes into a header, from its type: what is no scheme is a server's own word for Bearer."""
+    return token_type if isinstance(token_type, str) and token_type.lower() in _SCHEMES else "Bearer"
 
 
 def is_token(value: object) -> TypeGuard[str]:
@@ -154,28 +194,44 @@ def is_token(value: object) -> TypeGuard[str]:
 
 
 def _expires_in(value: object) -> float | None:
+    """Return the lifetime in seconds; ``None`` where it is absent, no number, or none: 0 means "never" to VK."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:
         seconds = float(value)
     except (ValueError, OverflowError):
         return None
-    return min(seconds, LONGEST_LIFE) if math.isfinite(seconds) and seconds >= 0 else None
+    return min(seconds, LONGEST_LIFE) if math.isfinite(seconds) and seconds > 0 else None
 
 
-def jwt_exp(access_token: str) -> float | None:
-    """Return the ``exp`` claim where the access token is a JWT (RFC 7519); its signature is the server's business."""
-    parts = access_token.split(".")
+def _expires_at(fields: dict[str, Any], now: float) -> float | None:
+    """Return the end as epoch seconds where a server tells it so: a number (Supabase), or ISO 8601 (Square, Sentry)."""
+    value = fields.get("expires_at", fields.get("expiresAt"))
+    try:
+        at = _iso(value) if isinstance(value, str) else float(value or 0)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return at if not isinstance(value, bool) and now < at <= now + LONGEST_LIFE else None
+
+
+def _iso(text: str) -> float:
+    at = datetime.fromisoformat(text)
+    return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
+
+
+def jwt_time(token: str, claim: str) -> float | None:
+    """Return ``exp`` or ``nbf`` where a token is a JWT (RFC 7519); its signature is the server's business."""
+    parts = token.split(".")
     if len(parts) != 3:
         return None
     try:
         claims = msgspec.json.decode(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
     except (binascii.Error, ValueError, RecursionError):
         return None
-    exp = claims.get("exp") if isinstance(claims, dict) else None
-    if isinstance(exp, bool) or not isinstance(exp, int | float):
+    at = claims.get(claim) if isinstance(claims, dict) else None
+    if isinstance(at, bool) or not isinstance(at, int | float):
         return None
-    return float(exp) if 0 < exp < 1e12 else None
+    return float(at) if 0 < at < 1e12 else None
 
 
 def _retry_after(value: str | None, now: float) -> float | None:

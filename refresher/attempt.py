@@ -119,7 +119,7 @@ class Attempt:
         intent = Intent(
             grant_id=grant.grant_id,
             generation=grant.generation,
-            fingerprint=grant.refresh_token.fingerprint(),
+            fingerprint="" if grant.refresh_token is None else grant.refresh_token.fingerprint(),
             begun_from=self._stored.checksum,
             at=at,
             spill=str(self._spill),

@@ -5,6 +5,7 @@ from typing import assert_never
 import msgspec
 
 from refresher import policy
+from refresher.answer import jwt_time
 from refresher.clocks import Moment
 from refresher.grant import Doubt, Failure, Grant, Waiting, spend
 from refresher.outcome import (
@@ -13,6 +14,7 @@ from refresher.outcome import (
     GrantDead,
     NotSent,
     Outcome,
+    ResourceRefused,
     Rotated,
     TooEarly,
     Transient,
@@ -46,13 +48,18 @@ def after(
         case NotSent():
             return _waiting(grant, "transient", "temporarily_unavailable", outcome.description, now)
         case Transient():
-            return _waiting(grant, "transient", outcome.code, outcome.description, now, outcome.retry_after)
+            refused = _refused(grant) if outcome.refusal else grant
+            return _waiting(refused, "transient", outcome.code, outcome.description, now, outcome.retry_after)
         case TooEarly():
             return _too_early(grant, outcome, now)
-        case Ambiguous() | Unintelligible():
+        case Ambiguous() | Unintelligible() if grant.refresh_token is None:
+            return _waiting(grant, "transient", "server_error", outcome.description, now)  # nothing was used up
+        case ResourceRefused() if grant.refresh_token is None:
+            return _waiting(_refused(grant), "transient", outcome.code, outcome.description, now)
+        case Ambiguous() | Unintelligible() | ResourceRefused():
             return doubted(grant, outcome.description, doubt=Doubt(since=first_sent or now), now=now)
         case ClientRejected():
-            return _waiting(grant, "client_rejected", outcome.code, outcome.description, now)
+            return _waiting(_refused(grant), "client_rejected", outcome.code, outcome.description, now)
         case GrantDead():
             return _dead(grant, outcome, now)
         case _:
@@ -68,14 +75,30 @@ def doubted(grant: Grant, description: str, *, doubt: Doubt, now: Moment) -> Gra
 
 def cut_off(grant: Grant, description: str, *, doubt: Doubt, now: Moment) -> Grant:
     """Return the grant whose attempt was cut off before it could make its own replay: where one is open, at once."""
+    if grant.refresh_token is None:
+        doubtless = _waiting(grant, "transient", "server_error", description, now)
+        return _at_once(doubtless, now)
     changed = doubted(grant, description, doubt=doubt, now=now)
     if changed.dead or changed.failure is None or not policy.replay_open(changed, now):
         return changed
-    return msgspec.structs.replace(changed, failure=msgspec.structs.replace(changed.failure, retry_at=now.wall))
+    return _at_once(changed, now)
+
+
+def _at_once(grant: Grant, now: Moment) -> Grant:
+    if grant.failure is None:
+        return grant
+    return msgspec.structs.replace(grant, failure=msgspec.structs.replace(grant.failure, retry_at=now.wall))
+
+
+def _refused(grant: Grant) -> Grant:
+    return msgspec.structs.replace(grant, refusals=grant.refusals + 1)
 
 
 def _rotated(grant: Grant, answer: Rotated, *, sent: Moment, demanded: bool, generation: int) -> Grant:
     fresh = answer.refresh_token
+    # An old django-oauth-toolkit answers a replay with a refresh token that was used up before (#702).
+    if grant.refresh_token is None or (fresh is not None and fresh.fingerprint() in grant.spent):
+        fresh = None
     replaced = fresh is not None and fresh != grant.refresh_token
     expires_at = answer.expires_at if answer.expires_in is None else sent.wall + answer.expires_in
     scheduled = grant.access_token is None or sent.wall >= policy.due_at(grant)
@@ -83,7 +106,8 @@ def _rotated(grant: Grant, answer: Rotated, *, sent: Moment, demanded: bool, gen
         grant,
         generation=generation,
         refresh_token=grant.refresh_token if fresh is None else fresh,
-        spent=spend(grant.spent, grant.refresh_token) if replaced else grant.spent,
+        not_before=grant.not_before if fresh is None else jwt_time(fresh.reveal(), "nbf"),
+        spent=spend(grant.spent, grant.refresh_token) if replaced and grant.refresh_token else grant.spent,
         # RFC 6749 section 5.1: absent means unchanged.
         scope=grant.scope if answer.scope is None else answer.scope,
         access_token=answer.access_token,
@@ -93,6 +117,7 @@ def _rotated(grant: Grant, answer: Rotated, *, sent: Moment, demanded: bool, gen
         last_rotation_at=sent.wall,
         dead=False,
         failures=0,
+        refusals=0,
         failure=None,
         doubt=None,
         demanded=grant.demanded + 1 if demanded and not scheduled else 0,
@@ -130,6 +155,7 @@ def _too_early(grant: Grant, outcome: TooEarly, now: Moment) -> Grant:
     return msgspec.structs.replace(
         grant,
         failures=failures,
+        refuses_early=True,
         failure=Failure(
             outcome="too_early",
             code=outcome.code,

@@ -17,7 +17,7 @@ from refresher import told, words
 from refresher.config import Settings
 from refresher.directories import Directories
 from refresher.errors import ConfigError, DirectoryError, GrantFileError
-from refresher.exchange import DEADLINE, trusted
+from refresher.exchange import DEADLINE
 from refresher.grant import Grant
 from refresher.look import Look, look
 from refresher.overview import overview
@@ -27,6 +27,7 @@ from refresher.result import EXIT_CODES, Result
 from refresher.rotation import Order, Terms, rotate
 from refresher.signals import Listening
 from refresher.timetable import Timetable
+from refresher.tls import trusted
 from refresher.watch import Watch
 
 __all__ = ["LEAST_GRACE", "Daemon"]

@@ -4,30 +4,38 @@ An event loop exists only in here, to hold one deadline over resolving, connecti
 the time-outs of an HTTP library are per operation, and one byte a second outlives them all.
 """
 
-import os
 import ssl
 import time
 import zlib
-from base64 import b64encode
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import Any, Final, Protocol
-from urllib.parse import quote_plus, urlencode, urlsplit
+from urllib.parse import urlsplit
 
 import anyio
 import httpx
 import msgspec
 
-from refresher import __version__, answer, clocks, policy
+from refresher import answer, clocks, conduct, policy, urls
 from refresher.clocks import Moment
 from refresher.errors import ConfigError
 from refresher.eventloop import ExchangeLoop
 from refresher.grant import Doubt, Grant
-from refresher.outcome import Ambiguous, GrantDead, NotSent, Outcome, Rotated, TooEarly, Unintelligible
+from refresher.outcome import (
+    Ambiguous,
+    GrantDead,
+    NotSent,
+    Outcome,
+    ResourceRefused,
+    Rotated,
+    TooEarly,
+    Unintelligible,
+)
 from refresher.proxies import proxy_for
+from refresher.request import request
 from refresher.secret import Secret, mask
+from refresher.tls import trusted
 
-__all__ = ["DEADLINE", "Exchanged", "Hooks", "exchange", "trusted"]
+__all__ = ["DEADLINE", "Exchanged", "Hooks", "exchange"]
 
 DEADLINE: Final = 20.0
 """Seconds for all attempts together: shorter than the wait for a lock, and than a pod's grace period."""
@@ -47,6 +55,8 @@ class Exchanged(msgspec.Struct, frozen=True, kw_only=True):
     """Set where an answer was lost on the way to this outcome, in this exchange or before."""
     raw: Secret | None
     """The body of a success, one character for each byte (latin-1)."""
+    resource_refused: bool = False
+    """The server was seen to refuse ``resource`` on the way to this outcome."""
 
 
 class Hooks(Protocol):
@@ -70,11 +80,19 @@ def exchange(
     ends = time.monotonic() + deadline
     replayable = policy.replay_open(grant, clocks.now())
     first = _attempt(grant, ca_file, hooks, demanded, deadline / 2 if replayable else deadline)
-    if not isinstance(first.outcome, Ambiguous | Unintelligible) or first.first_sent is None:
+    sent = first.first_sent
+    if not isinstance(first.outcome, Ambiguous | Unintelligible | ResourceRefused) or sent is None:
         return first
-    doubtful = msgspec.structs.replace(grant, doubt=grant.doubt or Doubt(since=first.first_sent))
+    refused = isinstance(first.outcome, ResourceRefused)
+    first = msgspec.structs.replace(first, resource_refused=refused)
+    doubt = None if grant.refresh_token is None else grant.doubt or Doubt(since=sent)
+    doubtful = msgspec.structs.replace(
+        grant,
+        doubt=doubt,
+        resource_refused=grant.resource_refused or refused,
+    )
     remaining = ends - time.monotonic()
-    if remaining < _WORTH_A_REPLAY or not policy.replay_open(doubtful, clocks.now()):
+    if remaining < _WORTH_A_REPLAY or not _may_repeat(doubtful, refused=refused, demanded=demanded):
         return first
     second = _attempt(doubtful, ca_file, hooks, demanded, remaining)
     settled = isinstance(second.outcome, Rotated | GrantDead)
@@ -83,8 +101,19 @@ def exchange(
         second if settled else first,
         first_sent=first.first_sent,
         last_sent=second.last_sent or first.last_sent,
-        doubt=doubtful.doubt,
+        doubt=doubt,
+        resource_refused=refused,
     )
+
+
+def _may_repeat(doubtful: Grant, *, refused: bool, demanded: bool) -> bool:
+    """Whether the same refresh token may go once more: where the server allows a replay.
+
+    A refusal of ``resource`` also where there is no live access token to lose: most servers look at it before they
+    spend the refresh token, but not all.
+    """
+    now = clocks.now()
+    return policy.may_send(doubtful, now, demanded=demanded) if refused else policy.replay_open(doubtful, now)
 
 
 class _Progress:
@@ -100,6 +129,10 @@ class _Progress:
 
 def _attempt(grant: Grant, ca_file: str | None, hooks: Hooks, demanded: bool, limit: float) -> Exchanged:
     progress = _Progress()
+    if (moved := _forbidden(grant)) is not None:
+        return Exchanged(
+            outcome=NotSent(description=moved), first_sent=None, last_sent=None, doubt=grant.doubt, raw=None
+        )
     problem = f"it took longer than {limit:.0f} s"
     try:
         anyio.run(
@@ -147,27 +180,42 @@ async def _post(
             progress.sent = clocks.now()
 
     parts = urlsplit(grant.token_endpoint)
+    body, headers = request(grant, clocks.now().wall)
     with anyio.move_on_after(limit):
-        async with httpx.AsyncClient(
-            verify=trusted(ca_file) if parts.scheme == "https" else False,
-            # httpx's own reading of NO_PROXY fails on IPv6 networks and quotes proxy passwords in its errors.
-            trust_env=False,
-            proxy=_proxy(parts.scheme, parts.hostname or ""),
-            follow_redirects=False,
-            timeout=httpx.Timeout(limit, connect=min(_CONNECT, limit)),
-        ) as client:
-            body, headers = _request(grant)
-            async with client.stream(
+        async with (
+            httpx.AsyncClient(
+                verify=_context(grant, ca_file) if parts.scheme == "https" else False,
+                # httpx's own reading of NO_PROXY fails on IPv6 networks and quotes proxy passwords in its errors.
+                trust_env=False,
+                proxy=_proxy(parts.scheme, parts.hostname or ""),
+                follow_redirects=False,
+                timeout=httpx.Timeout(limit, connect=min(_CONNECT, limit)),
+            ) as client,
+            client.stream(
                 "POST", grant.token_endpoint, content=body, headers=headers, extensions={"trace": trace}
-            ) as response:
-                progress.headers = {name.lower(): value for name, value in response.headers.items()}
-                progress.status = response.status_code
-                # Raw: where a server mislabels its encoding, a decoder would throw the only copy away.
-                async for chunk in response.aiter_raw():
-                    progress.body += chunk[: _LARGEST_BODY - len(progress.body)]
-                    if len(progress.body) >= _LARGEST_BODY:
-                        return
-                progress.whole = True
+            ) as response,
+        ):
+            progress.headers = {name.lower(): value for name, value in response.headers.items()}
+            progress.status = response.status_code
+            # Raw: where a server mislabels its encoding, a decoder would throw the only copy away.
+            async for chunk in response.aiter_raw():
+                progress.body += chunk[: _LARGEST_BODY - len(progress.body)]
+                if len(progress.body) >= _LARGEST_BODY:
+                    return
+            progress.whole = True
+
+
+def _forbidden(grant: Grant) -> str | None:
+    """Return why nothing may be sent to a record's endpoint (I8): somebody may have changed it since its import."""
+    try:
+        urls.endpoint(grant.token_endpoint)
+    except urls.BadURL as error:
+        return f"nothing was sent: the token_endpoint {error}"
+    return None
+
+
+def _context(grant: Grant, ca_file: str | None) -> ssl.SSLContext:
+    return trusted(ca_file, client_cert=grant.client_cert, client_key=grant.client_key)
 
 
 def _decoded(body: bytes) -> bytes:
@@ -190,35 +238,6 @@ def _proxy(scheme: str, host: str) -> httpx.Proxy | None:
         raise ConfigError(f"the proxy in {scheme.upper()}_PROXY or ALL_PROXY is not a usable address") from None
 
 
-def _request(grant: Grant) -> tuple[bytes, dict[str, str]]:
-    # client_id goes along with Basic too: the MCP SDK's servers look for it there, and no server minds.
-    fields = {
-        "grant_type": "refresh_token",
-        "refresh_token": grant.refresh_token.reveal(),
-        "client_id": grant.client_id,
-    }
-    headers = {
-        "Accept": "application/json",
-        "Accept-Encoding": "identity",
-        "Content-Type": "application/x-www-form-urlencoded",
-        "User-Agent": f"refresher/{__version__}",
-    }
-    if grant.resource is not None and grant.send_resource:
-        fields["resource"] = grant.resource
-    if grant.client_secret is not None:
-        if grant.token_endpoint_auth_method == "client_secret_post":  # noqa: S105  a method, no password
-            fields["client_secret"] = grant.client_secret.reveal()
-        else:
-            headers["Authorization"] = _basic(grant.client_id, grant.client_secret)
-    return urlencode(fields).encode("ascii"), headers
-
-
-def _basic(client_id: str, client_secret: Secret) -> str:
-    # RFC 6749 section 2.3.1: both parts are form-encoded first.
-    pair = f"{quote_plus(client_id)}:{quote_plus(client_secret.reveal())}".encode("ascii")
-    return f"Basic {b64encode(pair).decode('ascii')}"
-
-
 def _judge(grant: Grant, progress: _Progress, problem: str, *, demanded: bool) -> Outcome:
     if progress.sent is None:
         return NotSent(description=f"nothing was sent: {problem}")
@@ -233,7 +252,10 @@ def _judge(grant: Grant, progress: _Progress, problem: str, *, demanded: bool) -
         known=(grant.refresh_token, grant.access_token, grant.client_secret),
     )
     # Until its own clock agrees that the token has ended: the server counts from when it answered.
-    early = grant.refuses_early and clocks.now().wall < policy.end_of_life(grant) + policy.CLOCK_TOLERANCE
+    early = conduct.refuses_early(grant) and clocks.now().wall < policy.end_of_life(grant) + policy.CLOCK_TOLERANCE
+    if isinstance(outcome, ResourceRefused) and not conduct.sends_resource(grant):
+        # It wants one that it was not given, or another; nobody knows whether the refresh token is spent.
+        return Ambiguous(description=outcome.description)
     if isinstance(outcome, GrantDead) and early and not demanded:
         return TooEarly(code=outcome.code, description=outcome.description)
     return outcome
@@ -244,22 +266,3 @@ def _describe(error: BaseException, grant: Grant) -> str:
         error = error.exceptions[0]
     words = mask(str(error), (grant.refresh_token, grant.access_token, grant.client_secret))
     return f"{type(error).__name__}{f': {words}' if words else ''}"
-
-
-def trusted(ca_file: str | None) -> ssl.SSLContext:
-    """Return the certificates to trust: ``ca_file``, else ``SSL_CERT_FILE``, ``SSL_CERT_DIR``, else certifi's.
-
-    Raises ``ConfigError``. One for the process, until the file is another one: building it costs 34 ms.
-    """
-    place = ca_file or os.environ.get("SSL_CERT_FILE") or os.environ.get("SSL_CERT_DIR")
-    try:
-        status = None if place is None else os.stat(place)  # noqa: PTH116  the result is what counts
-        return _context(ca_file, None if status is None else (status.st_mtime_ns, status.st_ino, status.st_size))
-    except (OSError, ssl.SSLError) as error:
-        where = place or "certifi's file"
-        raise ConfigError(f"cannot read certificates from {where}: {error.strerror or error}") from None
-
-
-@lru_cache(maxsize=8)
-def _context(ca_file: str | None, _: tuple[int, int, int] | None) -> ssl.SSLContext:
-    return httpx.create_ssl_context() if ca_file is None else ssl.create_default_context(cafile=ca_file)

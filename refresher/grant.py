@@ -15,6 +15,7 @@ from refresher.secret import Secret
 __all__ = [
     "NOTHING",
     "SPENT_KEPT",
+    "AuthMethod",
     "Doubt",
     "Failure",
     "Grant",
@@ -33,6 +34,15 @@ SPENT_KEPT: Final = 256
 
 NOTHING: Final = ""
 """The checksum of a record that does not exist."""
+
+AuthMethod = Literal[
+    "none",
+    "client_secret_basic",
+    "client_secret_post",
+    "private_key_jwt",
+    "tls_client_auth",
+    "self_signed_tls_client_auth",
+]
 
 Waiting = Literal["transient", "too_early", "client_rejected", "in_doubt", "reauthorization_required"]
 
@@ -69,15 +79,24 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     token_endpoint: str
     client_id: str
     client_secret: Secret | None
-    token_endpoint_auth_method: Literal["none", "client_secret_basic", "client_secret_post"]
-    refresh_token: Secret
+    token_endpoint_auth_method: AuthMethod
+    refresh_token: Secret | None
+    """``None`` for client credentials (RFC 6749 section 4.4): nothing rotates, but tokens are renewed all the same."""
+    private_key_file: str | None = None
+    """PEM; signs the assertion of ``private_key_jwt``, and is read anew for each."""
+    private_key_id: str | None = None
+    token_endpoint_auth_signing_alg: str | None = None
+    client_cert: str | None = None
+    """PEM, with its chain; shown to the token endpoint (RFC 8705)."""
+    client_key: str | None = None
     scope: str | None
     resource: str | None
     """RFC 8707, verbatim: a slash more would make it another resource."""
-    send_resource: bool
+    send_resource: bool | None
+    """``None`` leaves it to what is known of the server, as ``UNSET`` does for ``replay``."""
     server_url: str | None
     origins: tuple[str, ...]
-    replay: float | None
+    replay: float | msgspec.UnsetType | None = msgspec.UNSET
     """Seconds for which the server takes the previous refresh token again; 0 never, ``None`` for ever."""
     max_age: float | None
     """Seconds after which an access token of unknown lifetime is replaced."""
@@ -93,12 +112,18 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     dead: bool = False
     """The server gave its verdict: only a person can help."""
     failures: int = 0
+    refusals: int = 0
+    """How many times in a row the server has refused without a verdict that the grant is dead."""
     failure: Failure | None = None
     doubt: Doubt | None = None
     demanded: int = 0
     """How many rotations in a row were demanded and not due."""
     refuses_early: bool = False
     """The server was seen to refuse a refresh while the access token lived, and to grant it later."""
+    resource_refused: bool = False
+    """The server was seen to refuse ``resource``."""
+    not_before: float | None = None
+    """The refresh token says itself that it must not be used earlier (``nbf``, RFC 7519 section 4.1.5)."""
     spent: tuple[str, ...] = ()
     """Fingerprints of refresh tokens that were used up, oldest first."""
 

@@ -98,7 +98,8 @@ class _Begun(msgspec.Struct, frozen=True):
             return False
         if stored.checksum == intent.begun_from:
             return True
-        return isinstance(record, Grant) and record.refresh_token.fingerprint() == intent.fingerprint
+        token = record.refresh_token if isinstance(record, Grant) else None
+        return token is not None and token.fingerprint() == intent.fingerprint
 
 
 def _intent(directories: Directories, name: str) -> _Begun:

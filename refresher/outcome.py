@@ -13,6 +13,7 @@ __all__ = [
     "GrantDead",
     "NotSent",
     "Outcome",
+    "ResourceRefused",
     "Rotated",
     "TooEarly",
     "Transient",
@@ -38,11 +39,15 @@ class NotSent(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Transient(msgspec.Struct, frozen=True, kw_only=True):
-    """The server answered, and gave no verdict; ``retry_after`` are seconds."""
+    """The server answered, and gave no verdict; ``retry_after`` are seconds.
+
+    ``refusal``: it did not only ask for patience, but refused for a reason that may last.
+    """
 
     code: str
     description: str
     retry_after: float | None = None
+    refusal: bool = False
 
 
 class TooEarly(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,6 +70,13 @@ class Unintelligible(msgspec.Struct, frozen=True, kw_only=True):
     answer: Secret
 
 
+class ResourceRefused(msgspec.Struct, frozen=True, kw_only=True):
+    """The server does not want RFC 8707's ``resource``; nobody knows whether it had spent the refresh token by then."""
+
+    code: str
+    description: str
+
+
 class ClientRejected(msgspec.Struct, frozen=True, kw_only=True):
     """The server does not know this client, or not its authentication; that says nothing about the grant."""
 
@@ -79,4 +91,6 @@ class GrantDead(msgspec.Struct, frozen=True, kw_only=True):
     description: str
 
 
-Outcome = Rotated | NotSent | Transient | TooEarly | Ambiguous | Unintelligible | ClientRejected | GrantDead
+Outcome = (
+    Rotated | NotSent | Transient | TooEarly | Ambiguous | Unintelligible | ResourceRefused | ClientRejected | GrantDead
+)

@@ -9,6 +9,7 @@ from typing import Final, Literal
 
 import msgspec
 
+from refresher import conduct
 from refresher.clocks import Moment, elapsed
 from refresher.grant import Grant, Waiting
 
@@ -25,6 +26,7 @@ __all__ = [
     "end_of_life",
     "is_adrift",
     "may_send",
+    "needs_person",
     "replay_open",
     "retry_at",
 ]
@@ -39,6 +41,8 @@ MAX_WAIT: Final = 3600.0
 """No backoff is longer, whatever ``Retry-After`` says."""
 
 _SHARE_OF_LIFE: Final = 0.75
+_SHARE_WHERE_IT_ENDS: Final = 0.9
+_REFUSALS_FOR_A_PERSON: Final = 5
 _DAILY: Final = 86400.0
 _LONGEST_JITTER: Final = 60.0
 _JITTER_SHARE: Final = 0.05
@@ -74,6 +78,9 @@ def decide(grant: Grant, now: Moment, *, demanded: bool = False, force: bool = F
     """
     if grant.dead and not force:
         return Rest("reauthorization_required", None)
+    if (usable := _usable_from(grant)) > now.wall and not _in_future(grant.issued_at, now):
+        # Whoever writes that into a refresh token may end the whole login for using it earlier (rauthy does).
+        return Rest("too_early", usable)
     if (protected := _protected_until(grant, now, demanded=demanded)) is not None:
         return Rest("reauthorization_required" if grant.dead else "in_doubt", protected)
     if force:
@@ -93,10 +100,16 @@ def decide(grant: Grant, now: Moment, *, demanded: bool = False, force: bool = F
 
 
 def due_at(grant: Grant) -> float:
-    """Return the epoch second of the scheduled rotation: 75 % of the lifetime, minus jitter, at least daily."""
+    """Return the epoch second of the scheduled rotation: 75 % of the lifetime, minus jitter, at least daily.
+
+    Later where a rotation ends the token that agents are using, and at the end where an earlier one would be refused.
+    """
     life = _lifetime(grant)
+    if conduct.refuses_early(grant) or grant.not_before is not None:
+        return max(grant.issued_at + life, _usable_from(grant), _earliest(grant))
+    share = _SHARE_WHERE_IT_ENDS if conduct.ends_access(grant) else _SHARE_OF_LIFE
     jitter = _fraction(grant.name, grant.generation) * min(_LONGEST_JITTER, _JITTER_SHARE * life)
-    return max(grant.issued_at + min(_SHARE_OF_LIFE * life, _DAILY) - jitter, _earliest(grant))
+    return max(grant.issued_at + min(share * life, _DAILY) - jitter, _earliest(grant))
 
 
 def end_of_life(grant: Grant) -> float:
@@ -115,20 +128,25 @@ def retry_at(grant: Grant) -> float | None:
     """Return when the last failure is followed up, as far as it can be told without a clock; ``None``: by a person."""
     if grant.failure is None or grant.failure.retry_at is None:
         return None
-    if grant.doubt is None or grant.access_token is None or (grant.replay != 0 and not grant.doubt.replay_over):
+    if (
+        grant.doubt is None
+        or grant.access_token is None
+        or (conduct.replay(grant) != 0 and not grant.doubt.replay_over)
+    ):
         return grant.failure.retry_at
     return max(grant.failure.retry_at, min(end_of_life(grant), grant.doubt.since.wall + _lifetime(grant)))
 
 
 def replay_open(grant: Grant, now: Moment) -> bool:
     """Whether the server takes the refresh token in doubt once more, as far as can be known."""
-    if grant.replay is None:
+    replay = conduct.replay(grant)
+    if replay is None:
         return True
     if grant.doubt is None:
-        return grant.replay > 0
+        return replay > 0
     # In another boot nobody knows how long it was: a grace is then over. A little of it goes to the way there.
     since = grant.doubt.since
-    usable = grant.replay - min(_ON_THE_WAY, grant.replay / 10)
+    usable = replay - min(_ON_THE_WAY, replay / 10)
     return not grant.doubt.replay_over and since.same_boot(now) and elapsed(since, now) < usable
 
 
@@ -143,6 +161,14 @@ def is_adrift(grant: Grant, now: Moment) -> bool:
     if since.same_boot(now):
         return since.boottime > now.boottime + CLOCK_TOLERANCE  # a restored snapshot, another time namespace
     return _in_future(since.wall, now)
+
+
+def needs_person(grant: Grant) -> bool:
+    """Whether only a person can help: the grant is dead, or has been refused so often that it will not mend itself.
+
+    In the second case it is tried again all the same: some servers refuse for hours and then think better of it.
+    """
+    return grant.dead or grant.refusals >= _REFUSALS_FOR_A_PERSON
 
 
 def may_send(grant: Grant, now: Moment, *, demanded: bool) -> bool:
@@ -184,13 +210,21 @@ def _demand_honoured_at(grant: Grant) -> float:
     return grant.last_rotation_at + max(_SHORTEST, min(step, _lifetime(grant) / 4))
 
 
+def _usable_from(grant: Grant) -> float:
+    """From when the refresh token may be used by what it says itself, as far as that makes sense."""
+    if grant.not_before is None:
+        return float("-inf")
+    return min(grant.not_before, end_of_life(grant) + CLOCK_TOLERANCE)
+
+
 def _earliest(grant: Grant) -> float:
     return float("-inf") if grant.last_rotation_at is None else grant.last_rotation_at + _SHORTEST
 
 
 def _lifetime(grant: Grant) -> float:
     if grant.expires_at is None:
-        return DEFAULT_MAX_AGE if grant.max_age is None else grant.max_age
+        known = conduct.access_life(grant)
+        return DEFAULT_MAX_AGE if known is None else known
     return max(grant.expires_at - grant.issued_at, 0.0)
 
 

@@ -41,7 +41,7 @@ def derive(record: Record) -> bytes | None:
 
 def state_of(grant: Grant) -> str:
     """Return the published state of a grant."""
-    if grant.dead:
+    if policy.needs_person(grant):
         return "reauthorization_required"
     return "failing" if _problem(grant) is not None else "active"
 

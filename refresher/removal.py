@@ -36,7 +36,7 @@ def remove(directories: Directories, name: str, *, stopping: Callable[[], bool])
             scope=grant.scope,
             origins=grant.origins,
             # In doubt it may be spent, and must not come back by an import.
-            spent=grant.spent if grant.doubt is None else spend(grant.spent, grant.refresh_token),
+            spent=spend(grant.spent, grant.refresh_token) if grant.doubt and grant.refresh_token else grant.spent,
         )
         write_record(directories, name, stored, tombstone)
         _clear_copies(directories, name)

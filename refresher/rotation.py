@@ -161,7 +161,11 @@ def _exchange(directories: Directories, stored: Stored, grant: Grant, terms: Ter
 
 def _after(grant: Grant, answered: Exchanged, *, demanded: bool, generation: int) -> Grant:
     return consequence.after(
-        msgspec.structs.replace(grant, doubt=answered.doubt),
+        msgspec.structs.replace(
+            grant,
+            doubt=answered.doubt,
+            resource_refused=grant.resource_refused or answered.resource_refused,
+        ),
         answered.outcome,
         first_sent=answered.first_sent,
         last_sent=answered.last_sent,

@@ -88,9 +88,9 @@ def _do(
     waiting: Callable[[list[str]], None],
 ) -> list[Result | None]:
     # The one deferred import: httpx costs six times what a run with nothing due may cost.
-    from refresher.exchange import trusted
     from refresher.places import run_all
     from refresher.rotation import Order, Terms, rotate
+    from refresher.tls import trusted
 
     settings.directories.ensure()
     if any(seen.server.startswith("https:") for seen in work):

@@ -14,6 +14,8 @@ def rested(grant: Grant, rest: Rest, *, adopted: bool = False) -> Result:
     """Return the result for a grant that was left as it is."""
     if rest.because == "not_due":
         word: Word = "adopted" if adopted else "not_due"
+    elif policy.needs_person(grant):
+        word = "reauthorization_required"
     else:
         word = rest.because
     return Result(name=grant.name, outcome=word, generation=grant.generation, detail=explain(grant, rest))
@@ -43,6 +45,11 @@ def explain(grant: Grant, rest: Rest) -> str:
             return (
                 f"{_failure(grant)}; a person must authorize it again: "
                 f"'refresher import {grant.name} --replace --from FILE' with a new refresh token"
+            )
+        case "transient" | "client_rejected" if policy.needs_person(grant):
+            return (
+                f"{_failure(grant)}; refused {grant.refusals} times in a row, so a person must look at it: 'refresher "
+                f"import {grant.name} --replace --from FILE' with what the server accepts; next attempt in {wait}"
             )
         case "in_doubt":
             used = "" if grant.access_token is None else "the access token is used to its end; "

@@ -40,11 +40,15 @@ def import_(asked: Asked, name: str, source: str, replace: bool, if_absent: bool
                        (or origins: ["https://host", ...])
     Optional:
       client_secret, token_endpoint_auth_method (none, client_secret_basic,
-      client_secret_post), access_token with expires_in or expires_at,
-      token_type (and id_token, which is ignored), scope, issuer,
-      resource, send_resource (true where there is a resource),
+      client_secret_post, private_key_jwt, tls_client_auth,
+      self_signed_tls_client_auth), private_key_file (PEM), private_key_id,
+      token_endpoint_auth_signing_alg, client_cert and client_key (PEM files),
+      access_token with expires_in or expires_at, token_type (and id_token,
+      which is ignored), scope, issuer, resource, send_resource,
       replay ("none", "unlimited", or a grace such as "30s"),
       max_age (of a token of unknown lifetime; seconds or "30m")
+    Instead of a refresh_token:
+      grant_type "client_credentials", for a client that proves itself
 
     \b
     Example, linear.json:
@@ -54,22 +58,20 @@ def import_(asked: Asked, name: str, source: str, replace: bool, if_absent: bool
       refresher import linear --from linear.json && rm linear.json
       refresher run-once linear
     """
-    from refresher import admission  # a run-once need not load what only an import needs
+    from refresher import admission, brought  # a run-once need not load what only an import needs
 
     if replace and if_absent:
         raise ConfigError("--replace and --if-absent exclude each other")
-    admission.check_name(name)
+    brought.check_name(name)
     settings = asked.settings()
     if if_absent and admission.is_there(settings.directories, name):
         # Before the file is read: start-up scripts may find it deleted after the first start.
         say(f"{name} is there already; left as it is")
         return None
     # Outside the context below: Ctrl-C while a person pastes ends at once.
-    brought = admission.parse(name, _read_import(source), clocks.now())
+    grant = brought.parse(name, _read_import(source), clocks.now())
     with Stopping() as stopping:
-        admitted = admission.admit(
-            settings.directories, brought, replace=replace, if_absent=if_absent, stopping=stopping
-        )
+        admitted = admission.admit(settings.directories, grant, replace=replace, if_absent=if_absent, stopping=stopping)
     warn_of_bars(settings)
     for warning in admitted.warnings:
         log.warning("warning: %s", warning)

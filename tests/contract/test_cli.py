@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from refresher import __version__
-from refresher.admission import _Brought
+from refresher import __version__, conduct
+from refresher.brought import Brought
 from refresher.result import EXIT_CODES
 from tests.support.command import Command, Done
 
@@ -66,7 +66,7 @@ def test_the_base_without_the_service_says_what_to_install(refresher: Command) -
     ("arguments", "words"),
     [
         ((), ["import", "run-once", "status", "remove", "REFRESHER_STATE_DIR", "--tokens-group"]),
-        (("import",), [*_Brought.__struct_fields__, "--replace", "--if-absent", "Example"]),
+        (("import",), [*Brought.__struct_fields__, "--replace", "--if-absent", "Example"]),
         (
             ("run-once",),
             ["--force", "--horizon", "--json", "Exit codes", *(str(code) for code in {*EXIT_CODES.values()})],
@@ -142,7 +142,18 @@ def test_every_wrong_usage_is_one_line_and_exit_2(refresher: Command, arguments:
         ({"refresh_token": 5}, "refresh_token"),
         ({"client_secret": "a-secret-of-it", "token_endpoint_auth_method": "none"}, "go together"),
         ({"token_endpoint_auth_method": "client_secret_post"}, "go together"),
-        ({"client_secret": "a-secret-of-it", "token_endpoint_auth_method": "private_key_jwt"}, "client_secret_basic"),
+        ({"client_secret": "a-secret-of-it", "token_endpoint_auth_method": "private_key_jwt"}, "private_key_file"),
+        ({"token_endpoint_auth_method": "tls_client_auth"}, "client_cert"),
+        ({"token_endpoint_auth_method": "secret_handshake"}, "private_key_jwt"),
+        ({"client_secret": "a-secret-of-it", "private_key_file": "/nowhere"}, "go together"),
+        ({"private_key_file": "/nowhere/key.pem"}, "cannot read the private key /nowhere/key.pem"),
+        ({"private_key_id": "kid"}, "private_key_file"),
+        ({"client_cert": "/nowhere/cert.pem"}, "cannot read /nowhere/cert.pem"),
+        ({"client_key": "/nowhere/key.pem"}, "client_cert"),
+        ({"grant_type": "client_credentials"}, "not both"),
+        ({"grant_type": "client_credentials", "refresh_token": None}, "prove themselves"),
+        ({"grant_type": "password", "refresh_token": None}, "grant_type"),
+        ({"refresh_token": None}, "needs a refresh_token"),
         ({"replay": "sometimes"}, "replay"),
         ({"replay": "30"}, "replay"),
         ({"max_age": -1}, "max_age"),
@@ -208,7 +219,8 @@ def test_defaults_of_an_import(refresher: Command) -> None:
     """If it failed, the careful settings would have to be known by heart."""
     refresher.import_grant("plain", GRANT)
     plain = refresher.grant("plain")
-    assert (plain.replay, plain.token_endpoint_auth_method, plain.send_resource) == (0.0, "none", False)
+    assert (conduct.replay(plain), plain.token_endpoint_auth_method) == (0.0, "none")
+    assert not conduct.sends_resource(plain)
     fields = GRANT | {
         "refresh_token": "another-refresh-token",
         "client_secret": "its-client-secret",
@@ -216,7 +228,8 @@ def test_defaults_of_an_import(refresher: Command) -> None:
     }
     refresher.import_grant("full", fields)
     full = refresher.grant("full")
-    assert (full.token_endpoint_auth_method, full.send_resource) == ("client_secret_basic", True)
+    assert full.token_endpoint_auth_method == "client_secret_basic"
+    assert conduct.sends_resource(full)
 
 
 def test_an_existing_grant_is_never_replaced_by_accident(refresher: Command) -> None:
@@ -226,10 +239,10 @@ def test_an_existing_grant_is_never_replaced_by_accident(refresher: Command) -> 
     assert "--replace" in one_line(refresher("import", "linear", "--from", str(other)))
     kept = refresher("import", "linear", "--from", str(other), "--if-absent")
     assert kept.code == 0
-    assert refresher.grant("linear").refresh_token.reveal() == GRANT["refresh_token"]
+    assert refresher.refresh_token("linear") == GRANT["refresh_token"]
     replaced = refresher("import", "linear", "--from", str(other), "--replace")
     assert replaced.code == 0
-    assert refresher.grant("linear").refresh_token.reveal() == "another-refresh-token"
+    assert refresher.refresh_token("linear") == "another-refresh-token"
     assert refresher.grant("linear").generation == 1
 
 
@@ -250,7 +263,7 @@ def test_an_import_that_was_cut_off_still_holds_its_token(refresher: Command) ->
     assert adopted.code == 2
     assert "adopted" in adopted.stderr
     assert "exists" in adopted.stderr
-    assert refresher.grant("linear").refresh_token.reveal() == GRANT["refresh_token"]
+    assert refresher.refresh_token("linear") == GRANT["refresh_token"]
 
 
 def test_a_readable_import_file_is_warned_about(refresher: Command) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import shim
-from refresher.admission import _Brought
+from refresher.brought import Brought
 from refresher.result import EXIT_CODES
 from tests.conftest import need
 from tests.support.api import API
@@ -227,7 +227,7 @@ def test_every_outcome_and_exit_code_is_explained() -> None:
 def test_every_key_of_an_import_is_explained() -> None:
     """If it failed, a field could only be found in the source."""
     section = README.partition("## import")[2].partition("\n## ")[0]
-    assert [key for key in _Brought.__struct_fields__ if f"`{key}`" not in section] == []
+    assert [key for key in Brought.__struct_fields__ if f"`{key}`" not in section] == []
 
 
 def test_the_top_level_holds_what_it_may() -> None:

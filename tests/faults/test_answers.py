@@ -280,7 +280,7 @@ def test_a_ca_file_is_trusted_and_nothing_else(tmp_path: Any) -> None:
     import subprocess
 
     from refresher.errors import ConfigError
-    from refresher.exchange import trusted
+    from refresher.tls import trusted
     from tests.conftest import need
 
     need(None if shutil.which("openssl") else "openssl is not installed")

@@ -112,7 +112,7 @@ def test_an_import_of_the_same_token_does_not_end_the_wait(refresher: Command, o
     live = refresher.token("linear").access_token
     server.script(drop=True, process=True)
     assert refresher("run-once", "--force").code == 5
-    again = fields | {"refresh_token": refresher.grant("linear").refresh_token.reveal(), "max_age": 1}
+    again = fields | {"refresh_token": refresher.refresh_token("linear"), "max_age": 1}
     for more in ({}, {"access_token": "an-older-access-token", "expires_in": 0}):
         refresher.import_grant("linear", again | more, "--replace")
         assert refresher("run-once", "--force").code == 5
@@ -334,6 +334,7 @@ def test_an_import_or_a_removal_that_is_killed_is_old_or_new(refresher: Command,
         if call == "remove":
             assert refresher.token("linear").state == ("removed" if not hasattr(record, "refresh_token") else "active")
         else:
+            assert old is not None
             spent = {old.fingerprint()} & set(refresher.grant("linear").spent)
             assert refresher.grant("linear").refresh_token == old or not spent
         if code == 0:

@@ -108,6 +108,12 @@ class Command:
         assert isinstance(record, Grant)
         return record
 
+    def refresh_token(self, name: str) -> str:
+        """Read the refresh token of a grant that has one."""
+        token = self.grant(name).refresh_token
+        assert token is not None
+        return token.reveal()
+
     def token(self, name: str) -> TokenFile:
         """Read the published token file."""
         return parse((self.state / f"tokens/{name}.json").read_bytes())

@@ -6,9 +6,10 @@ from refresher.clocks import Moment
 from refresher.grant import NOTHING, Doubt, Failure, Grant
 from refresher.secret import Secret
 
-__all__ = ["NOON", "at", "doubt", "failure", "grant"]
+__all__ = ["NOON", "REFRESH", "at", "doubt", "failure", "grant"]
 
 NOON = 1_800_000_000.0
+REFRESH = Secret("refresh-token-of-generation-3")
 
 
 def at(wall: float = NOON, *, lasted: float | None = None, boot: str = "boot-1") -> Moment:
@@ -29,7 +30,7 @@ def grant(**changes: Any) -> Grant:
         "client_id": "client",
         "client_secret": None,
         "token_endpoint_auth_method": "none",
-        "refresh_token": Secret("refresh-token-of-generation-3"),
+        "refresh_token": REFRESH,
         "scope": "read",
         "resource": None,
         "send_resource": False,

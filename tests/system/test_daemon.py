@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from refresher import clocks, policy
-from refresher.admission import admit, parse
+from refresher.admission import admit
+from refresher.brought import parse
 from refresher.grant import Grant
 from tests.support.command import Command, wait_until
 from tests.support.oidc import OIDC

@@ -9,12 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refresher.answer import judge
+from refresher.dialects import MEANINGS
 from refresher.outcome import (
     Ambiguous,
     ClientRejected,
     GrantDead,
     Outcome,
+    ResourceRefused,
     Rotated,
+    TooEarly,
     Transient,
     Unintelligible,
 )
@@ -55,7 +58,23 @@ TABLE = [
     Row("expires_in as text", 200, GOOD | {"expires_in": "3600"}, Rotated, {"expires_in": 3600.0}),
     Row("expires_in absent", 200, {"access_token": "a"}, Rotated, {"expires_in": None, "expires_at": None}),
     Row("expires_in negative", 200, GOOD | {"expires_in": -1}, Rotated, {"expires_in": None}),
-    Row("expires_in zero", 200, GOOD | {"expires_in": 0}, Rotated, {"expires_in": 0.0}),
+    Row("expires_in zero means never (VK, GoToSocial)", 200, GOOD | {"expires_in": 0}, Rotated, {"expires_in": None}),
+    Row("expires_in as a float", 200, GOOD | {"expires_in": 59.5}, Rotated, {"expires_in": 59.5}),
+    Row("expires_in null", 200, GOOD | {"expires_in": None}, Rotated, {"expires_in": None}),
+    Row("expires_in as words", 200, GOOD | {"expires_in": "soon"}, Rotated, {"expires_in": None}),
+    Row("expires_in zero, and a JWT", 200, {"access_token": _jwt(exp=NOON + 60), "expires_in": 0}, Rotated, {"expires_at": NOON + 60}),
+    Row("the end as epoch seconds (Supabase)", 200, {"access_token": "a", "expires_at": NOON + 60}, Rotated, {"expires_at": NOON + 60}),
+    Row("the end as ISO 8601 (Square)", 200, {"access_token": "a", "expires_at": "2027-01-15T08:01:00Z"}, Rotated, {"expires_at": NOON + 60}),
+    Row("an end that has passed", 200, {"access_token": "a", "expires_at": 1}, Rotated, {"expires_at": None}),
+    Row("an end that is none", 200, {"access_token": "a", "expires_at": {"x": 1}}, Rotated, {"expires_at": None}),
+    Row("scope as a list (Twitch, Linear)", 200, GOOD | {"scope": ["read", "write"]}, Rotated, {"scope": "read write"}),
+    Row("scope as a list of something else", 200, GOOD | {"scope": [1]}, Rotated, {"scope": None}),
+    Row("scope null", 200, GOOD | {"scope": None}, Rotated, {"scope": None}),
+    Row("a type in small letters stays", 200, GOOD | {"token_type": "bearer"}, Rotated, {"token_type": "bearer"}),
+    Row("a type that is no scheme (Slack's bot)", 200, GOOD | {"token_type": "bot"}, Rotated, {"token_type": "Bearer"}),
+    Row("a type with a line end", 200, GOOD | {"token_type": "Bearer\r\nX: y"}, Rotated, {"token_type": "Bearer"}),
+    Row("DPoP is a scheme (RFC 9449)", 200, GOOD | {"token_type": "DPoP"}, Rotated, {"token_type": "DPoP"}),
+    Row("status and code in a success say nothing", 200, GOOD | {"status": "failed", "code": "x", "ok": True}, Rotated),
     Row("expires_in absurd", 200, GOOD | {"expires_in": 1e300}, Rotated, {"expires_in": 315_360_000.0}),
     Row("expires_in true", 200, GOOD | {"expires_in": True}, Rotated, {"expires_in": None}),
     Row("a JWT tells its end", 200, {"access_token": _jwt(exp=NOON)}, Rotated, {"expires_at": NOON}),
@@ -96,8 +115,9 @@ TABLE = [
     Row("a 4xx without a code is no verdict", 400, b"Bad Request", Transient, {"code": "server_error"}, "text/plain"),
     Row("404", 404, b"", Transient),
     Row("invalid_request is no verdict", 400, {"error": "invalid_request"}, Transient, {"code": "invalid_request"}),
-    Row("a code that is none", 400, {"error": {"code": "x"}}, Transient, {"code": "server_error"}),
-    Row("invalid_target may follow the spend", 400, {"error": "invalid_target"}, Ambiguous),
+    Row("a code that is none", 400, {"error": {"code": 5}}, Transient, {"code": "server_error"}),
+    Row("a code in an object", 400, {"error": {"code": "x"}}, Transient, {"code": "x", "refusal": True}),
+    Row("invalid_target may follow the spend", 400, {"error": "invalid_target"}, ResourceRefused),
     Row("300 is no success", 300, GOOD, Transient),
     Row("a redirect", 307, b"", Transient, headers={"location": "https://elsewhere.example"}),
     Row("408", 408, b"", Transient, {"code": "temporarily_unavailable"}),
@@ -108,8 +128,101 @@ TABLE = [
     Row("503 with nonsense", 503, b"", Transient, {"retry_after": None}, headers={"retry-after": "soon"}),
     Row("500", 500, b"", Ambiguous),
     Row("502", 502, b"<html>", Ambiguous, {}, "text/html"),
+    Row("504", 504, b"", Ambiguous),
+    Row("501", 501, b"", Ambiguous),
     Row("500 with a code that is no verdict", 500, {"error": "server_error"}, Ambiguous),
+    Row("a verdict with 429 is none", 429, {"error": "invalid_grant"}, Transient, {"refusal": False}),
+    Row("a verdict with 503 is none", 503, {"error": "invalid_grant"}, Transient),
+    Row("429 with an absurd wait", 429, b"", Transient, {"retry_after": 3600.0}, headers={"retry-after": "99999999999999999999"}),
+    Row("429 with a negative wait", 429, b"", Transient, {"retry_after": None}, headers={"retry-after": "-5"}),
+    Row("a wall in front (WAF) as 403", 403, b"<html>Attention Required! | Cloudflare</html>", Transient, {"refusal": True}, "text/html"),
 ]  # fmt: skip
+
+
+# Each dialect as it was documented or seen: (server and source, status, body, what it must be taken for).
+DIALECTS: list[tuple[str, int, Any, type[Outcome]]] = [
+    ("GitHub, simple-oauth2#459", 200, {"error": "bad_refresh_token", "error_description": "The refresh token passed is incorrect or expired."}, GrantDead),
+    ("GitHub as a form, github/docs", 200, b"error=bad_refresh_token&error_description=The+refresh+token+passed+is+incorrect", GrantDead),
+    ("GitHub, github/docs troubleshooting", 200, {"error": "incorrect_client_credentials"}, ClientRejected),
+    ("Slack, node-slack-sdk#2038", 200, {"ok": False, "error": "invalid_refresh_token"}, GrantDead),
+    ("Slack, oauth.v2.exchange", 200, {"ok": False, "error": "bad_client_secret"}, ClientRejected),
+    ("Slack, oauth.v2.exchange: part may have succeeded", 200, {"ok": False, "error": "internal_error"}, Ambiguous),
+    ("Slack, ratelimited", 429, {"ok": False, "error": "ratelimited"}, Transient),
+    ("Slack, unknown", 200, {"ok": False, "error": "something_new"}, Transient),
+    ("Supabase, supabase/auth#2829", 400, {"code": 400, "error_code": "refresh_token_not_found", "msg": "Invalid Refresh Token: Refresh Token Not Found"}, GrantDead),
+    ("Supabase, tokens/service.go", 400, {"code": 400, "error_code": "refresh_token_already_used", "msg": "Invalid Refresh Token: Already Used"}, GrantDead),
+    ("Supabase, errorcode.go", 403, {"code": 403, "error_code": "session_expired"}, GrantDead),
+    ("Supabase, concurrent", 409, {"code": 409, "error_code": "conflict", "msg": "Too many concurrent token refresh requests on the same session or refresh token"}, Transient),
+    ("Supabase, errorcode.go", 429, {"error_code": "over_request_rate_limit"}, Transient),
+    ("Atlassian and Auth0", 403, {"error": "invalid_grant", "error_description": "Unknown or invalid refresh token."}, GrantDead),
+    ("Atlassian MCP, codex#27165", 400, {"error": "unauthorized_client", "error_description": "refresh_token is invalid"}, GrantDead),
+    ("unauthorized_client by the RFC", 400, {"error": "unauthorized_client", "error_description": "not allowed to use this grant type"}, ClientRejected),
+    ("Auth0, community.auth0.com/t/77440", 500, {"error": "access_denied", "error_description": "Global limit has been reached"}, Transient),
+    ("Google", 400, {"error": "invalid_grant", "error_description": "Token has been expired or revoked."}, GrantDead),
+    ("Google, blobfile#2", 400, {"error": "invalid_grant", "error_subtype": "invalid_rapt", "error_description": "reauth related error (invalid_rapt)"}, GrantDead),
+    ("Google, google-auth-library-python#1043", 400, {"error": "invalid_grant", "error_description": "Bad Request"}, Transient),
+    ("Entra, blobfile#93", 400, {"error": "invalid_grant", "error_description": "AADSTS700082: The refresh token has expired due to inactivity."}, GrantDead),
+    ("Entra, CIPP#1156", 400, {"error": "interaction_required", "error_description": "AADSTS70043: The refresh token has expired"}, GrantDead),
+    ("Entra, BingAds-Python-SDK#279: intermittent", 400, {"error": "invalid_grant", "error_description": "AADSTS70000: 'refresh_token' or 'assertion' is not valid"}, Transient),
+    ("Entra, azure-docs#63819", 400, {"error": "invalid_grant", "error_description": "AADSTS9002313: Invalid request."}, Transient),
+    ("Entra, csharp-sdk#1587", 400, {"error": "invalid_target", "error_description": "AADSTS9010010: The resource parameter provided in the request doesn't match with the requested scopes"}, ResourceRefused),
+    ("Entra, reference-error-codes", 401, {"error": "invalid_client", "error_description": "AADSTS7000222: The provided client secret keys are expired."}, ClientRejected),
+    ("Entra, reference-error-codes", 400, {"error": "invalid_grant", "error_description": "AADSTS90033: A transient error has occurred."}, Transient),
+    ("Dropbox, integration_dropbox#34", 400, {"error": "invalid_grant", "error_description": "refresh token is invalid or revoked"}, GrantDead),
+    ("Dropbox-like, react-native-app-auth#687", 400, {"error": "invalid_request", "error_description": 'unknown field "resource"'}, ResourceRefused),
+    ("Salesforce", 400, {"error": "invalid_grant", "error_description": "expired access/refresh token"}, GrantDead),
+    ("Salesforce, another network", 400, {"error": "invalid_grant", "error_description": "IP restricted"}, Transient),
+    ("Salesforce, the client under another code", 400, {"error": "invalid_grant", "error_description": "authentication failure - invalid client credentials"}, ClientRejected),
+    ("Okta, okta-react-native#109", 400, {"error": "invalid_grant", "error_description": "The refresh token is invalid or expired."}, GrantDead),
+    ("Keycloak, TokenManager.java", 400, {"error": "invalid_grant", "error_description": "Maximum allowed refresh token reuse exceeded"}, GrantDead),
+    ("Keycloak, keycloak#44821: wrong node", 400, {"error": "invalid_grant", "error_description": "Session not active"}, Transient),
+    ("Keycloak, TokenManager.java", 400, {"error": "invalid_grant", "error_description": "Invalid refresh token. Token client and authorized client don't match"}, ClientRejected),
+    ("HubSpot, nango.dev", 400, {"status": "BAD_REFRESH_TOKEN", "message": "missing or invalid refresh token"}, GrantDead),
+    ("Linear, linear-cli#44", 400, {"error": "invalid_request", "error_description": "Refresh token expired"}, GrantDead),
+    ("Obot#7501", 400, {"error": "invalid_request", "error_description": "Obot: refresh_token is invalid"}, GrantDead),
+    ("Klaxoon, which says it of everything", 400, {"error": "invalid_request", "error_description": "The access_token is missing, the authorization code is invalid or the refresh_token is invalid"}, Transient),
+    ("Metabase#80389, which says it of everything", 400, {"error": "invalid_request", "error_description": "The token request is invalid."}, Transient),
+    ("athenaFlex#107: a dead token as a client", 400, {"expires_in": 0, "error": "invalid_client", "error_description": "Refresh token could not be mapped ... User must re-authenticate."}, GrantDead),
+    ("PayPal-Android-SDK#422", 401, {"error": "invalid_refresh_token", "error_description": "Refresh Token is invalid"}, GrantDead),
+    ("Square forum", 401, {"message": "Invalid refresh token", "type": "service.not_authorized"}, GrantDead),
+    ("Zoho, token-validity", 200, {"error": "invalid_code"}, GrantDead),
+    ("Zoho, token-validity", 400, {"error_description": "You have made too many requests continuously. Please try again after some time.", "error": "Access Denied", "status": "failure"}, Transient),
+    ("OpenAI, codex#6028", 401, {"error": {"message": "Your refresh token has already been used to generate a new access token.", "type": "invalid_request_error", "code": "refresh_token_reused"}}, GrantDead),
+    ("Anthropic, pi#9369", 429, {"error": {"type": "rate_limit_error", "message": "Rate limited."}}, Transient),
+    ("FastMCP, fastmcp#5002: an outage", 400, {"error": "invalid_grant", "error_description": "Upstream refresh failed: timeout"}, Transient),
+    ("Exact Online, laravel-exact-online#31", 400, {"error": "access_denied", "error_description": "Rate limit exceeded: access_token not expired"}, TooEarly),
+    ("hh.ru, hhru/api#130", 400, {"error": "invalid_grant", "error_description": "Refresh token may be used only after access token expired."}, TooEarly),
+    ("Cognito, aws-sdk-net-extensions-cognito#75", 400, {"__type": "NotAuthorizedException", "message": "SecretHash does not match for the client: x"}, ClientRejected),
+    ("Cognito, RefreshTokenRotationType", 400, {"__type": "RefreshTokenReuseException"}, GrantDead),
+    ("AWS Sign-In, TooManyRequestsError", 429, {"error": "INVALID_REQUEST", "message": "x"}, Transient),
+    ("InsForge, insforge-mcp#107", 503, {"error": "temporarily_unavailable"}, Transient),
+    ("COROS, a success without a token", 200, {"result": "1001", "message": "Service exceptions"}, Unintelligible),
+    ("upper case, platform.sohojx.com", 400, {"success": False, "error": {"code": "INVALID_GRANT", "message": "no"}}, GrantDead),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("source", "status", "body", "kind"), DIALECTS)
+def test_each_dialect_is_understood(source: str, status: int, body: Any, kind: type[Outcome]) -> None:
+    """If it failed, this server's words would cost a living grant, or a dead one would be tried for ever."""
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    outcome = _judge(status, data, {"content-type": FORM if isinstance(body, bytes) else JSON})
+    assert type(outcome) is kind, outcome
+
+
+def test_every_meaning_has_its_source() -> None:
+    """If it failed, a rule would stand there that nobody can check, or that fits nothing."""
+    for row in MEANINGS:
+        assert row.source
+        assert row.codes or row.words
+        assert all(code == code.lower() for code in row.codes)
+
+
+def test_a_code_that_is_no_word_of_the_trade_is_masked() -> None:
+    """If it failed, a server could have a secret shown in the place of an error code, where words decide its meaning."""
+    secret = "s3cr3t-0123456789-abcdefghij"
+    outcome = _judge(400, json.dumps({"error": secret, "error_description": "too many requests"}).encode(), {})
+    assert isinstance(outcome, Transient)
+    assert secret not in outcome.code + outcome.description
 
 
 def _judge(status: int, body: bytes, headers: dict[str, str], *, whole: bool = True) -> Outcome:

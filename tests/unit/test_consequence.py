@@ -20,7 +20,7 @@ from refresher.outcome import (
 )
 from refresher.policy import Rest
 from refresher.secret import Secret
-from tests.support.samples import NOON, at, doubt, failure, grant
+from tests.support.samples import NOON, REFRESH, at, doubt, failure, grant
 
 LATER = at(NOON + 3000)
 FAILED: list[Outcome] = [
@@ -74,7 +74,7 @@ def test_a_rotation_replaces_settles_and_remembers() -> None:
     assert changed.refresh_token == Secret("new-refresh")
     assert changed.access_token == Secret("new-access")
     assert (changed.failure, changed.doubt, changed.failures, changed.dead) == (None, None, 0, False)
-    assert changed.spent == (before.refresh_token.fingerprint(),)
+    assert changed.spent == (REFRESH.fingerprint(),)
     assert changed.generation == before.generation + 1
     assert changed.scope == before.scope
 

@@ -13,12 +13,10 @@ from refresher.errors import GrantFileError, StorageError
 from refresher.grant import NOTHING, Grant, Stored, Tombstone, encode
 from refresher.secret import Secret
 from tests.support.fake_state import directories, put
-from tests.support.samples import NOON, at, grant
+from tests.support.samples import NOON, REFRESH, at, grant
 
 OLD = grant()
-NEW = grant(
-    generation=4, refresh_token=Secret("refresh-token-of-generation-4"), spent=(OLD.refresh_token.fingerprint(),)
-)
+NEW = grant(generation=4, refresh_token=Secret("refresh-token-of-generation-4"), spent=(REFRESH.fingerprint(),))
 SOON = at(NOON + 10)
 REBOOTED = at(NOON + 10, boot="boot-2")
 
