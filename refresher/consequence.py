@@ -49,7 +49,8 @@ def after(
             return _waiting(grant, "transient", "temporarily_unavailable", outcome.description, now)
         case Transient():
             refused = _refused(grant) if outcome.refusal else grant
-            return _waiting(refused, "transient", outcome.code, outcome.description, now, outcome.retry_after)
+            waiting = _waiting(refused, "transient", outcome.code, outcome.description, now, outcome.retry_after)
+            return waiting if outcome.refusal or outcome.retry_after is None else _everybody(waiting)
         case TooEarly():
             return _too_early(grant, outcome, now)
         case Ambiguous() | Unintelligible() if grant.refresh_token is None:
@@ -88,6 +89,12 @@ def _at_once(grant: Grant, now: Moment) -> Grant:
     if grant.failure is None:
         return grant
     return msgspec.structs.replace(grant, failure=msgspec.structs.replace(grant.failure, retry_at=now.wall))
+
+
+def _everybody(grant: Grant) -> Grant:
+    if grant.failure is None or grant.dead:
+        return grant
+    return msgspec.structs.replace(grant, failure=msgspec.structs.replace(grant.failure, busy=True))
 
 
 def _refused(grant: Grant) -> Grant:

@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from refresher import told, words
+from refresher import told, urls, words
 from refresher.config import Settings
 from refresher.directories import Directories
 from refresher.errors import ConfigError, DirectoryError, GrantFileError
@@ -173,6 +173,8 @@ class Daemon:
         if rest.until is None:
             self._timetable.drop(grant.name)
         else:
+            if grant.failure is not None and grant.failure.busy:
+                self._places.hold(urls.origin(grant.token_endpoint), time.monotonic() + rest.until - time.time())
             self._timetable.plan(grant.name, min(rest.until, time.time() + _FURTHEST))
         if rest.because == "not_due":
             self._told.pop(grant.name, None)

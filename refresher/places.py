@@ -1,10 +1,13 @@
 """Who may rotate at the same time: first a place in this queue, then the lock."""
 
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 from typing import Final, Generic, NamedTuple, TypeVar
+
+from refresher.budget import Budget
 
 __all__ = ["AT_ONCE", "AT_ONE_SERVER", "Finished", "Places", "run_all"]
 
@@ -26,19 +29,21 @@ class Finished(NamedTuple, Generic[T, R]):
 
 
 class Places(Generic[T, R]):
-    """Does ``work`` on jobs: at most 64 at once, and at most 8 of one server.
+    """Does ``work`` on jobs: at most 64 at once, and at most 8 of one server, within its budget.
 
-    So a server that hangs delays nobody else's. Each job has a thread of its own, which is no daemon: what has begun
-    is finished. ``work`` must not raise. ``tell`` is called in that thread when it is done; everything else is for one
-    thread alone, which hands each ``Finished`` back to ``leave``.
+    So a server that hangs delays nobody else's, and none is run over. Each job has a thread of its own, which is no
+    daemon: what has begun is finished. ``work`` must not raise. ``tell`` is called in that thread when it is done;
+    everything else is for one thread alone, which hands each ``Finished`` back to ``leave``.
     """
 
     def __init__(self, work: Callable[[T], R], tell: Callable[[Finished[T, R]], None]) -> None:
         self._work = work
         self._tell = tell
         self._waiting: dict[str, deque[T]] = {}
-        # Servers that may begin a job, each once, in turn.
+        # Servers that may begin a job, each once, in turn; and those that may later, with the monotonic second.
         self._turns: deque[str] = deque()
+        self._later: dict[str, float] = {}
+        self._budgets: dict[str, Budget] = {}
         self._at_server: Counter[str] = Counter()
         self._working: dict[int, T] = {}
         self._next_place = 0
@@ -59,23 +64,47 @@ class Places(Generic[T, R]):
         """Drop the jobs that have not begun."""
         self._waiting.clear()
         self._turns.clear()
+        self._later.clear()
 
-    def begin(self, *, everything: bool = False) -> None:
-        """Start what fits; ``everything``: however many are of one server."""
+    def hold(self, server: str, until: float) -> None:
+        """Begin no job of ``server`` before ``until`` (monotonic seconds)."""
+        self._budget(server).hold(until)
+
+    def begin(self, *, everything: bool = False) -> float:
+        """Start what fits, and return for how many seconds a call again would start no more for want of budget.
+
+        ``everything``: however many are of one server, and whatever its budget.
+        """
+        now = time.monotonic()
         if everything:
             self._turns = deque(self._waiting)
+            self._later.clear()
+        for server in [server for server, opens_at in self._later.items() if opens_at <= now]:
+            del self._later[server]
+            self._turns.append(server)
         while self._turns and len(self._working) < AT_ONCE:
             server = self._turns.popleft()
+            budget = self._budget(server)
+            if not everything and (opens_at := budget.opens_at(now)) > now:
+                self._later[server] = opens_at
+                continue
             jobs = self._waiting[server]
             job = jobs.popleft()
             if not self._start(server, job):
                 jobs.appendleft(job)
                 self._turns.appendleft(server)
-                return
+                break
+            budget.take(now)
             if not jobs:
                 del self._waiting[server]
             elif everything or self._at_server[server] < AT_ONE_SERVER:
                 self._turns.append(server)
+        return min(self._later.values(), default=float("inf")) - now
+
+    def _budget(self, server: str) -> Budget:
+        if server not in self._budgets:
+            self._budgets[server] = Budget(time.monotonic())
+        return self._budgets[server]
 
     def leave(self, finished: Finished[T, R]) -> None:
         """Free the place of a finished job."""
@@ -122,9 +151,9 @@ def run_all(
     done: dict[int, R] = {}
     while len(done) < len(jobs):
         # A job that finds the flag set ends at once by itself, so each still gets its result.
-        places.begin(everything=stopping())
+        pause = places.begin(everything=stopping())
         try:
-            finished = ended.get(timeout=_LOOK_AGAIN)
+            finished = ended.get(timeout=min(pause, _LOOK_AGAIN))
         except Empty:
             waiting([job for _, job in places.working()])
             continue

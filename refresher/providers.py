@@ -45,11 +45,6 @@ PROFILES: Final = (
         replay=10 * _MINUTES,
     ),
     Profile(
-        "Box",
-        ("api.box.com", "account.box.com"),
-        "support.box.com: 'used only once', 60 days; no grace is documented",
-    ),
-    Profile(
         "Dropbox",
         ("api.dropboxapi.com", "api.dropbox.com", "www.dropbox.com"),
         "dropbox-sdk-python#544: 'refresh tokens don't expire'; react-native-app-auth#687: refuses unknown fields",

@@ -1,11 +1,14 @@
 """Who may rotate at the same time."""
 
 import threading
+import time
 from collections import Counter
+from queue import SimpleQueue
 
 import pytest
 
-from refresher.places import AT_ONCE, AT_ONE_SERVER, run_all
+from refresher.budget import BURST, RATE, Budget
+from refresher.places import AT_ONCE, AT_ONE_SERVER, Finished, Places, run_all
 from tests.support.command import wait_until
 
 
@@ -68,3 +71,46 @@ def test_a_system_without_threads_still_does_every_job(monkeypatch: pytest.Monke
 def test_a_stop_lets_every_job_say_so_itself() -> None:
     """If it failed, Ctrl-C would leave names without a result, or wait for a queue that never moves."""
     assert run_all([("one", number) for number in range(500)], lambda job: job, stopping=lambda: True) == [*range(500)]
+
+
+def test_a_start_with_many_due_grants_is_spread_and_a_rest_earns_a_burst() -> None:
+    """If it failed, a restart with a thousand grants would be taken for an attack by their server."""
+    budget = Budget(100.0)
+    now = 100.0
+    asked: list[float] = []
+    while len(asked) < BURST + 100:
+        now = max(now, budget.opens_at(now))
+        budget.take(now)
+        asked.append(now)
+    assert asked[BURST - 1] == 100.0
+    assert asked[-1] == pytest.approx(100.0 + 100 / RATE)
+    assert budget.opens_at(now + 3600) == now + 3600
+    budget.hold(now + 7200)
+    assert budget.opens_at(now + 3600) == now + 7200
+
+
+def test_a_server_beyond_its_budget_keeps_nobody_else_waiting_and_all_get_their_turn() -> None:
+    """If it failed, one server's many grants would delay the others', or some would never be rotated."""
+    ended: SimpleQueue[Finished[str, str]] = SimpleQueue()
+    places: Places[str, str] = Places(lambda job: job, ended.put)
+    for number in range(BURST + 5):
+        places.join("many", f"many-{number}")
+    places.join("held", "held-0")
+    places.hold("held", time.monotonic() + 3600)
+    done: list[str] = []
+
+    def turn() -> bool:
+        places.begin()
+        while not ended.empty():
+            finished = ended.get()
+            places.leave(finished)
+            done.append(finished.job)
+        return len(done) == BURST + 6
+
+    wait_until(lambda: turn() or len(done) >= BURST, "the burst is over")
+    places.join("other", "other-0")
+    wait_until(lambda: turn() or "other-0" in done, "the other server has its turn")
+    assert len(done) < BURST + 6, "there is no budget"
+    wait_until(turn, "all have had their turn")
+    assert "held-0" not in done
+    assert sorted(done) == sorted([*(f"many-{number}" for number in range(BURST + 5)), "other-0"])

@@ -1,0 +1,118 @@
+"""How a server behaves: by what was seen, by what its grant says, by what is known of its kind."""
+
+import re
+from typing import Any
+
+import pytest
+
+from refresher import conduct, policy
+from refresher.policy import Rest, Rotate
+from refresher.providers import PROFILES, UNKNOWN, Profile, profile_of
+from tests.support.samples import NOON, at, doubt, failure, grant
+
+
+def entra(**changes: Any) -> Any:
+    """Return a grant at Entra that says nothing of its server's ways."""
+    import msgspec
+
+    fields = {
+        "token_endpoint": "https://login.microsoftonline.com/common/oauth2/v2.0/token",
+        "replay": msgspec.UNSET,
+        "resource": "https://mcp.example/mcp",
+        "send_resource": None,
+    }
+    return grant(**(fields | changes))
+
+
+@pytest.mark.parametrize("profile", PROFILES, ids=lambda profile: profile.name)
+def test_each_profile_has_a_source_and_changes_something(profile: Profile) -> None:
+    """If it failed, a claim would stand there that nobody can check, or that is only decoration."""
+    assert re.search(r"[\w-]+\.\w+|#\d+|\w+/\w+", profile.source)
+    assert profile._replace(name="", hosts=(), source="") != UNKNOWN._replace(name="", source="")
+    assert profile.hosts
+    for host in profile.hosts:
+        assert host == host.lower()
+        assert "/" not in host
+
+
+@pytest.mark.parametrize(
+    ("token_endpoint", "issuer", "name"),
+    [
+        ("https://login.microsoftonline.com/common/oauth2/v2.0/token", None, "Entra"),
+        ("https://shop.myshopify.com/admin/oauth/access_token", None, "Shopify"),
+        ("https://elsewhere.example/token", "https://accounts.google.com", "Google"),
+        ("https://SLACK.com/api/oauth.v2.access", None, "Slack"),
+        ("https://myshopify.com/token", None, "unknown"),
+        ("https://evil-slack.com/token", None, "unknown"),
+        ("https://slack.com.evil.example/token", None, "unknown"),
+        ("https://as.example/token?x=https://slack.com", None, "unknown"),
+    ],
+)
+def test_a_profile_is_found_by_the_host_alone(token_endpoint: str, issuer: str | None, name: str) -> None:
+    """If it failed, another server would be given a grace that it does not have."""
+    assert profile_of(token_endpoint, issuer).name == name
+
+
+def test_what_was_seen_beats_what_the_grant_says_and_that_beats_what_is_known() -> None:
+    """If it failed, neither a person nor experience could correct a wrong profile."""
+    assert conduct.replay(entra()) is None
+    assert conduct.replay(entra(replay=0.0)) == 0.0
+    assert conduct.replay(entra(replay=30.0)) == 30.0
+    assert conduct.replay(grant()) == 0.0
+    assert not conduct.sends_resource(entra())
+    assert conduct.sends_resource(entra(send_resource=True))
+    assert not conduct.sends_resource(entra(send_resource=True, resource_refused=True))
+    assert conduct.sends_resource(grant(resource="urn:x", send_resource=None))
+    assert not conduct.sends_resource(grant(resource="urn:x", send_resource=False))
+    assert not conduct.sends_resource(grant(resource=None, send_resource=None))
+    assert conduct.sends_scope(entra())
+    assert not conduct.sends_scope(grant())
+    assert conduct.sends_scope(grant(refresh_token=None))
+    assert not conduct.sends_scope(entra(scope=None))
+
+
+def test_a_token_of_unknown_life_lives_as_long_as_is_known_of_its_server() -> None:
+    """If it failed, a token whose server tells no lifetime would be replaced far too often, or too late."""
+    github = {"token_endpoint": "https://github.com/login/oauth/access_token", "expires_at": None}
+    assert policy.end_of_life(grant(**github)) == NOON + 8 * 3600
+    assert policy.end_of_life(grant(**github, max_age=600.0)) == NOON + 600
+    assert policy.end_of_life(grant(expires_at=None)) == NOON + policy.DEFAULT_MAX_AGE
+
+
+def test_where_a_rotation_ends_the_token_in_use_it_comes_later() -> None:
+    """If it failed, agents would be handed 401s more often than needed."""
+    usual = policy.due_at(grant()) - NOON
+    github = policy.due_at(grant(token_endpoint="https://github.com/login/oauth/access_token")) - NOON
+    assert usual < 0.75 * 3600 + 1 < github < 3600
+
+
+@pytest.mark.parametrize(
+    "known", [{"refuses_early": True}, {"token_endpoint": "https://start.exactonline.nl/api/oauth2/token"}]
+)
+def test_where_an_early_refresh_is_refused_it_is_due_at_the_end(known: dict[str, Any]) -> None:
+    """If it failed, each rotation would begin with a refusal, and some servers count those."""
+    assert policy.due_at(grant(**known)) == NOON + 3600
+
+
+def test_a_refresh_token_that_says_when_it_may_be_used_is_not_used_before() -> None:
+    """If it failed, rauthy would end all logins of the user for one early refresh."""
+    held = grant(not_before=NOON + 3540)
+    for asked in ({}, {"force": True}, {"demanded": True}, {"horizon": 7200.0}):
+        assert policy.decide(held, at(NOON + 3000), **asked) == Rest("too_early", NOON + 3540), asked
+    assert policy.decide(held, at(NOON + 3600)) == Rotate("due")
+    # Nobody waits for ever on a number: by its end of life at the latest it is tried.
+    absurd = grant(not_before=NOON + 1e9)
+    assert policy.decide(absurd, at(NOON + 3600 + policy.CLOCK_TOLERANCE)) == Rotate("due")
+
+
+def test_client_credentials_are_never_in_doubt() -> None:
+    """If it failed, a lost answer would hold up a client that has nothing to lose."""
+    assert policy.replay_open(grant(refresh_token=None, doubt=doubt()), at(NOON + 9999))
+
+
+def test_only_what_is_refused_again_and_again_needs_a_person() -> None:
+    """If it failed, one confused answer would call for a person, or a hundred would not."""
+    assert not policy.needs_person(grant(refusals=4, failure=failure(outcome="client_rejected")))
+    refused = grant(refusals=5, failure=failure(outcome="client_rejected"))
+    assert policy.needs_person(refused)
+    assert policy.decide(refused, at(NOON + 101)) == Rotate("retry"), "it is not tried any more"
