@@ -145,6 +145,8 @@ def _attempt(grant: Grant, ca_file: str | None, hooks: Hooks, demanded: bool, li
             progress,
             backend_options={"loop_factory": ExchangeLoop},
         )
+    except ConfigError as error:
+        problem = str(error)  # our own words hold no secret, but paths that a mask would hide
     except Exception as error:  # noqa: BLE001  whatever a transport raises, what was sent decides
         problem = _describe(error, grant)
     body = bytes(progress.body)

@@ -4,7 +4,8 @@
 //
 // Listens on 127.0.0.1 (PORT 0 or none: any free port), prints one line of JSON when it is ready,
 // and exits when its stdin closes, so that a killed test run leaves no server behind.
-// OIDC_CONFIG (JSON, optional): accessTokenTtl, refreshTokenTtl (seconds), delayMs.
+// OIDC_CONFIG (JSON, optional): accessTokenTtl, refreshTokenTtl (seconds), delayMs, and jwk, the public key with which
+// the client "jwt" proves itself.
 
 import { createHash, generateKeyPairSync } from 'node:crypto';
 import { createServer } from 'node:http';
@@ -72,6 +73,11 @@ const provider = new Provider(issuer, {
     client('post', 'client_secret_post'),
     client('public', 'none'),
     client('inspector', 'client_secret_basic'),
+    ...(config.jwk ? [{ ...client('jwt', 'private_key_jwt'), jwks: { keys: [config.jwk] } }] : []),
+    {
+      ...client('machine', 'client_secret_basic'), client_secret: secrets.basic,
+      grant_types: ['client_credentials'], response_types: [], redirect_uris: [],
+    },
   ],
   clientDefaults: { id_token_signed_response_alg: 'ES256' },
   jwks: {
@@ -82,10 +88,11 @@ const provider = new Provider(issuer, {
   rotateRefreshToken: true, // and a spent refresh token that comes back revokes its whole family
   ttl: {
     // The grant is not renewed by a refresh: it has to outlive all of its tokens.
-    AccessToken: config.accessTokenTtl, RefreshToken: config.refreshTokenTtl, Grant: MONTH, IdToken: 3600,
+    AccessToken: config.accessTokenTtl, ClientCredentials: config.accessTokenTtl, RefreshToken: config.refreshTokenTtl, Grant: MONTH, IdToken: 3600,
   },
   features: {
     devInteractions: { enabled: false },
+    clientCredentials: { enabled: true },
     revocation: { enabled: true },
     introspection: {
       enabled: true,
@@ -173,7 +180,8 @@ function record(ctx, params) {
     grant_type: params.get('grant_type'),
     client_id: user ?? params.get('client_id'),
     // The provider takes a secret in either place, whatever the client is registered for.
-    client_auth: basic ? 'basic' : (params.has('client_secret') && 'post') || 'none',
+    client_auth: (basic && 'basic') || (params.has('client_secret') && 'post')
+      || (params.has('client_assertion') && 'jwt') || 'none',
     fingerprint: token ? createHash('sha256').update(token).digest('hex') : null,
     status: null, // what was sent; null: nothing was (dropped, pending, or the client was gone)
     provider_status: null, // what the provider decided; null: it did not see the request

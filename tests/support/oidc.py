@@ -73,6 +73,8 @@ class OIDC:
             "server_url": "https://mcp.example/mcp",
             "issuer": self.endpoints["issuer"],
         }
+        if client == "jwt":
+            fields["token_endpoint_auth_method"] = "private_key_jwt"
         if client in ("basic", "post"):
             fields["client_secret"] = self.secrets[client]
             fields["token_endpoint_auth_method"] = f"client_secret_{client}"

@@ -1,0 +1,230 @@
+"""Ways in which a client proves itself, and grants that do not rotate."""
+
+import json
+import socket
+import ssl
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.support import keys
+from tests.support.command import Command, wait_until
+from tests.support.oidc import OIDC
+from tests.support.raw_server import RawServer
+
+Start = Callable[..., OIDC]
+RESOURCE = "https://mcp.example/mcp"
+
+
+@pytest.mark.parametrize("kind", ["ES256", "RS256", "EdDSA"])
+def test_a_client_proves_itself_by_a_signed_assertion(refresher: Command, own_oidc: Start, kind: str) -> None:
+    """If it failed, clients without a shared secret could not be refreshed."""
+    pem = refresher.home / "key.pem"
+    server = own_oidc(jwk=keys.key(pem, kind) | {"kid": "the-key"})
+    fields = server.mint("jwt", RESOURCE) | {"private_key_file": "key.pem", "private_key_id": "the-key"}
+    refresher.import_grant("linear", fields)
+    assert refresher("run-once").code == 0
+    assert refresher("run-once", "--force").code == 0
+    assert [request["client_auth"] for request in server.requests()] == ["jwt", "jwt"]
+    assert server.introspect(refresher.token("linear").access_token)["active"]
+    assert server.log()["presented_twice"] == 0
+
+
+def test_a_key_is_read_anew_for_each_assertion_and_its_absence_spends_nothing(
+    refresher: Command, own_oidc: Start
+) -> None:
+    """If it failed, a rolled key would need a restart, or a missing one cost a refresh token."""
+    pem = refresher.home / "key.pem"
+    server = own_oidc(jwk=keys.key(pem))
+    refresher.import_grant("linear", server.mint("jwt") | {"private_key_file": str(pem)})
+    pem.rename(refresher.home / "elsewhere.pem")
+    done = refresher("run-once", "--json")
+    assert done.code == 4
+    assert f"cannot read the private key {pem}" in done.results["linear"]["detail"]
+    assert server.requests() == []
+    (refresher.home / "elsewhere.pem").rename(pem)
+    assert refresher("run-once", "--force").code == 0
+    keys.key(pem)
+    done = refresher("run-once", "--force", "--json")
+    assert (done.code, done.results["linear"]["outcome"]) == (4, "client_rejected")
+
+
+def test_client_credentials_are_renewed_and_published_like_any_other_grant(refresher: Command, own_oidc: Start) -> None:
+    """If it failed, agents of machines would need another product for their tokens."""
+    server = own_oidc(accessTokenTtl=4)
+    fields = {
+        "grant_type": "client_credentials",
+        "token_endpoint": server.endpoints["token_endpoint"],
+        "client_id": "machine",
+        "client_secret": server.secrets["basic"],
+        "scope": "mcp:read",
+        "resource": RESOURCE,
+        "server_url": RESOURCE,
+    }
+    refresher.import_grant("machine", fields)
+    refresher.import_grant("another", fields)
+    process = refresher.start("run")
+    try:
+        wait_until(lambda: (refresher.state / "tokens/machine.json").exists(), "the first token is there")
+        first = refresher.token("machine")
+        assert first.scope == "mcp:read"
+        assert server.introspect(first.access_token)["aud"] == RESOURCE
+        # A lost answer costs nothing: it is asked for again at once, and nobody is called.
+        server.script(drop=True, process=True)
+        wait_until(lambda: refresher.token("machine").generation >= 4, "it is renewed again and again")
+    finally:
+        process.terminate()
+    assert refresher.finish(process).code == 0
+    seen = server.requests()
+    assert {request["grant_type"] for request in seen} == {"client_credentials"}
+    assert refresher.grant("machine").doubt is None
+    assert refresher.leftovers() == []
+
+
+def test_a_lost_answer_to_client_credentials_puts_nothing_in_doubt(refresher: Command, own_oidc: Start) -> None:
+    """If it failed, a client that has nothing to lose would wait for its token's end, or call for a person."""
+    server = own_oidc()
+    fields = {
+        "grant_type": "client_credentials",
+        "token_endpoint": server.endpoints["token_endpoint"],
+        "client_id": "machine",
+        "client_secret": server.secrets["basic"],
+        "server_url": RESOURCE,
+    }
+    refresher.import_grant("machine", fields)
+    for _ in range(2):
+        server.script(drop=True, process=True)
+    done = refresher("run-once", "--json")
+    assert (done.code, done.results["machine"]["outcome"]) == (4, "transient")
+    assert refresher("run-once", "--force").code == 0
+
+
+def test_a_client_shows_its_certificate_to_the_token_endpoint(refresher: Command) -> None:
+    """If it failed, servers that bind clients to certificates (RFC 8705) could not be used."""
+    home = refresher.home
+    keys.certificate(home / "server.pem", "localhost")
+    keys.certificate(home / "client.pem", "agent")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(home / "server.pem", home / "server.key")
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_verify_locations(home / "client.pem")
+    shown: list[Any] = []
+
+    def encrypt(connection: socket.socket) -> socket.socket:
+        encrypted = context.wrap_socket(connection, server_side=True)
+        shown.append(encrypted.getpeercert())
+        return encrypted
+
+    def answer(connection: socket.socket, request: bytes) -> None:
+        body = json.dumps({"access_token": "an-access-token-by-mtls", "expires_in": 3600}).encode()
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+
+    with RawServer(answer, wrap=encrypt) as server:
+        fields = {
+            "token_endpoint": server.token_endpoint.replace("http://127.0.0.1", "https://localhost"),
+            "client_id": "agent",
+            "refresh_token": "a-refresh-token-by-mtls",
+            "server_url": RESOURCE,
+        }
+        trust = {"REFRESHER_CA_FILE": str(home / "server.pem")}
+        refresher.import_grant("without", fields)
+        assert refresher("run-once", "without", environment=trust).code in (4, 5)
+        assert server.requests == [], "a token went to a server that asked for a certificate in vain"
+        refresher("remove", "without")
+        mtls = {"client_cert": "client.pem", "client_key": "client.key", "refresh_token": "another-token-by-mtls"}
+        refresher.import_grant("linear", fields | mtls)
+        assert refresher.grant("linear").token_endpoint_auth_method == "tls_client_auth"
+        done = refresher("run-once", "linear", environment=trust)
+        assert done.code == 0, done.stderr
+    assert shown[-1]["subject"][0][0][1] == "agent"
+    assert b"client_id=agent" in server.requests[0]
+    assert b"authorization" not in server.requests[0].lower()
+
+
+def test_a_key_with_a_passphrase_is_refused_and_asks_nobody(refresher: Command) -> None:
+    """If it failed, a daemon would hang at a prompt that nobody sees."""
+    from cryptography.hazmat.primitives.serialization import (
+        BestAvailableEncryption,
+        Encoding,
+        PrivateFormat,
+        load_pem_private_key,
+    )
+
+    keys.certificate(refresher.home / "client.pem", "agent")
+    path = refresher.home / "client.key"
+    locked = load_pem_private_key(path.read_bytes(), None).private_bytes(
+        Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret")
+    )
+    path.write_bytes(locked)
+    fields = {
+        "token_endpoint": "https://as.example/token",
+        "client_id": "agent",
+        "refresh_token": "a-refresh-token-of-nobody",
+        "server_url": RESOURCE,
+    }
+    for more in ({"client_cert": "client.pem", "client_key": "client.key"}, {"private_key_file": "client.key"}):
+        done = refresher("import", "linear", "--from", str(refresher.write_import("linear", fields | more)))
+        assert done.code == 2
+        assert done.stderr.count("\n") == 1
+        assert "client." in done.stderr
+
+
+# --- a resource that is refused -----------------------------------------------------------------------------------
+
+REFUSED = {"status": 400, "body": {"error": "invalid_target", "error_description": "AADSTS9010010: no match"}}
+
+
+def test_a_refused_resource_is_left_out_at_once_where_nothing_is_at_stake_and_from_then_on(
+    refresher: Command, own_oidc: Start
+) -> None:
+    """If it failed, grants at servers that reject the parameter would never get a token."""
+    server = own_oidc()
+    refresher.import_grant("linear", server.mint("public", RESOURCE))
+    server.script(**REFUSED)
+    assert refresher("run-once").code == 0
+    assert [request["resource"] for request in server.requests()] == [RESOURCE, None]
+    assert refresher("run-once", "--force").code == 0
+    assert server.requests()[-1]["resource"] is None, "it was not remembered"
+    assert refresher.grant("linear").resource_refused
+
+
+def test_a_refused_resource_waits_for_the_end_of_a_live_token(refresher: Command, own_oidc: Start) -> None:
+    """If it failed, a server that spends the token before it looks at the resource would end a live login (I1)."""
+    server = own_oidc(accessTokenTtl=5)
+    refresher.import_grant("linear", server.mint("public", RESOURCE))
+    assert refresher("run-once").code == 0
+    live = refresher.token("linear").access_token
+    server.script(**REFUSED)
+    done = refresher("run-once", "--force", "--json")
+    assert (done.code, done.results["linear"]["outcome"]) == (5, "in_doubt")
+    assert len(server.requests()) == 2
+    assert server.introspect(live)["active"]
+    process = refresher.start("run")
+    try:
+        wait_until(lambda: refresher.token("linear").generation == 2, "it goes on without the resource")
+    finally:
+        process.terminate()
+    assert refresher.finish(process).code == 0
+    assert server.requests()[-1]["resource"] is None
+
+
+def test_a_client_that_is_rejected_again_and_again_needs_a_person_and_mends_itself(
+    refresher: Command, own_oidc: Start
+) -> None:
+    """If it failed, a wrong secret would fail for ever in silence, or one confused answer would end a grant."""
+    server = own_oidc()
+    refresher.import_grant("linear", server.mint("public"))
+    assert refresher("run-once").code == 0
+    for count in range(1, 6):
+        server.script(status=401, body={"error": "invalid_client"})
+        done = refresher("run-once", "--force", "--json")
+        expected = (4, "client_rejected") if count < 5 else (3, "reauthorization_required")
+        assert (done.code, done.results["linear"]["outcome"]) == expected
+    token = refresher.token("linear")
+    assert (token.state, token.access_token is None) == ("reauthorization_required", False)
+    assert "5 times in a row" in done.results["linear"]["detail"]
+    assert refresher("run-once").code == 3
+    assert refresher("run-once", "--force").code == 0
+    assert refresher.token("linear").state == "active"
+    assert server.log()["reused"] == 0
