@@ -12,6 +12,7 @@ from pathlib import Path
 
 import shim
 from refresher.brought import Brought
+from refresher.providers import PROFILES
 from refresher.result import EXIT_CODES
 from tests.conftest import need
 from tests.support.api import API
@@ -228,6 +229,11 @@ def test_every_key_of_an_import_is_explained() -> None:
     """If it failed, a field could only be found in the source."""
     section = README.partition("## import")[2].partition("\n## ")[0]
     assert [key for key in Brought.__struct_fields__ if f"`{key}`" not in section] == []
+
+
+def test_every_server_of_which_more_is_known_is_named() -> None:
+    """If it failed, a user could not tell whether his server is known."""
+    assert [profile.name for profile in PROFILES if profile.name not in README.replace("\n", " ")] == []
 
 
 def test_the_top_level_holds_what_it_may() -> None:
