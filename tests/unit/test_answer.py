@@ -3,6 +3,7 @@
 import base64
 import json
 from typing import Any, NamedTuple
+from urllib.parse import urlencode
 
 import pytest
 from hypothesis import given
@@ -257,19 +258,47 @@ def test_a_server_that_echoes_a_token_is_not_repeated() -> None:
     assert outcome.description.isprintable()
 
 
+_KEYS = st.sampled_from([
+    "access_token", "refresh_token", "expires_in", "expires_at", "expiresAt", "scope", "token_type", "error", "error_description",
+    "error_code", "errorCode", "code", "status", "type", "__type", "message", "msg", "reason", "ok",
+])  # fmt: skip
+_WORDS = st.text() | st.sampled_from(
+    ["invalid_grant", "a-token", "refresh_token is invalid", REFRESH.reveal(), f"x{REFRESH.reveal()}"]
+)
+_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | _WORDS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_KEYS, inner, max_size=3),
+    max_leaves=6,
+)
+
+
 @given(
     st.integers(100, 599),
-    st.one_of(st.binary(), st.recursive(st.none() | st.booleans() | st.floats() | st.text(), st.lists).map(lambda v: json.dumps(v).encode()),
-              st.dictionaries(st.sampled_from(["access_token", "refresh_token", "expires_in", "error", "scope", "token_type", "error_description"]),
-                              st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.lists(st.text())).map(lambda v: json.dumps(v).encode())),
+    st.one_of(
+        st.binary(),
+        _VALUES.map(lambda value: json.dumps(value).encode()),
+        st.dictionaries(_KEYS, _VALUES).map(lambda value: json.dumps(value).encode()),
+        st.dictionaries(_KEYS, _WORDS).map(lambda value: urlencode(value, errors="replace").encode()),
+    ),
     st.dictionaries(st.sampled_from(["retry-after", "content-type"]), st.text() | st.just(FORM)),
     st.booleans(),
-)  # fmt: skip
-def test_no_answer_raises_and_only_success_rotates(
+)
+def test_no_answer_raises_or_repeats_a_secret_and_only_a_whole_success_rotates(
     status: int, body: bytes, headers: dict[str, str], whole: bool
 ) -> None:
-    """If it failed, a server's odd answer would end the process between the request and the disk."""
+    """If it failed, a server's odd answer would end the process between the request and the disk, or stand in a log."""
     outcome = _judge(status, body, headers, whole=whole)
     if isinstance(outcome, Rotated):
         assert 200 <= status < 300
-        assert outcome.access_token.reveal()
+        for token in (outcome.access_token, outcome.refresh_token):
+            assert token is None or (token.reveal() and token.reveal().isprintable() and token.reveal().isascii())
+        assert outcome.expires_in is None or outcome.expires_in > 0
+        assert outcome.scope is None or outcome.scope.isprintable()
+        assert " " not in outcome.token_type
+    else:
+        assert REFRESH.reveal() not in f"{outcome.description} {getattr(outcome, 'code', '')}"
+        assert outcome.description.isprintable()
+    if isinstance(outcome, GrantDead | ClientRejected | ResourceRefused | TooEarly):
+        assert outcome.code == "" or outcome.code.isprintable()
+    if isinstance(outcome, Transient) and outcome.retry_after is not None:
+        assert 0 <= outcome.retry_after <= 3600
