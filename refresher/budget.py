@@ -17,7 +17,7 @@ class Budget:
     def __init__(self, now: float) -> None:
         self._left = float(BURST)
         self._at = now
-        self._held_until = now
+        self._held_until = float("-inf")
 
     def opens_at(self, now: float) -> float:
         """Return from when the next request may go; ``now`` or earlier: at once."""
@@ -35,5 +35,5 @@ class Budget:
         self._held_until = max(self._held_until, until)
 
     def _refill(self, now: float) -> None:
-        self._left = min(self._left + (now - self._at) * RATE, float(BURST))
-        self._at = now
+        self._left = min(self._left + max(now - self._at, 0.0) * RATE, float(BURST))
+        self._at = max(now, self._at)

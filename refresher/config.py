@@ -15,6 +15,7 @@ __all__ = ["LogFormat", "Settings", "resolve"]
 
 LogFormat = Literal["text", "json"]
 
+_LONGEST_NUMBER: Final = 10
 _PATHS: Final = ("state_dir", "tokens_dir", "demands_dir", "spill_dir", "ca_file")
 
 
@@ -82,8 +83,9 @@ def _read(config: str | None) -> dict[str, Any]:
         if config:
             raise ConfigError(f"there is no configuration file {path}") from None
         return {}
-    except OSError as error:
-        raise ConfigError(f"cannot read the configuration file {path}: {error.strerror}") from None
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or "not a path"
+        raise ConfigError(f"cannot read the configuration file {path}: {why}") from None
     import tomllib  # most machines have no file, and every cron run would pay for this
 
     try:
@@ -96,7 +98,7 @@ def _read(config: str | None) -> dict[str, Any]:
             # A relative path in a file means: beside that file.
             try:
                 fields[key] = str(path.parent / Path(fields[key]).expanduser())
-            except RuntimeError as error:
+            except (RuntimeError, ValueError) as error:
                 raise ConfigError(f"{path}: {key}: {error}") from None
     return fields
 
@@ -127,6 +129,6 @@ def _group(group: str | int | None) -> int | None:
         except (KeyError, ValueError):
             raise ConfigError(f"there is no group named {group!r}: groupadd it, or give its number") from None
     # The largest number means "leave it" to chown(2).
-    if not 0 <= int(group) < 2**32 - 1:
+    if len(str(group)) > _LONGEST_NUMBER or not 0 <= int(group) < 2**32 - 1:
         raise ConfigError("tokens_group must be a group's name or number")
     return int(group)

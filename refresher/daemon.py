@@ -13,36 +13,37 @@ from typing import Final
 
 import msgspec
 
-from refresher import told, urls, words
+from refresher import logs, told, urls, words
 from refresher.config import Settings
 from refresher.directories import Directories
-from refresher.errors import ConfigError, DirectoryError, GrantFileError
+from refresher.errors import DirectoryError, GrantFileError
 from refresher.exchange import DEADLINE
 from refresher.grant import Grant
 from refresher.look import Look, look
 from refresher.overview import overview
 from refresher.places import Finished, Places
-from refresher.policy import Rest
-from refresher.result import EXIT_CODES, Result
+from refresher.policy import Rest, Rotate
+from refresher.result import EXIT_CODES, Result, Word
 from refresher.rotation import Order, Terms, rotate
 from refresher.signals import Listening
 from refresher.timetable import Timetable
 from refresher.tls import trusted
 from refresher.watch import Watch
 
-__all__ = ["LEAST_GRACE", "Daemon"]
+__all__ = ["Daemon"]
 
 log = logging.getLogger(__name__)
-
-LEAST_GRACE: Final = 10.0
-"""Seconds: with less, no exchange could be given the time it needs."""
 
 _TO_SAVE: Final = 5.0
 _LOOK_EACH: Final = 0.2
 _SHARE_OF_LOOKING: Final = 0.2
+_LONGEST_BLINDNESS: Final = 0.7
 _LAST_PAUSE: Final = 30.0
+_LOCK_WAIT: Final = 2.0
+_BUSY_FOR_LONG: Final = 4
 _FURTHEST: Final = 86400.0
 _TELL_AGAIN: Final = 600.0
+_FAULTS: Final[tuple[Word, ...]] = ("lock_busy", "storage_failed", "invalid_grant_file")
 
 
 class _Job(msgspec.Struct, frozen=True):
@@ -64,27 +65,37 @@ class _Awake(msgspec.Struct, frozen=True):
 _Event = _Due | _Awake | Finished[_Job, Result | None]
 
 
-class _Futile(msgspec.Struct, frozen=True):
-    """The lock was held ``times`` in a row and still is needed: not before ``until`` (monotonic seconds) again."""
+class _Pause(msgspec.Struct, frozen=True):
+    """Something was done ``times`` in a row and did not help: not before ``until`` (monotonic seconds) again."""
 
     times: int
     until: float
+
+    @classmethod
+    def after(cls, before: "_Pause | None") -> "_Pause":
+        """Return the pause that follows ``before``: 1 s, doubling to 30 s."""
+        times = 1 if before is None else before.times + 1
+        # The exponent is clamped before the power, which would overflow after a night.
+        return cls(times, time.monotonic() + min(2.0 ** min(times - 1, 10), _LAST_PAUSE))
 
 
 class Daemon:
     """Rotates on time, until it is told to stop."""
 
-    def __init__(self, settings: Settings, reread: Callable[[], Settings], *, grace: float) -> None:
-        self._settings = settings
-        self._reread = reread
+    def __init__(self, configure: Callable[[], Settings], signals: Listening, *, grace: float) -> None:
+        self._settings = configure()
+        self._configure = configure
         self._grace = grace
         self._events: SimpleQueue[_Event] = SimpleQueue()
-        self._signals = Listening(lambda: self._events.put(_Awake()))
+        self._signals = signals
+        signals.wake = lambda: self._events.put(_Awake())
         self._timetable = Timetable(lambda name: self._events.put(_Due(name)))
         self._places: Places[_Job, Result | None] = Places(_carry_out, self._events.put)
-        self._watch = Watch(settings.directories)
+        self._watch = Watch(self._settings.directories)
         self._busy: set[str] = set()
-        self._futile: dict[str, _Futile] = {}
+        # Where the lock, the disk or we ourselves have failed; and where only tidying up is needed, again and again.
+        self._failed: dict[str, _Pause] = {}
+        self._tidied: dict[str, _Pause] = {}
         self._told: dict[str, tuple[str, float]] = {}
         self._look_around_at = float("-inf")
 
@@ -93,36 +104,51 @@ class Daemon:
 
         Raises ``ConfigError`` and ``DirectoryError`` where it cannot even begin.
         """
-        with self._signals:
-            log.info("%s", _ready(self._settings))
-            self._timetable.start()
-            try:
-                while not self._signals():
-                    if self._signals.asked_to_reread():
-                        self._reconfigure()
-                    self._look_around()
-                    self._places.begin()
-                    self._hear(self._look_around_at - time.monotonic())
-            finally:
-                self._timetable.stop()
-            return self._drain()
+        self._begin(self._settings, "")
+        self._timetable.start()
+        try:
+            while not self._signals():
+                self._turn()
+        finally:
+            self._timetable.stop()
+        return self._drain()
+
+    def _begin(self, settings: Settings, why: str) -> None:
+        """Take up ``settings``. Raises ``ConfigError`` and ``DirectoryError``, and then nothing is changed."""
+        watched = _ready(settings)
+        logs.setup(settings.log_format, settings.verbose + 1, unhindered=True)
+        self._settings = settings
+        log.info("%swatching %s", why, watched)
+
+    def _turn(self) -> None:
+        """Do what is to be done now, and wait a moment for what comes next."""
+        try:
+            if self._signals.asked_to_reread():
+                self._reconfigure()
+            self._look_around()
+            self._places.begin()
+            self._hear(self._look_around_at - time.monotonic())
+        except Exception as error:  # noqa: BLE001  a fault of ours must not end the rotation of every grant
+            self._tell("", "fault", logging.ERROR, f"a fault in refresher itself ({type(error).__name__})")
+            self._look_around_at = time.monotonic() + _LOOK_EACH
 
     def _look_around(self) -> None:
-        began = time.monotonic()
-        if began < self._look_around_at:
+        if time.monotonic() < self._look_around_at:
             return
+        began = time.thread_time()
         try:
             changed = self._watch.changed()
         except DirectoryError as error:
-            self._tell("", "", logging.ERROR, str(error))
+            self._tell("", "directory", logging.ERROR, str(error))
             changed = set()
         else:
             self._told.pop("", None)
         for name in sorted(changed):
             self._look(name)
-        # However many files somebody has made to be looked at, most of the time is for something else.
-        took = time.monotonic() - began
-        self._look_around_at = began + max(_LOOK_EACH, took / _SHARE_OF_LOOKING)
+        # However many files somebody has made to be looked at: most of the time is for something else, but never so
+        # much that demands go unheard.
+        pause = (time.thread_time() - began) / _SHARE_OF_LOOKING
+        self._look_around_at = time.monotonic() + min(max(_LOOK_EACH, pause), _LONGEST_BLINDNESS)
 
     def _look(self, name: str) -> None:
         """Look at ``name``: rotate it, plan when to look again, or forget it."""
@@ -136,7 +162,8 @@ class Daemon:
                 asked=self._watch.asked,
             )
         except GrantFileError as error:
-            self._timetable.drop(name)
+            # It may be readable again without looking any different: a disk error, too many open files.
+            self._timetable.plan(name, time.time() + _LAST_PAUSE)
             self._tell(name, "invalid_grant_file", logging.WARNING, f"{name}: invalid_grant_file: {error}")
             return
         except Exception as error:  # noqa: BLE001  a fault of ours in one grant must not keep the others from theirs
@@ -148,14 +175,25 @@ class Daemon:
         elif isinstance(seen.record, Grant) and isinstance(seen.decision, Rest):
             self._rest(seen.record, seen.decision)
         else:
-            self._timetable.drop(name)
-            self._futile.pop(name, None)
-            self._told.pop(name, None)
+            self._forget(name)
+
+    def _forget(self, name: str) -> None:
+        self._timetable.drop(name)
+        for known in (self._failed, self._tidied, self._told):
+            known.pop(name, None)
 
     def _queue(self, seen: Look) -> None:
-        futile = self._futile.get(seen.name)
-        if futile is not None and (remaining := futile.until - time.monotonic()) > 0:
-            self._timetable.plan(seen.name, time.time() + remaining)
+        now = time.monotonic()
+        pauses = [self._failed.get(seen.name)]
+        resting = isinstance(seen.decision, Rest) or seen.decision is None
+        if resting:
+            # Tidying up can wait; a rotation does not wait for it.
+            pauses.append(self._tidied.get(seen.name))
+        until = max((pause.until for pause in pauses if pause is not None), default=now)
+        if until > now:
+            at = time.time() + until - now
+            rest = seen.decision.until if isinstance(seen.decision, Rest) else None
+            self._timetable.plan(seen.name, at if rest is None else min(at, max(rest, time.time())))
             return
         self._timetable.drop(seen.name)
         self._busy.add(seen.name)
@@ -163,13 +201,17 @@ class Daemon:
             ca_file=self._settings.ca_file,
             stopping=self._signals,
             deadline=min(DEADLINE, self._grace - _TO_SAVE),
+            # Whoever holds it is at work on the very same; a place must not be blocked by waiting for him.
+            lock_wait=_LOCK_WAIT,
         )
         job = _Job(self._settings.directories, Order(name=seen.name, seen=seen.generation), terms)
-        self._places.join(seen.server, job)
+        # Agents wait for what is demanded, and for nothing else.
+        self._places.join(seen.server, job, first=seen.decision == Rotate("demanded"))
         self._places.begin()
 
     def _rest(self, grant: Grant, rest: Rest) -> None:
-        self._futile.pop(grant.name, None)
+        self._failed.pop(grant.name, None)
+        self._tidied.pop(grant.name, None)
         if rest.until is None:
             self._timetable.drop(grant.name)
         else:
@@ -179,8 +221,9 @@ class Daemon:
         if rest.because == "not_due":
             self._told.pop(grant.name, None)
         else:
-            # What this daemon did not cause is news as well: a grant that was dead at the start, or died elsewhere.
-            self._tell_result(told.rested(grant, rest))
+            # Of whoever's attempt: a grant that was dead at the start, or died elsewhere, is news as well.
+            attempt = "" if grant.failure is None else str(grant.failure.at)
+            self._tell_result(told.rested(grant, rest), attempt)
 
     def _hear(self, wait: float) -> None:
         """Take the events of the next ``wait`` seconds, at most until one has come."""
@@ -208,32 +251,40 @@ class Daemon:
         if not self._signals():
             self._places.begin()
         result = finished.result
-        before = self._futile.pop(name, None)
-        times = 0 if before is None else before.times
-        if result is None or result.outcome not in ("rotated", "adopted"):
-            # Looked at anew it rests, as a rule; where it does not, what did not help shall not be done all the time.
-            self._futile[name] = _Futile(times + 1, time.monotonic() + min(2.0**times, _LAST_PAUSE))
+        failed, tidied = self._failed.pop(name, None), self._tidied.pop(name, None)
+        if result is not None and result.outcome in _FAULTS:
+            self._failed[name] = _Pause.after(failed)
+            if result.outcome != "lock_busy" or self._failed[name].times > _BUSY_FOR_LONG:
+                self._tell_result(result, result.detail)
+        elif result is not None and (result.outcome == "rotated" or self._is_last_word(result)):
+            self._tell_result(result, str(result.generation))
+        else:
+            self._tidied[name] = _Pause.after(tidied)
         # Only after the next listing: the present one still has the attempt that has just ended.
         self._watch.forget(name)
-        if result is not None and result.outcome != "interrupted":
-            self._tell_result(result, happened=times == 0)
+
+    def _is_last_word(self, result: Result) -> bool:
+        """Whether nobody looks any more, and so nobody else will tell it."""
+        return self._signals() and EXIT_CODES[result.outcome] != 0 and result.outcome != "interrupted"
 
     def _reconfigure(self) -> None:
+        before = self._settings.directories
         try:
-            settings = self._reread()
-            ready = _ready(settings)
-        except (ConfigError, DirectoryError) as error:
+            self._begin(self._configure(), "the configuration was read again: ")
+        except Exception as error:  # noqa: BLE001  a mistake in a file must not end the rotation of every grant
             log.error("the configuration is kept as it was: %s", error)  # noqa: TRY400  a person's mistake, no fault
             return
-        if settings.directories != self._settings.directories:
-            for name in self._watch.names():
-                self._timetable.drop(name)
-            self._watch = Watch(settings.directories)
-            self._futile.clear()
-            self._told.clear()
-        self._settings = settings
+        # What has not begun is decided anew, by what is in force now.
+        for job in self._places.forget_waiting():
+            self._busy.discard(job.order.name)
+        for name in self._watch.names():
+            if self._settings.directories == before:
+                self._watch.forget(name)
+            else:
+                self._forget(name)
+        if self._settings.directories != before:
+            self._watch = Watch(self._settings.directories)
         self._look_around_at = float("-inf")
-        log.info("the configuration was read again: %s", ready)
 
     def _drain(self) -> int:
         """Let what is under way come to its end: killed now, it could lose a refresh token."""
@@ -259,13 +310,12 @@ class Daemon:
         names = sorted(job.order.name for job in self._places.working())
         return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
-    def _tell_result(self, result: Result, *, happened: bool = False) -> None:
+    def _tell_result(self, result: Result, what: str) -> None:
         grave = EXIT_CODES[result.outcome] != 0
         level = logging.WARNING if grave else logging.INFO if result.outcome == "rotated" else logging.DEBUG
-        if happened:
-            self._told.pop(result.name, None)
         which = f" (generation {result.generation})" if result.outcome == "rotated" else ""
-        self._tell(result.name, result.outcome, level, f"{result.name}: {result.outcome}{which}: {result.detail}")
+        line = f"{result.name}: {result.outcome}{which}: {result.detail}"
+        self._tell(result.name, f"{result.outcome} {what}", level, line)
 
     def _tell(self, name: str, what: str, level: int, line: str) -> None:
         """Log ``line``, unless ``what`` was the last news of ``name`` and not long ago."""
@@ -291,6 +341,6 @@ def _ready(settings: Settings) -> str:
         trusted(settings.ca_file)
     count = len(overview(directories, ()))
     return (
-        f"watching {count} grant{'' if count == 1 else 's'} in {directories.grants}, demands in {directories.demands}; "
+        f"{count} grant{'' if count == 1 else 's'} in {directories.grants}, demands in {directories.demands}; "
         f"publishing in {directories.tokens}"
     )

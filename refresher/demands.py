@@ -14,6 +14,7 @@ __all__ = ["Demands", "pending"]
 
 log = logging.getLogger(__name__)
 
+_STUCK: Final[set[str]] = set()
 _GENERATION: Final = re.compile(r"0|[1-9][0-9]{0,17}")
 
 
@@ -37,7 +38,10 @@ class Demands(msgspec.Struct, frozen=True):
                 try:
                     (directories.demands / f"{name}.{generation}").unlink(missing_ok=True)
                 except OSError as error:
-                    log.warning("%s: cannot remove a demand in %s: %s", name, directories.demands, error.strerror)
+                    # Once for each: it is tried again with every look.
+                    level = logging.DEBUG if name in _STUCK else logging.WARNING
+                    log.log(level, "%s: cannot remove a demand in %s: %s", name, directories.demands, error.strerror)
+                    _STUCK.add(name)
 
 
 def pending(directories: Directories) -> Demands:

@@ -135,18 +135,14 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
             _make(self.grants, 0o700, None, parents=passed)
             _make(self.tokens, _SHARED_TOKENS if shared else 0o700, self.group, parents=passed)
             _make(self.demands, 0o3770 if shared else 0o700, self.group, parents=passed)
+            self._check_private(self.grants)
+            _check_shared(self.tokens)
+            _check_shared(self.demands)
         except PermissionError as error:
             group = f" (is this user in group {self.group}?)" if shared else ""
             raise DirectoryError(f"cannot make or share {error.filename}: {error.strerror}{group}") from None
         except OSError as error:
             raise DirectoryError(f"cannot make {error.filename or self.state}: {error.strerror}") from None
-        self._check_private(self.grants)
-        for directory in (self.tokens, self.demands):
-            status = directory.stat()
-            if status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX:
-                raise DirectoryError(
-                    f"anybody can write in {directory}, and so replace what agents trust: chmod o-w it"
-                )
 
     def _check_private(self, directory: Path) -> None:
         status = directory.lstat()
@@ -158,6 +154,14 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
             )
         if status.st_mode & 0o077:
             raise DirectoryError(f"others can look into {directory}: chmod 700 it, refresh tokens are in there")
+
+
+def _check_shared(directory: Path) -> None:
+    status = directory.stat()
+    if not stat.S_ISDIR(status.st_mode):
+        raise DirectoryError(f"{directory} is not a directory")
+    if status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX:
+        raise DirectoryError(f"anybody can write in {directory}, and so replace what agents trust: chmod o-w it")
 
 
 def _lets_pass(directory: Path, group: int) -> bool:

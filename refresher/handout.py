@@ -8,12 +8,14 @@ from typing import Final
 from refresher import demands, store, told, words
 from refresher.config import Settings
 from refresher.directories import Directories
-from refresher.errors import Interrupted, NeedsPerson, NotInTime, UnknownName
+from refresher.errors import GrantFileError, Interrupted, NeedsPerson, NotInTime, UnknownName
 from refresher.grant import Grant
 from refresher.look import look
 from refresher.policy import Rest
 from refresher.result import EXIT_CODES, Result
-from shim import FileTokenSource, ReauthorizationRequired, Removed, ShimError
+from shim import FileTokenSource
+from shim._changes import verdict
+from shim._source import is_last, valid_for
 from shim._token import TokenFile, is_name
 
 __all__ = ["hand_out"]
@@ -42,36 +44,53 @@ def hand_out(
     directories = settings.directories
     source = FileTokenSource(name, tokens_dir=directories.tokens, demands_dir=directories.demands)
     ends = time.monotonic() + wait
+    first = _generation(source.current())
     while True:
         token = source.current()
         least = _least(token, min_valid)
-        if token is not None and token.generation > 0 and _life(token) < least:
-            raise NotInTime(
-                f"the tokens of {name} live {words.span(_life(token))}, and --min-valid asks for {words.span(least)}"
-            )
-        try:
-            source.token(min_valid=least)
-        except (ReauthorizationRequired, Removed) as error:
-            raise NeedsPerson(str(error)) from None
-        except ShimError as error:
-            problem = str(error)
-        else:
-            if (found := source.current()) is not None:
-                return found
-            continue
+        if token is not None:
+            if token.access_token is not None and valid_for(token) >= least:
+                return token
+            if (final := verdict(token)) is not None:
+                raise NeedsPerson(str(final))
+            life = _life(token)
+            if life < least and (token.generation > first or _is_full(directories, token)):
+                # Another one would not live any longer.
+                raise NotInTime(
+                    f"the tokens of {name} live {words.span(life)}, and --min-valid asks for {words.span(least)}"
+                )
+            if not is_last(token):
+                source.demand(token)
         if stopping():
             raise Interrupted(f"interrupted while waiting for a token of {name}; nothing is lost")
         remaining = ends - time.monotonic()
         result = _rotated(settings, name, token is not None, max(remaining, _LOOK_AGAIN), stopping)
-        if result is not None:
-            if result.outcome in ("rotated", "adopted"):
-                continue
-            if EXIT_CODES[result.outcome] != 0:
-                problem = f"{name}: {result.outcome}: {result.detail}"
+        if result is not None and result.outcome in ("rotated", "adopted"):
+            continue
         if remaining <= 0:
-            raise NotInTime(problem)
+            raise NotInTime(_problem(source, result, least))
         waiting([name])
         time.sleep(min(_LOOK_AGAIN, remaining))
+
+
+def _problem(source: FileTokenSource, result: Result | None, least: float) -> str:
+    if result is not None and EXIT_CODES[result.outcome] != 0:
+        return f"{result.name}: {result.outcome}: {result.detail}"
+    known = source.problem()
+    if known is not None:
+        return str(known)
+    return f"the token of {source.name} has less than {least:g} s to live, and no newer one came; does a refresher run?"
+
+
+def _is_full(directories: Directories, token: TokenFile) -> bool:
+    """Whether the life of a token is what its server gives, and not what was left of it at an import."""
+    if not _is_ours(directories):
+        return False
+    try:
+        record = store.load(directories, token.name).record
+    except GrantFileError:
+        return False
+    return isinstance(record, Grant) and record.last_rotation_at == token.issued_at
 
 
 def _rotated(
@@ -109,6 +128,10 @@ def _least(token: TokenFile | None, min_valid: float | None) -> float:
     if min_valid is not None:
         return min_valid
     return _LEAST if token is None else min(_LEAST, _life(token) / 4)
+
+
+def _generation(token: TokenFile | None) -> int:
+    return -1 if token is None else token.generation
 
 
 def _life(token: TokenFile) -> float:

@@ -23,12 +23,15 @@ def setup(log_format: LogFormat, verbose: int, *, unhindered: bool = False) -> N
     ``unhindered``: nobody waits for a stderr that takes nothing, such as a pipe whose reader has stopped. The HTTP
     library stays silent at any level: its debug lines hold headers.
     """
-    handler: logging.Handler = _Unhindered() if unhindered else logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_JSON() if log_format == "json" else logging.Formatter("refresher: %(message)s"))
     logger = logging.getLogger("refresher")
-    before, logger.handlers[:] = logger.handlers[:], [handler]
-    for old in before:
-        old.close()
+    # One thread writes for the whole life of a process, however often its configuration is read.
+    handler: logging.Handler | None = next(
+        (known for known in logger.handlers if unhindered and isinstance(known, _Unhindered)), None
+    )
+    if handler is None:
+        handler = _Unhindered() if unhindered else logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_JSON() if log_format == "json" else logging.Formatter("refresher: %(message)s"))
+    logger.handlers[:] = [handler]
     logger.propagate = False
     logger.setLevel((logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)])
     # A full or closed stderr is no reason to print a trace over it.

@@ -11,8 +11,9 @@ from refresher.budget import Budget
 
 __all__ = ["AT_ONCE", "AT_ONE_SERVER", "Finished", "Places", "run_all"]
 
-AT_ONCE: Final = 64
+AT_ONCE: Final = 128
 AT_ONE_SERVER: Final = 8
+_SLOW: Final = 5.0
 _LOOK_AGAIN: Final = 0.2
 
 T = TypeVar("T")
@@ -26,12 +27,15 @@ class Finished(NamedTuple, Generic[T, R]):
     job: T
     result: R
     place: int
+    took: float
+    """Seconds."""
 
 
 class Places(Generic[T, R]):
-    """Does ``work`` on jobs: at most 64 at once, and at most 8 of one server, within its budget.
+    """Does ``work`` on jobs: at most 128 at once, and at most 8 of one server, within its budget.
 
-    So a server that hangs delays nobody else's, and none is run over. Each job has a thread of its own, which is no
+    A server whose last job took longer than 5 s has one place until one is quicker. So servers that hang delay nobody
+    else's jobs, and none is run over. Each job has a thread of its own, which is no
     daemon: what has begun is finished. ``work`` must not raise. ``tell`` is called in that thread when it is done;
     everything else is for one thread alone, which hands each ``Finished`` back to ``leave``.
     """
@@ -40,9 +44,10 @@ class Places(Generic[T, R]):
         self._work = work
         self._tell = tell
         self._waiting: dict[str, deque[T]] = {}
-        # Servers that may begin a job, each once, in turn; and those that may later, with the monotonic second.
-        self._turns: deque[str] = deque()
+        # Servers that may begin a job, in turn; and those that may later, with the monotonic second.
+        self._turns: dict[str, None] = {}
         self._later: dict[str, float] = {}
+        self._slow: set[str] = set()
         self._budgets: dict[str, Budget] = {}
         self._at_server: Counter[str] = Counter()
         self._working: dict[int, T] = {}
@@ -52,19 +57,22 @@ class Places(Generic[T, R]):
         """Return the jobs under way; may be asked by any thread, and by a signal."""
         return list(self._working.values())
 
-    def join(self, server: str, job: T) -> None:
-        """Queue a job; ``begin`` starts it."""
-        if server not in self._waiting:
-            self._waiting[server] = deque()
-            if self._at_server[server] < AT_ONE_SERVER:
-                self._turns.append(server)
-        self._waiting[server].append(job)
+    def join(self, server: str, job: T, *, first: bool = False) -> None:
+        """Queue a job, or put it ``first``; ``begin`` starts it."""
+        jobs = self._waiting.setdefault(server, deque())
+        if first:
+            jobs.appendleft(job)
+        else:
+            jobs.append(job)
+        self._take_a_turn(server)
 
-    def forget_waiting(self) -> None:
-        """Drop the jobs that have not begun."""
+    def forget_waiting(self) -> list[T]:
+        """Drop the jobs that have not begun, and return them."""
+        forgotten = [job for jobs in self._waiting.values() for job in jobs]
         self._waiting.clear()
         self._turns.clear()
         self._later.clear()
+        return forgotten
 
     def hold(self, server: str, until: float) -> None:
         """Begin no job of ``server`` before ``until`` (monotonic seconds)."""
@@ -77,13 +85,14 @@ class Places(Generic[T, R]):
         """
         now = time.monotonic()
         if everything:
-            self._turns = deque(self._waiting)
+            self._turns = dict.fromkeys(self._waiting)
             self._later.clear()
         for server in [server for server, opens_at in self._later.items() if opens_at <= now]:
             del self._later[server]
-            self._turns.append(server)
+            self._take_a_turn(server)
         while self._turns and len(self._working) < AT_ONCE:
-            server = self._turns.popleft()
+            server = next(iter(self._turns))
+            del self._turns[server]
             budget = self._budget(server)
             if not everything and (opens_at := budget.opens_at(now)) > now:
                 self._later[server] = opens_at
@@ -92,14 +101,22 @@ class Places(Generic[T, R]):
             job = jobs.popleft()
             if not self._start(server, job):
                 jobs.appendleft(job)
-                self._turns.appendleft(server)
+                self._take_a_turn(server)
                 break
             budget.take(now)
             if not jobs:
                 del self._waiting[server]
-            elif everything or self._at_server[server] < AT_ONE_SERVER:
-                self._turns.append(server)
+            elif everything:
+                self._turns[server] = None
+            else:
+                self._take_a_turn(server)
         return min(self._later.values(), default=float("inf")) - now
+
+    def _take_a_turn(self, server: str) -> None:
+        """Line up a server that has jobs waiting and a place for one."""
+        places = 1 if server in self._slow else AT_ONE_SERVER
+        if server in self._waiting and server not in self._later and self._at_server[server] < places:
+            self._turns[server] = None
 
     def _budget(self, server: str) -> Budget:
         if server not in self._budgets:
@@ -110,8 +127,11 @@ class Places(Generic[T, R]):
         """Free the place of a finished job."""
         del self._working[finished.place]
         self._at_server[finished.server] -= 1
-        if self._at_server[finished.server] == AT_ONE_SERVER - 1 and finished.server in self._waiting:
-            self._turns.append(finished.server)
+        if finished.took > _SLOW:
+            self._slow.add(finished.server)
+        else:
+            self._slow.discard(finished.server)
+        self._take_a_turn(finished.server)
 
     def _start(self, server: str, job: T) -> bool:
         place = self._next_place = self._next_place + 1
@@ -130,7 +150,9 @@ class Places(Generic[T, R]):
         return True
 
     def _do(self, server: str, job: T, place: int) -> None:
-        self._tell(Finished(server, job, self._work(job), place))
+        began = time.monotonic()
+        result = self._work(job)
+        self._tell(Finished(server, job, result, place, time.monotonic() - began))
 
 
 def run_all(

@@ -56,14 +56,19 @@ class Stopping:
 class Listening(Stopping):
     """What a daemon hears: SIGINT and SIGTERM stop it, more of them ask again, SIGHUP has it reread its configuration.
 
-    ``wake`` is called in the signal handler.
+    From the first moment, for imports take their time; ``wake``, once it is set, is called in the signal handler. When
+    the context closes nothing is heard any more: all is saved, and a second Ctrl-C shall not look like a failure.
     """
 
-    def __init__(self, wake: Callable[[], None]) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._wake = wake
+        self.wake: Callable[[], None] = lambda: None
         self._asked_again = False
         self._reread = False
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        for number, _ in self._before:
+            signal.signal(number, signal.SIG_IGN)
 
     def asked_again(self) -> bool:
         """Whether a signal to stop came after the first one, since this was last called."""
@@ -82,4 +87,4 @@ class Listening(Stopping):
             self._signal = number
         else:
             self._asked_again = True
-        self._wake()
+        self.wake()

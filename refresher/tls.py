@@ -30,6 +30,8 @@ def trusted(ca_file: str | None, *, client_cert: str | None = None, client_key: 
         raise ConfigError(f"cannot use the certificate of {where}: {error}") from None
     except OSError as error:
         raise ConfigError(f"cannot read {error.filename}: {error.strerror}") from None
+    except ValueError:
+        raise ConfigError("the name of a certificate's file is no path") from None
 
 
 class _Unusable(Exception):

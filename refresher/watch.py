@@ -11,6 +11,7 @@ from typing import Final
 from refresher import demands
 from refresher.demands import Demands
 from refresher.directories import Directories, Listing
+from refresher.errors import DirectoryError
 from shim._token import is_name
 
 __all__ = ["LOOK_AT_LEAST", "Watch"]
@@ -46,11 +47,20 @@ class Watch:
         # A clock that was set, and a machine that was suspended, look alike: wall and monotonic time part.
         apart = time.time() - monotonic
         jumped = self._apart is not None and abs(apart - self._apart) > _PARTED
-        paths = (self._directories.grants, self._directories.tokens, self._directories.demands)
-        stamps = tuple(map(_stamp, paths))
+        # Tokens and demands may be links to elsewhere; what is in them counts.
+        shared = (self._directories.tokens, self._directories.demands)
+        stamps = (_stamp(self._directories.grants), *(_stamp(path, follow=True) for path in shared))
         if not jumped and stamps == self._stamps and monotonic - self._looked_at < LOOK_AT_LEAST:
             return set()
-        self.listing = self._directories.listing()
+        if None in stamps[1:] and stamps[0] is not None:
+            # Agents cannot demand anything where there is no directory; nor would it be made before the next rotation.
+            self._directories.ensure()
+        try:
+            self.listing = self._directories.listing()
+        except DirectoryError:
+            # What could not be seen now may look as before when it can be seen again, and was not looked at meanwhile.
+            self._known.clear()
+            raise
         self.asked = demands.pending(self._directories)
         there = {name for name in (*self.listing.names, *self.listing.unfinished) if is_name(name)}
         seen = {name: self._see(name) for name in there}
@@ -79,9 +89,9 @@ class Watch:
         )
 
 
-def _stamp(path: Path) -> _Stamp | None:
+def _stamp(path: Path, *, follow: bool = False) -> _Stamp | None:
     try:
-        status = os.stat(path, follow_symlinks=False)  # noqa: PTH116  one call of thousands
+        status = os.stat(path, follow_symlinks=follow)  # noqa: PTH116  one call of thousands
     except OSError:
         return None
     return status.st_mtime_ns, status.st_ino, status.st_size, status.st_ctime_ns

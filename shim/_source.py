@@ -12,7 +12,7 @@ from shim._places import tokens_dir as default_tokens_dir
 from shim._token import TokenFile, is_name, parse
 from shim.errors import ShimError, TokenFileError, TokenRejected, TokenUnavailable
 
-__all__ = ["FileTokenSource"]
+__all__ = ["FileTokenSource", "is_last", "valid_for"]
 
 _LARGEST = 1024 * 1024
 _LOOK_AGAIN = 0.05
@@ -84,12 +84,12 @@ class FileTokenSource:
         ends = time.monotonic() + wait
         while True:
             token = self.current()
-            if token is not None and token.access_token is not None and _valid_for(token) >= min_valid:
+            if token is not None and token.access_token is not None and valid_for(token) >= min_valid:
                 return token.access_token
             if token is not None:
                 if (final := verdict(token)) is not None:
                     raise final
-                if not _is_needed(token):
+                if not is_last(token):
                     self.demand(token)
             remaining = ends - time.monotonic()
             if remaining <= 0:
@@ -138,7 +138,7 @@ class FileTokenSource:
                 f"{noted[2]} refuses the newest token of {self.name} (generation {token.generation}); if the next one "
                 "is refused too, look at that server"
             )
-        if token.access_token is None or _valid_for(token) <= 0:
+        if token.access_token is None or valid_for(token) <= 0:
             words = token.error.description if token.error is not None else "does a refresher run?"
             what = "there is no token yet" if token.access_token is None else "the token has expired"
             return TokenUnavailable(f"{self.name}: {what}: {words}")
@@ -219,13 +219,14 @@ def _directory(given: "str | os.PathLike[str] | None", default: Callable[[], str
     return directory
 
 
-def _is_needed(token: TokenFile) -> bool:
-    """Whether a token is all there is: it lives, and its refresh token may be spent.
+def is_last(token: TokenFile) -> bool:
+    """Whether a token may be the last one: it lives, and its refresh token may be spent.
 
     A demand says that a token is of no use; the refresher would risk what is left of this one to get another.
     """
-    return token.error is not None and token.error.code == "in_doubt" and _valid_for(token) > 0
+    return token.error is not None and token.error.code == "in_doubt" and valid_for(token) > 0
 
 
-def _valid_for(token: TokenFile) -> float:
+def valid_for(token: TokenFile) -> float:
+    """Return the seconds that a token has to live; infinite where nobody has told."""
     return float("inf") if token.expires_at is None else token.expires_at - time.time()

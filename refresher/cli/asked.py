@@ -23,13 +23,14 @@ class Asked:
         self._given = given
         self._config_file = config_file
 
-    def settings(self, *, daemon: bool = False) -> Settings:
-        """Return the settings, and have logs follow them; read again at each call. Raises ``ConfigError``.
+    def resolve(self) -> Settings:
+        """Return the settings, read again at each call. Raises ``ConfigError``."""
+        return config.resolve(self._given, self._config_file)
 
-        ``daemon``: one that tells what it does, and waits for nobody to read it.
-        """
-        settings = config.resolve(self._given, self._config_file)
-        logs.setup(settings.log_format, settings.verbose + (1 if daemon else 0), unhindered=daemon)
+    def settings(self) -> Settings:
+        """Return the settings, and have logs follow them. Raises ``ConfigError``."""
+        settings = self.resolve()
+        logs.setup(settings.log_format, settings.verbose)
         return settings
 
 

@@ -9,10 +9,12 @@ from refresher.cli.asked import DURATION, Asked, no_grants, warn_of_bars
 from refresher.errors import ConfigError
 from refresher.result import exit_code
 from refresher.run_once import run_once
-from refresher.signals import Stopping
+from refresher.signals import Listening, Stopping
 from refresher.terminal import Progress, say
 
 __all__ = ["run_", "run_once_"]
+
+_LEAST_GRACE: Final = 10.0
 
 _EXIT_CODES: Final = """\b
 Exit codes:
@@ -44,13 +46,13 @@ def run_(asked: Asked, grace: float) -> int:
     SIGTERM and Ctrl-C: nothing new is begun, what is under way is finished, and the exit code is 0. SIGHUP: the
     configuration is read again. What it does is told on stderr.
     """
-    from refresher.daemon import LEAST_GRACE, Daemon  # APScheduler and httpx: no other command needs both
+    if grace < _LEAST_GRACE:
+        raise ConfigError(f"--grace must be {_LEAST_GRACE:.0f} s or more: an exchange needs its time")
+    warn_of_bars(asked.settings())
+    with Listening() as signals:
+        from refresher.daemon import Daemon  # APScheduler and httpx: no other command needs both
 
-    if grace < LEAST_GRACE:
-        raise ConfigError(f"--grace must be {LEAST_GRACE:.0f} s or more: an exchange needs its time")
-    settings = asked.settings(daemon=True)
-    warn_of_bars(settings)
-    return Daemon(settings, lambda: asked.settings(daemon=True), grace=grace).run()
+        return Daemon(asked.resolve, signals, grace=grace).run()
 
 
 @click.command("run-once", epilog=_EXIT_CODES, short_help="Rotate what is due or demanded, once.")

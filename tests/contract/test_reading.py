@@ -92,6 +92,37 @@ def test_more_life_than_any_token_has_is_refused_and_rotates_nothing(refresher: 
     assert len(server.requests()) == 1
 
 
+def test_what_was_left_of_a_token_at_its_import_is_not_its_life(refresher: Command, own_oidc: Start) -> None:
+    """If it failed, a grant that was imported anew with an old token would be said to have short ones only."""
+    server = own_oidc()
+    refresher.import_grant("linear", server.mint("public"))
+    assert refresher("token", "linear").code == 0
+    fields = server.mint("public") | {"access_token": "an-older-access-token", "expires_in": 120}
+    refresher.import_grant("linear", fields, "--replace")
+    assert refresher("token", "linear", "--min-valid", "5m").code == 0
+    assert refresher.token("linear").generation == 3
+
+
+def test_that_a_person_is_needed_counts_more_than_how_long_tokens_live(refresher: Command, own_oidc: Start) -> None:
+    """If it failed, a script would be told to wait, or to ask for less, where only a person can help."""
+    server = own_oidc(accessTokenTtl=60)
+    refresher.import_grant("linear", server.mint("public"))
+    refresher("run-once")
+    server.script(status=400, body={"error": "invalid_grant"})
+    assert refresher("run-once", "--force").code == 3
+    one_line(refresher("token", "linear", "--min-valid", "1h"), 3)
+
+
+def test_a_reader_is_told_when_no_token_lives_that_long(refresher: Command, published: Published) -> None:
+    """If it failed, each call would demand one rotation after the other, in vain."""
+    published.put(expires_at=time.time() + 60)
+    process = refresher.start("token", "linear", "--min-valid", "1h", environment=elsewhere(published))
+    wait_until(lambda: published.demanded() == ["linear.1"], "it is demanded")
+    published.put(2, expires_at=time.time() + 60)
+    assert "live 60 s" in one_line(refresher.finish(process), 4)
+    assert published.demanded() == ["linear.1"]
+
+
 def test_a_dead_grant_is_told_and_its_live_token_still_printed(refresher: Command, own_oidc: Start) -> None:
     """If it failed, a script would wait for what only a person can mend, or lose a token that is still good."""
     server = own_oidc()

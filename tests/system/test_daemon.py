@@ -8,11 +8,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from refresher import clocks, policy
+from refresher import clocks, lock, policy
 from refresher.admission import admit
 from refresher.brought import parse
 from refresher.grant import Grant
@@ -47,6 +49,16 @@ def stopped(refresher: Command, process: subprocess.Popen[str]) -> str:
     done = refresher.finish(process)
     assert done.code == 0, done.stderr
     return done.stderr
+
+
+def lines_until(process: subprocess.Popen[str], words: str) -> list[str]:
+    """Return what a daemon says up to the line with ``words``."""
+    assert process.stderr is not None
+    said: list[str] = []
+    while not said or words not in said[-1]:
+        said.append(process.stderr.readline())
+        assert said[-1], f"it ended without {words!r}: {said}"
+    return said
 
 
 def generation(refresher: Command, name: str = "linear") -> int:
@@ -170,6 +182,8 @@ def test_imported_changed_removed_and_reauthorized_grants_are_noticed(
     wait_until(lambda: generation(refresher) == 1, "the imported grant has its first token")
     server.revoke(server.last_grant_id)
     assert refresher("run-once", "--force").code == 3
+    said = lines_until(process, "linear: reauthorization_required")
+    assert said, "what another process did was no news"
     refresher.import_grant("linear", server.mint("public"), "--replace")
     wait_until(lambda: generation(refresher) == 3, "the reauthorized grant is rotated")
     assert refresher.token("linear").state == "active"
@@ -178,8 +192,6 @@ def test_imported_changed_removed_and_reauthorized_grants_are_noticed(
     refresher.import_grant("linear", server.mint("basic"))
     wait_until(lambda: generation(refresher) == 5, "the grant that came back is rotated")
     assert server.log()["reused"] == 0
-    said = stopped(refresher, process)
-    assert "linear: reauthorization_required" in said, "what another process did was no news"
 
 
 def test_demands_are_honoured_and_an_old_one_is_published_again(
@@ -264,11 +276,123 @@ def test_a_grants_directory_that_others_can_read_stops_rotations_until_it_is_men
     grants.chmod(0o755)
     demand = refresher.state / "demands/linear.1"
     demand.touch()
-    assert process.stderr is not None
-    wait_until(lambda: "others can look into" in (process.stderr or sys.stderr).readline(), "it says what is wrong")
+    lines_until(process, "others can look into")
     assert generation(refresher) == 1
     grants.chmod(0o700)
     wait_until(lambda: generation(refresher) == 2, "it goes on")
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ('tokens_dir = "dangling"', "dangling"),
+        ('tokens_dir = "a-file"', "not a directory"),
+        ('ca_file = "a\\u0000b"', "no path"),
+        ('tokens_dir = "~a\\u0000b/x"', "tokens_dir"),
+        ("tokens_group = " + '"' + "9" * 5000 + '"', "tokens_group"),
+        ('log_format = "json"\nca_file = "nowhere.pem"', "nowhere.pem"),
+    ],
+)
+def test_no_configuration_however_wrong_ends_a_daemon(
+    refresher: Command, daemon: Daemon, config: str, words: str
+) -> None:
+    """If it failed, a mistake in a file would end the rotation of every grant at the next reload."""
+    place = refresher.home / ".config/refresher"
+    place.mkdir(parents=True)
+    (place / "dangling").symlink_to("nowhere")
+    (place / "a-file").touch()
+    bring(refresher, "linear", sample_import())
+    process = daemon()
+    lines_until(process, "watching 1 grant")
+    (place / "config.toml").write_text(config)
+    process.send_signal(signal.SIGHUP)
+    assert words in lines_until(process, "the configuration is kept as it was")[-1]
+    (refresher.state / "tokens/linear.json").unlink()
+    wait_until((refresher.state / "tokens/linear.json").exists, "it goes on with the old configuration")
+
+
+def test_reloading_costs_nothing_that_stays(refresher: Command, daemon: Daemon) -> None:
+    """If it failed, a daemon that is reloaded each night would run out of threads within a year."""
+    bring(refresher, "linear", sample_import())
+    process = daemon()
+    lines_until(process, "watching 1 grant")
+
+    def held() -> tuple[int, int]:
+        proc = Path(f"/proc/{process.pid}")
+        return len(list((proc / "task").iterdir())), len(list((proc / "fd").iterdir()))
+
+    counted = set()
+    for _ in range(20):
+        process.send_signal(signal.SIGHUP)
+        lines_until(process, "the configuration was read again")
+        counted.add(held())
+    assert len({threads for threads, _ in counted}) == 1
+    assert max(files for _, files in counted) < 20
+
+
+def test_what_waits_its_turn_follows_a_new_configuration(refresher: Command, daemon: Daemon) -> None:
+    """If it failed, grants that were moved would still be rotated where they are not any more, and lose a token."""
+    release = threading.Event()
+    with TokenServer(lambda _: 3600, hold=lambda: release.wait(60)) as server:
+        for number in range(20):
+            bring(refresher, f"g{number}", server.grant(str(number)))
+        config = refresher.home / ".config/refresher/config.toml"
+        config.parent.mkdir(parents=True)
+        process = daemon()
+        wait_until(lambda: len(server.asked) == 8, "all places of the server are taken")
+        config.write_text(f'state_dir = "{refresher.home / "elsewhere"}"\n')
+        process.send_signal(signal.SIGHUP)
+        lines_until(process, "the configuration was read again")
+        release.set()
+        assert stopped(refresher, process)
+        assert len(server.asked) == 8
+
+
+def test_demands_and_tokens_may_be_links(refresher: Command, daemon: Daemon, own_oidc: Callable[..., OIDC]) -> None:
+    """If it failed, demands in a linked directory would wait for half a minute."""
+    server = own_oidc()
+    refresher.import_grant("linear", server.mint("public"))
+    real = refresher.home / "elsewhere"
+    (refresher.state / "demands").rename(real)
+    (refresher.state / "demands").symlink_to(real)
+    daemon()
+    wait_until(lambda: generation(refresher) == 1, "the first token is there")
+    (real / "linear.1").touch()
+    wait_until(lambda: generation(refresher) == 2, "the demand is honoured", 10.0)
+
+
+def test_a_demands_directory_that_vanishes_is_made_again(refresher: Command, daemon: Daemon) -> None:
+    """If it failed, no agent could demand anything until the next scheduled rotation."""
+    bring(refresher, "linear", sample_import())
+    process = daemon()
+    lines_until(process, "watching 1 grant")
+    (refresher.state / "demands").rmdir()
+    wait_until((refresher.state / "demands").is_dir, "it is there again", 10.0)
+
+
+def test_a_storm_of_old_demands_delays_neither_a_real_one_nor_the_schedule(
+    refresher: Command, daemon: Daemon, own_oidc: Callable[..., OIDC]
+) -> None:
+    """If it failed, one agent with a bug would let the tokens of all others expire."""
+    server = own_oidc(accessTokenTtl=4)
+    refresher.import_grant("linear", server.mint("public"))
+    daemon()
+    wait_until(lambda: generation(refresher) == 1, "the first token is there")
+    over = threading.Event()
+
+    def storm() -> None:
+        while not over.wait(0.02):
+            (refresher.state / "demands/linear.0").touch()
+
+    threading.Thread(target=storm, daemon=True).start()
+    try:
+        wait_until(lambda: generation(refresher) >= 5, "the schedule is kept")
+        rotated = [request["at"] / 1000 for request in server.requests()]
+        assert all(later < before + 4 for before, later in itertools.pairwise(rotated)), (
+            "a token had ended before the next"
+        )
+    finally:
+        over.set()
 
 
 # --- no trouble to others -----------------------------------------------------------------------------------------
@@ -294,6 +418,27 @@ def test_daemons_and_forced_runs_together_never_present_a_refresh_token_twice(
         assert server.introspect(token.access_token)["active"]
 
 
+def test_grants_that_others_hold_keep_no_place_from_the_rest(refresher: Command, daemon: Daemon) -> None:
+    """If it failed, a stopped process that holds some locks would let the tokens of all others expire."""
+    with TokenServer(lambda _: 4) as server, ExitStack() as locks:
+        for number in range(12):
+            bring(refresher, f"g{number}", server.grant(str(number)))
+        for number in range(10):
+            path = refresher.state / f"grants/g{number}.lock"
+            locks.enter_context(lock.held(path, stopping=lambda: False))
+        process = daemon()
+        wait_until(lambda: len(server.asked["10"]) >= 5, "the others rotate", 60.0)
+        rotated = server.asked["10"]
+        assert all(later < before + 4 for before, later in itertools.pairwise(rotated)), (
+            "a token had ended before the next"
+        )
+        assert "0" not in server.asked
+        locks.close()
+        wait_until(lambda: all(str(number) in server.asked for number in range(10)), "those too, when they are free")
+        assert "fault" not in stopped(refresher, process)
+        assert server.reused == 0
+
+
 def test_what_does_not_help_is_not_done_all_the_time(refresher: Command, daemon: Daemon) -> None:
     """If it failed, a full disk would be met by a storm of attempts, and a log of nothing else."""
     bring(refresher, "linear", sample_import())
@@ -302,8 +447,7 @@ def test_what_does_not_help_is_not_done_all_the_time(refresher: Command, daemon:
     path.unlink()
     path.mkdir()
     process = daemon()
-    assert process.stderr is not None
-    wait_until(lambda: "storage_failed" in (process.stderr or sys.stderr).readline(), "it says what is wrong")
+    lines_until(process, "storage_failed")
     path.rmdir()
     wait_until(path.is_file, "the token is published")
     assert isinstance(refresher.record("linear"), Grant)

@@ -17,13 +17,17 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
+import anyio
 import click
 import httpx
 import pytest
+from mcp.shared.auth import OAuthToken
 
 import refresher.demo
 from refresher.demo import verdict
+from refresher.demo.children import environment
 from refresher.demo.screen import frame
+from refresher.demo.server import Strict
 from refresher.demo.story import WIDEST, Party, Story
 from refresher.errors import ConfigError
 from tests.support.command import Command, Done, wait_until
@@ -73,6 +77,12 @@ class Demo:
         """Whether nothing of it runs any more."""
         return not {self.process.pid, *self.pids.values()} & {process.pid for process in running()}
 
+    def kill(self) -> None:
+        """End what a demo that failed has left behind."""
+        left = {process.pid for process in running()}
+        for pid in left & set(self.pids.values()):
+            os.kill(pid, signal.SIGKILL)
+
     def wait_for(self, words: str) -> None:
         """Read what it says until it says this."""
         assert self.process.stdout is not None
@@ -102,10 +112,12 @@ class Demo:
 
     def finish(self) -> Done:
         """Wait for its end, and see that it has printed no secret."""
-        while self.process.returncode is None:
-            with suppress(subprocess.TimeoutExpired):
-                self.process.wait(0.02)
+
+        def has_ended() -> bool:
             self.learn()
+            return self.process.poll() is not None
+
+        wait_until(has_ended, "the demo ends", longest=90)
         self._refresher.vault.learn(*self.secrets)
         done = self._refresher.finish(self.process)
         assert not self._refresher.vault.leaks_in(self._said)
@@ -135,9 +147,12 @@ def demo(refresher: Command, temporary: Path) -> Iterator[Callable[..., Demo]]:
     yield start
     for one in started:
         if one.process.poll() is None:
-            one.process.kill()
+            one.process.terminate()
             one.process.communicate()
-        wait_until(one.has_ended, "the demo's processes have ended")
+        try:
+            wait_until(one.has_ended, "the demo's processes have ended")
+        finally:
+            one.kill()
 
 
 # --- as it should be ----------------------------------------------------------------------------------------------
@@ -380,6 +395,35 @@ def test_a_process_that_dies_ends_it_at_once_with_its_name(
     assert list(temporary.iterdir()) == []
 
 
+def test_its_server_punishes_reuse_and_revokes_one_token_at_a_time() -> None:
+    """If it failed, the demo would be easier than the world: a product that reuses a refresh token would pass."""
+
+    async def run() -> None:
+        server = Strict("http://127.0.0.1:1/mcp", 60)
+        login = server.log_in()
+        client = await server.get_client(str(login["client_id"]))
+        assert client is not None
+
+        async def rotate(refresh_token: str | None) -> OAuthToken:
+            found = await server.load_refresh_token(client, str(refresh_token))
+            assert found is not None
+            return await server.exchange_refresh_token(client, found, [])
+
+        first = await rotate(login["refresh_token"])
+        second = await rotate(first.refresh_token)
+        revoked = await server.load_access_token(first.access_token)
+        assert revoked is not None
+        await server.revoke_token(revoked)
+        assert await server.load_access_token(first.access_token) is None
+        assert await server.load_access_token(second.access_token) is not None
+        third = await rotate(second.refresh_token)
+        assert await server.load_refresh_token(client, str(first.refresh_token)) is None, "it was taken twice"
+        assert await server.load_access_token(third.access_token) is None
+        assert await server.load_refresh_token(client, str(third.refresh_token)) is None
+
+    anyio.run(run)
+
+
 def test_what_was_not_seen_did_not_work() -> None:
     """If it failed, a demo in which nothing happened would count as a success."""
     story = Story(30, 10)
@@ -387,6 +431,18 @@ def test_what_was_not_seen_did_not_work() -> None:
     assert verdict.problems(story, stopped=True) == []
     story.agent_said({"calls": 5, "failed": 0, "sessions": 2, "slowest": 0.1, "failure": ""})
     assert verdict.problems(story, stopped=True) == ["the agent lost its session, and opened 2"]
+
+
+def test_its_processes_know_nothing_of_the_users_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """If it failed, a demo could show, or change, what a person really has."""
+    monkeypatch.setenv("KEPT", "1")
+    for name in ("REFRESHER_CONFIG", "REFRESHER_STATE_DIR", "https_proxy", "ALL_PROXY", "XDG_STATE_HOME"):
+        monkeypatch.setenv(name, "/the/users/own")
+    given = environment(tmp_path)
+    assert "/the/users/own" not in given.values()
+    assert given["KEPT"] == "1"
+    for name in ("XDG_CONFIG_HOME", "XDG_STATE_HOME", "REFRESHER_STATE_DIR", "REFRESHER_SPILL_DIR"):
+        assert Path(given[name]).is_relative_to(tmp_path)
 
 
 def test_without_the_mcp_sdk_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

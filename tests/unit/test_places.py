@@ -7,6 +7,7 @@ from queue import SimpleQueue
 
 import pytest
 
+from refresher import places as places_module
 from refresher.budget import BURST, RATE, Budget
 from refresher.places import AT_ONCE, AT_ONE_SERVER, Finished, Places, run_all
 from tests.support.command import wait_until
@@ -114,3 +115,47 @@ def test_a_server_beyond_its_budget_keeps_nobody_else_waiting_and_all_get_their_
     wait_until(turn, "all have had their turn")
     assert "held-0" not in done
     assert sorted(done) == sorted([*(f"many-{number}" for number in range(BURST + 5)), "other-0"])
+
+
+def test_a_server_that_was_slow_has_one_place_until_it_is_quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If it failed, a few servers that hang would take all places from the rest."""
+    monkeypatch.setattr(places_module, "_SLOW", 0.0)
+    ended: SimpleQueue[Finished[int, int]] = SimpleQueue()
+    release = threading.Semaphore(0)
+    places: Places[int, int] = Places(lambda job: (release.acquire(timeout=30) and job) or job, ended.put)
+    for number in range(20):
+        places.join("slow", number)
+    places.begin()
+    assert len(places.working()) == AT_ONE_SERVER
+    for _ in range(AT_ONE_SERVER):
+        release.release()
+        places.leave(ended.get(timeout=30))
+        places.begin()
+    assert len(places.working()) == 1
+    monkeypatch.setattr(places_module, "_SLOW", 1e9)
+    release.release()
+    places.leave(ended.get(timeout=30))
+    places.begin()
+    assert len(places.working()) == 1, "one quick job gives it one more turn"
+    for number in range(20, 40):
+        places.join("slow", number)
+        places.begin()
+    assert len(places.working()) == AT_ONE_SERVER
+    assert places.forget_waiting()
+    while places.working():
+        release.release()
+        places.leave(ended.get(timeout=30))
+
+
+def test_what_is_put_first_is_begun_first() -> None:
+    """If it failed, a demand would wait behind a thousand rotations that nobody waits for."""
+    ended: SimpleQueue[Finished[str, str]] = SimpleQueue()
+    places: Places[str, str] = Places(lambda job: job, ended.put)
+    for number in range(AT_ONE_SERVER + 5):
+        places.join("one", str(number))
+    places.join("one", "demanded", first=True)
+    places.begin()
+    assert "demanded" in places.working()
+    assert sorted(places.forget_waiting()) == ["10", "11", "12", "7", "8", "9"]
+    while places.working():
+        places.leave(ended.get(timeout=30))
