@@ -20,6 +20,7 @@ from refresher.errors import DirectoryError, GrantFileError
 from refresher.exchange import DEADLINE
 from refresher.grant import Grant
 from refresher.look import Look, look
+from refresher.news import News
 from refresher.overview import overview
 from refresher.places import Finished, Places
 from refresher.policy import Rest, Rotate
@@ -42,7 +43,6 @@ _LAST_PAUSE: Final = 30.0
 _LOCK_WAIT: Final = 2.0
 _BUSY_FOR_LONG: Final = 4
 _FURTHEST: Final = 86400.0
-_TELL_AGAIN: Final = 600.0
 _FAULTS: Final[tuple[Word, ...]] = ("lock_busy", "storage_failed", "invalid_grant_file")
 
 
@@ -96,7 +96,7 @@ class Daemon:
         # Where the lock, the disk or we ourselves have failed; and where only tidying up is needed, again and again.
         self._failed: dict[str, _Pause] = {}
         self._tidied: dict[str, _Pause] = {}
-        self._told: dict[str, tuple[str, float]] = {}
+        self._news = News()
         self._look_around_at = float("-inf")
 
     def run(self) -> int:
@@ -129,7 +129,7 @@ class Daemon:
             self._places.begin()
             self._hear(self._look_around_at - time.monotonic())
         except Exception as error:  # noqa: BLE001  a fault of ours must not end the rotation of every grant
-            self._tell("", "fault", logging.ERROR, f"a fault in refresher itself ({type(error).__name__})")
+            self._news.tell("", "fault", logging.ERROR, f"a fault in refresher itself ({type(error).__name__})")
             self._look_around_at = time.monotonic() + _LOOK_EACH
 
     def _look_around(self) -> None:
@@ -139,10 +139,10 @@ class Daemon:
         try:
             changed = self._watch.changed()
         except DirectoryError as error:
-            self._tell("", "directory", logging.ERROR, str(error))
+            self._news.tell("", "directory", logging.ERROR, str(error))
             changed = set()
         else:
-            self._told.pop("", None)
+            self._news.forget("")
         for name in sorted(changed):
             self._look(name)
         # However many files somebody has made to be looked at: most of the time is for something else, but never so
@@ -164,11 +164,13 @@ class Daemon:
         except GrantFileError as error:
             # It may be readable again without looking any different: a disk error, too many open files.
             self._timetable.plan(name, time.time() + _LAST_PAUSE)
-            self._tell(name, "invalid_grant_file", logging.WARNING, f"{name}: invalid_grant_file: {error}")
+            self._news.tell(name, "invalid_grant_file", logging.WARNING, f"{name}: invalid_grant_file: {error}")
             return
         except Exception as error:  # noqa: BLE001  a fault of ours in one grant must not keep the others from theirs
             self._timetable.plan(name, time.time() + _LAST_PAUSE)
-            self._tell(name, "fault", logging.ERROR, f"{name}: a fault in refresher itself ({type(error).__name__})")
+            self._news.tell(
+                name, "fault", logging.ERROR, f"{name}: a fault in refresher itself ({type(error).__name__})"
+            )
             return
         if seen.needs_lock:
             self._queue(seen)
@@ -179,8 +181,9 @@ class Daemon:
 
     def _forget(self, name: str) -> None:
         self._timetable.drop(name)
-        for known in (self._failed, self._tidied, self._told):
-            known.pop(name, None)
+        self._news.forget(name)
+        for pauses in (self._failed, self._tidied):
+            pauses.pop(name, None)
 
     def _queue(self, seen: Look) -> None:
         now = time.monotonic()
@@ -219,11 +222,11 @@ class Daemon:
                 self._places.hold(urls.origin(grant.token_endpoint), time.monotonic() + rest.until - time.time())
             self._timetable.plan(grant.name, min(rest.until, time.time() + _FURTHEST))
         if rest.because == "not_due":
-            self._told.pop(grant.name, None)
+            self._news.forget(grant.name)
         else:
             # Of whoever's attempt: a grant that was dead at the start, or died elsewhere, is news as well.
             attempt = "" if grant.failure is None else str(grant.failure.at)
-            self._tell_result(told.rested(grant, rest), attempt)
+            self._news.tell_result(told.rested(grant, rest), attempt)
 
     def _hear(self, wait: float) -> None:
         """Take the events of the next ``wait`` seconds, at most until one has come."""
@@ -255,9 +258,9 @@ class Daemon:
         if result is not None and result.outcome in _FAULTS:
             self._failed[name] = _Pause.after(failed)
             if result.outcome != "lock_busy" or self._failed[name].times > _BUSY_FOR_LONG:
-                self._tell_result(result, result.detail)
+                self._news.tell_result(result, result.detail)
         elif result is not None and (result.outcome == "rotated" or self._is_last_word(result)):
-            self._tell_result(result, str(result.generation))
+            self._news.tell_result(result, str(result.generation))
         else:
             self._tidied[name] = _Pause.after(tidied)
         # Only after the next listing: the present one still has the attempt that has just ended.
@@ -309,21 +312,6 @@ class Daemon:
     def _under_way(self) -> str:
         names = sorted(job.order.name for job in self._places.working())
         return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-    def _tell_result(self, result: Result, what: str) -> None:
-        grave = EXIT_CODES[result.outcome] != 0
-        level = logging.WARNING if grave else logging.INFO if result.outcome == "rotated" else logging.DEBUG
-        which = f" (generation {result.generation})" if result.outcome == "rotated" else ""
-        line = f"{result.name}: {result.outcome}{which}: {result.detail}"
-        self._tell(result.name, f"{result.outcome} {what}", level, line)
-
-    def _tell(self, name: str, what: str, level: int, line: str) -> None:
-        """Log ``line``, unless ``what`` was the last news of ``name`` and not long ago."""
-        before, at = self._told.get(name, (None, 0.0))
-        now = time.monotonic()
-        if before != what or now - at > _TELL_AGAIN:
-            self._told[name] = (what, now)
-            log.log(level, "%s", line)
 
 
 def _carry_out(job: _Job) -> Result | None:

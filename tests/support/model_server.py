@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 from tests.support.samples import NOON
 
-__all__ = ["Answer", "ModelServer", "Ways"]
+__all__ = ["Answer", "Early", "ModelServer", "Resource", "Ways"]
 
 Early = Literal["allowed", "refused", "mistaken for dead", "ends the login"]
 Resource = Literal["ignored", "refused", "refused once spent"]
@@ -144,8 +144,8 @@ class ModelServer:
             return refresh, access
         refresh, usable_from = f"refresh-{self._issued}", float("-inf")
         if self.ways.early == "ends the login":
-            usable_from = t + self.ways.life
-            # rauthy writes it into the token (RFC 7519 section 4.1.5), in seconds that count as early as any.
+            # rauthy writes it into the token (RFC 7519 section 4.1.5): a minute before the access token ends.
+            usable_from = t + max(self.ways.life - 60.0, 0.0)
             claims = json.dumps({"nbf": NOON + usable_from, "jti": refresh}).encode()
             refresh = f"e30.{urlsafe_b64encode(claims).decode().rstrip('=')}.signature"
         self._refresh[refresh] = _Refresh(access, usable_from)

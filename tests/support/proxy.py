@@ -1,6 +1,7 @@
 """A small TCP proxy: what lies between a client and its server, and what it can do to a connection."""
 
 import re
+import select
 import socket
 import ssl
 import struct
@@ -21,15 +22,18 @@ __all__ = [
     "cuts_handshake",
     "drips",
     "duplicates",
+    "hangs",
     "holds",
     "passes",
     "refuses",
     "resets_after",
     "resets_before",
+    "resets_behind",
     "resets_midway",
     "speaks_no_tls",
     "swallows",
     "truncates",
+    "tunnels",
 ]
 
 _AT_ONCE: Final = struct.pack("ii", 1, 0)
@@ -56,8 +60,12 @@ class Connection:
     def request(self) -> bytes:
         """Read a whole request of the client; nothing of it is passed on."""
         request = _message(self.client)
-        self._proxy.requests.append(request)
+        self.note(request)
         return request
+
+    def note(self, request: bytes) -> None:
+        """Remember what came from the client."""
+        self._proxy.requests.append(request)
 
     def forward(self, data: bytes) -> socket.socket:
         """Pass something on to the server."""
@@ -122,7 +130,7 @@ class Proxy:
         self.connections = 0
         """How many were accepted."""
         self.requests: list[bytes] = []
-        """What came through whole."""
+        """What came whole of clients, and each piece that went through a tunnel."""
         self.answered = 0
         """How many requests the server has answered, whoever got to see it."""
         self._path = parts.path
@@ -227,6 +235,19 @@ def passes(connection: Connection) -> None:
     connection.until_the_client_leaves()
 
 
+def tunnels(connection: Connection) -> None:
+    """Pass bytes both ways after a CONNECT (RFC 9110 section 9.3.6)."""
+    connection.request()
+    client, server = connection.client, connection.forward(b"")
+    client.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
+    while True:
+        for source in select.select([client, server], [], [])[0]:
+            piece = _some(source)
+            if source is client:
+                connection.note(piece)
+            (server if source is client else client).sendall(piece)
+
+
 def holds(release: threading.Event) -> Fault:
     """Keep the server's answer back until ``release``."""
 
@@ -262,6 +283,12 @@ def duplicates(connection: Connection) -> None:
     connection.until_the_client_leaves()
 
 
+def resets_behind(connection: Connection) -> None:
+    """Pass the whole answer on and reset at once."""
+    connection.client.sendall(connection.exchange())
+    connection.reset()
+
+
 # --- before the server --------------------------------------------------------------------------------------------
 
 
@@ -280,6 +307,12 @@ def cuts_handshake(connection: Connection) -> None:
     """End the connection in the middle of the client's first words."""
     connection.plain.recv(16)
     connection.reset()
+
+
+def hangs(connection: Connection) -> None:
+    """Accept and say nothing: where there is TLS, not even hello."""
+    while connection.plain.recv(65536):
+        pass
 
 
 def resets_before(connection: Connection) -> None:
@@ -312,7 +345,6 @@ def answers(status: str, body: bytes, headers: Iterable[str] = ()) -> Fault:
         connection.request()
         lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", *headers, "", ""]
         connection.client.sendall("\r\n".join(lines).encode() + body)
-        connection.until_the_client_leaves()
 
     return answer
 
