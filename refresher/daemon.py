@@ -13,13 +13,13 @@ from typing import Final
 
 import msgspec
 
-from refresher import logs, told, urls, words
+from refresher import logs, told, words
 from refresher.config import Settings
 from refresher.directories import Directories
 from refresher.errors import DirectoryError, GrantFileError
 from refresher.exchange import DEADLINE
 from refresher.grant import Grant
-from refresher.look import Look, look
+from refresher.look import Look, look, server_of
 from refresher.news import News
 from refresher.overview import overview
 from refresher.places import Finished, Places
@@ -219,7 +219,7 @@ class Daemon:
             self._timetable.drop(grant.name)
         else:
             if grant.failure is not None and grant.failure.busy:
-                self._places.hold(urls.origin(grant.token_endpoint), time.monotonic() + rest.until - time.time())
+                self._places.hold(server_of(grant), time.monotonic() + rest.until - time.time())
             self._timetable.plan(grant.name, min(rest.until, time.time() + _FURTHEST))
         if rest.because == "not_due":
             self._news.forget(grant.name)

@@ -204,7 +204,8 @@ async def _post(
                 progress.body += chunk[: _LARGEST_BODY - len(progress.body)]
                 if len(progress.body) >= _LARGEST_BODY:
                     return
-            progress.whole = True
+            # Without a length nobody can tell an end from a connection that broke off; only JSON shows its own.
+            progress.whole = not progress.headers.keys().isdisjoint(("content-length", "transfer-encoding"))
 
 
 def _forbidden(grant: Grant) -> str | None:

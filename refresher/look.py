@@ -8,7 +8,7 @@ from refresher.directories import Directories
 from refresher.grant import Grant, Record
 from refresher.policy import Decision, Rest
 
-__all__ = ["Look", "look"]
+__all__ = ["Look", "look", "server_of"]
 
 
 class Look(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,12 +29,20 @@ class Look(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def server(self) -> str:
         """The authorization server in whose queue the name waits."""
-        return urls.origin(self.record.token_endpoint) if isinstance(self.record, Grant) else ""
+        return server_of(self.record) if isinstance(self.record, Grant) else ""
 
     @property
     def generation(self) -> int:
         """The generation that was there; -1 where there was none."""
         return -1 if self.record is None else self.record.generation
+
+
+def server_of(grant: Grant) -> str:
+    """Return the authorization server of ``grant``; nothing where somebody has put there what is no address."""
+    try:
+        return urls.origin(grant.token_endpoint)
+    except urls.BadURL:
+        return ""
 
 
 def look(
