@@ -170,7 +170,7 @@ def _rotated(fields: dict[str, Any], now: float) -> Rotated | None:
         access_token=Secret(access),
         token_type=scheme(token_type),
         expires_in=expires_in,
-        expires_at=(_expires_at(fields, now) or jwt_time(access, "exp")) if expires_in is None else None,
+        expires_at=(_expires_at(fields, now) or _exp(access, now)) if expires_in is None else None,
         refresh_token=Secret(refresh) if refresh else None,
         scope=_scope(fields.get("scope")),
     )
@@ -212,6 +212,12 @@ def _expires_at(fields: dict[str, Any], now: float) -> float | None:
     except (TypeError, ValueError, OverflowError):
         return None
     return at if not isinstance(value, bool) and now < at <= now + LONGEST_LIFE else None
+
+
+def _exp(access_token: str, now: float) -> float | None:
+    # An end that has passed is another clock's: taken at its word, the token would be replaced each second.
+    at = jwt_time(access_token, "exp")
+    return at if at is not None and at > now else None
 
 
 def _iso(text: str) -> float:

@@ -119,6 +119,7 @@ def parse(name: str, data: bytes, now: Moment) -> Grant:
         client_key=_path(brought.client_key),
         refresh_token=brought.refresh_token,
         scope=brought.scope,
+        asked_scope=brought.scope,
         resource=brought.resource,
         send_resource=brought.send_resource,
         server_url=brought.server_url,
@@ -186,7 +187,10 @@ def _method(brought: Brought) -> AuthMethod:
 
 def _path(value: str | None) -> str | None:
     # From where a person stands now: the daemon stands elsewhere.
-    return None if value is None else str(Path(value).expanduser().absolute())
+    try:
+        return None if value is None else str(Path(value).expanduser().absolute())
+    except (RuntimeError, OSError) as error:
+        raise ImportRefused(f"{value}: {error}") from None
 
 
 def _try_files(grant: Grant, now: float) -> None:

@@ -6,7 +6,7 @@ Pure: a function of the grant.
 from refresher.grant import Grant
 from refresher.providers import Profile, profile_of
 
-__all__ = ["access_life", "ends_access", "refuses_early", "replay", "sends_resource", "sends_scope"]
+__all__ = ["access_life", "ends_access", "refuses_early", "replay", "scope", "sends_resource"]
 
 
 def replay(grant: Grant) -> float | None:
@@ -30,9 +30,17 @@ def sends_resource(grant: Grant) -> bool:
     return _profile(grant).send_resource if grant.send_resource is None else grant.send_resource
 
 
-def sends_scope(grant: Grant) -> bool:
-    """Whether ``scope`` goes along: where there is no earlier grant to inherit it from, and where a server wants it."""
-    return grant.scope is not None and (grant.refresh_token is None or _profile(grant).send_scope)
+def scope(grant: Grant) -> str | None:
+    """Return the ``scope`` to send: where there is no earlier grant to inherit it from, and where a server wants it."""
+    asked = grant.scope if grant.asked_scope is None else grant.asked_scope
+    if not asked:
+        return None
+    if grant.refresh_token is None:
+        return asked
+    if not _profile(grant).send_scope:
+        return None
+    # Entra's answers do not list it, and without it no refresh token comes with the next one.
+    return asked if "offline_access" in asked.split() else f"{asked} offline_access"
 
 
 def ends_access(grant: Grant) -> bool:

@@ -57,7 +57,9 @@ def after(
             return _waiting(grant, "transient", "server_error", outcome.description, now)  # nothing was used up
         case ResourceRefused() if grant.refresh_token is None:
             return _waiting(_refused(grant), "transient", outcome.code, outcome.description, now)
-        case Ambiguous() | Unintelligible() | ResourceRefused():
+        case ResourceRefused():
+            return doubted(_refused(grant), outcome.description, doubt=Doubt(since=first_sent or now), now=now)
+        case Ambiguous() | Unintelligible():
             return doubted(grant, outcome.description, doubt=Doubt(since=first_sent or now), now=now)
         case ClientRejected():
             return _waiting(_refused(grant), "client_rejected", outcome.code, outcome.description, now)

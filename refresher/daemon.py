@@ -218,7 +218,7 @@ class Daemon:
         if rest.until is None:
             self._timetable.drop(grant.name)
         else:
-            if grant.failure is not None and grant.failure.busy:
+            if rest.because == "transient" and grant.failure is not None and grant.failure.busy:
                 self._places.hold(server_of(grant), time.monotonic() + rest.until - time.time())
             self._timetable.plan(grant.name, min(rest.until, time.time() + _FURTHEST))
         if rest.because == "not_due":

@@ -73,7 +73,7 @@ MEANINGS: Final = (
         "Keycloak TokenManager.java, Salesforce, Cognito (aws-sdk-net-extensions-cognito#75): under another code",
         words=_words(
             r"unmatching clients|token client and authorized client don't match|invalid client credentials"
-            r"|secrethash does not match|issued to another client"
+            r"|secrethash does not match"
         ),
     ),
     Row(
@@ -93,7 +93,8 @@ MEANINGS: Final = (
         codes=_codes("unauthorized_client invalid_request invalid_client service.not_authorized server_error"),
         words=_words(
             r"^(?:[\w-]+: )*(?:the )?(?:refresh[_ ]token (?:is |has |has been |was )?"
-            r"(?:invalid|expired|revoked|not found|already used|could not be mapped)|invalid refresh[_ ]token)"
+            r"(?:(?:invalid|expired|revoked|not found|already used)(?: or (?:invalid|expired|revoked))?\W*$"
+            r"|could not be mapped)|invalid refresh[_ ]token\W*$)"
         ),
     ),
     # Codes: RFC 6749 section 5.2 and OpenID Connect Core section 3.1.2.6, then servers' own.

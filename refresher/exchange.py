@@ -83,7 +83,7 @@ def exchange(
     sent = first.first_sent
     if not isinstance(first.outcome, Ambiguous | Unintelligible | ResourceRefused) or sent is None:
         return first
-    refused = isinstance(first.outcome, ResourceRefused)
+    refused = isinstance(first.outcome, ResourceRefused) and conduct.sends_resource(grant)
     first = msgspec.structs.replace(first, resource_refused=refused)
     doubt = None if grant.refresh_token is None else grant.doubt or Doubt(since=sent)
     doubtful = msgspec.structs.replace(
@@ -157,7 +157,7 @@ def _attempt(grant: Grant, ca_file: str | None, hooks: Hooks, demanded: bool, li
             description=f"the answer could not be judged ({type(error).__name__})",
             answer=Secret(body.decode("latin-1")),
         )
-    if isinstance(outcome, Unintelligible):
+    if isinstance(outcome, Unintelligible) and grant.refresh_token is not None:
         kept = hooks.keep_answer(outcome.answer.reveal().encode("latin-1"), clocks.now().wall)
         outcome = msgspec.structs.replace(outcome, description=f"{outcome.description}; {kept}")
     return Exchanged(
@@ -256,9 +256,6 @@ def _judge(grant: Grant, progress: _Progress, problem: str, *, demanded: bool) -
     )
     # Until its own clock agrees that the token has ended: the server counts from when it answered.
     early = conduct.refuses_early(grant) and clocks.now().wall < policy.end_of_life(grant) + policy.CLOCK_TOLERANCE
-    if isinstance(outcome, ResourceRefused) and not conduct.sends_resource(grant):
-        # It wants one that it was not given, or another; nobody knows whether the refresh token is spent.
-        return Ambiguous(description=outcome.description)
     if isinstance(outcome, GrantDead) and early and not demanded:
         return TooEarly(code=outcome.code, description=outcome.description)
     return outcome

@@ -92,6 +92,9 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """PEM, with its chain; shown to the token endpoint (RFC 8705)."""
     client_key: str | None = None
     scope: str | None
+    """What was granted last."""
+    asked_scope: str | None = None
+    """What was asked for at the beginning: where scope is sent, this is, for what is granted may be less."""
     resource: str | None
     """RFC 8707, verbatim: a slash more would make it another resource."""
     send_resource: bool | None

@@ -51,7 +51,7 @@ def hand_out(
         if token is not None:
             if token.access_token is not None and valid_for(token) >= least:
                 return token
-            if (final := verdict(token)) is not None:
+            if (final := verdict(token)) is not None and not _may_mend(directories, name):
                 raise NeedsPerson(str(final))
             life = _life(token)
             if life < least and (token.generation > first or _is_full(directories, token)):
@@ -67,6 +67,8 @@ def hand_out(
         result = _rotated(settings, name, token is not None, max(remaining, _LOOK_AGAIN), stopping)
         if result is not None and result.outcome in ("rotated", "adopted"):
             continue
+        if result is not None and result.outcome == "reauthorization_required":
+            raise NeedsPerson(f"{name}: {result.detail}")
         if remaining <= 0:
             raise NotInTime(_problem(source, result, least))
         waiting([name])
@@ -84,13 +86,24 @@ def _problem(source: FileTokenSource, result: Result | None, least: float) -> st
 
 def _is_full(directories: Directories, token: TokenFile) -> bool:
     """Whether the life of a token is what its server gives, and not what was left of it at an import."""
+    grant = _grant(directories, token.name)
+    return grant is not None and grant.last_rotation_at == token.issued_at
+
+
+def _may_mend(directories: Directories, name: str) -> bool:
+    """Whether a grant that was refused again and again, but is not dead, can be tried once more by this user."""
+    grant = _grant(directories, name)
+    return grant is not None and not grant.dead
+
+
+def _grant(directories: Directories, name: str) -> Grant | None:
     if not _is_ours(directories):
-        return False
+        return None
     try:
-        record = store.load(directories, token.name).record
+        record = store.load(directories, name).record
     except GrantFileError:
-        return False
-    return isinstance(record, Grant) and record.last_rotation_at == token.issued_at
+        return None
+    return record if isinstance(record, Grant) else None
 
 
 def _rotated(

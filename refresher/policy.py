@@ -42,7 +42,7 @@ MAX_WAIT: Final = 3600.0
 
 _SHARE_OF_LIFE: Final = 0.75
 _SHARE_WHERE_IT_ENDS: Final = 0.9
-_REFUSALS_FOR_A_PERSON: Final = 5
+_REFUSALS_FOR_A_PERSON: Final = 10
 _DAILY: Final = 86400.0
 _LONGEST_JITTER: Final = 60.0
 _JITTER_SHARE: Final = 0.05
@@ -78,7 +78,7 @@ def decide(grant: Grant, now: Moment, *, demanded: bool = False, force: bool = F
     """
     if grant.dead and not force:
         return Rest("reauthorization_required", None)
-    if (usable := _usable_from(grant)) > now.wall and not _in_future(grant.issued_at, now):
+    if (usable := _usable_from(grant)) > now.wall:
         # Whoever writes that into a refresh token may end the whole login for using it earlier (rauthy does).
         return Rest("too_early", usable)
     if (protected := _protected_until(grant, now, demanded=demanded)) is not None:
@@ -94,7 +94,9 @@ def decide(grant: Grant, now: Moment, *, demanded: bool = False, force: bool = F
     if demanded and now.wall >= _demand_honoured_at(grant):
         return Rotate("demanded")
     due = due_at(grant)
-    if now.wall >= max(due - horizon, _earliest(grant)):
+    # Where an early refresh is refused, a run that comes late is better than one that asks in vain.
+    ahead = 0.0 if conduct.refuses_early(grant) else horizon
+    if now.wall >= max(due - ahead, _earliest(grant)):
         return Rotate("due")
     return Rest("not_due", min(due, _demand_honoured_at(grant)) if demanded else due)
 
@@ -105,11 +107,11 @@ def due_at(grant: Grant) -> float:
     Later where a rotation ends the token that agents are using, and at the end where an earlier one would be refused.
     """
     life = _lifetime(grant)
-    if conduct.refuses_early(grant) or grant.not_before is not None:
+    if conduct.refuses_early(grant):
         return max(grant.issued_at + life, _usable_from(grant), _earliest(grant))
     share = _SHARE_WHERE_IT_ENDS if conduct.ends_access(grant) else _SHARE_OF_LIFE
     jitter = _fraction(grant.name, grant.generation) * min(_LONGEST_JITTER, _JITTER_SHARE * life)
-    return max(grant.issued_at + min(share * life, _DAILY) - jitter, _earliest(grant))
+    return max(grant.issued_at + min(share * life, _DAILY) - jitter, _usable_from(grant), _earliest(grant))
 
 
 def end_of_life(grant: Grant) -> float:
@@ -212,9 +214,9 @@ def _demand_honoured_at(grant: Grant) -> float:
 
 def _usable_from(grant: Grant) -> float:
     """From when the refresh token may be used by what it says itself, as far as that makes sense."""
-    if grant.not_before is None:
+    if grant.not_before is None or grant.not_before - max(grant.issued_at, grant.authorized_at) > _DAILY:
         return float("-inf")
-    return min(grant.not_before, end_of_life(grant) + CLOCK_TOLERANCE)
+    return grant.not_before
 
 
 def _earliest(grant: Grant) -> float:

@@ -114,9 +114,7 @@ PROFILES: Final = (
     Profile(
         "Notion MCP",
         ("mcp.notion.com",),
-        "makenotion/notion-cookbook, mcp-client-integration: 'retry the request with the previously stored token once'",
-        # Once and at once: the retry within the same exchange is all that this leaves time for.
-        replay=30.0,
+        "makenotion/notion-cookbook, mcp-client-integration: an hour; sources conflict about a replay, so none",
         access_life=1 * _HOURS,
     ),
     Profile(

@@ -143,9 +143,13 @@ def _removed(tombstone: Tombstone) -> TokenFile:
     )
 
 
+def _lived(grant: Grant, at: float) -> bool:
+    return grant.access_token is not None and at < policy.end_of_life(grant)
+
+
 def _problem(grant: Grant) -> Problem | None:
     failure = grant.failure
     # A server that wants to be asked later has refused nothing that an agent could miss.
-    if failure is None or failure.outcome == "too_early":
+    if failure is None or (failure.outcome == "too_early" and _lived(grant, failure.at)):
         return None
     return Problem(failure.code, failure.description, failure.at, policy.retry_at(grant))

@@ -25,8 +25,8 @@ def request(grant: Grant, now: float) -> tuple[bytes, dict[str, str]]:
         fields["grant_type"] = "client_credentials"
     else:
         fields |= {"grant_type": "refresh_token", "refresh_token": grant.refresh_token.reveal()}
-    if grant.scope is not None and conduct.sends_scope(grant):
-        fields["scope"] = grant.scope
+    if (scope := conduct.scope(grant)) is not None:
+        fields["scope"] = scope
     if grant.resource is not None and conduct.sends_resource(grant):
         fields["resource"] = grant.resource
     headers = {

@@ -12,7 +12,7 @@ from refresher.directories import Directories
 from refresher.errors import DirectoryError, GrantFileError, Interrupted, LockBusy, StorageError
 from refresher.exchange import DEADLINE, Exchanged, exchange
 from refresher.grant import Doubt, Grant, Stored
-from refresher.outcome import GrantDead, Rotated
+from refresher.outcome import GrantDead, ResourceRefused, Rotated
 from refresher.policy import Rest, Rotate
 from refresher.publish import publish, published_generation
 from refresher.result import EXIT_CODES, Result, Word
@@ -164,7 +164,9 @@ def _after(grant: Grant, answered: Exchanged, *, demanded: bool, generation: int
         msgspec.structs.replace(
             grant,
             doubt=answered.doubt,
-            resource_refused=grant.resource_refused or answered.resource_refused,
+            # Refused without one as well: then it was not the reason, and the next attempt sends it again.
+            resource_refused=answered.resource_refused
+            or (grant.resource_refused and not isinstance(answered.outcome, ResourceRefused)),
         ),
         answered.outcome,
         first_sent=answered.first_sent,

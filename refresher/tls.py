@@ -29,7 +29,7 @@ def trusted(ca_file: str | None, *, client_cert: str | None = None, client_key: 
         where = client_cert if error.of_client else place or "certifi's file"
         raise ConfigError(f"cannot use the certificate of {where}: {error}") from None
     except OSError as error:
-        raise ConfigError(f"cannot read {error.filename}: {error.strerror}") from None
+        raise ConfigError(f"cannot read {error.filename or client_cert or place}: {error.strerror}") from None
     except ValueError:
         raise ConfigError("the name of a certificate's file is no path") from None
 

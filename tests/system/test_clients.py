@@ -216,14 +216,14 @@ def test_a_client_that_is_rejected_again_and_again_needs_a_person_and_mends_itse
     server = own_oidc()
     refresher.import_grant("linear", server.mint("public"))
     assert refresher("run-once").code == 0
-    for count in range(1, 6):
+    for count in range(1, 11):
         server.script(status=401, body={"error": "invalid_client"})
         done = refresher("run-once", "--force", "--json")
-        expected = (4, "client_rejected") if count < 5 else (3, "reauthorization_required")
+        expected = (4, "client_rejected") if count < 10 else (3, "reauthorization_required")
         assert (done.code, done.results["linear"]["outcome"]) == expected
     token = refresher.token("linear")
     assert (token.state, token.access_token is None) == ("reauthorization_required", False)
-    assert "5 times in a row" in done.results["linear"]["detail"]
+    assert "10 times in a row" in done.results["linear"]["detail"]
     assert refresher("run-once").code == 3
     assert refresher("run-once", "--force").code == 0
     assert refresher.token("linear").state == "active"

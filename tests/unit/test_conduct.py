@@ -65,10 +65,11 @@ def test_what_was_seen_beats_what_the_grant_says_and_that_beats_what_is_known() 
     assert conduct.sends_resource(grant(resource="urn:x", send_resource=None))
     assert not conduct.sends_resource(grant(resource="urn:x", send_resource=False))
     assert not conduct.sends_resource(grant(resource=None, send_resource=None))
-    assert conduct.sends_scope(entra())
-    assert not conduct.sends_scope(grant())
-    assert conduct.sends_scope(grant(refresh_token=None))
-    assert not conduct.sends_scope(entra(scope=None))
+    assert conduct.scope(entra()) == "read offline_access"
+    assert conduct.scope(entra(scope="read", asked_scope="read offline_access write")) == "read offline_access write"
+    assert conduct.scope(grant()) is None
+    assert conduct.scope(grant(refresh_token=None, scope="", asked_scope="read")) == "read"
+    assert conduct.scope(entra(scope=None)) is None
 
 
 def test_a_token_of_unknown_life_lives_as_long_as_is_known_of_its_server() -> None:
@@ -92,6 +93,7 @@ def test_where_a_rotation_ends_the_token_in_use_it_comes_later() -> None:
 def test_where_an_early_refresh_is_refused_it_is_due_at_the_end(known: dict[str, Any]) -> None:
     """If it failed, each rotation would begin with a refusal, and some servers count those."""
     assert policy.due_at(grant(**known)) == NOON + 3600
+    assert policy.decide(grant(**known), at(NOON + 3590), horizon=70.0) == Rest("not_due", NOON + 3600)
 
 
 def test_a_refresh_token_that_says_when_it_may_be_used_is_not_used_before() -> None:
@@ -99,10 +101,12 @@ def test_a_refresh_token_that_says_when_it_may_be_used_is_not_used_before() -> N
     held = grant(not_before=NOON + 3540)
     for asked in ({}, {"force": True}, {"demanded": True}, {"horizon": 7200.0}):
         assert policy.decide(held, at(NOON + 3000), **asked) == Rest("too_early", NOON + 3540), asked
-    assert policy.decide(held, at(NOON + 3600)) == Rotate("due")
-    # Nobody waits for ever on a number: by its end of life at the latest it is tried.
-    absurd = grant(not_before=NOON + 1e9)
-    assert policy.decide(absurd, at(NOON + 3600 + policy.CLOCK_TOLERANCE)) == Rotate("due")
+    assert policy.decide(held, at(NOON + 3540)) == Rotate("due")
+    assert policy.due_at(grant(not_before=NOON)) == policy.due_at(grant()), "one that has passed changes nothing"
+    # By a clock that was set back it is not used early either.
+    assert policy.decide(held, at(NOON - 120)) == Rest("too_early", NOON + 3540)
+    # Nobody waits for a number beyond all reason.
+    assert policy.decide(grant(not_before=NOON + 1e9), at(NOON + 3600)) == Rotate("due")
 
 
 def test_client_credentials_are_never_in_doubt() -> None:
@@ -112,7 +116,7 @@ def test_client_credentials_are_never_in_doubt() -> None:
 
 def test_only_what_is_refused_again_and_again_needs_a_person() -> None:
     """If it failed, one confused answer would call for a person, or a hundred would not."""
-    assert not policy.needs_person(grant(refusals=4, failure=failure(outcome="client_rejected")))
-    refused = grant(refusals=5, failure=failure(outcome="client_rejected"))
+    assert not policy.needs_person(grant(refusals=9, failure=failure(outcome="client_rejected")))
+    refused = grant(refusals=10, failure=failure(outcome="client_rejected"))
     assert policy.needs_person(refused)
     assert policy.decide(refused, at(NOON + 101)) == Rotate("retry"), "it is not tried any more"
