@@ -1,36 +1,24 @@
-"""Whole runs against faults: lost answers, kills, signals, full and broken disks."""
+"""Whole runs that lose answers, hear signals, or wait for a lock."""
 
 import fcntl
-import os
 import signal
 import stat
 import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
 
-import msgspec
 import pytest
 
-from refresher import clocks, lock
-from refresher.attempt import Attempt
+from refresher import lock
 from refresher.errors import LockBusy
-from refresher.grant import Doubt
 from refresher.rotation import Order, Terms, rotate
-from refresher.store import load
-from tests.conftest import need
-from tests.support.command import Command, Done, wait_until
+from tests.support.command import Command, wait_until
 from tests.support.fake_state import directories, put
 from tests.support.oidc import OIDC
-from tests.support.parts import mounted, no_mounts, no_strace
 from tests.support.samples import grant
 
 Start = Callable[..., OIDC]
-
-
-def _outcome(done: Done) -> str:
-    return str(done.results["linear"]["outcome"])
 
 
 def _expired(refresher: Command) -> bool:
@@ -63,7 +51,7 @@ def test_after_a_lost_answer_the_live_token_is_used_to_its_end_and_the_loss_is_n
     live = _live(refresher, server)
     server.script(drop=True, process=True)
     done = refresher("run-once", "--force", "--json")
-    assert (done.code, _outcome(done)) == (5, "in_doubt")
+    assert (done.code, done.outcome) == (5, "in_doubt")
     token = refresher.token("linear")
     assert (token.state, token.access_token) == ("failing", live)
     assert token.error is not None
@@ -74,7 +62,7 @@ def test_after_a_lost_answer_the_live_token_is_used_to_its_end_and_the_loss_is_n
             assert len(server.requests()) == 2
     wait_until(lambda: _expired(refresher), "the access token has expired")
     done = refresher("run-once", "--force", "--json")
-    assert (done.code, _outcome(done)) == (3, "reauthorization_required")
+    assert (done.code, done.outcome) == (3, "reauthorization_required")
     assert "lost" in done.results["linear"]["detail"]
     assert refresher.leftovers() == []
 
@@ -87,7 +75,7 @@ def test_after_a_lost_request_it_goes_on_by_itself(refresher: Command, own_oidc:
     assert refresher("run-once", "--force").code == 5
     wait_until(lambda: _expired(refresher), "the access token has expired")
     done = refresher("run-once", "--force", "--json")
-    assert (done.code, _outcome(done)) == (0, "rotated")
+    assert (done.code, done.outcome) == (0, "rotated")
     grant = refresher.grant("linear")
     assert (grant.doubt, grant.failure) == (None, None)
 
@@ -100,7 +88,7 @@ def test_a_demand_ends_the_wait_for_a_token_that_is_dead(refresher: Command, own
     assert refresher("run-once", "--force").code == 5
     (refresher.state / "demands/linear.1").touch()
     done = refresher("run-once", "--force", "--json")
-    assert _outcome(done) == "rotated"
+    assert done.outcome == "rotated"
 
 
 def test_an_import_of_the_same_token_does_not_end_the_wait(refresher: Command, own_oidc: Start) -> None:
@@ -128,7 +116,7 @@ def test_a_replay_is_made_at_once_where_the_server_allows_it(refresher: Command,
     refresher.import_grant("linear", server.mint("public") | {"replay": "30s"})
     server.script(drop=True, process=False)
     done = refresher("run-once", "--json")
-    assert (done.code, _outcome(done)) == (0, "rotated")
+    assert (done.code, done.outcome) == (0, "rotated")
     assert len(server.requests()) == 2
 
 
@@ -138,7 +126,7 @@ def test_an_unreadable_success_is_kept_for_a_person(refresher: Command, own_oidc
     refresher.import_grant("linear", server.mint("public"))
     server.script(status=200, body="<html>refreshed!</html>", headers={"content-type": "text/html"}, process=True)
     done = refresher("run-once", "--json")
-    assert (done.code, _outcome(done)) == (5, "in_doubt")
+    assert (done.code, done.outcome) == (5, "in_doubt")
     (kept,) = (refresher.state / "grants").glob("linear.answer.*")
     assert kept.read_bytes() == b"<html>refreshed!</html>"
     assert stat.S_IMODE(kept.stat().st_mode) == 0o600
@@ -165,7 +153,7 @@ def test_each_failure_has_its_word_and_is_not_repeated_before_its_time(
     server.script(**answer)
     for _ in range(2):
         done = refresher("run-once", "--force", "--json") if _ == 0 else refresher("run-once", "--json")
-        assert (done.code, _outcome(done)) == (code, outcome)
+        assert (done.code, done.outcome) == (code, outcome)
     assert len(server.requests()) == 2
     token = refresher.token("linear")
     assert (token.state, token.access_token) == ("failing", live)
@@ -188,7 +176,7 @@ def test_a_signal_in_mid_exchange_loses_nothing(refresher: Command, own_oidc: St
     done = refresher.finish(process)
     assert done.code == 128 + number
     assert "finished first" in done.stderr
-    assert _outcome(done) == "rotated"
+    assert done.outcome == "rotated"
     assert server.introspect(refresher.token("linear").access_token)["active"]
     assert refresher.leftovers() == []
 
@@ -203,7 +191,7 @@ def test_a_signal_while_waiting_for_the_lock_ends_the_wait(refresher: Command, o
         wait_until(lambda: _rotates(process), "it waits for the lock")
         process.send_signal(signal.SIGINT)
         done = refresher.finish(process)
-    assert (done.code, _outcome(done)) == (130, "interrupted")
+    assert (done.code, done.outcome) == (130, "interrupted")
     assert server.requests() == []
 
 
@@ -252,190 +240,3 @@ def test_a_lock_that_stays_held_is_busy_and_what_the_holder_did_is_adopted(tmp_p
             assert result.outcome == outcome
     assert path.exists(), "the lock file was removed under those who wait for it"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-
-
-# --- kills and disks ----------------------------------------------------------------------------------------------
-
-CALLS = ["fsync", "pwrite64", "ftruncate", "rename", "unlink", "fchmod", "flock", "connect", "sendto", "recvfrom"]
-
-
-@pytest.mark.parametrize("call", CALLS)
-def test_killed_at_any_system_call_the_next_run_goes_on_or_says_in_doubt(
-    refresher: Command, own_oidc: Start, call: str
-) -> None:
-    """If it failed, a kill at the wrong instant would lose a token, or send a spent one again (I1, I4, I6)."""
-    need(no_strace())
-    server = own_oidc()
-    for number in range(1, 40):
-        live = _replace(refresher, server)
-        kill = (
-            "strace",
-            "-f",
-            "-qq",
-            "-o",
-            "/dev/null",
-            "-e",
-            f"trace={call}",
-            "-e",
-            f"inject={call}:signal=KILL:when={number}",
-        )
-        process = refresher.start("run-once", "--force", "--json", prefix=kill)
-        code = refresher.finish(process).code
-        done = refresher("run-once", "--json")
-        assert _outcome(done) in ("not_due", "adopted", "in_doubt"), done.stdout
-        assert refresher.leftovers() == []
-        forced = refresher("run-once", "--force", "--json")
-        if _outcome(done) == "in_doubt":
-            assert _outcome(forced) == "in_doubt"
-            assert refresher.token("linear").access_token == live
-        else:
-            assert _outcome(forced) == "rotated"
-            assert server.introspect(refresher.token("linear").access_token)["active"]
-        if code == 0:
-            break
-    else:
-        pytest.fail(f"40 kills at {call} and no end")
-    assert (server.log()["reused"], server.log()["presented_twice"]) == (0, 0)
-
-
-def _replace(refresher: Command, server: OIDC) -> str | None:
-    refresher.import_grant("linear", server.mint("public"), "--replace")
-    assert refresher("run-once").code == 0
-    return refresher.token("linear").access_token
-
-
-@pytest.mark.parametrize("call", ["import", "remove"])
-def test_an_import_or_a_removal_that_is_killed_is_old_or_new(refresher: Command, own_oidc: Start, call: str) -> None:
-    """If it failed, a killed import could leave half a record, or both logins lost (I4)."""
-    need(no_strace())
-    server = own_oidc()
-    for number in range(1, 40):
-        _replace(refresher, server)
-        old = refresher.grant("linear").refresh_token
-        fields = server.mint("public")
-        path = refresher.write_import("new", fields)
-        arguments = ("import", "linear", "--replace", "--from", str(path)) if call == "import" else ("remove", "linear")
-        calls = "fsync,pwrite64,rename,unlink,fchmod"
-        kill = (
-            "strace",
-            "-f",
-            "-qq",
-            "-o",
-            "/dev/null",
-            "-e",
-            f"trace={calls}",
-            "-e",
-            f"inject={calls}:signal=KILL:when={number}",
-        )
-        code = refresher.finish(refresher.start(*arguments, prefix=kill)).code
-        assert refresher("run-once").code == 0
-        assert refresher.leftovers() == []
-        record = refresher.record("linear")
-        if call == "remove":
-            assert refresher.token("linear").state == ("removed" if not hasattr(record, "refresh_token") else "active")
-        else:
-            assert old is not None
-            spent = {old.fingerprint()} & set(refresher.grant("linear").spent)
-            assert refresher.grant("linear").refresh_token == old or not spent
-        if code == 0:
-            break
-    else:
-        pytest.fail("40 kills and no end")
-    assert (server.log()["reused"], server.log()["presented_twice"]) == (0, 0)
-
-
-def test_a_full_disk_fails_before_anything_is_spent(refresher: Command, own_oidc: Start) -> None:
-    """If it failed, a full disk would cost every login that falls due on it."""
-    need(no_mounts())
-    server = own_oidc()
-    with mounted(refresher.state, "size=256k"):
-        refresher.import_grant("linear", server.mint("public"))
-        filler = refresher.state / "filler"
-        with pytest.raises(OSError, match="No space"):
-            filler.write_bytes(os.urandom(512 * 1024))
-        done = refresher("run-once", "--json")
-        assert (done.code, _outcome(done)) == (4, "storage_failed")
-        assert "nothing was spent" in done.results["linear"]["detail"]
-        assert server.requests() == []
-        assert refresher.leftovers() == []
-        filler.unlink()
-        done = refresher("run-once", "--json")
-        assert (done.code, _outcome(done)) == (0, "rotated")
-
-
-def test_an_unreadable_answer_is_kept_on_a_full_disk_too(tmp_path: Path) -> None:
-    """If it failed, a full disk would cost the only copy of a token that came in a garbled answer (I6)."""
-    need(no_mounts())
-    made = directories(tmp_path)
-    with mounted(made.grants, "size=192k"):
-        put(made.record("linear"), grant())
-        attempt = Attempt(made, "linear", load(made, "linear"))
-        attempt.reserve(grant(), clocks.now())
-        with pytest.raises(OSError, match="No space"):
-            (made.grants / "filler").write_bytes(bytes(512 * 1024))
-        answer = os.urandom(20_000)
-        told = attempt.keep_answer(answer, 1000.0)
-        assert "linear.answer.1000" in told
-        assert (made.grants / "linear.answer.1000").read_bytes() == answer
-        (made.grants / "more").write_bytes(bytes(44 * 1024))
-        bigger = attempt.keep_answer(answer, 1000.0)
-        assert str(made.spill / "linear.answer.1001") in bigger
-        assert (made.spill / "linear.answer.1001").read_bytes() == answer
-        attempt.close()
-
-
-def test_the_first_unreadable_answers_of_each_doubt_are_kept(tmp_path: Path) -> None:
-    """If it failed, a maintenance page last month would keep the answer of today from being kept (I6)."""
-    made = directories(tmp_path)
-    put(made.record("linear"), grant())
-    for number in range(20):
-        (made.grants / f"linear.answer.{number}").touch()
-        (made.grants / f"linear.answer.0.answer.{number}").touch()
-    attempt = Attempt(made, "linear", load(made, "linear"))
-    assert "linear.answer.500" in attempt.keep_answer(b"today", 500.0)
-    put(made.record("linear"), grant(doubt=Doubt(since=msgspec.structs.replace(clocks.now(), wall=500.0))))
-    attempt = Attempt(made, "linear", load(made, "linear"))
-    told = [attempt.keep_answer(b"again", 501.0 + number) for number in range(20)]
-    assert sum("linear.answer" in words for words in told) == 15
-    assert "not kept" in told[-1]
-
-
-@pytest.mark.parametrize("fault", ["rename:error=EIO", "fsync:error=EIO:when=4+", "pwrite64:error=ENOSPC:when=4+"])
-def test_a_disk_that_fails_after_the_exchange_loses_nothing(refresher: Command, own_oidc: Start, fault: str) -> None:
-    """If it failed, an answer that the disk refuses would be gone with the process (I6)."""
-    need(no_strace())
-    server = own_oidc()
-    refresher.import_grant("linear", server.mint("public"))
-    spill = refresher.home / "spill"
-    call = fault.partition(":")[0]
-    prefix = ("strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={call}", "-e", f"inject={fault}")
-    if call == "rename":
-        process = refresher.start("--spill-dir", str(spill), "run-once", "--json", prefix=prefix)
-        done = refresher.finish(process)
-        assert (done.code, _outcome(done)) == (4, "storage_failed"), "nothing could be published"
-        assert len(list(spill.iterdir())) == 1
-    else:
-        # Every place fails: it goes on trying, until one takes it.
-        process = refresher.start("--spill-dir", str(spill), "run-once", "--json", prefix=prefix)
-        wait_until(lambda: len(server.requests()) == 1, "the request has arrived")
-        process.send_signal(signal.SIGTERM)
-        assert _shouts(process.stderr), "it gave up with the only copy in its memory"
-        process.kill()
-        refresher.finish(process)
-        done = refresher("--spill-dir", str(spill), "run-once", "--json")
-        assert _outcome(done) in ("adopted", "not_due", "in_doubt")
-        return
-    done = refresher("--spill-dir", str(spill), "run-once", "--json")
-    assert (done.code, _outcome(done)) == (0, "adopted"), done.stdout
-    assert "adopted" in done.stderr
-    assert list(spill.iterdir()) == []
-    assert refresher.leftovers() == []
-    assert server.introspect(refresher.token("linear").access_token)["active"]
-    assert refresher("run-once", "--force").code == 0
-    assert (server.log()["reused"], server.log()["presented_twice"]) == (0, 0)
-
-
-def _shouts(stderr: IO[str] | None) -> bool:
-    """Read what it says until it says that something is not saved; False where it ends without."""
-    assert stderr is not None
-    return any("NOT SAVED YET" in line for line in stderr)

@@ -30,6 +30,12 @@ class Done(NamedTuple):
         """The results of ``run-once --json`` by name."""
         return {result["name"]: result for result in json.loads(self.stdout)["results"]}
 
+    @property
+    def outcome(self) -> str:
+        """The outcome of ``run-once --json`` where it had one grant to look at."""
+        (result,) = self.results.values()
+        return str(result["outcome"])
+
 
 class Command:
     """Runs ``refresher`` as a user would; whatever it prints is searched for secrets."""

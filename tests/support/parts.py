@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["faketime", "mounted", "no_mounts", "no_strace"]
+__all__ = ["faketime", "injecting", "mounted", "no_mounts", "no_strace"]
 
 
 def no_strace() -> str | None:
@@ -41,3 +41,8 @@ def mounted(place: Path, options: str) -> Iterator[None]:
         yield
     finally:
         subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def injecting(calls: str, fault: str) -> tuple[str, ...]:
+    """Return what to put before a command so that its system calls (comma-separated) suffer a fault of strace's."""
+    return ("strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={calls}", "-e", f"inject={calls}:{fault}")
