@@ -25,6 +25,7 @@ from refresher.outcome import (
     Unintelligible,
 )
 from refresher.policy import MAX_WAIT
+from refresher.salvage import members
 from refresher.secret import Secret, mask
 
 __all__ = ["LONGEST_LIFE", "is_token", "judge", "jwt_time", "scheme"]
@@ -127,10 +128,15 @@ def _fields(body: bytes, content_type: str, *, whole: bool) -> dict[str, Any] | 
         return form if form and (is_form or not form.keys().isdisjoint(("access_token", "error"))) else None
     try:
         # Lenient about what we do not store: a stray byte in a description must not cost a token.
-        value = json.loads(body.decode("utf-8", "replace"))
+        value = json.loads(text := body.decode("utf-8", "replace"))
     except (ValueError, RecursionError):
-        return None
+        return _salvaged(members(text))
     return value if isinstance(value, dict) else None
+
+
+def _salvaged(fields: dict[str, Any]) -> dict[str, Any] | None:
+    """Return what came of a broken answer if both tokens did: with less, nobody could tell what is missing."""
+    return fields if all(is_token(fields.get(key)) for key in ("access_token", "refresh_token")) else None
 
 
 def _holds_a_token(fields: dict[str, Any]) -> bool:

@@ -23,7 +23,7 @@ from refresher.outcome import (
 
 __all__ = ["after", "cut_off", "doubted"]
 
-_LOST = "the rotation was lost: the answer to an earlier attempt never arrived"
+_LOST = "the rotation was lost: the answer to an earlier attempt"
 
 
 def after(
@@ -50,7 +50,7 @@ def after(
         case Transient():
             refused = _refused(grant) if outcome.refusal else grant
             waiting = _waiting(refused, "transient", outcome.code, outcome.description, now, outcome.retry_after)
-            return waiting if outcome.refusal or outcome.retry_after is None else _everybody(waiting)
+            return waiting if outcome.refusal else _everybody(waiting, outcome.retry_after)
         case TooEarly():
             return _too_early(grant, outcome, now)
         case Ambiguous() | Unintelligible() if grant.refresh_token is None:
@@ -59,8 +59,11 @@ def after(
             return _waiting(_refused(grant), "transient", outcome.code, outcome.description, now)
         case ResourceRefused():
             return doubted(_refused(grant), outcome.description, doubt=Doubt(since=first_sent or now), now=now)
-        case Ambiguous() | Unintelligible():
+        case Ambiguous():
             return doubted(grant, outcome.description, doubt=Doubt(since=first_sent or now), now=now)
+        case Unintelligible():
+            unread = Doubt(since=first_sent or now, kept=outcome.kept)
+            return doubted(grant, outcome.description, doubt=unread, now=now)
         case ClientRejected():
             return _waiting(_refused(grant), "client_rejected", outcome.code, outcome.description, now)
         case GrantDead():
@@ -72,7 +75,7 @@ def after(
 def doubted(grant: Grant, description: str, *, doubt: Doubt, now: Moment) -> Grant:
     """Return the grant in ``doubt``, or in the earlier one that nothing has settled yet."""
     # The earliest doubt counts: the server's grace began, at the latest, when it first saw the token.
-    marked = msgspec.structs.replace(grant, doubt=grant.doubt or doubt)
+    marked = msgspec.structs.replace(grant, doubt=(grant.doubt or doubt).knowing(doubt.kept))
     return _waiting(marked, "in_doubt", "in_doubt", description, now)
 
 
@@ -93,10 +96,12 @@ def _at_once(grant: Grant, now: Moment) -> Grant:
     return msgspec.structs.replace(grant, failure=msgspec.structs.replace(grant.failure, retry_at=now.wall))
 
 
-def _everybody(grant: Grant) -> Grant:
-    if grant.failure is None or grant.dead:
+def _everybody(grant: Grant, retry_after: float | None) -> Grant:
+    """Return the grant that tells all others of its server to wait, where the server named a time."""
+    if grant.failure is None or grant.dead or retry_after is None:
         return grant
-    return msgspec.structs.replace(grant, failure=msgspec.structs.replace(grant.failure, busy=True))
+    busy_until = grant.failure.at + min(retry_after, policy.MAX_WAIT)
+    return msgspec.structs.replace(grant, failure=msgspec.structs.replace(grant.failure, busy_until=busy_until))
 
 
 def _refused(grant: Grant) -> Grant:
@@ -176,7 +181,10 @@ def _too_early(grant: Grant, outcome: TooEarly, now: Moment) -> Grant:
 
 
 def _dead(grant: Grant, verdict: GrantDead, now: Moment) -> Grant:
-    description = verdict.description if grant.doubt is None else f"{_LOST}; {verdict.description}"
+    description = verdict.description
+    if grant.doubt is not None:
+        fate = "never arrived" if grant.doubt.kept is None else f"could not be read ({grant.doubt.kept})"
+        description = f"{_LOST} {fate}; {description}"
     return msgspec.structs.replace(
         grant,
         dead=True,

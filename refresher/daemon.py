@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from refresher import logs, told, words
+from refresher import logs, policy, told, words
 from refresher.config import Settings
 from refresher.directories import Directories
 from refresher.errors import DirectoryError, GrantFileError
@@ -218,8 +218,10 @@ class Daemon:
         if rest.until is None:
             self._timetable.drop(grant.name)
         else:
-            if rest.because == "transient" and grant.failure is not None and grant.failure.busy:
-                self._places.hold(server_of(grant), time.monotonic() + rest.until - time.time())
+            if grant.failure is not None and grant.failure.busy_until is not None:
+                # No longer than its own maximum: a clock may have been set back since.
+                wait = min(grant.failure.busy_until - time.time(), policy.MAX_WAIT)
+                self._places.hold(server_of(grant), time.monotonic() + wait)
             self._timetable.plan(grant.name, min(rest.until, time.time() + _FURTHEST))
         if rest.because == "not_due":
             self._news.forget(grant.name)

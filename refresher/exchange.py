@@ -15,13 +15,14 @@ import anyio
 import httpx
 import msgspec
 
-from refresher import answer, clocks, conduct, policy, urls
+from refresher import answer, clocks, conduct, connection, policy, urls
 from refresher.clocks import Moment
 from refresher.errors import ConfigError
 from refresher.eventloop import ExchangeLoop
 from refresher.grant import Doubt, Grant
 from refresher.outcome import (
     Ambiguous,
+    ClientRejected,
     GrantDead,
     NotSent,
     Outcome,
@@ -32,7 +33,7 @@ from refresher.outcome import (
 )
 from refresher.proxies import proxy_for
 from refresher.request import request
-from refresher.secret import Secret, mask
+from refresher.secret import Secret
 from refresher.tls import trusted
 
 __all__ = ["DEADLINE", "Exchanged", "Hooks", "exchange"]
@@ -85,7 +86,7 @@ def exchange(
         return first
     refused = isinstance(first.outcome, ResourceRefused) and conduct.sends_resource(grant)
     first = msgspec.structs.replace(first, resource_refused=refused)
-    doubt = None if grant.refresh_token is None else grant.doubt or Doubt(since=sent)
+    doubt = None if grant.refresh_token is None else (grant.doubt or Doubt(since=sent)).knowing(_kept(first.outcome))
     doubtful = msgspec.structs.replace(
         grant,
         doubt=doubt,
@@ -95,13 +96,13 @@ def exchange(
     if remaining < _WORTH_A_REPLAY or not _may_repeat(doubtful, refused=refused, demanded=demanded):
         return first
     second = _attempt(doubtful, ca_file, hooks, demanded, remaining)
-    settled = isinstance(second.outcome, Rotated | GrantDead)
-    # Where the second answer settles nothing, the first loss stands.
+    # Where the second answer settles nothing, the first loss stands; but an answer that is kept is told.
+    tells_more = isinstance(second.outcome, Rotated | GrantDead | Unintelligible)
     return msgspec.structs.replace(
-        second if settled else first,
+        second if tells_more else first,
         first_sent=first.first_sent,
         last_sent=second.last_sent or first.last_sent,
-        doubt=doubt,
+        doubt=doubt.knowing(_kept(second.outcome)) if doubt else None,
         resource_refused=refused,
     )
 
@@ -116,6 +117,10 @@ def _may_repeat(doubtful: Grant, *, refused: bool, demanded: bool) -> bool:
     return policy.may_send(doubtful, now, demanded=demanded) if refused else policy.replay_open(doubtful, now)
 
 
+def _kept(outcome: Outcome) -> str | None:
+    return outcome.kept if isinstance(outcome, Unintelligible) else None
+
+
 class _Progress:
     """What is known of a request at any instant, also when a deadline cuts it."""
 
@@ -125,6 +130,9 @@ class _Progress:
         self.headers: Mapping[str, str] = {}
         self.body = bytearray()
         self.whole = False
+        self.errors: list[BaseException] = []
+        """What went wrong on the way, the last first: the library goes on reading where writing fails, and forgets."""
+        self.certificate_refused = False
 
 
 def _attempt(grant: Grant, ca_file: str | None, hooks: Hooks, demanded: bool, limit: float) -> Exchanged:
@@ -148,7 +156,8 @@ def _attempt(grant: Grant, ca_file: str | None, hooks: Hooks, demanded: bool, li
     except ConfigError as error:
         problem = str(error)  # our own words hold no secret, but paths that a mask would hide
     except Exception as error:  # noqa: BLE001  whatever a transport raises, what was sent decides
-        problem = _describe(error, grant)
+        problem = connection.reason((error, *progress.errors), _secrets(grant))
+        progress.certificate_refused = connection.refuses_certificate((error, *progress.errors))
     body = bytes(progress.body)
     try:
         outcome = _judge(grant, progress, problem, demanded=demanded)
@@ -159,7 +168,7 @@ def _attempt(grant: Grant, ca_file: str | None, hooks: Hooks, demanded: bool, li
         )
     if isinstance(outcome, Unintelligible) and grant.refresh_token is not None:
         kept = hooks.keep_answer(outcome.answer.reveal().encode("latin-1"), clocks.now().wall)
-        outcome = msgspec.structs.replace(outcome, description=f"{outcome.description}; {kept}")
+        outcome = msgspec.structs.replace(outcome, description=f"{outcome.description}; {kept}", kept=kept)
     return Exchanged(
         outcome=outcome,
         first_sent=progress.sent,
@@ -173,6 +182,8 @@ async def _post(
     grant: Grant, ca_file: str | None, hooks: Hooks, demanded: bool, limit: float, progress: _Progress
 ) -> None:
     async def trace(event: str, info: dict[str, Any]) -> None:
+        if event.endswith(".failed"):
+            progress.errors.insert(0, info["exception"])
         # A proxy's CONNECT is traced too; it carries no token.
         if event.endswith("send_request_headers.started") and info["request"].method == b"POST":
             # Resolving and connecting take their time: a grace that was open then may be over now.
@@ -242,6 +253,11 @@ def _proxy(scheme: str, host: str) -> httpx.Proxy | None:
 
 
 def _judge(grant: Grant, progress: _Progress, problem: str, *, demanded: bool) -> Outcome:
+    if progress.certificate_refused and progress.status is None:
+        # TLS 1.3 tells it after the request has left; but whoever refuses the handshake never reads what follows.
+        return ClientRejected(
+            code="invalid_client", description=f"{problem}; the server does not accept client_cert, or wants one"
+        )
     if progress.sent is None:
         return NotSent(description=f"nothing was sent: {problem}")
     if progress.status is None:
@@ -252,7 +268,7 @@ def _judge(grant: Grant, progress: _Progress, problem: str, *, demanded: bool) -
         _decoded(bytes(progress.body)),
         whole=progress.whole,
         now=clocks.now().wall,
-        known=(grant.refresh_token, grant.access_token, grant.client_secret),
+        known=_secrets(grant),
     )
     # Until its own clock agrees that the token has ended: the server counts from when it answered.
     early = conduct.refuses_early(grant) and clocks.now().wall < policy.end_of_life(grant) + policy.CLOCK_TOLERANCE
@@ -261,8 +277,5 @@ def _judge(grant: Grant, progress: _Progress, problem: str, *, demanded: bool) -
     return outcome
 
 
-def _describe(error: BaseException, grant: Grant) -> str:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    words = mask(str(error), (grant.refresh_token, grant.access_token, grant.client_secret))
-    return f"{type(error).__name__}{f': {words}' if words else ''}"
+def _secrets(grant: Grant) -> tuple[Secret | None, ...]:
+    return grant.refresh_token, grant.access_token, grant.client_secret

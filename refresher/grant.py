@@ -55,8 +55,8 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     description: str
     at: float
     retry_at: float | None
-    busy: bool = False
-    """The server named the time itself, and means everybody: none of its grants is asked before ``retry_at``."""
+    busy_until: float | None = None
+    """When the server wants to be asked again, by anybody: none of its grants is exchanged before."""
 
 
 class Doubt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -65,6 +65,12 @@ class Doubt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     since: Moment
     replay_over: bool = False
     """``since`` is later than it was, because nobody can tell any more: no grace counts from it."""
+    kept: str | None = None
+    """Where an answer lies that came but could not be read, in words: a person may find the new tokens in it."""
+
+    def knowing(self, kept: str | None) -> "Doubt":
+        """Return it with what is known of an answer; the first one counts, for it came when the token was spent."""
+        return msgspec.structs.replace(self, kept=kept) if self.kept is None else self
 
 
 class Grant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="grant"):

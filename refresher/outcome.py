@@ -68,6 +68,8 @@ class Unintelligible(msgspec.Struct, frozen=True, kw_only=True):
 
     description: str
     answer: Secret
+    kept: str | None = None
+    """Where the answer lies now, in words."""
 
 
 class ResourceRefused(msgspec.Struct, frozen=True, kw_only=True):

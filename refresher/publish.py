@@ -3,6 +3,8 @@
 import stat
 from typing import Final
 
+import msgspec
+
 import shim._token as token_file
 from refresher import clocks, files, policy
 from refresher.directories import Directories
@@ -92,7 +94,7 @@ def _wanted(record: Record, published: bytes | None) -> bytes | None:
         if record.dead and seen.generation > record.generation and seen.state != "removed":
             # A restored backup: readers keep the newer token, and learn that there will be no other.
             return token_file.render(seen._replace(state="reauthorization_required", error=_problem(record)))
-        if record.access_token is None and _lives(seen):
+        if record.access_token is None and _lives(seen, record):
             return None
     return derive(record)
 
@@ -104,9 +106,12 @@ def _parsed(published: bytes | None) -> TokenFile | None:
         return None
 
 
-def _lives(token: TokenFile) -> bool:
-    ends = token.issued_at + policy.DEFAULT_MAX_AGE if token.expires_at is None else token.expires_at
-    return token.access_token is not None and token.state != "removed" and ends > clocks.now().wall
+def _lives(token: TokenFile, grant: Grant) -> bool:
+    """Whether a token of the grant before this one may still be good; both are of the same name, so of one server."""
+    if token.access_token is None or token.state == "removed":
+        return False
+    before = msgspec.structs.replace(grant, issued_at=token.issued_at, expires_at=token.expires_at)
+    return policy.end_of_life(before) > clocks.now().wall
 
 
 def _is_up_to_date(directories: Directories, name: str, wanted: bytes, published: bytes | None) -> bool:

@@ -13,8 +13,8 @@ import pytest
 from refresher import clocks
 from refresher.clocks import Moment
 from refresher.exchange import Exchanged, exchange
-from refresher.grant import Grant
 from refresher.outcome import Ambiguous, GrantDead, NotSent, Rotated, TooEarly, Transient, Unintelligible
+from tests.support.hooks import Recording
 from tests.support.raw_server import RawServer
 from tests.support.samples import grant
 
@@ -23,28 +23,9 @@ Answer = Callable[[socket.socket, bytes], None]
 GOOD = json.dumps({"access_token": "new-access-token", "refresh_token": "new-refresh-token", "expires_in": 60}).encode()
 
 
-class _Hooks:
-    """Remembers what the exchange asked for."""
-
-    def __init__(self, problem: OSError | None = None) -> None:
-        self.marks = 0
-        self.answers: list[bytes] = []
-        self._problem = problem
-
-    def before_first_byte(self) -> None:
-        self.marks += 1
-        if self._problem is not None:
-            raise self._problem
-
-    def keep_answer(self, answer: bytes, at: float) -> str:
-        assert at > 0
-        self.answers.append(answer)
-        return "it is kept here"
-
-
-def _exchange(server: RawServer, hooks: _Hooks | None = None, deadline: float = 10.0, **changes: Any) -> Exchanged:
+def _exchange(server: RawServer, hooks: Recording | None = None, deadline: float = 10.0, **changes: Any) -> Exchanged:
     sent = msgspec.structs.replace(grant(), token_endpoint=server.token_endpoint, **changes)
-    return exchange(sent, ca_file=None, hooks=hooks or _Hooks(), deadline=deadline)
+    return exchange(sent, ca_file=None, hooks=hooks or Recording(), deadline=deadline)
 
 
 def _http(body: bytes, *headers: bytes, status: bytes = b"200 OK", length: int | None = None) -> bytes:
@@ -79,7 +60,7 @@ def _hang(connection: socket.socket, _: bytes) -> None:
 def test_each_ending_of_a_connection_is_judged_by_what_was_sent_and_came(answer: Answer, kind: type) -> None:
     """If it failed, a lost answer would be taken for a request that was never sent, and a spent token sent again."""
     with RawServer(answer) as server:
-        hooks = _Hooks()
+        hooks = Recording()
         answered = _exchange(server, hooks)
     assert type(answered.outcome) is kind, answered.outcome
     assert hooks.marks == 1
@@ -100,7 +81,7 @@ def test_a_connection_that_is_refused_sent_nothing() -> None:
     """If it failed, a server's restart would put its grants in doubt."""
     with RawServer(_send(b"")) as server:
         pass
-    hooks = _Hooks()
+    hooks = Recording()
     answered = _exchange(server, hooks)
     assert isinstance(answered.outcome, NotSent)
     assert (hooks.marks, answered.first_sent) == (0, None)
@@ -109,7 +90,7 @@ def test_a_connection_that_is_refused_sent_nothing() -> None:
 def test_where_the_mark_cannot_be_set_nothing_is_sent() -> None:
     """If it failed, a request could leave without the trace by which a crash is understood (I1)."""
     with RawServer(_send(_http(GOOD))) as server:
-        answered = _exchange(server, _Hooks(OSError(5, "Input/output error")))
+        answered = _exchange(server, Recording(OSError(5, "Input/output error")))
     assert isinstance(answered.outcome, NotSent)
     assert server.requests == []
 
@@ -149,7 +130,7 @@ def test_a_resolver_that_hangs_does_not_outlast_the_deadline(monkeypatch: pytest
 
     def run() -> None:
         sent = grant(token_endpoint="http://localhost:9/token")
-        done.append(exchange(sent, ca_file=None, hooks=_Hooks(), deadline=0.5))
+        done.append(exchange(sent, ca_file=None, hooks=Recording(), deadline=0.5))
 
     thread = threading.Thread(target=run)
     thread.start()
@@ -168,7 +149,7 @@ def test_a_body_without_end_is_cut_and_kept() -> None:
         while True:
             connection.sendall(b"x" * 65536)
 
-    hooks = _Hooks()
+    hooks = Recording()
     with RawServer(flood) as server:
         answered = _exchange(server, hooks)
     assert isinstance(answered.outcome, Unintelligible)
@@ -240,7 +221,7 @@ def test_a_replay_comes_within_the_same_deadline() -> None:
 def test_an_unreadable_answer_is_kept_before_a_replay_is_refused() -> None:
     """If it failed, the only copy of a new refresh token would be dropped for a verdict on the old one (I6)."""
     refusal = _http(b'{"error": "invalid_grant"}', status=b"400 Bad Request")
-    hooks = _Hooks()
+    hooks = Recording()
     with RawServer(_once_then(_send(_http(GOOD[:40], length=len(GOOD))), _send(refusal))) as server:
         answered = _exchange(server, hooks, replay=None)
     assert hooks.answers == [GOOD[:40]]
@@ -269,40 +250,5 @@ def test_a_server_that_refuses_early_is_believed_when_its_token_has_ended(
         sent = grant(
             token_endpoint=server.token_endpoint, refuses_early=True, issued_at=expires_at - 3600, expires_at=expires_at
         )
-        answered = exchange(sent, ca_file=None, hooks=_Hooks(), demanded=demanded)
+        answered = exchange(sent, ca_file=None, hooks=Recording(), demanded=demanded)
     assert type(answered.outcome) is kind
-
-
-def test_a_ca_file_is_trusted_and_nothing_else(tmp_path: Any) -> None:
-    """If it failed, private authorities could not be used, or a refresh token would go to an unknown server (I8)."""
-    import shutil
-    import ssl
-    import subprocess
-
-    from refresher.errors import ConfigError
-    from refresher.tls import trusted
-    from tests.conftest import need
-
-    need(None if shutil.which("openssl") else "openssl is not installed")
-    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "1",
-         "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-keyout", str(key), "-out", str(certificate)],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
-
-    def encrypt(connection: socket.socket) -> socket.socket:
-        return context.wrap_socket(connection, server_side=True)
-
-    with RawServer(_send(_http(GOOD)), wrap=encrypt) as server:
-        there = server.token_endpoint.replace("http://127.0.0.1", "https://localhost")
-        sent: Grant = grant(token_endpoint=there)
-        unknown = exchange(sent, ca_file=None, hooks=_Hooks())
-        assert isinstance(unknown.outcome, NotSent), "it went to a server that nobody vouches for"
-        assert server.requests == []
-        known = exchange(sent, ca_file=str(certificate), hooks=_Hooks())
-        assert isinstance(known.outcome, Rotated), known.outcome
-    with pytest.raises(ConfigError, match="nowhere"):
-        trusted(str(tmp_path / "nowhere.pem"))

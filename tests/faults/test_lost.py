@@ -130,6 +130,9 @@ def test_an_unreadable_success_is_kept_for_a_person(refresher: Command, own_oidc
     (kept,) = (refresher.state / "grants").glob("linear.answer.*")
     assert kept.read_bytes() == b"<html>refreshed!</html>"
     assert stat.S_IMODE(kept.stat().st_mode) == 0o600
+    done = refresher("run-once", "--force", "--json")
+    assert (done.code, done.outcome) == (3, "reauthorization_required")
+    assert f"could not be read (it is kept as {kept.name}" in done.results["linear"]["detail"]
     refresher("remove", "linear")
     assert not kept.exists(), "a removed grant's answer lay about"
 

@@ -363,10 +363,12 @@ def closes_after(connection: Connection) -> None:
     connection.exchange()
 
 
-def truncates(kept: int) -> Fault:
-    """Pass on so many bytes of the answer (negative: all but so many) and close."""
+def truncates(kept: int | bytes) -> Fault:
+    """Pass on so many bytes of the answer (negative: all but so many), or all to the end of a part of it, and close."""
 
     def truncate(connection: Connection) -> None:
-        connection.client.sendall(connection.exchange()[:kept])
+        answer = connection.exchange()
+        length = answer.index(kept) + len(kept) if isinstance(kept, bytes) else kept
+        connection.client.sendall(answer[:length])
 
     return truncate

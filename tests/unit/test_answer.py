@@ -86,6 +86,27 @@ TABLE = [
     Row("JSON whose framing breaks off after its end", 200, GOOD, Rotated, whole=False),
     Row("a form that breaks off", 200, b"access_token=a&refresh_tok", Unintelligible, {}, FORM, whole=False),
     Row("JSON that breaks off", 200, b'{"access_token": "a", "refr', Unintelligible, whole=False),
+    Row(
+        "JSON that breaks off once both tokens are there",
+        200,
+        b'{"access_token": "a", "expires_in": 3600, "refresh_token": "r", "id_token": "eyJ',
+        Rotated,
+        {"expires_in": 3600.0, "refresh_token": Secret("r")},
+        whole=False,
+    ),
+    Row(
+        "JSON that breaks off within a number",
+        200,
+        b'{"access_token": "a", "refresh_token": "r", "expires_in": 36',
+        Rotated,
+        {"expires_in": None},
+        whole=False,
+    ),
+    Row("an answer that came twice", 200, json.dumps(GOOD).encode() * 2, Rotated, {"scope": "read"}),
+    Row("JSON that breaks off before a refresh token", 200, b'{"access_token": "a", ', Unintelligible, whole=False),
+    Row("JSON without its only quote", 200, b'{"access_token": "a", "refresh_token": "r"x"}', Unintelligible),
+    Row("tokens of something else", 200, b'{"user": {"access_token": "a", "refresh_token": "r"}, "', Unintelligible),
+    Row("not ok, and breaks off", 200, b'{"ok": false, "access_token": "a", "refresh_token": "r", ', Unintelligible),
     Row("a control character in a token", 200, GOOD | {"access_token": "a\r\nX: y"}, Unintelligible),
     Row("a space in a token, which no header can carry", 200, GOOD | {"access_token": "a b"}, Unintelligible),
     Row("a space in the refresh token, which RFC 6749 allows", 200, GOOD | {"refresh_token": "r s"}, Rotated),
@@ -242,6 +263,24 @@ def test_each_answer_is_taken_for_what_it_is(row: Row) -> None:
     assert type(outcome) is row.kind, outcome
     for field, value in row.expected.items():
         assert getattr(outcome, field) == value
+
+
+@pytest.mark.parametrize("order", [list(GOOD), list(reversed(GOOD))])
+def test_an_answer_that_is_cut_anywhere_gives_whole_tokens_or_none(order: list[str]) -> None:
+    """If it failed, a part of a refresh token would be stored in place of one that may still be good (I6)."""
+    tokens = {"access_token": "access-0123456789", "refresh_token": r"refresh \"quoted\" \\ 0123456789"}
+    body = json.dumps({key: tokens.get(key, GOOD[key]) for key in order}).encode()
+    rotated = 0
+    for length in range(len(body)):
+        outcome = _judge(200, body[:length], {}, whole=False)
+        if isinstance(outcome, Rotated):
+            rotated += 1
+            assert outcome.access_token == Secret(tokens["access_token"])
+            assert outcome.refresh_token == Secret(tokens["refresh_token"])
+            assert outcome.expires_in in (None, 3600.0)
+        else:
+            assert isinstance(outcome, Unintelligible)
+    assert rotated > 0
 
 
 def test_an_unreadable_success_is_kept_byte_for_byte() -> None:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from refresher import policy
@@ -136,6 +137,32 @@ def test_a_verdict_after_a_doubt_says_that_the_rotation_was_lost() -> None:
     assert changed.dead
     assert changed.failure is not None
     assert "lost" in changed.failure.description
+
+
+def test_a_verdict_after_an_unreadable_answer_says_where_that_is_kept() -> None:
+    """If it failed, a person would log in anew although the lost token lies in a file beside the record."""
+    unread = Unintelligible(description="HTML", answer=Secret("<html>"), kept="it is kept as linear.answer.7")
+    for before in (grant(), grant(doubt=doubt())):
+        doubtful = _after(before, unread)
+        again = _after(doubtful, Ambiguous(description="lost again"))
+        for last in (doubtful, again):
+            changed = _after(last, GrantDead(code="invalid_grant", description="400 invalid_grant"))
+            assert changed.failure is not None
+            assert "could not be read (it is kept as linear.answer.7)" in changed.failure.description
+
+
+def test_a_server_that_names_a_time_holds_its_other_grants_for_that_time_alone() -> None:
+    """If it failed, one grant's long backoff would keep all others of its server from their rotation."""
+    busy = Transient(code="x", description="429", retry_after=2.0)
+    changed = _after(grant(failures=8), busy)
+    assert changed.failure is not None
+    assert changed.failure.busy_until == LATER.wall + 2
+    assert changed.failure.retry_at is not None
+    assert changed.failure.retry_at > LATER.wall + 60
+    for outcome in (Transient(code="x", description="503"), msgspec.structs.replace(busy, refusal=True)):
+        failed = _after(grant(), outcome).failure
+        assert failed is not None
+        assert failed.busy_until is None
 
 
 def test_a_forced_try_that_tells_nothing_leaves_the_verdict() -> None:
