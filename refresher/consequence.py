@@ -24,6 +24,7 @@ from refresher.outcome import (
 __all__ = ["after", "cut_off", "doubted"]
 
 _LOST = "the rotation was lost: the answer to an earlier attempt"
+_RESTORED = "the record was restored from a backup, and its refresh token had been used since"
 
 
 def after(
@@ -180,11 +181,16 @@ def _too_early(grant: Grant, outcome: TooEarly, now: Moment) -> Grant:
     )
 
 
+def _cause(doubt: Doubt) -> str:
+    if doubt.kept is not None:
+        return f"{_LOST} could not be read ({doubt.kept})"
+    return _RESTORED if doubt.restored else f"{_LOST} never arrived"
+
+
 def _dead(grant: Grant, verdict: GrantDead, now: Moment) -> Grant:
     description = verdict.description
     if grant.doubt is not None:
-        fate = "never arrived" if grant.doubt.kept is None else f"could not be read ({grant.doubt.kept})"
-        description = f"{_LOST} {fate}; {description}"
+        description = f"{_cause(grant.doubt)}; {description}"
     return msgspec.structs.replace(
         grant,
         dead=True,

@@ -67,6 +67,8 @@ class Doubt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """``since`` is later than it was, because nobody can tell any more: no grace counts from it."""
     kept: str | None = None
     """Where an answer lies that came but could not be read, in words: a person may find the new tokens in it."""
+    restored: bool = False
+    """It is not about an answer: readers have seen a later generation than the record's."""
 
     def knowing(self, kept: str | None) -> "Doubt":
         """Return it with what is known of an answer; the first one counts, for it came when the token was spent."""

@@ -13,7 +13,7 @@ from refresher.grant import Grant, Record, Tombstone
 from shim._token import Problem, TokenFile
 from shim.errors import TokenFileError
 
-__all__ = ["derive", "is_stale", "publish", "published_generation", "state_of"]
+__all__ = ["derive", "is_stale", "publish", "published", "published_generation", "state_of"]
 
 _LARGEST: Final = 8 * 1024 * 1024
 
@@ -55,9 +55,14 @@ def is_stale(directories: Directories, record: Record) -> bool:
     return wanted is not None and not _is_up_to_date(directories, record.name, wanted, published)
 
 
+def published(directories: Directories, name: str) -> TokenFile | None:
+    """Return what readers have seen last, ``None`` where that cannot be read."""
+    return _parsed(_published(directories, name))
+
+
 def published_generation(directories: Directories, name: str) -> int:
     """Return the generation that readers have seen, -1 where they have seen none that can be read."""
-    seen = _parsed(_published(directories, name))
+    seen = published(directories, name)
     return -1 if seen is None else seen.generation
 
 

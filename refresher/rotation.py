@@ -1,11 +1,12 @@
 """Rotate: one locked transaction, from what is on the disk to what readers see (DESIGN section 5)."""
 
+import logging
 from collections.abc import Callable
 from typing import assert_never
 
 import msgspec
 
-from refresher import clocks, consequence, demands, leftovers, lock, policy, store, told
+from refresher import clocks, consequence, demands, leftovers, lock, policy, restored, store, told
 from refresher.attempt import Attempt, write_record
 from refresher.demands import Demands
 from refresher.directories import Directories
@@ -18,6 +19,8 @@ from refresher.publish import publish, published_generation
 from refresher.result import EXIT_CODES, Result, Word
 
 __all__ = ["Order", "Terms", "rotate"]
+
+log = logging.getLogger(__name__)
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,6 +91,15 @@ def _locked(directories: Directories, order: Order, terms: Terms) -> Result | No
         asked.settle(directories, name, keep=None)
         return None
     grant = stored.record
+    if (newer := restored.caught_up(directories, grant, now)) is not None:
+        log.warning(
+            "%s: restored from a backup? Its record is of generation %d, but readers have generation %d",
+            name,
+            grant.generation,
+            newer.generation,
+        )
+        grant = newer
+        stored = write_record(directories, name, stored, grant)
     if policy.is_adrift(grant, now):
         grant = msgspec.structs.replace(grant, doubt=Doubt(since=now, replay_over=True))
         stored = write_record(directories, name, stored, grant)
@@ -155,8 +167,17 @@ def _exchange(directories: Directories, stored: Stored, grant: Grant, terms: Ter
             # Somebody wrote without the lock; the verdict was on a token that is no longer ours.
             attempt.abandon()
             return current.record
+        if answered.doubt is None:
+            changed = _with_hint(changed, restored.hint(directories, grant))
     attempt.persist(changed, until_saved=isinstance(answered.outcome, Rotated))
     return changed
+
+
+def _with_hint(dead: Grant, hint: str) -> Grant:
+    if dead.failure is None or not hint:
+        return dead
+    told_more = msgspec.structs.replace(dead.failure, description=dead.failure.description + hint)
+    return msgspec.structs.replace(dead, failure=told_more)
 
 
 def _after(grant: Grant, answered: Exchanged, *, demanded: bool, generation: int) -> Grant:
