@@ -1,0 +1,59 @@
+"""How long the moments are in which a kill or a power cut can still lose a login; no absolute time is asserted."""
+
+import time
+from pathlib import Path
+from statistics import median
+
+import pytest
+
+from refresher import files
+from refresher.attempt import Attempt
+from refresher.grant import Record, encode
+from refresher.rotation import Order, Terms, rotate
+from tests.support.fake_state import directories, put
+from tests.support.samples import grant
+from tests.support.token_server import TokenServer
+
+ROTATIONS = 60
+
+
+def test_from_the_spending_to_the_disk_it_takes_no_longer_than_a_few_durable_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If it failed, something would have slipped between the answer and the disk, where a crash costs a login (I2)."""
+    made = directories(tmp_path)
+    spent: list[float] = []
+    saved: list[float] = []
+    peers: list[float] = []
+    persist = Attempt.persist
+
+    def timed(attempt: Attempt, record: Record, *, until_saved: bool) -> None:
+        persist(attempt, record, until_saved=until_saved)
+        saved.append(time.perf_counter())
+
+    monkeypatch.setattr(Attempt, "persist", timed)
+    terms = Terms(ca_file=None, stopping=lambda: False)
+    with TokenServer(lambda _: 3600, hold=lambda: spent.append(time.perf_counter())) as server:
+        record = put(made.record("linear"), grant(token_endpoint=server.token_endpoint)).record
+        assert record is not None
+        for number in range(ROTATIONS):
+            result = rotate(made, Order(name="linear", seen=record.generation + number, force=True), terms)
+            assert result is not None
+            assert result.outcome == "rotated", result.detail
+            peers.append(_durable_replace(made.grants / "peer.json", encode(record)[0]))
+    windows = [after - before for before, after in zip(spent, saved, strict=True)]
+    ratio = median(windows) / median(peers)
+    print(
+        f"from the server's spending to our disk: {1000 * median(windows):.1f} ms, the longest {1000 * max(windows):.1f} "
+        f"ms; a durable replacement: {1000 * median(peers):.1f} ms; {ratio:.2f} times"
+    )
+    assert ratio <= 6
+
+
+def _durable_replace(path: Path, data: bytes) -> float:
+    began = time.perf_counter()
+    temporary = path.with_name(f"{path.name}.new")
+    files.durable_create(temporary, data)
+    temporary.rename(path)
+    files.sync_directory(path.parent)
+    return time.perf_counter() - began
