@@ -9,6 +9,8 @@
     +-- TokenRejected                 the server refuses the newest token there is
     +-- ReauthorizationRequired       only a person can help; also an event of ``source.changes()``
     +-- Removed                       the grant was removed; also an event of ``source.changes()``
+    +-- ServerAway                    (``shim.mcp``) no connection to the server within the patience of the call
+    +-- OutcomeUnknown                (``shim.mcp``) a call whose answer was lost: it may have been executed
 
 Every message says what a person can do, and holds no token.
 """
@@ -16,8 +18,10 @@ Every message says what a person can do, and holds no token.
 from typing import Any
 
 __all__ = [
+    "OutcomeUnknown",
     "ReauthorizationRequired",
     "Removed",
+    "ServerAway",
     "ShimError",
     "TokenFileError",
     "TokenRejected",
@@ -31,6 +35,8 @@ class ShimError(Exception):
 
     server: str | None = None
     login_command: str | None = None
+    retry = True
+    """Whether to try again later makes sense."""
 
     def as_json(self) -> str:
         """Return what a model needs to know, as JSON: what happened, whether to retry, what a person runs."""
@@ -42,7 +48,7 @@ class ShimError(Exception):
                 "needs_reauth": self.login_command is not None,
                 "server": self.server,
                 "login_command": self.login_command,
-                "retry": self.login_command is None,
+                "retry": self.retry and self.login_command is None,
             }
         )
 
@@ -64,6 +70,19 @@ class TokenUnavailable(ShimError):
 
 class TokenRejected(ShimError):
     """The server refuses the newest token there is."""
+
+
+class ServerAway(ShimError):
+    """The server could not be reached for as long as the caller was ready to wait; nothing was executed."""
+
+
+class OutcomeUnknown(ShimError):
+    """A call was sent and its answer was lost: it may have been executed, once.
+
+    Whether to call again is for the caller to decide, who knows what the call does.
+    """
+
+    retry = False
 
 
 class Removed(ShimError):

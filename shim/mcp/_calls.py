@@ -1,0 +1,112 @@
+"""One call, through whatever happens to the session under it."""
+
+import random
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import anyio
+from mcp import Client, MCPError
+
+from shim._flow import WAIT
+from shim._source import FileTokenSource
+from shim._token import TokenFile
+from shim.errors import OutcomeUnknown
+from shim.mcp._fate import fate_of
+from shim.mcp._keeper import Keeper
+
+__all__ = ["Calls"]
+
+_FIRST_PAUSE = 0.25
+_LAST_PAUSE = 10.0
+_LOOK = 0.05
+
+_Result = TypeVar("_Result")
+
+
+class Calls:
+    """Makes calls on the session of ``keeper``; repeats one only where it cannot have been executed, or only reads."""
+
+    def __init__(
+        self,
+        keeper: Keeper,
+        source: FileTokenSource,
+        *,
+        patience: float,
+        is_auth_failure: Callable[[object], bool] | None,
+    ) -> None:
+        self._keeper = keeper
+        self._source = source
+        self._patience = patience
+        self._is_auth_failure = is_auth_failure
+
+    async def make(self, what: str, operate: Callable[[Client], Awaitable[_Result]], *, reads: bool) -> _Result:
+        """Make the call that ``operate`` makes on a client; ``what``: its name, for a person. ``reads``: no more.
+
+        Waits for a session, and between attempts, for ``patience`` seconds in all; the call itself takes what it takes.
+        """
+        beyond, pause, again = 0, _FIRST_PAUSE, True
+        ends = anyio.current_time() + self._patience
+        while True:
+            link = await self._keeper.link(beyond, ends)
+            token = self._source.current()
+            try:
+                with link.in_use() as client:
+                    result = await operate(client)
+            except MCPError as error:
+                failure = error
+            else:
+                if not self._says_auth_failure(result):
+                    self._keeper.worked(link)
+                    return result
+                if not again or not await self._recovered(token):
+                    return result
+                again = False
+                continue
+            match fate_of(failure):
+                case None:
+                    self._keeper.worked(link)  # it has answered
+                    raise failure
+                case "rejected":
+                    if not again or self._source.current() == token:
+                        raise self._keeper.refused() from None
+                    again = False
+                case "unknown_session":
+                    self._keeper.retire(link, failure.message)
+                    beyond = link.number
+                    if not again:
+                        raise failure
+                    again = False
+                case "away" | "lost" if not reads:
+                    raise OutcomeUnknown(
+                        f"{what}: {failure.message}; it may have been executed: find out before calling it again"
+                    ) from None
+                case _:
+                    self._keeper.troubled(failure.message)
+                    if link.retired.is_set():
+                        beyond = link.number
+                    else:
+                        pause = await self._pause(pause, ends)
+
+    async def _pause(self, pause: float, ends: float) -> float:
+        """Wait before the next attempt; return the next pause. Where patience has ended, the keeper says so."""
+        wait = pause * (0.5 + random.random())  # noqa: S311  jitter
+        remaining = max(ends - anyio.current_time(), 0.0)
+        await anyio.sleep(min(wait, remaining))
+        if remaining <= wait:
+            raise self._keeper.away()
+        return min(2 * pause, _LAST_PAUSE)
+
+    def _says_auth_failure(self, result: object) -> bool:
+        return self._is_auth_failure is not None and self._is_auth_failure(result)
+
+    async def _recovered(self, sent: TokenFile | None) -> bool:
+        """Whether another token came for one that a server has refused in words: the wait and the demand are shared."""
+        if sent is None:
+            return False
+        if self._source.current() == sent:
+            self._source.demand(sent)
+        with anyio.move_on_after(WAIT):
+            while (now := self._source.current()) is None or now.access_token == sent.access_token:
+                await anyio.sleep(_LOOK)
+            return True
+        return False

@@ -1,0 +1,255 @@
+"""Keeps one MCP session up: builds it, waits with it, builds it anew. It belongs to one event loop."""
+
+import math
+import time
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import anyio
+from anyio.abc import TaskGroup
+from mcp import Client, MCPError
+
+from shim._changes import Restored, Rotated, verdict
+from shim._source import FileTokenSource
+from shim.errors import ReauthorizationRequired, Removed, ServerAway, ShimError, TokenRejected, TokenUnavailable
+from shim.mcp._fate import fate_of, leaf
+from shim.mcp._happenings import Happenings
+from shim.mcp._link import Link
+from shim.mcp._pace import Pace
+from shim.mcp._target import Target
+
+__all__ = ["Keeper", "State"]
+
+State = Literal["connecting", "connected", "reconnecting", "parked", "gave_up", "closed"]
+"""``parked``: nothing is sent before there is another token. ``gave_up``: only a trial now and then."""
+
+_TO_CONNECT = 60.0
+_LOOK = 0.25
+"""Seconds between two looks at the token file: each is one ``stat``."""
+_COOL_DOWN = 30.0
+"""Seconds for which nothing is sent with a token that was refused to the end."""
+
+
+class Keeper:
+    """The one owner of the session; callers ask it for a link, and tell it what was wrong with one."""
+
+    def __init__(self, target: Target, source: FileTokenSource, options: Mapping[str, Any]) -> None:
+        self.happenings = Happenings()
+        self.state: State = "connecting"
+        """Where it stands."""
+        self._target = target
+        self._source = source
+        self._options = options
+        self._pace = Pace()
+        self._link: Link | None = None
+        self._links = 0
+        self._changed = anyio.Event()
+        self._closing = False
+        self._verdict_told = False
+        self._last_words = "not connected yet"
+        # The token that was refused to the end, why, and when (monotonic seconds).
+        self._refused: tuple[str | None, ShimError, float] | None = None
+
+    # What callers ask and tell.
+
+    async def link(self, beyond: int, ends: float) -> Link:
+        """Return a link that is ready and newer than number ``beyond``.
+
+        Raises what keeps it from working where only a person or a new token can help; ``ServerAway`` at ``ends`` (the
+        event loop's time); ``ClosedResourceError`` where the client is closed.
+        """
+        while True:
+            if self._closing:
+                raise anyio.ClosedResourceError
+            if (problem := self.problem()) is not None:
+                raise problem
+            link = self._link
+            if link is not None and link.number > beyond and not link.retired.is_set():
+                if not self._target.is_child or link.access_token == self._access_token():
+                    return link
+                self.retire(link, "the token has rotated")
+            with anyio.move_on_after(max(ends - anyio.current_time(), 0.0)) as scope:
+                await self._changed.wait()
+            if scope.cancelled_caught:
+                raise self.away()
+
+    def client(self) -> Client:
+        """Return the client there is. Raises what ``link`` raises, at once."""
+        if (problem := self.problem()) is not None:
+            raise problem
+        if self._link is None or self._link.client is None:
+            raise self.away()
+        return self._link.client
+
+    async def first(self, ends: float) -> None:
+        """Wait until the first attempt to connect has come to something."""
+        with anyio.move_on_after(max(ends - anyio.current_time(), 0.0)):
+            while self.state == "connecting" and not self._closing:
+                await self._changed.wait()
+
+    def problem(self) -> ShimError | None:
+        """Return what nobody here can mend: without a new token there is nothing to send."""
+        token = self._source.current()
+        if token is None or token.access_token is None:
+            return self._source.problem() or TokenUnavailable(f"there is no token of {self._source.name} yet")
+        if not self._target.takes(token):
+            return TokenUnavailable(
+                f"the token of {token.name} is for {', '.join(token.origins)}, and not for {self._target.name}"
+            )
+        if self._refused is None or self._refused[0] != token.access_token:
+            return None
+        final = verdict(token)
+        # With a verdict it is over; without one the server may think better of it.
+        if final is None and time.monotonic() > self._refused[2] + _COOL_DOWN:
+            return None
+        return final or self._refused[1]
+
+    def refused(self) -> ShimError:
+        """Note that the newest token was refused to the end; return what to tell the caller."""
+        token = self._source.current()
+        problem = self._source.problem()
+        if problem is None:
+            problem = TokenRejected(f"{self._target.name} refuses the token of {self._source.name} (401)")
+        known = self._refused
+        self._refused = (None if token is None else token.access_token, problem, time.monotonic())
+        if isinstance(problem, ReauthorizationRequired | Removed) and (known is None or known[0] != self._refused[0]):
+            self._enter("parked", str(problem))
+            self._tell_verdict(problem)
+            if self._link is not None:
+                self.retire(self._link, "only a person can help")
+        return problem
+
+    def retire(self, link: Link, reason: str) -> None:
+        """Have ``link`` replaced; of any number of callers that say so, one is heard."""
+        if not link.retired.is_set():
+            link.retire(reason)
+            self._announce()
+
+    def worked(self, link: Link) -> None:
+        """Note that a call was answered on ``link``."""
+        link.worked = True
+        self._pace.worked()
+
+    def away(self) -> ServerAway:
+        """Return what to tell a caller whose patience has ended."""
+        return ServerAway(f"no connection to {self._target.name}: {self._last_words}")
+
+    def troubled(self, words: str) -> None:
+        """Note why the server cannot be reached, for whoever gives up waiting."""
+        self._last_words = words
+
+    # What it does by itself.
+
+    async def keep(self, tasks: TaskGroup) -> None:
+        """Have a link at all times, until cancelled."""
+        while not self._closing:
+            await self._until_usable()
+            self._links += 1
+            link = Link(self._links, self._access_token())
+            try:
+                with anyio.fail_after(_TO_CONNECT):
+                    await tasks.start(link.live, self._target.transport(link.access_token), self._options)
+            except Exception as error:  # noqa: BLE001  a server can fail in any way; the next attempt is what matters
+                await self._failed(leaf(error))
+                continue
+            self._link = link
+            self._enter("connected", f"connected to {self._target.name}")
+            self.happenings.tell("connected", f"to {self._target.name}")
+            await link.retired.wait()
+            if self._closing:
+                return
+            self._link = None
+            if self.state != "parked":
+                self._enter("reconnecting", link.reason)
+                self.happenings.tell("reconnecting", link.reason)
+            if self._target.is_child:
+                await link.ended.wait()  # never two at once
+            if not link.worked and link.access_token == self._access_token():
+                await self._rest(self._pace.failed())
+
+    async def watch(self) -> None:
+        """Look at the token file, until cancelled: the server is never asked whether a person has logged in."""
+        changes = self._source.changes()
+        while True:
+            event = changes.poll()
+            if isinstance(event, Rotated):
+                self.happenings.tell("rotated", f"generation {event.generation}")
+            elif isinstance(event, Restored):
+                self.happenings.tell("restored", f"generation {event.generation}")
+            elif isinstance(event, ReauthorizationRequired | Removed):
+                # The token may live on: the session stays as long as the server takes it.
+                self._tell_verdict(event)
+            if isinstance(event, Rotated | Restored):
+                self._verdict_told = False
+            if event is not None:
+                link = self._link
+                if link is not None and self._target.is_child and link.access_token != self._access_token():
+                    self.retire(link, "the token has rotated")
+                self._announce()
+            await anyio.sleep(_LOOK)
+
+    def close(self) -> None:
+        """Let nobody wait any more."""
+        self._closing = True
+        self._enter("closed", "closed")
+        if self._link is not None:
+            self._link.retire("closed")
+        self.happenings.end()
+
+    async def left(self) -> None:
+        """Wait until the last link has taken its leave."""
+        if self._link is not None:
+            await self._link.ended.wait()
+
+    async def _until_usable(self) -> None:
+        while (problem := self.problem()) is not None:
+            if self.state != "parked":
+                self._enter("parked", str(problem))
+            wait = math.inf
+            if self._refused is not None and not isinstance(problem, ReauthorizationRequired | Removed):
+                wait = max(self._refused[2] + _COOL_DOWN - time.monotonic(), 0.0) + _LOOK
+            with anyio.move_on_after(wait):
+                await self._changed.wait()
+        if self.state == "parked":
+            self._enter("reconnecting", "there is a token again")
+
+    async def _failed(self, error: BaseException) -> None:
+        if isinstance(error, MCPError) and fate_of(error) == "rejected":
+            self.refused()
+            return
+        was_open = self._pace.is_open
+        pause = self._pace.failed()
+        self._last_words = str(error) or type(error).__name__
+        if self._pace.is_open and not was_open:
+            self._enter("gave_up", self._last_words)
+            self.happenings.tell("gave_up", f"{self._last_words}; one trial now and then")
+        elif self.state != "gave_up":
+            self._enter("reconnecting", self._last_words)
+        await self._rest(pause)
+
+    async def _rest(self, seconds: float) -> None:
+        """Wait; a new token ends the wait."""
+        before = self._access_token()
+        with anyio.move_on_after(seconds):
+            while self._access_token() == before:
+                await self._changed.wait()
+
+    def _access_token(self) -> str:
+        token = self._source.current()
+        return "" if token is None or token.access_token is None else token.access_token
+
+    def _enter(self, state: State, words: str) -> None:
+        if self.state != "closed":
+            self.state = state
+            self._last_words = words
+        self._announce()
+
+    def _tell_verdict(self, problem: ReauthorizationRequired | Removed) -> None:
+        """Tell it once, whether the file or the server has said it first."""
+        if not self._verdict_told:
+            self._verdict_told = True
+            self.happenings.tell("reauthorization_required", str(problem))
+
+    def _announce(self) -> None:
+        changed, self._changed = self._changed, anyio.Event()
+        changed.set()

@@ -1,0 +1,105 @@
+"""The HTTP client of one MCP session: a connection that breaks ends one request, and not the session.
+
+The SDK's transport ends every call in flight when one request raises; so none does. What became of it is told in a
+JSON-RPC error to its caller alone.
+"""
+
+import json
+import re
+from typing import Any
+
+import httpx2
+
+from shim.mcp._fate import Fate, told
+
+__all__ = ["Line"]
+
+_METHOD_NOT_FOUND = -32601
+_GATEWAY_STATUSES = (429, 502, 503, 504)
+_ABOUT_SESSION = re.compile(rb"\bsession\b", re.IGNORECASE)
+_SESSION_HEADER = "mcp-session-id"
+
+
+class Line(httpx2.AsyncClient):
+    """Sends the requests of the SDK's streamable HTTP transport."""
+
+    async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
+        """Send a request; for a POST, return what became of it where there is no answer."""
+        if request.method != "POST":
+            return await super().send(request, **options)
+        request_id = _id_of(request)
+        progress = _Progress()
+        request.extensions = {**request.extensions, "trace": progress.trace}
+        try:
+            response = await super().send(request, **options)
+            if response.status_code >= 400 or not _is_stream(response):
+                await response.aread()
+        except Exception as error:  # noqa: BLE001  an exception here would end every other call too
+            fate: Fate = "lost" if progress.in_flight else "not_sent"
+            words = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+            return _answer(request, request_id, fate, words)
+        judged = _judge(request, response)
+        return response if judged is None else _answer(request, request_id, *judged)
+
+
+class _Progress:
+    """Whether a request is on its way without an answer: it may be sent more than once, after a refusal."""
+
+    def __init__(self) -> None:
+        self.in_flight = False
+
+    async def trace(self, event: str, info: dict[str, Any]) -> None:
+        if event.endswith("send_request_headers.started"):
+            self.in_flight = True
+        elif event.endswith("receive_response_headers.complete") and 401 in info.get("return_value", ()):
+            self.in_flight = False  # refused, and perhaps sent again
+
+
+def _id_of(request: httpx2.Request) -> object:
+    """Return the JSON-RPC id; ``None`` for a notification."""
+    try:
+        message = json.loads(request.content)
+    except (ValueError, httpx2.StreamError):
+        return None
+    return message.get("id") if isinstance(message, dict) and "method" in message else None
+
+
+def _is_stream(response: httpx2.Response) -> bool:
+    return bool(response.headers.get("content-type", "").lower().startswith("text/event-stream"))
+
+
+def _judge(request: httpx2.Request, response: httpx2.Response) -> tuple[Fate, str] | None:
+    """Return what an answer says that is none of the server's to the call; ``None`` where it is."""
+    status = response.status_code
+    if status == 401:
+        return "rejected", "the server refuses the access token (401)"
+    if status < 400:
+        return None
+    error = _error_in(response)
+    if status in (400, 404) and _SESSION_HEADER in request.headers and error != _METHOD_NOT_FOUND:
+        # 404 by the specification; others say 400 and words.
+        if status == 404 or _ABOUT_SESSION.search(response.content):
+            return "unknown_session", f"the server does not know this MCP session ({status})"
+        return None
+    if status in _GATEWAY_STATUSES and error is None:
+        return "away", f"the server is away ({status})"
+    return None
+
+
+def _error_in(response: httpx2.Response) -> int | None:
+    """Return the code of the JSON-RPC error in a body, ``None`` where there is none."""
+    try:
+        code = json.loads(response.content)["error"]["code"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return code if isinstance(code, int) else None
+
+
+def _answer(request: httpx2.Request, request_id: object, fate: Fate, words: str) -> httpx2.Response:
+    """Return an answer in the server's place. The SDK drops one to a notification."""
+    return httpx2.Response(
+        500,
+        headers={"content-type": "application/json"},
+        content=told(request_id, fate, words),
+        request=request,
+    )

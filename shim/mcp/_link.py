@@ -1,0 +1,124 @@
+"""One MCP session, in a task of its own."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from types import TracebackType
+from typing import Any, Self
+
+import anyio
+from anyio.abc import TaskStatus
+from mcp import Client
+from mcp.client import Transport
+
+__all__ = ["Link"]
+
+_TO_LEAVE = 2.0
+"""Seconds for taking leave of the server (DELETE), or for a child to end."""
+
+
+class Link:
+    """A session that lives until it is retired, and then as long as calls are under way on it."""
+
+    def __init__(self, number: int, access_token: str) -> None:
+        self.number = number
+        self.access_token = access_token
+        self.worked = False
+        """Whether a call has been answered on it."""
+        self.client: Client | None = None
+        self.reason = "it ended"
+        self.retired = anyio.Event()
+        self.ended = anyio.Event()
+        self._calls = 0
+        self._idle = anyio.Event()
+
+    @contextmanager
+    def in_use(self) -> Iterator[Client]:
+        """Have the session stay while a call is under way."""
+        if self.client is None:
+            raise RuntimeError("a link was given out before it was there")
+        self._calls += 1
+        try:
+            yield self.client
+        finally:
+            self._calls -= 1
+            if self._calls == 0:
+                self._idle.set()
+
+    def retire(self, reason: str) -> None:
+        """Take no more calls. ``reason``: for a person."""
+        if not self.retired.is_set():
+            self.reason = reason
+            self.retired.set()
+
+    async def live(
+        self,
+        transport: Transport,
+        options: Mapping[str, Any],
+        *,
+        task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Connect, and stay until retired and idle; raises only where it cannot connect."""
+        with anyio.CancelScope() as scope:
+            try:
+                async with Client(self._noting_its_end(transport), **options) as client:
+                    self.client = client
+                    task_status.started()
+                    await self.retired.wait()
+                    while self._calls:
+                        self._idle = anyio.Event()
+                        await self._idle.wait()
+                    # A server that is gone must not keep anybody from leaving.
+                    scope.deadline = anyio.current_time() + _TO_LEAVE
+            except Exception:
+                if self.client is None:
+                    raise
+            finally:
+                self.retire("the connection broke")
+                self.ended.set()
+
+    @asynccontextmanager
+    async def _noting_its_end(self, transport: Transport) -> Any:
+        async with transport as (reading, writing):
+            yield _Noting(reading, self), writing
+
+
+class _Noting:
+    """A read stream that says when it ends, so that nobody calls into the void."""
+
+    def __init__(self, stream: Any, link: Link) -> None:
+        self._stream = stream
+        self._link = link
+
+    @property
+    def last_context(self) -> Any:
+        return getattr(self._stream, "last_context", None)
+
+    async def receive(self) -> Any:
+        try:
+            return await self._stream.receive()
+        except (anyio.EndOfStream, anyio.ClosedResourceError, anyio.BrokenResourceError):
+            self._link.retire("the connection ended")
+            raise
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Any:
+        try:
+            return await self._stream.__anext__()
+        except StopAsyncIteration:
+            self._link.retire("the connection ended")
+            raise
+
+    async def __aenter__(self) -> Self:
+        await self._stream.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        ended: bool | None = await self._stream.__aexit__(kind, error, trace)
+        return ended
