@@ -29,7 +29,6 @@ from shim.mcp._target import Child, HTTPServer, Target
 __all__ = ["ReconnectingClient"]
 
 _TO_CONNECT_FIRST = 10.0
-_TO_LEAVE = 2.5
 _PATIENCE = 60.0
 
 
@@ -86,9 +85,8 @@ class ReconnectingClient:
         if self._tasks is not None:
             raise RuntimeError("it was entered before; make a new one")
         self._tasks = anyio.create_task_group()
-        tasks = await self._tasks.__aenter__()
-        tasks.start_soon(self._keeper.watch)
-        tasks.start_soon(self._keeper.keep, tasks)
+        await self._tasks.__aenter__()
+        self._tasks.start_soon(self._keeper.run)
         await self._keeper.first(anyio.current_time() + _TO_CONNECT_FIRST)
         return self
 
@@ -99,18 +97,14 @@ class ReconnectingClient:
         if self._tasks is None:
             return
         try:
-            await self.aclose()
+            await self._keeper.close()
         finally:
             self._tasks.cancel_scope.cancel()
             await self._tasks.__aexit__(None, None, None)
 
     async def aclose(self) -> None:
         """Close, from any task: who waits for a session is told, and calls under way end."""
-        self._keeper.close()
-        with anyio.move_on_after(_TO_LEAVE):
-            await self._keeper.left()
-        if self._tasks is not None:
-            self._tasks.cancel_scope.cancel()
+        await self._keeper.close()
 
     @property
     def state(self) -> State:

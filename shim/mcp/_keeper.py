@@ -24,6 +24,7 @@ State = Literal["connecting", "connected", "reconnecting", "parked", "gave_up", 
 """``parked``: nothing is sent before there is another token. ``gave_up``: only a trial now and then."""
 
 _TO_CONNECT = 60.0
+_TO_LEAVE = 2.5
 _LOOK = 0.25
 """Seconds between two looks at the token file: each is one ``stat``."""
 _COOL_DOWN = 30.0
@@ -45,6 +46,7 @@ class Keeper:
         self._links = 0
         self._changed = anyio.Event()
         self._closing = False
+        self._scope = anyio.CancelScope()
         self._verdict_told = False
         self._last_words = "not connected yet"
         # The token that was refused to the end, why, and when (monotonic seconds).
@@ -140,8 +142,26 @@ class Keeper:
 
     # What it does by itself.
 
-    async def keep(self, tasks: TaskGroup) -> None:
-        """Have a link at all times, until cancelled."""
+    async def run(self) -> None:
+        """Keep the session up, until ``close``."""
+        async with anyio.create_task_group() as tasks:
+            self._scope = tasks.cancel_scope
+            tasks.start_soon(self._watch)
+            await self._keep(tasks)
+
+    async def close(self) -> None:
+        """Let nobody wait any more, take leave of the server if it is quick about it, and end ``run``."""
+        self._closing = True
+        self._enter("closed", "closed")
+        self.happenings.end()
+        if self._link is not None:
+            self._link.abandon("closed")
+            with anyio.move_on_after(_TO_LEAVE):
+                await self._link.ended.wait()
+        self._scope.cancel()
+
+    async def _keep(self, tasks: TaskGroup) -> None:
+        """Have a link at all times."""
         while not self._closing:
             await self._until_usable()
             self._links += 1
@@ -167,8 +187,8 @@ class Keeper:
             if not link.worked and link.access_token == self._access_token():
                 await self._rest(self._pace.failed())
 
-    async def watch(self) -> None:
-        """Look at the token file, until cancelled: the server is never asked whether a person has logged in."""
+    async def _watch(self) -> None:
+        """Look at the token file: the server is never asked whether a person has logged in."""
         changes = self._source.changes()
         while True:
             event = changes.poll()
@@ -187,19 +207,6 @@ class Keeper:
                     self.retire(link, "the token has rotated")
                 self._announce()
             await anyio.sleep(_LOOK)
-
-    def close(self) -> None:
-        """Let nobody wait any more."""
-        self._closing = True
-        self._enter("closed", "closed")
-        if self._link is not None:
-            self._link.retire("closed")
-        self.happenings.end()
-
-    async def left(self) -> None:
-        """Wait until the last link has taken its leave."""
-        if self._link is not None:
-            await self._link.ended.wait()
 
     async def _until_usable(self) -> None:
         while (problem := self.problem()) is not None:

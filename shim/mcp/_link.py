@@ -30,6 +30,7 @@ class Link:
         self.ended = anyio.Event()
         self._calls = 0
         self._idle = anyio.Event()
+        self._abandoned = False
 
     @contextmanager
     def in_use(self) -> Iterator[Client]:
@@ -45,10 +46,16 @@ class Link:
                 self._idle.set()
 
     def retire(self, reason: str) -> None:
-        """Take no more calls. ``reason``: for a person."""
+        """Take no more calls, and end with the last one. ``reason``: for a person."""
         if not self.retired.is_set():
             self.reason = reason
             self.retired.set()
+
+    def abandon(self, reason: str) -> None:
+        """End, whatever is under way."""
+        self._abandoned = True
+        self._idle.set()
+        self.retire(reason)
 
     async def live(
         self,
@@ -64,7 +71,7 @@ class Link:
                     self.client = client
                     task_status.started()
                     await self.retired.wait()
-                    while self._calls:
+                    while self._calls and not self._abandoned:
                         self._idle = anyio.Event()
                         await self._idle.wait()
                     # A server that is gone must not keep anybody from leaving.

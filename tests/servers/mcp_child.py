@@ -1,0 +1,47 @@
+"""An MCP server on stdin and stdout, whose token is the environment variable STAGE_TOKEN, fixed when it is spawned.
+
+    python mcp_child.py PLACE
+
+While it lives there is a directory PLACE; where there is one already, it says so in ``alone``.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import anyio
+from mcp.server.mcpserver import MCPServer
+from mcp_types import ToolAnnotations
+
+PLACE = Path(sys.argv[1])
+mcp = MCPServer("child")
+
+
+@mcp.tool(annotations=ToolAnnotations(read_only_hint=True))
+def whoami() -> dict[str, str]:
+    return {"token": os.environ["STAGE_TOKEN"], "alone": alone}
+
+
+@mcp.tool()
+async def slow(marker: str) -> str:
+    (PLACE / marker).touch()
+    while (PLACE / marker).exists():
+        await anyio.sleep(0.01)
+    return os.environ["STAGE_TOKEN"]
+
+
+@mcp.tool()
+def crash() -> None:
+    os._exit(3)
+
+
+if __name__ == "__main__":
+    try:
+        PLACE.mkdir()
+        alone = "yes"
+    except FileExistsError:
+        alone = "no"
+    try:
+        mcp.run("stdio")
+    finally:
+        PLACE.rmdir()

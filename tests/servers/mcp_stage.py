@@ -1,0 +1,180 @@
+"""An MCP server (the SDK's own server side) that a test can put through everything that befalls servers.
+
+    python mcp_stage.py PORT '{"json_response": false}'
+
+Listens on 127.0.0.1 (port 0: any), prints one line of JSON when it is ready, and exits when its stdin closes. What
+``POST /test/play`` sets lasts: ``tokens`` (the good ones), ``status`` (answer everything so), ``hang``, ``forgets``
+(each MCP session at once), ``forget`` (those there are), ``cut`` (the share of tool calls whose connection is cut, half of them before the call is executed).
+``GET /test/log`` tells how it has answered, and how often each call was executed.
+"""
+
+import json
+import os
+import random
+import socket
+import sys
+from collections import Counter
+from typing import Any
+
+import anyio
+import uvicorn
+from mcp.server.auth.provider import AccessToken
+from mcp.server.auth.settings import AuthSettings
+from mcp.server.mcpserver import MCPServer
+from mcp_types import ToolAnnotations
+from pydantic import AnyHttpUrl
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+
+class Stage:
+    """What is played, and what was seen."""
+
+    def __init__(self, app: ASGIApp, mcp: MCPServer, executed: Counter[str]) -> None:
+        self._app = app
+        self._mcp = mcp
+        self._executed = executed
+        self._answers: Counter[int] = Counter()
+        self._requests: Counter[str] = Counter()
+        self._random = random.Random(7)
+        self.tokens: set[str] = set()
+        self.status: int | None = None
+        self.hang = False
+        self.forgets = False
+        self.cut = 0.0
+
+    async def verify_token(self, token: str) -> AccessToken | None:
+        """Return what is known of a token; nothing where it is not good."""
+        known = token in self.tokens
+        return AccessToken(token=token, client_id="agent", scopes=[], subject="user") if known else None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+        elif scope["path"] == "/test/play":
+            self._play(json.loads(await _body(receive)))
+            await _answer(send, 200, {})
+        elif scope["path"] == "/test/log":
+            log = {"answers": self._answers, "executed": self._executed, "requests": self._requests}
+            await _answer(send, 200, log)
+        else:
+            await self._perform(scope, receive, send)
+
+    def _play(self, wishes: dict[str, Any]) -> None:
+        self.tokens = set(wishes.get("tokens", self.tokens))
+        self.status = wishes.get("status", self.status)
+        self.hang = wishes.get("hang", self.hang)
+        self.cut = wishes.get("cut", self.cut)
+        self.forgets = wishes.get("forgets", self.forgets)
+        if wishes.get("forget"):
+            self._mcp.session_manager._server_instances.clear()
+
+    async def _perform(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._requests[scope["method"]] += 1
+        if self.hang:
+            await anyio.sleep_forever()
+        if self.status is not None:
+            self._answers[self.status] += 1
+            return await _answer(send, self.status, {"played": True})
+        if self.forgets and any(name == b"mcp-session-id" for name, _ in scope["headers"]):
+            self._answers[404] += 1
+            return await _answer(send, 404, {"played": True})
+        body = await _body(receive) if scope["method"] == "POST" else b""
+        cut = self._random.random() < self.cut and b'"tools/call"' in body
+        if cut and self._random.random() < 0.5:
+            receive.__self__.transport.abort()  # type: ignore[attr-defined]
+            return None
+
+        async def again() -> Message:
+            nonlocal body
+            if body:
+                whole, body = body, b""
+                return {"type": "http.request", "body": whole, "more_body": False}
+            return await receive()
+
+        async def watched(message: Message) -> None:
+            if cut:
+                return
+            if message["type"] == "http.response.start":
+                self._answers[message["status"]] += 1
+            await send(message)
+
+        await self._app(scope, again if body else receive, watched)
+        if cut:
+            receive.__self__.transport.abort()  # type: ignore[attr-defined]
+        return None
+
+
+async def _body(receive: Receive) -> bytes:
+    body, more = b"", True
+    while more:
+        message = await receive()
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+    return body
+
+
+async def _answer(send: Send, status: int, value: Any) -> None:
+    headers = [(b"content-type", b"application/json")]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": json.dumps(value).encode()})
+
+
+async def main(port: int, options: dict[str, Any]) -> None:
+    """Serve until stdin ends."""
+    with socket.create_server(("127.0.0.1", port)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/mcp"
+        executed: Counter[str] = Counter()
+
+        class Late:
+            async def verify_token(self, token: str) -> AccessToken | None:
+                return await stage.verify_token(token)
+
+        mcp = MCPServer(
+            "stage",
+            token_verifier=Late(),
+            auth=AuthSettings(issuer_url=AnyHttpUrl("https://as.example"), resource_server_url=AnyHttpUrl(url)),
+        )
+
+        @mcp.tool(annotations=ToolAnnotations(read_only_hint=True))
+        def add(a: int, b: int) -> int:
+            executed["add"] += 1
+            return a + b
+
+        @mcp.tool()
+        async def write(what: str) -> str:
+            executed[what] += 1
+            return f"wrote {what}"
+
+        @mcp.tool()
+        async def slow(seconds: float) -> str:
+            executed["slow"] += 1
+            await anyio.sleep(seconds)
+            return "done"
+
+        @mcp.tool()
+        async def stale() -> str:
+            executed["stale"] += 1
+            return "Error: invalid token" if stage.status is None and not stage.tokens & {"fresh"} else "fine"
+
+        @mcp.resource("stage://greeting")
+        def greeting() -> str:
+            return "hello"
+
+        @mcp.prompt()
+        def ask(about: str) -> str:
+            return f"What of {about}?"
+
+        stage = Stage(mcp.streamable_http_app(**options), mcp, executed)
+        server = uvicorn.Server(
+            uvicorn.Config(stage, log_config=None, access_log=False, timeout_keep_alive=60, timeout_graceful_shutdown=1)
+        )
+        print(json.dumps({"url": url}), flush=True)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(server.serve, [listener])
+            while await anyio.to_thread.run_sync(os.read, 0, 1024, abandon_on_cancel=True):
+                pass
+            server.should_exit = True
+
+
+if __name__ == "__main__":
+    anyio.run(main, int(sys.argv[1]), json.loads(sys.argv[2]))

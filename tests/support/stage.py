@@ -1,0 +1,67 @@
+"""An MCP server in a process of its own, which does what a test wishes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+__all__ = ["Stage"]
+
+_SCRIPT = Path(__file__).parent.parent / "servers/mcp_stage.py"
+
+
+class Stage:
+    """``options``: what the SDK's ``streamable_http_app`` takes."""
+
+    def __init__(self, **options: Any) -> None:
+        self._options = options
+        self._process = self._start(0)
+
+    def _start(self, port: int) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, str(_SCRIPT), str(port), json.dumps(self._options)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line, "the MCP server did not start"
+        self.url: str = json.loads(line)["url"]
+        return process
+
+    def play(self, **wishes: Any) -> None:
+        """Have it behave so from now on."""
+        httpx.post(self.url.replace("/mcp", "/test/play"), json=wishes, trust_env=False).raise_for_status()
+
+    def log(self) -> dict[str, Any]:
+        """Return how it has answered, and what it has executed."""
+        answer: dict[str, Any] = httpx.get(self.url.replace("/mcp", "/test/log"), trust_env=False).json()
+        return answer
+
+    def stop(self) -> None:
+        """End it as a crash does; its port is free."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.kill()
+        self._process.stdin.close()
+        self._process.stdout.close()
+        self._process.wait(10)
+
+    def start(self) -> None:
+        """Begin anew at the same port, without a memory."""
+        self._process = self._start(int(self.url.rpartition(":")[2].partition("/")[0]))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._process.poll() is None:
+            self.stop()

@@ -1,0 +1,415 @@
+"""``ReconnectingClient`` against a real MCP server, and whatever befalls it."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from mcp import Client, MCPError
+
+from shim import ReauthorizationRequired, TokenFileError, TokenRejected
+from shim.mcp import Happening, OutcomeUnknown, ReconnectingClient, ServerAway
+from tests.support.published import DEAD, Published
+from tests.support.stage import Stage
+
+pytestmark = pytest.mark.asyncio
+
+Operation = Callable[[ReconnectingClient], Awaitable[Any]]
+
+PROTOCOLS = [
+    pytest.param({"json_response": True}, "auto", id="2026 json"),
+    pytest.param({}, "auto", id="2026 sse"),
+    pytest.param({"json_response": True}, "legacy", id="2025 json"),
+    pytest.param({}, "legacy", id="2025 sse"),
+]
+
+OPERATIONS: dict[str, Operation] = {
+    "call a tool": lambda client: client.call_tool("add", {"a": 1, "b": 2}),
+    "list tools": lambda client: client.list_tools(cache_mode="bypass"),
+    "list resources": lambda client: client.list_resources(cache_mode="bypass"),
+    "read a resource": lambda client: client.read_resource("stage://greeting", cache_mode="bypass"),
+    "list prompts": lambda client: client.list_prompts(cache_mode="bypass"),
+    "get a prompt": lambda client: client.get_prompt("ask", {"about": "tokens"}),
+}
+
+
+@pytest.fixture
+def stage() -> Iterator[Stage]:
+    """A server for one test alone, that knows the first token."""
+    with Stage(json_response=True) as made:
+        made.play(tokens=["access-token-1"])
+        yield made
+
+
+def publish(tmp_path: Path, server: Stage, generation: int | None = 1, **changes: Any) -> Published:
+    """Return published tokens for a server, the first of them live."""
+    published = Published(tmp_path, server.url.removesuffix("/mcp"))
+    if generation is not None:
+        published.put(generation, **changes)
+    return published
+
+
+async def until(condition: Callable[[], bool], what: str) -> None:
+    """Wait for a condition, never for a time."""
+    with anyio.move_on_after(30) as scope:
+        while not condition():
+            await anyio.sleep(0.01)
+    assert not scope.cancelled_caught, f"waited in vain until {what}"
+
+
+async def rotates(published: Published, stage: Stage, generation: int) -> None:
+    """Do as a refresher does: wait for a demand, and rotate."""
+    await until(lambda: f"linear.{generation - 1}" in published.demanded(), "it is demanded")
+    stage.play(tokens=[f"access-token-{generation}"])
+    published.put(generation)
+
+
+class Listening:
+    """What a client tells, as it tells it."""
+
+    def __init__(self, client: ReconnectingClient) -> None:
+        self.heard: list[Happening] = []
+        self._events: AsyncIterator[Happening] = client.events()
+
+    async def __call__(self) -> None:
+        async for happening in self._events:
+            self.heard.append(happening)
+
+    def what(self) -> list[str]:
+        """Return what happened, without reasons."""
+        return [happening.what for happening in self.heard]
+
+
+@pytest.mark.parametrize(("options", "mode"), PROTOCOLS)
+async def test_every_operation_recovers_from_a_revoked_token_within_its_session(
+    tmp_path: Path, options: dict[str, Any], mode: str
+) -> None:
+    """If it failed, a token that a server ends early would surface in the application."""
+    with Stage(**options) as stage:
+        stage.play(tokens=["access-token-1"])
+        published = publish(tmp_path, stage)
+        async with ReconnectingClient(stage.url, published.source(), mode=mode) as client:
+            version = client.protocol_version
+            session = client.session
+            for number, operate in enumerate(OPERATIONS.values(), 2):
+                stage.play(tokens=[])
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(rotates, published, stage, number)
+                    await operate(client)
+            assert version == ("2025-11-25" if mode == "legacy" else "2026-07-28")
+            assert client.session is session, "it reconnected for a token"
+        assert published.demanded() == [f"linear.{number}" for number in range(1, 1 + len(OPERATIONS))]
+
+
+async def test_an_outside_rotation_costs_nothing(tmp_path: Path, stage: Stage) -> None:
+    """If it failed, every rotation would interrupt agents."""
+    published = publish(tmp_path, stage)
+    async with ReconnectingClient(stage.url, published.source()) as client:
+        session = client.session
+        for generation in range(2, 6):
+            stage.play(tokens=[f"access-token-{generation}"])
+            published.put(generation)
+            assert (await client.call_tool("add", {"a": 1, "b": 2})).structured_content == {"result": 3}
+        assert client.session is session
+    assert stage.log()["answers"].get("401", 0) == 0
+    assert published.demanded() == []
+
+
+@pytest.mark.parametrize("calls", [10, 1000])
+async def test_many_calls_on_one_dead_token_share_one_recovery(tmp_path: Path, stage: Stage, calls: int) -> None:
+    """If it failed, a thousand calls would make a thousand demands, or wait one after the other."""
+    published = publish(tmp_path, stage)
+    async with ReconnectingClient(stage.url, published.source()) as client, anyio.create_task_group() as tasks:
+        stage.play(tokens=[])
+        tasks.start_soon(rotates, published, stage, 2)
+        results = await asyncio.gather(*(client.call_tool("add", {"a": 1, "b": each}) for each in range(calls)))
+    assert [result.structured_content for result in results] == [{"result": 1 + each} for each in range(calls)]
+    assert published.demanded() == ["linear.1"]
+    assert stage.log()["executed"]["add"] == calls
+
+
+async def test_without_a_token_file_calls_say_so_and_it_works_once_there_is_one(tmp_path: Path, stage: Stage) -> None:
+    """If it failed, an agent that starts before its first token would have to be started again."""
+    published = publish(tmp_path, stage, None)
+    async with ReconnectingClient(stage.url, published.source()) as client:
+        with pytest.raises(TokenFileError, match="does a refresher publish"):
+            await client.call_tool("add", {"a": 1, "b": 2})
+        assert client.state == "parked"
+        assert stage.log()["requests"] == {}, "the server was asked without a token"
+        published.put(1)
+        assert (await client.call_tool("add", {"a": 1, "b": 2})).structured_content == {"result": 3}
+
+
+async def test_fifty_rebuilds_change_nothing_else(
+    tmp_path: Path, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If it failed, each reconnect would read the token anew, or repeat a recovery that was made."""
+    published = publish(tmp_path, stage)
+    source = published.source()
+    reads = 0
+    original = type(source)._read
+
+    def counted(self: Any, status: Any) -> Any:
+        nonlocal reads
+        reads += 1
+        return original(self, status)
+
+    monkeypatch.setattr(type(source), "_read", counted)
+    async with ReconnectingClient(stage.url, source, mode="legacy") as client:
+        heard = Listening(client)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(heard)
+            for number in range(50):
+                stage.play(forget=True)
+                assert (await client.call_tool("add", {"a": number, "b": 1})).structured_content == {
+                    "result": number + 1
+                }
+            assert client.source is source
+            await until(lambda: heard.what().count("connected") == 50, "all is told")
+            tasks.cancel_scope.cancel()
+        assert heard.what() == ["reconnecting", "connected"] * 50
+    assert reads == 1
+    assert published.demanded() == []
+    assert stage.log()["executed"]["add"] == 50
+
+
+@pytest.mark.parametrize("mode", ["auto", "legacy"])
+async def test_a_server_that_restarts_is_found_again(tmp_path: Path, stage: Stage, mode: str) -> None:
+    """If it failed, every deployment of a server would end the agents that use it."""
+    published = publish(tmp_path, stage)
+    async with ReconnectingClient(stage.url, published.source(), mode=mode) as client:
+        assert (await client.call_tool("add", {"a": 1, "b": 2})).structured_content == {"result": 3}
+        stage.stop()
+        async with anyio.create_task_group() as tasks:
+
+            async def restart() -> None:
+                await until(lambda: "no connection" in str(client._keeper.away()), "somebody has called in vain")
+                await anyio.sleep(1.5)
+                await anyio.to_thread.run_sync(stage.start)
+                stage.play(tokens=["access-token-1"])
+
+            tasks.start_soon(restart)
+            # A write: nothing was sent, so it may be repeated.
+            written = await client.call_tool("write", {"what": "once"})
+        assert written.structured_content == {"result": "wrote once"}
+        assert stage.log()["executed"]["once"] == 1
+
+
+async def test_a_server_that_hangs_costs_no_more_than_the_caller_allows(tmp_path: Path, stage: Stage) -> None:
+    """If it failed, one hung server would hold an agent for ever, even when it leaves."""
+    published = publish(tmp_path, stage)
+    async with ReconnectingClient(stage.url, published.source(), read_timeout_seconds=0.3) as client:
+        stage.play(hang=True)
+        with pytest.raises(MCPError, match="timed out"):
+            await client.call_tool("add", {"a": 1, "b": 2})
+        with pytest.raises(TimeoutError):
+            with anyio.fail_after(0.3):
+                await client.call_tool("slow", {"seconds": 1}, read_timeout_seconds=60)
+        stage.play(hang=False)
+        assert (await client.call_tool("add", {"a": 1, "b": 2}, 30)).structured_content == {"result": 3}
+        stage.play(hang=True)
+    assert client.state == "closed"
+
+
+async def test_a_server_that_is_away_for_good_ends_the_patience_of_a_call(tmp_path: Path, stage: Stage) -> None:
+    """If it failed, a call to a server that was switched off would never end."""
+    published = publish(tmp_path, stage)
+    async with ReconnectingClient(stage.url, published.source(), patience=0.5) as client:
+        stage.stop()
+        for name in ("add", "write"):
+            with pytest.raises(ServerAway, match="no connection to http://127"):
+                await client.call_tool(name, {"a": 1, "b": 2})
+    async with ReconnectingClient(stage.url, published.source(), patience=0.5) as client:
+        assert client.state == "reconnecting"
+        with pytest.raises(ServerAway):
+            await client.list_tools()
+        with pytest.raises(ServerAway):
+            _ = client.protocol_version
+
+
+async def test_a_server_that_always_answers_401_is_left_alone(tmp_path: Path, stage: Stage) -> None:
+    """If it failed, a server in trouble would be stormed, and a grant burnt by demands."""
+    published = publish(tmp_path, stage)
+    async with ReconnectingClient(stage.url, published.source(), wait=0.2) as client:
+        await client.list_tools()
+        stage.play(status=401)
+        for _ in range(50):
+            with pytest.raises(TokenRejected) as caught:
+                await client.call_tool("add", {"a": 1, "b": 2})
+        assert json.loads(caught.value.as_json())["retry"] is True
+        assert stage.log()["answers"]["401"] <= 3
+        assert published.demanded() == ["linear.1"]
+        stage.play(status=None, tokens=["access-token-2"])
+        published.put(2)
+        assert (await client.call_tool("add", {"a": 1, "b": 2})).structured_content == {"result": 3}
+
+
+async def test_a_dead_grant_parks_and_a_new_login_wakes_without_asking_the_server(tmp_path: Path, stage: Stage) -> None:
+    """If it failed, a person's new login would help only the agents that are started after it."""
+    published = publish(tmp_path, stage)
+    async with ReconnectingClient(stage.url, published.source()) as client, anyio.create_task_group() as tasks:
+        heard = Listening(client)
+        tasks.start_soon(heard)
+        await client.list_tools()
+        published.put(1, state="reauthorization_required", error=DEAD)
+        await until(lambda: heard.what() == ["reauthorization_required"], "it is told")
+        assert (await client.list_tools(cache_mode="bypass")).tools, "a live token was given up (I5)"
+        stage.play(tokens=[])
+        for _ in range(20):
+            with pytest.raises(ReauthorizationRequired) as caught:
+                await client.call_tool("add", {"a": 1, "b": 2})
+        told = json.loads(caught.value.as_json())
+        assert (told["needs_reauth"], told["retry"]) == (True, False)
+        assert told["login_command"].startswith("refresher ")
+        assert client.state == "parked"
+        requests = stage.log()["requests"]
+        stage.play(tokens=["access-token-9"])
+        published.put(9, grant_id="another")
+        assert stage.log()["requests"] == requests, "the server was asked whether a person has come"
+        await until(lambda: client.state == "connected", "it wakes by itself")
+        assert (await client.call_tool("add", {"a": 1, "b": 2})).structured_content == {"result": 3}
+        assert heard.what() == ["reauthorization_required", "restored", "connected"]
+        tasks.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(("options", "mode"), PROTOCOLS)
+async def test_no_write_is_executed_twice_whatever_is_cut(tmp_path: Path, options: dict[str, Any], mode: str) -> None:
+    """If it failed, a connection that breaks at the wrong moment would send a mail, or a payment, twice."""
+    with Stage(**options) as stage:
+        stage.play(tokens=["access-token-1"], cut=0.2)
+        published = publish(tmp_path, stage)
+        written: list[str] = []
+        unknown: list[str] = []
+
+        async def write(number: int) -> None:
+            try:
+                await client.call_tool("write", {"what": f"line {number}"})
+                written.append(f"line {number}")
+            except OutcomeUnknown:
+                unknown.append(f"line {number}")
+
+        async with ReconnectingClient(stage.url, published.source(), mode=mode) as client:
+            session = client.session
+            await client.list_tools()
+            for start in range(0, 125, 25):
+                await asyncio.gather(*(write(start + number) for number in range(25)))
+            # What only reads is repeated until it succeeds.
+            added = await asyncio.gather(*(client.call_tool("add", {"a": 1, "b": each}) for each in range(25)))
+            assert client.session is session, "one broken connection ended the session of all"
+        assert [result.structured_content for result in added] == [{"result": 1 + each} for each in range(25)]
+        executed = stage.log()["executed"]
+        assert unknown, "nothing was cut"
+        assert len(written) + len(unknown) == 125
+        assert {name: executed.get(name) for name in written} == dict.fromkeys(written, 1)
+        assert all(executed.get(name, 0) <= 1 for name in unknown)
+        assert {executed.get(name, 0) for name in unknown} == {0, 1}, "both kinds of cuts"
+
+
+async def test_a_session_that_is_never_known_is_not_rebuilt_in_a_storm(tmp_path: Path) -> None:
+    """If it failed, a balancer that loses each session would be met with a handshake for each call."""
+    with Stage(json_response=True) as stage:
+        stage.play(tokens=["access-token-1"])
+        published = publish(tmp_path, stage)
+        async with ReconnectingClient(stage.url, published.source(), mode="legacy") as client:
+            stage.play(forgets=True)
+            handshakes = stage.log()["answers"]["200"]
+            with anyio.move_on_after(3):
+                while True:
+                    with pytest.raises(MCPError, match="does not know this MCP session"):
+                        await client.call_tool("add", {"a": 1, "b": 2})
+            assert stage.log()["answers"]["200"] - handshakes < 8
+            stage.play(forgets=False)
+            assert (await client.call_tool("add", {"a": 1, "b": 2})).structured_content == {"result": 3}
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.005, 0.02, 0.05, 0.1])
+async def test_a_cancelled_call_harms_nobody(tmp_path: Path, stage: Stage, seconds: float) -> None:
+    """If it failed, one impatient task would break the session of all others, or leave a lock behind."""
+    published = publish(tmp_path, stage)
+    async with ReconnectingClient(stage.url, published.source()) as client:
+        session, before = client.session, len(asyncio.all_tasks())
+        for _ in range(10):
+            with anyio.move_on_after(seconds):
+                await client.call_tool("slow", {"seconds": 0.05})
+            stage.play(tokens=[])
+            with anyio.move_on_after(seconds):
+                await client.call_tool("add", {"a": 1, "b": 2})
+            stage.play(tokens=["access-token-1"])
+        assert (await client.call_tool("add", {"a": 1, "b": 2})).structured_content == {"result": 3}
+        assert client.session is session
+        await until(lambda: len(asyncio.all_tasks()) <= before, "no task is left")
+
+
+async def test_closing_from_another_task_ends_every_call_and_leaves_nothing(tmp_path: Path, stage: Stage) -> None:
+    """If it failed, a shutdown would hang on calls that nobody waits for any more."""
+    published = publish(tmp_path, stage)
+    before = len(asyncio.all_tasks())
+    ends: list[str] = []
+
+    async def call(client: ReconnectingClient, name: str) -> None:
+        try:
+            await client.call_tool(name, {"seconds": 60})
+        except (OutcomeUnknown, anyio.ClosedResourceError) as error:
+            ends.append(type(error).__name__)
+
+    async with ReconnectingClient(stage.url, published.source()) as client:
+        async with anyio.create_task_group() as tasks:
+            for _ in range(5):
+                tasks.start_soon(call, client, "slow")
+            await until(lambda: stage.log()["executed"].get("slow") == 5, "they run")
+            tasks.start_soon(client.aclose)
+        assert client.state == "closed"
+        with pytest.raises(anyio.ClosedResourceError):
+            await client.list_tools()
+    assert ends == ["OutcomeUnknown"] * 5
+    await until(lambda: len(asyncio.all_tasks()) <= before, "no task is left")
+
+
+async def test_an_auth_failure_in_the_words_of_a_result_is_recovered_from(tmp_path: Path, stage: Stage) -> None:
+    """If it failed, a server that says 200 to a stale token would make an agent believe its error text."""
+    published = publish(tmp_path, stage)
+
+    def stale(result: object) -> bool:
+        return "invalid token" in repr(result)
+
+    async with (
+        ReconnectingClient(stage.url, published.source(), is_auth_failure=stale) as client,
+        anyio.create_task_group() as tasks,
+    ):
+
+        async def refresh() -> None:
+            await until(lambda: published.demanded() == ["linear.1"], "it is demanded")
+            stage.play(tokens=["access-token-2", "fresh"])
+            published.put(2)
+
+        tasks.start_soon(refresh)
+        assert (await client.call_tool("stale")).structured_content == {"result": "fine"}
+    assert stage.log()["executed"]["stale"] == 2
+
+
+async def test_a_model_is_told_not_to_repeat_what_may_have_been_done() -> None:
+    """If it failed, a model would repeat a payment of which nobody knows whether it was made."""
+    assert json.loads(OutcomeUnknown("pay: it may have been executed").as_json()) == {
+        "error": "pay: it may have been executed",
+        "needs_reauth": False,
+        "server": None,
+        "login_command": None,
+        "retry": False,
+    }
+    assert json.loads(ServerAway("no connection").as_json())["retry"] is True
+
+
+async def test_all_that_the_sdks_client_offers_is_there() -> None:
+    """If it failed, an agent could not move from the SDK's client to this one by changing a name."""
+    import inspect
+
+    theirs = {name for name in vars(Client) if not name.startswith("_")} - set(Client.__dataclass_fields__)
+    assert theirs <= set(dir(ReconnectingClient))
+    for name in theirs:
+        original = inspect.getattr_static(Client, name)
+        if callable(original) and name != "listen":
+            ours = inspect.signature(getattr(ReconnectingClient, name))
+            assert list(ours.parameters) == list(inspect.signature(original).parameters), name

@@ -1,0 +1,115 @@
+"""``ReconnectingClient`` with a stdio server, whose token is fixed when its process begins."""
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from mcp import StdioServerParameters
+
+from shim import ReauthorizationRequired, TokenFileError
+from shim.mcp import OutcomeUnknown, ReconnectingClient, TokenSources
+from tests.support.published import DEAD, Published
+
+pytestmark = pytest.mark.asyncio
+
+CHILD = Path(__file__).parent.parent / "servers/mcp_child.py"
+
+
+def _client(place: Path, published: Published, **options: Any) -> ReconnectingClient:
+    child = StdioServerParameters(command=sys.executable, args=[str(CHILD), str(place)])
+    return ReconnectingClient(child, published.source(), token_variable="STAGE_TOKEN", **options)
+
+
+async def _whoami(client: ReconnectingClient) -> Any:
+    return (await client.call_tool("whoami")).structured_content
+
+
+@pytest.mark.parametrize("mode", ["auto", "legacy"])
+async def test_a_rotation_gives_the_child_a_successor_between_two_calls(tmp_path: Path, mode: Any) -> None:
+    """If it failed, a stdio server would work with the token of its first hour, or be killed in the middle of a call."""
+    published, place = Published(tmp_path), tmp_path / "place"
+    published.put(1)
+    async with _client(place, published, mode=mode) as client:
+        assert await _whoami(client) == {"token": "access-token-1", "alone": "yes"}
+        results: list[Any] = []
+
+        async def slow() -> None:
+            results.append(await client.call_tool("slow", {"marker": "running"}))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(slow)
+            while not (place / "running").exists():
+                await anyio.sleep(0.01)
+            published.put(2)
+            tasks.start_soon(_whoami, client)
+            while client.state != "reconnecting":
+                await anyio.sleep(0.01)
+            assert results == [], "a call was ended for a token"
+            (place / "running").unlink()
+        assert results[0].structured_content == {"result": "access-token-1"}
+        assert await _whoami(client) == {"token": "access-token-2", "alone": "yes"}
+    assert not place.exists(), "a child was left behind"
+
+
+async def test_a_child_that_dies_is_replaced(tmp_path: Path) -> None:
+    """If it failed, an agent would have to be started again for each crash of its tools."""
+    published, place = Published(tmp_path), tmp_path / "place"
+    published.put(1)
+    async with _client(place, published) as client:
+        assert (await _whoami(client))["token"] == "access-token-1"
+        await client.list_tools()
+        with pytest.raises(OutcomeUnknown):
+            await client.call_tool("crash")
+        place.rmdir()  # it had no time to
+        assert await _whoami(client) == {"token": "access-token-1", "alone": "yes"}
+
+
+async def test_a_child_is_not_spawned_without_a_token(tmp_path: Path) -> None:
+    """If it failed, a tool would begin its work without its token, and fail in words of its own."""
+    published, place = Published(tmp_path), tmp_path / "place"
+    async with _client(place, published) as client:
+        with pytest.raises(TokenFileError):
+            await _whoami(client)
+        assert not place.exists()
+        published.put(3)
+        assert (await _whoami(client))["token"] == "access-token-3"
+        published.put(3, state="reauthorization_required", error=DEAD, access_token=None)
+        with pytest.raises(ReauthorizationRequired):
+            await _whoami(client)
+        published.put(4, grant_id="another")
+        assert (await _whoami(client))["token"] == "access-token-4"
+
+
+async def test_a_command_that_is_none_is_no_storm(tmp_path: Path) -> None:
+    """If it failed, a misspelt command would keep a processor busy."""
+    published = Published(tmp_path)
+    published.put(1)
+    child = StdioServerParameters(command=str(tmp_path / "nothing"))
+    async with ReconnectingClient(child, published.source(), token_variable="X", patience=0.2) as client:
+        assert client.state == "reconnecting"
+        await asyncio.sleep(0)
+    with pytest.raises(ValueError, match="token_variable"):
+        ReconnectingClient(child, published.source())
+    with pytest.raises(ValueError, match="token_variable"):
+        ReconnectingClient("http://127.0.0.1/mcp", published.source(), token_variable="X")
+
+
+async def test_one_process_has_one_source_for_each_name(tmp_path: Path) -> None:
+    """If it failed, two clients of one server would make two demands, and remember different refusals."""
+    published = Published(tmp_path)
+    published.put(1)
+    sources = TokenSources(tokens_dir=published.tokens, demands_dir=published.demands)
+    assert sources["linear"] is sources["linear"]
+    token = sources["linear"].current()
+    assert token is not None
+    assert (token.generation, len(sources), "linear" in sources) == (1, 1, True)
+    before = sources["linear"]
+    sources.drop("linear")
+    sources.drop("linear")
+    assert "linear" not in sources
+    assert sources["linear"] is not before
+    with pytest.raises(ValueError, match="no name"):
+        sources["../linear"]
