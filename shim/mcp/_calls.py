@@ -45,9 +45,11 @@ class Calls:
         Waits for a session, and between attempts, for ``patience`` seconds in all; the call itself takes what it takes.
         """
         beyond, pause, again = 0, _FIRST_PAUSE, True
-        ends = anyio.current_time() + self._patience
+        patience = self._patience
         while True:
-            link = await self._keeper.link(beyond, ends)
+            began = anyio.current_time()
+            link = await self._keeper.link(beyond, began + patience)
+            patience -= anyio.current_time() - began
             token = self._source.current()
             try:
                 with link.in_use() as client:
@@ -85,16 +87,12 @@ class Calls:
                     if link.retired.is_set():
                         beyond = link.number
                     else:
-                        pause = await self._pause(pause, ends)
-
-    async def _pause(self, pause: float, ends: float) -> float:
-        """Wait before the next attempt; return the next pause. Where patience has ended, the keeper says so."""
-        wait = pause * (0.5 + random.random())  # noqa: S311  jitter
-        remaining = max(ends - anyio.current_time(), 0.0)
-        await anyio.sleep(min(wait, remaining))
-        if remaining <= wait:
-            raise self._keeper.away()
-        return min(2 * pause, _LAST_PAUSE)
+                        wait = min(pause * (0.5 + random.random()), max(patience, 0.0))  # noqa: S311  jitter
+                        await anyio.sleep(wait)
+                        patience -= wait
+                        if patience <= 0:
+                            raise self._keeper.away() from None
+                        pause = min(2 * pause, _LAST_PAUSE)
 
     def _says_auth_failure(self, result: object) -> bool:
         return self._is_auth_failure is not None and self._is_auth_failure(result)

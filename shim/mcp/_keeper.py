@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import anyio
 from anyio.abc import TaskGroup
@@ -27,8 +27,17 @@ _TO_CONNECT = 60.0
 _TO_LEAVE = 2.5
 _LOOK = 0.25
 """Seconds between two looks at the token file: each is one ``stat``."""
-_COOL_DOWN = 30.0
-"""Seconds for which nothing is sent with a token that was refused to the end."""
+_FIRST_COOL_DOWN = 5.0
+_LAST_COOL_DOWN = 60.0
+
+
+class _Refusal(NamedTuple):
+    """A token that was refused to the end, so many times in a row; until then (monotonic seconds) it is not sent."""
+
+    access_token: str | None
+    problem: ShimError
+    times: int
+    until: float
 
 
 class Keeper:
@@ -49,8 +58,7 @@ class Keeper:
         self._scope = anyio.CancelScope()
         self._verdict_told = False
         self._last_words = "not connected yet"
-        # The token that was refused to the end, why, and when (monotonic seconds).
-        self._refused: tuple[str | None, ShimError, float] | None = None
+        self._refusal: _Refusal | None = None
 
     # What callers ask and tell.
 
@@ -98,13 +106,11 @@ class Keeper:
             return TokenUnavailable(
                 f"the token of {token.name} is for {', '.join(token.origins)}, and not for {self._target.name}"
             )
-        if self._refused is None or self._refused[0] != token.access_token:
+        refusal = self._refusal
+        if refusal is None or refusal.access_token != token.access_token:
             return None
-        final = verdict(token)
         # With a verdict it is over; without one the server may think better of it.
-        if final is None and time.monotonic() > self._refused[2] + _COOL_DOWN:
-            return None
-        return final or self._refused[1]
+        return verdict(token) or (refusal.problem if time.monotonic() < refusal.until else None)
 
     def refused(self) -> ShimError:
         """Note that the newest token was refused to the end; return what to tell the caller."""
@@ -112,9 +118,12 @@ class Keeper:
         problem = self._source.problem()
         if problem is None:
             problem = TokenRejected(f"{self._target.name} refuses the token of {self._source.name} (401)")
-        known = self._refused
-        self._refused = (None if token is None else token.access_token, problem, time.monotonic())
-        if isinstance(problem, ReauthorizationRequired | Removed) and (known is None or known[0] != self._refused[0]):
+        refused, known = None if token is None else token.access_token, self._refusal
+        count = known.times + 1 if known is not None and known.access_token == refused else 0
+        # Once may have been about the one call.
+        pause = min(_FIRST_COOL_DOWN * 2.0 ** min(count - 1, 8), _LAST_COOL_DOWN) if count else 0.0
+        self._refusal = _Refusal(refused, problem, count, time.monotonic() + pause)
+        if isinstance(problem, ReauthorizationRequired | Removed) and not count:
             self._enter("parked", str(problem))
             self._tell_verdict(problem)
             if self._link is not None:
@@ -131,6 +140,7 @@ class Keeper:
         """Note that a call was answered on ``link``."""
         link.worked = True
         self._pace.worked()
+        self._refusal = None
 
     def away(self) -> ServerAway:
         """Return what to tell a caller whose patience has ended."""
@@ -213,8 +223,8 @@ class Keeper:
             if self.state != "parked":
                 self._enter("parked", str(problem))
             wait = math.inf
-            if self._refused is not None and not isinstance(problem, ReauthorizationRequired | Removed):
-                wait = max(self._refused[2] + _COOL_DOWN - time.monotonic(), 0.0) + _LOOK
+            if self._refusal is not None and not isinstance(problem, ReauthorizationRequired | Removed):
+                wait = max(self._refusal.until - time.monotonic(), 0.0) + _LOOK
             with anyio.move_on_after(wait):
                 await self._changed.wait()
         if self.state == "parked":

@@ -240,7 +240,7 @@ async def test_a_server_that_always_answers_401_is_left_alone(tmp_path: Path, st
             with pytest.raises(TokenRejected) as caught:
                 await client.call_tool("add", {"a": 1, "b": 2})
         assert json.loads(caught.value.as_json())["retry"] is True
-        assert stage.log()["answers"]["401"] <= 3
+        assert stage.log()["answers"]["401"] <= 4
         assert published.demanded() == ["linear.1"]
         stage.play(status=None, tokens=["access-token-2"])
         published.put(2)
