@@ -176,7 +176,12 @@ def _too_early(grant: Grant, outcome: TooEarly, now: Moment) -> Grant:
 
 
 def _dead(grant: Grant, verdict: GrantDead, now: Moment) -> Grant:
-    description = verdict.description if grant.doubt is None else f"{_LOST}; {verdict.description}"
+    description = verdict.description
+    if grant.doubt is not None:
+        description = f"{_LOST}; {description}"
+    elif grant.dead and grant.failure is not None:
+        # A person forced one more try: what the first verdict told of its cause is still all that is known of it.
+        description = grant.failure.description
     return msgspec.structs.replace(
         grant,
         dead=True,
