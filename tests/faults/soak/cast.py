@@ -131,8 +131,8 @@ class Person:
         """Ask for a newer token in any case."""
         for name in names:
             self._ledger.journal.note(name, "a person forces it")
-        self._ledger.forced(*names)
-        return self._do("run-once", "--force", "--json", *names)
+        with self._ledger.forcing(*names):
+            return self._do("run-once", "--force", "--json", *names)
 
     def look(self, name: str) -> None:
         """Look at the state of everything, and print a token."""

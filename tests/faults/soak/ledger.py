@@ -4,7 +4,8 @@ import json
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 from refresher.secret import Secret
@@ -15,6 +16,7 @@ from tests.support.vault import Vault
 __all__ = ["Ledger"]
 
 _SETTLED: Final = 3.0
+_IN_FLIGHT: Final = 1.0
 _NAMED: Final = "lost"
 
 
@@ -111,10 +113,18 @@ class Ledger:
                 login.kills.append((self._clock(), fingerprint))
         self.journal.note(name, f"killed with {_short(fingerprint)} in flight")
 
-    def forced(self, *names: str) -> None:
-        """A person is about to ask for an attempt in any case."""
-        for login in (login for name in names for login in self._about[name]):
-            login.forced.append(self._clock())
+    @contextmanager
+    def forcing(self, *names: str) -> Iterator[None]:
+        """A person asks for an attempt in any case, and waits for it."""
+        logins = [login for name in names for login in self._about[name]]
+        begun = self._clock()
+        for login in logins:
+            login.forced.append((begun, float("inf")))
+        yield
+        for login in logins:
+            login.forced.remove((begun, float("inf")))
+            # What a killed command had sent may arrive a moment later.
+            login.forced.append((begun, self._clock() + _IN_FLIGHT))
 
     def demanded(self, name: str, generation: int) -> None:
         """An agent is about to demand."""
@@ -161,7 +171,7 @@ class Ledger:
                 self.reasons[presentation.fault or "killed before it was saved"] += 1
             if _NAMED not in words:
                 self.journal.violated(name, f"I4: the words of a dead grant do not name its loss: {words}")
-            if not login.doubted and not any(at > presentation.at for at in login.forced):
+            if not login.doubted and not any(ended > presentation.at for _, ended in login.forced):
                 self.journal.violated(name, "I4: a loss was told without a doubt before it")
 
     # --- checks ---------------------------------------------------------------------------------------------------

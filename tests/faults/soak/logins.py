@@ -58,8 +58,8 @@ class Login:
     presented: list[Presentation] = field(default_factory=list)
     kills: list[tuple[float, str]] = field(default_factory=list)
     """When a process was killed that had sent the token with this fingerprint, and not saved the answer."""
-    forced: list[float] = field(default_factory=list)
-    """When a person asked for an attempt in any case."""
+    forced: list[tuple[float, float]] = field(default_factory=list)
+    """From when to when a person's command asked for an attempt in any case."""
     demands: list[Demand] = field(default_factory=list)
     clock_set: list[float] = field(default_factory=list)
     retired_at: float | None = None
@@ -106,7 +106,9 @@ def objections(login: Login, presentation: Presentation) -> Iterator[str]:
             continue
         if known.brought is not None:
             yield "I3: a refresh token was sent again though it was spent and its answer arrived"
-        if known.code == "invalid_grant" and not any(known.at - _SLACK <= at <= presentation.at for at in login.forced):
+        if known.code == "invalid_grant" and not any(
+            begun <= presentation.at <= ended for begun, ended in login.forced
+        ):
             yield "a dead refresh token was sent again though nobody had forced it"
     if doubts and not _may_be_sent_again(login, presentation, doubts):
         yield "I1: a refresh token in doubt was sent again while its live access token was endangered"

@@ -4,7 +4,6 @@ import random
 import sys
 import threading
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
@@ -36,8 +35,6 @@ class Stage:
     def __init__(self, root: Path, seed: int, seconds: float, ending: threading.Event, *, telling: bool) -> None:
         self.journal = Journal()
         self.ledger = Ledger(self.journal, Vault())
-        self.before_calm: Callable[[Stage], None] = lambda _: None
-        """For whoever wants to see that the ledger misses nothing."""
         self.places: list[Place] = []
         self._seed = seed
         self._seconds = seconds
@@ -88,7 +85,6 @@ class Stage:
                 faults.end()
                 for place in self.places:
                     place.network.calm = True
-            self.before_calm(self)
             if not self._ending.is_set():
                 self._calm(of, agents)
         self.ledger.check(everything=True)
