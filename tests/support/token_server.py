@@ -49,6 +49,8 @@ class TokenServer:
 
             def do_POST(self) -> None:
                 at = time.time()
+                if self.headers["Content-Length"] is None:
+                    return  # cut off on its way
                 fields = parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())
                 client, token = fields["client_id"][0], fields["refresh_token"][0]
                 with server._lock:

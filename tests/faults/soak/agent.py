@@ -68,6 +68,8 @@ async def _all(grants: list[list[str]]) -> None:
     async with anyio.create_task_group() as group:
         for name, url in grants:
             group.start_soon(_acalls, name, url)
+        await anyio.to_thread.run_sync(_ENDED.wait)
+        group.cancel_scope.cancel()
 
 
 def _listen() -> None:

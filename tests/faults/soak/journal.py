@@ -6,7 +6,7 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-__all__ = ["Journal", "Violation"]
+__all__ = ["Journal", "Violation", "Wait"]
 
 _KEPT: Final = 500
 _SHOWN: Final = 50
@@ -17,6 +17,14 @@ class Violation(NamedTuple):
 
     name: str
     what: str
+    trace: tuple[str, ...]
+
+
+class Wait(NamedTuple):
+    """How long somebody was without a live token, and what led to it."""
+
+    seconds: float
+    name: str
     trace: tuple[str, ...]
 
 

@@ -116,15 +116,17 @@ class Ledger:
     @contextmanager
     def forcing(self, *names: str) -> Iterator[None]:
         """A person asks for an attempt in any case, and waits for it."""
-        logins = [login for name in names for login in self._about[name]]
         begun = self._clock()
-        for login in logins:
-            login.forced.append((begun, float("inf")))
+        with self._lock:
+            logins = [login for name in names for login in self._about[name]]
+            for login in logins:
+                login.forced.append((begun, float("inf")))
         yield
-        for login in logins:
-            login.forced.remove((begun, float("inf")))
-            # What a killed command had sent may arrive a moment later.
-            login.forced.append((begun, self._clock() + _IN_FLIGHT))
+        with self._lock:
+            for login in logins:
+                login.forced.remove((begun, float("inf")))
+                # What a killed command had sent may arrive a moment later.
+                login.forced.append((begun, self._clock() + _IN_FLIGHT))
 
     def demanded(self, name: str, generation: int) -> None:
         """An agent is about to demand."""
@@ -168,7 +170,7 @@ class Ledger:
             self.journal.note(name, f"dead: {words}")
         for presentation in lost[:1]:
             if first:
-                self.reasons[presentation.fault or "killed before it was saved"] += 1
+                self.reasons["killed before it was saved" if presentation.delivers else presentation.fault] += 1
             if _NAMED not in words:
                 self.journal.violated(name, f"I4: the words of a dead grant do not name its loss: {words}")
             if not login.doubted and not any(ended > presentation.at for _, ended in login.forced):

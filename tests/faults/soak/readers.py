@@ -13,6 +13,7 @@ from refresher.errors import GrantFileError
 from refresher.grant import Grant, Record, decode
 from shim import TokenFile, TokenFileError
 from shim._token import parse
+from tests.faults.soak.journal import Wait
 from tests.faults.soak.ledger import Ledger
 
 __all__ = ["Readers"]
@@ -40,7 +41,7 @@ class Readers:
     """Reads what changes in ``state`` and tells the ledger; ``lives`` says whether a token of a name is good."""
 
     def __init__(self, state: Path, names: tuple[str, ...], ledger: Ledger, lives: Callable[[str, str], bool]) -> None:
-        self.worst: tuple[float, str] = (0.0, "")
+        self.worst = Wait(0.0, "", ())
         """The longest time for which a name was said to be active and was not, and which."""
         self.excused = False
         """Whether somebody does something to everybody that explains dead tokens, such as setting the clock."""
@@ -192,4 +193,5 @@ class Readers:
                 seen.without_since = None
                 continue
             seen.without_since = now if seen.without_since is None else seen.without_since
-            self.worst = max(self.worst, (now - seen.without_since, name))
+            if now - seen.without_since > self.worst.seconds:
+                self.worst = Wait(now - seen.without_since, name, self._ledger.journal.trace(name))

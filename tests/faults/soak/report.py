@@ -2,13 +2,14 @@
 
 from collections import Counter
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
-from tests.faults.soak.journal import Violation
+from tests.faults.soak.journal import Violation, Wait
 
 __all__ = ["Survived", "progress", "screen"]
 
-_TRACES = 3
+_TRACES: Final = 3
+_LONG: Final = 20.0
 
 
 class Survived(NamedTuple):
@@ -23,7 +24,7 @@ class Survived(NamedTuple):
     failed_calls: Counter[str]
     faults: Counter[str]
     losses: Counter[str]
-    worst: tuple[float, str]
+    worst: Wait
     memory: int
     """KiB, of the largest daemon."""
     files: int
@@ -35,7 +36,7 @@ class Survived(NamedTuple):
 
 def screen(survived: Survived) -> str:
     """Return the report."""
-    seconds, name = survived.worst
+    worst = survived.worst
     lines = [
         f"{survived.seconds / 60:.1f} minutes, seed {survived.seed}",
         f"exchanges     {survived.exchanges}, of them {survived.rotations} rotations",
@@ -46,11 +47,13 @@ def screen(survived: Survived) -> str:
         f"losses        {survived.losses.total()} by nature{_why(survived.losses)}",
         f"unaccounted   {sum(violation.what.startswith('UNACCOUNTED') for violation in survived.violations)}",
         f"violations    {len(survived.violations)}",
-        f"worst wait    {seconds:.1f} s without a live token, and no reason told{f' ({name})' if name else ''}",
+        f"worst wait    {worst.seconds:.1f} s without a live token, and no reason told{f' ({worst.name})' if worst.name else ''}",
         f"daemons       {survived.memory / 1024:.0f} MiB and {survived.files} files at most",
         "calm          " + ("not waited for" if survived.calmed is None else f"all well after {survived.calmed:.1f} s"),
         *(f"left out      {missing}" for missing in survived.missing),
     ]
+    if worst.seconds > _LONG:
+        lines += ["", f"the worst wait, of {worst.name}:", *worst.trace]
     for violation in survived.violations[:_TRACES]:
         lines += ["", f"VIOLATION {violation.name}: {violation.what}", *violation.trace]
     lines += [f"VIOLATION {violation.name}: {violation.what}" for violation in survived.violations[_TRACES:]]

@@ -59,15 +59,17 @@ class Stage:
             self.readers = Readers(self.ground.state, tuple(of), self.ledger, lambda name, token: of[name].lives(token))
             self.readers.start()
             stack.callback(self.readers.stop)
+            stack.callback(self._look_for_leftovers)
             self.person = Person(self.ground, self.ledger, self.readers, self.places)
             for name in of:
                 self.person.import_(name)
-            daemons = [Daemon(self.ground, 1), Daemon(self.ground, 2, "--log-format", "json")]
-            agents = Agents(self.ground, self.ledger, self.readers, self.places)
+            daemons = []
+            for number, options in enumerate([(), ("--log-format", "json")], 1):
+                daemons.append(Daemon(self.ground, number, *options))
+                stack.callback(daemons[-1].end)
             cron = Cron(self.ground, 2.0 if small else 5.0)
-            for daemon in daemons:
-                stack.callback(daemon.end)
             stack.callback(cron.end)
+            agents = Agents(self.ground, self.ledger, self.readers, self.places)
             stack.callback(agents.end)
             faults = Faults(
                 self._seed,
@@ -160,7 +162,6 @@ class Stage:
                 self.journal.violated("", "an agent cannot call, and nothing is wrong")
                 break
         self._calmed = time.monotonic() - began
-        self._look_for_leftovers()
 
     def _is_well(self, name: str, place: Place) -> bool:
         record, token = self.readers.record(name), self.readers.token(name)
@@ -182,6 +183,9 @@ class Stage:
         )
 
     def _look_for_leftovers(self) -> None:
+        """Look at what lies about once every process has ended in good order."""
+        if self._calmed is None:
+            return
         for path in (*self.ground.directories.grants.iterdir(), *self.ground.spill.iterdir()):
             # An answer that could not be read is kept for a person, until he removes or nobody needs it.
             if path.suffix not in (".json", ".lock") and ".answer." not in path.name:
