@@ -2,6 +2,7 @@
 
 import json
 import secrets
+import sys
 import threading
 import time
 from collections import defaultdict
@@ -17,6 +18,10 @@ __all__ = ["TokenServer"]
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 512
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), ConnectionError):  # a client may leave when it likes
+            super().handle_error(request, client_address)
 
 
 class TokenServer:

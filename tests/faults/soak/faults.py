@@ -50,7 +50,7 @@ class Faults:
         self._time = threading.Lock()
         table: list[tuple[str, float, Callable[[random.Random], None]]] = [
             ("daemon killed", 4, self._kill_daemon),
-            ("run-once killed", 3, self._kill_run_once),
+            ("command killed", 4, self._kill_command),
             ("daemon stopped by SIGTERM", 2, lambda dice: self._signal(dice, signal.SIGTERM)),
             ("daemon told to reread by SIGHUP", 2, lambda dice: self._signal(dice, signal.SIGHUP)),
             ("daemon stood still", 2, self._stand_still),
@@ -121,13 +121,13 @@ class Faults:
                 self._ending.wait(0.002)
             self._ground.kill(run)
 
-    def _kill_run_once(self, dice: random.Random) -> None:
+    def _kill_command(self, dice: random.Random) -> None:
         ends = time.monotonic() + 5
         before = (self._cron.run, self._person.run)
         while (self._cron.run, self._person.run) == before and time.monotonic() < ends:
             self._ending.wait(0.01)
         for run in (self._cron.run, self._person.run):
-            if run not in before and run is not None and "run-once" in _arguments(run):
+            if run not in before and run is not None:
                 self._ending.wait(dice.uniform(0.05, 0.8))
                 self._ground.kill(run)
 
@@ -236,8 +236,3 @@ class Faults:
         finally:
             self._readers.excused = False
             self._time.release()
-
-
-def _arguments(run: Run) -> list[str]:
-    assert isinstance(run.process.args, list)
-    return [str(argument) for argument in run.process.args]
