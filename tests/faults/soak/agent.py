@@ -41,7 +41,7 @@ def _say(**fields: object) -> None:
 
 
 def _pause() -> float:
-    return random.uniform(0.1, 0.6)  # other people's work
+    return random.uniform(0.2, 1.2)  # other people's work
 
 
 def _calls(name: str, url: str) -> None:

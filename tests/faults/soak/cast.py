@@ -146,12 +146,16 @@ class Person:
         self._do("token", name, "--wait", "1s", printing=True)
 
     def act(self, dice: random.Random) -> None:
-        """Do something: what is dead is imported anew, and sometimes what is not."""
+        """Do something: what is dead is imported anew, what waits is forced, and sometimes what is well."""
         name = dice.choice(sorted(self._places))
         record = self._readers.record(name)
         dead = [name for name in sorted(self._places) if self._needs(name)]
-        if dead and dice.random() < 0.6:
+        waiting = [name for name in sorted(self._places) if self._waits(name)]
+        roll = dice.random()
+        if dead and roll < 0.4:
             self.import_(dice.choice(dead))
+        elif waiting and roll < 0.7:
+            self.force(dice.choice(waiting))
         elif isinstance(record, Grant):
             act: Callable[[], object] = dice.choices(
                 [
@@ -167,6 +171,10 @@ class Person:
     def _needs(self, name: str) -> bool:
         record = self._readers.record(name)
         return not isinstance(record, Grant) or record.dead
+
+    def _waits(self, name: str) -> bool:
+        record = self._readers.record(name)
+        return isinstance(record, Grant) and record.failure is not None and not record.dead
 
     def _do(self, *arguments: str, printing: bool = False) -> int:
         self.acts[arguments[0]] += 1

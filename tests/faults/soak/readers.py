@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from refresher.errors import GrantFileError
 from refresher.grant import Grant, Record, decode
@@ -22,7 +22,14 @@ _PAUSE: Final = 0.03
 _EACH_LIFE: Final = 1.0
 _MEDDLED: Final = 5.0
 
-_Stamp = tuple[int, int, int]
+
+class _Stamp(NamedTuple):
+    """By what a file is known to have changed."""
+
+    modified_ns: int
+    inode: int
+    size: int
+    mode: int
 
 
 @dataclass
@@ -92,12 +99,9 @@ class Readers:
     def _look_at_token(self, name: str, seen: _Seen) -> None:
         path = self._state / f"tokens/{name}.json"
         try:
-            with path.open("rb") as file:
-                status = os.fstat(file.fileno())
-                stamp = (status.st_mtime_ns, status.st_ino, status.st_size)
-                if stamp == seen.token_stamp:
-                    return
-                data = file.read()
+            stamp, data = _read(path, seen.token_stamp)
+            if data is None:
+                return
             token = parse(data)
         except FileNotFoundError:
             if seen.token is not None and seen.token_stamp is not None:
@@ -108,8 +112,8 @@ class Readers:
             return
         if time.monotonic() - self._meddled.get(name, float("-inf")) > _MEDDLED:
             self._meddled.pop(name, None)
-        if stat.S_IMODE(status.st_mode) != 0o600:
-            self._ledger.journal.violated(name, f"the token file has mode {stat.S_IMODE(status.st_mode):o}")
+        if stamp.mode != 0o600:
+            self._ledger.journal.violated(name, f"the token file has mode {stamp.mode:o}")
         self._compare(name, seen.token, token)
         seen.token_stamp, seen.token = stamp, token
         problem = token.error
@@ -148,12 +152,10 @@ class Readers:
     def _look_at_record(self, name: str, seen: _Seen) -> None:
         path = self._state / f"grants/{name}.json"
         try:
-            with path.open("rb") as file:
-                status = os.fstat(file.fileno())
-                stamp = (status.st_mtime_ns, status.st_ino, status.st_size)
-                if stamp == seen.record_stamp:
-                    return
-                record = decode(file.read(), name).record
+            stamp, data = _read(path, seen.record_stamp)
+            if data is None:
+                return
+            record = decode(data, name).record
         except FileNotFoundError:
             if seen.record is not None:
                 self._ledger.journal.violated(name, "the record is gone")
@@ -195,3 +197,11 @@ class Readers:
             seen.without_since = now if seen.without_since is None else seen.without_since
             if now - seen.without_since > self.worst.seconds:
                 self.worst = Wait(now - seen.without_since, name, self._ledger.journal.trace(name))
+
+
+def _read(path: Path, known: _Stamp | None) -> tuple[_Stamp, bytes | None]:
+    """Return what a file holds, nothing where it is ``known``. Raises ``FileNotFoundError``."""
+    with path.open("rb") as file:
+        status = os.fstat(file.fileno())
+        stamp = _Stamp(status.st_mtime_ns, status.st_ino, status.st_size, stat.S_IMODE(status.st_mode))
+        return stamp, None if stamp == known else file.read()

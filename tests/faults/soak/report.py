@@ -9,7 +9,7 @@ from tests.faults.soak.journal import Violation, Wait
 __all__ = ["Survived", "progress", "screen"]
 
 _TRACES: Final = 3
-_LONG: Final = 20.0
+_LONG: Final = 10.0
 
 
 class Survived(NamedTuple):

@@ -93,7 +93,7 @@ class Place:
 def opened(ledger: Ledger, seed: int, *, small: bool) -> Iterator[list[Place]]:
     """Run the servers; ``small``: few and quick ones, for a soak of seconds."""
     # Life of access tokens in seconds, how many grants, and the share of connections that suffer.
-    strict = [(3, 2, 0.1), (5, 2, 0.0)] if small else [(4, 4, 0.1), (8, 4, 0.12), (20, 4, 0.15), (6, 2, 0.0)]
+    strict = [(3, 2, 0.1), (5, 2, 0.0)] if small else [(4, 4, 0.1), (8, 4, 0.12), (40, 4, 0.3), (6, 2, 0.0)]
     with ExitStack() as stack:
         places = []
         for number, (life, count, share) in enumerate(strict):

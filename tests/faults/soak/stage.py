@@ -4,6 +4,7 @@ import random
 import sys
 import threading
 import time
+import traceback
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
@@ -42,6 +43,7 @@ class Stage:
         self._telling = telling
         self._dice = random.Random(f"{seed} person")
         self._calmed: float | None = None
+        self._told = 0
         self._scanned: dict[Path, int] = {}
         self.ground = Ground(root, self.ledger)
 
@@ -52,6 +54,9 @@ class Stage:
         missing = [reason for reason in (parts.no_mounts(), parts.no_strace()) if reason is not None]
         missing += [] if self.ground.has_clock else ["libfaketime is not installed"]
         with ExitStack() as stack:
+            # A watcher that has died would see no violation ever after.
+            stack.callback(setattr, threading, "excepthook", threading.excepthook)
+            threading.excepthook = self._fell_over
             if parts.no_mounts() is None:
                 stack.enter_context(parts.mounted(self.ground.state, _STATE_SIZE))
             self.places = stack.enter_context(opened(self.ledger, self._seed, small=small))
@@ -109,6 +114,10 @@ class Stage:
             calmed=self._calmed,
         )
 
+    def _fell_over(self, what: threading.ExceptHookArgs) -> None:
+        told = "".join(traceback.format_exception(what.exc_type, what.exc_value, what.exc_traceback))
+        self.journal.violated("", f"a fault of the soak itself: {told}")
+
     def _act(self, agents: Agents, ends: float) -> None:
         began = time.monotonic()
         told = began
@@ -119,6 +128,13 @@ class Stage:
                 told = time.monotonic()
                 self._scan()
                 self._tell(told - began, agents)
+                self._forget()
+
+    def _forget(self) -> None:
+        """Let go of what the counterparts remember for tests that are shorter."""
+        for place in self.places:
+            place.api.seen.clear()
+            place.network.proxy.requests.clear()
 
     def _tell(self, seconds: float, agents: Agents) -> None:
         if self._telling:
@@ -130,6 +146,10 @@ class Stage:
                 self.ledger.reasons.total(),
                 len(self.journal.violations),
             )
+            news = self.journal.violations[self._told :]
+            self._told += len(news)
+            for violation in news:
+                sys.stderr.write(f"\nVIOLATION {violation.name}: {violation.what}\n")
             sys.stderr.write(f"\r\x1b[K{line}" if sys.stderr.isatty() else f"{line}\n")
             sys.stderr.flush()
 
