@@ -82,7 +82,7 @@ class Faults:
             thread.join(30)
 
     def _go(self) -> None:
-        while not self._ending.wait(self._dice.uniform(0.3, 2.5)):
+        while not self._ending.wait(self._dice.uniform(0.2, 1.8)):
             ((what, _, fault),) = self._dice.choices(self._table, [weight for _, weight, _ in self._table])
             dice = random.Random(self._dice.random())
             self._under_way = [thread for thread in self._under_way if thread.is_alive()]
@@ -114,11 +114,11 @@ class Faults:
         with self._daemon(dice) as run:
             if run is None:
                 return
-            ends = time.monotonic() + 3
-            # Half of them where it hurts.
-            aimed = dice.random() < 0.5
+            ends = time.monotonic() + 6
+            # Most of them where it hurts.
+            aimed = dice.random() < 0.75
             while aimed and time.monotonic() < ends and not self._ground.in_flight(run.process.pid):
-                self._ending.wait(0.002)
+                self._ending.wait(0.001)
             self._ground.kill(run)
 
     def _kill_command(self, dice: random.Random) -> None:
