@@ -167,13 +167,14 @@ class Faults:
 
     def _flood(self, dice: random.Random) -> None:
         demands = self._ground.directories.demands
-        for place in self._places:
-            for name in place.names:
-                token = self._readers.token(name)
-                newest = 0 if token is None else token.generation
-                for generation in {newest, *(dice.randrange(newest + 1) for _ in range(20))}:
-                    self._ledger.demanded(name, generation)
-                    (demands / f"{name}.{generation}").touch()
+        for name in dice.choice(self._places).names:
+            token = self._readers.token(name)
+            newest = 0 if token is None else token.generation
+            # Now and then for the token that lives, and so for one that may have been worth protecting.
+            generations = {max(newest - dice.randrange(20), 0) for _ in range(10)}
+            for generation in generations:
+                self._ledger.demanded(name, generation)
+                (demands / f"{name}.{generation}").touch()
         for junk in ("..", "nobody.1", "strict0-a.x", "strict0-a.-1", f"strict0-a.{10**30}"):
             with suppress(OSError):
                 (demands / junk).touch()

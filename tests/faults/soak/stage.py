@@ -87,7 +87,7 @@ class Stage:
             )
             faults.start()
             try:
-                self._act(agents, began + self._seconds)
+                self._act(agents, time.monotonic() + self._seconds)
             finally:
                 faults.end()
                 for place in self.places:
