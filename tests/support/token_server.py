@@ -2,26 +2,18 @@
 
 import json
 import secrets
-import sys
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import parse_qs
 
+from tests.support.listener import Listener
+
 __all__ = ["TokenServer"]
-
-
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 512
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        if not isinstance(sys.exception(), ConnectionError):  # a client may leave when it likes
-            super().handle_error(request, client_address)
 
 
 class TokenServer:
@@ -73,7 +65,7 @@ class TokenServer:
             def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  http.server's signature
                 return
 
-        self._server = _Server(("127.0.0.1", 0), Handler)
+        self._server = Listener(("127.0.0.1", 0), Handler)
         self.token_endpoint = f"http://127.0.0.1:{self._server.server_address[1]}/token"
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
 

@@ -82,7 +82,7 @@ class Faults:
             thread.join(30)
 
     def _go(self) -> None:
-        while not self._ending.wait(self._dice.uniform(0.2, 1.8)):
+        while not self._ending.wait(self._dice.uniform(0.3, 2.5)):
             ((what, _, fault),) = self._dice.choices(self._table, [weight for _, weight, _ in self._table])
             dice = random.Random(self._dice.random())
             self._under_way = [thread for thread in self._under_way if thread.is_alive()]
