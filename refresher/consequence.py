@@ -191,6 +191,9 @@ def _dead(grant: Grant, verdict: GrantDead, now: Moment) -> Grant:
     description = verdict.description
     if grant.doubt is not None:
         description = f"{_cause(grant.doubt)}; {description}"
+    elif grant.dead and grant.failure is not None:
+        # A person forced one more try: what the first verdict told of its cause is still all that is known of it.
+        description = grant.failure.description
     return msgspec.structs.replace(
         grant,
         dead=True,

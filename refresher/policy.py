@@ -91,7 +91,7 @@ def decide(grant: Grant, now: Moment, *, demanded: bool = False, force: bool = F
         return Rotate("first")
     if _in_future(grant.issued_at, now):
         return Rotate("clock")
-    if demanded and now.wall >= _demand_honoured_at(grant):
+    if demanded and (now.wall >= _demand_honoured_at(grant) or _is_set_back(grant, now)):
         return Rotate("demanded")
     due = due_at(grant)
     # Where an early refresh is refused, a run that comes late is better than one that asks in vain.
@@ -210,6 +210,11 @@ def _demand_honoured_at(grant: Grant) -> float:
         return _earliest(grant)
     step = _DEMAND_STEP * 2.0 ** min(grant.demanded - 1, 20)
     return grant.last_rotation_at + max(_SHORTEST, min(step, _lifetime(grant) / 4))
+
+
+def _is_set_back(grant: Grant, now: Moment) -> bool:
+    """Whether the clock was set back since the last rotation: a wait that counts from then would exceed its maximum."""
+    return grant.last_rotation_at is not None and grant.last_rotation_at > now.wall + _SHORTEST
 
 
 def _usable_from(grant: Grant) -> float:

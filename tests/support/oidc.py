@@ -41,6 +41,7 @@ class OIDC:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            start_new_session=True,  # a Ctrl-C is meant for the tests; it ends with them
         )
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
@@ -86,6 +87,10 @@ class OIDC:
     def revoke(self, grant_id: str) -> None:
         """End a grant as its user would in his account."""
         assert self._post("/test/revoke", {"grant_id": grant_id})["revoked"]
+
+    def end(self, access_token: str) -> None:
+        """End an access token before its time, and nothing else."""
+        self._post("/test/end", {"access_token": access_token})
 
     def script(self, **answer: Any) -> None:
         """Have the next token requests answered like this."""

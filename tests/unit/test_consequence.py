@@ -165,6 +165,16 @@ def test_a_server_that_names_a_time_holds_its_other_grants_for_that_time_alone()
         assert failed.busy_until is None
 
 
+def test_a_second_verdict_does_not_forget_what_the_first_one_told() -> None:
+    """If it failed, whoever forced a dead grant once more would never read that an answer had been lost."""
+    verdict = GrantDead(code="invalid_grant", description="400")
+    first = _after(grant(doubt=doubt()), verdict)
+    second = _after(first, verdict)
+    assert first.failure is not None
+    assert second.failure is not None
+    assert second.failure.description == first.failure.description
+
+
 def test_a_forced_try_that_tells_nothing_leaves_the_verdict() -> None:
     """If it failed, a dead grant would look alive to agents, and be retried without a person."""
     dead = grant(dead=True, failure=failure(outcome="reauthorization_required", code="invalid_grant", retry_at=None))
