@@ -94,17 +94,19 @@ def test_sixteen_processes_on_four_grants_make_one_exchange_for_each_generation(
             for _ in range(2)
         ]
         at_work: dict[int, subprocess.Popen[str]] = {}
+        asked_for: dict[int, tuple[str, ...]] = {}
         roles = dict(enumerate(crowd(refresher, server)))
         while at_work or time.monotonic() < ends:
             for number, role in roles.items():
                 process = at_work.get(number)
                 if process is not None and process.poll() is not None:
                     done = refresher.finish(at_work.pop(number))
-                    assert done.code in role.allowed, (process.args, done)
-                    if "--replace" in process.args:
-                        replaced[CLIENTS[process.args[4]]] += 1
+                    assert done.code in role.allowed, (asked_for[number], done)
+                    if "--replace" in asked_for[number]:
+                        replaced[CLIENTS[asked_for[number][1]]] += 1
                 if number not in at_work and time.monotonic() < ends and starts < MOST_STARTS:
-                    at_work[number] = refresher.start(*next(role.commands))
+                    asked_for[number] = next(role.commands)
+                    at_work[number] = refresher.start(*asked_for[number])
                     starts += 1
             time.sleep(0.01)  # between two looks at who has ended
         seen = [reader.communicate("", timeout=60) for reader in readers]
