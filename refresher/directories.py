@@ -3,6 +3,8 @@
 import os
 import re
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -128,18 +130,33 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
 
         Raises ``DirectoryError`` where a directory cannot be made, or where others could read ``grants/``.
         """
+        if (trouble := self.prepare()) is not None:
+            raise DirectoryError(trouble)
+
+    def prepare(self) -> str | None:
+        """Do as ``ensure`` does, but return what is wrong with ``demands/``: tokens rotate on schedule without it."""
         shared = self.group is not None
-        try:
-            passed = 0o711 if shared else 0o700
+        passed = 0o711 if shared else 0o700
+        with self._explained():
             _make(self.state, passed, None, parents=passed)
             _make(self.grants, 0o700, None, parents=passed)
             _make(self.tokens, _SHARED_TOKENS if shared else 0o700, self.group, parents=passed)
-            _make(self.demands, 0o3770 if shared else 0o700, self.group, parents=passed)
             self._check_private(self.grants)
             _check_shared(self.tokens)
-            _check_shared(self.demands)
+        try:
+            with self._explained():
+                _make(self.demands, 0o3770 if shared else 0o700, self.group, parents=passed)
+                _check_shared(self.demands)
+        except DirectoryError as error:
+            return str(error)
+        return None
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
         except PermissionError as error:
-            group = f" (is this user in group {self.group}?)" if shared else ""
+            group = "" if self.group is None else f" (is this user in group {self.group}?)"
             raise DirectoryError(f"cannot make or share {error.filename}: {error.strerror}{group}") from None
         except OSError as error:
             raise DirectoryError(f"cannot make {error.filename or self.state}: {error.strerror}") from None
