@@ -214,8 +214,11 @@ class Daemon:
             lock_wait=_LOCK_WAIT,
         )
         job = _Job(self._settings.directories, Order(name=seen.name, seen=seen.generation), terms)
+        # A server that is slow, or wants to be left alone for an hour, holds up no publication: it is not asked.
+        tidying = resting and seen.name not in self._watch.listing.unfinished
+        queue = f"tidying up for {seen.server}" if tidying else seen.server
         # Agents wait for what is demanded, and for nothing else.
-        self._places.join(seen.server, job, first=seen.decision == Rotate("demanded"))
+        self._places.join(queue, job, first=seen.decision == Rotate("demanded"))
         self._places.begin()
 
     def _rest(self, grant: Grant, rest: Rest) -> None:

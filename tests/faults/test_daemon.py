@@ -259,6 +259,29 @@ def test_an_attempt_of_another_process_that_was_killed_is_settled_at_once(refres
         assert refresher.finish(process).code == 0
 
 
+# --- servers that want to be left alone ---------------------------------------------------------------------------
+
+
+def test_what_needs_no_server_does_not_wait_for_one_that_wants_to_be_left_alone(
+    refresher: Command, own_oidc: Start
+) -> None:
+    """If it failed, a tidied tokens directory would leave agents without their live token for an hour."""
+    server = own_oidc()
+    refresher.import_grant("linear", server.mint("public"))
+    with running(refresher) as process:
+        wait_until(lambda: published(refresher) == 1, "the first token is there")
+        server.script(status=503, headers={"retry-after": "3600"})
+        (refresher.state / "demands/linear.1").touch()
+        assert process.stderr is not None
+        while "linear: transient" not in process.stderr.readline():
+            assert process.poll() is None
+        (refresher.state / "tokens/linear.json").unlink()
+        wait_until(lambda: published(refresher) == 1, "it is published again")
+        process.send_signal(signal.SIGTERM)
+        assert refresher.finish(process).code == 0
+    assert len(server.requests()) == 2
+
+
 # --- logs that nobody reads ---------------------------------------------------------------------------------------
 
 
