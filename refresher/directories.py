@@ -146,9 +146,11 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
         try:
             with self._explained():
                 _make(self.demands, 0o3770 if shared else 0o700, self.group, parents=passed)
-                _check_shared(self.demands)
+                _check_directory(self.demands)
         except DirectoryError as error:
             return str(error)
+        with self._explained():
+            _check_shared(self.demands)
         return None
 
     @contextmanager
@@ -173,11 +175,16 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
             raise DirectoryError(f"others can look into {directory}: chmod 700 it, refresh tokens are in there")
 
 
-def _check_shared(directory: Path) -> None:
-    status = directory.stat()
-    if not stat.S_ISDIR(status.st_mode):
+def _check_directory(directory: Path) -> int:
+    mode = directory.stat().st_mode
+    if not stat.S_ISDIR(mode):
         raise DirectoryError(f"{directory} is not a directory")
-    if status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX:
+    return mode
+
+
+def _check_shared(directory: Path) -> None:
+    mode = _check_directory(directory)
+    if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
         raise DirectoryError(f"anybody can write in {directory}, and so replace what agents trust: chmod o-w it")
 
 

@@ -196,6 +196,33 @@ def test_a_clock_set_back_by_half_an_hour_makes_no_backoff_longer(refresher: Com
             stopped(refresher, daemon)
 
 
+def test_a_clock_that_jumps_and_a_machine_that_slept_are_noticed(refresher: Command, own_oidc: Start) -> None:
+    """If it failed, a laptop that wakes up would use dead tokens, and a clock set back would stop every rotation."""
+    need(no_clock())
+    clock = Clock(refresher.home)
+    server = own_oidc()
+
+    def changed(before: int) -> bool:
+        return published(refresher) != before
+
+    refresher.import_grant("linear", server.mint("public"))
+    with running(refresher, environment=clock.environment) as process:
+        wait_until(lambda: published(refresher) == 1, "the first token is there")
+        for to in ("+2h", "+0s", "+1d", "-2h"):
+            before = published(refresher)
+            clock.set(to)
+            wait_until(partial(changed, before), f"the jump to {to} is noticed", NOTICED)
+        assert published(refresher) == 5
+        issued = refresher.token("linear").issued_at
+        assert abs(issued + 7200 - time.time()) < 600, "it went by another clock"
+        # A demand for an older generation is answered: it has looked around since, and found nothing to do.
+        (refresher.state / "demands/linear.1").touch()
+        wait_until(lambda: not list((refresher.state / "demands").iterdir()), "it has looked around")
+        assert len(server.requests()) == 5, "one jump caused several rotations"
+        stopped(refresher, process)
+    assert server.log()["reused"] == 0
+
+
 # --- the clock there ----------------------------------------------------------------------------------------------
 
 

@@ -5,7 +5,6 @@ import json
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -15,7 +14,7 @@ from typing import NamedTuple
 from tests.support.command import Command, wait_until
 from tests.support.daemon import published, running, stopped, under_way
 from tests.support.oidc import OIDC
-from tests.support.token_server import TokenServer
+from tests.support.token_server import Gate, TokenServer
 
 Start = Callable[..., OIDC]
 
@@ -141,22 +140,17 @@ def test_a_holder_that_is_stopped_in_mid_exchange_is_waited_for_and_saves_its_an
     refresher: Command,
 ) -> None:
     """If it failed, a Ctrl-Z would cost a login: stolen by those who wait, or thrown away by a deadline (I3, I6)."""
-    asked, release = threading.Event(), threading.Event()
-
-    def hold() -> None:
-        asked.set()
-        release.wait(60)
-
-    with TokenServer(lambda _: 3600, hold) as server, TokenServer(lambda _: 4) as quick:
+    gate = Gate()
+    with TokenServer(lambda _: 3600, gate) as server, TokenServer(lambda _: 4) as quick:
         refresher.import_grant("linear", server.grant("slow"))
         refresher.import_grant("notion", quick.grant("quick"))
         assert refresher("run-once", "notion").code == 0
         holder = refresher.start("run-once", "--json", "linear")
-        assert asked.wait(30)
+        assert gate.reached.wait(30)
         wait_until(lambda: under_way(refresher), "an exchange is under way")
         holder.send_signal(signal.SIGSTOP)
         # The answer comes while it is stopped, and lies there beyond the deadline of 20 s.
-        release.set()
+        gate.opened.set()
         with running(refresher) as daemon:
             before = published(refresher, "notion")
             waiting = refresher("run-once", "--json", "linear")
