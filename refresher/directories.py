@@ -3,6 +3,8 @@
 import os
 import re
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -128,18 +130,35 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
 
         Raises ``DirectoryError`` where a directory cannot be made, or where others could read ``grants/``.
         """
+        if (trouble := self.prepare()) is not None:
+            raise DirectoryError(trouble)
+
+    def prepare(self) -> str | None:
+        """Do as ``ensure`` does, but return what is wrong with ``demands/``: tokens rotate on schedule without it."""
         shared = self.group is not None
-        try:
-            passed = 0o711 if shared else 0o700
+        passed = 0o711 if shared else 0o700
+        with self._explained():
             _make(self.state, passed, None, parents=passed)
             _make(self.grants, 0o700, None, parents=passed)
             _make(self.tokens, _SHARED_TOKENS if shared else 0o700, self.group, parents=passed)
-            _make(self.demands, 0o3770 if shared else 0o700, self.group, parents=passed)
             self._check_private(self.grants)
             _check_shared(self.tokens)
+        try:
+            with self._explained():
+                _make(self.demands, 0o3770 if shared else 0o700, self.group, parents=passed)
+                _check_directory(self.demands)
+        except DirectoryError as error:
+            return str(error)
+        with self._explained():
             _check_shared(self.demands)
+        return None
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
         except PermissionError as error:
-            group = f" (is this user in group {self.group}?)" if shared else ""
+            group = "" if self.group is None else f" (is this user in group {self.group}?)"
             raise DirectoryError(f"cannot make or share {error.filename}: {error.strerror}{group}") from None
         except OSError as error:
             raise DirectoryError(f"cannot make {error.filename or self.state}: {error.strerror}") from None
@@ -156,11 +175,16 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
             raise DirectoryError(f"others can look into {directory}: chmod 700 it, refresh tokens are in there")
 
 
-def _check_shared(directory: Path) -> None:
-    status = directory.stat()
-    if not stat.S_ISDIR(status.st_mode):
+def _check_directory(directory: Path) -> int:
+    mode = directory.stat().st_mode
+    if not stat.S_ISDIR(mode):
         raise DirectoryError(f"{directory} is not a directory")
-    if status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX:
+    return mode
+
+
+def _check_shared(directory: Path) -> None:
+    mode = _check_directory(directory)
+    if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
         raise DirectoryError(f"anybody can write in {directory}, and so replace what agents trust: chmod o-w it")
 
 

@@ -76,7 +76,8 @@ def exchange(
     """Spend the refresh token of ``grant`` once; twice where the first answer was lost and the server allows a replay.
 
     ``demanded``: an agent says that the access token is refused, so there is none to protect or to wait for. Returns
-    within ``deadline`` seconds; raises nothing but ``KeyboardInterrupt`` and the like.
+    within ``deadline`` seconds, those aside in which the process was stopped; raises nothing but ``KeyboardInterrupt``
+    and the like.
     """
     ends = time.monotonic() + deadline
     replayable = policy.replay_open(grant, clocks.now())

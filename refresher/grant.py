@@ -55,6 +55,8 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     description: str
     at: float
     retry_at: float | None
+    moment: Moment | None = None
+    """``at`` by every clock: a wait is as long as it was made, whatever the wall clock is set to meanwhile."""
     busy_until: float | None = None
     """When the server wants to be asked again, by anybody: none of its grants is exchanged before."""
 

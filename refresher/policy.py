@@ -198,9 +198,13 @@ def _after_failure(grant: Grant, now: Moment, *, demanded: bool) -> Decision:
     if demanded and failure.outcome == "too_early" and now.wall >= failure.at + backoff(grant, grant.failures):
         return Rotate("demanded")  # agents say that the token is dead: nothing to wait for
     longest = max(_lifetime(grant), MAX_WAIT) if failure.outcome == "too_early" else MAX_WAIT
+    remaining = failure.retry_at - now.wall
+    if failure.moment is not None and failure.moment.same_boot(now):
+        # By the clock that nobody sets: set back by half an hour, the other one would make that of ten seconds.
+        remaining = failure.retry_at - failure.at - max(now.boottime - failure.moment.boottime, 0.0)
     # A wait longer than its own maximum was written by a clock that has been set back since.
-    if 0 < failure.retry_at - now.wall <= longest:
-        return Rest("in_doubt" if grant.doubt is not None else failure.outcome, failure.retry_at)
+    if 0 < remaining <= longest:
+        return Rest("in_doubt" if grant.doubt is not None else failure.outcome, now.wall + remaining)
     return Rotate("retry")
 
 

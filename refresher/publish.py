@@ -13,7 +13,7 @@ from refresher.grant import Grant, Record, Tombstone
 from shim._token import Problem, TokenFile
 from shim.errors import TokenFileError
 
-__all__ = ["derive", "is_stale", "publish", "published", "published_generation", "state_of"]
+__all__ = ["current", "derive", "is_stale", "publish", "published", "published_generation", "state_of"]
 
 _LARGEST: Final = 8 * 1024 * 1024
 
@@ -64,6 +64,14 @@ def published_generation(directories: Directories, name: str) -> int:
     """Return the generation that readers have seen, -1 where they have seen none that can be read."""
     seen = published(directories, name)
     return -1 if seen is None else seen.generation
+
+
+def current(directories: Directories, record: Record) -> range:
+    """Return the generations whose tokens agents may hold: that of ``record``, and up to what readers have seen.
+
+    The two differ where a record was restored from a backup. Beyond them nobody has a token that could be refused.
+    """
+    return range(record.generation, max(record.generation, published_generation(directories, record.name)) + 1)
 
 
 def publish(directories: Directories, record: Record, *, again: bool = False) -> bool:

@@ -40,7 +40,7 @@ def remove(directories: Directories, name: str, *, stopping: Callable[[], bool])
         )
         write_record(directories, name, stored, tombstone)
         _clear_copies(directories, name)
-        demands.pending(directories).settle(directories, name, keep=None)
+        demands.pending(directories).settle(directories, name, keep=range(0))
         try:
             publish.publish(directories, tombstone)
         except StorageError as error:

@@ -92,7 +92,8 @@ def _do(
     from refresher.rotation import Order, Terms, rotate
     from refresher.tls import trusted
 
-    settings.directories.ensure()
+    if (trouble := settings.directories.prepare()) is not None:
+        log.warning("no demands are heard: %s", trouble)
     if any(seen.server.startswith("https:") for seen in work):
         trusted(settings.ca_file)
 

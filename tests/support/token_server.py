@@ -13,7 +13,19 @@ from urllib.parse import parse_qs
 
 from tests.support.listener import Listener
 
-__all__ = ["TokenServer"]
+__all__ = ["Gate", "TokenServer"]
+
+
+class Gate:
+    """What ``hold`` may be: tells that a request has come, and keeps its answer back until it is opened."""
+
+    def __init__(self) -> None:
+        self.reached = threading.Event()
+        self.opened = threading.Event()
+
+    def __call__(self) -> None:
+        self.reached.set()
+        self.opened.wait(60)
 
 
 class TokenServer:

@@ -21,7 +21,7 @@ from refresher.outcome import (
 )
 from refresher.policy import Rest
 from refresher.secret import Secret
-from tests.support.samples import NOON, REFRESH, at, doubt, failure, grant
+from tests.support.samples import NOON, REFRESH, at, doubt, failure, grant, jwt
 
 LATER = at(NOON + 3000)
 FAILED: list[Outcome] = [
@@ -84,6 +84,13 @@ def test_time_counts_from_when_the_request_left() -> None:
     """If it failed, a slow server would make tokens seem to live longer than they do."""
     changed = _after(grant(), _rotated(), last_sent=at(NOON + 2990), now=at(NOON + 3000))
     assert (changed.issued_at, changed.expires_at) == (NOON + 2990, NOON + 2990 + 3600)
+
+
+@pytest.mark.parametrize(("ahead", "usable_from"), [(0.0, NOON + 5700), (-600.0, NOON + 6300), (600.0, NOON + 5100)])
+def test_what_a_refresh_token_says_of_its_time_counts_by_its_servers_clock(ahead: float, usable_from: float) -> None:
+    """If it failed, a server whose clock is behind would get its refresh token too early, and end the whole login."""
+    fresh = Secret(jwt(nbf=NOON + 5700))
+    assert _after(grant(), _rotated(refresh_token=fresh, clock_ahead=ahead)).not_before == usable_from
 
 
 @pytest.mark.parametrize("fresh", [None, Secret("refresh-token-of-generation-3")])
