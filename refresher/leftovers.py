@@ -109,7 +109,7 @@ def _intent(directories: Directories, name: str) -> _Begun:
     except ValueError:
         return _Begun(damaged=True)
     if found is None:
-        # Cut off while it was written, and so before anything was sent.
+        # Cut off before it was written, and so before anything was sent.
         with suppress(FileNotFoundError):
             path.unlink()
         return _Begun()

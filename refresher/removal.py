@@ -55,4 +55,5 @@ def _clear_copies(directories: Directories, name: str) -> None:
         with suppress(OSError):
             for path in directory.iterdir():
                 if pattern.fullmatch(path.name):
-                    path.unlink()
+                    with suppress(OSError):  # one that is a directory keeps none of the others
+                        path.unlink()
