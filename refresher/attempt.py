@@ -95,7 +95,7 @@ class Attempt:
         self._intent: int | None = None
         self._mark_at = 0
         self._shouting: threading.Thread | None = None
-        self._spill = directories.spill / f"{name}.{stored.checksum[:32]}.next"
+        self._spill = directories.spilled(name, stored.checksum)
 
     def reserve(self, grant: Grant, at: Moment) -> None:
         """Take the space of the next record and declare what is about to be tried; durable on return.

@@ -55,7 +55,7 @@ def is_stale(directories: Directories, record: Record) -> bool:
 
 def published_generation(directories: Directories, name: str) -> int:
     """Return the generation that readers have seen, -1 where they have seen none that can be read."""
-    seen = _parsed(_published(directories, name))
+    seen = _parsed(_published(directories, name), name)
     return -1 if seen is None else seen.generation
 
 
@@ -70,7 +70,7 @@ def publish(directories: Directories, record: Record, *, again: bool = False) ->
     if wanted is None or (not again and _is_up_to_date(directories, record.name, wanted, published)):
         return True
     dead = isinstance(record, Grant) and record.dead
-    seen = _parsed(published)
+    seen = _parsed(published, record.name)
     if seen is not None and seen.generation > record.generation and not dead:
         return False
     path = directories.token(record.name)
@@ -86,7 +86,7 @@ def _wanted(record: Record, published: bytes | None) -> bytes | None:
     """Return what is to be published; nothing where a token of the grant before this one may still live (I5)."""
     # What is there matters to these alone: a healthy grant's file is compared, never parsed.
     if isinstance(record, Grant) and (record.dead or record.access_token is None):
-        seen = _parsed(published)
+        seen = _parsed(published, record.name)
         if seen is None:
             return derive(record)
         if record.dead and seen.generation > record.generation and seen.state != "removed":
@@ -97,11 +97,12 @@ def _wanted(record: Record, published: bytes | None) -> bytes | None:
     return derive(record)
 
 
-def _parsed(published: bytes | None) -> TokenFile | None:
+def _parsed(published: bytes | None, name: str) -> TokenFile | None:
     try:
-        return token_file.parse(published or b"")
+        seen = token_file.parse(published or b"")
     except TokenFileError:
         return None
+    return seen if seen.name == name else None  # no reader takes another's
 
 
 def _lives(token: TokenFile) -> bool:

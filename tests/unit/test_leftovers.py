@@ -249,6 +249,27 @@ def test_a_damaged_intent_means_doubt_and_is_set_aside(state: Directories, damag
     assert _lying_about(state) == [f"linear.intent.aside.{int(SOON.wall)}"]
 
 
+def test_a_damaged_intent_is_settled_once(state: Directories) -> None:
+    """If it failed, a kill while it is settled would have the same loss counted twice, and the backoff doubled."""
+    _cut_off(state, marked=True)
+    damaged = state.intent("linear").read_bytes()[:50]
+    for _ in range(2):
+        state.intent("linear").write_bytes(damaged)
+        record = _resolve(state)
+    assert (record.doubt is not None, record.failures) == (True, 1)
+
+
+def test_a_spilled_answer_is_found_though_its_intent_is_damaged(state: Directories) -> None:
+    """If it failed, an answer that reached the disk would be lost with the note of where it is (I6)."""
+    attempt = _cut_off(state, marked=True)
+    state.spill.mkdir(mode=0o700)
+    put(attempt._spill, NEW, _stored(state).checksum)
+    state.intent("linear").write_bytes(state.intent("linear").read_bytes()[:50])
+    record = _resolve(state)
+    assert (record.refresh_token, record.doubt) == (NEW.refresh_token, None)
+    assert list(state.spill.iterdir()) == []
+
+
 def test_a_damaged_record_is_touched_by_nobody(state: Directories) -> None:
     """If it failed, tidying up beside a broken record could delete the only copy of its successor."""
     _cut_off(state, marked=True)
