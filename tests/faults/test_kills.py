@@ -147,7 +147,8 @@ def test_killed_at_any_system_call_the_next_run_goes_on_or_says_in_doubt(
             assert after.refresh_token is not None
             assert server.introspect(after.refresh_token.reveal())["active"], f"killed at {point}, the login is lost"
             assert (token.generation, token.state) == (after.generation, "active")
-    assert seen == {"nothing", "sent", "saved"}
+    # No file is opened between the request and the answer.
+    assert seen == {"nothing", "saved"} | (set() if places else {"sent"})
     assert (server.log()["reused"], server.log()["presented_twice"]) == (0, 0)
 
 
