@@ -58,9 +58,10 @@ def admit(
         warnings = [*_cautions(brought), *_compare(directories, brought)]
         if stored is None:
             # It may hold the only copy of something: out of the way, never overwritten.
-            aside = files.set_aside(directories.record(name), clocks.now().wall)
+            now = clocks.now()
+            aside = files.keep_aside(directories.record(name), now.wall)
             warnings.append(f"the damaged record is now {aside}")
-            stored = leftovers.resolve(directories, name, clocks.now())
+            stored = leftovers.resolve(directories, name, now, damaged=True)
         grant = _successor(directories, brought, stored)
         write_record(directories, name, stored, grant)
         try:

@@ -69,6 +69,10 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
             count += 1
         return path
 
+    def spilled(self, name: str, begun_from: str) -> Path:
+        """Return the path of the next record outside ``grants/``; of each record another."""
+        return self.spill / f"{name}.{begun_from[:32]}.next"
+
     def candidates(self, name: str) -> list[Path]:
         """Return the files in ``grants/`` that may hold the next record of ``name``. Raises ``OSError``."""
         reserved = f"{name}.next"

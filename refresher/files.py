@@ -12,6 +12,7 @@ __all__ = [
     "create",
     "durable_create",
     "is_there",
+    "keep_aside",
     "read",
     "replace",
     "set_aside",
@@ -56,10 +57,27 @@ def is_there(path: Path) -> bool:
 
 def set_aside(path: Path, now: float) -> Path:
     """Move a file out of the way, never over another one; return its new path. Raises ``OSError``."""
+    return path.rename(_aside(path, now))
+
+
+def _aside(path: Path, now: float) -> Path:
     count = int(now)
     while is_there(aside := path.with_name(f"{path.name}.aside.{count}")):
         count += 1
-    return path.rename(aside)
+    return aside
+
+
+def keep_aside(path: Path, now: float) -> Path:
+    """Have a file under a name of its own too, so that it can be replaced; return that. Raises ``OSError``.
+
+    Whoever is killed before he has replaced it leaves it where it was.
+    """
+    aside = _aside(path, now)
+    try:
+        os.link(path, aside, follow_symlinks=False)
+    except OSError:
+        return path.rename(aside)  # a directory, or a file system that knows no second names
+    return aside
 
 
 def create(path: Path, *, mode: int = 0o600, group: int | None = None) -> int:

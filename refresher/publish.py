@@ -57,7 +57,7 @@ def is_stale(directories: Directories, record: Record) -> bool:
 
 def published(directories: Directories, name: str) -> TokenFile | None:
     """Return what readers have seen last, ``None`` where that cannot be read."""
-    return _parsed(_published(directories, name))
+    return _parsed(_published(directories, name), name)
 
 
 def published_generation(directories: Directories, name: str) -> int:
@@ -85,7 +85,7 @@ def publish(directories: Directories, record: Record, *, again: bool = False) ->
     if wanted is None or (not again and _is_up_to_date(directories, record.name, wanted, published)):
         return True
     dead = isinstance(record, Grant) and record.dead
-    seen = _parsed(published)
+    seen = _parsed(published, record.name)
     if seen is not None and seen.generation > record.generation and not dead:
         return False
     path = directories.token(record.name)
@@ -101,7 +101,7 @@ def _wanted(record: Record, published: bytes | None) -> bytes | None:
     """Return what is to be published; nothing where a token of the grant before this one may still live (I5)."""
     # What is there matters to these alone: a healthy grant's file is compared, never parsed.
     if isinstance(record, Grant) and (record.dead or record.access_token is None):
-        seen = _parsed(published)
+        seen = _parsed(published, record.name)
         if seen is None:
             return derive(record)
         if record.dead and seen.generation > record.generation and seen.state != "removed":
@@ -112,11 +112,12 @@ def _wanted(record: Record, published: bytes | None) -> bytes | None:
     return derive(record)
 
 
-def _parsed(published: bytes | None) -> TokenFile | None:
+def _parsed(published: bytes | None, name: str) -> TokenFile | None:
     try:
-        return token_file.parse(published or b"")
+        seen = token_file.parse(published or b"")
     except TokenFileError:
         return None
+    return seen if seen.name == name else None  # no reader takes another's
 
 
 def _lives(token: TokenFile, grant: Grant) -> bool:

@@ -6,7 +6,7 @@ from typing import assert_never
 
 import msgspec
 
-from refresher import clocks, consequence, demands, leftovers, lock, policy, restored, store, told
+from refresher import clocks, consequence, demands, leftovers, lock, policy, removal, restored, store, told
 from refresher.attempt import Attempt, write_record
 from refresher.demands import Demands
 from refresher.directories import Directories
@@ -15,7 +15,7 @@ from refresher.exchange import DEADLINE, Exchanged, exchange
 from refresher.grant import Doubt, Grant, Stored
 from refresher.outcome import GrantDead, ResourceRefused, Rotated
 from refresher.policy import Rest, Rotate
-from refresher.publish import current, publish, published_generation
+from refresher.publish import current, is_stale, publish, published_generation
 from refresher.result import EXIT_CODES, Result, Word
 
 __all__ = ["Order", "Terms", "rotate"]
@@ -87,6 +87,8 @@ def _locked(directories: Directories, order: Order, terms: Terms) -> Result | No
     asked = demands.pending(directories)
     if not isinstance(stored.record, Grant):
         if stored.record is not None:
+            if is_stale(directories, stored.record):
+                removal.clear_copies(directories, name)  # it was cut off before it was told, and perhaps before this
             publish(directories, stored.record)
         asked.settle(directories, name, keep=range(0))
         return None

@@ -9,6 +9,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from refresher import brought, clocks, config
+from refresher.admission import admit
+from refresher.directories import Directories
 from refresher.grant import Grant, Tombstone, decode
 from shim._token import TokenFile, parse
 from tests.support.vault import Vault
@@ -101,6 +104,18 @@ class Command:
         done = self("import", name, "--from", str(self.write_import(name, fields)), *options)
         assert done.code == 0, done.stderr
         return done
+
+    def bring(self, name: str, fields: Mapping[str, Any], *, replace: bool = False) -> Grant:
+        """Import as the command does, without a process of its own."""
+        self.vault.learn(*(fields.get(key) for key in ("refresh_token", "access_token", "client_secret")))
+        parsed = brought.parse(name, json.dumps(fields).encode(), clocks.now())
+        return admit(self.directories, parsed, replace=replace, if_absent=False, stopping=lambda: False).grant
+
+    @property
+    def directories(self) -> Directories:
+        """Where the command keeps what it has."""
+        given = {"state_dir": str(self.state), "spill_dir": self.environment.get("REFRESHER_SPILL_DIR")}
+        return config.resolve(given, None).directories
 
     def record(self, name: str) -> Grant | Tombstone:
         """Read the private record."""

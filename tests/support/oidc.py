@@ -62,8 +62,8 @@ class OIDC:
         self._process.stdout.close()
         self._process.wait(10)
 
-    def mint(self, client: str = "public", resource: str | None = None) -> dict[str, Any]:
-        """Return what ``import`` needs for a new grant of ``client``."""
+    def mint(self, client: str = "public", resource: str | None = None, *, live: bool = False) -> dict[str, Any]:
+        """Return what ``import`` needs for a new grant of ``client``; ``live``: with an access token of an hour."""
         body = {"client_id": client} | ({"resource": resource} if resource else {})
         minted = self._post("/test/grant", body)
         self._vault.learn(minted["refresh_token"])
@@ -74,6 +74,9 @@ class OIDC:
             "server_url": "https://mcp.example/mcp",
             "issuer": self.endpoints["issuer"],
         }
+        if live:
+            self._vault.learn(minted["access_token"])
+            fields |= {"access_token": minted["access_token"], "expires_in": 3600}
         if client == "jwt":
             fields["token_endpoint_auth_method"] = "private_key_jwt"
         if client in ("basic", "post"):
