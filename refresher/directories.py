@@ -136,8 +136,8 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
             _make(self.tokens, _SHARED_TOKENS if shared else 0o700, self.group, parents=passed)
             _make(self.demands, 0o3770 if shared else 0o700, self.group, parents=passed)
             self._check_private(self.grants)
-            _check_shared(self.tokens)
-            _check_shared(self.demands)
+            _check_tokens(self.tokens)
+            _check_demands(self.demands)
         except PermissionError as error:
             group = f" (is this user in group {self.group}?)" if shared else ""
             raise DirectoryError(f"cannot make or share {error.filename}: {error.strerror}{group}") from None
@@ -146,6 +146,8 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
 
     def _check_private(self, directory: Path) -> None:
         status = directory.lstat()
+        if stat.S_ISLNK(status.st_mode):
+            raise DirectoryError(f"{directory} is a symbolic link: let the state directory be one instead")
         if not stat.S_ISDIR(status.st_mode):
             raise DirectoryError(f"{directory} is not a directory")
         if status.st_uid != os.geteuid():
@@ -156,12 +158,26 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
             raise DirectoryError(f"others can look into {directory}: chmod 700 it, refresh tokens are in there")
 
 
-def _check_shared(directory: Path) -> None:
+def _check_tokens(directory: Path) -> None:
+    status = directory.stat()
+    if not stat.S_ISDIR(status.st_mode):
+        raise DirectoryError(f"{directory} is not a directory")
+    # A sticky bit would not help: a token file that is not there yet could be put there.
+    if status.st_mode & stat.S_IWOTH:
+        raise DirectoryError(f"anybody can write in {directory}, and so replace what agents trust: chmod o-w it")
+    if status.st_uid not in (0, os.geteuid()):
+        raise DirectoryError(
+            f"{directory} belongs to user {status.st_uid}, who could replace what agents trust: "
+            f"chown it to user {os.geteuid()}"
+        )
+
+
+def _check_demands(directory: Path) -> None:
     status = directory.stat()
     if not stat.S_ISDIR(status.st_mode):
         raise DirectoryError(f"{directory} is not a directory")
     if status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX:
-        raise DirectoryError(f"anybody can write in {directory}, and so replace what agents trust: chmod o-w it")
+        raise DirectoryError(f"anybody can write in {directory}, and so take demands away: chmod o-w it")
 
 
 def _lets_pass(directory: Path, group: int) -> bool:

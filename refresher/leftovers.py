@@ -41,6 +41,8 @@ def resolve(directories: Directories, name: str, now: Moment) -> Stored:
 
 
 def _resolve(directories: Directories, name: str, stored: Stored, candidates: list[Path], now: Moment) -> Stored:
+    # What looks stored may be so in memory alone, where a kill or an error came between its rename and this.
+    files.sync_directory(directories.grants)
     begun = _intent(directories, name)
     if begun.intent is not None and files.is_there(Path(begun.intent.spill)):
         candidates.append(Path(begun.intent.spill))
@@ -67,11 +69,16 @@ def _resolve(directories: Directories, name: str, stored: Stored, candidates: li
 def _adopt(directories: Directories, name: str, stored: Stored, candidates: list[Path]) -> Stored | None:
     for path in candidates:
         successor = whole(path, name)
-        if successor is not None and successor.record is not None and successor.record.begun_from == stored.checksum:
-            # Written again and not renamed: nobody knows whether its bytes ever reached the disk.
+        if successor is None or successor.record is None:
+            continue
+        # Written again and not renamed: nobody knows whether its bytes ever reached the disk.
+        if successor.record.begun_from == stored.checksum:
             adopted = write_record(directories, name, stored, successor.record)
             log.warning("%s: adopted what an earlier attempt had saved in %s", name, path)
             return adopted
+        if successor.checksum == stored.checksum:
+            # It was saved twice because something failed: the copy goes only once the record is sure to stay.
+            return write_record(directories, name, Stored(None, successor.record.begun_from), successor.record)
     return None
 
 

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 
-from refresher import demands, store, told
+from refresher import cautions, demands, store, told
 from refresher.config import Settings
 from refresher.directories import Directories, Listing
 from refresher.errors import GrantFileError
@@ -93,6 +93,8 @@ def _do(
     from refresher.tls import trusted
 
     settings.directories.ensure()
+    # Cron mails what is a warning, each time; import and the daemon say it to a person.
+    cautions.tell(settings.directories, logging.INFO)
     if any(seen.server.startswith("https:") for seen in work):
         trusted(settings.ca_file)
 
