@@ -194,6 +194,7 @@ def _make_parents(directory: Path, mode: int) -> None:
         if not parent.exists():
             parent.mkdir(mode=0o700, exist_ok=True)
             parent.chmod(mode)
+            files.sync_directory(parent.parent)
 
 
 def _make(directory: Path, mode: int, group: int | None, *, parents: int) -> None:

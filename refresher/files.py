@@ -13,6 +13,7 @@ __all__ = [
     "create",
     "durable_create",
     "is_there",
+    "make_private",
     "read",
     "replace",
     "set_aside",
@@ -131,6 +132,15 @@ def replace(path: Path, data: bytes, *, mode: int, group: int | None) -> None:
         with suppress(OSError):
             temporary.unlink()
         raise
+
+
+def make_private(directory: Path) -> None:
+    """Make a directory that is missing, and what leads to it, durably. Raises ``OSError``."""
+    for missing in reversed((directory, *directory.parents)):
+        if not missing.exists():
+            missing.mkdir(mode=0o700, exist_ok=True)
+            missing.chmod(0o700)  # whatever the umask took away
+            sync_directory(missing.parent)
 
 
 def sync_directory(directory: Path) -> None:

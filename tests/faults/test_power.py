@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from tests.support.command import Command
 from tests.support.oidc import OIDC
 from tests.support.parts import injecting, no_strace
 from tests.support.power import Disk, no_disk, other_boot, steps, stopping
+from tests.support.token_server import TokenServer
 
 Start = Callable[..., OIDC]
 
@@ -197,12 +199,67 @@ def test_a_power_loss_at_any_step_of_an_import_or_a_removal_leaves_the_old_recor
     for cut in cuts:
         with disk.after_power_loss(cut.image) as place:
             again = _restarted(refresher, place, cut.published)
+            assert again.record("linear") == new or cut is not cuts[-1], "what was reported is gone"
             assert again("run-once", prefix=other_boot(again.home)).code == 0, cut.after
             found.append(again.record("linear"))
             assert again.leftovers() == [], cut.after
     assert set(map(str, found)) == {str(old), str(new)}, "something between"
-    assert found[-1] == new, "what was reported is gone"
     assert len(server.requests()) == 1, "something was sent after a power loss"
+
+
+_CALL = re.compile(
+    r"^\d+ +(?P<call>\w+)\((?:\d+<(?P<open>[^>]*)>|[^\"]*\"(?P<path>[^\"]*)\")(?P<more>.*)\) += (?!-1 E(?!INP))"
+)
+
+
+def _loose(trace: str, below: Path) -> dict[str, set[str]]:
+    """Return what was not durable below a directory, by what POSIX promises, at each moment when it had to be.
+
+    A file's bytes are durable once it was synced, its name once its directory was. ext4 gives more, others do not.
+    """
+    loose: set[str] = set()
+    at: dict[str, set[str]] = {}
+    for found in filter(None, map(_CALL.match, trace.splitlines())):
+        call, path, more = found["call"], found["open"] or found["path"], found["more"]
+        parent = str(Path(path).parent)
+        if call == "connect":
+            at.setdefault("the request leaves", {*loose})
+        elif call == "rename":
+            renamed = more.split('"')[1]
+            if "tokens" in renamed:
+                at.setdefault("readers see it", {*loose})
+            loose |= {str(Path(renamed).parent)} | ({renamed} if path in loose else set())
+            loose.discard(path)
+        elif call in ("fsync", "unlink"):
+            loose.discard(path)
+        elif call == "mkdir" or (call == "openat" and "O_EXCL" in more):
+            loose.add(parent)
+        elif call in ("pwrite64", "ftruncate"):
+            loose.add(path)
+    at["it is reported"] = loose
+    return {moment: {path for path in paths if path.startswith(str(below))} for moment, paths in at.items()}
+
+
+@pytest.mark.parametrize("how", ["as it is", "in another file", "spilled"])
+def test_each_promise_is_made_only_once_everything_it_stands_on_was_synced(refresher: Command, how: str) -> None:
+    """If it failed, a power loss on a file system less kind than ext4 could take a refresh token (I1, I2)."""
+    need(no_strace())
+    words = refresher.home / "strace"
+    deep = refresher.home / "deep"
+    refresher.environment["REFRESHER_SPILL_DIR"] = str(deep / "er/spill")
+    traced = "openat,mkdir,fsync,pwrite64,ftruncate,rename,unlink,connect"
+    fault = {"in another file": "ftruncate", "spilled": "rename"}.get(how)
+    faults = () if fault is None else ("-e", f"inject={fault}:error=EIO")
+    with TokenServer(lambda _: 3600) as server:
+        refresher.bring("linear", server.grant("client"))
+        deep.mkdir(mode=0o700)
+        prefix = ("strace", "-f", "-y", "-qq", "-o", str(words), "-e", f"trace={traced}", *faults)
+        refresher("run-once", prefix=prefix)
+    below = deep if how == "spilled" else refresher.state / "grants"
+    moments = _loose(words.read_text(), below)
+    expected = {"the request leaves", "it is reported"} | (set() if how == "spilled" else {"readers see it"})
+    assert moments.keys() == expected
+    assert not any(moments.values()), moments
 
 
 def test_killed_before_its_rename_was_durable_a_rotation_is_so_before_anyone_sees_it(

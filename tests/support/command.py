@@ -9,6 +9,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from refresher import clocks
+from refresher.admission import admit
+from refresher.brought import parse as parse_import
+from refresher.config import resolve
 from refresher.grant import Grant, Tombstone, decode
 from shim._token import TokenFile, parse
 from tests.support.vault import Vault
@@ -102,6 +106,13 @@ class Command:
         done = self("import", name, "--from", str(self.write_import(name, fields)), *options)
         assert done.code == 0, done.stderr
         return done
+
+    def bring(self, name: str, fields: Mapping[str, Any]) -> None:
+        """Import as the command does, without a process for each."""
+        self.vault.learn(fields["refresh_token"])
+        directories = resolve({"state_dir": str(self.state)}, None).directories
+        brought = parse_import(name, json.dumps(fields).encode(), clocks.now())
+        admit(directories, brought, replace=False, if_absent=False, stopping=lambda: False)
 
     def record(self, name: str) -> Grant | Tombstone:
         """Read the private record."""

@@ -69,6 +69,15 @@ class Disk:
         """Write everything: where a test begins."""
         subprocess.run(["sync", "-f", str(self.place)], check=True)
 
+    def die(self) -> None:
+        """Take nothing more, as ext4 does after an error of its disk; what is not durable by now is lost."""
+        subprocess.run(["mount", "-o", "remount,abort", str(self.place)], check=True)
+
+    def revive(self) -> None:
+        """Mount it anew, with what was durable when it died."""
+        subprocess.run(["umount", str(self.place)], check=True)
+        self.mount(self.image, self.place)
+
     def copy(self, name: str) -> Path:
         """Copy the image of the live file system."""
         copied = self.image.with_name(name)
