@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 
-from refresher import cautions, demands, store, told
+from refresher import demands, store, told
 from refresher.config import Settings
 from refresher.directories import Directories, Listing
 from refresher.errors import GrantFileError
@@ -88,6 +88,7 @@ def _do(
     waiting: Callable[[list[str]], None],
 ) -> list[Result | None]:
     # The one deferred import: httpx costs six times what a run with nothing due may cost.
+    from refresher import cautions
     from refresher.places import run_all
     from refresher.rotation import Order, Terms, rotate
     from refresher.tls import trusted

@@ -1,6 +1,7 @@
 """Wrong owners, wide modes, links and other things where our own files should be: one line, and nothing is sent."""
 
 import os
+import signal
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -8,12 +9,10 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import need
-from tests.support.command import Command
-from tests.support.oidc import OIDC
+from tests.support.command import Command, wait_until
 from tests.support.parts import no_mounts
 from tests.support.token_server import TokenServer
 
-Start = Callable[..., OIDC]
 Put = Callable[[Path, Path], object]
 
 STRANGER = 12345
@@ -112,6 +111,30 @@ def test_what_is_not_ours_alone_is_not_followed_and_stops_its_own_grant_at_most(
         if outcome == "rotated":
             assert _is_private(refresher.state / f"tokens/{name}.json"), case
     assert server.reused == 0
+
+
+def test_a_lock_that_cannot_be_had_stops_one_grant_of_a_daemon_and_is_told_once(refresher: Command) -> None:
+    """If it failed, one odd file would stop the rotation of every grant, or fill the log."""
+    with TokenServer(lambda _: 3600) as server:
+        for name in ("linear", "notion"):
+            refresher.bring(name, server.grant(name))
+        lock = refresher.state / "grants/linear.lock"
+        _directory(lock, lock)
+        process = refresher.start("run")
+        try:
+            wait_until(lambda: refresher.grant("notion").generation == 1, "the other one is rotated")
+            # A second demand is answered: it has looked around since, and come by the odd one again.
+            (refresher.state / "demands/notion.0").touch()
+            wait_until(lambda: not list((refresher.state / "demands").iterdir()), "it has looked around")
+            lock.rmdir()
+            wait_until(lambda: refresher.grant("linear").generation == 1, "it goes on by itself")
+            process.send_signal(signal.SIGTERM)
+            done = refresher.finish(process)
+        finally:
+            process.kill()
+    assert done.code == 0
+    assert done.stderr.count("linear: storage_failed: cannot lock") == 1, done.stderr
+    assert (len(server.asked["linear"]), len(server.asked["notion"])) == (1, 1)
 
 
 def _is_private(path: Path) -> bool:
