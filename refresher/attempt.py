@@ -257,9 +257,7 @@ class Attempt:
 
     def _spill_file(self, path: Path, data: bytes) -> None:
         directory = path.parent
-        if not directory.exists():
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            files.sync_directory(directory.parent)
+        files.make_private(directory)
         status = directory.lstat()
         if status.st_uid != os.geteuid() or status.st_mode & 0o077 or not directory.is_dir():
             raise OSError(0, f"{directory} is not a private directory")

@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from refresher import logs, policy, told, words
+from refresher import cautions, logs, policy, told, words
 from refresher.config import Settings
 from refresher.directories import Directories
 from refresher.errors import DirectoryError, GrantFileError
@@ -119,6 +119,7 @@ class Daemon:
         logs.setup(settings.log_format, settings.verbose + 1, unhindered=True)
         self._settings = settings
         log.info("%swatching %s", why, watched)
+        cautions.tell(settings.directories)
 
     def _turn(self) -> None:
         """Do what is to be done now, and wait a moment for what comes next."""

@@ -146,7 +146,7 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
             _make(self.grants, 0o700, None, parents=passed)
             _make(self.tokens, _SHARED_TOKENS if shared else 0o700, self.group, parents=passed)
             self._check_private(self.grants)
-            _check_shared(self.tokens)
+            _check_tokens(self.tokens)
         try:
             with self._explained():
                 _make(self.demands, 0o3770 if shared else 0o700, self.group, parents=passed)
@@ -154,7 +154,7 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
         except DirectoryError as error:
             return str(error)
         with self._explained():
-            _check_shared(self.demands)
+            _check_demands(self.demands)
         return None
 
     @contextmanager
@@ -169,6 +169,8 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
 
     def _check_private(self, directory: Path) -> None:
         status = directory.lstat()
+        if stat.S_ISLNK(status.st_mode):
+            raise DirectoryError(f"{directory} is a symbolic link: let the state directory be one instead")
         if not stat.S_ISDIR(status.st_mode):
             raise DirectoryError(f"{directory} is not a directory")
         if status.st_uid != os.geteuid():
@@ -179,17 +181,29 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
             raise DirectoryError(f"others can look into {directory}: chmod 700 it, refresh tokens are in there")
 
 
-def _check_directory(directory: Path) -> int:
-    mode = directory.stat().st_mode
-    if not stat.S_ISDIR(mode):
+def _check_directory(directory: Path) -> os.stat_result:
+    status = directory.stat()
+    if not stat.S_ISDIR(status.st_mode):
         raise DirectoryError(f"{directory} is not a directory")
-    return mode
+    return status
 
 
-def _check_shared(directory: Path) -> None:
-    mode = _check_directory(directory)
-    if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+def _check_tokens(directory: Path) -> None:
+    status = _check_directory(directory)
+    # A sticky bit would not help: a token file that is not there yet could be put there.
+    if status.st_mode & stat.S_IWOTH:
         raise DirectoryError(f"anybody can write in {directory}, and so replace what agents trust: chmod o-w it")
+    if status.st_uid not in (0, os.geteuid()):
+        raise DirectoryError(
+            f"{directory} belongs to user {status.st_uid}, who could replace what agents trust: "
+            f"chown it to user {os.geteuid()}"
+        )
+
+
+def _check_demands(directory: Path) -> None:
+    mode = _check_directory(directory).st_mode
+    if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+        raise DirectoryError(f"anybody can write in {directory}, and so take demands away: chmod o-w it")
 
 
 def _lets_pass(directory: Path, group: int) -> bool:
@@ -206,6 +220,7 @@ def _make_parents(directory: Path, mode: int) -> None:
         if not parent.exists():
             parent.mkdir(mode=0o700, exist_ok=True)
             parent.chmod(mode)
+            files.sync_directory(parent.parent)
 
 
 def _make(directory: Path, mode: int, group: int | None, *, parents: int) -> None:

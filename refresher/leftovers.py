@@ -41,6 +41,8 @@ def resolve(directories: Directories, name: str, now: Moment, *, damaged: bool =
 
 
 def _resolve(directories: Directories, name: str, stored: Stored, candidates: list[Path], now: Moment) -> Stored:
+    # What looks stored may be so in memory alone, where a kill or an error came between its rename and this.
+    files.sync_directory(directories.grants)
     begun = _intent(directories, name)
     # A damaged intent does not say any more where its answer may be.
     spill = directories.spilled(name, stored.checksum) if begun.intent is None else Path(begun.intent.spill)
@@ -57,6 +59,9 @@ def _resolve(directories: Directories, name: str, stored: Stored, candidates: li
         stored = _give_up(directories, name, stored, now, answered=answer is not None)
     if answer is not None:
         stored = _adopt(directories, name, stored, *answer)
+    elif (record := stored.record) is not None and any(_is_copy(path, name, stored) for path in candidates):
+        # It was saved twice because something failed: the copy goes only once the record is sure to stay.
+        stored = write_record(directories, name, Stored(None, record.begun_from), record)
     for path in candidates:
         _clear(path, name, stored, now)
     if begun.intent is not None:
@@ -131,15 +136,19 @@ def whole(path: Path, name: str) -> Stored | None:
         return None
 
 
+def _is_copy(path: Path, name: str, stored: Stored) -> bool:
+    copy = whole(path, name)
+    return copy is not None and copy.checksum == stored.checksum
+
+
 def _clear(path: Path, name: str, stored: Stored, now: Moment) -> None:
     """Remove a blank reservation or a copy of what is stored; set anything else aside: it may be an only copy."""
     try:
         data = files.read(path, LARGEST_RECORD)
     except ValueError:
         data = b"unreadable"
-    copy = whole(path, name)
     # Cut off while zeros were being reserved, or adopted a moment ago: nothing is lost with it.
-    if data is None or not data.strip(b"\0") or (copy is not None and copy.checksum == stored.checksum):
+    if data is None or not data.strip(b"\0") or _is_copy(path, name, stored):
         path.unlink(missing_ok=True)
         return
     log.warning("%s: %s fits nothing that is known; it is now %s", name, path, files.set_aside(path, now.wall))

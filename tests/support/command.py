@@ -47,6 +47,7 @@ class Command:
         self.home = home
         self.vault = vault
         self.state = home / ".local/state/refresher"
+        self.tokens = self.state / "tokens"
         # Nothing of the tester's own environment reaches the command.
         self.environment = {"HOME": str(home), "PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1"}
 
@@ -137,7 +138,7 @@ class Command:
 
     def token(self, name: str) -> TokenFile:
         """Read the published token file."""
-        return parse((self.state / f"tokens/{name}.json").read_bytes())
+        return parse((self.tokens / f"{name}.json").read_bytes())
 
     def leftovers(self) -> list[str]:
         """Name what lies in grants/ and is neither a record nor a lock."""
