@@ -12,11 +12,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from tempfile import mkdtemp
 from types import SimpleNamespace
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final
 from unittest.mock import patch
-from urllib.parse import parse_qsl
-
-import httpx
 
 from refresher import demands, leftovers, policy, store
 from refresher.attempt import Attempt, Mark
@@ -27,62 +24,15 @@ from refresher.policy import Decision, Rotate
 from refresher.rotation import Order, Terms, rotate
 from shim import _token as token_file
 from tests.support.fake_state import directories, put
-from tests.support.model_server import Answer, ModelServer
+from tests.support.model_server import ModelServer
 from tests.support.onlooker import Onlooker
-from tests.support.played_clock import Happening, PlayedClock
+from tests.support.played_clock import PlayedClock
+from tests.support.played_network import Killed, PlayedNetwork, Trouble
 
-__all__ = ["Fault", "PlayedHost", "Trouble"]
-
-Fault = Literal[
-    "none",
-    "unreachable",
-    "lost on the way there",
-    "lost on the way back",
-    "error before",
-    "error after",
-    "garbled",
-    "busy",
-    "refused",
-    "resource refused",
-    "client rejected",
-    "killed before its mark",
-    "killed after its mark",
-    "killed before its answer",
-    "killed before it saved",
-    "killed before its rename",
-    "killed once it saved",
-]
-
-_INSTEAD: Final = {
-    "busy": Answer(503, b""),
-    "error before": Answer(500, b""),
-    "refused": Answer.error(400, "access_denied"),
-    "resource refused": Answer.error(400, "invalid_target"),
-    "client rejected": Answer.error(401, "invalid_client"),
-}
-"""What is answered without the server having seen the request, by something in front of it."""
-
-_AFTERWARDS: Final = {"error after": Answer(502, b"<html>"), "garbled": Answer(200, b"<html>")}
-"""What becomes of the server's answer on the way back."""
+__all__ = ["PlayedHost"]
 
 _MEMORY: Final = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 """Where thousands of files a second cost no disk its life; elsewhere the usual place will do."""
-
-_POST: Final = SimpleNamespace(method=b"POST")
-_CLIENT: Final = httpx.AsyncClient
-
-
-class Trouble(NamedTuple):
-    """What befalls one request."""
-
-    fault: Fault = "none"
-    connecting: Happening = Happening()
-    waiting: Happening = Happening()
-    travels: float = 0.1
-
-
-class _Killed(BaseException):
-    """The process is gone: nothing may catch it."""
 
 
 class PlayedHost:
@@ -97,15 +47,14 @@ class PlayedHost:
         self.onlooker = Onlooker(server, clock, first)
         self.record = first
         """The grant as any process reads it."""
-        self.fault: Fault = "none"
-        self._troubles: list[Trouble] = []
+        self._network = PlayedNetwork(clock, self.onlooker)
         self._forced = False
         self._attempt: _MortalAttempt | None = None
         self._patches = ExitStack()
         for target, played in (
             ("refresher.clocks.now", clock.read),
             ("refresher.exchange.time", SimpleNamespace(monotonic=lambda: clock.read().monotonic)),
-            ("httpx.AsyncClient", lambda **options: _CLIENT(**options, transport=_Wire(self))),
+            ("httpx.AsyncClient", self._network.client),
             ("refresher.rotation.Attempt", self._begin),
             ("os.fsync", lambda _: None),
         ):
@@ -146,11 +95,12 @@ class PlayedHost:
         look = self.decide(force=force and not adopted, horizon=0.0 if adopted else horizon)
         unsettled = self._intent.exists() or policy.is_adrift(before, self.clock.read())
         cut_off = self._cut_off()
-        self._troubles, self._forced, self._attempt, self.fault = list(troubles), force, None, "none"
+        self._network.troubles, self._network.fault = list(troubles), "none"
+        self._forced, self._attempt = force, None
         order = Order(name=before.name, seen=seen, force=force, horizon=horizon)
         try:
             result = rotate(self.directories, order, Terms(ca_file=None, stopping=lambda: False))
-        except _Killed:
+        except Killed:
             assert self._attempt is not None
             self._attempt.close()
             onlooker.is_killed()
@@ -226,7 +176,7 @@ class PlayedHost:
             self.onlooker.in_doubt.setdefault(self.onlooker.holding.refresh, self._attempt.began)
 
     def _begin(self, where: Directories, name: str, stored: Stored) -> "_MortalAttempt":
-        self._attempt = _MortalAttempt(self, where, name, stored)
+        self._attempt = _MortalAttempt(self, self._network, where, name, stored)
         return self._attempt
 
     def declares(self, grant: Grant) -> None:
@@ -234,53 +184,14 @@ class PlayedHost:
         demanded = demands.pending(self.directories).ask_beyond(grant.name, grant.generation)
         self.onlooker.begins(grant, demanded=demanded, forced=self._forced)
 
-    # The network.
-
-    async def carry(self, request: httpx.Request) -> httpx.Response:
-        """Carry one request there and its answer back, as far as its trouble lets it."""
-        trouble = self._troubles.pop(0) if self._troubles else Trouble()
-        self.fault = fault = trouble.fault
-        limits = request.extensions["timeout"]
-        self.onlooker.connects()
-        self._wait(trouble.connecting, limits["connect"], httpx.ConnectTimeout)
-        if fault == "unreachable":
-            raise httpx.ConnectError("nobody is there")
-        await request.extensions["trace"]("http11.send_request_headers.started", {"request": _POST})
-        fields = dict(parse_qsl(request.content.decode()))
-        self.onlooker.sends(fields)
-        if fault == "killed after its mark":
-            raise _Killed
-        answer = _INSTEAD.get(fault)
-        if answer is None and fault != "lost on the way there":
-            self.clock.happen(Happening("passes", trouble.travels))
-            answer = self.onlooker.arrives(fields)
-        passed = trouble.connecting.seconds if trouble.connecting.what == "passes" else 0.0
-        self._wait(trouble.waiting, limits["read"] - passed, httpx.ReadTimeout)
-        if fault == "killed before its answer":
-            raise _Killed
-        if answer is None or fault == "lost on the way back":
-            raise httpx.ReadError("reset")
-        answer = _AFTERWARDS.get(fault, answer)
-        if fault not in (*_AFTERWARDS, "error before"):
-            self.onlooker.delivers(answer)
-        headers = {"Retry-After": str(int(abs(trouble.waiting.seconds) * 100))} if answer.status == 503 else {}
-        return httpx.Response(answer.status, headers=headers, stream=httpx.ByteStream(answer.body))
-
-    def _wait(self, happening: Happening, remaining: float, late: type[httpx.TimeoutException]) -> None:
-        if happening.what != "passes":
-            self.onlooker.disturbed = True
-        elif happening.seconds >= remaining:
-            self.clock.happen(Happening("passes", remaining))
-            raise late("too slow")
-        self.clock.happen(happening)
-
 
 class _MortalAttempt(Attempt):
     """An attempt whose process can be killed at each of its steps."""
 
-    def __init__(self, host: PlayedHost, where: Directories, name: str, stored: Stored) -> None:
+    def __init__(self, host: PlayedHost, network: PlayedNetwork, where: Directories, name: str, stored: Stored) -> None:
         super().__init__(where, name, stored)
         self._host = host
+        self._network = network
         self._saving: Record | None = None
         self.saved = False
 
@@ -290,11 +201,11 @@ class _MortalAttempt(Attempt):
         super().reserve(grant, at)
 
     def before_first_byte(self) -> None:
-        self._dies("killed before its mark")
+        self._network.kill("killed before its mark")
         super().before_first_byte()
 
     def persist(self, record: Record, *, until_saved: bool) -> None:
-        self._dies("killed before it saved")
+        self._network.kill("killed before it saved")
         self._saving = record
         super().persist(record, until_saved=until_saved)
 
@@ -302,21 +213,9 @@ class _MortalAttempt(Attempt):
         assert isinstance(self._saving, Grant)
         self._host.onlooker.keeps(self._saving)
         self.saved = True
-        self._dies("killed before its rename")
+        self._network.kill("killed before its rename")
         super()._rename(path)
 
     def _finish(self) -> None:
-        self._dies("killed once it saved")
+        self._network.kill("killed once it saved")
         super()._finish()
-
-    def _dies(self, fault: Fault) -> None:
-        if self._host.fault == fault:
-            raise _Killed
-
-
-class _Wire(httpx.AsyncBaseTransport):
-    def __init__(self, host: PlayedHost) -> None:
-        self._host = host
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        return await self._host.carry(request)
