@@ -79,14 +79,14 @@ def _rotation(draw: st.DrawFn, profile: Profile) -> tuple[bool, float | None]:
         return True, profile.replay
     if draw(st.integers(0, 5)) == 0:
         return False, None
-    return True, draw(st.sampled_from([0.0, 0.0, 5.0, 30.0, 1800.0, None]))
+    return True, draw(st.sampled_from([0.0, 0.0, 5.0, 30.0, 30.0, 1800.0, None]))
 
 
 def _promises(grace: float | None) -> list[Any]:
     """Return what ``replay`` may be set to without a lie."""
     if grace is None:
         return [0.0, msgspec.UNSET, None, 30.0, None]
-    return [0.0, msgspec.UNSET, *([grace, grace / 2, grace] if grace > 0 else [])]
+    return [0.0, msgspec.UNSET, *([grace, grace, grace / 2, grace] if grace > 0 else [])]
 
 
 def _early(draw: st.DrawFn, profile: Profile, *, may_end_the_login: bool) -> Early:

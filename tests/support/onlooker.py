@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from refresher import conduct, policy
 from refresher.clocks import Moment
+from refresher.exchange import DEADLINE
 from refresher.grant import Grant
 from refresher.secret import Secret
 from tests.support.model_server import Answer, ModelServer
@@ -85,10 +86,14 @@ class Onlooker:
             self.claim(now.wall >= policy.end_of_life(grant) - EPSILON, "a server that refuses early is asked early")
         self.disturbed = False
 
-    def connects(self) -> None:
-        """See a request being tried."""
+    def connects(self, fields: dict[str, str], limit: float) -> None:
+        """See a request being tried, which may take ``limit`` seconds: no connection is made in vain either."""
         self._tries += 1
         self.claim(self._tries <= 2, "an exchange of more than two requests")
+        halved = self._tries == 1 and conduct.replay(self._grant) == 0 and limit < DEADLINE
+        self.claim(not halved, "time is left over for a replay that is none")
+        if (token := fields["refresh_token"]) in self.in_doubt:
+            self._sends_again(self.in_doubt[token])
 
     def sends(self, fields: dict[str, str]) -> None:
         """See a request leave: I1 and I3."""
@@ -111,7 +116,7 @@ class Onlooker:
         left = self._clock.true(self.issued) + ways.life - t
         # A doubt that seemed to lie in the future is dated anew, and that is what the client counts from.
         counted = since if self._grant.doubt is None else self._grant.doubt.since
-        self.claim(left <= self._deceived_by(counted), f"I1: sent in doubt, with {left:.1f} s of the access token left")
+        self.claim(left <= self._deceived_by(counted), f"I1: used in doubt, with {left:.1f} s of the access token left")
 
     def _deceived_by(self, since: Moment) -> float:
         """Return the seconds by which a client that sees only its clocks may think that a token ended too early.

@@ -90,12 +90,12 @@ class PlayedNetwork(httpx.AsyncBaseTransport):
         trouble = self.troubles.pop(0) if self.troubles else Trouble()
         self.fault = fault = trouble.fault
         limits = request.extensions["timeout"]
-        self._onlooker.connects()
+        fields = dict(parse_qsl(request.content.decode()))
+        self._onlooker.connects(fields, limits["read"])
         self._wait(trouble.connecting, limits["connect"], httpx.ConnectTimeout)
         if fault == "unreachable":
             raise httpx.ConnectError("nobody is there")
         await request.extensions["trace"]("http11.send_request_headers.started", {"request": _POST})
-        fields = dict(parse_qsl(request.content.decode()))
         self._onlooker.sends(fields)
         self.kill("killed after its mark")
         answer = _INSTEAD.get(fault)
