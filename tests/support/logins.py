@@ -94,7 +94,7 @@ def _early(draw: st.DrawFn, profile: Profile, *, may_end_the_login: bool) -> Ear
     if not profile.refuses_early:
         ways = ["allowed", "allowed", "allowed", *ways]
         if may_end_the_login:
-            ways.append("ends the login")
+            ways += ["ends the login", "ends the login"]
     return draw(st.sampled_from(ways))
 
 

@@ -107,6 +107,7 @@ class Onlooker:
         self.sent, self._open = now, True
 
     def _sends_again(self, since: Moment) -> None:
+        """I1: what is at stake where a refresh token leaves again that may have been spent ``since``."""
         ways, t = self._server.ways, self._clock.t
         if not ways.rotates or ways.grace is None or t + SLOWEST - self._clock.true(since) <= ways.grace:
             return  # a replay, of which a server thinks nothing

@@ -47,6 +47,9 @@ _faults: st.SearchStrategy[Fault] = st.sampled_from((*get_args(Fault), "lost on 
 _troubles = st.lists(st.builds(Trouble, _faults, _pauses, _pauses, st.sampled_from([0.1, SLOWEST])), max_size=3).map(
     tuple
 )
+_losses: st.SearchStrategy[Fault] = st.sampled_from(
+    ("lost on the way back", "error after", "garbled", "killed before its answer", "killed before it saved")
+)
 _horizons = st.sampled_from([MINUTE, 5 * MINUTE, HOUR])
 _OUTAGES: Final[tuple[Fault, ...]] = (
     "error before",
@@ -128,6 +131,17 @@ class Machine(RuleBasedStateMachine):
     def somebody_forces_it(self, troubles: tuple[Trouble, ...]) -> None:
         """An impatient person."""
         self.host.act(troubles=troubles, force=True)
+
+    @rule(fault=_losses, pause=_pauses, then=_happenings, reboots=st.booleans(), forced=st.booleans())
+    def an_answer_is_lost(self, fault: Fault, pause: Happening, then: Happening, reboots: bool, forced: bool) -> None:
+        """The clocks do what they do, and two processes look again: what most logins are lost by."""
+        self.host.act(force=True, troubles=(Trouble(fault, waiting=pause), Trouble("unreachable")))
+        if reboots:
+            self.the_machine_reboots(abs(then.seconds), loses_mark=True, shift=None)
+        else:
+            self.time(then)
+        self.host.act(troubles=(Trouble("unreachable"),))
+        self.host.act(force=forced)
 
     @rule(troubles=_troubles, force=st.booleans(), horizon=_horizons)
     def all_want_it_at_once(self, troubles: tuple[Trouble, ...], force: bool, horizon: float) -> None:
