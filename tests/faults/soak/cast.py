@@ -152,10 +152,11 @@ class Person:
         dead = [name for name in sorted(self._places) if self._needs(name)]
         waiting = [name for name in sorted(self._places) if self._waits(name)]
         roll = dice.random()
-        if dead and roll < 0.4:
+        if waiting and roll < 0.5:
+            # As many as there are: where one is in doubt with a live token, force must not skip its wait.
+            self.force(*waiting)
+        elif dead and roll < 0.8:
             self.import_(dice.choice(dead))
-        elif waiting and roll < 0.7:
-            self.force(dice.choice(waiting))
         elif isinstance(record, Grant):
             act: Callable[[], object] = dice.choices(
                 [
