@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from refresher.directories import Directories
 from refresher.errors import GrantFileError
 from refresher.removal import remove
 from shim import FileTokenSource
@@ -54,6 +55,14 @@ def bring(refresher: Command, server: TokenServer, *names: str) -> None:
         refresher.bring(name, fields)
 
 
+def damaged_records(refresher: Command, server: TokenServer) -> Directories:
+    """Leave one grant whole, and one for each damage."""
+    bring(refresher, server, "linear", *DAMAGES)
+    for name, damage in DAMAGES.items():
+        damage(refresher.directories.record(name))
+    return refresher.directories
+
+
 def look(path: Path) -> tuple[object, ...]:
     """Return what is at ``path``, so that any change is seen."""
     status = path.lstat()
@@ -67,10 +76,7 @@ def test_damaged_records_are_reported_and_the_others_live(
     refresher: Command, run: Callable[..., Done], server: TokenServer
 ) -> None:
     """If it failed, one damaged file would take every login on the machine down with it."""
-    bring(refresher, server, "linear", *DAMAGES)
-    made = refresher.directories
-    for name, damage in DAMAGES.items():
-        damage(made.record(name))
+    made = damaged_records(refresher, server)
     before = {name: (look(made.record(name)), look(made.token(name))) for name in DAMAGES}
 
     def demand() -> None:
@@ -98,10 +104,8 @@ def test_a_damaged_record_stays_until_a_person_replaces_it(
     refresher: Command, run: Callable[..., Done], server: TokenServer
 ) -> None:
     """If it failed, nobody could get out of a damaged record, or its only copy would be overwritten."""
-    bring(refresher, server, "linear", *DAMAGES)
-    made = refresher.directories
-    for name, damage in DAMAGES.items():
-        damage(made.record(name))
+    made = damaged_records(refresher, server)
+    for name in DAMAGES:
         inode, before = made.record(name).lstat().st_ino, look(made.record(name))
         fresh = server.grant(name)
         source = str(refresher.write_import("new", fresh))
