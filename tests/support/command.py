@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from refresher import brought, clocks, config
 from refresher.admission import admit
@@ -16,7 +16,7 @@ from refresher.grant import Grant, Tombstone, decode
 from shim._token import TokenFile, parse
 from tests.support.vault import Vault
 
-__all__ = ["Command", "Done", "wait_until"]
+__all__ = ["Command", "Done", "says", "wait_until"]
 
 LONGEST = 60.0
 
@@ -147,6 +147,12 @@ class Command:
             for path in (self.state / "grants").iterdir()
             if path.suffix not in (".json", ".lock") or path.name.startswith("..")
         )
+
+
+def says(stderr: IO[str] | None, words: str) -> bool:
+    """Read what it says until it says this; False where it ends without."""
+    assert stderr is not None
+    return any(words in line for line in stderr)
 
 
 def wait_until(condition: Callable[[], bool], what: str, longest: float = 30.0) -> None:
