@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from typing import Any, Final
 from unittest.mock import patch
 
-from refresher import demands, leftovers, policy, store
+from refresher import demands, leftovers, policy, publish, store
 from refresher.attempt import Attempt, Mark
 from refresher.clocks import Moment
 from refresher.directories import Directories
@@ -70,7 +70,7 @@ class PlayedHost:
     @property
     def is_demanded(self) -> bool:
         """Whether an agent demands the next generation."""
-        return demands.pending(self.directories).ask_beyond(self.record.name, self.record.generation)
+        return self._is_demanded(self.record)
 
     def demand(self, generation: int) -> None:
         """Demand a rotation beyond ``generation``, as an agent does."""
@@ -181,8 +181,11 @@ class PlayedHost:
 
     def declares(self, grant: Grant) -> None:
         """See an exchange begin."""
-        demanded = demands.pending(self.directories).ask_beyond(grant.name, grant.generation)
-        self.onlooker.begins(grant, demanded=demanded, forced=self._forced)
+        self.onlooker.begins(grant, demanded=self._is_demanded(grant), forced=self._forced)
+
+    def _is_demanded(self, grant: Grant) -> bool:
+        asked = demands.pending(self.directories)
+        return asked.ask_beyond(grant.name, publish.current(self.directories, grant))
 
 
 class _MortalAttempt(Attempt):
