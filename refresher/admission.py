@@ -9,7 +9,7 @@ import msgspec
 from refresher import clocks, files, leftovers, lock, policy, publish, store, urls
 from refresher.attempt import write_record
 from refresher.directories import Directories
-from refresher.errors import GrantFileError, ImportRefused, StorageError
+from refresher.errors import ExposedGrantFile, GrantFileError, ImportRefused, StorageError
 from refresher.grant import Grant, Stored, Tombstone, spend
 from shim._token import is_name
 
@@ -58,9 +58,10 @@ def admit(
         warnings = [*_cautions(brought), *_compare(directories, brought)]
         if stored is None:
             # It may hold the only copy of something: out of the way, never overwritten.
-            aside = files.set_aside(directories.record(name), clocks.now().wall)
+            now = clocks.now()
+            aside = files.keep_aside(directories.record(name), now.wall)
             warnings.append(f"the damaged record is now {aside}")
-            stored = leftovers.resolve(directories, name, clocks.now())
+            stored = leftovers.resolve(directories, name, now, damaged=True)
         grant = _successor(directories, brought, stored)
         write_record(directories, name, stored, grant)
         try:
@@ -83,6 +84,8 @@ def _there(directories: Directories, name: str, *, damaged_may_go: bool) -> Stor
     """Return what is stored under ``name`` once earlier attempts are settled; ``None`` for a damaged record."""
     try:
         return leftovers.resolve(directories, name, clocks.now())
+    except ExposedGrantFile:
+        raise  # what it remembers is not lost: it says which tokens are spent
     except GrantFileError:
         if not damaged_may_go:
             raise

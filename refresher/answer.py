@@ -24,7 +24,7 @@ from refresher.outcome import (
     Transient,
     Unintelligible,
 )
-from refresher.policy import MAX_WAIT
+from refresher.policy import CLOCK_TOLERANCE, MAX_WAIT
 from refresher.salvage import members
 from refresher.secret import Secret, mask
 
@@ -64,11 +64,12 @@ def judge(
     success = 200 <= status < 300
     # The body comes before the status: real servers put errors into 200 and verdicts into 401.
     error = None if fields is None else _error(fields, success=success)
+    ahead = _clock_ahead(headers.get("date"), now)
     if error is not None and not (success and fields is not None and _holds_a_token(fields)):
-        return _refused(status, headers, error, known, now)
+        return _refused(status, headers, error, known, now + ahead)
     if not success:
-        return _refused(status, headers, _Error("", ""), known, now)
-    rotated = None if fields is None or error is not None else _rotated(fields, now)
+        return _refused(status, headers, _Error("", ""), known, now + ahead)
+    rotated = None if fields is None or error is not None else _rotated(fields, now, ahead)
     if rotated is not None:
         return rotated
     return Unintelligible(
@@ -165,20 +166,22 @@ def _first(*candidates: object, longest: int | None = None) -> str | None:
     return found if found is None else found[:longest]
 
 
-def _rotated(fields: dict[str, Any], now: float) -> Rotated | None:
+def _rotated(fields: dict[str, Any], now: float, ahead: float) -> Rotated | None:
     access = fields.get("access_token")
     refresh = fields.get("refresh_token")
     if not is_token(access) or " " in access or not (refresh is None or refresh == "" or is_token(refresh)):
         return None
     token_type = fields.get("token_type")
     expires_in = _expires_in(fields.get("expires_in"))
+    expires_at = (_expires_at(fields, now + ahead) or _exp(access, now + ahead)) if expires_in is None else None
     return Rotated(
         access_token=Secret(access),
         token_type=scheme(token_type),
         expires_in=expires_in,
-        expires_at=(_expires_at(fields, now) or _exp(access, now)) if expires_in is None else None,
+        expires_at=None if expires_at is None else expires_at - ahead,
         refresh_token=Secret(refresh) if refresh else None,
         scope=_scope(fields.get("scope")),
+        clock_ahead=ahead,
     )
 
 
@@ -244,6 +247,19 @@ def jwt_time(token: str, claim: str) -> float | None:
     if isinstance(at, bool) or not isinstance(at, int | float):
         return None
     return float(at) if 0 < at < 1e12 else None
+
+
+def _clock_ahead(date: str | None, now: float) -> float:
+    """Return by how many seconds the server's clock is ahead of ours, as far as that is more than a tolerance.
+
+    By RFC 9110 section 6.6.1. A server ten minutes behind would date the end of a token of ten minutes to now, and
+    taken at its word the token would be replaced each second.
+    """
+    try:
+        ahead = parsedate_to_datetime(date or "").timestamp() - now
+    except (ValueError, OverflowError):
+        return 0.0
+    return ahead if abs(ahead) > CLOCK_TOLERANCE else 0.0
 
 
 def _retry_after(value: str | None, now: float) -> float | None:

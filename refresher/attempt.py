@@ -24,7 +24,7 @@ from refresher import files
 from refresher.clocks import Moment
 from refresher.directories import Directories
 from refresher.errors import StorageError
-from refresher.grant import Grant, Record, Stored, encode
+from refresher.grant import UNREADABLE, Grant, Record, Stored, encode
 
 __all__ = ["LARGEST_RECORD", "Attempt", "Intent", "Mark", "read_intent", "write_record"]
 
@@ -67,20 +67,20 @@ class _Envelope(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def read_intent(path: Path) -> tuple[Intent, Mark] | None:
     """Return the intent at ``path`` and how far its attempt has come; ``None`` where there is none.
 
-    An unfinished intent is none: it is made durable before anything is sent. Raises ``OSError``, and ``ValueError``
-    for a finished one that cannot be read.
+    One that was never written is none: it is made durable before anything is sent. Raises ``OSError``, and
+    ``ValueError`` for what cannot be read: no kill cuts a write this short, so it was whole once.
     """
     data = files.read(path, _LARGEST_INTENT)
-    line, newline, mark = (data or b"").partition(b"\n")
-    if not newline or not mark:
+    if data is None or not data.strip(b"\0"):
         return None
+    line, _, mark = data.partition(b"\n")
     try:
         envelope = msgspec.json.decode(line, type=_Envelope)
         raw = bytes(envelope.intent)
         if envelope.version != 1 or hashlib.sha256(raw).hexdigest() != envelope.checksum:
             raise ValueError("its checksum or version does not fit")
         return msgspec.json.decode(raw, type=Intent), Mark(mark)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except UNREADABLE:
         raise ValueError("it is not an intent") from None
 
 
@@ -95,7 +95,7 @@ class Attempt:
         self._intent: int | None = None
         self._mark_at = 0
         self._shouting: threading.Thread | None = None
-        self._spill = directories.spill / f"{name}.{stored.checksum[:32]}.next"
+        self._spill = directories.spilled(name, stored.checksum)
 
     def reserve(self, grant: Grant, at: Moment) -> None:
         """Take the space of the next record and declare what is about to be tried; durable on return.
@@ -257,9 +257,7 @@ class Attempt:
 
     def _spill_file(self, path: Path, data: bytes) -> None:
         directory = path.parent
-        if not directory.exists():
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            files.sync_directory(directory.parent)
+        files.make_private(directory)
         status = directory.lstat()
         if status.st_uid != os.geteuid() or status.st_mode & 0o077 or not directory.is_dir():
             raise OSError(0, f"{directory} is not a private directory")

@@ -85,7 +85,7 @@ def parse(name: str, data: bytes, now: Moment) -> Grant:
         brought = msgspec.json.decode(data, type=Brought, dec_hook=decode_secret)
     except UnicodeDecodeError:
         raise ImportRefused("the import is not UTF-8") from None
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise ImportRefused(f"the import is not usable: {error}") from None
     for key in _PRINTABLE:
         _printable(key, getattr(brought, key))

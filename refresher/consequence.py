@@ -20,6 +20,7 @@ from refresher.outcome import (
     Transient,
     Unintelligible,
 )
+from refresher.secret import Secret
 
 __all__ = ["after", "cut_off", "doubted"]
 
@@ -121,7 +122,7 @@ def _rotated(grant: Grant, answer: Rotated, *, sent: Moment, demanded: bool, gen
         grant,
         generation=generation,
         refresh_token=grant.refresh_token if fresh is None else fresh,
-        not_before=grant.not_before if fresh is None else jwt_time(fresh.reveal(), "nbf"),
+        not_before=grant.not_before if fresh is None else _usable_from(fresh, answer),
         spent=spend(grant.spent, grant.refresh_token) if replaced and grant.refresh_token else grant.spent,
         # RFC 6749 section 5.1: absent means unchanged.
         scope=grant.scope if answer.scope is None else answer.scope,
@@ -138,6 +139,11 @@ def _rotated(grant: Grant, answer: Rotated, *, sent: Moment, demanded: bool, gen
         demanded=grant.demanded + 1 if demanded and not scheduled else 0,
         refuses_early=grant.refuses_early or _was_early(grant),
     )
+
+
+def _usable_from(fresh: Secret, answer: Rotated) -> float | None:
+    at = jwt_time(fresh.reveal(), "nbf")
+    return None if at is None else at - answer.clock_ahead
 
 
 def _was_early(grant: Grant) -> bool:
@@ -157,7 +163,14 @@ def _waiting(
     return msgspec.structs.replace(
         grant,
         failures=failures,
-        failure=Failure(outcome=outcome, code=code, description=description, at=now.wall, retry_at=now.wall + wait),
+        failure=Failure(
+            outcome=outcome,
+            code=code,
+            description=description,
+            at=now.wall,
+            retry_at=now.wall + wait,
+            moment=now,
+        ),
     )
 
 
@@ -177,6 +190,7 @@ def _too_early(grant: Grant, outcome: TooEarly, now: Moment) -> Grant:
             description=outcome.description,
             at=now.wall,
             retry_at=now.wall + max(wait, policy.backoff(grant, failures)),
+            moment=now,
         ),
     )
 
@@ -191,6 +205,9 @@ def _dead(grant: Grant, verdict: GrantDead, now: Moment) -> Grant:
     description = verdict.description
     if grant.doubt is not None:
         description = f"{_cause(grant.doubt)}; {description}"
+    elif grant.dead and grant.failure is not None:
+        # A person forced one more try: what the first verdict told of its cause is still all that is known of it.
+        description = grant.failure.description
     return msgspec.structs.replace(
         grant,
         dead=True,

@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from refresher import logs, policy, told, words
+from refresher import cautions, logs, policy, told, words
 from refresher.config import Settings
 from refresher.directories import Directories
 from refresher.errors import DirectoryError, GrantFileError
@@ -119,6 +119,7 @@ class Daemon:
         logs.setup(settings.log_format, settings.verbose + 1, unhindered=True)
         self._settings = settings
         log.info("%swatching %s", why, watched)
+        cautions.tell(settings.directories)
 
     def _turn(self) -> None:
         """Do what is to be done now, and wait a moment for what comes next."""
@@ -142,13 +143,19 @@ class Daemon:
             self._news.tell("", "directory", logging.ERROR, str(error))
             changed = set()
         else:
-            self._news.forget("")
+            self._tell_of_demands(self._watch.trouble)
         for name in sorted(changed):
             self._look(name)
         # However many files somebody has made to be looked at: most of the time is for something else, but never so
         # much that demands go unheard.
         pause = (time.thread_time() - began) / _SHARE_OF_LOOKING
         self._look_around_at = time.monotonic() + min(max(_LOOK_EACH, pause), _LONGEST_BLINDNESS)
+
+    def _tell_of_demands(self, trouble: str | None) -> None:
+        if trouble is None:
+            self._news.forget("")
+        else:
+            self._news.tell("", trouble, logging.ERROR, f"no demands are heard: {trouble}")
 
     def _look(self, name: str) -> None:
         """Look at ``name``: rotate it, plan when to look again, or forget it."""
@@ -208,8 +215,11 @@ class Daemon:
             lock_wait=_LOCK_WAIT,
         )
         job = _Job(self._settings.directories, Order(name=seen.name, seen=seen.generation), terms)
+        # A server that is slow, or wants to be left alone for an hour, holds up no publication: it is not asked.
+        tidying = resting and seen.name not in self._watch.listing.unfinished
+        queue = f"tidying up for {seen.server}" if tidying else seen.server
         # Agents wait for what is demanded, and for nothing else.
-        self._places.join(seen.server, job, first=seen.decision == Rotate("demanded"))
+        self._places.join(queue, job, first=seen.decision == Rotate("demanded"))
         self._places.begin()
 
     def _rest(self, grant: Grant, rest: Rest) -> None:

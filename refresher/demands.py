@@ -23,18 +23,22 @@ class Demands(msgspec.Struct, frozen=True):
 
     by_name: dict[str, frozenset[int]]
 
-    def ask_beyond(self, name: str, generation: int) -> bool:
-        """Whether an agent had the token of ``generation`` refused, or of a later one that a lost record had."""
-        return any(demanded >= generation for demanded in self.by_name.get(name, ()))
+    def concern(self, name: str) -> bool:
+        """Whether there is any for ``name``."""
+        return name in self.by_name
 
-    def are_older(self, name: str, generation: int) -> bool:
-        """Whether an agent has not seen ``generation`` yet."""
-        return any(demanded < generation for demanded in self.by_name.get(name, ()))
+    def ask_beyond(self, name: str, current: range) -> bool:
+        """Whether an agent had a token refused whose generation is ``current``."""
+        return any(demanded in current for demanded in self.by_name.get(name, ()))
 
-    def settle(self, directories: Directories, name: str, keep: int | None) -> None:
-        """Remove the demands of ``name`` that are decided; ``keep``: those for it and beyond are still to be."""
+    def are_others(self, name: str, current: range) -> bool:
+        """Whether an agent has not seen what is ``current``; nor has one that names what there never was."""
+        return any(demanded not in current for demanded in self.by_name.get(name, ()))
+
+    def settle(self, directories: Directories, name: str, keep: range) -> None:
+        """Remove the demands of ``name`` that are decided; ``keep``: those for these generations are still to be."""
         for generation in self.by_name.get(name, ()):
-            if keep is None or generation < keep:
+            if generation not in keep:
                 try:
                     (directories.demands / f"{name}.{generation}").unlink(missing_ok=True)
                 except OSError as error:

@@ -3,6 +3,8 @@
 import os
 import re
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -67,6 +69,10 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
             count += 1
         return path
 
+    def spilled(self, name: str, begun_from: str) -> Path:
+        """Return the path of the next record outside ``grants/``; of each record another."""
+        return self.spill / f"{name}.{begun_from[:32]}.next"
+
     def candidates(self, name: str) -> list[Path]:
         """Return the files in ``grants/`` that may hold the next record of ``name``. Raises ``OSError``."""
         reserved = f"{name}.next"
@@ -128,24 +134,43 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
 
         Raises ``DirectoryError`` where a directory cannot be made, or where others could read ``grants/``.
         """
+        if (trouble := self.prepare()) is not None:
+            raise DirectoryError(trouble)
+
+    def prepare(self) -> str | None:
+        """Do as ``ensure`` does, but return what is wrong with ``demands/``: tokens rotate on schedule without it."""
         shared = self.group is not None
-        try:
-            passed = 0o711 if shared else 0o700
+        passed = 0o711 if shared else 0o700
+        with self._explained():
             _make(self.state, passed, None, parents=passed)
             _make(self.grants, 0o700, None, parents=passed)
             _make(self.tokens, _SHARED_TOKENS if shared else 0o700, self.group, parents=passed)
-            _make(self.demands, 0o3770 if shared else 0o700, self.group, parents=passed)
             self._check_private(self.grants)
-            _check_shared(self.tokens)
-            _check_shared(self.demands)
+            _check_tokens(self.tokens)
+        try:
+            with self._explained():
+                _make(self.demands, 0o3770 if shared else 0o700, self.group, parents=passed)
+                _check_directory(self.demands)
+        except DirectoryError as error:
+            return str(error)
+        with self._explained():
+            _check_demands(self.demands)
+        return None
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
         except PermissionError as error:
-            group = f" (is this user in group {self.group}?)" if shared else ""
+            group = "" if self.group is None else f" (is this user in group {self.group}?)"
             raise DirectoryError(f"cannot make or share {error.filename}: {error.strerror}{group}") from None
         except OSError as error:
             raise DirectoryError(f"cannot make {error.filename or self.state}: {error.strerror}") from None
 
     def _check_private(self, directory: Path) -> None:
         status = directory.lstat()
+        if stat.S_ISLNK(status.st_mode):
+            raise DirectoryError(f"{directory} is a symbolic link: let the state directory be one instead")
         if not stat.S_ISDIR(status.st_mode):
             raise DirectoryError(f"{directory} is not a directory")
         if status.st_uid != os.geteuid():
@@ -156,12 +181,29 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
             raise DirectoryError(f"others can look into {directory}: chmod 700 it, refresh tokens are in there")
 
 
-def _check_shared(directory: Path) -> None:
+def _check_directory(directory: Path) -> os.stat_result:
     status = directory.stat()
     if not stat.S_ISDIR(status.st_mode):
         raise DirectoryError(f"{directory} is not a directory")
-    if status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX:
+    return status
+
+
+def _check_tokens(directory: Path) -> None:
+    status = _check_directory(directory)
+    # A sticky bit would not help: a token file that is not there yet could be put there.
+    if status.st_mode & stat.S_IWOTH:
         raise DirectoryError(f"anybody can write in {directory}, and so replace what agents trust: chmod o-w it")
+    if status.st_uid not in (0, os.geteuid()):
+        raise DirectoryError(
+            f"{directory} belongs to user {status.st_uid}, who could replace what agents trust: "
+            f"chown it to user {os.geteuid()}"
+        )
+
+
+def _check_demands(directory: Path) -> None:
+    mode = _check_directory(directory).st_mode
+    if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+        raise DirectoryError(f"anybody can write in {directory}, and so take demands away: chmod o-w it")
 
 
 def _lets_pass(directory: Path, group: int) -> bool:
@@ -178,6 +220,7 @@ def _make_parents(directory: Path, mode: int) -> None:
         if not parent.exists():
             parent.mkdir(mode=0o700, exist_ok=True)
             parent.chmod(mode)
+            files.sync_directory(parent.parent)
 
 
 def _make(directory: Path, mode: int, group: int | None, *, parents: int) -> None:

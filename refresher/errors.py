@@ -8,6 +8,7 @@
     +-- UnknownName              no grant of that name                                                2
     +-- ImportRefused            what was to be imported is incomplete, unknown or already known      2
     +-- GrantFileError           a grant file is damaged, or of a version this program cannot read    2
+    |   +-- ExposedGrantFile     others could have read or changed it; its content may be good        2
     +-- StorageError             the disk refused, before anything was spent                          4
     +-- NotInTime                no token that lives long enough came within the wait                 4
     +-- NeedsPerson              the grant is dead or removed                                         3
@@ -20,6 +21,7 @@ No message holds a secret; each says what to do next.
 __all__ = [
     "ConfigError",
     "DirectoryError",
+    "ExposedGrantFile",
     "GrantFileError",
     "ImportRefused",
     "Interrupted",
@@ -56,6 +58,10 @@ class ImportRefused(RefresherError):
 
 class GrantFileError(RefresherError):
     """A grant file cannot be used; it is left as it is."""
+
+
+class ExposedGrantFile(GrantFileError):
+    """Others could have read or changed a grant file: whether it is good, only a person can say."""
 
 
 class StorageError(RefresherError):

@@ -76,7 +76,8 @@ def exchange(
     """Spend the refresh token of ``grant`` once; twice where the first answer was lost and the server allows a replay.
 
     ``demanded``: an agent says that the access token is refused, so there is none to protect or to wait for. Returns
-    within ``deadline`` seconds; raises nothing but ``KeyboardInterrupt`` and the like.
+    within ``deadline`` seconds, those aside in which the process was stopped; raises nothing but ``KeyboardInterrupt``
+    and the like.
     """
     ends = time.monotonic() + deadline
     replayable = policy.replay_open(grant, clocks.now())
@@ -270,8 +271,9 @@ def _judge(grant: Grant, progress: _Progress, problem: str, *, demanded: bool) -
         now=clocks.now().wall,
         known=_secrets(grant),
     )
-    # Until its own clock agrees that the token has ended: the server counts from when it answered.
-    early = conduct.refuses_early(grant) and clocks.now().wall < policy.end_of_life(grant) + policy.CLOCK_TOLERANCE
+    # Until its own clock agrees that the token has ended: the server counts from when it answered. What counts is when
+    # it was asked: a machine that slept before it read the answer would take "too early" for a verdict.
+    early = conduct.refuses_early(grant) and progress.sent.wall < policy.end_of_life(grant) + policy.CLOCK_TOLERANCE
     if isinstance(outcome, GrantDead) and early and not demanded:
         return TooEarly(code=outcome.code, description=outcome.description)
     return outcome

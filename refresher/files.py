@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Final
 
 __all__ = [
+    "NotPrivate",
     "create",
     "durable_create",
     "is_there",
+    "keep_aside",
+    "make_private",
     "read",
     "replace",
     "set_aside",
@@ -22,11 +25,15 @@ __all__ = [
 _NOT_FOLLOWED: Final = os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def read(path: Path, largest: int) -> bytes | None:
+class NotPrivate(ValueError):
+    """Others may have read or changed a file that is this user's alone."""
+
+
+def read(path: Path, largest: int, *, private: bool = False) -> bytes | None:
     """Return a regular file's bytes, ``None`` where there is no file.
 
-    Raises ``OSError``, and ``ValueError`` for what is no regular file or larger than ``largest``. Never blocks on a
-    FIFO and never follows a link.
+    Raises ``OSError``, and ``ValueError`` for what is no regular file or larger than ``largest``: where ``private``,
+    also ``NotPrivate``. Never blocks on a FIFO and never follows a link.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | _NOT_FOLLOWED)
@@ -37,8 +44,11 @@ def read(path: Path, largest: int) -> bytes | None:
             raise ValueError("it is a symbolic link") from None
         raise
     try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
             raise ValueError("it is not a regular file")
+        if private:
+            _check_private(status)
         data = bytearray()
         while chunk := os.read(descriptor, largest + 1 - len(data)):
             data += chunk
@@ -49,6 +59,13 @@ def read(path: Path, largest: int) -> bytes | None:
     return bytes(data)
 
 
+def _check_private(status: os.stat_result) -> None:
+    if status.st_uid != os.geteuid():
+        raise NotPrivate(f"it belongs to user {status.st_uid}, this is user {os.geteuid()}: chown it, if it is yours")
+    if status.st_mode & 0o077:
+        raise NotPrivate("others could read or change it: chmod 600 it, if it is as it was")
+
+
 def is_there(path: Path) -> bool:
     """Whether anything at all is at ``path``, a dangling link included."""
     return os.path.lexists(path)
@@ -56,10 +73,27 @@ def is_there(path: Path) -> bool:
 
 def set_aside(path: Path, now: float) -> Path:
     """Move a file out of the way, never over another one; return its new path. Raises ``OSError``."""
+    return path.rename(_aside(path, now))
+
+
+def _aside(path: Path, now: float) -> Path:
     count = int(now)
     while is_there(aside := path.with_name(f"{path.name}.aside.{count}")):
         count += 1
-    return path.rename(aside)
+    return aside
+
+
+def keep_aside(path: Path, now: float) -> Path:
+    """Have a file under a name of its own too, so that it can be replaced; return that. Raises ``OSError``.
+
+    Whoever is killed before he has replaced it leaves it where it was.
+    """
+    aside = _aside(path, now)
+    try:
+        os.link(path, aside, follow_symlinks=False)
+    except OSError:
+        return path.rename(aside)  # a directory, or a file system that knows no second names
+    return aside
 
 
 def create(path: Path, *, mode: int = 0o600, group: int | None = None) -> int:
@@ -116,6 +150,15 @@ def replace(path: Path, data: bytes, *, mode: int, group: int | None) -> None:
         with suppress(OSError):
             temporary.unlink()
         raise
+
+
+def make_private(directory: Path) -> None:
+    """Make a directory that is missing, and what leads to it, durably. Raises ``OSError``."""
+    for missing in reversed((directory, *directory.parents)):
+        if not missing.exists():
+            missing.mkdir(mode=0o700, exist_ok=True)
+            missing.chmod(0o700)  # whatever the umask took away
+            sync_directory(missing.parent)
 
 
 def sync_directory(directory: Path) -> None:

@@ -15,6 +15,7 @@ from refresher.secret import Secret
 __all__ = [
     "NOTHING",
     "SPENT_KEPT",
+    "UNREADABLE",
     "AuthMethod",
     "Doubt",
     "Failure",
@@ -34,6 +35,9 @@ SPENT_KEPT: Final = 256
 
 NOTHING: Final = ""
 """The checksum of a record that does not exist."""
+
+UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises for bytes that are not what they should be; the last one for brackets without end."""
 
 AuthMethod = Literal[
     "none",
@@ -55,6 +59,8 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     description: str
     at: float
     retry_at: float | None
+    moment: Moment | None = None
+    """``at`` by every clock: a wait is as long as it was made, whatever the wall clock is set to meanwhile."""
     busy_until: float | None = None
     """When the server wants to be asked again, by anybody: none of its grants is exchanged before."""
 
@@ -196,7 +202,7 @@ def decode(data: bytes, name: str) -> Stored:
     """
     try:
         envelope = _ENVELOPE.decode(data)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except UNREADABLE:
         raise GrantFileError(_unreadable(data)) from None
     if envelope.version != VERSION:
         raise GrantFileError(_unreadable(data))
@@ -206,7 +212,7 @@ def decode(data: bytes, name: str) -> Stored:
         raise GrantFileError("the checksum does not fit: the file was damaged, or changed by hand")
     try:
         record = _RECORD.decode(raw)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except UNREADABLE:
         raise GrantFileError("the record has fields that this version of refresher does not know") from None
     if record.name != name:
         raise GrantFileError(f"the record is of the name {record.name!r}: the file was copied or renamed")
@@ -218,7 +224,7 @@ def _unreadable(data: bytes) -> str:
         return "the file is empty"
     try:
         version = msgspec.json.decode(data, type=_Version).version
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except UNREADABLE:
         return "the file is not a grant record, or is torn"
     if version == VERSION:
         return "the file is not a grant record"

@@ -15,7 +15,7 @@ from refresher.attempt import LARGEST_RECORD, Intent, Mark, read_intent, write_r
 from refresher.clocks import Moment
 from refresher.directories import Directories
 from refresher.errors import GrantFileError, StorageError
-from refresher.grant import Doubt, Grant, Stored, decode
+from refresher.grant import NOTHING, Doubt, Grant, Record, Stored, decode
 
 __all__ = ["resolve", "whole"]
 
@@ -24,13 +24,13 @@ log = logging.getLogger(__name__)
 _KILLED = "an attempt was cut off after its request may have been sent, before its answer was saved"
 
 
-def resolve(directories: Directories, name: str, now: Moment) -> Stored:
+def resolve(directories: Directories, name: str, now: Moment, *, damaged: bool = False) -> Stored:
     """Settle what is left of earlier attempts; return the record as it then stands.
 
-    Raises ``GrantFileError`` for a record that cannot be read (nothing is touched then) and ``StorageError`` where
-    the disk refuses.
+    ``damaged``: the record that is there counts for nothing, and is kept elsewhere. Raises ``GrantFileError`` for one
+    that cannot be read (nothing is touched then) and ``StorageError`` where the disk refuses.
     """
-    stored = store.load(directories, name)
+    stored = Stored(None, NOTHING) if damaged else store.load(directories, name)
     try:
         candidates = directories.candidates(name)
         if not candidates and not files.is_there(directories.intent(name)):
@@ -41,38 +41,48 @@ def resolve(directories: Directories, name: str, now: Moment) -> Stored:
 
 
 def _resolve(directories: Directories, name: str, stored: Stored, candidates: list[Path], now: Moment) -> Stored:
+    # What looks stored may be so in memory alone, where a kill or an error came between its rename and this.
+    files.sync_directory(directories.grants)
     begun = _intent(directories, name)
-    if begun.intent is not None and files.is_there(Path(begun.intent.spill)):
-        candidates.append(Path(begun.intent.spill))
-    adopted = _adopt(directories, name, stored, candidates)
-    if adopted is None and begun.mark is Mark.SPILLED and begun.intent is not None and begun.concerns(stored):
+    # A damaged intent does not say any more where its answer may be.
+    spill = directories.spilled(name, stored.checksum) if begun.intent is None else Path(begun.intent.spill)
+    if files.is_there(spill):
+        candidates.append(spill)
+    answer = _answer(name, stored, candidates)
+    if answer is None and begun.mark is Mark.SPILLED and begun.intent is not None and begun.concerns(stored):
         raise StorageError(
             f"the new record of {name} was saved in {begun.intent.spill}, which is not there: bring it back (a file "
             f"system that is not mounted?), or remove {directories.intent(name)} to give it up"
         )
-    stored = adopted or stored
+    if begun.damaged:
+        # Before an answer is adopted: beside its own successor it would put that in doubt.
+        stored = _give_up(directories, name, stored, now, answered=answer is not None)
+    if answer is not None:
+        stored = _adopt(directories, name, stored, *answer)
+    elif (record := stored.record) is not None and any(_is_copy(path, name, stored) for path in candidates):
+        # It was saved twice because something failed: the copy goes only once the record is sure to stay.
+        stored = write_record(directories, name, Stored(None, record.begun_from), record)
     for path in candidates:
         _clear(path, name, stored, now)
     if begun.intent is not None:
         return _settle(directories, name, stored, begun, now)
-    if begun.damaged:
-        # It was whole once, so a request may have left; when, it does not say any more.
-        if adopted is None:
-            stored = _doubt(directories, name, stored, Doubt(since=now, replay_over=True), now)
-        path = directories.intent(name)
-        log.warning("%s: the intent %s is damaged; it is now %s", name, path, files.set_aside(path, now.wall))
     return stored
 
 
-def _adopt(directories: Directories, name: str, stored: Stored, candidates: list[Path]) -> Stored | None:
+def _answer(name: str, stored: Stored, candidates: list[Path]) -> tuple[Path, Record] | None:
+    """Return the first of ``candidates`` that is the successor of ``stored``, and where it is."""
     for path in candidates:
         successor = whole(path, name)
         if successor is not None and successor.record is not None and successor.record.begun_from == stored.checksum:
-            # Written again and not renamed: nobody knows whether its bytes ever reached the disk.
-            adopted = write_record(directories, name, stored, successor.record)
-            log.warning("%s: adopted what an earlier attempt had saved in %s", name, path)
-            return adopted
+            return path, successor.record
     return None
+
+
+def _adopt(directories: Directories, name: str, stored: Stored, path: Path, successor: Record) -> Stored:
+    # Written again and not renamed: nobody knows whether its bytes ever reached the disk.
+    adopted = write_record(directories, name, stored, successor)
+    log.warning("%s: adopted what an earlier attempt had saved in %s", name, path)
+    return adopted
 
 
 class _Begun(msgspec.Struct, frozen=True):
@@ -109,7 +119,7 @@ def _intent(directories: Directories, name: str) -> _Begun:
     except ValueError:
         return _Begun(damaged=True)
     if found is None:
-        # Cut off while it was written, and so before anything was sent.
+        # Cut off before it was written, and so before anything was sent.
         with suppress(FileNotFoundError):
             path.unlink()
         return _Begun()
@@ -126,18 +136,33 @@ def whole(path: Path, name: str) -> Stored | None:
         return None
 
 
+def _is_copy(path: Path, name: str, stored: Stored) -> bool:
+    copy = whole(path, name)
+    return copy is not None and copy.checksum == stored.checksum
+
+
 def _clear(path: Path, name: str, stored: Stored, now: Moment) -> None:
     """Remove a blank reservation or a copy of what is stored; set anything else aside: it may be an only copy."""
     try:
         data = files.read(path, LARGEST_RECORD)
     except ValueError:
         data = b"unreadable"
-    copy = whole(path, name)
     # Cut off while zeros were being reserved, or adopted a moment ago: nothing is lost with it.
-    if data is None or not data.strip(b"\0") or (copy is not None and copy.checksum == stored.checksum):
+    if data is None or not data.strip(b"\0") or _is_copy(path, name, stored):
         path.unlink(missing_ok=True)
         return
     log.warning("%s: %s fits nothing that is known; it is now %s", name, path, files.set_aside(path, now.wall))
+
+
+def _give_up(directories: Directories, name: str, stored: Stored, now: Moment, *, answered: bool) -> Stored:
+    """Settle an attempt of which nothing is known any more but that it was declared."""
+    in_doubt = isinstance(stored.record, Grant) and stored.record.doubt is not None
+    if not answered and not in_doubt:
+        # Its intent was whole once, so a request may have left; when, it does not say.
+        stored = _doubt(directories, name, stored, Doubt(since=now, replay_over=True), now)
+    path = directories.intent(name)
+    log.warning("%s: the intent %s is damaged; it is now %s", name, path, files.set_aside(path, now.wall))
+    return stored
 
 
 def _settle(directories: Directories, name: str, stored: Stored, begun: _Begun, now: Moment) -> Stored:

@@ -1,7 +1,9 @@
 """The kernel's lock on one file: never a soft one, never stolen by age, never unlinked."""
 
+import errno
+import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -13,6 +15,16 @@ __all__ = ["WAIT", "held"]
 
 WAIT: Final = 30.0
 """Seconds: longer than any exchange may take."""
+
+_WHAT_TO_DO: Final = {
+    errno.ELOOP: "it is a symbolic link; remove it",
+    **dict.fromkeys(
+        (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP),
+        "this file system does not lock (flock); give --state-dir a place on one that does",
+    ),
+}
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -33,8 +45,15 @@ def held(path: Path, *, stopping: Callable[[], bool], wait: float = WAIT) -> Ite
             f"another process has held {path} for {wait:.0f} s: see what it is doing (fuser {path})"
         ) from None
     except OSError as error:
-        raise StorageError(f"cannot lock {path}: {error.strerror or error}") from None
+        why = _WHAT_TO_DO.get(error.errno or 0, error.strerror or error)
+        raise StorageError(f"cannot lock {path}: {why}") from None
     try:
         yield
     finally:
-        lock.release()
+        try:
+            lock.release()
+        except OSError as error:
+            # What was done under it is done; at the latest, the lock ends with this process.
+            log.warning("cannot unlock %s: %s", path, error.strerror or error)
+            with suppress(OSError):
+                lock.release(force=True)

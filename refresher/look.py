@@ -63,8 +63,9 @@ def look(
         untold = record is not None and publish.is_stale(directories, record)
         return Look(name=name, record=record, decision=None, unsettled=unfinished or untold)
     now = clocks.now()
-    demanded = asked.ask_beyond(name, record.generation)
-    decided = asked.are_older(name, record.generation) or (demanded and record.dead)
+    current = publish.current(directories, record) if asked.concern(name) else range(0)
+    demanded = asked.ask_beyond(name, current)
+    decided = asked.are_others(name, current) or (demanded and record.dead)
     return Look(
         name=name,
         record=record,

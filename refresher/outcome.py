@@ -30,6 +30,8 @@ class Rotated(msgspec.Struct, frozen=True, kw_only=True):
     expires_at: float | None
     refresh_token: Secret | None
     scope: str | None
+    clock_ahead: float = 0.0
+    """Seconds by which the server's clock is ahead of ours: what it dates counts by that one."""
 
 
 class NotSent(msgspec.Struct, frozen=True, kw_only=True):

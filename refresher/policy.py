@@ -91,7 +91,7 @@ def decide(grant: Grant, now: Moment, *, demanded: bool = False, force: bool = F
         return Rotate("first")
     if _in_future(grant.issued_at, now):
         return Rotate("clock")
-    if demanded and now.wall >= _demand_honoured_at(grant):
+    if demanded and (now.wall >= _demand_honoured_at(grant) or _is_set_back(grant, now)):
         return Rotate("demanded")
     due = due_at(grant)
     # Where an early refresh is refused, a run that comes late is better than one that asks in vain.
@@ -198,9 +198,13 @@ def _after_failure(grant: Grant, now: Moment, *, demanded: bool) -> Decision:
     if demanded and failure.outcome == "too_early" and now.wall >= failure.at + backoff(grant, grant.failures):
         return Rotate("demanded")  # agents say that the token is dead: nothing to wait for
     longest = max(_lifetime(grant), MAX_WAIT) if failure.outcome == "too_early" else MAX_WAIT
+    remaining = failure.retry_at - now.wall
+    if failure.moment is not None and failure.moment.same_boot(now):
+        # By the clock that nobody sets: set back by half an hour, the other one would make that of ten seconds.
+        remaining = failure.retry_at - failure.at - max(now.boottime - failure.moment.boottime, 0.0)
     # A wait longer than its own maximum was written by a clock that has been set back since.
-    if 0 < failure.retry_at - now.wall <= longest:
-        return Rest("in_doubt" if grant.doubt is not None else failure.outcome, failure.retry_at)
+    if 0 < remaining <= longest:
+        return Rest("in_doubt" if grant.doubt is not None else failure.outcome, now.wall + remaining)
     return Rotate("retry")
 
 
@@ -210,6 +214,11 @@ def _demand_honoured_at(grant: Grant) -> float:
         return _earliest(grant)
     step = _DEMAND_STEP * 2.0 ** min(grant.demanded - 1, 20)
     return grant.last_rotation_at + max(_SHORTEST, min(step, _lifetime(grant) / 4))
+
+
+def _is_set_back(grant: Grant, now: Moment) -> bool:
+    """Whether the clock was set back since the last rotation: a wait that counts from then would exceed its maximum."""
+    return grant.last_rotation_at is not None and grant.last_rotation_at > now.wall + _SHORTEST
 
 
 def _usable_from(grant: Grant) -> float:

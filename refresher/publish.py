@@ -13,7 +13,7 @@ from refresher.grant import Grant, Record, Tombstone
 from shim._token import Problem, TokenFile
 from shim.errors import TokenFileError
 
-__all__ = ["derive", "is_stale", "publish", "published", "published_generation", "state_of"]
+__all__ = ["current", "derive", "is_stale", "publish", "published", "published_generation", "state_of"]
 
 _LARGEST: Final = 8 * 1024 * 1024
 
@@ -57,13 +57,21 @@ def is_stale(directories: Directories, record: Record) -> bool:
 
 def published(directories: Directories, name: str) -> TokenFile | None:
     """Return what readers have seen last, ``None`` where that cannot be read."""
-    return _parsed(_published(directories, name))
+    return _parsed(_published(directories, name), name)
 
 
 def published_generation(directories: Directories, name: str) -> int:
     """Return the generation that readers have seen, -1 where they have seen none that can be read."""
     seen = published(directories, name)
     return -1 if seen is None else seen.generation
+
+
+def current(directories: Directories, record: Record) -> range:
+    """Return the generations whose tokens agents may hold: that of ``record``, and up to what readers have seen.
+
+    The two differ where a record was restored from a backup. Beyond them nobody has a token that could be refused.
+    """
+    return range(record.generation, max(record.generation, published_generation(directories, record.name)) + 1)
 
 
 def publish(directories: Directories, record: Record, *, again: bool = False) -> bool:
@@ -77,7 +85,7 @@ def publish(directories: Directories, record: Record, *, again: bool = False) ->
     if wanted is None or (not again and _is_up_to_date(directories, record.name, wanted, published)):
         return True
     dead = isinstance(record, Grant) and record.dead
-    seen = _parsed(published)
+    seen = _parsed(published, record.name)
     if seen is not None and seen.generation > record.generation and not dead:
         return False
     path = directories.token(record.name)
@@ -93,7 +101,7 @@ def _wanted(record: Record, published: bytes | None) -> bytes | None:
     """Return what is to be published; nothing where a token of the grant before this one may still live (I5)."""
     # What is there matters to these alone: a healthy grant's file is compared, never parsed.
     if isinstance(record, Grant) and (record.dead or record.access_token is None):
-        seen = _parsed(published)
+        seen = _parsed(published, record.name)
         if seen is None:
             return derive(record)
         if record.dead and seen.generation > record.generation and seen.state != "removed":
@@ -104,11 +112,12 @@ def _wanted(record: Record, published: bytes | None) -> bytes | None:
     return derive(record)
 
 
-def _parsed(published: bytes | None) -> TokenFile | None:
+def _parsed(published: bytes | None, name: str) -> TokenFile | None:
     try:
-        return token_file.parse(published or b"")
+        seen = token_file.parse(published or b"")
     except TokenFileError:
         return None
+    return seen if seen.name == name else None  # no reader takes another's
 
 
 def _lives(token: TokenFile, grant: Grant) -> bool:

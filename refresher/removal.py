@@ -10,7 +10,7 @@ from refresher.directories import Directories
 from refresher.errors import StorageError
 from refresher.grant import Grant, Tombstone, spend
 
-__all__ = ["remove"]
+__all__ = ["clear_copies", "remove"]
 
 
 def remove(directories: Directories, name: str, *, stopping: Callable[[], bool]) -> None:
@@ -39,15 +39,15 @@ def remove(directories: Directories, name: str, *, stopping: Callable[[], bool])
             spent=spend(grant.spent, grant.refresh_token) if grant.doubt and grant.refresh_token else grant.spent,
         )
         write_record(directories, name, stored, tombstone)
-        _clear_copies(directories, name)
-        demands.pending(directories).settle(directories, name, keep=None)
+        clear_copies(directories, name)
+        demands.pending(directories).settle(directories, name, keep=range(0))
         try:
             publish.publish(directories, tombstone)
         except StorageError as error:
             raise StorageError(f"{name} is removed, but {error}; the next run-once tells its readers") from None
 
 
-def _clear_copies(directories: Directories, name: str) -> None:
+def clear_copies(directories: Directories, name: str) -> None:
     """Delete what was kept for a person to look at: answers and files set aside may hold refresh tokens too."""
     copy = re.compile(re.escape(name) + r"\.(answer|(json|next|next\.\d+|intent)\.aside)\.\d+")
     spilled = re.compile(re.escape(name) + r"\.([0-9a-f]{32}\.next|answer\.\d+)(\.aside\.\d+)?")
@@ -55,4 +55,5 @@ def _clear_copies(directories: Directories, name: str) -> None:
         with suppress(OSError):
             for path in directory.iterdir():
                 if pattern.fullmatch(path.name):
-                    path.unlink()
+                    with suppress(OSError):  # one that is a directory keeps none of the others
+                        path.unlink()

@@ -6,7 +6,7 @@ from typing import assert_never
 
 import msgspec
 
-from refresher import clocks, consequence, demands, leftovers, lock, policy, restored, store, told
+from refresher import clocks, consequence, demands, leftovers, lock, policy, removal, restored, store, told
 from refresher.attempt import Attempt, write_record
 from refresher.demands import Demands
 from refresher.directories import Directories
@@ -15,7 +15,7 @@ from refresher.exchange import DEADLINE, Exchanged, exchange
 from refresher.grant import Doubt, Grant, Stored
 from refresher.outcome import GrantDead, ResourceRefused, Rotated
 from refresher.policy import Rest, Rotate
-from refresher.publish import publish, published_generation
+from refresher.publish import current, is_stale, publish, published_generation
 from refresher.result import EXIT_CODES, Result, Word
 
 __all__ = ["Order", "Terms", "rotate"]
@@ -53,7 +53,7 @@ def rotate(directories: Directories, order: Order, terms: Terms) -> Result | Non
     """
     name = order.name
     try:
-        directories.ensure()
+        directories.prepare()
         with lock.held(directories.lock(name), stopping=terms.stopping, wait=terms.lock_wait):
             return _locked(directories, order, terms)
     except LockBusy as busy:
@@ -87,8 +87,10 @@ def _locked(directories: Directories, order: Order, terms: Terms) -> Result | No
     asked = demands.pending(directories)
     if not isinstance(stored.record, Grant):
         if stored.record is not None:
+            if is_stale(directories, stored.record):
+                removal.clear_copies(directories, name)  # it was cut off before it was told, and perhaps before this
             publish(directories, stored.record)
-        asked.settle(directories, name, keep=None)
+        asked.settle(directories, name, keep=range(0))
         return None
     grant = stored.record
     if (newer := restored.caught_up(directories, grant, now)) is not None:
@@ -104,7 +106,7 @@ def _locked(directories: Directories, order: Order, terms: Terms) -> Result | No
         grant = msgspec.structs.replace(grant, doubt=Doubt(since=now, replay_over=True))
         stored = write_record(directories, name, stored, grant)
     adopted = grant.generation > order.seen
-    demanded = asked.ask_beyond(name, grant.generation)
+    demanded = asked.ask_beyond(name, current(directories, grant))
     decision = policy.decide(
         grant,
         clocks.now(),
@@ -132,14 +134,14 @@ def _shown(directories: Directories, grant: Grant, asked: Demands, result: Resul
     name = grant.name
     try:
         # An agent that demanded an older generation has not seen the newer one: show it again.
-        visible = publish(directories, grant, again=asked.are_older(name, grant.generation))
+        visible = publish(directories, grant, again=asked.are_others(name, current(directories, grant)))
     except StorageError as error:
         # Saved, and so nothing is lost; a graver word of the grant itself stands.
         word: Word = "storage_failed" if EXIT_CODES[result.outcome] == 0 else result.outcome
         return msgspec.structs.replace(
             result, outcome=word, detail=f"{result.detail}; saved, but {error}; the next run publishes it"
         )
-    asked.settle(directories, name, keep=None if grant.dead else grant.generation)
+    asked.settle(directories, name, keep=range(0) if grant.dead else current(directories, grant))
     if visible:
         return result
     unseen = "NOT published: the token file is of a later generation (was grants/ restored from a backup?)"
@@ -162,11 +164,11 @@ def _exchange(directories: Directories, stored: Stored, grant: Grant, terms: Ter
         attempt.close()
         raise
     if isinstance(answered.outcome, GrantDead):
-        current = store.load(directories, grant.name)
-        if current.checksum != stored.checksum and isinstance(current.record, Grant):
+        there = store.load(directories, grant.name)
+        if there.checksum != stored.checksum and isinstance(there.record, Grant):
             # Somebody wrote without the lock; the verdict was on a token that is no longer ours.
             attempt.abandon()
-            return current.record
+            return there.record
         if answered.doubt is None:
             changed = _with_hint(changed, restored.hint(directories, grant))
     attempt.persist(changed, until_saved=isinstance(answered.outcome, Rotated))

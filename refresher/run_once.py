@@ -88,11 +88,15 @@ def _do(
     waiting: Callable[[list[str]], None],
 ) -> list[Result | None]:
     # The one deferred import: httpx costs six times what a run with nothing due may cost.
+    from refresher import cautions
     from refresher.places import run_all
     from refresher.rotation import Order, Terms, rotate
     from refresher.tls import trusted
 
-    settings.directories.ensure()
+    if (trouble := settings.directories.prepare()) is not None:
+        log.warning("no demands are heard: %s", trouble)
+    # Cron mails what is a warning, each time; import and the daemon say it to a person.
+    cautions.tell(settings.directories, logging.INFO)
     if any(seen.server.startswith("https:") for seen in work):
         trusted(settings.ca_file)
 

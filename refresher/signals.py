@@ -1,6 +1,7 @@
 """Signals only set a flag: what has begun is finished, what has not is not started."""
 
 import os
+import select
 import signal
 from collections.abc import Callable
 from contextlib import suppress
@@ -47,10 +48,12 @@ class Stopping:
 
     def _note(self, number: int, _: FrameType | None) -> None:
         self._signal = number
-        # Not through logging: a handler may run while a log lock is held. A closed terminal is no reason to fail.
+        # Not through logging: a handler may run while a log lock is held. A closed terminal is no reason to fail, nor
+        # a stalled one to wait for.
         if not self._quietly:
-            with suppress(OSError):
-                os.write(2, _WORDS)
+            with suppress(OSError, ValueError):
+                if select.select([], [2], [], 0)[1]:
+                    os.write(2, _WORDS)
 
 
 class Listening(Stopping):

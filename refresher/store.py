@@ -3,7 +3,7 @@
 from refresher import files
 from refresher.attempt import LARGEST_RECORD
 from refresher.directories import Directories
-from refresher.errors import GrantFileError, UnknownName
+from refresher.errors import ExposedGrantFile, GrantFileError, UnknownName
 from refresher.grant import NOTHING, Stored, Tombstone, decode
 from shim._token import is_name
 
@@ -17,10 +17,12 @@ def load(directories: Directories, name: str) -> Stored:
     """
     path = directories.record(name)
     try:
-        data = files.read(path, LARGEST_RECORD)
+        data = files.read(path, LARGEST_RECORD, private=True)
         return Stored(None, NOTHING) if data is None else decode(data, name)
     except OSError as error:
         raise GrantFileError(f"cannot read {path}: {error.strerror}") from None
+    except files.NotPrivate as error:
+        raise ExposedGrantFile(f"{path}: {error}") from None
     except (ValueError, GrantFileError) as error:
         raise GrantFileError(
             f"{path}: {error}. Restore it, or 'refresher import {name} --replace --from FILE' with a new refresh token"

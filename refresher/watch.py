@@ -37,6 +37,8 @@ class Watch:
         self._apart: float | None = None
         self.listing = Listing((), frozenset())
         self.asked = Demands({})
+        self.trouble: str | None = None
+        """What is wrong with ``demands/``."""
 
     def changed(self) -> set[str]:
         """Return the names of which something is new since the last call: all of them where a clock was set.
@@ -52,9 +54,10 @@ class Watch:
         stamps = (_stamp(self._directories.grants), *(_stamp(path, follow=True) for path in shared))
         if not jumped and stamps == self._stamps and monotonic - self._looked_at < LOOK_AT_LEAST:
             return set()
-        if None in stamps[1:] and stamps[0] is not None:
+        self.trouble = None
+        if stamps[0] is not None and (None in stamps[1:] or not self._directories.demands.is_dir()):
             # Agents cannot demand anything where there is no directory; nor would it be made before the next rotation.
-            self._directories.ensure()
+            self.trouble = self._directories.prepare()
         try:
             self.listing = self._directories.listing()
         except DirectoryError:

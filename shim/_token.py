@@ -14,6 +14,7 @@ VERSION = 1
 
 STATES = frozenset({"active", "failing", "reauthorization_required", "removed"})
 
+_FIRST_TOO_LARGE = 10**18
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
@@ -132,8 +133,8 @@ def _sendable(fields: dict[str, Any], key: str) -> str:
 
 def _generation(fields: dict[str, Any]) -> int:
     generation: int = _required(fields, "generation", int)
-    if generation < 0:
-        raise TokenFileError("the token file's 'generation' is negative")
+    if not 0 <= generation < _FIRST_TOO_LARGE:
+        raise TokenFileError("the token file's 'generation' is none that a demand could name")
     return generation
 
 

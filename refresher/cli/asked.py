@@ -30,7 +30,8 @@ class Asked:
     def settings(self) -> Settings:
         """Return the settings, and have logs follow them. Raises ``ConfigError``."""
         settings = self.resolve()
-        logs.setup(settings.log_format, settings.verbose)
+        # A grant's lock may be held while something is told: by nobody longer than its work takes.
+        logs.setup(settings.log_format, settings.verbose, unhindered=True)
         return settings
 
 

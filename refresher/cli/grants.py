@@ -8,7 +8,7 @@ from typing import Final
 
 import click
 
-from refresher import clocks, report
+from refresher import cautions, clocks, report
 from refresher.cli.asked import Asked, no_grants, warn_of_bars
 from refresher.errors import ConfigError, ImportRefused
 from refresher.overview import overview
@@ -73,6 +73,7 @@ def import_(asked: Asked, name: str, source: str, replace: bool, if_absent: bool
     with Stopping() as stopping:
         admitted = admission.admit(settings.directories, grant, replace=replace, if_absent=if_absent, stopping=stopping)
     warn_of_bars(settings)
+    cautions.tell(settings.directories)
     for warning in admitted.warnings:
         log.warning("warning: %s", warning)
     if admitted.stored:

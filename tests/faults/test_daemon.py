@@ -1,61 +1,23 @@
-"""The daemon under signals, kills, clocks that jump, and logs that nobody reads."""
+"""The daemon under signals and kills, and beside servers that want to be left alone."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.conftest import need
 from tests.support import parts
-from tests.support.command import Command, Done, wait_until
+from tests.support.command import Command, wait_until
+from tests.support.daemon import in_mid_exchange, published, running, under_way
 from tests.support.oidc import OIDC
 from tests.support.token_server import TokenServer
 
 Start = Callable[..., OIDC]
-
-
-def published(refresher: Command) -> int:
-    """Return the published generation, -1 where there is none."""
-    try:
-        return refresher.token("linear").generation
-    except FileNotFoundError:
-        return -1
-
-
-@contextmanager
-def running(refresher: Command, *arguments: str, **more: Any) -> Iterator[subprocess.Popen[str]]:
-    """A daemon that is killed if the test fails."""
-    process = refresher.start("run", *arguments, **more)
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.communicate()
-
-
-def under_way(refresher: Command) -> bool:
-    """Whether an attempt has declared itself and sent its request."""
-    intent = refresher.state / "grants/linear.intent"
-    return intent.exists() and intent.read_bytes().endswith(b"+")
-
-
-def in_mid_exchange(refresher: Command, server: OIDC, **script: Any) -> None:
-    """Have the next exchange take three seconds, and wait until the server has it."""
-    before = len(server.requests())
-    server.script(delayMs=3000, **script)
-    (refresher.state / f"demands/linear.{published(refresher)}").touch()
-    wait_until(lambda: len(server.requests()) > before and under_way(refresher), "an exchange is under way")
 
 
 # --- signals ------------------------------------------------------------------------------------------------------
@@ -259,90 +221,30 @@ def test_an_attempt_of_another_process_that_was_killed_is_settled_at_once(refres
         assert refresher.finish(process).code == 0
 
 
-# --- logs that nobody reads ---------------------------------------------------------------------------------------
+# --- servers that want to be left alone ---------------------------------------------------------------------------
 
 
-def full_pipe() -> tuple[int, int]:
-    """Return a pipe that takes nothing more."""
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-    try:
-        while True:
-            os.write(writer, b"x" * 4096)
-    except BlockingIOError:
-        os.set_blocking(writer, True)
-    return reader, writer
-
-
-@pytest.mark.parametrize("stream", ["stalled", "closed"])
-def test_a_log_that_nobody_reads_holds_up_no_rotation(refresher: Command, own_oidc: Start, stream: str) -> None:
-    """If it failed, a full journal or a closed terminal would let every token expire."""
+def test_what_needs_no_server_does_not_wait_for_one_that_wants_to_be_left_alone(
+    refresher: Command, own_oidc: Start
+) -> None:
+    """If it failed, a tidied tokens directory would leave agents without their live token for an hour."""
     server = own_oidc()
     refresher.import_grant("linear", server.mint("public"))
-    reader, writer = full_pipe()
-    if stream == "closed":
-        os.close(reader)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "refresher", "run"], env=refresher.environment, cwd=refresher.home, stderr=writer
-    )
-    os.close(writer)
-    try:
+    with running(refresher) as process:
         wait_until(lambda: published(refresher) == 1, "the first token is there")
+        server.script(status=503, headers={"retry-after": "3600"})
         (refresher.state / "demands/linear.1").touch()
-        wait_until(lambda: published(refresher) == 2, "a demand is honoured")
+        assert process.stderr is not None
+        while "linear: transient" not in process.stderr.readline():
+            assert process.poll() is None
+        (refresher.state / "tokens/linear.json").unlink()
+        wait_until(lambda: published(refresher) == 1, "it is published again")
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
-    finally:
-        process.kill()
-        process.wait()
-        if stream == "stalled":
-            os.close(reader)
+        assert refresher.finish(process).code == 0
+    assert len(server.requests()) == 2
 
 
-# --- clocks -------------------------------------------------------------------------------------------------------
-
-
-def test_a_clock_that_jumps_and_a_machine_that_slept_are_noticed(refresher: Command, own_oidc: Start) -> None:
-    """If it failed, a laptop that wakes up would use dead tokens, and a clock set back would stop every rotation."""
-    library = parts.faketime()
-    need(None if library else "libfaketime is not installed")
-    server = own_oidc()
-    offset = refresher.home / "offset"
-    offset.write_text("+0s")
-    environment = {
-        "LD_PRELOAD": str(library),
-        "FAKETIME_TIMESTAMP_FILE": str(offset),
-        "FAKETIME_NO_CACHE": "1",
-        # A machine that slept looks the same: the wall clock went on, the monotonic one did not.
-        "DONT_FAKE_MONOTONIC": "1",
-        "NO_FAKE_STAT": "1",
-    }
-
-    def changed(before: int) -> bool:
-        return published(refresher) != before
-
-    def jump(to: str) -> None:
-        offset.with_name("next").write_text(to)
-        offset.with_name("next").rename(offset)
-
-    refresher.import_grant("linear", server.mint("public"))
-    with running(refresher, environment=environment) as process:
-        wait_until(lambda: published(refresher) == 1, "the first token is there")
-        for to in ("+2h", "+0s", "+1d", "-2h"):
-            before = published(refresher)
-            jump(to)
-            wait_until(partial(changed, before), f"the jump to {to} is noticed", 37.0)
-        assert published(refresher) == 5
-        issued = refresher.token("linear").issued_at
-        assert abs(issued + 7200 - time.time()) < 600, "it went by another clock"
-        # A demand for an older generation is answered: it has looked around since, and found nothing to do.
-        (refresher.state / "demands/linear.1").touch()
-        wait_until(lambda: not list((refresher.state / "demands").iterdir()), "it has looked around")
-        assert len(server.requests()) == 5, "one jump caused several rotations"
-        process.send_signal(signal.SIGTERM)
-        done: Done = refresher.finish(process)
-    assert done.code == 0, done.stderr
-    assert server.log()["reused"] == 0
+# --- logs ------------------------------------------------------------------------------------------------------------
 
 
 def test_json_logs_are_one_object_a_line(refresher: Command, own_oidc: Start) -> None:

@@ -2,9 +2,9 @@
 
 import os
 import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
 
 import msgspec
 import pytest
@@ -14,11 +14,12 @@ from refresher.attempt import Attempt
 from refresher.grant import Doubt
 from refresher.store import load
 from tests.conftest import need
-from tests.support.command import Command, wait_until
+from tests.support.command import Command, says, wait_until
 from tests.support.fake_state import directories, put
 from tests.support.oidc import OIDC
 from tests.support.parts import injecting, mounted, no_mounts, no_strace
 from tests.support.samples import grant
+from tests.support.token_server import TokenServer
 
 Start = Callable[..., OIDC]
 
@@ -98,7 +99,7 @@ def test_a_disk_that_fails_after_the_exchange_loses_nothing(refresher: Command, 
         process = refresher.start("--spill-dir", str(spill), "run-once", "--json", prefix=prefix)
         wait_until(lambda: len(server.requests()) == 1, "the request has arrived")
         process.send_signal(signal.SIGTERM)
-        assert _shouts(process.stderr), "it gave up with the only copy in its memory"
+        assert says(process.stderr, "NOT SAVED YET"), "it gave up with the only copy in its memory"
         process.kill()
         refresher.finish(process)
         done = refresher("--spill-dir", str(spill), "run-once", "--json")
@@ -114,7 +115,128 @@ def test_a_disk_that_fails_after_the_exchange_loses_nothing(refresher: Command, 
     assert (server.log()["reused"], server.log()["presented_twice"]) == (0, 0)
 
 
-def _shouts(stderr: IO[str] | None) -> bool:
-    """Read what it says until it says that something is not saved; False where it ends without."""
-    assert stderr is not None
-    return any("NOT SAVED YET" in line for line in stderr)
+# --- before the exchange ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("call", "fault", "code"),
+    [
+        ("fsync", "error=EIO:when=1", 4),
+        ("fsync", "error=EIO:when=2", 4),
+        ("fsync", "error=EIO:when=3", 4),
+        ("pwrite64", "error=EDQUOT:when=1", 4),
+        ("pwrite64", "error=ENOSPC:when=2", 4),
+        ("flock", "error=ENOLCK", 4),
+        ("flock", "error=EOPNOTSUPP", 4),
+        ("flock", "error=ENOSYS", 4),
+        ("flock", "error=EINTR:when=1", 0),
+        # What was done under the lock is done, whether or not it can be unlocked.
+        ("flock", "error=EIO:when=2", 0),
+    ],
+)
+def test_a_disk_that_refuses_before_the_exchange_costs_nothing(
+    refresher: Command, call: str, fault: str, code: int
+) -> None:
+    """If it failed, a refresh token would be spent for an answer that nobody can keep, or be sent without a lock."""
+    need(no_strace())
+    with TokenServer(lambda _: 3600) as server:
+        refresher.bring("linear", server.grant("client"))
+        done = refresher("run-once", "--json", prefix=injecting(call, fault))
+        assert (done.code, done.outcome) == (code, "storage_failed" if code else "rotated")
+        assert len(done.stderr.splitlines()) <= 1
+        assert len(server.asked["client"]) == (0 if code else 1)
+        assert refresher.leftovers() == []
+        if call == "flock" and code:
+            assert "does not lock (flock); give --state-dir" in done.stderr
+        assert refresher("run-once").code == 0
+        assert len(server.asked["client"]) == 1
+
+
+@pytest.mark.parametrize("command", ["run-once", "run"])
+@pytest.mark.parametrize("refusal", ["no inode", "one inode", "read-only"])
+def test_a_file_system_that_takes_no_file_costs_nothing(refresher: Command, refusal: str, command: str) -> None:
+    """If it failed, a disk with space and no inodes, or a read-only one, would cost every login that falls due."""
+    need(no_mounts())
+    fillers = [refresher.state / f"grants/.filler-{number}" for number in range(64)]
+    with TokenServer(lambda _: 3600) as server, mounted(refresher.state, "size=1m,nr_inodes=24"):
+        refresher.bring("linear", server.grant("client"))
+        with pytest.raises(OSError, match="No space"):
+            list(map(Path.touch, fillers))
+        if refusal == "one inode":
+            fillers[0].unlink()  # enough for the space, and not for the intent
+        if refusal == "read-only":
+            subprocess.run(["mount", "-o", "remount,ro", str(refresher.state)], check=True)
+        process = refresher.start(command)
+        if command == "run-once":
+            done = refresher.finish(process)
+            assert (done.code, len(done.stderr.splitlines())) == (4, 1), done.stderr
+            assert "storage_failed" in done.stderr
+        else:
+            assert says(process.stderr, "storage_failed")
+        assert not server.asked
+        assert refresher.leftovers() == [filler.name for filler in sorted(fillers) if filler.exists()]
+        if refusal == "read-only":
+            subprocess.run(["mount", "-o", "remount,rw", str(refresher.state)], check=True)
+        for filler in fillers:
+            filler.unlink(missing_ok=True)
+        if command == "run":
+            wait_until(lambda: refresher.grant("linear").generation == 1, "it goes on by itself")
+            process.send_signal(signal.SIGTERM)
+            assert refresher.finish(process).code == 0
+        else:
+            assert refresher("run-once").code == 0
+        assert len(server.asked["client"]) == 1
+
+
+# --- while the server answers -------------------------------------------------------------------------------------
+
+
+def test_a_disk_that_fills_while_the_server_answers_has_kept_the_space(refresher: Command) -> None:
+    """If it failed, whoever fills the disk in that second would take a refresh token with it (I6)."""
+    need(no_mounts())
+    tokens = refresher.state / "tokens/linear.json"
+
+    def fill() -> None:
+        with pytest.raises(OSError, match="No space"):
+            (refresher.state / "filler").write_bytes(bytes(1024 * 1024))
+
+    with TokenServer(lambda _: 3600, fill) as server, mounted(refresher.state, "size=256k"):
+        refresher.bring("linear", server.grant("client"))
+        done = refresher("run-once", "--json")
+        assert refresher.grant("linear").generation == 1
+        assert done.outcome in ("rotated", "storage_failed")
+        assert (done.code == 0) is tokens.exists()
+        (refresher.state / "filler").unlink()
+        assert refresher("run-once").code == 0
+        assert refresher.token("linear").generation == 1
+        assert refresher.leftovers() == []
+        assert len(server.asked["client"]) == 1
+
+
+# --- after it -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", ["size=16k", "nr_inodes=2", "ro"])
+def test_where_tokens_cannot_be_published_the_rotation_is_saved_and_published_later(
+    refresher: Command, options: str
+) -> None:
+    """If it failed, a full disk for tokens would have a refresh token spent in vain, again and again."""
+    need(no_mounts())
+    refresher.tokens = refresher.home / "tokens"
+    refresher.environment["REFRESHER_TOKENS_DIR"] = str(refresher.tokens)
+    with TokenServer(lambda _: 3600) as server:
+        refresher.bring("linear", server.grant("client"))
+        with mounted(refresher.tokens, options):
+            if options == "size=16k":
+                with pytest.raises(OSError, match="No space"):
+                    (refresher.tokens / "filler").write_bytes(bytes(65536))
+            elif options == "nr_inodes=2":
+                (refresher.tokens / "filler").touch()
+            for number in range(2):
+                done = refresher("run-once", "--json")
+                assert (done.code, done.outcome) == (4, "storage_failed"), number
+                assert "saved, but cannot publish" in done.results["linear"]["detail"]
+            assert [path.name for path in refresher.tokens.iterdir()] == ([] if options == "ro" else ["filler"])
+        done = refresher("run-once", "--json")
+        assert (done.code, refresher.token("linear").generation) == (0, 1)
+        assert len(server.asked["client"]) == 1

@@ -138,6 +138,13 @@ const routes = {
     return { revoked: Boolean(grant) };
   },
 
+  // One access token alone: the provider's own endpoint for it ends the whole grant.
+  'POST /test/end': async ({ access_token: accessToken }) => {
+    const token = await provider.AccessToken.find(accessToken);
+    await token?.destroy();
+    return { ended: Boolean(token) };
+  },
+
   // {status, headers, body} replaces the answer, {drop: true} closes the connection instead of
   // answering, {delayMs} delays; "process" says whether the provider sees the request nevertheless.
   'POST /test/script': ({ clear = false, ...script }) => {

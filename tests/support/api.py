@@ -3,9 +3,11 @@
 import json
 import threading
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from types import TracebackType
 from typing import Any, NamedTuple, Self
+
+from tests.support.listener import Listener
 
 __all__ = ["API", "Seen"]
 
@@ -17,11 +19,6 @@ class Seen(NamedTuple):
     token: str | None
     status: int
     headers: dict[str, str]
-
-
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 512
 
 
 class API:
@@ -78,7 +75,7 @@ class API:
             def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  http.server's signature
                 return
 
-        self._server = _Server(("127.0.0.1", 0), Handler)
+        self._server = Listener(("127.0.0.1", 0), Handler)
         self.origin = f"http://127.0.0.1:{self._server.server_address[1]}"
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
 

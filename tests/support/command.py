@@ -7,13 +7,16 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
+from refresher import brought, clocks, config
+from refresher.admission import admit
+from refresher.directories import Directories
 from refresher.grant import Grant, Tombstone, decode
 from shim._token import TokenFile, parse
 from tests.support.vault import Vault
 
-__all__ = ["Command", "Done", "wait_until"]
+__all__ = ["Command", "Done", "says", "wait_until"]
 
 LONGEST = 60.0
 
@@ -44,6 +47,7 @@ class Command:
         self.home = home
         self.vault = vault
         self.state = home / ".local/state/refresher"
+        self.tokens = self.state / "tokens"
         # Nothing of the tester's own environment reaches the command.
         self.environment = {"HOME": str(home), "PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1"}
 
@@ -102,6 +106,18 @@ class Command:
         assert done.code == 0, done.stderr
         return done
 
+    def bring(self, name: str, fields: Mapping[str, Any], *, replace: bool = False) -> Grant:
+        """Import as the command does, without a process of its own."""
+        self.vault.learn(*(fields.get(key) for key in ("refresh_token", "access_token", "client_secret")))
+        parsed = brought.parse(name, json.dumps(fields).encode(), clocks.now())
+        return admit(self.directories, parsed, replace=replace, if_absent=False, stopping=lambda: False).grant
+
+    @property
+    def directories(self) -> Directories:
+        """Where the command keeps what it has."""
+        given = {"state_dir": str(self.state), "spill_dir": self.environment.get("REFRESHER_SPILL_DIR")}
+        return config.resolve(given, None).directories
+
     def record(self, name: str) -> Grant | Tombstone:
         """Read the private record."""
         record = decode((self.state / f"grants/{name}.json").read_bytes(), name).record
@@ -122,7 +138,7 @@ class Command:
 
     def token(self, name: str) -> TokenFile:
         """Read the published token file."""
-        return parse((self.state / f"tokens/{name}.json").read_bytes())
+        return parse((self.tokens / f"{name}.json").read_bytes())
 
     def leftovers(self) -> list[str]:
         """Name what lies in grants/ and is neither a record nor a lock."""
@@ -131,6 +147,12 @@ class Command:
             for path in (self.state / "grants").iterdir()
             if path.suffix not in (".json", ".lock") or path.name.startswith("..")
         )
+
+
+def says(stderr: IO[str] | None, words: str) -> bool:
+    """Read what it says until it says this; False where it ends without."""
+    assert stderr is not None
+    return any(words in line for line in stderr)
 
 
 def wait_until(condition: Callable[[], bool], what: str, longest: float = 30.0) -> None:

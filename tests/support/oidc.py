@@ -41,6 +41,7 @@ class OIDC:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            start_new_session=True,  # a Ctrl-C is meant for the tests; it ends with them
         )
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
@@ -61,8 +62,8 @@ class OIDC:
         self._process.stdout.close()
         self._process.wait(10)
 
-    def mint(self, client: str = "public", resource: str | None = None) -> dict[str, Any]:
-        """Return what ``import`` needs for a new grant of ``client``."""
+    def mint(self, client: str = "public", resource: str | None = None, *, live: bool = False) -> dict[str, Any]:
+        """Return what ``import`` needs for a new grant of ``client``; ``live``: with an access token of an hour."""
         body = {"client_id": client} | ({"resource": resource} if resource else {})
         minted = self._post("/test/grant", body)
         self._vault.learn(minted["refresh_token"])
@@ -73,6 +74,9 @@ class OIDC:
             "server_url": "https://mcp.example/mcp",
             "issuer": self.endpoints["issuer"],
         }
+        if live:
+            self._vault.learn(minted["access_token"])
+            fields |= {"access_token": minted["access_token"], "expires_in": 3600}
         if client == "jwt":
             fields["token_endpoint_auth_method"] = "private_key_jwt"
         if client in ("basic", "post"):
@@ -86,6 +90,10 @@ class OIDC:
     def revoke(self, grant_id: str) -> None:
         """End a grant as its user would in his account."""
         assert self._post("/test/revoke", {"grant_id": grant_id})["revoked"]
+
+    def end(self, access_token: str) -> None:
+        """End an access token before its time, and nothing else."""
+        self._post("/test/end", {"access_token": access_token})
 
     def script(self, **answer: Any) -> None:
         """Have the next token requests answered like this."""

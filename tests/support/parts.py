@@ -43,6 +43,9 @@ def mounted(place: Path, options: str) -> Iterator[None]:
         subprocess.run(["umount", "-l", str(place)], check=True)
 
 
-def injecting(calls: str, fault: str) -> tuple[str, ...]:
-    """Return what to put before a command so that its system calls (comma-separated) suffer a fault of strace's."""
-    return ("strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={calls}", "-e", f"inject={calls}:{fault}")
+def injecting(calls: str, fault: str, told: Path = Path("/dev/null")) -> tuple[str, ...]:
+    """Return what to put before a command so that its system calls (comma-separated) suffer a fault of strace's.
+
+    ``told``: where it writes what it saw.
+    """
+    return ("strace", "-f", "-qq", "-o", str(told), "-e", f"trace={calls}", "-e", f"inject={calls}:{fault}")

@@ -117,14 +117,26 @@ Fault = Callable[[Connection], None]
 
 
 class Proxy:
-    """Stands before ``url`` and deals with each connection by the next of its faults; where none is left, it passes."""
+    """Stands before ``url`` and deals with each connection by the next of its faults; where none is left, it passes.
 
-    def __init__(self, url: str, *faults: Fault, tls: ssl.SSLContext | None = None) -> None:
+    ``otherwise``: what to do then instead; ``connect`` makes a connection of what was accepted.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *faults: Fault,
+        tls: ssl.SSLContext | None = None,
+        otherwise: Fault | None = None,
+        connect: Callable[["Proxy", socket.socket], Connection] = Connection,
+    ) -> None:
         parts = urlsplit(url)
         assert parts.hostname is not None
         assert parts.port is not None
         self.server = (parts.hostname, parts.port)
         self.tls = tls
+        self._otherwise = otherwise or passes
+        self._connect = connect
         self.ending = threading.Event()
         self.faults = deque(faults)
         self.connections = 0
@@ -192,10 +204,10 @@ class Proxy:
 
     def _serve(self, plain: socket.socket) -> None:
         plain.settimeout(30)
-        connection = Connection(self, plain)
+        connection = self._connect(self, plain)
         with self._lock:
             self._open.add(connection)
-            fault = self.faults.popleft() if self.faults else passes
+            fault = self.faults.popleft() if self.faults else self._otherwise
             self.connections += 1
         try:
             if not self.ending.is_set():

@@ -1,12 +1,14 @@
 """Grants and moments for the tests of pure code."""
 
+import base64
+import json
 from typing import Any
 
 from refresher.clocks import Moment
 from refresher.grant import NOTHING, Doubt, Failure, Grant
 from refresher.secret import Secret
 
-__all__ = ["NOON", "REFRESH", "at", "doubt", "failure", "grant"]
+__all__ = ["NOON", "REFRESH", "at", "doubt", "failure", "grant", "jwt"]
 
 NOON = 1_800_000_000.0
 REFRESH = Secret("refresh-token-of-generation-3")
@@ -63,3 +65,9 @@ def failure(**changes: Any) -> Failure:
 def doubt(since: Moment | None = None) -> Doubt:
     """Return a doubt that began at noon."""
     return Doubt(since=since or at())
+
+
+def jwt(**claims: Any) -> str:
+    """Return a JWT that nobody has signed."""
+    parts = (b"{}", json.dumps(claims).encode(), b"s")
+    return ".".join(base64.urlsafe_b64encode(part).decode().rstrip("=") for part in parts)

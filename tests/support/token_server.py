@@ -6,27 +6,49 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import parse_qs
 
-__all__ = ["TokenServer"]
+from tests.support.listener import Listener
+
+__all__ = ["Gate", "TokenServer"]
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 512
+class Gate:
+    """What ``hold`` may be: tells that a request has come, and keeps its answer back until it is opened."""
+
+    def __init__(self) -> None:
+        self.reached = threading.Event()
+        self.opened = threading.Event()
+
+    def __call__(self) -> None:
+        self.reached.set()
+        self.opened.wait(60)
 
 
 class TokenServer:
-    """Answers ``POST /token`` with a new pair; ``life(client_id)`` seconds. ``hold`` is called before each answer."""
+    """Answers ``POST /token`` with a new pair; ``life(client_id)`` seconds. ``hold`` is called before each answer.
 
-    def __init__(self, life: Callable[[str], float], hold: Callable[[], object] = lambda: None) -> None:
+    ``grace``: for so many seconds a spent refresh token is taken again, and one that comes later ends all that its client
+    has, access tokens included; ``None`` takes everything for ever.
+    """
+
+    def __init__(
+        self, life: Callable[[str], float], hold: Callable[[], object] = lambda: None, *, grace: float | None = None
+    ) -> None:
         self.asked: defaultdict[str, list[float]] = defaultdict(list)
         """Epoch seconds at which each client asked."""
         self.reused = 0
-        self._spent: set[str] = set()
+        self._life = life
+        self._grace = grace
+        self._spent: dict[str, float] = {}
+        """When each refresh token was first used (monotonic seconds)."""
+        self._logins: dict[str, str] = {}
+        """The client of each refresh token of a login that has not ended."""
+        self._access: dict[str, tuple[str, float]] = {}
+        """The client of each access token, and when it ends (monotonic seconds)."""
         self._lock = threading.Lock()
         server = self
 
@@ -36,23 +58,18 @@ class TokenServer:
 
             def do_POST(self) -> None:
                 at = time.time()
+                if self.headers["Content-Length"] is None:
+                    return  # cut off on its way
                 fields = parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())
                 client, token = fields["client_id"][0], fields["refresh_token"][0]
                 with server._lock:
                     server.asked[client].append(at)
-                    server.reused += token in server._spent
-                    server._spent.add(token)
+                    answer = server._answer(client, token)
                 hold()
-                answer = {
-                    "access_token": secrets.token_urlsafe(32),
-                    "refresh_token": secrets.token_urlsafe(32),
-                    "token_type": "Bearer",
-                    "expires_in": life(client),
-                }
-                self._send(json.dumps(answer).encode())
+                self._send(200 if "access_token" in answer else 400, json.dumps(answer).encode())
 
-            def _send(self, body: bytes) -> None:
-                self.send_response(200)
+            def _send(self, status: int, body: bytes) -> None:
+                self.send_response(status)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 self.wfile.write(body)
@@ -60,7 +77,7 @@ class TokenServer:
             def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  http.server's signature
                 return
 
-        self._server = _Server(("127.0.0.1", 0), Handler)
+        self._server = Listener(("127.0.0.1", 0), Handler)
         self.token_endpoint = f"http://127.0.0.1:{self._server.server_address[1]}/token"
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
 
@@ -76,10 +93,43 @@ class TokenServer:
 
     def grant(self, client: str, **more: Any) -> dict[str, Any]:
         """Return what ``import`` needs for a grant of ``client``."""
+        token = secrets.token_urlsafe(32)
+        with self._lock:
+            self._logins[token] = client
         return {
             "token_endpoint": self.token_endpoint,
             "client_id": client,
-            "refresh_token": secrets.token_urlsafe(32),
+            "refresh_token": token,
             "server_url": "https://mcp.example/mcp",
             **more,
         }
+
+    def lives(self, access_token: str) -> bool:
+        """Whether an access token is good."""
+        _, ends = self._access.get(access_token, ("", 0.0))
+        return time.monotonic() < ends
+
+    def revoke(self, access_token: str) -> None:
+        """End an access token before its time."""
+        with self._lock:
+            self._access.pop(access_token, None)
+
+    def _answer(self, client: str, token: str) -> dict[str, Any]:
+        now = time.monotonic()
+        spent = self._spent.get(token)
+        self.reused += spent is not None
+        if self._grace is not None:
+            if spent is not None and now > spent + self._grace:
+                self._end(client)
+            if token not in self._logins:
+                return {"error": "invalid_grant", "error_description": "the login has ended"}
+        life = self._life(client)
+        access, refresh = secrets.token_urlsafe(32), secrets.token_urlsafe(32)
+        self._spent.setdefault(token, now)
+        self._logins[refresh] = client
+        self._access[access] = (client, now + life)
+        return {"access_token": access, "refresh_token": refresh, "token_type": "Bearer", "expires_in": life}
+
+    def _end(self, client: str) -> None:
+        self._logins = {token: owner for token, owner in self._logins.items() if owner != client}
+        self._access = {token: entry for token, entry in self._access.items() if entry[0] != client}

@@ -1,7 +1,6 @@
 """The daemon against real servers: on time, attentive, and no trouble to others."""
 
 import itertools
-import json
 import signal
 import subprocess
 import sys
@@ -14,9 +13,7 @@ from typing import Any
 
 import pytest
 
-from refresher import clocks, lock, policy
-from refresher.admission import admit
-from refresher.brought import parse
+from refresher import lock, policy
 from refresher.grant import Grant
 from tests.support.command import Command, wait_until
 from tests.support.oidc import OIDC
@@ -84,16 +81,6 @@ print(worst)
 """
 
 
-def bring(refresher: Command, name: str, fields: dict[str, Any]) -> None:
-    """Import as the command does, without a process for each."""
-    from refresher.config import resolve
-
-    refresher.vault.learn(fields["refresh_token"])
-    settings = resolve({"state_dir": str(refresher.state)}, None)
-    brought = parse(name, json.dumps(fields).encode(), clocks.now())
-    admit(settings.directories, brought, replace=False, if_absent=False, stopping=lambda: False)
-
-
 def test_two_hundred_grants_rotate_within_a_second_of_their_time_though_one_server_hangs(
     refresher: Command, daemon: Daemon
 ) -> None:
@@ -116,7 +103,7 @@ def test_two_hundred_grants_rotate_within_a_second_of_their_time_though_one_serv
         good = (one, two, three, four)
         for number in range(200):
             server = hanging if number % 10 == 0 else good[number % 4]
-            bring(refresher, f"g{number}", server.grant(str(number)))
+            refresher.bring(f"g{number}", server.grant(str(number)))
         process = daemon()
         told, _ = peer.communicate(timeout=60)
         asked = {client: list(times) for server in good for client, times in server.asked.items()}
@@ -148,8 +135,8 @@ def test_two_hundred_grants_rotate_within_a_second_of_their_time_though_one_serv
 
 def test_one_line_at_the_start_says_what_is_watched_and_where(refresher: Command, daemon: Daemon) -> None:
     """If it failed, a person could not see that a daemon looks into another directory than his agents."""
-    bring(refresher, "linear", sample_import())
-    bring(refresher, "gone", sample_import() | {"refresh_token": "another-refresh-token"})
+    refresher.bring("linear", sample_import())
+    refresher.bring("gone", sample_import() | {"refresh_token": "another-refresh-token"})
     refresher("remove", "gone")
     process = daemon()
     assert process.stderr is not None
@@ -214,7 +201,7 @@ def test_demands_are_honoured_and_an_old_one_is_published_again(
 
 def test_a_token_file_that_somebody_deletes_or_spoils_is_published_again(refresher: Command, daemon: Daemon) -> None:
     """If it failed, a tidied directory would leave agents without a token until the next rotation."""
-    bring(refresher, "linear", sample_import())
+    refresher.bring("linear", sample_import())
     daemon()
     path = refresher.state / "tokens/linear.json"
     whole = path.read_bytes()
@@ -230,7 +217,7 @@ def test_a_broken_grant_file_is_told_once_and_the_others_live(
 ) -> None:
     """If it failed, one damaged file would end the rotation of all grants, or fill the log."""
     server = own_oidc(accessTokenTtl=4)
-    bring(refresher, "broken", sample_import())
+    refresher.bring("broken", sample_import())
     refresher.import_grant("linear", server.mint("public"))
     (refresher.state / "grants/broken.json").write_bytes(b"{")
     process = daemon()
@@ -301,7 +288,7 @@ def test_no_configuration_however_wrong_ends_a_daemon(
     place.mkdir(parents=True)
     (place / "dangling").symlink_to("nowhere")
     (place / "a-file").touch()
-    bring(refresher, "linear", sample_import())
+    refresher.bring("linear", sample_import())
     process = daemon()
     lines_until(process, "watching 1 grant")
     (place / "config.toml").write_text(config)
@@ -313,7 +300,7 @@ def test_no_configuration_however_wrong_ends_a_daemon(
 
 def test_reloading_costs_nothing_that_stays(refresher: Command, daemon: Daemon) -> None:
     """If it failed, a daemon that is reloaded each night would run out of threads within a year."""
-    bring(refresher, "linear", sample_import())
+    refresher.bring("linear", sample_import())
     process = daemon()
     lines_until(process, "watching 1 grant")
 
@@ -335,7 +322,7 @@ def test_what_waits_its_turn_follows_a_new_configuration(refresher: Command, dae
     release = threading.Event()
     with TokenServer(lambda _: 3600, hold=lambda: release.wait(60)) as server:
         for number in range(20):
-            bring(refresher, f"g{number}", server.grant(str(number)))
+            refresher.bring(f"g{number}", server.grant(str(number)))
         config = refresher.home / ".config/refresher/config.toml"
         config.parent.mkdir(parents=True)
         process = daemon()
@@ -363,7 +350,7 @@ def test_demands_and_tokens_may_be_links(refresher: Command, daemon: Daemon, own
 
 def test_a_demands_directory_that_vanishes_is_made_again(refresher: Command, daemon: Daemon) -> None:
     """If it failed, no agent could demand anything until the next scheduled rotation."""
-    bring(refresher, "linear", sample_import())
+    refresher.bring("linear", sample_import())
     process = daemon()
     lines_until(process, "watching 1 grant")
     (refresher.state / "demands").rmdir()
@@ -422,7 +409,7 @@ def test_grants_that_others_hold_keep_no_place_from_the_rest(refresher: Command,
     """If it failed, a stopped process that holds some locks would let the tokens of all others expire."""
     with TokenServer(lambda _: 4) as server, ExitStack() as locks:
         for number in range(12):
-            bring(refresher, f"g{number}", server.grant(str(number)))
+            refresher.bring(f"g{number}", server.grant(str(number)))
         for number in range(10):
             path = refresher.state / f"grants/g{number}.lock"
             locks.enter_context(lock.held(path, stopping=lambda: False))
@@ -441,7 +428,7 @@ def test_grants_that_others_hold_keep_no_place_from_the_rest(refresher: Command,
 
 def test_what_does_not_help_is_not_done_all_the_time(refresher: Command, daemon: Daemon) -> None:
     """If it failed, a full disk would be met by a storm of attempts, and a log of nothing else."""
-    bring(refresher, "linear", sample_import())
+    refresher.bring("linear", sample_import())
     # Nothing can be published over a directory.
     path = refresher.state / "tokens/linear.json"
     path.unlink()

@@ -1,6 +1,5 @@
 """What a token endpoint's answer means: the plain forms of RFC 6749 section 5."""
 
-import base64
 import json
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
@@ -23,17 +22,12 @@ from refresher.outcome import (
     Unintelligible,
 )
 from refresher.secret import Secret
-from tests.support.samples import NOON
+from tests.support.samples import NOON, jwt
 
 JSON = "application/json"
 FORM = "application/x-www-form-urlencoded"
+BEHIND, AHEAD = "Fri, 15 Jan 2027 07:51:00 GMT", "Fri, 15 Jan 2027 08:10:00 GMT"
 REFRESH = Secret("the-refresh-token-that-was-sent")
-
-
-def _jwt(**claims: Any) -> str:
-    return ".".join(
-        base64.urlsafe_b64encode(part).decode().rstrip("=") for part in (b"{}", json.dumps(claims).encode(), b"s")
-    )
 
 
 class Row(NamedTuple):
@@ -63,7 +57,7 @@ TABLE = [
     Row("expires_in as a float", 200, GOOD | {"expires_in": 59.5}, Rotated, {"expires_in": 59.5}),
     Row("expires_in null", 200, GOOD | {"expires_in": None}, Rotated, {"expires_in": None}),
     Row("expires_in as words", 200, GOOD | {"expires_in": "soon"}, Rotated, {"expires_in": None}),
-    Row("expires_in zero, and a JWT", 200, {"access_token": _jwt(exp=NOON + 60), "expires_in": 0}, Rotated, {"expires_at": NOON + 60}),
+    Row("expires_in zero, and a JWT", 200, {"access_token": jwt(exp=NOON + 60), "expires_in": 0}, Rotated, {"expires_at": NOON + 60}),
     Row("the end as epoch seconds (Supabase)", 200, {"access_token": "a", "expires_at": NOON + 60}, Rotated, {"expires_at": NOON + 60}),
     Row("the end as ISO 8601 (Square)", 200, {"access_token": "a", "expires_at": "2027-01-15T08:01:00Z"}, Rotated, {"expires_at": NOON + 60}),
     Row("an end that has passed", 200, {"access_token": "a", "expires_at": 1}, Rotated, {"expires_at": None}),
@@ -78,8 +72,8 @@ TABLE = [
     Row("status and code in a success say nothing", 200, GOOD | {"status": "failed", "code": "x", "ok": True}, Rotated),
     Row("expires_in absurd", 200, GOOD | {"expires_in": 1e300}, Rotated, {"expires_in": 315_360_000.0}),
     Row("expires_in true", 200, GOOD | {"expires_in": True}, Rotated, {"expires_in": None}),
-    Row("a JWT tells its end", 200, {"access_token": _jwt(exp=NOON + 60)}, Rotated, {"expires_at": NOON + 60}),
-    Row("a JWT that has ended by our clock", 200, {"access_token": _jwt(exp=NOON)}, Rotated, {"expires_at": None}),
+    Row("a JWT tells its end", 200, {"access_token": jwt(exp=NOON + 60)}, Rotated, {"expires_at": NOON + 60}),
+    Row("a JWT that has ended by our clock", 200, {"access_token": jwt(exp=NOON)}, Rotated, {"expires_at": None}),
     Row("what looks like a JWT", 200, {"access_token": "a.%%%.c"}, Rotated, {"expires_at": None}),
     Row("JSON with a BOM", 200, b"\xef\xbb\xbf" + json.dumps(GOOD).encode(), Rotated),
     Row("form encoding", 200, b"access_token=a&expires_in=60", Rotated, {"expires_in": 60.0}, FORM),
@@ -145,6 +139,14 @@ TABLE = [
     Row("a redirect", 307, b"", Transient, headers={"location": "https://elsewhere.example"}),
     Row("408", 408, b"", Transient, {"code": "temporarily_unavailable"}),
     Row("425", 425, b"", Transient),
+    Row("a JWT of a server nine minutes behind", 200, {"access_token": jwt(exp=NOON + 1)}, Rotated, {"expires_at": NOON + 541, "clock_ahead": -540.0}, headers={"date": BEHIND}),
+    Row("a JWT of a server ten minutes ahead", 200, {"access_token": jwt(exp=NOON + 660)}, Rotated, {"expires_at": NOON + 60, "clock_ahead": 600.0}, headers={"date": AHEAD}),
+    Row("a JWT that has ended, by either clock", 200, {"access_token": jwt(exp=NOON + 600)}, Rotated, {"expires_at": None}, headers={"date": AHEAD}),
+    Row("expires_at of a server ten minutes ahead", 200, {"access_token": "a", "expires_at": NOON + 660}, Rotated, {"expires_at": NOON + 60}, headers={"date": AHEAD}),
+    Row("expires_in needs no clock", 200, GOOD, Rotated, {"expires_in": 3600.0, "expires_at": None}, headers={"date": AHEAD}),
+    Row("a date within a minute is the way here", 200, {"access_token": jwt(exp=NOON + 90)}, Rotated, {"expires_at": NOON + 90}, headers={"date": "Fri, 15 Jan 2027 08:00:59 GMT"}),
+    Row("a date that is none", 200, {"access_token": jwt(exp=NOON + 90)}, Rotated, {"expires_at": NOON + 90}, headers={"date": "tomorrow"}),
+    Row("503 with a date, of a server ten minutes ahead", 503, b"", Transient, {"retry_after": 5.0}, headers={"retry-after": "Fri, 15 Jan 2027 08:10:05 GMT", "date": AHEAD}),
     Row("429 with seconds", 429, b"", Transient, {"retry_after": 7.0}, headers={"retry-after": "7"}),
     Row("503 with a date", 503, b"", Transient, {"retry_after": 3600.0}, headers={"retry-after": "Fri, 31 Dec 2100 23:59:59 GMT"}),
     Row("503 with a date that has passed", 503, b"", Transient, {"retry_after": 0.0}, headers={"retry-after": "Fri, 31 Dec 1999 23:59:59 GMT"}),
@@ -323,7 +325,7 @@ _VALUES = st.recursive(
         st.dictionaries(_KEYS, _VALUES).map(lambda value: json.dumps(value).encode()),
         st.dictionaries(_KEYS, _WORDS).map(lambda value: urlencode(value, errors="replace").encode()),
     ),
-    st.dictionaries(st.sampled_from(["retry-after", "content-type"]), st.text() | st.just(FORM)),
+    st.dictionaries(st.sampled_from(["retry-after", "content-type", "date"]), st.text() | st.just(FORM)),
     st.booleans(),
 )
 def test_no_answer_raises_or_repeats_a_secret_and_only_a_whole_success_rotates(

@@ -21,7 +21,7 @@ from refresher.outcome import (
 )
 from refresher.policy import Rest
 from refresher.secret import Secret
-from tests.support.samples import NOON, REFRESH, at, doubt, failure, grant
+from tests.support.samples import NOON, REFRESH, at, doubt, failure, grant, jwt
 
 LATER = at(NOON + 3000)
 FAILED: list[Outcome] = [
@@ -84,6 +84,13 @@ def test_time_counts_from_when_the_request_left() -> None:
     """If it failed, a slow server would make tokens seem to live longer than they do."""
     changed = _after(grant(), _rotated(), last_sent=at(NOON + 2990), now=at(NOON + 3000))
     assert (changed.issued_at, changed.expires_at) == (NOON + 2990, NOON + 2990 + 3600)
+
+
+@pytest.mark.parametrize(("ahead", "usable_from"), [(0.0, NOON + 5700), (-600.0, NOON + 6300), (600.0, NOON + 5100)])
+def test_what_a_refresh_token_says_of_its_time_counts_by_its_servers_clock(ahead: float, usable_from: float) -> None:
+    """If it failed, a server whose clock is behind would get its refresh token too early, and end the whole login."""
+    fresh = Secret(jwt(nbf=NOON + 5700))
+    assert _after(grant(), _rotated(refresh_token=fresh, clock_ahead=ahead)).not_before == usable_from
 
 
 @pytest.mark.parametrize("fresh", [None, Secret("refresh-token-of-generation-3")])
@@ -163,6 +170,16 @@ def test_a_server_that_names_a_time_holds_its_other_grants_for_that_time_alone()
         failed = _after(grant(), outcome).failure
         assert failed is not None
         assert failed.busy_until is None
+
+
+def test_a_second_verdict_does_not_forget_what_the_first_one_told() -> None:
+    """If it failed, whoever forced a dead grant once more would never read that an answer had been lost."""
+    verdict = GrantDead(code="invalid_grant", description="400")
+    first = _after(grant(doubt=doubt()), verdict)
+    second = _after(first, verdict)
+    assert first.failure is not None
+    assert second.failure is not None
+    assert second.failure.description == first.failure.description
 
 
 def test_a_forced_try_that_tells_nothing_leaves_the_verdict() -> None:

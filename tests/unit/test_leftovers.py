@@ -1,5 +1,6 @@
 """What an earlier attempt left behind, and what becomes of it."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -204,12 +205,11 @@ def test_an_intent_from_the_future_of_a_restored_backup_is_set_aside(state: Dire
     assert _lying_about(state) == [f"linear.intent.aside.{int(SOON.wall)}"]
 
 
-@pytest.mark.parametrize("length", [0, 1, 50])
-def test_an_intent_cut_off_while_it_was_written_is_none(state: Directories, length: int) -> None:
-    """If it failed, a kill before the declaration was whole would stop the grant for good."""
+@pytest.mark.parametrize("written", [b"", bytes(500)])
+def test_an_intent_that_was_never_written_is_none(state: Directories, written: bytes) -> None:
+    """If it failed, a kill or a power loss before the declaration would put a healthy grant in doubt."""
     _cut_off(state, marked=False)
-    path = state.intent("linear")
-    path.write_bytes(path.read_bytes()[:length])
+    state.intent("linear").write_bytes(written)
     assert msgspec.structs.replace(_resolve(state), begun_from=NOTHING) == OLD
     assert _lying_about(state) == []
 
@@ -222,16 +222,52 @@ def test_a_restored_backup_of_the_same_token_is_in_doubt(state: Directories) -> 
     assert _lying_about(state) == []
 
 
-def test_a_damaged_intent_means_doubt_and_is_set_aside(state: Directories) -> None:
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data.replace(b"generation", b"generatiom"),
+        lambda data: data.replace(b"\n", b"\x0b"),
+        lambda data: data[:1],
+        lambda data: data[:50],
+        lambda data: data[:-1],
+        lambda data: data[:-2],
+        lambda data: data + b"-",
+        lambda data: bytes(70_000) + data,
+        lambda data: b"[" * 60_000 + data[-2:],
+    ],
+    ids=["key", "line end", "1 byte", "50 bytes", "no mark", "no line end", "two marks", "too large", "nested"],
+)
+def test_a_damaged_intent_means_doubt_and_is_set_aside(state: Directories, damage: Callable[[bytes], bytes]) -> None:
     """If it failed, a flipped bit would hide that a request may have left, or end in a traceback at each start (I1)."""
     _cut_off(state, marked=True)
     path = state.intent("linear")
-    path.write_bytes(path.read_bytes().replace(b"generation", b"generatiom"))
+    path.write_bytes(damage(path.read_bytes()))
     record = _resolve(state)
     assert record.doubt is not None
     assert record.doubt.since == SOON
     assert record.doubt.replay_over, "a grace was reckoned from a moment that nobody knows"
     assert _lying_about(state) == [f"linear.intent.aside.{int(SOON.wall)}"]
+
+
+def test_a_damaged_intent_is_settled_once(state: Directories) -> None:
+    """If it failed, a kill while it is settled would have the same loss counted twice, and the backoff doubled."""
+    _cut_off(state, marked=True)
+    damaged = state.intent("linear").read_bytes()[:50]
+    for _ in range(2):
+        state.intent("linear").write_bytes(damaged)
+        record = _resolve(state)
+    assert (record.doubt is not None, record.failures) == (True, 1)
+
+
+def test_a_spilled_answer_is_found_though_its_intent_is_damaged(state: Directories) -> None:
+    """If it failed, an answer that reached the disk would be lost with the note of where it is (I6)."""
+    attempt = _cut_off(state, marked=True)
+    state.spill.mkdir(mode=0o700)
+    put(attempt._spill, NEW, _stored(state).checksum)
+    state.intent("linear").write_bytes(state.intent("linear").read_bytes()[:50])
+    record = _resolve(state)
+    assert (record.refresh_token, record.doubt) == (NEW.refresh_token, None)
+    assert list(state.spill.iterdir()) == []
 
 
 def test_a_damaged_record_is_touched_by_nobody(state: Directories) -> None:

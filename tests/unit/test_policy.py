@@ -43,6 +43,7 @@ UNLIMITED = grant(doubt=doubt(), failure=failure(outcome="in_doubt", retry_at=NO
 BLIND_DOUBT = grant(doubt=doubt(), failure=failure(outcome="in_doubt"), access_token=None, expires_at=None)
 AGELESS_DOUBT = grant(doubt=doubt(), failure=failure(outcome="in_doubt"), expires_at=None, max_age=600.0)
 REFUSED_EARLY = grant(failure=failure(outcome="too_early", retry_at=NOON + HOUR))
+MADE = grant(failure=failure(moment=at()), failures=1)
 REJECTED = grant(failure=failure(outcome="client_rejected"))
 ONCE_DEMANDED = grant(demanded=1)
 OFTEN_DEMANDED = grant(demanded=30)
@@ -65,11 +66,19 @@ CASES = [
     Case("30 s later it is honoured", ONCE_DEMANDED, at(NOON + 30), "demanded", {"demanded": True}),
     Case("demanded again and again: a quarter of its life", OFTEN_DEMANDED, at(NOON + 899), "not_due", {"demanded": True}, NOON + 900),
     Case("and then it is honoured", OFTEN_DEMANDED, at(NOON + 900), "demanded", {"demanded": True}),
+    Case("a demand, clock set back since the rotation", HEALTHY, at(NOON - 20), "demanded", {"demanded": True}),
+    Case("a demand again, clock set back likewise", ONCE_DEMANDED, at(NOON - 20), "demanded", {"demanded": True}),
+    Case("a demand, clocks that differ a little", HEALTHY, at(NOON - 0.5), "not_due", {"demanded": True}, NOON + 1),
     Case("backing off", FAILING, at(NOON + 99), "transient", until=NOON + 100),
     Case("the backoff is over", FAILING, at(NOON + 100), "retry"),
     Case("force skips a backoff", FAILING, at(NOON + 1), "forced", {"force": True}),
     Case("a demand skips no backoff", FAILING, at(NOON + 1), "transient", {"demanded": True}),
     Case("a backoff longer than any is the clock's fault", FAILING, at(NOON - DAY), "retry"),
+    Case("backing off, clock set back: the steady clock counts", MADE, at(NOON - 1800, lasted=40), "transient", until=NOON - 1740),
+    Case("backing off, clock set back: over by the steady clock", MADE, at(NOON - 1800, lasted=100), "retry"),
+    Case("backing off, the clock leaps ahead: no storm at its server", MADE, at(NOON + DAY, lasted=40), "transient", until=NOON + DAY + 60),
+    Case("backing off, another boot: the wall clock counts", MADE, at(NOON + 40, boot="boot-2"), "transient", until=NOON + 100),
+    Case("backing off, a snapshot restored: no longer than it was made", MADE, at(NOON + 40, lasted=-5000), "transient", until=NOON + 140),
     Case("the client was rejected", REJECTED, at(NOON + 1), "client_rejected", until=NOON + 100),
     Case("a dead grant", DEAD, at(NOON + 10 * HOUR), "reauthorization_required", {"demanded": True}),
     Case("a dead grant, forced", DEAD, at(NOON + 1), "forced", {"force": True}),
@@ -122,6 +131,7 @@ failures = st.builds(
     outcome=st.sampled_from(["transient", "client_rejected", "in_doubt", "too_early"]),
     at=times,
     retry_at=st.one_of(st.none(), times),
+    moment=st.one_of(st.none(), moments),
 )
 grants = st.builds(
     lambda issued_at, life, **fields: grant(

@@ -1,0 +1,299 @@
+"""Power losses at every step: images of a live ext4, mounted in another boot (I2, I4, I6)."""
+
+import hashlib
+import os
+import re
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from refresher.grant import Grant, Tombstone
+from shim._token import parse
+from tests.conftest import need
+from tests.support.command import Command
+from tests.support.oidc import OIDC
+from tests.support.parts import injecting, no_strace
+from tests.support.power import Disk, no_disk, other_boot, steps, stopping
+from tests.support.token_server import TokenServer
+
+Start = Callable[..., OIDC]
+
+
+class Cut(NamedTuple):
+    """What a power loss leaves, and what the world had seen by then."""
+
+    image: Path
+    after: str
+    sent: bool
+    published: bytes
+
+
+@pytest.fixture
+def disk(refresher: Command, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Disk]:
+    """The state directory on an ext4 of its own; its images lie where no test looks for secrets."""
+    need(no_disk())
+    need(no_strace())
+    with Disk(refresher.state, tmp_path_factory.mktemp("images")) as made:
+        yield made
+
+
+def _rename_only(path: Path) -> None:
+    path.with_name("next").write_bytes(b"new")
+    path.with_name("next").rename(path)
+
+
+def _no_directory(path: Path) -> None:
+    with path.with_name("next").open("wb") as file:
+        file.write(b"new")
+        file.flush()
+        os.fsync(file.fileno())
+    path.with_name("next").rename(path)
+
+
+def _all_of_it(path: Path) -> None:
+    _no_directory(path)
+    descriptor = os.open(path.parent, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
+
+
+@pytest.mark.parametrize(
+    ("write", "at_once", "with_somebody_elses_fsync"),
+    [(_rename_only, b"old", b""), (_no_directory, b"old", b"new"), (_all_of_it, b"new", b"new")],
+)
+def test_the_images_tell_careful_writers_from_careless_ones(
+    disk: Disk, write: Callable[[Path], None], at_once: bytes, with_somebody_elses_fsync: bytes
+) -> None:
+    """If it failed, the tests below would pass whatever the refresher forgets to sync."""
+    path = disk.place / "record"
+    path.write_bytes(b"old")
+    disk.settle()
+    write(path)
+    left = []
+    for name in ("at-once", "later"):
+        with disk.after_power_loss(disk.copy(name)) as place:
+            left.append((place / "record").read_bytes())
+        disk.commit()
+    assert left == [at_once, with_somebody_elses_fsync]
+
+
+def _cuts(
+    refresher: Command, disk: Disk, server: OIDC, *arguments: str, committing: bool, failing: str = ""
+) -> list[Cut]:
+    """Run a command step by step; return each different image with the last moment at which it was all there was."""
+    words = disk.image.with_name("strace")
+    before = len(server.requests())
+    cuts: dict[str, Cut] = {}
+
+    def cut(after: str) -> None:
+        if committing:
+            disk.commit()
+        image = disk.copy(f"cut-{len(cuts)}")
+        digest = hashlib.sha256(image.read_bytes()).hexdigest()
+        if digest in cuts:
+            image.unlink()
+            image = cuts[digest].image
+        sent = len(server.requests()) > before
+        cuts[digest] = Cut(image, after, sent, (refresher.tokens / "linear.json").read_bytes())
+
+    process = refresher.start(*arguments, prefix=stopping(words, failing))
+    for number, call in enumerate(steps(process, words)):
+        cut(f"{call} (step {number})")
+    done = refresher.finish(process)
+    assert done.code == 0, done.stderr
+    cut("the end")
+    return list(cuts.values())
+
+
+def _restarted(refresher: Command, place: Path, published: bytes) -> Command:
+    """Return the command on a machine that was started anew, with what a power loss left at ``place``."""
+    home = place.with_name(f"{place.name}.home")
+    home.mkdir(mode=0o700)
+    again = Command(home, refresher.vault)
+    again.state, again.tokens = place, place / "tokens"
+    again.environment["REFRESHER_STATE_DIR"] = str(place)
+    if not refresher.tokens.is_relative_to(refresher.state):
+        # Another disk, which has lost nothing.
+        again.tokens = home / "tokens"
+        again.environment["REFRESHER_TOKENS_DIR"] = str(again.tokens)
+        again.tokens.mkdir(mode=0o700)
+        (again.tokens / "linear.json").write_bytes(published)
+    return again
+
+
+def _live(refresher: Command, server: OIDC, where: str) -> None:
+    """Have a grant that was rotated once, with its tokens there or elsewhere; all of it is on the disk."""
+    if where == "elsewhere":
+        refresher.tokens = refresher.home / "tokens"
+        refresher.environment["REFRESHER_TOKENS_DIR"] = str(refresher.tokens)
+    refresher.import_grant("linear", server.mint("public"))
+    assert refresher("run-once").code == 0
+    subprocess.run(["sync", "-f", str(refresher.state)], check=True)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "committing", "failing"),
+    [
+        ("elsewhere", False, ""),
+        ("there", True, ""),
+        ("elsewhere", False, "ftruncate"),
+    ],
+    ids=["as it is", "all names there", "another file"],
+)
+def test_a_power_loss_at_any_step_of_a_rotation_leaves_the_old_token_or_the_new(
+    refresher: Command, own_oidc: Start, disk: Disk, tokens: str, committing: bool, failing: str
+) -> None:
+    """If it failed, a power cut could cost a login, or have a spent refresh token sent again (I1, I2, I6)."""
+    server = own_oidc()
+    _live(refresher, server, tokens)
+    old = refresher.refresh_token("linear")
+    cuts = _cuts(refresher, disk, server, "run-once", "--force", committing=committing, failing=failing)
+    new = refresher.refresh_token("linear")
+    asked = len(server.requests())
+    outcomes = set()
+    for cut in cuts:
+        with disk.after_power_loss(cut.image) as place:
+            again = _restarted(refresher, place, cut.published)
+            assert again.token("linear").generation in (1, 2), f"no whole token file after {cut.after}"
+            if parse(cut.published).generation == 2:
+                assert again.grant("linear").generation == 2, f"readers had what the power loss took: {cut.after}"
+            boot = other_boot(again.home)
+            done = again("run-once", "--json", prefix=boot)
+            left = again.refresh_token("linear")
+            assert left in (old, new), cut.after
+            assert (left == new) is (done.outcome == "adopted" or again.grant("linear").generation == 2), cut.after
+            assert done.outcome in (("not_due", "adopted") if left == new else ("not_due", "in_doubt")), cut.after
+            if left == old and cut.sent:
+                assert done.outcome == "in_doubt", f"the old token counts as unspent: {cut.after}"
+            if done.outcome == "in_doubt":
+                assert again("run-once", "--force", "--json", prefix=boot).outcome == "in_doubt"
+            assert again.token("linear").generation == again.grant("linear").generation, cut.after
+            assert again.leftovers() == [], cut.after
+            outcomes.add((left == new, done.outcome))
+    assert {(False, "not_due"), (False, "in_doubt"), (True, "not_due")} <= outcomes, "there were no such steps"
+    assert len(server.requests()) == asked, "something was sent after a power loss"
+    assert refresher("run-once", "--force").code == 0
+    assert (server.log()["reused"], server.log()["presented_twice"]) == (0, 0)
+
+
+@pytest.mark.parametrize("call", ["import", "remove"])
+@pytest.mark.parametrize("committing", [False, True])
+def test_a_power_loss_at_any_step_of_an_import_or_a_removal_leaves_the_old_record_or_the_new(
+    refresher: Command, own_oidc: Start, disk: Disk, call: str, committing: bool
+) -> None:
+    """If it failed, a power cut could leave half a record, or take what was reported as stored (I4)."""
+    server = own_oidc()
+    _live(refresher, server, "elsewhere")
+    old = refresher.record("linear")
+    arguments = ["remove", "linear"]
+    if call == "import":
+        brought = server.mint("public") | {"access_token": "brought-along", "expires_in": 3600}
+        arguments = ["import", "linear", "--replace", "--from", str(refresher.write_import("new", brought))]
+    cuts = _cuts(refresher, disk, server, *arguments, committing=committing)
+    new = refresher.record("linear")
+    assert type(new) is (Grant if call == "import" else Tombstone)
+    found = []
+    for cut in cuts:
+        with disk.after_power_loss(cut.image) as place:
+            again = _restarted(refresher, place, cut.published)
+            assert again.record("linear") == new or cut is not cuts[-1], "what was reported is gone"
+            assert again("run-once", prefix=other_boot(again.home)).code == 0, cut.after
+            found.append(again.record("linear"))
+            assert again.leftovers() == [], cut.after
+    assert set(map(str, found)) == {str(old), str(new)}, "something between"
+    assert len(server.requests()) == 1, "something was sent after a power loss"
+
+
+_CALL = re.compile(
+    r"^\d+ +(?P<call>\w+)\((?:\d+<(?P<open>[^>]*)>|[^\"]*\"(?P<path>[^\"]*)\")(?P<more>.*)\) += (?!-1 E(?!INP))"
+)
+
+
+def _loose(trace: str, below: Path) -> dict[str, set[str]]:
+    """Return what was not durable below a directory, by what POSIX promises, at each moment when it had to be.
+
+    A file's bytes are durable once it was synced, its name once its directory was. ext4 gives more, others do not.
+    """
+    loose: set[str] = set()
+    at: dict[str, set[str]] = {}
+    for found in filter(None, map(_CALL.match, trace.splitlines())):
+        call, path, more = found["call"], found["open"] or found["path"], found["more"]
+        parent = str(Path(path).parent)
+        if call == "connect":
+            at.setdefault("the request leaves", {*loose})
+        elif call == "rename":
+            renamed = more.split('"')[1]
+            if "tokens" in renamed:
+                at.setdefault("readers see it", {*loose})
+            loose |= {str(Path(renamed).parent)} | ({renamed} if path in loose else set())
+            loose.discard(path)
+        elif call in ("fsync", "unlink"):
+            loose.discard(path)
+        elif call == "mkdir" or (call == "openat" and "O_EXCL" in more):
+            loose.add(parent)
+        elif call in ("pwrite64", "ftruncate"):
+            loose.add(path)
+    at["it is reported"] = loose
+    return {moment: {path for path in paths if path.startswith(str(below))} for moment, paths in at.items()}
+
+
+@pytest.mark.parametrize("how", ["as it is", "in another file", "spilled"])
+def test_each_promise_is_made_only_once_everything_it_stands_on_was_synced(refresher: Command, how: str) -> None:
+    """If it failed, a power loss on a file system less kind than ext4 could take a refresh token (I1, I2)."""
+    need(no_strace())
+    words = refresher.home / "strace"
+    deep = refresher.home / "deep"
+    refresher.environment["REFRESHER_SPILL_DIR"] = str(deep / "er/spill")
+    traced = "openat,mkdir,fsync,pwrite64,ftruncate,rename,unlink,connect"
+    fault = {"in another file": "ftruncate", "spilled": "rename"}.get(how)
+    faults = () if fault is None else ("-e", f"inject={fault}:error=EIO")
+    with TokenServer(lambda _: 3600) as server:
+        refresher.bring("linear", server.grant("client"))
+        deep.mkdir(mode=0o700)
+        prefix = ("strace", "-f", "-y", "-qq", "-o", str(words), "-e", f"trace={traced}", *faults)
+        refresher("run-once", prefix=prefix)
+    below = deep if how == "spilled" else refresher.state / "grants"
+    moments = _loose(words.read_text(), below)
+    expected = {"the request leaves", "it is reported"} | (set() if how == "spilled" else {"readers see it"})
+    assert moments.keys() == expected
+    assert not any(moments.values()), moments
+
+
+def test_killed_before_its_rename_was_durable_a_rotation_is_so_before_anyone_sees_it(
+    refresher: Command, own_oidc: Start, disk: Disk
+) -> None:
+    """If it failed, a kill and then a power loss would take a refresh token whose access token agents had (I2)."""
+    server = own_oidc()
+    _live(refresher, server, "elsewhere")
+    # Of the space, the intent, their directory, the answer; the next would be the directory's again.
+    killed = refresher.start("run-once", "--force", prefix=injecting("fsync", "signal=KILL:when=5"))
+    assert refresher.finish(killed).code != 0
+    assert (refresher.grant("linear").generation, refresher.leftovers()) == (2, ["linear.intent"])
+    assert refresher("run-once").code == 0
+    assert refresher.token("linear").generation == 2
+    with disk.after_power_loss(disk.copy("cut")) as place:
+        again = _restarted(refresher, place, (refresher.tokens / "linear.json").read_bytes())
+        assert again.grant("linear").generation == 2
+        assert again("run-once", "--json", prefix=other_boot(again.home)).outcome == "not_due"
+
+
+def test_what_was_spilled_outlives_a_power_loss(refresher: Command, own_oidc: Start, disk: Disk) -> None:
+    """If it failed, the place of last resort would forget the only copy of a refresh token (I6)."""
+    server = own_oidc()
+    _live(refresher, server, "elsewhere")
+    spill = ("--spill-dir", str(disk.place / "deep/spill"))
+    prefix = injecting("rename", "error=EIO")
+    refresher.finish(refresher.start(*spill, "run-once", "--force", prefix=prefix))
+    saved = list((disk.place / "deep/spill").iterdir())
+    image = disk.copy("cut")
+    # In the place of the one that has lost its power: an intent names the spill by its path.
+    subprocess.run(["umount", str(disk.place)], check=True)
+    disk.mount(image, disk.place)
+    assert list((disk.place / "deep/spill").iterdir()) == saved
+    done = refresher(*spill, "run-once", "--json", prefix=other_boot(refresher.home))
+    assert (done.code, done.outcome, refresher.grant("linear").generation) == (0, "adopted", 2)
+    assert refresher("run-once", "--force").code == 0
+    assert server.log()["reused"] == 0

@@ -1,0 +1,237 @@
+"""Signals, closed terminals and logs that nobody reads, at any point of run and run-once (DESIGN section 5, step 5)."""
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import need
+from tests.support.command import Command, Done, wait_until
+from tests.support.daemon import published
+from tests.support.oidc import OIDC
+from tests.support.parts import injecting, no_strace
+from tests.support.token_server import Gate, TokenServer
+
+Start = Callable[..., OIDC]
+
+SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
+CALLS = ["flock", "fsync", "pwrite64", "fchmod", "connect", "sendto", "recvfrom", "ftruncate", "rename", "unlink"]
+
+
+def whole(refresher: Command, server: OIDC, generation: int) -> None:
+    """Insist that what was sent was answered, saved and shown, and that nothing is left or in doubt."""
+    grant = refresher.grant("linear")
+    assert (grant.generation, grant.doubt, grant.failure) == (generation, None, None)
+    assert refresher.leftovers() == []
+    assert len(server.requests()) == generation
+    assert generation in (0, published(refresher))
+
+
+# --- at every system call -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_signal_at_any_system_call_of_a_run_costs_no_answer(refresher: Command, own_oidc: Start, call: str) -> None:
+    """If it failed, a signal at the wrong instant would cost a login, or a wrong exit code raise an alarm."""
+    need(no_strace())
+    server = own_oidc()
+    refresher.import_grant("linear", server.mint())
+    generation, first = 0, CALLS.index(call)
+    for number in range(1, 40):
+        signalled = SIGNALS[(first + number) % 3]
+        prefix = injecting(call, f"signal={signalled.name}:when={number}")
+        done = refresher.finish(refresher.start("run-once", "--force", "--json", prefix=prefix))
+        assert done.outcome in ("rotated", "interrupted")
+        generation += done.outcome == "rotated"
+        whole(refresher, server, generation)
+        if done.code == 0:
+            break
+        assert done.code == 128 + signalled, done
+        # Nothing is spent before the lock is held; from the exchange on nothing is left undone.
+        assert done.outcome == "rotated" or call in ("flock", "fsync", "pwrite64", "fchmod")
+    else:
+        pytest.fail(f"40 signals at {call} and no end")
+    assert number > 1, f"a run makes no {call}"
+    assert (server.log()["reused"], server.log()["presented_twice"]) == (0, 0)
+
+
+@pytest.mark.parametrize("call", ["fsync", "recvfrom"])
+def test_a_signal_at_any_system_call_of_a_daemon_stops_it_in_good_order(
+    refresher: Command, own_oidc: Start, call: str
+) -> None:
+    """If it failed, one of a thousand restarts would cost a login."""
+    need(no_strace())
+    server = own_oidc()
+    refresher.import_grant("linear", server.mint())
+    first = CALLS.index(call)
+    trace = refresher.home / "trace"
+    for number in range(1, 20):
+        refresher.import_grant("linear", server.mint(), "--replace")
+        before, asked = refresher.grant("linear").generation, len(server.requests())
+        signalled = SIGNALS[(first + number) % 3]
+        prefix = injecting(call, f"signal={signalled.name}:when={number}", told=trace)
+        process = refresher.start("run", prefix=prefix)
+        try:
+            wait_until(partial(_ended_or_idle, refresher, process, before), "it is done")
+            reached = f"--- {signalled.name}" in trace.read_text()
+        finally:
+            if process.poll() is None:
+                os.kill(_child(process), signal.SIGTERM)
+            done = refresher.finish(process)
+        assert done.code == 0, done
+        grant = refresher.grant("linear")
+        assert (grant.doubt, grant.failure) == (None, None)
+        assert grant.generation - before == len(server.requests()) - asked <= 1
+        assert refresher.leftovers() == []
+        if not reached:
+            break
+    else:
+        pytest.fail(f"20 signals at {call} and no end")
+    assert number > 1, f"a daemon makes no {call}"
+    assert (server.log()["reused"], server.log()["presented_twice"]) == (0, 0)
+
+
+def _child(tracer: subprocess.Popen[str]) -> int:
+    return int(Path(f"/proc/{tracer.pid}/task/{tracer.pid}/children").read_text().split()[0])
+
+
+def _ended_or_idle(refresher: Command, process: subprocess.Popen[str], before: int) -> bool:
+    return process.poll() is not None or (published(refresher) > before and refresher.leftovers() == [])
+
+
+# --- terminals that are closed ------------------------------------------------------------------------------------
+
+
+def at_a_terminal(refresher: Command, *arguments: str) -> tuple[subprocess.Popen[bytes], int]:
+    """Start the command as a person does; return it and the other end of its terminal."""
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        ["setsid", "--ctty", sys.executable, "-m", "refresher", *arguments],
+        env=refresher.environment,
+        cwd=refresher.home,
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+    )
+    os.close(slave)
+    return process, master
+
+
+def test_a_terminal_that_is_closed_in_mid_exchange_costs_no_answer(refresher: Command) -> None:
+    """If it failed, whoever closes a window would lose a login."""
+    gate = Gate()
+    with TokenServer(lambda _: 3600, gate) as server:
+        refresher.import_grant("linear", server.grant("client"))
+        process, master = at_a_terminal(refresher, "-v", "run-once")
+        try:
+            assert gate.reached.wait(30)
+            os.close(master)
+            gate.opened.set()
+            assert process.wait(60) == 128 + signal.SIGHUP
+        finally:
+            process.kill()
+            process.wait()
+        assert (published(refresher), refresher.leftovers()) == (1, [])
+        assert refresher("run-once", "--force").code == 0
+        assert server.reused == 0
+
+
+def test_a_daemon_whose_terminal_is_closed_goes_on(refresher: Command) -> None:
+    """If it failed, tokens would run out because somebody has closed a window."""
+    with TokenServer(lambda _: 3600) as server:
+        refresher.import_grant("linear", server.grant("client"))
+        process, master = at_a_terminal(refresher, "run")
+        try:
+            wait_until(lambda: published(refresher) == 1, "the first token is there")
+            os.close(master)
+            (refresher.state / "demands/linear.1").touch()
+            wait_until(lambda: published(refresher) == 2, "a demand is honoured")
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
+            process.wait()
+
+
+# --- logs that nobody reads ---------------------------------------------------------------------------------------
+
+
+def full_pipe() -> tuple[int, int]:
+    """Return a pipe that takes nothing more."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    try:
+        while True:
+            os.write(writer, b"x" * 4096)
+    except BlockingIOError:
+        os.set_blocking(writer, True)
+    return reader, writer
+
+
+@pytest.mark.parametrize("stream", ["stalled", "closed"])
+def test_a_run_whose_messages_nobody_reads_ends_all_the_same(refresher: Command, stream: str) -> None:
+    """If it failed, a stalled log would hold a grant's lock, and keep everybody else from rotating."""
+    gate = Gate()
+    with TokenServer(lambda _: 3600, gate) as server:
+        refresher.import_grant("linear", server.grant("client"))
+        # Something to tell while the lock is held.
+        (refresher.state / "grants/linear.next").write_bytes(b"what fits nothing that is known")
+        reader, writer = full_pipe()
+        if stream == "closed":
+            os.close(reader)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "refresher", "-v", "run-once", "--json"],
+            env=refresher.environment,
+            cwd=refresher.home,
+            stdout=subprocess.PIPE,
+            stderr=writer,
+            text=True,
+        )
+        os.close(writer)
+        try:
+            assert gate.reached.wait(30)
+            process.send_signal(signal.SIGTERM)
+            process.send_signal(signal.SIGINT)
+            gate.opened.set()
+            stdout, _ = process.communicate(timeout=60)
+            assert process.returncode in (128 + signal.SIGTERM, 128 + signal.SIGINT)
+            assert Done(process.returncode, stdout, "").outcome == "rotated"
+        finally:
+            process.kill()
+            process.wait()
+            if stream == "stalled":
+                os.close(reader)
+        assert published(refresher) == 1
+        assert [name.partition(".aside.")[0] for name in refresher.leftovers()] == ["linear.next"]
+        assert server.reused == 0
+
+
+@pytest.mark.parametrize("stream", ["stalled", "closed"])
+def test_a_log_that_nobody_reads_holds_up_no_rotation(refresher: Command, own_oidc: Start, stream: str) -> None:
+    """If it failed, a full journal or a closed terminal would let every token expire."""
+    server = own_oidc()
+    refresher.import_grant("linear", server.mint("public"))
+    reader, writer = full_pipe()
+    if stream == "closed":
+        os.close(reader)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "refresher", "run"], env=refresher.environment, cwd=refresher.home, stderr=writer
+    )
+    os.close(writer)
+    try:
+        wait_until(lambda: published(refresher) == 1, "the first token is there")
+        (refresher.state / "demands/linear.1").touch()
+        wait_until(lambda: published(refresher) == 2, "a demand is honoured")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.wait()
+        if stream == "stalled":
+            os.close(reader)

@@ -1,0 +1,53 @@
+"""A daemon under test: started and certainly ended, and where it stands."""
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from tests.support.command import Command, wait_until
+from tests.support.oidc import OIDC
+
+__all__ = ["in_mid_exchange", "published", "running", "stopped", "under_way"]
+
+
+def published(refresher: Command, name: str = "linear") -> int:
+    """Return the published generation, -1 where there is none."""
+    try:
+        return refresher.token(name).generation
+    except FileNotFoundError:
+        return -1
+
+
+@contextmanager
+def running(refresher: Command, *arguments: str, **more: Any) -> Iterator[subprocess.Popen[str]]:
+    """A daemon that is killed if the test fails."""
+    process = refresher.start("run", *arguments, **more)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+
+
+def stopped(refresher: Command, process: subprocess.Popen[str]) -> str:
+    """Stop a daemon, which must come to a good end; return what it has said."""
+    process.terminate()
+    done = refresher.finish(process)
+    assert done.code == 0, done.stderr
+    return done.stderr
+
+
+def under_way(refresher: Command, name: str = "linear") -> bool:
+    """Whether an attempt has declared itself and sent its request."""
+    intent = refresher.state / f"grants/{name}.intent"
+    return intent.exists() and intent.read_bytes().endswith(b"+")
+
+
+def in_mid_exchange(refresher: Command, server: OIDC, **script: Any) -> None:
+    """Have the next exchange take three seconds, and wait until the server has it."""
+    before = len(server.requests())
+    server.script(delayMs=3000, **script)
+    (refresher.state / f"demands/linear.{published(refresher)}").touch()
+    wait_until(lambda: len(server.requests()) > before and under_way(refresher), "an exchange is under way")

@@ -1,0 +1,114 @@
+"""Servers as they are, and honest configurations of a grant there, for Hypothesis to draw."""
+
+from typing import Any, NamedTuple
+
+import msgspec
+from hypothesis import strategies as st
+
+from refresher.answer import jwt_time
+from refresher.grant import Grant
+from refresher.providers import PROFILES, UNKNOWN, Profile
+from refresher.secret import Secret
+from tests.support.model_server import Early, ModelServer, Resource, Ways
+from tests.support.played_clock import DAY, HOUR, MINUTE
+from tests.support.samples import NOON, grant
+
+__all__ = ["Login", "logins"]
+
+
+class Login(NamedTuple):
+    """A server's ways, and what a person configured who promised nothing that the server does not keep."""
+
+    ways: Ways
+    configured: dict[str, Any]
+    with_access: bool
+    """An access token was imported too."""
+
+    def begin(self) -> tuple[ModelServer, Grant]:
+        """Log in by other means at noon, and import what came of it."""
+        server = ModelServer(self.ways)
+        refresh, access = server.log_in(0.0)
+        imported = self.configured | {
+            "token_endpoint": "http://127.0.0.1:9/token",
+            "refresh_token": Secret(refresh),
+            "not_before": jwt_time(refresh, "nbf"),
+            "access_token": Secret(access) if self.with_access else None,
+            "expires_at": NOON + self.ways.life if self.with_access and self.ways.tells_life else None,
+            "last_rotation_at": None,
+            "send_resource": None,
+        }
+        return server, grant(**imported)
+
+
+@st.composite
+def logins(draw: st.DrawFn) -> Login:
+    """Return a server, half of them as a profile of ``refresher.providers`` says, and a grant there."""
+    profile = draw(st.just(UNKNOWN) | st.sampled_from(PROFILES))
+    rotates, grace = _rotation(draw, profile)
+    life = profile.access_life or draw(st.sampled_from([HOUR, 5.0, MINUTE, 600.0, 8 * HOUR, 2 * DAY]))
+    tells_life = draw(st.booleans())
+    early = _early(draw, profile, may_end_the_login=rotates and life <= DAY)
+    resource = draw(st.sampled_from([None, "https://mcp.example/mcp"]))
+    ways = Ways(
+        rotates=rotates,
+        grace=grace,
+        life=life,
+        tells_life=tells_life,
+        ends_access=profile.ends_access or draw(st.booleans()),
+        early=early,
+        resource=_resource(draw, profile, configured=resource is not None),
+    )
+    with_access = draw(st.integers(0, 5)) < 5
+    # Where nobody tells how long a token lives, a person who knows it must say so.
+    known = tells_life or (life <= HOUR if profile.access_life is None else True)
+    configured = {
+        "name": draw(st.sampled_from(["linear", "notion", "slack"])),
+        "issuer": _issuer(profile),
+        "replay": draw(st.sampled_from(_promises(grace))),
+        "max_age": draw(st.sampled_from([life, 2 * life, *([None] if known and with_access else [])])),
+        "refuses_early": early == "mistaken for dead" or (early == "refused" and draw(st.booleans())),
+        "resource": resource,
+    }
+    return Login(ways, configured, with_access)
+
+
+def _rotation(draw: st.DrawFn, profile: Profile) -> tuple[bool, float | None]:
+    if profile.replay is None:
+        return draw(st.booleans()), None
+    if profile.replay > 0:
+        return True, profile.replay
+    if draw(st.integers(0, 5)) == 0:
+        return False, None
+    return True, draw(st.sampled_from([0.0, 0.0, 5.0, 30.0, 30.0, 1800.0, None]))
+
+
+def _promises(grace: float | None) -> list[Any]:
+    """Return what ``replay`` may be set to without a lie."""
+    if grace is None:
+        return [0.0, msgspec.UNSET, None, 30.0, None]
+    return [0.0, msgspec.UNSET, *([grace, grace, grace / 2, grace] if grace > 0 else [])]
+
+
+def _early(draw: st.DrawFn, profile: Profile, *, may_end_the_login: bool) -> Early:
+    ways: list[Early] = ["refused", "mistaken for dead"]
+    if not profile.refuses_early:
+        ways = ["allowed", "allowed", "allowed", *ways]
+        if may_end_the_login:
+            ways += ["ends the login", "ends the login"]
+    return draw(st.sampled_from(ways))
+
+
+def _resource(draw: st.DrawFn, profile: Profile, *, configured: bool) -> Resource:
+    if not profile.send_resource:
+        return "refused"
+    ways: list[Resource] = ["ignored", "ignored", "ignored", "refused", "refused once spent"]
+    if configured:
+        ways.append("required")
+    return draw(st.sampled_from(ways))
+
+
+def _issuer(profile: Profile) -> str | None:
+    if not profile.hosts:
+        return None
+    host = profile.hosts[0]
+    return f"https://{'customer' if host.startswith('.') else ''}{host}"

@@ -1,0 +1,249 @@
+"""An onlooker who sees wire, disk, server and true time, and knows what a perfect client would do with one login."""
+
+import json
+from typing import NamedTuple
+
+from refresher import conduct, policy
+from refresher.clocks import Moment
+from refresher.exchange import DEADLINE
+from refresher.grant import Grant
+from refresher.secret import Secret
+from tests.support.model_server import Answer, ModelServer
+from tests.support.played_clock import DAY, EPSILON, PlayedClock
+from tests.support.samples import NOON
+
+__all__ = ["SLOWEST", "Holding", "Onlooker"]
+
+SLOWEST = 0.4
+"""Seconds that a request travels at most: less than what ``policy`` allows for it."""
+
+_REFUSALS_FOR_A_PERSON = 10
+
+
+class Holding(NamedTuple):
+    """What a client holds for good: the answer that last arrived whole and was saved."""
+
+    generation: int
+    refresh: str
+    access: str | None
+    issued_at: float
+    expires_at: float | None
+
+    @classmethod
+    def of(cls, grant: Grant) -> "Holding":
+        """Return what a record holds."""
+        refresh, access = _text(grant.refresh_token), _text(grant.access_token)
+        assert refresh is not None
+        return cls(grant.generation, refresh, access, grant.issued_at, grant.expires_at)
+
+
+class Onlooker:
+    """Is told what happens, and notes what is ``wrong``: the product's code runs on, and may catch an exception."""
+
+    def __init__(self, server: ModelServer, clock: PlayedClock, first: Grant) -> None:
+        self.wrong: list[str] = []
+        self.holding = Holding.of(first)
+        self.issued = clock.read()
+        """When the request left that brought the access token."""
+        self.in_doubt: dict[str, Moment] = {}
+        """Refresh tokens that left and got no conclusive answer, and when the first such request left."""
+        self.misled = False
+        """Whether the server gave a mistaken verdict when the client had a reason to believe it."""
+        self.disturbed = True
+        """Whether something has happened since the last exchange that excuses an early next one."""
+        self._server = server
+        self._clock = clock
+        self._replaced: set[str] = set()
+        self._refusals = 0
+        self._last: tuple[float, float, bool] | None = None
+        self._tries = 0
+        self._open = False
+        self._delivered: Answer | None = None
+        self._was_in_doubt = False
+
+    def claim(self, holds: bool, otherwise: str) -> None:
+        """Note what is wrong where a claim does not hold."""
+        if not holds:
+            self.wrong.append(otherwise)
+
+    # An exchange, in the order in which things happen.
+
+    def begins(self, grant: Grant, *, demanded: bool, forced: bool) -> None:
+        """See an exchange begin: no hot loop, and nothing that a server is known to refuse."""
+        self._grant, self._demanded = grant, demanded
+        self._began, self._tries, self._open, self._delivered = self._clock.t, 0, False, None
+        self.claim(Holding.of(grant) == self.holding, "I6: an exchange began from what was not saved last")
+        now = self._clock.read()
+        if self._last is not None and not forced and not self.disturbed:
+            began, ended, failed = self._last
+            since, least = (ended, 5.0) if failed else (began, 1.0)
+            self.claim(self._began >= since + least - EPSILON, f"{self._began - since:.2f} s after another exchange")
+            if grant.demanded and grant.failure is None and now.wall < policy.due_at(grant):
+                gap = min(30.0, self._server.ways.life / 4)
+                self.claim(self._began >= began + gap - 1, "demands alone burn one token after another")
+        unasked = not forced and not demanded and grant.failure is None and grant.access_token is not None
+        if unasked and conduct.refuses_early(grant) and self.knows_the_time():
+            self.claim(now.wall >= policy.end_of_life(grant) - EPSILON, "a server that refuses early is asked early")
+        self.disturbed = False
+
+    def connects(self, fields: dict[str, str], limit: float) -> None:
+        """See a request being tried, which may take ``limit`` seconds: no connection is made in vain either."""
+        self._tries += 1
+        self.claim(self._tries <= 2, "an exchange of more than two requests")
+        halved = self._tries == 1 and conduct.replay(self._grant) == 0 and limit < DEADLINE
+        self.claim(not halved, "time is left over for a replay that is none")
+        if (token := fields["refresh_token"]) in self.in_doubt:
+            self._sends_again(self.in_doubt[token])
+
+    def sends(self, fields: dict[str, str]) -> None:
+        """See a request leave: I1 and I3."""
+        token, now = fields["refresh_token"], self._clock.read()
+        self.claim(token not in self._replaced, "I3: a refresh token was sent that had been answered and replaced")
+        self._was_in_doubt = token in self.in_doubt
+        if self._was_in_doubt:
+            self._sends_again(self.in_doubt[token])
+        else:
+            self.in_doubt[token] = now
+        self.sent, self._open = now, True
+
+    def _sends_again(self, since: Moment) -> None:
+        """I1: what is at stake where a refresh token leaves again that may have been spent ``since``."""
+        ways, t = self._server.ways, self._clock.t
+        if not ways.rotates or ways.grace is None or t + SLOWEST - self._clock.true(since) <= ways.grace:
+            return  # a replay, of which a server thinks nothing
+        access = self.holding.access
+        if access is None or self._demanded or not self._server.lives(access, t + EPSILON):
+            return  # nothing to lose, by what an agent says or in truth
+        left = self._clock.true(self.issued) + ways.life - t
+        # A doubt that seemed to lie in the future is dated anew, and that is what the client counts from.
+        counted = since if self._grant.doubt is None else self._grant.doubt.since
+        self.claim(left <= self._deceived_by(counted), f"I1: used in doubt, with {left:.1f} s of the access token left")
+
+    def _deceived_by(self, since: Moment) -> float:
+        """Return the seconds by which a client that sees only its clocks may think that a token ended too early.
+
+        A record says by the wall clock when its access token was issued, so a clock set ahead before the doubt takes
+        that much off its life. From the doubt on the boot's clock counts, and across boots there is none but the wall.
+        """
+        now = self._clock.read()
+        across_boots = 0.0 if since.same_boot(now) else max(0.0, self._gained(since, now))
+        return EPSILON + max(0.0, self._gained(self.issued, since)) + across_boots
+
+    def arrives(self, fields: dict[str, str]) -> Answer:
+        """See a request arrive, and what the server makes of it."""
+        before = self._server.ended_by
+        answer = self._server.answer(fields, self._clock.t)
+        if before is None and self._server.ended_by == "reuse":
+            self.claim(self._was_in_doubt, "a login was lost although no answer was")
+        if before is None and self._server.ended_by == "early use":
+            # By a clock that is ahead it was time; and what lies more than a day after the issue is taken for nonsense.
+            by_clock = self._clock.shift > 0 or (self._grant.not_before or 0.0) - self._grant.issued_at > DAY
+            self.claim(by_clock, "a login was lost by a refresh token that was used before its time")
+        return answer
+
+    def delivers(self, answer: Answer) -> None:
+        """See an answer arrive whole."""
+        self._delivered = answer
+        self._open = answer.code == "invalid_target"
+        if answer.code == "invalid_grant" and self._server.ended_by is None:
+            # It means: too early. A client believes a verdict where an agent says that the access token is refused,
+            # where its clock was set ahead, so that the token seems to have ended long ago, or where the token that
+            # lives came with an answer that was lost.
+            set_ahead = self._gained(self.issued, self.sent) > policy.CLOCK_TOLERANCE - EPSILON
+            unseen = self._was_in_doubt and self._server.newest != self.holding.access
+            self.misled |= self._demanded or set_ahead or unseen
+
+    def keeps(self, record: Grant) -> None:
+        """See the record of what was delivered become durable."""
+        answer, self._delivered = self._delivered, None
+        if answer is None:
+            return
+        token = self.holding.refresh
+        if answer.status == 200:
+            self._holds(json.loads(answer.body))
+        elif answer.code == "invalid_grant" and record.dead:
+            self.in_doubt.pop(token, None)
+        elif answer.code != "invalid_target" and not self._was_in_doubt:
+            del self.in_doubt[token]
+        self._refusals = 0 if answer.status == 200 else self._refusals + (answer.status != 503)
+
+    def _holds(self, answer: dict[str, str]) -> None:
+        before, ways = self.holding, self._server.ways
+        self.holding = Holding(
+            generation=before.generation + 1,
+            refresh=answer.get("refresh_token", before.refresh),
+            access=answer["access_token"],
+            issued_at=self.sent.wall,
+            expires_at=self.sent.wall + ways.life if ways.tells_life else None,
+        )
+        if self.holding.refresh != before.refresh:
+            self._replaced.add(before.refresh)
+        self.in_doubt.clear()
+        self.misled = False
+        self.issued = self.sent
+
+    def ends(self, before: Grant, after: Grant) -> None:
+        """See an exchange end, in a process that lives."""
+        self._last = self._began, self._clock.t, after.failure is not None
+        self.claim(self._delivered is None, "I6: an answer was not saved")
+        alone = self._tries == 1 and self._open and before.doubt is None and not before.dead and not self.disturbed
+        self.claim(not alone or not self.may_replay(after), "the exchange did not make its own replay")
+
+    def is_killed(self) -> None:
+        """See an exchange end with its process."""
+        self._last = self._began, self._clock.t, True
+        self._delivered, self.disturbed = None, True
+
+    # What a record must say, whoever wrote it.
+
+    def compare(self, record: Grant) -> None:
+        """See the record at rest."""
+        self.claim(Holding.of(record) == self.holding, "I6: the record does not hold what was saved last")
+        doubtful = self.holding.refresh in self.in_doubt
+        # Once there is a verdict, only a person's force sends the refresh token again, and it has nothing to lose.
+        forgotten = (record.doubt is not None) != doubtful and not record.dead
+        self.claim(not forgotten, "a doubt was forgotten, or made up")
+        person = policy.needs_person(record) and not record.dead
+        self.claim(not person or self._refusals >= _REFUSALS_FOR_A_PERSON, "a person is called for a few refusals")
+
+    # What a perfect client would do.
+
+    def may_replay(self, grant: Grant, wait: float = 0.0) -> bool:
+        """Whether in ``wait`` seconds the server still takes a refresh token in doubt, by what its client can know."""
+        replay = conduct.replay(grant)
+        if replay is None or grant.doubt is None:
+            return replay is None
+        # What a kill leaves says when the attempt began, not when its request left.
+        left, now = self.in_doubt[self.holding.refresh], self._clock.read()
+        since = min(left, grant.doubt.since, key=lambda moment: moment.boottime)
+        if not left.same_boot(now) or abs(self._gained(since, now)) > EPSILON:
+            return False
+        # A little goes to the way there.
+        return now.boottime - since.boottime + wait < replay - min(1.0, replay / 10) - EPSILON
+
+    def can_be_kept(self, grant: Grant, wait: float) -> bool:
+        """Whether a client that asks in ``wait`` seconds, with no trouble from then on, keeps this login."""
+        ways = self._server.ways
+        if grant.dead or self._server.ended_by is not None:
+            return False
+        if ways.resource == "refused once spent" and conduct.sends_resource(grant):
+            return False  # nobody can know of such a server before it has done it
+        if ways.early == "ends the login" and not ways.life - DAY < self._clock.shift <= 0:
+            return False
+        lost = self._server.is_spent(self.holding.refresh) and ways.grace is not None
+        return not lost or self.may_replay(grant, wait)
+
+    def waits_for_its_time(self) -> float:
+        """Return the seconds until the refresh token may be used, by the wall clock: also one that was set back."""
+        return self._server.usable_from(self.holding.refresh) + NOON - self._clock.read().wall
+
+    def knows_the_time(self) -> bool:
+        """Whether the wall clock has not been set since the access token was issued."""
+        return self._gained(self.issued, self._clock.read()) == 0
+
+    def _gained(self, since: Moment, until: Moment) -> float:
+        return self._clock.gained(since, until)
+
+
+def _text(secret: Secret | None) -> str | None:
+    return None if secret is None else secret.reveal()

@@ -1,0 +1,224 @@
+"""A machine whose clocks and network are played, and whose processes can be killed between any two steps.
+
+The product's own ``rotation.rotate`` runs on it, with real files and a real lock. Five things are put in its way, all
+in ``PlayedHost.__init__``, because no real part can do them at each step of thousands of walks: the two clocks that it
+reads, the transport below its HTTP client, an attempt that can die, and a disk that need not be waited for (power
+losses have their own tests, on real disks).
+"""
+
+import os
+import shutil
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import mkdtemp
+from types import SimpleNamespace
+from typing import Any, Final
+from unittest.mock import patch
+
+from refresher import demands, leftovers, policy, publish, store
+from refresher.attempt import Attempt, Mark
+from refresher.clocks import Moment
+from refresher.directories import Directories
+from refresher.grant import Grant, Record, Stored
+from refresher.policy import Decision, Rotate
+from refresher.rotation import Order, Terms, rotate
+from shim import _token as token_file
+from tests.support.fake_state import directories, put
+from tests.support.model_server import ModelServer
+from tests.support.onlooker import Onlooker
+from tests.support.played_clock import PlayedClock
+from tests.support.played_network import Killed, PlayedNetwork, Trouble
+
+__all__ = ["PlayedHost"]
+
+_MEMORY: Final = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+"""Where thousands of files a second cost no disk its life; elsewhere the usual place will do."""
+
+
+class PlayedHost:
+    """One machine with one grant."""
+
+    def __init__(self, server: ModelServer, clock: PlayedClock, first: Grant) -> None:
+        self.server = server
+        self.clock = clock
+        self._root = Path(mkdtemp(dir=_MEMORY))
+        self.directories: Directories = directories(self._root)
+        put(self.directories.record(first.name), first)
+        self.onlooker = Onlooker(server, clock, first)
+        self.record = first
+        """The grant as any process reads it."""
+        self._network = PlayedNetwork(clock, self.onlooker)
+        self._forced = False
+        self._attempt: _MortalAttempt | None = None
+        self._patches = ExitStack()
+        for target, played in (
+            ("refresher.clocks.now", clock.read),
+            ("refresher.exchange.time", SimpleNamespace(monotonic=lambda: clock.read().monotonic)),
+            ("httpx.AsyncClient", self._network.client),
+            ("refresher.rotation.Attempt", self._begin),
+            ("os.fsync", lambda _: None),
+        ):
+            self._patches.enter_context(patch(target, played))
+
+    def close(self) -> None:
+        """Give the product its clocks and network back, and the disk its space."""
+        self._patches.close()
+        shutil.rmtree(self._root)
+
+    # What the product is asked to do.
+
+    @property
+    def is_demanded(self) -> bool:
+        """Whether an agent demands the next generation."""
+        return self._is_demanded(self.record)
+
+    def demand(self, generation: int) -> None:
+        """Demand a rotation beyond ``generation``, as an agent does."""
+        (self.directories.demands / f"{self.record.name}.{generation}").touch()
+
+    def decide(self, **how: Any) -> Decision:
+        """Say what the product would do, as cron's first look and the daemon's timetable ask it."""
+        return policy.decide(self.record, self.clock.read(), demanded=self.is_demanded, **how)
+
+    def act(
+        self,
+        *,
+        force: bool = False,
+        horizon: float = 0.0,
+        seen: int | None = None,
+        troubles: tuple[Trouble, ...] = (),
+    ) -> None:
+        """Let one process carry out one order."""
+        before, onlooker = self.record, self.onlooker
+        seen = before.generation if seen is None else seen
+        adopted = before.generation > seen
+        look = self.decide(force=force and not adopted, horizon=0.0 if adopted else horizon)
+        unsettled = self._intent.exists() or policy.is_adrift(before, self.clock.read())
+        cut_off = self._cut_off()
+        self._network.troubles, self._network.fault = list(troubles), "none"
+        self._forced, self._attempt = force, None
+        order = Order(name=before.name, seen=seen, force=force, horizon=horizon)
+        try:
+            result = rotate(self.directories, order, Terms(ca_file=None, stopping=lambda: False))
+        except Killed:
+            assert self._attempt is not None
+            self._attempt.close()
+            onlooker.is_killed()
+            if not self.clock.knows_boot:
+                self._forgets_whether_it_left()
+            self._read()
+        else:
+            assert result is not None
+            self._read()
+            exchanged = self._attempt is not None
+            onlooker.claim(result.outcome not in ("storage_failed", "invalid_grant_file"), result.detail)
+            onlooker.claim(unsettled or exchanged == isinstance(look, Rotate), f"I9: a look says {look}")
+            onlooker.claim(not self._intent.exists(), "an attempt was left behind by a process that lives")
+            if exchanged:
+                onlooker.ends(before, self.record)
+            else:
+                self._rested(before, cut_off=cut_off)
+            onlooker.compare(self.record)
+            self._compare_published()
+        assert not onlooker.wrong, onlooker.wrong
+
+    def _rested(self, before: Grant, *, cut_off: bool) -> None:
+        record, now = self.record, self.clock.read()
+        if record.doubt is None or record.failure is None or record.dead or (record.not_before or 0) > now.wall:
+            return
+        # What was cut off after it was sent could not make its own replay, and waits for nothing.
+        at_once = cut_off and record.failures > before.failures
+        patient = now.wall < (record.failure.retry_at or 0.0) and not at_once
+        missed = not patient and self.onlooker.may_replay(record)
+        self.onlooker.claim(not missed, "nobody replayed although the server would have taken it")
+
+    def _compare_published(self) -> None:
+        record, path = self.record, self.directories.token(self.record.name)
+        if record.access_token is None and not path.exists():
+            return
+        seen = token_file.parse(path.read_bytes())
+        access = None if record.access_token is None else record.access_token.reveal()
+        published = seen.generation, seen.access_token, seen.state == "reauthorization_required"
+        expected = record.generation, access, policy.needs_person(record)
+        self.onlooker.claim(published == expected, f"I5: agents see {published}, not {expected}")
+
+    # What lies on the disk.
+
+    def _read(self) -> None:
+        record = store.load(self.directories, self.record.name).record
+        assert isinstance(record, Grant)
+        self.record = record
+
+    @property
+    def _intent(self) -> Path:
+        return self.directories.intent(self.record.name)
+
+    def settle(self) -> None:
+        """Settle what a killed process left, as every writer of a grant does first."""
+        leftovers.resolve(self.directories, self.record.name, self.clock.read())
+        self._read()
+
+    def reboot(self, seconds: float, *, loses_mark: bool) -> None:
+        """Be off for a while; what was not synced may be lost with the power."""
+        self.clock.reboot(seconds)
+        self.onlooker.disturbed = True
+        if loses_mark and self._intent.exists():
+            self._intent.write_bytes(self._intent.read_bytes()[:-1] + Mark.UNSENT.value)
+        self._forgets_whether_it_left()
+
+    def _cut_off(self) -> bool:
+        """Whether a killed process left an attempt that had saved nothing."""
+        return self._attempt is not None and self._intent.exists() and not self._attempt.saved
+
+    def _forgets_whether_it_left(self) -> None:
+        """In another boot, or where boots are not told apart, a mark that is missing proves nothing."""
+        if self._cut_off() and self._attempt is not None:
+            self.onlooker.in_doubt.setdefault(self.onlooker.holding.refresh, self._attempt.began)
+
+    def _begin(self, where: Directories, name: str, stored: Stored) -> "_MortalAttempt":
+        self._attempt = _MortalAttempt(self, self._network, where, name, stored)
+        return self._attempt
+
+    def declares(self, grant: Grant) -> None:
+        """See an exchange begin."""
+        self.onlooker.begins(grant, demanded=self._is_demanded(grant), forced=self._forced)
+
+    def _is_demanded(self, grant: Grant) -> bool:
+        asked = demands.pending(self.directories)
+        return asked.ask_beyond(grant.name, publish.current(self.directories, grant))
+
+
+class _MortalAttempt(Attempt):
+    """An attempt whose process can be killed at each of its steps."""
+
+    def __init__(self, host: PlayedHost, network: PlayedNetwork, where: Directories, name: str, stored: Stored) -> None:
+        super().__init__(where, name, stored)
+        self._host = host
+        self._network = network
+        self._saving: Record | None = None
+        self.saved = False
+
+    def reserve(self, grant: Grant, at: Moment) -> None:
+        self.began = at
+        self._host.declares(grant)
+        super().reserve(grant, at)
+
+    def before_first_byte(self) -> None:
+        self._network.kill("killed before its mark")
+        super().before_first_byte()
+
+    def persist(self, record: Record, *, until_saved: bool) -> None:
+        self._network.kill("killed before it saved")
+        self._saving = record
+        super().persist(record, until_saved=until_saved)
+
+    def _rename(self, path: Path) -> None:
+        assert isinstance(self._saving, Grant)
+        self._host.onlooker.keeps(self._saving)
+        self.saved = True
+        self._network.kill("killed before its rename")
+        super()._rename(path)
+
+    def _finish(self) -> None:
+        self._network.kill("killed once it saved")
+        super()._finish()

@@ -1,0 +1,122 @@
+"""A network that can do anything to a request at any step, and kill the process that makes it.
+
+It is the transport below the product's HTTP client. Real connections that break are in ``tests/faults/test_network.py``;
+but none of them can take hours of a played clock.
+"""
+
+from types import SimpleNamespace
+from typing import Any, Final, Literal, NamedTuple
+from urllib.parse import parse_qsl
+
+import httpx
+
+from tests.support.model_server import Answer
+from tests.support.onlooker import Onlooker
+from tests.support.played_clock import Happening, PlayedClock
+
+__all__ = ["Fault", "Killed", "PlayedNetwork", "Trouble"]
+
+Fault = Literal[
+    "none",
+    "unreachable",
+    "lost on the way there",
+    "lost on the way back",
+    "error before",
+    "error after",
+    "garbled",
+    "busy",
+    "refused",
+    "resource refused",
+    "client rejected",
+    "killed before its mark",
+    "killed after its mark",
+    "killed before its answer",
+    "killed before it saved",
+    "killed before its rename",
+    "killed once it saved",
+]
+
+_INSTEAD: Final = {
+    "busy": Answer(503, b""),
+    "error before": Answer(500, b""),
+    "refused": Answer.error(400, "access_denied"),
+    "resource refused": Answer.error(400, "invalid_target"),
+    "client rejected": Answer.error(401, "invalid_client"),
+}
+"""What is answered without the server having seen the request, by something in front of it."""
+
+_AFTERWARDS: Final = {"error after": Answer(502, b"<html>"), "garbled": Answer(200, b"<html>")}
+"""What becomes of the server's answer on the way back."""
+
+_POST: Final = SimpleNamespace(method=b"POST")
+_CLIENT: Final = httpx.AsyncClient
+
+
+class Trouble(NamedTuple):
+    """What befalls one request."""
+
+    fault: Fault = "none"
+    connecting: Happening = Happening()
+    waiting: Happening = Happening()
+    travels: float = 0.1
+
+
+class Killed(BaseException):
+    """The process is gone: nothing may catch it."""
+
+
+class PlayedNetwork(httpx.AsyncBaseTransport):
+    """The way from one client to its server."""
+
+    def __init__(self, clock: PlayedClock, onlooker: Onlooker) -> None:
+        self.troubles: list[Trouble] = []
+        """What befalls the next requests."""
+        self.fault: Fault = "none"
+        """What befell the last one."""
+        self._clock = clock
+        self._onlooker = onlooker
+
+    def client(self, **options: Any) -> httpx.AsyncClient:
+        """Return the product's HTTP client with this network below it."""
+        return _CLIENT(**options, transport=self)
+
+    def kill(self, fault: Fault) -> None:
+        """Be the end of the process where that is what befell it."""
+        if self.fault == fault:
+            raise Killed
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Carry one request there and its answer back, as far as its trouble lets it."""
+        trouble = self.troubles.pop(0) if self.troubles else Trouble()
+        self.fault = fault = trouble.fault
+        limits = request.extensions["timeout"]
+        fields = dict(parse_qsl(request.content.decode()))
+        self._onlooker.connects(fields, limits["read"])
+        self._wait(trouble.connecting, limits["connect"], httpx.ConnectTimeout)
+        if fault == "unreachable":
+            raise httpx.ConnectError("nobody is there")
+        await request.extensions["trace"]("http11.send_request_headers.started", {"request": _POST})
+        self._onlooker.sends(fields)
+        self.kill("killed after its mark")
+        answer = _INSTEAD.get(fault)
+        if answer is None and fault != "lost on the way there":
+            self._clock.happen(Happening("passes", trouble.travels))
+            answer = self._onlooker.arrives(fields)
+        passed = trouble.connecting.seconds if trouble.connecting.what == "passes" else 0.0
+        self._wait(trouble.waiting, limits["read"] - passed, httpx.ReadTimeout)
+        self.kill("killed before its answer")
+        if answer is None or fault == "lost on the way back":
+            raise httpx.ReadError("reset")
+        answer = _AFTERWARDS.get(fault, answer)
+        if fault not in (*_AFTERWARDS, "error before"):
+            self._onlooker.delivers(answer)
+        headers = {"Retry-After": str(int(abs(trouble.waiting.seconds) * 100))} if answer.status == 503 else {}
+        return httpx.Response(answer.status, headers=headers, stream=httpx.ByteStream(answer.body))
+
+    def _wait(self, happening: Happening, remaining: float, late: type[httpx.TimeoutException]) -> None:
+        if happening.what != "passes":
+            self._onlooker.disturbed = True
+        elif happening.seconds >= remaining:
+            self._clock.happen(Happening("passes", remaining))
+            raise late("too slow")
+        self._clock.happen(happening)
