@@ -213,9 +213,9 @@ class Onlooker:
         replay = conduct.replay(grant)
         if replay is None or grant.doubt is None:
             return replay is None
-        # What a kill leaves says when the attempt began, not when its request left.
+        # What a kill leaves says when the attempt began: before its request left, and by a clock that was set since.
         left, now = self.in_doubt[self.holding.refresh], self._clock.read()
-        since = min(left, grant.doubt.since, key=lambda moment: moment.boottime)
+        since = min(grant.doubt.since, left, key=lambda moment: moment.boottime)
         if not left.same_boot(now) or abs(self._gained(since, now)) > EPSILON:
             return False
         # A little goes to the way there.

@@ -132,16 +132,18 @@ class Machine(RuleBasedStateMachine):
         """An impatient person."""
         self.host.act(troubles=troubles, force=True)
 
-    @rule(fault=_losses, pause=_pauses, then=_happenings, reboots=st.booleans(), forced=st.booleans())
-    def an_answer_is_lost(self, fault: Fault, pause: Happening, then: Happening, reboots: bool, forced: bool) -> None:
-        """The clocks do what they do, and two processes look again: what most logins are lost by."""
+    @rule(fault=_losses, pause=_pauses, then=_happenings, reboots=st.booleans(), shift=st.sampled_from([None, -DAY]))
+    def an_answer_is_lost(
+        self, fault: Fault, pause: Happening, then: Happening, reboots: bool, shift: float | None
+    ) -> None:
+        """What most logins are lost by: then the clocks do what they do, and two processes look again."""
         self.host.act(force=True, troubles=(Trouble(fault, waiting=pause), Trouble("unreachable")))
         if reboots:
-            self.the_machine_reboots(abs(then.seconds), loses_mark=True, shift=None)
+            self.the_machine_reboots(abs(then.seconds), loses_mark=True, shift=shift)
         else:
             self.time(then)
         self.host.act(troubles=(Trouble("unreachable"),))
-        self.host.act(force=forced)
+        self.host.act(force=True)
 
     @rule(troubles=_troubles, force=st.booleans(), horizon=_horizons)
     def all_want_it_at_once(self, troubles: tuple[Trouble, ...], force: bool, horizon: float) -> None:
@@ -163,6 +165,15 @@ class Machine(RuleBasedStateMachine):
             self.host.demand(self.host.record.generation - 1)
         else:
             self._call()
+
+    @rule()
+    def nothing_satisfies_an_agent(self) -> None:
+        """It demands each new token's successor as soon as it sees it."""
+        self.false_alarm = True
+        for _ in range(4):
+            self._call()
+            self._sleep_until_due()
+            self.host.act()
 
     def _call(self) -> None:
         record = self.host.record
@@ -280,10 +291,5 @@ def test_no_login_is_lost_that_could_be_kept(caplog: pytest.LogCaptureFixture) -
     """If it failed, some order of troubles would cost a person a new login, or agents their live access token."""
     caplog.set_level(logging.CRITICAL, "refresher")  # what thousands of kills leave is no news
     run_state_machine_as_test(
-        Machine,
-        settings=settings(
-            max_examples=settings().max_examples // 2,  # each of them is thirty
-            stateful_step_count=30,
-            suppress_health_check=[HealthCheck.too_slow],
-        ),
+        Machine, settings=settings(stateful_step_count=30, suppress_health_check=[HealthCheck.too_slow])
     )
