@@ -103,7 +103,7 @@ def _resource(draw: st.DrawFn, profile: Profile, *, configured: bool) -> Resourc
         return "refused"
     ways: list[Resource] = ["ignored", "ignored", "ignored", "refused", "refused once spent"]
     if configured:
-        ways.append("required")
+        ways += ["required", "required"]
     return draw(st.sampled_from(ways))
 
 

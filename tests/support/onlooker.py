@@ -237,6 +237,10 @@ class Onlooker:
         """Return the seconds until the refresh token may be used, by the wall clock: also one that was set back."""
         return self._server.usable_from(self.holding.refresh) + NOON - self._clock.read().wall
 
+    def is_behind_by(self) -> float:
+        """Return the seconds by which the wall clock is behind the server's, or behind itself when the token came."""
+        return max(0.0, -self._clock.shift, -self._gained(self.issued, self._clock.read()))
+
     def knows_the_time(self) -> bool:
         """Whether the wall clock has not been set since the access token was issued."""
         return self._gained(self.issued, self._clock.read()) == 0
