@@ -10,7 +10,7 @@ from refresher import clocks, files, leftovers, lock, policy, publish, store, ur
 from refresher.attempt import write_record
 from refresher.directories import Directories
 from refresher.errors import ExposedGrantFile, GrantFileError, ImportRefused, StorageError
-from refresher.grant import Grant, Stored, Tombstone, spend
+from refresher.grant import Grant, Record, Stored, Tombstone, spend
 from shim._token import is_name
 
 __all__ = ["Admitted", "admit", "is_there"]
@@ -49,13 +49,14 @@ def admit(
         lock.held(directories.import_lock, stopping=stopping),
         lock.held(directories.lock(name), stopping=stopping),
     ):
-        stored = _there(directories, name, damaged_may_go=replace)
+        # First of all what refuses it: whoever replaces a grant gives up what is out of reach of it.
+        warnings = [*_cautions(brought), *_compare(directories, brought)]
+        stored = _there(directories, name, replace=replace)
         there = None if stored is None else stored.record
         if isinstance(there, Grant) and if_absent:
             return Admitted(grant=there, stored=False)
         if isinstance(there, Grant) and not replace:
             _refuse(f"{name} exists: --replace puts this grant in its place, --if-absent leaves it")
-        warnings = [*_cautions(brought), *_compare(directories, brought)]
         if stored is None:
             # It may hold the only copy of something: out of the way, never overwritten.
             now = clocks.now()
@@ -80,14 +81,14 @@ def _cautions(brought: Grant) -> list[str]:
     ]
 
 
-def _there(directories: Directories, name: str, *, damaged_may_go: bool) -> Stored | None:
+def _there(directories: Directories, name: str, *, replace: bool) -> Stored | None:
     """Return what is stored under ``name`` once earlier attempts are settled; ``None`` for a damaged record."""
     try:
-        return leftovers.resolve(directories, name, clocks.now())
+        return leftovers.resolve(directories, name, clocks.now(), giving_up=replace)
     except ExposedGrantFile:
         raise  # what it remembers is not lost: it says which tokens are spent
     except GrantFileError:
-        if not damaged_may_go:
+        if not replace:
             raise
         return None
 
@@ -99,21 +100,29 @@ def _compare(directories: Directories, brought: Grant) -> list[str]:
         return []  # client credentials may be shared: nothing of them is used up
     listing = directories.listing()
     unchecked = []
-    for name in sorted({*listing.names, *listing.unfinished} - {brought.name}):
+    for name in sorted({*listing.names, *listing.unfinished}):
         try:
-            others = [store.load(directories, name).record] if is_name(name) else []
-        except GrantFileError as error:
-            unchecked.append(f"could not compare with a damaged record: {error}")
+            others = _records(directories, name, unfinished=name in listing.unfinished)
+        except (GrantFileError, OSError) as error:
+            if name != brought.name:
+                unchecked.append(f"could not compare with {name}, whose record is damaged: {error}")
             continue
-        if name in listing.unfinished:
-            # An import that was cut off holds its token too: the next writer of that name adopts it.
-            others += [whole.record for path in directories.candidates(name) if (whole := leftovers.whole(path, name))]
         for other in others:
-            if isinstance(other, Grant) and _fingerprint(other) == fingerprint:
+            if isinstance(other, Grant) and _fingerprint(other) == fingerprint and name != brought.name:
                 _refuse(f"{name} holds this very refresh token: two names would destroy each other's login")
             if other is not None and fingerprint in other.spent:
                 _refuse(f"{name} has already spent this refresh token: authorize anew for a name of its own")
     return unchecked
+
+
+def _records(directories: Directories, name: str, *, unfinished: bool) -> list[Record | None]:
+    if not is_name(name):
+        return []
+    found = [store.load(directories, name).record]
+    if unfinished:
+        # An import that was cut off holds its token too: the next writer of that name adopts it.
+        found += [whole.record for path in directories.candidates(name) if (whole := leftovers.whole(path, name))]
+    return found
 
 
 def _successor(directories: Directories, brought: Grant, stored: Stored) -> Grant:

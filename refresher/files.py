@@ -22,6 +22,7 @@ __all__ = [
     "write_all",
 ]
 
+_PIECE: Final = 64 * 1024
 _NOT_FOLLOWED: Final = os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -50,7 +51,7 @@ def read(path: Path, largest: int, *, private: bool = False) -> bytes | None:
         if private:
             _check_private(status)
         data = bytearray()
-        while chunk := os.read(descriptor, largest + 1 - len(data)):
+        while chunk := os.read(descriptor, min(_PIECE, largest + 1 - len(data))):
             data += chunk
     finally:
         os.close(descriptor)

@@ -24,23 +24,28 @@ log = logging.getLogger(__name__)
 _KILLED = "an attempt was cut off after its request may have been sent, before its answer was saved"
 
 
-def resolve(directories: Directories, name: str, now: Moment, *, damaged: bool = False) -> Stored:
+def resolve(
+    directories: Directories, name: str, now: Moment, *, damaged: bool = False, giving_up: bool = False
+) -> Stored:
     """Settle what is left of earlier attempts; return the record as it then stands.
 
-    ``damaged``: the record that is there counts for nothing, and is kept elsewhere. Raises ``GrantFileError`` for one
-    that cannot be read (nothing is touched then) and ``StorageError`` where the disk refuses.
+    ``damaged``: the record that is there counts for nothing, and is kept elsewhere. ``giving_up``: a person replaces or
+    removes the grant, so an answer that is out of reach is needed no more. Raises ``GrantFileError`` for a record that
+    cannot be read (nothing is touched then) and ``StorageError`` where the disk refuses.
     """
     stored = Stored(None, NOTHING) if damaged else store.load(directories, name)
     try:
         candidates = directories.candidates(name)
         if not candidates and not files.is_there(directories.intent(name)):
             return stored
-        return _resolve(directories, name, stored, candidates, now)
+        return _resolve(directories, name, stored, candidates, now, giving_up=giving_up)
     except OSError as error:
         raise StorageError(f"cannot tidy up after an earlier attempt at {name}: {error.strerror}") from None
 
 
-def _resolve(directories: Directories, name: str, stored: Stored, candidates: list[Path], now: Moment) -> Stored:
+def _resolve(
+    directories: Directories, name: str, stored: Stored, candidates: list[Path], now: Moment, *, giving_up: bool
+) -> Stored:
     # What looks stored may be so in memory alone, where a kill or an error came between its rename and this.
     files.sync_directory(directories.grants)
     begun = _intent(directories, name)
@@ -49,10 +54,11 @@ def _resolve(directories: Directories, name: str, stored: Stored, candidates: li
     if files.is_there(spill):
         candidates.append(spill)
     answer = _answer(name, stored, candidates)
-    if answer is None and begun.mark is Mark.SPILLED and begun.intent is not None and begun.concerns(stored):
+    out_of_reach = answer is None and begun.mark is Mark.SPILLED and begun.concerns(stored)
+    if out_of_reach and not giving_up and begun.intent is not None:
         raise StorageError(
             f"the new record of {name} was saved in {begun.intent.spill}, which is not there: bring it back (a file "
-            f"system that is not mounted?), or remove {directories.intent(name)} to give it up"
+            f"system that is not mounted?), or give it up: 'refresher import {name} --replace --from FILE'"
         )
     if begun.damaged:
         # Before an answer is adopted: beside its own successor it would put that in doubt.

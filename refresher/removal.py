@@ -23,7 +23,7 @@ def remove(directories: Directories, name: str, *, stopping: Callable[[], bool])
         raise store.unknown(directories, name)
     with lock.held(directories.lock(name), stopping=stopping):
         now = clocks.now()
-        stored = leftovers.resolve(directories, name, now)
+        stored = leftovers.resolve(directories, name, now, giving_up=True)
         grant = stored.record
         if not isinstance(grant, Grant):
             raise store.removed(name)

@@ -49,6 +49,8 @@ def run_once(
                 horizon=horizon,
             )
         except GrantFileError as error:
+            # At each run: it never mends itself, and cron mails what stands on stderr.
+            log.warning("%s: invalid_grant_file: %s", name, error)
             results[name] = Result(name=name, outcome="invalid_grant_file", generation=None, detail=str(error))
             continue
         if isinstance(seen.record, Tombstone) and name in names:

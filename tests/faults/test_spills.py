@@ -117,6 +117,35 @@ def test_an_import_over_a_spilled_token_takes_its_place_and_its_memory(refresher
         assert (len(server.asked["client"]), server.reused) == (3, 0)
 
 
+def test_a_spilled_token_that_is_out_of_reach_is_given_up_only_for_a_new_login(refresher: Command) -> None:
+    """If it failed, a spill on a disk that is gone would stop a grant for good, or be given up for an import in vain."""
+    need(no_strace())
+    with TokenServer(lambda _: 3600) as server:
+        spilled = _spilled(refresher, server)
+        for path in (refresher.state / "grants").glob("linear.next*"):
+            path.unlink()
+        away = spilled.rename(refresher.home / "away.import.json")
+        done = refresher("run-once", "--json")
+        assert (done.code, done.outcome) == (4, "storage_failed")
+        assert "refresher import linear --replace" in done.results["linear"]["detail"]
+        refresher.bring("notion", held := server.grant("another"))
+        in_vain = refresher.write_import("linear", held)
+        assert refresher("import", "linear", "--replace", "--from", str(in_vain)).code == 2
+        away.rename(spilled)
+        assert refresher("run-once", "linear").code == 0, "a refused import has cost the spilled token"
+        refresher("run-once", "--force", "linear", prefix=injecting("rename", "error=EIO"))
+        for path in (*(refresher.state / "grants").glob("linear.next*"), *spilled.parent.iterdir()):
+            path.unlink()
+        old = refresher.grant("linear").refresh_token
+        assert old is not None
+        refresher.import_grant("linear", server.grant("client"), "--replace")
+        assert old.fingerprint() in refresher.grant("linear").spent, "it could be imported again"
+        assert refresher("run-once", "linear").code == 0
+        assert refresher.leftovers() == []
+        assert refresher("remove", "linear").code == 0
+        assert server.reused == 0
+
+
 def test_a_spilled_copy_goes_only_once_the_record_is_sure_to_stay(refresher: Command) -> None:
     """If it failed, a disk that forgets what it has renamed would be trusted with the only copy (I6)."""
     need(no_strace())

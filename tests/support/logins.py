@@ -45,7 +45,7 @@ def logins(draw: st.DrawFn) -> Login:
     """Return a server, half of them as a profile of ``refresher.providers`` says, and a grant there."""
     profile = draw(st.just(UNKNOWN) | st.sampled_from(PROFILES))
     rotates, grace = _rotation(draw, profile)
-    life = profile.access_life or draw(st.sampled_from([HOUR, 5.0, MINUTE, 600.0, 8 * HOUR, 2 * DAY]))
+    life = profile.access_life or draw(st.sampled_from([HOUR, HOUR, 600.0, 8 * HOUR, 5.0, MINUTE, 2 * DAY]))
     tells_life = draw(st.booleans())
     early = _early(draw, profile, may_end_the_login=rotates and life <= DAY)
     resource = draw(st.sampled_from([None, "https://mcp.example/mcp"]))
@@ -103,7 +103,7 @@ def _resource(draw: st.DrawFn, profile: Profile, *, configured: bool) -> Resourc
         return "refused"
     ways: list[Resource] = ["ignored", "ignored", "ignored", "refused", "refused once spent"]
     if configured:
-        ways.append("required")
+        ways += ["required", "required"]
     return draw(st.sampled_from(ways))
 
 

@@ -213,9 +213,9 @@ class Onlooker:
         replay = conduct.replay(grant)
         if replay is None or grant.doubt is None:
             return replay is None
-        # What a kill leaves says when the attempt began, not when its request left.
+        # What a kill leaves says when the attempt began: before its request left, and by a clock that was set since.
         left, now = self.in_doubt[self.holding.refresh], self._clock.read()
-        since = min(left, grant.doubt.since, key=lambda moment: moment.boottime)
+        since = min(grant.doubt.since, left, key=lambda moment: moment.boottime)
         if not left.same_boot(now) or abs(self._gained(since, now)) > EPSILON:
             return False
         # A little goes to the way there.
@@ -236,6 +236,10 @@ class Onlooker:
     def waits_for_its_time(self) -> float:
         """Return the seconds until the refresh token may be used, by the wall clock: also one that was set back."""
         return self._server.usable_from(self.holding.refresh) + NOON - self._clock.read().wall
+
+    def is_behind_by(self) -> float:
+        """Return the seconds by which the wall clock is behind the server's, or behind itself when the token came."""
+        return max(0.0, -self._clock.shift, -self._gained(self.issued, self._clock.read()))
 
     def knows_the_time(self) -> bool:
         """Whether the wall clock has not been set since the access token was issued."""

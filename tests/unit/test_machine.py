@@ -132,16 +132,18 @@ class Machine(RuleBasedStateMachine):
         """An impatient person."""
         self.host.act(troubles=troubles, force=True)
 
-    @rule(fault=_losses, pause=_pauses, then=_happenings, reboots=st.booleans(), forced=st.booleans())
-    def an_answer_is_lost(self, fault: Fault, pause: Happening, then: Happening, reboots: bool, forced: bool) -> None:
-        """The clocks do what they do, and two processes look again: what most logins are lost by."""
+    @rule(fault=_losses, pause=_pauses, then=_happenings, reboots=st.booleans(), shift=st.sampled_from([None, -DAY]))
+    def an_answer_is_lost(
+        self, fault: Fault, pause: Happening, then: Happening, reboots: bool, shift: float | None
+    ) -> None:
+        """What most logins are lost by: then the clocks do what they do, and two processes look again."""
         self.host.act(force=True, troubles=(Trouble(fault, waiting=pause), Trouble("unreachable")))
         if reboots:
-            self.the_machine_reboots(abs(then.seconds), loses_mark=True, shift=None)
+            self.the_machine_reboots(abs(then.seconds), loses_mark=True, shift=shift)
         else:
             self.time(then)
         self.host.act(troubles=(Trouble("unreachable"),))
-        self.host.act(force=forced)
+        self.host.act(force=True)
 
     @rule(troubles=_troubles, force=st.booleans(), horizon=_horizons)
     def all_want_it_at_once(self, troubles: tuple[Trouble, ...], force: bool, horizon: float) -> None:
@@ -163,6 +165,15 @@ class Machine(RuleBasedStateMachine):
             self.host.demand(self.host.record.generation - 1)
         else:
             self._call()
+
+    @rule()
+    def nothing_satisfies_an_agent(self) -> None:
+        """It demands each new token's successor as soon as it sees it."""
+        self.false_alarm = True
+        for _ in range(4):
+            self._call()
+            self._sleep_until_due()
+            self.host.act()
 
     def _call(self) -> None:
         record = self.host.record
@@ -238,21 +249,22 @@ class Machine(RuleBasedStateMachine):
         excused = self.server.ended_by is not None or self.onlooker.misled
         assert excused or not self.host.record.dead, "a login was given up that its server has not ended"
 
-    @rule(cron=st.booleans())
-    def all_is_well_for_a_while(self, cron: bool) -> None:
-        """What is not lost mends itself, in bounded time, under a daemon and under cron."""
+    @rule(cron=st.booleans(), used=st.booleans())
+    def all_is_well_for_a_while(self, cron: bool, used: bool) -> None:
+        """What is not lost mends itself, in bounded time, under a daemon and under cron, with and without an agent."""
         self.false_alarm = False
         self.host.settle()
         host, ways, began = self.host, self.server.ways, self.clock.t
         generation = host.record.generation
         each = max(5 * MINUTE, ways.life / 8)
         can_be_kept = self.onlooker.can_be_kept(host.record, self._wait_for_next(each if cron else 0.0))
-        # Each refresh token that names its time is waited for by a wall clock that may be behind.
-        behind = max(0.0, -self.clock.shift) if ways.early == "ends the login" else 0.0
+        # Where an early refresh does harm, the end of a token is waited for by a wall clock that may have been set back.
+        behind = 0.0 if ways.early == "allowed" else self.onlooker.is_behind_by()
         longest = 4 * ways.life + 3 * HOUR + 8 * each + 3 * behind
         healthy = False
         for _ in range(1000 + int(longest / each)):
-            self._call()
+            if used:
+                self._call()
             if healthy and not cron and self.knows_life and ways.early == "allowed" and ways.life >= MINUTE:
                 assert self._lives(), "a healthy token ended before it was renewed"
             host.act(horizon=each if cron else 0.0)
@@ -279,11 +291,8 @@ class Machine(RuleBasedStateMachine):
 def test_no_login_is_lost_that_could_be_kept(caplog: pytest.LogCaptureFixture) -> None:
     """If it failed, some order of troubles would cost a person a new login, or agents their live access token."""
     caplog.set_level(logging.CRITICAL, "refresher")  # what thousands of kills leave is no news
+    examples = settings().max_examples * 3 // 4  # each is a walk of thirty steps
     run_state_machine_as_test(
         Machine,
-        settings=settings(
-            max_examples=settings().max_examples // 2,  # each of them is thirty
-            stateful_step_count=30,
-            suppress_health_check=[HealthCheck.too_slow],
-        ),
+        settings=settings(max_examples=examples, stateful_step_count=30, suppress_health_check=[HealthCheck.too_slow]),
     )
