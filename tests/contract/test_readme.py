@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import shim
+import shim.mcp
 from refresher.brought import Brought
 from refresher.providers import PROFILES
 from refresher.result import EXIT_CODES
@@ -18,9 +19,15 @@ from tests.conftest import need
 from tests.support.api import API
 from tests.support.command import Command, wait_until
 from tests.support.oidc import OIDC
+from tests.support.stage import Stage
 
 ROOT = Path(__file__).parent.parent.parent
 README = (ROOT / "README.md").read_text()
+GRANT = {
+    "token_endpoint": "http://127.0.0.1:9/token",
+    "client_id": "client",
+    "refresh_token": "refresh-token-of-the-readme",
+}
 
 
 def blocks(language: str) -> list[str]:
@@ -87,13 +94,7 @@ def test_the_line_for_the_profile_starts_one_daemon_however_often_one_logs_in(re
     here = line.replace("/path/to/.venv/bin/", f"{Path(sys.executable).parent}/")
     assert here != line
     (refresher.home / ".profile").write_text(here)
-    fields = {
-        "token_endpoint": "http://127.0.0.1:9/token",
-        "client_id": "client",
-        "refresh_token": "refresh-token-of-the-readme",
-        "server_url": "https://mcp.example/mcp",
-    }
-    refresher.import_grant("linear", fields)
+    refresher.import_grant("linear", GRANT | {"server_url": "https://mcp.example/mcp"})
     log = refresher.state / "log"
     try:
         for _ in range(3):
@@ -125,15 +126,8 @@ def test_the_line_for_the_crontab_is_a_daemon(refresher: Command) -> None:
 
 def _published(refresher: Command, api: API) -> dict[str, str]:
     """Publish a token for ``api`` where its user would have it; return the environment of his programs."""
-    fields = {
-        "token_endpoint": "http://127.0.0.1:9/token",
-        "client_id": "client",
-        "refresh_token": "refresh-token-of-the-readme",
-        "server_url": api.origin,
-        "access_token": "access-token-of-the-readme",
-        "expires_in": 3600,
-    }
-    refresher.import_grant("linear", fields)
+    fields = {"server_url": api.origin, "access_token": "access-token-of-the-readme", "expires_in": 3600}
+    refresher.import_grant("linear", GRANT | fields)
     return {"HOME": str(refresher.home), "PATH": os.environ["PATH"], "URL": f"{api.origin}/"}
 
 
@@ -169,9 +163,23 @@ def test_the_example_of_events_works(refresher: Command) -> None:
     assert "refresher import linear" in told["login_command"]
 
 
+def test_the_example_of_the_client_that_stays_up_works(refresher: Command) -> None:
+    """If it failed, an agent's author would move to it and be left with a broken program."""
+    example = blocks("python")[2]
+    with Stage() as stage:
+        stage.play(tokens=["access-token-of-the-readme"])
+        fields = {"server_url": stage.url, "access_token": "access-token-of-the-readme", "expires_in": 3600}
+        refresher.import_grant("linear", GRANT | fields)
+        environment = {"HOME": str(refresher.home), "PATH": os.environ["PATH"], "URL": stage.url}
+        done = subprocess.run(
+            [sys.executable, "-c", example], env=environment, capture_output=True, text=True, check=False, timeout=60
+        )
+    assert done.stdout == "3\n", done.stderr
+
+
 def test_the_recipe_for_requests_works(refresher: Command) -> None:
     """If it failed, programs on requests would have no way in, or send tokens astray."""
-    recipe = blocks("python")[2]
+    recipe = blocks("python")[3]
     call = "import os\nprint(session.get(os.environ['URL']).status_code, session.get(os.environ['OTHER']).status_code)"
     with API(_accepts) as api, API(_accepts) as other:
         environment = _published(refresher, api) | {"OTHER": f"{other.origin}/"}
@@ -198,8 +206,9 @@ def test_every_problem_is_explained() -> None:
     """If it failed, a program's author would meet an error that nobody has explained."""
     errors = {
         name
-        for name in shim.__all__
-        if isinstance(getattr(shim, name), type) and issubclass(getattr(shim, name), Exception)
+        for package in (shim, shim.mcp)
+        for name in package.__all__
+        if isinstance(getattr(package, name), type) and issubclass(getattr(package, name), Exception)
     }
     assert {name for name in errors - {"ShimError"} if f"`{name}`" not in README} == set()
 
