@@ -28,15 +28,19 @@ class Login(NamedTuple):
         """Log in by other means at noon, and import what came of it."""
         server = ModelServer(self.ways)
         refresh, access = server.log_in(0.0)
-        imported = self.configured | {
-            "token_endpoint": "http://127.0.0.1:9/token",
-            "refresh_token": Secret(refresh),
-            "not_before": jwt_time(refresh, "nbf"),
-            "access_token": Secret(access) if self.with_access else None,
-            "expires_at": NOON + self.ways.life if self.with_access and self.ways.tells_life else None,
-            "last_rotation_at": None,
-            "send_resource": None,
-        }
+        imported = (
+            {"max_age": None}
+            | self.configured
+            | {
+                "token_endpoint": "http://127.0.0.1:9/token",
+                "refresh_token": Secret(refresh),
+                "not_before": jwt_time(refresh, "nbf"),
+                "access_token": Secret(access) if self.with_access else None,
+                "expires_at": NOON + self.ways.life if self.with_access and self.ways.tells_life else None,
+                "last_rotation_at": None,
+                "send_resource": None,
+            }
+        )
         return server, grant(**imported)
 
 
