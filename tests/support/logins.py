@@ -70,7 +70,9 @@ def logins(draw: st.DrawFn) -> Login:
         "issuer": _issuer(profile),
         "replay": draw(st.sampled_from(_promises(grace))),
         "max_age": draw(st.sampled_from([life, 2 * life, *([None] if known and with_access else [])])),
-        "refuses_early": early == "mistaken for dead" or (early == "refused" and draw(st.booleans())),
+        # Needed where neither a profile nor the server's own words say so.
+        "refuses_early": (early == "mistaken for dead" and not profile.refuses_early)
+        or (early == "refused" and draw(st.booleans())),
         "resource": resource,
     }
     return Login(ways, configured, with_access)

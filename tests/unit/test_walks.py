@@ -8,6 +8,7 @@ import pytest
 
 from tests.support.logins import Login
 from tests.support.model_server import Ways
+from tests.support.onlooker import SLOWEST
 from tests.support.played_clock import DAY, HOUR, MINUTE, Happening
 from tests.support.played_network import Trouble
 from tests.unit.test_machine import Machine
@@ -46,9 +47,10 @@ def test_an_answer_that_is_read_after_a_sleep_is_judged_by_when_it_was_asked(beg
 
 
 def test_a_verdict_that_comes_a_moment_before_the_end_is_mistaken(begin: Begin) -> None:
-    """If it failed, a server whose clock is a breath behind would cost a person a login at every expiry."""
+    """If it failed, a server that counts from its own answer would cost a person a login at some expiry."""
     walk = begin(STRICT._replace(early="mistaken for dead"), refuses_early=True)
-    walk.all_is_well_for_a_while(cron=False, used=False)
+    walk.the_daemon_wakes_when_it_planned_to((Trouble(travels=SLOWEST),))
+    walk.the_daemon_wakes_when_it_planned_to(())
     walk.only_the_dead_are_dead()
 
 
@@ -95,3 +97,19 @@ def test_a_resource_that_was_refused_for_a_while_is_sent_again(begin: Begin) -> 
     walk.host.act(force=True, troubles=(Trouble("resource refused"),))
     walk.all_is_well_for_a_while(cron=False, used=True)
     assert not walk.host.record.resource_refused
+
+
+def test_a_resource_that_was_refused_stays_away(begin: Begin) -> None:
+    """If it failed, every other rotation at such a server would be refused, and wait for the end of the token."""
+    walk = begin(FOR_EVER._replace(resource="refused"), resource="https://mcp.example/mcp", replay=0.0)
+    walk.all_is_well_for_a_while(cron=False, used=False)
+    assert walk.host.record.resource_refused
+
+
+def test_whoever_waited_for_the_lock_takes_what_is_there(begin: Begin) -> None:
+    """If it failed, two crons that meet would rotate twice: the horizon of the second is longer than a token lives."""
+    walk = begin(STRICT)
+    seen = walk.host.record.generation
+    walk.host.act(force=True, troubles=(Trouble(waiting=Happening("passes", 4.0)),))
+    walk.host.act(seen=seen, horizon=DAY)
+    assert walk.host.record.generation == seen + 1
