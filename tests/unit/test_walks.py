@@ -4,8 +4,10 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
 
+import msgspec
 import pytest
 
+from refresher import policy
 from tests.support.logins import Login
 from tests.support.model_server import Ways
 from tests.support.onlooker import SLOWEST
@@ -113,3 +115,27 @@ def test_whoever_waited_for_the_lock_takes_what_is_there(begin: Begin) -> None:
     walk.host.act(force=True, troubles=(Trouble(waiting=Happening("passes", 4.0)),))
     walk.host.act(seen=seen, horizon=DAY)
     assert walk.host.record.generation == seen + 1
+
+
+def test_a_doubt_does_not_end_by_a_clock_that_was_set(begin: Begin) -> None:
+    """If it failed, setting the clock ahead would revoke a live access token with the refresh token in doubt."""
+    walk = begin(STRICT)
+    walk.host.act(force=True, troubles=(LOST,))
+    walk.time(Happening("is set", DAY))
+    walk.host.act(force=True)
+
+
+def test_a_profile_says_that_a_verdict_is_mistaken(begin: Begin) -> None:
+    """If it failed, the first impatient person would lose a login at a server that is known to refuse early."""
+    walk = begin(STRICT._replace(early="mistaken for dead"), issuer="https://hh.ru", replay=msgspec.UNSET)
+    walk.somebody_forces_it(())
+    walk.only_the_dead_are_dead()
+
+
+def test_a_person_is_told_and_the_trying_goes_on(begin: Begin) -> None:
+    """If it failed, a server that refuses for hours and then thinks better of it would need a person all the same."""
+    walk = begin(STRICT)
+    walk.nothing_works_for_a_while("refused", 11)
+    assert policy.needs_person(walk.host.record)
+    walk.all_is_well_for_a_while(cron=False, used=False)
+    assert not policy.needs_person(walk.host.record)
