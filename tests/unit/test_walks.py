@@ -139,3 +139,14 @@ def test_a_person_is_told_and_the_trying_goes_on(begin: Begin) -> None:
     assert policy.needs_person(walk.host.record)
     walk.all_is_well_for_a_while(cron=False, used=False)
     assert not policy.needs_person(walk.host.record)
+
+
+def test_a_refused_resource_is_not_left_out_while_a_token_lives(begin: Begin) -> None:
+    """If it failed, a server that spends the refresh token before it looks would revoke a live access token."""
+    walk = begin(STRICT._replace(resource="refused once spent"), resource="https://mcp.example/mcp")
+    walk.host.act(force=True)
+
+
+def test_what_a_person_says_of_a_server_overrules_its_profile(begin: Begin) -> None:
+    """If it failed, a server that has given up its grace could not be told to refresher before the next release."""
+    begin(STRICT, issuer="https://linear.app", replay=0.0).host.act(force=True, troubles=(LOST,))
