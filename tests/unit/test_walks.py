@@ -150,3 +150,10 @@ def test_a_refused_resource_is_not_left_out_while_a_token_lives(begin: Begin) ->
 def test_what_a_person_says_of_a_server_overrules_its_profile(begin: Begin) -> None:
     """If it failed, a server that has given up its grace could not be told to refresher before the next release."""
     begin(STRICT, issuer="https://linear.app", replay=0.0).host.act(force=True, troubles=(LOST,))
+
+
+def test_what_was_saved_before_a_kill_is_in_no_doubt(begin: Begin) -> None:
+    """If it failed, a kill after the rename would keep a healthy grant from its next rotation until its token ends."""
+    walk = begin(FOR_EVER._replace(rotates=False), replay=0.0)
+    walk.host.act(force=True, troubles=(Trouble("killed once it saved"),))
+    walk.host.act()
