@@ -118,6 +118,8 @@ class PlayedHost:
                 onlooker.ends(before, self.record)
             else:
                 self._rested(before, cut_off=cut_off)
+            still = demands.pending(self.directories).are_older(before.name, self.record.generation)
+            onlooker.claim(not still, "a demand that is met was not settled")
             onlooker.compare(self.record)
             self._compare_published()
         assert not onlooker.wrong, onlooker.wrong
