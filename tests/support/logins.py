@@ -28,15 +28,19 @@ class Login(NamedTuple):
         """Log in by other means at noon, and import what came of it."""
         server = ModelServer(self.ways)
         refresh, access = server.log_in(0.0)
-        imported = self.configured | {
-            "token_endpoint": "http://127.0.0.1:9/token",
-            "refresh_token": Secret(refresh),
-            "not_before": jwt_time(refresh, "nbf"),
-            "access_token": Secret(access) if self.with_access else None,
-            "expires_at": NOON + self.ways.life if self.with_access and self.ways.tells_life else None,
-            "last_rotation_at": None,
-            "send_resource": None,
-        }
+        imported = (
+            {"max_age": None}
+            | self.configured
+            | {
+                "token_endpoint": "http://127.0.0.1:9/token",
+                "refresh_token": Secret(refresh),
+                "not_before": jwt_time(refresh, "nbf"),
+                "access_token": Secret(access) if self.with_access else None,
+                "expires_at": NOON + self.ways.life if self.with_access and self.ways.tells_life else None,
+                "last_rotation_at": None,
+                "send_resource": None,
+            }
+        )
         return server, grant(**imported)
 
 
@@ -66,7 +70,9 @@ def logins(draw: st.DrawFn) -> Login:
         "issuer": _issuer(profile),
         "replay": draw(st.sampled_from(_promises(grace))),
         "max_age": draw(st.sampled_from([life, 2 * life, *([None] if known and with_access else [])])),
-        "refuses_early": early == "mistaken for dead" or (early == "refused" and draw(st.booleans())),
+        # Needed where neither a profile nor the server's own words say so.
+        "refuses_early": (early == "mistaken for dead" and not profile.refuses_early)
+        or (early == "refused" and draw(st.booleans())),
         "resource": resource,
     }
     return Login(ways, configured, with_access)

@@ -72,6 +72,15 @@ class PlayedHost:
         """Whether an agent demands the next generation."""
         return self._is_demanded(self.record)
 
+    def patience(self) -> float:
+        """Return the seconds for which a failure has still to be waited out: as long as it was made, in one boot."""
+        failure, now = self.record.failure, self.clock.read()
+        if failure is None or failure.retry_at is None:
+            return 0.0
+        if failure.moment is not None and failure.moment.same_boot(now):
+            return max(0.0, failure.retry_at - failure.at - (now.boottime - failure.moment.boottime))
+        return max(0.0, failure.retry_at - now.wall)
+
     def demand(self, generation: int) -> None:
         """Demand a rotation beyond ``generation``, as an agent does."""
         (self.directories.demands / f"{self.record.name}.{generation}").touch()
@@ -118,6 +127,10 @@ class PlayedHost:
                 onlooker.ends(before, self.record)
             else:
                 self._rested(before, cut_off=cut_off)
+            still = demands.pending(self.directories).are_others(
+                before.name, publish.current(self.directories, self.record)
+            )
+            onlooker.claim(not still, "a demand that is met was not settled")
             onlooker.compare(self.record)
             self._compare_published()
         assert not onlooker.wrong, onlooker.wrong
@@ -128,7 +141,7 @@ class PlayedHost:
             return
         # What was cut off after it was sent could not make its own replay, and waits for nothing.
         at_once = cut_off and record.failures > before.failures
-        patient = now.wall < (record.failure.retry_at or 0.0) and not at_once
+        patient = self.patience() > 0.0 and not at_once
         missed = not patient and self.onlooker.may_replay(record)
         self.onlooker.claim(not missed, "nobody replayed although the server would have taken it")
 

@@ -283,8 +283,7 @@ class Machine(RuleBasedStateMachine):
 
     def _wait_for_next(self, each: float) -> float:
         """Return the seconds to the next exchange: a patient daemon's, or that of a cron that runs ``each`` so often."""
-        failure, wall = self.host.record.failure, self.clock.read().wall
-        patience = 0.0 if failure is None or failure.retry_at is None else max(0.0, failure.retry_at - wall)
+        patience = self.host.patience()
         return patience if each == 0.0 else -(-patience // each) * each
 
 
