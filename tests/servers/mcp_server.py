@@ -1,6 +1,6 @@
 """An MCP server (the SDK's own server side) that asks the authorization server about every token (RFC 7662).
 
-    MCP_INSPECTOR='["client", "secret"]' python mcp_server.py ISSUER INTROSPECTION_ENDPOINT
+    MCP_INSPECTOR='["client", "secret"]' python -m tests.servers.mcp_server ISSUER INTROSPECTION_ENDPOINT
 
 Listens on a free port of 127.0.0.1, prints one line of JSON when it is ready, and exits when its stdin closes.
 ``GET /test/log`` tells which sessions it has seen and how it has answered.
@@ -15,12 +15,13 @@ from urllib.parse import quote_plus
 
 import anyio
 import httpx
-import uvicorn
 from mcp.server.auth.provider import AccessToken
 from mcp.server.auth.settings import AuthSettings
 from mcp.server.mcpserver import MCPServer
 from pydantic import AnyHttpUrl
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from tests.servers.serving import serve
 
 
 class Introspection:
@@ -87,22 +88,7 @@ async def main(issuer: str, introspection_endpoint: str) -> None:
         def add(a: int, b: int) -> int:
             return a + b
 
-        server = uvicorn.Server(
-            uvicorn.Config(
-                Log(mcp.streamable_http_app()),
-                log_config=None,
-                access_log=False,
-                # No idle connection closed under a client that is about to use it.
-                timeout_keep_alive=60,
-                timeout_graceful_shutdown=1,
-            )
-        )
-        print(json.dumps({"url": url}), flush=True)
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(server.serve, [listener])
-            while await anyio.to_thread.run_sync(os.read, 0, 1024, abandon_on_cancel=True):
-                pass
-            server.should_exit = True
+        await serve(Log(mcp.streamable_http_app()), listener, url)
 
 
 if __name__ == "__main__":

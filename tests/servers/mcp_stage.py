@@ -1,6 +1,6 @@
 """An MCP server (the SDK's own server side) that a test can put through everything that befalls servers.
 
-    python mcp_stage.py PORT '{"json_response": false}'
+    python -m tests.servers.mcp_stage PORT '{"json_response": false}'
 
 Listens on 127.0.0.1 (port 0: any), prints one line of JSON when it is ready, and exits when its stdin closes. What
 ``POST /test/play`` sets lasts: ``tokens`` (the good ones), ``status`` (answer everything so), ``hang``, ``forgets``
@@ -9,7 +9,6 @@ Listens on 127.0.0.1 (port 0: any), prints one line of JSON when it is ready, an
 """
 
 import json
-import os
 import random
 import socket
 import sys
@@ -17,13 +16,14 @@ from collections import Counter
 from typing import Any
 
 import anyio
-import uvicorn
 from mcp.server.auth.provider import AccessToken
 from mcp.server.auth.settings import AuthSettings
 from mcp.server.mcpserver import MCPServer
 from mcp_types import ToolAnnotations
 from pydantic import AnyHttpUrl
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from tests.servers.serving import serve
 
 
 class Stage:
@@ -165,15 +165,7 @@ async def main(port: int, options: dict[str, Any]) -> None:
             return f"What of {about}?"
 
         stage = Stage(mcp.streamable_http_app(**options), mcp, executed)
-        server = uvicorn.Server(
-            uvicorn.Config(stage, log_config=None, access_log=False, timeout_keep_alive=60, timeout_graceful_shutdown=1)
-        )
-        print(json.dumps({"url": url}), flush=True)
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(server.serve, [listener])
-            while await anyio.to_thread.run_sync(os.read, 0, 1024, abandon_on_cancel=True):
-                pass
-            server.should_exit = True
+        await serve(stage, listener, url)
 
 
 if __name__ == "__main__":

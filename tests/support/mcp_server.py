@@ -14,7 +14,7 @@ from tests.support.oidc import OIDC
 
 __all__ = ["MCPServerProcess"]
 
-_SCRIPT = Path(__file__).parent.parent / "servers/mcp_server.py"
+_ROOT = Path(__file__).parent.parent.parent
 
 
 class MCPServerProcess:
@@ -24,11 +24,13 @@ class MCPServerProcess:
         self._process = subprocess.Popen(
             [
                 sys.executable,
-                str(_SCRIPT),
+                "-m",
+                "tests.servers.mcp_server",
                 oidc.endpoints["issuer"],
                 oidc.endpoints["introspection_endpoint"],
             ],
             env={**os.environ, "MCP_INSPECTOR": json.dumps(["inspector", oidc.secrets["inspector"]])},
+            cwd=_ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

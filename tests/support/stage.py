@@ -11,7 +11,7 @@ import httpx
 
 __all__ = ["Stage"]
 
-_SCRIPT = Path(__file__).parent.parent / "servers/mcp_stage.py"
+_ROOT = Path(__file__).parent.parent.parent
 
 
 class Stage:
@@ -23,7 +23,8 @@ class Stage:
 
     def _start(self, port: int) -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            [sys.executable, str(_SCRIPT), str(port), json.dumps(self._options)],
+            [sys.executable, "-m", "tests.servers.mcp_stage", str(port), json.dumps(self._options)],
+            cwd=_ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
