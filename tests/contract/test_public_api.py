@@ -61,4 +61,4 @@ def test_shim_needs_the_standard_library_alone() -> None:
 def test_shim_knows_nothing_of_refresher() -> None:
     """If it failed, an agent that installs the base alone could not import it."""
     imports = re.compile(r"^\s*(from|import) refresher\b", re.MULTILINE)
-    assert [path.name for path in Path(shim.__path__[0]).glob("*.py") if imports.search(path.read_text())] == []
+    assert [path.name for path in Path(shim.__path__[0]).rglob("*.py") if imports.search(path.read_text())] == []

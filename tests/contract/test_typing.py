@@ -12,6 +12,8 @@ from typing import assert_type
 import shim
 import shim.httpx
 import shim.httpx2
+from shim.mcp import Happening, ReconnectingClient
+from mcp.types import ListToolsResult
 from shim import Event, FileTokenSource, ReauthorizationRequired, Removed, Restored, Rotated, ShimError, TokenFile
 
 source = FileTokenSource("linear")
@@ -41,6 +43,14 @@ async def listen() -> None:
         assert_type(event, Event)
     for event in source.changes(poll=0.5):
         assert_type(event, Event)
+
+
+async def call() -> None:
+    async with ReconnectingClient("https://mcp.example/mcp", source, mode="auto", patience=5) as client:
+        assert_type(await client.list_tools(), ListToolsResult)
+        async for what, reason in client.events():
+            assert_type(reason, str)
+    ReconnectingClient("https://mcp.example/mcp", "linear", mod="auto")  # wrong: no option of mcp.Client
 
 
 httpx2.Client(auth=shim.httpx.BearerAuth("linear"))  # wrong: another library's
