@@ -11,7 +11,6 @@ from typing import Any, Self, Unpack
 import anyio
 import httpx2
 import mcp_types
-from anyio.abc import TaskGroup
 from mcp import Client, ClientSession, StdioServerParameters
 from mcp.client import CacheMode
 from mcp.client.subscriptions import Subscription
@@ -78,29 +77,30 @@ class ReconnectingClient:
         self._calls = Calls(self._keeper, self.source, patience=patience, is_auth_failure=is_auth_failure)
         self._reads = reads
         self._known_to_read: set[str] = set()
-        self._tasks: TaskGroup | None = None
 
     async def __aenter__(self) -> Self:
         """Begin to connect; return when there is a session, or the first attempt has failed: calls then say why."""
-        if self._tasks is not None:
-            raise RuntimeError("it was entered before; make a new one")
-        self._tasks = anyio.create_task_group()
-        await self._tasks.__aenter__()
-        self._tasks.start_soon(self._keeper.run)
-        await self._keeper.first(anyio.current_time() + _TO_CONNECT_FIRST)
+        self._keeper.begin()
+        try:
+            await self._keeper.first(anyio.current_time() + _TO_CONNECT_FIRST)
+        except BaseException:
+            await self._leave()  # cancelled: nobody will call __aexit__
+            raise
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Take leave of the server, if it is quick about it."""
-        if self._tasks is None:
-            return
+        """Take leave of the server, if it is quick about it; any task may do it."""
+        await self._leave()
+
+    async def _leave(self) -> None:
         try:
             await self._keeper.close()
         finally:
-            self._tasks.cancel_scope.cancel()
-            await self._tasks.__aexit__(None, None, None)
+            # Also for one who is cancelled: a child process must not outlive its client. It takes seconds at most.
+            with anyio.CancelScope(shield=True):
+                await self._keeper.end()
 
     async def aclose(self) -> None:
         """Close, from any task: who waits for a session is told, and calls under way end."""

@@ -17,6 +17,7 @@ from shim.mcp._happenings import Happenings
 from shim.mcp._link import Link
 from shim.mcp._pace import Pace
 from shim.mcp._target import Target
+from shim.mcp._task import begin
 
 __all__ = ["Keeper", "State"]
 
@@ -55,7 +56,9 @@ class Keeper:
         self._links = 0
         self._changed = anyio.Event()
         self._closing = False
-        self._scope = anyio.CancelScope()
+        self._task: object = None
+        self._ended = anyio.Event()
+        self._scope: anyio.CancelScope | None = None
         self._verdict_told = False
         self._last_words = "not connected yet"
         self._refusal: _Refusal | None = None
@@ -152,23 +155,45 @@ class Keeper:
 
     # What it does by itself.
 
-    async def run(self) -> None:
-        """Keep the session up, until ``close``."""
-        async with anyio.create_task_group() as tasks:
-            self._scope = tasks.cancel_scope
-            tasks.start_soon(self._watch)
-            await self._keep(tasks)
+    def begin(self) -> None:
+        """Keep the session up from now on, until ``close``."""
+        if self._task is not None:
+            raise RuntimeError("it was entered before; make a new one")
+        self._task = begin(self._run)
+
+    async def _run(self) -> None:
+        try:
+            async with anyio.create_task_group() as tasks:
+                self._scope = tasks.cancel_scope
+                if not self._closing:
+                    tasks.start_soon(self._watch)
+                    await self._keep(tasks)
+        finally:
+            self._close()  # whatever has ended it: nobody waits for it any more
+            self._ended.set()
 
     async def close(self) -> None:
-        """Let nobody wait any more, take leave of the server if it is quick about it, and end ``run``."""
+        """Let nobody wait any more, take leave of the server if it is quick about it, and end."""
+        self._close()
+        try:
+            if self._link is not None:
+                self._link.abandon("closed")
+                with anyio.move_on_after(_TO_LEAVE):
+                    await self._link.ended.wait()
+        finally:
+            if self._scope is not None:
+                self._scope.cancel()
+        await self.end()
+
+    async def end(self) -> None:
+        """Wait until nothing of it is left."""
+        if self._task is not None:
+            await self._ended.wait()
+
+    def _close(self) -> None:
         self._closing = True
         self._enter("closed", "closed")
         self.happenings.end()
-        if self._link is not None:
-            self._link.abandon("closed")
-            with anyio.move_on_after(_TO_LEAVE):
-                await self._link.ended.wait()
-        self._scope.cancel()
 
     async def _keep(self, tasks: TaskGroup) -> None:
         """Have a link at all times."""
