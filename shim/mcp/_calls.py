@@ -88,7 +88,7 @@ class Calls:
                         beyond = link.number
                     else:
                         wait = min(pause * (0.5 + random.random()), max(patience, 0.0))  # noqa: S311  jitter
-                        await anyio.sleep(wait)
+                        await self._keeper.pause(wait)
                         patience -= wait
                         if patience <= 0:
                             raise self._keeper.away() from None

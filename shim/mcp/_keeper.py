@@ -86,8 +86,16 @@ class Keeper:
             if scope.cancelled_caught:
                 raise self.away()
 
+    async def pause(self, seconds: float) -> None:
+        """Wait, but not beyond the end."""
+        with anyio.move_on_after(seconds):
+            while not self._closing:
+                await self._changed.wait()
+
     def client(self) -> Client:
         """Return the client there is. Raises what ``link`` raises, at once."""
+        if self._closing:
+            raise anyio.ClosedResourceError
         if (problem := self.problem()) is not None:
             raise problem
         if self._link is None or self._link.client is None:
