@@ -334,14 +334,14 @@ class ReconnectingClient:
     ) -> AsyncIterator[Subscription]:
         """As ``mcp.Client.listen``: ends with its session, and is then begun anew by the caller."""
         link = await self._keeper.link(0, anyio.current_time() + math.inf)
-        with link.in_use() as client:
-            async with client.listen(
-                tools_list_changed=tools_list_changed,
-                prompts_list_changed=prompts_list_changed,
-                resources_list_changed=resources_list_changed,
-                resource_subscriptions=resource_subscriptions,
-            ) as subscription:
-                yield subscription
+        # Not in use by it: what has no end would keep a child from its successor.
+        async with link.there().listen(
+            tools_list_changed=tools_list_changed,
+            prompts_list_changed=prompts_list_changed,
+            resources_list_changed=resources_list_changed,
+            resource_subscriptions=resource_subscriptions,
+        ) as subscription:
+            yield subscription
 
 
 def _target(
@@ -370,4 +370,4 @@ def _with_target_id(target: Target, options: Options) -> Options:
     cache = options.get("cache")
     if cache is None or cache.target_id is not None:
         return options
-    return Options(**{**options, "cache": replace(cache, target_id=target.name)})
+    return Options(**{**options, "cache": replace(cache, target_id=target.identity)})

@@ -8,9 +8,10 @@ import json
 import re
 from typing import Any
 
+import anyio
 import httpx2
 
-from shim.mcp._fate import Fate, told
+from shim.mcp._fate import COURSE, Fate, told
 
 __all__ = ["Line"]
 
@@ -19,27 +20,53 @@ _GATEWAY_STATUSES = (429, 502, 503, 504)
 _ABOUT_SESSION = re.compile(rb"\bsession\b", re.IGNORECASE)
 _SESSION_HEADER = "mcp-session-id"
 
+# Seconds for what wants no answer: the SDK sends nothing else meanwhile. To cancel is a courtesy.
+_TO_CANCEL = 1.0
+_TO_NOTIFY = 30.0
+
 
 class Line(httpx2.AsyncClient):
     """Sends the requests of the SDK's streamable HTTP transport."""
+
+    _undiscovered: tuple[Fate, str] | None = None
 
     async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
         """Send a request; for a POST, return what became of it where there is no answer."""
         if request.method != "POST":
             return await super().send(request, **options)
-        request_id = _id_of(request)
+        await request.aread()  # one that follows a redirect was not: it could not be sent again
+        request_id, method = _request_in(request)
+        if method == "initialize" and self._undiscovered is not None:
+            # An outage must not be taken for a server of the older protocol, for as long as the session lives.
+            return _answer(request, request_id, *self._undiscovered)
+        if request_id is None:
+            with anyio.move_on_after(_TO_CANCEL if method == "notifications/cancelled" else _TO_NOTIFY):
+                return await self._post(request, request_id, method, options)
+            return _answer(request, request_id, "lost", "the server does not take it")
+        return await self._post(request, request_id, method, options)
+
+    async def _post(
+        self, request: httpx2.Request, request_id: object, method: object, options: dict[str, Any]
+    ) -> httpx2.Response:
         progress = _Progress()
         request.extensions = {**request.extensions, "trace": progress.trace}
+        judged: tuple[Fate, str] | None
         try:
             response = await super().send(request, **options)
             if response.status_code >= 400 or not _is_stream(response):
                 await response.aread()
         except Exception as error:  # noqa: BLE001  an exception here would end every other call too
-            fate: Fate = "lost" if progress.in_flight else "not_sent"
             words = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-            return _answer(request, request_id, fate, words)
-        judged = _judge(request, response)
-        return response if judged is None else _answer(request, request_id, *judged)
+            judged = ("lost" if progress.in_flight else "not_sent"), words
+        else:
+            judged = _judge(request, response)
+        if method == "server/discover":
+            self._undiscovered = judged
+        if judged is not None:
+            return _answer(request, request_id, *judged)
+        if method == "tools/call" and response.is_success and (course := COURSE.get()) is not None:
+            course.executed = True
+        return response
 
 
 class _Progress:
@@ -55,13 +82,16 @@ class _Progress:
             self.in_flight = False  # refused, and perhaps sent again
 
 
-def _id_of(request: httpx2.Request) -> object:
-    """Return the JSON-RPC id; ``None`` for a notification."""
+def _request_in(request: httpx2.Request) -> tuple[object, object]:
+    """Return the JSON-RPC id and the method; the id is ``None`` for what wants no answer."""
     try:
         message = json.loads(request.content)
-    except (ValueError, httpx2.StreamError):
-        return None
-    return message.get("id") if isinstance(message, dict) and "method" in message else None
+    except ValueError:
+        return None, None
+    if not isinstance(message, dict):
+        return None, None
+    method = message.get("method")
+    return (None if method is None else message.get("id")), method
 
 
 def _is_stream(response: httpx2.Response) -> bool:
