@@ -103,12 +103,14 @@ async def test_who_listens_does_not_keep_a_child_from_its_successor(tmp_path: Pa
     """If it failed, one open subscription would block every call after a rotation, for ever."""
     published, place = Published(tmp_path), tmp_path / "place"
     published.put(1)
-    async with _client(place, published, patience=20) as client:
-        async with client.listen(tools_list_changed=True) as subscription:
-            published.put(2)
-            assert (await _whoami(client))["token"] == "access-token-2"
-            with pytest.raises(SubscriptionLost):
-                await anext(subscription)
+    async with (
+        _client(place, published, patience=20) as client,
+        client.listen(tools_list_changed=True) as subscription,
+    ):
+        published.put(2)
+        assert (await _whoami(client))["token"] == "access-token-2"
+        with pytest.raises(SubscriptionLost):
+            await anext(subscription)
 
 
 async def test_two_children_of_one_command_share_no_answers(tmp_path: Path) -> None:
