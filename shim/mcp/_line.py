@@ -10,12 +10,13 @@ from typing import Any
 
 import anyio
 import httpx2
+import mcp_types
 
 from shim.mcp._fate import COURSE, Fate, told
 
 __all__ = ["Line"]
 
-_METHOD_NOT_FOUND = -32601
+_JSON = "application/json"
 _GATEWAY_STATUSES = (429, 502, 503, 504)
 _ABOUT_SESSION = re.compile(rb"\bsession\b", re.IGNORECASE)
 _SESSION_HEADER = "mcp-session-id"
@@ -66,7 +67,7 @@ class Line(httpx2.AsyncClient):
             return _answer(request, request_id, *judged)
         if method == "tools/call" and response.is_success and (course := COURSE.get()) is not None:
             course.executed = True
-        return response
+        return response if request_id is None else _to_its_caller(request, request_id, response)
 
 
 class _Progress:
@@ -106,7 +107,7 @@ def _judge(request: httpx2.Request, response: httpx2.Response) -> tuple[Fate, st
     if status < 400:
         return None
     error = _error_in(response)
-    if status in (400, 404) and _SESSION_HEADER in request.headers and error != _METHOD_NOT_FOUND:
+    if status in (400, 404) and _SESSION_HEADER in request.headers and error != mcp_types.METHOD_NOT_FOUND:
         # 404 by the specification; others say 400 and words.
         if status == 404 or _ABOUT_SESSION.search(response.content):
             return "unknown_session", f"the server does not know this MCP session ({status})"
@@ -125,11 +126,28 @@ def _error_in(response: httpx2.Response) -> int | None:
     return code if isinstance(code, int) else None
 
 
+def _to_its_caller(request: httpx2.Request, request_id: object, response: httpx2.Response) -> httpx2.Response:
+    """Return an answer with the id of its request: for one with another, or with none, the SDK would wait for ever."""
+    if response.status_code != 200 or not response.headers.get("content-type", "").lower().startswith(_JSON):
+        return response
+    try:
+        message = json.loads(response.content)
+    except ValueError:
+        return response
+    if not isinstance(message, dict) or str(message.get("id")) == str(request_id):
+        return response
+    if "error" not in message:
+        error = {"code": mcp_types.INVALID_REQUEST, "message": "the server has answered something else"}
+        message = {"jsonrpc": "2.0", "error": error}
+    message["id"] = request_id
+    return httpx2.Response(200, headers={"content-type": _JSON}, content=json.dumps(message), request=request)
+
+
 def _answer(request: httpx2.Request, request_id: object, fate: Fate, words: str) -> httpx2.Response:
     """Return an answer in the server's place. The SDK drops one to a notification."""
     return httpx2.Response(
         500,
-        headers={"content-type": "application/json"},
+        headers={"content-type": _JSON},
         content=told(request_id, fate, words),
         request=request,
     )

@@ -117,4 +117,8 @@ class Child(NamedTuple):
     def transport(self, access_token: str) -> AbstractAsyncContextManager[Any]:
         """Return a new process."""
         environment = {**(self.parameters.env or {}), self.token_variable: access_token}
-        return stdio_client(self.parameters.model_copy(update={"env": environment}))
+        changes: dict[str, Any] = {"env": environment}
+        if self.parameters.encoding.lower() in ("utf-8", "utf8"):
+            # Strictly read, one byte of garbage would end the reading, and nobody would be told.
+            changes["encoding_error_handler"] = "replace"
+        return stdio_client(self.parameters.model_copy(update=changes))

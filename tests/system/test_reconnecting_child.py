@@ -69,6 +69,16 @@ async def test_a_child_that_dies_is_replaced(tmp_path: Path) -> None:
         assert await _whoami(client) == {"token": "access-token-1", "alone": "yes"}
 
 
+async def test_a_child_that_babbles_is_understood(tmp_path: Path) -> None:
+    """If it failed, one byte of garbage on stdout would let every call wait for ever."""
+    published, place = Published(tmp_path), tmp_path / "place"
+    published.put(1)
+    async with _client(place, published) as client:
+        with anyio.fail_after(60):
+            assert (await client.call_tool("babble")).structured_content == {"result": "said"}
+            assert (await _whoami(client))["token"] == "access-token-1"
+
+
 async def test_a_child_is_not_spawned_without_a_token(tmp_path: Path) -> None:
     """If it failed, a tool would begin its work without its token, and fail in words of its own."""
     published, place = Published(tmp_path), tmp_path / "place"

@@ -6,6 +6,7 @@ from typing import Any
 
 import anyio
 import pytest
+from mcp import MCPError
 
 from shim import ReauthorizationRequired, TokenRejected, TokenUnavailable
 from shim.mcp import OutcomeUnknown, ReconnectingClient
@@ -17,6 +18,24 @@ pytestmark = pytest.mark.asyncio
 
 async def _three(client: ReconnectingClient) -> None:
     assert (await client.call_tool("add", {"a": 1, "b": 2}, 20)).structured_content == {"result": 3}
+
+
+@pytest.mark.parametrize(
+    ("says", "words"),
+    [
+        ({"jsonrpc": "2.0", "id": None, "error": {"code": -32603, "message": "boom"}}, "boom"),
+        ({"jsonrpc": "2.0", "id": 4711, "result": {"content": []}}, "something else"),
+        ({"jsonrpc": "2.0", "method": "notifications/message", "params": {}}, "something else"),
+    ],
+    ids=["an error to nobody", "a result to another", "a notification"],
+)
+async def test_an_answer_to_nobody_ends_the_call(tmp_path: Path, stage: Stage, says: Any, words: str) -> None:
+    """If it failed, a careless server would let a call wait for ever."""
+    published = publish(tmp_path, stage)
+    async with ReconnectingClient(stage.url, published.source()) as client:
+        stage.play(says=says)
+        with anyio.fail_after(30), pytest.raises(MCPError, match=words):
+            await client.call_tool("add", {"a": 1, "b": 2})
 
 
 @pytest.mark.parametrize("mode", ["auto", "legacy"])
