@@ -93,7 +93,7 @@ class Stage:
         for word, status in self.refuse.items():
             if word.encode() in body:
                 self._answers[status] += 1
-                return await _answer(send, status, {"played": True})
+                return await _answer(send, status, {"error": "invalid or expired session"})
         cut = self._random.random() < self.cut and b'"tools/call"' in body
         if cut and self._random.random() < 0.5:
             receive.__self__.transport.abort()  # type: ignore[attr-defined]

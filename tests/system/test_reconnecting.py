@@ -234,6 +234,9 @@ async def test_a_dead_grant_parks_and_a_new_login_wakes_without_asking_the_serve
         await until(lambda: heard.what() == ["reauthorization_required"], "it is told")
         assert (await client.list_tools(cache_mode="bypass")).tools, "a live token was given up (I5)"
         stage.play(tokens=[])
+        with pytest.raises(ReauthorizationRequired):
+            await client.call_tool("add", {"a": 1, "b": 2})
+        requests = stage.log()["requests"]
         for _ in range(20):
             with pytest.raises(ReauthorizationRequired) as caught:
                 await client.call_tool("add", {"a": 1, "b": 2})
@@ -241,10 +244,9 @@ async def test_a_dead_grant_parks_and_a_new_login_wakes_without_asking_the_serve
         assert (told["needs_reauth"], told["retry"]) == (True, False)
         assert told["login_command"].startswith("refresher ")
         assert client.state == "parked"
-        requests = stage.log()["requests"]
+        assert stage.log()["requests"] == requests, "the server was asked whether a person has come"
         stage.play(tokens=["access-token-9"])
         published.put(9, grant_id="another")
-        assert stage.log()["requests"] == requests, "the server was asked whether a person has come"
         await until(lambda: client.state == "connected", "it wakes by itself")
         assert (await client.call_tool("add", {"a": 1, "b": 2})).structured_content == {"result": 3}
         assert heard.what() == ["reauthorization_required", "restored", "connected"]

@@ -9,7 +9,7 @@ import pytest
 from mcp import MCPError
 
 from shim import ReauthorizationRequired, TokenRejected, TokenUnavailable
-from shim.mcp import OutcomeUnknown, ReconnectingClient
+from shim.mcp import OutcomeUnknown, ReconnectingClient, _pace
 from tests.support.published import DEAD
 from tests.support.stage import Stage, publish, until
 
@@ -112,6 +112,41 @@ async def test_an_outage_is_not_taken_for_an_older_protocol(tmp_path: Path, stag
         await until(lambda: client.state == "connected", "it connects")
         await _three(client)
         assert client.protocol_version == "2026-07-28"
+
+
+@pytest.mark.parametrize(("mode", "words"), [("legacy", "does not know this MCP session"), ("auto", "error response")])
+async def test_a_session_is_lost_in_words_only_where_there_is_one(
+    tmp_path: Path, stage: Stage, mode: Any, words: str
+) -> None:
+    """If it failed, a server that says 400 to a forgotten session would never be met with a new one."""
+    published = publish(tmp_path, stage)
+    async with ReconnectingClient(stage.url, published.source(), mode=mode) as client:
+        session = client.session
+        stage.play(refuse={"tools/call": 400})
+        with pytest.raises(MCPError, match=words):
+            await client.call_tool("write", {"what": "once"})
+        stage.play(refuse={})
+        await _three(client)
+        assert (client.session is session) == (mode == "auto")
+
+
+async def test_who_gives_up_says_so_and_tries_on(tmp_path: Path, stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If it failed, nobody could see that a server is gone for long, or it would not be found again."""
+    monkeypatch.setattr(_pace, "_FIRST", 0.01)
+    published = publish(tmp_path, stage)
+    async with ReconnectingClient(stage.url, published.source(), mode="legacy") as client:
+        events = client.events()
+        stage.play(forget=True)
+        await client.list_tools()
+        stage.stop()
+        client._keeper.retire(client._keeper._link, "as a child that ended")  # type: ignore[arg-type]
+        await until(lambda: client.state == "gave_up", "it gives up")
+        await anyio.to_thread.run_sync(stage.start)
+        stage.play(tokens=["access-token-1"])
+        await until(lambda: client.state == "connected", "it tries on")
+        await _three(client)
+        await client.aclose()
+        assert [what async for what, _ in events].count("gave_up") == 1
 
 
 async def test_calls_that_are_refused_together_are_refused_once(tmp_path: Path, stage: Stage) -> None:
