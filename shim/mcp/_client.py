@@ -51,7 +51,8 @@ class ReconnectingClient:
     ``OutcomeUnknown`` where a call that may change something was sent and its answer lost. Each has ``as_json()`` for a
     model.
 
-    It belongs to the event loop in which it is entered; any task of that loop may call it, at once, and be cancelled.
+    It belongs to the event loop in which it is entered; any task of that loop may call it, at once, be cancelled, and
+    leave it.
     """
 
     def __init__(
