@@ -249,7 +249,9 @@ async def test_a_dead_grant_parks_and_a_new_login_wakes_without_asking_the_serve
         published.put(9, grant_id="another")
         await until(lambda: client.state == "connected", "it wakes by itself")
         assert (await client.call_tool("add", {"a": 1, "b": 2})).structured_content == {"result": 3}
-        await until(lambda: sorted(heard.what()) == ["connected", "reauthorization_required", "restored"], "all is told")
+        await until(
+            lambda: sorted(heard.what()) == ["connected", "reauthorization_required", "restored"], "all is told"
+        )
         tasks.cancel_scope.cancel()
 
 
