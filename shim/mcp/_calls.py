@@ -1,17 +1,19 @@
 """One call, through whatever happens to the session under it."""
 
 import random
+import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import anyio
+import mcp_types
 from mcp import Client, MCPError
 
 from shim._flow import WAIT
 from shim._source import FileTokenSource
 from shim._token import TokenFile
 from shim.errors import OutcomeUnknown
-from shim.mcp._fate import fate_of
+from shim.mcp._fate import COURSE, Course, fate_of
 from shim.mcp._keeper import Keeper
 
 __all__ = ["Calls"]
@@ -50,7 +52,9 @@ class Calls:
             began = anyio.current_time()
             link = await self._keeper.link(beyond, began + patience)
             patience -= anyio.current_time() - began
-            token = self._source.current()
+            token, sent = self._source.current(), time.monotonic()
+            course = Course()
+            context = COURSE.set(course)
             try:
                 with link.in_use() as client:
                     result = await operate(client)
@@ -64,13 +68,20 @@ class Calls:
                     return result
                 again = False
                 continue
+            finally:
+                COURSE.reset(context)
             match fate_of(failure):
                 case None:
-                    self._keeper.worked(link)  # it has answered
+                    if failure.code != mcp_types.REQUEST_TIMEOUT:
+                        self._keeper.worked(link)  # it has answered
                     raise failure
+                case fate if not reads and (course.executed or fate in ("away", "lost")):
+                    raise OutcomeUnknown(
+                        f"{what}: {failure.message}; it may have been executed: find out before calling it again"
+                    ) from None
                 case "rejected":
                     if not again or self._source.current() == token:
-                        raise self._keeper.refused() from None
+                        raise self._keeper.refused(sent) from None
                     again = False
                 case "unknown_session":
                     self._keeper.retire(link, failure.message)
@@ -78,17 +89,13 @@ class Calls:
                     if not again:
                         raise failure
                     again = False
-                case "away" | "lost" if not reads:
-                    raise OutcomeUnknown(
-                        f"{what}: {failure.message}; it may have been executed: find out before calling it again"
-                    ) from None
                 case _:
                     self._keeper.troubled(failure.message)
                     if link.retired.is_set():
                         beyond = link.number
                     else:
                         wait = min(pause * (0.5 + random.random()), max(patience, 0.0))  # noqa: S311  jitter
-                        await anyio.sleep(wait)
+                        await self._keeper.pause(wait)
                         patience -= wait
                         if patience <= 0:
                             raise self._keeper.away() from None

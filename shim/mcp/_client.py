@@ -11,7 +11,6 @@ from typing import Any, Self, Unpack
 import anyio
 import httpx2
 import mcp_types
-from anyio.abc import TaskGroup
 from mcp import Client, ClientSession, StdioServerParameters
 from mcp.client import CacheMode
 from mcp.client.subscriptions import Subscription
@@ -52,7 +51,8 @@ class ReconnectingClient:
     ``OutcomeUnknown`` where a call that may change something was sent and its answer lost. Each has ``as_json()`` for a
     model.
 
-    It belongs to the event loop in which it is entered; any task of that loop may call it, at once, and be cancelled.
+    It belongs to the event loop in which it is entered; any task of that loop may call it, at once, be cancelled, and
+    leave it.
     """
 
     def __init__(
@@ -78,29 +78,30 @@ class ReconnectingClient:
         self._calls = Calls(self._keeper, self.source, patience=patience, is_auth_failure=is_auth_failure)
         self._reads = reads
         self._known_to_read: set[str] = set()
-        self._tasks: TaskGroup | None = None
 
     async def __aenter__(self) -> Self:
         """Begin to connect; return when there is a session, or the first attempt has failed: calls then say why."""
-        if self._tasks is not None:
-            raise RuntimeError("it was entered before; make a new one")
-        self._tasks = anyio.create_task_group()
-        await self._tasks.__aenter__()
-        self._tasks.start_soon(self._keeper.run)
-        await self._keeper.first(anyio.current_time() + _TO_CONNECT_FIRST)
+        self._keeper.begin()
+        try:
+            await self._keeper.first(anyio.current_time() + _TO_CONNECT_FIRST)
+        except BaseException:
+            await self._leave()  # cancelled: nobody will call __aexit__
+            raise
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Take leave of the server, if it is quick about it."""
-        if self._tasks is None:
-            return
+        """Take leave of the server, if it is quick about it; any task may do it."""
+        await self._leave()
+
+    async def _leave(self) -> None:
         try:
             await self._keeper.close()
         finally:
-            self._tasks.cancel_scope.cancel()
-            await self._tasks.__aexit__(None, None, None)
+            # Also for one who is cancelled: a child process must not outlive its client. It takes seconds at most.
+            with anyio.CancelScope(shield=True):
+                await self._keeper.end()
 
     async def aclose(self) -> None:
         """Close, from any task: who waits for a session is told, and calls under way end."""
@@ -334,14 +335,14 @@ class ReconnectingClient:
     ) -> AsyncIterator[Subscription]:
         """As ``mcp.Client.listen``: ends with its session, and is then begun anew by the caller."""
         link = await self._keeper.link(0, anyio.current_time() + math.inf)
-        with link.in_use() as client:
-            async with client.listen(
-                tools_list_changed=tools_list_changed,
-                prompts_list_changed=prompts_list_changed,
-                resources_list_changed=resources_list_changed,
-                resource_subscriptions=resource_subscriptions,
-            ) as subscription:
-                yield subscription
+        # Not in use by it: what has no end would keep a child from its successor.
+        async with link.there().listen(
+            tools_list_changed=tools_list_changed,
+            prompts_list_changed=prompts_list_changed,
+            resources_list_changed=resources_list_changed,
+            resource_subscriptions=resource_subscriptions,
+        ) as subscription:
+            yield subscription
 
 
 def _target(
@@ -370,4 +371,4 @@ def _with_target_id(target: Target, options: Options) -> Options:
     cache = options.get("cache")
     if cache is None or cache.target_id is not None:
         return options
-    return Options(**{**options, "cache": replace(cache, target_id=target.name)})
+    return Options(**{**options, "cache": replace(cache, target_id=target.identity)})

@@ -5,12 +5,13 @@ The SDK folds a 401 into the same words as a 500; an error's ``data`` goes throu
 
 import json
 import secrets
+from contextvars import ContextVar
 from typing import Literal, cast, get_args
 
 import mcp_types
 from mcp import MCPError
 
-__all__ = ["Fate", "fate_of", "leaf", "told"]
+__all__ = ["COURSE", "Course", "Fate", "fate_of", "leaf", "told"]
 
 Fate = Literal["rejected", "unknown_session", "not_sent", "away", "lost"]
 """The token was refused; the server does not know the MCP session; nothing was sent; a gateway answered in the
@@ -18,6 +19,17 @@ server's place; the request left and its answer was lost."""
 
 # New in each process: no server can say it.
 _MARK = f"shim.{secrets.token_hex(8)}"
+
+
+class Course:
+    """What the requests of one call have come to: after a tool was called, the SDK may ask for more, and fail."""
+
+    def __init__(self) -> None:
+        self.executed = False
+
+
+# The SDK's streams carry the context of the caller to where its request is sent.
+COURSE: ContextVar[Course | None] = ContextVar("shim.mcp.course", default=None)
 
 
 def told(request_id: object, fate: Fate, words: str) -> bytes:

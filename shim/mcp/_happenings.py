@@ -27,6 +27,7 @@ class Happenings:
     def __init__(self) -> None:
         # Whoever stops listening is forgotten.
         self._listeners: weakref.WeakSet[_Listener] = weakref.WeakSet()
+        self._ended = False
 
     def tell(self, what: What, reason: str) -> None:
         """Tell all who listen."""
@@ -35,6 +36,7 @@ class Happenings:
 
     def end(self) -> None:
         """Say that nothing more will happen."""
+        self._ended = True
         for listener in list(self._listeners):
             listener.hear(None)
 
@@ -42,6 +44,8 @@ class Happenings:
         """Return what happens from now on."""
         listener = _Listener()
         self._listeners.add(listener)
+        if self._ended:
+            listener.hear(None)
         return listener
 
 
@@ -62,6 +66,7 @@ class _Listener(AsyncIterator[Happening]):
         while not self._heard:
             if self._ended:
                 raise StopAsyncIteration
-            self._news = anyio.Event()
+            if self._news.is_set():
+                self._news = anyio.Event()  # one for all who wait
             await self._news.wait()
         return self._heard.popleft()

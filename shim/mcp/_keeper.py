@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import anyio
 from anyio.abc import TaskGroup
@@ -16,7 +16,9 @@ from shim.mcp._fate import fate_of, leaf
 from shim.mcp._happenings import Happenings
 from shim.mcp._link import Link
 from shim.mcp._pace import Pace
+from shim.mcp._refusal import Refusal, refused
 from shim.mcp._target import Target
+from shim.mcp._task import begin
 
 __all__ = ["Keeper", "State"]
 
@@ -27,17 +29,6 @@ _TO_CONNECT = 60.0
 _TO_LEAVE = 2.5
 _LOOK = 0.25
 """Seconds between two looks at the token file: each is one ``stat``."""
-_FIRST_COOL_DOWN = 5.0
-_LAST_COOL_DOWN = 60.0
-
-
-class _Refusal(NamedTuple):
-    """A token that was refused to the end, so many times in a row; until then (monotonic seconds) it is not sent."""
-
-    access_token: str | None
-    problem: ShimError
-    times: int
-    until: float
 
 
 class Keeper:
@@ -55,10 +46,12 @@ class Keeper:
         self._links = 0
         self._changed = anyio.Event()
         self._closing = False
-        self._scope = anyio.CancelScope()
+        self._task: object = None
+        self._ended = anyio.Event()
+        self._scope: anyio.CancelScope | None = None
         self._verdict_told = False
         self._last_words = "not connected yet"
-        self._refusal: _Refusal | None = None
+        self._refusal: Refusal | None = None
 
     # What callers ask and tell.
 
@@ -83,8 +76,16 @@ class Keeper:
             if scope.cancelled_caught:
                 raise self.away()
 
+    async def pause(self, seconds: float) -> None:
+        """Wait, but not beyond the end."""
+        with anyio.move_on_after(seconds):
+            while not self._closing:
+                await self._changed.wait()
+
     def client(self) -> Client:
         """Return the client there is. Raises what ``link`` raises, at once."""
+        if self._closing:
+            raise anyio.ClosedResourceError
         if (problem := self.problem()) is not None:
             raise problem
         if self._link is None or self._link.client is None:
@@ -112,23 +113,24 @@ class Keeper:
         # With a verdict it is over; without one the server may think better of it.
         return verdict(token) or (refusal.problem if time.monotonic() < refusal.until else None)
 
-    def refused(self) -> ShimError:
-        """Note that the newest token was refused to the end; return what to tell the caller."""
+    def refused(self, since: float) -> ShimError:
+        """Note that a request of ``since`` was refused with the newest token; return what to tell its caller."""
         token = self._source.current()
         problem = self._source.problem()
         if problem is None:
             problem = TokenRejected(f"{self._target.name} refuses the token of {self._source.name} (401)")
-        refused, known = None if token is None else token.access_token, self._refusal
-        count = known.times + 1 if known is not None and known.access_token == refused else 0
-        # Once may have been about the one call.
-        pause = min(_FIRST_COOL_DOWN * 2.0 ** min(count - 1, 8), _LAST_COOL_DOWN) if count else 0.0
-        self._refusal = _Refusal(refused, problem, count, time.monotonic() + pause)
-        if isinstance(problem, ReauthorizationRequired | Removed) and not count:
+        self._refusal = refused(None if token is None else token.access_token, problem, since, self._refusal)
+        self._park_if_over()
+        return problem
+
+    def _park_if_over(self) -> None:
+        """Where a token was refused and only a person can bring another: say so, and send nothing."""
+        problem = self.problem()
+        if isinstance(problem, ReauthorizationRequired | Removed) and self.state not in ("parked", "closed"):
             self._enter("parked", str(problem))
             self._tell_verdict(problem)
             if self._link is not None:
                 self.retire(self._link, "only a person can help")
-        return problem
 
     def retire(self, link: Link, reason: str) -> None:
         """Have ``link`` replaced; of any number of callers that say so, one is heard."""
@@ -140,7 +142,8 @@ class Keeper:
         """Note that a call was answered on ``link``."""
         link.worked = True
         self._pace.worked()
-        self._refusal = None
+        if not link.retired.is_set():
+            self._refusal = None  # an answer on an older one says nothing of the token there is
 
     def away(self) -> ServerAway:
         """Return what to tell a caller whose patience has ended."""
@@ -152,35 +155,57 @@ class Keeper:
 
     # What it does by itself.
 
-    async def run(self) -> None:
-        """Keep the session up, until ``close``."""
-        async with anyio.create_task_group() as tasks:
-            self._scope = tasks.cancel_scope
-            tasks.start_soon(self._watch)
-            await self._keep(tasks)
+    def begin(self) -> None:
+        """Keep the session up from now on, until ``close``."""
+        if self._task is not None:
+            raise RuntimeError("it was entered before; make a new one")
+        self._task = begin(self._run)
+
+    async def _run(self) -> None:
+        try:
+            async with anyio.create_task_group() as tasks:
+                self._scope = tasks.cancel_scope
+                if not self._closing:
+                    tasks.start_soon(self._watch)
+                    await self._keep(tasks)
+        finally:
+            self._close()  # whatever has ended it: nobody waits for it any more
+            self._ended.set()
 
     async def close(self) -> None:
-        """Let nobody wait any more, take leave of the server if it is quick about it, and end ``run``."""
+        """Let nobody wait any more, take leave of the server if it is quick about it, and end."""
+        self._close()
+        try:
+            if self._link is not None:
+                self._link.abandon("closed")
+                with anyio.move_on_after(_TO_LEAVE):
+                    await self._link.ended.wait()
+        finally:
+            if self._scope is not None:
+                self._scope.cancel()
+        await self.end()
+
+    async def end(self) -> None:
+        """Wait until nothing of it is left."""
+        if self._task is not None:
+            await self._ended.wait()
+
+    def _close(self) -> None:
         self._closing = True
         self._enter("closed", "closed")
         self.happenings.end()
-        if self._link is not None:
-            self._link.abandon("closed")
-            with anyio.move_on_after(_TO_LEAVE):
-                await self._link.ended.wait()
-        self._scope.cancel()
 
     async def _keep(self, tasks: TaskGroup) -> None:
         """Have a link at all times."""
         while not self._closing:
             await self._until_usable()
             self._links += 1
-            link = Link(self._links, self._access_token())
+            link, since = Link(self._links, self._access_token()), time.monotonic()
             try:
                 with anyio.fail_after(_TO_CONNECT):
                     await tasks.start(link.live, self._target.transport(link.access_token), self._options)
             except Exception as error:  # noqa: BLE001  a server can fail in any way; the next attempt is what matters
-                await self._failed(leaf(error))
+                await self._failed(leaf(error), since)
                 continue
             self._link = link
             self._enter("connected", f"connected to {self._target.name}")
@@ -199,7 +224,7 @@ class Keeper:
 
     async def _watch(self) -> None:
         """Look at the token file: the server is never asked whether a person has logged in."""
-        changes = self._source.changes()
+        changes, seen = self._source.changes(), self._source.current()
         while True:
             event = changes.poll()
             if isinstance(event, Rotated):
@@ -211,7 +236,10 @@ class Keeper:
                 self._tell_verdict(event)
             if isinstance(event, Rotated | Restored):
                 self._verdict_told = False
-            if event is not None:
+            # Not each change is an event: a file may come to be for another server.
+            if (token := self._source.current()) is not seen:
+                seen = token
+                self._park_if_over()
                 link = self._link
                 if link is not None and self._target.is_child and link.access_token != self._access_token():
                     self.retire(link, "the token has rotated")
@@ -230,14 +258,13 @@ class Keeper:
         if self.state == "parked":
             self._enter("reconnecting", "there is a token again")
 
-    async def _failed(self, error: BaseException) -> None:
+    async def _failed(self, error: BaseException, since: float) -> None:
         if isinstance(error, MCPError) and fate_of(error) == "rejected":
-            self.refused()
+            self.refused(since)
             return
-        was_open = self._pace.is_open
         pause = self._pace.failed()
         self._last_words = str(error) or type(error).__name__
-        if self._pace.is_open and not was_open:
+        if self._pace.is_open and self.state != "gave_up":
             self._enter("gave_up", self._last_words)
             self.happenings.tell("gave_up", f"{self._last_words}; one trial now and then")
         elif self.state != "gave_up":

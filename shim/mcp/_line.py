@@ -8,38 +8,66 @@ import json
 import re
 from typing import Any
 
+import anyio
 import httpx2
+import mcp_types
 
-from shim.mcp._fate import Fate, told
+from shim.mcp._fate import COURSE, Fate, told
 
 __all__ = ["Line"]
 
-_METHOD_NOT_FOUND = -32601
+_JSON = "application/json"
 _GATEWAY_STATUSES = (429, 502, 503, 504)
 _ABOUT_SESSION = re.compile(rb"\bsession\b", re.IGNORECASE)
 _SESSION_HEADER = "mcp-session-id"
+
+# Seconds for what wants no answer: the SDK sends nothing else meanwhile. To cancel is a courtesy.
+_TO_CANCEL = 1.0
+_TO_NOTIFY = 30.0
 
 
 class Line(httpx2.AsyncClient):
     """Sends the requests of the SDK's streamable HTTP transport."""
 
+    _undiscovered: tuple[Fate, str] | None = None
+
     async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
         """Send a request; for a POST, return what became of it where there is no answer."""
         if request.method != "POST":
             return await super().send(request, **options)
-        request_id = _id_of(request)
+        await request.aread()  # one that follows a redirect was not: it could not be sent again
+        request_id, method = _request_in(request)
+        if method == "initialize" and self._undiscovered is not None:
+            # An outage must not be taken for a server of the older protocol, for as long as the session lives.
+            return _answer(request, request_id, *self._undiscovered)
+        if request_id is None:
+            with anyio.move_on_after(_TO_CANCEL if method == "notifications/cancelled" else _TO_NOTIFY):
+                return await self._post(request, request_id, method, options)
+            return _answer(request, request_id, "lost", "the server does not take it")
+        return await self._post(request, request_id, method, options)
+
+    async def _post(
+        self, request: httpx2.Request, request_id: object, method: object, options: dict[str, Any]
+    ) -> httpx2.Response:
         progress = _Progress()
         request.extensions = {**request.extensions, "trace": progress.trace}
+        judged: tuple[Fate, str] | None
         try:
             response = await super().send(request, **options)
             if response.status_code >= 400 or not _is_stream(response):
                 await response.aread()
         except Exception as error:  # noqa: BLE001  an exception here would end every other call too
-            fate: Fate = "lost" if progress.in_flight else "not_sent"
             words = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-            return _answer(request, request_id, fate, words)
-        judged = _judge(request, response)
-        return response if judged is None else _answer(request, request_id, *judged)
+            judged = ("lost" if progress.in_flight else "not_sent"), words
+        else:
+            judged = _judge(request, response)
+        if method == "server/discover":
+            self._undiscovered = judged
+        if judged is not None:
+            return _answer(request, request_id, *judged)
+        if method == "tools/call" and response.is_success and (course := COURSE.get()) is not None:
+            course.executed = True
+        return response if request_id is None else _to_its_caller(request, request_id, response)
 
 
 class _Progress:
@@ -55,13 +83,16 @@ class _Progress:
             self.in_flight = False  # refused, and perhaps sent again
 
 
-def _id_of(request: httpx2.Request) -> object:
-    """Return the JSON-RPC id; ``None`` for a notification."""
+def _request_in(request: httpx2.Request) -> tuple[object, object]:
+    """Return the JSON-RPC id and the method; the id is ``None`` for what wants no answer."""
     try:
         message = json.loads(request.content)
-    except (ValueError, httpx2.StreamError):
-        return None
-    return message.get("id") if isinstance(message, dict) and "method" in message else None
+    except ValueError:
+        return None, None
+    if not isinstance(message, dict):
+        return None, None
+    method = message.get("method")
+    return (None if method is None else message.get("id")), method
 
 
 def _is_stream(response: httpx2.Response) -> bool:
@@ -76,7 +107,7 @@ def _judge(request: httpx2.Request, response: httpx2.Response) -> tuple[Fate, st
     if status < 400:
         return None
     error = _error_in(response)
-    if status in (400, 404) and _SESSION_HEADER in request.headers and error != _METHOD_NOT_FOUND:
+    if status in (400, 404) and _SESSION_HEADER in request.headers and error != mcp_types.METHOD_NOT_FOUND:
         # 404 by the specification; others say 400 and words.
         if status == 404 or _ABOUT_SESSION.search(response.content):
             return "unknown_session", f"the server does not know this MCP session ({status})"
@@ -95,11 +126,28 @@ def _error_in(response: httpx2.Response) -> int | None:
     return code if isinstance(code, int) else None
 
 
+def _to_its_caller(request: httpx2.Request, request_id: object, response: httpx2.Response) -> httpx2.Response:
+    """Return an answer with the id of its request: for one with another, or with none, the SDK would wait for ever."""
+    if response.status_code != 200 or not response.headers.get("content-type", "").lower().startswith(_JSON):
+        return response
+    try:
+        message = json.loads(response.content)
+    except ValueError:
+        return response
+    if not isinstance(message, dict) or str(message.get("id")) == str(request_id):
+        return response
+    if "error" not in message:
+        error = {"code": mcp_types.INVALID_REQUEST, "message": "the server has answered something else"}
+        message = {"jsonrpc": "2.0", "error": error}
+    message["id"] = request_id
+    return httpx2.Response(200, headers={"content-type": _JSON}, content=json.dumps(message), request=request)
+
+
 def _answer(request: httpx2.Request, request_id: object, fate: Fate, words: str) -> httpx2.Response:
     """Return an answer in the server's place. The SDK drops one to a notification."""
     return httpx2.Response(
         500,
-        headers={"content-type": "application/json"},
+        headers={"content-type": _JSON},
         content=told(request_id, fate, words),
         request=request,
     )

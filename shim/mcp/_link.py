@@ -1,5 +1,6 @@
 """One MCP session, in a task of its own."""
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from types import TracebackType
@@ -9,6 +10,7 @@ import anyio
 from anyio.abc import TaskStatus
 from mcp import Client
 from mcp.client import Transport
+from mcp.shared.message import SessionMessage
 
 __all__ = ["Link"]
 
@@ -32,14 +34,19 @@ class Link:
         self._idle = anyio.Event()
         self._abandoned = False
 
+    def there(self) -> Client:
+        """Return the client; it ends with the session."""
+        if self.client is None:
+            raise RuntimeError("a link was given out before it was there")
+        return self.client
+
     @contextmanager
     def in_use(self) -> Iterator[Client]:
         """Have the session stay while a call is under way."""
-        if self.client is None:
-            raise RuntimeError("a link was given out before it was there")
+        client = self.there()
         self._calls += 1
         try:
-            yield self.client
+            yield client
         finally:
             self._calls -= 1
             if self._calls == 0:
@@ -86,14 +93,43 @@ class Link:
     @asynccontextmanager
     async def _noting_its_end(self, transport: Transport) -> Any:
         async with transport as (reading, writing):
-            yield _Noting(reading, self), writing
+            yield _Noting(reading, self), _Checking(writing)
 
 
-class _Noting:
+class _Stream:
+    """A stream of the SDK's, to its dispatcher."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+    async def __aenter__(self) -> Self:
+        await self._stream.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        ended: bool | None = await self._stream.__aexit__(kind, error, trace)
+        return ended
+
+
+class _Checking(_Stream):
+    """A write stream that tells who sends what cannot be sent; the transport would end for all."""
+
+    async def send(self, item: SessionMessage) -> None:
+        told = item.message.model_dump(by_alias=True, mode="json", exclude_unset=True)
+        json.dumps(told, ensure_ascii=False, allow_nan=False).encode()
+        await self._stream.send(item)
+
+
+class _Noting(_Stream):
     """A read stream that says when it ends, so that nobody calls into the void."""
 
     def __init__(self, stream: Any, link: Link) -> None:
-        self._stream = stream
+        super().__init__(stream)
         self._link = link
 
     @property
@@ -107,9 +143,6 @@ class _Noting:
             self._link.retire("the connection ended")
             raise
 
-    async def aclose(self) -> None:
-        await self._stream.aclose()
-
     def __aiter__(self) -> Self:
         return self
 
@@ -119,13 +152,3 @@ class _Noting:
         except StopAsyncIteration:
             self._link.retire("the connection ended")
             raise
-
-    async def __aenter__(self) -> Self:
-        await self._stream.__aenter__()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool | None:
-        ended: bool | None = await self._stream.__aexit__(kind, error, trace)
-        return ended

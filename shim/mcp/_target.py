@@ -27,6 +27,10 @@ class Target(Protocol):
         """How a person calls it."""
 
     @property
+    def identity(self) -> str:
+        """What no other server has in common with it; not to be shown."""
+
+    @property
     def is_child(self) -> bool:
         """Whether a session holds its token from its beginning, and there must not be two of them."""
 
@@ -51,6 +55,11 @@ class HTTPServer(NamedTuple):
         """The address without what may be secret in it."""
         parts = urlsplit(self.url)
         return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+
+    @property
+    def identity(self) -> str:
+        """The whole address."""
+        return self.url
 
     @property
     def is_child(self) -> bool:
@@ -92,6 +101,11 @@ class Child(NamedTuple):
         return self.parameters.command
 
     @property
+    def identity(self) -> str:
+        """The command with its arguments and all."""
+        return self.parameters.model_dump_json()
+
+    @property
     def is_child(self) -> bool:
         """It is one."""
         return True
@@ -103,4 +117,8 @@ class Child(NamedTuple):
     def transport(self, access_token: str) -> AbstractAsyncContextManager[Any]:
         """Return a new process."""
         environment = {**(self.parameters.env or {}), self.token_variable: access_token}
-        return stdio_client(self.parameters.model_copy(update={"env": environment}))
+        changes: dict[str, Any] = {"env": environment}
+        if self.parameters.encoding.lower() in ("utf-8", "utf8"):
+            # Strictly read, one byte of garbage would end the reading, and nobody would be told.
+            changes["encoding_error_handler"] = "replace"
+        return stdio_client(self.parameters.model_copy(update=changes))

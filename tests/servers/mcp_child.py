@@ -31,11 +31,18 @@ async def slow(marker: str) -> str:
 
 
 @mcp.tool()
+def babble() -> str:
+    os.write(int(os.environ["STAGE_STDOUT"]), b"\xff\xfe no JSON\n")
+    return "said"
+
+
+@mcp.tool()
 def crash() -> None:
     os._exit(3)
 
 
 if __name__ == "__main__":
+    os.environ["STAGE_STDOUT"] = str(os.dup(1))  # the SDK takes the first for itself
     try:
         PLACE.mkdir()
         alone = "yes"

@@ -4,7 +4,8 @@
 
 Listens on 127.0.0.1 (port 0: any), prints one line of JSON when it is ready, and exits when its stdin closes. What
 ``POST /test/play`` sets lasts: ``tokens`` (the good ones), ``status`` (answer everything so), ``hang``, ``forgets``
-(each MCP session at once), ``forget`` (those there are), ``cut`` (the share of tool calls whose connection is cut, half of them before the call is executed).
+(each MCP session at once), ``refuse`` (a status for each request with a word in its body), ``redirect`` (each request, within
+the origin), ``says`` (the answer to each call of a tool), ``forget`` (those there are), ``cut`` (the share of tool calls whose connection is cut, half of them before the call is executed).
 ``GET /test/log`` tells how it has answered, and how often each call was executed.
 """
 
@@ -41,6 +42,9 @@ class Stage:
         self.hang = False
         self.forgets = False
         self.cut = 0.0
+        self.refuse: dict[str, int] = {}
+        self.redirect = False
+        self.says: dict[str, Any] | None = None
 
     async def verify_token(self, token: str) -> AccessToken | None:
         """Return what is known of a token; nothing where it is not good."""
@@ -65,6 +69,9 @@ class Stage:
         self.hang = wishes.get("hang", self.hang)
         self.cut = wishes.get("cut", self.cut)
         self.forgets = wishes.get("forgets", self.forgets)
+        self.refuse = wishes.get("refuse", self.refuse)
+        self.says = wishes.get("says", self.says)
+        self.redirect = wishes.get("redirect", self.redirect)
         if wishes.get("forget"):
             self._mcp.session_manager._server_instances.clear()
 
@@ -78,7 +85,15 @@ class Stage:
         if self.forgets and any(name == b"mcp-session-id" for name, _ in scope["headers"]):
             self._answers[404] += 1
             return await _answer(send, 404, {"played": True})
+        if self.redirect and not scope["query_string"]:
+            return await _answer(send, 307, {}, (b"location", b"/mcp?again"))
         body = await _body(receive) if scope["method"] == "POST" else b""
+        if self.says is not None and b'"tools/call"' in body:
+            return await _answer(send, 200, self.says)
+        for word, status in self.refuse.items():
+            if word.encode() in body:
+                self._answers[status] += 1
+                return await _answer(send, status, {"error": "invalid or expired session"})
         cut = self._random.random() < self.cut and b'"tools/call"' in body
         if cut and self._random.random() < 0.5:
             receive.__self__.transport.abort()  # type: ignore[attr-defined]
@@ -113,8 +128,8 @@ async def _body(receive: Receive) -> bytes:
     return body
 
 
-async def _answer(send: Send, status: int, value: Any) -> None:
-    headers = [(b"content-type", b"application/json")]
+async def _answer(send: Send, status: int, value: Any, *more: tuple[bytes, bytes]) -> None:
+    headers = [(b"content-type", b"application/json"), *more]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": json.dumps(value).encode()})
 

@@ -3,13 +3,17 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import anyio
 import httpx
 
-__all__ = ["Stage"]
+from tests.support.published import Published
+
+__all__ = ["Stage", "publish", "until"]
 
 _ROOT = Path(__file__).parent.parent.parent
 
@@ -66,3 +70,19 @@ class Stage:
     ) -> None:
         if self._process.poll() is None:
             self.stop()
+
+
+def publish(root: Path, server: Stage, generation: int | None = 1, **changes: Any) -> Published:
+    """Return published tokens for a server, the first of them live."""
+    published = Published(root, server.url.removesuffix("/mcp"))
+    if generation is not None:
+        published.put(generation, **changes)
+    return published
+
+
+async def until(condition: Callable[[], bool], what: str) -> None:
+    """Wait for a condition, never for a time."""
+    with anyio.move_on_after(30) as scope:
+        while not condition():
+            await anyio.sleep(0.01)
+    assert not scope.cancelled_caught, f"waited in vain until {what}"

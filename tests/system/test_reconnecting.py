@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from mcp import Client, MCPError
 from shim import ReauthorizationRequired, TokenFileError, TokenRejected
 from shim.mcp import Happening, OutcomeUnknown, ReconnectingClient, ServerAway
 from tests.support.published import DEAD, Published
-from tests.support.stage import Stage
+from tests.support.stage import Stage, publish, until
 
 pytestmark = pytest.mark.asyncio
 
@@ -34,30 +34,6 @@ OPERATIONS: dict[str, Operation] = {
     "list prompts": lambda client: client.list_prompts(cache_mode="bypass"),
     "get a prompt": lambda client: client.get_prompt("ask", {"about": "tokens"}),
 }
-
-
-@pytest.fixture
-def stage() -> Iterator[Stage]:
-    """A server for one test alone, that knows the first token."""
-    with Stage(json_response=True) as made:
-        made.play(tokens=["access-token-1"])
-        yield made
-
-
-def publish(tmp_path: Path, server: Stage, generation: int | None = 1, **changes: Any) -> Published:
-    """Return published tokens for a server, the first of them live."""
-    published = Published(tmp_path, server.url.removesuffix("/mcp"))
-    if generation is not None:
-        published.put(generation, **changes)
-    return published
-
-
-async def until(condition: Callable[[], bool], what: str) -> None:
-    """Wait for a condition, never for a time."""
-    with anyio.move_on_after(30) as scope:
-        while not condition():
-            await anyio.sleep(0.01)
-    assert not scope.cancelled_caught, f"waited in vain until {what}"
 
 
 async def rotates(published: Published, stage: Stage, generation: int) -> None:
@@ -258,6 +234,9 @@ async def test_a_dead_grant_parks_and_a_new_login_wakes_without_asking_the_serve
         await until(lambda: heard.what() == ["reauthorization_required"], "it is told")
         assert (await client.list_tools(cache_mode="bypass")).tools, "a live token was given up (I5)"
         stage.play(tokens=[])
+        with pytest.raises(ReauthorizationRequired):
+            await client.call_tool("add", {"a": 1, "b": 2})
+        requests = stage.log()["requests"]
         for _ in range(20):
             with pytest.raises(ReauthorizationRequired) as caught:
                 await client.call_tool("add", {"a": 1, "b": 2})
@@ -265,13 +244,14 @@ async def test_a_dead_grant_parks_and_a_new_login_wakes_without_asking_the_serve
         assert (told["needs_reauth"], told["retry"]) == (True, False)
         assert told["login_command"].startswith("refresher ")
         assert client.state == "parked"
-        requests = stage.log()["requests"]
+        assert stage.log()["requests"] == requests, "the server was asked whether a person has come"
         stage.play(tokens=["access-token-9"])
         published.put(9, grant_id="another")
-        assert stage.log()["requests"] == requests, "the server was asked whether a person has come"
         await until(lambda: client.state == "connected", "it wakes by itself")
         assert (await client.call_tool("add", {"a": 1, "b": 2})).structured_content == {"result": 3}
-        assert heard.what() == ["reauthorization_required", "restored", "connected"]
+        await until(
+            lambda: sorted(heard.what()) == ["connected", "reauthorization_required", "restored"], "all is told"
+        )
         tasks.cancel_scope.cancel()
 
 

@@ -8,6 +8,8 @@ from typing import Any
 import anyio
 import pytest
 from mcp import StdioServerParameters
+from mcp.client import CacheConfig, InMemoryResponseCacheStore
+from mcp.client.subscriptions import SubscriptionLost
 
 from shim import ReauthorizationRequired, TokenFileError
 from shim.mcp import OutcomeUnknown, ReconnectingClient, TokenSources
@@ -67,6 +69,16 @@ async def test_a_child_that_dies_is_replaced(tmp_path: Path) -> None:
         assert await _whoami(client) == {"token": "access-token-1", "alone": "yes"}
 
 
+async def test_a_child_that_babbles_is_understood(tmp_path: Path) -> None:
+    """If it failed, one byte of garbage on stdout would let every call wait for ever."""
+    published, place = Published(tmp_path), tmp_path / "place"
+    published.put(1)
+    async with _client(place, published) as client:
+        with anyio.fail_after(60):
+            assert (await client.call_tool("babble")).structured_content == {"result": "said"}
+            assert (await _whoami(client))["token"] == "access-token-1"
+
+
 async def test_a_child_is_not_spawned_without_a_token(tmp_path: Path) -> None:
     """If it failed, a tool would begin its work without its token, and fail in words of its own."""
     published, place = Published(tmp_path), tmp_path / "place"
@@ -95,6 +107,29 @@ async def test_a_command_that_is_none_is_no_storm(tmp_path: Path) -> None:
         ReconnectingClient(child, published.source())
     with pytest.raises(ValueError, match="token_variable"):
         ReconnectingClient("http://127.0.0.1/mcp", published.source(), token_variable="X")
+
+
+async def test_who_listens_does_not_keep_a_child_from_its_successor(tmp_path: Path) -> None:
+    """If it failed, one open subscription would block every call after a rotation, for ever."""
+    published, place = Published(tmp_path), tmp_path / "place"
+    published.put(1)
+    async with (
+        _client(place, published, patience=20) as client,
+        client.listen(tools_list_changed=True) as subscription,
+    ):
+        published.put(2)
+        assert (await _whoami(client))["token"] == "access-token-2"
+        with pytest.raises(SubscriptionLost):
+            await anext(subscription)
+
+
+async def test_two_children_of_one_command_share_no_answers(tmp_path: Path) -> None:
+    """If it failed, an agent with a shared cache would be shown the tools of another server."""
+    published = Published(tmp_path)
+    published.put(1)
+    cache = CacheConfig(store=InMemoryResponseCacheStore(), partition="one user")
+    one, other = (_client(tmp_path / place, published, cache=cache)._keeper for place in ("one", "other"))
+    assert one._options["cache"].target_id != other._options["cache"].target_id
 
 
 async def test_one_process_has_one_source_for_each_name(tmp_path: Path) -> None:

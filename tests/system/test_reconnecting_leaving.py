@@ -1,0 +1,117 @@
+"""``ReconnectingClient``, entered and left in every way that programs do."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from shim.mcp import ReconnectingClient, _calls
+from tests.support.stage import Stage, publish, until
+
+pytestmark = pytest.mark.asyncio
+
+Enter = Callable[[ReconnectingClient], Awaitable[None]]
+
+
+async def _in_a_scope(client: ReconnectingClient) -> None:
+    with anyio.move_on_after(0.2):
+        await client.__aenter__()
+
+
+async def _in_a_timeout(client: ReconnectingClient) -> None:
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.2), client:
+            pass
+
+
+async def _in_a_task_that_is_cancelled(client: ReconnectingClient) -> None:
+    task = asyncio.create_task(client.__aenter__())
+    await asyncio.sleep(0.2)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+@pytest.mark.parametrize("enter", [_in_a_scope, _in_a_timeout, _in_a_task_that_is_cancelled])
+async def test_entering_can_be_cancelled(tmp_path: Path, stage: Stage, enter: Enter) -> None:
+    """If it failed, a program that gives a server a second to answer would be broken by one that takes two."""
+    published = publish(tmp_path, stage)
+    stage.play(hang=True)
+    before = len(asyncio.all_tasks())
+    client = ReconnectingClient(stage.url, published.source())
+    await enter(client)
+    assert client.state == "closed"
+    await until(lambda: len(asyncio.all_tasks()) <= before, "no task is left")
+
+
+async def test_it_is_left_from_another_task_and_in_any_order(tmp_path: Path, stage: Stage) -> None:
+    """If it failed, a program that adds and removes servers while it runs would end in errors about cancel scopes."""
+    published = publish(tmp_path, stage)
+    first, second = (ReconnectingClient(stage.url, published.source()) for _ in range(2))
+    await asyncio.create_task(first.__aenter__())
+    await second.__aenter__()
+    await asyncio.create_task(first.__aexit__(None, None, None))
+    assert (await second.call_tool("add", {"a": 1, "b": 2})).structured_content == {"result": 3}
+    await second.__aexit__(None, None, None)
+    assert (first.state, second.state) == ("closed", "closed")
+
+
+async def test_what_ends_the_body_comes_out_unchanged(tmp_path: Path, stage: Stage) -> None:
+    """If it failed, an agent's own errors and timeouts would arrive as groups, or as something else."""
+    published = publish(tmp_path, stage)
+    with pytest.raises(ZeroDivisionError):
+        async with ReconnectingClient(stage.url, published.source()):
+            raise ZeroDivisionError
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.5), ReconnectingClient(stage.url, published.source()):
+            await anyio.sleep_forever()
+    task = asyncio.current_task()
+    assert task is not None
+    assert task.cancelling() == 0
+    with anyio.move_on_after(0.5) as scope:
+        async with ReconnectingClient(stage.url, published.source()):
+            await anyio.sleep_forever()
+    assert scope.cancelled_caught
+
+
+async def test_who_rests_between_two_attempts_is_told_of_the_end(
+    tmp_path: Path, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If it failed, a shutdown would wait for the back-off of every call."""
+    monkeypatch.setattr(_calls, "_FIRST_PAUSE", 1e6)
+    published = publish(tmp_path, stage)
+    async with ReconnectingClient(stage.url, published.source(), patience=1e9) as client:
+        stage.stop()
+        ends: list[Any] = []
+
+        async def call() -> None:
+            with pytest.raises(anyio.ClosedResourceError):
+                await client.list_tools()
+            ends.append("closed")
+
+        with anyio.fail_after(30):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(call)
+                await until(lambda: "connection attempts" in str(client._keeper.away()), "it has called in vain")
+                tasks.start_soon(client.aclose)
+        assert ends == ["closed"]
+
+
+async def test_after_its_end_everything_says_so(tmp_path: Path, stage: Stage) -> None:
+    """If it failed, a program would wait for ever for a client that it has closed."""
+    published = publish(tmp_path, stage)
+    async with ReconnectingClient(stage.url, published.source()) as client:
+        listening = client.events()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(client.aclose)
+            tasks.start_soon(client.aclose)
+        with anyio.fail_after(30):
+            assert [what async for what, _ in listening] == []
+            assert [what async for what, _ in client.events()] == []
+        with pytest.raises(anyio.ClosedResourceError):
+            _ = client.session
+    with pytest.raises(RuntimeError, match="entered before"):
+        await client.__aenter__()
