@@ -18,10 +18,13 @@ import httpx
 from mcp.server.auth.provider import AccessToken
 from mcp.server.auth.settings import AuthSettings
 from mcp.server.mcpserver import MCPServer
-from pydantic import AnyHttpUrl
+from pydantic import AnyHttpUrl, ConfigDict, TypeAdapter
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tests.servers.serving import serve
+
+# A client compares issuers as strings: without it, one without a path is published with a slash at its end.
+_VERBATIM = TypeAdapter(AnyHttpUrl, config=ConfigDict(url_preserve_empty_path=True))
 
 
 class Introspection:
@@ -78,15 +81,23 @@ async def main(issuer: str, introspection_endpoint: str) -> None:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/mcp"
         mcp = MCPServer(
             "test",
+            log_level="WARNING",
             token_verifier=Introspection(introspection_endpoint),
             auth=AuthSettings(
-                issuer_url=AnyHttpUrl(issuer), resource_server_url=AnyHttpUrl(url), validate_token_resource=True
+                issuer_url=_VERBATIM.validate_python(issuer),
+                resource_server_url=AnyHttpUrl(url),
+                validate_token_resource=True,
             ),
         )
 
         @mcp.tool()
         def add(a: int, b: int) -> int:
             return a + b
+
+        @mcp.tool()
+        async def slow(seconds: float) -> str:
+            await anyio.sleep(seconds)
+            return "done"
 
         await serve(Log(mcp.streamable_http_app()), listener, url)
 
