@@ -5,7 +5,7 @@
 Listens on 127.0.0.1 (port 0: any), prints one line of JSON when it is ready, and exits when its stdin closes. What
 ``POST /test/play`` sets lasts: ``tokens`` (the good ones), ``status`` (answer everything so), ``hang``, ``forgets``
 (each MCP session at once), ``refuse`` (a status for each request with a word in its body), ``redirect`` (each request, within
-the origin), ``says`` (the answer to each call of a tool), ``forget`` (those there are), ``cut`` (the share of tool calls whose connection is cut, half of them before the call is executed).
+the origin), ``says`` (the answer to each call of a tool), ``breaks`` (it off), ``forget`` (those there are), ``cut`` (the share of tool calls whose connection is cut, half of them before the call is executed).
 ``GET /test/log`` tells how it has answered, and how often each call was executed.
 """
 
@@ -44,6 +44,7 @@ class Stage:
         self.cut = 0.0
         self.refuse: dict[str, int] = {}
         self.redirect = False
+        self.breaks = False
         self.says: dict[str, Any] | None = None
 
     async def verify_token(self, token: str) -> AccessToken | None:
@@ -70,6 +71,7 @@ class Stage:
         self.cut = wishes.get("cut", self.cut)
         self.forgets = wishes.get("forgets", self.forgets)
         self.refuse = wishes.get("refuse", self.refuse)
+        self.breaks = wishes.get("breaks", self.breaks)
         self.says = wishes.get("says", self.says)
         self.redirect = wishes.get("redirect", self.redirect)
         if wishes.get("forget"):
@@ -99,6 +101,8 @@ class Stage:
             receive.__self__.transport.abort()  # type: ignore[attr-defined]
             return None
 
+        said = body
+
         async def again() -> Message:
             nonlocal body
             if body:
@@ -108,6 +112,10 @@ class Stage:
 
         async def watched(message: Message) -> None:
             if cut:
+                return
+            if self.breaks and message["type"] == "http.response.body" and b'"tools/call"' in said:
+                await send({**message, "body": message["body"][:1], "more_body": True})
+                receive.__self__.transport.abort()  # type: ignore[attr-defined]
                 return
             if message["type"] == "http.response.start":
                 self._answers[message["status"]] += 1

@@ -49,6 +49,10 @@ async def test_a_rotation_gives_the_child_a_successor_between_two_calls(tmp_path
             tasks.start_soon(_whoami, client)
             while client.state != "reconnecting":
                 await anyio.sleep(0.01)
+            with anyio.move_on_after(2):  # time enough for a second child, which must not be there
+                while client.state == "reconnecting":
+                    await anyio.sleep(0.01)
+            assert client.state == "reconnecting", "there are two children"
             assert results == [], "a call was ended for a token"
             (place / "running").unlink()
         assert results[0].structured_content == {"result": "access-token-1"}

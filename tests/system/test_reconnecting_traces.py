@@ -52,6 +52,17 @@ async def test_a_call_is_not_repeated_for_what_the_sdk_asks_after_it(
     assert stage.log()["executed"] == {"once": 1}
 
 
+@pytest.mark.parametrize("mode", ["auto", "legacy"])
+async def test_an_answer_that_breaks_off_is_no_reason_to_write_again(tmp_path: Path, stage: Stage, mode: Any) -> None:
+    """If it failed, a connection that breaks within the answer would make a write twice."""
+    published = publish(tmp_path, stage)
+    async with ReconnectingClient(stage.url, published.source(), mode=mode, patience=3) as client:
+        stage.play(breaks=True)
+        with pytest.raises(OutcomeUnknown):
+            await client.call_tool("write", {"what": "once"})
+    assert stage.log()["executed"] == {"once": 1}
+
+
 @pytest.mark.parametrize("bad", ["\ud800", object()], ids=["surrogate", "object"])
 @pytest.mark.parametrize("mode", ["auto", "legacy"])
 async def test_what_cannot_be_sent_is_told_to_its_caller_alone(
