@@ -73,7 +73,7 @@ class TokenRejected(ShimError):
 
 
 class ServerAway(ShimError):
-    """The server could not be reached for as long as the caller was ready to wait; nothing was executed."""
+    """The server could not be reached for as long as the caller was ready to wait; nothing that writes was executed."""
 
 
 class OutcomeUnknown(ShimError):

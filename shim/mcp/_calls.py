@@ -93,13 +93,12 @@ class Calls:
                     self._keeper.troubled(failure.message)
                     if link.retired.is_set():
                         beyond = link.number
-                    else:
-                        wait = min(pause * (0.5 + random.random()), max(patience, 0.0))  # noqa: S311  jitter
-                        await self._keeper.pause(wait)
-                        patience -= wait
-                        if patience <= 0:
-                            raise self._keeper.away() from None
-                        pause = min(2 * pause, _LAST_PAUSE)
+                    wait = min(pause * (0.5 + random.random()), max(patience, 0.0))  # noqa: S311  jitter
+                    await self._keeper.pause(wait)
+                    patience -= wait
+                    if patience <= 0:
+                        raise self._keeper.away() from None
+                    pause = min(2 * pause, _LAST_PAUSE)
 
     def _says_auth_failure(self, result: object) -> bool:
         return self._is_auth_failure is not None and self._is_auth_failure(result)

@@ -26,6 +26,7 @@ State = Literal["connecting", "connected", "reconnecting", "parked", "gave_up", 
 """``parked``: nothing is sent before there is another token. ``gave_up``: only a trial now and then."""
 
 _TO_CONNECT = 60.0
+_LONG_ENOUGH = 60.0
 _TO_LEAVE = 2.5
 _LOOK = 0.25
 """Seconds between two looks at the token file: each is one ``stat``."""
@@ -219,7 +220,9 @@ class Keeper:
                 self.happenings.tell("reconnecting", link.reason)
             if self._target.is_child:
                 await link.ended.wait()  # never two at once
-            if not link.worked and link.access_token == self._access_token():
+            # Who only listens makes no call by which it could be told that it works.
+            worked = link.worked or time.monotonic() - since > _LONG_ENOUGH
+            if not worked and link.access_token == self._access_token():
                 await self._rest(self._pace.failed())
 
     async def _watch(self) -> None:

@@ -109,7 +109,7 @@ def _judge(request: httpx2.Request, response: httpx2.Response) -> tuple[Fate, st
     error = _error_in(response)
     if status in (400, 404) and _SESSION_HEADER in request.headers and error != mcp_types.METHOD_NOT_FOUND:
         # 404 by the specification; others say 400 and words.
-        if status == 404 or _ABOUT_SESSION.search(response.content):
+        if status == 404 or (error != mcp_types.INVALID_PARAMS and _ABOUT_SESSION.search(response.content)):
             return "unknown_session", f"the server does not know this MCP session ({status})"
         return None
     if status in _GATEWAY_STATUSES and error is None:
