@@ -11,7 +11,7 @@ import msgspec
 
 from refresher import conduct
 from refresher.clocks import Moment, elapsed
-from refresher.grant import Grant, Waiting
+from refresher.grant import Failure, Grant, Waiting
 
 __all__ = [
     "CLOCK_TOLERANCE",
@@ -51,6 +51,7 @@ _ON_THE_WAY: Final = 1.0
 _FIRST_BACKOFF: Final = 10.0
 _LAST_BACKOFF: Final = 300.0
 _DEMAND_STEP: Final = 30.0
+_HURRIED_STEP: Final = 3.0
 
 
 class Rotate(msgspec.Struct, frozen=True):
@@ -202,10 +203,20 @@ def _after_failure(grant: Grant, now: Moment, *, demanded: bool) -> Decision:
     if failure.moment is not None and failure.moment.same_boot(now):
         # By the clock that nobody sets: set back by half an hour, the other one would make that of ten seconds.
         remaining = failure.retry_at - failure.at - max(now.boottime - failure.moment.boottime, 0.0)
+    if demanded and _is_hurried(grant, failure):
+        # Agents have nothing left, and wait for seconds: fifteen of them would be too long for one 503.
+        hurried = _HURRIED_STEP ** min(max(grant.failures - 1, 0), 8)
+        remaining += min(hurried - (failure.retry_at - failure.at), 0.0)
     # A wait longer than its own maximum was written by a clock that has been set back since.
     if 0 < remaining <= longest:
         return Rest("in_doubt" if grant.doubt is not None else failure.outcome, now.wall + remaining)
     return Rotate("retry")
+
+
+def _is_hurried(grant: Grant, failure: Failure) -> bool:
+    """Whether a demand shortens the wait: nothing is in doubt, and the server has neither refused nor named a time."""
+    settled = grant.doubt is None and grant.refusals == 0
+    return settled and failure.outcome == "transient" and failure.busy_until is None
 
 
 def _demand_honoured_at(grant: Grant) -> float:

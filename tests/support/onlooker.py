@@ -76,7 +76,8 @@ class Onlooker:
         now = self._clock.read()
         if self._last is not None and not forced and not self.disturbed:
             began, ended, failed = self._last
-            since, least = (ended, 5.0) if failed else (began, 1.0)
+            # Where agents have nothing left, the first waits after a failure are short.
+            since, least = (ended, 1.0 if demanded else 5.0) if failed else (began, 1.0)
             self.claim(self._began >= since + least - EPSILON, f"{self._began - since:.2f} s after another exchange")
             if grant.demanded and grant.failure is None and now.wall < policy.due_at(grant):
                 gap = min(30.0, self._server.ways.life / 4)

@@ -11,10 +11,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from refresher import lock, policy
 from refresher.grant import Grant
+from shim import FileTokenSource
+from shim.httpx import BearerAuth
+from tests.support.api import API
 from tests.support.command import Command, wait_until
 from tests.support.oidc import OIDC
 from tests.support.samples import grant as sample
@@ -333,6 +337,26 @@ def test_what_waits_its_turn_follows_a_new_configuration(refresher: Command, dae
         release.set()
         assert stopped(refresher, process)
         assert len(server.asked) == 8
+
+
+def test_one_503_beside_a_dead_token_costs_an_agent_no_call(
+    refresher: Command, daemon: Daemon, own_oidc: Callable[..., OIDC]
+) -> None:
+    """If it failed, agents would give up before a refresher that waits fifteen seconds to ask once more."""
+    server = own_oidc()
+    # Backoffs come from the name: of this one the first is among the longest.
+    names = (f"n{number}" for number in itertools.count())
+    name = next(each for each in names if policy.backoff(sample(name=each, generation=1), 1) > 14.8)
+    with API(lambda token, _: token is not None and token != first) as api:
+        refresher.bring(name, server.mint() | {"server_url": api.origin})
+        daemon()
+        wait_until(lambda: generation(refresher, name) == 1, "the first token is there")
+        first = refresher.token(name).access_token
+        server.script(status=503)
+        directories = {"tokens_dir": refresher.state / "tokens", "demands_dir": refresher.state / "demands"}
+        with httpx.Client(auth=BearerAuth(FileTokenSource(name, **directories)), timeout=60) as client:
+            assert client.get(api.origin).status_code == 200
+    assert generation(refresher, name) == 2
 
 
 def test_demands_and_tokens_may_be_links(refresher: Command, daemon: Daemon, own_oidc: Callable[..., OIDC]) -> None:

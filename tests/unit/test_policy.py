@@ -72,7 +72,8 @@ CASES = [
     Case("backing off", FAILING, at(NOON + 99), "transient", until=NOON + 100),
     Case("the backoff is over", FAILING, at(NOON + 100), "retry"),
     Case("force skips a backoff", FAILING, at(NOON + 1), "forced", {"force": True}),
-    Case("a demand skips no backoff", FAILING, at(NOON + 1), "transient", {"demanded": True}),
+    Case("a demand skips no backoff", FAILING, at(NOON + 0.5), "transient", {"demanded": True}, NOON + 1),
+    Case("a demand shortens it", FAILING, at(NOON + 1), "retry", {"demanded": True}),
     Case("a backoff longer than any is the clock's fault", FAILING, at(NOON - DAY), "retry"),
     Case("backing off, clock set back: the steady clock counts", MADE, at(NOON - 1800, lasted=40), "transient", until=NOON - 1740),
     Case("backing off, clock set back: over by the steady clock", MADE, at(NOON - 1800, lasted=100), "retry"),
@@ -248,3 +249,35 @@ def policy_grant_after_rotation(before: Grant, life: float | None) -> Grant:
         demanded=before.demanded,
         max_age=before.max_age,
     )
+
+
+@pytest.mark.parametrize(
+    ("changes", "failures", "waits"),
+    [
+        ({}, 1, 1.0),
+        ({}, 2, 3.0),
+        ({}, 3, 9.0),
+        ({}, 9, 60.0),
+        ({"busy_until": NOON + 3030}, 1, 60.0),
+        ({"outcome": "client_rejected"}, 1, 60.0),
+    ],
+)
+@pytest.mark.parametrize("set_by", [0.0, 1800.0, -1800.0])
+def test_a_demand_shortens_the_first_waits_after_a_failure(
+    changes: dict[str, Any], failures: int, waits: float, set_by: float
+) -> None:
+    """If it failed, one 503 beside a dead token would fail every call for fifteen seconds, longer than agents wait."""
+    began = at(NOON + 3000)
+    failed = failure(
+        **({"outcome": "transient", "at": NOON + 3000, "retry_at": NOON + 3060, "moment": began} | changes)
+    )
+    waiting = grant(failure=failed, failures=failures)
+
+    def after(seconds: float, before: Grant = waiting, *, demanded: bool = True) -> type:
+        moment = at(NOON + 3000 + seconds + set_by, lasted=3000 + seconds)
+        return type(policy.decide(before, moment, demanded=demanded))
+
+    assert after(waits - 0.1) is Rest
+    assert after(waits + 0.1) is Rotate
+    assert after(59.9, demanded=False) is Rest
+    assert after(59.9, msgspec.structs.replace(waiting, refusals=1)) is Rest, "it was refused"
