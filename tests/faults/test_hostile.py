@@ -289,7 +289,8 @@ def test_whatever_stands_where_demands_should_be_tokens_rotate_on_schedule(refre
             daemon.send_signal(signal.SIGCONT)
             wait_until(partial(_rotates_on, refresher, published(refresher)), "the schedule is kept")
             done = refresher("run-once", "--force", "--json")
-            assert (done.code, done.outcome) == (0, "rotated"), done.stderr
+            # The daemon may have been a moment earlier.
+            assert (done.code, done.outcome in ("rotated", "adopted")) == (0, True), done.stdout + done.stderr
             assert ("no demands are heard" in done.stderr) is (put is not _a_link_to_the_grants)
             demands.unlink()
             wait_until(demands.is_dir, "it is there again")
