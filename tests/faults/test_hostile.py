@@ -295,7 +295,10 @@ def test_whatever_stands_where_demands_should_be_tokens_rotate_on_schedule(refre
             demands.unlink()
             wait_until(demands.is_dir, "it is there again")
         said = stopped(refresher, daemon)
-        assert said.count("no demands are heard") == 3, said
+        # Each in words of its own; once more where the directory was looked at while it was being spoilt.
+        troubles = [line for line in said.splitlines() if "no demands are heard" in line]
+        assert len(set(troubles)) == 3, said
+        assert len(troubles) <= 6, said
         assert "storage_failed" not in said
         assert kept.exists()
         assert server.reused == 0
