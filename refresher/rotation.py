@@ -131,17 +131,17 @@ def _locked(directories: Directories, order: Order, terms: Terms) -> Result | No
 
 def _shown(directories: Directories, grant: Grant, asked: Demands, result: Result) -> Result:
     """Publish, settle the demands, and say so where readers cannot see what ``result`` says."""
-    name = grant.name
+    name, held = grant.name, current(directories, grant)
     try:
         # An agent that demanded an older generation has not seen the newer one: show it again.
-        visible = publish(directories, grant, again=asked.are_others(name, current(directories, grant)))
+        visible = publish(directories, grant, again=asked.are_others(name, held))
     except StorageError as error:
         # Saved, and so nothing is lost; a graver word of the grant itself stands.
         word: Word = "storage_failed" if EXIT_CODES[result.outcome] == 0 else result.outcome
         return msgspec.structs.replace(
             result, outcome=word, detail=f"{result.detail}; saved, but {error}; the next run publishes it"
         )
-    asked.settle(directories, name, keep=range(0) if grant.dead else current(directories, grant))
+    asked.settle(directories, name, keep=range(0) if grant.dead else held)
     if visible:
         return result
     unseen = "NOT published: the token file is of a later generation (was grants/ restored from a backup?)"

@@ -69,9 +69,9 @@ class Keeper:
                 raise problem
             link = self._link
             if link is not None and link.number > beyond and not link.retired.is_set():
-                if not self._target.is_child or link.access_token == self._access_token():
+                self._retire_if_outdated(link)
+                if not link.retired.is_set():
                     return link
-                self.retire(link, "the token has rotated")
             with anyio.move_on_after(max(ends - anyio.current_time(), 0.0)) as scope:
                 await self._changed.wait()
             if scope.cancelled_caught:
@@ -138,6 +138,10 @@ class Keeper:
         if not link.retired.is_set():
             link.retire(reason)
             self._announce()
+
+    def _retire_if_outdated(self, link: Link) -> None:
+        if self._target.is_child and link.access_token != self._access_token():
+            self.retire(link, "the token has rotated")
 
     def worked(self, link: Link) -> None:
         """Note that a call was answered on ``link``."""
@@ -243,9 +247,8 @@ class Keeper:
             if (token := self._source.current()) is not seen:
                 seen = token
                 self._park_if_over()
-                link = self._link
-                if link is not None and self._target.is_child and link.access_token != self._access_token():
-                    self.retire(link, "the token has rotated")
+                if self._link is not None:
+                    self._retire_if_outdated(self._link)
                 self._announce()
             await anyio.sleep(_LOOK)
 

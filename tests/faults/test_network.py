@@ -28,6 +28,7 @@ from refresher import policy
 from refresher.grant import encode
 from tests.conftest import need
 from tests.support.command import Command, Done, wait_until
+from tests.support.daemon import running
 from tests.support.oidc import OIDC
 from tests.support.parts import no_strace
 from tests.support.proxy import (
@@ -61,6 +62,9 @@ Start = Callable[..., OIDC]
 PAGE = b"<html><title>Welcome to our network</title>Please accept our terms.</html>"
 HTML = ["Content-Type: text/html"]
 
+# An exchange is then given 5 s.
+SHORT = ("--grace", "10s")
+
 
 # --- helpers ------------------------------------------------------------------------------------------------------
 
@@ -88,18 +92,6 @@ def live(refresher: Command, server: OIDC, faults: Mapping[str, Fault]) -> Itera
     with behind(refresher, server.endpoints["token_endpoint"], lambda _: server.mint(), chosen) as proxies:
         assert refresher("run-once").code == 0
         yield proxies
-
-
-@contextmanager
-def running(refresher: Command, *options: str) -> Iterator[subprocess.Popen[str]]:
-    """A daemon whose exchanges are given 5 s; it is killed if the test fails."""
-    process = refresher.start(*options, "run", "--grace", "10s")
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.communicate()
 
 
 def connections(proxies: Mapping[str, Proxy]) -> dict[str, int]:
@@ -393,7 +385,7 @@ def test_what_hangs_across_the_expiry_is_left_and_asked_anew_without_a_person(
         tokens = {name: fingerprint(refresher, name) for name in (*faults, silent)}
         ends = {name: refresher.grant(name).expires_at or 0.0 for name in faults}
         proxies[down].down()
-        with running(refresher, "--ca-file", str(authority.certificate)) as process:
+        with running(refresher, *SHORT, options=("--ca-file", str(authority.certificate))) as process:
             wait_until(lambda: all(proxies[name].connections > 1 for name in hanging), "they hang")
             until_it_is(refresher, down, "temporarily_unavailable")
             assert refresher.grant(down).doubt is None
@@ -698,7 +690,7 @@ def test_a_daemon_lives_with_an_endpoint_that_was_changed_by_hand(refresher: Com
         for name in ("linear", "other"):
             refresher.import_grant(name, server.grant(name))
         moved(refresher, "linear", "ftp://as.invalid/token")
-        with running(refresher) as process:
+        with running(refresher, *SHORT) as process:
             tokens = [refresher.state / f"tokens/{name}.json" for name in ("linear", "other")]
             wait_until(
                 lambda: all(token.exists() for token in tokens) or process.poll() is not None, "both are told of"

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -142,6 +143,14 @@ def test_a_terminal_that_is_closed_in_mid_exchange_costs_no_answer(refresher: Co
         assert server.reused == 0
 
 
+def _goes_on(refresher: Command, process: subprocess.Popen[Any]) -> None:
+    """A daemon honours a demand of the first generation, and stops when it is told to."""
+    (refresher.state / "demands/linear.1").touch()
+    wait_until(lambda: published(refresher) == 2, "a demand is honoured")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 0
+
+
 def test_a_daemon_whose_terminal_is_closed_goes_on(refresher: Command) -> None:
     """If it failed, tokens would run out because somebody has closed a window."""
     with TokenServer(lambda _: 3600) as server:
@@ -150,10 +159,7 @@ def test_a_daemon_whose_terminal_is_closed_goes_on(refresher: Command) -> None:
         try:
             wait_until(lambda: published(refresher) == 1, "the first token is there")
             os.close(master)
-            (refresher.state / "demands/linear.1").touch()
-            wait_until(lambda: published(refresher) == 2, "a demand is honoured")
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(60) == 0
+            _goes_on(refresher, process)
         finally:
             process.kill()
             process.wait()
@@ -226,10 +232,7 @@ def test_a_log_that_nobody_reads_holds_up_no_rotation(refresher: Command, own_oi
     os.close(writer)
     try:
         wait_until(lambda: published(refresher) == 1, "the first token is there")
-        (refresher.state / "demands/linear.1").touch()
-        wait_until(lambda: published(refresher) == 2, "a demand is honoured")
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
+        _goes_on(refresher, process)
     finally:
         process.kill()
         process.wait()

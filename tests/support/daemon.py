@@ -20,9 +20,11 @@ def published(refresher: Command, name: str = "linear") -> int:
 
 
 @contextmanager
-def running(refresher: Command, *arguments: str, **more: Any) -> Iterator[subprocess.Popen[str]]:
-    """A daemon that is killed if the test fails."""
-    process = refresher.start("run", *arguments, **more)
+def running(
+    refresher: Command, *arguments: str, options: tuple[str, ...] = (), **more: Any
+) -> Iterator[subprocess.Popen[str]]:
+    """A daemon that is killed if the test fails; ``options`` go before ``run``, ``arguments`` behind it."""
+    process = refresher.start(*options, "run", *arguments, **more)
     try:
         yield process
     finally:

@@ -20,6 +20,7 @@ from shim import FileTokenSource
 from shim.httpx import BearerAuth
 from tests.support.api import API
 from tests.support.command import Command, wait_until
+from tests.support.daemon import published, stopped
 from tests.support.oidc import OIDC
 from tests.support.samples import grant as sample
 from tests.support.token_server import TokenServer
@@ -44,14 +45,6 @@ def daemon(refresher: Command) -> Iterator[Daemon]:
             assert done.code == 0, done.stderr
 
 
-def stopped(refresher: Command, process: subprocess.Popen[str]) -> str:
-    """Stop a daemon; return what it has said."""
-    process.terminate()
-    done = refresher.finish(process)
-    assert done.code == 0, done.stderr
-    return done.stderr
-
-
 def lines_until(process: subprocess.Popen[str], words: str) -> list[str]:
     """Return what a daemon says up to the line with ``words``."""
     assert process.stderr is not None
@@ -60,14 +53,6 @@ def lines_until(process: subprocess.Popen[str], words: str) -> list[str]:
         said.append(process.stderr.readline())
         assert said[-1], f"it ended without {words!r}: {said}"
     return said
-
-
-def generation(refresher: Command, name: str = "linear") -> int:
-    """Return the published generation, -1 where there is none."""
-    try:
-        return refresher.token(name).generation
-    except FileNotFoundError:
-        return -1
 
 
 # --- on time ------------------------------------------------------------------------------------------------------
@@ -170,18 +155,18 @@ def test_imported_changed_removed_and_reauthorized_grants_are_noticed(
     process = daemon()
     wait_until((refresher.state / "grants").is_dir, "the daemon is up")
     refresher.import_grant("linear", server.mint("public"))
-    wait_until(lambda: generation(refresher) == 1, "the imported grant has its first token")
+    wait_until(lambda: published(refresher) == 1, "the imported grant has its first token")
     server.revoke(server.last_grant_id)
     assert refresher("run-once", "--force").code == 3
     said = lines_until(process, "linear: reauthorization_required")
     assert said, "what another process did was no news"
     refresher.import_grant("linear", server.mint("public"), "--replace")
-    wait_until(lambda: generation(refresher) == 3, "the reauthorized grant is rotated")
+    wait_until(lambda: published(refresher) == 3, "the reauthorized grant is rotated")
     assert refresher.token("linear").state == "active"
     refresher("remove", "linear")
     assert refresher.token("linear").state == "removed"
     refresher.import_grant("linear", server.mint("basic"))
-    wait_until(lambda: generation(refresher) == 5, "the grant that came back is rotated")
+    wait_until(lambda: published(refresher) == 5, "the grant that came back is rotated")
     assert server.log()["reused"] == 0
 
 
@@ -192,14 +177,14 @@ def test_demands_are_honoured_and_an_old_one_is_published_again(
     server = own_oidc()
     refresher.import_grant("linear", server.mint("public"))
     daemon()
-    wait_until(lambda: generation(refresher) == 1, "the first token is there")
+    wait_until(lambda: published(refresher) == 1, "the first token is there")
     (refresher.state / "demands/linear.1").touch()
-    wait_until(lambda: generation(refresher) == 2, "the demand is honoured")
+    wait_until(lambda: published(refresher) == 2, "the demand is honoured")
     wait_until(lambda: not list((refresher.state / "demands").iterdir()), "the demand is settled")
     before = (refresher.state / "tokens/linear.json").stat().st_ino
     (refresher.state / "demands/linear.1").touch()
     wait_until(lambda: (refresher.state / "tokens/linear.json").stat().st_ino != before, "it is published again")
-    assert generation(refresher) == 2
+    assert published(refresher) == 2
     assert len(server.requests()) == 2
 
 
@@ -225,7 +210,7 @@ def test_a_broken_grant_file_is_told_once_and_the_others_live(
     refresher.import_grant("linear", server.mint("public"))
     (refresher.state / "grants/broken.json").write_bytes(b"{")
     process = daemon()
-    wait_until(lambda: generation(refresher) >= 3, "the other grant is rotated")
+    wait_until(lambda: published(refresher) >= 3, "the other grant is rotated")
     said = stopped(refresher, process)
     assert said.count("broken: invalid_grant_file") == 1
     assert (refresher.state / "grants/broken.json").read_bytes() == b"{"
@@ -241,11 +226,11 @@ def test_sighup_rereads_the_configuration_and_a_bad_one_keeps_the_old(
     config = refresher.home / ".config/refresher/config.toml"
     config.parent.mkdir(parents=True)
     process = daemon()
-    wait_until(lambda: generation(refresher) == 1, "the first token is there")
+    wait_until(lambda: published(refresher) == 1, "the first token is there")
     config.write_text('tokens_dri = "other"\n')
     process.send_signal(signal.SIGHUP)
     (refresher.state / "demands/linear.1").touch()
-    wait_until(lambda: generation(refresher) == 2, "it goes on with the old configuration")
+    wait_until(lambda: published(refresher) == 2, "it goes on with the old configuration")
     config.write_text(f'tokens_dir = "{other}"\n')
     process.send_signal(signal.SIGHUP)
     wait_until((other / "linear.json").exists, "the token is published where the configuration now says")
@@ -263,14 +248,14 @@ def test_a_grants_directory_that_others_can_read_stops_rotations_until_it_is_men
     refresher.import_grant("linear", server.mint("public"))
     grants = refresher.state / "grants"
     process = daemon()
-    wait_until(lambda: generation(refresher) == 1, "the first token is there")
+    wait_until(lambda: published(refresher) == 1, "the first token is there")
     grants.chmod(0o755)
     demand = refresher.state / "demands/linear.1"
     demand.touch()
     lines_until(process, "others can look into")
-    assert generation(refresher) == 1
+    assert published(refresher) == 1
     grants.chmod(0o700)
-    wait_until(lambda: generation(refresher) == 2, "it goes on")
+    wait_until(lambda: published(refresher) == 2, "it goes on")
 
 
 @pytest.mark.parametrize(
@@ -350,13 +335,13 @@ def test_one_503_beside_a_dead_token_costs_an_agent_no_call(
     with API(lambda token, _: token is not None and token != first) as api:
         refresher.bring(name, server.mint() | {"server_url": api.origin})
         daemon()
-        wait_until(lambda: generation(refresher, name) == 1, "the first token is there")
+        wait_until(lambda: published(refresher, name) == 1, "the first token is there")
         first = refresher.token(name).access_token
         server.script(status=503)
         directories = {"tokens_dir": refresher.state / "tokens", "demands_dir": refresher.state / "demands"}
         with httpx.Client(auth=BearerAuth(FileTokenSource(name, **directories)), timeout=60) as client:
             assert client.get(api.origin).status_code == 200
-    assert generation(refresher, name) == 2
+    assert published(refresher, name) == 2
 
 
 def test_demands_and_tokens_may_be_links(refresher: Command, daemon: Daemon, own_oidc: Callable[..., OIDC]) -> None:
@@ -367,9 +352,9 @@ def test_demands_and_tokens_may_be_links(refresher: Command, daemon: Daemon, own
     (refresher.state / "demands").rename(real)
     (refresher.state / "demands").symlink_to(real)
     daemon()
-    wait_until(lambda: generation(refresher) == 1, "the first token is there")
+    wait_until(lambda: published(refresher) == 1, "the first token is there")
     (real / "linear.1").touch()
-    wait_until(lambda: generation(refresher) == 2, "the demand is honoured", 10.0)
+    wait_until(lambda: published(refresher) == 2, "the demand is honoured", 10.0)
 
 
 def test_a_demands_directory_that_vanishes_is_made_again(refresher: Command, daemon: Daemon) -> None:
@@ -388,7 +373,7 @@ def test_a_storm_of_old_demands_delays_neither_a_real_one_nor_the_schedule(
     server = own_oidc(accessTokenTtl=4)
     refresher.import_grant("linear", server.mint("public"))
     daemon()
-    wait_until(lambda: generation(refresher) == 1, "the first token is there")
+    wait_until(lambda: published(refresher) == 1, "the first token is there")
     over = threading.Event()
 
     def storm() -> None:
@@ -397,7 +382,7 @@ def test_a_storm_of_old_demands_delays_neither_a_real_one_nor_the_schedule(
 
     threading.Thread(target=storm, daemon=True).start()
     try:
-        wait_until(lambda: generation(refresher) >= 5, "the schedule is kept")
+        wait_until(lambda: published(refresher) >= 5, "the schedule is kept")
         rotated = [request["at"] / 1000 for request in server.requests()]
         assert all(later < before + 4 for before, later in itertools.pairwise(rotated)), (
             "a token had ended before the next"
