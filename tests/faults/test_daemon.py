@@ -13,7 +13,7 @@ import pytest
 from tests.conftest import need
 from tests.support import parts
 from tests.support.command import Command, wait_until
-from tests.support.daemon import in_mid_exchange, published, running, under_way
+from tests.support.daemon import heard, in_mid_exchange, published, running, under_way
 from tests.support.oidc import OIDC
 from tests.support.token_server import TokenServer
 
@@ -34,11 +34,12 @@ def test_stopped_in_mid_exchange_the_answer_is_saved_and_published(
         wait_until(lambda: published(refresher) == 1, "the first token is there")
         in_mid_exchange(refresher, server)
         process.send_signal(number)
+        assert "first linear is finished" in heard(process, "stopping")[-1]
+        server.release()
         done = refresher.finish(process)
     assert done.code == 0, done.stderr
     assert published(refresher) == 2
     assert server.introspect(refresher.token("linear").access_token)["active"]
-    assert "first linear is finished" in done.stderr
     assert refresher.leftovers() == []
     assert refresher("run-once", "--force").code == 0
     assert server.log()["reused"] == 0
@@ -52,14 +53,11 @@ def test_more_signals_say_what_would_be_lost_and_lose_nothing(refresher: Command
         wait_until(lambda: published(refresher) == 1, "the first token is there")
         in_mid_exchange(refresher, server)
         process.send_signal(signal.SIGTERM)
-        assert process.stderr is not None
-        said = ""
-        while "stopping" not in said:
-            said += process.stderr.readline()
+        heard(process, "stopping")
         for number in (signal.SIGTERM, signal.SIGINT):
             process.send_signal(number)
-            while said.count("still finishing linear; killed now") < (1 if number == signal.SIGTERM else 2):
-                said += process.stderr.readline()
+            heard(process, "still finishing linear; killed now")
+        server.release()
         done = refresher.finish(process)
     assert done.code == 0
     assert published(refresher) == 2
@@ -77,7 +75,9 @@ def test_stopped_nothing_new_is_begun(refresher: Command, own_oidc: Start) -> No
         )
         in_mid_exchange(refresher, server)
         process.send_signal(signal.SIGTERM)
+        heard(process, "stopping")
         (refresher.state / "demands/notion.1").touch()
+        server.release()
         assert refresher.finish(process).code == 0
     assert (published(refresher), refresher.grant("notion").generation) == (2, 1)
 
@@ -87,14 +87,15 @@ def test_a_stop_while_another_process_holds_the_lock_ends_at_once(refresher: Com
     server = own_oidc()
     refresher.import_grant("linear", server.mint("public"))
     refresher("run-once")
+    server.script(hold=True)
     holder = refresher.start("run-once", "--force", "linear")
-    server.script(delayMs=3000)
     with running(refresher) as process:
         wait_until(lambda: len(server.requests()) == 2 and under_way(refresher), "the other one is under way")
         wait_until(lambda: _waits_for_a_lock(process.pid), "the daemon waits for it")
         process.send_signal(signal.SIGTERM)
         assert refresher.finish(process).code == 0
         assert holder.poll() is None, "it has waited for the other one"
+    server.release()
     assert refresher.finish(holder).code == 0
     assert published(refresher) == 2
 
@@ -127,11 +128,7 @@ def test_the_grace_says_when_it_is_over_and_still_nothing_is_lost(refresher: Com
         with running(refresher, "--grace", "10s") as process:
             assert attached.wait(30)
             process.send_signal(signal.SIGTERM)
-            assert process.stderr is not None
-            said = ""
-            while "the grace of 10 s is over" not in said:
-                said += process.stderr.readline()
-            assert "NOT SAVED YET" in said
+            assert "NOT SAVED YET" in "".join(heard(process, "the grace of 10 s is over"))
             tracing[0].send_signal(signal.SIGINT)  # it lets go of the process
             tracing[0].wait(30)
             done = refresher.finish(process)
@@ -207,16 +204,14 @@ def test_an_attempt_of_another_process_that_was_killed_is_settled_at_once(refres
     refresher.import_grant("linear", server.mint("public"))
     with running(refresher) as process:
         wait_until(lambda: published(refresher) == 1, "the first token is there")
-        server.script(delayMs=3000, status=503)
+        server.script(hold=True, status=503)
         killed = refresher.start("run-once", "--force")
         wait_until(lambda: len(server.requests()) == 2 and under_way(refresher), "an exchange is under way")
         killed.kill()
         killed.communicate()
         wait_until(lambda: refresher.token("linear").state == "failing", "readers are told")
         wait_until(lambda: refresher.leftovers() == [], "it is settled")
-        assert process.stderr is not None
-        while "linear: in_doubt" not in process.stderr.readline():
-            assert process.poll() is None
+        heard(process, "linear: in_doubt")
         process.send_signal(signal.SIGTERM)
         assert refresher.finish(process).code == 0
 
@@ -234,9 +229,7 @@ def test_what_needs_no_server_does_not_wait_for_one_that_wants_to_be_left_alone(
         wait_until(lambda: published(refresher) == 1, "the first token is there")
         server.script(status=503, headers={"retry-after": "3600"})
         (refresher.state / "demands/linear.1").touch()
-        assert process.stderr is not None
-        while "linear: transient" not in process.stderr.readline():
-            assert process.poll() is None
+        heard(process, "linear: transient")
         (refresher.state / "tokens/linear.json").unlink()
         wait_until(lambda: published(refresher) == 1, "it is published again")
         process.send_signal(signal.SIGTERM)
@@ -255,9 +248,12 @@ def test_json_logs_are_one_object_a_line(refresher: Command, own_oidc: Start) ->
     wait_until(lambda: published(refresher) == 1, "the first token is there")
     in_mid_exchange(refresher, server)
     process.send_signal(signal.SIGTERM)
+    said = heard(process, "stopping")
     process.send_signal(signal.SIGTERM)
+    said += heard(process, "still finishing")
+    server.release()
     done = refresher.finish(process)
     assert done.code == 0
-    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    lines = [json.loads(line) for line in (*said, *done.stderr.splitlines())]
     assert len(lines) >= 4
     assert {tuple(line) for line in lines} == {("at", "level", "message")}

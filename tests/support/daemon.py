@@ -8,7 +8,7 @@ from typing import Any
 from tests.support.command import Command, wait_until
 from tests.support.oidc import OIDC
 
-__all__ = ["in_mid_exchange", "published", "running", "stopped", "under_way"]
+__all__ = ["heard", "in_mid_exchange", "published", "running", "stopped", "under_way"]
 
 
 def published(refresher: Command, name: str = "linear") -> int:
@@ -47,9 +47,19 @@ def under_way(refresher: Command, name: str = "linear") -> bool:
     return intent.exists() and intent.read_bytes().endswith(b"+")
 
 
+def heard(process: subprocess.Popen[str], words: str) -> list[str]:
+    """Return what a process says on stderr, up to the line with ``words``."""
+    assert process.stderr is not None
+    said: list[str] = []
+    while not said or words not in said[-1]:
+        said.append(process.stderr.readline())
+        assert said[-1], f"it ended without {words!r}: {said}"
+    return said
+
+
 def in_mid_exchange(refresher: Command, server: OIDC, **script: Any) -> None:
-    """Have the next exchange take three seconds, and wait until the server has it."""
+    """Begin an exchange, and wait until the server has it; it answers once it is released."""
     before = len(server.requests())
-    server.script(delayMs=3000, **script)
+    server.script(hold=True, **script)
     (refresher.state / f"demands/linear.{published(refresher)}").touch()
     wait_until(lambda: len(server.requests()) > before and under_way(refresher), "an exchange is under way")

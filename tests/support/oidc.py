@@ -99,6 +99,10 @@ class OIDC:
         """Have the next token requests answered like this."""
         self._post("/test/script", answer)
 
+    def release(self) -> None:
+        """Answer the token requests that a script holds, now and from here on."""
+        self._post("/test/release", {})
+
     def log(self) -> dict[str, Any]:
         """Return what the server has seen at its token endpoint."""
         answer: dict[str, Any] = self._http.get("/test/log").raise_for_status().json()

@@ -20,7 +20,7 @@ from shim import FileTokenSource
 from shim.httpx import BearerAuth
 from tests.support.api import API
 from tests.support.command import Command, wait_until
-from tests.support.daemon import published, stopped
+from tests.support.daemon import heard, published, stopped
 from tests.support.oidc import OIDC
 from tests.support.samples import grant as sample
 from tests.support.token_server import TokenServer
@@ -43,16 +43,6 @@ def daemon(refresher: Command) -> Iterator[Daemon]:
             process.terminate()
             done = refresher.finish(process)
             assert done.code == 0, done.stderr
-
-
-def lines_until(process: subprocess.Popen[str], words: str) -> list[str]:
-    """Return what a daemon says up to the line with ``words``."""
-    assert process.stderr is not None
-    said: list[str] = []
-    while not said or words not in said[-1]:
-        said.append(process.stderr.readline())
-        assert said[-1], f"it ended without {words!r}: {said}"
-    return said
 
 
 # --- on time ------------------------------------------------------------------------------------------------------
@@ -158,7 +148,7 @@ def test_imported_changed_removed_and_reauthorized_grants_are_noticed(
     wait_until(lambda: published(refresher) == 1, "the imported grant has its first token")
     server.revoke(server.last_grant_id)
     assert refresher("run-once", "--force").code == 3
-    said = lines_until(process, "linear: reauthorization_required")
+    said = heard(process, "linear: reauthorization_required")
     assert said, "what another process did was no news"
     refresher.import_grant("linear", server.mint("public"), "--replace")
     wait_until(lambda: published(refresher) == 3, "the reauthorized grant is rotated")
@@ -252,7 +242,7 @@ def test_a_grants_directory_that_others_can_read_stops_rotations_until_it_is_men
     grants.chmod(0o755)
     demand = refresher.state / "demands/linear.1"
     demand.touch()
-    lines_until(process, "others can look into")
+    heard(process, "others can look into")
     assert published(refresher) == 1
     grants.chmod(0o700)
     wait_until(lambda: published(refresher) == 2, "it goes on")
@@ -279,10 +269,10 @@ def test_no_configuration_however_wrong_ends_a_daemon(
     (place / "a-file").touch()
     refresher.bring("linear", sample_import())
     process = daemon()
-    lines_until(process, "watching 1 grant")
+    heard(process, "watching 1 grant")
     (place / "config.toml").write_text(config)
     process.send_signal(signal.SIGHUP)
-    assert words in lines_until(process, "the configuration is kept as it was")[-1]
+    assert words in heard(process, "the configuration is kept as it was")[-1]
     (refresher.state / "tokens/linear.json").unlink()
     wait_until((refresher.state / "tokens/linear.json").exists, "it goes on with the old configuration")
 
@@ -291,7 +281,7 @@ def test_reloading_costs_nothing_that_stays(refresher: Command, daemon: Daemon) 
     """If it failed, a daemon that is reloaded each night would run out of threads within a year."""
     refresher.bring("linear", sample_import())
     process = daemon()
-    lines_until(process, "watching 1 grant")
+    heard(process, "watching 1 grant")
 
     def held() -> tuple[int, int]:
         proc = Path(f"/proc/{process.pid}")
@@ -300,7 +290,7 @@ def test_reloading_costs_nothing_that_stays(refresher: Command, daemon: Daemon) 
     counted = set()
     for _ in range(20):
         process.send_signal(signal.SIGHUP)
-        lines_until(process, "the configuration was read again")
+        heard(process, "the configuration was read again")
         counted.add(held())
     assert len({threads for threads, _ in counted}) == 1
     assert max(files for _, files in counted) < 20
@@ -318,7 +308,7 @@ def test_what_waits_its_turn_follows_a_new_configuration(refresher: Command, dae
         wait_until(lambda: len(server.asked) == 8, "all places of the server are taken")
         config.write_text(f'state_dir = "{refresher.home / "elsewhere"}"\n')
         process.send_signal(signal.SIGHUP)
-        lines_until(process, "the configuration was read again")
+        heard(process, "the configuration was read again")
         release.set()
         assert stopped(refresher, process)
         assert len(server.asked) == 8
@@ -361,7 +351,7 @@ def test_a_demands_directory_that_vanishes_is_made_again(refresher: Command, dae
     """If it failed, no agent could demand anything until the next scheduled rotation."""
     refresher.bring("linear", sample_import())
     process = daemon()
-    lines_until(process, "watching 1 grant")
+    heard(process, "watching 1 grant")
     (refresher.state / "demands").rmdir()
     wait_until((refresher.state / "demands").is_dir, "it is there again", 10.0)
 
@@ -443,7 +433,7 @@ def test_what_does_not_help_is_not_done_all_the_time(refresher: Command, daemon:
     path.unlink()
     path.mkdir()
     process = daemon()
-    lines_until(process, "storage_failed")
+    heard(process, "storage_failed")
     path.rmdir()
     wait_until(path.is_file, "the token is published")
     assert isinstance(refresher.record("linear"), Grant)
