@@ -58,6 +58,7 @@ class Brought(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     expires_in: float | None = None
     scope: str | None = None
     issuer: str | None = None
+    revocation_endpoint: str | None = None
     resource: str | None = None
     send_resource: bool | None = None
     replay: str | None = None
@@ -98,8 +99,9 @@ def parse(name: str, data: bytes, now: Moment) -> Grant:
         origins = origins or (_url(urls.origin, "server_url", brought.server_url),)
     if not origins:
         _refuse("needs server_url (the MCP server or API that takes the token), or origins")
-    if brought.issuer is not None:
-        _url(urls.endpoint, "issuer", brought.issuer)
+    for key in ("issuer", "revocation_endpoint"):
+        if (address := getattr(brought, key)) is not None:
+            _url(urls.endpoint, key, address)
     expires_at = _expires_at(brought, now)
     method = _method(brought)
     grant = Grant(
@@ -109,6 +111,7 @@ def parse(name: str, data: bytes, now: Moment) -> Grant:
         begun_from=NOTHING,
         issuer=brought.issuer,
         token_endpoint=_url(urls.endpoint, "token_endpoint", brought.token_endpoint),
+        revocation_endpoint=brought.revocation_endpoint,
         client_id=brought.client_id,
         client_secret=brought.client_secret,
         token_endpoint_auth_method=method,

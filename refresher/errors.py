@@ -7,11 +7,15 @@
     +-- DirectoryError           a directory is unreadable, unsafe or of the wrong owner              2
     +-- UnknownName              no grant of that name                                                2
     +-- ImportRefused            what was to be imported is incomplete, unknown or already known      2
+    +-- LoginRefused             a login cannot come to anything with this address or this client     2
+    |   +-- ClientUnknown        the authorization server does not know the client                    2
     +-- GrantFileError           a grant file is damaged, or of a version this program cannot read    2
     |   +-- ExposedGrantFile     others could have read or changed it; its content may be good        2
     +-- StorageError             the disk refused, before anything was spent                          4
+    +-- ServerAway               an authorization server or MCP server gives no usable answer         4
     +-- NotInTime                no token that lives long enough came within the wait                 4
     +-- NeedsPerson              the grant is dead or removed                                         3
+    +-- LoginNotGiven            the person said no, or did not come to the end in time               3
     +-- LockBusy                 somebody else held the lock for the whole wait                       6
     +-- Interrupted              a signal came before anything was spent                            130
 
@@ -19,6 +23,7 @@ No message holds a secret; each says what to do next.
 """
 
 __all__ = [
+    "ClientUnknown",
     "ConfigError",
     "DirectoryError",
     "ExposedGrantFile",
@@ -26,9 +31,12 @@ __all__ = [
     "ImportRefused",
     "Interrupted",
     "LockBusy",
+    "LoginNotGiven",
+    "LoginRefused",
     "NeedsPerson",
     "NotInTime",
     "RefresherError",
+    "ServerAway",
     "StorageError",
     "UnknownName",
 ]
@@ -56,6 +64,14 @@ class ImportRefused(RefresherError):
     """What was to be imported would not work, or would do harm."""
 
 
+class LoginRefused(RefresherError):
+    """A login cannot come to anything with this address or this client; nothing was changed."""
+
+
+class ClientUnknown(LoginRefused):
+    """The authorization server does not know the client, or not its authentication."""
+
+
 class GrantFileError(RefresherError):
     """A grant file cannot be used; it is left as it is."""
 
@@ -70,6 +86,12 @@ class StorageError(RefresherError):
     exit_code = 4
 
 
+class ServerAway(RefresherError):
+    """A server cannot be reached, or gives no usable answer; nothing was changed."""
+
+    exit_code = 4
+
+
 class NotInTime(RefresherError):
     """No token that lives long enough came within the wait."""
 
@@ -78,6 +100,12 @@ class NotInTime(RefresherError):
 
 class NeedsPerson(RefresherError):
     """The grant is dead or removed."""
+
+    exit_code = 3
+
+
+class LoginNotGiven(RefresherError):
+    """The person said no, or did not come to the end in time; nothing was changed."""
 
     exit_code = 3
 

@@ -1,24 +1,12 @@
-"""The one HTTP call: a refresh token out, an outcome back (RFC 6749 section 6).
+"""The one HTTP call: a refresh token out, an outcome back (RFC 6749 section 6)."""
 
-An event loop exists only in here, to hold one deadline over resolving, connecting, TLS, sending and reading alike:
-the time-outs of an HTTP library are per operation, and one byte a second outlives them all.
-"""
-
-import ssl
 import time
-import zlib
-from collections.abc import Mapping
-from typing import Any, Final, Protocol
-from urllib.parse import urlsplit
+from typing import Final, Protocol
 
-import anyio
-import httpx
 import msgspec
 
-from refresher import answer, clocks, conduct, connection, policy, urls
+from refresher import answer, clocks, conduct, policy
 from refresher.clocks import Moment
-from refresher.errors import ConfigError
-from refresher.eventloop import ExchangeLoop
 from refresher.grant import Doubt, Grant
 from refresher.outcome import (
     Ambiguous,
@@ -31,7 +19,7 @@ from refresher.outcome import (
     TooEarly,
     Unintelligible,
 )
-from refresher.proxies import proxy_for
+from refresher.post import Posted, post
 from refresher.request import request
 from refresher.secret import Secret
 from refresher.tls import trusted
@@ -41,9 +29,8 @@ __all__ = ["DEADLINE", "Exchanged", "Hooks", "exchange"]
 DEADLINE: Final = 20.0
 """Seconds for all attempts together: shorter than the wait for a lock, and than a pod's grace period."""
 
-_CONNECT: Final = 10.0
-_LARGEST_BODY: Final = 1024 * 1024
 _WORTH_A_REPLAY: Final = 1.0
+_NO_REFRESH_TOKEN: Final = "the server gave no refresh token with the login"  # noqa: S105  words
 
 
 class Exchanged(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,6 +66,10 @@ def exchange(
     within ``deadline`` seconds, those aside in which the process was stopped; raises nothing but ``KeyboardInterrupt``
     and the like.
     """
+    if not grant.renewable:
+        return Exchanged(
+            outcome=_unrenewable(grant, demanded=demanded), first_sent=None, last_sent=None, doubt=None, raw=None
+        )
     ends = time.monotonic() + deadline
     replayable = policy.replay_open(grant, clocks.now())
     first = _attempt(grant, ca_file, hooks, demanded, deadline / 2 if replayable else deadline)
@@ -122,46 +113,24 @@ def _kept(outcome: Outcome) -> str | None:
     return outcome.kept if isinstance(outcome, Unintelligible) else None
 
 
-class _Progress:
-    """What is known of a request at any instant, also when a deadline cuts it."""
-
-    def __init__(self) -> None:
-        self.sent: Moment | None = None
-        self.status: int | None = None
-        self.headers: Mapping[str, str] = {}
-        self.body = bytearray()
-        self.whole = False
-        self.errors: list[BaseException] = []
-        """What went wrong on the way, the last first: the library goes on reading where writing fails, and forgets."""
-        self.certificate_refused = False
-
-
 def _attempt(grant: Grant, ca_file: str | None, hooks: Hooks, demanded: bool, limit: float) -> Exchanged:
-    progress = _Progress()
-    if (moved := _forbidden(grant)) is not None:
-        return Exchanged(
-            outcome=NotSent(description=moved), first_sent=None, last_sent=None, doubt=grant.doubt, raw=None
-        )
-    problem = f"it took longer than {limit:.0f} s"
+    def before_first_byte() -> None:
+        # Resolving and connecting take their time: a grace that was open then may be over now.
+        if not policy.may_send(grant, clocks.now(), demanded=demanded):
+            raise TimeoutError("the server's grace for a replay has passed on the way")
+        hooks.before_first_byte()
+
+    posted = post(
+        grant.token_endpoint,
+        lambda: request(grant, clocks.now().wall),
+        trust=lambda: trusted(ca_file, client_cert=grant.client_cert, client_key=grant.client_key),
+        limit=limit,
+        known=_secrets(grant),
+        before_first_byte=before_first_byte,
+    )
+    body = bytes(posted.body)
     try:
-        anyio.run(
-            _post,
-            grant,
-            ca_file,
-            hooks,
-            demanded,
-            limit,
-            progress,
-            backend_options={"loop_factory": ExchangeLoop},
-        )
-    except ConfigError as error:
-        problem = str(error)  # our own words hold no secret, but paths that a mask would hide
-    except Exception as error:  # noqa: BLE001  whatever a transport raises, what was sent decides
-        problem = connection.reason((error, *progress.errors), _secrets(grant))
-        progress.certificate_refused = connection.refuses_certificate((error, *progress.errors))
-    body = bytes(progress.body)
-    try:
-        outcome = _judge(grant, progress, problem, demanded=demanded)
+        outcome = _judge(grant, posted, demanded=demanded)
     except Exception as error:  # noqa: BLE001  a fault of ours must not cost the only copy of a token
         outcome = Unintelligible(
             description=f"the answer could not be judged ({type(error).__name__})",
@@ -172,111 +141,45 @@ def _attempt(grant: Grant, ca_file: str | None, hooks: Hooks, demanded: bool, li
         outcome = msgspec.structs.replace(outcome, description=f"{outcome.description}; {kept}", kept=kept)
     return Exchanged(
         outcome=outcome,
-        first_sent=progress.sent,
-        last_sent=progress.sent,
+        first_sent=posted.sent,
+        last_sent=posted.sent,
         doubt=grant.doubt,
         raw=Secret(body.decode("latin-1")) if isinstance(outcome, Rotated) else None,
     )
 
 
-async def _post(
-    grant: Grant, ca_file: str | None, hooks: Hooks, demanded: bool, limit: float, progress: _Progress
-) -> None:
-    async def trace(event: str, info: dict[str, Any]) -> None:
-        if event.endswith(".failed"):
-            progress.errors.insert(0, info["exception"])
-        # A proxy's CONNECT is traced too; it carries no token.
-        if event.endswith("send_request_headers.started") and info["request"].method == b"POST":
-            # Resolving and connecting take their time: a grace that was open then may be over now.
-            if not policy.may_send(grant, clocks.now(), demanded=demanded):
-                raise TimeoutError("the server's grace for a replay has passed on the way")
-            hooks.before_first_byte()
-            progress.sent = clocks.now()
-
-    parts = urlsplit(grant.token_endpoint)
-    body, headers = request(grant, clocks.now().wall)
-    with anyio.move_on_after(limit):
-        async with (
-            httpx.AsyncClient(
-                verify=_context(grant, ca_file) if parts.scheme == "https" else False,
-                # httpx's own reading of NO_PROXY fails on IPv6 networks and quotes proxy passwords in its errors.
-                trust_env=False,
-                proxy=_proxy(parts.scheme, parts.hostname or ""),
-                follow_redirects=False,
-                timeout=httpx.Timeout(limit, connect=min(_CONNECT, limit)),
-            ) as client,
-            client.stream(
-                "POST", grant.token_endpoint, content=body, headers=headers, extensions={"trace": trace}
-            ) as response,
-        ):
-            progress.headers = {name.lower(): value for name, value in response.headers.items()}
-            progress.status = response.status_code
-            # Raw: where a server mislabels its encoding, a decoder would throw the only copy away.
-            async for chunk in response.aiter_raw():
-                progress.body += chunk[: _LARGEST_BODY - len(progress.body)]
-                if len(progress.body) >= _LARGEST_BODY:
-                    return
-            # Without a length nobody can tell an end from a connection that broke off; only JSON shows its own.
-            progress.whole = not progress.headers.keys().isdisjoint(("content-length", "transfer-encoding"))
-
-
-def _forbidden(grant: Grant) -> str | None:
-    """Return why nothing may be sent to a record's endpoint (I8): somebody may have changed it since its import."""
-    try:
-        urls.endpoint(grant.token_endpoint)
-    except urls.BadURL as error:
-        return f"nothing was sent: the token_endpoint {error}"
-    return None
-
-
-def _context(grant: Grant, ca_file: str | None) -> ssl.SSLContext:
-    return trusted(ca_file, client_cert=grant.client_cert, client_key=grant.client_key)
-
-
-def _decoded(body: bytes) -> bytes:
-    """Unpack what a server has packed unasked, bounded; what does not unpack is taken as it is."""
-    if not body.startswith(b"\x1f\x8b"):
-        return body
-    try:
-        return zlib.decompressobj(wbits=31).decompress(body, _LARGEST_BODY) or body
-    except zlib.error:
-        return body
-
-
-def _proxy(scheme: str, host: str) -> httpx.Proxy | None:
-    address = proxy_for(scheme, host)
-    if address is None:
-        return None
-    try:
-        return httpx.Proxy(address)
-    except Exception:  # noqa: BLE001  its words could quote the proxy's password
-        raise ConfigError(f"the proxy in {scheme.upper()}_PROXY or ALL_PROXY is not a usable address") from None
-
-
-def _judge(grant: Grant, progress: _Progress, problem: str, *, demanded: bool) -> Outcome:
-    if progress.certificate_refused and progress.status is None:
+def _judge(grant: Grant, posted: Posted, *, demanded: bool) -> Outcome:
+    if posted.certificate_refused and posted.status is None:
         # TLS 1.3 tells it after the request has left; but whoever refuses the handshake never reads what follows.
         return ClientRejected(
-            code="invalid_client", description=f"{problem}; the server does not accept client_cert, or wants one"
+            code="invalid_client", description=f"{posted.problem}; the server does not accept client_cert, or wants one"
         )
-    if progress.sent is None:
-        return NotSent(description=f"nothing was sent: {problem}")
-    if progress.status is None:
-        return Ambiguous(description=f"the request was sent and its answer was lost: {problem}")
+    if posted.sent is None:
+        return NotSent(description=f"nothing was sent: {posted.problem}")
+    if posted.status is None:
+        return Ambiguous(description=f"the request was sent and its answer was lost: {posted.problem}")
     outcome = answer.judge(
-        progress.status,
-        progress.headers,
-        _decoded(bytes(progress.body)),
-        whole=progress.whole,
+        posted.status,
+        posted.headers,
+        posted.unpacked(),
+        whole=posted.whole,
         now=clocks.now().wall,
         known=_secrets(grant),
     )
     # Until its own clock agrees that the token has ended: the server counts from when it answered. What counts is when
     # it was asked: a machine that slept before it read the answer would take "too early" for a verdict.
-    early = conduct.refuses_early(grant) and progress.sent.wall < policy.end_of_life(grant) + policy.CLOCK_TOLERANCE
+    early = conduct.refuses_early(grant) and posted.sent.wall < policy.end_of_life(grant) + policy.CLOCK_TOLERANCE
     if isinstance(outcome, GrantDead) and early and not demanded:
         return TooEarly(code=outcome.code, description=outcome.description)
     return outcome
+
+
+def _unrenewable(grant: Grant, *, demanded: bool) -> Outcome:
+    """Return what can be said without asking anybody: there is nothing to ask with."""
+    if clocks.now().wall < policy.end_of_life(grant) and not demanded:
+        return TooEarly(code="no_refresh_token", description=f"{_NO_REFRESH_TOKEN}; its access token still lives")
+    why = "is refused" if demanded else "has ended"
+    return GrantDead(code="no_refresh_token", description=f"{_NO_REFRESH_TOKEN}, and its access token {why}")
 
 
 def _secrets(grant: Grant) -> tuple[Secret | None, ...]:

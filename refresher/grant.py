@@ -20,6 +20,7 @@ __all__ = [
     "Doubt",
     "Failure",
     "Grant",
+    "Login",
     "Record",
     "Stored",
     "Tombstone",
@@ -81,6 +82,23 @@ class Doubt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         return msgspec.structs.replace(self, kept=kept) if self.kept is None else self
 
 
+class Login(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a person logged in: enough to do it again."""
+
+    client: Literal["given", "metadata_document", "registered"]
+    """Where the client came from; one that was registered for this grant can be registered anew."""
+    client_expires_at: float | None = None
+    """When the server forgets the client's secret (RFC 7591 section 3.2.1), epoch seconds."""
+    authorization_endpoint: str | None = None
+    device_authorization_endpoint: str | None = None
+    redirect_uri: str | None = None
+    endpoints_given: bool = False
+    """A person named them: there is no metadata to find them by."""
+    by_device: bool = False
+    params: tuple[tuple[str, str], ...] = ()
+    """What went along in the authorization request, besides what always does."""
+
+
 class Grant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="grant"):
     """What a person once authorized, and where its rotation stands. Times are epoch seconds."""
 
@@ -93,11 +111,15 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     issuer: str | None
     token_endpoint: str
+    revocation_endpoint: str | None = None
+    """Where ``logout`` ends it at the server (RFC 7009)."""
     client_id: str
     client_secret: Secret | None
     token_endpoint_auth_method: AuthMethod
     refresh_token: Secret | None
     """``None`` for client credentials (RFC 6749 section 4.4): nothing rotates, but tokens are renewed all the same."""
+    renewable: bool = True
+    """False where a login brought no refresh token: there will be no other access token than this one."""
     private_key_file: str | None = None
     """PEM; signs the assertion of ``private_key_jwt``, and is read anew for each."""
     private_key_id: str | None = None
@@ -126,6 +148,8 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """When the request that brought the access token was sent."""
     expires_at: float | None
     authorized_at: float
+    login: Login | None = None
+    """``None`` where the grant was imported."""
     last_rotation_at: float | None = None
 
     dead: bool = False

@@ -8,9 +8,9 @@ from refresher import clocks, demands, leftovers, lock, publish, store
 from refresher.attempt import write_record
 from refresher.directories import Directories
 from refresher.errors import StorageError
-from refresher.grant import Grant, Tombstone, spend
+from refresher.grant import Grant, Stored, Tombstone, spend
 
-__all__ = ["clear_copies", "remove"]
+__all__ = ["clear_copies", "remove", "remove_stored", "resolved"]
 
 
 def remove(directories: Directories, name: str, *, stopping: Callable[[], bool]) -> None:
@@ -22,29 +22,39 @@ def remove(directories: Directories, name: str, *, stopping: Callable[[], bool])
     if name not in directories.listing().names:
         raise store.unknown(directories, name)
     with lock.held(directories.lock(name), stopping=stopping):
-        now = clocks.now()
-        stored = leftovers.resolve(directories, name, now, giving_up=True)
-        grant = stored.record
-        if not isinstance(grant, Grant):
-            raise store.removed(name)
-        tombstone = Tombstone(
-            name=name,
-            grant_id=grant.grant_id,
-            generation=max(grant.generation, publish.published_generation(directories, name)),
-            begun_from=stored.checksum,
-            removed_at=now.wall,
-            scope=grant.scope,
-            origins=grant.origins,
-            # In doubt it may be spent, and must not come back by an import.
-            spent=spend(grant.spent, grant.refresh_token) if grant.doubt and grant.refresh_token else grant.spent,
-        )
-        write_record(directories, name, stored, tombstone)
-        clear_copies(directories, name)
-        demands.pending(directories).settle(directories, name, keep=range(0))
-        try:
-            publish.publish(directories, tombstone)
-        except StorageError as error:
-            raise StorageError(f"{name} is removed, but {error}; the next run-once tells its readers") from None
+        stored, grant = resolved(directories, name)
+        remove_stored(directories, stored, grant, spent=grant.doubt is not None)
+
+
+def resolved(directories: Directories, name: str) -> tuple[Stored, Grant]:
+    """Return what is stored under ``name`` once earlier attempts are settled, to be given up; under its lock."""
+    stored = leftovers.resolve(directories, name, clocks.now(), giving_up=True)
+    if not isinstance(stored.record, Grant):
+        raise store.removed(name)
+    return stored, stored.record
+
+
+def remove_stored(directories: Directories, stored: Stored, grant: Grant, *, spent: bool) -> None:
+    """Replace ``grant`` by its tombstone, under its lock; ``spent``: its refresh token must never come back."""
+    name = grant.name
+    tombstone = Tombstone(
+        name=name,
+        grant_id=grant.grant_id,
+        generation=max(grant.generation, publish.published_generation(directories, name)),
+        begun_from=stored.checksum,
+        removed_at=clocks.now().wall,
+        scope=grant.scope,
+        origins=grant.origins,
+        # In doubt it may be spent, and must not come back by an import.
+        spent=spend(grant.spent, grant.refresh_token) if spent and grant.refresh_token else grant.spent,
+    )
+    write_record(directories, name, stored, tombstone)
+    clear_copies(directories, name)
+    demands.pending(directories).settle(directories, name, keep=range(0))
+    try:
+        publish.publish(directories, tombstone)
+    except StorageError as error:
+        raise StorageError(f"{name} is removed, but {error}; the next run-once tells its readers") from None
 
 
 def clear_copies(directories: Directories, name: str) -> None:

@@ -9,7 +9,7 @@ from refresher.errors import ConfigError
 from refresher.grant import Grant
 from refresher.secret import Secret
 
-__all__ = ["request"]
+__all__ = ["authenticated", "request"]
 
 _JWT_BEARER = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 
@@ -19,35 +19,43 @@ def request(grant: Grant, now: float) -> tuple[bytes, dict[str, str]]:
 
     Raises ``ConfigError`` where the key that signs it cannot be used.
     """
-    # client_id goes along with Basic too: the MCP SDK's servers look for it there, and no server minds.
-    fields = {"client_id": grant.client_id}
     if grant.refresh_token is None:
-        fields["grant_type"] = "client_credentials"
+        fields = {"grant_type": "client_credentials"}
     else:
-        fields |= {"grant_type": "refresh_token", "refresh_token": grant.refresh_token.reveal()}
+        fields = {"grant_type": "refresh_token", "refresh_token": grant.refresh_token.reveal()}
     if (scope := conduct.scope(grant)) is not None:
         fields["scope"] = scope
     if grant.resource is not None and conduct.sends_resource(grant):
         fields["resource"] = grant.resource
+    return authenticated(grant, fields, now)
+
+
+def authenticated(client: Grant, fields: dict[str, str], now: float) -> tuple[bytes, dict[str, str]]:
+    """Return body and headers of a request that brings ``fields`` and proves who the client is.
+
+    Raises ``ConfigError`` where the key that signs it cannot be used.
+    """
+    # client_id goes along with Basic too: the MCP SDK's servers look for it there, and no server minds.
+    fields = {"client_id": client.client_id, **fields}
     headers = {
         "Accept": "application/json",
         "Accept-Encoding": "identity",
         "Content-Type": "application/x-www-form-urlencoded",
         "User-Agent": f"refresher/{__version__}",
     }
-    match grant.token_endpoint_auth_method:
+    match client.token_endpoint_auth_method:
         case "none" | "tls_client_auth" | "self_signed_tls_client_auth":
             pass  # RFC 8705 section 2: the certificate speaks
         case "client_secret_basic":
-            headers["Authorization"] = _basic(grant.client_id, _secret(grant))
+            headers["Authorization"] = _basic(client.client_id, _secret(client))
         case "client_secret_post":
-            fields["client_secret"] = _secret(grant).reveal()
+            fields["client_secret"] = _secret(client).reveal()
         case "private_key_jwt":
             from refresher.assertion import client_assertion  # cryptography: no other method needs it
 
-            fields |= {"client_assertion_type": _JWT_BEARER, "client_assertion": client_assertion(grant, now)}
+            fields |= {"client_assertion_type": _JWT_BEARER, "client_assertion": client_assertion(client, now)}
         case _:
-            assert_never(grant.token_endpoint_auth_method)
+            assert_never(client.token_endpoint_auth_method)
     return urlencode(fields).encode("ascii"), headers
 
 

@@ -8,7 +8,9 @@ import click
 
 from refresher import __version__, logs
 from refresher.cli.asked import Asked
+from refresher.cli.completing import completion
 from refresher.cli.demonstration import demo
+from refresher.cli.entering import login, logout
 from refresher.cli.grants import import_, remove_, status
 from refresher.cli.reading import headers, token
 from refresher.cli.rotating import run_, run_once_
@@ -37,7 +39,7 @@ class _InOrder(click.Group):
 @click.group(
     cls=_InOrder,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Start with 'refresher demo', then 'refresher import --help'. "
+    epilog="Start with 'refresher demo', then 'refresher login NAME URL'. "
     "Agents read the tokens with the Python package 'shim'.",
 )
 @click.version_option(__version__, prog_name="refresher")
@@ -79,7 +81,7 @@ def cli(context: click.Context, /, config_file: str | None, **given: Any) -> Non
     context.obj = Asked({**given, "verbose": given["verbose"] or None}, config_file)
 
 
-for command in (import_, run_, run_once_, status, token, headers, remove_, demo):
+for command in (login, run_, run_once_, status, token, headers, logout, import_, remove_, demo, completion):
     cli.add_command(command)
 
 

@@ -10,6 +10,7 @@ import click
 
 from refresher import cautions, clocks, report
 from refresher.cli.asked import Asked, no_grants, warn_of_bars
+from refresher.cli.completing import complete_name
 from refresher.errors import ConfigError, ImportRefused
 from refresher.overview import overview
 from refresher.signals import Stopping
@@ -22,8 +23,8 @@ log = logging.getLogger(__name__)
 _LARGEST_IMPORT: Final = 1024 * 1024
 
 
-@click.command("import", short_help="Take over a grant: a refresh token and where to use it.")
-@click.argument("name")
+@click.command("import", short_help="Take over a grant from elsewhere: a refresh token and where to use it.")
+@click.argument("name", shell_complete=complete_name)
 @click.option("--from", "source", required=True, metavar="FILE|-", help="The JSON to import; '-' is standard input.")
 @click.option("--replace", is_flag=True, help="Put it in the place of an existing grant; the generation goes on.")
 @click.option("--if-absent", is_flag=True, help="Leave an existing grant alone and exit 0 (for start-up scripts).")
@@ -85,7 +86,7 @@ def import_(asked: Asked, name: str, source: str, replace: bool, if_absent: bool
 
 
 @click.command(short_help="Show each grant: state, time left, next rotation.")
-@click.argument("names", metavar="[NAME]...", nargs=-1)
+@click.argument("names", metavar="[NAME]...", nargs=-1, shell_complete=complete_name)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON; times are epoch seconds.")
 @click.pass_obj
 def status(asked: Asked, names: tuple[str, ...], as_json: bool) -> None:
@@ -108,13 +109,13 @@ def status(asked: Asked, names: tuple[str, ...], as_json: bool) -> None:
         say(report.status_table(entries))
 
 
-@click.command("remove", short_help="Forget a grant and tell its readers.")
-@click.argument("name")
+@click.command("remove", short_help="Forget a grant here alone, and tell its readers.")
+@click.argument("name", shell_complete=complete_name)
 @click.pass_obj
 def remove_(asked: Asked, name: str) -> int | None:
     """Forget the grant NAME and tell its readers; its refresh token is deleted here.
 
-    Nothing is revoked at the authorization server: do that in your account there.
+    Nothing is revoked at the authorization server: 'refresher logout' does that.
     """
     from refresher.removal import remove  # as above
 

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from refresher.cli.asked import DURATION, Asked
+from refresher.cli.completing import complete_name
 from refresher.signals import Stopping
 from refresher.terminal import Progress
 from shim._token import TokenFile
@@ -36,7 +37,7 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
         metavar="DURATION",
         help="The least that the token must have to live.  [default: 10s, or a quarter of a shorter life]",
     )(command)
-    return click.argument("name")(command)
+    return click.argument("name", shell_complete=complete_name)(command)
 
 
 @click.command(epilog=_EXIT_CODES, short_help="Print an access token, for scripts.")

@@ -6,6 +6,7 @@ import click
 
 from refresher import report
 from refresher.cli.asked import DURATION, Asked, no_grants, warn_of_bars
+from refresher.cli.completing import complete_name
 from refresher.errors import ConfigError
 from refresher.result import exit_code
 from refresher.run_once import run_once
@@ -56,7 +57,7 @@ def run_(asked: Asked, grace: float) -> int:
 
 
 @click.command("run-once", epilog=_EXIT_CODES, short_help="Rotate what is due or demanded, once.")
-@click.argument("names", metavar="[NAME]...", nargs=-1)
+@click.argument("names", metavar="[NAME]...", nargs=-1, shell_complete=complete_name)
 @click.option("--force", is_flag=True, help="Rotate beyond the present generation, due or not.")
 @click.option(
     "--horizon",

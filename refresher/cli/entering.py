@@ -1,0 +1,179 @@
+"""Commands that begin and end a grant at its authorization server: login, logout."""
+
+import logging
+from typing import Any, Final
+
+import click
+
+from refresher import cautions
+from refresher.cli.asked import DURATION, Asked, warn_of_bars
+from refresher.cli.completing import complete_name
+from refresher.errors import ConfigError
+from refresher.grant import Grant
+from refresher.signals import Stopping
+from refresher.terminal import say
+from refresher.words import clock_time
+from shim._token import is_name
+
+__all__ = ["login", "logout"]
+
+log = logging.getLogger(__name__)
+
+_METHODS: Final = (
+    "none",
+    "client_secret_basic",
+    "client_secret_post",
+    "private_key_jwt",
+    "tls_client_auth",
+    "self_signed_tls_client_auth",
+)
+
+_NOTHING_TO_RENEW_WITH: Final = (
+    "the server gave no refresh token: {name} works until {until}, and then needs a new login. What usually helps: "
+    "--scope '... offline_access'; at Google, --param access_type=offline --param prompt=consent; at others, a client "
+    "that may use the grant type refresh_token"
+)
+
+
+class _Param(click.ParamType[tuple[str, str]]):
+    """``KEY=VALUE``."""
+
+    name = "param"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        """Return key and value."""
+        key, equals, text = str(value).partition("=")
+        if not key or not equals:
+            self.fail("it must be KEY=VALUE", param, ctx)
+        return key, text
+
+
+@click.command(short_help="Log in at an MCP server or API, and keep that login fresh.")
+@click.argument("name", shell_complete=complete_name)
+@click.argument("url", required=False)
+@click.option("--scope", help="What to ask for.  [default: what the server names]")
+@click.option("--no-browser", is_flag=True, help="Print the address; take the redirect's, pasted, if it comes so.")
+@click.option("--device", "by_device", is_flag=True, help="Show a code to type in on another device (RFC 8628).")
+@click.option("--wait", type=DURATION, default="5m", metavar="DURATION", help="For the person.  [default: 5m]")
+@click.option("--no-verify", is_flag=True, help="Do not try the new token at the server before it is stored.")
+@click.option("--replace", is_flag=True, help="Give up a grant of that name for another server.")
+@click.option("--client-id", metavar="ID", help="A client that the server knows, instead of one registered now.")
+@click.option("--client-secret-file", metavar="FILE", help="Holds its secret, and nothing else.")
+@click.option(
+    "--client-metadata",
+    metavar="URL",
+    envvar="REFRESHER_CLIENT_METADATA",
+    show_envvar=True,
+    help="A client metadata document of yours, where the server takes one.",
+)
+@click.option("--new-client", is_flag=True, help="Register a new client, whatever is stored.")
+@click.option("--auth-method", type=click.Choice(_METHODS), help="How the client proves itself.  [default: what fits]")
+@click.option("--private-key-file", metavar="PEM", help="Signs the assertion of private_key_jwt.")
+@click.option("--private-key-id", metavar="KID", help="Names that key.")
+@click.option("--client-cert", metavar="PEM", help="For mTLS (RFC 8705); with --client-key.")
+@click.option("--client-key", metavar="PEM")
+@click.option("--port", type=click.IntRange(1, 65535), help="Where the browser comes back to.  [default: any free one]")
+@click.option("--redirect-uri", metavar="URL", help="The same, as the client was registered: http://localhost:8765/x.")
+@click.option(
+    "--param",
+    "params",
+    type=_Param(),
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="More for the authorization request, e.g. access_type=offline.",
+)
+@click.option("--resource", metavar="URI", help="RFC 8707; 'none' leaves it out.  [default: what the server names]")
+@click.option("--issuer", metavar="URL", help="The authorization server of an API that is no MCP server.")
+@click.option("--authorization-endpoint", metavar="URL", help="Where there is no metadata to find it by.")
+@click.option("--token-endpoint", metavar="URL")
+@click.option("--device-authorization-endpoint", metavar="URL")
+@click.option("--revocation-endpoint", metavar="URL")
+@click.pass_obj
+def login(
+    asked: Asked,
+    /,
+    name: str,
+    no_browser: bool,
+    wait: float,
+    no_verify: bool,
+    replace: bool,
+    port: int | None,
+    **said: Any,
+) -> int | None:
+    """Log in at URL, an MCP server, and keep that login as the grant NAME.
+
+    Opens your browser, where you say yes. The grant that was there before is replaced only when the new one is whole
+    and the server takes its token: a login that fails, or that you give up, changes nothing. NAME alone logs in again
+    as it was done before.
+
+    \b
+    Examples:
+      refresher login linear https://mcp.linear.app/mcp
+      refresher login linear                       once more, as before
+      refresher login linear --no-browser          over ssh
+    \b
+    For an API that is no MCP server, URL is the API's address, and the client is
+    one that you have made there:
+      refresher login google https://www.googleapis.com \\
+        --issuer https://accounts.google.com --client-id ID \\
+        --client-secret-file FILE --scope ... --param access_type=offline
+    \b
+    Exit codes: 0 logged in; 2 the address, the client or an option is wrong; 3 you
+    said no, or did not come to the end; 4 a server or the disk fails just now.
+    """
+    if not is_name(name):
+        raise ConfigError(
+            "a name is 1 to 64 lower-case letters, digits, '.', '_' and '-', and begins with a letter or digit"
+        )
+    if port is not None and said["redirect_uri"]:
+        raise ConfigError("--port and --redirect-uri exclude each other: the port is in the address")
+    try:
+        from refresher import login as entering  # the MCP SDK takes a second to load
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"login needs the MCP SDK (no {error.name}): in the checkout, pip install '.[all]'") from None
+
+    if port is not None:
+        said["redirect_uri"] = f"http://127.0.0.1:{port}/callback"
+    settings = asked.settings()
+    manner = entering.Manner(wait=wait, open_browser=not no_browser, verify=not no_verify, replace=replace)
+    done = entering.log_in(settings, name, entering.Asked(**said), manner)
+    warn_of_bars(settings)
+    cautions.tell(settings.directories)
+    for warning in done.admitted.warnings:
+        log.warning("warning: %s", warning)
+    _tell(done.admitted.grant, done.proof)
+    return done.exit_code
+
+
+def _tell(grant: Grant, proof: str | None) -> None:
+    if not grant.renewable:
+        until = "it is refused" if grant.expires_at is None else clock_time(grant.expires_at)
+        log.warning("warning: %s", _NOTHING_TO_RENEW_WITH.format(name=grant.name, until=until))
+    if proof is not None:
+        say(proof)
+    follows = "; 'refresher run' keeps it fresh" if grant.renewable else ""
+    say(f"logged in: {grant.name} (generation {grant.generation}){follows}")
+
+
+@click.command(short_help="Revoke a grant at its server, and forget it.")
+@click.argument("name", shell_complete=complete_name)
+@click.option("--keep-at-server", is_flag=True, help="Forget it here alone, as 'refresher remove' does.")
+@click.pass_obj
+def logout(asked: Asked, name: str, keep_at_server: bool) -> int | None:
+    """Revoke the grant NAME at its authorization server (RFC 7009), then forget it and tell its readers.
+
+    Where the server cannot be reached, the grant stands (exit code 4). Where it does not revoke, that is said, and the
+    grant is forgotten here all the same.
+    """
+    from refresher.removal import remove
+    from refresher.revocation import log_out
+
+    settings = asked.settings()
+    with Stopping() as stopping:
+        if keep_at_server:
+            remove(settings.directories, name, stopping=stopping)
+            words = "at the server it lives until you revoke it there"
+        else:
+            words = log_out(settings.directories, name, ca_file=settings.ca_file, stopping=stopping)
+    say(f"logged out: {name}; {words}")
+    return stopping.exit_code

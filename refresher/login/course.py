@@ -1,0 +1,259 @@
+"""One login from beginning to end: nothing is stored before the new grant is whole, and then in one piece."""
+
+from typing import Final
+
+import anyio
+import httpx2
+import msgspec
+
+from refresher import clocks, store, urls
+from refresher.admission import Admitted, admit
+from refresher.config import Settings
+from refresher.errors import (
+    ClientUnknown,
+    ConfigError,
+    GrantFileError,
+    LoginNotGiven,
+    LoginRefused,
+    RefresherError,
+)
+from refresher.grant import NOTHING, Grant, Login
+from refresher.login import client as clients
+from refresher.login import discovery, pages
+from refresher.login.asked import Asked, checked, continued
+from refresher.login.authorization import authorization
+from refresher.login.browser import redirected
+from refresher.login.client import Client
+from refresher.login.device import by_device
+from refresher.login.fetch import Fetch
+from refresher.login.loopback import Loopback
+from refresher.login.proof import prove
+from refresher.login.server import Server
+from refresher.login.tokens import redeemed
+from refresher.signals import Stopping
+from refresher.terminal import say
+
+__all__ = ["Done", "Manner", "log_in"]
+
+
+_UNKNOWN: Final = (400, 401, 403, 404)
+
+
+class Manner(msgspec.Struct, frozen=True, kw_only=True):
+    """How a login goes about it: ``wait`` seconds for the person."""
+
+    wait: float
+    open_browser: bool = True
+    verify: bool = True
+    replace: bool = False
+
+
+class Done(msgspec.Struct, frozen=True, kw_only=True):
+    """A login that is stored; ``proof`` says what the server made of the token, ``None`` where it was not asked."""
+
+    admitted: Admitted
+    proof: str | None
+    exit_code: int | None
+    """Of a signal that came while it was stored."""
+
+
+def log_in(settings: Settings, name: str, asked: Asked, manner: Manner) -> Done:
+    """Log in and store the grant under ``name``, in the place of an older one of the same server.
+
+    Raises ``RefresherError`` where it comes to nothing; what was there before is as it was then.
+    """
+    stored = _stored(settings, name)
+    asked = continued(checked(asked), stored)
+    if asked.url is None:
+        raise ConfigError(f"there is no grant {name} yet: say where to log in, 'refresher login {name} URL'")
+    if stored is not None and not manner.replace and _origin(stored.server_url) not in (None, _origin(asked.url)):
+        raise ConfigError(
+            f"{name} is a grant for {stored.server_url}: choose another name, or give it up with --replace"
+        )
+    settings.directories.ensure()
+    fetch = Fetch(settings.ca_file)
+    server = anyio.run(_server, asked, fetch)
+    run = _Run(settings, name, asked, manner, server, fetch)
+    try:
+        return run.to_the_end(stored)
+    except ClientUnknown:
+        if not run.may_register_anew:
+            raise
+    say("The server has forgotten refresher's registration; it is made anew, and you are asked once more.", err=True)
+    return run.to_the_end(None)
+
+
+class _Run:
+    """What one login works with."""
+
+    def __init__(
+        self, settings: Settings, name: str, asked: Asked, manner: Manner, server: Server, fetch: Fetch
+    ) -> None:
+        self._settings = settings
+        self._name = name
+        self._asked = asked
+        self._manner = manner
+        self._server = server
+        self._fetch = fetch
+        self._scope = _scope(asked, server)
+        self._used: Client | None = None
+        self._was_stored = False
+
+    @property
+    def may_register_anew(self) -> bool:
+        """Whether the client that was used came from an earlier registration of ours."""
+        return self._was_stored and self._used is not None and self._used.origin == "registered"
+
+    def to_the_end(self, stored: Grant | None) -> Done:
+        """Log in with the client of ``stored``, where that is the one to use, or with a new one."""
+        known = None if self._asked.new_client else clients.stored_with(stored, self._server, clocks.now().wall)
+        client = clients.given(self._asked, self._server) or known
+        self._was_stored = client is known
+        if self._asked.by_device:
+            draft = self._draft(client or self._register(None), None)
+            grant = by_device(
+                self._server.device_authorization_endpoint,
+                draft,
+                scope=self._scope,
+                wait=self._manner.wait,
+                ca_file=self._settings.ca_file,
+            )
+            return self._finish(grant)
+        with self._listen(client) as loopback:
+            if client is None or (client.redirect_uri or loopback.redirect_uri) != loopback.redirect_uri:
+                client = self._register(loopback.redirect_uri)
+            try:
+                done = self._finish(self._authorized(self._draft(client, loopback.redirect_uri), loopback))
+            except LoginNotGiven as error:
+                loopback.show(pages.declined(str(error)))
+                raise
+            except RefresherError as error:
+                loopback.show(pages.failed(str(error)))
+                raise
+            loopback.show(pages.done(self._name))
+            return done
+
+    def _listen(self, client: Client | None) -> Loopback:
+        """Listen where the client was registered for, else at any port of this machine."""
+        wanted = self._asked.redirect_uri or (None if client is None else client.redirect_uri)
+        try:
+            return Loopback(wanted)
+        except ConfigError:
+            if self._asked.redirect_uri or client is None or client.origin != "registered":
+                raise
+            return Loopback()  # another port needs another registration
+
+    def _register(self, redirect_uri: str | None) -> Client:
+        self._was_stored = False
+        return anyio.run(clients.register, self._server, redirect_uri, self._scope, self._fetch)
+
+    def _authorized(self, draft: Grant, loopback: Loopback) -> Grant:
+        asking = authorization(
+            self._server, draft, redirect_uri=loopback.redirect_uri, scope=self._scope, params=self._asked.params
+        )
+        if self.may_register_anew:
+            # Only a person's browser would see that the server does not know the client any more.
+            seen = anyio.run(self._fetch, httpx2.Request("GET", asking.url))
+            if seen.status_code in _UNKNOWN:
+                raise ClientUnknown(f"{self._server.authorization_endpoint} answered {seen.status_code}")
+        fields = redirected(asking, loopback, wait=self._manner.wait, open_browser=self._manner.open_browser)
+        return redeemed(draft, fields, ca_file=self._settings.ca_file)
+
+    def _draft(self, client: Client, redirect_uri: str | None) -> Grant:
+        """Return the grant as far as it is known before there are tokens."""
+        self._used = client
+        asked, server = self._asked, self._server
+        resource = asked.resource or server.resource
+        return Grant(
+            name=self._name,
+            grant_id="",
+            generation=0,
+            begun_from=NOTHING,
+            issuer=server.issuer,
+            token_endpoint=server.token_endpoint,
+            revocation_endpoint=server.revocation_endpoint,
+            client_id=client.client_id,
+            client_secret=client.client_secret,
+            token_endpoint_auth_method=client.auth_method,
+            refresh_token=None,
+            private_key_file=client.private_key_file,
+            private_key_id=client.private_key_id,
+            token_endpoint_auth_signing_alg=client.signing_alg,
+            client_cert=client.client_cert,
+            client_key=client.client_key,
+            scope=None,
+            asked_scope=self._scope,
+            resource=None if resource == "none" else resource,
+            send_resource=None,
+            server_url=asked.url,
+            origins=(urls.origin(asked.url or ""),),
+            max_age=None,
+            access_token=None,
+            token_type="Bearer",  # noqa: S106  a token type, no password
+            issued_at=0.0,
+            expires_at=None,
+            authorized_at=0.0,
+            login=Login(
+                client=client.origin,
+                client_expires_at=client.expires_at,
+                authorization_endpoint=server.authorization_endpoint,
+                device_authorization_endpoint=server.device_authorization_endpoint,
+                # A client that was given one is bound to it; any other port may be free the next time.
+                redirect_uri=redirect_uri if client.origin == "registered" else asked.redirect_uri,
+                endpoints_given=server.given,
+                by_device=asked.by_device,
+                params=asked.params,
+            ),
+        )
+
+    def _finish(self, grant: Grant) -> Done:
+        """Try the token, and store the grant; a signal that comes now does not stop it half-way."""
+        proof = None
+        if self._manner.verify and not self._server.given and self._asked.issuer is None:
+            tried = anyio.run(lambda: prove(grant, ca_file=self._settings.ca_file))
+            if tried.refused:
+                raise LoginRefused(
+                    f"{tried.words}; nothing was changed. Log in as somebody who may use it, ask for another --scope, "
+                    "or store it all the same with --no-verify"
+                )
+            proof = tried.words
+        with Stopping() as stopping:
+            admitted = admit(self._settings.directories, grant, replace=True, if_absent=False, stopping=stopping)
+        return Done(admitted=admitted, proof=proof, exit_code=stopping.exit_code)
+
+
+def _stored(settings: Settings, name: str) -> Grant | None:
+    try:
+        record = store.load(settings.directories, name).record
+    except GrantFileError:
+        return None  # a new login is what mends it
+    return record if isinstance(record, Grant) else None
+
+
+def _origin(url: str | None) -> str | None:
+    return None if url is None else urls.origin(url)
+
+
+async def _server(asked: Asked, fetch: Fetch) -> Server:
+    """Find out where to log in."""
+    url = asked.url or ""
+    if asked.token_endpoint is not None:
+        return Server(
+            issuer=asked.issuer,
+            authorization_endpoint=asked.authorization_endpoint,
+            token_endpoint=asked.token_endpoint,
+            device_authorization_endpoint=asked.device_authorization_endpoint,
+            revocation_endpoint=asked.revocation_endpoint,
+            given=True,
+        )
+    if asked.issuer is not None:
+        return await discovery.by_issuer(asked.issuer, url, fetch)
+    return await discovery.by_server(url, fetch)
+
+
+def _scope(asked: Asked, server: Server) -> str | None:
+    """Return what to ask for: without ``offline_access``, many servers give no refresh token."""
+    scope = asked.scope or server.scope
+    if scope is None or not server.offers_offline_access or discovery.OFFLINE in scope.split():
+        return scope
+    return f"{scope} {discovery.OFFLINE}"

@@ -1,0 +1,148 @@
+"""A login on another device: a code here, a browser there (RFC 8628)."""
+
+import io
+import json
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+
+from refresher import clocks, conduct, urls
+from refresher.answer import is_token
+from refresher.errors import ClientUnknown, LoginNotGiven, LoginRefused, ServerAway
+from refresher.grant import Grant
+from refresher.login.client import DEVICE_GRANT
+from refresher.login.tokens import ask, granted, judged
+from refresher.outcome import ClientRejected, Outcome, Rotated, Transient
+from refresher.secret import Secret
+from refresher.terminal import say
+from refresher.words import span
+
+__all__ = ["by_device"]
+
+_WHAT: Final = "device_authorization_endpoint"
+
+_INTERVAL: Final = 5.0
+_SLOWER: Final = 5.0
+_LONGEST_INTERVAL: Final = 60.0
+_SHORTEST_INTERVAL: Final = 0.1
+_LIFE: Final = 600.0
+
+
+class _Code(msgspec.Struct, frozen=True, kw_only=True):
+    """What a device is given; seconds."""
+
+    device_code: Secret
+    user_code: str
+    verification_uri: str
+    complete: str | None
+    life: float
+    interval: float
+
+
+def by_device(endpoint: str | None, client: Grant, *, scope: str | None, wait: float, ca_file: str | None) -> Grant:
+    """Show a person a code and where to type it in; return the grant once that was done.
+
+    Raises ``LoginNotGiven`` where it is declined, expires, or takes longer than ``wait`` seconds, ``ClientUnknown``,
+    ``LoginRefused``, ``ServerAway``.
+    """
+    if endpoint is None:
+        raise LoginRefused("the server does not log in by device (RFC 8628); leave out --device")
+    code = _code(endpoint, client, scope, ca_file)
+    _show(code)
+    return _polled(client, code, min(wait, code.life), ca_file)
+
+
+def _code(endpoint: str, client: Grant, scope: str | None, ca_file: str | None) -> _Code:
+    fields = {"scope": scope} if scope else {}
+    if client.resource is not None and conduct.sends_resource(client):
+        fields["resource"] = client.resource
+    posted = ask(endpoint, client, fields, ca_file=ca_file, what=_WHAT)
+    try:
+        answer = json.loads(posted.unpacked())
+        if posted.status == 200:
+            return _read(answer)
+    except (ValueError, TypeError, KeyError, RecursionError):
+        answer = None
+    # What is no code is judged like any refusal of a token endpoint: both speak RFC 6749 section 5.2.
+    outcome = judged(posted, client, ())
+    words = getattr(outcome, "description", "it answered without a code")
+    if isinstance(outcome, ClientRejected):
+        raise ClientUnknown(f"{_WHAT}: {words}; nothing was changed")
+    if posted.status is not None and (posted.status >= 500 or posted.status == 429):
+        raise ServerAway(f"{_WHAT}: {words}; nothing was changed")
+    raise LoginRefused(f"{_WHAT}: {words}; nothing was changed")
+
+
+def _read(answer: Mapping[str, Any]) -> _Code:
+    """Return what the answer says. Raises ``ValueError`` and the like."""
+    device_code, user_code, uri = answer["device_code"], answer["user_code"], answer["verification_uri"]
+    complete = answer.get("verification_uri_complete")
+    if not (is_token(device_code) and is_token(user_code)):
+        raise ValueError
+    for address in (uri, complete):
+        if address is not None:
+            urls.origin(address)  # it goes to a person's browser, and into a terminal
+    return _Code(
+        device_code=Secret(device_code),
+        user_code=user_code,
+        verification_uri=uri,
+        complete=complete,
+        life=float(answer.get("expires_in") or _LIFE),
+        interval=min(max(float(answer.get("interval", _INTERVAL)), _SHORTEST_INTERVAL), _LONGEST_INTERVAL),
+    )
+
+
+def _show(code: _Code) -> None:
+    say(f"To log in, open this address on any device:\n\n  {code.verification_uri}\n", err=True)
+    say(f"and type in the code:  {code.user_code}\n", err=True)
+    if sys.stderr.isatty():
+        import segno
+
+        picture = io.StringIO()
+        segno.make(code.complete or code.verification_uri, error="l", micro=False).terminal(picture, compact=True)
+        say(f"or scan this:\n\n{picture.getvalue()}", err=True)
+    say(f"Waiting for it; the code is good for {span(code.life)}.", err=True)
+
+
+def _polled(client: Grant, code: _Code, wait: float, ca_file: str | None) -> Grant:
+    fields = {"grant_type": DEVICE_GRANT, "device_code": code.device_code.reveal()}
+    interval, ends = code.interval, time.monotonic() + wait
+    while time.monotonic() + interval < ends:
+        time.sleep(interval)
+        posted = ask(client.token_endpoint, client, fields, ca_file=ca_file, what="token_endpoint")
+        if posted.status is None:
+            # RFC 8628 section 3.5: on a time-out, more slowly.
+            interval = min(2 * interval, _LONGEST_INTERVAL)
+            continue
+        outcome = judged(posted, client, (code.device_code,))
+        if isinstance(outcome, Rotated):
+            return granted(client, outcome, posted.sent or clocks.now())
+        if _code_of(outcome) == "slow_down":
+            interval += _SLOWER
+        elif _code_of(outcome) != "authorization_pending" and not _is_passing(outcome):
+            raise _refusal(outcome)
+    raise LoginNotGiven(f"nobody typed in the code within {span(wait)}; nothing was changed. Log in again")
+
+
+def _is_passing(outcome: Outcome) -> bool:
+    """Whether the server was only busy."""
+    return isinstance(outcome, Transient) and not outcome.refusal
+
+
+def _refusal(outcome: Outcome) -> LoginNotGiven | LoginRefused:
+    words = getattr(outcome, "description", "")
+    match _code_of(outcome):
+        case "access_denied":
+            return LoginNotGiven(f"the login was declined on the other device ({words}); nothing was changed")
+        case "expired_token":
+            return LoginNotGiven("the code has expired before it was typed in; nothing was changed. Log in again")
+        case _:
+            kind = ClientUnknown if isinstance(outcome, ClientRejected) else LoginRefused
+            return kind(f"{words}; nothing was changed")
+
+
+def _code_of(outcome: Outcome) -> str:
+    return getattr(outcome, "code", "")

@@ -1,0 +1,79 @@
+"""Logout: ends a grant at its authorization server as far as that goes (RFC 7009), and removes it here."""
+
+from collections.abc import Callable
+from typing import Final
+
+from refresher import answer, clocks, lock, store
+from refresher.directories import Directories
+from refresher.errors import ServerAway
+from refresher.grant import Grant
+from refresher.outcome import Transient
+from refresher.post import post
+from refresher.removal import remove_stored, resolved
+from refresher.request import authenticated
+from refresher.secret import Secret
+from refresher.tls import trusted
+
+__all__ = ["log_out"]
+
+_DEADLINE: Final = 20.0
+
+_AT_THE_SERVER: Final = "at the server it lives until it is revoked in your account there, or ends by itself"
+
+
+def log_out(directories: Directories, name: str, *, ca_file: str | None, stopping: Callable[[], bool]) -> str:
+    """Revoke the grant of ``name`` and remove it; return in words what became of it at the server.
+
+    Raises what ``remove`` raises, and ``ServerAway`` where the server could not be asked: the grant stands then.
+    """
+    if name not in directories.listing().names:
+        raise store.unknown(directories, name)
+    # One lock over both: nobody rotates a grant that is being revoked.
+    with lock.held(directories.lock(name), stopping=stopping):
+        stored, grant = resolved(directories, name)
+        words = _revoke(grant, ca_file)
+        remove_stored(directories, stored, grant, spent=True)
+        return words
+
+
+def _revoke(grant: Grant, ca_file: str | None) -> str:
+    """End refresh token and access token at the server; return what it said."""
+    if grant.revocation_endpoint is None:
+        return f"it is not known where this server revokes tokens; {_AT_THE_SERVER}"
+    # The refresh token first: with it, most servers end all that came of it. Some do not revoke the other kind.
+    tokens = (("refresh_token", grant.refresh_token), ("access_token", grant.access_token))
+    answers = [_ask(grant, grant.revocation_endpoint, kind, token, ca_file) for kind, token in tokens if token]
+    if answers and answers[0] is not None:
+        return f"the server did not revoke it ({answers[0]}); {_AT_THE_SERVER}"
+    return "it is revoked at the server"
+
+
+def _ask(grant: Grant, endpoint: str, kind: str, token: Secret, ca_file: str | None) -> str | None:
+    """Have one token revoked; return why the server did not. Raises ``ServerAway``."""
+    fields = {"token": token.reveal(), "token_type_hint": kind}
+    known = (grant.refresh_token, grant.access_token, grant.client_secret)
+    posted = post(
+        endpoint,
+        lambda: authenticated(grant, fields, clocks.now().wall),
+        trust=lambda: trusted(ca_file, client_cert=grant.client_cert, client_key=grant.client_key),
+        limit=_DEADLINE,
+        known=known,
+        what="revocation_endpoint",
+    )
+    if posted.status is None:
+        raise ServerAway(
+            f"cannot revoke {grant.name}: {posted.problem}; the grant stands. Try again later, or remove it here alone "
+            "with --keep-at-server"
+        )
+    if 200 <= posted.status < 300:
+        return None  # RFC 7009 section 2.2: also for a token that was none any more
+    outcome = answer.judge(
+        posted.status, posted.headers, posted.unpacked(), whole=posted.whole, now=clocks.now().wall, known=known
+    )
+    words = getattr(outcome, "description", f"it answered {posted.status}")
+    if posted.status >= 500 or (isinstance(outcome, Transient) and not outcome.refusal):
+        raise ServerAway(
+            f"cannot revoke {grant.name}: {words}; the grant stands. Try again later, or remove it here alone with "
+            "--keep-at-server"
+        )
+    return f"{kind}: {words}"
