@@ -58,7 +58,7 @@ def _resolve(
     if out_of_reach and not giving_up and begun.intent is not None:
         raise StorageError(
             f"the new record of {name} was saved in {begun.intent.spill}, which is not there: bring it back (a file "
-            f"system that is not mounted?), or give it up: 'refresher import {name} --replace --from FILE'"
+            f"system that is not mounted?), or give it up: 'refresher login {name}'"
         )
     if begun.damaged:
         # Before an answer is adopted: beside its own successor it would put that in doubt.

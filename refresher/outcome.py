@@ -18,6 +18,7 @@ __all__ = [
     "TooEarly",
     "Transient",
     "Unintelligible",
+    "words_of",
 ]
 
 
@@ -93,6 +94,13 @@ class GrantDead(msgspec.Struct, frozen=True, kw_only=True):
 
     code: str
     description: str
+
+
+def words_of(outcome: "Outcome", *, of: str = "the server") -> str:
+    """Return what an answer said, where it was ``of`` another place than the token endpoint."""
+    return str(getattr(outcome, "description", "it gave tokens that nobody asked for")).replace(
+        "the token endpoint", of, 1
+    )
 
 
 Outcome = (

@@ -7,8 +7,8 @@ from refresher import answer, clocks, lock, store
 from refresher.directories import Directories
 from refresher.errors import ServerAway
 from refresher.grant import Grant
-from refresher.outcome import Transient
-from refresher.post import post
+from refresher.outcome import Ambiguous, Outcome, Transient, words_of
+from refresher.post import Posted, post
 from refresher.removal import remove_stored, resolved
 from refresher.request import authenticated
 from refresher.secret import Secret
@@ -17,6 +17,7 @@ from refresher.tls import trusted
 __all__ = ["log_out"]
 
 _DEADLINE: Final = 20.0
+_REFUSALS: Final = (400, 401, 422)
 
 _AT_THE_SERVER: Final = "at the server it lives until it is revoked in your account there, or ends by itself"
 
@@ -51,29 +52,43 @@ def _revoke(grant: Grant, ca_file: str | None) -> str:
 def _ask(grant: Grant, endpoint: str, kind: str, token: Secret, ca_file: str | None) -> str | None:
     """Have one token revoked; return why the server did not. Raises ``ServerAway``."""
     fields = {"token": token.reveal(), "token_type_hint": kind}
-    known = (grant.refresh_token, grant.access_token, grant.client_secret)
-    posted = post(
-        endpoint,
-        lambda: authenticated(grant, fields, clocks.now().wall),
-        trust=lambda: trusted(ca_file, client_cert=grant.client_cert, client_key=grant.client_key),
-        limit=_DEADLINE,
-        known=known,
-        what="revocation_endpoint",
-    )
-    if posted.status is None:
-        raise ServerAway(
-            f"cannot revoke {grant.name}: {posted.problem}; the grant stands. Try again later, or remove it here alone "
-            "with --keep-at-server"
-        )
-    if 200 <= posted.status < 300:
+    posted = _post(grant, endpoint, fields, ca_file)
+    if posted.status in _REFUSALS and b"client_secret" in posted.unpacked():
+        # The MCP SDK's servers want that key in the body, whatever the client; empty, it proves nothing, nor harms.
+        posted = _post(grant, endpoint, {**fields, "client_secret": ""}, ca_file)
+    if posted.status is not None and 200 <= posted.status < 300:
         return None  # RFC 7009 section 2.2: also for a token that was none any more
-    outcome = answer.judge(
-        posted.status, posted.headers, posted.unpacked(), whole=posted.whole, now=clocks.now().wall, known=known
-    )
-    words = getattr(outcome, "description", f"it answered {posted.status}")
-    if posted.status >= 500 or (isinstance(outcome, Transient) and not outcome.refusal):
+    refusal = None if posted.status is None else _judged(grant, posted)
+    words = posted.problem if refusal is None else words_of(refusal)
+    if refusal is None or isinstance(refusal, Ambiguous) or (isinstance(refusal, Transient) and not refusal.refusal):
         raise ServerAway(
             f"cannot revoke {grant.name}: {words}; the grant stands. Try again later, or remove it here alone with "
             "--keep-at-server"
         )
-    return f"{kind}: {words}"
+    return words
+
+
+def _post(grant: Grant, endpoint: str, fields: dict[str, str], ca_file: str | None) -> Posted:
+    return post(
+        endpoint,
+        lambda: authenticated(grant, fields, clocks.now().wall),
+        trust=lambda: trusted(ca_file, client_cert=grant.client_cert, client_key=grant.client_key),
+        limit=_DEADLINE,
+        known=_known(grant),
+        what="revocation_endpoint",
+    )
+
+
+def _judged(grant: Grant, posted: Posted) -> Outcome:
+    return answer.judge(
+        posted.status or 0,
+        posted.headers,
+        posted.unpacked(),
+        whole=posted.whole,
+        now=clocks.now().wall,
+        known=_known(grant),
+    )
+
+
+def _known(grant: Grant) -> tuple[Secret | None, ...]:
+    return grant.refresh_token, grant.access_token, grant.client_secret

@@ -24,9 +24,7 @@ def load(directories: Directories, name: str) -> Stored:
     except files.NotPrivate as error:
         raise ExposedGrantFile(f"{path}: {error}") from None
     except (ValueError, GrantFileError) as error:
-        raise GrantFileError(
-            f"{path}: {error}. Restore it, or 'refresher import {name} --replace --from FILE' with a new refresh token"
-        ) from None
+        raise GrantFileError(f"{path}: {error}. Restore it, or log in again: 'refresher login {name} URL'") from None
 
 
 def unknown(directories: Directories, name: str) -> UnknownName:
@@ -37,9 +35,7 @@ def unknown(directories: Directories, name: str) -> UnknownName:
 
 def removed(name: str) -> UnknownName:
     """Return the error for a name whose grant was removed."""
-    return UnknownName(
-        f"{name} was removed; 'refresher import {name} --from FILE' with a new refresh token makes it anew"
-    )
+    return UnknownName(f"{name} was removed; 'refresher login {name} URL' makes it anew")
 
 
 def _is_removed(directories: Directories, name: str) -> bool:

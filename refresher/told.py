@@ -42,14 +42,11 @@ def explain(grant: Grant, rest: Rest) -> str:
         case "not_due":
             return f"next rotation in {wait}"
         case "reauthorization_required":
-            return (
-                f"{_failure(grant)}; a person must authorize it again: "
-                f"'refresher import {grant.name} --replace --from FILE' with a new refresh token"
-            )
+            return f"{_failure(grant)}; a person must log in again: {_anew(grant)}"
         case "transient" | "client_rejected" if policy.needs_person(grant):
             return (
-                f"{_failure(grant)}; refused {grant.refusals} times in a row, so a person must look at it: 'refresher "
-                f"import {grant.name} --replace --from FILE' with what the server accepts; next attempt in {wait}"
+                f"{_failure(grant)}; refused {grant.refusals} times in a row, so a person must look at it: "
+                f"{_anew(grant)}, as a client that the server accepts; next attempt in {wait}"
             )
         case "in_doubt":
             used = "" if grant.access_token is None else "the access token is used to its end; "
@@ -60,6 +57,13 @@ def explain(grant: Grant, rest: Rest) -> str:
             return f"{_failure(grant)}; next attempt in {wait}"
         case _:
             assert_never(rest.because)
+
+
+def _anew(grant: Grant) -> str:
+    """Return the command by which a person makes it good."""
+    if grant.server_url is None or (grant.refresh_token is None and grant.renewable):
+        return f"'refresher import {grant.name} --replace --from FILE'"  # nobody logs in with client credentials
+    return f"'refresher login {grant.name}'"
 
 
 def _failure(grant: Grant) -> str:

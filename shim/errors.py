@@ -89,7 +89,7 @@ class Removed(ShimError):
     """The grant ``name`` was removed by a person."""
 
     def __init__(self, name: str) -> None:
-        self.login_command = f"refresher import {name} --from FILE"
+        self.login_command = f"refresher login {name} URL"
         super().__init__(f"the grant {name} was removed; a person can make it anew: {self.login_command}")
         self.name = name
 
@@ -109,8 +109,8 @@ class ReauthorizationRequired(ShimError):
         self.code = code
         self.description = description
         self.server = server
-        self.login_command = f"refresher import {name} --replace --from FILE"
-        super().__init__(f"{name} must be authorized again by a person ({description}): {self.login_command}")
+        self.login_command = f"refresher login {name}"
+        super().__init__(f"{name} needs a new login by a person ({description}): {self.login_command}")
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Come back whole from a process pool."""

@@ -66,5 +66,5 @@ def warn_of_bars(settings: Settings) -> None:
 def no_grants(settings: Settings) -> None:
     """Say that there are none. Raises ``DirectoryError`` where somebody named a state directory that is not there."""
     if settings.state_given and not settings.directories.state.exists():
-        raise DirectoryError(f"there is no state directory {settings.directories.state}; 'refresher import' makes it")
-    say(f"no grants in {settings.directories.grants} yet; see 'refresher import --help'", err=True)
+        raise DirectoryError(f"there is no state directory {settings.directories.state}; 'refresher login' makes it")
+    say(f"no grants in {settings.directories.grants} yet; begin with 'refresher login NAME URL'", err=True)

@@ -15,7 +15,7 @@ from refresher.errors import ClientUnknown, LoginNotGiven, LoginRefused, ServerA
 from refresher.grant import Grant
 from refresher.login.client import DEVICE_GRANT
 from refresher.login.tokens import ask, granted, judged
-from refresher.outcome import ClientRejected, Outcome, Rotated, Transient
+from refresher.outcome import Ambiguous, ClientRejected, Outcome, Rotated, Transient, words_of
 from refresher.secret import Secret
 from refresher.terminal import say
 from refresher.words import span
@@ -68,12 +68,12 @@ def _code(endpoint: str, client: Grant, scope: str | None, ca_file: str | None) 
         answer = None
     # What is no code is judged like any refusal of a token endpoint: both speak RFC 6749 section 5.2.
     outcome = judged(posted, client, ())
-    words = getattr(outcome, "description", "it answered without a code")
+    words = f"{words_of(outcome, of=endpoint)}; nothing was changed"
     if isinstance(outcome, ClientRejected):
-        raise ClientUnknown(f"{_WHAT}: {words}; nothing was changed")
-    if posted.status is not None and (posted.status >= 500 or posted.status == 429):
-        raise ServerAway(f"{_WHAT}: {words}; nothing was changed")
-    raise LoginRefused(f"{_WHAT}: {words}; nothing was changed")
+        raise ClientUnknown(words)
+    if isinstance(outcome, Ambiguous) or _is_passing(outcome):
+        raise ServerAway(words)
+    raise LoginRefused(words)
 
 
 def _read(answer: Mapping[str, Any]) -> _Code:
@@ -133,7 +133,7 @@ def _is_passing(outcome: Outcome) -> bool:
 
 
 def _refusal(outcome: Outcome) -> LoginNotGiven | LoginRefused:
-    words = getattr(outcome, "description", "")
+    words = words_of(outcome)
     match _code_of(outcome):
         case "access_denied":
             return LoginNotGiven(f"the login was declined on the other device ({words}); nothing was changed")

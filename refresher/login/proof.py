@@ -53,7 +53,9 @@ async def prove(grant: Grant, *, ca_file: str | None) -> Proof:
                 Client(streamable_http_client(url, http_client=http)) as client,
             ):
                 tools = (await client.list_tools()).tools
-                return Proof(False, True, f"{url} takes the new token: {len(tools)} tools")
+                return Proof(
+                    False, True, f"{url} takes the new token: {len(tools)} tool{'' if len(tools) == 1 else 's'}"
+                )
     except Exception as error:  # noqa: BLE001  a server can fail in any way
         problem = connection.reason((error,), (token,))
     if any(status in _REFUSALS for status in statuses):
