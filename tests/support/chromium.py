@@ -6,15 +6,14 @@ Prints the page where it ends as HTML. Pages that press their own buttons (``aut
 """
 
 import argparse
-import shlex
 import shutil
 import subprocess
-import sys
 import tempfile
-from pathlib import Path
 from typing import Final
 
-__all__ = ["as_browser", "main", "missing", "open_page"]
+from tests.support import browser
+
+__all__ = ["main", "missing", "open_page"]
 
 _LONGEST: Final = 60.0
 # Scripts and redirects may take this much of the page's own time.
@@ -43,22 +42,9 @@ def open_page(url: str) -> str:
     return done.stdout
 
 
-def as_browser(*options: str) -> dict[str, str]:
-    """Return the environment in which ``webbrowser`` opens addresses so, and does not wait."""
-    return {"BROWSER": f"{shlex.join([sys.executable, '-P', __file__, *options, '%s'])} &"}
-
-
 def main() -> None:
     """Run the command."""
-    parser = argparse.ArgumentParser(prog="chromium")
-    parser.add_argument("--to", type=Path)
-    parser.add_argument("url")
-    given = parser.parse_args()
-    page = open_page(given.url)
-    if given.to is None:
-        print(page)
-    else:
-        given.to.write_text(page)
+    browser.run(argparse.ArgumentParser(prog="chromium"), lambda given: open_page(given.url))
 
 
 if __name__ == "__main__":

@@ -1,25 +1,27 @@
 """A person at a browser: opens an address, signs in, consents, and comes back to who sent him.
 
-    python -m tests.support.person [--deny|--close|--paste|--wrong-state|--wrong-issuer|--twice] [--code CODE] [--to FILE] URL
+    python -m tests.support.person [--deny|--close|--paste|--wrong-state|--wrong-issuer|--twice]
+                                   [--code CODE] [--jar FILE] [--to FILE] URL
 
-Prints the text of the page where it ends (``--to``: writes it to a file). It imports nothing of the tests, so that it
-can be the BROWSER of a command whose directory is another.
+Prints the text of the page where it ends (``--to``: writes it to a file). Who comes with the same jar of cookies again
+is known where he has signed in.
 """
 
 import argparse
 import html
 import re
-import shlex
-import sys
 from contextlib import suppress
 from html.parser import HTMLParser
+from http.cookiejar import LWPCookieJar
 from pathlib import Path
 from typing import Final
 from urllib.parse import urljoin
 
 import httpx
 
-__all__ = ["Form", "Page", "Person", "as_browser", "main"]
+from tests.support import browser
+
+__all__ = ["Form", "Page", "Person", "main"]
 
 _LONGEST: Final = 30.0
 _NO: Final = re.compile("deny|abort|cancel", re.IGNORECASE)
@@ -66,7 +68,9 @@ class Page(HTMLParser):
         if tag == "form":
             self._open = Form(attributes)
             self.forms.append(self._open)
-        owner = next((form for form in self.forms if form.id == attributes.get("form")), self._open)
+        owner = self._open
+        if "form" in attributes:
+            owner = next((form for form in self.forms if form.id == attributes["form"]), None)
         if owner is None:
             return
         if tag == "button" or (tag == "input" and attributes.get("type") == "submit"):
@@ -82,17 +86,23 @@ class Page(HTMLParser):
 class Person:
     """Follows an address to its end; ``habit`` is an option of the command without its dashes, ``code`` a device's."""
 
-    def __init__(self, habit: str | None = None, code: str | None = None) -> None:
+    def __init__(self, habit: str | None = None, code: str | None = None, jar: Path | None = None) -> None:
         self._habit = habit
         self._code = code
-        self._http = httpx.Client(trust_env=False, timeout=_LONGEST)
+        self._cookies = LWPCookieJar(jar)
+        if jar is not None and jar.exists():
+            self._cookies.load(ignore_discard=True)
+        self._http = httpx.Client(cookies=self._cookies, trust_env=False, timeout=_LONGEST)
 
     def open(self, url: str) -> str:
         """Return the text of the page where it ends; with ``paste`` the address that the browser would call."""
         if self._habit == "close":
             return ""
         with self._http:
-            return self._walk(url)
+            text = self._walk(url)
+        if self._cookies.filename is not None:
+            self._cookies.save(ignore_discard=True)
+        return text
 
     def _walk(self, url: str) -> str:
         back = httpx.URL(url).params.get("redirect_uri")
@@ -134,11 +144,6 @@ def _text(response: httpx.Response) -> str:
     return " ".join(html.unescape(re.sub("<[^>]*>", " ", visible)).split())
 
 
-def as_browser(*options: str) -> dict[str, str]:
-    """Return the environment in which ``webbrowser`` opens addresses by this person, and does not wait for him."""
-    return {"BROWSER": f"{shlex.join([sys.executable, '-P', __file__, *options, '%s'])} &"}
-
-
 def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(prog="person")
@@ -146,14 +151,8 @@ def main() -> None:
     for habit in ("deny", "close", "paste", "wrong-state", "wrong-issuer", "twice"):
         habits.add_argument(f"--{habit}", dest="habit", action="store_const", const=habit)
     parser.add_argument("--code")
-    parser.add_argument("--to", type=Path)
-    parser.add_argument("url")
-    given = parser.parse_args()
-    text = Person(given.habit, given.code).open(given.url)
-    if given.to is None:
-        print(text)
-    else:
-        given.to.write_text(text)
+    parser.add_argument("--jar", type=Path)
+    browser.run(parser, lambda given: Person(given.habit, given.code, given.jar).open(given.url))
 
 
 if __name__ == "__main__":

@@ -20,8 +20,9 @@ import jwt
 import pytest
 
 from tests.conftest import need
-from tests.support import chromium, conformance, person
+from tests.support import chromium, conformance
 from tests.support import oidc as oidc_module
+from tests.support.browser import as_browser
 from tests.support.command import wait_until
 from tests.support.keys import key
 from tests.support.listener import Listener
@@ -213,19 +214,37 @@ def test_a_person_logs_in_at_an_mcp_server_of_its_own(
 @pytest.mark.parametrize(
     ("habit", "came"),
     [
-        ("deny", [("access_denied", STATE)]),
-        ("wrong-state", [(None, "wrong"), (None, STATE)]),
-        ("twice", [(None, STATE), (None, STATE)]),
+        ("deny", [("access_denied", STATE, True)]),
+        ("wrong-state", [(None, "wrong", True), (None, STATE, True)]),
+        ("wrong-issuer", [(None, STATE, False)]),
+        ("twice", [(None, STATE, True), (None, STATE, True)]),
         ("paste", []),
         ("close", []),
     ],
 )
-def test_a_person_has_habits(place: Place, loopback: Loopback, habit: str, came: list[tuple[str | None, str]]) -> None:
+def test_a_person_has_habits(
+    place: Place, loopback: Loopback, habit: str, came: list[tuple[str | None, str, bool]]
+) -> None:
     """If it failed, logins that go wrong could not be tested."""
     address = asking(discovered(place.mcp.url), "public", loopback, place.mcp.url)
     text = Person(habit).open(address)
-    assert [(query.get("error"), query["state"]) for query in loopback.came] == came
+    issuer = place.oidc.endpoints["issuer"]
+    assert [(query.get("error"), query["state"], query["iss"] == issuer) for query in loopback.came] == came
     assert (f"state={STATE}" in text) == (habit == "paste")
+
+
+def test_a_person_is_known_who_comes_again(place: Place, loopback: Loopback, tmp_path: Path) -> None:
+    """If it failed, what a second login does to the first could not be tested."""
+    metadata = discovered(place.mcp.url)
+    client = {"client_id": register(metadata, loopback)}
+    tokens = []
+    for _ in range(2):
+        Person(jar=tmp_path / "jar").open(asking(metadata, client["client_id"], loopback, place.mcp.url))
+        tokens.append(exchange(metadata, code(loopback, place.mcp.url) | client))
+    old = client | {"token": tokens[0]["refresh_token"]}
+    httpx.post(metadata["revocation_endpoint"], data=old, trust_env=False).raise_for_status()
+    # The server knows one grant of this person to this client, and ends it with all that came of it.
+    assert not taken(place.mcp.url, tokens[1]["access_token"])
 
 
 @pytest.mark.parametrize(("config", "error"), [({"deny": True}, "access_denied"), ({"refreshTokens": False}, None)])
@@ -271,16 +290,16 @@ def test_a_person_approves_a_device(place: Place, habit: str | None, error: str 
         assert place.oidc.introspect(tokens["access_token"])["aud"] == place.mcp.url
 
 
-@pytest.mark.parametrize("browser", [person, chromium])
-def test_a_command_opens_a_browser(loopback: Loopback, tmp_path: Path, browser: Any) -> None:
+@pytest.mark.parametrize("browser", ["person", "chromium"])
+def test_a_command_opens_a_browser(loopback: Loopback, tmp_path: Path, browser: str) -> None:
     """If it failed, logins would be tested with no browser, or Python's way to one would not be."""
-    need(chromium.missing() if browser is chromium else None)
+    need(chromium.missing() if browser == "chromium" else None)
     with MCPLogin(consent="auto") as mcp:
         metadata = discovered(mcp.url)
         address = asking(metadata, register(metadata, loopback), loopback, mcp.url)
         page = tmp_path / "page"
         opened = [sys.executable, "-c", f"import webbrowser; assert webbrowser.open({address!r})"]
-        subprocess.run(opened, env={**os.environ, **browser.as_browser("--to", str(page))}, cwd=tmp_path, check=True)
+        subprocess.run(opened, env={**os.environ, **as_browser(browser, "--to", str(page))}, cwd=tmp_path, check=True)
         wait_until(lambda: page.is_file() and WELCOME in page.read_text(), "the browser has come back")
     assert loopback.came[-1]["state"] == STATE
 
