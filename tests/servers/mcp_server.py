@@ -1,6 +1,6 @@
 """An MCP server (the SDK's own server side) that asks the authorization server about every token (RFC 7662).
 
-    MCP_INSPECTOR='["client", "secret"]' python -m tests.servers.mcp_server ISSUER INTROSPECTION_ENDPOINT
+    MCP_INSPECTOR='["client", "secret"]' python -m tests.servers.mcp_server ISSUER INTROSPECTION_ENDPOINT [SCOPE...]
 
 Listens on a free port of 127.0.0.1, prints one line of JSON when it is ready, and exits when its stdin closes.
 ``GET /test/log`` tells which sessions it has seen and how it has answered.
@@ -43,7 +43,7 @@ class Introspection:
         return AccessToken(
             token=token,
             client_id=said["client_id"],
-            scopes=[],
+            scopes=said.get("scope", "").split(),
             expires_at=said["exp"],
             resource=said["aud"],
             subject=said["sub"],
@@ -75,7 +75,7 @@ class Log:
         await self._app(scope, receive, watched)
 
 
-async def main(issuer: str, introspection_endpoint: str) -> None:
+async def main(issuer: str, introspection_endpoint: str, scopes: list[str]) -> None:
     """Serve until stdin ends."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/mcp"
@@ -87,6 +87,7 @@ async def main(issuer: str, introspection_endpoint: str) -> None:
                 issuer_url=_VERBATIM.validate_python(issuer),
                 resource_server_url=AnyHttpUrl(url),
                 validate_token_resource=True,
+                required_scopes=scopes or None,
             ),
         )
 
@@ -103,4 +104,4 @@ async def main(issuer: str, introspection_endpoint: str) -> None:
 
 
 if __name__ == "__main__":
-    anyio.run(main, sys.argv[1], sys.argv[2])
+    anyio.run(main, sys.argv[1], sys.argv[2], sys.argv[3:])

@@ -5,12 +5,16 @@
 // Listens on 127.0.0.1 (PORT 0 or none: any free port), prints one line of JSON when it is ready,
 // and exits when its stdin closes, so that a killed test run leaves no server behind.
 // OIDC_CONFIG (JSON, optional): accessTokenTtl, refreshTokenTtl (seconds), delayMs, and jwk, the public key with which
-// the client "jwt" proves itself.
+// the client "jwt" proves itself. For logins: refreshTokens and registration (false: there are none), deny (true: no consent,
+// whatever the person answers), auto (true: the pages press their own first button), documents (the metadata of clients by
+// its https address; it is not fetched), and of the device flow deviceInterval (null: not told) and deviceTtl (seconds).
 
 import { createHash, generateKeyPairSync } from 'node:crypto';
 import { createServer } from 'node:http';
 import { text } from 'node:stream/consumers';
 import { setTimeout as sleep } from 'node:timers/promises';
+
+import { pages } from './pages.mjs';
 
 // The provider's notices for developers go to the console as soon as it is loaded, some of them to
 // stdout, which carries our one line only: hence no static import. Real errors use console.error.
@@ -20,7 +24,9 @@ URL.parse ??= (url, base) => (URL.canParse(url, base) ? new URL(url, base) : nul
 const { default: Provider } = await import('oidc-provider');
 
 const config = {
-  accessTokenTtl: 3600, refreshTokenTtl: 86400, delayMs: 0, ...JSON.parse(process.env.OIDC_CONFIG || '{}'),
+  accessTokenTtl: 3600, refreshTokenTtl: 86400, delayMs: 0,
+  refreshTokens: true, registration: true, deny: false, auto: false, documents: {}, deviceInterval: 1, deviceTtl: 600,
+  ...JSON.parse(process.env.OIDC_CONFIG || '{}'),
 };
 const secrets = JSON.parse(process.env.OIDC_SECRETS || '{}');
 for (const id of ['basic', 'post', 'inspector']) {
@@ -34,7 +40,10 @@ const MONTH = 30 * 24 * 3600;
 // The provider's own memory adapter forgets everything but the last 1000 entries.
 class MapAdapter {
   #entries = new Map();
+  #findBy(key, value) { return [...this.#entries.values()].find((entry) => entry[key] === value); }
   async find(id) { return this.#entries.get(id); }
+  async findByUid(uid) { return this.#findBy('uid', uid); }
+  async findByUserCode(userCode) { return this.#findBy('userCode', userCode); }
   async upsert(id, payload) { this.#entries.set(id, payload); }
   async consume(id) { this.#entries.get(id).consumed = Math.floor(Date.now() / 1000); }
   async destroy(id) { this.#entries.delete(id); }
@@ -49,9 +58,10 @@ const client = (client_id, token_endpoint_auth_method) => ({
   client_id,
   client_secret: secrets[client_id],
   token_endpoint_auth_method,
-  grant_types: ['authorization_code', 'refresh_token'],
+  grant_types: ['authorization_code', 'refresh_token', 'urn:ietf:params:oauth:grant-type:device_code'],
   response_types: ['code'],
-  redirect_uris: ['https://client.example/callback'],
+  application_type: 'native', // any port of the loopback redirect (RFC 8252 section 7.3)
+  redirect_uris: ['http://127.0.0.1/callback'],
 });
 
 // Every absolute URI is a known resource; its access tokens are opaque, like the ones without one.
@@ -89,8 +99,18 @@ const provider = new Provider(issuer, {
   ttl: {
     // The grant is not renewed by a refresh: it has to outlive all of its tokens.
     AccessToken: config.accessTokenTtl, ClientCredentials: config.accessTokenTtl, RefreshToken: config.refreshTokenTtl, Grant: MONTH, IdToken: 3600,
+    DeviceCode: config.deviceTtl,
+  },
+  ...(config.refreshTokens ? {} : { issueRefreshToken: () => false }),
+  pkce: { required: () => true },
+  fetch: async (url) => {
+    const document = config.documents[url];
+    return document ? Response.json(document) : new Response('', { status: 404 });
   },
   features: {
+    registration: { enabled: config.registration },
+    clientIdMetadataDocument: { enabled: true, ack: 'draft-02' },
+    deviceFlow: { enabled: true },
     devInteractions: { enabled: false },
     clientCredentials: { enabled: true },
     revocation: { enabled: true },
@@ -104,6 +124,7 @@ const provider = new Provider(issuer, {
   },
 });
 provider.on('server_error', (ctx, error) => console.error(error));
+provider.on('error', (error) => console.error(error));
 for (const id of Object.keys(secrets)) await provider.Client.find(id); // throws now at a secret it refuses
 
 const log = []; // one entry for each request to the token endpoint, in the order of arrival
@@ -132,6 +153,13 @@ const routes = {
       access_token: await accessToken.save(),
       grant_id: source.grantId,
     };
+  },
+
+  // As if the registration had never been.
+  'POST /test/forget': async ({ client_id: clientId }) => {
+    const known = await provider.Client.adapter.find(clientId);
+    await provider.Client.adapter.destroy(clientId);
+    return { forgotten: Boolean(known) };
   },
 
   'POST /test/revoke': async ({ grant_id: grantId }) => {
@@ -182,6 +210,14 @@ provider.use(async (ctx, next) => {
     ctx.status = 400;
     ctx.body = { error: error.message };
   }
+});
+
+provider.use(pages(provider, { account: ACCOUNT, deny: config.deny, auto: config.auto }));
+
+// The provider leaves it out, which means five seconds.
+provider.use(async (ctx, next) => {
+  await next();
+  if (ctx.body?.device_code && config.deviceInterval !== null) ctx.body.interval = config.deviceInterval;
 });
 
 // The log holds no tokens and no secrets: a fingerprint of the one, and of a Basic header the user.
@@ -240,9 +276,15 @@ provider.use(async (ctx, next) => {
 let tokenPath;
 server.on('request', provider.callback());
 const metadata = await (await fetch(`${issuer}/.well-known/oauth-authorization-server`)).json();
-const { token_endpoint, introspection_endpoint, revocation_endpoint } = metadata;
+const {
+  token_endpoint, introspection_endpoint, revocation_endpoint, authorization_endpoint, registration_endpoint,
+  device_authorization_endpoint,
+} = metadata;
 tokenPath = new URL(token_endpoint).pathname;
 
 for (const event of ['end', 'close', 'error']) process.stdin.on(event, () => process.exit());
 process.stdin.resume();
-console.log(JSON.stringify({ issuer, token_endpoint, introspection_endpoint, revocation_endpoint }));
+console.log(JSON.stringify({
+  issuer, token_endpoint, introspection_endpoint, revocation_endpoint, authorization_endpoint, registration_endpoint,
+  device_authorization_endpoint,
+}));

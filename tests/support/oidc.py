@@ -1,16 +1,15 @@
 """oidc-provider: a certified authorization server that rotates, and revokes the family on reuse."""
 
 import json
-import os
 import secrets
 import shutil
-import subprocess
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import httpx
 
+from tests.support.served import Served
 from tests.support.vault import Vault
 
 __all__ = ["OIDC", "missing"]
@@ -27,40 +26,27 @@ def missing() -> str | None:
     return None
 
 
-class OIDC:
-    """A running server with the clients ``basic``, ``post`` and ``public``."""
+class OIDC(Served):
+    """A running server with the clients ``basic``, ``post`` and ``public``; ``config``: see ``tests/servers/oidc.mjs``."""
 
     def __init__(self, vault: Vault, **config: Any) -> None:
         # Characters that must be encoded show whether RFC 6749 section 2.3.1 is followed.
         self.secrets = {client: f"{secrets.token_urlsafe(16)}:+%/ &=" for client in ("basic", "post", "inspector")}
         vault.learn(*self.secrets.values())
         self._vault = vault
-        self._process = subprocess.Popen(
-            ["node", str(SERVERS / "oidc.mjs"), "0"],
-            env={**os.environ, "OIDC_CONFIG": json.dumps(config), "OIDC_SECRETS": json.dumps(self.secrets)},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            start_new_session=True,  # a Ctrl-C is meant for the tests; it ends with them
+        super().__init__(
+            *("node", str(SERVERS / "oidc.mjs"), "0"),
+            OIDC_CONFIG=json.dumps(config),
+            OIDC_SECRETS=json.dumps(self.secrets),
         )
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        assert line, "oidc-provider did not start"
-        self.endpoints: dict[str, str] = json.loads(line)
+        self.endpoints: dict[str, str] = self.said
         self._http = httpx.Client(base_url=self.endpoints["issuer"], trust_env=False)
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._http.close()
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.close()  # it ends by itself
-        self._process.stdout.close()
-        self._process.wait(10)
+        super().__exit__(kind, error, trace)
 
     def mint(self, client: str = "public", resource: str | None = None, *, live: bool = False) -> dict[str, Any]:
         """Return what ``import`` needs for a new grant of ``client``; ``live``: with an access token of an hour."""
@@ -94,6 +80,10 @@ class OIDC:
     def end(self, access_token: str) -> None:
         """End an access token before its time, and nothing else."""
         self._post("/test/end", {"access_token": access_token})
+
+    def forget(self, client_id: str) -> None:
+        """Lose a registered client."""
+        assert self._post("/test/forget", {"client_id": client_id})["forgotten"]
 
     def script(self, **answer: Any) -> None:
         """Have the next token requests answered like this."""

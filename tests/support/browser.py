@@ -1,0 +1,31 @@
+"""Browsers as commands, put where Python's ``webbrowser`` looks for one."""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+__all__ = ["as_browser", "run"]
+
+_ROOT: Final = Path(__file__).parent.parent.parent
+
+
+def as_browser(module: str, *options: str) -> dict[str, str]:
+    """Return the environment in which ``webbrowser`` opens addresses by ``person`` or ``chromium``, and does not wait."""
+    # The tests are importable for the browser alone, and not for the command that opens it, whose directory is another.
+    command = ["env", f"PYTHONPATH={_ROOT}", sys.executable, "-m", f"tests.support.{module}", *options, "%s"]
+    return {"BROWSER": f"{shlex.join(command)} &"}
+
+
+def run(parser: argparse.ArgumentParser, look: Callable[[argparse.Namespace], str]) -> None:
+    """Open an address, and print the page where it ends, or write it to a file."""
+    parser.add_argument("--to", type=Path)
+    parser.add_argument("url")
+    given = parser.parse_args()
+    page = look(given)
+    if given.to is None:
+        print(page)
+    else:
+        given.to.write_text(page)

