@@ -24,6 +24,7 @@ __all__ = [
     "Record",
     "Stored",
     "Tombstone",
+    "Way",
     "decode",
     "decode_secret",
     "encode",
@@ -48,6 +49,8 @@ AuthMethod = Literal[
     "tls_client_auth",
     "self_signed_tls_client_auth",
 ]
+
+Way = Literal["browser", "device", "client_credentials"]
 
 Waiting = Literal["transient", "too_early", "client_rejected", "in_doubt", "reauthorization_required"]
 
@@ -94,7 +97,7 @@ class Login(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     redirect_uri: str | None = None
     endpoints_given: bool = False
     """A person named them: there is no metadata to find them by."""
-    by_device: bool = False
+    way: Way = "browser"
     params: tuple[tuple[str, str], ...] = ()
     """What went along in the authorization request, besides what always does."""
 

@@ -53,7 +53,13 @@ class _Param(click.ParamType[tuple[str, str]]):
 @click.argument("url", required=False)
 @click.option("--scope", help="What to ask for.  [default: what the server names]")
 @click.option("--no-browser", is_flag=True, help="Print the address; take the redirect's, pasted, if it comes so.")
-@click.option("--device", "by_device", is_flag=True, help="Show a code to type in on another device (RFC 8628).")
+@click.option("--device", "way", flag_value="device", help="Show a code to type in on another device (RFC 8628).")
+@click.option(
+    "--client-credentials",
+    "way",
+    flag_value="client_credentials",
+    help="Without a person, for a client that proves itself (RFC 6749 section 4.4).",
+)
 @click.option("--wait", type=DURATION, default="5m", metavar="DURATION", help="For the person.  [default: 5m]")
 @click.option("--no-verify", is_flag=True, help="Do not try the new token at the server before it is stored.")
 @click.option("--replace", is_flag=True, help="Give up a grant of that name for another server.")

@@ -10,7 +10,7 @@ import msgspec
 from refresher import urls
 from refresher.answer import is_token
 from refresher.errors import ConfigError
-from refresher.grant import AuthMethod, Grant
+from refresher.grant import AuthMethod, Grant, Way
 
 __all__ = ["Asked", "checked", "continued"]
 
@@ -52,7 +52,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     params: tuple[tuple[str, str], ...] = ()
     redirect_uri: str | None = None
     """On this machine; ``None`` is a free port of it."""
-    by_device: bool = False
+    way: Way | None = None
 
     @property
     def names_endpoints(self) -> bool:
@@ -74,9 +74,12 @@ def checked(asked: Asked) -> Asked:
             _refuse(f"{_option(key)} must be printable ASCII and not empty")
     if asked.client_id is None and (alone := next((key for key in _OF_A_CLIENT if getattr(asked, key)), None)):
         _refuse(f"{_option(alone)} is about a --client-id; give it too")
+    if asked.way == "client_credentials" and asked.client_id is None:
+        _refuse("--client-credentials needs a --client-id that proves itself (RFC 6749 section 4.4)")
     if asked.authorization_endpoint is not None and not asked.names_endpoints:
         _refuse("--authorization-endpoint needs a --token-endpoint")
-    if asked.names_endpoints and asked.authorization_endpoint is None and asked.device_authorization_endpoint is None:
+    places = (asked.authorization_endpoint, asked.device_authorization_endpoint)
+    if asked.names_endpoints and not any(places) and asked.way != "client_credentials":
         _refuse("--token-endpoint needs an --authorization-endpoint, or --device-authorization-endpoint")
     if asked.names_endpoints and asked.client_id is None:
         _refuse("--token-endpoint needs a --client-id: without metadata, no client can be registered")
@@ -105,9 +108,7 @@ def continued(asked: Asked, stored: Grant | None) -> Asked:
             device_authorization_endpoint=before.device_authorization_endpoint,
             revocation_endpoint=asked.revocation_endpoint or stored.revocation_endpoint,
         )
-    return msgspec.structs.replace(
-        asked, params=asked.params or before.params, by_device=asked.by_device or before.by_device
-    )
+    return msgspec.structs.replace(asked, params=asked.params or before.params, way=asked.way or before.way)
 
 
 def _option(key: str) -> str:

@@ -109,7 +109,9 @@ class _Run:
         known = None if self._asked.new_client else clients.stored_with(stored, self._server, clocks.now().wall)
         client = clients.given(self._asked, self._server) or known
         self._was_stored = client is known
-        if self._asked.by_device:
+        if self._asked.way == "client_credentials" and client is not None:
+            return self._finish(redeemed(self._draft(client, None), None, ca_file=self._settings.ca_file))
+        if self._asked.way == "device":
             draft = self._draft(client or self._register(None), None)
             grant = by_device(
                 self._server.device_authorization_endpoint,
@@ -201,7 +203,7 @@ class _Run:
                 # A client that was given one is bound to it; any other port may be free the next time.
                 redirect_uri=redirect_uri if client.origin == "registered" else asked.redirect_uri,
                 endpoints_given=server.given,
-                by_device=asked.by_device,
+                way=asked.way or "browser",
                 params=asked.params,
             ),
         )

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import msgspec
 
-from refresher import clocks, conduct, urls
+from refresher import clocks, urls
 from refresher.answer import is_token
 from refresher.errors import ClientUnknown, LoginNotGiven, LoginRefused, ServerAway
 from refresher.grant import Grant
@@ -57,8 +57,6 @@ def by_device(endpoint: str | None, client: Grant, *, scope: str | None, wait: f
 
 def _code(endpoint: str, client: Grant, scope: str | None, ca_file: str | None) -> _Code:
     fields = {"scope": scope} if scope else {}
-    if client.resource is not None and conduct.sends_resource(client):
-        fields["resource"] = client.resource
     posted = ask(endpoint, client, fields, ca_file=ca_file, what=_WHAT)
     try:
         answer = json.loads(posted.unpacked())
@@ -112,7 +110,7 @@ def _polled(client: Grant, code: _Code, wait: float, ca_file: str | None) -> Gra
     interval, ends = code.interval, time.monotonic() + wait
     while time.monotonic() + interval < ends:
         time.sleep(interval)
-        posted = ask(client.token_endpoint, client, fields, ca_file=ca_file, what="token_endpoint")
+        posted = ask(client.token_endpoint, client, fields, ca_file=ca_file)
         if posted.status is None:
             # RFC 8628 section 3.5: on a time-out, more slowly.
             interval = min(2 * interval, _LONGEST_INTERVAL)

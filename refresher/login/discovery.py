@@ -109,7 +109,9 @@ async def _without_description(url: str, asked: httpx2.Response, scope: str | No
     parts = urlsplit(url)
     origin = f"{parts.scheme}://{parts.netloc}"
     if found is not None:
-        _check_issuer(found[0], origin)
+        # Whoever answers at the root of an origin speaks for all of it.
+        if urls.origin(str(found[0].issuer)) != urls.origin(url):
+            _check_issuer(found[0], origin)
         return _server(*found, resource=None, scope=_scope(scope, None, found[0]))
     if asked.status_code != 401:
         raise LoginRefused(

@@ -22,9 +22,17 @@ _DEADLINE: Final = 20.0
 
 
 def ask(
-    url: str, client: Grant, fields: dict[str, str], *, ca_file: str | None, what: str, known: tuple[Secret, ...] = ()
+    url: str,
+    client: Grant,
+    fields: dict[str, str],
+    *,
+    ca_file: str | None,
+    what: str = "token_endpoint",
+    known: tuple[Secret, ...] = (),
 ) -> Posted:
-    """Send ``fields`` as ``client`` to ``url``, which a person calls ``what``."""
+    """Send ``fields`` as ``client`` to ``url``, which a person calls ``what``; with ``resource``, where it is sent."""
+    if client.resource is not None and conduct.sends_resource(client):
+        fields = {**fields, "resource": client.resource}
     return post(
         url,
         lambda: authenticated(client, fields, clocks.now().wall),
@@ -35,16 +43,21 @@ def ask(
     )
 
 
-def redeemed(client: Grant, fields: dict[str, str], *, ca_file: str | None) -> Grant:
-    """Return the grant that a code brings. Raises ``ClientUnknown``, ``LoginRefused``, ``ServerAway``."""
+def redeemed(client: Grant, code: dict[str, str] | None, *, ca_file: str | None) -> Grant:
+    """Return the grant that the fields of ``code`` bring, or without one the client by itself (RFC 6749 section 4.4).
+
+    Raises ``ClientUnknown``, ``LoginRefused``, ``ServerAway``.
+    """
+    if code is None:
+        fields = {"grant_type": "client_credentials"} | ({"scope": client.asked_scope} if client.asked_scope else {})
+    else:
+        fields = code
     secret = tuple(Secret(fields[key]) for key in ("code", "code_verifier") if key in fields)
-    if client.resource is not None and conduct.sends_resource(client):
-        fields = {**fields, "resource": client.resource}
-    posted = ask(client.token_endpoint, client, fields, ca_file=ca_file, what="token_endpoint", known=secret)
+    posted = ask(client.token_endpoint, client, fields, ca_file=ca_file, known=secret)
     outcome = judged(posted, client, secret)
     match outcome:
         case Rotated():
-            return granted(client, outcome, posted.sent or clocks.now())
+            return granted(client, outcome, posted.sent or clocks.now(), by_itself=code is None)
         case ClientRejected():
             raise ClientUnknown(f"{outcome.description}; nothing was changed")
         case ResourceRefused():
@@ -68,9 +81,13 @@ def judged(posted: Posted, client: Grant, known: tuple[Secret, ...]) -> Outcome:
     )
 
 
-def granted(client: Grant, tokens: Rotated, sent: Moment) -> Grant:
-    """Return ``client`` with the tokens that it was given when it asked at ``sent``."""
-    fresh = tokens.refresh_token
+def granted(client: Grant, tokens: Rotated, sent: Moment, *, by_itself: bool = False) -> Grant:
+    """Return ``client`` with the tokens that it was given for asking at ``sent``.
+
+    ``by_itself``: it needs nobody to ask again. Otherwise, without a refresh token, nobody can.
+    """
+    fresh = None if by_itself else tokens.refresh_token
+    renewable = by_itself or fresh is not None
     expires_at = tokens.expires_at if tokens.expires_in is None else sent.wall + tokens.expires_in
     return msgspec.structs.replace(
         client,
@@ -85,7 +102,7 @@ def granted(client: Grant, tokens: Rotated, sent: Moment) -> Grant:
         authorized_at=sent.wall,
         not_before=None if fresh is None else jwt_time(fresh.reveal(), "nbf"),
         # Without a refresh token this access token is all there is: it is used to its end, and not replaced before.
-        renewable=fresh is not None,
-        refuses_early=fresh is None,
-        max_age=LONGEST_LIFE if fresh is None else client.max_age,
+        renewable=renewable,
+        refuses_early=not renewable,
+        max_age=client.max_age if renewable else LONGEST_LIFE,
     )

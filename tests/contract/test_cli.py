@@ -361,7 +361,7 @@ def test_a_machine_without_grants_is_no_failure(refresher: Command) -> None:
     for arguments in (("run-once",), ("status",)):
         done = refresher(*arguments)
         assert (done.code, done.stdout) == (0, "")
-        assert "refresher import" in done.stderr
+        assert "refresher login" in done.stderr
     assert not refresher.state.exists(), "looking made directories"
 
 

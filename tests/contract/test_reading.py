@@ -132,7 +132,7 @@ def test_a_dead_grant_is_told_and_its_live_token_still_printed(refresher: Comman
     assert refresher("token", "linear").code == 0
     refresher.import_grant("notion", server.mint("public"))
     server.script(status=400, body={"error": "invalid_grant"})
-    assert "refresher import notion --replace" in one_line(refresher("token", "notion"), 3)
+    assert "refresher login notion" in one_line(refresher("token", "notion"), 3)
     refresher("remove", "notion")
     assert "removed" in one_line(refresher("headers", "notion"), 3)
 

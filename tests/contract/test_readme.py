@@ -160,7 +160,7 @@ def test_the_example_of_events_works(refresher: Command) -> None:
         process.kill()
         process.communicate()
     assert told["needs_reauth"]
-    assert "refresher import linear" in told["login_command"]
+    assert "refresher login linear" in told["login_command"]
 
 
 def test_the_example_of_the_client_that_stays_up_works(refresher: Command) -> None:

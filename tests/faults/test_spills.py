@@ -127,7 +127,7 @@ def test_a_spilled_token_that_is_out_of_reach_is_given_up_only_for_a_new_login(r
         away = spilled.rename(refresher.home / "away.import.json")
         done = refresher("run-once", "--json")
         assert (done.code, done.outcome) == (4, "storage_failed")
-        assert "refresher import linear --replace" in done.results["linear"]["detail"]
+        assert "refresher login linear" in done.results["linear"]["detail"]
         refresher.bring("notion", held := server.grant("another"))
         in_vain = refresher.write_import("linear", held)
         assert refresher("import", "linear", "--replace", "--from", str(in_vain)).code == 2

@@ -367,7 +367,7 @@ def test_a_stolen_refresh_token_is_seen_and_told(demo: Callable[..., Demo]) -> N
     assert done.code == 1, done.stdout
     told = " ".join(done.stdout.split())
     assert re.search(r"The demo failed \([\d,]+ calls in 1 MCP session\):", done.stdout)
-    assert re.search(r"- [\d,]+ of [\d,]+ calls failed; the last: .*authorized again by a person", told)
+    assert re.search(r"- [\d,]+ of [\d,]+ calls failed; the last: .*needs a new login by a person", told)
     assert re.search(r"- refresh tokens presented twice: [1-9]", done.stdout)
     assert "not one call failed" not in done.stdout
     assert "a call failed: " in done.stdout

@@ -245,7 +245,7 @@ def test_a_program_can_wait_for_the_rotation_that_it_demanded(published: Publish
 def test_what_only_a_person_can_help_is_raised_at_once(published: Published) -> None:
     """If it failed, a program would wait for a token that cannot come."""
     published.put(1, expires_at=1.0, state="reauthorization_required", error=DEAD)
-    with pytest.raises(ReauthorizationRequired, match="refresher import linear"):
+    with pytest.raises(ReauthorizationRequired, match="refresher login linear"):
         published.source().token(wait=3600)
     published.put(2, state="removed", access_token=None)
     with pytest.raises(Removed):

@@ -1,0 +1,95 @@
+"""A client for the conformance suite: ``refresher login`` for the person's part, the shim for the agent's.
+
+    python -m tests.support.conforming URL
+
+Where the server wants more scope than was given, which no refresh can bring, it logs in again and asks for both.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Final
+
+import anyio
+import httpx2
+from mcp import Client, MCPError
+from mcp.client.streamable_http import streamable_http_client
+
+from shim import FileTokenSource
+from shim.httpx2 import BearerAuth
+from tests.support.browser import as_browser
+
+__all__ = ["main"]
+
+_METADATA: Final = "https://conformance-test.local/client-metadata.json"
+_LOGINS: Final = 2
+
+
+def main() -> None:
+    """Log in, use the server, log in again where it wants more."""
+    url = sys.argv[-1]
+    context = json.loads(os.environ.get("MCP_CONFORMANCE_CONTEXT") or "{}")
+    with tempfile.TemporaryDirectory(prefix="conforming-") as home:
+        scope: str | None = None
+        for _ in range(_LOGINS):
+            login(url, Path(home), context, scope)
+            wanted = anyio.run(use, url, Path(home))
+            if wanted is None:
+                return
+            scope = " ".join(dict.fromkeys([*(scope or granted(Path(home)) or "").split(), *wanted.split()]))
+
+
+def login(url: str, home: Path, context: dict[str, str], scope: str | None) -> None:
+    """Log in as a person would."""
+    options = ["--no-verify", "--client-metadata", _METADATA]
+    if "client_id" in context:
+        kind = "private-key-file" if "private_key_pem" in context else "client-secret-file"
+        secret = home / kind
+        secret.write_text(context.get("private_key_pem") or context["client_secret"])
+        options += ["--client-id", context["client_id"], f"--{kind}", str(secret)]
+    if "client-credentials" in os.environ["MCP_CONFORMANCE_SCENARIO"]:
+        options += ["--client-credentials"]
+    if scope is not None:
+        options += ["--scope", scope]
+    subprocess.run(
+        [sys.executable, "-m", "refresher", "login", "conformance", url, *options],
+        env={"HOME": str(home), "PATH": os.environ["PATH"], **as_browser("person")},
+        check=True,
+    )
+
+
+def granted(home: Path) -> str | None:
+    """Return the scope of the token that is published."""
+    token = FileTokenSource("conformance", tokens_dir=home / ".local/state/refresher/tokens").current()
+    return None if token is None else token.scope
+
+
+async def use(url: str, home: Path) -> str | None:
+    """List the tools and call one; return the scope that the server wants besides, if it does."""
+    source = FileTokenSource("conformance", tokens_dir=home / ".local/state/refresher/tokens")
+    wanted: list[str] = []
+
+    async def note(answer: httpx2.Response) -> None:
+        challenge = answer.headers.get("www-authenticate", "")
+        if answer.status_code == 403 and "insufficient_scope" in challenge:
+            wanted.extend(re.findall(r'scope="([^"]*)"', challenge))
+
+    try:
+        async with (
+            httpx2.AsyncClient(auth=BearerAuth(source), event_hooks={"response": [note]}, trust_env=False) as http,
+            Client(streamable_http_client(url, http_client=http)) as client,
+        ):
+            for tool in (await client.list_tools()).tools:
+                await client.call_tool(tool.name, {})
+    except (MCPError, BaseExceptionGroup):
+        if not wanted:
+            raise
+    return wanted[0] if wanted else None
+
+
+if __name__ == "__main__":
+    main()
