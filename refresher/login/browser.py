@@ -22,10 +22,10 @@ _LOOK: Final = 0.5
 _Fields = dict[str, str]
 
 
-def redirected(authorization: Authorization, loopback: Loopback | None, *, wait: float, open_browser: bool) -> _Fields:
+def redirected(authorization: Authorization, loopback: Loopback, *, wait: float, open_browser: bool) -> _Fields:
     """Bring a person to the authorization server; return the fields of the token request that follows.
 
-    The redirect comes to ``loopback``, where there is one, or is pasted at the terminal; whichever is first. Raises
+    The redirect comes to ``loopback``, or is pasted at the terminal, whichever is first. Raises
     ``LoginNotGiven`` after ``wait`` seconds, or where the person says no, and ``LoginRefused``.
     """
     came: queue.Queue[_Fields | RefresherError] = queue.Queue()
@@ -40,29 +40,30 @@ def redirected(authorization: Authorization, loopback: Loopback | None, *, wait:
             came.put(error)
         return None
 
-    if loopback is not None:
-        loopback.take = lambda query: None if take(query) is None else pages.not_ours()
-    _bring(authorization.url, open_browser=open_browser)
-    if not open_browser or loopback is None:
-        say("\nIf the page at the end cannot be reached, paste its address here:", err=True)
+    loopback.take = lambda query: None if take(query) is None else pages.not_ours()
+    if not _bring(authorization.url, open_browser=open_browser):
+        say("If the page at the end cannot be reached, paste its address here:", err=True)
         threading.Thread(target=_listen, args=(take,), daemon=True, name="paste").start()
     try:
         result = came.get(timeout=wait)
     except queue.Empty:
         raise LoginNotGiven(
             f"nobody came to the end of the login within {span(wait)}; nothing was changed. Log in again, with a "
-            "longer --wait if need be"
+            "longer --wait if need be; where the page spoke of the client or its redirect address, with --new-client, "
+            f"or enter {loopback.redirect_uri} in the client's settings there and give it as --redirect-uri"
         ) from None
     if isinstance(result, RefresherError):
         raise result
     return result
 
 
-def _bring(url: str, *, open_browser: bool) -> None:
+def _bring(url: str, *, open_browser: bool) -> bool:
+    """Open the address, or show it; return whether a browser was found."""
     if open_browser and _has_browser() and webbrowser.open(url):
         say(f"Your browser opens to log in. If it does not, go to:\n\n  {url}\n", err=True)
-    else:
-        say(f"To log in, open this address in a browser:\n\n  {url}\n", err=True)
+        return True
+    say(f"To log in, open this address in a browser:\n\n  {url}\n", err=True)
+    return False
 
 
 def _has_browser() -> bool:

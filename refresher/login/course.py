@@ -1,5 +1,6 @@
 """One login from beginning to end: nothing is stored before the new grant is whole, and then in one piece."""
 
+from collections.abc import Callable
 from typing import Final
 
 import anyio
@@ -110,7 +111,8 @@ class _Run:
         client = clients.given(self._asked, self._server) or known
         self._was_stored = client is known
         if self._asked.way == "client_credentials" and client is not None:
-            return self._finish(redeemed(self._draft(client, None), None, ca_file=self._settings.ca_file))
+            draft = self._draft(client, None)
+            return self._finish(lambda: redeemed(draft, None, ca_file=self._settings.ca_file))
         if self._asked.way == "device":
             draft = self._draft(client or self._register(None), None)
             grant = by_device(
@@ -120,12 +122,14 @@ class _Run:
                 wait=self._manner.wait,
                 ca_file=self._settings.ca_file,
             )
-            return self._finish(grant)
+            return self._finish(lambda: grant)
         with self._listen(client) as loopback:
             if client is None or (client.redirect_uri or loopback.redirect_uri) != loopback.redirect_uri:
                 client = self._register(loopback.redirect_uri)
             try:
-                done = self._finish(self._authorized(self._draft(client, loopback.redirect_uri), loopback))
+                draft = self._draft(client, loopback.redirect_uri)
+                fields = self._authorized(draft, loopback)
+                done = self._finish(lambda: redeemed(draft, fields, ca_file=self._settings.ca_file))
             except LoginNotGiven as error:
                 loopback.show(pages.declined(str(error)))
                 raise
@@ -149,7 +153,8 @@ class _Run:
         self._was_stored = False
         return anyio.run(clients.register, self._server, redirect_uri, self._scope, self._fetch)
 
-    def _authorized(self, draft: Grant, loopback: Loopback) -> Grant:
+    def _authorized(self, draft: Grant, loopback: Loopback) -> dict[str, str]:
+        """Return what a person's consent brings: the fields of the token request."""
         asking = authorization(
             self._server, draft, redirect_uri=loopback.redirect_uri, scope=self._scope, params=self._asked.params
         )
@@ -158,8 +163,7 @@ class _Run:
             seen = anyio.run(self._fetch, httpx2.Request("GET", asking.url))
             if seen.status_code in _UNKNOWN:
                 raise ClientUnknown(f"{self._server.authorization_endpoint} answered {seen.status_code}")
-        fields = redirected(asking, loopback, wait=self._manner.wait, open_browser=self._manner.open_browser)
-        return redeemed(draft, fields, ca_file=self._settings.ca_file)
+        return redirected(asking, loopback, wait=self._manner.wait, open_browser=self._manner.open_browser)
 
     def _draft(self, client: Client, redirect_uri: str | None) -> Grant:
         """Return the grant as far as it is known before there are tokens."""
@@ -201,27 +205,34 @@ class _Run:
                 authorization_endpoint=server.authorization_endpoint,
                 device_authorization_endpoint=server.device_authorization_endpoint,
                 # A client that was given one is bound to it; any other port may be free the next time.
-                redirect_uri=redirect_uri if client.origin == "registered" else asked.redirect_uri,
+                redirect_uri=redirect_uri
+                if client.origin == "registered"
+                else asked.redirect_uri or client.redirect_uri,
                 endpoints_given=server.given,
                 way=asked.way or "browser",
                 params=asked.params,
             ),
         )
 
-    def _finish(self, grant: Grant) -> Done:
-        """Try the token, and store the grant; a signal that comes now does not stop it half-way."""
-        proof = None
-        if self._manner.verify and not self._server.given and self._asked.issuer is None:
-            tried = anyio.run(lambda: prove(grant, ca_file=self._settings.ca_file))
-            if tried.refused:
-                raise LoginRefused(
-                    f"{tried.words}; nothing was changed. Log in as somebody who may use it, ask for another --scope, "
-                    "or store it all the same with --no-verify"
-                )
-            proof = tried.words
+    def _finish(self, tokens: Callable[[], Grant]) -> Done:
+        """Get the tokens, try them, and store the grant: from here on a signal stops nothing half-way."""
         with Stopping() as stopping:
-            admitted = admit(self._settings.directories, grant, replace=True, if_absent=False, stopping=stopping)
+            grant = tokens()
+            proof = None if stopping() else self._proof(grant)
+            admitted = admit(self._settings.directories, grant, replace=True, if_absent=False, stopping=lambda: False)
         return Done(admitted=admitted, proof=proof, exit_code=stopping.exit_code)
+
+    def _proof(self, grant: Grant) -> str | None:
+        """Return what the MCP server makes of the token. Raises ``LoginRefused`` where it refuses it."""
+        if not self._manner.verify or self._server.given or self._asked.issuer is not None:
+            return None
+        tried = anyio.run(lambda: prove(grant, ca_file=self._settings.ca_file))
+        if tried.refused:
+            raise LoginRefused(
+                f"{tried.words}; nothing was changed. Log in as somebody who may use it, ask for another --scope, "
+                "or store it all the same with --no-verify"
+            )
+        return tried.words
 
 
 def _stored(settings: Settings, name: str) -> Grant | None:
