@@ -124,6 +124,8 @@ def _time_left(grant: Grant, now: float) -> str:
 def _next_rotation_at(grant: Grant) -> float | None:
     now = clocks.now()
     decision = policy.decide(grant, now)
+    if not grant.renewable:
+        return None
     if isinstance(decision, policy.Rest):
         return decision.until
     return min(policy.due_at(grant), now.wall) if grant.access_token is not None else grant.authorized_at

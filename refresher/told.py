@@ -39,6 +39,8 @@ def explain(grant: Grant, rest: Rest) -> str:
     """Return in words why nothing is exchanged, and what ends the wait."""
     wait = "" if rest.until is None else words.span(max(rest.until - clocks.now().wall, 0))
     match rest.because:
+        case "not_due" | "too_early" if not grant.renewable:
+            return f"the server gave no refresh token; in {wait} a person must log in again: {_anew(grant)}"
         case "not_due":
             return f"next rotation in {wait}"
         case "reauthorization_required":

@@ -44,6 +44,10 @@ class Client(msgspec.Struct, frozen=True, kw_only=True):
     redirect_uri: str | None = None
     """The one that it was registered with."""
 
+    def comes_back_to(self, redirect_uri: str) -> bool:
+        """Whether the server sends a browser there: of a client that a person made, only he can know."""
+        return self.origin != "registered" or self.redirect_uri == redirect_uri
+
 
 def given(asked: Asked, server: Server) -> Client | None:
     """Return the client that a person names, or whose metadata document the server takes; ``None`` without one.

@@ -124,7 +124,7 @@ class _Run:
             )
             return self._finish(lambda: grant)
         with self._listen(client) as loopback:
-            if client is None or (client.redirect_uri or loopback.redirect_uri) != loopback.redirect_uri:
+            if client is None or not client.comes_back_to(loopback.redirect_uri):
                 client = self._register(loopback.redirect_uri)
             try:
                 draft = self._draft(client, loopback.redirect_uri)
@@ -169,6 +169,9 @@ class _Run:
         """Return the grant as far as it is known before there are tokens."""
         self._used = client
         asked, server = self._asked, self._server
+        if client.origin != "registered":
+            # It is bound to what was given for it; without that, another port may be free the next time.
+            redirect_uri = asked.redirect_uri or client.redirect_uri
         resource = asked.resource or server.resource
         return Grant(
             name=self._name,
@@ -204,10 +207,7 @@ class _Run:
                 client_expires_at=client.expires_at,
                 authorization_endpoint=server.authorization_endpoint,
                 device_authorization_endpoint=server.device_authorization_endpoint,
-                # A client that was given one is bound to it; any other port may be free the next time.
-                redirect_uri=redirect_uri
-                if client.origin == "registered"
-                else asked.redirect_uri or client.redirect_uri,
+                redirect_uri=redirect_uri,
                 endpoints_given=server.given,
                 way=asked.way or "browser",
                 params=asked.params,
