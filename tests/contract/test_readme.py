@@ -13,11 +13,15 @@ from pathlib import Path
 import shim
 import shim.mcp
 from refresher.brought import Brought
+from refresher.cli.entering import login
 from refresher.providers import PROFILES
 from refresher.result import EXIT_CODES
 from tests.conftest import need
 from tests.support.api import API
+from tests.support.browser import as_browser
 from tests.support.command import Command, wait_until
+from tests.support.daemon import heard
+from tests.support.mcp_login import MCPLogin
 from tests.support.oidc import OIDC
 from tests.support.stage import Stage
 
@@ -61,15 +65,14 @@ def test_the_first_command_shows_it_and_the_next_ones_keep_a_login_fresh(
 
     assert "not one call failed" in type_in(install)
     assert not refresher.state.exists(), "the demo has touched the user's own grants"
-    bring, watch = re.findall(r"^\.venv/bin/refresher .*$", README, re.MULTILINE)
-    refresher.write_import("linear", own_oidc().mint("public")).rename(checkout / "linear.json")
-    type_in(bring)
-    assert not (checkout / "linear.json").exists(), "a refresh token is left lying about"
+    log_in, watch = re.findall(r"^\.venv/bin/refresher .*$", README, re.MULTILINE)
+    with MCPLogin() as server:
+        environment |= as_browser("person")
+        assert "logged in: linear" in type_in(log_in.replace("https://mcp.linear.app/mcp", server.url))
     process = subprocess.Popen(
         watch.split(), cwd=checkout, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    published = refresher.state / "tokens/linear.json"
-    wait_until(published.exists, "the first token is there")
+    assert "watching 1 grant" in heard(process, "watching")[-1]
     process.terminate()
     assert refresher.finish(process).code == 0
 
@@ -250,3 +253,10 @@ def test_the_top_level_holds_what_it_may() -> None:
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split()
     top = {name.partition("/")[0] for name in tracked if not name.startswith(".")}
     assert top <= {"pyproject.toml", "refresher", "shim", "deploy", "tests", "README.md"}
+
+
+def test_every_option_of_a_login_is_explained() -> None:
+    """If it failed, somebody whose server needs an option would not learn of it."""
+    section = README[README.index("## login, logout") : README.index("## import")]
+    options = [option for parameter in login.params for option in parameter.opts if option.startswith("--")]
+    assert [option for option in options if f"`{option}" not in section] == []
