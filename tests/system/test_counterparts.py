@@ -247,6 +247,22 @@ def test_a_person_is_known_who_comes_again(place: Place, loopback: Loopback, tmp
     assert not taken(place.mcp.url, tokens[1]["access_token"])
 
 
+@pytest.mark.parametrize(
+    ("discovery", "statuses"), [("resource", [200, 200]), ("server", [404, 200]), ("nothing", [404, 404])]
+)
+def test_servers_of_three_ages(discovery: str, statuses: list[int]) -> None:
+    """If it failed, a login at an old server could pass for want of one."""
+    with MCPLogin(discovery=discovery) as mcp:
+        addresses = [
+            f"{mcp.issuer}/.well-known/{name}"
+            for name in ("oauth-protected-resource/mcp", "oauth-authorization-server")
+        ]
+        assert [httpx.get(address, trust_env=False).status_code for address in addresses] == statuses
+        told = httpx.post(mcp.url, json={}, trust_env=False).headers["WWW-Authenticate"]
+        assert ("resource_metadata" in told) == (discovery == "resource")
+        assert httpx.get(f"{mcp.issuer}/authorize", trust_env=False).status_code == 400
+
+
 @pytest.mark.parametrize(("config", "error"), [({"deny": True}, "access_denied"), ({"refreshTokens": False}, None)])
 def test_a_server_that_gives_less(
     own_oidc: Start, loopback: Loopback, config: dict[str, Any], error: str | None
