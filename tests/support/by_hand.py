@@ -5,8 +5,9 @@ import hashlib
 import re
 import secrets
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler
-from types import TracebackType
 from typing import Any, Final, Self
 from urllib.parse import parse_qs, urlencode, urlsplit
 
@@ -61,18 +62,16 @@ class Loopback:
                 return
 
         self._server = Listener(("127.0.0.1", 0), Handler)
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05})
         self.redirect_uri = f"http://127.0.0.1:{self._server.server_address[1]}/callback"
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    @contextmanager
+    def listening(self) -> Iterator[Self]:
+        """Answer whoever calls."""
+        thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        yield self
         self._server.shutdown()
-        self._thread.join()
+        thread.join()
         self._server.server_close()
 
 

@@ -44,7 +44,7 @@ DOCUMENT = "https://refresher.example/client.json"
 
 @pytest.fixture
 def loopback() -> Iterator[Loopback]:
-    with Loopback() as made:
+    with Loopback().listening() as made:
         yield made
 
 
