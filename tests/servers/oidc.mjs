@@ -5,9 +5,10 @@
 // Listens on 127.0.0.1 (PORT 0 or none: any free port), prints one line of JSON when it is ready,
 // and exits when its stdin closes, so that a killed test run leaves no server behind.
 // OIDC_CONFIG (JSON, optional): accessTokenTtl, refreshTokenTtl (seconds), delayMs, and jwk, the public key with which
-// the client "jwt" proves itself. For logins: refreshTokens and registration (false: there are none), deny (true: no consent,
-// whatever the person answers), auto (true: the pages press their own first button), documents (the metadata of clients by
-// its https address; it is not fetched), and of the device flow deviceInterval (null: not told) and deviceTtl (seconds).
+// the client "jwt" proves itself. For logins: refreshTokens and registration (false: there are none), deny (true: no
+// consent, whatever the person answers), auto (true: the pages press their own first button), documents (the metadata of
+// clients by its https address; it is not fetched), and of the device flow deviceInterval (null: not told) and deviceTtl
+// (seconds).
 
 import { createHash, generateKeyPairSync } from 'node:crypto';
 import { createServer } from 'node:http';

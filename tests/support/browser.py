@@ -5,18 +5,13 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
 
 __all__ = ["as_browser", "run"]
-
-_ROOT: Final = Path(__file__).parent.parent.parent
 
 
 def as_browser(module: str, *options: str) -> dict[str, str]:
     """Return the environment in which ``webbrowser`` opens addresses by ``person`` or ``chromium``, and does not wait."""
-    # The tests are importable for the browser alone, and not for the command that opens it, whose directory is another.
-    command = ["env", f"PYTHONPATH={_ROOT}", sys.executable, "-m", f"tests.support.{module}", *options, "%s"]
-    return {"BROWSER": f"{shlex.join(command)} &"}
+    return {"BROWSER": f"{shlex.join([sys.executable, '-m', f'tests.support.{module}', *options, '%s'])} &"}
 
 
 def run(parser: argparse.ArgumentParser, look: Callable[[argparse.Namespace], str]) -> None:

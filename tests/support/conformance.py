@@ -41,9 +41,17 @@ LOGINS: Final = tuple(
         "resource-mismatch",
         "offline-access-scope",
         "offline-access-not-supported",
+        "iss-supported",
+        "iss-not-advertised",
+        "iss-supported-missing",
+        "iss-wrong-issuer",
+        "iss-unexpected",
+        "iss-normalized",
+        "metadata-issuer-mismatch",
+        "authorization-server-migration",
     )
 )
-"""What it asks of a client that people log in with; its other scenarios are of machines."""
+"""What it asks of a client that people log in with; its other scenarios of authorization are of machines, and DPoP."""
 
 
 class Verdict(NamedTuple):

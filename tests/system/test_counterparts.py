@@ -1,19 +1,13 @@
 """The servers and the person that the tests of logins use, driven by hand."""
 
-import base64
-import hashlib
 import json
 import os
-import re
-import secrets
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import parse_qs, quote_plus, urlencode, urlsplit
+from urllib.parse import quote_plus
 
 import httpx
 import jwt
@@ -23,9 +17,21 @@ from tests.conftest import need
 from tests.support import chromium, conformance
 from tests.support import oidc as oidc_module
 from tests.support.browser import as_browser
+from tests.support.by_hand import (
+    DEVICE,
+    NATIVE,
+    STATE,
+    WELCOME,
+    Loopback,
+    asking,
+    code,
+    discovered,
+    exchange,
+    register,
+    taken,
+)
 from tests.support.command import wait_until
 from tests.support.keys import key
-from tests.support.listener import Listener
 from tests.support.mcp_login import MCPLogin
 from tests.support.mcp_server import MCPServerProcess
 from tests.support.oidc import OIDC
@@ -33,52 +39,13 @@ from tests.support.person import Person
 from tests.support.vault import Vault
 
 Start = Callable[..., OIDC]
-DEVICE = "urn:ietf:params:oauth:grant-type:device_code"
-STATE = "state-of-this-login"
-VERIFIER = secrets.token_urlsafe(48)
-CHALLENGE = base64.urlsafe_b64encode(hashlib.sha256(VERIFIER.encode()).digest()).decode().rstrip("=")
-WELCOME = "You may close this page"
-NATIVE = {
-    "redirect_uris": ["http://127.0.0.1/callback"],
-    "token_endpoint_auth_method": "none",
-    "grant_types": ["authorization_code", "refresh_token", DEVICE],
-    "application_type": "native",
-}
 DOCUMENT = "https://refresher.example/client.json"
-
-
-class Loopback:
-    """What a login listens with: it remembers what came."""
-
-    def __init__(self) -> None:
-        self.came: list[dict[str, str]] = []
-        came = self.came
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                split = urlsplit(self.path)
-                if split.path == "/callback":
-                    came.append({name: values[0] for name, values in parse_qs(split.query).items()})
-                self.send_response(200)
-                self.end_headers()
-                self.wfile.write(b"<title>x</title><h1>You may close this page</h1>")
-
-            def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  http.server's signature
-                return
-
-        self.server = Listener(("127.0.0.1", 0), Handler)
-        self.redirect_uri = f"http://127.0.0.1:{self.server.server_address[1]}/callback"
 
 
 @pytest.fixture
 def loopback() -> Iterator[Loopback]:
-    made = Loopback()
-    thread = threading.Thread(target=made.server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    yield made
-    made.server.shutdown()
-    thread.join()
-    made.server.server_close()
+    with Loopback().listening() as made:
+        yield made
 
 
 class Place(NamedTuple):
@@ -111,65 +78,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     documents = {DOCUMENT: {**NATIVE, "client_id": DOCUMENT}}
     with OIDC(Vault(), jwk=key(private_key), documents=documents) as oidc, MCPServerProcess(oidc) as mcp:
         yield Place(oidc, mcp, private_key)
-
-
-def discovered(mcp_url: str) -> dict[str, Any]:
-    """Return the metadata of the authorization server that an MCP server names."""
-    told = httpx.post(mcp_url, json={}, trust_env=False).headers["WWW-Authenticate"]
-    named = re.search('resource_metadata="([^"]*)"', told)
-    where = mcp_url
-    if named is not None:
-        (where,) = httpx.get(named[1], trust_env=False).json()["authorization_servers"]
-    split = urlsplit(where)
-    well_known = f"{split.scheme}://{split.netloc}/.well-known/oauth-authorization-server"
-    metadata: dict[str, Any] = httpx.get(well_known, trust_env=False).raise_for_status().json()
-    return metadata
-
-
-def register(metadata: dict[str, Any], loopback: Loopback) -> str:
-    """Register a public native client."""
-    wanted = {**NATIVE, "redirect_uris": [loopback.redirect_uri]}
-    answer = httpx.post(metadata["registration_endpoint"], json=wanted, trust_env=False).raise_for_status().json()
-    return str(answer["client_id"])
-
-
-def asking(metadata: dict[str, Any], client_id: str, loopback: Loopback, resource: str) -> str:
-    """Return where the person is sent."""
-    asked = {
-        "response_type": "code",
-        "client_id": client_id,
-        "redirect_uri": loopback.redirect_uri,
-        "state": STATE,
-        "code_challenge": CHALLENGE,
-        "code_challenge_method": "S256",
-        "resource": resource,
-    }
-    if "offline_access" in metadata.get("scopes_supported", ()):
-        asked |= {"scope": "offline_access", "prompt": "consent"}
-    return f"{metadata['authorization_endpoint']}?{urlencode(asked)}"
-
-
-def exchange(metadata: dict[str, Any], fields: dict[str, str], auth: httpx.BasicAuth | None = None) -> dict[str, Any]:
-    """Ask for tokens."""
-    tokens: dict[str, Any] = httpx.post(metadata["token_endpoint"], data=fields, auth=auth, trust_env=False).json()
-    return tokens
-
-
-def code(loopback: Loopback, resource: str) -> dict[str, str]:
-    """Return the token request for the code that came."""
-    return {
-        "grant_type": "authorization_code",
-        "code": loopback.came[-1]["code"],
-        "redirect_uri": loopback.redirect_uri,
-        "code_verifier": VERIFIER,
-        "resource": resource,
-    }
-
-
-def taken(mcp_url: str, token: str) -> bool:
-    """Whether an MCP server takes a token."""
-    headers = {"Authorization": f"Bearer {token}", "Accept": "application/json, text/event-stream"}
-    return httpx.post(mcp_url, json={}, headers=headers, trust_env=False).status_code != 401
 
 
 @pytest.mark.parametrize("kind", ["registered", "document", "public", "basic", "post", "jwt"])
@@ -245,6 +153,22 @@ def test_a_person_is_known_who_comes_again(place: Place, loopback: Loopback, tmp
     httpx.post(metadata["revocation_endpoint"], data=old, trust_env=False).raise_for_status()
     # The server knows one grant of this person to this client, and ends it with all that came of it.
     assert not taken(place.mcp.url, tokens[1]["access_token"])
+
+
+@pytest.mark.parametrize(
+    ("discovery", "statuses"), [("resource", [200, 200]), ("server", [404, 200]), ("nothing", [404, 404])]
+)
+def test_servers_of_three_ages(discovery: str, statuses: list[int]) -> None:
+    """If it failed, a login at an old server could pass for want of one."""
+    with MCPLogin(discovery=discovery) as mcp:
+        addresses = [
+            f"{mcp.issuer}/.well-known/{name}"
+            for name in ("oauth-protected-resource/mcp", "oauth-authorization-server")
+        ]
+        assert [httpx.get(address, trust_env=False).status_code for address in addresses] == statuses
+        told = httpx.post(mcp.url, json={}, trust_env=False).headers["WWW-Authenticate"]
+        assert ("resource_metadata" in told) == (discovery == "resource")
+        assert httpx.get(f"{mcp.issuer}/authorize", trust_env=False).status_code == 400
 
 
 @pytest.mark.parametrize(("config", "error"), [({"deny": True}, "access_denied"), ({"refreshTokens": False}, None)])
