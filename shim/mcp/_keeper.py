@@ -14,7 +14,7 @@ from shim._source import FileTokenSource
 from shim.errors import ReauthorizationRequired, Removed, ServerAway, ShimError
 from shim.mcp._fate import fate_of, leaf
 from shim.mcp._happenings import Happenings
-from shim.mcp._link import Link
+from shim.mcp._link import WITHIN, Link
 from shim.mcp._pace import Pace
 from shim.mcp._refusal import Refusals
 from shim.mcp._target import Target
@@ -45,6 +45,8 @@ class Keeper:
         self._options = options
         self._pace = Pace()
         self._link: Link | None = None
+        self._newest: Link | None = None
+        """The one that was begun last, whatever has become of it."""
         self._links = 0
         self._changed = anyio.Event()
         self._closing = False
@@ -68,6 +70,8 @@ class Keeper:
                 raise anyio.ClosedResourceError
             if (problem := self.problem()) is not None:
                 raise problem
+            if (link := WITHIN.get()) is not None and self._outlasts(link) and link.number > beyond:
+                return link
             link = self._link
             if link is not None and link.number > beyond and not link.retired.is_set():
                 self._retire_if_outdated(link)
@@ -142,6 +146,10 @@ class Keeper:
             link.retire(reason)
             self._announce()
 
+    def _outlasts(self, within: Link) -> bool:
+        """Whether a child is there for a call that is part of another: it ends after the other, and none is before."""
+        return self._target.is_child and within is self._newest and within.is_busy
+
     def _retire_if_outdated(self, link: Link) -> None:
         if self._target.is_child and link.access_token != self._access_token():
             self.retire(link, "the token has rotated")
@@ -211,6 +219,7 @@ class Keeper:
             await self._until_usable()
             self._links += 1
             link, since = Link(self._links, self._access_token()), time.monotonic()
+            self._newest = link
             try:
                 with anyio.fail_after(_TO_CONNECT):
                     await tasks.start(link.live, self._target.transport(link.access_token), self._options)
