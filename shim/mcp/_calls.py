@@ -9,9 +9,8 @@ import anyio
 import mcp_types
 from mcp import Client, MCPError
 
-from shim._flow import WAIT
+from shim._changes import verdict
 from shim._source import FileTokenSource
-from shim._token import TokenFile
 from shim.errors import OutcomeUnknown
 from shim.mcp._fate import COURSE, Course, fate_of
 from shim.mcp._keeper import Keeper
@@ -20,7 +19,6 @@ __all__ = ["Calls"]
 
 _FIRST_PAUSE = 0.25
 _LAST_PAUSE = 10.0
-_LOOK = 0.05
 
 _Result = TypeVar("_Result")
 
@@ -34,12 +32,16 @@ class Calls:
         source: FileTokenSource,
         *,
         patience: float,
+        wait: float,
         is_auth_failure: Callable[[object], bool] | None,
     ) -> None:
         self._keeper = keeper
         self._source = source
         self._patience = patience
+        self._wait = wait
         self._is_auth_failure = is_auth_failure
+        # Which access token a result has called bad, and since when (the event loop's time).
+        self._called_bad = ("", 0.0)
 
     async def make(self, what: str, operate: Callable[[Client], Awaitable[_Result]], *, reads: bool) -> _Result:
         """Make the call that ``operate`` makes on a client; ``what``: its name, for a person. ``reads``: no more.
@@ -52,7 +54,7 @@ class Calls:
             began = anyio.current_time()
             link = await self._keeper.link(beyond, began + patience)
             patience -= anyio.current_time() - began
-            token, sent = self._source.current(), time.monotonic()
+            carried, sent = self._keeper.carried(link), time.monotonic()
             course = Course()
             context = COURSE.set(course)
             try:
@@ -62,9 +64,10 @@ class Calls:
                 failure = error
             else:
                 if not self._says_auth_failure(result):
+                    self._called_bad = ("", 0.0)
                     self._keeper.worked(link)
                     return result
-                if not again or not await self._recovered(token):
+                if not again or not await self._recovered(carried):
                     return result
                 again = False
                 continue
@@ -80,7 +83,7 @@ class Calls:
                         f"{what}: {failure.message}; it may have been executed: find out before calling it again"
                     ) from None
                 case "rejected":
-                    if not again or self._source.current() == token:
+                    if not again or self._keeper.carried(link) == carried:
                         raise self._keeper.refused(sent) from None
                     again = False
                 case "unknown_session":
@@ -103,14 +106,14 @@ class Calls:
     def _says_auth_failure(self, result: object) -> bool:
         return self._is_auth_failure is not None and self._is_auth_failure(result)
 
-    async def _recovered(self, sent: TokenFile | None) -> bool:
-        """Whether another token came for one that a server has refused in words: the wait and the demand are shared."""
-        if sent is None:
-            return False
-        if self._source.current() == sent:
-            self._source.demand(sent)
-        with anyio.move_on_after(WAIT):
-            while (now := self._source.current()) is None or now.access_token == sent.access_token:
-                await anyio.sleep(_LOOK)
-            return True
-        return False
+    async def _recovered(self, refused: str) -> bool:
+        """Whether another access token came for one that a server has refused in words.
+
+        As after a 401, the demand and the wait belong to the token: its calls wait together.
+        """
+        token = self._source.current()
+        if token is not None and token.access_token == refused and verdict(token) is None:
+            self._source.demand(token)
+        if self._called_bad[0] != refused:
+            self._called_bad = (refused, anyio.current_time())
+        return await self._keeper.renewed(refused, self._called_bad[1] + self._wait)

@@ -43,8 +43,9 @@ class ReconnectingClient:
     environment variable in which its process wants the token. ``source``: the name of a grant, or a source.
     ``patience``: seconds for which a call waits for a server that is away. ``wait``: seconds for which the requests
     of a refused token wait for the next one. ``is_auth_failure``: says of a result whether it is an error about the
-    token in disguise. ``reads``: says of a tool's name whether calling it changes nothing; else its ``readOnlyHint``
-    tells, once it was listed. ``headers`` and ``verify`` go to HTTP. All other options are those of ``mcp.Client``.
+    token in disguise; where no other token comes, its caller gets it. ``reads``: says of a tool's name whether calling
+    it changes nothing; else its ``readOnlyHint`` tells, once it was listed. ``headers`` and ``verify`` go to HTTP. All
+    other options are those of ``mcp.Client``.
 
     Calls raise, besides what ``mcp.Client`` raises: ``ReauthorizationRequired``, ``Removed``, ``TokenRejected``,
     ``TokenUnavailable`` and ``TokenFileError`` where a new token is needed, ``ServerAway`` after ``patience``, and
@@ -69,13 +70,13 @@ class ReconnectingClient:
         verify: ssl.SSLContext | bool = True,
         **options: Unpack[Options],
     ) -> None:
-        if not patience >= 0:
-            raise ValueError("patience must be seconds, 0 or more")
+        if not (patience >= 0 and wait >= 0):
+            raise ValueError("patience and wait must be seconds, 0 or more")
         self.source = FileTokenSource(source) if isinstance(source, str) else source
         target = _target(server, self.source, token_variable, wait, headers or {}, verify)
         Client("http://127.0.0.1/", **options)  # so that a wrong option is told here, and not by a task
         self._keeper = Keeper(target, self.source, _with_target_id(target, options))
-        self._calls = Calls(self._keeper, self.source, patience=patience, is_auth_failure=is_auth_failure)
+        self._calls = Calls(self._keeper, self.source, patience=patience, wait=wait, is_auth_failure=is_auth_failure)
         self._reads = reads
         self._known_to_read: set[str] = set()
 

@@ -11,12 +11,12 @@ from mcp import Client, MCPError
 
 from shim._changes import Restored, Rotated, verdict
 from shim._source import FileTokenSource
-from shim.errors import ReauthorizationRequired, Removed, ServerAway, ShimError, TokenRejected, TokenUnavailable
+from shim.errors import ReauthorizationRequired, Removed, ServerAway, ShimError
 from shim.mcp._fate import fate_of, leaf
 from shim.mcp._happenings import Happenings
-from shim.mcp._link import Link
+from shim.mcp._link import WITHIN, Link
 from shim.mcp._pace import Pace
-from shim.mcp._refusal import Refusal, refused
+from shim.mcp._refusal import Refusals
 from shim.mcp._target import Target
 from shim.mcp._task import begin
 
@@ -30,6 +30,7 @@ _LONG_ENOUGH = 60.0
 _TO_LEAVE = 2.5
 _LOOK = 0.25
 """Seconds between two looks at the token file: each is one ``stat``."""
+_NOT_YET = "not connected yet"
 
 
 class Keeper:
@@ -44,6 +45,8 @@ class Keeper:
         self._options = options
         self._pace = Pace()
         self._link: Link | None = None
+        self._newest: Link | None = None
+        """The one that was begun last, whatever has become of it."""
         self._links = 0
         self._changed = anyio.Event()
         self._closing = False
@@ -51,8 +54,8 @@ class Keeper:
         self._ended = anyio.Event()
         self._scope: anyio.CancelScope | None = None
         self._verdict_told = False
-        self._last_words = "not connected yet"
-        self._refusal: Refusal | None = None
+        self._away = _NOT_YET
+        self._refusals = Refusals(target, source)
 
     # What callers ask and tell.
 
@@ -67,6 +70,8 @@ class Keeper:
                 raise anyio.ClosedResourceError
             if (problem := self.problem()) is not None:
                 raise problem
+            if (link := WITHIN.get()) is not None and self._outlasts(link) and link.number > beyond:
+                return link
             link = self._link
             if link is not None and link.number > beyond and not link.retired.is_set():
                 self._retire_if_outdated(link)
@@ -78,10 +83,27 @@ class Keeper:
                 raise self.away()
 
     async def pause(self, seconds: float) -> None:
-        """Wait, but not beyond the end."""
+        """Wait. Raises ``ClosedResourceError`` where the client is closed."""
         with anyio.move_on_after(seconds):
             while not self._closing:
                 await self._changed.wait()
+        if self._closing:
+            raise anyio.ClosedResourceError
+
+    async def renewed(self, refused: str, ends: float) -> bool:
+        """Wait for another access token than ``refused``; not beyond a verdict, ``ends``, or the end of the client."""
+        with anyio.move_on_after(max(ends - anyio.current_time(), 0.0)):
+            while not self._closing:
+                if self._access_token() != refused and self.problem() is None:
+                    return True
+                if (token := self._source.current()) is not None and verdict(token) is not None:
+                    return False
+                await self._changed.wait()
+        return False
+
+    def carried(self, link: Link) -> str:
+        """Return the access token that a call on ``link`` is made with."""
+        return link.access_token if self._target.is_child else self._access_token()
 
     def client(self) -> Client:
         """Return the client there is. Raises what ``link`` raises, at once."""
@@ -100,27 +122,12 @@ class Keeper:
                 await self._changed.wait()
 
     def problem(self) -> ShimError | None:
-        """Return what nobody here can mend: without a new token there is nothing to send."""
-        token = self._source.current()
-        if token is None or token.access_token is None:
-            return self._source.problem() or TokenUnavailable(f"there is no token of {self._source.name} yet")
-        if not self._target.takes(token):
-            return TokenUnavailable(
-                f"the token of {token.name} is for {', '.join(token.origins)}, and not for {self._target.name}"
-            )
-        refusal = self._refusal
-        if refusal is None or refusal.access_token != token.access_token:
-            return None
-        # With a verdict it is over; without one the server may think better of it.
-        return verdict(token) or (refusal.problem if time.monotonic() < refusal.until else None)
+        """Return what nobody here can mend."""
+        return self._refusals.problem()
 
     def refused(self, since: float) -> ShimError:
         """Note that a request of ``since`` was refused with the newest token; return what to tell its caller."""
-        token = self._source.current()
-        problem = self._source.problem()
-        if problem is None:
-            problem = TokenRejected(f"{self._target.name} refuses the token of {self._source.name} (401)")
-        self._refusal = refused(None if token is None else token.access_token, problem, since, self._refusal)
+        problem = self._refusals.refused(since)
         self._park_if_over()
         return problem
 
@@ -128,7 +135,7 @@ class Keeper:
         """Where a token was refused and only a person can bring another: say so, and send nothing."""
         problem = self.problem()
         if isinstance(problem, ReauthorizationRequired | Removed) and self.state not in ("parked", "closed"):
-            self._enter("parked", str(problem))
+            self._enter("parked")
             self._tell_verdict(problem)
             if self._link is not None:
                 self.retire(self._link, "only a person can help")
@@ -139,6 +146,10 @@ class Keeper:
             link.retire(reason)
             self._announce()
 
+    def _outlasts(self, within: Link) -> bool:
+        """Whether a child is there for a call that is part of another: it ends after the other, and none is before."""
+        return self._target.is_child and within is self._newest and within.is_busy
+
     def _retire_if_outdated(self, link: Link) -> None:
         if self._target.is_child and link.access_token != self._access_token():
             self.retire(link, "the token has rotated")
@@ -148,15 +159,17 @@ class Keeper:
         link.worked = True
         self._pace.worked()
         if not link.retired.is_set():
-            self._refusal = None  # an answer on an older one says nothing of the token there is
+            self._refusals.forget()  # an answer on an older one says nothing of the token there is
 
     def away(self) -> ServerAway:
         """Return what to tell a caller whose patience has ended."""
-        return ServerAway(f"no connection to {self._target.name}: {self._last_words}")
+        link = self._link
+        words = self._away if link is None or not link.retired.is_set() else link.reason
+        return ServerAway(f"no connection to {self._target.name}: {words}")
 
     def troubled(self, words: str) -> None:
         """Note why the server cannot be reached, for whoever gives up waiting."""
-        self._last_words = words
+        self._away = words
 
     # What it does by itself.
 
@@ -197,7 +210,7 @@ class Keeper:
 
     def _close(self) -> None:
         self._closing = True
-        self._enter("closed", "closed")
+        self._enter("closed")
         self.happenings.end()
 
     async def _keep(self, tasks: TaskGroup) -> None:
@@ -206,6 +219,7 @@ class Keeper:
             await self._until_usable()
             self._links += 1
             link, since = Link(self._links, self._access_token()), time.monotonic()
+            self._newest = link
             try:
                 with anyio.fail_after(_TO_CONNECT):
                     await tasks.start(link.live, self._target.transport(link.access_token), self._options)
@@ -213,14 +227,15 @@ class Keeper:
                 await self._failed(leaf(error), since)
                 continue
             self._link = link
-            self._enter("connected", f"connected to {self._target.name}")
+            self._enter("connected")
             self.happenings.tell("connected", f"to {self._target.name}")
             await link.retired.wait()
             if self._closing:
                 return
             self._link = None
             if self.state != "parked":
-                self._enter("reconnecting", link.reason)
+                self.troubled(link.reason)
+                self._enter("reconnecting")
                 self.happenings.tell("reconnecting", link.reason)
             if self._target.is_child:
                 await link.ended.wait()  # never two at once
@@ -255,26 +270,27 @@ class Keeper:
     async def _until_usable(self) -> None:
         while (problem := self.problem()) is not None:
             if self.state != "parked":
-                self._enter("parked", str(problem))
-            wait = math.inf
-            if self._refusal is not None and not isinstance(problem, ReauthorizationRequired | Removed):
-                wait = max(self._refusal.until - time.monotonic(), 0.0) + _LOOK
-            with anyio.move_on_after(wait):
+                self._enter("parked")
+            remaining = self._refusals.remaining()
+            if remaining is None or isinstance(problem, ReauthorizationRequired | Removed):
+                remaining = math.inf
+            with anyio.move_on_after(remaining + _LOOK):
                 await self._changed.wait()
         if self.state == "parked":
-            self._enter("reconnecting", "there is a token again")
+            self.troubled(_NOT_YET)  # what there was before is over
+            self._enter("reconnecting")
 
     async def _failed(self, error: BaseException, since: float) -> None:
         if isinstance(error, MCPError) and fate_of(error) == "rejected":
             self.refused(since)
             return
         pause = self._pace.failed()
-        self._last_words = str(error) or type(error).__name__
+        self.troubled(str(error) or type(error).__name__)
         if self._pace.is_open and self.state != "gave_up":
-            self._enter("gave_up", self._last_words)
-            self.happenings.tell("gave_up", f"{self._last_words}; one trial now and then")
+            self._enter("gave_up")
+            self.happenings.tell("gave_up", f"{self._away}; one trial now and then")
         elif self.state != "gave_up":
-            self._enter("reconnecting", self._last_words)
+            self._enter("reconnecting")
         await self._rest(pause)
 
     async def _rest(self, seconds: float) -> None:
@@ -288,10 +304,9 @@ class Keeper:
         token = self._source.current()
         return "" if token is None or token.access_token is None else token.access_token
 
-    def _enter(self, state: State, words: str) -> None:
+    def _enter(self, state: State) -> None:
         if self.state != "closed":
             self.state = state
-            self._last_words = words
         self._announce()
 
     def _tell_verdict(self, problem: ReauthorizationRequired | Removed) -> None:

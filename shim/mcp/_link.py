@@ -3,16 +3,18 @@
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
+from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, Self
 
 import anyio
+import mcp_types
 from anyio.abc import TaskStatus
-from mcp import Client
+from mcp import Client, MCPError
 from mcp.client import Transport
 from mcp.shared.message import SessionMessage
 
-__all__ = ["Link"]
+__all__ = ["WITHIN", "Link"]
 
 _TO_LEAVE = 2.0
 """Seconds for taking leave of the server (DELETE), or for a child to end."""
@@ -45,12 +47,24 @@ class Link:
         """Have the session stay while a call is under way."""
         client = self.there()
         self._calls += 1
+        context = WITHIN.set(self)
         try:
             yield client
+        except RuntimeError as error:
+            if not self.ended.is_set():
+                raise
+            # The SDK's words for a client that has ended, as one may between a question back and its answer.
+            raise MCPError(mcp_types.CONNECTION_CLOSED, self.reason) from error
         finally:
+            WITHIN.reset(context)
             self._calls -= 1
             if self._calls == 0:
                 self._idle.set()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a call is under way on it; it does not end before, unless it breaks."""
+        return self._calls > 0 and not self._abandoned
 
     def retire(self, reason: str) -> None:
         """Take no more calls, and end with the last one. ``reason``: for a person."""
@@ -72,6 +86,7 @@ class Link:
         task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
     ) -> None:
         """Connect, and stay until retired and idle; raises only where it cannot connect."""
+        WITHIN.set(self)  # for the tasks of the session, which run the program's callbacks
         with anyio.CancelScope() as scope:
             try:
                 async with Client(self._noting_its_end(transport), **options) as client:
@@ -87,13 +102,17 @@ class Link:
                 if self.client is None:
                     raise
             finally:
-                self.retire("the connection broke")
+                self.abandon("the connection broke")
                 self.ended.set()
 
     @asynccontextmanager
     async def _noting_its_end(self, transport: Transport) -> Any:
         async with transport as (reading, writing):
             yield _Noting(reading, self), _Checking(writing)
+
+
+WITHIN: ContextVar[Link | None] = ContextVar("shim.mcp.within", default=None)
+"""The link on which a call is under way, also in the callbacks by which its server asks back."""
 
 
 class _Stream:
@@ -140,7 +159,7 @@ class _Noting(_Stream):
         try:
             return await self._stream.receive()
         except (anyio.EndOfStream, anyio.ClosedResourceError, anyio.BrokenResourceError):
-            self._link.retire("the connection ended")
+            self._link.abandon("the connection ended")
             raise
 
     def __aiter__(self) -> Self:
@@ -150,5 +169,5 @@ class _Noting(_Stream):
         try:
             return await self._stream.__anext__()
         except StopAsyncIteration:
-            self._link.retire("the connection ended")
+            self._link.abandon("the connection ended")
             raise

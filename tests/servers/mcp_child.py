@@ -8,10 +8,12 @@ While it lives there is a directory PLACE; where there is one already, it says s
 import os
 import sys
 from pathlib import Path
+from typing import Annotated
 
 import anyio
-from mcp.server.mcpserver import MCPServer
+from mcp.server.mcpserver import Elicit, MCPServer, Resolve
 from mcp_types import ToolAnnotations
+from pydantic import BaseModel
 
 PLACE = Path(sys.argv[1])
 mcp = MCPServer("child")
@@ -28,6 +30,19 @@ async def slow(marker: str) -> str:
     while (PLACE / marker).exists():
         await anyio.sleep(0.01)
     return os.environ["STAGE_TOKEN"]
+
+
+class Said(BaseModel):
+    said: str
+
+
+def ask() -> Elicit[Said]:
+    return Elicit("what?", Said)
+
+
+@mcp.tool()
+def asks(answer: Annotated[Said, Resolve(ask)]) -> str:
+    return answer.said
 
 
 @mcp.tool()

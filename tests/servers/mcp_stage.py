@@ -5,7 +5,7 @@
 Listens on 127.0.0.1 (port 0: any), prints one line of JSON when it is ready, and exits when its stdin closes. What
 ``POST /test/play`` sets lasts: ``tokens`` (the good ones), ``status`` (answer everything so), ``hang``, ``forgets``
 (each MCP session at once), ``refuse`` (a status for each request with a word in its body), ``redirect`` (each request, within
-the origin), ``says`` (the answer to each call of a tool), ``breaks`` (it off), ``forget`` (those there are), ``cut`` (the share of tool calls whose connection is cut, half of them before the call is executed).
+the origin), ``says`` (the answer to each call of a tool), ``breaks`` (it off), ``writes`` (tools of which it is no longer said that they only read), ``forget`` (those there are), ``cut`` (the share of tool calls whose connection is cut, half of them before the call is executed).
 ``GET /test/log`` tells how it has answered, and how often each call was executed.
 """
 
@@ -74,6 +74,8 @@ class Stage:
         self.breaks = wishes.get("breaks", self.breaks)
         self.says = wishes.get("says", self.says)
         self.redirect = wishes.get("redirect", self.redirect)
+        for name in wishes.get("writes", ()):
+            self._mcp._tool_manager._tools[name].annotations = None
         if wishes.get("forget"):
             self._mcp.session_manager._server_instances.clear()
 

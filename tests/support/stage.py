@@ -13,7 +13,7 @@ import httpx
 
 from tests.support.published import Published
 
-__all__ = ["Stage", "publish", "until"]
+__all__ = ["Stage", "publish", "rotates", "until"]
 
 _ROOT = Path(__file__).parent.parent.parent
 
@@ -78,6 +78,13 @@ def publish(root: Path, server: Stage, generation: int | None = 1, **changes: An
     if generation is not None:
         published.put(generation, **changes)
     return published
+
+
+async def rotates(published: Published, server: Stage, generation: int, *also: str) -> None:
+    """Do as a refresher does: wait for a demand, and rotate. ``also``: what else the server takes then."""
+    await until(lambda: f"linear.{generation - 1}" in published.demanded(), "it is demanded")
+    server.play(tokens=[f"access-token-{generation}", *also])
+    published.put(generation)
 
 
 async def until(condition: Callable[[], bool], what: str) -> None:

@@ -12,8 +12,8 @@ from mcp import Client, MCPError
 
 from shim import ReauthorizationRequired, TokenFileError, TokenRejected
 from shim.mcp import Happening, OutcomeUnknown, ReconnectingClient, ServerAway
-from tests.support.published import DEAD, Published
-from tests.support.stage import Stage, publish, until
+from tests.support.published import DEAD
+from tests.support.stage import Stage, publish, rotates, until
 
 pytestmark = pytest.mark.asyncio
 
@@ -34,13 +34,6 @@ OPERATIONS: dict[str, Operation] = {
     "list prompts": lambda client: client.list_prompts(cache_mode="bypass"),
     "get a prompt": lambda client: client.get_prompt("ask", {"about": "tokens"}),
 }
-
-
-async def rotates(published: Published, stage: Stage, generation: int) -> None:
-    """Do as a refresher does: wait for a demand, and rotate."""
-    await until(lambda: f"linear.{generation - 1}" in published.demanded(), "it is demanded")
-    stage.play(tokens=[f"access-token-{generation}"])
-    published.put(generation)
 
 
 class Listening:
@@ -359,13 +352,7 @@ async def test_an_auth_failure_in_the_words_of_a_result_is_recovered_from(tmp_pa
         ReconnectingClient(stage.url, published.source(), is_auth_failure=stale) as client,
         anyio.create_task_group() as tasks,
     ):
-
-        async def refresh() -> None:
-            await until(lambda: published.demanded() == ["linear.1"], "it is demanded")
-            stage.play(tokens=["access-token-2", "fresh"])
-            published.put(2)
-
-        tasks.start_soon(refresh)
+        tasks.start_soon(rotates, published, stage, 2, "fresh")
         assert (await client.call_tool("stale")).structured_content == {"result": "fine"}
     assert stage.log()["executed"]["stale"] == 2
 

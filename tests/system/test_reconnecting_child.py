@@ -8,8 +8,9 @@ from typing import Any
 import anyio
 import pytest
 from mcp import StdioServerParameters
-from mcp.client import CacheConfig, InMemoryResponseCacheStore
+from mcp.client import CacheConfig, ClientRequestContext, InMemoryResponseCacheStore
 from mcp.client.subscriptions import SubscriptionLost
+from mcp_types import ElicitRequestParams, ElicitResult
 
 from shim import ReauthorizationRequired, TokenFileError
 from shim.mcp import OutcomeUnknown, ReconnectingClient, TokenSources
@@ -58,6 +59,72 @@ async def test_a_rotation_gives_the_child_a_successor_between_two_calls(tmp_path
         assert results[0].structured_content == {"result": "access-token-1"}
         assert await _whoami(client) == {"token": "access-token-2", "alone": "yes"}
     assert not place.exists(), "a child was left behind"
+
+
+@pytest.mark.parametrize("mode", ["auto", "legacy"])
+async def test_a_call_for_the_sake_of_another_is_made_on_the_same_child(tmp_path: Path, mode: Any) -> None:
+    """If it failed, a tool that asks back would stand still when its token rotates before its question is answered."""
+    published, place = Published(tmp_path), tmp_path / "place"
+    published.put(1)
+
+    answered = anyio.Event()
+
+    async def later() -> None:
+        await answered.wait()
+        assert await _whoami(client) == {"token": "access-token-2", "alone": "yes"}
+
+    async def answer(context: ClientRequestContext, params: ElicitRequestParams) -> ElicitResult:
+        published.put(2)
+        tasks.start_soon(later)
+        said = await _whoami(client)
+        return ElicitResult(action="accept", content={"said": said["token"]})
+
+    def stale(result: object) -> bool:
+        return "alone" in repr(result) and "access-token-1" in repr(result)
+
+    async with (
+        _client(place, published, mode=mode, elicitation_callback=answer, patience=20, is_auth_failure=stale) as client,
+        anyio.create_task_group() as tasks,
+    ):
+        asked = await client.call_tool("asks")
+        answered.set()
+        assert asked.structured_content == {"result": "access-token-1"}
+    assert published.demanded() == [], "another token was there"
+
+
+async def test_who_answers_one_server_may_ask_another(tmp_path: Path) -> None:
+    """If it failed, what a program asks of one server while it answers another would be sent to the other."""
+    one, other = Published(tmp_path / "one"), Published(tmp_path / "other")
+    one.put(1)
+    other.put(7)
+
+    async def answer(context: ClientRequestContext, params: ElicitRequestParams) -> ElicitResult:
+        return ElicitResult(action="accept", content={"said": (await _whoami(asked))["token"]})
+
+    async with (
+        _client(tmp_path / "first", one, elicitation_callback=answer) as asking,
+        _client(tmp_path / "second", other) as asked,
+    ):
+        assert (await asking.call_tool("asks")).structured_content == {"result": "access-token-7"}
+
+
+async def test_a_child_that_dies_before_it_has_its_answer_is_replaced(tmp_path: Path) -> None:
+    """If it failed, the crash of a tool that asks back would stop whoever was about to answer it."""
+    published, place = Published(tmp_path), tmp_path / "place"
+    published.put(1)
+    told: list[str] = []
+
+    async def answer(context: ClientRequestContext, params: ElicitRequestParams) -> ElicitResult:
+        with pytest.raises(OutcomeUnknown):
+            await client.call_tool("crash")
+        place.rmdir()  # it had no time to
+        told.append((await _whoami(client))["token"])
+        return ElicitResult(action="accept", content={"said": told[0]})
+
+    async with _client(place, published, elicitation_callback=answer, patience=20) as client:
+        with pytest.raises(OutcomeUnknown):
+            await client.call_tool("asks")
+    assert told == ["access-token-1"]
 
 
 async def test_a_child_that_dies_is_replaced(tmp_path: Path) -> None:

@@ -77,13 +77,14 @@ async def test_what_ends_the_body_comes_out_unchanged(tmp_path: Path, stage: Sta
     assert scope.cancelled_caught
 
 
+@pytest.mark.parametrize("patience", [1e5, 1e9], ids=["for the last time", "and would again"])
 async def test_who_rests_between_two_attempts_is_told_of_the_end(
-    tmp_path: Path, stage: Stage, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, stage: Stage, monkeypatch: pytest.MonkeyPatch, patience: float
 ) -> None:
     """If it failed, a shutdown would wait for the back-off of every call."""
     monkeypatch.setattr(_calls, "_FIRST_PAUSE", 1e6)
     published = publish(tmp_path, stage)
-    async with ReconnectingClient(stage.url, published.source(), patience=1e9) as client:
+    async with ReconnectingClient(stage.url, published.source(), patience=patience) as client:
         stage.stop()
         ends: list[Any] = []
 

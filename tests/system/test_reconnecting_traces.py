@@ -9,11 +9,18 @@ import pytest
 from mcp import MCPError
 
 from shim import ReauthorizationRequired, TokenRejected, TokenUnavailable
-from shim.mcp import OutcomeUnknown, ReconnectingClient, _pace
+from shim.mcp import OutcomeUnknown, ReconnectingClient, ServerAway, _pace
 from tests.support.published import DEAD
-from tests.support.stage import Stage, publish, until
+from tests.support.stage import Stage, publish, rotates, until
 
 pytestmark = pytest.mark.asyncio
+
+
+@pytest.fixture
+def no_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a failure nobody lives to see the next attempt, unless something ends the rest."""
+    for bound in ("_FIRST", "_LAST"):
+        monkeypatch.setattr(_pace, bound, 1e6)
 
 
 async def _three(client: ReconnectingClient) -> None:
@@ -63,6 +70,37 @@ async def test_an_answer_that_breaks_off_is_no_reason_to_write_again(tmp_path: P
     assert stage.log()["executed"] == {"once": 1}
 
 
+async def test_a_tool_that_no_longer_says_that_it_only_reads_is_not_repeated(tmp_path: Path, stage: Stage) -> None:
+    """If it failed, a tool that came to write with an update of its server would be called twice."""
+    published = publish(tmp_path, stage)
+    async with ReconnectingClient(stage.url, published.source(), patience=3) as client:
+        await client.list_tools()
+        stage.play(writes=["add"], breaks=True)
+        await client.list_tools(cache_mode="bypass")
+        with pytest.raises(OutcomeUnknown):
+            await client.call_tool("add", {"a": 1, "b": 2})
+    assert stage.log()["executed"] == {"add": 1}
+
+
+async def test_what_was_refused_and_then_not_sent_is_repeated(tmp_path: Path, stage: Stage) -> None:
+    """If it failed, a server that restarts during a rotation would leave every write in doubt."""
+    published = publish(tmp_path, stage)
+    async with ReconnectingClient(stage.url, published.source()) as client, anyio.create_task_group() as tasks:
+        stage.play(tokens=[])
+
+        async def restart() -> None:
+            await until(lambda: published.demanded() == ["linear.1"], "it is demanded")
+            stage.stop()
+            published.put(2)
+            await until(lambda: "connection attempts" in str(client._keeper.away()), "it is repeated in vain")
+            await anyio.to_thread.run_sync(stage.start)
+            stage.play(tokens=["access-token-2"])
+
+        tasks.start_soon(restart)
+        assert (await client.call_tool("write", {"what": "once"})).structured_content == {"result": "wrote once"}
+    assert stage.log()["executed"] == {"once": 1}
+
+
 @pytest.mark.parametrize("bad", ["\ud800", object()], ids=["surrogate", "object"])
 @pytest.mark.parametrize("mode", ["auto", "legacy"])
 async def test_what_cannot_be_sent_is_told_to_its_caller_alone(
@@ -101,13 +139,7 @@ async def test_a_redirect_within_the_origin_recovers_like_all_else(tmp_path: Pat
         await client.list_tools()
         stage.play(tokens=[])
         async with anyio.create_task_group() as tasks:
-
-            async def rotate() -> None:
-                await until(lambda: published.demanded() == ["linear.1"], "it is demanded")
-                stage.play(tokens=["access-token-2"])
-                published.put(2)
-
-            tasks.start_soon(rotate)
+            tasks.start_soon(rotates, published, stage, 2)
             await _three(client)
 
 
@@ -151,6 +183,7 @@ async def test_who_gives_up_says_so_and_tries_on(tmp_path: Path, stage: Stage, m
         await client.list_tools()
         stage.stop()
         client._keeper.retire(client._keeper._link, "as a child that ended")  # type: ignore[arg-type]
+        assert str(client._keeper.away()).endswith("as a child that ended"), "the reason waits for another task"
         await until(lambda: client.state == "gave_up", "it gives up")
         await anyio.to_thread.run_sync(stage.start)
         stage.play(tokens=["access-token-1"])
@@ -158,6 +191,46 @@ async def test_who_gives_up_says_so_and_tries_on(tmp_path: Path, stage: Stage, m
         await _three(client)
         await client.aclose()
         assert [what async for what, _ in events].count("gave_up") == 1
+
+
+@pytest.mark.usefixtures("no_hurry")
+async def test_a_new_token_ends_the_rest_between_two_attempts(tmp_path: Path, stage: Stage) -> None:
+    """If it failed, an agent would wait for half a minute after the login that it was waiting for."""
+    published = publish(tmp_path, stage)
+    stage.play(status=500)
+    async with ReconnectingClient(stage.url, published.source()) as client:
+        assert client.state == "reconnecting"
+        stage.play(status=None, tokens=["access-token-2"])
+        published.put(2)
+        await until(lambda: client.state == "connected", "it tries again")
+
+
+@pytest.mark.usefixtures("no_hurry")
+async def test_a_session_on_which_every_call_hangs_has_not_worked(tmp_path: Path, stage: Stage) -> None:
+    """If it failed, a server that answers handshakes and nothing else would be met with a storm of them."""
+    published = publish(tmp_path, stage)
+    async with ReconnectingClient(stage.url, published.source(), mode="legacy", patience=2) as client:
+        stage.play(hang=True)
+        with pytest.raises(MCPError, match="timed out"):
+            await client.call_tool("add", {"a": 1, "b": 2}, 0.3)
+        stage.play(hang=False, forget=True)
+        with pytest.raises(ServerAway):
+            await client.call_tool("add", {"a": 1, "b": 2})
+
+
+async def test_a_grant_that_dies_again_is_told_again(tmp_path: Path, stage: Stage) -> None:
+    """If it failed, nobody would be called the second time."""
+    published = publish(tmp_path, stage)
+    async with ReconnectingClient(stage.url, published.source()) as client:
+        events = client.events()
+        for generation in (1, 2):
+            published.put(generation)
+            with anyio.fail_after(30):
+                while generation > 1 and (await anext(events)).what != "restored":
+                    pass
+                published.put(generation, state="reauthorization_required", error=DEAD)
+                while (await anext(events)).what != "reauthorization_required":
+                    pass
 
 
 async def test_calls_that_are_refused_together_are_refused_once(tmp_path: Path, stage: Stage) -> None:

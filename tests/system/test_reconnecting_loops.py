@@ -1,0 +1,130 @@
+"""``ReconnectingClient`` on another event loop, on two at once, and fifty times with one token."""
+
+import asyncio
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any, Literal
+
+import anyio
+import pytest
+from mcp import StdioServerParameters
+
+from shim.mcp import ReconnectingClient, TokenSources
+from tests.support.command import Command, wait_until
+from tests.support.daemon import running, stopped
+from tests.support.mcp_server import MCPServerProcess
+from tests.support.published import Published
+from tests.support.stage import Stage, publish, rotates, until
+
+Mode = Literal["auto", "legacy"]
+
+CHILD = Path(__file__).parent.parent / "servers/mcp_child.py"
+
+
+@pytest.mark.parametrize("mode", ["auto", "legacy"])
+def test_it_stays_up_on_trio(tmp_path: Path, stage: Stage, mode: Mode) -> None:
+    """If it failed, agents on trio would lose their session with their token."""
+    published = publish(tmp_path, stage)
+
+    async def live() -> str:
+        async with ReconnectingClient(stage.url, published.source(), mode=mode) as client:
+            session, events = client.session, client.events()
+            stage.play(tokens=[])
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(rotates, published, stage, 2)
+                assert (await client.call_tool("add", {"a": 1, "b": 2})).structured_content == {"result": 3}
+            assert client.session is session, "it reconnected for a token"
+            with anyio.move_on_after(0.2):
+                await client.call_tool("slow", {"seconds": 60})
+            stage.stop()
+            stage.start()
+            stage.play(tokens=["access-token-2"])
+            assert (await client.call_tool("add", {"a": 1, "b": 2})).structured_content == {"result": 3}
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(client.aclose)
+                assert [what async for what, _ in events][:1] == ["rotated"]
+        return client.state
+
+    assert anyio.run(live, backend="trio") == "closed"
+
+
+def test_a_child_has_its_successor_on_trio(tmp_path: Path) -> None:
+    """If it failed, agents on trio would keep a stdio server with the token of its first hour."""
+    published, place = Published(tmp_path), tmp_path / "place"
+    published.put(1)
+
+    async def live() -> None:
+        child = StdioServerParameters(command=sys.executable, args=[str(CHILD), str(place)])
+        async with ReconnectingClient(child, published.source(), token_variable="STAGE_TOKEN") as client:
+            for generation in (1, 2):
+                published.put(generation)
+                told = (await client.call_tool("whoami")).structured_content
+                assert told == {"token": f"access-token-{generation}", "alone": "yes"}
+
+    anyio.run(live, backend="trio")
+    assert not place.exists(), "a child was left behind"
+
+
+@pytest.mark.parametrize("backends", [("asyncio", "asyncio"), ("asyncio", "trio")])
+def test_two_event_loops_share_one_source(tmp_path: Path, stage: Stage, backends: tuple[str, str]) -> None:
+    """If it failed, a program with a loop in each of two threads would ask twice, or one loop would wait for ever."""
+    published = publish(tmp_path, stage)
+    sources = TokenSources(tokens_dir=published.tokens, demands_dir=published.demands)
+    connected = threading.Barrier(3, timeout=30)
+    revoked = threading.Event()
+
+    async def live() -> list[int]:
+        async with ReconnectingClient(stage.url, sources["linear"]) as client:
+            await anyio.to_thread.run_sync(connected.wait)
+            await until(revoked.is_set, "its token is no good any more")
+            results: list[int] = []
+
+            async def call(number: int) -> None:
+                result = await client.call_tool("add", {"a": number, "b": 0})
+                assert result.structured_content is not None
+                results.append(result.structured_content["result"])
+
+            async with anyio.create_task_group() as tasks:
+                for number in range(10):
+                    tasks.start_soon(call, number)
+            return sorted(results)
+
+    def agent(backend: str) -> list[int]:
+        return anyio.run(live, backend=backend)
+
+    with ThreadPoolExecutor() as threads:
+        lives = [threads.submit(agent, backend) for backend in backends]
+        connected.wait()
+        stage.play(tokens=[])
+        revoked.set()
+        wait_until(lambda: published.demanded() == ["linear.1"], "it is demanded")
+        stage.play(tokens=["access-token-2"])
+        published.put(2)
+        assert [life.result(60) for life in lives] == [list(range(10))] * 2
+    assert published.demanded() == ["linear.1"]
+    assert len(sources) == 1
+
+
+@pytest.mark.asyncio
+async def test_fifty_clients_with_one_refused_token_cost_one_rotation(refresher: Command, own_oidc: Any) -> None:
+    """If it failed, each of a program's many connections would spend a refresh token for the same 401."""
+    oidc = own_oidc()
+    with MCPServerProcess(oidc) as server:
+        refresher.import_grant("linear", oidc.mint("basic", server.url, live=True) | {"server_url": server.url})
+        sources = TokenSources(tokens_dir=refresher.tokens, demands_dir=refresher.state / "demands")
+        with running(refresher) as daemon:
+            async with AsyncExitStack() as stack:
+                clients = [ReconnectingClient(server.url, sources["linear"]) for _ in range(50)]
+                await asyncio.gather(*(stack.enter_async_context(client) for client in clients))
+                sessions = [client.session for client in clients]
+                first = refresher.token("linear")
+                oidc.end(first.access_token)
+                results = await asyncio.gather(*(client.call_tool("add", {"a": 1, "b": 2}) for client in clients))
+                assert [result.structured_content for result in results] == [{"result": 3}] * 50
+                assert [client.session for client in clients] == sessions
+            assert len(oidc.requests()) == 1
+            assert refresher.token("linear").generation == first.generation + 1
+            stopped(refresher, daemon)

@@ -1,0 +1,109 @@
+"""``ReconnectingClient`` and what is said in words: of a token in a result, and of a server that is away."""
+
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from mcp import StdioServerParameters
+
+from shim import ReauthorizationRequired
+from shim.mcp import ReconnectingClient, ServerAway
+from tests.support.published import DEAD, Published
+from tests.support.stage import Stage, publish, rotates, until
+
+pytestmark = pytest.mark.asyncio
+
+
+def _client(stage: Stage, published: Published, **options: Any) -> ReconnectingClient:
+    """Return a client that believes what the stage says of stale tokens."""
+
+    def stale(result: object) -> bool:
+        return "invalid token" in repr(result)
+
+    return ReconnectingClient(stage.url, published.source(), is_auth_failure=stale, **options)
+
+
+async def _said(client: ReconnectingClient) -> Any:
+    return (await client.call_tool("stale")).structured_content
+
+
+STALE = {"result": "Error: invalid token"}
+
+
+async def test_words_about_a_dead_grant_reach_their_caller_at_once(tmp_path: Path, stage: Stage) -> None:
+    """If it failed, each call of an agent whose grant has died would stand still, though nobody can help it."""
+    published = publish(tmp_path, stage)
+    stage.play(tokens=["access-token-1", "access-token-2"])
+    async with _client(stage, published, wait=1e9) as client, anyio.create_task_group() as tasks:
+
+        async def die() -> None:
+            await until(lambda: published.demanded() == ["linear.1"], "it is demanded")
+            published.put(1, state="reauthorization_required", error=DEAD)
+
+        tasks.start_soon(die)
+        with anyio.fail_after(30):
+            assert await _said(client) == STALE
+            published.put(2, state="reauthorization_required", error=DEAD)
+            assert await _said(client) == STALE
+        assert isinstance(client.source.problem(), ReauthorizationRequired)
+        assert client.state == "connected", "a token that may live was given up (I5)"
+    assert published.demanded() == ["linear.1"], "a dead grant was demanded of"
+
+
+async def test_who_waits_for_another_token_is_told_of_the_end(tmp_path: Path, stage: Stage) -> None:
+    """If it failed, a shutdown would hang on calls that wait for a refresher, or lose what the server has said."""
+    published = publish(tmp_path, stage)
+    said: list[Any] = []
+    async with _client(stage, published, wait=1e9) as client:
+
+        async def call() -> None:
+            said.append(await _said(client))
+
+        with anyio.fail_after(30):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(call)
+                await until(lambda: published.demanded() == ["linear.1"], "it is demanded")
+                tasks.start_soon(client.aclose)
+    assert said == [STALE]
+
+
+async def test_a_token_is_waited_for_once_until_it_is_taken(tmp_path: Path, stage: Stage) -> None:
+    """If it failed, a server that complains of every token would cost each call the whole wait."""
+    published = publish(tmp_path, stage)
+    async with _client(stage, published, wait=1) as client, anyio.create_task_group() as tasks:
+        with anyio.fail_after(10):
+            for _ in range(20):
+                assert await _said(client) == STALE
+        await client.call_tool("add", {"a": 1, "b": 2})
+        (published.demands / "linear.1").unlink()
+        tasks.start_soon(rotates, published, stage, 2, "fresh")
+        assert await _said(client) == {"result": "fine"}
+
+
+@pytest.mark.parametrize("wrong", [{"wait": -1}, {"patience": float("nan")}], ids=["wait", "patience"])
+async def test_what_is_no_time_is_told_at_once(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    """If it failed, a wrong setting of a stdio server would show as a call that never ends."""
+    child = StdioServerParameters(command="nothing")
+    with pytest.raises(ValueError, match="seconds"):
+        ReconnectingClient(child, Published(tmp_path).source(), token_variable="X", **wrong)
+
+
+async def test_a_server_is_not_away_for_having_had_no_token(tmp_path: Path, stage: Stage) -> None:
+    """If it failed, a person would be told that there is no connection because "there is a token again"."""
+    published = publish(tmp_path, stage, None)
+    stage.play(hang=True)
+    async with _client(stage, published, patience=1) as client:
+        assert client.state == "parked"
+        published.put(1)
+        with pytest.raises(ServerAway, match="not connected yet"):
+            await client.list_tools()
+
+
+async def test_without_patience_the_reason_is_told_all_the_same(tmp_path: Path, stage: Stage) -> None:
+    """If it failed, a person would be told of no connection to a server because it is "connected"."""
+    published = publish(tmp_path, stage)
+    async with _client(stage, published, patience=0, mode="legacy") as client:
+        stage.play(forget=True)
+        with pytest.raises(ServerAway, match="does not know this MCP session"):
+            await client.list_tools()
