@@ -271,10 +271,9 @@ def _judge(grant: Grant, progress: _Progress, problem: str, *, demanded: bool) -
         now=clocks.now().wall,
         known=_secrets(grant),
     )
-    # Until its own clock agrees that the token has ended: the server counts from when it answered. What counts is when
-    # it was asked: a machine that slept before it read the answer would take "too early" for a verdict.
-    early = conduct.refuses_early(grant) and progress.sent.wall < policy.end_of_life(grant) + policy.CLOCK_TOLERANCE
-    if isinstance(outcome, GrantDead) and early and not demanded:
+    # What counts is when it was asked: a machine that slept before it read the answer would take "too early" for a
+    # verdict.
+    if isinstance(outcome, GrantDead) and policy.is_early(grant, progress.sent) and not demanded:
         return TooEarly(code=outcome.code, description=outcome.description)
     return outcome
 

@@ -124,6 +124,8 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     token_type: str
     issued_at: float
     """When the request that brought the access token was sent."""
+    issued: Moment | None = None
+    """``issued_at`` by every clock: a wall clock that was set since cannot say how long the token has lived."""
     expires_at: float | None
     authorized_at: float
     last_rotation_at: float | None = None
