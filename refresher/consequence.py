@@ -54,7 +54,7 @@ def after(
             waiting = _waiting(refused, "transient", outcome.code, outcome.description, now, outcome.retry_after)
             return waiting if outcome.refusal else _everybody(waiting, outcome.retry_after)
         case TooEarly():
-            return _too_early(grant, outcome, now)
+            return _too_early(_refused(grant) if outcome.refusal else grant, outcome, now)
         case Ambiguous() | Unintelligible() if grant.refresh_token is None:
             return _waiting(grant, "transient", "server_error", outcome.description, now)  # nothing was used up
         case ResourceRefused() if grant.refresh_token is None:

@@ -273,8 +273,9 @@ def _judge(grant: Grant, progress: _Progress, problem: str, *, demanded: bool) -
     )
     # What counts is when it was asked: a machine that slept before it read the answer would take "too early" for a
     # verdict.
-    if isinstance(outcome, GrantDead) and policy.is_early(grant, progress.sent) and not demanded:
-        return TooEarly(code=outcome.code, description=outcome.description)
+    if isinstance(outcome, GrantDead) and policy.is_early(grant, progress.sent):
+        # A demand may be false, and would end a good grant: only one that stands for long calls for a person.
+        return TooEarly(code=outcome.code, description=outcome.description, refusal=demanded)
     return outcome
 
 

@@ -168,7 +168,7 @@ def _lived(grant: Grant, at: float) -> bool:
 
 def _problem(grant: Grant) -> Problem | None:
     failure = grant.failure
-    # A server that wants to be asked later has refused nothing that an agent could miss.
-    if failure is None or (failure.outcome == "too_early" and _lived(grant, failure.at)):
+    # A server that wants to be asked later has refused nothing that an agent could miss, or else one would demand it.
+    if failure is None or (failure.outcome == "too_early" and grant.refusals == 0 and _lived(grant, failure.at)):
         return None
     return Problem(failure.code, failure.description, failure.at, policy.retry_at(grant))

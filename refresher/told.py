@@ -46,7 +46,7 @@ def explain(grant: Grant, rest: Rest) -> str:
                 f"{_failure(grant)}; a person must authorize it again: "
                 f"'refresher import {grant.name} --replace --from FILE' with a new refresh token"
             )
-        case "transient" | "client_rejected" if policy.needs_person(grant):
+        case "transient" | "client_rejected" | "too_early" if policy.needs_person(grant):
             return (
                 f"{_failure(grant)}; refused {grant.refusals} times in a row, so a person must look at it: 'refresher "
                 f"import {grant.name} --replace --from FILE' with what the server accepts; next attempt in {wait}"

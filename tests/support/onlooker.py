@@ -152,13 +152,12 @@ class Onlooker:
         self._delivered = answer
         self._open = answer.code == "invalid_target"
         if answer.code == "invalid_grant" and self._server.ended_by is None:
-            # It means: too early. A client believes a verdict where an agent says that the access token is refused,
-            # where its clock was set ahead in another boot, so that the token seems to have ended long ago, or where
-            # the token that lives came with an answer that was lost.
+            # It means: too early. A client believes a verdict where its clock was set ahead in another boot, so that
+            # the token seems to have ended long ago, or where the token that lives came with an answer that was lost.
             gained = 0.0 if self._counts_from_issue(self.sent) else self._gained(self.issued, self.sent)
             set_ahead = gained > policy.CLOCK_TOLERANCE - EPSILON
             unseen = self._was_in_doubt and self._server.newest != self.holding.access
-            self.misled |= self._demanded or set_ahead or unseen
+            self.misled |= set_ahead or unseen
 
     def keeps(self, record: Grant) -> None:
         """See the record of what was delivered become durable."""
