@@ -77,7 +77,7 @@ def after(
 def doubted(grant: Grant, description: str, *, doubt: Doubt, now: Moment) -> Grant:
     """Return the grant in ``doubt``, or in the earlier one that nothing has settled yet."""
     # The earliest doubt counts: the server's grace began, at the latest, when it first saw the token.
-    marked = msgspec.structs.replace(grant, doubt=(grant.doubt or doubt).knowing(doubt.kept))
+    marked = msgspec.structs.replace(grant, doubt=(grant.doubt or doubt).and_then(doubt))
     return _waiting(marked, "in_doubt", "in_doubt", description, now)
 
 
