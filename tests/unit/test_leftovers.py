@@ -17,7 +17,7 @@ from refresher.look import Look, look
 from refresher.publish import publish
 from refresher.secret import Secret
 from tests.support.fake_state import directories, put
-from tests.support.samples import NOON, REFRESH, at, doubt, grant
+from tests.support.samples import NOON, REFRESH, at, doubt, failure, grant
 
 OLD = grant()
 NEW = grant(generation=4, refresh_token=Secret("refresh-token-of-generation-4"), spent=(REFRESH.fingerprint(),))
@@ -133,6 +133,15 @@ def test_a_spill_whose_mark_was_lost_with_the_power_is_adopted_when_it_comes_bac
     record = _resolve(state, REBOOTED)
     assert (record.refresh_token, record.doubt, record.generation) == (NEW.refresh_token, None, 4)
     assert (list(state.spill.iterdir()), _lying_about(state)) == ([], [])
+
+
+def test_the_spill_of_the_last_attempt_is_the_one_to_look_for(state: Directories) -> None:
+    """If it failed, an answer to an attempt in doubt would be forgotten for one that never came (I6)."""
+    put(state.record("linear"), grant(doubt=doubt(at(NOON - 100)), failure=failure(outcome="in_doubt")))
+    attempt = _cut_off(state, marked=True)
+    known = _resolve(state, REBOOTED).doubt
+    assert known is not None
+    assert (known.since, known.spill) == (at(NOON - 100), str(attempt._spill))
 
 
 @pytest.mark.parametrize(
