@@ -149,7 +149,9 @@ def _successor(directories: Directories, brought: Grant, stored: Stored) -> Gran
         kept,
         access_token=there.access_token,
         issued_at=there.issued_at,
+        issued=there.issued,
         expires_at=there.expires_at,
+        not_before=there.not_before,
         max_age=there.max_age,
     )
 

@@ -28,7 +28,7 @@ from refresher.policy import CLOCK_TOLERANCE, MAX_WAIT
 from refresher.salvage import members
 from refresher.secret import Secret, mask
 
-__all__ = ["LONGEST_LIFE", "is_token", "judge", "jwt_time", "scheme"]
+__all__ = ["LONGEST_LIFE", "is_token", "judge", "jwt_time", "scheme", "usable_from"]
 
 LONGEST_LIFE: Final = 315_360_000.0
 """Ten years in seconds: no access token is said to live longer."""
@@ -247,6 +247,18 @@ def jwt_time(token: str, claim: str) -> float | None:
     if isinstance(at, bool) or not isinstance(at, int | float):
         return None
     return float(at) if 0 < at < 1e12 else None
+
+
+def usable_from(refresh_token: str, now: float, ahead: float = 0.0) -> float | None:
+    """Return from when a refresh token that is here ``now`` may be used, where it says so itself.
+
+    ``ahead``: by how many seconds its server's clock is ahead, as far as that is known.
+    """
+    at, issued = jwt_time(refresh_token, "nbf"), jwt_time(refresh_token, "iat")
+    if at is None:
+        return None
+    # It was issued before now, so the rest of its wait is no longer than all of it, however far our clock is behind.
+    return at - ahead if issued is None else min(at - ahead, now + at - issued)
 
 
 def _clock_ahead(date: str | None, now: float) -> float:

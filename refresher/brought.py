@@ -9,7 +9,7 @@ from typing import Final, NoReturn, cast
 import msgspec
 
 from refresher import durations, urls
-from refresher.answer import LONGEST_LIFE, is_token, jwt_time, scheme
+from refresher.answer import LONGEST_LIFE, is_token, jwt_time, scheme, usable_from
 from refresher.clocks import Moment
 from refresher.errors import ConfigError, ImportRefused
 from refresher.grant import NOTHING, AuthMethod, Grant, decode_secret
@@ -132,9 +132,10 @@ def parse(name: str, data: bytes, now: Moment) -> Grant:
         access_token=brought.access_token,
         token_type=scheme(brought.token_type),
         issued_at=now.wall,
+        issued=now,
         expires_at=expires_at,
         authorized_at=now.wall,
-        not_before=None if brought.refresh_token is None else jwt_time(brought.refresh_token.reveal(), "nbf"),
+        not_before=None if brought.refresh_token is None else usable_from(brought.refresh_token.reveal(), now.wall),
     )
     _try_files(grant, now.wall)
     return grant

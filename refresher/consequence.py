@@ -5,7 +5,7 @@ from typing import assert_never
 import msgspec
 
 from refresher import policy
-from refresher.answer import jwt_time
+from refresher.answer import usable_from
 from refresher.clocks import Moment
 from refresher.grant import Doubt, Failure, Grant, Waiting, spend
 from refresher.outcome import (
@@ -46,7 +46,7 @@ def after(
     match outcome:
         case Rotated():
             sent = now if last_sent is None else last_sent
-            return _rotated(grant, outcome, sent=sent, demanded=demanded, generation=generation)
+            return _rotated(grant, outcome, sent=sent, now=now, demanded=demanded, generation=generation)
         case NotSent():
             return _waiting(grant, "transient", "temporarily_unavailable", outcome.description, now)
         case Transient():
@@ -54,7 +54,7 @@ def after(
             waiting = _waiting(refused, "transient", outcome.code, outcome.description, now, outcome.retry_after)
             return waiting if outcome.refusal else _everybody(waiting, outcome.retry_after)
         case TooEarly():
-            return _too_early(grant, outcome, now)
+            return _too_early(_refused(grant) if outcome.refusal else grant, outcome, now)
         case Ambiguous() | Unintelligible() if grant.refresh_token is None:
             return _waiting(grant, "transient", "server_error", outcome.description, now)  # nothing was used up
         case ResourceRefused() if grant.refresh_token is None:
@@ -77,7 +77,7 @@ def after(
 def doubted(grant: Grant, description: str, *, doubt: Doubt, now: Moment) -> Grant:
     """Return the grant in ``doubt``, or in the earlier one that nothing has settled yet."""
     # The earliest doubt counts: the server's grace began, at the latest, when it first saw the token.
-    marked = msgspec.structs.replace(grant, doubt=(grant.doubt or doubt).knowing(doubt.kept))
+    marked = msgspec.structs.replace(grant, doubt=(grant.doubt or doubt).and_then(doubt))
     return _waiting(marked, "in_doubt", "in_doubt", description, now)
 
 
@@ -110,7 +110,7 @@ def _refused(grant: Grant) -> Grant:
     return msgspec.structs.replace(grant, refusals=grant.refusals + 1)
 
 
-def _rotated(grant: Grant, answer: Rotated, *, sent: Moment, demanded: bool, generation: int) -> Grant:
+def _rotated(grant: Grant, answer: Rotated, *, sent: Moment, now: Moment, demanded: bool, generation: int) -> Grant:
     fresh = answer.refresh_token
     # An old django-oauth-toolkit answers a replay with a refresh token that was used up before (#702).
     if grant.refresh_token is None or (fresh is not None and fresh.fingerprint() in grant.spent):
@@ -122,13 +122,14 @@ def _rotated(grant: Grant, answer: Rotated, *, sent: Moment, demanded: bool, gen
         grant,
         generation=generation,
         refresh_token=grant.refresh_token if fresh is None else fresh,
-        not_before=grant.not_before if fresh is None else _usable_from(fresh, answer),
+        not_before=grant.not_before if fresh is None else _usable_from(fresh, answer, sent, now),
         spent=spend(grant.spent, grant.refresh_token) if replaced and grant.refresh_token else grant.spent,
         # RFC 6749 section 5.1: absent means unchanged.
         scope=grant.scope if answer.scope is None else answer.scope,
         access_token=answer.access_token,
         token_type=answer.token_type,
         issued_at=sent.wall,
+        issued=sent,
         expires_at=expires_at,
         last_rotation_at=sent.wall,
         dead=False,
@@ -141,9 +142,12 @@ def _rotated(grant: Grant, answer: Rotated, *, sent: Moment, demanded: bool, gen
     )
 
 
-def _usable_from(fresh: Secret, answer: Rotated) -> float | None:
-    at = jwt_time(fresh.reveal(), "nbf")
-    return None if at is None else at - answer.clock_ahead
+def _usable_from(fresh: Secret, answer: Rotated, sent: Moment, now: Moment) -> float | None:
+    usable = usable_from(fresh.reveal(), now.wall, answer.clock_ahead)
+    if usable is None or not sent.same_boot(now):
+        return usable
+    # Reckoned when the answer was there; it counts from when the request left, and a clock may have been set between.
+    return usable - now.wall + sent.wall + now.boottime - sent.boottime
 
 
 def _was_early(grant: Grant) -> bool:
@@ -179,7 +183,7 @@ def _too_early(grant: Grant, outcome: TooEarly, now: Moment) -> Grant:
     if grant.dead:
         return msgspec.structs.replace(grant, failures=failures)
     # To the end of the token, which no clock may put further away than its lifetime, nor nearer than a backoff.
-    wait = min(policy.end_of_life(grant) - now.wall, policy.end_of_life(grant) - grant.issued_at)
+    wait = policy.life_left(grant, now)
     return msgspec.structs.replace(
         grant,
         failures=failures,

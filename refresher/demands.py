@@ -1,8 +1,14 @@
-"""Demands: empty files ``NAME.GENERATION`` by which agents ask for a rotation; listed, never opened."""
+"""Demands: entries ``NAME.GENERATION`` by which agents ask for a rotation; listed and removed, never opened.
+
+Agents make empty files. But whatever stands under such a name keeps them from making theirs, so whatever stands there
+is the demand: a directory of one agent must not silence the others.
+"""
 
 import logging
 import os
 import re
+from contextlib import suppress
+from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -40,7 +46,7 @@ class Demands(msgspec.Struct, frozen=True):
         for generation in self.by_name.get(name, ()):
             if generation not in keep:
                 try:
-                    (directories.demands / f"{name}.{generation}").unlink(missing_ok=True)
+                    _remove(directories.demands / f"{name}.{generation}")
                 except OSError as error:
                     # Once for each: it is tried again with every look.
                     level = logging.DEBUG if name in _STUCK else logging.WARNING
@@ -55,8 +61,20 @@ def pending(directories: Directories) -> Demands:
         with os.scandir(directories.demands) as entries:
             for entry in entries:
                 name, _, generation = entry.name.rpartition(".")
-                if is_name(name) and _GENERATION.fullmatch(generation) and entry.is_file(follow_symlinks=False):
+                if is_name(name) and _GENERATION.fullmatch(generation):
                     found.setdefault(name, set()).add(int(generation))
     except OSError:
         pass
     return Demands({name: frozenset(generations) for name, generations in found.items()})
+
+
+def _remove(path: Path) -> None:
+    """Remove what is at ``path``, whatever it is. Raises ``OSError``: of a directory that holds something, for one."""
+    with suppress(FileNotFoundError):
+        try:
+            path.unlink()
+        except (IsADirectoryError, PermissionError) as error:  # Linux and POSIX say different things of a directory
+            try:
+                path.rmdir()
+            except NotADirectoryError:
+                raise error from None

@@ -166,17 +166,17 @@ def _judge(grant: Grant, posted: Posted, *, demanded: bool) -> Outcome:
         now=clocks.now().wall,
         known=_secrets(grant),
     )
-    # Until its own clock agrees that the token has ended: the server counts from when it answered. What counts is when
-    # it was asked: a machine that slept before it read the answer would take "too early" for a verdict.
-    early = conduct.refuses_early(grant) and posted.sent.wall < policy.end_of_life(grant) + policy.CLOCK_TOLERANCE
-    if isinstance(outcome, GrantDead) and early and not demanded:
-        return TooEarly(code=outcome.code, description=outcome.description)
+    # What counts is when it was asked: a machine that slept before it read the answer would take "too early" for a
+    # verdict.
+    if isinstance(outcome, GrantDead) and policy.is_early(grant, posted.sent):
+        # A demand may be false, and would end a good grant: only one that stands for long calls for a person.
+        return TooEarly(code=outcome.code, description=outcome.description, refusal=demanded)
     return outcome
 
 
 def _unrenewable(grant: Grant, *, demanded: bool) -> Outcome:
     """Return what can be said without asking anybody: there is nothing to ask with."""
-    if clocks.now().wall < policy.end_of_life(grant) and not demanded:
+    if policy.life_left(grant, clocks.now()) > 0 and not demanded:
         return TooEarly(code="no_refresh_token", description=f"{_NO_REFRESH_TOKEN}; its access token still lives")
     why = "is refused" if demanded else "has ended"
     return GrantDead(code="no_refresh_token", description=f"{_NO_REFRESH_TOKEN}, and its access token {why}")

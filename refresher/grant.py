@@ -79,10 +79,21 @@ class Doubt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Where an answer lies that came but could not be read, in words: a person may find the new tokens in it."""
     restored: bool = False
     """It is not about an answer: readers have seen a later generation than the record's."""
+    spill: str | None = None
+    """Where an answer may lie that nobody has seen: the machine went down, and its file system may not be there yet."""
+    begun_from: str = NOTHING
+    """The checksum of the record that such an answer was begun from."""
 
     def knowing(self, kept: str | None) -> "Doubt":
         """Return it with what is known of an answer; the first one counts, for it came when the token was spent."""
         return msgspec.structs.replace(self, kept=kept) if self.kept is None else self
+
+    def and_then(self, later: "Doubt") -> "Doubt":
+        """Return it with what is known of a later loss: only the last answer can be of use."""
+        known = self.knowing(later.kept)
+        if later.spill is None:
+            return known
+        return msgspec.structs.replace(known, spill=later.spill, begun_from=later.begun_from)
 
 
 class Login(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -149,6 +160,8 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     token_type: str
     issued_at: float
     """When the request that brought the access token was sent."""
+    issued: Moment | None = None
+    """``issued_at`` by every clock: a wall clock that was set since cannot say how long the token has lived."""
     expires_at: float | None
     authorized_at: float
     login: Login | None = None

@@ -35,12 +35,33 @@ def resolve(
     """
     stored = Stored(None, NOTHING) if damaged else store.load(directories, name)
     try:
+        stored = _come_back(directories, name, stored, now)
         candidates = directories.candidates(name)
         if not candidates and not files.is_there(directories.intent(name)):
             return stored
         return _resolve(directories, name, stored, candidates, now, giving_up=giving_up)
     except OSError as error:
         raise StorageError(f"cannot tidy up after an earlier attempt at {name}: {error.strerror}") from None
+
+
+def _come_back(directories: Directories, name: str, stored: Stored, now: Moment) -> Stored:
+    """Adopt a spill whose file system was mounted late, where it still fits."""
+    record = stored.record
+    if not isinstance(record, Grant) or record.doubt is None or (path := store.spill_of(record)) is None:
+        return stored
+    found = whole(path, name)
+    successor = None if found is None else found.record
+    if (
+        isinstance(successor, Grant)
+        and successor.begun_from == record.doubt.begun_from
+        and successor.grant_id == record.grant_id
+        and successor.generation > record.generation
+    ):
+        stored = _adopt(directories, name, stored, path, successor)
+        path.unlink()
+    else:
+        _clear(path, name, stored, now)
+    return stored
 
 
 def _resolve(
@@ -176,7 +197,7 @@ def _settle(directories: Directories, name: str, stored: Stored, begun: _Begun, 
     if begun.intent is not None and begun.concerns(stored):
         # In another boot the mark proves nothing: it was never synced.
         if begun.mark is not Mark.UNSENT or not begun.intent.at.same_boot(now):
-            stored = _doubt(directories, name, stored, Doubt(since=begun.intent.at), now)
+            stored = _doubt(directories, name, stored, _unanswered(begun.intent, now), now)
     elif not begun.moved_past(stored):
         log.warning("%s: an intent fits no record that is known; it is now %s", name, files.set_aside(path, now.wall))
         return stored
@@ -184,8 +205,18 @@ def _settle(directories: Directories, name: str, stored: Stored, begun: _Begun, 
     return stored
 
 
+def _unanswered(intent: Intent, now: Moment) -> Doubt:
+    if intent.at.same_boot(now):
+        return Doubt(since=intent.at)
+    # That it was spilled is marked where the disk that failed may have forgotten it when the machine went down.
+    return Doubt(since=intent.at, spill=intent.spill, begun_from=intent.begun_from)
+
+
 def _doubt(directories: Directories, name: str, stored: Stored, doubt: Doubt, now: Moment) -> Stored:
     if not isinstance(stored.record, Grant):
         return stored
-    doubtful = consequence.cut_off(stored.record, _KILLED, doubt=doubt, now=now)
+    description = _KILLED
+    if doubt.spill is not None and not files.is_there(Path(doubt.spill).parent):
+        description += f" (or it is in {doubt.spill}, which is not there: is a file system not mounted?)"
+    doubtful = consequence.cut_off(stored.record, description, doubt=doubt, now=now)
     return write_record(directories, name, stored, doubtful)

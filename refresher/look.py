@@ -70,5 +70,9 @@ def look(
         name=name,
         record=record,
         decision=policy.decide(record, now, demanded=demanded, force=force, horizon=horizon),
-        unsettled=unfinished or decided or policy.is_adrift(record, now) or publish.is_stale(directories, record),
+        unsettled=unfinished
+        or decided
+        or store.spill_of(record) is not None
+        or policy.is_adrift(record, now)
+        or publish.is_stale(directories, record),
     )

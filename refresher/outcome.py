@@ -54,10 +54,14 @@ class Transient(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TooEarly(msgspec.Struct, frozen=True, kw_only=True):
-    """Refused because the access token still lives."""
+    """Refused because the access token still lives.
+
+    ``refusal``: or so it seems, by a verdict on the grant that agents' demand bears out.
+    """
 
     code: str
     description: str
+    refusal: bool = False
 
 
 class Ambiguous(msgspec.Struct, frozen=True, kw_only=True):

@@ -25,10 +25,13 @@ __all__ = [
     "due_at",
     "end_of_life",
     "is_adrift",
+    "is_early",
+    "life_left",
     "may_send",
     "needs_person",
     "replay_open",
     "retry_at",
+    "unusable_for",
 ]
 
 DEFAULT_MAX_AGE: Final = 3600.0
@@ -79,9 +82,9 @@ def decide(grant: Grant, now: Moment, *, demanded: bool = False, force: bool = F
     """
     if grant.dead and not force:
         return Rest("reauthorization_required", None)
-    if (usable := _usable_from(grant)) > now.wall:
+    if (unusable := unusable_for(grant, now)) > 0:
         # Whoever writes that into a refresh token may end the whole login for using it earlier (rauthy does).
-        return Rest("too_early", usable)
+        return Rest("too_early", now.wall + unusable)
     if (protected := _protected_until(grant, now, demanded=demanded)) is not None:
         return Rest("reauthorization_required" if grant.dead else "in_doubt", protected)
     if force:
@@ -120,6 +123,37 @@ def end_of_life(grant: Grant) -> float:
     return grant.issued_at + _lifetime(grant)
 
 
+def life_left(grant: Grant, at: Moment) -> float:
+    """Return the seconds that the access token had still to live at a moment; less than 0: it had ended.
+
+    It ends by the server's clock, so what counts is how long it has been, not what a wall clock was set to.
+    """
+    age = _age(grant, at)
+    if age is not None:
+        return _lifetime(grant) - age
+    # Nothing lives longer than its lifetime, though a clock set back since its issue would make it seem so.
+    return min(end_of_life(grant) - at.wall, _lifetime(grant))
+
+
+def is_early(grant: Grant, asked: Moment) -> bool:
+    """Whether a verdict may only mean that it was asked too early: by a server that does so, of a token that may live.
+
+    Until its own clock agrees that the token has ended: the server counts from when it answered.
+    """
+    before = grant.failure
+    if before is not None and before.outcome == "too_early" and before.moment is not None:
+        lasted = asked.boottime - before.moment.boottime
+        if before.moment.same_boot(asked) and lasted >= _lifetime(grant):
+            return False  # what lived when it was refused has ended, whatever a clock was set back to
+    return conduct.refuses_early(grant) and life_left(grant, asked) > -CLOCK_TOLERANCE
+
+
+def unusable_for(grant: Grant, now: Moment) -> float:
+    """Return the seconds until the refresh token may be used by what it says itself; 0 or less: it may."""
+    usable, age = _usable_from(grant), _age(grant, now)
+    return usable - now.wall if age is None or grant.issued is None else usable - grant.issued.wall - age
+
+
 def backoff(grant: Grant, failures: int) -> float:
     """Return the seconds to wait after so many failures in a row: 10 s doubling to 5 min, +-50 %."""
     # The exponent is clamped before the power: an overflow here once became 23 million retries elsewhere.
@@ -137,7 +171,7 @@ def retry_at(grant: Grant) -> float | None:
         or (conduct.replay(grant) != 0 and not grant.doubt.replay_over)
     ):
         return grant.failure.retry_at
-    return max(grant.failure.retry_at, min(end_of_life(grant), grant.doubt.since.wall + _lifetime(grant)))
+    return max(grant.failure.retry_at, grant.doubt.since.wall + life_left(grant, grant.doubt.since))
 
 
 def replay_open(grant: Grant, now: Moment) -> bool:
@@ -183,12 +217,13 @@ def _protected_until(grant: Grant, now: Moment, *, demanded: bool) -> float | No
     """Until when a grant in doubt must wait, so that a reuse cannot revoke its live access token; None: no longer."""
     if grant.doubt is None or grant.access_token is None or demanded or replay_open(grant, now):
         return None
-    since = grant.doubt.since
-    # The token ends by the server's clock, so what counts is how long it has been, not what a wall clock was set to:
-    # by the clock that also counts a suspended machine, and across boots, for want of it, by the wall clock.
-    lasted = now.boottime - since.boottime if since.same_boot(now) else now.wall - since.wall
-    # Nothing lives longer than its lifetime, though a clock set back before the doubt would make it seem so.
-    remaining = min(end_of_life(grant) - since.wall, _lifetime(grant)) - max(lasted, 0.0)
+    remaining = life_left(grant, now)
+    if _age(grant, now) is None:
+        # From the doubt on by the clock that also counts a suspended machine, and across boots, for want of it, by the
+        # wall clock.
+        since = grant.doubt.since
+        lasted = now.boottime - since.boottime if since.same_boot(now) else now.wall - since.wall
+        remaining = life_left(grant, since) - max(lasted, 0.0)
     return now.wall + remaining if remaining > 0 else None
 
 
@@ -241,6 +276,14 @@ def _usable_from(grant: Grant) -> float:
 
 def _earliest(grant: Grant) -> float:
     return float("-inf") if grant.last_rotation_at is None else grant.last_rotation_at + _SHORTEST
+
+
+def _age(grant: Grant, at: Moment) -> float | None:
+    """Return the seconds since the access token was issued, by the clock that nobody sets; ``None``: it cannot tell."""
+    issued = grant.issued
+    if issued is None or not issued.same_boot(at) or issued.boottime > at.boottime + CLOCK_TOLERANCE:
+        return None  # the last: a restored snapshot, another time namespace
+    return max(at.boottime - issued.boottime, 0.0)
 
 
 def _lifetime(grant: Grant) -> float:

@@ -1,6 +1,8 @@
 """Publishing: the token file is derived from the grant, and from nothing else."""
 
+import logging
 import stat
+from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -16,6 +18,12 @@ from shim.errors import TokenFileError
 __all__ = ["current", "derive", "is_stale", "publish", "published", "published_generation", "state_of"]
 
 _LARGEST: Final = 8 * 1024 * 1024
+
+# Which content of a token file this process has published again as it was: once is mending, twice would be a quarrel.
+_MENDED: Final[dict[Path, int]] = {}
+_QUARRELS: Final[set[Path]] = set()
+
+log = logging.getLogger(__name__)
 
 
 def derive(record: Record) -> bytes | None:
@@ -94,6 +102,8 @@ def publish(directories: Directories, record: Record, *, again: bool = False) ->
         files.replace(path, wanted, mode=mode, group=group)
     except OSError as error:
         raise StorageError(f"cannot publish {path}: {error.strerror}") from None
+    if wanted == published and not again:
+        _MENDED[path] = hash(wanted)
     return True
 
 
@@ -131,12 +141,29 @@ def _lives(token: TokenFile, grant: Grant) -> bool:
 def _is_up_to_date(directories: Directories, name: str, wanted: bytes, published: bytes | None) -> bool:
     if wanted != published:
         return False
+    path = directories.token(name)
     try:
-        status = directories.token(name).stat()
+        status = path.stat()
     except OSError:
         return False
     mode, group = directories.sharing()
-    return stat.S_IMODE(status.st_mode) == mode and group in (None, status.st_gid)
+    if stat.S_IMODE(status.st_mode) != mode:
+        return False
+    if group in (None, status.st_gid):
+        return True
+    if _MENDED.get(path) != hash(wanted):
+        return False
+    # Two that undo each other's work would go on for ever, and each time every reader would look.
+    if path not in _QUARRELS:
+        _QUARRELS.add(path)
+        log.warning(
+            "%s is of group %d again, and is left so until it changes: does another refresher run with another "
+            "--tokens-group? This one's is %d",
+            path,
+            status.st_gid,
+            group,
+        )
+    return True
 
 
 def _published(directories: Directories, name: str) -> bytes | None:
@@ -168,7 +195,7 @@ def _lived(grant: Grant, at: float) -> bool:
 
 def _problem(grant: Grant) -> Problem | None:
     failure = grant.failure
-    # A server that wants to be asked later has refused nothing that an agent could miss.
-    if failure is None or (failure.outcome == "too_early" and _lived(grant, failure.at)):
+    # A server that wants to be asked later has refused nothing that an agent could miss, or else one would demand it.
+    if failure is None or (failure.outcome == "too_early" and grant.refusals == 0 and _lived(grant, failure.at)):
         return None
     return Problem(failure.code, failure.description, failure.at, policy.retry_at(grant))

@@ -38,6 +38,7 @@ def caught_up(directories: Directories, grant: Grant, now: Moment) -> Grant | No
             access_token=Secret(seen.access_token),
             token_type=seen.token_type,
             issued_at=seen.issued_at,
+            issued=None,
             expires_at=seen.expires_at,
             scope=seen.scope,
             failure=None,

@@ -1,13 +1,15 @@
 """Reading the private records."""
 
+from pathlib import Path
+
 from refresher import files
 from refresher.attempt import LARGEST_RECORD
 from refresher.directories import Directories
 from refresher.errors import ExposedGrantFile, GrantFileError, UnknownName
-from refresher.grant import NOTHING, Stored, Tombstone, decode
+from refresher.grant import NOTHING, Grant, Stored, Tombstone, decode
 from shim._token import is_name
 
-__all__ = ["load", "removed", "unknown"]
+__all__ = ["load", "removed", "spill_of", "unknown"]
 
 
 def load(directories: Directories, name: str) -> Stored:
@@ -25,6 +27,14 @@ def load(directories: Directories, name: str) -> Stored:
         raise ExposedGrantFile(f"{path}: {error}") from None
     except (ValueError, GrantFileError) as error:
         raise GrantFileError(f"{path}: {error}. Restore it, or log in again: 'refresher login {name} URL'") from None
+
+
+def spill_of(grant: Grant) -> Path | None:
+    """Return where a spill lies that was out of reach when its attempt was settled; ``None`` where it still is."""
+    if grant.doubt is None or grant.doubt.spill is None:
+        return None
+    path = Path(grant.doubt.spill)
+    return path if files.is_there(path) else None
 
 
 def unknown(directories: Directories, name: str) -> UnknownName:

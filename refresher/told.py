@@ -45,7 +45,7 @@ def explain(grant: Grant, rest: Rest) -> str:
             return f"next rotation in {wait}"
         case "reauthorization_required":
             return f"{_failure(grant)}; a person must log in again: {_anew(grant)}"
-        case "transient" | "client_rejected" if policy.needs_person(grant):
+        case "transient" | "client_rejected" | "too_early" if policy.needs_person(grant):
             return (
                 f"{_failure(grant)}; refused {grant.refusals} times in a row, so a person must look at it: "
                 f"{_anew(grant)}, as a client that the server accepts; next attempt in {wait}"

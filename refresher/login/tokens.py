@@ -6,7 +6,7 @@ from typing import Final
 import msgspec
 
 from refresher import answer, clocks, conduct
-from refresher.answer import LONGEST_LIFE, jwt_time
+from refresher.answer import LONGEST_LIFE, usable_from
 from refresher.clocks import Moment
 from refresher.errors import ClientUnknown, LoginRefused, ServerAway
 from refresher.grant import Grant
@@ -95,12 +95,13 @@ def granted(client: Grant, tokens: Rotated, sent: Moment, *, by_itself: bool = F
         access_token=tokens.access_token,
         token_type=tokens.token_type,
         issued_at=sent.wall,
+        issued=sent,
         expires_at=expires_at,
         refresh_token=fresh,
         # RFC 6749 section 5.1: what is not said is as it was asked for.
         scope=tokens.scope if tokens.scope is not None else client.asked_scope,
         authorized_at=sent.wall,
-        not_before=None if fresh is None else jwt_time(fresh.reveal(), "nbf"),
+        not_before=None if fresh is None else usable_from(fresh.reveal(), sent.wall, tokens.clock_ahead),
         # Without a refresh token this access token is all there is: it is used to its end, and not replaced before.
         renewable=renewable,
         refuses_early=not renewable,

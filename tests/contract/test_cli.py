@@ -73,6 +73,9 @@ def test_the_base_without_the_service_says_what_to_install(refresher: Command) -
         ),
         (("status",), ["--json", "active", "failing", "reauthorization_required", "invalid_grant_file"]),
         (("remove",), ["NAME"]),
+        (("login",), ["--no-browser", "--device", "--client-id", "Exit codes", "Examples"]),
+        (("logout",), ["NAME", "--keep-at-server", "RFC 7009"]),
+        (("completion",), ["bash", "zsh", "fish"]),
     ],
 )
 def test_help_names_everything(refresher: Command, arguments: tuple[str, ...], words: list[str]) -> None:

@@ -238,12 +238,18 @@ def test_a_replay_that_settles_nothing_leaves_the_doubt() -> None:
 
 @pytest.mark.parametrize(
     ("since_expiry", "demanded", "kind"),
-    [(-600.0, False, TooEarly), (0.5, False, TooEarly), (300.0, False, GrantDead), (-600.0, True, GrantDead)],
+    [
+        (-600.0, False, TooEarly),
+        (0.5, False, TooEarly),
+        (300.0, False, GrantDead),
+        (-600.0, True, TooEarly),
+        (300.0, True, GrantDead),
+    ],
 )
 def test_a_server_that_refuses_early_is_believed_when_its_token_has_ended(
     since_expiry: float, demanded: bool, kind: type
 ) -> None:
-    """If it failed, a good grant would be given up at the instant of expiry, or a revoked one hidden for a day."""
+    """If it failed, a good grant would be given up at the instant of expiry, or for one agent's false demand."""
     refusal = _http(b'{"error": "invalid_grant"}', status=b"400 Bad Request")
     expires_at = clocks.now().wall - since_expiry
     with RawServer(_send(refusal)) as server:
@@ -252,3 +258,6 @@ def test_a_server_that_refuses_early_is_believed_when_its_token_has_ended(
         )
         answered = exchange(sent, ca_file=None, hooks=Recording(), demanded=demanded)
     assert type(answered.outcome) is kind
+    assert getattr(answered.outcome, "refusal", False) is (demanded and kind is TooEarly), (
+        "nobody would ever hear of it"
+    )

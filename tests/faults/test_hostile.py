@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+import pytest
+
 from shim._token import render
 from tests.conftest import need
 from tests.support.command import Command, wait_until
@@ -67,6 +69,10 @@ def _a_link_to_nowhere(path: Path) -> None:
 
 
 def _a_directory(path: Path) -> None:
+    path.mkdir()
+
+
+def _a_full_directory(path: Path) -> None:
     (path / "linear.1").mkdir(parents=True)
 
 
@@ -116,24 +122,40 @@ def test_names_that_are_no_demands_are_inert_and_left_alone(refresher: Command) 
         assert "\x1b" not in said
 
 
-def test_what_is_no_plain_file_is_no_demand_and_is_not_touched(refresher: Command) -> None:
-    """If it failed, an agent could make the refresher hang on a FIFO, or reach through a link to what is not its own."""
-    kinds = (_a_link_to_the_record, _a_link_to_nowhere, _a_directory, _a_fifo, _a_socket)
+@pytest.mark.parametrize("command", ["run-once", "run"])
+def test_whatever_bears_a_demands_name_is_the_demand_and_nothing_else_is_touched(
+    refresher: Command, command: str
+) -> None:
+    """If it failed, one agent's directory or link would silence all others, or reach what is not its own (I6)."""
+    kinds = (_a_link_to_the_record, _a_link_to_nowhere, _a_directory, _a_full_directory, _a_fifo, _a_socket)
+    demands = refresher.state / "demands"
     with TokenServer(lambda _: 3600) as server:
         for number in range(len(kinds)):
-            refresher.import_grant(f"g{number}", server.grant(str(number)))
+            refresher.bring(f"g{number}", server.grant(str(number)))
         assert refresher("run-once").code == 0
         for (number, make), generation in itertools.product(enumerate(kinds), (0, 1)):
-            make(refresher.state / f"demands/g{number}.{generation}")
-        before = lying_there(refresher)
-        assert refresher("run-once").code == 0
-        with rotated_once(refresher, server) as daemon:
-            heard(refresher, "linear.0")
-            stopped(refresher, daemon)
-        assert lying_there(refresher) == before
-        assert {client: len(times) for client, times in server.asked.items()} == dict.fromkeys(
-            ["client", *map(str, range(len(kinds)))], 1
-        )
+            make(demands / f"g{number}.{generation}")
+        if command == "run-once":
+            # A second after the last rotation.
+            wait_until(lambda: _has_rotated_all(refresher, len(kinds), "run-once"), "all are honoured")
+        else:
+            with running(refresher) as daemon:
+                wait_until(lambda: _has_rotated_all(refresher, len(kinds)), "all are honoured")
+                wait_until(lambda: len(lying_there(refresher)) == 2, "all are settled")
+                assert stopped(refresher, daemon).count("cannot remove a demand") == 1
+        assert lying_there(refresher) == {b"g3.0", b"g3.1"}
+        assert {client: len(times) for client, times in server.asked.items()} == {
+            str(number): 2 for number in range(len(kinds))
+        }
+        # What cannot be removed is a demand of the past.
+        assert {result["outcome"] for result in refresher("run-once", "--json").results.values()} <= {"not_due"}
+        assert server.reused == 0
+
+
+def _has_rotated_all(refresher: Command, count: int, *command: str) -> bool:
+    if command:
+        refresher(*command)
+    return all(published(refresher, f"g{number}") == 2 for number in range(count))
 
 
 def test_nothing_in_demands_is_ever_opened(refresher: Command) -> None:
@@ -143,13 +165,14 @@ def test_nothing_in_demands_is_ever_opened(refresher: Command) -> None:
     demands = refresher.state / "demands"
     for name in ("linear.5", "linear.7", "stranger.1", "linear.x"):
         (demands / name).touch()
-    _a_fifo(demands / "linear.0")
+    _a_fifo(demands / "linear.3")
+    _a_directory(demands / "linear.2")
     trace = refresher.home / "trace"
     prefix = ("strace", "-f", "-qq", "-y", "-o", str(trace), "-e", "trace=%file")
     assert refresher.finish(refresher.start("run-once", prefix=prefix)).code == 0
     calls = [line for line in trace.read_text().splitlines() if "demands/" in line]
-    assert {line.split(None, 1)[1].partition("(")[0] for line in calls} == {"unlink"}, calls
-    assert lying_there(refresher) == {b"stranger.1", b"linear.x", b"linear.0"}
+    assert {line.split(None, 1)[1].partition("(")[0] for line in calls} == {"unlink", "rmdir"}, calls
+    assert lying_there(refresher) == {b"stranger.1", b"linear.x"}
 
 
 def _nowhere() -> dict[str, str]:
@@ -232,27 +255,36 @@ def test_tens_of_thousands_of_demands_hold_up_neither_a_real_one_nor_the_schedul
         assert server.reused == 0
 
 
-def test_whoever_demands_each_new_token_gets_it_no_sooner_than_a_quarter_of_its_life(refresher: Command) -> None:
+@pytest.mark.parametrize("how", ["again and again", "for good"])
+def test_whoever_demands_each_new_token_gets_it_no_sooner_than_a_quarter_of_its_life(
+    refresher: Command, how: str
+) -> None:
     """If it failed, an agent, or a server that answers 401 to everything, could burn a grant."""
     life = 8.0
     over = threading.Event()
+    demands = refresher.state / "demands"
 
     def demand() -> None:
         while not over.wait(0.01):
-            (refresher.state / f"demands/linear.{published(refresher)}").touch()
+            (demands / f"linear.{published(refresher)}").touch()
 
     with TokenServer(lambda _: life) as server, rotated_once(refresher, server) as daemon:
         demanding = threading.Thread(target=demand)
-        demanding.start()
+        if how == "for good":
+            for generation in range(1, 50):
+                _a_full_directory(demands / f"linear.{generation}")
+        else:
+            demanding.start()
         try:
             wait_until(lambda: published(refresher) >= 5, "it was demanded four times")
         finally:
             over.set()
-            demanding.join()
+            if demanding.ident is not None:
+                demanding.join()
         times = server.asked["client"]
         # The first demand is honoured at once; what the server notes is a little later than what counts.
         assert all(later > earlier + life / 4 - 0.5 for earlier, later in itertools.pairwise(times[1:]))
-        stopped(refresher, daemon)
+        assert stopped(refresher, daemon).count("cannot remove a demand") == (how == "for good")
         assert server.reused == 0
 
 

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from refresher import files
 from tests.conftest import need
 from tests.support.command import Command, wait_until
+from tests.support.daemon import published, running, stopped
 from tests.support.parts import no_mounts
 from tests.support.token_server import TokenServer
 
@@ -201,3 +203,40 @@ def test_a_spill_directory_that_is_not_ours_alone_is_told_before_it_is_needed(re
     fields = {"token_endpoint": "https://as.example/token", "client_id": "client", "server_url": "https://mcp.example"}
     done = refresher.import_grant("linear", fields | {"refresh_token": "a-refresh-token-of-nobody"})
     assert f"{spill} takes no token" in done.stderr
+
+
+def test_two_refreshers_that_share_with_different_groups_do_not_undo_each_others_work_for_ever(
+    refresher: Command,
+) -> None:
+    """If it failed, a forgotten second daemon would have all tokens published, and read, again and again."""
+    need(None if os.geteuid() == 0 else "giving files to any group needs root")
+    path, ours, theirs = refresher.tokens / "linear.json", STRANGER, STRANGER + 1
+    demands = refresher.state / "demands"
+
+    def is_shared(group: int) -> bool:
+        return path.exists() and (path.stat().st_gid, stat.S_IMODE(path.stat().st_mode)) == (group, 0o640)
+
+    def publish_theirs(mode: int = 0o640) -> None:
+        files.replace(path, path.read_bytes(), mode=mode, group=theirs)
+
+    with TokenServer(lambda _: 3600) as server:
+        for name in ("linear", "notion"):
+            refresher.bring(name, server.grant(name))
+        with running(refresher, options=("--tokens-group", str(ours))) as daemon:
+            wait_until(lambda: published(refresher) == 1 and is_shared(ours), "it is published")
+            publish_theirs()
+            wait_until(lambda: is_shared(ours), "what may have been an accident is mended")
+            publish_theirs()
+            for generation in range(7, 10):
+                (demands / f"notion.{generation}").touch()
+                wait_until(lambda: not list(demands.iterdir()), "it has looked around")
+            assert is_shared(theirs)
+            publish_theirs(mode=0o644)
+            wait_until(lambda: is_shared(ours), "what others could read is never left so")
+            publish_theirs()
+            (demands / "linear.1").touch()
+            wait_until(
+                lambda: published(refresher) == 2 and is_shared(ours), "the next token is shared as it should be"
+            )
+            said = stopped(refresher, daemon)
+            assert said.count("does another refresher run with another --tokens-group?") == 1, said

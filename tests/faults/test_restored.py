@@ -97,8 +97,9 @@ def test_what_readers_have_is_taken_over(tmp_path: Path, before: dict[str, objec
     made, now = directories(tmp_path), at(NOON + 9000)
     newer = grant(generation=7, access_token=Secret("newer"), issued_at=NOON + 8000, expires_at=NOON + 11600)
     publish(made, newer)
-    found = restored.caught_up(made, grant(**before), now)
+    found = restored.caught_up(made, grant(issued=at(), **before), now)
     assert found is not None
+    assert found.issued is None, "the age of another token was taken for its own"
     assert (found.generation, found.access_token) == (7, newer.access_token)
     assert (found.issued_at, found.expires_at) == (NOON + 8000, NOON + 11600)
     assert found.doubt is not None

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import msgspec
 from hypothesis import strategies as st
 
-from refresher.answer import jwt_time
+from refresher.answer import usable_from
 from refresher.grant import Grant
 from refresher.providers import PROFILES, UNKNOWN, Profile
 from refresher.secret import Secret
@@ -34,7 +34,7 @@ class Login(NamedTuple):
             | {
                 "token_endpoint": "http://127.0.0.1:9/token",
                 "refresh_token": Secret(refresh),
-                "not_before": jwt_time(refresh, "nbf"),
+                "not_before": usable_from(refresh, NOON),
                 "access_token": Secret(access) if self.with_access else None,
                 "expires_at": NOON + self.ways.life if self.with_access and self.ways.tells_life else None,
                 "last_rotation_at": None,

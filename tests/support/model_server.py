@@ -163,7 +163,7 @@ class ModelServer:
         if self.ways.early == "ends the login":
             # rauthy writes it into the token (RFC 7519 section 4.1.5): a minute before the access token ends.
             usable_from = t + max(self.ways.life - 60.0, 0.0)
-            claims = json.dumps({"nbf": NOON + usable_from, "jti": refresh}).encode()
+            claims = json.dumps({"iat": NOON + t, "nbf": NOON + usable_from, "jti": refresh}).encode()
             refresh = f"e30.{urlsafe_b64encode(claims).decode().rstrip('=')}.signature"
         self._refresh[refresh] = _Refresh(access, usable_from)
         return refresh, access

@@ -9,7 +9,7 @@ from refresher.exchange import DEADLINE
 from refresher.grant import Grant
 from refresher.secret import Secret
 from tests.support.model_server import Answer, ModelServer
-from tests.support.played_clock import DAY, EPSILON, PlayedClock
+from tests.support.played_clock import EPSILON, PlayedClock
 from tests.support.samples import NOON
 
 __all__ = ["SLOWEST", "Holding", "Onlooker"]
@@ -45,6 +45,7 @@ class Onlooker:
         self.holding = Holding.of(first)
         self.issued = clock.read()
         """When the request left that brought the access token."""
+        self._knows_issue = first.issued is not None
         self.in_doubt: dict[str, Moment] = {}
         """Refresh tokens that left and got no conclusive answer, and when the first such request left."""
         self.misled = False
@@ -123,12 +124,18 @@ class Onlooker:
     def _deceived_by(self, since: Moment) -> float:
         """Return the seconds by which a client that sees only its clocks may think that a token ended too early.
 
-        A record says by the wall clock when its access token was issued, so a clock set ahead before the doubt takes
-        that much off its life. From the doubt on the boot's clock counts, and across boots there is none but the wall.
+        In the boot in which its access token was issued, by none. In another one there is but the wall clock for as
+        long as no clock counts through: from the issue to the doubt, and from the doubt on.
         """
         now = self._clock.read()
-        across_boots = 0.0 if since.same_boot(now) else max(0.0, self._gained(since, now))
-        return EPSILON + max(0.0, self._gained(self.issued, since)) + across_boots
+        if self._counts_from_issue(now):
+            return EPSILON
+        between = 0.0 if self._counts_from_issue(since) else max(0.0, self._gained(self.issued, since))
+        return EPSILON + between + (0.0 if since.same_boot(now) else max(0.0, self._gained(since, now)))
+
+    def _counts_from_issue(self, at: Moment) -> bool:
+        """Whether the client can tell how old its access token was at a moment, whatever the wall clock was set to."""
+        return self._knows_issue and self.issued.same_boot(at)
 
     def arrives(self, fields: dict[str, str]) -> Answer:
         """See a request arrive, and what the server makes of it."""
@@ -137,9 +144,7 @@ class Onlooker:
         if before is None and self._server.ended_by == "reuse":
             self.claim(self._was_in_doubt, "a login was lost although no answer was")
         if before is None and self._server.ended_by == "early use":
-            # By a clock that is ahead it was time; and what lies more than a day after the issue is taken for nonsense.
-            by_clock = self._clock.shift > 0 or (self._grant.not_before or 0.0) - self._grant.issued_at > DAY
-            self.claim(by_clock, "a login was lost by a refresh token that was used before its time")
+            self.claim(self._is_ahead(), "a login was lost by a refresh token that was used before its time")
         return answer
 
     def delivers(self, answer: Answer) -> None:
@@ -147,12 +152,12 @@ class Onlooker:
         self._delivered = answer
         self._open = answer.code == "invalid_target"
         if answer.code == "invalid_grant" and self._server.ended_by is None:
-            # It means: too early. A client believes a verdict where an agent says that the access token is refused,
-            # where its clock was set ahead, so that the token seems to have ended long ago, or where the token that
-            # lives came with an answer that was lost.
-            set_ahead = self._gained(self.issued, self.sent) > policy.CLOCK_TOLERANCE - EPSILON
+            # It means: too early. A client believes a verdict where its clock was set ahead in another boot, so that
+            # the token seems to have ended long ago, or where the token that lives came with an answer that was lost.
+            gained = 0.0 if self._counts_from_issue(self.sent) else self._gained(self.issued, self.sent)
+            set_ahead = gained > policy.CLOCK_TOLERANCE - EPSILON
             unseen = self._was_in_doubt and self._server.newest != self.holding.access
-            self.misled |= self._demanded or set_ahead or unseen
+            self.misled |= set_ahead or unseen
 
     def keeps(self, record: Grant) -> None:
         """See the record of what was delivered become durable."""
@@ -181,7 +186,7 @@ class Onlooker:
             self._replaced.add(before.refresh)
         self.in_doubt.clear()
         self.misled = False
-        self.issued = self.sent
+        self.issued, self._knows_issue = self.sent, True
 
     def ends(self, before: Grant, after: Grant) -> None:
         """See an exchange end, in a process that lives."""
@@ -229,14 +234,26 @@ class Onlooker:
             return False
         if ways.resource == "refused once spent" and conduct.sends_resource(grant):
             return False  # nobody can know of such a server before it has done it
-        if ways.early == "ends the login" and not ways.life - DAY < self._clock.shift <= 0:
+        if ways.early == "ends the login" and self._is_ahead():
             return False
         lost = self._server.is_spent(self.holding.refresh) and ways.grace is not None
         return not lost or self.may_replay(grant, wait)
 
     def waits_for_its_time(self) -> float:
-        """Return the seconds until the refresh token may be used, by the wall clock: also one that was set back."""
-        return self._server.usable_from(self.holding.refresh) + NOON - self._clock.read().wall
+        """Return the seconds until the refresh token may be used, by any clock: also one that was set back."""
+        at = self._server.usable_from(self.holding.refresh)
+        by_wall = at + NOON - self._clock.read().wall
+        return max(by_wall, at - self._clock.t + max(0.0, -self._ahead_at_issue()))
+
+    def _is_ahead(self) -> bool:
+        """Whether a refresh token seems usable before it is: by a clock ahead when it came, or since, in another boot."""
+        now = self._clock.read()
+        since = not self._counts_from_issue(now) and max(self._clock.shift, self._gained(self.issued, now)) > 0
+        return since or self._ahead_at_issue() > 0
+
+    def _ahead_at_issue(self) -> float:
+        """Return the seconds by which the wall clock was ahead when the access token was issued."""
+        return self.issued.wall - NOON - self._clock.true(self.issued)
 
     def is_behind_by(self) -> float:
         """Return the seconds by which the wall clock is behind the server's, or behind itself when the token came."""

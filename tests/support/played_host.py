@@ -137,7 +137,7 @@ class PlayedHost:
 
     def _rested(self, before: Grant, *, cut_off: bool) -> None:
         record, now = self.record, self.clock.read()
-        if record.doubt is None or record.failure is None or record.dead or (record.not_before or 0) > now.wall:
+        if record.doubt is None or record.failure is None or record.dead or policy.unusable_for(record, now) > 0:
             return
         # What was cut off after it was sent could not make its own replay, and waits for nothing.
         at_once = cut_off and record.failures > before.failures

@@ -5,10 +5,16 @@ from typing import Any
 
 import pytest
 
-from refresher import conduct, policy
+from refresher import conduct, policy, told
+from refresher.clocks import Moment
+from refresher.consequence import after
+from refresher.outcome import TooEarly
 from refresher.policy import Rest, Rotate
 from refresher.providers import PROFILES, UNKNOWN, Profile, profile_of
+from refresher.publish import state_of
 from tests.support.samples import NOON, at, doubt, failure, grant
+
+DAY = 86400.0
 
 
 def entra(**changes: Any) -> Any:
@@ -107,6 +113,59 @@ def test_a_refresh_token_that_says_when_it_may_be_used_is_not_used_before() -> N
     assert policy.decide(held, at(NOON - 120)) == Rest("too_early", NOON + 3540)
     # Nobody waits for a number beyond all reason.
     assert policy.decide(grant(not_before=NOON + 1e9), at(NOON + 3600)) == Rotate("due")
+
+
+def test_no_clock_that_is_set_makes_a_refresh_token_usable() -> None:
+    """If it failed, a clock set ahead would end all logins of a user at rauthy."""
+    held = grant(not_before=NOON + 3540, issued=at())
+    for asked in ({}, {"force": True}, {"demanded": True}):
+        assert policy.decide(held, at(NOON + DAY, lasted=3000), **asked) == Rest("too_early", NOON + DAY + 540), asked
+    assert policy.decide(held, at(NOON - 30, lasted=3540), force=True) == Rotate("forced")
+    assert policy.decide(held, at(NOON + DAY, boot="boot-2")) == Rotate("due"), "another clock than the wall is meant"
+
+
+WAITED_A_LIFE = failure(outcome="too_early", moment=at(NOON - DAY, lasted=-3600, boot="boot-2"))
+
+
+@pytest.mark.parametrize(
+    ("asked", "changes", "expected"),
+    [
+        (at(NOON + 3000), {}, True),
+        (at(NOON + 3659), {}, True),
+        (at(NOON + 3661), {}, False),
+        (at(NOON + DAY, lasted=3000), {}, True),
+        (at(NOON - DAY, lasted=3661), {}, False),
+        (at(NOON + 3661), {"issued": None}, False),
+        (at(NOON - DAY, boot="boot-2"), {}, True),
+        (at(NOON - DAY, lasted=-1, boot="boot-2"), {"failure": WAITED_A_LIFE}, True),
+        (at(NOON - DAY, lasted=0, boot="boot-2"), {"failure": WAITED_A_LIFE}, False),
+        (at(NOON - DAY, lasted=0, boot="boot-3"), {"failure": WAITED_A_LIFE}, True),
+        (at(NOON + 3000), {"refuses_early": False}, False),
+    ],
+)
+def test_a_verdict_is_mistaken_only_while_the_token_lives(
+    asked: Moment, changes: dict[str, Any], expected: bool
+) -> None:
+    """If it failed, a clock that was set would give a good grant up, or hide a dead one for as long as it is wrong."""
+    assert policy.is_early(grant(**({"refuses_early": True, "issued": at()} | changes)), asked) is expected
+
+
+def test_a_demand_that_a_verdict_bears_out_calls_for_a_person_only_in_the_end() -> None:
+    """If it failed, one false demand would end a good grant, or a revoked one be hidden for as long as its token lives."""
+    refused, now = grant(refuses_early=True, issued=at(), expires_at=NOON + DAY), at(NOON + 60)
+    early = TooEarly(code="invalid_grant", description="400 invalid_grant", refusal=True)
+    for times in range(1, 11):
+        refused = after(refused, early, first_sent=now, last_sent=now, now=now, demanded=True, generation=4)
+        assert (refused.dead, policy.needs_person(refused)) == (False, times == 10)
+        assert state_of(refused) == ("failing" if times < 10 else "reauthorization_required")
+        rest = policy.decide(refused, now, demanded=True)
+        assert rest == Rest("too_early", NOON + DAY)
+        result = told.rested(refused, rest)
+        assert (result.outcome == "reauthorization_required", "import" in result.detail) == (times == 10, times == 10)
+        now = at(now.wall + policy.backoff(refused, times))
+        assert policy.decide(refused, now, demanded=True) == Rotate("demanded"), "nobody asks any more"
+    assert now.wall < NOON + 3600, "a person hears of it too late"
+    assert policy.decide(refused, at(NOON + DAY)) == Rotate("retry"), "it does not mend itself when the token has ended"
 
 
 def test_client_credentials_are_never_in_doubt() -> None:

@@ -84,6 +84,7 @@ def test_time_counts_from_when_the_request_left() -> None:
     """If it failed, a slow server would make tokens seem to live longer than they do."""
     changed = _after(grant(), _rotated(), last_sent=at(NOON + 2990), now=at(NOON + 3000))
     assert (changed.issued_at, changed.expires_at) == (NOON + 2990, NOON + 2990 + 3600)
+    assert changed.issued == at(NOON + 2990)
 
 
 @pytest.mark.parametrize(("ahead", "usable_from"), [(0.0, NOON + 5700), (-600.0, NOON + 6300), (600.0, NOON + 5100)])
@@ -91,6 +92,16 @@ def test_what_a_refresh_token_says_of_its_time_counts_by_its_servers_clock(ahead
     """If it failed, a server whose clock is behind would get its refresh token too early, and end the whole login."""
     fresh = Secret(jwt(nbf=NOON + 5700))
     assert _after(grant(), _rotated(refresh_token=fresh, clock_ahead=ahead)).not_before == usable_from
+
+
+def test_what_a_refresh_token_says_of_its_time_needs_no_clock_of_ours() -> None:
+    """If it failed, a clock that is days behind would make a refresh token be used early, and end the whole login."""
+    fresh = Secret(jwt(iat=NOON + 3000 + 2 * 86400, nbf=NOON + 5700 + 2 * 86400))
+    changed = _after(grant(), _rotated(refresh_token=fresh))
+    assert (changed.not_before, policy.due_at(changed)) == (NOON + 5700, NOON + 5700)
+    set_back = at(NOON - 86400, lasted=3010)
+    changed = _after(grant(), _rotated(refresh_token=fresh), now=set_back)
+    assert (changed.not_before, policy.unusable_for(changed, set_back)) == (NOON + 5710, 2700)
 
 
 @pytest.mark.parametrize("fresh", [None, Secret("refresh-token-of-generation-3")])

@@ -1,5 +1,7 @@
 """The private record's bytes prove that they are whole."""
 
+import hashlib
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -28,6 +30,14 @@ def test_a_record_comes_back_as_it_was(record: Tombstone) -> None:
     data, checksum = encode(record)
     assert decode(data, "linear").record == record
     assert decode(data, "linear").checksum == checksum
+
+
+def test_a_record_of_an_old_release_is_read() -> None:
+    """If it failed, an upgrade would cost every login."""
+    raw = msgspec.json.encode(grant(refresh_token=None, access_token=None)).replace(b'"issued":null,', b"", 1)
+    data = b'{"version":1,"checksum":"%s","record":%s}\n' % (hashlib.sha256(raw).hexdigest().encode(), raw)
+    assert b'"issued":' not in data
+    assert decode(data, "linear").record == grant(refresh_token=None, access_token=None)
 
 
 @given(st.integers(0, len(encode(FULL)[0]) - 2), st.integers(1, 255))

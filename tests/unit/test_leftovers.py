@@ -6,15 +6,18 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from refresher import leftovers, store
+from refresher import clocks, consequence, leftovers, store
 from refresher.attempt import Attempt, Mark, write_record
 from refresher.clocks import Moment
+from refresher.demands import Demands
 from refresher.directories import Directories
 from refresher.errors import GrantFileError, StorageError
 from refresher.grant import NOTHING, Grant, Stored, Tombstone, encode
+from refresher.look import Look, look
+from refresher.publish import publish
 from refresher.secret import Secret
 from tests.support.fake_state import directories, put
-from tests.support.samples import NOON, REFRESH, at, grant
+from tests.support.samples import NOON, REFRESH, at, doubt, failure, grant
 
 OLD = grant()
 NEW = grant(generation=4, refresh_token=Secret("refresh-token-of-generation-4"), spent=(REFRESH.fingerprint(),))
@@ -48,6 +51,11 @@ def _resolve(state: Directories, now: Moment = SOON) -> Grant:
     assert isinstance(record, Grant)
     assert _stored(state).record == record, "what was returned is not what is on the disk"
     return record
+
+
+def _look(state: Directories) -> Look:
+    publish(state, _stored(state).record or OLD)
+    return look(state, "linear", unfinished=False, asked=Demands({}))
 
 
 def _lying_about(state: Directories) -> list[str]:
@@ -105,6 +113,64 @@ def test_a_spilled_answer_that_is_not_there_is_waited_for(state: Directories) ->
     put(attempt._spill, NEW, checksum)
     assert _resolve(state).refresh_token == NEW.refresh_token
     assert _lying_about(state) == []
+
+
+def test_a_spill_whose_mark_was_lost_with_the_power_is_adopted_when_it_comes_back(
+    state: Directories, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If it failed, a disk that fails, a power cut and a late mount would lose a new refresh token together (I6)."""
+    monkeypatch.setattr(clocks, "now", lambda: REBOOTED)  # no real machine reboots here
+    attempt, checksum = _cut_off(state, marked=True), _stored(state).checksum
+    record = _resolve(state, REBOOTED)
+    assert record.failure is not None
+    assert f"it is in {attempt._spill}" in record.failure.description
+    later = consequence.doubted(record, "another loss", doubt=doubt(REBOOTED), now=REBOOTED)
+    write_record(state, "linear", _stored(state), later)
+    assert not _look(state).unsettled
+    state.spill.mkdir(mode=0o700)
+    put(attempt._spill, NEW, checksum)
+    assert _look(state).unsettled, "only the end of the access token would have anybody look for it"
+    record = _resolve(state, REBOOTED)
+    assert (record.refresh_token, record.doubt, record.generation) == (NEW.refresh_token, None, 4)
+    assert (list(state.spill.iterdir()), _lying_about(state)) == ([], [])
+
+
+def test_the_spill_of_the_last_attempt_is_the_one_to_look_for(state: Directories) -> None:
+    """If it failed, an answer to an attempt in doubt would be forgotten for one that never came (I6)."""
+    put(state.record("linear"), grant(doubt=doubt(at(NOON - 100)), failure=failure(outcome="in_doubt")))
+    attempt = _cut_off(state, marked=True)
+    known = _resolve(state, REBOOTED).doubt
+    assert known is not None
+    assert (known.since, known.spill) == (at(NOON - 100), str(attempt._spill))
+
+
+@pytest.mark.parametrize(
+    ("spilled", "begun_from"),
+    [
+        (NEW, "0" * 64),
+        (msgspec.structs.replace(NEW, grant_id="another"), None),
+        (msgspec.structs.replace(NEW, generation=3), None),
+    ],
+    ids=["of another record", "of another login", "no successor"],
+)
+def test_a_spill_that_comes_back_and_does_not_fit_is_set_aside(
+    state: Directories, spilled: Grant, begun_from: str | None
+) -> None:
+    """If it failed, a stranger's token would be taken for the one that was lost, or be deleted (I6)."""
+    attempt, checksum = _cut_off(state, marked=True), _stored(state).checksum
+    before = _resolve(state, REBOOTED)
+    state.spill.mkdir(mode=0o700)
+    put(attempt._spill, spilled, begun_from or checksum)
+    assert _resolve(state, REBOOTED) == before
+    assert [path.name for path in state.spill.iterdir()] == [f"{attempt._spill.name}.aside.{int(REBOOTED.wall)}"]
+
+
+def test_whoever_was_only_killed_names_no_spill(state: Directories) -> None:
+    """If it failed, each kill would send a person to look for a file that never was."""
+    _cut_off(state, marked=True)
+    record = _resolve(state)
+    assert record.failure is not None
+    assert str(state.spill) not in record.failure.description
 
 
 def test_a_spill_that_came_home_before_a_kill_is_not_waited_for(state: Directories) -> None:

@@ -9,6 +9,7 @@ import logging
 from contextlib import ExitStack
 from typing import Final, get_args
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -68,12 +69,13 @@ class Machine(RuleBasedStateMachine):
         super().__init__()
         self._playing = ExitStack()
 
-    @initialize(login=logins(), knows_boot=st.integers(0, 5))
-    def is_imported(self, login: Login, knows_boot: int) -> None:
-        """Log in by other means, and import what came of it."""
+    @initialize(login=logins(), knows_boot=st.integers(0, 5), is_old=st.booleans())
+    def is_imported(self, login: Login, knows_boot: int, is_old: bool) -> None:
+        """Log in by other means, and import what came of it; an old release has not noted when by every clock."""
         self.teardown()
         self.server, first = login.begin()
         self.clock = PlayedClock(knows_boot=knows_boot < 5)
+        first = msgspec.structs.replace(first, issued=None if is_old else self.clock.read())
         self.host = PlayedHost(self.server, self.clock, first)
         self._playing.callback(self.host.close)
         self.onlooker = self.host.onlooker
@@ -201,7 +203,7 @@ class Machine(RuleBasedStateMachine):
     @rule(login=logins())
     def a_person_logs_in_again(self, login: Login) -> None:
         """What is lost comes back, elsewhere."""
-        self.is_imported(login, 0)
+        self.is_imported(login, 0, is_old=False)
 
     # What must hold.
 
@@ -218,7 +220,7 @@ class Machine(RuleBasedStateMachine):
             assert decision.until is not None
             assert decision.until - horizon <= wall, "a horizon reaches further than it is long"
             assert not conduct.refuses_early(record), "a server that refuses early would be asked early"
-        if record.doubt is None and (record.not_before or 0.0) <= wall:
+        if record.doubt is None and policy.unusable_for(record, self.clock.read()) <= 0:
             assert isinstance(self.host.decide(force=True), Rotate), "force keeps a rotation from being made"
 
     @invariant()
@@ -232,8 +234,8 @@ class Machine(RuleBasedStateMachine):
                     most = HOUR
                 case "not_due":
                     most = (life if conduct.refuses_early(record) else min(0.9 * life, DAY)) + policy.CLOCK_TOLERANCE
-                case "too_early" if decision.until == record.not_before:
-                    # The time is absolute, and a login that ends is worse than a wait by a clock that was set back.
+                case "too_early" if policy.unusable_for(record, self.clock.read()) > 0:
+                    # A login that ends is worse than a wait by a clock that was set back.
                     most = self.onlooker.waits_for_its_time()
                 case _:
                     most = max(HOUR, life)

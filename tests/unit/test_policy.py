@@ -42,6 +42,15 @@ REPLAYABLE = grant(doubt=doubt(), failure=failure(outcome="in_doubt", retry_at=N
 UNLIMITED = grant(doubt=doubt(), failure=failure(outcome="in_doubt", retry_at=NOON + 5), failures=1, replay=None)
 BLIND_DOUBT = grant(doubt=doubt(), failure=failure(outcome="in_doubt"), access_token=None, expires_at=None)
 AGELESS_DOUBT = grant(doubt=doubt(), failure=failure(outcome="in_doubt"), expires_at=None, max_age=600.0)
+SET_AHEAD = grant(issued=at(), doubt=doubt(at(NOON + DAY + 600, lasted=600)), failure=failure(outcome="in_doubt"))
+SET_BACK = msgspec.structs.replace(SET_AHEAD, doubt=doubt(at(NOON - 1800, lasted=600)))
+BROUGHT_SINCE = grant(
+    issued=at(NOON + 1000),
+    issued_at=NOON + 1000,
+    expires_at=NOON + 1000 + HOUR,
+    doubt=doubt(),
+    failure=failure(outcome="in_doubt"),
+)
 REFUSED_EARLY = grant(failure=failure(outcome="too_early", retry_at=NOON + HOUR))
 MADE = grant(failure=failure(moment=at()), failures=1)
 REJECTED = grant(failure=failure(outcome="client_rejected"))
@@ -110,6 +119,14 @@ CASES = [
     Case("in doubt, clock set back before: its lifetime at most", grant(issued_at=NOON + DAY, expires_at=NOON + DAY + HOUR, doubt=doubt()), at(NOON), "in_doubt", until=NOON + HOUR),
     Case("in doubt, another boot, clock set back: not before a lifetime", DOUBTFUL, at(NOON - DAY, boot="boot-2"), "in_doubt", until=NOON - DAY + HOUR),
     Case("in doubt, another boot, an hour later", DOUBTFUL, at(NOON + HOUR, boot="boot-2"), "retry"),
+    Case("in doubt, the clock set ahead before: the token lives on at its server", SET_AHEAD, at(NOON + DAY + 700, lasted=700), "in_doubt", {"force": True}, NOON + DAY + HOUR),
+    Case("in doubt, the clock set ahead before: until its true end", SET_AHEAD, at(NOON + DAY + HOUR, lasted=HOUR), "retry"),
+    Case("in doubt, the clock set ahead before, then another boot", SET_AHEAD, at(NOON + DAY + 700, boot="boot-2"), "in_doubt", until=NOON + DAY + HOUR),
+    Case("in doubt, the clock set ahead before, and back since", SET_AHEAD, at(NOON + 700), "in_doubt", until=NOON + HOUR),
+    Case("in doubt, the clock set back before", SET_BACK, at(NOON - 1700, lasted=700), "in_doubt", until=NOON + 1200),
+    Case("in doubt, the clock set back before: until its true end", SET_BACK, at(NOON + 1200, lasted=HOUR), "retry"),
+    Case("in doubt, issued by a clock that ran ahead in a snapshot: the wall clock counts", msgspec.structs.replace(DOUBTFUL, issued=at(lasted=DAY)), at(NOON + HOUR), "retry"),
+    Case("in doubt, and the token came later: to its own end", BROUGHT_SINCE, at(NOON + HOUR + 100), "in_doubt", until=NOON + 1000 + HOUR),
     Case("in doubt, the clock leaps ahead: the token lives on at its server", DOUBTFUL, at(NOON + DAY, lasted=60), "in_doubt", until=NOON + DAY + 3540),
 ]  # fmt: skip
 
@@ -179,6 +196,7 @@ def test_a_wait_lies_ahead_and_within_its_bound(grant: Grant, now: Moment, given
 def test_the_published_time_of_the_next_attempt_is_the_true_one() -> None:
     """If it failed, agents would be told of an attempt that the doubt forbids."""
     assert policy.retry_at(DOUBTFUL) == NOON + HOUR
+    assert policy.retry_at(SET_AHEAD) == NOON + DAY + HOUR
     assert policy.retry_at(REPLAYABLE) == NOON + 5
     assert policy.retry_at(FAILING) == NOON + 100
     assert policy.retry_at(BLIND_DOUBT) == NOON + 100

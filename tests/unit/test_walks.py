@@ -35,7 +35,7 @@ def begin() -> Iterator[Begin]:
             usual: dict[str, Any] = {"issuer": None, "replay": ways.grace, "resource": None, "refuses_early": False}
             machine = Machine()
             ends.callback(machine.teardown)
-            machine.is_imported(Login(ways, usual | configured, with_access=True), 0)
+            machine.is_imported(Login(ways, usual | configured, with_access=True), 0, is_old=False)
             return machine
 
         yield start
