@@ -109,9 +109,7 @@ async def _without_description(url: str, asked: httpx2.Response, scope: str | No
     parts = urlsplit(url)
     origin = f"{parts.scheme}://{parts.netloc}"
     if found is not None:
-        # Whoever answers at the root of an origin speaks for all of it.
-        if urls.origin(str(found[0].issuer)) != urls.origin(url):
-            _check_issuer(found[0], origin)
+        _check_issuer(found[0], origin)
         return _server(*found, resource=None, scope=_scope(scope, None, found[0]))
     if asked.status_code != 401:
         raise LoginRefused(
