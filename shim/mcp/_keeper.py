@@ -147,7 +147,7 @@ class Keeper:
             self._announce()
 
     def _outlasts(self, within: Link) -> bool:
-        """Whether a child is there for a call that is part of another: it ends after the other, and none is before."""
+        """Whether a child stays for a call that is part of another: it ends, and the next begins, after the other."""
         return self._target.is_child and within is self._newest and within.is_busy
 
     def _retire_if_outdated(self, link: Link) -> None:

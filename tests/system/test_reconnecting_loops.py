@@ -117,8 +117,10 @@ async def test_fifty_clients_with_one_refused_token_cost_one_rotation(refresher:
         sources = TokenSources(tokens_dir=refresher.tokens, demands_dir=refresher.state / "demands")
         with running(refresher) as daemon:
             async with AsyncExitStack() as stack:
-                clients = [ReconnectingClient(server.url, sources["linear"]) for _ in range(50)]
-                await asyncio.gather(*(stack.enter_async_context(client) for client in clients))
+                clients = [
+                    await stack.enter_async_context(ReconnectingClient(server.url, sources["linear"], wait=60))
+                    for _ in range(50)
+                ]
                 sessions = [client.session for client in clients]
                 first = refresher.token("linear")
                 oidc.end(first.access_token)
