@@ -20,9 +20,11 @@ from mcp.client.auth.utils import (
     handle_protected_resource_response,
     issuers_match,
 )
+from mcp.client.streamable_http import MCP_SESSION_ID
 from mcp.shared.auth import OAuthMetadata, ProtectedResourceMetadata
 from mcp.shared.auth_utils import check_resource_allowed, resource_url_from_server_url
-from mcp_types import LATEST_PROTOCOL_VERSION
+from mcp.shared.inbound import MCP_PROTOCOL_VERSION_HEADER
+from mcp_types.version import LATEST_HANDSHAKE_VERSION
 
 from refresher import __version__, urls
 from refresher.errors import LoginRefused, ServerAway
@@ -32,6 +34,11 @@ __all__ = ["OFFLINE", "by_issuer", "by_server"]
 
 OFFLINE: Final = "offline_access"
 
+_HELLO: Final = {
+    "protocolVersion": LATEST_HANDSHAKE_VERSION,
+    "capabilities": {},
+    "clientInfo": {"name": "refresher", "version": __version__},
+}
 _GRANT_TYPES: Final = ["authorization_code", "refresh_token"]
 _BY_HAND: Final = "give --authorization-endpoint and --token-endpoint"
 
@@ -43,7 +50,10 @@ async def by_server(url: str, fetch: Fetching) -> Server:
 
     Raises ``LoginRefused`` where there is none that is safe to use, ``ServerAway``.
     """
-    asked = await fetch(_hello(url))
+    asked = await fetch(_saying(url, "initialize", _HELLO))
+    if asked.is_success:
+        # Some let everybody say hello, and ask who it is for whatever comes next.
+        asked = await fetch(_saying(url, "tools/list", {}, asked.headers.get(MCP_SESSION_ID)))
     if 300 <= asked.status_code < 400:
         where = asked.headers.get("location", "")
         raise LoginRefused(f"{url} redirects to {where or 'nowhere'}: log in at the address that takes requests")
@@ -69,19 +79,15 @@ async def by_issuer(issuer: str, url: str, fetch: Fetching) -> Server:
     return _server(found, document, resource=None, scope=None)
 
 
-def _hello(url: str) -> httpx2.Request:
-    """Return what an MCP client would say first: the refusal tells where to log in."""
-    hello = {
-        "jsonrpc": "2.0",
-        "id": 0,
-        "method": "initialize",
-        "params": {
-            "protocolVersion": LATEST_PROTOCOL_VERSION,
-            "capabilities": {},
-            "clientInfo": {"name": "refresher", "version": __version__},
-        },
-    }
-    return httpx2.Request("POST", url, json=hello, headers={"Accept": "application/json, text/event-stream"})
+def _saying(url: str, method: str, params: Mapping[str, Any], session: str | None = None) -> httpx2.Request:
+    """Return what an MCP client would say: the refusal tells where to log in."""
+    headers = {"Accept": "application/json, text/event-stream"}
+    if method != "initialize":
+        headers[MCP_PROTOCOL_VERSION_HEADER] = LATEST_HANDSHAKE_VERSION
+    if session is not None:
+        headers[MCP_SESSION_ID] = session
+    body = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
+    return httpx2.Request("POST", url, json=body, headers=headers)
 
 
 async def _described(url: str, asked: httpx2.Response, fetch: Fetching) -> tuple[str, ProtectedResourceMetadata] | None:

@@ -161,7 +161,10 @@ def test_a_demand_that_a_verdict_bears_out_calls_for_a_person_only_in_the_end() 
         rest = policy.decide(refused, now, demanded=True)
         assert rest == Rest("too_early", NOON + DAY)
         result = told.rested(refused, rest)
-        assert (result.outcome == "reauthorization_required", "refresher login" in result.detail) == (times == 10, times == 10)
+        assert (result.outcome == "reauthorization_required", "refresher login" in result.detail) == (
+            times == 10,
+            times == 10,
+        )
         now = at(now.wall + policy.backoff(refused, times))
         assert policy.decide(refused, now, demanded=True) == Rotate("demanded"), "nobody asks any more"
     assert now.wall < NOON + 3600, "a person hears of it too late"
