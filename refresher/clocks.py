@@ -2,6 +2,7 @@
 
 import sys
 import time
+from functools import cache
 from pathlib import Path
 
 import msgspec
@@ -42,6 +43,7 @@ def elapsed(since: Moment, until: Moment) -> float:
     return max(by_wall, until.monotonic - since.monotonic, until.boottime - since.boottime)
 
 
+@cache  # no process outlives its boot
 def _boot_id() -> str:
     # Without one, every earlier moment counts as of another boot, which is the cautious reading.
     try:

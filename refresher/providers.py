@@ -5,6 +5,7 @@ its server (``conduct``). Where sources conflict, the cautious one counts; where
 runs the server (Auth0, Keycloak, Okta, Cognito), nothing is assumed.
 """
 
+from functools import lru_cache
 from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
@@ -177,6 +178,7 @@ PROFILES: Final = (
 )
 
 
+@lru_cache(maxsize=1024)  # thousands of grants have few servers, and each decision asks several times
 def profile_of(token_endpoint: str, issuer: str | None) -> Profile:
     """Return the profile of a server by its issuer's host, else by its token endpoint's; ``UNKNOWN`` where none fits.
 

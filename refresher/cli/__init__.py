@@ -2,23 +2,33 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any
+from importlib import import_module
+from typing import Any, Final
 
 import click
 
 from refresher import __version__, logs
 from refresher.cli.asked import Asked
-from refresher.cli.completing import completion
-from refresher.cli.demonstration import demo
-from refresher.cli.entering import login, logout
-from refresher.cli.grants import import_, remove_, status
-from refresher.cli.reading import headers, token
-from refresher.cli.rotating import run_, run_once_
 from refresher.errors import RefresherError
 from refresher.harden import harden
 from refresher.terminal import flush, say
 
 __all__ = ["cli", "run"]
+
+# A run each minute pays for what it loads: its own command alone.
+_COMMANDS: Final = {
+    "login": ("entering", "login"),
+    "run": ("rotating", "run_"),
+    "run-once": ("rotating", "run_once_"),
+    "status": ("grants", "status"),
+    "token": ("reading", "token"),
+    "headers": ("reading", "headers"),
+    "logout": ("entering", "logout"),
+    "import": ("grants", "import_"),
+    "remove": ("grants", "remove_"),
+    "demo": ("demonstration", "demo"),
+    "completion": ("completing", "completion"),
+}
 
 log = logging.getLogger(__name__)
 
@@ -29,15 +39,22 @@ def _option(name: str, *more: Any, help: str, **rest: Any) -> Callable[[Any], An
     return click.option(name, *more, envvar=variable, show_envvar=True, help=help, **rest)
 
 
-class _InOrder(click.Group):
-    """Lists the commands in the order in which a person meets them."""
+class _Group(click.Group):
+    """Lists the commands in the order in which a person meets them, and loads the one that is asked for."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  click's signature
-        return list(self.commands)
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002  likewise
+        if cmd_name not in _COMMANDS:
+            return None
+        module, name = _COMMANDS[cmd_name]
+        command: click.Command = getattr(import_module(f"refresher.cli.{module}"), name)
+        return command
 
 
 @click.group(
-    cls=_InOrder,
+    cls=_Group,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Start with 'refresher demo', then 'refresher login NAME URL'. "
     "Agents read the tokens with the Python package 'shim'.",
@@ -79,10 +96,6 @@ def cli(context: click.Context, /, config_file: str | None, **given: Any) -> Non
     The options below stand before the command: refresher --state-dir DIR status.
     """
     context.obj = Asked({**given, "verbose": given["verbose"] or None}, config_file)
-
-
-for command in (login, run_, run_once_, status, token, headers, logout, import_, remove_, demo, completion):
-    cli.add_command(command)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
