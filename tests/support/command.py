@@ -16,9 +16,10 @@ from refresher.grant import Grant, Tombstone, decode
 from shim._token import TokenFile, parse
 from tests.support.vault import Vault
 
-__all__ = ["Command", "Done", "says", "wait_until"]
+__all__ = ["LONGEST", "Command", "Done", "says", "wait_until"]
 
 LONGEST = 60.0
+"""Seconds for which a command is waited for."""
 
 
 class Done(NamedTuple):

@@ -1,11 +1,12 @@
 """A daemon under test: started and certainly ended, and where it stands."""
 
 import subprocess
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from tests.support.command import Command, wait_until
+from tests.support.command import LONGEST, Command, wait_until
 from tests.support.oidc import OIDC
 
 __all__ = ["heard", "in_mid_exchange", "published", "running", "stopped", "under_way"]
@@ -51,9 +52,15 @@ def heard(process: subprocess.Popen[str], words: str) -> list[str]:
     """Return what a process says on stderr, up to the line with ``words``."""
     assert process.stderr is not None
     said: list[str] = []
-    while not said or words not in said[-1]:
-        said.append(process.stderr.readline())
-        assert said[-1], f"it ended without {words!r}: {said}"
+    # Nothing else can end a read of what a living process does not say.
+    patience = threading.Timer(LONGEST, process.kill)
+    patience.start()
+    try:
+        while not said or words not in said[-1]:
+            said.append(process.stderr.readline())
+            assert said[-1], f"it ended without {words!r}: {said}"
+    finally:
+        patience.cancel()
     return said
 
 
