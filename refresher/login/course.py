@@ -136,7 +136,7 @@ class _Run:
             except RefresherError as error:
                 loopback.show(pages.failed(str(error)))
                 raise
-            loopback.show(pages.done(self._name))
+            loopback.show(pages.done(self._name, renewable=done.admitted.grant.renewable))
             return done
 
     def _listen(self, client: Client | None) -> Loopback:
