@@ -112,24 +112,26 @@ class _Run:
         self._was_stored = client is known
         if self._asked.way == "client_credentials" and client is not None:
             draft = self._draft(client, None)
-            return self._finish(lambda: redeemed(draft, None, ca_file=self._settings.ca_file))
+            return self._finish(lambda _: redeemed(draft, None, ca_file=self._settings.ca_file))
         if self._asked.way == "device":
             draft = self._draft(client or self._register(None), None)
-            grant = by_device(
-                self._server.device_authorization_endpoint,
-                draft,
-                scope=self._scope,
-                wait=self._manner.wait,
-                ca_file=self._settings.ca_file,
+            return self._finish(
+                lambda stopping: by_device(
+                    self._server.device_authorization_endpoint,
+                    draft,
+                    scope=self._scope,
+                    wait=self._manner.wait,
+                    ca_file=self._settings.ca_file,
+                    stopping=stopping,
+                )
             )
-            return self._finish(lambda: grant)
         with self._listen(client) as loopback:
             if client is None or not client.comes_back_to(loopback.redirect_uri):
                 client = self._register(loopback.redirect_uri)
             try:
                 draft = self._draft(client, loopback.redirect_uri)
                 fields = self._authorized(draft, loopback)
-                done = self._finish(lambda: redeemed(draft, fields, ca_file=self._settings.ca_file))
+                done = self._finish(lambda _: redeemed(draft, fields, ca_file=self._settings.ca_file))
             except LoginNotGiven as error:
                 loopback.show(pages.declined(str(error)))
                 raise
@@ -214,10 +216,10 @@ class _Run:
             ),
         )
 
-    def _finish(self, tokens: Callable[[], Grant]) -> Done:
+    def _finish(self, tokens: Callable[[Callable[[], bool]], Grant]) -> Done:
         """Get the tokens, try them, and store the grant: from here on a signal stops nothing half-way."""
         with Stopping() as stopping:
-            grant = tokens()
+            grant = tokens(stopping)
             proof = None if stopping() else self._proof(grant)
             admitted = admit(self._settings.directories, grant, replace=True, if_absent=False, stopping=lambda: False)
         return Done(admitted=admitted, proof=proof, exit_code=stopping.exit_code)

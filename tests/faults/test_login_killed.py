@@ -20,6 +20,7 @@ from tests.support.kills import CHANGES, attached, child, sweep, sweep_of
 from tests.support.mcp_server import MCPServerProcess
 from tests.support.oidc import OIDC
 from tests.support.parts import injecting, mounted, no_mounts, no_strace
+from tests.support.person import Person
 from tests.support.vault import Vault
 
 STORING = (*CHANGES, "fchmod", "flock")
@@ -218,6 +219,34 @@ def test_a_login_that_has_its_redirect_is_finished_whatever_signal_comes(
     assert "logged in: linear" in done.stdout
     assert "You are logged in" in login.page
     assert place.is_new(before, number)
+
+
+@pytest.mark.parametrize("answered", [True, False], ids=["approved", "waiting"])
+def test_a_signal_while_a_device_is_waited_for_costs_no_tokens_that_are_on_their_way(
+    place: Place, answered: bool
+) -> None:
+    """If it failed, Ctrl-C would throw away what a person has just approved, or be heard by nobody."""
+    before = place.bring()
+    process = place.refresher.start("login", "linear", place.mcp.url, "--device")
+    code = heard(process, "type in the code:")[-1].split()[-1]
+    heard(process, "Waiting for it")
+    asked = len(place.oidc.requests())
+    if answered:
+        wait_until(lambda: [entry["status"] for entry in place.oidc.requests()[asked:]] == [400], "it has polled")
+        # The next poll comes when the person is done, and not while.
+        process.send_signal(signal.SIGSTOP)
+        place.oidc.script(hold=True)
+        Person(code=code).open(f"{place.oidc.endpoints['issuer']}/device")
+        asked = len(place.oidc.requests())
+        process.send_signal(signal.SIGCONT)
+    wait_until(lambda: len(place.oidc.requests()) > asked, "it polls again")
+    process.send_signal(signal.SIGTERM)
+    heard(process, "finished first")
+    place.oidc.release()
+    done = place.refresher.finish(process)
+    assert done.code == 128 + signal.SIGTERM, done.stderr
+    assert ("logged in: linear" in done.stdout) is answered
+    assert place.is_new(before, "a signal") is answered
 
 
 # --- a full disk --------------------------------------------------------------------------------------------------
