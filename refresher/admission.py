@@ -13,7 +13,7 @@ from refresher.errors import ExposedGrantFile, GrantFileError, ImportRefused, St
 from refresher.grant import Grant, Record, Stored, Tombstone, spend
 from shim._token import is_name
 
-__all__ = ["Admitted", "admit", "is_there"]
+__all__ = ["Admitted", "admit", "is_elsewhere", "is_there"]
 
 
 class Admitted(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,8 +36,11 @@ def admit(
     replace: bool,
     if_absent: bool,
     stopping: Callable[[], bool],
+    same_server: bool = False,
 ) -> Admitted:
     """Store ``brought`` durably and publish its access token if it brings one.
+
+    ``same_server``: ``replace`` is meant for a grant of the same server alone, as far as its server is known.
 
     Raises ``ImportRefused`` where the name is taken or the refresh token is known, ``GrantFileError`` where a damaged
     record is in the way, ``LockBusy``, ``StorageError``, ``Interrupted``; nothing is changed then.
@@ -57,6 +60,8 @@ def admit(
             return Admitted(grant=there, stored=False)
         if isinstance(there, Grant) and not replace:
             _refuse(f"{name} exists: --replace puts this grant in its place, --if-absent leaves it")
+        if isinstance(there, Grant) and same_server and is_elsewhere(there, brought.server_url):
+            _refuse(f"{name} is a grant for {there.server_url}: choose another name, or give it up with --replace")
         if stored is None:
             # It may hold the only copy of something: out of the way, never overwritten.
             now = clocks.now()
@@ -70,6 +75,11 @@ def admit(
         except StorageError as error:
             warnings.append(f"{error}; the next run-once publishes it")
     return Admitted(grant=grant, stored=True, warnings=tuple(warnings))
+
+
+def is_elsewhere(there: Grant, url: str | None) -> bool:
+    """Whether a grant is for another server than that of ``url``, as far as both are known."""
+    return there.server_url is not None and url is not None and urls.origin(there.server_url) != urls.origin(url)
 
 
 def _cautions(brought: Grant) -> list[str]:

@@ -8,7 +8,7 @@ import httpx2
 import msgspec
 
 from refresher import clocks, store, urls
-from refresher.admission import Admitted, admit
+from refresher.admission import Admitted, admit, is_elsewhere
 from refresher.config import Settings
 from refresher.errors import (
     ClientUnknown,
@@ -67,7 +67,7 @@ def log_in(settings: Settings, name: str, asked: Asked, manner: Manner) -> Done:
     asked = continued(checked(asked), stored)
     if asked.url is None:
         raise ConfigError(f"there is no grant {name} yet: say where to log in, 'refresher login {name} URL'")
-    if stored is not None and not manner.replace and _origin(stored.server_url) not in (None, _origin(asked.url)):
+    if stored is not None and not manner.replace and is_elsewhere(stored, asked.url):
         raise ConfigError(
             f"{name} is a grant for {stored.server_url}: choose another name, or give it up with --replace"
         )
@@ -221,7 +221,15 @@ class _Run:
         with Stopping() as stopping:
             grant = tokens(stopping)
             proof = None if stopping() else self._proof(grant)
-            admitted = admit(self._settings.directories, grant, replace=True, if_absent=False, stopping=lambda: False)
+            admitted = admit(
+                self._settings.directories,
+                grant,
+                replace=True,
+                if_absent=False,
+                stopping=lambda: False,
+                # Somebody may have put another grant there while the person was at the browser.
+                same_server=not self._manner.replace,
+            )
         return Done(admitted=admitted, proof=proof, exit_code=stopping.exit_code)
 
     def _proof(self, grant: Grant) -> str | None:
@@ -243,10 +251,6 @@ def _stored(settings: Settings, name: str) -> Grant | None:
     except GrantFileError:
         return None  # a new login is what mends it
     return record if isinstance(record, Grant) else None
-
-
-def _origin(url: str | None) -> str | None:
-    return None if url is None else urls.origin(url)
 
 
 async def _server(asked: Asked, fetch: Fetch) -> Server:

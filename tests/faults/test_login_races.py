@@ -101,6 +101,21 @@ def test_logins_an_import_and_rotations_at_once_end_with_one_living_grant(refres
     assert "failed" not in said
 
 
+def test_a_login_does_not_replace_what_came_for_another_server_meanwhile(refresher: Command, own_oidc: Start) -> None:
+    """If it failed, a login that nobody is asked about twice would destroy another server's refresh token (I6)."""
+    oidc = own_oidc()
+    with MCPServerProcess(oidc) as server:
+        login = Entering(refresher, server.url)
+        refresher.import_grant("linear", oidc.mint(live=True))
+        login.follow()
+        done = login.finish()
+        assert done.code == 2, done.stderr
+        assert "linear is a grant for https://mcp.example/mcp" in done.stderr
+        assert "The login did not work" in login.page
+        rotates(refresher)
+        assert refresher.grant("linear").server_url == "https://mcp.example/mcp"
+
+
 # --- logouts ------------------------------------------------------------------------------------------------------
 
 
