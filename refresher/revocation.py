@@ -43,7 +43,16 @@ def _revoke(grant: Grant, ca_file: str | None) -> str:
         return f"it is not known where this server revokes tokens; {_AT_THE_SERVER}"
     # The refresh token first: with it, most servers end all that came of it. Some do not revoke the other kind.
     tokens = (("refresh_token", grant.refresh_token), ("access_token", grant.access_token))
-    answers = [_ask(grant, grant.revocation_endpoint, kind, token, ca_file) for kind, token in tokens if token]
+    answers: list[str | None] = []
+    for kind, token in tokens:
+        if token is not None:
+            try:
+                answers.append(_ask(grant, grant.revocation_endpoint, kind, token, ca_file))
+            except ServerAway:
+                if answers != [None]:
+                    raise
+                # Without its refresh token the grant is over: it cannot stand any more.
+                return "it is revoked at the server; its last access token, which may live to its end, could not be"
     if answers and answers[0] is not None:
         return f"the server did not revoke it ({answers[0]}); {_AT_THE_SERVER}"
     return "it is revoked at the server"

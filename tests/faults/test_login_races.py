@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
+
 from refresher.grant import Tombstone
 from tests.conftest import need
 from tests.support.command import Command, wait_until
@@ -15,7 +17,7 @@ from tests.support.entering import Entering
 from tests.support.mcp_server import MCPServerProcess
 from tests.support.oidc import OIDC
 from tests.support.parts import no_strace
-from tests.support.proxy import Proxy, holds
+from tests.support.proxy import Fault, Proxy, closes_before, holds, passes
 
 Start = Callable[..., OIDC]
 
@@ -174,3 +176,28 @@ def test_a_rotation_during_a_logout_asks_for_nothing(refresher: Command, own_oid
     assert done.code == 0, done.stdout
     assert oidc.requests() == []
     ended(refresher, oidc, fields["access_token"], 0)
+
+
+@pytest.mark.parametrize(
+    ("faults", "code", "words"),
+    [
+        ([closes_before], 4, "the grant stands"),
+        ([passes, closes_before], 0, "its last access token, which may live to its end, could not be"),
+    ],
+    ids=["nothing revoked", "half revoked"],
+)
+def test_a_logout_that_breaks_off_says_whether_the_grant_stands(
+    refresher: Command, own_oidc: Start, faults: list[Fault], code: int, words: str
+) -> None:
+    """If it failed, somebody would keep a grant that is dead, or believe one to be dead that lives."""
+    oidc = own_oidc()
+    fields = oidc.mint(live=True)
+    with Proxy(oidc.endpoints["revocation_endpoint"], *faults) as proxy:
+        refresher.import_grant("linear", fields | {"revocation_endpoint": proxy.url})
+        done = refresher("logout", "linear")
+    assert (done.code, words in done.stdout + done.stderr) == (code, True), done
+    if code == 0:
+        ended(refresher, oidc, fields["access_token"], 0)
+    else:
+        rotates(refresher)
+        assert oidc.introspect(refresher.refresh_token("linear"))["active"]
