@@ -54,14 +54,14 @@ def admit(
     ):
         # First of all what refuses it: whoever replaces a grant gives up what is out of reach of it.
         warnings = [*_cautions(brought), *_compare(directories, brought)]
+        if same_server:
+            _insist_on_the_server(directories, brought)
         stored = _there(directories, name, replace=replace)
         there = None if stored is None else stored.record
         if isinstance(there, Grant) and if_absent:
             return Admitted(grant=there, stored=False)
         if isinstance(there, Grant) and not replace:
             _refuse(f"{name} exists: --replace puts this grant in its place, --if-absent leaves it")
-        if isinstance(there, Grant) and same_server and is_elsewhere(there, brought.server_url):
-            _refuse(f"{name} is a grant for {there.server_url}: choose another name, or give it up with --replace")
         if stored is None:
             # It may hold the only copy of something: out of the way, never overwritten.
             now = clocks.now()
@@ -89,6 +89,19 @@ def _cautions(brought: Grant) -> list[str]:
         for origin in brought.origins
         if origin.startswith("http:") and not urls.is_loopback(urlsplit(origin).hostname or "")
     ]
+
+
+def _insist_on_the_server(directories: Directories, brought: Grant) -> None:
+    """Refuse to replace a grant of another server, also one whose import was cut off."""
+    try:
+        found = _records(directories, brought.name, unfinished=True)
+    except (GrantFileError, OSError):
+        return  # what cannot be read is kept, whatever it is
+    for there in found:
+        if isinstance(there, Grant) and is_elsewhere(there, brought.server_url):
+            _refuse(
+                f"{brought.name} is a grant for {there.server_url}: choose another name, or give it up with --replace"
+            )
 
 
 def _there(directories: Directories, name: str, *, replace: bool) -> Stored | None:

@@ -16,7 +16,7 @@ from tests.support.daemon import running, stopped, under_way
 from tests.support.entering import Entering
 from tests.support.mcp_server import MCPServerProcess
 from tests.support.oidc import OIDC
-from tests.support.parts import no_strace
+from tests.support.parts import injecting, no_strace
 from tests.support.proxy import Fault, Proxy, closes_before, holds, passes
 
 Start = Callable[..., OIDC]
@@ -105,15 +105,23 @@ def test_logins_an_import_and_rotations_at_once_end_with_one_living_grant(refres
 
 def test_a_login_does_not_replace_what_came_for_another_server_meanwhile(refresher: Command, own_oidc: Start) -> None:
     """If it failed, a login that nobody is asked about twice would destroy another server's refresh token (I6)."""
+    need(no_strace())
     oidc = own_oidc()
+    spill = refresher.home / "spill"
+    refresher.environment["REFRESHER_SPILL_DIR"] = str(spill)
     with MCPServerProcess(oidc) as server:
         login = Entering(refresher, server.url)
         refresher.import_grant("linear", oidc.mint(live=True))
+        # The newest refresh token is out of reach: a login that gave it up before it was refused would lose it.
+        refresher("run-once", "--force", prefix=injecting("rename", "error=EIO"))
+        away = spill.rename(refresher.home / "away")
         login.follow()
         done = login.finish()
         assert done.code == 2, done.stderr
         assert "linear is a grant for https://mcp.example/mcp" in done.stderr
         assert "The login did not work" in login.page
+        away.rename(spill)
+        assert refresher("run-once", "--json").outcome == "adopted"
         rotates(refresher)
         assert refresher.grant("linear").server_url == "https://mcp.example/mcp"
 
