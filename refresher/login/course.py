@@ -14,6 +14,7 @@ from refresher.errors import (
     ClientUnknown,
     ConfigError,
     GrantFileError,
+    Interrupted,
     LoginNotGiven,
     LoginRefused,
     RefresherError,
@@ -219,7 +220,13 @@ class _Run:
     def _finish(self, tokens: Callable[[Callable[[], bool]], Grant]) -> Done:
         """Get the tokens, try them, and store the grant: from here on a signal stops nothing half-way."""
         with Stopping() as stopping:
-            grant = tokens(stopping)
+            try:
+                grant = tokens(stopping)
+            except ClientUnknown as error:
+                if stopping():
+                    # Nobody who wants to stop is asked once more.
+                    raise Interrupted(str(error)) from None
+                raise
             proof = None if stopping() else self._proof(grant)
             admitted = admit(
                 self._settings.directories,

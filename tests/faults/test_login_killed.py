@@ -223,6 +223,25 @@ def test_a_login_that_has_its_redirect_is_finished_whatever_signal_comes(
     assert place.is_new(before, number)
 
 
+def test_a_signal_ends_a_login_whose_client_is_forgotten(place: Place) -> None:
+    """If it failed, whoever wants to stop would be asked to log in once more."""
+    before = place.bring()
+    first = Entering(place.refresher, place.mcp.url, "--new-client")
+    first.follow()
+    assert first.finish().code == 0
+    asked = len(place.oidc.requests())
+    place.oidc.script(hold=True, status=401, body={"error": "invalid_client"})
+    login = Entering(place.refresher, place.mcp.url)
+    login.send_person()
+    wait_until(lambda: len(place.oidc.requests()) > asked, "it exchanges the code")
+    login.process.send_signal(signal.SIGINT)
+    heard(login.process, "finished first")
+    place.oidc.release()
+    done = login.finish()
+    assert (done.code, "invalid_client" in done.stderr) == (130, True), done.stderr
+    assert place.is_new(before, "the first login")
+
+
 @pytest.mark.parametrize("answered", [True, False], ids=["approved", "waiting"])
 def test_a_signal_while_a_device_is_waited_for_costs_no_tokens_that_are_on_their_way(
     place: Place, answered: bool
