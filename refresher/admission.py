@@ -13,7 +13,7 @@ from refresher.errors import ExposedGrantFile, GrantFileError, ImportRefused, St
 from refresher.grant import Grant, Record, Stored, Tombstone, spend
 from shim._token import is_name
 
-__all__ = ["Admitted", "admit", "is_there"]
+__all__ = ["Admitted", "admit", "is_elsewhere", "is_there"]
 
 
 class Admitted(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,8 +36,11 @@ def admit(
     replace: bool,
     if_absent: bool,
     stopping: Callable[[], bool],
+    same_server: bool = False,
 ) -> Admitted:
     """Store ``brought`` durably and publish its access token if it brings one.
+
+    ``same_server``: ``replace`` is meant for a grant of the same server alone, as far as its server is known.
 
     Raises ``ImportRefused`` where the name is taken or the refresh token is known, ``GrantFileError`` where a damaged
     record is in the way, ``LockBusy``, ``StorageError``, ``Interrupted``; nothing is changed then.
@@ -51,6 +54,8 @@ def admit(
     ):
         # First of all what refuses it: whoever replaces a grant gives up what is out of reach of it.
         warnings = [*_cautions(brought), *_compare(directories, brought)]
+        if same_server:
+            _insist_on_the_server(directories, brought)
         stored = _there(directories, name, replace=replace)
         there = None if stored is None else stored.record
         if isinstance(there, Grant) and if_absent:
@@ -72,6 +77,11 @@ def admit(
     return Admitted(grant=grant, stored=True, warnings=tuple(warnings))
 
 
+def is_elsewhere(there: Grant, url: str | None) -> bool:
+    """Whether a grant is for another server than that of ``url``, as far as both are known."""
+    return there.server_url is not None and url is not None and urls.origin(there.server_url) != urls.origin(url)
+
+
 def _cautions(brought: Grant) -> list[str]:
     """Return what a person should know about a grant that works all the same."""
     return [
@@ -79,6 +89,19 @@ def _cautions(brought: Grant) -> list[str]:
         for origin in brought.origins
         if origin.startswith("http:") and not urls.is_loopback(urlsplit(origin).hostname or "")
     ]
+
+
+def _insist_on_the_server(directories: Directories, brought: Grant) -> None:
+    """Refuse to replace a grant of another server, also one whose import was cut off."""
+    try:
+        found = _records(directories, brought.name, unfinished=True)
+    except (GrantFileError, OSError):
+        return  # what cannot be read is kept, whatever it is
+    for there in found:
+        if isinstance(there, Grant) and is_elsewhere(there, brought.server_url):
+            _refuse(
+                f"{brought.name} is a grant for {there.server_url}: choose another name, or give it up with --replace"
+            )
 
 
 def _there(directories: Directories, name: str, *, replace: bool) -> Stored | None:

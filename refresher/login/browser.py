@@ -6,7 +6,6 @@ import sys
 import threading
 import webbrowser
 from collections.abc import Callable
-from typing import Final
 
 from refresher.errors import LoginNotGiven, RefresherError
 from refresher.login import pages
@@ -16,8 +15,6 @@ from refresher.terminal import say
 from refresher.words import span
 
 __all__ = ["redirected"]
-
-_LOOK: Final = 0.5
 
 _Fields = dict[str, str]
 

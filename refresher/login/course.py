@@ -8,12 +8,13 @@ import httpx2
 import msgspec
 
 from refresher import clocks, store, urls
-from refresher.admission import Admitted, admit
+from refresher.admission import Admitted, admit, is_elsewhere
 from refresher.config import Settings
 from refresher.errors import (
     ClientUnknown,
     ConfigError,
     GrantFileError,
+    Interrupted,
     LoginNotGiven,
     LoginRefused,
     RefresherError,
@@ -67,7 +68,7 @@ def log_in(settings: Settings, name: str, asked: Asked, manner: Manner) -> Done:
     asked = continued(checked(asked), stored)
     if asked.url is None:
         raise ConfigError(f"there is no grant {name} yet: say where to log in, 'refresher login {name} URL'")
-    if stored is not None and not manner.replace and _origin(stored.server_url) not in (None, _origin(asked.url)):
+    if stored is not None and not manner.replace and is_elsewhere(stored, asked.url):
         raise ConfigError(
             f"{name} is a grant for {stored.server_url}: choose another name, or give it up with --replace"
         )
@@ -112,31 +113,33 @@ class _Run:
         self._was_stored = client is known
         if self._asked.way == "client_credentials" and client is not None:
             draft = self._draft(client, None)
-            return self._finish(lambda: redeemed(draft, None, ca_file=self._settings.ca_file))
+            return self._finish(lambda _: redeemed(draft, None, ca_file=self._settings.ca_file))
         if self._asked.way == "device":
             draft = self._draft(client or self._register(None), None)
-            grant = by_device(
-                self._server.device_authorization_endpoint,
-                draft,
-                scope=self._scope,
-                wait=self._manner.wait,
-                ca_file=self._settings.ca_file,
+            return self._finish(
+                lambda stopping: by_device(
+                    self._server.device_authorization_endpoint,
+                    draft,
+                    scope=self._scope,
+                    wait=self._manner.wait,
+                    ca_file=self._settings.ca_file,
+                    stopping=stopping,
+                )
             )
-            return self._finish(lambda: grant)
         with self._listen(client) as loopback:
             if client is None or not client.comes_back_to(loopback.redirect_uri):
                 client = self._register(loopback.redirect_uri)
             try:
                 draft = self._draft(client, loopback.redirect_uri)
                 fields = self._authorized(draft, loopback)
-                done = self._finish(lambda: redeemed(draft, fields, ca_file=self._settings.ca_file))
+                done = self._finish(lambda _: redeemed(draft, fields, ca_file=self._settings.ca_file))
             except LoginNotGiven as error:
                 loopback.show(pages.declined(str(error)))
                 raise
             except RefresherError as error:
                 loopback.show(pages.failed(str(error)))
                 raise
-            loopback.show(pages.done(self._name))
+            loopback.show(pages.done(self._name, renewable=done.admitted.grant.renewable))
             return done
 
     def _listen(self, client: Client | None) -> Loopback:
@@ -214,12 +217,26 @@ class _Run:
             ),
         )
 
-    def _finish(self, tokens: Callable[[], Grant]) -> Done:
+    def _finish(self, tokens: Callable[[Callable[[], bool]], Grant]) -> Done:
         """Get the tokens, try them, and store the grant: from here on a signal stops nothing half-way."""
         with Stopping() as stopping:
-            grant = tokens()
+            try:
+                grant = tokens(stopping)
+            except ClientUnknown as error:
+                if stopping():
+                    # Nobody who wants to stop is asked once more.
+                    raise Interrupted(str(error)) from None
+                raise
             proof = None if stopping() else self._proof(grant)
-            admitted = admit(self._settings.directories, grant, replace=True, if_absent=False, stopping=lambda: False)
+            admitted = admit(
+                self._settings.directories,
+                grant,
+                replace=True,
+                if_absent=False,
+                stopping=lambda: False,
+                # Somebody may have put another grant there while the person was at the browser.
+                same_server=not self._manner.replace,
+            )
         return Done(admitted=admitted, proof=proof, exit_code=stopping.exit_code)
 
     def _proof(self, grant: Grant) -> str | None:
@@ -241,10 +258,6 @@ def _stored(settings: Settings, name: str) -> Grant | None:
     except GrantFileError:
         return None  # a new login is what mends it
     return record if isinstance(record, Grant) else None
-
-
-def _origin(url: str | None) -> str | None:
-    return None if url is None else urls.origin(url)
 
 
 async def _server(asked: Asked, fetch: Fetch) -> Server:

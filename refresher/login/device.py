@@ -4,14 +4,14 @@ import io
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import msgspec
 
 from refresher import clocks, urls
 from refresher.answer import is_token
-from refresher.errors import ClientUnknown, LoginNotGiven, LoginRefused, ServerAway
+from refresher.errors import ClientUnknown, Interrupted, LoginNotGiven, LoginRefused, ServerAway
 from refresher.grant import Grant
 from refresher.login.client import DEVICE_GRANT
 from refresher.login.tokens import ask, granted, judged
@@ -29,6 +29,7 @@ _SLOWER: Final = 5.0
 _LONGEST_INTERVAL: Final = 60.0
 _SHORTEST_INTERVAL: Final = 0.1
 _LIFE: Final = 600.0
+_LOOK: Final = 0.2
 
 
 class _Code(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,17 +43,26 @@ class _Code(msgspec.Struct, frozen=True, kw_only=True):
     interval: float
 
 
-def by_device(endpoint: str | None, client: Grant, *, scope: str | None, wait: float, ca_file: str | None) -> Grant:
+def by_device(
+    endpoint: str | None,
+    client: Grant,
+    *,
+    scope: str | None,
+    wait: float,
+    ca_file: str | None,
+    stopping: Callable[[], bool],
+) -> Grant:
     """Show a person a code and where to type it in; return the grant once that was done.
 
-    Raises ``LoginNotGiven`` where it is declined, expires, or takes longer than ``wait`` seconds, ``ClientUnknown``,
-    ``LoginRefused``, ``ServerAway``.
+    A poll that has begun is finished: its answer may be the tokens. Raises ``Interrupted`` where ``stopping()`` came
+    true between two, ``LoginNotGiven`` where it is declined, expires, or takes longer than ``wait`` seconds,
+    ``ClientUnknown``, ``LoginRefused``, ``ServerAway``.
     """
     if endpoint is None:
         raise LoginRefused("the server does not log in by device (RFC 8628); leave out --device")
     code = _code(endpoint, client, scope, ca_file)
     _show(code)
-    return _polled(client, code, min(wait, code.life), ca_file)
+    return _polled(client, code, min(wait, code.life), ca_file, stopping)
 
 
 def _code(endpoint: str, client: Grant, scope: str | None, ca_file: str | None) -> _Code:
@@ -105,11 +115,11 @@ def _show(code: _Code) -> None:
     say(f"Waiting for it; the code is good for {span(code.life)}.", err=True)
 
 
-def _polled(client: Grant, code: _Code, wait: float, ca_file: str | None) -> Grant:
+def _polled(client: Grant, code: _Code, wait: float, ca_file: str | None, stopping: Callable[[], bool]) -> Grant:
     fields = {"grant_type": DEVICE_GRANT, "device_code": code.device_code.reveal()}
     interval, ends = code.interval, time.monotonic() + wait
     while time.monotonic() + interval < ends:
-        time.sleep(interval)
+        _rest(interval, stopping)
         posted = ask(client.token_endpoint, client, fields, ca_file=ca_file)
         if posted.status is None:
             # RFC 8628 section 3.5: on a time-out, more slowly.
@@ -123,6 +133,14 @@ def _polled(client: Grant, code: _Code, wait: float, ca_file: str | None) -> Gra
         elif _code_of(outcome) != "authorization_pending" and not _is_passing(outcome):
             raise _refusal(outcome)
     raise LoginNotGiven(f"nobody typed in the code within {span(wait)}; nothing was changed. Log in again")
+
+
+def _rest(seconds: float, stopping: Callable[[], bool]) -> None:
+    ends = time.monotonic() + seconds
+    while (left := ends - time.monotonic()) > 0:
+        if stopping():
+            raise Interrupted("interrupted; nothing was changed")
+        time.sleep(min(left, _LOOK))
 
 
 def _is_passing(outcome: Outcome) -> bool:

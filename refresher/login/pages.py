@@ -19,9 +19,10 @@ _PAGE: Final = """<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title>
 <style>
+  :root {{ color-scheme: light dark }}
   body {{ margin: 0; min-height: 100vh; display: grid; place-items: center; background: Canvas; color: CanvasText;
-          font: 1.05rem/1.5 system-ui, sans-serif; color-scheme: light dark }}
-  main {{ max-width: 32rem; padding: 2rem }}
+          font: 1.05rem/1.5 system-ui, sans-serif }}
+  main {{ max-width: 32rem; padding: 2rem; box-sizing: border-box; overflow-wrap: anywhere }}
   h1 {{ font-size: 1.4rem; margin: 0 0 .5rem }}
   h1::before {{ content: ""; display: inline-block; width: .7em; height: .7em; margin-right: .5em;
                 border-radius: 50%; background: {colour} }}
@@ -35,12 +36,14 @@ _PAGE: Final = """<!doctype html>
 """
 
 
-def done(name: str) -> str:
+def done(name: str, *, renewable: bool) -> str:
     """Return the page of a login that is stored."""
     return _page(
         "#2e8b57",
         "You are logged in",
-        f"refresher keeps the login {name} fresh from now on.",
+        f"refresher keeps the login {name} fresh from now on."
+        if renewable
+        else f"The login {name} works for a while; the server gave nothing to renew it with.",
         "You can close this page and go back to your terminal.",
     )
 
@@ -58,7 +61,7 @@ def declined(why: str) -> str:
 def failed(why: str) -> str:
     """Return the page of a login that came to nothing."""
     return _page(
-        "#b22222",
+        "#d64545",
         "The login did not work",
         f"{_sentence(why)} If there was a working login before, it goes on working.",
         "Your terminal says the same; you can close this page.",
@@ -76,7 +79,8 @@ def not_ours() -> str:
 
 
 def _sentence(text: str) -> str:
-    return f"{text[:1].upper()}{text[1:]}."
+    begins_with_address = "://" in text.partition(" ")[0]
+    return f"{text[:1] if begins_with_address else text[:1].upper()}{text[1:]}."
 
 
 def _page(colour: str, title: str, *paragraphs: str) -> str:

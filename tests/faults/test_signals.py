@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +14,7 @@ import pytest
 from tests.conftest import need
 from tests.support.command import Command, Done, wait_until
 from tests.support.daemon import published
+from tests.support.kills import child
 from tests.support.oidc import OIDC
 from tests.support.parts import injecting, no_strace
 from tests.support.token_server import Gate, TokenServer
@@ -83,7 +83,7 @@ def test_a_signal_at_any_system_call_of_a_daemon_stops_it_in_good_order(
             reached = f"--- {signalled.name}" in trace.read_text()
         finally:
             if process.poll() is None:
-                os.kill(_child(process), signal.SIGTERM)
+                os.kill(child(process), signal.SIGTERM)
             done = refresher.finish(process)
         assert done.code == 0, done
         grant = refresher.grant("linear")
@@ -96,10 +96,6 @@ def test_a_signal_at_any_system_call_of_a_daemon_stops_it_in_good_order(
         pytest.fail(f"20 signals at {call} and no end")
     assert number > 1, f"a daemon makes no {call}"
     assert (server.log()["reused"], server.log()["presented_twice"]) == (0, 0)
-
-
-def _child(tracer: subprocess.Popen[str]) -> int:
-    return int(Path(f"/proc/{tracer.pid}/task/{tracer.pid}/children").read_text().split()[0])
 
 
 def _ended_or_idle(refresher: Command, process: subprocess.Popen[str], before: int) -> bool:

@@ -130,8 +130,12 @@ for (const id of Object.keys(secrets)) await provider.Client.find(id); // throws
 
 const log = []; // one entry for each request to the token endpoint, in the order of arrival
 const scripts = []; // faults for the next token requests, the oldest first
-let release;
-const released = new Promise((resolve) => { release = resolve; });
+let [isReleased, release, released] = [];
+function hold() {
+  isReleased = false;
+  released = new Promise((resolve) => { release = () => { isReleased = true; resolve(); }; });
+}
+hold();
 
 const routes = {
   // A grant and its first tokens, as if the user had just been through the authorization endpoint.
@@ -181,6 +185,7 @@ const routes = {
   'POST /test/script': ({ clear = false, ...script }) => {
     if (clear) scripts.length = 0;
     else scripts.push({ times: 1, ...script });
+    if (script.hold && isReleased) hold();
     return { queued: scripts.reduce((sum, { times }) => sum + times, 0) };
   },
 
@@ -252,14 +257,14 @@ provider.use(async (ctx, next) => {
   while (scripts[0]?.times < 1) scripts.shift();
   const script = scripts[0] ?? {};
   if (script.times) script.times -= 1;
-  const { status, headers = {}, body = '', drop = false, hold = false, delayMs = config.delayMs } = script;
+  const { status, headers = {}, body = '', drop = false, delayMs = config.delayMs } = script;
 
   if (script.process || (!drop && !status)) {
     await next();
     entry.provider_status = ctx.status;
   }
   await sleep(delayMs);
-  if (hold) await released;
+  if (script.hold) await released;
   if (drop) {
     ctx.respond = false;
     ctx.req.socket.destroy();

@@ -1,14 +1,15 @@
 """Kill a command before each of its system calls, one after the other."""
 
 import re
+import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from tests.support.command import Command
+from tests.support.command import Command, wait_until
 
-__all__ = ["CHANGES", "EVERYTHING", "Point", "sweep"]
+__all__ = ["CHANGES", "EVERYTHING", "Point", "attached", "child", "sweep", "sweep_of"]
 
 CHANGES: Final = ("pwrite64", "fsync", "rename", "unlink")
 """What changes a directory of grants, or proves that it has changed."""
@@ -53,22 +54,53 @@ def sweep(
     ``places``: only calls that touch one of these paths count. ``fault``: what strace injects besides. ``killed``: the
     command to kill, where it is another one that goes the same way.
     """
-    prepare()
-    trace = refresher.home / "trace"
+
+    def run(tracing: Sequence[str]) -> int:
+        prepare()
+        strace = _strace(calls, places, fault, *tracing)
+        if not _kills(tracing):
+            return refresher.finish(refresher.start(*arguments, prefix=strace)).code
+        # One that goes another way is not waited for: it would live on without its tracer.
+        prefix = (*strace, "timeout", "-s", "KILL", "30")
+        return refresher.finish(refresher.start(*killed or arguments, prefix=prefix)).code
+
+    return sweep_of(refresher.home / "trace", run)
+
+
+def sweep_of(trace: Path, run: Callable[[Sequence[str]], int]) -> Iterator[Point]:
+    """Kill what ``run`` does under strace with the given options at each point of its way; yield after each kill.
+
+    ``run`` returns its exit code.
+    """
     # Without the strings, which hold secrets.
-    process = refresher.start(*arguments, prefix=_strace(calls, places, fault, "-s", "0", "-o", str(trace)))
-    refresher.finish(process)
+    run(("-s", "0", "-o", str(trace)))
     points = _points(trace)
     assert points, "it asks nothing of the kernel"
     for point in points:
-        prepare()
-        kill = f"{point.call}:signal=KILL:when={point.number}"
-        prefix = _strace(calls, places, fault, "-o", "/dev/null", "-e", f"inject={kill}")
-        # One that goes another way is not waited for: it would live on without its tracer.
-        process = refresher.start(*killed or arguments, prefix=(*prefix, "timeout", "-s", "KILL", "30"))
-        code = refresher.finish(process).code
-        assert code in _KILLED, f"{arguments} came past {point} and ended with {code}"
+        code = run(("-o", "/dev/null", "-e", f"inject={point.call}:signal=KILL:when={point.number}"))
+        assert code in _KILLED, f"it came past {point} and ended with {code}"
         yield point
+
+
+def _kills(tracing: Sequence[str]) -> bool:
+    return any("signal=KILL" in option for option in tracing)
+
+
+def attached(process: subprocess.Popen[str], calls: Sequence[str], tracing: Sequence[str]) -> subprocess.Popen[bytes]:
+    """Have strace trace all threads of a process that runs already; it ends with it."""
+    tracer = subprocess.Popen([*_strace(calls, (), None, *tracing), "-p", str(process.pid)], stderr=subprocess.PIPE)
+    threads = Path(f"/proc/{process.pid}/task")
+    wait_until(lambda: all(_is_traced(thread) for thread in threads.iterdir()), "strace has attached")
+    return tracer
+
+
+def child(tracer: subprocess.Popen[str]) -> int:
+    """Return the process that strace has started."""
+    return int(Path(f"/proc/{tracer.pid}/task/{tracer.pid}/children").read_text().split()[0])
+
+
+def _is_traced(thread: Path) -> bool:
+    return "TracerPid:\t0\n" not in (thread / "status").read_text()
 
 
 def _strace(calls: Sequence[str], places: Sequence[Path], fault: str | None, *more: str) -> tuple[str, ...]:

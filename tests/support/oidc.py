@@ -90,7 +90,7 @@ class OIDC(Served):
         self._post("/test/script", answer)
 
     def release(self) -> None:
-        """Answer the token requests that a script holds, now and from here on."""
+        """Answer the token requests that a script holds, and all until the next script that does."""
         self._post("/test/release", {})
 
     def log(self) -> dict[str, Any]:

@@ -1,0 +1,211 @@
+"""Logins and logouts of a name that others rotate and import at the same time (I3)."""
+
+import itertools
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from refresher.grant import Tombstone
+from tests.conftest import need
+from tests.support.command import Command, wait_until
+from tests.support.daemon import running, stopped, under_way
+from tests.support.entering import Entering
+from tests.support.mcp_server import MCPServerProcess
+from tests.support.oidc import OIDC
+from tests.support.parts import injecting, no_strace
+from tests.support.proxy import Fault, Proxy, closes_before, holds, passes
+
+Start = Callable[..., OIDC]
+
+SECONDS = 8.0
+MOST_STARTS = 100
+
+
+# --- the crowd ----------------------------------------------------------------------------------------------------
+
+
+def logs_in(refresher: Command, server: MCPServerProcess, *options: str) -> None:
+    """Log in as a person does; the token may have ended before it could be tried."""
+    login = Entering(refresher, server.url, "--no-verify", *options)
+    login.follow()
+    done = login.finish()
+    assert done.code == 0, done.stderr
+    assert "You are logged in" in login.page
+
+
+def imports(refresher: Command, server: MCPServerProcess, oidc: OIDC) -> None:
+    """Bring a login that was made elsewhere."""
+    fields = oidc.mint(resource=server.url) | {"server_url": server.url}
+    refresher.import_grant("linear", fields, "--replace")
+
+
+def rotates(refresher: Command) -> None:
+    """Rotate whether it is due or not."""
+    done = refresher("run-once", "--force", "--json")
+    assert done.code == 0, done.stdout
+
+
+def again_and_again(act: Callable[[], None], ends: float) -> int:
+    """Do it until the end; return how often it was done."""
+    times = 0
+    while time.monotonic() < ends and times < MOST_STARTS:
+        act()
+        times += 1
+    return times
+
+
+def fallen(refresher: Command, over: threading.Event) -> list[tuple[int, int]]:
+    """Watch what is published; return where a generation fell."""
+    seen = [0]
+    while not over.wait(0.01):
+        seen.append(refresher.token("linear").generation)
+    return [(before, after) for before, after in itertools.pairwise(seen) if after < before]
+
+
+def test_logins_an_import_and_rotations_at_once_end_with_one_living_grant(refresher: Command, own_oidc: Start) -> None:
+    """If it failed, whoever logs in anew while a daemon runs would lose both logins (I3)."""
+    oidc = own_oidc(accessTokenTtl=2)
+    with MCPServerProcess(oidc) as server, ThreadPoolExecutor() as crowd:
+        imports(refresher, server, oidc)
+        rotates(refresher)
+        over = threading.Event()
+        watch = crowd.submit(fallen, refresher, over)
+        ends = time.monotonic() + SECONDS
+        with running(refresher) as daemon:
+            storing = [
+                crowd.submit(again_and_again, lambda: logs_in(refresher, server), ends),
+                crowd.submit(again_and_again, lambda: logs_in(refresher, server, "--new-client"), ends),
+                crowd.submit(again_and_again, lambda: imports(refresher, server, oidc), ends),
+            ]
+            others = [crowd.submit(again_and_again, lambda: rotates(refresher), ends) for _ in range(2)]
+            try:
+                stored = [work.result() for work in storing]
+                forced = [work.result() for work in others]
+            finally:
+                over.set()
+            said = stopped(refresher, daemon)
+        assert watch.result() == []
+        assert min(*stored, *forced) > 0, "somebody was too late for the race"
+        rotates(refresher)
+        log, grant = oidc.log(), refresher.grant("linear")
+    assert (log["reused"], log["presented_twice"]) == (0, 0)
+    assert {request["status"] for request in log["requests"]} == {200}
+    exchanges = sum(request["grant_type"] == "refresh_token" for request in log["requests"])
+    assert grant.generation == exchanges + sum(stored), "an exchange or a login without its generation"
+    assert refresher.token("linear").generation == grant.generation
+    assert oidc.introspect(refresher.refresh_token("linear"))["active"]
+    assert refresher.leftovers() == []
+    assert "fault" not in said
+    assert "failed" not in said
+
+
+def test_a_login_does_not_replace_what_came_for_another_server_meanwhile(refresher: Command, own_oidc: Start) -> None:
+    """If it failed, a login that nobody is asked about twice would destroy another server's refresh token (I6)."""
+    need(no_strace())
+    oidc = own_oidc()
+    spill = refresher.home / "spill"
+    refresher.environment["REFRESHER_SPILL_DIR"] = str(spill)
+    with MCPServerProcess(oidc) as server:
+        login = Entering(refresher, server.url)
+        refresher.import_grant("linear", oidc.mint(live=True))
+        # The newest refresh token is out of reach: a login that gave it up before it was refused would lose it.
+        refresher("run-once", "--force", prefix=injecting("rename", "error=EIO"))
+        away = spill.rename(refresher.home / "away")
+        login.follow()
+        done = login.finish()
+        assert done.code == 2, done.stderr
+        assert "linear is a grant for https://mcp.example/mcp" in done.stderr
+        assert "The login did not work" in login.page
+        away.rename(spill)
+        assert refresher("run-once", "--json").outcome == "adopted"
+        rotates(refresher)
+        assert refresher.grant("linear").server_url == "https://mcp.example/mcp"
+
+
+# --- logouts ------------------------------------------------------------------------------------------------------
+
+
+def waiting(refresher: Command, *arguments: str) -> subprocess.Popen[str]:
+    """Start a command, and wait until it waits for the lock of the name."""
+    told = refresher.home / "flocks"
+    told.unlink(missing_ok=True)
+    process = refresher.start(*arguments, prefix=("strace", "-f", "-qq", "-o", str(told), "-e", "trace=flock"))
+    wait_until(lambda: told.exists() and "EAGAIN" in told.read_text(), "it waits for the lock")
+    return process
+
+
+def ended(refresher: Command, oidc: OIDC, access_token: str, generation: int) -> Tombstone:
+    """Insist that the login is over, here and at the server; return what is left of it."""
+    record = refresher.record("linear")
+    assert isinstance(record, Tombstone)
+    token = refresher.token("linear")
+    assert (record.generation, token.generation, token.state) == (generation, generation, "removed")
+    assert not oidc.introspect(access_token)["active"]
+    assert refresher.leftovers() == []
+    assert (oidc.log()["reused"], oidc.log()["presented_twice"]) == (0, 0)
+    return record
+
+
+def test_a_logout_during_a_rotation_ends_what_the_rotation_brings(refresher: Command, own_oidc: Start) -> None:
+    """If it failed, somebody would believe to be logged out while a new refresh token lives on."""
+    need(no_strace())
+    oidc = own_oidc()
+    fields = oidc.mint(live=True) | {"revocation_endpoint": oidc.endpoints["revocation_endpoint"]}
+    refresher.import_grant("linear", fields)
+    oidc.script(hold=True)
+    rotation = refresher.start("run-once", "--force", "--json")
+    wait_until(lambda: len(oidc.requests()) == 1 and under_way(refresher), "an exchange is under way")
+    logout = waiting(refresher, "logout", "linear")
+    oidc.release()
+    assert refresher.finish(rotation).outcome == "rotated"
+    done = refresher.finish(logout)
+    assert (done.code, "revoked at the server" in done.stdout) == (0, True)
+    assert len(ended(refresher, oidc, fields["access_token"], 1).spent) == 2, "it has not ended the newer one"
+
+
+def test_a_rotation_during_a_logout_asks_for_nothing(refresher: Command, own_oidc: Start) -> None:
+    """If it failed, cron would present a token that is being revoked, or bring a login back that somebody ended."""
+    need(no_strace())
+    oidc = own_oidc()
+    revoked = threading.Event()
+    fields = oidc.mint(live=True)
+    with Proxy(oidc.endpoints["revocation_endpoint"], holds(revoked)) as proxy:
+        refresher.import_grant("linear", fields | {"revocation_endpoint": proxy.url})
+        logout = refresher.start("logout", "linear")
+        wait_until(lambda: proxy.answered == 1, "the server has revoked it")
+        rotation = waiting(refresher, "run-once", "--force", "--json")
+        revoked.set()
+        assert refresher.finish(logout).code == 0
+        done = refresher.finish(rotation)
+    assert done.code == 0, done.stdout
+    assert oidc.requests() == []
+    ended(refresher, oidc, fields["access_token"], 0)
+
+
+@pytest.mark.parametrize(
+    ("faults", "code", "words"),
+    [
+        ([closes_before], 4, "the grant stands"),
+        ([passes, closes_before], 0, "it is revoked at the server"),
+    ],
+    ids=["nothing revoked", "half revoked"],
+)
+def test_a_logout_that_breaks_off_says_whether_the_grant_stands(
+    refresher: Command, own_oidc: Start, faults: list[Fault], code: int, words: str
+) -> None:
+    """If it failed, somebody would keep a grant that is dead, or believe one to be dead that lives."""
+    oidc = own_oidc()
+    fields = oidc.mint(live=True)
+    with Proxy(oidc.endpoints["revocation_endpoint"], *faults) as proxy:
+        refresher.import_grant("linear", fields | {"revocation_endpoint": proxy.url})
+        done = refresher("logout", "linear")
+    assert (done.code, words in done.stdout + done.stderr) == (code, True), done
+    if code == 0:
+        ended(refresher, oidc, fields["access_token"], 0)
+    else:
+        rotates(refresher)
+        assert oidc.introspect(refresher.refresh_token("linear"))["active"]

@@ -1,0 +1,39 @@
+"""The MCP project's own conformance suite, against login and the shim together."""
+
+import sys
+
+import pytest
+
+from tests.conftest import need
+from tests.support import conformance
+
+MACHINES = ("auth/client-credentials-jwt", "auth/client-credentials-basic")
+CLIENT = [sys.executable, "-m", "tests.support.conforming"]
+
+NOT_SUPPORTED = {
+    # An enterprise's identity provider vouches for its people (SEP-990, an extension): an ID token is exchanged for an
+    # assertion (RFC 8693), and that for an access token (RFC 7523). Neither brings a refresh token to keep.
+    "auth/cross-app-access-complete-flow": {"complete-flow-token-exchange", "complete-flow-jwt-bearer"},
+}
+"""What is left out on purpose, and which checks fail for it."""
+
+
+@pytest.fixture(autouse=True)
+def _suite() -> None:
+    need(conformance.missing())
+
+
+@pytest.mark.parametrize("scenario", [*conformance.LOGINS, *MACHINES])
+def test_the_suite_finds_no_fault(scenario: str) -> None:
+    """If it failed, people could not log in at servers that keep to the specification."""
+    verdict = conformance.run(scenario, CLIENT)
+    assert verdict.failed == {}, verdict.said
+    assert verdict.passed, verdict.said
+
+
+@pytest.mark.parametrize(("scenario", "failed"), NOT_SUPPORTED.items(), ids=NOT_SUPPORTED)
+def test_what_is_not_supported_fails_in_that_way_alone(scenario: str, failed: set[str]) -> None:
+    """If it failed, something else would be wrong with us than what we say is left out, or it would be supported."""
+    verdict = conformance.run(scenario, CLIENT)
+    assert not verdict.passed
+    assert verdict.failed.keys() == failed, verdict.said
