@@ -1,6 +1,7 @@
 """Logout: ends a grant at its authorization server as far as that goes (RFC 7009), and removes it here."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
 from refresher import answer, clocks, lock, store
@@ -43,9 +44,15 @@ def _revoke(grant: Grant, ca_file: str | None) -> str:
         return f"it is not known where this server revokes tokens; {_AT_THE_SERVER}"
     # The refresh token first: with it, most servers end all that came of it. Some do not revoke the other kind.
     tokens = (("refresh_token", grant.refresh_token), ("access_token", grant.access_token))
-    answers = [_ask(grant, grant.revocation_endpoint, kind, token, ca_file) for kind, token in tokens if token]
-    if answers and answers[0] is not None:
-        return f"the server did not revoke it ({answers[0]}); {_AT_THE_SERVER}"
+    held = [(kind, token) for kind, token in tokens if token]
+    if not held:
+        return "there was no token of it to revoke"
+    refusal = _ask(grant, grant.revocation_endpoint, *held[0], ca_file)
+    for kind, token in held[1:]:
+        with suppress(ServerAway):  # what the grant lived by is settled: it stands no more
+            _ask(grant, grant.revocation_endpoint, kind, token, ca_file)
+    if refusal is not None:
+        return f"the server did not revoke it ({refusal}); {_AT_THE_SERVER}"
     return "it is revoked at the server"
 
 

@@ -75,8 +75,9 @@ def _has_browser() -> bool:
 
 def _listen(take: Callable[[str], str | None]) -> None:
     """Hear what is pasted, until it counts or there is nobody."""
-    while line := sys.stdin.readline():
-        if line.strip() and (wrong := take(line.strip())) is None:
+    while sys.stdin is not None and (line := sys.stdin.buffer.readline()):
+        pasted = line.decode("ascii", "replace").strip()
+        if pasted and (wrong := take(pasted)) is None:
             return
-        if line.strip():
+        if pasted:
             say(f"That address is not it: {wrong}. Paste the whole address, beginning with http://", err=True)

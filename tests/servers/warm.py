@@ -25,7 +25,7 @@ def main(path: str) -> None:
         listener.bind(path)
         listener.listen(16)
         print(json.dumps({}), flush=True)
-        while 0 not in select.select([0, listener], [], [])[0]:
+        while listener in select.select([sys.stdin, listener], [], [])[0]:
             connection, _ = listener.accept()
             while _reaped():
                 pass
