@@ -46,6 +46,7 @@ def import_(asked: Asked, name: str, source: str, replace: bool, if_absent: bool
       token_endpoint_auth_signing_alg, client_cert and client_key (PEM files),
       access_token with expires_in or expires_at, token_type (and id_token,
       which is ignored), scope, issuer, resource, send_resource,
+      revocation_endpoint (for logout),
       replay ("none", "unlimited", or a grace such as "30s"),
       max_age (of a token of unknown lifetime; seconds or "30m")
     Instead of a refresh_token:

@@ -1,12 +1,10 @@
 """A server that answers as a test says, for what no honest server answers."""
 
 import json
-import threading
 from http.server import BaseHTTPRequestHandler
-from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
-from tests.support.listener import Listener
+from tests.support.listener import Listening
 
 __all__ = ["Answer", "Answering"]
 
@@ -19,7 +17,7 @@ class Answer(NamedTuple):
     headers: tuple[tuple[str, str], ...] = ()
 
 
-class Answering:
+class Answering(Listening):
     """``answers``: by path; 404 elsewhere. Of several for one path each is given once, and the last from then on."""
 
     def __init__(self, **answers: Answer) -> None:
@@ -49,16 +47,4 @@ class Answering:
             def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  http.server's signature
                 return
 
-        self._server = Listener(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+        super().__init__(Handler)

@@ -1,7 +1,6 @@
 """Logout: the grant ends at its server as far as that goes, and then here."""
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 
@@ -15,13 +14,6 @@ from tests.support.oidc import OIDC
 Start = Callable[..., OIDC]
 PERSON = as_browser("person")
 API = "https://api.example"
-
-
-def brought(refresher: Command, oidc: OIDC, client: str = "public", **changes: Any) -> dict[str, Any]:
-    """Import a grant whose server revokes."""
-    fields = oidc.mint(client, live=True) | changes
-    refresher.import_grant("linear", fields)
-    return fields
 
 
 def logged_in(refresher: Command, oidc: OIDC) -> None:
@@ -85,7 +77,8 @@ def test_the_sdks_server_revokes_although_it_wants_more(quick: Command) -> None:
 def test_what_cannot_be_revoked_is_forgotten_and_said(quick: Command, own_oidc: Start) -> None:
     """If it failed, who wants to be rid of a grant could not be, or would believe that it has ended at the server."""
     oidc = own_oidc()
-    fields = brought(quick, oidc)
+    fields = oidc.mint("public", live=True)
+    quick.import_grant("linear", fields)
     done = quick("logout", "linear")
     assert done.code == 0
     assert "it is not known where this server revokes tokens; at the server it lives until" in done.stdout
@@ -99,14 +92,8 @@ def test_where_the_server_is_away_the_grant_stands(quick: Command, own_oidc: Sta
     oidc = own_oidc()
     with Answering() as server:
         server.answers["/revoke"] = [Answer({"away": None, "busy": 503, "broken": 500}[how])]
-        fields = oidc.mint("public", live=True)
-        hand = ["--authorization-endpoint", oidc.endpoints["authorization_endpoint"]]
-        hand += ["--token-endpoint", fields["token_endpoint"], "--revocation-endpoint", f"{server.url}/revoke"]
-        done = quick(
-            *("login", "linear", API, "--client-id", "public", "--scope", "openid offline_access", *hand),
-            environment=PERSON,
-        )
-        assert done.code == 0, done.stderr
+        fields = oidc.mint("public", live=True) | {"revocation_endpoint": f"{server.url}/revoke"}
+        quick.import_grant("linear", fields)
         before = {path: path.read_bytes() for path in quick.state.rglob("*.json")}
         done = quick("logout", "linear")
         assert (done.code, done.stdout) == (4, "")
