@@ -22,6 +22,7 @@ from tests.support.command import Command, Done
 from tests.support.mcp_login import MCPLogin
 from tests.support.oidc import OIDC, missing
 from tests.support.person import Person
+from tests.support.terminal import at_a_terminal, read_until, read_whole
 from tests.support.vault import Vault
 
 Start = Callable[..., OIDC]
@@ -395,6 +396,23 @@ def test_where_nobody_can_paste_the_browser_comes_back_all_the_same(refresher: C
         done = refresher.finish(process)
     assert done.code == 0, done.stderr
     assert "Exception" not in done.stderr
+
+
+@pytest.mark.parametrize("how", ["the browser comes back", "Ctrl-C"])
+def test_a_terminal_at_which_nobody_pastes_is_left_in_peace(refresher: Command, how: str) -> None:
+    """If it failed, a login over ssh would end in an abort of Python's, although it worked."""
+    with MCPLogin() as mcp:
+        process, master = at_a_terminal(refresher, "login", "linear", mcp.url, "--no-browser")
+        found = re.search(r"^  (http\S+)", read_until(master, "paste its address here:"), re.MULTILINE)
+        assert found is not None
+        if how == "Ctrl-C":
+            os.write(master, b"\x03")
+        else:
+            assert "You are logged in" in Person().open(found[1])
+        said = read_whole(master)
+        code = process.wait(60)
+    assert "Fatal" not in said
+    assert (code, "logged in: linear" in said) == ((130, False) if how == "Ctrl-C" else (0, True))
 
 
 # --- completion ---------------------------------------------------------------------------------------------------

@@ -1,10 +1,7 @@
 """Logins on another device: a code here, a browser there."""
 
-import os
-import pty
 import re
 import subprocess
-import sys
 from collections.abc import Callable
 
 import pytest
@@ -12,6 +9,7 @@ import pytest
 from tests.support.command import Command, Done
 from tests.support.oidc import OIDC
 from tests.support.person import Person
+from tests.support.terminal import at_a_terminal, read_whole
 
 Start = Callable[..., OIDC]
 API = "https://api.example"
@@ -132,28 +130,10 @@ def test_a_server_that_ends_it_says_why(
 def test_a_picture_is_for_a_terminal_alone(refresher: Command, own_oidc: Start) -> None:
     """If it failed, a log would hold pictures, or a person would have to type an address into a telephone."""
     oidc = own_oidc()
-    master, slave = pty.openpty()
     arguments = asked(oidc, "--client-id", "public", "--wait", "3s")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "refresher", *arguments],
-        env={**refresher.environment, "TERM": "xterm", "PYTHONUTF8": "1"},
-        cwd=refresher.home,
-        stdin=slave,
-        stdout=slave,
-        stderr=slave,
-    )
-    os.close(slave)
-    said = b""
-    try:
-        while part := os.read(master, 65536):
-            said += part
-    except OSError:
-        pass  # how the end of a terminal is told
-    finally:
-        process.kill()
-        os.close(master)
-    assert process.wait() == 3
-    text = said.decode()
+    process, master = at_a_terminal(refresher, *arguments, TERM="xterm", PYTHONUTF8="1")
+    text = read_whole(master)
+    assert process.wait(60) == 3
     assert "or scan this:" in text
     assert any(line.strip("\x1b[0123456789;m ") for line in text.split("or scan this:")[1].splitlines())
     assert len([line for line in text.splitlines() if DARK in line or "\N{LOWER HALF BLOCK}" in line]) > 10
