@@ -145,7 +145,7 @@ def test_a_login_is_repeated_by_its_name(quick: Command) -> None:
         assert first.login is not None
         port = urlsplit(first.login.redirect_uri or "").port
         with socket.create_server(("127.0.0.1", port or 0)):
-            logged_in(quick("login", "linear", environment=PERSON))
+            assert "forgotten" not in logged_in(quick("login", "linear", environment=PERSON)).stderr
         elsewhere = quick.grant("linear")
         assert elsewhere.client_id != first.client_id
         # A registration that the server has forgotten is no reason to give up.

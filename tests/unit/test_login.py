@@ -303,6 +303,9 @@ def test_connections_on_which_nobody_speaks_hold_nothing_up() -> None:
     with pytest.raises(OSError, match="refused"):
         socket.create_connection(("127.0.0.1", port))
     for connection in silent:
+        connection.setblocking(False)
+        with pytest.raises(BlockingIOError):  # nobody has waited until it was given up
+            connection.recv(1)
         connection.close()
 
 
