@@ -108,6 +108,12 @@ class Login(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     redirect_uri: str | None = None
     endpoints_given: bool = False
     """A person named them: there is no metadata to find them by."""
+    issuer_given: bool = False
+    """A person named the authorization server of an API that does not."""
+    scope: str | None = None
+    """What a person said to ask for, instead of what the server names."""
+    resource: str | None = None
+    """The same of RFC 8707's."""
     way: Way = "browser"
     params: tuple[tuple[str, str], ...] = ()
     """What went along in the authorization request, besides what always does."""

@@ -13,6 +13,7 @@ from tests.support import oidc as oidc_module
 from tests.support.command import Command
 from tests.support.oidc import OIDC
 from tests.support.vault import Vault
+from tests.support.warm import Warm
 
 # No deadline: a slow machine is no failure. The same examples each time, so that nobody's change is blamed for what an
 # unlucky draw finds; `--hypothesis-profile=long` looks further, and elsewhere each time.
@@ -49,6 +50,21 @@ def refresher(tmp_path: Path, vault: Vault) -> Command:
     home = tmp_path / "home"
     home.mkdir(mode=0o700)
     return Command(home, vault)
+
+
+@pytest.fixture(scope="session")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
+    """What ``quick`` is begun from."""
+    with Warm(tmp_path_factory.mktemp("warm") / "socket") as made:
+        yield made
+
+
+@pytest.fixture
+def quick(tmp_path: Path, vault: Vault, warm: Warm) -> Command:
+    """The command, in an empty home, that has loaded the MCP SDK already: for many logins."""
+    home = tmp_path / "home"
+    home.mkdir(mode=0o700)
+    return Command(home, vault, warm.command)
 
 
 @pytest.fixture(scope="session")

@@ -45,8 +45,9 @@ def import_(asked: Asked, name: str, source: str, replace: bool, if_absent: bool
       self_signed_tls_client_auth), private_key_file (PEM), private_key_id,
       token_endpoint_auth_signing_alg, client_cert and client_key (PEM files),
       access_token with expires_in or expires_at, token_type (and id_token,
-      which is ignored), scope, issuer, revocation_endpoint, resource,
-      send_resource, replay ("none", "unlimited", or a grace such as "30s"),
+      which is ignored), scope, issuer, resource, send_resource,
+      revocation_endpoint (for logout),
+      replay ("none", "unlimited", or a grace such as "30s"),
       max_age (of a token of unknown lifetime; seconds or "30m")
     Instead of a refresh_token:
       grant_type "client_credentials", for a client that proves itself

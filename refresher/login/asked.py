@@ -22,6 +22,13 @@ _ENDPOINTS: Final = (
     "revocation_endpoint",
 )
 _FILES: Final = ("client_secret_file", "private_key_file", "client_cert", "client_key")
+_PROVEN_BY: Final = {
+    "client_secret_basic": "client_secret_file",
+    "client_secret_post": "client_secret_file",
+    "private_key_jwt": "private_key_file",
+    "tls_client_auth": "client_cert",
+    "self_signed_tls_client_auth": "client_cert",
+}
 _OF_A_CLIENT: Final = (*_FILES, "auth_method", "private_key_id")
 _OURS: Final = ("client_id", "code_challenge", "code_challenge_method", "redirect_uri", "response_type", "state")
 _TEXTS: Final = ("client_id", "scope", "resource", "private_key_id")
@@ -74,6 +81,8 @@ def checked(asked: Asked) -> Asked:
             _refuse(f"{_option(key)} must be printable ASCII and not empty")
     if asked.client_id is None and (alone := next((key for key in _OF_A_CLIENT if getattr(asked, key)), None)):
         _refuse(f"{_option(alone)} is about a --client-id; give it too")
+    if (file := _PROVEN_BY.get(asked.auth_method or "")) and getattr(asked, file) is None:
+        _refuse(f"--auth-method {asked.auth_method} needs {_option(file)}")
     if asked.way == "client_credentials" and asked.client_id is None:
         _refuse("--client-credentials needs a --client-id that proves itself (RFC 6749 section 4.4)")
     if asked.authorization_endpoint is not None and not asked.names_endpoints:
@@ -92,8 +101,11 @@ def checked(asked: Asked) -> Asked:
 
 
 def continued(asked: Asked, stored: Grant | None) -> Asked:
-    """Return it with what the grant that is there was logged in with, where nothing else is said."""
-    if stored is None:
+    """Return it with what the grant that is there was logged in with, where nothing else is said.
+
+    Nothing of it is meant for another server.
+    """
+    if stored is None or (asked.url and stored.server_url and urls.origin(asked.url) != urls.origin(stored.server_url)):
         return asked
     asked = msgspec.structs.replace(asked, url=asked.url or stored.server_url)
     before = stored.login
@@ -108,7 +120,15 @@ def continued(asked: Asked, stored: Grant | None) -> Asked:
             device_authorization_endpoint=before.device_authorization_endpoint,
             revocation_endpoint=asked.revocation_endpoint or stored.revocation_endpoint,
         )
-    return msgspec.structs.replace(asked, params=asked.params or before.params, way=asked.way or before.way)
+    elif before.issuer_given and asked.issuer is None and not asked.names_endpoints:
+        asked = msgspec.structs.replace(asked, issuer=stored.issuer)
+    return msgspec.structs.replace(
+        asked,
+        scope=asked.scope or before.scope,
+        resource=asked.resource or before.resource,
+        params=asked.params or before.params,
+        way=asked.way or before.way,
+    )
 
 
 def _option(key: str) -> str:

@@ -13,14 +13,16 @@ from mcp.client.auth import PKCEParameters
 
 from refresher import conduct
 from refresher.answer import is_token
-from refresher.errors import LoginNotGiven, LoginRefused
+from refresher.errors import LoginNotGiven, LoginRefused, ServerAway
 from refresher.grant import Grant
+from refresher.login.advice import PASSING, advice
 from refresher.login.discovery import OFFLINE
 from refresher.login.server import Server
 from refresher.secret import Secret, mask
 
 __all__ = ["Authorization", "NotOurs", "authorization"]
 
+_ADDRESS: Final = ("http://", "https://")
 _CHALLENGE: Final = "S256"
 
 _SAID_NO: Final = ("access_denied", "consent_required", "interaction_required", "login_required", "user_cancelled")
@@ -43,13 +45,17 @@ class Authorization(msgspec.Struct, frozen=True, kw_only=True):
     def read(self, redirect: str) -> dict[str, str]:
         """Return the fields of the token request that redeems the code in ``redirect``, an address or its query.
 
-        Raises ``NotOurs``, ``LoginNotGiven`` where the person said no, ``LoginRefused``.
+        Raises ``NotOurs``, ``LoginNotGiven`` where the person said no, ``LoginRefused``, ``ServerAway``.
         """
-        query = urlsplit(redirect).query if "://" in redirect else redirect.lstrip("?")
-        pairs = parse_qsl(query, keep_blank_values=True)
+        try:
+            # A query alone may hold an address too: that of the issuer.
+            query = urlsplit(redirect).query if redirect.startswith(_ADDRESS) else redirect.lstrip("?")
+            pairs = parse_qsl(query, keep_blank_values=True)
+        except ValueError:
+            raise NotOurs("it is no address") from None
         fields = dict(pairs)
-        state = fields.get("state", "")
-        if len(fields) != len(pairs) or not hmac.compare_digest(state.encode(), self.state.reveal().encode()):
+        state = fields.get("state", "").encode("utf-8", "replace")
+        if len(fields) != len(pairs) or not hmac.compare_digest(state, self.state.reveal().encode()):
             raise NotOurs("it does not belong to the login that is waiting here")
         iss = fields.get("iss")
         if self.issuer is not None and (iss is not None or self.names_itself) and iss != self.issuer:
@@ -62,9 +68,13 @@ class Authorization(msgspec.Struct, frozen=True, kw_only=True):
             said = f"{mask(error)}{f': {words}' if words else ''}"
             if error in _SAID_NO:
                 raise LoginNotGiven(f"the login was declined in the browser ({said}); nothing was changed")
-            raise LoginRefused(f"the authorization server refuses the login ({said}); nothing was changed")
+            if error in PASSING:
+                raise ServerAway(f"the authorization server cannot log in just now ({said}); nothing was changed")
+            raise LoginRefused(
+                f"the authorization server refuses the login ({said}); nothing was changed. {advice(error)}"
+            )
         if not is_token(fields.get("code")):
-            raise LoginRefused("the redirect brings neither a code nor an error; nothing was changed")
+            raise LoginRefused(f"the redirect brings neither a code nor an error; nothing was changed. {advice('')}")
         return {
             "grant_type": "authorization_code",
             "code": fields["code"],

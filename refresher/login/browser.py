@@ -5,7 +5,9 @@ import queue
 import sys
 import threading
 import webbrowser
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Final
 
 from refresher.errors import LoginNotGiven, RefresherError
 from refresher.login import pages
@@ -15,6 +17,8 @@ from refresher.terminal import say
 from refresher.words import span
 
 __all__ = ["redirected"]
+
+_AT_ONCE: Final = 65536
 
 _Fields = dict[str, str]
 
@@ -72,8 +76,22 @@ def _has_browser() -> bool:
 
 def _listen(take: Callable[[str], str | None]) -> None:
     """Hear what is pasted, until it counts or there is nobody."""
-    while line := sys.stdin.readline():
-        if line.strip() and (wrong := take(line.strip())) is None:
+    for line in _lines():
+        pasted = line.decode("ascii", "replace").strip()
+        if pasted and (wrong := take(pasted)) is None:
             return
-        if line.strip():
+        if pasted:
             say(f"That address is not it: {wrong}. Paste the whole address, beginning with http://", err=True)
+
+
+def _lines() -> Iterator[bytes]:
+    """Yield the lines of standard input, if there is one.
+
+    Not through ``sys.stdin``: Python aborts at its end where another thread still waits in there.
+    """
+    rest = b""
+    with suppress(OSError, ValueError):
+        while sys.stdin is not None and (part := os.read(sys.stdin.fileno(), _AT_ONCE)):
+            *lines, rest = (rest + part).split(b"\n")
+            yield from lines
+    yield rest

@@ -25,6 +25,7 @@ _SECRET_METHODS: Final[tuple[AuthMethod, ...]] = ("client_secret_basic", "client
 _PREFERRED: Final = ("none", *_SECRET_METHODS)
 _LARGEST_SECRET: Final = 64 * 1024
 _GRANT_TYPES: Final = ("authorization_code", "refresh_token")
+_NOWHERE: Final = "http://127.0.0.1/callback"
 _MAKE_ONE: Final = "make one in its settings (a native or desktop application)"
 
 
@@ -137,9 +138,14 @@ async def register(server: Server, redirect_uri: str | None, scope: str | None, 
 
 def _about_us(server: Server, redirect_uri: str | None, scope: str | None) -> dict[str, Any]:
     """Return the client metadata: a native application, which has no way to keep a secret (RFC 8252 section 8.4)."""
-    about: dict[str, Any] = {"client_name": "refresher", "application_type": "native", "grant_types": [*_GRANT_TYPES]}
-    if redirect_uri is not None:
-        about |= {"redirect_uris": [redirect_uri], "response_types": ["code"]}
+    about: dict[str, Any] = {
+        "client_name": "refresher",
+        "application_type": "native",
+        "grant_types": [*_GRANT_TYPES],
+        # Servers insist on one, also where nobody is ever redirected.
+        "redirect_uris": [redirect_uri or _NOWHERE],
+        "response_types": ["code"],
+    }
     if server.device_authorization_endpoint is not None:
         about["grant_types"].append(DEVICE_GRANT)
     if scope:

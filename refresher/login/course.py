@@ -13,6 +13,7 @@ from refresher.config import Settings
 from refresher.errors import (
     ClientUnknown,
     ConfigError,
+    ExposedGrantFile,
     GrantFileError,
     Interrupted,
     LoginNotGiven,
@@ -31,7 +32,7 @@ from refresher.login.fetch import Fetch
 from refresher.login.loopback import Loopback
 from refresher.login.proof import prove
 from refresher.login.server import Server
-from refresher.login.tokens import redeemed
+from refresher.login.tokens import check, redeemed
 from refresher.signals import Stopping
 from refresher.terminal import say
 
@@ -115,10 +116,12 @@ class _Run:
             draft = self._draft(client, None)
             return self._finish(lambda _: redeemed(draft, None, ca_file=self._settings.ca_file))
         if self._asked.way == "device":
+            if (endpoint := self._server.device_authorization_endpoint) is None:
+                raise LoginRefused("the server does not log in by device (RFC 8628); leave out --device")
             draft = self._draft(client or self._register(None), None)
             return self._finish(
                 lambda stopping: by_device(
-                    self._server.device_authorization_endpoint,
+                    endpoint,
                     draft,
                     scope=self._scope,
                     wait=self._manner.wait,
@@ -169,14 +172,14 @@ class _Run:
         return redirected(asking, loopback, wait=self._manner.wait, open_browser=self._manner.open_browser)
 
     def _draft(self, client: Client, redirect_uri: str | None) -> Grant:
-        """Return the grant as far as it is known before there are tokens."""
+        """Return the grant as far as it is known before there are tokens. Raises ``ConfigError``."""
         self._used = client
         asked, server = self._asked, self._server
         if client.origin != "registered":
             # It is bound to what was given for it; without that, another port may be free the next time.
             redirect_uri = asked.redirect_uri or client.redirect_uri
         resource = asked.resource or server.resource
-        return Grant(
+        draft = Grant(
             name=self._name,
             grant_id="",
             generation=0,
@@ -212,10 +215,15 @@ class _Run:
                 device_authorization_endpoint=server.device_authorization_endpoint,
                 redirect_uri=redirect_uri,
                 endpoints_given=server.given,
+                issuer_given=asked.issuer is not None,
+                scope=asked.scope,
+                resource=asked.resource,
                 way=asked.way or "browser",
                 params=asked.params,
             ),
         )
+        check(draft, ca_file=self._settings.ca_file)
+        return draft
 
     def _finish(self, tokens: Callable[[Callable[[], bool]], Grant]) -> Done:
         """Get the tokens, try them, and store the grant: from here on a signal stops nothing half-way."""
@@ -246,8 +254,7 @@ class _Run:
         tried = anyio.run(lambda: prove(grant, ca_file=self._settings.ca_file))
         if tried.refused:
             raise LoginRefused(
-                f"{tried.words}; nothing was changed. Log in as somebody who may use it, ask for another --scope, "
-                "or store it all the same with --no-verify"
+                f"{tried.words}; nothing was changed. {tried.advice}, or store it all the same with --no-verify"
             )
         return tried.words
 
@@ -255,6 +262,8 @@ class _Run:
 def _stored(settings: Settings, name: str) -> Grant | None:
     try:
         record = store.load(settings.directories, name).record
+    except ExposedGrantFile:
+        raise  # what it remembers is not lost, and no login may write over it
     except GrantFileError:
         return None  # a new login is what mends it
     return record if isinstance(record, Grant) else None

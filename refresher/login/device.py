@@ -13,6 +13,7 @@ from refresher import clocks, urls
 from refresher.answer import is_token
 from refresher.errors import ClientUnknown, Interrupted, LoginNotGiven, LoginRefused, ServerAway
 from refresher.grant import Grant
+from refresher.login.advice import advice
 from refresher.login.client import DEVICE_GRANT
 from refresher.login.tokens import ask, granted, judged
 from refresher.outcome import Ambiguous, ClientRejected, Outcome, Rotated, Transient, words_of
@@ -30,6 +31,8 @@ _LONGEST_INTERVAL: Final = 60.0
 _SHORTEST_INTERVAL: Final = 0.1
 _LIFE: Final = 600.0
 _LOOK: Final = 0.2
+_LONGEST_LIFE: Final = 86_400.0
+_LONGEST_ADDRESS: Final = 2000
 
 
 class _Code(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,7 +47,7 @@ class _Code(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def by_device(
-    endpoint: str | None,
+    endpoint: str,
     client: Grant,
     *,
     scope: str | None,
@@ -58,8 +61,6 @@ def by_device(
     true between two, ``LoginNotGiven`` where it is declined, expires, or takes longer than ``wait`` seconds,
     ``ClientUnknown``, ``LoginRefused``, ``ServerAway``.
     """
-    if endpoint is None:
-        raise LoginRefused("the server does not log in by device (RFC 8628); leave out --device")
     code = _code(endpoint, client, scope, ca_file)
     _show(code)
     return _polled(client, code, min(wait, code.life), ca_file, stopping)
@@ -81,7 +82,7 @@ def _code(endpoint: str, client: Grant, scope: str | None, ca_file: str | None) 
         raise ClientUnknown(words)
     if isinstance(outcome, Ambiguous) or _is_passing(outcome):
         raise ServerAway(words)
-    raise LoginRefused(words)
+    raise LoginRefused(f"{words}. {advice(_code_of(outcome))}")
 
 
 def _read(answer: Mapping[str, Any]) -> _Code:
@@ -93,12 +94,14 @@ def _read(answer: Mapping[str, Any]) -> _Code:
     for address in (uri, complete):
         if address is not None:
             urls.origin(address)  # it goes to a person's browser, and into a terminal
+            if len(address) > _LONGEST_ADDRESS:
+                raise ValueError  # no QR code holds it
     return _Code(
         device_code=Secret(device_code),
         user_code=user_code,
         verification_uri=uri,
         complete=complete,
-        life=float(answer.get("expires_in") or _LIFE),
+        life=min(float(answer.get("expires_in") or _LIFE), _LONGEST_LIFE),
         interval=min(max(float(answer.get("interval", _INTERVAL)), _SHORTEST_INTERVAL), _LONGEST_INTERVAL),
     )
 
@@ -157,7 +160,7 @@ def _refusal(outcome: Outcome) -> LoginNotGiven | LoginRefused:
             return LoginNotGiven("the code has expired before it was typed in; nothing was changed. Log in again")
         case _:
             kind = ClientUnknown if isinstance(outcome, ClientRejected) else LoginRefused
-            return kind(f"{words}; nothing was changed")
+            return kind(f"{words}; nothing was changed. {advice(_code_of(outcome))}")
 
 
 def _code_of(outcome: Outcome) -> str:

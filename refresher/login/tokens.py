@@ -10,15 +10,23 @@ from refresher.answer import LONGEST_LIFE, usable_from
 from refresher.clocks import Moment
 from refresher.errors import ClientUnknown, LoginRefused, ServerAway
 from refresher.grant import Grant
-from refresher.outcome import ClientRejected, Outcome, ResourceRefused, Rotated
+from refresher.login.advice import advice
+from refresher.outcome import Ambiguous, ClientRejected, Outcome, ResourceRefused, Rotated, Transient
 from refresher.post import Posted, post
 from refresher.request import authenticated
 from refresher.secret import Secret
 from refresher.tls import trusted
 
-__all__ = ["ask", "granted", "judged", "redeemed"]
+__all__ = ["ask", "check", "granted", "judged", "redeemed"]
 
 _DEADLINE: Final = 20.0
+
+
+def check(client: Grant, *, ca_file: str | None) -> None:
+    """Raise ``ConfigError`` where ``client`` cannot prove itself with its files: before a person is asked."""
+    authenticated(client, {}, clocks.now().wall)
+    if client.client_cert is not None:
+        trusted(ca_file, client_cert=client.client_cert, client_key=client.client_key)
 
 
 def ask(
@@ -59,11 +67,13 @@ def redeemed(client: Grant, code: dict[str, str] | None, *, ca_file: str | None)
         case Rotated():
             return granted(client, outcome, posted.sent or clocks.now(), by_itself=code is None)
         case ClientRejected():
-            raise ClientUnknown(f"{outcome.description}; nothing was changed")
+            raise ClientUnknown(f"{outcome.description}; nothing was changed. {advice('invalid_client')}")
         case ResourceRefused():
-            raise LoginRefused(f"{outcome.description}; try --resource none. Nothing was changed")
+            raise LoginRefused(f"{outcome.description}; nothing was changed. {advice('invalid_target')}")
+        case Ambiguous() | Transient(refusal=False):
+            raise ServerAway(f"{outcome.description}; nothing was changed. Log in again later")
         case _:
-            raise LoginRefused(f"{outcome.description}; nothing was changed")
+            raise LoginRefused(f"{outcome.description}; nothing was changed. {advice(getattr(outcome, 'code', ''))}")
 
 
 def judged(posted: Posted, client: Grant, known: tuple[Secret, ...]) -> Outcome:

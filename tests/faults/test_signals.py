@@ -1,7 +1,6 @@
 """Signals, closed terminals and logs that nobody reads, at any point of run and run-once (DESIGN section 5, step 5)."""
 
 import os
-import pty
 import signal
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from tests.support.daemon import published
 from tests.support.kills import child
 from tests.support.oidc import OIDC
 from tests.support.parts import injecting, no_strace
+from tests.support.terminal import at_a_terminal
 from tests.support.token_server import Gate, TokenServer
 
 Start = Callable[..., OIDC]
@@ -103,21 +103,6 @@ def _ended_or_idle(refresher: Command, process: subprocess.Popen[str], before: i
 
 
 # --- terminals that are closed ------------------------------------------------------------------------------------
-
-
-def at_a_terminal(refresher: Command, *arguments: str) -> tuple[subprocess.Popen[bytes], int]:
-    """Start the command as a person does; return it and the other end of its terminal."""
-    master, slave = pty.openpty()
-    process = subprocess.Popen(
-        ["setsid", "--ctty", sys.executable, "-m", "refresher", *arguments],
-        env=refresher.environment,
-        cwd=refresher.home,
-        stdin=slave,
-        stdout=slave,
-        stderr=slave,
-    )
-    os.close(slave)
-    return process, master
 
 
 def test_a_terminal_that_is_closed_in_mid_exchange_costs_no_answer(refresher: Command) -> None:

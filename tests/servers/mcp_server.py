@@ -45,7 +45,7 @@ class Introspection:
             client_id=said["client_id"],
             scopes=said.get("scope", "").split(),
             expires_at=said["exp"],
-            resource=said["aud"],
+            resource=said.get("aud"),
             subject=said["sub"],
         )
 

@@ -4,10 +4,9 @@ import json
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
-from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
-from tests.support.listener import Listener
+from tests.support.listener import Listening
 
 __all__ = ["API", "Seen"]
 
@@ -21,7 +20,7 @@ class Seen(NamedTuple):
     headers: dict[str, str]
 
 
-class API:
+class API(Listening):
     """Answers 200 where ``accepts(token, headers)``, else 401; echoes bodies; ``/redirect?URL`` redirects."""
 
     def __init__(self, accepts: Callable[[str | None, dict[str, str]], bool], challenge: str | None = "Bearer") -> None:
@@ -75,19 +74,8 @@ class API:
             def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  http.server's signature
                 return
 
-        self._server = Listener(("127.0.0.1", 0), Handler)
-        self.origin = f"http://127.0.0.1:{self._server.server_address[1]}"
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+        super().__init__(Handler)
+        self.origin = self.url
 
     def statuses(self) -> list[int]:
         """Return the answers given, in order."""

@@ -44,8 +44,11 @@ class Done(NamedTuple):
 class Command:
     """Runs ``refresher`` as a user would; whatever it prints is searched for secrets."""
 
-    def __init__(self, home: Path, vault: Vault) -> None:
+    def __init__(
+        self, home: Path, vault: Vault, command: tuple[str, ...] = (sys.executable, "-m", "refresher")
+    ) -> None:
         self.home = home
+        self._command = command
         self.vault = vault
         self.state = home / ".local/state/refresher"
         self.tokens = self.state / "tokens"
@@ -68,7 +71,7 @@ class Command:
     ) -> subprocess.Popen[str]:
         """Start without waiting."""
         return subprocess.Popen(
-            [*prefix, sys.executable, "-m", "refresher", *arguments],
+            [*prefix, *self._command, *arguments],
             env={**self.environment, **(environment or {})},
             cwd=self.home,
             stdin=subprocess.PIPE,

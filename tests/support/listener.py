@@ -1,10 +1,12 @@
 """What the servers of the tests listen with: a thread for each connection, and many connections at once."""
 
 import sys
-from http.server import ThreadingHTTPServer
-from typing import Any
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import TracebackType
+from typing import Any, Self
 
-__all__ = ["Listener"]
+__all__ = ["Listener", "Listening"]
 
 
 class Listener(ThreadingHTTPServer):
@@ -17,3 +19,22 @@ class Listener(ThreadingHTTPServer):
         """Print what went wrong, unless it was the client's leaving."""
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)
+
+
+class Listening:
+    """Serves at ``url``, a free port of this machine, while its context is open."""
+
+    def __init__(self, handler: type[BaseHTTPRequestHandler]) -> None:
+        self._server = Listener(("127.0.0.1", 0), handler)
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._server.shutdown()
+        self._server.server_close()

@@ -7,11 +7,10 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 from urllib.parse import parse_qs
 
-from tests.support.listener import Listener
+from tests.support.listener import Listening
 
 __all__ = ["Gate", "TokenServer"]
 
@@ -28,7 +27,7 @@ class Gate:
         self.opened.wait(60)
 
 
-class TokenServer:
+class TokenServer(Listening):
     """Answers ``POST /token`` with a new pair; ``life(client_id)`` seconds. ``hold`` is called before each answer.
 
     ``grace``: for so many seconds a spent refresh token is taken again, and one that comes later ends all that its client
@@ -77,19 +76,8 @@ class TokenServer:
             def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  http.server's signature
                 return
 
-        self._server = Listener(("127.0.0.1", 0), Handler)
-        self.token_endpoint = f"http://127.0.0.1:{self._server.server_address[1]}/token"
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+        super().__init__(Handler)
+        self.token_endpoint = f"{self.url}/token"
 
     def grant(self, client: str, **more: Any) -> dict[str, Any]:
         """Return what ``import`` needs for a grant of ``client``."""

@@ -1,0 +1,468 @@
+"""login, logout and completion: what they take, what they say, and that what does not work changes nothing."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from tests.conftest import need
+from tests.support.answering import Answer, Answering
+from tests.support.browser import as_browser
+from tests.support.command import Command, Done
+from tests.support.mcp_login import MCPLogin
+from tests.support.oidc import OIDC, missing
+from tests.support.person import Person
+from tests.support.terminal import at_a_terminal, read_until, read_whole
+from tests.support.vault import Vault
+
+Start = Callable[..., OIDC]
+API = "https://api.example"
+PERSON = as_browser("person")
+NOBODY = "http://127.0.0.1:9"
+PRESENT = {
+    "token_endpoint": f"{NOBODY}/token",
+    "client_id": "client",
+    "refresh_token": "refresh-token-of-a-working-login",
+    "access_token": "access-token-of-a-working-login",
+    "expires_in": 3600,
+    "origins": [API],
+}
+
+
+@pytest.fixture
+def stored(quick: Command) -> Command:
+    """The command, with the grant ``linear`` that works, and may be logged in anew anywhere."""
+    quick.import_grant("linear", PRESENT)
+    return quick
+
+
+def everything(refresher: Command) -> dict[str, bytes]:
+    """Return all that is stored and published."""
+    return {str(path): path.read_bytes() for path in refresher.state.rglob("*") if path.is_file()}
+
+
+def last_line(done: Done, code: int) -> str:
+    """Insist that a login came to nothing, and return the one line that says so."""
+    assert done.code == code, (done.code, done.stdout, done.stderr)
+    *_, line = done.stderr.splitlines()
+    assert line.startswith("refresher: ")
+    assert done.stderr.count("refresher: ") == 1
+    assert "logged in: " not in done.stdout
+    return line
+
+
+# --- what ends a login before anybody is asked --------------------------------------------------------------------
+
+ISSUER_DOCUMENT = {"authorization_endpoint": "{}/authorize", "token_endpoint": "{}/token", "issuer": "{}"}
+METADATA = "/.well-known/oauth-authorization-server"
+RESOURCE = "/.well-known/oauth-protected-resource"
+
+
+def at(server: Answering, value: Any) -> Any:
+    """Return a document whose ``{}`` are the server's address."""
+    return json.loads(json.dumps(value).replace("{}", server.url))
+
+
+@pytest.mark.parametrize(
+    ("answers", "options", "code", "words"),
+    [
+        ({}, ("{}/mcp",), 2, "answered 404 and does not say where to log in: check the address"),
+        ({"/mcp": Answer(401), RESOURCE: Answer(503)}, ("{}/mcp",), 4, "answered 503; try again later"),
+        ({"/mcp": Answer(401), METADATA: Answer(500)}, ("{}/mcp",), 4, "answered 500; try again later"),
+        ({"/mcp": Answer(None)}, ("{}/mcp",), 4, "cannot reach {}: "),
+        (
+            {"/mcp": Answer(308, "", (("Location", f"{API}/mcp"),))},
+            ("{}/mcp",),
+            2,
+            f"redirects to {API}/mcp: log in at",
+        ),
+        (
+            {RESOURCE: Answer(200, {"resource": "https://other.example/", "authorization_servers": ["{}"]})},
+            ("{}/mcp",),
+            2,
+            "is about https://other.example/, and not about {}/mcp",
+        ),
+        (
+            {RESOURCE: Answer(200, {"resource": "{}/", "authorization_servers": ["{}"]})},
+            ("{}/mcp",),
+            2,
+            "publishes no metadata (RFC 8414): give --authorization-endpoint and --token-endpoint",
+        ),
+        (
+            {RESOURCE: Answer(200, {"resource": "{}/", "authorization_servers": ["http://as.example"]})},
+            ("{}/mcp",),
+            2,
+            "must be https",
+        ),
+        (
+            {METADATA: Answer(200, ISSUER_DOCUMENT | {"issuer": "https://attacker.example"})},
+            ("{}", "--issuer", "{}"),
+            2,
+            "is of another issuer (https://attacker.example): it is not safe to use",
+        ),
+        (
+            {METADATA: Answer(200, ISSUER_DOCUMENT | {"token_endpoint": "http://as.example/token"})},
+            ("{}", "--issuer", "{}"),
+            2,
+            "token_endpoint (http://as.example/token) must be https",
+        ),
+        ({METADATA: Answer(200, ISSUER_DOCUMENT)}, ("{}", "--issuer", "{}"), 2, "registers no clients by itself"),
+        (
+            {METADATA: Answer(200, ISSUER_DOCUMENT)},
+            ("{}", "--issuer", "{}", "--device"),
+            2,
+            "does not log in by device (RFC 8628); leave out --device",
+        ),
+        (
+            {
+                METADATA: Answer(200, ISSUER_DOCUMENT | {"registration_endpoint": "{}/register"}),
+                "/register": Answer(403, {"error": "access_denied", "error_description": "ask the administrator"}),
+            },
+            ("{}", "--issuer", "{}"),
+            2,
+            "ask the administrator",
+        ),
+        (
+            {
+                METADATA: Answer(200, ISSUER_DOCUMENT | {"registration_endpoint": "{}/register"}),
+                "/register": Answer(503),
+            },
+            ("{}", "--issuer", "{}"),
+            4,
+            "answered 503; try again later",
+        ),
+        (
+            {METADATA: Answer(200, ISSUER_DOCUMENT | {"code_challenge_methods_supported": ["plain"]})},
+            ("{}", "--issuer", "{}", "--client-id", "me"),
+            2,
+            "does not take PKCE with S256",
+        ),
+        (
+            {
+                METADATA: Answer(200, ISSUER_DOCUMENT | {"device_authorization_endpoint": "{}/device"}),
+                "/device": Answer(
+                    200, {"device_code": "x", "user_code": "y", "verification_uri": "javascript:alert(1)"}
+                ),
+            },
+            ("{}", "--issuer", "{}", "--client-id", "me", "--device"),
+            2,
+            "nothing was changed",
+        ),
+        (
+            {
+                METADATA: Answer(200, ISSUER_DOCUMENT | {"device_authorization_endpoint": "{}/device"}),
+                "/device": Answer(400, {"error": "invalid_scope"}),
+            },
+            ("{}", "--issuer", "{}", "--client-id", "me", "--device", "--scope", "read"),
+            2,
+            "/device answered 400 invalid_scope; nothing was changed. Ask for another --scope",
+        ),
+    ],
+)
+def test_a_server_that_cannot_be_logged_in_at_is_one_line_and_changes_nothing(
+    stored: Command, answers: dict[str, Answer], options: tuple[str, ...], code: int, words: str
+) -> None:
+    """If it failed, a person would not know what is wrong with an address, or would lose the login that works."""
+    before = everything(stored)
+    with Answering() as server:
+        server.answers = {path: [answer._replace(body=at(server, answer.body))] for path, answer in answers.items()}
+        done = stored("login", "linear", *(option.replace("{}", server.url) for option in options))
+        line = last_line(done, code)
+        assert words.replace("{}", server.url) in line
+        assert len(done.stderr.splitlines()) == 1
+    after = everything(stored)
+    assert {path: data for path, data in after.items() if not path.endswith(".lock")} == {
+        path: data for path, data in before.items() if not path.endswith(".lock")
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        ("linear", 2, "say where to log in, 'refresher login linear URL'"),
+        ("Linear {api}", 2, "a name is 1 to 64 lower-case letters"),
+        ("linear mcp.example", 2, "URL must be a URL that begins with https://"),
+        ("linear {nobody}/mcp", 4, f"cannot reach {NOBODY}: "),
+        ("linear https://nowhere.invalid/mcp", 4, "cannot reach https://nowhere.invalid: "),
+        ("linear {api} --issuer {nobody}", 4, f"cannot reach {NOBODY}: "),
+        ("linear {api} --port 8765 --redirect-uri http://localhost:1/", 2, "exclude each other"),
+        ("linear {api} --param access_type", 2, "it must be KEY=VALUE"),
+        ("linear {api} --wait soon", 2, "it must be seconds, or a duration"),
+        ("linear {api} --auth-method secret", 2, "is not one of 'none'"),
+        ("taken https://other.example", 2, f"taken is a grant for {API}/mcp: choose another name, or give it up"),
+        ("linear {api} {hand} --client-id me --client-secret-file none", 2, "cannot read the client secret"),
+        ("linear {api} {hand} --client-id me --client-secret-file empty", 2, "must hold the client secret"),
+        ("linear {api} {hand} --client-id me --private-key-file none", 2, "cannot read the private key"),
+        ("linear {api} {hand} --client-id me --private-key-file empty", 2, "is no PEM of a private key"),
+        ("linear {api} {hand} --client-id me --client-cert none", 2, "cannot read "),
+        ("linear {api} {hand} --client-id me --client-cert empty", 2, "cannot use the certificate of"),
+        ("linear {api} {hand} --client-id me --port {port}", 2, "end what uses it, or choose a --port"),
+    ],
+)
+def test_what_a_person_gets_wrong_is_one_line(quick: Command, arguments: str, code: int, words: str) -> None:
+    """If it failed, a typing error would end in a traceback, or in a browser that leads nowhere."""
+    quick.import_grant("taken", PRESENT | {"server_url": f"{API}/mcp"})
+    before = everything(quick)
+    (quick.home / "empty").touch()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        hand = f"--authorization-endpoint {NOBODY}/authorize --token-endpoint {NOBODY}/token"
+        given = arguments.format(api=API, nobody=NOBODY, hand=hand, port=port).split()
+        done = quick("login", *given, environment=PERSON)
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert words in last_line(done, code)
+    assert everything(quick) == before
+
+
+# --- what ends a login that a person has begun --------------------------------------------------------------------
+
+
+class Case(NamedTuple):
+    """A person's habit, what the token endpoint is told to answer, and what is said then."""
+
+    habit: str | None
+    script: dict[str, Any] | None
+    options: tuple[str, ...]
+    code: int
+    words: str
+    page: str = "The login did not work"
+
+
+@pytest.fixture(scope="module")
+def plain_oidc() -> Iterator[OIDC]:
+    """oidc-provider, whose next answers each test writes down for itself."""
+    need(missing())
+    with OIDC(Vault()) as server:
+        yield server
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(
+            "deny",
+            None,
+            (),
+            3,
+            "declined in the browser (access_denied: the person said no); nothing was changed",
+            "You have not logged in",
+        ),
+        Case(
+            "close",
+            None,
+            ("--wait", "1s"),
+            3,
+            "nobody came to the end of the login within 1 s; nothing was changed. Log in again",
+            "",
+        ),
+        Case(None, None, ("--client-id", "unheard", "--wait", "5s"), 3, "with --new-client", "invalid_client"),
+        Case("wrong-issuer", None, (), 2, "is not of {issuer} (iss, RFC 9207)"),
+        Case(None, {"status": 503}, (), 4, "answered 503; nothing was changed. Log in again later"),
+        Case(None, {"status": 500}, (), 4, "answered 500; nothing was changed. Log in again later"),
+        Case(None, {"drop": True}, (), 4, "its answer was lost: "),
+        Case(None, {"status": 400, "body": {"error": "invalid_grant"}}, (), 2, "nothing was changed. Log in again"),
+        Case(
+            None, {"status": 401, "body": {"error": "invalid_client"}}, (), 2, "Check --client-id, --client-secret-file"
+        ),
+        Case(None, {"status": 400, "body": {"error": "invalid_target"}}, (), 2, "Try --resource none"),
+        Case(None, {"status": 400, "body": {"error": "invalid_scope"}}, (), 2, "Ask for another --scope"),
+        Case(None, {"status": 200, "body": {"access_token": ""}}, (), 2, "nothing was changed. Log in again"),
+        Case(
+            None,
+            {"status": 302, "headers": {"Location": API}},
+            (),
+            2,
+            "a redirect, which a refresh token never follows",
+        ),
+    ],
+    ids=lambda case: f"{case.habit} {case.script} {case.words[:20]}",
+)
+def test_a_login_that_comes_to_nothing_changes_nothing(stored: Command, plain_oidc: OIDC, case: Case) -> None:
+    """If it failed, who tries to log in again could lose the login that works."""
+    before = everything(stored)
+    plain_oidc.script(clear=True)
+    if case.script is not None:
+        plain_oidc.script(**case.script)
+    issuer = plain_oidc.endpoints["issuer"]
+    options = ("--issuer", issuer, "--client-id", "public", "--scope", "openid offline_access", *case.options)
+    habit = () if case.habit is None else (f"--{case.habit}",)
+    done = stored("login", "linear", API, *options, environment=as_browser("person", *habit))
+    assert case.words.format(issuer=issuer) in last_line(done, case.code)
+    assert case.page in done.stdout
+    assert everything(stored) == before
+
+
+@pytest.mark.parametrize("habit", ["wrong-state", "twice"])
+def test_a_browser_that_brings_more_is_logged_in_all_the_same(stored: Command, habit: str) -> None:
+    """If it failed, any page that a browser has open could break a login off."""
+    with MCPLogin() as mcp:
+        done = stored("login", "linear", mcp.url, environment=as_browser("person", f"--{habit}"))
+        assert done.code == 0, done.stderr
+        assert mcp.seen()["exchanged"] == 1
+    assert stored.grant("linear").generation == 1
+
+
+def test_a_wrong_secret_and_an_address_without_a_server(stored: Command, plain_oidc: OIDC) -> None:
+    """If it failed, the new grant could not be rotated, or a working one would be given up for a misspelt address."""
+    before = everything(stored)
+    plain_oidc.script(clear=True)
+    (stored.home / "secret.import.json").write_text("a-wrong-secret-of-the-client")
+    stored.vault.learn("a-wrong-secret-of-the-client")
+    options = ["--issuer", plain_oidc.endpoints["issuer"], "--client-id", "basic", "--scope", "openid"]
+    options += ["--client-secret-file", "secret.import.json"]
+    line = last_line(stored("login", "linear", API, *options, environment=PERSON), 2)
+    assert "invalid_client" in line
+    assert "Check --client-id, --client-secret-file and --auth-method" in line
+    with MCPLogin(discovery="server") as mcp:
+        done = stored("login", "linear", f"{mcp.url}x", environment=PERSON)
+        line = last_line(done, 2)
+        assert f"there is no MCP server at {mcp.url}x (404); nothing was changed. Check the address" in line
+        assert everything(stored) == before
+        assert stored("login", "linear", f"{mcp.url}x", "--no-verify", environment=PERSON).code == 0
+
+
+def address(process: subprocess.Popen[str]) -> str:
+    """Read where a person is sent."""
+    assert process.stderr is not None
+    while not (line := process.stderr.readline()).startswith("  http"):
+        assert line
+    return line.strip()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_login_that_is_given_up_changes_nothing(stored: Command, number: signal.Signals) -> None:
+    """If it failed, a Ctrl-C would leave a browser waiting, or half a grant."""
+    before = everything(stored)
+    with MCPLogin() as mcp:
+        process = stored.start("login", "linear", mcp.url, "--no-browser")
+        asked = parse_qs(urlsplit(address(process)).query)
+        process.send_signal(number)
+        done = stored.finish(process)
+    assert done.code == (130 if number is signal.SIGINT else -number)
+    assert everything(stored) == before
+    port = urlsplit(asked["redirect_uri"][0]).port or 0
+    with pytest.raises(OSError, match="refused"):
+        socket.create_connection(("127.0.0.1", port))
+
+
+@pytest.mark.parametrize("form", ["{}", "<query>", " {}\r"])
+def test_a_redirect_is_pasted(quick: Command, form: str) -> None:
+    """If it failed, nobody could log in over ssh."""
+    with MCPLogin(consent="page") as mcp:
+        process = quick.start("login", "linear", mcp.url)  # there is no screen: it does not look for a browser
+        url = Person("paste").open(address(process))
+        query = urlsplit(url).query
+        quick.vault.learn(parse_qs(query)["code"][0])
+        assert process.stdin is not None
+        for wrong in (b"hello\n", b"\n", b"\xff\xfe\x00\n", b"http://[\n", b"?code=stolen&state=wrong\n"):
+            os.write(process.stdin.fileno(), wrong)
+        done = quick.finish(process, form.replace("{}", url).replace("<query>", query) + "\n")
+        assert done.code == 0, done.stderr
+        assert done.stderr.count("That address is not it: ") == 4
+        assert done.stderr.count("Paste the whole address, beginning with http://") == 4
+        assert mcp.seen()["exchanged"] == 1
+    assert quick.grant("linear").generation == 0
+
+
+def test_a_pasted_refusal_ends_the_login(stored: Command) -> None:
+    """If it failed, who says no elsewhere would have to end the command himself."""
+    before = everything(stored)
+    with MCPLogin(consent="page") as mcp:
+        process = stored.start("login", "linear", mcp.url, "--no-browser")
+        asked = parse_qs(urlsplit(address(process)).query)
+        done = stored.finish(process, f"{asked['redirect_uri'][0]}?error=access_denied&state={asked['state'][0]}\n")
+    assert "(access_denied); nothing was changed" in last_line(done, 3)
+    assert everything(stored) == before
+
+
+@pytest.mark.parametrize("closed", ["<&-", "</dev/null"])
+def test_where_nobody_can_paste_the_browser_comes_back_all_the_same(refresher: Command, closed: str) -> None:
+    """If it failed, no program could log in for a person."""
+    with MCPLogin() as mcp:
+        prefix = ("sh", "-c", f'exec "$@" {closed}', "sh")
+        process = refresher.start("login", "linear", mcp.url, "--no-browser", prefix=prefix)
+        assert "You are logged in" in Person().open(address(process))
+        done = refresher.finish(process)
+    assert done.code == 0, done.stderr
+    assert "Exception" not in done.stderr
+
+
+@pytest.mark.parametrize("how", ["the browser comes back", "Ctrl-C"])
+def test_a_terminal_at_which_nobody_pastes_is_left_in_peace(refresher: Command, how: str) -> None:
+    """If it failed, a login over ssh would end in an abort of Python's, although it worked."""
+    with MCPLogin() as mcp:
+        process, master = at_a_terminal(refresher, "login", "linear", mcp.url, "--no-browser")
+        found = re.search(r"^  (http\S+)", read_until(master, "paste its address here:"), re.MULTILINE)
+        assert found is not None
+        if how == "Ctrl-C":
+            os.write(master, b"\x03")
+        else:
+            assert "You are logged in" in Person().open(found[1])
+        said = read_whole(master)
+        code = process.wait(60)
+    assert "Fatal" not in said
+    assert (code, "logged in: linear" in said) == ((130, False) if how == "Ctrl-C" else (0, True))
+
+
+# --- completion ---------------------------------------------------------------------------------------------------
+
+SOURCED = """
+eval "$(refresher completion bash)"
+COMP_WORDS=({words}); COMP_CWORD=$(( ${{#COMP_WORDS[@]}} - 1 ))
+_refresher_completion refresher
+printf '%s\\n' "${{COMPREPLY[@]}}"
+"""
+
+
+def test_a_real_bash_completes_commands_options_and_names(refresher: Command) -> None:
+    """If it failed, who presses Tab would get nothing, or an error in the middle of a line."""
+    need(None if shutil.which("bash") else "bash is not installed")
+    for name in ("linear", "little", "other"):
+        refresher.import_grant(name, PRESENT | {"refresh_token": f"refresh-token-of-{name}"})
+    assert refresher("remove", "other").code == 0
+    elsewhere = refresher.home / "elsewhere"
+    for words, expected in (
+        ("refresher log", ["login", "logout"]),
+        ("refresher login --no-b", ["--no-browser"]),
+        ("refresher logout li", ["linear", "little"]),
+        ("refresher login lin", ["linear"]),
+        (f"refresher --state-dir {elsewhere} logout li", []),
+    ):
+        done = subprocess.run(
+            ["bash", "--norc", "-c", SOURCED.format(words=words)],
+            env={**refresher.environment, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"},
+            cwd=refresher.home,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.stderr == ""
+        assert done.stdout.split() == expected, words
+    assert not elsewhere.exists()
+
+
+@pytest.mark.parametrize(("shell", "words"), [("zsh", "compdef"), ("fish", "complete --no-files --command refresher")])
+def test_other_shells_are_told_how(refresher: Command, shell: str, words: str) -> None:
+    """If it failed, who uses another shell would have to type it all."""
+    done = refresher("completion", shell)
+    assert (done.code, done.stderr) == (0, "")
+    assert words in done.stdout
+    assert re.search(r"_REFRESHER_COMPLETE=\w+", done.stdout)
+
+
+def test_a_shell_that_nobody_has_is_one_line(refresher: Command) -> None:
+    """If it failed, a misspelt shell would end in a traceback."""
+    done = refresher("completion", "csh")
+    assert (done.code, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert "'bash', 'zsh', 'fish'" in done.stderr

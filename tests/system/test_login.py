@@ -1,0 +1,286 @@
+"""Whole logins at real servers, each followed by a rotation and by a reader whose token the server takes."""
+
+import json
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+from refresher.grant import Login
+from tests.conftest import need
+from tests.support import oidc as oidc_module
+from tests.support.browser import as_browser
+from tests.support.command import Command, Done
+from tests.support.keys import key
+from tests.support.mcp_login import MCPLogin
+from tests.support.mcp_server import MCPServerProcess
+from tests.support.oidc import OIDC
+from tests.support.vault import Vault
+
+Start = Callable[..., OIDC]
+PERSON = as_browser("person")
+WELCOME = "You are logged in"
+DOCUMENT = "https://refresher.example/client.json"
+NATIVE = {
+    "client_id": DOCUMENT,
+    "redirect_uris": ["http://127.0.0.1/callback"],
+    "token_endpoint_auth_method": "none",
+    "grant_types": ["authorization_code", "refresh_token"],
+    "application_type": "native",
+}
+
+
+class Place(NamedTuple):
+    """oidc-provider, and an MCP server that it protects."""
+
+    oidc: OIDC
+    mcp: MCPServerProcess
+    private_key: Path
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    need(oidc_module.missing())
+    private_key = tmp_path_factory.mktemp("keys") / "jwt.pem"
+    with OIDC(Vault(), jwk=key(private_key), documents={DOCUMENT: NATIVE}) as oidc, MCPServerProcess(oidc) as mcp:
+        yield Place(oidc, mcp, private_key)
+
+
+def logged_in(done: Done) -> Done:
+    """Insist that a login worked, in the browser and at the terminal."""
+    assert done.code == 0, (done.stdout, done.stderr)
+    assert WELCOME in done.stdout
+    assert "takes the new token: " in done.stdout
+    return done
+
+
+def taken(url: str, token: str | None) -> bool:
+    """Whether an MCP server takes a token."""
+    headers = {"Authorization": f"Bearer {token}", "Accept": "application/json, text/event-stream"}
+    return httpx.post(url, json={}, headers=headers, trust_env=False).status_code != 401
+
+
+def keeps_fresh(refresher: Command, url: str, name: str = "linear") -> None:
+    """Insist that what is stored rotates, and that a reader's token is taken after it."""
+    before = refresher.token(name)
+    assert taken(url, before.access_token)
+    done = refresher("run-once", "--force", "--json", name)
+    assert (done.code, done.outcome) == (0, "rotated")
+    after = refresher.token(name)
+    assert (after.generation, after.origins) == (before.generation + 1, (url.removesuffix("/mcp"),))
+    assert after.access_token != before.access_token
+    assert taken(url, after.access_token)
+
+
+def secret_file(refresher: Command, secret: str) -> str:
+    """Put a client secret where a person would; the vault looks for its like elsewhere."""
+    path = refresher.home / "secret.import.json"
+    path.touch(mode=0o600)
+    path.write_text(f"{secret}\n")
+    return path.name
+
+
+@pytest.mark.parametrize("kind", ["registered", "document", "public", "basic", "post", "jwt"])
+def test_a_client_of_every_kind_logs_in_and_rotates(quick: Command, place: Place, kind: str) -> None:
+    """If it failed, who has such a client could not log in, or would have to do so again each hour."""
+    url, endpoints = place.mcp.url, place.oidc.endpoints
+    options: list[str] = [] if kind in ("registered", "document") else ["--client-id", kind]
+    method = {"basic": "client_secret_basic", "post": "client_secret_post", "jwt": "private_key_jwt"}.get(kind, "none")
+    if kind in place.oidc.secrets:
+        options += ["--client-secret-file", secret_file(quick, place.oidc.secrets[kind])]
+        options += ["--auth-method", method] if kind == "post" else []
+    if kind == "jwt":
+        options += ["--private-key-file", str(place.private_key)]
+    variables = {"REFRESHER_CLIENT_METADATA": DOCUMENT} if kind == "document" else {}
+    logged_in(quick("login", "linear", url, *options, environment=PERSON | variables))
+    grant = quick.grant("linear")
+    assert (grant.token_endpoint, grant.revocation_endpoint) == (
+        endpoints["token_endpoint"],
+        endpoints["revocation_endpoint"],
+    )
+    assert (grant.issuer, grant.server_url, grant.resource) == (endpoints["issuer"], url, url)
+    assert grant.token_endpoint_auth_method == method
+    assert grant.private_key_file == (str(place.private_key) if kind == "jwt" else None)
+    assert "offline_access" in (grant.asked_scope or "").split()
+    assert set((grant.scope or "").split()) <= set((grant.asked_scope or "").split())
+    assert grant.authorized_at == grant.issued_at
+    assert grant.expires_at is not None
+    assert 3500 < grant.expires_at - grant.issued_at <= 3600
+    login = grant.login
+    assert login is not None
+    assert login.client == {"registered": "registered", "document": "metadata_document"}.get(kind, "given")
+    assert login.authorization_endpoint == endpoints["authorization_endpoint"]
+    assert (login.redirect_uri is not None) == (kind == "registered")
+    assert place.oidc.introspect(quick.token("linear").access_token)["aud"] == url
+    keeps_fresh(quick, url)
+
+
+@pytest.mark.parametrize("discovery", ["resource", "server", "nothing"])
+def test_a_server_is_found_in_every_way_that_mcp_has_had(quick: Command, discovery: str) -> None:
+    """If it failed, servers of an earlier version of MCP could not be logged in at."""
+    with MCPLogin(discovery=discovery) as mcp:
+        logged_in(quick("login", "linear", mcp.url, environment=PERSON))
+        grant = quick.grant("linear")
+        assert grant.resource == (mcp.url if discovery == "resource" else None)
+        assert (grant.issuer is None) == (discovery == "nothing")
+        keeps_fresh(quick, mcp.url)
+        assert mcp.seen() == {"registered": 1, "authorized": 1, "exchanged": 1, "refreshed": 1}
+
+
+def test_a_login_is_repeated_by_its_name(quick: Command) -> None:
+    """If it failed, who must log in again would have to know all that was typed the first time."""
+    with MCPLogin() as mcp:
+        logged_in(quick("login", "linear", mcp.url, "--param", "prompt=login", environment=PERSON))
+        first = quick.grant("linear")
+        logged_in(quick("login", "linear", environment=PERSON))
+        again = quick.grant("linear")
+        assert (again.client_id, again.login, again.resource) == (first.client_id, first.login, first.resource)
+        assert (again.generation, again.grant_id == first.grant_id) == (1, False)
+        assert mcp.seen()["registered"] == 1
+        # Its port is somebody else's now: a server that compares redirects must be told of another.
+        assert first.login is not None
+        port = urlsplit(first.login.redirect_uri or "").port
+        with socket.create_server(("127.0.0.1", port or 0)):
+            assert "forgotten" not in logged_in(quick("login", "linear", environment=PERSON)).stderr
+        elsewhere = quick.grant("linear")
+        assert elsewhere.client_id != first.client_id
+        # A registration that the server has forgotten is no reason to give up.
+        mcp.forget()
+        done = logged_in(quick("login", "linear", environment=PERSON))
+        assert "forgotten refresher's registration; it is made anew" in done.stderr
+        assert quick.grant("linear").client_id != elsewhere.client_id
+        logged_in(quick("login", "linear", "--new-client", environment=PERSON))
+        assert mcp.seen()["registered"] == 4
+        assert quick.grant("linear").generation == 4
+        keeps_fresh(quick, mcp.url)
+        assert mcp.seen()["reused"] == 0
+
+
+def test_an_api_that_is_no_mcp_server(quick: Command, place: Place) -> None:
+    """If it failed, refresher would be for MCP alone, or such a login could not be repeated by its name."""
+    endpoints = place.oidc.endpoints
+    by_issuer = ("--issuer", endpoints["issuer"], "--client-id", "public", "--scope", "openid offline_access")
+    by_hand = [
+        word
+        for key in ("authorization_endpoint", "token_endpoint", "revocation_endpoint")
+        for word in (f"--{key.replace('_', '-')}", endpoints[key])
+    ]
+    by_hand += ["--client-id", "public", "--scope", "openid offline_access", "--resource", "https://api.example/x/"]
+    for name, options in (("issuer", by_issuer), ("hand", tuple(by_hand))):
+        for generation, arguments in enumerate((("https://api.example/v1", *options), ())):
+            done = quick("login", name, *arguments, environment=PERSON)
+            assert done.code == 0, done.stderr
+            assert WELCOME in done.stdout
+            grant = quick.grant(name)
+            assert (grant.generation, grant.client_id, grant.origins) == (
+                generation,
+                "public",
+                ("https://api.example",),
+            )
+            assert grant.scope == "openid offline_access"
+            assert grant.resource == (None if name == "issuer" else "https://api.example/x/")
+            assert grant.revocation_endpoint == endpoints["revocation_endpoint"]
+        done = quick("run-once", "--force", "--json", name)
+        assert (done.code, done.outcome) == (0, "rotated")
+        assert place.oidc.introspect(quick.token(name).access_token)["active"]
+    assert place.oidc.introspect(quick.token("hand").access_token)["aud"] == "https://api.example/x/"
+
+
+def test_a_login_goes_on_where_anything_was_before(quick: Command, place: Place) -> None:
+    """If it failed, a grant that was imported, removed or damaged could not be mended by the one command for it."""
+    url = place.mcp.url
+    fields = place.oidc.mint("public", url, live=True) | {"server_url": url}
+    quick.import_grant("linear", fields)
+    old = quick.grant("linear")
+    logged_in(quick("login", "linear", environment=PERSON))
+    grant = quick.grant("linear")
+    # The client of an import goes on: it is known to this very server.
+    assert (grant.generation, grant.client_id) == (old.generation + 1, "public")
+    assert place.oidc.introspect(fields["refresh_token"])["active"]
+    keeps_fresh(quick, url)
+    assert quick("remove", "linear").code == 0
+    done = quick("login", "linear", environment=PERSON)
+    assert (done.code, done.stdout) == (2, "")
+    assert "say where to log in, 'refresher login linear URL'" in done.stderr
+    logged_in(quick("login", "linear", url, environment=PERSON))
+    generation = quick.grant("linear").generation
+    assert generation == old.generation + 3
+    record = quick.state / "grants/linear.json"
+    record.write_bytes(b'{"torn":')
+    done = logged_in(quick("login", "linear", url, environment=PERSON))
+    assert "the damaged record is now" in done.stderr
+    assert quick.grant("linear").generation == generation + 1
+    (aside,) = record.parent.glob("linear.json.aside.*")
+    assert aside.read_bytes() == b'{"torn":'
+    keeps_fresh(quick, url)
+
+
+def test_a_resource_is_kept_to_the_letter(quick: Command, own_oidc: Start) -> None:
+    """If it failed, servers that compare it letter by letter would refuse all that follows the login."""
+    oidc = own_oidc()
+    with MCPServerProcess(oidc, "mcp:read") as mcp:
+        logged_in(quick("login", "linear", mcp.url, environment=PERSON))
+        grant = quick.grant("linear")
+        assert grant.asked_scope == "mcp:read offline_access"
+        named = httpx.get(
+            f"{mcp.url.removesuffix('/mcp')}/.well-known/oauth-protected-resource/mcp", trust_env=False
+        ).json()
+        assert grant.resource == named["resource"]
+        keeps_fresh(quick, mcp.url)
+        assert [request["resource"] for request in oidc.requests()] == [named["resource"]] * 2
+        # What another program said of it, a person may overrule; the server's verdict is the login's end.
+        before = (quick.state / "grants/linear.json").read_bytes()
+        done = quick("login", "linear", "--resource", "none", environment=PERSON)
+        assert done.code == 2
+        assert "refuses the new token (401); nothing was changed. Log in as somebody who may use it" in done.stderr
+        assert "The login did not work" in done.stdout
+        assert (quick.state / "grants/linear.json").read_bytes() == before
+        done = quick("login", "linear", "--resource", "none", "--no-verify", environment=PERSON)
+        assert done.code == 0
+        assert quick.grant("linear").resource is None
+
+
+@pytest.mark.parametrize("server", ["oidc-provider", "the SDK's"])
+def test_a_server_without_refresh_tokens_is_warned_of(quick: Command, own_oidc: Start, server: str) -> None:
+    """If it failed, a login would end one day and nobody would have said so."""
+    if server == "oidc-provider":
+        oidc = own_oidc(refreshTokens=False)
+        options = ("https://api.example", "--issuer", oidc.endpoints["issuer"], "--client-id", "public")
+        done = quick("login", "linear", *options, "--scope", "openid", environment=PERSON)
+    else:
+        with MCPLogin(refresh_tokens=False) as mcp:
+            done = logged_in(quick("login", "linear", mcp.url, environment=PERSON))
+    assert done.code == 0
+    assert "warning: the server gave no refresh token: linear works until 20" in done.stderr
+    assert "--scope '... offline_access'" in done.stderr
+    assert "keeps it fresh" not in done.stdout.splitlines()[-1]
+    grant = quick.grant("linear")
+    assert (grant.refresh_token, grant.renewable) == (None, False)
+    # It is used to its end: nobody is alarmed before, and nobody is asked.
+    assert quick("run-once").code == 0
+    done = quick("run-once", "--force", "--json")
+    assert (done.code, done.outcome) == (0, "too_early")
+    assert quick.token("linear").state == "active"
+    (status,) = json.loads(quick("status", "--json").stdout)["grants"]
+    assert status["state"] == "active"
+
+
+def test_a_machine_logs_in_by_itself(quick: Command, own_oidc: Start) -> None:
+    """If it failed, a machine that has a client of its own would wait for a person."""
+    oidc = own_oidc()
+    options = ["--issuer", oidc.endpoints["issuer"], "--client-id", "machine", "--client-credentials"]
+    options += ["--client-secret-file", secret_file(quick, oidc.secrets["basic"]), "--scope", "mcp:read"]
+    for arguments in (("https://api.example", *options), ()):
+        done = quick("login", "machine", *arguments)
+        assert done.code == 0, done.stderr
+    done = quick("run-once", "--force", "--json")
+    assert (done.code, done.outcome) == (0, "rotated")
+    assert {request["grant_type"] for request in oidc.requests()} == {"client_credentials"}
+    assert quick.token("machine").generation == 2
+    record: Login | None = quick.grant("machine").login
+    assert record is not None
+    assert record.way == "client_credentials"

@@ -1,0 +1,139 @@
+"""Logins on another device: a code here, a browser there."""
+
+import re
+import subprocess
+from collections.abc import Callable
+
+import pytest
+
+from tests.support.command import Command, Done
+from tests.support.oidc import OIDC
+from tests.support.person import Person
+from tests.support.terminal import at_a_terminal, read_whole
+
+Start = Callable[..., OIDC]
+API = "https://api.example"
+SCOPE = ("--scope", "openid offline_access")
+DARK = "\N{FULL BLOCK}"
+
+
+def asked(oidc: OIDC, *options: str) -> tuple[str, ...]:
+    """Return the command line of a login by device."""
+    return ("login", "linear", API, "--issuer", oidc.endpoints["issuer"], "--device", *SCOPE, *options)
+
+
+def shown(process: subprocess.Popen[str]) -> tuple[str, str]:
+    """Read the address and the code that a person is shown."""
+    assert process.stderr is not None
+    said = ""
+    while "good for" not in (line := process.stderr.readline()):
+        assert line, said
+        said += line
+    found = re.fullmatch(r"To log in, open .*\n\n  (http\S+)\n\nand type in the code:  (\S+)\n\n", said)
+    assert found is not None, said
+    return found[1], found[2]
+
+
+def at_the_other_device(refresher: Command, oidc: OIDC, habit: str | None, *options: str) -> Done:
+    """Log in, with a person elsewhere who types the code in."""
+    process = refresher.start(*asked(oidc, *options))
+    address, code = shown(process)
+    Person(habit, code).open(address)
+    return refresher.finish(process)
+
+
+def records(refresher: Command) -> dict[str, bytes]:
+    """Return what is stored and published."""
+    return {path.name: path.read_bytes() for path in [*refresher.state.rglob("*.json")]}
+
+
+def test_a_code_is_typed_in_elsewhere(quick: Command, own_oidc: Start) -> None:
+    """If it failed, nobody could log in on a machine without a browser."""
+    oidc = own_oidc()
+    done = at_the_other_device(quick, oidc, None)
+    assert done.code == 0, done.stderr
+    assert "logged in: linear (generation 0)" in done.stdout
+    grant = quick.grant("linear")
+    assert grant.login is not None
+    assert (grant.login.way, grant.login.client, grant.scope) == ("device", "registered", "openid offline_access")
+    first = grant.client_id
+    assert (quick("run-once", "--force").code, quick.token("linear").generation) == (0, 1)
+    # A server that is busy, or wants to be asked less often, is asked on.
+    process = quick.start("login", "linear")
+    address, code = shown(process)
+    oidc.script(status=400, body={"error": "slow_down"})
+    oidc.script(status=503)
+    Person(None, code).open(address)
+    done = quick.finish(process)
+    assert done.code == 0, done.stderr
+    assert quick.grant("linear").client_id == first
+    polls = [request["at"] for request in oidc.requests() if request["grant_type"].endswith("device_code")]
+    refused = next(
+        at for at, request in _polls(oidc) if request["status"] == 400 and request["provider_status"] is None
+    )
+    assert min(at for at in polls if at > refused) - refused >= 6000, "it was asked again as if nothing had been said"
+    assert oidc.introspect(quick.token("linear").access_token)["active"]
+    before = records(quick)
+    done = at_the_other_device(quick, oidc, "deny")
+    assert (done.code, done.stdout) == (3, "")
+    assert done.stderr.splitlines()[-1].startswith("refresher: the login was declined on the other device (")
+    assert done.stderr.endswith("; nothing was changed\n")
+    assert records(quick) == before
+
+
+def _polls(oidc: OIDC) -> list[tuple[float, dict[str, object]]]:
+    return [(request["at"], request) for request in oidc.requests()]
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "words"),
+    [
+        ({"deviceTtl": 3}, (), "nobody typed in the code within 3 s"),
+        ({"deviceTtl": 600}, ("--wait", "2s"), "nobody typed in the code within 2 s"),
+    ],
+)
+def test_nobody_comes(
+    quick: Command, own_oidc: Start, config: dict[str, int], options: tuple[str, ...], words: str
+) -> None:
+    """If it failed, a login that nobody wants any more would be tried for ever, or end without a word."""
+    done = quick(*asked(own_oidc(**config), *options))
+    assert (done.code, done.stdout) == (3, "")
+    assert done.stderr.splitlines()[-1] == f"refresher: {words}; nothing was changed. Log in again"
+    assert records(quick) == {}
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "words"),
+    [
+        (
+            {"error": "expired_token"},
+            3,
+            "the code has expired before it was typed in; nothing was changed. Log in again",
+        ),
+        ({"error": "invalid_grant"}, 2, "nothing was changed. Log in again"),
+        ({"error": "invalid_client"}, 2, "nothing was changed. Check --client-id"),
+        ({"error": "unauthorized_client"}, 2, "nothing was changed. "),
+    ],
+)
+def test_a_server_that_ends_it_says_why(
+    quick: Command, own_oidc: Start, body: dict[str, str], code: int, words: str
+) -> None:
+    """If it failed, a person would type a code in again and again."""
+    oidc = own_oidc()
+    oidc.script(status=400, body=body)
+    done = quick(*asked(oidc, "--client-id", "public"))
+    assert (done.code, done.stdout) == (code, "")
+    assert words in done.stderr.splitlines()[-1]
+    assert records(quick) == {}
+
+
+def test_a_picture_is_for_a_terminal_alone(refresher: Command, own_oidc: Start) -> None:
+    """If it failed, a log would hold pictures, or a person would have to type an address into a telephone."""
+    oidc = own_oidc()
+    arguments = asked(oidc, "--client-id", "public", "--wait", "3s")
+    process, master = at_a_terminal(refresher, *arguments, TERM="xterm", PYTHONUTF8="1")
+    text = read_whole(master)
+    assert process.wait(60) == 3
+    assert "or scan this:" in text
+    assert any(line.strip("\x1b[0123456789;m ") for line in text.split("or scan this:")[1].splitlines())
+    assert len([line for line in text.splitlines() if DARK in line or "\N{LOWER HALF BLOCK}" in line]) > 10

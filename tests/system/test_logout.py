@@ -1,0 +1,110 @@
+"""Logout: the grant ends at its server as far as that goes, and then here."""
+
+from collections.abc import Callable
+
+import pytest
+
+from refresher.grant import Tombstone
+from tests.support.answering import Answer, Answering
+from tests.support.browser import as_browser
+from tests.support.command import Command
+from tests.support.mcp_login import MCPLogin
+from tests.support.oidc import OIDC
+
+Start = Callable[..., OIDC]
+PERSON = as_browser("person")
+API = "https://api.example"
+
+
+def logged_in(refresher: Command, oidc: OIDC) -> None:
+    """Log in where tokens are revoked."""
+    options = ("--issuer", oidc.endpoints["issuer"], "--client-id", "public", "--scope", "openid offline_access")
+    done = refresher("login", "linear", API, *options, environment=PERSON)
+    assert done.code == 0, done.stderr
+
+
+def tokens(refresher: Command) -> tuple[str, str]:
+    """Return what a grant holds, before it is gone."""
+    access = refresher.token("linear").access_token
+    assert access is not None
+    return refresher.refresh_token("linear"), access
+
+
+def test_a_grant_is_revoked_and_its_readers_are_told(quick: Command, own_oidc: Start) -> None:
+    """If it failed, whoever has a copy of the tokens could go on with them."""
+    oidc = own_oidc()
+    logged_in(quick, oidc)
+    held = tokens(quick)
+    assert all(oidc.introspect(token)["active"] for token in held)
+    done = quick("logout", "linear")
+    assert (done.code, done.stdout, done.stderr) == (0, "logged out: linear; it is revoked at the server\n", "")
+    assert not any(oidc.introspect(token)["active"] for token in held)
+    assert isinstance(quick.record("linear"), Tombstone)
+    assert quick.token("linear").state == "removed"
+    fields = {
+        "token_endpoint": oidc.endpoints["token_endpoint"],
+        "client_id": "public",
+        "refresh_token": held[0],
+        "server_url": API,
+    }
+    for name in ("linear", "another"):
+        path = str(quick.write_import(name, fields))
+        done = quick("import", name, "--from", path)
+        assert done.code == 2
+        assert "linear has already spent this refresh token" in done.stderr
+    done = quick("logout", "linear")
+    assert (done.code, done.stdout) == (2, "")
+    assert "linear was removed; 'refresher login linear URL' makes it anew" in done.stderr
+    done = quick("logout", "nobody")
+    assert (done.code, done.stdout) == (2, "")
+    assert "there is no grant named 'nobody'" in done.stderr
+
+
+def test_the_sdks_server_revokes_although_it_wants_more(quick: Command) -> None:
+    """If it failed, no grant of a server that is made with the MCP SDK could be revoked."""
+    with MCPLogin() as mcp:
+        assert quick("login", "linear", mcp.url, environment=PERSON).code == 0
+        done = quick("logout", "linear")
+        assert (done.code, done.stdout) == (0, "logged out: linear; it is revoked at the server\n")
+        assert mcp.seen()["revoked"] == 1
+        assert quick("login", "linear", mcp.url, environment=PERSON).code == 0
+        done = quick("logout", "linear", "--keep-at-server")
+        assert (done.code, done.stdout) == (0, "logged out: linear; at the server it lives until you revoke it there\n")
+        assert mcp.seen()["revoked"] == 1
+        assert quick.token("linear").state == "removed"
+
+
+def test_what_cannot_be_revoked_is_forgotten_and_said(quick: Command, own_oidc: Start) -> None:
+    """If it failed, who wants to be rid of a grant could not be, or would believe that it has ended at the server."""
+    oidc = own_oidc()
+    fields = oidc.mint("public", live=True)
+    quick.import_grant("linear", fields)
+    done = quick("logout", "linear")
+    assert done.code == 0
+    assert "it is not known where this server revokes tokens; at the server it lives until" in done.stdout
+    assert oidc.introspect(fields["refresh_token"])["active"]
+    assert isinstance(quick.record("linear"), Tombstone)
+
+
+@pytest.mark.parametrize("how", ["away", "busy", "broken"])
+def test_where_the_server_is_away_the_grant_stands(quick: Command, own_oidc: Start, how: str) -> None:
+    """If it failed, a grant would be forgotten that goes on at the server."""
+    oidc = own_oidc()
+    with Answering() as server:
+        server.answers["/revoke"] = [Answer({"away": None, "busy": 503, "broken": 500}[how])]
+        fields = oidc.mint("public", live=True) | {"revocation_endpoint": f"{server.url}/revoke"}
+        quick.import_grant("linear", fields)
+        before = {path: path.read_bytes() for path in quick.state.rglob("*.json")}
+        done = quick("logout", "linear")
+        assert (done.code, done.stdout) == (4, "")
+        assert done.stderr.startswith("refresher: cannot revoke linear: ")
+        assert "the grant stands. Try again later, or remove it here alone with --keep-at-server" in done.stderr
+        assert {path: path.read_bytes() for path in quick.state.rglob("*.json")} == before
+        assert oidc.introspect(quick.token("linear").access_token)["active"]
+        if how != "busy":
+            return
+        # It revokes the refresh token, and fails at the access token: what the grant lived by is gone.
+        server.answers["/revoke"] = [Answer(200), Answer(503)]
+        done = quick("logout", "linear")
+        assert (done.code, done.stdout) == (0, "logged out: linear; it is revoked at the server\n")
+        assert isinstance(quick.record("linear"), Tombstone)
