@@ -13,7 +13,7 @@ from refresher.errors import ExposedGrantFile, GrantFileError, ImportRefused, St
 from refresher.grant import Grant, Record, Stored, Tombstone, spend
 from shim._token import is_name
 
-__all__ = ["Admitted", "admit", "is_elsewhere", "is_there"]
+__all__ = ["Admitted", "admit", "elsewhere", "is_elsewhere", "is_there"]
 
 
 class Admitted(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,10 +37,12 @@ def admit(
     if_absent: bool,
     stopping: Callable[[], bool],
     same_server: bool = False,
+    just_given: bool = False,
 ) -> Admitted:
     """Store ``brought`` durably and publish its access token if it brings one.
 
     ``same_server``: ``replace`` is meant for a grant of the same server alone, as far as its server is known.
+    ``just_given``: its refresh token comes from the server at this moment, so it is good, whatever was known of it.
 
     Raises ``ImportRefused`` where the name is taken or the refresh token is known, ``GrantFileError`` where a damaged
     record is in the way, ``LockBusy``, ``StorageError``, ``Interrupted``; nothing is changed then.
@@ -53,7 +55,7 @@ def admit(
         lock.held(directories.lock(name), stopping=stopping),
     ):
         # First of all what refuses it: whoever replaces a grant gives up what is out of reach of it.
-        warnings = [*_cautions(brought), *_compare(directories, brought)]
+        warnings = [*_cautions(brought), *_compare(directories, brought, just_given=just_given)]
         if same_server:
             _insist_on_the_server(directories, brought)
         stored = _there(directories, name, replace=replace)
@@ -68,7 +70,7 @@ def admit(
             aside = files.keep_aside(directories.record(name), now.wall)
             warnings.append(f"the damaged record is now {aside}")
             stored = leftovers.resolve(directories, name, now, damaged=True)
-        grant = _successor(directories, brought, stored)
+        grant = _successor(directories, brought, stored, just_given=just_given)
         write_record(directories, name, stored, grant)
         try:
             publish.publish(directories, grant)
@@ -77,9 +79,16 @@ def admit(
     return Admitted(grant=grant, stored=True, warnings=tuple(warnings))
 
 
+def elsewhere(there: Grant) -> str:
+    """Return in words why ``there`` is not replaced."""
+    server = there.server_url or ", ".join(there.origins)
+    return f"{there.name} is a grant for {server}: choose another name, or give it up with --replace"
+
+
 def is_elsewhere(there: Grant, url: str | None) -> bool:
     """Whether a grant is for another server than that of ``url``, as far as both are known."""
-    return there.server_url is not None and url is not None and urls.origin(there.server_url) != urls.origin(url)
+    own = {*there.origins, *([] if there.server_url is None else [urls.origin(there.server_url)])}
+    return url is not None and urls.origin(url) not in own
 
 
 def _cautions(brought: Grant) -> list[str]:
@@ -99,9 +108,7 @@ def _insist_on_the_server(directories: Directories, brought: Grant) -> None:
         return  # what cannot be read is kept, whatever it is
     for there in found:
         if isinstance(there, Grant) and is_elsewhere(there, brought.server_url):
-            _refuse(
-                f"{brought.name} is a grant for {there.server_url}: choose another name, or give it up with --replace"
-            )
+            _refuse(elsewhere(there))
 
 
 def _there(directories: Directories, name: str, *, replace: bool) -> Stored | None:
@@ -116,7 +123,7 @@ def _there(directories: Directories, name: str, *, replace: bool) -> Stored | No
         return None
 
 
-def _compare(directories: Directories, brought: Grant) -> list[str]:
+def _compare(directories: Directories, brought: Grant, *, just_given: bool) -> list[str]:
     """Refuse a refresh token that another name holds or has spent; return what could not be compared."""
     fingerprint = _fingerprint(brought)
     if fingerprint is None:
@@ -133,7 +140,7 @@ def _compare(directories: Directories, brought: Grant) -> list[str]:
         for other in others:
             if isinstance(other, Grant) and _fingerprint(other) == fingerprint and name != brought.name:
                 _refuse(f"{name} holds this very refresh token: two names would destroy each other's login")
-            if other is not None and fingerprint in other.spent:
+            if other is not None and fingerprint in other.spent and not just_given:
                 _refuse(f"{name} has already spent this refresh token: authorize anew for a name of its own")
     return unchecked
 
@@ -148,7 +155,7 @@ def _records(directories: Directories, name: str, *, unfinished: bool) -> list[R
     return found
 
 
-def _successor(directories: Directories, brought: Grant, stored: Stored) -> Grant:
+def _successor(directories: Directories, brought: Grant, stored: Stored, *, just_given: bool) -> Grant:
     """Return ``brought`` as the next of what is stored: its generation goes on, and what was spent stays spent."""
     there = stored.record
     seen = publish.published_generation(directories, brought.name)
@@ -156,6 +163,10 @@ def _successor(directories: Directories, brought: Grant, stored: Stored) -> Gran
     grant = msgspec.structs.replace(brought, generation=generation)
     if there is None:
         return grant
+    if just_given:
+        # Some servers give one person the same refresh token again and again.
+        spent = tuple(known for known in there.spent if known != _fingerprint(brought))
+        there = msgspec.structs.replace(there, spent=spent)
     if _fingerprint(brought) in there.spent:
         _refuse(f"{brought.name} has already spent this refresh token: authorize anew, an old copy revokes the grant")
     grant = msgspec.structs.replace(grant, spent=there.spent)
@@ -163,6 +174,8 @@ def _successor(directories: Directories, brought: Grant, stored: Stored) -> Gran
         return grant
     if there.refresh_token is not None and brought.refresh_token != there.refresh_token:
         return msgspec.structs.replace(grant, spent=spend(there.spent, there.refresh_token))
+    if just_given:
+        return grant
     # The same refresh token again does not settle whether it was spent: the wait stays, and what it protects.
     kept = msgspec.structs.replace(grant, doubt=there.doubt, failures=there.failures, failure=there.failure)
     longer = there.access_token is None or policy.end_of_life(brought) >= policy.end_of_life(there)

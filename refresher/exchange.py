@@ -176,10 +176,10 @@ def _judge(grant: Grant, posted: Posted, *, demanded: bool) -> Outcome:
 
 def _unrenewable(grant: Grant, *, demanded: bool) -> Outcome:
     """Return what can be said without asking anybody: there is nothing to ask with."""
-    if policy.life_left(grant, clocks.now()) > 0 and not demanded:
-        return TooEarly(code="no_refresh_token", description=f"{_NO_REFRESH_TOKEN}; its access token still lives")
-    why = "is refused" if demanded else "has ended"
-    return GrantDead(code="no_refresh_token", description=f"{_NO_REFRESH_TOKEN}, and its access token {why}")
+    if policy.life_left(grant, clocks.now()) > 0:
+        # A demand may be false: only one that stands for long calls for a person.
+        return TooEarly(code="no_refresh_token", description=_NO_REFRESH_TOKEN, refusal=demanded)
+    return GrantDead(code="no_refresh_token", description=f"{_NO_REFRESH_TOKEN}, and its access token has ended")
 
 
 def _secrets(grant: Grant) -> tuple[Secret | None, ...]:

@@ -33,6 +33,9 @@ def setup(log_format: LogFormat, verbose: int, *, unhindered: bool = False) -> N
     handler.setFormatter(_JSON() if log_format == "json" else logging.Formatter("refresher: %(message)s"))
     logger.handlers[:] = [handler]
     logger.propagate = False
+    # Else Python prints what other libraries warn of, with tokens in it.
+    if not logging.getLogger().handlers:
+        logging.getLogger().addHandler(logging.NullHandler())
     logger.setLevel((logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)])
     # A full or closed stderr is no reason to print a trace over it.
     logging.raiseExceptions = False

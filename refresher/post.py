@@ -17,7 +17,7 @@ from refresher import clocks, connection, urls
 from refresher.clocks import Moment
 from refresher.errors import ConfigError
 from refresher.eventloop import ExchangeLoop
-from refresher.proxies import proxy_for
+from refresher.proxies import made_for
 from refresher.secret import Secret
 
 __all__ = ["Posted", "post"]
@@ -122,7 +122,7 @@ async def _post(
                 verify=trust() if parts.scheme == "https" else False,
                 # httpx's own reading of NO_PROXY fails on IPv6 networks and quotes proxy passwords in its errors.
                 trust_env=False,
-                proxy=_proxy(parts.scheme, parts.hostname or ""),
+                proxy=made_for(parts.scheme, parts.hostname or "", httpx.Proxy),
                 follow_redirects=False,
                 timeout=httpx.Timeout(limit, connect=min(_CONNECT, limit)),
             ) as client,
@@ -137,13 +137,3 @@ async def _post(
                     return
             # Without a length nobody can tell an end from a connection that broke off; only JSON shows its own.
             posted.whole = not posted.headers.keys().isdisjoint(("content-length", "transfer-encoding"))
-
-
-def _proxy(scheme: str, host: str) -> httpx.Proxy | None:
-    address = proxy_for(scheme, host)
-    if address is None:
-        return None
-    try:
-        return httpx.Proxy(address)
-    except Exception:  # noqa: BLE001  its words could quote the proxy's password
-        raise ConfigError(f"the proxy in {scheme.upper()}_PROXY or ALL_PROXY is not a usable address") from None

@@ -1,11 +1,30 @@
 """Which proxy leads to a token endpoint, by the environment's word; never one to loopback (I8)."""
 
+from collections.abc import Callable
 from ipaddress import ip_address, ip_network
+from typing import TypeVar
 from urllib.request import getproxies, proxy_bypass
 
+from refresher.errors import ConfigError
 from refresher.urls import is_loopback
 
-__all__ = ["proxy_for"]
+__all__ = ["made_for", "proxy_for"]
+
+_Made = TypeVar("_Made")
+
+
+def made_for(scheme: str, host: str, make: Callable[[str], _Made]) -> _Made | None:
+    """Return what ``make``, an HTTP library's own type, makes of the proxy's address; ``None`` without one.
+
+    Raises ``ConfigError`` where it cannot: in words without the proxy's password.
+    """
+    address = proxy_for(scheme, host)
+    if address is None:
+        return None
+    try:
+        return make(address)
+    except Exception:  # noqa: BLE001  its words could quote the password
+        raise ConfigError(f"the proxy in {scheme.upper()}_PROXY or ALL_PROXY is not a usable address") from None
 
 
 def proxy_for(scheme: str, host: str) -> str | None:

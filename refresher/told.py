@@ -63,8 +63,8 @@ def explain(grant: Grant, rest: Rest) -> str:
 
 def _anew(grant: Grant) -> str:
     """Return the command by which a person makes it good."""
-    if grant.server_url is None or (grant.refresh_token is None and grant.renewable):
-        return f"'refresher import {grant.name} --replace --from FILE'"  # nobody logs in with client credentials
+    if grant.login is None and (grant.server_url is None or (grant.refresh_token is None and grant.renewable)):
+        return f"'refresher import {grant.name} --replace --from FILE'"  # no login has made it, and none can
     return f"'refresher login {grant.name}'"
 
 

@@ -130,5 +130,6 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    log.error("%s", " ".join(message.split()))
+    # Servers' words are in it: one line, and nothing that a terminal obeys.
+    log.error("%s", " ".join("".join(char if char.isprintable() else " " for char in message).split()))
     return code

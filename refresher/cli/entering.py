@@ -53,6 +53,7 @@ class _Param(click.ParamType[tuple[str, str]]):
 @click.argument("url", required=False)
 @click.option("--scope", help="What to ask for.  [default: what the server names]")
 @click.option("--no-browser", is_flag=True, help="Print the address; take the redirect's, pasted, if it comes so.")
+@click.option("--browser", "way", flag_value="browser", help="By a browser again, after a login by other means.")
 @click.option("--device", "way", flag_value="device", help="Show a code to type in on another device (RFC 8628).")
 @click.option(
     "--client-credentials",

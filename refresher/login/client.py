@@ -9,6 +9,7 @@ from mcp.client.auth import OAuthRegistrationError
 from mcp.client.auth.oauth2 import check_registration_usable
 from mcp.client.auth.utils import handle_registration_response, is_valid_client_metadata_url
 
+from refresher import urls
 from refresher.answer import is_token
 from refresher.errors import ConfigError, LoginRefused, ServerAway
 from refresher.grant import AuthMethod, Grant
@@ -79,12 +80,7 @@ def stored_with(stored: Grant | None, server: Server, now: float) -> Client | No
     """Return the client of the grant that is there, where this very server made it and still takes it."""
     if stored is None:
         return None
-    # No other server may learn its secret.
-    same = (
-        stored.issuer == server.issuer
-        if stored.issuer and server.issuer
-        else stored.token_endpoint == server.token_endpoint
-    )
+    same = stored.issuer == server.issuer if stored.issuer else _is_at_its_issuer(stored, server)
     before = stored.login
     expired = before is not None and before.client_expires_at is not None and before.client_expires_at <= now
     if not same or expired:
@@ -104,6 +100,16 @@ def stored_with(stored: Grant | None, server: Server, now: float) -> Client | No
     )
 
 
+def _is_at_its_issuer(stored: Grant, server: Server) -> bool:
+    """Whether a client of unknown issuer is this server's: no other one may learn its secret.
+
+    Any server can name another's token endpoint in its metadata, and its own for all that is asked besides.
+    """
+    return stored.token_endpoint == server.token_endpoint and (
+        server.issuer is None or urls.origin(server.issuer) == urls.origin(server.token_endpoint)
+    )
+
+
 async def register(server: Server, redirect_uri: str | None, scope: str | None, fetch: Fetching) -> Client:
     """Register a client (RFC 7591). Raises ``LoginRefused`` where the server does not, ``ServerAway``."""
     place = server.registration_endpoint
@@ -120,7 +126,7 @@ async def register(server: Server, redirect_uri: str | None, scope: str | None, 
         check_registration_usable(made)
     except OAuthRegistrationError as error:
         raise LoginRefused(
-            f"{place} does not register refresher as a client: {mask(str(error))}; {_MAKE_ONE}, and give --client-id"
+            f"{place} does not register refresher as a client: {_why(error)}; {_MAKE_ONE}, and give --client-id"
         ) from None
     secret = made.client_secret
     method = made.token_endpoint_auth_method or ("none" if secret is None else _SECRET_METHODS[0])
@@ -134,6 +140,11 @@ async def register(server: Server, redirect_uri: str | None, scope: str | None, 
         expires_at=made.client_secret_expires_at or None,  # 0: never
         redirect_uri=redirect_uri,
     )
+
+
+def _why(error: OAuthRegistrationError) -> str:
+    words = str(error)
+    return "its answer is no registration" if words.startswith("Invalid") else mask(words)
 
 
 def _about_us(server: Server, redirect_uri: str | None, scope: str | None) -> dict[str, Any]:

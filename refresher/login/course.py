@@ -8,7 +8,7 @@ import httpx2
 import msgspec
 
 from refresher import clocks, store, urls
-from refresher.admission import Admitted, admit, is_elsewhere
+from refresher.admission import Admitted, admit, elsewhere, is_elsewhere
 from refresher.config import Settings
 from refresher.errors import (
     ClientUnknown,
@@ -39,7 +39,7 @@ from refresher.terminal import say
 __all__ = ["Done", "Manner", "log_in"]
 
 
-_UNKNOWN: Final = (400, 401, 403, 404)
+_UNKNOWN: Final = (400, 401, 404)
 
 
 class Manner(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,11 +68,9 @@ def log_in(settings: Settings, name: str, asked: Asked, manner: Manner) -> Done:
     stored = _stored(settings, name)
     asked = continued(checked(asked), stored)
     if asked.url is None:
-        raise ConfigError(f"there is no grant {name} yet: say where to log in, 'refresher login {name} URL'")
+        raise ConfigError(f"nothing here says where {name} logs in: 'refresher login {name} URL'")
     if stored is not None and not manner.replace and is_elsewhere(stored, asked.url):
-        raise ConfigError(
-            f"{name} is a grant for {stored.server_url}: choose another name, or give it up with --replace"
-        )
+        raise ConfigError(elsewhere(stored))
     settings.directories.ensure()
     fetch = Fetch(settings.ca_file)
     server = anyio.run(_server, asked, fetch)
@@ -112,7 +110,9 @@ class _Run:
         known = None if self._asked.new_client else clients.stored_with(stored, self._server, clocks.now().wall)
         client = clients.given(self._asked, self._server) or known
         self._was_stored = client is known
-        if self._asked.way == "client_credentials" and client is not None:
+        if self._asked.way == "client_credentials":
+            if client is None:
+                raise ConfigError(f"the client of {self._name} does not fit this server: give --client-id anew")
             draft = self._draft(client, None)
             return self._finish(lambda _: redeemed(draft, None, ca_file=self._settings.ca_file))
         if self._asked.way == "device":
@@ -167,7 +167,7 @@ class _Run:
         if self.may_register_anew:
             # Only a person's browser would see that the server does not know the client any more.
             seen = anyio.run(self._fetch, httpx2.Request("GET", asking.url))
-            if seen.status_code in _UNKNOWN:
+            if seen.status_code in _UNKNOWN and b"client" in seen.content.lower():
                 raise ClientUnknown(f"{self._server.authorization_endpoint} answered {seen.status_code}")
         return redirected(asking, loopback, wait=self._manner.wait, open_browser=self._manner.open_browser)
 
@@ -244,6 +244,7 @@ class _Run:
                 stopping=lambda: False,
                 # Somebody may have put another grant there while the person was at the browser.
                 same_server=not self._manner.replace,
+                just_given=True,
             )
         return Done(admitted=admitted, proof=proof, exit_code=stopping.exit_code)
 
@@ -282,8 +283,14 @@ async def _server(asked: Asked, fetch: Fetch) -> Server:
             given=True,
         )
     if asked.issuer is not None:
-        return await discovery.by_issuer(asked.issuer, url, fetch)
-    return await discovery.by_server(url, fetch)
+        found = await discovery.by_issuer(asked.issuer, url, fetch)
+    else:
+        found = await discovery.by_server(url, fetch)
+    return msgspec.structs.replace(
+        found,
+        device_authorization_endpoint=asked.device_authorization_endpoint or found.device_authorization_endpoint,
+        revocation_endpoint=asked.revocation_endpoint or found.revocation_endpoint,
+    )
 
 
 def _scope(asked: Asked, server: Server) -> str | None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -31,6 +32,7 @@ _LONGEST_INTERVAL: Final = 60.0
 _SHORTEST_INTERVAL: Final = 0.1
 _LIFE: Final = 600.0
 _LOOK: Final = 0.2
+_SHORTEST_LIFE: Final = 1.0
 _LONGEST_LIFE: Final = 86_400.0
 _LONGEST_ADDRESS: Final = 2000
 
@@ -73,11 +75,12 @@ def _code(endpoint: str, client: Grant, scope: str | None, ca_file: str | None) 
         answer = json.loads(posted.unpacked())
         if posted.status == 200:
             return _read(answer)
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except (ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, ValueError):
         answer = None
     # What is no code is judged like any refusal of a token endpoint: both speak RFC 6749 section 5.2.
     outcome = judged(posted, client, ())
-    words = f"{words_of(outcome, of=endpoint)}; nothing was changed"
+    words = words_of(outcome, of=endpoint).replace("no token response", "no device code")
+    words = f"{words}; nothing was changed"
     if isinstance(outcome, ClientRejected):
         raise ClientUnknown(words)
     if isinstance(outcome, Ambiguous) or _is_passing(outcome):
@@ -87,23 +90,34 @@ def _code(endpoint: str, client: Grant, scope: str | None, ca_file: str | None) 
 
 def _read(answer: Mapping[str, Any]) -> _Code:
     """Return what the answer says. Raises ``ValueError`` and the like."""
-    device_code, user_code, uri = answer["device_code"], answer["user_code"], answer["verification_uri"]
-    complete = answer.get("verification_uri_complete")
+    device_code, user_code = answer["device_code"], answer["user_code"]
     if not (is_token(device_code) and is_token(user_code)):
         raise ValueError
-    for address in (uri, complete):
-        if address is not None:
-            urls.origin(address)  # it goes to a person's browser, and into a terminal
-            if len(address) > _LONGEST_ADDRESS:
-                raise ValueError  # no QR code holds it
+    complete = answer.get("verification_uri_complete")
     return _Code(
         device_code=Secret(device_code),
         user_code=user_code,
-        verification_uri=uri,
-        complete=complete,
-        life=min(float(answer.get("expires_in") or _LIFE), _LONGEST_LIFE),
-        interval=min(max(float(answer.get("interval", _INTERVAL)), _SHORTEST_INTERVAL), _LONGEST_INTERVAL),
+        # Google calls it by the name of an early draft.
+        verification_uri=_address(answer.get("verification_uri") or answer["verification_url"]),
+        complete=None if complete is None else _address(complete),
+        life=_seconds(answer.get("expires_in"), _LIFE, _SHORTEST_LIFE, _LONGEST_LIFE),
+        interval=_seconds(answer.get("interval"), _INTERVAL, _SHORTEST_INTERVAL, _LONGEST_INTERVAL),
     )
+
+
+def _address(value: object) -> str:
+    """Return an address that can go to a person's browser, into a terminal, and into a QR code."""
+    if not isinstance(value, str) or len(value) > _LONGEST_ADDRESS:
+        raise ValueError
+    urls.origin(value)
+    return value
+
+
+def _seconds(value: object, default: float, least: float, most: float) -> float:
+    if value is None:
+        return default
+    seconds = float(value) if isinstance(value, int | float | str) else default
+    return min(max(seconds, least), most) if math.isfinite(seconds) and seconds > 0 else default
 
 
 def _show(code: _Code) -> None:
@@ -124,11 +138,11 @@ def _polled(client: Grant, code: _Code, wait: float, ca_file: str | None, stoppi
     while time.monotonic() + interval < ends:
         _rest(interval, stopping)
         posted = ask(client.token_endpoint, client, fields, ca_file=ca_file)
-        if posted.status is None:
-            # RFC 8628 section 3.5: on a time-out, more slowly.
+        outcome = None if posted.status is None else judged(posted, client, (code.device_code,))
+        if outcome is None or isinstance(outcome, Ambiguous):
+            # RFC 8628 section 3.5: where the server is away, more slowly.
             interval = min(2 * interval, _LONGEST_INTERVAL)
             continue
-        outcome = judged(posted, client, (code.device_code,))
         if isinstance(outcome, Rotated):
             return granted(client, outcome, posted.sent or clocks.now())
         if _code_of(outcome) == "slow_down":

@@ -4,6 +4,7 @@ Where metadata is looked for, and what of it counts, is the MCP SDK's business; 
 """
 
 import json
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -34,6 +35,14 @@ __all__ = ["OFFLINE", "by_issuer", "by_server"]
 
 OFFLINE: Final = "offline_access"
 
+_ENDPOINTS: Final = (
+    "authorization_endpoint",
+    "token_endpoint",
+    "registration_endpoint",
+    "device_authorization_endpoint",
+    "revocation_endpoint",
+)
+_SCOPE: Final = re.compile(r"[!#-\[\]-~]+")
 _HELLO: Final = {
     "protocolVersion": LATEST_HANDSHAKE_VERSION,
     "capabilities": {},
@@ -50,6 +59,16 @@ async def by_server(url: str, fetch: Fetching) -> Server:
 
     Raises ``LoginRefused`` where there is none that is safe to use, ``ServerAway``.
     """
+    found = await _found(url, fetch)
+    if not urls.is_loopback(urlsplit(url).hostname or ""):
+        for key in ("issuer", *_ENDPOINTS):
+            # What stands elsewhere has no business on this machine: it may mean another server than a person thinks.
+            if urls.is_loopback(urlsplit(getattr(found, key) or "").hostname or ""):
+                raise LoginRefused(f"{url} sends a login to this machine ({key}): it is not safe to use")
+    return found
+
+
+async def _found(url: str, fetch: Fetching) -> Server:
     asked = await fetch(_saying(url, "initialize", _HELLO))
     if asked.is_success:
         # Some let everybody say hello, and ask who it is for whatever comes next.
@@ -93,6 +112,8 @@ def _saying(url: str, method: str, params: Mapping[str, Any], session: str | Non
 async def _described(url: str, asked: httpx2.Response, fetch: Fetching) -> tuple[str, ProtectedResourceMetadata] | None:
     """Return the protected resource metadata, and the resource as it is spelt there (RFC 9728)."""
     named = extract_resource_metadata_from_www_auth(asked) if asked.status_code in (401, 403) else None
+    if named is not None and not _is_fit(named, url):
+        named = None
     for address in build_protected_resource_metadata_discovery_urls(named, url):
         answer = await fetch(create_oauth_metadata_request(address))
         if answer.status_code >= 500 or answer.status_code == 429:
@@ -107,6 +128,14 @@ async def _described(url: str, asked: httpx2.Response, fetch: Fetching) -> tuple
             raise LoginRefused(f"{address} is about {resource}, and not about {wanted}: log in at that address")
         return resource, metadata
     return None
+
+
+def _is_fit(named: str, url: str) -> bool:
+    """Whether metadata may be looked for at ``named``: over TLS, or at the very server that names it."""
+    try:
+        return urls.origin(named) == urls.origin(url) or urlsplit(urls.endpoint(named)).scheme == "https"
+    except urls.BadURL:
+        return False
 
 
 async def _without_description(url: str, asked: httpx2.Response, scope: str | None, fetch: Fetching) -> Server:
@@ -127,7 +156,7 @@ async def _without_description(url: str, asked: httpx2.Response, scope: str | No
         authorization_endpoint=f"{origin}/authorize",
         token_endpoint=_endpoint("token_endpoint", f"{origin}/token"),
         registration_endpoint=f"{origin}/register",
-        scope=scope,
+        scope=_scope(scope, None, None),
     )
 
 
@@ -135,7 +164,9 @@ async def _metadata(issuer: str, url: str, fetch: Fetching) -> tuple[OAuthMetada
     _endpoint("issuer", issuer)
     found = await _at(build_oauth_authorization_server_metadata_discovery_urls(issuer, url), fetch)
     if found is None:
-        raise LoginRefused(f"the authorization server {issuer} publishes no metadata (RFC 8414): {_BY_HAND}")
+        raise LoginRefused(
+            f"the authorization server {issuer} publishes no metadata that can be read (RFC 8414): {_BY_HAND}"
+        )
     _check_issuer(found[0], issuer)
     return found
 
@@ -160,7 +191,10 @@ def _check_issuer(metadata: OAuthMetadata, issuer: str) -> None:
 def _scope(
     challenged: str | None, resource: ProtectedResourceMetadata | None, metadata: OAuthMetadata | None
 ) -> str | None:
-    return get_client_metadata_scopes(challenged, resource, metadata, _GRANT_TYPES)
+    scope = get_client_metadata_scopes(challenged, resource, metadata, _GRANT_TYPES)
+    # RFC 6749 section 3.3: what is no scope could be anything, in a terminal too.
+    words = [word for word in (scope or "").split() if _SCOPE.fullmatch(word)]
+    return " ".join(words) or None
 
 
 def _server(metadata: OAuthMetadata, document: Mapping[str, Any], *, resource: str | None, scope: str | None) -> Server:

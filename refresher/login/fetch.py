@@ -9,7 +9,7 @@ import httpx2
 
 from refresher import connection
 from refresher.errors import ConfigError, ServerAway
-from refresher.proxies import proxy_for
+from refresher.proxies import made_for
 from refresher.tls import trusted
 
 __all__ = ["Fetch"]
@@ -28,7 +28,7 @@ class Fetch:
         """Return the whole answer, at most 1 MiB of it. Raises ``ServerAway`` where none comes within 20 s."""
         url = str(request.url)
         parts = urlsplit(url)
-        proxy = proxy_for(parts.scheme, parts.hostname or "")
+        proxy = made_for(parts.scheme, parts.hostname or "", httpx2.Proxy)
         problem = f"it took longer than {_DEADLINE:.0f} s"
         try:
             with anyio.move_on_after(_DEADLINE):
@@ -60,5 +60,6 @@ def _is_stream(headers: Mapping[str, str]) -> bool:
 
 def _whole(answer: httpx2.Response, body: bytes, request: httpx2.Request) -> httpx2.Response:
     """Return the answer with its body read: what the SDK's functions take."""
-    headers = {name: value for name, value in answer.headers.items() if name != "content-encoding"}
+    # As they came: what is no ASCII in them cannot be written anew.
+    headers = [(name, value) for name, value in answer.headers.raw if name.lower() != b"content-encoding"]
     return httpx2.Response(answer.status_code, headers=headers, content=body, request=request)

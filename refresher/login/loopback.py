@@ -18,6 +18,7 @@ _CALLBACK: Final = "/callback"
 _UNANSWERED: Final = 90.0
 """Seconds that a browser waits for its page: longer than all that follows the redirect."""
 _IDLE: Final = 10.0
+_HTTP: Final = 80
 _TO_DELIVER: Final = 2.0
 
 
@@ -28,7 +29,7 @@ class Loopback:
         """Listen at ``redirect_uri``, else at a free port. Raises ``ConfigError`` where the port is taken."""
         parts = urlsplit(redirect_uri or f"http://127.0.0.1:0{_CALLBACK}")
         # A name would have to be resolved; the browser finds its way to either address of this machine.
-        host = "::1" if parts.hostname == "::1" else "127.0.0.1"
+        host = "127.0.0.1" if parts.hostname in (None, "localhost") else parts.hostname or ""
         self._path = parts.path or "/"
         self._page: str | None = None
         self._shown, self._taken, self._delivered = threading.Event(), threading.Event(), threading.Event()
@@ -42,7 +43,10 @@ class Loopback:
             ) from None
         self.redirect_uri = redirect_uri or f"http://127.0.0.1:{self._server.server_address[1]}{_CALLBACK}"
         # Against a page that has this machine's address resolved to a name of its own (DNS rebinding).
-        self._hosts = {urlsplit(self.redirect_uri).netloc, f"127.0.0.1:{self._server.server_address[1]}"}
+        port = self._server.server_address[1]
+        self._hosts = {urlsplit(self.redirect_uri).netloc.lower(), f"127.0.0.1:{port}"}
+        if port == _HTTP:
+            self._hosts |= {known.removesuffix(f":{_HTTP}") for known in self._hosts}
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True, name="loopback")
 
     def __enter__(self) -> Self:
@@ -72,7 +76,7 @@ class Loopback:
 
             def do_GET(self) -> None:
                 parts = urlsplit(self.path)
-                if parts.path != loopback._path or self.headers.get("host") not in loopback._hosts:
+                if parts.path != loopback._path or self.headers.get("host", "").lower() not in loopback._hosts:
                     self.send_error(HTTPStatus.NOT_FOUND)
                     return
                 page = loopback.take(parts.query)

@@ -1,8 +1,8 @@
 """Whether a new token works: one MCP session that is initialized and lists the tools."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
-from typing import Final
+from typing import Final, cast
 from urllib.parse import urlsplit
 
 import anyio
@@ -11,15 +11,16 @@ import msgspec
 from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
 
-from refresher import connection
+from refresher import connection, urls
 from refresher.grant import Grant
-from refresher.proxies import proxy_for
+from refresher.proxies import made_for
 from refresher.tls import trusted
 
 __all__ = ["Proof", "prove"]
 
 _PATIENCE: Final = 20.0
 _REFUSALS: Final = (401, 403)
+_LARGEST: Final = 16 * 1024 * 1024
 _NO_SERVER: Final = (404, 405, 410)
 _STREAM: Final = "text/event-stream"
 
@@ -41,6 +42,8 @@ class Proof(msgspec.Struct, frozen=True):
 async def prove(grant: Grant, *, ca_file: str | None) -> Proof:
     """Use the access token of ``grant`` at its MCP server, for 20 s at most; raises nothing."""
     url = grant.server_url or ""
+    if url.startswith("http:") and not urls.is_loopback(urlsplit(url).hostname or ""):
+        return Proof(f"the new token was not tried: {url} is not https")
     statuses: list[int] = []
 
     async def note(answer: httpx2.Response) -> None:
@@ -59,6 +62,8 @@ async def prove(grant: Grant, *, ca_file: str | None) -> Proof:
                 return Proof(f"{url} takes the new token: {len(tools)} tool{'' if len(tools) == 1 else 's'}")
     except Exception as error:  # noqa: BLE001  a server can fail in any way
         problem = connection.reason((error,), (grant.access_token,))
+        if "validation error" in problem:
+            problem = "what it answers is not MCP"
     if (refusal := next((status for status in reversed(statuses) if status in _REFUSALS), None)) is not None:
         return Proof(f"{url} refuses the new token ({refusal})", refused=True, advice=_NOT_ALLOWED)
     if statuses[:1] and statuses[0] in _NO_SERVER and not await _streams(grant, ca_file):
@@ -84,9 +89,36 @@ def _http(
     parts, token = urlsplit(grant.server_url or ""), grant.access_token
     return httpx2.AsyncClient(
         headers={} if token is None else {"Authorization": f"{grant.token_type} {token.reveal()}"},
-        verify=trusted(ca_file) if parts.scheme == "https" else False,
+        transport=_Bounded(
+            verify=trusted(ca_file) if parts.scheme == "https" else False,
+            proxy=made_for(parts.scheme, parts.hostname or "", httpx2.Proxy),
+        ),
         trust_env=False,
-        proxy=proxy_for(parts.scheme, parts.hostname or ""),
         timeout=_PATIENCE,
         event_hooks={"response": [*notes]},
     )
+
+
+class _Bounded(httpx2.AsyncHTTPTransport):
+    """Takes no answer that is larger than a list of tools can be: the SDK would read it all."""
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        answer = await super().handle_async_request(request)
+        answer.stream = _Limited(cast("httpx2.AsyncByteStream", answer.stream))
+        return answer
+
+
+class _Limited(httpx2.AsyncByteStream):
+    def __init__(self, stream: httpx2.AsyncByteStream) -> None:
+        self._stream = stream
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        seen = 0
+        async for chunk in self._stream:
+            seen += len(chunk)
+            if seen > _LARGEST:
+                raise httpx2.ReadError("the answer is too large")
+            yield chunk
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()

@@ -41,7 +41,7 @@ PRESENT = {
 
 @pytest.fixture
 def stored(quick: Command) -> Command:
-    """The command, with the grant ``linear`` that works, and may be logged in anew anywhere."""
+    """The command, with the grant ``linear`` that works; to be logged in at another server, it must be given up."""
     quick.import_grant("linear", PRESENT)
     return quick
 
@@ -96,7 +96,7 @@ def at(server: Answering, value: Any) -> Any:
             {RESOURCE: Answer(200, {"resource": "{}/", "authorization_servers": ["{}"]})},
             ("{}/mcp",),
             2,
-            "publishes no metadata (RFC 8414): give --authorization-endpoint and --token-endpoint",
+            "publishes no metadata that can be read (RFC 8414): give --authorization-endpoint and --token-endpoint",
         ),
         (
             {RESOURCE: Answer(200, {"resource": "{}/", "authorization_servers": ["http://as.example"]})},
@@ -176,7 +176,7 @@ def test_a_server_that_cannot_be_logged_in_at_is_one_line_and_changes_nothing(
     before = everything(stored)
     with Answering() as server:
         server.answers = {path: [answer._replace(body=at(server, answer.body))] for path, answer in answers.items()}
-        done = stored("login", "linear", *(option.replace("{}", server.url) for option in options))
+        done = stored("login", "linear", "--replace", *(option.replace("{}", server.url) for option in options))
         line = last_line(done, code)
         assert words.replace("{}", server.url) in line
         assert len(done.stderr.splitlines()) == 1
@@ -189,7 +189,7 @@ def test_a_server_that_cannot_be_logged_in_at_is_one_line_and_changes_nothing(
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        ("linear", 2, "say where to log in, 'refresher login linear URL'"),
+        ("linear", 2, "nothing here says where linear logs in: 'refresher login linear URL'"),
         ("Linear {api}", 2, "a name is 1 to 64 lower-case letters"),
         ("linear mcp.example", 2, "URL must be a URL that begins with https://"),
         ("linear {nobody}/mcp", 4, f"cannot reach {NOBODY}: "),
@@ -307,7 +307,7 @@ def test_a_login_that_comes_to_nothing_changes_nothing(stored: Command, plain_oi
 def test_a_browser_that_brings_more_is_logged_in_all_the_same(stored: Command, habit: str) -> None:
     """If it failed, any page that a browser has open could break a login off."""
     with MCPLogin() as mcp:
-        done = stored("login", "linear", mcp.url, environment=as_browser("person", f"--{habit}"))
+        done = stored("login", "linear", "--replace", mcp.url, environment=as_browser("person", f"--{habit}"))
         assert done.code == 0, done.stderr
         assert mcp.seen()["exchanged"] == 1
     assert stored.grant("linear").generation == 1
@@ -325,11 +325,11 @@ def test_a_wrong_secret_and_an_address_without_a_server(stored: Command, plain_o
     assert "invalid_client" in line
     assert "Check --client-id, --client-secret-file and --auth-method" in line
     with MCPLogin(discovery="server") as mcp:
-        done = stored("login", "linear", f"{mcp.url}x", environment=PERSON)
+        done = stored("login", "linear", "--replace", f"{mcp.url}x", environment=PERSON)
         line = last_line(done, 2)
         assert f"there is no MCP server at {mcp.url}x (404); nothing was changed. Check the address" in line
         assert everything(stored) == before
-        assert stored("login", "linear", f"{mcp.url}x", "--no-verify", environment=PERSON).code == 0
+        assert stored("login", "linear", "--replace", f"{mcp.url}x", "--no-verify", environment=PERSON).code == 0
 
 
 def address(process: subprocess.Popen[str]) -> str:
@@ -345,7 +345,7 @@ def test_a_login_that_is_given_up_changes_nothing(stored: Command, number: signa
     """If it failed, a Ctrl-C would leave a browser waiting, or half a grant."""
     before = everything(stored)
     with MCPLogin() as mcp:
-        process = stored.start("login", "linear", mcp.url, "--no-browser")
+        process = stored.start("login", "linear", "--replace", mcp.url, "--no-browser")
         asked = parse_qs(urlsplit(address(process)).query)
         process.send_signal(number)
         done = stored.finish(process)
@@ -379,7 +379,7 @@ def test_a_pasted_refusal_ends_the_login(stored: Command) -> None:
     """If it failed, who says no elsewhere would have to end the command himself."""
     before = everything(stored)
     with MCPLogin(consent="page") as mcp:
-        process = stored.start("login", "linear", mcp.url, "--no-browser")
+        process = stored.start("login", "linear", "--replace", mcp.url, "--no-browser")
         asked = parse_qs(urlsplit(address(process)).query)
         done = stored.finish(process, f"{asked['redirect_uri'][0]}?error=access_denied&state={asked['state'][0]}\n")
     assert "(access_denied); nothing was changed" in last_line(done, 3)
@@ -466,3 +466,12 @@ def test_a_shell_that_nobody_has_is_one_line(refresher: Command) -> None:
     done = refresher("completion", "csh")
     assert (done.code, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert "'bash', 'zsh', 'fish'" in done.stderr
+
+
+def test_a_grant_for_other_places_is_not_given_up_without_a_word(stored: Command) -> None:
+    """If it failed, a name that is taken would cost the login that stands under it, also one that names no server."""
+    before = everything(stored)
+    with MCPLogin() as mcp:
+        line = last_line(stored("login", "linear", mcp.url, environment=PERSON), 2)
+    assert "linear is a grant for https://api.example: choose another name" in line
+    assert everything(stored) == before

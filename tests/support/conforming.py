@@ -2,7 +2,8 @@
 
     python -m tests.support.conforming URL
 
-Where the server wants more scope than was given, which no refresh can bring, it logs in again and asks for both.
+Where the server wants more scope than was given, which no refresh can bring, it logs in again and asks for both; where
+it does not take the token any more, it logs in again.
 """
 
 import json
@@ -40,7 +41,8 @@ def main() -> None:
             wanted = anyio.run(use, url, Path(home))
             if wanted is None:
                 return
-            scope = " ".join(dict.fromkeys([*(scope or granted(Path(home)) or "").split(), *wanted.split()]))
+            if wanted:
+                scope = " ".join(dict.fromkeys([*(scope or granted(Path(home)) or "").split(), *wanted.split()]))
 
 
 def login(url: str, home: Path, context: dict[str, str], scope: str | None) -> None:
@@ -69,18 +71,22 @@ def granted(home: Path) -> str | None:
 
 
 async def use(url: str, home: Path) -> str | None:
-    """List the tools and call one; return the scope that the server wants besides, if it does."""
+    """List the tools and call one; return the scope that the server wants besides, nothing where it wants a login."""
     source = FileTokenSource("conformance", tokens_dir=home / ".local/state/refresher/tokens")
     wanted: list[str] = []
 
     async def note(answer: httpx2.Response) -> None:
         challenge = answer.headers.get("www-authenticate", "")
+        if answer.status_code == 401:
+            wanted.append("")  # nobody refreshes here: only a new login helps
         if answer.status_code == 403 and "insufficient_scope" in challenge:
             wanted.extend(re.findall(r'scope="([^"]*)"', challenge))
 
     try:
         async with (
-            httpx2.AsyncClient(auth=BearerAuth(source), event_hooks={"response": [note]}, trust_env=False) as http,
+            httpx2.AsyncClient(
+                auth=BearerAuth(source, wait=0.1), event_hooks={"response": [note]}, trust_env=False
+            ) as http,
             Client(streamable_http_client(url, http_client=http)) as client,
         ):
             for tool in (await client.list_tools()).tools:

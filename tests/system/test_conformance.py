@@ -13,7 +13,22 @@ CLIENT = [sys.executable, "-m", "tests.support.conforming"]
 NOT_SUPPORTED = {
     # An enterprise's identity provider vouches for its people (SEP-990, an extension): an ID token is exchanged for an
     # assertion (RFC 8693), and that for an access token (RFC 7523). Neither brings a refresh token to keep.
-    "auth/cross-app-access-complete-flow": {"complete-flow-token-exchange", "complete-flow-jwt-bearer"},
+    "auth/enterprise-managed-authorization": {"complete-flow-token-exchange", "complete-flow-jwt-bearer"},
+    # Likewise of a platform's workload identity, without a person.
+    "auth/wif-jwt-bearer": {"wif-assertion-verified"},
+    # Tokens that are bound to a key (RFC 9449): agents are given the token alone, and would need the key as well.
+    "auth/dpop": {
+        "sep-1932-client-token-request-proof",
+        "sep-1932-client-dpop-auth-scheme",
+        "sep-1932-client-fresh-proof",
+    },
+    "auth/dpop-nonce": {
+        "sep-1932-client-as-nonce",
+        "sep-1932-client-dpop-auth-scheme",
+        "sep-1932-client-fresh-proof",
+        "sep-1932-client-rs-nonce",
+        "sep-1932-client-token-request-proof",
+    },
 }
 """What is left out on purpose, and which checks fail for it."""
 

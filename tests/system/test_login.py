@@ -205,7 +205,7 @@ def test_a_login_goes_on_where_anything_was_before(quick: Command, place: Place)
     assert quick("remove", "linear").code == 0
     done = quick("login", "linear", environment=PERSON)
     assert (done.code, done.stdout) == (2, "")
-    assert "say where to log in, 'refresher login linear URL'" in done.stderr
+    assert "nothing here says where linear logs in: 'refresher login linear URL'" in done.stderr
     logged_in(quick("login", "linear", url, environment=PERSON))
     generation = quick.grant("linear").generation
     assert generation == old.generation + 3

@@ -63,6 +63,7 @@ def test_a_code_is_typed_in_elsewhere(quick: Command, own_oidc: Start) -> None:
     address, code = shown(process)
     oidc.script(status=400, body={"error": "slow_down"})
     oidc.script(status=503)
+    oidc.script(status=502)
     Person(None, code).open(address)
     done = quick.finish(process)
     assert done.code == 0, done.stderr
