@@ -4,7 +4,7 @@ import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Final, NoReturn, cast
+from typing import Final, NoReturn, cast, get_args
 
 import msgspec
 
@@ -20,7 +20,7 @@ __all__ = ["Brought", "check_name", "parse"]
 
 _SECRET_METHODS: Final = ("client_secret_basic", "client_secret_post")
 _TLS_METHODS: Final = ("tls_client_auth", "self_signed_tls_client_auth")
-_METHODS: Final = ("none", *_SECRET_METHODS, "private_key_jwt", *_TLS_METHODS)
+_METHODS: Final = get_args(AuthMethod)
 _PRINTABLE: Final = (
     "client_id",
     "refresh_token",

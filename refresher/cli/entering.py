@@ -1,7 +1,7 @@
 """Commands that begin and end a grant at its authorization server: login, logout."""
 
 import logging
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import click
 
@@ -9,7 +9,7 @@ from refresher import cautions
 from refresher.cli.asked import DURATION, Asked, warn_of_bars
 from refresher.cli.completing import complete_name
 from refresher.errors import ConfigError
-from refresher.grant import Grant
+from refresher.grant import AuthMethod, Grant
 from refresher.signals import Stopping
 from refresher.terminal import say
 from refresher.words import clock_time
@@ -19,14 +19,7 @@ __all__ = ["login", "logout"]
 
 log = logging.getLogger(__name__)
 
-_METHODS: Final = (
-    "none",
-    "client_secret_basic",
-    "client_secret_post",
-    "private_key_jwt",
-    "tls_client_auth",
-    "self_signed_tls_client_auth",
-)
+_METHODS: Final = get_args(AuthMethod)
 
 _NOTHING_TO_RENEW_WITH: Final = (
     "the server gave no refresh token: {name} works until {until}, and then needs a new login. What usually helps: "
