@@ -8,7 +8,7 @@ import click
 from refresher import cautions
 from refresher.cli.asked import DURATION, Asked, warn_of_bars
 from refresher.cli.completing import complete_name
-from refresher.errors import ConfigError
+from refresher.errors import ConfigError, Interrupted
 from refresher.grant import AuthMethod, Grant
 from refresher.signals import Stopping
 from refresher.terminal import say
@@ -136,7 +136,11 @@ def login(
         said["redirect_uri"] = f"http://127.0.0.1:{port}/callback"
     settings = asked.settings()
     manner = entering.Manner(wait=wait, open_browser=not no_browser, verify=not no_verify, replace=replace)
-    done = entering.log_in(settings, name, entering.Asked(**said), manner)
+    try:
+        done = entering.log_in(settings, name, entering.Asked(**said), manner)
+    except KeyboardInterrupt:
+        # Only until there are tokens: what is done with them comes to its end.
+        raise Interrupted("interrupted; nothing was changed") from None
     warn_of_bars(settings)
     cautions.tell(settings.directories)
     for warning in done.admitted.warnings:
