@@ -74,7 +74,7 @@ def log_in(settings: Settings, name: str, asked: Asked, manner: Manner) -> Done:
     settings.directories.ensure()
     fetch = Fetch(settings.ca_file)
     server = anyio.run(_server, asked, fetch)
-    run = _Run(settings, name, asked, manner, server, fetch)
+    run = _Run(settings, name, asked, manner, server, fetch, stored)
     try:
         return run.to_the_end(stored)
     except ClientUnknown:
@@ -88,7 +88,14 @@ class _Run:
     """What one login works with."""
 
     def __init__(
-        self, settings: Settings, name: str, asked: Asked, manner: Manner, server: Server, fetch: Fetch
+        self,
+        settings: Settings,
+        name: str,
+        asked: Asked,
+        manner: Manner,
+        server: Server,
+        fetch: Fetch,
+        stored: Grant | None,
     ) -> None:
         self._settings = settings
         self._name = name
@@ -97,6 +104,7 @@ class _Run:
         self._server = server
         self._fetch = fetch
         self._scope = _scope(asked, server)
+        self._stored = None if stored is None or is_elsewhere(stored, asked.url) else stored
         self._used: Client | None = None
         self._was_stored = False
 
@@ -223,7 +231,7 @@ class _Run:
             ),
         )
         check(draft, ca_file=self._settings.ca_file)
-        return draft
+        return draft if self._stored is None else _as_before(draft, self._stored)
 
     def _finish(self, tokens: Callable[[Callable[[], bool]], Grant]) -> Done:
         """Get the tokens, try them, and store the grant: from here on a signal stops nothing half-way."""
@@ -258,6 +266,21 @@ class _Run:
                 f"{tried.words}; nothing was changed. {tried.advice}, or store it all the same with --no-verify"
             )
         return tried.words
+
+
+def _as_before(draft: Grant, stored: Grant) -> Grant:
+    """Return ``draft`` with what a person has said of this server before, and what was seen of it."""
+    draft = msgspec.structs.replace(draft, origins=tuple(dict.fromkeys((*draft.origins, *stored.origins))))
+    if not stored.renewable or stored.token_endpoint != draft.token_endpoint:
+        return draft  # how such a grant is used says nothing of the server; nor does another server
+    return msgspec.structs.replace(
+        draft,
+        replay=stored.replay,
+        max_age=stored.max_age,
+        send_resource=stored.send_resource,
+        refuses_early=stored.refuses_early,
+        resource_refused=stored.resource_refused,
+    )
 
 
 def _stored(settings: Settings, name: str) -> Grant | None:

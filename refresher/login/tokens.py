@@ -114,6 +114,6 @@ def granted(client: Grant, tokens: Rotated, sent: Moment, *, by_itself: bool = F
         not_before=None if fresh is None else usable_from(fresh.reveal(), sent.wall, tokens.clock_ahead),
         # Without a refresh token this access token is all there is: it is used to its end, and not replaced before.
         renewable=renewable,
-        refuses_early=not renewable,
+        refuses_early=client.refuses_early or not renewable,
         max_age=client.max_age if renewable else LONGEST_LIFE,
     )

@@ -193,13 +193,15 @@ def test_an_api_that_is_no_mcp_server(quick: Command, place: Place) -> None:
 def test_a_login_goes_on_where_anything_was_before(quick: Command, place: Place) -> None:
     """If it failed, a grant that was imported, removed or damaged could not be mended by the one command for it."""
     url = place.mcp.url
-    fields = place.oidc.mint("public", url, live=True) | {"server_url": url}
+    more = {"replay": "30s", "max_age": 600, "origins": [url.removesuffix("/mcp"), "https://other.example"]}
+    fields = place.oidc.mint("public", url, live=True) | {"server_url": url} | more
     quick.import_grant("linear", fields)
     old = quick.grant("linear")
     logged_in(quick("login", "linear", environment=PERSON))
     grant = quick.grant("linear")
     # The client of an import goes on: it is known to this very server.
     assert (grant.generation, grant.client_id) == (old.generation + 1, "public")
+    assert (grant.replay, grant.max_age, grant.origins) == (30.0, 600.0, old.origins), "what was said is forgotten"
     assert place.oidc.introspect(fields["refresh_token"])["active"]
     keeps_fresh(quick, url)
     assert quick("remove", "linear").code == 0
