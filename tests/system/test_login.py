@@ -71,7 +71,8 @@ def keeps_fresh(refresher: Command, url: str, name: str = "linear") -> None:
     done = refresher("run-once", "--force", "--json", name)
     assert (done.code, done.outcome) == (0, "rotated")
     after = refresher.token(name)
-    assert (after.generation, after.origins) == (before.generation + 1, (url.removesuffix("/mcp"),))
+    assert (after.generation, after.origins) == (before.generation + 1, before.origins)
+    assert after.origins[0] == url.removesuffix("/mcp")
     assert after.access_token != before.access_token
     assert taken(url, after.access_token)
 
