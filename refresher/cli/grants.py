@@ -97,7 +97,7 @@ def status(asked: Asked, names: tuple[str, ...], as_json: bool) -> None:
     States:
       active                    all is well
       failing                   the last attempt failed; it is repeated by itself
-      reauthorization_required  only a person can help: import it anew
+      reauthorization_required  only a person can help: log in again
       invalid_grant_file        the record is damaged; its error says what to do
     """
     settings = asked.settings()

@@ -32,7 +32,7 @@ def summary(story: Story, *, stopped: bool) -> str:
     if story.rotations:
         lines += ["", *_rotations(story)]
     if not found and not stopped:
-        lines += ["", "Now with a login of yours: 'refresher import --help' tells how."]
+        lines += ["", "Now with a login of yours: 'refresher login NAME URL'."]
     return "\n".join(lines)
 
 
