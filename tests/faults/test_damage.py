@@ -230,19 +230,18 @@ def test_damaged_leftovers_are_set_aside_and_the_grant_lives(
 
 
 def test_what_is_no_demand_is_not_one(refresher: Command, run: Callable[..., Done], server: TokenServer) -> None:
-    """If it failed, rubbish among the demands would stop a rotation, cause one, or be opened."""
+    """If it failed, rubbish among the demands would stop a rotation, or cause one."""
     bring(refresher, server, "linear")
     made = refresher.directories
-    (made.demands / "linear.0").mkdir()
-    os.mkfifo(made.demands / "linear.1")
-    (made.demands / "linear.2").symlink_to(made.record("linear"))
+    (made.demands / "linear").mkdir()
+    os.mkfifo(made.demands / "linear.")
+    (made.demands / "linear.0x").symlink_to(made.record("linear"))
     (made.demands / "linear.00").touch()
     (made.demands / f"linear.{'9' * 200}").touch()
     (made.demands / "linear.json").touch()
     there = {path.name: path.lstat().st_ino for path in made.demands.iterdir()}
     assert run("run-once", "--json").outcome == "not_due"
     assert {path.name: path.lstat().st_ino for path in made.demands.iterdir()} == there
-    (made.demands / "linear.0").rmdir()
     with (made.demands / "linear.0").open("wb") as file:
         file.truncate(LARGE)
     (made.demands / "linear.0").chmod(0)
