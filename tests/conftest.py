@@ -23,9 +23,11 @@ settings.load_profile("short")
 
 _SESSION_SECRETS = Vault()
 
-# A shell has what it starts in the background ignore Ctrl-C, and so would all that the tests start.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# What a shell starts in the background ignores Ctrl-C, what nohup starts SIGHUP, and so would all that the tests start.
+# A handler of ours ignores it as well, and is not inherited.
+for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, lambda *_: None)
 
 
 def need(part: str | None) -> None:
