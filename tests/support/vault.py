@@ -35,7 +35,10 @@ class Vault:
 
     def leaks_in(self, text: str) -> list[str]:
         """Return which secrets stand in ``text``, plain or URL-encoded, each cut short: a failure must not leak."""
-        forms = {form for secret in self._secrets for form in (secret, quote(secret, safe=""), quote_plus(secret))}
+        # A copy: servers of a soak learn while somebody looks.
+        forms = {
+            form for secret in tuple(self._secrets) for form in (secret, quote(secret, safe=""), quote_plus(secret))
+        }
         return sorted(f"{form[:3]}... ({len(form)} characters)" for form in forms if form in text)
 
     def leaks_below(self, directory: Path) -> list[str]:
