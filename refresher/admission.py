@@ -163,17 +163,15 @@ def _successor(directories: Directories, brought: Grant, stored: Stored, *, just
     grant = msgspec.structs.replace(brought, generation=generation)
     if there is None:
         return grant
-    if just_given:
-        # Some servers give one person the same refresh token again and again.
-        spent = tuple(known for known in there.spent if known != _fingerprint(brought))
-        there = msgspec.structs.replace(there, spent=spent)
-    if _fingerprint(brought) in there.spent:
+    if _fingerprint(brought) in there.spent and not just_given:
         _refuse(f"{brought.name} has already spent this refresh token: authorize anew, an old copy revokes the grant")
-    grant = msgspec.structs.replace(grant, spent=there.spent)
+    # Some servers give one person the same refresh token again and again.
+    spent = tuple(known for known in there.spent if known != _fingerprint(brought))
+    grant = msgspec.structs.replace(grant, spent=spent)
     if isinstance(there, Tombstone) or there.doubt is None:
         return grant
     if there.refresh_token is not None and brought.refresh_token != there.refresh_token:
-        return msgspec.structs.replace(grant, spent=spend(there.spent, there.refresh_token))
+        return msgspec.structs.replace(grant, spent=spend(spent, there.refresh_token))
     if just_given:
         return grant
     # The same refresh token again does not settle whether it was spent: the wait stays, and what it protects.

@@ -22,7 +22,7 @@ from refresher.outcome import (
 )
 from refresher.secret import Secret
 
-__all__ = ["after", "cut_off", "doubted"]
+__all__ = ["after", "cut_off", "doubted", "with_access"]
 
 _LOST = "the rotation was lost: the answer to an earlier attempt"
 _RESTORED = "the record was restored from a backup, and its refresh token had been used since"
@@ -74,6 +74,20 @@ def after(
             assert_never(outcome)
 
 
+def with_access(grant: Grant, answer: Rotated, sent: Moment) -> Grant:
+    """Return the grant with the access token that came for asking at ``sent``."""
+    return msgspec.structs.replace(
+        grant,
+        # RFC 6749 section 5.1: absent means unchanged, or as it was asked for.
+        scope=grant.scope if answer.scope is None else answer.scope,
+        access_token=answer.access_token,
+        token_type=answer.token_type,
+        issued_at=sent.wall,
+        issued=sent,
+        expires_at=answer.expires_at if answer.expires_in is None else sent.wall + answer.expires_in,
+    )
+
+
 def doubted(grant: Grant, description: str, *, doubt: Doubt, now: Moment) -> Grant:
     """Return the grant in ``doubt``, or in the earlier one that nothing has settled yet."""
     # The earliest doubt counts: the server's grace began, at the latest, when it first saw the token.
@@ -116,21 +130,13 @@ def _rotated(grant: Grant, answer: Rotated, *, sent: Moment, now: Moment, demand
     if grant.refresh_token is None or (fresh is not None and fresh.fingerprint() in grant.spent):
         fresh = None
     replaced = fresh is not None and fresh != grant.refresh_token
-    expires_at = answer.expires_at if answer.expires_in is None else sent.wall + answer.expires_in
     scheduled = grant.access_token is None or sent.wall >= policy.due_at(grant)
     return msgspec.structs.replace(
-        grant,
+        with_access(grant, answer, sent),
         generation=generation,
         refresh_token=grant.refresh_token if fresh is None else fresh,
         not_before=grant.not_before if fresh is None else _usable_from(fresh, answer, sent, now),
         spent=spend(grant.spent, grant.refresh_token) if replaced and grant.refresh_token else grant.spent,
-        # RFC 6749 section 5.1: absent means unchanged.
-        scope=grant.scope if answer.scope is None else answer.scope,
-        access_token=answer.access_token,
-        token_type=answer.token_type,
-        issued_at=sent.wall,
-        issued=sent,
-        expires_at=expires_at,
         last_rotation_at=sent.wall,
         dead=False,
         failures=0,

@@ -5,7 +5,7 @@ from typing import Final, Protocol
 
 import msgspec
 
-from refresher import answer, clocks, conduct, policy
+from refresher import clocks, conduct, policy
 from refresher.clocks import Moment
 from refresher.grant import Doubt, Grant
 from refresher.outcome import (
@@ -22,7 +22,6 @@ from refresher.outcome import (
 from refresher.post import Posted, post
 from refresher.request import request
 from refresher.secret import Secret
-from refresher.tls import trusted
 
 __all__ = ["DEADLINE", "Exchanged", "Hooks", "exchange"]
 
@@ -121,9 +120,10 @@ def _attempt(grant: Grant, ca_file: str | None, hooks: Hooks, demanded: bool, li
         hooks.before_first_byte()
 
     posted = post(
+        grant,
         grant.token_endpoint,
         lambda: request(grant, clocks.now().wall),
-        trust=lambda: trusted(ca_file, client_cert=grant.client_cert, client_key=grant.client_key),
+        ca_file=ca_file,
         limit=limit,
         known=_secrets(grant),
         before_first_byte=before_first_byte,
@@ -158,14 +158,7 @@ def _judge(grant: Grant, posted: Posted, *, demanded: bool) -> Outcome:
         return NotSent(description=f"nothing was sent: {posted.problem}")
     if posted.status is None:
         return Ambiguous(description=f"the request was sent and its answer was lost: {posted.problem}")
-    outcome = answer.judge(
-        posted.status,
-        posted.headers,
-        posted.unpacked(),
-        whole=posted.whole,
-        now=clocks.now().wall,
-        known=_secrets(grant),
-    )
+    outcome = posted.judged(_secrets(grant))
     # What counts is when it was asked: a machine that slept before it read the answer would take "too early" for a
     # verdict.
     if isinstance(outcome, GrantDead) and policy.is_early(grant, posted.sent):

@@ -18,6 +18,7 @@ __all__ = [
     "TooEarly",
     "Transient",
     "Unintelligible",
+    "code_of",
     "words_of",
 ]
 
@@ -98,6 +99,11 @@ class GrantDead(msgspec.Struct, frozen=True, kw_only=True):
 
     code: str
     description: str
+
+
+def code_of(outcome: "Outcome") -> str:
+    """Return the error code of an answer (RFC 6749 section 5.2), nothing where it has none."""
+    return str(getattr(outcome, "code", ""))
 
 
 def words_of(outcome: "Outcome", *, of: str = "the server") -> str:

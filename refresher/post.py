@@ -1,4 +1,4 @@
-"""One POST to an authorization server: one deadline over all of it, and what is known of it at any instant.
+"""One POST of a client to an authorization server: one deadline over all of it, and what is known at any instant.
 
 An event loop exists only in here, to hold one deadline over resolving, connecting, TLS, sending and reading alike:
 the time-outs of an HTTP library are per operation, and one byte a second outlives them all.
@@ -13,12 +13,15 @@ from urllib.parse import urlsplit
 import anyio
 import httpx
 
-from refresher import clocks, connection, urls
+from refresher import answer, clocks, connection, urls
 from refresher.clocks import Moment
 from refresher.errors import ConfigError
 from refresher.eventloop import ExchangeLoop
+from refresher.grant import Grant
+from refresher.outcome import Outcome
 from refresher.proxies import made_for
 from refresher.secret import Secret
+from refresher.tls import trusted
 
 __all__ = ["Posted", "post"]
 
@@ -44,6 +47,17 @@ class Posted:
         self._errors: list[BaseException] = []
         # What went wrong on the way, the last first: the library goes on reading where writing fails, and forgets.
 
+    def judged(self, known: tuple[Secret | None, ...]) -> Outcome:
+        """Return what the answer means, where there is one; ``known``: the secrets that no word may repeat."""
+        return answer.judge(
+            self.status or 0,
+            self.headers,
+            self.unpacked(),
+            whole=self.whole,
+            now=clocks.now().wall,
+            known=known,
+        )
+
     def unpacked(self) -> bytes:
         """Return the body, unpacked where a server has packed it unasked, bounded; else as it is."""
         body = bytes(self.body)
@@ -56,10 +70,11 @@ class Posted:
 
 
 def post(
+    client: Grant,
     url: str,
     compose: Callable[[], tuple[bytes, dict[str, str]]],
     *,
-    trust: Callable[[], ssl.SSLContext],
+    ca_file: str | None,
     limit: float,
     known: tuple[Secret | None, ...],
     before_first_byte: Callable[[], None] = lambda: None,
@@ -67,8 +82,9 @@ def post(
 ) -> Posted:
     """Send what ``compose`` returns (body, headers) to ``url``, through no redirect, within ``limit`` seconds.
 
-    ``before_first_byte`` is called before anything leaves; where it raises, nothing does. ``known``: the secrets that
-    no word may repeat. ``what``: how a person calls the address. Raises nothing but ``KeyboardInterrupt`` and the like.
+    Shows the certificate of ``client`` where it has one. ``before_first_byte`` is called before anything leaves; where
+    it raises, nothing does. ``known``: the secrets that no word may repeat. ``what``: how a person calls the address.
+    Raises nothing but ``KeyboardInterrupt`` and the like.
     """
     posted = Posted()
     try:
@@ -83,7 +99,7 @@ def post(
             _post,
             url,
             compose,
-            trust,
+            lambda: trusted(ca_file, client_cert=client.client_cert, client_key=client.client_key),
             limit,
             before_first_byte,
             posted,

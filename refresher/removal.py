@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Final
 
 from refresher import clocks, demands, leftovers, lock, publish, store
 from refresher.attempt import write_record
@@ -10,32 +11,38 @@ from refresher.directories import Directories
 from refresher.errors import StorageError
 from refresher.grant import Grant, Stored, Tombstone, spend
 
-__all__ = ["clear_copies", "remove", "remove_stored", "resolved"]
+__all__ = ["clear_copies", "remove"]
+
+_AT_THE_SERVER: Final = "at the server it lives until you revoke it there"
 
 
-def remove(directories: Directories, name: str, *, stopping: Callable[[], bool]) -> None:
-    """Replace the grant of ``name`` by a tombstone and publish ``removed``; nothing is revoked at the server.
+def remove(
+    directories: Directories,
+    name: str,
+    *,
+    stopping: Callable[[], bool],
+    revoke: Callable[[Grant], str] | None = None,
+) -> str:
+    """Replace the grant of ``name`` by a tombstone and publish ``removed``.
 
-    Raises ``UnknownName``, ``GrantFileError`` where the record is damaged, ``LockBusy`` and ``Interrupted``: the grant
-    stands then. ``StorageError`` says itself whether it stands.
+    ``revoke`` ends it at its server before, and says what became of it there, which is returned. Raises what it raises,
+    ``UnknownName``, ``GrantFileError`` where the record is damaged, ``LockBusy`` and ``Interrupted``: the grant stands
+    then. ``StorageError`` says itself whether it stands.
     """
     if name not in directories.listing().names:
         raise store.unknown(directories, name)
+    # One lock over all of it: nobody rotates a grant that is being revoked.
     with lock.held(directories.lock(name), stopping=stopping):
-        stored, grant = resolved(directories, name)
-        remove_stored(directories, stored, grant, spent=grant.doubt is not None)
+        stored = leftovers.resolve(directories, name, clocks.now(), giving_up=True)
+        if not isinstance(stored.record, Grant):
+            raise store.removed(name)
+        words = _AT_THE_SERVER if revoke is None else revoke(stored.record)
+        # Revoked, or in doubt, it may be spent, and must not come back by an import.
+        _bury(directories, stored, stored.record, spent=revoke is not None or stored.record.doubt is not None)
+    return words
 
 
-def resolved(directories: Directories, name: str) -> tuple[Stored, Grant]:
-    """Return what is stored under ``name`` once earlier attempts are settled, to be given up; under its lock."""
-    stored = leftovers.resolve(directories, name, clocks.now(), giving_up=True)
-    if not isinstance(stored.record, Grant):
-        raise store.removed(name)
-    return stored, stored.record
-
-
-def remove_stored(directories: Directories, stored: Stored, grant: Grant, *, spent: bool) -> None:
-    """Replace ``grant`` by its tombstone, under its lock; ``spent``: its refresh token must never come back."""
+def _bury(directories: Directories, stored: Stored, grant: Grant, *, spent: bool) -> None:
     name = grant.name
     tombstone = Tombstone(
         name=name,
@@ -45,7 +52,6 @@ def remove_stored(directories: Directories, stored: Stored, grant: Grant, *, spe
         removed_at=clocks.now().wall,
         scope=grant.scope,
         origins=grant.origins,
-        # In doubt it may be spent, and must not come back by an import.
         spent=spend(grant.spent, grant.refresh_token) if spent and grant.refresh_token else grant.spent,
     )
     write_record(directories, name, stored, tombstone)

@@ -1,21 +1,17 @@
-"""Logout: ends a grant at its authorization server as far as that goes (RFC 7009), and removes it here."""
+"""Revocation: ends a grant at its authorization server, as far as that goes (RFC 7009)."""
 
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
-from refresher import answer, clocks, lock, store
-from refresher.directories import Directories
+from refresher import clocks
 from refresher.errors import ServerAway
 from refresher.grant import Grant
-from refresher.outcome import Ambiguous, Outcome, Transient, words_of
+from refresher.outcome import Ambiguous, Transient, words_of
 from refresher.post import Posted, post
-from refresher.removal import remove_stored, resolved
 from refresher.request import authenticated
 from refresher.secret import Secret
-from refresher.tls import trusted
 
-__all__ = ["log_out"]
+__all__ = ["revoke"]
 
 _DEADLINE: Final = 20.0
 _REFUSALS: Final = (400, 401, 422)
@@ -23,23 +19,11 @@ _REFUSALS: Final = (400, 401, 422)
 _AT_THE_SERVER: Final = "at the server it lives until it is revoked in your account there, or ends by itself"
 
 
-def log_out(directories: Directories, name: str, *, ca_file: str | None, stopping: Callable[[], bool]) -> str:
-    """Revoke the grant of ``name`` and remove it; return in words what became of it at the server.
+def revoke(grant: Grant, *, ca_file: str | None) -> str:
+    """End refresh token and access token at the server; return in words what became of them there.
 
-    Raises what ``remove`` raises, and ``ServerAway`` where the server could not be asked: the grant stands then.
+    Raises ``ServerAway`` where it could not be asked.
     """
-    if name not in directories.listing().names:
-        raise store.unknown(directories, name)
-    # One lock over both: nobody rotates a grant that is being revoked.
-    with lock.held(directories.lock(name), stopping=stopping):
-        stored, grant = resolved(directories, name)
-        words = _revoke(grant, ca_file)
-        remove_stored(directories, stored, grant, spent=True)
-        return words
-
-
-def _revoke(grant: Grant, ca_file: str | None) -> str:
-    """End refresh token and access token at the server; return what it said."""
     if grant.revocation_endpoint is None:
         return f"it is not known where this server revokes tokens; {_AT_THE_SERVER}"
     # The refresh token first: with it, most servers end all that came of it. Some do not revoke the other kind.
@@ -65,7 +49,7 @@ def _ask(grant: Grant, endpoint: str, kind: str, token: Secret, ca_file: str | N
         posted = _post(grant, endpoint, {**fields, "client_secret": ""}, ca_file)
     if posted.status is not None and 200 <= posted.status < 300:
         return None  # RFC 7009 section 2.2: also for a token that was none any more
-    refusal = None if posted.status is None else _judged(grant, posted)
+    refusal = None if posted.status is None else posted.judged(_known(grant))
     words = posted.problem if refusal is None else words_of(refusal)
     if refusal is None or isinstance(refusal, Ambiguous) or (isinstance(refusal, Transient) and not refusal.refusal):
         raise ServerAway(
@@ -77,23 +61,13 @@ def _ask(grant: Grant, endpoint: str, kind: str, token: Secret, ca_file: str | N
 
 def _post(grant: Grant, endpoint: str, fields: dict[str, str], ca_file: str | None) -> Posted:
     return post(
+        grant,
         endpoint,
         lambda: authenticated(grant, fields, clocks.now().wall),
-        trust=lambda: trusted(ca_file, client_cert=grant.client_cert, client_key=grant.client_key),
+        ca_file=ca_file,
         limit=_DEADLINE,
         known=_known(grant),
         what="revocation_endpoint",
-    )
-
-
-def _judged(grant: Grant, posted: Posted) -> Outcome:
-    return answer.judge(
-        posted.status or 0,
-        posted.headers,
-        posted.unpacked(),
-        whole=posted.whole,
-        now=clocks.now().wall,
-        known=_known(grant),
     )
 
 

@@ -1,11 +1,13 @@
 """Commands that begin and end a grant at its authorization server: login, logout."""
 
 import logging
+from functools import partial
 from typing import Any, Final, get_args
 
 import click
 
 from refresher import cautions
+from refresher.brought import check_name
 from refresher.cli.asked import DURATION, Asked, warn_of_bars
 from refresher.cli.completing import complete_name
 from refresher.errors import ConfigError, Interrupted
@@ -13,7 +15,6 @@ from refresher.grant import AuthMethod, Grant
 from refresher.signals import Stopping
 from refresher.terminal import say
 from refresher.words import clock_time
-from shim._token import is_name
 
 __all__ = ["login", "logout"]
 
@@ -121,10 +122,7 @@ def login(
     Exit codes: 0 logged in; 2 the address, the client or an option is wrong; 3 you
     said no, or did not come to the end; 4 a server or the disk fails just now.
     """
-    if not is_name(name):
-        raise ConfigError(
-            "a name is 1 to 64 lower-case letters, digits, '.', '_' and '-', and begins with a letter or digit"
-        )
+    check_name(name)
     if port is not None and said["redirect_uri"]:
         raise ConfigError("--port and --redirect-uri exclude each other: the port is in the address")
     try:
@@ -170,14 +168,11 @@ def logout(asked: Asked, name: str, keep_at_server: bool) -> int | None:
     grant is forgotten here all the same.
     """
     from refresher.removal import remove
-    from refresher.revocation import log_out
+    from refresher.revocation import revoke
 
     settings = asked.settings()
+    ending = None if keep_at_server else partial(revoke, ca_file=settings.ca_file)
     with Stopping() as stopping:
-        if keep_at_server:
-            remove(settings.directories, name, stopping=stopping)
-            words = "at the server it lives until you revoke it there"
-        else:
-            words = log_out(settings.directories, name, ca_file=settings.ca_file, stopping=stopping)
+        words = remove(settings.directories, name, stopping=stopping, revoke=ending)
     say(f"logged out: {name}; {words}")
     return stopping.exit_code

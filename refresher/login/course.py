@@ -204,7 +204,7 @@ class _Run:
             token_endpoint_auth_signing_alg=client.signing_alg,
             client_cert=client.client_cert,
             client_key=client.client_key,
-            scope=None,
+            scope=self._scope,
             asked_scope=self._scope,
             resource=None if resource == "none" else resource,
             send_resource=None,

@@ -17,7 +17,7 @@ from refresher.grant import Grant
 from refresher.login.advice import advice
 from refresher.login.client import DEVICE_GRANT
 from refresher.login.tokens import ask, granted, judged
-from refresher.outcome import Ambiguous, ClientRejected, Outcome, Rotated, Transient, words_of
+from refresher.outcome import Ambiguous, ClientRejected, Outcome, Rotated, Transient, code_of, words_of
 from refresher.secret import Secret
 from refresher.terminal import say
 from refresher.words import span
@@ -85,7 +85,7 @@ def _code(endpoint: str, client: Grant, scope: str | None, ca_file: str | None) 
         raise ClientUnknown(words)
     if isinstance(outcome, Ambiguous) or _is_passing(outcome):
         raise ServerAway(words)
-    raise LoginRefused(f"{words}. {advice(_code_of(outcome))}")
+    raise LoginRefused(f"{words}. {advice(code_of(outcome))}")
 
 
 def _read(answer: Mapping[str, Any]) -> _Code:
@@ -145,9 +145,9 @@ def _polled(client: Grant, code: _Code, wait: float, ca_file: str | None, stoppi
             continue
         if isinstance(outcome, Rotated):
             return granted(client, outcome, posted.sent or clocks.now())
-        if _code_of(outcome) == "slow_down":
+        if code_of(outcome) == "slow_down":
             interval += _SLOWER
-        elif _code_of(outcome) != "authorization_pending" and not _is_passing(outcome):
+        elif code_of(outcome) != "authorization_pending" and not _is_passing(outcome):
             raise _refusal(outcome)
     raise LoginNotGiven(f"nobody typed in the code within {span(wait)}; nothing was changed. Log in again")
 
@@ -167,15 +167,11 @@ def _is_passing(outcome: Outcome) -> bool:
 
 def _refusal(outcome: Outcome) -> LoginNotGiven | LoginRefused:
     words = words_of(outcome)
-    match _code_of(outcome):
+    match code_of(outcome):
         case "access_denied":
             return LoginNotGiven(f"the login was declined on the other device ({words}); nothing was changed")
         case "expired_token":
             return LoginNotGiven("the code has expired before it was typed in; nothing was changed. Log in again")
         case _:
             kind = ClientUnknown if isinstance(outcome, ClientRejected) else LoginRefused
-            return kind(f"{words}; nothing was changed. {advice(_code_of(outcome))}")
-
-
-def _code_of(outcome: Outcome) -> str:
-    return getattr(outcome, "code", "")
+            return kind(f"{words}; nothing was changed. {advice(code_of(outcome))}")

@@ -5,13 +5,14 @@ from typing import Final
 
 import msgspec
 
-from refresher import answer, clocks, conduct
+from refresher import clocks, conduct
 from refresher.answer import LONGEST_LIFE, usable_from
 from refresher.clocks import Moment
+from refresher.consequence import with_access
 from refresher.errors import ClientUnknown, LoginRefused, ServerAway
 from refresher.grant import Grant
 from refresher.login.advice import advice
-from refresher.outcome import Ambiguous, ClientRejected, Outcome, ResourceRefused, Rotated, Transient
+from refresher.outcome import Ambiguous, ClientRejected, Outcome, ResourceRefused, Rotated, Transient, code_of
 from refresher.post import Posted, post
 from refresher.request import authenticated
 from refresher.secret import Secret
@@ -42,9 +43,10 @@ def ask(
     if client.resource is not None and conduct.sends_resource(client):
         fields = {**fields, "resource": client.resource}
     return post(
+        client,
         url,
         lambda: authenticated(client, fields, clocks.now().wall),
-        trust=lambda: trusted(ca_file, client_cert=client.client_cert, client_key=client.client_key),
+        ca_file=ca_file,
         limit=_DEADLINE,
         known=(client.client_secret, *known),
         what=what,
@@ -73,7 +75,7 @@ def redeemed(client: Grant, code: dict[str, str] | None, *, ca_file: str | None)
         case Ambiguous() | Transient(refusal=False):
             raise ServerAway(f"{outcome.description}; nothing was changed. Log in again later")
         case _:
-            raise LoginRefused(f"{outcome.description}; nothing was changed. {advice(getattr(outcome, 'code', ''))}")
+            raise LoginRefused(f"{outcome.description}; nothing was changed. {advice(code_of(outcome))}")
 
 
 def judged(posted: Posted, client: Grant, known: tuple[Secret, ...]) -> Outcome:
@@ -81,14 +83,7 @@ def judged(posted: Posted, client: Grant, known: tuple[Secret, ...]) -> Outcome:
     if posted.status is None:
         lost = "" if posted.sent is None else "the request was sent and its answer was lost: "
         raise ServerAway(f"{client.token_endpoint}: {lost}{posted.problem}; nothing was changed, log in again")
-    return answer.judge(
-        posted.status,
-        posted.headers,
-        posted.unpacked(),
-        whole=posted.whole,
-        now=clocks.now().wall,
-        known=(client.client_secret, *known),
-    )
+    return posted.judged((client.client_secret, *known))
 
 
 def granted(client: Grant, tokens: Rotated, sent: Moment, *, by_itself: bool = False) -> Grant:
@@ -98,18 +93,10 @@ def granted(client: Grant, tokens: Rotated, sent: Moment, *, by_itself: bool = F
     """
     fresh = None if by_itself else tokens.refresh_token
     renewable = by_itself or fresh is not None
-    expires_at = tokens.expires_at if tokens.expires_in is None else sent.wall + tokens.expires_in
     return msgspec.structs.replace(
-        client,
+        with_access(client, tokens, sent),
         grant_id=uuid.uuid4().hex,
-        access_token=tokens.access_token,
-        token_type=tokens.token_type,
-        issued_at=sent.wall,
-        issued=sent,
-        expires_at=expires_at,
         refresh_token=fresh,
-        # RFC 6749 section 5.1: what is not said is as it was asked for.
-        scope=tokens.scope if tokens.scope is not None else client.asked_scope,
         authorized_at=sent.wall,
         not_before=None if fresh is None else usable_from(fresh.reveal(), sent.wall, tokens.clock_ahead),
         # Without a refresh token this access token is all there is: it is used to its end, and not replaced before.

@@ -98,7 +98,10 @@ def test_what_is_no_code_is_not_shown(changes: dict[str, Any]) -> None:
 
 
 class Web:
-    """What a login fetches, by address; everything else is 404."""
+    """What a login fetches, by address; everything else is 404.
+
+    A fake: servers elsewhere than on this machine, and over TLS, are none that a test can have.
+    """
 
     def __init__(self, challenge: str, **documents: Any) -> None:
         self.challenge = challenge
