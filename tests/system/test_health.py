@@ -198,6 +198,7 @@ def test_who_says_nothing_or_opens_connections_without_end_keeps_no_probe_waitin
                     return False  # all places are taken for this moment
 
             wait_until(answered, "it is answered though the others still wait")
+            assert len(list(Path(f"/proc/{process.pid}/task").iterdir())) < 80, "each connection has cost threads"
             assert (process.poll(), refresher("health", "--live", "--listen", address).code) == (None, 0)
         stopped(refresher, process)
 
