@@ -28,8 +28,9 @@ _RUNNING: Final = ("running\n", "degraded\n")
 _BEFORE: Final = ("unshare", "bash", "setpriv", "env", "chroot")
 """What process 1 is on its way to the first command; until then the root is not what it will be."""
 
-# The shell joins the control group before the namespace is made.
-_JOIN: Final = ("sh", "-c", 'echo $$ >"$0/cgroup.procs"; exec unshare --fork --kill-child "$@"')
+# The shell joins the control group before the namespace is made; it all ends with the tests, however those end.
+_BY: Final = "exec setpriv --pdeathsig KILL unshare --fork --kill-child"
+_JOIN: Final = ("sh", "-c", f'echo $$ >"$0/cgroup.procs"; {_BY} "$@"')
 _APART: Final = ("--pid", "--mount", "--cgroup", "--uts", "--ipc", "--propagation=private", "bash", "-c")
 
 # A shell, for only it can say where a Python that was moved has its library.
