@@ -9,7 +9,7 @@ import msgspec
 from refresher import clocks, files, leftovers, lock, policy, publish, store, urls
 from refresher.attempt import write_record
 from refresher.directories import Directories
-from refresher.errors import ExposedGrantFile, GrantFileError, ImportRefused, StorageError
+from refresher.errors import AlreadySpent, ExposedGrantFile, GrantFileError, ImportRefused, StorageError
 from refresher.grant import Grant, Record, Stored, Tombstone, spend
 from shim._token import is_name
 
@@ -141,6 +141,8 @@ def _compare(directories: Directories, brought: Grant, *, just_given: bool) -> l
             if isinstance(other, Grant) and _fingerprint(other) == fingerprint and name != brought.name:
                 _refuse(f"{name} holds this very refresh token: two names would destroy each other's login")
             if other is not None and fingerprint in other.spent and not just_given:
+                if name == brought.name:
+                    raise _spent(name)
                 _refuse(f"{name} has already spent this refresh token: authorize anew for a name of its own")
     return unchecked
 
@@ -164,7 +166,7 @@ def _successor(directories: Directories, brought: Grant, stored: Stored, *, just
     if there is None:
         return grant
     if _fingerprint(brought) in there.spent and not just_given:
-        _refuse(f"{brought.name} has already spent this refresh token: authorize anew, an old copy revokes the grant")
+        raise _spent(brought.name)
     # Some servers give one person the same refresh token again and again.
     spent = tuple(known for known in there.spent if known != _fingerprint(brought))
     grant = msgspec.structs.replace(grant, spent=spent)
@@ -192,6 +194,10 @@ def _successor(directories: Directories, brought: Grant, stored: Stored, *, just
 
 def _fingerprint(grant: Grant) -> str | None:
     return None if grant.refresh_token is None else grant.refresh_token.fingerprint()
+
+
+def _spent(name: str) -> AlreadySpent:
+    return AlreadySpent(f"{name} has already spent this refresh token: authorize anew, an old copy revokes the grant")
 
 
 def _refuse(why: str) -> NoReturn:

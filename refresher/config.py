@@ -7,6 +7,8 @@ from typing import Any, Final, Literal
 
 import msgspec
 
+from refresher import addresses
+from refresher.addresses import Address
 from refresher.directories import Directories
 from refresher.errors import ConfigError
 from shim._places import default_state_dir
@@ -28,6 +30,7 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tokens_group: str | int | None = None
     spill_dir: str | None = None
     ca_file: str | None = None
+    listen: str | None = None
     log_format: str | None = None
     verbose: int | None = None
 
@@ -39,6 +42,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     state_given: bool
     """Somebody named the state directory: then it is no accident where it is, and one where it is not."""
     ca_file: str | None
+    listen: Address | None
+    """Where the daemon tells how it is; ``None``: nowhere."""
     log_format: LogFormat
     verbose: int
 
@@ -70,6 +75,7 @@ def resolve(given: Mapping[str, Any], config: str | None) -> Settings:
         ),
         state_given=bool(said.get("state_dir")),
         ca_file=said.get("ca_file"),
+        listen=addresses.parse(said["listen"]) if said.get("listen") else None,
         log_format="json" if log_format == "json" else "text",
         verbose=max(said.get("verbose") or 0, 0),
     )

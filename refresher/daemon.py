@@ -27,8 +27,9 @@ from refresher.policy import Rest, Rotate
 from refresher.result import EXIT_CODES, Result, Word
 from refresher.rotation import Order, Terms, rotate
 from refresher.signals import Listening
-from refresher.timetable import Timetable
+from refresher.timetable import BEAT, Timetable
 from refresher.tls import trusted
+from refresher.vitals import Vitals
 from refresher.watch import Watch
 
 __all__ = ["Daemon"]
@@ -97,6 +98,9 @@ class Daemon:
         self._failed: dict[str, _Pause] = {}
         self._tidied: dict[str, _Pause] = {}
         self._news = News()
+        self._vitals = Vitals()
+        self._freshness = self._vitals.freshness
+        self._beat_at = float("-inf")
         self._look_around_at = float("-inf")
 
     def run(self) -> int:
@@ -116,9 +120,12 @@ class Daemon:
     def _begin(self, settings: Settings, why: str) -> None:
         """Take up ``settings``. Raises ``ConfigError`` and ``DirectoryError``, and then nothing is changed."""
         watched = _ready(settings)
+        self._vitals.listen(settings.listen)
         logs.setup(settings.log_format, settings.verbose + 1, unhindered=True)
         self._settings = settings
         log.info("%swatching %s", why, watched)
+        if self._vitals.url is not None:
+            log.info("how it is can be asked at %s/healthz and /readyz", self._vitals.url)
         cautions.tell(settings.directories)
 
     def _turn(self) -> None:
@@ -128,10 +135,17 @@ class Daemon:
                 self._reconfigure()
             self._look_around()
             self._places.begin()
+            self._plan_beat()
             self._hear(self._look_around_at - time.monotonic())
         except Exception as error:  # noqa: BLE001  a fault of ours must not end the rotation of every grant
             self._news.tell("", "fault", logging.ERROR, f"a fault in refresher itself ({type(error).__name__})")
             self._look_around_at = time.monotonic() + _LOOK_EACH
+
+    def _plan_beat(self) -> None:
+        """Have the timetable ring at once, now and then: what comes back proves that both loops turn."""
+        if time.monotonic() >= self._beat_at:
+            self._beat_at = time.monotonic() + self._vitals.beat_each
+            self._timetable.plan(BEAT, time.time())
 
     def _look_around(self) -> None:
         if time.monotonic() < self._look_around_at:
@@ -141,11 +155,11 @@ class Daemon:
             changed = self._watch.changed()
         except DirectoryError as error:
             self._news.tell("", "directory", logging.ERROR, str(error))
-            changed = set()
         else:
             self._tell_of_demands(self._watch.trouble)
-        for name in sorted(changed):
-            self._look(name)
+            for name in sorted(changed):
+                self._look(name)
+            self._freshness.looked_around()
         # However many files somebody has made to be looked at: most of the time is for something else, but never so
         # much that demands go unheard.
         pause = (time.thread_time() - began) / _SHARE_OF_LOOKING
@@ -170,6 +184,7 @@ class Daemon:
             )
         except GrantFileError as error:
             # It may be readable again without looking any different: a disk error, too many open files.
+            self._freshness.cannot_read(name)
             self._timetable.plan(name, time.time() + _LAST_PAUSE)
             self._news.tell(name, "invalid_grant_file", logging.WARNING, f"{name}: invalid_grant_file: {error}")
             return
@@ -179,6 +194,8 @@ class Daemon:
                 name, "fault", logging.ERROR, f"{name}: a fault in refresher itself ({type(error).__name__})"
             )
             return
+        if isinstance(seen.record, Grant):
+            self._freshness.see(seen.record, published=not seen.unpublished)
         if seen.needs_lock:
             self._queue(seen)
         elif isinstance(seen.record, Grant) and isinstance(seen.decision, Rest):
@@ -189,6 +206,7 @@ class Daemon:
     def _forget(self, name: str) -> None:
         self._timetable.drop(name)
         self._news.forget(name)
+        self._freshness.forget(name)
         for pauses in (self._failed, self._tidied):
             pauses.pop(name, None)
 
@@ -252,8 +270,10 @@ class Daemon:
 
     def _take(self, event: _Event) -> None:
         match event:
-            case _Due() if not self._signals():
-                self._look(event.name)
+            case _Due(name) if name == BEAT:
+                self._vitals.beat()
+            case _Due(name) if not self._signals():
+                self._look(name)
             case Finished():
                 self._finish(event)
             case _Due() | _Awake():
@@ -284,6 +304,8 @@ class Daemon:
 
     def _reconfigure(self) -> None:
         before = self._settings.directories
+        self._vitals.reloading()
+        self._beat_at = float("-inf")
         try:
             self._begin(self._configure(), "the configuration was read again: ")
         except Exception as error:  # noqa: BLE001  a mistake in a file must not end the rotation of every grant
@@ -304,11 +326,14 @@ class Daemon:
     def _drain(self) -> int:
         """Let what is under way come to its end: killed now, it could lose a refresh token."""
         self._places.forget_waiting()
+        what = f"stopping; first {self._under_way()} is finished" if self._places.working() else "stopping"
+        self._vitals.stopping(what)
         if self._places.working():
-            log.info("stopping; first %s is finished", self._under_way())
+            log.info("%s", what)
         ends = time.monotonic() + self._grace
         while self._places.working():
             self._hear(0.2)
+            self._vitals.finishing()
             if self._signals.asked_again():
                 log.warning("still finishing %s; killed now, their new refresh tokens could be lost", self._under_way())
             if time.monotonic() > ends:
@@ -322,8 +347,7 @@ class Daemon:
         return 0
 
     def _under_way(self) -> str:
-        names = sorted(job.order.name for job in self._places.working())
-        return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        return words.names(sorted(job.order.name for job in self._places.working()))
 
 
 def _carry_out(job: _Job) -> Result | None:

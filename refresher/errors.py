@@ -7,6 +7,7 @@
     +-- DirectoryError           a directory is unreadable, unsafe or of the wrong owner              2
     +-- UnknownName              no grant of that name                                                2
     +-- ImportRefused            what was to be imported is incomplete, unknown or already known      2
+    |   +-- AlreadySpent         its refresh token was used up under this very name                  2
     +-- LoginRefused             a login cannot come to anything with this address or this client     2
     |   +-- ClientUnknown        the authorization server does not know the client                    2
     +-- GrantFileError           a grant file is damaged, or of a version this program cannot read    2
@@ -23,6 +24,7 @@ No message holds a secret; each says what to do next.
 """
 
 __all__ = [
+    "AlreadySpent",
     "ClientUnknown",
     "ConfigError",
     "DirectoryError",
@@ -62,6 +64,10 @@ class UnknownName(RefresherError):
 
 class ImportRefused(RefresherError):
     """What was to be imported would not work, or would do harm."""
+
+
+class AlreadySpent(ImportRefused):
+    """The refresh token was used up under the very name that it was brought for: an old copy."""
 
 
 class LoginRefused(RefresherError):

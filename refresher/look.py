@@ -18,8 +18,10 @@ class Look(msgspec.Struct, frozen=True, kw_only=True):
     record: Record | None
     decision: Decision | None
     """``None`` where there is no grant."""
+    unpublished: bool
+    """Readers do not see what they should."""
     unsettled: bool
-    """An attempt left something, readers do not see what they should, or a demand is decided and still there."""
+    """That, or an attempt left something, or a demand is decided and still there."""
 
     @property
     def needs_lock(self) -> bool:
@@ -61,18 +63,20 @@ def look(
     record = store.load(directories, name).record
     if not isinstance(record, Grant):
         untold = record is not None and publish.is_stale(directories, record)
-        return Look(name=name, record=record, decision=None, unsettled=unfinished or untold)
+        return Look(name=name, record=record, decision=None, unpublished=untold, unsettled=unfinished or untold)
     now = clocks.now()
     current = publish.current(directories, record) if asked.concern(name) else range(0)
     demanded = asked.ask_beyond(name, current)
     decided = asked.are_others(name, current) or (demanded and record.dead)
+    unpublished = publish.is_stale(directories, record)
     return Look(
         name=name,
         record=record,
         decision=policy.decide(record, now, demanded=demanded, force=force, horizon=horizon),
+        unpublished=unpublished,
         unsettled=unfinished
+        or unpublished
         or decided
         or store.spill_of(record) is not None
-        or policy.is_adrift(record, now)
-        or publish.is_stale(directories, record),
+        or policy.is_adrift(record, now),
     )

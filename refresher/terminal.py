@@ -8,6 +8,8 @@ from typing import Final, TextIO
 
 import click
 
+from refresher import words
+
 __all__ = ["Progress", "flush", "say"]
 
 _WORTH_TELLING: Final = 1.0
@@ -48,5 +50,4 @@ class Progress:
         """Hear which names are under way."""
         if names != self._told and time.monotonic() - self._began > _WORTH_TELLING and sys.stderr.isatty():
             self._told = names
-            shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-            say(f"refresher: waiting for {shown}", err=True)
+            say(f"refresher: waiting for {words.names(names)}", err=True)

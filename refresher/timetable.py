@@ -2,13 +2,17 @@
 
 from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import Final
 
 from apscheduler.executors.debug import DebugExecutor
 from apscheduler.jobstores.base import JobLookupError
 from apscheduler.schedulers.background import BackgroundScheduler
 from apscheduler.triggers.date import DateTrigger
 
-__all__ = ["Timetable"]
+__all__ = ["BEAT", "Timetable"]
+
+BEAT: Final = "."
+"""What is rung for to see that it rings; no name of a grant begins with a dot."""
 
 
 class Timetable:

@@ -1,8 +1,14 @@
 """Times and waits in words for a person."""
 
 import time
+from collections.abc import Sequence
 
-__all__ = ["clock_time", "span"]
+__all__ = ["clock_time", "names", "span"]
+
+
+def names(of: Sequence[str]) -> str:
+    """Return names, the first five of them, and how many more there are."""
+    return ", ".join(of[:5]) + (f" and {len(of) - 5} more" if len(of) > 5 else "")
 
 
 def span(seconds: float) -> str:

@@ -11,7 +11,7 @@ from refresher.config import Settings
 from refresher.errors import DirectoryError
 from refresher.terminal import say
 
-__all__ = ["DURATION", "Asked", "no_grants", "warn_of_bars"]
+__all__ = ["DURATION", "LISTEN", "Asked", "no_grants", "warn_of_bars"]
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +22,10 @@ class Asked:
     def __init__(self, given: Mapping[str, Any], config_file: str | None) -> None:
         self._given = given
         self._config_file = config_file
+
+    def add(self, **given: Any) -> None:
+        """Take what a command's own options say, by the names of the file's keys; ``None`` is unsaid."""
+        self._given = {**self._given, **given}
 
     def resolve(self) -> Settings:
         """Return the settings, read again at each call. Raises ``ConfigError``."""
@@ -53,6 +57,14 @@ class _Duration(click.ParamType[float]):
 
 
 DURATION = _Duration()
+
+LISTEN = click.option(
+    "--listen",
+    metavar="HOST:PORT",
+    envvar="REFRESHER_LISTEN",
+    show_envvar=True,
+    help="Where the daemon tells how it is, over HTTP: /healthz and /readyz.",
+)
 
 
 def warn_of_bars(settings: Settings) -> None:

@@ -5,7 +5,7 @@ from typing import Final
 import click
 
 from refresher import report
-from refresher.cli.asked import DURATION, Asked, no_grants, warn_of_bars
+from refresher.cli.asked import DURATION, LISTEN, Asked, no_grants, warn_of_bars
 from refresher.cli.completing import complete_name
 from refresher.errors import ConfigError
 from refresher.result import exit_code
@@ -37,8 +37,9 @@ The gravest of several wins: 3, 5, 2, 4, 6."""
     metavar="DURATION",
     help="How long a stop may take; exchanges are given 5 s less, 20 s at most.  [default: 25s]",
 )
+@LISTEN
 @click.pass_obj
-def run_(asked: Asked, grace: float) -> int:
+def run_(asked: Asked, grace: float, listen: str | None) -> int:
     """Rotate every grant in time, and whenever an agent demands it, until stopped.
 
     Imported, changed and removed grants are noticed by themselves. Any number of these, and of run-once besides, do no
@@ -46,7 +47,10 @@ def run_(asked: Asked, grace: float) -> int:
 
     SIGTERM and Ctrl-C: nothing new is begun, what is under way is finished, and the exit code is 0. SIGHUP: the
     configuration is read again. What it does is told on stderr.
+
+    With --listen, 'refresher health' and probes can ask how it is. A systemd service of Type=notify is told by itself.
     """
+    asked.add(listen=listen)
     if grace < _LEAST_GRACE:
         raise ConfigError(f"--grace must be {_LEAST_GRACE:.0f} s or more: an exchange needs its time")
     warn_of_bars(asked.settings())
