@@ -1,0 +1,232 @@
+"""A pod without a cluster: the volumes, mounts, users, groups and rights that its manifest asks for, by Linux alone.
+
+Volumes are made as the kubelet makes them, at their tops root's and of the pod's ``fsGroup``. A container has a root of
+its own that it cannot write (programs and this checkout in it, and what it mounts), its own process numbers, the user
+and groups it names, and no capability. Its network is that of the tests, as containers of one pod share theirs.
+"""
+
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+from tests.support.command import LONGEST, wait_until
+from tests.support.manifests import Container, Manifests
+
+__all__ = ["Pod", "Running", "missing"]
+
+_CHECKOUT: Final = Path(__file__).parent.parent.parent
+# What the image sets, as far as it matters here; its programs are those of this environment.
+_IMAGE: Final = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE": "1"}
+_PROGRAMS: Final = ("bin", "lib", "lib32", "lib64", "sbin", "usr", "etc", "opt")
+
+
+def missing() -> str | None:
+    """Return what is needed to rebuild a pod here, ``None`` if nothing."""
+    if os.geteuid() != 0:
+        return "a pod's mounts and users need root"
+    without = [program for program in ("unshare", "nsenter", "setpriv", "mount") if shutil.which(program) is None]
+    return f"{without[0]} is not installed" if without else None
+
+
+class Running:
+    """A container that has been started; what it says is in a file."""
+
+    def __init__(self, process: subprocess.Popen[bytes], said: Path) -> None:
+        self._process = process
+        self._said = said
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        # Until there is one, it is being made; once it has gone, there is none again.
+        wait_until(lambda: process.poll() is not None or bool(children.read_text().split()), "a container begins")
+        self.first = int((children.read_text().split() if process.poll() is None else None or ["0"])[0])
+        """The number that its first process has outside."""
+
+    def says(self) -> str:
+        """Return what it has said until now."""
+        return self._said.read_text()
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to its first process."""
+        os.kill(self.first, number)
+
+    def end(self) -> int:
+        """Wait for its end, and return its exit code."""
+        return self._process.wait(LONGEST)
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has come to its end."""
+        return self._process.poll() is not None
+
+    def kill(self) -> None:
+        """End it as the kernel does that runs out of memory."""
+        if not self.ended:
+            self.signal(signal.SIGKILL)
+            self._process.wait(LONGEST)
+
+
+class Pod:
+    """Made below ``root``; ``claims`` holds the volumes that outlive it, and may be that of an earlier pod."""
+
+    def __init__(
+        self, root: Path, manifests: Manifests, pod: dict[str, Any], secret: Mapping[str, bytes] | None = None
+    ) -> None:
+        self._root = root
+        self._manifests = manifests
+        self._pod = pod
+        self._secret = secret or {}
+        self._group = pod["securityContext"].get("fsGroup", 0)
+        self._mounted: list[Path] = []
+        self._running: list[Running] = []
+        self._count = 0
+        self.environment: dict[str, str] = {}
+        """What is different from the manifest: ports and addresses of a test."""
+
+    def __enter__(self) -> Self:
+        (self._root / "claims").mkdir(parents=True, exist_ok=True)
+        self._volumes = self._root / "volumes"
+        self._volumes.mkdir()
+        for volume in self._pod["volumes"]:
+            self._make(volume)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for running in self._running:
+            running.kill()
+        for mounted in self._mounted:
+            subprocess.run(["umount", "-l", str(mounted)], check=True)
+        shutil.rmtree(self._volumes)
+
+    def volume(self, name: str) -> Path:
+        """Return where a volume is, seen from outside."""
+        claim = next(there for there in self._pod["volumes"] if there["name"] == name).get("persistentVolumeClaim")
+        return self._volumes / name if claim is None else self._root / "claims" / claim["claimName"]
+
+    def _make(self, volume: dict[str, Any]) -> None:
+        place = self.volume(volume["name"])
+        if "persistentVolumeClaim" in volume:
+            if not place.exists():
+                place.mkdir()
+                self._hand_over(place, 0o755)
+            return
+        place.mkdir()
+        if "emptyDir" in volume:
+            if volume["emptyDir"].get("medium") == "Memory":
+                self._mount(place, f"size={volume['emptyDir']['sizeLimit'].removesuffix('i')}")
+            self._hand_over(place, 0o777)
+        else:
+            self._mount(place, "size=1M")
+            self._fill(place, volume)
+
+    def _mount(self, place: Path, options: str) -> None:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)], check=True)
+        self._mounted.append(place)
+
+    def _hand_over(self, place: Path, mode: int) -> None:
+        """Give the top of a volume to the group, as the kubelet does."""
+        os.chown(place, 0, self._group)
+        place.chmod(mode | 0o2770)
+
+    def _fill(self, place: Path, volume: dict[str, Any]) -> None:
+        """Put files as the kubelet does: behind a link that is exchanged when they change."""
+        if "configMap" in volume:
+            data = next(
+                {name: text.encode() for name, text in there["data"].items()}
+                for there in self._manifests.objects
+                if there["metadata"]["name"] == volume["configMap"]["name"]
+            )
+            mode = 0o644
+        else:
+            data, mode = dict(self._secret), volume["secret"]["defaultMode"]
+        (place / "..2026").mkdir()
+        (place / "..data").symlink_to("..2026")
+        for name, content in data.items():
+            file = place / "..2026" / name
+            file.write_bytes(content)
+            os.chown(file, 0, self._group)
+            file.chmod(mode)
+            (place / name).symlink_to(f"..data/{name}")
+
+    def start(self, name: str) -> Running:
+        """Start a container of the manifest."""
+        container = next(there for there in self._manifests.containers() if there.name == name and there.pod is self._pod)
+        self._count += 1
+        said = self._root / f"{name}.{self._count}.log"
+        root = self._root / f"{name}.{self._count}.root"
+        root.mkdir()
+        with said.open("wb") as file:
+            process = subprocess.Popen(
+                ["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-euc", self._script(container, root)],
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+                start_new_session=True,
+            )
+        running = Running(process, said)
+        self._running.append(running)
+        return running
+
+    def inside(self, running: Running, name: str, *command: str, **more: Any) -> subprocess.Popen[str]:
+        """Start a command in a running container, as ``kubectl exec`` and probes do."""
+        container = next(there for there in self._manifests.containers() if there.name == name and there.pod is self._pod)
+        target = str(running.first)
+        return subprocess.Popen(
+            ["nsenter", "--target", target, "--mount", "--pid", "--root", "--wd", *self._as(container), *command],
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            **more,
+        )
+
+    def says(self, running: Running, name: str, *command: str) -> subprocess.CompletedProcess[str]:
+        """Run a command in a container to its end."""
+        process = self.inside(running, name, *command, stdin=subprocess.DEVNULL)
+        stdout, stderr = process.communicate(timeout=LONGEST)
+        return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
+
+    def _as(self, container: Container) -> list[str]:
+        """Return what goes before a command so that it has the container's user, rights and variables."""
+        security = {**self._pod["securityContext"], **container.spec["securityContext"]}
+        groups = {self._group, *security.get("supplementalGroups", ())} - {0}
+        environment = {**_IMAGE, **self._manifests.environment(container), **self.environment}
+        return [
+            *("setpriv", f"--reuid={security['runAsUser']}", f"--regid={security['runAsGroup']}"),
+            *(f"--groups={','.join(map(str, sorted(groups)))}", "--inh-caps=-all", "--bounding-set=-all"),
+            *("--no-new-privs", "--", "env", "-i"),
+            *(f"{name}={value}" for name, value in environment.items()),
+        ]
+
+    def _script(self, container: Container, root: Path) -> str:
+        command = container.spec.get("command") or ["refresher"]
+        lines = [["mount", "-t", "tmpfs", "-o", "mode=0755", "tmpfs", str(root)]]
+        for name in _PROGRAMS:
+            there = Path("/", name)
+            if there.is_symlink():
+                lines.append(["ln", "-s", os.readlink(there), str(root / name)])
+            elif there.is_dir():
+                lines += _bound(there, root)
+        lines += [*_bound(_CHECKOUT, root), *_bound(Path(sys.base_prefix), root), *_bound(Path("/dev"), root)]
+        lines += [["mkdir", str(root / "proc")], ["mount", "-t", "proc", "proc", str(root / "proc")]]
+        for mount in container.spec["volumeMounts"]:
+            volume = self.volume(mount["name"])
+            source = volume / mount["subPath"] if "subPath" in mount else volume
+            lines += _bound(source, root, mount["mountPath"], writable=not mount.get("readOnly", False))
+        if container.spec["securityContext"].get("readOnlyRootFilesystem"):
+            lines.append(["mount", "-o", "remount,ro", str(root)])
+        lines.append(["cd", str(root)])
+        lines.append(["exec", "chroot", ".", *self._as(container), *command, *container.spec.get("args", ())])
+        return "umask 022\n" + "\n".join(map(shlex.join, lines))
+
+
+def _bound(source: Path, root: Path, at: str | None = None, *, writable: bool = False) -> list[list[str]]:
+    place = root / (str(source) if at is None else at).lstrip("/")
+    bound = [["mkdir", "-p", str(place)], ["mount", "--bind", str(source), str(place)]]
+    return bound if writable else [*bound, ["mount", "-o", "remount,bind,ro", str(place)]]
