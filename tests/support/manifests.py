@@ -1,6 +1,7 @@
 """Manifests as a cluster would get them, and what a container of theirs is given."""
 
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -8,9 +9,9 @@ import yaml
 
 from tests.support import kubectl
 
-__all__ = ["KUSTOMIZATIONS", "Container", "Manifests", "rendered"]
+__all__ = ["DEPLOY", "KUSTOMIZATIONS", "Container", "Manifests", "rendered"]
 
-_DEPLOY: Final = Path(__file__).parent.parent.parent / "deploy/kubernetes"
+DEPLOY: Final = Path(__file__).parent.parent.parent / "deploy/kubernetes"
 
 KUSTOMIZATIONS: Final = ("sidecar", "cronjob", "many", "hands")
 
@@ -61,13 +62,11 @@ class Manifests:
         """Return the specifications of all pods."""
         for there in self.objects:
             spec = there.get("spec", {})
-            match there["kind"]:
-                case "Pod":
-                    yield spec
-                case "Deployment":
-                    yield spec["template"]["spec"]
-                case "CronJob":
-                    yield spec["jobTemplate"]["spec"]["template"]["spec"]
+            spec = spec.get("jobTemplate", {}).get("spec", spec)
+            if there["kind"] == "Pod":
+                yield spec
+            elif "template" in spec:
+                yield spec["template"]["spec"]
 
     def containers(self) -> Iterator[Container]:
         """Return each container, those that run first included."""
@@ -84,9 +83,7 @@ class Manifests:
         """Return the variables that a container is given."""
         given: dict[str, str] = {}
         for source in container.spec.get("envFrom", ()):
-            given |= next(
-                there["data"] for there in self.objects if _name(there) == source["configMapRef"]["name"]
-            )
+            given |= next(there["data"] for there in self.objects if _name(there) == source["configMapRef"]["name"])
         return given | {variable["name"]: variable["value"] for variable in container.spec.get("env", ())}
 
 
@@ -94,6 +91,7 @@ def _name(there: Object) -> str:
     return str(there["metadata"]["name"])
 
 
+@cache
 def rendered(kustomization: str, version: str = kubectl.VERSIONS[0]) -> Manifests:
-    """Return the manifests in a directory of ``deploy/kubernetes``."""
-    return Manifests(list(yaml.safe_load_all(kubectl.render(_DEPLOY / kustomization, version))))
+    """Return the manifests in a directory of ``deploy/kubernetes``; whoever asks again gets the same, to look at."""
+    return Manifests(list(yaml.safe_load_all(kubectl.render(DEPLOY / kustomization, version))))

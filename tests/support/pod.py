@@ -11,7 +11,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -41,11 +43,22 @@ class Running:
     def __init__(self, process: subprocess.Popen[bytes], said: Path) -> None:
         self._process = process
         self._said = said
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-        # Until there is one, it is being made; once it has gone, there is none again.
-        wait_until(lambda: process.poll() is not None or bool(children.read_text().split()), "a container begins")
-        self.first = int((children.read_text().split() if process.poll() is None else None or ["0"])[0])
+        self._children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        self._first: int | None = None
+
+    @property
+    def first(self) -> int:
         """The number that its first process has outside."""
+        if self._first is None:
+            wait_until(lambda: self.ended or self._begun(), "a container begins")
+            assert not self.ended, self.says()
+            self._first = int(self._children.read_text())
+        return self._first
+
+    def _begun(self) -> bool:
+        """Whether it has its own root, and so all that it mounts."""
+        children = self._children.read_text().split()
+        return bool(children) and Path(f"/proc/{children[0]}/root").readlink() != Path("/")
 
     def says(self) -> str:
         """Return what it has said until now."""
@@ -67,7 +80,8 @@ class Running:
     def kill(self) -> None:
         """End it as the kernel does that runs out of memory."""
         if not self.ended:
-            self.signal(signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                self.signal(signal.SIGKILL)
             self._process.wait(LONGEST)
 
 
@@ -84,7 +98,6 @@ class Pod:
         self._group = pod["securityContext"].get("fsGroup", 0)
         self._mounted: list[Path] = []
         self._running: list[Running] = []
-        self._count = 0
         self.environment: dict[str, str] = {}
         """What is different from the manifest: ports and addresses of a test."""
 
@@ -157,14 +170,15 @@ class Pod:
 
     def start(self, name: str) -> Running:
         """Start a container of the manifest."""
-        container = next(there for there in self._manifests.containers() if there.name == name and there.pod is self._pod)
-        self._count += 1
-        said = self._root / f"{name}.{self._count}.log"
-        root = self._root / f"{name}.{self._count}.root"
+        container = next(
+            there for there in self._manifests.containers() if there.name == name and there.pod is self._pod
+        )
+        place = Path(tempfile.mkdtemp(prefix=f"{name}.", dir=self._root))
+        root, said = place / "root", place / "said"
         root.mkdir()
         with said.open("wb") as file:
             process = subprocess.Popen(
-                ["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-euc", self._script(container, root)],
+                ["unshare", "--mount", "--pid", "--fork", "sh", "-euc", self._script(container, root)],
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=file,
@@ -176,7 +190,9 @@ class Pod:
 
     def inside(self, running: Running, name: str, *command: str, **more: Any) -> subprocess.Popen[str]:
         """Start a command in a running container, as ``kubectl exec`` and probes do."""
-        container = next(there for there in self._manifests.containers() if there.name == name and there.pod is self._pod)
+        container = next(
+            there for there in self._manifests.containers() if there.name == name and there.pod is self._pod
+        )
         target = str(running.first)
         return subprocess.Popen(
             ["nsenter", "--target", target, "--mount", "--pid", "--root", "--wd", *self._as(container), *command],
@@ -210,7 +226,7 @@ class Pod:
         for name in _PROGRAMS:
             there = Path("/", name)
             if there.is_symlink():
-                lines.append(["ln", "-s", os.readlink(there), str(root / name)])
+                lines.append(["ln", "-s", str(there.readlink()), str(root / name)])
             elif there.is_dir():
                 lines += _bound(there, root)
         lines += [*_bound(_CHECKOUT, root), *_bound(Path(sys.base_prefix), root), *_bound(Path("/dev"), root)]
