@@ -17,15 +17,10 @@ class Notify:
     def __init__(self) -> None:
         address = os.environ.pop("NOTIFY_SOCKET", "")
         microseconds, pid = os.environ.pop("WATCHDOG_USEC", ""), os.environ.pop("WATCHDOG_PID", "")
-        self._socket: socket.socket | None = None
         self.watchdog: float | None = None
         """Seconds within which ``alive`` must be told, where anybody waits for it."""
-        if not address.startswith(("/", "@")):
-            return
-        # A name that begins with @ is of the abstract kind, which is written with a zero byte.
-        self._address = f"\0{address[1:]}" if address.startswith("@") else address
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
-        if microseconds.isdecimal() and pid in ("", str(os.getpid())):
+        self._address = address if address.startswith(("/", "@")) else None
+        if self._address is not None and microseconds.isdecimal() and pid in ("", str(os.getpid())):
             self.watchdog = int(microseconds) / _MICRO
 
     def ready(self, status: str) -> None:
@@ -50,6 +45,10 @@ class Notify:
         self._tell("WATCHDOG=1", f"EXTEND_TIMEOUT_USEC={int(seconds * _MICRO)}")
 
     def _tell(self, *lines: str) -> None:
-        if self._socket is not None:
-            with suppress(OSError):
-                self._socket.sendto("\n".join(lines).encode(), self._address)
+        if self._address is None:
+            return
+        # A name that begins with @ is of the abstract kind, which is written with a zero byte.
+        address = f"\0{self._address[1:]}" if self._address.startswith("@") else self._address
+        with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+            sender.setblocking(False)
+            sender.sendto("\n".join(lines).encode(), address)

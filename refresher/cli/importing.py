@@ -76,7 +76,7 @@ def import_(asked: Asked, name: str | None, source: str, replace: bool, if_absen
         if name is not None or replace:
             raise ConfigError(f"{source} is a directory, imported whole: leave NAME and --replace out")
         return _import_all(asked.settings(), Path(source), if_absent)
-    if name is None and not Path(source).exists():
+    if name is None and source != "-" and not Path(source).exists():
         raise ConfigError(f"cannot read {source}: there is no such file or directory")
     if name is None:
         raise ConfigError("say the NAME of the grant: 'refresher import NAME --from FILE'")

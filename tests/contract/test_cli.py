@@ -66,7 +66,9 @@ def test_the_base_without_the_service_says_what_to_install(refresher: Command) -
     ("arguments", "words"),
     [
         ((), ["import", "run-once", "status", "remove", "REFRESHER_STATE_DIR", "--tokens-group"]),
-        (("import",), [*Brought.__struct_fields__, "--replace", "--if-absent", "Example"]),
+        (("import",), [*Brought.__struct_fields__, "--replace", "--if-absent", "Example", "directory"]),
+        (("run",), ["--grace", "--listen", "REFRESHER_LISTEN", "SIGHUP"]),
+        (("health",), ["--live", "--json", "--listen", "Exit codes", "127.0.0.1:9464"]),
         (
             ("run-once",),
             ["--force", "--horizon", "--json", "Exit codes", *(str(code) for code in {*EXIT_CODES.values()})],

@@ -51,5 +51,6 @@ class Vault:
 
 
 def _belongs(path: Path) -> bool:
-    # Grants and tokens are where secrets live; an import file is where a person has put them.
-    return path.parent.name in ("grants", "tokens", "spill") or path.name.endswith(".import.json")
+    # Grants and tokens are where secrets live; import files and seeds are where a person has put them.
+    lives = path.parent.name in ("grants", "tokens", "spill")
+    return lives or path.name.endswith(".import.json") or "seed" in path.parts

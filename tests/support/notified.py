@@ -1,0 +1,48 @@
+"""What systemd is to a service of Type=notify: a datagram socket that hears what it says of itself."""
+
+import socket
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+__all__ = ["Notified"]
+
+
+class Notified:
+    """``environment`` is what a service is started with; ``watchdog``: the seconds of ``WatchdogSec=``."""
+
+    def __init__(self, place: Path | str, watchdog: float | None = None) -> None:
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        name = str(place)
+        self._socket.bind(f"\0{name[1:]}" if name.startswith("@") else name)
+        self.environment = {"NOTIFY_SOCKET": name}
+        if watchdog is not None:
+            self.environment["WATCHDOG_USEC"] = str(int(watchdog * 1_000_000))
+
+    def hear(self, longest: float = 30.0) -> dict[str, str]:
+        """Return the next message; nothing where none comes for so many seconds."""
+        self._socket.settimeout(longest)
+        try:
+            words = self._socket.recv(65536).decode()
+        except TimeoutError:
+            return {}
+        return dict(line.split("=", 1) for line in words.splitlines())
+
+    def until(self, key: str, value: str | None = None, longest: float = 30.0) -> list[dict[str, str]]:
+        """Return what is said, up to the message that has ``key``, with this value where one is asked for."""
+        ends = time.monotonic() + longest
+        heard: list[dict[str, str]] = []
+        while time.monotonic() < ends:
+            heard.append(self.hear(ends - time.monotonic()))
+            if key in heard[-1] and value in (None, heard[-1][key]):
+                return heard
+        raise AssertionError(f"it never said {key}={value}: {heard[-5:]}")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._socket.close()
