@@ -6,7 +6,6 @@ and groups it names, and no capability. Its network is that of the tests, as con
 """
 
 import os
-import shlex
 import shutil
 import signal
 import subprocess
@@ -19,22 +18,14 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from tests.support.command import LONGEST, wait_until
+from tests.support.isolated import Given, as_user, isolated
 from tests.support.manifests import Container, Manifests
 
-__all__ = ["Pod", "Running", "missing"]
+__all__ = ["Pod", "Running"]
 
 _CHECKOUT: Final = Path(__file__).parent.parent.parent
 # What the image sets, as far as it matters here; its programs are those of this environment.
 _IMAGE: Final = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE": "1"}
-_PROGRAMS: Final = ("bin", "lib", "lib32", "lib64", "sbin", "usr", "etc", "opt")
-
-
-def missing() -> str | None:
-    """Return what is needed to rebuild a pod here, ``None`` if nothing."""
-    if os.geteuid() != 0:
-        return "a pod's mounts and users need root"
-    without = [program for program in ("unshare", "nsenter", "setpriv", "mount") if shutil.which(program) is None]
-    return f"{without[0]} is not installed" if without else None
 
 
 class Running:
@@ -170,15 +161,13 @@ class Pod:
 
     def start(self, name: str) -> Running:
         """Start a container of the manifest."""
-        container = next(
-            there for there in self._manifests.containers() if there.name == name and there.pod is self._pod
-        )
+        container = self._container(name)
         place = Path(tempfile.mkdtemp(prefix=f"{name}.", dir=self._root))
         root, said = place / "root", place / "said"
         root.mkdir()
         with said.open("wb") as file:
             process = subprocess.Popen(
-                ["unshare", "--mount", "--pid", "--fork", "sh", "-euc", self._script(container, root)],
+                self._command(container, root),
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=file,
@@ -188,11 +177,14 @@ class Pod:
         self._running.append(running)
         return running
 
+    def _container(self, name: str) -> Container:
+        """Return one of this pod's: others of the same manifests may have the same name."""
+        (found,) = (there for there in self._manifests.containers() if there.name == name and there.pod is self._pod)
+        return found
+
     def inside(self, running: Running, name: str, *command: str, **more: Any) -> subprocess.Popen[str]:
         """Start a command in a running container, as ``kubectl exec`` and probes do."""
-        container = next(
-            there for there in self._manifests.containers() if there.name == name and there.pod is self._pod
-        )
+        container = self._container(name)
         target = str(running.first)
         return subprocess.Popen(
             ["nsenter", "--target", target, "--mount", "--pid", "--root", "--wd", *self._as(container), *command],
@@ -213,36 +205,17 @@ class Pod:
         security = {**self._pod["securityContext"], **container.spec["securityContext"]}
         groups = {self._group, *security.get("supplementalGroups", ())} - {0}
         environment = {**_IMAGE, **self._manifests.environment(container), **self.environment}
-        return [
-            *("setpriv", f"--reuid={security['runAsUser']}", f"--regid={security['runAsGroup']}"),
-            *(f"--groups={','.join(map(str, sorted(groups)))}", "--inh-caps=-all", "--bounding-set=-all"),
-            *("--no-new-privs", "--", "env", "-i"),
-            *(f"{name}={value}" for name, value in environment.items()),
-        ]
+        return as_user(security["runAsUser"], security["runAsGroup"], sorted(groups), environment)
 
-    def _script(self, container: Container, root: Path) -> str:
+    def _command(self, container: Container, root: Path) -> list[str]:
         command = container.spec.get("command") or ["refresher"]
-        lines = [["mount", "-t", "tmpfs", "-o", "mode=0755", "tmpfs", str(root)]]
-        for name in _PROGRAMS:
-            there = Path("/", name)
-            if there.is_symlink():
-                lines.append(["ln", "-s", str(there.readlink()), str(root / name)])
-            elif there.is_dir():
-                lines += _bound(there, root)
-        lines += [*_bound(_CHECKOUT, root), *_bound(Path(sys.base_prefix), root), *_bound(Path("/dev"), root)]
-        lines += [["mkdir", str(root / "proc")], ["mount", "-t", "proc", "proc", str(root / "proc")]]
-        for mount in container.spec["volumeMounts"]:
-            volume = self.volume(mount["name"])
-            source = volume / mount["subPath"] if "subPath" in mount else volume
-            lines += _bound(source, root, mount["mountPath"], writable=not mount.get("readOnly", False))
-        if container.spec["securityContext"].get("readOnlyRootFilesystem"):
-            lines.append(["mount", "-o", "remount,ro", str(root)])
-        lines.append(["cd", str(root)])
-        lines.append(["exec", "chroot", ".", *self._as(container), *command, *container.spec.get("args", ())])
-        return "umask 022\n" + "\n".join(map(shlex.join, lines))
+        return isolated(
+            root,
+            [Given(_CHECKOUT, str(_CHECKOUT)), *map(self._given, container.spec["volumeMounts"])],
+            [*self._as(container), *command, *container.spec.get("args", ())],
+            writable=not container.spec["securityContext"].get("readOnlyRootFilesystem"),
+        )
 
-
-def _bound(source: Path, root: Path, at: str | None = None, *, writable: bool = False) -> list[list[str]]:
-    place = root / (str(source) if at is None else at).lstrip("/")
-    bound = [["mkdir", "-p", str(place)], ["mount", "--bind", str(source), str(place)]]
-    return bound if writable else [*bound, ["mount", "-o", "remount,bind,ro", str(place)]]
+    def _given(self, mount: dict[str, Any]) -> Given:
+        source = self.volume(mount["name"]) / mount.get("subPath", "")
+        return Given(source, mount["mountPath"], writable=not mount.get("readOnly", False))

@@ -14,8 +14,7 @@ import pytest
 from refresher.grant import Grant, decode
 from shim._token import TokenFile, parse
 from tests.conftest import need
-from tests.support import kubectl
-from tests.support import pod as pod_module
+from tests.support import isolated, kubectl
 from tests.support.command import wait_until
 from tests.support.manifests import rendered
 from tests.support.mcp_server import MCPServerProcess
@@ -106,7 +105,7 @@ def server(oidc: OIDC) -> Iterator[MCPServerProcess]:
 
 @pytest.fixture
 def sidecar(tmp_path: Path, vault: Vault, server: MCPServerProcess) -> Sidecar:
-    need(pod_module.missing() or kubectl.missing())
+    need(isolated.missing() or kubectl.missing())
     return Sidecar(tmp_path / "pod", vault, server.url)
 
 
@@ -160,7 +159,7 @@ def test_an_agent_lives_through_the_sidecars_death_in_the_middle_of_an_exchange(
     own_oidc: Start, tmp_path: Path, vault: Vault
 ) -> None:
     """If it failed, a node without memory would end logins: killed there, nobody can know whether a request arrived."""
-    need(pod_module.missing() or kubectl.missing())
+    need(isolated.missing() or kubectl.missing())
     oidc = own_oidc()
     with MCPServerProcess(oidc) as server:
         sidecar = Sidecar(tmp_path / "pod", vault, server.url)
@@ -243,7 +242,7 @@ def test_an_agent_can_read_tokens_put_demands_and_nothing_else(
 
 def test_a_demand_of_the_agents_user_brings_another_token(own_oidc: Start, tmp_path: Path, vault: Vault) -> None:
     """If it failed, a token that a server has revoked would stay refused until its time."""
-    need(pod_module.missing() or kubectl.missing())
+    need(isolated.missing() or kubectl.missing())
     oidc = own_oidc()
     with MCPServerProcess(oidc) as server:
         sidecar = Sidecar(tmp_path / "pod", vault, server.url)
@@ -318,7 +317,7 @@ def test_runs_of_cron_and_one_refresher_for_many_use_each_others_volumes(
     oidc: OIDC, server: MCPServerProcess, tmp_path: Path, vault: Vault
 ) -> None:
     """If it failed, nobody could go from one of the two to the other without a new login."""
-    need(pod_module.missing() or kubectl.missing())
+    need(isolated.missing() or kubectl.missing())
     manifests = {kustomization: rendered(kustomization) for kustomization in ("cronjob", "many")}
     secret = {"linear.json": json.dumps(mint(oidc, server)).encode()}
     (cron,) = manifests["cronjob"].pods()
