@@ -13,7 +13,7 @@ import zipfile
 from pathlib import Path
 from typing import Final
 
-__all__ = ["VERSIONS", "missing", "render"]
+__all__ = ["VERSIONS", "missing", "program", "render"]
 
 VERSIONS: Final = ("1.29", "1.37")
 
@@ -22,13 +22,18 @@ _PLACE: Final = Path(__file__).parent.parent.parent / ".venv/kubectl"
 
 def missing() -> str | None:
     """Return what is needed to render a kustomization here, ``None`` if nothing."""
-    there = all((_PLACE / version).exists() for version in VERSIONS)
+    there = all(program(version).exists() for version in VERSIONS)
     return None if there else f"kubectl is not in {_PLACE}: tests/run puts it there"
+
+
+def program(version: str = VERSIONS[0]) -> Path:
+    """Return where a version is."""
+    return _PLACE / version
 
 
 def render(kustomization: Path, version: str = VERSIONS[0]) -> str:
     """Return what ``kubectl apply -k`` would apply."""
-    command = [str(_PLACE / version), "kustomize", str(kustomization)]
+    command = [str(program(version)), "kustomize", str(kustomization)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
     return done.stdout
