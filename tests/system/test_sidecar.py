@@ -314,10 +314,16 @@ def test_a_person_logs_in_through_the_running_container(sidecar: Sidecar, oidc: 
 
 
 def test_runs_of_cron_and_one_refresher_for_many_use_each_others_volumes(
-    oidc: OIDC, server: MCPServerProcess, tmp_path: Path, vault: Vault
+    own_oidc: Start, tmp_path: Path, vault: Vault
 ) -> None:
     """If it failed, nobody could go from one of the two to the other without a new login."""
     need(isolated.missing() or kubectl.missing())
+    oidc = own_oidc(accessTokenTtl=300)  # due for a run that looks six minutes ahead, and for nobody else
+    with MCPServerProcess(oidc) as server:
+        _go_from_one_to_the_other(oidc, server, tmp_path, vault)
+
+
+def _go_from_one_to_the_other(oidc: OIDC, server: MCPServerProcess, tmp_path: Path, vault: Vault) -> None:
     manifests = {kustomization: rendered(kustomization) for kustomization in ("cronjob", "many")}
     secret = {"linear.json": json.dumps(mint(oidc, server)).encode()}
     (cron,) = manifests["cronjob"].pods()
