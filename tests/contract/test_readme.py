@@ -225,12 +225,6 @@ def test_the_second_command_is_the_one_that_ci_runs() -> None:
     assert lines == ['exec "$(dirname "$0")/../tests/run"']
 
 
-def test_the_cron_line_is_a_command_that_exists(refresher: Command) -> None:
-    """If it failed, the crontab that people copy would mail an error each minute."""
-    (line,) = re.findall(r"^\* \* \* \* \*  \S+/refresher (.*) >/dev/null$", README, re.MULTILINE)
-    assert refresher(*line.split()).code == 0
-
-
 def test_every_outcome_and_exit_code_is_explained() -> None:
     """If it failed, a script's author would meet a word that nobody has explained."""
     rows = re.findall(r"^\| `(\w+)` \|.*\| (\d+) \|$", README, re.MULTILINE)

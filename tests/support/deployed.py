@@ -1,0 +1,27 @@
+"""What ``deploy/`` ships, as its README tells people to use it."""
+
+import re
+from pathlib import Path
+from typing import Final
+
+__all__ = ["DEPLOY", "README", "ROOT", "settings", "typed"]
+
+ROOT: Final = Path(__file__).parent.parent.parent
+DEPLOY: Final = ROOT / "deploy"
+README: Final = (DEPLOY / "README.md").read_text()
+
+
+def typed(heading: str, number: int = 0) -> str:
+    """Return the commands that a section of the README tells people to type: its block with that number."""
+    section = re.split(r"^#+ ", README.partition(f"# {heading}\n")[2], maxsplit=1, flags=re.MULTILINE)[0]
+    blocks: list[str] = re.findall(r"^```sh\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+    return blocks[number]
+
+
+def settings(unit: str) -> dict[str, list[str]]:
+    """Return what a unit says, by keys; lines that go on in the next are one."""
+    text = (DEPLOY / "systemd" / unit).read_text().replace("\\\n", "")
+    said: dict[str, list[str]] = {}
+    for key, value in re.findall(r"^(\w+)=(.*)$", text, re.MULTILINE):
+        said.setdefault(key, []).append(value)
+    return said
