@@ -244,8 +244,29 @@ def _make(directory: Path, mode: int, group: int | None, *, parents: int) -> Non
 
 def _share(directory: Path, mode: int, group: int) -> None:
     """Give an existing directory to the group, where that is still to be done."""
-    status = directory.stat()
-    if status.st_gid != group:
-        os.chown(directory, -1, group)
-    if stat.S_IMODE(status.st_mode) != mode:
-        directory.chmod(mode)
+    descriptor = _open(directory)
+    try:
+        status = os.fstat(descriptor)
+        if status.st_gid != group:
+            os.fchown(descriptor, -1, group)
+        if stat.S_IMODE(status.st_mode) != mode:
+            os.fchmod(descriptor, mode)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(directory)) from None
+    finally:
+        os.close(descriptor)
+
+
+def _open(directory: Path) -> int:
+    """Open a directory that is to be shared; through no stranger's link, which may lead to grants."""
+    status = directory.lstat()
+    is_link = stat.S_ISLNK(status.st_mode)
+    if is_link and status.st_uid not in (0, os.geteuid()):
+        raise DirectoryError(
+            f"{directory} is a link of user {status.st_uid}, and might lead to what nobody may share: remove it"
+        )
+    try:
+        # What is no link stays none, whoever puts one in its place meanwhile.
+        return os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | (0 if is_link else os.O_NOFOLLOW))
+    except NotADirectoryError:
+        raise DirectoryError(f"{directory} is not a directory") from None

@@ -115,6 +115,38 @@ def test_what_is_not_ours_alone_is_not_followed_and_stops_its_own_grant_at_most(
     assert server.reused == 0
 
 
+@pytest.mark.parametrize("target", ["grants", "", "tokens"])
+def test_a_strangers_link_in_the_place_of_demands_shares_nothing(refresher: Command, target: str) -> None:
+    """If it failed, an agent that can write above demands/ could have refresher open its grants to the agents' group."""
+    need(no_mounts())
+    demands = refresher.home / "shared/demands"
+    refresher.environment |= {"REFRESHER_TOKENS_GROUP": "12346", "REFRESHER_DEMANDS_DIR": str(demands)}
+    with TokenServer(lambda _: 3600) as server:
+        refresher.bring("linear", server.grant("linear"))
+        assert refresher("run-once").code == 0
+        before = _state_of(refresher.state)
+        demands.rmdir()
+        demands.symlink_to(refresher.state / target)
+        os.chown(demands, STRANGER, STRANGER, follow_symlinks=False)
+        done = refresher("run-once", "--force", "--json")
+        assert done.outcome == "rotated", "tokens rotate without demands"
+        assert f"no demands are heard: {demands} is a link of user {STRANGER}" in done.stderr
+        assert _state_of(refresher.state) == before
+        # A link of its own is a person's wish.
+        os.chown(demands, os.geteuid(), -1, follow_symlinks=False)
+        if target == "tokens":
+            demands.unlink()
+            demands.symlink_to(refresher.home / "elsewhere")
+            (refresher.home / "elsewhere").mkdir()
+            assert "demands" not in refresher("run-once", "--force").stderr
+            assert stat.S_IMODE((refresher.home / "elsewhere").stat().st_mode) == 0o3770
+
+
+def _state_of(state: Path) -> dict[str, tuple[int, int]]:
+    places = (state, state / "grants", state / "tokens")
+    return {path.name: (path.stat().st_mode, path.stat().st_gid) for path in places}
+
+
 def test_a_lock_that_cannot_be_had_stops_one_grant_of_a_daemon_and_is_told_once(refresher: Command) -> None:
     """If it failed, one odd file would stop the rotation of every grant, or fill the log."""
     with TokenServer(lambda _: 3600) as server:

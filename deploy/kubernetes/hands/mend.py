@@ -1,0 +1,13 @@
+"""Make grants this user's alone again, once you are sure that nobody else has been at the volume."""
+
+import os
+from pathlib import Path
+
+grants = Path(os.environ["REFRESHER_STATE_DIR"]) / "grants"
+for directory in (grants, Path(os.environ["REFRESHER_SPILL_DIR"])):
+    if directory.is_dir() and not directory.is_symlink():
+        directory.chmod(0o700)
+        for path in directory.iterdir():
+            if path.is_file() and not path.is_symlink():
+                path.chmod(0o600)
+                print(f"{path}: this user's alone")

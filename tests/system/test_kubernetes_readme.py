@@ -1,0 +1,102 @@
+"""What deploy/kubernetes/README.md tells people to type and to expect."""
+
+import os
+import re
+import shlex
+import stat
+import subprocess
+from pathlib import Path
+from typing import Final
+
+import click
+import kubernetes_validate
+import pytest
+import yaml
+
+from refresher.cli import cli
+from tests.conftest import need
+from tests.support import kubectl
+from tests.support.manifests import DEPLOY, KUSTOMIZATIONS, Manifests, rendered
+
+ROOT: Final = Path(__file__).parent.parent.parent
+README: Final = (DEPLOY / "README.md").read_text()
+BLOCKS: Final = [
+    re.sub(r"^ {0,3}", "", block, flags=re.MULTILINE)
+    for block in re.findall(r"^ *```sh\n(.*?)^ *```$", README, re.DOTALL | re.MULTILINE)
+]
+
+
+KUBECTL: Final = [
+    shlex.split(line, comments=True)[1:]
+    for block in BLOCKS
+    for line in block.splitlines()
+    if line.startswith("kubectl ")
+]
+REFRESHER: Final = [words[words.index("refresher", words.index("--")) + 1 :] for words in KUBECTL if "--" in words]
+
+
+def test_the_walk_makes_what_a_cluster_takes(tmp_path: Path) -> None:
+    """If it failed, somebody's first ten minutes would end at step two."""
+    need(kubectl.missing())
+    bin_, empty = tmp_path / "bin", tmp_path / "empty"
+    bin_.mkdir()
+    empty.mkdir()
+    # The part of a cluster is played: what would be applied is kept, and all is well.
+    fake = bin_ / "kubectl"
+    fake.write_text(f'#!/bin/sh\n[ "$1" != apply ] || {kubectl.program()} kustomize "$3" >{tmp_path}/applied\n')
+    fake.chmod(stat.S_IRWXU)
+    (block,) = (block for block in BLOCKS if "cat > kustomization.yaml" in block)
+    environment = {"PATH": f"{bin_}:{os.environ['PATH']}", "CHECKOUT": str(ROOT)}
+    subprocess.run(["bash", "-euc", block], cwd=empty, env=environment, check=True)
+    applied = Manifests(list(yaml.safe_load_all((tmp_path / "applied").read_text())))
+    for there in applied.objects:
+        kubernetes_validate.validate(there, "1.29", strict=True)
+    assert {container.spec["image"] for container in applied.containers()} == {"refresher:0.1.0"}
+    given = applied.environment(applied.container("agent"))
+    assert (given["GRANT"], given["MCP_URL"]) == ("linear", "https://mcp.linear.app/mcp")
+    assert applied.container("seed").volume("seed")["secret"]["secretName"] == "refresher-seed"
+    assert any("refresher-seed" in command for command in KUBECTL)
+
+
+@pytest.mark.parametrize("command", REFRESHER, ids=" ".join)
+def test_commands_are_the_programs_own(command: list[str]) -> None:
+    """If it failed, somebody would type what refresher does not know."""
+    context = click.Context(cli, info_name="refresher")
+    name, found, rest = cli.resolve_command(context, command)
+    assert found is not None, f"there is no command {name}"
+    found.make_context(name, list(rest), parent=context, obj=None)
+
+
+@pytest.mark.parametrize("command", KUBECTL, ids=" ".join)
+def test_kubectl_is_asked_for_what_is_there(command: list[str]) -> None:
+    """If it failed, somebody would be told of a pod, container or kustomization that there is not."""
+    need(kubectl.missing())
+    there = [rendered(kustomization) for kustomization in KUSTOMIZATIONS]
+    names = {f"{it['kind'].lower()}/{it['metadata']['name']}" for manifests in there for it in manifests.objects}
+    said = command[: command.index("--")] if "--" in command else command
+    for word in said:
+        if re.fullmatch(r"(deploy|deployment|pod)/[a-z-]+", word):
+            assert word.replace("deploy/", "deployment/") in names
+    if "-c" in said:
+        assert said[said.index("-c") + 1] in {container.name for container in there[0].containers()}
+    if said[:2] == ["apply", "-k"] and said[2] != ".":
+        assert Path(said[2]).name in KUSTOMIZATIONS
+    if said[0] != "apply" or said[2] != ".":
+        assert {"-n", "-k"} & set(said), "the namespace is not the default one"
+
+
+def test_lines_that_are_explained_are_said() -> None:
+    """If it failed, somebody would look for a line in vain, or find one that is not explained as it stands."""
+    table = README.partition("## What you may read")[2]
+    quoted = [
+        words
+        for line in table.splitlines()
+        if line.startswith("| `")
+        for words in re.findall(r"`([^`]+)`", line.split("|")[1])
+    ]
+    assert len(quoted) > 10
+    sources = " ".join(path.read_text() for path in (ROOT / "refresher").rglob("*.py"))
+    said = re.sub(r'"\s*\n\s*f?"', "", re.sub(r"\{[^{}]*\}", "*", sources))
+    for words in [*quoted, "the rotation was lost", "NOT SAVED YET"]:
+        pattern = re.sub(r"/[a-z/]*[a-z/]", "*", words)
+        assert any(form in said for form in (words, pattern, pattern.rstrip("*"))), words

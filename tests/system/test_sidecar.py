@@ -1,0 +1,363 @@
+"""The sidecar of deploy/kubernetes without a cluster: its own manifest, two users, its volumes, and a real agent."""
+
+import json
+import shutil
+import signal
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from refresher.grant import Grant, decode
+from shim._token import TokenFile, parse
+from tests.conftest import need
+from tests.support import isolated, kubectl
+from tests.support.command import wait_until
+from tests.support.manifests import rendered
+from tests.support.mcp_server import MCPServerProcess
+from tests.support.oidc import OIDC
+from tests.support.person import Person
+from tests.support.pod import Pod, Running
+from tests.support.vault import Vault
+
+Start = Callable[..., OIDC]
+
+LIFE = 4
+"""Seconds for which an access token lives."""
+
+
+class Sidecar:
+    """One pod after the other, at the same claims."""
+
+    def __init__(self, root: Path, vault: Vault, server: str, kustomization: str = "sidecar") -> None:
+        self.vault = vault
+        self.manifests = rendered(kustomization)
+        self._root = root
+        (self._spec,) = self.manifests.pods()
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self._environment = {"REFRESHER_LISTEN": f"127.0.0.1:{port}", "MCP_URL": server, "EACH": "0.05"}
+        self.state = root / "claims/refresher-grants/state"
+
+    def pod(self, **grants: dict[str, Any]) -> Pod:
+        """Return a pod with a Secret of these grants."""
+        for fields in grants.values():
+            self.vault.learn(fields["refresh_token"], fields.get("access_token"))
+        secret = {f"{name}.json": json.dumps(fields).encode() for name, fields in grants.items()}
+        made = Pod(self._root, self.manifests, self._spec, secret)
+        made.environment |= self._environment
+        return made
+
+    def begin(self, pod: Pod) -> Running:
+        """Do as the kubelet does: the seed, then refresher, until its startup probe says yes."""
+        seed = pod.start("seed")
+        assert seed.end() == 0, seed.says()
+        return self.resume(pod)
+
+    def resume(self, pod: Pod) -> Running:
+        """Start refresher alone, as after its death."""
+        refresher = pod.start("refresher")
+        wait_until(lambda: self.probe(pod, refresher, "startupProbe") or refresher.ended, "it has started")
+        assert not refresher.ended, refresher.says()
+        return refresher
+
+    def probe(self, pod: Pod, refresher: Running, which: str) -> bool:
+        """Ask as the kubelet does."""
+        command = self.manifests.container("refresher").spec[which]["exec"]["command"]
+        return pod.says(refresher, "refresher", *command).returncode == 0
+
+    def token(self, pod: Pod) -> TokenFile | None:
+        """Return what agents see."""
+        try:
+            found = parse((pod.volume("tokens") / "refresher/linear.json").read_bytes())
+        except FileNotFoundError:
+            return None
+        self.vault.learn_from(self.state)
+        return found
+
+    def generation(self, pod: Pod) -> int:
+        """Return the generation that agents see, -1 where there is none."""
+        token = self.token(pod)
+        return -1 if token is None else token.generation
+
+    def grant(self) -> Grant:
+        """Return the private record."""
+        record = decode((self.state / "grants/linear.json").read_bytes(), "linear").record
+        assert isinstance(record, Grant)
+        return record
+
+
+@pytest.fixture
+def oidc(own_oidc: Start) -> OIDC:
+    """Tokens that live for a moment."""
+    return own_oidc(accessTokenTtl=LIFE)
+
+
+@pytest.fixture
+def server(oidc: OIDC) -> Iterator[MCPServerProcess]:
+    with MCPServerProcess(oidc) as running:
+        yield running
+
+
+@pytest.fixture
+def sidecar(tmp_path: Path, vault: Vault, server: MCPServerProcess) -> Sidecar:
+    need(isolated.missing() or kubectl.missing())
+    return Sidecar(tmp_path / "pod", vault, server.url)
+
+
+def mint(oidc: OIDC, server: MCPServerProcess) -> dict[str, Any]:
+    """Return what a Secret holds: a grant that was authorized for the server."""
+    return oidc.mint(resource=server.url) | {"server_url": server.url, "resource": server.url}
+
+
+def answers(agent: Running) -> list[str]:
+    """Return what the agent's calls came to, and insist that none has failed."""
+    lines = [line for line in agent.says().splitlines() if line != "stopped"]
+    assert all(line.endswith(" tools") for line in lines), lines[-3:]
+    return lines
+
+
+def lives_on(sidecar: Sidecar, pod: Pod, agent: Running, generations: int) -> None:
+    """Wait for rotations, and insist that the agent calls with what came of them."""
+    beyond = sidecar.generation(pod) + generations
+    wait_until(lambda: sidecar.generation(pod) >= beyond, f"{generations} rotations")
+    before = len(answers(agent))
+    wait_until(lambda: len(answers(agent)) > before + 3 or agent.ended, "it calls")
+    assert not agent.ended, agent.says()
+
+
+def test_an_agent_lives_through_rotations_the_sidecars_death_and_its_return(
+    sidecar: Sidecar, oidc: OIDC, server: MCPServerProcess
+) -> None:
+    """If it failed, agents in a cluster would have to be restarted for tokens, or whenever their sidecar is."""
+    with sidecar.pod(linear=mint(oidc, server)) as pod:
+        refresher = sidecar.begin(pod)
+        agent = pod.start("agent")
+        lives_on(sidecar, pod, agent, 2)
+        assert sidecar.probe(pod, refresher, "readinessProbe")
+        assert sidecar.probe(pod, refresher, "livenessProbe")
+
+        refresher.kill()
+        refresher = sidecar.resume(pod)
+        lives_on(sidecar, pod, agent, 2)
+
+        # The kubelet stops a sidecar once the others have ended.
+        agent.signal(signal.SIGTERM)
+        assert agent.end() == 0, agent.says()
+        refresher.signal(signal.SIGTERM)
+        assert refresher.end() == 0, refresher.says()
+        answers(agent)
+    assert oidc.log()["reused"] == 0, "a spent refresh token was sent"
+    assert server.log()["sessions"] <= 1, "the agent's MCP session was lost"
+
+
+def test_an_agent_lives_through_the_sidecars_death_in_the_middle_of_an_exchange(
+    own_oidc: Start, tmp_path: Path, vault: Vault
+) -> None:
+    """If it failed, a node without memory would end logins: killed there, nobody can know whether a request arrived."""
+    need(isolated.missing() or kubectl.missing())
+    oidc = own_oidc()
+    with MCPServerProcess(oidc) as server:
+        sidecar = Sidecar(tmp_path / "pod", vault, server.url)
+        with sidecar.pod(linear=mint(oidc, server)) as pod:
+            refresher = sidecar.begin(pod)
+            agent = pod.start("agent")
+            lives_on(sidecar, pod, agent, 0)
+            before = len(oidc.requests())
+            oidc.script(hold=True, drop=True)
+            demand = f"/run/demands/refresher/linear.{sidecar.generation(pod)}"
+            assert pod.says(agent, "agent", "touch", demand).returncode == 0
+            wait_until(lambda: len(oidc.requests()) > before, "an exchange is under way")
+            refresher.kill()
+            oidc.release()
+            refresher = sidecar.resume(pod)
+            wait_until(lambda: sidecar.grant().doubt is not None, "it knows that it does not know")
+            lives_on(sidecar, pod, agent, 1)
+            assert "in_doubt" in refresher.says()
+        assert oidc.log()["reused"] == 0, "a spent refresh token was sent"
+
+
+def test_a_new_pod_goes_on_from_the_volume_and_not_from_the_secret(
+    sidecar: Sidecar, oidc: OIDC, server: MCPServerProcess
+) -> None:
+    """If it failed, each new pod would send the refresh token of the Secret, which is spent, and end the login."""
+    seed = mint(oidc, server)
+    with sidecar.pod(linear=seed) as pod:
+        refresher = sidecar.begin(pod)
+        wait_until(lambda: sidecar.generation(pod) >= 2, "it rotates")
+        refresher.kill()
+    before = sidecar.grant()
+    with sidecar.pod(linear=seed) as pod:
+        assert sidecar.token(pod) is None, "it was in memory"
+        again = pod.start("seed")
+        assert (again.end(), again.says()) == (0, "linear is there already; left as it is\n")
+        assert sidecar.grant() == before
+        refresher = sidecar.resume(pod)
+        wait_until(lambda: sidecar.generation(pod) > before.generation, "it goes on")
+        refresher.kill()
+    with sidecar.pod() as pod:
+        sidecar.begin(pod).kill()
+    assert oidc.log()["reused"] == 0, "a spent refresh token was sent"
+
+
+# What an agent tries; each line is a call, and the error by which the system answers.
+ATTEMPTS = [
+    ("os.listdir('/var/lib/refresher')", "ENOENT"),
+    ("os.listdir('/var/spool/refresher')", "ENOENT"),
+    ("os.listdir('/run/seed')", "ENOENT"),
+    ("open('/run/tokens/refresher/linear.json', 'w')", "EROFS"),
+    ("os.unlink('/run/tokens/refresher/linear.json')", "EROFS"),
+    ("os.symlink('/', '/run/tokens/mine')", "EROFS"),
+    ("os.rename('/run/demands/refresher', '/run/demands/mine')", "EROFS"),
+    ("os.rmdir('/run/demands/refresher')", "EROFS"),
+    ("os.chmod('/run/demands/refresher', 0o777)", "EPERM"),
+    ("open('/anything', 'w')", "EROFS"),
+    ("os.kill(1, 0)", None),
+    ("open('/run/demands/refresher/notion.7', 'x').close()", None),
+    ("open('/run/tokens/refresher/linear.json').read()", None),
+]
+
+
+def test_an_agent_can_read_tokens_put_demands_and_nothing_else(
+    sidecar: Sidecar, oidc: OIDC, server: MCPServerProcess
+) -> None:
+    """If it failed, an agent that was talked into it could take refresh tokens, or give other agents tokens of its own."""
+    with sidecar.pod(linear=mint(oidc, server)) as pod:
+        sidecar.begin(pod)
+        agent = pod.start("agent")
+        lives_on(sidecar, pod, agent, 0)
+        tried = "\n".join(
+            f"try: {call}\nexcept OSError as error: print(errno.errorcode[error.errno])\nelse: print(None)"
+            for call, _ in ATTEMPTS
+        )
+        done = pod.says(agent, "agent", "python", "-c", f"import errno, os\n{tried}")
+        assert done.stdout.splitlines() == [str(expected) for _, expected in ATTEMPTS], done.stderr
+        rights = dict(line.split(":\t") for line in Path(f"/proc/{agent.first}/status").read_text().splitlines()[:60])
+        assert (rights["CapEff"], rights["CapBnd"], rights["NoNewPrivs"]) == ("0" * 16, "0" * 16, "1")
+
+
+def test_a_demand_of_the_agents_user_brings_another_token(own_oidc: Start, tmp_path: Path, vault: Vault) -> None:
+    """If it failed, a token that a server has revoked would stay refused until its time."""
+    need(isolated.missing() or kubectl.missing())
+    oidc = own_oidc()
+    with MCPServerProcess(oidc) as server:
+        sidecar = Sidecar(tmp_path / "pod", vault, server.url)
+        with sidecar.pod(linear=mint(oidc, server)) as pod:
+            sidecar.begin(pod)
+            agent = pod.start("agent")
+            lives_on(sidecar, pod, agent, 0)
+            wait_until(lambda: len(answers(agent)) > 3, "it calls")
+            token = sidecar.token(pod)
+            assert token is not None
+            assert token.access_token is not None
+            oidc.end(token.access_token)
+            lives_on(sidecar, pod, agent, 1)
+
+
+def widen(volume: Path) -> None:
+    """Do as the kubelet does where the top of a volume is not the group's: a restored one, or another fsGroup."""
+    subprocess.run(["chmod", "-R", "g+rw", str(volume)], check=True)
+    subprocess.run(["find", str(volume), "-type", "d", "-exec", "chmod", "g+xs", "{}", "+"], check=True)
+
+
+def test_a_volume_that_was_opened_to_the_group_is_refused_in_words_and_mended_by_hand(
+    sidecar: Sidecar, oidc: OIDC, server: MCPServerProcess, tmp_path: Path, vault: Vault
+) -> None:
+    """If it failed, a restored volume would be used though others may have read it, or could not be used at all."""
+    with sidecar.pod(linear=mint(oidc, server)) as pod:
+        refresher = sidecar.begin(pod)
+        wait_until(lambda: sidecar.generation(pod) >= 1, "it rotates")
+        refresher.kill()
+    before = sidecar.grant()
+    widen(tmp_path / "pod/claims/refresher-grants")
+    with sidecar.pod() as pod:
+        refused = pod.start("refresher")
+        assert refused.end() == 2
+        assert "others can look into /var/lib/refresher/state/grants: chmod 700 it" in refused.says()
+    assert sidecar.grant() == before
+    hands = Sidecar(tmp_path / "pod", vault, server.url, "hands")
+    with hands.pod() as pod:
+        waiting = pod.start("refresher")
+        mended = pod.says(waiting, "refresher", "python", "/hands/mend.py")
+        assert mended.returncode == 0, mended.stderr
+        assert "linear.json: this user's alone" in mended.stdout
+        waiting.signal(signal.SIGTERM)
+        assert waiting.end() == 0, waiting.says()
+    with sidecar.pod() as pod:
+        sidecar.begin(pod)
+        wait_until(lambda: sidecar.generation(pod) > before.generation, "it goes on")
+
+
+def test_a_person_logs_in_through_the_running_container(sidecar: Sidecar, oidc: OIDC, server: MCPServerProcess) -> None:
+    """If it failed, nobody could log in in a cluster without making a Secret by hand."""
+    with sidecar.pod() as pod:
+        refresher = sidecar.begin(pod)
+        agent = pod.start("agent")
+        wait_until(lambda: "linear: " in agent.says(), "the agent says that it has no token")
+        entering = pod.inside(
+            refresher,
+            "refresher",
+            *("refresher", "login", "linear", server.url, "--no-browser"),
+            stdin=subprocess.PIPE,
+        )
+        assert entering.stderr is not None
+        address = next(line.strip() for line in entering.stderr if line.startswith("  http"))
+        assert Person().open(address)
+        stdout, stderr = entering.communicate(timeout=60)
+        assert entering.returncode == 0, stderr
+        assert not sidecar.vault.leaks_in(stdout + stderr)
+        wait_until(lambda: agent.says().endswith(" tools\n"), "the agent goes on")
+
+
+def test_runs_of_cron_and_one_refresher_for_many_use_each_others_volumes(
+    own_oidc: Start, tmp_path: Path, vault: Vault
+) -> None:
+    """If it failed, nobody could go from one of the two to the other without a new login."""
+    need(isolated.missing() or kubectl.missing())
+    oidc = own_oidc(accessTokenTtl=300)  # due for a run that looks six minutes ahead, and for nobody else
+    with MCPServerProcess(oidc) as server:
+        _go_from_one_to_the_other(oidc, server, tmp_path, vault)
+
+
+def _go_from_one_to_the_other(oidc: OIDC, server: MCPServerProcess, tmp_path: Path, vault: Vault) -> None:
+    manifests = {kustomization: rendered(kustomization) for kustomization in ("cronjob", "many")}
+    secret = {"linear.json": json.dumps(mint(oidc, server)).encode()}
+    (cron,) = manifests["cronjob"].pods()
+
+    def run() -> int:
+        with Pod(tmp_path / "pod", manifests["cronjob"], cron, secret) as pod:
+            for name in ("seed", "refresher"):
+                done = pod.start(name)
+                assert done.end() == 0, done.says()
+            return parse((pod.volume("tokens") / "refresher/linear.json").read_bytes()).generation
+
+    assert run() == 1
+    wait_until(lambda: run() == 2, "a second after the last rotation, a run looks beyond the next")
+    _owner_and_agents(tmp_path, manifests["many"], server)
+    assert oidc.log()["reused"] == 0
+    vault.learn_from(tmp_path / "pod/claims/refresher-grants/state")
+    shutil.rmtree(tmp_path / "pod/claims/refresher-tokens")  # a volume is a place for tokens, by whatever name
+
+
+def _owner_and_agents(tmp_path: Path, manifests: Any, server: MCPServerProcess) -> None:
+    agents, owner = sorted(manifests.pods(), key=lambda pod: "initContainers" in pod)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        listen = {"REFRESHER_LISTEN": f"127.0.0.1:{free.getsockname()[1]}"}
+    with Pod(tmp_path / "pod", manifests, owner) as refreshers:
+        refreshers.environment |= listen
+        refresher = refreshers.start("refresher")
+        wait_until(
+            lambda: refreshers.says(refresher, "refresher", "refresher", "health").returncode == 0, "it is ready"
+        )
+        claims = tmp_path / "agents"
+        claims.mkdir()
+        (claims / "claims").symlink_to(tmp_path / "pod/claims")
+        with Pod(claims, manifests, agents) as others:
+            others.environment |= {"MCP_URL": server.url, "EACH": "0.05"}
+            agent = others.start("agent")
+            wait_until(lambda: len(answers(agent)) > 3, "it calls")
