@@ -37,7 +37,7 @@ _APART: Final = ("--pid", "--mount", "--cgroup", "--uts", "--ipc", "--propagatio
 _COMMAND: Final = f"""#!/bin/sh
 LD_LIBRARY_PATH=/opt/python/lib exec /opt/python/bin/python{sys.version_info[0]}.{sys.version_info[1]} -Ic '
 import sys
-sys.path[:0] = ["{CHECKOUT}", "{CHECKOUT}/{Path(sysconfig.get_path("purelib")).relative_to(ROOT)}"]
+sys.path[:0] = ["{CHECKOUT}", "/opt/packages"]
 from refresher.__main__ import main
 sys.exit(main())' "$@"
 """
@@ -61,10 +61,10 @@ for device in null zero full random urandom tty; do touch "dev/$device"; mount -
 mkdir dev/pts dev/shm; mount -t devpts -o newinstance,ptmxmode=0666 devpts dev/pts; ln -s pts/ptmx dev/ptmx
 ln -s /proc/self/fd dev/fd; ln -s /proc/self/fd/2 dev/stderr
 # Not where they are: a test's users look neither into the home of root nor into /tmp.
-for shared in "$1=opt/checkout" "$2=opt/python"; do
+for shared in "$1=opt/checkout" "$2=opt/python" "$3=opt/packages"; do
   mkdir -p "${shared#*=}"; mount --bind "${shared%=*}" "${shared#*=}"; mount -o remount,bind,ro "${shared#*=}"
 done
-shift 2
+shift 3
 # Nothing of what this machine does by itself.
 rm -rf etc/systemd/system/*.wants etc/cron.d/* var/spool/cron/crontabs/* var/lib/systemd/linger/* var/tmp/*
 for unit in modules-load remount-fs sysctl; do ln -s /dev/null "etc/systemd/system/systemd-$unit.service"; done
@@ -117,6 +117,7 @@ class Machine:
                 str(self._place),
                 str(ROOT),
                 sys.base_prefix,
+                sysconfig.get_path("purelib"),
                 *self._first,
             ],
             stdin=subprocess.DEVNULL,
