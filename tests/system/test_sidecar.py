@@ -282,6 +282,7 @@ def test_a_volume_that_was_opened_to_the_group_is_refused_in_words_and_mended_by
     hands = Sidecar(tmp_path / "pod", vault, server.url, "hands")
     with hands.pod() as pod:
         waiting = pod.start("refresher")
+        wait_until(lambda: "here" in waiting.says(), "it asks for the signal")
         mended = pod.says(waiting, "refresher", "python", "/hands/mend.py")
         assert mended.returncode == 0, mended.stderr
         assert "linear.json: this user's alone" in mended.stdout

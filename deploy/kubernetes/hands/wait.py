@@ -3,4 +3,5 @@
 import signal
 
 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+print("here until the pod is deleted", flush=True)
 signal.sigwait({signal.SIGTERM})
