@@ -13,11 +13,15 @@ import msgspec
 from refresher import files
 from refresher.errors import DirectoryError
 
-__all__ = ["Directories", "Listing"]
+__all__ = ["Directories", "Listing", "Sharing"]
 
 _SHARED_TOKENS: Final = 0o750
 
 _FRESH: Final = re.compile(r"(?P<name>.+)\.next\.\d+")
+
+
+Sharing = tuple[int, int | None]
+"""The permissions and the group of token files; ``None``: whichever they are of."""
 
 
 class Listing(msgspec.Struct, frozen=True):
@@ -48,7 +52,11 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
 
     def record(self, name: str) -> Path:
         """Return the path of the private record."""
-        return self.grants / f"{name}.json"
+        return Path(self.record_file(name))
+
+    def record_file(self, name: str) -> str:
+        """Return the same as text: thousands of them are read in a row."""
+        return f"{self.state}/grants/{name}.json"
 
     def lock(self, name: str) -> Path:
         """Return the path of the lock over everything of ``name``; never unlinked."""
@@ -82,9 +90,13 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
 
     def token(self, name: str) -> Path:
         """Return the path of the published token file."""
-        return self.tokens / f"{name}.json"
+        return Path(self.token_file(name))
 
-    def sharing(self) -> tuple[int, int | None]:
+    def token_file(self, name: str) -> str:
+        """Return the same as text."""
+        return f"{self.tokens}/{name}.json"
+
+    def sharing(self) -> Sharing:
         """Return the permissions and the group of token files.
 
         Where no group is given, a tokens directory that was shared stays so: a run by hand without the option must
@@ -125,7 +137,7 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
                 from_names.append(stem)
             elif suffix in ("intent", "next"):
                 unfinished.add(stem)
-            elif match := _FRESH.fullmatch(entry):
+            elif suffix.isdecimal() and (match := _FRESH.fullmatch(entry)):
                 unfinished.add(match["name"])
         return Listing(tuple(from_names), frozenset(unfinished))
 

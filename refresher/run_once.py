@@ -36,6 +36,7 @@ def run_once(
     listing = directories.listing()
     chosen = _chosen(directories, names, listing)
     asked = demands.pending(directories)
+    sharing = directories.sharing()
     work: list[Look] = []
     results: dict[str, Result] = {}
     for name in chosen:
@@ -47,6 +48,7 @@ def run_once(
                 asked=asked,
                 force=force,
                 horizon=horizon,
+                sharing=sharing,
             )
         except GrantFileError as error:
             # At each run: it never mends itself, and cron mails what stands on stderr.

@@ -17,7 +17,7 @@ def load(directories: Directories, name: str) -> Stored:
 
     Raises ``GrantFileError`` where there is one that cannot be used; the file is left as it is.
     """
-    path = directories.record(name)
+    path = directories.record_file(name)
     try:
         data = files.read(path, LARGEST_RECORD, private=True)
         return Stored(None, NOTHING) if data is None else decode(data, name)
