@@ -5,6 +5,7 @@ import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Final
 
@@ -31,7 +32,7 @@ class Listing(msgspec.Struct, frozen=True):
     unfinished: frozenset[str]
 
 
-class Directories(msgspec.Struct, frozen=True, kw_only=True):
+class Directories(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """The directories of one refresher; ``group`` is the numeric group that may read tokens, if there is one."""
 
     state: Path
@@ -40,10 +41,18 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
     spill: Path
     group: int | None = None
 
-    @property
+    @cached_property
     def grants(self) -> Path:
         """Private records: the refresher's own."""
         return self.state / "grants"
+
+    @cached_property
+    def _grants(self) -> str:
+        return str(self.grants)
+
+    @cached_property
+    def _tokens(self) -> str:
+        return str(self.tokens)
 
     @property
     def import_lock(self) -> Path:
@@ -56,7 +65,7 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
 
     def record_file(self, name: str) -> str:
         """Return the same as text: thousands of them are read in a row."""
-        return f"{self.state}/grants/{name}.json"
+        return f"{self._grants}/{name}.json"
 
     def lock(self, name: str) -> Path:
         """Return the path of the lock over everything of ``name``; never unlinked."""
@@ -94,7 +103,7 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
 
     def token_file(self, name: str) -> str:
         """Return the same as text."""
-        return f"{self.tokens}/{name}.json"
+        return f"{self._tokens}/{name}.json"
 
     def sharing(self) -> Sharing:
         """Return the permissions and the group of token files.

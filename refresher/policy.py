@@ -82,7 +82,7 @@ def decide(grant: Grant, now: Moment, *, demanded: bool = False, force: bool = F
     """
     if grant.dead and not force:
         return Rest("reauthorization_required", None)
-    if (unusable := unusable_for(grant, now)) > 0:
+    if grant.not_before is not None and (unusable := unusable_for(grant, now)) > 0:
         # Whoever writes that into a refresh token may end the whole login for using it earlier (rauthy does).
         return Rest("too_early", now.wall + unusable)
     if (protected := _protected_until(grant, now, demanded=demanded)) is not None:
@@ -99,8 +99,7 @@ def decide(grant: Grant, now: Moment, *, demanded: bool = False, force: bool = F
         return Rotate("demanded")
     due = due_at(grant)
     # Where an early refresh is refused, a run that comes late is better than one that asks in vain.
-    ahead = 0.0 if conduct.refuses_early(grant) else horizon
-    if now.wall >= max(due - ahead, _earliest(grant)):
+    if now.wall >= due or (now.wall >= max(due - horizon, _earliest(grant)) and not conduct.refuses_early(grant)):
         return Rotate("due")
     return Rest("not_due", min(due, _demand_honoured_at(grant)) if demanded else due)
 

@@ -33,28 +33,33 @@ def derive(record: Record) -> bytes | None:
         return token_file.render(_removed(record))
     if record.access_token is None and record.failure is None:
         return None
+    problem = _problem(record)
     return token_file.render(
         TokenFile(
             name=record.name,
             grant_id=record.grant_id,
             generation=record.generation,
-            state=state_of(record),
+            state=_state(record, problem),
             access_token=None if record.access_token is None else record.access_token.reveal(),
             token_type=record.token_type,
             issued_at=record.issued_at,
             expires_at=record.expires_at,
             scope=record.scope,
             origins=record.origins,
-            error=_problem(record),
+            error=problem,
         )
     )
 
 
 def state_of(grant: Grant) -> str:
     """Return the published state of a grant."""
+    return _state(grant, _problem(grant))
+
+
+def _state(grant: Grant, problem: Problem | None) -> str:
     if policy.needs_person(grant):
         return "reauthorization_required"
-    return "failing" if _problem(grant) is not None else "active"
+    return "active" if problem is None else "failing"
 
 
 def is_stale(directories: Directories, record: Record, sharing: Sharing | None = None) -> bool:
