@@ -35,11 +35,11 @@ class Demands(msgspec.Struct, frozen=True):
 
     def ask_beyond(self, name: str, current: range) -> bool:
         """Whether an agent had a token refused whose generation is ``current``."""
-        return name in self.by_name and any(demanded in current for demanded in self.by_name[name])
+        return any(demanded in current for demanded in self.by_name.get(name, ()))
 
     def are_others(self, name: str, current: range) -> bool:
         """Whether an agent has not seen what is ``current``; nor has one that names what there never was."""
-        return name in self.by_name and any(demanded not in current for demanded in self.by_name[name])
+        return any(demanded not in current for demanded in self.by_name.get(name, ()))
 
     def settle(self, directories: Directories, name: str, keep: range) -> None:
         """Remove the demands of ``name`` that are decided; ``keep``: those for these generations are still to be."""

@@ -64,9 +64,11 @@ def look(
         untold = record is not None and publish.is_stale(directories, record, sharing)
         return Look(name=name, record=record, decision=None, unsettled=unfinished or untold)
     now = clocks.now()
-    current = publish.current(directories, record) if asked.concern(name) else range(0)
-    demanded = asked.ask_beyond(name, current)
-    decided = asked.are_others(name, current) or (demanded and record.dead)
+    demanded = decided = False
+    if asked.concern(name):
+        current = publish.current(directories, record)
+        demanded = asked.ask_beyond(name, current)
+        decided = asked.are_others(name, current) or (demanded and record.dead)
     return Look(
         name=name,
         record=record,
