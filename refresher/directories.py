@@ -4,8 +4,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import cached_property
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -14,7 +13,7 @@ import msgspec
 from refresher import files
 from refresher.errors import DirectoryError
 
-__all__ = ["Directories", "Listing", "Sharing"]
+__all__ = ["Directories", "Listing", "Opened", "Sharing"]
 
 _SHARED_TOKENS: Final = 0o750
 
@@ -25,6 +24,15 @@ Sharing = tuple[int, int | None]
 """The permissions and the group of token files; ``None``: whichever they are of."""
 
 
+class Opened(msgspec.Struct, frozen=True, kw_only=True):
+    """What whoever looks at many names asks once: where their files are found, and how tokens are shared."""
+
+    grants: int | None
+    """A descriptor; ``None`` where it could not be opened."""
+    tokens: int | None
+    sharing: Sharing
+
+
 class Listing(msgspec.Struct, frozen=True):
     """What lies in ``grants/``: names that have a record, and names where an attempt left something."""
 
@@ -32,7 +40,7 @@ class Listing(msgspec.Struct, frozen=True):
     unfinished: frozenset[str]
 
 
-class Directories(msgspec.Struct, frozen=True, kw_only=True, dict=True):
+class Directories(msgspec.Struct, frozen=True, kw_only=True):
     """The directories of one refresher; ``group`` is the numeric group that may read tokens, if there is one."""
 
     state: Path
@@ -41,18 +49,10 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     spill: Path
     group: int | None = None
 
-    @cached_property
+    @property
     def grants(self) -> Path:
         """Private records: the refresher's own."""
         return self.state / "grants"
-
-    @cached_property
-    def _grants(self) -> str:
-        return str(self.grants)
-
-    @cached_property
-    def _tokens(self) -> str:
-        return str(self.tokens)
 
     @property
     def import_lock(self) -> Path:
@@ -61,11 +61,7 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
     def record(self, name: str) -> Path:
         """Return the path of the private record."""
-        return Path(self.record_file(name))
-
-    def record_file(self, name: str) -> str:
-        """Return the same as text: thousands of them are read in a row."""
-        return f"{self._grants}/{name}.json"
+        return self.grants / f"{name}.json"
 
     def lock(self, name: str) -> Path:
         """Return the path of the lock over everything of ``name``; never unlinked."""
@@ -99,11 +95,7 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
     def token(self, name: str) -> Path:
         """Return the path of the published token file."""
-        return Path(self.token_file(name))
-
-    def token_file(self, name: str) -> str:
-        """Return the same as text."""
-        return f"{self._tokens}/{name}.json"
+        return self.tokens / f"{name}.json"
 
     def sharing(self) -> Sharing:
         """Return the permissions and the group of token files.
@@ -120,6 +112,12 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         shared = stat.S_IMODE(status.st_mode) == _SHARED_TOKENS
         return (0o640, status.st_gid) if shared else (0o600, None)
 
+    @contextmanager
+    def opened(self) -> Iterator[Opened]:
+        """Hold the directories open, so that no file's path is walked from the root."""
+        with ExitStack() as stack:
+            yield Opened(grants=_open(self.grants, stack), tokens=_open(self.tokens, stack), sharing=self.sharing())
+
     def barring(self) -> list[Path]:
         """Return the directories above tokens and demands through which the group cannot pass."""
         return [
@@ -133,7 +131,7 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         from_names, unfinished = [], set()
         try:
             self._check_private(self.grants)
-            entries = sorted(os.listdir(self.grants))  # noqa: PTH208  plain names
+            entries = os.listdir(self.grants)  # noqa: PTH208  plain names
         except FileNotFoundError:
             return Listing((), frozenset())
         except OSError as error:
@@ -148,7 +146,7 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True, dict=True):
                 unfinished.add(stem)
             elif suffix.isdecimal() and (match := _FRESH.fullmatch(entry)):
                 unfinished.add(match["name"])
-        return Listing(tuple(from_names), frozenset(unfinished))
+        return Listing(tuple(sorted(from_names)), frozenset(unfinished))
 
     def ensure(self) -> None:
         """Make what is missing, with the modes of DESIGN section 1 whatever the umask.
@@ -200,6 +198,15 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True, dict=True):
             )
         if status.st_mode & 0o077:
             raise DirectoryError(f"others can look into {directory}: chmod 700 it, refresh tokens are in there")
+
+
+def _open(directory: Path, stack: ExitStack) -> int | None:
+    try:
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return None  # whoever reads a file in it says what is wrong
+    stack.callback(os.close, descriptor)
+    return descriptor
 
 
 def _check_directory(directory: Path) -> os.stat_result:

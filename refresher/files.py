@@ -11,7 +11,6 @@ from typing import Final, NamedTuple
 __all__ = [
     "NotPrivate",
     "Seen",
-    "StrPath",
     "create",
     "durable_create",
     "is_there",
@@ -29,8 +28,6 @@ _PIECE: Final = 64 * 1024
 _NOT_FOLLOWED: Final = os.O_NOFOLLOW | os.O_CLOEXEC
 _TO_READ: Final = os.O_RDONLY | os.O_NONBLOCK | _NOT_FOLLOWED
 
-StrPath = str | os.PathLike[str]
-
 
 class Seen(NamedTuple):
     """What a file held, and its ``fstat`` when it was read."""
@@ -43,7 +40,7 @@ class NotPrivate(ValueError):
     """Others may have read or changed a file that is this user's alone."""
 
 
-def read(path: StrPath, largest: int, *, private: bool = False) -> bytes | None:
+def read(path: Path, largest: int, *, private: bool = False) -> bytes | None:
     """Return a regular file's bytes, ``None`` where there is no file.
 
     Raises ``OSError``, and ``ValueError`` for what is no regular file or larger than ``largest``: where ``private``,
@@ -53,10 +50,13 @@ def read(path: StrPath, largest: int, *, private: bool = False) -> bytes | None:
     return None if seen is None else seen.data
 
 
-def see(path: StrPath, largest: int, *, private: bool = False) -> Seen | None:
-    """Do as ``read`` does, and tell whose the file is that was read, and for whom."""
+def see(path: Path | str, largest: int, *, private: bool = False, at: int | None = None) -> Seen | None:
+    """Do as ``read`` does, and tell whose the file is that was read, and for whom.
+
+    ``at``: the descriptor of the directory that a relative path is in.
+    """
     try:
-        descriptor = os.open(path, _TO_READ)
+        descriptor = os.open(path, _TO_READ, dir_fd=at)
     except FileNotFoundError:
         return None
     except OSError as error:

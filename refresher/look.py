@@ -4,7 +4,7 @@ import msgspec
 
 from refresher import clocks, policy, publish, store, urls
 from refresher.demands import Demands
-from refresher.directories import Directories, Sharing
+from refresher.directories import Directories, Opened
 from refresher.grant import Grant, Record
 from refresher.policy import Decision, Rest
 
@@ -53,15 +53,15 @@ def look(
     asked: Demands,
     force: bool = False,
     horizon: float = 0.0,
-    sharing: Sharing | None = None,
+    opened: Opened | None = None,
 ) -> Look:
     """Look at ``name``; ``unfinished``: an attempt left something there, or is under way.
 
-    ``sharing``: what ``directories.sharing()`` has just said, for whoever looks at many. Raises ``GrantFileError``.
+    ``opened``: the directories, by whoever looks at many. Raises ``GrantFileError``.
     """
-    record = store.load(directories, name).record
+    record = store.load(directories, name, opened).record
     if not isinstance(record, Grant):
-        untold = record is not None and publish.is_stale(directories, record, sharing)
+        untold = record is not None and publish.is_stale(directories, record, opened)
         return Look(name=name, record=record, decision=None, unsettled=unfinished or untold)
     now = clocks.now()
     demanded = decided = False
@@ -77,5 +77,5 @@ def look(
         or decided
         or store.spill_of(record) is not None
         or policy.is_adrift(record, now)
-        or publish.is_stale(directories, record, sharing),
+        or publish.is_stale(directories, record, opened),
     )

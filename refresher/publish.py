@@ -9,7 +9,7 @@ import msgspec
 
 import shim._token as token_file
 from refresher import clocks, files, policy
-from refresher.directories import Directories, Sharing
+from refresher.directories import Directories, Opened
 from refresher.errors import StorageError
 from refresher.files import Seen
 from refresher.grant import Grant, Record, Tombstone
@@ -62,14 +62,14 @@ def _state(grant: Grant, problem: Problem | None) -> str:
     return "active" if problem is None else "failing"
 
 
-def is_stale(directories: Directories, record: Record, sharing: Sharing | None = None) -> bool:
+def is_stale(directories: Directories, record: Record, opened: Opened | None = None) -> bool:
     """Whether the published file is missing, differs from what ``record`` calls for, or has other permissions.
 
-    ``sharing``: what ``directories.sharing()`` has just said, for whoever asks of many.
+    ``opened``: the directories, by whoever asks of many.
     """
-    published = _published(directories, record.name)
+    published = _published(directories, record.name, opened)
     wanted = _wanted(record, published)
-    return wanted is not None and not _is_up_to_date(directories, record.name, wanted, published, sharing)
+    return wanted is not None and not _is_up_to_date(directories, record.name, wanted, published, opened)
 
 
 def published(directories: Directories, name: str) -> TokenFile | None:
@@ -148,11 +148,11 @@ def _lives(token: TokenFile, grant: Grant) -> bool:
 
 
 def _is_up_to_date(
-    directories: Directories, name: str, wanted: bytes, published: Seen | None, sharing: Sharing | None = None
+    directories: Directories, name: str, wanted: bytes, published: Seen | None, opened: Opened | None = None
 ) -> bool:
     if published is None or wanted != published.data:
         return False
-    mode, group = sharing or directories.sharing()
+    mode, group = directories.sharing() if opened is None else opened.sharing
     status = published.status
     if stat.S_IMODE(status.st_mode) != mode:
         return False
@@ -174,9 +174,10 @@ def _is_up_to_date(
     return True
 
 
-def _published(directories: Directories, name: str) -> Seen | None:
+def _published(directories: Directories, name: str, opened: Opened | None = None) -> Seen | None:
+    at = None if opened is None else opened.tokens
     try:
-        return files.see(directories.token_file(name), _LARGEST)
+        return files.see(directories.token(name) if at is None else f"{name}.json", _LARGEST, at=at)
     except (OSError, ValueError):
         return None  # whatever is there, it is not what should be
 

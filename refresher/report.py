@@ -51,7 +51,7 @@ def results_table(results: Sequence[Result]) -> str:
         (result.name, result.outcome, "-" if result.generation is None else str(result.generation), result.detail)
         for result in results
     ]
-    colours = {outcome: _COLOURS[code] for outcome, code in EXIT_CODES.items()}
+    colours: dict[str, str] = {outcome: _COLOURS[code] for outcome, code in EXIT_CODES.items()}
     return _table(("NAME", "OUTCOME", "GENERATION", "DETAIL"), rows, colours)
 
 
@@ -140,8 +140,6 @@ def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]], colours: Mapp
         click.style(title, bold=True) + " " * (width - len(title))
         for title, width in zip(head, (*widths, 0), strict=True)
     )
-    painted = {
-        word: click.style(word, fg=colour) + " " * (widths[1] - len(word)) for word, colour in colours.items()
-    }
+    painted = {word: click.style(word, fg=colour) + " " * (widths[1] - len(word)) for word, colour in colours.items()}
     lines = (layout.format(name, painted[word], *rest) for name, word, *rest in rows)
     return "\n".join((layout.format(*bold), *lines))
