@@ -4,7 +4,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -13,11 +13,24 @@ import msgspec
 from refresher import files
 from refresher.errors import DirectoryError
 
-__all__ = ["Directories", "Listing"]
+__all__ = ["Directories", "Listing", "Opened", "Sharing"]
 
 _SHARED_TOKENS: Final = 0o750
 
 _FRESH: Final = re.compile(r"(?P<name>.+)\.next\.\d+")
+
+
+Sharing = tuple[int, int | None]
+"""The permissions and the group of token files; ``None``: whichever they are of."""
+
+
+class Opened(msgspec.Struct, frozen=True, kw_only=True):
+    """What whoever looks at many names asks once: where their files are found, and how tokens are shared."""
+
+    grants: int | None
+    """A descriptor; ``None`` where it could not be opened."""
+    tokens: int | None
+    sharing: Sharing
 
 
 class Listing(msgspec.Struct, frozen=True):
@@ -84,7 +97,7 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
         """Return the path of the published token file."""
         return self.tokens / f"{name}.json"
 
-    def sharing(self) -> tuple[int, int | None]:
+    def sharing(self) -> Sharing:
         """Return the permissions and the group of token files.
 
         Where no group is given, a tokens directory that was shared stays so: a run by hand without the option must
@@ -99,6 +112,12 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
         shared = stat.S_IMODE(status.st_mode) == _SHARED_TOKENS
         return (0o640, status.st_gid) if shared else (0o600, None)
 
+    @contextmanager
+    def opened(self) -> Iterator[Opened]:
+        """Hold the directories open, so that no file's path is walked from the root."""
+        with ExitStack() as stack:
+            yield Opened(grants=_open(self.grants, stack), tokens=_open(self.tokens, stack), sharing=self.sharing())
+
     def barring(self) -> list[Path]:
         """Return the directories above tokens and demands through which the group cannot pass."""
         return [
@@ -112,7 +131,7 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
         from_names, unfinished = [], set()
         try:
             self._check_private(self.grants)
-            entries = sorted(os.listdir(self.grants))  # noqa: PTH208  plain names
+            entries = os.listdir(self.grants)  # noqa: PTH208  plain names
         except FileNotFoundError:
             return Listing((), frozenset())
         except OSError as error:
@@ -125,9 +144,9 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
                 from_names.append(stem)
             elif suffix in ("intent", "next"):
                 unfinished.add(stem)
-            elif match := _FRESH.fullmatch(entry):
+            elif suffix.isdecimal() and (match := _FRESH.fullmatch(entry)):
                 unfinished.add(match["name"])
-        return Listing(tuple(from_names), frozenset(unfinished))
+        return Listing(tuple(sorted(from_names)), frozenset(unfinished))
 
     def ensure(self) -> None:
         """Make what is missing, with the modes of DESIGN section 1 whatever the umask.
@@ -179,6 +198,15 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
             )
         if status.st_mode & 0o077:
             raise DirectoryError(f"others can look into {directory}: chmod 700 it, refresh tokens are in there")
+
+
+def _open(directory: Path, stack: ExitStack) -> int | None:
+    try:
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return None  # whoever reads a file in it says what is wrong
+    stack.callback(os.close, descriptor)
+    return descriptor
 
 
 def _check_directory(directory: Path) -> os.stat_result:

@@ -6,10 +6,11 @@ import stat
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 __all__ = [
     "NotPrivate",
+    "Seen",
     "create",
     "durable_create",
     "is_there",
@@ -17,6 +18,7 @@ __all__ = [
     "make_private",
     "read",
     "replace",
+    "see",
     "set_aside",
     "sync_directory",
     "write_all",
@@ -24,6 +26,14 @@ __all__ = [
 
 _PIECE: Final = 64 * 1024
 _NOT_FOLLOWED: Final = os.O_NOFOLLOW | os.O_CLOEXEC
+_TO_READ: Final = os.O_RDONLY | os.O_NONBLOCK | _NOT_FOLLOWED
+
+
+class Seen(NamedTuple):
+    """What a file held, and its ``fstat`` when it was read."""
+
+    data: bytes
+    status: os.stat_result
 
 
 class NotPrivate(ValueError):
@@ -36,8 +46,17 @@ def read(path: Path, largest: int, *, private: bool = False) -> bytes | None:
     Raises ``OSError``, and ``ValueError`` for what is no regular file or larger than ``largest``: where ``private``,
     also ``NotPrivate``. Never blocks on a FIFO and never follows a link.
     """
+    seen = see(path, largest, private=private)
+    return None if seen is None else seen.data
+
+
+def see(path: Path | str, largest: int, *, private: bool = False, at: int | None = None) -> Seen | None:
+    """Do as ``read`` does, and tell whose the file is that was read, and for whom.
+
+    ``at``: the descriptor of the directory that a relative path is in.
+    """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | _NOT_FOLLOWED)
+        descriptor = os.open(path, _TO_READ, dir_fd=at)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -50,14 +69,15 @@ def read(path: Path, largest: int, *, private: bool = False) -> bytes | None:
             raise ValueError("it is not a regular file")
         if private:
             _check_private(status)
-        data = bytearray()
-        while chunk := os.read(descriptor, min(_PIECE, largest + 1 - len(data))):
-            data += chunk
+        data = os.read(descriptor, min(status.st_size, largest) + 1)
+        # What is not read at once, as nearly every file is, has grown meanwhile or comes in pieces.
+        while len(data) != status.st_size and (more := os.read(descriptor, min(_PIECE, largest + 1 - len(data)))):
+            data += more
     finally:
         os.close(descriptor)
     if len(data) > largest:
         raise ValueError(f"it is larger than {largest} bytes")
-    return bytes(data)
+    return Seen(data, status)
 
 
 def _check_private(status: os.stat_result) -> None:

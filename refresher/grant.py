@@ -252,12 +252,11 @@ def decode(data: bytes, name: str) -> Stored:
         raise GrantFileError(_unreadable(data)) from None
     if envelope.version != VERSION:
         raise GrantFileError(_unreadable(data))
-    raw = bytes(envelope.record)
-    checksum = hashlib.sha256(raw).hexdigest()
+    checksum = hashlib.sha256(envelope.record).hexdigest()
     if checksum != envelope.checksum:
         raise GrantFileError("the checksum does not fit: the file was damaged, or changed by hand")
     try:
-        record = _RECORD.decode(raw)
+        record = _RECORD.decode(envelope.record)
     except UNREADABLE:
         raise GrantFileError("the record has fields that this version of refresher does not know") from None
     if record.name != name:

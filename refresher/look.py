@@ -4,7 +4,7 @@ import msgspec
 
 from refresher import clocks, policy, publish, store, urls
 from refresher.demands import Demands
-from refresher.directories import Directories
+from refresher.directories import Directories, Opened
 from refresher.grant import Grant, Record
 from refresher.policy import Decision, Rest
 
@@ -55,20 +55,23 @@ def look(
     asked: Demands,
     force: bool = False,
     horizon: float = 0.0,
+    opened: Opened | None = None,
 ) -> Look:
     """Look at ``name``; ``unfinished``: an attempt left something there, or is under way.
 
-    Raises ``GrantFileError``.
+    ``opened``: the directories, by whoever looks at many. Raises ``GrantFileError``.
     """
-    record = store.load(directories, name).record
+    record = store.load(directories, name, opened).record
     if not isinstance(record, Grant):
-        untold = record is not None and publish.is_stale(directories, record)
+        untold = record is not None and publish.is_stale(directories, record, opened)
         return Look(name=name, record=record, decision=None, unpublished=untold, unsettled=unfinished or untold)
     now = clocks.now()
-    current = publish.current(directories, record) if asked.concern(name) else range(0)
-    demanded = asked.ask_beyond(name, current)
-    decided = asked.are_others(name, current) or (demanded and record.dead)
-    unpublished = publish.is_stale(directories, record)
+    demanded = decided = False
+    if asked.concern(name):
+        current = publish.current(directories, record)
+        demanded = asked.ask_beyond(name, current)
+        decided = asked.are_others(name, current) or (demanded and record.dead)
+    unpublished = publish.is_stale(directories, record, opened)
     return Look(
         name=name,
         record=record,

@@ -82,7 +82,7 @@ def decide(grant: Grant, now: Moment, *, demanded: bool = False, force: bool = F
     """
     if grant.dead and not force:
         return Rest("reauthorization_required", None)
-    if (unusable := unusable_for(grant, now)) > 0:
+    if grant.not_before is not None and (unusable := unusable_for(grant, now)) > 0:
         # Whoever writes that into a refresh token may end the whole login for using it earlier (rauthy does).
         return Rest("too_early", now.wall + unusable)
     if (protected := _protected_until(grant, now, demanded=demanded)) is not None:
@@ -99,8 +99,7 @@ def decide(grant: Grant, now: Moment, *, demanded: bool = False, force: bool = F
         return Rotate("demanded")
     due = due_at(grant)
     # Where an early refresh is refused, a run that comes late is better than one that asks in vain.
-    ahead = 0.0 if conduct.refuses_early(grant) else horizon
-    if now.wall >= max(due - ahead, _earliest(grant)):
+    if now.wall >= due or (now.wall >= max(due - horizon, _earliest(grant)) and not conduct.refuses_early(grant)):
         return Rotate("due")
     return Rest("not_due", min(due, _demand_honoured_at(grant)) if demanded else due)
 
@@ -114,7 +113,7 @@ def due_at(grant: Grant) -> float:
     if conduct.refuses_early(grant):
         return max(grant.issued_at + life, _usable_from(grant), _earliest(grant))
     share = _SHARE_WHERE_IT_ENDS if conduct.ends_access(grant) else _SHARE_OF_LIFE
-    jitter = _fraction(grant.name, grant.generation) * min(_LONGEST_JITTER, _JITTER_SHARE * life)
+    jitter = _fraction(f"{grant.name}\0{grant.generation}") * min(_LONGEST_JITTER, _JITTER_SHARE * life)
     return max(grant.issued_at + min(share * life, _DAILY) - jitter, _usable_from(grant), _earliest(grant))
 
 
@@ -158,7 +157,7 @@ def backoff(grant: Grant, failures: int) -> float:
     """Return the seconds to wait after so many failures in a row: 10 s doubling to 5 min, +-50 %."""
     # The exponent is clamped before the power: an overflow here once became 23 million retries elsewhere.
     base = min(_LAST_BACKOFF, _FIRST_BACKOFF * 2.0 ** min(max(failures - 1, 0), 5))
-    return base * (0.5 + _fraction(grant.name, grant.generation, failures))
+    return base * (0.5 + _fraction(f"{grant.name}\0{grant.generation}\0{failures}"))
 
 
 def retry_at(grant: Grant) -> float | None:
@@ -297,7 +296,7 @@ def _in_future(at: float, now: Moment) -> bool:
     return at > now.wall + CLOCK_TOLERANCE
 
 
-def _fraction(*parts: object) -> float:
+def _fraction(text: str) -> float:
     """Return a number in [0, 1) that every process derives alike."""
-    digest = hashlib.sha256("\0".join(map(str, parts)).encode()).digest()
+    digest = hashlib.sha256(text.encode()).digest()
     return int.from_bytes(digest[:7], "big") / 2**56

@@ -9,8 +9,9 @@ import msgspec
 
 import shim._token as token_file
 from refresher import clocks, files, policy
-from refresher.directories import Directories
+from refresher.directories import Directories, Opened
 from refresher.errors import StorageError
+from refresher.files import Seen
 from refresher.grant import Grant, Record, Tombstone
 from shim._token import Problem, TokenFile
 from shim.errors import TokenFileError
@@ -32,35 +33,43 @@ def derive(record: Record) -> bytes | None:
         return token_file.render(_removed(record))
     if record.access_token is None and record.failure is None:
         return None
+    problem = _problem(record)
     return token_file.render(
         TokenFile(
             name=record.name,
             grant_id=record.grant_id,
             generation=record.generation,
-            state=state_of(record),
+            state=_state(record, problem),
             access_token=None if record.access_token is None else record.access_token.reveal(),
             token_type=record.token_type,
             issued_at=record.issued_at,
             expires_at=record.expires_at,
             scope=record.scope,
             origins=record.origins,
-            error=_problem(record),
+            error=problem,
         )
     )
 
 
 def state_of(grant: Grant) -> str:
     """Return the published state of a grant."""
+    return _state(grant, _problem(grant))
+
+
+def _state(grant: Grant, problem: Problem | None) -> str:
     if policy.needs_person(grant):
         return "reauthorization_required"
-    return "failing" if _problem(grant) is not None else "active"
+    return "active" if problem is None else "failing"
 
 
-def is_stale(directories: Directories, record: Record) -> bool:
-    """Whether the published file is missing, differs from what ``record`` calls for, or has other permissions."""
-    published = _published(directories, record.name)
+def is_stale(directories: Directories, record: Record, opened: Opened | None = None) -> bool:
+    """Whether the published file is missing, differs from what ``record`` calls for, or has other permissions.
+
+    ``opened``: the directories, by whoever asks of many.
+    """
+    published = _published(directories, record.name, opened)
     wanted = _wanted(record, published)
-    return wanted is not None and not _is_up_to_date(directories, record.name, wanted, published)
+    return wanted is not None and not _is_up_to_date(directories, record.name, wanted, published, opened)
 
 
 def published(directories: Directories, name: str) -> TokenFile | None:
@@ -102,12 +111,12 @@ def publish(directories: Directories, record: Record, *, again: bool = False) ->
         files.replace(path, wanted, mode=mode, group=group)
     except OSError as error:
         raise StorageError(f"cannot publish {path}: {error.strerror}") from None
-    if wanted == published and not again:
+    if published is not None and wanted == published.data and not again:
         _MENDED[path] = hash(wanted)
     return True
 
 
-def _wanted(record: Record, published: bytes | None) -> bytes | None:
+def _wanted(record: Record, published: Seen | None) -> bytes | None:
     """Return what is to be published; nothing where a token of the grant before this one may still live (I5)."""
     # What is there matters to these alone: a healthy grant's file is compared, never parsed.
     if isinstance(record, Grant) and (record.dead or record.access_token is None):
@@ -122,9 +131,9 @@ def _wanted(record: Record, published: bytes | None) -> bytes | None:
     return derive(record)
 
 
-def _parsed(published: bytes | None, name: str) -> TokenFile | None:
+def _parsed(published: Seen | None, name: str) -> TokenFile | None:
     try:
-        seen = token_file.parse(published or b"")
+        seen = token_file.parse(b"" if published is None else published.data)
     except TokenFileError:
         return None
     return seen if seen.name == name else None  # no reader takes another's
@@ -138,19 +147,18 @@ def _lives(token: TokenFile, grant: Grant) -> bool:
     return policy.end_of_life(before) > clocks.now().wall
 
 
-def _is_up_to_date(directories: Directories, name: str, wanted: bytes, published: bytes | None) -> bool:
-    if wanted != published:
+def _is_up_to_date(
+    directories: Directories, name: str, wanted: bytes, published: Seen | None, opened: Opened | None = None
+) -> bool:
+    if published is None or wanted != published.data:
         return False
-    path = directories.token(name)
-    try:
-        status = path.stat()
-    except OSError:
-        return False
-    mode, group = directories.sharing()
+    mode, group = directories.sharing() if opened is None else opened.sharing
+    status = published.status
     if stat.S_IMODE(status.st_mode) != mode:
         return False
     if group in (None, status.st_gid):
         return True
+    path = directories.token(name)
     if _MENDED.get(path) != hash(wanted):
         return False
     # Two that undo each other's work would go on for ever, and each time every reader would look.
@@ -166,9 +174,10 @@ def _is_up_to_date(directories: Directories, name: str, wanted: bytes, published
     return True
 
 
-def _published(directories: Directories, name: str) -> bytes | None:
+def _published(directories: Directories, name: str, opened: Opened | None = None) -> Seen | None:
+    at = None if opened is None else opened.tokens
     try:
-        return files.read(directories.token(name), _LARGEST)
+        return files.see(directories.token(name) if at is None else f"{name}.json", _LARGEST, at=at)
     except (OSError, ValueError):
         return None  # whatever is there, it is not what should be
 

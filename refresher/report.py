@@ -1,7 +1,7 @@
 """Results and grants for a person as a table, for a program as JSON."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import click
@@ -17,7 +17,12 @@ from refresher.result import EXIT_CODES, Result
 __all__ = ["results_json", "results_table", "status_json", "status_table"]
 
 _COLOURS = {0: "green", 4: "yellow", 6: "yellow", 5: "magenta", 3: "red", 2: "red", 130: "yellow"}
-_STATE_COLOURS = {"active": "green", "failing": "yellow"}
+_STATE_COLOURS = {
+    "active": "green",
+    "failing": "yellow",
+    "reauthorization_required": "red",
+    "invalid_grant_file": "red",
+}
 
 _STATUS_KEYS = (
     "state",
@@ -43,15 +48,11 @@ def results_json(results: Sequence[Result], exit_code: int) -> str:
 def results_table(results: Sequence[Result]) -> str:
     """Return a table of a run."""
     rows = [
-        (
-            result.name,
-            click.style(result.outcome, fg=_COLOURS[EXIT_CODES[result.outcome]]),
-            "-" if result.generation is None else str(result.generation),
-            result.detail,
-        )
+        (result.name, result.outcome, "-" if result.generation is None else str(result.generation), result.detail)
         for result in results
     ]
-    return _table(("NAME", "OUTCOME", "GENERATION", "DETAIL"), rows)
+    colours: dict[str, str] = {outcome: _COLOURS[code] for outcome, code in EXIT_CODES.items()}
+    return _table(("NAME", "OUTCOME", "GENERATION", "DETAIL"), rows, colours)
 
 
 def status_json(entries: Iterable[Entry]) -> str:
@@ -93,18 +94,17 @@ def _grant_json(name: str, grant: Grant | GrantFileError) -> dict[str, Any]:
 def status_table(entries: Iterable[Entry]) -> str:
     """Return a table of grants."""
     rows = [_status_row(name, grant) for name, grant in entries]
-    return _table(("NAME", "STATE", "GENERATION", "TIME LEFT", "NEXT ROTATION", "LAST ERROR"), rows)
+    return _table(("NAME", "STATE", "GENERATION", "TIME LEFT", "NEXT ROTATION", "LAST ERROR"), rows, _STATE_COLOURS)
 
 
 def _status_row(name: str, grant: Grant | GrantFileError) -> tuple[str, ...]:
     if isinstance(grant, GrantFileError):
-        return (name, click.style("invalid_grant_file", fg="red"), "-", "-", "-", str(grant))
-    state = state_of(grant)
+        return (name, "invalid_grant_file", "-", "-", "-", str(grant))
     now = clocks.now().wall
     planned = _next_rotation_at(grant)
     return (
         name,
-        click.style(state, fg=_STATE_COLOURS.get(state, "red")),
+        state_of(grant),
         str(grant.generation),
         _time_left(grant, now),
         "-" if planned is None else "now" if planned <= now else f"in {words.span(planned - now)}",
@@ -131,12 +131,15 @@ def _next_rotation_at(grant: Grant) -> float | None:
     return min(policy.due_at(grant), now.wall) if grant.access_token is not None else grant.authorized_at
 
 
-def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    every = [tuple(click.style(title, bold=True) for title in head), *rows]
-    widths = [max(len(click.unstyle(row[column])) for row in every) for column in range(len(head) - 1)]
-    return "\n".join(_line(row, widths) for row in every)
-
-
-def _line(row: tuple[str, ...], widths: list[int]) -> str:
-    cells = (cell + " " * (width - len(click.unstyle(cell))) for cell, width in zip(row, widths, strict=False))
-    return "  ".join((*cells, row[-1]))
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]], colours: Mapping[str, str]) -> str:
+    """Lay out rows below a bold head; ``colours``: of the words that stand in the second column."""
+    *widths, _ = (max(map(len, column)) for column in zip(head, *rows, strict=True))
+    layout = "  ".join((*(f"{{:{width}}}" for width in widths), "{}"))
+    # What is painted is longer than it looks, so it is padded by hand; each word once, for there are many rows.
+    bold = (
+        click.style(title, bold=True) + " " * (width - len(title))
+        for title, width in zip(head, (*widths, 0), strict=True)
+    )
+    painted = {word: click.style(word, fg=colour) + " " * (widths[1] - len(word)) for word, colour in colours.items()}
+    lines = (layout.format(name, painted[word], *rest) for name, word, *rest in rows)
+    return "\n".join((layout.format(*bold), *lines))

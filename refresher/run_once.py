@@ -38,27 +38,29 @@ def run_once(
     asked = demands.pending(directories)
     work: list[Look] = []
     results: dict[str, Result] = {}
-    for name in chosen:
-        try:
-            seen = look(
-                directories,
-                name,
-                unfinished=name in listing.unfinished,
-                asked=asked,
-                force=force,
-                horizon=horizon,
-            )
-        except GrantFileError as error:
-            # At each run: it never mends itself, and cron mails what stands on stderr.
-            log.warning("%s: invalid_grant_file: %s", name, error)
-            results[name] = Result(name=name, outcome="invalid_grant_file", generation=None, detail=str(error))
-            continue
-        if isinstance(seen.record, Tombstone) and name in names:
-            raise store.removed(name)
-        if seen.needs_lock:
-            work.append(seen)
-        elif isinstance(seen.record, Grant) and isinstance(seen.decision, Rest):
-            results[name] = told.rested(seen.record, seen.decision)
+    with directories.opened() as opened:
+        for name in chosen:
+            try:
+                seen = look(
+                    directories,
+                    name,
+                    unfinished=name in listing.unfinished,
+                    asked=asked,
+                    force=force,
+                    horizon=horizon,
+                    opened=opened,
+                )
+            except GrantFileError as error:
+                # At each run: it never mends itself, and cron mails what stands on stderr.
+                log.warning("%s: invalid_grant_file: %s", name, error)
+                results[name] = Result(name=name, outcome="invalid_grant_file", generation=None, detail=str(error))
+                continue
+            if isinstance(seen.record, Tombstone) and name in names:
+                raise store.removed(name)
+            if seen.needs_lock:
+                work.append(seen)
+            elif isinstance(seen.record, Grant) and isinstance(seen.decision, Rest):
+                results[name] = told.rested(seen.record, seen.decision)
     if work:
         for result in _do(settings, work, force, horizon, stopping, waiting):
             if result is not None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from refresher import files
 from refresher.attempt import LARGEST_RECORD
-from refresher.directories import Directories
+from refresher.directories import Directories, Opened
 from refresher.errors import ExposedGrantFile, GrantFileError, UnknownName
 from refresher.grant import NOTHING, Grant, Stored, Tombstone, decode
 from shim._token import is_name
@@ -12,21 +12,24 @@ from shim._token import is_name
 __all__ = ["load", "removed", "spill_of", "unknown"]
 
 
-def load(directories: Directories, name: str) -> Stored:
-    """Return the record of ``name`` as it lies on the disk.
+def load(directories: Directories, name: str, opened: Opened | None = None) -> Stored:
+    """Return the record of ``name`` as it lies on the disk; ``opened``: the directories, by whoever loads many.
 
     Raises ``GrantFileError`` where there is one that cannot be used; the file is left as it is.
     """
-    path = directories.record(name)
+    at = None if opened is None else opened.grants
     try:
-        data = files.read(path, LARGEST_RECORD, private=True)
-        return Stored(None, NOTHING) if data is None else decode(data, name)
+        path = directories.record(name) if at is None else f"{name}.json"
+        seen = files.see(path, LARGEST_RECORD, private=True, at=at)
+        return Stored(None, NOTHING) if seen is None else decode(seen.data, name)
     except OSError as error:
-        raise GrantFileError(f"cannot read {path}: {error.strerror}") from None
+        raise GrantFileError(f"cannot read {directories.record(name)}: {error.strerror}") from None
     except files.NotPrivate as error:
-        raise ExposedGrantFile(f"{path}: {error}") from None
+        raise ExposedGrantFile(f"{directories.record(name)}: {error}") from None
     except (ValueError, GrantFileError) as error:
-        raise GrantFileError(f"{path}: {error}. Restore it, or log in again: 'refresher login {name} URL'") from None
+        raise GrantFileError(
+            f"{directories.record(name)}: {error}. Restore it, or log in again: 'refresher login {name} URL'"
+        ) from None
 
 
 def spill_of(grant: Grant) -> Path | None:

@@ -53,6 +53,18 @@ def test_the_same_token_always_gives_the_same_bytes() -> None:
     assert render(TOKEN).endswith(b"\n")
 
 
+@pytest.mark.parametrize(
+    "token", ["plain", 'with "quotes" and \\', "ümläut \u2028", "a line\nand\ta tab", "\U0001f511"]
+)
+@pytest.mark.parametrize("expires_at", [None, 1800003600, 1800003600.125])
+@pytest.mark.parametrize("error", [None, TOKEN.error])
+def test_it_is_json_whatever_is_in_it(token: str, expires_at: float | None, error: Problem | None) -> None:
+    """If it failed, a server with a strange scope would have every agent refuse its token file."""
+    strange = TOKEN._replace(access_token=token, scope=token, expires_at=expires_at, origins=(token, "b"), error=error)
+    fields = strange._asdict() | {"error": None if error is None else error._asdict()}
+    assert render(strange) == json.dumps({"version": 1} | fields).encode("ascii") + b"\n"
+
+
 def test_a_reader_ignores_what_it_does_not_know() -> None:
     """If it failed, adding a field would break every agent in the field."""
     assert parse(json.dumps(FIELDS | {"new": {"deep": [1]}}).encode()) == TOKEN
