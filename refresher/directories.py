@@ -116,7 +116,7 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
     def opened(self) -> Iterator[Opened]:
         """Hold the directories open, so that no file's path is walked from the root."""
         with ExitStack() as stack:
-            yield Opened(grants=_open(self.grants, stack), tokens=_open(self.tokens, stack), sharing=self.sharing())
+            yield Opened(grants=_hold(self.grants, stack), tokens=_hold(self.tokens, stack), sharing=self.sharing())
 
     def barring(self) -> list[Path]:
         """Return the directories above tokens and demands through which the group cannot pass."""
@@ -200,7 +200,7 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
             raise DirectoryError(f"others can look into {directory}: chmod 700 it, refresh tokens are in there")
 
 
-def _open(directory: Path, stack: ExitStack) -> int | None:
+def _hold(directory: Path, stack: ExitStack) -> int | None:
     try:
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:
@@ -272,7 +272,7 @@ def _make(directory: Path, mode: int, group: int | None, *, parents: int) -> Non
 
 def _share(directory: Path, mode: int, group: int) -> None:
     """Give an existing directory to the group, where that is still to be done."""
-    descriptor = _open(directory)
+    descriptor = _open_to_share(directory)
     try:
         status = os.fstat(descriptor)
         if status.st_gid != group:
@@ -285,7 +285,7 @@ def _share(directory: Path, mode: int, group: int) -> None:
         os.close(descriptor)
 
 
-def _open(directory: Path) -> int:
+def _open_to_share(directory: Path) -> int:
     """Open a directory that is to be shared; through no stranger's link, which may lead to grants."""
     status = directory.lstat()
     is_link = stat.S_ISLNK(status.st_mode)
