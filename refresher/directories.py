@@ -265,13 +265,14 @@ def _make(directory: Path, mode: int, group: int | None, *, parents: int) -> Non
     except FileExistsError:
         return  # made by another process this instant
     files.sync_directory(directory.parent)
-    if group is not None:
-        os.chown(directory, -1, group)
-    directory.chmod(mode)
+    if group is None:
+        directory.chmod(mode)
+    else:
+        _share(directory, mode, group)
 
 
 def _share(directory: Path, mode: int, group: int) -> None:
-    """Give an existing directory to the group, where that is still to be done."""
+    """Give a directory to the group, where that is still to be done."""
     descriptor = _open_to_share(directory)
     try:
         status = os.fstat(descriptor)
