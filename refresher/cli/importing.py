@@ -91,6 +91,8 @@ def _import_all(settings: Settings, directory: Path, if_absent: bool) -> int | N
         files = sorted(path for path in directory.iterdir() if not path.name.startswith("."))
     except OSError as error:
         raise ConfigError(f"cannot read {directory}: {error.strerror}") from None
+    # Also where there is nothing to take over: agents may mount what only refresher makes with the right owner.
+    settings.directories.ensure()
     if not files:
         say(f"nothing to import in {directory}")
     codes = set()

@@ -63,6 +63,8 @@ def test_a_seed_that_is_empty_by_now_is_no_failure(refresher: Command) -> None:
     """If it failed, who deletes the seed once it is taken over would find that nothing starts any more."""
     done = start_up(refresher, seed(refresher))
     assert (done.code, done.stdout.count("nothing to import"), done.stderr) == (0, 1, "")
+    assert (refresher.state / "demands").is_dir(), "what agents mount must be there before them"
+    assert refresher("run-once", environment={"REFRESHER_STATE_DIR": str(refresher.state)}).code == 0
 
 
 def test_a_grant_that_was_given_up_does_not_come_back_and_keeps_nothing_from_starting(refresher: Command) -> None:

@@ -31,8 +31,10 @@ class Container(NamedTuple):
 
     @property
     def is_refresher(self) -> bool:
-        """Whether it is given refresher's settings."""
-        return any(source["configMapRef"]["name"].startswith("refresher") for source in self.spec.get("envFrom", ()))
+        """Whether it runs as refresher, with its settings."""
+        return self.name == "refresher" or any(
+            source["configMapRef"]["name"].startswith("refresher") for source in self.spec.get("envFrom", ())
+        )
 
     def mount(self, volume: str) -> Object | None:
         """Return how it mounts a volume."""

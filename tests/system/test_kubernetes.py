@@ -43,8 +43,9 @@ def owners(manifests: Manifests) -> list[Container]:
 
 
 def agents(manifests: Manifests) -> list[Container]:
-    """Return the others."""
-    return [container for container in manifests.containers() if not container.is_refresher]
+    """Return the others, but for what only waits before them."""
+    others = [container for container in manifests.containers() if not container.is_refresher]
+    return [container for container in others if container.name != "wait-for-refresher"]
 
 
 @pytest.mark.parametrize("kustomization", KUSTOMIZATIONS)
@@ -63,8 +64,9 @@ def test_every_object_is_strictly_valid(manifests: Manifests, version: str) -> N
 
 def test_pods_satisfy_the_restricted_standard(manifests: Manifests) -> None:
     """If it failed, the namespace would not let the pod in, or refresher would run with rights that it does not need."""
-    labels = manifests.of("Namespace")["metadata"]["labels"]
-    assert labels["pod-security.kubernetes.io/enforce"] == "restricted"
+    for there in manifests.objects:
+        if there["kind"] == "Namespace":
+            assert there["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
     for container in manifests.containers():
         pod, security = container.pod, container.spec["securityContext"]
         assert not {"hostNetwork", "hostPID", "hostIPC", "shareProcessNamespace"} & set(pod)
@@ -152,6 +154,25 @@ def _volume(container: Container, directory: Path, places: dict[str, str]) -> di
     return container.volume(places[place])
 
 
+def test_agents_of_many_pods_wait_for_the_directory_that_they_mount() -> None:
+    """If it failed, the kubelet would make it as root before refresher does, and no demand would ever be heard."""
+    manifests = rendered("many")
+    (agent,) = agents(manifests)
+    (waiting,) = agent.pod["initContainers"]
+    demands = manifests.environment(manifests.container("refresher"))["REFRESHER_DEMANDS_DIR"]
+    assert demands in waiting["args"][0]
+    assert waiting["volumeMounts"] == [{"name": "demands", "mountPath": str(Path(demands).parent), "readOnly": True}]
+    compile(waiting["args"][0], "wait", "exec")
+
+
+def test_hands_look_where_the_others_keep_it() -> None:
+    """If it failed, a login by hand would be stored where no run ever looks."""
+    hands, cron = rendered("hands"), rendered("cronjob")
+    given = hands.environment(hands.container("refresher"))
+    assert given.items() <= cron.environment(cron.container("refresher")).items()
+    assert {there["kind"] for there in hands.objects} == {"Pod", "ConfigMap"}, "to delete it would delete the logins"
+
+
 def test_tokens_of_a_sidecar_are_in_memory() -> None:
     """If it failed, access tokens would lie on the node's disk."""
     for name in ("tokens", "demands"):
@@ -222,8 +243,8 @@ def test_a_sidecar_is_there_before_its_agent_and_goes_after_it() -> None:
 
 def test_there_is_one_owner(manifests: Manifests) -> None:
     """If it failed, two refreshers would spend one refresh token, and the server would revoke the login."""
-    claim = manifests.of("PersistentVolumeClaim", "refresher-grants")
-    assert claim["spec"]["accessModes"] == ["ReadWriteOncePod"]
+    claim = rendered("sidecar").of("PersistentVolumeClaim", "refresher-grants")
+    assert claim["spec"]["accessModes"] == ["ReadWriteOnce"]
     for there in manifests.objects:
         pods = [pod for pod in manifests.pods() if there.get("spec", {}).get("template", {}).get("spec") is pod]
         if any(_holds_grants(pod) for pod in pods):
