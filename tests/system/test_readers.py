@@ -5,10 +5,12 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from refresher.publish import is_stale, publish
 from refresher.secret import Secret
 from shim._token import parse
-from tests.support.command import wait_until
+from tests.support.command import Command, wait_until
 from tests.support.fake_state import directories
 from tests.support.samples import failure, grant
 
@@ -70,6 +72,19 @@ def test_readers_of_a_restored_backup_learn_that_its_grant_is_dead(tmp_path: Pat
     token = parse(made.token("linear").read_bytes())
     assert (token.state, token.generation, token.access_token) == ("reauthorization_required", 9, "the-newer-token")
     assert not is_stale(made, dead), "each run would write it again"
+
+
+@pytest.mark.parametrize(("shared", "wrong"), [(0o750, 0o600), (0o750, 0o644), (0o700, 0o640)])
+def test_a_run_with_nothing_due_mends_whom_a_token_file_is_open_to(refresher: Command, shared: int, wrong: int) -> None:
+    """If it failed, agents would stay locked out of their tokens under cron, or strangers would stay let in."""
+    fields = {"token_endpoint": "https://as.example/token", "client_id": "client", "server_url": "https://mcp.example"}
+    tokens = {"refresh_token": "a-refresh-token", "access_token": "an-access-token", "expires_in": 3600}
+    refresher.bring("linear", fields | tokens)
+    refresher.tokens.chmod(shared)
+    path = refresher.tokens / "linear.json"
+    path.chmod(wrong)
+    assert refresher("run-once", "--json").outcome == "not_due"
+    assert path.stat().st_mode & 0o777 == (0o640 if shared == 0o750 else 0o600)
 
 
 def test_an_older_generation_never_replaces_a_newer_one(tmp_path: Path) -> None:
