@@ -211,7 +211,11 @@ class Pod:
         command = container.spec.get("command") or ["refresher"]
         return isolated(
             root,
-            [Given(_CHECKOUT, str(_CHECKOUT)), Given(Path(sys.prefix), sys.prefix), *map(self._given, container.spec["volumeMounts"])],
+            [
+                Given(_CHECKOUT, str(_CHECKOUT)),
+                Given(Path(sys.prefix), sys.prefix),
+                *map(self._given, container.spec["volumeMounts"]),
+            ],
             [*self._as(container), *command, *container.spec.get("args", ())],
             writable=not container.spec["securityContext"].get("readOnlyRootFilesystem"),
         )
