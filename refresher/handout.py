@@ -81,7 +81,10 @@ def _problem(source: FileTokenSource, result: Result | None, least: float) -> st
     known = source.problem()
     if known is not None:
         return str(known)
-    return f"the token of {source.name} has less than {least:g} s to live, and no newer one came; does a refresher run?"
+    return (
+        f"the token of {source.name} has less than {least:g} s to live, and no newer one came; does a refresher run? "
+        "(Under cron, give it --wait 70s)"
+    )
 
 
 def _is_full(directories: Directories, token: TokenFile) -> bool:

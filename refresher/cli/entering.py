@@ -153,7 +153,7 @@ def _tell(grant: Grant, proof: str | None) -> None:
         log.warning("warning: %s", _NOTHING_TO_RENEW_WITH.format(name=grant.name, until=until))
     if proof is not None:
         say(proof)
-    follows = "; 'refresher run' keeps it fresh" if grant.renewable else ""
+    follows = "; 'refresher run', or cron, keeps it fresh" if grant.renewable else ""
     say(f"logged in: {grant.name} (generation {grant.generation}){follows}")
 
 

@@ -105,7 +105,7 @@ def test_what_goes_wrong_is_mailed_once_from_an_environment_that_is_crons_alone(
 def test_a_demand_is_heard_by_the_next_run(machine: Machine) -> None:
     """If it failed, the way in which the README has people see that it works would show nothing."""
     wait_until(lambda: published(machine, "slow") is not None, "there is a token")
-    assert "slow" in machine(typed("cron", 1).replace("linear.1", "slow.1"), user="person")
+    assert "slow" in machine(typed("cron", 1).replace("linear.0", "slow.1"), user="person")
     wait_until(lambda: getattr(published(machine, "slow"), "generation", 0) == 2, "it is replaced")
 
 
