@@ -46,7 +46,7 @@ def health(asked: Asked, listen: str | None, live: bool, as_json: bool) -> int:
     if isinstance(answer, str):
         say(json.dumps({"live": False, "ready": False, "problem": answer}) if as_json else answer)
         return 1
-    say(msgspec.json.encode(answer).decode() if as_json else _in_words(answer))
+    say(msgspec.json.encode(answer).decode() if as_json else _in_words(answer, live=live))
     return 0 if (answer.live if live else answer.ready) else 1
 
 
@@ -66,8 +66,9 @@ def _ask(address: Address) -> Health | str:
         there.close()
 
 
-def _in_words(health: Health) -> str:
+def _in_words(health: Health, *, live: bool) -> str:
     if not health.live:
         return "its loops stand still: restart it"
     needs_more = "" if health.fresh == health.grants else " ('refresher status' says why)"
-    return f"{'ready' if health.ready else 'not ready'}: {health.in_words()}{needs_more}"
+    word = "live" if live else "ready" if health.ready else "not ready"
+    return f"{word}: {health.in_words()}{needs_more}"

@@ -66,7 +66,8 @@ def test_ready_once_each_grant_has_a_token_that_readers_see(refresher: Command) 
             asked = refresher("health", "--listen", address)
             assert asked.code == 1
             assert "not ready: 0 of 1 grant fresh; waiting for a token: linear ('refresher status'" in asked.stdout
-            assert refresher("health", "--live", "--listen", address).code == 0
+            asked = refresher("health", "--live", "--listen", address)
+            assert (asked.code, asked.stdout.partition(":")[0]) == (0, "live"), "not what it was asked"
             gate.opened.set()
             wait_until(lambda: is_ready(address), "it is ready")
             assert refresher.token("linear").access_token is not None
