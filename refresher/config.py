@@ -1,22 +1,26 @@
 """Where a run finds its directories and how it talks: option over environment over file over default."""
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import msgspec
 
-from refresher import addresses
-from refresher.addresses import Address
 from refresher.common.errors import ConfigError
+from refresher.common.logs import LogFormat
 from refresher.storage.directories import Directories
 from shim._places import default_state_dir
 
-__all__ = ["LogFormat", "Settings", "resolve"]
+__all__ = ["DEFAULT_ADDRESS", "Address", "Settings", "parse_address", "resolve", "shown_address"]
 
-LogFormat = Literal["text", "json"]
+Address = tuple[str, int]
+"""Host and port of the health endpoint."""
 
+DEFAULT_ADDRESS: Final[Address] = ("127.0.0.1", 9464)
+
+_ADDRESS: Final = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<host>[A-Za-z0-9.-]+)):(?P<port>\d{1,5})", re.ASCII)
 _LONGEST_NUMBER: Final = 10
 _PATHS: Final = ("state_dir", "tokens_dir", "demands_dir", "spill_dir", "ca_file")
 
@@ -75,7 +79,7 @@ def resolve(given: Mapping[str, Any], config: str | None) -> Settings:
         ),
         state_given=bool(said.get("state_dir")),
         ca_file=said.get("ca_file"),
-        listen=addresses.parse(said["listen"]) if said.get("listen") else None,
+        listen=parse_address(said["listen"]) if said.get("listen") else None,
         log_format="json" if log_format == "json" else "text",
         verbose=max(said.get("verbose") or 0, 0),
     )
@@ -138,3 +142,18 @@ def _group(group: str | int | None) -> int | None:
     if len(str(group)) > _LONGEST_NUMBER or not 0 <= int(group) < 2**32 - 1:
         raise ConfigError("tokens_group must be a group's name or number")
     return int(group)
+
+
+def parse_address(text: str) -> Address:
+    """Return the address that ``text`` names, as ``127.0.0.1:9464`` or ``[::1]:9464``. Raises ``ConfigError``."""
+    match = _ADDRESS.fullmatch(text)
+    if match is None or not 0 <= int(match["port"]) <= 65535:
+        port = DEFAULT_ADDRESS[1]
+        raise ConfigError(f"--listen must be HOST:PORT, as 127.0.0.1:{port} or [::1]:{port}")
+    return match["six"] or match["host"], int(match["port"])
+
+
+def shown_address(address: Address) -> str:
+    """Return an address as it stands in a URL."""
+    host, port = address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -7,16 +7,16 @@ from typing import Final
 import click
 import msgspec
 
-from refresher.addresses import DEFAULT, Address, shown
 from refresher.cli.options import LISTEN, Asked
 from refresher.common.terminal import say
-from refresher.daemon.health import Health
+from refresher.config import DEFAULT_ADDRESS, Address, shown_address
+from refresher.daemon.readiness import Health
 
 __all__ = ["health"]
 
 _PATIENCE: Final = 5.0
 _LARGEST: Final = 1024 * 1024
-_ANYWHERE: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  addresses to ask, none to listen on
+_ANYWHERE: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  asked, not listened on
 
 _EXIT_CODES: Final = """\b
 Exit codes:
@@ -41,7 +41,7 @@ def health(asked: Asked, listen: str | None, live: bool, as_json: bool) -> int:
     Without --listen it asks where the configuration says, or at 127.0.0.1:9464.
     """
     asked.add(listen=listen)
-    address = asked.settings().listen or DEFAULT
+    address = asked.settings().listen or DEFAULT_ADDRESS
     answer = _ask((_ANYWHERE.get(address[0], address[0]), address[1]))
     if isinstance(answer, str):
         say(json.dumps({"live": False, "ready": False, "problem": answer}) if as_json else answer)
@@ -59,9 +59,10 @@ def _ask(address: Address) -> Health | str:
         return msgspec.json.decode(there.getresponse().read(_LARGEST), type=Health)
     except OSError as error:
         why = error.strerror or "no answer in time"
-        return f"nobody answers at {shown(address)} ({why}): does 'refresher run --listen {shown(address)}' run?"
+        shown = shown_address(address)
+        return f"nothing answers at {shown} ({why}): is 'refresher run --listen {shown}' running?"
     except (http.client.HTTPException, ValueError):
-        return f"what answers at {shown(address)} is no refresher: give another address to --listen"
+        return f"what answers at {shown_address(address)} is no refresher: give another address to --listen"
     finally:
         there.close()
 

@@ -7,11 +7,11 @@ import queue
 import sys
 import threading
 from contextlib import suppress
-from typing import Final
+from typing import Final, Literal
 
-from refresher.config import LogFormat
+__all__ = ["LogFormat", "setup"]
 
-__all__ = ["setup"]
+LogFormat = Literal["text", "json"]
 
 _LINES_KEPT: Final = 1000
 _LAST_WORDS: Final = 1.0

@@ -9,9 +9,9 @@ from typing import Any, Final
 
 import msgspec
 
-from refresher.addresses import Address, shown
 from refresher.common.errors import ConfigError
-from refresher.daemon.health import Health
+from refresher.config import Address, shown_address
+from refresher.daemon.readiness import Health
 
 __all__ = ["Listener"]
 
@@ -27,9 +27,9 @@ class Listener:
         try:
             self._server = _Server(address, health)
         except OSError as error:
-            raise ConfigError(f"cannot listen on {shown(address)}: {error.strerror or error}") from None
+            raise ConfigError(f"cannot listen on {shown_address(address)}: {error.strerror or error}") from None
         self.address: Final = address
-        self.url: Final = f"http://{shown((address[0], self._server.server_address[1]))}"
+        self.url: Final = f"http://{shown_address((address[0], self._server.server_address[1]))}"
         threading.Thread(target=self._server.serve_forever, name="listener", daemon=True).start()
 
     def close(self) -> None:

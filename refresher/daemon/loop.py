@@ -26,7 +26,6 @@ from refresher.grants.policy import Rest, Rotate
 from refresher.grants.record import Grant
 from refresher.oauth.exchange import DEADLINE
 from refresher.oauth.tls import trusted
-from refresher.operations import explanation
 from refresher.operations.inspection import Look, look, server_of
 from refresher.operations.inventory import overview
 from refresher.operations.result import EXIT_CODES, Result, Word
@@ -259,7 +258,7 @@ class Daemon:
         else:
             # Of whoever's attempt: a grant that was dead at the start, or died elsewhere, is news as well.
             attempt = "" if grant.failure is None else str(grant.failure.at)
-            self._news.tell_result(explanation.rested(grant, rest), attempt)
+            self._news.tell_result(Result.at_rest(grant, rest), attempt)
 
     def _hear(self, wait: float) -> None:
         """Take the events of the next ``wait`` seconds, at most until one has come."""

@@ -3,10 +3,9 @@
 import time
 from typing import Final
 
-from refresher.addresses import Address
-from refresher.daemon.health import Health
+from refresher.config import Address
 from refresher.daemon.health_endpoint import Listener
-from refresher.daemon.readiness import Freshness
+from refresher.daemon.readiness import Freshness, Health
 from refresher.daemon.systemd import Notify
 
 __all__ = ["Vitals"]

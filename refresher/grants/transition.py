@@ -20,7 +20,7 @@ from refresher.grants.outcome import (
     Unintelligible,
 )
 from refresher.grants.record import Doubt, Failure, Grant, Waiting, spend
-from refresher.oauth.token_response import usable_from
+from refresher.grants.tokens import usable_from
 
 __all__ = ["after", "cut_off", "doubted", "with_access"]
 

@@ -9,8 +9,8 @@ import msgspec
 
 from refresher.common.errors import ConfigError
 from refresher.grants.record import AuthMethod, Grant, Way
+from refresher.grants.tokens import is_token
 from refresher.oauth import urls
-from refresher.oauth.token_response import is_token
 
 __all__ = ["Asked", "checked", "continued"]
 

@@ -15,10 +15,10 @@ from refresher.common.errors import LoginNotGiven, LoginRefused, ServerAway
 from refresher.common.secret import Secret, mask
 from refresher.grants import server_behavior
 from refresher.grants.record import Grant
+from refresher.grants.tokens import is_token
 from refresher.login.advice import PASSING, advice
 from refresher.login.discovery import OFFLINE
 from refresher.login.server import Server
-from refresher.oauth.token_response import is_token
 
 __all__ = ["Authorization", "NotOurs", "authorization"]
 

@@ -12,11 +12,11 @@ from mcp.client.auth.utils import handle_registration_response, is_valid_client_
 from refresher.common.errors import ConfigError, LoginRefused, ServerAway
 from refresher.common.secret import Secret, mask
 from refresher.grants.record import AuthMethod, Grant
+from refresher.grants.tokens import is_token
 from refresher.login.asked import Asked
 from refresher.login.discovery import Fetching
 from refresher.login.server import Server
 from refresher.oauth import urls
-from refresher.oauth.token_response import is_token
 
 __all__ = ["DEVICE_GRANT", "Client", "given", "register", "stored_with"]
 

@@ -17,11 +17,11 @@ from refresher.common.terminal import say
 from refresher.common.text import span
 from refresher.grants.outcome import Ambiguous, ClientRejected, Outcome, Rotated, Transient, code_of, words_of
 from refresher.grants.record import Grant
+from refresher.grants.tokens import is_token
 from refresher.login.advice import advice
 from refresher.login.client import DEVICE_GRANT
 from refresher.login.tokens import ask, granted, judged
 from refresher.oauth import urls
-from refresher.oauth.token_response import is_token
 
 __all__ = ["by_device"]
 

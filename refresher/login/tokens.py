@@ -12,12 +12,12 @@ from refresher.common.secret import Secret
 from refresher.grants import server_behavior
 from refresher.grants.outcome import Ambiguous, ClientRejected, Outcome, ResourceRefused, Rotated, Transient, code_of
 from refresher.grants.record import Grant
+from refresher.grants.tokens import LONGEST_LIFE, usable_from
 from refresher.grants.transition import with_access
 from refresher.login.advice import advice
+from refresher.oauth.client_authentication import authenticated
 from refresher.oauth.http_client import Posted, post
 from refresher.oauth.tls import trusted
-from refresher.oauth.token_request import authenticated
-from refresher.oauth.token_response import LONGEST_LIFE, usable_from
 
 __all__ = ["ask", "check", "granted", "judged", "redeemed"]
 

@@ -21,8 +21,8 @@ from refresher.grants.outcome import (
     Unintelligible,
 )
 from refresher.grants.record import Doubt, Grant
+from refresher.oauth.client_authentication import authenticated
 from refresher.oauth.http_client import Posted, post
-from refresher.oauth.token_request import request
 
 __all__ = ["DEADLINE", "Exchanged", "Hooks", "exchange"]
 
@@ -123,7 +123,7 @@ def _attempt(grant: Grant, ca_file: str | None, hooks: Hooks, demanded: bool, li
     posted = post(
         grant,
         grant.token_endpoint,
-        lambda: request(grant, clocks.now().wall),
+        lambda: _request(grant, clocks.now().wall),
         ca_file=ca_file,
         limit=limit,
         known=_secrets(grant),
@@ -178,3 +178,19 @@ def _unrenewable(grant: Grant, *, demanded: bool) -> Outcome:
 
 def _secrets(grant: Grant) -> tuple[Secret | None, ...]:
     return grant.refresh_token, grant.access_token, grant.client_secret
+
+
+def _request(grant: Grant, now: float) -> tuple[bytes, dict[str, str]]:
+    """Return body and headers of the token request of ``grant``; ``now``: epoch seconds.
+
+    Raises ``ConfigError`` where the key that signs it cannot be used.
+    """
+    if grant.refresh_token is None:
+        fields = {"grant_type": "client_credentials"}
+    else:
+        fields = {"grant_type": "refresh_token", "refresh_token": grant.refresh_token.reveal()}
+    if (scope := server_behavior.scope(grant)) is not None:
+        fields["scope"] = scope
+    if grant.resource is not None and server_behavior.sends_resource(grant):
+        fields["resource"] = grant.resource
+    return authenticated(grant, fields, now)

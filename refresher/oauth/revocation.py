@@ -8,8 +8,8 @@ from refresher.common.errors import ServerAway
 from refresher.common.secret import Secret
 from refresher.grants.outcome import Ambiguous, Transient, words_of
 from refresher.grants.record import Grant
+from refresher.oauth.client_authentication import authenticated
 from refresher.oauth.http_client import Posted, post
-from refresher.oauth.token_request import authenticated
 
 __all__ = ["revoke"]
 

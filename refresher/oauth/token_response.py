@@ -1,16 +1,13 @@
 """What a token endpoint's answer means (RFC 6749 section 5). Pure: bytes in, outcome out."""
 
-import base64
-import binascii
 import json
 import math
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any, Final, NamedTuple, TypeGuard, assert_never
+from typing import Any, Final, NamedTuple, assert_never
 from urllib.parse import parse_qsl
-
-import msgspec
 
 from refresher.common.secret import Secret, mask
 from refresher.grants.outcome import (
@@ -25,25 +22,21 @@ from refresher.grants.outcome import (
     Unintelligible,
 )
 from refresher.grants.policy import CLOCK_TOLERANCE, MAX_WAIT
+from refresher.grants.tokens import LONGEST_LIFE, is_token, jwt_time, scheme
 from refresher.oauth.dialects import KNOWN_CODES, meaning_of
-from refresher.oauth.truncated_json import members
 
-__all__ = ["LONGEST_LIFE", "is_token", "judge", "jwt_time", "scheme", "usable_from"]
-
-LONGEST_LIFE: Final = 315_360_000.0
-"""Ten years in seconds: no access token is said to live longer."""
+__all__ = ["judge"]
 
 _LONGEST_CODE: Final = 64
 _LONGEST_WORDS: Final = 4096
+_DECODER: Final = json.JSONDecoder()
+_SPACE: Final = re.compile(r"[ \t\r\n]*")
 
 _BUSY_STATUSES: Final = frozenset({408, 425, 429, 503})
 
 # Under which keys servers put a code and its words, besides the RFC's own: GitHub, Supabase, OpenAI, HubSpot, Cognito.
 _CODE_KEYS: Final = ("error_code", "errorCode", "code", "status", "type", "__type")
 _WORDS_KEYS: Final = ("error_description", "message", "msg", "reason")
-
-# How a header is spelt is not always what a server calls its tokens: Slack says "bot" and "user" and wants Bearer.
-_SCHEMES: Final = frozenset({"bearer", "dpop", "mac", "pop"})
 
 
 def judge(
@@ -131,7 +124,7 @@ def _fields(body: bytes, content_type: str, *, whole: bool) -> dict[str, Any] | 
         # Lenient about what we do not store: a stray byte in a description must not cost a token.
         value = json.loads(text := body.decode("utf-8", "replace"))
     except (ValueError, RecursionError):
-        return _salvaged(members(text))
+        return _salvaged(_truncated_members(text))
     return value if isinstance(value, dict) else None
 
 
@@ -192,16 +185,6 @@ def _scope(value: object) -> str | None:
     return value if isinstance(value, str) and value.isprintable() else None
 
 
-def scheme(token_type: object) -> str:
-    """Return how a token goes into a header, from its type: what is no scheme is a server's own word for Bearer."""
-    return token_type if isinstance(token_type, str) and token_type.lower() in _SCHEMES else "Bearer"
-
-
-def is_token(value: object) -> TypeGuard[str]:
-    """RFC 6749 appendix A: a token is of printable ASCII; a control character could split a header."""
-    return isinstance(value, str) and value != "" and all(" " <= char <= "~" for char in value)
-
-
 def _expires_in(value: object) -> float | None:
     """Return the lifetime in seconds; ``None`` where it is absent, no number, or none: 0 means "never" to VK."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
@@ -234,33 +217,6 @@ def _iso(text: str) -> float:
     return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
 
 
-def jwt_time(token: str, claim: str) -> float | None:
-    """Return ``exp`` or ``nbf`` where a token is a JWT (RFC 7519); its signature is the server's business."""
-    parts = token.split(".")
-    if len(parts) != 3:
-        return None
-    try:
-        claims = msgspec.json.decode(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
-    except (binascii.Error, ValueError, RecursionError):
-        return None
-    at = claims.get(claim) if isinstance(claims, dict) else None
-    if isinstance(at, bool) or not isinstance(at, int | float):
-        return None
-    return float(at) if 0 < at < 1e12 else None
-
-
-def usable_from(refresh_token: str, now: float, ahead: float = 0.0) -> float | None:
-    """Return from when a refresh token that is here ``now`` may be used, where it says so itself.
-
-    ``ahead``: by how many seconds its server's clock is ahead, as far as that is known.
-    """
-    at, issued = jwt_time(refresh_token, "nbf"), jwt_time(refresh_token, "iat")
-    if at is None:
-        return None
-    # It was issued before now, so the rest of its wait is no longer than all of it, however far our clock is behind.
-    return at - ahead if issued is None else min(at - ahead, now + at - issued)
-
-
 def _clock_ahead(date: str | None, now: float) -> float:
     """Return by how many seconds the server's clock is ahead of ours, as far as that is more than a tolerance.
 
@@ -289,3 +245,31 @@ def _kind(body: bytes, *, whole: bool) -> str:
     if not body:
         return "an empty body"
     return "something that is no token response" if whole else "a body that breaks off"
+
+
+def _truncated_members(text: str) -> dict[str, Any]:
+    """Return the members of the object that ``text`` begins with, as far as each is certainly whole."""
+    found: dict[str, Any] = {}
+    at = _after_space(text, 1) if text.startswith("{") else len(text)
+    while text[at : at + 1] == '"':
+        try:
+            key, at = _DECODER.raw_decode(text, at)
+            at = _after_space(text, at)
+            if text[at : at + 1] != ":":
+                break
+            value, at = _DECODER.raw_decode(text, _after_space(text, at + 1))
+        except (ValueError, RecursionError):
+            break
+        at = _after_space(text, at)
+        follows = text[at : at + 1]
+        # Only a quote or a bracket shows by itself that a value has ended: a number may go on.
+        if follows not in (",", "}") and not (follows == "" and isinstance(value, str | dict | list)):
+            break
+        found[key] = value
+        at = _after_space(text, at + 1) if follows == "," else len(text)
+    return found
+
+
+def _after_space(text: str, at: int) -> int:
+    match = _SPACE.match(text, at)
+    return at if match is None else match.end()

@@ -13,8 +13,8 @@ from refresher.common.clocks import Moment
 from refresher.common.errors import ConfigError, ImportRefused
 from refresher.common.secret import Secret
 from refresher.grants.record import NOTHING, AuthMethod, Grant, decode_secret
+from refresher.grants.tokens import LONGEST_LIFE, is_token, jwt_time, scheme, usable_from
 from refresher.oauth import urls
-from refresher.oauth.token_response import LONGEST_LIFE, is_token, jwt_time, scheme, usable_from
 from shim._token import is_name
 
 __all__ = ["Brought", "check_name", "parse"]
@@ -202,7 +202,7 @@ def _try_files(grant: Grant, now: float) -> None:
     """Refuse files that could never be used: now a person is there who can help."""
     try:
         if grant.private_key_file is not None:
-            from refresher.oauth.client_assertion import client_assertion  # cryptography: no other import needs it
+            from refresher.oauth.client_authentication import client_assertion
 
             client_assertion(grant, now)
         if grant.client_cert is not None:

@@ -10,7 +10,6 @@ from refresher.common.errors import GrantFileError, Interrupted, NeedsPerson, No
 from refresher.config import Settings
 from refresher.grants.policy import Rest
 from refresher.grants.record import Grant
-from refresher.operations import explanation
 from refresher.operations.inspection import look
 from refresher.operations.result import EXIT_CODES, Result
 from refresher.storage import demands, records
@@ -130,7 +129,7 @@ def _rotated(
         terms = Terms(ca_file=settings.ca_file, stopping=stopping, lock_wait=lock_wait)
         return rotate(directories, Order(name=name, seen=seen.generation), terms)
     if isinstance(seen.record, Grant) and isinstance(seen.decision, Rest):
-        return explanation.rested(seen.record, seen.decision)
+        return Result.at_rest(seen.record, seen.decision)
     return None
 
 

@@ -13,7 +13,7 @@ from refresher.grants.outcome import GrantDead, ResourceRefused, Rotated
 from refresher.grants.policy import Rest, Rotate
 from refresher.grants.record import Doubt, Grant, Stored
 from refresher.oauth.exchange import DEADLINE, Exchanged, exchange
-from refresher.operations import explanation, remove
+from refresher.operations import remove
 from refresher.operations.result import EXIT_CODES, Result, Word
 from refresher.storage import backups, demands, lock, records, recovery
 from refresher.storage.demands import Demands
@@ -120,12 +120,12 @@ def _locked(directories: Directories, order: Order, terms: Terms) -> Result | No
     )
     match decision:
         case Rest():
-            result = explanation.rested(grant, decision, adopted=adopted)
+            result = Result.at_rest(grant, decision, adopted=adopted)
         case Rotate():
             if terms.stopping():
                 raise Interrupted
             changed = _exchange(directories, stored, grant, terms, demanded=demanded)
-            result = explanation.changed(grant, changed)
+            result = Result.after_exchange(grant, changed)
             grant = changed
         case _:
             assert_never(decision)

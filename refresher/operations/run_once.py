@@ -7,7 +7,6 @@ from refresher.common.errors import GrantFileError
 from refresher.config import Settings
 from refresher.grants.policy import Rest
 from refresher.grants.record import Grant, Tombstone
-from refresher.operations import explanation
 from refresher.operations.inspection import Look, look
 from refresher.operations.result import EXIT_CODES, Result
 from refresher.storage import demands, records
@@ -61,7 +60,7 @@ def run_once(
             if seen.needs_lock:
                 work.append(seen)
             elif isinstance(seen.record, Grant) and isinstance(seen.decision, Rest):
-                results[name] = explanation.rested(seen.record, seen.decision)
+                results[name] = Result.at_rest(seen.record, seen.decision)
     if work:
         for result in _do(settings, work, force, horizon, stopping, waiting):
             if result is not None:

@@ -6,10 +6,35 @@ import stat
 from pathlib import Path
 from typing import Final
 
-from refresher.storage import mounts
 from refresher.storage.directories import Directories
 
-__all__ = ["cautions", "tell"]
+__all__ = ["IN_MEMORY", "REMOTE", "cautions", "file_system", "tell"]
+
+IN_MEMORY: Final = frozenset({"ramfs", "tmpfs"})
+REMOTE: Final = frozenset(
+    {
+        "9p",
+        "afs",
+        "beegfs",
+        "ceph",
+        "cifs",
+        "fuse.ceph",
+        "fuse.gcsfuse",
+        "fuse.glusterfs",
+        "fuse.rclone",
+        "fuse.s3fs",
+        "fuse.sshfs",
+        "gfs2",
+        "gpfs",
+        "lustre",
+        "nfs",
+        "nfs4",
+        "ocfs2",
+        "smb3",
+        "smbfs",
+        "virtiofs",
+    }
+)
 
 _MOUNTS: Final = Path("/proc/self/mountinfo")
 _TOLD: Final[set[str]] = set()
@@ -26,13 +51,13 @@ def tell(directories: Directories, level: int = logging.WARNING) -> None:
 
 
 def cautions(directories: Directories, mountinfo: str) -> list[str]:
-    """Return what is to be known, one line each; ``mountinfo`` is what the kernel says of its mounts."""
+    """Return what is to be known, one line each; ``mountinfo`` is what the kernel says of its"""
     return [*_of_grants(directories.grants, mountinfo), *_of_spill(directories.spill, mountinfo)]
 
 
 def _of_grants(grants: Path, mountinfo: str) -> list[str]:
     found = []
-    if (there := _kind(grants, mountinfo)) in mounts.REMOTE:
+    if (there := _kind(grants, mountinfo)) in REMOTE:
         found.append(
             f"{grants} is on a network file system ({there}), whose locks may not keep two machines apart: let one "
             "machine alone run refresher on it"
@@ -56,7 +81,7 @@ def _of_spill(spill: Path, mountinfo: str) -> list[str]:
             f"{spill} takes no token that grants/ cannot take: it must be a directory of user {os.geteuid()} and of "
             "nobody else (chmod 700); mend it, or give another with --spill-dir"
         ]
-    if (there := _kind(spill, mountinfo)) in mounts.IN_MEMORY:
+    if (there := _kind(spill, mountinfo)) in IN_MEMORY:
         return [
             f"{spill} is in memory ({there}): a token that is kept there would not outlive the machine's restart; give "
             "--spill-dir a directory on a disk"
@@ -67,7 +92,7 @@ def _of_spill(spill: Path, mountinfo: str) -> list[str]:
 def _kind(path: Path, mountinfo: str) -> str | None:
     for there in (path, *path.parents):
         try:
-            return mounts.kind(there.stat().st_dev, mountinfo)
+            return file_system(there.stat().st_dev, mountinfo)
         except OSError:
             continue  # made when it is needed, in what leads to it
     return None
@@ -85,3 +110,14 @@ def _mountinfo() -> str:
         return _MOUNTS.read_text("utf-8", "replace")
     except OSError:
         return ""  # not Linux, or hidden: then nobody can tell
+
+
+def file_system(device: int, mountinfo: str) -> str | None:
+    """Return the kind of the file system on ``device`` (a ``st_dev``); ``None`` where ``mountinfo`` does not tell."""
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    for line in mountinfo.splitlines():
+        # Between the two parts there may be any number of fields, and no other field is a lone dash.
+        mount, _, filesystem = line.partition(" - ")
+        if mount.split()[2:3] == [wanted]:
+            return next(iter(filesystem.split()), None)
+    return None

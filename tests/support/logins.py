@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from refresher.common.secret import Secret
 from refresher.grants.providers import PROFILES, UNKNOWN, Profile
 from refresher.grants.record import Grant
-from refresher.oauth.token_response import usable_from
+from refresher.grants.tokens import usable_from
 from tests.support.model_server import Early, ModelServer, Resource, Ways
 from tests.support.played_clock import DAY, HOUR, MINUTE
 from tests.support.samples import NOON, grant

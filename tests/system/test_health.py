@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from refresher.daemon.health import Health
+from refresher.daemon.readiness import Health
 from tests.conftest import need
 from tests.support.command import Command, wait_until
 from tests.support.daemon import heard, in_mid_exchange, published, running, stopped
@@ -138,10 +138,10 @@ def test_nobody_and_somebody_else_are_told_from_a_refresher(refresher: Command) 
         for arguments in (("--listen", address), ("--live", "--listen", address)):
             done = refresher("health", *arguments)
             assert (done.code, done.stderr) == (1, "")
-            assert f"nobody answers at {address} (Connection refused): does 'refresher run --listen" in done.stdout
+            assert f"nothing answers at {address} (Connection refused): is 'refresher run --listen" in done.stdout
         told = json.loads(refresher("health", "--json", "--listen", address).stdout)
         assert (told["live"], told["ready"]) == (False, False)
-        assert "nobody answers" in told["problem"]
+        assert "nothing answers" in told["problem"]
     with TokenServer(lambda _: 1.0) as other:
         done = refresher("health", "--listen", other.url.removeprefix("http://"))
         assert done.code == 1

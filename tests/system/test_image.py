@@ -105,7 +105,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         (["login", "--help"], 0, "Log in at URL"),
         (["import", "--from", "/nowhere", "--if-absent"], 2, "cannot read /nowhere"),
         (["run-once"], 2, "there is no state directory"),
-        (["health"], 1, "nobody answers"),
+        (["health"], 1, "nothing answers"),
         (["login", "linear", "https://127.0.0.1:1/mcp", "--no-browser"], 4, "127.0.0.1:1"),
     ],
     ids=lambda value: "-".join(value[:2]) if isinstance(value, list) else "",

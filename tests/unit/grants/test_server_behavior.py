@@ -11,7 +11,7 @@ from refresher.grants.outcome import TooEarly
 from refresher.grants.policy import Rest, Rotate
 from refresher.grants.providers import PROFILES, UNKNOWN, Profile, profile_of
 from refresher.grants.transition import after
-from refresher.operations import explanation
+from refresher.operations.result import Result
 from refresher.storage.publishing import state_of
 from tests.support.samples import NOON, at, doubt, failure, grant
 
@@ -164,7 +164,7 @@ def test_a_demand_that_a_verdict_bears_out_calls_for_a_person_only_in_the_end() 
         assert state_of(refused) == ("failing" if times < 10 else "reauthorization_required")
         rest = policy.decide(refused, now, demanded=True)
         assert rest == Rest("too_early", NOON + DAY)
-        result = explanation.rested(refused, rest)
+        result = Result.at_rest(refused, rest)
         assert (result.outcome == "reauthorization_required", "refresher login" in result.detail) == (
             times == 10,
             times == 10,

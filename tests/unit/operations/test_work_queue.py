@@ -8,8 +8,7 @@ from queue import SimpleQueue
 import pytest
 
 from refresher.operations import work_queue as places_module
-from refresher.operations.budget import BURST, RATE, Budget
-from refresher.operations.work_queue import AT_ONCE, AT_ONE_SERVER, Finished, Places, run_all
+from refresher.operations.work_queue import AT_ONCE, AT_ONE_SERVER, BURST, RATE, Budget, Finished, Places, run_all
 from tests.support.command import wait_until
 
 

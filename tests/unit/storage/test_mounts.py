@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from refresher.storage.directories import Directories
-from refresher.storage.mounts import kind
-from refresher.storage.startup_checks import cautions, tell
+from refresher.storage.startup_checks import cautions, file_system, tell
 from tests.conftest import need
 from tests.support.fake_state import directories
 from tests.support.parts import mounted, no_mounts
@@ -41,8 +40,8 @@ garbage
 )
 def test_the_kind_of_a_file_system_is_what_the_kernel_says(device: tuple[int, int], expected: str | None) -> None:
     """If it failed, people would be warned about the wrong directory, or not at all."""
-    assert kind(os.makedev(*device), MOUNTINFO) == expected
-    assert kind(os.makedev(*device), "") is None
+    assert file_system(os.makedev(*device), MOUNTINFO) == expected
+    assert file_system(os.makedev(*device), "") is None
 
 
 def _claiming(path: Path, filesystem: str) -> str:
