@@ -7,11 +7,29 @@ code: ``{"version":1,"checksum":"SHA-256 of the JSON","record":JSON}``, and afte
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-__all__ = ["KEYS", "ORIGIN", "SPILL", "STORED", "Sealed", "change", "copied", "opened"]
+from tests.support.command import Command
+from tests.support.keys import certificate, key
+from tests.support.token_server import TokenServer
+from tests.support.vault import Vault
+
+__all__ = [
+    "KEYS",
+    "NEVER_ROTATE",
+    "ORIGIN",
+    "OUTCOMES",
+    "SPILL",
+    "STORED",
+    "TOMBSTONES",
+    "Sealed",
+    "change",
+    "copied",
+    "opened",
+    "prepared",
+]
 
 STORED: Final = Path(__file__).parent.parent / "fixtures/state-0.1.0"
 
@@ -23,6 +41,21 @@ KEYS: Final = "/placeholder/keys"
 
 SPILL: Final = "/placeholder/spill"
 """Its spill directory."""
+
+TOMBSTONES: Final = ("logged-out", "removed")
+
+OUTCOMES: Final = {
+    "dead": "reauthorization_required",
+    "left-sent": "in_doubt",
+    "left-sent-alone": "in_doubt",
+    "left-spilled-gone": "storage_failed",
+    "left-unsent": "in_doubt",
+    "left-unsent-alone": "in_doubt",
+    "login-not-renewable": "reauthorization_required",
+}
+"""What ``run-once`` makes of a name where it does not rotate it. All its access tokens have expired, in another boot."""
+
+NEVER_ROTATE: Final = ("left-spilled-gone", "login-not-renewable")
 
 _SEALED: Final = re.compile(
     rb'\{"version":1,"checksum":"(?P<checksum>[0-9a-f]{64})","(?P<key>record|intent)":(?P<raw>\{.*\})\}\n(?P<rest>[^\n]*)',
@@ -64,13 +97,12 @@ def opened(data: bytes) -> Sealed | None:
     return sealed
 
 
-def change(path: Path, changed: Callable[[dict[str, Any]], object]) -> None:
-    """Let ``changed`` edit the fields of a record or intent, and write it again with its checksum."""
+def change(path: Path, **changes: object) -> None:
+    """Replace fields of a record or intent, and write it again with its checksum."""
     sealed = opened(path.read_bytes())
     assert sealed is not None
-    fields = sealed.fields
-    changed(fields)
-    path.write_bytes(sealed._replace(raw=json.dumps(fields, separators=(",", ":")).encode()).data())
+    raw = json.dumps(sealed.fields | changes, separators=(",", ":")).encode()
+    path.write_bytes(sealed._replace(raw=raw).data())
 
 
 def copied(state: Path, spill: Path, changes: Mapping[str, str] | None = None, *, source: Path = STORED) -> None:
@@ -101,6 +133,19 @@ def copied(state: Path, spill: Path, changes: Mapping[str, str] | None = None, *
         target.touch(mode=0o600)
         target.write_bytes(data)
         target.chmod(0o600)
+
+
+def prepared(home: Path, vault: Vault, server: TokenServer) -> Command:
+    """Return the command with a copy of the state directory that is about ``server``."""
+    refresher = Command(home, vault)
+    spill, keys = home / "spill", home / "keys"
+    refresher.environment["REFRESHER_SPILL_DIR"] = str(spill)
+    keys.mkdir()
+    key(keys / "client.pem")
+    certificate(keys / "client.crt", "client.example")
+    copied(refresher.state, spill, {ORIGIN: server.url, KEYS: str(keys), SPILL: str(spill)})
+    vault.learn_from(refresher.state)
+    return refresher
 
 
 def _replaced(text: str, changes: Mapping[str, str]) -> str:
