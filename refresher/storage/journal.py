@@ -4,7 +4,6 @@ The order is the promise: space and intent are durable before the refresh token 
 anybody sees it, and the record itself is replaced by one rename.
 """
 
-import hashlib
 import logging
 import math
 import os
@@ -21,8 +20,8 @@ from typing import Final
 import msgspec
 
 from refresher.common.clocks import Moment
-from refresher.common.errors import StorageError
-from refresher.grants.record import UNREADABLE, Grant, Record, Stored, encode
+from refresher.common.errors import GrantFileError, StorageError
+from refresher.grants.record import UNREADABLE, Grant, Record, Stored, encode, unwrap, wrap
 from refresher.storage import files
 from refresher.storage.directories import Directories
 
@@ -58,12 +57,6 @@ class Intent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     spill: str
 
 
-class _Envelope(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    version: int
-    checksum: str
-    intent: msgspec.Raw
-
-
 def read_intent(path: Path) -> tuple[Intent, Mark] | None:
     """Return the intent at ``path`` and how far its attempt has come; ``None`` where there is none.
 
@@ -75,12 +68,8 @@ def read_intent(path: Path) -> tuple[Intent, Mark] | None:
         return None
     line, _, mark = data.partition(b"\n")
     try:
-        envelope = msgspec.json.decode(line, type=_Envelope)
-        raw = bytes(envelope.intent)
-        if envelope.version != 1 or hashlib.sha256(raw).hexdigest() != envelope.checksum:
-            raise ValueError("its checksum or version does not fit")
-        return msgspec.json.decode(raw, type=Intent), Mark(mark)
-    except UNREADABLE:
+        return msgspec.json.decode(unwrap("intent", line)[0], type=Intent), Mark(mark)
+    except (GrantFileError, *UNREADABLE):
         raise ValueError("it is not an intent") from None
 
 
@@ -124,8 +113,7 @@ class Attempt:
             at=at,
             spill=str(self._spill),
         )
-        raw = msgspec.json.encode(intent)
-        line = msgspec.json.encode(_Envelope(1, hashlib.sha256(raw).hexdigest(), msgspec.Raw(raw))) + b"\n"
+        line, _ = wrap("intent", msgspec.json.encode(intent))
         self._mark_at = len(line)
         self._intent = files.create(self._directories.intent(self._name))
         files.write_all(self._intent, line + Mark.UNSENT.value)

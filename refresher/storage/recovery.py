@@ -13,7 +13,7 @@ import msgspec
 from refresher.common.clocks import Moment
 from refresher.common.errors import GrantFileError, StorageError
 from refresher.grants import transition
-from refresher.grants.record import NOTHING, Doubt, Grant, Record, Stored, decode
+from refresher.grants.record import NOTHING, Doubt, Grant, Record, Stored, decode, newer
 from refresher.storage import files, records
 from refresher.storage.directories import Directories
 from refresher.storage.journal import LARGEST_RECORD, Intent, Mark, read_intent, write_record
@@ -32,11 +32,12 @@ def resolve(
 
     ``damaged``: the record that is there counts for nothing, and is kept elsewhere. ``giving_up``: a person replaces or
     removes the grant, so an answer that is out of reach is needed no more. Raises ``GrantFileError`` for a record that
-    cannot be read (nothing is touched then) and ``StorageError`` where the disk refuses.
+    cannot be read or a leftover of a later version (nothing is touched then) and ``StorageError`` where the disk
+    refuses.
     """
     stored = Stored(None, NOTHING) if damaged else records.load(directories, name)
     try:
-        stored = _come_back(directories, name, stored, now)
+        stored = _come_back(directories, name, stored, now, giving_up=giving_up)
         candidates = directories.candidates(name)
         if not candidates and not files.is_there(directories.intent(name)):
             return stored
@@ -45,11 +46,13 @@ def resolve(
         raise StorageError(f"cannot tidy up after an earlier attempt at {name}: {error.strerror}") from None
 
 
-def _come_back(directories: Directories, name: str, stored: Stored, now: Moment) -> Stored:
+def _come_back(directories: Directories, name: str, stored: Stored, now: Moment, *, giving_up: bool) -> Stored:
     """Adopt a spill whose file system was mounted late, where it still fits."""
     record = stored.record
     if not isinstance(record, Grant) or record.doubt is None or (path := records.spill_of(record)) is None:
         return stored
+    if not giving_up:
+        _refuse_newer([path])
     found = whole(path, name)
     successor = None if found is None else found.record
     if (
@@ -75,6 +78,8 @@ def _resolve(
     spill = directories.spilled(name, stored.checksum) if begun.intent is None else Path(begun.intent.spill)
     if files.is_there(spill):
         candidates.append(spill)
+    if not giving_up:
+        _refuse_newer([directories.intent(name), *candidates])
     answer = _answer(name, stored, candidates)
     out_of_reach = answer is None and begun.mark is Mark.SPILLED and begun.concerns(stored)
     if out_of_reach and not giving_up and begun.intent is not None:
@@ -164,9 +169,21 @@ def whole(path: Path, name: str) -> Stored | None:
         return None
 
 
+def _refuse_newer(paths: list[Path]) -> None:
+    """Raise ``GrantFileError`` where a later version wrote a file: it may be the only copy of a refresh token."""
+    for path in paths:
+        try:
+            data = files.read(path, LARGEST_RECORD)
+        except ValueError:
+            continue
+        if data is not None and (why := newer(data)) is not None:
+            raise GrantFileError(f"{path}: {why}")
+
+
 def _is_copy(path: Path, name: str, stored: Stored) -> bool:
+    # The records and not the checksums: an adopted record is written in the present version.
     copy = whole(path, name)
-    return copy is not None and copy.checksum == stored.checksum
+    return copy is not None and copy.record == stored.record
 
 
 def _clear(path: Path, name: str, stored: Stored, now: Moment) -> None:
