@@ -11,9 +11,9 @@ from refresher.common.errors import AlreadySpent, ExposedGrantFile, GrantFileErr
 from refresher.grants import policy
 from refresher.grants.record import Grant, Record, Stored, Tombstone, spend
 from refresher.oauth import urls
-from refresher.storage import files, lock, publishing, records, recovery
+from refresher.storage import files, lock, records, recovery
 from refresher.storage.directories import Directories
-from refresher.storage.journal import write_record
+from refresher.storage.publishing import Publisher, published_generation
 from shim._token import is_name
 
 __all__ = ["Admitted", "admit", "elsewhere", "is_elsewhere", "is_there"]
@@ -72,11 +72,11 @@ def admit(
             now = clocks.now()
             aside = files.keep_aside(directories.record(name), now.wall)
             warnings.append(f"the damaged record is now {aside}")
-            stored = recovery.resolve(directories, name, now, damaged=True)
+            stored = recovery.recover(directories, name, now, damaged=True)
         grant = _successor(directories, brought, stored, just_given=just_given)
-        write_record(directories, name, stored, grant)
+        records.write(directories, name, stored, grant)
         try:
-            publishing.publish(directories, grant)
+            Publisher(directories).publish(grant)
         except StorageError as error:
             warnings.append(f"{error}; the next run-once publishes it")
     return Admitted(grant=grant, stored=True, warnings=tuple(warnings))
@@ -117,7 +117,7 @@ def _insist_on_the_server(directories: Directories, brought: Grant) -> None:
 def _there(directories: Directories, name: str, *, replace: bool) -> Stored | None:
     """Return what is stored under ``name`` once earlier attempts are settled; ``None`` for a damaged record."""
     try:
-        return recovery.resolve(directories, name, clocks.now(), giving_up=replace)
+        return recovery.recover(directories, name, clocks.now(), giving_up=replace)
     except ExposedGrantFile:
         raise  # what it remembers is not lost: it says which tokens are spent
     except GrantFileError:
@@ -156,14 +156,16 @@ def _records(directories: Directories, name: str, *, unfinished: bool) -> list[R
     found = [records.load(directories, name).record]
     if unfinished:
         # An import that was cut off holds its token too: the next writer of that name adopts it.
-        found += [whole.record for path in directories.candidates(name) if (whole := recovery.whole(path, name))]
+        found += [
+            whole.record for path in directories.candidates(name) if (whole := records.read_candidate(path, name))
+        ]
     return found
 
 
 def _successor(directories: Directories, brought: Grant, stored: Stored, *, just_given: bool) -> Grant:
     """Return ``brought`` as the next of what is stored: its generation goes on, and what was spent stays spent."""
     there = stored.record
-    seen = publishing.published_generation(directories, brought.name)
+    seen = published_generation(directories, brought.name)
     generation = max(seen, -1 if there is None else there.generation) + 1
     grant = msgspec.structs.replace(brought, generation=generation)
     if there is None:
