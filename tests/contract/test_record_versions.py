@@ -9,15 +9,15 @@ import msgspec
 import pytest
 from msgspec import inspect
 
-from refresher import grant as records
-from refresher.attempt import Intent
+from refresher.common.secret import Secret
 from refresher.config import resolve
-from refresher.grant import CONVERTERS, VERSION, Grant, Tombstone, decode, unwrap, wrap
-from refresher.lock import held
-from refresher.result import Result
-from refresher.rotation import Order, Terms, rotate
-from refresher.run_once import run_once
-from refresher.secret import Secret
+from refresher.grants import record as records
+from refresher.grants.record import CONVERTERS, VERSION, Grant, Tombstone, decode, unwrap, wrap
+from refresher.operations.result import Result
+from refresher.operations.rotate import Order, Terms, rotate
+from refresher.operations.run_once import run_once
+from refresher.storage.journal import Intent
+from refresher.storage.lock import held
 from tests.support.command import Command
 from tests.support.stored_state import NEVER_ROTATE, OUTCOMES, STORED, TOMBSTONES, opened, prepared
 from tests.support.token_server import TokenServer

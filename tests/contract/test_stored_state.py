@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import msgspec
 import pytest
 
-from refresher import clocks
-from refresher.grant import Grant, Record, Tombstone, decode
-from refresher.publish import derive
-from refresher.secret import Secret
+from refresher.common import clocks
+from refresher.common.secret import Secret
+from refresher.grants.record import Grant, Record, Tombstone, decode
+from refresher.storage.publishing import derive
 from shim import FileTokenSource, ReauthorizationRequired, Removed, TokenUnavailable
 from shim._token import parse
 from tests.support.command import Command, Done
