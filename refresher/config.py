@@ -11,7 +11,7 @@ from refresher import addresses
 from refresher.addresses import Address
 from refresher.directories import Directories
 from refresher.errors import ConfigError
-from shim._places import default_state_dir
+from shim._paths import default_state_dir
 
 __all__ = ["LogFormat", "Settings", "resolve"]
 
