@@ -9,7 +9,7 @@ from refresher.grants.record import Grant, Record
 from refresher.oauth import urls
 from refresher.storage import records
 from refresher.storage.demands import Demands
-from refresher.storage.directories import Opened
+from refresher.storage.directories import OpenDirectories
 from refresher.storage.publishing import Publisher
 
 __all__ = ["Look", "look", "server_of"]
@@ -59,7 +59,7 @@ def look(
     asked: Demands,
     force: bool = False,
     horizon: float = 0.0,
-    opened: Opened | None = None,
+    opened: OpenDirectories | None = None,
 ) -> Look:
     """Look at ``name``; ``unfinished``: an attempt left something there, or is under way.
 
