@@ -20,7 +20,7 @@ from refresher.config import Settings
 from refresher.daemon.log_throttle import News
 from refresher.daemon.schedule import BEAT, Timetable
 from refresher.daemon.supervision import Vitals
-from refresher.daemon.watch import Watch
+from refresher.daemon.directory_watch import Watch
 from refresher.grants import policy
 from refresher.grants.policy import Rest, Rotate
 from refresher.grants.record import Grant

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from refresher.common.errors import DirectoryError
-from refresher.daemon.watch import LOOK_AT_LEAST, Watch
+from refresher.daemon.directory_watch import LOOK_AT_LEAST, Watch
 from refresher.grants.record import NOTHING, Stored
 from refresher.storage import records
 from refresher.storage.directories import Directories
