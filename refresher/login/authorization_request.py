@@ -16,8 +16,8 @@ from refresher.common.secret import Secret, mask
 from refresher.grants import server_behavior
 from refresher.grants.record import Grant
 from refresher.grants.tokens import is_token
-from refresher.login.advice import PASSING, advice
 from refresher.login.discovery import OFFLINE
+from refresher.login.error_advice import PASSING, advice
 from refresher.login.server import Server
 
 __all__ = ["Authorization", "NotOurs", "authorization"]

@@ -24,16 +24,16 @@ from refresher.config import Settings
 from refresher.grants.record import NOTHING, Grant, Login
 from refresher.login import client as clients
 from refresher.login import discovery, pages
-from refresher.login.asked import Asked, checked, continued
-from refresher.login.authorization import authorization
+from refresher.login.authorization_request import authorization
 from refresher.login.browser import redirected
 from refresher.login.client import Client
 from refresher.login.device import by_device
-from refresher.login.fetch import Fetch
+from refresher.login.http_client import Fetch
 from refresher.login.loopback import Loopback
-from refresher.login.proof import prove
+from refresher.login.options import Asked, checked, continued
 from refresher.login.server import Server
-from refresher.login.tokens import check, redeemed
+from refresher.login.token_request import check, redeemed
+from refresher.login.verification import prove
 from refresher.oauth import urls
 from refresher.operations.import_grant import Imported, is_for_other_server, other_server, store_grant
 from refresher.storage import records

@@ -14,7 +14,7 @@ from refresher.grants.outcome import Ambiguous, ClientRejected, Outcome, Resourc
 from refresher.grants.record import Grant
 from refresher.grants.tokens import LONGEST_LIFE, usable_from
 from refresher.grants.transition import with_access
-from refresher.login.advice import advice
+from refresher.login.error_advice import advice
 from refresher.oauth.client_authentication import authenticated
 from refresher.oauth.http_client import Posted, post
 from refresher.oauth.tls import trusted
