@@ -24,8 +24,8 @@ from refresher.daemon.watch import Watch
 from refresher.grants import policy
 from refresher.grants.policy import Rest, Rotate
 from refresher.grants.record import Grant
-from refresher.oauth.exchange import DEADLINE
 from refresher.oauth.tls import trusted
+from refresher.oauth.token_request import DEADLINE
 from refresher.operations.inspection import Look, look, server_of
 from refresher.operations.inventory import overview
 from refresher.operations.result import EXIT_CODES, Result, Word

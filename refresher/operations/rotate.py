@@ -12,7 +12,7 @@ from refresher.grants import policy, transition
 from refresher.grants.outcome import GrantDead, ResourceRefused, Rotated
 from refresher.grants.policy import Rest, Rotate
 from refresher.grants.record import Doubt, Grant, Stored
-from refresher.oauth.exchange import DEADLINE, Exchanged, exchange
+from refresher.oauth.token_request import DEADLINE, Exchanged, exchange
 from refresher.operations import remove
 from refresher.operations.result import EXIT_CODES, Result, Word
 from refresher.storage import backups, demands, lock, records, recovery

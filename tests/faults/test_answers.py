@@ -13,7 +13,7 @@ import pytest
 from refresher.common import clocks
 from refresher.common.clocks import Moment
 from refresher.grants.outcome import Ambiguous, GrantDead, NotSent, Rotated, TooEarly, Transient, Unintelligible
-from refresher.oauth.exchange import Exchanged, exchange
+from refresher.oauth.token_request import Exchanged, exchange
 from tests.support.hooks import Recording
 from tests.support.raw_server import RawServer
 from tests.support.samples import grant

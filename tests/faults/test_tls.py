@@ -11,8 +11,8 @@ import pytest
 
 from refresher.common.errors import ConfigError
 from refresher.grants.outcome import ClientRejected, NotSent, Rotated, Unintelligible
-from refresher.oauth.exchange import Exchanged, exchange
 from refresher.oauth.tls import trusted
+from refresher.oauth.token_request import Exchanged, exchange
 from tests.support.hooks import Recording
 from tests.support.keys import certificate
 from tests.support.raw_server import RawServer

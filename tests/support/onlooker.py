@@ -7,7 +7,7 @@ from refresher.common.clocks import Moment
 from refresher.common.secret import Secret
 from refresher.grants import policy, server_behavior
 from refresher.grants.record import Grant
-from refresher.oauth.exchange import DEADLINE
+from refresher.oauth.token_request import DEADLINE
 from tests.support.model_server import Answer, ModelServer
 from tests.support.played_clock import EPSILON, PlayedClock
 from tests.support.samples import NOON

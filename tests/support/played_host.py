@@ -54,7 +54,7 @@ class PlayedHost:
         self._patches = ExitStack()
         for target, played in (
             ("refresher.common.clocks.now", clock.read),
-            ("refresher.oauth.exchange.time", SimpleNamespace(monotonic=lambda: clock.read().monotonic)),
+            ("refresher.oauth.token_request.time", SimpleNamespace(monotonic=lambda: clock.read().monotonic)),
             ("httpx.AsyncClient", self._network.client),
             ("refresher.operations.rotate.Attempt", self._begin),
             ("os.fsync", lambda _: None),
