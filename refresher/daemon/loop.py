@@ -22,10 +22,10 @@ from refresher.daemon.schedule import BEAT, Timetable
 from refresher.daemon.supervision import Vitals
 from refresher.daemon.watch import Watch
 from refresher.grants import policy
-from refresher.grants.policy import Rest, Rotate
+from refresher.grants.policy import Rotate, Wait
 from refresher.grants.record import Grant
-from refresher.oauth.tls import trusted
-from refresher.oauth.token_request import DEADLINE
+from refresher.oauth.http_client import DEADLINE
+from refresher.oauth.tls import ssl_context
 from refresher.operations.inspection import Look, look, server_of
 from refresher.operations.inventory import overview
 from refresher.operations.result import EXIT_CODES, Result, Word
@@ -200,7 +200,7 @@ class Daemon:
             self._freshness.see(seen.record, published=not seen.unpublished)
         if seen.needs_lock:
             self._queue(seen)
-        elif isinstance(seen.record, Grant) and isinstance(seen.decision, Rest):
+        elif isinstance(seen.record, Grant) and isinstance(seen.decision, Wait):
             self._rest(seen.record, seen.decision)
         else:
             self._forget(name)
@@ -215,14 +215,14 @@ class Daemon:
     def _queue(self, seen: Look) -> None:
         now = time.monotonic()
         pauses = [self._failed.get(seen.name)]
-        resting = isinstance(seen.decision, Rest) or seen.decision is None
+        resting = isinstance(seen.decision, Wait) or seen.decision is None
         if resting:
             # Tidying up can wait; a rotation does not wait for it.
             pauses.append(self._tidied.get(seen.name))
         until = max((pause.until for pause in pauses if pause is not None), default=now)
         if until > now:
             at = time.time() + until - now
-            rest = seen.decision.until if isinstance(seen.decision, Rest) else None
+            rest = seen.decision.until if isinstance(seen.decision, Wait) else None
             self._timetable.plan(seen.name, at if rest is None else min(at, max(rest, time.time())))
             return
         self._timetable.drop(seen.name)
@@ -242,7 +242,7 @@ class Daemon:
         self._places.join(queue, job, first=seen.decision == Rotate("demanded"))
         self._places.begin()
 
-    def _rest(self, grant: Grant, rest: Rest) -> None:
+    def _rest(self, grant: Grant, rest: Wait) -> None:
         self._failed.pop(grant.name, None)
         self._tidied.pop(grant.name, None)
         if rest.until is None:
@@ -253,7 +253,7 @@ class Daemon:
                 wait = min(grant.failure.busy_until - time.time(), policy.MAX_WAIT)
                 self._places.hold(server_of(grant), time.monotonic() + wait)
             self._timetable.plan(grant.name, min(rest.until, time.time() + _FURTHEST))
-        if rest.because == "not_due":
+        if rest.reason == "not_due":
             self._news.forget(grant.name)
         else:
             # Of whoever's attempt: a grant that was dead at the start, or died elsewhere, is news as well.
@@ -364,7 +364,7 @@ def _ready(settings: Settings) -> str:
     directories = settings.directories
     directories.ensure()
     if settings.ca_file is not None:
-        trusted(settings.ca_file)
+        ssl_context(settings.ca_file)
     count = len(overview(directories, ()))
     return (
         f"{count} grant{'' if count == 1 else 's'} in {directories.grants}, demands in {directories.demands}; "

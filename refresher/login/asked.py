@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from refresher.common.errors import ConfigError
-from refresher.grants.record import AuthMethod, Grant, Way
+from refresher.grants.record import AuthMethod, Grant, LoginMethod
 from refresher.grants.tokens import is_token
 from refresher.oauth import urls
 
@@ -59,7 +59,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     params: tuple[tuple[str, str], ...] = ()
     redirect_uri: str | None = None
     """On this machine; ``None`` is a free port of it."""
-    way: Way | None = None
+    way: LoginMethod | None = None
 
     @property
     def names_endpoints(self) -> bool:
@@ -70,10 +70,10 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
 def checked(asked: Asked) -> Asked:
     """Return it with its files' whole paths. Raises ``ConfigError`` for what cannot be meant."""
     if asked.url is not None:
-        _check(urls.origin, "URL", asked.url)
+        _check(urls.parse_origin, "URL", asked.url)
     for key in _ENDPOINTS:
         if (address := getattr(asked, key)) is not None:
-            _check(urls.endpoint, _option(key), address)
+            _check(urls.check_endpoint, _option(key), address)
     if asked.redirect_uri is not None:
         _check(_loopback, "--redirect-uri", asked.redirect_uri)
     for key in _TEXTS:
@@ -105,7 +105,9 @@ def continued(asked: Asked, stored: Grant | None) -> Asked:
 
     Nothing of it is meant for another server.
     """
-    if stored is None or (asked.url and stored.server_url and urls.origin(asked.url) != urls.origin(stored.server_url)):
+    if stored is None or (
+        asked.url and stored.server_url and urls.parse_origin(asked.url) != urls.parse_origin(stored.server_url)
+    ):
         return asked
     asked = msgspec.structs.replace(asked, url=asked.url or stored.server_url)
     before = stored.login
@@ -138,14 +140,14 @@ def _option(key: str) -> str:
 def _check(check: Callable[[str], str], key: str, value: str) -> None:
     try:
         check(value)
-    except urls.BadURL as error:
+    except urls.InvalidURL as error:
         raise ConfigError(f"{key} {error}") from None
 
 
 def _loopback(address: str) -> str:
-    parts = urlsplit(urls.endpoint(address))
+    parts = urlsplit(urls.check_endpoint(address))
     if parts.scheme != "http" or not urls.is_loopback(parts.hostname or "") or not parts.port:
-        raise urls.BadURL("must lead to a port of this machine, as in http://127.0.0.1:8765/callback (RFC 8252)")
+        raise urls.InvalidURL("must lead to a port of this machine, as in http://127.0.0.1:8765/callback (RFC 8252)")
     return address
 
 

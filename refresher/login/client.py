@@ -106,7 +106,7 @@ def _is_at_its_issuer(stored: Grant, server: Server) -> bool:
     Any server can name another's token endpoint in its metadata, and its own for all that is asked besides.
     """
     return stored.token_endpoint == server.token_endpoint and (
-        server.issuer is None or urls.origin(server.issuer) == urls.origin(server.token_endpoint)
+        server.issuer is None or urls.parse_origin(server.issuer) == urls.parse_origin(server.token_endpoint)
     )
 
 

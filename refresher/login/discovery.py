@@ -134,8 +134,10 @@ async def _described(url: str, asked: httpx2.Response, fetch: Fetching) -> tuple
 def _is_fit(named: str, url: str) -> bool:
     """Whether metadata may be looked for at ``named``: over TLS, or at the very server that names it."""
     try:
-        return urls.origin(named) == urls.origin(url) or urlsplit(urls.endpoint(named)).scheme == "https"
-    except urls.BadURL:
+        return (
+            urls.parse_origin(named) == urls.parse_origin(url) or urlsplit(urls.check_endpoint(named)).scheme == "https"
+        )
+    except urls.InvalidURL:
         return False
 
 
@@ -226,6 +228,6 @@ def _server(metadata: OAuthMetadata, document: Mapping[str, Any], *, resource: s
 
 def _endpoint(key: str, value: str) -> str:
     try:
-        return urls.endpoint(value)
-    except urls.BadURL as error:
+        return urls.check_endpoint(value)
+    except urls.InvalidURL as error:
         raise LoginRefused(f"the authorization server's {key} ({value}) {error}") from None

@@ -1,7 +1,6 @@
 """The token request that ends a login, and the grant that comes of it (RFC 6749 section 5.1)."""
 
 import uuid
-from typing import Final
 
 import msgspec
 
@@ -10,25 +9,31 @@ from refresher.common.clocks import Moment
 from refresher.common.errors import ClientUnknown, LoginRefused, ServerAway
 from refresher.common.secret import Secret
 from refresher.grants import server_behavior
-from refresher.grants.outcome import Ambiguous, ClientRejected, Outcome, ResourceRefused, Rotated, Transient, code_of
+from refresher.grants.outcome import (
+    Ambiguous,
+    ClientRejected,
+    Outcome,
+    ResourceRefused,
+    TokensIssued,
+    Transient,
+    error_code,
+)
 from refresher.grants.record import Grant
-from refresher.grants.tokens import LONGEST_LIFE, usable_from
-from refresher.grants.transition import with_access
+from refresher.grants.tokens import MAX_LIFETIME, not_before
+from refresher.grants.transition import with_access_token
 from refresher.login.advice import advice
-from refresher.oauth.client_authentication import authenticated
-from refresher.oauth.http_client import Posted, post
-from refresher.oauth.tls import trusted
+from refresher.oauth.client_authentication import build_request
+from refresher.oauth.http_client import PostResult, post
+from refresher.oauth.tls import ssl_context
 
 __all__ = ["ask", "check", "granted", "judged", "redeemed"]
-
-_DEADLINE: Final = 20.0
 
 
 def check(client: Grant, *, ca_file: str | None) -> None:
     """Raise ``ConfigError`` where ``client`` cannot prove itself with its files: before a person is asked."""
-    authenticated(client, {}, clocks.now().wall)
+    build_request(client, {}, clocks.now().wall)
     if client.client_cert is not None:
-        trusted(ca_file, client_cert=client.client_cert, client_key=client.client_key)
+        ssl_context(ca_file, client_cert=client.client_cert, client_key=client.client_key)
 
 
 def ask(
@@ -39,19 +44,11 @@ def ask(
     ca_file: str | None,
     what: str = "token_endpoint",
     known: tuple[Secret, ...] = (),
-) -> Posted:
+) -> PostResult:
     """Send ``fields`` as ``client`` to ``url``, which a person calls ``what``; with ``resource``, where it is sent."""
     if client.resource is not None and server_behavior.sends_resource(client):
         fields = {**fields, "resource": client.resource}
-    return post(
-        client,
-        url,
-        lambda: authenticated(client, fields, clocks.now().wall),
-        ca_file=ca_file,
-        limit=_DEADLINE,
-        known=(client.client_secret, *known),
-        what=what,
-    )
+    return post(client, url, fields, ca_file=ca_file, secrets=known, endpoint_name=what)
 
 
 def redeemed(client: Grant, code: dict[str, str] | None, *, ca_file: str | None) -> Grant:
@@ -65,10 +62,10 @@ def redeemed(client: Grant, code: dict[str, str] | None, *, ca_file: str | None)
         fields = code
     secret = tuple(Secret(fields[key]) for key in ("code", "code_verifier") if key in fields)
     posted = ask(client.token_endpoint, client, fields, ca_file=ca_file, known=secret)
-    outcome = judged(posted, client, secret)
+    outcome = judged(posted, client)
     match outcome:
-        case Rotated():
-            return granted(client, outcome, posted.sent or clocks.now(), by_itself=code is None)
+        case TokensIssued():
+            return granted(client, outcome, posted.sent_at or clocks.now(), by_itself=code is None)
         case ClientRejected():
             raise ClientUnknown(f"{outcome.description}; nothing was changed. {advice('invalid_client')}")
         case ResourceRefused():
@@ -76,18 +73,18 @@ def redeemed(client: Grant, code: dict[str, str] | None, *, ca_file: str | None)
         case Ambiguous() | Transient(refusal=False):
             raise ServerAway(f"{outcome.description}; nothing was changed. Log in again later")
         case _:
-            raise LoginRefused(f"{outcome.description}; nothing was changed. {advice(code_of(outcome))}")
+            raise LoginRefused(f"{outcome.description}; nothing was changed. {advice(error_code(outcome))}")
 
 
-def judged(posted: Posted, client: Grant, known: tuple[Secret, ...]) -> Outcome:
+def judged(posted: PostResult, client: Grant) -> Outcome:
     """Return what an answer means. Raises ``ServerAway`` where there is none."""
     if posted.status is None:
-        lost = "" if posted.sent is None else "the request was sent and its answer was lost: "
-        raise ServerAway(f"{client.token_endpoint}: {lost}{posted.problem}; nothing was changed, log in again")
-    return posted.judged((client.client_secret, *known))
+        lost = "" if posted.sent_at is None else "the request was sent and its answer was lost: "
+        raise ServerAway(f"{client.token_endpoint}: {lost}{posted.error}; nothing was changed, log in again")
+    return posted.outcome()
 
 
-def granted(client: Grant, tokens: Rotated, sent: Moment, *, by_itself: bool = False) -> Grant:
+def granted(client: Grant, tokens: TokensIssued, sent: Moment, *, by_itself: bool = False) -> Grant:
     """Return ``client`` with the tokens that it was given for asking at ``sent``.
 
     ``by_itself``: it needs nobody to ask again. Otherwise, without a refresh token, nobody can.
@@ -95,13 +92,13 @@ def granted(client: Grant, tokens: Rotated, sent: Moment, *, by_itself: bool = F
     fresh = None if by_itself else tokens.refresh_token
     renewable = by_itself or fresh is not None
     return msgspec.structs.replace(
-        with_access(client, tokens, sent),
+        with_access_token(client, tokens, sent),
         grant_id=uuid.uuid4().hex,
         refresh_token=fresh,
         authorized_at=sent.wall,
-        not_before=None if fresh is None else usable_from(fresh.reveal(), sent.wall, tokens.clock_ahead),
+        not_before=None if fresh is None else not_before(fresh.reveal(), sent.wall, tokens.clock_skew),
         # Without a refresh token this access token is all there is: it is used to its end, and not replaced before.
         renewable=renewable,
         refuses_early=client.refuses_early or not renewable,
-        max_age=client.max_age if renewable else LONGEST_LIFE,
+        max_age=client.max_age if renewable else MAX_LIFETIME,
     )

@@ -8,9 +8,9 @@ Where a verdict can be mistaken the cautious reading is taken: a grant that live
 import re
 from typing import Final, Literal, NamedTuple
 
-__all__ = ["KNOWN_CODES", "MEANINGS", "Meaning", "Row", "meaning_of"]
+__all__ = ["KNOWN_CODES", "RULES", "ErrorKind", "Row", "classify_error"]
 
-Meaning = Literal["dead", "client", "early", "resource", "busy", "refused", "spent"]
+ErrorKind = Literal["dead", "client", "early", "resource", "busy", "refused", "spent"]
 """Dead: a verdict on the grant. Client: on the client. Early: ask again at expiry. Resource: it was not wanted. Busy:
 have patience. Refused: no verdict. Spent: as busy, but the refresh token may have been spent."""
 
@@ -18,7 +18,7 @@ have patience. Refused: no verdict. Spent: as busy, but the refresh token may ha
 class Row(NamedTuple):
     """``codes`` (lower case; none: any) and ``words`` (a pattern; none: any) that together mean something."""
 
-    meaning: Meaning
+    meaning: ErrorKind
     source: str
     codes: frozenset[str] = frozenset()
     words: re.Pattern[str] | None = None
@@ -36,7 +36,7 @@ def _codes(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-MEANINGS: Final = (
+RULES: Final = (
     # Words that overrule a code.
     Row(
         "early",
@@ -146,16 +146,16 @@ MEANINGS: Final = (
 
 
 KNOWN_CODES: Final = frozenset().union(
-    *(row.codes for row in MEANINGS),
+    *(row.codes for row in RULES),
     _codes("invalid_request unsupported_grant_type invalid_scope server_error access_denied"),
 )
 """Codes that are words of the trade: anything else in their place may be anything, a secret too."""
 
 
-def meaning_of(code: str, words: str) -> Meaning | None:
+def classify_error(code: str, words: str) -> ErrorKind | None:
     """Return what an error code with its words means; ``None`` where nobody has said so."""
     code = code.lower()
-    for row in MEANINGS:
+    for row in RULES:
         if (not row.codes or code in row.codes) and (row.words is None or row.words.search(words)):
             return row.meaning
     return None

@@ -1,4 +1,8 @@
-"""The one HTTP call: a refresh token out, an outcome back (RFC 6749 section 6)."""
+"""The token request: send the refresh token, return an outcome (RFC 6749 section 6).
+
+``request_tokens`` sends at most two requests: the second one repeats the first (a replay) after its response was lost,
+and only if the server allows that. ``transition.apply`` then makes the next state of the grant from the result.
+"""
 
 import time
 from typing import Final, Protocol
@@ -12,185 +16,164 @@ from refresher.grants import policy, server_behavior
 from refresher.grants.outcome import (
     Ambiguous,
     ClientRejected,
-    GrantDead,
+    GrantRejected,
     NotSent,
     Outcome,
     ResourceRefused,
-    Rotated,
+    TokensIssued,
     TooEarly,
-    Unintelligible,
+    Unreadable,
 )
 from refresher.grants.record import Doubt, Grant
-from refresher.oauth.client_authentication import authenticated
-from refresher.oauth.http_client import Posted, post
+from refresher.oauth.http_client import DEADLINE, PostResult, post
 
-__all__ = ["DEADLINE", "Exchanged", "Hooks", "exchange"]
+__all__ = ["Hooks", "TokenRequestResult", "request_tokens"]
 
-DEADLINE: Final = 20.0
-"""Seconds for all attempts together: shorter than the wait for a lock, and than a pod's grace period."""
-
-_WORTH_A_REPLAY: Final = 1.0
-_NO_REFRESH_TOKEN: Final = "the server gave no refresh token with the login"  # noqa: S105  words
+_MIN_REPLAY_TIME: Final = 1.0
+_NO_REFRESH_TOKEN: Final = "the server gave no refresh token with the login"  # noqa: S105  a message
 
 
-class Exchanged(msgspec.Struct, frozen=True, kw_only=True):
-    """An outcome, when its requests left (``None``: none did), and what is still in doubt of them."""
+class TokenRequestResult(msgspec.Struct, frozen=True, kw_only=True):
+    """An outcome, when its requests were sent (``None``: not at all), and what is still in doubt."""
 
     outcome: Outcome
-    first_sent: Moment | None
-    last_sent: Moment | None
-    doubt: Doubt | None
-    """Set where an answer was lost on the way to this outcome, in this exchange or before."""
-    raw: Secret | None
+    first_sent: Moment | None = None
+    last_sent: Moment | None = None
+    doubt: Doubt | None = None
+    """Set if a response was lost before this outcome, in this call or an earlier one."""
+    raw: Secret | None = None
     """The body of a success, one character for each byte (latin-1)."""
     resource_refused: bool = False
-    """The server was seen to refuse ``resource`` on the way to this outcome."""
+    """Whether the server refused ``resource`` in this call."""
 
 
 class Hooks(Protocol):
-    """What the caller does at the two points that matter."""
+    """What the caller does at the two critical points."""
 
     def before_first_byte(self) -> None:
-        """Is called before anything that holds the refresh token leaves; where it raises, nothing does."""
+        """Called before anything that contains the refresh token is sent. If it raises, nothing is sent."""
 
-    def keep_answer(self, answer: bytes, at: float) -> str:
-        """Keep a success that cannot be read, received at ``at``; say where. It may hold the only copy of a token."""
+    def keep_response(self, body: bytes, at: float) -> str:
+        """Save an unreadable success, received at ``at``; return where. It may be the only copy of a token."""
 
 
-def exchange(
+def request_tokens(
     grant: Grant, *, ca_file: str | None, hooks: Hooks, demanded: bool = False, deadline: float = DEADLINE
-) -> Exchanged:
-    """Spend the refresh token of ``grant`` once; twice where the first answer was lost and the server allows a replay.
+) -> TokenRequestResult:
+    """Use the refresh token of ``grant`` once, or twice if a response was lost and the server allows a replay.
 
-    ``demanded``: an agent says that the access token is refused, so there is none to protect or to wait for. Returns
-    within ``deadline`` seconds, those aside in which the process was stopped; raises nothing but ``KeyboardInterrupt``
-    and the like.
+    ``demanded``: an agent reports that the access token is refused, so there is no live token to protect or to wait
+    for. Returns within ``deadline`` seconds of running time. Raises only ``KeyboardInterrupt`` and the like.
     """
     if not grant.renewable:
-        return Exchanged(
-            outcome=_unrenewable(grant, demanded=demanded), first_sent=None, last_sent=None, doubt=None, raw=None
-        )
+        return TokenRequestResult(outcome=_not_renewable(grant, demanded=demanded))
     ends = time.monotonic() + deadline
-    replayable = policy.replay_open(grant, clocks.now())
-    first = _attempt(grant, ca_file, hooks, demanded, deadline / 2 if replayable else deadline)
+    replay = policy.replay_allowed(grant, clocks.now())
+    first = _send(grant, ca_file, hooks, demanded, deadline / 2 if replay else deadline)
     sent = first.first_sent
-    if not isinstance(first.outcome, Ambiguous | Unintelligible | ResourceRefused) or sent is None:
+    if not isinstance(first.outcome, Ambiguous | Unreadable | ResourceRefused) or sent is None:
         return first
     refused = isinstance(first.outcome, ResourceRefused) and server_behavior.sends_resource(grant)
     first = msgspec.structs.replace(first, resource_refused=refused)
-    doubt = None if grant.refresh_token is None else (grant.doubt or Doubt(since=sent)).knowing(_kept(first.outcome))
-    doubtful = msgspec.structs.replace(
-        grant,
-        doubt=doubt,
-        resource_refused=grant.resource_refused or refused,
-    )
+    doubt = None if grant.refresh_token is None else (grant.doubt or Doubt(since=sent)).with_kept(_kept(first.outcome))
+    doubtful = msgspec.structs.replace(grant, doubt=doubt, resource_refused=grant.resource_refused or refused)
     remaining = ends - time.monotonic()
-    if remaining < _WORTH_A_REPLAY or not _may_repeat(doubtful, refused=refused, demanded=demanded):
+    if remaining < _MIN_REPLAY_TIME or not _may_repeat(doubtful, refused=refused, demanded=demanded):
         return first
-    second = _attempt(doubtful, ca_file, hooks, demanded, remaining)
-    # Where the second answer settles nothing, the first loss stands; but an answer that is kept is told.
-    tells_more = isinstance(second.outcome, Rotated | GrantDead | Unintelligible)
+    second = _send(doubtful, ca_file, hooks, demanded, remaining)
+    # If the second response settles nothing, the first outcome counts; an unreadable one is reported, as it was saved.
+    settles = isinstance(second.outcome, TokensIssued | GrantRejected | Unreadable)
     return msgspec.structs.replace(
-        second if tells_more else first,
+        second if settles else first,
         first_sent=first.first_sent,
         last_sent=second.last_sent or first.last_sent,
-        doubt=doubt.knowing(_kept(second.outcome)) if doubt else None,
+        doubt=doubt.with_kept(_kept(second.outcome)) if doubt else None,
         resource_refused=refused,
     )
 
 
 def _may_repeat(doubtful: Grant, *, refused: bool, demanded: bool) -> bool:
-    """Whether the same refresh token may go once more: where the server allows a replay.
+    """Whether the same refresh token may be sent once more.
 
-    A refusal of ``resource`` also where there is no live access token to lose: most servers look at it before they
-    spend the refresh token, but not all.
+    After a refusal of ``resource``, also if there is no live access token to lose: most servers check ``resource``
+    before they use up the refresh token, but not all.
     """
     now = clocks.now()
-    return policy.may_send(doubtful, now, demanded=demanded) if refused else policy.replay_open(doubtful, now)
+    if refused:
+        return policy.may_send_refresh_token(doubtful, now, demanded=demanded)
+    return policy.replay_allowed(doubtful, now)
 
 
 def _kept(outcome: Outcome) -> str | None:
-    return outcome.kept if isinstance(outcome, Unintelligible) else None
+    return outcome.kept if isinstance(outcome, Unreadable) else None
 
 
-def _attempt(grant: Grant, ca_file: str | None, hooks: Hooks, demanded: bool, limit: float) -> Exchanged:
+def _send(grant: Grant, ca_file: str | None, hooks: Hooks, demanded: bool, timeout: float) -> TokenRequestResult:
     def before_first_byte() -> None:
-        # Resolving and connecting take their time: a grace that was open then may be over now.
-        if not policy.may_send(grant, clocks.now(), demanded=demanded):
-            raise TimeoutError("the server's grace for a replay has passed on the way")
+        # Resolving and connecting take time: the grace period may have ended since the decision to replay.
+        if not policy.may_send_refresh_token(grant, clocks.now(), demanded=demanded):
+            raise TimeoutError("the server's grace period for a replay ended before the request was sent")
         hooks.before_first_byte()
 
-    posted = post(
+    result = post(
         grant,
         grant.token_endpoint,
-        lambda: _request(grant, clocks.now().wall),
+        _fields(grant),
         ca_file=ca_file,
-        limit=limit,
-        known=_secrets(grant),
+        timeout=timeout,
         before_first_byte=before_first_byte,
     )
-    body = bytes(posted.body)
+    body = Secret(bytes(result.body).decode("latin-1"))
     try:
-        outcome = _judge(grant, posted, demanded=demanded)
-    except Exception as error:  # noqa: BLE001  a fault of ours must not cost the only copy of a token
-        outcome = Unintelligible(
-            description=f"the answer could not be judged ({type(error).__name__})",
-            answer=Secret(body.decode("latin-1")),
-        )
-    if isinstance(outcome, Unintelligible) and grant.refresh_token is not None:
-        kept = hooks.keep_answer(outcome.answer.reveal().encode("latin-1"), clocks.now().wall)
+        outcome = _outcome(grant, result, demanded=demanded)
+    except Exception as error:  # noqa: BLE001  a bug here must not lose the only copy of a token
+        outcome = Unreadable(description=f"the response could not be judged ({type(error).__name__})", body=body)
+    if isinstance(outcome, Unreadable) and grant.refresh_token is not None:
+        kept = hooks.keep_response(outcome.body.reveal().encode("latin-1"), clocks.now().wall)
         outcome = msgspec.structs.replace(outcome, description=f"{outcome.description}; {kept}", kept=kept)
-    return Exchanged(
+    return TokenRequestResult(
         outcome=outcome,
-        first_sent=posted.sent,
-        last_sent=posted.sent,
+        first_sent=result.sent_at,
+        last_sent=result.sent_at,
         doubt=grant.doubt,
-        raw=Secret(body.decode("latin-1")) if isinstance(outcome, Rotated) else None,
+        raw=body if isinstance(outcome, TokensIssued) else None,
     )
 
 
-def _judge(grant: Grant, posted: Posted, *, demanded: bool) -> Outcome:
-    if posted.certificate_refused and posted.status is None:
-        # TLS 1.3 tells it after the request has left; but whoever refuses the handshake never reads what follows.
+def _outcome(grant: Grant, result: PostResult, *, demanded: bool) -> Outcome:
+    if result.certificate_refused and result.status is None:
+        # In TLS 1.3 this error arrives after the request was sent, but the server has not read the request.
         return ClientRejected(
-            code="invalid_client", description=f"{posted.problem}; the server does not accept client_cert, or wants one"
+            code="invalid_client",
+            description=f"{result.error}; the server does not accept client_cert, or requires one",
         )
-    if posted.sent is None:
-        return NotSent(description=f"nothing was sent: {posted.problem}")
-    if posted.status is None:
-        return Ambiguous(description=f"the request was sent and its answer was lost: {posted.problem}")
-    outcome = posted.judged(_secrets(grant))
-    # What counts is when it was asked: a machine that slept before it read the answer would take "too early" for a
-    # verdict.
-    if isinstance(outcome, GrantDead) and policy.is_early(grant, posted.sent):
-        # A demand may be false, and would end a good grant: only one that stands for long calls for a person.
+    if result.sent_at is None:
+        return NotSent(description=f"nothing was sent: {result.error}")
+    if result.status is None:
+        return Ambiguous(description=f"the request was sent and its response was lost: {result.error}")
+    outcome = result.outcome()
+    # The time of sending counts: a machine may sleep between the request and the reading of the response.
+    if isinstance(outcome, GrantRejected) and policy.may_be_too_early(grant, result.sent_at):
+        # A demand can be false, and must not end a good grant: it only counts as a refusal.
         return TooEarly(code=outcome.code, description=outcome.description, refusal=demanded)
     return outcome
 
 
-def _unrenewable(grant: Grant, *, demanded: bool) -> Outcome:
-    """Return what can be said without asking anybody: there is nothing to ask with."""
-    if policy.life_left(grant, clocks.now()) > 0:
-        # A demand may be false: only one that stands for long calls for a person.
+def _not_renewable(grant: Grant, *, demanded: bool) -> Outcome:
+    """Return the outcome for a grant without a refresh token: there is nothing to send."""
+    if policy.remaining_lifetime(grant, clocks.now()) > 0:
+        # A demand can be false: it only counts as a refusal.
         return TooEarly(code="no_refresh_token", description=_NO_REFRESH_TOKEN, refusal=demanded)
-    return GrantDead(code="no_refresh_token", description=f"{_NO_REFRESH_TOKEN}, and its access token has ended")
+    return GrantRejected(code="no_refresh_token", description=f"{_NO_REFRESH_TOKEN}, and its access token has expired")
 
 
-def _secrets(grant: Grant) -> tuple[Secret | None, ...]:
-    return grant.refresh_token, grant.access_token, grant.client_secret
-
-
-def _request(grant: Grant, now: float) -> tuple[bytes, dict[str, str]]:
-    """Return body and headers of the token request of ``grant``; ``now``: epoch seconds.
-
-    Raises ``ConfigError`` where the key that signs it cannot be used.
-    """
+def _fields(grant: Grant) -> dict[str, str]:
     if grant.refresh_token is None:
         fields = {"grant_type": "client_credentials"}
     else:
         fields = {"grant_type": "refresh_token", "refresh_token": grant.refresh_token.reveal()}
-    if (scope := server_behavior.scope(grant)) is not None:
+    if (scope := server_behavior.scope_to_send(grant)) is not None:
         fields["scope"] = scope
     if grant.resource is not None and server_behavior.sends_resource(grant):
         fields["resource"] = grant.resource
-    return authenticated(grant, fields, now)
+    return fields

@@ -9,7 +9,7 @@ import msgspec
 from refresher.common import clocks
 from refresher.common.errors import AlreadySpent, ExposedGrantFile, GrantFileError, ImportRefused, StorageError
 from refresher.grants import policy
-from refresher.grants.record import Grant, Record, Stored, Tombstone, spend
+from refresher.grants.record import Grant, Record, Stored, Tombstone, with_spent
 from refresher.oauth import urls
 from refresher.storage import files, lock, publishing, records, recovery
 from refresher.storage.directories import Directories
@@ -90,8 +90,8 @@ def elsewhere(there: Grant) -> str:
 
 def is_elsewhere(there: Grant, url: str | None) -> bool:
     """Whether a grant is for another server than that of ``url``, as far as both are known."""
-    own = {*there.origins, *([] if there.server_url is None else [urls.origin(there.server_url)])}
-    return url is not None and urls.origin(url) not in own
+    own = {*there.origins, *([] if there.server_url is None else [urls.parse_origin(there.server_url)])}
+    return url is not None and urls.parse_origin(url) not in own
 
 
 def _cautions(brought: Grant) -> list[str]:
@@ -176,12 +176,12 @@ def _successor(directories: Directories, brought: Grant, stored: Stored, *, just
     if isinstance(there, Tombstone) or there.doubt is None:
         return grant
     if there.refresh_token is not None and brought.refresh_token != there.refresh_token:
-        return msgspec.structs.replace(grant, spent=spend(spent, there.refresh_token))
+        return msgspec.structs.replace(grant, spent=with_spent(spent, there.refresh_token))
     if just_given:
         return grant
     # The same refresh token again does not settle whether it was spent: the wait stays, and what it protects.
     kept = msgspec.structs.replace(grant, doubt=there.doubt, failures=there.failures, failure=there.failure)
-    longer = there.access_token is None or policy.end_of_life(brought) >= policy.end_of_life(there)
+    longer = there.access_token is None or policy.expected_expiry(brought) >= policy.expected_expiry(there)
     if brought.access_token is not None and longer:
         return kept
     return msgspec.structs.replace(

@@ -7,7 +7,7 @@ from typing import Final
 
 from refresher.common import clocks
 from refresher.common.errors import StorageError
-from refresher.grants.record import Grant, Stored, Tombstone, spend
+from refresher.grants.record import Grant, Stored, Tombstone, with_spent
 from refresher.storage import demands, lock, publishing, records, recovery
 from refresher.storage.directories import Directories
 from refresher.storage.journal import write_record
@@ -53,7 +53,7 @@ def _bury(directories: Directories, stored: Stored, grant: Grant, *, spent: bool
         removed_at=clocks.now().wall,
         scope=grant.scope,
         origins=grant.origins,
-        spent=spend(grant.spent, grant.refresh_token) if spent and grant.refresh_token else grant.spent,
+        spent=with_spent(grant.spent, grant.refresh_token) if spent and grant.refresh_token else grant.spent,
     )
     write_record(directories, name, stored, tombstone)
     clear_copies(directories, name)

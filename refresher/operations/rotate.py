@@ -9,10 +9,11 @@ import msgspec
 from refresher.common import clocks
 from refresher.common.errors import DirectoryError, GrantFileError, Interrupted, LockBusy, StorageError
 from refresher.grants import policy, transition
-from refresher.grants.outcome import GrantDead, ResourceRefused, Rotated
-from refresher.grants.policy import Rest, Rotate
+from refresher.grants.outcome import GrantRejected, ResourceRefused, TokensIssued
+from refresher.grants.policy import Rotate, Wait
 from refresher.grants.record import Doubt, Grant, Stored
-from refresher.oauth.token_request import DEADLINE, Exchanged, exchange
+from refresher.oauth.http_client import DEADLINE
+from refresher.oauth.token_request import TokenRequestResult, request_tokens
 from refresher.operations import remove
 from refresher.operations.result import EXIT_CODES, Result, Word
 from refresher.storage import backups, demands, lock, records, recovery
@@ -105,7 +106,7 @@ def _locked(directories: Directories, order: Order, terms: Terms) -> Result | No
         )
         grant = newer
         stored = write_record(directories, name, stored, grant)
-    if policy.is_adrift(grant, now):
+    if policy.doubt_in_future(grant, now):
         grant = msgspec.structs.replace(grant, doubt=Doubt(since=now, replay_over=True))
         stored = write_record(directories, name, stored, grant)
     adopted = grant.generation > order.seen
@@ -119,7 +120,7 @@ def _locked(directories: Directories, order: Order, terms: Terms) -> Result | No
         horizon=0.0 if adopted else order.horizon,
     )
     match decision:
-        case Rest():
+        case Wait():
             result = Result.at_rest(grant, decision, adopted=adopted)
         case Rotate():
             if terms.stopping():
@@ -157,16 +158,16 @@ def _exchange(directories: Directories, stored: Stored, grant: Grant, terms: Ter
     generation = max(grant.generation, published_generation(directories, grant.name)) + 1
     attempt = Attempt(directories, grant.name, stored)
     attempt.reserve(grant, clocks.now())
-    answered = exchange(grant, ca_file=terms.ca_file, hooks=attempt, demanded=demanded, deadline=terms.deadline)
+    answered = request_tokens(grant, ca_file=terms.ca_file, hooks=attempt, demanded=demanded, deadline=terms.deadline)
     try:
         changed = _after(grant, answered, demanded=demanded, generation=generation)
     except Exception:
         # A fault of ours must not cost the only copy of a token: the intent stays, the answer too.
         if answered.raw is not None:
-            attempt.keep_answer(answered.raw.reveal().encode("latin-1"), clocks.now().wall)
+            attempt.keep_response(answered.raw.reveal().encode("latin-1"), clocks.now().wall)
         attempt.close()
         raise
-    if isinstance(answered.outcome, GrantDead):
+    if isinstance(answered.outcome, GrantRejected):
         there = records.load(directories, grant.name)
         if there.checksum != stored.checksum and isinstance(there.record, Grant):
             # Somebody wrote without the lock; the verdict was on a token that is no longer ours.
@@ -174,7 +175,7 @@ def _exchange(directories: Directories, stored: Stored, grant: Grant, terms: Ter
             return there.record
         if answered.doubt is None:
             changed = _with_hint(changed, backups.hint(directories, grant))
-    attempt.persist(changed, until_saved=isinstance(answered.outcome, Rotated))
+    attempt.persist(changed, until_saved=isinstance(answered.outcome, TokensIssued))
     return changed
 
 
@@ -185,8 +186,8 @@ def _with_hint(dead: Grant, hint: str) -> Grant:
     return msgspec.structs.replace(dead, failure=told_more)
 
 
-def _after(grant: Grant, answered: Exchanged, *, demanded: bool, generation: int) -> Grant:
-    return transition.after(
+def _after(grant: Grant, answered: TokenRequestResult, *, demanded: bool, generation: int) -> Grant:
+    return transition.apply(
         msgspec.structs.replace(
             grant,
             doubt=answered.doubt,

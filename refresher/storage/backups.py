@@ -44,7 +44,9 @@ def caught_up(directories: Directories, grant: Grant, now: Moment) -> Grant | No
             scope=seen.scope,
             failure=None,
         )
-    return transition.doubted(known, description, doubt=Doubt(since=now, replay_over=True, restored=True), now=now)
+    return transition.mark_in_doubt(
+        known, description, doubt=Doubt(since=now, replay_over=True, restored=True), now=now
+    )
 
 
 def hint(directories: Directories, grant: Grant) -> str:

@@ -21,7 +21,7 @@ import msgspec
 
 from refresher.common.clocks import Moment
 from refresher.common.errors import GrantFileError, StorageError
-from refresher.grants.record import UNREADABLE, Grant, Record, Stored, encode, unwrap, wrap
+from refresher.grants.record import DECODE_ERRORS, Grant, Record, Stored, encode, unwrap, wrap
 from refresher.storage import files
 from refresher.storage.directories import Directories
 
@@ -69,7 +69,7 @@ def read_intent(path: Path) -> tuple[Intent, Mark] | None:
     line, _, mark = data.partition(b"\n")
     try:
         return msgspec.json.decode(unwrap("intent", line)[0], type=Intent), Mark(mark)
-    except (GrantFileError, *UNREADABLE):
+    except (GrantFileError, *DECODE_ERRORS):
         raise ValueError("it is not an intent") from None
 
 
@@ -156,7 +156,7 @@ class Attempt:
             pause = min(2 * pause, _LONGEST_PAUSE)
         return self._finish()
 
-    def keep_answer(self, answer: bytes, at: float) -> str:
+    def keep_response(self, answer: bytes, at: float) -> str:
         """Keep a raw answer that could not be read, where a person may find it; say where, or that it is lost."""
         kept = re.compile(re.escape(self._name) + r"\.answer\.(\d+)")
         record = self._stored.record

@@ -146,7 +146,7 @@ def _lives(token: TokenFile, grant: Grant) -> bool:
     if token.access_token is None or token.state == "removed":
         return False
     before = msgspec.structs.replace(grant, issued_at=token.issued_at, expires_at=token.expires_at)
-    return policy.end_of_life(before) > clocks.now().wall
+    return policy.expected_expiry(before) > clocks.now().wall
 
 
 def _is_up_to_date(
@@ -201,7 +201,7 @@ def _removed(tombstone: Tombstone) -> TokenFile:
 
 
 def _lived(grant: Grant, at: float) -> bool:
-    return grant.access_token is not None and at < policy.end_of_life(grant)
+    return grant.access_token is not None and at < policy.expected_expiry(grant)
 
 
 def _problem(grant: Grant) -> Problem | None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from refresher.common.errors import ExposedGrantFile, GrantFileError, UnknownName
-from refresher.grants.record import NOTHING, Grant, Stored, Tombstone, decode
+from refresher.grants.record import NO_RECORD, Grant, Stored, Tombstone, decode
 from refresher.storage import files
 from refresher.storage.directories import Directories, Opened
 from refresher.storage.journal import LARGEST_RECORD
@@ -21,7 +21,7 @@ def load(directories: Directories, name: str, opened: Opened | None = None) -> S
     try:
         path = directories.record(name) if at is None else f"{name}.json"
         seen = files.see(path, LARGEST_RECORD, private=True, at=at)
-        return Stored(None, NOTHING) if seen is None else decode(seen.data, name)
+        return Stored(None, NO_RECORD) if seen is None else decode(seen.data, name)
     except OSError as error:
         raise GrantFileError(f"cannot read {directories.record(name)}: {error.strerror}") from None
     except files.NotPrivate as error:

@@ -13,7 +13,7 @@ import msgspec
 from refresher.common.clocks import Moment
 from refresher.common.errors import GrantFileError, StorageError
 from refresher.grants import transition
-from refresher.grants.record import NOTHING, Doubt, Grant, Record, Stored, decode, newer
+from refresher.grants.record import NO_RECORD, Doubt, Grant, Record, Stored, decode, version_error
 from refresher.storage import files, records
 from refresher.storage.directories import Directories
 from refresher.storage.journal import LARGEST_RECORD, Intent, Mark, read_intent, write_record
@@ -35,7 +35,7 @@ def resolve(
     cannot be read or a leftover of a later version (nothing is touched then) and ``StorageError`` where the disk
     refuses.
     """
-    stored = Stored(None, NOTHING) if damaged else records.load(directories, name)
+    stored = Stored(None, NO_RECORD) if damaged else records.load(directories, name)
     try:
         stored = _come_back(directories, name, stored, now, giving_up=giving_up)
         candidates = directories.candidates(name)
@@ -176,7 +176,7 @@ def _refuse_newer(paths: list[Path]) -> None:
             data = files.read(path, LARGEST_RECORD)
         except ValueError:
             continue
-        if data is not None and (why := newer(data)) is not None:
+        if data is not None and (why := version_error(data)) is not None:
             raise GrantFileError(f"{path}: {why}")
 
 
@@ -236,5 +236,5 @@ def _doubt(directories: Directories, name: str, stored: Stored, doubt: Doubt, no
     description = _KILLED
     if doubt.spill is not None and not files.is_there(Path(doubt.spill).parent):
         description += f" (or it is in {doubt.spill}, which is not there: is a file system not mounted?)"
-    doubtful = transition.cut_off(stored.record, description, doubt=doubt, now=now)
+    doubtful = transition.mark_interrupted(stored.record, description, doubt=doubt, now=now)
     return write_record(directories, name, stored, doubtful)
