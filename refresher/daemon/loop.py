@@ -32,7 +32,7 @@ from refresher.operations.result import EXIT_CODES, Result, Word
 from refresher.operations.rotate import Order, Terms, rotate
 from refresher.operations.work_queue import Finished, Places
 from refresher.storage import startup_checks
-from refresher.storage.directories import Directories
+from refresher.storage.publishing import Publisher
 
 __all__ = ["Daemon"]
 
@@ -52,7 +52,7 @@ _FAULTS: Final[tuple[Word, ...]] = ("lock_busy", "storage_failed", "invalid_gran
 class _Job(msgspec.Struct, frozen=True):
     """A rotation, by the configuration that was in force when it was decided."""
 
-    directories: Directories
+    publisher: Publisher
     order: Order
     terms: Terms
 
@@ -95,6 +95,7 @@ class Daemon:
         self._timetable = Timetable(lambda name: self._events.put(_Due(name)))
         self._places: Places[_Job, Result | None] = Places(_carry_out, self._events.put)
         self._watch = Watch(self._settings.directories)
+        self._publisher = Publisher(self._settings.directories)
         self._busy: set[str] = set()
         # Where the lock, the disk or we ourselves have failed; and where only tidying up is needed, again and again.
         self._failed: dict[str, _Pause] = {}
@@ -179,7 +180,7 @@ class Daemon:
             return  # it is looked at when that is finished
         try:
             seen = look(
-                self._settings.directories,
+                self._publisher,
                 name,
                 unfinished=name in self._watch.listing.unfinished,
                 asked=self._watch.asked,
@@ -234,7 +235,7 @@ class Daemon:
             # Whoever holds it is at work on the very same; a place must not be blocked by waiting for him.
             lock_wait=_LOCK_WAIT,
         )
-        job = _Job(self._settings.directories, Order(name=seen.name, seen=seen.generation), terms)
+        job = _Job(self._publisher, Order(name=seen.name, seen=seen.generation), terms)
         # A server that is slow, or wants to be left alone for an hour, holds up no publication: it is not asked.
         tidying = resting and seen.name not in self._watch.listing.unfinished
         queue = f"tidying up for {seen.server}" if tidying else seen.server
@@ -323,6 +324,7 @@ class Daemon:
                 self._forget(name)
         if self._settings.directories != before:
             self._watch = Watch(self._settings.directories)
+            self._publisher = Publisher(self._settings.directories)
         self._look_around_at = float("-inf")
 
     def _drain(self) -> int:
@@ -353,7 +355,7 @@ class Daemon:
 
 
 def _carry_out(job: _Job) -> Result | None:
-    return rotate(job.directories, job.order, job.terms)
+    return rotate(job.publisher, job.order, job.terms)
 
 
 def _ready(settings: Settings) -> str:

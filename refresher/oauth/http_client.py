@@ -47,7 +47,7 @@ class PostResult:
         self.complete = False
         """Whether the body was received to its end."""
         self.error = ""
-        """Why there is no response, as text without secrets."""
+        """Why there is no answer, as text without secrets."""
         self.certificate_refused = False
         """Whether the server ended the TLS handshake because it requires a client certificate that it accepts."""
         self._secrets = secrets
@@ -55,7 +55,7 @@ class PostResult:
         # Errors on the way, newest first: when writing fails, httpx goes on to read and drops the first error.
 
     def outcome(self) -> Outcome:
-        """Return what the response means. Call it only if there is a response (``status`` is set)."""
+        """Return what the answer means. Call it only if there is one (``status`` is set)."""
         return parse_token_response(
             self.status or 0,
             self.headers,

@@ -19,7 +19,7 @@ _STILL_VALID: Final = "it stays valid at the server until you revoke it there or
 def revoke(grant: Grant, *, ca_file: str | None) -> str:
     """Revoke the refresh token and the access token at the server; return what happened, as text.
 
-    Raises ``ServerAway`` if the server gives no usable response.
+    Raises ``ServerAway`` if the server gives no usable answer.
     """
     if grant.revocation_endpoint is None:
         return f"the server's revocation endpoint is not known; {_STILL_VALID}"

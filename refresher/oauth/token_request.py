@@ -1,6 +1,6 @@
 """The token request: send the refresh token, return an outcome (RFC 6749 section 6).
 
-``request_tokens`` sends at most two requests: the second one repeats the first (a replay) after its response was lost,
+``request_tokens`` sends at most two requests: the second one repeats the first (a replay) after its answer was lost,
 and only if the server allows that. ``transition.apply`` then makes the next state of the grant from the result.
 """
 
@@ -40,7 +40,7 @@ class TokenRequestResult(msgspec.Struct, frozen=True, kw_only=True):
     first_sent: Moment | None = None
     last_sent: Moment | None = None
     doubt: Doubt | None = None
-    """Set if a response was lost before this outcome, in this call or an earlier one."""
+    """Set if an answer was lost before this outcome, in this call or an earlier one."""
     raw: Secret | None = None
     """The body of a success, one character for each byte (latin-1)."""
     resource_refused: bool = False
@@ -53,14 +53,14 @@ class Hooks(Protocol):
     def before_first_byte(self) -> None:
         """Called before anything that contains the refresh token is sent. If it raises, nothing is sent."""
 
-    def keep_response(self, body: bytes, at: float) -> str:
+    def keep_answer(self, answer: bytes, at: float) -> str:
         """Save an unreadable success, received at ``at``; return where. It may be the only copy of a token."""
 
 
 def request_tokens(
     grant: Grant, *, ca_file: str | None, hooks: Hooks, demanded: bool = False, deadline: float = DEADLINE
 ) -> TokenRequestResult:
-    """Use the refresh token of ``grant`` once, or twice if a response was lost and the server allows a replay.
+    """Use the refresh token of ``grant`` once, or twice if an answer was lost and the server allows a replay.
 
     ``demanded``: an agent reports that the access token is refused, so there is no live token to protect or to wait
     for. Returns within ``deadline`` seconds of running time. Raises only ``KeyboardInterrupt`` and the like.
@@ -81,7 +81,7 @@ def request_tokens(
     if remaining < _MIN_REPLAY_TIME or not _may_repeat(doubtful, refused=refused, demanded=demanded):
         return first
     second = _send(doubtful, ca_file, hooks, demanded, remaining)
-    # If the second response settles nothing, the first outcome counts; an unreadable one is reported, as it was saved.
+    # If the second answer settles nothing, the first outcome counts; an unreadable one is reported, as it was saved.
     settles = isinstance(second.outcome, TokensIssued | GrantRejected | Unreadable)
     return msgspec.structs.replace(
         second if settles else first,
@@ -126,10 +126,10 @@ def _send(grant: Grant, ca_file: str | None, hooks: Hooks, demanded: bool, timeo
     body = Secret(bytes(result.body).decode("latin-1"))
     try:
         outcome = _outcome(grant, result, demanded=demanded)
-    except Exception as error:  # noqa: BLE001  a bug here must not lose the only copy of a token
-        outcome = Unreadable(description=f"the response could not be judged ({type(error).__name__})", body=body)
+    except Exception:  # noqa: BLE001  a bug here must not lose the only copy of a token
+        outcome = Unreadable(description=f"refresher could not process the answer; please report this", body=body)
     if isinstance(outcome, Unreadable) and grant.refresh_token is not None:
-        kept = hooks.keep_response(outcome.body.reveal().encode("latin-1"), clocks.now().wall)
+        kept = hooks.keep_answer(outcome.body.reveal().encode("latin-1"), clocks.now().wall)
         outcome = msgspec.structs.replace(outcome, description=f"{outcome.description}; {kept}", kept=kept)
     return TokenRequestResult(
         outcome=outcome,
@@ -150,9 +150,9 @@ def _outcome(grant: Grant, result: PostResult, *, demanded: bool) -> Outcome:
     if result.sent_at is None:
         return NotSent(description=f"nothing was sent: {result.error}")
     if result.status is None:
-        return Ambiguous(description=f"the request was sent and its response was lost: {result.error}")
+        return Ambiguous(description=f"the request was sent and its answer was lost: {result.error}")
     outcome = result.outcome()
-    # The time of sending counts: a machine may sleep between the request and the reading of the response.
+    # The time of sending counts: a machine may sleep between the request and the reading of the answer.
     if isinstance(outcome, GrantRejected) and policy.may_be_too_early(grant, result.sent_at):
         # A demand can be false, and must not end a good grant: it only counts as a refusal.
         return TooEarly(code=outcome.code, description=outcome.description, refusal=demanded)

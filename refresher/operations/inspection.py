@@ -7,9 +7,10 @@ from refresher.grants import policy
 from refresher.grants.policy import Decision, Wait
 from refresher.grants.record import Grant, Record
 from refresher.oauth import urls
-from refresher.storage import publishing, records
+from refresher.storage import records
 from refresher.storage.demands import Demands
-from refresher.storage.directories import Directories, Opened
+from refresher.storage.directories import OpenDirectories
+from refresher.storage.publishing import Publisher
 
 __all__ = ["Look", "look", "server_of"]
 
@@ -51,30 +52,30 @@ def server_of(grant: Grant) -> str:
 
 
 def look(
-    directories: Directories,
+    publisher: Publisher,
     name: str,
     *,
     unfinished: bool,
     asked: Demands,
     force: bool = False,
     horizon: float = 0.0,
-    opened: Opened | None = None,
+    opened: OpenDirectories | None = None,
 ) -> Look:
     """Look at ``name``; ``unfinished``: an attempt left something there, or is under way.
 
     ``opened``: the directories, by whoever looks at many. Raises ``GrantFileError``.
     """
-    record = records.load(directories, name, opened).record
+    record = records.load(publisher.directories, name, opened).record
     if not isinstance(record, Grant):
-        untold = record is not None and publishing.is_stale(directories, record, opened)
+        untold = record is not None and publisher.is_stale(record, opened)
         return Look(name=name, record=record, decision=None, unpublished=untold, unsettled=unfinished or untold)
     now = clocks.now()
     demanded = decided = False
     if asked.concern(name):
-        current = publishing.current(directories, record)
+        current = publisher.current(record)
         demanded = asked.ask_beyond(name, current)
         decided = asked.are_others(name, current) or (demanded and record.dead)
-    unpublished = publishing.is_stale(directories, record, opened)
+    unpublished = publisher.is_stale(record, opened)
     return Look(
         name=name,
         record=record,

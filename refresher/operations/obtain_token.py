@@ -14,6 +14,7 @@ from refresher.operations.inspection import look
 from refresher.operations.result import EXIT_CODES, Result
 from refresher.storage import demands, records
 from refresher.storage.directories import Directories
+from refresher.storage.publishing import Publisher
 from shim import FileTokenSource
 from shim._changes import verdict
 from shim._source import is_last, valid_for
@@ -122,12 +123,13 @@ def _rotated(
         if published:
             return None  # of another state directory
         raise records.unknown(directories, name)
-    seen = look(directories, name, unfinished=name in listing.unfinished, asked=demands.pending(directories))
+    publisher = Publisher(directories)
+    seen = look(publisher, name, unfinished=name in listing.unfinished, asked=demands.pending(directories))
     if seen.needs_lock:
         from refresher.operations.rotate import Order, Terms, rotate  # httpx, only where there is something to exchange
 
         terms = Terms(ca_file=settings.ca_file, stopping=stopping, lock_wait=lock_wait)
-        return rotate(directories, Order(name=name, seen=seen.generation), terms)
+        return rotate(publisher, Order(name=name, seen=seen.generation), terms)
     if isinstance(seen.record, Grant) and isinstance(seen.decision, Wait):
         return Result.at_rest(seen.record, seen.decision)
     return None

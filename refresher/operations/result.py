@@ -54,6 +54,11 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     detail: str
 
     @classmethod
+    def without_exchange(cls, name: str, outcome: Word, detail: str, generation: int | None = None) -> "Result":
+        """Return the result of a run that did not come as far as an exchange."""
+        return cls(name=name, outcome=outcome, generation=generation, detail=detail)
+
+    @classmethod
     def at_rest(cls, grant: Grant, rest: Wait, *, adopted: bool = False) -> "Result":
         """Return the result for a grant that was left as it is."""
         if rest.reason == "not_due":

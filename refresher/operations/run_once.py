@@ -11,6 +11,7 @@ from refresher.operations.inspection import Look, look
 from refresher.operations.result import EXIT_CODES, Result
 from refresher.storage import demands, records
 from refresher.storage.directories import Directories, Listing
+from refresher.storage.publishing import Publisher
 from shim._token import is_name
 
 __all__ = ["run_once"]
@@ -32,7 +33,8 @@ def run_once(
     ``horizon``: seconds to the next run. ``waiting`` hears now and then which names are under way. Raises
     ``UnknownName``, ``DirectoryError`` and ``ConfigError``, all before anything is done.
     """
-    directories = settings.directories
+    publisher = Publisher(settings.directories)
+    directories = publisher.directories
     listing = directories.listing()
     chosen = _chosen(directories, names, listing)
     asked = demands.pending(directories)
@@ -42,7 +44,7 @@ def run_once(
         for name in chosen:
             try:
                 seen = look(
-                    directories,
+                    publisher,
                     name,
                     unfinished=name in listing.unfinished,
                     asked=asked,
@@ -62,7 +64,7 @@ def run_once(
             elif isinstance(seen.record, Grant) and isinstance(seen.decision, Wait):
                 results[name] = Result.at_rest(seen.record, seen.decision)
     if work:
-        for result in _do(settings, work, force, horizon, stopping, waiting):
+        for result in _do(settings, publisher, work, force, horizon, stopping, waiting):
             if result is not None:
                 # On stderr at once where something went wrong: cron mails what is printed, not exit codes. Only what
                 # has just happened: a grant that waits for a person is no news a minute later.
@@ -85,6 +87,7 @@ def _chosen(directories: Directories, names: Sequence[str], listing: Listing) ->
 
 def _do(
     settings: Settings,
+    publisher: Publisher,
     work: list[Look],
     force: bool,
     horizon: float,
@@ -108,7 +111,7 @@ def _do(
 
     def carry_out(seen: Look) -> Result | None:
         order = Order(name=seen.name, seen=seen.generation, force=force, horizon=horizon)
-        return rotate(settings.directories, order, terms)
+        return rotate(publisher, order, terms)
 
     return run_all(
         [(seen.server, seen) for seen in work],

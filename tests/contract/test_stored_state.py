@@ -292,6 +292,16 @@ def test_a_spill_that_comes_back_is_adopted(refresher: Command, vault: Vault) ->
         assert server.presented["left-spilled"] == ["rt-left-spilled-1"]
 
 
+def test_a_spill_is_found_by_its_name_where_the_intent_is_damaged(refresher: Command, vault: Vault) -> None:
+    """If it failed, another name for spills would hide the only copy of a refresh token (I6)."""
+    with served() as server:
+        made = prepared(refresher.home, vault, server)
+        intent = made.state / "grants/left-spilled.intent"
+        intent.write_bytes(intent.read_bytes()[:50])
+        assert made("run-once", "--json", "left-spilled").outcome == "rotated"
+        assert server.presented["left-spilled"] == ["rt-left-spilled-1"]
+
+
 def test_demands_are_understood(refresher: Command, vault: Vault) -> None:
     """If it failed, what agents demanded before an upgrade would be forgotten, or never be settled."""
     with served() as server:

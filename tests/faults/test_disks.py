@@ -54,11 +54,11 @@ def test_an_unreadable_answer_is_kept_on_a_full_disk_too(tmp_path: Path) -> None
         with pytest.raises(OSError, match="No space"):
             (made.grants / "filler").write_bytes(bytes(512 * 1024))
         answer = os.urandom(20_000)
-        told = attempt.keep_response(answer, 1000.0)
+        told = attempt.keep_answer(answer, 1000.0)
         assert "linear.answer.1000" in told
         assert (made.grants / "linear.answer.1000").read_bytes() == answer
         (made.grants / "more").write_bytes(bytes(44 * 1024))
-        bigger = attempt.keep_response(answer, 1000.0)
+        bigger = attempt.keep_answer(answer, 1000.0)
         assert str(made.spill / "linear.answer.1001") in bigger
         assert (made.spill / "linear.answer.1001").read_bytes() == answer
         attempt.close()
@@ -72,10 +72,10 @@ def test_the_first_unreadable_answers_of_each_doubt_are_kept(tmp_path: Path) -> 
         (made.grants / f"linear.answer.{number}").touch()
         (made.grants / f"linear.answer.0.answer.{number}").touch()
     attempt = Attempt(made, "linear", load(made, "linear"))
-    assert "linear.answer.500" in attempt.keep_response(b"today", 500.0)
+    assert "linear.answer.500" in attempt.keep_answer(b"today", 500.0)
     put(made.record("linear"), grant(doubt=Doubt(since=msgspec.structs.replace(clocks.now(), wall=500.0))))
     attempt = Attempt(made, "linear", load(made, "linear"))
-    told = [attempt.keep_response(b"again", 501.0 + number) for number in range(20)]
+    told = [attempt.keep_answer(b"again", 501.0 + number) for number in range(20)]
     assert sum("linear.answer" in words for words in told) == 15
     assert "not kept" in told[-1]
 
@@ -147,7 +147,7 @@ def test_a_disk_that_refuses_before_the_exchange_costs_nothing(
         assert len(server.asked["client"]) == (0 if code else 1)
         assert refresher.leftovers() == []
         if call == "flock" and code:
-            assert "does not lock (flock); give --state-dir" in done.stderr
+            assert "has no locks (flock); put --state-dir" in done.stderr
         assert refresher("run-once").code == 0
         assert len(server.asked["client"]) == 1
 

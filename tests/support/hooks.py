@@ -17,7 +17,7 @@ class Recording:
         if self._problem is not None:
             raise self._problem
 
-    def keep_response(self, answer: bytes, at: float) -> str:
+    def keep_answer(self, answer: bytes, at: float) -> str:
         """Keep an answer that cannot be read."""
         assert at > 0
         self.answers.append(answer)

@@ -12,7 +12,7 @@ import anyio
 import httpx2
 import mcp_types
 
-from shim.mcp._fate import COURSE, Fate, told
+from shim.mcp._failure import COURSE, Fate, told
 
 __all__ = ["Line"]
 

@@ -12,12 +12,12 @@ from mcp import Client, MCPError
 from shim._changes import Restored, Rotated, verdict
 from shim._source import FileTokenSource
 from shim.errors import ReauthorizationRequired, Removed, ServerAway, ShimError
-from shim.mcp._fate import fate_of, leaf
-from shim.mcp._happenings import Happenings
-from shim.mcp._link import WITHIN, Link
-from shim.mcp._pace import Pace
-from shim.mcp._refusal import Refusals
-from shim.mcp._target import Target
+from shim.mcp._backoff import Pace
+from shim.mcp._client_events import Happenings
+from shim.mcp._connection import WITHIN, Link
+from shim.mcp._endpoint import Target
+from shim.mcp._failure import fate_of, leaf
+from shim.mcp._rejection import Refusals
 from shim.mcp._task import begin
 
 __all__ = ["Keeper", "State"]

@@ -14,7 +14,7 @@ from mcp.client.streamable_http import streamable_http_client
 from shim._origins import origin_of
 from shim._token import TokenFile
 from shim.httpx2 import BearerAuth
-from shim.mcp._line import Line
+from shim.mcp._http_client import Line
 
 __all__ = ["Child", "HTTPServer", "Target"]
 

@@ -12,8 +12,8 @@ from mcp import Client, MCPError
 from shim._changes import verdict
 from shim._source import FileTokenSource
 from shim.errors import OutcomeUnknown
-from shim.mcp._fate import COURSE, Course, fate_of
-from shim.mcp._keeper import Keeper
+from shim.mcp._failure import COURSE, Course, fate_of
+from shim.mcp._supervisor import Keeper
 
 __all__ = ["Calls"]
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from shim._changes import verdict
 from shim._source import FileTokenSource
 from shim.errors import ShimError, TokenRejected, TokenUnavailable
-from shim.mcp._target import Target
+from shim.mcp._endpoint import Target
 
 __all__ = ["Refusals"]
 
