@@ -127,7 +127,7 @@ def _send(grant: Grant, ca_file: str | None, hooks: Hooks, demanded: bool, timeo
     try:
         outcome = _outcome(grant, result, demanded=demanded)
     except Exception:  # noqa: BLE001  a bug here must not lose the only copy of a token
-        outcome = Unreadable(description=f"refresher could not process the answer; please report this", body=body)
+        outcome = Unreadable(description="refresher could not process the answer; please report this", body=body)
     if isinstance(outcome, Unreadable) and grant.refresh_token is not None:
         kept = hooks.keep_answer(outcome.body.reveal().encode("latin-1"), clocks.now().wall)
         outcome = msgspec.structs.replace(outcome, description=f"{outcome.description}; {kept}", kept=kept)

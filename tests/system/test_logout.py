@@ -69,7 +69,10 @@ def test_the_sdks_server_revokes_although_it_wants_more(quick: Command) -> None:
         assert mcp.seen()["revoked"] == 1
         assert quick("login", "linear", mcp.url, environment=PERSON).code == 0
         done = quick("logout", "linear", "--keep-at-server")
-        assert (done.code, done.stdout) == (0, "logged out: linear; at the server it lives until you revoke it there\n")
+        assert (done.code, done.stdout) == (
+            0,
+            "logged out: linear; it stays valid at the server until you revoke it there\n",
+        )
         assert mcp.seen()["revoked"] == 1
         assert quick.token("linear").state == "removed"
 
