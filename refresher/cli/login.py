@@ -140,7 +140,7 @@ def login(
         # Only until there are tokens: what is done with them comes to its end.
         raise Interrupted("interrupted; nothing was changed") from None
     warn_of_bars(settings)
-    startup_checks.tell(settings.directories)
+    startup_checks.warn(settings.directories, set())
     for warning in done.admitted.warnings:
         log.warning("warning: %s", warning)
     _tell(done.admitted.grant, done.proof)
