@@ -4,7 +4,8 @@ import socket
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
+from socketserver import ThreadingTCPServer
 from typing import Any, Final
 
 import msgspec
@@ -19,51 +20,41 @@ _TIMEOUT: Final = 2.0
 _MAX_CONNECTIONS: Final = 32
 
 
-class HealthEndpoint:
+class HealthEndpoint(ThreadingTCPServer):
     """Serves at one address, in its own threads, until it is closed."""
 
-    def __init__(self, address: Address, health: Callable[[], Health]) -> None:
-        """Start serving. Raises ``ConfigError``."""
-        try:
-            self._server = _Server(address, health)
-        except OSError as error:
-            reason = error.strerror or error
-            raise ConfigError(f"cannot listen on {shown_address(address)}: {reason}; change --listen") from None
-        self.address: Final = address
-        self.url: Final = f"http://{shown_address((address[0], self._server.server_address[1]))}"
-        threading.Thread(target=self._server.serve_forever, name="health", daemon=True).start()
-
-    def close(self) -> None:
-        """Stop serving."""
-        self._server.shutdown()
-        self._server.server_close()
-
-
-class _Server(ThreadingHTTPServer):
+    allow_reuse_address = True
     daemon_threads = True
     request_queue_size = 64
 
     def __init__(self, address: Address, health: Callable[[], Health]) -> None:
+        """Start serving. Raises ``ConfigError``."""
+        self.address: Final = address
+        self.health: Final = health
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-        self.health = health
         self._free = threading.BoundedSemaphore(_MAX_CONNECTIONS)
-        super().__init__(address, _Handler)
+        try:
+            super().__init__(address, _Handler)
+        except OSError as error:
+            reason = error.strerror or error
+            raise ConfigError(f"cannot listen on {shown_address(address)}: {reason}; change --listen") from None
+        self.url: Final = f"http://{shown_address((address[0], self.server_address[1]))}"
+        threading.Thread(target=self.serve_forever, name="health", daemon=True).start()
 
-    def server_bind(self) -> None:
-        # HTTPServer's own method asks DNS for the name of the host.
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self.socket.bind(self.server_address)
-        self.server_address = self.socket.getsockname()
+    def close(self) -> None:
+        """Stop serving."""
+        self.shutdown()
+        self.server_close()
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        # A client that opens endless connections must not get a thread for each.
+        """Start a thread, up to a limit: a client may open endless connections."""
         if not self._free.acquire(blocking=False):
             self.shutdown_request(request)
             return
         super().process_request(request, client_address)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
-        # One deadline for the whole request: a client that sends a byte a second never reaches a read timeout.
+        """Handle a request within one deadline: a client that sends a byte a second never reaches a read timeout."""
         deadline = threading.Timer(_TIMEOUT, _shut_down, (request,))
         deadline.daemon = True
         deadline.start()
@@ -78,7 +69,7 @@ class _Server(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server: _Server
+    server: HealthEndpoint
     error_message_format = "%(code)d %(message)s\n"
     error_content_type = "text/plain; charset=utf-8"
 

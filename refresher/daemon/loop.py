@@ -55,6 +55,9 @@ class _Job(msgspec.Struct, frozen=True):
     order: Order
     terms: Terms
 
+    def run(self) -> Result | None:
+        return rotate(self.publisher, self.order, self.terms)
+
 
 class _Due(msgspec.Struct, frozen=True):
     """It is time to inspect ``name``."""
@@ -91,7 +94,7 @@ class Daemon:
         self._signals = signals
         signals.wake = lambda: self._events.put(None)
         self._schedule = Schedule(lambda name: self._events.put(_Due(name)))
-        self._queue: WorkQueue[_Job, Result | None] = WorkQueue(_rotate, self._events.put)
+        self._queue: WorkQueue[_Job, Result | None] = WorkQueue(_Job.run, self._events.put)
         self._watch = DirectoryWatch(self._settings.directories)
         self._publisher = Publisher(self._settings.directories)
         self._in_progress: set[str] = set()
@@ -355,7 +358,3 @@ class Daemon:
 
     def _running_names(self) -> str:
         return text.names(sorted(job.order.name for job in self._queue.running()))
-
-
-def _rotate(job: _Job) -> Result | None:
-    return rotate(job.publisher, job.order, job.terms)

@@ -47,17 +47,21 @@ def obtain_token(
     directories = settings.directories
     source = FileTokenSource(name, tokens_dir=directories.tokens, demands_dir=directories.demands)
     ends = time.monotonic() + wait
-    first_generation = _generation(source.current())
+    first = source.current()
     while True:
         token = source.current()
-        required = _required_validity(token, min_valid)
+        lifetime = _lifetime(token)
+        required = min(_MIN_VALID, lifetime / 4) if min_valid is None else min_valid
         if token is not None:
             if token.access_token is not None and valid_for(token) >= required:
                 return token
-            if (final := verdict(token)) is not None and not _can_retry(directories, name):
+            grant = _owned_grant(directories, name)
+            if (final := verdict(token)) is not None and (grant is None or grant.dead):
                 raise NeedsPerson(str(final))
-            lifetime = _lifetime(token)
-            if lifetime < required and (token.generation > first_generation or _has_full_lifetime(directories, token)):
+            is_new = first is None or token.generation > first.generation
+            # After an import, the lifetime is only what was left of it.
+            is_whole = is_new or (grant is not None and grant.last_rotation_at == token.issued_at)
+            if lifetime < required and is_whole:
                 # A new token would not be valid any longer.
                 raise NotInTime(
                     f"{name}: its tokens are valid for {text.span(lifetime)} when issued, and --min-valid is "
@@ -90,19 +94,8 @@ def _problem(source: FileTokenSource, result: Result | None, required: float) ->
     )
 
 
-def _has_full_lifetime(directories: Directories, token: TokenFile) -> bool:
-    """Whether the lifetime of a token is what the server gives, and not the rest of it at an import."""
-    grant = _owned_grant(directories, token.name)
-    return grant is not None and grant.last_rotation_at == token.issued_at
-
-
-def _can_retry(directories: Directories, name: str) -> bool:
-    """Whether the current user can retry a grant that was often refused and is not dead."""
-    grant = _owned_grant(directories, name)
-    return grant is not None and not grant.dead
-
-
 def _owned_grant(directories: Directories, name: str) -> Grant | None:
+    """Return the grant where it belongs to the current user."""
     if not _owns_grants(directories):
         return None
     try:
@@ -144,15 +137,7 @@ def _owns_grants(directories: Directories) -> bool:
         return False
 
 
-def _required_validity(token: TokenFile | None, min_valid: float | None) -> float:
-    if min_valid is not None:
-        return min_valid
-    return _MIN_VALID if token is None else min(_MIN_VALID, _lifetime(token) / 4)
-
-
-def _generation(token: TokenFile | None) -> int:
-    return -1 if token is None else token.generation
-
-
-def _lifetime(token: TokenFile) -> float:
-    return float("inf") if token.expires_at is None else max(token.expires_at - token.issued_at, 0.0)
+def _lifetime(token: TokenFile | None) -> float:
+    if token is None or token.expires_at is None:
+        return float("inf")
+    return max(token.expires_at - token.issued_at, 0.0)

@@ -8,24 +8,14 @@ import msgspec
 from refresher.common import clocks, text
 from refresher.grants import policy
 from refresher.grants.policy import Rest
-from refresher.grants.record import Grant
+from refresher.grants.record import Grant, Waiting
 
 __all__ = ["EXIT_CODES", "Result", "ResultCode", "exit_code"]
 
-ResultCode = Literal[
-    "rotated",
-    "adopted",
-    "not_due",
-    "too_early",
-    "transient",
-    "client_rejected",
-    "in_doubt",
-    "reauthorization_required",
-    "lock_busy",
-    "storage_failed",
-    "invalid_grant_file",
-    "interrupted",
-]
+ResultCode = (
+    Waiting
+    | Literal["rotated", "adopted", "not_due", "lock_busy", "storage_failed", "invalid_grant_file", "interrupted"]
+)
 
 EXIT_CODES: Final[dict[ResultCode, int]] = {
     "rotated": 0,

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 from typing import Final, Generic, NamedTuple, TypeVar
@@ -27,9 +27,9 @@ R = TypeVar("R")
 class RateLimit:
     """A token bucket for the requests to one server. Times are monotonic seconds."""
 
-    def __init__(self, now: float) -> None:
-        self._available = float(BURST)
-        self._refilled_at = now
+    def __init__(self) -> None:
+        self._available = 0.0
+        self._refilled_at = float("-inf")
         self._held_until = float("-inf")
 
     def next_at(self, now: float) -> float:
@@ -82,7 +82,7 @@ class WorkQueue(Generic[T, R]):
         self._turns: dict[str, None] = {}
         self._delayed: dict[str, float] = {}
         self._slow: set[str] = set()
-        self._limits: dict[str, RateLimit] = {}
+        self._limits: defaultdict[str, RateLimit] = defaultdict(RateLimit)
         self._running_at: Counter[str] = Counter()
         self._running: dict[int, T] = {}
         self._last_number = 0
@@ -110,7 +110,7 @@ class WorkQueue(Generic[T, R]):
 
     def hold(self, server: str, until: float) -> None:
         """Start no job of ``server`` before ``until`` (monotonic seconds)."""
-        self._limit(server).hold(until)
+        self._limits[server].hold(until)
 
     def start_jobs(self, *, everything: bool = False) -> float:
         """Start the jobs that may run now; return the seconds until a rate limit allows the next one.
@@ -127,7 +127,7 @@ class WorkQueue(Generic[T, R]):
         while self._turns and len(self._running) < MAX_RUNNING:
             server = next(iter(self._turns))
             del self._turns[server]
-            limit = self._limit(server)
+            limit = self._limits[server]
             if not everything and (next_at := limit.next_at(now)) > now:
                 self._delayed[server] = next_at
                 continue
@@ -161,11 +161,6 @@ class WorkQueue(Generic[T, R]):
         limit = 1 if server in self._slow else MAX_PER_SERVER
         if server in self._waiting and server not in self._delayed and self._running_at[server] < limit:
             self._turns[server] = None
-
-    def _limit(self, server: str) -> RateLimit:
-        if server not in self._limits:
-            self._limits[server] = RateLimit(time.monotonic())
-        return self._limits[server]
 
     def _start(self, server: str, job: T) -> bool:
         number = self._last_number = self._last_number + 1

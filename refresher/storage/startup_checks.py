@@ -3,37 +3,18 @@
 import logging
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from refresher.storage.directories import Directories
 
-__all__ = ["IN_MEMORY", "REMOTE", "file_system", "find_risks", "warn"]
+__all__ = ["file_system", "find_risks", "warn"]
 
-IN_MEMORY: Final = frozenset({"ramfs", "tmpfs"})
-REMOTE: Final = frozenset(
-    {
-        "9p",
-        "afs",
-        "beegfs",
-        "ceph",
-        "cifs",
-        "fuse.ceph",
-        "fuse.gcsfuse",
-        "fuse.glusterfs",
-        "fuse.rclone",
-        "fuse.s3fs",
-        "fuse.sshfs",
-        "gfs2",
-        "gpfs",
-        "lustre",
-        "nfs",
-        "nfs4",
-        "ocfs2",
-        "smb3",
-        "smbfs",
-        "virtiofs",
-    }
+_IN_MEMORY: Final = frozenset({"ramfs", "tmpfs"})
+_NETWORK: Final = frozenset(
+    "9p afs beegfs ceph cifs fuse.ceph fuse.gcsfuse fuse.glusterfs fuse.rclone fuse.s3fs fuse.sshfs gfs2 gpfs lustre "  # noqa: SIM905
+    "nfs nfs4 ocfs2 smb3 smbfs virtiofs".split()
 )
 
 _MOUNTS: Final = Path("/proc/self/mountinfo")
@@ -60,31 +41,28 @@ def find_risks(directories: Directories, mountinfo: str) -> list[str]:
 
 def _risks_of_grants(grants: Path, mountinfo: str) -> list[str]:
     found = []
-    if (kind := _file_system_of(grants, mountinfo)) in REMOTE:
+    if (kind := _file_system_of(grants, mountinfo)) in _NETWORK:
         found.append(
             f"{grants} is on a network file system ({kind}), whose locks may not work between machines: run refresher "
             "on one machine only"
         )
     for parent in grants.parents:
-        mode = _mode(parent)
-        if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
-            found.append(f"anybody can write in {parent} and replace {grants}: chmod o-w {parent}")
+        with suppress(OSError):
+            mode = parent.stat().st_mode
+            if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+                found.append(f"anybody can write in {parent} and replace {grants}: chmod o-w {parent}")
     return found
 
 
 def _risks_of_spill(spill: Path, mountinfo: str) -> list[str]:
-    try:
+    with suppress(OSError):  # refresher creates it when it needs it
         status = spill.lstat()
-    except OSError:
-        status = None  # refresher creates it when it needs it
-    if status is not None and not (
-        stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o077
-    ):
-        return [
-            f"{spill} cannot store tokens when grants/ cannot: it must be a directory of user {os.geteuid()} with mode "
-            "700; repair it, or set another with --spill-dir"
-        ]
-    if (kind := _file_system_of(spill, mountinfo)) in IN_MEMORY:
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
+            return [
+                f"{spill} cannot store a token when grants/ cannot: it must be a directory of user {os.geteuid()} with "
+                "mode 700; repair it, or set another with --spill-dir"
+            ]
+    if (kind := _file_system_of(spill, mountinfo)) in _IN_MEMORY:
         return [
             f"{spill} is in memory ({kind}), and a token stored there is lost when the machine restarts: set "
             "--spill-dir to a directory on a disk"
@@ -99,13 +77,6 @@ def _file_system_of(path: Path, mountinfo: str) -> str | None:
         except OSError:
             continue  # refresher creates it later, in this parent
     return None
-
-
-def _mode(path: Path) -> int:
-    try:
-        return path.stat().st_mode
-    except OSError:
-        return 0
 
 
 def file_system(device: int, mountinfo: str) -> str | None:

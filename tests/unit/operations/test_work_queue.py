@@ -84,7 +84,7 @@ def test_every_job_returns_a_result_after_a_stop() -> None:
 
 def test_requests_beyond_a_burst_are_spread() -> None:
     """If it failed, a server would take a restart with a thousand grants for an attack."""
-    limit = RateLimit(100.0)
+    limit = RateLimit()
     now = 100.0
     asked: list[float] = []
     while len(asked) < BURST + 100:
