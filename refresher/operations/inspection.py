@@ -12,7 +12,7 @@ from refresher.grants.record import Grant, Record
 from refresher.oauth import urls
 from refresher.storage import records
 from refresher.storage.demands import Demands
-from refresher.storage.directories import Directories, Opened
+from refresher.storage.directories import Directories, OpenDirectories
 from refresher.storage.publishing import Publisher
 from shim._token import is_name
 
@@ -57,7 +57,7 @@ def inspect(
     demands: Demands,
     force: bool = False,
     horizon: float = 0.0,
-    opened: Opened | None = None,
+    opened: OpenDirectories | None = None,
 ) -> Inspection:
     """Read the record and the token file of ``name``, and decide. Raises ``GrantFileError``.
 

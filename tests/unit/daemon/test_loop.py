@@ -12,7 +12,7 @@ from refresher.common.signals import Listening
 from refresher.config import Settings, resolve
 from refresher.daemon.loop import Daemon, _Pause
 from refresher.grants.record import Stored
-from refresher.operations.import_grant import admit
+from refresher.operations.import_grant import store_grant
 from refresher.operations.import_request import parse
 from refresher.storage import records
 from refresher.storage.directories import Directories
@@ -31,7 +31,7 @@ def settings(tmp_path: Path) -> Settings:
         "expires_in": 3600,
     }
     grant = parse("linear", json.dumps(fields).encode(), clocks.now())
-    admit(made.directories, grant, replace=False, if_absent=False, stopping=lambda: False)
+    store_grant(made.directories, grant, replace=False, if_absent=False, stopping=lambda: False)
     return made
 
 
