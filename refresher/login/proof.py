@@ -51,7 +51,7 @@ async def prove(grant: Grant, *, ca_file: str | None) -> Proof:
         if answer.request.method == "POST":
             statuses.append(answer.status_code)
 
-    problem = f"it took longer than {_PATIENCE:.0f} s"
+    problem = connection_errors.too_slow(url, _PATIENCE)
     try:
         with anyio.move_on_after(_PATIENCE):
             async with (
@@ -61,7 +61,7 @@ async def prove(grant: Grant, *, ca_file: str | None) -> Proof:
                 tools = (await client.list_tools()).tools
                 return Proof(f"{url} takes the new token: {len(tools)} tool{'' if len(tools) == 1 else 's'}")
     except Exception as error:  # noqa: BLE001  a server can fail in any way
-        problem = connection_errors.reason((error,), (grant.access_token,))
+        problem = connection_errors.reason((error,), (grant.access_token,), url)
         if "validation error" in problem:
             problem = "what it answers is not MCP"
     if (refusal := next((status for status in reversed(statuses) if status in _REFUSALS), None)) is not None:

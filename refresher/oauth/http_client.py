@@ -94,7 +94,7 @@ def post(
     except urls.BadURL as error:
         posted.problem = f"the {what} {error}"
         return posted
-    posted.problem = f"it took longer than {limit:.0f} s"
+    posted.problem = connection_errors.too_slow(url, limit)
     try:
         anyio.run(
             _post,
@@ -110,7 +110,7 @@ def post(
         posted.problem = str(error)  # our own words hold no secret, but paths that a mask would hide
     except Exception as error:  # noqa: BLE001  whatever a transport raises, what was sent decides
         errors = (error, *posted._errors)  # noqa: SLF001  its own
-        posted.problem = connection_errors.reason(errors, known)
+        posted.problem = connection_errors.reason(errors, known, url)
         posted.certificate_refused = connection_errors.refuses_certificate(errors)
     return posted
 
