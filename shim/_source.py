@@ -7,8 +7,8 @@ from stat import S_ISREG
 
 from shim._changes import Changes, verdict
 from shim._origins import origin_of_url
-from shim._places import demands_dir as default_demands_dir
-from shim._places import tokens_dir as default_tokens_dir
+from shim._paths import demands_dir as default_demands_dir
+from shim._paths import tokens_dir as default_tokens_dir
 from shim._token import TokenFile, is_name, parse
 from shim.errors import ShimError, TokenFileError, TokenRejected, TokenUnavailable
 

@@ -4,6 +4,7 @@ Pure: no clock, disk or network.
 """
 
 import hashlib
+from collections.abc import Callable
 from typing import Any, Final, Literal
 
 import msgspec
@@ -13,9 +14,11 @@ from refresher.common.errors import GrantFileError
 from refresher.common.secret import Secret
 
 __all__ = [
+    "CONVERTERS",
     "NOTHING",
     "SPENT_KEPT",
     "UNREADABLE",
+    "VERSION",
     "AuthMethod",
     "Doubt",
     "Failure",
@@ -28,10 +31,23 @@ __all__ = [
     "decode",
     "decode_secret",
     "encode",
+    "newer",
     "spend",
+    "unwrap",
+    "wrap",
 ]
 
 VERSION: Final = 1
+"""The version of the format of records and intents. A change of a wire name, a kind or a literal raises it."""
+
+_Fields = dict[str, Any]
+
+CONVERTERS: Final[dict[int, Callable[[_Fields], _Fields]]] = {}
+"""For each earlier version, the function that makes the next version of a record's or an intent's fields.
+
+The fields of a record have ``kind``, those of an intent do not. The converted record reaches the disk with the next
+write, which happens under the grant's lock.
+"""
 
 SPENT_KEPT: Final = 256
 
@@ -221,7 +237,8 @@ class Stored(msgspec.Struct, frozen=True):
 class _Envelope(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     version: int
     checksum: str
-    record: msgspec.Raw
+    record: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    intent: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
 class _Version(msgspec.Struct):
@@ -236,27 +253,23 @@ def spend(spent: tuple[str, ...], token: Secret) -> tuple[str, ...]:
 
 def encode(record: Record) -> tuple[bytes, str]:
     """Return a record's bytes and their checksum."""
-    raw = msgspec.json.encode(record, enc_hook=_encode_secret)
+    return wrap("record", msgspec.json.encode(record, enc_hook=_encode_secret))
+
+
+def wrap(key: Literal["record", "intent"], raw: bytes) -> tuple[bytes, str]:
+    """Return the line that holds ``raw`` with its version and its checksum, and the checksum."""
     checksum = hashlib.sha256(raw).hexdigest()
-    return msgspec.json.encode(_Envelope(VERSION, checksum, msgspec.Raw(raw))) + b"\n", checksum
+    return msgspec.json.encode(_Envelope(VERSION, checksum, **{key: msgspec.Raw(raw)})) + b"\n", checksum
 
 
 def decode(data: bytes, name: str) -> Stored:
     """Read a record of ``name``, whole or not at all.
 
-    Raises ``GrantFileError`` for another version, a wrong checksum, another name, or anything that is not a record.
+    Raises ``GrantFileError`` for a later version, a wrong checksum, another name, or anything that is not a record.
     """
+    raw, checksum = unwrap("record", data)
     try:
-        envelope = _ENVELOPE.decode(data)
-    except UNREADABLE:
-        raise GrantFileError(_unreadable(data)) from None
-    if envelope.version != VERSION:
-        raise GrantFileError(_unreadable(data))
-    checksum = hashlib.sha256(envelope.record).hexdigest()
-    if checksum != envelope.checksum:
-        raise GrantFileError("the checksum does not fit: the file was damaged, or changed by hand")
-    try:
-        record = _RECORD.decode(envelope.record)
+        record = _RECORD.decode(raw)
     except UNREADABLE:
         raise GrantFileError("the record has fields that this version of refresher does not know") from None
     if record.name != name:
@@ -264,16 +277,49 @@ def decode(data: bytes, name: str) -> Stored:
     return Stored(record, checksum)
 
 
+def unwrap(key: Literal["record", "intent"], data: bytes) -> tuple[bytes | msgspec.Raw, str]:
+    """Return the JSON in ``data`` as the present version writes it, and its checksum as it lies on the disk.
+
+    Raises ``GrantFileError`` for a later version, a wrong checksum, or anything else.
+    """
+    try:
+        envelope = _ENVELOPE.decode(data)
+    except UNREADABLE:
+        raise GrantFileError(_unreadable(data)) from None
+    raw: msgspec.Raw | msgspec.UnsetType = getattr(envelope, key)
+    if raw is msgspec.UNSET or (envelope.version != VERSION and envelope.version not in CONVERTERS):
+        raise GrantFileError(_unreadable(data))
+    checksum = hashlib.sha256(raw).hexdigest()
+    if checksum != envelope.checksum:
+        raise GrantFileError("the checksum does not fit: the file was damaged, or changed by hand")
+    return (raw if envelope.version == VERSION else _converted(raw, envelope.version)), checksum
+
+
+def _converted(raw: msgspec.Raw, version: int) -> bytes:
+    try:
+        fields = msgspec.json.decode(raw, type=_Fields)
+    except UNREADABLE:
+        raise GrantFileError("the file is not a grant record") from None
+    for earlier in range(version, VERSION):
+        fields = CONVERTERS[earlier](fields)
+    return msgspec.json.encode(fields)
+
+
+def newer(data: bytes) -> str | None:
+    """Return what to do where a later version wrote the first line of ``data``; ``None`` where none did."""
+    try:
+        version = msgspec.json.decode(data.partition(b"\n")[0], type=_Version).version
+    except UNREADABLE:
+        return None
+    if version <= VERSION:
+        return None
+    return f"the file has version {version}, this refresher reads version {VERSION}: use the newer refresher"
+
+
 def _unreadable(data: bytes) -> str:
     if not data.strip(b"\0 \n"):
         return "the file is empty"
-    try:
-        version = msgspec.json.decode(data, type=_Version).version
-    except UNREADABLE:
-        return "the file is not a grant record, or is torn"
-    if version == VERSION:
-        return "the file is not a grant record"
-    return f"the file has version {version}, this refresher reads version {VERSION}: use the newer refresher"
+    return newer(data) or "the file is not a grant record, or is torn"
 
 
 def _encode_secret(value: Any) -> str:

@@ -1,6 +1,6 @@
 """Login: from an address to a grant that renews itself."""
 
-from refresher.login.asked import Asked
-from refresher.login.course import Done, Manner, log_in
+from refresher.login.flow import Done, Manner, log_in
+from refresher.login.options import Asked
 
 __all__ = ["Asked", "Done", "Manner", "log_in"]

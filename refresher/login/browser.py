@@ -13,7 +13,7 @@ from refresher.common.errors import LoginNotGiven, RefresherError
 from refresher.common.terminal import say
 from refresher.common.text import span
 from refresher.login import pages
-from refresher.login.authorization import Authorization, NotOurs
+from refresher.login.authorization_request import Authorization, NotOurs
 from refresher.login.loopback import Loopback
 
 __all__ = ["redirected"]

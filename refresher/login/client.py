@@ -13,8 +13,8 @@ from refresher.common.errors import ConfigError, LoginRefused, ServerAway
 from refresher.common.secret import Secret, mask
 from refresher.grants.record import AuthMethod, Grant
 from refresher.grants.tokens import is_token
-from refresher.login.asked import Asked
 from refresher.login.discovery import Fetching
+from refresher.login.options import Asked
 from refresher.login.server import Server
 from refresher.oauth import urls
 

@@ -18,9 +18,9 @@ from refresher.common.text import span
 from refresher.grants.outcome import Ambiguous, ClientRejected, Outcome, Rotated, Transient, code_of, words_of
 from refresher.grants.record import Grant
 from refresher.grants.tokens import is_token
-from refresher.login.advice import advice
 from refresher.login.client import DEVICE_GRANT
-from refresher.login.tokens import ask, granted, judged
+from refresher.login.error_advice import advice
+from refresher.login.token_request import ask, granted, judged
 from refresher.oauth import urls
 
 __all__ = ["by_device"]

@@ -1,20 +1,18 @@
-"""Remove: the refresh token goes, its memory stays, and readers are told."""
+"""Remove: delete the refresh token of a grant, and publish that it is removed."""
 
-import re
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Final
 
 from refresher.common import clocks
 from refresher.common.errors import StorageError
 from refresher.grants.record import Grant, Stored, Tombstone, spend
-from refresher.storage import demands, lock, publishing, records, recovery
+from refresher.storage import demands, journal, lock, records, recovery
 from refresher.storage.directories import Directories
-from refresher.storage.journal import write_record
+from refresher.storage.publishing import Publisher, published_generation
 
-__all__ = ["clear_copies", "remove"]
+__all__ = ["remove"]
 
-_AT_THE_SERVER: Final = "at the server it lives until you revoke it there"
+_NOT_REVOKED: Final = "it stays valid at the server until you revoke it there"
 
 
 def remove(
@@ -24,23 +22,24 @@ def remove(
     stopping: Callable[[], bool],
     revoke: Callable[[Grant], str] | None = None,
 ) -> str:
-    """Replace the grant of ``name`` by a tombstone and publish ``removed``.
+    """Replace the grant of ``name`` by a tombstone and publish ``removed``; return what became of it at the server.
 
-    ``revoke`` ends it at its server before, and says what became of it there, which is returned. Raises what it raises,
-    ``UnknownName``, ``GrantFileError`` where the record is damaged, ``LockBusy`` and ``Interrupted``: the grant stands
-    then. ``StorageError`` says itself whether it stands.
+    ``revoke`` revokes the grant at its server first and returns that sentence.
+
+    Raises what ``revoke`` raises, ``UnknownName``, ``GrantFileError`` for a damaged record, ``LockBusy`` and
+    ``Interrupted``: then the grant stands. ``StorageError`` says itself whether the grant stands.
     """
     if name not in directories.listing().names:
         raise records.unknown(directories, name)
-    # One lock over all of it: nobody rotates a grant that is being revoked.
+    # One lock over all of it: no other process rotates a grant that is being revoked.
     with lock.held(directories.lock(name), stopping=stopping):
-        stored = recovery.resolve(directories, name, clocks.now(), giving_up=True)
+        stored = recovery.recover(directories, name, clocks.now(), giving_up=True)
         if not isinstance(stored.record, Grant):
             raise records.removed(name)
-        words = _AT_THE_SERVER if revoke is None else revoke(stored.record)
-        # Revoked, or in doubt, it may be spent, and must not come back by an import.
+        at_the_server = _NOT_REVOKED if revoke is None else revoke(stored.record)
+        # A refresh token that is revoked, or in doubt, may be spent: no import may bring it back.
         _bury(directories, stored, stored.record, spent=revoke is not None or stored.record.doubt is not None)
-    return words
+    return at_the_server
 
 
 def _bury(directories: Directories, stored: Stored, grant: Grant, *, spent: bool) -> None:
@@ -48,29 +47,17 @@ def _bury(directories: Directories, stored: Stored, grant: Grant, *, spent: bool
     tombstone = Tombstone(
         name=name,
         grant_id=grant.grant_id,
-        generation=max(grant.generation, publishing.published_generation(directories, name)),
+        generation=max(grant.generation, published_generation(directories, name)),
         begun_from=stored.checksum,
         removed_at=clocks.now().wall,
         scope=grant.scope,
         origins=grant.origins,
         spent=spend(grant.spent, grant.refresh_token) if spent and grant.refresh_token else grant.spent,
     )
-    write_record(directories, name, stored, tombstone)
-    clear_copies(directories, name)
-    demands.pending(directories).settle(directories, name, keep=range(0))
+    records.write(directories, name, stored, tombstone)
+    journal.delete_copies(directories, name)
+    demands.pending(directories).remove(directories, name, keep=range(0))
     try:
-        publishing.publish(directories, tombstone)
+        Publisher(directories).publish(tombstone)
     except StorageError as error:
         raise StorageError(f"{name} is removed, but {error}; the next run-once tells its readers") from None
-
-
-def clear_copies(directories: Directories, name: str) -> None:
-    """Delete what was kept for a person to look at: answers and files set aside may hold refresh tokens too."""
-    copy = re.compile(re.escape(name) + r"\.(answer|(json|next|next\.\d+|intent)\.aside)\.\d+")
-    spilled = re.compile(re.escape(name) + r"\.([0-9a-f]{32}\.next|answer\.\d+)(\.aside\.\d+)?")
-    for directory, pattern in ((directories.grants, copy), (directories.spill, spilled)):
-        with suppress(OSError):
-            for path in directory.iterdir():
-                if pattern.fullmatch(path.name):
-                    with suppress(OSError):  # one that is a directory keeps none of the others
-                        path.unlink()

@@ -1,4 +1,4 @@
-"""Files that are private from their first byte, whole or absent, and durable when they say so."""
+"""Files that are private from their first byte, whole or absent, and durable where a name says so."""
 
 import errno
 import os
@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 __all__ = [
+    "FileWithStatus",
     "NotPrivate",
-    "Seen",
     "create",
     "durable_create",
     "is_there",
     "keep_aside",
     "make_private",
     "read",
+    "read_with_status",
     "replace",
-    "see",
     "set_aside",
     "sync_directory",
     "write_all",
@@ -29,31 +29,33 @@ _NOT_FOLLOWED: Final = os.O_NOFOLLOW | os.O_CLOEXEC
 _TO_READ: Final = os.O_RDONLY | os.O_NONBLOCK | _NOT_FOLLOWED
 
 
-class Seen(NamedTuple):
-    """What a file held, and its ``fstat`` when it was read."""
+class FileWithStatus(NamedTuple):
+    """The bytes of a file, and its ``fstat`` when they were read."""
 
     data: bytes
     status: os.stat_result
 
 
 class NotPrivate(ValueError):
-    """Others may have read or changed a file that is this user's alone."""
+    """Other users may have read or changed a private file."""
 
 
 def read(path: Path, largest: int, *, private: bool = False) -> bytes | None:
-    """Return a regular file's bytes, ``None`` where there is no file.
+    """Return the bytes of a regular file; ``None`` where there is no file.
 
-    Raises ``OSError``, and ``ValueError`` for what is no regular file or larger than ``largest``: where ``private``,
-    also ``NotPrivate``. Never blocks on a FIFO and never follows a link.
+    Raises ``OSError``, and ``ValueError`` for anything but a regular file of at most ``largest`` bytes; where
+    ``private``, also ``NotPrivate``. It does not block on a FIFO and does not follow a link.
     """
-    seen = see(path, largest, private=private)
-    return None if seen is None else seen.data
+    found = read_with_status(path, largest, private=private)
+    return None if found is None else found.data
 
 
-def see(path: Path | str, largest: int, *, private: bool = False, at: int | None = None) -> Seen | None:
-    """Do as ``read`` does, and tell whose the file is that was read, and for whom.
+def read_with_status(
+    path: Path | str, largest: int, *, private: bool = False, at: int | None = None
+) -> FileWithStatus | None:
+    """Do as ``read`` does, and return owner and permissions too.
 
-    ``at``: the descriptor of the directory that a relative path is in.
+    ``at``: the descriptor of the directory in which a relative path is looked up.
     """
     try:
         descriptor = os.open(path, _TO_READ, dir_fd=at)
@@ -70,14 +72,14 @@ def see(path: Path | str, largest: int, *, private: bool = False, at: int | None
         if private:
             _check_private(status)
         data = os.read(descriptor, min(status.st_size, largest) + 1)
-        # What is not read at once, as nearly every file is, has grown meanwhile or comes in pieces.
+        # One read is enough for nearly every file; a file that has grown meanwhile takes more.
         while len(data) != status.st_size and (more := os.read(descriptor, min(_PIECE, largest + 1 - len(data)))):
             data += more
     finally:
         os.close(descriptor)
     if len(data) > largest:
         raise ValueError(f"it is larger than {largest} bytes")
-    return Seen(data, status)
+    return FileWithStatus(data, status)
 
 
 def _check_private(status: os.stat_result) -> None:
@@ -88,12 +90,12 @@ def _check_private(status: os.stat_result) -> None:
 
 
 def is_there(path: Path) -> bool:
-    """Whether anything at all is at ``path``, a dangling link included."""
+    """Whether anything is at ``path``, also a dangling link."""
     return os.path.lexists(path)
 
 
 def set_aside(path: Path, now: float) -> Path:
-    """Move a file out of the way, never over another one; return its new path. Raises ``OSError``."""
+    """Rename a file to a free name and return its new path. Raises ``OSError``."""
     return path.rename(_aside(path, now))
 
 
@@ -105,15 +107,15 @@ def _aside(path: Path, now: float) -> Path:
 
 
 def keep_aside(path: Path, now: float) -> Path:
-    """Have a file under a name of its own too, so that it can be replaced; return that. Raises ``OSError``.
+    """Link a file under a free name, so that the caller can replace it; return that name. Raises ``OSError``.
 
-    Whoever is killed before he has replaced it leaves it where it was.
+    After a kill the file is still in its place too.
     """
     aside = _aside(path, now)
     try:
         os.link(path, aside, follow_symlinks=False)
     except OSError:
-        return path.rename(aside)  # a directory, or a file system that knows no second names
+        return path.rename(aside)  # a directory, or a file system without hard links
     return aside
 
 
@@ -123,7 +125,7 @@ def create(path: Path, *, mode: int = 0o600, group: int | None = None) -> int:
     try:
         if group is not None:
             os.fchown(descriptor, -1, group)
-        # After the group, and whatever the umask took away.
+        # After the group, and independent of the umask.
         os.fchmod(descriptor, mode)
     except BaseException:
         os.close(descriptor)
@@ -132,7 +134,7 @@ def create(path: Path, *, mode: int = 0o600, group: int | None = None) -> int:
 
 
 def write_all(descriptor: int, data: bytes, offset: int = 0) -> None:
-    """Write all of ``data``; the kernel may take less at once. Raises ``OSError``."""
+    """Write all of ``data``, in several calls where the kernel takes less. Raises ``OSError``."""
     view = memoryview(data)
     while view:
         written = os.pwrite(descriptor, view, offset)
@@ -140,7 +142,7 @@ def write_all(descriptor: int, data: bytes, offset: int = 0) -> None:
 
 
 def durable_create(path: Path, data: bytes) -> None:
-    """Create a private file whose bytes are on the disk; its name is, once the directory is synced."""
+    """Create a private file and sync its bytes; its name is durable once the directory is synced."""
     descriptor = create(path)
     try:
         write_all(descriptor, data)
@@ -150,7 +152,7 @@ def durable_create(path: Path, data: bytes) -> None:
 
 
 def replace(path: Path, data: bytes, *, mode: int, group: int | None) -> None:
-    """Replace a published file at once: readers see the old bytes or the new. The caller holds the writers' lock."""
+    """Replace a published file atomically: readers see the old bytes or the new. The caller holds the lock."""
     temporary = path.with_name(f".{path.name}.new")
     with suppress(FileNotFoundError):
         temporary.unlink()  # left by a writer that was killed
@@ -158,8 +160,8 @@ def replace(path: Path, data: bytes, *, mode: int, group: int | None) -> None:
         descriptor = create(temporary, mode=mode, group=group)
         try:
             write_all(descriptor, data)
-            # Readers compare modification times, and the kernel's are as coarse as its tick: two replacements within
-            # one, and an inode that is used again, would look like no change.
+            # Readers compare modification times, and the kernel's have the resolution of its tick: two replacements
+            # within one tick that use one inode again would look like no change.
             written = time.time_ns()
             os.utime(descriptor, ns=(written, written))
             # Without this a power loss may leave an empty file under the name.
@@ -174,11 +176,11 @@ def replace(path: Path, data: bytes, *, mode: int, group: int | None) -> None:
 
 
 def make_private(directory: Path) -> None:
-    """Make a directory that is missing, and what leads to it, durably. Raises ``OSError``."""
+    """Create a directory and its parents durably, where they are missing. Raises ``OSError``."""
     for missing in reversed((directory, *directory.parents)):
         if not missing.exists():
             missing.mkdir(mode=0o700, exist_ok=True)
-            missing.chmod(0o700)  # whatever the umask took away
+            missing.chmod(0o700)  # independent of the umask
             sync_directory(missing.parent)
 
 

@@ -1,10 +1,17 @@
-"""What an attempt leaves on the disk while it is under way (DESIGN section 5, steps 4 to 6).
+"""The journal of an attempt: what it keeps on the disk from before the refresh token is spent until the end.
 
-The order is the promise: space and intent are durable before the refresh token is spent, the answer is durable before
-anybody sees it, and the record itself is replaced by one rename.
+The order is what makes a rotation safe: the space for the answer and the intent are durable before the refresh token is
+spent, the answer is durable before anybody sees it, and one rename replaces the record. ``recovery`` says what becomes
+of each file after a crash.
+
+- ``NAME.next``: 64 KiB or more, reserved for the next record. On a full disk the attempt fails here, before it sends.
+- ``NAME.intent``: the record that the attempt begins from, the time, and the place of a spill. One byte at its end, the
+  mark, says how far the attempt came: ``-`` unsent, ``+`` sent, ``*`` spilled.
+- ``NAME.next.N``: the next record again, where writing the reserved one failed.
+- a spill: the next record in another directory, where ``grants/`` takes none.
+- ``NAME.answer.TIME``: a token response that could not be read. A person may find tokens in it.
 """
 
-import hashlib
 import logging
 import math
 import os
@@ -21,15 +28,13 @@ from typing import Final
 import msgspec
 
 from refresher.common.clocks import Moment
-from refresher.common.errors import StorageError
-from refresher.grants.record import UNREADABLE, Grant, Record, Stored, encode
+from refresher.common.errors import GrantFileError, StorageError
+from refresher.grants.record import UNREADABLE, Grant, Record, Stored, encode, unwrap, wrap
 from refresher.storage import files
 from refresher.storage.directories import Directories
 
-__all__ = ["LARGEST_RECORD", "Attempt", "Intent", "Mark", "read_intent", "write_record"]
+__all__ = ["Attempt", "Intent", "Mark", "delete_copies", "read_intent"]
 
-# Larger than anything that an answer of 1 MiB can make of a record.
-LARGEST_RECORD: Final = 8 * 1024 * 1024
 _RESERVED: Final = 64 * 1024
 _LARGEST_INTENT: Final = 64 * 1024
 _ANSWERS_KEPT: Final = 16
@@ -40,7 +45,7 @@ log = logging.getLogger(__name__)
 
 
 class Mark(Enum):
-    """How far an attempt has come, as one byte behind its intent."""
+    """How far an attempt came: one byte at the end of its intent."""
 
     UNSENT = b"-"
     SENT = b"+"
@@ -48,7 +53,7 @@ class Mark(Enum):
 
 
 class Intent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """From what an attempt began, when, and where its answer may be if not in ``grants/``."""
+    """What an attempt declares before it sends; the field names are those on the disk."""
 
     grant_id: str
     generation: int
@@ -58,34 +63,24 @@ class Intent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     spill: str
 
 
-class _Envelope(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    version: int
-    checksum: str
-    intent: msgspec.Raw
-
-
 def read_intent(path: Path) -> tuple[Intent, Mark] | None:
-    """Return the intent at ``path`` and how far its attempt has come; ``None`` where there is none.
+    """Return the intent at ``path`` and its mark; ``None`` where there is none, or only the blank space of one.
 
-    One that was never written is none: it is made durable before anything is sent. Raises ``OSError``, and
-    ``ValueError`` for what cannot be read: no kill cuts a write this short, so it was whole once.
+    Raises ``OSError``, and ``ValueError`` for a damaged one: an intent is durable before anything is sent, so it was
+    whole once.
     """
     data = files.read(path, _LARGEST_INTENT)
     if data is None or not data.strip(b"\0"):
         return None
     line, _, mark = data.partition(b"\n")
     try:
-        envelope = msgspec.json.decode(line, type=_Envelope)
-        raw = bytes(envelope.intent)
-        if envelope.version != 1 or hashlib.sha256(raw).hexdigest() != envelope.checksum:
-            raise ValueError("its checksum or version does not fit")
-        return msgspec.json.decode(raw, type=Intent), Mark(mark)
-    except UNREADABLE:
+        return msgspec.json.decode(unwrap("intent", line)[0], type=Intent), Mark(mark)
+    except (GrantFileError, *UNREADABLE):
         raise ValueError("it is not an intent") from None
 
 
 class Attempt:
-    """One attempt at the next record of ``name``, begun from ``stored``, under the lock of ``name``."""
+    """One attempt at the next record of ``name``, which begins from ``stored``; the caller holds the lock."""
 
     def __init__(self, directories: Directories, name: str, stored: Stored) -> None:
         self._directories = directories
@@ -94,13 +89,13 @@ class Attempt:
         self._record: int | None = None
         self._intent: int | None = None
         self._mark_at = 0
-        self._shouting: threading.Thread | None = None
+        self._warning: threading.Thread | None = None
         self._spill = directories.spilled(name, stored.checksum)
 
     def reserve(self, grant: Grant, at: Moment) -> None:
-        """Take the space of the next record and declare what is about to be tried; durable on return.
+        """Reserve the space of the next record and declare the intent; both are durable on return.
 
-        Raises ``StorageError``: then nothing was spent and nothing is left.
+        Raises ``StorageError``: then nothing is spent and no file is left.
         """
         try:
             self._reserve(grant, at)
@@ -124,8 +119,7 @@ class Attempt:
             at=at,
             spill=str(self._spill),
         )
-        raw = msgspec.json.encode(intent)
-        line = msgspec.json.encode(_Envelope(1, hashlib.sha256(raw).hexdigest(), msgspec.Raw(raw))) + b"\n"
+        line, _ = wrap("intent", msgspec.json.encode(intent))
         self._mark_at = len(line)
         self._intent = files.create(self._directories.intent(self._name))
         files.write_all(self._intent, line + Mark.UNSENT.value)
@@ -133,7 +127,7 @@ class Attempt:
         files.sync_directory(self._directories.grants)
 
     def before_first_byte(self) -> None:
-        """Note that a request is about to leave. Unsynced: a power loss counts as sent anyway."""
+        """Mark the intent as sent. Without a sync: after a power loss every intent counts as sent."""
         self._mark(Mark.SENT)
 
     def _mark(self, mark: Mark) -> None:
@@ -144,9 +138,9 @@ class Attempt:
     def persist(self, record: Record, *, until_saved: bool) -> None:
         """Make ``record`` the durable record of its name.
 
-        ``until_saved``: it holds the only copy of a refresh token, so go on until some place has taken it, with the
-        lock held and at the top of one's voice. Otherwise one more try in a fresh file, then ``StorageError``: the
-        intent stays and tells the next start.
+        ``until_saved``: the record holds the only copy of a refresh token. Then this tries ``grants/`` and the spill
+        directory again and again until one of them takes it, with the lock held, and logs that it is not saved.
+        Otherwise it tries one fresh file and raises ``StorageError``; the intent stays for the next recovery.
         """
         data, _ = encode(msgspec.structs.replace(record, begun_from=self._stored.checksum))
         if _succeeds(self._write_reserved, data):
@@ -157,28 +151,28 @@ class Attempt:
                 self.close()
                 raise StorageError(f"{self._directories.grants} does not take the record of {self._name}")
             if _succeeds(self._write_spill, data):
-                # The record stays as it was, and the intent says where its successor is: the next writer adopts it.
+                # The record stays as it is. The intent says where its successor is, and the next writer adopts it.
                 with suppress(OSError):
                     self._mark(Mark.SPILLED)
                     if self._intent is not None:
                         os.fsync(self._intent)
                 return self.close()
-            self._shout()
+            self._warn_not_saved()
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
         return self._finish()
 
     def keep_answer(self, answer: bytes, at: float) -> str:
-        """Keep a raw answer that could not be read, where a person may find it; say where, or that it is lost."""
+        """Keep a token response that could not be read; return a sentence that says where it is, or that it is lost."""
         kept = re.compile(re.escape(self._name) + r"\.answer\.(\d+)")
         record = self._stored.record
         since = record.doubt.since.wall if isinstance(record, Grant) and record.doubt is not None else math.inf
         path = self._directories.grants / f"{self._name}.answer.{int(at)}"
         try:
             names = [match for entry in self._directories.grants.iterdir() if (match := kept.fullmatch(entry.name))]
-            # The first of a doubt matters most: it came when the token was spent. Later ones must not fill the disk.
+            # The first answer of a doubt matters most: it came when the token was spent. More must not fill the disk.
             if sum(int(match[1]) >= since for match in names) >= _ANSWERS_KEPT:
-                return "it is not kept: enough of its kind are"
+                return "it is not kept: there are enough such answers"
             while files.is_there(path):
                 path = path.with_name(f"{self._name}.answer.{int(path.name.rpartition('.')[2]) + 1}")
         except OSError:
@@ -199,7 +193,7 @@ class Attempt:
         files.sync_directory(self._directories.grants)
 
     def _answer_reserved(self, path: Path, answer: bytes) -> None:
-        """Give the answer the space that was reserved for the next record: on a full disk it is all there is."""
+        """Write the answer into the space of the next record: on a full disk there is no other."""
         if self._record is None:
             raise OSError("no space was reserved")
         descriptor, self._record = self._record, None
@@ -213,7 +207,7 @@ class Attempt:
         files.sync_directory(self._directories.grants)
 
     def abandon(self) -> None:
-        """Take back a declaration from which nothing was sent and nothing came."""
+        """Remove the intent and the reservation of an attempt that sent nothing."""
         made = ((self._intent, self._directories.intent), (self._record, self._directories.next))
         for descriptor, path in made:
             if descriptor is not None:
@@ -221,15 +215,15 @@ class Attempt:
                     path(self._name).unlink()
         self.close()
 
-    def _shout(self) -> None:
-        # In a thread that may hang: a stalled log must not keep the only copy of a token from being saved.
-        if self._shouting is not None and self._shouting.is_alive():
+    def _warn_not_saved(self) -> None:
+        # In a thread of its own: a log that blocks must not prevent the saving of the only copy of a token.
+        if self._warning is not None and self._warning.is_alive():
             return
-        words = "%s: NOT SAVED YET: make room in %s or %s; this process holds the only copy of a new refresh token"
+        message = "%s: NOT SAVED YET: make room in %s or %s; this process holds the only copy of a new refresh token"
         places = (self._name, self._directories.grants, self._spill.parent)
-        self._shouting = threading.Thread(target=log.critical, args=(words, *places), daemon=True)
-        with suppress(RuntimeError):  # no thread to be had; saving goes on in silence
-            self._shouting.start()
+        self._warning = threading.Thread(target=log.critical, args=(message, *places), daemon=True)
+        with suppress(RuntimeError):  # the system has no thread left; saving goes on without a log line
+            self._warning.start()
 
     def _write_reserved(self, data: bytes) -> None:
         if self._record is None:
@@ -241,13 +235,13 @@ class Attempt:
         self._rename(path)
 
     def _write_fresh(self, data: bytes) -> None:
-        # After a failed fsync the kernel forgets what it could not write: the old descriptor proves nothing any more.
+        # After a failed fsync the kernel drops the pages that it could not write, so the old descriptor proves nothing.
         path = self._directories.fresh(self._name)
         try:
             files.durable_create(path, data)
             self._rename(path)
         except OSError:
-            # The first ones may hold the only copy that reached the disk; more of them would only fill it.
+            # The first ones may hold the only copy that reached the disk. More of them only fill it.
             if len(self._directories.candidates(self._name)) > _FRESH_KEPT:
                 path.unlink(missing_ok=True)
             raise
@@ -262,9 +256,9 @@ class Attempt:
         if status.st_uid != os.geteuid() or status.st_mode & 0o077 or not directory.is_dir():
             raise OSError(0, f"{directory} is not a private directory")
         if files.is_there(path):
-            files.set_aside(path, time.time())  # somebody's only copy, perhaps
+            files.set_aside(path, time.time())  # perhaps the only copy of another token
         try:
-            # Under its name at once: a directory that refuses to rename shall not refuse to save.
+            # Under its final name: this directory may refuse a rename, too.
             files.durable_create(path, data)
             files.sync_directory(directory)
         except OSError:
@@ -276,7 +270,7 @@ class Attempt:
         files.sync_directory(self._directories.grants)
 
     def _finish(self) -> None:
-        """Clear what the attempt no longer needs; what cannot be cleared, the next writer clears."""
+        """Remove the files of the attempt; recovery removes what cannot be removed now."""
         self.close()
         with suppress(OSError):
             self._directories.intent(self._name).unlink()
@@ -287,7 +281,7 @@ class Attempt:
             self._spill.unlink()
 
     def close(self) -> None:
-        """Let go of the files; what is on the disk stays as it is."""
+        """Close the files; what is on the disk stays as it is."""
         for descriptor in (self._record, self._intent):
             if descriptor is not None:
                 with suppress(OSError):
@@ -298,28 +292,18 @@ class Attempt:
 def _succeeds(write: Callable[[bytes], None], data: bytes) -> bool:
     try:
         write(data)
-    except Exception:  # noqa: BLE001  memory holds the only copy: nothing may keep the next place from being tried
+    except Exception:  # noqa: BLE001  memory holds the only copy, so the next place is tried whatever happens
         return False
     return True
 
 
-def write_record(directories: Directories, name: str, stored: Stored, record: Record) -> Stored:
-    """Replace ``stored`` by ``record`` durably, for writers that talk to no server; return what is stored now.
-
-    Raises ``StorageError``; then the old record stands, or the new one where only its durability is unknown.
-    """
-    written = msgspec.structs.replace(record, begun_from=stored.checksum)
-    data, checksum = encode(written)
-    path = directories.fresh(name)
-    try:
-        try:
-            files.durable_create(path, data)
-            path.rename(directories.record(name))
-        except OSError:
-            with suppress(OSError):
-                path.unlink()
-            raise
-        files.sync_directory(directories.grants)
-    except OSError as error:
-        raise StorageError(f"cannot write {directories.record(name)}: {error.strerror}") from None
-    return Stored(written, checksum)
+def delete_copies(directories: Directories, name: str) -> None:
+    """Delete the answers and the files set aside of a removed grant: they may hold refresh tokens too."""
+    copy = re.compile(re.escape(name) + r"\.(answer|(json|next|next\.\d+|intent)\.aside)\.\d+")
+    spilled = re.compile(re.escape(name) + r"\.([0-9a-f]{32}\.next|answer\.\d+)(\.aside\.\d+)?")
+    for directory, pattern in ((directories.grants, copy), (directories.spill, spilled)):
+        with suppress(OSError):
+            for path in directory.iterdir():
+                if pattern.fullmatch(path.name):
+                    with suppress(OSError):  # a directory of that name does not prevent the deletion of the others
+                        path.unlink()

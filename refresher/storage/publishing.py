@@ -1,8 +1,10 @@
-"""Publishing: the token file is derived from the grant, and from nothing else."""
+"""Publishing: the token file is derived from the record, and from nothing else.
+
+The lock of the name is held by whoever publishes.
+"""
 
 import logging
 import stat
-from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -13,24 +15,20 @@ from refresher.common.errors import StorageError
 from refresher.grants import policy
 from refresher.grants.record import Grant, Record, Tombstone
 from refresher.storage import files
-from refresher.storage.directories import Directories, Opened
-from refresher.storage.files import Seen
+from refresher.storage.directories import Directories, OpenDirectories
+from refresher.storage.files import FileWithStatus
 from shim._token import Problem, TokenFile
 from shim.errors import TokenFileError
 
-__all__ = ["current", "derive", "is_stale", "publish", "published", "published_generation", "state_of"]
+__all__ = ["Publisher", "derive", "published_generation", "read_published", "state_of"]
 
 _LARGEST: Final = 8 * 1024 * 1024
-
-# Which content of a token file this process has published again as it was: once is mending, twice would be a quarrel.
-_MENDED: Final[dict[Path, int]] = {}
-_QUARRELS: Final[set[Path]] = set()
 
 log = logging.getLogger(__name__)
 
 
 def derive(record: Record) -> bytes | None:
-    """Return the token file that ``record`` calls for; ``None`` where there is nothing to say yet."""
+    """Return the token file that ``record`` calls for; ``None`` where no exchange has ended yet."""
     if isinstance(record, Tombstone):
         return token_file.render(_removed(record))
     if record.access_token is None and record.failure is None:
@@ -58,130 +56,140 @@ def state_of(grant: Grant) -> str:
     return _state(grant, _problem(grant))
 
 
+def read_published(directories: Directories, name: str) -> TokenFile | None:
+    """Return the token file that readers see; ``None`` where there is none that can be read."""
+    return _parsed(_read(directories, name), name)
+
+
+def published_generation(directories: Directories, name: str) -> int:
+    """Return the generation that readers see; -1 where there is none that can be read."""
+    published = read_published(directories, name)
+    return -1 if published is None else published.generation
+
+
+class Publisher:
+    """Publishes the records of ``directories``, and remembers which files it has repaired.
+
+    A token file with the right content and the wrong group is repaired once. Where it has the wrong group again,
+    another refresher runs with another ``--tokens-group``: both would repair the file for ever, and every reader would
+    read it each time.
+    """
+
+    def __init__(self, directories: Directories) -> None:
+        self.directories: Final = directories
+        self._repaired: dict[str, int] = {}
+        self._reported: set[str] = set()
+
+    def is_stale(self, record: Record, opened: OpenDirectories | None = None) -> bool:
+        """Whether the token file is missing, differs from what ``record`` calls for, or has other permissions.
+
+        ``opened``: the open directories, to ask about many.
+        """
+        published = _read(self.directories, record.name, opened)
+        wanted = _wanted(record, published)
+        return wanted is not None and not self._is_up_to_date(record.name, wanted, published, opened)
+
+    def current(self, record: Record) -> range:
+        """Return the generations whose tokens agents may hold: that of ``record``, and up to the published one.
+
+        The two differ where the record was restored from a backup.
+        """
+        generation = record.generation
+        return range(generation, max(generation, published_generation(self.directories, record.name)) + 1)
+
+    def publish(self, record: Record, *, again: bool = False) -> bool:
+        """Write the token file of ``record`` where it differs, or ``again`` so that every reader reads it.
+
+        Return whether readers now see ``record``: an older generation never replaces a newer one. Raises
+        ``StorageError``.
+        """
+        name = record.name
+        published = _read(self.directories, name)
+        wanted = _wanted(record, published)
+        if wanted is None or (not again and self._is_up_to_date(name, wanted, published)):
+            return True
+        dead = isinstance(record, Grant) and record.dead
+        seen = _parsed(published, name)
+        if seen is not None and seen.generation > record.generation and not dead:
+            return False
+        path = self.directories.token(name)
+        try:
+            mode, group = self.directories.sharing()
+            files.replace(path, wanted, mode=mode, group=group)
+        except OSError as error:
+            raise StorageError(f"cannot publish {path}: {error.strerror}") from None
+        if published is not None and wanted == published.data and not again:
+            self._repaired[name] = hash(wanted)
+        return True
+
+    def _is_up_to_date(
+        self, name: str, wanted: bytes, published: FileWithStatus | None, opened: OpenDirectories | None = None
+    ) -> bool:
+        if published is None or wanted != published.data:
+            return False
+        mode, group = self.directories.sharing() if opened is None else opened.sharing
+        if stat.S_IMODE(published.status.st_mode) != mode:
+            return False
+        if group in (None, published.status.st_gid):
+            return True
+        if self._repaired.get(name) != hash(wanted):
+            return False
+        if name not in self._reported:
+            self._reported.add(name)
+            log.warning(
+                "%s: the token file %s has group %d again and stays so until its content changes: does another "
+                "refresher run with another --tokens-group? This one has group %d",
+                name,
+                self.directories.token(name),
+                published.status.st_gid,
+                group,
+            )
+        return True
+
+
 def _state(grant: Grant, problem: Problem | None) -> str:
     if policy.needs_person(grant):
         return "reauthorization_required"
     return "active" if problem is None else "failing"
 
 
-def is_stale(directories: Directories, record: Record, opened: Opened | None = None) -> bool:
-    """Whether the published file is missing, differs from what ``record`` calls for, or has other permissions.
-
-    ``opened``: the directories, by whoever asks of many.
-    """
-    published = _published(directories, record.name, opened)
-    wanted = _wanted(record, published)
-    return wanted is not None and not _is_up_to_date(directories, record.name, wanted, published, opened)
-
-
-def published(directories: Directories, name: str) -> TokenFile | None:
-    """Return what readers have seen last, ``None`` where that cannot be read."""
-    return _parsed(_published(directories, name), name)
-
-
-def published_generation(directories: Directories, name: str) -> int:
-    """Return the generation that readers have seen, -1 where they have seen none that can be read."""
-    seen = published(directories, name)
-    return -1 if seen is None else seen.generation
-
-
-def current(directories: Directories, record: Record) -> range:
-    """Return the generations whose tokens agents may hold: that of ``record``, and up to what readers have seen.
-
-    The two differ where a record was restored from a backup. Beyond them nobody has a token that could be refused.
-    """
-    return range(record.generation, max(record.generation, published_generation(directories, record.name)) + 1)
-
-
-def publish(directories: Directories, record: Record, *, again: bool = False) -> bool:
-    """Write the token file of ``record`` where it differs, or ``again`` so that every reader looks; under its lock.
-
-    Returns whether readers now see ``record``: an older generation never replaces a newer one. Raises
-    ``StorageError``.
-    """
-    published = _published(directories, record.name)
-    wanted = _wanted(record, published)
-    if wanted is None or (not again and _is_up_to_date(directories, record.name, wanted, published)):
-        return True
-    dead = isinstance(record, Grant) and record.dead
-    seen = _parsed(published, record.name)
-    if seen is not None and seen.generation > record.generation and not dead:
-        return False
-    path = directories.token(record.name)
-    try:
-        mode, group = directories.sharing()
-        files.replace(path, wanted, mode=mode, group=group)
-    except OSError as error:
-        raise StorageError(f"cannot publish {path}: {error.strerror}") from None
-    if published is not None and wanted == published.data and not again:
-        _MENDED[path] = hash(wanted)
-    return True
-
-
-def _wanted(record: Record, published: Seen | None) -> bytes | None:
-    """Return what is to be published; nothing where a token of the grant before this one may still live (I5)."""
-    # What is there matters to these alone: a healthy grant's file is compared, never parsed.
+def _wanted(record: Record, published: FileWithStatus | None) -> bytes | None:
+    """Return what to publish; ``None`` where a token of the grant before this one may still be live (I5)."""
+    # The file of a healthy grant is compared and never parsed: parsing it costs more than all the rest.
     if isinstance(record, Grant) and (record.dead or record.access_token is None):
         seen = _parsed(published, record.name)
         if seen is None:
             return derive(record)
         if record.dead and seen.generation > record.generation and seen.state != "removed":
-            # A restored backup: readers keep the newer token, and learn that there will be no other.
+            # The record is from a restored backup: readers keep the newer token, and see that no other will come.
             return token_file.render(seen._replace(state="reauthorization_required", error=_problem(record)))
-        if record.access_token is None and _lives(seen, record):
+        if record.access_token is None and _is_live(seen, record):
             return None
     return derive(record)
 
 
-def _parsed(published: Seen | None, name: str) -> TokenFile | None:
+def _read(directories: Directories, name: str, opened: OpenDirectories | None = None) -> FileWithStatus | None:
+    at = None if opened is None else opened.tokens
+    try:
+        return files.read_with_status(directories.token(name) if at is None else f"{name}.json", _LARGEST, at=at)
+    except (OSError, ValueError):
+        return None  # what cannot be read is replaced
+
+
+def _parsed(published: FileWithStatus | None, name: str) -> TokenFile | None:
     try:
         seen = token_file.parse(b"" if published is None else published.data)
     except TokenFileError:
         return None
-    return seen if seen.name == name else None  # no reader takes another's
+    return seen if seen.name == name else None  # readers refuse the file of another name
 
 
-def _lives(token: TokenFile, grant: Grant) -> bool:
-    """Whether a token of the grant before this one may still be good; both are of the same name, so of one server."""
+def _is_live(token: TokenFile, grant: Grant) -> bool:
+    """Whether the token of an earlier grant of this name may be live; both grants are of one server."""
     if token.access_token is None or token.state == "removed":
         return False
     before = msgspec.structs.replace(grant, issued_at=token.issued_at, expires_at=token.expires_at)
     return policy.end_of_life(before) > clocks.now().wall
-
-
-def _is_up_to_date(
-    directories: Directories, name: str, wanted: bytes, published: Seen | None, opened: Opened | None = None
-) -> bool:
-    if published is None or wanted != published.data:
-        return False
-    mode, group = directories.sharing() if opened is None else opened.sharing
-    status = published.status
-    if stat.S_IMODE(status.st_mode) != mode:
-        return False
-    if group in (None, status.st_gid):
-        return True
-    path = directories.token(name)
-    if _MENDED.get(path) != hash(wanted):
-        return False
-    # Two that undo each other's work would go on for ever, and each time every reader would look.
-    if path not in _QUARRELS:
-        _QUARRELS.add(path)
-        log.warning(
-            "%s is of group %d again, and is left so until it changes: does another refresher run with another "
-            "--tokens-group? This one's is %d",
-            path,
-            status.st_gid,
-            group,
-        )
-    return True
-
-
-def _published(directories: Directories, name: str, opened: Opened | None = None) -> Seen | None:
-    at = None if opened is None else opened.tokens
-    try:
-        return files.see(directories.token(name) if at is None else f"{name}.json", _LARGEST, at=at)
-    except (OSError, ValueError):
-        return None  # whatever is there, it is not what should be
 
 
 def _removed(tombstone: Tombstone) -> TokenFile:
@@ -200,13 +208,12 @@ def _removed(tombstone: Tombstone) -> TokenFile:
     )
 
 
-def _lived(grant: Grant, at: float) -> bool:
-    return grant.access_token is not None and at < policy.end_of_life(grant)
-
-
 def _problem(grant: Grant) -> Problem | None:
     failure = grant.failure
-    # A server that wants to be asked later has refused nothing that an agent could miss, or else one would demand it.
-    if failure is None or (failure.outcome == "too_early" and grant.refusals == 0 and _lived(grant, failure.at)):
+    if failure is None:
+        return None
+    was_live = grant.access_token is not None and failure.at < policy.end_of_life(grant)
+    # "Too early" is no problem for agents: their token is live, and a refused token would have caused a demand.
+    if failure.outcome == "too_early" and grant.refusals == 0 and was_live:
         return None
     return Problem(failure.code, failure.description, failure.at, policy.retry_at(grant))

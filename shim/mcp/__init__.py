@@ -12,7 +12,7 @@ For agents on mcp 1.x, ``shim.httpx.BearerAuth`` serves alone.
 
 from shim.errors import OutcomeUnknown, ServerAway
 from shim.mcp._client import ReconnectingClient
-from shim.mcp._happenings import Happening
-from shim.mcp._sources import TokenSources
+from shim.mcp._client_events import Happening
+from shim.mcp._token_sources import TokenSources
 
 __all__ = ["Happening", "OutcomeUnknown", "ReconnectingClient", "ServerAway", "TokenSources"]

@@ -19,11 +19,11 @@ from mcp.shared.dispatcher import ProgressFnT
 from shim._flow import WAIT
 from shim._source import FileTokenSource
 from shim.httpx2 import BearerAuth
-from shim.mcp._calls import Calls
-from shim.mcp._happenings import Happening
-from shim.mcp._keeper import Keeper, State
+from shim.mcp._client_events import Happening
+from shim.mcp._endpoint import Child, HTTPServer, Target
 from shim.mcp._options import Options
-from shim.mcp._target import Child, HTTPServer, Target
+from shim.mcp._retry import Calls
+from shim.mcp._supervisor import Keeper, State
 
 __all__ = ["ReconnectingClient"]
 

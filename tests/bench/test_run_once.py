@@ -15,8 +15,8 @@ from refresher.common import clocks
 from refresher.config import resolve
 from refresher.grants.record import NOTHING, Stored
 from refresher.operations import import_request
-from refresher.storage.journal import write_record
-from refresher.storage.publishing import publish
+from refresher.storage import records
+from refresher.storage.publishing import Publisher
 
 ROUNDS = 5
 BARE: Final = ("-c", "pass")
@@ -51,8 +51,8 @@ def _store(home: Path, count: int) -> None:
         }
         grant = import_request.parse(f"grant-{number}", json.dumps(fields).encode(), clocks.now())
         directories.lock(grant.name).touch(mode=0o600)
-        write_record(directories, grant.name, Stored(None, NOTHING), grant)
-        publish(directories, grant)
+        records.write(directories, grant.name, Stored(None, NOTHING), grant)
+        Publisher(directories).publish(grant)
 
 
 @pytest.mark.parametrize(("grants", "at_most"), [(1, 8), (10_000, 40)])

@@ -10,6 +10,7 @@ from refresher.grants.record import Record, encode
 from refresher.operations.rotate import Order, Terms, rotate
 from refresher.storage import files
 from refresher.storage.journal import Attempt
+from refresher.storage.publishing import Publisher
 from tests.support.fake_state import directories, put
 from tests.support.samples import grant
 from tests.support.token_server import TokenServer
@@ -37,7 +38,7 @@ def test_from_the_spending_to_the_disk_it_takes_no_longer_than_a_few_durable_wri
         record = put(made.record("linear"), grant(token_endpoint=server.token_endpoint)).record
         assert record is not None
         for number in range(ROTATIONS):
-            result = rotate(made, Order(name="linear", seen=record.generation + number, force=True), terms)
+            result = rotate(Publisher(made), Order(name="linear", seen=record.generation + number, force=True), terms)
             assert result is not None
             assert result.outcome == "rotated", result.detail
             peers.append(_durable_replace(made.grants / "peer.json", encode(record)[0]))

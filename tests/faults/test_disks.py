@@ -147,7 +147,7 @@ def test_a_disk_that_refuses_before_the_exchange_costs_nothing(
         assert len(server.asked["client"]) == (0 if code else 1)
         assert refresher.leftovers() == []
         if call == "flock" and code:
-            assert "does not lock (flock); give --state-dir" in done.stderr
+            assert "has no locks (flock); put --state-dir" in done.stderr
         assert refresher("run-once").code == 0
         assert len(server.asked["client"]) == 1
 

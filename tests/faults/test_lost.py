@@ -13,6 +13,7 @@ import pytest
 from refresher.common.errors import LockBusy
 from refresher.operations.rotate import Order, Terms, rotate
 from refresher.storage import lock
+from refresher.storage.publishing import Publisher
 from tests.support.command import Command, wait_until
 from tests.support.daemon import heard
 from tests.support.fake_state import directories, put
@@ -242,7 +243,7 @@ def test_a_lock_that_stays_held_is_busy_and_what_the_holder_did_is_adopted(tmp_p
             pass
         terms = Terms(ca_file=None, stopping=lambda: False, lock_wait=0.1)
         for seen, outcome in ((5, "lock_busy"), (4, "adopted")):
-            result = rotate(made, Order(name="linear", seen=seen), terms)
+            result = rotate(Publisher(made), Order(name="linear", seen=seen), terms)
             assert result is not None
             assert result.outcome == outcome
     assert path.exists(), "the lock file was removed under those who wait for it"

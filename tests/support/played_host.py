@@ -20,9 +20,10 @@ from refresher.grants import policy
 from refresher.grants.policy import Decision, Rotate
 from refresher.grants.record import Grant, Record, Stored
 from refresher.operations.rotate import Order, Terms, rotate
-from refresher.storage import demands, publishing, records, recovery
+from refresher.storage import demands, records, recovery
 from refresher.storage.directories import Directories
 from refresher.storage.journal import Attempt, Mark
+from refresher.storage.publishing import Publisher
 from shim import _token as token_file
 from tests.support.fake_state import directories, put
 from tests.support.model_server import ModelServer
@@ -109,7 +110,7 @@ class PlayedHost:
         self._forced, self._attempt = force, None
         order = Order(name=before.name, seen=seen, force=force, horizon=horizon)
         try:
-            result = rotate(self.directories, order, Terms(ca_file=None, stopping=lambda: False))
+            result = rotate(Publisher(self.directories), order, Terms(ca_file=None, stopping=lambda: False))
         except Killed:
             assert self._attempt is not None
             self._attempt.close()
@@ -128,8 +129,8 @@ class PlayedHost:
                 onlooker.ends(before, self.record)
             else:
                 self._rested(before, cut_off=cut_off)
-            still = demands.pending(self.directories).are_others(
-                before.name, publishing.current(self.directories, self.record)
+            still = demands.pending(self.directories).has_other(
+                before.name, Publisher(self.directories).current(self.record)
             )
             onlooker.claim(not still, "a demand that is met was not settled")
             onlooker.compare(self.record)
@@ -169,7 +170,7 @@ class PlayedHost:
 
     def settle(self) -> None:
         """Settle what a killed process left, as every writer of a grant does first."""
-        recovery.resolve(self.directories, self.record.name, self.clock.read())
+        recovery.recover(self.directories, self.record.name, self.clock.read())
         self._read()
 
     def reboot(self, seconds: float, *, loses_mark: bool) -> None:
@@ -199,7 +200,7 @@ class PlayedHost:
 
     def _is_demanded(self, grant: Grant) -> bool:
         asked = demands.pending(self.directories)
-        return asked.ask_beyond(grant.name, publishing.current(self.directories, grant))
+        return asked.has_current(grant.name, Publisher(self.directories).current(grant))
 
 
 class _MortalAttempt(Attempt):

@@ -54,7 +54,7 @@ def test_a_grant_is_revoked_and_its_readers_are_told(quick: Command, own_oidc: S
         assert "linear has already spent this refresh token" in done.stderr
     done = quick("logout", "linear")
     assert (done.code, done.stdout) == (2, "")
-    assert "linear was removed; 'refresher login linear URL' makes it anew" in done.stderr
+    assert "linear was removed; to log in again: 'refresher login linear URL'" in done.stderr
     done = quick("logout", "nobody")
     assert (done.code, done.stdout) == (2, "")
     assert "there is no grant named 'nobody'" in done.stderr

@@ -8,7 +8,7 @@ from typing import Any
 import anyio
 import pytest
 
-from shim.mcp import ReconnectingClient, _calls
+from shim.mcp import ReconnectingClient, _retry
 from tests.support.stage import Stage, publish, until
 
 pytestmark = pytest.mark.asyncio
@@ -82,7 +82,7 @@ async def test_who_rests_between_two_attempts_is_told_of_the_end(
     tmp_path: Path, stage: Stage, monkeypatch: pytest.MonkeyPatch, patience: float
 ) -> None:
     """If it failed, a shutdown would wait for the back-off of every call."""
-    monkeypatch.setattr(_calls, "_FIRST_PAUSE", 1e6)
+    monkeypatch.setattr(_retry, "_FIRST_PAUSE", 1e6)
     published = publish(tmp_path, stage)
     async with ReconnectingClient(stage.url, published.source(), patience=patience) as client:
         stage.stop()

@@ -9,7 +9,7 @@ import pytest
 from mcp import MCPError
 
 from shim import ReauthorizationRequired, TokenRejected, TokenUnavailable
-from shim.mcp import OutcomeUnknown, ReconnectingClient, ServerAway, _pace
+from shim.mcp import OutcomeUnknown, ReconnectingClient, ServerAway, _backoff
 from tests.support.published import DEAD
 from tests.support.stage import Stage, publish, rotates, until
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.asyncio
 def no_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     """After a failure nobody lives to see the next attempt, unless something ends the rest."""
     for bound in ("_FIRST", "_LAST"):
-        monkeypatch.setattr(_pace, bound, 1e6)
+        monkeypatch.setattr(_backoff, bound, 1e6)
 
 
 async def _three(client: ReconnectingClient) -> None:
@@ -175,7 +175,7 @@ async def test_a_session_is_lost_in_words_only_where_there_is_one(
 
 async def test_who_gives_up_says_so_and_tries_on(tmp_path: Path, stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """If it failed, nobody could see that a server is gone for long, or it would not be found again."""
-    monkeypatch.setattr(_pace, "_FIRST", 0.01)
+    monkeypatch.setattr(_backoff, "_FIRST", 0.01)
     published = publish(tmp_path, stage)
     async with ReconnectingClient(stage.url, published.source(), mode="legacy") as client:
         events = client.events()

@@ -13,7 +13,7 @@ from typing import IO, Final
 
 from refresher.common.errors import GrantFileError
 from refresher.grants.record import decode
-from refresher.storage import recovery
+from refresher.storage import records
 from refresher.storage.directories import Directories
 from refresher.storage.journal import Mark, read_intent
 from tests.faults.soak.ledger import Ledger
@@ -148,7 +148,7 @@ class Ground:
                     continue
                 intent = begun[0]
                 stored = decode(self.directories.record(name).read_bytes(), name)
-                saved = [recovery.whole(path, name) for path in self.directories.candidates(name)]
+                saved = [records.read_candidate(path, name) for path in self.directories.candidates(name)]
                 if stored.checksum == intent.begun_from and not any(
                     each is not None and each.record is not None and each.record.begun_from == stored.checksum
                     for each in saved

@@ -14,10 +14,10 @@ from refresher.common.errors import ConfigError, LoginNotGiven, LoginRefused, Re
 from refresher.common.secret import Secret
 from refresher.grants.record import Login
 from refresher.login import pages
-from refresher.login.advice import advice
-from refresher.login.asked import Asked, checked, continued
-from refresher.login.authorization import Authorization, NotOurs, authorization
+from refresher.login.authorization_request import Authorization, NotOurs, authorization
+from refresher.login.error_advice import advice
 from refresher.login.loopback import Loopback
+from refresher.login.options import Asked, checked, continued
 from refresher.login.server import Server
 from tests.support.samples import grant
 

@@ -12,12 +12,12 @@ from refresher.common.errors import GrantFileError, StorageError
 from refresher.common.secret import Secret
 from refresher.grants import transition
 from refresher.grants.record import NOTHING, Grant, Stored, Tombstone, encode
-from refresher.operations.inspection import Look, look
+from refresher.operations.inspection import Inspection, inspect
 from refresher.storage import records, recovery
 from refresher.storage.demands import Demands
 from refresher.storage.directories import Directories
-from refresher.storage.journal import Attempt, Mark, write_record
-from refresher.storage.publishing import publish
+from refresher.storage.journal import Attempt, Mark
+from refresher.storage.publishing import Publisher
 from tests.support.fake_state import directories, put
 from tests.support.samples import NOON, REFRESH, at, doubt, failure, grant
 
@@ -49,15 +49,15 @@ def _cut_off(state: Directories, *, marked: bool) -> Attempt:
 
 
 def _resolve(state: Directories, now: Moment = SOON) -> Grant:
-    record = recovery.resolve(state, "linear", now).record
+    record = recovery.recover(state, "linear", now).record
     assert isinstance(record, Grant)
     assert _stored(state).record == record, "what was returned is not what is on the disk"
     return record
 
 
-def _look(state: Directories) -> Look:
-    publish(state, _stored(state).record or OLD)
-    return look(state, "linear", unfinished=False, asked=Demands({}))
+def _look(state: Directories) -> Inspection:
+    Publisher(state).publish(_stored(state).record or OLD)
+    return inspect(Publisher(state), "linear", unfinished=False, demands=Demands({}))
 
 
 def _lying_about(state: Directories) -> list[str]:
@@ -110,7 +110,7 @@ def test_a_spilled_answer_that_is_not_there_is_waited_for(state: Directories) ->
     attempt._mark(Mark.SPILLED)
     for _ in range(2):
         with pytest.raises(StorageError, match="spill"):
-            recovery.resolve(state, "linear", SOON)
+            recovery.recover(state, "linear", SOON)
     state.spill.mkdir(mode=0o700)
     put(attempt._spill, NEW, checksum)
     assert _resolve(state).refresh_token == NEW.refresh_token
@@ -127,11 +127,26 @@ def test_a_spill_whose_mark_was_lost_with_the_power_is_adopted_when_it_comes_bac
     assert record.failure is not None
     assert f"it is in {attempt._spill}" in record.failure.description
     later = transition.doubted(record, "another loss", doubt=doubt(REBOOTED), now=REBOOTED)
-    write_record(state, "linear", _stored(state), later)
+    records.write(state, "linear", _stored(state), later)
     assert not _look(state).unsettled
     state.spill.mkdir(mode=0o700)
     put(attempt._spill, NEW, checksum)
     assert _look(state).unsettled, "only the end of the access token would have anybody look for it"
+    record = _resolve(state, REBOOTED)
+    assert (record.refresh_token, record.doubt, record.generation) == (NEW.refresh_token, None, 4)
+    assert (list(state.spill.iterdir()), _lying_about(state)) == ([], [])
+
+
+def test_a_spill_that_was_published_before_the_power_went_is_adopted_when_it_comes_back(state: Directories) -> None:
+    """If it failed, the newer token file would pass for a restored backup, and the spilled token be lost (I6)."""
+    attempt, checksum = _cut_off(state, marked=True), _stored(state).checksum
+    Publisher(state).publish(NEW)
+    record = _resolve(state, REBOOTED)
+    assert (record.generation, record.access_token) == (4, NEW.access_token)
+    assert record.doubt is not None
+    assert record.doubt.spill == str(attempt._spill)
+    state.spill.mkdir(mode=0o700)
+    put(attempt._spill, NEW, checksum)
     record = _resolve(state, REBOOTED)
     assert (record.refresh_token, record.doubt, record.generation) == (NEW.refresh_token, None, 4)
     assert (list(state.spill.iterdir()), _lying_about(state)) == ([], [])
@@ -198,7 +213,7 @@ def test_an_intent_beside_a_tombstone_harms_nothing(state: Directories) -> None:
     _cut_off(state, marked=True)
     tombstone = Tombstone(name="linear", grant_id="0123", generation=3, begun_from="", removed_at=NOON, scope=None, origins=("https://a",))  # fmt: skip
     state.record("linear").write_bytes(encode(tombstone)[0])
-    assert recovery.resolve(state, "linear", SOON).record == tombstone
+    assert recovery.recover(state, "linear", SOON).record == tombstone
     assert _lying_about(state) == [f"linear.intent.aside.{int(SOON.wall)}"]
 
 
@@ -345,7 +360,7 @@ def test_a_damaged_record_is_touched_by_nobody(state: Directories) -> None:
     state.record("linear").write_bytes(b"{")
     before = _lying_about(state)
     with pytest.raises(GrantFileError):
-        recovery.resolve(state, "linear", SOON)
+        recovery.recover(state, "linear", SOON)
     assert _lying_about(state) == before
 
 
@@ -369,6 +384,6 @@ def test_a_second_declaration_harms_nothing_of_the_first(state: Directories) -> 
 
 def test_a_writer_without_a_server_leaves_nothing_lying_about(state: Directories) -> None:
     """If it failed, imports and removals would pile up files in grants/."""
-    write_record(state, "linear", _stored(state), NEW)
+    records.write(state, "linear", _stored(state), NEW)
     assert _resolve(state).generation == 4
     assert _lying_about(state) == []
