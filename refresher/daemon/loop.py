@@ -15,7 +15,7 @@ import msgspec
 
 from refresher.common import logs, text
 from refresher.common.errors import DirectoryError, GrantFileError
-from refresher.common.signals import Listening
+from refresher.common.signals import DaemonSignals
 from refresher.config import Settings
 from refresher.daemon.directory_watch import DirectoryWatch
 from refresher.daemon.log_throttle import LogThrottle
@@ -85,7 +85,7 @@ class _Pause(msgspec.Struct, frozen=True):
 class Daemon:
     """Rotates on time, until it is told to stop."""
 
-    def __init__(self, configure: Callable[[], Settings], signals: Listening, *, grace: float) -> None:
+    def __init__(self, configure: Callable[[], Settings], signals: DaemonSignals, *, grace: float) -> None:
         self._settings = configure()
         self._configure = configure
         self._grace = grace
@@ -124,7 +124,7 @@ class Daemon:
         """Take up ``settings``. Raises ``ConfigError`` and ``DirectoryError``, and then nothing is changed."""
         watched = _ready(settings)
         self._supervision.listen(settings.listen)
-        logs.setup(settings.log_format, settings.verbose + 1, unhindered=True)
+        logs.setup(settings.log_format, settings.verbose + 1, nonblocking=True)
         self._settings = settings
         log.info("%swatching %s", why, watched)
         if self._supervision.url is not None:
@@ -134,7 +134,7 @@ class Daemon:
     def _turn(self) -> None:
         """Do what is to be done now, and wait a moment for what comes next."""
         try:
-            if self._signals.asked_to_reread():
+            if self._signals.reload_requested():
                 self._reconfigure()
             self._look_around()
             self._queue.start_jobs()
@@ -338,7 +338,7 @@ class Daemon:
         while self._queue.running():
             self._hear(0.2)
             self._supervision.finishing()
-            if self._signals.asked_again():
+            if self._signals.stop_repeated():
                 log.warning("still finishing %s; killed now, their new refresh tokens could be lost", self._under_way())
             if time.monotonic() > ends:
                 ends = float("inf")

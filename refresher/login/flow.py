@@ -18,7 +18,7 @@ from refresher.common.errors import (
     LoginRefused,
     RefresherError,
 )
-from refresher.common.signals import Stopping
+from refresher.common.signals import StopSignals
 from refresher.common.terminal import say
 from refresher.config import Settings
 from refresher.grants.record import NOTHING, Grant, Login
@@ -237,7 +237,7 @@ class _Run:
 
     def _finish(self, tokens: Callable[[Callable[[], bool]], Grant]) -> Done:
         """Get the tokens, try them, and store the grant: from here on a signal stops nothing half-way."""
-        with Stopping() as stopping:
+        with StopSignals() as stopping:
             try:
                 grant = tokens(stopping)
             except ClientUnknown as error:
