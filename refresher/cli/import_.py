@@ -116,7 +116,7 @@ def _import_all(settings: Settings, directory: Path, if_absent: bool) -> int | N
 
 
 def _import(settings: Settings, name: str, source: str, *, replace: bool, if_absent: bool) -> int | None:
-    if if_absent and import_grant.is_there(settings.directories, name):
+    if if_absent and import_grant.exists(settings.directories, name):
         # Before the file is read: start-up scripts may find it deleted after the first start.
         say(f"{name} is there already; left as it is")
         return None
@@ -124,7 +124,7 @@ def _import(settings: Settings, name: str, source: str, *, replace: bool, if_abs
     grant = import_request.parse(name, _read_import(source), clocks.now())
     try:
         with Stopping() as stopping:
-            admitted = import_grant.admit(
+            admitted = import_grant.store_grant(
                 settings.directories, grant, replace=replace, if_absent=if_absent, stopping=stopping
             )
     except AlreadySpent as error:

@@ -70,7 +70,7 @@ LISTEN = click.option(
 
 def warn_of_bars(settings: Settings) -> None:
     """Warn of directories through which the agents' group cannot pass."""
-    for directory in settings.directories.barring():
+    for directory in settings.directories.closed_to_group():
         log.warning(
             "warning: group %s cannot pass %s to its tokens: chmod o+x it", settings.directories.group, directory
         )

@@ -35,7 +35,7 @@ from refresher.login.proof import prove
 from refresher.login.server import Server
 from refresher.login.tokens import check, redeemed
 from refresher.oauth import urls
-from refresher.operations.import_grant import Admitted, admit, elsewhere, is_elsewhere
+from refresher.operations.import_grant import Imported, is_for_other_server, other_server, store_grant
 from refresher.storage import records
 
 __all__ = ["Done", "Manner", "log_in"]
@@ -56,7 +56,7 @@ class Manner(msgspec.Struct, frozen=True, kw_only=True):
 class Done(msgspec.Struct, frozen=True, kw_only=True):
     """A login that is stored; ``proof`` says what the server made of the token, ``None`` where it was not asked."""
 
-    admitted: Admitted
+    admitted: Imported
     proof: str | None
     exit_code: int | None
     """Of a signal that came while it was stored."""
@@ -71,8 +71,8 @@ def log_in(settings: Settings, name: str, asked: Asked, manner: Manner) -> Done:
     asked = continued(checked(asked), stored)
     if asked.url is None:
         raise ConfigError(f"nothing here says where {name} logs in: 'refresher login {name} URL'")
-    if stored is not None and not manner.replace and is_elsewhere(stored, asked.url):
-        raise ConfigError(elsewhere(stored))
+    if stored is not None and not manner.replace and is_for_other_server(stored, asked.url):
+        raise ConfigError(other_server(stored))
     settings.directories.ensure()
     fetch = Fetch(settings.ca_file)
     server = anyio.run(_server, asked, fetch)
@@ -106,7 +106,7 @@ class _Run:
         self._server = server
         self._fetch = fetch
         self._scope = _scope(asked, server)
-        self._stored = None if stored is None or is_elsewhere(stored, asked.url) else stored
+        self._stored = None if stored is None or is_for_other_server(stored, asked.url) else stored
         self._used: Client | None = None
         self._was_stored = False
 
@@ -246,7 +246,7 @@ class _Run:
                     raise Interrupted(str(error)) from None
                 raise
             proof = None if stopping() else self._proof(grant)
-            admitted = admit(
+            admitted = store_grant(
                 self._settings.directories,
                 grant,
                 replace=True,
@@ -254,7 +254,7 @@ class _Run:
                 stopping=lambda: False,
                 # Somebody may have put another grant there while the person was at the browser.
                 same_server=not self._manner.replace,
-                just_given=True,
+                just_issued=True,
             )
         return Done(admitted=admitted, proof=proof, exit_code=stopping.exit_code)
 

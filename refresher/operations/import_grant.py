@@ -1,4 +1,4 @@
-"""Import: whether what a person brings may be stored, and how."""
+"""Import: check that a grant may be stored under its name, and store it. A login ends here too."""
 
 from collections.abc import Callable
 from typing import NoReturn
@@ -16,137 +16,137 @@ from refresher.storage.directories import Directories
 from refresher.storage.publishing import Publisher, published_generation
 from shim._token import is_name
 
-__all__ = ["Admitted", "admit", "elsewhere", "is_elsewhere", "is_there"]
+__all__ = ["Imported", "exists", "is_for_other_server", "other_server", "store_grant"]
 
 
-class Admitted(msgspec.Struct, frozen=True, kw_only=True):
-    """What an import did: the grant as it is now, whether it is new, and what a person should know."""
+class Imported(msgspec.Struct, frozen=True, kw_only=True):
+    """The grant as it is now, whether the import stored it, and warnings for the person."""
 
     grant: Grant
     stored: bool
     warnings: tuple[str, ...] = ()
 
 
-def is_there(directories: Directories, name: str) -> bool:
-    """Whether a grant of that name is stored, removed ones aside. Raises ``GrantFileError``, ``DirectoryError``."""
+def exists(directories: Directories, name: str) -> bool:
+    """Whether ``name`` has a grant that is not removed. Raises ``GrantFileError`` and ``DirectoryError``."""
     return name in directories.listing().names and isinstance(records.load(directories, name).record, Grant)
 
 
-def admit(
+def store_grant(
     directories: Directories,
-    brought: Grant,
+    imported: Grant,
     *,
     replace: bool,
     if_absent: bool,
     stopping: Callable[[], bool],
     same_server: bool = False,
-    just_given: bool = False,
-) -> Admitted:
-    """Store ``brought`` durably and publish its access token if it brings one.
+    just_issued: bool = False,
+) -> Imported:
+    """Store ``imported`` durably, and publish its access token if it has one.
 
-    ``same_server``: ``replace`` is meant for a grant of the same server alone, as far as its server is known.
-    ``just_given``: its refresh token comes from the server at this moment, so it is good, whatever was known of it.
+    ``same_server``: ``replace`` may replace a grant of the same server only, as far as the servers are known.
+    ``just_issued``: the server has issued the refresh token in this login, so it is unspent whatever the record says.
 
-    Raises ``ImportRefused`` where the name is taken or the refresh token is known, ``GrantFileError`` where a damaged
-    record is in the way, ``LockBusy``, ``StorageError``, ``Interrupted``; nothing is changed then.
+    Raises ``ImportRefused`` where the name is taken or the refresh token is known, ``GrantFileError`` for a damaged
+    record of that name, ``LockBusy``, ``StorageError`` and ``Interrupted``. Then nothing is changed.
     """
     directories.ensure()
-    name = brought.name
+    name = imported.name
     # One import at a time: two could store one refresh token under two names.
     with (
         lock.held(directories.import_lock, stopping=stopping),
         lock.held(directories.lock(name), stopping=stopping),
     ):
-        # First of all what refuses it: whoever replaces a grant gives up what is out of reach of it.
-        warnings = [*_cautions(brought), *_compare(directories, brought, just_given=just_given)]
+        # First the checks that refuse: replacing a grant gives up its answer that is out of reach.
+        warnings = [*_warnings(imported), *_compare(directories, imported, just_issued=just_issued)]
         if same_server:
-            _insist_on_the_server(directories, brought)
-        stored = _there(directories, name, replace=replace)
+            _require_same_server(directories, imported)
+        stored = _recover(directories, name, replace=replace)
         there = None if stored is None else stored.record
         if isinstance(there, Grant) and if_absent:
-            return Admitted(grant=there, stored=False)
+            return Imported(grant=there, stored=False)
         if isinstance(there, Grant) and not replace:
-            _refuse(f"{name} exists: --replace puts this grant in its place, --if-absent leaves it")
+            _refuse(f"{name} exists: --replace replaces it, --if-absent keeps it")
         if stored is None:
-            # It may hold the only copy of something: out of the way, never overwritten.
+            # The damaged record may hold the only copy of a token: it is moved, never overwritten.
             now = clocks.now()
             aside = files.keep_aside(directories.record(name), now.wall)
             warnings.append(f"the damaged record is now {aside}")
             stored = recovery.recover(directories, name, now, damaged=True)
-        grant = _successor(directories, brought, stored, just_given=just_given)
+        grant = _successor(directories, imported, stored, just_issued=just_issued)
         records.write(directories, name, stored, grant)
         try:
             Publisher(directories).publish(grant)
         except StorageError as error:
             warnings.append(f"{error}; the next run-once publishes it")
-    return Admitted(grant=grant, stored=True, warnings=tuple(warnings))
+    return Imported(grant=grant, stored=True, warnings=tuple(warnings))
 
 
-def elsewhere(there: Grant) -> str:
-    """Return in words why ``there`` is not replaced."""
-    server = there.server_url or ", ".join(there.origins)
-    return f"{there.name} is a grant for {server}: choose another name, or give it up with --replace"
+def other_server(grant: Grant) -> str:
+    """Return the message that ``grant`` is not replaced because it is for another server."""
+    server = grant.server_url or ", ".join(grant.origins)
+    return f"{grant.name} is a grant for {server}: choose another name, or replace it with --replace"
 
 
-def is_elsewhere(there: Grant, url: str | None) -> bool:
-    """Whether a grant is for another server than that of ``url``, as far as both are known."""
-    own = {*there.origins, *([] if there.server_url is None else [urls.origin(there.server_url)])}
+def is_for_other_server(grant: Grant, url: str | None) -> bool:
+    """Whether ``grant`` is for another server than that of ``url``, as far as both are known."""
+    own = {*grant.origins, *([] if grant.server_url is None else [urls.origin(grant.server_url)])}
     return url is not None and urls.origin(url) not in own
 
 
-def _cautions(brought: Grant) -> list[str]:
-    """Return what a person should know about a grant that works all the same."""
+def _warnings(imported: Grant) -> list[str]:
+    """Return warnings about a grant that works."""
     return [
         f"{origin} is not https: the access token crosses the network in the clear"
-        for origin in brought.origins
+        for origin in imported.origins
         if origin.startswith("http:") and not urls.is_loopback(urlsplit(origin).hostname or "")
     ]
 
 
-def _insist_on_the_server(directories: Directories, brought: Grant) -> None:
-    """Refuse to replace a grant of another server, also one whose import was cut off."""
+def _require_same_server(directories: Directories, imported: Grant) -> None:
+    """Refuse to replace a grant of another server, also one whose import was interrupted."""
     try:
-        found = _records(directories, brought.name, unfinished=True)
+        found = _records(directories, imported.name, unfinished=True)
     except (GrantFileError, OSError):
-        return  # what cannot be read is kept, whatever it is
+        return  # a damaged record is kept, whatever its server is
     for there in found:
-        if isinstance(there, Grant) and is_elsewhere(there, brought.server_url):
-            _refuse(elsewhere(there))
+        if isinstance(there, Grant) and is_for_other_server(there, imported.server_url):
+            _refuse(other_server(there))
 
 
-def _there(directories: Directories, name: str, *, replace: bool) -> Stored | None:
-    """Return what is stored under ``name`` once earlier attempts are settled; ``None`` for a damaged record."""
+def _recover(directories: Directories, name: str, *, replace: bool) -> Stored | None:
+    """Return what is stored under ``name`` after recovery; ``None`` for a damaged record."""
     try:
         return recovery.recover(directories, name, clocks.now(), giving_up=replace)
     except ExposedGrantFile:
-        raise  # what it remembers is not lost: it says which tokens are spent
+        raise  # the record is whole, and knows which refresh tokens are spent
     except GrantFileError:
         if not replace:
             raise
         return None
 
 
-def _compare(directories: Directories, brought: Grant, *, just_given: bool) -> list[str]:
-    """Refuse a refresh token that another name holds or has spent; return what could not be compared."""
-    fingerprint = _fingerprint(brought)
+def _compare(directories: Directories, imported: Grant, *, just_issued: bool) -> list[str]:
+    """Refuse a refresh token that another name holds or has spent; return warnings of records that it cannot read."""
+    fingerprint = _fingerprint(imported)
     if fingerprint is None:
-        return []  # client credentials may be shared: nothing of them is used up
+        return []  # two names may share client credentials: they are not spent
     listing = directories.listing()
     unchecked = []
     for name in sorted({*listing.names, *listing.unfinished}):
         try:
             others = _records(directories, name, unfinished=name in listing.unfinished)
         except (GrantFileError, OSError) as error:
-            if name != brought.name:
-                unchecked.append(f"could not compare with {name}, whose record is damaged: {error}")
+            if name != imported.name:
+                unchecked.append(f"could not compare with the damaged record of {name}: {error}")
             continue
         for other in others:
-            if isinstance(other, Grant) and _fingerprint(other) == fingerprint and name != brought.name:
-                _refuse(f"{name} holds this very refresh token: two names would destroy each other's login")
-            if other is not None and fingerprint in other.spent and not just_given:
-                if name == brought.name:
+            if isinstance(other, Grant) and _fingerprint(other) == fingerprint and name != imported.name:
+                _refuse(f"{name} holds this refresh token already: two names would revoke each other's login")
+            if other is not None and fingerprint in other.spent and not just_issued:
+                if name == imported.name:
                     raise _spent(name)
-                _refuse(f"{name} has already spent this refresh token: authorize anew for a name of its own")
+                _refuse(f"{name} has already spent this refresh token: log in again under this name")
     return unchecked
 
 
@@ -155,36 +155,36 @@ def _records(directories: Directories, name: str, *, unfinished: bool) -> list[R
         return []
     found = [records.load(directories, name).record]
     if unfinished:
-        # An import that was cut off holds its token too: the next writer of that name adopts it.
+        # An interrupted import holds its token too: the next writer of that name adopts it.
         found += [
             whole.record for path in directories.candidates(name) if (whole := records.read_candidate(path, name))
         ]
     return found
 
 
-def _successor(directories: Directories, brought: Grant, stored: Stored, *, just_given: bool) -> Grant:
-    """Return ``brought`` as the next of what is stored: its generation goes on, and what was spent stays spent."""
+def _successor(directories: Directories, imported: Grant, stored: Stored, *, just_issued: bool) -> Grant:
+    """Return ``imported`` as the successor of the record: the generation goes on, spent tokens stay spent."""
     there = stored.record
-    seen = published_generation(directories, brought.name)
+    seen = published_generation(directories, imported.name)
     generation = max(seen, -1 if there is None else there.generation) + 1
-    grant = msgspec.structs.replace(brought, generation=generation)
+    grant = msgspec.structs.replace(imported, generation=generation)
     if there is None:
         return grant
-    if _fingerprint(brought) in there.spent and not just_given:
-        raise _spent(brought.name)
-    # Some servers give one person the same refresh token again and again.
-    spent = tuple(known for known in there.spent if known != _fingerprint(brought))
+    if _fingerprint(imported) in there.spent and not just_issued:
+        raise _spent(imported.name)
+    # Some servers issue the same refresh token to a person at each login.
+    spent = tuple(known for known in there.spent if known != _fingerprint(imported))
     grant = msgspec.structs.replace(grant, spent=spent)
     if isinstance(there, Tombstone) or there.doubt is None:
         return grant
-    if there.refresh_token is not None and brought.refresh_token != there.refresh_token:
+    if there.refresh_token is not None and imported.refresh_token != there.refresh_token:
         return msgspec.structs.replace(grant, spent=spend(spent, there.refresh_token))
-    if just_given:
+    if just_issued:
         return grant
-    # The same refresh token again does not settle whether it was spent: the wait stays, and what it protects.
+    # An import of the same refresh token does not settle whether it was spent: the wait and the token it protects stay.
     kept = msgspec.structs.replace(grant, doubt=there.doubt, failures=there.failures, failure=there.failure)
-    longer = there.access_token is None or policy.end_of_life(brought) >= policy.end_of_life(there)
-    if brought.access_token is not None and longer:
+    longer = there.access_token is None or policy.end_of_life(imported) >= policy.end_of_life(there)
+    if imported.access_token is not None and longer:
         return kept
     return msgspec.structs.replace(
         kept,
@@ -202,7 +202,9 @@ def _fingerprint(grant: Grant) -> str | None:
 
 
 def _spent(name: str) -> AlreadySpent:
-    return AlreadySpent(f"{name} has already spent this refresh token: authorize anew, an old copy revokes the grant")
+    return AlreadySpent(
+        f"{name} has already spent this refresh token: log in again, because an old copy revokes the grant"
+    )
 
 
 def _refuse(why: str) -> NoReturn:

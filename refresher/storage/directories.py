@@ -1,4 +1,4 @@
-"""Where the files are, and who may look at them (DESIGN section 1)."""
+"""Where the files are, and who may read them."""
 
 import os
 import re
@@ -13,7 +13,7 @@ import msgspec
 from refresher.common.errors import DirectoryError
 from refresher.storage import files
 
-__all__ = ["Directories", "Listing", "Opened", "Sharing"]
+__all__ = ["Directories", "Listing", "OpenDirectories", "Sharing"]
 
 _SHARED_TOKENS: Final = 0o750
 
@@ -21,11 +21,11 @@ _FRESH: Final = re.compile(r"(?P<name>.+)\.next\.\d+")
 
 
 Sharing = tuple[int, int | None]
-"""The permissions and the group of token files; ``None``: whichever they are of."""
+"""The permissions and the group of token files; ``None`` leaves the group as it is."""
 
 
-class Opened(msgspec.Struct, frozen=True, kw_only=True):
-    """What whoever looks at many names asks once: where their files are found, and how tokens are shared."""
+class OpenDirectories(msgspec.Struct, frozen=True, kw_only=True):
+    """The directories as open descriptors, and how tokens are shared: found once to read the files of many names."""
 
     grants: int | None
     """A descriptor; ``None`` where it could not be opened."""
@@ -34,14 +34,14 @@ class Opened(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Listing(msgspec.Struct, frozen=True):
-    """What lies in ``grants/``: names that have a record, and names where an attempt left something."""
+    """The names in ``grants/`` that have a record, and those where an attempt left files."""
 
     names: tuple[str, ...]
     unfinished: frozenset[str]
 
 
 class Directories(msgspec.Struct, frozen=True, kw_only=True):
-    """The directories of one refresher; ``group`` is the numeric group that may read tokens, if there is one."""
+    """The directories of one refresher; ``group`` is the number of the group that may read tokens, if any."""
 
     state: Path
     tokens: Path
@@ -51,12 +51,12 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def grants(self) -> Path:
-        """Private records: the refresher's own."""
+        """The directory of the private records."""
         return self.state / "grants"
 
     @property
     def import_lock(self) -> Path:
-        """Held by whoever stores a refresh token that no record holds yet."""
+        """The lock that every import and login holds, so that two cannot store one refresh token under two names."""
         return self.grants / ".import.lock"
 
     def record(self, name: str) -> Path:
@@ -64,26 +64,26 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
         return self.grants / f"{name}.json"
 
     def lock(self, name: str) -> Path:
-        """Return the path of the lock over everything of ``name``; never unlinked."""
+        """Return the path of the lock over all files of ``name``. The file is never removed."""
         return self.grants / f"{name}.lock"
 
     def intent(self, name: str) -> Path:
-        """Return the path of the note that an exchange is under way."""
+        """Return the path of the intent: it declares an attempt."""
         return self.grants / f"{name}.intent"
 
     def next(self, name: str) -> Path:
-        """Return the path of the space that is reserved for the next record."""
+        """Return the path of the space reserved for the next record."""
         return self.grants / f"{name}.next"
 
     def fresh(self, name: str) -> Path:
-        """Return a path for the next record where the reserved one cannot be trusted any more."""
+        """Return a new path for the next record, after writing the reserved one failed."""
         count = 1
         while os.path.lexists(path := self.grants / f"{name}.next.{count}"):
             count += 1
         return path
 
     def spilled(self, name: str, begun_from: str) -> Path:
-        """Return the path of the next record outside ``grants/``; of each record another."""
+        """Return the path of the next record outside ``grants/``; each record has another."""
         return self.spill / f"{name}.{begun_from[:32]}.next"
 
     def candidates(self, name: str) -> list[Path]:
@@ -100,8 +100,8 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
     def sharing(self) -> Sharing:
         """Return the permissions and the group of token files.
 
-        Where no group is given, a tokens directory that was shared stays so: a run by hand without the option must
-        not lock the agents out.
+        Without a group, a shared tokens directory stays shared: a run by hand without the option must not lock the
+        agents out.
         """
         if self.group is not None:
             return 0o640, self.group
@@ -113,13 +113,15 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
         return (0o640, status.st_gid) if shared else (0o600, None)
 
     @contextmanager
-    def opened(self) -> Iterator[Opened]:
-        """Hold the directories open, so that no file's path is walked from the root."""
+    def opened(self) -> Iterator[OpenDirectories]:
+        """Open the directories, so that the kernel need not resolve the path of each file from the root."""
         with ExitStack() as stack:
-            yield Opened(grants=_hold(self.grants, stack), tokens=_hold(self.tokens, stack), sharing=self.sharing())
+            yield OpenDirectories(
+                grants=_open(self.grants, stack), tokens=_open(self.tokens, stack), sharing=self.sharing()
+            )
 
-    def barring(self) -> list[Path]:
-        """Return the directories above tokens and demands through which the group cannot pass."""
+    def closed_to_group(self) -> list[Path]:
+        """Return the directories above tokens and demands that the group cannot traverse."""
         return [
             parent
             for parent in dict.fromkeys((*reversed(self.tokens.parents), *reversed(self.demands.parents)))
@@ -127,7 +129,7 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
         ]
 
     def listing(self) -> Listing:
-        """Read ``grants/``; empty where it does not exist yet. Raises ``DirectoryError``."""
+        """List ``grants/``; nothing where it does not exist yet. Raises ``DirectoryError``."""
         from_names, unfinished = [], set()
         try:
             self._check_private(self.grants)
@@ -149,15 +151,15 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
         return Listing(tuple(sorted(from_names)), frozenset(unfinished))
 
     def ensure(self) -> None:
-        """Make what is missing, with the modes of DESIGN section 1 whatever the umask.
+        """Create the directories that are missing, with the modes of the README whatever the umask is.
 
-        Raises ``DirectoryError`` where a directory cannot be made, or where others could read ``grants/``.
+        Raises ``DirectoryError`` where a directory cannot be created, or where other users could read ``grants/``.
         """
         if (trouble := self.prepare()) is not None:
             raise DirectoryError(trouble)
 
     def prepare(self) -> str | None:
-        """Do as ``ensure`` does, but return what is wrong with ``demands/``: tokens rotate on schedule without it."""
+        """Do as ``ensure`` does, but return what is wrong with ``demands/``: the schedule does not need it."""
         shared = self.group is not None
         passed = 0o711 if shared else 0o700
         with self._explained():
@@ -182,14 +184,14 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
             yield
         except PermissionError as error:
             group = "" if self.group is None else f" (is this user in group {self.group}?)"
-            raise DirectoryError(f"cannot make or share {error.filename}: {error.strerror}{group}") from None
+            raise DirectoryError(f"cannot create or share {error.filename}: {error.strerror}{group}") from None
         except OSError as error:
-            raise DirectoryError(f"cannot make {error.filename or self.state}: {error.strerror}") from None
+            raise DirectoryError(f"cannot create {error.filename or self.state}: {error.strerror}") from None
 
     def _check_private(self, directory: Path) -> None:
         status = directory.lstat()
         if stat.S_ISLNK(status.st_mode):
-            raise DirectoryError(f"{directory} is a symbolic link: let the state directory be one instead")
+            raise DirectoryError(f"{directory} is a symbolic link: make the state directory the link instead")
         if not stat.S_ISDIR(status.st_mode):
             raise DirectoryError(f"{directory} is not a directory")
         if status.st_uid != os.geteuid():
@@ -197,14 +199,14 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
                 f"{directory} belongs to user {status.st_uid}, this is user {os.geteuid()}: run it as its owner"
             )
         if status.st_mode & 0o077:
-            raise DirectoryError(f"others can look into {directory}: chmod 700 it, refresh tokens are in there")
+            raise DirectoryError(f"others can read {directory}, which holds refresh tokens: chmod 700 it")
 
 
-def _hold(directory: Path, stack: ExitStack) -> int | None:
+def _open(directory: Path, stack: ExitStack) -> int | None:
     try:
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:
-        return None  # whoever reads a file in it says what is wrong
+        return None  # reading a file in it reports the error
     stack.callback(os.close, descriptor)
     return descriptor
 
@@ -218,12 +220,12 @@ def _check_directory(directory: Path) -> os.stat_result:
 
 def _check_tokens(directory: Path) -> None:
     status = _check_directory(directory)
-    # A sticky bit would not help: a token file that is not there yet could be put there.
+    # A sticky bit would not help: anybody could create a token file that does not exist yet.
     if status.st_mode & stat.S_IWOTH:
-        raise DirectoryError(f"anybody can write in {directory}, and so replace what agents trust: chmod o-w it")
+        raise DirectoryError(f"anybody can write to {directory} and replace the tokens that agents trust: chmod o-w it")
     if status.st_uid not in (0, os.geteuid()):
         raise DirectoryError(
-            f"{directory} belongs to user {status.st_uid}, who could replace what agents trust: "
+            f"{directory} belongs to user {status.st_uid}, who could replace the tokens that agents trust: "
             f"chown it to user {os.geteuid()}"
         )
 
@@ -231,19 +233,19 @@ def _check_tokens(directory: Path) -> None:
 def _check_demands(directory: Path) -> None:
     mode = _check_directory(directory).st_mode
     if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
-        raise DirectoryError(f"anybody can write in {directory}, and so take demands away: chmod o-w it")
+        raise DirectoryError(f"anybody can write to {directory} and remove demands: chmod o-w it")
 
 
 def _lets_pass(directory: Path, group: int) -> bool:
     try:
         status = directory.stat()
     except OSError:
-        return True  # made in a moment, with the right mode
+        return True  # it does not exist yet, and is created with the right mode
     return bool(status.st_mode & (stat.S_IXGRP if status.st_gid == group else stat.S_IXOTH))
 
 
 def _make_parents(directory: Path, mode: int) -> None:
-    """Make what leads to ``directory``; a group that shall reach it must be able to pass."""
+    """Create the parents of ``directory``; the group must be able to traverse them."""
     for parent in reversed(directory.parents):
         if not parent.exists():
             parent.mkdir(mode=0o700, exist_ok=True)
@@ -256,14 +258,14 @@ def _make(directory: Path, mode: int, group: int | None, *, parents: int) -> Non
         if group is not None:
             _share(directory, mode, group)
         elif mode == 0o711:
-            # Agents of the group pass through the state directory to their tokens.
+            # Agents of the group traverse the state directory on the way to their tokens.
             directory.chmod(directory.stat().st_mode & 0o7777 | 0o111)
         return
     _make_parents(directory, parents)
     try:
         directory.mkdir(mode=0o700)
     except FileExistsError:
-        return  # made by another process this instant
+        return  # another process has just created it
     files.sync_directory(directory.parent)
     if group is None:
         directory.chmod(mode)
@@ -272,7 +274,7 @@ def _make(directory: Path, mode: int, group: int | None, *, parents: int) -> Non
 
 
 def _share(directory: Path, mode: int, group: int) -> None:
-    """Give a directory to the group, where that is still to be done."""
+    """Give a directory to the group, unless it has it already."""
     descriptor = _open_to_share(directory)
     try:
         status = os.fstat(descriptor)
@@ -287,15 +289,13 @@ def _share(directory: Path, mode: int, group: int) -> None:
 
 
 def _open_to_share(directory: Path) -> int:
-    """Open a directory that is to be shared; through no stranger's link, which may lead to grants."""
+    """Open a directory to share, but not through the link of another user: it may lead to the grants."""
     status = directory.lstat()
     is_link = stat.S_ISLNK(status.st_mode)
     if is_link and status.st_uid not in (0, os.geteuid()):
-        raise DirectoryError(
-            f"{directory} is a link of user {status.st_uid}, and might lead to what nobody may share: remove it"
-        )
+        raise DirectoryError(f"{directory} is a link of user {status.st_uid}, and may lead to private files: remove it")
     try:
-        # What is no link stays none, whoever puts one in its place meanwhile.
+        # O_NOFOLLOW: another user may put a link in its place meanwhile.
         return os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | (0 if is_link else os.O_NOFOLLOW))
     except NotADirectoryError:
         raise DirectoryError(f"{directory} is not a directory") from None

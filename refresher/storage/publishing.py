@@ -15,7 +15,7 @@ from refresher.common.errors import StorageError
 from refresher.grants import policy
 from refresher.grants.record import Grant, Record, Tombstone
 from refresher.storage import files
-from refresher.storage.directories import Directories, Opened
+from refresher.storage.directories import Directories, OpenDirectories
 from refresher.storage.files import FileWithStatus
 from shim._token import Problem, TokenFile
 from shim.errors import TokenFileError
@@ -80,7 +80,7 @@ class Publisher:
         self._repaired: dict[str, int] = {}
         self._reported: set[str] = set()
 
-    def is_stale(self, record: Record, opened: Opened | None = None) -> bool:
+    def is_stale(self, record: Record, opened: OpenDirectories | None = None) -> bool:
         """Whether the token file is missing, differs from what ``record`` calls for, or has other permissions.
 
         ``opened``: the open directories, to ask about many.
@@ -123,7 +123,7 @@ class Publisher:
         return True
 
     def _is_up_to_date(
-        self, name: str, wanted: bytes, published: FileWithStatus | None, opened: Opened | None = None
+        self, name: str, wanted: bytes, published: FileWithStatus | None, opened: OpenDirectories | None = None
     ) -> bool:
         if published is None or wanted != published.data:
             return False
@@ -168,7 +168,7 @@ def _wanted(record: Record, published: FileWithStatus | None) -> bytes | None:
     return derive(record)
 
 
-def _read(directories: Directories, name: str, opened: Opened | None = None) -> FileWithStatus | None:
+def _read(directories: Directories, name: str, opened: OpenDirectories | None = None) -> FileWithStatus | None:
     at = None if opened is None else opened.tokens
     try:
         return files.read_with_status(directories.token(name) if at is None else f"{name}.json", _LARGEST, at=at)

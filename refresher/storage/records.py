@@ -9,7 +9,7 @@ import msgspec
 from refresher.common.errors import ExposedGrantFile, GrantFileError, StorageError, UnknownName
 from refresher.grants.record import NOTHING, Grant, Record, Stored, Tombstone, decode, encode
 from refresher.storage import files
-from refresher.storage.directories import Directories, Opened
+from refresher.storage.directories import Directories, OpenDirectories
 from shim._token import is_name
 
 __all__ = ["LARGEST", "load", "read_candidate", "removed", "spill_of", "unknown", "write"]
@@ -18,7 +18,7 @@ LARGEST: Final = 8 * 1024 * 1024
 """Bytes. A token response has 1 MiB at most, and no record that comes of it is larger than this."""
 
 
-def load(directories: Directories, name: str, opened: Opened | None = None) -> Stored:
+def load(directories: Directories, name: str, opened: OpenDirectories | None = None) -> Stored:
     """Return the record of ``name`` as it lies on the disk; ``opened``: the open directories, to load many.
 
     Raises ``GrantFileError`` for a record that cannot be used. The file stays as it is.

@@ -199,7 +199,7 @@ def test_a_server_that_cannot_be_logged_in_at_is_one_line_and_changes_nothing(
         ("linear {api} --param access_type", 2, "it must be KEY=VALUE"),
         ("linear {api} --wait soon", 2, "it must be seconds, or a duration"),
         ("linear {api} --auth-method secret", 2, "is not one of 'none'"),
-        ("taken https://other.example", 2, f"taken is a grant for {API}/mcp: choose another name, or give it up"),
+        ("taken https://other.example", 2, f"taken is a grant for {API}/mcp: choose another name, or replace it"),
         ("linear {api} {hand} --client-id me --client-secret-file none", 2, "cannot read the client secret"),
         ("linear {api} {hand} --client-id me --client-secret-file empty", 2, "must hold the client secret"),
         ("linear {api} {hand} --client-id me --private-key-file none", 2, "cannot read the private key"),

@@ -13,7 +13,7 @@ from refresher import config
 from refresher.common import clocks
 from refresher.grants.record import Grant, Tombstone, decode
 from refresher.operations import import_request
-from refresher.operations.import_grant import admit
+from refresher.operations.import_grant import store_grant
 from refresher.storage.directories import Directories
 from shim._token import TokenFile, parse
 from tests.support.vault import Vault
@@ -116,7 +116,7 @@ class Command:
         """Import as the command does, without a process of its own."""
         self.vault.learn(*(fields.get(key) for key in ("refresh_token", "access_token", "client_secret")))
         parsed = import_request.parse(name, json.dumps(fields).encode(), clocks.now())
-        return admit(self.directories, parsed, replace=replace, if_absent=False, stopping=lambda: False).grant
+        return store_grant(self.directories, parsed, replace=replace, if_absent=False, stopping=lambda: False).grant
 
     @property
     def directories(self) -> Directories:

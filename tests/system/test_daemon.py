@@ -243,7 +243,7 @@ def test_a_grants_directory_that_others_can_read_stops_rotations_until_it_is_men
     grants.chmod(0o755)
     demand = refresher.state / "demands/linear.1"
     demand.touch()
-    heard(process, "others can look into")
+    heard(process, "others can read")
     assert published(refresher) == 1
     grants.chmod(0o700)
     wait_until(lambda: published(refresher) == 2, "it goes on")

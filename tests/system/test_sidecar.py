@@ -277,7 +277,10 @@ def test_a_volume_that_was_opened_to_the_group_is_refused_in_words_and_mended_by
     with sidecar.pod() as pod:
         refused = pod.start("refresher")
         assert refused.end() == 2
-        assert "others can look into /var/lib/refresher/state/grants: chmod 700 it" in refused.says()
+        assert (
+            "others can read /var/lib/refresher/state/grants, which holds refresh tokens: chmod 700 it"
+            in refused.says()
+        )
     assert sidecar.grant() == before
     hands = Sidecar(tmp_path / "pod", vault, server.url, "hands")
     with hands.pod() as pod:

@@ -18,7 +18,7 @@ from refresher.login import device
 from refresher.login.client import stored_with
 from refresher.login.discovery import by_server
 from refresher.login.server import Server
-from refresher.operations.import_grant import admit
+from refresher.operations.import_grant import store_grant
 from refresher.operations.remove import remove
 from tests.support.fake_state import directories, put
 from tests.support.samples import NOON, at, grant
@@ -160,11 +160,11 @@ def test_what_a_server_has_just_given_is_good_whatever_was_known_of_it(tmp_path:
     remove(made, there.name, stopping=lambda: False)
     how: dict[str, Any] = {"replace": True, "if_absent": False, "stopping": lambda: False}
     with pytest.raises(ImportRefused, match="already spent"):
-        admit(made, grant(refresh_token=Secret("the-one-and-only")), **how)
-    again = admit(made, grant(refresh_token=Secret("the-one-and-only")), just_given=True, **how).grant
+        store_grant(made, grant(refresh_token=Secret("the-one-and-only")), **how)
+    again = store_grant(made, grant(refresh_token=Secret("the-one-and-only")), just_issued=True, **how).grant
     assert (again.doubt, again.spent) == (None, ())
     put(made.record(there.name), msgspec.structs.replace(again, doubt=Doubt(since=at())))
-    once_more = admit(made, grant(refresh_token=Secret("the-one-and-only")), just_given=True, **how).grant
+    once_more = store_grant(made, grant(refresh_token=Secret("the-one-and-only")), just_issued=True, **how).grant
     assert once_more.doubt is None, "a login that works would count as in doubt"
 
 
