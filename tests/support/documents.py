@@ -8,7 +8,7 @@ __all__ = ["DOCUMENTS", "ROOT", "anchors", "block", "blocks", "code", "links", "
 
 ROOT: Final = Path(__file__).parent.parent.parent
 
-_OTHERS: Final = ("node_modules", "fixtures", ".venv")
+_OTHERS: Final = ("node_modules", "fixtures", ".venv", ".pytest_cache")
 
 DOCUMENTS: Final = {
     str(path.relative_to(ROOT)): path.read_text()

@@ -87,7 +87,7 @@ def test_kubectl_is_asked_for_what_is_there(command: list[str]) -> None:
 
 def test_lines_that_are_explained_are_said() -> None:
     """If it failed, somebody would look for a line in vain, or find one that is not explained as it stands."""
-    table = README.partition("## What you may read")[2]
+    table = README.partition("## Messages\n")[2]
     quoted = [
         words
         for line in table.splitlines()
