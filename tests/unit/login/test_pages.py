@@ -9,7 +9,10 @@ from refresher.login import pages
     ("page", "words"),
     [
         (pages.failed("https://mcp.example/mcp refuses it"), "<p>https://mcp.example/mcp refuses it. An earlier login"),
-        (pages.failed("the login <b>was</b> given up"), "<p>The login &lt;b&gt;was&lt;/b&gt; given up. An earlier login"),
+        (
+            pages.failed("the login <b>was</b> given up"),
+            "<p>The login &lt;b&gt;was&lt;/b&gt; given up. An earlier login",
+        ),
         (pages.declined("the login was declined"), "<p>The login was declined. An earlier login"),
         (pages.done("linear", renewable=True), "<p>refresher renews the login linear from now on.</p>"),
         (pages.done("linear", renewable=False), "the server issued no refresh token.</p>"),
