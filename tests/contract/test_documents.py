@@ -89,7 +89,7 @@ def test_commands_that_are_named_exist(document: str) -> None:
     for span in code(document):
         # The rest is looked at and not consumed: a namespace of that name may stand before the command.
         for match in re.finditer(
-            r"(?:^|[\s'(/])refresher ((?:--?[\w-]+(?: [A-Z]+)? )*)([a-z][a-z-]*)(?=([^;|&')]*))", span
+            r"(?:^|[\s'(/])refresher ((?:--?[a-z][\w-]*(?: [A-Z]+)? )*)([a-z][a-z-]*)(?=([^;|&')]*))", span
         ):
             before, name, rest = match.groups()
             if name not in cli.list_commands(CONTEXT):
