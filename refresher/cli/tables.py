@@ -127,7 +127,7 @@ def _next_rotation_at(grant: Grant) -> float | None:
     decision = policy.decide(grant, now)
     if not grant.renewable:
         return None
-    if isinstance(decision, policy.Rest):
+    if isinstance(decision, policy.Wait):
         return decision.until
     return min(policy.due_at(grant), now.wall) if grant.access_token is not None else grant.authorized_at
 

@@ -22,10 +22,10 @@ from refresher.daemon.log_throttle import LogThrottle
 from refresher.daemon.schedule import HEARTBEAT, Schedule
 from refresher.daemon.supervision import Supervision
 from refresher.grants import policy
-from refresher.grants.policy import Rest, Rotate
+from refresher.grants.policy import Rotate, Wait
 from refresher.grants.record import Grant
-from refresher.oauth.exchange import DEADLINE
-from refresher.oauth.tls import trusted
+from refresher.oauth.http_client import DEADLINE
+from refresher.oauth.tls import ssl_context
 from refresher.operations.inspection import Inspection, inspect, server_of
 from refresher.operations.inventory import list_grants
 from refresher.operations.result import EXIT_CODES, Result, ResultCode
@@ -201,7 +201,7 @@ class Daemon:
             self._readiness.see(seen.record, published=not seen.unpublished)
         if seen.needs_lock:
             self._submit(seen)
-        elif isinstance(seen.record, Grant) and isinstance(seen.decision, Rest):
+        elif isinstance(seen.record, Grant) and isinstance(seen.decision, Wait):
             self._rest(seen.record, seen.decision)
         else:
             self._forget(name)
@@ -216,14 +216,14 @@ class Daemon:
     def _submit(self, seen: Inspection) -> None:
         now = time.monotonic()
         pauses = [self._failed.get(seen.name)]
-        resting = isinstance(seen.decision, Rest) or seen.decision is None
+        resting = isinstance(seen.decision, Wait) or seen.decision is None
         if resting:
             # Tidying up can wait; a rotation does not wait for it.
             pauses.append(self._tidied.get(seen.name))
         until = max((pause.until for pause in pauses if pause is not None), default=now)
         if until > now:
             at = time.time() + until - now
-            rest = seen.decision.until if isinstance(seen.decision, Rest) else None
+            rest = seen.decision.until if isinstance(seen.decision, Wait) else None
             self._schedule.plan(seen.name, at if rest is None else min(at, max(rest, time.time())))
             return
         self._schedule.cancel(seen.name)
@@ -243,7 +243,7 @@ class Daemon:
         self._queue.put(queue, job, first=seen.decision == Rotate("demanded"))
         self._queue.start_jobs()
 
-    def _rest(self, grant: Grant, rest: Rest) -> None:
+    def _rest(self, grant: Grant, rest: Wait) -> None:
         self._failed.pop(grant.name, None)
         self._tidied.pop(grant.name, None)
         if rest.until is None:
@@ -254,7 +254,7 @@ class Daemon:
                 wait = min(grant.failure.busy_until - time.time(), policy.MAX_WAIT)
                 self._queue.hold(server_of(grant), time.monotonic() + wait)
             self._schedule.plan(grant.name, min(rest.until, time.time() + _FURTHEST))
-        if rest.because == "not_due":
+        if rest.reason == "not_due":
             self._throttle.forget(grant.name)
         else:
             # Of whoever's attempt: a grant that was dead at the start, or died elsewhere, is news as well.
@@ -366,7 +366,7 @@ def _ready(settings: Settings) -> str:
     directories = settings.directories
     directories.ensure()
     if settings.ca_file is not None:
-        trusted(settings.ca_file)
+        ssl_context(settings.ca_file)
     count = len(list_grants(directories, ()))
     return (
         f"{count} grant{'' if count == 1 else 's'} in {directories.grants}, demands in {directories.demands}; "

@@ -67,7 +67,7 @@ class Readiness:
     def see(self, grant: Grant, *, published: bool) -> None:
         """Note how a grant is; ``published``: readers see what its record says."""
         # Until a moment of the clock that nobody sets: where it was set, each grant is looked at anew.
-        left = policy.life_left(grant, clocks.now()) if published and grant.access_token is not None else 0.0
+        left = policy.remaining_lifetime(grant, clocks.now()) if published and grant.access_token is not None else 0.0
         needs: _Needs | None = "reauthorization_required" if policy.needs_person(grant) else None
         with self._lock:
             self._seen[grant.name] = _Seen(time.monotonic() + left, needs)

@@ -46,7 +46,7 @@ class Client(msgspec.Struct, frozen=True, kw_only=True):
     """The one in its registration."""
 
     def accepts(self, redirect_uri: str) -> bool:
-        """Whether the server redirects to it; a client that a person registered is trusted to fit."""
+        """Whether the server redirects to it; a client that a person registered is ssl_context to fit."""
         return self.origin != "registered" or self.redirect_uri == redirect_uri
 
 
@@ -105,7 +105,7 @@ def _is_at_its_issuer(stored: Grant, server: Server) -> bool:
     Any server can name the token endpoint of another one in its metadata.
     """
     return stored.token_endpoint == server.token_endpoint and (
-        server.issuer is None or urls.origin(server.issuer) == urls.origin(server.token_endpoint)
+        server.issuer is None or urls.parse_origin(server.issuer) == urls.parse_origin(server.token_endpoint)
     )
 
 

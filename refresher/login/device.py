@@ -15,7 +15,7 @@ from refresher.common.errors import ClientUnknown, Interrupted, LoginNotGiven, L
 from refresher.common.secret import Secret
 from refresher.common.terminal import say
 from refresher.common.text import span
-from refresher.grants.outcome import Ambiguous, ClientRejected, Outcome, Rotated, Transient, code_of, words_of
+from refresher.grants.outcome import Ambiguous, ClientRejected, Outcome, TokensIssued, Transient, describe, error_code
 from refresher.grants.record import Grant
 from refresher.grants.tokens import is_token
 from refresher.login.client import DEVICE_CODE
@@ -73,20 +73,20 @@ def _code(endpoint: str, client: Grant, scope: str | None, ca_file: str | None) 
     fields = {"scope": scope} if scope else {}
     posted = send(endpoint, client, fields, ca_file=ca_file, what=_WHAT)
     try:
-        answer = json.loads(posted.unpacked())
+        answer = json.loads(posted.decompressed_body())
         if posted.status == 200:
             return _read(answer)
     except (ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, ValueError):
         answer = None
     # Any other answer is read like a refusal of the token endpoint: both follow RFC 6749 section 5.2.
-    outcome = outcome_of(posted, client, ())
-    words = words_of(outcome, of=endpoint).replace("no token response", "no device code")
+    outcome = outcome_of(posted, client)
+    words = describe(outcome, sender=endpoint).replace("no token response", "no device code")
     words = f"{words}; nothing was changed"
     if isinstance(outcome, ClientRejected):
         raise ClientUnknown(words)
     if isinstance(outcome, Ambiguous) or _is_temporary(outcome):
         raise ServerAway(words)
-    raise LoginRefused(f"{words}. {advice(code_of(outcome))}")
+    raise LoginRefused(f"{words}. {advice(error_code(outcome))}")
 
 
 def _read(answer: Mapping[str, Any]) -> _Code:
@@ -110,7 +110,7 @@ def _address(value: object) -> str:
     """Return an address that is safe in a browser, a terminal and a QR code."""
     if not isinstance(value, str) or len(value) > _LONGEST_ADDRESS:
         raise ValueError
-    urls.origin(value)
+    urls.parse_origin(value)
     return value
 
 
@@ -138,17 +138,17 @@ def _polled(client: Grant, code: _Code, wait: float, ca_file: str | None, stoppi
     interval, ends = code.interval, time.monotonic() + wait
     while time.monotonic() + interval < ends:
         _rest(interval, stopping)
-        posted = send(client.token_endpoint, client, fields, ca_file=ca_file)
-        outcome = None if posted.status is None else outcome_of(posted, client, (code.device_code,))
+        posted = send(client.token_endpoint, client, fields, ca_file=ca_file, secrets=(code.device_code,))
+        outcome = None if posted.status is None else outcome_of(posted, client)
         if outcome is None or isinstance(outcome, Ambiguous):
             # RFC 8628 section 3.5: poll more slowly while the server does not answer.
             interval = min(2 * interval, _LONGEST_INTERVAL)
             continue
-        if isinstance(outcome, Rotated):
-            return new_grant(client, outcome, posted.sent or clocks.now())
-        if code_of(outcome) == "slow_down":
+        if isinstance(outcome, TokensIssued):
+            return new_grant(client, outcome, posted.sent_at or clocks.now())
+        if error_code(outcome) == "slow_down":
             interval += _SLOWER
-        elif code_of(outcome) != "authorization_pending" and not _is_temporary(outcome):
+        elif error_code(outcome) != "authorization_pending" and not _is_temporary(outcome):
             raise _refusal(outcome)
     raise LoginNotGiven(f"the code was not entered within {span(wait)}; nothing was changed. Log in again")
 
@@ -167,12 +167,12 @@ def _is_temporary(outcome: Outcome) -> bool:
 
 
 def _refusal(outcome: Outcome) -> LoginNotGiven | LoginRefused:
-    words = words_of(outcome)
-    match code_of(outcome):
+    words = describe(outcome)
+    match error_code(outcome):
         case "access_denied":
             return LoginNotGiven(f"the login was declined on the other device ({words}); nothing was changed")
         case "expired_token":
             return LoginNotGiven("the code expired before it was entered; nothing was changed. Log in again")
         case _:
             kind = ClientUnknown if isinstance(outcome, ClientRejected) else LoginRefused
-            return kind(f"{words}; nothing was changed. {advice(code_of(outcome))}")
+            return kind(f"{words}; nothing was changed. {advice(error_code(outcome))}")

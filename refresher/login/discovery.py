@@ -160,8 +160,10 @@ async def _resource_metadata(
 def _is_safe(named: str, url: str) -> bool:
     """Whether metadata may be fetched from ``named``: over TLS, or from the server that names it."""
     try:
-        return urls.origin(named) == urls.origin(url) or urlsplit(urls.endpoint(named)).scheme == "https"
-    except urls.BadURL:
+        return (
+            urls.parse_origin(named) == urls.parse_origin(url) or urlsplit(urls.check_endpoint(named)).scheme == "https"
+        )
+    except urls.InvalidURL:
         return False
 
 
@@ -254,6 +256,6 @@ def _server(metadata: OAuthMetadata, document: Mapping[str, Any], *, resource: s
 
 def _endpoint(key: str, value: str) -> str:
     try:
-        return urls.endpoint(value)
-    except urls.BadURL as error:
+        return urls.check_endpoint(value)
+    except urls.InvalidURL as error:
         raise LoginRefused(f"the authorization server's {key} ({value}) {error}") from None

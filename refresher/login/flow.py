@@ -25,7 +25,7 @@ from refresher.common.errors import (
 from refresher.common.signals import Stopping
 from refresher.common.terminal import say
 from refresher.config import Settings
-from refresher.grants.record import NOTHING, Grant, Login
+from refresher.grants.record import NO_RECORD, Grant, Login
 from refresher.login import client as clients
 from refresher.login import discovery, pages
 from refresher.login.authorization_request import new_authorization_request
@@ -190,7 +190,7 @@ class _Flow:
             name=self._name,
             grant_id="",
             generation=0,
-            begun_from=NOTHING,
+            begun_from=NO_RECORD,
             issuer=server.issuer,
             token_endpoint=server.token_endpoint,
             revocation_endpoint=server.revocation_endpoint,
@@ -208,7 +208,7 @@ class _Flow:
             resource=None if resource == "none" else resource,
             send_resource=None,
             server_url=options.url,
-            origins=(urls.origin(options.url or ""),),
+            origins=(urls.parse_origin(options.url or ""),),
             max_age=None,
             access_token=None,
             token_type="Bearer",  # noqa: S106  a token type, no password

@@ -9,8 +9,8 @@ import httpx2
 
 from refresher.common.errors import ConfigError, ServerAway
 from refresher.oauth import connection_errors
-from refresher.oauth.proxies import made_for
-from refresher.oauth.tls import trusted
+from refresher.oauth.proxies import build_proxy
+from refresher.oauth.tls import ssl_context
 
 __all__ = ["HTTPClient"]
 
@@ -28,12 +28,12 @@ class HTTPClient:
         """Return the response with at most 1 MiB of its body. Raises ``ServerAway`` where none comes within 20 s."""
         url = str(request.url)
         parts = urlsplit(url)
-        proxy = made_for(parts.scheme, parts.hostname or "", httpx2.Proxy)
+        proxy = build_proxy(parts.scheme, parts.hostname or "", httpx2.Proxy)
         problem = f"it took longer than {_DEADLINE:.0f} s"
         try:
             with anyio.move_on_after(_DEADLINE):
                 async with httpx2.AsyncClient(
-                    verify=trusted(self._ca_file) if parts.scheme == "https" else False,
+                    verify=ssl_context(self._ca_file) if parts.scheme == "https" else False,
                     trust_env=False,
                     proxy=proxy,
                     follow_redirects=False,

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from refresher.common.errors import ConfigError
-from refresher.grants.record import AuthMethod, Grant, Way
+from refresher.grants.record import AuthMethod, Grant, LoginMethod
 from refresher.grants.tokens import is_token
 from refresher.oauth import urls
 
@@ -66,7 +66,7 @@ class LoginOptions(msgspec.Struct, frozen=True, kw_only=True):
     params: tuple[tuple[str, str], ...] = ()
     redirect_uri: str | None = None
     """On this machine; ``None``: at a free port."""
-    way: Way | None = None
+    way: LoginMethod | None = None
     wait: float = 300.0
     """Seconds for the person."""
     open_browser: bool = True
@@ -84,10 +84,10 @@ class LoginOptions(msgspec.Struct, frozen=True, kw_only=True):
 def validated(options: LoginOptions) -> LoginOptions:
     """Return the options with absolute paths. Raises ``ConfigError`` for options that contradict each other."""
     if options.url is not None:
-        _check(urls.origin, "URL", options.url)
+        _check(urls.parse_origin, "URL", options.url)
     for key in _ENDPOINTS:
         if (address := getattr(options, key)) is not None:
-            _check(urls.endpoint, _option(key), address)
+            _check(urls.check_endpoint, _option(key), address)
     if options.redirect_uri is not None:
         _check(_loopback, "--redirect-uri", options.redirect_uri)
     for key in _TEXTS:
@@ -120,7 +120,7 @@ def completed(options: LoginOptions, stored: Grant | None) -> LoginOptions:
     A grant of another server adds nothing.
     """
     if stored is None or (
-        options.url and stored.server_url and urls.origin(options.url) != urls.origin(stored.server_url)
+        options.url and stored.server_url and urls.parse_origin(options.url) != urls.parse_origin(stored.server_url)
     ):
         return options
     options = msgspec.structs.replace(options, url=options.url or stored.server_url)
@@ -154,14 +154,14 @@ def _option(key: str) -> str:
 def _check(check: Callable[[str], str], key: str, value: str) -> None:
     try:
         check(value)
-    except urls.BadURL as error:
+    except urls.InvalidURL as error:
         raise ConfigError(f"{key} {error}") from None
 
 
 def _loopback(address: str) -> str:
-    parts = urlsplit(urls.endpoint(address))
+    parts = urlsplit(urls.check_endpoint(address))
     if parts.scheme != "http" or not urls.is_loopback(parts.hostname or "") or not parts.port:
-        raise urls.BadURL("must be a port of this machine, as in http://127.0.0.1:8765/callback (RFC 8252)")
+        raise urls.InvalidURL("must be a port of this machine, as in http://127.0.0.1:8765/callback (RFC 8252)")
     return address
 
 

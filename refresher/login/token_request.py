@@ -1,7 +1,6 @@
 """The token request of a login, and the grant that it returns (RFC 6749 sections 4.1.3 and 5.1)."""
 
 import uuid
-from typing import Final
 
 import msgspec
 
@@ -10,25 +9,31 @@ from refresher.common.clocks import Moment
 from refresher.common.errors import ClientUnknown, LoginRefused, ServerAway
 from refresher.common.secret import Secret
 from refresher.grants import server_behavior
-from refresher.grants.outcome import Ambiguous, ClientRejected, Outcome, ResourceRefused, Rotated, Transient, code_of
+from refresher.grants.outcome import (
+    Ambiguous,
+    ClientRejected,
+    Outcome,
+    ResourceRefused,
+    TokensIssued,
+    Transient,
+    error_code,
+)
 from refresher.grants.record import Grant
-from refresher.grants.tokens import LONGEST_LIFE, usable_from
-from refresher.grants.transition import with_access
+from refresher.grants.tokens import MAX_LIFETIME, not_before
+from refresher.grants.transition import with_access_token
 from refresher.login.error_advice import advice
-from refresher.oauth.client_authentication import authenticated
-from refresher.oauth.http_client import Posted, post
-from refresher.oauth.tls import trusted
+from refresher.oauth.client_authentication import build_request
+from refresher.oauth.http_client import PostResult, post
+from refresher.oauth.tls import ssl_context
 
 __all__ = ["check_client", "new_grant", "outcome_of", "request_tokens", "send"]
-
-_DEADLINE: Final = 20.0
 
 
 def check_client(client: Grant, *, ca_file: str | None) -> None:
     """Raise ``ConfigError`` where the files of ``client`` cannot be used: before the person has to log in."""
-    authenticated(client, {}, clocks.now().wall)
+    build_request(client, {}, clocks.now().wall)
     if client.client_cert is not None:
-        trusted(ca_file, client_cert=client.client_cert, client_key=client.client_key)
+        ssl_context(ca_file, client_cert=client.client_cert, client_key=client.client_key)
 
 
 def send(
@@ -38,20 +43,12 @@ def send(
     *,
     ca_file: str | None,
     what: str = "token_endpoint",
-    known: tuple[Secret, ...] = (),
-) -> Posted:
+    secrets: tuple[Secret, ...] = (),
+) -> PostResult:
     """Send ``fields`` as ``client`` to ``url``, which messages call ``what``; add ``resource`` where it is sent."""
     if client.resource is not None and server_behavior.sends_resource(client):
         fields = {**fields, "resource": client.resource}
-    return post(
-        client,
-        url,
-        lambda: authenticated(client, fields, clocks.now().wall),
-        ca_file=ca_file,
-        limit=_DEADLINE,
-        known=(client.client_secret, *known),
-        what=what,
-    )
+    return post(client, url, fields, ca_file=ca_file, secrets=secrets, endpoint_name=what)
 
 
 def request_tokens(client: Grant, code: dict[str, str] | None, *, ca_file: str | None) -> Grant:
@@ -63,12 +60,12 @@ def request_tokens(client: Grant, code: dict[str, str] | None, *, ca_file: str |
         fields = {"grant_type": "client_credentials"} | ({"scope": client.asked_scope} if client.asked_scope else {})
     else:
         fields = code
-    secret = tuple(Secret(fields[key]) for key in ("code", "code_verifier") if key in fields)
-    posted = send(client.token_endpoint, client, fields, ca_file=ca_file, known=secret)
-    outcome = outcome_of(posted, client, secret)
+    secrets = tuple(Secret(fields[key]) for key in ("code", "code_verifier") if key in fields)
+    posted = send(client.token_endpoint, client, fields, ca_file=ca_file, secrets=secrets)
+    outcome = outcome_of(posted, client)
     match outcome:
-        case Rotated():
-            return new_grant(client, outcome, posted.sent or clocks.now(), own_credentials=code is None)
+        case TokensIssued():
+            return new_grant(client, outcome, posted.sent_at or clocks.now(), own_credentials=code is None)
         case ClientRejected():
             raise ClientUnknown(f"{outcome.description}; nothing was changed. {advice('invalid_client')}")
         case ResourceRefused():
@@ -76,18 +73,18 @@ def request_tokens(client: Grant, code: dict[str, str] | None, *, ca_file: str |
         case Ambiguous() | Transient(refusal=False):
             raise ServerAway(f"{outcome.description}; nothing was changed. Log in again later")
         case _:
-            raise LoginRefused(f"{outcome.description}; nothing was changed. {advice(code_of(outcome))}")
+            raise LoginRefused(f"{outcome.description}; nothing was changed. {advice(error_code(outcome))}")
 
 
-def outcome_of(posted: Posted, client: Grant, known: tuple[Secret, ...]) -> Outcome:
+def outcome_of(posted: PostResult, client: Grant) -> Outcome:
     """Return the outcome of an answer. Raises ``ServerAway`` where there is no answer."""
     if posted.status is None:
-        lost = "" if posted.sent is None else "the request was sent and its answer was lost: "
-        raise ServerAway(f"{client.token_endpoint}: {lost}{posted.problem}; nothing was changed, log in again")
-    return posted.judged((client.client_secret, *known))
+        lost = "" if posted.sent_at is None else "the request was sent and its answer was lost: "
+        raise ServerAway(f"{client.token_endpoint}: {lost}{posted.error}; nothing was changed, log in again")
+    return posted.outcome()
 
 
-def new_grant(client: Grant, tokens: Rotated, sent: Moment, *, own_credentials: bool = False) -> Grant:
+def new_grant(client: Grant, tokens: TokensIssued, sent: Moment, *, own_credentials: bool = False) -> Grant:
     """Return ``client`` with the tokens of the request that left at ``sent``.
 
     ``own_credentials``: the client can request tokens again without a refresh token.
@@ -95,13 +92,13 @@ def new_grant(client: Grant, tokens: Rotated, sent: Moment, *, own_credentials: 
     fresh = None if own_credentials else tokens.refresh_token
     renewable = own_credentials or fresh is not None
     return msgspec.structs.replace(
-        with_access(client, tokens, sent),
+        with_access_token(client, tokens, sent),
         grant_id=uuid.uuid4().hex,
         refresh_token=fresh,
         authorized_at=sent.wall,
-        not_before=None if fresh is None else usable_from(fresh.reveal(), sent.wall, tokens.clock_ahead),
+        not_before=None if fresh is None else not_before(fresh.reveal(), sent.wall, tokens.clock_skew),
         # Without a refresh token there is no other access token: this one is used to its end.
         renewable=renewable,
         refuses_early=client.refuses_early or not renewable,
-        max_age=client.max_age if renewable else LONGEST_LIFE,
+        max_age=client.max_age if renewable else MAX_LIFETIME,
     )

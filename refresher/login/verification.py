@@ -13,8 +13,8 @@ from mcp.client.streamable_http import streamable_http_client
 
 from refresher.grants.record import Grant
 from refresher.oauth import connection_errors, urls
-from refresher.oauth.proxies import made_for
-from refresher.oauth.tls import trusted
+from refresher.oauth.proxies import build_proxy
+from refresher.oauth.tls import ssl_context
 
 __all__ = ["Verification", "verify"]
 
@@ -89,8 +89,8 @@ def _http(
     return httpx2.AsyncClient(
         headers={} if token is None else {"Authorization": f"{grant.token_type} {token.reveal()}"},
         transport=_Bounded(
-            verify=trusted(ca_file) if parts.scheme == "https" else False,
-            proxy=made_for(parts.scheme, parts.hostname or "", httpx2.Proxy),
+            verify=ssl_context(ca_file) if parts.scheme == "https" else False,
+            proxy=build_proxy(parts.scheme, parts.hostname or "", httpx2.Proxy),
         ),
         trust_env=False,
         timeout=_PATIENCE,

@@ -4,7 +4,7 @@ import msgspec
 
 from refresher.common import clocks
 from refresher.grants import policy
-from refresher.grants.policy import Decision, Rest
+from refresher.grants.policy import Decision, Wait
 from refresher.grants.record import Grant, Record
 from refresher.oauth import urls
 from refresher.storage import records
@@ -30,7 +30,7 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def needs_lock(self) -> bool:
         """Whether there is something to do that only the holder of the lock may do."""
-        return self.unsettled or (self.decision is not None and not isinstance(self.decision, Rest))
+        return self.unsettled or (self.decision is not None and not isinstance(self.decision, Wait))
 
     @property
     def server(self) -> str:
@@ -46,8 +46,8 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
 def server_of(grant: Grant) -> str:
     """Return the authorization server of ``grant``; nothing where somebody has put there what is no address."""
     try:
-        return urls.origin(grant.token_endpoint)
-    except urls.BadURL:
+        return urls.parse_origin(grant.token_endpoint)
+    except urls.InvalidURL:
         return ""
 
 
@@ -85,5 +85,5 @@ def inspect(
         or unpublished
         or decided
         or records.spill_of(record) is not None
-        or policy.is_adrift(record, now),
+        or policy.doubt_in_future(record, now),
     )

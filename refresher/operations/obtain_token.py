@@ -8,7 +8,7 @@ from typing import Final
 from refresher.common import text
 from refresher.common.errors import GrantFileError, Interrupted, NeedsPerson, NotInTime, UnknownName
 from refresher.config import Settings
-from refresher.grants.policy import Rest
+from refresher.grants.policy import Wait
 from refresher.grants.record import Grant
 from refresher.operations.inspection import inspect
 from refresher.operations.result import EXIT_CODES, Result
@@ -130,7 +130,7 @@ def _rotated(
 
         terms = Terms(ca_file=settings.ca_file, stopping=stopping, lock_wait=lock_wait)
         return rotate(publisher, Order(name=name, seen=seen.generation), terms)
-    if isinstance(seen.record, Grant) and isinstance(seen.decision, Rest):
+    if isinstance(seen.record, Grant) and isinstance(seen.decision, Wait):
         return Result.from_decision(seen.record, seen.decision)
     return None
 

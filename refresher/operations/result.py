@@ -7,7 +7,7 @@ import msgspec
 
 from refresher.common import clocks, text
 from refresher.grants import policy
-from refresher.grants.policy import Rest
+from refresher.grants.policy import Wait
 from refresher.grants.record import Grant
 
 __all__ = ["EXIT_CODES", "Result", "ResultCode", "exit_code"]
@@ -59,26 +59,26 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
         return cls(name=name, outcome=outcome, generation=generation, detail=detail)
 
     @classmethod
-    def from_decision(cls, grant: Grant, rest: Rest, *, adopted: bool = False) -> "Result":
+    def from_decision(cls, grant: Grant, rest: Wait, *, adopted: bool = False) -> "Result":
         """Return the result for a grant that was left as it is."""
-        if rest.because == "not_due":
+        if rest.reason == "not_due":
             word: ResultCode = "adopted" if adopted else "not_due"
         elif policy.needs_person(grant):
             word = "reauthorization_required"
         else:
-            word = rest.because
+            word = rest.reason
         return cls(name=grant.name, outcome=word, generation=grant.generation, detail=_explained(grant, rest))
 
     @classmethod
     def after_exchange(cls, before: Grant, after: Grant) -> "Result":
         """Return the result of an exchange that made ``after`` of ``before``."""
         if after.generation > before.generation:
-            ends = policy.end_of_life(after) - clocks.now().wall
+            ends = policy.expected_expiry(after) - clocks.now().wall
             due = policy.due_at(after) - clocks.now().wall
             detail = f"valid for {text.span(ends)}; next rotation in {text.span(max(due, 0))}"
             return cls(name=after.name, outcome="rotated", generation=after.generation, detail=detail)
         rest = policy.decide(after, clocks.now())
-        if isinstance(rest, Rest):
+        if isinstance(rest, Wait):
             return cls.from_decision(after, rest)
         word: ResultCode = "transient" if after.failure is None else after.failure.outcome
         return cls(name=after.name, outcome=word, generation=after.generation, detail=_failure(after))
@@ -90,10 +90,10 @@ def exit_code(results: Iterable[Result]) -> int:
     return next((code for code in _GRAVEST_FIRST if code in codes), 0)
 
 
-def _explained(grant: Grant, rest: Rest) -> str:
+def _explained(grant: Grant, rest: Wait) -> str:
     """Return in words why nothing is exchanged, and what ends the wait."""
     wait = "" if rest.until is None else text.span(max(rest.until - clocks.now().wall, 0))
-    match rest.because:
+    match rest.reason:
         case "not_due" | "too_early" if not grant.renewable:
             return f"the server gave no refresh token; in {wait} a person must log in again: {_anew(grant)}"
         case "not_due":
@@ -113,7 +113,7 @@ def _explained(grant: Grant, rest: Rest) -> str:
         case "transient" | "client_rejected":
             return f"{_failure(grant)}; next attempt in {wait}"
         case _:
-            assert_never(rest.because)
+            assert_never(rest.reason)
 
 
 def _anew(grant: Grant) -> str:

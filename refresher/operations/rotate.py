@@ -13,10 +13,11 @@ import msgspec
 from refresher.common import clocks
 from refresher.common.errors import DirectoryError, GrantFileError, Interrupted, LockBusy, StorageError
 from refresher.grants import policy, transition
-from refresher.grants.outcome import GrantDead, ResourceRefused, Rotated
-from refresher.grants.policy import Rest, Rotate
+from refresher.grants.outcome import GrantRejected, ResourceRefused, TokensIssued
+from refresher.grants.policy import Rotate, Wait
 from refresher.grants.record import Grant, Record, Stored
-from refresher.oauth.exchange import DEADLINE, Exchanged, exchange
+from refresher.oauth.http_client import DEADLINE
+from refresher.oauth.token_request import TokenRequestResult, request_tokens
 from refresher.operations.result import EXIT_CODES, Result
 from refresher.storage import demands, journal, lock, records, recovery
 from refresher.storage.demands import Demands
@@ -112,7 +113,7 @@ class _Rotation:
             horizon=0.0 if adopted else self._order.horizon,
         )
         match decision:
-            case Rest():
+            case Wait():
                 return self._publish(grant, pending, Result.from_decision(grant, decision, adopted=adopted))
             case Rotate():
                 if self._terms.stopping():
@@ -128,7 +129,7 @@ class _Rotation:
         generation = max(grant.generation, published_generation(self._directories, grant.name)) + 1
         attempt = Attempt(self._directories, grant.name, stored)
         attempt.reserve(grant, clocks.now())
-        exchanged = exchange(
+        exchanged = request_tokens(
             grant, ca_file=self._terms.ca_file, hooks=attempt, demanded=demanded, deadline=self._terms.deadline
         )
         try:
@@ -139,7 +140,7 @@ class _Rotation:
                 attempt.keep_answer(exchanged.raw.reveal().encode("latin-1"), clocks.now().wall)
             attempt.close()
             raise
-        if isinstance(exchanged.outcome, GrantDead):
+        if isinstance(exchanged.outcome, GrantRejected):
             there = records.load(self._directories, grant.name)
             if there.checksum != stored.checksum and isinstance(there.record, Grant):
                 # Somebody wrote without the lock, so the server refused a token that is not in the record any more.
@@ -147,7 +148,7 @@ class _Rotation:
                 return there.record
             if exchanged.doubt is None:
                 changed = _with_hint(changed, recovery.backup_hint(self._directories, grant))
-        attempt.persist(changed, until_saved=isinstance(exchanged.outcome, Rotated))
+        attempt.persist(changed, until_saved=isinstance(exchanged.outcome, TokensIssued))
         return changed
 
     def _publish(self, grant: Grant, pending: Demands, result: Result) -> Result:
@@ -178,8 +179,8 @@ class _Rotation:
         pending.remove(self._directories, self._order.name, keep=range(0))
 
 
-def _after(grant: Grant, exchanged: Exchanged, *, demanded: bool, generation: int) -> Grant:
-    return transition.after(
+def _after(grant: Grant, exchanged: TokenRequestResult, *, demanded: bool, generation: int) -> Grant:
+    return transition.apply(
         msgspec.structs.replace(
             grant,
             doubt=exchanged.doubt,

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from refresher.common.errors import GrantFileError
 from refresher.config import Settings
-from refresher.grants.policy import Rest
+from refresher.grants.policy import Wait
 from refresher.grants.record import Grant, Tombstone
 from refresher.operations.inspection import Inspection, inspect
 from refresher.operations.result import EXIT_CODES, Result
@@ -61,7 +61,7 @@ def run_once(
                 raise records.removed(name)
             if seen.needs_lock:
                 work.append(seen)
-            elif isinstance(seen.record, Grant) and isinstance(seen.decision, Rest):
+            elif isinstance(seen.record, Grant) and isinstance(seen.decision, Wait):
                 results[name] = Result.from_decision(seen.record, seen.decision)
     if work:
         for result in _do(settings, publisher, work, force, horizon, stopping, progress):
@@ -95,7 +95,7 @@ def _do(
     progress: Callable[[list[str]], None],
 ) -> list[Result | None]:
     # The one deferred import: httpx costs six times what a run with nothing due may cost.
-    from refresher.oauth.tls import trusted
+    from refresher.oauth.tls import ssl_context
     from refresher.operations.rotate import Order, Terms, rotate
     from refresher.operations.work_queue import run_all
     from refresher.storage import startup_checks
@@ -105,7 +105,7 @@ def _do(
     # Cron mails what is a warning, each time; import and the daemon say it to a person.
     startup_checks.tell(settings.directories, logging.INFO)
     if any(seen.server.startswith("https:") for seen in work):
-        trusted(settings.ca_file)
+        ssl_context(settings.ca_file)
 
     terms = Terms(ca_file=settings.ca_file, stopping=stopping)
 

@@ -7,7 +7,7 @@ from typing import Final
 import msgspec
 
 from refresher.common.errors import ExposedGrantFile, GrantFileError, StorageError, UnknownName
-from refresher.grants.record import NOTHING, Grant, Record, Stored, Tombstone, decode, encode
+from refresher.grants.record import NO_RECORD, Grant, Record, Stored, Tombstone, decode, encode
 from refresher.storage import files
 from refresher.storage.directories import Directories, OpenDirectories
 from shim._token import is_name
@@ -27,7 +27,7 @@ def load(directories: Directories, name: str, opened: OpenDirectories | None = N
     try:
         path = directories.record(name) if at is None else f"{name}.json"
         found = files.read_with_status(path, LARGEST, private=True, at=at)
-        return Stored(None, NOTHING) if found is None else decode(found.data, name)
+        return Stored(None, NO_RECORD) if found is None else decode(found.data, name)
     except OSError as error:
         raise GrantFileError(f"cannot read {directories.record(name)}: {error.strerror}") from None
     except files.NotPrivate as error:

@@ -15,7 +15,7 @@ import pytest
 
 from refresher import __version__
 from refresher.grants import server_behavior
-from refresher.operations.import_request import Brought
+from refresher.operations.import_request import ImportRequest
 from refresher.operations.result import EXIT_CODES
 from tests.support.command import Command, Done
 
@@ -67,7 +67,7 @@ def test_the_base_without_the_service_says_what_to_install(refresher: Command) -
     ("arguments", "words"),
     [
         ((), ["import", "run-once", "status", "remove", "REFRESHER_STATE_DIR", "--tokens-group"]),
-        (("import",), [*Brought.__struct_fields__, "--replace", "--if-absent", "Example", "directory"]),
+        (("import",), [*ImportRequest.__struct_fields__, "--replace", "--if-absent", "Example", "directory"]),
         (("run",), ["--grace", "--listen", "REFRESHER_LISTEN", "SIGHUP"]),
         (("health",), ["--live", "--json", "--listen", "Exit codes", "127.0.0.1:9464"]),
         (
@@ -225,7 +225,7 @@ def test_defaults_of_an_import(refresher: Command) -> None:
     """If it failed, the careful settings would have to be known by heart."""
     refresher.import_grant("plain", GRANT)
     plain = refresher.grant("plain")
-    assert (server_behavior.replay(plain), plain.token_endpoint_auth_method) == (0.0, "none")
+    assert (server_behavior.grace_period(plain), plain.token_endpoint_auth_method) == (0.0, "none")
     assert not server_behavior.sends_resource(plain)
     fields = GRANT | {
         "refresh_token": "another-refresh-token",

@@ -13,7 +13,7 @@ from refresher.cli.main import cli
 from refresher.config import resolve
 from refresher.daemon.readiness import Health
 from refresher.grants.providers import PROFILES
-from refresher.operations.import_request import Brought
+from refresher.operations.import_request import ImportRequest
 from refresher.operations.result import EXIT_CODES
 from tests.support.command import Command
 from tests.support.documents import DOCUMENTS, ROOT, block, section
@@ -75,7 +75,7 @@ def test_the_exit_codes_of_a_section_are_those_of_the_help(name: str) -> None:
 def test_every_key_of_an_import_is_explained() -> None:
     """A key could only be found in the source."""
     text = section(PAGE, "import")
-    assert [key for key in Brought.__struct_fields__ if f"`{key}`" not in text] == []
+    assert [key for key in ImportRequest.__struct_fields__ if f"`{key}`" not in text] == []
 
 
 def test_every_server_of_which_more_is_known_is_named() -> None:

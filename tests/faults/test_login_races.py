@@ -189,7 +189,7 @@ def test_a_rotation_during_a_logout_asks_for_nothing(refresher: Command, own_oid
 @pytest.mark.parametrize(
     ("faults", "code", "words"),
     [
-        ([closes_before], 4, "the grant stands"),
+        ([closes_before], 4, "the grant is unchanged"),
         ([passes, closes_before], 0, "it is revoked at the server"),
     ],
     ids=["nothing revoked", "half revoked"],

@@ -10,7 +10,7 @@ import pytest
 
 from refresher.common.errors import DirectoryError
 from refresher.daemon.directory_watch import FULL_SCAN_INTERVAL, DirectoryWatch
-from refresher.grants.record import NOTHING, Stored
+from refresher.grants.record import NO_RECORD, Stored
 from refresher.storage import records
 from refresher.storage.directories import Directories
 from tests.support.samples import grant
@@ -27,7 +27,7 @@ def directories(tmp_path: Path) -> Directories:
     )
     made.ensure()
     for name in ("linear", "notion"):
-        records.write(made, name, Stored(None, NOTHING), grant(name=name))
+        records.write(made, name, Stored(None, NO_RECORD), grant(name=name))
     return made
 
 
@@ -46,7 +46,7 @@ def test_everything_is_new_at_first_and_nothing_after_that(directories: Director
 
 
 def _replace(directories: Directories) -> None:
-    records.write(directories, "linear", Stored(None, NOTHING), grant(generation=9))
+    records.write(directories, "linear", Stored(None, NO_RECORD), grant(generation=9))
 
 
 def _remove(directories: Directories) -> None:
@@ -85,7 +85,7 @@ def test_a_change_within_the_tick_of_the_file_systems_clock_is_not_lost(director
     _replace(directories)
     looking.changed()
     before = directories.grants.stat()
-    records.write(directories, "another", Stored(None, NOTHING), grant(name="another"))
+    records.write(directories, "another", Stored(None, NO_RECORD), grant(name="another"))
     # As a coarse clock would have it: no directory looks any different.
     os.utime(directories.grants, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert looking.changed() == {"another"}
