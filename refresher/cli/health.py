@@ -72,4 +72,4 @@ def _in_words(health: Health, *, live: bool) -> str:
         return "its loops stand still: restart it"
     needs_more = "" if health.fresh == health.grants else " ('refresher status' says why)"
     word = "live" if live else "ready" if health.ready else "not ready"
-    return f"{word}: {health.in_words()}{needs_more}"
+    return f"{word}: {health.summary()}{needs_more}"

@@ -126,24 +126,25 @@ def login(
     if port is not None and said["redirect_uri"]:
         raise ConfigError("--port and --redirect-uri exclude each other: the port is in the address")
     try:
-        from refresher import login as entering  # the MCP SDK takes a second to load
+        from refresher.login.flow import log_in  # the MCP SDK takes a second to load
+        from refresher.login.options import LoginOptions
     except ModuleNotFoundError as error:
         raise ConfigError(f"login needs the MCP SDK (no {error.name}): in the checkout, pip install '.[all]'") from None
 
     if port is not None:
         said["redirect_uri"] = f"http://127.0.0.1:{port}/callback"
     settings = asked.settings()
-    manner = entering.Manner(wait=wait, open_browser=not no_browser, verify=not no_verify, replace=replace)
+    options = LoginOptions(**said, wait=wait, open_browser=not no_browser, verify=not no_verify, replace=replace)
     try:
-        done = entering.log_in(settings, name, entering.Asked(**said), manner)
+        done = log_in(settings, name, options)
     except KeyboardInterrupt:
         # Only until there are tokens: what is done with them comes to its end.
         raise Interrupted("interrupted; nothing was changed") from None
     warn_of_bars(settings)
     startup_checks.tell(settings.directories)
-    for warning in done.admitted.warnings:
+    for warning in done.imported.warnings:
         log.warning("warning: %s", warning)
-    _tell(done.admitted.grant, done.proof)
+    _tell(done.imported.grant, done.verified)
     return done.exit_code
 
 

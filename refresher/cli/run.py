@@ -84,7 +84,7 @@ def run_once_(asked: Asked, names: tuple[str, ...], force: bool, horizon: float,
     settings = asked.settings()
     warn_of_bars(settings)
     with Stopping() as stopping:
-        results = run_once(settings, names, force=force, horizon=horizon, stopping=stopping, waiting=Progress())
+        results = run_once(settings, names, force=force, horizon=horizon, stopping=stopping, progress=Progress())
     code = exit_code(results) if stopping.exit_code is None else stopping.exit_code
     if not results:
         no_grants(settings)

@@ -7,7 +7,7 @@ from refresher.cli.completion import complete_name
 from refresher.cli.options import Asked, no_grants
 from refresher.common.signals import Stopping
 from refresher.common.terminal import say
-from refresher.operations.inventory import overview
+from refresher.operations.inventory import list_grants
 from refresher.operations.remove import remove
 
 __all__ = ["remove_", "status"]
@@ -28,7 +28,7 @@ def status(asked: Asked, names: tuple[str, ...], as_json: bool) -> None:
       invalid_grant_file        the record is damaged; its error says what to do
     """
     settings = asked.settings()
-    entries = overview(settings.directories, names)
+    entries = list_grants(settings.directories, names)
     if not entries:
         no_grants(settings)
     if as_json:

@@ -75,9 +75,9 @@ def headers(asked: Asked, name: str, min_valid: float | None, wait: float) -> in
 
 
 def _found(asked: Asked, name: str, min_valid: float | None, wait: float) -> tuple[TokenFile | None, int | None]:
-    from refresher.operations.obtain_token import hand_out  # a run-once need not load the shim's source
+    from refresher.operations.obtain_token import obtain_token  # a run-once need not load the shim's source
 
     settings = asked.settings()
     with Stopping() as stopping:
-        found = hand_out(settings, name, min_valid=min_valid, wait=wait, stopping=stopping, waiting=Progress())
+        found = obtain_token(settings, name, min_valid=min_valid, wait=wait, stopping=stopping, progress=Progress())
     return found, stopping.exit_code

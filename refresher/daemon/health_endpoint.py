@@ -13,13 +13,13 @@ from refresher.common.errors import ConfigError
 from refresher.config import Address, shown_address
 from refresher.daemon.readiness import Health
 
-__all__ = ["Listener"]
+__all__ = ["HealthEndpoint"]
 
 _LONGEST: Final = 2.0
 _AT_ONCE: Final = 32
 
 
-class Listener:
+class HealthEndpoint:
     """Answers at one address, in threads of its own, until it is closed."""
 
     def __init__(self, address: Address, health: Callable[[], Health]) -> None:

@@ -17,20 +17,20 @@ from refresher.common import logs, text
 from refresher.common.errors import DirectoryError, GrantFileError
 from refresher.common.signals import Listening
 from refresher.config import Settings
-from refresher.daemon.log_throttle import News
-from refresher.daemon.schedule import BEAT, Timetable
-from refresher.daemon.supervision import Vitals
-from refresher.daemon.watch import Watch
+from refresher.daemon.directory_watch import DirectoryWatch
+from refresher.daemon.log_throttle import LogThrottle
+from refresher.daemon.schedule import HEARTBEAT, Schedule
+from refresher.daemon.supervision import Supervision
 from refresher.grants import policy
 from refresher.grants.policy import Rotate, Wait
 from refresher.grants.record import Grant
 from refresher.oauth.http_client import DEADLINE
 from refresher.oauth.tls import ssl_context
-from refresher.operations.inspection import Look, look, server_of
-from refresher.operations.inventory import overview
-from refresher.operations.result import EXIT_CODES, Result, Word
+from refresher.operations.inspection import Inspection, inspect, server_of
+from refresher.operations.inventory import list_grants
+from refresher.operations.result import EXIT_CODES, Result, ResultCode
 from refresher.operations.rotate import Order, Terms, rotate
-from refresher.operations.work_queue import Finished, Places
+from refresher.operations.work_queue import Finished, WorkQueue
 from refresher.storage import startup_checks
 from refresher.storage.publishing import Publisher
 
@@ -46,7 +46,7 @@ _LAST_PAUSE: Final = 30.0
 _LOCK_WAIT: Final = 2.0
 _BUSY_FOR_LONG: Final = 4
 _FURTHEST: Final = 86400.0
-_FAULTS: Final[tuple[Word, ...]] = ("lock_busy", "storage_failed", "invalid_grant_file")
+_FAULTS: Final[tuple[ResultCode, ...]] = ("lock_busy", "storage_failed", "invalid_grant_file")
 
 
 class _Job(msgspec.Struct, frozen=True):
@@ -92,17 +92,17 @@ class Daemon:
         self._events: SimpleQueue[_Event] = SimpleQueue()
         self._signals = signals
         signals.wake = lambda: self._events.put(_Awake())
-        self._timetable = Timetable(lambda name: self._events.put(_Due(name)))
-        self._places: Places[_Job, Result | None] = Places(_carry_out, self._events.put)
-        self._watch = Watch(self._settings.directories)
+        self._schedule = Schedule(lambda name: self._events.put(_Due(name)))
+        self._queue: WorkQueue[_Job, Result | None] = WorkQueue(_carry_out, self._events.put)
+        self._watch = DirectoryWatch(self._settings.directories)
         self._publisher = Publisher(self._settings.directories)
         self._busy: set[str] = set()
         # Where the lock, the disk or we ourselves have failed; and where only tidying up is needed, again and again.
         self._failed: dict[str, _Pause] = {}
         self._tidied: dict[str, _Pause] = {}
-        self._news = News()
-        self._vitals = Vitals()
-        self._freshness = self._vitals.freshness
+        self._throttle = LogThrottle()
+        self._supervision = Supervision()
+        self._readiness = self._supervision.readiness
         self._beat_at = float("-inf")
         self._look_around_at = float("-inf")
 
@@ -112,23 +112,23 @@ class Daemon:
         Raises ``ConfigError`` and ``DirectoryError`` where it cannot even begin.
         """
         self._begin(self._settings, "")
-        self._timetable.start()
+        self._schedule.start()
         try:
             while not self._signals():
                 self._turn()
         finally:
-            self._timetable.stop()
+            self._schedule.stop()
         return self._drain()
 
     def _begin(self, settings: Settings, why: str) -> None:
         """Take up ``settings``. Raises ``ConfigError`` and ``DirectoryError``, and then nothing is changed."""
         watched = _ready(settings)
-        self._vitals.listen(settings.listen)
+        self._supervision.listen(settings.listen)
         logs.setup(settings.log_format, settings.verbose + 1, unhindered=True)
         self._settings = settings
         log.info("%swatching %s", why, watched)
-        if self._vitals.url is not None:
-            log.info("how it is can be asked at %s/healthz and /readyz", self._vitals.url)
+        if self._supervision.url is not None:
+            log.info("how it is can be asked at %s/healthz and /readyz", self._supervision.url)
         startup_checks.tell(settings.directories)
 
     def _turn(self) -> None:
@@ -137,18 +137,18 @@ class Daemon:
             if self._signals.asked_to_reread():
                 self._reconfigure()
             self._look_around()
-            self._places.begin()
+            self._queue.start_jobs()
             self._plan_beat()
             self._hear(self._look_around_at - time.monotonic())
         except Exception as error:  # noqa: BLE001  a fault of ours must not end the rotation of every grant
-            self._news.tell("", "fault", logging.ERROR, f"a fault in refresher itself ({type(error).__name__})")
+            self._throttle.log("", "fault", logging.ERROR, f"a fault in refresher itself ({type(error).__name__})")
             self._look_around_at = time.monotonic() + _LOOK_EACH
 
     def _plan_beat(self) -> None:
         """Have the timetable ring at once, now and then: what comes back proves that both loops turn."""
         if time.monotonic() >= self._beat_at:
-            self._beat_at = time.monotonic() + self._vitals.beat_each
-            self._timetable.plan(BEAT, time.time())
+            self._beat_at = time.monotonic() + self._supervision.heartbeat_interval
+            self._schedule.plan(HEARTBEAT, time.time())
 
     def _look_around(self) -> None:
         if time.monotonic() < self._look_around_at:
@@ -157,12 +157,12 @@ class Daemon:
         try:
             changed = self._watch.changed()
         except DirectoryError as error:
-            self._news.tell("", "directory", logging.ERROR, str(error))
+            self._throttle.log("", "directory", logging.ERROR, str(error))
         else:
-            self._tell_of_demands(self._watch.trouble)
+            self._tell_of_demands(self._watch.demands_problem)
             for name in sorted(changed):
                 self._look(name)
-            self._freshness.looked_around()
+            self._readiness.looked_around()
         # However many files somebody has made to be looked at: most of the time is for something else, but never so
         # much that demands go unheard.
         pause = (time.thread_time() - began) / _SHARE_OF_LOOKING
@@ -170,50 +170,50 @@ class Daemon:
 
     def _tell_of_demands(self, trouble: str | None) -> None:
         if trouble is None:
-            self._news.forget("")
+            self._throttle.forget("")
         else:
-            self._news.tell("", trouble, logging.ERROR, f"no demands are heard: {trouble}")
+            self._throttle.log("", trouble, logging.ERROR, f"no demands are heard: {trouble}")
 
     def _look(self, name: str) -> None:
         """Look at ``name``: rotate it, plan when to look again, or forget it."""
         if name in self._busy:
             return  # it is looked at when that is finished
         try:
-            seen = look(
+            seen = inspect(
                 self._publisher,
                 name,
                 unfinished=name in self._watch.listing.unfinished,
-                asked=self._watch.asked,
+                demands=self._watch.demands,
             )
         except GrantFileError as error:
             # It may be readable again without looking any different: a disk error, too many open files.
-            self._freshness.cannot_read(name)
-            self._timetable.plan(name, time.time() + _LAST_PAUSE)
-            self._news.tell(name, "invalid_grant_file", logging.WARNING, f"{name}: invalid_grant_file: {error}")
+            self._readiness.cannot_read(name)
+            self._schedule.plan(name, time.time() + _LAST_PAUSE)
+            self._throttle.log(name, "invalid_grant_file", logging.WARNING, f"{name}: invalid_grant_file: {error}")
             return
         except Exception as error:  # noqa: BLE001  a fault of ours in one grant must not keep the others from theirs
-            self._timetable.plan(name, time.time() + _LAST_PAUSE)
-            self._news.tell(
+            self._schedule.plan(name, time.time() + _LAST_PAUSE)
+            self._throttle.log(
                 name, "fault", logging.ERROR, f"{name}: a fault in refresher itself ({type(error).__name__})"
             )
             return
         if isinstance(seen.record, Grant):
-            self._freshness.see(seen.record, published=not seen.unpublished)
+            self._readiness.see(seen.record, published=not seen.unpublished)
         if seen.needs_lock:
-            self._queue(seen)
+            self._submit(seen)
         elif isinstance(seen.record, Grant) and isinstance(seen.decision, Wait):
             self._rest(seen.record, seen.decision)
         else:
             self._forget(name)
 
     def _forget(self, name: str) -> None:
-        self._timetable.drop(name)
-        self._news.forget(name)
-        self._freshness.forget(name)
+        self._schedule.cancel(name)
+        self._throttle.forget(name)
+        self._readiness.forget(name)
         for pauses in (self._failed, self._tidied):
             pauses.pop(name, None)
 
-    def _queue(self, seen: Look) -> None:
+    def _submit(self, seen: Inspection) -> None:
         now = time.monotonic()
         pauses = [self._failed.get(seen.name)]
         resting = isinstance(seen.decision, Wait) or seen.decision is None
@@ -224,9 +224,9 @@ class Daemon:
         if until > now:
             at = time.time() + until - now
             rest = seen.decision.until if isinstance(seen.decision, Wait) else None
-            self._timetable.plan(seen.name, at if rest is None else min(at, max(rest, time.time())))
+            self._schedule.plan(seen.name, at if rest is None else min(at, max(rest, time.time())))
             return
-        self._timetable.drop(seen.name)
+        self._schedule.cancel(seen.name)
         self._busy.add(seen.name)
         terms = Terms(
             ca_file=self._settings.ca_file,
@@ -240,26 +240,26 @@ class Daemon:
         tidying = resting and seen.name not in self._watch.listing.unfinished
         queue = f"tidying up for {seen.server}" if tidying else seen.server
         # Agents wait for what is demanded, and for nothing else.
-        self._places.join(queue, job, first=seen.decision == Rotate("demanded"))
-        self._places.begin()
+        self._queue.put(queue, job, first=seen.decision == Rotate("demanded"))
+        self._queue.start_jobs()
 
     def _rest(self, grant: Grant, rest: Wait) -> None:
         self._failed.pop(grant.name, None)
         self._tidied.pop(grant.name, None)
         if rest.until is None:
-            self._timetable.drop(grant.name)
+            self._schedule.cancel(grant.name)
         else:
             if grant.failure is not None and grant.failure.busy_until is not None:
                 # No longer than its own maximum: a clock may have been set back since.
                 wait = min(grant.failure.busy_until - time.time(), policy.MAX_WAIT)
-                self._places.hold(server_of(grant), time.monotonic() + wait)
-            self._timetable.plan(grant.name, min(rest.until, time.time() + _FURTHEST))
+                self._queue.hold(server_of(grant), time.monotonic() + wait)
+            self._schedule.plan(grant.name, min(rest.until, time.time() + _FURTHEST))
         if rest.reason == "not_due":
-            self._news.forget(grant.name)
+            self._throttle.forget(grant.name)
         else:
             # Of whoever's attempt: a grant that was dead at the start, or died elsewhere, is news as well.
             attempt = "" if grant.failure is None else str(grant.failure.at)
-            self._news.tell_result(Result.at_rest(grant, rest), attempt)
+            self._throttle.log_result(Result.from_decision(grant, rest), attempt)
 
     def _hear(self, wait: float) -> None:
         """Take the events of the next ``wait`` seconds, at most until one has come."""
@@ -273,8 +273,8 @@ class Daemon:
 
     def _take(self, event: _Event) -> None:
         match event:
-            case _Due(name) if name == BEAT:
-                self._vitals.beat()
+            case _Due(name) if name == HEARTBEAT:
+                self._supervision.heartbeat()
             case _Due(name) if not self._signals():
                 self._look(name)
             case Finished():
@@ -284,18 +284,18 @@ class Daemon:
 
     def _finish(self, finished: Finished[_Job, Result | None]) -> None:
         name = finished.job.order.name
-        self._places.leave(finished)
+        self._queue.done(finished)
         self._busy.discard(name)
         if not self._signals():
-            self._places.begin()
+            self._queue.start_jobs()
         result = finished.result
         failed, tidied = self._failed.pop(name, None), self._tidied.pop(name, None)
         if result is not None and result.outcome in _FAULTS:
             self._failed[name] = _Pause.after(failed)
             if result.outcome != "lock_busy" or self._failed[name].times > _BUSY_FOR_LONG:
-                self._news.tell_result(result, result.detail)
+                self._throttle.log_result(result, result.detail)
         elif result is not None and (result.outcome == "rotated" or self._is_last_word(result)):
-            self._news.tell_result(result, str(result.generation))
+            self._throttle.log_result(result, str(result.generation))
         else:
             self._tidied[name] = _Pause.after(tidied)
         # Only after the next listing: the present one still has the attempt that has just ended.
@@ -307,7 +307,7 @@ class Daemon:
 
     def _reconfigure(self) -> None:
         before = self._settings.directories
-        self._vitals.reloading()
+        self._supervision.reloading()
         self._beat_at = float("-inf")
         try:
             self._begin(self._configure(), "the configuration was read again: ")
@@ -315,7 +315,7 @@ class Daemon:
             log.error("the configuration is kept as it was: %s", error)  # noqa: TRY400  a person's mistake, no fault
             return
         # What has not begun is decided anew, by what is in force now.
-        for job in self._places.forget_waiting():
+        for job in self._queue.drop_waiting():
             self._busy.discard(job.order.name)
         for name in self._watch.names():
             if self._settings.directories == before:
@@ -323,21 +323,21 @@ class Daemon:
             else:
                 self._forget(name)
         if self._settings.directories != before:
-            self._watch = Watch(self._settings.directories)
+            self._watch = DirectoryWatch(self._settings.directories)
             self._publisher = Publisher(self._settings.directories)
         self._look_around_at = float("-inf")
 
     def _drain(self) -> int:
         """Let what is under way come to its end: killed now, it could lose a refresh token."""
-        self._places.forget_waiting()
-        what = f"stopping; first {self._under_way()} is finished" if self._places.working() else "stopping"
-        self._vitals.stopping(what)
-        if self._places.working():
+        self._queue.drop_waiting()
+        what = f"stopping; first {self._under_way()} is finished" if self._queue.running() else "stopping"
+        self._supervision.stopping(what)
+        if self._queue.running():
             log.info("%s", what)
         ends = time.monotonic() + self._grace
-        while self._places.working():
+        while self._queue.running():
             self._hear(0.2)
-            self._vitals.finishing()
+            self._supervision.finishing()
             if self._signals.asked_again():
                 log.warning("still finishing %s; killed now, their new refresh tokens could be lost", self._under_way())
             if time.monotonic() > ends:
@@ -351,7 +351,7 @@ class Daemon:
         return 0
 
     def _under_way(self) -> str:
-        return text.names(sorted(job.order.name for job in self._places.working()))
+        return text.names(sorted(job.order.name for job in self._queue.running()))
 
 
 def _carry_out(job: _Job) -> Result | None:
@@ -367,7 +367,7 @@ def _ready(settings: Settings) -> str:
     directories.ensure()
     if settings.ca_file is not None:
         ssl_context(settings.ca_file)
-    count = len(overview(directories, ()))
+    count = len(list_grants(directories, ()))
     return (
         f"{count} grant{'' if count == 1 else 's'} in {directories.grants}, demands in {directories.demands}; "
         f"publishing in {directories.tokens}"

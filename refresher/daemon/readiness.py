@@ -11,7 +11,7 @@ from refresher.common import clocks, text
 from refresher.grants import policy
 from refresher.grants.record import Grant
 
-__all__ = ["Freshness", "Health"]
+__all__ = ["Health", "Readiness"]
 
 _NAMED: Final = 100
 
@@ -35,7 +35,7 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     invalid_grant_file: tuple[str, ...]
     """These do as well: their records cannot be read."""
 
-    def in_words(self) -> str:
+    def summary(self) -> str:
         """Return it in one line for a person."""
         needy = (*self.reauthorization_required, *self.invalid_grant_file)
         return (
@@ -52,7 +52,7 @@ class _Seen(msgspec.Struct, frozen=True):
     needs: _Needs | None
 
 
-class Freshness:
+class Readiness:
     """Written by the daemon's own thread, and asked by any."""
 
     def __init__(self) -> None:

@@ -9,13 +9,13 @@ from apscheduler.jobstores.base import JobLookupError
 from apscheduler.schedulers.background import BackgroundScheduler
 from apscheduler.triggers.date import DateTrigger
 
-__all__ = ["BEAT", "Timetable"]
+__all__ = ["HEARTBEAT", "Schedule"]
 
-BEAT: Final = "."
+HEARTBEAT: Final = "."
 """What is rung for to see that it rings; no name of a grant begins with a dot."""
 
 
-class Timetable:
+class Schedule:
     """Calls ``ring(name)`` at the instant planned for it, in a thread of its own; ``ring`` must be brief."""
 
     def __init__(self, ring: Callable[[str], None]) -> None:
@@ -46,7 +46,7 @@ class Timetable:
         trigger = DateTrigger(datetime.fromtimestamp(at, UTC))
         self._scheduler.add_job(self._ring, trigger, args=(name,), id=name, replace_existing=True)
 
-    def drop(self, name: str) -> None:
+    def cancel(self, name: str) -> None:
         """Forget what is planned for ``name``, if anything is."""
         try:
             self._scheduler.remove_job(name)

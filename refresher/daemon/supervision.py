@@ -4,40 +4,40 @@ import time
 from typing import Final
 
 from refresher.config import Address
-from refresher.daemon.health_endpoint import Listener
-from refresher.daemon.readiness import Freshness, Health
-from refresher.daemon.systemd import Notify
+from refresher.daemon.health_endpoint import HealthEndpoint
+from refresher.daemon.readiness import Health, Readiness
+from refresher.daemon.systemd import SystemdNotifier
 
-__all__ = ["Vitals"]
+__all__ = ["Supervision"]
 
 _BEAT_EACH: Final = 5.0
 _LONGEST_SILENCE: Final = 60.0
 _PLEA: Final = 10.0
 
 
-class Vitals:
+class Supervision:
     """Told by the daemon's own thread; only ``health`` is asked by others."""
 
     def __init__(self) -> None:
-        self.freshness: Final = Freshness()
+        self.readiness: Final = Readiness()
         self._beat_at = float("-inf")
-        self._notify = Notify()
-        self._listener: Listener | None = None
+        self._notify = SystemdNotifier()
+        self._listener: HealthEndpoint | None = None
         self._ready = False
         # Three times within what systemd waits for: one that comes late shall not end anything.
-        self.beat_each: Final = min(_BEAT_EACH, (self._notify.watchdog or _BEAT_EACH * 3) / 3)
+        self.heartbeat_interval: Final = min(_BEAT_EACH, (self._notify.watchdog or _BEAT_EACH * 3) / 3)
         """Seconds between two beats."""
 
     def health(self) -> Health:
         """Return how it is now."""
-        return self.freshness.health(live=time.monotonic() - self._beat_at < _LONGEST_SILENCE)
+        return self.readiness.health(live=time.monotonic() - self._beat_at < _LONGEST_SILENCE)
 
     def listen(self, address: Address | None) -> None:
         """Answer at ``address`` and nowhere else. Raises ``ConfigError``, and then nothing is changed."""
         before = self._listener
         if address == (None if before is None else before.address):
             return
-        self._listener = None if address is None else Listener(address, self.health)
+        self._listener = None if address is None else HealthEndpoint(address, self.health)
         if before is not None:
             before.close()
 
@@ -46,10 +46,10 @@ class Vitals:
         """Where it answers."""
         return None if self._listener is None else self._listener.url
 
-    def beat(self) -> None:
+    def heartbeat(self) -> None:
         """Tell that the loops have turned once; the first time, that it is ready."""
         self._beat_at = time.monotonic()
-        status = self.health().in_words()
+        status = self.health().summary()
         if self._ready:
             self._notify.alive(status)
         else:

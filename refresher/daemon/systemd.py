@@ -6,12 +6,12 @@ import time
 from contextlib import suppress
 from typing import Final
 
-__all__ = ["Notify"]
+__all__ = ["SystemdNotifier"]
 
 _MICRO: Final = 1_000_000
 
 
-class Notify:
+class SystemdNotifier:
     """Sends to ``NOTIFY_SOCKET``, which is taken out of the environment. Never raises, and never waits."""
 
     def __init__(self) -> None:

@@ -12,10 +12,10 @@ from refresher.storage.demands import Demands
 from refresher.storage.directories import OpenDirectories
 from refresher.storage.publishing import Publisher
 
-__all__ = ["Look", "look", "server_of"]
+__all__ = ["Inspection", "inspect", "server_of"]
 
 
-class Look(msgspec.Struct, frozen=True, kw_only=True):
+class Inspection(msgspec.Struct, frozen=True, kw_only=True):
     """What was seen of a name."""
 
     name: str
@@ -51,16 +51,16 @@ def server_of(grant: Grant) -> str:
         return ""
 
 
-def look(
+def inspect(
     publisher: Publisher,
     name: str,
     *,
     unfinished: bool,
-    asked: Demands,
+    demands: Demands,
     force: bool = False,
     horizon: float = 0.0,
     opened: OpenDirectories | None = None,
-) -> Look:
+) -> Inspection:
     """Look at ``name``; ``unfinished``: an attempt left something there, or is under way.
 
     ``opened``: the directories, by whoever looks at many. Raises ``GrantFileError``.
@@ -68,15 +68,15 @@ def look(
     record = records.load(publisher.directories, name, opened).record
     if not isinstance(record, Grant):
         untold = record is not None and publisher.is_stale(record, opened)
-        return Look(name=name, record=record, decision=None, unpublished=untold, unsettled=unfinished or untold)
+        return Inspection(name=name, record=record, decision=None, unpublished=untold, unsettled=unfinished or untold)
     now = clocks.now()
     demanded = decided = False
-    if asked.concern(name):
+    if demands.has(name):
         current = publisher.current(record)
-        demanded = asked.ask_beyond(name, current)
-        decided = asked.are_others(name, current) or (demanded and record.dead)
+        demanded = demands.has_current(name, current)
+        decided = demands.has_other(name, current) or (demanded and record.dead)
     unpublished = publisher.is_stale(record, opened)
-    return Look(
+    return Inspection(
         name=name,
         record=record,
         decision=policy.decide(record, now, demanded=demanded, force=force, horizon=horizon),

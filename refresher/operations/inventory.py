@@ -8,12 +8,12 @@ from refresher.storage import records
 from refresher.storage.directories import Directories
 from shim._token import is_name
 
-__all__ = ["Entry", "overview"]
+__all__ = ["Entry", "list_grants"]
 
 Entry = tuple[str, Grant | GrantFileError]
 
 
-def overview(directories: Directories, names: Sequence[str]) -> list[Entry]:
+def list_grants(directories: Directories, names: Sequence[str]) -> list[Entry]:
     """Return each grant of ``names``, or of all, with what is wrong where its record cannot be read.
 
     Raises ``UnknownName`` and ``DirectoryError``.

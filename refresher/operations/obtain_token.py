@@ -10,7 +10,7 @@ from refresher.common.errors import GrantFileError, Interrupted, NeedsPerson, No
 from refresher.config import Settings
 from refresher.grants.policy import Wait
 from refresher.grants.record import Grant
-from refresher.operations.inspection import look
+from refresher.operations.inspection import inspect
 from refresher.operations.result import EXIT_CODES, Result
 from refresher.storage import demands, records
 from refresher.storage.directories import Directories
@@ -20,20 +20,20 @@ from shim._changes import verdict
 from shim._source import is_last, valid_for
 from shim._token import TokenFile, is_name
 
-__all__ = ["hand_out"]
+__all__ = ["obtain_token"]
 
 _LEAST: Final = 10.0
 _LOOK_AGAIN: Final = 0.1
 
 
-def hand_out(
+def obtain_token(
     settings: Settings,
     name: str,
     *,
     min_valid: float | None,
     wait: float,
     stopping: Callable[[], bool],
-    waiting: Callable[[list[str]], None] = lambda _: None,
+    progress: Callable[[list[str]], None] = lambda _: None,
 ) -> TokenFile:
     """Return the token file of ``name``, whose access token has at least ``min_valid`` seconds to live.
 
@@ -73,7 +73,7 @@ def hand_out(
             raise NeedsPerson(f"{name}: {result.detail}")
         if remaining <= 0:
             raise NotInTime(_problem(source, result, least))
-        waiting([name])
+        progress([name])
         time.sleep(min(_LOOK_AGAIN, remaining))
 
 
@@ -124,14 +124,14 @@ def _rotated(
             return None  # of another state directory
         raise records.unknown(directories, name)
     publisher = Publisher(directories)
-    seen = look(publisher, name, unfinished=name in listing.unfinished, asked=demands.pending(directories))
+    seen = inspect(publisher, name, unfinished=name in listing.unfinished, demands=demands.pending(directories))
     if seen.needs_lock:
         from refresher.operations.rotate import Order, Terms, rotate  # httpx, only where there is something to exchange
 
         terms = Terms(ca_file=settings.ca_file, stopping=stopping, lock_wait=lock_wait)
         return rotate(publisher, Order(name=name, seen=seen.generation), terms)
     if isinstance(seen.record, Grant) and isinstance(seen.decision, Wait):
-        return Result.at_rest(seen.record, seen.decision)
+        return Result.from_decision(seen.record, seen.decision)
     return None
 
 

@@ -10,9 +10,9 @@ from refresher.grants import policy
 from refresher.grants.policy import Wait
 from refresher.grants.record import Grant
 
-__all__ = ["EXIT_CODES", "Result", "Word", "exit_code"]
+__all__ = ["EXIT_CODES", "Result", "ResultCode", "exit_code"]
 
-Word = Literal[
+ResultCode = Literal[
     "rotated",
     "adopted",
     "not_due",
@@ -27,7 +27,7 @@ Word = Literal[
     "interrupted",
 ]
 
-EXIT_CODES: Final[dict[Word, int]] = {
+EXIT_CODES: Final[dict[ResultCode, int]] = {
     "rotated": 0,
     "adopted": 0,
     "not_due": 0,
@@ -49,20 +49,20 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     """An immutable event: it is told after the lock is released, so nobody who hears it can harm a rotation."""
 
     name: str
-    outcome: Word
+    outcome: ResultCode
     generation: int | None
     detail: str
 
     @classmethod
-    def without_exchange(cls, name: str, outcome: Word, detail: str, generation: int | None = None) -> "Result":
+    def without_exchange(cls, name: str, outcome: ResultCode, detail: str, generation: int | None = None) -> "Result":
         """Return the result of a run that did not come as far as an exchange."""
         return cls(name=name, outcome=outcome, generation=generation, detail=detail)
 
     @classmethod
-    def at_rest(cls, grant: Grant, rest: Wait, *, adopted: bool = False) -> "Result":
+    def from_decision(cls, grant: Grant, rest: Wait, *, adopted: bool = False) -> "Result":
         """Return the result for a grant that was left as it is."""
         if rest.reason == "not_due":
-            word: Word = "adopted" if adopted else "not_due"
+            word: ResultCode = "adopted" if adopted else "not_due"
         elif policy.needs_person(grant):
             word = "reauthorization_required"
         else:
@@ -79,8 +79,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
             return cls(name=after.name, outcome="rotated", generation=after.generation, detail=detail)
         rest = policy.decide(after, clocks.now())
         if isinstance(rest, Wait):
-            return cls.at_rest(after, rest)
-        word: Word = "transient" if after.failure is None else after.failure.outcome
+            return cls.from_decision(after, rest)
+        word: ResultCode = "transient" if after.failure is None else after.failure.outcome
         return cls(name=after.name, outcome=word, generation=after.generation, detail=_failure(after))
 
 

@@ -103,7 +103,7 @@ class _Rotation:
             return None
         grant = stored.record
         adopted = grant.generation > self._order.seen
-        demanded = pending.ask_beyond(grant.name, self._publisher.current(grant))
+        demanded = pending.has_current(grant.name, self._publisher.current(grant))
         decision = policy.decide(
             grant,
             clocks.now(),
@@ -114,7 +114,7 @@ class _Rotation:
         )
         match decision:
             case Wait():
-                return self._publish(grant, pending, Result.at_rest(grant, decision, adopted=adopted))
+                return self._publish(grant, pending, Result.from_decision(grant, decision, adopted=adopted))
             case Rotate():
                 if self._terms.stopping():
                     raise Interrupted
@@ -156,7 +156,7 @@ class _Rotation:
         name, current = grant.name, self._publisher.current(grant)
         try:
             # An agent that demands an older generation has not seen the newer one: have it read again.
-            visible = self._publisher.publish(grant, again=pending.are_others(name, current))
+            visible = self._publisher.publish(grant, again=pending.has_other(name, current))
         except StorageError as error:
             # The record is saved, so nothing is lost; a more serious outcome of the grant itself stays.
             return msgspec.structs.replace(
@@ -164,7 +164,7 @@ class _Rotation:
                 outcome="storage_failed" if EXIT_CODES[result.outcome] == 0 else result.outcome,
                 detail=f"{result.detail}; saved, but {error}; the next run publishes it",
             )
-        pending.settle(self._directories, name, keep=range(0) if grant.dead else current)
+        pending.remove(self._directories, name, keep=range(0) if grant.dead else current)
         if visible:
             return result
         unseen = "NOT published: the token file is of a later generation (was grants/ restored from a backup?)"
@@ -176,7 +176,7 @@ class _Rotation:
             if self._publisher.is_stale(tombstone):
                 journal.delete_copies(self._directories, tombstone.name)
             self._publisher.publish(tombstone)
-        pending.settle(self._directories, self._order.name, keep=range(0))
+        pending.remove(self._directories, self._order.name, keep=range(0))
 
 
 def _after(grant: Grant, exchanged: TokenRequestResult, *, demanded: bool, generation: int) -> Grant:

@@ -7,7 +7,7 @@ from refresher.common.errors import GrantFileError
 from refresher.config import Settings
 from refresher.grants.policy import Wait
 from refresher.grants.record import Grant, Tombstone
-from refresher.operations.inspection import Look, look
+from refresher.operations.inspection import Inspection, inspect
 from refresher.operations.result import EXIT_CODES, Result
 from refresher.storage import demands, records
 from refresher.storage.directories import Directories, Listing
@@ -26,7 +26,7 @@ def run_once(
     force: bool,
     horizon: float,
     stopping: Callable[[], bool],
-    waiting: Callable[[list[str]], None] = lambda _: None,
+    progress: Callable[[list[str]], None] = lambda _: None,
 ) -> list[Result]:
     """Rotate what is due or demanded of ``names``, or of all grants where none is named.
 
@@ -38,16 +38,16 @@ def run_once(
     listing = directories.listing()
     chosen = _chosen(directories, names, listing)
     asked = demands.pending(directories)
-    work: list[Look] = []
+    work: list[Inspection] = []
     results: dict[str, Result] = {}
     with directories.opened() as opened:
         for name in chosen:
             try:
-                seen = look(
+                seen = inspect(
                     publisher,
                     name,
                     unfinished=name in listing.unfinished,
-                    asked=asked,
+                    demands=asked,
                     force=force,
                     horizon=horizon,
                     opened=opened,
@@ -62,9 +62,9 @@ def run_once(
             if seen.needs_lock:
                 work.append(seen)
             elif isinstance(seen.record, Grant) and isinstance(seen.decision, Wait):
-                results[name] = Result.at_rest(seen.record, seen.decision)
+                results[name] = Result.from_decision(seen.record, seen.decision)
     if work:
-        for result in _do(settings, publisher, work, force, horizon, stopping, waiting):
+        for result in _do(settings, publisher, work, force, horizon, stopping, progress):
             if result is not None:
                 # On stderr at once where something went wrong: cron mails what is printed, not exit codes. Only what
                 # has just happened: a grant that waits for a person is no news a minute later.
@@ -88,11 +88,11 @@ def _chosen(directories: Directories, names: Sequence[str], listing: Listing) ->
 def _do(
     settings: Settings,
     publisher: Publisher,
-    work: list[Look],
+    work: list[Inspection],
     force: bool,
     horizon: float,
     stopping: Callable[[], bool],
-    waiting: Callable[[list[str]], None],
+    progress: Callable[[list[str]], None],
 ) -> list[Result | None]:
     # The one deferred import: httpx costs six times what a run with nothing due may cost.
     from refresher.oauth.tls import ssl_context
@@ -109,7 +109,7 @@ def _do(
 
     terms = Terms(ca_file=settings.ca_file, stopping=stopping)
 
-    def carry_out(seen: Look) -> Result | None:
+    def carry_out(seen: Inspection) -> Result | None:
         order = Order(name=seen.name, seen=seen.generation, force=force, horizon=horizon)
         return rotate(publisher, order, terms)
 
@@ -117,5 +117,5 @@ def _do(
         [(seen.server, seen) for seen in work],
         carry_out,
         stopping=stopping,
-        waiting=lambda under_way: waiting([seen.name for seen in under_way]),
+        progress=lambda under_way: progress([seen.name for seen in under_way]),
     )

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 from typing import Final, Generic, NamedTuple, TypeVar
 
-__all__ = ["AT_ONCE", "AT_ONE_SERVER", "BURST", "RATE", "Budget", "Finished", "Places", "run_all"]
+__all__ = ["BURST", "MAX_PER_SERVER", "MAX_RUNNING", "RATE", "Budget", "Finished", "WorkQueue", "run_all"]
 
-AT_ONCE: Final = 128
-AT_ONE_SERVER: Final = 8
+MAX_RUNNING: Final = 128
+MAX_PER_SERVER: Final = 8
 RATE: Final = 20.0
 """Requests a second, in the long run."""
 
@@ -31,7 +31,7 @@ class Budget:
         self._at = now
         self._held_until = float("-inf")
 
-    def opens_at(self, now: float) -> float:
+    def next_at(self, now: float) -> float:
         """Return from when the next request may go; ``now`` or earlier: at once."""
         self._refill(now)
         missing = max(1.0 - self._left, 0.0) / RATE
@@ -62,7 +62,7 @@ class Finished(NamedTuple, Generic[T, R]):
     """Seconds."""
 
 
-class Places(Generic[T, R]):
+class WorkQueue(Generic[T, R]):
     """Does ``work`` on jobs: at most 128 at once, and at most 8 of one server, within its budget.
 
     A server whose last job took longer than 5 s has one place until one is quicker. So servers that hang delay nobody
@@ -73,7 +73,7 @@ class Places(Generic[T, R]):
 
     def __init__(self, work: Callable[[T], R], tell: Callable[[Finished[T, R]], None]) -> None:
         self._work = work
-        self._tell = tell
+        self._on_finished = tell
         self._waiting: dict[str, deque[T]] = {}
         # Servers that may begin a job, in turn; and those that may later, with the monotonic second.
         self._turns: dict[str, None] = {}
@@ -84,11 +84,11 @@ class Places(Generic[T, R]):
         self._working: dict[int, T] = {}
         self._next_place = 0
 
-    def working(self) -> list[T]:
+    def running(self) -> list[T]:
         """Return the jobs under way; may be asked by any thread, and by a signal."""
         return list(self._working.values())
 
-    def join(self, server: str, job: T, *, first: bool = False) -> None:
+    def put(self, server: str, job: T, *, first: bool = False) -> None:
         """Queue a job, or put it ``first``; ``begin`` starts it."""
         jobs = self._waiting.setdefault(server, deque())
         if first:
@@ -97,7 +97,7 @@ class Places(Generic[T, R]):
             jobs.append(job)
         self._take_a_turn(server)
 
-    def forget_waiting(self) -> list[T]:
+    def drop_waiting(self) -> list[T]:
         """Drop the jobs that have not begun, and return them."""
         forgotten = [job for jobs in self._waiting.values() for job in jobs]
         self._waiting.clear()
@@ -109,7 +109,7 @@ class Places(Generic[T, R]):
         """Begin no job of ``server`` before ``until`` (monotonic seconds)."""
         self._budget(server).hold(until)
 
-    def begin(self, *, everything: bool = False) -> float:
+    def start_jobs(self, *, everything: bool = False) -> float:
         """Start what fits, and return for how many seconds a call again would start no more for want of budget.
 
         ``everything``: however many are of one server, and whatever its budget.
@@ -121,11 +121,11 @@ class Places(Generic[T, R]):
         for server in [server for server, opens_at in self._later.items() if opens_at <= now]:
             del self._later[server]
             self._take_a_turn(server)
-        while self._turns and len(self._working) < AT_ONCE:
+        while self._turns and len(self._working) < MAX_RUNNING:
             server = next(iter(self._turns))
             del self._turns[server]
             budget = self._budget(server)
-            if not everything and (opens_at := budget.opens_at(now)) > now:
+            if not everything and (opens_at := budget.next_at(now)) > now:
                 self._later[server] = opens_at
                 continue
             jobs = self._waiting[server]
@@ -145,8 +145,8 @@ class Places(Generic[T, R]):
 
     def _take_a_turn(self, server: str) -> None:
         """Line up a server that has jobs waiting and a place for one."""
-        places = 1 if server in self._slow else AT_ONE_SERVER
-        if server in self._waiting and server not in self._later and self._at_server[server] < places:
+        limit = 1 if server in self._slow else MAX_PER_SERVER
+        if server in self._waiting and server not in self._later and self._at_server[server] < limit:
             self._turns[server] = None
 
     def _budget(self, server: str) -> Budget:
@@ -154,7 +154,7 @@ class Places(Generic[T, R]):
             self._budgets[server] = Budget(time.monotonic())
         return self._budgets[server]
 
-    def leave(self, finished: Finished[T, R]) -> None:
+    def done(self, finished: Finished[T, R]) -> None:
         """Free the place of a finished job."""
         del self._working[finished.place]
         self._at_server[finished.server] -= 1
@@ -183,7 +183,7 @@ class Places(Generic[T, R]):
     def _do(self, server: str, job: T, place: int) -> None:
         began = time.monotonic()
         result = self._work(job)
-        self._tell(Finished(server, job, result, place, time.monotonic() - began))
+        self._on_finished(Finished(server, job, result, place, time.monotonic() - began))
 
 
 def run_all(
@@ -191,25 +191,25 @@ def run_all(
     work: Callable[[T], R],
     *,
     stopping: Callable[[], bool],
-    waiting: Callable[[list[T]], None] = lambda _: None,
+    progress: Callable[[list[T]], None] = lambda _: None,
 ) -> list[R]:
-    """Do ``work`` on each ``(server, job)`` as ``Places`` does; return the results in the order of the jobs.
+    """Do ``work`` on each ``(server, job)`` as ``WorkQueue`` does; return the results in the order of the jobs.
 
     ``work`` must ask ``stopping`` itself; ``waiting`` is called now and then with what is under way.
     """
     ended: SimpleQueue[Finished[tuple[int, T], R]] = SimpleQueue()
-    places: Places[tuple[int, T], R] = Places(lambda numbered: work(numbered[1]), ended.put)
+    queue: WorkQueue[tuple[int, T], R] = WorkQueue(lambda numbered: work(numbered[1]), ended.put)
     for number, (server, job) in enumerate(jobs):
-        places.join(server, (number, job))
+        queue.put(server, (number, job))
     done: dict[int, R] = {}
     while len(done) < len(jobs):
         # A job that finds the flag set ends at once by itself, so each still gets its result.
-        pause = places.begin(everything=stopping())
+        pause = queue.start_jobs(everything=stopping())
         try:
             finished = ended.get(timeout=min(pause, _LOOK_AGAIN))
         except Empty:
-            waiting([job for _, job in places.working()])
+            progress([job for _, job in queue.running()])
             continue
-        places.leave(finished)
+        queue.done(finished)
         done[finished.job[0]] = finished.result
     return [done[number] for number in range(len(jobs))]

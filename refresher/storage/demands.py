@@ -29,19 +29,19 @@ class Demands(msgspec.Struct, frozen=True):
 
     by_name: dict[str, frozenset[int]]
 
-    def concern(self, name: str) -> bool:
+    def has(self, name: str) -> bool:
         """Whether there is any for ``name``."""
         return name in self.by_name
 
-    def ask_beyond(self, name: str, current: range) -> bool:
+    def has_current(self, name: str, current: range) -> bool:
         """Whether an agent had a token refused whose generation is ``current``."""
         return any(demanded in current for demanded in self.by_name.get(name, ()))
 
-    def are_others(self, name: str, current: range) -> bool:
+    def has_other(self, name: str, current: range) -> bool:
         """Whether an agent has not seen what is ``current``; nor has one that names what there never was."""
         return any(demanded not in current for demanded in self.by_name.get(name, ()))
 
-    def settle(self, directories: Directories, name: str, keep: range) -> None:
+    def remove(self, directories: Directories, name: str, keep: range) -> None:
         """Remove the demands of ``name`` that are decided; ``keep``: those for these generations are still to be."""
         for generation in self.by_name.get(name, ()):
             if generation not in keep:

@@ -129,7 +129,7 @@ class PlayedHost:
                 onlooker.ends(before, self.record)
             else:
                 self._rested(before, cut_off=cut_off)
-            still = demands.pending(self.directories).are_others(
+            still = demands.pending(self.directories).has_other(
                 before.name, Publisher(self.directories).current(self.record)
             )
             onlooker.claim(not still, "a demand that is met was not settled")
@@ -205,7 +205,7 @@ class PlayedHost:
 
     def _is_demanded(self, grant: Grant) -> bool:
         asked = demands.pending(self.directories)
-        return asked.ask_beyond(grant.name, Publisher(self.directories).current(grant))
+        return asked.has_current(grant.name, Publisher(self.directories).current(grant))
 
 
 class _MortalAttempt(Attempt):

@@ -39,9 +39,9 @@ def settings(tmp_path: Path) -> Settings:
 def daemon(settings: Settings) -> Iterator[Daemon]:
     """A daemon whose parts are called one by one."""
     made = Daemon(lambda: settings, Listening(), grace=25.0)
-    made._timetable.start()
+    made._schedule.start()
     yield made
-    made._timetable.stop()
+    made._schedule.stop()
 
 
 def test_a_pause_grows_and_stays_a_pause_for_ever() -> None:
@@ -59,7 +59,7 @@ def test_a_grant_that_could_not_be_read_once_is_looked_at_again(
     """If it failed, one error of a disk at the wrong instant would cost a grant all its rotations."""
     # A fake: an error that leaves no trace in what the directory shows.
     daemon._look_around()
-    (before,) = daemon._timetable._scheduler.get_jobs()
+    (before,) = daemon._schedule._scheduler.get_jobs()
 
     def broken(directories: Directories, name: str) -> Stored:
         raise GrantFileError("cannot read it: Input/output error")
@@ -67,10 +67,10 @@ def test_a_grant_that_could_not_be_read_once_is_looked_at_again(
     with monkeypatch.context() as patch:
         patch.setattr(records, "load", broken)
         daemon._look("linear")
-    (after,) = daemon._timetable._scheduler.get_jobs()
+    (after,) = daemon._schedule._scheduler.get_jobs()
     assert after.next_run_time < before.next_run_time
     daemon._look("linear")
-    (healed,) = daemon._timetable._scheduler.get_jobs()
+    (healed,) = daemon._schedule._scheduler.get_jobs()
     assert healed.next_run_time == before.next_run_time
 
 
@@ -82,4 +82,4 @@ def test_a_fault_of_ours_does_not_end_the_daemon(daemon: Daemon, monkeypatch: py
     monkeypatch.undo()
     daemon._look_around_at = 0.0
     daemon._turn()
-    assert daemon._timetable._scheduler.get_jobs()
+    assert daemon._schedule._scheduler.get_jobs()

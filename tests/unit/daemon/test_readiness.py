@@ -8,16 +8,16 @@ from refresher.common import clocks
 from refresher.common.signals import Listening
 from refresher.config import resolve
 from refresher.daemon.loop import Daemon
-from refresher.daemon.readiness import Freshness
-from refresher.daemon.supervision import Vitals
+from refresher.daemon.readiness import Readiness
+from refresher.daemon.supervision import Supervision
 from tests.support.command import wait_until
 from tests.support.samples import failure, grant
 
 
-def fresh_grant(**changes: object) -> Freshness:
+def fresh_grant(**changes: object) -> Readiness:
     """Return what is known after one look at a grant whose token was issued now."""
     now = clocks.now()
-    known = Freshness()
+    known = Readiness()
     fields = {"issued_at": now.wall, "issued": now, "expires_at": now.wall + 3600, **changes}
     known.see(grant(**fields), published=True)
     known.looked_around()
@@ -26,7 +26,7 @@ def fresh_grant(**changes: object) -> Freshness:
 
 def test_nothing_is_ready_before_each_grant_has_been_looked_at() -> None:
     """If it failed, a daemon with a thousand grants would call itself ready while it has seen none."""
-    known = Freshness()
+    known = Readiness()
     assert not known.health(live=True).ready
     known.looked_around()
     assert known.health(live=True).ready, "no grants at all are no reason to wait"
@@ -67,12 +67,12 @@ def test_a_record_that_becomes_unreadable_takes_nobodys_token_away() -> None:
 
 def test_of_many_names_the_first_are_told() -> None:
     """If it failed, ten thousand grants without a token would make a page that no probe reads to its end."""
-    known = Freshness()
+    known = Readiness()
     for number in range(150):
         known.see(grant(name=f"g{number:03}", access_token=None), published=True)
     health = known.health(live=True)
     assert (health.grants, len(health.waiting), health.waiting[0]) == (150, 100, "g000")
-    assert "g000, g001, g002, g003, g004 and 95 more" in health.in_words()
+    assert "g000, g001, g002, g003, g004 and 95 more" in health.summary()
 
 
 def test_without_a_beat_for_a_minute_the_loops_stand_still(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,15 +80,15 @@ def test_without_a_beat_for_a_minute_the_loops_stand_still(monkeypatch: pytest.M
     # A fake clock: nobody waits a minute for this.
     now = 1000.0
     monkeypatch.setattr("time.monotonic", lambda: now)
-    vitals = Vitals()
-    assert not vitals.health().live, "nothing has turned yet"
-    vitals.beat()
+    supervision = Supervision()
+    assert not supervision.health().live, "nothing has turned yet"
+    supervision.heartbeat()
     now += 59
-    assert vitals.health().live
+    assert supervision.health().live
     now += 2
-    assert not vitals.health().live
-    vitals.finishing()
-    assert vitals.health().live
+    assert not supervision.health().live
+    supervision.finishing()
+    assert supervision.health().live
 
 
 @pytest.fixture
@@ -103,16 +103,16 @@ def test_the_loops_turn_only_where_the_timetable_rings(daemon: Daemon) -> None:
     """If it failed, a scheduler that has died would be called alive, and no token be rotated on time."""
     for _ in range(3):
         daemon._turn()
-    assert not daemon._vitals.health().live, "the timetable does not run"
-    daemon._timetable.start()
+    assert not daemon._supervision.health().live, "the timetable does not run"
+    daemon._schedule.start()
     daemon._beat_at = float("-inf")
 
     def turned() -> bool:
         daemon._turn()
-        return daemon._vitals.health().live
+        return daemon._supervision.health().live
 
     wait_until(turned, "it has rung")
-    daemon._timetable.stop()
+    daemon._schedule.stop()
 
 
 @pytest.mark.parametrize(
@@ -126,4 +126,4 @@ def test_it_beats_three_times_within_what_the_watchdog_waits_for(
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "nobody"))
     monkeypatch.setenv("WATCHDOG_USEC", microseconds)
     monkeypatch.setenv("WATCHDOG_PID", pid)
-    assert Vitals().beat_each == each
+    assert Supervision().heartbeat_interval == each

@@ -3,7 +3,7 @@
 import threading
 import time
 
-from refresher.daemon.schedule import Timetable
+from refresher.daemon.schedule import Schedule
 
 
 def test_a_stop_in_the_middle_of_a_ring_leaves_no_trace() -> None:
@@ -14,10 +14,10 @@ def test_a_stop_in_the_middle_of_a_ring_leaves_no_trace() -> None:
         rings.set()
         goes_on.wait(30)
 
-    timetable = Timetable(ring)
-    timetable.start()
-    timetable.plan("linear", time.time())
+    schedule = Schedule(ring)
+    schedule.start()
+    schedule.plan("linear", time.time())
     assert rings.wait(30)
     # Once the stop is under way: were it slower than this, the test would pass without having seen anything.
     threading.Timer(0.2, goes_on.set).start()
-    timetable.stop()  # pytest fails a test in whose time a thread dies
+    schedule.stop()  # pytest fails a test in whose time a thread dies

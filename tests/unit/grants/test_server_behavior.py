@@ -164,7 +164,7 @@ def test_a_demand_that_a_verdict_bears_out_calls_for_a_person_only_in_the_end() 
         assert state_of(refused) == ("failing" if times < 10 else "reauthorization_required")
         rest = policy.decide(refused, now, demanded=True)
         assert rest == Wait("too_early", NOON + DAY)
-        result = Result.at_rest(refused, rest)
+        result = Result.from_decision(refused, rest)
         assert (result.outcome == "reauthorization_required", "refresher login" in result.detail) == (
             times == 10,
             times == 10,

@@ -7,8 +7,17 @@ from queue import SimpleQueue
 
 import pytest
 
-from refresher.operations import work_queue as places_module
-from refresher.operations.work_queue import AT_ONCE, AT_ONE_SERVER, BURST, RATE, Budget, Finished, Places, run_all
+from refresher.operations import work_queue
+from refresher.operations.work_queue import (
+    BURST,
+    MAX_PER_SERVER,
+    MAX_RUNNING,
+    RATE,
+    Budget,
+    Finished,
+    WorkQueue,
+    run_all,
+)
 from tests.support.command import wait_until
 
 
@@ -43,8 +52,8 @@ def test_no_more_than_promised_run_at_once_and_a_hanging_server_delays_nobody_el
     release.set()
     runner.join(30)
     assert results == [[job for _, job in jobs]], "results do not stand in the order of the jobs"
-    assert most["hanging"] == AT_ONE_SERVER
-    assert most["all"] <= AT_ONCE
+    assert most["hanging"] == MAX_PER_SERVER
+    assert most["all"] <= MAX_RUNNING
 
 
 @pytest.mark.parametrize("spare", [0, 1, 3])
@@ -79,36 +88,36 @@ def test_a_start_with_many_due_grants_is_spread_and_a_rest_earns_a_burst() -> No
     now = 100.0
     asked: list[float] = []
     while len(asked) < BURST + 100:
-        now = max(now, budget.opens_at(now))
+        now = max(now, budget.next_at(now))
         budget.take(now)
         asked.append(now)
     assert asked[BURST - 1] == 100.0
     assert asked[-1] == pytest.approx(100.0 + 100 / RATE)
-    assert budget.opens_at(now + 3600) == now + 3600
+    assert budget.next_at(now + 3600) == now + 3600
     budget.hold(now + 7200)
-    assert budget.opens_at(now + 3600) == now + 7200
+    assert budget.next_at(now + 3600) == now + 7200
 
 
 def test_a_server_beyond_its_budget_keeps_nobody_else_waiting_and_all_get_their_turn() -> None:
     """If it failed, one server's many grants would delay the others', or some would never be rotated."""
     ended: SimpleQueue[Finished[str, str]] = SimpleQueue()
-    places: Places[str, str] = Places(lambda job: job, ended.put)
+    queue: WorkQueue[str, str] = WorkQueue(lambda job: job, ended.put)
     for number in range(BURST + 5):
-        places.join("many", f"many-{number}")
-    places.join("held", "held-0")
-    places.hold("held", time.monotonic() + 3600)
+        queue.put("many", f"many-{number}")
+    queue.put("held", "held-0")
+    queue.hold("held", time.monotonic() + 3600)
     done: list[str] = []
 
     def turn() -> bool:
-        places.begin()
+        queue.start_jobs()
         while not ended.empty():
             finished = ended.get()
-            places.leave(finished)
+            queue.done(finished)
             done.append(finished.job)
         return len(done) == BURST + 6
 
     wait_until(lambda: turn() or len(done) >= BURST, "the burst is over")
-    places.join("other", "other-0")
+    queue.put("other", "other-0")
     wait_until(lambda: turn() or "other-0" in done, "the other server has its turn")
     assert len(done) < BURST + 6, "there is no budget"
     wait_until(turn, "all have had their turn")
@@ -118,39 +127,39 @@ def test_a_server_beyond_its_budget_keeps_nobody_else_waiting_and_all_get_their_
 
 def test_a_server_that_was_slow_has_one_place_until_it_is_quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """If it failed, a few servers that hang would take all places from the rest."""
-    monkeypatch.setattr(places_module, "_SLOW", 0.0)
+    monkeypatch.setattr(work_queue, "_SLOW", 0.0)
     ended: SimpleQueue[Finished[int, int]] = SimpleQueue()
     release = threading.Semaphore(0)
-    places: Places[int, int] = Places(lambda job: (release.acquire(timeout=30) and job) or job, ended.put)
+    queue: WorkQueue[int, int] = WorkQueue(lambda job: (release.acquire(timeout=30) and job) or job, ended.put)
     for number in range(20):
-        places.join("slow", number)
-    places.begin()
-    assert len(places.working()) == AT_ONE_SERVER
-    for _ in range(AT_ONE_SERVER):
+        queue.put("slow", number)
+    queue.start_jobs()
+    assert len(queue.running()) == MAX_PER_SERVER
+    for _ in range(MAX_PER_SERVER):
         release.release()
-        places.leave(ended.get(timeout=30))
-        places.begin()
-    assert len(places.working()) == 1
-    monkeypatch.setattr(places_module, "_SLOW", 1e9)
+        queue.done(ended.get(timeout=30))
+        queue.start_jobs()
+    assert len(queue.running()) == 1
+    monkeypatch.setattr(work_queue, "_SLOW", 1e9)
     release.release()
-    places.leave(ended.get(timeout=30))
-    places.begin()
-    assert len(places.working()) == AT_ONE_SERVER, "it was quick, and is not trusted again"
-    assert places.forget_waiting()
-    while places.working():
+    queue.done(ended.get(timeout=30))
+    queue.start_jobs()
+    assert len(queue.running()) == MAX_PER_SERVER, "it was quick, and is not trusted again"
+    assert queue.drop_waiting()
+    while queue.running():
         release.release()
-        places.leave(ended.get(timeout=30))
+        queue.done(ended.get(timeout=30))
 
 
 def test_what_is_put_first_is_begun_first() -> None:
     """If it failed, a demand would wait behind a thousand rotations that nobody waits for."""
     ended: SimpleQueue[Finished[str, str]] = SimpleQueue()
-    places: Places[str, str] = Places(lambda job: job, ended.put)
-    for number in range(AT_ONE_SERVER + 5):
-        places.join("one", str(number))
-    places.join("one", "demanded", first=True)
-    places.begin()
-    assert "demanded" in places.working()
-    assert sorted(places.forget_waiting()) == ["10", "11", "12", "7", "8", "9"]
-    while places.working():
-        places.leave(ended.get(timeout=30))
+    queue: WorkQueue[str, str] = WorkQueue(lambda job: job, ended.put)
+    for number in range(MAX_PER_SERVER + 5):
+        queue.put("one", str(number))
+    queue.put("one", "demanded", first=True)
+    queue.start_jobs()
+    assert "demanded" in queue.running()
+    assert sorted(queue.drop_waiting()) == ["10", "11", "12", "7", "8", "9"]
+    while queue.running():
+        queue.done(ended.get(timeout=30))

@@ -12,7 +12,7 @@ from refresher.common.errors import GrantFileError, StorageError
 from refresher.common.secret import Secret
 from refresher.grants import transition
 from refresher.grants.record import NO_RECORD, Grant, Stored, Tombstone, encode
-from refresher.operations.inspection import Look, look
+from refresher.operations.inspection import Inspection, inspect
 from refresher.storage import records, recovery
 from refresher.storage.demands import Demands
 from refresher.storage.directories import Directories
@@ -55,9 +55,9 @@ def _resolve(state: Directories, now: Moment = SOON) -> Grant:
     return record
 
 
-def _look(state: Directories) -> Look:
+def _look(state: Directories) -> Inspection:
     Publisher(state).publish(_stored(state).record or OLD)
-    return look(Publisher(state), "linear", unfinished=False, asked=Demands({}))
+    return inspect(Publisher(state), "linear", unfinished=False, demands=Demands({}))
 
 
 def _lying_about(state: Directories) -> list[str]:

@@ -14,9 +14,9 @@ from refresher.storage.demands import Demands
 from refresher.storage.directories import Directories, Listing
 from shim._token import is_name
 
-__all__ = ["LOOK_AT_LEAST", "Watch"]
+__all__ = ["FULL_SCAN_INTERVAL", "DirectoryWatch"]
 
-LOOK_AT_LEAST: Final = 37.0
+FULL_SCAN_INTERVAL: Final = 37.0
 """Seconds after which every file is looked at, though no directory says that anything is new."""
 
 _PARTED: Final = 1.0
@@ -26,7 +26,7 @@ _Stamp = tuple[int, int, int, int]
 _Seen = tuple[_Stamp | None, _Stamp | None, bool, frozenset[int]]
 
 
-class Watch:
+class DirectoryWatch:
     """Looks around in ``directories``; used from one thread."""
 
     def __init__(self, directories: Directories) -> None:
@@ -36,8 +36,8 @@ class Watch:
         self._looked_at = float("-inf")
         self._apart: float | None = None
         self.listing = Listing((), frozenset())
-        self.asked = Demands({})
-        self.trouble: str | None = None
+        self.demands = Demands({})
+        self.demands_problem: str | None = None
         """What is wrong with ``demands/``."""
 
     def changed(self) -> set[str]:
@@ -52,19 +52,19 @@ class Watch:
         # Tokens and demands may be links to elsewhere; what is in them counts.
         shared = (self._directories.tokens, self._directories.demands)
         stamps = (_stamp(self._directories.grants), *(_stamp(path, follow=True) for path in shared))
-        if not jumped and stamps == self._stamps and monotonic - self._looked_at < LOOK_AT_LEAST:
+        if not jumped and stamps == self._stamps and monotonic - self._looked_at < FULL_SCAN_INTERVAL:
             return set()
-        self.trouble = None
+        self.demands_problem = None
         if stamps[0] is not None and (None in stamps[1:] or not self._directories.demands.is_dir()):
             # Agents cannot demand anything where there is no directory; nor would it be made before the next rotation.
-            self.trouble = self._directories.prepare()
+            self.demands_problem = self._directories.prepare()
         try:
             self.listing = self._directories.listing()
         except DirectoryError:
             # What could not be seen now may look as before when it can be seen again, and was not looked at meanwhile.
             self._known.clear()
             raise
-        self.asked = demands.pending(self._directories)
+        self.demands = demands.pending(self._directories)
         there = {name for name in (*self.listing.names, *self.listing.unfinished) if is_name(name)}
         seen = {name: self._see(name) for name in there}
         before, self._known = self._known, seen
@@ -88,7 +88,7 @@ class Watch:
             _stamp(self._directories.record(name)),
             _stamp(self._directories.token(name)),
             name in self.listing.unfinished,
-            self.asked.by_name.get(name, frozenset()),
+            self.demands.by_name.get(name, frozenset()),
         )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from refresher.common.errors import DirectoryError
-from refresher.daemon.watch import LOOK_AT_LEAST, Watch
+from refresher.daemon.directory_watch import FULL_SCAN_INTERVAL, DirectoryWatch
 from refresher.grants.record import NO_RECORD, Stored
 from refresher.storage import records
 from refresher.storage.directories import Directories
@@ -39,7 +39,7 @@ def age(directories: Directories) -> None:
 
 def test_everything_is_new_at_first_and_nothing_after_that(directories: Directories) -> None:
     """If it failed, a daemon would overlook grants, or look at all of them all the time."""
-    looking = Watch(directories)
+    looking = DirectoryWatch(directories)
     assert looking.changed() == {"linear", "notion"}
     assert looking.changed() == set()
     assert sorted(looking.names()) == ["linear", "notion"]
@@ -70,7 +70,7 @@ def test_what_is_new_of_one_name_is_told_of_that_name(
     directories: Directories, change: Callable[[Directories], None]
 ) -> None:
     """If it failed, the daemon would need a restart for it, or look at every grant whenever one changes."""
-    looking = Watch(directories)
+    looking = DirectoryWatch(directories)
     looking.changed()
     age(directories)
     looking.changed()
@@ -81,7 +81,7 @@ def test_what_is_new_of_one_name_is_told_of_that_name(
 
 def test_a_change_within_the_tick_of_the_file_systems_clock_is_not_lost(directories: Directories) -> None:
     """If it failed, an import right after another change would go unnoticed for half a minute."""
-    looking = Watch(directories)
+    looking = DirectoryWatch(directories)
     _replace(directories)
     looking.changed()
     before = directories.grants.stat()
@@ -93,7 +93,7 @@ def test_a_change_within_the_tick_of_the_file_systems_clock_is_not_lost(director
 
 def test_a_name_can_be_looked_at_again(directories: Directories) -> None:
     """If it failed, a grant would not be planned anew after its rotation."""
-    looking = Watch(directories)
+    looking = DirectoryWatch(directories)
     looking.changed()
     age(directories)
     looking.changed()
@@ -105,7 +105,7 @@ def test_nothing_is_listed_where_no_directory_says_that_anything_is_new(
     directories: Directories, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If it failed, ten thousand grants would cost a processor while nothing happens."""
-    looking = Watch(directories)
+    looking = DirectoryWatch(directories)
     looking.changed()
     age(directories)
     looking.changed()
@@ -126,7 +126,7 @@ def test_every_file_is_looked_at_now_and_then_and_every_name_when_a_clock_was_se
     directories: Directories, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If it failed, a file changed in place, or a machine that has slept, would stay unnoticed."""
-    looking = Watch(directories)
+    looking = DirectoryWatch(directories)
     looking.changed()
     age(directories)
     looking.changed()
@@ -135,11 +135,11 @@ def test_every_file_is_looked_at_now_and_then_and_every_name_when_a_clock_was_se
     assert looking.changed() == set(), "no directory has changed"
     # Fakes: no real clock can be set here.
     monotonic, wall = time.monotonic, time.time
-    monkeypatch.setattr(time, "monotonic", lambda: monotonic() + LOOK_AT_LEAST)
-    monkeypatch.setattr(time, "time", lambda: wall() + LOOK_AT_LEAST)
+    monkeypatch.setattr(time, "monotonic", lambda: monotonic() + FULL_SCAN_INTERVAL)
+    monkeypatch.setattr(time, "time", lambda: wall() + FULL_SCAN_INTERVAL)
     assert looking.changed() == {"linear"}
     for offset in (7200.0, -7200.0):
-        monkeypatch.setattr(time, "time", partial(_moved, wall, LOOK_AT_LEAST + offset))
+        monkeypatch.setattr(time, "time", partial(_moved, wall, FULL_SCAN_INTERVAL + offset))
         assert looking.changed() == {"linear", "notion"}
         assert looking.changed() == set()
 
@@ -154,12 +154,12 @@ def test_names_and_files_that_are_none_of_ours_are_left_alone(directories: Direc
         (directories.grants / stray).touch()
     (directories.demands / "nobody.1").touch()
     (directories.demands / "linear.x").mkdir()
-    assert Watch(directories).changed() == {"linear", "notion"}
+    assert DirectoryWatch(directories).changed() == {"linear", "notion"}
 
 
 def test_grants_that_others_can_read_are_an_error_until_it_is_mended(directories: Directories) -> None:
     """If it failed, the daemon would go on with grants that others can read."""
-    looking = Watch(directories)
+    looking = DirectoryWatch(directories)
     looking.changed()
     directories.grants.chmod(0o755)
     for _ in range(2):
