@@ -69,6 +69,7 @@ def cold(tmp_path: Path, vault: Vault) -> Command:
 
 def pytest_sessionfinish() -> None:
     """End what the tests of this process share."""
+    oidc_module.close()
     warm.close()
 
 
