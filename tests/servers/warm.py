@@ -2,8 +2,8 @@
 
     python -m tests.servers.warm SOCKET
 
-Takes on SOCKET what ``tests/support/warm.py`` sends, prints one line of JSON when it is ready, and exits when its stdin
-closes.
+Takes on SOCKET what ``tests/support/warm.py`` and ``tests/servers/stub.py`` send, prints a line when it is ready, and
+exits when its stdin closes.
 """
 
 import atexit
@@ -32,11 +32,13 @@ def main(path: str) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
         listener.listen(16)
-        print(json.dumps({}), flush=True)
+        print("ready", flush=True)
         while listener in select.select([sys.stdin, listener], [], [])[0]:
             connection, _ = listener.accept()
             with connection:
-                connection.sendall(str(_start(connection)).encode())
+                _start(connection)
+            while _reaped():
+                pass
 
 
 def _load() -> None:
@@ -48,31 +50,51 @@ def _load() -> None:
     names += ["anyio._backends._asyncio", "encodings.idna", "httpcore._backends.anyio", "segno", "uuid", "webbrowser"]
     # What the MCP servers of the tests load.
     names += ["mcp.server.auth.provider", "uvicorn", "uvicorn.lifespan.on", "uvicorn.protocols.http.h11_impl"]
+    names += ["tests.support.conforming", "tests.support.person"]
     for name in names:
         importlib.import_module(name)
     gc.collect()
     gc.freeze()
 
 
-def _start(connection: socket.socket) -> int:
-    """Start what the connection asks for, as an orphan; return its process id."""
+def _reaped() -> bool:
+    try:
+        return os.waitpid(-1, os.WNOHANG)[0] != 0
+    except ChildProcessError:
+        return False
+
+
+def _start(connection: socket.socket) -> None:
+    """Start what the connection asks for, and answer with its process id.
+
+    It becomes an orphan, which the asking process has for a child; or, if that waits for an answer, its exit code follows.
+    """
     data, fds, _, _ = socket.recv_fds(connection, _LARGEST, 3)
     asked = json.loads(data)
-    reader, writer = os.pipe()
     between = os.fork()
     if between == 0:
-        child = os.fork()
-        if child == 0:
-            _run(asked, fds)
-        os.write(writer, str(child).encode())
-        os._exit(0)
-    os.close(writer)
+        _start_between(connection, asked, fds)
     for fd in fds:
         os.close(fd)
-    # Only now has the child its new parent.
-    os.waitpid(between, 0)
-    with open(reader) as told:  # noqa: PTH123  a descriptor
-        return int(told.read())
+    if not asked["waits"]:
+        os.waitpid(between, 0)
+        connection.sendall(b"adopted\n")  # only now has the orphan its parent
+
+
+def _start_between(connection: socket.socket, asked: dict[str, Any], fds: list[int]) -> NoReturn:
+    child = os.fork()
+    if child == 0:
+        _run(asked, fds)
+    connection.sendall(f"{child}\n".encode())
+    if asked["waits"]:
+        os.closerange(0, 3)  # the readers of the child's output wait for the child alone
+        for fd in fds:
+            os.close(fd)
+        if connection in select.select([connection, os.pidfd_open(child)], [], [])[0]:
+            os.kill(child, signal.SIGKILL)  # nobody waits any more
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        connection.sendall(f"{code}\n".encode())
+    os._exit(0)
 
 
 def _run(asked: dict[str, Any], fds: list[int]) -> NoReturn:

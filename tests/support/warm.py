@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
-__all__ = ["AVAILABLE", "WarmProcess", "close"]
+__all__ = ["AVAILABLE", "WarmProcess", "close", "stub"]
 
 AVAILABLE: Final = sys.platform == "linux"
 """Whether this system can give a process the orphans among its descendants."""
@@ -43,6 +43,7 @@ class WarmProcess(subprocess.Popen[str]):
             "cwd": str(cwd or Path.cwd()),
             "environment": dict(os.environ if env is None else env),
             "stopped": self._stopped,
+            "waits": False,
         }
         streams = [given if given != -1 else own for own, given in enumerate((stdin, stdout, stderr))]
         self.pid = _interpreter().fork(request, streams)
@@ -54,11 +55,9 @@ class _Interpreter:
     """A process of ``tests.servers.warm``."""
 
     def __init__(self) -> None:
-        self._place = tempfile.TemporaryDirectory(prefix="warm-")
-        self._path = str(Path(self._place.name, "socket"))
         self._lock = threading.Lock()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.servers.warm", self._path],
+            [sys.executable, "-m", "tests.servers.warm", _socket()],
             env={"PATH": os.environ["PATH"]},  # without a locale, as the commands of the tests
             cwd=_ROOT,
             stdin=subprocess.PIPE,
@@ -70,18 +69,18 @@ class _Interpreter:
 
     def fork(self, request: Mapping[str, Any], streams: Sequence[int]) -> int:
         with self._lock, socket.socket(socket.AF_UNIX) as connection:
-            connection.connect(self._path)
+            connection.connect(_socket())
             # The interpreter forks twice, and the kernel gives the orphan to this process, which can then wait for it.
             _adopt_orphans(True)
             try:
                 socket.send_fds(connection, [json.dumps(request).encode()], streams)
-                return int(connection.recv(32))
+                pid, _ = connection.makefile()
+                return int(pid)
             finally:
                 _adopt_orphans(False)
 
     def close(self) -> None:
         self._process.communicate()  # it ends when its stdin closes
-        self._place.cleanup()
 
 
 @cache
@@ -89,11 +88,28 @@ def _interpreter() -> _Interpreter:
     return _Interpreter()
 
 
+@cache
+def _place() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="warm-")
+
+
+def _socket() -> str:
+    return str(Path(_place().name, "socket"))
+
+
+def stub(module: str, *arguments: str) -> list[str]:
+    """Return a command for other programs to start, in place of ``python -m``."""
+    return [sys.executable, "-I", "-S", str(_ROOT / "tests/servers/stub.py"), _socket(), module, *arguments]
+
+
 def close() -> None:
     """End the interpreter, if there is one."""
     if _interpreter.cache_info().currsize:
         _interpreter().close()
         _interpreter.cache_clear()
+    if _place.cache_info().currsize:
+        _place().cleanup()
+        _place.cache_clear()
 
 
 def _adopt_orphans(adopt: bool) -> None:
