@@ -11,13 +11,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
 from refresher import __version__
+from refresher.cli.main import cli
 from refresher.grants import server_behavior
 from refresher.operations.import_request import ImportRequest
 from refresher.operations.result import EXIT_CODES
 from tests.support.command import Command, Done
+from tests.support.daemon import heard, running, stopped
+from tests.support.token_server import TokenServer
 
 GRANT: dict[str, Any] = {
     "token_endpoint": "http://127.0.0.1:9/token",
@@ -51,6 +55,30 @@ def modes(root: Path) -> dict[str, str]:
 def test_the_version_is_the_packages(refresher: Command) -> None:
     """If it failed, nobody could tell which version runs."""
     assert refresher("--version").stdout == f"refresher, version {__version__}\n"
+
+
+def test_every_command_starts_without_what_other_tests_have_loaded(cold: Command) -> None:
+    """If it failed, a command could lack an import that the warm start of other tests provides."""
+    with TokenServer(lambda _: 3600) as server:
+        cold.import_grant("linear", server.grant("client"))
+        cold.bring("notion", server.grant("other"))
+        run = {
+            ("run-once", "--force"): 0,
+            ("status",): 0,
+            ("token", "linear"): 0,
+            ("headers", "linear"): 0,
+            ("health", "--listen", "127.0.0.1:9"): 1,
+            ("completion", "bash"): 0,
+            ("login", "asana", "http://127.0.0.1:9/mcp", "--no-browser"): 4,
+            ("logout", "linear"): 0,
+            ("remove", "notion"): 0,
+        }
+        assert {arguments: cold(*arguments).code for arguments in run} == run
+        with running(cold) as process:
+            heard(process, "watching")
+            assert "stopped" in stopped(cold, process)
+    commands = {arguments[0] for arguments in run} | {"import", "run", "demo"}  # the README's test runs demo
+    assert commands == set(cli.list_commands(click.Context(cli)))
 
 
 def test_the_base_without_the_service_says_what_to_install(refresher: Command) -> None:
