@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from shim._token import render
-from tests.support.command import Command, Done, wait_until
+from tests.support.command import Command, Done, wait_until, without_times
 from tests.support.oidc import OIDC
 from tests.support.published import DEAD, Published
 from tests.support.token_server import TokenServer
@@ -30,7 +30,7 @@ def one_line(done: Done, code: int) -> str:
     """Insist on one clear line on stderr, and nothing on stdout."""
     assert (done.code, done.stdout) == (code, ""), done.stderr
     assert done.stderr.count("\n") == 1, done.stderr
-    return done.stderr
+    return without_times(done.stderr)
 
 
 def elsewhere(published: Published) -> dict[str, str]:
