@@ -40,8 +40,8 @@ def check_login(ctx: click.Context, name: str, url: str | None) -> None:
         return check_new_name(ctx, name)
     meant = name_from(name), _with_scheme((address or "").strip())
     try:
-        urls.origin(meant[1])
-    except urls.BadURL as error:
+        urls.parse_origin(meant[1])
+    except urls.InvalidURL as error:
         raise ConfigError(f"URL {error}") from None
     if not is_name(meant[0]):
         return check_new_name(ctx, name)

@@ -1,5 +1,7 @@
 """The command demo."""
 
+from importlib.util import find_spec
+
 import click
 
 from refresher.cli.options import DURATION, STOPPED, command
@@ -10,6 +12,7 @@ __all__ = ["demo"]
 
 _SHORTEST = 5.0
 _LONGEST = 3600.0
+_NEEDED = ("mcp", "httpx2", "uvicorn")
 
 
 @command(
@@ -31,10 +34,12 @@ def demo(seconds: float) -> int:
     agent that calls a tool all the time. Half way it revokes the agent's token, and later it rotates by hand. It does
     not use your grants.
     """
-    from refresher.demo import play
+    if not all(map(find_spec, _NEEDED)):
+        raise ConfigError("the demo needs the MCP SDK: in the checkout, pip install '.[all]'")
+    from refresher.demo.runner import run_demo  # uvicorn and the MCP SDK: no other command loads them
 
     if not _SHORTEST <= seconds <= _LONGEST:
         raise ConfigError(f"--seconds must be from {_SHORTEST:.0f} to {_LONGEST:.0f}")
     with StopSignals(quiet=True) as stopping:
-        code = play(seconds, stopping=stopping)
+        code = run_demo(seconds, stopping=stopping)
     return code if stopping.exit_code is None else stopping.exit_code

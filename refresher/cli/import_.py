@@ -94,7 +94,7 @@ def import_(ctx: click.Context, name: str | None, source: str, replace: bool, if
         meant = name_from(Path(source).stem.removesuffix(".import")) or "NAME"
         raise ConfigError(f"NAME is missing; did you mean: {did_you_mean(ctx, meant)}")
     check_new_name(ctx, name)
-    return _import(options.settings(), name, source, replace=replace, if_absent=if_absent)
+    return _import(options.settings(), name, source, replace=replace, if_absent=if_absent, warned=set())
 
 
 def _import_directory(settings: Settings, directory: Path, if_absent: bool) -> int | None:
@@ -109,12 +109,13 @@ def _import_directory(settings: Settings, directory: Path, if_absent: bool) -> i
     if not files:
         say(f"nothing to import in {directory}")
     codes = set()
+    warned: set[str] = set()
     for file in files:
         if file.suffix != ".json" or not is_name(file.stem):
             log.warning("warning: %s is skipped: its name must be the name of a grant and '.json'", file)
             continue
         try:
-            code = _import(settings, file.stem, str(file), replace=False, if_absent=if_absent)
+            code = _import(settings, file.stem, str(file), replace=False, if_absent=if_absent, warned=warned)
         except Interrupted:
             raise
         except RefresherError as error:
@@ -126,7 +127,9 @@ def _import_directory(settings: Settings, directory: Path, if_absent: bool) -> i
     return min(codes, default=None)
 
 
-def _import(settings: Settings, name: str, source: str, *, replace: bool, if_absent: bool) -> int | None:
+def _import(
+    settings: Settings, name: str, source: str, *, replace: bool, if_absent: bool, warned: set[str]
+) -> int | None:
     if if_absent and import_grant.exists(settings.directories, name):
         # Before the file is read: it may be deleted after the first start.
         say(f"{name} exists already; it is kept")
@@ -145,7 +148,7 @@ def _import(settings: Settings, name: str, source: str, *, replace: bool, if_abs
         log.warning("%s: warning: %s; it is skipped", name, error)
         return None
     warn_of_closed_directories(settings)
-    startup_checks.tell(settings.directories)
+    startup_checks.warn(settings.directories, warned)
     for warning in admitted.warnings:
         log.warning("%s: warning: %s", name, warning)
     if admitted.stored:

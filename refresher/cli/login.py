@@ -147,24 +147,25 @@ def login(
     if port is not None and given["redirect_uri"]:
         raise ConfigError("--port and --redirect-uri exclude each other: the port is in the address")
     try:
-        from refresher import login as logins  # the MCP SDK takes a second to load
+        from refresher.login.flow import log_in  # the MCP SDK takes a second to load
+        from refresher.login.options import LoginOptions
     except ModuleNotFoundError as error:
         raise ConfigError(f"login needs the MCP SDK (no {error.name}): in the checkout, pip install '.[all]'") from None
 
     if port is not None:
         given["redirect_uri"] = f"http://127.0.0.1:{port}/callback"
     settings = ctx.obj.settings()
-    manner = logins.Manner(wait=wait, open_browser=not no_browser, verify=not no_verify, replace=replace)
+    options = LoginOptions(**given, wait=wait, open_browser=not no_browser, verify=not no_verify, replace=replace)
     try:
-        done = logins.log_in(settings, name, logins.Asked(**given), manner)
+        done = log_in(settings, name, options)
     except KeyboardInterrupt:
         # Before the tokens arrive: afterwards the login completes.
         raise Interrupted("interrupted; nothing was changed") from None
     warn_of_closed_directories(settings)
-    startup_checks.tell(settings.directories)
-    for warning in done.admitted.warnings:
+    startup_checks.warn(settings.directories, set())
+    for warning in done.imported.warnings:
         log.warning("%s: warning: %s", name, warning)
-    _report(done.admitted.grant, done.proof)
+    _report(done.imported.grant, done.verified)
     return done.exit_code
 
 

@@ -5,7 +5,7 @@ import click
 from refresher.cli import tables
 from refresher.cli.options import Options, command, complete_name, print_no_grants
 from refresher.common.terminal import say
-from refresher.operations.inventory import list_grants
+from refresher.operations.inspection import list_grants
 
 __all__ = ["status"]
 

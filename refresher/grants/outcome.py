@@ -10,20 +10,20 @@ from refresher.common.secret import Secret
 __all__ = [
     "Ambiguous",
     "ClientRejected",
-    "GrantDead",
+    "GrantRejected",
     "NotSent",
     "Outcome",
     "ResourceRefused",
-    "Rotated",
+    "TokensIssued",
     "TooEarly",
     "Transient",
-    "Unintelligible",
-    "code_of",
-    "words_of",
+    "Unreadable",
+    "describe",
+    "error_code",
 ]
 
 
-class Rotated(msgspec.Struct, frozen=True, kw_only=True):
+class TokensIssued(msgspec.Struct, frozen=True, kw_only=True):
     """RFC 6749 section 5.1; ``expires_in`` seconds, or ``expires_at`` epoch seconds from a JWT's ``exp``."""
 
     access_token: Secret
@@ -32,7 +32,7 @@ class Rotated(msgspec.Struct, frozen=True, kw_only=True):
     expires_at: float | None
     refresh_token: Secret | None
     scope: str | None
-    clock_ahead: float = 0.0
+    clock_skew: float = 0.0
     """Seconds by which the server's clock is ahead of ours: what it dates counts by that one."""
 
 
@@ -71,11 +71,11 @@ class Ambiguous(msgspec.Struct, frozen=True, kw_only=True):
     description: str
 
 
-class Unintelligible(msgspec.Struct, frozen=True, kw_only=True):
+class Unreadable(msgspec.Struct, frozen=True, kw_only=True):
     """Success that cannot be read; ``answer`` is the raw body, one character for each byte (latin-1)."""
 
     description: str
-    answer: Secret
+    body: Secret
     kept: str | None = None
     """Where the answer lies now, in words."""
 
@@ -94,25 +94,33 @@ class ClientRejected(msgspec.Struct, frozen=True, kw_only=True):
     description: str
 
 
-class GrantDead(msgspec.Struct, frozen=True, kw_only=True):
+class GrantRejected(msgspec.Struct, frozen=True, kw_only=True):
     """The server's verdict on the grant."""
 
     code: str
     description: str
 
 
-def code_of(outcome: "Outcome") -> str:
+def error_code(outcome: "Outcome") -> str:
     """Return the error code of an answer (RFC 6749 section 5.2), nothing where it has none."""
     return str(getattr(outcome, "code", ""))
 
 
-def words_of(outcome: "Outcome", *, of: str = "the server") -> str:
+def describe(outcome: "Outcome", *, sender: str = "the server") -> str:
     """Return what an answer said, where it was ``of`` another place than the token endpoint."""
     return str(getattr(outcome, "description", "it gave tokens that nobody asked for")).replace(
-        "the token endpoint", of, 1
+        "the token endpoint", sender, 1
     )
 
 
 Outcome = (
-    Rotated | NotSent | Transient | TooEarly | Ambiguous | Unintelligible | ResourceRefused | ClientRejected | GrantDead
+    TokensIssued
+    | NotSent
+    | Transient
+    | TooEarly
+    | Ambiguous
+    | Unreadable
+    | ResourceRefused
+    | ClientRejected
+    | GrantRejected
 )

@@ -11,27 +11,27 @@ import msgspec
 
 from refresher.common.clocks import Moment, elapsed
 from refresher.grants import server_behavior
-from refresher.grants.record import Failure, Grant, Waiting
+from refresher.grants.record import Failure, FailureKind, Grant
 
 __all__ = [
     "CLOCK_TOLERANCE",
     "DEFAULT_MAX_AGE",
     "MAX_WAIT",
     "Decision",
-    "Rest",
     "Rotate",
+    "Wait",
     "backoff",
     "decide",
+    "doubt_in_future",
     "due_at",
-    "end_of_life",
-    "is_adrift",
-    "is_early",
-    "life_left",
-    "may_send",
+    "expected_expiry",
+    "may_be_too_early",
+    "may_send_refresh_token",
     "needs_person",
-    "replay_open",
+    "remaining_lifetime",
+    "replay_allowed",
     "retry_at",
-    "unusable_for",
+    "seconds_until_usable",
 ]
 
 DEFAULT_MAX_AGE: Final = 3600.0
@@ -60,17 +60,17 @@ _HURRIED_STEP: Final = 3.0
 class Rotate(msgspec.Struct, frozen=True):
     """Exchange now; ``why`` in one word."""
 
-    why: Literal["first", "due", "demanded", "forced", "retry", "clock"]
+    reason: Literal["first", "due", "demanded", "forced", "retry", "clock"]
 
 
-class Rest(msgspec.Struct, frozen=True):
+class Wait(msgspec.Struct, frozen=True):
     """Do not exchange; ``until`` is epoch seconds, ``None`` where only a person can end it."""
 
-    because: Literal["not_due"] | Waiting
+    reason: Literal["not_due"] | FailureKind
     until: float | None
 
 
-Decision = Rotate | Rest
+Decision = Rotate | Wait
 
 
 def decide(grant: Grant, now: Moment, *, demanded: bool = False, force: bool = False, horizon: float = 0.0) -> Decision:
@@ -81,12 +81,12 @@ def decide(grant: Grant, now: Moment, *, demanded: bool = False, force: bool = F
     caller's next run, within which nobody else would rotate.
     """
     if grant.dead and not force:
-        return Rest("reauthorization_required", None)
-    if grant.not_before is not None and (unusable := unusable_for(grant, now)) > 0:
+        return Wait("reauthorization_required", None)
+    if grant.not_before is not None and (unusable := seconds_until_usable(grant, now)) > 0:
         # Whoever writes that into a refresh token may end the whole login for using it earlier (rauthy does).
-        return Rest("too_early", now.wall + unusable)
+        return Wait("too_early", now.wall + unusable)
     if (protected := _protected_until(grant, now, demanded=demanded)) is not None:
-        return Rest("reauthorization_required" if grant.dead else "in_doubt", protected)
+        return Wait("reauthorization_required" if grant.dead else "in_doubt", protected)
     if force:
         return Rotate("forced")
     if grant.failure is not None:
@@ -103,7 +103,7 @@ def decide(grant: Grant, now: Moment, *, demanded: bool = False, force: bool = F
         now.wall >= max(due - horizon, _earliest(grant)) and not server_behavior.refuses_early(grant)
     ):
         return Rotate("due")
-    return Rest("not_due", min(due, _demand_honoured_at(grant)) if demanded else due)
+    return Wait("not_due", min(due, _demand_honoured_at(grant)) if demanded else due)
 
 
 def due_at(grant: Grant) -> float:
@@ -114,17 +114,17 @@ def due_at(grant: Grant) -> float:
     life = _lifetime(grant)
     if server_behavior.refuses_early(grant):
         return max(grant.issued_at + life, _usable_from(grant), _earliest(grant))
-    share = _SHARE_WHERE_IT_ENDS if server_behavior.ends_access(grant) else _SHARE_OF_LIFE
+    share = _SHARE_WHERE_IT_ENDS if server_behavior.revokes_access_token(grant) else _SHARE_OF_LIFE
     jitter = _fraction(f"{grant.name}\0{grant.generation}") * min(_LONGEST_JITTER, _JITTER_SHARE * life)
     return max(grant.issued_at + min(share * life, _DAILY) - jitter, _usable_from(grant), _earliest(grant))
 
 
-def end_of_life(grant: Grant) -> float:
+def expected_expiry(grant: Grant) -> float:
     """Return the epoch second until which the access token may live, by what the server said or by its age."""
     return grant.issued_at + _lifetime(grant)
 
 
-def life_left(grant: Grant, at: Moment) -> float:
+def remaining_lifetime(grant: Grant, at: Moment) -> float:
     """Return the seconds that the access token had still to live at a moment; less than 0: it had ended.
 
     It ends by the server's clock, so what counts is how long it has been, not what a wall clock was set to.
@@ -133,10 +133,10 @@ def life_left(grant: Grant, at: Moment) -> float:
     if age is not None:
         return _lifetime(grant) - age
     # Nothing lives longer than its lifetime, though a clock set back since its issue would make it seem so.
-    return min(end_of_life(grant) - at.wall, _lifetime(grant))
+    return min(expected_expiry(grant) - at.wall, _lifetime(grant))
 
 
-def is_early(grant: Grant, asked: Moment) -> bool:
+def may_be_too_early(grant: Grant, asked: Moment) -> bool:
     """Whether a verdict may only mean that it was asked too early: by a server that does so, of a token that may live.
 
     Until its own clock agrees that the token has ended: the server counts from when it answered.
@@ -146,10 +146,10 @@ def is_early(grant: Grant, asked: Moment) -> bool:
         lasted = asked.boottime - before.moment.boottime
         if before.moment.same_boot(asked) and lasted >= _lifetime(grant):
             return False  # what lived when it was refused has ended, whatever a clock was set back to
-    return server_behavior.refuses_early(grant) and life_left(grant, asked) > -CLOCK_TOLERANCE
+    return server_behavior.refuses_early(grant) and remaining_lifetime(grant, asked) > -CLOCK_TOLERANCE
 
 
-def unusable_for(grant: Grant, now: Moment) -> float:
+def seconds_until_usable(grant: Grant, now: Moment) -> float:
     """Return the seconds until the refresh token may be used by what it says itself; 0 or less: it may."""
     usable, age = _usable_from(grant), _age(grant, now)
     return usable - now.wall if age is None or grant.issued is None else usable - grant.issued.wall - age
@@ -169,15 +169,15 @@ def retry_at(grant: Grant) -> float | None:
     if (
         grant.doubt is None
         or grant.access_token is None
-        or (server_behavior.replay(grant) != 0 and not grant.doubt.replay_over)
+        or (server_behavior.grace_period(grant) != 0 and not grant.doubt.replay_over)
     ):
         return grant.failure.retry_at
-    return max(grant.failure.retry_at, grant.doubt.since.wall + life_left(grant, grant.doubt.since))
+    return max(grant.failure.retry_at, grant.doubt.since.wall + remaining_lifetime(grant, grant.doubt.since))
 
 
-def replay_open(grant: Grant, now: Moment) -> bool:
+def replay_allowed(grant: Grant, now: Moment) -> bool:
     """Whether the server takes the refresh token in doubt once more, as far as can be known."""
-    replay = server_behavior.replay(grant)
+    replay = server_behavior.grace_period(grant)
     if replay is None:
         return True
     if grant.doubt is None:
@@ -188,7 +188,7 @@ def replay_open(grant: Grant, now: Moment) -> bool:
     return not grant.doubt.replay_over and since.same_boot(now) and elapsed(since, now) < usable
 
 
-def is_adrift(grant: Grant, now: Moment) -> bool:
+def doubt_in_future(grant: Grant, now: Moment) -> bool:
     """Whether a doubt lies in the future by the clock that counts, so that nobody can tell how long it has lasted.
 
     Whoever holds the lock then begins it anew at ``now``: the wait stays as long as the token can live, and ends.
@@ -209,22 +209,22 @@ def needs_person(grant: Grant) -> bool:
     return grant.dead or grant.refusals >= _REFUSALS_FOR_A_PERSON
 
 
-def may_send(grant: Grant, now: Moment, *, demanded: bool) -> bool:
+def may_send_refresh_token(grant: Grant, now: Moment, *, demanded: bool) -> bool:
     """Whether the refresh token may leave at this instant without endangering a live access token (I1)."""
     return _protected_until(grant, now, demanded=demanded) is None
 
 
 def _protected_until(grant: Grant, now: Moment, *, demanded: bool) -> float | None:
     """Until when a grant in doubt must wait, so that a reuse cannot revoke its live access token; None: no longer."""
-    if grant.doubt is None or grant.access_token is None or demanded or replay_open(grant, now):
+    if grant.doubt is None or grant.access_token is None or demanded or replay_allowed(grant, now):
         return None
-    remaining = life_left(grant, now)
+    remaining = remaining_lifetime(grant, now)
     if _age(grant, now) is None:
         # From the doubt on by the clock that also counts a suspended machine, and across boots, for want of it, by the
         # wall clock.
         since = grant.doubt.since
         lasted = now.boottime - since.boottime if since.same_boot(now) else now.wall - since.wall
-        remaining = life_left(grant, since) - max(lasted, 0.0)
+        remaining = remaining_lifetime(grant, since) - max(lasted, 0.0)
     return now.wall + remaining if remaining > 0 else None
 
 
@@ -245,7 +245,7 @@ def _after_failure(grant: Grant, now: Moment, *, demanded: bool) -> Decision:
         remaining += min(hurried - (failure.retry_at - failure.at), 0.0)
     # A wait longer than its own maximum was written by a clock that has been set back since.
     if 0 < remaining <= longest:
-        return Rest("in_doubt" if grant.doubt is not None else failure.outcome, now.wall + remaining)
+        return Wait("in_doubt" if grant.doubt is not None else failure.outcome, now.wall + remaining)
     return Rotate("retry")
 
 
@@ -289,7 +289,7 @@ def _age(grant: Grant, at: Moment) -> float | None:
 
 def _lifetime(grant: Grant) -> float:
     if grant.expires_at is None:
-        known = server_behavior.access_life(grant)
+        known = server_behavior.access_token_lifetime(grant)
         return DEFAULT_MAX_AGE if known is None else known
     return max(grant.expires_at - grant.issued_at, 0.0)
 

@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
-__all__ = ["PROFILES", "UNKNOWN", "Profile", "profile_of"]
+__all__ = ["PROFILES", "UNKNOWN", "Profile", "find_profile"]
 
 _MINUTES: Final = 60.0
 _HOURS: Final = 3600.0
@@ -22,7 +22,7 @@ class Profile(NamedTuple):
     name: str
     hosts: tuple[str, ...]
     source: str
-    replay: float | None = 0.0
+    grace_period: float | None = 0.0
     """Seconds for which it takes the previous refresh token again; ``None`` for ever, or it never changes them."""
     refuses_early: bool = False
     """It refuses a refresh while the access token lives."""
@@ -30,9 +30,9 @@ class Profile(NamedTuple):
     """It takes RFC 8707's ``resource`` in a refresh."""
     send_scope: bool = False
     """A refresh needs ``scope``."""
-    ends_access: bool = False
+    revokes_access_token: bool = False
     """A refresh ends the previous access token at once: each costs its readers a 401."""
-    access_life: float | None = None
+    access_token_lifetime: float | None = None
     """Seconds, where the answer does not tell."""
 
 
@@ -43,13 +43,13 @@ PROFILES: Final = (
         "Atlassian",
         ("auth.atlassian.com",),
         "community.developer.atlassian.com/t/83103: old tokens 'enter a 10-minutes grace period', 'multiple retries'",
-        replay=10 * _MINUTES,
+        grace_period=10 * _MINUTES,
     ),
     Profile(
         "Dropbox",
         ("api.dropboxapi.com", "api.dropbox.com", "www.dropbox.com"),
         "dropbox-sdk-python#544: 'refresh tokens don't expire'; react-native-app-auth#687: refuses unknown fields",
-        replay=None,
+        grace_period=None,
         send_resource=False,
     ),
     Profile(
@@ -57,7 +57,7 @@ PROFILES: Final = (
         ("login.microsoftonline.com", "login.microsoftonline.us", "login.partner.microsoftonline.cn"),
         "learn.microsoft.com/entra/identity-platform/refresh-tokens: 'doesn't revoke old refresh tokens'; "
         "csharp-sdk#1587: AADSTS9010010 for resource; typescript-sdk#2718: AADSTS90009 without scope",
-        replay=None,
+        grace_period=None,
         send_resource=False,
         send_scope=True,
     ),
@@ -78,21 +78,21 @@ PROFILES: Final = (
         "Figma",
         ("api.figma.com", "www.figma.com"),
         "arcticjs.dev/providers/figma: a refresh 'only returns an access token and its expiration'",
-        replay=None,
+        grace_period=None,
     ),
     Profile(
         "GitHub Apps",
         ("github.com",),
         "docs.github.com, refreshing user access tokens: 'that refresh token and the old user access token will no "
         "longer work'",
-        ends_access=True,
-        access_life=8 * _HOURS,
+        revokes_access_token=True,
+        access_token_lifetime=8 * _HOURS,
     ),
     Profile(
         "Google",
         ("accounts.google.com", "oauth2.googleapis.com", "www.googleapis.com"),
         "developers.google.com/identity/protocols/oauth2: a refresh brings no refresh token, the old one stays",
-        replay=None,
+        grace_period=None,
     ),
     Profile(
         "hh.ru",
@@ -104,82 +104,82 @@ PROFILES: Final = (
         "HubSpot",
         ("api.hubapi.com", ".hubspot.com"),
         "developers.hubspot.com, auth-oauth-v3: the same refresh token comes back",
-        replay=None,
+        grace_period=None,
     ),
     Profile(
         "Linear",
         ("api.linear.app", "linear.app", "mcp.linear.app"),
         "claude-code#85236, airbyte source-linear: '30-minute replay grace period'",
-        replay=30 * _MINUTES,
+        grace_period=30 * _MINUTES,
     ),
     Profile(
         "Notion MCP",
         ("mcp.notion.com",),
         "makenotion/notion-cookbook, mcp-client-integration: an hour; sources conflict about a replay, so none",
-        access_life=1 * _HOURS,
+        access_token_lifetime=1 * _HOURS,
     ),
     Profile(
         "RingCentral",
         ("platform.ringcentral.com",),
         "developers.ringcentral.com/guide/authentication/refresh-tokens: 'invalidated immediately'",
-        ends_access=True,
+        revokes_access_token=True,
     ),
     Profile(
         "Shopify",
         (".myshopify.com",),
         "shopify.dev/changelog: 'an app can retry its previously stored refresh token until it starts using the "
         "replacement', 30 days",
-        replay=30 * _DAYS,
-        access_life=1 * _HOURS,
+        grace_period=30 * _DAYS,
+        access_token_lifetime=1 * _HOURS,
     ),
     Profile(
         "Slack",
         ("slack.com",),
         "docs.slack.dev/authentication/using-token-rotation: 'The refresh token is then revoked'",
-        access_life=12 * _HOURS,
+        access_token_lifetime=12 * _HOURS,
     ),
     Profile(
         "Stripe",
         ("api.stripe.com", "connect.stripe.com"),
         "NangoHQ/nango provider.client.ts: no expires_in, an hour",
-        access_life=1 * _HOURS,
+        access_token_lifetime=1 * _HOURS,
     ),
     Profile(
         "Supabase",
         (".supabase.co",),
         "supabase/auth internal/tokens/service.go: the parent of the active token returns the active one",
-        replay=None,
+        grace_period=None,
     ),
     Profile(
         "Wise",
         ("api.wise.com", "api.transferwise.com"),
         "docs.wise.com/guides/developer/auth-and-security/refresh-tokens: 'the previous access token is immediately "
         "invalidated'",
-        ends_access=True,
+        revokes_access_token=True,
     ),
     Profile(
         "WorkOS",
         ("api.workos.com", ".authkit.app"),
         "workos.com/docs/authkit/session-resilience: 'replay grace period'; kcap-cli#946: 30 seconds",
-        replay=30.0,
+        grace_period=30.0,
     ),
     Profile(
         "Xero",
         ("identity.xero.com",),
         "developer.xero.com/faq/oauth2: 'retry using your existing refresh token for up to 30 minutes'",
-        replay=30 * _MINUTES,
+        grace_period=30 * _MINUTES,
     ),
     Profile(
         "Zoho",
         (".zoho.com", ".zoho.eu", ".zoho.in", ".zoho.com.au", ".zoho.jp"),
         "zoho.com/crm/developer/docs/api/v3/token-validity: refresh tokens do not change; 10 refreshes in 10 minutes",
-        replay=None,
+        grace_period=None,
     ),
 )
 
 
 @lru_cache(maxsize=1024)  # thousands of grants have few servers, and each decision asks several times
-def profile_of(token_endpoint: str, issuer: str | None) -> Profile:
+def find_profile(token_endpoint: str, issuer: str | None) -> Profile:
     """Return the profile of a server by its issuer's host, else by its token endpoint's; ``UNKNOWN`` where none fits.
 
     Hosts that serve many customers below one name (``mcp.example``'s own servers) have none: their software decides.

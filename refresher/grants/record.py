@@ -15,25 +15,25 @@ from refresher.common.secret import Secret
 
 __all__ = [
     "CONVERTERS",
-    "NOTHING",
-    "SPENT_KEPT",
-    "UNREADABLE",
+    "DECODE_ERRORS",
+    "MAX_SPENT",
+    "NO_RECORD",
     "VERSION",
     "AuthMethod",
     "Doubt",
     "Failure",
     "Grant",
     "Login",
+    "LoginMethod",
     "Record",
     "Stored",
     "Tombstone",
-    "Way",
     "decode",
     "decode_secret",
     "encode",
-    "newer",
-    "spend",
     "unwrap",
+    "version_error",
+    "with_spent",
     "wrap",
 ]
 
@@ -49,12 +49,12 @@ The fields of a record have ``kind``, those of an intent do not. The converted r
 write, which happens under the grant's lock.
 """
 
-SPENT_KEPT: Final = 256
+MAX_SPENT: Final = 256
 
-NOTHING: Final = ""
+NO_RECORD: Final = ""
 """The checksum of a record that does not exist."""
 
-UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+DECODE_ERRORS: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 """What msgspec raises for bytes that are not what they should be; the last one for brackets without end."""
 
 AuthMethod = Literal[
@@ -66,15 +66,15 @@ AuthMethod = Literal[
     "self_signed_tls_client_auth",
 ]
 
-Way = Literal["browser", "device", "client_credentials"]
+LoginMethod = Literal["browser", "device", "client_credentials"]
 
-Waiting = Literal["transient", "too_early", "client_rejected", "in_doubt", "reauthorization_required"]
+FailureKind = Literal["transient", "too_early", "client_rejected", "in_doubt", "reauthorization_required"]
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the last exchange ended with, if not with a token; ``at`` and ``retry_at`` are epoch seconds."""
 
-    outcome: Waiting
+    outcome: FailureKind
     code: str
     description: str
     at: float
@@ -97,16 +97,16 @@ class Doubt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """It is not about an answer: readers have seen a later generation than the record's."""
     spill: str | None = None
     """Where an answer may lie that nobody has seen: the machine went down, and its file system may not be there yet."""
-    begun_from: str = NOTHING
+    begun_from: str = NO_RECORD
     """The checksum of the record that such an answer was begun from."""
 
-    def knowing(self, kept: str | None) -> "Doubt":
+    def with_kept(self, kept: str | None) -> "Doubt":
         """Return it with what is known of an answer; the first one counts, for it came when the token was spent."""
         return msgspec.structs.replace(self, kept=kept) if self.kept is None else self
 
-    def and_then(self, later: "Doubt") -> "Doubt":
+    def merged_with(self, later: "Doubt") -> "Doubt":
         """Return it with what is known of a later loss: only the last answer can be of use."""
-        known = self.knowing(later.kept)
+        known = self.with_kept(later.kept)
         if later.spill is None:
             return known
         return msgspec.structs.replace(known, spill=later.spill, begun_from=later.begun_from)
@@ -130,7 +130,7 @@ class Login(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """What a person said to ask for, instead of what the server names."""
     resource: str | None = None
     """The same of RFC 8707's."""
-    way: Way = "browser"
+    way: LoginMethod = "browser"
     params: tuple[tuple[str, str], ...] = ()
     """What went along in the authorization request, besides what always does."""
 
@@ -228,7 +228,7 @@ Record = Grant | Tombstone
 
 
 class Stored(msgspec.Struct, frozen=True):
-    """A record as it lies on the disk; ``checksum`` is ``NOTHING`` where there is none."""
+    """A record as it lies on the disk; ``checksum`` is ``NO_RECORD`` where there is none."""
 
     record: Record | None
     checksum: str
@@ -245,10 +245,10 @@ class _Version(msgspec.Struct):
     version: int
 
 
-def spend(spent: tuple[str, ...], token: Secret) -> tuple[str, ...]:
+def with_spent(spent: tuple[str, ...], token: Secret) -> tuple[str, ...]:
     """Return ``spent`` with ``token`` as its newest; the oldest beyond 256 are forgotten."""
     fingerprint = token.fingerprint()
-    return (*(known for known in spent if known != fingerprint), fingerprint)[-SPENT_KEPT:]
+    return (*(known for known in spent if known != fingerprint), fingerprint)[-MAX_SPENT:]
 
 
 def encode(record: Record) -> tuple[bytes, str]:
@@ -270,7 +270,7 @@ def decode(data: bytes, name: str) -> Stored:
     raw, checksum = unwrap("record", data)
     try:
         record = _RECORD.decode(raw)
-    except UNREADABLE:
+    except DECODE_ERRORS:
         raise GrantFileError("the record has fields that this version of refresher does not know") from None
     if record.name != name:
         raise GrantFileError(f"the record is of the name {record.name!r}: the file was copied or renamed")
@@ -284,7 +284,7 @@ def unwrap(key: Literal["record", "intent"], data: bytes) -> tuple[bytes | msgsp
     """
     try:
         envelope = _ENVELOPE.decode(data)
-    except UNREADABLE:
+    except DECODE_ERRORS:
         raise GrantFileError(_unreadable(data)) from None
     raw: msgspec.Raw | msgspec.UnsetType = getattr(envelope, key)
     if raw is msgspec.UNSET or (envelope.version != VERSION and envelope.version not in CONVERTERS):
@@ -298,18 +298,18 @@ def unwrap(key: Literal["record", "intent"], data: bytes) -> tuple[bytes | msgsp
 def _converted(raw: msgspec.Raw, version: int) -> bytes:
     try:
         fields = msgspec.json.decode(raw, type=_Fields)
-    except UNREADABLE:
+    except DECODE_ERRORS:
         raise GrantFileError("the file is not a grant record") from None
     for earlier in range(version, VERSION):
         fields = CONVERTERS[earlier](fields)
     return msgspec.json.encode(fields)
 
 
-def newer(data: bytes) -> str | None:
+def version_error(data: bytes) -> str | None:
     """Return what to do where a later version wrote the first line of ``data``; ``None`` where none did."""
     try:
         version = msgspec.json.decode(data.partition(b"\n")[0], type=_Version).version
-    except UNREADABLE:
+    except DECODE_ERRORS:
         return None
     if version <= VERSION:
         return None
@@ -319,7 +319,7 @@ def newer(data: bytes) -> str | None:
 def _unreadable(data: bytes) -> str:
     if not data.strip(b"\0 \n"):
         return "the file is empty"
-    return newer(data) or "the file is not a grant record, or is torn"
+    return version_error(data) or "the file is not a grant record, or is torn"
 
 
 def _encode_secret(value: Any) -> str:

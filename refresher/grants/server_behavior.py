@@ -3,19 +3,26 @@
 Pure: a function of the grant.
 """
 
-from refresher.grants.providers import Profile, profile_of
+from refresher.grants.providers import Profile, find_profile
 from refresher.grants.record import Grant
 
-__all__ = ["access_life", "ends_access", "refuses_early", "replay", "scope", "sends_resource"]
+__all__ = [
+    "access_token_lifetime",
+    "grace_period",
+    "refuses_early",
+    "revokes_access_token",
+    "scope_to_send",
+    "sends_resource",
+]
 
 
-def replay(grant: Grant) -> float | None:
+def grace_period(grant: Grant) -> float | None:
     """Return the seconds for which the server takes the previous refresh token again; ``None`` for ever."""
     if grant.refresh_token is None:
         return None  # client credentials are not used up
     if isinstance(grant.replay, float | int) or grant.replay is None:
         return grant.replay
-    return _profile(grant).replay
+    return _profile(grant).grace_period
 
 
 def refuses_early(grant: Grant) -> bool:
@@ -30,7 +37,7 @@ def sends_resource(grant: Grant) -> bool:
     return _profile(grant).send_resource if grant.send_resource is None else grant.send_resource
 
 
-def scope(grant: Grant) -> str | None:
+def scope_to_send(grant: Grant) -> str | None:
     """Return the ``scope`` to send: where there is no earlier grant to inherit it from, and where a server wants it."""
     asked = grant.scope if grant.asked_scope is None else grant.asked_scope
     if not asked:
@@ -43,15 +50,15 @@ def scope(grant: Grant) -> str | None:
     return asked if "offline_access" in asked.split() else f"{asked} offline_access"
 
 
-def ends_access(grant: Grant) -> bool:
+def revokes_access_token(grant: Grant) -> bool:
     """Whether a rotation ends the previous access token at once."""
-    return _profile(grant).ends_access
+    return _profile(grant).revokes_access_token
 
 
-def access_life(grant: Grant) -> float | None:
+def access_token_lifetime(grant: Grant) -> float | None:
     """Return the seconds that an access token lives where no answer tells; ``None`` where nobody knows."""
-    return _profile(grant).access_life if grant.max_age is None else grant.max_age
+    return _profile(grant).access_token_lifetime if grant.max_age is None else grant.max_age
 
 
 def _profile(grant: Grant) -> Profile:
-    return profile_of(grant.token_endpoint, grant.issuer)
+    return find_profile(grant.token_endpoint, grant.issuer)

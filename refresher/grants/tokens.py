@@ -6,9 +6,9 @@ from typing import Final, TypeGuard
 
 import msgspec
 
-__all__ = ["LONGEST_LIFE", "is_token", "jwt_time", "scheme", "usable_from"]
+__all__ = ["MAX_LIFETIME", "auth_scheme", "is_token", "jwt_time", "not_before"]
 
-LONGEST_LIFE: Final = 315_360_000.0
+MAX_LIFETIME: Final = 315_360_000.0
 """Ten years in seconds: no access token is said to live longer."""
 
 # How a header is spelt is not always what a server calls its tokens: Slack says "bot" and "user" and wants Bearer.
@@ -20,7 +20,7 @@ def is_token(value: object) -> TypeGuard[str]:
     return isinstance(value, str) and value != "" and all(" " <= char <= "~" for char in value)
 
 
-def scheme(token_type: object) -> str:
+def auth_scheme(token_type: object) -> str:
     """Return how a token goes into a header, from its type: what is no scheme is a server's own word for Bearer."""
     return token_type if isinstance(token_type, str) and token_type.lower() in _SCHEMES else "Bearer"
 
@@ -40,7 +40,7 @@ def jwt_time(token: str, claim: str) -> float | None:
     return float(at) if 0 < at < 1e12 else None
 
 
-def usable_from(refresh_token: str, now: float, ahead: float = 0.0) -> float | None:
+def not_before(refresh_token: str, now: float, ahead: float = 0.0) -> float | None:
     """Return from when a refresh token that is here ``now`` may be used, where it says so itself.
 
     ``ahead``: by how many seconds its server's clock is ahead, as far as that is known.

@@ -10,25 +10,25 @@ from refresher.grants import policy
 from refresher.grants.outcome import (
     Ambiguous,
     ClientRejected,
-    GrantDead,
+    GrantRejected,
     NotSent,
     Outcome,
     ResourceRefused,
-    Rotated,
+    TokensIssued,
     TooEarly,
     Transient,
-    Unintelligible,
+    Unreadable,
 )
-from refresher.grants.record import Doubt, Failure, Grant, Waiting, spend
-from refresher.grants.tokens import usable_from
+from refresher.grants.record import Doubt, Failure, FailureKind, Grant, with_spent
+from refresher.grants.tokens import not_before
 
-__all__ = ["after", "cut_off", "doubted", "with_access"]
+__all__ = ["apply", "mark_in_doubt", "mark_interrupted", "with_access_token"]
 
 _LOST = "the rotation was lost: the answer to an earlier attempt"
 _RESTORED = "the record was restored from a backup, and its refresh token had been used since"
 
 
-def after(
+def apply(
     grant: Grant,
     outcome: Outcome,
     *,
@@ -44,7 +44,7 @@ def after(
     the one that a rotation gets.
     """
     match outcome:
-        case Rotated():
+        case TokensIssued():
             sent = now if last_sent is None else last_sent
             return _rotated(grant, outcome, sent=sent, now=now, demanded=demanded, generation=generation)
         case NotSent():
@@ -55,26 +55,26 @@ def after(
             return waiting if outcome.refusal else _everybody(waiting, outcome.retry_after)
         case TooEarly():
             return _too_early(_refused(grant) if outcome.refusal else grant, outcome, now)
-        case Ambiguous() | Unintelligible() if grant.refresh_token is None:
+        case Ambiguous() | Unreadable() if grant.refresh_token is None:
             return _waiting(grant, "transient", "server_error", outcome.description, now)  # nothing was used up
         case ResourceRefused() if grant.refresh_token is None:
             return _waiting(_refused(grant), "transient", outcome.code, outcome.description, now)
         case ResourceRefused():
-            return doubted(_refused(grant), outcome.description, doubt=Doubt(since=first_sent or now), now=now)
+            return mark_in_doubt(_refused(grant), outcome.description, doubt=Doubt(since=first_sent or now), now=now)
         case Ambiguous():
-            return doubted(grant, outcome.description, doubt=Doubt(since=first_sent or now), now=now)
-        case Unintelligible():
+            return mark_in_doubt(grant, outcome.description, doubt=Doubt(since=first_sent or now), now=now)
+        case Unreadable():
             unread = Doubt(since=first_sent or now, kept=outcome.kept)
-            return doubted(grant, outcome.description, doubt=unread, now=now)
+            return mark_in_doubt(grant, outcome.description, doubt=unread, now=now)
         case ClientRejected():
             return _waiting(_refused(grant), "client_rejected", outcome.code, outcome.description, now)
-        case GrantDead():
+        case GrantRejected():
             return _dead(grant, outcome, now)
         case _:
             assert_never(outcome)
 
 
-def with_access(grant: Grant, answer: Rotated, sent: Moment) -> Grant:
+def with_access_token(grant: Grant, answer: TokensIssued, sent: Moment) -> Grant:
     """Return the grant with the access token that came for asking at ``sent``."""
     return msgspec.structs.replace(
         grant,
@@ -88,20 +88,20 @@ def with_access(grant: Grant, answer: Rotated, sent: Moment) -> Grant:
     )
 
 
-def doubted(grant: Grant, description: str, *, doubt: Doubt, now: Moment) -> Grant:
+def mark_in_doubt(grant: Grant, description: str, *, doubt: Doubt, now: Moment) -> Grant:
     """Return the grant in ``doubt``, or in the earlier one that nothing has settled yet."""
     # The earliest doubt counts: the server's grace began, at the latest, when it first saw the token.
-    marked = msgspec.structs.replace(grant, doubt=(grant.doubt or doubt).and_then(doubt))
+    marked = msgspec.structs.replace(grant, doubt=(grant.doubt or doubt).merged_with(doubt))
     return _waiting(marked, "in_doubt", "in_doubt", description, now)
 
 
-def cut_off(grant: Grant, description: str, *, doubt: Doubt, now: Moment) -> Grant:
+def mark_interrupted(grant: Grant, description: str, *, doubt: Doubt, now: Moment) -> Grant:
     """Return the grant whose attempt was cut off before it could make its own replay: where one is open, at once."""
     if grant.refresh_token is None:
         doubtless = _waiting(grant, "transient", "server_error", description, now)
         return _at_once(doubtless, now)
-    changed = doubted(grant, description, doubt=doubt, now=now)
-    if changed.dead or changed.failure is None or not policy.replay_open(changed, now):
+    changed = mark_in_doubt(grant, description, doubt=doubt, now=now)
+    if changed.dead or changed.failure is None or not policy.replay_allowed(changed, now):
         return changed
     return _at_once(changed, now)
 
@@ -124,7 +124,9 @@ def _refused(grant: Grant) -> Grant:
     return msgspec.structs.replace(grant, refusals=grant.refusals + 1)
 
 
-def _rotated(grant: Grant, answer: Rotated, *, sent: Moment, now: Moment, demanded: bool, generation: int) -> Grant:
+def _rotated(
+    grant: Grant, answer: TokensIssued, *, sent: Moment, now: Moment, demanded: bool, generation: int
+) -> Grant:
     fresh = answer.refresh_token
     # An old django-oauth-toolkit answers a replay with a refresh token that was used up before (#702).
     if grant.refresh_token is None or (fresh is not None and fresh.fingerprint() in grant.spent):
@@ -132,11 +134,11 @@ def _rotated(grant: Grant, answer: Rotated, *, sent: Moment, now: Moment, demand
     replaced = fresh is not None and fresh != grant.refresh_token
     scheduled = grant.access_token is None or sent.wall >= policy.due_at(grant)
     return msgspec.structs.replace(
-        with_access(grant, answer, sent),
+        with_access_token(grant, answer, sent),
         generation=generation,
         refresh_token=grant.refresh_token if fresh is None else fresh,
         not_before=grant.not_before if fresh is None else _usable_from(fresh, answer, sent, now),
-        spent=spend(grant.spent, grant.refresh_token) if replaced and grant.refresh_token else grant.spent,
+        spent=with_spent(grant.spent, grant.refresh_token) if replaced and grant.refresh_token else grant.spent,
         last_rotation_at=sent.wall,
         dead=False,
         failures=0,
@@ -148,8 +150,8 @@ def _rotated(grant: Grant, answer: Rotated, *, sent: Moment, now: Moment, demand
     )
 
 
-def _usable_from(fresh: Secret, answer: Rotated, sent: Moment, now: Moment) -> float | None:
-    usable = usable_from(fresh.reveal(), now.wall, answer.clock_ahead)
+def _usable_from(fresh: Secret, answer: TokensIssued, sent: Moment, now: Moment) -> float | None:
+    usable = not_before(fresh.reveal(), now.wall, answer.clock_skew)
     if usable is None or not sent.same_boot(now):
         return usable
     # Reckoned when the answer was there; it counts from when the request left, and a clock may have been set between.
@@ -163,7 +165,7 @@ def _was_early(grant: Grant) -> bool:
 
 
 def _waiting(
-    grant: Grant, outcome: Waiting, code: str, description: str, now: Moment, retry_after: float | None = None
+    grant: Grant, outcome: FailureKind, code: str, description: str, now: Moment, retry_after: float | None = None
 ) -> Grant:
     failures = grant.failures + 1
     if grant.dead:
@@ -189,7 +191,7 @@ def _too_early(grant: Grant, outcome: TooEarly, now: Moment) -> Grant:
     if grant.dead:
         return msgspec.structs.replace(grant, failures=failures)
     # To the end of the token, which no clock may put further away than its lifetime, nor nearer than a backoff.
-    wait = policy.life_left(grant, now)
+    wait = policy.remaining_lifetime(grant, now)
     return msgspec.structs.replace(
         grant,
         failures=failures,
@@ -211,7 +213,7 @@ def _cause(doubt: Doubt) -> str:
     return _RESTORED if doubt.restored else f"{_LOST} never arrived"
 
 
-def _dead(grant: Grant, verdict: GrantDead, now: Moment) -> Grant:
+def _dead(grant: Grant, verdict: GrantRejected, now: Moment) -> Grant:
     description = verdict.description
     if grant.doubt is not None:
         description = f"{_cause(grant.doubt)}; {description}"

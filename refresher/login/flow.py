@@ -1,4 +1,8 @@
-"""One login from beginning to end: nothing is stored before the new grant is whole, and then in one piece."""
+"""One login from the address to the stored grant: nothing is stored before the new grant is whole.
+
+``log_in`` discovers the authorization server, finds or registers a client, gets tokens by one of three ways (browser,
+device, client credentials), tries the access token at the server, and stores the grant.
+"""
 
 from collections.abc import Callable
 from typing import Final
@@ -21,179 +25,172 @@ from refresher.common.errors import (
 from refresher.common.signals import StopSignals
 from refresher.common.terminal import say
 from refresher.config import Settings
-from refresher.grants.record import NOTHING, Grant, Login
+from refresher.grants.record import NO_RECORD, Grant, Login
 from refresher.login import client as clients
 from refresher.login import discovery, pages
-from refresher.login.authorization_request import authorization
-from refresher.login.browser import redirected
+from refresher.login.authorization_request import new_authorization_request
+from refresher.login.browser import wait_for_redirect
 from refresher.login.client import Client
-from refresher.login.device import by_device
-from refresher.login.http_client import Fetch
+from refresher.login.device import device_login
+from refresher.login.discovery import Server
+from refresher.login.http_client import HTTPClient
 from refresher.login.loopback import Loopback
-from refresher.login.options import Asked, checked, continued
-from refresher.login.server import Server
-from refresher.login.token_request import check, redeemed
-from refresher.login.verification import prove
+from refresher.login.options import LoginOptions, completed, validated
+from refresher.login.token_request import check_client, request_tokens
+from refresher.login.verification import verify
 from refresher.oauth import urls
 from refresher.operations.import_grant import Imported, is_for_other_server, other_server, store_grant
 from refresher.storage import records
 
-__all__ = ["Done", "Manner", "log_in"]
+__all__ = ["LoggedIn", "log_in"]
+
+_CLIENT_UNKNOWN_STATUSES: Final = (400, 401, 404)
 
 
-_UNKNOWN: Final = (400, 401, 404)
+class LoggedIn(msgspec.Struct, frozen=True, kw_only=True):
+    """A stored login; ``verified`` says what the server answered to the token, ``None`` where it was not asked."""
 
-
-class Manner(msgspec.Struct, frozen=True, kw_only=True):
-    """How a login goes about it: ``wait`` seconds for the person."""
-
-    wait: float
-    open_browser: bool = True
-    verify: bool = True
-    replace: bool = False
-
-
-class Done(msgspec.Struct, frozen=True, kw_only=True):
-    """A login that is stored; ``proof`` says what the server made of the token, ``None`` where it was not asked."""
-
-    admitted: Imported
-    proof: str | None
+    imported: Imported
+    verified: str | None
     exit_code: int | None
-    """Of a signal that came while it was stored."""
+    """Set by a signal that came while the grant was stored."""
 
 
-def log_in(settings: Settings, name: str, asked: Asked, manner: Manner) -> Done:
-    """Log in and store the grant under ``name``, in the place of an older one of the same server.
+def log_in(settings: Settings, name: str, options: LoginOptions) -> LoggedIn:
+    """Log in and store the grant under ``name``, also in place of an older grant of the same server.
 
-    Raises ``RefresherError`` where it comes to nothing; what was there before is as it was then.
+    Raises ``RefresherError`` where the login fails; then the older grant is unchanged.
     """
-    stored = _stored(settings, name)
-    asked = continued(checked(asked), stored)
-    if asked.url is None:
-        raise ConfigError(f"nothing here says where {name} logs in: 'refresher login {name} URL'")
-    if stored is not None and not manner.replace and is_for_other_server(stored, asked.url):
+    stored = _stored_grant(settings, name)
+    options = completed(validated(options), stored)
+    if options.url is None:
+        raise ConfigError(f"there is no saved login {name}; give its URL: 'refresher login {name} URL'")
+    if stored is not None and not options.replace and is_for_other_server(stored, options.url):
         raise ConfigError(other_server(stored))
     settings.directories.ensure()
-    fetch = Fetch(settings.ca_file)
-    server = anyio.run(_server, asked, fetch)
-    run = _Run(settings, name, asked, manner, server, fetch, stored)
+    http = HTTPClient(settings.ca_file)
+    flow = _Flow(settings, name, options, anyio.run(_server, options, http), http, stored)
     try:
-        return run.to_the_end(stored)
+        return flow.run(new_client=options.new_client)
     except ClientUnknown:
-        if not run.may_register_anew:
+        if not flow.used_stored_registration:
             raise
-    say("The server has forgotten refresher's registration; it is made anew, and you are asked once more.", err=True)
-    return run.to_the_end(None)
+    say("The server no longer knows this client. refresher registers a new one; please log in once more.", err=True)
+    return flow.run(new_client=True)
 
 
-class _Run:
-    """What one login works with."""
+class _Flow:
+    """The state of one login; ``stored`` is the grant that it replaces."""
 
     def __init__(
         self,
         settings: Settings,
         name: str,
-        asked: Asked,
-        manner: Manner,
+        options: LoginOptions,
         server: Server,
-        fetch: Fetch,
+        http: HTTPClient,
         stored: Grant | None,
     ) -> None:
         self._settings = settings
         self._name = name
-        self._asked = asked
-        self._manner = manner
+        self._options = options
         self._server = server
-        self._fetch = fetch
-        self._scope = _scope(asked, server)
-        self._stored = None if stored is None or is_for_other_server(stored, asked.url) else stored
-        self._used: Client | None = None
-        self._was_stored = False
+        self._http = http
+        self._stored = stored
+        self._scope = _scope(options, server)
+        self.used_stored_registration = False
+        """The client comes from an earlier registration of refresher, so a new registration can replace it."""
 
-    @property
-    def may_register_anew(self) -> bool:
-        """Whether the client that was used came from an earlier registration of ours."""
-        return self._was_stored and self._used is not None and self._used.origin == "registered"
+    def run(self, *, new_client: bool) -> LoggedIn:
+        """Log in with the client of the options or the stored grant, or register a ``new_client``."""
+        known = None if new_client else clients.stored_client(self._stored, self._server, clocks.now().wall)
+        client = clients.given_client(self._options, self._server) or known
+        self.used_stored_registration = client is known and client is not None and client.origin == "registered"
+        match self._options.way:
+            case "client_credentials":
+                return self._with_client_credentials(client)
+            case "device":
+                return self._with_device(client)
+            case _:
+                return self._with_browser(client)
 
-    def to_the_end(self, stored: Grant | None) -> Done:
-        """Log in with the client of ``stored``, where that is the one to use, or with a new one."""
-        known = None if self._asked.new_client else clients.stored_with(stored, self._server, clocks.now().wall)
-        client = clients.given(self._asked, self._server) or known
-        self._was_stored = client is known
-        if self._asked.way == "client_credentials":
-            if client is None:
-                raise ConfigError(f"the client of {self._name} does not fit this server: give --client-id anew")
-            draft = self._draft(client, None)
-            return self._finish(lambda _: redeemed(draft, None, ca_file=self._settings.ca_file))
-        if self._asked.way == "device":
-            if (endpoint := self._server.device_authorization_endpoint) is None:
-                raise LoginRefused("the server does not log in by device (RFC 8628); leave out --device")
-            draft = self._draft(client or self._register(None), None)
-            return self._finish(
-                lambda stopping: by_device(
-                    endpoint,
-                    draft,
-                    scope=self._scope,
-                    wait=self._manner.wait,
-                    ca_file=self._settings.ca_file,
-                    stopping=stopping,
-                )
+    def _with_client_credentials(self, client: Client | None) -> LoggedIn:
+        if client is None:
+            raise ConfigError(f"the stored client of {self._name} is of another server: give --client-id")
+        draft = self._draft(client, None)
+        return self._finish(lambda _: request_tokens(draft, None, ca_file=self._settings.ca_file))
+
+    def _with_device(self, client: Client | None) -> LoggedIn:
+        endpoint = self._server.device_authorization_endpoint
+        if endpoint is None:
+            raise LoginRefused("the server has no login by device (RFC 8628); nothing was changed. Omit --device")
+        draft = self._draft(client or self._register(None), None)
+        return self._finish(
+            lambda stopping: device_login(
+                endpoint,
+                draft,
+                scope=self._scope,
+                wait=self._options.wait,
+                ca_file=self._settings.ca_file,
+                stopping=stopping,
             )
+        )
+
+    def _with_browser(self, client: Client | None) -> LoggedIn:
         with self._listen(client) as loopback:
-            if client is None or not client.comes_back_to(loopback.redirect_uri):
+            if client is None or not client.accepts(loopback.redirect_uri):
                 client = self._register(loopback.redirect_uri)
             try:
                 draft = self._draft(client, loopback.redirect_uri)
-                fields = self._authorized(draft, loopback)
-                done = self._finish(lambda _: redeemed(draft, fields, ca_file=self._settings.ca_file))
+                code = self._authorize(draft, loopback)
+                logged_in = self._finish(lambda _: request_tokens(draft, code, ca_file=self._settings.ca_file))
             except LoginNotGiven as error:
                 loopback.show(pages.declined(str(error)))
                 raise
             except RefresherError as error:
                 loopback.show(pages.failed(str(error)))
                 raise
-            loopback.show(pages.done(self._name, renewable=done.admitted.grant.renewable))
-            return done
+            loopback.show(pages.done(self._name, renewable=logged_in.imported.grant.renewable))
+            return logged_in
 
     def _listen(self, client: Client | None) -> Loopback:
-        """Listen where the client was registered for, else at any port of this machine."""
-        wanted = self._asked.redirect_uri or (None if client is None else client.redirect_uri)
+        """Listen at the redirect address of the client, otherwise at a free port of this machine."""
+        wanted = self._options.redirect_uri or (None if client is None else client.redirect_uri)
         try:
             return Loopback(wanted)
         except ConfigError:
-            if self._asked.redirect_uri or client is None or client.origin != "registered":
+            if self._options.redirect_uri or client is None or client.origin != "registered":
                 raise
             return Loopback()  # another port needs another registration
 
     def _register(self, redirect_uri: str | None) -> Client:
-        self._was_stored = False
-        return anyio.run(clients.register, self._server, redirect_uri, self._scope, self._fetch)
+        self.used_stored_registration = False
+        return anyio.run(clients.register, self._server, redirect_uri, self._scope, self._http)
 
-    def _authorized(self, draft: Grant, loopback: Loopback) -> dict[str, str]:
-        """Return what a person's consent brings: the fields of the token request."""
-        asking = authorization(
-            self._server, draft, redirect_uri=loopback.redirect_uri, scope=self._scope, params=self._asked.params
+    def _authorize(self, draft: Grant, loopback: Loopback) -> dict[str, str]:
+        """Let the person authorize the client; return the fields of the token request."""
+        request = new_authorization_request(
+            self._server, draft, redirect_uri=loopback.redirect_uri, scope=self._scope, params=self._options.params
         )
-        if self.may_register_anew:
-            # Only a person's browser would see that the server does not know the client any more.
-            seen = anyio.run(self._fetch, httpx2.Request("GET", asking.url))
-            if seen.status_code in _UNKNOWN and b"client" in seen.content.lower():
-                raise ClientUnknown(f"{self._server.authorization_endpoint} answered {seen.status_code}")
-        return redirected(asking, loopback, wait=self._manner.wait, open_browser=self._manner.open_browser)
+        if self.used_stored_registration:
+            # Otherwise only the person would see in the browser that the server has forgotten the client.
+            answer = anyio.run(self._http, httpx2.Request("GET", request.url))
+            if answer.status_code in _CLIENT_UNKNOWN_STATUSES and b"client" in answer.content.lower():
+                raise ClientUnknown(f"{self._server.authorization_endpoint} answered {answer.status_code}")
+        return wait_for_redirect(request, loopback, wait=self._options.wait, open_browser=self._options.open_browser)
 
     def _draft(self, client: Client, redirect_uri: str | None) -> Grant:
-        """Return the grant as far as it is known before there are tokens. Raises ``ConfigError``."""
-        self._used = client
-        asked, server = self._asked, self._server
+        """Return the grant without its tokens. Raises ``ConfigError``."""
+        options, server = self._options, self._server
         if client.origin != "registered":
-            # It is bound to what was given for it; without that, another port may be free the next time.
-            redirect_uri = asked.redirect_uri or client.redirect_uri
-        resource = asked.resource or server.resource
+            # The redirect address that the person gave. Without one, the next login may use another free port.
+            redirect_uri = options.redirect_uri or client.redirect_uri
+        resource = options.resource or server.resource
         draft = Grant(
             name=self._name,
             grant_id="",
             generation=0,
-            begun_from=NOTHING,
+            begun_from=NO_RECORD,
             issuer=server.issuer,
             token_endpoint=server.token_endpoint,
             revocation_endpoint=server.revocation_endpoint,
@@ -210,8 +207,8 @@ class _Run:
             asked_scope=self._scope,
             resource=None if resource == "none" else resource,
             send_resource=None,
-            server_url=asked.url,
-            origins=(urls.origin(asked.url or ""),),
+            server_url=options.url,
+            origins=(urls.parse_origin(options.url or ""),),
             max_age=None,
             access_token=None,
             token_type="Bearer",  # noqa: S106  a token type, no password
@@ -225,56 +222,58 @@ class _Run:
                 device_authorization_endpoint=server.device_authorization_endpoint,
                 redirect_uri=redirect_uri,
                 endpoints_given=server.given,
-                issuer_given=asked.issuer is not None,
-                scope=asked.scope,
-                resource=asked.resource,
-                way=asked.way or "browser",
-                params=asked.params,
+                issuer_given=options.issuer is not None,
+                scope=options.scope,
+                resource=options.resource,
+                way=options.way or "browser",
+                params=options.params,
             ),
         )
-        check(draft, ca_file=self._settings.ca_file)
-        return draft if self._stored is None else _as_before(draft, self._stored)
+        check_client(draft, ca_file=self._settings.ca_file)
+        if self._stored is None or is_for_other_server(self._stored, options.url):
+            return draft
+        return _with_known_behavior(draft, self._stored)
 
-    def _finish(self, tokens: Callable[[Callable[[], bool]], Grant]) -> Done:
-        """Get the tokens, try them, and store the grant: from here on a signal stops nothing half-way."""
+    def _finish(self, get_grant: Callable[[Callable[[], bool]], Grant]) -> LoggedIn:
+        """Get the tokens, try them, and store the grant; from here on a signal does not stop the login."""
         with StopSignals() as stopping:
             try:
-                grant = tokens(stopping)
+                grant = get_grant(stopping)
             except ClientUnknown as error:
                 if stopping():
-                    # Nobody who wants to stop is asked once more.
+                    # A person who stops the login is not asked to log in once more.
                     raise Interrupted(str(error)) from None
                 raise
-            proof = None if stopping() else self._proof(grant)
-            admitted = store_grant(
+            verified = None if stopping() else self._verify(grant)
+            imported = store_grant(
                 self._settings.directories,
                 grant,
                 replace=True,
                 if_absent=False,
                 stopping=lambda: False,
-                # Somebody may have put another grant there while the person was at the browser.
-                same_server=not self._manner.replace,
+                # Another process may have stored another grant while the person was at the browser.
+                same_server=not self._options.replace,
                 just_issued=True,
             )
-        return Done(admitted=admitted, proof=proof, exit_code=stopping.exit_code)
+        return LoggedIn(imported=imported, verified=verified, exit_code=stopping.exit_code)
 
-    def _proof(self, grant: Grant) -> str | None:
-        """Return what the MCP server makes of the token. Raises ``LoginRefused`` where it refuses it."""
-        if not self._manner.verify or self._server.given or self._asked.issuer is not None:
+    def _verify(self, grant: Grant) -> str | None:
+        """Try the token at the MCP server. Raises ``LoginRefused`` where the server refuses it."""
+        if not self._options.verify or self._server.given or self._options.issuer is not None:
             return None
-        tried = anyio.run(lambda: prove(grant, ca_file=self._settings.ca_file))
-        if tried.refused:
+        result = anyio.run(lambda: verify(grant, ca_file=self._settings.ca_file))
+        if result.refused:
             raise LoginRefused(
-                f"{tried.words}; nothing was changed. {tried.advice}, or store it all the same with --no-verify"
+                f"{result.text}; nothing was changed. {result.advice}, or store it anyway with --no-verify"
             )
-        return tried.words
+        return result.text
 
 
-def _as_before(draft: Grant, stored: Grant) -> Grant:
-    """Return ``draft`` with what a person has said of this server before, and what was seen of it."""
+def _with_known_behavior(draft: Grant, stored: Grant) -> Grant:
+    """Return ``draft`` with what the person said of this server before, and what was seen of it."""
     draft = msgspec.structs.replace(draft, origins=tuple(dict.fromkeys((*draft.origins, *stored.origins))))
     if not stored.renewable or stored.token_endpoint != draft.token_endpoint:
-        return draft  # how such a grant is used says nothing of the server; nor does another server
+        return draft  # a grant without a refresh token, or of another endpoint, shows nothing of this server
     return msgspec.structs.replace(
         draft,
         replay=stored.replay,
@@ -285,42 +284,42 @@ def _as_before(draft: Grant, stored: Grant) -> Grant:
     )
 
 
-def _stored(settings: Settings, name: str) -> Grant | None:
+def _stored_grant(settings: Settings, name: str) -> Grant | None:
     try:
         record = records.load(settings.directories, name).record
     except ExposedGrantFile:
-        raise  # what it remembers is not lost, and no login may write over it
+        raise  # the record is whole, and a login must not overwrite it
     except GrantFileError:
-        return None  # a new login is what mends it
+        return None  # a new login replaces a damaged record
     return record if isinstance(record, Grant) else None
 
 
-async def _server(asked: Asked, fetch: Fetch) -> Server:
-    """Find out where to log in."""
-    url = asked.url or ""
-    if asked.token_endpoint is not None:
+async def _server(options: LoginOptions, http: HTTPClient) -> Server:
+    """Return the authorization server of the options, discovered unless the person gave its endpoints."""
+    url = options.url or ""
+    if options.token_endpoint is not None:
         return Server(
-            issuer=asked.issuer,
-            authorization_endpoint=asked.authorization_endpoint,
-            token_endpoint=asked.token_endpoint,
-            device_authorization_endpoint=asked.device_authorization_endpoint,
-            revocation_endpoint=asked.revocation_endpoint,
+            issuer=options.issuer,
+            authorization_endpoint=options.authorization_endpoint,
+            token_endpoint=options.token_endpoint,
+            device_authorization_endpoint=options.device_authorization_endpoint,
+            revocation_endpoint=options.revocation_endpoint,
             given=True,
         )
-    if asked.issuer is not None:
-        found = await discovery.by_issuer(asked.issuer, url, fetch)
+    if options.issuer is not None:
+        found = await discovery.discover_issuer(options.issuer, url, http)
     else:
-        found = await discovery.by_server(url, fetch)
+        found = await discovery.discover(url, http)
     return msgspec.structs.replace(
         found,
-        device_authorization_endpoint=asked.device_authorization_endpoint or found.device_authorization_endpoint,
-        revocation_endpoint=asked.revocation_endpoint or found.revocation_endpoint,
+        device_authorization_endpoint=options.device_authorization_endpoint or found.device_authorization_endpoint,
+        revocation_endpoint=options.revocation_endpoint or found.revocation_endpoint,
     )
 
 
-def _scope(asked: Asked, server: Server) -> str | None:
-    """Return what to ask for: without ``offline_access``, many servers give no refresh token."""
-    scope = asked.scope or server.scope
-    if scope is None or not server.offers_offline_access or discovery.OFFLINE in scope.split():
+def _scope(options: LoginOptions, server: Server) -> str | None:
+    """Return the scope to request; without ``offline_access`` many servers issue no refresh token."""
+    scope = options.scope or server.scope
+    if scope is None or not server.offers_offline_access or discovery.OFFLINE_ACCESS in scope.split():
         return scope
-    return f"{scope} {discovery.OFFLINE}"
+    return f"{scope} {discovery.OFFLINE_ACCESS}"

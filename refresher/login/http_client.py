@@ -1,4 +1,4 @@
-"""One request of a login that brings no secret of an old one: bounded, by TLS or loopback, through no redirect."""
+"""The HTTP client for metadata and registration: bounded, without redirects, and without a secret."""
 
 from collections.abc import Mapping
 from typing import Final
@@ -9,31 +9,31 @@ import httpx2
 
 from refresher.common.errors import ConfigError, ServerAway
 from refresher.oauth import connection_errors
-from refresher.oauth.proxies import made_for
-from refresher.oauth.tls import trusted
+from refresher.oauth.proxies import build_proxy
+from refresher.oauth.tls import ssl_context
 
-__all__ = ["Fetch"]
+__all__ = ["HTTPClient"]
 
 _DEADLINE: Final = 20.0
 _LARGEST: Final = 1024 * 1024
 
 
-class Fetch:
-    """Sends requests as the options of the command line want it."""
+class HTTPClient:
+    """Sends one request, and trusts ``ca_file``."""
 
     def __init__(self, ca_file: str | None) -> None:
         self._ca_file = ca_file
 
     async def __call__(self, request: httpx2.Request) -> httpx2.Response:
-        """Return the whole answer, at most 1 MiB of it. Raises ``ServerAway`` where none comes within 20 s."""
+        """Return the response with at most 1 MiB of its body. Raises ``ServerAway`` where none comes within 20 s."""
         url = str(request.url)
         parts = urlsplit(url)
-        proxy = made_for(parts.scheme, parts.hostname or "", httpx2.Proxy)
+        proxy = build_proxy(parts.scheme, parts.hostname or "", httpx2.Proxy)
         problem = connection_errors.too_slow(url, _DEADLINE)
         try:
             with anyio.move_on_after(_DEADLINE):
                 async with httpx2.AsyncClient(
-                    verify=trusted(self._ca_file) if parts.scheme == "https" else False,
+                    verify=ssl_context(self._ca_file) if parts.scheme == "https" else False,
                     trust_env=False,
                     proxy=proxy,
                     follow_redirects=False,
@@ -43,7 +43,7 @@ class Fetch:
                     body = bytearray()
                     async for chunk in answer.aiter_bytes():
                         body += chunk[: _LARGEST - len(body)]
-                        # An MCP server may answer with a stream of events that has no end.
+                        # An MCP server may answer with an endless stream of events.
                         if len(body) >= _LARGEST or _is_stream(answer.headers):
                             break
                     return _whole(answer, bytes(body), request)
@@ -59,7 +59,7 @@ def _is_stream(headers: Mapping[str, str]) -> bool:
 
 
 def _whole(answer: httpx2.Response, body: bytes, request: httpx2.Request) -> httpx2.Response:
-    """Return the answer with its body read: what the SDK's functions take."""
-    # As they came: what is no ASCII in them cannot be written anew.
+    """Return the response with its body: the functions of the SDK need it whole."""
+    # The raw headers: values that are not ASCII cannot be encoded again.
     headers = [(name, value) for name, value in answer.headers.raw if name.lower() != b"content-encoding"]
     return httpx2.Response(answer.status_code, headers=headers, content=body, request=request)

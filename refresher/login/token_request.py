@@ -1,7 +1,6 @@
-"""The token request that ends a login, and the grant that comes of it (RFC 6749 section 5.1)."""
+"""The token request of a login, and the grant that it returns (RFC 6749 sections 4.1.3 and 5.1)."""
 
 import uuid
-from typing import Final
 
 import msgspec
 
@@ -10,65 +9,63 @@ from refresher.common.clocks import Moment
 from refresher.common.errors import ClientUnknown, LoginRefused, ServerAway
 from refresher.common.secret import Secret
 from refresher.grants import server_behavior
-from refresher.grants.outcome import Ambiguous, ClientRejected, Outcome, ResourceRefused, Rotated, Transient, code_of
+from refresher.grants.outcome import (
+    Ambiguous,
+    ClientRejected,
+    Outcome,
+    ResourceRefused,
+    TokensIssued,
+    Transient,
+    error_code,
+)
 from refresher.grants.record import Grant
-from refresher.grants.tokens import LONGEST_LIFE, usable_from
-from refresher.grants.transition import with_access
+from refresher.grants.tokens import MAX_LIFETIME, not_before
+from refresher.grants.transition import with_access_token
 from refresher.login.error_advice import advice
-from refresher.oauth.client_authentication import authenticated
-from refresher.oauth.http_client import Posted, post
-from refresher.oauth.tls import trusted
+from refresher.oauth.client_authentication import build_request
+from refresher.oauth.http_client import PostResult, post
+from refresher.oauth.tls import ssl_context
 
-__all__ = ["ask", "check", "granted", "judged", "redeemed"]
-
-_DEADLINE: Final = 20.0
+__all__ = ["check_client", "new_grant", "outcome_of", "request_tokens", "send"]
 
 
-def check(client: Grant, *, ca_file: str | None) -> None:
-    """Raise ``ConfigError`` where ``client`` cannot prove itself with its files: before a person is asked."""
-    authenticated(client, {}, clocks.now().wall)
+def check_client(client: Grant, *, ca_file: str | None) -> None:
+    """Raise ``ConfigError`` where the files of ``client`` cannot be used: before the person has to log in."""
+    build_request(client, {}, clocks.now().wall)
     if client.client_cert is not None:
-        trusted(ca_file, client_cert=client.client_cert, client_key=client.client_key)
+        ssl_context(ca_file, client_cert=client.client_cert, client_key=client.client_key)
 
 
-def ask(
+def send(
     url: str,
     client: Grant,
     fields: dict[str, str],
     *,
     ca_file: str | None,
     what: str = "token_endpoint",
-    known: tuple[Secret, ...] = (),
-) -> Posted:
-    """Send ``fields`` as ``client`` to ``url``, which a person calls ``what``; with ``resource``, where it is sent."""
+    secrets: tuple[Secret, ...] = (),
+) -> PostResult:
+    """Send ``fields`` as ``client`` to ``url``, which messages call ``what``; add ``resource`` where it is sent."""
     if client.resource is not None and server_behavior.sends_resource(client):
         fields = {**fields, "resource": client.resource}
-    return post(
-        client,
-        url,
-        lambda: authenticated(client, fields, clocks.now().wall),
-        ca_file=ca_file,
-        limit=_DEADLINE,
-        known=(client.client_secret, *known),
-        what=what,
-    )
+    return post(client, url, fields, ca_file=ca_file, secrets=secrets, endpoint_name=what)
 
 
-def redeemed(client: Grant, code: dict[str, str] | None, *, ca_file: str | None) -> Grant:
-    """Return the grant that the fields of ``code`` bring, or without one the client by itself (RFC 6749 section 4.4).
+def request_tokens(client: Grant, code: dict[str, str] | None, *, ca_file: str | None) -> Grant:
+    """Return the grant for the fields of ``code``, or for the client itself (RFC 6749 section 4.4) without them.
 
-    Raises ``ClientUnknown``, ``LoginRefused``, ``ServerAway``.
+    Raises ``ClientUnknown``, ``LoginRefused`` and ``ServerAway``.
     """
     if code is None:
         fields = {"grant_type": "client_credentials"} | ({"scope": client.asked_scope} if client.asked_scope else {})
     else:
         fields = code
-    secret = tuple(Secret(fields[key]) for key in ("code", "code_verifier") if key in fields)
-    posted = ask(client.token_endpoint, client, fields, ca_file=ca_file, known=secret)
-    outcome = judged(posted, client, secret)
+    secrets = tuple(Secret(fields[key]) for key in ("code", "code_verifier") if key in fields)
+    posted = send(client.token_endpoint, client, fields, ca_file=ca_file, secrets=secrets)
+    outcome = outcome_of(posted, client)
     match outcome:
-        case Rotated():
-            return granted(client, outcome, posted.sent or clocks.now(), by_itself=code is None)
+        case TokensIssued():
+            return new_grant(client, outcome, posted.sent_at or clocks.now(), own_credentials=code is None)
         case ClientRejected():
             raise ClientUnknown(f"{outcome.description}; nothing was changed. {advice('invalid_client')}")
         case ResourceRefused():
@@ -76,32 +73,32 @@ def redeemed(client: Grant, code: dict[str, str] | None, *, ca_file: str | None)
         case Ambiguous() | Transient(refusal=False):
             raise ServerAway(f"{outcome.description}; nothing was changed. Log in again later")
         case _:
-            raise LoginRefused(f"{outcome.description}; nothing was changed. {advice(code_of(outcome))}")
+            raise LoginRefused(f"{outcome.description}; nothing was changed. {advice(error_code(outcome))}")
 
 
-def judged(posted: Posted, client: Grant, known: tuple[Secret, ...]) -> Outcome:
-    """Return what an answer means. Raises ``ServerAway`` where there is none."""
+def outcome_of(posted: PostResult, client: Grant) -> Outcome:
+    """Return the outcome of an answer. Raises ``ServerAway`` where there is no answer."""
     if posted.status is None:
-        lost = "" if posted.sent is None else "the request was sent and its answer was lost: "
-        raise ServerAway(f"{client.token_endpoint}: {lost}{posted.problem}; nothing was changed, log in again")
-    return posted.judged((client.client_secret, *known))
+        lost = "" if posted.sent_at is None else "the request was sent and its answer was lost: "
+        raise ServerAway(f"{client.token_endpoint}: {lost}{posted.error}; nothing was changed, log in again")
+    return posted.outcome()
 
 
-def granted(client: Grant, tokens: Rotated, sent: Moment, *, by_itself: bool = False) -> Grant:
-    """Return ``client`` with the tokens that it was given for asking at ``sent``.
+def new_grant(client: Grant, tokens: TokensIssued, sent: Moment, *, own_credentials: bool = False) -> Grant:
+    """Return ``client`` with the tokens of the request that left at ``sent``.
 
-    ``by_itself``: it needs nobody to ask again. Otherwise, without a refresh token, nobody can.
+    ``own_credentials``: the client can request tokens again without a refresh token.
     """
-    fresh = None if by_itself else tokens.refresh_token
-    renewable = by_itself or fresh is not None
+    fresh = None if own_credentials else tokens.refresh_token
+    renewable = own_credentials or fresh is not None
     return msgspec.structs.replace(
-        with_access(client, tokens, sent),
+        with_access_token(client, tokens, sent),
         grant_id=uuid.uuid4().hex,
         refresh_token=fresh,
         authorized_at=sent.wall,
-        not_before=None if fresh is None else usable_from(fresh.reveal(), sent.wall, tokens.clock_ahead),
-        # Without a refresh token this access token is all there is: it is used to its end, and not replaced before.
+        not_before=None if fresh is None else not_before(fresh.reveal(), sent.wall, tokens.clock_skew),
+        # Without a refresh token there is no other access token: this one is used to its end.
         renewable=renewable,
         refuses_early=client.refuses_early or not renewable,
-        max_age=client.max_age if renewable else LONGEST_LIFE,
+        max_age=client.max_age if renewable else MAX_LIFETIME,
     )

@@ -11,7 +11,7 @@ from refresher.common.errors import ConfigError
 from refresher.common.secret import Secret
 from refresher.grants.record import Grant
 
-__all__ = ["authenticated", "client_assertion"]
+__all__ = ["build_request", "client_assertion"]
 
 _JWT_BEARER: Final = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 
@@ -21,7 +21,7 @@ _ASSERTION_LIFE: Final = 60
 _CURVES: Final = {"secp256r1": "ES256", "secp384r1": "ES384", "secp521r1": "ES512"}
 
 
-def authenticated(client: Grant, fields: dict[str, str], now: float) -> tuple[bytes, dict[str, str]]:
+def build_request(client: Grant, fields: dict[str, str], now: float) -> tuple[bytes, dict[str, str]]:
     """Return body and headers of a request with ``fields`` that also authenticates the client.
 
     ``now``: epoch seconds. Raises ``ConfigError`` where the key that signs the assertion cannot be used.

@@ -8,17 +8,17 @@ Where a verdict can be mistaken the cautious reading is taken: a grant that live
 import re
 from typing import Final, Literal, NamedTuple
 
-__all__ = ["KNOWN_CODES", "MEANINGS", "Meaning", "Row", "meaning_of"]
+__all__ = ["KNOWN_CODES", "RULES", "ErrorKind", "Rule", "classify_error"]
 
-Meaning = Literal["dead", "client", "early", "resource", "busy", "refused", "spent"]
+ErrorKind = Literal["dead", "client", "early", "resource", "busy", "refused", "spent"]
 """Dead: a verdict on the grant. Client: on the client. Early: ask again at expiry. Resource: it was not wanted. Busy:
 have patience. Refused: no verdict. Spent: as busy, but the refresh token may have been spent."""
 
 
-class Row(NamedTuple):
+class Rule(NamedTuple):
     """``codes`` (lower case; none: any) and ``words`` (a pattern; none: any) that together mean something."""
 
-    meaning: Meaning
+    meaning: ErrorKind
     source: str
     codes: frozenset[str] = frozenset()
     words: re.Pattern[str] | None = None
@@ -36,39 +36,39 @@ def _codes(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-MEANINGS: Final = (
+RULES: Final = (
     # Words that overrule a code.
-    Row(
+    Rule(
         "early",
         "Exact Online (laravel-exact-online#31), hh.ru (hhru/api#130), jwt-guard#5",
         words=_words(r"access[_ ]token (?:is )?not expired|only after access token expired|can not be used yet"),
     ),
-    Row(
+    Rule(
         "busy",
         "Auth0 500 'Global limit has been reached' (community.auth0.com/t/77440), Zoho, Supabase 409",
         words=_words(r"\b(?:rate|global) limit\b|too many (?:concurrent )?(?:token )?(?:refresh )?requests"),
     ),
-    Row(
+    Rule(
         "busy",
         "Entra reference-error-codes: transient, throttled (90055), a client in a loop (50196)",
         words=_entra(90033, 90024, 90006, 90090, 50033, 50087, 50088, 90012, 70012, 80005, 501621, 90055, 50196),
     ),
-    Row(
+    Rule(
         "resource",
         "Entra (csharp-sdk#1587, codex#17265), Dropbox-like 'unknown field' (react-native-app-auth#687)",
         words=re.compile(r"\bAADSTS(?:9010010|901002)\b|unknown (?:field|parameter)\W+resource\b", re.IGNORECASE),
     ),
-    Row(
+    Rule(
         "refused",
         "Entra: malformed (AADSTS9002313), scope wanted (AADSTS90009); 70000 is intermittent (BingAds-Python-SDK#279)",
         words=_entra(9002313, 90009, 70011, 650057, 28002, 70000),
     ),
-    Row(
+    Rule(
         "client",
         "Entra reference-error-codes",
         words=_entra(70001, 70002, 7000215, 7000218, 7000222, 700016, 7000112, 700025, 700027),
     ),
-    Row(
+    Rule(
         "client",
         "Keycloak TokenManager.java, Salesforce, Cognito (aws-sdk-net-extensions-cognito#75): under another code",
         words=_words(
@@ -76,7 +76,7 @@ MEANINGS: Final = (
             r"|secrethash does not match"
         ),
     ),
-    Row(
+    Rule(
         "refused",
         "Salesforce 'IP restricted', Keycloak 'Session not active' (keycloak#44821), 'Stale token' (#37900), FastMCP "
         "'Upstream refresh failed' (fastmcp#5002), Google 'Bad Request' (google-auth-library-python#1043): no verdicts",
@@ -86,7 +86,7 @@ MEANINGS: Final = (
             r"|session doesn't have required client"
         ),
     ),
-    Row(
+    Rule(
         "dead",
         "Atlassian MCP (codex#27165), Linear (linear-cli#44), Databricks, Obot#7501, AniList, athenahealth: a dead "
         "token under another code",
@@ -98,24 +98,24 @@ MEANINGS: Final = (
         ),
     ),
     # Codes: RFC 6749 section 5.2 and OpenID Connect Core section 3.1.2.6, then servers' own.
-    Row("dead", "RFC 6749 section 5.2", _codes("invalid_grant")),
-    Row(
+    Rule("dead", "RFC 6749 section 5.2", _codes("invalid_grant")),
+    Rule(
         "dead",
         "OpenID Connect Core 3.1.2.6; Entra and Google use them on refresh: a person must act",
         _codes("interaction_required consent_required login_required invalid_rapt rapt_required"),
     ),
-    Row("dead", "GitHub (lelylan/simple-oauth2#459)", _codes("bad_refresh_token unverified_user_email")),
-    Row(
+    Rule("dead", "GitHub (lelylan/simple-oauth2#459)", _codes("bad_refresh_token unverified_user_email")),
+    Rule(
         "dead",
         "Slack (node-slack-sdk#2038, oauth.v2.exchange), PayPal (PayPal-Android-SDK#422)",
         _codes("invalid_refresh_token account_inactive token_revoked authorization_not_found"),
     ),
-    Row(
+    Rule(
         "dead",
         "Supabase (supabase/auth apierrors/errorcode.go)",
         _codes("refresh_token_not_found refresh_token_already_used session_not_found session_expired user_banned"),
     ),
-    Row(
+    Rule(
         "dead",
         "OpenAI (codex#6028), Cognito, CloudBase, Zoho (token-validity), WorkOS (workos-node#1663)",
         _codes(
@@ -123,13 +123,13 @@ MEANINGS: Final = (
             "mfa_enrollment sso_required"
         ),
     ),
-    Row("client", "RFC 6749 section 5.2", _codes("invalid_client unauthorized_client")),
-    Row("client", "GitHub (troubleshooting access token requests)", _codes("incorrect_client_credentials")),
-    Row(
+    Rule("client", "RFC 6749 section 5.2", _codes("invalid_client unauthorized_client")),
+    Rule("client", "GitHub (troubleshooting access token requests)", _codes("incorrect_client_credentials")),
+    Rule(
         "client", "Slack (oauth.v2.exchange)", _codes("bad_client_secret invalid_client_id token_rotation_not_enabled")
     ),
-    Row("resource", "RFC 8707 section 2; oidc-provider spends the refresh token first", _codes("invalid_target")),
-    Row(
+    Rule("resource", "RFC 8707 section 2; oidc-provider spends the refresh token first", _codes("invalid_target")),
+    Rule(
         "busy",
         "RFC 6749 section 4.1.2.1, Slack, Supabase, WorkOS, Anthropic",
         _codes(
@@ -137,7 +137,7 @@ MEANINGS: Final = (
             "over_request_rate_limit too_many_requests conflict"
         ),
     ),
-    Row(
+    Rule(
         "spent",
         "Slack (oauth.v2.exchange): 'possible some aspect of the operation succeeded'",
         _codes("internal_error fatal_error"),
@@ -146,16 +146,16 @@ MEANINGS: Final = (
 
 
 KNOWN_CODES: Final = frozenset().union(
-    *(row.codes for row in MEANINGS),
+    *(row.codes for row in RULES),
     _codes("invalid_request unsupported_grant_type invalid_scope server_error access_denied"),
 )
 """Codes that are words of the trade: anything else in their place may be anything, a secret too."""
 
 
-def meaning_of(code: str, words: str) -> Meaning | None:
+def classify_error(code: str, words: str) -> ErrorKind | None:
     """Return what an error code with its words means; ``None`` where nobody has said so."""
     code = code.lower()
-    for row in MEANINGS:
+    for row in RULES:
         if (not row.codes or code in row.codes) and (row.words is None or row.words.search(words)):
             return row.meaning
     return None

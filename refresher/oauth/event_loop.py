@@ -13,13 +13,13 @@ import time
 from contextlib import suppress
 from typing import Any, Final
 
-__all__ = ["ExchangeLoop"]
+__all__ = ["RequestLoop"]
 
 _TICK: Final = 0.5
 _STOPPED: Final = 2.0
 
 
-class ExchangeLoop(asyncio.SelectorEventLoop):
+class RequestLoop(asyncio.SelectorEventLoop):
     """A selector loop with a resolver of its own; its time, and so every time-out, counts only what it has lived."""
 
     def __init__(self) -> None:

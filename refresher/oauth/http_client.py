@@ -1,10 +1,9 @@
-"""One POST of a client to an authorization server: one deadline over all of it, and what is known at any instant.
+"""Send one POST request to an authorization server, under one deadline.
 
-An event loop exists only in here, to hold one deadline over resolving, connecting, TLS, sending and reading alike:
-the time-outs of an HTTP library are per operation, and one byte a second outlives them all.
+The deadline covers name resolution, connection, TLS, sending and reading together. The timeouts of HTTP libraries cover
+one operation each: a server that sends one byte per second never exceeds them. The event loop exists for this deadline.
 """
 
-import ssl
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, Final
@@ -19,53 +18,60 @@ from refresher.common.errors import ConfigError
 from refresher.common.secret import Secret
 from refresher.grants.outcome import Outcome
 from refresher.grants.record import Grant
-from refresher.oauth import connection_errors, token_response, urls
-from refresher.oauth.event_loop import ExchangeLoop
-from refresher.oauth.proxies import made_for
-from refresher.oauth.tls import trusted
+from refresher.oauth import connection_errors, urls
+from refresher.oauth.client_authentication import build_request
+from refresher.oauth.event_loop import RequestLoop
+from refresher.oauth.proxies import build_proxy
+from refresher.oauth.tls import ssl_context
+from refresher.oauth.token_response import parse_token_response
 
-__all__ = ["Posted", "post"]
+__all__ = ["DEADLINE", "PostResult", "post"]
 
-_CONNECT: Final = 10.0
-_LARGEST_BODY: Final = 1024 * 1024
+DEADLINE: Final = 20.0
+"""Seconds for one operation. It is shorter than the wait for a lock and than the grace period of a pod."""
+
+_CONNECT_TIMEOUT: Final = 10.0
+_MAX_BODY: Final = 1024 * 1024
 
 
-class Posted:
-    """What is known of a request at any instant, also when a deadline cuts it."""
+class PostResult:
+    """What is known of a request. It is valid at any time, also after a deadline interrupted the request."""
 
-    def __init__(self) -> None:
-        self.sent: Moment | None = None
-        """When its first byte left; ``None``: none did."""
+    def __init__(self, secrets: tuple[Secret | None, ...]) -> None:
+        self.sent_at: Moment | None = None
+        """When the first byte was sent; ``None`` if nothing was sent."""
         self.status: int | None = None
         self.headers: Mapping[str, str] = {}
         self.body = bytearray()
-        """As it came over the wire."""
-        self.whole = False
-        self.problem = ""
-        """Why there is no answer, in words without secrets."""
+        """The body as received, before decompression."""
+        self.complete = False
+        """Whether the body was received to its end."""
+        self.error = ""
+        """Why there is no answer, as text without secrets."""
         self.certificate_refused = False
-        """The server ended the TLS handshake for want of a client certificate that it accepts."""
+        """Whether the server ended the TLS handshake because it requires a client certificate that it accepts."""
+        self._secrets = secrets
         self._errors: list[BaseException] = []
-        # What went wrong on the way, the last first: the library goes on reading where writing fails, and forgets.
+        # Errors on the way, newest first: when writing fails, httpx goes on to read and drops the first error.
 
-    def judged(self, known: tuple[Secret | None, ...]) -> Outcome:
-        """Return what the answer means, where there is one; ``known``: the secrets that no word may repeat."""
-        return token_response.judge(
+    def outcome(self) -> Outcome:
+        """Return what the answer means. Call it only if there is one (``status`` is set)."""
+        return parse_token_response(
             self.status or 0,
             self.headers,
-            self.unpacked(),
-            whole=self.whole,
+            self.decompressed_body(),
+            complete=self.complete,
             now=clocks.now().wall,
-            known=known,
+            secrets=self._secrets,
         )
 
-    def unpacked(self) -> bytes:
-        """Return the body, unpacked where a server has packed it unasked, bounded; else as it is."""
+    def decompressed_body(self) -> bytes:
+        """Return the body, decompressed up to a limit if the server sent gzip although nobody asked for it."""
         body = bytes(self.body)
         if not body.startswith(b"\x1f\x8b"):
             return body
         try:
-            return zlib.decompressobj(wbits=31).decompress(body, _LARGEST_BODY) or body
+            return zlib.decompressobj(wbits=31).decompress(body, _MAX_BODY) or body
         except zlib.error:
             return body
 
@@ -73,84 +79,92 @@ class Posted:
 def post(
     client: Grant,
     url: str,
-    compose: Callable[[], tuple[bytes, dict[str, str]]],
+    fields: dict[str, str],
     *,
     ca_file: str | None,
-    limit: float,
-    known: tuple[Secret | None, ...],
+    timeout: float = DEADLINE,
+    secrets: tuple[Secret | None, ...] = (),
     before_first_byte: Callable[[], None] = lambda: None,
-    what: str = "token_endpoint",
-) -> Posted:
-    """Send what ``compose`` returns (body, headers) to ``url``, through no redirect, within ``limit`` seconds.
+    endpoint_name: str = "token_endpoint",
+) -> PostResult:
+    """Send ``fields`` to ``url``, authenticated as ``client``, within ``timeout`` seconds. Follow no redirect.
 
-    Shows the certificate of ``client`` where it has one. ``before_first_byte`` is called before anything leaves; where
-    it raises, nothing does. ``known``: the secrets that no word may repeat. ``what``: how a person calls the address.
-    Raises nothing but ``KeyboardInterrupt`` and the like.
+    ``before_first_byte`` is called before anything is sent; if it raises, nothing is sent. No error text repeats a
+    secret of ``client`` or one of ``secrets``. ``endpoint_name`` names the URL in error texts. Raises only
+    ``KeyboardInterrupt`` and the like.
     """
-    posted = Posted()
+    secrets = (client.refresh_token, client.access_token, client.client_secret, *secrets)
+    result = PostResult(secrets)
     try:
-        # Somebody may have changed a record since its import (I8).
-        urls.endpoint(url)
-    except urls.BadURL as error:
-        posted.problem = f"the {what} {error}"
-        return posted
-    posted.problem = connection_errors.too_slow(url, limit)
+        # The record may have been edited since the import (I8).
+        urls.check_endpoint(url)
+    except urls.InvalidURL as error:
+        result.error = f"the {endpoint_name} {error}"
+        return result
+    result.error = connection_errors.too_slow(url, timeout)
     try:
         anyio.run(
             _post,
+            client,
             url,
-            compose,
-            lambda: trusted(ca_file, client_cert=client.client_cert, client_key=client.client_key),
-            limit,
+            fields,
+            ca_file,
+            timeout,
             before_first_byte,
-            posted,
-            backend_options={"loop_factory": ExchangeLoop},
+            result,
+            backend_options={"loop_factory": RequestLoop},
         )
     except ConfigError as error:
-        posted.problem = str(error)  # our own words hold no secret, but paths that a mask would hide
-    except Exception as error:  # noqa: BLE001  whatever a transport raises, what was sent decides
-        errors = (error, *posted._errors)  # noqa: SLF001  its own
-        posted.problem = connection_errors.reason(errors, known, url)
-        posted.certificate_refused = connection_errors.refuses_certificate(errors)
-    return posted
+        result.error = str(error)  # refresher's own text: no secrets, but paths that a mask would hide
+    except Exception as error:  # noqa: BLE001  any error of the transport: what was sent decides
+        errors = (error, *result._errors)  # noqa: SLF001  same module
+        result.error = connection_errors.reason(errors, secrets, url)
+        result.certificate_refused = connection_errors.refuses_certificate(errors)
+    return result
 
 
 async def _post(
+    client: Grant,
     url: str,
-    compose: Callable[[], tuple[bytes, dict[str, str]]],
-    trust: Callable[[], ssl.SSLContext],
-    limit: float,
+    fields: dict[str, str],
+    ca_file: str | None,
+    timeout: float,
     before_first_byte: Callable[[], None],
-    posted: Posted,
+    result: PostResult,
 ) -> None:
     async def trace(event: str, info: dict[str, Any]) -> None:
         if event.endswith(".failed"):
-            posted._errors.insert(0, info["exception"])  # noqa: SLF001  its own
-        # A proxy's CONNECT is traced too; it carries no token.
+            result._errors.insert(0, info["exception"])  # noqa: SLF001  same module
+        # The CONNECT request to a proxy is traced too, but it contains no token.
         if event.endswith("send_request_headers.started") and info["request"].method == b"POST":
             before_first_byte()
-            posted.sent = clocks.now()
+            result.sent_at = clocks.now()
 
     parts = urlsplit(url)
-    body, headers = compose()
-    with anyio.move_on_after(limit):
+    body, headers = build_request(client, fields, clocks.now().wall)
+    verify = (
+        ssl_context(ca_file, client_cert=client.client_cert, client_key=client.client_key)
+        if parts.scheme == "https"
+        else False
+    )
+    with anyio.move_on_after(timeout):
         async with (
             httpx.AsyncClient(
-                verify=trust() if parts.scheme == "https" else False,
-                # httpx's own reading of NO_PROXY fails on IPv6 networks and quotes proxy passwords in its errors.
+                verify=verify,
+                # httpx itself rejects IPv6 networks in NO_PROXY, and quotes proxy passwords in its errors.
                 trust_env=False,
-                proxy=made_for(parts.scheme, parts.hostname or "", httpx.Proxy),
+                proxy=build_proxy(parts.scheme, parts.hostname or "", httpx.Proxy),
                 follow_redirects=False,
-                timeout=httpx.Timeout(limit, connect=min(_CONNECT, limit)),
-            ) as client,
-            client.stream("POST", url, content=body, headers=headers, extensions={"trace": trace}) as response,
+                timeout=httpx.Timeout(timeout, connect=min(_CONNECT_TIMEOUT, timeout)),
+            ) as http,
+            http.stream("POST", url, content=body, headers=headers, extensions={"trace": trace}) as response,
         ):
-            posted.headers = {name.lower(): value for name, value in response.headers.items()}
-            posted.status = response.status_code
-            # Raw: where a server mislabels its encoding, a decoder would throw the only copy away.
+            result.headers = {name.lower(): value for name, value in response.headers.items()}
+            result.status = response.status_code
+            # Raw bytes: if the server labels the encoding wrongly, a decoder would lose the only copy of a token.
             async for chunk in response.aiter_raw():
-                posted.body += chunk[: _LARGEST_BODY - len(posted.body)]
-                if len(posted.body) >= _LARGEST_BODY:
+                result.body += chunk[: _MAX_BODY - len(result.body)]
+                if len(result.body) >= _MAX_BODY:
                     return
-            # Without a length nobody can tell an end from a connection that broke off; only JSON shows its own.
-            posted.whole = not posted.headers.keys().isdisjoint(("content-length", "transfer-encoding"))
+            # Without a length, the end of the body looks like a broken connection. Only JSON shows its own end.
+            result.complete = not result.headers.keys().isdisjoint(("content-length", "transfer-encoding"))

@@ -8,12 +8,12 @@ from urllib.request import getproxies, proxy_bypass
 from refresher.common.errors import ConfigError
 from refresher.oauth.urls import is_loopback
 
-__all__ = ["made_for", "proxy_for"]
+__all__ = ["build_proxy", "proxy_for"]
 
 _Made = TypeVar("_Made")
 
 
-def made_for(scheme: str, host: str, make: Callable[[str], _Made]) -> _Made | None:
+def build_proxy(scheme: str, host: str, make: Callable[[str], _Made]) -> _Made | None:
     """Return what ``make``, an HTTP library's own type, makes of the proxy's address; ``None`` without one.
 
     Raises ``ConfigError`` where it cannot: in words without the proxy's password.

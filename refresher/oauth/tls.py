@@ -9,14 +9,16 @@ import httpx
 
 from refresher.common.errors import ConfigError
 
-__all__ = ["trusted"]
+__all__ = ["ssl_context"]
 
 _CONTEXTS_KEPT: Final = 32
 
 _Stamp = tuple[int, int, int] | None
 
 
-def trusted(ca_file: str | None, *, client_cert: str | None = None, client_key: str | None = None) -> ssl.SSLContext:
+def ssl_context(
+    ca_file: str | None, *, client_cert: str | None = None, client_key: str | None = None
+) -> ssl.SSLContext:
     """Return a context that trusts ``ca_file``, else ``SSL_CERT_FILE``, ``SSL_CERT_DIR``, else certifi's certificates.
 
     ``client_cert`` and ``client_key``: PEM files to show where a server asks. Raises ``ConfigError``. It takes 34 ms to

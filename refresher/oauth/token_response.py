@@ -13,19 +13,19 @@ from refresher.common.secret import Secret, mask
 from refresher.grants.outcome import (
     Ambiguous,
     ClientRejected,
-    GrantDead,
+    GrantRejected,
     Outcome,
     ResourceRefused,
-    Rotated,
+    TokensIssued,
     TooEarly,
     Transient,
-    Unintelligible,
+    Unreadable,
 )
 from refresher.grants.policy import CLOCK_TOLERANCE, MAX_WAIT
-from refresher.grants.tokens import LONGEST_LIFE, is_token, jwt_time, scheme
-from refresher.oauth.dialects import KNOWN_CODES, meaning_of
+from refresher.grants.tokens import MAX_LIFETIME, auth_scheme, is_token, jwt_time
+from refresher.oauth.dialects import KNOWN_CODES, classify_error
 
-__all__ = ["judge"]
+__all__ = ["parse_token_response"]
 
 _LONGEST_CODE: Final = 64
 _LONGEST_WORDS: Final = 4096
@@ -39,35 +39,35 @@ _CODE_KEYS: Final = ("error_code", "errorCode", "code", "status", "type", "__typ
 _WORDS_KEYS: Final = ("error_description", "message", "msg", "reason")
 
 
-def judge(
+def parse_token_response(
     status: int,
     headers: Mapping[str, str],
     body: bytes,
     *,
-    whole: bool,
+    complete: bool,
     now: float,
-    known: tuple[Secret | None, ...],
+    secrets: tuple[Secret | None, ...],
 ) -> Outcome:
     """Return what an answer means.
 
-    ``whole``: the body came to its end; a JSON object that closes is complete all the same. ``now``: epoch seconds.
-    ``known``: the secrets of this grant, which no description may repeat.
+    ``complete``: the body came to its end; a JSON object that closes is complete all the same. ``now``: epoch seconds.
+    ``secrets``: the secrets of this grant, which no description may repeat.
     """
-    fields = _fields(body, headers.get("content-type", ""), whole=whole)
+    fields = _fields(body, headers.get("content-type", ""), complete=complete)
     success = 200 <= status < 300
     # The body comes before the status: real servers put errors into 200 and verdicts into 401.
     error = None if fields is None else _error(fields, success=success)
     ahead = _clock_ahead(headers.get("date"), now)
     if error is not None and not (success and fields is not None and _holds_a_token(fields)):
-        return _refused(status, headers, error, known, now + ahead)
+        return _refused(status, headers, error, secrets, now + ahead)
     if not success:
-        return _refused(status, headers, _Error("", ""), known, now + ahead)
+        return _refused(status, headers, _Error("", ""), secrets, now + ahead)
     rotated = None if fields is None or error is not None else _rotated(fields, now, ahead)
     if rotated is not None:
         return rotated
-    return Unintelligible(
-        description=f"the token endpoint answered {status} with {_kind(body, whole=whole)}",
-        answer=Secret(body.decode("latin-1")),
+    return Unreadable(
+        description=f"the token endpoint answered {status} with {_kind(body, complete=complete)}",
+        body=Secret(body.decode("latin-1")),
     )
 
 
@@ -79,18 +79,18 @@ class _Error(NamedTuple):
 
 
 def _refused(
-    status: int, headers: Mapping[str, str], error: _Error, known: tuple[Secret | None, ...], now: float
+    status: int, headers: Mapping[str, str], error: _Error, secrets: tuple[Secret | None, ...], now: float
 ) -> Outcome:
-    meaning = meaning_of(error.code, error.words)
-    code = error.code if error.code.lower() in KNOWN_CODES else mask(error.code, known)
-    words = mask(error.words, known)
+    meaning = classify_error(error.code, error.words)
+    code = error.code if error.code.lower() in KNOWN_CODES else mask(error.code, secrets)
+    words = mask(error.words, secrets)
     description = f"the token endpoint answered {status}{f' {code}' if code else ''}{f': {words}' if words else ''}"
     retry_after = _retry_after(headers.get("retry-after"), now)
     if status in _BUSY_STATUSES or meaning == "busy":
         return Transient(code=code or "temporarily_unavailable", description=description, retry_after=retry_after)
     match meaning:
         case "dead":
-            return GrantDead(code=code or "invalid_grant", description=description)
+            return GrantRejected(code=code or "invalid_grant", description=description)
         case "client":
             return ClientRejected(
                 code=code or "invalid_client", description=f"{description}; check client_id and how it authenticates"
@@ -113,11 +113,11 @@ def _refused(
     return Transient(code=code or "server_error", description=description, retry_after=retry_after, refusal=True)
 
 
-def _fields(body: bytes, content_type: str, *, whole: bool) -> dict[str, Any] | None:
+def _fields(body: bytes, content_type: str, *, complete: bool) -> dict[str, Any] | None:
     body = body.removeprefix(b"\xef\xbb\xbf").strip()
     if not body.startswith(b"{"):
         # Only JSON can show that it is complete; GitHub and older servers answer as forms, under any type.
-        form = dict(parse_qsl(body.decode("utf-8", "replace"))) if whole and not body.startswith(b"<") else {}
+        form = dict(parse_qsl(body.decode("utf-8", "replace"))) if complete and not body.startswith(b"<") else {}
         is_form = content_type.partition(";")[0].strip().lower() == "application/x-www-form-urlencoded"
         return form if form and (is_form or not form.keys().isdisjoint(("access_token", "error"))) else None
     try:
@@ -159,7 +159,7 @@ def _first(*candidates: object, longest: int | None = None) -> str | None:
     return found if found is None else found[:longest]
 
 
-def _rotated(fields: dict[str, Any], now: float, ahead: float) -> Rotated | None:
+def _rotated(fields: dict[str, Any], now: float, ahead: float) -> TokensIssued | None:
     access = fields.get("access_token")
     refresh = fields.get("refresh_token")
     if not is_token(access) or " " in access or not (refresh is None or refresh == "" or is_token(refresh)):
@@ -167,14 +167,14 @@ def _rotated(fields: dict[str, Any], now: float, ahead: float) -> Rotated | None
     token_type = fields.get("token_type")
     expires_in = _expires_in(fields.get("expires_in"))
     expires_at = (_expires_at(fields, now + ahead) or _exp(access, now + ahead)) if expires_in is None else None
-    return Rotated(
+    return TokensIssued(
         access_token=Secret(access),
-        token_type=scheme(token_type),
+        token_type=auth_scheme(token_type),
         expires_in=expires_in,
         expires_at=None if expires_at is None else expires_at - ahead,
         refresh_token=Secret(refresh) if refresh else None,
         scope=_scope(fields.get("scope")),
-        clock_ahead=ahead,
+        clock_skew=ahead,
     )
 
 
@@ -193,7 +193,7 @@ def _expires_in(value: object) -> float | None:
         seconds = float(value)
     except (ValueError, OverflowError):
         return None
-    return min(seconds, LONGEST_LIFE) if math.isfinite(seconds) and seconds > 0 else None
+    return min(seconds, MAX_LIFETIME) if math.isfinite(seconds) and seconds > 0 else None
 
 
 def _expires_at(fields: dict[str, Any], now: float) -> float | None:
@@ -203,7 +203,7 @@ def _expires_at(fields: dict[str, Any], now: float) -> float | None:
         at = _iso(value) if isinstance(value, str) else float(value or 0)
     except (TypeError, ValueError, OverflowError):
         return None
-    return at if not isinstance(value, bool) and now < at <= now + LONGEST_LIFE else None
+    return at if not isinstance(value, bool) and now < at <= now + MAX_LIFETIME else None
 
 
 def _exp(access_token: str, now: float) -> float | None:
@@ -241,14 +241,14 @@ def _retry_after(value: str | None, now: float) -> float | None:
     return min(max(seconds, 0.0), MAX_WAIT)
 
 
-def _kind(body: bytes, *, whole: bool) -> str:
+def _kind(body: bytes, *, complete: bool) -> str:
     if not body:
         return "an empty body"
-    return "something that is no token response" if whole else "a body that breaks off"
+    return "something that is no token response" if complete else "a body that breaks off"
 
 
 def _truncated_members(text: str) -> dict[str, Any]:
-    """Return the members of the object that ``text`` begins with, as far as each is certainly whole."""
+    """Return the members of the object that ``text`` begins with, as far as each is certainly complete."""
     found: dict[str, Any] = {}
     at = _after_space(text, 1) if text.startswith("{") else len(text)
     while text[at : at + 1] == '"':

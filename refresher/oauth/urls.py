@@ -7,7 +7,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from shim._origins import origin_of
 
-__all__ = ["BadURL", "endpoint", "is_loopback", "origin"]
+__all__ = ["InvalidURL", "check_endpoint", "is_loopback", "parse_origin"]
 
 _SCHEMES: Final = ("https", "http")
 
@@ -15,24 +15,24 @@ _SCHEMES: Final = ("https", "http")
 _NAME: Final = re.compile(r"[a-z0-9._-]+")
 
 
-class BadURL(ValueError):
+class InvalidURL(ValueError):
     """An address that cannot be used; the message completes a sentence that begins with its name."""
 
 
-def endpoint(url: str) -> str:
+def check_endpoint(url: str) -> str:
     """Return the token endpoint's address, unchanged; a refresh token goes there by TLS, or over loopback.
 
     Raises ``BadURL``.
     """
     parts = _split(url)
     if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
-        raise BadURL("must be https: a refresh token never crosses a network in the clear")
+        raise InvalidURL("must be https: a refresh token never crosses a network in the clear")
     if parts.fragment or "#" in url:
-        raise BadURL("must have no fragment (RFC 6749 section 3.2)")
+        raise InvalidURL("must have no fragment (RFC 6749 section 3.2)")
     return url
 
 
-def origin(url: str) -> str:
+def parse_origin(url: str) -> str:
     """Return ``scheme://host[:port]`` in lower case, without a default port.
 
     Raises ``BadURL``.
@@ -55,18 +55,18 @@ def is_loopback(host: str) -> bool:
 def _split(url: str) -> SplitResult:
     # urlsplit drops tabs and line breaks silently: what is checked must be what is stored.
     if not url.isascii() or any(char <= " " or char == "\x7f" for char in url):
-        raise BadURL("must be plain ASCII without spaces (write an international host name in its xn-- form)")
+        raise InvalidURL("must be plain ASCII without spaces (write an international host name in its xn-- form)")
     try:
         parts = urlsplit(url)
         port = parts.port
     except ValueError:
-        raise BadURL("is not a URL") from None
+        raise InvalidURL("is not a URL") from None
     if parts.scheme not in _SCHEMES or not parts.hostname or port == 0:
-        raise BadURL("must be a URL that begins with https:// (or http://)")
+        raise InvalidURL("must be a URL that begins with https:// (or http://)")
     if "@" in parts.netloc:
-        raise BadURL("must not hold a user name or password")
+        raise InvalidURL("must not hold a user name or password")
     if parts.netloc.lower() != _host(parts.hostname) + (f":{port}" if port is not None else ""):
-        raise BadURL("has a host that programs read in different ways")
+        raise InvalidURL("has a host that programs read in different ways")
     return parts
 
 
@@ -76,7 +76,7 @@ def _host(hostname: str) -> str:
         try:
             return f"[{IPv6Address(hostname).compressed}]"
         except ValueError:
-            raise BadURL("has an IPv6 address that is none") from None
+            raise InvalidURL("has an IPv6 address that is none") from None
     if not _NAME.fullmatch(hostname):
-        raise BadURL("has characters in its host that no host has")
+        raise InvalidURL("has characters in its host that no host has")
     return hostname

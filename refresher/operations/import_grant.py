@@ -9,7 +9,7 @@ import msgspec
 from refresher.common import clocks
 from refresher.common.errors import AlreadySpent, ExposedGrantFile, GrantFileError, ImportRefused, StorageError
 from refresher.grants import policy
-from refresher.grants.record import Grant, Record, Stored, Tombstone, spend
+from refresher.grants.record import Grant, Record, Stored, Tombstone, with_spent
 from refresher.oauth import urls
 from refresher.storage import files, lock, records, recovery
 from refresher.storage.directories import Directories
@@ -90,8 +90,8 @@ def other_server(grant: Grant) -> str:
 
 def is_for_other_server(grant: Grant, url: str | None) -> bool:
     """Whether ``grant`` is for another server than that of ``url``, as far as both are known."""
-    own = {*grant.origins, *([] if grant.server_url is None else [urls.origin(grant.server_url)])}
-    return url is not None and urls.origin(url) not in own
+    own = {*grant.origins, *([] if grant.server_url is None else [urls.parse_origin(grant.server_url)])}
+    return url is not None and urls.parse_origin(url) not in own
 
 
 def _warnings(imported: Grant) -> list[str]:
@@ -178,12 +178,12 @@ def _successor(directories: Directories, imported: Grant, stored: Stored, *, jus
     if isinstance(there, Tombstone) or there.doubt is None:
         return grant
     if there.refresh_token is not None and imported.refresh_token != there.refresh_token:
-        return msgspec.structs.replace(grant, spent=spend(spent, there.refresh_token))
+        return msgspec.structs.replace(grant, spent=with_spent(spent, there.refresh_token))
     if just_issued:
         return grant
     # An import of the same refresh token does not settle whether it was spent: the wait and the token it protects stay.
     kept = msgspec.structs.replace(grant, doubt=there.doubt, failures=there.failures, failure=there.failure)
-    longer = there.access_token is None or policy.end_of_life(imported) >= policy.end_of_life(there)
+    longer = there.access_token is None or policy.expected_expiry(imported) >= policy.expected_expiry(there)
     if imported.access_token is not None and longer:
         return kept
     return msgspec.structs.replace(

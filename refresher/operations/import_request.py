@@ -12,12 +12,12 @@ from refresher.common import durations
 from refresher.common.clocks import Moment
 from refresher.common.errors import ConfigError, ImportRefused
 from refresher.common.secret import Secret
-from refresher.grants.record import NOTHING, AuthMethod, Grant, decode_secret
-from refresher.grants.tokens import LONGEST_LIFE, is_token, jwt_time, scheme, usable_from
+from refresher.grants.record import NO_RECORD, AuthMethod, Grant, decode_secret
+from refresher.grants.tokens import MAX_LIFETIME, auth_scheme, is_token, jwt_time, not_before
 from refresher.oauth import urls
 from shim._token import is_name
 
-__all__ = ["Brought", "check_name", "parse"]
+__all__ = ["ImportRequest", "check_name", "parse"]
 
 _SECRET_METHODS: Final = ("client_secret_basic", "client_secret_post")
 _TLS_METHODS: Final = ("tls_client_auth", "self_signed_tls_client_auth")
@@ -35,7 +35,7 @@ _PRINTABLE: Final = (
 )
 
 
-class Brought(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ImportRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The JSON that ``import`` takes."""
 
     token_endpoint: str
@@ -82,9 +82,9 @@ def parse(name: str, data: bytes, now: Moment) -> Grant:
     check_name(name)
     try:
         keys = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
-        if unknown := sorted(keys.keys() - set(Brought.__struct_fields__)):
-            _refuse(f"unknown keys: {', '.join(unknown)} (known: {', '.join(Brought.__struct_fields__)})")
-        brought = msgspec.json.decode(data, type=Brought, dec_hook=decode_secret)
+        if unknown := sorted(keys.keys() - set(ImportRequest.__struct_fields__)):
+            _refuse(f"unknown keys: {', '.join(unknown)} (known: {', '.join(ImportRequest.__struct_fields__)})")
+        brought = msgspec.json.decode(data, type=ImportRequest, dec_hook=decode_secret)
     except UnicodeDecodeError:
         raise ImportRefused("the import is not UTF-8") from None
     except (msgspec.MsgspecError, RecursionError) as error:
@@ -95,23 +95,23 @@ def parse(name: str, data: bytes, now: Moment) -> Grant:
         _refuse("access_token and token_type must hold no space (RFC 6750 section 2.1)")
     if brought.send_resource and brought.resource is None:
         _refuse("send_resource needs a resource")
-    origins = tuple(dict.fromkeys(_url(urls.origin, "origins", origin) for origin in brought.origins or ()))
+    origins = tuple(dict.fromkeys(_url(urls.parse_origin, "origins", origin) for origin in brought.origins or ()))
     if brought.server_url is not None:
-        origins = origins or (_url(urls.origin, "server_url", brought.server_url),)
+        origins = origins or (_url(urls.parse_origin, "server_url", brought.server_url),)
     if not origins:
         _refuse("needs server_url (the MCP server or API that takes the token), or origins")
     for key in ("issuer", "revocation_endpoint"):
         if (address := getattr(brought, key)) is not None:
-            _url(urls.endpoint, key, address)
+            _url(urls.check_endpoint, key, address)
     expires_at = _expires_at(brought, now)
     method = _method(brought)
     grant = Grant(
         name=name,
         grant_id=uuid.uuid4().hex,
         generation=0,
-        begun_from=NOTHING,
+        begun_from=NO_RECORD,
         issuer=brought.issuer,
-        token_endpoint=_url(urls.endpoint, "token_endpoint", brought.token_endpoint),
+        token_endpoint=_url(urls.check_endpoint, "token_endpoint", brought.token_endpoint),
         revocation_endpoint=brought.revocation_endpoint,
         client_id=brought.client_id,
         client_secret=brought.client_secret,
@@ -131,12 +131,12 @@ def parse(name: str, data: bytes, now: Moment) -> Grant:
         replay=_replay(brought.replay),
         max_age=None if brought.max_age is None else _duration("max_age", brought.max_age),
         access_token=brought.access_token,
-        token_type=scheme(brought.token_type),
+        token_type=auth_scheme(brought.token_type),
         issued_at=now.wall,
         issued=now,
         expires_at=expires_at,
         authorized_at=now.wall,
-        not_before=None if brought.refresh_token is None else usable_from(brought.refresh_token.reveal(), now.wall),
+        not_before=None if brought.refresh_token is None else not_before(brought.refresh_token.reveal(), now.wall),
     )
     _try_files(grant, now.wall)
     return grant
@@ -157,11 +157,11 @@ def _printable(key: str, value: str | Secret | None) -> None:
 def _url(check: Callable[[str], str], key: str, value: str) -> str:
     try:
         return check(value)
-    except urls.BadURL as error:
+    except urls.InvalidURL as error:
         raise ImportRefused(f"{key} {error}") from None
 
 
-def _method(brought: Brought) -> AuthMethod:
+def _method(brought: ImportRequest) -> AuthMethod:
     """Return how the client proves itself, from what was said, or else from what it was given to do it with."""
     if (brought.grant_type == "refresh_token") != (brought.refresh_token is not None):
         _refuse('needs a refresh_token, or else grant_type "client_credentials", and not both')
@@ -206,14 +206,14 @@ def _try_files(grant: Grant, now: float) -> None:
 
             client_assertion(grant, now)
         if grant.client_cert is not None:
-            from refresher.oauth.tls import trusted  # httpx, likewise
+            from refresher.oauth.tls import ssl_context  # httpx, likewise
 
-            trusted(None, client_cert=grant.client_cert, client_key=grant.client_key)
+            ssl_context(None, client_cert=grant.client_cert, client_key=grant.client_key)
     except ConfigError as error:
         raise ImportRefused(str(error)) from None
 
 
-def _expires_at(brought: Brought, now: Moment) -> float | None:
+def _expires_at(brought: ImportRequest, now: Moment) -> float | None:
     if brought.expires_at is not None and brought.expires_in is not None:
         _refuse("give expires_at (epoch seconds) or expires_in (seconds from now), not both")
     if brought.access_token is None:
@@ -226,7 +226,7 @@ def _expires_at(brought: Brought, now: Moment) -> float | None:
         ends = jwt_time(brought.access_token.reveal(), "exp")
     else:
         ends = brought.expires_at
-    if ends is not None and not 0 <= ends - now.wall + LONGEST_LIFE <= 2 * LONGEST_LIFE:
+    if ends is not None and not 0 <= ends - now.wall + MAX_LIFETIME <= 2 * MAX_LIFETIME:
         _refuse("expires_at must be epoch seconds (not milliseconds), expires_in seconds, within ten years")
     return ends
 

@@ -5,7 +5,7 @@ from typing import Final
 
 from refresher.common import clocks
 from refresher.common.errors import StorageError
-from refresher.grants.record import Grant, Stored, Tombstone, spend
+from refresher.grants.record import Grant, Stored, Tombstone, with_spent
 from refresher.storage import demands, journal, lock, records, recovery
 from refresher.storage.directories import Directories
 from refresher.storage.publishing import Publisher, published_generation
@@ -52,11 +52,11 @@ def _bury(directories: Directories, stored: Stored, grant: Grant, *, spent: bool
         removed_at=clocks.now().wall,
         scope=grant.scope,
         origins=grant.origins,
-        spent=spend(grant.spent, grant.refresh_token) if spent and grant.refresh_token else grant.spent,
+        spent=with_spent(grant.spent, grant.refresh_token) if spent and grant.refresh_token else grant.spent,
     )
     records.write(directories, name, stored, tombstone)
     journal.delete_copies(directories, name)
-    demands.pending(directories).remove(directories, name, keep=range(0))
+    demands.pending(directories).remove(directories, name, keep=range(0), warned=set())
     try:
         Publisher(directories).publish(tombstone)
     except StorageError as error:

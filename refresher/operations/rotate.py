@@ -13,10 +13,11 @@ import msgspec
 from refresher.common import clocks
 from refresher.common.errors import DirectoryError, GrantFileError, Interrupted, LockBusy, StorageError
 from refresher.grants import policy, transition
-from refresher.grants.outcome import GrantDead, ResourceRefused, Rotated
-from refresher.grants.policy import Rest, Rotate
+from refresher.grants.outcome import GrantRejected, ResourceRefused, TokensIssued
+from refresher.grants.policy import Rotate, Wait
 from refresher.grants.record import Grant, Record, Stored
-from refresher.oauth.exchange import DEADLINE, Exchanged, exchange
+from refresher.oauth.http_client import DEADLINE
+from refresher.oauth.token_request import TokenRequestResult, request_tokens
 from refresher.operations.result import EXIT_CODES, Result
 from refresher.storage import demands, journal, lock, records, recovery
 from refresher.storage.demands import Demands
@@ -47,6 +48,8 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds for the exchange."""
     lock_wait: float = lock.WAIT
     """Seconds for the lock."""
+    warned: set[str] = msgspec.field(default_factory=set)
+    """The warnings that this process has logged, and logs only once."""
 
 
 def rotate(publisher: Publisher, order: Order, terms: Terms) -> Result | None:
@@ -70,7 +73,7 @@ def rotate(publisher: Publisher, order: Order, terms: Terms) -> Result | None:
         return Result.without_exchange(name, "interrupted", detail)
     except Exception as error:  # noqa: BLE001  a fault of ours in one grant must not stop the rotation of the others
         # Without the trace: it could quote a secret.
-        detail = f"a fault in refresher itself ({type(error).__name__}); please report it"
+        detail = f"internal error ({type(error).__name__}); please report it"
         return Result.without_exchange(name, "storage_failed", detail)
 
 
@@ -112,7 +115,7 @@ class _Rotation:
             horizon=0.0 if adopted else self._order.horizon,
         )
         match decision:
-            case Rest():
+            case Wait():
                 return self._publish(grant, pending, Result.from_decision(grant, decision, adopted=adopted))
             case Rotate():
                 if self._terms.stopping():
@@ -128,7 +131,7 @@ class _Rotation:
         generation = max(grant.generation, published_generation(self._directories, grant.name)) + 1
         attempt = Attempt(self._directories, grant.name, stored)
         attempt.reserve(grant, clocks.now())
-        exchanged = exchange(
+        exchanged = request_tokens(
             grant, ca_file=self._terms.ca_file, hooks=attempt, demanded=demanded, deadline=self._terms.deadline
         )
         try:
@@ -139,7 +142,7 @@ class _Rotation:
                 attempt.keep_answer(exchanged.raw.reveal().encode("latin-1"), clocks.now().wall)
             attempt.close()
             raise
-        if isinstance(exchanged.outcome, GrantDead):
+        if isinstance(exchanged.outcome, GrantRejected):
             there = records.load(self._directories, grant.name)
             if there.checksum != stored.checksum and isinstance(there.record, Grant):
                 # Somebody wrote without the lock, so the server refused a token that is not in the record any more.
@@ -147,7 +150,7 @@ class _Rotation:
                 return there.record
             if exchanged.doubt is None:
                 changed = _with_hint(changed, recovery.backup_hint(self._directories, grant))
-        attempt.persist(changed, until_saved=isinstance(exchanged.outcome, Rotated))
+        attempt.persist(changed, until_saved=isinstance(exchanged.outcome, TokensIssued))
         return changed
 
     def _publish(self, grant: Grant, pending: Demands, result: Result) -> Result:
@@ -163,7 +166,8 @@ class _Rotation:
                 outcome="storage_failed" if EXIT_CODES[result.outcome] == 0 else result.outcome,
                 detail=f"{result.detail}; saved, but {error}; the next run publishes it",
             )
-        pending.remove(self._directories, name, keep=range(0) if grant.dead else current)
+        keep = range(0) if grant.dead else current
+        pending.remove(self._directories, name, keep=keep, warned=self._terms.warned)
         if visible:
             return result
         unseen = "NOT published: the token file is of a later generation (was grants/ restored from a backup?)"
@@ -175,11 +179,11 @@ class _Rotation:
             if self._publisher.is_stale(tombstone):
                 journal.delete_copies(self._directories, tombstone.name)
             self._publisher.publish(tombstone)
-        pending.remove(self._directories, self._order.name, keep=range(0))
+        pending.remove(self._directories, self._order.name, keep=range(0), warned=self._terms.warned)
 
 
-def _after(grant: Grant, exchanged: Exchanged, *, demanded: bool, generation: int) -> Grant:
-    return transition.after(
+def _after(grant: Grant, exchanged: TokenRequestResult, *, demanded: bool, generation: int) -> Grant:
+    return transition.apply(
         msgspec.structs.replace(
             grant,
             doubt=exchanged.doubt,

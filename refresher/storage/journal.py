@@ -29,7 +29,7 @@ import msgspec
 
 from refresher.common.clocks import Moment
 from refresher.common.errors import GrantFileError, StorageError
-from refresher.grants.record import UNREADABLE, Grant, Record, Stored, encode, unwrap, wrap
+from refresher.grants.record import DECODE_ERRORS, Grant, Record, Stored, encode, unwrap, wrap
 from refresher.storage import files
 from refresher.storage.directories import Directories
 
@@ -75,7 +75,7 @@ def read_intent(path: Path) -> tuple[Intent, Mark] | None:
     line, _, mark = data.partition(b"\n")
     try:
         return msgspec.json.decode(unwrap("intent", line)[0], type=Intent), Mark(mark)
-    except (GrantFileError, *UNREADABLE):
+    except (GrantFileError, *DECODE_ERRORS):
         raise ValueError("it is not an intent") from None
 
 

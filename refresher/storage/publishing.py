@@ -189,7 +189,7 @@ def _is_live(token: TokenFile, grant: Grant) -> bool:
     if token.access_token is None or token.state == "removed":
         return False
     before = msgspec.structs.replace(grant, issued_at=token.issued_at, expires_at=token.expires_at)
-    return policy.end_of_life(before) > clocks.now().wall
+    return policy.expected_expiry(before) > clocks.now().wall
 
 
 def _removed(tombstone: Tombstone) -> TokenFile:
@@ -212,7 +212,7 @@ def _problem(grant: Grant) -> Problem | None:
     failure = grant.failure
     if failure is None:
         return None
-    was_live = grant.access_token is not None and failure.at < policy.end_of_life(grant)
+    was_live = grant.access_token is not None and failure.at < policy.expected_expiry(grant)
     # "Too early" is no problem for agents: their token is live, and a refused token would have caused a demand.
     if failure.outcome == "too_early" and grant.refusals == 0 and was_live:
         return None

@@ -23,7 +23,7 @@ from refresher.common.clocks import Moment
 from refresher.common.errors import GrantFileError, StorageError
 from refresher.common.secret import Secret
 from refresher.grants import policy, transition
-from refresher.grants.record import NOTHING, Doubt, Grant, Record, Stored, newer
+from refresher.grants.record import NO_RECORD, Doubt, Grant, Record, Stored, version_error
 from refresher.storage import files, records
 from refresher.storage.directories import Directories
 from refresher.storage.journal import Intent, Mark, read_intent
@@ -50,7 +50,7 @@ def recover(
     Raises ``GrantFileError`` for a record that cannot be read or a file of a later version (nothing is changed then),
     and ``StorageError`` where the disk refuses or a saved answer is out of reach.
     """
-    stored = Stored(None, NOTHING) if damaged else records.load(directories, name)
+    stored = Stored(None, NO_RECORD) if damaged else records.load(directories, name)
     recovery = _Recovery(directories, name, stored, now, giving_up=giving_up)
     try:
         recovery.adopt_late_spill()
@@ -181,12 +181,12 @@ class _Recovery:
                 scope=published.scope,
                 failure=None,
             )
-        self._write(transition.doubted(grant, description, doubt=doubt, now=self._now))
+        self._write(transition.mark_in_doubt(grant, description, doubt=doubt, now=self._now))
 
     def restart_doubt_of_the_future(self) -> None:
         """Count a doubt from now where the clock says that it begins later, so that its wait ends."""
         grant = self.stored.record
-        if isinstance(grant, Grant) and policy.is_adrift(grant, self._now):
+        if isinstance(grant, Grant) and policy.doubt_in_future(grant, self._now):
             self._write(msgspec.structs.replace(grant, doubt=Doubt(since=self._now, replay_over=True)))
 
     def _find_answer(self, candidates: list[Path]) -> tuple[Path, Record] | None:
@@ -245,7 +245,7 @@ class _Recovery:
         description = _INTERRUPTED
         if doubt.spill is not None and not files.is_there(Path(doubt.spill).parent):
             description += f" (or it is in {doubt.spill}, which is not there: is a file system not mounted?)"
-        self._write(transition.cut_off(self.stored.record, description, doubt=doubt, now=self._now))
+        self._write(transition.mark_interrupted(self.stored.record, description, doubt=doubt, now=self._now))
 
     def _write(self, record: Record) -> None:
         self.stored = records.write(self._directories, self._name, self.stored, record)
@@ -254,7 +254,7 @@ class _Recovery:
         """Raise ``GrantFileError`` where a later version wrote a file: it may be the only copy of a refresh token."""
         for path in () if self._giving_up else paths:
             data = _read(path)
-            if data is not None and (why := newer(data)) is not None:
+            if data is not None and (why := version_error(data)) is not None:
                 raise GrantFileError(f"{path}: {why}")
 
     def _clear(self, path: Path) -> None:

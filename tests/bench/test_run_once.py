@@ -13,7 +13,7 @@ import pytest
 
 from refresher.common import clocks
 from refresher.config import resolve
-from refresher.grants.record import NOTHING, Stored
+from refresher.grants.record import NO_RECORD, Stored
 from refresher.operations import import_request
 from refresher.storage import records
 from refresher.storage.publishing import Publisher
@@ -51,7 +51,7 @@ def _store(home: Path, count: int) -> None:
         }
         grant = import_request.parse(f"grant-{number}", json.dumps(fields).encode(), clocks.now())
         directories.lock(grant.name).touch(mode=0o600)
-        records.write(directories, grant.name, Stored(None, NOTHING), grant)
+        records.write(directories, grant.name, Stored(None, NO_RECORD), grant)
         Publisher(directories).publish(grant)
 
 

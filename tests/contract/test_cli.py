@@ -19,7 +19,7 @@ import pytest
 from refresher import __version__
 from refresher.grants import server_behavior
 from refresher.grants.record import Failure, encode
-from refresher.operations.import_request import Brought
+from refresher.operations.import_request import ImportRequest
 from refresher.operations.result import EXIT_CODES
 from tests.support.command import Command, Done, without_times
 from tests.support.terminal import at_a_terminal, read_whole
@@ -87,7 +87,7 @@ def test_the_base_without_the_service_says_what_to_install(refresher: Command) -
     ("arguments", "words"),
     [
         ((), ["import", "run-once", "status", "remove", "REFRESHER_STATE_DIR", "--tokens-group"]),
-        (("import",), [*Brought.__struct_fields__, "--replace", "--if-absent", "Example", "directory"]),
+        (("import",), [*ImportRequest.__struct_fields__, "--replace", "--if-absent", "Example", "directory"]),
         (("run",), ["--grace", "--listen", "REFRESHER_LISTEN", "SIGHUP"]),
         (("health",), ["--live", "--json", "--listen", "Exit codes", "127.0.0.1:9464"]),
         (
@@ -293,7 +293,7 @@ def test_defaults_of_an_import(refresher: Command) -> None:
     """If it failed, the careful settings would have to be known by heart."""
     refresher.import_grant("plain", GRANT)
     plain = refresher.grant("plain")
-    assert (server_behavior.replay(plain), plain.token_endpoint_auth_method) == (0.0, "none")
+    assert (server_behavior.grace_period(plain), plain.token_endpoint_auth_method) == (0.0, "none")
     assert not server_behavior.sends_resource(plain)
     fields = GRANT | {
         "refresh_token": "another-refresh-token",
@@ -629,11 +629,12 @@ def test_a_terminal_of_another_encoding_gets_replaced_characters(refresher: Comm
     failure = Failure(outcome="transient", code="away", description="Zürich: нет", at=time.time(), retry_at=time.time())
     data, _ = encode(msgspec.structs.replace(grant, failure=failure, failures=1))
     (refresher.state / "grants/linear.json").write_bytes(data)
-    process = refresher.start("status", environment={"PYTHONIOENCODING": encoding})
-    assert process.stdout is not None
-    shown = process.stdout.buffer.read().decode(encoding)
-    process.communicate()
-    assert process.returncode == 0
+    shown = subprocess.run(
+        [sys.executable, "-m", "refresher", "status"],
+        env=refresher.environment | {"PYTHONIOENCODING": encoding},
+        capture_output=True,
+        check=True,
+    ).stdout.decode(encoding)
     assert ("Zürich: ???" if encoding == "latin-1" else "Z?rich: ???") in shown
     logged = refresher("run-once", "пусто", environment={"PYTHONIOENCODING": encoding})
     assert "there is no grant named '?????'" in one_line(logged)

@@ -76,7 +76,7 @@ def at(server: Answering, value: Any) -> Any:
 @pytest.mark.parametrize(
     ("answers", "options", "code", "words"),
     [
-        ({}, ("{}/mcp",), 2, "answered 404 and does not say where to log in: check the address"),
+        ({}, ("{}/mcp",), 2, "answered 404 and names no authorization server: check the address"),
         ({"/mcp": Answer(401), RESOURCE: Answer(503)}, ("{}/mcp",), 4, "answered 503; try again later"),
         ({"/mcp": Answer(401), METADATA: Answer(500)}, ("{}/mcp",), 4, "answered 500; try again later"),
         ({"/mcp": Answer(None)}, ("{}/mcp",), 4, "closed the connection without an answer"),
@@ -90,13 +90,13 @@ def at(server: Answering, value: Any) -> Any:
             {RESOURCE: Answer(200, {"resource": "https://other.example/", "authorization_servers": ["{}"]})},
             ("{}/mcp",),
             2,
-            "is about https://other.example/, and not about {}/mcp",
+            "describes https://other.example/, not {}/mcp",
         ),
         (
             {RESOURCE: Answer(200, {"resource": "{}/", "authorization_servers": ["{}"]})},
             ("{}/mcp",),
             2,
-            "publishes no metadata that can be read (RFC 8414): give --authorization-endpoint and --token-endpoint",
+            "publishes no readable metadata (RFC 8414): give --authorization-endpoint and --token-endpoint",
         ),
         (
             {RESOURCE: Answer(200, {"resource": "{}/", "authorization_servers": ["http://as.example"]})},
@@ -108,7 +108,7 @@ def at(server: Answering, value: Any) -> Any:
             {METADATA: Answer(200, ISSUER_DOCUMENT | {"issuer": "https://attacker.example"})},
             ("{}", "--issuer", "{}"),
             2,
-            "is of another issuer (https://attacker.example): it is not safe to use",
+            "names another issuer (https://attacker.example), which is not safe",
         ),
         (
             {METADATA: Answer(200, ISSUER_DOCUMENT | {"token_endpoint": "http://as.example/token"})},
@@ -116,12 +116,12 @@ def at(server: Answering, value: Any) -> Any:
             2,
             "token_endpoint (http://as.example/token) must be https",
         ),
-        ({METADATA: Answer(200, ISSUER_DOCUMENT)}, ("{}", "--issuer", "{}"), 2, "registers no clients by itself"),
+        ({METADATA: Answer(200, ISSUER_DOCUMENT)}, ("{}", "--issuer", "{}"), 2, "has no client registration"),
         (
             {METADATA: Answer(200, ISSUER_DOCUMENT)},
             ("{}", "--issuer", "{}", "--device"),
             2,
-            "does not log in by device (RFC 8628); leave out --device",
+            "has no login by device (RFC 8628); nothing was changed. Omit --device",
         ),
         (
             {
@@ -145,7 +145,7 @@ def at(server: Answering, value: Any) -> Any:
             {METADATA: Answer(200, ISSUER_DOCUMENT | {"code_challenge_methods_supported": ["plain"]})},
             ("{}", "--issuer", "{}", "--client-id", "me"),
             2,
-            "does not take PKCE with S256",
+            "does not offer PKCE with S256",
         ),
         (
             {
@@ -165,7 +165,7 @@ def at(server: Answering, value: Any) -> Any:
             },
             ("{}", "--issuer", "{}", "--client-id", "me", "--device", "--scope", "read"),
             2,
-            "/device answered 400 invalid_scope; nothing was changed. Ask for another --scope",
+            "/device answered 400 invalid_scope; nothing was changed. Request another --scope",
         ),
     ],
 )
@@ -189,7 +189,7 @@ def test_a_server_that_cannot_be_logged_in_at_is_one_line_and_changes_nothing(
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        ("linear", 2, "nothing here says where linear logs in: 'refresher login linear URL'"),
+        ("linear", 2, "there is no saved login linear; give its URL: 'refresher login linear URL'"),
         ("Linear {api}", 2, "a name is 1 to 64 lower-case letters"),
         ("linear mcp.example", 2, "the URL has no scheme; did you mean: refresher login linear https://mcp.example"),
         ("linear mcp.example:x/mcp", 2, "URL is not a URL"),
@@ -213,7 +213,7 @@ def test_a_server_that_cannot_be_logged_in_at_is_one_line_and_changes_nothing(
         ("linear {api} {hand} --client-id me --private-key-file empty", 2, "is no PEM of a private key"),
         ("linear {api} {hand} --client-id me --client-cert none", 2, "cannot read "),
         ("linear {api} {hand} --client-id me --client-cert empty", 2, "cannot use the certificate of"),
-        ("linear {api} {hand} --client-id me --port {port}", 2, "end what uses it, or choose a --port"),
+        ("linear {api} {hand} --client-id me --port {port}", 2, "choose another --port"),
     ],
 )
 def test_what_a_person_gets_wrong_is_one_line(quick: Command, arguments: str, code: int, words: str) -> None:
@@ -243,7 +243,7 @@ class Case(NamedTuple):
     options: tuple[str, ...]
     code: int
     words: str
-    page: str = "The login did not work"
+    page: str = "The login failed"
 
 
 @pytest.fixture(scope="module")
@@ -263,18 +263,18 @@ def plain_oidc() -> Iterator[OIDC]:
             (),
             3,
             "declined in the browser (access_denied: the person said no); nothing was changed",
-            "You have not logged in",
+            "You are not logged in",
         ),
         Case(
             "close",
             None,
             ("--wait", "1s"),
             3,
-            "nobody came to the end of the login within 1 s; nothing was changed. Log in again",
+            "the login was not completed within 1 s; nothing was changed. Log in again",
             "",
         ),
-        Case(None, None, ("--client-id", "unheard", "--wait", "5s"), 3, "with --new-client", "invalid_client"),
-        Case("wrong-issuer", None, (), 2, "is not of {issuer} (iss, RFC 9207)"),
+        Case(None, None, ("--client-id", "unheard", "--wait", "5s"), 3, "try --new-client", "invalid_client"),
+        Case("wrong-issuer", None, (), 2, "does not come from {issuer} (iss, RFC 9207)"),
         Case(None, {"status": 503}, (), 4, "answered 503; nothing was changed. Log in again later"),
         Case(None, {"status": 500}, (), 4, "answered 500; nothing was changed. Log in again later"),
         Case(None, {"drop": True}, (), 4, "its answer was lost: "),
@@ -283,7 +283,7 @@ def plain_oidc() -> Iterator[OIDC]:
             None, {"status": 401, "body": {"error": "invalid_client"}}, (), 2, "Check --client-id, --client-secret-file"
         ),
         Case(None, {"status": 400, "body": {"error": "invalid_target"}}, (), 2, "Try --resource none"),
-        Case(None, {"status": 400, "body": {"error": "invalid_scope"}}, (), 2, "Ask for another --scope"),
+        Case(None, {"status": 400, "body": {"error": "invalid_scope"}}, (), 2, "Request another --scope"),
         Case(None, {"status": 200, "body": {"access_token": ""}}, (), 2, "nothing was changed. Log in again"),
         Case(
             None,
@@ -376,8 +376,8 @@ def test_a_redirect_is_pasted(quick: Command, form: str) -> None:
             os.write(process.stdin.fileno(), wrong)
         done = quick.finish(process, form.replace("{}", url).replace("<query>", query) + "\n")
         assert done.code == 0, done.stderr
-        assert done.stderr.count("That address is not it: ") == 4
-        assert done.stderr.count("Paste the whole address, beginning with http://") == 4
+        assert done.stderr.count("This address cannot be used: ") == 4
+        assert done.stderr.count("Paste the whole address, from http:// on") == 4
         assert mcp.seen()["exchanged"] == 1
     assert quick.grant("linear").generation == 0
 

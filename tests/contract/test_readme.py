@@ -14,7 +14,7 @@ import shim
 import shim.mcp
 from refresher.cli.login import login
 from refresher.grants.providers import PROFILES
-from refresher.operations.import_request import Brought
+from refresher.operations.import_request import ImportRequest
 from refresher.operations.result import EXIT_CODES
 from tests.conftest import need
 from tests.support.api import API
@@ -234,7 +234,7 @@ def test_every_outcome_and_exit_code_is_explained() -> None:
 def test_every_key_of_an_import_is_explained() -> None:
     """If it failed, a field could only be found in the source."""
     section = README.partition("## import")[2].partition("\n## ")[0]
-    assert [key for key in Brought.__struct_fields__ if f"`{key}`" not in section] == []
+    assert [key for key in ImportRequest.__struct_fields__ if f"`{key}`" not in section] == []
 
 
 def test_every_server_of_which_more_is_known_is_named() -> None:

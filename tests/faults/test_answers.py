@@ -12,8 +12,8 @@ import pytest
 
 from refresher.common import clocks
 from refresher.common.clocks import Moment
-from refresher.grants.outcome import Ambiguous, GrantDead, NotSent, Rotated, TooEarly, Transient, Unintelligible
-from refresher.oauth.exchange import Exchanged, exchange
+from refresher.grants.outcome import Ambiguous, GrantRejected, NotSent, TokensIssued, TooEarly, Transient, Unreadable
+from refresher.oauth.token_request import TokenRequestResult, request_tokens
 from tests.support.hooks import Recording
 from tests.support.raw_server import RawServer
 from tests.support.samples import grant
@@ -23,9 +23,11 @@ Answer = Callable[[socket.socket, bytes], None]
 GOOD = json.dumps({"access_token": "new-access-token", "refresh_token": "new-refresh-token", "expires_in": 60}).encode()
 
 
-def _exchange(server: RawServer, hooks: Recording | None = None, deadline: float = 10.0, **changes: Any) -> Exchanged:
+def _exchange(
+    server: RawServer, hooks: Recording | None = None, deadline: float = 10.0, **changes: Any
+) -> TokenRequestResult:
     sent = msgspec.structs.replace(grant(), token_endpoint=server.token_endpoint, **changes)
-    return exchange(sent, ca_file=None, hooks=hooks or Recording(), deadline=deadline)
+    return request_tokens(sent, ca_file=None, hooks=hooks or Recording(), deadline=deadline)
 
 
 def _http(body: bytes, *headers: bytes, status: bytes = b"200 OK", length: int | None = None) -> bytes:
@@ -44,17 +46,17 @@ def _hang(connection: socket.socket, _: bytes) -> None:
 @pytest.mark.parametrize(
     ("answer", "kind"),
     [
-        (_send(_http(GOOD)), Rotated),
+        (_send(_http(GOOD)), TokensIssued),
         (_send(b""), Ambiguous),
         (_send(b"HTTP/1.1 200"), Ambiguous),
         (_send(b"\x16\x03\x01garbage"), Ambiguous),
-        (_send(_http(GOOD[:40], length=len(GOOD))), Unintelligible),
-        (_send(_http(GOOD, length=len(GOOD) + 5)), Rotated),
+        (_send(_http(GOOD[:40], length=len(GOOD))), Unreadable),
+        (_send(_http(GOOD, length=len(GOOD) + 5)), TokensIssued),
         (_send(_http(b"", status=b"500 Oops")), Ambiguous),
         (_send(_http(b"<html>", status=b"404 Not Found")), Transient),
-        (_send(_http(GOOD, b"Content-Encoding: gzip")), Rotated),
-        (_send(_http(GOOD, b"Content-Encoding: zebra")), Rotated),
-        (_send(_http(b"\x1f\x8bno gzip", b"Content-Encoding: gzip")), Unintelligible),
+        (_send(_http(GOOD, b"Content-Encoding: gzip")), TokensIssued),
+        (_send(_http(GOOD, b"Content-Encoding: zebra")), TokensIssued),
+        (_send(_http(b"\x1f\x8bno gzip", b"Content-Encoding: gzip")), Unreadable),
     ],
 )
 def test_each_ending_of_a_connection_is_judged_by_what_was_sent_and_came(answer: Answer, kind: type) -> None:
@@ -73,7 +75,7 @@ def test_an_answer_in_gzip_that_nobody_asked_for_is_read() -> None:
     import gzip
 
     with RawServer(_send(_http(gzip.compress(GOOD), b"Content-Encoding: gzip"))) as server:
-        assert isinstance(_exchange(server).outcome, Rotated)
+        assert isinstance(_exchange(server).outcome, TokensIssued)
     assert b"accept-encoding: identity" in server.requests[0].lower()
 
 
@@ -111,7 +113,7 @@ def test_one_deadline_holds_over_everything(where: str) -> None:
 
     with RawServer(drip) as server:
         answered = _exchange(server, deadline=1.0)
-    assert isinstance(answered.outcome, Unintelligible if where == "body" else Ambiguous)
+    assert isinstance(answered.outcome, Unreadable if where == "body" else Ambiguous)
 
 
 def test_a_resolver_that_hangs_does_not_outlast_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,11 +128,11 @@ def test_a_resolver_that_hangs_does_not_outlast_the_deadline(monkeypatch: pytest
         return real(host, *rest, **more)
 
     monkeypatch.setattr(socket, "getaddrinfo", slow)
-    done: list[Exchanged] = []
+    done: list[TokenRequestResult] = []
 
     def run() -> None:
         sent = grant(token_endpoint="http://localhost:9/token")
-        done.append(exchange(sent, ca_file=None, hooks=Recording(), deadline=0.5))
+        done.append(request_tokens(sent, ca_file=None, hooks=Recording(), deadline=0.5))
 
     thread = threading.Thread(target=run)
     thread.start()
@@ -152,7 +154,7 @@ def test_a_body_without_end_is_cut_and_kept() -> None:
     hooks = Recording()
     with RawServer(flood) as server:
         answered = _exchange(server, hooks)
-    assert isinstance(answered.outcome, Unintelligible)
+    assert isinstance(answered.outcome, Unreadable)
     assert hooks.answers == [b"x" * 1024 * 1024]
 
 
@@ -177,7 +179,7 @@ def test_a_lost_answer_is_replayed_only_where_the_server_allows_it(replay: float
     with RawServer(_once_then(_send(b""), _send(_http(GOOD)))) as server:
         answered = _exchange(server, replay=replay)
     assert len(server.requests) == requests
-    assert type(answered.outcome) is (Rotated if requests == 2 else Ambiguous)
+    assert type(answered.outcome) is (TokensIssued if requests == 2 else Ambiguous)
 
 
 def test_a_grace_that_ends_on_the_way_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,7 +216,7 @@ def test_a_replay_comes_within_the_same_deadline() -> None:
     """If it failed, a first attempt that hangs would leave no time for the replay that would save the grant."""
     with RawServer(_once_then(_hang, _send(_http(GOOD)))) as server:
         answered = _exchange(server, replay=None, deadline=4.0)
-    assert isinstance(answered.outcome, Rotated)
+    assert isinstance(answered.outcome, TokensIssued)
     assert len(server.requests) == 2
 
 
@@ -225,7 +227,7 @@ def test_an_unreadable_answer_is_kept_before_a_replay_is_refused() -> None:
     with RawServer(_once_then(_send(_http(GOOD[:40], length=len(GOOD))), _send(refusal))) as server:
         answered = _exchange(server, hooks, replay=None)
     assert hooks.answers == [GOOD[:40]]
-    assert isinstance(answered.outcome, GrantDead)
+    assert isinstance(answered.outcome, GrantRejected)
     assert answered.doubt is not None, "the verdict would not say that the rotation was lost"
 
 
@@ -241,9 +243,9 @@ def test_a_replay_that_settles_nothing_leaves_the_doubt() -> None:
     [
         (-600.0, False, TooEarly),
         (0.5, False, TooEarly),
-        (300.0, False, GrantDead),
+        (300.0, False, GrantRejected),
         (-600.0, True, TooEarly),
-        (300.0, True, GrantDead),
+        (300.0, True, GrantRejected),
     ],
 )
 def test_a_server_that_refuses_early_is_believed_when_its_token_has_ended(
@@ -256,7 +258,7 @@ def test_a_server_that_refuses_early_is_believed_when_its_token_has_ended(
         sent = grant(
             token_endpoint=server.token_endpoint, refuses_early=True, issued_at=expires_at - 3600, expires_at=expires_at
         )
-        answered = exchange(sent, ca_file=None, hooks=Recording(), demanded=demanded)
+        answered = request_tokens(sent, ca_file=None, hooks=Recording(), demanded=demanded)
     assert type(answered.outcome) is kind
     assert getattr(answered.outcome, "refusal", False) is (demanded and kind is TooEarly), (
         "nobody would ever hear of it"

@@ -13,9 +13,9 @@ import httpx2
 import pytest
 
 from refresher.common.errors import ServerAway
-from refresher.grants.outcome import ClientRejected, NotSent, words_of
-from refresher.login.fetch import Fetch
-from refresher.oauth.exchange import exchange
+from refresher.grants.outcome import ClientRejected, NotSent, describe
+from refresher.login.http_client import HTTPClient
+from refresher.oauth.token_request import request_tokens
 from tests.support.hooks import Recording
 from tests.support.keys import certificate
 from tests.support.proxy import (
@@ -57,17 +57,17 @@ def closes_at_once(connection: Connection) -> None:
 
 def by_refresher(url: str, ca_file: str | None) -> str:
     """Return what a rotation says."""
-    outcome = exchange(grant(token_endpoint=url), ca_file=ca_file, hooks=Recording(), deadline=2).outcome
+    outcome = request_tokens(grant(token_endpoint=url), ca_file=ca_file, hooks=Recording(), deadline=2).outcome
     assert not isinstance(outcome, ClientRejected)
-    return words_of(outcome)
+    return describe(outcome)
 
 
 def by_login(url: str, ca_file: str | None) -> str:
     """Return what a login says."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("refresher.login.fetch._DEADLINE", 2.0)
+        patch.setattr("refresher.login.http_client._DEADLINE", 2.0)
         with pytest.raises(ServerAway) as raised:
-            anyio.run(Fetch(ca_file), httpx2.Request("POST", url, content=b"refresh_token=x"))
+            anyio.run(HTTPClient(ca_file), httpx2.Request("POST", url, content=b"refresh_token=x"))
     return str(raised.value)
 
 
@@ -216,6 +216,6 @@ def test_what_fails_on_this_side_names_no_server() -> None:
 
     hooks = Recording(OSError(28, "No space left on device"))
     with Proxy("http://127.0.0.1:9/token", closes_before) as server:
-        outcome = exchange(grant(token_endpoint=server.url), ca_file=None, hooks=hooks).outcome
+        outcome = request_tokens(grant(token_endpoint=server.url), ca_file=None, hooks=hooks).outcome
     assert isinstance(outcome, NotSent)
     assert outcome.description == "nothing was sent: no space left on device"

@@ -287,6 +287,6 @@ def test_a_login_that_cannot_be_stored_says_so_and_leaves_the_old_grant(place: P
         assert done.code == 4, done.stderr
         assert without_times(done.stderr).strip().splitlines()[-1].startswith("refresher: cannot write")
         assert "No space" in done.stderr
-        assert "The login did not work" in login.page
+        assert "The login failed" in login.page
         (refresher.state / "filler").unlink()
         assert not place.is_new(before, "a full disk")

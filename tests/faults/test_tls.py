@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from refresher.common.errors import ConfigError
-from refresher.grants.outcome import ClientRejected, NotSent, Rotated, Unintelligible
-from refresher.oauth.exchange import Exchanged, exchange
-from refresher.oauth.tls import trusted
+from refresher.grants.outcome import ClientRejected, NotSent, TokensIssued, Unreadable
+from refresher.oauth.tls import ssl_context
+from refresher.oauth.token_request import TokenRequestResult, request_tokens
 from tests.support.hooks import Recording
 from tests.support.keys import certificate
 from tests.support.raw_server import RawServer
@@ -44,10 +44,10 @@ class _Encrypted:
             raise
         return encrypted
 
-    def ask(self, server: RawServer, hooks: Recording | None = None, **changes: Any) -> Exchanged:
+    def ask(self, server: RawServer, hooks: Recording | None = None, **changes: Any) -> TokenRequestResult:
         """Exchange with ``server``, trusting it."""
         sent = grant(token_endpoint=server.token_endpoint.replace("http://127.0.0.1", "https://localhost"), **changes)
-        return exchange(sent, ca_file=str(self.certificate), hooks=hooks or Recording())
+        return request_tokens(sent, ca_file=str(self.certificate), hooks=hooks or Recording())
 
 
 def _answers(data: bytes) -> Any:
@@ -59,13 +59,13 @@ def test_a_ca_file_is_trusted_and_nothing_else(tmp_path: Path) -> None:
     encrypted = _Encrypted(tmp_path)
     with RawServer(_answers(GOOD), wrap=encrypted) as server:
         there = server.token_endpoint.replace("http://127.0.0.1", "https://localhost")
-        unknown = exchange(grant(token_endpoint=there), ca_file=None, hooks=Recording())
+        unknown = request_tokens(grant(token_endpoint=there), ca_file=None, hooks=Recording())
         assert isinstance(unknown.outcome, NotSent), "it went to a server that nobody vouches for"
         assert server.requests == []
         known = encrypted.ask(server)
-        assert isinstance(known.outcome, Rotated), known.outcome
+        assert isinstance(known.outcome, TokensIssued), known.outcome
     with pytest.raises(ConfigError, match="nowhere"):
-        trusted(str(tmp_path / "nowhere.pem"))
+        ssl_context(str(tmp_path / "nowhere.pem"))
 
 
 @pytest.mark.parametrize(
@@ -101,9 +101,9 @@ def test_a_server_that_wants_another_certificate_puts_nothing_in_doubt(
 @pytest.mark.parametrize(
     ("body", "kind"),
     [
-        (GOOD, Rotated),
-        (GOOD[:-4], Unintelligible),
-        (b"access_token=a-new-access-token&refresh_token=a-new-refr", Unintelligible),
+        (GOOD, TokensIssued),
+        (GOOD[:-4], Unreadable),
+        (b"access_token=a-new-access-token&refresh_token=a-new-refr", Unreadable),
     ],
 )
 def test_an_answer_that_ends_without_a_farewell_is_whole_only_where_it_shows_it(
@@ -115,4 +115,4 @@ def test_an_answer_that_ends_without_a_farewell_is_whole_only_where_it_shows_it(
     with RawServer(_answers(body), wrap=encrypted) as server:
         answered = encrypted.ask(server, hooks)
     assert isinstance(answered.outcome, kind), answered.outcome
-    assert len(hooks.answers) == (kind is Unintelligible)
+    assert len(hooks.answers) == (kind is Unreadable)

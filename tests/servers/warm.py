@@ -43,7 +43,7 @@ def _load() -> None:
     import segno
 
     import refresher.cli.main
-    import refresher.login
+    import refresher.login.flow
     import refresher.oauth.revocation
     import refresher.operations.rotate
 

@@ -55,7 +55,7 @@ class PlayedHost:
         self._patches = ExitStack()
         for target, played in (
             ("refresher.common.clocks.now", clock.read),
-            ("refresher.oauth.exchange.time", SimpleNamespace(monotonic=lambda: clock.read().monotonic)),
+            ("refresher.oauth.token_request.time", SimpleNamespace(monotonic=lambda: clock.read().monotonic)),
             ("httpx.AsyncClient", self._network.client),
             ("refresher.operations.rotate.Attempt", self._begin),
             ("os.fsync", lambda _: None),
@@ -104,7 +104,7 @@ class PlayedHost:
         seen = before.generation if seen is None else seen
         adopted = before.generation > seen
         look = self.decide(force=force and not adopted, horizon=0.0 if adopted else horizon)
-        unsettled = self._intent.exists() or policy.is_adrift(before, self.clock.read())
+        unsettled = self._intent.exists() or policy.doubt_in_future(before, self.clock.read())
         cut_off = self._cut_off()
         self._network.troubles, self._network.fault = list(troubles), "none"
         self._forced, self._attempt = force, None
@@ -139,7 +139,12 @@ class PlayedHost:
 
     def _rested(self, before: Grant, *, cut_off: bool) -> None:
         record, now = self.record, self.clock.read()
-        if record.doubt is None or record.failure is None or record.dead or policy.unusable_for(record, now) > 0:
+        if (
+            record.doubt is None
+            or record.failure is None
+            or record.dead
+            or policy.seconds_until_usable(record, now) > 0
+        ):
             return
         # What was cut off after it was sent could not make its own replay, and waits for nothing.
         at_once = cut_off and record.failures > before.failures

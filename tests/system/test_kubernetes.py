@@ -12,7 +12,7 @@ import pytest
 
 from refresher.cli.main import cli
 from refresher.cli.options import DURATION
-from refresher.oauth.exchange import DEADLINE
+from refresher.oauth.http_client import DEADLINE
 from tests.conftest import need
 from tests.support import kubectl
 from tests.support.manifests import DEPLOY, KUSTOMIZATIONS, Container, Manifests, rendered

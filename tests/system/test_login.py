@@ -54,7 +54,7 @@ def logged_in(done: Done) -> Done:
     """Insist that a login worked, in the browser and at the terminal."""
     assert done.code == 0, (done.stdout, done.stderr)
     assert WELCOME in done.stdout
-    assert "takes the new token: " in done.stdout
+    assert "accepted the new token (" in done.stdout
     return done
 
 
@@ -208,7 +208,7 @@ def test_a_login_goes_on_where_anything_was_before(quick: Command, place: Place)
     assert quick("remove", "linear").code == 0
     done = quick("login", "linear", environment=PERSON)
     assert (done.code, done.stdout) == (2, "")
-    assert "nothing here says where linear logs in: 'refresher login linear URL'" in done.stderr
+    assert "there is no saved login linear; give its URL: 'refresher login linear URL'" in done.stderr
     logged_in(quick("login", "linear", url, environment=PERSON))
     generation = quick.grant("linear").generation
     assert generation == old.generation + 3
@@ -239,8 +239,8 @@ def test_a_resource_is_kept_to_the_letter(quick: Command, own_oidc: Start) -> No
         before = (quick.state / "grants/linear.json").read_bytes()
         done = quick("login", "linear", "--resource", "none", environment=PERSON)
         assert done.code == 2
-        assert "refuses the new token (401); nothing was changed. Log in as somebody who may use it" in done.stderr
-        assert "The login did not work" in done.stdout
+        assert "refused the new token (401); nothing was changed. Log in with an account that may use it" in done.stderr
+        assert "The login failed" in done.stdout
         assert (quick.state / "grants/linear.json").read_bytes() == before
         done = quick("login", "linear", "--resource", "none", "--no-verify", environment=PERSON)
         assert done.code == 0

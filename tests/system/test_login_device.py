@@ -29,7 +29,7 @@ def shown(process: subprocess.Popen[str]) -> tuple[str, str]:
     while "good for" not in (line := process.stderr.readline()):
         assert line, said
         said += line
-    found = re.fullmatch(r"To log in, open .*\n\n  (http\S+)\n\nand type in the code:  (\S+)\n\n", said)
+    found = re.fullmatch(r"To log in, open .*\n\n  (http\S+)\n\nand enter the code:  (\S+)\n\n", said)
     assert found is not None, said
     return found[1], found[2]
 
@@ -94,8 +94,8 @@ def _polls(oidc: OIDC) -> list[tuple[float, dict[str, object]]]:
     ("config", "options", "words"),
     [
         # Whoever notices first, the server or we.
-        ({"deviceTtl": 3}, (), "(nobody typed in the code within 3 s|the code has expired before it was typed in)"),
-        ({"deviceTtl": 600}, ("--wait", "2s"), "nobody typed in the code within 2 s"),
+        ({"deviceTtl": 3}, (), "(the code was not entered within 3 s|the code expired before it was entered)"),
+        ({"deviceTtl": 600}, ("--wait", "2s"), "the code was not entered within 2 s"),
     ],
 )
 def test_nobody_comes(
@@ -116,7 +116,7 @@ def test_nobody_comes(
         (
             {"error": "expired_token"},
             3,
-            "the code has expired before it was typed in; nothing was changed. Log in again",
+            "the code expired before it was entered; nothing was changed. Log in again",
         ),
         ({"error": "invalid_grant"}, 2, "nothing was changed. Log in again"),
         ({"error": "invalid_client"}, 2, "nothing was changed. Check --client-id"),

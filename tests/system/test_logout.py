@@ -84,7 +84,7 @@ def test_what_cannot_be_revoked_is_forgotten_and_said(quick: Command, own_oidc: 
     quick.import_grant("linear", fields)
     done = quick("logout", "linear")
     assert done.code == 0
-    assert "it is not known where this server revokes tokens; at the server it lives until" in done.stdout
+    assert "the server's revocation endpoint is not known; it stays valid at the server until" in done.stdout
     assert oidc.introspect(fields["refresh_token"])["active"]
     assert isinstance(quick.record("linear"), Tombstone)
 
@@ -101,7 +101,7 @@ def test_where_the_server_is_away_the_grant_stands(quick: Command, own_oidc: Sta
         done = quick("logout", "linear")
         assert (done.code, done.stdout) == (4, "")
         assert without_times(done.stderr).startswith("refresher: cannot revoke linear: ")
-        assert "the grant stands. Try again later, or remove it here alone with --keep-at-server" in done.stderr
+        assert "the grant is unchanged. Try again later, or remove it only here with --keep-at-server" in done.stderr
         assert {path: path.read_bytes() for path in quick.state.rglob("*.json")} == before
         assert oidc.introspect(quick.token("linear").access_token)["active"]
         if how != "busy":

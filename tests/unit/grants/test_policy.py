@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from refresher.common.clocks import Moment
 from refresher.grants import policy
-from refresher.grants.policy import Rest, Rotate
+from refresher.grants.policy import Rotate, Wait
 from refresher.grants.record import Doubt, Grant
 from tests.support.samples import NOON, at, doubt, failure, grant
 
@@ -135,9 +135,9 @@ CASES = [
 def test_each_situation_has_its_decision(case: Case) -> None:
     """If it failed, a grant would be rotated, or left alone, at the wrong time."""
     decision = policy.decide(case.grant, case.now, **case.options)
-    assert (decision.why if isinstance(decision, Rotate) else decision.because) == case.expected
+    assert decision.reason == case.expected
     if case.until is not None:
-        assert isinstance(decision, Rest)
+        assert isinstance(decision, Wait)
         assert decision.until == pytest.approx(case.until)
 
 
@@ -184,11 +184,11 @@ def test_a_wait_lies_ahead_and_within_its_bound(grant: Grant, now: Moment, given
     """If it failed, a loop would spin on a time that has passed, or a clock that jumped would park a grant for years."""
     decision = policy.decide(grant, now, **given)
     if isinstance(decision, Rotate) or decision.until is None:
-        assert isinstance(decision, Rotate) or decision.because == "reauthorization_required"
+        assert isinstance(decision, Rotate) or decision.reason == "reauthorization_required"
         return
     wait = decision.until - now.wall
     assert wait > -1e-3
-    life = policy.end_of_life(grant) - grant.issued_at
+    life = policy.expected_expiry(grant) - grant.issued_at
     # A day or the life, and the minute that a clock may be off.
     assert wait <= max(DAY, life) + 61
 
@@ -207,7 +207,7 @@ def test_the_published_time_of_the_next_attempt_is_the_true_one() -> None:
 @pytest.mark.parametrize(("replay", "expected"), [(0.0, False), (30.0, True), (None, True)])
 def test_a_replay_is_open_only_where_one_is_granted(replay: float | None, expected: bool) -> None:
     """If it failed, an exchange without a replay would give up at half its time."""
-    assert policy.replay_open(grant(replay=replay), at()) is expected
+    assert policy.replay_allowed(grant(replay=replay), at()) is expected
 
 
 @pytest.mark.parametrize(
@@ -223,8 +223,8 @@ def test_a_replay_is_open_only_where_one_is_granted(replay: float | None, expect
 )
 def test_a_doubt_of_another_boot_that_lies_ahead_is_adrift(now: Moment, expected: bool) -> None:
     """If it failed, a machine whose clock starts at 1970 would wait for years, or send a spent token too soon (I1)."""
-    assert policy.is_adrift(DOUBTFUL, now) is expected
-    assert not policy.is_adrift(HEALTHY, now)
+    assert policy.doubt_in_future(DOUBTFUL, now) is expected
+    assert not policy.doubt_in_future(HEALTHY, now)
 
 
 @given(grants, st.floats(0, TEN_YEARS), st.booleans())
@@ -233,7 +233,7 @@ def test_after_a_rotation_nothing_is_due_for_a_second(grant: Grant, life: float,
     fresh = policy_grant_after_rotation(grant, life)
     for later in (0.0, 0.5, 0.99):
         now = at(fresh.issued_at + later)
-        assert isinstance(policy.decide(fresh, now, demanded=demanded, horizon=HOUR), Rest)
+        assert isinstance(policy.decide(fresh, now, demanded=demanded, horizon=HOUR), Wait)
 
 
 @given(grants, lifetimes)
@@ -242,10 +242,10 @@ def test_a_healthy_grant_is_renewed_before_its_token_ends(grant: Grant, life: fl
     assume(life is None or life >= 2)
     fresh = policy_grant_after_rotation(grant, life)
     due = policy.due_at(fresh)
-    assert fresh.issued_at + 1 <= due <= max(policy.end_of_life(fresh), fresh.issued_at + 1)
+    assert fresh.issued_at + 1 <= due <= max(policy.expected_expiry(fresh), fresh.issued_at + 1)
     assert due <= fresh.issued_at + DAY
-    share = min(0.75 * (policy.end_of_life(fresh) - fresh.issued_at), DAY)
-    most = min(60.0, 0.05 * (policy.end_of_life(fresh) - fresh.issued_at))
+    share = min(0.75 * (policy.expected_expiry(fresh) - fresh.issued_at), DAY)
+    most = min(60.0, 0.05 * (policy.expected_expiry(fresh) - fresh.issued_at))
     assert due >= fresh.issued_at + share - most - 1e-3, "it came earlier than the jitter explains"
     assert policy.decide(fresh, at(due)) == Rotate("due")
 
@@ -295,7 +295,7 @@ def test_a_demand_shortens_the_first_waits_after_a_failure(
         moment = at(NOON + 3000 + seconds + set_by, lasted=3000 + seconds)
         return type(policy.decide(before, moment, demanded=demanded))
 
-    assert after(waits - 0.1) is Rest
+    assert after(waits - 0.1) is Wait
     assert after(waits + 0.1) is Rotate
-    assert after(59.9, demanded=False) is Rest
-    assert after(59.9, msgspec.structs.replace(waiting, refusals=1)) is Rest, "it was refused"
+    assert after(59.9, demanded=False) is Wait
+    assert after(59.9, msgspec.structs.replace(waiting, refusals=1)) is Wait, "it was refused"

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from refresher.common.errors import GrantFileError
 from refresher.common.secret import Secret
-from refresher.grants.record import SPENT_KEPT, Tombstone, decode, encode, spend
+from refresher.grants.record import MAX_SPENT, Tombstone, decode, encode, with_spent
 from tests.support.samples import NOON, doubt, failure, grant
 
 FULL = grant(
@@ -86,16 +86,16 @@ def test_a_person_learns_what_is_wrong_with_a_record(data: bytes, words: str) ->
 def test_only_the_last_spent_tokens_are_remembered_and_none_twice() -> None:
     """If it failed, records would grow for ever, or forget what was spent yesterday."""
     spent: tuple[str, ...] = ()
-    for number in range(SPENT_KEPT + 10):
-        spent = spend(spent, Secret(f"token-{number}"))
-    spent = spend(spent, Secret("token-200"))
-    assert len(spent) == SPENT_KEPT
+    for number in range(MAX_SPENT + 10):
+        spent = with_spent(spent, Secret(f"token-{number}"))
+    spent = with_spent(spent, Secret("token-200"))
+    assert len(spent) == MAX_SPENT
     assert spent[-1] == Secret("token-200").fingerprint()
-    assert len(set(spent)) == SPENT_KEPT
+    assert len(set(spent)) == MAX_SPENT
     assert Secret("token-0").fingerprint() not in spent
 
 
 def test_the_largest_record_fits_into_the_space_that_is_reserved() -> None:
     """If it failed, a record could outgrow its reservation, and a full disk would lose a token after the spend."""
-    full = msgspec.structs.replace(FULL, spent=tuple("f" * 32 for _ in range(SPENT_KEPT)))
+    full = msgspec.structs.replace(FULL, spent=tuple("f" * 32 for _ in range(MAX_SPENT)))
     assert len(encode(full)[0]) < 64 * 1024

@@ -10,17 +10,17 @@ from refresher.grants import policy
 from refresher.grants.outcome import (
     Ambiguous,
     ClientRejected,
-    GrantDead,
+    GrantRejected,
     NotSent,
     Outcome,
-    Rotated,
+    TokensIssued,
     TooEarly,
     Transient,
-    Unintelligible,
+    Unreadable,
 )
-from refresher.grants.policy import Rest
+from refresher.grants.policy import Wait
 from refresher.grants.record import Grant
-from refresher.grants.transition import after, cut_off, doubted
+from refresher.grants.transition import apply, mark_in_doubt, mark_interrupted
 from tests.support.samples import NOON, REFRESH, at, doubt, failure, grant, jwt
 
 LATER = at(NOON + 3000)
@@ -29,18 +29,18 @@ FAILED: list[Outcome] = [
     Transient(code="temporarily_unavailable", description="503"),
     TooEarly(code="invalid_grant", description="too early"),
     Ambiguous(description="lost"),
-    Unintelligible(description="HTML", answer=Secret("<html>")),
+    Unreadable(description="HTML", body=Secret("<html>")),
     ClientRejected(code="invalid_client", description="401"),
-    GrantDead(code="invalid_grant", description="400"),
+    GrantRejected(code="invalid_grant", description="400"),
 ]
 
 
 def _after(before: Grant, outcome: Outcome, *, demanded: bool = False, **sent: Any) -> Grant:
     times = {"first_sent": LATER, "last_sent": LATER, "now": LATER} | sent
-    return after(before, outcome, demanded=demanded, generation=before.generation + 1, **times)
+    return apply(before, outcome, demanded=demanded, generation=before.generation + 1, **times)
 
 
-def _rotated(**changes: Any) -> Rotated:
+def _rotated(**changes: Any) -> TokensIssued:
     fields: dict[str, Any] = {
         "access_token": Secret("new-access"),
         "token_type": "Bearer",
@@ -49,7 +49,7 @@ def _rotated(**changes: Any) -> Rotated:
         "refresh_token": Secret("new-refresh"),
         "scope": None,
     }
-    return Rotated(**(fields | changes))
+    return TokensIssued(**(fields | changes))
 
 
 @pytest.mark.parametrize("outcome", FAILED, ids=lambda outcome: type(outcome).__name__)
@@ -65,7 +65,7 @@ def test_a_failure_keeps_both_tokens_and_the_generation(outcome: Outcome) -> Non
 @pytest.mark.parametrize("outcome", FAILED, ids=lambda outcome: type(outcome).__name__)
 def test_a_failure_is_followed_by_a_wait(outcome: Outcome) -> None:
     """If it failed, an outage would be met with a storm of requests."""
-    assert isinstance(policy.decide(_after(grant(), outcome), LATER), Rest)
+    assert isinstance(policy.decide(_after(grant(), outcome), LATER), Wait)
 
 
 def test_a_rotation_replaces_settles_and_remembers() -> None:
@@ -91,7 +91,7 @@ def test_time_counts_from_when_the_request_left() -> None:
 def test_what_a_refresh_token_says_of_its_time_counts_by_its_servers_clock(ahead: float, usable_from: float) -> None:
     """If it failed, a server whose clock is behind would get its refresh token too early, and end the whole login."""
     fresh = Secret(jwt(nbf=NOON + 5700))
-    assert _after(grant(), _rotated(refresh_token=fresh, clock_ahead=ahead)).not_before == usable_from
+    assert _after(grant(), _rotated(refresh_token=fresh, clock_skew=ahead)).not_before == usable_from
 
 
 def test_what_a_refresh_token_says_of_its_time_needs_no_clock_of_ours() -> None:
@@ -101,7 +101,7 @@ def test_what_a_refresh_token_says_of_its_time_needs_no_clock_of_ours() -> None:
     assert (changed.not_before, policy.due_at(changed)) == (NOON + 5700, NOON + 5700)
     set_back = at(NOON - 86400, lasted=3010)
     changed = _after(grant(), _rotated(refresh_token=fresh), now=set_back)
-    assert (changed.not_before, policy.unusable_for(changed, set_back)) == (NOON + 5710, 2700)
+    assert (changed.not_before, policy.seconds_until_usable(changed, set_back)) == (NOON + 5710, 2700)
 
 
 @pytest.mark.parametrize("fresh", [None, Secret("refresh-token-of-generation-3")])
@@ -112,7 +112,7 @@ def test_a_server_that_does_not_rotate_spends_nothing(fresh: Secret | None) -> N
     assert changed.spent == ()
 
 
-@pytest.mark.parametrize("outcome", [Ambiguous(description="x"), Unintelligible(description="x", answer=Secret("y"))])
+@pytest.mark.parametrize("outcome", [Ambiguous(description="x"), Unreadable(description="x", body=Secret("y"))])
 def test_a_doubt_begins_when_the_request_left(outcome: Outcome) -> None:
     """If it failed, a grace would be reckoned from the time-out, and a replay come after its end."""
     changed = _after(grant(), outcome, first_sent=at(NOON + 2980), now=at(NOON + 3000))
@@ -123,7 +123,7 @@ def test_a_doubt_begins_when_the_request_left(outcome: Outcome) -> None:
 def test_an_attempt_that_was_cut_off_makes_its_replay_at_once(replay: float | None, at_once: bool) -> None:
     """If it failed, a backoff would use up the grace in which a killed process's login can be saved."""
     now = at(NOON + 10)
-    changed = cut_off(grant(replay=replay), "killed", doubt=doubt(), now=now)
+    changed = mark_interrupted(grant(replay=replay), "killed", doubt=doubt(), now=now)
     assert (policy.decide(changed, now) == policy.Rotate("retry")) is at_once
     assert changed.doubt == doubt()
 
@@ -131,14 +131,16 @@ def test_an_attempt_that_was_cut_off_makes_its_replay_at_once(replay: float | No
 def test_an_attempt_at_a_dead_grant_that_was_cut_off_leaves_the_verdict() -> None:
     """If it failed, agents of a dead grant would be told of an attempt that nobody makes."""
     verdict = failure(outcome="reauthorization_required", retry_at=None)
-    changed = cut_off(grant(dead=True, failure=verdict, replay=None), "killed", doubt=doubt(), now=at(NOON + 10))
+    changed = mark_interrupted(
+        grant(dead=True, failure=verdict, replay=None), "killed", doubt=doubt(), now=at(NOON + 10)
+    )
     assert changed.failure == verdict
 
 
 def test_the_earliest_doubt_counts() -> None:
     """If it failed, every lost answer would open the grace anew, and a replay could come too late."""
-    first = doubted(grant(), "lost", doubt=doubt(at(NOON)), now=at(NOON + 20))
-    second = doubted(first, "lost again", doubt=doubt(at(NOON + 500)), now=at(NOON + 520))
+    first = mark_in_doubt(grant(), "lost", doubt=doubt(at(NOON)), now=at(NOON + 20))
+    second = mark_in_doubt(first, "lost again", doubt=doubt(at(NOON + 500)), now=at(NOON + 520))
     assert second.doubt == first.doubt
     assert second.failures == 2
 
@@ -151,7 +153,7 @@ def test_a_doubt_outlives_what_settles_nothing(outcome: Outcome) -> None:
 
 def test_a_verdict_after_a_doubt_says_that_the_rotation_was_lost() -> None:
     """If it failed, a person would blame the server for what the network did."""
-    changed = _after(grant(doubt=doubt()), GrantDead(code="invalid_grant", description="400 invalid_grant"))
+    changed = _after(grant(doubt=doubt()), GrantRejected(code="invalid_grant", description="400 invalid_grant"))
     assert changed.dead
     assert changed.failure is not None
     assert "lost" in changed.failure.description
@@ -159,12 +161,12 @@ def test_a_verdict_after_a_doubt_says_that_the_rotation_was_lost() -> None:
 
 def test_a_verdict_after_an_unreadable_answer_says_where_that_is_kept() -> None:
     """If it failed, a person would log in anew although the lost token lies in a file beside the record."""
-    unread = Unintelligible(description="HTML", answer=Secret("<html>"), kept="it is kept as linear.answer.7")
+    unread = Unreadable(description="HTML", body=Secret("<html>"), kept="it is kept as linear.answer.7")
     for before in (grant(), grant(doubt=doubt())):
         doubtful = _after(before, unread)
         again = _after(doubtful, Ambiguous(description="lost again"))
         for last in (doubtful, again):
-            changed = _after(last, GrantDead(code="invalid_grant", description="400 invalid_grant"))
+            changed = _after(last, GrantRejected(code="invalid_grant", description="400 invalid_grant"))
             assert changed.failure is not None
             assert "could not be read (it is kept as linear.answer.7)" in changed.failure.description
 
@@ -185,7 +187,7 @@ def test_a_server_that_names_a_time_holds_its_other_grants_for_that_time_alone()
 
 def test_a_second_verdict_does_not_forget_what_the_first_one_told() -> None:
     """If it failed, whoever forced a dead grant once more would never read that an answer had been lost."""
-    verdict = GrantDead(code="invalid_grant", description="400")
+    verdict = GrantRejected(code="invalid_grant", description="400")
     first = _after(grant(doubt=doubt()), verdict)
     second = _after(first, verdict)
     assert first.failure is not None
@@ -231,8 +233,8 @@ def test_an_early_refusal_is_no_hot_loop_whatever_the_clock(behind: float) -> No
     early = TooEarly(code="invalid_grant", description="too early")
     changed = _after(grant(refuses_early=True), early, first_sent=now, last_sent=now, now=now)
     decision = policy.decide(changed, at(now.wall + 1))
-    assert isinstance(decision, Rest)
-    assert decision.because == "too_early"
+    assert isinstance(decision, Wait)
+    assert decision.reason == "too_early"
     assert decision.until is not None
     assert 5 <= decision.until - now.wall <= 3600
     if behind == 0:

@@ -14,11 +14,11 @@ from refresher.common.errors import ConfigError, LoginNotGiven, LoginRefused, Re
 from refresher.common.secret import Secret
 from refresher.grants.record import Login
 from refresher.login import pages
-from refresher.login.authorization_request import Authorization, NotOurs, authorization
+from refresher.login.authorization_request import AuthorizationRequest, ForeignRedirect, new_authorization_request
+from refresher.login.discovery import Server
 from refresher.login.error_advice import advice
 from refresher.login.loopback import Loopback
-from refresher.login.options import Asked, checked, continued
-from refresher.login.server import Server
+from refresher.login.options import LoginOptions, completed, validated
 from tests.support.samples import grant
 
 STATE = "state-of-this-login"
@@ -39,11 +39,11 @@ ENDPOINTS = {"token_endpoint": f"{ISSUER}/token", "authorization_endpoint": f"{I
         ({"url": "https://me:secret-word@mcp.example"}, "URL must not hold a user name or password"),
         ({"issuer": "http://as.example"}, "--issuer must be https"),
         (CLIENT | ENDPOINTS | {"token_endpoint": "http://as.example"}, "--token-endpoint must be https"),
-        ({"redirect_uri": "https://127.0.0.1:80/"}, "--redirect-uri must lead to a port of this machine"),
-        ({"redirect_uri": "http://127.0.0.1/callback"}, "--redirect-uri must lead to a port of this machine"),
+        ({"redirect_uri": "https://127.0.0.1:80/"}, "--redirect-uri must be a port of this machine"),
+        ({"redirect_uri": "http://127.0.0.1/callback"}, "--redirect-uri must be a port of this machine"),
         ({"redirect_uri": "http://mcp.example:80/callback"}, "--redirect-uri must be https"),
-        ({"client_secret_file": "file"}, "--client-secret-file is about a --client-id"),
-        ({"auth_method": "none"}, "--auth-method is about a --client-id"),
+        ({"client_secret_file": "file"}, "--client-secret-file needs a --client-id"),
+        ({"auth_method": "none"}, "--auth-method needs a --client-id"),
         (CLIENT | {"auth_method": "client_secret_post"}, "client_secret_post needs --client-secret-file"),
         (CLIENT | {"auth_method": "private_key_jwt"}, "private_key_jwt needs --private-key-file"),
         (CLIENT | {"auth_method": "tls_client_auth"}, "tls_client_auth needs --client-cert"),
@@ -60,7 +60,7 @@ ENDPOINTS = {"token_endpoint": f"{ISSUER}/token", "authorization_endpoint": f"{I
 def test_what_cannot_be_meant_is_refused_before_anybody_is_asked(asked: dict[str, Any], words: str) -> None:
     """If it failed, a typing error would be found out at the end of a login, or not at all."""
     with pytest.raises(ConfigError, match=re.escape(words)) as caught:
-        checked(Asked(**{"url": URL, **asked}))
+        validated(LoginOptions(**{"url": URL, **asked}))
     assert "secret-word" not in str(caught.value)
 
 
@@ -100,17 +100,17 @@ SAID = Login(
 def test_a_login_is_repeated_as_it_was(login: Login | None, asked: dict[str, Any], then: dict[str, Any]) -> None:
     """If it failed, a repeated login would bring less than the first, or go to a server that it was not meant for."""
     stored = grant(server_url=URL, issuer=ISSUER, token_endpoint=f"{ISSUER}/token", login=login)
-    again = continued(Asked(**asked), stored)
+    again = completed(LoginOptions(**asked), stored)
     assert {key: getattr(again, key) for key in then} == then
 
 
 # --- the redirect -------------------------------------------------------------------------------------------------
 
 
-def asking(**changes: Any) -> Authorization:
+def asking(**changes: Any) -> AuthorizationRequest:
     """Return an authorization request whose state is known."""
     server = msgspec.structs.replace(SERVER, **changes)
-    made = authorization(server, grant(), redirect_uri="http://127.0.0.1:9/callback", scope=None, params=())
+    made = new_authorization_request(server, grant(), redirect_uri="http://127.0.0.1:9/callback", scope=None, params=())
     return msgspec.structs.replace(made, state=Secret(STATE))
 
 
@@ -118,7 +118,7 @@ def asking(**changes: Any) -> Authorization:
 def test_a_redirect_is_read_in_every_form_that_a_person_pastes(form: str) -> None:
     """If it failed, who pastes what the browser shows could not log in."""
     made = asking()
-    assert made.read(form.format(f"code=the%20code&state={STATE}&more=1")) == {
+    assert made.token_request(form.format(f"code=the%20code&state={STATE}&more=1")) == {
         "grant_type": "authorization_code",
         "code": "the code",
         "redirect_uri": "http://127.0.0.1:9/callback",
@@ -147,26 +147,26 @@ def test_a_redirect_is_read_in_every_form_that_a_person_pastes(form: str) -> Non
 )
 def test_a_redirect_without_this_logins_state_is_nobodys(redirect: str) -> None:
     """If it failed, a stranger could end a login, or have it take his own code; or garbage would break it off."""
-    with pytest.raises(NotOurs):
-        asking().read(redirect)
+    with pytest.raises(ForeignRedirect):
+        asking().token_request(redirect)
 
 
 @pytest.mark.parametrize(
-    ("query", "names_itself", "error", "words"),
+    ("query", "sends_iss", "error", "words"),
     [
         ("code=x", False, None, ""),
         (f"code=x&iss={ISSUER}", True, None, ""),
         ("code=x", True, LoginRefused, "iss, RFC 9207"),
-        ("code=x&iss=https://attacker.example", False, LoginRefused, "mixed up two servers"),
-        (f"code=x&iss={ISSUER}/", True, LoginRefused, "mixed up two servers"),
-        ("code=x&iss=", False, LoginRefused, "mixed up two servers"),
+        ("code=x&iss=https://attacker.example", False, LoginRefused, "may be an attack"),
+        (f"code=x&iss={ISSUER}/", True, LoginRefused, "may be an attack"),
+        ("code=x&iss=", False, LoginRefused, "may be an attack"),
         ("error=access_denied&error_description=no+thanks", False, LoginNotGiven, "(access_denied: no thanks)"),
-        ("error=invalid_scope", False, LoginRefused, "(invalid_scope); nothing was changed. Ask for another --scope"),
+        ("error=invalid_scope", False, LoginRefused, "(invalid_scope); nothing was changed. Request another --scope"),
         ("error=invalid_target", False, LoginRefused, "Try --resource none"),
         ("error=unauthorized_client", False, LoginRefused, "another --client-id"),
         ("error=strange", False, LoginRefused, "Log in again"),
-        ("error=temporarily_unavailable", False, ServerAway, "just now"),
-        ("error=server_error&code=x", False, ServerAway, "just now"),
+        ("error=temporarily_unavailable", False, ServerAway, "not available now"),
+        ("error=server_error&code=x", False, ServerAway, "not available now"),
         (f"error=strange&error_description={STATE}", False, LoginRefused, "strange: "),
         ("code=", False, LoginRefused, "neither a code nor an error"),
         ("", False, LoginRefused, "neither a code nor an error"),
@@ -174,16 +174,16 @@ def test_a_redirect_without_this_logins_state_is_nobodys(redirect: str) -> None:
     ],
 )
 def test_a_redirect_says_what_has_become_of_the_login(
-    query: str, names_itself: bool, error: type[RefresherError] | None, words: str
+    query: str, sends_iss: bool, error: type[RefresherError] | None, words: str
 ) -> None:
     """If it failed, a code of another server would be redeemed, or a person would not know what to do."""
-    made = asking(names_itself=names_itself)
+    made = asking(sends_iss=sends_iss)
     redirect = f"state={STATE}&{query}"
     if error is None:
-        assert made.read(redirect)["code"] == "x"
+        assert made.token_request(redirect)["code"] == "x"
         return
     with pytest.raises(error, match=re.escape(words)) as caught:
-        made.read(redirect)
+        made.token_request(redirect)
     assert type(caught.value) is error
     assert STATE not in str(caught.value)
     assert "nothing was changed" in str(caught.value)
@@ -191,7 +191,7 @@ def test_a_redirect_says_what_has_become_of_the_login(
 
 @pytest.mark.parametrize(
     ("changes", "words"),
-    [({"authorization_endpoint": None}, "try --device"), ({"challenge_methods": ("plain",)}, "S256")],
+    [({"authorization_endpoint": None}, "Try --device"), ({"challenge_methods": ("plain",)}, "S256")],
 )
 def test_no_code_is_asked_for_that_could_be_stolen(changes: dict[str, Any], words: str) -> None:
     """If it failed, a code could be redeemed by whoever sees it."""
@@ -203,7 +203,7 @@ def test_an_authorization_request_holds_all_that_it_must() -> None:
     """If it failed, a server would refuse the login, or give no refresh token."""
     server = msgspec.structs.replace(SERVER, authorization_endpoint=f"{ISSUER}/authorize?tenant=a%20b")
     client = grant(resource="https://MCP.example/mcp", send_resource=None)
-    made = authorization(
+    made = new_authorization_request(
         server,
         client,
         redirect_uri="http://127.0.0.1:9/callback",
@@ -242,12 +242,12 @@ class Listening:
     def __init__(self, redirect_uri: str | None = None) -> None:
         self.heard: list[str] = []
         self.loopback = Loopback(redirect_uri)
-        self.loopback.take = self._take
+        self.loopback.accept = self._take
         self.http = httpx.Client(trust_env=False, timeout=30)
 
     def _take(self, query: str) -> str | None:
         self.heard.append(query)
-        return None if query.endswith("state=good") else pages.not_ours()
+        return None if query.endswith("state=good") else pages.foreign_redirect()
 
     def get(self, query: str, **headers: str) -> httpx.Response:
         """Come back as a browser does."""
@@ -272,7 +272,7 @@ def test_what_is_not_this_logins_is_answered_and_the_login_goes_on(listening: Li
     assert listening.http.post(loopback.redirect_uri, params={"state": "good"}).status_code == 501
     assert listening.heard == []
     answer = listening.get("?state=bad")
-    assert (answer.status_code, answer.text) == (400, pages.not_ours())
+    assert (answer.status_code, answer.text) == (400, pages.foreign_redirect())
     loopback.show(pages.done("linear", renewable=True))
     assert listening.get("?code=x&state=good").text == pages.done("linear", renewable=True)
     assert listening.heard == ["state=bad", "code=x&state=good"]
@@ -320,7 +320,7 @@ def test_a_login_that_is_given_up_leaves_no_browser_waiting() -> None:
             while not made.heard:
                 pass
         thread.join(30)
-    assert texts == [pages.failed("the login was given up")]
+    assert texts == [pages.failed("the login was interrupted")]
     Loopback(made.loopback.redirect_uri)._server.server_close()
 
 
@@ -335,7 +335,7 @@ def test_it_listens_on_this_machine_alone_as_the_client_was_registered(host: str
         made.loopback.show(pages.done("linear", renewable=True))
         assert made.loopback._server.server_address[0] == ("::1" if host == "[::1]" else "127.0.0.1")
         assert made.get("?state=good").text == pages.done("linear", renewable=True)
-        with pytest.raises(ConfigError, match=f"port {port}: .*; end what uses it, or choose a --port"):
+        with pytest.raises(ConfigError, match=f"port {port}: .*; choose another --port"):
             Loopback(made.loopback.redirect_uri)
 
 
@@ -343,7 +343,7 @@ PAGES = {
     "done": pages.done("linear", renewable=True),
     "declined": pages.declined("the login was declined in the browser (<script>alert(1)</script>)"),
     "failed": pages.failed('</main><img src=x onerror="alert(1)">'),
-    "not_ours": pages.not_ours(),
+    "not_ours": pages.foreign_redirect(),
 }
 
 
@@ -362,5 +362,5 @@ def test_a_page_needs_nothing_and_runs_nothing(which: str) -> None:
 def test_what_did_not_work_says_that_nothing_is_lost() -> None:
     """If it failed, a person who says no would fear for the login that works."""
     for page in (PAGES["declined"], PAGES["failed"]):
-        assert "goes on working" in page
+        assert "still works" in page
     assert "&lt;script&gt;" in PAGES["declined"]

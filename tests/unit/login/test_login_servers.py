@@ -15,9 +15,8 @@ from refresher.common.errors import ImportRefused, LoginRefused
 from refresher.common.secret import Secret
 from refresher.grants.record import Doubt
 from refresher.login import device
-from refresher.login.client import stored_with
-from refresher.login.discovery import by_server
-from refresher.login.server import Server
+from refresher.login.client import stored_client
+from refresher.login.discovery import Server, discover
 from refresher.operations.import_grant import store_grant
 from refresher.operations.remove import remove
 from tests.support.fake_state import directories, put
@@ -45,7 +44,7 @@ SERVER = Server(issuer=GOOD, token_endpoint=f"{GOOD}/token")
 def test_a_clients_secret_is_for_the_server_that_knows_it(stored: dict[str, Any], server: Server, known: bool) -> None:
     """If it failed, a hostile server would be given another one's client secret."""
     there = grant(token_endpoint=f"{GOOD}/token", client_secret=Secret("secret-of-the-client"), **stored)
-    assert (stored_with(there, server, NOON) is not None) is known
+    assert (stored_client(there, server, NOON) is not None) is known
 
 
 CODE = {"device_code": "a-device-code", "user_code": "ABCD", "verification_uri": "https://as.example/device"}
@@ -128,7 +127,7 @@ METADATA = {"issuer": GOOD, "authorization_endpoint": f"{GOOD}/authorize", "toke
 async def test_metadata_is_not_looked_for_just_anywhere(named: str) -> None:
     """If it failed, a server could have a person's machine ask others in his network, or end the login by nonsense."""
     web = Web(f'Bearer resource_metadata="{named}"', oauth_protected=RESOURCE, oauth_authorization=METADATA)
-    found = await by_server(URL, web)
+    found = await discover(URL, web)
     assert found.issuer == GOOD
     assert named not in web.asked
 
@@ -138,15 +137,15 @@ async def test_metadata_is_not_looked_for_just_anywhere(named: str) -> None:
 async def test_a_server_elsewhere_sends_nobody_to_this_machine(key: str) -> None:
     """If it failed, a server could have a login send requests to whatever listens on a person's machine."""
     metadata = METADATA | {key: "http://localhost:2375/containers"}
-    with pytest.raises(LoginRefused, match="sends a login to this machine"):
-        await by_server(URL, Web("Bearer", oauth_protected=RESOURCE, oauth_authorization=metadata))
+    with pytest.raises(LoginRefused, match="names this machine as its"):
+        await discover(URL, Web("Bearer", oauth_protected=RESOURCE, oauth_authorization=metadata))
 
 
 @pytest.mark.asyncio
 async def test_what_is_no_scope_is_not_asked_for() -> None:
     """If it failed, a server could put anything into a token file and a terminal."""
     resource = RESOURCE | {"scopes_supported": ["read", "a\x1b[31m", "wr\u202eite", '"x"', "mcp:use"]}
-    found = await by_server(URL, Web("Bearer", oauth_protected=resource, oauth_authorization=METADATA))
+    found = await discover(URL, Web("Bearer", oauth_protected=resource, oauth_authorization=METADATA))
     assert found.scope == "read mcp:use"
 
 

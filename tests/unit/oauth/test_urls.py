@@ -2,7 +2,7 @@
 
 import pytest
 
-from refresher.oauth.urls import BadURL, endpoint, is_loopback, origin
+from refresher.oauth.urls import InvalidURL, check_endpoint, is_loopback, parse_origin
 
 
 @pytest.mark.parametrize(
@@ -11,7 +11,7 @@ from refresher.oauth.urls import BadURL, endpoint, is_loopback, origin
 )  # fmt: skip
 def test_a_token_endpoint_by_tls_or_loopback_is_taken_verbatim(url: str) -> None:
     """If it failed, honest servers could not be used, or the address would be changed on the way."""
-    assert endpoint(url) == url
+    assert check_endpoint(url) == url
 
 
 @pytest.mark.parametrize(
@@ -42,8 +42,8 @@ def test_a_token_endpoint_by_tls_or_loopback_is_taken_verbatim(url: str) -> None
 )
 def test_anything_else_is_refused(url: str) -> None:
     """If it failed, a refresh token could cross a network in the clear, or go to a host nobody meant."""
-    with pytest.raises(BadURL):
-        endpoint(url)
+    with pytest.raises(InvalidURL):
+        check_endpoint(url)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_anything_else_is_refused(url: str) -> None:
 )
 def test_an_origin_has_one_spelling(url: str, expected: str) -> None:
     """If it failed, an agent would not recognise the server that its token is for."""
-    assert origin(url) == expected
+    assert parse_origin(url) == expected
 
 
 @pytest.mark.parametrize(

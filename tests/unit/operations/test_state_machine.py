@@ -23,7 +23,7 @@ from hypothesis.stateful import (
 )
 
 from refresher.grants import policy, server_behavior
-from refresher.grants.policy import Rest, Rotate
+from refresher.grants.policy import Rotate, Wait
 from tests.support.logins import Login, logins
 from tests.support.onlooker import SLOWEST
 from tests.support.played_clock import DAY, EPSILON, HOUR, MINUTE, Happening, PlayedClock
@@ -81,7 +81,7 @@ class Machine(RuleBasedStateMachine):
         self.onlooker = self.host.onlooker
         self.false_alarm = False
         self.knows_life = self.server.ways.tells_life or self.server.ways.life == (
-            server_behavior.access_life(first) or policy.DEFAULT_MAX_AGE
+            server_behavior.access_token_lifetime(first) or policy.DEFAULT_MAX_AGE
         )
         self.demanded: set[int] = set()
         """Generations whose token some agent has demanded, as nobody does twice."""
@@ -114,7 +114,7 @@ class Machine(RuleBasedStateMachine):
 
     def _sleep_until_due(self) -> None:
         decision = self.host.decide()
-        if isinstance(decision, Rest) and decision.until is not None:
+        if isinstance(decision, Wait) and decision.until is not None:
             self.clock.happen(Happening("passes", max(decision.until - self.clock.read().wall, 0.0) + EPSILON / 10))
 
     @rule(fault=st.sampled_from(_OUTAGES), times=st.sampled_from([2, 4, 11]))
@@ -215,28 +215,28 @@ class Machine(RuleBasedStateMachine):
             with_horizon = self.host.decide(horizon=horizon)
             if with_horizon == decision:
                 continue
-            assert isinstance(decision, Rest), "a horizon kept a rotation from being made"
-            assert decision.because == "not_due", "a horizon shortened a wait that has a reason"
+            assert isinstance(decision, Wait), "a horizon kept a rotation from being made"
+            assert decision.reason == "not_due", "a horizon shortened a wait that has a reason"
             assert decision.until is not None
             assert decision.until - horizon <= wall, "a horizon reaches further than it is long"
             assert not server_behavior.refuses_early(record), "a server that refuses early would be asked early"
-        if record.doubt is None and policy.unusable_for(record, self.clock.read()) <= 0:
+        if record.doubt is None and policy.seconds_until_usable(record, self.clock.read()) <= 0:
             assert isinstance(self.host.decide(force=True), Rotate), "force keeps a rotation from being made"
 
     @invariant()
     def each_wait_ends(self) -> None:
         """No wait has passed already, nor is it longer than its own maximum."""
         decision, record, wall = self.host.decide(), self.host.record, self.clock.read().wall
-        life = policy.end_of_life(record) - record.issued_at
-        if isinstance(decision, Rest) and decision.until is not None:
-            match decision.because:
+        life = policy.expected_expiry(record) - record.issued_at
+        if isinstance(decision, Wait) and decision.until is not None:
+            match decision.reason:
                 case "transient" | "client_rejected":
                     most = HOUR
                 case "not_due":
                     most = (
                         life if server_behavior.refuses_early(record) else min(0.9 * life, DAY)
                     ) + policy.CLOCK_TOLERANCE
-                case "too_early" if policy.unusable_for(record, self.clock.read()) > 0:
+                case "too_early" if policy.seconds_until_usable(record, self.clock.read()) > 0:
                     # A login that ends is worse than a wait by a clock that was set back.
                     most = self.onlooker.waits_for_its_time()
                 case _:

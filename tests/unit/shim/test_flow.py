@@ -10,9 +10,9 @@ import shim._source
 from refresher.common.clocks import Moment
 from refresher.common.secret import Secret
 from refresher.grants import policy
-from refresher.grants.outcome import Rotated
+from refresher.grants.outcome import TokensIssued
 from refresher.grants.policy import Rotate
-from refresher.grants.transition import after
+from refresher.grants.transition import apply
 from shim import ReauthorizationRequired, Removed, TokenFileError, TokenRejected
 from shim._flow import Answer, Send, Step, Wait, flow
 from tests.support.published import DEAD, Published
@@ -363,8 +363,8 @@ def test_a_server_that_refuses_every_token_costs_few_rotations_in_two_minutes(pu
             steps.send(_refused(sent))
         demanded = f"linear.{owned.generation}" in published.demanded()
         if isinstance(policy.decide(owned, now, demanded=demanded), Rotate):
-            answer = Rotated(access_token=Secret("x"), token_type="Bearer", expires_in=3600.0, expires_at=None, refresh_token=None, scope=None)  # fmt: skip
-            owned = after(owned, answer, first_sent=now, last_sent=now, now=now, demanded=demanded, generation=owned.generation + 1)  # fmt: skip
+            answer = TokensIssued(access_token=Secret("x"), token_type="Bearer", expires_in=3600.0, expires_at=None, refresh_token=None, scope=None)  # fmt: skip
+            owned = apply(owned, answer, first_sent=now, last_sent=now, now=now, demanded=demanded, generation=owned.generation + 1)  # fmt: skip
             published.put(owned.generation)
             rotations.append(second)
     assert rotations == [1, 31, 91]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from refresher.common.errors import GrantFileError, ImportRefused
 from refresher.common.secret import Secret
-from refresher.grants.record import NOTHING, Stored, Tombstone, decode, encode
+from refresher.grants.record import NO_RECORD, Stored, Tombstone, decode, encode
 from refresher.operations import import_request
 from refresher.storage.journal import Attempt, Mark, read_intent
 from shim import FileTokenSource
@@ -111,7 +111,7 @@ def test_a_record_comes_back_as_it_was_or_not_at_all(record: Tombstone) -> None:
 def test_an_intent_comes_back_as_it_was_or_not_at_all(tmp_path: Path, mark: Mark) -> None:
     """If it failed, a damaged intent would hide that a request may have left, or name another file as the spill."""
     made = directories(tmp_path)
-    attempt = Attempt(made, "linear", Stored(None, NOTHING))
+    attempt = Attempt(made, "linear", Stored(None, NO_RECORD))
     attempt.reserve(GRANT, at())
     attempt._mark(mark)
     attempt.close()

@@ -11,7 +11,7 @@ from refresher.common.clocks import Moment
 from refresher.common.errors import GrantFileError, StorageError
 from refresher.common.secret import Secret
 from refresher.grants import transition
-from refresher.grants.record import NOTHING, Grant, Stored, Tombstone, encode
+from refresher.grants.record import NO_RECORD, Grant, Stored, Tombstone, encode
 from refresher.operations.inspection import Inspection, inspect
 from refresher.storage import records, recovery
 from refresher.storage.demands import Demands
@@ -55,7 +55,7 @@ def _resolve(state: Directories, now: Moment = SOON) -> Grant:
     return record
 
 
-def _look(state: Directories) -> Inspection:
+def _inspect(state: Directories) -> Inspection:
     Publisher(state).publish(_stored(state).record or OLD)
     return inspect(Publisher(state), "linear", unfinished=False, demands=Demands({}))
 
@@ -67,7 +67,7 @@ def _lying_about(state: Directories) -> list[str]:
 def test_an_attempt_that_sent_nothing_leaves_no_trace(state: Directories) -> None:
     """If it failed, every kill before the request would put a healthy grant in doubt."""
     _cut_off(state, marked=False)
-    assert msgspec.structs.replace(_resolve(state), begun_from=NOTHING) == OLD
+    assert msgspec.structs.replace(_resolve(state), begun_from=NO_RECORD) == OLD
     assert _lying_about(state) == []
 
 
@@ -126,12 +126,12 @@ def test_a_spill_whose_mark_was_lost_with_the_power_is_adopted_when_it_comes_bac
     record = _resolve(state, REBOOTED)
     assert record.failure is not None
     assert f"it is in {attempt._spill}" in record.failure.description
-    later = transition.doubted(record, "another loss", doubt=doubt(REBOOTED), now=REBOOTED)
+    later = transition.mark_in_doubt(record, "another loss", doubt=doubt(REBOOTED), now=REBOOTED)
     records.write(state, "linear", _stored(state), later)
-    assert not _look(state).unsettled
+    assert not _inspect(state).needs_cleanup
     state.spill.mkdir(mode=0o700)
     put(attempt._spill, NEW, checksum)
-    assert _look(state).unsettled, "only the end of the access token would have anybody look for it"
+    assert _inspect(state).needs_cleanup, "only the end of the access token would have anybody look for it"
     record = _resolve(state, REBOOTED)
     assert (record.refresh_token, record.doubt, record.generation) == (NEW.refresh_token, None, 4)
     assert (list(state.spill.iterdir()), _lying_about(state)) == ([], [])
@@ -293,7 +293,7 @@ def test_an_intent_that_was_never_written_is_none(state: Directories, written: b
     """If it failed, a kill or a power loss before the declaration would put a healthy grant in doubt."""
     _cut_off(state, marked=False)
     state.intent("linear").write_bytes(written)
-    assert msgspec.structs.replace(_resolve(state), begun_from=NOTHING) == OLD
+    assert msgspec.structs.replace(_resolve(state), begun_from=NO_RECORD) == OLD
     assert _lying_about(state) == []
 
 
