@@ -24,7 +24,7 @@ def status(options: Options, names: tuple[str, ...], as_json: bool) -> None:
     \b
     States:
       active                    all is well
-      failing                   the last attempt failed; it is retried automatically
+      failing                   the last attempt failed; retried automatically
       reauthorization_required  a person must log in again
       invalid_grant_file        the record is damaged; the error says what to do
     """

@@ -1,4 +1,4 @@
-"""Results and grants for a person as a table, for a program as JSON."""
+"""Prints results and grants: as a table for a person, as JSON for a program."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -133,10 +133,10 @@ def _next_rotation_at(grant: Grant) -> float | None:
 
 
 def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]], colours: Mapping[str, str]) -> str:
-    """Lay out rows below a bold head; ``colours``: of the words that stand in the second column."""
+    """Return rows below a bold head; ``colours``: by the words of the second column."""
     *widths, _ = (max(map(len, column)) for column in zip(head, *rows, strict=True))
     layout = "  ".join((*(f"{{:{width}}}" for width in widths), "{}"))
-    # What is painted is longer than it looks, so it is padded by hand; each word once, for there are many rows.
+    # A colour makes a word longer than it looks: pad by hand, and each word only once.
     bold = (
         click.style(title, bold=True) + " " * (width - len(title))
         for title, width in zip(head, (*widths, 0), strict=True)

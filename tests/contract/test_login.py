@@ -18,7 +18,7 @@ import pytest
 from tests.conftest import need
 from tests.support.answering import Answer, Answering
 from tests.support.browser import as_browser
-from tests.support.command import Command, Done
+from tests.support.command import Command, Done, without_times
 from tests.support.mcp_login import MCPLogin
 from tests.support.oidc import OIDC, missing
 from tests.support.person import Person
@@ -54,7 +54,7 @@ def everything(refresher: Command) -> dict[str, bytes]:
 def last_line(done: Done, code: int) -> str:
     """Insist that a login came to nothing, and return the one line that says so."""
     assert done.code == code, (done.code, done.stdout, done.stderr)
-    *_, line = done.stderr.splitlines()
+    *_, line = without_times(done.stderr).splitlines()
     assert line.startswith("refresher: ")
     assert done.stderr.count("refresher: ") == 1
     assert "logged in: " not in done.stdout
@@ -191,7 +191,14 @@ def test_a_server_that_cannot_be_logged_in_at_is_one_line_and_changes_nothing(
     [
         ("linear", 2, "there is no saved login linear; give its URL: 'refresher login linear URL'"),
         ("Linear {api}", 2, "a name is 1 to 64 lower-case letters"),
-        ("linear mcp.example", 2, "URL must begin with https://"),
+        ("linear mcp.example", 2, "the URL has no scheme; did you mean: refresher login linear https://mcp.example"),
+        ("linear mcp.example:x/mcp", 2, "URL is not a URL"),
+        ("{api}/mcp", 2, "NAME is missing; did you mean: refresher login api {api}/mcp"),
+        (
+            "{api}/mcp linear --device",
+            2,
+            "NAME and URL are swapped; did you mean: refresher login linear {api}/mcp --d",
+        ),
         ("linear {nobody}/mcp", 4, "127.0.0.1:9: connection refused; nothing was changed"),
         ("linear https://nowhere.invalid/mcp", 4, "nowhere.invalid:443: no such host; nothing was changed"),
         ("linear {api} --issuer {nobody}", 4, "127.0.0.1:9: connection refused; nothing was changed"),
@@ -221,7 +228,7 @@ def test_what_a_person_gets_wrong_is_one_line(quick: Command, arguments: str, co
         done = quick("login", *given, environment=PERSON)
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1, done.stderr
-    assert words in last_line(done, code)
+    assert words.format(api=API) in last_line(done, code)
     assert everything(quick) == before
 
 

@@ -14,7 +14,7 @@ import pytest
 from refresher.grants.record import Grant, Tombstone
 from tests.conftest import need
 from tests.support import oidc as oidc_module
-from tests.support.command import Command, wait_until
+from tests.support.command import Command, wait_until, without_times
 from tests.support.daemon import heard
 from tests.support.entering import Entering
 from tests.support.kills import CHANGES, attached, child, sweep, sweep_of
@@ -285,7 +285,7 @@ def test_a_login_that_cannot_be_stored_says_so_and_leaves_the_old_grant(place: P
         login.follow()
         done = login.finish()
         assert done.code == 4, done.stderr
-        assert done.stderr.strip().splitlines()[-1].startswith("refresher: cannot write")
+        assert without_times(done.stderr).strip().splitlines()[-1].startswith("refresher: cannot write")
         assert "No space" in done.stderr
         assert "The login failed" in login.page
         (refresher.state / "filler").unlink()

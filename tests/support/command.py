@@ -2,12 +2,13 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, Final, NamedTuple
 
 from refresher import config
 from refresher.common import clocks
@@ -19,10 +20,13 @@ from shim._token import TokenFile, parse
 from tests.support.vault import Vault
 from tests.support.warm import AVAILABLE, WarmProcess
 
-__all__ = ["LONGEST", "Command", "Done", "says", "wait_until"]
+__all__ = ["LONGEST", "Command", "Done", "says", "wait_until", "without_times"]
 
 LONGEST = 60.0
 """Seconds for which a command is waited for."""
+
+
+_TIME: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d\d:\d\d (?=refresher: )")
 
 
 class Done(NamedTuple):
@@ -166,6 +170,13 @@ class Command:
 def _changes_the_start(environment: Mapping[str, str]) -> bool:
     starts = ("LANG", "LC_", "LD_", "OPENSSL_", "PYTHON")
     return any(name.startswith(starts) for name in environment if name != "PYTHONDONTWRITEBYTECODE")
+
+
+def without_times(stderr: str) -> str:
+    """Return log lines without their times; each must have one."""
+    lines = stderr.splitlines(keepends=True)
+    assert all(_TIME.match(line) for line in lines if "refresher: " in line), stderr
+    return "".join(_TIME.sub("", line) for line in lines)
 
 
 def says(stderr: IO[str] | None, words: str) -> bool:

@@ -258,7 +258,7 @@ def test_a_server_without_refresh_tokens_is_warned_of(quick: Command, own_oidc: 
         with MCPLogin(refresh_tokens=False) as mcp:
             done = logged_in(quick("login", "linear", mcp.url, environment=PERSON))
     assert done.code == 0
-    assert "warning: the server gave no refresh token: linear works until 20" in done.stderr
+    assert "linear: warning: the server gave no refresh token: the grant works until 20" in done.stderr
     assert "--scope '... offline_access'" in done.stderr
     assert "keeps it fresh" not in done.stdout.splitlines()[-1]
     grant = quick.grant("linear")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.support.command import Command, Done
+from tests.support.command import Command, Done, without_times
 from tests.support.oidc import OIDC
 from tests.support.person import Person
 from tests.support.terminal import at_a_terminal, read_whole
@@ -77,7 +77,11 @@ def test_a_code_is_typed_in_elsewhere(quick: Command, own_oidc: Start) -> None:
     before = records(quick)
     done = at_the_other_device(quick, oidc, "deny")
     assert (done.code, done.stdout) == (3, "")
-    assert done.stderr.splitlines()[-1].startswith("refresher: the login was declined on the other device (")
+    assert (
+        without_times(done.stderr)
+        .splitlines()[-1]
+        .startswith("refresher: the login was declined on the other device (")
+    )
     assert done.stderr.endswith("; nothing was changed\n")
     assert records(quick) == before
 
@@ -100,7 +104,9 @@ def test_nobody_comes(
     """If it failed, a login that nobody wants any more would be tried for ever, or end without a word."""
     done = quick(*asked(own_oidc(**config), *options))
     assert (done.code, done.stdout) == (3, "")
-    assert re.fullmatch(f"refresher: {words}; nothing was changed. Log in again", done.stderr.splitlines()[-1])
+    assert re.fullmatch(
+        f"refresher: {words}; nothing was changed. Log in again", without_times(done.stderr).splitlines()[-1]
+    )
     assert records(quick) == {}
 
 

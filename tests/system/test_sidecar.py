@@ -194,7 +194,7 @@ def test_a_new_pod_goes_on_from_the_volume_and_not_from_the_secret(
     with sidecar.pod(linear=seed) as pod:
         assert sidecar.token(pod) is None, "it was in memory"
         again = pod.start("seed")
-        assert (again.end(), again.says()) == (0, "linear is there already; left as it is\n")
+        assert (again.end(), again.says()) == (0, "linear exists already; it is kept\n")
         assert sidecar.grant() == before
         refresher = sidecar.resume(pod)
         wait_until(lambda: sidecar.generation(pod) > before.generation, "it goes on")

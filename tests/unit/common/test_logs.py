@@ -4,7 +4,9 @@ import subprocess
 import sys
 
 PROGRAM = """
-import logging, os, sys, threading
+import logging, os, sys, threading, time
+os.environ["TZ"] = "UTC"
+time.tzset()
 from refresher.common import logs
 reader, writer = os.pipe()
 os.dup2(writer, 2)
@@ -26,8 +28,8 @@ log.info("somebody reads again")
 while b"again" not in b"".join(read) or not b"".join(read).endswith(b"\\n"):
     pass
 lines = [line for line in b"".join(read).decode().splitlines() if line.strip("x")]
-print(all(line.startswith("refresher: line ") for line in lines[:-1]))
-print(lines[-1])
+print(all("+00:00 refresher: line " in line for line in lines[:-1]))
+print(lines[-1].partition(" ")[2])
 """
 
 
