@@ -17,7 +17,7 @@ from refresher.storage.directories import Directories
 from refresher.storage.publishing import Publisher
 from shim import FileTokenSource
 from shim._changes import verdict
-from shim._source import is_last, valid_for
+from shim._source import may_be_last, valid_for
 from shim._token import TokenFile, is_name
 
 __all__ = ["obtain_token"]
@@ -67,7 +67,7 @@ def obtain_token(
                     f"{name}: its tokens are valid for {text.span(lifetime)} when issued, and --min-valid is "
                     f"{text.span(required)}; use a smaller --min-valid"
                 )
-            if not is_last(token):
+            if not may_be_last(token):
                 source.demand(token)
         if stopping():
             raise Interrupted(f"{name}: interrupted while waiting for a token; nothing is lost")
