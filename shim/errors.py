@@ -114,8 +114,13 @@ class ReauthorizationRequired(ShimError):
         """Support pickling; the fields are keyword arguments of the constructor."""
         from functools import partial
 
-        fields = {"code": self.code, "description": self.description, "server": self.server}
-        return partial(ReauthorizationRequired, **fields), (self.name,)
+        rebuild = partial(
+            ReauthorizationRequired,
+            code=self.code,
+            description=self.description,
+            server=str(self.server),
+        )
+        return rebuild, (self.name,)
 
     def _explanation(self) -> str:
         return (

@@ -1,4 +1,4 @@
-"""For agents on the MCP Python SDK 2.x: a client whose session survives what happens to tokens and servers.
+"""For agents on the MCP Python SDK 2.x: a client whose session survives rotations and restarts.
 
 ::
 
@@ -7,12 +7,15 @@
     async with ReconnectingClient("https://mcp.example/mcp", "linear") as client:
         ...  # as mcp.Client
 
-For agents on mcp 1.x, ``shim.httpx.BearerAuth`` serves alone.
+Agents on mcp 1.x use ``shim.httpx.BearerAuth``.
 """
 
 from shim.errors import OutcomeUnknown, ServerAway
 from shim.mcp._client import ReconnectingClient
-from shim.mcp._client_events import Happening
+from shim.mcp._client_events import ClientEvent
 from shim.mcp._token_sources import TokenSources
 
-__all__ = ["Happening", "OutcomeUnknown", "ReconnectingClient", "ServerAway", "TokenSources"]
+__all__ = ["ClientEvent", "Happening", "OutcomeUnknown", "ReconnectingClient", "ServerAway", "TokenSources"]
+
+Happening = ClientEvent
+"""The older name of ``ClientEvent``."""

@@ -98,6 +98,8 @@ def describe(error: BaseException) -> str:
                 return "timed out"
             case OSError(strerror=str() as text):
                 return f"{text}: {cause.filename}" if cause.filename else text
+            case _:
+                pass
     return next((text for cause in chain if (text := str(cause))), "the connection broke")
 
 

@@ -16,11 +16,11 @@ _LONGEST_COOL_DOWN = 60.0
 
 
 class _Rejection(NamedTuple):
-    """A rejected token; it was rejected ``count`` times in a row, and is not sent before ``until`` (monotonic)."""
+    """A rejected token; it was rejected ``times`` times in a row, and is not sent before ``until`` (monotonic)."""
 
     access_token: str | None
     problem: ShimError
-    count: int
+    times: int
     at: float
     until: float
 
@@ -61,8 +61,8 @@ class TokenGate:
         if last is None or last.access_token != access_token:
             self._rejection = _Rejection(access_token, problem, 0, now, now)
         elif sent_at > last.at:  # calls that were under way together count as one rejection
-            cool_down = backoff(last.count, _FIRST_COOL_DOWN, _LONGEST_COOL_DOWN, jitter=0.25)
-            self._rejection = _Rejection(access_token, problem, last.count + 1, now, now + cool_down)
+            cool_down = backoff(last.times, _FIRST_COOL_DOWN, _LONGEST_COOL_DOWN, jitter=0.25)
+            self._rejection = _Rejection(access_token, problem, last.times + 1, now, now + cool_down)
         return problem
 
     def accept(self) -> None:

@@ -96,7 +96,9 @@ async def test_who_rests_between_two_attempts_is_told_of_the_end(
         with anyio.fail_after(30):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(call)
-                await until(lambda: "connection attempts" in str(client._keeper.away()), "it has called in vain")
+                await until(
+                    lambda: "connection refused" in str(client._supervisor.server_away()), "it has called in vain"
+                )
                 tasks.start_soon(client.aclose)
         assert ends == ["closed"]
 
