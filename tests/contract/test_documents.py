@@ -102,7 +102,6 @@ def test_commands_that_are_named_exist(document: str) -> None:
             assert [word for word in words if re.fullmatch(r"--[a-z][\w-]*", word) and word not in known] == [], span
 
 
-@pytest.mark.xfail(reason="until tests/run knows --quick and --bench", strict=False)
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_options_of_the_tests_that_are_named_exist(document: str) -> None:
     """A contributor would type an option that tests/run does not know."""
@@ -139,7 +138,6 @@ def test_invariants_that_are_cited_are_those_of_the_page() -> None:
     assert {which for _, which in cited} == set(headings)
 
 
-@pytest.mark.xfail(reason="until the last docstrings that cite an earlier document are rewritten", strict=False)
 def test_nothing_refers_to_a_document_that_does_not_exist() -> None:
     """A reader of the code would be sent to a page that the repository does not contain."""
     names = {Path(name).name for name in FILES}
