@@ -87,7 +87,7 @@ def test_more_life_than_any_token_has_is_refused_and_rotates_nothing(refresher: 
     refresher.import_grant("linear", server.mint("public"))
     assert refresher("token", "linear").code == 0
     said = one_line(refresher("token", "linear", "--min-valid", "90s"), 4)
-    assert "live 60 s" in said
+    assert "valid for 60 s" in said
     assert "90 s" in said
     assert len(server.requests()) == 1
 
@@ -119,7 +119,7 @@ def test_a_reader_is_told_when_no_token_lives_that_long(refresher: Command, publ
     process = refresher.start("token", "linear", "--min-valid", "1h", environment=elsewhere(published))
     wait_until(lambda: published.demanded() == ["linear.1"], "it is demanded")
     published.put(2, expires_at=time.time() + 60)
-    assert "live 60 s" in one_line(refresher.finish(process), 4)
+    assert "valid for 60 s" in one_line(refresher.finish(process), 4)
     assert published.demanded() == ["linear.1"]
 
 
