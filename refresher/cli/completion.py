@@ -1,37 +1,32 @@
-"""Shell completion: of commands and options, and of the names there are."""
+"""The command completion: a script for the shell."""
 
 import click
 
-from refresher import config
-from refresher.common.errors import RefresherError
+from refresher.cli.options import command
 from refresher.common.terminal import say
 
-__all__ = ["complete_name", "completion"]
-
-_GLOBAL = ("state_dir", "tokens_dir", "demands_dir", "spill_dir", "tokens_group")
+__all__ = ["completion"]
 
 
-def complete_name(context: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
-    """Return the names of grants that begin so; none where they cannot be read."""
-    given = context.find_root().params
-    try:
-        settings = config.resolve({key: given.get(key) for key in _GLOBAL}, given.get("config_file"))
-        names = settings.directories.listing().names
-    except RefresherError:
-        return []
-    return [name for name in names if name.startswith(incomplete)]
-
-
-@click.command(short_help="Print what makes your shell complete commands and names.")
+@command(
+    short_help="Print a script that completes commands and names in your shell.",
+    exit_codes={0: "printed", 2: "the shell is not one of these"},
+)
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def completion(context: click.Context, shell: str) -> None:
-    """Print a script that makes SHELL complete refresher's commands, options and names of grants.
+    """Print a script that completes commands, options and names of grants in SHELL.
 
     \b
-    bash:  refresher completion bash >> ~/.bashrc
-    zsh:   refresher completion zsh >> ~/.zshrc
-    fish:  refresher completion fish > ~/.config/fish/completions/refresher.fish
+    Try it in the current shell:
+      eval "$(refresher completion bash)"
+      eval "$(refresher completion zsh)"
+      refresher completion fish | source
+    \b
+    Keep it:
+      bash:  refresher completion bash >> ~/.bashrc
+      zsh:   refresher completion zsh >> ~/.zshrc
+      fish:  refresher completion fish > ~/.config/fish/completions/refresher.fish
     """
     from click.shell_completion import get_completion_class  # no other command needs it
 

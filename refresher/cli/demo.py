@@ -4,34 +4,42 @@ from importlib.util import find_spec
 
 import click
 
-from refresher.cli.options import DURATION
+from refresher.cli.options import DURATION, STOPPED, command
 from refresher.common.errors import ConfigError
-from refresher.common.signals import Stopping
+from refresher.common.signals import StopSignals
 
 __all__ = ["demo"]
 
-_LEAST = 5.0
-_MOST = 3600.0
+_SHORTEST = 5.0
+_LONGEST = 3600.0
 _NEEDED = ("mcp", "httpx2", "uvicorn")
 
 
-@click.command(short_help="Watch it work: no account, no network.")
+@command(
+    short_help="Watch it work, without account or network.",
+    exit_codes={
+        0: "no call of the agent failed",
+        1: "a call failed, or the demo could not run",
+        2: "wrong usage or configuration",
+        **STOPPED,
+    },
+)
 @click.option(
-    "--seconds", type=DURATION, default="30s", metavar="DURATION", help="How long to show it.  [default: 30s]"
+    "--seconds", type=DURATION, default="30s", metavar="DURATION", help="How long the demo runs.  [default: 30s]"
 )
 def demo(seconds: float) -> int:
-    """Show on this machine what refresher does: no account and no network needed.
+    """Show on this machine what refresher does, without account or network.
 
-    A real authorization server, a real MCP server whose tokens die every few seconds, 'refresher run', and an agent
-    that calls a tool all the time. Half way its token is revoked, and later somebody rotates by hand. It touches none
-    of your grants. Exits 0 if no call failed.
+    The demo runs an authorization server, an MCP server whose tokens expire after seconds, 'refresher run', and an
+    agent that calls a tool all the time. Half way it revokes the agent's token, and later it rotates by hand. It does
+    not use your grants.
     """
     if not all(map(find_spec, _NEEDED)):
         raise ConfigError("the demo needs the MCP SDK: in the checkout, pip install '.[all]'")
     from refresher.demo.runner import run_demo  # uvicorn and the MCP SDK: no other command loads them
 
-    if not _LEAST <= seconds <= _MOST:
-        raise ConfigError(f"--seconds must be from {_LEAST:.0f} to {_MOST:.0f}")
-    with Stopping(quietly=True) as stopping:
+    if not _SHORTEST <= seconds <= _LONGEST:
+        raise ConfigError(f"--seconds must be from {_SHORTEST:.0f} to {_LONGEST:.0f}")
+    with StopSignals(quiet=True) as stopping:
         code = run_demo(seconds, stopping=stopping)
     return code if stopping.exit_code is None else stopping.exit_code

@@ -1,72 +1,77 @@
-"""Commands for programs that cannot import the shim: token, and headers."""
+"""The commands token and headers, for programs that cannot import the shim."""
 
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import click
 
-from refresher.cli.completion import complete_name
-from refresher.cli.options import DURATION, Asked
-from refresher.common.signals import Stopping
+from refresher.cli.options import DURATION, STOPPED, Options, command, complete_name
+from refresher.common.signals import StopSignals
 from refresher.common.terminal import Progress
 from shim._token import TokenFile
 
 __all__ = ["headers", "token"]
 
-_EXIT_CODES = """\b
-Exit codes:
-  0  printed
-  2  usage, configuration, unknown name
-  3  only a person can help
-  4  not in time, or the server is away; try again later"""
+_EXIT_CODES: Final[dict[int | str, str]] = {
+    0: "printed",
+    2: "wrong usage or configuration, or unknown name",
+    3: "a person must log in again",
+    4: "no token in time, or the server cannot be reached; try later",
+    **STOPPED,
+}
 
 
-def _options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add what both commands take."""
-    command = click.option(
-        "--wait",
-        type=DURATION,
-        default="15s",
-        metavar="DURATION",
-        help="How long to wait for another token.  [default: 15s]",
-    )(command)
-    command = click.option(
-        "--min-valid",
-        type=DURATION,
-        metavar="DURATION",
-        help="The least that the token must have to live.  [default: 10s, or a quarter of a shorter life]",
-    )(command)
-    return click.argument("name", shell_complete=complete_name)(command)
+def _token_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add what both commands accept."""
+    for parameter in (
+        click.option(
+            "--wait",
+            type=DURATION,
+            default="15s",
+            metavar="DURATION",
+            help="How long to wait for a new token.  [default: 15s]",
+        ),
+        click.option(
+            "--min-valid",
+            type=DURATION,
+            metavar="DURATION",
+            help="The least time left that the token must have.  [default: 10s, or a quarter of a shorter life]",
+        ),
+        click.argument("name", shell_complete=complete_name),
+    ):
+        function = parameter(function)
+    return function
 
 
-@click.command(epilog=_EXIT_CODES, short_help="Print an access token, for scripts.")
-@_options
+@command(short_help="Print an access token, for scripts.", exit_codes=_EXIT_CODES)
+@_token_options
 @click.pass_obj
-def token(asked: Asked, name: str, min_valid: float | None, wait: float) -> int | None:
-    """Print the access token of NAME, and nothing else.
+def token(options: Options, name: str, min_valid: float | None, wait: float) -> int | None:
+    """Print the access token of NAME and nothing else.
 
-    Where it has less than --min-valid to live, it is rotated first, if the grant is this user's; else the refresher is
-    asked to, and given --wait to do it. An exchange that has begun is finished whatever happens, 20 s at most.
+    If the token has less than --min-valid left, token rotates the grant first. A user who cannot read the grants
+    requests a rotation instead, and waits for --wait. A refresh in progress always completes, within 20 s.
 
-    Mind where it goes: 'curl -H "Authorization: Bearer $(refresher token NAME)"' shows it in the list of processes.
+    Do not pass the token as an argument: 'curl -H "Authorization: Bearer $(refresher token NAME)"' shows it in the list
+    of processes.
     """
-    found, code = _found(asked, name, min_valid, wait)
+    found, code = _obtain(options, name, min_valid, wait)
     if found is not None:
         click.echo(found.access_token)
     return code
 
 
-@click.command(epilog=_EXIT_CODES, short_help="Print the Authorization header as JSON.")
-@_options
+@command(short_help="Print the Authorization header as JSON.", exit_codes=_EXIT_CODES)
+@_token_options
 @click.pass_obj
-def headers(asked: Asked, name: str, min_valid: float | None, wait: float) -> int | None:
-    """Print {"Authorization": "Bearer ..."} for NAME, for programs that take a command for their headers.
+def headers(options: Options, name: str, min_valid: float | None, wait: float) -> int | None:
+    """Print {"Authorization": "Bearer ..."} for NAME, for programs that run a command for their headers.
 
-    As 'refresher token', in JSON. Such a program sends them where it is configured to; see to it that this is the
-    server the token is for.
+    It obtains the token as 'refresher token' does. Configure the program to send the header only to the server that the
+    token is for.
     """
-    found, code = _found(asked, name, min_valid, wait)
+    found, code = _obtain(options, name, min_valid, wait)
     if found is not None:
         from shim import FileTokenSource
 
@@ -74,10 +79,10 @@ def headers(asked: Asked, name: str, min_valid: float | None, wait: float) -> in
     return code
 
 
-def _found(asked: Asked, name: str, min_valid: float | None, wait: float) -> tuple[TokenFile | None, int | None]:
-    from refresher.operations.obtain_token import obtain_token  # a run-once need not load the shim's source
+def _obtain(options: Options, name: str, min_valid: float | None, wait: float) -> tuple[TokenFile | None, int | None]:
+    from refresher.operations.obtain_token import obtain_token  # --help does not need the shim's source
 
-    settings = asked.settings()
-    with Stopping() as stopping:
+    settings = options.settings()
+    with StopSignals() as stopping:
         found = obtain_token(settings, name, min_valid=min_valid, wait=wait, stopping=stopping, progress=Progress())
     return found, stopping.exit_code

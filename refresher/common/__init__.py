@@ -1,1 +1,1 @@
-"""What every package may use: clocks, durations, secrets, errors, text, signals."""
+"""Basics for every package: clocks, durations, errors, logs, secrets, signals, terminal output."""

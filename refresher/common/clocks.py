@@ -1,4 +1,4 @@
-"""What time it is, by every clock that can tell how long something has lasted."""
+"""The time by each clock of the system, to measure durations across suspends and clock changes."""
 
 import sys
 import time
@@ -11,9 +11,9 @@ __all__ = ["Moment", "elapsed", "now"]
 
 
 class Moment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One instant by three clocks, in seconds; ``boot_id`` says in which boot the last two count.
+    """One instant by three clocks, in seconds; ``monotonic`` and ``boottime`` count from the boot ``boot_id``.
 
-    The wall clock can be set, ``monotonic`` stops while the machine is suspended, ``boottime`` does not.
+    The wall clock can be set. ``monotonic`` stops while the machine is suspended, ``boottime`` does not.
     """
 
     wall: float
@@ -22,7 +22,7 @@ class Moment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     boot_id: str
 
     def same_boot(self, other: "Moment") -> bool:
-        """Whether both were certainly taken in one boot of one machine."""
+        """Whether both moments are certainly of one boot of one machine."""
         return self.boot_id != "" and self.boot_id == other.boot_id
 
 
@@ -36,16 +36,16 @@ def now() -> Moment:
 
 
 def elapsed(since: Moment, until: Moment) -> float:
-    """Return the seconds between two moments by the clock that counted most; across boots only the wall clock did."""
+    """Return the seconds between two moments: the longest by any clock; across boots, by the wall clock."""
     by_wall = until.wall - since.wall
     if not since.same_boot(until):
         return by_wall
     return max(by_wall, until.monotonic - since.monotonic, until.boottime - since.boottime)
 
 
-@cache  # no process outlives its boot
+@cache  # no process lives longer than its boot
 def _boot_id() -> str:
-    # Without one, every earlier moment counts as of another boot, which is the cautious reading.
+    # Without one, every earlier moment counts as one of another boot, which is the cautious answer.
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
     except OSError:

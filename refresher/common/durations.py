@@ -11,7 +11,7 @@ _UNITS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 def parse(value: float | str) -> float:
     """Return seconds: a number, or digits with a unit as in ``30s``, ``10m``, ``8h``, ``1d``.
 
-    Raises ``ValueError`` for what is neither, is negative, or lasts longer than thirty years.
+    Raises ``ValueError`` for anything else, for a negative duration, and for one of more than thirty years.
     """
     if isinstance(value, str):
         if value[-1:] not in _UNITS:

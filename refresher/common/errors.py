@@ -1,26 +1,7 @@
-"""What can go wrong for the owner of grants.
+"""The errors of refresher, each with the exit code of the command that it ends.
 
-::
-
-    RefresherError               one line for a person; carries the exit code of the command it ends
-    +-- ConfigError              an option, environment variable or configuration file is wrong       2
-    +-- DirectoryError           a directory is unreadable, unsafe or of the wrong owner              2
-    +-- UnknownName              no grant of that name                                                2
-    +-- ImportRefused            what was to be imported is incomplete, unknown or already known      2
-    |   +-- AlreadySpent         its refresh token was used up under this very name                  2
-    +-- LoginRefused             a login cannot come to anything with this address or this client     2
-    |   +-- ClientUnknown        the authorization server does not know the client                    2
-    +-- GrantFileError           a grant file is damaged, or of a version this program cannot read    2
-    |   +-- ExposedGrantFile     others could have read or changed it; its content may be good        2
-    +-- StorageError             the disk refused, before anything was spent                          4
-    +-- ServerAway               an authorization server or MCP server gives no usable answer         4
-    +-- NotInTime                no token that lives long enough came within the wait                 4
-    +-- NeedsPerson              the grant is dead or removed                                         3
-    +-- LoginNotGiven            the person said no, or did not come to the end in time               3
-    +-- LockBusy                 somebody else held the lock for the whole wait                       6
-    +-- Interrupted              a signal came before anything was spent                            130
-
-No message holds a secret; each says what to do next.
+Each is a ``RefresherError``: it ends a command with one line for a person, and with exit code 2 unless it has another.
+No message contains a secret; each says what happened, to what, and what to do next.
 """
 
 __all__ = [
@@ -45,7 +26,7 @@ __all__ = [
 
 
 class RefresherError(Exception):
-    """Anything that ends a command with one line."""
+    """Any error that ends a command with one line for a person."""
 
     exit_code: int = 2
 
@@ -55,7 +36,7 @@ class ConfigError(RefresherError):
 
 
 class DirectoryError(RefresherError):
-    """A directory cannot be read, or others could read or change what is in it."""
+    """A directory cannot be read, or other users could read or change its content."""
 
 
 class UnknownName(RefresherError):
@@ -63,31 +44,31 @@ class UnknownName(RefresherError):
 
 
 class ImportRefused(RefresherError):
-    """What was to be imported would not work, or would do harm."""
+    """The import would not work, or would do harm."""
 
 
 class AlreadySpent(ImportRefused):
-    """The refresh token was used up under the very name that it was brought for: an old copy."""
+    """The grant of this name has already used this refresh token: the import is an old copy."""
 
 
 class LoginRefused(RefresherError):
-    """A login cannot come to anything with this address or this client; nothing was changed."""
+    """A login is impossible with this address or this client; nothing was changed."""
 
 
 class ClientUnknown(LoginRefused):
-    """The authorization server does not know the client, or not its authentication."""
+    """The authorization server does not know the client, or rejects its authentication."""
 
 
 class GrantFileError(RefresherError):
-    """A grant file cannot be used; it is left as it is."""
+    """A grant file is damaged, or of a newer version; it is left as it is."""
 
 
 class ExposedGrantFile(GrantFileError):
-    """Others could have read or changed a grant file: whether it is good, only a person can say."""
+    """Other users could have read or changed a grant file: a person must decide whether it is good."""
 
 
 class StorageError(RefresherError):
-    """The disk refused before anything was spent."""
+    """The disk failed before a refresh token was used."""
 
     exit_code = 4
 
@@ -99,7 +80,7 @@ class ServerAway(RefresherError):
 
 
 class NotInTime(RefresherError):
-    """No token that lives long enough came within the wait."""
+    """No token with enough time left was available within the wait."""
 
     exit_code = 4
 
@@ -111,7 +92,7 @@ class NeedsPerson(RefresherError):
 
 
 class LoginNotGiven(RefresherError):
-    """The person said no, or did not come to the end in time; nothing was changed."""
+    """The person declined, or did not complete the login in time; nothing was changed."""
 
     exit_code = 3
 
@@ -123,6 +104,6 @@ class LockBusy(RefresherError):
 
 
 class Interrupted(RefresherError):
-    """A signal came before anything was spent."""
+    """A signal came before a refresh token was used."""
 
     exit_code = 130

@@ -1,4 +1,4 @@
-"""A secret is a type that does not print; foreign words are masked before they are kept (I7)."""
+"""A type for secrets that does not print them, and a mask for the texts of servers (I7)."""
 
 import hashlib
 import hmac
@@ -13,16 +13,16 @@ __all__ = ["Secret", "mask"]
 
 _LONGEST_KEPT: Final = 300
 
-# A run of characters that tokens are made of (RFC 6749 appendix A, RFC 7519), long enough to be one.
+# A run of characters of tokens (RFC 6749 appendix A, RFC 7519) that is long enough to be one.
 _TOKEN_LIKE: Final = re.compile(r"[A-Za-z0-9%+/=_.~-]{16,}")
 _PLAIN_WORDS: Final = re.compile(r"[a-z_./-]{16,31}|[A-Z_./-]{16,31}")
 
-# So many characters of a secret in a row are no accident.
+# This many characters of a secret in a row are no coincidence.
 _FRAGMENT: Final = 6
 
 
 class Secret:
-    """A text that repr, str and format hide; ``reveal()`` is the one way to it."""
+    """A text that repr, str and format hide; only ``reveal()`` returns it."""
 
     __slots__ = ("_text",)
 
@@ -30,11 +30,11 @@ class Secret:
         self._text = text
 
     def reveal(self) -> str:
-        """Return the text: only where it is sent, stored or published."""
+        """Return the text, to send, store or publish it."""
         return self._text
 
     def fingerprint(self) -> str:
-        """Return 32 hex digits that name this secret without telling it (half a SHA-256)."""
+        """Return 32 hex digits that identify this secret without revealing it (half a SHA-256)."""
         return hashlib.sha256(self._text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
     def __repr__(self) -> str:
@@ -58,9 +58,9 @@ class Secret:
 
 
 def mask(text: str, known: Iterable[Secret | None] = ()) -> str:
-    """Return a server's words for a person: one line, bounded, without token-like runs.
+    """Return the text of a server for a person: one line, bounded, without anything that looks like a token.
 
-    Of the ``known`` secrets no six characters in a row are left, plain or URL-encoded: servers echo them cut,
+    No six characters in a row of a ``known`` secret are left, plain or URL-encoded: servers echo secrets truncated,
     split and encoded.
     """
     text = text[: 16 * _LONGEST_KEPT]

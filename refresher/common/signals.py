@@ -1,28 +1,29 @@
-"""Signals only set a flag: what has begun is finished, what has not is not started."""
+"""Signals only set a flag: work in progress completes, and no new work starts."""
 
 import os
 import select
 import signal
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
 from typing import Final, Self
 
+from refresher.common import logs
 from refresher.common.errors import Interrupted
 
-__all__ = ["Listening", "Stopping"]
+__all__ = ["DaemonSignals", "StopSignals"]
 
-_NOTED: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_WORDS: Final = b"refresher: stopping; what is under way is finished first, so that no token is lost\n"
+_HANDLED: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-class Stopping:
-    """A flag that SIGINT, SIGTERM and SIGHUP set while the context is open; call it to ask."""
+class StopSignals:
+    """A flag that SIGINT, SIGTERM and SIGHUP set while the context is open; call it to read it."""
 
-    def __init__(self, *, quietly: bool = False) -> None:
-        self._quietly = quietly
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._quiet = quiet
         self._signal: int | None = None
-        self._before: list[tuple[signal.Signals, object]] = []
+        self._handlers_before: list[tuple[signal.Signals, object]] = []
 
     def __call__(self) -> bool:
         """Whether a signal came."""
@@ -30,64 +31,66 @@ class Stopping:
 
     @property
     def exit_code(self) -> int | None:
-        """128 plus the signal's number, as a shell reports it; ``None`` where none came."""
+        """128 plus the number of the signal, as a shell reports it; ``None`` if none came."""
         return None if self._signal is None else 128 + self._signal
 
     def __enter__(self) -> Self:
-        for number in _NOTED:
-            # nohup and cron may have a signal ignored: it stays so.
+        for number in _HANDLED:
+            # nohup and cron can start a process with a signal ignored: it stays ignored.
             if signal.getsignal(number) is not signal.SIG_IGN:
-                self._before.append((number, signal.signal(number, self._note)))
+                self._handlers_before.append((number, signal.signal(number, self._handle)))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if isinstance(error, Interrupted) and self.exit_code is not None:
             error.exit_code = self.exit_code
-        for number, before in self._before:
-            signal.signal(number, before)  # type: ignore[arg-type]  # what signal() returned, it takes
+        for number, handler in self._handlers_before:
+            signal.signal(number, handler)  # type: ignore[arg-type]  # signal() accepts what it returned
 
-    def _note(self, number: int, _: FrameType | None) -> None:
+    def _handle(self, number: int, _: FrameType | None) -> None:
         self._signal = number
-        # Not through logging: a handler may run while a log lock is held. A closed terminal is no reason to fail, nor
-        # a stalled one to wait for.
-        if not self._quietly:
-            with suppress(OSError, ValueError):
-                if select.select([], [2], [], 0)[1]:
-                    os.write(2, _WORDS)
+        if self._quiet:
+            return
+        line = f"{logs.timestamp(time.time())}refresher: stopping; a refresh in progress completes first\n"
+        # Not through logging: this handler can interrupt code that holds a log lock. A terminal that is closed raises,
+        # and one that is stalled would block.
+        with suppress(OSError, ValueError):
+            if select.select([], [2], [], 0)[1]:
+                os.write(2, line.encode("ascii"))
 
 
-class Listening(Stopping):
-    """What a daemon hears: SIGINT and SIGTERM stop it, more of them ask again, SIGHUP has it reread its configuration.
+class DaemonSignals(StopSignals):
+    """The signals of a daemon: SIGINT and SIGTERM stop it, SIGHUP reloads its configuration.
 
-    From the first moment, for imports take their time; ``wake``, once it is set, is called in the signal handler. When
-    the context closes nothing is heard any more: all is saved, and a second Ctrl-C shall not look like a failure.
+    It is open before the daemon is imported, because that takes time. The handler calls ``wake``, once it is set. When
+    the context closes, signals are ignored: all is saved, and a second Ctrl-C must not look like a failure.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.wake: Callable[[], None] = lambda: None
-        self._asked_again = False
-        self._reread = False
+        self._repeated = False
+        self._reload = False
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        for number, _ in self._before:
+        for number, _ in self._handlers_before:
             signal.signal(number, signal.SIG_IGN)
 
-    def asked_again(self) -> bool:
-        """Whether a signal to stop came after the first one, since this was last called."""
-        again, self._asked_again = self._asked_again, False
-        return again
+    def stop_repeated(self) -> bool:
+        """Whether another signal to stop came since the last call."""
+        repeated, self._repeated = self._repeated, False
+        return repeated
 
-    def asked_to_reread(self) -> bool:
-        """Whether SIGHUP came since this was last called."""
-        reread, self._reread = self._reread, False
-        return reread
+    def reload_requested(self) -> bool:
+        """Whether SIGHUP came since the last call."""
+        requested, self._reload = self._reload, False
+        return requested
 
-    def _note(self, number: int, _: FrameType | None) -> None:
+    def _handle(self, number: int, _: FrameType | None) -> None:
         if number == signal.SIGHUP:
-            self._reread = True
+            self._reload = True
         elif self._signal is None:
             self._signal = number
         else:
-            self._asked_again = True
+            self._repeated = True
         self.wake()

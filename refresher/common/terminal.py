@@ -1,4 +1,4 @@
-"""Talking to a person: lines that nobody may be there to read, and what a run is waiting for."""
+"""Lines for a person, who may not be there to read them."""
 
 import os
 import sys
@@ -12,19 +12,21 @@ from refresher.common import text
 
 __all__ = ["Progress", "flush", "say"]
 
-_WORTH_TELLING: Final = 1.0
+_SILENT_SECONDS: Final = 1.0
 
 
 def say(text: str, *, err: bool = False) -> None:
-    """Print; that nobody can read it any more changes neither what was done nor the exit code."""
+    """Print a text; an output that cannot be written changes neither what was done nor the exit code."""
+    stream = sys.stderr if err else sys.stdout
     try:
-        click.echo(text, err=err, color=False if os.environ.get("NO_COLOR") else None)
+        # The stream itself: click would write UTF-8 to an ASCII terminal.
+        click.echo(text, file=stream, color=False if os.environ.get("NO_COLOR") else None)
     except (OSError, ValueError):
-        _silence(sys.stderr if err else sys.stdout)
+        _silence(stream)
 
 
 def flush() -> None:
-    """Write out what is buffered, before Python does it at exit and ends with 120 where it cannot."""
+    """Write out what is buffered: Python would do it at exit, and end with 120 where it cannot."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -40,14 +42,14 @@ def _silence(stream: TextIO) -> None:
 
 
 class Progress:
-    """Tells a person at a terminal what a run is waiting for, once it takes longer than a second."""
+    """Shows at a terminal which grants a run waits for, once that takes more than a second."""
 
     def __init__(self) -> None:
         self._began = time.monotonic()
-        self._told: list[str] = []
+        self._shown: list[str] = []
 
     def __call__(self, names: list[str]) -> None:
-        """Hear which names are under way."""
-        if names != self._told and time.monotonic() - self._began > _WORTH_TELLING and sys.stderr.isatty():
-            self._told = names
+        """Take the names that are in progress."""
+        if names != self._shown and time.monotonic() - self._began > _SILENT_SECONDS and sys.stderr.isatty():
+            self._shown = names
             say(f"refresher: waiting for {text.names(names)}", err=True)

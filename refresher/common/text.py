@@ -1,4 +1,4 @@
-"""Times and waits in words for a person."""
+"""Times and names as text for a person."""
 
 import time
 from collections.abc import Sequence
@@ -7,12 +7,12 @@ __all__ = ["clock_time", "names", "span"]
 
 
 def names(of: Sequence[str]) -> str:
-    """Return names, the first five of them, and how many more there are."""
+    """Return the first five names, and how many more there are."""
     return ", ".join(of[:5]) + (f" and {len(of) - 5} more" if len(of) > 5 else "")
 
 
 def span(seconds: float) -> str:
-    """Return a duration in its two largest units at most, as ``59 min`` or ``2 h 5 min``."""
+    """Return a duration in at most two units, as ``59 min`` or ``2 h 5 min``."""
     whole = round(abs(seconds))
     if whole < 120:
         return f"{whole} s"
@@ -23,9 +23,10 @@ def span(seconds: float) -> str:
     return f"{whole // 86400} d {whole % 86400 // 3600} h"
 
 
-def clock_time(at: float) -> str:
+def clock_time(at: float, *, separator: str = " ") -> str:
     """Return an instant in local time with its offset, as ``2026-11-23 14:05:09+01:00``."""
     try:
-        return time.strftime("%Y-%m-%d %H:%M:%S%z", time.localtime(at))
+        shown = time.strftime(f"%Y-%m-%d{separator}%H:%M:%S%z", time.localtime(at))
     except (OverflowError, ValueError, OSError):
         return "beyond the calendar"
+    return f"{shown[:-2]}:{shown[-2:]}"

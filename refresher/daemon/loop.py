@@ -15,7 +15,7 @@ import msgspec
 
 from refresher.common import logs, text
 from refresher.common.errors import DirectoryError, GrantFileError
-from refresher.common.signals import Listening
+from refresher.common.signals import DaemonSignals
 from refresher.config import Settings
 from refresher.daemon.directory_watch import DirectoryWatch
 from refresher.daemon.log_throttle import LogThrottle
@@ -86,7 +86,7 @@ class _Pause(msgspec.Struct, frozen=True):
 class Daemon:
     """Rotates every grant on time, until a signal stops it."""
 
-    def __init__(self, configure: Callable[[], Settings], signals: Listening, *, grace: float) -> None:
+    def __init__(self, configure: Callable[[], Settings], signals: DaemonSignals, *, grace: float) -> None:
         self._settings = configure()
         self._configure = configure
         self._grace = grace
@@ -130,7 +130,7 @@ class Daemon:
             ssl_context(settings.ca_file)
         count = len(list_grants(directories))
         self._supervision.listen(settings.listen)
-        logs.setup(settings.log_format, settings.verbose + 1, unhindered=True)
+        logs.setup(settings.log_format, settings.verbose + 1, nonblocking=True)
         self._settings = settings
         log.info(
             "%swatching %d grant%s in %s and demands in %s; publishing in %s",
@@ -148,7 +148,7 @@ class Daemon:
     def _step(self) -> None:
         """Do what is due now, and process the events until the next scan."""
         try:
-            if self._signals.asked_to_reread():
+            if self._signals.reload_requested():
                 self._reload()
             self._scan()
             self._queue.start_jobs()
@@ -344,7 +344,7 @@ class Daemon:
         while self._queue.running():
             self._process_events(0.2)
             self._supervision.extend_stop()
-            if self._signals.asked_again():
+            if self._signals.stop_repeated():
                 log.warning("%s: still rotating; a kill now could lose a new refresh token", self._running_names())
             if time.monotonic() > ends:
                 ends = float("inf")

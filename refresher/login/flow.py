@@ -22,7 +22,7 @@ from refresher.common.errors import (
     LoginRefused,
     RefresherError,
 )
-from refresher.common.signals import Stopping
+from refresher.common.signals import StopSignals
 from refresher.common.terminal import say
 from refresher.config import Settings
 from refresher.grants.record import NO_RECORD, Grant, Login
@@ -236,7 +236,7 @@ class _Flow:
 
     def _finish(self, get_grant: Callable[[Callable[[], bool]], Grant]) -> LoggedIn:
         """Get the tokens, try them, and store the grant; from here on a signal does not stop the login."""
-        with Stopping() as stopping:
+        with StopSignals() as stopping:
             try:
                 grant = get_grant(stopping)
             except ClientUnknown as error:

@@ -29,7 +29,7 @@ class HTTPClient:
         url = str(request.url)
         parts = urlsplit(url)
         proxy = build_proxy(parts.scheme, parts.hostname or "", httpx2.Proxy)
-        problem = f"it took longer than {_DEADLINE:.0f} s"
+        problem = connection_errors.too_slow(url, _DEADLINE)
         try:
             with anyio.move_on_after(_DEADLINE):
                 async with httpx2.AsyncClient(
@@ -50,8 +50,8 @@ class HTTPClient:
         except ConfigError:
             raise
         except Exception as error:  # noqa: BLE001  a transport can fail in any way
-            problem = connection_errors.reason((error,), ())
-        raise ServerAway(f"cannot reach {parts.scheme}://{parts.netloc}: {problem}; nothing was changed")
+            problem = connection_errors.reason((error,), (), url)
+        raise ServerAway(f"{problem}; nothing was changed")
 
 
 def _is_stream(headers: Mapping[str, str]) -> bool:

@@ -48,7 +48,7 @@ async def verify(grant: Grant, *, ca_file: str | None) -> Verification:
         if answer.request.method == "POST":
             statuses.append(answer.status_code)
 
-    problem = f"it took longer than {_PATIENCE:.0f} s"
+    problem = connection_errors.too_slow(url, _PATIENCE)
     try:
         with anyio.move_on_after(_PATIENCE):
             async with (
@@ -60,7 +60,7 @@ async def verify(grant: Grant, *, ca_file: str | None) -> Verification:
                     f"{url} accepted the new token ({len(tools)} tool{'' if len(tools) == 1 else 's'} available)"
                 )
     except Exception as error:  # noqa: BLE001  a server can fail in any way
-        problem = connection_errors.reason((error,), (grant.access_token,))
+        problem = connection_errors.reason((error,), (grant.access_token,), url)
         if "validation error" in problem:
             problem = "its answer is not MCP"
     if (refusal := next((status for status in reversed(statuses) if status in _REFUSED_STATUSES), None)) is not None:

@@ -101,7 +101,7 @@ def post(
     except urls.InvalidURL as error:
         result.error = f"the {endpoint_name} {error}"
         return result
-    result.error = f"it took longer than {timeout:.0f} s"
+    result.error = connection_errors.too_slow(url, timeout)
     try:
         anyio.run(
             _post,
@@ -118,7 +118,7 @@ def post(
         result.error = str(error)  # refresher's own text: no secrets, but paths that a mask would hide
     except Exception as error:  # noqa: BLE001  any error of the transport: what was sent decides
         errors = (error, *result._errors)  # noqa: SLF001  same module
-        result.error = connection_errors.reason(errors, secrets)
+        result.error = connection_errors.reason(errors, secrets, url)
         result.certificate_refused = connection_errors.refuses_certificate(errors)
     return result
 

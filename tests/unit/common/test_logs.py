@@ -14,7 +14,7 @@ try:
         os.write(writer, b"x" * 4095 + b"\\n")
 except BlockingIOError:
     os.set_blocking(writer, True)
-logs.setup("text", 1, unhindered=True)
+logs.setup("text", 1, nonblocking=True)
 log = logging.getLogger("refresher.test")
 for number in range(5000):
     log.info("line %d %s", number, "x" * 100)

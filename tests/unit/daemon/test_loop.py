@@ -8,7 +8,7 @@ import pytest
 
 from refresher.common import clocks
 from refresher.common.errors import GrantFileError
-from refresher.common.signals import Listening
+from refresher.common.signals import DaemonSignals
 from refresher.config import Settings, resolve
 from refresher.daemon.loop import Daemon, _Pause
 from refresher.grants.record import Stored
@@ -38,7 +38,7 @@ def settings(tmp_path: Path) -> Settings:
 @pytest.fixture
 def daemon(settings: Settings) -> Iterator[Daemon]:
     """A daemon whose methods the test calls one by one."""
-    made = Daemon(lambda: settings, Listening(), grace=25.0)
+    made = Daemon(lambda: settings, DaemonSignals(), grace=25.0)
     made._schedule.start()
     yield made
     made._schedule.stop()

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from refresher.common import clocks
-from refresher.common.signals import Listening
+from refresher.common.signals import DaemonSignals
 from refresher.config import resolve
 from refresher.daemon.loop import Daemon
 from refresher.daemon.readiness import Readiness
@@ -96,7 +96,7 @@ def daemon(tmp_path: Path) -> Daemon:
     """A daemon without grants, whose methods the test calls one by one."""
     settings = resolve({"state_dir": str(tmp_path / "state"), "spill_dir": str(tmp_path / "spill")}, None)
     settings.directories.ensure()
-    return Daemon(lambda: settings, Listening(), grace=25.0)
+    return Daemon(lambda: settings, DaemonSignals(), grace=25.0)
 
 
 def test_a_daemon_is_live_only_while_its_schedule_runs(daemon: Daemon) -> None:
