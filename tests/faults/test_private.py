@@ -234,7 +234,7 @@ def test_a_spill_directory_that_is_not_ours_alone_is_told_before_it_is_needed(re
     refresher.environment["REFRESHER_SPILL_DIR"] = str(spill)
     fields = {"token_endpoint": "https://as.example/token", "client_id": "client", "server_url": "https://mcp.example"}
     done = refresher.import_grant("linear", fields | {"refresh_token": "a-refresh-token-of-nobody"})
-    assert f"{spill} takes no token" in done.stderr
+    assert f"{spill} cannot store a token" in done.stderr
 
 
 def test_two_refreshers_that_share_with_different_groups_do_not_undo_each_others_work_for_ever(
