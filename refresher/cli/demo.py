@@ -1,5 +1,7 @@
 """The command demo."""
 
+from importlib.util import find_spec
+
 import click
 
 from refresher.cli.options import DURATION
@@ -10,6 +12,7 @@ __all__ = ["demo"]
 
 _LEAST = 5.0
 _MOST = 3600.0
+_NEEDED = ("mcp", "httpx2", "uvicorn")
 
 
 @click.command(short_help="Watch it work: no account, no network.")
@@ -23,10 +26,12 @@ def demo(seconds: float) -> int:
     that calls a tool all the time. Half way its token is revoked, and later somebody rotates by hand. It touches none
     of your grants. Exits 0 if no call failed.
     """
-    from refresher.demo import play
+    if not all(map(find_spec, _NEEDED)):
+        raise ConfigError("the demo needs the MCP SDK: in the checkout, pip install '.[all]'")
+    from refresher.demo.runner import run_demo  # uvicorn and the MCP SDK: no other command loads them
 
     if not _LEAST <= seconds <= _MOST:
         raise ConfigError(f"--seconds must be from {_LEAST:.0f} to {_MOST:.0f}")
     with Stopping(quietly=True) as stopping:
-        code = play(seconds, stopping=stopping)
+        code = run_demo(seconds, stopping=stopping)
     return code if stopping.exit_code is None else stopping.exit_code

@@ -83,7 +83,7 @@ def import_(asked: Asked, name: str | None, source: str, replace: bool, if_absen
     if name is None:
         raise ConfigError("say the NAME of the grant: 'refresher import NAME --from FILE'")
     import_request.check_name(name)
-    return _import(asked.settings(), name, source, replace=replace, if_absent=if_absent)
+    return _import(asked.settings(), name, source, replace=replace, if_absent=if_absent, warned=set())
 
 
 def _import_all(settings: Settings, directory: Path, if_absent: bool) -> int | None:
@@ -98,12 +98,13 @@ def _import_all(settings: Settings, directory: Path, if_absent: bool) -> int | N
     if not files:
         say(f"nothing to import in {directory}")
     codes = set()
+    warned: set[str] = set()
     for file in files:
         if file.suffix != ".json" or not is_name(file.stem):
             log.warning("warning: %s is left out: its name is not that of a grant and '.json'", file)
             continue
         try:
-            code = _import(settings, file.stem, str(file), replace=False, if_absent=if_absent)
+            code = _import(settings, file.stem, str(file), replace=False, if_absent=if_absent, warned=warned)
         except Interrupted:
             raise
         except RefresherError as error:
@@ -115,7 +116,9 @@ def _import_all(settings: Settings, directory: Path, if_absent: bool) -> int | N
     return min(codes, default=None)
 
 
-def _import(settings: Settings, name: str, source: str, *, replace: bool, if_absent: bool) -> int | None:
+def _import(
+    settings: Settings, name: str, source: str, *, replace: bool, if_absent: bool, warned: set[str]
+) -> int | None:
     if if_absent and import_grant.exists(settings.directories, name):
         # Before the file is read: start-up scripts may find it deleted after the first start.
         say(f"{name} is there already; left as it is")
@@ -134,7 +137,7 @@ def _import(settings: Settings, name: str, source: str, *, replace: bool, if_abs
         log.warning("warning: %s; left as it is", error)
         return None
     warn_of_bars(settings)
-    startup_checks.tell(settings.directories)
+    startup_checks.warn(settings.directories, warned)
     for warning in admitted.warnings:
         log.warning("warning: %s", warning)
     if admitted.stored:

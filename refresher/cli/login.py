@@ -141,7 +141,7 @@ def login(
         # Only until there are tokens: what is done with them comes to its end.
         raise Interrupted("interrupted; nothing was changed") from None
     warn_of_bars(settings)
-    startup_checks.tell(settings.directories)
+    startup_checks.warn(settings.directories, set())
     for warning in done.imported.warnings:
         log.warning("warning: %s", warning)
     _tell(done.imported.grant, done.verified)

@@ -7,7 +7,7 @@ from refresher.cli.completion import complete_name
 from refresher.cli.options import Asked, no_grants
 from refresher.common.signals import Stopping
 from refresher.common.terminal import say
-from refresher.operations.inventory import list_grants
+from refresher.operations.inspection import list_grants
 from refresher.operations.remove import remove
 
 __all__ = ["remove_", "status"]

@@ -11,7 +11,7 @@ from refresher.common import clocks, text
 from refresher.common.errors import GrantFileError
 from refresher.grants import policy
 from refresher.grants.record import Grant
-from refresher.operations.inventory import Entry
+from refresher.operations.inspection import ListedGrant
 from refresher.operations.result import EXIT_CODES, Result
 from refresher.storage.publishing import state_of
 
@@ -56,7 +56,7 @@ def results_table(results: Sequence[Result]) -> str:
     return _table(("NAME", "OUTCOME", "GENERATION", "DETAIL"), rows, colours)
 
 
-def status_json(entries: Iterable[Entry]) -> str:
+def status_json(entries: Iterable[ListedGrant]) -> str:
     """Return the stable JSON of ``status``; times are epoch seconds."""
     return json.dumps({"grants": [_grant_json(name, grant) for name, grant in entries]})
 
@@ -92,7 +92,7 @@ def _grant_json(name: str, grant: Grant | GrantFileError) -> dict[str, Any]:
     }
 
 
-def status_table(entries: Iterable[Entry]) -> str:
+def status_table(entries: Iterable[ListedGrant]) -> str:
     """Return a table of grants."""
     rows = [_status_row(name, grant) for name, grant in entries]
     return _table(("NAME", "STATE", "GENERATION", "TIME LEFT", "NEXT ROTATION", "LAST ERROR"), rows, _STATE_COLOURS)

@@ -1,7 +1,4 @@
-"""What has changed in the three directories, and whether the clocks still agree.
-
-Polling: a few ``stat`` a look, and a listing only where one of them says that something is new.
-"""
+"""Find the grants whose files have changed, by polling: a few ``stat``, and a listing only after a change."""
 
 import os
 import time
@@ -17,73 +14,73 @@ from shim._token import is_name
 __all__ = ["FULL_SCAN_INTERVAL", "DirectoryWatch"]
 
 FULL_SCAN_INTERVAL: Final = 37.0
-"""Seconds after which every file is looked at, though no directory says that anything is new."""
+"""Seconds after which every file is checked, even if no directory has changed."""
 
-_PARTED: Final = 1.0
+_CLOCK_JUMP: Final = 1.0
 _SETTLED_NS: Final = 1_000_000_000
 
 _Stamp = tuple[int, int, int, int]
-_Seen = tuple[_Stamp | None, _Stamp | None, bool, frozenset[int]]
+_Files = tuple[_Stamp | None, _Stamp | None, bool, frozenset[int]]
 
 
 class DirectoryWatch:
-    """Looks around in ``directories``; used from one thread."""
+    """Watches ``directories``; for one thread."""
 
     def __init__(self, directories: Directories) -> None:
         self._directories = directories
-        self._known: dict[str, _Seen] = {}
+        self._known: dict[str, _Files] = {}
         self._stamps: tuple[_Stamp | None, ...] | None = None
-        self._looked_at = float("-inf")
-        self._apart: float | None = None
+        self._listed_at = float("-inf")
+        self._offset: float | None = None
         self.listing = Listing((), frozenset())
         self.demands = Demands({})
         self.demands_problem: str | None = None
-        """What is wrong with ``demands/``."""
+        """Why agents cannot create demands; ``None`` where they can."""
 
     def changed(self) -> set[str]:
-        """Return the names of which something is new since the last call: all of them where a clock was set.
+        """Return the names whose files have changed since the last call; all names where a clock was set.
 
         Raises ``DirectoryError`` where ``grants/`` cannot be read.
         """
         monotonic = time.monotonic()
-        # A clock that was set, and a machine that was suspended, look alike: wall and monotonic time part.
-        apart = time.time() - monotonic
-        jumped = self._apart is not None and abs(apart - self._apart) > _PARTED
-        # Tokens and demands may be links to elsewhere; what is in them counts.
+        # The offset between the clocks changes when the wall clock is set and when the machine is suspended.
+        offset = time.time() - monotonic
+        jumped = self._offset is not None and abs(offset - self._offset) > _CLOCK_JUMP
+        # tokens/ and demands/ may be symbolic links.
         shared = (self._directories.tokens, self._directories.demands)
         stamps = (_stamp(self._directories.grants), *(_stamp(path, follow=True) for path in shared))
-        if not jumped and stamps == self._stamps and monotonic - self._looked_at < FULL_SCAN_INTERVAL:
+        if not jumped and stamps == self._stamps and monotonic - self._listed_at < FULL_SCAN_INTERVAL:
             return set()
         self.demands_problem = None
         if stamps[0] is not None and (None in stamps[1:] or not self._directories.demands.is_dir()):
-            # Agents cannot demand anything where there is no directory; nor would it be made before the next rotation.
+            # Agents need the directory before the next rotation would create it.
             self.demands_problem = self._directories.prepare()
         try:
             self.listing = self._directories.listing()
         except DirectoryError:
-            # What could not be seen now may look as before when it can be seen again, and was not looked at meanwhile.
+            # Once the directory is readable again, every grant counts as changed: it may have become due meanwhile.
             self._known.clear()
             raise
         self.demands = demands.pending(self._directories)
-        there = {name for name in (*self.listing.names, *self.listing.unfinished) if is_name(name)}
-        seen = {name: self._see(name) for name in there}
-        before, self._known = self._known, seen
-        # A file system's clock is coarse: what changed within the same tick as what was seen would look like nothing.
+        existing = {name for name in (*self.listing.names, *self.listing.unfinished) if is_name(name)}
+        before, self._known = self._known, {name: self._files(name) for name in existing}
+        # The clock of a file system is coarse: a second change within the same tick leaves the same stamp.
         now = time.time_ns()
         self._stamps = stamps if all(stamp is None or now - stamp[0] > _SETTLED_NS for stamp in stamps) else None
-        self._looked_at, self._apart = monotonic, apart
-        return {name for name in before.keys() | seen.keys() if jumped or before.get(name) != seen.get(name)}
+        self._listed_at, self._offset = monotonic, offset
+        known = self._known
+        return {name for name in before.keys() | known.keys() if jumped or before.get(name) != known.get(name)}
 
     def names(self) -> list[str]:
-        """Return the names that were there when they were last listed."""
+        """Return the names in the last listing."""
         return list(self._known)
 
     def forget(self, name: str) -> None:
-        """Have ``name`` count as changed at the next call, whatever is seen of it."""
+        """Have the next call return ``name``, whether it has changed or not."""
         self._known.pop(name, None)
         self._stamps = None
 
-    def _see(self, name: str) -> _Seen:
+    def _files(self, name: str) -> _Files:
         return (
             _stamp(self._directories.record(name)),
             _stamp(self._directories.token(name)),

@@ -1,4 +1,4 @@
-"""What a daemon tells of its grants: each thing once, and again only after a while."""
+"""The log of the daemon: each message about a grant once, and again only after ten minutes."""
 
 import logging
 import time
@@ -10,31 +10,40 @@ __all__ = ["LogThrottle"]
 
 log = logging.getLogger(__name__)
 
-_TELL_AGAIN: Final = 600.0
+_REPEAT_AFTER: Final = 600.0
 
 
 class LogThrottle:
-    """Remembers by name what was told last, and when."""
+    """Remembers the last message about each grant."""
 
     def __init__(self) -> None:
-        self._told: dict[str, tuple[str, float]] = {}
+        self._last: dict[str, tuple[str, float]] = {}
 
-    def log(self, name: str, what: str, level: int, line: str) -> None:
-        """Log ``line``, unless ``what`` was the last news of ``name`` and not long ago."""
-        before, at = self._told.get(name, (None, 0.0))
+    def log(self, name: str, what: str, level: int, message: str) -> None:
+        """Log ``message`` about the grant ``name``, unless ``what`` is the same as the last time.
+
+        ``name`` is empty for a message about refresher itself.
+        """
+        last, logged_at = self._last.get(name, (None, 0.0))
         now = time.monotonic()
-        if before != what or now - at > _TELL_AGAIN:
-            self._told[name] = (what, now)
-            log.log(level, "%s", line)
+        if last != what or now - logged_at > _REPEAT_AFTER:
+            self._last[name] = (what, now)
+            log.log(level, "%s", f"{name}: {message}" if name else message)
 
     def log_result(self, result: Result, what: str) -> None:
-        """Log what became of a grant; ``what`` tells this happening from others with the same outcome."""
-        grave = EXIT_CODES[result.outcome] != 0
-        level = logging.WARNING if grave else logging.INFO if result.outcome == "rotated" else logging.DEBUG
-        which = f" (generation {result.generation})" if result.outcome == "rotated" else ""
-        line = f"{result.name}: {result.outcome}{which}: {result.detail}"
-        self.log(result.name, f"{result.outcome} {what}", level, line)
+        """Log the result of a rotation; ``what`` distinguishes it from others with the same outcome."""
+        failed = EXIT_CODES[result.outcome] != 0
+        rotated = result.outcome == "rotated"
+        level = logging.WARNING if failed else logging.INFO if rotated else logging.DEBUG
+        generation = f" (generation {result.generation})" if rotated else ""
+        message = f"{result.outcome}{generation}: {result.detail}"
+        self.log(result.name, f"{result.outcome} {what}", level, message)
+
+    def log_internal_error(self, name: str, error: Exception) -> None:
+        """Log a bug, without a trace, which could quote a secret."""
+        message = f"internal error ({type(error).__name__}); please report it"
+        self.log(name, "internal error", logging.ERROR, message)
 
     def forget(self, name: str) -> None:
-        """Take whatever comes next of ``name`` as news."""
-        self._told.pop(name, None)
+        """Log the next message about ``name``, whatever it is."""
+        self._last.pop(name, None)

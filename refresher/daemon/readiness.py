@@ -1,4 +1,4 @@
-"""Which grants have a live access token that is published, as they were last looked at."""
+"""Readiness: which grants had a valid published access token when they were last inspected."""
 
 import threading
 import time
@@ -13,96 +13,96 @@ from refresher.grants.record import Grant
 
 __all__ = ["Health", "Readiness"]
 
-_NAMED: Final = 100
+_MAX_NAMES: Final = 100
 
-_Needs = Literal["reauthorization_required", "invalid_grant_file"]
+_Problem = Literal["reauthorization_required", "invalid_grant_file"]
 
 
 class Health(msgspec.Struct, frozen=True, kw_only=True):
-    """The stable JSON of ``/healthz`` and ``/readyz``; of each kind of grant, the first 100 names."""
+    """The stable JSON of ``/healthz`` and ``/readyz``; each list has at most 100 names."""
 
     live: bool
-    """Its loops turn."""
+    """The daemon is responsive."""
     ready: bool
-    """They do, and no grant is ``waiting``."""
+    """It is live, and no grant is ``waiting``."""
     grants: int
     fresh: int
-    """How many have a live access token that is published."""
+    """How many grants have a valid published access token."""
     waiting: tuple[str, ...]
-    """These have none, and are to get one without a person."""
+    """Grants without one that need no person."""
     reauthorization_required: tuple[str, ...]
-    """These need a person, whether or not their last token still lives."""
+    """Grants that need a new login, whether or not their last token is still valid."""
     invalid_grant_file: tuple[str, ...]
-    """These do as well: their records cannot be read."""
+    """Grants whose records cannot be read: they need a person too."""
 
     def summary(self) -> str:
-        """Return it in one line for a person."""
-        needy = (*self.reauthorization_required, *self.invalid_grant_file)
+        """Return one line for a person."""
+        need_person = (*self.reauthorization_required, *self.invalid_grant_file)
         return (
             f"{self.fresh} of {self.grants} grant{'' if self.grants == 1 else 's'} fresh"
             + (f"; waiting for a token: {text.names(self.waiting)}" if self.waiting else "")
-            + (f"; waiting for a person: {text.names(needy)}" if needy else "")
+            + (f"; needs a person: {text.names(need_person)}" if need_person else "")
         )
 
 
-class _Seen(msgspec.Struct, frozen=True):
-    """``until`` is the monotonic second at which the published token ends; ``needs`` is why a person is needed."""
+class _State(msgspec.Struct, frozen=True):
+    """``valid_until``: monotonic seconds, of the published token; ``problem``: why the grant needs a person."""
 
-    until: float
-    needs: _Needs | None
+    valid_until: float
+    problem: _Problem | None
 
 
 class Readiness:
-    """Written by the daemon's own thread, and asked by any."""
+    """Written by the thread of the daemon, and read by any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._seen: dict[str, _Seen] = {}
-        self._looked_around = False
+        self._states: dict[str, _State] = {}
+        self._complete = False
 
-    def looked_around(self) -> None:
-        """Note that each grant has been looked at."""
-        self._looked_around = True
+    def mark_complete(self) -> None:
+        """Note that every grant has been inspected."""
+        self._complete = True
 
-    def see(self, grant: Grant, *, published: bool) -> None:
-        """Note how a grant is; ``published``: readers see what its record says."""
-        # Until a moment of the clock that nobody sets: where it was set, each grant is looked at anew.
+    def update(self, grant: Grant, *, published: bool) -> None:
+        """Note the state of a grant; ``published``: the token file matches its record."""
         left = policy.remaining_lifetime(grant, clocks.now()) if published and grant.access_token is not None else 0.0
-        needs: _Needs | None = "reauthorization_required" if policy.needs_person(grant) else None
         with self._lock:
-            self._seen[grant.name] = _Seen(time.monotonic() + left, needs)
+            self._states[grant.name] = _State(
+                time.monotonic() + left, "reauthorization_required" if policy.needs_person(grant) else None
+            )
 
-    def cannot_read(self, name: str) -> None:
-        """Note that the record of ``name`` cannot be read; the token that is published lives on."""
+    def mark_unreadable(self, name: str) -> None:
+        """Note that the record of ``name`` cannot be read; its published token stays valid."""
         with self._lock:
-            before = self._seen.get(name)
-            self._seen[name] = _Seen(float("-inf") if before is None else before.until, "invalid_grant_file")
+            before = self._states.get(name)
+            self._states[name] = _State(float("-inf") if before is None else before.valid_until, "invalid_grant_file")
 
     def forget(self, name: str) -> None:
-        """Note that there is no grant of this name."""
+        """Note that the grant ``name`` does not exist."""
         with self._lock:
-            self._seen.pop(name, None)
+            self._states.pop(name, None)
 
     def health(self, *, live: bool) -> Health:
-        """Return how it is now; ``live``: whether the loops turn."""
+        """Return the health now; ``live``: whether the daemon is responsive."""
         now = time.monotonic()
         with self._lock:
-            seen = dict(self._seen)
-        waiting = [name for name, grant in seen.items() if grant.needs is None and grant.until <= now]
+            states = dict(self._states)
+
+        def first_with(problem: _Problem) -> tuple[str, ...]:
+            return _first(name for name, state in states.items() if state.problem == problem)
+
+        waiting = _first(name for name, state in states.items() if state.problem is None and state.valid_until <= now)
         return Health(
             live=live,
-            ready=live and self._looked_around and not waiting,
-            grants=len(seen),
-            fresh=sum(grant.until > now for grant in seen.values()),
-            waiting=_first(waiting),
-            reauthorization_required=_needing(seen, "reauthorization_required"),
-            invalid_grant_file=_needing(seen, "invalid_grant_file"),
+            ready=live and self._complete and not waiting,
+            grants=len(states),
+            fresh=sum(state.valid_until > now for state in states.values()),
+            waiting=waiting,
+            reauthorization_required=first_with("reauthorization_required"),
+            invalid_grant_file=first_with("invalid_grant_file"),
         )
 
 
-def _needing(seen: dict[str, _Seen], what: _Needs) -> tuple[str, ...]:
-    return _first(name for name, grant in seen.items() if grant.needs == what)
-
-
 def _first(names: Iterable[str]) -> tuple[str, ...]:
-    return tuple(sorted(names)[:_NAMED])
+    return tuple(sorted(names)[:_MAX_NAMES])

@@ -1,6 +1,7 @@
-"""When each name is looked at next: one date job for each, in APScheduler."""
+"""The schedule: when each grant is inspected next, as one date job of APScheduler for each."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Final
 
@@ -12,43 +13,41 @@ from apscheduler.triggers.date import DateTrigger
 __all__ = ["HEARTBEAT", "Schedule"]
 
 HEARTBEAT: Final = "."
-"""What is rung for to see that it rings; no name of a grant begins with a dot."""
+"""The name that is planned to test the schedule; no grant has a name that begins with a dot."""
 
 
 class Schedule:
-    """Calls ``ring(name)`` at the instant planned for it, in a thread of its own; ``ring`` must be brief."""
+    """Calls ``callback(name)`` at the time planned for each name, in its own thread; ``callback`` must be fast."""
 
-    def __init__(self, ring: Callable[[str], None]) -> None:
-        self._ring = ring
+    def __init__(self, callback: Callable[[str], None]) -> None:
+        self._callback = callback
         self._scheduler = BackgroundScheduler(
             timezone=UTC,
-            # In the scheduler's own thread: a job only rings, and a pool would be threads for nothing.
+            # Jobs run in the scheduler's own thread: a fast callback needs no pool.
             executors={"default": DebugExecutor()},
-            # By default a job that starts a second late never runs, and is gone.
+            # By default, APScheduler drops a job that would start a second late.
             job_defaults={"misfire_grace_time": None, "coalesce": True, "max_instances": 1},
         )
 
     def start(self) -> None:
-        """Begin to ring."""
+        """Start the thread."""
         self._scheduler.start()
 
     def stop(self) -> None:
-        """Ring no more."""
-        # By this it waits for whoever rings: a job that ends while the scheduler is shut down ends in a trace.
+        """Cancel everything and stop the thread."""
+        # This waits for a running callback: one that returned after the shutdown would print a traceback.
         self._scheduler.remove_all_jobs()
         self._scheduler.shutdown(wait=False)
 
     def plan(self, name: str, at: float) -> None:
-        """Ring for ``name`` at ``at`` (epoch seconds), at once where that is past; what was planned is forgotten.
+        """Call back for ``name`` at ``at`` (epoch seconds), or at once if that is past; replaces the earlier plan.
 
-        By the wall clock, which can be set: the caller plans anew when it was.
+        ``at`` is a time of the wall clock: the caller plans again when the clock was set.
         """
         trigger = DateTrigger(datetime.fromtimestamp(at, UTC))
-        self._scheduler.add_job(self._ring, trigger, args=(name,), id=name, replace_existing=True)
+        self._scheduler.add_job(self._callback, trigger, args=(name,), id=name, replace_existing=True)
 
     def cancel(self, name: str) -> None:
-        """Forget what is planned for ``name``, if anything is."""
-        try:
+        """Cancel the plan for ``name``, if there is one."""
+        with suppress(JobLookupError):
             self._scheduler.remove_job(name)
-        except JobLookupError:
-            return

@@ -1,4 +1,4 @@
-"""Handing out one access token, for commands that print it: rotate first where that is needed and may be done."""
+"""Obtain one valid access token for a command that prints it; refresh the grant first if necessary."""
 
 import os
 import time
@@ -22,8 +22,8 @@ from shim._token import TokenFile, is_name
 
 __all__ = ["obtain_token"]
 
-_LEAST: Final = 10.0
-_LOOK_AGAIN: Final = 0.1
+_MIN_VALID: Final = 10.0
+_POLL_INTERVAL: Final = 0.1
 
 
 def obtain_token(
@@ -35,74 +35,68 @@ def obtain_token(
     stopping: Callable[[], bool],
     progress: Callable[[list[str]], None] = lambda _: None,
 ) -> TokenFile:
-    """Return the token file of ``name``, whose access token has at least ``min_valid`` seconds to live.
+    """Return the token file of ``name``, with an access token that is valid for ``min_valid`` seconds.
 
-    ``min_valid`` is by default 10, or a quarter of a shorter life. Where less is left, rotates by itself what is this
-    user's, and else demands; waits up to ``wait`` seconds for somebody else. Raises ``NeedsPerson``, ``NotInTime``,
-    ``UnknownName``, ``GrantFileError``, ``DirectoryError`` and ``Interrupted``.
+    ``min_valid`` is 10 by default, or a quarter of a shorter lifetime. If the token expires earlier, this rotates the
+    grant where it belongs to the current user, and demands a rotation elsewhere; it waits up to ``wait`` seconds.
+
+    Raises ``NeedsPerson``, ``NotInTime``, ``UnknownName``, ``GrantFileError``, ``DirectoryError`` and ``Interrupted``.
     """
     if not is_name(name):
-        raise UnknownName(f"{name!r} is no name of a grant")
+        raise UnknownName(f"{name!r} is not a valid name of a grant")
     directories = settings.directories
     source = FileTokenSource(name, tokens_dir=directories.tokens, demands_dir=directories.demands)
     ends = time.monotonic() + wait
-    first = _generation(source.current())
+    first = source.current()
     while True:
         token = source.current()
-        least = _least(token, min_valid)
+        lifetime = _lifetime(token)
+        required = min(_MIN_VALID, lifetime / 4) if min_valid is None else min_valid
         if token is not None:
-            if token.access_token is not None and valid_for(token) >= least:
+            if token.access_token is not None and valid_for(token) >= required:
                 return token
-            if (final := verdict(token)) is not None and not _may_mend(directories, name):
+            grant = _owned_grant(directories, name)
+            if (final := verdict(token)) is not None and (grant is None or grant.dead):
                 raise NeedsPerson(str(final))
-            life = _life(token)
-            if life < least and (token.generation > first or _is_full(directories, token)):
-                # Another one would not live any longer.
+            is_new = first is None or token.generation > first.generation
+            # After an import, the lifetime is only what was left of it.
+            is_whole = is_new or (grant is not None and grant.last_rotation_at == token.issued_at)
+            if lifetime < required and is_whole:
+                # A new token would not be valid any longer.
                 raise NotInTime(
-                    f"the tokens of {name} live {text.span(life)}, and --min-valid asks for {text.span(least)}"
+                    f"{name}: its tokens are valid for {text.span(lifetime)} when issued, and --min-valid is "
+                    f"{text.span(required)}; use a smaller --min-valid"
                 )
             if not is_last(token):
                 source.demand(token)
         if stopping():
-            raise Interrupted(f"interrupted while waiting for a token of {name}; nothing is lost")
+            raise Interrupted(f"{name}: interrupted while waiting for a token; nothing is lost")
         remaining = ends - time.monotonic()
-        result = _rotated(settings, name, token is not None, max(remaining, _LOOK_AGAIN), stopping)
+        result = _rotate_if_owned(settings, name, token is not None, max(remaining, _POLL_INTERVAL), stopping)
         if result is not None and result.outcome in ("rotated", "adopted"):
             continue
         if result is not None and result.outcome == "reauthorization_required":
             raise NeedsPerson(f"{name}: {result.detail}")
         if remaining <= 0:
-            raise NotInTime(_problem(source, result, least))
+            raise NotInTime(_problem(source, result, required))
         progress([name])
-        time.sleep(min(_LOOK_AGAIN, remaining))
+        time.sleep(min(_POLL_INTERVAL, remaining))
 
 
-def _problem(source: FileTokenSource, result: Result | None, least: float) -> str:
+def _problem(source: FileTokenSource, result: Result | None, required: float) -> str:
     if result is not None and EXIT_CODES[result.outcome] != 0:
         return f"{result.name}: {result.outcome}: {result.detail}"
-    known = source.problem()
-    if known is not None:
-        return str(known)
+    if (problem := source.problem()) is not None:
+        return str(problem)
     return (
-        f"the token of {source.name} has less than {least:g} s to live, and no newer one came; does a refresher run? "
-        "(Under cron, give it --wait 70s)"
+        f"{source.name}: no token that is valid for {required:g} s was published in time; is 'refresher run' running? "
+        "(with cron, use --wait 70s)"
     )
 
 
-def _is_full(directories: Directories, token: TokenFile) -> bool:
-    """Whether the life of a token is what its server gives, and not what was left of it at an import."""
-    grant = _grant(directories, token.name)
-    return grant is not None and grant.last_rotation_at == token.issued_at
-
-
-def _may_mend(directories: Directories, name: str) -> bool:
-    """Whether a grant that was refused again and again, but is not dead, can be tried once more by this user."""
-    grant = _grant(directories, name)
-    return grant is not None and not grant.dead
-
-
-def _grant(directories: Directories, name: str) -> Grant | None:
-    if not _is_ours(directories):
+def _owned_grant(directories: Directories, name: str) -> Grant | None:
+    """Return the grant where it belongs to the current user."""
+    if not _owns_grants(directories):
         return None
     try:
         record = records.load(directories, name).record
@@ -111,47 +105,39 @@ def _grant(directories: Directories, name: str) -> Grant | None:
     return record if isinstance(record, Grant) else None
 
 
-def _rotated(
+def _rotate_if_owned(
     settings: Settings, name: str, published: bool, lock_wait: float, stopping: Callable[[], bool]
 ) -> Result | None:
-    """Rotate ``name`` if it is this user's and to be rotated; ``None`` where it is not this user's."""
+    """Rotate ``name`` if necessary; return ``None`` where the grant belongs to another user."""
     directories = settings.directories
-    if not _is_ours(directories):
+    if not _owns_grants(directories):
         return None
     listing = directories.listing()
     if name not in listing.names and name not in listing.unfinished:
         if published:
-            return None  # of another state directory
+            return None  # it belongs to another state directory
         raise records.unknown(directories, name)
     publisher = Publisher(directories)
-    seen = inspect(publisher, name, unfinished=name in listing.unfinished, demands=demands.pending(directories))
-    if seen.needs_lock:
-        from refresher.operations.rotate import Order, Terms, rotate  # httpx, only where there is something to exchange
+    found = inspect(publisher, name, unfinished=name in listing.unfinished, demands=demands.pending(directories))
+    if found.needs_lock:
+        from refresher.operations.rotate import Order, Terms, rotate  # it loads httpx, which most calls do not need
 
         terms = Terms(ca_file=settings.ca_file, stopping=stopping, lock_wait=lock_wait)
-        return rotate(publisher, Order(name=name, seen=seen.generation), terms)
-    if isinstance(seen.record, Grant) and isinstance(seen.decision, Wait):
-        return Result.from_decision(seen.record, seen.decision)
+        return rotate(publisher, Order(name=name, seen=found.generation), terms)
+    if isinstance(found.record, Grant) and isinstance(found.decision, Wait):
+        return Result.from_decision(found.record, found.decision)
     return None
 
 
-def _is_ours(directories: Directories) -> bool:
-    """Whether the grants are this user's; wrong modes on what is are told later."""
+def _owns_grants(directories: Directories) -> bool:
+    """Whether the current user owns ``grants/``; its permissions are checked later."""
     try:
         return directories.grants.stat().st_uid == os.geteuid()
     except OSError:
         return False
 
 
-def _least(token: TokenFile | None, min_valid: float | None) -> float:
-    if min_valid is not None:
-        return min_valid
-    return _LEAST if token is None else min(_LEAST, _life(token) / 4)
-
-
-def _generation(token: TokenFile | None) -> int:
-    return -1 if token is None else token.generation
-
-
-def _life(token: TokenFile) -> float:
-    return float("inf") if token.expires_at is None else max(token.expires_at - token.issued_at, 0.0)
+def _lifetime(token: TokenFile | None) -> float:
+    if token is None or token.expires_at is None:
+        return float("inf")
+    return max(token.expires_at - token.issued_at, 0.0)

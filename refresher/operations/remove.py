@@ -56,7 +56,7 @@ def _bury(directories: Directories, stored: Stored, grant: Grant, *, spent: bool
     )
     records.write(directories, name, stored, tombstone)
     journal.delete_copies(directories, name)
-    demands.pending(directories).remove(directories, name, keep=range(0))
+    demands.pending(directories).remove(directories, name, keep=range(0), warned=set())
     try:
         Publisher(directories).publish(tombstone)
     except StorageError as error:

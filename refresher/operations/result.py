@@ -1,4 +1,4 @@
-"""What became of one name in one run, and how grave it is (DESIGN section 5)."""
+"""The result of a run for one grant, and the exit code of a run."""
 
 from collections.abc import Iterable
 from typing import Final, Literal, assert_never
@@ -8,24 +8,14 @@ import msgspec
 from refresher.common import clocks, text
 from refresher.grants import policy
 from refresher.grants.policy import Wait
-from refresher.grants.record import Grant
+from refresher.grants.record import FailureKind, Grant
 
 __all__ = ["EXIT_CODES", "Result", "ResultCode", "exit_code"]
 
-ResultCode = Literal[
-    "rotated",
-    "adopted",
-    "not_due",
-    "too_early",
-    "transient",
-    "client_rejected",
-    "in_doubt",
-    "reauthorization_required",
-    "lock_busy",
-    "storage_failed",
-    "invalid_grant_file",
-    "interrupted",
-]
+ResultCode = (
+    FailureKind
+    | Literal["rotated", "adopted", "not_due", "lock_busy", "storage_failed", "invalid_grant_file", "interrupted"]
+)
 
 EXIT_CODES: Final[dict[ResultCode, int]] = {
     "rotated": 0,
@@ -42,11 +32,11 @@ EXIT_CODES: Final[dict[ResultCode, int]] = {
     "interrupted": 130,
 }
 
-_GRAVEST_FIRST: Final = (130, 3, 5, 2, 4, 6)
+_MOST_SERIOUS_FIRST: Final = (130, 3, 5, 2, 4, 6)
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
-    """An immutable event: it is told after the lock is released, so nobody who hears it can harm a rotation."""
+    """What a run did for one grant; it is logged and printed after the lock is released."""
 
     name: str
     outcome: ResultCode
@@ -55,73 +45,75 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def without_exchange(cls, name: str, outcome: ResultCode, detail: str, generation: int | None = None) -> "Result":
-        """Return the result of a run that did not come as far as an exchange."""
+        """Return the result of a run that ended before the decision to exchange."""
         return cls(name=name, outcome=outcome, generation=generation, detail=detail)
 
     @classmethod
     def from_decision(cls, grant: Grant, rest: Wait, *, adopted: bool = False) -> "Result":
-        """Return the result for a grant that was left as it is."""
+        """Return the result of the decision not to exchange."""
         if rest.reason == "not_due":
-            word: ResultCode = "adopted" if adopted else "not_due"
+            code: ResultCode = "adopted" if adopted else "not_due"
         elif policy.needs_person(grant):
-            word = "reauthorization_required"
+            code = "reauthorization_required"
         else:
-            word = rest.reason
-        return cls(name=grant.name, outcome=word, generation=grant.generation, detail=_explained(grant, rest))
+            code = rest.reason
+        return cls(name=grant.name, outcome=code, generation=grant.generation, detail=_explain(grant, rest))
 
     @classmethod
     def after_exchange(cls, before: Grant, after: Grant) -> "Result":
-        """Return the result of an exchange that made ``after`` of ``before``."""
+        """Return the result of an exchange that turned ``before`` into ``after``."""
+        now = clocks.now()
         if after.generation > before.generation:
-            ends = policy.expected_expiry(after) - clocks.now().wall
-            due = policy.due_at(after) - clocks.now().wall
-            detail = f"valid for {text.span(ends)}; next rotation in {text.span(max(due, 0))}"
+            life = text.span(policy.expected_expiry(after) - now.wall)
+            next_rotation = text.span(max(policy.due_at(after) - now.wall, 0))
+            detail = f"valid for {life}; next rotation in {next_rotation}"
             return cls(name=after.name, outcome="rotated", generation=after.generation, detail=detail)
-        rest = policy.decide(after, clocks.now())
-        if isinstance(rest, Wait):
-            return cls.from_decision(after, rest)
-        word: ResultCode = "transient" if after.failure is None else after.failure.outcome
-        return cls(name=after.name, outcome=word, generation=after.generation, detail=_failure(after))
+        decision = policy.decide(after, now)
+        if isinstance(decision, Wait):
+            return cls.from_decision(after, decision)
+        code: ResultCode = "transient" if after.failure is None else after.failure.outcome
+        return cls(name=after.name, outcome=code, generation=after.generation, detail=_last_error(after))
 
 
 def exit_code(results: Iterable[Result]) -> int:
-    """Return the exit code of the gravest outcome; 0 where all is well."""
+    """Return the exit code of the most serious outcome; 0 where all is well."""
     codes = {EXIT_CODES[result.outcome] for result in results}
-    return next((code for code in _GRAVEST_FIRST if code in codes), 0)
+    return next((code for code in _MOST_SERIOUS_FIRST if code in codes), 0)
 
 
-def _explained(grant: Grant, rest: Wait) -> str:
-    """Return in words why nothing is exchanged, and what ends the wait."""
+def _explain(grant: Grant, rest: Wait) -> str:
+    """Return why there is no exchange now, and what happens next."""
     wait = "" if rest.until is None else text.span(max(rest.until - clocks.now().wall, 0))
     match rest.reason:
         case "not_due" | "too_early" if not grant.renewable:
-            return f"the server gave no refresh token; in {wait} a person must log in again: {_anew(grant)}"
+            return f"the server issued no refresh token; in {wait}, {_what_to_do(grant)}"
         case "not_due":
             return f"next rotation in {wait}"
         case "reauthorization_required":
-            return f"{_failure(grant)}; a person must log in again: {_anew(grant)}"
+            return f"{_last_error(grant)}; {_what_to_do(grant)}"
         case "transient" | "client_rejected" | "too_early" if policy.needs_person(grant):
             return (
-                f"{_failure(grant)}; refused {grant.refusals} times in a row, so a person must look at it: "
-                f"{_anew(grant)}, as a client that the server accepts; next attempt in {wait}"
+                f"{_last_error(grant)}; the server refused {grant.refusals} times in a row: {_what_to_do(grant)}, with "
+                f"a client that the server accepts; next attempt in {wait}"
             )
         case "in_doubt":
-            used = "" if grant.access_token is None else "the access token is used to its end; "
-            return f"{_failure(grant)}; the refresh token may be spent, {used}next attempt in {wait}"
+            use = "" if grant.access_token is None else "the access token stays in use until it expires; "
+            return f"{_last_error(grant)}; the refresh token may be spent; {use}next attempt in {wait}"
         case "too_early":
-            return f"the server refuses while the access token lives; next attempt in {wait}"
+            return f"the server refuses to refresh before the access token expires; next attempt in {wait}"
         case "transient" | "client_rejected":
-            return f"{_failure(grant)}; next attempt in {wait}"
+            return f"{_last_error(grant)}; next attempt in {wait}"
         case _:
             assert_never(rest.reason)
 
 
-def _anew(grant: Grant) -> str:
-    """Return the command by which a person makes it good."""
+def _what_to_do(grant: Grant) -> str:
+    """Return the command with which a person repairs the grant."""
     if grant.login is None and (grant.server_url is None or (grant.refresh_token is None and grant.renewable)):
-        return f"'refresher import {grant.name} --replace --from FILE'"  # no login has made it, and none can
-    return f"'refresher login {grant.name}'"
+        # The grant was imported, and no login can replace it.
+        return f"import it again with 'refresher import {grant.name} --replace --from FILE'"
+    return f"log in again with 'refresher login {grant.name}'"
 
 
-def _failure(grant: Grant) -> str:
+def _last_error(grant: Grant) -> str:
     return "no attempt yet" if grant.failure is None else grant.failure.description

@@ -48,6 +48,8 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds for the exchange."""
     lock_wait: float = lock.WAIT
     """Seconds for the lock."""
+    warned: set[str] = msgspec.field(default_factory=set)
+    """The warnings that this process has logged, and logs only once."""
 
 
 def rotate(publisher: Publisher, order: Order, terms: Terms) -> Result | None:
@@ -71,7 +73,7 @@ def rotate(publisher: Publisher, order: Order, terms: Terms) -> Result | None:
         return Result.without_exchange(name, "interrupted", detail)
     except Exception as error:  # noqa: BLE001  a fault of ours in one grant must not stop the rotation of the others
         # Without the trace: it could quote a secret.
-        detail = f"a fault in refresher itself ({type(error).__name__}); please report it"
+        detail = f"internal error ({type(error).__name__}); please report it"
         return Result.without_exchange(name, "storage_failed", detail)
 
 
@@ -164,7 +166,8 @@ class _Rotation:
                 outcome="storage_failed" if EXIT_CODES[result.outcome] == 0 else result.outcome,
                 detail=f"{result.detail}; saved, but {error}; the next run publishes it",
             )
-        pending.remove(self._directories, name, keep=range(0) if grant.dead else current)
+        keep = range(0) if grant.dead else current
+        pending.remove(self._directories, name, keep=keep, warned=self._terms.warned)
         if visible:
             return result
         unseen = "NOT published: the token file is of a later generation (was grants/ restored from a backup?)"
@@ -176,7 +179,7 @@ class _Rotation:
             if self._publisher.is_stale(tombstone):
                 journal.delete_copies(self._directories, tombstone.name)
             self._publisher.publish(tombstone)
-        pending.remove(self._directories, self._order.name, keep=range(0))
+        pending.remove(self._directories, self._order.name, keep=range(0), warned=self._terms.warned)
 
 
 def _after(grant: Grant, exchanged: TokenRequestResult, *, demanded: bool, generation: int) -> Grant:

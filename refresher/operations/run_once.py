@@ -1,4 +1,4 @@
-"""Run once: look at every grant, and rotate what is due or demanded."""
+"""Run once: inspect every grant, and rotate those that are due or demanded."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -28,64 +28,62 @@ def run_once(
     stopping: Callable[[], bool],
     progress: Callable[[list[str]], None] = lambda _: None,
 ) -> list[Result]:
-    """Rotate what is due or demanded of ``names``, or of all grants where none is named.
+    """Rotate what is due or demanded of the grants ``names``, or of all grants.
 
-    ``horizon``: seconds to the next run. ``waiting`` hears now and then which names are under way. Raises
-    ``UnknownName``, ``DirectoryError`` and ``ConfigError``, all before anything is done.
+    ``horizon``: seconds to the next run. ``progress`` is called repeatedly with the names in progress. Raises
+    ``UnknownName``, ``DirectoryError`` and ``ConfigError``, all before any rotation starts.
     """
     publisher = Publisher(settings.directories)
     directories = publisher.directories
     listing = directories.listing()
-    chosen = _chosen(directories, names, listing)
-    asked = demands.pending(directories)
+    selected = _select(directories, names, listing)
+    pending = demands.pending(directories)
     work: list[Inspection] = []
     results: dict[str, Result] = {}
     with directories.opened() as opened:
-        for name in chosen:
+        for name in selected:
             try:
-                seen = inspect(
+                found = inspect(
                     publisher,
                     name,
                     unfinished=name in listing.unfinished,
-                    demands=asked,
+                    demands=pending,
                     force=force,
                     horizon=horizon,
                     opened=opened,
                 )
             except GrantFileError as error:
-                # At each run: it never mends itself, and cron mails what stands on stderr.
+                # Logged at each run: only a person can repair the file, and cron mails what is on stderr.
                 log.warning("%s: invalid_grant_file: %s", name, error)
-                results[name] = Result(name=name, outcome="invalid_grant_file", generation=None, detail=str(error))
+                results[name] = Result.without_exchange(name, "invalid_grant_file", str(error))
                 continue
-            if isinstance(seen.record, Tombstone) and name in names:
+            if isinstance(found.record, Tombstone) and name in names:
                 raise records.removed(name)
-            if seen.needs_lock:
-                work.append(seen)
-            elif isinstance(seen.record, Grant) and isinstance(seen.decision, Wait):
-                results[name] = Result.from_decision(seen.record, seen.decision)
+            if found.needs_lock:
+                work.append(found)
+            elif isinstance(found.record, Grant) and isinstance(found.decision, Wait):
+                results[name] = Result.from_decision(found.record, found.decision)
     if work:
-        for result in _do(settings, publisher, work, force, horizon, stopping, progress):
-            if result is not None:
-                # On stderr at once where something went wrong: cron mails what is printed, not exit codes. Only what
-                # has just happened: a grant that waits for a person is no news a minute later.
-                level = logging.INFO if EXIT_CODES[result.outcome] == 0 else logging.WARNING
-                log.log(level, "%s: %s: %s", result.name, result.outcome, result.detail)
-                results[result.name] = result
-    if gone := [name for name in names if name not in results]:
-        raise records.removed(gone[0])
-    return [results[name] for name in chosen if name in results]
+        for result in _rotate_all(settings, publisher, work, force, horizon, stopping, progress):
+            # Only what this run did is logged: cron would mail the same state at each run.
+            level = logging.INFO if EXIT_CODES[result.outcome] == 0 else logging.WARNING
+            log.log(level, "%s: %s: %s", result.name, result.outcome, result.detail)
+            results[result.name] = result
+    if missing := [name for name in names if name not in results]:
+        raise records.removed(missing[0])
+    return [results[name] for name in selected if name in results]
 
 
-def _chosen(directories: Directories, names: Sequence[str], listing: Listing) -> list[str]:
-    # An import that was cut off has left no record yet, but something to settle.
-    there = sorted(name for name in {*listing.names, *listing.unfinished} if is_name(name))
+def _select(directories: Directories, names: Sequence[str], listing: Listing) -> list[str]:
+    # An import that was interrupted may have left files and no record.
+    existing = sorted(name for name in {*listing.names, *listing.unfinished} if is_name(name))
     for name in names:
-        if name not in there:
+        if name not in existing:
             raise records.unknown(directories, name)
-    return list(dict.fromkeys(names)) or there
+    return list(dict.fromkeys(names)) or existing
 
 
-def _do(
+def _rotate_all(
     settings: Settings,
     publisher: Publisher,
     work: list[Inspection],
@@ -93,29 +91,31 @@ def _do(
     horizon: float,
     stopping: Callable[[], bool],
     progress: Callable[[list[str]], None],
-) -> list[Result | None]:
-    # The one deferred import: httpx costs six times what a run with nothing due may cost.
+) -> list[Result]:
+    """Rotate in parallel; return a result for each grant that still exists."""
+    # These load httpx, which costs six times as much as a run with nothing due.
     from refresher.oauth.tls import ssl_context
     from refresher.operations.rotate import Order, Terms, rotate
     from refresher.operations.work_queue import run_all
     from refresher.storage import startup_checks
 
-    if (trouble := settings.directories.prepare()) is not None:
-        log.warning("no demands are heard: %s", trouble)
-    # Cron mails what is a warning, each time; import and the daemon say it to a person.
-    startup_checks.tell(settings.directories, logging.INFO)
-    if any(seen.server.startswith("https:") for seen in work):
+    if (problem := settings.directories.prepare()) is not None:
+        log.warning("cannot accept demands from agents: %s", problem)
+    # Not as a warning, which cron would mail at each run: login, import and run warn.
+    startup_checks.warn(settings.directories, set(), logging.INFO)
+    if any(found.server.startswith("https:") for found in work):
         ssl_context(settings.ca_file)
 
     terms = Terms(ca_file=settings.ca_file, stopping=stopping)
 
-    def carry_out(seen: Inspection) -> Result | None:
-        order = Order(name=seen.name, seen=seen.generation, force=force, horizon=horizon)
+    def rotate_one(found: Inspection) -> Result | None:
+        order = Order(name=found.name, seen=found.generation, force=force, horizon=horizon)
         return rotate(publisher, order, terms)
 
-    return run_all(
-        [(seen.server, seen) for seen in work],
-        carry_out,
+    results = run_all(
+        [(found.server, found) for found in work],
+        rotate_one,
         stopping=stopping,
-        progress=lambda under_way: progress([seen.name for seen in under_way]),
+        progress=lambda running: progress([found.name for found in running]),
     )
+    return [result for result in results if result is not None]

@@ -7,7 +7,7 @@ from typing import Final
 import msgspec
 
 from refresher.common.errors import ExposedGrantFile, GrantFileError, StorageError, UnknownName
-from refresher.grants.record import NO_RECORD, Grant, Record, Stored, Tombstone, decode, encode
+from refresher.grants.record import NO_RECORD, Grant, Record, Stored, Tombstone, decode, encode, version_error
 from refresher.storage import files
 from refresher.storage.directories import Directories, OpenDirectories
 from shim._token import is_name
@@ -23,7 +23,7 @@ def load(directories: Directories, name: str, opened: OpenDirectories | None = N
 
     Raises ``GrantFileError`` for a record that cannot be used. The file stays as it is.
     """
-    at = None if opened is None else opened.grants
+    at, found = None if opened is None else opened.grants, None
     try:
         path = directories.record(name) if at is None else f"{name}.json"
         found = files.read_with_status(path, LARGEST, private=True, at=at)
@@ -33,9 +33,9 @@ def load(directories: Directories, name: str, opened: OpenDirectories | None = N
     except files.NotPrivate as error:
         raise ExposedGrantFile(f"{directories.record(name)}: {error}") from None
     except (ValueError, GrantFileError) as error:
-        raise GrantFileError(
-            f"{directories.record(name)}: {error}. Restore it, or log in again: 'refresher login {name} URL'"
-        ) from None
+        is_newer = found is not None and version_error(found.data) is not None
+        advice = "" if is_newer else f". Restore it, or log in again: 'refresher login {name} URL'"
+        raise GrantFileError(f"{directories.record(name)}: {error}{advice}") from None
 
 
 def read_candidate(path: Path, name: str) -> Stored | None:

@@ -1,123 +1,90 @@
-"""What a person should know about the places before something goes wrong there; none of it is a reason to refuse."""
+"""Checks at the start: what is risky about the directories and is no reason to refuse."""
 
 import logging
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from refresher.storage.directories import Directories
 
-__all__ = ["IN_MEMORY", "REMOTE", "cautions", "file_system", "tell"]
+__all__ = ["file_system", "find_risks", "warn"]
 
-IN_MEMORY: Final = frozenset({"ramfs", "tmpfs"})
-REMOTE: Final = frozenset(
-    {
-        "9p",
-        "afs",
-        "beegfs",
-        "ceph",
-        "cifs",
-        "fuse.ceph",
-        "fuse.gcsfuse",
-        "fuse.glusterfs",
-        "fuse.rclone",
-        "fuse.s3fs",
-        "fuse.sshfs",
-        "gfs2",
-        "gpfs",
-        "lustre",
-        "nfs",
-        "nfs4",
-        "ocfs2",
-        "smb3",
-        "smbfs",
-        "virtiofs",
-    }
+_IN_MEMORY: Final = frozenset({"ramfs", "tmpfs"})
+_NETWORK: Final = frozenset(
+    "9p afs beegfs ceph cifs fuse.ceph fuse.gcsfuse fuse.glusterfs fuse.rclone fuse.s3fs fuse.sshfs gfs2 gpfs lustre "  # noqa: SIM905
+    "nfs nfs4 ocfs2 smb3 smbfs virtiofs".split()
 )
 
 _MOUNTS: Final = Path("/proc/self/mountinfo")
-_TOLD: Final[set[str]] = set()
 
 log = logging.getLogger(__name__)
 
 
-def tell(directories: Directories, level: int = logging.WARNING) -> None:
-    """Log each caution once in this process."""
-    for caution in cautions(directories, _mountinfo()):
-        if caution not in _TOLD:
-            _TOLD.add(caution)
-            log.log(level, "warning: %s", caution)
+def warn(directories: Directories, warned: set[str], level: int = logging.WARNING) -> None:
+    """Log each risk that is not yet in ``warned``, and add it."""
+    try:
+        mountinfo = _MOUNTS.read_text("utf-8", "replace")
+    except OSError:
+        mountinfo = ""  # not Linux, or hidden
+    for risk in find_risks(directories, mountinfo):
+        if risk not in warned:
+            warned.add(risk)
+            log.log(level, "warning: %s", risk)
 
 
-def cautions(directories: Directories, mountinfo: str) -> list[str]:
-    """Return what is to be known, one line each; ``mountinfo`` is what the kernel says of its"""
-    return [*_of_grants(directories.grants, mountinfo), *_of_spill(directories.spill, mountinfo)]
+def find_risks(directories: Directories, mountinfo: str) -> list[str]:
+    """Return one line for each risk; ``mountinfo`` is the content of ``/proc/self/mountinfo``."""
+    return [*_risks_of_grants(directories.grants, mountinfo), *_risks_of_spill(directories.spill, mountinfo)]
 
 
-def _of_grants(grants: Path, mountinfo: str) -> list[str]:
+def _risks_of_grants(grants: Path, mountinfo: str) -> list[str]:
     found = []
-    if (there := _kind(grants, mountinfo)) in REMOTE:
+    if (kind := _file_system_of(grants, mountinfo)) in _NETWORK:
         found.append(
-            f"{grants} is on a network file system ({there}), whose locks may not keep two machines apart: let one "
-            "machine alone run refresher on it"
+            f"{grants} is on a network file system ({kind}), whose locks may not work between machines: run refresher "
+            "on one machine only"
         )
     for parent in grants.parents:
-        mode = _mode(parent)
-        if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
-            found.append(f"anybody can write in {parent}, and so take {grants} away: chmod o-w it")
+        with suppress(OSError):
+            mode = parent.stat().st_mode
+            if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+                found.append(f"anybody can write in {parent} and replace {grants}: chmod o-w {parent}")
     return found
 
 
-def _of_spill(spill: Path, mountinfo: str) -> list[str]:
-    try:
+def _risks_of_spill(spill: Path, mountinfo: str) -> list[str]:
+    with suppress(OSError):  # refresher creates it when it needs it
         status = spill.lstat()
-    except OSError:
-        status = None  # made when it is needed
-    if status is not None and not (
-        stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o077
-    ):
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
+            return [
+                f"{spill} cannot store a token when grants/ cannot: it must be a directory of user {os.geteuid()} with "
+                "mode 700; repair it, or set another with --spill-dir"
+            ]
+    if (kind := _file_system_of(spill, mountinfo)) in _IN_MEMORY:
         return [
-            f"{spill} takes no token that grants/ cannot take: it must be a directory of user {os.geteuid()} and of "
-            "nobody else (chmod 700); mend it, or give another with --spill-dir"
-        ]
-    if (there := _kind(spill, mountinfo)) in IN_MEMORY:
-        return [
-            f"{spill} is in memory ({there}): a token that is kept there would not outlive the machine's restart; give "
-            "--spill-dir a directory on a disk"
+            f"{spill} is in memory ({kind}), and a token stored there is lost when the machine restarts: set "
+            "--spill-dir to a directory on a disk"
         ]
     return []
 
 
-def _kind(path: Path, mountinfo: str) -> str | None:
-    for there in (path, *path.parents):
+def _file_system_of(path: Path, mountinfo: str) -> str | None:
+    for existing in (path, *path.parents):
         try:
-            return file_system(there.stat().st_dev, mountinfo)
+            return file_system(existing.stat().st_dev, mountinfo)
         except OSError:
-            continue  # made when it is needed, in what leads to it
+            continue  # refresher creates it later, in this parent
     return None
 
 
-def _mode(path: Path) -> int:
-    try:
-        return path.stat().st_mode
-    except OSError:
-        return 0
-
-
-def _mountinfo() -> str:
-    try:
-        return _MOUNTS.read_text("utf-8", "replace")
-    except OSError:
-        return ""  # not Linux, or hidden: then nobody can tell
-
-
 def file_system(device: int, mountinfo: str) -> str | None:
-    """Return the kind of the file system on ``device`` (a ``st_dev``); ``None`` where ``mountinfo`` does not tell."""
-    wanted = f"{os.major(device)}:{os.minor(device)}"
+    """Return the type of the file system on ``device`` (a ``st_dev``); ``None`` where ``mountinfo`` has no entry."""
+    number = f"{os.major(device)}:{os.minor(device)}"
     for line in mountinfo.splitlines():
-        # Between the two parts there may be any number of fields, and no other field is a lone dash.
+        # The number of fields before the dash varies, and no other field is a single dash.
         mount, _, filesystem = line.partition(" - ")
-        if mount.split()[2:3] == [wanted]:
+        if mount.split()[2:3] == [number]:
             return next(iter(filesystem.split()), None)
     return None

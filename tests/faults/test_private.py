@@ -130,7 +130,7 @@ def test_a_strangers_link_in_the_place_of_demands_shares_nothing(refresher: Comm
         os.chown(demands, STRANGER, STRANGER, follow_symlinks=False)
         done = refresher("run-once", "--force", "--json")
         assert done.outcome == "rotated", "tokens rotate without demands"
-        assert f"no demands are heard: {demands} is a link of user {STRANGER}" in done.stderr
+        assert f"cannot accept demands from agents: {demands} is a link of user {STRANGER}" in done.stderr
         assert _state_of(refresher.state) == before
         # A link of its own is a person's wish.
         os.chown(demands, os.geteuid(), -1, follow_symlinks=False)

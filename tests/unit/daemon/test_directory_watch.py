@@ -1,4 +1,4 @@
-"""Noticing what is new in the three directories."""
+"""The directory watch finds the grants whose files have changed."""
 
 import os
 import time
@@ -32,17 +32,17 @@ def directories(tmp_path: Path) -> Directories:
 
 
 def age(directories: Directories) -> None:
-    """Make the directories look as if nothing had happened for a minute."""
+    """Set the times of the directories to a minute ago."""
     for directory in (directories.grants, directories.tokens, directories.demands):
         os.utime(directory, (time.time() - 60, time.time() - 60))
 
 
-def test_everything_is_new_at_first_and_nothing_after_that(directories: Directories) -> None:
-    """If it failed, a daemon would overlook grants, or look at all of them all the time."""
-    looking = DirectoryWatch(directories)
-    assert looking.changed() == {"linear", "notion"}
-    assert looking.changed() == set()
-    assert sorted(looking.names()) == ["linear", "notion"]
+def test_every_grant_is_changed_at_first_and_none_after_that(directories: Directories) -> None:
+    """If it failed, a daemon would miss grants, or inspect all of them at each scan."""
+    watch = DirectoryWatch(directories)
+    assert watch.changed() == {"linear", "notion"}
+    assert watch.changed() == set()
+    assert sorted(watch.names()) == ["linear", "notion"]
 
 
 def _replace(directories: Directories) -> None:
@@ -57,7 +57,7 @@ def _demand(directories: Directories) -> None:
     (directories.demands / "linear.3").touch()
 
 
-def _leave_over(directories: Directories) -> None:
+def _leave_an_intent(directories: Directories) -> None:
     directories.intent("linear").touch()
 
 
@@ -65,91 +65,91 @@ def _publish(directories: Directories) -> None:
     directories.token("linear").write_text("{}")
 
 
-@pytest.mark.parametrize("change", [_replace, _remove, _demand, _leave_over, _publish])
-def test_what_is_new_of_one_name_is_told_of_that_name(
+@pytest.mark.parametrize("change", [_replace, _remove, _demand, _leave_an_intent, _publish])
+def test_a_change_is_reported_for_its_grant_only(
     directories: Directories, change: Callable[[Directories], None]
 ) -> None:
-    """If it failed, the daemon would need a restart for it, or look at every grant whenever one changes."""
-    looking = DirectoryWatch(directories)
-    looking.changed()
+    """If it failed, the daemon would miss the change, or inspect every grant whenever one changes."""
+    watch = DirectoryWatch(directories)
+    watch.changed()
     age(directories)
-    looking.changed()
+    watch.changed()
     change(directories)
-    assert looking.changed() == {"linear"}
-    assert looking.changed() == set()
+    assert watch.changed() == {"linear"}
+    assert watch.changed() == set()
 
 
-def test_a_change_within_the_tick_of_the_file_systems_clock_is_not_lost(directories: Directories) -> None:
-    """If it failed, an import right after another change would go unnoticed for half a minute."""
-    looking = DirectoryWatch(directories)
+def test_a_second_change_with_the_same_time_stamp_is_found(directories: Directories) -> None:
+    """If it failed, an import right after another change would be missed for half a minute."""
+    watch = DirectoryWatch(directories)
     _replace(directories)
-    looking.changed()
+    watch.changed()
     before = directories.grants.stat()
     records.write(directories, "another", Stored(None, NO_RECORD), grant(name="another"))
-    # As a coarse clock would have it: no directory looks any different.
+    # As on a file system with a coarse clock: the time of the directory stays the same.
     os.utime(directories.grants, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert looking.changed() == {"another"}
+    assert watch.changed() == {"another"}
 
 
-def test_a_name_can_be_looked_at_again(directories: Directories) -> None:
-    """If it failed, a grant would not be planned anew after its rotation."""
-    looking = DirectoryWatch(directories)
-    looking.changed()
+def test_a_forgotten_name_counts_as_changed(directories: Directories) -> None:
+    """If it failed, a grant would not be inspected after its rotation."""
+    watch = DirectoryWatch(directories)
+    watch.changed()
     age(directories)
-    looking.changed()
-    looking.forget("linear")
-    assert looking.changed() == {"linear"}
+    watch.changed()
+    watch.forget("linear")
+    assert watch.changed() == {"linear"}
 
 
-def test_nothing_is_listed_where_no_directory_says_that_anything_is_new(
+def test_nothing_is_listed_while_no_directory_changes(
     directories: Directories, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If it failed, ten thousand grants would cost a processor while nothing happens."""
-    looking = DirectoryWatch(directories)
-    looking.changed()
+    """If it failed, ten thousand idle grants would use a whole processor."""
+    watch = DirectoryWatch(directories)
+    watch.changed()
     age(directories)
-    looking.changed()
+    watch.changed()
     listed: list[object] = []
 
     def listdir(path: object) -> list[str]:
         listed.append(path)
         return []
 
-    # A fake: it counts what the real one would do.
+    # A fake that counts the calls.
     monkeypatch.setattr(os, "listdir", listdir)
     for _ in range(10):
-        assert looking.changed() == set()
+        assert watch.changed() == set()
     assert listed == []
 
 
-def test_every_file_is_looked_at_now_and_then_and_every_name_when_a_clock_was_set(
+def test_every_file_is_checked_from_time_to_time_and_every_name_after_a_clock_was_set(
     directories: Directories, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If it failed, a file changed in place, or a machine that has slept, would stay unnoticed."""
-    looking = DirectoryWatch(directories)
-    looking.changed()
+    """If it failed, a file changed in place, or due grants after a suspend, would be missed."""
+    watch = DirectoryWatch(directories)
+    watch.changed()
     age(directories)
-    looking.changed()
+    watch.changed()
     with directories.record("linear").open("ab") as file:
         file.write(b" ")
-    assert looking.changed() == set(), "no directory has changed"
-    # Fakes: no real clock can be set here.
+    assert watch.changed() == set(), "no directory has changed"
+    # Fakes, because a test cannot set the real clocks.
     monotonic, wall = time.monotonic, time.time
     monkeypatch.setattr(time, "monotonic", lambda: monotonic() + FULL_SCAN_INTERVAL)
     monkeypatch.setattr(time, "time", lambda: wall() + FULL_SCAN_INTERVAL)
-    assert looking.changed() == {"linear"}
+    assert watch.changed() == {"linear"}
     for offset in (7200.0, -7200.0):
         monkeypatch.setattr(time, "time", partial(_moved, wall, FULL_SCAN_INTERVAL + offset))
-        assert looking.changed() == {"linear", "notion"}
-        assert looking.changed() == set()
+        assert watch.changed() == {"linear", "notion"}
+        assert watch.changed() == set()
 
 
 def _moved(clock: Callable[[], float], by: float) -> float:
     return clock() + by
 
 
-def test_names_and_files_that_are_none_of_ours_are_left_alone(directories: Directories) -> None:
-    """If it failed, a stray file would be taken for a grant, or end the daemon."""
+def test_files_that_do_not_belong_to_a_grant_are_ignored(directories: Directories) -> None:
+    """If it failed, a stray file would be treated as a grant, or would end the daemon."""
     for stray in ("UPPER.json", "a b.json", ".hidden.json", "notes.txt"):
         (directories.grants / stray).touch()
     (directories.demands / "nobody.1").touch()
@@ -157,14 +157,14 @@ def test_names_and_files_that_are_none_of_ours_are_left_alone(directories: Direc
     assert DirectoryWatch(directories).changed() == {"linear", "notion"}
 
 
-def test_grants_that_others_can_read_are_an_error_until_it_is_mended(directories: Directories) -> None:
-    """If it failed, the daemon would go on with grants that others can read."""
-    looking = DirectoryWatch(directories)
-    looking.changed()
+def test_a_grants_directory_that_others_can_read_is_an_error_until_it_is_repaired(directories: Directories) -> None:
+    """If it failed, the daemon would write refresh tokens where others can read them."""
+    watch = DirectoryWatch(directories)
+    watch.changed()
     directories.grants.chmod(0o755)
     for _ in range(2):
         with pytest.raises(DirectoryError, match="chmod 700"):
-            looking.changed()
+            watch.changed()
     directories.grants.chmod(0o700)
-    # Whatever was due meanwhile has not been looked at.
-    assert looking.changed() == {"linear", "notion"}
+    # Grants may have become due meanwhile.
+    assert watch.changed() == {"linear", "notion"}

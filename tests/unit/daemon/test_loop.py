@@ -1,4 +1,4 @@
-"""What the daemon does about what should not happen."""
+"""The daemon loop after errors that should not happen."""
 
 import json
 from collections.abc import Iterator
@@ -20,14 +20,14 @@ from refresher.storage.directories import Directories
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    """Settings with one grant, good for an hour."""
+    """Settings with one grant whose access token is valid for an hour."""
     made = resolve({"state_dir": str(tmp_path / "state")}, None)
     fields = {
         "token_endpoint": "http://127.0.0.1:9/token",
         "client_id": "client",
-        "refresh_token": "a-refresh-token-of-nobody",
+        "refresh_token": "a-invalid-refresh-token",
         "server_url": "https://mcp.example/mcp",
-        "access_token": "an-access-token-of-nobody",
+        "access_token": "an-invalid-access-token",
         "expires_in": 3600,
     }
     grant = parse("linear", json.dumps(fields).encode(), clocks.now())
@@ -37,15 +37,15 @@ def settings(tmp_path: Path) -> Settings:
 
 @pytest.fixture
 def daemon(settings: Settings) -> Iterator[Daemon]:
-    """A daemon whose parts are called one by one."""
+    """A daemon whose methods the test calls one by one."""
     made = Daemon(lambda: settings, Listening(), grace=25.0)
     made._schedule.start()
     yield made
     made._schedule.stop()
 
 
-def test_a_pause_grows_and_stays_a_pause_for_ever() -> None:
-    """If it failed, a grant that cannot be helped for a night would end the daemon with an overflow."""
+def test_a_pause_doubles_without_an_overflow() -> None:
+    """If it failed, a grant that fails all night would end the daemon with an overflow."""
     pause = _Pause.after(None)
     assert pause.times == 1
     for _ in range(5000):
@@ -53,12 +53,10 @@ def test_a_pause_grows_and_stays_a_pause_for_ever() -> None:
     assert pause.times == 5001
 
 
-def test_a_grant_that_could_not_be_read_once_is_looked_at_again(
-    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """If it failed, one error of a disk at the wrong instant would cost a grant all its rotations."""
-    # A fake: an error that leaves no trace in what the directory shows.
-    daemon._look_around()
+def test_a_grant_that_could_not_be_read_is_inspected_again(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If it failed, one disk error at the wrong time would end the rotation of a grant."""
+    # A fake: a disk error that changes no file.
+    daemon._scan()
     (before,) = daemon._schedule._scheduler.get_jobs()
 
     def broken(directories: Directories, name: str) -> Stored:
@@ -66,20 +64,20 @@ def test_a_grant_that_could_not_be_read_once_is_looked_at_again(
 
     with monkeypatch.context() as patch:
         patch.setattr(records, "load", broken)
-        daemon._look("linear")
+        daemon._inspect("linear")
     (after,) = daemon._schedule._scheduler.get_jobs()
     assert after.next_run_time < before.next_run_time
-    daemon._look("linear")
+    daemon._inspect("linear")
     (healed,) = daemon._schedule._scheduler.get_jobs()
     assert healed.next_run_time == before.next_run_time
 
 
-def test_a_fault_of_ours_does_not_end_the_daemon(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If it failed, an oversight in one line would end the rotation of every grant."""
-    # A fake: it stands for whatever we have not thought of.
+def test_an_internal_error_does_not_end_the_daemon(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If it failed, a bug in one line would end the rotation of every grant."""
+    # A fake: it stands for any bug.
     monkeypatch.setattr(daemon._watch, "changed", lambda: 1 / 0)
-    daemon._turn()
+    daemon._step()
     monkeypatch.undo()
-    daemon._look_around_at = 0.0
-    daemon._turn()
+    daemon._scan_at = 0.0
+    daemon._step()
     assert daemon._schedule._scheduler.get_jobs()

@@ -1,4 +1,4 @@
-"""What a daemon says of itself when its clocks, grants and loops are as they seldom are."""
+"""Health and heartbeats of the daemon in rare states."""
 
 from pathlib import Path
 
@@ -14,27 +14,27 @@ from tests.support.command import wait_until
 from tests.support.samples import failure, grant
 
 
-def fresh_grant(**changes: object) -> Readiness:
-    """Return what is known after one look at a grant whose token was issued now."""
+def inspected(**changes: object) -> Readiness:
+    """Return the readiness after the inspection of a grant whose token was issued now."""
     now = clocks.now()
-    known = Readiness()
+    readiness = Readiness()
     fields = {"issued_at": now.wall, "issued": now, "expires_at": now.wall + 3600, **changes}
-    known.see(grant(**fields), published=True)
-    known.looked_around()
-    return known
+    readiness.update(grant(**fields), published=True)
+    readiness.mark_complete()
+    return readiness
 
 
-def test_nothing_is_ready_before_each_grant_has_been_looked_at() -> None:
-    """If it failed, a daemon with a thousand grants would call itself ready while it has seen none."""
-    known = Readiness()
-    assert not known.health(live=True).ready
-    known.looked_around()
-    assert known.health(live=True).ready, "no grants at all are no reason to wait"
-    assert not known.health(live=False).ready
+def test_a_daemon_is_not_ready_before_it_has_inspected_every_grant() -> None:
+    """If it failed, a daemon would report that it is ready before it has read any grant."""
+    readiness = Readiness()
+    assert not readiness.health(live=True).ready
+    readiness.mark_complete()
+    assert readiness.health(live=True).ready, "a daemon without grants is ready"
+    assert not readiness.health(live=False).ready
 
 
 @pytest.mark.parametrize(
-    ("changes", "ready", "fresh", "needy"),
+    ("changes", "ready", "fresh", "needs_person"),
     [
         ({}, True, 1, False),
         ({"failures": 3, "failure": failure()}, True, 1, False),
@@ -45,85 +45,85 @@ def test_nothing_is_ready_before_each_grant_has_been_looked_at() -> None:
         ({"expires_at": None}, True, 1, False),
     ],
 )
-def test_what_lives_is_fresh_and_what_a_person_must_mend_is_not_waited_for(
-    changes: dict[str, object], ready: bool, fresh: int, needy: bool
+def test_a_valid_token_is_fresh_and_a_grant_that_needs_a_person_does_not_prevent_ready(
+    changes: dict[str, object], ready: bool, fresh: int, needs_person: bool
 ) -> None:
-    """If it failed, agents with a good token would be taken out of service, or those without one kept in it."""
-    health = fresh_grant(**changes).health(live=True)
-    assert (health.ready, health.fresh, bool(health.reauthorization_required)) == (ready, fresh, needy)
+    """If it failed, agents with a valid token would be out of service, or agents without one in service."""
+    health = inspected(**changes).health(live=True)
+    assert (health.ready, health.fresh, bool(health.reauthorization_required)) == (ready, fresh, needs_person)
 
 
-def test_a_record_that_becomes_unreadable_takes_nobodys_token_away() -> None:
-    """If it failed, a damaged file would be told as a token that has ended."""
-    known = fresh_grant()
-    known.cannot_read("linear")
-    known.cannot_read("other")
-    health = known.health(live=True)
+def test_the_published_token_of_an_unreadable_record_stays_fresh() -> None:
+    """If it failed, a damaged file would be reported as an expired token."""
+    readiness = inspected()
+    readiness.mark_unreadable("linear")
+    readiness.mark_unreadable("other")
+    health = readiness.health(live=True)
     assert (health.ready, health.grants, health.fresh) == (True, 2, 1)
     assert health.invalid_grant_file == ("linear", "other")
-    known.forget("other")
-    assert known.health(live=True).grants == 1
+    readiness.forget("other")
+    assert readiness.health(live=True).grants == 1
 
 
-def test_of_many_names_the_first_are_told() -> None:
-    """If it failed, ten thousand grants without a token would make a page that no probe reads to its end."""
-    known = Readiness()
+def test_a_list_of_names_is_limited_to_a_hundred() -> None:
+    """If it failed, ten thousand grants without a token would make a response that is too large for a probe."""
+    readiness = Readiness()
     for number in range(150):
-        known.see(grant(name=f"g{number:03}", access_token=None), published=True)
-    health = known.health(live=True)
+        readiness.update(grant(name=f"g{number:03}", access_token=None), published=True)
+    health = readiness.health(live=True)
     assert (health.grants, len(health.waiting), health.waiting[0]) == (150, 100, "g000")
     assert "g000, g001, g002, g003, g004 and 95 more" in health.summary()
 
 
-def test_without_a_beat_for_a_minute_the_loops_stand_still(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If it failed, a daemon that hangs would not be restarted, or one that is only busy would."""
-    # A fake clock: nobody waits a minute for this.
+def test_a_daemon_without_a_heartbeat_for_a_minute_is_not_live(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If it failed, a daemon that hangs would not be restarted, or a busy one would be."""
+    # A fake clock, because the test must not take a minute.
     now = 1000.0
     monkeypatch.setattr("time.monotonic", lambda: now)
     supervision = Supervision()
-    assert not supervision.health().live, "nothing has turned yet"
+    assert not supervision.health().live, "there was no heartbeat yet"
     supervision.heartbeat()
     now += 59
     assert supervision.health().live
     now += 2
     assert not supervision.health().live
-    supervision.finishing()
+    supervision.extend_stop()
     assert supervision.health().live
 
 
 @pytest.fixture
 def daemon(tmp_path: Path) -> Daemon:
-    """A daemon without grants, whose parts are called one by one."""
+    """A daemon without grants, whose methods the test calls one by one."""
     settings = resolve({"state_dir": str(tmp_path / "state"), "spill_dir": str(tmp_path / "spill")}, None)
     settings.directories.ensure()
     return Daemon(lambda: settings, Listening(), grace=25.0)
 
 
-def test_the_loops_turn_only_where_the_timetable_rings(daemon: Daemon) -> None:
-    """If it failed, a scheduler that has died would be called alive, and no token be rotated on time."""
+def test_a_daemon_is_live_only_while_its_schedule_runs(daemon: Daemon) -> None:
+    """If it failed, nobody would notice that the schedule has stopped and tokens are not rotated on time."""
     for _ in range(3):
-        daemon._turn()
-    assert not daemon._supervision.health().live, "the timetable does not run"
+        daemon._step()
+    assert not daemon._supervision.health().live, "the schedule does not run"
     daemon._schedule.start()
-    daemon._beat_at = float("-inf")
+    daemon._heartbeat_at = float("-inf")
 
-    def turned() -> bool:
-        daemon._turn()
+    def is_live() -> bool:
+        daemon._step()
         return daemon._supervision.health().live
 
-    wait_until(turned, "it has rung")
+    wait_until(is_live, "there was a heartbeat")
     daemon._schedule.stop()
 
 
 @pytest.mark.parametrize(
-    ("microseconds", "pid", "each"),
+    ("microseconds", "pid", "interval"),
     [("", "", 5.0), ("60000000", "", 5.0), ("3000000", "", 1.0), ("3000000", "1", 5.0), ("-5", "", 5.0)],
 )
-def test_it_beats_three_times_within_what_the_watchdog_waits_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, microseconds: str, pid: str, each: float
+def test_there_are_three_heartbeats_within_the_time_of_the_watchdog(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, microseconds: str, pid: str, interval: float
 ) -> None:
-    """If it failed, one late beat would have a healthy daemon killed; or a watchdog meant for another be obeyed."""
+    """If it failed, systemd would kill a healthy daemon after one late heartbeat."""
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "nobody"))
     monkeypatch.setenv("WATCHDOG_USEC", microseconds)
     monkeypatch.setenv("WATCHDOG_PID", pid)
-    assert Supervision().heartbeat_interval == each
+    assert Supervision().heartbeat_interval == interval

@@ -1,4 +1,4 @@
-"""When each name is looked at next."""
+"""The schedule of the daemon."""
 
 import threading
 import time
@@ -6,18 +6,18 @@ import time
 from refresher.daemon.schedule import Schedule
 
 
-def test_a_stop_in_the_middle_of_a_ring_leaves_no_trace() -> None:
-    """If it failed, now and then a clean stop would print a trace that looks like a crash."""
-    rings, goes_on = threading.Event(), threading.Event()
+def test_a_stop_during_a_callback_prints_no_traceback() -> None:
+    """If it failed, a clean stop would sometimes print a traceback that looks like a crash."""
+    called, goes_on = threading.Event(), threading.Event()
 
-    def ring(name: str) -> None:
-        rings.set()
+    def callback(name: str) -> None:
+        called.set()
         goes_on.wait(30)
 
-    schedule = Schedule(ring)
+    schedule = Schedule(callback)
     schedule.start()
     schedule.plan("linear", time.time())
-    assert rings.wait(30)
-    # Once the stop is under way: were it slower than this, the test would pass without having seen anything.
+    assert called.wait(30)
+    # The callback must end during the stop; if the stop began later than this, the test would prove nothing.
     threading.Timer(0.2, goes_on.set).start()
-    schedule.stop()  # pytest fails a test in whose time a thread dies
+    schedule.stop()  # pytest fails a test during which a thread raises

@@ -1,4 +1,4 @@
-"""Who may rotate at the same time."""
+"""The work queue: parallel rotations and the limits of a server."""
 
 import threading
 import time
@@ -13,16 +13,16 @@ from refresher.operations.work_queue import (
     MAX_PER_SERVER,
     MAX_RUNNING,
     RATE,
-    Budget,
     Finished,
+    RateLimit,
     WorkQueue,
     run_all,
 )
 from tests.support.command import wait_until
 
 
-def test_no_more_than_promised_run_at_once_and_a_hanging_server_delays_nobody_else() -> None:
-    """If it failed, one authorization server that hangs would hold up the grants of all the others."""
+def test_the_limits_hold_and_a_server_that_hangs_delays_no_other() -> None:
+    """If it failed, one server that hangs would delay the grants of all other servers."""
     release = threading.Event()
     lock = threading.Lock()
     running: Counter[str] = Counter()
@@ -51,15 +51,15 @@ def test_no_more_than_promised_run_at_once_and_a_hanging_server_delays_nobody_el
     wait_until(lambda: len([server for server in finished if server != "hanging"]) == 200, "all others are done")
     release.set()
     runner.join(30)
-    assert results == [[job for _, job in jobs]], "results do not stand in the order of the jobs"
+    assert results == [[job for _, job in jobs]], "the results are not in the order of the jobs"
     assert most["hanging"] == MAX_PER_SERVER
     assert most["all"] <= MAX_RUNNING
 
 
 @pytest.mark.parametrize("spare", [0, 1, 3])
-def test_a_system_without_threads_still_does_every_job(monkeypatch: pytest.MonkeyPatch, spare: int) -> None:
-    """If it failed, a limit on processes would end a run while rotations are under way, and a signal kill them."""
-    # A fake: the limit itself would hit the test runner too.
+def test_every_job_runs_even_if_the_system_has_no_threads_left(monkeypatch: pytest.MonkeyPatch, spare: int) -> None:
+    """If it failed, a process limit would end a run while rotations are in progress."""
+    # A fake, because a real limit would affect pytest too.
     start = threading.Thread.start
     alive = threading.Semaphore(spare)
 
@@ -77,29 +77,29 @@ def test_a_system_without_threads_still_does_every_job(monkeypatch: pytest.Monke
     assert run_all([("one", number) for number in range(20)], work, stopping=lambda: False) == [*range(20)]
 
 
-def test_a_stop_lets_every_job_say_so_itself() -> None:
-    """If it failed, Ctrl-C would leave names without a result, or wait for a queue that never moves."""
+def test_every_job_returns_a_result_after_a_stop() -> None:
+    """If it failed, after Ctrl-C some grants would have no result, or the command would hang."""
     assert run_all([("one", number) for number in range(500)], lambda job: job, stopping=lambda: True) == [*range(500)]
 
 
-def test_a_start_with_many_due_grants_is_spread_and_a_rest_earns_a_burst() -> None:
-    """If it failed, a restart with a thousand grants would be taken for an attack by their server."""
-    budget = Budget(100.0)
+def test_requests_beyond_a_burst_are_spread() -> None:
+    """If it failed, a server would take a restart with a thousand grants for an attack."""
+    limit = RateLimit()
     now = 100.0
     asked: list[float] = []
     while len(asked) < BURST + 100:
-        now = max(now, budget.next_at(now))
-        budget.take(now)
+        now = max(now, limit.next_at(now))
+        limit.take(now)
         asked.append(now)
     assert asked[BURST - 1] == 100.0
     assert asked[-1] == pytest.approx(100.0 + 100 / RATE)
-    assert budget.next_at(now + 3600) == now + 3600
-    budget.hold(now + 7200)
-    assert budget.next_at(now + 3600) == now + 7200
+    assert limit.next_at(now + 3600) == now + 3600
+    limit.hold(now + 7200)
+    assert limit.next_at(now + 3600) == now + 7200
 
 
-def test_a_server_beyond_its_budget_keeps_nobody_else_waiting_and_all_get_their_turn() -> None:
-    """If it failed, one server's many grants would delay the others', or some would never be rotated."""
+def test_a_server_at_its_limit_does_not_delay_another_and_all_its_jobs_run() -> None:
+    """If it failed, the many grants of one server would delay others, or some would never be rotated."""
     ended: SimpleQueue[Finished[str, str]] = SimpleQueue()
     queue: WorkQueue[str, str] = WorkQueue(lambda job: job, ended.put)
     for number in range(BURST + 5):
@@ -118,15 +118,15 @@ def test_a_server_beyond_its_budget_keeps_nobody_else_waiting_and_all_get_their_
 
     wait_until(lambda: turn() or len(done) >= BURST, "the burst is over")
     queue.put("other", "other-0")
-    wait_until(lambda: turn() or "other-0" in done, "the other server has its turn")
-    assert len(done) < BURST + 6, "there is no budget"
-    wait_until(turn, "all have had their turn")
+    wait_until(lambda: turn() or "other-0" in done, "the job of the other server has run")
+    assert len(done) < BURST + 6, "the limit does not hold"
+    wait_until(turn, "all jobs have run")
     assert "held-0" not in done
     assert sorted(done) == sorted([*(f"many-{number}" for number in range(BURST + 5)), "other-0"])
 
 
-def test_a_server_that_was_slow_has_one_place_until_it_is_quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If it failed, a few servers that hang would take all places from the rest."""
+def test_a_slow_server_gets_one_job_at_a_time_until_it_is_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If it failed, a few servers that hang would use up the limit for all servers."""
     monkeypatch.setattr(work_queue, "_SLOW", 0.0)
     ended: SimpleQueue[Finished[int, int]] = SimpleQueue()
     release = threading.Semaphore(0)
@@ -144,15 +144,15 @@ def test_a_server_that_was_slow_has_one_place_until_it_is_quick(monkeypatch: pyt
     release.release()
     queue.done(ended.get(timeout=30))
     queue.start_jobs()
-    assert len(queue.running()) == MAX_PER_SERVER, "it was quick, and is not trusted again"
+    assert len(queue.running()) == MAX_PER_SERVER, "the server was fast, and still counts as slow"
     assert queue.drop_waiting()
     while queue.running():
         release.release()
         queue.done(ended.get(timeout=30))
 
 
-def test_what_is_put_first_is_begun_first() -> None:
-    """If it failed, a demand would wait behind a thousand rotations that nobody waits for."""
+def test_a_job_that_is_put_first_starts_first() -> None:
+    """If it failed, a demand of an agent would wait behind a thousand scheduled rotations."""
     ended: SimpleQueue[Finished[str, str]] = SimpleQueue()
     queue: WorkQueue[str, str] = WorkQueue(lambda job: job, ended.put)
     for number in range(MAX_PER_SERVER + 5):

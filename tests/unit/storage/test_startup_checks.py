@@ -1,4 +1,4 @@
-"""On what the directories lie, and what a person is told of it."""
+"""Warnings about the file systems and permissions of the directories."""
 
 import os
 from pathlib import Path
@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 from refresher.storage.directories import Directories
-from refresher.storage.startup_checks import cautions, file_system, tell
+from refresher.storage.startup_checks import file_system, find_risks, warn
 from tests.conftest import need
 from tests.support.fake_state import directories
 from tests.support.parts import mounted, no_mounts
 
-# As a kernel printed them: a bind mount, an odd name, shared and private ones, NFS, a share, and one mounted over.
+# Printed by a real kernel: a bind mount, an unusual name, shared and private mounts, NFS, a share, and an overmount.
 MOUNTINFO = r"""22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/root rw,errors=remount-ro
 23 22 0:21 / /proc rw,nosuid,nodev,noexec,relatime shared:12 - proc proc rw
 30 22 0:26 / /var/tmp rw,nosuid,nodev shared:3 - tmpfs tmpfs rw,size=1024k
@@ -38,57 +38,58 @@ garbage
         ((22, 1), None),
     ],
 )
-def test_the_kind_of_a_file_system_is_what_the_kernel_says(device: tuple[int, int], expected: str | None) -> None:
-    """If it failed, people would be warned about the wrong directory, or not at all."""
+def test_the_type_of_a_file_system_is_read_from_mountinfo(device: tuple[int, int], expected: str | None) -> None:
+    """If it failed, refresher would warn about the wrong directory, or about none."""
     assert file_system(os.makedev(*device), MOUNTINFO) == expected
     assert file_system(os.makedev(*device), "") is None
 
 
-def _claiming(path: Path, filesystem: str) -> str:
-    """Return what a kernel would say if ``path`` lay on that: there is no server for one here, hence a fake."""
+def _mountinfo(path: Path, filesystem: str) -> str:
+    """Return a fake mountinfo with ``path`` on that file system: the tests have no server for a real one."""
     device = path.stat().st_dev
     return f"22 1 {os.major(device)}:{os.minor(device)} / / rw - {filesystem} source rw\n"
 
 
 @pytest.mark.parametrize("filesystem", ["nfs", "nfs4", "cifs", "smb3", "9p", "fuse.sshfs", "ceph", "virtiofs"])
-def test_grants_on_a_network_file_system_are_warned_about(tmp_path: Path, filesystem: str) -> None:
-    """If it failed, two machines would spend one refresh token, and nobody had been told that they may."""
-    (caution,) = cautions(directories(tmp_path), _claiming(tmp_path, filesystem))
-    assert f"grants is on a network file system ({filesystem})" in caution
+def test_grants_on_a_network_file_system_cause_a_warning(tmp_path: Path, filesystem: str) -> None:
+    """If it failed, two machines could spend the same refresh token without a warning before."""
+    (risk,) = find_risks(directories(tmp_path), _mountinfo(tmp_path, filesystem))
+    assert f"grants is on a network file system ({filesystem})" in risk
 
 
 @pytest.mark.parametrize("filesystem", ["ext4", "btrfs", "xfs", "overlay", "fuse.lxcfs"])
-def test_an_ordinary_disk_is_no_news(tmp_path: Path, filesystem: str) -> None:
-    """If it failed, warnings that mean nothing would teach people to read none."""
-    assert cautions(directories(tmp_path), _claiming(tmp_path, filesystem)) == []
-    assert cautions(directories(tmp_path), "") == []
+def test_an_ordinary_disk_causes_no_warning(tmp_path: Path, filesystem: str) -> None:
+    """If it failed, people would learn to ignore warnings."""
+    assert find_risks(directories(tmp_path), _mountinfo(tmp_path, filesystem)) == []
+    assert find_risks(directories(tmp_path), "") == []
 
 
-@pytest.mark.parametrize("made", [True, False], ids=["the spill directory is there", "it is made when it is needed"])
-def test_a_spill_directory_in_memory_is_warned_about_once(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, made: bool
+@pytest.mark.parametrize("exists", [True, False], ids=["the spill directory exists", "it is created later"])
+def test_a_spill_directory_in_memory_causes_one_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, exists: bool
 ) -> None:
-    """If it failed, the place of last resort would forget a refresh token with the next restart."""
+    """If it failed, a refresh token saved there would be lost at the next restart, without a warning before."""
     need(no_mounts())
     with mounted(tmp_path / "memory", "size=64k"):
         spill = tmp_path / "memory/deep/spill"
-        if made:
+        if exists:
             spill.mkdir(parents=True, mode=0o700)
         state = tmp_path / "state"
         there = Directories(state=state, tokens=state / "tokens", demands=state / "demands", spill=spill)
         there.ensure()
+        warned: set[str] = set()
         for _ in range(2):
-            tell(there)
+            warn(there, warned)
         (line,) = caplog.messages
     assert f"{spill} is in memory (tmpfs)" in line
 
 
-def test_a_parent_that_anybody_can_write_is_warned_about(tmp_path: Path) -> None:
-    """If it failed, anybody on the machine could take the grants away, though nobody else can look into them."""
+def test_a_parent_directory_that_anybody_can_write_causes_a_warning(tmp_path: Path) -> None:
+    """If it failed, any user of the machine could replace the grants, without a warning before."""
     made = directories(tmp_path)
     for mode, expected in ((0o777, 1), (0o1777, 0), (0o775, 0)):
         tmp_path.chmod(mode)
-        said = cautions(made, "")
-        assert len(said) == expected
-        assert all(f"anybody can write in {tmp_path}" in caution for caution in said)
+        risks = find_risks(made, "")
+        assert len(risks) == expected
+        assert all(f"anybody can write in {tmp_path}" in risk for risk in risks)
     tmp_path.chmod(0o700)
