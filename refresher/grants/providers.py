@@ -68,14 +68,7 @@ PROFILES: Final = (
     ),
     Profile(
         "Exact Online",
-        (
-            ".exactonline.com",
-            ".exactonline.nl",
-            ".exactonline.be",
-            ".exactonline.de",
-            ".exactonline.fr",
-            ".exactonline.co.uk",
-        ),
+        tuple(f".exactonline.{domain}" for domain in ("com", "nl", "be", "de", "fr", "co.uk")),
         "laravel-exact-online#31: 400 'Rate limit exceeded: access_token not expired'",
         refuses_early=True,
     ),

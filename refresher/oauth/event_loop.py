@@ -40,16 +40,7 @@ class RequestLoop(asyncio.SelectorEventLoop):
         # A loop that wakes up twice a second recognises a stop by a longer gap.
         self.call_later(_TICK, self._tick)
 
-    async def getaddrinfo(
-        self,
-        host: Any,
-        port: Any,
-        *,
-        family: int = 0,
-        type: int = 0,  # noqa: A002  asyncio's own signature
-        proto: int = 0,
-        flags: int = 0,
-    ) -> Any:
+    async def getaddrinfo(self, *host_and_port: Any, **options: Any) -> Any:
         """Resolve like ``socket.getaddrinfo``, in a thread that the end of the loop does not wait for."""
         resolved: asyncio.Future[Any] = self.create_future()
 
@@ -63,7 +54,7 @@ class RequestLoop(asyncio.SelectorEventLoop):
         def resolve() -> None:
             result, failure = None, None
             try:
-                result = socket.getaddrinfo(host, port, family, type, proto, flags)
+                result = socket.getaddrinfo(*host_and_port, **options)
             except (OSError, UnicodeError, ValueError) as error:
                 failure = error
             with suppress(RuntimeError):  # the loop has ended

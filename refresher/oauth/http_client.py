@@ -51,8 +51,18 @@ class PostResult:
         self.certificate_refused = False
         """Whether the server ended the TLS handshake because it requires a client certificate that it accepts."""
         self._secrets = secrets
-        self._errors: list[BaseException] = []
-        # Errors on the way, newest first: when writing fails, httpx goes on to read and drops the first error.
+
+    async def receive(self, response: httpx.Response) -> None:
+        """Read the response, up to the size limit of a body."""
+        self.headers = {name.lower(): value for name, value in response.headers.items()}
+        self.status = response.status_code
+        # Raw bytes: if the server labels the encoding wrongly, a decoder would lose the only copy of a token.
+        async for chunk in response.aiter_raw():
+            self.body += chunk[: _MAX_BODY - len(self.body)]
+            if len(self.body) >= _MAX_BODY:
+                return
+        # Without a length, the end of the body looks like a broken connection. Only JSON shows its own end.
+        self.complete = not self.headers.keys().isdisjoint(("content-length", "transfer-encoding"))
 
     def outcome(self) -> Outcome:
         """Return what the answer means. Call it only if there is one (``status`` is set)."""
@@ -95,76 +105,46 @@ def post(
     """
     secrets = (client.refresh_token, client.access_token, client.client_secret, *secrets)
     result = PostResult(secrets)
-    try:
-        # The record may have been edited since the import (I8).
-        urls.check_endpoint(url)
-    except urls.InvalidURL as error:
-        result.error = f"the {endpoint_name} {error}"
-        return result
-    result.error = connection_errors.too_slow(url, timeout)
-    try:
-        anyio.run(
-            _post,
-            client,
-            url,
-            fields,
-            ca_file,
-            timeout,
-            before_first_byte,
-            result,
-            backend_options={"loop_factory": RequestLoop},
-        )
-    except ConfigError as error:
-        result.error = str(error)  # refresher's own text: no secrets, but paths that a mask would hide
-    except Exception as error:  # noqa: BLE001  any error of the transport: what was sent decides
-        errors = (error, *result._errors)  # noqa: SLF001  same module
-        result.error = connection_errors.reason(errors, secrets, url)
-        result.certificate_refused = connection_errors.refuses_certificate(errors)
-    return result
+    # Newest first: when writing fails, httpx goes on to read and drops the first error.
+    errors: list[BaseException] = []
 
-
-async def _post(
-    client: Grant,
-    url: str,
-    fields: dict[str, str],
-    ca_file: str | None,
-    timeout: float,
-    before_first_byte: Callable[[], None],
-    result: PostResult,
-) -> None:
     async def trace(event: str, info: dict[str, Any]) -> None:
         if event.endswith(".failed"):
-            result._errors.insert(0, info["exception"])  # noqa: SLF001  same module
+            errors.insert(0, info["exception"])
         # The CONNECT request to a proxy is traced too, but it contains no token.
         if event.endswith("send_request_headers.started") and info["request"].method == b"POST":
             before_first_byte()
             result.sent_at = clocks.now()
 
-    parts = urlsplit(url)
-    body, headers = build_request(client, fields, clocks.now().wall)
-    verify = (
-        ssl_context(ca_file, client_cert=client.client_cert, client_key=client.client_key)
-        if parts.scheme == "https"
-        else False
-    )
-    with anyio.move_on_after(timeout):
-        async with (
-            httpx.AsyncClient(
-                verify=verify,
-                # httpx itself rejects IPv6 networks in NO_PROXY, and quotes proxy passwords in its errors.
-                trust_env=False,
-                proxy=build_proxy(parts.scheme, parts.hostname or "", httpx.Proxy),
-                follow_redirects=False,
-                timeout=httpx.Timeout(timeout, connect=min(_CONNECT_TIMEOUT, timeout)),
-            ) as http,
-            http.stream("POST", url, content=body, headers=headers, extensions={"trace": trace}) as response,
-        ):
-            result.headers = {name.lower(): value for name, value in response.headers.items()}
-            result.status = response.status_code
-            # Raw bytes: if the server labels the encoding wrongly, a decoder would lose the only copy of a token.
-            async for chunk in response.aiter_raw():
-                result.body += chunk[: _MAX_BODY - len(result.body)]
-                if len(result.body) >= _MAX_BODY:
-                    return
-            # Without a length, the end of the body looks like a broken connection. Only JSON shows its own end.
-            result.complete = not result.headers.keys().isdisjoint(("content-length", "transfer-encoding"))
+    async def send() -> None:
+        body, headers = build_request(client, fields, clocks.now().wall)
+        parts = urlsplit(url)
+        tls = parts.scheme == "https"
+        with anyio.move_on_after(timeout):
+            async with (
+                httpx.AsyncClient(
+                    verify=tls and ssl_context(ca_file, client_cert=client.client_cert, client_key=client.client_key),
+                    # httpx itself rejects IPv6 networks in NO_PROXY, and quotes proxy passwords in its errors.
+                    trust_env=False,
+                    proxy=build_proxy(parts.scheme, parts.hostname or "", httpx.Proxy),
+                    follow_redirects=False,
+                    timeout=httpx.Timeout(timeout, connect=min(_CONNECT_TIMEOUT, timeout)),
+                ) as http,
+                http.stream("POST", url, content=body, headers=headers, extensions={"trace": trace}) as response,
+            ):
+                await result.receive(response)
+
+    try:
+        # The record may have been edited since the import (I8).
+        urls.check_endpoint(url)
+        result.error = connection_errors.too_slow(url, timeout)
+        anyio.run(send, backend_options={"loop_factory": RequestLoop})
+    except urls.InvalidURL as error:
+        result.error = f"the {endpoint_name} {error}"
+    except ConfigError as error:
+        result.error = str(error)  # refresher's own text: no secrets, but paths that a mask would hide
+    except Exception as error:  # noqa: BLE001  any error of the transport: what was sent decides
+        errors.insert(0, error)
+        result.error = connection_errors.reason(errors, secrets, url)
+        result.certificate_refused = connection_errors.refuses_certificate(errors)
+    return result

@@ -23,15 +23,8 @@ _SECRET_METHODS: Final = ("client_secret_basic", "client_secret_post")
 _TLS_METHODS: Final = ("tls_client_auth", "self_signed_tls_client_auth")
 _METHODS: Final = get_args(AuthMethod)
 _PRINTABLE: Final = (
-    "client_id",
-    "refresh_token",
-    "client_secret",
-    "private_key_id",
-    "token_endpoint_auth_signing_alg",
-    "access_token",
-    "token_type",
-    "scope",
-    "resource",
+    *("client_id", "client_secret", "private_key_id", "token_endpoint_auth_signing_alg", "resource", "scope"),
+    *("refresh_token", "access_token", "token_type"),
 )
 
 
@@ -103,38 +96,26 @@ def parse(name: str, data: bytes, now: Moment) -> Grant:
     for key in ("issuer", "revocation_endpoint"):
         if (address := getattr(request, key)) is not None:
             _url(urls.check_endpoint, key, address)
-    expires_at = _expires_at(request, now)
-    method = _method(request)
+    fields = {key: getattr(request, key) for key in ImportRequest.__struct_fields__ if key in Grant.__struct_fields__}
+    fields |= {key: _path(fields[key]) for key in ("private_key_file", "client_cert", "client_key")}
+    fields |= {
+        "token_endpoint": _url(urls.check_endpoint, "token_endpoint", request.token_endpoint),
+        "expires_at": _expires_at(request, now),
+        "token_endpoint_auth_method": _method(request),
+        "origins": origins,
+        "replay": _replay(request.replay),
+        "max_age": None if request.max_age is None else _duration("max_age", request.max_age),
+        "token_type": auth_scheme(request.token_type),
+    }
     grant = Grant(
+        **fields,
         name=name,
         grant_id=uuid.uuid4().hex,
         generation=0,
         begun_from=NO_RECORD,
-        issuer=request.issuer,
-        token_endpoint=_url(urls.check_endpoint, "token_endpoint", request.token_endpoint),
-        revocation_endpoint=request.revocation_endpoint,
-        client_id=request.client_id,
-        client_secret=request.client_secret,
-        token_endpoint_auth_method=method,
-        private_key_file=_path(request.private_key_file),
-        private_key_id=request.private_key_id,
-        token_endpoint_auth_signing_alg=request.token_endpoint_auth_signing_alg,
-        client_cert=_path(request.client_cert),
-        client_key=_path(request.client_key),
-        refresh_token=request.refresh_token,
-        scope=request.scope,
         asked_scope=request.scope,
-        resource=request.resource,
-        send_resource=request.send_resource,
-        server_url=request.server_url,
-        origins=origins,
-        replay=_replay(request.replay),
-        max_age=None if request.max_age is None else _duration("max_age", request.max_age),
-        access_token=request.access_token,
-        token_type=auth_scheme(request.token_type),
         issued_at=now.wall,
         issued=now,
-        expires_at=expires_at,
         authorized_at=now.wall,
         not_before=None if request.refresh_token is None else not_before(request.refresh_token.reveal(), now.wall),
     )

@@ -1,4 +1,4 @@
-"""Answers that are lost, late, broken or endless, from real sockets."""
+"""Lost, late, broken and endless answers, from real sockets."""
 
 import json
 import socket
@@ -59,8 +59,8 @@ def _hang(connection: socket.socket, _: bytes) -> None:
         (_send(_http(b"\x1f\x8bno gzip", b"Content-Encoding: gzip")), Unreadable),
     ],
 )
-def test_each_ending_of_a_connection_is_judged_by_what_was_sent_and_came(answer: Answer, kind: type) -> None:
-    """If it failed, a lost answer would be taken for a request that was never sent, and a spent token sent again."""
+def test_the_outcome_depends_on_what_was_sent_and_received(answer: Answer, kind: type) -> None:
+    """If it failed, a lost answer would look like an unsent request, and a used refresh token would be sent again."""
     with RawServer(answer) as server:
         hooks = Recording()
         answered = _exchange(server, hooks)
@@ -70,8 +70,8 @@ def test_each_ending_of_a_connection_is_judged_by_what_was_sent_and_came(answer:
     assert answered.first_sent is not None
 
 
-def test_an_answer_in_gzip_that_nobody_asked_for_is_read() -> None:
-    """If it failed, a proxy that compresses everything would put every rotation in doubt."""
+def test_an_unrequested_gzip_answer_is_read() -> None:
+    """If it failed, every rotation behind a compressing proxy would be in doubt."""
     import gzip
 
     with RawServer(_send(_http(gzip.compress(GOOD), b"Content-Encoding: gzip"))) as server:
@@ -79,8 +79,8 @@ def test_an_answer_in_gzip_that_nobody_asked_for_is_read() -> None:
     assert b"accept-encoding: identity" in server.requests[0].lower()
 
 
-def test_a_connection_that_is_refused_sent_nothing() -> None:
-    """If it failed, a server's restart would put its grants in doubt."""
+def test_a_refused_connection_counts_as_not_sent() -> None:
+    """If it failed, the restart of a server would put its grants in doubt."""
     with RawServer(_send(b"")) as server:
         pass
     hooks = Recording()
@@ -89,8 +89,8 @@ def test_a_connection_that_is_refused_sent_nothing() -> None:
     assert (hooks.marks, answered.first_sent) == (0, None)
 
 
-def test_where_the_mark_cannot_be_set_nothing_is_sent() -> None:
-    """If it failed, a request could leave without the trace by which a crash is understood (I1)."""
+def test_nothing_is_sent_if_the_mark_cannot_be_written() -> None:
+    """If it failed, a request could be sent without the mark that recovery needs after a crash (I1)."""
     with RawServer(_send(_http(GOOD))) as server:
         answered = _exchange(server, Recording(OSError(5, "Input/output error")))
     assert isinstance(answered.outcome, NotSent)
@@ -98,8 +98,8 @@ def test_where_the_mark_cannot_be_set_nothing_is_sent() -> None:
 
 
 @pytest.mark.parametrize("where", ["never", "headers", "body"])
-def test_one_deadline_holds_over_everything(where: str) -> None:
-    """If it failed, a server that sends a byte a second would hold a grant's lock for ever."""
+def test_one_deadline_covers_the_whole_request(where: str) -> None:
+    """If it failed, a server that sends one byte per second would hold the lock of a grant for ever."""
 
     def drip(connection: socket.socket, request: bytes) -> None:
         if where == "never":
@@ -109,16 +109,16 @@ def test_one_deadline_holds_over_everything(where: str) -> None:
         )
         while True:
             connection.sendall(b"x")
-            time.sleep(0.05)  # the fault itself, not a wait
+            time.sleep(0.05)  # the fault under test, not a wait
 
     with RawServer(drip) as server:
         answered = _exchange(server, deadline=1.0)
     assert isinstance(answered.outcome, Unreadable if where == "body" else Ambiguous)
 
 
-def test_a_resolver_that_hangs_does_not_outlast_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If it failed, a dead name server would hold a grant's lock longer than others wait for it."""
-    # A fake: no resolver on loopback can be made to hang by configuration.
+def test_the_deadline_also_covers_a_resolver_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If it failed, a dead name server would hold the lock of a grant longer than others wait for it."""
+    # A fake, because no configuration makes a resolver on loopback hang.
     release = threading.Event()
     real = socket.getaddrinfo
 
@@ -143,7 +143,7 @@ def test_a_resolver_that_hangs_does_not_outlast_the_deadline(monkeypatch: pytest
     assert [type(answered.outcome) for answered in done] == [NotSent]
 
 
-def test_a_body_without_end_is_cut_and_kept() -> None:
+def test_an_endless_body_is_truncated_and_saved() -> None:
     """If it failed, a server could fill the memory, or the start of its answer would be lost."""
 
     def flood(connection: socket.socket, _: bytes) -> None:
@@ -159,7 +159,7 @@ def test_a_body_without_end_is_cut_and_kept() -> None:
 
 
 def test_a_redirect_is_not_followed() -> None:
-    """If it failed, whoever can answer for a token endpoint once could send refresh tokens anywhere (I8)."""
+    """If it failed, one forged answer of a token endpoint could send refresh tokens to any server (I8)."""
     with RawServer(_send(_http(GOOD))) as thief:
         location = b"Location: " + thief.token_endpoint.encode()
         for status in (b"301 Moved", b"302 Found", b"307 Temporary Redirect", b"308 Permanent Redirect"):
@@ -175,16 +175,16 @@ def _once_then(first: Answer, then: Answer) -> Answer:
 
 @pytest.mark.parametrize(("replay", "requests"), [(None, 2), (30.0, 2), (0.0, 1)])
 def test_a_lost_answer_is_replayed_only_where_the_server_allows_it(replay: float | None, requests: int) -> None:
-    """If it failed, a spent token would be sent again to a server that revokes for it, or a grace be wasted (I1)."""
+    """If it failed, a used token would be sent to a server that then revokes the grant, or a grace period would be wasted (I1)."""
     with RawServer(_once_then(_send(b""), _send(_http(GOOD)))) as server:
         answered = _exchange(server, replay=replay)
     assert len(server.requests) == requests
     assert type(answered.outcome) is (TokensIssued if requests == 2 else Ambiguous)
 
 
-def test_a_grace_that_ends_on_the_way_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If it failed, a slow connection would carry a spent token to a server that revokes for it (I1)."""
-    # A fake clock: what passes is the time between the decision to replay and the first byte.
+def test_no_replay_after_the_grace_period_ended_during_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If it failed, a slow connection would send a used token to a server that then revokes the grant (I1)."""
+    # A fake clock: the time passes between the decision to replay and the first byte.
     late = [0.0]
     real = clocks.now
 
@@ -207,31 +207,31 @@ def test_a_grace_that_ends_on_the_way_is_not_used(monkeypatch: pytest.MonkeyPatc
         server.token_endpoint = server.token_endpoint.replace("127.0.0.1", "localhost")
         live = real().wall
         answered = _exchange(server, replay=30.0, issued_at=live, expires_at=live + 3600)
-    assert len(lookups) == 2, "no replay was begun"
+    assert len(lookups) == 2, "no replay was started"
     assert len(server.requests) == 1
     assert isinstance(answered.outcome, Ambiguous)
 
 
-def test_a_replay_comes_within_the_same_deadline() -> None:
-    """If it failed, a first attempt that hangs would leave no time for the replay that would save the grant."""
+def test_a_replay_shares_the_deadline() -> None:
+    """If it failed, a first request that hangs would leave no time for the replay that saves the grant."""
     with RawServer(_once_then(_hang, _send(_http(GOOD)))) as server:
         answered = _exchange(server, replay=None, deadline=4.0)
     assert isinstance(answered.outcome, TokensIssued)
     assert len(server.requests) == 2
 
 
-def test_an_unreadable_answer_is_kept_before_a_replay_is_refused() -> None:
-    """If it failed, the only copy of a new refresh token would be dropped for a verdict on the old one (I6)."""
+def test_an_unreadable_answer_is_saved_before_the_replay() -> None:
+    """If it failed, a rejected replay would drop the only copy of a new refresh token (I6)."""
     refusal = _http(b'{"error": "invalid_grant"}', status=b"400 Bad Request")
     hooks = Recording()
     with RawServer(_once_then(_send(_http(GOOD[:40], length=len(GOOD))), _send(refusal))) as server:
         answered = _exchange(server, hooks, replay=None)
     assert hooks.answers == [GOOD[:40]]
     assert isinstance(answered.outcome, GrantRejected)
-    assert answered.doubt is not None, "the verdict would not say that the rotation was lost"
+    assert answered.doubt is not None, "the rejection would not say that the rotation was lost"
 
 
-def test_a_replay_that_settles_nothing_leaves_the_doubt() -> None:
+def test_a_replay_that_settles_nothing_keeps_the_doubt() -> None:
     """If it failed, a 503 to the replay would hide that the first answer was lost (I1)."""
     with RawServer(_once_then(_send(b""), _send(_http(b"", status=b"503 Busy")))) as server:
         answered = _exchange(server, replay=None)
@@ -248,10 +248,10 @@ def test_a_replay_that_settles_nothing_leaves_the_doubt() -> None:
         (300.0, True, GrantRejected),
     ],
 )
-def test_a_server_that_refuses_early_is_believed_when_its_token_has_ended(
+def test_a_server_that_refuses_early_can_reject_only_after_the_expiry(
     since_expiry: float, demanded: bool, kind: type
 ) -> None:
-    """If it failed, a good grant would be given up at the instant of expiry, or for one agent's false demand."""
+    """If it failed, a valid grant would be ended at the expiry of its token, or by one false demand."""
     refusal = _http(b'{"error": "invalid_grant"}', status=b"400 Bad Request")
     expires_at = clocks.now().wall - since_expiry
     with RawServer(_send(refusal)) as server:
@@ -261,5 +261,5 @@ def test_a_server_that_refuses_early_is_believed_when_its_token_has_ended(
         answered = request_tokens(sent, ca_file=None, hooks=Recording(), demanded=demanded)
     assert type(answered.outcome) is kind
     assert getattr(answered.outcome, "refusal", False) is (demanded and kind is TooEarly), (
-        "nobody would ever hear of it"
+        "it would never be reported to a person"
     )

@@ -1,4 +1,4 @@
-"""The private record's bytes prove that they are whole."""
+"""The encoding of the private record: what is read back, and what is detected as damaged."""
 
 import hashlib
 
@@ -25,15 +25,15 @@ TOMBSTONE = Tombstone(
 
 
 @pytest.mark.parametrize("record", [FULL, grant(), TOMBSTONE], ids=["full", "healthy", "tombstone"])
-def test_a_record_comes_back_as_it_was(record: Tombstone) -> None:
-    """If it failed, a rotation would lose a part of the grant."""
+def test_a_record_is_read_back_unchanged(record: Tombstone) -> None:
+    """If it failed, a rotation would lose part of the grant."""
     data, checksum = encode(record)
     assert decode(data, "linear").record == record
     assert decode(data, "linear").checksum == checksum
 
 
 def test_a_record_of_an_old_release_is_read() -> None:
-    """If it failed, an upgrade would cost every login."""
+    """If it failed, every grant would need a new login after an upgrade."""
     raw = msgspec.json.encode(grant(refresh_token=None, access_token=None)).replace(b'"issued":null,', b"", 1)
     data = b'{"version":1,"checksum":"%s","record":%s}\n' % (hashlib.sha256(raw).hexdigest().encode(), raw)
     assert b'"issued":' not in data
@@ -41,8 +41,8 @@ def test_a_record_of_an_old_release_is_read() -> None:
 
 
 @given(st.integers(0, len(encode(FULL)[0]) - 2), st.integers(1, 255))
-def test_a_changed_byte_is_noticed(position: int, change: int) -> None:
-    """If it failed, a damaged refresh token would be sent, and a server would take it for an attack."""
+def test_a_changed_byte_is_detected(position: int, change: int) -> None:
+    """If it failed, refresher would send a damaged refresh token, and the server could revoke the grant."""
     data = bytearray(encode(FULL)[0])
     data[position] ^= change
     try:
@@ -53,16 +53,16 @@ def test_a_changed_byte_is_noticed(position: int, change: int) -> None:
 
 
 @given(st.integers(0, len(encode(FULL)[0]) - 2), st.booleans())
-def test_a_torn_record_is_noticed(length: int, padded: bool) -> None:
-    """If it failed, half a record would be adopted after a crash."""
+def test_a_truncated_record_is_detected(length: int, padded: bool) -> None:
+    """If it failed, recovery after a crash would adopt half a record."""
     data = encode(FULL)[0][:length]
     with pytest.raises(GrantFileError):
         decode(data + bytes(65536) if padded else data, "linear")
 
 
 @given(st.binary())
-def test_no_bytes_raise_anything_else(data: bytes) -> None:
-    """If it failed, one broken grant file would keep the others from their rotation."""
+def test_invalid_data_raises_only_grant_file_error(data: bytes) -> None:
+    """If it failed, one damaged grant file would stop the rotation of all grants."""
     with pytest.raises(GrantFileError):
         decode(data, "linear")
 
@@ -77,14 +77,14 @@ def test_no_bytes_raise_anything_else(data: bytes) -> None:
         (encode(grant(name="notion"))[0], "notion"),
     ],
 )
-def test_a_person_learns_what_is_wrong_with_a_record(data: bytes, words: str) -> None:
-    """If it failed, nobody could tell a newer version's record from a torn one."""
+def test_the_error_says_what_is_wrong_with_a_record(data: bytes, words: str) -> None:
+    """If it failed, a record of a newer version would look like a damaged one."""
     with pytest.raises(GrantFileError, match=words):
         decode(data, "linear")
 
 
-def test_only_the_last_spent_tokens_are_remembered_and_none_twice() -> None:
-    """If it failed, records would grow for ever, or forget what was spent yesterday."""
+def test_the_latest_used_tokens_are_remembered_once_each() -> None:
+    """If it failed, records would grow without limit, or forget recently used refresh tokens."""
     spent: tuple[str, ...] = ()
     for number in range(MAX_SPENT + 10):
         spent = with_spent(spent, Secret(f"token-{number}"))
@@ -95,7 +95,7 @@ def test_only_the_last_spent_tokens_are_remembered_and_none_twice() -> None:
     assert Secret("token-0").fingerprint() not in spent
 
 
-def test_the_largest_record_fits_into_the_space_that_is_reserved() -> None:
-    """If it failed, a record could outgrow its reservation, and a full disk would lose a token after the spend."""
+def test_the_largest_record_fits_into_the_reserved_space() -> None:
+    """If it failed, a full disk could lose a new refresh token, because the record needs more than the reserved space."""
     full = msgspec.structs.replace(FULL, spent=tuple("f" * 32 for _ in range(MAX_SPENT)))
     assert len(encode(full)[0]) < 64 * 1024

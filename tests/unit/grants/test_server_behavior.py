@@ -1,4 +1,4 @@
-"""How a server behaves: by what was seen, by what its grant says, by what is known of its kind."""
+"""The behavior of a server: observations come before settings, and settings before profiles."""
 
 import re
 from typing import Any
@@ -19,7 +19,7 @@ DAY = 86400.0
 
 
 def entra(**changes: Any) -> Any:
-    """Return a grant at Entra that says nothing of its server's ways."""
+    """Return a grant at Entra without settings for the behavior of its server."""
     import msgspec
 
     fields = {
@@ -33,7 +33,7 @@ def entra(**changes: Any) -> Any:
 
 @pytest.mark.parametrize("profile", PROFILES, ids=lambda profile: profile.name)
 def test_each_profile_has_a_source_and_changes_something(profile: Profile) -> None:
-    """If it failed, a claim would stand there that nobody can check, or that is only decoration."""
+    """If it failed, a profile would contain a claim without a source, or no effect."""
     assert re.search(r"[\w-]+\.\w+|#\d+|\w+/\w+", profile.source)
     assert profile._replace(name="", hosts=(), source="") != UNKNOWN._replace(name="", source="")
     assert profile.hosts
@@ -55,13 +55,13 @@ def test_each_profile_has_a_source_and_changes_something(profile: Profile) -> No
         ("https://as.example/token?x=https://slack.com", None, "unknown"),
     ],
 )
-def test_a_profile_is_found_by_the_host_alone(token_endpoint: str, issuer: str | None, name: str) -> None:
-    """If it failed, another server would be given a grace that it does not have."""
+def test_a_profile_is_found_by_the_host_only(token_endpoint: str, issuer: str | None, name: str) -> None:
+    """If it failed, a server could get the grace period of another one."""
     assert find_profile(token_endpoint, issuer).name == name
 
 
-def test_what_was_seen_beats_what_the_grant_says_and_that_beats_what_is_known() -> None:
-    """If it failed, neither a person nor experience could correct a wrong profile."""
+def test_observations_come_before_settings_and_settings_before_profiles() -> None:
+    """If it failed, neither a setting nor an observation could correct a wrong profile."""
     assert server_behavior.grace_period(entra()) is None
     assert server_behavior.grace_period(entra(replay=0.0)) == 0.0
     assert server_behavior.grace_period(entra(replay=30.0)) == 30.0
@@ -82,16 +82,16 @@ def test_what_was_seen_beats_what_the_grant_says_and_that_beats_what_is_known() 
     assert server_behavior.scope_to_send(entra(scope=None)) is None
 
 
-def test_a_token_of_unknown_life_lives_as_long_as_is_known_of_its_server() -> None:
-    """If it failed, a token whose server tells no lifetime would be replaced far too often, or too late."""
+def test_an_unknown_lifetime_comes_from_the_profile() -> None:
+    """If it failed, a token without expires_in would be replaced too often or too late."""
     github = {"token_endpoint": "https://github.com/login/oauth/access_token", "expires_at": None}
     assert policy.expected_expiry(grant(**github)) == NOON + 8 * 3600
     assert policy.expected_expiry(grant(**github, max_age=600.0)) == NOON + 600
     assert policy.expected_expiry(grant(expires_at=None)) == NOON + policy.DEFAULT_MAX_AGE
 
 
-def test_where_a_rotation_ends_the_token_in_use_it_comes_later() -> None:
-    """If it failed, agents would be handed 401s more often than needed."""
+def test_a_rotation_that_revokes_the_token_in_use_comes_later() -> None:
+    """If it failed, agents would get a 401 more often than necessary."""
     usual = policy.due_at(grant()) - NOON
     github = policy.due_at(grant(token_endpoint="https://github.com/login/oauth/access_token")) - NOON
     assert usual < 0.75 * 3600 + 1 < github < 3600
@@ -100,14 +100,14 @@ def test_where_a_rotation_ends_the_token_in_use_it_comes_later() -> None:
 @pytest.mark.parametrize(
     "known", [{"refuses_early": True}, {"token_endpoint": "https://start.exactonline.nl/api/oauth2/token"}]
 )
-def test_where_an_early_refresh_is_refused_it_is_due_at_the_end(known: dict[str, Any]) -> None:
-    """If it failed, each rotation would begin with a refusal, and some servers count those."""
+def test_a_server_that_refuses_early_is_asked_at_the_expiry(known: dict[str, Any]) -> None:
+    """If it failed, every rotation would start with a refusal, and some servers count refusals."""
     assert policy.due_at(grant(**known)) == NOON + 3600
     assert policy.decide(grant(**known), at(NOON + 3590), horizon=70.0) == Wait("not_due", NOON + 3600)
 
 
-def test_a_refresh_token_that_says_when_it_may_be_used_is_not_used_before() -> None:
-    """If it failed, rauthy would end all logins of the user for one early refresh."""
+def test_a_refresh_token_is_not_used_before_its_nbf() -> None:
+    """If it failed, rauthy would end all logins of the user after one early refresh."""
     held = grant(not_before=NOON + 3540)
     for asked in ({}, {"force": True}, {"demanded": True}, {"horizon": 7200.0}):
         assert policy.decide(held, at(NOON + 3000), **asked) == Wait("too_early", NOON + 3540), asked
@@ -119,8 +119,8 @@ def test_a_refresh_token_that_says_when_it_may_be_used_is_not_used_before() -> N
     assert policy.decide(grant(not_before=NOON + 1e9), at(NOON + 3600)) == Rotate("due")
 
 
-def test_no_clock_that_is_set_makes_a_refresh_token_usable() -> None:
-    """If it failed, a clock set ahead would end all logins of a user at rauthy."""
+def test_a_changed_clock_does_not_make_a_refresh_token_usable() -> None:
+    """If it failed, rauthy would end all logins of a user after a clock was set ahead."""
     held = grant(not_before=NOON + 3540, issued=at())
     for asked in ({}, {"force": True}, {"demanded": True}):
         assert policy.decide(held, at(NOON + DAY, lasted=3000), **asked) == Wait("too_early", NOON + DAY + 540), asked
@@ -147,15 +147,15 @@ WAITED_A_LIFE = failure(outcome="too_early", moment=at(NOON - DAY, lasted=-3600,
         (at(NOON + 3000), {"refuses_early": False}, False),
     ],
 )
-def test_a_verdict_is_mistaken_only_while_the_token_lives(
+def test_a_rejection_means_too_early_only_while_the_token_is_valid(
     asked: Moment, changes: dict[str, Any], expected: bool
 ) -> None:
-    """If it failed, a clock that was set would give a good grant up, or hide a dead one for as long as it is wrong."""
+    """If it failed, a changed clock would end a valid grant, or hide a rejected one."""
     assert policy.may_be_too_early(grant(**({"refuses_early": True, "issued": at()} | changes)), asked) is expected
 
 
-def test_a_demand_that_a_verdict_bears_out_calls_for_a_person_only_in_the_end() -> None:
-    """If it failed, one false demand would end a good grant, or a revoked one be hidden for as long as its token lives."""
+def test_rejections_of_a_demanded_refresh_need_a_person_after_ten() -> None:
+    """If it failed, one false demand would end a valid grant, or a revoked grant would stay hidden until its token expires."""
     refused, now = grant(refuses_early=True, issued=at(), expires_at=NOON + DAY), at(NOON + 60)
     early = TooEarly(code="invalid_grant", description="400 invalid_grant", refusal=True)
     for times in range(1, 11):
@@ -176,12 +176,12 @@ def test_a_demand_that_a_verdict_bears_out_calls_for_a_person_only_in_the_end() 
 
 
 def test_client_credentials_are_never_in_doubt() -> None:
-    """If it failed, a lost answer would hold up a client that has nothing to lose."""
+    """If it failed, a lost answer would delay a client that has no refresh token to lose."""
     assert policy.replay_allowed(grant(refresh_token=None, doubt=doubt()), at(NOON + 9999))
 
 
-def test_only_what_is_refused_again_and_again_needs_a_person() -> None:
-    """If it failed, one confused answer would call for a person, or a hundred would not."""
+def test_a_grant_needs_a_person_after_ten_refusals() -> None:
+    """If it failed, one wrong answer would need a person, or a hundred would not."""
     assert not policy.needs_person(grant(refusals=9, failure=failure(outcome="client_rejected")))
     refused = grant(refusals=10, failure=failure(outcome="client_rejected"))
     assert policy.needs_person(refused)

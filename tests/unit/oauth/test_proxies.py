@@ -1,4 +1,4 @@
-"""Which proxy leads to a token endpoint."""
+"""The choice of the proxy for a token endpoint."""
 
 import pytest
 
@@ -14,8 +14,8 @@ def _no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name.lower(), raising=False)
 
 
-def test_the_environments_proxy_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If it failed, nothing could be rotated behind a company's proxy."""
+def test_the_proxy_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If it failed, refresher would not work behind a company proxy."""
     assert proxy_for("https", "as.example") is None
     monkeypatch.setenv("ALL_PROXY", "proxy.example:1080")
     assert proxy_for("https", "as.example") == "http://proxy.example:1080"
@@ -24,8 +24,8 @@ def test_the_environments_proxy_is_used(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
-def test_loopback_goes_through_none(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
-    """If it failed, a refresh token for this machine would be shown to a proxy in the clear (I8)."""
+def test_loopback_uses_no_proxy(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    """If it failed, a refresh token for this machine would go to a proxy in clear text (I8)."""
     for name in ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY"):
         monkeypatch.setenv(name, PROXY)
     assert proxy_for("http", host) is None
@@ -43,7 +43,7 @@ def test_loopback_goes_through_none(monkeypatch: pytest.MonkeyPatch, host: str) 
         ("as.example", "other.example,::1", False),
     ],
 )
-def test_no_proxy_names_hosts_suffixes_and_networks(
+def test_no_proxy_accepts_hosts_suffixes_and_networks(
     monkeypatch: pytest.MonkeyPatch, host: str, no_proxy: str, direct: bool
 ) -> None:
     """If it failed, the NO_PROXY of an ordinary cluster would stop every rotation."""

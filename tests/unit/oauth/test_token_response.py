@@ -1,4 +1,4 @@
-"""What a token endpoint's answer means: the plain forms of RFC 6749 section 5."""
+"""The outcome of each answer: the forms of RFC 6749 section 5, and the dialects of servers."""
 
 import json
 from typing import Any, NamedTuple
@@ -31,7 +31,7 @@ REFRESH = Secret("the-refresh-token-that-was-sent")
 
 
 class Row(NamedTuple):
-    """One answer and what it must be taken for."""
+    """One answer and the expected outcome."""
 
     what: str
     status: int
@@ -56,32 +56,32 @@ TABLE = [
     Row("expires_in zero means never (VK, GoToSocial)", 200, GOOD | {"expires_in": 0}, TokensIssued, {"expires_in": None}),
     Row("expires_in as a float", 200, GOOD | {"expires_in": 59.5}, TokensIssued, {"expires_in": 59.5}),
     Row("expires_in null", 200, GOOD | {"expires_in": None}, TokensIssued, {"expires_in": None}),
-    Row("expires_in as words", 200, GOOD | {"expires_in": "soon"}, TokensIssued, {"expires_in": None}),
+    Row("expires_in as a word", 200, GOOD | {"expires_in": "soon"}, TokensIssued, {"expires_in": None}),
     Row("expires_in zero, and a JWT", 200, {"access_token": jwt(exp=NOON + 60), "expires_in": 0}, TokensIssued, {"expires_at": NOON + 60}),
-    Row("the end as epoch seconds (Supabase)", 200, {"access_token": "a", "expires_at": NOON + 60}, TokensIssued, {"expires_at": NOON + 60}),
-    Row("the end as ISO 8601 (Square)", 200, {"access_token": "a", "expires_at": "2027-01-15T08:01:00Z"}, TokensIssued, {"expires_at": NOON + 60}),
-    Row("an end that has passed", 200, {"access_token": "a", "expires_at": 1}, TokensIssued, {"expires_at": None}),
-    Row("an end that is none", 200, {"access_token": "a", "expires_at": {"x": 1}}, TokensIssued, {"expires_at": None}),
+    Row("the expiry as epoch seconds (Supabase)", 200, {"access_token": "a", "expires_at": NOON + 60}, TokensIssued, {"expires_at": NOON + 60}),
+    Row("the expiry as ISO 8601 (Square)", 200, {"access_token": "a", "expires_at": "2027-01-15T08:01:00Z"}, TokensIssued, {"expires_at": NOON + 60}),
+    Row("an expiry in the past", 200, {"access_token": "a", "expires_at": 1}, TokensIssued, {"expires_at": None}),
+    Row("an expiry that is not a time", 200, {"access_token": "a", "expires_at": {"x": 1}}, TokensIssued, {"expires_at": None}),
     Row("scope as a list (Twitch, Linear)", 200, GOOD | {"scope": ["read", "write"]}, TokensIssued, {"scope": "read write"}),
     Row("scope as a list of something else", 200, GOOD | {"scope": [1]}, TokensIssued, {"scope": None}),
     Row("scope null", 200, GOOD | {"scope": None}, TokensIssued, {"scope": None}),
-    Row("a type in small letters stays", 200, GOOD | {"token_type": "bearer"}, TokensIssued, {"token_type": "bearer"}),
-    Row("a type that is no scheme (Slack's bot)", 200, GOOD | {"token_type": "bot"}, TokensIssued, {"token_type": "Bearer"}),
-    Row("a type with a line end", 200, GOOD | {"token_type": "Bearer\r\nX: y"}, TokensIssued, {"token_type": "Bearer"}),
+    Row("a lower-case token type stays", 200, GOOD | {"token_type": "bearer"}, TokensIssued, {"token_type": "bearer"}),
+    Row("a token type that is not a scheme (Slack's bot)", 200, GOOD | {"token_type": "bot"}, TokensIssued, {"token_type": "Bearer"}),
+    Row("a token type with a line end", 200, GOOD | {"token_type": "Bearer\r\nX: y"}, TokensIssued, {"token_type": "Bearer"}),
     Row("DPoP is a scheme (RFC 9449)", 200, GOOD | {"token_type": "DPoP"}, TokensIssued, {"token_type": "DPoP"}),
-    Row("status and code in a success say nothing", 200, GOOD | {"status": "failed", "code": "x", "ok": True}, TokensIssued),
-    Row("expires_in absurd", 200, GOOD | {"expires_in": 1e300}, TokensIssued, {"expires_in": 315_360_000.0}),
+    Row("status and code in a success are ignored", 200, GOOD | {"status": "failed", "code": "x", "ok": True}, TokensIssued),
+    Row("expires_in far too large", 200, GOOD | {"expires_in": 1e300}, TokensIssued, {"expires_in": 315_360_000.0}),
     Row("expires_in true", 200, GOOD | {"expires_in": True}, TokensIssued, {"expires_in": None}),
-    Row("a JWT tells its end", 200, {"access_token": jwt(exp=NOON + 60)}, TokensIssued, {"expires_at": NOON + 60}),
-    Row("a JWT that has ended by our clock", 200, {"access_token": jwt(exp=NOON)}, TokensIssued, {"expires_at": None}),
-    Row("what looks like a JWT", 200, {"access_token": "a.%%%.c"}, TokensIssued, {"expires_at": None}),
+    Row("a JWT with exp", 200, {"access_token": jwt(exp=NOON + 60)}, TokensIssued, {"expires_at": NOON + 60}),
+    Row("a JWT that has expired by the local clock", 200, {"access_token": jwt(exp=NOON)}, TokensIssued, {"expires_at": None}),
+    Row("an access token that only looks like a JWT", 200, {"access_token": "a.%%%.c"}, TokensIssued, {"expires_at": None}),
     Row("JSON with a BOM", 200, b"\xef\xbb\xbf" + json.dumps(GOOD).encode(), TokensIssued),
     Row("form encoding", 200, b"access_token=a&expires_in=60", TokensIssued, {"expires_in": 60.0}, FORM),
-    Row("JSON whose framing breaks off after its end", 200, GOOD, TokensIssued, complete=False),
-    Row("a form that breaks off", 200, b"access_token=a&refresh_tok", Unreadable, {}, FORM, complete=False),
-    Row("JSON that breaks off", 200, b'{"access_token": "a", "refr', Unreadable, complete=False),
+    Row("complete JSON in a truncated body", 200, GOOD, TokensIssued, complete=False),
+    Row("a truncated form", 200, b"access_token=a&refresh_tok", Unreadable, {}, FORM, complete=False),
+    Row("truncated JSON", 200, b'{"access_token": "a", "refr', Unreadable, complete=False),
     Row(
-        "JSON that breaks off once both tokens are there",
+        "truncated JSON with both tokens",
         200,
         b'{"access_token": "a", "expires_in": 3600, "refresh_token": "r", "id_token": "eyJ',
         TokensIssued,
@@ -89,78 +89,78 @@ TABLE = [
         complete=False,
     ),
     Row(
-        "JSON that breaks off within a number",
+        "JSON truncated within a number",
         200,
         b'{"access_token": "a", "refresh_token": "r", "expires_in": 36',
         TokensIssued,
         {"expires_in": None},
         complete=False,
     ),
-    Row("an answer that came twice", 200, json.dumps(GOOD).encode() * 2, TokensIssued, {"scope": "read"}),
-    Row("JSON that breaks off before a refresh token", 200, b'{"access_token": "a", ', Unreadable, complete=False),
+    Row("two copies of an answer", 200, json.dumps(GOOD).encode() * 2, TokensIssued, {"scope": "read"}),
+    Row("JSON truncated before the refresh token", 200, b'{"access_token": "a", ', Unreadable, complete=False),
     Row("JSON without its only quote", 200, b'{"access_token": "a", "refresh_token": "r"x"}', Unreadable),
-    Row("tokens of something else", 200, b'{"user": {"access_token": "a", "refresh_token": "r"}, "', Unreadable),
-    Row("not ok, and breaks off", 200, b'{"ok": false, "access_token": "a", "refresh_token": "r", ', Unreadable),
+    Row("truncated JSON with tokens in an inner object", 200, b'{"user": {"access_token": "a", "refresh_token": "r"}, "', Unreadable),
+    Row("ok: false in truncated JSON", 200, b'{"ok": false, "access_token": "a", "refresh_token": "r", ', Unreadable),
     Row("a control character in a token", 200, GOOD | {"access_token": "a\r\nX: y"}, Unreadable),
-    Row("a space in a token, which no header can carry", 200, GOOD | {"access_token": "a b"}, Unreadable),
-    Row("a space in the refresh token, which RFC 6749 allows", 200, GOOD | {"refresh_token": "r s"}, TokensIssued),
+    Row("a space in the access token, not allowed in a header", 200, GOOD | {"access_token": "a b"}, Unreadable),
+    Row("a space in the refresh token, allowed by RFC 6749", 200, GOOD | {"refresh_token": "r s"}, TokensIssued),
     Row("a control character in the refresh token", 200, GOOD | {"refresh_token": "r\n"}, Unreadable),
     Row("a refresh token that is a number", 200, GOOD | {"refresh_token": 5}, Unreadable),
     Row("no access token", 200, {"refresh_token": "r"}, Unreadable),
     Row("an empty access token", 200, GOOD | {"access_token": ""}, Unreadable),
     Row("an HTML page", 200, b"<html>Welcome</html>", Unreadable, {}, "text/html"),
     Row("an empty body", 200, b"", Unreadable),
-    Row("JSON nested beyond measure", 200, b"[" * 100_000, Unreadable),
+    Row("JSON that is nested too deep", 200, b"[" * 100_000, Unreadable),
     Row("an error with 200", 200, {"error": "invalid_grant"}, GrantRejected, {"code": "invalid_grant"}),
-    Row("an error beside a token is kept for a person", 200, {"error": "invalid_grant", **GOOD}, Unreadable),
-    Row("an error beside a new refresh token", 200, {"error": "x", "refresh_token": "r"}, Unreadable),
-    Row("an error that is false is none", 200, GOOD | {"error": False}, TokensIssued),
-    Row("an error that is empty is none", 200, GOOD | {"error": ""}, TokensIssued),
-    Row("not ok is an error", 200, {"ok": False}, Transient, {"code": "server_error"}),
-    Row("not ok beside a token", 200, GOOD | {"ok": False}, Unreadable),
-    Row("JSON under the wrong type", 200, GOOD, TokensIssued, {"expires_in": 3600.0}, FORM),
-    Row("a verdict under the wrong type", 400, {"error": "invalid_grant"}, GrantRejected, {}, FORM),
-    Row("a form under the wrong type", 200, b"access_token=a&expires_in=60", TokensIssued, {"expires_in": 60.0}, "text/plain"),
-    Row("a stray byte in a field that is not stored", 200, b'{"access_token":"a","note":"caf\xe9"}', TokensIssued),
-    Row("a stray byte in a verdict", 400, b'{"error":"invalid_grant","error_description":"caf\xe9"}', GrantRejected),
-    Row("a stray byte in a token", 200, b'{"access_token":"caf\xe9"}', Unreadable),
+    Row("an error with tokens is saved for a person", 200, {"error": "invalid_grant", **GOOD}, Unreadable),
+    Row("an error with a new refresh token", 200, {"error": "x", "refresh_token": "r"}, Unreadable),
+    Row("error: false is not an error", 200, GOOD | {"error": False}, TokensIssued),
+    Row("an empty error is not an error", 200, GOOD | {"error": ""}, TokensIssued),
+    Row("ok: false is an error", 200, {"ok": False}, Transient, {"code": "server_error"}),
+    Row("ok: false with a token", 200, GOOD | {"ok": False}, Unreadable),
+    Row("JSON with the wrong content type", 200, GOOD, TokensIssued, {"expires_in": 3600.0}, FORM),
+    Row("a rejection with the wrong content type", 400, {"error": "invalid_grant"}, GrantRejected, {}, FORM),
+    Row("a form with the wrong content type", 200, b"access_token=a&expires_in=60", TokensIssued, {"expires_in": 60.0}, "text/plain"),
+    Row("invalid UTF-8 in a field that is not stored", 200, b'{"access_token":"a","note":"caf\xe9"}', TokensIssued),
+    Row("invalid UTF-8 in a rejection", 400, b'{"error":"invalid_grant","error_description":"caf\xe9"}', GrantRejected),
+    Row("invalid UTF-8 in a token", 200, b'{"access_token":"caf\xe9"}', Unreadable),
     Row("half a surrogate in a field", 200, b'{"access_token":"a","note":"\\ud800"}', TokensIssued),
     Row("an infinite expires_in", 200, b'{"access_token":"a","expires_in":1e999}', TokensIssued, {"expires_in": None}),
     Row("invalid_grant", 400, {"error": "invalid_grant"}, GrantRejected, {"code": "invalid_grant"}),
     Row("invalid_grant as 401", 401, {"error": "invalid_grant"}, GrantRejected),
     Row("invalid_client", 401, {"error": "invalid_client"}, ClientRejected, {"code": "invalid_client"}),
-    Row("a 4xx without a code is no verdict", 400, b"Bad Request", Transient, {"code": "server_error"}, "text/plain"),
+    Row("a 4xx without a code is not a rejection", 400, b"Bad Request", Transient, {"code": "server_error"}, "text/plain"),
     Row("404", 404, b"", Transient),
-    Row("invalid_request is no verdict", 400, {"error": "invalid_request"}, Transient, {"code": "invalid_request"}),
-    Row("a code that is none", 400, {"error": {"code": 5}}, Transient, {"code": "server_error"}),
+    Row("invalid_request is not a rejection", 400, {"error": "invalid_request"}, Transient, {"code": "invalid_request"}),
+    Row("a code that is a number", 400, {"error": {"code": 5}}, Transient, {"code": "server_error"}),
     Row("a code in an object", 400, {"error": {"code": "x"}}, Transient, {"code": "x", "refusal": True}),
-    Row("invalid_target may follow the spend", 400, {"error": "invalid_target"}, ResourceRefused),
-    Row("300 is no success", 300, GOOD, Transient),
+    Row("invalid_target; the refresh token may be used up", 400, {"error": "invalid_target"}, ResourceRefused),
+    Row("300 is not a success", 300, GOOD, Transient),
     Row("a redirect", 307, b"", Transient, headers={"location": "https://elsewhere.example"}),
     Row("408", 408, b"", Transient, {"code": "temporarily_unavailable"}),
     Row("425", 425, b"", Transient),
     Row("a JWT of a server nine minutes behind", 200, {"access_token": jwt(exp=NOON + 1)}, TokensIssued, {"expires_at": NOON + 541, "clock_skew": -540.0}, headers={"date": BEHIND}),
     Row("a JWT of a server ten minutes ahead", 200, {"access_token": jwt(exp=NOON + 660)}, TokensIssued, {"expires_at": NOON + 60, "clock_skew": 600.0}, headers={"date": AHEAD}),
-    Row("a JWT that has ended, by either clock", 200, {"access_token": jwt(exp=NOON + 600)}, TokensIssued, {"expires_at": None}, headers={"date": AHEAD}),
+    Row("a JWT that has expired by both clocks", 200, {"access_token": jwt(exp=NOON + 600)}, TokensIssued, {"expires_at": None}, headers={"date": AHEAD}),
     Row("expires_at of a server ten minutes ahead", 200, {"access_token": "a", "expires_at": NOON + 660}, TokensIssued, {"expires_at": NOON + 60}, headers={"date": AHEAD}),
-    Row("expires_in needs no clock", 200, GOOD, TokensIssued, {"expires_in": 3600.0, "expires_at": None}, headers={"date": AHEAD}),
-    Row("a date within a minute is the way here", 200, {"access_token": jwt(exp=NOON + 90)}, TokensIssued, {"expires_at": NOON + 90}, headers={"date": "Fri, 15 Jan 2027 08:00:59 GMT"}),
-    Row("a date that is none", 200, {"access_token": jwt(exp=NOON + 90)}, TokensIssued, {"expires_at": NOON + 90}, headers={"date": "tomorrow"}),
-    Row("503 with a date, of a server ten minutes ahead", 503, b"", Transient, {"retry_after": 5.0}, headers={"retry-after": "Fri, 15 Jan 2027 08:10:05 GMT", "date": AHEAD}),
+    Row("expires_in does not depend on the clock", 200, GOOD, TokensIssued, {"expires_in": 3600.0, "expires_at": None}, headers={"date": AHEAD}),
+    Row("a Date header within a minute is not clock skew", 200, {"access_token": jwt(exp=NOON + 90)}, TokensIssued, {"expires_at": NOON + 90}, headers={"date": "Fri, 15 Jan 2027 08:00:59 GMT"}),
+    Row("a Date header that is not a date", 200, {"access_token": jwt(exp=NOON + 90)}, TokensIssued, {"expires_at": NOON + 90}, headers={"date": "tomorrow"}),
+    Row("503 with a date, from a server ten minutes ahead", 503, b"", Transient, {"retry_after": 5.0}, headers={"retry-after": "Fri, 15 Jan 2027 08:10:05 GMT", "date": AHEAD}),
     Row("429 with seconds", 429, b"", Transient, {"retry_after": 7.0}, headers={"retry-after": "7"}),
     Row("503 with a date", 503, b"", Transient, {"retry_after": 3600.0}, headers={"retry-after": "Fri, 31 Dec 2100 23:59:59 GMT"}),
-    Row("503 with a date that has passed", 503, b"", Transient, {"retry_after": 0.0}, headers={"retry-after": "Fri, 31 Dec 1999 23:59:59 GMT"}),
-    Row("503 with nonsense", 503, b"", Transient, {"retry_after": None}, headers={"retry-after": "soon"}),
+    Row("503 with a date in the past", 503, b"", Transient, {"retry_after": 0.0}, headers={"retry-after": "Fri, 31 Dec 1999 23:59:59 GMT"}),
+    Row("503 with an invalid Retry-After", 503, b"", Transient, {"retry_after": None}, headers={"retry-after": "soon"}),
     Row("500", 500, b"", Ambiguous),
     Row("502", 502, b"<html>", Ambiguous, {}, "text/html"),
     Row("504", 504, b"", Ambiguous),
     Row("501", 501, b"", Ambiguous),
-    Row("500 with a code that is no verdict", 500, {"error": "server_error"}, Ambiguous),
-    Row("a verdict with 429 is none", 429, {"error": "invalid_grant"}, Transient, {"refusal": False}),
-    Row("a verdict with 503 is none", 503, {"error": "invalid_grant"}, Transient),
-    Row("429 with an absurd wait", 429, b"", Transient, {"retry_after": 3600.0}, headers={"retry-after": "99999999999999999999"}),
+    Row("500 with a code that is not a rejection", 500, {"error": "server_error"}, Ambiguous),
+    Row("invalid_grant with 429 is not a rejection", 429, {"error": "invalid_grant"}, Transient, {"refusal": False}),
+    Row("invalid_grant with 503 is not a rejection", 503, {"error": "invalid_grant"}, Transient),
+    Row("429 with a very long wait", 429, b"", Transient, {"retry_after": 3600.0}, headers={"retry-after": "99999999999999999999"}),
     Row("429 with a negative wait", 429, b"", Transient, {"retry_after": None}, headers={"retry-after": "-5"}),
-    Row("a wall in front (WAF) as 403", 403, b"<html>Attention Required! | Cloudflare</html>", Transient, {"refusal": True}, "text/html"),
+    Row("403 from a web application firewall", 403, b"<html>Attention Required! | Cloudflare</html>", Transient, {"refusal": True}, "text/html"),
 ]  # fmt: skip
 
 
@@ -206,11 +206,11 @@ DIALECTS: list[tuple[str, int, Any, type[Outcome]]] = [
     ("Linear, linear-cli#44", 400, {"error": "invalid_request", "error_description": "Refresh token expired"}, GrantRejected),
     ("Obot#7501", 400, {"error": "invalid_request", "error_description": "Obot: refresh_token is invalid"}, GrantRejected),
     ("RFC 6749 5.2, verbatim", 400, {"error": "invalid_grant", "error_description": "The provided authorization grant or refresh token is invalid, expired, revoked, does not match the redirection URI used in the authorization request, or was issued to another client."}, GrantRejected),
-    ("a request of ours that is wrong", 400, {"error": "invalid_request", "error_description": "Refresh token not found in request body"}, Transient),
-    ("another one", 400, {"error": "invalid_request", "error_description": "Invalid refresh_token parameter encoding"}, Transient),
-    ("Klaxoon, which says it of everything", 400, {"error": "invalid_request", "error_description": "The access_token is missing, the authorization code is invalid or the refresh_token is invalid"}, Transient),
-    ("Metabase#80389, which says it of everything", 400, {"error": "invalid_request", "error_description": "The token request is invalid."}, Transient),
-    ("athenaFlex#107: a dead token as a client", 400, {"expires_in": 0, "error": "invalid_client", "error_description": "Refresh token could not be mapped ... User must re-authenticate."}, GrantRejected),
+    ("a wrong request", 400, {"error": "invalid_request", "error_description": "Refresh token not found in request body"}, Transient),
+    ("another wrong request", 400, {"error": "invalid_request", "error_description": "Invalid refresh_token parameter encoding"}, Transient),
+    ("Klaxoon, the same text for every error", 400, {"error": "invalid_request", "error_description": "The access_token is missing, the authorization code is invalid or the refresh_token is invalid"}, Transient),
+    ("Metabase#80389, the same text for every error", 400, {"error": "invalid_request", "error_description": "The token request is invalid."}, Transient),
+    ("athenaFlex#107: a rejected grant under invalid_client", 400, {"expires_in": 0, "error": "invalid_client", "error_description": "Refresh token could not be mapped ... User must re-authenticate."}, GrantRejected),
     ("PayPal-Android-SDK#422", 401, {"error": "invalid_refresh_token", "error_description": "Refresh Token is invalid"}, GrantRejected),
     ("Square forum", 401, {"message": "Invalid refresh token", "type": "service.not_authorized"}, GrantRejected),
     ("Zoho, token-validity", 200, {"error": "invalid_code"}, GrantRejected),
@@ -230,23 +230,23 @@ DIALECTS: list[tuple[str, int, Any, type[Outcome]]] = [
 
 
 @pytest.mark.parametrize(("source", "status", "body", "kind"), DIALECTS)
-def test_each_dialect_is_understood(source: str, status: int, body: Any, kind: type[Outcome]) -> None:
-    """If it failed, this server's words would cost a living grant, or a dead one would be tried for ever."""
+def test_each_dialect_has_its_outcome(source: str, status: int, body: Any, kind: type[Outcome]) -> None:
+    """If it failed, an error of this server would end a valid grant, or a rejected one would be retried for ever."""
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     outcome = _judge(status, data, {"content-type": FORM if isinstance(body, bytes) else JSON})
     assert type(outcome) is kind, outcome
 
 
-def test_every_meaning_has_its_source() -> None:
-    """If it failed, a rule would stand there that nobody can check, or that fits nothing."""
+def test_every_rule_has_a_source() -> None:
+    """If it failed, a rule would have no source, or never match."""
     for rule in RULES:
         assert rule.source
         assert rule.codes or rule.pattern
         assert all(code == code.lower() for code in rule.codes)
 
 
-def test_a_code_that_is_no_word_of_the_trade_is_masked() -> None:
-    """If it failed, a server could have a secret shown in the place of an error code, where words decide its meaning."""
+def test_an_unknown_code_is_masked() -> None:
+    """If it failed, a secret that a server sends as an error code would be shown."""
     secret = "s3cr3t-0123456789-abcdefghij"
     outcome = _judge(400, json.dumps({"error": secret, "error_description": "too many requests"}).encode(), {})
     assert isinstance(outcome, Transient)
@@ -258,8 +258,8 @@ def _judge(status: int, body: bytes, headers: dict[str, str], *, complete: bool 
 
 
 @pytest.mark.parametrize("row", TABLE, ids=lambda row: row.what)
-def test_each_answer_is_taken_for_what_it_is(row: Row) -> None:
-    """If it failed, a live grant would be given up, or a spent token sent again."""
+def test_each_answer_has_its_outcome(row: Row) -> None:
+    """If it failed, a valid grant would be ended, or a used refresh token would be sent again."""
     body = row.body if isinstance(row.body, bytes) else json.dumps(row.body).encode()
     outcome = _judge(row.status, body, {"content-type": row.content_type, **row.headers}, complete=row.complete)
     assert type(outcome) is row.kind, outcome
@@ -268,8 +268,8 @@ def test_each_answer_is_taken_for_what_it_is(row: Row) -> None:
 
 
 @pytest.mark.parametrize("order", [list(GOOD), list(reversed(GOOD))])
-def test_an_answer_that_is_cut_anywhere_gives_whole_tokens_or_none(order: list[str]) -> None:
-    """If it failed, a part of a refresh token would be stored in place of one that may still be good (I6)."""
+def test_a_truncated_answer_gives_complete_tokens_or_none(order: list[str]) -> None:
+    """If it failed, a part of a refresh token would replace one that may still be valid (I6)."""
     tokens = {"access_token": "access-0123456789", "refresh_token": r"refresh \"quoted\" \\ 0123456789"}
     body = json.dumps({key: tokens.get(key, GOOD[key]) for key in order}).encode()
     rotated = 0
@@ -285,16 +285,16 @@ def test_an_answer_that_is_cut_anywhere_gives_whole_tokens_or_none(order: list[s
     assert rotated > 0
 
 
-def test_an_unreadable_success_is_kept_byte_for_byte() -> None:
-    """If it failed, a new refresh token in a garbled answer could not be rescued by hand."""
+def test_an_unreadable_success_keeps_every_byte() -> None:
+    """If it failed, a person could not recover a new refresh token from a damaged answer."""
     body = bytes(range(256))
     outcome = _judge(200, body, {})
     assert isinstance(outcome, Unreadable)
     assert outcome.body.reveal().encode("latin-1") == body
 
 
-def test_a_server_that_echoes_a_token_is_not_repeated() -> None:
-    """If it failed, a refresh token would stand in logs and in token files that agents read."""
+def test_an_echoed_token_is_masked() -> None:
+    """If it failed, a refresh token would appear in logs and in token files."""
     words = f"token {REFRESH.reveal()} or eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2ln is used\x1b[31m\nup"
     outcome = _judge(400, json.dumps({"error": "invalid_grant", "error_description": words}).encode(), {})
     assert isinstance(outcome, GrantRejected)
@@ -328,10 +328,10 @@ _VALUES = st.recursive(
     st.dictionaries(st.sampled_from(["retry-after", "content-type", "date"]), st.text() | st.just(FORM)),
     st.booleans(),
 )
-def test_no_answer_raises_or_repeats_a_secret_and_only_a_whole_success_rotates(
+def test_no_answer_raises_or_shows_a_secret_and_only_a_complete_success_issues_tokens(
     status: int, body: bytes, headers: dict[str, str], complete: bool
 ) -> None:
-    """If it failed, a server's odd answer would end the process between the request and the disk, or stand in a log."""
+    """If it failed, an unusual answer would end the process between request and disk, or show a secret."""
     outcome = _judge(status, body, headers, complete=complete)
     if isinstance(outcome, TokensIssued):
         assert 200 <= status < 300

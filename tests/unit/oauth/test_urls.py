@@ -1,4 +1,4 @@
-"""Where tokens may be sent (I8)."""
+"""The URLs to which tokens may be sent (I8)."""
 
 import pytest
 
@@ -9,8 +9,8 @@ from refresher.oauth.urls import InvalidURL, check_endpoint, is_loopback, parse_
     "url",
     ["https://as.example/token", "https://as.example/token?tenant=1", "http://127.0.0.1:8080/t", "http://[::1]/t", "http://localhost/t"],
 )  # fmt: skip
-def test_a_token_endpoint_by_tls_or_loopback_is_taken_verbatim(url: str) -> None:
-    """If it failed, honest servers could not be used, or the address would be changed on the way."""
+def test_an_endpoint_with_tls_or_on_loopback_is_unchanged(url: str) -> None:
+    """If it failed, correct servers could not be used, or their URL would be changed."""
     assert check_endpoint(url) == url
 
 
@@ -40,8 +40,8 @@ def test_a_token_endpoint_by_tls_or_loopback_is_taken_verbatim(url: str) -> None
         "",
     ],
 )
-def test_anything_else_is_refused(url: str) -> None:
-    """If it failed, a refresh token could cross a network in the clear, or go to a host nobody meant."""
+def test_any_other_url_is_refused(url: str) -> None:
+    """If it failed, a refresh token could be sent in clear text, or to an unintended host."""
     with pytest.raises(InvalidURL):
         check_endpoint(url)
 
@@ -58,7 +58,7 @@ def test_anything_else_is_refused(url: str) -> None:
     ],
 )
 def test_an_origin_has_one_spelling(url: str, expected: str) -> None:
-    """If it failed, an agent would not recognise the server that its token is for."""
+    """If it failed, an agent would not recognise the server of its token."""
     assert parse_origin(url) == expected
 
 
@@ -66,6 +66,6 @@ def test_an_origin_has_one_spelling(url: str, expected: str) -> None:
     ("host", "expected"),
     [("127.0.0.1", True), ("127.9.9.9", True), ("::1", True), ("LOCALHOST", True), ("10.0.0.1", False), ("as.example", False)],
 )  # fmt: skip
-def test_loopback_is_this_machine_alone(host: str, expected: bool) -> None:
-    """If it failed, plain http would be allowed to a neighbour."""
+def test_loopback_is_only_this_machine(host: str, expected: bool) -> None:
+    """If it failed, plain http to another machine would be allowed."""
     assert is_loopback(host) is expected
