@@ -1,6 +1,9 @@
-"""What an exchange can end with: a closed union, matched exhaustively (DESIGN section 5).
+"""The outcomes of a token request: a closed union, matched exhaustively.
 
-Descriptions are already masked.
+Two words have one meaning each in this code. A **rejection** is a clear statement of the server that the grant or the
+client is not valid; only ``GrantRejected`` ends a grant. A **refusal** is any other error answer that may last: it is
+counted and retried. ``refresher/ARCHITECTURE.md`` ("States of a grant") says what follows each outcome. Descriptions
+contain no secrets: they are masked.
 """
 
 import msgspec
@@ -24,93 +27,71 @@ __all__ = [
 
 
 class TokensIssued(msgspec.Struct, frozen=True, kw_only=True):
-    """RFC 6749 section 5.1; ``expires_in`` seconds, or ``expires_at`` epoch seconds from a JWT's ``exp``."""
+    """A successful answer (RFC 6749 section 5.1)."""
 
     access_token: Secret
     token_type: str
     expires_in: float | None
+    """Seconds."""
     expires_at: float | None
+    """Epoch seconds, from ``exp`` of a JWT or from a field of the server's own."""
     refresh_token: Secret | None
     scope: str | None
     clock_skew: float = 0.0
-    """Seconds by which the server's clock is ahead of ours: what it dates counts by that one."""
+    """Seconds by which the server's clock is ahead of the local one."""
 
 
-class NotSent(msgspec.Struct, frozen=True, kw_only=True):
-    """No byte of the request left this machine."""
-
+class _Failed(msgspec.Struct, frozen=True, kw_only=True):
     description: str
 
 
-class Transient(msgspec.Struct, frozen=True, kw_only=True):
-    """The server answered, and gave no verdict; ``retry_after`` are seconds.
-
-    ``refusal``: it did not only ask for patience, but refused for a reason that may last.
-    """
-
+class _ErrorAnswer(_Failed, frozen=True, kw_only=True):
     code: str
-    description: str
+
+
+class NotSent(_Failed, frozen=True, kw_only=True):
+    """No byte of the request was sent."""
+
+
+class Transient(_ErrorAnswer, frozen=True, kw_only=True):
+    """An error answer that does not reject the grant: retry later."""
+
     retry_after: float | None = None
+    """Seconds."""
     refusal: bool = False
+    """Whether it is a refusal. Otherwise the server only asks for patience."""
 
 
-class TooEarly(msgspec.Struct, frozen=True, kw_only=True):
-    """Refused because the access token still lives.
+class TooEarly(_ErrorAnswer, frozen=True, kw_only=True):
+    """The server refused because the access token is still valid: retry when it expires."""
 
-    ``refusal``: or so it seems, by a verdict on the grant that agents' demand bears out.
-    """
-
-    code: str
-    description: str
     refusal: bool = False
+    """Whether it also counts as a refusal: the server rejected the grant, and an agent reports a dead token."""
 
 
-class Ambiguous(msgspec.Struct, frozen=True, kw_only=True):
-    """Something left, nothing conclusive came back: the refresh token may be spent."""
-
-    description: str
+class Ambiguous(_Failed, frozen=True, kw_only=True):
+    """Something was sent and nothing conclusive came back: the refresh token may be used up."""
 
 
-class Unreadable(msgspec.Struct, frozen=True, kw_only=True):
-    """Success that cannot be read; ``answer`` is the raw body, one character for each byte (latin-1)."""
+class Unreadable(_Failed, frozen=True, kw_only=True):
+    """A success that cannot be read; it may contain the only copy of a new refresh token."""
 
-    description: str
     body: Secret
+    """The raw body, one character for each byte (latin-1)."""
     kept: str | None = None
-    """Where the answer lies now, in words."""
+    """Where the body was saved, as text for a person."""
 
 
-class ResourceRefused(msgspec.Struct, frozen=True, kw_only=True):
-    """The server does not want RFC 8707's ``resource``; nobody knows whether it had spent the refresh token by then."""
-
-    code: str
-    description: str
+class ResourceRefused(_ErrorAnswer, frozen=True, kw_only=True):
+    """The server refuses ``resource`` (RFC 8707). It may have used up the refresh token before."""
 
 
-class ClientRejected(msgspec.Struct, frozen=True, kw_only=True):
-    """The server does not know this client, or not its authentication; that says nothing about the grant."""
-
-    code: str
-    description: str
+class ClientRejected(_ErrorAnswer, frozen=True, kw_only=True):
+    """The server rejects the client or its authentication. This says nothing about the grant."""
 
 
-class GrantRejected(msgspec.Struct, frozen=True, kw_only=True):
-    """The server's verdict on the grant."""
-
-    code: str
-    description: str
-
-
-def error_code(outcome: "Outcome") -> str:
-    """Return the error code of an answer (RFC 6749 section 5.2), nothing where it has none."""
-    return str(getattr(outcome, "code", ""))
-
-
-def describe(outcome: "Outcome", *, sender: str = "the server") -> str:
-    """Return what an answer said, where it was ``of`` another place than the token endpoint."""
-    return str(getattr(outcome, "description", "it gave tokens that nobody asked for")).replace(
-        "the token endpoint", sender, 1
-    )
+class GrantRejected(_ErrorAnswer, frozen=True, kw_only=True):
+    """The server rejects the grant (``invalid_grant`` and its dialects): a person must log in again."""
 
 
 Outcome = (
@@ -124,3 +105,15 @@ Outcome = (
     | ClientRejected
     | GrantRejected
 )
+
+
+def error_code(outcome: Outcome) -> str:
+    """Return the error code of an answer (RFC 6749 section 5.2); empty if it has none."""
+    return str(getattr(outcome, "code", ""))
+
+
+def describe(outcome: Outcome, *, sender: str = "the server") -> str:
+    """Return the description of an answer that came from ``sender`` instead of the token endpoint."""
+    return str(getattr(outcome, "description", "it issued tokens that nobody asked for")).replace(
+        "the token endpoint", sender, 1
+    )

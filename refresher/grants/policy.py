@@ -1,7 +1,8 @@
-"""When to rotate: a pure function of the grant, a pending demand and the time (I9).
+"""Decide when to rotate a grant.
 
-Cron and daemon ask the same question and get the same answer; jitter comes from the name and the generation, so
-every process computes the same instant.
+``decide`` is the only place that decides: ``run`` and ``run-once`` both call it, before they take the lock and again
+under it. It is a pure function of the grant, a pending demand and the time, so that all processes decide alike (I9).
+The jitter comes from a hash of name and generation for the same reason.
 """
 
 import hashlib
@@ -35,36 +36,36 @@ __all__ = [
 ]
 
 DEFAULT_MAX_AGE: Final = 3600.0
-"""Seconds after which an access token of unknown lifetime counts as old."""
+"""Seconds after which an access token of unknown lifetime counts as expired."""
 
 CLOCK_TOLERANCE: Final = 60.0
-"""Seconds by which clocks may differ, of two machines or of one before and after it was set."""
+"""Seconds by which two clocks may differ, or one clock before and after it was set."""
 
 MAX_WAIT: Final = 3600.0
-"""No backoff is longer, whatever ``Retry-After`` says."""
+"""The longest backoff in seconds, also if ``Retry-After`` asks for more."""
 
-_SHARE_OF_LIFE: Final = 0.75
-_SHARE_WHERE_IT_ENDS: Final = 0.9
-_REFUSALS_FOR_A_PERSON: Final = 10
-_DAILY: Final = 86400.0
-_LONGEST_JITTER: Final = 60.0
-_JITTER_SHARE: Final = 0.05
-_SHORTEST: Final = 1.0
-_ON_THE_WAY: Final = 1.0
+_DUE_FRACTION: Final = 0.75
+_DUE_FRACTION_IF_REVOKED: Final = 0.9
+_PERSON_AFTER_REFUSALS: Final = 10
+_DAY: Final = 86400.0
+_MAX_JITTER: Final = 60.0
+_JITTER_FRACTION: Final = 0.05
+_MIN_INTERVAL: Final = 1.0
+_TRANSIT_TIME: Final = 1.0
 _FIRST_BACKOFF: Final = 10.0
-_LAST_BACKOFF: Final = 300.0
-_DEMAND_STEP: Final = 30.0
-_HURRIED_STEP: Final = 3.0
+_MAX_BACKOFF: Final = 300.0
+_DEMAND_INTERVAL: Final = 30.0
+_DEMAND_BACKOFF: Final = 3.0
 
 
 class Rotate(msgspec.Struct, frozen=True):
-    """Exchange now; ``why`` in one word."""
+    """Decision: rotate now."""
 
     reason: Literal["first", "due", "demanded", "forced", "retry", "clock"]
 
 
 class Wait(msgspec.Struct, frozen=True):
-    """Do not exchange; ``until`` is epoch seconds, ``None`` where only a person can end it."""
+    """Decision: do not rotate. ``until`` is epoch seconds, or ``None`` if only a person can end the wait."""
 
     reason: Literal["not_due"] | FailureKind
     until: float | None
@@ -74,17 +75,24 @@ Decision = Rotate | Wait
 
 
 def decide(grant: Grant, now: Moment, *, demanded: bool = False, force: bool = False, horizon: float = 0.0) -> Decision:
-    """Say what to do with ``grant`` at ``now``.
+    """Decide whether to rotate ``grant`` at ``now``; the first rule that applies decides.
 
-    ``demanded``: an agent had the token of this very generation refused. ``force``: a person asks; it skips backoff
-    and schedule and tries a dead grant once more, but never the wait of a grant in doubt. ``horizon``: seconds to the
-    caller's next run, within which nobody else would rotate.
+    1. A rejected grant waits for a person. ``force`` (a person asks) tries it once more.
+    2. A refresh token whose ``nbf`` is in the future waits for it.
+    3. A grant in doubt waits while a second use of its refresh token could revoke a live access token (I1). ``force``
+       does not skip this wait.
+    4. ``force`` rotates.
+    5. After a failure: wait for the end of the backoff. A demand can shorten it.
+    6. Without an access token, or with one that was issued in the future: rotate.
+    7. ``demanded`` (an agent reports that the token of this generation is refused) rotates.
+    8. Rotate when the access token is due. ``horizon``: seconds to the caller's next run; nobody else rotates before,
+       so a grant that becomes due within it is rotated now.
     """
     if grant.dead and not force:
         return Wait("reauthorization_required", None)
-    if grant.not_before is not None and (unusable := seconds_until_usable(grant, now)) > 0:
-        # Whoever writes that into a refresh token may end the whole login for using it earlier (rauthy does).
-        return Wait("too_early", now.wall + unusable)
+    if grant.not_before is not None and (seconds := seconds_until_usable(grant, now)) > 0:
+        # Servers that set nbf may end the whole login if the token is used earlier (rauthy does).
+        return Wait("too_early", now.wall + seconds)
     if (protected := _protected_until(grant, now, demanded=demanded)) is not None:
         return Wait("reauthorization_required" if grant.dead else "in_doubt", protected)
     if force:
@@ -95,75 +103,77 @@ def decide(grant: Grant, now: Moment, *, demanded: bool = False, force: bool = F
         return Rotate("first")
     if _in_future(grant.issued_at, now):
         return Rotate("clock")
-    if demanded and (now.wall >= _demand_honoured_at(grant) or _is_set_back(grant, now)):
+    if demanded and (now.wall >= _demand_allowed_at(grant) or _clock_was_set_back(grant, now)):
         return Rotate("demanded")
     due = due_at(grant)
-    # Where an early refresh is refused, a run that comes late is better than one that asks in vain.
+    # If the server refuses an early refresh, a late run is better than a useless request.
     if now.wall >= due or (
-        now.wall >= max(due - horizon, _earliest(grant)) and not server_behavior.refuses_early(grant)
+        now.wall >= max(due - horizon, _earliest_next(grant)) and not server_behavior.refuses_early(grant)
     ):
         return Rotate("due")
-    return Wait("not_due", min(due, _demand_honoured_at(grant)) if demanded else due)
+    return Wait("not_due", min(due, _demand_allowed_at(grant)) if demanded else due)
 
 
 def due_at(grant: Grant) -> float:
-    """Return the epoch second of the scheduled rotation: 75 % of the lifetime, minus jitter, at least daily.
+    """Return the epoch second of the scheduled rotation: after 75 % of the lifetime, minus jitter, at least daily.
 
-    Later where a rotation ends the token that agents are using, and at the end where an earlier one would be refused.
+    Later if a rotation revokes the access token that agents use; at the expiry if the server refuses an earlier one.
     """
-    life = _lifetime(grant)
+    lifetime = _lifetime(grant)
     if server_behavior.refuses_early(grant):
-        return max(grant.issued_at + life, _usable_from(grant), _earliest(grant))
-    share = _SHARE_WHERE_IT_ENDS if server_behavior.revokes_access_token(grant) else _SHARE_OF_LIFE
-    jitter = _fraction(f"{grant.name}\0{grant.generation}") * min(_LONGEST_JITTER, _JITTER_SHARE * life)
-    return max(grant.issued_at + min(share * life, _DAILY) - jitter, _usable_from(grant), _earliest(grant))
+        return max(grant.issued_at + lifetime, _not_before(grant), _earliest_next(grant))
+    fraction = _DUE_FRACTION_IF_REVOKED if server_behavior.revokes_access_token(grant) else _DUE_FRACTION
+    jitter = _stable_fraction(f"{grant.name}\0{grant.generation}") * min(_MAX_JITTER, _JITTER_FRACTION * lifetime)
+    due = grant.issued_at + min(fraction * lifetime, _DAY) - jitter
+    return max(due, _not_before(grant), _earliest_next(grant))
 
 
 def expected_expiry(grant: Grant) -> float:
-    """Return the epoch second until which the access token may live, by what the server said or by its age."""
+    """Return the epoch second at which the access token expires, by the server's answer or by its maximum age."""
     return grant.issued_at + _lifetime(grant)
 
 
 def remaining_lifetime(grant: Grant, at: Moment) -> float:
-    """Return the seconds that the access token had still to live at a moment; less than 0: it had ended.
+    """Return the seconds for which the access token is valid after ``at``; negative if it has expired.
 
-    It ends by the server's clock, so what counts is how long it has been, not what a wall clock was set to.
+    The server's clock decides about the expiry. So the elapsed time counts, not the time to which a clock was set.
     """
-    age = _age(grant, at)
+    age = _access_token_age(grant, at)
     if age is not None:
         return _lifetime(grant) - age
-    # Nothing lives longer than its lifetime, though a clock set back since its issue would make it seem so.
+    # If the clock was set back since the issue, the difference would exceed the lifetime.
     return min(expected_expiry(grant) - at.wall, _lifetime(grant))
 
 
-def may_be_too_early(grant: Grant, asked: Moment) -> bool:
-    """Whether a verdict may only mean that it was asked too early: by a server that does so, of a token that may live.
+def may_be_too_early(grant: Grant, sent: Moment) -> bool:
+    """Whether a rejection of a request sent at ``sent`` may only mean that the access token is still valid.
 
-    Until its own clock agrees that the token has ended: the server counts from when it answered.
+    That is so for servers that refuse an early refresh, up to a tolerance after the expiry: the server counts the
+    lifetime from its own answer.
     """
     before = grant.failure
     if before is not None and before.outcome == "too_early" and before.moment is not None:
-        lasted = asked.boottime - before.moment.boottime
-        if before.moment.same_boot(asked) and lasted >= _lifetime(grant):
-            return False  # what lived when it was refused has ended, whatever a clock was set back to
-    return server_behavior.refuses_early(grant) and remaining_lifetime(grant, asked) > -CLOCK_TOLERANCE
+        passed = sent.boottime - before.moment.boottime
+        if before.moment.same_boot(sent) and passed >= _lifetime(grant):
+            return False  # the token that was valid at the first refusal has expired, whatever the wall clock says
+    return server_behavior.refuses_early(grant) and remaining_lifetime(grant, sent) > -CLOCK_TOLERANCE
 
 
 def seconds_until_usable(grant: Grant, now: Moment) -> float:
-    """Return the seconds until the refresh token may be used by what it says itself; 0 or less: it may."""
-    usable, age = _usable_from(grant), _age(grant, now)
+    """Return the seconds until the refresh token may be used, by its ``nbf``; 0 or less if it may be used now."""
+    usable, age = _not_before(grant), _access_token_age(grant, now)
     return usable - now.wall if age is None or grant.issued is None else usable - grant.issued.wall - age
 
 
 def backoff(grant: Grant, failures: int) -> float:
-    """Return the seconds to wait after so many failures in a row: 10 s doubling to 5 min, +-50 %."""
-    # The exponent is clamped before the power: an overflow here once became 23 million retries elsewhere.
-    base = min(_LAST_BACKOFF, _FIRST_BACKOFF * 2.0 ** min(max(failures - 1, 0), 5))
-    return base * (0.5 + _fraction(f"{grant.name}\0{grant.generation}\0{failures}"))
+    """Return the seconds to wait after ``failures`` failures in a row: 10 s doubling to 5 min, +-50 %."""
+    # The exponent is clamped before the power: mcpproxy-go#310 overflowed here and retried 23 million times.
+    base = min(_MAX_BACKOFF, _FIRST_BACKOFF * 2.0 ** min(max(failures - 1, 0), 5))
+    return base * (0.5 + _stable_fraction(f"{grant.name}\0{grant.generation}\0{failures}"))
 
 
 def retry_at(grant: Grant) -> float | None:
-    """Return when the last failure is followed up, as far as it can be told without a clock; ``None``: by a person."""
+    """Return when the last failure is retried, as far as that is known without a clock; ``None``: not by itself."""
     if grant.failure is None or grant.failure.retry_at is None:
         return None
     if (
@@ -172,59 +182,62 @@ def retry_at(grant: Grant) -> float | None:
         or (server_behavior.grace_period(grant) != 0 and not grant.doubt.replay_over)
     ):
         return grant.failure.retry_at
-    return max(grant.failure.retry_at, grant.doubt.since.wall + remaining_lifetime(grant, grant.doubt.since))
+    since = grant.doubt.since
+    return max(grant.failure.retry_at, since.wall + remaining_lifetime(grant, since))
 
 
 def replay_allowed(grant: Grant, now: Moment) -> bool:
-    """Whether the server takes the refresh token in doubt once more, as far as can be known."""
-    replay = server_behavior.grace_period(grant)
-    if replay is None:
+    """Whether the server accepts the refresh token in doubt once more at ``now``, as far as that is known."""
+    grace_period = server_behavior.grace_period(grant)
+    if grace_period is None:
         return True
     if grant.doubt is None:
-        return replay > 0
-    # In another boot nobody knows how long it was: a grace is then over. A little of it goes to the way there.
+        return grace_period > 0
+    # In another boot the elapsed time is unknown, so the grace period counts as over. The request needs some of it.
     since = grant.doubt.since
-    usable = replay - min(_ON_THE_WAY, replay / 10)
+    usable = grace_period - min(_TRANSIT_TIME, grace_period / 10)
     return not grant.doubt.replay_over and since.same_boot(now) and elapsed(since, now) < usable
 
 
 def doubt_in_future(grant: Grant, now: Moment) -> bool:
-    """Whether a doubt lies in the future by the clock that counts, so that nobody can tell how long it has lasted.
+    """Whether a doubt begins in the future by the clock that counts, so that its age is unknown.
 
-    Whoever holds the lock then begins it anew at ``now``: the wait stays as long as the token can live, and ends.
+    The holder of the lock then restarts the doubt at ``now``: the wait is as long as the token can live, and it ends.
     """
     if grant.doubt is None:
         return False
     since = grant.doubt.since
     if since.same_boot(now):
-        return since.boottime > now.boottime + CLOCK_TOLERANCE  # a restored snapshot, another time namespace
+        return since.boottime > now.boottime + CLOCK_TOLERANCE  # a restored snapshot, or another time namespace
     return _in_future(since.wall, now)
 
 
 def needs_person(grant: Grant) -> bool:
-    """Whether only a person can help: the grant is dead, or has been refused so often that it will not mend itself.
+    """Whether a person should act: the grant is rejected, or was refused ten times in a row.
 
-    In the second case it is tried again all the same: some servers refuse for hours and then think better of it.
+    In the second case refresher still retries, because some servers refuse for hours and then accept.
     """
-    return grant.dead or grant.refusals >= _REFUSALS_FOR_A_PERSON
+    return grant.dead or grant.refusals >= _PERSON_AFTER_REFUSALS
 
 
 def may_send_refresh_token(grant: Grant, now: Moment, *, demanded: bool) -> bool:
-    """Whether the refresh token may leave at this instant without endangering a live access token (I1)."""
+    """Whether the refresh token may be sent at ``now`` without danger for a live access token (I1)."""
     return _protected_until(grant, now, demanded=demanded) is None
 
 
 def _protected_until(grant: Grant, now: Moment, *, demanded: bool) -> float | None:
-    """Until when a grant in doubt must wait, so that a reuse cannot revoke its live access token; None: no longer."""
+    """Return until when a grant in doubt must wait, or ``None``.
+
+    A second use of a refresh token can revoke the live access token. A demand says that there is no live one.
+    """
     if grant.doubt is None or grant.access_token is None or demanded or replay_allowed(grant, now):
         return None
     remaining = remaining_lifetime(grant, now)
-    if _age(grant, now) is None:
-        # From the doubt on by the clock that also counts a suspended machine, and across boots, for want of it, by the
-        # wall clock.
+    if _access_token_age(grant, now) is None:
+        # Count from the doubt: by the boot clock within one boot, by the wall clock otherwise.
         since = grant.doubt.since
-        lasted = now.boottime - since.boottime if since.same_boot(now) else now.wall - since.wall
-        remaining = remaining_lifetime(grant, since) - max(lasted, 0.0)
+        passed = now.boottime - since.boottime if since.same_boot(now) else now.wall - since.wall
+        remaining = remaining_lifetime(grant, since) - max(passed, 0.0)
     return now.wall + remaining if remaining > 0 else None
 
 
@@ -233,57 +246,57 @@ def _after_failure(grant: Grant, now: Moment, *, demanded: bool) -> Decision:
     if failure is None or failure.retry_at is None:
         return Rotate("retry")
     if demanded and failure.outcome == "too_early" and now.wall >= failure.at + backoff(grant, grant.failures):
-        return Rotate("demanded")  # agents say that the token is dead: nothing to wait for
+        return Rotate("demanded")  # agents report that the access token is dead: no expiry to wait for
     longest = max(_lifetime(grant), MAX_WAIT) if failure.outcome == "too_early" else MAX_WAIT
     remaining = failure.retry_at - now.wall
     if failure.moment is not None and failure.moment.same_boot(now):
-        # By the clock that nobody sets: set back by half an hour, the other one would make that of ten seconds.
+        # By the boot clock: if the wall clock was set back by half an hour, a wait of ten seconds would grow by that.
         remaining = failure.retry_at - failure.at - max(now.boottime - failure.moment.boottime, 0.0)
-    if demanded and _is_hurried(grant, failure):
-        # Agents have nothing left, and wait for seconds: fifteen of them would be too long for one 503.
-        hurried = _HURRIED_STEP ** min(max(grant.failures - 1, 0), 8)
-        remaining += min(hurried - (failure.retry_at - failure.at), 0.0)
-    # A wait longer than its own maximum was written by a clock that has been set back since.
+    if demanded and _demand_shortens_backoff(grant, failure):
+        # The agents have no valid token and wait: an ordinary backoff would be too long for one 503.
+        shortened = _DEMAND_BACKOFF ** min(max(grant.failures - 1, 0), 8)
+        remaining += min(shortened - (failure.retry_at - failure.at), 0.0)
+    # A longer wait than the maximum comes from a clock that was set back since.
     if 0 < remaining <= longest:
         return Wait("in_doubt" if grant.doubt is not None else failure.outcome, now.wall + remaining)
     return Rotate("retry")
 
 
-def _is_hurried(grant: Grant, failure: Failure) -> bool:
-    """Whether a demand shortens the wait: nothing is in doubt, and the server has neither refused nor named a time."""
-    settled = grant.doubt is None and grant.refusals == 0
-    return settled and failure.outcome == "transient" and failure.busy_until is None
+def _demand_shortens_backoff(grant: Grant, failure: Failure) -> bool:
+    """Whether a demand shortens the backoff: no doubt, no refusal, and no time named by the server."""
+    undisputed = grant.doubt is None and grant.refusals == 0
+    return undisputed and failure.outcome == "transient" and failure.busy_until is None
 
 
-def _demand_honoured_at(grant: Grant) -> float:
-    """From when a demand is honoured: at once, later and later where the demanded rotation's token is refused too."""
+def _demand_allowed_at(grant: Grant) -> float:
+    """Return when a demand is followed: at once, but later each time if demanded rotations do not help."""
     if grant.demanded == 0 or grant.last_rotation_at is None:
-        return _earliest(grant)
-    step = _DEMAND_STEP * 2.0 ** min(grant.demanded - 1, 20)
-    return grant.last_rotation_at + max(_SHORTEST, min(step, _lifetime(grant) / 4))
+        return _earliest_next(grant)
+    interval = _DEMAND_INTERVAL * 2.0 ** min(grant.demanded - 1, 20)
+    return grant.last_rotation_at + max(_MIN_INTERVAL, min(interval, _lifetime(grant) / 4))
 
 
-def _is_set_back(grant: Grant, now: Moment) -> bool:
-    """Whether the clock was set back since the last rotation: a wait that counts from then would exceed its maximum."""
-    return grant.last_rotation_at is not None and grant.last_rotation_at > now.wall + _SHORTEST
+def _clock_was_set_back(grant: Grant, now: Moment) -> bool:
+    """Whether the clock was set back since the last rotation, so that a wait from then would be too long."""
+    return grant.last_rotation_at is not None and grant.last_rotation_at > now.wall + _MIN_INTERVAL
 
 
-def _usable_from(grant: Grant) -> float:
-    """From when the refresh token may be used by what it says itself, as far as that makes sense."""
-    if grant.not_before is None or grant.not_before - max(grant.issued_at, grant.authorized_at) > _DAILY:
+def _not_before(grant: Grant) -> float:
+    """Return from when the refresh token may be used, by its ``nbf``; a time more than a day away is ignored."""
+    if grant.not_before is None or grant.not_before - max(grant.issued_at, grant.authorized_at) > _DAY:
         return float("-inf")
     return grant.not_before
 
 
-def _earliest(grant: Grant) -> float:
-    return float("-inf") if grant.last_rotation_at is None else grant.last_rotation_at + _SHORTEST
+def _earliest_next(grant: Grant) -> float:
+    return float("-inf") if grant.last_rotation_at is None else grant.last_rotation_at + _MIN_INTERVAL
 
 
-def _age(grant: Grant, at: Moment) -> float | None:
-    """Return the seconds since the access token was issued, by the clock that nobody sets; ``None``: it cannot tell."""
+def _access_token_age(grant: Grant, at: Moment) -> float | None:
+    """Return the seconds since the access token was issued, by the boot clock; ``None`` if that cannot tell."""
     issued = grant.issued
     if issued is None or not issued.same_boot(at) or issued.boottime > at.boottime + CLOCK_TOLERANCE:
-        return None  # the last: a restored snapshot, another time namespace
+        return None  # the last condition: a restored snapshot, or another time namespace
     return max(at.boottime - issued.boottime, 0.0)
 
 
@@ -298,7 +311,7 @@ def _in_future(at: float, now: Moment) -> bool:
     return at > now.wall + CLOCK_TOLERANCE
 
 
-def _fraction(text: str) -> float:
-    """Return a number in [0, 1) that every process derives alike."""
+def _stable_fraction(text: str) -> float:
+    """Return a number in [0, 1) that is the same in every process."""
     digest = hashlib.sha256(text.encode()).digest()
     return int.from_bytes(digest[:7], "big") / 2**56

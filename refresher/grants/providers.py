@@ -1,8 +1,12 @@
-"""What is known of authorization servers, each with its source: data, and nothing else.
+"""Profiles: what is known of authorization servers. Each profile names its source.
 
-A profile holds only what changes what refresher does. A grant's own settings overrule it, and so does what was seen of
-its server (``conduct``). Where sources conflict, the cautious one counts; where a grace can be configured by whoever
-runs the server (Auth0, Keycloak, Okta, Cognito), nothing is assumed.
+To add a provider, add a ``Profile`` to ``PROFILES`` with the hosts of its issuer or token endpoint, a source, and only
+those fields that differ from the defaults. Then add its name to the list in the README and a row to
+``tests/unit/grants/test_server_behavior.py``. A provider's own error codes go to ``oauth/dialects.py``.
+
+``server_behavior.py`` reads the profiles; a grant's own settings and what was observed of its server come first. If
+sources conflict, the cautious one counts. If the operator of a server can configure the grace period (Auth0, Keycloak,
+Okta, Cognito), nothing is assumed.
 """
 
 from functools import lru_cache
@@ -17,23 +21,24 @@ _DAYS: Final = 86400.0
 
 
 class Profile(NamedTuple):
-    """One server: its name, the hosts of its issuer or token endpoint (``.suffix`` for all below), and its ways."""
+    """One authorization server and its behavior."""
 
     name: str
     hosts: tuple[str, ...]
+    """Hosts of its issuer or token endpoint; ``.suffix`` stands for all hosts below it."""
     source: str
     grace_period: float | None = 0.0
-    """Seconds for which it takes the previous refresh token again; ``None`` for ever, or it never changes them."""
+    """Seconds for which it accepts the previous refresh token again; ``None``: without end, or it does not rotate."""
     refuses_early: bool = False
-    """It refuses a refresh while the access token lives."""
+    """Whether it refuses a refresh while the access token is valid."""
     send_resource: bool = True
-    """It takes RFC 8707's ``resource`` in a refresh."""
+    """Whether it accepts ``resource`` (RFC 8707) in a refresh."""
     send_scope: bool = False
-    """A refresh needs ``scope``."""
+    """Whether a refresh requires ``scope``."""
     revokes_access_token: bool = False
-    """A refresh ends the previous access token at once: each costs its readers a 401."""
+    """Whether a refresh revokes the previous access token at once: each one costs readers a 401."""
     access_token_lifetime: float | None = None
-    """Seconds, where the answer does not tell."""
+    """Seconds, for answers without ``expires_in``."""
 
 
 UNKNOWN: Final = Profile("unknown", (), "RFC 6749 section 6, RFC 9700 section 4.14: nothing is assumed")
@@ -178,19 +183,16 @@ PROFILES: Final = (
 )
 
 
-@lru_cache(maxsize=1024)  # thousands of grants have few servers, and each decision asks several times
+@lru_cache(maxsize=1024)  # thousands of grants share few servers, and each decision looks up several times
 def find_profile(token_endpoint: str, issuer: str | None) -> Profile:
-    """Return the profile of a server by its issuer's host, else by its token endpoint's; ``UNKNOWN`` where none fits.
-
-    Hosts that serve many customers below one name (``mcp.example``'s own servers) have none: their software decides.
-    """
+    """Return the profile for the host of the issuer, else for that of the token endpoint, else ``UNKNOWN``."""
     for address in (issuer, token_endpoint):
         host = (urlsplit(address).hostname or "") if address else ""
         for profile in PROFILES:
-            if any(_fits(host, pattern) for pattern in profile.hosts):
+            if any(_matches(host, pattern) for pattern in profile.hosts):
                 return profile
     return UNKNOWN
 
 
-def _fits(host: str, pattern: str) -> bool:
+def _matches(host: str, pattern: str) -> bool:
     return host.endswith(pattern) and host != pattern if pattern.startswith(".") else host == pattern

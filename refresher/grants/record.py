@@ -1,6 +1,6 @@
-"""The private record of one NAME: what it holds, and how it becomes bytes that can prove they are whole.
+"""The private record of one NAME, and its encoding with a version and a checksum.
 
-Pure: no clock, disk or network.
+Pure: no clock, disk or network. The names of the fields are the JSON keys on the disk.
 """
 
 import hashlib
@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 VERSION: Final = 1
-"""The version of the format of records and intents. A change of a wire name, a kind or a literal raises it."""
+"""The format version of records and intents. A change of a field name, a kind or a literal raises it."""
 
 _Fields = dict[str, Any]
 
@@ -50,12 +50,13 @@ write, which happens under the grant's lock.
 """
 
 MAX_SPENT: Final = 256
+"""How many fingerprints of used refresh tokens a record remembers."""
 
 NO_RECORD: Final = ""
-"""The checksum of a record that does not exist."""
+"""The checksum that stands for "there is no record"."""
 
 DECODE_ERRORS: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-"""What msgspec raises for bytes that are not what they should be; the last one for brackets without end."""
+"""What msgspec raises for invalid data; ``RecursionError`` for brackets that are nested too deep."""
 
 AuthMethod = Literal[
     "none",
@@ -72,7 +73,7 @@ FailureKind = Literal["transient", "too_early", "client_rejected", "in_doubt", "
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the last exchange ended with, if not with a token; ``at`` and ``retry_at`` are epoch seconds."""
+    """Why the last exchange failed; ``at`` and ``retry_at`` are epoch seconds."""
 
     outcome: FailureKind
     code: str
@@ -80,139 +81,139 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     at: float
     retry_at: float | None
     moment: Moment | None = None
-    """``at`` by every clock: a wait is as long as it was made, whatever the wall clock is set to meanwhile."""
+    """``at`` by every clock, so that a wait keeps its length when the wall clock is set."""
     busy_until: float | None = None
-    """When the server wants to be asked again, by anybody: none of its grants is exchanged before."""
+    """When the server accepts requests again; none of its grants is exchanged before."""
 
 
 class Doubt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The refresh token may have been spent: a request left at ``since`` and no answer is known."""
+    """The refresh token may be used up: a request was sent at ``since`` and no answer is known."""
 
     since: Moment
     replay_over: bool = False
-    """``since`` is later than it was, because nobody can tell any more: no grace counts from it."""
+    """Whether the true time is not known any more: ``since`` is later, and no grace period counts from it."""
     kept: str | None = None
-    """Where an answer lies that came but could not be read, in words: a person may find the new tokens in it."""
+    """Where an unreadable answer was saved, as text: a person may find the new tokens in it."""
     restored: bool = False
-    """It is not about an answer: readers have seen a later generation than the record's."""
+    """Whether the cause is a restored backup: readers have seen a later generation than the record's."""
     spill: str | None = None
-    """Where an answer may lie that nobody has seen: the machine went down, and its file system may not be there yet."""
+    """Where an answer may be that was not read: the machine went down, and that file system may not be mounted yet."""
     begun_from: str = NO_RECORD
-    """The checksum of the record that such an answer was begun from."""
+    """The checksum of the record from which that attempt started."""
 
     def with_kept(self, kept: str | None) -> "Doubt":
-        """Return it with what is known of an answer; the first one counts, for it came when the token was spent."""
+        """Return the doubt with the saved answer, unless it has one: the first answer came when the token was used."""
         return msgspec.structs.replace(self, kept=kept) if self.kept is None else self
 
     def merged_with(self, later: "Doubt") -> "Doubt":
-        """Return it with what is known of a later loss: only the last answer can be of use."""
-        known = self.with_kept(later.kept)
+        """Return the doubt with what is known of a later loss; of two spills, only the later one can be useful."""
+        merged = self.with_kept(later.kept)
         if later.spill is None:
-            return known
-        return msgspec.structs.replace(known, spill=later.spill, begun_from=later.begun_from)
+            return merged
+        return msgspec.structs.replace(merged, spill=later.spill, begun_from=later.begun_from)
 
 
 class Login(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How a person logged in: enough to do it again."""
+    """How a person logged in, so that ``login NAME`` can repeat it."""
 
     client: Literal["given", "metadata_document", "registered"]
-    """Where the client came from; one that was registered for this grant can be registered anew."""
+    """Where the client came from; one that was registered for this grant can be registered again."""
     client_expires_at: float | None = None
-    """When the server forgets the client's secret (RFC 7591 section 3.2.1), epoch seconds."""
+    """When the client secret expires (RFC 7591 section 3.2.1), epoch seconds."""
     authorization_endpoint: str | None = None
     device_authorization_endpoint: str | None = None
     redirect_uri: str | None = None
     endpoints_given: bool = False
-    """A person named them: there is no metadata to find them by."""
+    """Whether a person gave the endpoints, because the server has no metadata."""
     issuer_given: bool = False
-    """A person named the authorization server of an API that does not."""
+    """Whether a person gave the authorization server, because the API does not name one."""
     scope: str | None = None
-    """What a person said to ask for, instead of what the server names."""
+    """The scope that a person asked for, instead of the one that the server names."""
     resource: str | None = None
-    """The same of RFC 8707's."""
+    """The ``resource`` (RFC 8707) that a person gave."""
     way: LoginMethod = "browser"
     params: tuple[tuple[str, str], ...] = ()
-    """What went along in the authorization request, besides what always does."""
+    """Additional parameters of the authorization request."""
 
 
 class Grant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="grant"):
-    """What a person once authorized, and where its rotation stands. Times are epoch seconds."""
+    """What a person once authorized, and the state of its rotation. Times are epoch seconds."""
 
     name: str
     grant_id: str
-    """A new one for each import or login."""
+    """New for each import and login."""
     generation: int
     begun_from: str
-    """The checksum of the record that this one replaced: an answer fits only what it was begun from."""
+    """The checksum of the record that this one replaced: recovery adopts only a direct successor."""
 
     issuer: str | None
     token_endpoint: str
     revocation_endpoint: str | None = None
-    """Where ``logout`` ends it at the server (RFC 7009)."""
+    """Where ``logout`` sends the revocation (RFC 7009)."""
     client_id: str
     client_secret: Secret | None
     token_endpoint_auth_method: AuthMethod
     refresh_token: Secret | None
-    """``None`` for client credentials (RFC 6749 section 4.4): nothing rotates, but tokens are renewed all the same."""
+    """``None`` for client credentials (RFC 6749 section 4.4), which get new access tokens without one."""
     renewable: bool = True
-    """False where a login brought no refresh token: there will be no other access token than this one."""
+    """False if the login gave no refresh token: there will be no other access token."""
     private_key_file: str | None = None
-    """PEM; signs the assertion of ``private_key_jwt``, and is read anew for each."""
+    """PEM file that signs the assertions of ``private_key_jwt``; it is read for each of them."""
     private_key_id: str | None = None
     token_endpoint_auth_signing_alg: str | None = None
     client_cert: str | None = None
-    """PEM, with its chain; shown to the token endpoint (RFC 8705)."""
+    """PEM file with the certificate chain for the token endpoint (RFC 8705)."""
     client_key: str | None = None
     scope: str | None
-    """What was granted last."""
+    """The scope granted last."""
     asked_scope: str | None = None
-    """What was asked for at the beginning: where scope is sent, this is, for what is granted may be less."""
+    """The scope requested at login; it is the one that is sent, because the granted scope may be smaller."""
     resource: str | None
-    """RFC 8707, verbatim: a slash more would make it another resource."""
+    """RFC 8707, stored verbatim: with an added slash it is another resource."""
     send_resource: bool | None
-    """``None`` leaves it to what is known of the server, as ``UNSET`` does for ``replay``."""
+    """``None``: the profile of the server decides, as it does for ``replay`` if that is ``UNSET``."""
     server_url: str | None
     origins: tuple[str, ...]
     replay: float | msgspec.UnsetType | None = msgspec.UNSET
-    """Seconds for which the server takes the previous refresh token again; 0 never, ``None`` for ever."""
+    """Seconds for which the server accepts the previous refresh token again; 0: never, ``None``: without end."""
     max_age: float | None
     """Seconds after which an access token of unknown lifetime is replaced."""
 
     access_token: Secret | None
     token_type: str
     issued_at: float
-    """When the request that brought the access token was sent."""
+    """When the request for the access token was sent."""
     issued: Moment | None = None
-    """``issued_at`` by every clock: a wall clock that was set since cannot say how long the token has lived."""
+    """``issued_at`` by every clock, because the wall clock alone can be set."""
     expires_at: float | None
     authorized_at: float
     login: Login | None = None
-    """``None`` where the grant was imported."""
+    """``None`` if the grant was imported."""
     last_rotation_at: float | None = None
 
     dead: bool = False
-    """The server gave its verdict: only a person can help."""
+    """Whether the server rejected the grant: only a person can help."""
     failures: int = 0
     refusals: int = 0
-    """How many times in a row the server has refused without a verdict that the grant is dead."""
+    """How many refusals came in a row that do not reject the grant."""
     failure: Failure | None = None
     doubt: Doubt | None = None
     demanded: int = 0
-    """How many rotations in a row were demanded and not due."""
+    """How many rotations in a row were demanded before they were due."""
     refuses_early: bool = False
-    """The server was seen to refuse a refresh while the access token lived, and to grant it later."""
+    """Whether the server has refused a refresh while the access token was valid, and accepted it later."""
     resource_refused: bool = False
-    """The server was seen to refuse ``resource``."""
+    """Whether the server has refused ``resource``."""
     not_before: float | None = None
-    """The refresh token says itself that it must not be used earlier (``nbf``, RFC 7519 section 4.1.5)."""
+    """When the refresh token may be used first, by its own ``nbf`` (RFC 7519 section 4.1.5)."""
     spent: tuple[str, ...] = ()
-    """Fingerprints of refresh tokens that were used up, oldest first."""
+    """Fingerprints of used refresh tokens, oldest first."""
 
 
 class Tombstone(
     msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="tombstone"
 ):
-    """What stays of a removed grant: enough that its generation never falls and no spent token comes back."""
+    """What stays of a removed grant, so that its generation never falls and no used token is imported again."""
 
     name: str
     grant_id: str
@@ -228,7 +229,7 @@ Record = Grant | Tombstone
 
 
 class Stored(msgspec.Struct, frozen=True):
-    """A record as it lies on the disk; ``checksum`` is ``NO_RECORD`` where there is none."""
+    """A record as it is on the disk; ``checksum`` is ``NO_RECORD`` if there is none."""
 
     record: Record | None
     checksum: str
@@ -246,13 +247,13 @@ class _Version(msgspec.Struct):
 
 
 def with_spent(spent: tuple[str, ...], token: Secret) -> tuple[str, ...]:
-    """Return ``spent`` with ``token`` as its newest; the oldest beyond 256 are forgotten."""
+    """Return ``spent`` with ``token`` as its newest entry, without the oldest beyond ``MAX_SPENT``."""
     fingerprint = token.fingerprint()
     return (*(known for known in spent if known != fingerprint), fingerprint)[-MAX_SPENT:]
 
 
 def encode(record: Record) -> tuple[bytes, str]:
-    """Return a record's bytes and their checksum."""
+    """Return the bytes of a record and their checksum."""
     return wrap("record", msgspec.json.encode(record, enc_hook=_encode_secret))
 
 
@@ -263,9 +264,9 @@ def wrap(key: Literal["record", "intent"], raw: bytes) -> tuple[bytes, str]:
 
 
 def decode(data: bytes, name: str) -> Stored:
-    """Read a record of ``name``, whole or not at all.
+    """Return the record of ``name`` in ``data``.
 
-    Raises ``GrantFileError`` for a later version, a wrong checksum, another name, or anything that is not a record.
+    Raises ``GrantFileError`` for a later version, a wrong checksum, another name, or data that is not a record.
     """
     raw, checksum = unwrap("record", data)
     try:
@@ -273,14 +274,14 @@ def decode(data: bytes, name: str) -> Stored:
     except DECODE_ERRORS:
         raise GrantFileError("the record has fields that this version of refresher does not know") from None
     if record.name != name:
-        raise GrantFileError(f"the record is of the name {record.name!r}: the file was copied or renamed")
+        raise GrantFileError(f"the record belongs to the name {record.name!r}: the file was copied or renamed")
     return Stored(record, checksum)
 
 
 def unwrap(key: Literal["record", "intent"], data: bytes) -> tuple[bytes | msgspec.Raw, str]:
-    """Return the JSON in ``data`` as the present version writes it, and its checksum as it lies on the disk.
+    """Return the JSON in ``data``, converted to the current version, and its checksum on the disk.
 
-    Raises ``GrantFileError`` for a later version, a wrong checksum, or anything else.
+    Raises ``GrantFileError`` for a later version, a wrong checksum, or data of another kind.
     """
     try:
         envelope = _ENVELOPE.decode(data)
@@ -291,7 +292,7 @@ def unwrap(key: Literal["record", "intent"], data: bytes) -> tuple[bytes | msgsp
         raise GrantFileError(_unreadable(data))
     checksum = hashlib.sha256(raw).hexdigest()
     if checksum != envelope.checksum:
-        raise GrantFileError("the checksum does not fit: the file was damaged, or changed by hand")
+        raise GrantFileError("the checksum does not match: the file was damaged or edited")
     return (raw if envelope.version == VERSION else _converted(raw, envelope.version)), checksum
 
 
@@ -306,7 +307,7 @@ def _converted(raw: msgspec.Raw, version: int) -> bytes:
 
 
 def version_error(data: bytes) -> str | None:
-    """Return what to do where a later version wrote the first line of ``data``; ``None`` where none did."""
+    """Return the message for data of a later version; ``None`` for other data."""
     try:
         version = msgspec.json.decode(data.partition(b"\n")[0], type=_Version).version
     except DECODE_ERRORS:
@@ -319,7 +320,7 @@ def version_error(data: bytes) -> str | None:
 def _unreadable(data: bytes) -> str:
     if not data.strip(b"\0 \n"):
         return "the file is empty"
-    return version_error(data) or "the file is not a grant record, or is torn"
+    return version_error(data) or "the file is not a grant record, or is incomplete"
 
 
 def _encode_secret(value: Any) -> str:
@@ -329,7 +330,7 @@ def _encode_secret(value: Any) -> str:
 
 
 def decode_secret(kind: type, value: Any) -> Secret:
-    """Make a ``Secret`` of a text while msgspec decodes."""
+    """Make a ``Secret`` from a string; a decoding hook for msgspec."""
     if kind is Secret and isinstance(value, str):
         return Secret(value)
     raise TypeError("Expected a text")

@@ -1,6 +1,6 @@
-"""How the server of one grant behaves: what was seen of it, else what its grant says, else what is known of its kind.
+"""How the server of a grant behaves. A pure function of the grant.
 
-Pure: a function of the grant.
+What was observed counts first, then the grant's own settings, then the profile of the server (``providers.py``).
 """
 
 from refresher.grants.providers import Profile, find_profile
@@ -17,7 +17,7 @@ __all__ = [
 
 
 def grace_period(grant: Grant) -> float | None:
-    """Return the seconds for which the server takes the previous refresh token again; ``None`` for ever."""
+    """Return the seconds for which the server accepts the previous refresh token again; ``None``: without end."""
     if grant.refresh_token is None:
         return None  # client credentials are not used up
     if isinstance(grant.replay, float | int) or grant.replay is None:
@@ -26,37 +26,37 @@ def grace_period(grant: Grant) -> float | None:
 
 
 def refuses_early(grant: Grant) -> bool:
-    """Whether the server refuses a refresh while the access token lives."""
+    """Whether the server refuses a refresh while the access token is valid."""
     return grant.refuses_early or _profile(grant).refuses_early
 
 
 def sends_resource(grant: Grant) -> bool:
-    """Whether RFC 8707's ``resource`` goes along."""
+    """Whether requests contain ``resource`` (RFC 8707)."""
     if grant.resource is None or grant.resource_refused:
         return False
     return _profile(grant).send_resource if grant.send_resource is None else grant.send_resource
 
 
 def scope_to_send(grant: Grant) -> str | None:
-    """Return the ``scope`` to send: where there is no earlier grant to inherit it from, and where a server wants it."""
-    asked = grant.scope if grant.asked_scope is None else grant.asked_scope
-    if not asked:
+    """Return the ``scope`` of a token request: for client credentials, and for servers that require it on refresh."""
+    scope = grant.scope if grant.asked_scope is None else grant.asked_scope
+    if not scope:
         return None
     if grant.refresh_token is None:
-        return asked
+        return scope
     if not _profile(grant).send_scope:
         return None
-    # Entra's answers do not list it, and without it no refresh token comes with the next one.
-    return asked if "offline_access" in asked.split() else f"{asked} offline_access"
+    # Entra does not list offline_access in its answers, but gives no new refresh token without it.
+    return scope if "offline_access" in scope.split() else f"{scope} offline_access"
 
 
 def revokes_access_token(grant: Grant) -> bool:
-    """Whether a rotation ends the previous access token at once."""
+    """Whether a rotation revokes the previous access token at once."""
     return _profile(grant).revokes_access_token
 
 
 def access_token_lifetime(grant: Grant) -> float | None:
-    """Return the seconds that an access token lives where no answer tells; ``None`` where nobody knows."""
+    """Return the lifetime in seconds of an access token whose answer does not name one; ``None`` if unknown."""
     return _profile(grant).access_token_lifetime if grant.max_age is None else grant.max_age
 
 

@@ -1,4 +1,4 @@
-"""What a token says about itself: its characters, its scheme, the times in a JWT. Pure."""
+"""What a token says about itself: valid characters, authentication scheme, times in a JWT. Pure."""
 
 import base64
 import binascii
@@ -9,24 +9,24 @@ import msgspec
 __all__ = ["MAX_LIFETIME", "auth_scheme", "is_token", "jwt_time", "not_before"]
 
 MAX_LIFETIME: Final = 315_360_000.0
-"""Ten years in seconds: no access token is said to live longer."""
+"""Ten years in seconds, the longest lifetime of an access token."""
 
-# How a header is spelt is not always what a server calls its tokens: Slack says "bot" and "user" and wants Bearer.
+# Other token types are a server's own word for Bearer: Slack says "bot" and "user", and expects Bearer.
 _SCHEMES: Final = frozenset({"bearer", "dpop", "mac", "pop"})
 
 
 def is_token(value: object) -> TypeGuard[str]:
-    """RFC 6749 appendix A: a token is of printable ASCII; a control character could split a header."""
+    """Whether ``value`` is printable ASCII (RFC 6749 appendix A); a control character could split a header."""
     return isinstance(value, str) and value != "" and all(" " <= char <= "~" for char in value)
 
 
 def auth_scheme(token_type: object) -> str:
-    """Return how a token goes into a header, from its type: what is no scheme is a server's own word for Bearer."""
+    """Return the authentication scheme for the ``Authorization`` header, from a token type."""
     return token_type if isinstance(token_type, str) and token_type.lower() in _SCHEMES else "Bearer"
 
 
 def jwt_time(token: str, claim: str) -> float | None:
-    """Return ``exp`` or ``nbf`` where a token is a JWT (RFC 7519); its signature is the server's business."""
+    """Return a time claim (``exp``, ``nbf``) if ``token`` is a JWT (RFC 7519). The signature is not checked."""
     parts = token.split(".")
     if len(parts) != 3:
         return None
@@ -40,13 +40,13 @@ def jwt_time(token: str, claim: str) -> float | None:
     return float(at) if 0 < at < 1e12 else None
 
 
-def not_before(refresh_token: str, now: float, ahead: float = 0.0) -> float | None:
-    """Return from when a refresh token that is here ``now`` may be used, where it says so itself.
+def not_before(refresh_token: str, now: float, clock_skew: float = 0.0) -> float | None:
+    """Return from when a refresh token received at ``now`` may be used, by its ``nbf``, on the local clock.
 
-    ``ahead``: by how many seconds its server's clock is ahead, as far as that is known.
+    ``clock_skew``: the seconds by which the server's clock is ahead, as far as they are known.
     """
     at, issued = jwt_time(refresh_token, "nbf"), jwt_time(refresh_token, "iat")
     if at is None:
         return None
-    # It was issued before now, so the rest of its wait is no longer than all of it, however far our clock is behind.
-    return at - ahead if issued is None else min(at - ahead, now + at - issued)
+    # The token was issued before now, so the remaining wait is at most nbf - iat, however wrong the local clock is.
+    return at - clock_skew if issued is None else min(at - clock_skew, now + at - issued)

@@ -1,4 +1,4 @@
-"""What an outcome makes of a grant. Pure: the caller brings the times."""
+"""Make the next state of a grant from an outcome. Pure: the caller passes the times."""
 
 from typing import assert_never
 
@@ -38,86 +38,89 @@ def apply(
     demanded: bool,
     generation: int,
 ) -> Grant:
-    """Return the grant as it stands after ``outcome``.
+    """Return ``grant`` after ``outcome``.
 
-    ``first_sent`` and ``last_sent``: when the requests of this attempt left, ``None`` where none did. ``generation``:
-    the one that a rotation gets.
+    ``first_sent`` and ``last_sent``: when the requests of this attempt were sent; ``None`` if none was. ``generation``:
+    the generation of a successful rotation.
     """
     match outcome:
         case TokensIssued():
             sent = now if last_sent is None else last_sent
             return _rotated(grant, outcome, sent=sent, now=now, demanded=demanded, generation=generation)
         case NotSent():
-            return _waiting(grant, "transient", "temporarily_unavailable", outcome.description, now)
+            return _failed(grant, "transient", "temporarily_unavailable", outcome.description, now)
         case Transient():
-            refused = _refused(grant) if outcome.refusal else grant
-            waiting = _waiting(refused, "transient", outcome.code, outcome.description, now, outcome.retry_after)
-            return waiting if outcome.refusal else _everybody(waiting, outcome.retry_after)
+            return _transient(grant, outcome, now)
         case TooEarly():
-            return _too_early(_refused(grant) if outcome.refusal else grant, outcome, now)
+            early = _refused(grant) if outcome.refusal else grant
+            if not grant.dead:
+                early = msgspec.structs.replace(early, refuses_early=True)
+            # Wait for the expiry of the access token: no clock can move that further away than the lifetime.
+            expiry = policy.remaining_lifetime(grant, now)
+            return _failed(early, "too_early", outcome.code, outcome.description, now, expiry)
         case Ambiguous() | Unreadable() if grant.refresh_token is None:
-            return _waiting(grant, "transient", "server_error", outcome.description, now)  # nothing was used up
+            return _failed(grant, "transient", "server_error", outcome.description, now)  # nothing was used up
         case ResourceRefused() if grant.refresh_token is None:
-            return _waiting(_refused(grant), "transient", outcome.code, outcome.description, now)
+            return _failed(_refused(grant), "transient", outcome.code, outcome.description, now)
         case ResourceRefused():
             return mark_in_doubt(_refused(grant), outcome.description, doubt=Doubt(since=first_sent or now), now=now)
         case Ambiguous():
             return mark_in_doubt(grant, outcome.description, doubt=Doubt(since=first_sent or now), now=now)
         case Unreadable():
-            unread = Doubt(since=first_sent or now, kept=outcome.kept)
-            return mark_in_doubt(grant, outcome.description, doubt=unread, now=now)
+            doubt = Doubt(since=first_sent or now, kept=outcome.kept)
+            return mark_in_doubt(grant, outcome.description, doubt=doubt, now=now)
         case ClientRejected():
-            return _waiting(_refused(grant), "client_rejected", outcome.code, outcome.description, now)
+            return _failed(_refused(grant), "client_rejected", outcome.code, outcome.description, now)
         case GrantRejected():
-            return _dead(grant, outcome, now)
+            return _rejected(grant, outcome, now)
         case _:
             assert_never(outcome)
 
 
-def with_access_token(grant: Grant, answer: TokensIssued, sent: Moment) -> Grant:
-    """Return the grant with the access token that came for asking at ``sent``."""
+def with_access_token(grant: Grant, tokens: TokensIssued, sent: Moment) -> Grant:
+    """Return ``grant`` with the access token that was requested at ``sent``."""
     return msgspec.structs.replace(
         grant,
-        # RFC 6749 section 5.1: absent means unchanged, or as it was asked for.
-        scope=grant.scope if answer.scope is None else answer.scope,
-        access_token=answer.access_token,
-        token_type=answer.token_type,
+        # RFC 6749 section 5.1: a missing scope means the requested or the unchanged one.
+        scope=grant.scope if tokens.scope is None else tokens.scope,
+        access_token=tokens.access_token,
+        token_type=tokens.token_type,
         issued_at=sent.wall,
         issued=sent,
-        expires_at=answer.expires_at if answer.expires_in is None else sent.wall + answer.expires_in,
+        expires_at=tokens.expires_at if tokens.expires_in is None else sent.wall + tokens.expires_in,
     )
 
 
 def mark_in_doubt(grant: Grant, description: str, *, doubt: Doubt, now: Moment) -> Grant:
-    """Return the grant in ``doubt``, or in the earlier one that nothing has settled yet."""
-    # The earliest doubt counts: the server's grace began, at the latest, when it first saw the token.
-    marked = msgspec.structs.replace(grant, doubt=(grant.doubt or doubt).merged_with(doubt))
-    return _waiting(marked, "in_doubt", "in_doubt", description, now)
+    """Return ``grant`` in ``doubt``, or in its earlier doubt that is not settled yet."""
+    # The earliest doubt counts: at the latest then, the server saw the token and started its grace period.
+    doubtful = msgspec.structs.replace(grant, doubt=(grant.doubt or doubt).merged_with(doubt))
+    return _failed(doubtful, "in_doubt", "in_doubt", description, now)
 
 
 def mark_interrupted(grant: Grant, description: str, *, doubt: Doubt, now: Moment) -> Grant:
-    """Return the grant whose attempt was cut off before it could make its own replay: where one is open, at once."""
+    """Return ``grant`` after an attempt that ended before its own replay; if a replay is allowed, it is due at once."""
     if grant.refresh_token is None:
-        doubtless = _waiting(grant, "transient", "server_error", description, now)
-        return _at_once(doubtless, now)
-    changed = mark_in_doubt(grant, description, doubt=doubt, now=now)
-    if changed.dead or changed.failure is None or not policy.replay_allowed(changed, now):
-        return changed
-    return _at_once(changed, now)
+        return _due_at_once(_failed(grant, "transient", "server_error", description, now), now)
+    marked = mark_in_doubt(grant, description, doubt=doubt, now=now)
+    return marked if marked.dead or not policy.replay_allowed(marked, now) else _due_at_once(marked, now)
 
 
-def _at_once(grant: Grant, now: Moment) -> Grant:
+def _due_at_once(grant: Grant, now: Moment) -> Grant:
     if grant.failure is None:
         return grant
     return msgspec.structs.replace(grant, failure=msgspec.structs.replace(grant.failure, retry_at=now.wall))
 
 
-def _everybody(grant: Grant, retry_after: float | None) -> Grant:
-    """Return the grant that tells all others of its server to wait, where the server named a time."""
-    if grant.failure is None or grant.dead or retry_after is None:
-        return grant
-    busy_until = grant.failure.at + min(retry_after, policy.MAX_WAIT)
-    return msgspec.structs.replace(grant, failure=msgspec.structs.replace(grant.failure, busy_until=busy_until))
+def _transient(grant: Grant, outcome: Transient, now: Moment) -> Grant:
+    wait = min(outcome.retry_after or 0.0, policy.MAX_WAIT)
+    counted = _refused(grant) if outcome.refusal else grant
+    failed = _failed(counted, "transient", outcome.code, outcome.description, now, wait)
+    if failed.failure is None or failed.dead or outcome.refusal or outcome.retry_after is None:
+        return failed
+    # The server is busy until a time that it named: that counts for all its grants.
+    busy = msgspec.structs.replace(failed.failure, busy_until=failed.failure.at + wait)
+    return msgspec.structs.replace(failed, failure=busy)
 
 
 def _refused(grant: Grant) -> Grant:
@@ -125,19 +128,19 @@ def _refused(grant: Grant) -> Grant:
 
 
 def _rotated(
-    grant: Grant, answer: TokensIssued, *, sent: Moment, now: Moment, demanded: bool, generation: int
+    grant: Grant, tokens: TokensIssued, *, sent: Moment, now: Moment, demanded: bool, generation: int
 ) -> Grant:
-    fresh = answer.refresh_token
-    # An old django-oauth-toolkit answers a replay with a refresh token that was used up before (#702).
-    if grant.refresh_token is None or (fresh is not None and fresh.fingerprint() in grant.spent):
-        fresh = None
-    replaced = fresh is not None and fresh != grant.refresh_token
+    new = tokens.refresh_token
+    # Old versions of django-oauth-toolkit answer a replay with a refresh token that was used before (#702).
+    if grant.refresh_token is None or (new is not None and new.fingerprint() in grant.spent):
+        new = None
+    replaced = new is not None and new != grant.refresh_token
     scheduled = grant.access_token is None or sent.wall >= policy.due_at(grant)
     return msgspec.structs.replace(
-        with_access_token(grant, answer, sent),
+        with_access_token(grant, tokens, sent),
         generation=generation,
-        refresh_token=grant.refresh_token if fresh is None else fresh,
-        not_before=grant.not_before if fresh is None else _usable_from(fresh, answer, sent, now),
+        refresh_token=grant.refresh_token if new is None else new,
+        not_before=grant.not_before if new is None else _not_before(new, tokens, sent, now),
         spent=with_spent(grant.spent, grant.refresh_token) if replaced and grant.refresh_token else grant.spent,
         last_rotation_at=sent.wall,
         dead=False,
@@ -146,90 +149,55 @@ def _rotated(
         failure=None,
         doubt=None,
         demanded=grant.demanded + 1 if demanded and not scheduled else 0,
-        refuses_early=grant.refuses_early or _was_early(grant),
+        refuses_early=grant.refuses_early or _was_too_early(grant),
     )
 
 
-def _usable_from(fresh: Secret, answer: TokensIssued, sent: Moment, now: Moment) -> float | None:
-    usable = not_before(fresh.reveal(), now.wall, answer.clock_skew)
+def _not_before(new: Secret, tokens: TokensIssued, sent: Moment, now: Moment) -> float | None:
+    usable = not_before(new.reveal(), now.wall, tokens.clock_skew)
     if usable is None or not sent.same_boot(now):
         return usable
-    # Reckoned when the answer was there; it counts from when the request left, and a clock may have been set between.
+    # Converted to the clock of ``sent``, from which the other times count: the clock may have been set in between.
     return usable - now.wall + sent.wall + now.boottime - sent.boottime
 
 
-def _was_early(grant: Grant) -> bool:
-    """A verdict while the access token lived, mistaken as the server now shows, was about the time of asking."""
-    verdict = grant.failure if grant.dead else None
-    return verdict is not None and grant.expires_at is not None and verdict.at < grant.expires_at
+def _was_too_early(grant: Grant) -> bool:
+    """Whether the server rejected the grant while the access token was valid, and now accepts the grant."""
+    rejection = grant.failure if grant.dead else None
+    return rejection is not None and grant.expires_at is not None and rejection.at < grant.expires_at
 
 
-def _waiting(
-    grant: Grant, outcome: FailureKind, code: str, description: str, now: Moment, retry_after: float | None = None
-) -> Grant:
+def _failed(grant: Grant, kind: FailureKind, code: str, description: str, now: Moment, wait: float = 0.0) -> Grant:
+    """Return ``grant`` after a failure, with a retry after the backoff or after ``wait`` seconds if that is longer."""
     failures = grant.failures + 1
     if grant.dead:
-        # A person forced one more try and it told nothing: the verdict stands.
+        # A person forced another attempt and it settled nothing: the rejection stays.
         return msgspec.structs.replace(grant, failures=failures)
-    wait = max(policy.backoff(grant, failures), min(retry_after or 0.0, policy.MAX_WAIT))
-    return msgspec.structs.replace(
-        grant,
-        failures=failures,
-        failure=Failure(
-            outcome=outcome,
-            code=code,
-            description=description,
-            at=now.wall,
-            retry_at=now.wall + wait,
-            moment=now,
-        ),
+    failure = Failure(
+        outcome=kind,
+        code=code,
+        description=description,
+        at=now.wall,
+        retry_at=now.wall + max(policy.backoff(grant, failures), wait),
+        moment=now,
     )
+    return msgspec.structs.replace(grant, failures=failures, failure=failure)
 
 
-def _too_early(grant: Grant, outcome: TooEarly, now: Moment) -> Grant:
-    failures = grant.failures + 1
-    if grant.dead:
-        return msgspec.structs.replace(grant, failures=failures)
-    # To the end of the token, which no clock may put further away than its lifetime, nor nearer than a backoff.
-    wait = policy.remaining_lifetime(grant, now)
-    return msgspec.structs.replace(
-        grant,
-        failures=failures,
-        refuses_early=True,
-        failure=Failure(
-            outcome="too_early",
-            code=outcome.code,
-            description=outcome.description,
-            at=now.wall,
-            retry_at=now.wall + max(wait, policy.backoff(grant, failures)),
-            moment=now,
-        ),
+def _rejected(grant: Grant, rejection: GrantRejected, now: Moment) -> Grant:
+    description = rejection.description
+    if grant.doubt is not None:
+        description = f"{_cause(grant.doubt)}; {description}"
+    elif grant.dead and grant.failure is not None:
+        # A person forced another attempt: the first description still tells most about the cause.
+        description = grant.failure.description
+    failure = Failure(
+        outcome="reauthorization_required", code=rejection.code, description=description, at=now.wall, retry_at=None
     )
+    return msgspec.structs.replace(grant, dead=True, failures=grant.failures + 1, doubt=None, failure=failure)
 
 
 def _cause(doubt: Doubt) -> str:
     if doubt.kept is not None:
         return f"{_LOST} could not be read ({doubt.kept})"
     return _RESTORED if doubt.restored else f"{_LOST} never arrived"
-
-
-def _dead(grant: Grant, verdict: GrantRejected, now: Moment) -> Grant:
-    description = verdict.description
-    if grant.doubt is not None:
-        description = f"{_cause(grant.doubt)}; {description}"
-    elif grant.dead and grant.failure is not None:
-        # A person forced one more try: what the first verdict told of its cause is still all that is known of it.
-        description = grant.failure.description
-    return msgspec.structs.replace(
-        grant,
-        dead=True,
-        failures=grant.failures + 1,
-        doubt=None,
-        failure=Failure(
-            outcome="reauthorization_required",
-            code=verdict.code,
-            description=description,
-            at=now.wall,
-            retry_at=None,
-        ),
-    )

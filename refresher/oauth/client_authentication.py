@@ -1,4 +1,4 @@
-"""How a client proves who it is to an authorization server (RFC 6749 section 2.3, RFC 7523, RFC 8705)."""
+"""Authenticate the client to the authorization server (RFC 6749 section 2.3, RFC 7523, RFC 8705)."""
 
 import uuid
 from base64 import b64encode
@@ -16,17 +16,17 @@ __all__ = ["build_request", "client_assertion"]
 _JWT_BEARER: Final = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 
 _ASSERTION_LIFE: Final = 60
-"""Seconds. An assertion is used at once, and servers refuse one that lives longer than they keep a ``jti``."""
+"""Seconds. An assertion is used at once, and servers refuse one that outlives their memory of ``jti`` values."""
 
 _CURVES: Final = {"secp256r1": "ES256", "secp384r1": "ES384", "secp521r1": "ES512"}
 
 
 def build_request(client: Grant, fields: dict[str, str], now: float) -> tuple[bytes, dict[str, str]]:
-    """Return body and headers of a request with ``fields`` that also authenticates the client.
+    """Return body and headers of a request with ``fields``, authenticated as ``client``.
 
-    ``now``: epoch seconds. Raises ``ConfigError`` where the key that signs the assertion cannot be used.
+    ``now``: epoch seconds. Raises ``ConfigError`` if the key that signs the assertion cannot be used.
     """
-    # client_id is sent with Basic too: servers of the MCP SDK look for it in the body, and other servers ignore it.
+    # Also with Basic: servers of the MCP SDK require client_id in the body, and other servers ignore it.
     fields = {"client_id": client.client_id, **fields}
     headers = {
         "Accept": "application/json",
@@ -51,8 +51,8 @@ def build_request(client: Grant, fields: dict[str, str], now: float) -> tuple[by
 def client_assertion(grant: Grant, now: float) -> str:
     """Return a new assertion, signed with the key file of ``grant`` (RFC 7523 section 2.2).
 
-    ``now``: epoch seconds. Raises ``ConfigError`` where the key cannot be read or does not fit the algorithm. No
-    message repeats the key.
+    ``now``: epoch seconds. Raises ``ConfigError`` if the key cannot be read or does not match the algorithm; no message
+    repeats the key.
     """
     # PyJWT and cryptography take 60 ms to import, and only this method needs them.
     import jwt
@@ -64,12 +64,12 @@ def client_assertion(grant: Grant, now: float) -> str:
     except OSError as error:
         raise ConfigError(f"cannot read the private key {path}: {error.strerror}") from None
     except Exception:  # noqa: BLE001  the library's message could quote the file
-        raise ConfigError(f"the private key {path} is no PEM of a private key without a passphrase") from None
+        raise ConfigError(f"the private key {path} is not a PEM private key without a passphrase") from None
     algorithm = grant.token_endpoint_auth_signing_alg or _algorithm(key)
     claims = {
         "iss": grant.client_id,
         "sub": grant.client_id,
-        # RFC 7523bis: the issuer, so that no other server can use it; the token endpoint where no issuer is known.
+        # RFC 7523bis: the issuer, so that no other server accepts it; the token endpoint if no issuer is known.
         "aud": grant.issuer or grant.token_endpoint,
         "iat": int(now),
         "exp": int(now) + _ASSERTION_LIFE,
@@ -78,7 +78,7 @@ def client_assertion(grant: Grant, now: float) -> str:
     headers = None if grant.private_key_id is None else {"kid": grant.private_key_id}
     try:
         return jwt.encode(claims, key, algorithm=algorithm, headers=headers)
-    except Exception:  # noqa: BLE001  likewise
+    except Exception:  # noqa: BLE001  the library's message could quote the key
         raise ConfigError(f"the private key {path} cannot sign with {algorithm}") from None
 
 

@@ -1,9 +1,9 @@
-"""The event loop of one exchange: a resolver that a deadline can leave behind, and a time that stops with the process.
+"""The event loop of one request: its deadline counts only running time, and also limits name resolution.
 
-asyncio resolves names in a pool and waits for it when a loop ends: a resolver that hangs would hold a grant's lock far
-beyond the deadline. And a process that was stopped (Ctrl-Z, a debugger, a paused machine) finds its deadline long past
-when it goes on: the answer that the kernel has kept for it, perhaps the only copy of a refresh token, would be thrown
-away unread.
+asyncio resolves names in a thread pool and waits for the pool at the end: a resolver that hangs would hold the lock of
+a grant beyond the deadline. And when a process continues after a stop (Ctrl-Z, a debugger, a paused machine), an
+ordinary deadline has passed: the loop would drop the answer in the socket unread, perhaps the only copy of a refresh
+token.
 """
 
 import asyncio
@@ -16,11 +16,11 @@ from typing import Any, Final
 __all__ = ["RequestLoop"]
 
 _TICK: Final = 0.5
-_STOPPED: Final = 2.0
+_STOP_THRESHOLD: Final = 2.0
 
 
 class RequestLoop(asyncio.SelectorEventLoop):
-    """A selector loop with a resolver of its own; its time, and so every time-out, counts only what it has lived."""
+    """A selector loop whose clock, and so every timeout, counts only the time in which the process runs."""
 
     def __init__(self) -> None:
         self._seen = time.monotonic()
@@ -29,15 +29,15 @@ class RequestLoop(asyncio.SelectorEventLoop):
         self._tick()
 
     def time(self) -> float:
-        """Return the loop's own seconds: monotonic ones, less those in which the process did not run."""
+        """Return monotonic seconds without the time in which the process did not run."""
         now = time.monotonic()
-        if now - self._seen > _STOPPED:
+        if now - self._seen > _STOP_THRESHOLD:
             self._missed += now - self._seen
         self._seen = now
         return now - self._missed
 
     def _tick(self) -> None:
-        # A loop that wakes up twice a second can tell a stop from a wait.
+        # A loop that wakes up twice a second recognises a stop by a longer gap.
         self.call_later(_TICK, self._tick)
 
     async def getaddrinfo(
@@ -50,24 +50,24 @@ class RequestLoop(asyncio.SelectorEventLoop):
         proto: int = 0,
         flags: int = 0,
     ) -> Any:
-        """Resolve as ``socket.getaddrinfo`` does, without holding up the end of the loop."""
-        answer: asyncio.Future[Any] = self.create_future()
+        """Resolve like ``socket.getaddrinfo``, in a thread that the end of the loop does not wait for."""
+        resolved: asyncio.Future[Any] = self.create_future()
 
         def settle(result: Any, error: BaseException | None) -> None:
-            if not answer.done():
+            if not resolved.done():
                 if error is None:
-                    answer.set_result(result)
+                    resolved.set_result(result)
                 else:
-                    answer.set_exception(error)
+                    resolved.set_exception(error)
 
-        def look_up() -> None:
-            result, problem = None, None
+        def resolve() -> None:
+            result, failure = None, None
             try:
                 result = socket.getaddrinfo(host, port, family, type, proto, flags)
             except (OSError, UnicodeError, ValueError) as error:
-                problem = error
-            with suppress(RuntimeError):  # the loop has ended meanwhile
-                self.call_soon_threadsafe(settle, result, problem)
+                failure = error
+            with suppress(RuntimeError):  # the loop has ended
+                self.call_soon_threadsafe(settle, result, failure)
 
-        threading.Thread(target=look_up, daemon=True, name="resolver").start()
-        return await answer
+        threading.Thread(target=resolve, daemon=True, name="resolver").start()
+        return await resolved

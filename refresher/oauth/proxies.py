@@ -1,4 +1,4 @@
-"""Which proxy leads to a token endpoint, by the environment's word; never one to loopback (I8)."""
+"""Choose the proxy for a server from the environment; none for loopback (I8)."""
 
 from collections.abc import Callable
 from ipaddress import ip_address, ip_network
@@ -10,28 +10,28 @@ from refresher.oauth.urls import is_loopback
 
 __all__ = ["build_proxy", "proxy_for"]
 
-_Made = TypeVar("_Made")
+_Proxy = TypeVar("_Proxy")
 
 
-def build_proxy(scheme: str, host: str, make: Callable[[str], _Made]) -> _Made | None:
-    """Return what ``make``, an HTTP library's own type, makes of the proxy's address; ``None`` without one.
+def build_proxy(scheme: str, host: str, make: Callable[[str], _Proxy]) -> _Proxy | None:
+    """Return the proxy as ``make``, the proxy type of an HTTP library, builds it; ``None`` for a direct connection.
 
-    Raises ``ConfigError`` where it cannot: in words without the proxy's password.
+    Raises ``ConfigError`` if the proxy's URL is not valid; the message does not contain its password.
     """
     address = proxy_for(scheme, host)
     if address is None:
         return None
     try:
         return make(address)
-    except Exception:  # noqa: BLE001  its words could quote the password
-        raise ConfigError(f"the proxy in {scheme.upper()}_PROXY or ALL_PROXY is not a usable address") from None
+    except Exception:  # noqa: BLE001  its message could quote the password
+        raise ConfigError(f"the proxy in {scheme.upper()}_PROXY or ALL_PROXY is not a valid URL") from None
 
 
 def proxy_for(scheme: str, host: str) -> str | None:
-    """Return the proxy's address, ``None`` for a direct connection.
+    """Return the proxy's URL; ``None`` for a direct connection.
 
-    ``HTTPS_PROXY``, ``HTTP_PROXY``, ``ALL_PROXY`` and ``NO_PROXY``, in either case; ``NO_PROXY`` takes names, suffixes,
-    addresses and networks in CIDR notation.
+    Reads ``HTTPS_PROXY``, ``HTTP_PROXY``, ``ALL_PROXY`` and ``NO_PROXY``, in upper or lower case. ``NO_PROXY`` accepts
+    names, suffixes, addresses and networks in CIDR notation.
     """
     if is_loopback(host):
         return None

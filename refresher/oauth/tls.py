@@ -1,4 +1,4 @@
-"""Whom to trust, and what to show (RFC 8705): one TLS context for each set of files, until one of them changes."""
+"""TLS contexts: trusted certificates and client certificates (RFC 8705), cached until a file changes."""
 
 import os
 import ssl
@@ -11,7 +11,7 @@ from refresher.common.errors import ConfigError
 
 __all__ = ["ssl_context"]
 
-_CONTEXTS_KEPT: Final = 32
+_MAX_CONTEXTS: Final = 32
 
 _Stamp = tuple[int, int, int] | None
 
@@ -21,27 +21,17 @@ def ssl_context(
 ) -> ssl.SSLContext:
     """Return a context that trusts ``ca_file``, else ``SSL_CERT_FILE``, ``SSL_CERT_DIR``, else certifi's certificates.
 
-    ``client_cert`` and ``client_key``: PEM files to show where a server asks. Raises ``ConfigError``. It takes 34 ms to
-    build one.
+    ``client_cert`` and ``client_key``: PEM files for a server that requests a client certificate. Raises
+    ``ConfigError``. Building a context takes 34 ms.
     """
-    place = ca_file or os.environ.get("SSL_CERT_FILE") or os.environ.get("SSL_CERT_DIR")
+    trusted = ca_file or os.environ.get("SSL_CERT_FILE") or os.environ.get("SSL_CERT_DIR")
     try:
-        return _context(ca_file, client_cert, client_key, _stamp(place), _stamp(client_cert), _stamp(client_key))
-    except _Unusable as error:
-        where = client_cert if error.of_client else place or "certifi's file"
-        raise ConfigError(f"cannot use the certificate of {where}: {error}") from None
+        stamps = [_stamp(path) for path in (trusted, client_cert, client_key)]
+        return _context(ca_file, trusted, client_cert, client_key, *stamps)
     except OSError as error:
-        raise ConfigError(f"cannot read {error.filename or client_cert or place}: {error.strerror}") from None
+        raise ConfigError(f"cannot read {error.filename or client_cert or trusted}: {error.strerror}") from None
     except ValueError:
-        raise ConfigError("the name of a certificate's file is no path") from None
-
-
-class _Unusable(Exception):
-    """What is in a file is no certificate, or no key to it."""
-
-    def __init__(self, why: str, *, of_client: bool) -> None:
-        super().__init__(why)
-        self.of_client = of_client
+        raise ConfigError("the path of a certificate file is not valid") from None
 
 
 def _stamp(path: str | None) -> _Stamp:
@@ -51,16 +41,25 @@ def _stamp(path: str | None) -> _Stamp:
     return status.st_mtime_ns, status.st_ino, status.st_size
 
 
-@lru_cache(maxsize=_CONTEXTS_KEPT)
-def _context(ca_file: str | None, client_cert: str | None, client_key: str | None, *_: _Stamp) -> ssl.SSLContext:
+@lru_cache(maxsize=_MAX_CONTEXTS)
+def _context(
+    ca_file: str | None, trusted: str | None, client_cert: str | None, client_key: str | None, *_: _Stamp
+) -> ssl.SSLContext:
     try:
-        made = httpx.create_ssl_context() if ca_file is None else ssl.create_default_context(cafile=ca_file)
-    except ssl.SSLError as error:
-        raise _Unusable(str(error.reason or error), of_client=False) from None
+        context = httpx.create_ssl_context() if ca_file is None else ssl.create_default_context(cafile=ca_file)
+    except ssl.SSLError:
+        raise ConfigError(
+            f"cannot use {trusted or 'the certificates of certifi'}: it has no valid PEM certificates"
+        ) from None
     if client_cert is not None:
         try:
-            # An empty passphrase: without one, OpenSSL would ask for it at the terminal.
-            made.load_cert_chain(client_cert, client_key, password=lambda: "")
+            # Without this empty passphrase, OpenSSL would ask for one at the terminal.
+            context.load_cert_chain(client_cert, client_key, password=lambda: "")
         except ssl.SSLError as error:
-            raise _Unusable(str(error.reason or error), of_client=True) from None
-    return made
+            key = client_key or client_cert
+            if error.reason == "KEY_VALUES_MISMATCH":
+                raise ConfigError(f"the key in {key} does not belong to the certificate in {client_cert}") from None
+            raise ConfigError(
+                f"cannot use the certificate in {client_cert}: it must be PEM, with an unencrypted key in {key}"
+            ) from None
+    return context

@@ -1,4 +1,8 @@
-"""What a token endpoint's answer means (RFC 6749 section 5). Pure: bytes in, outcome out."""
+"""Judge the answer of a token endpoint (RFC 6749 section 5). Pure: bytes in, outcome out.
+
+``parse_token_response`` is the only place that judges an answer. What the error codes and texts of single servers mean
+is data in ``dialects.py``. ``grants/transition.py`` then decides what the outcome does to the grant.
+"""
 
 import json
 import math
@@ -27,16 +31,18 @@ from refresher.oauth.dialects import KNOWN_CODES, classify_error
 
 __all__ = ["parse_token_response"]
 
-_LONGEST_CODE: Final = 64
-_LONGEST_WORDS: Final = 4096
+_MAX_CODE: Final = 64
+_MAX_DESCRIPTION: Final = 4096
 _DECODER: Final = json.JSONDecoder()
 _SPACE: Final = re.compile(r"[ \t\r\n]*")
 
 _BUSY_STATUSES: Final = frozenset({408, 425, 429, 503})
+_TOKEN_KEYS: Final = ("access_token", "refresh_token")
 
-# Under which keys servers put a code and its words, besides the RFC's own: GitHub, Supabase, OpenAI, HubSpot, Cognito.
+# Keys that servers use for the code and its description, besides those of the RFC: GitHub, Supabase, OpenAI, HubSpot,
+# Cognito.
 _CODE_KEYS: Final = ("error_code", "errorCode", "code", "status", "type", "__type")
-_WORDS_KEYS: Final = ("error_description", "message", "msg", "reason")
+_DESCRIPTION_KEYS: Final = ("error_description", "message", "msg", "reason")
 
 
 def parse_token_response(
@@ -50,143 +56,138 @@ def parse_token_response(
 ) -> Outcome:
     """Return what an answer means.
 
-    ``complete``: the body came to its end; a JSON object that closes is complete all the same. ``now``: epoch seconds.
-    ``secrets``: the secrets of this grant, which no description may repeat.
+    A success is a 2xx status with a usable access token and without an error. Every other answer is classified by its
+    error code and description, then by its status. ``complete``: the body was received to its end; a closed JSON object
+    counts as complete anyway. ``now``: epoch seconds. ``secrets``: what no description may repeat.
     """
-    fields = _fields(body, headers.get("content-type", ""), complete=complete)
+    fields = _parse_body(body, headers.get("content-type", ""), complete=complete)
     success = 200 <= status < 300
-    # The body comes before the status: real servers put errors into 200 and verdicts into 401.
+    # The body counts before the status: servers send errors with 200 and rejections with 401.
     error = None if fields is None else _error(fields, success=success)
-    ahead = _clock_ahead(headers.get("date"), now)
-    if error is not None and not (success and fields is not None and _holds_a_token(fields)):
-        return _refused(status, headers, error, secrets, now + ahead)
-    if not success:
-        return _refused(status, headers, _Error("", ""), secrets, now + ahead)
-    rotated = None if fields is None or error is not None else _rotated(fields, now, ahead)
-    if rotated is not None:
-        return rotated
+    skew = _clock_skew(headers.get("date"), now)
+    if not success or (error is not None and fields is not None and not _contains_token(fields)):
+        return _failure(status, headers, error or _Error("", ""), secrets, now + skew)
+    tokens = None if fields is None or error is not None else _tokens(fields, now, skew)
+    if tokens is not None:
+        return tokens
     return Unreadable(
-        description=f"the token endpoint answered {status} with {_kind(body, complete=complete)}",
+        description=f"the token endpoint answered {status} with {_describe_body(body, complete=complete)}",
         body=Secret(body.decode("latin-1")),
     )
 
 
 class _Error(NamedTuple):
-    """What a server says is wrong, unmasked."""
+    """The error code and its description, unmasked."""
 
     code: str
-    words: str
+    description: str
 
 
-def _refused(
+def _failure(
     status: int, headers: Mapping[str, str], error: _Error, secrets: tuple[Secret | None, ...], now: float
 ) -> Outcome:
-    meaning = classify_error(error.code, error.words)
+    kind = classify_error(error.code, error.description)
     code = error.code if error.code.lower() in KNOWN_CODES else mask(error.code, secrets)
-    words = mask(error.words, secrets)
-    description = f"the token endpoint answered {status}{f' {code}' if code else ''}{f': {words}' if words else ''}"
+    text = mask(error.description, secrets)
+    description = f"the token endpoint answered {status}{f' {code}' if code else ''}{f': {text}' if text else ''}"
     retry_after = _retry_after(headers.get("retry-after"), now)
-    if status in _BUSY_STATUSES or meaning == "busy":
+    if status in _BUSY_STATUSES or kind == "busy":
         return Transient(code=code or "temporarily_unavailable", description=description, retry_after=retry_after)
-    match meaning:
-        case "dead":
+    match kind:
+        case "grant_rejected":
             return GrantRejected(code=code or "invalid_grant", description=description)
-        case "client":
+        case "client_rejected":
             return ClientRejected(
-                code=code or "invalid_client", description=f"{description}; check client_id and how it authenticates"
+                code=code or "invalid_client",
+                description=f"{description}; check client_id and the client authentication",
             )
-        case "early":
+        case "too_early":
             return TooEarly(code=code, description=description)
-        case "resource" if status < 500:
+        case "resource_refused" if status < 500:
             return ResourceRefused(code=code or "invalid_target", description=description)
-        case "spent":
+        case "ambiguous":
             return Ambiguous(description=description)
-        case "resource" | "refused" | None:
+        case "resource_refused" | "refused" | None:
             pass
         case _:
-            assert_never(meaning)
+            assert_never(kind)
     if status >= 500:
-        # The token may have been spent before the server, or something between, gave up.
+        # The server, or a proxy before it, may have failed after the refresh token was used up.
         return Ambiguous(description=description)
     if 300 <= status < 400:
-        description += " (a redirect, which a refresh token never follows)"
+        description += " (a redirect; refresher follows none with a refresh token)"
     return Transient(code=code or "server_error", description=description, retry_after=retry_after, refusal=True)
 
 
-def _fields(body: bytes, content_type: str, *, complete: bool) -> dict[str, Any] | None:
+def _parse_body(body: bytes, content_type: str, *, complete: bool) -> dict[str, Any] | None:
     body = body.removeprefix(b"\xef\xbb\xbf").strip()
     if not body.startswith(b"{"):
-        # Only JSON can show that it is complete; GitHub and older servers answer as forms, under any type.
+        # Only JSON shows that it is complete. GitHub and older servers send forms, with any content type.
         form = dict(parse_qsl(body.decode("utf-8", "replace"))) if complete and not body.startswith(b"<") else {}
         is_form = content_type.partition(";")[0].strip().lower() == "application/x-www-form-urlencoded"
         return form if form and (is_form or not form.keys().isdisjoint(("access_token", "error"))) else None
     try:
-        # Lenient about what we do not store: a stray byte in a description must not cost a token.
+        # Invalid UTF-8 in a description must not lose a token.
         value = json.loads(text := body.decode("utf-8", "replace"))
     except (ValueError, RecursionError):
-        return _salvaged(_truncated_members(text))
+        # A truncated answer is used if both tokens are complete; with one token, nobody knows what is missing.
+        members = _truncated_members(text)
+        return members if all(is_token(members.get(key)) for key in _TOKEN_KEYS) else None
     return value if isinstance(value, dict) else None
 
 
-def _salvaged(fields: dict[str, Any]) -> dict[str, Any] | None:
-    """Return what came of a broken answer if both tokens did: with less, nobody could tell what is missing."""
-    return fields if all(is_token(fields.get(key)) for key in ("access_token", "refresh_token")) else None
-
-
-def _holds_a_token(fields: dict[str, Any]) -> bool:
-    """Whether an answer brings a token beside its error: then it is kept, and a person can read it."""
-    return any(isinstance(fields.get(key), str) and fields[key] for key in ("access_token", "refresh_token"))
+def _contains_token(fields: dict[str, Any]) -> bool:
+    """Whether an answer with an error also contains a token: then it is saved, so that a person can read it."""
+    return any(isinstance(fields.get(key), str) and fields[key] for key in _TOKEN_KEYS)
 
 
 def _error(fields: dict[str, Any], *, success: bool) -> _Error | None:
-    """Return what is wrong by a body; ``None`` where it does not say that anything is."""
+    """Return the error in a body; ``None`` if it reports none."""
     error = fields.get("error")
     inner = error if isinstance(error, dict) else fields
-    # Only a refusal is searched for codes: in a success, "code" and "status" may stand for anything.
+    # In a success, keys such as "code" and "status" can mean anything.
     keys = _CODE_KEYS[:2] if success and not isinstance(error, dict) else _CODE_KEYS
-    named = _first(error, *(inner.get(key) for key in keys))
-    if success and not error and named is None and fields.get("ok") is not False:
+    code = _first(error, *(inner.get(key) for key in keys))
+    if success and not error and code is None and fields.get("ok") is not False:
         return None
-    words = _first(*(source.get(key) for source in (fields, inner) for key in _WORDS_KEYS), longest=_LONGEST_WORDS)
-    if named is not None and (len(named) > _LONGEST_CODE or not all("!" <= char <= "~" for char in named)):
-        # RFC 6749 section 5.2 allows these characters; anything else is not a code but somebody's sentence.
-        named, words = None, words or named
-    return _Error(named or ("" if words or error or not success else "server_error"), words or "")
+    text = _first(*(source.get(key) for source in (fields, inner) for key in _DESCRIPTION_KEYS))
+    if code is not None and (len(code) > _MAX_CODE or not all("!" <= char <= "~" for char in code)):
+        # Not a code by RFC 6749 section 5.2, but a sentence.
+        code, text = None, text or code
+    text = (text or "")[:_MAX_DESCRIPTION]
+    return _Error(code or ("" if text or error or not success else "server_error"), text)
 
 
-def _first(*candidates: object, longest: int | None = None) -> str | None:
-    found = next((text for text in candidates if isinstance(text, str) and text), None)
-    return found if found is None else found[:longest]
+def _first(*candidates: object) -> str | None:
+    return next((text for text in candidates if isinstance(text, str) and text), None)
 
 
-def _rotated(fields: dict[str, Any], now: float, ahead: float) -> TokensIssued | None:
-    access = fields.get("access_token")
-    refresh = fields.get("refresh_token")
+def _tokens(fields: dict[str, Any], now: float, skew: float) -> TokensIssued | None:
+    access, refresh = (fields.get(key) for key in _TOKEN_KEYS)
     if not is_token(access) or " " in access or not (refresh is None or refresh == "" or is_token(refresh)):
         return None
-    token_type = fields.get("token_type")
     expires_in = _expires_in(fields.get("expires_in"))
-    expires_at = (_expires_at(fields, now + ahead) or _exp(access, now + ahead)) if expires_in is None else None
+    expires_at = (_expires_at(fields, now + skew) or _exp(access, now + skew)) if expires_in is None else None
     return TokensIssued(
         access_token=Secret(access),
-        token_type=auth_scheme(token_type),
+        token_type=auth_scheme(fields.get("token_type")),
         expires_in=expires_in,
-        expires_at=None if expires_at is None else expires_at - ahead,
+        expires_at=None if expires_at is None else expires_at - skew,
         refresh_token=Secret(refresh) if refresh else None,
         scope=_scope(fields.get("scope")),
-        clock_skew=ahead,
+        clock_skew=skew,
     )
 
 
 def _scope(value: object) -> str | None:
-    """RFC 6749 section 3.3: words parted by spaces; Twitch and Linear's old apps send a list."""
+    """Return the scope, separated by spaces (RFC 6749 section 3.3); Twitch and Linear's old apps send a list."""
     if isinstance(value, list) and all(isinstance(word, str) for word in value):
         value = " ".join(value)
     return value if isinstance(value, str) and value.isprintable() else None
 
 
 def _expires_in(value: object) -> float | None:
-    """Return the lifetime in seconds; ``None`` where it is absent, no number, or none: 0 means "never" to VK."""
+    """Return the lifetime in seconds; ``None`` if it is absent, no number, or 0, which means "never" at VK."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:
@@ -197,7 +198,7 @@ def _expires_in(value: object) -> float | None:
 
 
 def _expires_at(fields: dict[str, Any], now: float) -> float | None:
-    """Return the end as epoch seconds where a server tells it so: a number (Supabase), or ISO 8601 (Square, Sentry)."""
+    """Return the expiry in epoch seconds, from a number (Supabase) or ISO 8601 (Square, Sentry)."""
     value = fields.get("expires_at", fields.get("expiresAt"))
     try:
         at = _iso(value) if isinstance(value, str) else float(value or 0)
@@ -207,7 +208,7 @@ def _expires_at(fields: dict[str, Any], now: float) -> float | None:
 
 
 def _exp(access_token: str, now: float) -> float | None:
-    # An end that has passed is another clock's: taken at its word, the token would be replaced each second.
+    # An expiry in the past comes from another clock; with it, the token would be replaced every second.
     at = jwt_time(access_token, "exp")
     return at if at is not None and at > now else None
 
@@ -217,21 +218,21 @@ def _iso(text: str) -> float:
     return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
 
 
-def _clock_ahead(date: str | None, now: float) -> float:
-    """Return by how many seconds the server's clock is ahead of ours, as far as that is more than a tolerance.
+def _clock_skew(date: str | None, now: float) -> float:
+    """Return the seconds by which the server's clock is ahead (``Date``, RFC 9110 section 6.6.1); 0 within a tolerance.
 
-    By RFC 9110 section 6.6.1. A server ten minutes behind would date the end of a token of ten minutes to now, and
-    taken at its word the token would be replaced each second.
+    Without this, a server whose clock is ten minutes behind would date the expiry of a ten-minute token to now, and the
+    token would be replaced every second.
     """
     try:
-        ahead = parsedate_to_datetime(date or "").timestamp() - now
+        skew = parsedate_to_datetime(date or "").timestamp() - now
     except (ValueError, OverflowError):
         return 0.0
-    return ahead if abs(ahead) > CLOCK_TOLERANCE else 0.0
+    return skew if abs(skew) > CLOCK_TOLERANCE else 0.0
 
 
 def _retry_after(value: str | None, now: float) -> float | None:
-    """RFC 9110 section 10.2.3: seconds or a date; counted up to an hour."""
+    """Return the seconds of ``Retry-After`` (RFC 9110 section 10.2.3), a number or a date; one hour at most."""
     if value is None:
         return None
     try:
@@ -241,16 +242,16 @@ def _retry_after(value: str | None, now: float) -> float | None:
     return min(max(seconds, 0.0), MAX_WAIT)
 
 
-def _kind(body: bytes, *, complete: bool) -> str:
+def _describe_body(body: bytes, *, complete: bool) -> str:
     if not body:
         return "an empty body"
-    return "something that is no token response" if complete else "a body that breaks off"
+    return "a body that is no token response" if complete else "a truncated body"
 
 
 def _truncated_members(text: str) -> dict[str, Any]:
-    """Return the members of the object that ``text`` begins with, as far as each is certainly complete."""
+    """Return the members of a truncated JSON object whose values are certainly complete."""
     found: dict[str, Any] = {}
-    at = _after_space(text, 1) if text.startswith("{") else len(text)
+    at = _after_space(text, 1)
     while text[at : at + 1] == '"':
         try:
             key, at = _DECODER.raw_decode(text, at)
@@ -262,7 +263,7 @@ def _truncated_members(text: str) -> dict[str, Any]:
             break
         at = _after_space(text, at)
         follows = text[at : at + 1]
-        # Only a quote or a bracket shows by itself that a value has ended: a number may go on.
+        # At the end of the text, only a string, an object or an array is certainly complete: a number may go on.
         if follows not in (",", "}") and not (follows == "" and isinstance(value, str | dict | list)):
             break
         found[key] = value

@@ -1,4 +1,4 @@
-"""What a person brings to an import: JSON, checked as far as it can be without looking at what is stored."""
+"""Parse and check the JSON of ``import``, without a look at what is stored."""
 
 import uuid
 from collections.abc import Callable
@@ -54,7 +54,7 @@ class ImportRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     access_token: Secret | None = None
     token_type: str = "Bearer"  # noqa: S105  a token type, no password
     id_token: Secret | None = None
-    """Comes with many token responses, and is of no use here."""
+    """Part of many token responses; ignored."""
     expires_at: float | None = None
     expires_in: float | None = None
     scope: str | None = None
@@ -67,7 +67,7 @@ class ImportRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 def check_name(name: str) -> None:
-    """Raise ``ImportRefused`` where ``name`` cannot name a grant."""
+    """Raise ``ImportRefused`` if ``name`` is not a valid name of a grant."""
     if not is_name(name):
         raise ImportRefused(
             "a name is 1 to 64 lower-case letters, digits, '.', '_' and '-', and begins with a letter or digit"
@@ -77,77 +77,77 @@ def check_name(name: str) -> None:
 def parse(name: str, data: bytes, now: Moment) -> Grant:
     """Return the grant that ``data`` describes, as generation 0.
 
-    Raises ``ImportRefused`` for what is missing, unknown or unsafe; no message repeats a value.
+    Raises ``ImportRefused`` if something is missing, unknown or unsafe; no message repeats a value.
     """
     check_name(name)
     try:
         keys = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
         if unknown := sorted(keys.keys() - set(ImportRequest.__struct_fields__)):
             _refuse(f"unknown keys: {', '.join(unknown)} (known: {', '.join(ImportRequest.__struct_fields__)})")
-        brought = msgspec.json.decode(data, type=ImportRequest, dec_hook=decode_secret)
+        request = msgspec.json.decode(data, type=ImportRequest, dec_hook=decode_secret)
     except UnicodeDecodeError:
         raise ImportRefused("the import is not UTF-8") from None
     except (msgspec.MsgspecError, RecursionError) as error:
-        raise ImportRefused(f"the import is not usable: {error}") from None
+        raise ImportRefused(f"the import is not valid: {error}") from None
     for key in _PRINTABLE:
-        _printable(key, getattr(brought, key))
-    if " " in brought.token_type or (brought.access_token is not None and " " in brought.access_token.reveal()):
-        _refuse("access_token and token_type must hold no space (RFC 6750 section 2.1)")
-    if brought.send_resource and brought.resource is None:
-        _refuse("send_resource needs a resource")
-    origins = tuple(dict.fromkeys(_url(urls.parse_origin, "origins", origin) for origin in brought.origins or ()))
-    if brought.server_url is not None:
-        origins = origins or (_url(urls.parse_origin, "server_url", brought.server_url),)
+        _printable(key, getattr(request, key))
+    if " " in request.token_type or (request.access_token is not None and " " in request.access_token.reveal()):
+        _refuse("access_token and token_type must not contain a space (RFC 6750 section 2.1)")
+    if request.send_resource and request.resource is None:
+        _refuse("send_resource requires a resource")
+    origins = tuple(dict.fromkeys(_url(urls.parse_origin, "origins", origin) for origin in request.origins or ()))
+    if request.server_url is not None:
+        origins = origins or (_url(urls.parse_origin, "server_url", request.server_url),)
     if not origins:
-        _refuse("needs server_url (the MCP server or API that takes the token), or origins")
+        _refuse("server_url (the MCP server or API that accepts the token) or origins is missing")
     for key in ("issuer", "revocation_endpoint"):
-        if (address := getattr(brought, key)) is not None:
+        if (address := getattr(request, key)) is not None:
             _url(urls.check_endpoint, key, address)
-    expires_at = _expires_at(brought, now)
-    method = _method(brought)
+    expires_at = _expires_at(request, now)
+    method = _method(request)
     grant = Grant(
         name=name,
         grant_id=uuid.uuid4().hex,
         generation=0,
         begun_from=NO_RECORD,
-        issuer=brought.issuer,
-        token_endpoint=_url(urls.check_endpoint, "token_endpoint", brought.token_endpoint),
-        revocation_endpoint=brought.revocation_endpoint,
-        client_id=brought.client_id,
-        client_secret=brought.client_secret,
+        issuer=request.issuer,
+        token_endpoint=_url(urls.check_endpoint, "token_endpoint", request.token_endpoint),
+        revocation_endpoint=request.revocation_endpoint,
+        client_id=request.client_id,
+        client_secret=request.client_secret,
         token_endpoint_auth_method=method,
-        private_key_file=_path(brought.private_key_file),
-        private_key_id=brought.private_key_id,
-        token_endpoint_auth_signing_alg=brought.token_endpoint_auth_signing_alg,
-        client_cert=_path(brought.client_cert),
-        client_key=_path(brought.client_key),
-        refresh_token=brought.refresh_token,
-        scope=brought.scope,
-        asked_scope=brought.scope,
-        resource=brought.resource,
-        send_resource=brought.send_resource,
-        server_url=brought.server_url,
+        private_key_file=_path(request.private_key_file),
+        private_key_id=request.private_key_id,
+        token_endpoint_auth_signing_alg=request.token_endpoint_auth_signing_alg,
+        client_cert=_path(request.client_cert),
+        client_key=_path(request.client_key),
+        refresh_token=request.refresh_token,
+        scope=request.scope,
+        asked_scope=request.scope,
+        resource=request.resource,
+        send_resource=request.send_resource,
+        server_url=request.server_url,
         origins=origins,
-        replay=_replay(brought.replay),
-        max_age=None if brought.max_age is None else _duration("max_age", brought.max_age),
-        access_token=brought.access_token,
-        token_type=auth_scheme(brought.token_type),
+        replay=_replay(request.replay),
+        max_age=None if request.max_age is None else _duration("max_age", request.max_age),
+        access_token=request.access_token,
+        token_type=auth_scheme(request.token_type),
         issued_at=now.wall,
         issued=now,
         expires_at=expires_at,
         authorized_at=now.wall,
-        not_before=None if brought.refresh_token is None else not_before(brought.refresh_token.reveal(), now.wall),
+        not_before=None if request.refresh_token is None else not_before(request.refresh_token.reveal(), now.wall),
     )
-    _try_files(grant, now.wall)
+    _check_files(grant, now.wall)
     return grant
 
 
-def _refuse(why: str) -> NoReturn:
-    raise ImportRefused(why)
+def _refuse(reason: str) -> NoReturn:
+    raise ImportRefused(reason)
 
 
 def _printable(key: str, value: str | Secret | None) -> None:
-    # RFC 6749 appendix A: printable ASCII; a stray line end from a copied file would go into a header.
+    # RFC 6749 appendix A: printable ASCII; the end of a copied line would otherwise go into a header.
     if isinstance(value, Secret):
         value = value.reveal()
     if value is not None and not is_token(value):
@@ -161,74 +161,74 @@ def _url(check: Callable[[str], str], key: str, value: str) -> str:
         raise ImportRefused(f"{key} {error}") from None
 
 
-def _method(brought: ImportRequest) -> AuthMethod:
-    """Return how the client proves itself, from what was said, or else from what it was given to do it with."""
-    if (brought.grant_type == "refresh_token") != (brought.refresh_token is not None):
-        _refuse('needs a refresh_token, or else grant_type "client_credentials", and not both')
-    if brought.grant_type not in ("refresh_token", "client_credentials"):
+def _method(request: ImportRequest) -> AuthMethod:
+    """Return the client authentication method: the given one, or the one that the given credentials imply."""
+    if (request.grant_type == "refresh_token") != (request.refresh_token is not None):
+        _refuse('give a refresh_token, or grant_type "client_credentials" without one')
+    if request.grant_type not in ("refresh_token", "client_credentials"):
         _refuse("grant_type must be 'refresh_token' or 'client_credentials'")
-    if brought.client_secret is not None:
-        means: tuple[str, ...] = _SECRET_METHODS
-    elif brought.private_key_file is not None:
-        means = ("private_key_jwt",)
+    if request.client_secret is not None:
+        possible: tuple[str, ...] = _SECRET_METHODS
+    elif request.private_key_file is not None:
+        possible = ("private_key_jwt",)
     else:
-        means = ("none",) if brought.client_cert is None else (*_TLS_METHODS, "none")
-    method = brought.token_endpoint_auth_method or means[0]
+        possible = ("none",) if request.client_cert is None else (*_TLS_METHODS, "none")
+    method = request.token_endpoint_auth_method or possible[0]
     if method not in _METHODS:
         _refuse(f"token_endpoint_auth_method must be one of {', '.join(_METHODS)}")
-    if method not in means or (brought.client_secret is not None and brought.private_key_file is not None):
+    if method not in possible or (request.client_secret is not None and request.private_key_file is not None):
         _refuse(
-            "token_endpoint_auth_method must go together with what it needs: client_secret, private_key_file, or "
-            "client_cert (and client_key); 'none' is for a client without any"
+            "token_endpoint_auth_method must match the given credentials: client_secret, private_key_file, or "
+            "client_cert (with client_key); 'none' is for a client without credentials"
         )
-    if brought.client_key is not None and brought.client_cert is None:
-        _refuse("client_key needs a client_cert")
-    if brought.private_key_file is None and (brought.private_key_id or brought.token_endpoint_auth_signing_alg):
-        _refuse("private_key_id and token_endpoint_auth_signing_alg are about a private_key_file; bring it too")
-    if brought.refresh_token is None and method == "none":
-        _refuse("client_credentials are for clients that prove themselves (RFC 6749 section 4.4)")
+    if request.client_key is not None and request.client_cert is None:
+        _refuse("client_key requires a client_cert")
+    if request.private_key_file is None and (request.private_key_id or request.token_endpoint_auth_signing_alg):
+        _refuse("private_key_id and token_endpoint_auth_signing_alg require a private_key_file")
+    if request.refresh_token is None and method == "none":
+        _refuse("client_credentials requires client authentication (RFC 6749 section 4.4)")
     return cast("AuthMethod", method)
 
 
 def _path(value: str | None) -> str | None:
-    # From where a person stands now: the daemon stands elsewhere.
+    # Relative to the current directory: the daemon runs in another one.
     try:
         return None if value is None else str(Path(value).expanduser().absolute())
     except (RuntimeError, OSError) as error:
         raise ImportRefused(f"{value}: {error}") from None
 
 
-def _try_files(grant: Grant, now: float) -> None:
-    """Refuse files that could never be used: now a person is there who can help."""
+def _check_files(grant: Grant, now: float) -> None:
+    """Refuse unusable files now, while a person is there to correct them."""
     try:
         if grant.private_key_file is not None:
             from refresher.oauth.client_authentication import client_assertion
 
             client_assertion(grant, now)
         if grant.client_cert is not None:
-            from refresher.oauth.tls import ssl_context  # httpx, likewise
+            from refresher.oauth.tls import ssl_context  # imports httpx, only where it is needed
 
             ssl_context(None, client_cert=grant.client_cert, client_key=grant.client_key)
     except ConfigError as error:
         raise ImportRefused(str(error)) from None
 
 
-def _expires_at(brought: ImportRequest, now: Moment) -> float | None:
-    if brought.expires_at is not None and brought.expires_in is not None:
+def _expires_at(request: ImportRequest, now: Moment) -> float | None:
+    if request.expires_at is not None and request.expires_in is not None:
         _refuse("give expires_at (epoch seconds) or expires_in (seconds from now), not both")
-    if brought.access_token is None:
-        if brought.expires_at is not None or brought.expires_in is not None:
-            _refuse("expires_at and expires_in are about an access_token; bring it too, or leave them out")
+    if request.access_token is None:
+        if request.expires_at is not None or request.expires_in is not None:
+            _refuse("expires_at and expires_in require an access_token; add it, or leave them out")
         return None
-    if brought.expires_in is not None:
-        ends: float | None = now.wall + max(brought.expires_in, 0.0)
-    elif brought.expires_at is None:
-        ends = jwt_time(brought.access_token.reveal(), "exp")
+    if request.expires_in is not None:
+        expiry: float | None = now.wall + max(request.expires_in, 0.0)
+    elif request.expires_at is None:
+        expiry = jwt_time(request.access_token.reveal(), "exp")
     else:
-        ends = brought.expires_at
-    if ends is not None and not 0 <= ends - now.wall + MAX_LIFETIME <= 2 * MAX_LIFETIME:
+        expiry = request.expires_at
+    if expiry is not None and not 0 <= expiry - now.wall + MAX_LIFETIME <= 2 * MAX_LIFETIME:
         _refuse("expires_at must be epoch seconds (not milliseconds), expires_in seconds, within ten years")
-    return ends
+    return expiry
 
 
 def _replay(value: str | None) -> float | msgspec.UnsetType | None:
@@ -244,6 +244,6 @@ def _duration(key: str, value: float | str) -> float:
     with suppress(ValueError):
         seconds = durations.parse(value)
     if seconds == 0:
-        besides = {"max_age": "seconds, or", "replay": "'none', 'unlimited', or"}[key]
-        _refuse(f"{key} must be {besides} a duration such as '30s', '10m', '8h'")
+        alternatives = {"max_age": "seconds, or", "replay": "'none', 'unlimited', or"}[key]
+        _refuse(f"{key} must be {alternatives} a duration such as '30s', '10m', '8h'")
     return seconds

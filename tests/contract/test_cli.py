@@ -13,16 +13,20 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import click
 import msgspec
 import pytest
 
 from refresher import __version__
+from refresher.cli.main import cli
 from refresher.grants import server_behavior
 from refresher.grants.record import Failure, encode
 from refresher.operations.import_request import ImportRequest
 from refresher.operations.result import EXIT_CODES
 from tests.support.command import Command, Done, without_times
+from tests.support.daemon import heard, running, stopped
 from tests.support.terminal import at_a_terminal, read_whole
+from tests.support.token_server import TokenServer
 
 GRANT: dict[str, Any] = {
     "token_endpoint": "http://127.0.0.1:9/token",
@@ -71,6 +75,30 @@ def modes(root: Path) -> dict[str, str]:
 def test_the_version_is_the_packages(refresher: Command) -> None:
     """If it failed, nobody could tell which version runs."""
     assert refresher("--version").stdout == f"refresher, version {__version__}\n"
+
+
+def test_every_command_starts_without_what_other_tests_have_loaded(cold: Command) -> None:
+    """If it failed, a command could lack an import that the warm start of other tests provides."""
+    with TokenServer(lambda _: 3600) as server:
+        cold.import_grant("linear", server.grant("client"))
+        cold.bring("notion", server.grant("other"))
+        run = {
+            ("run-once", "--force"): 0,
+            ("status",): 0,
+            ("token", "linear"): 0,
+            ("headers", "linear"): 0,
+            ("health", "--listen", "127.0.0.1:9"): 1,
+            ("completion", "bash"): 0,
+            ("login", "asana", "http://127.0.0.1:9/mcp", "--no-browser"): 4,
+            ("logout", "linear"): 0,
+            ("remove", "notion"): 0,
+        }
+        assert {arguments: cold(*arguments).code for arguments in run} == run
+        with running(cold) as process:
+            heard(process, "watching")
+            assert "stopped" in stopped(cold, process)
+    commands = {arguments[0] for arguments in run} | {"import", "run", "demo"}  # the README's test runs demo
+    assert commands == set(cli.list_commands(click.Context(cli)))
 
 
 def test_the_base_without_the_service_says_what_to_install(refresher: Command) -> None:
@@ -214,20 +242,20 @@ def test_a_name_with_dots_is_no_address(refresher: Command) -> None:
         ({"refresh_token": "with\nnewline"}, "refresh_token"),
         ({"refresh_token": ""}, "refresh_token"),
         ({"refresh_token": 5}, "refresh_token"),
-        ({"client_secret": "a-secret-of-it", "token_endpoint_auth_method": "none"}, "go together"),
-        ({"token_endpoint_auth_method": "client_secret_post"}, "go together"),
+        ({"client_secret": "a-secret-of-it", "token_endpoint_auth_method": "none"}, "must match the given credentials"),
+        ({"token_endpoint_auth_method": "client_secret_post"}, "must match the given credentials"),
         ({"client_secret": "a-secret-of-it", "token_endpoint_auth_method": "private_key_jwt"}, "private_key_file"),
         ({"token_endpoint_auth_method": "tls_client_auth"}, "client_cert"),
         ({"token_endpoint_auth_method": "secret_handshake"}, "private_key_jwt"),
-        ({"client_secret": "a-secret-of-it", "private_key_file": "/nowhere"}, "go together"),
+        ({"client_secret": "a-secret-of-it", "private_key_file": "/nowhere"}, "must match the given credentials"),
         ({"private_key_file": "/nowhere/key.pem"}, "cannot read the private key /nowhere/key.pem"),
         ({"private_key_id": "kid"}, "private_key_file"),
         ({"client_cert": "/nowhere/cert.pem"}, "cannot read /nowhere/cert.pem"),
         ({"client_key": "/nowhere/key.pem"}, "client_cert"),
-        ({"grant_type": "client_credentials"}, "not both"),
-        ({"grant_type": "client_credentials", "refresh_token": None}, "prove themselves"),
+        ({"grant_type": "client_credentials"}, "without one"),
+        ({"grant_type": "client_credentials", "refresh_token": None}, "requires client authentication"),
         ({"grant_type": "password", "refresh_token": None}, "grant_type"),
-        ({"refresh_token": None}, "needs a refresh_token"),
+        ({"refresh_token": None}, "give a refresh_token"),
         ({"replay": "sometimes"}, "replay"),
         ({"replay": "30"}, "replay"),
         ({"max_age": -1}, "max_age"),

@@ -35,8 +35,8 @@ ENDPOINTS = {"token_endpoint": f"{ISSUER}/token", "authorization_endpoint": f"{I
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
-        ({"url": "mcp.example"}, "URL must be a URL that begins with https://"),
-        ({"url": "https://me:secret-word@mcp.example"}, "URL must not hold a user name or password"),
+        ({"url": "mcp.example"}, "URL must begin with https://"),
+        ({"url": "https://me:secret-word@mcp.example"}, "URL must not contain a user name or password"),
         ({"issuer": "http://as.example"}, "--issuer must be https"),
         (CLIENT | ENDPOINTS | {"token_endpoint": "http://as.example"}, "--token-endpoint must be https"),
         ({"redirect_uri": "https://127.0.0.1:80/"}, "--redirect-uri must be a port of this machine"),

@@ -239,10 +239,10 @@ def test_each_dialect_is_understood(source: str, status: int, body: Any, kind: t
 
 def test_every_meaning_has_its_source() -> None:
     """If it failed, a rule would stand there that nobody can check, or that fits nothing."""
-    for row in RULES:
-        assert row.source
-        assert row.codes or row.words
-        assert all(code == code.lower() for code in row.codes)
+    for rule in RULES:
+        assert rule.source
+        assert rule.codes or rule.pattern
+        assert all(code == code.lower() for code in rule.codes)
 
 
 def test_a_code_that_is_no_word_of_the_trade_is_masked() -> None:
