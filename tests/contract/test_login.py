@@ -192,7 +192,7 @@ def test_a_server_that_cannot_be_logged_in_at_is_one_line_and_changes_nothing(
         ("linear", 2, "there is no saved login linear; give its URL: 'refresher login linear URL'"),
         ("Linear {api}", 2, "a name is 1 to 64 lower-case letters"),
         ("linear mcp.example", 2, "the URL has no scheme; did you mean: refresher login linear https://mcp.example"),
-        ("linear mcp.example:x/mcp", 2, "URL is not a URL"),
+        ("linear mcp.example:x/mcp", 2, "URL is not a valid URL"),
         ("{api}/mcp", 2, "NAME is missing; did you mean: refresher login api {api}/mcp"),
         (
             "{api}/mcp linear --device",
