@@ -99,11 +99,10 @@ class Options:
         self._given = dict(given)
 
     def add(self, **given: Any) -> None:
-        """Take more options, by their names in a configuration file; ``None`` is one that was not given."""
-        more = {name: value for name, value in given.items() if value is not None}
-        if "verbose" in more:
-            more["verbose"] += self._given.get("verbose") or 0
-        self._given |= more
+        """Add options by their names in a configuration file; ``None`` is one that was not given, and so is no -v."""
+        if (verbose := given.pop("verbose", 0)) > 0:
+            self._given["verbose"] = verbose + (self._given.get("verbose") or 0)
+        self._given |= {name: value for name, value in given.items() if value is not None}
 
     def resolve(self) -> Settings:
         """Return the settings; each call reads the configuration file again. Raises ``ConfigError``."""
@@ -119,7 +118,7 @@ class Options:
 
 
 class Command(click.Command):
-    """A command that also accepts the global options after its name, and suggests names of grants."""
+    """A command that also accepts the global options after its name, and suggests the names of grants."""
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         return [*super().get_params(ctx), *_GLOBAL_AFTER]
@@ -135,7 +134,7 @@ class Command(click.Command):
             formatter.write_text("Global options, such as -v, are accepted here too: see 'refresher --help'.")
 
     def invoke(self, ctx: click.Context) -> Any:
-        ctx.obj.add(**{name: ctx.params.pop(name) or None for name in _GLOBAL_NAMES})
+        ctx.obj.add(**{name: ctx.params.pop(name) for name in _GLOBAL_NAMES})
         try:
             return super().invoke(ctx)
         except UnknownName as error:
@@ -178,7 +177,7 @@ def _with_known_names(ctx: click.Context) -> str | None:
 def complete_name(context: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
     """Return the names of grants that begin so; none if they cannot be read."""
     options = Options(context.find_root().params)
-    options.add(**{name: context.params.get(name) or None for name in _GLOBAL_NAMES})
+    options.add(**{name: context.params[name] for name in _GLOBAL_NAMES if name in context.params})
     try:
         names = options.resolve().directories.listing().names
     except RefresherError:

@@ -167,16 +167,16 @@ class Command:
         )
 
 
-def _changes_the_start(environment: Mapping[str, str]) -> bool:
-    starts = ("LANG", "LC_", "LD_", "OPENSSL_", "PYTHON")
-    return any(name.startswith(starts) for name in environment if name != "PYTHONDONTWRITEBYTECODE")
-
-
 def without_times(stderr: str) -> str:
     """Return log lines without their times; each must have one."""
     lines = stderr.splitlines(keepends=True)
     assert all(_TIME.match(line) for line in lines if "refresher: " in line), stderr
     return "".join(_TIME.sub("", line) for line in lines)
+
+
+def _changes_the_start(environment: Mapping[str, str]) -> bool:
+    starts = ("LANG", "LC_", "LD_", "OPENSSL_", "PYTHON", "TZ")
+    return any(name.startswith(starts) for name in environment if name != "PYTHONDONTWRITEBYTECODE")
 
 
 def says(stderr: IO[str] | None, words: str) -> bool:
