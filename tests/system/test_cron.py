@@ -13,6 +13,8 @@ from tests.support.deployed import typed
 from tests.support.machine import Machine, no_machine
 from tests.support.token_server import Gate, TokenServer
 
+pytestmark = pytest.mark.xdist_group("cron")  # one machine for all of them
+
 FASTER = 20
 """What is a minute for cron takes three seconds; those whom it starts see the clock as it is."""
 MAIL = '#!/bin/sh\nd=$(mktemp -d /tmp/mail/XXXXXX); cat >"$d/being-written"; mv "$d/being-written" "$d/mail"\n'
