@@ -24,6 +24,7 @@ import pytest
 from mcp.shared.auth import OAuthToken
 
 from refresher.cli import demo as cli_demo
+from refresher.cli.main import cli
 from refresher.common.errors import ConfigError
 from refresher.demo import summary
 from refresher.demo.processes import environment
@@ -451,7 +452,7 @@ def test_without_the_mcp_sdk_it_says_what_to_install(monkeypatch: pytest.MonkeyP
     """If it failed, a first user who has installed the service alone would get a traceback."""
     monkeypatch.setattr(cli_demo, "find_spec", lambda _: None)
     with pytest.raises(ConfigError, match=r"the demo needs the MCP SDK: .*pip install '\.\[all\]'"):
-        cli_demo.demo.main(["--seconds", "5"], standalone_mode=False)
+        cli.main(["demo", "--seconds", "5"], standalone_mode=False)
 
 
 def test_importing_it_costs_little() -> None:
