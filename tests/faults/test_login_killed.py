@@ -250,7 +250,7 @@ def test_a_signal_while_a_device_is_waited_for_costs_no_tokens_that_are_on_their
     before = place.bring()
     process = place.refresher.start("login", "linear", place.mcp.url, "--device")
     code = heard(process, "enter the code:")[-1].split()[-1]
-    heard(process, "Waiting for it")
+    heard(process, "Waiting for you")
     asked = len(place.oidc.requests())
     if answered:
         wait_until(lambda: [entry["status"] for entry in place.oidc.requests()[asked:]] == [400], "it has polled")
