@@ -15,7 +15,7 @@ from refresher.policy import Rest
 from refresher.result import EXIT_CODES, Result
 from shim import FileTokenSource
 from shim._changes import verdict
-from shim._source import is_last, valid_for
+from shim._source import may_be_last, valid_for
 from shim._token import TokenFile, is_name
 
 __all__ = ["hand_out"]
@@ -59,7 +59,7 @@ def hand_out(
                 raise NotInTime(
                     f"the tokens of {name} live {words.span(life)}, and --min-valid asks for {words.span(least)}"
                 )
-            if not is_last(token):
+            if not may_be_last(token):
                 source.demand(token)
         if stopping():
             raise Interrupted(f"interrupted while waiting for a token of {name}; nothing is lost")

@@ -1,11 +1,12 @@
-"""What an agent imports to use tokens that a refresher publishes; it never sees a refresh token.
+"""Read the access tokens that refresher publishes; an agent never gets a refresh token.
 
 ::
 
     from shim.httpx2 import BearerAuth          # or shim.httpx
     client = httpx2.AsyncClient(auth=BearerAuth("linear"))
 
-``FileTokenSource`` is for programs that build their own header.
+A program that sets the ``Authorization`` header itself uses ``FileTokenSource``. ``README.md`` beside this file has the
+whole API and recipes.
 """
 
 from shim._changes import Changes, Event, Restored, Rotated

@@ -1,47 +1,49 @@
-"""The part of ``BearerAuth`` that httpx and httpx2 share: both call the same two methods."""
+"""The code that ``shim.httpx`` and ``shim.httpx2`` share: both libraries call the same two methods."""
 
 import time
 from collections.abc import AsyncGenerator, Generator
 from contextlib import aclosing, suppress
 from typing import Any, ClassVar
 
-from shim._flow import WAIT, Answer, Send, Step, Wait, flow
+from shim._flow import DEFAULT_WAIT, Response, Send, Step, Wait, flow
 from shim._origins import origin_of
 from shim._source import FileTokenSource
 
 __all__ = ["BearerFlow"]
 
-# A refusal is short. What is longer, or drips, is cut off, so that it cannot hold up what comes after it.
-_LONGEST_REFUSAL = 64 * 1024
-_SLOWEST_REFUSAL = 5.0
+# A 401 has a short body. A longer or slower one is cut off, so that it does not delay the recovery.
+_LONGEST_BODY = 64 * 1024
+_SLOWEST_BODY = 5.0
 
-_OURS = "shim.authorization"
+_SENT_BY_US = "shim.authorization"
 
 
 class BearerFlow:
-    """Attaches the current token to each request, and turns a 401 into one recovery."""
+    """Attaches the current token to each request, and recovers from a 401."""
 
     _byte_stream: ClassVar[Any]
-    """The library's own ``ByteStream``."""
+    """The ``ByteStream`` class of the HTTP library."""
 
-    def __init__(self, source: FileTokenSource | str, *, wait: float = WAIT, raise_errors: bool = False) -> None:
+    def __init__(
+        self, source: FileTokenSource | str, *, wait: float = DEFAULT_WAIT, raise_errors: bool = False
+    ) -> None:
         if not isinstance(source, str | FileTokenSource):
-            raise TypeError("BearerAuth needs a name, or a FileTokenSource")
+            raise TypeError("BearerAuth needs the name of a grant, or a FileTokenSource")
         self.source = FileTokenSource(source) if isinstance(source, str) else source
         self._wait = float(wait)
         if not self._wait >= 0:
-            raise ValueError("wait must be seconds, 0 or more")
+            raise ValueError("wait must be a number of seconds, 0 or more")
         self._raise_errors = raise_errors
 
     def sync_auth_flow(self, request: Any) -> Generator[Any, Any, None]:
-        """Take a request of a ``Client`` through."""
+        """Authorize a request of a ``Client``."""
         steps = self._steps(request)
         step = _next(steps, None)
         while isinstance(step, Send):
-            response = yield _with(request, step)
-            step = _next(steps, _answer(response))
+            response = yield _authorize(request, step)
+            step = _next(steps, _response(response))
             if step is not None:
-                self._replace_body(response, _drained(response))
+                self._replace_body(response, _read_body(response))
             while isinstance(step, Wait):
                 time.sleep(step.seconds)
                 step = _next(steps, None)
@@ -49,14 +51,14 @@ class BearerFlow:
                 self._replace_body(response, b"")
 
     async def async_auth_flow(self, request: Any) -> AsyncGenerator[Any, Any]:
-        """Take a request of an ``AsyncClient`` through."""
+        """Authorize a request of an ``AsyncClient``."""
         steps = self._steps(request)
         step = _next(steps, None)
         while isinstance(step, Send):
-            response = yield _with(request, step)
-            step = _next(steps, _answer(response))
+            response = yield _authorize(request, step)
+            step = _next(steps, _response(response))
             if step is not None:
-                self._replace_body(response, await _adrained(response))
+                self._replace_body(response, await _read_body_async(response))
             while isinstance(step, Wait):
                 import anyio
 
@@ -65,7 +67,7 @@ class BearerFlow:
             if step is not None:
                 self._replace_body(response, b"")
 
-    def _steps(self, request: Any) -> Generator[Step, Answer | None, None]:
+    def _steps(self, request: Any) -> Generator[Step, Response | None, None]:
         url = request.url
         return flow(
             self.source,
@@ -76,70 +78,70 @@ class BearerFlow:
         )
 
     def _replace_body(self, response: Any, body: bytes) -> None:
-        """Let ``response`` be read again, from memory; the library reads each answer before it sends the next request.
+        """Let ``body`` be read as the body of ``response``, whose connection is closed or back in the pool.
 
-        Its connection has gone back to the pool by then, or has been closed.
+        The library reads each response before it sends the next request. An empty body cannot fail to be decoded.
         """
         response.stream = self._byte_stream(body)
         response.is_closed = response.is_stream_consumed = False
 
 
-def _next(steps: Generator[Step, Answer | None, None], answer: Answer | None) -> Step | None:
+def _next(steps: Generator[Step, Response | None, None], response: Response | None) -> Step | None:
     try:
-        return steps.send(answer)
+        return steps.send(response)
     except StopIteration:
         return None
 
 
-def _with(request: Any, step: Send) -> Any:
-    # A caller may send one request object twice: a token that is not for it any more must not go along.
+def _authorize(request: Any, step: Send) -> Any:
+    # A caller can send one request object twice: a header from the first time must not stay after its token is gone.
     if step.authorization is None:
-        if request.headers.get("authorization") == request.extensions.get(_OURS, ""):
+        if request.headers.get("authorization") == request.extensions.get(_SENT_BY_US, ""):
             del request.headers["authorization"]
         return request
-    request.headers["Authorization"] = request.extensions[_OURS] = step.authorization
+    request.headers["Authorization"] = request.extensions[_SENT_BY_US] = step.authorization
     return request
 
 
-def _answer(response: Any) -> Answer:
-    return Answer(
+def _response(response: Any) -> Response:
+    return Response(
         status=response.status_code,
         challenges=tuple(response.headers.get_list("www-authenticate")),
-        carried=response.request.headers.get("authorization"),
+        authorization=response.request.headers.get("authorization"),
     )
 
 
 def _is_replayable(request: Any) -> bool:
-    # Bytes and JSON are there as a whole; a stream is not, and is never buffered for the sake of a 401.
+    # Bytes and JSON are in memory. A stream is not, and is never buffered in case of a 401.
     try:
-        request.content  # noqa: B018  asking is the test
+        request.content  # noqa: B018  the access is the test
     except RuntimeError:
         return False
     return True
 
 
-def _drained(response: Any) -> bytes:
-    """Read a refusal to its end, so that its connection can serve others; raw, for nobody may want it decoded."""
+def _read_body(response: Any) -> bytes:
+    """Read the body of a 401, so that its connection is free. The body stays encoded, because nobody may need it."""
     body = bytearray()
-    ends = time.monotonic() + _SLOWEST_REFUSAL
-    with suppress(Exception):  # a refusal that breaks off is still a refusal
+    ends = time.monotonic() + _SLOWEST_BODY
+    with suppress(Exception):  # a 401 whose body breaks off is still a 401
         for chunk in response.iter_raw():
             body += chunk
-            if len(body) > _LONGEST_REFUSAL or time.monotonic() > ends:
+            if len(body) > _LONGEST_BODY or time.monotonic() > ends:
                 break
     response.close()
-    return bytes(body[:_LONGEST_REFUSAL])
+    return bytes(body[:_LONGEST_BODY])
 
 
-async def _adrained(response: Any) -> bytes:
+async def _read_body_async(response: Any) -> bytes:
     import anyio
 
     body = bytearray()
-    with suppress(Exception), anyio.move_on_after(_SLOWEST_REFUSAL):
+    with suppress(Exception), anyio.move_on_after(_SLOWEST_BODY):
         async with aclosing(response.aiter_raw()) as chunks:
             async for chunk in chunks:
                 body += chunk
-                if len(body) > _LONGEST_REFUSAL:
+                if len(body) > _LONGEST_BODY:
                     break
     await response.aclose()
-    return bytes(body[:_LONGEST_REFUSAL])
+    return bytes(body[:_LONGEST_BODY])

@@ -1,4 +1,4 @@
-"""The events of a token: what a program reconnects on."""
+"""The events of a token, on which a program reconnects."""
 
 import time
 from collections.abc import Callable
@@ -11,14 +11,14 @@ __all__ = ["Changes", "Event", "Restored", "Rotated", "verdict"]
 
 
 class Rotated(NamedTuple):
-    """A newer token is published; requests use it by themselves."""
+    """A newer token is published; requests use it automatically."""
 
     name: str
     generation: int
 
 
 class Restored(NamedTuple):
-    """A token is there again, or for the first time: after a person has authorized anew, or a file has appeared."""
+    """A token is available for the first time, or again after a new login."""
 
     name: str
     generation: int
@@ -31,10 +31,10 @@ _ABSENT = "absent"
 
 
 class Changes:
-    """An endless iterator of events, sync and async; each iterator sees every lasting change once.
+    """An endless iterator over the events of a token, for ``for`` and ``async for``.
 
-    It begins with what is: a grant that is dead or removed already is told at once. What comes and goes between two
-    looks is not told.
+    Each iterator yields every change once. If the grant is dead or removed at the start, that is the first event. A
+    change that is undone between two polls is not seen.
     """
 
     def __init__(self, current: Callable[[], TokenFile | None], poll: float) -> None:
@@ -42,14 +42,14 @@ class Changes:
         self._poll = poll
         self._state, self._generation = _state_of(current())
         if self._state not in (_GOOD, _ABSENT):
-            self._state = _ABSENT  # so that the first look tells
+            self._state = _ABSENT  # so that the first poll yields the verdict
 
     def __iter__(self) -> "Changes":
-        """Iterate with ``for``: it blocks between events."""
+        """Iterate with ``for``, which blocks between events."""
         return self
 
     def __aiter__(self) -> "Changes":
-        """Iterate with ``async for``, on any event loop that anyio knows."""
+        """Iterate with ``async for``, on any event loop that anyio supports."""
         return self
 
     def __next__(self) -> Event:
@@ -67,7 +67,7 @@ class Changes:
         return event
 
     def poll(self) -> Event | None:
-        """Return the next event if there is one, without waiting."""
+        """Return the next event, or ``None`` if there is none yet. Does not wait."""
         before, generation = self._state, self._generation
         token = self._current()
         self._state, self._generation = _state_of(token)
@@ -80,7 +80,7 @@ class Changes:
 
 
 def verdict(token: TokenFile) -> ReauthorizationRequired | Removed | None:
-    """Return what only a person can mend about a token's grant, ``None`` where there is nothing."""
+    """Return the verdict on the grant of ``token`` if only a person can help, else ``None``."""
     if token.state == "removed":
         return Removed(token.name)
     if token.state != "reauthorization_required":

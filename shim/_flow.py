@@ -1,6 +1,6 @@
-"""What happens around one request, without any HTTP library: attach, compare, demand, wait, send again.
+"""The authorization of one request, without any HTTP library: attach the token, and recover from a 401.
 
-The generator says ``Send`` and ``Wait``; whoever drives it does both, and gives back what the server answered.
+``flow`` yields ``Send`` and ``Wait``. Its driver does both for one HTTP library, and passes the responses in.
 """
 
 import re
@@ -12,28 +12,28 @@ from shim._changes import verdict
 from shim._source import FileTokenSource
 from shim.errors import TokenRejected
 
-__all__ = ["WAIT", "Answer", "Send", "Step", "Wait", "flow"]
+__all__ = ["DEFAULT_WAIT", "Response", "Send", "Step", "Wait", "flow"]
 
-WAIT = 15.0
-"""Seconds for which the requests of one refused token wait for the next one."""
+DEFAULT_WAIT = 15.0
+"""Seconds that the requests of one rejected token wait for a newer token."""
 
-_MOST_SENDS = 4
-_FIRST_LOOK = 0.02
-_LAST_LOOK = 0.25
+_MAX_SENDS = 4
+_FIRST_POLL = 0.02
+_LONGEST_POLL = 0.25
 
-# Possessive, and to the end where a quote never closes: a hostile header must not cost seconds.
+# The possessive quantifier keeps the match linear, so that a hostile header cannot cost seconds.
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*+(?:"|$)', re.DOTALL)
 _SCHEME = re.compile(r"\s*([^\s=,]+)(?:\s+[^\s=]|\s*$)")
 
 
 class Send(NamedTuple):
-    """Send the request; with this ``Authorization`` header, or with ``None`` as it is."""
+    """Send the request with this ``Authorization`` header, or unchanged if it is ``None``."""
 
     authorization: str | None
 
 
 class Wait(NamedTuple):
-    """Wait, holding no connection."""
+    """Wait, and hold no connection meanwhile."""
 
     seconds: float
 
@@ -41,24 +41,24 @@ class Wait(NamedTuple):
 Step = Send | Wait
 
 
-class Answer(NamedTuple):
-    """What came back: the status, the ``WWW-Authenticate`` headers, and the ``Authorization`` of the request answered.
+class Response(NamedTuple):
+    """The status of a response, its ``WWW-Authenticate`` headers, and the ``Authorization`` of the request it answers.
 
-    The last differs from what was sent where a redirect led to another origin.
+    After a redirect to another origin, that is not the ``Authorization`` of the ``Send``.
     """
 
     status: int
     challenges: tuple[str, ...]
-    carried: str | None
+    authorization: str | None
 
 
 def flow(
     source: FileTokenSource, origin: str, *, wait: float, replayable: bool, raise_errors: bool
-) -> Generator[Step, Answer | None, None]:
-    """Take one request to ``origin`` through; the answer to each ``Send`` is sent in.
+) -> Generator[Step, Response | None, None]:
+    """Yield the steps for one request to ``origin``; the driver answers each ``Send`` with a ``Response``.
 
-    Ends when the caller is to have the last answer. ``wait``: seconds for which a refused token's requests wait for
-    the next. ``replayable``: the body can be sent again. Raises only with ``raise_errors``, and then a ``ShimError``.
+    The caller of the HTTP library gets the last response. ``wait``: seconds that the requests of one rejected token
+    wait for a newer one. ``replayable``: the body can be sent again. Raises a ``ShimError``, only if ``raise_errors``.
     """
     token = source.current()
     authorization = source.authorization(token, origin)
@@ -67,44 +67,44 @@ def flow(
             raise problem
         yield Send(None)
         return
-    patience = None
-    for count in range(1, _MOST_SENDS + 1):
-        answer = yield Send(authorization)
-        if answer is None or not _refused(answer, authorization):
-            if answer is not None and 200 <= answer.status < 300 and answer.carried == authorization:
+    deadline = None
+    for count in range(1, _MAX_SENDS + 1):
+        response = yield Send(authorization)
+        if response is None or not _is_rejection(response, authorization):
+            if response is not None and 200 <= response.status < 300 and response.authorization == authorization:
                 source.accepted(token)
             return
-        newer = source.current()
-        if newer is not None and source.authorization(newer, origin) == authorization:
-            since = source.rejected(token, origin)
-            if not verdict(newer):
-                source.demand(newer)
+        newest = source.current()
+        if newest is not None and source.authorization(newest, origin) == authorization:
+            rejected_at = source.rejected(token, origin)
+            if not verdict(newest):
+                source.demand(newest)
             now = time.monotonic()
-            patience = patience or now + wait
-            pause = _FIRST_LOOK
-            until = min(since + wait, patience) if replayable and count < _MOST_SENDS else now
-            while now < until and not verdict(newer) and source.authorization(newer, origin) == authorization:
-                yield Wait(min(pause, until - now))
-                pause = min(2 * pause, _LAST_LOOK)
-                newer = source.current() or newer
+            deadline = deadline or now + wait
+            ends = min(rejected_at + wait, deadline) if replayable and count < _MAX_SENDS else now
+            pause = _FIRST_POLL
+            while now < ends and not verdict(newest) and source.authorization(newest, origin) == authorization:
+                yield Wait(min(pause, ends - now))
+                pause = min(2 * pause, _LONGEST_POLL)
+                newest = source.current() or newest
                 now = time.monotonic()
-        fresh = source.authorization(newer, origin)
-        if newer is None or fresh is None or fresh == authorization or not replayable:
+        newer = source.authorization(newest, origin)
+        if newest is None or newer is None or newer == authorization or not replayable:
             break
-        token, authorization = newer, fresh
+        token, authorization = newest, newer
     if raise_errors:
-        raise source.problem() or TokenRejected(f"{origin} refused the token of {source.name} (401)")
+        raise source.problem() or TokenRejected(f"{origin} rejects the token of {source.name} (401)")
 
 
-def _refused(answer: Answer, authorization: str) -> bool:
-    """Whether an answer says that our token is no good: a 401 to a request that carried it, and no other business."""
-    if answer.status != 401 or answer.carried != authorization:
+def _is_rejection(response: Response, authorization: str) -> bool:
+    """Whether a response rejects our token: a 401 to a request with our token, and no challenge for another scheme."""
+    if response.status != 401 or response.authorization != authorization:
         return False
-    schemes = set(_schemes(answer.challenges))
+    schemes = set(_challenge_schemes(response.challenges))
     return not schemes or authorization.partition(" ")[0].lower() in schemes
 
 
-def _schemes(challenges: Iterable[str]) -> Iterable[str]:
+def _challenge_schemes(challenges: Iterable[str]) -> Iterable[str]:
     """Return the schemes of ``WWW-Authenticate`` headers (RFC 9110 section 11.6.1) in lower case."""
     for header in challenges:
         for part in _QUOTED.sub('""', header).split(","):

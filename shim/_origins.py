@@ -1,4 +1,4 @@
-"""Where a token may go: an origin has one spelling, and an address that programs read in different ways has none."""
+"""Origins: where a token may be sent. An origin has exactly one spelling."""
 
 __all__ = ["origin_of", "origin_of_url"]
 
@@ -6,7 +6,7 @@ _DEFAULT_PORTS = {"https": 443, "http": 80}
 
 
 def origin_of(scheme: str, host: str, port: int | None) -> str:
-    """Return an origin as the token file spells it: lower case, without a default port, IPv6 in brackets."""
+    """Return an origin as the token file spells it: lower case, no default port, IPv6 in brackets."""
     scheme, host = scheme.lower(), host.lower()
     if ":" in host and not host.startswith("["):
         host = f"[{host}]"
@@ -14,10 +14,10 @@ def origin_of(scheme: str, host: str, port: int | None) -> str:
 
 
 def origin_of_url(url: str) -> str | None:
-    """Return the origin of an address; ``None`` where another program might find another host in it."""
-    from urllib.parse import urlsplit  # 3 ms that only this function needs
+    """Return the origin of a URL; ``None`` if another parser could find a different host in the URL."""
+    from urllib.parse import urlsplit  # takes 3 ms, and only this function needs it
 
-    # What one parser drops or takes for the end of the host, another takes for a part of it.
+    # Parsers disagree about these characters: some drop them, some end the host there.
     if not url.isascii() or "\\" in url or any(char <= " " or char == "\x7f" for char in url):
         return None
     try:

@@ -1,4 +1,4 @@
-"""The published token, as it is at this moment: one ``stat`` a look, one read a change."""
+"""The token source: the published token at this moment, for one ``stat`` per call and one read per change."""
 
 import os
 import time
@@ -12,26 +12,27 @@ from shim._paths import tokens_dir as default_tokens_dir
 from shim._token import TokenFile, is_name, parse
 from shim.errors import ShimError, TokenFileError, TokenRejected, TokenUnavailable
 
-__all__ = ["FileTokenSource", "is_last", "valid_for"]
+__all__ = ["FileTokenSource", "may_be_last", "valid_for"]
 
-_LARGEST = 1024 * 1024
-_LOOK_AGAIN = 0.05
+_MAX_SIZE = 1024 * 1024
+_POLL_INTERVAL = 0.05
+_ASK = "is refresher running?"
 
 _Stamp = tuple[int, int, int]
 _stat = os.stat
 
 
 class FileTokenSource:
-    """The token that a refresher publishes under ``name``.
+    """The token that refresher publishes under ``name``.
 
-    One instance serves threads, event loops, sync and async callers alike: it holds no lock, and its state is a tuple
-    that is replaced whole. A file that cannot be read leaves the last good token in place; ``problem()`` says why.
+    One instance serves all threads and event loops, sync and async: it has no lock, and replaces its state as a whole.
+    If the file cannot be read, the last good token stays in use, and ``problem()`` says why.
 
     ``tokens_dir`` and ``demands_dir`` default to ``REFRESHER_TOKENS_DIR`` and ``REFRESHER_DEMANDS_DIR``, else to
-    ``tokens`` and ``demands`` in refresher's state directory. Raises ``ValueError`` where ``name`` is no name.
+    ``tokens`` and ``demands`` in refresher's state directory. Raises ``ValueError`` if ``name`` is not a valid name.
     """
 
-    __slots__ = ("_demands", "_path", "_rejected", "_seen", "name")
+    __slots__ = ("_cached", "_demands", "_path", "_rejected", "name")
 
     def __init__(
         self,
@@ -41,46 +42,48 @@ class FileTokenSource:
         demands_dir: "str | os.PathLike[str] | None" = None,
     ) -> None:
         if not is_name(name):
-            raise ValueError(f"{name!r} is no name: lower-case letters, digits, '.', '_' and '-', 64 at most")
+            raise ValueError(
+                f"{name!r} is not a valid name: use up to 64 lower-case letters, digits, '.', '_' and '-'; "
+                "the first is a letter or a digit"
+            )
         self.name = name
         self._path = f"{_directory(tokens_dir, default_tokens_dir)}/{name}.json"
         self._demands = _directory(demands_dir, default_demands_dir)
-        # What was read, by which stamp, and what was wrong with it. The stamp of nothing equals no other.
-        self._seen: tuple[_Stamp | None, TokenFile | None, ShimError | None] = (None, None, None)
-        # Which token was refused last, of which generation, by whom, and since when (monotonic seconds).
+        # The stamp of the file that was read last, its token, and its problem. None equals no stamp.
+        self._cached: tuple[_Stamp | None, TokenFile | None, ShimError | None] = (None, None, None)
+        # The token that was rejected last, its generation, the origin, and when it was first rejected (monotonic).
         self._rejected: tuple[str, int, str, float] | None = None
 
     def __repr__(self) -> str:
-        """Name the source, without its token."""
+        """Leave out the token."""
         return f"FileTokenSource({self.name!r}, {self._path!r})"
 
     def current(self) -> TokenFile | None:
-        """Return what the token file says now, or said when it could last be read; ``None`` if it never could.
+        """Return the content of the token file, or the last content that could be read; ``None`` if there is none.
 
-        Never raises. Follows symbolic links, and opens the file anew by its path, as Kubernetes needs it.
+        Never raises. Follows symbolic links and opens the file by its path each time, as Kubernetes mounts require.
         """
-        seen = self._seen
+        cached = self._cached
         try:
             status = _stat(self._path)
         except OSError as error:
-            return self._unreadable(f"cannot read {self._path}: {error.strerror}; does a refresher publish there?")
-        # Different, not newer: clocks are set back, and a restored file is older.
-        if (status.st_mtime_ns, status.st_ino, status.st_size) == seen[0]:
-            return seen[1]
+            return self._unusable(f"cannot read {self._path}: {error.strerror}; does refresher publish there?")
+        # Any difference counts, not only a later time: clocks are set back, and a restored file is older.
+        if (status.st_mtime_ns, status.st_ino, status.st_size) == cached[0]:
+            return cached[1]
         return self._read(status)
 
     def token(self, *, min_valid: float = 0.0, wait: float = 0.0) -> str:
-        """Return an access token with at least ``min_valid`` seconds to live, for a program that builds its own header.
+        """Return an access token that lives at least ``min_valid`` seconds longer.
 
-        A token of unknown lifetime counts as valid. Where less is left, a rotation is demanded, and awaited for up to
-        ``wait`` seconds; that blocks, so an async program that waits does so in a thread. Raises what ``problem()``
-        tells: ``ReauthorizationRequired`` and ``Removed`` at once, anything else after the wait; ``ValueError`` where
-        ``wait`` is no number.
+        A token of unknown lifetime counts as valid. If the token expires sooner, this demands a rotation and waits for
+        it, up to ``wait`` seconds. The wait blocks: an async program calls this in a thread. Raises the error that
+        ``problem()`` returns: ``ReauthorizationRequired`` and ``Removed`` at once, others after the wait.
 
-        Mind where you send it: ``headers()`` knows the origins it is for, this does not.
+        The caller must check where it sends the token. ``headers()`` checks the origin, this method does not.
         """
         if not wait >= 0:
-            raise ValueError("wait must be seconds, 0 or more")
+            raise ValueError("wait must be a number of seconds, 0 or more")
         ends = time.monotonic() + wait
         while True:
             token = self.current()
@@ -89,21 +92,20 @@ class FileTokenSource:
             if token is not None:
                 if (final := verdict(token)) is not None:
                     raise final
-                if not is_last(token):
+                if not may_be_last(token):
                     self.demand(token)
             remaining = ends - time.monotonic()
             if remaining <= 0:
                 raise self.problem() or TokenUnavailable(
-                    f"the token of {self.name} has less than {min_valid:g} s to live, and no newer one came within "
-                    f"{wait:g} s; does a refresher run?"
+                    f"the token of {self.name} lives less than {min_valid:g} s, and no newer one came in time; {_ASK}"
                 )
-            time.sleep(min(_LOOK_AGAIN, remaining))
+            time.sleep(min(_POLL_INTERVAL, remaining))
 
     def headers(self, url: str) -> dict[str, str]:
-        """Return ``{"Authorization": ...}`` for a request to ``url``; ``{}`` where the token must not be sent to it.
+        """Return ``{"Authorization": ...}`` for a request to ``url``, or ``{}`` if the token must not be sent there.
 
-        Also ``{}`` for an address in which programs may find different hosts: with a backslash, spaces, a user name,
-        or letters outside ASCII (write an international name in its ``xn--`` form).
+        Also returns ``{}`` for a URL in which two parsers may find different hosts: one with a backslash, a space, a
+        user name, or a character outside ASCII (write an international host name in its ``xn--`` form).
         """
         origin = origin_of_url(url)
         authorization = None if origin is None else self.authorization(self.current(), origin)
@@ -111,43 +113,42 @@ class FileTokenSource:
 
     @staticmethod
     def authorization(token: TokenFile | None, origin: str) -> str | None:
-        """Return the header's value for a request to ``origin``; ``None`` where there is none to send."""
+        """Return the value of the header for a request to ``origin``; ``None`` if no token may be sent there."""
         if token is None or token.access_token is None or origin not in token.origins:
             return None
-        # RFC 6750 spells it with a capital; servers answer "bearer", and some take only what the RFC says.
+        # Servers issue "bearer", and some of them accept only the spelling of RFC 6750.
         scheme = "Bearer" if token.token_type.lower() == "bearer" else token.token_type
         return f"{scheme} {token.access_token}"
 
     def problem(self) -> ShimError | None:
-        """Return what is wrong, the gravest first, ``None`` where nothing is known to be.
+        """Return the most serious problem, or ``None``. Demands nothing.
 
-        A token may be good all the same: of a dead grant while it lives, or the last good one while its file cannot
-        be read. Demands nothing.
+        The token may still be good: it lives on after its grant has died, or its file cannot be read at the moment.
         """
         token = self.current()
         if token is not None and (final := verdict(token)) is not None:
             return final
-        unreadable = self._seen[2]
-        if unreadable is not None:
-            return unreadable
+        file_problem = self._cached[2]
+        if file_problem is not None:
+            return file_problem
         if token is None:
-            return TokenFileError(f"there is nothing at {self._path} yet")
-        noted = self._rejected
-        if noted is not None and noted[0] == token.access_token:
+            return TokenFileError(f"{self._path} does not exist yet; does refresher publish there?")
+        rejected = self._rejected
+        if rejected is not None and rejected[0] == token.access_token:
             return TokenRejected(
-                f"{noted[2]} refuses the newest token of {self.name} (generation {token.generation}); if the next one "
-                "is refused too, look at that server"
+                f"{rejected[2]} rejects the newest token of {self.name} (generation {token.generation}); if it rejects "
+                "the next one too, check that server"
             )
         if token.access_token is None or valid_for(token) <= 0:
-            words = token.error.description if token.error is not None else "does a refresher run?"
             what = "there is no token yet" if token.access_token is None else "the token has expired"
-            return TokenUnavailable(f"{self.name}: {what}: {words}")
+            why = _ASK if token.error is None else token.error.description
+            return TokenUnavailable(f"{self.name}: {what}: {why}")
         return None
 
     def demand(self, token: TokenFile) -> bool:
-        """Ask the refresher to rotate beyond ``token``; any number of demands for one generation are one.
+        """Ask refresher for a newer token than ``token``. Repeated demands for one generation count as one.
 
-        Returns whether the demand stands. Never raises: without a demands directory the schedule still rotates.
+        Returns whether the demand file exists. Never raises: refresher also rotates on schedule, without demands.
         """
         path = f"{self._demands}/{self.name}.{token.generation}"
         try:
@@ -159,74 +160,71 @@ class FileTokenSource:
         return True
 
     def rejected(self, token: TokenFile, origin: str) -> float:
-        """Note that ``origin`` refused ``token``; return since when (monotonic seconds) it is refused.
+        """Record that ``origin`` rejected ``token``; return when it was first rejected (monotonic seconds).
 
-        The time belongs to the token: its requests wait together, not one after the other.
+        All requests of the token wait from that moment, together and not one after the other.
         """
         now = time.monotonic()
-        noted = self._rejected
-        if noted is not None and noted[0] == token.access_token:
-            return noted[3]
-        # A latecomer with an older token does not overwrite what is known of the newer one.
-        if noted is None or noted[1] <= token.generation:
+        rejected = self._rejected
+        if rejected is not None and rejected[0] == token.access_token:
+            return rejected[3]
+        # A slow request with an older token must not replace what is known about a newer one.
+        if rejected is None or rejected[1] <= token.generation:
             self._rejected = (token.access_token or "", token.generation, origin, now)
         return now
 
     def accepted(self, token: TokenFile) -> None:
-        """Note that a server took ``token``: an earlier refusal was not about the token."""
+        """Record that a server accepted ``token``: an earlier rejection had another cause."""
         if self._rejected is not None and self._rejected[0] == token.access_token:
             self._rejected = None
 
     def changes(self, *, poll: float = 1.0) -> Changes:
-        """Return the events of this token from now on, for ``for`` and ``async for``; looks each ``poll`` seconds."""
+        """Return the events of this token from now on, for ``for`` and ``async for``; polls every ``poll`` seconds."""
         return Changes(self.current, poll)
 
-    def _unreadable(self, words: str) -> TokenFile | None:
-        return self._unusable(TokenFileError(words))
-
-    def _unusable(self, problem: TokenFileError) -> TokenFile | None:
-        # No stamp: whatever comes next is looked at.
-        last = self._seen[1]
-        self._seen = (None, last, problem)
+    def _unusable(self, problem: TokenFileError | str) -> TokenFile | None:
+        # Without a stamp, the next call reads the file again.
+        last = self._cached[1]
+        self._cached = (None, last, TokenFileError(problem) if isinstance(problem, str) else problem)
         return last
 
     def _read(self, status: os.stat_result) -> TokenFile | None:
         if not S_ISREG(status.st_mode):
-            return self._unreadable(f"{self._path} is not a file")
+            return self._unusable(f"{self._path} is not a regular file")
         try:
             with open(self._path, "rb") as file:  # noqa: PTH123  pathlib would double the cost of importing shim
-                # The stamp of what is read, not of what was there a moment ago.
+                # The file may have been replaced since the stat.
                 status = os.fstat(file.fileno())
-                data = file.read(_LARGEST + 1)
+                data = file.read(_MAX_SIZE + 1)
         except OSError as error:
-            return self._unreadable(f"cannot read {self._path}: {error.strerror}")
-        if len(data) > _LARGEST:
-            return self._unreadable(f"{self._path} is too large for a token file")
+            return self._unusable(f"cannot read {self._path}: {error.strerror}")
+        if len(data) > _MAX_SIZE:
+            return self._unusable(f"{self._path} is too large for a token file")
         try:
             token = parse(data)
         except TokenFileError as error:
             return self._unusable(type(error)(f"{self._path}: {error}"))
         if token.name != self.name:
-            return self._unreadable(f"{self._path} is the token file of {token.name}")
-        self._seen = ((status.st_mtime_ns, status.st_ino, status.st_size), token, None)
+            return self._unusable(f"{self._path} is the token file of {token.name}")
+        self._cached = ((status.st_mtime_ns, status.st_ino, status.st_size), token, None)
         return token
 
 
 def _directory(given: "str | os.PathLike[str] | None", default: Callable[[], str]) -> str:
     directory: object = default() if given is None else os.fspath(given)
     if not isinstance(directory, str) or not directory or "\0" in directory:
-        raise ValueError("a directory must be a path, as text")
+        raise ValueError("tokens_dir and demands_dir must be directories, as str or PathLike")
     return directory
 
 
-def is_last(token: TokenFile) -> bool:
-    """Whether a token may be the last one: it lives, and its refresh token may be spent.
+def may_be_last(token: TokenFile) -> bool:
+    """Whether ``token`` lives, and may be the last one because its refresh token may be spent.
 
-    A demand says that a token is of no use; the refresher would risk what is left of this one to get another.
+    A demand would make refresher risk the rest of this token's life, so such a token is not demanded away.
     """
     return token.error is not None and token.error.code == "in_doubt" and valid_for(token) > 0
 
 
 def valid_for(token: TokenFile) -> float:
-    """Return the seconds that a token has to live; infinite where nobody has told."""
+    """Return the seconds that ``token`` still lives; infinity if its lifetime is unknown."""
     return float("inf") if token.expires_at is None else token.expires_at - time.time()

@@ -1,6 +1,6 @@
-"""The token file: its one parser and its one renderer (DESIGN section 4, a public contract).
+"""The token file: one parser and one renderer (``README.md`` describes the file; it is a public contract).
 
-Only the standard library, and little of it: agents pay for this import.
+Imports little of the standard library, because each agent pays for the import.
 """
 
 import re
@@ -14,17 +14,17 @@ VERSION = 1
 
 STATES = frozenset({"active", "failing", "reauthorization_required", "removed"})
 
-_FIRST_TOO_LARGE = 10**18
+_GENERATION_LIMIT = 10**18
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
 def is_name(text: str) -> bool:
-    """Whether ``text`` can name a grant: it becomes a part of file names, so it can never be a path."""
+    """Whether ``text`` is a valid name of a grant. A name becomes part of file names, so it is never a path."""
     return _NAME.fullmatch(text) is not None
 
 
 class Problem(NamedTuple):
-    """Why the last exchange failed; times are epoch seconds."""
+    """Why the last refresh failed; times are epoch seconds."""
 
     code: str
     description: str
@@ -33,10 +33,10 @@ class Problem(NamedTuple):
 
 
 class TokenFile(NamedTuple):
-    """What one token file says; times are epoch seconds, ``None`` where unknown.
+    """The content of a token file; times are epoch seconds, ``None`` if unknown.
 
-    ``access_token`` is ``None`` only where there is none to give: the grant was removed, or failed before it ever
-    had one. ``origins`` are ``scheme://host[:port]``, the only places the token may be sent to.
+    ``access_token`` is ``None`` only if there is none: the grant was removed, or its first refresh failed.
+    ``origins`` are ``scheme://host[:port]``, the only places to which the token may be sent.
     """
 
     name: str
@@ -52,15 +52,15 @@ class TokenFile(NamedTuple):
     error: Problem | None
 
     def __repr__(self) -> str:
-        """Name the file's subject without its secret."""
+        """Leave out the token."""
         return f"TokenFile(name={self.name!r}, generation={self.generation}, state={self.state!r})"
 
 
 def render(token: TokenFile) -> bytes:
-    """Return the bytes of a token file; the same token always gives the same bytes."""
-    import json  # 2 ms, which an agent pays with its first token and not with its import
+    """Return the bytes of a token file; equal tokens give equal bytes."""
+    import json  # takes 2 ms, so an agent pays for it when it reads its first token
 
-    # By hand in half the time: a refresher compares what is published with this, for each grant at each run.
+    # Twice as fast as json.dumps: refresher renders each token at each run to find stale files.
     quoted = json.encoder.encode_basestring_ascii
     return (
         f'{{"version": {VERSION}, "name": {quoted(token.name)}, "grant_id": {quoted(token.grant_id)}, '
@@ -75,75 +75,78 @@ def render(token: TokenFile) -> bytes:
 
 
 def parse(data: bytes) -> TokenFile:
-    """Read a token file; unknown keys are ignored.
+    """Parse a token file; unknown keys are ignored.
 
-    Raises ``UnsupportedVersion`` for another ``version``, ``TokenFileError`` for anything else that is wrong.
+    Raises ``UnsupportedVersion`` for another ``version``, and ``TokenFileError`` for any other defect.
     """
     import json  # as above
 
     try:
         fields = json.loads(data)
     except (ValueError, RecursionError):
-        raise TokenFileError("the token file is not JSON; wait for the next rotation") from None
+        raise TokenFileError("the token file is not JSON; refresher replaces it at the next rotation") from None
     if not isinstance(fields, dict):
-        raise TokenFileError("the token file holds no JSON object")
+        raise TokenFileError("the token file contains no JSON object")
     version = fields.get("version")
     if type(version) is not int or version != VERSION:
+        shown = version if type(version) is int else "unknown"
         raise UnsupportedVersion(
-            f"the token file has version {_shown(version)}, this library reads version {VERSION}: "
+            f"the token file has version {shown}, and this library reads version {VERSION}: "
             "upgrade the package 'refresher' where the agent runs"
         )
     error = _optional(fields, "error", dict)
-    state = _required(fields, "state", str)
+    name: str = _required(fields, "name", str)
+    if not is_name(name):
+        raise _invalid("name")
+    generation: int = _required(fields, "generation", int)
+    if not 0 <= generation < _GENERATION_LIMIT:
+        raise _invalid("generation")
+    state: str = _required(fields, "state", str)
     if state not in STATES:
-        raise TokenFileError("the token file's 'state' is none that this version knows")
+        raise _invalid("state")
     origins = _required(fields, "origins", list)
     if not origins or not all(isinstance(origin, str) for origin in origins):
-        raise TokenFileError("the token file's 'origins' must be a list of texts that is not empty")
+        raise _invalid("origins")
     return TokenFile(
-        name=_name(fields),
+        name=name,
         grant_id=_required(fields, "grant_id", str),
-        generation=_generation(fields),
+        generation=generation,
         state=state,
-        access_token=_sendable(fields, "access_token") if fields.get("access_token") else None,
-        token_type=_sendable(fields, "token_type"),
+        access_token=_header_safe(fields, "access_token") if fields.get("access_token") else None,
+        token_type=_header_safe(fields, "token_type"),
         issued_at=_time(fields, "issued_at"),
         expires_at=_optional_time(fields, "expires_at"),
         scope=_optional(fields, "scope", str),
         origins=tuple(origins),
-        error=None if error is None else _problem(error),
+        error=None
+        if error is None
+        else Problem(
+            code=_required(error, "code", str),
+            description=_required(error, "description", str),
+            at=_time(error, "at"),
+            retry_at=_optional_time(error, "retry_at"),
+        ),
     )
 
 
-def _problem(fields: dict[str, Any]) -> Problem:
-    return Problem(
-        code=_required(fields, "code", str),
-        description=_required(fields, "description", str),
-        at=_time(fields, "at"),
-        retry_at=_optional_time(fields, "retry_at"),
-    )
-
-
-def _name(fields: dict[str, Any]) -> str:
-    name: str = _required(fields, "name", str)
-    if not is_name(name):
-        raise TokenFileError("the token file's 'name' is not a name")
-    return name
-
-
-def _sendable(fields: dict[str, Any], key: str) -> str:
-    value: str = _required(fields, key, str)
-    # RFC 6750 section 2.1; a line end would split the header, and HTTP libraries quote it in their errors.
-    if not value or not all("!" <= char <= "~" for char in value):
-        raise TokenFileError(f"the token file's {key!r} cannot stand in a header")
+def _required(fields: dict[str, Any], key: str, *types: type) -> Any:
+    # type() instead of isinstance(), because isinstance(True, int) is true.
+    value = fields.get(key)
+    if type(value) not in types:
+        raise TokenFileError(f"the token file's {key!r} is missing or has the wrong type")
     return value
 
 
-def _generation(fields: dict[str, Any]) -> int:
-    generation: int = _required(fields, "generation", int)
-    if not 0 <= generation < _FIRST_TOO_LARGE:
-        raise TokenFileError("the token file's 'generation' is none that a demand could name")
-    return generation
+def _optional(fields: dict[str, Any], key: str, *types: type) -> Any:
+    return None if fields.get(key) is None else _required(fields, key, *types)
+
+
+def _header_safe(fields: dict[str, Any], key: str) -> str:
+    value: str = _required(fields, key, str)
+    # RFC 6750 section 2.1. A line end would split the header, and HTTP libraries quote it in their errors.
+    if not value or not all("!" <= char <= "~" for char in value):
+        raise _invalid(key)
+    return value
 
 
 def _time(fields: dict[str, Any], key: str) -> float:
@@ -151,8 +154,8 @@ def _time(fields: dict[str, Any], key: str) -> float:
         value = float(_required(fields, key, int, float))
     except OverflowError:
         value = float("inf")
-    if value - value != 0:  # infinite or no number, which json reads though JSON has neither
-        raise TokenFileError(f"the token file's {key!r} is no time")
+    if value - value != 0:  # infinity and NaN, which are not JSON, but Python's json accepts them
+        raise _invalid(key)
     return value
 
 
@@ -160,17 +163,5 @@ def _optional_time(fields: dict[str, Any], key: str) -> float | None:
     return None if fields.get(key) is None else _time(fields, key)
 
 
-def _required(fields: dict[str, Any], key: str, *kinds: type) -> Any:
-    # type() and not isinstance(): JSON's true is an int to isinstance.
-    value = fields.get(key)
-    if type(value) not in kinds:
-        raise TokenFileError(f"the token file's {key!r} is missing or of the wrong type")
-    return value
-
-
-def _optional(fields: dict[str, Any], key: str, *kinds: type) -> Any:
-    return None if fields.get(key) is None else _required(fields, key, *kinds)
-
-
-def _shown(version: object) -> str:
-    return str(version) if type(version) is int else "unknown"
+def _invalid(key: str) -> TokenFileError:
+    return TokenFileError(f"the token file's {key!r} is invalid")

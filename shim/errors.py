@@ -1,18 +1,16 @@
-"""What can go wrong for a reader of published tokens.
+"""The errors of shim: each message says what a person can do, and contains no token.
 
 ::
 
-    ShimError                         whatever ``shim`` raises, or tells as ``source.problem()``
-    +-- TokenFileError                the token file is missing, unreadable, torn, or another name's
-    |   +-- UnsupportedVersion        it follows a newer contract than this library knows
-    +-- TokenUnavailable              there is no token with enough life in it right now
-    +-- TokenRejected                 the server refuses the newest token there is
-    +-- ReauthorizationRequired       only a person can help; also an event of ``source.changes()``
-    +-- Removed                       the grant was removed; also an event of ``source.changes()``
-    +-- ServerAway                    (``shim.mcp``) no connection to the server within the patience of the call
-    +-- OutcomeUnknown                (``shim.mcp``) a call whose answer was lost: it may have been executed
-
-Every message says what a person can do, and holds no token.
+    ShimError                         the base class of what shim raises and of what source.problem() returns
+    +-- TokenFileError                the token file is missing, unreadable, damaged, or of another name
+    |   +-- UnsupportedVersion        the token file has a version that this library does not support
+    +-- TokenUnavailable              no token lives long enough
+    +-- TokenRejected                 the server rejects the newest token
+    +-- ReauthorizationRequired       a person must log in again; also an event of source.changes()
+    +-- Removed                       a person removed the grant; also an event of source.changes()
+    +-- ServerAway                    (shim.mcp) no connection to the server within the patience of the call
+    +-- OutcomeUnknown                (shim.mcp) the response to a call was lost: the call may have been executed
 """
 
 from typing import Any
@@ -31,20 +29,20 @@ __all__ = [
 
 
 class ShimError(Exception):
-    """Anything that ``shim`` raises."""
+    """The base class of all errors of ``shim``."""
 
     server: str | None = None
     login_command: str | None = None
     retry = True
-    """Whether to try again later makes sense."""
+    """Whether the same call can succeed later."""
 
     def as_json(self) -> str:
-        """Return what a model needs to know, as JSON: what happened, whether to retry, what a person runs."""
+        """Return JSON for a model: what happened, whether to retry, and the command that a person must run."""
         import json  # as in shim._token
 
         return json.dumps(
             {
-                "error": self._told(),
+                "error": self._explanation(),
                 "needs_reauth": self.login_command is not None,
                 "server": self.server,
                 "login_command": self.login_command,
@@ -52,57 +50,59 @@ class ShimError(Exception):
             }
         )
 
-    def _told(self) -> str:
+    def _explanation(self) -> str:
         return str(self)
 
 
 class TokenFileError(ShimError):
-    """A token file cannot be used."""
+    """The token file cannot be used."""
 
 
 class UnsupportedVersion(TokenFileError):
-    """A token file was written by a newer refresher; upgrade the library in this agent."""
+    """A newer refresher wrote the token file; upgrade the package in this agent."""
 
 
 class TokenUnavailable(ShimError):
-    """There is no token with enough life in it."""
+    """No token lives long enough."""
 
 
 class TokenRejected(ShimError):
-    """The server refuses the newest token there is."""
+    """The server rejects the newest token."""
 
 
 class ServerAway(ShimError):
-    """The server could not be reached for as long as the caller was ready to wait; nothing that writes was executed."""
+    """The server could not be reached within the patience of the call; no write was executed."""
 
 
 class OutcomeUnknown(ShimError):
-    """A call was sent and its answer was lost: it may have been executed, once.
+    """A call was sent and its response was lost: it was executed once, or not at all.
 
-    Whether to call again is for the caller to decide, who knows what the call does.
+    The caller knows what the call does, and decides whether to repeat it.
     """
 
     retry = False
 
 
 class Removed(ShimError):
-    """The grant ``name`` was removed by a person."""
+    """A person removed the grant ``name``."""
 
     def __init__(self, name: str) -> None:
         self.login_command = f"refresher login {name} URL"
-        super().__init__(f"the grant {name} was removed; a person can make it anew: {self.login_command}")
+        super().__init__(f"the grant {name} was removed; to create it again, a person runs: {self.login_command}")
         self.name = name
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Come back whole from a process pool."""
+        """Support pickling."""
         return Removed, (self.name,)
 
 
 class ReauthorizationRequired(ShimError):
-    """The authorization server gave its verdict on the grant ``name``: retrying is useless, a person must log in.
+    """The authorization server ended the grant ``name``: retrying is useless, a person must log in again.
 
-    ``code`` and ``description`` are the server's (RFC 6749 section 5.2), ``server`` is where the token was good.
+    ``code`` and ``description`` come from that server (RFC 6749 section 5.2). ``server`` is the one that takes tokens.
     """
+
+    server: str
 
     def __init__(self, name: str, *, code: str, description: str, server: str) -> None:
         self.name = name
@@ -110,15 +110,17 @@ class ReauthorizationRequired(ShimError):
         self.description = description
         self.server = server
         self.login_command = f"refresher login {name}"
-        super().__init__(f"{name} needs a new login by a person ({description}): {self.login_command}")
+        super().__init__(f"{name} needs a new login by a person ({description}); run: {self.login_command}")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Come back whole from a process pool."""
-        return _reauthorization_required, (self.name, self.code, self.description, self.server)
+        """Support pickling; the fields are keyword arguments of the constructor."""
+        from functools import partial
 
-    def _told(self) -> str:
-        return f"{self.server} needs a new authorization of {self.name}: {self.description}"
+        made = partial(ReauthorizationRequired, code=self.code, description=self.description, server=self.server)
+        return made, (self.name,)
 
-
-def _reauthorization_required(name: str, code: str, description: str, server: str) -> ReauthorizationRequired:
-    return ReauthorizationRequired(name, code=code, description=description, server=server)
+    def _explanation(self) -> str:
+        return (
+            f"{self.server} does not accept the login of {self.name} any more ({self.description}). Retrying does not "
+            "help: a person must log in again"
+        )

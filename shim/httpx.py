@@ -8,15 +8,15 @@ __all__ = ["BearerAuth"]
 
 
 class BearerAuth(BearerFlow, httpx.Auth):
-    """The current token of a name, or of a ``FileTokenSource``, on each request to the origins it is for.
+    """Sends the current token of a name, or of a ``FileTokenSource``, with each request to the token's origins.
 
-    A rotation made by anybody is picked up with the next request. Where the server refuses the token (401), the
-    request is sent again with a newer one: at once where there is one, else after one demand, within ``wait`` seconds
-    for all requests of that token together. A body that is a stream is not sent again.
+    On a 401, ``BearerAuth`` sends the request again with a newer token. If there is none yet, it demands a rotation and
+    waits; all requests of one rejected token share one demand and one wait of ``wait`` seconds. It does not resend a
+    body that is a stream.
 
-    Without help the caller gets the server's own answer, and ``auth.source.problem()`` says why; with
-    ``raise_errors`` that problem is raised instead, which inside an MCP session ends the session. A redirect from
-    ``http://host`` to ``https://host`` keeps the header, by httpx's own rule; one to any other origin loses it.
+    If no newer token comes, the caller gets the server's own 401, and ``auth.source.problem()`` says why.
+    ``raise_errors=True`` raises that problem instead; inside an MCP session this ends the session. On a redirect from
+    ``http://host`` to ``https://host``, httpx keeps the header; on a redirect to any other origin, httpx drops it.
     """
 
     _byte_stream = httpx.ByteStream

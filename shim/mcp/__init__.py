@@ -1,4 +1,4 @@
-"""For agents on the MCP Python SDK 2.x: a client whose session survives what happens to tokens and servers.
+"""For agents on the MCP Python SDK 2.x: a client that reconnects by itself.
 
 ::
 
@@ -7,12 +7,14 @@
     async with ReconnectingClient("https://mcp.example/mcp", "linear") as client:
         ...  # as mcp.Client
 
-For agents on mcp 1.x, ``shim.httpx.BearerAuth`` serves alone.
+Agents on version 1.x of the SDK use ``shim.httpx.BearerAuth``. ``Happening`` is the older name of ``ClientEvent``.
 """
 
 from shim.errors import OutcomeUnknown, ServerAway
 from shim.mcp._client import ReconnectingClient
-from shim.mcp._client_events import Happening
+from shim.mcp._client_events import ClientEvent
 from shim.mcp._token_sources import TokenSources
 
-__all__ = ["Happening", "OutcomeUnknown", "ReconnectingClient", "ServerAway", "TokenSources"]
+__all__ = ["ClientEvent", "Happening", "OutcomeUnknown", "ReconnectingClient", "ServerAway", "TokenSources"]
+
+Happening = ClientEvent

@@ -1,34 +1,13 @@
-"""How soon a session is built anew: at once where the last one worked, else later and later. No clock."""
+"""How long to wait after repeated failures."""
 
 import random
-from collections.abc import Callable
 
-__all__ = ["Pace"]
-
-_FIRST = 0.5
-_LAST = 30.0
-_OPEN_AFTER = 6
+__all__ = ["backoff"]
 
 
-class Pace:
-    """Counts what fails in a row; six are too many, and open the breaker: from then on there is one trial at a time."""
+def backoff(failures: int, first: float, longest: float, *, jitter: float = 0.5) -> float:
+    """Return the seconds to wait after ``failures`` earlier ones: ``first``, doubled each time, up to ``longest``.
 
-    def __init__(self, fraction: Callable[[], float] = random.random) -> None:
-        self._fraction = fraction
-        self._failures = 0
-
-    @property
-    def is_open(self) -> bool:
-        """Whether it is given up for now: what comes next is a trial after a cool-down."""
-        return self._failures >= _OPEN_AFTER
-
-    def worked(self) -> None:
-        """Forget the failures."""
-        self._failures = 0
-
-    def failed(self) -> float:
-        """Count a failure; return the seconds to wait: half a second doubling to half a minute, +-50 %."""
-        base = min(_LAST, _FIRST * 2.0 ** min(self._failures, 8))
-        self._failures += 1
-        # Many agents lose one server at the same instant: they must not come back at the same instant.
-        return base * (0.5 + self._fraction())
+    ``jitter`` is the share by which the result varies: agents that lose a server together must not return together.
+    """
+    return min(first * 2.0 ** min(failures, 8), longest) * random.uniform(1 - jitter, 1 + jitter)  # noqa: S311

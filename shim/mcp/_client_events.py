@@ -1,4 +1,4 @@
-"""What a reconnecting client tells of itself."""
+"""The events of a reconnecting client, and how its listeners receive them."""
 
 import weakref
 from collections import deque
@@ -7,66 +7,69 @@ from typing import Literal, NamedTuple
 
 import anyio
 
-__all__ = ["Happening", "Happenings", "What"]
+__all__ = ["ClientEvent", "EventBroadcast", "EventName"]
 
-What = Literal["connected", "reconnecting", "rotated", "reauthorization_required", "restored", "gave_up"]
+EventName = Literal["connected", "reconnecting", "rotated", "reauthorization_required", "restored", "gave_up"]
 
-_KEPT = 256
+_BUFFERED = 256
 
 
-class Happening(NamedTuple):
-    """One thing that happened, and why; the reason is for a person, and holds no secret."""
+class ClientEvent(NamedTuple):
+    """An event and its reason. The reason is text for a person, and contains no secret.
 
-    what: What
+    ``shim.mcp.Happening`` is the older name of this class.
+    """
+
+    what: EventName
     reason: str
 
 
-class Happenings:
-    """Tells every listener everything from when it began to listen; a slow one loses the oldest."""
+class EventBroadcast:
+    """Sends each event to all listeners. A listener that is too slow loses the oldest events."""
 
     def __init__(self) -> None:
-        # Whoever stops listening is forgotten.
+        # Weak references: a listener that is no longer used needs no unsubscribing.
         self._listeners: weakref.WeakSet[_Listener] = weakref.WeakSet()
-        self._ended = False
+        self._closed = False
 
-    def tell(self, what: What, reason: str) -> None:
-        """Tell all who listen."""
+    def emit(self, what: EventName, reason: str) -> None:
+        """Send an event to all listeners."""
         for listener in list(self._listeners):
-            listener.hear(Happening(what, reason))
+            listener.put(ClientEvent(what, reason))
 
-    def end(self) -> None:
-        """Say that nothing more will happen."""
-        self._ended = True
+    def close(self) -> None:
+        """End the iteration of all listeners."""
+        self._closed = True
         for listener in list(self._listeners):
-            listener.hear(None)
+            listener.put(None)
 
-    def listen(self) -> AsyncIterator[Happening]:
-        """Return what happens from now on."""
+    def subscribe(self) -> AsyncIterator[ClientEvent]:
+        """Return an iterator over the events from now on."""
         listener = _Listener()
         self._listeners.add(listener)
-        if self._ended:
-            listener.hear(None)
+        if self._closed:
+            listener.put(None)
         return listener
 
 
-class _Listener(AsyncIterator[Happening]):
+class _Listener(AsyncIterator[ClientEvent]):
     def __init__(self) -> None:
-        self._heard: deque[Happening] = deque(maxlen=_KEPT)
-        self._ended = False
-        self._news = anyio.Event()
+        self._events: deque[ClientEvent] = deque(maxlen=_BUFFERED)
+        self._closed = False
+        self._changed = anyio.Event()
 
-    def hear(self, happening: Happening | None) -> None:
-        if happening is None:
-            self._ended = True
+    def put(self, event: ClientEvent | None) -> None:
+        if event is None:
+            self._closed = True
         else:
-            self._heard.append(happening)
-        self._news.set()
+            self._events.append(event)
+        self._changed.set()
 
-    async def __anext__(self) -> Happening:
-        while not self._heard:
-            if self._ended:
+    async def __anext__(self) -> ClientEvent:
+        while not self._events:
+            if self._closed:
                 raise StopAsyncIteration
-            if self._news.is_set():
-                self._news = anyio.Event()  # one for all who wait
-            await self._news.wait()
-        return self._heard.popleft()
+            if self._changed.is_set():
+                self._changed = anyio.Event()  # all tasks that iterate share it
+            await self._changed.wait()
+        return self._events.popleft()

@@ -4,7 +4,6 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
-from types import TracebackType
 from typing import Any, Self
 
 import anyio
@@ -14,109 +13,111 @@ from mcp import Client, MCPError
 from mcp.client import Transport
 from mcp.shared.message import SessionMessage
 
-__all__ = ["WITHIN", "Link"]
+__all__ = ["CURRENT_CONNECTION", "Connection"]
 
-_TO_LEAVE = 2.0
-"""Seconds for taking leave of the server (DELETE), or for a child to end."""
+_CLOSE_TIMEOUT = 2.0
+"""Seconds to end the session at the server (DELETE), or for a child process to exit."""
 
 
-class Link:
-    """A session that lives until it is retired, and then as long as calls are under way on it."""
+class Connection:
+    """A session. Once retired, it takes no new calls, and ends after the calls under way."""
 
     def __init__(self, number: int, access_token: str) -> None:
         self.number = number
         self.access_token = access_token
-        self.worked = False
-        """Whether a call has been answered on it."""
+        self.has_answered = False
+        """Whether the server has answered a call on this connection."""
         self.client: Client | None = None
-        self.reason = "it ended"
+        """The SDK's client; ``None`` before the handshake."""
+        self.reason = "the session ended"
+        """Why the connection was retired."""
         self.retired = anyio.Event()
         self.ended = anyio.Event()
         self._calls = 0
         self._idle = anyio.Event()
-        self._abandoned = False
+        self._aborted = False
 
-    def there(self) -> Client:
-        """Return the client; it ends with the session."""
+    def ready_client(self) -> Client:
+        """Return the SDK's client."""
         if self.client is None:
-            raise RuntimeError("a link was given out before it was there")
+            raise RuntimeError("the connection is not ready")
         return self.client
 
     @contextmanager
     def in_use(self) -> Iterator[Client]:
-        """Have the session stay while a call is under way."""
-        client = self.there()
+        """Keep the session open during a call."""
+        client = self.ready_client()
         self._calls += 1
-        context = WITHIN.set(self)
+        context = CURRENT_CONNECTION.set(self)
         try:
             yield client
         except RuntimeError as error:
             if not self.ended.is_set():
                 raise
-            # The SDK's words for a client that has ended, as one may between a question back and its answer.
+            # The SDK raises this for a client that has ended, for example while a callback makes a call of its own.
             raise MCPError(mcp_types.CONNECTION_CLOSED, self.reason) from error
         finally:
-            WITHIN.reset(context)
+            CURRENT_CONNECTION.reset(context)
             self._calls -= 1
             if self._calls == 0:
                 self._idle.set()
 
     @property
     def is_busy(self) -> bool:
-        """Whether a call is under way on it; it does not end before, unless it breaks."""
-        return self._calls > 0 and not self._abandoned
+        """Whether a call is under way; until the call is done, the session ends only if it breaks."""
+        return self._calls > 0 and not self._aborted
 
     def retire(self, reason: str) -> None:
-        """Take no more calls, and end with the last one. ``reason``: for a person."""
+        """Take no new calls, and end after the calls under way. ``reason`` is text for a person."""
         if not self.retired.is_set():
             self.reason = reason
             self.retired.set()
 
-    def abandon(self, reason: str) -> None:
-        """End, whatever is under way."""
-        self._abandoned = True
+    def abort(self, reason: str) -> None:
+        """End now, with all calls under way."""
+        self._aborted = True
         self._idle.set()
         self.retire(reason)
 
-    async def live(
+    async def run(
         self,
         transport: Transport,
         options: Mapping[str, Any],
         *,
         task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Connect, and stay until retired and idle; raises only where it cannot connect."""
-        WITHIN.set(self)  # for the tasks of the session, which run the program's callbacks
+        """Connect, and stay connected until retired and idle. Raises only if it cannot connect."""
+        CURRENT_CONNECTION.set(self)  # for the tasks of the session, which run the callbacks of the program
         with anyio.CancelScope() as scope:
             try:
-                async with Client(self._noting_its_end(transport), **options) as client:
+                async with Client(self._watch(transport), **options) as client:
                     self.client = client
                     task_status.started()
                     await self.retired.wait()
-                    while self._calls and not self._abandoned:
+                    while self._calls and not self._aborted:
                         self._idle = anyio.Event()
                         await self._idle.wait()
-                    # A server that is gone must not keep anybody from leaving.
-                    scope.deadline = anyio.current_time() + _TO_LEAVE
+                    # A server that does not respond must not delay the end.
+                    scope.deadline = anyio.current_time() + _CLOSE_TIMEOUT
             except Exception:
                 if self.client is None:
                     raise
             finally:
-                self.abandon("the connection broke")
+                self.abort("the connection broke")
                 self.ended.set()
 
     @asynccontextmanager
-    async def _noting_its_end(self, transport: Transport) -> Any:
-        async with transport as (reading, writing):
-            yield _Noting(reading, self), _Checking(writing)
+    async def _watch(self, transport: Transport) -> Any:
+        async with transport as (reader, writer):
+            yield _WatchedReader(reader, self), _CheckedWriter(writer)
 
 
-WITHIN: ContextVar[Link | None] = ContextVar("shim.mcp.within", default=None)
-"""The link on which a call is under way, also in the callbacks by which its server asks back."""
+CURRENT_CONNECTION: ContextVar[Connection | None] = ContextVar("shim.mcp.current_connection", default=None)
+"""The connection of the call under way, also inside callbacks, in which the server asks the program."""
 
 
 class _Stream:
-    """A stream of the SDK's, to its dispatcher."""
+    """A stream between the SDK's transport and its dispatcher."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -128,28 +129,26 @@ class _Stream:
         await self._stream.__aenter__()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool | None:
-        ended: bool | None = await self._stream.__aexit__(kind, error, trace)
+    async def __aexit__(self, *exception: Any) -> bool | None:
+        ended: bool | None = await self._stream.__aexit__(*exception)
         return ended
 
 
-class _Checking(_Stream):
-    """A write stream that tells who sends what cannot be sent; the transport would end for all."""
+class _CheckedWriter(_Stream):
+    """Raises an error to the sender of a message that is not valid JSON. In the transport, it would end all calls."""
 
     async def send(self, item: SessionMessage) -> None:
-        told = item.message.model_dump(by_alias=True, mode="json", exclude_unset=True)
-        json.dumps(told, ensure_ascii=False, allow_nan=False).encode()
+        message = item.message.model_dump(by_alias=True, mode="json", exclude_unset=True)
+        json.dumps(message, ensure_ascii=False, allow_nan=False).encode()
         await self._stream.send(item)
 
 
-class _Noting(_Stream):
-    """A read stream that says when it ends, so that nobody calls into the void."""
+class _WatchedReader(_Stream):
+    """Aborts the connection at the end of the stream, so that no call waits for a response that cannot come."""
 
-    def __init__(self, stream: Any, link: Link) -> None:
+    def __init__(self, stream: Any, connection: Connection) -> None:
         super().__init__(stream)
-        self._link = link
+        self._connection = connection
 
     @property
     def last_context(self) -> Any:
@@ -159,7 +158,7 @@ class _Noting(_Stream):
         try:
             return await self._stream.receive()
         except (anyio.EndOfStream, anyio.ClosedResourceError, anyio.BrokenResourceError):
-            self._link.abandon("the connection ended")
+            self._connection.abort("the connection ended")
             raise
 
     def __aiter__(self) -> Self:
@@ -167,7 +166,6 @@ class _Noting(_Stream):
 
     async def __anext__(self) -> Any:
         try:
-            return await self._stream.__anext__()
-        except StopAsyncIteration:
-            self._link.abandon("the connection ended")
-            raise
+            return await self.receive()
+        except anyio.EndOfStream:
+            raise StopAsyncIteration from None

@@ -1,9 +1,10 @@
-"""What a reconnecting client connects to: a streamable HTTP server, or a child process that is given the token."""
+"""What a reconnecting client connects to: a streamable HTTP server, or a child process (stdio)."""
 
 import ssl
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any, NamedTuple, Protocol
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 import httpx2
@@ -12,85 +13,65 @@ from mcp.client import Transport
 from mcp.client.streamable_http import streamable_http_client
 
 from shim._origins import origin_of
+from shim._source import FileTokenSource
 from shim._token import TokenFile
 from shim.httpx2 import BearerAuth
-from shim.mcp._http_client import Line
+from shim.mcp._http_client import SessionHTTPClient
 
-__all__ = ["Child", "HTTPServer", "Target"]
-
-
-class Target(Protocol):
-    """Where MCP sessions lead to."""
-
-    @property
-    def name(self) -> str:
-        """How a person calls it."""
-
-    @property
-    def identity(self) -> str:
-        """What no other server has in common with it; not to be shown."""
-
-    @property
-    def is_child(self) -> bool:
-        """Whether a session holds its token from its beginning, and there must not be two of them."""
-
-    def takes(self, token: TokenFile) -> bool:
-        """Whether it may be given ``token``."""
-
-    def transport(self, access_token: str) -> Transport:
-        """Return a new transport."""
+__all__ = ["Endpoint", "endpoint"]
 
 
-class HTTPServer(NamedTuple):
-    """A streamable HTTP server; each request carries the token of its moment."""
+@dataclass(frozen=True)
+class HTTPEndpoint:
+    """A streamable HTTP server; each request carries the current token."""
+
+    is_process: ClassVar[bool] = False
 
     url: str
     auth: BearerAuth
     headers: Mapping[str, str]
     verify: ssl.SSLContext | bool
-    timeout: httpx2.Timeout
 
     @property
     def name(self) -> str:
-        """The address without what may be secret in it."""
+        """The URL without the parts that may be secret."""
         parts = urlsplit(self.url)
         return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
     @property
     def identity(self) -> str:
-        """The whole address."""
+        """The whole URL, which distinguishes this server from others. Not for display."""
         return self.url
 
-    @property
-    def is_child(self) -> bool:
-        """It is none."""
-        return False
-
-    def takes(self, token: TokenFile) -> bool:
-        """Whether the token is for this origin."""
+    def accepts(self, token: TokenFile) -> bool:
+        """Whether the token may be sent to this server."""
         url = httpx2.URL(self.url)
         return origin_of(url.scheme, url.raw_host.decode("ascii"), url.port) in token.origins
 
-    def transport(self, access_token: str) -> Transport:  # noqa: ARG002  each request looks for itself
-        """Return a new line to the server."""
-        return self._connect()
-
     @asynccontextmanager
-    async def _connect(self) -> AsyncIterator[Any]:
-        line = Line(
+    async def transport(self, access_token: str) -> AsyncIterator[Any]:  # noqa: ARG002  each request reads the token
+        """Open a transport to the server."""
+        http_client = SessionHTTPClient(
             auth=self.auth,
             headers=dict(self.headers),
             verify=self.verify,
-            timeout=self.timeout,
-            # However many calls there are: none waits for another's answer.
+            # As in the SDK's own client: a response may take five minutes.
+            timeout=httpx2.Timeout(30.0, read=300.0, pool=None),
+            # No call waits for the connection of another call.
             limits=httpx2.Limits(max_connections=None, max_keepalive_connections=20),
         )
-        async with line, streamable_http_client(self.url, http_client=line) as streams:
+        async with http_client, streamable_http_client(self.url, http_client=http_client) as streams:
             yield streams
 
 
-class Child(NamedTuple):
-    """A stdio server, whose token is an environment variable that is fixed when it is spawned."""
+@dataclass(frozen=True)
+class ProcessEndpoint:
+    """A stdio server. Its token is an environment variable, fixed when the process starts.
+
+    A new token needs a new process, and two processes never run at the same time.
+    """
+
+    is_process: ClassVar[bool] = True
 
     parameters: StdioServerParameters
     token_variable: str
@@ -102,23 +83,42 @@ class Child(NamedTuple):
 
     @property
     def identity(self) -> str:
-        """The command with its arguments and all."""
+        """The command with all its parameters, which distinguish this server from others. Not for display."""
         return self.parameters.model_dump_json()
 
-    @property
-    def is_child(self) -> bool:
-        """It is one."""
+    def accepts(self, token: TokenFile) -> bool:  # noqa: ARG002  see below
+        """Whether the process may get the token: always, because its configuration says so."""
         return True
 
-    def takes(self, token: TokenFile) -> bool:  # noqa: ARG002  see below
-        """Whether it may be given the token: whoever configured it has said so."""
-        return True
-
-    def transport(self, access_token: str) -> AbstractAsyncContextManager[Any]:
-        """Return a new process."""
+    def transport(self, access_token: str) -> Transport:
+        """Return a transport to a new process."""
         environment = {**(self.parameters.env or {}), self.token_variable: access_token}
         changes: dict[str, Any] = {"env": environment}
         if self.parameters.encoding.lower() in ("utf-8", "utf8"):
-            # Strictly read, one byte of garbage would end the reading, and nobody would be told.
+            # By default one invalid byte would stop the reader, and no call would get an error.
             changes["encoding_error_handler"] = "replace"
         return stdio_client(self.parameters.model_copy(update=changes))
+
+
+Endpoint = HTTPEndpoint | ProcessEndpoint
+
+
+def endpoint(
+    server: str | StdioServerParameters,
+    source: FileTokenSource,
+    token_variable: str | None,
+    *,
+    wait: float,
+    headers: Mapping[str, str],
+    verify: ssl.SSLContext | bool,
+) -> Endpoint:
+    """Return the endpoint that the arguments of a ``ReconnectingClient`` describe."""
+    if not isinstance(server, str):
+        if token_variable is None:
+            raise ValueError("token_variable must name the environment variable in which the process expects its token")
+        return ProcessEndpoint(server, token_variable)
+    if token_variable is not None:
+        raise ValueError("token_variable is for a stdio server; an HTTP server gets the token in a header")
+    if verify is True and server.startswith("https:"):
+        verify = httpx2.create_ssl_context()  # once for all sessions, because it takes 34 ms
+    return HTTPEndpoint(server, BearerAuth(source, wait=wait), headers, verify)

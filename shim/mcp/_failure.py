@@ -1,54 +1,121 @@
-"""What became of one request: found out where it was sent, told in the error that the SDK hands to its caller.
+"""Why a request failed: the HTTP client detects it, and the caller reads it from a JSON-RPC error.
 
-The SDK folds a 401 into the same words as a 500; an error's ``data`` goes through it unchanged.
+The SDK reports a 401 and a 500 to the caller in the same words, but passes the ``data`` of a JSON-RPC error unchanged.
 """
 
 import json
 import secrets
+import socket
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Literal, cast, get_args
+from typing import Literal, NamedTuple, cast, get_args
 
+import httpx2
 import mcp_types
 from mcp import MCPError
 
-__all__ = ["COURSE", "Course", "Fate", "fate_of", "leaf", "told"]
+__all__ = ["CallProgress", "Failure", "call_progress", "describe", "failure_kind", "root_cause", "track_call"]
 
-Fate = Literal["rejected", "unknown_session", "not_sent", "away", "lost"]
-"""The token was refused; the server does not know the MCP session; nothing was sent; a gateway answered in the
-server's place; the request left and its answer was lost."""
+FailureKind = Literal["rejected", "unknown_session", "not_sent", "unavailable", "lost"]
+"""
+- ``rejected``: the server rejected the access token (401).
+- ``unknown_session``: the server does not know the MCP session, for example after a restart.
+- ``not_sent``: no byte of the request was sent.
+- ``unavailable``: a gateway answered instead of the server.
+- ``lost``: the request was sent, and its response was lost.
+"""
 
-# New in each process: no server can say it.
-_MARK = f"shim.{secrets.token_hex(8)}"
+# Random, so that no server can send it.
+_DATA_KEY = f"shim.{secrets.token_hex(8)}"
 
-
-class Course:
-    """What the requests of one call have come to: after a tool was called, the SDK may ask for more, and fail."""
-
-    def __init__(self) -> None:
-        self.executed = False
-
-
-# The SDK's streams carry the context of the caller to where its request is sent.
-COURSE: ContextVar[Course | None] = ContextVar("shim.mcp.course", default=None)
+_LONGEST_CHAIN = 20
 
 
-def told(request_id: object, fate: Fate, words: str) -> bytes:
-    """Return the JSON-RPC error that tells ``fate`` to the caller of the request."""
-    error = {"code": mcp_types.INTERNAL_ERROR, "message": words, "data": {_MARK: fate}}
-    return json.dumps({"jsonrpc": "2.0", "id": request_id, "error": error}).encode()
+class Failure(NamedTuple):
+    """The kind of a failure, and its reason in words."""
+
+    kind: FailureKind
+    reason: str
+
+    def as_json_rpc(self, request_id: object) -> bytes:
+        """Return the JSON-RPC error for the caller of the request."""
+        error = {"code": mcp_types.INTERNAL_ERROR, "message": self.reason, "data": {_DATA_KEY: self.kind}}
+        return json.dumps({"jsonrpc": "2.0", "id": request_id, "error": error}).encode()
 
 
-def fate_of(error: MCPError) -> Fate | None:
-    """Return what became of the request that ended with ``error``; ``None`` where the server itself has answered."""
-    fate = error.data.get(_MARK) if isinstance(error.data, dict) else None
-    if fate in get_args(Fate):
-        return cast(Fate, fate)
+def failure_kind(error: MCPError) -> FailureKind | None:
+    """Return why the request of ``error`` failed; ``None`` if the error is the server's own answer."""
+    kind = error.data.get(_DATA_KEY) if isinstance(error.data, dict) else None
+    if kind in get_args(FailureKind):
+        return cast(FailureKind, kind)
     return "lost" if error.code == mcp_types.CONNECTION_CLOSED else None
 
 
-def leaf(error: BaseException) -> BaseException:
-    """Return what an exception group is about: an answer of the server if there is one, else the first."""
+class CallProgress:
+    """Whether a call has executed its tool: after that, the SDK may send more requests, and these may fail."""
+
+    executed = False
+
+
+# The SDK's streams carry the caller's context to the place where its request is sent.
+_CALL_PROGRESS: ContextVar[CallProgress | None] = ContextVar("shim.mcp.call_progress", default=None)
+
+
+def call_progress() -> CallProgress | None:
+    """Return the progress of the call that the current request belongs to."""
+    return _CALL_PROGRESS.get()
+
+
+@contextmanager
+def track_call() -> Iterator[CallProgress]:
+    """Record the progress of the call that is made in the ``with`` block."""
+    progress = CallProgress()
+    context = _CALL_PROGRESS.set(progress)
+    try:
+        yield progress
+    finally:
+        _CALL_PROGRESS.reset(context)
+
+
+def describe(error: BaseException) -> str:
+    """Return the reason of ``error`` for a person: no class names, no error numbers."""
+    chain = list(_causes(error))
+    for cause in chain:
+        match cause:
+            case socket.gaierror(errno=socket.EAI_NONAME):
+                return "no such host"
+            case socket.gaierror():
+                return "the host name cannot be looked up"
+            case ConnectionRefusedError():
+                return "connection refused"
+            case ssl.SSLCertVerificationError():
+                return f"the server's TLS certificate is not valid: {cause.verify_message}"
+            case ssl.SSLError():
+                return "the server does not speak TLS: is it http://?"
+            case TimeoutError() | httpx2.TimeoutException():
+                return "timed out"
+            case OSError(strerror=str() as text):
+                return f"{text}: {cause.filename}" if cause.filename else text
+            case _:
+                pass
+    return next((text for cause in chain if (text := str(cause))), "the connection broke")
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """Return the error inside an exception group: an answer of the server if there is one, else the first error."""
     if not isinstance(error, BaseExceptionGroup):
         return error
-    leaves = [leaf(inner) for inner in error.exceptions]
-    return next((one for one in leaves if isinstance(one, MCPError)), leaves[0])
+    causes = [root_cause(inner) for inner in error.exceptions]
+    return next((each for each in causes if isinstance(each, MCPError)), causes[0])
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield ``error`` and its causes, the nearest first."""
+    for _ in range(_LONGEST_CHAIN):
+        if error is None:
+            return
+        error = root_cause(error)
+        yield error
+        error = error.__cause__ or error.__context__

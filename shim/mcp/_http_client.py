@@ -1,7 +1,7 @@
-"""The HTTP client of one MCP session: a connection that breaks ends one request, and not the session.
+"""The HTTP client of one MCP session: a broken connection ends one request, not the session.
 
-The SDK's transport ends every call in flight when one request raises; so none does. What became of it is told in a
-JSON-RPC error to its caller alone.
+In the SDK's transport, an exception of one request ends all calls. So this client raises no exceptions for a POST: the
+caller of the request gets the failure as a JSON-RPC error.
 """
 
 import json
@@ -12,66 +12,64 @@ import anyio
 import httpx2
 import mcp_types
 
-from shim.mcp._failure import COURSE, Fate, told
+from shim.mcp._failure import Failure, call_progress, describe
 
-__all__ = ["Line"]
+__all__ = ["SessionHTTPClient"]
 
 _JSON = "application/json"
 _GATEWAY_STATUSES = (429, 502, 503, 504)
-_ABOUT_SESSION = re.compile(rb"\bsession\b", re.IGNORECASE)
+_SESSION_WORD = re.compile(rb"\bsession\b", re.IGNORECASE)
 _SESSION_HEADER = "mcp-session-id"
 
-# Seconds for what wants no answer: the SDK sends nothing else meanwhile. To cancel is a courtesy.
-_TO_CANCEL = 1.0
-_TO_NOTIFY = 30.0
+# Seconds for a notification; meanwhile the SDK sends nothing else. A cancellation is not worth a long wait.
+_CANCEL_TIMEOUT = 1.0
+_NOTIFY_TIMEOUT = 30.0
 
 
-class Line(httpx2.AsyncClient):
+class SessionHTTPClient(httpx2.AsyncClient):
     """Sends the requests of the SDK's streamable HTTP transport."""
 
-    _undiscovered: tuple[Fate, str] | None = None
+    _discover_failure: Failure | None = None
 
     async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
-        """Send a request; for a POST, return what became of it where there is no answer."""
+        """Send a request. A POST that fails returns a JSON-RPC error as its response."""
         if request.method != "POST":
             return await super().send(request, **options)
-        await request.aread()  # one that follows a redirect was not: it could not be sent again
-        request_id, method = _request_in(request)
-        if method == "initialize" and self._undiscovered is not None:
-            # An outage must not be taken for a server of the older protocol, for as long as the session lives.
-            return _answer(request, request_id, *self._undiscovered)
-        if request_id is None:
-            with anyio.move_on_after(_TO_CANCEL if method == "notifications/cancelled" else _TO_NOTIFY):
-                return await self._post(request, request_id, method, options)
-            return _answer(request, request_id, "lost", "the server does not take it")
-        return await self._post(request, request_id, method, options)
+        await request.aread()  # the request of a redirect is not read yet, and could not be sent again
+        request_id, method = _parse(request)
+        if method == "initialize" and self._discover_failure is not None:
+            # The SDK falls back to the older protocol, for the life of the session; an outage is no reason for that.
+            return _failed(request, request_id, self._discover_failure)
+        if request_id is not None:
+            return await self._post(request, request_id, method, options)
+        with anyio.move_on_after(_CANCEL_TIMEOUT if method == "notifications/cancelled" else _NOTIFY_TIMEOUT):
+            return await self._post(request, request_id, method, options)
+        return _failed(request, request_id, Failure("lost", "the server did not accept the notification in time"))
 
     async def _post(
         self, request: httpx2.Request, request_id: object, method: object, options: dict[str, Any]
     ) -> httpx2.Response:
-        progress = _Progress()
-        request.extensions = {**request.extensions, "trace": progress.trace}
-        judged: tuple[Fate, str] | None
+        sending = _Sending()
+        request.extensions = {**request.extensions, "trace": sending.trace}
         try:
             response = await super().send(request, **options)
-            if response.status_code >= 400 or not _is_stream(response):
+            if response.status_code >= 400 or not _has_type(response, "text/event-stream"):
                 await response.aread()
-        except Exception as error:  # noqa: BLE001  an exception here would end every other call too
-            words = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-            judged = ("lost" if progress.in_flight else "not_sent"), words
+        except Exception as error:  # noqa: BLE001  an exception would end all other calls
+            failure: Failure | None = Failure("lost" if sending.in_flight else "not_sent", describe(error))
         else:
-            judged = _judge(request, response)
+            failure = _failure_in(request, response)
         if method == "server/discover":
-            self._undiscovered = judged
-        if judged is not None:
-            return _answer(request, request_id, *judged)
-        if method == "tools/call" and response.is_success and (course := COURSE.get()) is not None:
-            course.executed = True
-        return response if request_id is None else _to_its_caller(request, request_id, response)
+            self._discover_failure = failure
+        if failure is not None:
+            return _failed(request, request_id, failure)
+        if method == "tools/call" and response.is_success and (progress := call_progress()) is not None:
+            progress.executed = True
+        return response if request_id is None else _with_id(request, request_id, response)
 
 
-class _Progress:
-    """Whether a request is on its way without an answer: it may be sent more than once, after a refusal."""
+class _Sending:
+    """Whether a request was sent and not answered. After a 401 the request is sent again, and the state starts over."""
 
     def __init__(self) -> None:
         self.in_flight = False
@@ -80,11 +78,11 @@ class _Progress:
         if event.endswith("send_request_headers.started"):
             self.in_flight = True
         elif event.endswith("receive_response_headers.complete") and 401 in info.get("return_value", ()):
-            self.in_flight = False  # refused, and perhaps sent again
+            self.in_flight = False
 
 
-def _request_in(request: httpx2.Request) -> tuple[object, object]:
-    """Return the JSON-RPC id and the method; the id is ``None`` for what wants no answer."""
+def _parse(request: httpx2.Request) -> tuple[object, object]:
+    """Return the JSON-RPC id and the method of a request; the id of a notification is ``None``."""
     try:
         message = json.loads(request.content)
     except ValueError:
@@ -95,30 +93,30 @@ def _request_in(request: httpx2.Request) -> tuple[object, object]:
     return (None if method is None else message.get("id")), method
 
 
-def _is_stream(response: httpx2.Response) -> bool:
-    return bool(response.headers.get("content-type", "").lower().startswith("text/event-stream"))
+def _has_type(response: httpx2.Response, content_type: str) -> bool:
+    return bool(response.headers.get("content-type", "").lower().startswith(content_type))
 
 
-def _judge(request: httpx2.Request, response: httpx2.Response) -> tuple[Fate, str] | None:
-    """Return what an answer says that is none of the server's to the call; ``None`` where it is."""
+def _failure_in(request: httpx2.Request, response: httpx2.Response) -> Failure | None:
+    """Return the failure that a response reports; ``None`` if the response is the server's answer to the call."""
     status = response.status_code
     if status == 401:
-        return "rejected", "the server refuses the access token (401)"
+        return Failure("rejected", "the server rejects the access token (401)")
     if status < 400:
         return None
-    error = _error_in(response)
+    error = _error_code(response)
     if status in (400, 404) and _SESSION_HEADER in request.headers and error != mcp_types.METHOD_NOT_FOUND:
-        # 404 by the specification; others say 400 and words.
-        if status == 404 or (error != mcp_types.INVALID_PARAMS and _ABOUT_SESSION.search(response.content)):
-            return "unknown_session", f"the server does not know this MCP session ({status})"
+        # The specification says 404. Some servers answer 400 and mention the session in the body.
+        if status == 404 or (error != mcp_types.INVALID_PARAMS and _SESSION_WORD.search(response.content)):
+            return Failure("unknown_session", f"the server does not know this MCP session ({status})")
         return None
     if status in _GATEWAY_STATUSES and error is None:
-        return "away", f"the server is away ({status})"
+        return Failure("unavailable", f"the server is not available ({status})")
     return None
 
 
-def _error_in(response: httpx2.Response) -> int | None:
-    """Return the code of the JSON-RPC error in a body, ``None`` where there is none."""
+def _error_code(response: httpx2.Response) -> int | None:
+    """Return the code of the JSON-RPC error in a response, ``None`` if there is none."""
     try:
         code = json.loads(response.content)["error"]["code"]
     except (ValueError, KeyError, TypeError):
@@ -126,9 +124,9 @@ def _error_in(response: httpx2.Response) -> int | None:
     return code if isinstance(code, int) else None
 
 
-def _to_its_caller(request: httpx2.Request, request_id: object, response: httpx2.Response) -> httpx2.Response:
-    """Return an answer with the id of its request: for one with another, or with none, the SDK would wait for ever."""
-    if response.status_code != 200 or not response.headers.get("content-type", "").lower().startswith(_JSON):
+def _with_id(request: httpx2.Request, request_id: object, response: httpx2.Response) -> httpx2.Response:
+    """Return ``response`` with the id of its request; with another id, the SDK would wait forever."""
+    if response.status_code != 200 or not _has_type(response, _JSON):
         return response
     try:
         message = json.loads(response.content)
@@ -137,17 +135,14 @@ def _to_its_caller(request: httpx2.Request, request_id: object, response: httpx2
     if not isinstance(message, dict) or str(message.get("id")) == str(request_id):
         return response
     if "error" not in message:
-        error = {"code": mcp_types.INVALID_REQUEST, "message": "the server has answered something else"}
+        error = {"code": mcp_types.INVALID_REQUEST, "message": "the server answered a different request"}
         message = {"jsonrpc": "2.0", "error": error}
     message["id"] = request_id
     return httpx2.Response(200, headers={"content-type": _JSON}, content=json.dumps(message), request=request)
 
 
-def _answer(request: httpx2.Request, request_id: object, fate: Fate, words: str) -> httpx2.Response:
-    """Return an answer in the server's place. The SDK drops one to a notification."""
+def _failed(request: httpx2.Request, request_id: object, failure: Failure) -> httpx2.Response:
+    """Return a response that reports ``failure``. The SDK ignores the response to a notification."""
     return httpx2.Response(
-        500,
-        headers={"content-type": _JSON},
-        content=told(request_id, fate, words),
-        request=request,
+        500, headers={"content-type": _JSON}, content=failure.as_json_rpc(request_id), request=request
     )

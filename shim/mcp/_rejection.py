@@ -1,22 +1,22 @@
-"""Whether the token there is may be sent: one that was refused is not for a while, one with a verdict not at all."""
+"""Whether the current token may be sent: not for a while after a rejection, and never after a verdict."""
 
-import random
 import time
 from typing import NamedTuple
 
 from shim._changes import verdict
 from shim._source import FileTokenSource
 from shim.errors import ShimError, TokenRejected, TokenUnavailable
-from shim.mcp._endpoint import Target
+from shim.mcp._backoff import backoff
+from shim.mcp._endpoint import Endpoint
 
-__all__ = ["Refusals"]
+__all__ = ["TokenGate"]
 
 _FIRST_COOL_DOWN = 5.0
-_LAST_COOL_DOWN = 60.0
+_LONGEST_COOL_DOWN = 60.0
 
 
-class _Refusal(NamedTuple):
-    """A token that was refused to the end, so many times in a row; until then it is not sent (monotonic seconds)."""
+class _Rejection(NamedTuple):
+    """A rejected token; it was rejected ``times`` times in a row, and is not sent before ``until`` (monotonic)."""
 
     access_token: str | None
     problem: ShimError
@@ -25,53 +25,50 @@ class _Refusal(NamedTuple):
     until: float
 
 
-class Refusals:
-    """What ``target`` has said to the token of ``source``; it may have been about one call, or the server's mistake."""
+class TokenGate:
+    """Decides whether the token of ``source`` may be sent to ``endpoint``.
 
-    def __init__(self, target: Target, source: FileTokenSource) -> None:
-        self._target = target
+    A rejected token is sent again after a cool-down: the rejection may concern one call, or be the server's mistake.
+    """
+
+    def __init__(self, endpoint: Endpoint, source: FileTokenSource) -> None:
+        self._endpoint = endpoint
         self._source = source
-        self._known: _Refusal | None = None
+        self._rejection: _Rejection | None = None
 
     def problem(self) -> ShimError | None:
-        """Return what nobody here can mend: without a new token there is nothing to send."""
+        """Return why no token may be sent now; ``None`` if one may be sent."""
         token = self._source.current()
         if token is None or token.access_token is None:
             return self._source.problem() or TokenUnavailable(f"there is no token of {self._source.name} yet")
-        if not self._target.takes(token):
+        if not self._endpoint.accepts(token):
             return TokenUnavailable(
-                f"the token of {token.name} is for {', '.join(token.origins)}, and not for {self._target.name}"
+                f"the token of {token.name} is valid for {', '.join(token.origins)}, but not for {self._endpoint.name}"
             )
-        known = self._known
-        if known is None or known.access_token != token.access_token:
+        rejection = self._rejection
+        if rejection is None or rejection.access_token != token.access_token:
             return None
-        # With a verdict it is over; without one the server may think better of it.
-        return verdict(token) or (known.problem if time.monotonic() < known.until else None)
+        return verdict(token) or (rejection.problem if time.monotonic() < rejection.until else None)
 
-    def refused(self, since: float) -> ShimError:
-        """Note that a request of ``since`` was refused with the newest token; return what to tell its caller."""
+    def reject(self, sent_at: float) -> ShimError:
+        """Record that the newest token was rejected in a request of ``sent_at``; return the error for its caller."""
         token = self._source.current()
-        problem = self._source.problem()
-        if problem is None:
-            problem = TokenRejected(f"{self._target.name} refuses the token of {self._source.name} (401)")
-        self._known = _beyond(self._known, None if token is None else token.access_token, problem, since)
+        access_token = None if token is None else token.access_token
+        problem = self._source.problem() or TokenRejected(
+            f"{self._endpoint.name} rejects the token of {self._source.name} (401)"
+        )
+        now, last = time.monotonic(), self._rejection
+        if last is None or last.access_token != access_token:
+            self._rejection = _Rejection(access_token, problem, 0, now, now)
+        elif sent_at > last.at:  # calls that were under way together count as one rejection
+            cool_down = backoff(last.times, _FIRST_COOL_DOWN, _LONGEST_COOL_DOWN, jitter=0.25)
+            self._rejection = _Rejection(access_token, problem, last.times + 1, now, now + cool_down)
         return problem
 
-    def forget(self) -> None:
-        """Note that the token is taken."""
-        self._known = None
+    def accept(self) -> None:
+        """Record that the server accepts the token."""
+        self._rejection = None
 
-    def remaining(self) -> float | None:
-        """Return the seconds for which a refused token is not sent; ``None`` where none was refused."""
-        return None if self._known is None else max(self._known.until - time.monotonic(), 0.0)
-
-
-def _beyond(known: _Refusal | None, access_token: str | None, problem: ShimError, since: float) -> _Refusal:
-    now = time.monotonic()
-    if known is None or known.access_token != access_token:
-        return _Refusal(access_token, problem, 0, now, now)
-    if since <= known.at:
-        return known  # any number of calls that were under way together are refused once
-    # Others hold this token, too: they must not come back together.
-    pause = min(_FIRST_COOL_DOWN * 2.0 ** min(known.times, 8), _LAST_COOL_DOWN) * (0.75 + random.random() / 2)  # noqa: S311
-    return _Refusal(access_token, problem, known.times + 1, now, now + pause)
+    def cool_down(self) -> float | None:
+        """Return the seconds before a rejected token is sent again; ``None`` if no token is rejected."""
+        return None if self._rejection is None else max(self._rejection.until - time.monotonic(), 0.0)

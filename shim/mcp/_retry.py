@@ -1,6 +1,5 @@
-"""One call, through whatever happens to the session under it."""
+"""Makes one call, and repeats it after a failure if that is safe."""
 
-import random
 import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
@@ -12,108 +11,107 @@ from mcp import Client, MCPError
 from shim._changes import verdict
 from shim._source import FileTokenSource
 from shim.errors import OutcomeUnknown
-from shim.mcp._failure import COURSE, Course, fate_of
-from shim.mcp._supervisor import Keeper
+from shim.mcp._backoff import backoff
+from shim.mcp._failure import failure_kind, track_call
+from shim.mcp._supervisor import Supervisor
 
-__all__ = ["Calls"]
+__all__ = ["RetryingCaller"]
 
 _FIRST_PAUSE = 0.25
-_LAST_PAUSE = 10.0
+_LONGEST_PAUSE = 10.0
 
 _Result = TypeVar("_Result")
 
 
-class Calls:
-    """Makes calls on the session of ``keeper``; repeats one only where it cannot have been executed, or only reads."""
+class RetryingCaller:
+    """Makes calls on the session of ``supervisor``.
+
+    It repeats a call only if the call cannot have been executed, or changes nothing.
+    """
 
     def __init__(
         self,
-        keeper: Keeper,
+        supervisor: Supervisor,
         source: FileTokenSource,
         *,
         patience: float,
         wait: float,
         is_auth_failure: Callable[[object], bool] | None,
     ) -> None:
-        self._keeper = keeper
+        self._supervisor = supervisor
         self._source = source
         self._patience = patience
         self._wait = wait
         self._is_auth_failure = is_auth_failure
-        # Which access token a result has called bad, and since when (the event loop's time).
-        self._called_bad = ("", 0.0)
+        # The access token that a result reported as bad, and since when (the event loop's time).
+        self._reported = ("", 0.0)
 
-    async def make(self, what: str, operate: Callable[[Client], Awaitable[_Result]], *, reads: bool) -> _Result:
-        """Make the call that ``operate`` makes on a client; ``what``: its name, for a person. ``reads``: no more.
+    async def call(self, name: str, operation: Callable[[Client], Awaitable[_Result]], *, read_only: bool) -> _Result:
+        """Return the result of ``operation``; ``name`` is its name in errors.
 
-        Waits for a session, and between attempts, for ``patience`` seconds in all; the call itself takes what it takes.
+        The waits for a session, and between attempts, take up to ``patience`` seconds in total. The time of the
+        operation itself does not count.
         """
-        beyond, pause, again = 0, _FIRST_PAUSE, True
-        patience = self._patience
+        supervisor = self._supervisor
+        patience, failures, newer_than = self._patience, 0, 0
+        may_recover = True  # one immediate repetition, with another token or another session
         while True:
-            began = anyio.current_time()
-            link = await self._keeper.link(beyond, began + patience)
-            patience -= anyio.current_time() - began
-            carried, sent = self._keeper.carried(link), time.monotonic()
-            course = Course()
-            context = COURSE.set(course)
+            started = anyio.current_time()
+            connection = await supervisor.connection(newer_than, started + patience)
+            patience -= anyio.current_time() - started
+            access_token, sent_at = supervisor.access_token(connection), time.monotonic()
             try:
-                with link.in_use() as client:
-                    result = await operate(client)
+                with track_call() as progress, connection.in_use() as client:
+                    result = await operation(client)
             except MCPError as error:
                 failure = error
             else:
-                if not self._says_auth_failure(result):
-                    self._called_bad = ("", 0.0)
-                    self._keeper.worked(link)
+                if self._is_auth_failure is None or not self._is_auth_failure(result):
+                    self._reported = ("", 0.0)
+                    supervisor.call_answered(connection)
                     return result
-                if not again or not await self._recovered(carried):
+                if not may_recover or not await self._wait_for_another_token(access_token):
                     return result
-                again = False
+                may_recover = False
                 continue
-            finally:
-                COURSE.reset(context)
-            match fate_of(failure):
-                case None:
+            match failure_kind(failure):
+                case None:  # the server's own answer, or the SDK's timeout
                     if failure.code != mcp_types.REQUEST_TIMEOUT:
-                        self._keeper.worked(link)  # it has answered
+                        supervisor.call_answered(connection)
                     raise failure
-                case fate if not reads and (course.executed or fate in ("away", "lost")):
+                case kind if not read_only and (progress.executed or kind in ("unavailable", "lost")):
                     raise OutcomeUnknown(
-                        f"{what}: {failure.message}; it may have been executed: find out before calling it again"
+                        f"{name}: {failure.message}; the call may have been executed: check that before you repeat it"
                     ) from None
                 case "rejected":
-                    if not again or self._keeper.carried(link) == carried:
-                        raise self._keeper.refused(sent) from None
-                    again = False
+                    if not may_recover or supervisor.access_token(connection) == access_token:
+                        raise supervisor.token_rejected(sent_at) from None
+                    may_recover = False
                 case "unknown_session":
-                    self._keeper.retire(link, failure.message)
-                    beyond = link.number
-                    if not again:
+                    supervisor.retire(connection, failure.message)
+                    newer_than = connection.number
+                    if not may_recover:
                         raise failure
-                    again = False
+                    may_recover = False
                 case _:
-                    self._keeper.troubled(failure.message)
-                    if link.retired.is_set():
-                        beyond = link.number
-                    wait = min(pause * (0.5 + random.random()), max(patience, 0.0))  # noqa: S311  jitter
-                    await self._keeper.pause(wait)
-                    patience -= wait
+                    supervisor.unavailable_because(failure.message)
+                    if connection.retired.is_set():
+                        newer_than = connection.number
+                    pause = min(backoff(failures, _FIRST_PAUSE, _LONGEST_PAUSE), max(patience, 0.0))
+                    failures += 1
+                    await supervisor.sleep(pause)
+                    patience -= pause
                     if patience <= 0:
-                        raise self._keeper.away() from None
-                    pause = min(2 * pause, _LAST_PAUSE)
+                        raise supervisor.server_away() from None
 
-    def _says_auth_failure(self, result: object) -> bool:
-        return self._is_auth_failure is not None and self._is_auth_failure(result)
+    async def _wait_for_another_token(self, reported: str) -> bool:
+        """Demand and await another access token than the one that a result reported as bad.
 
-    async def _recovered(self, refused: str) -> bool:
-        """Whether another access token came for one that a server has refused in words.
-
-        As after a 401, the demand and the wait belong to the token: its calls wait together.
+        As after a 401, the wait belongs to the token: all its calls wait together.
         """
         token = self._source.current()
-        if token is not None and token.access_token == refused and verdict(token) is None:
+        if token is not None and token.access_token == reported and verdict(token) is None:
             self._source.demand(token)
-        if self._called_bad[0] != refused:
-            self._called_bad = (refused, anyio.current_time())
-        return await self._keeper.renewed(refused, self._called_bad[1] + self._wait)
+        if self._reported[0] != reported:
+            self._reported = (reported, anyio.current_time())
+        return await self._supervisor.wait_for_another_token(reported, self._reported[1] + self._wait)

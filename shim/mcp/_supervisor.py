@@ -1,8 +1,9 @@
-"""Keeps one MCP session up: builds it, waits with it, builds it anew. It belongs to one event loop."""
+"""Keeps one MCP session connected: connects, reconnects, and waits for tokens. Belongs to one event loop."""
 
+import asyncio
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Literal
 
 import anyio
@@ -12,309 +13,335 @@ from mcp import Client, MCPError
 from shim._changes import Restored, Rotated, verdict
 from shim._source import FileTokenSource
 from shim.errors import ReauthorizationRequired, Removed, ServerAway, ShimError
-from shim.mcp._backoff import Pace
-from shim.mcp._client_events import Happenings
-from shim.mcp._connection import WITHIN, Link
-from shim.mcp._endpoint import Target
-from shim.mcp._failure import fate_of, leaf
-from shim.mcp._rejection import Refusals
-from shim.mcp._task import begin
+from shim.mcp._backoff import backoff
+from shim.mcp._client_events import EventBroadcast
+from shim.mcp._connection import CURRENT_CONNECTION, Connection
+from shim.mcp._endpoint import Endpoint
+from shim.mcp._failure import describe, failure_kind, root_cause
+from shim.mcp._rejection import TokenGate
 
-__all__ = ["Keeper", "State"]
+__all__ = ["State", "Supervisor"]
 
 State = Literal["connecting", "connected", "reconnecting", "parked", "gave_up", "closed"]
-"""``parked``: nothing is sent before there is another token. ``gave_up``: only a trial now and then."""
+"""``parked``: there is no token to send, so nothing is sent. ``gave_up``: only occasional attempts are made."""
 
-_TO_CONNECT = 60.0
-_LONG_ENOUGH = 60.0
-_TO_LEAVE = 2.5
-_LOOK = 0.25
-"""Seconds between two looks at the token file: each is one ``stat``."""
-_NOT_YET = "not connected yet"
+_CONNECT_TIMEOUT = 60.0
+_CLOSE_TIMEOUT = 2.5
+_FIRST_PAUSE = 0.5
+_LONGEST_PAUSE = 30.0
+_GIVE_UP_AFTER = 6
+_STABLE_AFTER = 60.0
+"""Seconds after which a connection counts as working, even without a call."""
+_POLL_INTERVAL = 0.25
+"""Seconds between two checks of the token file; each check is one ``stat``."""
+_NOT_CONNECTED = "not connected yet"
 
 
-class Keeper:
-    """The one owner of the session; callers ask it for a link, and tell it what was wrong with one."""
+class Supervisor:
+    """Owns the connection. Callers ask it for the connection, and report what failed."""
 
-    def __init__(self, target: Target, source: FileTokenSource, options: Mapping[str, Any]) -> None:
-        self.happenings = Happenings()
+    def __init__(self, endpoint: Endpoint, source: FileTokenSource, options: Mapping[str, Any]) -> None:
+        self.events = EventBroadcast()
         self.state: State = "connecting"
-        """Where it stands."""
-        self._target = target
+        self._endpoint = endpoint
         self._source = source
         self._options = options
-        self._pace = Pace()
-        self._link: Link | None = None
-        self._newest: Link | None = None
-        """The one that was begun last, whatever has become of it."""
-        self._links = 0
+        self._gate = TokenGate(endpoint, source)
+        self._failures = 0
+        """Failures to connect in a row."""
+        self._connection: Connection | None = None
+        """The connection that takes calls."""
+        self._latest: Connection | None = None
+        """The connection that was started last, in any condition."""
+        self._last_failure = _NOT_CONNECTED
+        self._verdict_emitted = False
         self._changed = anyio.Event()
         self._closing = False
         self._task: object = None
-        self._ended = anyio.Event()
         self._scope: anyio.CancelScope | None = None
-        self._verdict_told = False
-        self._away = _NOT_YET
-        self._refusals = Refusals(target, source)
+        self._ended = anyio.Event()
 
-    # What callers ask and tell.
+    # What callers ask.
 
-    async def link(self, beyond: int, ends: float) -> Link:
-        """Return a link that is ready and newer than number ``beyond``.
+    async def connection(self, newer_than: int, deadline: float) -> Connection:
+        """Return a connection that is ready, and newer than number ``newer_than``.
 
-        Raises what keeps it from working where only a person or a new token can help; ``ServerAway`` at ``ends`` (the
-        event loop's time); ``ClosedResourceError`` where the client is closed.
+        Raises the problem if only a person or a new token can help, ``ServerAway`` at ``deadline`` (the event loop's
+        time), and ``ClosedResourceError`` if the client is closed.
         """
         while True:
-            if self._closing:
-                raise anyio.ClosedResourceError
-            if (problem := self.problem()) is not None:
-                raise problem
-            if (link := WITHIN.get()) is not None and self._outlasts(link) and link.number > beyond:
-                return link
-            link = self._link
-            if link is not None and link.number > beyond and not link.retired.is_set():
-                self._retire_if_outdated(link)
-                if not link.retired.is_set():
-                    return link
-            with anyio.move_on_after(max(ends - anyio.current_time(), 0.0)) as scope:
+            self._raise_if_unusable()
+            current = CURRENT_CONNECTION.get()
+            if current is not None and self._outlasts(current) and current.number > newer_than:
+                return current
+            connection = self._connection
+            if connection is not None and connection.number > newer_than and not connection.retired.is_set():
+                self._retire_if_outdated(connection)
+                if not connection.retired.is_set():
+                    return connection
+            with anyio.CancelScope(deadline=deadline) as scope:
                 await self._changed.wait()
             if scope.cancelled_caught:
-                raise self.away()
-
-    async def pause(self, seconds: float) -> None:
-        """Wait. Raises ``ClosedResourceError`` where the client is closed."""
-        with anyio.move_on_after(seconds):
-            while not self._closing:
-                await self._changed.wait()
-        if self._closing:
-            raise anyio.ClosedResourceError
-
-    async def renewed(self, refused: str, ends: float) -> bool:
-        """Wait for another access token than ``refused``; not beyond a verdict, ``ends``, or the end of the client."""
-        with anyio.move_on_after(max(ends - anyio.current_time(), 0.0)):
-            while not self._closing:
-                if self._access_token() != refused and self.problem() is None:
-                    return True
-                if (token := self._source.current()) is not None and verdict(token) is not None:
-                    return False
-                await self._changed.wait()
-        return False
-
-    def carried(self, link: Link) -> str:
-        """Return the access token that a call on ``link`` is made with."""
-        return link.access_token if self._target.is_child else self._access_token()
+                raise self.server_away()
 
     def client(self) -> Client:
-        """Return the client there is. Raises what ``link`` raises, at once."""
+        """Return the SDK's client of the connection; raises like ``connection``, without waiting."""
+        self._raise_if_unusable()
+        if self._connection is None:
+            raise self.server_away()
+        return self._connection.ready_client()
+
+    def access_token(self, connection: Connection | None = None) -> str:
+        """Return the access token that a call on ``connection`` is made with; by default, the published one."""
+        if connection is not None and self._endpoint.is_process:
+            return connection.access_token
+        token = self._source.current()
+        return "" if token is None or token.access_token is None else token.access_token
+
+    def server_away(self) -> ServerAway:
+        """Return the error for a caller whose patience has ended."""
+        connection = self._connection
+        retired = connection is not None and connection.retired.is_set()
+        reason = connection.reason if connection is not None and retired else self._last_failure
+        return ServerAway(f"no connection to {self._endpoint.name}: {reason}")
+
+    async def sleep(self, seconds: float) -> None:
+        """Sleep. Raises ``ClosedResourceError`` as soon as the client is closed."""
+        await self._wait_until(lambda: self._closing, anyio.current_time() + seconds)
         if self._closing:
             raise anyio.ClosedResourceError
-        if (problem := self.problem()) is not None:
+
+    async def wait_for_first_attempt(self, deadline: float) -> None:
+        """Wait until the first attempt to connect has succeeded or failed."""
+        await self._wait_until(lambda: self.state != "connecting", deadline)
+
+    async def wait_for_another_token(self, unwanted: str, deadline: float) -> bool:
+        """Wait for a usable access token other than ``unwanted``; return whether there is one.
+
+        The wait ends at ``deadline``, at a verdict, or when the client is closed.
+        """
+
+        def is_there() -> bool:
+            return self.access_token() != unwanted and self._gate.problem() is None
+
+        def is_hopeless() -> bool:
+            token = self._source.current()
+            return self._closing or (token is not None and verdict(token) is not None)
+
+        await self._wait_until(lambda: is_there() or is_hopeless(), deadline)
+        return is_there() and not self._closing
+
+    def _raise_if_unusable(self) -> None:
+        if self._closing:
+            raise anyio.ClosedResourceError
+        if (problem := self._gate.problem()) is not None:
             raise problem
-        if self._link is None or self._link.client is None:
-            raise self.away()
-        return self._link.client
 
-    async def first(self, ends: float) -> None:
-        """Wait until the first attempt to connect has come to something."""
-        with anyio.move_on_after(max(ends - anyio.current_time(), 0.0)):
-            while self.state == "connecting" and not self._closing:
-                await self._changed.wait()
+    def _outlasts(self, connection: Connection) -> bool:
+        """Whether a process takes a call from its own callback, though its token is outdated.
 
-    def problem(self) -> ShimError | None:
-        """Return what nobody here can mend."""
-        return self._refusals.problem()
+        The process ends only after the outer call, and the next process starts only after that.
+        """
+        return self._endpoint.is_process and connection is self._latest and connection.is_busy
 
-    def refused(self, since: float) -> ShimError:
-        """Note that a request of ``since`` was refused with the newest token; return what to tell its caller."""
-        problem = self._refusals.refused(since)
-        self._park_if_over()
+    # What callers report.
+
+    def call_answered(self, connection: Connection) -> None:
+        """Record that the server answered a call on ``connection``."""
+        connection.has_answered = True
+        self._failures = 0
+        if not connection.retired.is_set():
+            self._gate.accept()  # an answer on an older connection says nothing about the current token
+
+    def token_rejected(self, sent_at: float) -> ShimError:
+        """Record that the newest token was rejected in a request of ``sent_at``; return the error for its caller."""
+        problem = self._gate.reject(sent_at)
+        self._park_after_verdict()
         return problem
 
-    def _park_if_over(self) -> None:
-        """Where a token was refused and only a person can bring another: say so, and send nothing."""
-        problem = self.problem()
-        if isinstance(problem, ReauthorizationRequired | Removed) and self.state not in ("parked", "closed"):
-            self._enter("parked")
-            self._tell_verdict(problem)
-            if self._link is not None:
-                self.retire(self._link, "only a person can help")
+    def unavailable_because(self, reason: str) -> None:
+        """Record why the server cannot be reached, for ``ServerAway``."""
+        self._last_failure = reason
 
-    def retire(self, link: Link, reason: str) -> None:
-        """Have ``link`` replaced; of any number of callers that say so, one is heard."""
-        if not link.retired.is_set():
-            link.retire(reason)
-            self._announce()
+    def retire(self, connection: Connection, reason: str) -> None:
+        """Replace ``connection``; repeated calls count as one."""
+        if not connection.retired.is_set():
+            connection.retire(reason)
+            self._notify()
 
-    def _outlasts(self, within: Link) -> bool:
-        """Whether a child stays for a call that is part of another: it ends, and the next begins, after the other."""
-        return self._target.is_child and within is self._newest and within.is_busy
+    def _retire_if_outdated(self, connection: Connection) -> None:
+        if self._endpoint.is_process and connection.access_token != self.access_token():
+            self.retire(connection, "the token has rotated")
 
-    def _retire_if_outdated(self, link: Link) -> None:
-        if self._target.is_child and link.access_token != self._access_token():
-            self.retire(link, "the token has rotated")
+    # Start and end.
 
-    def worked(self, link: Link) -> None:
-        """Note that a call was answered on ``link``."""
-        link.worked = True
-        self._pace.worked()
-        if not link.retired.is_set():
-            self._refusals.forget()  # an answer on an older one says nothing of the token there is
-
-    def away(self) -> ServerAway:
-        """Return what to tell a caller whose patience has ended."""
-        link = self._link
-        words = self._away if link is None or not link.retired.is_set() else link.reason
-        return ServerAway(f"no connection to {self._target.name}: {words}")
-
-    def troubled(self, words: str) -> None:
-        """Note why the server cannot be reached, for whoever gives up waiting."""
-        self._away = words
-
-    # What it does by itself.
-
-    def begin(self) -> None:
-        """Keep the session up from now on, until ``close``."""
+    def start(self) -> None:
+        """Keep the session connected from now on, until ``close``."""
         if self._task is not None:
-            raise RuntimeError("it was entered before; make a new one")
-        self._task = begin(self._run)
+            raise RuntimeError("a client can be entered only once, and this one was entered before; create a new one")
+        self._task = _start_task(self._run)
+
+    async def close(self) -> None:
+        """End all waits and the session. Give the server a moment to end it too."""
+        self._mark_closed()
+        try:
+            if self._connection is not None:
+                self._connection.abort("closed")
+                with anyio.move_on_after(_CLOSE_TIMEOUT):
+                    await self._connection.ended.wait()
+        finally:
+            if self._scope is not None:
+                self._scope.cancel()
+        await self.wait_until_ended()
+
+    async def wait_until_ended(self) -> None:
+        """Wait until all tasks have ended."""
+        if self._task is not None:
+            await self._ended.wait()
+
+    def _mark_closed(self) -> None:
+        self._closing = True
+        self._set_state("closed")
+        self.events.close()
+
+    # The task.
 
     async def _run(self) -> None:
         try:
             async with anyio.create_task_group() as tasks:
                 self._scope = tasks.cancel_scope
                 if not self._closing:
-                    tasks.start_soon(self._watch)
-                    await self._keep(tasks)
+                    tasks.start_soon(self._watch_token_file)
+                    await self._stay_connected(tasks)
         finally:
-            self._close()  # whatever has ended it: nobody waits for it any more
+            self._mark_closed()  # however the task ends, no caller waits for it any more
             self._ended.set()
 
-    async def close(self) -> None:
-        """Let nobody wait any more, take leave of the server if it is quick about it, and end."""
-        self._close()
-        try:
-            if self._link is not None:
-                self._link.abandon("closed")
-                with anyio.move_on_after(_TO_LEAVE):
-                    await self._link.ended.wait()
-        finally:
-            if self._scope is not None:
-                self._scope.cancel()
-        await self.end()
-
-    async def end(self) -> None:
-        """Wait until nothing of it is left."""
-        if self._task is not None:
-            await self._ended.wait()
-
-    def _close(self) -> None:
-        self._closing = True
-        self._enter("closed")
-        self.happenings.end()
-
-    async def _keep(self, tasks: TaskGroup) -> None:
-        """Have a link at all times."""
+    async def _stay_connected(self, tasks: TaskGroup) -> None:
+        number = 0
         while not self._closing:
-            await self._until_usable()
-            self._links += 1
-            link, since = Link(self._links, self._access_token()), time.monotonic()
-            self._newest = link
+            await self._wait_for_usable_token()
+            number, started = number + 1, time.monotonic()
+            connection = self._latest = Connection(number, self.access_token())
             try:
-                with anyio.fail_after(_TO_CONNECT):
-                    await tasks.start(link.live, self._target.transport(link.access_token), self._options)
-            except Exception as error:  # noqa: BLE001  a server can fail in any way; the next attempt is what matters
-                await self._failed(leaf(error), since)
+                transport = self._endpoint.transport(connection.access_token)
+                with anyio.fail_after(_CONNECT_TIMEOUT):
+                    await tasks.start(connection.run, transport, self._options)
+            except Exception as error:  # noqa: BLE001  a server can fail in any way, and the next attempt follows
+                await self._connecting_failed(root_cause(error), started)
                 continue
-            self._link = link
-            self._enter("connected")
-            self.happenings.tell("connected", f"to {self._target.name}")
-            await link.retired.wait()
+            self._connection = connection
+            self._set_state("connected")
+            self.events.emit("connected", f"to {self._endpoint.name}")
+            await connection.retired.wait()
             if self._closing:
                 return
-            self._link = None
+            self._connection = None
             if self.state != "parked":
-                self.troubled(link.reason)
-                self._enter("reconnecting")
-                self.happenings.tell("reconnecting", link.reason)
-            if self._target.is_child:
-                await link.ended.wait()  # never two at once
-            # Who only listens makes no call by which it could be told that it works.
-            worked = link.worked or time.monotonic() - since > _LONG_ENOUGH
-            if not worked and link.access_token == self._access_token():
-                await self._rest(self._pace.failed())
+                self._last_failure = connection.reason
+                self._set_state("reconnecting")
+                self.events.emit("reconnecting", connection.reason)
+            if self._endpoint.is_process:
+                await connection.ended.wait()  # two processes must not run at the same time
+            # A client that only listens makes no calls, so a long life counts as well.
+            worked = connection.has_answered or time.monotonic() - started > _STABLE_AFTER
+            if not worked and connection.access_token == self.access_token():
+                await self._back_off()
 
-    async def _watch(self) -> None:
-        """Look at the token file: the server is never asked whether a person has logged in."""
+    async def _wait_for_usable_token(self) -> None:
+        while (problem := self._gate.problem()) is not None:
+            if self.state != "parked":
+                self._set_state("parked")
+            cool_down = self._gate.cool_down()
+            if cool_down is None or isinstance(problem, ReauthorizationRequired | Removed):
+                cool_down = math.inf
+            with anyio.move_on_after(cool_down + _POLL_INTERVAL):
+                await self._changed.wait()
+        if self.state == "parked":
+            self._last_failure = _NOT_CONNECTED  # earlier failures do not concern this token
+            self._set_state("reconnecting")
+
+    async def _connecting_failed(self, error: BaseException, started: float) -> None:
+        if isinstance(error, MCPError) and failure_kind(error) == "rejected":
+            self.token_rejected(started)
+            return
+        self._last_failure = describe(error)
+        if self.state != "gave_up" and self._failures + 1 >= _GIVE_UP_AFTER:
+            self._set_state("gave_up")
+            self.events.emit("gave_up", f"{self._last_failure}; from now on only occasional attempts")
+        elif self.state != "gave_up":
+            self._set_state("reconnecting")
+        await self._back_off()
+
+    async def _back_off(self) -> None:
+        """Wait before the next attempt; a new token ends the wait."""
+        pause = backoff(self._failures, _FIRST_PAUSE, _LONGEST_PAUSE)
+        self._failures += 1
+        before = self.access_token()
+        await self._wait_until(lambda: self.access_token() != before, anyio.current_time() + pause)
+
+    async def _watch_token_file(self) -> None:
+        """Poll the token file. Only the file tells that a person has logged in; the server is not asked."""
         changes, seen = self._source.changes(), self._source.current()
         while True:
             event = changes.poll()
-            if isinstance(event, Rotated):
-                self.happenings.tell("rotated", f"generation {event.generation}")
-            elif isinstance(event, Restored):
-                self.happenings.tell("restored", f"generation {event.generation}")
-            elif isinstance(event, ReauthorizationRequired | Removed):
-                # The token may live on: the session stays as long as the server takes it.
-                self._tell_verdict(event)
             if isinstance(event, Rotated | Restored):
-                self._verdict_told = False
-            # Not each change is an event: a file may come to be for another server.
+                name: Literal["rotated", "restored"] = "rotated" if isinstance(event, Rotated) else "restored"
+                self.events.emit(name, f"generation {event.generation}")
+                self._verdict_emitted = False
+            elif event is not None:
+                # The token may live on, and the session stays as long as the server accepts the token.
+                self._emit_verdict(event)
+            # A change without an event also counts, for example of the token's origins.
             if (token := self._source.current()) is not seen:
                 seen = token
-                self._park_if_over()
-                if self._link is not None:
-                    self._retire_if_outdated(self._link)
-                self._announce()
-            await anyio.sleep(_LOOK)
+                self._park_after_verdict()
+                if self._connection is not None:
+                    self._retire_if_outdated(self._connection)
+                self._notify()
+            await anyio.sleep(_POLL_INTERVAL)
 
-    async def _until_usable(self) -> None:
-        while (problem := self.problem()) is not None:
-            if self.state != "parked":
-                self._enter("parked")
-            remaining = self._refusals.remaining()
-            if remaining is None or isinstance(problem, ReauthorizationRequired | Removed):
-                remaining = math.inf
-            with anyio.move_on_after(remaining + _LOOK):
-                await self._changed.wait()
-        if self.state == "parked":
-            self.troubled(_NOT_YET)  # what there was before is over
-            self._enter("reconnecting")
+    def _park_after_verdict(self) -> None:
+        """Stop sending if the token was rejected and only a person can bring another one."""
+        problem = self._gate.problem()
+        if isinstance(problem, ReauthorizationRequired | Removed) and self.state not in ("parked", "closed"):
+            self._set_state("parked")
+            self._emit_verdict(problem)
+            if self._connection is not None:
+                self.retire(self._connection, "only a person can help")
 
-    async def _failed(self, error: BaseException, since: float) -> None:
-        if isinstance(error, MCPError) and fate_of(error) == "rejected":
-            self.refused(since)
-            return
-        pause = self._pace.failed()
-        self.troubled(str(error) or type(error).__name__)
-        if self._pace.is_open and self.state != "gave_up":
-            self._enter("gave_up")
-            self.happenings.tell("gave_up", f"{self._away}; one trial now and then")
-        elif self.state != "gave_up":
-            self._enter("reconnecting")
-        await self._rest(pause)
+    def _emit_verdict(self, problem: ReauthorizationRequired | Removed) -> None:
+        """Emit a verdict once: the token file and the server can both report it."""
+        if not self._verdict_emitted:
+            self._verdict_emitted = True
+            self.events.emit("reauthorization_required", str(problem))
 
-    async def _rest(self, seconds: float) -> None:
-        """Wait; a new token ends the wait."""
-        before = self._access_token()
-        with anyio.move_on_after(seconds):
-            while self._access_token() == before:
-                await self._changed.wait()
-
-    def _access_token(self) -> str:
-        token = self._source.current()
-        return "" if token is None or token.access_token is None else token.access_token
-
-    def _enter(self, state: State) -> None:
+    def _set_state(self, state: State) -> None:
         if self.state != "closed":
             self.state = state
-        self._announce()
+        self._notify()
 
-    def _tell_verdict(self, problem: ReauthorizationRequired | Removed) -> None:
-        """Tell it once, whether the file or the server has said it first."""
-        if not self._verdict_told:
-            self._verdict_told = True
-            self.happenings.tell("reauthorization_required", str(problem))
+    async def _wait_until(self, condition: Callable[[], bool], deadline: float) -> None:
+        """Wait for ``condition``, until ``deadline``."""
+        with anyio.CancelScope(deadline=deadline):
+            while not condition():
+                await self._changed.wait()
 
-    def _announce(self) -> None:
+    def _notify(self) -> None:
+        """Wake all tasks that wait for a change."""
         changed, self._changed = self._changed, anyio.Event()
         changed.set()
+
+
+def _start_task(run: Callable[[], Coroutine[Any, Any, None]]) -> object:
+    """Run ``run`` in a task of its own; return an object that the caller must keep.
+
+    A task group would not do: only the task that entered it may leave it, and in reverse order.
+    """
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        import trio
+
+        return trio.lowlevel.spawn_system_task(run)
+    return loop.create_task(run())

@@ -11,7 +11,7 @@ import pytest
 from mcp import Client, MCPError
 
 from shim import ReauthorizationRequired, TokenFileError, TokenRejected
-from shim.mcp import Happening, OutcomeUnknown, ReconnectingClient, ServerAway
+from shim.mcp import ClientEvent, OutcomeUnknown, ReconnectingClient, ServerAway
 from tests.support.published import DEAD
 from tests.support.stage import Stage, publish, rotates, until
 
@@ -40,8 +40,8 @@ class Listening:
     """What a client tells, as it tells it."""
 
     def __init__(self, client: ReconnectingClient) -> None:
-        self.heard: list[Happening] = []
-        self._events: AsyncIterator[Happening] = client.events()
+        self.heard: list[ClientEvent] = []
+        self._events: AsyncIterator[ClientEvent] = client.events()
 
     async def __call__(self) -> None:
         async for happening in self._events:
@@ -104,7 +104,7 @@ async def test_without_a_token_file_calls_say_so_and_it_works_once_there_is_one(
     """If it failed, an agent that starts before its first token would have to be started again."""
     published = publish(tmp_path, stage, None)
     async with ReconnectingClient(stage.url, published.source()) as client:
-        with pytest.raises(TokenFileError, match="does a refresher publish"):
+        with pytest.raises(TokenFileError, match="does refresher publish"):
             await client.call_tool("add", {"a": 1, "b": 2})
         assert client.state == "parked"
         assert stage.log()["requests"] == {}, "the server was asked without a token"
@@ -155,7 +155,9 @@ async def test_a_server_that_restarts_is_found_again(tmp_path: Path, stage: Stag
         async with anyio.create_task_group() as tasks:
 
             async def restart() -> None:
-                await until(lambda: "no connection" in str(client._keeper.away()), "somebody has called in vain")
+                await until(
+                    lambda: "no connection" in str(client._supervisor.server_away()), "somebody has called in vain"
+                )
                 await anyio.sleep(1.5)
                 await anyio.to_thread.run_sync(stage.start)
                 stage.play(tokens=["access-token-1"])

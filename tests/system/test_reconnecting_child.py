@@ -199,7 +199,7 @@ async def test_two_children_of_one_command_share_no_answers(tmp_path: Path) -> N
     published = Published(tmp_path)
     published.put(1)
     cache = CacheConfig(store=InMemoryResponseCacheStore(), partition="one user")
-    one, other = (_client(tmp_path / place, published, cache=cache)._keeper for place in ("one", "other"))
+    one, other = (_client(tmp_path / place, published, cache=cache)._supervisor for place in ("one", "other"))
     assert one._options["cache"].target_id != other._options["cache"].target_id
 
 
@@ -217,5 +217,5 @@ async def test_one_process_has_one_source_for_each_name(tmp_path: Path) -> None:
     sources.drop("linear")
     assert "linear" not in sources
     assert sources["linear"] is not before
-    with pytest.raises(ValueError, match="no name"):
+    with pytest.raises(ValueError, match="not a valid name"):
         sources["../linear"]

@@ -9,7 +9,7 @@ import pytest
 from mcp import MCPError
 
 from shim import ReauthorizationRequired, TokenRejected, TokenUnavailable
-from shim.mcp import OutcomeUnknown, ReconnectingClient, ServerAway, _backoff
+from shim.mcp import OutcomeUnknown, ReconnectingClient, ServerAway, _supervisor
 from tests.support.published import DEAD
 from tests.support.stage import Stage, publish, rotates, until
 
@@ -19,8 +19,8 @@ pytestmark = pytest.mark.asyncio
 @pytest.fixture
 def no_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     """After a failure nobody lives to see the next attempt, unless something ends the rest."""
-    for bound in ("_FIRST", "_LAST"):
-        monkeypatch.setattr(_backoff, bound, 1e6)
+    for bound in ("_FIRST_PAUSE", "_LONGEST_PAUSE"):
+        monkeypatch.setattr(_supervisor, bound, 1e6)
 
 
 async def _three(client: ReconnectingClient) -> None:
@@ -31,8 +31,8 @@ async def _three(client: ReconnectingClient) -> None:
     ("says", "words"),
     [
         ({"jsonrpc": "2.0", "id": None, "error": {"code": -32603, "message": "boom"}}, "boom"),
-        ({"jsonrpc": "2.0", "id": 4711, "result": {"content": []}}, "something else"),
-        ({"jsonrpc": "2.0", "method": "notifications/message", "params": {}}, "something else"),
+        ({"jsonrpc": "2.0", "id": 4711, "result": {"content": []}}, "a different request"),
+        ({"jsonrpc": "2.0", "method": "notifications/message", "params": {}}, "a different request"),
     ],
     ids=["an error to nobody", "a result to another", "a notification"],
 )
@@ -92,7 +92,7 @@ async def test_what_was_refused_and_then_not_sent_is_repeated(tmp_path: Path, st
             await until(lambda: published.demanded() == ["linear.1"], "it is demanded")
             stage.stop()
             published.put(2)
-            await until(lambda: "connection attempts" in str(client._keeper.away()), "it is repeated in vain")
+            await until(lambda: "connection refused" in str(client._supervisor.server_away()), "it is repeated in vain")
             await anyio.to_thread.run_sync(stage.start)
             stage.play(tokens=["access-token-2"])
 
@@ -175,15 +175,17 @@ async def test_a_session_is_lost_in_words_only_where_there_is_one(
 
 async def test_who_gives_up_says_so_and_tries_on(tmp_path: Path, stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """If it failed, nobody could see that a server is gone for long, or it would not be found again."""
-    monkeypatch.setattr(_backoff, "_FIRST", 0.01)
+    monkeypatch.setattr(_supervisor, "_FIRST_PAUSE", 0.01)
     published = publish(tmp_path, stage)
     async with ReconnectingClient(stage.url, published.source(), mode="legacy") as client:
         events = client.events()
         stage.play(forget=True)
         await client.list_tools()
         stage.stop()
-        client._keeper.retire(client._keeper._link, "as a child that ended")  # type: ignore[arg-type]
-        assert str(client._keeper.away()).endswith("as a child that ended"), "the reason waits for another task"
+        client._supervisor.retire(client._supervisor._connection, "as a child that ended")  # type: ignore[arg-type]
+        assert str(client._supervisor.server_away()).endswith("as a child that ended"), (
+            "the reason waits for another task"
+        )
         await until(lambda: client.state == "gave_up", "it gives up")
         await anyio.to_thread.run_sync(stage.start)
         stage.play(tokens=["access-token-1"])

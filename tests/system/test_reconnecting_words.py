@@ -80,12 +80,12 @@ async def test_a_token_is_waited_for_once_until_it_is_taken(tmp_path: Path, stag
     """If it failed, a server that complains of every token would cost each call the whole wait."""
     published = publish(tmp_path, stage)
     async with _client(stage, published, wait=60) as client:
-        client._calls._called_bad = ("access-token-1", anyio.current_time() - 60)  # calls before have waited
+        client._caller._reported = ("access-token-1", anyio.current_time() - 60)  # calls before have waited
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(rotates, published, stage, 2, "fresh")
             assert await _said(client) == STALE
         stage.play(tokens=["access-token-2"])
-        client._calls._called_bad = ("access-token-2", anyio.current_time() - 60)
+        client._caller._reported = ("access-token-2", anyio.current_time() - 60)
         await client.call_tool("add", {"a": 1, "b": 2})
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(rotates, published, stage, 3, "fresh")

@@ -348,7 +348,7 @@ def test_a_refusal_that_never_ends_holds_nobody_up(
     """If it failed, a 401 that drips, or an event stream as a 401, would block a request for ever."""
     from shim import _bearer
 
-    monkeypatch.setattr(_bearer, "_SLOWEST_REFUSAL", 0.2)
+    monkeypatch.setattr(_bearer, "_SLOWEST_BODY", 0.2)
     module, auth = library
 
     def answer(connection: socket.socket, request: bytes) -> None:

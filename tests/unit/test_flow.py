@@ -14,7 +14,7 @@ from refresher.outcome import Rotated
 from refresher.policy import Rotate
 from refresher.secret import Secret
 from shim import ReauthorizationRequired, Removed, TokenFileError, TokenRejected
-from shim._flow import Answer, Send, Step, Wait, flow
+from shim._flow import Response, Send, Step, Wait, flow
 from tests.support.published import DEAD, Published
 from tests.support.samples import NOON, at, grant
 
@@ -41,11 +41,11 @@ def published(tmp_path: Path) -> Published:
     return Published(tmp_path)
 
 
-def _refused(authorization: str | None, *challenges: str) -> Answer:
-    return Answer(401, challenges, authorization)
+def _refused(authorization: str | None, *challenges: str) -> Response:
+    return Response(401, challenges, authorization)
 
 
-def _start(source: shim._source.FileTokenSource, *, origin: str = ORIGIN, replayable: bool = True, raise_errors: bool = False) -> Generator[Step, Answer | None, None]:  # fmt: skip
+def _start(source: shim._source.FileTokenSource, *, origin: str = ORIGIN, replayable: bool = True, raise_errors: bool = False) -> Generator[Step, Response | None, None]:  # fmt: skip
     return flow(source, origin, wait=15.0, replayable=replayable, raise_errors=raise_errors)
 
 
@@ -54,7 +54,7 @@ def _sent(step: Step) -> str | None:
     return step.authorization
 
 
-def _run_out(steps: Generator[Step, Answer | None, None], clock: Clock, answer: Answer) -> float:
+def _run_out(steps: Generator[Step, Response | None, None], clock: Clock, answer: Response) -> float:
     """Wait as told until the caller gets its answer; return the seconds."""
     began = clock.now
     try:
@@ -74,7 +74,7 @@ def test_success_ends_it(published: Published) -> None:
     steps = _start(published.source())
     assert _sent(next(steps)) == BEARER.format(1)
     with pytest.raises(StopIteration):
-        steps.send(Answer(200, (), BEARER.format(1)))
+        steps.send(Response(200, (), BEARER.format(1)))
     assert published.demanded() == []
 
 
@@ -176,13 +176,13 @@ def test_only_a_success_says_that_a_token_is_good(published: Published, clock: C
     source = published.source()
     ours = BEARER.format(1)
     for answer, wait in (
-        (Answer(401, (), ours), 15.0),
-        (Answer(500, (), ours), 0.0),
-        (Answer(302, (), ours), 0.0),
-        (Answer(200, (), None), 0.0),  # another origin's, after a redirect that dropped the header
-        (Answer(401, (), ours), 0.0),
-        (Answer(204, (), ours), 0.0),
-        (Answer(401, (), ours), 15.0),
+        (Response(401, (), ours), 15.0),
+        (Response(500, (), ours), 0.0),
+        (Response(302, (), ours), 0.0),
+        (Response(200, (), None), 0.0),  # another origin's, after a redirect that dropped the header
+        (Response(401, (), ours), 0.0),
+        (Response(204, (), ours), 0.0),
+        (Response(401, (), ours), 15.0),
     ):
         steps = _start(source)
         next(steps)
@@ -212,7 +212,7 @@ def test_a_token_that_is_taken_again_gets_its_wait_back(published: Published, cl
         steps = _start(source)
         next(steps)
         with pytest.raises(StopIteration):
-            steps.send(Answer(200, (), BEARER.format(1)))
+            steps.send(Response(200, (), BEARER.format(1)))
 
 
 def test_the_current_generation_is_demanded_though_an_older_one_bore_the_same_token(
@@ -231,7 +231,7 @@ def test_a_hostile_challenge_costs_nothing(published: Published) -> None:
     """If it failed, one header could hold up every task of an event loop for seconds."""
     # Quadratic, this would not come to an end within the test's life.
     hostile = 'Bearer "' + '\\"' * 2_000_000
-    assert list(shim._flow._schemes([hostile])) == ["bearer"]
+    assert list(shim._flow._challenge_schemes([hostile])) == ["bearer"]
 
 
 @pytest.mark.parametrize(
@@ -263,8 +263,8 @@ def test_a_401_about_something_else_is_left_alone(
     assert bool(published.demanded()) is ours
 
 
-@pytest.mark.parametrize("answer", [Answer(403, (), BEARER.format(1)), Answer(407, (), BEARER.format(1)), Answer(500, (), BEARER.format(1)), _refused(None), _refused("Basic x")])  # fmt: skip
-def test_only_a_401_to_our_token_starts_anything(published: Published, answer: Answer) -> None:
+@pytest.mark.parametrize("answer", [Response(403, (), BEARER.format(1)), Response(407, (), BEARER.format(1)), Response(500, (), BEARER.format(1)), _refused(None), _refused("Basic x")])  # fmt: skip
+def test_only_a_401_to_our_token_starts_anything(published: Published, answer: Response) -> None:
     """If it failed, a redirect's 401 or a proxy's 407 would be taken for a dead token."""
     published.put(1)
     steps = _start(published.source())
