@@ -42,10 +42,10 @@ def _load() -> None:
     import anyio._backends._asyncio
     import segno
 
-    import refresher.cli
+    import refresher.cli.main
     import refresher.login
-    import refresher.revocation
-    import refresher.rotation
+    import refresher.oauth.revocation
+    import refresher.operations.rotate
 
     assert all((asyncio, webbrowser, anyio, segno, refresher))
 
