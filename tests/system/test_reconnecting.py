@@ -11,7 +11,7 @@ import pytest
 from mcp import Client, MCPError
 
 from shim import ReauthorizationRequired, TokenFileError, TokenRejected
-from shim.mcp import Happening, OutcomeUnknown, ReconnectingClient, ServerAway
+from shim.mcp import ClientEvent, OutcomeUnknown, ReconnectingClient, ServerAway
 from tests.support.published import DEAD
 from tests.support.stage import Stage, publish, rotates, until
 
@@ -40,8 +40,8 @@ class Listening:
     """What a client tells, as it tells it."""
 
     def __init__(self, client: ReconnectingClient) -> None:
-        self.heard: list[Happening] = []
-        self._events: AsyncIterator[Happening] = client.events()
+        self.heard: list[ClientEvent] = []
+        self._events: AsyncIterator[ClientEvent] = client.events()
 
     async def __call__(self) -> None:
         async for happening in self._events:

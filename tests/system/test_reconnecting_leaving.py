@@ -82,7 +82,8 @@ async def test_who_rests_between_two_attempts_is_told_of_the_end(
     tmp_path: Path, stage: Stage, monkeypatch: pytest.MonkeyPatch, patience: float
 ) -> None:
     """If it failed, a shutdown would wait for the back-off of every call."""
-    monkeypatch.setattr(_retry, "_FIRST_PAUSE", 1e6)
+    for bound in ("_FIRST_PAUSE", "_LONGEST_PAUSE"):
+        monkeypatch.setattr(_retry, bound, 1e6)
     published = publish(tmp_path, stage)
     async with ReconnectingClient(stage.url, published.source(), patience=patience) as client:
         stage.stop()

@@ -361,7 +361,7 @@ def test_errors_come_back_whole_from_another_process(error: ShimError) -> None:
 @pytest.mark.parametrize("bad", [{"tokens_dir": ""}, {"tokens_dir": "a\0b"}, {"demands_dir": b"bytes"}])
 def test_a_directory_that_is_no_path_is_refused_at_once(bad: dict[str, Any]) -> None:
     """If it failed, tokens would be looked for in the root directory, or the first request would raise."""
-    with pytest.raises(ValueError, match="must be paths"):
+    with pytest.raises(ValueError, match="must be directories"):
         FileTokenSource("linear", **bad)
 
 
