@@ -185,7 +185,7 @@ def says(stderr: IO[str] | None, words: str) -> bool:
     return any(words in line for line in stderr)
 
 
-def wait_until(condition: Callable[[], bool], what: str, longest: float = 30.0) -> None:
+def wait_until(condition: Callable[[], bool], what: str, longest: float = 90.0) -> None:
     """Wait for a condition, never for a time."""
     ends = time.monotonic() + longest
     while not condition():

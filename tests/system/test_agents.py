@@ -18,6 +18,8 @@ from tests.support.mcp_server import MCPServerProcess
 from tests.support.oidc import OIDC
 from tests.support.vault import Vault
 
+pytestmark = pytest.mark.xdist_group("agents")  # one fixture for all of them
+
 ROTATIONS = 20
 LONGEST = 180.0
 
@@ -28,8 +30,6 @@ import anyio, httpx2
 from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
 from shim.httpx2 import BearerAuth
-
-pytestmark = pytest.mark.xdist_group("agents")  # one fixture for all of them
 
 ended = threading.Event()
 threading.Thread(target=lambda: (sys.stdin.read(), ended.set()), daemon=True).start()
