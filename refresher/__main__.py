@@ -12,7 +12,7 @@ def main() -> None:
     # run that has nothing to do a sixth of its time.
     gc.disable()
     try:
-        from refresher.cli import run
+        from refresher.cli.main import run
     except ModuleNotFoundError as error:
         missing = f"refresher: the service is not installed (no {error.name})"
         sys.stderr.write(f"{missing}: in the checkout, pip install '.[service]'\n")

@@ -3,7 +3,7 @@
 import re
 from typing import Final
 
-from refresher.errors import ConfigError
+from refresher.common.errors import ConfigError
 
 __all__ = ["DEFAULT", "Address", "parse", "shown"]
 

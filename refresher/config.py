@@ -9,8 +9,8 @@ import msgspec
 
 from refresher import addresses
 from refresher.addresses import Address
-from refresher.directories import Directories
-from refresher.errors import ConfigError
+from refresher.common.errors import ConfigError
+from refresher.storage.directories import Directories
 from shim._places import default_state_dir
 
 __all__ = ["LogFormat", "Settings", "resolve"]

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Final
 
-from refresher.errors import ConfigError
+from refresher.common.errors import ConfigError
 
 __all__ = ["play"]
 

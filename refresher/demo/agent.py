@@ -17,7 +17,7 @@ from mcp import Client, MCPError
 from mcp.client.streamable_http import streamable_http_client
 from mcp_types import CONNECTION_CLOSED, INVALID_REQUEST, CallToolResult, TextContent
 
-from refresher.secret import mask
+from refresher.common.secret import mask
 from shim import FileTokenSource
 from shim.httpx2 import BearerAuth
 

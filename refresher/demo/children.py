@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Final, cast
 
-from refresher.secret import mask
+from refresher.common.secret import mask
 
 __all__ = ["Child", "environment"]
 

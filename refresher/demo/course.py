@@ -11,12 +11,12 @@ from typing import Any, Final, Self
 
 import httpx
 
+from refresher.common.errors import StorageError
+from refresher.common.terminal import say
 from refresher.demo import verdict
 from refresher.demo.children import Child
 from refresher.demo.screen import Screen, screen
 from refresher.demo.story import Party, Story
-from refresher.errors import StorageError
-from refresher.terminal import say
 from shim import FileTokenSource
 
 __all__ = ["perform"]

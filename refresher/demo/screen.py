@@ -10,8 +10,8 @@ from typing import Final, Protocol, Self
 
 import click
 
+from refresher.common.terminal import say
 from refresher.demo.story import WIDEST, Happening, Party, Story, Tone
-from refresher.terminal import say
 
 __all__ = ["Lines", "Live", "Screen", "frame", "screen"]
 

@@ -7,10 +7,10 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from refresher import urls
-from refresher.answer import is_token
-from refresher.errors import ConfigError
-from refresher.grant import AuthMethod, Grant, Way
+from refresher.common.errors import ConfigError
+from refresher.grants.record import AuthMethod, Grant, Way
+from refresher.oauth import urls
+from refresher.oauth.token_response import is_token
 
 __all__ = ["Asked", "checked", "continued"]
 

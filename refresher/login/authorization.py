@@ -11,14 +11,14 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 import msgspec
 from mcp.client.auth import PKCEParameters
 
-from refresher import conduct
-from refresher.answer import is_token
-from refresher.errors import LoginNotGiven, LoginRefused, ServerAway
-from refresher.grant import Grant
+from refresher.common.errors import LoginNotGiven, LoginRefused, ServerAway
+from refresher.common.secret import Secret, mask
+from refresher.grants import server_behavior
+from refresher.grants.record import Grant
 from refresher.login.advice import PASSING, advice
 from refresher.login.discovery import OFFLINE
 from refresher.login.server import Server
-from refresher.secret import Secret, mask
+from refresher.oauth.token_response import is_token
 
 __all__ = ["Authorization", "NotOurs", "authorization"]
 
@@ -105,7 +105,7 @@ def authorization(
         "code_challenge": pkce.code_challenge,
         "code_challenge_method": _CHALLENGE,
     }
-    if client.resource is not None and conduct.sends_resource(client):
+    if client.resource is not None and server_behavior.sends_resource(client):
         fields["resource"] = client.resource
     if scope:
         fields["scope"] = scope

@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Final
 
-from refresher.errors import LoginNotGiven, RefresherError
+from refresher.common.errors import LoginNotGiven, RefresherError
+from refresher.common.terminal import say
+from refresher.common.text import span
 from refresher.login import pages
 from refresher.login.authorization import Authorization, NotOurs
 from refresher.login.loopback import Loopback
-from refresher.terminal import say
-from refresher.words import span
 
 __all__ = ["redirected"]
 

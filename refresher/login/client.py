@@ -9,14 +9,14 @@ from mcp.client.auth import OAuthRegistrationError
 from mcp.client.auth.oauth2 import check_registration_usable
 from mcp.client.auth.utils import handle_registration_response, is_valid_client_metadata_url
 
-from refresher import urls
-from refresher.answer import is_token
-from refresher.errors import ConfigError, LoginRefused, ServerAway
-from refresher.grant import AuthMethod, Grant
+from refresher.common.errors import ConfigError, LoginRefused, ServerAway
+from refresher.common.secret import Secret, mask
+from refresher.grants.record import AuthMethod, Grant
 from refresher.login.asked import Asked
 from refresher.login.discovery import Fetching
 from refresher.login.server import Server
-from refresher.secret import Secret, mask
+from refresher.oauth import urls
+from refresher.oauth.token_response import is_token
 
 __all__ = ["DEVICE_GRANT", "Client", "given", "register", "stored_with"]
 

@@ -7,10 +7,8 @@ import anyio
 import httpx2
 import msgspec
 
-from refresher import clocks, store, urls
-from refresher.admission import Admitted, admit, elsewhere, is_elsewhere
-from refresher.config import Settings
-from refresher.errors import (
+from refresher.common import clocks
+from refresher.common.errors import (
     ClientUnknown,
     ConfigError,
     ExposedGrantFile,
@@ -20,7 +18,10 @@ from refresher.errors import (
     LoginRefused,
     RefresherError,
 )
-from refresher.grant import NOTHING, Grant, Login
+from refresher.common.signals import Stopping
+from refresher.common.terminal import say
+from refresher.config import Settings
+from refresher.grants.record import NOTHING, Grant, Login
 from refresher.login import client as clients
 from refresher.login import discovery, pages
 from refresher.login.asked import Asked, checked, continued
@@ -33,8 +34,9 @@ from refresher.login.loopback import Loopback
 from refresher.login.proof import prove
 from refresher.login.server import Server
 from refresher.login.tokens import check, redeemed
-from refresher.signals import Stopping
-from refresher.terminal import say
+from refresher.oauth import urls
+from refresher.operations.import_grant import Admitted, admit, elsewhere, is_elsewhere
+from refresher.storage import records
 
 __all__ = ["Done", "Manner", "log_in"]
 
@@ -285,7 +287,7 @@ def _as_before(draft: Grant, stored: Grant) -> Grant:
 
 def _stored(settings: Settings, name: str) -> Grant | None:
     try:
-        record = store.load(settings.directories, name).record
+        record = records.load(settings.directories, name).record
     except ExposedGrantFile:
         raise  # what it remembers is not lost, and no login may write over it
     except GrantFileError:

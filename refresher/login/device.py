@@ -10,17 +10,18 @@ from typing import Any, Final
 
 import msgspec
 
-from refresher import clocks, urls
-from refresher.answer import is_token
-from refresher.errors import ClientUnknown, Interrupted, LoginNotGiven, LoginRefused, ServerAway
-from refresher.grant import Grant
+from refresher.common import clocks
+from refresher.common.errors import ClientUnknown, Interrupted, LoginNotGiven, LoginRefused, ServerAway
+from refresher.common.secret import Secret
+from refresher.common.terminal import say
+from refresher.common.text import span
+from refresher.grants.outcome import Ambiguous, ClientRejected, Outcome, Rotated, Transient, code_of, words_of
+from refresher.grants.record import Grant
 from refresher.login.advice import advice
 from refresher.login.client import DEVICE_GRANT
 from refresher.login.tokens import ask, granted, judged
-from refresher.outcome import Ambiguous, ClientRejected, Outcome, Rotated, Transient, code_of, words_of
-from refresher.secret import Secret
-from refresher.terminal import say
-from refresher.words import span
+from refresher.oauth import urls
+from refresher.oauth.token_response import is_token
 
 __all__ = ["by_device"]
 

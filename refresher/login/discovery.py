@@ -27,9 +27,10 @@ from mcp.shared.auth_utils import check_resource_allowed, resource_url_from_serv
 from mcp.shared.inbound import MCP_PROTOCOL_VERSION_HEADER
 from mcp_types.version import LATEST_HANDSHAKE_VERSION
 
-from refresher import __version__, urls
-from refresher.errors import LoginRefused, ServerAway
+from refresher import __version__
+from refresher.common.errors import LoginRefused, ServerAway
 from refresher.login.server import Server
+from refresher.oauth import urls
 
 __all__ = ["OFFLINE", "by_issuer", "by_server"]
 

@@ -7,10 +7,10 @@ from urllib.parse import urlsplit
 import anyio
 import httpx2
 
-from refresher import connection
-from refresher.errors import ConfigError, ServerAway
-from refresher.proxies import made_for
-from refresher.tls import trusted
+from refresher.common.errors import ConfigError, ServerAway
+from refresher.oauth import connection_errors
+from refresher.oauth.proxies import made_for
+from refresher.oauth.tls import trusted
 
 __all__ = ["Fetch"]
 
@@ -50,7 +50,7 @@ class Fetch:
         except ConfigError:
             raise
         except Exception as error:  # noqa: BLE001  a transport can fail in any way
-            problem = connection.reason((error,), ())
+            problem = connection_errors.reason((error,), ())
         raise ServerAway(f"cannot reach {parts.scheme}://{parts.netloc}: {problem}; nothing was changed")
 
 

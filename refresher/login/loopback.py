@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Final, Self
 from urllib.parse import urlsplit
 
-from refresher.errors import ConfigError
+from refresher.common.errors import ConfigError
 from refresher.login import pages
 
 __all__ = ["Loopback"]

@@ -11,10 +11,10 @@ import msgspec
 from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
 
-from refresher import connection, urls
-from refresher.grant import Grant
-from refresher.proxies import made_for
-from refresher.tls import trusted
+from refresher.grants.record import Grant
+from refresher.oauth import connection_errors, urls
+from refresher.oauth.proxies import made_for
+from refresher.oauth.tls import trusted
 
 __all__ = ["Proof", "prove"]
 
@@ -61,7 +61,7 @@ async def prove(grant: Grant, *, ca_file: str | None) -> Proof:
                 tools = (await client.list_tools()).tools
                 return Proof(f"{url} takes the new token: {len(tools)} tool{'' if len(tools) == 1 else 's'}")
     except Exception as error:  # noqa: BLE001  a server can fail in any way
-        problem = connection.reason((error,), (grant.access_token,))
+        problem = connection_errors.reason((error,), (grant.access_token,))
         if "validation error" in problem:
             problem = "what it answers is not MCP"
     if (refusal := next((status for status in reversed(statuses) if status in _REFUSALS), None)) is not None:

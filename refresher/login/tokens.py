@@ -5,18 +5,19 @@ from typing import Final
 
 import msgspec
 
-from refresher import clocks, conduct
-from refresher.answer import LONGEST_LIFE, usable_from
-from refresher.clocks import Moment
-from refresher.consequence import with_access
-from refresher.errors import ClientUnknown, LoginRefused, ServerAway
-from refresher.grant import Grant
+from refresher.common import clocks
+from refresher.common.clocks import Moment
+from refresher.common.errors import ClientUnknown, LoginRefused, ServerAway
+from refresher.common.secret import Secret
+from refresher.grants import server_behavior
+from refresher.grants.outcome import Ambiguous, ClientRejected, Outcome, ResourceRefused, Rotated, Transient, code_of
+from refresher.grants.record import Grant
+from refresher.grants.transition import with_access
 from refresher.login.advice import advice
-from refresher.outcome import Ambiguous, ClientRejected, Outcome, ResourceRefused, Rotated, Transient, code_of
-from refresher.post import Posted, post
-from refresher.request import authenticated
-from refresher.secret import Secret
-from refresher.tls import trusted
+from refresher.oauth.http_client import Posted, post
+from refresher.oauth.tls import trusted
+from refresher.oauth.token_request import authenticated
+from refresher.oauth.token_response import LONGEST_LIFE, usable_from
 
 __all__ = ["ask", "check", "granted", "judged", "redeemed"]
 
@@ -40,7 +41,7 @@ def ask(
     known: tuple[Secret, ...] = (),
 ) -> Posted:
     """Send ``fields`` as ``client`` to ``url``, which a person calls ``what``; with ``resource``, where it is sent."""
-    if client.resource is not None and conduct.sends_resource(client):
+    if client.resource is not None and server_behavior.sends_resource(client):
         fields = {**fields, "resource": client.resource}
     return post(
         client,

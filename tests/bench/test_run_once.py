@@ -11,11 +11,12 @@ from typing import Final
 
 import pytest
 
-from refresher import brought, clocks
-from refresher.attempt import write_record
+from refresher.common import clocks
 from refresher.config import resolve
-from refresher.grant import NOTHING, Stored
-from refresher.publish import publish
+from refresher.grants.record import NOTHING, Stored
+from refresher.operations import import_request
+from refresher.storage.journal import write_record
+from refresher.storage.publishing import publish
 from tests.bench.conftest import Compare
 
 ROUNDS = 5
@@ -49,7 +50,7 @@ def _store(home: Path, count: int) -> None:
             "access_token": f"access-token-{number}",
             "expires_in": 36000,
         }
-        grant = brought.parse(f"grant-{number}", json.dumps(fields).encode(), clocks.now())
+        grant = import_request.parse(f"grant-{number}", json.dumps(fields).encode(), clocks.now())
         directories.lock(grant.name).touch(mode=0o600)
         write_record(directories, grant.name, Stored(None, NOTHING), grant)
         publish(directories, grant)

@@ -6,10 +6,10 @@ from statistics import median
 
 import pytest
 
-from refresher import files
-from refresher.attempt import Attempt
-from refresher.grant import Record, encode
-from refresher.rotation import Order, Terms, rotate
+from refresher.grants.record import Record, encode
+from refresher.operations.rotate import Order, Terms, rotate
+from refresher.storage import files
+from refresher.storage.journal import Attempt
 from tests.bench.conftest import Compare
 from tests.support.fake_state import directories, put
 from tests.support.samples import grant

@@ -14,10 +14,11 @@ from typing import Any
 import click
 import pytest
 
-from refresher import __version__, conduct
-from refresher.brought import Brought
-from refresher.cli import cli
-from refresher.result import EXIT_CODES
+from refresher import __version__
+from refresher.cli.main import cli
+from refresher.grants import server_behavior
+from refresher.operations.import_request import Brought
+from refresher.operations.result import EXIT_CODES
 from tests.support.command import Command, Done
 from tests.support.daemon import heard, running, stopped
 from tests.support.token_server import TokenServer
@@ -252,8 +253,8 @@ def test_defaults_of_an_import(refresher: Command) -> None:
     """If it failed, the careful settings would have to be known by heart."""
     refresher.import_grant("plain", GRANT)
     plain = refresher.grant("plain")
-    assert (conduct.replay(plain), plain.token_endpoint_auth_method) == (0.0, "none")
-    assert not conduct.sends_resource(plain)
+    assert (server_behavior.replay(plain), plain.token_endpoint_auth_method) == (0.0, "none")
+    assert not server_behavior.sends_resource(plain)
     fields = GRANT | {
         "refresh_token": "another-refresh-token",
         "client_secret": "its-client-secret",
@@ -262,7 +263,7 @@ def test_defaults_of_an_import(refresher: Command) -> None:
     refresher.import_grant("full", fields)
     full = refresher.grant("full")
     assert full.token_endpoint_auth_method == "client_secret_basic"
-    assert conduct.sends_resource(full)
+    assert server_behavior.sends_resource(full)
 
 
 def test_an_existing_grant_is_never_replaced_by_accident(refresher: Command) -> None:

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import shim
 import shim.mcp
-from refresher.brought import Brought
-from refresher.cli.entering import login
-from refresher.providers import PROFILES
-from refresher.result import EXIT_CODES
+from refresher.cli.login import login
+from refresher.grants.providers import PROFILES
+from refresher.operations.import_request import Brought
+from refresher.operations.result import EXIT_CODES
 from tests.conftest import need
 from tests.support.api import API
 from tests.support.browser import as_browser

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from refresher.grant import Tombstone
+from refresher.grants.record import Tombstone
 from tests.support.command import Command, Done
 from tests.support.token_server import TokenServer
 

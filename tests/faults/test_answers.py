@@ -10,10 +10,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from refresher import clocks
-from refresher.clocks import Moment
-from refresher.exchange import Exchanged, exchange
-from refresher.outcome import Ambiguous, GrantDead, NotSent, Rotated, TooEarly, Transient, Unintelligible
+from refresher.common import clocks
+from refresher.common.clocks import Moment
+from refresher.grants.outcome import Ambiguous, GrantDead, NotSent, Rotated, TooEarly, Transient, Unintelligible
+from refresher.oauth.exchange import Exchanged, exchange
 from tests.support.hooks import Recording
 from tests.support.raw_server import RawServer
 from tests.support.samples import grant

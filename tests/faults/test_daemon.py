@@ -160,11 +160,11 @@ def test_signals_during_the_start_are_heard(refresher: Command) -> None:
         "import os, signal, sys, importlib.abc\n"
         "class Late(importlib.abc.MetaPathFinder):\n"
         "    def find_spec(self, name, path, target=None):\n"
-        "        if name == 'refresher.daemon':\n"
+        "        if name == 'refresher.daemon.loop':\n"
         "            os.kill(os.getpid(), signal.SIGHUP)\n"
         "            os.kill(os.getpid(), signal.SIGTERM)\n"
         "sys.meta_path.insert(0, Late())\n"
-        "from refresher.cli import run\n"
+        "from refresher.cli.main import run\n"
         "sys.exit(run(['run']))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], env=refresher.environment, capture_output=True, check=False)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from refresher.directories import Directories
-from refresher.errors import GrantFileError
-from refresher.removal import remove
+from refresher.common.errors import GrantFileError
+from refresher.operations.remove import remove
+from refresher.storage.directories import Directories
 from shim import FileTokenSource
 from shim.errors import TokenFileError
 from tests.support.command import Command, Done, wait_until

@@ -9,10 +9,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from refresher import clocks
-from refresher.attempt import Attempt
-from refresher.grant import Doubt
-from refresher.store import load
+from refresher.common import clocks
+from refresher.grants.record import Doubt
+from refresher.storage.journal import Attempt
+from refresher.storage.records import load
 from tests.conftest import need
 from tests.support.command import Command, says, wait_until
 from tests.support.fake_state import directories, put

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pytest
 
-from refresher.grant import Grant, Tombstone
+from refresher.grants.record import Grant, Tombstone
 from tests.conftest import need
 from tests.support import oidc as oidc_module
 from tests.support.command import Command, wait_until

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from refresher.grant import Tombstone
+from refresher.grants.record import Tombstone
 from tests.conftest import need
 from tests.support.command import Command, wait_until
 from tests.support.daemon import running, stopped, under_way

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from refresher import lock
-from refresher.errors import LockBusy
-from refresher.rotation import Order, Terms, rotate
+from refresher.common.errors import LockBusy
+from refresher.operations.rotate import Order, Terms, rotate
+from refresher.storage import lock
 from tests.support.command import Command, wait_until
 from tests.support.daemon import heard
 from tests.support.fake_state import directories, put

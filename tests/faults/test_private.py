@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from refresher import files
+from refresher.storage import files
 from tests.conftest import need
 from tests.support.command import Command, wait_until
 from tests.support.daemon import published, running, stopped

@@ -9,10 +9,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from refresher import restored
-from refresher.grant import encode
-from refresher.publish import publish
-from refresher.secret import Secret
+from refresher.common.secret import Secret
+from refresher.grants.record import encode
+from refresher.storage import backups
+from refresher.storage.publishing import publish
 from tests.support.command import Command, wait_until
 from tests.support.fake_state import directories, put
 from tests.support.oidc import OIDC
@@ -97,14 +97,14 @@ def test_what_readers_have_is_taken_over(tmp_path: Path, before: dict[str, objec
     made, now = directories(tmp_path), at(NOON + 9000)
     newer = grant(generation=7, access_token=Secret("newer"), issued_at=NOON + 8000, expires_at=NOON + 11600)
     publish(made, newer)
-    found = restored.caught_up(made, grant(issued=at(), **before), now)
+    found = backups.caught_up(made, grant(issued=at(), **before), now)
     assert found is not None
     assert found.issued is None, "the age of another token was taken for its own"
     assert (found.generation, found.access_token) == (7, newer.access_token)
     assert (found.issued_at, found.expires_at) == (NOON + 8000, NOON + 11600)
     assert found.doubt is not None
     assert (found.doubt.since, found.doubt.restored, found.dead) == (now, True, "dead" in before)
-    assert restored.caught_up(made, found, now) is None, "it would be done again and again"
-    assert restored.caught_up(made, grant(grant_id="another login"), now) is None
+    assert backups.caught_up(made, found, now) is None, "it would be done again and again"
+    assert backups.caught_up(made, grant(grant_id="another login"), now) is None
     put(made.record("linear"), grant(last_rotation_at=NOON))
-    assert restored.hint(made, grant(last_rotation_at=NOON)) == "", "a fresh file came from a backup"
+    assert backups.hint(made, grant(last_rotation_at=NOON)) == "", "a fresh file came from a backup"

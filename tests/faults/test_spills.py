@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from refresher.secret import Secret
+from refresher.common.secret import Secret
 from tests.conftest import need
 from tests.support.command import Command, says, wait_until
 from tests.support.fake_state import put

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from refresher.errors import ConfigError
-from refresher.exchange import Exchanged, exchange
-from refresher.outcome import ClientRejected, NotSent, Rotated, Unintelligible
-from refresher.tls import trusted
+from refresher.common.errors import ConfigError
+from refresher.grants.outcome import ClientRejected, NotSent, Rotated, Unintelligible
+from refresher.oauth.exchange import Exchanged, exchange
+from refresher.oauth.tls import trusted
 from tests.support.hooks import Recording
 from tests.support.keys import certificate
 from tests.support.raw_server import RawServer

@@ -9,10 +9,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from refresher import brought, clocks, config
-from refresher.admission import admit
-from refresher.directories import Directories
-from refresher.grant import Grant, Tombstone, decode
+from refresher import config
+from refresher.common import clocks
+from refresher.grants.record import Grant, Tombstone, decode
+from refresher.operations import import_request
+from refresher.operations.import_grant import admit
+from refresher.storage.directories import Directories
 from shim._token import TokenFile, parse
 from tests.support.traced import TracedProcess, can_attach
 from tests.support.vault import Vault
@@ -130,7 +132,7 @@ class Command:
     def bring(self, name: str, fields: Mapping[str, Any], *, replace: bool = False) -> Grant:
         """Import as the command does, without a process of its own."""
         self.vault.learn(*(fields.get(key) for key in ("refresh_token", "access_token", "client_secret")))
-        parsed = brought.parse(name, json.dumps(fields).encode(), clocks.now())
+        parsed = import_request.parse(name, json.dumps(fields).encode(), clocks.now())
         return admit(self.directories, parsed, replace=replace, if_absent=False, stopping=lambda: False).grant
 
     @property

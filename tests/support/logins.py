@@ -5,10 +5,10 @@ from typing import Any, NamedTuple
 import msgspec
 from hypothesis import strategies as st
 
-from refresher.answer import usable_from
-from refresher.grant import Grant
-from refresher.providers import PROFILES, UNKNOWN, Profile
-from refresher.secret import Secret
+from refresher.common.secret import Secret
+from refresher.grants.providers import PROFILES, UNKNOWN, Profile
+from refresher.grants.record import Grant
+from refresher.oauth.token_response import usable_from
 from tests.support.model_server import Early, ModelServer, Resource, Ways
 from tests.support.played_clock import DAY, HOUR, MINUTE
 from tests.support.samples import NOON, grant

@@ -15,13 +15,14 @@ from types import SimpleNamespace
 from typing import Any, Final
 from unittest.mock import patch
 
-from refresher import demands, leftovers, policy, publish, store
-from refresher.attempt import Attempt, Mark
-from refresher.clocks import Moment
-from refresher.directories import Directories
-from refresher.grant import Grant, Record, Stored
-from refresher.policy import Decision, Rotate
-from refresher.rotation import Order, Terms, rotate
+from refresher.common.clocks import Moment
+from refresher.grants import policy
+from refresher.grants.policy import Decision, Rotate
+from refresher.grants.record import Grant, Record, Stored
+from refresher.operations.rotate import Order, Terms, rotate
+from refresher.storage import demands, publishing, records, recovery
+from refresher.storage.directories import Directories
+from refresher.storage.journal import Attempt, Mark
 from shim import _token as token_file
 from tests.support.fake_state import directories, put
 from tests.support.model_server import ModelServer
@@ -52,10 +53,10 @@ class PlayedHost:
         self._attempt: _MortalAttempt | None = None
         self._patches = ExitStack()
         for target, played in (
-            ("refresher.clocks.now", clock.read),
-            ("refresher.exchange.time", SimpleNamespace(monotonic=lambda: clock.read().monotonic)),
+            ("refresher.common.clocks.now", clock.read),
+            ("refresher.oauth.exchange.time", SimpleNamespace(monotonic=lambda: clock.read().monotonic)),
             ("httpx.AsyncClient", self._network.client),
-            ("refresher.rotation.Attempt", self._begin),
+            ("refresher.operations.rotate.Attempt", self._begin),
             ("os.fsync", lambda _: None),
         ):
             self._patches.enter_context(patch(target, played))
@@ -128,7 +129,7 @@ class PlayedHost:
             else:
                 self._rested(before, cut_off=cut_off)
             still = demands.pending(self.directories).are_others(
-                before.name, publish.current(self.directories, self.record)
+                before.name, publishing.current(self.directories, self.record)
             )
             onlooker.claim(not still, "a demand that is met was not settled")
             onlooker.compare(self.record)
@@ -158,7 +159,7 @@ class PlayedHost:
     # What lies on the disk.
 
     def _read(self) -> None:
-        record = store.load(self.directories, self.record.name).record
+        record = records.load(self.directories, self.record.name).record
         assert isinstance(record, Grant)
         self.record = record
 
@@ -168,7 +169,7 @@ class PlayedHost:
 
     def settle(self) -> None:
         """Settle what a killed process left, as every writer of a grant does first."""
-        leftovers.resolve(self.directories, self.record.name, self.clock.read())
+        recovery.resolve(self.directories, self.record.name, self.clock.read())
         self._read()
 
     def reboot(self, seconds: float, *, loses_mark: bool) -> None:
@@ -198,7 +199,7 @@ class PlayedHost:
 
     def _is_demanded(self, grant: Grant) -> bool:
         asked = demands.pending(self.directories)
-        return asked.ask_beyond(grant.name, publish.current(self.directories, grant))
+        return asked.ask_beyond(grant.name, publishing.current(self.directories, grant))
 
 
 class _MortalAttempt(Attempt):

@@ -4,9 +4,9 @@ import base64
 import json
 from typing import Any
 
-from refresher.clocks import Moment
-from refresher.grant import NOTHING, Doubt, Failure, Grant
-from refresher.secret import Secret
+from refresher.common.clocks import Moment
+from refresher.common.secret import Secret
+from refresher.grants.record import NOTHING, Doubt, Failure, Grant
 
 __all__ = ["NOON", "REFRESH", "at", "doubt", "failure", "grant", "jwt"]
 

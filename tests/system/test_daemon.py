@@ -14,8 +14,9 @@ from typing import Any
 import httpx
 import pytest
 
-from refresher import lock, policy
-from refresher.grant import Grant
+from refresher.grants import policy
+from refresher.grants.record import Grant
+from refresher.storage import lock
 from shim import FileTokenSource
 from shim.httpx import BearerAuth
 from tests.support.api import API

@@ -24,12 +24,12 @@ import pytest
 from mcp.shared.auth import OAuthToken
 
 import refresher.demo
+from refresher.common.errors import ConfigError
 from refresher.demo import verdict
 from refresher.demo.children import environment
 from refresher.demo.screen import frame
 from refresher.demo.server import Strict
 from refresher.demo.story import WIDEST, Party, Story
-from refresher.errors import ConfigError
 from tests.support.command import Command, Done, wait_until
 
 COLUMNS, ROWS = 80, 24

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from refresher.durations import parse
+from refresher.common.durations import parse
 from tests.support.command import Command, wait_until
 from tests.support.deployed import DEPLOY, README, ROOT, settings
 

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from refresher.health import Health
+from refresher.daemon.health import Health
 from tests.conftest import need
 from tests.support.command import Command, wait_until
 from tests.support.daemon import heard, in_mid_exchange, published, running, stopped

@@ -13,7 +13,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from refresher.cli import cli
+from refresher.cli.main import cli
 from tests.conftest import need
 from tests.support import kubectl
 from tests.support.manifests import DEPLOY, KUSTOMIZATIONS, Manifests, rendered

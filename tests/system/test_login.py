@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from refresher.grant import Login
+from refresher.grants.record import Login
 from tests.conftest import need
 from tests.support import oidc as oidc_module
 from tests.support.browser import as_browser

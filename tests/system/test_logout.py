@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from refresher.grant import Tombstone
+from refresher.grants.record import Tombstone
 from tests.support.answering import Answer, Answering
 from tests.support.browser import as_browser
 from tests.support.command import Command

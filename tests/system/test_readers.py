@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from refresher.publish import is_stale, publish
-from refresher.secret import Secret
+from refresher.common.secret import Secret
+from refresher.storage.publishing import is_stale, publish
 from shim._token import parse
 from tests.support.command import Command, wait_until
 from tests.support.fake_state import directories

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from refresher.grant import Grant, decode
+from refresher.grants.record import Grant, decode
 from shim._token import TokenFile, parse
 from tests.conftest import need
 from tests.support import isolated, kubectl

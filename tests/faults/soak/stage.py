@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
-from refresher.grant import Grant
+from refresher.grants.record import Grant
 from tests.faults.soak.cast import Agents, Cron, Daemon, Person
 from tests.faults.soak.faults import Faults
 from tests.faults.soak.journal import Journal

@@ -1,0 +1,1 @@
+"""What every package may use: clocks, durations, secrets, errors, text, signals."""

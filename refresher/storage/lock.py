@@ -1,0 +1,59 @@
+"""The kernel's lock on one file: never a soft one, never stolen by age, never unlinked."""
+
+import errno
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+import filelock
+
+from refresher.common.errors import Interrupted, LockBusy, StorageError
+
+__all__ = ["WAIT", "held"]
+
+WAIT: Final = 30.0
+"""Seconds: longer than any exchange may take."""
+
+_WHAT_TO_DO: Final = {
+    errno.ELOOP: "it is a symbolic link; remove it",
+    **dict.fromkeys(
+        (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP),
+        "this file system does not lock (flock); give --state-dir a place on one that does",
+    ),
+}
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def held(path: Path, *, stopping: Callable[[], bool], wait: float = WAIT) -> Iterator[None]:
+    """Hold the lock at ``path``.
+
+    Raises ``LockBusy`` after ``wait`` seconds (30 unless told), ``Interrupted`` where ``stopping()`` came true first,
+    ``StorageError`` where the file system cannot lock.
+    """
+    # A fresh instance each time: one instance is reentrant, and would let two tasks in.
+    lock = filelock.FileLock(path, mode=0o600, fallback_to_soft=False, thread_local=False)
+    try:
+        lock.acquire(timeout=wait, cancel_check=stopping)
+    except filelock.Timeout:
+        if stopping():
+            raise Interrupted("interrupted while waiting for a lock; nothing was changed") from None
+        raise LockBusy(
+            f"another process has held {path} for {wait:.0f} s: see what it is doing (fuser {path})"
+        ) from None
+    except OSError as error:
+        why = _WHAT_TO_DO.get(error.errno or 0, error.strerror or error)
+        raise StorageError(f"cannot lock {path}: {why}") from None
+    try:
+        yield
+    finally:
+        try:
+            lock.release()
+        except OSError as error:
+            # What was done under it is done; at the latest, the lock ends with this process.
+            log.warning("cannot unlock %s: %s", path, error.strerror or error)
+            with suppress(OSError):
+                lock.release(force=True)
