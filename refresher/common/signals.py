@@ -51,7 +51,7 @@ class StopSignals:
         self._signal = number
         if self._quiet:
             return
-        line = f"{logs.timestamp(time.time())}refresher: stopping; a refresh in progress completes first\n"
+        line = f"{logs.timestamp(time.time())}refresher: stopping; work in progress completes first\n"
         # Not through logging: this handler can interrupt code that holds a log lock. A terminal that is closed raises,
         # and one that is stalled would block.
         with suppress(OSError, ValueError):

@@ -178,7 +178,7 @@ def test_a_signal_in_mid_exchange_loses_nothing(refresher: Command, own_oidc: St
     process = refresher.start("run-once", "--json")
     wait_until(lambda: len(server.requests()) == 1, "the request has arrived")
     process.send_signal(number)
-    heard(process, "finished first")
+    heard(process, "completes first")
     server.release()
     done = refresher.finish(process)
     assert done.code == 128 + number

@@ -253,7 +253,7 @@ def test_a_grants_directory_that_others_can_read_stops_rotations_until_it_is_rep
     [
         ('tokens_dir = "dangling"', "dangling"),
         ('tokens_dir = "a-file"', "not a directory"),
-        ('ca_file = "a\\u0000b"', "no path"),
+        ('ca_file = "a\\u0000b"', "not valid"),
         ('tokens_dir = "~a\\u0000b/x"', "tokens_dir"),
         ("tokens_group = " + '"' + "9" * 5000 + '"', "tokens_group"),
         ('log_format = "json"\nca_file = "nowhere.pem"', "nowhere.pem"),

@@ -152,7 +152,7 @@ def test_a_login_is_repeated_by_its_name(quick: Command) -> None:
         # A registration that the server has forgotten is no reason to give up.
         mcp.forget()
         done = logged_in(quick("login", "linear", environment=PERSON))
-        assert "forgotten refresher's registration; it is made anew" in done.stderr
+        assert "no longer knows this client" in done.stderr
         assert quick.grant("linear").client_id != elsewhere.client_id
         logged_in(quick("login", "linear", "--new-client", environment=PERSON))
         assert mcp.seen()["registered"] == 4

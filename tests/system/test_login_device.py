@@ -26,7 +26,7 @@ def shown(process: subprocess.Popen[str]) -> tuple[str, str]:
     """Read the address and the code that a person is shown."""
     assert process.stderr is not None
     said = ""
-    while "good for" not in (line := process.stderr.readline()):
+    while "is valid for" not in (line := process.stderr.readline()):
         assert line, said
         said += line
     found = re.fullmatch(r"To log in, open .*\n\n  (http\S+)\n\nand enter the code:  (\S+)\n\n", said)
@@ -142,6 +142,6 @@ def test_a_picture_is_for_a_terminal_alone(refresher: Command, own_oidc: Start) 
     process, master = at_a_terminal(refresher, *arguments, TERM="xterm", PYTHONUTF8="1")
     text = read_whole(master)
     assert process.wait(60) == 3
-    assert "or scan this:" in text
-    assert any(line.strip("\x1b[0123456789;m ") for line in text.split("or scan this:")[1].splitlines())
+    assert "Or scan this:" in text
+    assert any(line.strip("\x1b[0123456789;m ") for line in text.split("Or scan this:")[1].splitlines())
     assert len([line for line in text.splitlines() if DARK in line or "\N{LOWER HALF BLOCK}" in line]) > 10
