@@ -1,4 +1,4 @@
-"""The processes of the demo: in sessions of their own, ended in order, and never left behind."""
+"""The processes of the demo: each ends in order, and none outlives the demo."""
 
 import ctypes
 import os
@@ -10,18 +10,20 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Final, cast
 
+import anyio
+
 from refresher.common.secret import mask
 
-__all__ = ["Process", "environment"]
+__all__ = ["Process", "environment", "wait_for_end_of_stdin"]
 
 _PR_SET_PDEATHSIG: Final = 1
-_LONGEST_END: Final = 10.0
+_END_TIMEOUT: Final = 10.0
 _ORDERLY: Final = (0, -signal.SIGTERM)
-_LARGEST_READ: Final = 65536
+_MAX_READ: Final = 65536
 
 
 def environment(root: Path) -> dict[str, str]:
-    """Return the environment of a process, which keeps all its files in ``root`` and none of the user's."""
+    """Return the environment of a process: it keeps its files in ``root``, and uses none of the user's."""
     kept = {
         name: value
         for name, value in os.environ.items()
@@ -44,8 +46,8 @@ class Process:
 
     def __init__(self, role: str, arguments: Sequence[str], *, root: Path) -> None:
         self.role = role
-        # The demo's own programs end with their stdin.
-        self._by_signal = arguments[0] == "refresher"
+        # The demo's own programs end with their stdin, refresher ends by a signal.
+        self._ends_by_signal = arguments[0] == "refresher"
         self._partial = b""
         self._errors = root / f"{role.replace(' ', '-')}.err"
         with self._errors.open("wb") as errors:
@@ -58,7 +60,7 @@ class Process:
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 start_new_session=True,
-                preexec_fn=_with_its_parent(),
+                preexec_fn=_end_with_parent(),
             )
         self._stdin = cast("IO[bytes]", self._process.stdin)
         self._stdout = cast("IO[bytes]", self._process.stdout)
@@ -76,20 +78,20 @@ class Process:
 
     def lines(self) -> list[str]:
         """Return the complete lines since the last call, without waiting."""
-        said = self._partial
+        data = self._partial
         with suppress(BlockingIOError):
-            while chunk := os.read(self._stdout.fileno(), _LARGEST_READ):
-                said += chunk
-        *whole, self._partial = said.split(b"\n")
-        return [line.decode("utf-8", "replace") for line in whole]
+            while chunk := os.read(self._stdout.fileno(), _MAX_READ):
+                data += chunk
+        *lines, self._partial = data.split(b"\n")
+        return [line.decode("utf-8", "replace") for line in lines]
 
-    def death(self) -> str | None:
+    def unexpected_end(self) -> str | None:
         """Return a message about its unexpected end; ``None`` while the process runs."""
         code = self.exit_code
         if code is None:
             return None
         how = f"killed by signal {-code}" if code < 0 else f"exit code {code}{self.last_error_line()}"
-        return f"{self.role} died ({how})"
+        return f"{self.role} ended unexpectedly ({how})"
 
     def last_error_line(self) -> str:
         """Return the last line of its stderr, for the end of a sentence."""
@@ -98,35 +100,41 @@ class Process:
         return f": {mask(last)}" if last else ""
 
     def finish(self) -> str | None:
-        """End the process within ten seconds; return a message where that failed."""
+        """End the process within ten seconds; return a message if it does not end in order."""
         if self.exit_code is not None:
             return None
         with suppress(OSError):
             self._stdin.close()
-        if self._by_signal:
+        if self._ends_by_signal:
             self._process.send_signal(signal.SIGTERM)
         try:
-            code = self._process.wait(_LONGEST_END)
+            code = self._process.wait(_END_TIMEOUT)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
             return f"{self.role} did not end in time and was killed"
-        return (
-            None if code in _ORDERLY else f"{self.role} did not end in order (exit code {code}{self.last_error_line()})"
-        )
+        return None if code in _ORDERLY else f"{self.role} failed at its end (exit code {code}{self.last_error_line()})"
 
 
-def _with_its_parent() -> Callable[[], None] | None:
-    """Return what makes a process end with its parent, on Linux."""
+async def wait_for_end_of_stdin() -> None:
+    """Return when stdin ends: the parent has closed it, or has ended itself."""
+    while True:
+        await anyio.wait_readable(0)
+        if os.read(0, _MAX_READ) == b"":
+            return
+
+
+def _end_with_parent() -> Callable[[], None] | None:
+    """Return a function for a new process that makes it end with its parent; ``None`` unless this is Linux."""
     if sys.platform != "linux":
         return None
-    # Looked up before the fork, because little is safe after it.
+    # Loaded before the fork, because little is safe after it.
     prctl = ctypes.CDLL(None).prctl
     parent = os.getpid()
 
-    def ask() -> None:
+    def in_child() -> None:
         prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
         if os.getppid() != parent:
-            os._exit(1)  # the parent was killed in between
+            os._exit(1)  # the parent ended before the call
 
-    return ask
+    return in_child

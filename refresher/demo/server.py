@@ -1,10 +1,10 @@
-"""The authorization server and MCP server of the demo: ``python -m refresher.demo.server GRANT SECONDS``.
+"""The authorization server and MCP server of the demo: ``python -m refresher.demo.server GRANT LIFETIME``.
 
 Writes a first grant to the file GRANT, as a login returns it. Each line on stdout is one event as JSON, without a
 secret. Ends with its stdin, so that its parent cannot leave it behind.
 """
 
-# The SDK's signatures hold more than a server with one client needs.
+# The SDK's methods have more parameters than a server with one client needs.
 # ruff: noqa: ARG002
 
 import argparse
@@ -19,23 +19,16 @@ from typing import Any, Final
 
 import anyio
 import uvicorn
-from mcp.server.auth.provider import (
-    AccessToken,
-    AuthorizationCode,
-    AuthorizationParams,
-    AuthorizeError,
-    OAuthAuthorizationServerProvider,
-    RefreshToken,
-    RegistrationError,
-    TokenError,
-)
+from mcp.server.auth.provider import AccessToken, AuthorizationCode, OAuthAuthorizationServerProvider, RefreshToken
 from mcp.server.auth.settings import AuthSettings, RevocationOptions
 from mcp.server.mcpserver import MCPServer
 from mcp.shared.auth import OAuthClientInformationFull, OAuthToken
 from pydantic import AnyHttpUrl
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-__all__ = ["Strict", "main"]
+from refresher.demo.processes import wait_for_end_of_stdin
+
+__all__ = ["StrictProvider", "main"]
 
 _MCP_PATH: Final = "/mcp"
 _SUBJECT: Final = "a person"
@@ -45,18 +38,21 @@ def main() -> None:
     """Serve until stdin ends."""
     parser = argparse.ArgumentParser(prog="python -m refresher.demo.server")
     parser.add_argument("grant", type=Path, help="where the first grant is written")
-    parser.add_argument("life", type=int, help="seconds that an access token lives")
-    given = parser.parse_args()
+    parser.add_argument("lifetime", type=int, help="the lifetime of an access token in seconds")
+    options = parser.parse_args()
     logging.disable()
-    anyio.run(_serve, given.grant, given.life)
+    anyio.run(_serve, options.grant, options.lifetime)
 
 
-class Strict(OAuthAuthorizationServerProvider[AuthorizationCode, RefreshToken, AccessToken]):
-    """One client and one login. A refresh token that is sent twice revokes everything (RFC 9700 section 4.14)."""
+class StrictProvider(OAuthAuthorizationServerProvider[AuthorizationCode, RefreshToken, AccessToken]):
+    """One client and one login. A refresh token that is sent twice revokes everything (RFC 9700 section 4.14).
 
-    def __init__(self, resource: str, life: int) -> None:
+    No browser logs in here, so the SDK's methods for that are not implemented.
+    """
+
+    def __init__(self, resource: str, lifetime: int) -> None:
         self._resource = resource
-        self._life = life
+        self._lifetime = lifetime
         self._client = OAuthClientInformationFull(
             client_id="refresher-demo",
             client_secret=secrets.token_urlsafe(24),
@@ -99,13 +95,13 @@ class Strict(OAuthAuthorizationServerProvider[AuthorizationCode, RefreshToken, A
             token=secrets.token_urlsafe(24),
             client_id=refresh_token.client_id,
             scopes=scopes,
-            expires_at=int(time.time()) + self._life + 1,
+            expires_at=int(time.time()) + self._lifetime + 1,
             resource=self._resource,
             subject=_SUBJECT,
         )
-        self._access[access.token] = (access, time.monotonic() + self._life)
+        self._access[access.token] = (access, time.monotonic() + self._lifetime)
         _print_event("rotated")
-        return OAuthToken(access_token=access.token, expires_in=self._life, refresh_token=self._new_refresh_token())
+        return OAuthToken(access_token=access.token, expires_in=self._lifetime, refresh_token=self._new_refresh_token())
 
     async def load_access_token(self, token: str) -> AccessToken | None:
         """Return an access token that has not expired."""
@@ -129,35 +125,13 @@ class Strict(OAuthAuthorizationServerProvider[AuthorizationCode, RefreshToken, A
         self._refresh[token.token] = token
         return token.token
 
-    # No browser logs in here: the grant exists from the start.
 
-    async def register_client(self, client_info: OAuthClientInformationFull) -> None:
-        """Refuse."""
-        raise RegistrationError("invalid_client_metadata")
-
-    async def authorize(self, client: OAuthClientInformationFull, params: AuthorizationParams) -> str:
-        """Refuse."""
-        raise AuthorizeError("access_denied")
-
-    async def load_authorization_code(
-        self, client: OAuthClientInformationFull, authorization_code: str
-    ) -> AuthorizationCode | None:
-        """Return no code."""
-        return None
-
-    async def exchange_authorization_code(
-        self, client: OAuthClientInformationFull, authorization_code: AuthorizationCode
-    ) -> OAuthToken:
-        """Refuse."""
-        raise TokenError("invalid_grant")
-
-
-async def _serve(grant: Path, life: int) -> None:
-    # Bound here and not by uvicorn: another process could take the port between choosing and binding it.
+async def _serve(grant: Path, lifetime: int) -> None:
+    # Bound here and not by uvicorn: another process could take the port after it was chosen.
     with socket.create_server(("127.0.0.1", 0)) as listener:
         issuer = f"http://127.0.0.1:{listener.getsockname()[1]}"
         mcp_url = issuer + _MCP_PATH
-        provider = Strict(mcp_url, life)
+        provider = StrictProvider(mcp_url, lifetime)  # type: ignore[abstract]
         config = uvicorn.Config(_app(provider, issuer), log_config=None, access_log=False, timeout_graceful_shutdown=1)
         server = uvicorn.Server(config)
         _write_private(
@@ -172,12 +146,12 @@ async def _serve(grant: Path, life: int) -> None:
         )
         _print_event("ready", issuer=issuer, mcp_url=mcp_url, revocation_endpoint=f"{issuer}/revoke")
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(_end_with_stdin, server)
+            tasks.start_soon(_stop_with_stdin, server)
             await server.serve(sockets=[listener])
             tasks.cancel_scope.cancel()
 
 
-def _app(provider: Strict, issuer: str) -> ASGIApp:
+def _app(provider: StrictProvider, issuer: str) -> ASGIApp:
     mcp = MCPServer(
         "refresher-demo",
         auth_server_provider=provider,
@@ -212,11 +186,8 @@ class _ReportsRefusals:
         await self._app(scope, receive, watched if scope["type"] == "http" else send)
 
 
-async def _end_with_stdin(server: uvicorn.Server) -> None:
-    open_still = True
-    while open_still:
-        await anyio.wait_readable(0)
-        open_still = os.read(0, 1024) != b""
+async def _stop_with_stdin(server: uvicorn.Server) -> None:
+    await wait_for_end_of_stdin()
     server.should_exit = True
 
 
@@ -226,7 +197,7 @@ def _write_private(path: Path, fields: dict[str, str | None]) -> None:
 
 
 def _print_event(event: str, **more: Any) -> None:
-    print(json.dumps({"event": event, "at": time.time(), **more}), flush=True)  # noqa: T201  this is what stdout is for here
+    print(json.dumps({"event": event, "at": time.time(), **more}), flush=True)  # noqa: T201  the demo reads it from stdout
 
 
 if __name__ == "__main__":

@@ -1,22 +1,45 @@
-"""What has happened in the demo so far, from the reports of its processes. Pure."""
+"""What happens in the demo, from the reports of its processes, and its summary."""
 
 from collections import Counter
-from collections.abc import Mapping
-from typing import Any, Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
-__all__ = ["WIDEST", "Event", "Participant", "Timeline", "Tone", "Why"]
+import click
+import msgspec
 
-WIDEST: Final = 100
-"""The longest line, whatever the width of the terminal."""
+__all__ = ["MAX_WIDTH", "PARTICIPANTS", "AgentReport", "Event", "Reason", "Timeline", "Tone"]
+
+MAX_WIDTH: Final = 100
+"""The longest line, however wide the terminal is."""
+
+PARTICIPANTS: Final = {
+    "authorization server": "a refresh token works once",
+    "MCP server": "checks each call's token",
+    "refresher run": "refreshes, publishes tokens",
+    "agent": "calls a tool all the time",
+}
 
 Tone = Literal["plain", "good", "notice", "bad"]
-Why = Literal["schedule", "revoked", "late", "forced"]
+Reason = Literal["schedule", "revoked", "late", "forced"]
 
-_PLANNED: Final[dict[Why, str]] = {
-    "schedule": "a rotation on schedule",
-    "revoked": "a rotation after the token was revoked",
-    "forced": "a rotation by run-once",
+_REASONS: Final[dict[Reason, str]] = {
+    "schedule": "on schedule, before it expired",
+    "revoked": "after it was revoked: the refused call was sent again, and succeeded",
+    "late": "after it had expired: refresher was late",
+    "forced": "by 'refresher run-once --force' from another process",
 }
+_PLANNED: Final[tuple[Reason, ...]] = ("schedule", "revoked", "forced")
+
+
+class AgentReport(msgspec.Struct):
+    """What the agent has done so far."""
+
+    calls: int = 0
+    failed: int = 0
+    failure: str = ""
+    """Why the last failed call failed."""
+    sessions: int = 0
+    slowest: float = 0.0
+    """Seconds of the slowest call."""
 
 
 class Event(NamedTuple):
@@ -27,52 +50,37 @@ class Event(NamedTuple):
     tone: Tone
 
 
-class Participant(NamedTuple):
-    """A process of the demo: its name, its place, and what it does."""
-
-    name: str
-    where: str
-    does: str
-
-
 class Timeline:
     """The events of one demo. The caller sets ``now`` and ``left``."""
 
-    def __init__(self, seconds: float, life: int) -> None:
+    def __init__(self, seconds: float, lifetime: int) -> None:
         self.seconds = seconds
-        """How long the demo lasts, from the first call on."""
-        self.life = life
-        """Seconds that an access token lives."""
+        """How long the demo lasts, from the agent's first call on."""
+        self.lifetime = lifetime
+        """The lifetime of an access token in seconds."""
         self.now = 0.0
         """Seconds since the agent's first call."""
         self.left = 0.0
-        """Seconds that the access token has left."""
-        self.participants: list[Participant] = []
-        self.calls = self.failed = self.sessions = 0
-        self.slowest = 0.0
-        """Seconds of the slowest call."""
-        self.failure = ""
-        """Why the last failed call failed."""
+        """Seconds until the access token expires."""
+        self.addresses: dict[str, str] = {}
+        """The address or process of each participant that has started."""
+        self.agent = AgentReport()
         self.generation = 0
         self.revoking = 0
         """The generation that the demo revokes."""
         self.revoked = False
-        """The current token is revoked."""
-        self.rotations: Counter[Why] = Counter()
+        """Whether the current token is revoked."""
+        self.rotations: Counter[Reason] = Counter()
         self.reused = 0
+        """How many refresh tokens were sent twice."""
         self.failures: list[str] = []
         """Failures besides those of calls, sessions and refresh tokens."""
         self.events: list[Event] = []
         self.forcing = False
-        """A ``run-once --force`` is running."""
+        """Whether a ``run-once --force`` is running."""
         self._forced: int | None = None
         self._unexplained: list[tuple[int, float]] = []
         self._refused_at: float | None = None
-
-    @property
-    def begun(self) -> bool:
-        """Whether the agent has made its first call."""
-        return self.calls > 0
 
     def note(self, text: str, tone: Tone) -> None:
         """Add an event."""
@@ -91,66 +99,96 @@ class Timeline:
                 self.note(f"access token {self.revoking} is revoked at the authorization server", "notice")
             case "refused" if self._refused_at is None:
                 self._refused_at = at
-                self.note("the MCP server refuses it (401): the agent demands another one", "notice")
+                self.note("the MCP server refuses it (401); the agent demands another one", "notice")
             case "reused":
                 self.reused += 1
-                self.note("a refresh token was sent twice: the authorization server revokes the login", "bad")
+                self.note("a refresh token was sent twice; the authorization server revokes the login", "bad")
             case _:
-                pass  # a rotation shows in the token file, and more 401s of one token add nothing
+                pass  # a rotation shows in the token file, and another 401 for the same token adds nothing
 
-    def on_agent_report(self, said: Mapping[str, Any]) -> None:
-        """Take a report of the agent."""
-        failed = self.failed
-        begins = self.sessions == 0 and said["sessions"] > 0
-        self.calls, self.failed, self.sessions = said["calls"], said["failed"], said["sessions"]
-        self.slowest, self.failure = said["slowest"], said["failure"]
-        if begins:
+    def on_agent_report(self, report: AgentReport) -> None:
+        """Replace the report of the agent."""
+        previous, self.agent = self.agent, report
+        if previous.sessions == 0 and report.sessions > 0:
             self.note("the agent opens its session and starts to call", "good")
-        if failed == 0 and self.failed > 0:
-            self.note(f"a call failed: {self.failure}", "bad")
+        if previous.failed == 0 and report.failed > 0:
+            self.note(f"a call failed: {report.failure}", "bad")
 
     def on_token(self, generation: int, at: float) -> None:
         """Take the published generation, and its time in epoch seconds."""
         if generation <= self.generation:
             return
         if self.generation == 0:
-            self.note(f"refresher fetches access token {generation} with the refresh token of a login", "good")
+            self.note(f"access token {generation}: refresher got it with the refresh token of a login", "good")
         else:
             self._unexplained += [(number, at) for number in range(self.generation + 1, generation + 1)]
         self.generation = generation
         self._explain()
 
-    def forced(self, generation: int | None) -> None:
-        """Take the generation of a finished ``run-once --force``; ``None`` for none."""
+    def on_forced(self, generation: int | None) -> None:
+        """Take the generation of a finished ``run-once --force``; ``None`` if it did not rotate."""
         self.forcing = False
         self._forced = generation
         self._explain()
 
     def missing(self) -> list[str]:
         """Return what is planned and has not happened."""
-        return [what for why, what in _PLANNED.items() if self.rotations[why] == 0]
+        return [f"no token was replaced {_REASONS[reason]}" for reason in _PLANNED if self.rotations[reason] == 0]
+
+    def problems(self, *, stopped: bool) -> list[str]:
+        """Return what went wrong; a demo that the person ``stopped`` need not have shown everything."""
+        agent, found = self.agent, []
+        if agent.failed:
+            found.append(f"{agent.failed:,} of {_count(agent.calls, 'call')} failed; the last: {agent.failure}")
+        if agent.sessions > 1:
+            found.append(f"the agent lost its session and opened {agent.sessions}")
+        if self.reused:
+            found.append(f"refresh tokens sent twice: {self.reused}; another program has used refresher's token")
+        found += self.failures
+        return found or ([] if stopped else self.missing())
+
+    def summary(self, *, stopped: bool) -> list[str]:
+        """Return the lines at the end of the demo."""
+        problems, lost = self.problems(stopped=stopped), max(self.agent.sessions - 1, 0)
+        calls = f"{_count(self.agent.calls, 'call')} in {_count(self.agent.sessions, 'MCP session')}"
+        if problems:
+            lines = [click.style(f"The demo failed ({calls}):", fg="red", bold=True)]
+            lines += [f"  - {problem}" for problem in problems]
+        elif stopped:
+            lines = [click.style(f"Stopped after {self.now:.0f} s: {calls}, none failed.", bold=True)]
+        else:
+            lines = [click.style(f"{calls}, and not one call failed.", fg="green", bold=True)]
+        if self.rotations:
+            replaced = _count(self.rotations.total(), "time")
+            lines += ["", f"An access token lives {self.lifetime} s. The agent's token was replaced {replaced}:"]
+            lines += [
+                f"  {self.rotations[reason]:>2}  {why}" for reason, why in _REASONS.items() if self.rotations[reason]
+            ]
+            lines += [f"Refresh tokens sent twice: {self.reused}. MCP sessions lost: {lost}."]
+        if not problems and not stopped:
+            lines += ["", "Next, log in with your own account: 'refresher login NAME URL'."]
+        return lines
 
     def _explain(self) -> None:
         # Until run-once has ended, a new generation may be its own.
         if self.forcing:
             return
         for generation, at in self._unexplained:
-            why = self._why(generation)
-            self.rotations[why] += 1
-            self.note(f"access token {generation}, {self._explanation(why, at)}", "good")
+            reason, why = self._reason(generation, at)
+            self.rotations[reason] += 1
+            self.note(f"access token {generation}: {why}", "good")
             self.revoked, self._refused_at = False, None
         self._unexplained.clear()
 
-    def _why(self, generation: int) -> Why:
+    def _reason(self, generation: int, at: float) -> tuple[Reason, str]:
         if generation == self._forced:
-            return "forced"
+            return "forced", _REASONS["forced"]
         if self._refused_at is None:
-            return "schedule"
-        return "revoked" if self.revoked else "late"
+            return "schedule", "on schedule, before the previous one expired"
+        return (
+            "revoked" if self.revoked else "late"
+        ), f"{at - self._refused_at:.2f} s later; the agent repeats its call"
 
-    def _explanation(self, why: Why, at: float) -> str:
-        if why == "forced":
-            return "by 'refresher run-once --force' from another process"
-        if self._refused_at is None:
-            return "on schedule, before the old one expires"
-        return f"{at - self._refused_at:.2f} s later: the agent sends its call again"
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"

@@ -1,4 +1,4 @@
-"""The demo for real: its own servers, daemon and agent, on a terminal and without one."""
+"""The whole demo: its servers, daemon and agent, on a terminal and without one."""
 
 import fcntl
 import json
@@ -26,11 +26,10 @@ from mcp.shared.auth import OAuthToken
 from refresher.cli import demo as cli_demo
 from refresher.cli.main import cli
 from refresher.common.errors import ConfigError
-from refresher.demo import summary
 from refresher.demo.processes import environment
 from refresher.demo.screen import frame
-from refresher.demo.server import Strict
-from refresher.demo.timeline import WIDEST, Participant, Timeline
+from refresher.demo.server import StrictProvider
+from refresher.demo.timeline import MAX_WIDTH, PARTICIPANTS, AgentReport, Timeline
 from tests.support.command import Command, Done, wait_until
 
 COLUMNS, ROWS = 80, 24
@@ -39,7 +38,7 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="pr
 
 
 class Running(NamedTuple):
-    """A process that has not ended."""
+    """A process that runs."""
 
     pid: int
     parent: int
@@ -47,7 +46,7 @@ class Running(NamedTuple):
 
 
 def running() -> Iterator[Running]:
-    """Return the processes of this machine; what has ended and is not buried yet has ended all the same."""
+    """Yield the processes of this machine, without zombies."""
     for directory in Path("/proc").glob("[0-9]*"):
         try:
             state, parent = (directory / "stat").read_text().rpartition(")")[2].split()[:2]
@@ -59,7 +58,7 @@ def running() -> Iterator[Running]:
 
 
 class Demo:
-    """A demo under way, whose temporary directory and processes can be seen."""
+    """A running demo, with its temporary directory and processes."""
 
     def __init__(self, refresher: Command, temporary: Path, process: subprocess.Popen[str]) -> None:
         self.process = process
@@ -70,37 +69,37 @@ class Demo:
         self._said = ""
 
     def has_begun(self) -> bool:
-        """Whether its server, daemon and agent run."""
+        """Whether the server, the daemon and the agent run."""
         self.pids = {process.module: process.pid for process in running() if process.parent == self.process.pid}
         return len(self.pids) == 3
 
     def has_ended(self) -> bool:
-        """Whether nothing of it runs any more."""
+        """Whether all processes of the demo have ended."""
         return not {self.process.pid, *self.pids.values()} & {process.pid for process in running()}
 
     def kill(self) -> None:
-        """End what a demo that failed has left behind."""
+        """Kill the processes that a failed demo left behind."""
         left = {process.pid for process in running()}
         for pid in left & set(self.pids.values()):
             os.kill(pid, signal.SIGKILL)
 
     def wait_for(self, words: str) -> None:
-        """Read what it says until it says this."""
+        """Read the output until it contains ``words``."""
         assert self.process.stdout is not None
         while words not in self._said:
-            # Not through the pipe's own buffer: what stays in there is lost to communicate().
+            # Not through the buffer of the pipe: communicate() does not return what the buffer holds.
             data = os.read(self.process.stdout.fileno(), 65536)
             assert data, f"it ended without a word of {words!r}: {self._said}"
             self._said += data.decode()
 
     def grant(self) -> dict[str, str]:
-        """Return the demo's private record."""
+        """Return the private record of the demo."""
         [path] = self._temporary.glob("*/state/grants/demo.json")
         record: dict[str, str] = json.loads(path.read_bytes())["record"]
         return record
 
     def learn(self) -> None:
-        """Learn the secrets that lie about at this moment."""
+        """Add the secrets that are in files now."""
         for pattern in ("login.json", "state/grants/*", "state/tokens/*.json"):
             for path in self._temporary.glob(f"*/{pattern}"):
                 with suppress(OSError, ValueError):
@@ -112,7 +111,7 @@ class Demo:
         self.secrets |= {secret for secret in found if secret}
 
     def finish(self) -> Done:
-        """Wait for its end, and see that it has printed no secret."""
+        """Wait for the end, and check that no secret was printed."""
 
         def has_ended() -> bool:
             self.learn()
@@ -135,7 +134,7 @@ def temporary(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def demo(refresher: Command, temporary: Path) -> Iterator[Callable[..., Demo]]:
-    """Start demos of some seconds; at the end nothing of them may run."""
+    """Start demos; at the end of the test none of their processes may run."""
     started: list[Demo] = []
 
     def start(seconds: int, **environment: str) -> Demo:
@@ -156,13 +155,13 @@ def demo(refresher: Command, temporary: Path) -> Iterator[Callable[..., Demo]]:
             one.kill()
 
 
-# --- as it should be ----------------------------------------------------------------------------------------------
+# --- a whole demo ---------------------------------------------------------------------------------------------------
 
 
-def test_it_shows_all_that_it_promises_and_leaves_nothing_behind(
+def test_the_demo_shows_each_kind_of_rotation_and_leaves_nothing_behind(
     demo: Callable[..., Demo], refresher: Command, temporary: Path
 ) -> None:
-    """If it failed, the first thing that a person sees of the product would not work, or would touch what is theirs."""
+    """If it failed, the first command a user tries would not work, or would touch the files of the user."""
     for name in ("mcp", "httpx2", "uvicorn"):
         (refresher.home / f"{name}.py").write_text("raise SystemExit('a module of the user')")
     before = sorted(refresher.home.iterdir())
@@ -182,7 +181,7 @@ def test_it_shows_all_that_it_promises_and_leaves_nothing_behind(
     assert "Refresh tokens sent twice: 0. MCP sessions lost: 0." in done.stdout
     assert "the MCP server refuses it (401)" in done.stdout
     assert "\x1b" not in done.stdout, "what is no terminal gets no colours"
-    assert max(map(len, done.stdout.splitlines())) <= WIDEST
+    assert max(map(len, done.stdout.splitlines())) <= MAX_WIDTH
     assert done.stderr == ""
     assert len(one.secrets) >= 8, "too few secrets were seen for the search to mean anything"
     assert one.has_ended()
@@ -191,7 +190,7 @@ def test_it_shows_all_that_it_promises_and_leaves_nothing_behind(
 
 
 class Terminal:
-    """A terminal of 80 columns and 24 lines, with its scrollback, and a process on it."""
+    """A process on a terminal of 80 columns and 24 lines with scrollback."""
 
     def __init__(self, refresher: Command, temporary: Path, *arguments: str, **environment: str) -> None:
         self._master, slave = pty.openpty()
@@ -213,7 +212,7 @@ class Terminal:
         self._reader.start()
 
     def _read(self) -> None:
-        with suppress(OSError):  # how a terminal ends on Linux
+        with suppress(OSError):  # Linux reports the end of a terminal as an error
             while data := os.read(self._master, 65536):
                 self._said += data
 
@@ -222,7 +221,7 @@ class Terminal:
         os.write(self._master, keys)
 
     def said(self) -> str:
-        """Return all that was written to it."""
+        """Return everything written to the terminal."""
         return self._said.decode("utf-8", "replace")
 
     def finish(self) -> int:
@@ -233,7 +232,7 @@ class Terminal:
         return code
 
     def lines(self) -> list[str]:
-        """Return what stands on it, scrollback and all; nothing may be wider than it is."""
+        """Return the lines of the terminal and its scrollback; none may be wider than the terminal."""
         lines, row, column = [""], 0, 0
         for control, text in re.findall(r"(\r|\n|\x1b\[\??[\d;]*[a-zA-Z])|([^\r\n\x1b]+)", self.said()):
             if text:
@@ -255,8 +254,8 @@ class Terminal:
         return [line.rstrip() for line in lines]
 
 
-def test_on_a_terminal_one_block_is_drawn_in_place(refresher: Command, temporary: Path) -> None:
-    """If it failed, a person would see a torrent of half-drawn screens, or a terminal without a cursor."""
+def test_on_a_terminal_the_demo_redraws_one_block(refresher: Command, temporary: Path) -> None:
+    """If it failed, the demo would fill the terminal with partial blocks, or leave it without a cursor."""
     terminal = Terminal(refresher, temporary, "demo", "--seconds", "5")
     assert terminal.finish() == 0, terminal.said()
     lines = terminal.lines()
@@ -277,17 +276,13 @@ def test_on_a_terminal_one_block_is_drawn_in_place(refresher: Command, temporary
     assert list(temporary.iterdir()) == []
 
 
-def test_what_it_says_fits_into_80_columns_and_24_lines() -> None:
-    """If it failed, a usual terminal would cut off what a person is to read."""
+def test_the_block_fits_into_80_columns_and_24_lines() -> None:
+    """If it failed, a terminal of the usual size would cut off text."""
     timeline = Timeline(3600, 10)
-    timeline.participants = [
-        Participant("authorization server", "http://127.0.0.1:65535", "a refresh token works once"),
-        Participant("MCP server", "http://127.0.0.1:65535/mcp", "checks every call's token"),
-        Participant("refresher run", "process 4194304", "refreshes, publishes tokens"),
-        Participant("agent", "process 4194304", "calls a tool all the time"),
-    ]
+    servers = {"authorization server": "http://127.0.0.1:65535", "MCP server": "http://127.0.0.1:65535/mcp"}
+    timeline.addresses = servers | {"refresher run": "process 4194304", "agent": "process 4194304"}
     timeline.on_token(98, 0.0)
-    timeline.on_agent_report({"calls": 9_999_999, "failed": 0, "sessions": 1, "slowest": 12.0, "failure": ""})
+    timeline.on_agent_report(AgentReport(calls=9_999_999, sessions=1, slowest=12.0))
     timeline.now = timeline.seconds
     timeline.on_token(99, 0.0)
     timeline.revoking = 99
@@ -296,29 +291,27 @@ def test_what_it_says_fits_into_80_columns_and_24_lines() -> None:
     timeline.on_token(100, 2.0)
     timeline.forcing = True
     timeline.on_token(101, 3.0)
-    timeline.forced(101)
+    timeline.on_forced(101)
     assert timeline.missing() == []
     shown = [click.unstyle(line) for line in frame(timeline, COLUMNS, ROWS - 1)]
-    wanted = [happening.text for happening in timeline.events] + [
-        participant.does for participant in timeline.participants
-    ]
+    wanted = [event.text for event in timeline.events] + [*PARTICIPANTS.values()]
     assert [words for words in wanted if not any(words in line for line in shown)] == []
     assert len(wanted) == 11
     assert any(line.endswith("slowest call") for line in shown)
-    assert max(map(len, click.unstyle(summary.summarize(timeline, stopped=False)).splitlines())) <= COLUMNS
+    assert max(len(click.unstyle(line)) for line in timeline.summary(stopped=False)) <= COLUMNS
     for height in (5, ROWS - 1, 60):
         for _ in range(60):
-            timeline.note("a happening" * 20, "plain")
+            timeline.note("an event" * 30, "plain")
         small = frame(timeline, 30, height)
         assert len(small) == height
         assert max(len(click.unstyle(line)) for line in small) <= 30
 
 
-# --- cut short ----------------------------------------------------------------------------------------------------
+# --- an early end ---------------------------------------------------------------------------------------------------
 
 
-def test_ctrl_c_ends_it_in_order(refresher: Command, temporary: Path) -> None:
-    """If it failed, somebody who has seen enough would be left with processes, files or a terminal without a cursor."""
+def test_ctrl_c_ends_the_demo_in_order(refresher: Command, temporary: Path) -> None:
+    """If it failed, Ctrl-C would leave processes or files, or a terminal without a cursor."""
     terminal = Terminal(refresher, temporary, "demo", NO_COLOR="1")
     wait_until(lambda: "starts to call" in terminal.said(), "the agent calls")
     one = Demo(refresher, temporary, terminal.process)
@@ -333,8 +326,8 @@ def test_ctrl_c_ends_it_in_order(refresher: Command, temporary: Path) -> None:
     assert list(temporary.iterdir()) == []
 
 
-def test_a_signal_before_it_has_begun_ends_it_too(refresher: Command, temporary: Path) -> None:
-    """If it failed, a demo that cannot begin could not be stopped either."""
+def test_a_signal_ends_the_demo_before_its_first_call(refresher: Command, temporary: Path) -> None:
+    """If it failed, a demo that hangs at its start could not be stopped."""
     one = Demo(refresher, temporary, refresher.start("demo", environment={"TMPDIR": str(temporary)}))
     wait_until(lambda: not one.has_begun() and one.pids != {}, "its first process runs")
     one.process.send_signal(signal.SIGTERM)
@@ -345,8 +338,8 @@ def test_a_signal_before_it_has_begun_ends_it_too(refresher: Command, temporary:
     assert list(temporary.iterdir()) == []
 
 
-def test_when_it_is_killed_its_processes_end(demo: Callable[..., Demo]) -> None:
-    """If it failed, a daemon would go on for ever behind a person's back."""
+def test_the_processes_of_a_killed_demo_end(demo: Callable[..., Demo]) -> None:
+    """If it failed, a killed demo would leave a daemon that runs for ever."""
     one = demo(30)
     one.wait_for("starts to call")
     one.process.kill()
@@ -355,11 +348,11 @@ def test_when_it_is_killed_its_processes_end(demo: Callable[..., Demo]) -> None:
     one.process.communicate()
 
 
-# --- what fails is told -------------------------------------------------------------------------------------------
+# --- failures -------------------------------------------------------------------------------------------------------
 
 
-def test_a_stolen_refresh_token_is_seen_and_explanation(demo: Callable[..., Demo]) -> None:
-    """If it failed, the demo could not tell a working product from a broken one: its zeros would mean nothing."""
+def test_the_demo_reports_a_stolen_refresh_token(demo: Callable[..., Demo]) -> None:
+    """If it failed, the demo would report success for a product that does not work."""
     one = demo(5)
     one.wait_for("starts to call")
     grant = one.grant()
@@ -379,15 +372,15 @@ def test_a_stolen_refresh_token_is_seen_and_explanation(demo: Callable[..., Demo
 @pytest.mark.parametrize(
     ("module", "told"),
     [
-        ("refresher.demo.server", "the server died (killed by signal 9)"),
-        ("refresher.demo.agent", "the agent died (killed by signal 9)"),
-        ("refresher", "refresher run died (killed by signal 9)"),
+        ("refresher.demo.server", "the server ended unexpectedly (killed by signal 9)"),
+        ("refresher.demo.agent", "the agent ended unexpectedly (killed by signal 9)"),
+        ("refresher", "refresher run ended unexpectedly (killed by signal 9)"),
     ],
 )
-def test_a_process_that_dies_ends_it_at_once_with_its_name(
+def test_a_process_that_ends_unexpectedly_ends_the_demo(
     demo: Callable[..., Demo], temporary: Path, module: str, told: str
 ) -> None:
-    """If it failed, a demo that shows nothing any more would go on, or would end as if all were well."""
+    """If it failed, the demo would run on without one of its processes, or report success."""
     one = demo(3600)
     one.wait_for("starts to call")
     os.kill(one.pids[module], signal.SIGKILL)
@@ -398,11 +391,11 @@ def test_a_process_that_dies_ends_it_at_once_with_its_name(
     assert list(temporary.iterdir()) == []
 
 
-def test_its_server_punishes_reuse_and_revokes_one_token_at_a_time() -> None:
-    """If it failed, the demo would be easier than the world: a product that reuses a refresh token would pass."""
+def test_the_server_revokes_the_login_on_reuse_and_otherwise_one_token() -> None:
+    """If it failed, a product that sends a refresh token twice would pass the demo."""
 
     async def run() -> None:
-        server = Strict("http://127.0.0.1:1/mcp", 60)
+        server = StrictProvider("http://127.0.0.1:1/mcp", 60)  # type: ignore[abstract]
         login = server.log_in()
         client = await server.get_client(str(login["client_id"]))
         assert client is not None
@@ -427,17 +420,17 @@ def test_its_server_punishes_reuse_and_revokes_one_token_at_a_time() -> None:
     anyio.run(run)
 
 
-def test_what_was_not_seen_did_not_work() -> None:
-    """If it failed, a demo in which nothing happened would count as a success."""
+def test_a_demo_without_a_planned_rotation_fails() -> None:
+    """If it failed, a demo in which nothing happens would report success."""
     timeline = Timeline(30, 10)
-    assert len(summary.problems(timeline, stopped=False)) == 3
-    assert summary.problems(timeline, stopped=True) == []
-    timeline.on_agent_report({"calls": 5, "failed": 0, "sessions": 2, "slowest": 0.1, "failure": ""})
-    assert summary.problems(timeline, stopped=True) == ["the agent lost its session and opened 2"]
+    assert len(timeline.problems(stopped=False)) == 3
+    assert timeline.problems(stopped=True) == []
+    timeline.on_agent_report(AgentReport(calls=5, sessions=2, slowest=0.1))
+    assert timeline.problems(stopped=True) == ["the agent lost its session and opened 2"]
 
 
-def test_its_processes_know_nothing_of_the_users_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """If it failed, a demo could show, or change, what a person really has."""
+def test_the_processes_use_no_settings_of_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """If it failed, the demo could read or change the grants of the user."""
     monkeypatch.setenv("KEPT", "1")
     for name in ("REFRESHER_CONFIG", "REFRESHER_STATE_DIR", "https_proxy", "ALL_PROXY", "XDG_STATE_HOME"):
         monkeypatch.setenv(name, "/the/users/own")
@@ -448,15 +441,15 @@ def test_its_processes_know_nothing_of_the_users_own(monkeypatch: pytest.MonkeyP
         assert Path(given[name]).is_relative_to(tmp_path)
 
 
-def test_without_the_mcp_sdk_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If it failed, a first user who has installed the service alone would get a traceback."""
+def test_without_the_mcp_sdk_the_demo_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If it failed, a user who installed only the service would get a traceback."""
     monkeypatch.setattr(cli_demo, "find_spec", lambda _: None)
     with pytest.raises(ConfigError, match=r"the demo needs the MCP SDK: .*pip install '\.\[all\]'"):
         cli.main(["demo", "--seconds", "5"], standalone_mode=False)
 
 
-def test_importing_it_costs_little() -> None:
-    """If it failed, every command would pay for the demo."""
+def test_the_command_is_cheap_to_import() -> None:
+    """If it failed, each command would load the libraries of the demo."""
     code = "import sys, refresher.cli.demo; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"mcp", "httpx", "httpx2", "uvicorn", "anyio"} & set(loaded)
