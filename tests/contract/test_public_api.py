@@ -22,8 +22,8 @@ MODULES = ["refresher", "shim"] + [
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_each_module_names_what_it_offers_sorted(name: str) -> None:
-    """If it failed, nobody could tell what is public, or a name in the list would not exist."""
+def test_each_module_lists_its_names_in_order(name: str) -> None:
+    """If it failed, nobody could see what a module offers, or the list would contain a wrong name."""
     module = importlib.import_module(name)
     offered = module.__all__
     # ruff sorts constants, classes and functions apart; within that order each list is sorted.
@@ -37,7 +37,7 @@ def _rank(name: str) -> tuple[int, str]:
 
 
 def test_both_packages_are_typed() -> None:
-    """If it failed, users' type checkers would take everything for Any."""
+    """If it failed, type checkers of users would treat every name as Any."""
     for package in (refresher, shim):
         assert Path(package.__path__[0], "py.typed").exists()
 
@@ -49,8 +49,8 @@ def _loaded(code: str) -> set[str]:
     )
 
 
-def test_shim_needs_the_standard_library_alone() -> None:
-    """If it failed, importing the shim would drag the service into every agent."""
+def test_importing_shim_needs_only_the_standard_library() -> None:
+    """If it failed, importing shim would load the service into every agent."""
     top = {name.partition(".")[0] for name in _loaded("import shim, shim._token")} - {"shim", "__main__"}
     # A virtual environment's own hooks are loaded before anything of ours.
     own = {name for name in top if name not in sys.stdlib_module_names}
@@ -58,7 +58,7 @@ def test_shim_needs_the_standard_library_alone() -> None:
     assert not {"dataclasses", "asyncio", "logging"} & (_loaded("import shim, shim._token") - _loaded("pass"))
 
 
-def test_shim_knows_nothing_of_refresher() -> None:
-    """If it failed, an agent that installs the base alone could not import it."""
+def test_shim_does_not_import_refresher() -> None:
+    """If it failed, an agent that installs the package without extras could not import shim."""
     imports = re.compile(r"^\s*(from|import) refresher\b", re.MULTILINE)
     assert [path.name for path in Path(shim.__path__[0]).rglob("*.py") if imports.search(path.read_text())] == []

@@ -59,8 +59,8 @@ source.token(60)  # wrong: units stand in names
 """
 
 
-def test_a_users_program_is_checked_as_it_should_be(tmp_path: Path) -> None:
-    """If it failed, users' type checkers would find errors that are none, or miss their own."""
+def test_a_type_checker_finds_exactly_the_errors_of_a_users_program(tmp_path: Path) -> None:
+    """If it failed, type checkers of users would report wrong errors, or miss real ones."""
     path = tmp_path / "program.py"
     path.write_text(PROGRAM)
     # Elsewhere than in the checkout: as a user's checker finds the installed package by its py.typed.

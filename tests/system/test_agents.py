@@ -131,8 +131,8 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Scene
 
 
 @pytest.mark.parametrize("scene", ["one daemon", "a crowd"])
-def test_one_session_lives_through_twenty_rotations_without_a_failed_call(scenes: dict[str, Scene], scene: str) -> None:
-    """If it failed, the product would not do what it is for."""
+def test_one_session_survives_twenty_rotations_without_a_failed_call(scenes: dict[str, Scene], scene: str) -> None:
+    """If it failed, agents would fail or reconnect at a rotation."""
     seen = scenes[scene]
     assert seen.generation > ROTATIONS
     assert seen.agent["failures"] == []

@@ -18,7 +18,7 @@ RESOURCE = "https://mcp.example/mcp"
 
 
 @pytest.mark.parametrize("kind", ["ES256", "RS256", "EdDSA"])
-def test_a_client_proves_itself_by_a_signed_assertion(refresher: Command, own_oidc: Start, kind: str) -> None:
+def test_a_client_authenticates_with_a_signed_assertion(refresher: Command, own_oidc: Start, kind: str) -> None:
     """If it failed, clients without a shared secret could not be refreshed."""
     pem = refresher.home / "key.pem"
     server = own_oidc(jwk=keys.key(pem, kind) | {"kid": "the-key"})
@@ -31,10 +31,10 @@ def test_a_client_proves_itself_by_a_signed_assertion(refresher: Command, own_oi
     assert server.log()["presented_twice"] == 0
 
 
-def test_a_key_is_read_anew_for_each_assertion_and_its_absence_spends_nothing(
+def test_the_key_is_read_for_each_assertion_and_a_missing_key_spends_nothing(
     refresher: Command, own_oidc: Start
 ) -> None:
-    """If it failed, a rolled key would need a restart, or a missing one cost a refresh token."""
+    """If it failed, a new key would need a restart, or a missing one would cost a refresh token."""
     pem = refresher.home / "key.pem"
     server = own_oidc(jwk=keys.key(pem))
     refresher.import_grant("linear", server.mint("jwt") | {"private_key_file": str(pem)})
@@ -51,7 +51,7 @@ def test_a_key_is_read_anew_for_each_assertion_and_its_absence_spends_nothing(
 
 
 def test_client_credentials_are_renewed_and_published_like_any_other_grant(refresher: Command, own_oidc: Start) -> None:
-    """If it failed, agents of machines would need another product for their tokens."""
+    """If it failed, services would need another product for their tokens."""
     server = own_oidc(accessTokenTtl=4)
     fields = {
         "grant_type": "client_credentials",
@@ -82,8 +82,8 @@ def test_client_credentials_are_renewed_and_published_like_any_other_grant(refre
     assert refresher.leftovers() == []
 
 
-def test_a_lost_answer_to_client_credentials_puts_nothing_in_doubt(refresher: Command, own_oidc: Start) -> None:
-    """If it failed, a client that has nothing to lose would wait for its token's end, or call for a person."""
+def test_a_lost_response_to_client_credentials_is_not_in_doubt(refresher: Command, own_oidc: Start) -> None:
+    """If it failed, a client that cannot lose a refresh token would wait for the end of its token, or ask for a person."""
     server = own_oidc()
     fields = {
         "grant_type": "client_credentials",
@@ -100,7 +100,7 @@ def test_a_lost_answer_to_client_credentials_puts_nothing_in_doubt(refresher: Co
     assert refresher("run-once", "--force").code == 0
 
 
-def test_a_client_shows_its_certificate_to_the_token_endpoint(refresher: Command) -> None:
+def test_a_client_presents_its_certificate_to_the_token_endpoint(refresher: Command) -> None:
     """If it failed, servers that bind clients to certificates (RFC 8705) could not be used."""
     home = refresher.home
     keys.certificate(home / "server.pem", "localhost")
@@ -142,7 +142,7 @@ def test_a_client_shows_its_certificate_to_the_token_endpoint(refresher: Command
     assert b"authorization" not in server.requests[0].lower()
 
 
-def test_a_key_with_a_passphrase_is_refused_and_asks_nobody(refresher: Command) -> None:
+def test_a_key_with_a_passphrase_is_an_error_without_a_prompt(refresher: Command) -> None:
     """If it failed, a daemon would hang at a prompt that nobody sees."""
     from cryptography.hazmat.primitives.serialization import (
         BestAvailableEncryption,
@@ -175,9 +175,7 @@ def test_a_key_with_a_passphrase_is_refused_and_asks_nobody(refresher: Command) 
 REFUSED = {"status": 400, "body": {"error": "invalid_target", "error_description": "AADSTS9010010: no match"}}
 
 
-def test_a_refused_resource_is_left_out_at_once_where_nothing_is_at_stake_and_from_then_on(
-    refresher: Command, own_oidc: Start
-) -> None:
+def test_a_refused_resource_is_left_out_from_then_on(refresher: Command, own_oidc: Start) -> None:
     """If it failed, grants at servers that reject the parameter would never get a token."""
     server = own_oidc()
     refresher.import_grant("linear", server.mint("public", RESOURCE))
@@ -190,7 +188,7 @@ def test_a_refused_resource_is_left_out_at_once_where_nothing_is_at_stake_and_fr
 
 
 def test_a_refused_resource_waits_for_the_end_of_a_live_token(refresher: Command, own_oidc: Start) -> None:
-    """If it failed, a server that spends the token before it looks at the resource would end a live login (I1)."""
+    """If it failed, a server that spends the refresh token before it checks the resource would end a live login (I1)."""
     server = own_oidc(accessTokenTtl=5)
     refresher.import_grant("linear", server.mint("public", RESOURCE))
     assert refresher("run-once").code == 0
@@ -209,10 +207,8 @@ def test_a_refused_resource_waits_for_the_end_of_a_live_token(refresher: Command
     assert server.requests()[-1]["resource"] is None
 
 
-def test_a_client_that_is_rejected_again_and_again_needs_a_person_and_mends_itself(
-    refresher: Command, own_oidc: Start
-) -> None:
-    """If it failed, a wrong secret would fail for ever in silence, or one confused answer would end a grant."""
+def test_a_client_rejected_ten_times_needs_a_person_and_is_still_retried(refresher: Command, own_oidc: Start) -> None:
+    """If it failed, a wrong secret would fail forever without a report, or one wrong answer would end a grant."""
     server = own_oidc()
     refresher.import_grant("linear", server.mint("public"))
     assert refresher("run-once").code == 0

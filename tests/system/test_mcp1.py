@@ -43,8 +43,8 @@ anyio.run(main, *sys.argv[1:])
 
 
 @pytest.mark.parametrize("options", [{"json_response": True}, {}], ids=["json", "sse"])
-def test_five_operations_go_on_while_tokens_rotate(tmp_path: Path, options: dict[str, bool]) -> None:
-    """If it failed, agents that have not moved to the SDK's second major version would break at each rotation."""
+def test_all_operations_of_sdk_1_survive_rotations(tmp_path: Path, options: dict[str, bool]) -> None:
+    """If it failed, agents on version 1.x of the SDK would break at each rotation."""
     need(None if PYTHON.exists() else f"{PYTHON.parent.parent.name} is not there: tests/run makes it")
     with Stage(**options) as stage:
         published = Published(tmp_path, stage.url.removesuffix("/mcp"))

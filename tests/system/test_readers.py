@@ -33,8 +33,8 @@ print(reads, len(seen))
 """
 
 
-def test_a_thousand_replacements_under_four_readers_show_no_torn_and_no_older_token(tmp_path: Path) -> None:
-    """If it failed, an agent could send half a token, or go back to one that is no longer good."""
+def test_readers_of_a_replaced_file_see_only_whole_and_never_older_tokens(tmp_path: Path) -> None:
+    """If it failed, an agent could send half a token, or go back to an older one."""
     made = directories(tmp_path)
     publish(made, grant(generation=0, access_token=Secret("access-token-0")))
     command = [sys.executable, "-c", READER, str(made.token("linear")), str(TIMES)]
@@ -53,8 +53,8 @@ def test_a_thousand_replacements_under_four_readers_show_no_torn_and_no_older_to
     assert [path.name for path in made.tokens.iterdir()] == ["linear.json"], "temporary files pile up"
 
 
-def test_a_replacement_has_a_time_finer_than_the_kernels_tick(tmp_path: Path) -> None:
-    """If it failed, a reader could take a new token for the one it knows: same size, same tick, an inode used again."""
+def test_a_replaced_file_has_an_exact_modification_time(tmp_path: Path) -> None:
+    """If it failed, a reader could miss a new token with the same size, the same kernel tick and a reused inode."""
     made = directories(tmp_path)
     before = time.time_ns()
     publish(made, grant())
@@ -63,7 +63,7 @@ def test_a_replacement_has_a_time_finer_than_the_kernels_tick(tmp_path: Path) ->
 
 
 def test_readers_of_a_restored_backup_learn_that_its_grant_is_dead(tmp_path: Path) -> None:
-    """If it failed, agents would wait for ever for a token that only a person can bring."""
+    """If it failed, agents would wait forever for a token that needs a person."""
     made = directories(tmp_path)
     publish(made, grant(generation=9, access_token=Secret("the-newer-token")))
     verdict = failure(outcome="reauthorization_required", code="invalid_grant", retry_at=None)
@@ -75,8 +75,8 @@ def test_readers_of_a_restored_backup_learn_that_its_grant_is_dead(tmp_path: Pat
 
 
 @pytest.mark.parametrize(("shared", "wrong"), [(0o750, 0o600), (0o750, 0o644), (0o700, 0o640)])
-def test_a_run_with_nothing_due_mends_whom_a_token_file_is_open_to(refresher: Command, shared: int, wrong: int) -> None:
-    """If it failed, agents would stay locked out of their tokens under cron, or strangers would stay let in."""
+def test_run_once_repairs_the_mode_of_a_token_file(refresher: Command, shared: int, wrong: int) -> None:
+    """If it failed, under cron, agents could not read their tokens, or strangers could."""
     fields = {"token_endpoint": "https://as.example/token", "client_id": "client", "server_url": "https://mcp.example"}
     tokens = {"refresh_token": "a-refresh-token", "access_token": "an-access-token", "expires_in": 3600}
     refresher.bring("linear", fields | tokens)
@@ -88,15 +88,15 @@ def test_a_run_with_nothing_due_mends_whom_a_token_file_is_open_to(refresher: Co
 
 
 def test_an_older_generation_never_replaces_a_newer_one(tmp_path: Path) -> None:
-    """If it failed, a restored backup would take agents back to a dead token."""
+    """If it failed, a restored backup would give agents a dead token."""
     made = directories(tmp_path)
     assert publish(made, grant(generation=7))
     assert not publish(made, grant(generation=6))
     assert b'"generation": 7' in made.token("linear").read_bytes()
 
 
-def test_a_live_token_outlasts_a_failed_first_exchange_of_the_grant_that_follows(tmp_path: Path) -> None:
-    """If it failed, replacing a grant while its server is away would take the live token from every agent (I5)."""
+def test_a_live_token_stays_published_when_the_first_refresh_of_a_new_grant_fails(tmp_path: Path) -> None:
+    """If it failed, replacing a grant while its server is unavailable would take the live token from every agent (I5)."""
     made = directories(tmp_path)
     assert publish(made, grant(generation=1, issued_at=time.time(), expires_at=time.time() + 60))
     before = made.token("linear").read_bytes()

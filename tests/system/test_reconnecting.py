@@ -56,7 +56,7 @@ class Listening:
 async def test_every_operation_recovers_from_a_revoked_token_within_its_session(
     tmp_path: Path, options: dict[str, Any], mode: str
 ) -> None:
-    """If it failed, a token that a server ends early would surface in the application."""
+    """If it failed, an agent would see an error when a server revokes a token early."""
     with Stage(**options) as stage:
         stage.play(tokens=["access-token-1"])
         published = publish(tmp_path, stage)
@@ -73,7 +73,7 @@ async def test_every_operation_recovers_from_a_revoked_token_within_its_session(
         assert published.demanded() == [f"linear.{number}" for number in range(1, 1 + len(OPERATIONS))]
 
 
-async def test_an_outside_rotation_costs_nothing(tmp_path: Path, stage: Stage) -> None:
+async def test_a_rotation_does_not_interrupt_the_session(tmp_path: Path, stage: Stage) -> None:
     """If it failed, every rotation would interrupt agents."""
     published = publish(tmp_path, stage)
     async with ReconnectingClient(stage.url, published.source()) as client:
@@ -88,7 +88,7 @@ async def test_an_outside_rotation_costs_nothing(tmp_path: Path, stage: Stage) -
 
 
 @pytest.mark.parametrize("calls", [10, 1000])
-async def test_many_calls_on_one_dead_token_share_one_recovery(tmp_path: Path, stage: Stage, calls: int) -> None:
+async def test_many_calls_with_one_rejected_token_share_one_recovery(tmp_path: Path, stage: Stage, calls: int) -> None:
     """If it failed, a thousand calls would make a thousand demands, or wait one after the other."""
     published = publish(tmp_path, stage)
     async with ReconnectingClient(stage.url, published.source()) as client, anyio.create_task_group() as tasks:
@@ -100,8 +100,8 @@ async def test_many_calls_on_one_dead_token_share_one_recovery(tmp_path: Path, s
     assert stage.log()["executed"]["add"] == calls
 
 
-async def test_without_a_token_file_calls_say_so_and_it_works_once_there_is_one(tmp_path: Path, stage: Stage) -> None:
-    """If it failed, an agent that starts before its first token would have to be started again."""
+async def test_calls_report_a_missing_token_file_and_work_when_it_appears(tmp_path: Path, stage: Stage) -> None:
+    """If it failed, an agent that starts before its first token would need a restart."""
     published = publish(tmp_path, stage, None)
     async with ReconnectingClient(stage.url, published.source()) as client:
         with pytest.raises(TokenFileError, match="does refresher publish"):
@@ -112,10 +112,10 @@ async def test_without_a_token_file_calls_say_so_and_it_works_once_there_is_one(
         assert (await client.call_tool("add", {"a": 1, "b": 2})).structured_content == {"result": 3}
 
 
-async def test_fifty_rebuilds_change_nothing_else(
+async def test_fifty_reconnects_neither_read_nor_demand_a_token(
     tmp_path: Path, stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If it failed, each reconnect would read the token anew, or repeat a recovery that was made."""
+    """If it failed, each reconnect would read the token again, or repeat a recovery."""
     published = publish(tmp_path, stage)
     source = published.source()
     reads = 0
@@ -146,7 +146,7 @@ async def test_fifty_rebuilds_change_nothing_else(
 
 
 @pytest.mark.parametrize("mode", ["auto", "legacy"])
-async def test_a_server_that_restarts_is_found_again(tmp_path: Path, stage: Stage, mode: str) -> None:
+async def test_the_client_reconnects_after_a_server_restart(tmp_path: Path, stage: Stage, mode: str) -> None:
     """If it failed, every deployment of a server would end the agents that use it."""
     published = publish(tmp_path, stage)
     async with ReconnectingClient(stage.url, published.source(), mode=mode) as client:
@@ -169,8 +169,8 @@ async def test_a_server_that_restarts_is_found_again(tmp_path: Path, stage: Stag
         assert stage.log()["executed"]["once"] == 1
 
 
-async def test_a_server_that_hangs_costs_no_more_than_the_caller_allows(tmp_path: Path, stage: Stage) -> None:
-    """If it failed, one hung server would hold an agent for ever, even when it leaves."""
+async def test_a_call_to_a_hung_server_ends_at_its_timeout(tmp_path: Path, stage: Stage) -> None:
+    """If it failed, one hung server would block an agent forever, even at the end."""
     published = publish(tmp_path, stage)
     async with ReconnectingClient(stage.url, published.source(), read_timeout_seconds=0.3) as client:
         stage.play(hang=True)
@@ -185,7 +185,7 @@ async def test_a_server_that_hangs_costs_no_more_than_the_caller_allows(tmp_path
     assert client.state == "closed"
 
 
-async def test_a_server_that_is_away_for_good_ends_the_patience_of_a_call(tmp_path: Path, stage: Stage) -> None:
+async def test_a_call_to_an_unreachable_server_ends_after_patience(tmp_path: Path, stage: Stage) -> None:
     """If it failed, a call to a server that was switched off would never end."""
     published = publish(tmp_path, stage)
     async with ReconnectingClient(stage.url, published.source(), patience=0.5) as client:
@@ -201,8 +201,8 @@ async def test_a_server_that_is_away_for_good_ends_the_patience_of_a_call(tmp_pa
             _ = client.protocol_version
 
 
-async def test_a_server_that_always_answers_401_is_left_alone(tmp_path: Path, stage: Stage) -> None:
-    """If it failed, a server in trouble would be stormed, and a grant burnt by demands."""
+async def test_a_server_that_always_answers_401_gets_few_requests(tmp_path: Path, stage: Stage) -> None:
+    """If it failed, a failing server would get a storm of requests, and a grant a storm of demands."""
     published = publish(tmp_path, stage)
     async with ReconnectingClient(stage.url, published.source(), wait=0.2) as client:
         await client.list_tools()
@@ -218,8 +218,8 @@ async def test_a_server_that_always_answers_401_is_left_alone(tmp_path: Path, st
         assert (await client.call_tool("add", {"a": 1, "b": 2})).structured_content == {"result": 3}
 
 
-async def test_a_dead_grant_parks_and_a_new_login_wakes_without_asking_the_server(tmp_path: Path, stage: Stage) -> None:
-    """If it failed, a person's new login would help only the agents that are started after it."""
+async def test_a_dead_grant_parks_the_client_until_a_new_login(tmp_path: Path, stage: Stage) -> None:
+    """If it failed, a new login would help only the agents that start after it."""
     published = publish(tmp_path, stage)
     async with ReconnectingClient(stage.url, published.source()) as client, anyio.create_task_group() as tasks:
         heard = Listening(client)
@@ -251,8 +251,10 @@ async def test_a_dead_grant_parks_and_a_new_login_wakes_without_asking_the_serve
 
 
 @pytest.mark.parametrize(("options", "mode"), PROTOCOLS)
-async def test_no_write_is_executed_twice_whatever_is_cut(tmp_path: Path, options: dict[str, Any], mode: str) -> None:
-    """If it failed, a connection that breaks at the wrong moment would send a mail, or a payment, twice."""
+async def test_no_write_is_executed_twice_when_connections_are_cut(
+    tmp_path: Path, options: dict[str, Any], mode: str
+) -> None:
+    """If it failed, a connection that breaks at the wrong moment would send an e-mail, or a payment, twice."""
     with Stage(**options) as stage:
         stage.play(tokens=["access-token-1"], cut=0.2)
         published = publish(tmp_path, stage)
@@ -283,8 +285,8 @@ async def test_no_write_is_executed_twice_whatever_is_cut(tmp_path: Path, option
         assert {executed.get(name, 0) for name in unknown} == {0, 1}, "both kinds of cuts"
 
 
-async def test_a_session_that_is_never_known_is_not_rebuilt_in_a_storm(tmp_path: Path) -> None:
-    """If it failed, a balancer that loses each session would be met with a handshake for each call."""
+async def test_a_server_that_forgets_every_session_gets_few_handshakes(tmp_path: Path) -> None:
+    """If it failed, a load balancer that loses each session would get a handshake for each call."""
     with Stage(json_response=True) as stage:
         stage.play(tokens=["access-token-1"])
         published = publish(tmp_path, stage)
@@ -301,8 +303,8 @@ async def test_a_session_that_is_never_known_is_not_rebuilt_in_a_storm(tmp_path:
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.005, 0.02, 0.05, 0.1])
-async def test_a_cancelled_call_harms_nobody(tmp_path: Path, stage: Stage, seconds: float) -> None:
-    """If it failed, one impatient task would break the session of all others, or leave a lock behind."""
+async def test_a_cancelled_call_does_not_affect_other_calls(tmp_path: Path, stage: Stage, seconds: float) -> None:
+    """If it failed, one cancelled call would break the session of all others, or keep a lock."""
     published = publish(tmp_path, stage)
     async with ReconnectingClient(stage.url, published.source()) as client:
         session, before = client.session, len(asyncio.all_tasks())
@@ -318,7 +320,7 @@ async def test_a_cancelled_call_harms_nobody(tmp_path: Path, stage: Stage, secon
         await until(lambda: len(asyncio.all_tasks()) <= before, "no task is left")
 
 
-async def test_closing_from_another_task_ends_every_call_and_leaves_nothing(tmp_path: Path, stage: Stage) -> None:
+async def test_closing_from_another_task_ends_every_call_and_every_task(tmp_path: Path, stage: Stage) -> None:
     """If it failed, a shutdown would hang on calls that nobody waits for any more."""
     published = publish(tmp_path, stage)
     before = len(asyncio.all_tasks())
@@ -343,8 +345,8 @@ async def test_closing_from_another_task_ends_every_call_and_leaves_nothing(tmp_
     await until(lambda: len(asyncio.all_tasks()) <= before, "no task is left")
 
 
-async def test_an_auth_failure_in_the_words_of_a_result_is_recovered_from(tmp_path: Path, stage: Stage) -> None:
-    """If it failed, a server that says 200 to a stale token would make an agent believe its error text."""
+async def test_an_auth_failure_inside_a_result_is_recovered(tmp_path: Path, stage: Stage) -> None:
+    """If it failed, an agent would use the error text of a server that answers 200 to a stale token."""
     published = publish(tmp_path, stage)
 
     def stale(result: object) -> bool:
@@ -359,8 +361,8 @@ async def test_an_auth_failure_in_the_words_of_a_result_is_recovered_from(tmp_pa
     assert stage.log()["executed"]["stale"] == 2
 
 
-async def test_a_model_is_told_not_to_repeat_what_may_have_been_done() -> None:
-    """If it failed, a model would repeat a payment of which nobody knows whether it was made."""
+async def test_as_json_says_not_to_repeat_a_call_that_may_have_been_executed() -> None:
+    """If it failed, a model would repeat a payment whose outcome is unknown."""
     assert json.loads(OutcomeUnknown("pay: it may have been executed").as_json()) == {
         "error": "pay: it may have been executed",
         "needs_reauth": False,
@@ -371,7 +373,7 @@ async def test_a_model_is_told_not_to_repeat_what_may_have_been_done() -> None:
     assert json.loads(ServerAway("no connection").as_json())["retry"] is True
 
 
-async def test_all_that_the_sdks_client_offers_is_there() -> None:
+async def test_the_client_has_every_method_of_the_sdks_client() -> None:
     """If it failed, an agent could not move from the SDK's client to this one by changing a name."""
     import inspect
 

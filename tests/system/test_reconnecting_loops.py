@@ -25,7 +25,7 @@ CHILD = Path(__file__).parent.parent / "servers/mcp_child.py"
 
 
 @pytest.mark.parametrize("mode", ["auto", "legacy"])
-def test_it_stays_up_on_trio(tmp_path: Path, stage: Stage, mode: Mode) -> None:
+def test_the_client_recovers_and_reconnects_on_trio(tmp_path: Path, stage: Stage, mode: Mode) -> None:
     """If it failed, agents on trio would lose their session with their token."""
     published = publish(tmp_path, stage)
 
@@ -51,8 +51,8 @@ def test_it_stays_up_on_trio(tmp_path: Path, stage: Stage, mode: Mode) -> None:
     assert anyio.run(live, backend="trio") == "closed"
 
 
-def test_a_child_has_its_successor_on_trio(tmp_path: Path) -> None:
-    """If it failed, agents on trio would keep a stdio server with the token of its first hour."""
+def test_a_rotation_replaces_the_process_on_trio(tmp_path: Path) -> None:
+    """If it failed, a stdio server of an agent on trio would keep its first token."""
     published, place = Published(tmp_path), tmp_path / "place"
     published.put(1)
 
@@ -70,7 +70,7 @@ def test_a_child_has_its_successor_on_trio(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("backends", [("asyncio", "asyncio"), ("asyncio", "trio")])
 def test_two_event_loops_share_one_source(tmp_path: Path, stage: Stage, backends: tuple[str, str]) -> None:
-    """If it failed, a program with a loop in each of two threads would ask twice, or one loop would wait for ever."""
+    """If it failed, a program with a loop in each of two threads would demand twice, or one loop would wait forever."""
     published = publish(tmp_path, stage)
     sources = TokenSources(tokens_dir=published.tokens, demands_dir=published.demands)
     connected = threading.Barrier(3, timeout=30)
@@ -109,8 +109,8 @@ def test_two_event_loops_share_one_source(tmp_path: Path, stage: Stage, backends
 
 
 @pytest.mark.asyncio
-async def test_fifty_clients_with_one_refused_token_cost_one_rotation(refresher: Command, own_oidc: Any) -> None:
-    """If it failed, each of a program's many connections would spend a refresh token for the same 401."""
+async def test_fifty_clients_with_one_rejected_token_cause_one_rotation(refresher: Command, own_oidc: Any) -> None:
+    """If it failed, each of a program's connections would spend a refresh token for the same 401."""
     oidc = own_oidc()
     with MCPServerProcess(oidc) as server:
         refresher.import_grant("linear", oidc.mint("basic", server.url, live=True) | {"server_url": server.url})

@@ -31,8 +31,8 @@ async def _said(client: ReconnectingClient) -> Any:
 STALE = {"result": "Error: invalid token"}
 
 
-async def test_words_about_a_dead_grant_reach_their_caller_at_once(tmp_path: Path, stage: Stage) -> None:
-    """If it failed, each call of an agent whose grant has died would stand still, though nobody can help it."""
+async def test_an_auth_failure_of_a_dead_grant_is_returned_at_once(tmp_path: Path, stage: Stage) -> None:
+    """If it failed, each call of an agent with a dead grant would wait in vain."""
     published = publish(tmp_path, stage)
     stage.play(tokens=["access-token-1", "access-token-2"])
     async with _client(stage, published, wait=1e9) as client, anyio.create_task_group() as tasks:
@@ -51,8 +51,8 @@ async def test_words_about_a_dead_grant_reach_their_caller_at_once(tmp_path: Pat
     assert published.demanded() == ["linear.1"], "a dead grant was demanded of"
 
 
-async def test_who_waits_for_another_token_is_told_of_the_end(tmp_path: Path, stage: Stage) -> None:
-    """If it failed, a shutdown would hang on calls that wait for a refresher, or lose what the server has said."""
+async def test_closing_ends_the_wait_for_another_token(tmp_path: Path, stage: Stage) -> None:
+    """If it failed, a shutdown would hang on calls that wait for refresher, or lose the result of the server."""
     published = publish(tmp_path, stage)
     said: list[Any] = []
     async with _client(stage, published, wait=1e9) as client:
@@ -68,7 +68,7 @@ async def test_who_waits_for_another_token_is_told_of_the_end(tmp_path: Path, st
     assert said == [STALE]
 
 
-async def test_without_a_wait_the_result_is_given_at_once(tmp_path: Path, stage: Stage) -> None:
+async def test_with_wait_0_the_result_is_returned_at_once(tmp_path: Path, stage: Stage) -> None:
     """If it failed, a program that cannot wait would wait all the same."""
     published = publish(tmp_path, stage)
     async with _client(stage, published, wait=0) as client, anyio.create_task_group() as tasks:
@@ -76,8 +76,8 @@ async def test_without_a_wait_the_result_is_given_at_once(tmp_path: Path, stage:
         assert await _said(client) == STALE
 
 
-async def test_a_token_is_waited_for_once_until_it_is_taken(tmp_path: Path, stage: Stage) -> None:
-    """If it failed, a server that complains of every token would cost each call the whole wait."""
+async def test_the_calls_of_a_token_share_one_wait_until_it_is_accepted(tmp_path: Path, stage: Stage) -> None:
+    """If it failed, a server that reports every token as bad would cost each call the whole wait."""
     published = publish(tmp_path, stage)
     async with _client(stage, published, wait=60) as client:
         client._caller._reported = ("access-token-1", anyio.current_time() - 60)  # calls before have waited
@@ -93,15 +93,15 @@ async def test_a_token_is_waited_for_once_until_it_is_taken(tmp_path: Path, stag
 
 
 @pytest.mark.parametrize("wrong", [{"wait": -1}, {"patience": float("nan")}], ids=["wait", "patience"])
-async def test_what_is_no_time_is_told_at_once(tmp_path: Path, wrong: dict[str, Any]) -> None:
+async def test_an_invalid_wait_or_patience_is_an_error_at_once(tmp_path: Path, wrong: dict[str, Any]) -> None:
     """If it failed, a wrong setting of a stdio server would show as a call that never ends."""
     child = StdioServerParameters(command="nothing")
     with pytest.raises(ValueError, match="seconds"):
         ReconnectingClient(child, Published(tmp_path).source(), token_variable="X", **wrong)
 
 
-async def test_a_server_is_not_away_for_having_had_no_token(tmp_path: Path, stage: Stage) -> None:
-    """If it failed, a person would be told that there is no connection because "there is a token again"."""
+async def test_server_away_does_not_name_an_earlier_missing_token(tmp_path: Path, stage: Stage) -> None:
+    """If it failed, a person would read that there is no connection because of a token that is there."""
     published = publish(tmp_path, stage, None)
     stage.play(hang=True)
     async with _client(stage, published, patience=1) as client:
@@ -111,8 +111,8 @@ async def test_a_server_is_not_away_for_having_had_no_token(tmp_path: Path, stag
             await client.list_tools()
 
 
-async def test_without_patience_the_reason_is_told_all_the_same(tmp_path: Path, stage: Stage) -> None:
-    """If it failed, a person would be told of no connection to a server because it is "connected"."""
+async def test_server_away_names_the_reason_without_patience(tmp_path: Path, stage: Stage) -> None:
+    """If it failed, a person would read that there is no connection because the client is connected."""
     published = publish(tmp_path, stage)
     async with _client(stage, published, patience=0, mode="legacy") as client:
         stage.play(forget=True)

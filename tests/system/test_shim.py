@@ -61,10 +61,10 @@ for generation in range(2, times + 2):
 
 
 @pytest.mark.parametrize("way", ["rename", "swap"])
-def test_two_hundred_rewrites_from_outside_reach_the_very_next_request(
+def test_each_of_two_hundred_rewrites_reaches_the_next_request(
     tmp_path: Path, library: tuple[Any, Any], way: str
 ) -> None:
-    """If it failed, a rotation would need a restart: the product would not do what it is for."""
+    """If it failed, an agent would need a restart after a rotation."""
     module, auth = library
 
     def accepts(token: str | None, headers: dict[str, str]) -> bool:
@@ -160,10 +160,10 @@ def _two_loops(module: Any, auth: Any, url: str, count: int) -> list[int]:
 
 
 @pytest.mark.parametrize("way", [_sync, _async, _two_loops], ids=["threads", "async", "two loops"])
-def test_two_hundred_refused_requests_make_one_demand_and_one_rotation(
+def test_two_hundred_rejected_requests_cause_one_demand_and_one_rotation(
     refresher: Command, own_oidc: Callable[..., OIDC], library: tuple[Any, Any], way: Callable[..., list[int]]
 ) -> None:
-    """If it failed, one revoked token would cost a storm of rotations, a full pool, or two hundred failures."""
+    """If it failed, one revoked token would cause many rotations, a full connection pool, or two hundred failures."""
     module, auth = library
     server = own_oidc()
     revoked: set[str | None] = set()
@@ -196,8 +196,8 @@ def test_two_hundred_refused_requests_make_one_demand_and_one_rotation(
     assert list((refresher.state / "demands").iterdir()) == []
 
 
-def test_a_server_that_refuses_everything_answers_for_itself(tmp_path: Path, library: tuple[Any, Any]) -> None:
-    """If it failed, callers would get an exception, or a wait, instead of the server's own 401, again and again."""
+def test_the_caller_gets_the_401_of_a_server_that_rejects_everything(tmp_path: Path, library: tuple[Any, Any]) -> None:
+    """If it failed, callers would get an exception or a long wait instead of the server's own 401."""
     module, auth = library
     with API(lambda *_: False) as api:
         published = Published(tmp_path, api.origin)
@@ -223,7 +223,7 @@ def other() -> Iterator[API]:
 
 
 def test_no_token_reaches_another_origin(tmp_path: Path, library: tuple[Any, Any], other: API) -> None:
-    """If it failed, whoever can name an address to an agent would get its token (I8)."""
+    """If it failed, anybody who can give an agent a URL would get its token (I8)."""
     module, auth = library
     with API(lambda token, _: token is not None) as api:
         published = Published(tmp_path, api.origin)
@@ -252,8 +252,8 @@ def _ignore(_: object) -> None:
     [{"content": b"bytes"}, {"json": {"a": 1}}, {"data": {"a": "1"}}, {"content": ""}],
     ids=["bytes", "json", "form", "none"],
 )
-def test_a_body_that_is_there_is_sent_again(tmp_path: Path, library: tuple[Any, Any], body: dict[str, Any]) -> None:
-    """If it failed, a POST with a refused token would fail, or arrive empty the second time."""
+def test_a_body_in_memory_is_sent_again(tmp_path: Path, library: tuple[Any, Any], body: dict[str, Any]) -> None:
+    """If it failed, a POST with a rejected token would fail, or arrive empty the second time."""
     module, auth = library
     with API(lambda token, _: token == "access-token-2") as api:
         published = Published(tmp_path, api.origin)
@@ -266,7 +266,7 @@ def test_a_body_that_is_there_is_sent_again(tmp_path: Path, library: tuple[Any, 
     assert api.statuses() == [401, 200]
 
 
-def test_a_stream_is_neither_buffered_nor_sent_again(tmp_path: Path, library: tuple[Any, Any]) -> None:
+def test_a_streamed_body_is_neither_buffered_nor_sent_again(tmp_path: Path, library: tuple[Any, Any]) -> None:
     """If it failed, an upload of gigabytes would be held in memory, or its second half sent as the whole."""
     module, auth = library
     with API(lambda token, _: token == "access-token-2") as api:
@@ -288,8 +288,8 @@ def test_a_stream_is_neither_buffered_nor_sent_again(tmp_path: Path, library: tu
     assert api.statuses() == [401]
 
 
-def test_a_streamed_refusal_can_still_be_read(tmp_path: Path, library: tuple[Any, Any]) -> None:
-    """If it failed, a caller that streams its answers could not read why it was refused."""
+def test_a_streamed_401_can_still_be_read(tmp_path: Path, library: tuple[Any, Any]) -> None:
+    """If it failed, a caller that streams its responses could not read why the server rejected it."""
     module, auth = library
     with API(lambda *_: False) as api:
         published = Published(tmp_path, api.origin)
@@ -311,7 +311,7 @@ REFUSALS = {
 
 @pytest.mark.parametrize("refusal", sorted(REFUSALS))
 @pytest.mark.parametrize("way", ["sync", "async"])
-def test_a_refusal_that_cannot_be_read_is_still_one(
+def test_a_401_with_an_unreadable_body_starts_a_recovery(
     tmp_path: Path, library: tuple[Any, Any], refusal: str, way: str
 ) -> None:
     """If it failed, a broken 401 would raise in the auth flow, and end a whole MCP session."""
@@ -342,10 +342,10 @@ def test_a_refusal_that_cannot_be_read_is_still_one(
 
 
 @pytest.mark.parametrize("way", ["sync", "async"])
-def test_a_refusal_that_never_ends_holds_nobody_up(
+def test_a_401_with_an_endless_body_does_not_block_the_request(
     tmp_path: Path, library: tuple[Any, Any], way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If it failed, a 401 that drips, or an event stream as a 401, would block a request for ever."""
+    """If it failed, a slow 401, or an event stream with status 401, would block a request forever."""
     from shim import _bearer
 
     monkeypatch.setattr(_bearer, "_SLOWEST_BODY", 0.2)
@@ -377,7 +377,7 @@ def test_a_refusal_that_never_ends_holds_nobody_up(
 
 
 def test_a_request_sent_twice_does_not_keep_a_token_that_is_gone(tmp_path: Path, library: tuple[Any, Any]) -> None:
-    """If it failed, a removed grant's token, or one for other origins now, would go on being sent (I8)."""
+    """If it failed, a removed token, or one that now has other origins, would still be sent (I8)."""
     module, auth = library
     with API(lambda token, _: token is not None) as api:
         published = Published(tmp_path, api.origin)
@@ -391,7 +391,7 @@ def test_a_request_sent_twice_does_not_keep_a_token_that_is_gone(tmp_path: Path,
 
 
 @pytest.mark.parametrize("wait", [-1, float("nan")])
-def test_a_wait_that_is_no_time_is_refused_at_once(library: tuple[Any, Any], wait: float) -> None:
+def test_an_invalid_wait_or_source_is_an_error_at_once(library: tuple[Any, Any], wait: float) -> None:
     """If it failed, the first 401 would raise in the middle of a session."""
     with pytest.raises(ValueError, match="wait"):
         library[1]("linear", wait=wait)
@@ -403,8 +403,8 @@ def test_a_wait_that_is_no_time_is_refused_at_once(library: tuple[Any, Any], wai
 # --- errors -------------------------------------------------------------------------------------------------------
 
 
-def test_nothing_is_raised_unless_it_is_asked_for(tmp_path: Path, library: tuple[Any, Any]) -> None:
-    """If it failed, an agent without a token file would crash instead of meeting the server's own answer."""
+def test_errors_are_raised_only_with_raise_errors(tmp_path: Path, library: tuple[Any, Any]) -> None:
+    """If it failed, an agent without a token file would crash instead of getting the server's own answer."""
     module, auth = library
     with API(lambda token, _: token is not None) as api:
         published = Published(tmp_path, api.origin)
@@ -417,8 +417,10 @@ def test_nothing_is_raised_unless_it_is_asked_for(tmp_path: Path, library: tuple
             client.get(f"{api.origin}/")
 
 
-def test_a_name_is_enough(tmp_path: Path, library: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """If it failed, every agent would have to be told where tokens are."""
+def test_a_name_is_enough_as_the_source(
+    tmp_path: Path, library: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If it failed, every agent would have to configure the directory of the tokens."""
     module, auth = library
     with API(lambda token, _: token == "access-token-1") as api:
         published = Published(tmp_path, api.origin)
