@@ -1,4 +1,4 @@
-"""What can be imported, and what importing costs."""
+"""The public names, and what an import of ``shim`` loads."""
 
 import importlib
 import pkgutil
@@ -26,7 +26,7 @@ def test_each_module_lists_its_names_in_order(name: str) -> None:
     """If it failed, nobody could see what a module offers, or the list would contain a wrong name."""
     module = importlib.import_module(name)
     offered = module.__all__
-    # ruff sorts constants, classes and functions apart; within that order each list is sorted.
+    # As ruff sorts: first constants, then classes, then functions.
     assert sorted(offered, key=_rank) == offered
     assert [entry for entry in offered if not hasattr(module, entry)] == []
     assert len(set(offered)) == len(offered)
@@ -52,7 +52,7 @@ def _loaded(code: str) -> set[str]:
 def test_importing_shim_needs_only_the_standard_library() -> None:
     """If it failed, importing shim would load the service into every agent."""
     top = {name.partition(".")[0] for name in _loaded("import shim, shim._token")} - {"shim", "__main__"}
-    # A virtual environment's own hooks are loaded before anything of ours.
+    # The hooks of a virtual environment are loaded before shim.
     own = {name for name in top if name not in sys.stdlib_module_names}
     assert own <= {name.partition(".")[0] for name in _loaded("pass")}
     assert not {"dataclasses", "asyncio", "logging"} & (_loaded("import shim, shim._token") - _loaded("pass"))

@@ -1,4 +1,4 @@
-"""``token`` and ``headers``: what they print, when they rotate, and how they fail."""
+"""The commands ``token`` and ``headers``: what they print, when they rotate, and how they fail."""
 
 import json
 import signal
@@ -27,20 +27,20 @@ AWAY: dict[str, Any] = {
 
 
 def one_line(done: Done, code: int) -> str:
-    """Insist on one clear line on stderr, and nothing on stdout."""
+    """Check that the command printed one line on stderr, and nothing on stdout; return the line."""
     assert (done.code, done.stdout) == (code, ""), done.stderr
     assert done.stderr.count("\n") == 1, done.stderr
     return done.stderr
 
 
 def elsewhere(published: Published) -> dict[str, str]:
-    """Return the environment of a reader that has no grants of its own."""
+    """Return the environment of a reader without grants of its own."""
     return {"REFRESHER_TOKENS_DIR": str(published.tokens), "REFRESHER_DEMANDS_DIR": str(published.demands)}
 
 
 @pytest.fixture
 def published(refresher: Command) -> Published:
-    """What a refresher of somebody else publishes."""
+    """The directories of another user's refresher."""
     return Published(refresher.home / "shared")
 
 
@@ -69,7 +69,7 @@ def test_the_owner_rotates_a_token_that_expires_too_soon(refresher: Command, own
     assert (refresher.token("linear").access_token or "?") in done.stdout
     again = refresher(command, "linear", "--min-valid", "30m")
     assert again.stdout == done.stdout
-    assert len(server.requests()) == 1, "a token with enough life was rotated"
+    assert len(server.requests()) == 1, "a token that lives long enough was rotated"
 
 
 def test_many_commands_at_once_rotate_once(refresher: Command, own_oidc: Start) -> None:
@@ -117,7 +117,7 @@ def test_a_reader_learns_that_no_token_lives_that_long(refresher: Command, publi
     """If it failed, each command would demand one rotation after the other, in vain."""
     published.put(expires_at=time.time() + 60)
     process = refresher.start("token", "linear", "--min-valid", "1h", environment=elsewhere(published))
-    wait_until(lambda: published.demanded() == ["linear.1"], "it is demanded")
+    wait_until(lambda: published.demanded() == ["linear.1"], "the demand is there")
     published.put(2, expires_at=time.time() + 60)
     assert "live 60 s" in one_line(refresher.finish(process), 4)
     assert published.demanded() == ["linear.1"]
@@ -156,7 +156,7 @@ def test_a_reader_demands_a_token_and_prints_the_next_one(refresher: Command, pu
     published.put(expires_at=time.time() + 2, issued_at=time.time() - 3000)
     refresher.vault.learn("access-token-1", "access-token-2")
     process = refresher.start("token", "linear", environment=elsewhere(published))
-    wait_until(lambda: published.demanded() == ["linear.1"], "it is demanded")
+    wait_until(lambda: published.demanded() == ["linear.1"], "the demand is there")
     published.put(2)
     assert refresher.finish(process) == (0, "access-token-2\n", "")
     published.put(3, expires_at=time.time() - 1)
@@ -175,14 +175,14 @@ def test_a_token_in_doubt_that_lives_is_not_demanded_away(refresher: Command, ow
     assert "in_doubt" in said
     assert list((refresher.state / "demands").iterdir()) == []
     assert len(server.requests()) == 1
-    assert refresher("token", "linear").code == 0, "the live token is used to its end"
+    assert refresher("token", "linear").code == 0, "the live token must stay in use"
 
 
 def test_ctrl_c_ends_the_wait_at_once(refresher: Command) -> None:
     """If it failed, Ctrl-C would seem not to work."""
     refresher.import_grant("linear", AWAY | {"expires_in": 0})
     process = refresher.start("token", "linear", "--wait", "1h")
-    wait_until(lambda: refresher.token("linear").error is not None, "it has tried, and waits")
+    wait_until(lambda: refresher.token("linear").error is not None, "the command has tried, and waits")
     process.send_signal(signal.SIGINT)
     assert refresher.finish(process).code == 130
 

@@ -1,4 +1,4 @@
-"""The token file, version 1: what agents in any language may rely on (DESIGN section 4)."""
+"""The token file, version 1: the contract for agents in any language."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Ways in which a client proves itself, and grants that do not rotate."""
+"""Client authentication, client credentials, and servers that refuse ``resource``."""
 
 import json
 import socket
@@ -66,13 +66,13 @@ def test_client_credentials_are_renewed_and_published_like_any_other_grant(refre
     refresher.import_grant("another", fields)
     process = refresher.start("run")
     try:
-        wait_until(lambda: (refresher.state / "tokens/machine.json").exists(), "the first token is there")
+        wait_until(lambda: (refresher.state / "tokens/machine.json").exists(), "the first token is published")
         first = refresher.token("machine")
         assert first.scope == "mcp:read"
         assert server.introspect(first.access_token)["aud"] == RESOURCE
-        # A lost answer costs nothing: it is asked for again at once, and nobody is called.
+        # A lost response costs nothing: refresher asks again at once, and needs no person.
         server.script(drop=True, process=True)
-        wait_until(lambda: refresher.token("machine").generation >= 4, "it is renewed again and again")
+        wait_until(lambda: refresher.token("machine").generation >= 4, "the token is renewed three times")
     finally:
         process.terminate()
     assert refresher.finish(process).code == 0
@@ -130,7 +130,7 @@ def test_a_client_presents_its_certificate_to_the_token_endpoint(refresher: Comm
         trust = {"REFRESHER_CA_FILE": str(home / "server.pem")}
         refresher.import_grant("without", fields)
         assert refresher("run-once", "without", environment=trust).code in (4, 5)
-        assert server.requests == [], "a token went to a server that asked for a certificate in vain"
+        assert server.requests == [], "the refresh token went to a server that requires a certificate"
         refresher("remove", "without")
         mtls = {"client_cert": "client.pem", "client_key": "client.key", "refresh_token": "another-token-by-mtls"}
         refresher.import_grant("linear", fields | mtls)
@@ -183,7 +183,7 @@ def test_a_refused_resource_is_left_out_from_then_on(refresher: Command, own_oid
     assert refresher("run-once").code == 0
     assert [request["resource"] for request in server.requests()] == [RESOURCE, None]
     assert refresher("run-once", "--force").code == 0
-    assert server.requests()[-1]["resource"] is None, "it was not remembered"
+    assert server.requests()[-1]["resource"] is None, "the refusal was not remembered"
     assert refresher.grant("linear").resource_refused
 
 
@@ -200,7 +200,7 @@ def test_a_refused_resource_waits_for_the_end_of_a_live_token(refresher: Command
     assert server.introspect(live)["active"]
     process = refresher.start("run")
     try:
-        wait_until(lambda: refresher.token("linear").generation == 2, "it goes on without the resource")
+        wait_until(lambda: refresher.token("linear").generation == 2, "refresher rotates without the resource")
     finally:
         process.terminate()
     assert refresher.finish(process).code == 0

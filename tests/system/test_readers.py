@@ -1,4 +1,4 @@
-"""Readers of a token file that is replaced under them."""
+"""Readers of a token file while refresher replaces it."""
 
 import subprocess
 import sys
@@ -16,7 +16,7 @@ from tests.support.samples import failure, grant
 
 TIMES = 1000
 
-# A process of its own, as an agent is; it ends by itself with the last generation, or with its parent.
+# A separate process, as an agent is. It ends with the last generation.
 READER = """
 import sys
 from shim._token import parse
@@ -26,7 +26,7 @@ while last < int(sys.argv[2]):
     with open(sys.argv[1], "rb") as file:
         token = parse(file.read())
     assert token.generation >= last, f"generation {token.generation} after {last}"
-    assert token.access_token == f"access-token-{token.generation}", "a torn read"
+    assert token.access_token == f"access-token-{token.generation}", "half a file was read"
     last, reads = token.generation, reads + 1
     seen.add(last)
 print(reads, len(seen))
@@ -44,13 +44,15 @@ def test_readers_of_a_replaced_file_see_only_whole_and_never_older_tokens(tmp_pa
         assert reader.stdout.readline() == "ready\n"
     for generation in range(1, TIMES + 1):
         assert publish(made, grant(generation=generation, access_token=Secret(f"access-token-{generation}")))
-    wait_until(lambda: all(reader.poll() is not None for reader in readers), "all have seen the last generation")
+    wait_until(
+        lambda: all(reader.poll() is not None for reader in readers), "all readers have seen the last generation"
+    )
     for reader in readers:
         stdout, stderr = reader.communicate()
         assert reader.returncode == 0, stderr
         reads, generations = map(int, stdout.split())
         assert generations > TIMES / 10, f"{reads} reads saw {generations} generations: too few to prove anything"
-    assert [path.name for path in made.tokens.iterdir()] == ["linear.json"], "temporary files pile up"
+    assert [path.name for path in made.tokens.iterdir()] == ["linear.json"], "temporary files are left"
 
 
 def test_a_replaced_file_has_an_exact_modification_time(tmp_path: Path) -> None:
@@ -58,7 +60,7 @@ def test_a_replaced_file_has_an_exact_modification_time(tmp_path: Path) -> None:
     made = directories(tmp_path)
     before = time.time_ns()
     publish(made, grant())
-    # Kernels before 6.13 stamp files with the time of their last tick, which lies before the write began.
+    # Kernels before 6.13 use the time of their last tick, which is earlier than the write.
     assert before <= made.token("linear").stat().st_mtime_ns <= time.time_ns()
 
 
@@ -71,7 +73,7 @@ def test_readers_of_a_restored_backup_learn_that_its_grant_is_dead(tmp_path: Pat
     assert publish(made, dead)
     token = parse(made.token("linear").read_bytes())
     assert (token.state, token.generation, token.access_token) == ("reauthorization_required", 9, "the-newer-token")
-    assert not is_stale(made, dead), "each run would write it again"
+    assert not is_stale(made, dead), "each run would write the file again"
 
 
 @pytest.mark.parametrize(("shared", "wrong"), [(0o750, 0o600), (0o750, 0o644), (0o700, 0o640)])
@@ -106,7 +108,7 @@ def test_a_live_token_stays_published_when_the_first_refresh_of_a_new_grant_fail
     assert publish(made, grant(generation=2, access_token=None, expires_at=None, failure=failure()))
     assert b'"state": "failing"' in made.token("linear").read_bytes()
     made.token("linear").unlink()
-    # A lifetime that nobody tells ends too: by its age.
+    # A token of unknown lifetime expires by its age.
     assert publish(made, grant(generation=1, issued_at=time.time() - 7200, expires_at=None))
     assert publish(made, grant(generation=2, access_token=None, expires_at=None, failure=failure()))
     assert b'"state": "failing"' in made.token("linear").read_bytes()

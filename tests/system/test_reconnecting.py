@@ -1,4 +1,4 @@
-"""``ReconnectingClient`` against a real MCP server, and whatever befalls it."""
+"""``ReconnectingClient`` with a real MCP server: rotations, restarts, outages and lost responses."""
 
 import asyncio
 import json
@@ -37,19 +37,19 @@ OPERATIONS: dict[str, Operation] = {
 
 
 class Listening:
-    """What a client tells, as it tells it."""
+    """Collects the events of a client."""
 
     def __init__(self, client: ReconnectingClient) -> None:
         self.heard: list[ClientEvent] = []
         self._events: AsyncIterator[ClientEvent] = client.events()
 
     async def __call__(self) -> None:
-        async for happening in self._events:
-            self.heard.append(happening)
+        async for event in self._events:
+            self.heard.append(event)
 
     def what(self) -> list[str]:
-        """Return what happened, without reasons."""
-        return [happening.what for happening in self.heard]
+        """Return the names of the events."""
+        return [event.what for event in self.heard]
 
 
 @pytest.mark.parametrize(("options", "mode"), PROTOCOLS)
@@ -69,7 +69,7 @@ async def test_every_operation_recovers_from_a_revoked_token_within_its_session(
                     tasks.start_soon(rotates, published, stage, number)
                     await operate(client)
             assert version == ("2025-11-25" if mode == "legacy" else "2026-07-28")
-            assert client.session is session, "it reconnected for a token"
+            assert client.session is session, "the client reconnected because of a token"
         assert published.demanded() == [f"linear.{number}" for number in range(1, 1 + len(OPERATIONS))]
 
 
@@ -107,7 +107,7 @@ async def test_calls_report_a_missing_token_file_and_work_when_it_appears(tmp_pa
         with pytest.raises(TokenFileError, match="does refresher publish"):
             await client.call_tool("add", {"a": 1, "b": 2})
         assert client.state == "parked"
-        assert stage.log()["requests"] == {}, "the server was asked without a token"
+        assert stage.log()["requests"] == {}, "the server got a request without a token"
         published.put(1)
         assert (await client.call_tool("add", {"a": 1, "b": 2})).structured_content == {"result": 3}
 
@@ -137,7 +137,7 @@ async def test_fifty_reconnects_neither_read_nor_demand_a_token(
                     "result": number + 1
                 }
             assert client.source is source
-            await until(lambda: heard.what().count("connected") == 50, "all is told")
+            await until(lambda: heard.what().count("connected") == 50, "all events have arrived")
             tasks.cancel_scope.cancel()
         assert heard.what() == ["reconnecting", "connected"] * 50
     assert reads == 1
@@ -156,14 +156,14 @@ async def test_the_client_reconnects_after_a_server_restart(tmp_path: Path, stag
 
             async def restart() -> None:
                 await until(
-                    lambda: "no connection" in str(client._supervisor.server_away()), "somebody has called in vain"
+                    lambda: "no connection" in str(client._supervisor.server_away()), "a call has failed to connect"
                 )
                 await anyio.sleep(1.5)
                 await anyio.to_thread.run_sync(stage.start)
                 stage.play(tokens=["access-token-1"])
 
             tasks.start_soon(restart)
-            # A write: nothing was sent, so it may be repeated.
+            # A write: it may be repeated, because nothing was sent.
             written = await client.call_tool("write", {"what": "once"})
         assert written.structured_content == {"result": "wrote once"}
         assert stage.log()["executed"]["once"] == 1
@@ -226,8 +226,8 @@ async def test_a_dead_grant_parks_the_client_until_a_new_login(tmp_path: Path, s
         tasks.start_soon(heard)
         await client.list_tools()
         published.put(1, state="reauthorization_required", error=DEAD)
-        await until(lambda: heard.what() == ["reauthorization_required"], "it is told")
-        assert (await client.list_tools(cache_mode="bypass")).tools, "a live token was given up (I5)"
+        await until(lambda: heard.what() == ["reauthorization_required"], "the event has arrived")
+        assert (await client.list_tools(cache_mode="bypass")).tools, "a live token was not used any more (I5)"
         stage.play(tokens=[])
         with pytest.raises(ReauthorizationRequired):
             await client.call_tool("add", {"a": 1, "b": 2})
@@ -239,13 +239,14 @@ async def test_a_dead_grant_parks_the_client_until_a_new_login(tmp_path: Path, s
         assert (told["needs_reauth"], told["retry"]) == (True, False)
         assert told["login_command"].startswith("refresher ")
         assert client.state == "parked"
-        assert stage.log()["requests"] == requests, "the server was asked whether a person has come"
+        assert stage.log()["requests"] == requests, "the server got a request while the client was parked"
         stage.play(tokens=["access-token-9"])
         published.put(9, grant_id="another")
-        await until(lambda: client.state == "connected", "it wakes by itself")
+        await until(lambda: client.state == "connected", "the client reconnects by itself")
         assert (await client.call_tool("add", {"a": 1, "b": 2})).structured_content == {"result": 3}
         await until(
-            lambda: sorted(heard.what()) == ["connected", "reauthorization_required", "restored"], "all is told"
+            lambda: sorted(heard.what()) == ["connected", "reauthorization_required", "restored"],
+            "all events have arrived",
         )
         tasks.cancel_scope.cancel()
 
@@ -273,16 +274,18 @@ async def test_no_write_is_executed_twice_when_connections_are_cut(
             await client.list_tools()
             for start in range(0, 125, 25):
                 await asyncio.gather(*(write(start + number) for number in range(25)))
-            # What only reads is repeated until it succeeds.
+            # Read-only calls are repeated until they succeed.
             added = await asyncio.gather(*(client.call_tool("add", {"a": 1, "b": each}) for each in range(25)))
-            assert client.session is session, "one broken connection ended the session of all"
+            assert client.session is session, "one broken connection ended the session"
         assert [result.structured_content for result in added] == [{"result": 1 + each} for each in range(25)]
         executed = stage.log()["executed"]
-        assert unknown, "nothing was cut"
+        assert unknown, "no connection was cut"
         assert len(written) + len(unknown) == 125
         assert {name: executed.get(name) for name in written} == dict.fromkeys(written, 1)
         assert all(executed.get(name, 0) <= 1 for name in unknown)
-        assert {executed.get(name, 0) for name in unknown} == {0, 1}, "both kinds of cuts"
+        assert {executed.get(name, 0) for name in unknown} == {0, 1}, (
+            "connections must be cut before and after the execution"
+        )
 
 
 async def test_a_server_that_forgets_every_session_gets_few_handshakes(tmp_path: Path) -> None:
@@ -317,7 +320,7 @@ async def test_a_cancelled_call_does_not_affect_other_calls(tmp_path: Path, stag
             stage.play(tokens=["access-token-1"])
         assert (await client.call_tool("add", {"a": 1, "b": 2})).structured_content == {"result": 3}
         assert client.session is session
-        await until(lambda: len(asyncio.all_tasks()) <= before, "no task is left")
+        await until(lambda: len(asyncio.all_tasks()) <= before, "all tasks have ended")
 
 
 async def test_closing_from_another_task_ends_every_call_and_every_task(tmp_path: Path, stage: Stage) -> None:
@@ -336,13 +339,13 @@ async def test_closing_from_another_task_ends_every_call_and_every_task(tmp_path
         async with anyio.create_task_group() as tasks:
             for _ in range(5):
                 tasks.start_soon(call, client, "slow")
-            await until(lambda: stage.log()["executed"].get("slow") == 5, "they run")
+            await until(lambda: stage.log()["executed"].get("slow") == 5, "the calls are running")
             tasks.start_soon(client.aclose)
         assert client.state == "closed"
         with pytest.raises(anyio.ClosedResourceError):
             await client.list_tools()
     assert ends == ["OutcomeUnknown"] * 5
-    await until(lambda: len(asyncio.all_tasks()) <= before, "no task is left")
+    await until(lambda: len(asyncio.all_tasks()) <= before, "all tasks have ended")
 
 
 async def test_an_auth_failure_inside_a_result_is_recovered(tmp_path: Path, stage: Stage) -> None:

@@ -1,4 +1,4 @@
-"""``ReconnectingClient`` and what is said in words: of a token in a result, and of a server that is away."""
+"""``ReconnectingClient`` with ``is_auth_failure``, and the reasons in ``ServerAway``."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.asyncio
 
 
 def _client(stage: Stage, published: Published, **options: Any) -> ReconnectingClient:
-    """Return a client that believes what the stage says of stale tokens."""
+    """Return a client that recognises the server's error text about stale tokens."""
 
     def stale(result: object) -> bool:
         return "invalid token" in repr(result)
@@ -24,7 +24,7 @@ def _client(stage: Stage, published: Published, **options: Any) -> ReconnectingC
     return ReconnectingClient(stage.url, published.source(), is_auth_failure=stale, **options)
 
 
-async def _said(client: ReconnectingClient) -> Any:
+async def _result(client: ReconnectingClient) -> Any:
     return (await client.call_tool("stale")).structured_content
 
 
@@ -38,17 +38,17 @@ async def test_an_auth_failure_of_a_dead_grant_is_returned_at_once(tmp_path: Pat
     async with _client(stage, published, wait=1e9) as client, anyio.create_task_group() as tasks:
 
         async def die() -> None:
-            await until(lambda: published.demanded() == ["linear.1"], "it is demanded")
+            await until(lambda: published.demanded() == ["linear.1"], "the demand is there")
             published.put(1, state="reauthorization_required", error=DEAD)
 
         tasks.start_soon(die)
         with anyio.fail_after(30):
-            assert await _said(client) == STALE
+            assert await _result(client) == STALE
             published.put(2, state="reauthorization_required", error=DEAD)
-            assert await _said(client) == STALE
+            assert await _result(client) == STALE
         assert isinstance(client.source.problem(), ReauthorizationRequired)
-        assert client.state == "connected", "a token that may live was given up (I5)"
-    assert published.demanded() == ["linear.1"], "a dead grant was demanded of"
+        assert client.state == "connected", "a token that may be live was not used any more (I5)"
+    assert published.demanded() == ["linear.1"], "a token of a dead grant was demanded"
 
 
 async def test_closing_ends_the_wait_for_another_token(tmp_path: Path, stage: Stage) -> None:
@@ -58,12 +58,12 @@ async def test_closing_ends_the_wait_for_another_token(tmp_path: Path, stage: St
     async with _client(stage, published, wait=1e9) as client:
 
         async def call() -> None:
-            said.append(await _said(client))
+            said.append(await _result(client))
 
         with anyio.fail_after(30):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(call)
-                await until(lambda: published.demanded() == ["linear.1"], "it is demanded")
+                await until(lambda: published.demanded() == ["linear.1"], "the demand is there")
                 tasks.start_soon(client.aclose)
     assert said == [STALE]
 
@@ -73,23 +73,23 @@ async def test_with_wait_0_the_result_is_returned_at_once(tmp_path: Path, stage:
     published = publish(tmp_path, stage)
     async with _client(stage, published, wait=0) as client, anyio.create_task_group() as tasks:
         tasks.start_soon(rotates, published, stage, 2, "fresh")
-        assert await _said(client) == STALE
+        assert await _result(client) == STALE
 
 
 async def test_the_calls_of_a_token_share_one_wait_until_it_is_accepted(tmp_path: Path, stage: Stage) -> None:
     """If it failed, a server that reports every token as bad would cost each call the whole wait."""
     published = publish(tmp_path, stage)
     async with _client(stage, published, wait=60) as client:
-        client._caller._reported = ("access-token-1", anyio.current_time() - 60)  # calls before have waited
+        client._caller._reported = ("access-token-1", anyio.current_time() - 60)  # earlier calls have waited
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(rotates, published, stage, 2, "fresh")
-            assert await _said(client) == STALE
+            assert await _result(client) == STALE
         stage.play(tokens=["access-token-2"])
         client._caller._reported = ("access-token-2", anyio.current_time() - 60)
         await client.call_tool("add", {"a": 1, "b": 2})
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(rotates, published, stage, 3, "fresh")
-            assert await _said(client) == {"result": "fine"}
+            assert await _result(client) == {"result": "fine"}
 
 
 @pytest.mark.parametrize("wrong", [{"wait": -1}, {"patience": float("nan")}], ids=["wait", "patience"])

@@ -1,4 +1,4 @@
-"""``ReconnectingClient`` on another event loop, on two at once, and fifty times with one token."""
+"""``ReconnectingClient`` on trio, on two event loops at once, and fifty times with one token."""
 
 import asyncio
 import sys
@@ -36,7 +36,7 @@ def test_the_client_recovers_and_reconnects_on_trio(tmp_path: Path, stage: Stage
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(rotates, published, stage, 2)
                 assert (await client.call_tool("add", {"a": 1, "b": 2})).structured_content == {"result": 3}
-            assert client.session is session, "it reconnected for a token"
+            assert client.session is session, "the client reconnected because of a token"
             with anyio.move_on_after(0.2):
                 await client.call_tool("slow", {"seconds": 60})
             stage.stop()
@@ -65,7 +65,7 @@ def test_a_rotation_replaces_the_process_on_trio(tmp_path: Path) -> None:
                 assert told == {"token": f"access-token-{generation}", "alone": "yes"}
 
     anyio.run(live, backend="trio")
-    assert not place.exists(), "a child was left behind"
+    assert not place.exists(), "a process was left behind"
 
 
 @pytest.mark.parametrize("backends", [("asyncio", "asyncio"), ("asyncio", "trio")])
@@ -79,7 +79,7 @@ def test_two_event_loops_share_one_source(tmp_path: Path, stage: Stage, backends
     async def live() -> list[int]:
         async with ReconnectingClient(stage.url, sources["linear"]) as client:
             await anyio.to_thread.run_sync(connected.wait)
-            await until(revoked.is_set, "its token is no good any more")
+            await until(revoked.is_set, "its token is revoked")
             results: list[int] = []
 
             async def call(number: int) -> None:
@@ -100,7 +100,7 @@ def test_two_event_loops_share_one_source(tmp_path: Path, stage: Stage, backends
         connected.wait()
         stage.play(tokens=[])
         revoked.set()
-        wait_until(lambda: published.demanded() == ["linear.1"], "it is demanded")
+        wait_until(lambda: published.demanded() == ["linear.1"], "the demand is there")
         stage.play(tokens=["access-token-2"])
         published.put(2)
         assert [life.result(60) for life in lives] == [list(range(10))] * 2

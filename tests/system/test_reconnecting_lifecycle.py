@@ -1,4 +1,4 @@
-"""``ReconnectingClient``, entered and left in every way that programs do."""
+"""Entering, leaving and closing a ``ReconnectingClient``."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -44,7 +44,7 @@ async def test_entering_can_be_cancelled(tmp_path: Path, stage: Stage, enter: En
     client = ReconnectingClient(stage.url, published.source())
     await enter(client)
     assert client.state == "closed"
-    await until(lambda: len(asyncio.all_tasks()) <= before, "no task is left")
+    await until(lambda: len(asyncio.all_tasks()) <= before, "all tasks have ended")
 
 
 async def test_clients_can_be_left_from_other_tasks_and_in_any_order(tmp_path: Path, stage: Stage) -> None:
@@ -77,7 +77,7 @@ async def test_an_exception_in_the_body_is_raised_unchanged(tmp_path: Path, stag
     assert scope.cancelled_caught
 
 
-@pytest.mark.parametrize("patience", [1e5, 1e9], ids=["for the last time", "and would again"])
+@pytest.mark.parametrize("patience", [1e5, 1e9], ids=["last attempt", "not the last attempt"])
 async def test_closing_ends_the_backoff_of_a_call(
     tmp_path: Path, stage: Stage, monkeypatch: pytest.MonkeyPatch, patience: float
 ) -> None:
@@ -98,7 +98,8 @@ async def test_closing_ends_the_backoff_of_a_call(
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(call)
                 await until(
-                    lambda: "connection refused" in str(client._supervisor.server_away()), "it has called in vain"
+                    lambda: "connection refused" in str(client._supervisor.server_away()),
+                    "the call has failed to connect",
                 )
                 tasks.start_soon(client.aclose)
         assert ends == ["closed"]

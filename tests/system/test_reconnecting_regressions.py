@@ -1,4 +1,4 @@
-"""``ReconnectingClient`` in the traces that once broke a promise."""
+"""``ReconnectingClient`` in sequences that once failed."""
 
 import asyncio
 from pathlib import Path
@@ -17,13 +17,13 @@ pytestmark = pytest.mark.asyncio
 
 
 @pytest.fixture
-def no_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a failure nobody lives to see the next attempt, unless something ends the rest."""
+def endless_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the backoff so long that the next attempt comes only if something ends the backoff."""
     for bound in ("_FIRST_PAUSE", "_LONGEST_PAUSE"):
         monkeypatch.setattr(_supervisor, bound, 1e6)
 
 
-async def _three(client: ReconnectingClient) -> None:
+async def _add(client: ReconnectingClient) -> None:
     assert (await client.call_tool("add", {"a": 1, "b": 2}, 20)).structured_content == {"result": 3}
 
 
@@ -34,7 +34,7 @@ async def _three(client: ReconnectingClient) -> None:
         ({"jsonrpc": "2.0", "id": 4711, "result": {"content": []}}, "a different request"),
         ({"jsonrpc": "2.0", "method": "notifications/message", "params": {}}, "a different request"),
     ],
-    ids=["an error to nobody", "a result to another", "a notification"],
+    ids=["error without an id", "result with another id", "notification"],
 )
 async def test_a_response_with_a_wrong_id_ends_the_call(tmp_path: Path, stage: Stage, says: Any, words: str) -> None:
     """If it failed, a server with a bug would let a call wait forever."""
@@ -89,10 +89,12 @@ async def test_a_call_that_was_rejected_and_then_not_sent_is_repeated(tmp_path: 
         stage.play(tokens=[])
 
         async def restart() -> None:
-            await until(lambda: published.demanded() == ["linear.1"], "it is demanded")
+            await until(lambda: published.demanded() == ["linear.1"], "the demand is there")
             stage.stop()
             published.put(2)
-            await until(lambda: "connection refused" in str(client._supervisor.server_away()), "it is repeated in vain")
+            await until(
+                lambda: "connection refused" in str(client._supervisor.server_away()), "a repetition has failed"
+            )
             await anyio.to_thread.run_sync(stage.start)
             stage.play(tokens=["access-token-2"])
 
@@ -111,10 +113,10 @@ async def test_an_argument_that_is_not_json_is_an_error_of_its_call_only(
     async with ReconnectingClient(stage.url, published.source(), mode=mode) as client:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(client.call_tool, "slow", {"seconds": 0.5})
-            await until(lambda: stage.log()["executed"].get("slow") == 1, "it runs")
-            with pytest.raises(ValueError):  # noqa: PT011  three libraries say it in three ways
+            await until(lambda: stage.log()["executed"].get("slow") == 1, "the call is running")
+            with pytest.raises(ValueError):  # noqa: PT011  three libraries have three messages
                 await client.call_tool("add", {"a": 1, "b": bad})
-        await _three(client)
+        await _add(client)
 
 
 async def test_a_cancellation_that_the_server_ignores_does_not_block_other_calls(tmp_path: Path, stage: Stage) -> None:
@@ -125,10 +127,10 @@ async def test_a_cancellation_that_the_server_ignores_does_not_block_other_calls
         stage.play(hang=True)
         with anyio.move_on_after(0.3):
             await client.call_tool("add", {"a": 1, "b": 2})
-        await until(lambda: stage.log()["requests"]["POST"] == before + 2, "the cancellation hangs, too")
+        await until(lambda: stage.log()["requests"]["POST"] == before + 2, "the cancellation hangs too")
         stage.play(hang=False)
         with anyio.fail_after(30):
-            await _three(client)
+            await _add(client)
 
 
 async def test_a_call_through_a_redirect_within_the_origin_recovers(tmp_path: Path, stage: Stage) -> None:
@@ -140,7 +142,7 @@ async def test_a_call_through_a_redirect_within_the_origin_recovers(tmp_path: Pa
         stage.play(tokens=[])
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(rotates, published, stage, 2)
-            await _three(client)
+            await _add(client)
 
 
 @pytest.mark.parametrize("status", [401, 503])
@@ -152,8 +154,8 @@ async def test_an_outage_does_not_select_the_older_protocol(tmp_path: Path, stag
         assert client.state != "connected"
         stage.play(refuse={}, tokens=["access-token-2"])
         published.put(2)
-        await until(lambda: client.state == "connected", "it connects")
-        await _three(client)
+        await until(lambda: client.state == "connected", "the client connects")
+        await _add(client)
         assert client.protocol_version == "2026-07-28"
 
 
@@ -169,7 +171,7 @@ async def test_a_400_about_the_session_reconnects_only_if_there_is_a_session(
         with pytest.raises(MCPError, match=words):
             await client.call_tool("write", {"what": "once"})
         stage.play(refuse={})
-        await _three(client)
+        await _add(client)
         assert (client.session is session) == (mode == "auto")
 
 
@@ -184,20 +186,20 @@ async def test_after_giving_up_the_client_says_so_and_still_reconnects(
         stage.play(forget=True)
         await client.list_tools()
         stage.stop()
-        client._supervisor.retire(client._supervisor._connection, "as a child that ended")  # type: ignore[arg-type]
-        assert str(client._supervisor.server_away()).endswith("as a child that ended"), (
-            "the reason waits for another task"
+        client._supervisor.retire(client._supervisor._connection, "the process ended")  # type: ignore[arg-type]
+        assert str(client._supervisor.server_away()).endswith("the process ended"), (
+            "the reason is not available at once"
         )
-        await until(lambda: client.state == "gave_up", "it gives up")
+        await until(lambda: client.state == "gave_up", "the client gives up")
         await anyio.to_thread.run_sync(stage.start)
         stage.play(tokens=["access-token-1"])
-        await until(lambda: client.state == "connected", "it tries on")
-        await _three(client)
+        await until(lambda: client.state == "connected", "the client reconnects")
+        await _add(client)
         await client.aclose()
         assert [what async for what, _ in events].count("gave_up") == 1
 
 
-@pytest.mark.usefixtures("no_hurry")
+@pytest.mark.usefixtures("endless_backoff")
 async def test_a_new_token_ends_the_backoff(tmp_path: Path, stage: Stage) -> None:
     """If it failed, an agent would wait half a minute longer after a new login."""
     published = publish(tmp_path, stage)
@@ -206,10 +208,10 @@ async def test_a_new_token_ends_the_backoff(tmp_path: Path, stage: Stage) -> Non
         assert client.state == "reconnecting"
         stage.play(status=None, tokens=["access-token-2"])
         published.put(2)
-        await until(lambda: client.state == "connected", "it tries again")
+        await until(lambda: client.state == "connected", "the client reconnects")
 
 
-@pytest.mark.usefixtures("no_hurry")
+@pytest.mark.usefixtures("endless_backoff")
 async def test_reconnecting_backs_off_if_every_call_hangs(tmp_path: Path, stage: Stage) -> None:
     """If it failed, a server that answers handshakes and nothing else would get a storm of them."""
     published = publish(tmp_path, stage)
@@ -256,7 +258,7 @@ async def test_a_late_response_does_not_end_the_parked_state(tmp_path: Path, sta
         await client.list_tools()
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(client.call_tool, "slow", {"seconds": 1.5})
-            await until(lambda: stage.log()["executed"].get("slow") == 1, "it runs")
+            await until(lambda: stage.log()["executed"].get("slow") == 1, "the call is running")
             published.put(1, state="reauthorization_required", error=DEAD)
             stage.play(tokens=[])
             with pytest.raises(ReauthorizationRequired):
@@ -277,7 +279,7 @@ async def test_a_verdict_after_the_rejection_parks_the_client(tmp_path: Path, st
             await client.call_tool("add", {"a": 1, "b": 2})
         assert client.state == "connected"
         published.put(1, state="reauthorization_required", error=DEAD)
-        await until(lambda: client.state == "parked", "it parks")
+        await until(lambda: client.state == "parked", "the client is parked")
 
 
 async def test_a_changed_origin_in_the_token_file_ends_the_parked_state(tmp_path: Path, stage: Stage) -> None:
@@ -286,10 +288,10 @@ async def test_a_changed_origin_in_the_token_file_ends_the_parked_state(tmp_path
     published.put(1, origins=("https://elsewhere.example",))
     async with ReconnectingClient(stage.url, published.source(), patience=20) as client:
         with pytest.raises(TokenUnavailable, match="elsewhere"):
-            await _three(client)
+            await _add(client)
         assert client.state == "parked"
         published.put(1)
-        await until(lambda: client.state == "connected", "it wakes")
+        await until(lambda: client.state == "connected", "the client reconnects")
 
 
 async def test_two_tasks_can_share_one_event_iterator(tmp_path: Path, stage: Stage) -> None:

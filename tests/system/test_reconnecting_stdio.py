@@ -1,4 +1,4 @@
-"""``ReconnectingClient`` with a stdio server, whose token is fixed when its process begins."""
+"""``ReconnectingClient`` with a stdio server, whose token is fixed when its process starts."""
 
 import asyncio
 import sys
@@ -50,15 +50,15 @@ async def test_a_rotation_replaces_the_process_between_two_calls(tmp_path: Path,
             tasks.start_soon(_whoami, client)
             while client.state != "reconnecting":
                 await anyio.sleep(0.01)
-            with anyio.move_on_after(2):  # time enough for a second child, which must not be there
+            with anyio.move_on_after(2):  # long enough for a second process, which must not start
                 while client.state == "reconnecting":
                     await anyio.sleep(0.01)
-            assert client.state == "reconnecting", "there are two children"
-            assert results == [], "a call was ended for a token"
+            assert client.state == "reconnecting", "there are two processes"
+            assert results == [], "a call was ended because of a token"
             (place / "running").unlink()
         assert results[0].structured_content == {"result": "access-token-1"}
         assert await _whoami(client) == {"token": "access-token-2", "alone": "yes"}
-    assert not place.exists(), "a child was left behind"
+    assert not place.exists(), "a process was left behind"
 
 
 @pytest.mark.parametrize("mode", ["auto", "legacy"])
@@ -89,7 +89,7 @@ async def test_a_call_from_a_callback_uses_the_same_process(tmp_path: Path, mode
         asked = await client.call_tool("asks")
         answered.set()
         assert asked.structured_content == {"result": "access-token-1"}
-    assert published.demanded() == [], "another token was there"
+    assert published.demanded() == [], "there was another token already"
 
 
 async def test_a_callback_of_one_server_can_call_another_server(tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ async def test_a_process_that_dies_during_a_callback_is_replaced(tmp_path: Path)
     async def answer(context: ClientRequestContext, params: ElicitRequestParams) -> ElicitResult:
         with pytest.raises(OutcomeUnknown):
             await client.call_tool("crash")
-        place.rmdir()  # it had no time to
+        place.rmdir()  # the process could not remove it
         told.append((await _whoami(client))["token"])
         return ElicitResult(action="accept", content={"said": told[0]})
 
@@ -136,7 +136,7 @@ async def test_a_process_that_dies_is_replaced(tmp_path: Path) -> None:
         await client.list_tools()
         with pytest.raises(OutcomeUnknown):
             await client.call_tool("crash")
-        place.rmdir()  # it had no time to
+        place.rmdir()  # the process could not remove it
         assert await _whoami(client) == {"token": "access-token-1", "alone": "yes"}
 
 

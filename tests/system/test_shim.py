@@ -1,4 +1,4 @@
-"""The shim in real HTTP clients against a real API, with tokens that change under it."""
+"""``BearerAuth`` in real HTTP clients against a real API, while tokens change."""
 
 import asyncio
 import json
@@ -35,9 +35,9 @@ def library(request: pytest.FixtureRequest) -> tuple[Any, Any]:
     return LIBRARIES[request.param]
 
 
-# --- an outside process rewrites the file -------------------------------------------------------------------------
+# --- another process rewrites the file ----------------------------------------------------------------------------
 
-# A process of its own, as a refresher is: it replaces the token, says so, and goes on when it is told to.
+# A separate process, as refresher is: it replaces the token, reports this, and waits for a line before the next one.
 WRITER = """
 import os, sys
 from pathlib import Path
@@ -68,7 +68,7 @@ def test_each_of_two_hundred_rewrites_reaches_the_next_request(
     module, auth = library
 
     def accepts(token: str | None, headers: dict[str, str]) -> bool:
-        # What was published before a request began is the least that it may carry.
+        # A request must not carry an older token than the one that was published before it began.
         return token is not None and int(token.rpartition("-")[2]) >= int(headers["x-published"])
 
     with API(accepts) as api:
@@ -183,7 +183,7 @@ def test_two_hundred_rejected_requests_cause_one_demand_and_one_rotation(
                     refresher("run-once")
                 return refresher.token("linear").generation == 2
 
-            wait_until(answered, "the demand is answered", 60)
+            wait_until(answered, "refresher has answered the demand", 60)
 
         owner = threading.Thread(target=answer_demands)
         owner.start()
@@ -191,7 +191,7 @@ def test_two_hundred_rejected_requests_cause_one_demand_and_one_rotation(
         owner.join(60)
     assert statuses == [200] * 200
     assert {name for names in demands for name in names} == {"linear.1"}
-    assert len(server.requests()) == 2, "more than one rotation answered one revoked token"
+    assert len(server.requests()) == 2, "one revoked token caused more than one rotation"
     assert refresher.token("linear").generation == 2
     assert list((refresher.state / "demands").iterdir()) == []
 
@@ -207,7 +207,7 @@ def test_the_caller_gets_the_401_of_a_server_that_rejects_everything(tmp_path: P
             for _ in range(5):
                 answer = client.get(f"{api.origin}/")
                 assert (answer.status_code, answer.json()) == (401, {"body": ""})
-        assert len(api.seen) == 5, "a refused token was sent again"
+        assert len(api.seen) == 5, "a rejected token was sent again"
         assert published.demanded() == ["linear.1"]
         assert bearer.source.problem() is not None
 
@@ -217,7 +217,7 @@ def test_the_caller_gets_the_401_of_a_server_that_rejects_everything(tmp_path: P
 
 @pytest.fixture
 def other() -> Iterator[API]:
-    """An API at another origin, which refuses all."""
+    """An API at another origin, which rejects every token."""
     with API(lambda *_: False) as api:
         yield api
 
@@ -235,7 +235,7 @@ def test_no_token_reaches_another_origin(tmp_path: Path, library: tuple[Any, Any
             assert client.get(f"{api.origin}/redirect?{other.origin}/redirected").status_code == 401
             assert client.get(f"{api.origin}/redirect?{api.origin}/at-home").status_code == 200
             own = client.get(f"{other.origin}/own", headers={"Authorization": "Basic b3duOm93bg=="})
-            assert own.request.headers["authorization"] == "Basic b3duOm93bg==", "the caller's own header was touched"
+            assert own.request.headers["authorization"] == "Basic b3duOm93bg==", "the caller's own header was changed"
     assert {seen.token for seen in [*other.seen, *(seen for seen in api.seen if seen.path == "/host")]} == {None}
     assert published.demanded() == [], "another origin's 401 started a recovery"
 
@@ -244,7 +244,7 @@ def test_no_token_reaches_another_origin(tmp_path: Path, library: tuple[Any, Any
 
 
 def _ignore(_: object) -> None:
-    """Make an expression a statement."""
+    """Discard a value, so that a lambda returns ``None``."""
 
 
 @pytest.mark.parametrize(
@@ -277,7 +277,7 @@ def test_a_streamed_body_is_neither_buffered_nor_sent_again(tmp_path: Path, libr
 
         def chunks() -> Iterator[bytes]:
             yield b"first"
-            # Buffered, the first chunk would not arrive before the second is asked for.
+            # If the client buffered, it would ask for the second chunk before the first one arrives.
             arrived.append(api.first_chunk.wait(30))
             yield b"second"
 
@@ -301,18 +301,18 @@ def test_a_streamed_401_can_still_be_read(tmp_path: Path, library: tuple[Any, An
             assert json.loads(b"".join(answer.iter_bytes())) == {"body": ""}
 
 
-REFUSALS = {
+BODIES = {
     "broken off": b"HTTP/1.1 401 No\r\nContent-Length: 100\r\n\r\nshort",
-    # It says that it closes: a client that found it closed without a word would be right to fail.
+    # Without this header, a client would rightly fail on the closed connection.
     "no gzip": b"HTTP/1.1 401 No\r\nConnection: close\r\nContent-Encoding: gzip\r\nContent-Length: 5\r\n\r\nhello",
     "huge": b"HTTP/1.1 401 No\r\nContent-Length: 10000000\r\n\r\n" + b"x" * 10_000_000,
 }
 
 
-@pytest.mark.parametrize("refusal", sorted(REFUSALS))
+@pytest.mark.parametrize("body", sorted(BODIES))
 @pytest.mark.parametrize("way", ["sync", "async"])
 def test_a_401_with_an_unreadable_body_starts_a_recovery(
-    tmp_path: Path, library: tuple[Any, Any], refusal: str, way: str
+    tmp_path: Path, library: tuple[Any, Any], body: str, way: str
 ) -> None:
     """If it failed, a broken 401 would raise in the auth flow, and end a whole MCP session."""
     module, auth = library
@@ -320,7 +320,7 @@ def test_a_401_with_an_unreadable_body_starts_a_recovery(
     def answer(connection: socket.socket, request: bytes) -> None:
         if b"access-token-1" in request:
             published.put(2)
-            connection.sendall(REFUSALS[refusal])
+            connection.sendall(BODIES[body])
         else:
             connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
 
@@ -359,7 +359,7 @@ def test_a_401_with_an_endless_body_does_not_block_the_request(
         connection.sendall(b"HTTP/1.1 401 No\r\nContent-Type: text/event-stream\r\n\r\n")
         while True:
             connection.sendall(b":\n\n")
-            time.sleep(0.02)  # the fault itself, not a wait
+            time.sleep(0.02)  # the fault itself: a slow body
 
     async def get(url: str) -> int:
         async with module.AsyncClient(auth=auth(published.source()), timeout=30) as client:

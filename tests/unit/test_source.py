@@ -1,4 +1,4 @@
-"""Reading the published token: what is, what was, what is wrong."""
+"""``FileTokenSource``: the current token, the last good one, problems, demands and events."""
 
 import asyncio
 import os
@@ -102,7 +102,7 @@ def test_an_unreadable_file_keeps_the_last_good_token(published: Published) -> N
     published.path.chmod(0)
     root = os.geteuid() == 0
     if root:
-        os.seteuid(65534)  # root reads everything
+        os.seteuid(65534)  # root can read every file
     try:
         assert _generation(source) == 1
         assert isinstance(source.problem(), TokenFileError)
@@ -227,7 +227,7 @@ def test_a_live_token_whose_grant_is_in_doubt_is_not_demanded_away(published: Pu
     published.put(expires_at=time.time() - 1, state="failing", error=doubt)
     with pytest.raises(TokenUnavailable):
         published.source().token(min_valid=60)
-    assert published.demanded() == ["linear.1"], "there is nothing left to lose"
+    assert published.demanded() == ["linear.1"], "no live token is at risk any more"
 
 
 def test_a_program_can_wait_for_the_rotation_that_it_demanded(published: Published) -> None:
@@ -236,7 +236,7 @@ def test_a_program_can_wait_for_the_rotation_that_it_demanded(published: Publish
     given: list[str] = []
     waiting = threading.Thread(target=lambda: given.append(published.source().token(wait=30)))
     waiting.start()
-    wait_until(lambda: published.demanded() == ["linear.1"], "the demand stands")
+    wait_until(lambda: published.demanded() == ["linear.1"], "the demand is there")
     published.put(2)
     waiting.join(30)
     assert given == ["access-token-2"]
@@ -377,13 +377,13 @@ def test_as_json_says_whether_retrying_helps() -> None:
     import json
 
     error = ReauthorizationRequired("linear", code="invalid_grant", description="revoked", server="https://mcp.example")
-    told = json.loads(error.as_json())
-    assert set(told) == {"error", "needs_reauth", "server", "login_command", "retry"}
-    assert (told["needs_reauth"], told["retry"], told["server"]) == (True, False, "https://mcp.example")
-    assert "linear" in told["login_command"]
+    shown = json.loads(error.as_json())
+    assert set(shown) == {"error", "needs_reauth", "server", "login_command", "retry"}
+    assert (shown["needs_reauth"], shown["retry"], shown["server"]) == (True, False, "https://mcp.example")
+    assert "linear" in shown["login_command"]
     assert json.loads(Removed("linear").as_json())["needs_reauth"]
     passing = json.loads(TokenUnavailable("expired").as_json())
-    assert (set(passing), passing["needs_reauth"], passing["retry"]) == (set(told), False, True)
+    assert (set(passing), passing["needs_reauth"], passing["retry"]) == (set(shown), False, True)
 
 
 # --- demands ------------------------------------------------------------------------------------------------------
