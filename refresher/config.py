@@ -1,83 +1,77 @@
-"""Where a run finds its directories and how it talks: option over environment over file over default."""
+"""The settings of a command: an option overrides the environment, which overrides the configuration file."""
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import msgspec
 
-from refresher import addresses
-from refresher.addresses import Address
-from refresher.directories import Directories
-from refresher.errors import ConfigError
+from refresher.common.errors import ConfigError
+from refresher.common.logs import LogFormat
+from refresher.storage.directories import Directories
 from shim._paths import default_state_dir
 
-__all__ = ["LogFormat", "Settings", "resolve"]
+__all__ = ["DEFAULT_ADDRESS", "Address", "Settings", "parse_address", "resolve", "shown_address"]
 
-LogFormat = Literal["text", "json"]
+Address = tuple[str, int]
+"""Host and port of the health endpoint."""
 
+DEFAULT_ADDRESS: Final[Address] = ("127.0.0.1", 9464)
+
+_ADDRESS: Final = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<host>[A-Za-z0-9.-]+)):(?P<port>\d{1,5})", re.ASCII)
 _LONGEST_NUMBER: Final = 10
 _PATHS: Final = ("state_dir", "tokens_dir", "demands_dir", "spill_dir", "ca_file")
-
-
-class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a configuration file may say; everything has a default."""
-
-    state_dir: str | None = None
-    tokens_dir: str | None = None
-    demands_dir: str | None = None
-    tokens_group: str | int | None = None
-    spill_dir: str | None = None
-    ca_file: str | None = None
-    listen: str | None = None
-    log_format: str | None = None
-    verbose: int | None = None
+_KEYS: Final[dict[str, tuple[type, ...]]] = {
+    **dict.fromkeys(_PATHS, (str,)),
+    "tokens_group": (str, int),
+    "listen": (str,),
+    "log_format": (str,),
+    "verbose": (int,),
+}
+_KINDS: Final = {str: "string", int: "number"}
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """What a command works with."""
+    """The settings of a command."""
 
     directories: Directories
     state_given: bool
-    """Somebody named the state directory: then it is no accident where it is, and one where it is not."""
+    """Whether the state directory was named: it is an error then if it does not exist."""
     ca_file: str | None
     listen: Address | None
-    """Where the daemon tells how it is; ``None``: nowhere."""
+    """The address of the health endpoint; ``None`` without one."""
     log_format: LogFormat
     verbose: int
 
 
 def resolve(given: Mapping[str, Any], config: str | None) -> Settings:
-    """Return the settings of a run.
+    """Return the settings of a command.
 
-    ``given``: what options and environment say, by the names of the file's keys; ``None`` is unsaid. ``config``: the
-    file, which must exist if it is named. Raises ``ConfigError``.
+    ``given``: the options and the environment, by the keys of the file; ``None`` is not given. ``config``: the file,
+    which must exist if it is named. Raises ``ConfigError``.
     """
-    said = _read(config)
-    for key, value in given.items():
-        if value is not None:
-            said[key] = value
-    state = Path(said.get("state_dir") or default_state_dir())
+    values = _read(config) | {key: value for key, value in given.items() if value is not None}
+    state = Path(values.get("state_dir") or default_state_dir())
     if str(state).startswith("~"):
         raise ConfigError("there is no home directory: give --state-dir, or set HOME")
-    log_format = said.get("log_format", "text")
-    if log_format not in ("text", "json"):
+    if (log_format := values.get("log_format", "text")) not in ("text", "json"):
         raise ConfigError("log_format must be 'text' or 'json'")
     return Settings(
         directories=Directories(
             state=_absolute("state_dir", state),
-            tokens=_absolute("tokens_dir", said.get("tokens_dir") or state / "tokens"),
-            demands=_absolute("demands_dir", said.get("demands_dir") or state / "demands"),
-            # Not /tmp: it is often in memory, and what is spilled must live through a restart.
-            spill=_absolute("spill_dir", said.get("spill_dir") or f"/var/tmp/refresher-{os.geteuid()}"),  # noqa: S108
-            group=_group(said.get("tokens_group")),
+            tokens=_absolute("tokens_dir", values.get("tokens_dir") or state / "tokens"),
+            demands=_absolute("demands_dir", values.get("demands_dir") or state / "demands"),
+            # Not /tmp, which is often in memory: a spilled token must survive a restart.
+            spill=_absolute("spill_dir", values.get("spill_dir") or f"/var/tmp/refresher-{os.geteuid()}"),  # noqa: S108
+            group=_group(values.get("tokens_group")),
         ),
-        state_given=bool(said.get("state_dir")),
-        ca_file=said.get("ca_file"),
-        listen=addresses.parse(said["listen"]) if said.get("listen") else None,
+        state_given=bool(values.get("state_dir")),
+        ca_file=values.get("ca_file"),
+        listen=parse_address(values["listen"]) if values.get("listen") else None,
         log_format="json" if log_format == "json" else "text",
-        verbose=max(said.get("verbose") or 0, 0),
+        verbose=max(values.get("verbose") or 0, 0),
     )
 
 
@@ -87,39 +81,43 @@ def _read(config: str | None) -> dict[str, Any]:
         data = path.read_bytes()
     except FileNotFoundError:
         if config:
-            raise ConfigError(f"there is no configuration file {path}") from None
+            raise ConfigError(f"there is no configuration file {path}: create it, or omit --config") from None
         return {}
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or "not a path"
         raise ConfigError(f"cannot read the configuration file {path}: {why}") from None
-    import tomllib  # most machines have no file, and every cron run would pay for this
+    import tomllib  # most machines have no file: a cron run does not pay for this
 
     try:
-        said = msgspec.convert(tomllib.loads(data.decode("utf-8")), _File)
-    except (ValueError, msgspec.ValidationError) as error:
-        raise ConfigError(f"{path}: {error}") from None
-    fields = {key: value for key, value in msgspec.structs.asdict(said).items() if value is not None}
-    for key in _PATHS:
-        if key in fields:
-            # A relative path in a file means: beside that file.
+        values: dict[str, Any] = tomllib.loads(data.decode("utf-8"))
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: it is not UTF-8 text") from None
+    except ValueError as error:
+        raise ConfigError(f"{path}: it is not TOML: {error}") from None
+    for key, value in values.items():
+        if (kind := _KEYS.get(key)) is None:
+            raise ConfigError(f"{path}: unknown key {key!r} (known: {', '.join(_KEYS)})")
+        if type(value) not in kind:
+            raise ConfigError(f"{path}: {key} must be a {' or '.join(_KINDS[each] for each in kind)}")
+        if key in _PATHS:
             try:
-                fields[key] = str(path.parent / Path(fields[key]).expanduser())
-            except (RuntimeError, ValueError) as error:
-                raise ConfigError(f"{path}: {key}: {error}") from None
-    return fields
+                values[key] = str(path.parent / Path(value).expanduser())  # relative to the file
+            except (RuntimeError, ValueError):
+                raise ConfigError(f"{path}: {key} is not a path: there is no home directory for its '~'") from None
+    return values
 
 
 def _absolute(key: str, path: str | Path) -> Path:
     if "\0" in str(path):
-        raise ConfigError(f"{key} is no path")
+        raise ConfigError(f"{key} is not a path")
     try:
         return Path(path).absolute()
     except OSError as error:
-        raise ConfigError(f"{key} is relative to a directory that is gone: {error.strerror}") from None
+        raise ConfigError(f"{key} is relative to a directory that does not exist: {error.strerror}") from None
 
 
 def _default_config() -> Path:
-    # The XDG base directory specification: a relative path is to be ignored.
+    # The XDG base directory specification: ignore a relative path.
     base = Path(os.environ.get("XDG_CONFIG_HOME", ""))
     return (base if base.is_absolute() else Path(os.path.expanduser("~/.config"))) / "refresher/config.toml"  # noqa: PTH111  does not raise
 
@@ -133,8 +131,23 @@ def _group(group: str | int | None) -> int | None:
         try:
             return grp.getgrnam(group).gr_gid
         except (KeyError, ValueError):
-            raise ConfigError(f"there is no group named {group!r}: groupadd it, or give its number") from None
-    # The largest number means "leave it" to chown(2).
+            raise ConfigError(f"there is no group {group!r}: create it with groupadd, or give its number") from None
+    # The largest number means "unchanged" to chown(2).
     if len(str(group)) > _LONGEST_NUMBER or not 0 <= int(group) < 2**32 - 1:
-        raise ConfigError("tokens_group must be a group's name or number")
+        raise ConfigError("tokens_group must be the name or number of a group")
     return int(group)
+
+
+def parse_address(text: str) -> Address:
+    """Return the address of a text such as ``127.0.0.1:9464`` or ``[::1]:9464``. Raises ``ConfigError``."""
+    match = _ADDRESS.fullmatch(text)
+    if match is None or not 0 <= int(match["port"]) <= 65535:
+        port = DEFAULT_ADDRESS[1]
+        raise ConfigError(f"--listen must be HOST:PORT, as 127.0.0.1:{port} or [::1]:{port}")
+    return match["six"] or match["host"], int(match["port"])
+
+
+def shown_address(address: Address) -> str:
+    """Return an address as in a URL."""
+    host, port = address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

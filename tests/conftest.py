@@ -10,10 +10,10 @@ import pytest
 from hypothesis import settings
 
 from tests.support import oidc as oidc_module
+from tests.support import warm
 from tests.support.command import Command
 from tests.support.oidc import OIDC
 from tests.support.vault import Vault
-from tests.support.warm import Warm
 
 # No deadline: a slow machine is no failure. The same examples each time, so that nobody's change is blamed for what an
 # unlucky draw finds; `--hypothesis-profile=long` looks further, and elsewhere each time.
@@ -54,19 +54,23 @@ def refresher(tmp_path: Path, vault: Vault) -> Command:
     return Command(home, vault)
 
 
-@pytest.fixture(scope="session")
-def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
-    """What ``quick`` is begun from."""
-    with Warm(tmp_path_factory.mktemp("warm") / "socket") as made:
-        yield made
+@pytest.fixture
+def quick(refresher: Command) -> Command:
+    return refresher
 
 
 @pytest.fixture
-def quick(tmp_path: Path, vault: Vault, warm: Warm) -> Command:
-    """The command, in an empty home, that has loaded the MCP SDK already: for many logins."""
+def cold(tmp_path: Path, vault: Vault) -> Command:
+    """The command, in an empty home, with a start of the interpreter each time: for tests of the start."""
     home = tmp_path / "home"
     home.mkdir(mode=0o700)
-    return Command(home, vault, warm.command)
+    return Command(home, vault, cold=True)
+
+
+def pytest_sessionfinish() -> None:
+    """End what the tests of this process share."""
+    oidc_module.close()
+    warm.close()
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,7 @@
-"""The demo's agent: ``python -m refresher.demo.agent MCP_URL NAME``; it calls a tool all the time, in one session.
+"""The agent of the demo, ``python -m refresher.demo.agent MCP_URL NAME``: calls a tool all the time, in one session.
 
-This is what a program of yours would be: an MCP client, and ``auth=BearerAuth(NAME)``. It says a few times a second on
-stdout how it fares, and ends when its stdin does, after the call that is under way.
+It is what your program would be: an MCP client, and ``auth=BearerAuth(NAME)``. It reports on stdout a few times a
+second, and ends with its stdin, after the current call.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from mcp import Client, MCPError
 from mcp.client.streamable_http import streamable_http_client
 from mcp_types import CONNECTION_CLOSED, INVALID_REQUEST, CallToolResult, TextContent
 
-from refresher.secret import mask
+from refresher.common.secret import mask
 from shim import FileTokenSource
 from shim.httpx2 import BearerAuth
 
@@ -28,7 +28,7 @@ _AFTER_A_FAILURE: Final = 0.5
 _REPORT_EACH: Final = 0.2
 _LONGEST_END: Final = 3.0
 
-# What the SDK answers once its session is over: the connection broke, or the server knows the session no more.
+# The SDK's errors for a session that is over: the connection broke, or the server has forgotten the session.
 _SESSION_IS_OVER: Final = (CONNECTION_CLOSED, INVALID_REQUEST)
 
 
@@ -47,7 +47,7 @@ async def _run(mcp_url: str, name: str) -> None:
 
 
 class Agent:
-    """Calls a tool and counts honestly: each call, each failure with its words, each session."""
+    """Calls a tool, and counts each call, each failure and each session."""
 
     def __init__(self, mcp_url: str, name: str) -> None:
         self._mcp_url = mcp_url
@@ -61,7 +61,7 @@ class Agent:
         self._patience = anyio.CancelScope()
 
     async def run(self) -> None:
-        """Work until stdin ends; what goes wrong is counted, not raised."""
+        """Call until stdin ends; failures are counted, not raised."""
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._end_with_stdin)
             tasks.start_soon(self._report)
@@ -72,21 +72,21 @@ class Agent:
                             await self._work_in_a_session()
                         if self._patience.cancelled_caught:
                             self._fail(TimeoutError("no answer by the end"))
-                except Exception as error:  # noqa: BLE001  whatever ends a session is what is to be told
-                    self._calls += 1  # opening and closing one are calls too
+                except Exception as error:  # noqa: BLE001  whatever ends a session is counted
+                    self._calls += 1  # opening and closing a session are calls too
                     self._fail(error)
                     await anyio.sleep(_AFTER_A_FAILURE)
                 await anyio.sleep(_PAUSE)
             tasks.cancel_scope.cancel()
-        self._tell()
+        self._print_report()
 
     async def _work_in_a_session(self) -> None:
         async with (
-            # Nothing here leaves the machine, whatever proxy the environment names.
+            # Nothing leaves this machine, whatever proxy the environment names.
             httpx2.AsyncClient(
                 auth=BearerAuth(self._source), timeout=httpx2.Timeout(30, read=300), trust_env=False
             ) as http,
-            # The protocol with a handshake: its session lives at the server, and a restart would lose it.
+            # The protocol with a handshake: the server keeps its session, and a restart would lose it.
             Client(streamable_http_client(self._mcp_url, http_client=http), mode="legacy") as client,
         ):
             self._sessions += 1
@@ -128,10 +128,10 @@ class Agent:
 
     async def _report(self) -> None:
         while True:
-            self._tell()
+            self._print_report()
             await anyio.sleep(_REPORT_EACH)
 
-    def _tell(self) -> None:
+    def _print_report(self) -> None:
         said = {
             "calls": self._calls,
             "failed": self._failed,
@@ -147,7 +147,7 @@ def _says(answer: CallToolResult, text: str) -> bool:
 
 
 def _words(error: BaseException) -> str:
-    """Return what is at the bottom of an error; the SDK wraps it in groups."""
+    """Return the innermost error of the SDK's groups as text."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     words = error.message if isinstance(error, MCPError) else str(error)

@@ -1,4 +1,4 @@
-"""What a person sees of the demo: on a terminal one block that is redrawn in place, elsewhere plain lines."""
+"""The output of the demo: on a terminal one block that is redrawn in place, otherwise plain lines."""
 
 import os
 import re
@@ -10,8 +10,8 @@ from typing import Final, Protocol, Self
 
 import click
 
-from refresher.demo.story import WIDEST, Happening, Party, Story, Tone
-from refresher.terminal import say
+from refresher.common.terminal import say
+from refresher.demo.timeline import WIDEST, Event, Participant, Timeline, Tone
 
 __all__ = ["Lines", "Live", "Screen", "frame", "screen"]
 
@@ -29,7 +29,7 @@ _COLOURS: Final[dict[Tone, str | None]] = {"plain": None, "good": "green", "noti
 
 
 class Screen(Protocol):
-    """Shows a story as it goes on."""
+    """Shows a timeline while it grows."""
 
     def __enter__(self) -> Self:
         """Begin."""
@@ -39,17 +39,17 @@ class Screen(Protocol):
     ) -> None:
         """Leave the terminal as it was."""
 
-    def show(self, story: Story) -> None:
-        """Show how it is now."""
+    def show(self, timeline: Timeline) -> None:
+        """Show the timeline as it is now."""
 
 
 def screen() -> Screen:
-    """Return what fits to where stdout goes."""
+    """Return the screen that fits stdout."""
     return Live() if sys.stdout.isatty() and os.environ.get("TERM") != "dumb" else Lines()
 
 
 class Lines:
-    """A line for each happening, and one each few seconds."""
+    """A line for each event, and a status line every few seconds."""
 
     def __init__(self) -> None:
         self._introduced = self._told = 0
@@ -63,23 +63,23 @@ class Lines:
     ) -> None:
         return
 
-    def show(self, story: Story) -> None:
+    def show(self, timeline: Timeline) -> None:
         """Print what is new."""
-        for party in story.parties[self._introduced :]:
-            say(_party(party))
-        for happening in story.happenings[self._told :]:
-            say(_happening(happening))
-        self._introduced, self._told = len(story.parties), len(story.happenings)
-        if story.now >= self._next_status:
+        for participant in timeline.participants[self._introduced :]:
+            say(_participant(participant))
+        for happening in timeline.events[self._told :]:
+            say(_event_line(happening))
+        self._introduced, self._told = len(timeline.participants), len(timeline.events)
+        if timeline.now >= self._next_status:
             self._next_status += _STATUS_EACH
             say(
-                f"  {_clock(story.now)}  calls made {story.calls:,}, failed {story.failed:,}; sessions opened "
-                f"{story.sessions}; access token {story.generation}, {max(story.left, 0.0):.1f} s left"
+                f"  {_clock(timeline.now)}  calls made {timeline.calls:,}, failed {timeline.failed:,}; sessions opened "
+                f"{timeline.sessions}; access token {timeline.generation}, {max(timeline.left, 0.0):.1f} s left"
             )
 
 
 class Live:
-    """One block, redrawn in place; the cursor is hidden as long as it lives."""
+    """One block, redrawn in place, with a hidden cursor."""
 
     def __init__(self) -> None:
         self._height = 0
@@ -94,61 +94,63 @@ class Live:
     ) -> None:
         self._write(_SHOW_CURSOR)
 
-    def show(self, story: Story) -> None:
-        """Draw over what was drawn before."""
+    def show(self, timeline: Timeline) -> None:
+        """Draw the block over the previous one."""
         size = shutil.get_terminal_size()
-        lines = frame(story, size.columns, size.lines - 1)
-        # A terminal of another width has wrapped the old lines anew: where they begin is not known any more.
+        lines = frame(timeline, size.columns, size.lines - 1)
+        # A terminal that was resized has wrapped the old lines anew, so their first line is not known.
         up = _CLEAR if self._height and size != self._size else f"\x1b[{self._height}A" if self._height else ""
         self._write("\r" + up + "".join(f"{line}{_TO_LINE_END}\n" for line in lines))
         self._height, self._size = len(lines), size
 
     def _write(self, text: str) -> None:
-        # That nobody can see it any more does not change what is shown.
+        # The demo goes on where its terminal is gone.
         with suppress(OSError, ValueError):
             sys.stdout.write(text)
             sys.stdout.flush()
 
 
-def frame(story: Story, width: int, height: int) -> list[str]:
+def frame(timeline: Timeline, width: int, height: int) -> list[str]:
     """Return the block as styled lines that fit into ``width`` columns and ``height`` lines."""
     width = min(width, WIDEST)
     lines = [
-        *_title(story, width),
+        *_title(timeline, width),
         "",
-        *map(_party, story.parties),
+        *map(_participant, timeline.participants),
         "",
-        _life(story, width),
+        _life(timeline, width),
         "",
-        *_table(story),
+        *_table(timeline),
         "",
     ]
-    lines += [_happening(happening) for happening in story.happenings[-max(height - len(lines), 1) :]]
+    lines += [_event_line(happening) for happening in timeline.events[-max(height - len(lines), 1) :]]
     return [_fit(line, width) for line in lines[:height]]
 
 
-def _title(story: Story, width: int) -> list[str]:
+def _title(timeline: Timeline, width: int) -> list[str]:
     name = "refresher demo"
-    clock = f"{_clock(story.now)} of {_clock(story.seconds)}" if story.begun else "starting"
+    clock = f"{_clock(timeline.now)} of {_clock(timeline.seconds)}" if timeline.begun else "starting"
     return [
         click.style(name, bold=True) + clock.rjust(width - len(name)),
-        click.style(f"Access tokens live {story.life} s here. One process refreshes, the agent only reads.", dim=True),
+        click.style(
+            f"Access tokens live {timeline.life} s here. One process refreshes, the agent only reads.", dim=True
+        ),
     ]
 
 
-def _party(party: Party) -> str:
-    return f"  {party.name:<22}{click.style(f'{party.where:<28}{party.does}', dim=True)}"
+def _participant(participant: Participant) -> str:
+    return f"  {participant.name:<22}{click.style(f'{participant.where:<28}{participant.does}', dim=True)}"
 
 
-def _life(story: Story, width: int) -> str:
-    label = f"  access token {story.generation or '-'}".ljust(24)
-    if story.revoked:
+def _life(timeline: Timeline, width: int) -> str:
+    label = f"  access token {timeline.generation or '-'}".ljust(24)
+    if timeline.revoked:
         told, share, colour = "revoked", 0.0, "red"
-    elif story.generation == 0:
+    elif timeline.generation == 0:
         told, share, colour = "none yet", 0.0, "yellow"
     else:
-        share = min(max(story.left / story.life, 0.0), 1.0)
-        told = f"{max(story.left, 0.0):.1f} s left"
+        share = min(max(timeline.left / timeline.life, 0.0), 1.0)
+        told = f"{max(timeline.left, 0.0):.1f} s left"
         colour = "green" if share > _NEARLY_OVER else "yellow"
     cells = max(width - len(label) - 14, _NARROWEST_BAR)
     filled = round(share * cells)
@@ -165,21 +167,21 @@ def _bar_characters() -> tuple[str, str]:
     return "█", "░"
 
 
-def _table(story: Story) -> list[str]:
+def _table(timeline: Timeline) -> list[str]:
     cells: list[tuple[str, str, Tone]] = [
-        ("calls made", f"{story.calls:,}", "plain"),
-        ("calls failed", f"{story.failed:,}", "bad" if story.failed else "good"),
-        ("sessions opened", f"{story.sessions:,}", "bad" if story.sessions > 1 else "good"),
-        ("generation", f"{story.generation:,}", "plain"),
-        ("rotations", f"{story.rotations.total():,}", "plain"),
-        ("slowest call", f"{story.slowest:.2f} s", "plain"),
+        ("calls made", f"{timeline.calls:,}", "plain"),
+        ("calls failed", f"{timeline.failed:,}", "bad" if timeline.failed else "good"),
+        ("sessions opened", f"{timeline.sessions:,}", "bad" if timeline.sessions > 1 else "good"),
+        ("generation", f"{timeline.generation:,}", "plain"),
+        ("rotations", f"{timeline.rotations.total():,}", "plain"),
+        ("slowest call", f"{timeline.slowest:.2f} s", "plain"),
     ]
     heads = "  ".join(click.style(name, dim=True) for name, _, _ in cells)
     values = "  ".join(click.style(value.rjust(len(name)), fg=_COLOURS[tone], bold=True) for name, value, tone in cells)
     return [f"  {heads}", f"  {values}"]
 
 
-def _happening(happening: Happening) -> str:
+def _event_line(happening: Event) -> str:
     text = click.style(happening.text, fg=_COLOURS[happening.tone])
     return f"  {click.style(_clock(happening.at), dim=True)}  {text}"
 
@@ -193,7 +195,7 @@ def _fit(line: str, width: int) -> str:
     if os.environ.get("NO_COLOR"):
         line = click.unstyle(line)
     parts = _STYLE.split(line)
-    for index in range(0, len(parts), 2):  # every other part is a style
+    for index in range(0, len(parts), 2):  # every second part is a style
         parts[index] = parts[index][:width]
         width -= len(parts[index])
     return "".join(parts)

@@ -1,7 +1,7 @@
-"""The demo's authorization server and MCP server: ``python -m refresher.demo.server GRANT SECONDS``.
+"""The authorization server and MCP server of the demo: ``python -m refresher.demo.server GRANT SECONDS``.
 
-Writes a first grant to the file GRANT, as a login would bring it. Each line on stdout is one happening as JSON; none
-holds a secret. Ends when its stdin does, so that whoever started it cannot leave it behind.
+Writes a first grant to the file GRANT, as a login returns it. Each line on stdout is one event as JSON, without a
+secret. Ends with its stdin, so that its parent cannot leave it behind.
 """
 
 # The SDK's signatures hold more than a server with one client needs.
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 class Strict(OAuthAuthorizationServerProvider[AuthorizationCode, RefreshToken, AccessToken]):
-    """One client and one login. A refresh token works once; one that comes twice ends everything (RFC 9700 4.14)."""
+    """One client and one login. A refresh token that is sent twice revokes everything (RFC 9700 section 4.14)."""
 
     def __init__(self, resource: str, life: int) -> None:
         self._resource = resource
@@ -65,11 +65,11 @@ class Strict(OAuthAuthorizationServerProvider[AuthorizationCode, RefreshToken, A
         )
         self._refresh: dict[str, RefreshToken] = {}
         self._spent: set[str] = set()
-        # With the monotonic second at which each ends: the SDK's own check is by whole seconds.
+        # With the monotonic second at which each expires: the SDK checks whole seconds only.
         self._access: dict[str, tuple[AccessToken, float]] = {}
 
     def log_in(self) -> dict[str, str | None]:
-        """Return what a login brings, as ``refresher import`` takes it; but for where the server is."""
+        """Return the fields of a login for ``refresher import``, without the addresses."""
         return {
             "client_id": self._client.client_id,
             "client_secret": self._client.client_secret,
@@ -78,15 +78,15 @@ class Strict(OAuthAuthorizationServerProvider[AuthorizationCode, RefreshToken, A
         }
 
     async def get_client(self, client_id: str) -> OAuthClientInformationFull | None:
-        """Know the one client."""
+        """Return the one client."""
         return self._client if client_id == self._client.client_id else None
 
     async def load_refresh_token(self, client: OAuthClientInformationFull, refresh_token: str) -> RefreshToken | None:
-        """Find a refresh token; where it was used before, somebody has stolen it, and the whole login ends."""
+        """Return a refresh token; one that is spent revokes the login, because it may be stolen."""
         if refresh_token in self._spent:
             self._refresh.clear()
             self._access.clear()
-            _tell("reused")
+            _print_event("reused")
         return self._refresh.get(refresh_token)
 
     async def exchange_refresh_token(
@@ -104,19 +104,19 @@ class Strict(OAuthAuthorizationServerProvider[AuthorizationCode, RefreshToken, A
             subject=_SUBJECT,
         )
         self._access[access.token] = (access, time.monotonic() + self._life)
-        _tell("rotated")
+        _print_event("rotated")
         return OAuthToken(access_token=access.token, expires_in=self._life, refresh_token=self._new_refresh_token())
 
     async def load_access_token(self, token: str) -> AccessToken | None:
-        """Find an access token that lives."""
+        """Return an access token that has not expired."""
         access, ends = self._access.get(token, (None, 0.0))
         return access if time.monotonic() < ends else None
 
     async def revoke_token(self, token: AccessToken | RefreshToken) -> None:
-        """Revoke this one token and nothing else, as when a server loses trust in an access token (RFC 7009)."""
+        """Revoke this token alone (RFC 7009)."""
         self._access.pop(token.token, None)
         self._refresh.pop(token.token, None)
-        _tell("revoked")
+        _print_event("revoked")
 
     def _new_refresh_token(self) -> str:
         token = RefreshToken(
@@ -129,31 +129,31 @@ class Strict(OAuthAuthorizationServerProvider[AuthorizationCode, RefreshToken, A
         self._refresh[token.token] = token
         return token.token
 
-    # Nobody logs in by browser here: the grant is there from the start.
+    # No browser logs in here: the grant exists from the start.
 
     async def register_client(self, client_info: OAuthClientInformationFull) -> None:
-        """Register nobody."""
+        """Refuse."""
         raise RegistrationError("invalid_client_metadata")
 
     async def authorize(self, client: OAuthClientInformationFull, params: AuthorizationParams) -> str:
-        """Authorize nobody."""
+        """Refuse."""
         raise AuthorizeError("access_denied")
 
     async def load_authorization_code(
         self, client: OAuthClientInformationFull, authorization_code: str
     ) -> AuthorizationCode | None:
-        """Know no code."""
+        """Return no code."""
         return None
 
     async def exchange_authorization_code(
         self, client: OAuthClientInformationFull, authorization_code: AuthorizationCode
     ) -> OAuthToken:
-        """Take no code."""
+        """Refuse."""
         raise TokenError("invalid_grant")
 
 
 async def _serve(grant: Path, life: int) -> None:
-    # Bound here, and not by number in uvicorn: between choosing a free port and taking it, somebody else could.
+    # Bound here and not by uvicorn: another process could take the port between choosing and binding it.
     with socket.create_server(("127.0.0.1", 0)) as listener:
         issuer = f"http://127.0.0.1:{listener.getsockname()[1]}"
         mcp_url = issuer + _MCP_PATH
@@ -170,7 +170,7 @@ async def _serve(grant: Path, life: int) -> None:
                 **provider.log_in(),
             },
         )
-        _tell("ready", issuer=issuer, mcp_url=mcp_url, revocation_endpoint=f"{issuer}/revoke")
+        _print_event("ready", issuer=issuer, mcp_url=mcp_url, revocation_endpoint=f"{issuer}/revoke")
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_end_with_stdin, server)
             await server.serve(sockets=[listener])
@@ -194,11 +194,11 @@ def _app(provider: Strict, issuer: str) -> ASGIApp:
         """Add two numbers."""
         return a + b
 
-    return _TellsRefusals(mcp.streamable_http_app())
+    return _ReportsRefusals(mcp.streamable_http_app())
 
 
-class _TellsRefusals:
-    """Tells of each 401 that answers a token."""
+class _ReportsRefusals:
+    """Prints an event for each 401 of the MCP server."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -206,7 +206,7 @@ class _TellsRefusals:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def watched(message: Message) -> None:
             if message["type"] == "http.response.start" and message["status"] == 401 and scope["path"] == _MCP_PATH:
-                _tell("refused")
+                _print_event("refused")
             await send(message)
 
         await self._app(scope, receive, watched if scope["type"] == "http" else send)
@@ -225,7 +225,7 @@ def _write_private(path: Path, fields: dict[str, str | None]) -> None:
         json.dump(fields, file)
 
 
-def _tell(event: str, **more: Any) -> None:
+def _print_event(event: str, **more: Any) -> None:
     print(json.dumps({"event": event, "at": time.time(), **more}), flush=True)  # noqa: T201  this is what stdout is for here
 
 

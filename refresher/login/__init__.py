@@ -1,6 +1,1 @@
-"""Login: from an address to a grant that renews itself."""
-
-from refresher.login.asked import Asked
-from refresher.login.course import Done, Manner, log_in
-
-__all__ = ["Asked", "Done", "Manner", "log_in"]
+"""Login: from an address to a grant that renews itself. With the demo, the only part that imports the MCP SDK."""

@@ -1,4 +1,4 @@
-"""Bringing a person to an address, and getting the redirect back: from a browser here, or pasted from one elsewhere."""
+"""The person's part of a login: open the authorization address, and get the redirect, from a browser or pasted."""
 
 import os
 import queue
@@ -9,89 +9,89 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Final
 
-from refresher.errors import LoginNotGiven, RefresherError
+from refresher.common.errors import LoginNotGiven, RefresherError
+from refresher.common.terminal import say
+from refresher.common.text import span
 from refresher.login import pages
-from refresher.login.authorization import Authorization, NotOurs
+from refresher.login.authorization_request import AuthorizationRequest, ForeignRedirect
 from refresher.login.loopback import Loopback
-from refresher.terminal import say
-from refresher.words import span
 
-__all__ = ["redirected"]
+__all__ = ["wait_for_redirect"]
 
-_AT_ONCE: Final = 65536
+_LONGEST_READ: Final = 65536
 
 _Fields = dict[str, str]
 
 
-def redirected(authorization: Authorization, loopback: Loopback, *, wait: float, open_browser: bool) -> _Fields:
-    """Bring a person to the authorization server; return the fields of the token request that follows.
+def wait_for_redirect(request: AuthorizationRequest, loopback: Loopback, *, wait: float, open_browser: bool) -> _Fields:
+    """Send the person to the authorization server, and return the fields of the token request that follows.
 
-    The redirect comes to ``loopback``, or is pasted at the terminal, whichever is first. Raises
-    ``LoginNotGiven`` after ``wait`` seconds, or where the person says no, and ``LoginRefused``.
+    The first redirect counts, at ``loopback`` or pasted into the terminal. Raises ``LoginNotGiven`` after ``wait``
+    seconds or where the person declines, and ``LoginRefused``.
     """
-    came: queue.Queue[_Fields | RefresherError] = queue.Queue()
+    results: queue.Queue[_Fields | RefresherError] = queue.Queue()
 
-    def take(redirect: str) -> str | None:
-        """Hear a redirect; return what is wrong with it, ``None`` where it counts."""
+    def accept(redirect: str) -> str | None:
+        """Take a redirect; return why it does not count, ``None`` where it does."""
         try:
-            came.put(authorization.read(redirect))
-        except NotOurs as error:
+            results.put(request.token_request(redirect))
+        except ForeignRedirect as error:
             return str(error)
         except RefresherError as error:
-            came.put(error)
+            results.put(error)
         return None
 
-    loopback.take = lambda query: None if take(query) is None else pages.not_ours()
-    if not _bring(authorization.url, open_browser=open_browser):
-        say("If the page at the end cannot be reached, paste its address here:", err=True)
-        threading.Thread(target=_listen, args=(take,), daemon=True, name="paste").start()
+    loopback.accept = lambda query: None if accept(query) is None else pages.foreign_redirect()
+    if not _show(request.url, open_browser=open_browser):
+        say("If your browser cannot reach the last page, paste its address here:", err=True)
+        threading.Thread(target=_read_pasted, args=(accept,), daemon=True, name="paste").start()
     try:
-        result = came.get(timeout=wait)
+        result = results.get(timeout=wait)
     except queue.Empty:
         raise LoginNotGiven(
-            f"nobody came to the end of the login within {span(wait)}; nothing was changed. Log in again, with a "
-            "longer --wait if need be; where the page spoke of the client or its redirect address, with --new-client, "
-            f"or enter {loopback.redirect_uri} in the client's settings there and give it as --redirect-uri"
+            f"the login was not completed within {span(wait)}; nothing was changed. Log in again, or raise --wait. If "
+            "the page named the client or its redirect address, try --new-client, or enter "
+            f"{loopback.redirect_uri} in the settings of the client and give it as --redirect-uri"
         ) from None
     if isinstance(result, RefresherError):
         raise result
     return result
 
 
-def _bring(url: str, *, open_browser: bool) -> bool:
-    """Open the address, or show it; return whether a browser was found."""
+def _show(url: str, *, open_browser: bool) -> bool:
+    """Open the address in a browser, or print it; return whether a browser opens."""
     if open_browser and _has_browser() and webbrowser.open(url):
-        say(f"Your browser opens to log in. If it does not, go to:\n\n  {url}\n", err=True)
+        say(f"Your browser opens to log in. If it does not, open this address:\n\n  {url}\n", err=True)
         return True
     say(f"To log in, open this address in a browser:\n\n  {url}\n", err=True)
     return False
 
 
 def _has_browser() -> bool:
-    """Whether there is a browser with a window: one in this terminal would take it over."""
+    """Whether there is a browser with a window: a text browser would take over this terminal."""
     if os.environ.get("BROWSER") or sys.platform in ("darwin", "win32"):
         return True
     return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
-def _listen(take: Callable[[str], str | None]) -> None:
-    """Hear what is pasted, until it counts or there is nobody."""
+def _read_pasted(accept: Callable[[str], str | None]) -> None:
+    """Read addresses from standard input until one counts."""
     for line in _lines():
         pasted = line.decode("ascii", "replace").strip()
-        if pasted and (wrong := take(pasted)) is None:
+        if pasted and (problem := accept(pasted)) is None:
             return
         if pasted:
-            say(f"That address is not it: {wrong}. Paste the whole address, beginning with http://", err=True)
+            say(f"This address cannot be used: {problem}. Paste the whole address, from http:// on", err=True)
 
 
 def _lines() -> Iterator[bytes]:
     """Yield the lines of standard input, if there is one.
 
-    Not through ``sys.stdin``: Python aborts at its end where another thread still waits in there.
+    Not through ``sys.stdin``: Python aborts at its end if another thread still reads from it.
     """
     rest = b""
     with suppress(OSError, ValueError):
-        while sys.stdin is not None and (part := os.read(sys.stdin.fileno(), _AT_ONCE)):
+        while sys.stdin is not None and (part := os.read(sys.stdin.fileno(), _LONGEST_READ)):
             *lines, rest = (rest + part).split(b"\n")
             yield from lines
     yield rest

@@ -1,4 +1,4 @@
-"""As which client a login goes: one that was given, one that is stored, a metadata document, or one registered now."""
+"""The client of a login: given by the person, stored, a metadata document, or registered now (RFC 7591)."""
 
 from pathlib import Path
 from typing import Any, Final, Literal, cast
@@ -9,29 +9,28 @@ from mcp.client.auth import OAuthRegistrationError
 from mcp.client.auth.oauth2 import check_registration_usable
 from mcp.client.auth.utils import handle_registration_response, is_valid_client_metadata_url
 
-from refresher import urls
-from refresher.answer import is_token
-from refresher.errors import ConfigError, LoginRefused, ServerAway
-from refresher.grant import AuthMethod, Grant
-from refresher.login.asked import Asked
-from refresher.login.discovery import Fetching
-from refresher.login.server import Server
-from refresher.secret import Secret, mask
+from refresher.common.errors import ConfigError, LoginRefused, ServerAway
+from refresher.common.secret import Secret, mask
+from refresher.grants.record import AuthMethod, Grant
+from refresher.grants.tokens import is_token
+from refresher.login.discovery import Fetch, Server
+from refresher.login.options import LoginOptions
+from refresher.oauth import urls
 
-__all__ = ["DEVICE_GRANT", "Client", "given", "register", "stored_with"]
+__all__ = ["DEVICE_CODE", "Client", "given_client", "register", "stored_client"]
 
-DEVICE_GRANT: Final = "urn:ietf:params:oauth:grant-type:device_code"
+DEVICE_CODE: Final = "urn:ietf:params:oauth:grant-type:device_code"
 
 _SECRET_METHODS: Final[tuple[AuthMethod, ...]] = ("client_secret_basic", "client_secret_post")
 _PREFERRED: Final = ("none", *_SECRET_METHODS)
 _LARGEST_SECRET: Final = 64 * 1024
 _GRANT_TYPES: Final = ("authorization_code", "refresh_token")
 _NOWHERE: Final = "http://127.0.0.1/callback"
-_MAKE_ONE: Final = "make one in its settings (a native or desktop application)"
+_MAKE_ONE: Final = "create a client in its settings (a native or desktop application)"
 
 
 class Client(msgspec.Struct, frozen=True, kw_only=True):
-    """A client, and how it proves itself."""
+    """A client, and how it authenticates itself."""
 
     origin: Literal["given", "metadata_document", "registered"]
     client_id: str
@@ -44,49 +43,49 @@ class Client(msgspec.Struct, frozen=True, kw_only=True):
     client_key: str | None = None
     expires_at: float | None = None
     redirect_uri: str | None = None
-    """The one that it was registered with."""
+    """The one in its registration."""
 
-    def comes_back_to(self, redirect_uri: str) -> bool:
-        """Whether the server sends a browser there: of a client that a person made, only he can know."""
+    def accepts(self, redirect_uri: str) -> bool:
+        """Whether the server redirects to it; a client that a person registered is ssl_context to fit."""
         return self.origin != "registered" or self.redirect_uri == redirect_uri
 
 
-def given(asked: Asked, server: Server) -> Client | None:
-    """Return the client that a person names, or whose metadata document the server takes; ``None`` without one.
+def given_client(options: LoginOptions, server: Server) -> Client | None:
+    """Return the client of the options: an id, or a metadata document that the server takes; ``None`` without one.
 
-    Raises ``ConfigError`` where its files cannot be used.
+    Raises ``ConfigError`` for a file that cannot be used.
     """
-    if asked.client_id is None:
-        document = asked.client_metadata
+    if options.client_id is None:
+        document = options.client_metadata
         if document is None or not server.takes_metadata_documents:
             return None
         if not is_valid_client_metadata_url(document):
             raise ConfigError("--client-metadata must be an https address with a path")
         return Client(origin="metadata_document", client_id=document)
-    secret = None if asked.client_secret_file is None else _secret(asked.client_secret_file)
+    secret = None if options.client_secret_file is None else _secret(options.client_secret_file)
     return Client(
         origin="given",
-        client_id=asked.client_id,
+        client_id=options.client_id,
         client_secret=secret,
-        auth_method=asked.auth_method or _method(asked, secret, server),
-        private_key_file=asked.private_key_file,
-        private_key_id=asked.private_key_id,
-        client_cert=asked.client_cert,
-        client_key=asked.client_key,
+        auth_method=options.auth_method or _method(options, secret, server),
+        private_key_file=options.private_key_file,
+        private_key_id=options.private_key_id,
+        client_cert=options.client_cert,
+        client_key=options.client_key,
     )
 
 
-def stored_with(stored: Grant | None, server: Server, now: float) -> Client | None:
-    """Return the client of the grant that is there, where this very server made it and still takes it."""
+def stored_client(stored: Grant | None, server: Server, now: float) -> Client | None:
+    """Return the client of the stored grant, if it is this server's and has not expired."""
     if stored is None:
         return None
     same = stored.issuer == server.issuer if stored.issuer else _is_at_its_issuer(stored, server)
-    before = stored.login
-    expired = before is not None and before.client_expires_at is not None and before.client_expires_at <= now
+    login = stored.login
+    expired = login is not None and login.client_expires_at is not None and login.client_expires_at <= now
     if not same or expired:
         return None
     return Client(
-        origin="given" if before is None else before.client,
+        origin="given" if login is None else login.client,
         client_id=stored.client_id,
         client_secret=stored.client_secret,
         auth_method=stored.token_endpoint_auth_method,
@@ -95,30 +94,30 @@ def stored_with(stored: Grant | None, server: Server, now: float) -> Client | No
         signing_alg=stored.token_endpoint_auth_signing_alg,
         client_cert=stored.client_cert,
         client_key=stored.client_key,
-        expires_at=None if before is None else before.client_expires_at,
-        redirect_uri=None if before is None else before.redirect_uri,
+        expires_at=None if login is None else login.client_expires_at,
+        redirect_uri=None if login is None else login.redirect_uri,
     )
 
 
 def _is_at_its_issuer(stored: Grant, server: Server) -> bool:
-    """Whether a client of unknown issuer is this server's: no other one may learn its secret.
+    """Whether a client of unknown issuer belongs to this server: no other server may learn its secret.
 
-    Any server can name another's token endpoint in its metadata, and its own for all that is asked besides.
+    Any server can name the token endpoint of another one in its metadata.
     """
     return stored.token_endpoint == server.token_endpoint and (
-        server.issuer is None or urls.origin(server.issuer) == urls.origin(server.token_endpoint)
+        server.issuer is None or urls.parse_origin(server.issuer) == urls.parse_origin(server.token_endpoint)
     )
 
 
-async def register(server: Server, redirect_uri: str | None, scope: str | None, fetch: Fetching) -> Client:
-    """Register a client (RFC 7591). Raises ``LoginRefused`` where the server does not, ``ServerAway``."""
+async def register(server: Server, redirect_uri: str | None, scope: str | None, fetch: Fetch) -> Client:
+    """Register a client (RFC 7591). Raises ``LoginRefused`` where the server refuses, and ``ServerAway``."""
     place = server.registration_endpoint
     if place is None:
         raise LoginRefused(
-            f"{server.issuer or server.token_endpoint} registers no clients by itself: {_MAKE_ONE}, and give "
-            "--client-id, with --client-secret-file where it has a secret"
+            f"{server.issuer or server.token_endpoint} has no client registration: {_MAKE_ONE}, and give "
+            "--client-id, with --client-secret-file if it has a secret"
         )
-    answered = await fetch(httpx2.Request("POST", place, json=_about_us(server, redirect_uri, scope)))
+    answered = await fetch(httpx2.Request("POST", place, json=_client_metadata(server, redirect_uri, scope)))
     if answered.status_code >= 500 or answered.status_code == 429:
         raise ServerAway(f"{place} answered {answered.status_code}; try again later, nothing was changed")
     try:
@@ -131,7 +130,9 @@ async def register(server: Server, redirect_uri: str | None, scope: str | None, 
     secret = made.client_secret
     method = made.token_endpoint_auth_method or ("none" if secret is None else _SECRET_METHODS[0])
     if not is_token(made.client_id) or not (secret is None or is_token(secret)):
-        raise LoginRefused(f"{place} registered a client whose id or secret cannot be sent")
+        raise LoginRefused(
+            f"{place} registered a client whose id or secret is not printable ASCII: {_MAKE_ONE}, and give --client-id"
+        )
     return Client(
         origin="registered",
         client_id=made.client_id,
@@ -143,22 +144,22 @@ async def register(server: Server, redirect_uri: str | None, scope: str | None, 
 
 
 def _why(error: OAuthRegistrationError) -> str:
-    words = str(error)
-    return "its answer is no registration" if words.startswith("Invalid") else mask(words)
+    text = str(error)
+    return "its answer is not a registration" if text.startswith("Invalid") else mask(text)
 
 
-def _about_us(server: Server, redirect_uri: str | None, scope: str | None) -> dict[str, Any]:
-    """Return the client metadata: a native application, which has no way to keep a secret (RFC 8252 section 8.4)."""
+def _client_metadata(server: Server, redirect_uri: str | None, scope: str | None) -> dict[str, Any]:
+    """Return the client metadata of a native application, which cannot keep a secret (RFC 8252 section 8.4)."""
     about: dict[str, Any] = {
         "client_name": "refresher",
         "application_type": "native",
         "grant_types": [*_GRANT_TYPES],
-        # Servers insist on one, also where nobody is ever redirected.
+        # Servers require one, also for a login that redirects nobody.
         "redirect_uris": [redirect_uri or _NOWHERE],
         "response_types": ["code"],
     }
     if server.device_authorization_endpoint is not None:
-        about["grant_types"].append(DEVICE_GRANT)
+        about["grant_types"].append(DEVICE_CODE)
     if scope:
         about["scope"] = scope
     methods = server.auth_methods
@@ -167,15 +168,15 @@ def _about_us(server: Server, redirect_uri: str | None, scope: str | None) -> di
     return about
 
 
-def _method(asked: Asked, secret: Secret | None, server: Server) -> AuthMethod:
-    """Return how the client proves itself, from what it was given to do it with."""
+def _method(options: LoginOptions, secret: Secret | None, server: Server) -> AuthMethod:
+    """Return the authentication method that fits the secret or key that was given."""
     if secret is not None:
         # RFC 8414 section 2: Basic where the server does not say.
         methods = server.auth_methods or _SECRET_METHODS
         return "client_secret_post" if _SECRET_METHODS[0] not in methods else "client_secret_basic"
-    if asked.private_key_file is not None:
+    if options.private_key_file is not None:
         return "private_key_jwt"
-    return "none" if asked.client_cert is None else "tls_client_auth"
+    return "none" if options.client_cert is None else "tls_client_auth"
 
 
 def _secret(path: str) -> Secret:

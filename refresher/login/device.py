@@ -1,4 +1,4 @@
-"""A login on another device: a code here, a browser there (RFC 8628)."""
+"""A login with a browser on another device (RFC 8628)."""
 
 import io
 import json
@@ -10,19 +10,20 @@ from typing import Any, Final
 
 import msgspec
 
-from refresher import clocks, urls
-from refresher.answer import is_token
-from refresher.errors import ClientUnknown, Interrupted, LoginNotGiven, LoginRefused, ServerAway
-from refresher.grant import Grant
-from refresher.login.advice import advice
-from refresher.login.client import DEVICE_GRANT
-from refresher.login.tokens import ask, granted, judged
-from refresher.outcome import Ambiguous, ClientRejected, Outcome, Rotated, Transient, code_of, words_of
-from refresher.secret import Secret
-from refresher.terminal import say
-from refresher.words import span
+from refresher.common import clocks
+from refresher.common.errors import ClientUnknown, Interrupted, LoginNotGiven, LoginRefused, ServerAway
+from refresher.common.secret import Secret
+from refresher.common.terminal import say
+from refresher.common.text import span
+from refresher.grants.outcome import Ambiguous, ClientRejected, Outcome, TokensIssued, Transient, describe, error_code
+from refresher.grants.record import Grant
+from refresher.grants.tokens import is_token
+from refresher.login.client import DEVICE_CODE
+from refresher.login.error_advice import advice
+from refresher.login.token_request import new_grant, outcome_of, send
+from refresher.oauth import urls
 
-__all__ = ["by_device"]
+__all__ = ["device_login"]
 
 _WHAT: Final = "device_authorization_endpoint"
 
@@ -38,7 +39,7 @@ _LONGEST_ADDRESS: Final = 2000
 
 
 class _Code(msgspec.Struct, frozen=True, kw_only=True):
-    """What a device is given; seconds."""
+    """The answer of the device authorization endpoint; times in seconds."""
 
     device_code: Secret
     user_code: str
@@ -48,7 +49,7 @@ class _Code(msgspec.Struct, frozen=True, kw_only=True):
     interval: float
 
 
-def by_device(
+def device_login(
     endpoint: str,
     client: Grant,
     *,
@@ -57,11 +58,11 @@ def by_device(
     ca_file: str | None,
     stopping: Callable[[], bool],
 ) -> Grant:
-    """Show a person a code and where to type it in; return the grant once that was done.
+    """Show the person a code and an address, and return the grant once the code was entered there.
 
-    A poll that has begun is finished: its answer may be the tokens. Raises ``Interrupted`` where ``stopping()`` came
-    true between two, ``LoginNotGiven`` where it is declined, expires, or takes longer than ``wait`` seconds,
-    ``ClientUnknown``, ``LoginRefused``, ``ServerAway``.
+    A poll that has begun is finished: its answer may be the tokens. Raises ``Interrupted`` where ``stopping()`` becomes
+    true between two polls, ``LoginNotGiven`` where the login is declined, expires or takes longer than ``wait``
+    seconds, ``ClientUnknown``, ``LoginRefused`` and ``ServerAway``.
     """
     code = _code(endpoint, client, scope, ca_file)
     _show(code)
@@ -70,26 +71,26 @@ def by_device(
 
 def _code(endpoint: str, client: Grant, scope: str | None, ca_file: str | None) -> _Code:
     fields = {"scope": scope} if scope else {}
-    posted = ask(endpoint, client, fields, ca_file=ca_file, what=_WHAT)
+    posted = send(endpoint, client, fields, ca_file=ca_file, what=_WHAT)
     try:
-        answer = json.loads(posted.unpacked())
+        answer = json.loads(posted.decompressed_body())
         if posted.status == 200:
             return _read(answer)
     except (ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, ValueError):
         answer = None
-    # What is no code is judged like any refusal of a token endpoint: both speak RFC 6749 section 5.2.
-    outcome = judged(posted, client, ())
-    words = words_of(outcome, of=endpoint).replace("no token response", "no device code")
+    # Any other answer is read like a refusal of the token endpoint: both follow RFC 6749 section 5.2.
+    outcome = outcome_of(posted, client)
+    words = describe(outcome, sender=endpoint).replace("no token response", "no device code")
     words = f"{words}; nothing was changed"
     if isinstance(outcome, ClientRejected):
         raise ClientUnknown(words)
-    if isinstance(outcome, Ambiguous) or _is_passing(outcome):
+    if isinstance(outcome, Ambiguous) or _is_temporary(outcome):
         raise ServerAway(words)
-    raise LoginRefused(f"{words}. {advice(code_of(outcome))}")
+    raise LoginRefused(f"{words}. {advice(error_code(outcome))}")
 
 
 def _read(answer: Mapping[str, Any]) -> _Code:
-    """Return what the answer says. Raises ``ValueError`` and the like."""
+    """Return the code of an answer. Raises ``ValueError`` and similar errors."""
     device_code, user_code = answer["device_code"], answer["user_code"]
     if not (is_token(device_code) and is_token(user_code)):
         raise ValueError
@@ -97,7 +98,7 @@ def _read(answer: Mapping[str, Any]) -> _Code:
     return _Code(
         device_code=Secret(device_code),
         user_code=user_code,
-        # Google calls it by the name of an early draft.
+        # Google uses the key of an early draft.
         verification_uri=_address(answer.get("verification_uri") or answer["verification_url"]),
         complete=None if complete is None else _address(complete),
         life=_seconds(answer.get("expires_in"), _LIFE, _SHORTEST_LIFE, _LONGEST_LIFE),
@@ -106,10 +107,10 @@ def _read(answer: Mapping[str, Any]) -> _Code:
 
 
 def _address(value: object) -> str:
-    """Return an address that can go to a person's browser, into a terminal, and into a QR code."""
+    """Return an address that is safe in a browser, a terminal and a QR code."""
     if not isinstance(value, str) or len(value) > _LONGEST_ADDRESS:
         raise ValueError
-    urls.origin(value)
+    urls.parse_origin(value)
     return value
 
 
@@ -122,34 +123,34 @@ def _seconds(value: object, default: float, least: float, most: float) -> float:
 
 def _show(code: _Code) -> None:
     say(f"To log in, open this address on any device:\n\n  {code.verification_uri}\n", err=True)
-    say(f"and type in the code:  {code.user_code}\n", err=True)
+    say(f"and enter the code:  {code.user_code}\n", err=True)
     if sys.stderr.isatty():
         import segno
 
         picture = io.StringIO()
         segno.make(code.complete or code.verification_uri, error="l", micro=False).terminal(picture, compact=True)
-        say(f"or scan this:\n\n{picture.getvalue()}", err=True)
-    say(f"Waiting for it; the code is good for {span(code.life)}.", err=True)
+        say(f"Or scan this:\n\n{picture.getvalue()}", err=True)
+    say(f"Waiting for you to log in. The code is valid for {span(code.life)}.", err=True)
 
 
 def _polled(client: Grant, code: _Code, wait: float, ca_file: str | None, stopping: Callable[[], bool]) -> Grant:
-    fields = {"grant_type": DEVICE_GRANT, "device_code": code.device_code.reveal()}
+    fields = {"grant_type": DEVICE_CODE, "device_code": code.device_code.reveal()}
     interval, ends = code.interval, time.monotonic() + wait
     while time.monotonic() + interval < ends:
         _rest(interval, stopping)
-        posted = ask(client.token_endpoint, client, fields, ca_file=ca_file)
-        outcome = None if posted.status is None else judged(posted, client, (code.device_code,))
+        posted = send(client.token_endpoint, client, fields, ca_file=ca_file, secrets=(code.device_code,))
+        outcome = None if posted.status is None else outcome_of(posted, client)
         if outcome is None or isinstance(outcome, Ambiguous):
-            # RFC 8628 section 3.5: where the server is away, more slowly.
+            # RFC 8628 section 3.5: poll more slowly while the server does not answer.
             interval = min(2 * interval, _LONGEST_INTERVAL)
             continue
-        if isinstance(outcome, Rotated):
-            return granted(client, outcome, posted.sent or clocks.now())
-        if code_of(outcome) == "slow_down":
+        if isinstance(outcome, TokensIssued):
+            return new_grant(client, outcome, posted.sent_at or clocks.now())
+        if error_code(outcome) == "slow_down":
             interval += _SLOWER
-        elif code_of(outcome) != "authorization_pending" and not _is_passing(outcome):
+        elif error_code(outcome) != "authorization_pending" and not _is_temporary(outcome):
             raise _refusal(outcome)
-    raise LoginNotGiven(f"nobody typed in the code within {span(wait)}; nothing was changed. Log in again")
+    raise LoginNotGiven(f"the code was not entered within {span(wait)}; nothing was changed. Log in again")
 
 
 def _rest(seconds: float, stopping: Callable[[], bool]) -> None:
@@ -160,18 +161,18 @@ def _rest(seconds: float, stopping: Callable[[], bool]) -> None:
         time.sleep(min(left, _LOOK))
 
 
-def _is_passing(outcome: Outcome) -> bool:
+def _is_temporary(outcome: Outcome) -> bool:
     """Whether the server was only busy."""
     return isinstance(outcome, Transient) and not outcome.refusal
 
 
 def _refusal(outcome: Outcome) -> LoginNotGiven | LoginRefused:
-    words = words_of(outcome)
-    match code_of(outcome):
+    words = describe(outcome)
+    match error_code(outcome):
         case "access_denied":
             return LoginNotGiven(f"the login was declined on the other device ({words}); nothing was changed")
         case "expired_token":
-            return LoginNotGiven("the code has expired before it was typed in; nothing was changed. Log in again")
+            return LoginNotGiven("the code expired before it was entered; nothing was changed. Log in again")
         case _:
             kind = ClientUnknown if isinstance(outcome, ClientRejected) else LoginRefused
-            return kind(f"{words}; nothing was changed. {advice(code_of(outcome))}")
+            return kind(f"{words}; nothing was changed. {advice(error_code(outcome))}")

@@ -1,6 +1,6 @@
-"""Which authorization server a login goes to, from an address (RFC 9728, RFC 8414, and MCP's way of 2025-03).
+"""Discovery of the authorization server of an address (RFC 9728, RFC 8414, and MCP of 2025-03-26).
 
-Where metadata is looked for, and what of it counts, is the MCP SDK's business; what is kept of it is ours.
+The MCP SDK knows where metadata is published and how it is checked. This module keeps what a login needs of it.
 """
 
 import json
@@ -10,6 +10,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 import httpx2
+import msgspec
 from mcp.client.auth.utils import (
     build_oauth_authorization_server_metadata_discovery_urls,
     build_protected_resource_metadata_discovery_urls,
@@ -27,13 +28,13 @@ from mcp.shared.auth_utils import check_resource_allowed, resource_url_from_serv
 from mcp.shared.inbound import MCP_PROTOCOL_VERSION_HEADER
 from mcp_types.version import LATEST_HANDSHAKE_VERSION
 
-from refresher import __version__, urls
-from refresher.errors import LoginRefused, ServerAway
-from refresher.login.server import Server
+from refresher import __version__
+from refresher.common.errors import LoginRefused, ServerAway
+from refresher.oauth import urls
 
-__all__ = ["OFFLINE", "by_issuer", "by_server"]
+__all__ = ["OFFLINE_ACCESS", "Fetch", "Server", "discover", "discover_issuer"]
 
-OFFLINE: Final = "offline_access"
+OFFLINE_ACCESS: Final = "offline_access"
 
 _ENDPOINTS: Final = (
     "authorization_endpoint",
@@ -43,43 +44,67 @@ _ENDPOINTS: Final = (
     "revocation_endpoint",
 )
 _SCOPE: Final = re.compile(r"[!#-\[\]-~]+")
-_HELLO: Final = {
+_INITIALIZE: Final = {
     "protocolVersion": LATEST_HANDSHAKE_VERSION,
     "capabilities": {},
     "clientInfo": {"name": "refresher", "version": __version__},
 }
 _GRANT_TYPES: Final = ["authorization_code", "refresh_token"]
-_BY_HAND: Final = "give --authorization-endpoint and --token-endpoint"
+_GIVE_ENDPOINTS: Final = "give --authorization-endpoint and --token-endpoint"
 
-Fetching = Callable[[httpx2.Request], Awaitable[httpx2.Response]]
+Fetch = Callable[[httpx2.Request], Awaitable[httpx2.Response]]
 
 
-async def by_server(url: str, fetch: Fetching) -> Server:
-    """Find the authorization server of the MCP server at ``url``.
+class Server(msgspec.Struct, frozen=True, kw_only=True):
+    """An authorization server, and what the MCP server or API behind it requires; addresses are verbatim."""
 
-    Raises ``LoginRefused`` where there is none that is safe to use, ``ServerAway``.
+    token_endpoint: str
+    authorization_endpoint: str | None = None
+    issuer: str | None = None
+    registration_endpoint: str | None = None
+    device_authorization_endpoint: str | None = None
+    revocation_endpoint: str | None = None
+    auth_methods: tuple[str, ...] | None = None
+    """The client authentication methods of the token endpoint; ``None``: not published."""
+    challenge_methods: tuple[str, ...] | None = None
+    sends_iss: bool = False
+    """Each redirect has ``iss`` (RFC 9207)."""
+    takes_metadata_documents: bool = False
+    offers_offline_access: bool = False
+    resource: str | None = None
+    """RFC 8707, as the protected resource metadata spells it."""
+    scope: str | None = None
+    """What to request unless the person gives a scope."""
+    given: bool = False
+    """The person gave its endpoints: there is no metadata."""
+
+
+async def discover(url: str, fetch: Fetch) -> Server:
+    """Return the authorization server of the MCP server at ``url``.
+
+    Raises ``LoginRefused`` where there is none that is safe to use, and ``ServerAway``.
     """
-    found = await _found(url, fetch)
+    found = await _discover(url, fetch)
     if not urls.is_loopback(urlsplit(url).hostname or ""):
         for key in ("issuer", *_ENDPOINTS):
-            # What stands elsewhere has no business on this machine: it may mean another server than a person thinks.
+            # A remote server that names this machine may mean another server than the person expects.
             if urls.is_loopback(urlsplit(getattr(found, key) or "").hostname or ""):
-                raise LoginRefused(f"{url} sends a login to this machine ({key}): it is not safe to use")
+                raise LoginRefused(f"{url} names this machine as its {key}: that is not safe, so nothing was changed")
     return found
 
 
-async def _found(url: str, fetch: Fetching) -> Server:
-    asked = await fetch(_saying(url, "initialize", _HELLO))
-    if asked.is_success:
-        # Some let everybody say hello, and ask who it is for whatever comes next.
-        asked = await fetch(_saying(url, "tools/list", {}, asked.headers.get(MCP_SESSION_ID)))
-    if 300 <= asked.status_code < 400:
-        where = asked.headers.get("location", "")
-        raise LoginRefused(f"{url} redirects to {where or 'nowhere'}: log in at the address that takes requests")
-    described = await _described(url, asked, fetch)
-    scope = extract_scope_from_www_auth(asked)
+async def _discover(url: str, fetch: Fetch) -> Server:
+    answered = await fetch(_mcp_request(url, "initialize", _INITIALIZE))
+    if answered.is_success:
+        # Some servers accept initialize without a token, and require one from the next request on.
+        answered = await fetch(_mcp_request(url, "tools/list", {}, answered.headers.get(MCP_SESSION_ID)))
+    if 300 <= answered.status_code < 400:
+        where = answered.headers.get("location", "")
+        raise LoginRefused(f"{url} redirects to {where or 'nowhere'}: log in at that address")
+    described = await _resource_metadata(url, answered, fetch)
+    scope = extract_scope_from_www_auth(answered)
     if described is None:
-        return await _without_description(url, asked, scope, fetch)
+        return await _without_resource_metadata(url, answered, scope, fetch)
     resource, metadata = described
     last: LoginRefused | None = None
     for issuer in (str(address) for address in metadata.authorization_servers):
@@ -92,14 +117,14 @@ async def _found(url: str, fetch: Fetching) -> Server:
     raise last or LoginRefused(f"{url} names no authorization server")
 
 
-async def by_issuer(issuer: str, url: str, fetch: Fetching) -> Server:
-    """Find out about the authorization server ``issuer``, for an API at ``url`` that does not name it."""
+async def discover_issuer(issuer: str, url: str, fetch: Fetch) -> Server:
+    """Return the authorization server ``issuer`` of an API at ``url`` that publishes no metadata itself."""
     found, document = await _metadata(issuer, url, fetch)
     return _server(found, document, resource=None, scope=None)
 
 
-def _saying(url: str, method: str, params: Mapping[str, Any], session: str | None = None) -> httpx2.Request:
-    """Return what an MCP client would say: the refusal tells where to log in."""
+def _mcp_request(url: str, method: str, params: Mapping[str, Any], session: str | None = None) -> httpx2.Request:
+    """Return the request of an MCP client; the refusal names the authorization server."""
     headers = {"Accept": "application/json, text/event-stream"}
     if method != "initialize":
         headers[MCP_PROTOCOL_VERSION_HEADER] = LATEST_HANDSHAKE_VERSION
@@ -109,15 +134,17 @@ def _saying(url: str, method: str, params: Mapping[str, Any], session: str | Non
     return httpx2.Request("POST", url, json=body, headers=headers)
 
 
-async def _described(url: str, asked: httpx2.Response, fetch: Fetching) -> tuple[str, ProtectedResourceMetadata] | None:
-    """Return the protected resource metadata, and the resource as it is spelt there (RFC 9728)."""
-    named = extract_resource_metadata_from_www_auth(asked) if asked.status_code in (401, 403) else None
-    if named is not None and not _is_fit(named, url):
+async def _resource_metadata(
+    url: str, answered: httpx2.Response, fetch: Fetch
+) -> tuple[str, ProtectedResourceMetadata] | None:
+    """Return the protected resource metadata and its verbatim ``resource`` (RFC 9728)."""
+    named = extract_resource_metadata_from_www_auth(answered) if answered.status_code in (401, 403) else None
+    if named is not None and not _is_safe(named, url):
         named = None
     for address in build_protected_resource_metadata_discovery_urls(named, url):
         answer = await fetch(create_oauth_metadata_request(address))
         if answer.status_code >= 500 or answer.status_code == 429:
-            # It says nothing about whether there is any: the older way would lead to another server.
+            # This does not say that there is no metadata, and the older discovery could find another server.
             raise ServerAway(f"{address} answered {answer.status_code}; try again later, nothing was changed")
         metadata = await handle_protected_resource_response(answer)
         if metadata is None:
@@ -125,31 +152,33 @@ async def _described(url: str, asked: httpx2.Response, fetch: Fetching) -> tuple
         resource = str(json.loads(answer.content)["resource"])
         wanted = resource_url_from_server_url(url)
         if not check_resource_allowed(requested_resource=wanted, configured_resource=resource):
-            raise LoginRefused(f"{address} is about {resource}, and not about {wanted}: log in at that address")
+            raise LoginRefused(f"{address} describes {resource}, not {wanted}: log in at that address")
         return resource, metadata
     return None
 
 
-def _is_fit(named: str, url: str) -> bool:
-    """Whether metadata may be looked for at ``named``: over TLS, or at the very server that names it."""
+def _is_safe(named: str, url: str) -> bool:
+    """Whether metadata may be fetched from ``named``: over TLS, or from the server that names it."""
     try:
-        return urls.origin(named) == urls.origin(url) or urlsplit(urls.endpoint(named)).scheme == "https"
-    except urls.BadURL:
+        return (
+            urls.parse_origin(named) == urls.parse_origin(url) or urlsplit(urls.check_endpoint(named)).scheme == "https"
+        )
+    except urls.InvalidURL:
         return False
 
 
-async def _without_description(url: str, asked: httpx2.Response, scope: str | None, fetch: Fetching) -> Server:
-    """Find the server as MCP did before it had protected resource metadata: at the origin of the MCP server itself."""
+async def _without_resource_metadata(url: str, answered: httpx2.Response, scope: str | None, fetch: Fetch) -> Server:
+    """Return the server at the origin of the MCP server, as MCP did before protected resource metadata."""
     found = await _at(build_oauth_authorization_server_metadata_discovery_urls(None, url), fetch)
     parts = urlsplit(url)
     origin = f"{parts.scheme}://{parts.netloc}"
     if found is not None:
         _check_issuer(found[0], origin)
         return _server(*found, resource=None, scope=_scope(scope, None, found[0]))
-    if asked.status_code != 401:
+    if answered.status_code != 401:
         raise LoginRefused(
-            f"{url} answered {asked.status_code} and does not say where to log in: check the address (an MCP "
-            f"server's often ends in /mcp); for an API that is no MCP server, give --issuer, or {_BY_HAND}"
+            f"{url} answered {answered.status_code} and names no authorization server: check the address (that of an "
+            f"MCP server often ends in /mcp); for an API that is no MCP server, give --issuer, or {_GIVE_ENDPOINTS}"
         )
     # The defaults of MCP 2025-03-26.
     return Server(
@@ -160,18 +189,18 @@ async def _without_description(url: str, asked: httpx2.Response, scope: str | No
     )
 
 
-async def _metadata(issuer: str, url: str, fetch: Fetching) -> tuple[OAuthMetadata, Mapping[str, Any]]:
+async def _metadata(issuer: str, url: str, fetch: Fetch) -> tuple[OAuthMetadata, Mapping[str, Any]]:
     _endpoint("issuer", issuer)
     found = await _at(build_oauth_authorization_server_metadata_discovery_urls(issuer, url), fetch)
     if found is None:
         raise LoginRefused(
-            f"the authorization server {issuer} publishes no metadata that can be read (RFC 8414): {_BY_HAND}"
+            f"the authorization server {issuer} publishes no readable metadata (RFC 8414): {_GIVE_ENDPOINTS}"
         )
     _check_issuer(found[0], issuer)
     return found
 
 
-async def _at(addresses: list[str], fetch: Fetching) -> tuple[OAuthMetadata, Mapping[str, Any]] | None:
+async def _at(addresses: list[str], fetch: Fetch) -> tuple[OAuthMetadata, Mapping[str, Any]] | None:
     for address in addresses:
         answer = await fetch(create_oauth_metadata_request(address))
         go_on, metadata = await handle_auth_metadata_response(answer)
@@ -183,22 +212,24 @@ async def _at(addresses: list[str], fetch: Fetching) -> tuple[OAuthMetadata, Map
 
 
 def _check_issuer(metadata: OAuthMetadata, issuer: str) -> None:
-    # RFC 8414 section 3.3: else one server could speak for another.
+    # RFC 8414 section 3.3: otherwise one server could impersonate another.
     if not issuers_match(str(metadata.issuer), issuer):
-        raise LoginRefused(f"the metadata of {issuer} is of another issuer ({metadata.issuer}): it is not safe to use")
+        raise LoginRefused(
+            f"the metadata of {issuer} names another issuer ({metadata.issuer}), which is not safe; nothing was changed"
+        )
 
 
 def _scope(
     challenged: str | None, resource: ProtectedResourceMetadata | None, metadata: OAuthMetadata | None
 ) -> str | None:
     scope = get_client_metadata_scopes(challenged, resource, metadata, _GRANT_TYPES)
-    # RFC 6749 section 3.3: what is no scope could be anything, in a terminal too.
+    # RFC 6749 section 3.3: other characters could do harm in a terminal.
     words = [word for word in (scope or "").split() if _SCOPE.fullmatch(word)]
     return " ".join(words) or None
 
 
 def _server(metadata: OAuthMetadata, document: Mapping[str, Any], *, resource: str | None, scope: str | None) -> Server:
-    """Return what is kept, from the document itself: an address that was taken apart is spelt in another way."""
+    """Return what a login needs, from the document itself: the SDK's parsed addresses are spelled differently."""
 
     def address(key: str) -> str | None:
         value = document.get(key)
@@ -215,9 +246,9 @@ def _server(metadata: OAuthMetadata, document: Mapping[str, Any], *, resource: s
         revocation_endpoint=address("revocation_endpoint"),
         auth_methods=None if methods is None else tuple(methods),
         challenge_methods=None if challenges is None else tuple(challenges),
-        names_itself=metadata.authorization_response_iss_parameter_supported is True,
+        sends_iss=metadata.authorization_response_iss_parameter_supported is True,
         takes_metadata_documents=metadata.client_id_metadata_document_supported is True,
-        offers_offline_access=OFFLINE in (metadata.scopes_supported or ()),
+        offers_offline_access=OFFLINE_ACCESS in (metadata.scopes_supported or ()),
         resource=resource,
         scope=scope,
     )
@@ -225,6 +256,6 @@ def _server(metadata: OAuthMetadata, document: Mapping[str, Any], *, resource: s
 
 def _endpoint(key: str, value: str) -> str:
     try:
-        return urls.endpoint(value)
-    except urls.BadURL as error:
+        return urls.check_endpoint(value)
+    except urls.InvalidURL as error:
         raise LoginRefused(f"the authorization server's {key} ({value}) {error}") from None

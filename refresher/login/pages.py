@@ -1,9 +1,9 @@
-"""What a person sees in the browser at the end of a login: plain, self-contained, without a secret."""
+"""The page in the browser at the end of a login: self-contained, and without a secret."""
 
 import html
 from typing import Final
 
-__all__ = ["HEADERS", "declined", "done", "failed", "not_ours"]
+__all__ = ["HEADERS", "declined", "done", "failed", "foreign_redirect"]
 
 HEADERS: Final = {
     "Content-Type": "text/html; charset=utf-8",
@@ -41,40 +41,40 @@ def done(name: str, *, renewable: bool) -> str:
     return _page(
         "#2e8b57",
         "You are logged in",
-        f"refresher keeps the login {name} fresh from now on."
+        f"refresher renews the login {name} from now on."
         if renewable
-        else f"The login {name} works for a while; the server gave nothing to renew it with.",
+        else f"The login {name} ends with its access token: the server issued no refresh token.",
         "You can close this page and go back to your terminal.",
     )
 
 
 def declined(why: str) -> str:
-    """Return the page of a login that the person has declined."""
+    """Return the page of a login that the person declined."""
     return _page(
         "#b8860b",
-        "You have not logged in",
-        f"{_sentence(why)} If there was a working login before, it goes on working.",
-        "You can close this page. To try again, repeat the command in your terminal.",
+        "You are not logged in",
+        f"{_sentence(why)} An earlier login of this name still works.",
+        "You can close this page. To try again, run the command in your terminal again.",
     )
 
 
 def failed(why: str) -> str:
-    """Return the page of a login that came to nothing."""
+    """Return the page of a login that failed."""
     return _page(
         "#d64545",
-        "The login did not work",
-        f"{_sentence(why)} If there was a working login before, it goes on working.",
-        "Your terminal says the same; you can close this page.",
+        "The login failed",
+        f"{_sentence(why)} An earlier login of this name still works.",
+        "Your terminal shows the same message. You can close this page.",
     )
 
 
-def not_ours() -> str:
-    """Return the page for whoever comes with something that is not this login's."""
+def foreign_redirect() -> str:
+    """Return the page for a redirect of another login."""
     return _page(
         "#b8860b",
-        "This is not the login that is waiting",
-        "It may be an old page. The login in your terminal is still waiting for its own.",
-        "Use the address that your terminal shows.",
+        "This page belongs to another login",
+        "It may be an old page. The login in your terminal is still waiting.",
+        "Open the address that your terminal shows.",
     )
 
 

@@ -3,20 +3,30 @@
 import grp
 import json
 import os
+import re
 import socket
 import stat
 import subprocess
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import click
+import msgspec
 import pytest
 
-from refresher import __version__, conduct
-from refresher.brought import Brought
-from refresher.result import EXIT_CODES
-from tests.support.command import Command, Done
+from refresher import __version__
+from refresher.cli.main import cli
+from refresher.grants import server_behavior
+from refresher.grants.record import Failure, encode
+from refresher.operations.import_request import ImportRequest
+from refresher.operations.result import EXIT_CODES
+from tests.support.command import Command, Done, without_times
+from tests.support.daemon import heard, running, stopped
+from tests.support.terminal import at_a_terminal, read_whole
+from tests.support.token_server import TokenServer
 
 GRANT: dict[str, Any] = {
     "token_endpoint": "http://127.0.0.1:9/token",
@@ -24,6 +34,20 @@ GRANT: dict[str, Any] = {
     "refresh_token": "refresh-token-of-the-tests",
     "server_url": "https://mcp.example/mcp",
 }
+COMMANDS = (
+    "login",
+    "run",
+    "run-once",
+    "status",
+    "health",
+    "token",
+    "headers",
+    "logout",
+    "import",
+    "remove",
+    "demo",
+    "completion",
+)
 STATUS_KEYS = {
     "name", "state", "generation", "issued_at", "expires_at", "next_rotation_at", "last_rotation_at", "failures", "error",
     "issuer", "resource", "scope", "origins",
@@ -34,9 +58,10 @@ def one_line(done: Done, code: int = 2) -> str:
     """Insist on one clear line on stderr, and nothing on stdout."""
     assert done.code == code, (done.code, done.stdout, done.stderr)
     assert done.stdout == ""
-    assert done.stderr.startswith("refresher: ")
-    assert done.stderr.count("\n") == 1
-    return done.stderr
+    stderr = without_times(done.stderr)
+    assert stderr.startswith("refresher: ")
+    assert stderr.count("\n") == 1
+    return stderr
 
 
 def modes(root: Path) -> dict[str, str]:
@@ -50,6 +75,30 @@ def modes(root: Path) -> dict[str, str]:
 def test_the_version_is_the_packages(refresher: Command) -> None:
     """If it failed, nobody could tell which version runs."""
     assert refresher("--version").stdout == f"refresher, version {__version__}\n"
+
+
+def test_every_command_starts_without_what_other_tests_have_loaded(cold: Command) -> None:
+    """If it failed, a command could lack an import that the warm start of other tests provides."""
+    with TokenServer(lambda _: 3600) as server:
+        cold.import_grant("linear", server.grant("client"))
+        cold.bring("notion", server.grant("other"))
+        run = {
+            ("run-once", "--force"): 0,
+            ("status",): 0,
+            ("token", "linear"): 0,
+            ("headers", "linear"): 0,
+            ("health", "--listen", "127.0.0.1:9"): 1,
+            ("completion", "bash"): 0,
+            ("login", "asana", "http://127.0.0.1:9/mcp", "--no-browser"): 4,
+            ("logout", "linear"): 0,
+            ("remove", "notion"): 0,
+        }
+        assert {arguments: cold(*arguments).code for arguments in run} == run
+        with running(cold) as process:
+            heard(process, "watching")
+            assert "stopped" in stopped(cold, process)
+    commands = {arguments[0] for arguments in run} | {"import", "run", "demo"}  # the README's test runs demo
+    assert commands == set(cli.list_commands(click.Context(cli)))
 
 
 def test_the_base_without_the_service_says_what_to_install(refresher: Command) -> None:
@@ -66,7 +115,7 @@ def test_the_base_without_the_service_says_what_to_install(refresher: Command) -
     ("arguments", "words"),
     [
         ((), ["import", "run-once", "status", "remove", "REFRESHER_STATE_DIR", "--tokens-group"]),
-        (("import",), [*Brought.__struct_fields__, "--replace", "--if-absent", "Example", "directory"]),
+        (("import",), [*ImportRequest.__struct_fields__, "--replace", "--if-absent", "Example", "directory"]),
         (("run",), ["--grace", "--listen", "REFRESHER_LISTEN", "SIGHUP"]),
         (("health",), ["--live", "--json", "--listen", "Exit codes", "127.0.0.1:9464"]),
         (
@@ -75,9 +124,12 @@ def test_the_base_without_the_service_says_what_to_install(refresher: Command) -
         ),
         (("status",), ["--json", "active", "failing", "reauthorization_required", "invalid_grant_file"]),
         (("remove",), ["NAME"]),
-        (("login",), ["--no-browser", "--device", "--client-id", "Exit codes", "Examples"]),
+        (
+            ("login",),
+            ["--no-browser", "--device", "--client-id", *(f"    {code}" for code in (0, 2, 3, 4, 6, 130)), "Examples"],
+        ),
         (("logout",), ["NAME", "--keep-at-server", "RFC 7009"]),
-        (("completion",), ["bash", "zsh", "fish"]),
+        (("completion",), ["bash", "zsh", "fish", 'eval "$(refresher completion bash)"']),
     ],
 )
 def test_help_names_everything(refresher: Command, arguments: tuple[str, ...], words: list[str]) -> None:
@@ -121,6 +173,51 @@ def test_every_wrong_usage_is_one_line_and_exit_2(refresher: Command, arguments:
     one_line(refresher(*arguments))
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_lists_its_exit_codes_and_mentions_the_global_options(refresher: Command, command: str) -> None:
+    """If it failed, a script could not tell from the help what an exit code means."""
+    shown = refresher(command, "--help", environment={"COLUMNS": "80"}).stdout
+    assert "Exit codes:\n    0  " in shown
+    assert "Global options, such as -v, are accepted here too" in shown
+    assert [line for line in shown.splitlines() if len(line) > 80] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["stauts"], "no such command 'stauts'; did you mean 'status'?"),
+        (["status", "--jsn"], "Did you mean '--json'?"),
+        (["--json", "status"], "--json is an option of status: give it after 'status'"),
+        (["remove"], "missing argument 'NAME'; usage: refresher remove [OPTIONS] NAME"),
+        (["-v", "status", "Linear"], "did you mean: refresher -v status linear"),
+        (["token", "--wait", "1s", "linaer"], "did you mean: refresher token linear --wait 1s"),
+        (["run-once", "linear ", "notion"], "did you mean: refresher run-once linear notion"),
+        (["logout", "LINEAR"], "did you mean: refresher logout linear"),
+        (["import", "Linear", "--from", "x.json"], "did you mean: refresher import linear --from x.json"),
+        (["login", "My Linear", "https://a.example"], "did you mean: refresher login my-linear https://a.example"),
+        (["login", "linear", "https://a.example "], "did you mean: refresher login linear https://a.example"),
+        (["login", "https://mcp.a.example/mcp"], "did you mean: refresher login a https://mcp.a.example/mcp"),
+        (["login", "http://127.0.0.1:1/mcp"], "did you mean: refresher login local http://127.0.0.1:1/mcp"),
+        (["login", "localhost:1/mcp", "Linear"], "did you mean: refresher login linear http://localhost:1/mcp"),
+        (["login", "mcp.example", "linear"], "did you mean: refresher login linear https://mcp.example"),
+        (["login"], "usage: refresher login [OPTIONS] NAME [URL]"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_mistake_is_answered_with_the_command_that_was_meant(
+    refresher: Command, arguments: list[str], words: str
+) -> None:
+    """If it failed, a person would have to look a typing error up in the documentation."""
+    refresher.bring("linear", GRANT)
+    refresher.bring("notion", GRANT | {"refresh_token": "another-refresh-token"})
+    assert words in one_line(refresher(*arguments))
+
+
+def test_a_name_with_dots_is_no_address(refresher: Command) -> None:
+    """If it failed, a grant with a dot in its name could not be logged in again by its name."""
+    assert "did you mean" not in one_line(refresher("login", "linear.prod"))
+
+
 # --- import -------------------------------------------------------------------------------------------------------
 
 
@@ -145,20 +242,20 @@ def test_every_wrong_usage_is_one_line_and_exit_2(refresher: Command, arguments:
         ({"refresh_token": "with\nnewline"}, "refresh_token"),
         ({"refresh_token": ""}, "refresh_token"),
         ({"refresh_token": 5}, "refresh_token"),
-        ({"client_secret": "a-secret-of-it", "token_endpoint_auth_method": "none"}, "go together"),
-        ({"token_endpoint_auth_method": "client_secret_post"}, "go together"),
+        ({"client_secret": "a-secret-of-it", "token_endpoint_auth_method": "none"}, "must match the given credentials"),
+        ({"token_endpoint_auth_method": "client_secret_post"}, "must match the given credentials"),
         ({"client_secret": "a-secret-of-it", "token_endpoint_auth_method": "private_key_jwt"}, "private_key_file"),
         ({"token_endpoint_auth_method": "tls_client_auth"}, "client_cert"),
         ({"token_endpoint_auth_method": "secret_handshake"}, "private_key_jwt"),
-        ({"client_secret": "a-secret-of-it", "private_key_file": "/nowhere"}, "go together"),
+        ({"client_secret": "a-secret-of-it", "private_key_file": "/nowhere"}, "must match the given credentials"),
         ({"private_key_file": "/nowhere/key.pem"}, "cannot read the private key /nowhere/key.pem"),
         ({"private_key_id": "kid"}, "private_key_file"),
         ({"client_cert": "/nowhere/cert.pem"}, "cannot read /nowhere/cert.pem"),
         ({"client_key": "/nowhere/key.pem"}, "client_cert"),
-        ({"grant_type": "client_credentials"}, "not both"),
-        ({"grant_type": "client_credentials", "refresh_token": None}, "prove themselves"),
+        ({"grant_type": "client_credentials"}, "without one"),
+        ({"grant_type": "client_credentials", "refresh_token": None}, "requires client authentication"),
         ({"grant_type": "password", "refresh_token": None}, "grant_type"),
-        ({"refresh_token": None}, "needs a refresh_token"),
+        ({"refresh_token": None}, "give a refresh_token"),
         ({"replay": "sometimes"}, "replay"),
         ({"replay": "30"}, "replay"),
         ({"max_age": -1}, "max_age"),
@@ -224,8 +321,8 @@ def test_defaults_of_an_import(refresher: Command) -> None:
     """If it failed, the careful settings would have to be known by heart."""
     refresher.import_grant("plain", GRANT)
     plain = refresher.grant("plain")
-    assert (conduct.replay(plain), plain.token_endpoint_auth_method) == (0.0, "none")
-    assert not conduct.sends_resource(plain)
+    assert (server_behavior.grace_period(plain), plain.token_endpoint_auth_method) == (0.0, "none")
+    assert not server_behavior.sends_resource(plain)
     fields = GRANT | {
         "refresh_token": "another-refresh-token",
         "client_secret": "its-client-secret",
@@ -234,7 +331,7 @@ def test_defaults_of_an_import(refresher: Command) -> None:
     refresher.import_grant("full", fields)
     full = refresher.grant("full")
     assert full.token_endpoint_auth_method == "client_secret_basic"
-    assert conduct.sends_resource(full)
+    assert server_behavior.sends_resource(full)
 
 
 def test_an_existing_grant_is_never_replaced_by_accident(refresher: Command) -> None:
@@ -538,6 +635,61 @@ def test_option_over_environment_over_file(refresher: Command) -> None:
     ).stderr  # fmt: skip
 
 
+def test_global_options_are_accepted_after_the_command_too(refresher: Command) -> None:
+    """If it failed, each mistake about the place of an option would be an error, or the wrong directory be used."""
+    assert "by-after" in refresher("status", "--state-dir", "by-after").stderr
+    both = ("--state-dir", "by-before", "status", "--state-dir", "by-after")
+    assert "by-after" in refresher(*both, environment={"REFRESHER_STATE_DIR": "by-environment"}).stderr
+    assert "by-before" in refresher("--state-dir", "by-before", "status", "--ca-file", "x").stderr
+    refresher.import_grant("linear", GRANT)
+    for arguments in (("-v", "run-once"), ("run-once", "-v", "linear")):
+        (line, *_) = refresher(*arguments, "--log-format", "json", "--force").stderr.splitlines()
+        assert json.loads(line)["message"].startswith("linear: ")
+    words = f"refresher status --state-dir {refresher.state} l"
+    completing = {"_REFRESHER_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": "4"}
+    assert refresher(environment=completing).stdout == "plain,linear\n"
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
+def test_a_terminal_of_another_encoding_gets_replaced_characters(refresher: Command, encoding: str) -> None:
+    """If it failed, a person with an old terminal would see an empty table, or a traceback."""
+    grant = refresher.bring("linear", GRANT)
+    failure = Failure(outcome="transient", code="away", description="Zürich: нет", at=time.time(), retry_at=time.time())
+    data, _ = encode(msgspec.structs.replace(grant, failure=failure, failures=1))
+    (refresher.state / "grants/linear.json").write_bytes(data)
+    shown = subprocess.run(
+        [sys.executable, "-m", "refresher", "status"],
+        env=refresher.environment | {"PYTHONIOENCODING": encoding},
+        capture_output=True,
+        check=True,
+    ).stdout.decode(encoding)
+    assert ("Zürich: ???" if encoding == "latin-1" else "Z?rich: ???") in shown
+    logged = refresher("run-once", "пусто", environment={"PYTHONIOENCODING": encoding})
+    assert "there is no grant named '?????'" in one_line(logged)
+
+
+def test_text_logs_have_a_time_except_at_a_terminal_and_in_the_journal(refresher: Command) -> None:
+    """If it failed, nobody could tell when a line in cron's log was written, or the journal would show each time twice."""
+    timed = refresher("status", "nobody", environment={"TZ": "Asia/Kolkata"}).stderr
+    written, offset, _ = re.fullmatch(r"([-\dT:]{19})(\+05:30) (refresher: .*\n)", timed).groups()  # type: ignore[union-attr]
+    assert abs(datetime.fromisoformat(written + offset).timestamp() - time.time()) < 60
+    process, master = at_a_terminal(refresher, "status", "nobody")
+    assert read_whole(master).startswith("refresher: there is no grant")
+    assert process.wait(30) == 2
+    log = refresher.home / "log"
+    log.touch()
+    status = log.stat()
+    for journal, prefix in ((f"{status.st_dev}:{status.st_ino}", "refresher: "), ("1:2", "2")):
+        with log.open("w") as stderr:
+            subprocess.run(
+                [sys.executable, "-m", "refresher", "status", "nobody"],
+                env=refresher.environment | {"JOURNAL_STREAM": journal},
+                stderr=stderr,
+                check=False,
+            )
+        assert log.read_text().startswith(prefix)
+
+
 @pytest.mark.parametrize("text", ["surprise = 1", "state_dir = 5", "not TOML", 'log_format = "xml"', "\xff"])
 def test_a_wrong_configuration_file_is_one_line(refresher: Command, text: str) -> None:
     """If it failed, a typing error in the configuration would be ignored, or end in a traceback."""
@@ -569,7 +721,7 @@ def test_logs_can_be_json_and_say_nothing_by_default(refresher: Command) -> None
     refresher("remove", "healthy")
     refresher.import_grant("linear", GRANT)
     failed = refresher("run-once")
-    assert failed.stderr.startswith("refresher: linear: transient: ")
+    assert without_times(failed.stderr).startswith("refresher: linear: transient: ")
     assert failed.stderr.count("\n") == 1, "what goes wrong is said where cron hears it, in one line"
     assert refresher("run-once").stderr == "", "what only waits is no news"
     done = refresher("-v", "--log-format", "json", "run-once", "--force")

@@ -18,7 +18,7 @@ import pytest
 from tests.conftest import need
 from tests.support.answering import Answer, Answering
 from tests.support.browser import as_browser
-from tests.support.command import Command, Done
+from tests.support.command import Command, Done, without_times
 from tests.support.mcp_login import MCPLogin
 from tests.support.oidc import OIDC, missing
 from tests.support.person import Person
@@ -54,7 +54,7 @@ def everything(refresher: Command) -> dict[str, bytes]:
 def last_line(done: Done, code: int) -> str:
     """Insist that a login came to nothing, and return the one line that says so."""
     assert done.code == code, (done.code, done.stdout, done.stderr)
-    *_, line = done.stderr.splitlines()
+    *_, line = without_times(done.stderr).splitlines()
     assert line.startswith("refresher: ")
     assert done.stderr.count("refresher: ") == 1
     assert "logged in: " not in done.stdout
@@ -76,10 +76,10 @@ def at(server: Answering, value: Any) -> Any:
 @pytest.mark.parametrize(
     ("answers", "options", "code", "words"),
     [
-        ({}, ("{}/mcp",), 2, "answered 404 and does not say where to log in: check the address"),
+        ({}, ("{}/mcp",), 2, "answered 404 and names no authorization server: check the address"),
         ({"/mcp": Answer(401), RESOURCE: Answer(503)}, ("{}/mcp",), 4, "answered 503; try again later"),
         ({"/mcp": Answer(401), METADATA: Answer(500)}, ("{}/mcp",), 4, "answered 500; try again later"),
-        ({"/mcp": Answer(None)}, ("{}/mcp",), 4, "cannot reach {}: "),
+        ({"/mcp": Answer(None)}, ("{}/mcp",), 4, "closed the connection without an answer"),
         (
             {"/mcp": Answer(308, "", (("Location", f"{API}/mcp"),))},
             ("{}/mcp",),
@@ -90,13 +90,13 @@ def at(server: Answering, value: Any) -> Any:
             {RESOURCE: Answer(200, {"resource": "https://other.example/", "authorization_servers": ["{}"]})},
             ("{}/mcp",),
             2,
-            "is about https://other.example/, and not about {}/mcp",
+            "describes https://other.example/, not {}/mcp",
         ),
         (
             {RESOURCE: Answer(200, {"resource": "{}/", "authorization_servers": ["{}"]})},
             ("{}/mcp",),
             2,
-            "publishes no metadata that can be read (RFC 8414): give --authorization-endpoint and --token-endpoint",
+            "publishes no readable metadata (RFC 8414): give --authorization-endpoint and --token-endpoint",
         ),
         (
             {RESOURCE: Answer(200, {"resource": "{}/", "authorization_servers": ["http://as.example"]})},
@@ -108,7 +108,7 @@ def at(server: Answering, value: Any) -> Any:
             {METADATA: Answer(200, ISSUER_DOCUMENT | {"issuer": "https://attacker.example"})},
             ("{}", "--issuer", "{}"),
             2,
-            "is of another issuer (https://attacker.example): it is not safe to use",
+            "names another issuer (https://attacker.example), which is not safe",
         ),
         (
             {METADATA: Answer(200, ISSUER_DOCUMENT | {"token_endpoint": "http://as.example/token"})},
@@ -116,12 +116,12 @@ def at(server: Answering, value: Any) -> Any:
             2,
             "token_endpoint (http://as.example/token) must be https",
         ),
-        ({METADATA: Answer(200, ISSUER_DOCUMENT)}, ("{}", "--issuer", "{}"), 2, "registers no clients by itself"),
+        ({METADATA: Answer(200, ISSUER_DOCUMENT)}, ("{}", "--issuer", "{}"), 2, "has no client registration"),
         (
             {METADATA: Answer(200, ISSUER_DOCUMENT)},
             ("{}", "--issuer", "{}", "--device"),
             2,
-            "does not log in by device (RFC 8628); leave out --device",
+            "has no login by device (RFC 8628); nothing was changed. Omit --device",
         ),
         (
             {
@@ -145,7 +145,7 @@ def at(server: Answering, value: Any) -> Any:
             {METADATA: Answer(200, ISSUER_DOCUMENT | {"code_challenge_methods_supported": ["plain"]})},
             ("{}", "--issuer", "{}", "--client-id", "me"),
             2,
-            "does not take PKCE with S256",
+            "does not offer PKCE with S256",
         ),
         (
             {
@@ -165,7 +165,7 @@ def at(server: Answering, value: Any) -> Any:
             },
             ("{}", "--issuer", "{}", "--client-id", "me", "--device", "--scope", "read"),
             2,
-            "/device answered 400 invalid_scope; nothing was changed. Ask for another --scope",
+            "/device answered 400 invalid_scope; nothing was changed. Request another --scope",
         ),
     ],
 )
@@ -189,24 +189,31 @@ def test_a_server_that_cannot_be_logged_in_at_is_one_line_and_changes_nothing(
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        ("linear", 2, "nothing here says where linear logs in: 'refresher login linear URL'"),
+        ("linear", 2, "there is no saved login linear; give its URL: 'refresher login linear URL'"),
         ("Linear {api}", 2, "a name is 1 to 64 lower-case letters"),
-        ("linear mcp.example", 2, "URL must be a URL that begins with https://"),
-        ("linear {nobody}/mcp", 4, f"cannot reach {NOBODY}: "),
-        ("linear https://nowhere.invalid/mcp", 4, "cannot reach https://nowhere.invalid: "),
-        ("linear {api} --issuer {nobody}", 4, f"cannot reach {NOBODY}: "),
+        ("linear mcp.example", 2, "the URL has no scheme; did you mean: refresher login linear https://mcp.example"),
+        ("linear mcp.example:x/mcp", 2, "URL is not a valid URL"),
+        ("{api}/mcp", 2, "NAME is missing; did you mean: refresher login api {api}/mcp"),
+        (
+            "{api}/mcp linear --device",
+            2,
+            "NAME and URL are swapped; did you mean: refresher login linear {api}/mcp --d",
+        ),
+        ("linear {nobody}/mcp", 4, "127.0.0.1:9: connection refused; nothing was changed"),
+        ("linear https://nowhere.invalid/mcp", 4, "nowhere.invalid:443: no such host; nothing was changed"),
+        ("linear {api} --issuer {nobody}", 4, "127.0.0.1:9: connection refused; nothing was changed"),
         ("linear {api} --port 8765 --redirect-uri http://localhost:1/", 2, "exclude each other"),
         ("linear {api} --param access_type", 2, "it must be KEY=VALUE"),
         ("linear {api} --wait soon", 2, "it must be seconds, or a duration"),
         ("linear {api} --auth-method secret", 2, "is not one of 'none'"),
-        ("taken https://other.example", 2, f"taken is a grant for {API}/mcp: choose another name, or give it up"),
+        ("taken https://other.example", 2, f"taken is a grant for {API}/mcp: choose another name, or replace it"),
         ("linear {api} {hand} --client-id me --client-secret-file none", 2, "cannot read the client secret"),
         ("linear {api} {hand} --client-id me --client-secret-file empty", 2, "must hold the client secret"),
         ("linear {api} {hand} --client-id me --private-key-file none", 2, "cannot read the private key"),
-        ("linear {api} {hand} --client-id me --private-key-file empty", 2, "is no PEM of a private key"),
+        ("linear {api} {hand} --client-id me --private-key-file empty", 2, "is not a PEM private key"),
         ("linear {api} {hand} --client-id me --client-cert none", 2, "cannot read "),
-        ("linear {api} {hand} --client-id me --client-cert empty", 2, "cannot use the certificate of"),
-        ("linear {api} {hand} --client-id me --port {port}", 2, "end what uses it, or choose a --port"),
+        ("linear {api} {hand} --client-id me --client-cert empty", 2, "cannot use the certificate in"),
+        ("linear {api} {hand} --client-id me --port {port}", 2, "choose another --port"),
     ],
 )
 def test_what_a_person_gets_wrong_is_one_line(quick: Command, arguments: str, code: int, words: str) -> None:
@@ -221,7 +228,7 @@ def test_what_a_person_gets_wrong_is_one_line(quick: Command, arguments: str, co
         done = quick("login", *given, environment=PERSON)
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1, done.stderr
-    assert words in last_line(done, code)
+    assert words.format(api=API) in last_line(done, code)
     assert everything(quick) == before
 
 
@@ -236,7 +243,7 @@ class Case(NamedTuple):
     options: tuple[str, ...]
     code: int
     words: str
-    page: str = "The login did not work"
+    page: str = "The login failed"
 
 
 @pytest.fixture(scope="module")
@@ -256,18 +263,18 @@ def plain_oidc() -> Iterator[OIDC]:
             (),
             3,
             "declined in the browser (access_denied: the person said no); nothing was changed",
-            "You have not logged in",
+            "You are not logged in",
         ),
         Case(
             "close",
             None,
             ("--wait", "1s"),
             3,
-            "nobody came to the end of the login within 1 s; nothing was changed. Log in again",
+            "the login was not completed within 1 s; nothing was changed. Log in again",
             "",
         ),
-        Case(None, None, ("--client-id", "unheard", "--wait", "5s"), 3, "with --new-client", "invalid_client"),
-        Case("wrong-issuer", None, (), 2, "is not of {issuer} (iss, RFC 9207)"),
+        Case(None, None, ("--client-id", "unheard", "--wait", "5s"), 3, "try --new-client", "invalid_client"),
+        Case("wrong-issuer", None, (), 2, "does not come from {issuer} (iss, RFC 9207)"),
         Case(None, {"status": 503}, (), 4, "answered 503; nothing was changed. Log in again later"),
         Case(None, {"status": 500}, (), 4, "answered 500; nothing was changed. Log in again later"),
         Case(None, {"drop": True}, (), 4, "its answer was lost: "),
@@ -276,14 +283,14 @@ def plain_oidc() -> Iterator[OIDC]:
             None, {"status": 401, "body": {"error": "invalid_client"}}, (), 2, "Check --client-id, --client-secret-file"
         ),
         Case(None, {"status": 400, "body": {"error": "invalid_target"}}, (), 2, "Try --resource none"),
-        Case(None, {"status": 400, "body": {"error": "invalid_scope"}}, (), 2, "Ask for another --scope"),
+        Case(None, {"status": 400, "body": {"error": "invalid_scope"}}, (), 2, "Request another --scope"),
         Case(None, {"status": 200, "body": {"access_token": ""}}, (), 2, "nothing was changed. Log in again"),
         Case(
             None,
             {"status": 302, "headers": {"Location": API}},
             (),
             2,
-            "a redirect, which a refresh token never follows",
+            "a redirect; refresher follows none with a refresh token",
         ),
     ],
     ids=lambda case: f"{case.habit} {case.script} {case.words[:20]}",
@@ -369,8 +376,8 @@ def test_a_redirect_is_pasted(quick: Command, form: str) -> None:
             os.write(process.stdin.fileno(), wrong)
         done = quick.finish(process, form.replace("{}", url).replace("<query>", query) + "\n")
         assert done.code == 0, done.stderr
-        assert done.stderr.count("That address is not it: ") == 4
-        assert done.stderr.count("Paste the whole address, beginning with http://") == 4
+        assert done.stderr.count("This address cannot be used: ") == 4
+        assert done.stderr.count("Paste the whole address, from http:// on") == 4
         assert mcp.seen()["exchanged"] == 1
     assert quick.grant("linear").generation == 0
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from refresher.grant import Tombstone
-from tests.support.command import Command, Done
+from refresher.grants.record import Tombstone
+from tests.support.command import Command, Done, without_times
 from tests.support.token_server import TokenServer
 
 
@@ -53,7 +53,7 @@ def test_each_file_is_a_grant_and_is_taken_over_once(refresher: Command) -> None
         before = refresher.refresh_token("linear")
         done = start_up(refresher, directory)
         assert (done.code, done.stderr) == (0, "")
-        assert done.stdout.count("is there already; left as it is") == 2
+        assert done.stdout.count("exists already; it is kept") == 2
         assert refresher.refresh_token("linear") == before
         assert refresher("run-once", "--force").code == 0
         assert server.reused == 0
@@ -89,9 +89,11 @@ def test_one_that_cannot_be_taken_over_keeps_the_others_from_nothing(refresher: 
     (directory / "d.json").mkdir()
     done = start_up(refresher, directory)
     assert done.code == 2
-    assert [line.split(":")[1].strip() for line in done.stderr.splitlines() if "warning" not in line] == ["a", "c", "d"]
-    assert "b holds this very refresh token" in done.stderr
-    assert done.stderr.count("is left out: its name is not that of a grant") == 2
+    assert [
+        line.split(":")[1].strip() for line in without_times(done.stderr).splitlines() if "warning" not in line
+    ] == ["a", "c", "d"]
+    assert "b holds this refresh token already" in done.stderr
+    assert done.stderr.count("is skipped: its name must be the name of a grant") == 2
     assert refresher.grant("b").generation == 0
     assert done.stdout.count("imported ") == 1
 
@@ -99,11 +101,11 @@ def test_one_that_cannot_be_taken_over_keeps_the_others_from_nothing(refresher: 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("import", "linear", "--from", "seed"), "imported whole: leave NAME"),
-        (("import", "--from", "seed", "--replace"), "imported whole: leave NAME"),
-        (("import", "--from", "seed/linear.json"), "say the NAME"),
+        (("import", "linear", "--from", "seed"), "imported whole: omit NAME"),
+        (("import", "--from", "seed", "--replace"), "imported whole: omit NAME"),
+        (("import", "--from", "seed/linear.json"), "did you mean: refresher import linear --from seed/linear.json"),
         (("import", "--from", "nowhere", "--if-absent"), "there is no such file or directory"),
-        (("import", "--from", "-"), "say the NAME"),
+        (("import", "--from", "-"), "did you mean: refresher import NAME --from -"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )

@@ -12,7 +12,7 @@ from typing import assert_type
 import shim
 import shim.httpx
 import shim.httpx2
-from shim.mcp import Happening, ReconnectingClient
+from shim.mcp import ClientEvent, ReconnectingClient
 from mcp.types import ListToolsResult
 from shim import Event, FileTokenSource, ReauthorizationRequired, Removed, Restored, Rotated, ShimError, TokenFile
 

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 import pytest
 
-from refresher import policy
+from refresher.grants import policy
 from tests.conftest import need
 from tests.support.clock import Clock, no_clock
 from tests.support.command import Command, wait_until

@@ -1,4 +1,4 @@
-"""The daemon under signals and kills, and beside servers that want to be left alone."""
+"""The daemon under signals and kills, and with a server that asks for patience."""
 
 import json
 import signal
@@ -24,17 +24,17 @@ Start = Callable[..., OIDC]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_stopped_in_mid_exchange_the_answer_is_saved_and_published(
+def test_a_stop_during_an_exchange_saves_and_publishes_the_answer(
     refresher: Command, own_oidc: Start, number: signal.Signals
 ) -> None:
-    """If it failed, each restart of a machine could cost a login."""
+    """If it failed, each restart of the machine could destroy a login."""
     server = own_oidc()
     refresher.import_grant("linear", server.mint("public"))
     with running(refresher) as process:
         wait_until(lambda: published(refresher) == 1, "the first token is there")
         in_mid_exchange(refresher, server)
         process.send_signal(number)
-        assert "first linear is finished" in heard(process, "stopping")[-1]
+        assert "waiting for linear to finish" in heard(process, "stopping")[-1]
         server.release()
         done = refresher.finish(process)
     assert done.code == 0, done.stderr
@@ -45,8 +45,8 @@ def test_stopped_in_mid_exchange_the_answer_is_saved_and_published(
     assert server.log()["reused"] == 0
 
 
-def test_more_signals_say_what_would_be_lost_and_lose_nothing(refresher: Command, own_oidc: Start) -> None:
-    """If it failed, an impatient person would destroy what the first Ctrl-C protects."""
+def test_more_signals_warn_of_the_loss_and_lose_nothing(refresher: Command, own_oidc: Start) -> None:
+    """If it failed, a second Ctrl-C would destroy the login that the first one protects."""
     server = own_oidc()
     refresher.import_grant("linear", server.mint("public"))
     with running(refresher) as process:
@@ -56,7 +56,7 @@ def test_more_signals_say_what_would_be_lost_and_lose_nothing(refresher: Command
         heard(process, "stopping")
         for number in (signal.SIGTERM, signal.SIGINT):
             process.send_signal(number)
-            heard(process, "still finishing linear; killed now")
+            heard(process, "linear: still rotating")
         server.release()
         done = refresher.finish(process)
     assert done.code == 0
@@ -64,8 +64,8 @@ def test_more_signals_say_what_would_be_lost_and_lose_nothing(refresher: Command
     assert server.log()["reused"] == 0
 
 
-def test_stopped_nothing_new_is_begun(refresher: Command, own_oidc: Start) -> None:
-    """If it failed, a pod would be killed in the middle of an exchange that nobody had to begin."""
+def test_no_exchange_starts_after_a_stop(refresher: Command, own_oidc: Start) -> None:
+    """If it failed, a pod would be killed during an exchange that need not have started."""
     server = own_oidc()
     refresher.import_grant("linear", server.mint("public"))
     refresher.import_grant("notion", server.mint("public"))
@@ -82,44 +82,47 @@ def test_stopped_nothing_new_is_begun(refresher: Command, own_oidc: Start) -> No
     assert (published(refresher), refresher.grant("notion").generation) == (2, 1)
 
 
-def test_a_stop_while_another_process_holds_the_lock_ends_at_once(refresher: Command, own_oidc: Start) -> None:
-    """If it failed, a stop would wait for a stranger."""
+def test_a_stop_does_not_wait_for_a_lock_of_another_process(refresher: Command, own_oidc: Start) -> None:
+    """If it failed, a stop would take as long as the exchange of another process."""
     server = own_oidc()
     refresher.import_grant("linear", server.mint("public"))
     refresher("run-once")
     server.script(hold=True)
     holder = refresher.start("run-once", "--force", "linear")
     with running(refresher) as process:
-        wait_until(lambda: len(server.requests()) == 2 and under_way(refresher), "the other one is under way")
-        wait_until(lambda: _waits_for_a_lock(process.pid), "the daemon waits for it")
+        wait_until(
+            lambda: len(server.requests()) == 2 and under_way(refresher),
+            "the exchange of the other process has started",
+        )
+        wait_until(lambda: _waits_for_a_lock(process.pid), "the daemon waits for the lock")
         process.send_signal(signal.SIGTERM)
         assert refresher.finish(process).code == 0
-        assert holder.poll() is None, "it has waited for the other one"
+        assert holder.poll() is None, "the daemon waited for the other process"
     server.release()
     assert refresher.finish(holder).code == 0
     assert published(refresher) == 2
 
 
 def _waits_for_a_lock(pid: int) -> bool:
-    # One thread looks, one rings, one writes the log: the fourth is the rotation, and waits.
+    # The loop, the schedule and the log have a thread each; the fourth is the rotation that waits.
     return len(list(Path(f"/proc/{pid}/task").iterdir())) > 3
 
 
-def test_the_grace_says_when_it_is_over_and_still_nothing_is_lost(refresher: Command) -> None:
-    """If it failed, a disk that refuses for a minute would cost the only copy of a refresh token at a stop."""
+def test_the_end_of_the_grace_period_is_logged_and_nothing_is_lost(refresher: Command) -> None:
+    """If it failed, a disk error during a stop would lose the only copy of a refresh token."""
     need(parts.no_strace())
     attached = threading.Event()
     words = refresher.home / "strace"
     tracing: list[subprocess.Popen[bytes]] = []
 
     def hold() -> None:
-        # From the answer on, no file can be made durable.
+        # After the answer, every fsync fails.
         if not attached.is_set():
             with words.open("wb") as stderr:
                 tracer = subprocess.Popen(
                     ["strace", "-f", "-e", "inject=fsync:error=EIO", "-p", str(process.pid)], stderr=stderr
                 )
-            wait_until(lambda: b"attached" in words.read_bytes(), "the tracer is there")
+            wait_until(lambda: b"attached" in words.read_bytes(), "the tracer is attached")
             tracing.append(tracer)
             attached.set()
 
@@ -128,8 +131,8 @@ def test_the_grace_says_when_it_is_over_and_still_nothing_is_lost(refresher: Com
         with running(refresher, "--grace", "10s") as process:
             assert attached.wait(30)
             process.send_signal(signal.SIGTERM)
-            assert "NOT SAVED YET" in "".join(heard(process, "the grace of 10 s is over"))
-            tracing[0].send_signal(signal.SIGINT)  # it lets go of the process
+            assert "NOT SAVED YET" in "".join(heard(process, "not saved within the grace period of 10 s"))
+            tracing[0].send_signal(signal.SIGINT)  # it detaches from the process
             tracing[0].wait(30)
             done = refresher.finish(process)
         assert done.code == 0
@@ -141,7 +144,7 @@ def test_the_grace_says_when_it_is_over_and_still_nothing_is_lost(refresher: Com
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_signal_to_an_idle_daemon_is_no_failure(refresher: Command, number: signal.Signals) -> None:
-    """If it failed, an impatient Ctrl-C would make a supervisor believe that a clean stop was a crash."""
+    """If it failed, a supervisor would take a clean stop after a second Ctrl-C for a crash."""
     for _ in range(5):
         with running(refresher) as process:
             assert process.stderr is not None
@@ -153,18 +156,18 @@ def test_a_second_signal_to_an_idle_daemon_is_no_failure(refresher: Command, num
             process.communicate()
 
 
-def test_signals_during_the_start_are_heard(refresher: Command) -> None:
-    """If it failed, a reload or a stop right after the start would kill the daemon, or be lost where it is process 1."""
-    # Python's own start aside, in which nobody can listen: the first of our modules is there.
+def test_signals_during_the_start_are_handled(refresher: Command) -> None:
+    """If it failed, a stop right after the start would kill the daemon, or be lost in a container."""
+    # The signals come while refresher loads its modules; before that, Python itself handles them.
     code = (
         "import os, signal, sys, importlib.abc\n"
         "class Late(importlib.abc.MetaPathFinder):\n"
         "    def find_spec(self, name, path, target=None):\n"
-        "        if name == 'refresher.daemon':\n"
+        "        if name == 'refresher.daemon.loop':\n"
         "            os.kill(os.getpid(), signal.SIGHUP)\n"
         "            os.kill(os.getpid(), signal.SIGTERM)\n"
         "sys.meta_path.insert(0, Late())\n"
-        "from refresher.cli import run\n"
+        "from refresher.cli.main import run\n"
         "sys.exit(run(['run']))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], env=refresher.environment, capture_output=True, check=False)
@@ -174,32 +177,32 @@ def test_signals_during_the_start_are_heard(refresher: Command) -> None:
 # --- kills --------------------------------------------------------------------------------------------------------
 
 
-def test_killed_in_mid_exchange_and_started_again_it_goes_on(refresher: Command, own_oidc: Start) -> None:
-    """If it failed, a daemon that the kernel has killed would need a person."""
+def test_a_daemon_killed_during_an_exchange_recovers_after_a_restart(refresher: Command, own_oidc: Start) -> None:
+    """If it failed, a killed daemon would need a person."""
     server = own_oidc(accessTokenTtl=6)
     refresher.import_grant("linear", server.mint("public"))
     with running(refresher) as process:
         wait_until(lambda: published(refresher) == 1, "the first token is there")
-        # The server has not spent the token; nobody here can know that.
+        # The server has not used the refresh token, but refresher cannot know that.
         in_mid_exchange(refresher, server, status=503)
         process.kill()
         process.communicate()
     with running(refresher) as process:
-        wait_until(lambda: refresher.token("linear").error is not None, "it says so")
+        wait_until(lambda: refresher.token("linear").error is not None, "the token file reports it")
         problem = refresher.token("linear").error
         assert problem is not None
         assert problem.code == "in_doubt"
         live = server.introspect(refresher.token("linear").access_token)
-        assert live["active"], "it came too late for this test"
+        assert live["active"], "the machine is too slow for this test"
         assert len(server.requests()) == 2, "the token in doubt was sent while the access token lived"
-        wait_until(lambda: published(refresher) == 2, "it went on by itself")
+        wait_until(lambda: published(refresher) == 2, "the grant rotates again")
         process.send_signal(signal.SIGTERM)
         assert refresher.finish(process).code == 0
     assert server.log()["reused"] == 0
 
 
-def test_an_attempt_of_another_process_that_was_killed_is_settled_at_once(refresher: Command, own_oidc: Start) -> None:
-    """If it failed, a killed run-once would leave readers without a word until the next rotation."""
+def test_the_attempt_of_a_killed_process_is_recovered_at_once(refresher: Command, own_oidc: Start) -> None:
+    """If it failed, readers would not see the failure of a killed run-once until the next rotation."""
     server = own_oidc()
     refresher.import_grant("linear", server.mint("public"))
     with running(refresher) as process:
@@ -209,20 +212,18 @@ def test_an_attempt_of_another_process_that_was_killed_is_settled_at_once(refres
         wait_until(lambda: len(server.requests()) == 2 and under_way(refresher), "an exchange is under way")
         killed.kill()
         killed.communicate()
-        wait_until(lambda: refresher.token("linear").state == "failing", "readers are told")
-        wait_until(lambda: refresher.leftovers() == [], "it is settled")
+        wait_until(lambda: refresher.token("linear").state == "failing", "the token file reports the failure")
+        wait_until(lambda: refresher.leftovers() == [], "the attempt is recovered")
         heard(process, "linear: in_doubt")
         process.send_signal(signal.SIGTERM)
         assert refresher.finish(process).code == 0
 
 
-# --- servers that want to be left alone ---------------------------------------------------------------------------
+# --- a server that asks for patience --------------------------------------------------------------------------
 
 
-def test_what_needs_no_server_does_not_wait_for_one_that_wants_to_be_left_alone(
-    refresher: Command, own_oidc: Start
-) -> None:
-    """If it failed, a tidied tokens directory would leave agents without their live token for an hour."""
+def test_a_publication_does_not_wait_for_the_retry_after_of_a_server(refresher: Command, own_oidc: Start) -> None:
+    """If it failed, agents would be without their valid token for an hour after its file was deleted."""
     server = own_oidc()
     refresher.import_grant("linear", server.mint("public"))
     with running(refresher) as process:
@@ -241,7 +242,7 @@ def test_what_needs_no_server_does_not_wait_for_one_that_wants_to_be_left_alone(
 
 
 def test_json_logs_are_one_object_a_line(refresher: Command, own_oidc: Start) -> None:
-    """If it failed, a collector of logs would drop what the daemon says."""
+    """If it failed, a log collector would drop the messages of the daemon."""
     server = own_oidc()
     refresher.import_grant("linear", server.mint("public"))
     process = refresher.start("--log-format", "json", "run")
@@ -250,7 +251,7 @@ def test_json_logs_are_one_object_a_line(refresher: Command, own_oidc: Start) ->
     process.send_signal(signal.SIGTERM)
     said = heard(process, "stopping")
     process.send_signal(signal.SIGTERM)
-    said += heard(process, "still finishing")
+    said += heard(process, "still rotating")
     server.release()
     done = refresher.finish(process)
     assert done.code == 0

@@ -9,10 +9,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from refresher import clocks
-from refresher.attempt import Attempt
-from refresher.grant import Doubt
-from refresher.store import load
+from refresher.common import clocks
+from refresher.grants.record import Doubt
+from refresher.storage.journal import Attempt
+from refresher.storage.records import load
 from tests.conftest import need
 from tests.support.command import Command, says, wait_until
 from tests.support.fake_state import directories, put
@@ -147,7 +147,7 @@ def test_a_disk_that_refuses_before_the_exchange_costs_nothing(
         assert len(server.asked["client"]) == (0 if code else 1)
         assert refresher.leftovers() == []
         if call == "flock" and code:
-            assert "does not lock (flock); give --state-dir" in done.stderr
+            assert "has no locks (flock); put --state-dir" in done.stderr
         assert refresher("run-once").code == 0
         assert len(server.asked["client"]) == 1
 

@@ -142,7 +142,7 @@ def test_whatever_bears_a_demands_name_is_the_demand_and_nothing_else_is_touched
             with running(refresher) as daemon:
                 wait_until(lambda: _has_rotated_all(refresher, len(kinds)), "all are honoured")
                 wait_until(lambda: len(lying_there(refresher)) == 2, "all are settled")
-                assert stopped(refresher, daemon).count("cannot remove a demand") == 1
+                assert stopped(refresher, daemon).count("cannot remove the demand") == 1
         assert lying_there(refresher) == {b"g3.0", b"g3.1"}
         assert {client: len(times) for client, times in server.asked.items()} == {
             str(number): 2 for number in range(len(kinds))
@@ -284,7 +284,7 @@ def test_whoever_demands_each_new_token_gets_it_no_sooner_than_a_quarter_of_its_
         times = server.asked["client"]
         # The first demand is honoured at once; what the server notes is a little later than what counts.
         assert all(later > earlier + life / 4 - 0.5 for earlier, later in itertools.pairwise(times[1:]))
-        assert stopped(refresher, daemon).count("cannot remove a demand") == (how == "for good")
+        assert stopped(refresher, daemon).count("cannot remove the demand") == (how == "for good")
         assert server.reused == 0
 
 
@@ -323,12 +323,12 @@ def test_whatever_stands_where_demands_should_be_tokens_rotate_on_schedule(refre
             done = refresher("run-once", "--force", "--json")
             # The daemon may have been a moment earlier.
             assert (done.code, done.outcome in ("rotated", "adopted")) == (0, True), done.stdout + done.stderr
-            assert ("no demands are heard" in done.stderr) is (put is not _a_link_to_the_grants)
+            assert ("cannot accept demands from agents" in done.stderr) is (put is not _a_link_to_the_grants)
             demands.unlink()
             wait_until(demands.is_dir, "it is there again")
         said = stopped(refresher, daemon)
         # Each in words of its own; once more where the directory was looked at while it was being spoilt.
-        troubles = [line for line in said.splitlines() if "no demands are heard" in line]
+        troubles = [line for line in said.splitlines() if "cannot accept demands from agents" in line]
         assert len(set(troubles)) == 3, said
         assert len(troubles) <= 6, said
         assert "storage_failed" not in said
@@ -378,4 +378,4 @@ def test_a_demand_that_cannot_be_removed_is_told_once_and_makes_no_storm(refresh
             time.sleep(0.01)  # between two looks
         assert len(written) < 6
         assert len(server.asked["client"]) == 2
-        assert stopped(refresher, daemon).count("cannot remove a demand") == 1
+        assert stopped(refresher, daemon).count("cannot remove the demand") == 1

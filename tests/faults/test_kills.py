@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import pytest
 
-from refresher import leftovers
-from refresher.attempt import Mark, read_intent
-from refresher.grant import Grant, Tombstone
+from refresher.grants.record import Grant, Tombstone
+from refresher.storage import records
+from refresher.storage.journal import Mark, read_intent
 from tests.conftest import need
 from tests.support.command import Command, wait_until
 from tests.support.kills import CHANGES, EVERYTHING, sweep
@@ -42,10 +42,10 @@ def left(refresher: Command, before: Grant) -> str:
     assert {path.name for path in directories.tokens.iterdir()} <= {"linear.json", ".linear.json.new"}
     places = [directories.record("linear"), *directories.candidates("linear")]
     places += directories.spill.iterdir() if directories.spill.exists() else []
-    records = [whole.record for path in places if (whole := leftovers.whole(path, "linear")) is not None]
-    assert records[0] is not None, "the record is not whole"
+    found = [whole.record for path in places if (whole := records.read_candidate(path, "linear")) is not None]
+    assert found[0] is not None, "the record is not whole"
     assert all(path.stat().st_mode & 0o077 == 0 for path in places)
-    generations = {record.generation for record in records if record is not None}
+    generations = {record.generation for record in found if record is not None}
     assert generations <= {before.generation, before.generation + 1}
     if before.generation + 1 in generations:
         return "saved"

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from refresher.grant import Tombstone
+from refresher.grants.record import Tombstone
 from tests.conftest import need
 from tests.support.command import Command, wait_until
 from tests.support.daemon import running, stopped, under_way
@@ -119,7 +119,7 @@ def test_a_login_does_not_replace_what_came_for_another_server_meanwhile(refresh
         done = login.finish()
         assert done.code == 2, done.stderr
         assert "linear is a grant for https://mcp.example/mcp" in done.stderr
-        assert "The login did not work" in login.page
+        assert "The login failed" in login.page
         away.rename(spill)
         assert refresher("run-once", "--json").outcome == "adopted"
         rotates(refresher)
@@ -189,7 +189,7 @@ def test_a_rotation_during_a_logout_asks_for_nothing(refresher: Command, own_oid
 @pytest.mark.parametrize(
     ("faults", "code", "words"),
     [
-        ([closes_before], 4, "the grant stands"),
+        ([closes_before], 4, "the grant is unchanged"),
         ([passes, closes_before], 0, "it is revoked at the server"),
     ],
     ids=["nothing revoked", "half revoked"],

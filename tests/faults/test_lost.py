@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from refresher import lock
-from refresher.errors import LockBusy
-from refresher.rotation import Order, Terms, rotate
+from refresher.common.errors import LockBusy
+from refresher.operations.rotate import Order, Terms, rotate
+from refresher.storage import lock
+from refresher.storage.publishing import Publisher
 from tests.support.command import Command, wait_until
 from tests.support.daemon import heard
 from tests.support.fake_state import directories, put
@@ -177,7 +178,7 @@ def test_a_signal_in_mid_exchange_loses_nothing(refresher: Command, own_oidc: St
     process = refresher.start("run-once", "--json")
     wait_until(lambda: len(server.requests()) == 1, "the request has arrived")
     process.send_signal(number)
-    heard(process, "finished first")
+    heard(process, "completes first")
     server.release()
     done = refresher.finish(process)
     assert done.code == 128 + number
@@ -242,7 +243,7 @@ def test_a_lock_that_stays_held_is_busy_and_what_the_holder_did_is_adopted(tmp_p
             pass
         terms = Terms(ca_file=None, stopping=lambda: False, lock_wait=0.1)
         for seen, outcome in ((5, "lock_busy"), (4, "adopted")):
-            result = rotate(made, Order(name="linear", seen=seen), terms)
+            result = rotate(Publisher(made), Order(name="linear", seen=seen), terms)
             assert result is not None
             assert result.outcome == outcome
     assert path.exists(), "the lock file was removed under those who wait for it"

@@ -24,8 +24,8 @@ from typing import Any, NamedTuple
 import msgspec
 import pytest
 
-from refresher import policy
-from refresher.grant import encode
+from refresher.grants import policy
+from refresher.grants.record import encode
 from tests.conftest import need
 from tests.support.command import Command, Done, wait_until
 from tests.support.daemon import running

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pytest
 
-from refresher.grant import Grant, Tombstone
+from refresher.grants.record import Grant, Tombstone
 from shim._token import parse
 from tests.conftest import need
 from tests.support.command import Command

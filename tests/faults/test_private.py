@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from refresher import files
+from refresher.storage import files
 from tests.conftest import need
 from tests.support.command import Command, wait_until
 from tests.support.daemon import published, running, stopped
@@ -130,7 +130,7 @@ def test_a_strangers_link_in_the_place_of_demands_shares_nothing(refresher: Comm
         os.chown(demands, STRANGER, STRANGER, follow_symlinks=False)
         done = refresher("run-once", "--force", "--json")
         assert done.outcome == "rotated", "tokens rotate without demands"
-        assert f"no demands are heard: {demands} is a link of user {STRANGER}" in done.stderr
+        assert f"cannot accept demands from agents: {demands} is a link of user {STRANGER}" in done.stderr
         assert _state_of(refresher.state) == before
         # A link of its own is a person's wish.
         os.chown(demands, os.geteuid(), -1, follow_symlinks=False)
@@ -234,7 +234,7 @@ def test_a_spill_directory_that_is_not_ours_alone_is_told_before_it_is_needed(re
     refresher.environment["REFRESHER_SPILL_DIR"] = str(spill)
     fields = {"token_endpoint": "https://as.example/token", "client_id": "client", "server_url": "https://mcp.example"}
     done = refresher.import_grant("linear", fields | {"refresh_token": "a-refresh-token-of-nobody"})
-    assert f"{spill} takes no token" in done.stderr
+    assert f"{spill} cannot store a token" in done.stderr
 
 
 def test_two_refreshers_that_share_with_different_groups_do_not_undo_each_others_work_for_ever(

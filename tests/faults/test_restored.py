@@ -9,10 +9,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from refresher import restored
-from refresher.grant import encode
-from refresher.publish import publish
-from refresher.secret import Secret
+from refresher.common.clocks import Moment
+from refresher.common.secret import Secret
+from refresher.grants.record import Grant, encode
+from refresher.storage import recovery
+from refresher.storage.directories import Directories
+from refresher.storage.publishing import Publisher
 from tests.support.command import Command, wait_until
 from tests.support.fake_state import directories, put
 from tests.support.oidc import OIDC
@@ -91,20 +93,27 @@ def test_where_nothing_else_tells_the_file_itself_does(refresher: Command, own_o
     assert "backup" in done.results["linear"]["detail"]
 
 
+def _recovered(made: Directories, stored: Grant, now: Moment) -> Grant:
+    put(made.record("linear"), stored, stored.begun_from)
+    record = recovery.recover(made, "linear", now).record
+    assert isinstance(record, Grant)
+    return record
+
+
 @pytest.mark.parametrize("before", [{}, {"doubt": doubt()}, {"dead": True}, {"access_token": None}])
 def test_what_readers_have_is_taken_over(tmp_path: Path, before: dict[str, object]) -> None:
     """If it failed, the wait would be reckoned from a token that is no longer in use."""
     made, now = directories(tmp_path), at(NOON + 9000)
     newer = grant(generation=7, access_token=Secret("newer"), issued_at=NOON + 8000, expires_at=NOON + 11600)
-    publish(made, newer)
-    found = restored.caught_up(made, grant(issued=at(), **before), now)
-    assert found is not None
+    Publisher(made).publish(newer)
+    found = _recovered(made, grant(issued=at(), **before), now)
     assert found.issued is None, "the age of another token was taken for its own"
     assert (found.generation, found.access_token) == (7, newer.access_token)
     assert (found.issued_at, found.expires_at) == (NOON + 8000, NOON + 11600)
     assert found.doubt is not None
     assert (found.doubt.since, found.doubt.restored, found.dead) == (now, True, "dead" in before)
-    assert restored.caught_up(made, found, now) is None, "it would be done again and again"
-    assert restored.caught_up(made, grant(grant_id="another login"), now) is None
+    assert _recovered(made, found, now) == found, "it would be done again and again"
+    other = grant(grant_id="another login")
+    assert _recovered(made, other, now) == other
     put(made.record("linear"), grant(last_rotation_at=NOON))
-    assert restored.hint(made, grant(last_rotation_at=NOON)) == "", "a fresh file came from a backup"
+    assert recovery.backup_hint(made, grant(last_rotation_at=NOON)) == "", "a fresh file came from a backup"

@@ -1,4 +1,4 @@
-"""Signals, closed terminals and logs that nobody reads, at any point of run and run-once (DESIGN section 5, step 5)."""
+"""Signals, closed terminals and logs that nobody reads, at any point of run and run-once."""
 
 import os
 import signal

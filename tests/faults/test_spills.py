@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from refresher.secret import Secret
+from refresher.common.secret import Secret
 from tests.conftest import need
 from tests.support.command import Command, says, wait_until
 from tests.support.fake_state import put
@@ -46,7 +46,7 @@ def test_a_disk_that_dies_while_the_server_answers_loses_nothing(
         if full:
             assert says(process.stderr, "NOT SAVED YET"), "it gave up with the only copy in its memory"
             process.send_signal(signal.SIGTERM)
-            assert says(process.stderr, "NOT SAVED YET" if command == "run-once" else "first linear is finished")
+            assert says(process.stderr, "NOT SAVED YET" if command == "run-once" else "waiting for linear to finish")
             assert process.poll() is None
             filler.unlink()
         elif command == "run":

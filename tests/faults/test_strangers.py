@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from refresher.grant import Grant
+from refresher.grants.record import Grant
 from tests.conftest import need
 from tests.support.command import Command, wait_until
 from tests.support.parts import injecting, no_strace

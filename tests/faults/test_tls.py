@@ -1,4 +1,4 @@
-"""TLS on the way to the token endpoint: whom it trusts, what it shows, and how it ends."""
+"""TLS to the token endpoint: trusted certificates, client certificates, and the end of a connection."""
 
 import json
 import socket
@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from refresher.errors import ConfigError
-from refresher.exchange import Exchanged, exchange
-from refresher.outcome import ClientRejected, NotSent, Rotated, Unintelligible
-from refresher.tls import trusted
+from refresher.common.errors import ConfigError
+from refresher.grants.outcome import ClientRejected, NotSent, TokensIssued, Unreadable
+from refresher.oauth.tls import ssl_context
+from refresher.oauth.token_request import TokenRequestResult, request_tokens
 from tests.support.hooks import Recording
 from tests.support.keys import certificate
 from tests.support.raw_server import RawServer
@@ -22,7 +22,7 @@ GOOD = json.dumps({"access_token": "a-new-access-token", "refresh_token": "a-new
 
 
 class _Encrypted:
-    """How a server wraps its connections, with a certificate of its own."""
+    """The TLS of a server with its own certificate."""
 
     def __init__(self, tmp_path: Path) -> None:
         self.certificate = tmp_path / "localhost.pem"
@@ -35,7 +35,7 @@ class _Encrypted:
         try:
             encrypted.do_handshake()
         except ssl.SSLError:
-            # What is not read yet would turn the end into a reset, which overtakes the alert.
+            # Unread data would turn the close into a reset, which arrives before the alert.
             with suppress(OSError), socket.socket(fileno=encrypted.detach()) as plain:
                 plain.settimeout(30)
                 plain.shutdown(socket.SHUT_WR)
@@ -44,28 +44,28 @@ class _Encrypted:
             raise
         return encrypted
 
-    def ask(self, server: RawServer, hooks: Recording | None = None, **changes: Any) -> Exchanged:
-        """Exchange with ``server``, trusting it."""
+    def ask(self, server: RawServer, hooks: Recording | None = None, **changes: Any) -> TokenRequestResult:
+        """Send a token request to ``server``, whose certificate is trusted."""
         sent = grant(token_endpoint=server.token_endpoint.replace("http://127.0.0.1", "https://localhost"), **changes)
-        return exchange(sent, ca_file=str(self.certificate), hooks=hooks or Recording())
+        return request_tokens(sent, ca_file=str(self.certificate), hooks=hooks or Recording())
 
 
 def _answers(data: bytes) -> Any:
     return lambda connection, _: connection.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + data)
 
 
-def test_a_ca_file_is_trusted_and_nothing_else(tmp_path: Path) -> None:
-    """If it failed, private authorities could not be used, or a refresh token would go to an unknown server (I8)."""
+def test_only_the_ca_file_is_trusted(tmp_path: Path) -> None:
+    """If it failed, a private CA could not be used, or a refresh token would go to an unknown server (I8)."""
     encrypted = _Encrypted(tmp_path)
     with RawServer(_answers(GOOD), wrap=encrypted) as server:
         there = server.token_endpoint.replace("http://127.0.0.1", "https://localhost")
-        unknown = exchange(grant(token_endpoint=there), ca_file=None, hooks=Recording())
-        assert isinstance(unknown.outcome, NotSent), "it went to a server that nobody vouches for"
+        unknown = request_tokens(grant(token_endpoint=there), ca_file=None, hooks=Recording())
+        assert isinstance(unknown.outcome, NotSent), "it was sent to a server without a trusted certificate"
         assert server.requests == []
         known = encrypted.ask(server)
-        assert isinstance(known.outcome, Rotated), known.outcome
+        assert isinstance(known.outcome, TokensIssued), known.outcome
     with pytest.raises(ConfigError, match="nowhere"):
-        trusted(str(tmp_path / "nowhere.pem"))
+        ssl_context(str(tmp_path / "nowhere.pem"))
 
 
 @pytest.mark.parametrize(
@@ -78,10 +78,10 @@ def test_a_ca_file_is_trusted_and_nothing_else(tmp_path: Path) -> None:
         (ssl.TLSVersion.TLSv1_3, "another's", ClientRejected),
     ],
 )
-def test_a_server_that_wants_another_certificate_puts_nothing_in_doubt(
+def test_a_refused_client_certificate_puts_nothing_in_doubt(
     tmp_path: Path, version: ssl.TLSVersion, shown: str | None, kind: type[ClientRejected | NotSent]
 ) -> None:
-    """If it failed, a certificate that ran out would stop a grant for an hour as if an answer had been lost."""
+    """If it failed, an expired client certificate would put a grant in doubt, as if an answer was lost."""
     encrypted = _Encrypted(tmp_path)
     encrypted.context.maximum_version = version
     encrypted.context.verify_mode = ssl.CERT_REQUIRED
@@ -101,18 +101,18 @@ def test_a_server_that_wants_another_certificate_puts_nothing_in_doubt(
 @pytest.mark.parametrize(
     ("body", "kind"),
     [
-        (GOOD, Rotated),
-        (GOOD[:-4], Unintelligible),
-        (b"access_token=a-new-access-token&refresh_token=a-new-refr", Unintelligible),
+        (GOOD, TokensIssued),
+        (GOOD[:-4], Unreadable),
+        (b"access_token=a-new-access-token&refresh_token=a-new-refr", Unreadable),
     ],
 )
-def test_an_answer_that_ends_without_a_farewell_is_whole_only_where_it_shows_it(
+def test_an_answer_without_close_notify_is_used_only_if_it_shows_its_end(
     tmp_path: Path, body: bytes, kind: type
 ) -> None:
-    """If it failed, whoever can cut a connection could have the half of a refresh token stored (I6)."""
+    """If it failed, an attacker who cuts a connection could cause half a refresh token to be stored (I6)."""
     encrypted, hooks = _Encrypted(tmp_path), Recording()
-    # RFC 8446 section 6.1 wants a close_notify; Python's close sends none.
+    # RFC 8446 section 6.1 requires close_notify, but close() in Python does not send it.
     with RawServer(_answers(body), wrap=encrypted) as server:
         answered = encrypted.ask(server, hooks)
     assert isinstance(answered.outcome, kind), answered.outcome
-    assert len(hooks.answers) == (kind is Unintelligible)
+    assert len(hooks.answers) == (kind is Unreadable)

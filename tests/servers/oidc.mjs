@@ -1,10 +1,13 @@
-// An OAuth authorization server for the system tests: oidc-provider, with test-only routes in front.
+// OAuth authorization servers for the system tests: oidc-provider, with test-only routes in front.
 //
-//   OIDC_SECRETS='{"basic": "...", "post": "...", "inspector": "..."}' node oidc.mjs [PORT]
+// Reads lines of JSON from stdin, answers each with one, and exits when stdin closes, so that a killed test run leaves no
+// server behind:
 //
-// Listens on 127.0.0.1 (PORT 0 or none: any free port), prints one line of JSON when it is ready,
-// and exits when its stdin closes, so that a killed test run leaves no server behind.
-// OIDC_CONFIG (JSON, optional): accessTokenTtl, refreshTokenTtl (seconds), delayMs, and jwk, the public key with which
+//   {"start": {"secrets": {"basic": "...", "post": "...", "inspector": "..."}, "config": {}}}
+//                           starts a server on a free port of 127.0.0.1; the answer is its metadata, or {"error": ...}
+//   {"stop": ISSUER}        ends it and its connections
+//
+// config (all optional): accessTokenTtl, refreshTokenTtl (seconds), delayMs, and jwk, the public key with which
 // the client "jwt" proves itself. For logins: refreshTokens and registration (false: there are none), deny (true: no
 // consent, whatever the person answers), auto (true: the pages press their own first button), documents (the metadata of
 // clients by its https address; it is not fetched), and of the device flow deviceInterval (null: not told) and deviceTtl
@@ -12,6 +15,7 @@
 
 import { createHash, generateKeyPairSync } from 'node:crypto';
 import { createServer } from 'node:http';
+import { createInterface } from 'node:readline';
 import { text } from 'node:stream/consumers';
 import { setTimeout as sleep } from 'node:timers/promises';
 
@@ -23,16 +27,6 @@ console.info = console.warn = () => {};
 // The provider is written for Node 22; this is the only thing it uses here that Node 20 lacks.
 URL.parse ??= (url, base) => (URL.canParse(url, base) ? new URL(url, base) : null);
 const { default: Provider } = await import('oidc-provider');
-
-const config = {
-  accessTokenTtl: 3600, refreshTokenTtl: 86400, delayMs: 0,
-  refreshTokens: true, registration: true, deny: false, auto: false, documents: {}, deviceInterval: 1, deviceTtl: 600,
-  ...JSON.parse(process.env.OIDC_CONFIG || '{}'),
-};
-const secrets = JSON.parse(process.env.OIDC_SECRETS || '{}');
-for (const id of ['basic', 'post', 'inspector']) {
-  if (!secrets[id]) throw new Error(`OIDC_SECRETS has no secret for the client "${id}"`);
-}
 
 const SCOPES = ['openid', 'offline_access', 'mcp:read', 'mcp:write'];
 const ACCOUNT = 'test-user';
@@ -55,242 +49,261 @@ class MapAdapter {
   }
 }
 
-const client = (client_id, token_endpoint_auth_method) => ({
-  client_id,
-  client_secret: secrets[client_id],
-  token_endpoint_auth_method,
-  grant_types: ['authorization_code', 'refresh_token', 'urn:ietf:params:oauth:grant-type:device_code'],
-  response_types: ['code'],
-  application_type: 'native', // any port of the loopback redirect (RFC 8252 section 7.3)
-  redirect_uris: ['http://127.0.0.1/callback'],
-});
-
 // Every absolute URI is a known resource; its access tokens are opaque, like the ones without one.
 const resourceServer = (resource) => ({
   audience: resource, scope: SCOPES.join(' '), accessTokenFormat: 'opaque',
 });
 
-const server = createServer();
-server.keepAliveTimeout = 60_000; // no idle connection closed under a client that is about to use it
-await new Promise((resolve, reject) => {
-  server.once('error', reject).listen(Number(process.argv[2] ?? 0), '127.0.0.1', resolve);
-});
-const issuer = `http://127.0.0.1:${server.address().port}`;
+const running = new Map(); // servers by their issuer
 
-const provider = new Provider(issuer, {
-  adapter: MapAdapter,
-  clients: [
-    client('basic', 'client_secret_basic'),
-    client('post', 'client_secret_post'),
-    client('public', 'none'),
-    client('inspector', 'client_secret_basic'),
-    ...(config.jwk ? [{ ...client('jwt', 'private_key_jwt'), jwks: { keys: [config.jwk] } }] : []),
-    {
-      ...client('machine', 'client_secret_basic'), client_secret: secrets.basic,
-      grant_types: ['client_credentials'], response_types: [], redirect_uris: [],
-    },
-  ],
-  clientDefaults: { id_token_signed_response_alg: 'ES256' },
-  jwks: {
-    keys: [generateKeyPairSync('ec', { namedCurve: 'P-256' }).privateKey.export({ format: 'jwk' })],
-  },
-  scopes: SCOPES,
-  findAccount: (ctx, sub) => ({ accountId: sub, claims: () => ({ sub }) }),
-  rotateRefreshToken: true, // and a spent refresh token that comes back revokes its whole family
-  ttl: {
-    // The grant is not renewed by a refresh: it has to outlive all of its tokens.
-    AccessToken: config.accessTokenTtl, ClientCredentials: config.accessTokenTtl, RefreshToken: config.refreshTokenTtl, Grant: MONTH, IdToken: 3600,
-    DeviceCode: config.deviceTtl,
-  },
-  ...(config.refreshTokens ? {} : { issueRefreshToken: () => false }),
-  pkce: { required: () => true },
-  fetch: async (url) => {
-    const document = config.documents[url];
-    return document ? Response.json(document) : new Response('', { status: 404 });
-  },
-  features: {
-    registration: { enabled: config.registration },
-    clientIdMetadataDocument: { enabled: true, ack: 'draft-02' },
-    deviceFlow: { enabled: true },
-    devInteractions: { enabled: false },
-    clientCredentials: { enabled: true },
-    revocation: { enabled: true },
-    introspection: {
-      enabled: true,
-      allowedPolicy: (ctx, { clientId }, token) => clientId === 'inspector' || clientId === token.clientId,
-    },
-    resourceIndicators: {
-      enabled: true, getResourceServerInfo: (ctx, resource) => resourceServer(resource),
-    },
-  },
-});
-provider.on('server_error', (ctx, error) => console.error(error));
-provider.on('error', (error) => console.error(error));
-for (const id of Object.keys(secrets)) await provider.Client.find(id); // throws now at a secret it refuses
-
-const log = []; // one entry for each request to the token endpoint, in the order of arrival
-const scripts = []; // faults for the next token requests, the oldest first
-let [isReleased, release, released] = [];
-function hold() {
-  isReleased = false;
-  released = new Promise((resolve) => { release = () => { isReleased = true; resolve(); }; });
-}
-hold();
-
-const routes = {
-  // A grant and its first tokens, as if the user had just been through the authorization endpoint.
-  'POST /test/grant': async ({ client_id: clientId, scope = 'openid offline_access', resource }) => {
-    const owner = await provider.Client.find(clientId ?? '');
-    if (!owner) throw new Error('unknown client_id');
-    const grant = new provider.Grant({ accountId: ACCOUNT, clientId });
-    grant.addOIDCScope(scope);
-    for (const uri of [resource ?? []].flat()) grant.addResourceScope(uri, scope);
-    const source = {
-      accountId: ACCOUNT, client: owner, grantId: await grant.save(), gty: 'authorization_code', scope,
-    };
-    const refreshToken = new provider.RefreshToken({ ...source, resource });
-    const accessToken = new provider.AccessToken(source);
-    if (typeof resource === 'string') {
-      accessToken.resourceServer = new provider.ResourceServer(resource, resourceServer(resource));
-    }
-    return {
-      refresh_token: await refreshToken.save(),
-      access_token: await accessToken.save(),
-      grant_id: source.grantId,
-    };
-  },
-
-  // As if the registration had never been.
-  'POST /test/forget': async ({ client_id: clientId }) => {
-    const known = await provider.Client.adapter.find(clientId);
-    await provider.Client.adapter.destroy(clientId);
-    return { forgotten: Boolean(known) };
-  },
-
-  'POST /test/revoke': async ({ grant_id: grantId }) => {
-    const grant = await provider.Grant.find(grantId);
-    await grant?.destroy();
-    return { revoked: Boolean(grant) };
-  },
-
-  // One access token alone: the provider's own endpoint for it ends the whole grant.
-  'POST /test/end': async ({ access_token: accessToken }) => {
-    const token = await provider.AccessToken.find(accessToken);
-    await token?.destroy();
-    return { ended: Boolean(token) };
-  },
-
-  // {status, headers, body} replaces the answer, {drop: true} closes the connection instead of
-  // answering, {delayMs} delays, {hold: true} delays until /test/release; "process" says whether the provider sees the request nevertheless.
-  'POST /test/script': ({ clear = false, ...script }) => {
-    if (clear) scripts.length = 0;
-    else scripts.push({ times: 1, ...script });
-    if (script.hold && isReleased) hold();
-    return { queued: scripts.reduce((sum, { times }) => sum + times, 0) };
-  },
-
-  'POST /test/release': () => {
-    release();
-    return {};
-  },
-
-  'GET /test/log': () => {
-    const [presented, again, answered] = [new Set(), new Set(), new Set()];
-    let reused = 0;
-    for (const { fingerprint, status } of log.filter((entry) => entry.fingerprint)) {
-      if (presented.has(fingerprint)) again.add(fingerprint);
-      if (answered.has(fingerprint)) reused += 1;
-      if (status === 200) answered.add(fingerprint);
-      presented.add(fingerprint);
-    }
-    return { requests: log, reused, presented_twice: again.size };
-  },
-};
-
-provider.use(async (ctx, next) => {
-  const route = routes[`${ctx.method} ${ctx.path}`];
-  if (!route) return next();
-  try {
-    ctx.body = await route(JSON.parse((await text(ctx.req)) || '{}'));
-  } catch (error) {
-    ctx.status = 400;
-    ctx.body = { error: error.message };
-  }
-});
-
-provider.use(pages(provider, { account: ACCOUNT, deny: config.deny, auto: config.auto }));
-
-// The provider leaves it out, which means five seconds.
-provider.use(async (ctx, next) => {
-  await next();
-  if (ctx.body?.device_code && config.deviceInterval !== null) ctx.body.interval = config.deviceInterval;
-});
-
-// The log holds no tokens and no secrets: a fingerprint of the one, and of a Basic header the user.
-function record(ctx, params) {
-  const token = params.get('refresh_token');
-  const resources = params.getAll('resource');
-  const [, basic] = /^Basic (.+)$/i.exec(ctx.get('authorization')) ?? [];
-  const [user] = basic ? Buffer.from(basic, 'base64').toString().split(':') : [null];
-  const entry = {
-    grant_type: params.get('grant_type'),
-    client_id: user ?? params.get('client_id'),
-    // The provider takes a secret in either place, whatever the client is registered for.
-    client_auth: (basic && 'basic') || (params.has('client_secret') && 'post')
-      || (params.has('client_assertion') && 'jwt') || 'none',
-    fingerprint: token ? createHash('sha256').update(token).digest('hex') : null,
-    status: null, // what was sent; null: nothing was (dropped, pending, or the client was gone)
-    provider_status: null, // what the provider decided; null: it did not see the request
-    resource: resources.length > 1 ? resources : resources[0] ?? null,
-    user_agent: ctx.get('user-agent') || null,
-    at: Date.now(),
+async function start({ secrets, config: changes = {} }) {
+  const config = {
+    accessTokenTtl: 3600, refreshTokenTtl: 86400, delayMs: 0,
+    refreshTokens: true, registration: true, deny: false, auto: false, documents: {}, deviceInterval: 1, deviceTtl: 600,
+    ...changes,
   };
-  log.push(entry);
-  return entry;
+  for (const id of ['basic', 'post', 'inspector']) {
+    if (!secrets[id]) throw new Error(`there is no secret for the client "${id}"`);
+  }
+
+  const client = (client_id, token_endpoint_auth_method) => ({
+    client_id,
+    client_secret: secrets[client_id],
+    token_endpoint_auth_method,
+    grant_types: ['authorization_code', 'refresh_token', 'urn:ietf:params:oauth:grant-type:device_code'],
+    response_types: ['code'],
+    application_type: 'native', // any port of the loopback redirect (RFC 8252 section 7.3)
+    redirect_uris: ['http://127.0.0.1/callback'],
+  });
+
+  const server = createServer();
+  server.keepAliveTimeout = 60_000; // no idle connection closed under a client that is about to use it
+  await new Promise((resolve, reject) => {
+    server.once('error', reject).listen(0, '127.0.0.1', resolve);
+  });
+  const issuer = `http://127.0.0.1:${server.address().port}`;
+
+  const provider = new Provider(issuer, {
+    adapter: MapAdapter,
+    clients: [
+      client('basic', 'client_secret_basic'),
+      client('post', 'client_secret_post'),
+      client('public', 'none'),
+      client('inspector', 'client_secret_basic'),
+      ...(config.jwk ? [{ ...client('jwt', 'private_key_jwt'), jwks: { keys: [config.jwk] } }] : []),
+      {
+        ...client('machine', 'client_secret_basic'), client_secret: secrets.basic,
+        grant_types: ['client_credentials'], response_types: [], redirect_uris: [],
+      },
+    ],
+    clientDefaults: { id_token_signed_response_alg: 'ES256' },
+    jwks: {
+      keys: [generateKeyPairSync('ec', { namedCurve: 'P-256' }).privateKey.export({ format: 'jwk' })],
+    },
+    scopes: SCOPES,
+    findAccount: (ctx, sub) => ({ accountId: sub, claims: () => ({ sub }) }),
+    rotateRefreshToken: true, // and a spent refresh token that comes back revokes its whole family
+    ttl: {
+      // The grant is not renewed by a refresh: it has to outlive all of its tokens.
+      AccessToken: config.accessTokenTtl, ClientCredentials: config.accessTokenTtl, RefreshToken: config.refreshTokenTtl, Grant: MONTH, IdToken: 3600,
+      DeviceCode: config.deviceTtl,
+    },
+    ...(config.refreshTokens ? {} : { issueRefreshToken: () => false }),
+    pkce: { required: () => true },
+    fetch: async (url) => {
+      const document = config.documents[url];
+      return document ? Response.json(document) : new Response('', { status: 404 });
+    },
+    features: {
+      registration: { enabled: config.registration },
+      clientIdMetadataDocument: { enabled: true, ack: 'draft-02' },
+      deviceFlow: { enabled: true },
+      devInteractions: { enabled: false },
+      clientCredentials: { enabled: true },
+      revocation: { enabled: true },
+      introspection: {
+        enabled: true,
+        allowedPolicy: (ctx, { clientId }, token) => clientId === 'inspector' || clientId === token.clientId,
+      },
+      resourceIndicators: {
+        enabled: true, getResourceServerInfo: (ctx, resource) => resourceServer(resource),
+      },
+    },
+  });
+  provider.on('server_error', (ctx, error) => console.error(error));
+  provider.on('error', (error) => console.error(error));
+  for (const id of Object.keys(secrets)) await provider.Client.find(id); // throws now at a secret it refuses
+
+  const log = []; // one entry for each request to the token endpoint, in the order of arrival
+  const scripts = []; // faults for the next token requests, the oldest first
+  let [isReleased, release, released] = [];
+  function hold() {
+    isReleased = false;
+    released = new Promise((resolve) => { release = () => { isReleased = true; resolve(); }; });
+  }
+  hold();
+
+  const routes = {
+    // A grant and its first tokens, as if the user had just been through the authorization endpoint.
+    'POST /test/grant': async ({ client_id: clientId, scope = 'openid offline_access', resource }) => {
+      const owner = await provider.Client.find(clientId ?? '');
+      if (!owner) throw new Error('unknown client_id');
+      const grant = new provider.Grant({ accountId: ACCOUNT, clientId });
+      grant.addOIDCScope(scope);
+      for (const uri of [resource ?? []].flat()) grant.addResourceScope(uri, scope);
+      const source = {
+        accountId: ACCOUNT, client: owner, grantId: await grant.save(), gty: 'authorization_code', scope,
+      };
+      const refreshToken = new provider.RefreshToken({ ...source, resource });
+      const accessToken = new provider.AccessToken(source);
+      if (typeof resource === 'string') {
+        accessToken.resourceServer = new provider.ResourceServer(resource, resourceServer(resource));
+      }
+      return {
+        refresh_token: await refreshToken.save(),
+        access_token: await accessToken.save(),
+        grant_id: source.grantId,
+      };
+    },
+
+    // As if the registration had never been.
+    'POST /test/forget': async ({ client_id: clientId }) => {
+      const known = await provider.Client.adapter.find(clientId);
+      await provider.Client.adapter.destroy(clientId);
+      return { forgotten: Boolean(known) };
+    },
+
+    'POST /test/revoke': async ({ grant_id: grantId }) => {
+      const grant = await provider.Grant.find(grantId);
+      await grant?.destroy();
+      return { revoked: Boolean(grant) };
+    },
+
+    // One access token alone: the provider's own endpoint for it ends the whole grant.
+    'POST /test/end': async ({ access_token: accessToken }) => {
+      const token = await provider.AccessToken.find(accessToken);
+      await token?.destroy();
+      return { ended: Boolean(token) };
+    },
+
+    // {status, headers, body} replaces the answer, {drop: true} closes the connection instead of
+    // answering, {delayMs} delays, {hold: true} delays until /test/release; "process" says whether the provider sees the request nevertheless.
+    'POST /test/script': ({ clear = false, ...script }) => {
+      if (clear) scripts.length = 0;
+      else scripts.push({ times: 1, ...script });
+      if (script.hold && isReleased) hold();
+      return { queued: scripts.reduce((sum, { times }) => sum + times, 0) };
+    },
+
+    'POST /test/release': () => {
+      release();
+      return {};
+    },
+
+    'GET /test/log': () => {
+      const [presented, again, answered] = [new Set(), new Set(), new Set()];
+      let reused = 0;
+      for (const { fingerprint, status } of log.filter((entry) => entry.fingerprint)) {
+        if (presented.has(fingerprint)) again.add(fingerprint);
+        if (answered.has(fingerprint)) reused += 1;
+        if (status === 200) answered.add(fingerprint);
+        presented.add(fingerprint);
+      }
+      return { requests: log, reused, presented_twice: again.size };
+    },
+  };
+
+  provider.use(async (ctx, next) => {
+    const route = routes[`${ctx.method} ${ctx.path}`];
+    if (!route) return next();
+    try {
+      ctx.body = await route(JSON.parse((await text(ctx.req)) || '{}'));
+    } catch (error) {
+      ctx.status = 400;
+      ctx.body = { error: error.message };
+    }
+  });
+
+  provider.use(pages(provider, { account: ACCOUNT, deny: config.deny, auto: config.auto }));
+
+  // The provider leaves it out, which means five seconds.
+  provider.use(async (ctx, next) => {
+    await next();
+    if (ctx.body?.device_code && config.deviceInterval !== null) ctx.body.interval = config.deviceInterval;
+  });
+
+  // The log holds no tokens and no secrets: a fingerprint of the one, and of a Basic header the user.
+  function record(ctx, params) {
+    const token = params.get('refresh_token');
+    const resources = params.getAll('resource');
+    const [, basic] = /^Basic (.+)$/i.exec(ctx.get('authorization')) ?? [];
+    const [user] = basic ? Buffer.from(basic, 'base64').toString().split(':') : [null];
+    const entry = {
+      grant_type: params.get('grant_type'),
+      client_id: user ?? params.get('client_id'),
+      // The provider takes a secret in either place, whatever the client is registered for.
+      client_auth: (basic && 'basic') || (params.has('client_secret') && 'post')
+        || (params.has('client_assertion') && 'jwt') || 'none',
+      fingerprint: token ? createHash('sha256').update(token).digest('hex') : null,
+      status: null, // what was sent; null: nothing was (dropped, pending, or the client was gone)
+      provider_status: null, // what the provider decided; null: it did not see the request
+      resource: resources.length > 1 ? resources : resources[0] ?? null,
+      user_agent: ctx.get('user-agent') || null,
+      at: Date.now(),
+    };
+    log.push(entry);
+    return entry;
+  }
+
+  provider.use(async (ctx, next) => {
+    if (ctx.method !== 'POST' || ctx.path !== tokenPath) return next();
+    ctx.req.body = await text(ctx.req); // the provider takes a body from here when it was read before
+    const entry = record(ctx, new URLSearchParams(ctx.req.body));
+
+    while (scripts[0]?.times < 1) scripts.shift();
+    const script = scripts[0] ?? {};
+    if (script.times) script.times -= 1;
+    const { status, headers = {}, body = '', drop = false, delayMs = config.delayMs } = script;
+
+    if (script.process || (!drop && !status)) {
+      await next();
+      entry.provider_status = ctx.status;
+    }
+    await sleep(delayMs);
+    if (script.hold) await released;
+    if (drop) {
+      ctx.respond = false;
+      ctx.req.socket.destroy();
+      return;
+    }
+    if (status) {
+      for (const name of ctx.res.getHeaderNames()) ctx.remove(name);
+      ctx.status = status;
+      ctx.body = body;
+      ctx.set(headers);
+    }
+    if (!ctx.res.destroyed && ctx.req.socket.writable) entry.status = ctx.status;
+  });
+
+  let tokenPath;
+  server.on('request', provider.callback());
+  const metadata = await (await fetch(`${issuer}/.well-known/oauth-authorization-server`)).json();
+  tokenPath = new URL(metadata.token_endpoint).pathname;
+  running.set(issuer, server);
+  return metadata;
 }
 
-provider.use(async (ctx, next) => {
-  if (ctx.method !== 'POST' || ctx.path !== tokenPath) return next();
-  ctx.req.body = await text(ctx.req); // the provider takes a body from here when it was read before
-  const entry = record(ctx, new URLSearchParams(ctx.req.body));
+async function stop(issuer) {
+  const server = running.get(issuer);
+  running.delete(issuer);
+  server.close();
+  server.closeAllConnections();
+  return {};
+}
 
-  while (scripts[0]?.times < 1) scripts.shift();
-  const script = scripts[0] ?? {};
-  if (script.times) script.times -= 1;
-  const { status, headers = {}, body = '', drop = false, delayMs = config.delayMs } = script;
-
-  if (script.process || (!drop && !status)) {
-    await next();
-    entry.provider_status = ctx.status;
-  }
-  await sleep(delayMs);
-  if (script.hold) await released;
-  if (drop) {
-    ctx.respond = false;
-    ctx.req.socket.destroy();
-    return;
-  }
-  if (status) {
-    for (const name of ctx.res.getHeaderNames()) ctx.remove(name);
-    ctx.status = status;
-    ctx.body = body;
-    ctx.set(headers);
-  }
-  if (!ctx.res.destroyed && ctx.req.socket.writable) entry.status = ctx.status;
-});
-
-let tokenPath;
-server.on('request', provider.callback());
-const metadata = await (await fetch(`${issuer}/.well-known/oauth-authorization-server`)).json();
-const {
-  token_endpoint, introspection_endpoint, revocation_endpoint, authorization_endpoint, registration_endpoint,
-  device_authorization_endpoint,
-} = metadata;
-tokenPath = new URL(token_endpoint).pathname;
-
-for (const event of ['end', 'close', 'error']) process.stdin.on(event, () => process.exit());
-process.stdin.resume();
-console.log(JSON.stringify({
-  issuer, token_endpoint, introspection_endpoint, revocation_endpoint, authorization_endpoint, registration_endpoint,
-  device_authorization_endpoint,
-}));
+for await (const line of createInterface({ input: process.stdin })) {
+  const { start: wanted, stop: issuer } = JSON.parse(line);
+  const answer = wanted ? start(wanted) : stop(issuer);
+  console.log(JSON.stringify(await answer.catch((error) => ({ error: error.message }))));
+}
+process.exit();

@@ -2,7 +2,6 @@
 
 import argparse
 import shlex
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +10,9 @@ __all__ = ["as_browser", "run"]
 
 def as_browser(module: str, *options: str) -> dict[str, str]:
     """Return the environment in which ``webbrowser`` opens addresses by ``person`` or ``chromium``, and does not wait."""
-    return {"BROWSER": f"{shlex.join([sys.executable, '-m', f'tests.support.{module}', *options, '%s'])} &"}
+    from tests.support.warm import stub  # the browser itself does not need it
+
+    return {"BROWSER": f"{shlex.join(stub(f'tests.support.{module}', *options, '%s'))} &"}
 
 
 def run(parser: argparse.ArgumentParser, look: Callable[[argparse.Namespace], str]) -> None:

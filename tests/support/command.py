@@ -2,24 +2,31 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, Final, NamedTuple
 
-from refresher import brought, clocks, config
-from refresher.admission import admit
-from refresher.directories import Directories
-from refresher.grant import Grant, Tombstone, decode
+from refresher import config
+from refresher.common import clocks
+from refresher.grants.record import Grant, Tombstone, decode
+from refresher.operations import import_request
+from refresher.operations.import_grant import store_grant
+from refresher.storage.directories import Directories
 from shim._token import TokenFile, parse
 from tests.support.vault import Vault
+from tests.support.warm import AVAILABLE, WarmProcess
 
-__all__ = ["LONGEST", "Command", "Done", "says", "wait_until"]
+__all__ = ["LONGEST", "Command", "Done", "says", "wait_until", "without_times"]
 
 LONGEST = 60.0
 """Seconds for which a command is waited for."""
+
+
+_TIME: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d\d:\d\d (?=refresher: )")
 
 
 class Done(NamedTuple):
@@ -42,13 +49,14 @@ class Done(NamedTuple):
 
 
 class Command:
-    """Runs ``refresher`` as a user would; whatever it prints is searched for secrets."""
+    """Runs ``refresher`` as a user would; whatever it prints is searched for secrets.
 
-    def __init__(
-        self, home: Path, vault: Vault, command: tuple[str, ...] = (sys.executable, "-m", "refresher")
-    ) -> None:
+    It starts by fork, after its imports, unless ``cold`` or what is asked for needs a start of the interpreter.
+    """
+
+    def __init__(self, home: Path, vault: Vault, *, cold: bool = False) -> None:
         self.home = home
-        self._command = command
+        self._cold = cold or not AVAILABLE
         self.vault = vault
         self.state = home / ".local/state/refresher"
         self.tokens = self.state / "tokens"
@@ -67,18 +75,24 @@ class Command:
         return self.finish(process, stdin)
 
     def start(
-        self, *arguments: str, environment: Mapping[str, str] | None = None, prefix: tuple[str, ...] = ()
+        self,
+        *arguments: str,
+        environment: Mapping[str, str] | None = None,
+        prefix: tuple[str, ...] = (),
+        stopped: bool = False,
     ) -> subprocess.Popen[str]:
-        """Start without waiting."""
-        return subprocess.Popen(
-            [*prefix, *self._command, *arguments],
-            env={**self.environment, **(environment or {})},
-            cwd=self.home,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        """Start without waiting; ``stopped``: it waits for SIGCONT before its first line."""
+        options: dict[str, Any] = {
+            "env": {**self.environment, **(environment or {})},
+            "cwd": self.home,
+            "stdin": subprocess.PIPE,
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.PIPE,
+        }
+        if not (self._cold or prefix or _changes_the_start(options["env"])):
+            return WarmProcess(["refresher", *arguments], stopped=stopped, **options)
+        assert not stopped, "only a warm start can be stopped"
+        return subprocess.Popen([*prefix, sys.executable, "-m", "refresher", *arguments], text=True, **options)
 
     def finish(self, process: subprocess.Popen[str], stdin: str = "") -> Done:
         """Wait for a started command, and search what it said."""
@@ -113,8 +127,8 @@ class Command:
     def bring(self, name: str, fields: Mapping[str, Any], *, replace: bool = False) -> Grant:
         """Import as the command does, without a process of its own."""
         self.vault.learn(*(fields.get(key) for key in ("refresh_token", "access_token", "client_secret")))
-        parsed = brought.parse(name, json.dumps(fields).encode(), clocks.now())
-        return admit(self.directories, parsed, replace=replace, if_absent=False, stopping=lambda: False).grant
+        parsed = import_request.parse(name, json.dumps(fields).encode(), clocks.now())
+        return store_grant(self.directories, parsed, replace=replace, if_absent=False, stopping=lambda: False).grant
 
     @property
     def directories(self) -> Directories:
@@ -151,6 +165,18 @@ class Command:
             for path in (self.state / "grants").iterdir()
             if path.suffix not in (".json", ".lock") or path.name.startswith("..")
         )
+
+
+def without_times(stderr: str) -> str:
+    """Return log lines without their times; each must have one."""
+    lines = stderr.splitlines(keepends=True)
+    assert all(_TIME.match(line) for line in lines if "refresher: " in line), stderr
+    return "".join(_TIME.sub("", line) for line in lines)
+
+
+def _changes_the_start(environment: Mapping[str, str]) -> bool:
+    starts = ("LANG", "LC_", "LD_", "OPENSSL_", "PYTHON", "TZ")
+    return any(name.startswith(starts) for name in environment if name != "PYTHONDONTWRITEBYTECODE")
 
 
 def says(stderr: IO[str] | None, words: str) -> bool:

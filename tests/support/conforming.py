@@ -1,14 +1,16 @@
 """A client for the conformance suite: ``refresher login`` acts for the person, ``shim`` for the agent.
 
-    python -m tests.support.conforming URL
+    python -m tests.support.conforming REFRESHER URL
 
-If the server requires more scope, the client logs in again and requests both scopes, because a refresh cannot add scope.
-If the server rejects the token, the client logs in again.
+REFRESHER is the command that logs in. The environment variable BROWSER names its browser. If the server requires more
+scope, the client logs in again and requests both scopes, because a refresh cannot add scope. If the server rejects the
+token, the client logs in again.
 """
 
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -22,7 +24,6 @@ from mcp.client.streamable_http import streamable_http_client
 
 from shim import FileTokenSource
 from shim.httpx2 import BearerAuth
-from tests.support.browser import as_browser
 
 __all__ = ["main"]
 
@@ -32,12 +33,12 @@ _LOGINS: Final = 2
 
 def main() -> None:
     """Log in, use the server, and log in again if the server requires it."""
-    url = sys.argv[-1]
+    command, url = shlex.split(sys.argv[1]), sys.argv[2]
     context = json.loads(os.environ.get("MCP_CONFORMANCE_CONTEXT") or "{}")
     with tempfile.TemporaryDirectory(prefix="conforming-") as home:
         scope: str | None = None
         for _ in range(_LOGINS):
-            login(url, Path(home), context, scope)
+            login([*command, "login", "conformance", url], Path(home), context, scope)
             wanted = anyio.run(use, url, Path(home))
             if wanted is None:
                 return
@@ -45,7 +46,7 @@ def main() -> None:
                 scope = " ".join(dict.fromkeys([*(scope or granted(Path(home)) or "").split(), *wanted.split()]))
 
 
-def login(url: str, home: Path, context: dict[str, str], scope: str | None) -> None:
+def login(command: list[str], home: Path, context: dict[str, str], scope: str | None) -> None:
     """Log in as a person would."""
     options = ["--no-verify", "--client-metadata", _METADATA]
     if "client_id" in context:
@@ -58,8 +59,8 @@ def login(url: str, home: Path, context: dict[str, str], scope: str | None) -> N
     if scope is not None:
         options += ["--scope", scope]
     subprocess.run(
-        [sys.executable, "-m", "refresher", "login", "conformance", url, *options],
-        env={"HOME": str(home), "PATH": os.environ["PATH"], **as_browser("person")},
+        [*command, *options],
+        env={"HOME": str(home), **{name: os.environ[name] for name in ("PATH", "BROWSER")}},
         check=True,
     )
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import msgspec
 
-from refresher.directories import Directories
-from refresher.grant import Grant, Stored, decode, encode
+from refresher.grants.record import Grant, Stored, decode, encode
+from refresher.storage.directories import Directories
 
 __all__ = ["directories", "put"]
 

@@ -8,7 +8,7 @@ from typing import Any
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 from cryptography.x509.oid import NameOID
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
@@ -32,21 +32,25 @@ def key(path: Path, kind: str = "ES256") -> dict[str, Any]:
     return {**json.loads(public), "use": "sig", "alg": kind}
 
 
-def certificate(path: Path, name: str) -> None:
-    """Write a self-signed certificate for ``name`` to ``path``, and its key beside it as ``.key``."""
+def certificate(path: Path, name: str, *, issuer: Path | None = None, lives: timedelta = timedelta(days=1)) -> None:
+    """Write a certificate for ``name`` to ``path``, and its key beside it as ``.key``; self-signed without ``issuer``."""
     made = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    subject = signer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    signing: Any = made
+    if issuer is not None:
+        signer = x509.load_pem_x509_certificate(issuer.read_bytes()).subject
+        signing = load_pem_private_key(issuer.with_suffix(".key").read_bytes(), None)
     now = datetime.now(UTC)
     signed = (
         x509.CertificateBuilder()
         .subject_name(subject)
-        .issuer_name(subject)
+        .issuer_name(signer)
         .public_key(made.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(hours=1))
-        .not_valid_after(now + timedelta(days=1))
+        .not_valid_before(now - timedelta(days=2))
+        .not_valid_after(now + lives)
         .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
-        .sign(made, hashes.SHA256())
+        .sign(signing, hashes.SHA256())
     )
     path.write_bytes(signed.public_bytes(Encoding.PEM))
     path.with_suffix(".key").touch(mode=0o600)

@@ -5,10 +5,10 @@ from typing import Any, NamedTuple
 import msgspec
 from hypothesis import strategies as st
 
-from refresher.answer import usable_from
-from refresher.grant import Grant
-from refresher.providers import PROFILES, UNKNOWN, Profile
-from refresher.secret import Secret
+from refresher.common.secret import Secret
+from refresher.grants.providers import PROFILES, UNKNOWN, Profile
+from refresher.grants.record import Grant
+from refresher.grants.tokens import not_before
 from tests.support.model_server import Early, ModelServer, Resource, Ways
 from tests.support.played_clock import DAY, HOUR, MINUTE
 from tests.support.samples import NOON, grant
@@ -34,7 +34,7 @@ class Login(NamedTuple):
             | {
                 "token_endpoint": "http://127.0.0.1:9/token",
                 "refresh_token": Secret(refresh),
-                "not_before": usable_from(refresh, NOON),
+                "not_before": not_before(refresh, NOON),
                 "access_token": Secret(access) if self.with_access else None,
                 "expires_at": NOON + self.ways.life if self.with_access and self.ways.tells_life else None,
                 "last_rotation_at": None,
@@ -49,7 +49,7 @@ def logins(draw: st.DrawFn) -> Login:
     """Return a server, half of them as a profile of ``refresher.providers`` says, and a grant there."""
     profile = draw(st.just(UNKNOWN) | st.sampled_from(PROFILES))
     rotates, grace = _rotation(draw, profile)
-    life = profile.access_life or draw(st.sampled_from([HOUR, HOUR, 600.0, 8 * HOUR, 5.0, MINUTE, 2 * DAY]))
+    life = profile.access_token_lifetime or draw(st.sampled_from([HOUR, HOUR, 600.0, 8 * HOUR, 5.0, MINUTE, 2 * DAY]))
     tells_life = draw(st.booleans())
     early = _early(draw, profile, may_end_the_login=rotates and life <= DAY)
     resource = draw(st.sampled_from([None, "https://mcp.example/mcp"]))
@@ -58,13 +58,13 @@ def logins(draw: st.DrawFn) -> Login:
         grace=grace,
         life=life,
         tells_life=tells_life,
-        ends_access=profile.ends_access or draw(st.booleans()),
+        ends_access=profile.revokes_access_token or draw(st.booleans()),
         early=early,
         resource=_resource(draw, profile, configured=resource is not None),
     )
     with_access = draw(st.integers(0, 5)) < 5
     # Where nobody tells how long a token lives, a person who knows it must say so.
-    known = tells_life or (life <= HOUR if profile.access_life is None else True)
+    known = tells_life or (life <= HOUR if profile.access_token_lifetime is None else True)
     configured = {
         "name": draw(st.sampled_from(["linear", "notion", "slack"])),
         "issuer": _issuer(profile),
@@ -79,10 +79,10 @@ def logins(draw: st.DrawFn) -> Login:
 
 
 def _rotation(draw: st.DrawFn, profile: Profile) -> tuple[bool, float | None]:
-    if profile.replay is None:
+    if profile.grace_period is None:
         return draw(st.booleans()), None
-    if profile.replay > 0:
-        return True, profile.replay
+    if profile.grace_period > 0:
+        return True, profile.grace_period
     if draw(st.integers(0, 5)) == 0:
         return False, None
     return True, draw(st.sampled_from([0.0, 0.0, 5.0, 30.0, 30.0, 1800.0, None]))

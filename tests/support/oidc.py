@@ -3,16 +3,18 @@
 import json
 import secrets
 import shutil
+import subprocess
+import threading
+from functools import cache
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import httpx
 
-from tests.support.served import Served
 from tests.support.vault import Vault
 
-__all__ = ["OIDC", "missing"]
+__all__ = ["OIDC", "close", "missing"]
 
 SERVERS = Path(__file__).parent.parent / "servers"
 
@@ -26,7 +28,7 @@ def missing() -> str | None:
     return None
 
 
-class OIDC(Served):
+class OIDC:
     """A running server with the clients ``basic``, ``post`` and ``public``; ``config``: see ``tests/servers/oidc.mjs``."""
 
     def __init__(self, vault: Vault, **config: Any) -> None:
@@ -34,19 +36,17 @@ class OIDC(Served):
         self.secrets = {client: f"{secrets.token_urlsafe(16)}:+%/ &=" for client in ("basic", "post", "inspector")}
         vault.learn(*self.secrets.values())
         self._vault = vault
-        super().__init__(
-            *("node", str(SERVERS / "oidc.mjs"), "0"),
-            OIDC_CONFIG=json.dumps(config),
-            OIDC_SECRETS=json.dumps(self.secrets),
-        )
-        self.endpoints: dict[str, str] = self.said
+        self.endpoints: dict[str, str] = _host().ask(start={"secrets": self.secrets, "config": config})
         self._http = httpx.Client(base_url=self.endpoints["issuer"], trust_env=False)
+
+    def __enter__(self) -> Self:
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._http.close()
-        super().__exit__(kind, error, trace)
+        _host().ask(stop=self.endpoints["issuer"])
 
     def mint(self, client: str = "public", resource: str | None = None, *, live: bool = False) -> dict[str, Any]:
         """Return what ``import`` needs for a new grant of ``client``; ``live``: with an access token of an hour."""
@@ -116,6 +116,47 @@ class OIDC(Served):
     def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         answer: dict[str, Any] = self._http.post(path, json=body).raise_for_status().json()
         return answer
+
+
+class _Host:
+    """The one process in which the servers of this test process run."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process = subprocess.Popen(
+            ["node", str(SERVERS / "oidc.mjs")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # a Ctrl-C ends the tests, and they end the servers
+        )
+
+    def ask(self, **request: Any) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with self._lock:
+            self._process.stdin.write(f"{json.dumps(request)}\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        assert line, "the process of the authorization servers has ended"
+        answer: dict[str, Any] = json.loads(line)
+        assert "error" not in answer, answer
+        return answer
+
+    def close(self) -> None:
+        self._process.communicate()  # it ends when its stdin closes
+
+
+@cache
+def _host() -> _Host:
+    return _Host()
+
+
+def close() -> None:
+    """End all servers of this test process."""
+    if _host.cache_info().currsize:
+        _host().close()
+        _host.cache_clear()
 
 
 class _FormEncodedBasic(httpx.BasicAuth):

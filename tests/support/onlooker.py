@@ -3,11 +3,11 @@
 import json
 from typing import NamedTuple
 
-from refresher import conduct, policy
-from refresher.clocks import Moment
-from refresher.exchange import DEADLINE
-from refresher.grant import Grant
-from refresher.secret import Secret
+from refresher.common.clocks import Moment
+from refresher.common.secret import Secret
+from refresher.grants import policy, server_behavior
+from refresher.grants.record import Grant
+from refresher.oauth.http_client import DEADLINE
 from tests.support.model_server import Answer, ModelServer
 from tests.support.played_clock import EPSILON, PlayedClock
 from tests.support.samples import NOON
@@ -84,15 +84,17 @@ class Onlooker:
                 gap = min(30.0, self._server.ways.life / 4)
                 self.claim(self._began >= began + gap - 1, "demands alone burn one token after another")
         unasked = not forced and not demanded and grant.failure is None and grant.access_token is not None
-        if unasked and conduct.refuses_early(grant) and self.knows_the_time():
-            self.claim(now.wall >= policy.end_of_life(grant) - EPSILON, "a server that refuses early is asked early")
+        if unasked and server_behavior.refuses_early(grant) and self.knows_the_time():
+            self.claim(
+                now.wall >= policy.expected_expiry(grant) - EPSILON, "a server that refuses early is asked early"
+            )
         self.disturbed = False
 
     def connects(self, fields: dict[str, str], limit: float) -> None:
         """See a request being tried, which may take ``limit`` seconds: no connection is made in vain either."""
         self._tries += 1
         self.claim(self._tries <= 2, "an exchange of more than two requests")
-        halved = self._tries == 1 and conduct.replay(self._grant) == 0 and limit < DEADLINE
+        halved = self._tries == 1 and server_behavior.grace_period(self._grant) == 0 and limit < DEADLINE
         self.claim(not halved, "time is left over for a replay that is none")
         if (token := fields["refresh_token"]) in self.in_doubt:
             self._sends_again(self.in_doubt[token])
@@ -216,7 +218,7 @@ class Onlooker:
 
     def may_replay(self, grant: Grant, wait: float = 0.0) -> bool:
         """Whether in ``wait`` seconds the server still takes a refresh token in doubt, by what its client can know."""
-        replay = conduct.replay(grant)
+        replay = server_behavior.grace_period(grant)
         if replay is None or grant.doubt is None:
             return replay is None
         # What a kill leaves says when the attempt began: before its request left, and by a clock that was set since.
@@ -232,7 +234,7 @@ class Onlooker:
         ways = self._server.ways
         if grant.dead or self._server.ended_by is not None:
             return False
-        if ways.resource == "refused once spent" and conduct.sends_resource(grant):
+        if ways.resource == "refused once spent" and server_behavior.sends_resource(grant):
             return False  # nobody can know of such a server before it has done it
         if ways.early == "ends the login" and self._is_ahead():
             return False

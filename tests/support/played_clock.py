@@ -2,7 +2,7 @@
 
 from typing import Literal, NamedTuple
 
-from refresher.clocks import Moment
+from refresher.common.clocks import Moment
 from tests.support.samples import NOON
 
 __all__ = ["DAY", "EPSILON", "HOUR", "MINUTE", "Happening", "PlayedClock"]

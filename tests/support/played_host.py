@@ -15,13 +15,15 @@ from types import SimpleNamespace
 from typing import Any, Final
 from unittest.mock import patch
 
-from refresher import demands, leftovers, policy, publish, store
-from refresher.attempt import Attempt, Mark
-from refresher.clocks import Moment
-from refresher.directories import Directories
-from refresher.grant import Grant, Record, Stored
-from refresher.policy import Decision, Rotate
-from refresher.rotation import Order, Terms, rotate
+from refresher.common.clocks import Moment
+from refresher.grants import policy
+from refresher.grants.policy import Decision, Rotate
+from refresher.grants.record import Grant, Record, Stored
+from refresher.operations.rotate import Order, Terms, rotate
+from refresher.storage import demands, records, recovery
+from refresher.storage.directories import Directories
+from refresher.storage.journal import Attempt, Mark
+from refresher.storage.publishing import Publisher
 from shim import _token as token_file
 from tests.support.fake_state import directories, put
 from tests.support.model_server import ModelServer
@@ -52,10 +54,10 @@ class PlayedHost:
         self._attempt: _MortalAttempt | None = None
         self._patches = ExitStack()
         for target, played in (
-            ("refresher.clocks.now", clock.read),
-            ("refresher.exchange.time", SimpleNamespace(monotonic=lambda: clock.read().monotonic)),
+            ("refresher.common.clocks.now", clock.read),
+            ("refresher.oauth.token_request.time", SimpleNamespace(monotonic=lambda: clock.read().monotonic)),
             ("httpx.AsyncClient", self._network.client),
-            ("refresher.rotation.Attempt", self._begin),
+            ("refresher.operations.rotate.Attempt", self._begin),
             ("os.fsync", lambda _: None),
         ):
             self._patches.enter_context(patch(target, played))
@@ -102,13 +104,13 @@ class PlayedHost:
         seen = before.generation if seen is None else seen
         adopted = before.generation > seen
         look = self.decide(force=force and not adopted, horizon=0.0 if adopted else horizon)
-        unsettled = self._intent.exists() or policy.is_adrift(before, self.clock.read())
+        unsettled = self._intent.exists() or policy.doubt_in_future(before, self.clock.read())
         cut_off = self._cut_off()
         self._network.troubles, self._network.fault = list(troubles), "none"
         self._forced, self._attempt = force, None
         order = Order(name=before.name, seen=seen, force=force, horizon=horizon)
         try:
-            result = rotate(self.directories, order, Terms(ca_file=None, stopping=lambda: False))
+            result = rotate(Publisher(self.directories), order, Terms(ca_file=None, stopping=lambda: False))
         except Killed:
             assert self._attempt is not None
             self._attempt.close()
@@ -127,8 +129,8 @@ class PlayedHost:
                 onlooker.ends(before, self.record)
             else:
                 self._rested(before, cut_off=cut_off)
-            still = demands.pending(self.directories).are_others(
-                before.name, publish.current(self.directories, self.record)
+            still = demands.pending(self.directories).has_other(
+                before.name, Publisher(self.directories).current(self.record)
             )
             onlooker.claim(not still, "a demand that is met was not settled")
             onlooker.compare(self.record)
@@ -137,7 +139,12 @@ class PlayedHost:
 
     def _rested(self, before: Grant, *, cut_off: bool) -> None:
         record, now = self.record, self.clock.read()
-        if record.doubt is None or record.failure is None or record.dead or policy.unusable_for(record, now) > 0:
+        if (
+            record.doubt is None
+            or record.failure is None
+            or record.dead
+            or policy.seconds_until_usable(record, now) > 0
+        ):
             return
         # What was cut off after it was sent could not make its own replay, and waits for nothing.
         at_once = cut_off and record.failures > before.failures
@@ -158,7 +165,7 @@ class PlayedHost:
     # What lies on the disk.
 
     def _read(self) -> None:
-        record = store.load(self.directories, self.record.name).record
+        record = records.load(self.directories, self.record.name).record
         assert isinstance(record, Grant)
         self.record = record
 
@@ -168,7 +175,7 @@ class PlayedHost:
 
     def settle(self) -> None:
         """Settle what a killed process left, as every writer of a grant does first."""
-        leftovers.resolve(self.directories, self.record.name, self.clock.read())
+        recovery.recover(self.directories, self.record.name, self.clock.read())
         self._read()
 
     def reboot(self, seconds: float, *, loses_mark: bool) -> None:
@@ -198,7 +205,7 @@ class PlayedHost:
 
     def _is_demanded(self, grant: Grant) -> bool:
         asked = demands.pending(self.directories)
-        return asked.ask_beyond(grant.name, publish.current(self.directories, grant))
+        return asked.has_current(grant.name, Publisher(self.directories).current(grant))
 
 
 class _MortalAttempt(Attempt):

@@ -4,9 +4,9 @@ import base64
 import json
 from typing import Any
 
-from refresher.clocks import Moment
-from refresher.grant import NOTHING, Doubt, Failure, Grant
-from refresher.secret import Secret
+from refresher.common.clocks import Moment
+from refresher.common.secret import Secret
+from refresher.grants.record import NO_RECORD, Doubt, Failure, Grant
 
 __all__ = ["NOON", "REFRESH", "at", "doubt", "failure", "grant", "jwt"]
 
@@ -26,7 +26,7 @@ def grant(**changes: Any) -> Grant:
         "name": "linear",
         "grant_id": "0123",
         "generation": 3,
-        "begun_from": NOTHING,
+        "begun_from": NO_RECORD,
         "issuer": None,
         "token_endpoint": "https://as.example/token",
         "client_id": "client",

@@ -3,9 +3,12 @@
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+
+from tests.support.warm import AVAILABLE, WarmProcess
 
 __all__ = ["Served"]
 
@@ -16,15 +19,18 @@ class Served:
     """Started by ``command``, it prints one line of JSON when it is ready."""
 
     def __init__(self, *command: str, **environment: str) -> None:
-        self._process = subprocess.Popen(
-            command,
-            env={**os.environ, **environment},
-            cwd=_ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            start_new_session=True,  # a Ctrl-C is meant for the tests; it ends with them
-        )
+        options: dict[str, Any] = {
+            "env": {**os.environ, **environment},
+            "cwd": _ROOT,
+            "stdin": subprocess.PIPE,
+            "stdout": subprocess.PIPE,
+        }
+        self._process: subprocess.Popen[str]
+        if AVAILABLE and command[:2] == (sys.executable, "-m"):
+            self._process = WarmProcess(command[2:], **options)
+        else:
+            # In a session of its own: a Ctrl-C ends the tests, and they end the server.
+            self._process = subprocess.Popen(command, text=True, start_new_session=True, **options)
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         assert line, f"it did not start: {command}"

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -12,6 +11,7 @@ import anyio
 import httpx
 
 from tests.support.published import Published
+from tests.support.warm import WarmProcess
 
 __all__ = ["Stage", "publish", "rotates", "until"]
 
@@ -26,13 +26,12 @@ class Stage:
         self._process = self._start(0)
 
     def _start(self, port: int) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tests.servers.mcp_stage", str(port), json.dumps(self._options)],
+        process = WarmProcess(
+            ["tests.servers.mcp_stage", str(port), json.dumps(self._options)],
             cwd=_ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            text=True,
         )
         assert process.stdout is not None
         line = process.stdout.readline()

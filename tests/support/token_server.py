@@ -39,6 +39,8 @@ class TokenServer(Listening):
     ) -> None:
         self.asked: defaultdict[str, list[float]] = defaultdict(list)
         """Epoch seconds at which each client asked."""
+        self.presented: defaultdict[str, list[str]] = defaultdict(list)
+        """The refresh tokens that each client sent; an empty one for client credentials."""
         self.reused = 0
         self._life = life
         self._grace = grace
@@ -60,9 +62,10 @@ class TokenServer(Listening):
                 if self.headers["Content-Length"] is None:
                     return  # cut off on its way
                 fields = parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())
-                client, token = fields["client_id"][0], fields["refresh_token"][0]
+                client, token = fields["client_id"][0], fields.get("refresh_token", [""])[0]
                 with server._lock:
                     server.asked[client].append(at)
+                    server.presented[client].append(token)
                     answer = server._answer(client, token)
                 hold()
                 self._send(200 if "access_token" in answer else 400, json.dumps(answer).encode())

@@ -21,13 +21,15 @@ from tests.support.vault import Vault
 ROTATIONS = 20
 LONGEST = 180.0
 
-# An agent: the README's three lines, one session, and calls without a pause until stdin ends.
+# An agent: the README's three lines, one session, and a call every 50 ms until stdin ends.
 AGENT = """
 import json, sys, threading
 import anyio, httpx2
 from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
 from shim.httpx2 import BearerAuth
+
+pytestmark = pytest.mark.xdist_group("agents")  # one fixture for all of them
 
 ended = threading.Event()
 threading.Thread(target=lambda: (sys.stdin.read(), ended.set()), daemon=True).start()
@@ -46,6 +48,7 @@ async def main(url, mode):
                     failures.append(repr(answer))
             except Exception as error:
                 failures.append(repr(error))
+            await anyio.sleep(0.05)
     print(json.dumps({"calls": calls, "failures": failures[:5]}))
 
 anyio.run(main, *sys.argv[1:])

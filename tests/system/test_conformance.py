@@ -1,14 +1,16 @@
 """The MCP project's own conformance suite, against login and the shim together."""
 
-import sys
+import shlex
 
 import pytest
 
 from tests.conftest import need
 from tests.support import conformance
+from tests.support.browser import as_browser
+from tests.support.warm import stub
 
 MACHINES = ("auth/client-credentials-jwt", "auth/client-credentials-basic")
-CLIENT = [sys.executable, "-m", "tests.support.conforming"]
+CLIENT = stub("tests.support.conforming", shlex.join(stub("refresher")))
 
 NOT_SUPPORTED = {
     # An enterprise's identity provider vouches for its people (SEP-990, an extension): an ID token is exchanged for an
@@ -41,7 +43,7 @@ def _suite() -> None:
 @pytest.mark.parametrize("scenario", [*conformance.LOGINS, *MACHINES])
 def test_the_suite_finds_no_fault(scenario: str) -> None:
     """If it failed, people could not log in at servers that keep to the specification."""
-    verdict = conformance.run(scenario, CLIENT)
+    verdict = conformance.run(scenario, CLIENT, as_browser("person"))
     assert verdict.failed == {}, verdict.said
     assert verdict.passed, verdict.said
 
@@ -49,6 +51,6 @@ def test_the_suite_finds_no_fault(scenario: str) -> None:
 @pytest.mark.parametrize(("scenario", "failed"), NOT_SUPPORTED.items(), ids=NOT_SUPPORTED)
 def test_what_is_not_supported_fails_in_that_way_alone(scenario: str, failed: set[str]) -> None:
     """If it failed, something else would be wrong with us than what we say is left out, or it would be supported."""
-    verdict = conformance.run(scenario, CLIENT)
+    verdict = conformance.run(scenario, CLIENT, as_browser("person"))
     assert not verdict.passed
     assert verdict.failed.keys() == failed, verdict.said

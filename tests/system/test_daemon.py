@@ -1,4 +1,4 @@
-"""The daemon against real servers: on time, attentive, and no trouble to others."""
+"""The daemon against real servers: it rotates on time, notices changes, and works beside others."""
 
 import itertools
 import signal
@@ -14,8 +14,9 @@ from typing import Any
 import httpx
 import pytest
 
-from refresher import lock, policy
-from refresher.grant import Grant
+from refresher.grants import policy
+from refresher.grants.record import Grant
+from refresher.storage import lock
 from shim import FileTokenSource
 from shim.httpx import BearerAuth
 from tests.support.api import API
@@ -30,7 +31,7 @@ Daemon = Callable[..., subprocess.Popen[str]]
 
 @pytest.fixture
 def daemon(refresher: Command) -> Iterator[Daemon]:
-    """Start daemons; at the end each is stopped, and must have come to a good end."""
+    """Start daemons; at the end each is stopped and must exit with 0."""
     running: list[subprocess.Popen[str]] = []
 
     def start(*options: str, **more: Any) -> subprocess.Popen[str]:
@@ -47,7 +48,7 @@ def daemon(refresher: Command) -> Iterator[Daemon]:
 
 # --- on time ------------------------------------------------------------------------------------------------------
 
-# The machine's own lateness, for comparison: a process that does nothing but wake up at instants.
+# How late the machine itself is, for comparison: a process that only wakes up at given times.
 PEER = """
 import sys, time
 worst, at = 0.0, time.time()
@@ -60,10 +61,10 @@ print(worst)
 """
 
 
-def test_two_hundred_grants_rotate_within_a_second_of_their_time_though_one_server_hangs(
+def test_two_hundred_grants_rotate_within_a_second_of_their_time_while_one_server_hangs(
     refresher: Command, daemon: Daemon
 ) -> None:
-    """If it failed, tokens would run out because there are many, or because somebody else's server is down."""
+    """If it failed, tokens would expire because there are many grants, or because another server is down."""
     release = threading.Event()
     ends = time.time() + 25.0
     peer = subprocess.Popen([sys.executable, "-c", PEER, str(ends)], stdout=subprocess.PIPE, text=True)
@@ -73,7 +74,7 @@ def test_two_hundred_grants_rotate_within_a_second_of_their_time_though_one_serv
 
     with (
         TokenServer(life, hold=lambda: bool(release.wait(60))) as hanging,
-        # Several, as in life: each is asked within its budget.
+        # Several servers, because each has a rate limit.
         TokenServer(life) as one,
         TokenServer(life) as two,
         TokenServer(life) as three,
@@ -84,7 +85,7 @@ def test_two_hundred_grants_rotate_within_a_second_of_their_time_though_one_serv
             server = hanging if number % 10 == 0 else good[number % 4]
             refresher.bring(f"g{number}", server.grant(str(number)))
         process = daemon()
-        told, _ = peer.communicate(timeout=60)
+        lateness, _ = peer.communicate(timeout=60)
         asked = {client: list(times) for server in good for client, times in server.asked.items()}
         release.set()
         process.send_signal(signal.SIGTERM)
@@ -102,18 +103,18 @@ def test_two_hundred_grants_rotate_within_a_second_of_their_time_though_one_serv
                 last_rotation_at=before,
             )
             late.append(after - policy.due_at(issued))
-    assert max(late) < 1.0 + float(told.split()[-1])
-    # It was asked a little after the request began that the refresher counts from.
+    assert max(late) < 1.0 + float(lateness.split()[-1])
+    # The server notes the time of a request a little later than refresher.
     assert min(late) > -1.0
     assert [server.reused for server in (*good, hanging)] == [0] * 5
     assert max(len(times) for times in hanging.asked.values()) == 1
 
 
-# --- attentive ----------------------------------------------------------------------------------------------------
+# --- notices changes ----------------------------------------------------------------------------------------------------
 
 
-def test_one_line_at_the_start_says_what_is_watched_and_where(refresher: Command, daemon: Daemon) -> None:
-    """If it failed, a person could not see that a daemon looks into another directory than his agents."""
+def test_the_first_line_names_the_watched_directories(refresher: Command, daemon: Daemon) -> None:
+    """If it failed, a person could not see that daemon and agents use different directories."""
     refresher.bring("linear", sample_import())
     refresher.bring("gone", sample_import() | {"refresh_token": "another-refresh-token"})
     refresher("remove", "gone")
@@ -126,7 +127,7 @@ def test_one_line_at_the_start_says_what_is_watched_and_where(refresher: Command
 
 
 def sample_import() -> dict[str, Any]:
-    """Return a grant whose token is good for an hour, at a server that is not there."""
+    """Return a grant with a token that is valid for an hour, at a server that does not exist."""
     return {
         "token_endpoint": "http://127.0.0.1:9/token",
         "client_id": "client",
@@ -148,8 +149,7 @@ def test_imported_changed_removed_and_reauthorized_grants_are_noticed(
     wait_until(lambda: published(refresher) == 1, "the imported grant has its first token")
     server.revoke(server.last_grant_id)
     assert refresher("run-once", "--force").code == 3
-    said = heard(process, "linear: reauthorization_required")
-    assert said, "what another process did was no news"
+    assert heard(process, "linear: reauthorization_required"), "a failure in another process was not logged"
     refresher.import_grant("linear", server.mint("public"), "--replace")
     wait_until(lambda: published(refresher) == 3, "the reauthorized grant is rotated")
     assert refresher.token("linear").state == "active"
@@ -160,17 +160,17 @@ def test_imported_changed_removed_and_reauthorized_grants_are_noticed(
     assert server.log()["reused"] == 0
 
 
-def test_demands_are_honoured_and_an_old_one_is_published_again(
+def test_a_demand_causes_a_rotation_and_an_outdated_one_a_new_token_file(
     refresher: Command, daemon: Daemon, own_oidc: Callable[..., OIDC]
 ) -> None:
-    """If it failed, an agent whose token was revoked would wait for the schedule."""
+    """If it failed, an agent with a revoked token would wait for the next scheduled rotation."""
     server = own_oidc()
     refresher.import_grant("linear", server.mint("public"))
     daemon()
     wait_until(lambda: published(refresher) == 1, "the first token is there")
     (refresher.state / "demands/linear.1").touch()
     wait_until(lambda: published(refresher) == 2, "the demand is honoured")
-    wait_until(lambda: not list((refresher.state / "demands").iterdir()), "the demand is settled")
+    wait_until(lambda: not list((refresher.state / "demands").iterdir()), "the demand is removed")
     before = (refresher.state / "tokens/linear.json").stat().st_ino
     (refresher.state / "demands/linear.1").touch()
     wait_until(lambda: (refresher.state / "tokens/linear.json").stat().st_ino != before, "it is published again")
@@ -178,8 +178,8 @@ def test_demands_are_honoured_and_an_old_one_is_published_again(
     assert len(server.requests()) == 2
 
 
-def test_a_token_file_that_somebody_deletes_or_spoils_is_published_again(refresher: Command, daemon: Daemon) -> None:
-    """If it failed, a tidied directory would leave agents without a token until the next rotation."""
+def test_a_deleted_or_damaged_token_file_is_published_again(refresher: Command, daemon: Daemon) -> None:
+    """If it failed, agents would have no token until the next rotation."""
     refresher.bring("linear", sample_import())
     daemon()
     path = refresher.state / "tokens/linear.json"
@@ -191,7 +191,7 @@ def test_a_token_file_that_somebody_deletes_or_spoils_is_published_again(refresh
     wait_until(lambda: path.read_bytes() == whole, "the token is published again")
 
 
-def test_a_broken_grant_file_is_told_once_and_the_others_live(
+def test_a_damaged_grant_file_is_logged_once_and_other_grants_rotate(
     refresher: Command, daemon: Daemon, own_oidc: Callable[..., OIDC]
 ) -> None:
     """If it failed, one damaged file would end the rotation of all grants, or fill the log."""
@@ -206,10 +206,10 @@ def test_a_broken_grant_file_is_told_once_and_the_others_live(
     assert (refresher.state / "grants/broken.json").read_bytes() == b"{"
 
 
-def test_sighup_rereads_the_configuration_and_a_bad_one_keeps_the_old(
+def test_sighup_reloads_the_configuration_and_an_invalid_one_changes_nothing(
     refresher: Command, daemon: Daemon, own_oidc: Callable[..., OIDC]
 ) -> None:
-    """If it failed, a typing mistake in a file would stop all rotations."""
+    """If it failed, a typo in the configuration would stop all rotations."""
     server = own_oidc()
     other = refresher.home / "other/tokens"
     refresher.import_grant("linear", server.mint("public"))
@@ -225,15 +225,15 @@ def test_sighup_rereads_the_configuration_and_a_bad_one_keeps_the_old(
     process.send_signal(signal.SIGHUP)
     wait_until((other / "linear.json").exists, "the token is published where the configuration now says")
     said = stopped(refresher, process)
-    assert said.count("the configuration is kept as it was") == 1
+    assert said.count("cannot reload the configuration") == 1
     assert "tokens_dri" in said
-    assert said.count("the configuration was read again") == 1
+    assert said.count("configuration reloaded") == 1
 
 
-def test_a_grants_directory_that_others_can_read_stops_rotations_until_it_is_mended(
+def test_a_grants_directory_that_others_can_read_stops_rotations_until_it_is_repaired(
     refresher: Command, daemon: Daemon, own_oidc: Callable[..., OIDC]
 ) -> None:
-    """If it failed, refresh tokens would be written where others can read them, or a mended directory stay unnoticed."""
+    """If it failed, refresh tokens would be written where others can read them."""
     server = own_oidc()
     refresher.import_grant("linear", server.mint("public"))
     grants = refresher.state / "grants"
@@ -242,7 +242,7 @@ def test_a_grants_directory_that_others_can_read_stops_rotations_until_it_is_men
     grants.chmod(0o755)
     demand = refresher.state / "demands/linear.1"
     demand.touch()
-    heard(process, "others can look into")
+    heard(process, "others can read")
     assert published(refresher) == 1
     grants.chmod(0o700)
     wait_until(lambda: published(refresher) == 2, "it goes on")
@@ -253,16 +253,14 @@ def test_a_grants_directory_that_others_can_read_stops_rotations_until_it_is_men
     [
         ('tokens_dir = "dangling"', "dangling"),
         ('tokens_dir = "a-file"', "not a directory"),
-        ('ca_file = "a\\u0000b"', "no path"),
+        ('ca_file = "a\\u0000b"', "not valid"),
         ('tokens_dir = "~a\\u0000b/x"', "tokens_dir"),
         ("tokens_group = " + '"' + "9" * 5000 + '"', "tokens_group"),
         ('log_format = "json"\nca_file = "nowhere.pem"', "nowhere.pem"),
     ],
 )
-def test_no_configuration_however_wrong_ends_a_daemon(
-    refresher: Command, daemon: Daemon, config: str, words: str
-) -> None:
-    """If it failed, a mistake in a file would end the rotation of every grant at the next reload."""
+def test_no_invalid_configuration_ends_a_daemon(refresher: Command, daemon: Daemon, config: str, words: str) -> None:
+    """If it failed, a mistake in the configuration would end the daemon at the next reload."""
     place = refresher.home / ".config/refresher"
     place.mkdir(parents=True)
     (place / "dangling").symlink_to("nowhere")
@@ -272,13 +270,13 @@ def test_no_configuration_however_wrong_ends_a_daemon(
     heard(process, "watching 1 grant")
     (place / "config.toml").write_text(config)
     process.send_signal(signal.SIGHUP)
-    assert words in heard(process, "the configuration is kept as it was")[-1]
+    assert words in heard(process, "cannot reload the configuration")[-1]
     (refresher.state / "tokens/linear.json").unlink()
     wait_until((refresher.state / "tokens/linear.json").exists, "it goes on with the old configuration")
 
 
-def test_reloading_costs_nothing_that_stays(refresher: Command, daemon: Daemon) -> None:
-    """If it failed, a daemon that is reloaded each night would run out of threads within a year."""
+def test_a_reload_leaks_no_threads_or_files(refresher: Command, daemon: Daemon) -> None:
+    """If it failed, a daemon that is reloaded each night would run out of threads or files."""
     refresher.bring("linear", sample_import())
     process = daemon()
     heard(process, "watching 1 grant")
@@ -287,17 +285,17 @@ def test_reloading_costs_nothing_that_stays(refresher: Command, daemon: Daemon) 
         proc = Path(f"/proc/{process.pid}")
         return len(list((proc / "task").iterdir())), len(list((proc / "fd").iterdir()))
 
-    counted = set()
+    counts = set()
     for _ in range(20):
         process.send_signal(signal.SIGHUP)
-        heard(process, "the configuration was read again")
-        counted.add(held())
-    assert len({threads for threads, _ in counted}) == 1
-    assert max(files for _, files in counted) < 20
+        heard(process, "configuration reloaded")
+        counts.add(held())
+    assert len({threads for threads, _ in counts}) == 1
+    assert max(files for _, files in counts) < 20
 
 
-def test_what_waits_its_turn_follows_a_new_configuration(refresher: Command, daemon: Daemon) -> None:
-    """If it failed, grants that were moved would still be rotated where they are not any more, and lose a token."""
+def test_waiting_jobs_follow_a_new_configuration(refresher: Command, daemon: Daemon) -> None:
+    """If it failed, grants would be rotated in a directory from which they were moved, and tokens lost."""
     release = threading.Event()
     with TokenServer(lambda _: 3600, hold=lambda: release.wait(60)) as server:
         for number in range(20):
@@ -305,21 +303,21 @@ def test_what_waits_its_turn_follows_a_new_configuration(refresher: Command, dae
         config = refresher.home / ".config/refresher/config.toml"
         config.parent.mkdir(parents=True)
         process = daemon()
-        wait_until(lambda: len(server.asked) == 8, "all places of the server are taken")
+        wait_until(lambda: len(server.asked) == 8, "the limit of the server is reached")
         config.write_text(f'state_dir = "{refresher.home / "elsewhere"}"\n')
         process.send_signal(signal.SIGHUP)
-        heard(process, "the configuration was read again")
+        heard(process, "configuration reloaded")
         release.set()
         assert stopped(refresher, process)
         assert len(server.asked) == 8
 
 
-def test_one_503_beside_a_dead_token_costs_an_agent_no_call(
+def test_after_a_503_a_demanded_rotation_is_retried_within_seconds(
     refresher: Command, daemon: Daemon, own_oidc: Callable[..., OIDC]
 ) -> None:
-    """If it failed, agents would give up before a refresher that waits fifteen seconds to ask once more."""
+    """If it failed, an agent would give up while refresher waits fifteen seconds before the retry."""
     server = own_oidc()
-    # Backoffs come from the name: of this one the first is among the longest.
+    # The backoff depends on the name: the first one of this name is among the longest.
     names = (f"n{number}" for number in itertools.count())
     name = next(each for each in names if policy.backoff(sample(name=each, generation=1), 1) > 14.8)
     with API(lambda token, _: token is not None and token != first) as api:
@@ -334,8 +332,8 @@ def test_one_503_beside_a_dead_token_costs_an_agent_no_call(
     assert published(refresher, name) == 2
 
 
-def test_demands_and_tokens_may_be_links(refresher: Command, daemon: Daemon, own_oidc: Callable[..., OIDC]) -> None:
-    """If it failed, demands in a linked directory would wait for half a minute."""
+def test_the_demands_directory_may_be_a_link(refresher: Command, daemon: Daemon, own_oidc: Callable[..., OIDC]) -> None:
+    """If it failed, a demand in a linked directory would be noticed only after half a minute."""
     server = own_oidc()
     refresher.import_grant("linear", server.mint("public"))
     real = refresher.home / "elsewhere"
@@ -347,30 +345,30 @@ def test_demands_and_tokens_may_be_links(refresher: Command, daemon: Daemon, own
     wait_until(lambda: published(refresher) == 2, "the demand is honoured", 10.0)
 
 
-def test_a_demands_directory_that_vanishes_is_made_again(refresher: Command, daemon: Daemon) -> None:
-    """If it failed, no agent could demand anything until the next scheduled rotation."""
+def test_a_deleted_demands_directory_is_created_again(refresher: Command, daemon: Daemon) -> None:
+    """If it failed, no agent could demand a rotation until the next scheduled one."""
     refresher.bring("linear", sample_import())
     process = daemon()
     heard(process, "watching 1 grant")
     (refresher.state / "demands").rmdir()
-    wait_until((refresher.state / "demands").is_dir, "it is there again", 10.0)
+    wait_until((refresher.state / "demands").is_dir, "the directory exists again", 10.0)
 
 
-def test_a_storm_of_old_demands_delays_neither_a_real_one_nor_the_schedule(
+def test_a_flood_of_outdated_demands_does_not_delay_the_schedule(
     refresher: Command, daemon: Daemon, own_oidc: Callable[..., OIDC]
 ) -> None:
-    """If it failed, one agent with a bug would let the tokens of all others expire."""
+    """If it failed, one agent with a bug would let the tokens of all agents expire."""
     server = own_oidc(accessTokenTtl=4)
     refresher.import_grant("linear", server.mint("public"))
     daemon()
     wait_until(lambda: published(refresher) == 1, "the first token is there")
     over = threading.Event()
 
-    def storm() -> None:
+    def flood() -> None:
         while not over.wait(0.02):
             (refresher.state / "demands/linear.0").touch()
 
-    threading.Thread(target=storm, daemon=True).start()
+    threading.Thread(target=flood, daemon=True).start()
     try:
         wait_until(lambda: published(refresher) >= 5, "the schedule is kept")
         rotated = [request["at"] / 1000 for request in server.requests()]
@@ -381,13 +379,13 @@ def test_a_storm_of_old_demands_delays_neither_a_real_one_nor_the_schedule(
         over.set()
 
 
-# --- no trouble to others -----------------------------------------------------------------------------------------
+# --- beside others -----------------------------------------------------------------------------------------
 
 
-def test_daemons_and_forced_runs_together_never_present_a_refresh_token_twice(
+def test_daemons_and_forced_runs_together_never_send_a_refresh_token_twice(
     refresher: Command, daemon: Daemon, own_oidc: Callable[..., OIDC]
 ) -> None:
-    """If it failed, a second daemon, started by mistake, would destroy every login."""
+    """If it failed, a second daemon that is started by mistake would destroy every login."""
     server = own_oidc(accessTokenTtl=4)
     for name in ("linear", "notion", "slack"):
         refresher.import_grant(name, server.mint("basic"))
@@ -404,8 +402,8 @@ def test_daemons_and_forced_runs_together_never_present_a_refresh_token_twice(
         assert server.introspect(token.access_token)["active"]
 
 
-def test_grants_that_others_hold_keep_no_place_from_the_rest(refresher: Command, daemon: Daemon) -> None:
-    """If it failed, a stopped process that holds some locks would let the tokens of all others expire."""
+def test_grants_locked_by_other_processes_do_not_delay_the_rest(refresher: Command, daemon: Daemon) -> None:
+    """If it failed, a suspended process that holds some locks would let other tokens expire."""
     with TokenServer(lambda _: 4) as server, ExitStack() as locks:
         for number in range(12):
             refresher.bring(f"g{number}", server.grant(str(number)))
@@ -420,15 +418,17 @@ def test_grants_that_others_hold_keep_no_place_from_the_rest(refresher: Command,
         )
         assert "0" not in server.asked
         locks.close()
-        wait_until(lambda: all(str(number) in server.asked for number in range(10)), "those too, when they are free")
-        assert "fault" not in stopped(refresher, process)
+        wait_until(
+            lambda: all(str(number) in server.asked for number in range(10)), "they rotate once their locks are free"
+        )
+        assert "internal error" not in stopped(refresher, process)
         assert server.reused == 0
 
 
-def test_what_does_not_help_is_not_done_all_the_time(refresher: Command, daemon: Daemon) -> None:
-    """If it failed, a full disk would be met by a storm of attempts, and a log of nothing else."""
+def test_a_failed_publication_is_retried_with_pauses(refresher: Command, daemon: Daemon) -> None:
+    """If it failed, a full disk would cause endless attempts, and fill the log."""
     refresher.bring("linear", sample_import())
-    # Nothing can be published over a directory.
+    # A directory in the place of the token file cannot be replaced.
     path = refresher.state / "tokens/linear.json"
     path.unlink()
     path.mkdir()

@@ -23,13 +23,14 @@ import httpx
 import pytest
 from mcp.shared.auth import OAuthToken
 
-import refresher.demo
-from refresher.demo import verdict
-from refresher.demo.children import environment
+from refresher.cli import demo as cli_demo
+from refresher.cli.main import cli
+from refresher.common.errors import ConfigError
+from refresher.demo import summary
+from refresher.demo.processes import environment
 from refresher.demo.screen import frame
 from refresher.demo.server import Strict
-from refresher.demo.story import WIDEST, Party, Story
-from refresher.errors import ConfigError
+from refresher.demo.timeline import WIDEST, Participant, Timeline
 from tests.support.command import Command, Done, wait_until
 
 COLUMNS, ROWS = 80, 24
@@ -70,7 +71,7 @@ class Demo:
 
     def has_begun(self) -> bool:
         """Whether its server, daemon and agent run."""
-        self.pids = {child.module: child.pid for child in running() if child.parent == self.process.pid}
+        self.pids = {process.module: process.pid for process in running() if process.parent == self.process.pid}
         return len(self.pids) == 3
 
     def has_ended(self) -> bool:
@@ -178,7 +179,7 @@ def test_it_shows_all_that_it_promises_and_leaves_nothing_behind(
     assert re.search(r"^ +[1-9]  on schedule", done.stdout, re.MULTILINE)
     assert re.search(r"^ +1  after it was revoked", done.stdout, re.MULTILINE)
     assert re.search(r"^ +1  by 'refresher run-once --force' from another process$", done.stdout, re.MULTILINE)
-    assert "Refresh tokens presented twice: 0. MCP sessions lost: 0." in done.stdout
+    assert "Refresh tokens sent twice: 0. MCP sessions lost: 0." in done.stdout
     assert "the MCP server refuses it (401)" in done.stdout
     assert "\x1b" not in done.stdout, "what is no terminal gets no colours"
     assert max(map(len, done.stdout.splitlines())) <= WIDEST
@@ -278,35 +279,37 @@ def test_on_a_terminal_one_block_is_drawn_in_place(refresher: Command, temporary
 
 def test_what_it_says_fits_into_80_columns_and_24_lines() -> None:
     """If it failed, a usual terminal would cut off what a person is to read."""
-    story = Story(3600, 10)
-    story.parties = [
-        Party("authorization server", "http://127.0.0.1:65535", "a refresh token works once"),
-        Party("MCP server", "http://127.0.0.1:65535/mcp", "checks every call's token"),
-        Party("refresher run", "process 4194304", "refreshes, publishes tokens"),
-        Party("agent", "process 4194304", "calls a tool all the time"),
+    timeline = Timeline(3600, 10)
+    timeline.participants = [
+        Participant("authorization server", "http://127.0.0.1:65535", "a refresh token works once"),
+        Participant("MCP server", "http://127.0.0.1:65535/mcp", "checks every call's token"),
+        Participant("refresher run", "process 4194304", "refreshes, publishes tokens"),
+        Participant("agent", "process 4194304", "calls a tool all the time"),
     ]
-    story.token_seen(98, 0.0)
-    story.agent_said({"calls": 9_999_999, "failed": 0, "sessions": 1, "slowest": 12.0, "failure": ""})
-    story.now = story.seconds
-    story.token_seen(99, 0.0)
-    story.revoking = 99
-    story.server_said("revoked", 0.0)
-    story.server_said("refused", 1.0)
-    story.token_seen(100, 2.0)
-    story.forcing = True
-    story.token_seen(101, 3.0)
-    story.forced(101)
-    assert story.missing() == []
-    shown = [click.unstyle(line) for line in frame(story, COLUMNS, ROWS - 1)]
-    wanted = [happening.text for happening in story.happenings] + [party.does for party in story.parties]
+    timeline.on_token(98, 0.0)
+    timeline.on_agent_report({"calls": 9_999_999, "failed": 0, "sessions": 1, "slowest": 12.0, "failure": ""})
+    timeline.now = timeline.seconds
+    timeline.on_token(99, 0.0)
+    timeline.revoking = 99
+    timeline.on_server_event("revoked", 0.0)
+    timeline.on_server_event("refused", 1.0)
+    timeline.on_token(100, 2.0)
+    timeline.forcing = True
+    timeline.on_token(101, 3.0)
+    timeline.forced(101)
+    assert timeline.missing() == []
+    shown = [click.unstyle(line) for line in frame(timeline, COLUMNS, ROWS - 1)]
+    wanted = [happening.text for happening in timeline.events] + [
+        participant.does for participant in timeline.participants
+    ]
     assert [words for words in wanted if not any(words in line for line in shown)] == []
     assert len(wanted) == 11
     assert any(line.endswith("slowest call") for line in shown)
-    assert max(map(len, click.unstyle(verdict.summary(story, stopped=False)).splitlines())) <= COLUMNS
+    assert max(map(len, click.unstyle(summary.summarize(timeline, stopped=False)).splitlines())) <= COLUMNS
     for height in (5, ROWS - 1, 60):
         for _ in range(60):
-            story.happened("a happening" * 20, "plain")
-        small = frame(story, 30, height)
+            timeline.note("a happening" * 20, "plain")
+        small = frame(timeline, 30, height)
         assert len(small) == height
         assert max(len(click.unstyle(line)) for line in small) <= 30
 
@@ -355,7 +358,7 @@ def test_when_it_is_killed_its_processes_end(demo: Callable[..., Demo]) -> None:
 # --- what fails is told -------------------------------------------------------------------------------------------
 
 
-def test_a_stolen_refresh_token_is_seen_and_told(demo: Callable[..., Demo]) -> None:
+def test_a_stolen_refresh_token_is_seen_and_explanation(demo: Callable[..., Demo]) -> None:
     """If it failed, the demo could not tell a working product from a broken one: its zeros would mean nothing."""
     one = demo(5)
     one.wait_for("starts to call")
@@ -368,7 +371,7 @@ def test_a_stolen_refresh_token_is_seen_and_told(demo: Callable[..., Demo]) -> N
     told = " ".join(done.stdout.split())
     assert re.search(r"The demo failed \([\d,]+ calls in 1 MCP session\):", done.stdout)
     assert re.search(r"- [\d,]+ of [\d,]+ calls failed; the last: .*needs a new login by a person", told)
-    assert re.search(r"- refresh tokens presented twice: [1-9]", done.stdout)
+    assert re.search(r"- refresh tokens sent twice: [1-9]", done.stdout)
     assert "not one call failed" not in done.stdout
     assert "a call failed: " in done.stdout
 
@@ -426,11 +429,11 @@ def test_its_server_punishes_reuse_and_revokes_one_token_at_a_time() -> None:
 
 def test_what_was_not_seen_did_not_work() -> None:
     """If it failed, a demo in which nothing happened would count as a success."""
-    story = Story(30, 10)
-    assert len(verdict.problems(story, stopped=False)) == 3
-    assert verdict.problems(story, stopped=True) == []
-    story.agent_said({"calls": 5, "failed": 0, "sessions": 2, "slowest": 0.1, "failure": ""})
-    assert verdict.problems(story, stopped=True) == ["the agent lost its session, and opened 2"]
+    timeline = Timeline(30, 10)
+    assert len(summary.problems(timeline, stopped=False)) == 3
+    assert summary.problems(timeline, stopped=True) == []
+    timeline.on_agent_report({"calls": 5, "failed": 0, "sessions": 2, "slowest": 0.1, "failure": ""})
+    assert summary.problems(timeline, stopped=True) == ["the agent lost its session and opened 2"]
 
 
 def test_its_processes_know_nothing_of_the_users_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -447,13 +450,13 @@ def test_its_processes_know_nothing_of_the_users_own(monkeypatch: pytest.MonkeyP
 
 def test_without_the_mcp_sdk_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     """If it failed, a first user who has installed the service alone would get a traceback."""
-    monkeypatch.setattr(refresher.demo, "find_spec", lambda _: None)
+    monkeypatch.setattr(cli_demo, "find_spec", lambda _: None)
     with pytest.raises(ConfigError, match=r"the demo needs the MCP SDK: .*pip install '\.\[all\]'"):
-        refresher.demo.play(5, stopping=lambda: True)
+        cli.main(["demo", "--seconds", "5"], standalone_mode=False)
 
 
 def test_importing_it_costs_little() -> None:
     """If it failed, every command would pay for the demo."""
-    code = "import sys, refresher.demo; print(*sys.modules)"
+    code = "import sys, refresher.cli.demo; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"mcp", "httpx", "httpx2", "uvicorn", "anyio"} & set(loaded)

@@ -1,4 +1,4 @@
-"""What deploy/ ships beside its units: that it fits the program, and that tests run all that its README has people type."""
+"""The files of deploy/ fit the program, and tests run every command of deploy/README.md."""
 
 import plistlib
 import re
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from refresher.durations import parse
+from refresher.common.durations import parse
 from tests.support.command import Command, wait_until
 from tests.support.deployed import DEPLOY, README, ROOT, settings
 
@@ -24,11 +24,11 @@ TYPED = {
     "systemd (a machine for several users)": 1,
     "Grants and agents of a machine": 3,
 }
-"""How many blocks of each section are typed in by test_cron.py, test_systemd.py and test_systemd_user.py."""
+"""How many blocks of each section test_cron.py, test_systemd.py and test_systemd_user.py run."""
 
 
-def test_all_that_people_are_told_to_type_is_typed_by_a_test() -> None:
-    """If it failed, a command would stand in the README that nobody has ever run."""
+def test_every_command_of_the_page_is_run_by_a_test() -> None:
+    """The page could contain a command that nobody has ever run."""
     headings = re.split(r"^#+ (.*)$", README, flags=re.MULTILINE)
     counts = Counter(
         {
@@ -39,8 +39,8 @@ def test_all_that_people_are_told_to_type_is_typed_by_a_test() -> None:
     assert {title: count for title, count in counts.items() if count} == TYPED
 
 
-def test_what_the_readme_names_is_there() -> None:
-    """If it failed, people would be told to copy what does not exist."""
+def test_files_that_the_page_names_exist() -> None:
+    """A user would copy a file that does not exist."""
     named = set(re.findall(r"deploy/[\w./-]*\w", README))
     assert named
     assert [path for path in named if not (ROOT / path).exists()] == []
@@ -48,24 +48,24 @@ def test_what_the_readme_names_is_there() -> None:
 
 @pytest.mark.parametrize("unit", ["system/refresher.service", "user/refresher.service"])
 def test_a_service_manager_waits_longer_than_the_program_takes(unit: str) -> None:
-    """If it failed, systemd would kill it in the middle of an exchange."""
+    """systemd would kill refresher during a request, and lose a token."""
     said = settings(unit)
     (command,) = said["ExecStart"]
     grace = parse(command.partition("--grace ")[2])
-    assert grace >= 25, "an exchange is given 5 s less, and may take 20 s"
+    assert grace >= 25, "a request gets 5 s less, and may take 20 s"
     assert parse(said["TimeoutStopSec"][0]) > grace + 5
 
 
 @pytest.mark.parametrize("path", ["cron/crontab", "cron/refresher", "systemd/user/refresher-once.service"])
 def test_the_next_run_comes_within_the_horizon(path: str) -> None:
-    """If it failed, a token could end between two runs."""
+    """A token could expire between two runs."""
     (horizon,) = re.findall(r"run-once --horizon (\d+)", (DEPLOY / path).read_text())
     late = parse(settings("user/refresher-once.timer")["AccuracySec"][0])
     assert float(horizon) > 60 + late
 
 
-def test_macos_waits_longer_and_starts_what_is_there(refresher: Command) -> None:
-    """If it failed, the file for a Mac, which nobody could try, would be wrong in what can be known here."""
+def test_the_launchd_agent_starts_the_daemon_and_waits_longer_than_its_grace(refresher: Command) -> None:
+    """The file for macOS, which nobody has tried there, would be wrong in what can be tested on Linux."""
     agent = plistlib.loads((DEPLOY / "launchd/local.refresher.plist").read_bytes())
     assert set(agent) == {"ExitTimeOut", "KeepAlive", "Label", "ProgramArguments", "RunAtLoad", "Umask"}
     assert agent["KeepAlive"] is agent["RunAtLoad"] is True
@@ -84,13 +84,13 @@ def test_macos_waits_longer_and_starts_what_is_there(refresher: Command) -> None
     assert log.read_text().endswith("refresher: stopped\n")
 
 
-def test_who_takes_a_source_distribution_has_it_all() -> None:
-    """If it failed, the files would be missing where there is no checkout."""
+def test_a_source_distribution_contains_deploy() -> None:
+    """The files would be missing without a checkout."""
     built = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["sdist"]
     assert "deploy" in built["include"]
 
 
-def test_files_say_nothing_of_this_machine() -> None:
-    """If it failed, what ships would only work where it was written."""
+def test_files_name_no_path_of_this_machine() -> None:
+    """The files would only work on the machine where they were written."""
     texts = [path.read_text() for path in DEPLOY.rglob("*") if path.is_file()]
     assert [text for text in texts if str(ROOT) in text or f"{Path.home()}/" in text] == []

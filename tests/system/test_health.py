@@ -1,4 +1,4 @@
-"""How a daemon is: what probes over HTTP, the command and systemd are told."""
+"""Health of the daemon, as reported to HTTP probes, the health command and systemd."""
 
 import json
 import re
@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from refresher.health import Health
+from refresher.daemon.readiness import Health
 from tests.conftest import need
 from tests.support.command import Command, wait_until
 from tests.support.daemon import heard, in_mid_exchange, published, running, stopped
@@ -35,66 +35,66 @@ LIVE = {**AWAY, "access_token": "an-access-token-of-nobody", "expires_in": 3600}
 
 
 def where(process: subprocess.Popen[str]) -> str:
-    """Return the HOST:PORT at which a daemon says that it can be asked."""
-    found = re.search(r"http://(\S+)/healthz", heard(process, "how it is can be asked")[-1])
+    """Return the HOST:PORT of the health endpoint, from the log."""
+    found = re.search(r"http://(\S+)/healthz", heard(process, "/healthz")[-1])
     assert found is not None
     return found[1]
 
 
 def page(address: str, name: str) -> tuple[int, dict[str, Any]]:
-    """Fetch a page as a probe does."""
+    """Fetch a page like a probe."""
     answer = httpx.get(f"http://{address}/{name}", trust_env=False)
     return answer.status_code, answer.json()
 
 
 def is_ready(address: str) -> bool:
-    """Whether a probe would call it ready."""
+    """Whether a probe gets 200 from /readyz."""
     return page(address, "readyz")[0] == 200
 
 
-def test_ready_once_each_grant_has_a_token_that_readers_see(refresher: Command) -> None:
-    """If it failed, agents would be sent work before there is a token for them, or never."""
+def test_the_daemon_is_ready_once_every_grant_has_a_published_token(refresher: Command) -> None:
+    """If it failed, agents would get work before they have a token, or never."""
     gate = Gate()
     with TokenServer(lambda _: 3600.0, hold=gate) as server:
         refresher.bring("linear", server.grant("linear"))
         with running(refresher, *LISTEN) as process:
             address = where(process)
             assert gate.reached.wait(30)
-            wait_until(lambda: page(address, "healthz")[0] == 200, "the loops turn")
+            wait_until(lambda: page(address, "healthz")[0] == 200, "it is live")
             status, body = page(address, "readyz")
             assert (status, body["waiting"], body["fresh"], body["live"]) == (503, ["linear"], 0, True)
-            asked = refresher("health", "--listen", address)
-            assert asked.code == 1
-            assert "not ready: 0 of 1 grant fresh; waiting for a token: linear ('refresher status'" in asked.stdout
-            asked = refresher("health", "--live", "--listen", address)
-            assert (asked.code, asked.stdout.partition(":")[0]) == (0, "live"), "not what it was asked"
+            done = refresher("health", "--listen", address)
+            assert done.code == 1
+            assert "not ready: 0 of 1 grant fresh; waiting for a token: linear ('refresher status'" in done.stdout
+            done = refresher("health", "--live", "--listen", address)
+            assert (done.code, done.stdout.partition(":")[0]) == (0, "live"), "--live was ignored"
             gate.opened.set()
             wait_until(lambda: is_ready(address), "it is ready")
             assert refresher.token("linear").access_token is not None
-            asked = refresher("health", environment={"REFRESHER_LISTEN": address})
-            assert (asked.code, asked.stdout) == (0, "ready: 1 of 1 grant fresh\n")
+            done = refresher("health", environment={"REFRESHER_LISTEN": address})
+            assert (done.code, done.stdout) == (0, "ready: 1 of 1 grant fresh\n")
             assert json.loads(refresher("health", "--json", "--listen", address).stdout) == page(address, "healthz")[1]
             assert set(page(address, "healthz")[1]) == set(Health.__struct_fields__)
             stopped(refresher, process)
 
 
-def test_not_ready_while_a_token_has_ended_and_its_server_is_away(refresher: Command) -> None:
-    """If it failed, nobody would be told that agents have nothing left to work with."""
+def test_the_daemon_is_not_ready_while_a_token_is_expired(refresher: Command) -> None:
+    """If it failed, nobody would notice that agents have no valid token."""
     refresher.bring("short", {**AWAY, "access_token": "a-token-that-ends", "expires_in": 2})
     refresher.bring("long", {**LIVE, "refresh_token": "a-refresh-token-of-another"})
     with running(refresher, *LISTEN) as process:
         address = where(process)
-        wait_until(lambda: page(address, "readyz")[1]["waiting"] == ["short"], "its token has ended")
+        wait_until(lambda: page(address, "readyz")[1]["waiting"] == ["short"], "its token has expired")
         status, body = page(address, "readyz")
         assert (status, body["ready"], body["grants"], body["fresh"]) == (503, False, 2, 1)
-        assert page(address, "healthz")[0] == 200, "nothing is gained by restarting it"
+        assert page(address, "healthz")[0] == 200, "a restart would not help"
         refresher("remove", "short")
-        wait_until(lambda: is_ready(address), "who is removed is not waited for")
+        wait_until(lambda: is_ready(address), "a removed grant no longer counts")
         stopped(refresher, process)
 
 
-def test_what_needs_a_person_is_named_and_keeps_nobody_from_being_ready(refresher: Command, own_oidc: Start) -> None:
-    """If it failed, one dead login would have all agents taken out of service, or nobody would hear of it."""
+def test_grants_that_need_a_person_are_listed_and_do_not_prevent_ready(refresher: Command, own_oidc: Start) -> None:
+    """If it failed, one dead grant would take all agents out of service, or nobody would notice it."""
     server = own_oidc()
     fields = server.mint("public")
     refresher.import_grant("dead", fields)
@@ -108,14 +108,14 @@ def test_what_needs_a_person_is_named_and_keeps_nobody_from_being_ready(refreshe
         body = page(address, "readyz")[1]
         assert (body["reauthorization_required"], body["invalid_grant_file"]) == (["dead"], ["broken"])
         assert (body["waiting"], body["grants"], body["fresh"]) == ([], 3, 1)
-        asked = refresher("health", "--listen", address)
-        assert asked.code == 0
-        assert "waiting for a person: dead, broken ('refresher status' says why)" in asked.stdout
+        done = refresher("health", "--listen", address)
+        assert done.code == 0
+        assert "needs a person: dead, broken ('refresher status' says why)" in done.stdout
         stopped(refresher, process)
 
 
-def test_a_token_that_cannot_be_published_is_none(refresher: Command) -> None:
-    """If it failed, all would be called well while agents cannot see a token."""
+def test_an_unpublished_token_does_not_count(refresher: Command) -> None:
+    """If it failed, the daemon would be ready while agents have no token."""
     need(no_mounts())
     tokens = refresher.home / "tokens"
     with mounted(tokens, "size=4k,nr_inodes=8"):
@@ -130,26 +130,26 @@ def test_a_token_that_cannot_be_published_is_none(refresher: Command) -> None:
             stopped(refresher, process)
 
 
-def test_nobody_and_somebody_else_are_told_from_a_refresher(refresher: Command) -> None:
-    """If it failed, a probe of the wrong port would say that all is well, or end in a trace."""
+def test_health_reports_that_no_refresher_answers(refresher: Command) -> None:
+    """If it failed, a probe of the wrong port would succeed, or print a traceback."""
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         for arguments in (("--listen", address), ("--live", "--listen", address)):
             done = refresher("health", *arguments)
             assert (done.code, done.stderr) == (1, "")
-            assert f"nobody answers at {address} (Connection refused): does 'refresher run --listen" in done.stdout
-        told = json.loads(refresher("health", "--json", "--listen", address).stdout)
-        assert (told["live"], told["ready"]) == (False, False)
-        assert "nobody answers" in told["problem"]
+            assert f"nothing answers at {address} (connection refused): is 'refresher run --listen" in done.stdout
+        answer = json.loads(refresher("health", "--json", "--listen", address).stdout)
+        assert (answer["live"], answer["ready"]) == (False, False)
+        assert "nothing answers" in answer["problem"]
     with TokenServer(lambda _: 1.0) as other:
         done = refresher("health", "--listen", other.url.removeprefix("http://"))
         assert done.code == 1
-        assert "is no refresher" in done.stdout
+        assert "is not refresher" in done.stdout
 
 
-def test_an_address_that_cannot_be_had_is_one_line(refresher: Command) -> None:
-    """If it failed, a daemon would run that every probe calls dead."""
+def test_an_address_that_cannot_be_used_is_one_line(refresher: Command) -> None:
+    """If it failed, a daemon would run without its health endpoint."""
     with running(refresher, *LISTEN) as process:
         done = refresher("run", "--listen", where(process))
         assert done.code == 2
@@ -162,8 +162,8 @@ def test_an_address_that_cannot_be_had_is_one_line(refresher: Command) -> None:
         assert "--listen must be HOST:PORT" in done.stderr
 
 
-def test_only_two_pages_by_reading_alone(refresher: Command) -> None:
-    """If it failed, what is meant for probes could do more than answer them."""
+def test_the_health_endpoint_serves_only_two_pages_and_only_reads(refresher: Command) -> None:
+    """If it failed, the health endpoint could expose grants or change something."""
     refresher.bring("linear", LIVE)
     with running(refresher, *LISTEN) as process:
         address = where(process)
@@ -181,8 +181,8 @@ def test_only_two_pages_by_reading_alone(refresher: Command) -> None:
         stopped(refresher, process)
 
 
-def test_who_says_nothing_or_opens_connections_without_end_keeps_no_probe_waiting(refresher: Command) -> None:
-    """If it failed, one bad neighbour could have the refresher restarted again and again."""
+def test_silent_and_countless_connections_do_not_block_probes(refresher: Command) -> None:
+    """If it failed, one bad client could cause endless restarts of refresher."""
     refresher.bring("linear", LIVE)
     with running(refresher, *LISTEN) as process:
         address = where(process)
@@ -196,16 +196,16 @@ def test_who_says_nothing_or_opens_connections_without_end_keeps_no_probe_waitin
                 try:
                     return page(address, "healthz")[0] == 200
                 except httpx.TransportError:
-                    return False  # all places are taken for this moment
+                    return False  # all connections are in use at the moment
 
-            wait_until(answered, "it is answered though the others still wait")
-            assert len(list(Path(f"/proc/{process.pid}/task").iterdir())) < 80, "each connection has cost threads"
+            wait_until(answered, "the probe is answered while the others wait")
+            assert len(list(Path(f"/proc/{process.pid}/task").iterdir())) < 80, "each connection got a thread"
             assert (process.poll(), refresher("health", "--live", "--listen", address).code) == (None, 0)
         stopped(refresher, process)
 
 
-def test_a_reload_moves_to_another_address_and_stays_where_that_cannot_be_had(refresher: Command) -> None:
-    """If it failed, a changed configuration would leave probes without an answer."""
+def test_a_reload_changes_the_address_unless_the_new_one_cannot_be_used(refresher: Command) -> None:
+    """If it failed, probes would get no answer after a reload."""
     config = refresher.home / ".config/refresher/config.toml"
     config.parent.mkdir(parents=True)
     config.write_text('listen = "127.0.0.1:0"\n')
@@ -216,7 +216,7 @@ def test_a_reload_moves_to_another_address_and_stays_where_that_cannot_be_had(re
             taken.listen()
             config.write_text(f'listen = "127.0.0.1:{taken.getsockname()[1]}"\n')
             process.send_signal(signal.SIGHUP)
-            heard(process, "the configuration is kept as it was: cannot listen on")
+            heard(process, "the old one stays in use: cannot listen on")
             assert page(first, "healthz")[0] == 200
         config.write_text('listen = "[::1]:0"\n')
         process.send_signal(signal.SIGHUP)
@@ -230,8 +230,8 @@ def test_a_reload_moves_to_another_address_and_stays_where_that_cannot_be_had(re
         stopped(refresher, process)
 
 
-def test_a_daemon_that_is_stopped_answers_to_the_end(refresher: Command, own_oidc: Start) -> None:
-    """If it failed, a probe could have a refresher killed while it saves a new token."""
+def test_a_stopping_daemon_answers_until_the_end(refresher: Command, own_oidc: Start) -> None:
+    """If it failed, a failed probe could kill refresher while it saves a new token."""
     server = own_oidc()
     refresher.import_grant("linear", server.mint("public"))
     with running(refresher, *LISTEN) as process:
@@ -239,7 +239,7 @@ def test_a_daemon_that_is_stopped_answers_to_the_end(refresher: Command, own_oid
         wait_until(lambda: published(refresher) == 1, "the first token is there")
         in_mid_exchange(refresher, server)
         process.send_signal(signal.SIGTERM)
-        heard(process, "first linear is finished")
+        heard(process, "waiting for linear to finish")
         assert page(address, "healthz")[0] == 200
         server.release()
         assert refresher.finish(process).code == 0
@@ -249,14 +249,14 @@ def test_a_daemon_that_is_stopped_answers_to_the_end(refresher: Command, own_oid
 
 
 @pytest.mark.parametrize("abstract", [False, True])
-def test_systemd_hears_that_it_is_ready_reads_again_and_stops(refresher: Command, abstract: bool) -> None:
-    """If it failed, a service of Type=notify would never count as started, or be killed in a reload."""
+def test_systemd_is_notified_of_start_reload_and_stop(refresher: Command, abstract: bool) -> None:
+    """If it failed, a service of Type=notify would never start, or be killed during a reload."""
     refresher.bring("linear", LIVE)
     place: Path | str = f"@refresher-{refresher.home}" if abstract else refresher.home / "notify"
     with Notified(place) as systemd, running(refresher, environment=systemd.environment) as process:
         first = systemd.hear()
         assert first == {"READY": "1", "STATUS": "1 of 1 grant fresh"}
-        assert "WATCHDOG" not in systemd.until("STATUS")[-1], "nobody asked for it"
+        assert "WATCHDOG" not in systemd.until("STATUS")[-1], "WATCHDOG_USEC is not set"
         process.send_signal(signal.SIGHUP)
         said = systemd.until("RELOADING")
         assert int(said[-1]["MONOTONIC_USEC"]) > 0
@@ -266,8 +266,8 @@ def test_systemd_hears_that_it_is_ready_reads_again_and_stops(refresher: Command
         assert refresher.finish(process).code == 0
 
 
-def test_a_server_that_is_away_keeps_no_service_from_starting(refresher: Command) -> None:
-    """If it failed, a machine that starts before its network would end up without a refresher."""
+def test_the_service_starts_while_a_server_is_unreachable(refresher: Command) -> None:
+    """If it failed, refresher would not start on a machine that boots before its network."""
     refresher.bring("linear", AWAY)
     with Notified(refresher.home / "notify") as systemd, running(refresher, environment=systemd.environment) as process:
         assert systemd.hear()["READY"] == "1"
@@ -275,8 +275,8 @@ def test_a_server_that_is_away_keeps_no_service_from_starting(refresher: Command
         stopped(refresher, process)
 
 
-def test_a_new_token_that_no_disk_takes_yet_is_not_killed_by_a_time_out(refresher: Command, own_oidc: Start) -> None:
-    """If it failed, systemd would kill a refresher that still has something to save."""
+def test_a_stop_is_extended_until_the_new_token_is_saved(refresher: Command, own_oidc: Start) -> None:
+    """If it failed, systemd would kill refresher before it has saved a new token."""
     server = own_oidc()
     refresher.import_grant("linear", server.mint("public"))
     with (
@@ -286,16 +286,16 @@ def test_a_new_token_that_no_disk_takes_yet_is_not_killed_by_a_time_out(refreshe
         wait_until(lambda: published(refresher) == 1, "the first token is there")
         in_mid_exchange(refresher, server)
         process.send_signal(signal.SIGTERM)
-        assert "first linear is finished" in systemd.until("STOPPING")[-1]["STATUS"]
-        plea = systemd.until("EXTEND_TIMEOUT_USEC")[-1]
-        assert int(plea["EXTEND_TIMEOUT_USEC"]) >= 5_000_000
-        assert plea["WATCHDOG"] == "1"
+        assert "waiting for linear to finish" in systemd.until("STOPPING")[-1]["STATUS"]
+        extension = systemd.until("EXTEND_TIMEOUT_USEC")[-1]
+        assert int(extension["EXTEND_TIMEOUT_USEC"]) >= 5_000_000
+        assert extension["WATCHDOG"] == "1"
         server.release()
         assert refresher.finish(process).code == 0
 
 
-def test_the_watchdog_hears_nothing_from_a_loop_that_stands_still(refresher: Command) -> None:
-    """If it failed, a refresher that hangs would be called alive for ever."""
+def test_a_loop_that_hangs_sends_no_watchdog_notification(refresher: Command) -> None:
+    """If it failed, systemd would never restart a refresher that hangs."""
     need(no_strace())
     refresher.bring("linear", LIVE)
     with (
@@ -303,21 +303,21 @@ def test_the_watchdog_hears_nothing_from_a_loop_that_stands_still(refresher: Com
         running(refresher, environment=systemd.environment) as process,
     ):
         systemd.until("WATCHDOG", "1")
-        # Only the thread that looks around hangs, in the kernel; all others go on.
+        # Only the thread that scans hangs, in the kernel; all others continue.
         hang = ["strace", "-qq", "-o", "/dev/null", "-e", "inject=newfstatat:delay_enter=60s", "-p", str(process.pid)]
         with subprocess.Popen(hang, stderr=subprocess.DEVNULL) as strace:
             try:
-                wait_until(lambda: systemd.hear(longest=3.0) == {}, "it says nothing any more")
+                wait_until(lambda: systemd.hear(longest=3.0) == {}, "it sends nothing any more")
             finally:
                 strace.kill()
         systemd.until("WATCHDOG", "1")
         stopped(refresher, process)
 
 
-def test_a_service_manager_that_is_gone_is_no_trouble(refresher: Command) -> None:
-    """If it failed, an environment inherited from somebody else's service would end the daemon."""
+def test_a_service_manager_that_is_gone_does_no_harm(refresher: Command) -> None:
+    """If it failed, an environment inherited from another service would end the daemon."""
     for address in (str(refresher.home / "nobody"), "@nobody", "vsock:2:1234", ""):
         environment = {"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "rubbish", "WATCHDOG_PID": "1"}
         with running(refresher, *LISTEN, environment=environment) as process:
             where(process)
-            assert stopped(refresher, process) == "refresher: stopped\n"
+            assert stopped(refresher, process).endswith(" refresher: stopped\n")

@@ -10,9 +10,9 @@ import click
 import kubernetes_validate
 import pytest
 
-from refresher.cli import cli
-from refresher.cli.asked import DURATION
-from refresher.exchange import DEADLINE
+from refresher.cli.main import cli
+from refresher.cli.options import DURATION
+from refresher.oauth.http_client import DEADLINE
 from tests.conftest import need
 from tests.support import kubectl
 from tests.support.manifests import DEPLOY, KUSTOMIZATIONS, Container, Manifests, rendered

@@ -1,4 +1,4 @@
-"""What deploy/kubernetes/README.md tells people to type and to expect."""
+"""deploy/kubernetes/README.md: its commands exist, its first steps work, and the messages that it explains are real."""
 
 import os
 import re
@@ -13,7 +13,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from refresher.cli import cli
+from refresher.cli.main import cli
 from tests.conftest import need
 from tests.support import kubectl
 from tests.support.manifests import DEPLOY, KUSTOMIZATIONS, Manifests, rendered
@@ -35,13 +35,13 @@ KUBECTL: Final = [
 REFRESHER: Final = [words[words.index("refresher", words.index("--")) + 1 :] for words in KUBECTL if "--" in words]
 
 
-def test_the_walk_makes_what_a_cluster_takes(tmp_path: Path) -> None:
-    """If it failed, somebody's first ten minutes would end at step two."""
+def test_the_first_steps_make_manifests_that_a_cluster_accepts(tmp_path: Path) -> None:
+    """A new user could not apply the files of step two."""
     need(kubectl.missing())
     bin_, empty = tmp_path / "bin", tmp_path / "empty"
     bin_.mkdir()
     empty.mkdir()
-    # The part of a cluster is played: what would be applied is kept, and all is well.
+    # A fake kubectl stands for the cluster: it keeps what would be applied, and succeeds.
     fake = bin_ / "kubectl"
     fake.write_text(f'#!/bin/sh\n[ "$1" != apply ] || {kubectl.program()} kustomize "$3" >{tmp_path}/applied\n')
     fake.chmod(stat.S_IRWXU)
@@ -60,7 +60,7 @@ def test_the_walk_makes_what_a_cluster_takes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("command", REFRESHER, ids=" ".join)
 def test_commands_are_the_programs_own(command: list[str]) -> None:
-    """If it failed, somebody would type what refresher does not know."""
+    """A user would type a command or an option that refresher does not know."""
     context = click.Context(cli, info_name="refresher")
     name, found, rest = cli.resolve_command(context, command)
     assert found is not None, f"there is no command {name}"
@@ -68,8 +68,8 @@ def test_commands_are_the_programs_own(command: list[str]) -> None:
 
 
 @pytest.mark.parametrize("command", KUBECTL, ids=" ".join)
-def test_kubectl_is_asked_for_what_is_there(command: list[str]) -> None:
-    """If it failed, somebody would be told of a pod, container or kustomization that there is not."""
+def test_kubectl_commands_name_objects_that_exist(command: list[str]) -> None:
+    """A user would type the name of a pod, container or kustomization that does not exist."""
     need(kubectl.missing())
     there = [rendered(kustomization) for kustomization in KUSTOMIZATIONS]
     names = {f"{it['kind'].lower()}/{it['metadata']['name']}" for manifests in there for it in manifests.objects}
@@ -85,9 +85,9 @@ def test_kubectl_is_asked_for_what_is_there(command: list[str]) -> None:
         assert {"-n", "-k"} & set(said), "the namespace is not the default one"
 
 
-def test_lines_that_are_explained_are_said() -> None:
-    """If it failed, somebody would look for a line in vain, or find one that is not explained as it stands."""
-    table = README.partition("## What you may read")[2]
+def test_messages_that_are_explained_exist() -> None:
+    """A user would search the page for the message that he reads, and not find it."""
+    table = README.partition("## Messages\n")[2]
     quoted = [
         words
         for line in table.splitlines()

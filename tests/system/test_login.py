@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from refresher.grant import Login
+from refresher.grants.record import Login
 from tests.conftest import need
 from tests.support import oidc as oidc_module
 from tests.support.browser import as_browser
@@ -54,7 +54,7 @@ def logged_in(done: Done) -> Done:
     """Insist that a login worked, in the browser and at the terminal."""
     assert done.code == 0, (done.stdout, done.stderr)
     assert WELCOME in done.stdout
-    assert "takes the new token: " in done.stdout
+    assert "accepted the new token (" in done.stdout
     return done
 
 
@@ -152,7 +152,7 @@ def test_a_login_is_repeated_by_its_name(quick: Command) -> None:
         # A registration that the server has forgotten is no reason to give up.
         mcp.forget()
         done = logged_in(quick("login", "linear", environment=PERSON))
-        assert "forgotten refresher's registration; it is made anew" in done.stderr
+        assert "no longer knows this client" in done.stderr
         assert quick.grant("linear").client_id != elsewhere.client_id
         logged_in(quick("login", "linear", "--new-client", environment=PERSON))
         assert mcp.seen()["registered"] == 4
@@ -208,7 +208,7 @@ def test_a_login_goes_on_where_anything_was_before(quick: Command, place: Place)
     assert quick("remove", "linear").code == 0
     done = quick("login", "linear", environment=PERSON)
     assert (done.code, done.stdout) == (2, "")
-    assert "nothing here says where linear logs in: 'refresher login linear URL'" in done.stderr
+    assert "there is no saved login linear; give its URL: 'refresher login linear URL'" in done.stderr
     logged_in(quick("login", "linear", url, environment=PERSON))
     generation = quick.grant("linear").generation
     assert generation == old.generation + 3
@@ -239,8 +239,8 @@ def test_a_resource_is_kept_to_the_letter(quick: Command, own_oidc: Start) -> No
         before = (quick.state / "grants/linear.json").read_bytes()
         done = quick("login", "linear", "--resource", "none", environment=PERSON)
         assert done.code == 2
-        assert "refuses the new token (401); nothing was changed. Log in as somebody who may use it" in done.stderr
-        assert "The login did not work" in done.stdout
+        assert "refused the new token (401); nothing was changed. Log in with an account that may use it" in done.stderr
+        assert "The login failed" in done.stdout
         assert (quick.state / "grants/linear.json").read_bytes() == before
         done = quick("login", "linear", "--resource", "none", "--no-verify", environment=PERSON)
         assert done.code == 0
@@ -258,7 +258,7 @@ def test_a_server_without_refresh_tokens_is_warned_of(quick: Command, own_oidc: 
         with MCPLogin(refresh_tokens=False) as mcp:
             done = logged_in(quick("login", "linear", mcp.url, environment=PERSON))
     assert done.code == 0
-    assert "warning: the server gave no refresh token: linear works until 20" in done.stderr
+    assert "linear: warning: the server gave no refresh token: the grant works until 20" in done.stderr
     assert "--scope '... offline_access'" in done.stderr
     assert "keeps it fresh" not in done.stdout.splitlines()[-1]
     grant = quick.grant("linear")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from refresher.publish import is_stale, publish
-from refresher.secret import Secret
+from refresher.common.secret import Secret
+from refresher.storage.publishing import Publisher
 from shim._token import parse
 from tests.support.command import Command, wait_until
 from tests.support.fake_state import directories
@@ -36,14 +36,14 @@ print(reads, len(seen))
 def test_readers_of_a_replaced_file_see_only_whole_and_never_older_tokens(tmp_path: Path) -> None:
     """If it failed, an agent could send half a token, or go back to an older one."""
     made = directories(tmp_path)
-    publish(made, grant(generation=0, access_token=Secret("access-token-0")))
+    Publisher(made).publish(grant(generation=0, access_token=Secret("access-token-0")))
     command = [sys.executable, "-c", READER, str(made.token("linear")), str(TIMES)]
     readers = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(4)]
     for reader in readers:
         assert reader.stdout is not None
         assert reader.stdout.readline() == "ready\n"
     for generation in range(1, TIMES + 1):
-        assert publish(made, grant(generation=generation, access_token=Secret(f"access-token-{generation}")))
+        assert Publisher(made).publish(grant(generation=generation, access_token=Secret(f"access-token-{generation}")))
     wait_until(
         lambda: all(reader.poll() is not None for reader in readers), "all readers have seen the last generation"
     )
@@ -51,7 +51,7 @@ def test_readers_of_a_replaced_file_see_only_whole_and_never_older_tokens(tmp_pa
         stdout, stderr = reader.communicate()
         assert reader.returncode == 0, stderr
         reads, generations = map(int, stdout.split())
-        assert generations > TIMES / 10, f"{reads} reads saw {generations} generations: too few to prove anything"
+        assert generations > 20, f"{reads} reads saw {generations} generations: too few to prove anything"
     assert [path.name for path in made.tokens.iterdir()] == ["linear.json"], "temporary files are left"
 
 
@@ -59,7 +59,7 @@ def test_a_replaced_file_has_an_exact_modification_time(tmp_path: Path) -> None:
     """If it failed, a reader could miss a new token with the same size, the same kernel tick and a reused inode."""
     made = directories(tmp_path)
     before = time.time_ns()
-    publish(made, grant())
+    Publisher(made).publish(grant())
     # Kernels before 6.13 use the time of their last tick, which is earlier than the write.
     assert before <= made.token("linear").stat().st_mtime_ns <= time.time_ns()
 
@@ -67,13 +67,13 @@ def test_a_replaced_file_has_an_exact_modification_time(tmp_path: Path) -> None:
 def test_readers_of_a_restored_backup_learn_that_its_grant_is_dead(tmp_path: Path) -> None:
     """If it failed, agents would wait forever for a token that needs a person."""
     made = directories(tmp_path)
-    publish(made, grant(generation=9, access_token=Secret("the-newer-token")))
+    Publisher(made).publish(grant(generation=9, access_token=Secret("the-newer-token")))
     verdict = failure(outcome="reauthorization_required", code="invalid_grant", retry_at=None)
     dead = grant(generation=5, dead=True, failure=verdict)
-    assert publish(made, dead)
+    assert Publisher(made).publish(dead)
     token = parse(made.token("linear").read_bytes())
     assert (token.state, token.generation, token.access_token) == ("reauthorization_required", 9, "the-newer-token")
-    assert not is_stale(made, dead), "each run would write the file again"
+    assert not Publisher(made).is_stale(dead), "each run would write the file again"
 
 
 @pytest.mark.parametrize(("shared", "wrong"), [(0o750, 0o600), (0o750, 0o644), (0o700, 0o640)])
@@ -92,23 +92,23 @@ def test_run_once_repairs_the_mode_of_a_token_file(refresher: Command, shared: i
 def test_an_older_generation_never_replaces_a_newer_one(tmp_path: Path) -> None:
     """If it failed, a restored backup would give agents a dead token."""
     made = directories(tmp_path)
-    assert publish(made, grant(generation=7))
-    assert not publish(made, grant(generation=6))
+    assert Publisher(made).publish(grant(generation=7))
+    assert not Publisher(made).publish(grant(generation=6))
     assert b'"generation": 7' in made.token("linear").read_bytes()
 
 
 def test_a_live_token_stays_published_when_the_first_refresh_of_a_new_grant_fails(tmp_path: Path) -> None:
     """If it failed, replacing a grant while its server is unavailable would take the live token from every agent (I5)."""
     made = directories(tmp_path)
-    assert publish(made, grant(generation=1, issued_at=time.time(), expires_at=time.time() + 60))
+    assert Publisher(made).publish(grant(generation=1, issued_at=time.time(), expires_at=time.time() + 60))
     before = made.token("linear").read_bytes()
-    assert publish(made, grant(generation=2, access_token=None, expires_at=None, failure=failure()))
+    assert Publisher(made).publish(grant(generation=2, access_token=None, expires_at=None, failure=failure()))
     assert made.token("linear").read_bytes() == before
-    assert publish(made, grant(generation=1, issued_at=1.0, expires_at=2.0))
-    assert publish(made, grant(generation=2, access_token=None, expires_at=None, failure=failure()))
+    assert Publisher(made).publish(grant(generation=1, issued_at=1.0, expires_at=2.0))
+    assert Publisher(made).publish(grant(generation=2, access_token=None, expires_at=None, failure=failure()))
     assert b'"state": "failing"' in made.token("linear").read_bytes()
     made.token("linear").unlink()
     # A token of unknown lifetime expires by its age.
-    assert publish(made, grant(generation=1, issued_at=time.time() - 7200, expires_at=None))
-    assert publish(made, grant(generation=2, access_token=None, expires_at=None, failure=failure()))
+    assert Publisher(made).publish(grant(generation=1, issued_at=time.time() - 7200, expires_at=None))
+    assert Publisher(made).publish(grant(generation=2, access_token=None, expires_at=None, failure=failure()))
     assert b'"state": "failing"' in made.token("linear").read_bytes()

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from refresher.grant import Grant, decode
+from refresher.grants.record import Grant, decode
 from shim._token import TokenFile, parse
 from tests.conftest import need
 from tests.support import isolated, kubectl
@@ -194,7 +194,7 @@ def test_a_new_pod_goes_on_from_the_volume_and_not_from_the_secret(
     with sidecar.pod(linear=seed) as pod:
         assert sidecar.token(pod) is None, "it was in memory"
         again = pod.start("seed")
-        assert (again.end(), again.says()) == (0, "linear is there already; left as it is\n")
+        assert (again.end(), again.says()) == (0, "linear exists already; it is kept\n")
         assert sidecar.grant() == before
         refresher = sidecar.resume(pod)
         wait_until(lambda: sidecar.generation(pod) > before.generation, "it goes on")
@@ -277,7 +277,10 @@ def test_a_volume_that_was_opened_to_the_group_is_refused_in_words_and_mended_by
     with sidecar.pod() as pod:
         refused = pod.start("refresher")
         assert refused.end() == 2
-        assert "others can look into /var/lib/refresher/state/grants: chmod 700 it" in refused.says()
+        assert (
+            "others can read /var/lib/refresher/state/grants, which holds refresh tokens: chmod 700 it"
+            in refused.says()
+        )
     assert sidecar.grant() == before
     hands = Sidecar(tmp_path / "pod", vault, server.url, "hands")
     with hands.pod() as pod:

@@ -13,6 +13,8 @@ from tests.support.deployed import typed
 from tests.support.machine import Machine, no_machine
 from tests.support.token_server import Gate, TokenServer
 
+pytestmark = pytest.mark.xdist_group("systemd")  # one machine for all of them
+
 STATE = "/var/lib/refresher"
 SHARED = "systemd (a machine for several users)"
 AGENTS = "Grants and agents of a machine"
@@ -182,7 +184,7 @@ def test_a_stop_in_mid_exchange_waits_for_its_end(machine: Machine, server: Serv
     assert gate.reached.wait(30)
     machine("systemctl stop --no-block refresher")
     wait_until(lambda: shown(machine, "ActiveState") == "deactivating", "it is told to stop")
-    wait_until(lambda: "first slow is finished" in told(machine), "it says what it waits for")
+    wait_until(lambda: "waiting for slow to finish" in told(machine), "it says what it waits for")
     gate.opened.set()
     wait_until(lambda: shown(machine, "ActiveState") == "inactive", "it has stopped")
     assert shown(machine, "Result") == "success"

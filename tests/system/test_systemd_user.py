@@ -12,6 +12,8 @@ from tests.support.deployed import typed
 from tests.support.machine import Machine, no_machine
 from tests.support.token_server import TokenServer
 
+pytestmark = pytest.mark.xdist_group("systemd user")  # one machine for all of them
+
 STATE = ".local/state/refresher"
 OWN = "systemd (your own user)"
 
@@ -47,7 +49,7 @@ def test_what_the_readme_says_for_a_person_works(machine: Machine) -> None:
         machine("systemctl --user reload refresher", user="person")
         machine("systemctl --user stop refresher", user="person")
     said = machine("journalctl --user --unit=refresher --output=cat", user="person")
-    assert "the configuration was read again" in said
+    assert "configuration reloaded" in said
     assert "refresher: stopped" in said
     assert "Failed" not in said
 

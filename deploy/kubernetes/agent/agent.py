@@ -1,4 +1,4 @@
-"""An agent to try it with: in one MCP session it asks for the list of tools, again and again."""
+"""An example of an agent: it lists the tools of an MCP server in one session, again and again."""
 
 import asyncio
 import os
@@ -12,7 +12,7 @@ EACH = float(os.environ.get("EACH", "10"))
 
 
 async def main() -> None:
-    """Call, and say what came of it; no token ever ends it."""
+    """Print the result of each call. No token problem ends the loop."""
     async with ReconnectingClient(URL, GRANT) as client:
         while True:
             try:
@@ -24,7 +24,7 @@ async def main() -> None:
 
 
 async def until_stopped() -> None:
-    """End at SIGTERM, which a container's first process has to ask for: what its sidecar has left to finish counts."""
+    """End at SIGTERM. The first process of a container must handle it, so that the sidecar keeps its time to stop."""
     working = asyncio.create_task(main())
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, working.cancel)
     try:

@@ -1,4 +1,4 @@
-"""Make grants this user's alone again, once you are sure that nobody else has been at the volume."""
+"""Make grants private to this user again. Use it only if you are sure that nobody else had the volume."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Keep the pod there until it is deleted: a container's first process has to ask for the signal."""
+"""Keep the pod running until it is deleted. The first process of a container must handle the signal."""
 
 import signal
 

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
-from refresher.grant import Grant
+from refresher.grants.record import Grant
 from tests.faults.soak.ledger import Ledger
 from tests.faults.soak.processes import Ground, Run
 from tests.faults.soak.readers import Readers

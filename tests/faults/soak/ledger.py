@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
-from refresher.secret import Secret
+from refresher.common.secret import Secret
 from tests.faults.soak.journal import Journal
 from tests.faults.soak.logins import Demand, Login, Presentation, Terms, losses, objections
 from tests.support.vault import Vault

@@ -11,11 +11,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Final
 
-from refresher import leftovers
-from refresher.attempt import Mark, read_intent
-from refresher.directories import Directories
-from refresher.errors import GrantFileError
-from refresher.grant import decode
+from refresher.common.errors import GrantFileError
+from refresher.grants.record import decode
+from refresher.storage import records
+from refresher.storage.directories import Directories
+from refresher.storage.journal import Mark, read_intent
 from tests.faults.soak.ledger import Ledger
 from tests.support import parts
 
@@ -148,7 +148,7 @@ class Ground:
                     continue
                 intent = begun[0]
                 stored = decode(self.directories.record(name).read_bytes(), name)
-                saved = [leftovers.whole(path, name) for path in self.directories.candidates(name)]
+                saved = [records.read_candidate(path, name) for path in self.directories.candidates(name)]
                 if stored.checksum == intent.begun_from and not any(
                     each is not None and each.record is not None and each.record.begun_from == stored.checksum
                     for each in saved

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from refresher.errors import GrantFileError
-from refresher.grant import Grant, Record, decode
+from refresher.common.errors import GrantFileError
+from refresher.grants.record import Grant, Record, decode
 from shim import TokenFile, TokenFileError
 from shim._token import parse
 from tests.faults.soak.journal import Wait

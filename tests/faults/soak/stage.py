@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
-from refresher.grant import Grant
+from refresher.grants.record import Grant
 from tests.faults.soak.cast import Agents, Cron, Daemon, Person
 from tests.faults.soak.faults import Faults
 from tests.faults.soak.journal import Journal
@@ -220,6 +220,6 @@ class Stage:
                 self._scanned[path] = file.tell()
             for leak in self.ledger.vault.leaks_in(text):
                 self.journal.violated("", f"I7: {path.name} holds a secret: {leak}")
-            if "Traceback" in text or "a fault in refresher itself" in text:
+            if "Traceback" in text or "internal error" in text:
                 at = text.find("Traceback" if "Traceback" in text else "a fault in")
                 self.journal.violated("", f"{path.name} tells of a fault: {text[max(at - 100, 0) : at + 1500]}")

@@ -1,0 +1,45 @@
+"""The command demo."""
+
+from importlib.util import find_spec
+
+import click
+
+from refresher.cli.options import DURATION, STOPPED, command
+from refresher.common.errors import ConfigError
+from refresher.common.signals import StopSignals
+
+__all__ = ["demo"]
+
+_SHORTEST = 5.0
+_LONGEST = 3600.0
+_NEEDED = ("mcp", "httpx2", "uvicorn")
+
+
+@command(
+    short_help="Watch it work, without account or network.",
+    exit_codes={
+        0: "no call of the agent failed",
+        1: "a call failed, or the demo could not run",
+        2: "wrong usage or configuration",
+        **STOPPED,
+    },
+)
+@click.option(
+    "--seconds", type=DURATION, default="30s", metavar="DURATION", help="How long the demo runs.  [default: 30s]"
+)
+def demo(seconds: float) -> int:
+    """Show on this machine what refresher does, without account or network.
+
+    The demo runs an authorization server, an MCP server whose tokens expire after seconds, 'refresher run', and an
+    agent that calls a tool all the time. Half way it revokes the agent's token, and later it rotates by hand. It does
+    not use your grants.
+    """
+    if not all(map(find_spec, _NEEDED)):
+        raise ConfigError("the demo needs the MCP SDK: in the checkout, pip install '.[all]'")
+    from refresher.demo.runner import run_demo  # uvicorn and the MCP SDK: no other command loads them
+
+    if not _SHORTEST <= seconds <= _LONGEST:
+        raise ConfigError(f"--seconds must be from {_SHORTEST:.0f} to {_LONGEST:.0f}")
+    with StopSignals(quiet=True) as stopping:
+        code = run_demo(seconds, stopping=stopping)
+    return code if stopping.exit_code is None else stopping.exit_code

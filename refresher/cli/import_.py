@@ -1,0 +1,179 @@
+"""The command import."""
+
+import logging
+import stat
+import sys
+from pathlib import Path
+from typing import Final
+
+import click
+
+from refresher.cli.arguments import check_new_name, name_from
+from refresher.cli.options import STOPPED, Options, command, complete_name, did_you_mean, warn_of_closed_directories
+from refresher.common import clocks
+from refresher.common.errors import AlreadySpent, ConfigError, ImportRefused, Interrupted, RefresherError
+from refresher.common.signals import StopSignals
+from refresher.common.terminal import say
+from refresher.config import Settings
+from refresher.operations import import_grant, import_request
+from refresher.storage import startup_checks
+from shim._token import is_name
+
+__all__ = ["import_"]
+
+log = logging.getLogger(__name__)
+
+_LARGEST_IMPORT: Final = 1024 * 1024
+
+
+@command(
+    short_help="Import a grant: a refresh token and where to use it.",
+    exit_codes={
+        0: "imported; with --if-absent also: the grant exists",
+        2: "wrong usage, configuration, file or content",
+        4: "the disk fails",
+        6: "another process has held the lock of the grant for 30 s",
+        **STOPPED,
+    },
+)
+@click.argument("name", required=False, shell_complete=complete_name)
+@click.option(
+    "--from",
+    "source",
+    required=True,
+    metavar="FILE|DIR|-",
+    help="The JSON to import; '-' is standard input. From a directory, without NAME, each NAME.json.",
+)
+@click.option("--replace", is_flag=True, help="Replace an existing grant; its generation keeps counting.")
+@click.option("--if-absent", is_flag=True, help="Keep an existing grant and exit 0; for start-up scripts.")
+@click.pass_context
+def import_(ctx: click.Context, name: str | None, source: str, replace: bool, if_absent: bool) -> int | None:
+    """Import a grant as NAME: a refresh token and where to use it, as JSON. (For a new login: 'refresher login'.)
+
+    \b
+    Required:
+      token_endpoint   https://... of the authorization server
+      client_id        of the client that the refresh token was issued to
+      refresh_token    from now on for refresher only: use it nowhere else
+      server_url       the MCP server or API that accepts the access token
+                       (or origins: ["https://host", ...])
+    Optional:
+      client_secret, token_endpoint_auth_method (none, client_secret_basic,
+      client_secret_post, private_key_jwt, tls_client_auth,
+      self_signed_tls_client_auth), private_key_file (PEM), private_key_id,
+      token_endpoint_auth_signing_alg, client_cert and client_key (PEM files),
+      access_token with expires_in or expires_at, token_type (and id_token,
+      which is ignored), scope, issuer, resource, send_resource,
+      revocation_endpoint (for logout),
+      replay ("none", "unlimited", or a grace period such as "30s"),
+      max_age (of a token of unknown lifetime; seconds or "30m")
+    Instead of a refresh_token:
+      grant_type "client_credentials", for a client that authenticates itself
+
+    \b
+    Example, linear.json:
+      {"token_endpoint": "https://as.example/token", "client_id": "abc",
+       "refresh_token": "...", "server_url": "https://mcp.example/mcp"}
+    \b
+      refresher import linear --from linear.json && rm linear.json
+      refresher run-once linear
+
+    With --if-absent, a start-up script can run it each time, also with a directory of such files (a mounted Secret). It
+    skips a grant that exists, and one that has used this refresh token and was removed since.
+    """
+    options: Options = ctx.obj
+    if replace and if_absent:
+        raise ConfigError("--replace and --if-absent exclude each other")
+    if source != "-" and Path(source).is_dir():
+        if name is not None or replace:
+            raise ConfigError(f"{source} is a directory, imported whole: omit NAME and --replace")
+        return _import_directory(options.settings(), Path(source), if_absent)
+    if name is None and source != "-" and not Path(source).exists():
+        raise ConfigError(f"cannot read {source}: there is no such file or directory")
+    if name is None:
+        meant = name_from(Path(source).stem.removesuffix(".import")) or "NAME"
+        raise ConfigError(f"NAME is missing; did you mean: {did_you_mean(ctx, meant)}")
+    check_new_name(ctx, name)
+    return _import(options.settings(), name, source, replace=replace, if_absent=if_absent, warned=set())
+
+
+def _import_directory(settings: Settings, directory: Path, if_absent: bool) -> int | None:
+    """Import each NAME.json; report a file that cannot be imported, and import the others anyway."""
+    try:
+        # Files that begin with a dot belong to the mount of a Secret.
+        files = sorted(path for path in directory.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        raise ConfigError(f"cannot read {directory}: {error.strerror}") from None
+    # Also without files: agents can mount these directories, which only refresher creates with the right owner.
+    settings.directories.ensure()
+    if not files:
+        say(f"nothing to import in {directory}")
+    codes = set()
+    warned: set[str] = set()
+    for file in files:
+        if file.suffix != ".json" or not is_name(file.stem):
+            log.warning("warning: %s is skipped: its name must be the name of a grant and '.json'", file)
+            continue
+        try:
+            code = _import(settings, file.stem, str(file), replace=False, if_absent=if_absent, warned=warned)
+        except Interrupted:
+            raise
+        except RefresherError as error:
+            log.error("%s: %s", file.stem, error)  # noqa: TRY400  a mistake of a person needs no traceback
+            codes.add(error.exit_code)
+            continue
+        if code is not None:
+            return code
+    return min(codes, default=None)
+
+
+def _import(
+    settings: Settings, name: str, source: str, *, replace: bool, if_absent: bool, warned: set[str]
+) -> int | None:
+    if if_absent and import_grant.exists(settings.directories, name):
+        # Before the file is read: it may be deleted after the first start.
+        say(f"{name} exists already; it is kept")
+        return None
+    # Outside the context below: Ctrl-C ends at once while a person pastes.
+    grant = import_request.parse(name, _read_import(source), clocks.now())
+    try:
+        with StopSignals() as stopping:
+            admitted = import_grant.store_grant(
+                settings.directories, grant, replace=replace, if_absent=if_absent, stopping=stopping
+            )
+    except AlreadySpent as error:
+        if not if_absent:
+            raise
+        # The grant was removed, and each start imports its old copy.
+        log.warning("%s: warning: %s; it is skipped", name, error)
+        return None
+    warn_of_closed_directories(settings)
+    startup_checks.warn(settings.directories, warned)
+    for warning in admitted.warnings:
+        log.warning("%s: warning: %s", name, warning)
+    if admitted.stored:
+        follows = "fetches its first token" if admitted.grant.access_token is None else "rotates it when due"
+        say(f"imported {name} (generation {admitted.grant.generation}); 'refresher run-once' {follows}")
+    else:
+        say(f"{name} exists already; it is kept")
+    return stopping.exit_code
+
+
+def _read_import(source: str) -> bytes:
+    path = Path(source)
+    try:
+        if source == "-":
+            data = sys.stdin.buffer.read(_LARGEST_IMPORT + 1)
+        else:
+            mode = path.stat().st_mode
+            if stat.S_ISREG(mode) and mode & 0o077:
+                log.warning("warning: others can read %s: chmod 600 it, or delete it after the import", path)
+            with path.open("rb") as file:
+                data = file.read(_LARGEST_IMPORT + 1)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read {source}: {getattr(error, 'strerror', None) or 'not a path'}") from None
+    if len(data) > _LARGEST_IMPORT:
+        raise ImportRefused(f"{source} is larger than 1 MiB: it is not a grant")
+    if not data.strip():
+        raise ImportRefused(f"{'standard input' if source == '-' else source} is empty; see 'refresher import --help'")
+    return data

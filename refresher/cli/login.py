@@ -1,0 +1,179 @@
+"""The command login."""
+
+import logging
+from typing import Any, Final, get_args
+
+import click
+
+from refresher.cli.arguments import check_login
+from refresher.cli.options import DURATION, command, complete_name, warn_of_closed_directories
+from refresher.common.errors import ConfigError, Interrupted
+from refresher.common.terminal import say
+from refresher.common.text import clock_time
+from refresher.grants.record import AuthMethod, Grant
+from refresher.storage import startup_checks
+
+__all__ = ["login"]
+
+log = logging.getLogger(__name__)
+
+_METHODS: Final = get_args(AuthMethod)
+
+_CANNOT_RENEW: Final = (
+    "%s: warning: the server gave no refresh token: the grant works until %s, and then needs a new login. What usually "
+    "helps: --scope '... offline_access'; at Google, --param access_type=offline --param prompt=consent; at others, a "
+    "client that may use the grant type refresh_token"
+)
+
+
+class _Param(click.ParamType[tuple[str, str]]):
+    """``KEY=VALUE``."""
+
+    name = "param"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        """Return key and value."""
+        key, equals, text = str(value).partition("=")
+        if not key or not equals:
+            self.fail("it must be KEY=VALUE", param, ctx)
+        return key, text
+
+
+@command(
+    short_help="Log in at an MCP server or API, and keep that login fresh.",
+    exit_codes={
+        0: "logged in",
+        2: "the URL, the client or an option is wrong",
+        3: "you declined, or did not complete the login in time",
+        4: "a server or the disk fails; try again later",
+        6: "another process has held the lock of the grant for 30 s",
+        130: "Ctrl-C; if the tokens have arrived, the login completes first",
+    },
+)
+@click.argument("name", shell_complete=complete_name)
+@click.argument("url", required=False)
+@click.option("--scope", help="The scopes to request.  [default: what the server names]")
+@click.option(
+    "--no-browser", is_flag=True, help="Print the address instead of opening a browser; paste the redirect if asked."
+)
+@click.option("--browser", "way", flag_value="browser", help="Use a browser again, after a login by other means.")
+@click.option("--device", "way", flag_value="device", help="Show a code to enter on another device (RFC 8628).")
+@click.option(
+    "--client-credentials",
+    "way",
+    flag_value="client_credentials",
+    help="Without a person, for a client that authenticates itself (RFC 6749 section 4.4).",
+)
+@click.option(
+    "--wait", type=DURATION, default="5m", metavar="DURATION", help="How long to wait for you to log in.  [default: 5m]"
+)
+@click.option("--no-verify", is_flag=True, help="Store the new token without trying it at the server.")
+@click.option("--replace", is_flag=True, help="Replace a grant of this name that is for another server.")
+@click.option("--client-id", metavar="ID", help="A client that is registered at the server already.")
+@click.option("--client-secret-file", metavar="FILE", help="Contains the client secret and nothing else.")
+@click.option(
+    "--client-metadata",
+    metavar="URL",
+    envvar="REFRESHER_CLIENT_METADATA",
+    show_envvar=True,
+    help="Your client metadata document, for servers that accept one.",
+)
+@click.option("--new-client", is_flag=True, help="Register a new client, even if one is stored.")
+@click.option(
+    "--auth-method",
+    type=click.Choice(_METHODS),
+    metavar="METHOD",
+    help=f"How the client authenticates: {', '.join(_METHODS)}.  [default: what fits]",
+)
+@click.option("--private-key-file", metavar="PEM", help="The key that signs the assertion of private_key_jwt.")
+@click.option("--private-key-id", metavar="KID", help="The key ID of that key.")
+@click.option("--client-cert", metavar="PEM", help="The client certificate for mTLS (RFC 8705).")
+@click.option("--client-key", metavar="PEM", help="The key of the client certificate.")
+@click.option(
+    "--port",
+    type=click.IntRange(1, 65535),
+    metavar="PORT",
+    help="The port of this machine that the browser returns to.  [default: any free port]",
+)
+@click.option(
+    "--redirect-uri",
+    metavar="URL",
+    help="The redirect address the client was registered with, as http://localhost:8765/x.",
+)
+@click.option(
+    "--param",
+    "params",
+    type=_Param(),
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Another parameter of the authorization request, as access_type=offline.",
+)
+@click.option("--resource", metavar="URI", help="RFC 8707; 'none' omits it.  [default: what the server names]")
+@click.option("--issuer", metavar="URL", help="The authorization server of an API that is not an MCP server.")
+@click.option("--authorization-endpoint", metavar="URL", help="For a server without metadata.")
+@click.option("--token-endpoint", metavar="URL", help="For a server without metadata.")
+@click.option("--device-authorization-endpoint", metavar="URL", help="For a server without metadata.")
+@click.option("--revocation-endpoint", metavar="URL", help="For a server without metadata.")
+@click.pass_context
+def login(
+    ctx: click.Context,
+    /,
+    name: str,
+    no_browser: bool,
+    wait: float,
+    no_verify: bool,
+    replace: bool,
+    port: int | None,
+    **given: Any,
+) -> int | None:
+    """Log in at URL, an MCP server, and keep that login as the grant NAME.
+
+    Opens your browser, where you approve access. An existing grant is replaced only after the server has accepted the
+    new token: a login that fails or is cancelled changes nothing. With NAME alone, login repeats the last login.
+
+    \b
+    Examples:
+      refresher login linear https://mcp.linear.app/mcp
+      refresher login linear                       again, as before
+      refresher login linear --no-browser          over ssh
+    \b
+    For an API that is not an MCP server, URL is the address of the API, and you
+    register the client there yourself:
+      refresher login google https://www.googleapis.com \\
+        --issuer https://accounts.google.com --client-id ID \\
+        --client-secret-file FILE --scope ... --param access_type=offline
+    """
+    check_login(ctx, name, given["url"])
+    if port is not None and given["redirect_uri"]:
+        raise ConfigError("--port and --redirect-uri exclude each other: the port is in the address")
+    try:
+        from refresher.login.flow import log_in  # the MCP SDK takes a second to load
+        from refresher.login.options import LoginOptions
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"login needs the MCP SDK (no {error.name}): in the checkout, pip install '.[all]'") from None
+
+    if port is not None:
+        given["redirect_uri"] = f"http://127.0.0.1:{port}/callback"
+    settings = ctx.obj.settings()
+    options = LoginOptions(**given, wait=wait, open_browser=not no_browser, verify=not no_verify, replace=replace)
+    try:
+        done = log_in(settings, name, options)
+    except KeyboardInterrupt:
+        # Before the tokens arrive: afterwards the login completes.
+        raise Interrupted("interrupted; nothing was changed") from None
+    warn_of_closed_directories(settings)
+    startup_checks.warn(settings.directories, set())
+    for warning in done.imported.warnings:
+        log.warning("%s: warning: %s", name, warning)
+    _report(done.imported.grant, done.verified)
+    return done.exit_code
+
+
+def _report(grant: Grant, proof: str | None) -> None:
+    if not grant.renewable:
+        until = "the server refuses it" if grant.expires_at is None else clock_time(grant.expires_at)
+        log.warning(_CANNOT_RENEW, grant.name, until)
+    if proof is not None:
+        say(proof)
+    next_step = "; 'refresher run', or cron, keeps it fresh" if grant.renewable else ""
+    say(f"logged in: {grant.name} (generation {grant.generation}){next_step}")

@@ -1,0 +1,224 @@
+"""The global options, and what several commands share."""
+
+import logging
+import shlex
+from collections.abc import Callable, Mapping
+from copy import copy
+from typing import Any, Final
+
+import click
+
+from refresher import config
+from refresher.common import durations, logs
+from refresher.common.errors import DirectoryError, RefresherError, UnknownName
+from refresher.common.terminal import say
+from refresher.config import Settings
+
+__all__ = [
+    "ARGUMENTS_BEFORE",
+    "DURATION",
+    "GLOBAL_OPTIONS",
+    "LISTEN",
+    "STOPPED",
+    "Options",
+    "command",
+    "complete_name",
+    "did_you_mean",
+    "print_no_grants",
+    "warn_of_closed_directories",
+]
+
+log = logging.getLogger(__name__)
+
+STOPPED: Final[dict[int | str, str]] = {"128+N": "stopped by signal N: 129 is SIGHUP, 130 Ctrl-C, 143 SIGTERM"}
+"""The exit codes after a signal, for the help of a command."""
+
+ARGUMENTS_BEFORE: Final = "refresher.arguments_before"
+_ARGUMENTS: Final = "refresher.arguments"
+
+
+def _option(*names: str, help: str, **settings: Any) -> click.Option:  # noqa: A002  click's own word
+    """Return a global option with its environment variable."""
+    variable = f"REFRESHER_{names[0].removeprefix('--').replace('-', '_').upper()}"
+    return click.Option(names, envvar=variable, show_envvar=True, help=help, **settings)
+
+
+GLOBAL_OPTIONS: Final = (
+    _option(
+        "--state-dir",
+        metavar="DIR",
+        help="Contains grants/.  [default: $XDG_STATE_HOME/refresher or ~/.local/state/refresher]",
+    ),
+    _option(
+        "--tokens-dir",
+        metavar="DIR",
+        help="Where access tokens are published.  [default: tokens/ in the state directory]",
+    ),
+    _option("--tokens-group", metavar="GROUP", help="A group of agents that can read tokens and request rotations."),
+    _option(
+        "--demands-dir",
+        metavar="DIR",
+        help="Where agents request a rotation.  [default: demands/ in the state directory]",
+    ),
+    _option(
+        "--spill-dir",
+        metavar="DIR",
+        help="Receives a new token if grants/ cannot.  [default: /var/tmp/refresher-UID]",
+    ),
+    _option("--ca-file", metavar="FILE", help="Certificates to trust, instead of SSL_CERT_FILE or the built-in ones."),
+    _option(
+        "--config",
+        "config_file",
+        metavar="FILE",
+        help="TOML with these options as keys (state_dir = ...).  [default: ~/.config/refresher/config.toml]",
+    ),
+    _option("--verbose", "-v", count=True, help="Log each action; -vv logs more."),
+    _option(
+        "--log-format",
+        type=click.Choice(["text", "json"]),
+        help="The format of log lines on stderr.  [default: text]",
+    ),
+)
+
+
+def _after_the_command(option: click.Option) -> click.Option:
+    """Return a global option as it stands after the command: its environment variable is read before."""
+    hidden = copy(option)
+    hidden.hidden, hidden.envvar = True, None
+    return hidden
+
+
+_GLOBAL_AFTER: Final = tuple(map(_after_the_command, GLOBAL_OPTIONS))
+_GLOBAL_NAMES: Final = [option.name for option in GLOBAL_OPTIONS if option.name]
+
+
+class Options:
+    """The options as given; resolved when a command needs them, so that --help works with a broken configuration."""
+
+    def __init__(self, given: Mapping[str, Any]) -> None:
+        self._given = dict(given)
+
+    def add(self, **given: Any) -> None:
+        """Add options by their names in a configuration file; ``None`` is one that was not given, and so is no -v."""
+        if (verbose := given.pop("verbose", 0)) > 0:
+            self._given["verbose"] = verbose + (self._given.get("verbose") or 0)
+        self._given |= {name: value for name, value in given.items() if value is not None}
+
+    def resolve(self) -> Settings:
+        """Return the settings; each call reads the configuration file again. Raises ``ConfigError``."""
+        given = dict(self._given)
+        return config.resolve(given, given.pop("config_file", None))
+
+    def settings(self) -> Settings:
+        """Return the settings and set up the logs accordingly. Raises ``ConfigError``."""
+        settings = self.resolve()
+        # A log line can be written while a grant's lock is held: a stalled stderr must not prolong that.
+        logs.setup(settings.log_format, settings.verbose, nonblocking=True)
+        return settings
+
+
+class Command(click.Command):
+    """A command that also accepts the global options after its name, and suggests the names of grants."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        return [*super().get_params(ctx), *_GLOBAL_AFTER]
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta[_ARGUMENTS] = list(args)
+        return super().parse_args(ctx, args)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        super().format_options(ctx, formatter)
+        formatter.write_paragraph()
+        with formatter.indentation():
+            formatter.write_text("Global options, such as -v, are accepted here too: see 'refresher --help'.")
+
+    def invoke(self, ctx: click.Context) -> Any:
+        ctx.obj.add(**{name: ctx.params.pop(name) for name in _GLOBAL_NAMES})
+        try:
+            return super().invoke(ctx)
+        except UnknownName as error:
+            if (command_line := _with_known_names(ctx)) is None:
+                raise
+            raise UnknownName(f"{error}; did you mean: {command_line}") from None
+
+
+def command(
+    *, short_help: str, exit_codes: Mapping[int | str, str], note: str = ""
+) -> Callable[[Callable[..., Any]], Command]:
+    """Return a decorator that makes a command; its help ends with ``exit_codes`` and a ``note`` on them."""
+    width = max(len(str(code)) for code in exit_codes)
+    lines = (f"  {code!s:{width}}  {meaning}" for code, meaning in exit_codes.items())
+    epilog = "\n".join(("\b", "Exit codes:", *lines, *([note] if note else ())))
+    return click.command(cls=Command, short_help=short_help, epilog=epilog)
+
+
+def did_you_mean(ctx: click.Context, *arguments: str, instead_of: tuple[str, ...] = ()) -> str:
+    """Return the command line with ``arguments`` first, and without what they stand ``instead_of``."""
+    rest = list(ctx.meta[_ARGUMENTS])
+    for wrong in instead_of:
+        rest.remove(wrong)
+    return shlex.join(["refresher", *ctx.meta.get(ARGUMENTS_BEFORE, ()), ctx.info_name or "", *arguments, *rest])
+
+
+def _with_known_names(ctx: click.Context) -> str | None:
+    """Return the command line with the names of grants that were probably meant; ``None`` if there are none."""
+    from difflib import get_close_matches
+
+    try:
+        known = ctx.obj.resolve().directories.listing().names
+    except RefresherError:
+        return None
+    given = [*ctx.params.get("names", ()), *filter(None, [ctx.params.get("name")])]
+    meant = [next(iter(get_close_matches(name.strip().lower(), known, 1)), name) for name in given]
+    return None if meant == given else did_you_mean(ctx, *meant, instead_of=tuple(given))
+
+
+def complete_name(context: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
+    """Return the names of grants that begin so; none if they cannot be read."""
+    options = Options(context.find_root().params)
+    options.add(**{name: context.params[name] for name in _GLOBAL_NAMES if name in context.params})
+    try:
+        names = options.resolve().directories.listing().names
+    except RefresherError:
+        return []
+    return [name for name in names if name.startswith(incomplete)]
+
+
+class _Duration(click.ParamType[float]):
+    """Seconds, or a duration such as ``30s``."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return seconds."""
+        try:
+            return durations.parse(value if str(value)[-1:].isalpha() else float(value))
+        except ValueError:
+            self.fail("it must be seconds, or a duration such as '30s', '10m', '8h'", param, ctx)
+
+
+DURATION: Final = _Duration()
+
+LISTEN: Final = click.option(
+    "--listen",
+    metavar="HOST:PORT",
+    envvar="REFRESHER_LISTEN",
+    show_envvar=True,
+    help="The address of the health endpoint of 'refresher run', with the pages /healthz and /readyz.",
+)
+
+
+def warn_of_closed_directories(settings: Settings) -> None:
+    """Warn of directories that keep the agents' group from its tokens."""
+    for directory in settings.directories.closed_to_group():
+        log.warning(
+            "warning: group %s cannot pass %s to its tokens: chmod o+x it", settings.directories.group, directory
+        )
+
+
+def print_no_grants(settings: Settings) -> None:
+    """Print that there are no grants. Raises ``DirectoryError`` if the state directory was named and does not exist."""
+    if settings.state_given and not settings.directories.state.exists():
+        raise DirectoryError(f"there is no state directory {settings.directories.state}; 'refresher login' creates it")
+    say(f"no grants in {settings.directories.grants} yet; begin with 'refresher login NAME URL'", err=True)

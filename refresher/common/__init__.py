@@ -1,0 +1,1 @@
+"""Basics for every package: clocks, durations, errors, logs, secrets, signals, terminal output."""

@@ -1,0 +1,109 @@
+"""The errors of refresher, each with the exit code of the command that it ends.
+
+Each is a ``RefresherError``: it ends a command with one line for a person, and with exit code 2 unless it has another.
+No message contains a secret; each says what happened, to what, and what to do next.
+"""
+
+__all__ = [
+    "AlreadySpent",
+    "ClientUnknown",
+    "ConfigError",
+    "DirectoryError",
+    "ExposedGrantFile",
+    "GrantFileError",
+    "ImportRefused",
+    "Interrupted",
+    "LockBusy",
+    "LoginNotGiven",
+    "LoginRefused",
+    "NeedsPerson",
+    "NotInTime",
+    "RefresherError",
+    "ServerAway",
+    "StorageError",
+    "UnknownName",
+]
+
+
+class RefresherError(Exception):
+    """Any error that ends a command with one line for a person."""
+
+    exit_code: int = 2
+
+
+class ConfigError(RefresherError):
+    """An option, an environment variable or the configuration file is wrong."""
+
+
+class DirectoryError(RefresherError):
+    """A directory cannot be read, or other users could read or change its content."""
+
+
+class UnknownName(RefresherError):
+    """There is no grant of that name."""
+
+
+class ImportRefused(RefresherError):
+    """The import would not work, or would do harm."""
+
+
+class AlreadySpent(ImportRefused):
+    """The grant of this name has already used this refresh token: the import is an old copy."""
+
+
+class LoginRefused(RefresherError):
+    """A login is impossible with this address or this client; nothing was changed."""
+
+
+class ClientUnknown(LoginRefused):
+    """The authorization server does not know the client, or rejects its authentication."""
+
+
+class GrantFileError(RefresherError):
+    """A grant file is damaged, or of a newer version; it is left as it is."""
+
+
+class ExposedGrantFile(GrantFileError):
+    """Other users could have read or changed a grant file: a person must decide whether it is good."""
+
+
+class StorageError(RefresherError):
+    """The disk failed before a refresh token was used."""
+
+    exit_code = 4
+
+
+class ServerAway(RefresherError):
+    """A server cannot be reached, or gives no usable answer; nothing was changed."""
+
+    exit_code = 4
+
+
+class NotInTime(RefresherError):
+    """No token with enough time left was available within the wait."""
+
+    exit_code = 4
+
+
+class NeedsPerson(RefresherError):
+    """The grant is dead or removed."""
+
+    exit_code = 3
+
+
+class LoginNotGiven(RefresherError):
+    """The person declined, or did not complete the login in time; nothing was changed."""
+
+    exit_code = 3
+
+
+class LockBusy(RefresherError):
+    """Another process held the lock for the whole wait."""
+
+    exit_code = 6
+
+
+class Interrupted(RefresherError):
+    """A signal came before a refresh token was used."""
+
+    exit_code = 130

@@ -1,0 +1,88 @@
+"""A type for secrets that does not print them, and a mask for the texts of servers (I7)."""
+
+import hashlib
+import hmac
+import re
+from collections.abc import Iterable
+from itertools import groupby
+from operator import itemgetter
+from typing import Final
+from urllib.parse import quote, quote_plus
+
+__all__ = ["Secret", "mask"]
+
+_LONGEST_KEPT: Final = 300
+
+# A run of characters of tokens (RFC 6749 appendix A, RFC 7519) that is long enough to be one.
+_TOKEN_LIKE: Final = re.compile(r"[A-Za-z0-9%+/=_.~-]{16,}")
+_PLAIN_WORDS: Final = re.compile(r"[a-z_./-]{16,31}|[A-Z_./-]{16,31}")
+
+# This many characters of a secret in a row are no coincidence.
+_FRAGMENT: Final = 6
+
+
+class Secret:
+    """A text that repr, str and format hide; only ``reveal()`` returns it."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def reveal(self) -> str:
+        """Return the text, to send, store or publish it."""
+        return self._text
+
+    def fingerprint(self) -> str:
+        """Return 32 hex digits that identify this secret without revealing it (half a SHA-256)."""
+        return hashlib.sha256(self._text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+    def __repr__(self) -> str:
+        return "Secret(...)"
+
+    __str__ = __repr__
+
+    def __format__(self, format_spec: str) -> str:
+        return repr(self)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Secret):
+            return NotImplemented
+        return hmac.compare_digest(self._text.encode(), other._text.encode())
+
+    def __hash__(self) -> int:
+        return hash(self.fingerprint())
+
+    def __reduce__(self) -> str:
+        raise TypeError("a secret cannot be pickled")
+
+
+def mask(text: str, known: Iterable[Secret | None] = ()) -> str:
+    """Return the text of a server for a person: one line, bounded, without anything that looks like a token.
+
+    No six characters in a row of a ``known`` secret are left, plain or URL-encoded: servers echo secrets truncated,
+    split and encoded.
+    """
+    text = text[: 16 * _LONGEST_KEPT]
+    for secret in known:
+        if secret is not None:
+            text = _without(text, secret.reveal())
+    text = _TOKEN_LIKE.sub(lambda run: run[0] if _PLAIN_WORDS.fullmatch(run[0]) else "[masked]", text)
+    text = " ".join("".join(char if char.isprintable() else " " for char in text).split())
+    return text if len(text) <= _LONGEST_KEPT else text[:_LONGEST_KEPT] + "..."
+
+
+def _without(text: str, secret: str) -> str:
+    forms = {secret, quote(secret, safe=""), quote_plus(secret)}
+    size = min(_FRAGMENT, len(secret))
+    if size == 0:
+        return text
+    fragments = {form[at : at + size] for form in forms for at in range(len(form) - size + 1)}
+    hidden = [False] * len(text)
+    for at in range(len(text) - size + 1):
+        if text[at : at + size] in fragments:
+            hidden[at : at + size] = [True] * size
+    return "".join(
+        "[masked]" if is_hidden else "".join(char for _, char in run)
+        for is_hidden, run in groupby(zip(hidden, text, strict=True), key=itemgetter(0))
+    )

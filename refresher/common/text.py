@@ -1,0 +1,32 @@
+"""Times and names as text for a person."""
+
+import time
+from collections.abc import Sequence
+
+__all__ = ["clock_time", "names", "span"]
+
+
+def names(of: Sequence[str]) -> str:
+    """Return the first five names, and how many more there are."""
+    return ", ".join(of[:5]) + (f" and {len(of) - 5} more" if len(of) > 5 else "")
+
+
+def span(seconds: float) -> str:
+    """Return a duration in at most two units, as ``59 min`` or ``2 h 5 min``."""
+    whole = round(abs(seconds))
+    if whole < 120:
+        return f"{whole} s"
+    if whole < 7200:
+        return f"{round(whole / 60)} min"
+    if whole < 172_800:
+        return f"{whole // 3600} h {whole % 3600 // 60} min"
+    return f"{whole // 86400} d {whole % 86400 // 3600} h"
+
+
+def clock_time(at: float, *, separator: str = " ") -> str:
+    """Return an instant in local time with its offset, as ``2026-11-23 14:05:09+01:00``."""
+    try:
+        shown = time.strftime(f"%Y-%m-%d{separator}%H:%M:%S%z", time.localtime(at))
+    except (OverflowError, ValueError, OSError):
+        return "beyond the calendar"
+    return f"{shown[:-2]}:{shown[-2:]}"

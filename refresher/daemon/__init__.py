@@ -1,0 +1,1 @@
+"""The command `run`: rotate every grant in time, until stopped."""

@@ -1,0 +1,360 @@
+"""The daemon: inspect each grant when it is due or has changed, and rotate it if the policy says so.
+
+One thread inspects and decides. Each rotation runs in its own thread (``WorkQueue``), the schedule runs in another, and
+both only put events into a queue: nothing else is shared. The decision is the same as in ``run-once``: the schedule
+says when to inspect a grant, never what to do.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
+from typing import Final
+
+import msgspec
+
+from refresher.common import logs, text
+from refresher.common.errors import DirectoryError, GrantFileError
+from refresher.common.signals import DaemonSignals
+from refresher.config import Settings
+from refresher.daemon.directory_watch import DirectoryWatch
+from refresher.daemon.log_throttle import LogThrottle
+from refresher.daemon.schedule import HEARTBEAT, Schedule
+from refresher.daemon.supervision import Supervision
+from refresher.grants import policy
+from refresher.grants.policy import Rotate, Wait
+from refresher.grants.record import Grant
+from refresher.oauth.http_client import DEADLINE
+from refresher.oauth.tls import ssl_context
+from refresher.operations.inspection import Inspection, inspect, list_grants, server_of
+from refresher.operations.result import EXIT_CODES, Result, ResultCode
+from refresher.operations.rotate import Order, Terms, rotate
+from refresher.operations.work_queue import Finished, WorkQueue
+from refresher.storage import startup_checks
+from refresher.storage.publishing import Publisher
+
+__all__ = ["Daemon"]
+
+log = logging.getLogger(__name__)
+
+_TIME_TO_SAVE: Final = 5.0
+_SCAN_INTERVAL: Final = 0.2
+_MAX_SCAN_INTERVAL: Final = 0.7
+_MAX_SCAN_SHARE: Final = 0.2
+_MAX_PAUSE: Final = 30.0
+_LOCK_WAIT: Final = 2.0
+_QUIET_LOCK_WAITS: Final = 4
+_MAX_PLAN: Final = 86400.0
+_LOCAL_FAULTS: Final[tuple[ResultCode, ...]] = ("lock_busy", "storage_failed", "invalid_grant_file")
+
+
+class _Job(msgspec.Struct, frozen=True):
+    """A rotation, with the configuration at the time of the decision."""
+
+    publisher: Publisher
+    order: Order
+    terms: Terms
+
+    def run(self) -> Result | None:
+        return rotate(self.publisher, self.order, self.terms)
+
+
+class _Due(msgspec.Struct, frozen=True):
+    """It is time to inspect ``name``."""
+
+    name: str
+
+
+_Event = _Due | Finished[_Job, Result | None] | None
+"""``None`` only wakes the loop: a signal came."""
+
+
+class _Pause(msgspec.Struct, frozen=True):
+    """A pause until ``until`` (monotonic seconds), after an action failed ``times`` times in a row."""
+
+    times: int
+    until: float
+
+    @classmethod
+    def after(cls, previous: "_Pause | None") -> "_Pause":
+        """Return the pause that follows ``previous``: 1 s, doubling to 30 s."""
+        times = 1 if previous is None else previous.times + 1
+        # The exponent is limited before the power, which would overflow after a night.
+        return cls(times, time.monotonic() + min(2.0 ** min(times - 1, 10), _MAX_PAUSE))
+
+
+class Daemon:
+    """Rotates every grant on time, until a signal stops it."""
+
+    def __init__(self, configure: Callable[[], Settings], signals: DaemonSignals, *, grace: float) -> None:
+        self._settings = configure()
+        self._configure = configure
+        self._grace = grace
+        self._events: SimpleQueue[_Event] = SimpleQueue()
+        self._signals = signals
+        signals.wake = lambda: self._events.put(None)
+        self._schedule = Schedule(lambda name: self._events.put(_Due(name)))
+        self._queue: WorkQueue[_Job, Result | None] = WorkQueue(_Job.run, self._events.put)
+        self._watch = DirectoryWatch(self._settings.directories)
+        self._publisher = Publisher(self._settings.directories)
+        self._in_progress: set[str] = set()
+        # After a fault of the lock, the disk or refresher itself; and after a cleanup, which may be needed again.
+        self._fault_pauses: dict[str, _Pause] = {}
+        self._cleanup_pauses: dict[str, _Pause] = {}
+        self._throttle = LogThrottle()
+        self._warned: set[str] = set()
+        self._supervision = Supervision()
+        self._readiness = self._supervision.readiness
+        self._heartbeat_at = float("-inf")
+        self._scan_at = float("-inf")
+
+    def run(self) -> int:
+        """Watch and rotate until SIGINT or SIGTERM; return the exit code.
+
+        Raises ``ConfigError`` and ``DirectoryError`` at the start.
+        """
+        self._apply(self._settings, "")
+        self._schedule.start()
+        try:
+            while not self._signals():
+                self._step()
+        finally:
+            self._schedule.stop()
+        return self._drain()
+
+    def _apply(self, settings: Settings, prefix: str) -> None:
+        """Use ``settings`` from now on. Raises ``ConfigError`` and ``DirectoryError``, and then changes nothing."""
+        directories = settings.directories
+        directories.ensure()
+        if settings.ca_file is not None:
+            ssl_context(settings.ca_file)
+        count = len(list_grants(directories))
+        self._supervision.listen(settings.listen)
+        logs.setup(settings.log_format, settings.verbose + 1, nonblocking=True)
+        self._settings = settings
+        log.info(
+            "%swatching %d grant%s in %s and demands in %s; publishing in %s",
+            prefix,
+            count,
+            "" if count == 1 else "s",
+            directories.grants,
+            directories.demands,
+            directories.tokens,
+        )
+        if (url := self._supervision.url) is not None:
+            log.info("serving %s/healthz and %s/readyz", url, url)
+        startup_checks.warn(directories, self._warned)
+
+    def _step(self) -> None:
+        """Do what is due now, and process the events until the next scan."""
+        try:
+            if self._signals.reload_requested():
+                self._reload()
+            self._scan()
+            self._queue.start_jobs()
+            if time.monotonic() >= self._heartbeat_at:
+                # Through the schedule and back: the heartbeat proves that both threads work.
+                self._heartbeat_at = time.monotonic() + self._supervision.heartbeat_interval
+                self._schedule.plan(HEARTBEAT, time.time())
+            self._process_events(self._scan_at - time.monotonic())
+        except Exception as error:  # noqa: BLE001  an internal error must not stop the rotation of every grant
+            self._throttle.log_internal_error("", error)
+            self._scan_at = time.monotonic() + _SCAN_INTERVAL
+
+    def _scan(self) -> None:
+        """Inspect the grants that have changed, where it is time for a scan."""
+        if time.monotonic() < self._scan_at:
+            return
+        started = time.thread_time()
+        try:
+            changed = self._watch.changed()
+        except DirectoryError as error:
+            self._throttle.log("", "directory", logging.ERROR, str(error))
+        else:
+            if (problem := self._watch.demands_problem) is None:
+                self._throttle.forget("")
+            else:
+                self._throttle.log("", problem, logging.ERROR, f"cannot accept demands from agents: {problem}")
+            for name in sorted(changed):
+                self._inspect(name)
+            self._readiness.mark_complete()
+        # However many files there are, scans use a fifth of the time at most, and demands wait 0.7 s at most.
+        pause = (time.thread_time() - started) / _MAX_SCAN_SHARE
+        self._scan_at = time.monotonic() + min(max(_SCAN_INTERVAL, pause), _MAX_SCAN_INTERVAL)
+
+    def _inspect(self, name: str) -> None:
+        """Inspect ``name``, then rotate it, plan the next inspection, or forget it."""
+        if name in self._in_progress:
+            return  # the scan after its rotation inspects it
+        try:
+            found = inspect(
+                self._publisher,
+                name,
+                unfinished=name in self._watch.listing.unfinished,
+                demands=self._watch.demands,
+            )
+        except Exception as error:  # noqa: BLE001  an internal error in one grant must not stop the others
+            # A disk error may end without any change that a scan would find.
+            self._schedule.plan(name, time.time() + _MAX_PAUSE)
+            if isinstance(error, GrantFileError):
+                self._readiness.mark_unreadable(name)
+                self._throttle.log(name, "invalid_grant_file", logging.WARNING, f"invalid_grant_file: {error}")
+            else:
+                self._throttle.log_internal_error(name, error)
+            return
+        if isinstance(found.record, Grant):
+            self._readiness.update(found.record, published=not found.stale)
+        if found.needs_lock:
+            self._submit(found)
+        elif isinstance(found.record, Grant) and isinstance(found.decision, Wait):
+            self._wait(found.record, found.decision)
+        else:
+            self._forget(name)
+
+    def _submit(self, found: Inspection) -> None:
+        """Queue a rotation or a cleanup, or plan it for the end of its pause."""
+        name, now = found.name, time.monotonic()
+        rest = found.decision if isinstance(found.decision, Wait) else None
+        only_cleanup = rest is not None or found.decision is None
+        pauses = [self._fault_pauses.get(name), self._cleanup_pauses.get(name) if only_cleanup else None]
+        until = max((pause.until for pause in pauses if pause is not None), default=now)
+        if until > now:
+            at = time.time() + until - now
+            if rest is not None and rest.until is not None:
+                at = min(at, max(rest.until, time.time()))  # a rotation does not wait for the end of a cleanup's pause
+            self._schedule.plan(name, at)
+            return
+        self._schedule.cancel(name)
+        self._in_progress.add(name)
+        terms = Terms(
+            ca_file=self._settings.ca_file,
+            stopping=self._signals,
+            deadline=min(DEADLINE, self._grace - _TIME_TO_SAVE),
+            # The process that holds the lock does the same work, so a job does not wait for it for long.
+            lock_wait=_LOCK_WAIT,
+            warned=self._warned,
+        )
+        job = _Job(self._publisher, Order(name=name, seen=found.generation), terms)
+        # A cleanup sends no request, so it does not wait for the limits of the server.
+        sends_nothing = only_cleanup and name not in self._watch.listing.unfinished
+        server = f"cleanup for {found.server}" if sends_nothing else found.server
+        # Agents wait for a demanded rotation, and for no other.
+        self._queue.put(server, job, first=found.decision == Rotate("demanded"))
+        self._queue.start_jobs()
+
+    def _wait(self, grant: Grant, rest: Wait) -> None:
+        """Plan the next inspection of a grant that is not rotated now; log why, unless it is only not due."""
+        self._fault_pauses.pop(grant.name, None)
+        self._cleanup_pauses.pop(grant.name, None)
+        if rest.until is None:
+            self._schedule.cancel(grant.name)
+        else:
+            if grant.failure is not None and grant.failure.busy_until is not None:
+                # Not longer than the longest wait: a clock may have been set back since.
+                wait = min(grant.failure.busy_until - time.time(), policy.MAX_WAIT)
+                self._queue.hold(server_of(grant), time.monotonic() + wait)
+            self._schedule.plan(grant.name, min(rest.until, time.time() + _MAX_PLAN))
+        if rest.reason == "not_due":
+            self._throttle.forget(grant.name)
+        else:
+            # Each failed attempt is logged, also one of another process or from before the start.
+            attempt = "" if grant.failure is None else str(grant.failure.at)
+            self._throttle.log_result(Result.from_decision(grant, rest), attempt)
+
+    def _forget(self, name: str) -> None:
+        self._schedule.cancel(name)
+        self._throttle.forget(name)
+        self._readiness.forget(name)
+        self._fault_pauses.pop(name, None)
+        self._cleanup_pauses.pop(name, None)
+
+    def _process_events(self, wait: float) -> None:
+        """Wait up to ``wait`` seconds for an event; process all that have come."""
+        try:
+            event = self._events.get(timeout=max(wait, 0.0))
+            while True:
+                match event:
+                    case _Due(name) if name == HEARTBEAT:
+                        self._supervision.heartbeat()
+                    case _Due(name) if not self._signals():
+                        self._inspect(name)
+                    case Finished():
+                        self._finish(event)
+                    case _:
+                        pass  # after a stop nothing new starts
+                event = self._events.get_nowait()
+        except Empty:
+            return
+
+    def _finish(self, finished: Finished[_Job, Result | None]) -> None:
+        """Log the result of a rotation, and have the grant inspected again."""
+        name, result = finished.job.order.name, finished.result
+        self._queue.done(finished)
+        self._in_progress.discard(name)
+        if not self._signals():
+            self._queue.start_jobs()
+        fault_pause, cleanup_pause = self._fault_pauses.pop(name, None), self._cleanup_pauses.pop(name, None)
+        if result is not None and result.outcome in _LOCAL_FAULTS:
+            pause = self._fault_pauses[name] = _Pause.after(fault_pause)
+            if result.outcome != "lock_busy" or pause.times > _QUIET_LOCK_WAITS:
+                self._throttle.log_result(result, result.detail)
+        elif result is not None and (result.outcome == "rotated" or self._is_final_failure(result)):
+            self._throttle.log_result(result, str(result.generation))
+        else:
+            self._cleanup_pauses[name] = _Pause.after(cleanup_pause)
+        # Only at the next scan: the present listing still has the files of the attempt.
+        self._watch.forget(name)
+
+    def _is_final_failure(self, result: Result) -> bool:
+        """Whether a rotation failed after the stop, when no inspection follows that would log it."""
+        return self._signals() and EXIT_CODES[result.outcome] != 0 and result.outcome != "interrupted"
+
+    def _reload(self) -> None:
+        """Read the configuration again; keep the old one where the new one is invalid."""
+        before = self._settings.directories
+        self._supervision.reloading()
+        self._heartbeat_at = float("-inf")
+        try:
+            self._apply(self._configure(), "configuration reloaded: ")
+        except Exception as error:  # noqa: BLE001  a mistake in a file must not stop the rotation of every grant
+            log.error("cannot reload the configuration, the old one stays in use: %s", error)  # noqa: TRY400
+            return
+        # The decision on each waiting job is made again with the new configuration.
+        for job in self._queue.drop_waiting():
+            self._in_progress.discard(job.order.name)
+        moved = self._settings.directories != before
+        for name in self._watch.names():
+            if moved:
+                self._forget(name)
+            else:
+                self._watch.forget(name)
+        if moved:
+            self._watch = DirectoryWatch(self._settings.directories)
+            self._publisher = Publisher(self._settings.directories)
+        self._scan_at = float("-inf")
+
+    def _drain(self) -> int:
+        """Wait until the running rotations have finished: a kill now could lose a refresh token."""
+        self._queue.drop_waiting()
+        status = f"stopping: waiting for {self._running_names()} to finish" if self._queue.running() else "stopping"
+        self._supervision.stopping(status)
+        if self._queue.running():
+            log.info("%s", status)
+        ends = time.monotonic() + self._grace
+        while self._queue.running():
+            self._process_events(0.2)
+            self._supervision.extend_stop()
+            if self._signals.stop_repeated():
+                log.warning("%s: still rotating; a kill now could lose a new refresh token", self._running_names())
+            if time.monotonic() > ends:
+                ends = float("inf")
+                log.critical(
+                    "%s: not saved within the grace period of %s; a kill now loses a new refresh token",
+                    self._running_names(),
+                    text.span(self._grace),
+                )
+        log.info("stopped")
+        return 0
+
+    def _running_names(self) -> str:
+        return text.names(sorted(job.order.name for job in self._queue.running()))

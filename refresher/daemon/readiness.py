@@ -1,0 +1,108 @@
+"""Readiness: which grants had a valid published access token when they were last inspected."""
+
+import threading
+import time
+from collections.abc import Iterable
+from typing import Final, Literal
+
+import msgspec
+
+from refresher.common import clocks, text
+from refresher.grants import policy
+from refresher.grants.record import Grant
+
+__all__ = ["Health", "Readiness"]
+
+_MAX_NAMES: Final = 100
+
+_Problem = Literal["reauthorization_required", "invalid_grant_file"]
+
+
+class Health(msgspec.Struct, frozen=True, kw_only=True):
+    """The stable JSON of ``/healthz`` and ``/readyz``; each list has at most 100 names."""
+
+    live: bool
+    """The daemon is responsive."""
+    ready: bool
+    """It is live, and no grant is ``waiting``."""
+    grants: int
+    fresh: int
+    """How many grants have a valid published access token."""
+    waiting: tuple[str, ...]
+    """Grants without one that need no person."""
+    reauthorization_required: tuple[str, ...]
+    """Grants that need a new login, whether or not their last token is still valid."""
+    invalid_grant_file: tuple[str, ...]
+    """Grants whose records cannot be read: they need a person too."""
+
+    def summary(self) -> str:
+        """Return one line for a person."""
+        need_person = (*self.reauthorization_required, *self.invalid_grant_file)
+        return (
+            f"{self.fresh} of {self.grants} grant{'' if self.grants == 1 else 's'} fresh"
+            + (f"; waiting for a token: {text.names(self.waiting)}" if self.waiting else "")
+            + (f"; needs a person: {text.names(need_person)}" if need_person else "")
+        )
+
+
+class _State(msgspec.Struct, frozen=True):
+    """``valid_until``: monotonic seconds, of the published token; ``problem``: why the grant needs a person."""
+
+    valid_until: float
+    problem: _Problem | None
+
+
+class Readiness:
+    """Written by the thread of the daemon, and read by any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._states: dict[str, _State] = {}
+        self._complete = False
+
+    def mark_complete(self) -> None:
+        """Note that every grant has been inspected."""
+        self._complete = True
+
+    def update(self, grant: Grant, *, published: bool) -> None:
+        """Note the state of a grant; ``published``: the token file matches its record."""
+        left = policy.remaining_lifetime(grant, clocks.now()) if published and grant.access_token is not None else 0.0
+        with self._lock:
+            self._states[grant.name] = _State(
+                time.monotonic() + left, "reauthorization_required" if policy.needs_person(grant) else None
+            )
+
+    def mark_unreadable(self, name: str) -> None:
+        """Note that the record of ``name`` cannot be read; its published token stays valid."""
+        with self._lock:
+            before = self._states.get(name)
+            self._states[name] = _State(float("-inf") if before is None else before.valid_until, "invalid_grant_file")
+
+    def forget(self, name: str) -> None:
+        """Note that the grant ``name`` does not exist."""
+        with self._lock:
+            self._states.pop(name, None)
+
+    def health(self, *, live: bool) -> Health:
+        """Return the health now; ``live``: whether the daemon is responsive."""
+        now = time.monotonic()
+        with self._lock:
+            states = dict(self._states)
+
+        def first_with(problem: _Problem) -> tuple[str, ...]:
+            return _first(name for name, state in states.items() if state.problem == problem)
+
+        waiting = _first(name for name, state in states.items() if state.problem is None and state.valid_until <= now)
+        return Health(
+            live=live,
+            ready=live and self._complete and not waiting,
+            grants=len(states),
+            fresh=sum(state.valid_until > now for state in states.values()),
+            waiting=waiting,
+            reauthorization_required=first_with("reauthorization_required"),
+            invalid_grant_file=first_with("invalid_grant_file"),
+        )
+
+
+def _first(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(sorted(names)[:_MAX_NAMES])

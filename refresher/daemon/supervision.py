@@ -1,0 +1,101 @@
+"""What the daemon reports to its supervisors: health probes over HTTP, and systemd (sd_notify(3))."""
+
+import os
+import socket
+import time
+from contextlib import suppress
+from typing import Final
+
+from refresher.config import Address
+from refresher.daemon.health_endpoint import HealthEndpoint
+from refresher.daemon.readiness import Health, Readiness
+
+__all__ = ["Supervision"]
+
+_HEARTBEAT_INTERVAL: Final = 5.0
+_MAX_SILENCE: Final = 60.0
+_STOP_EXTENSION: Final = 10.0
+_MICRO: Final = 1_000_000
+
+
+class Supervision:
+    """Used by the thread of the daemon; the health endpoint calls only ``health``."""
+
+    def __init__(self) -> None:
+        self.readiness: Final = Readiness()
+        self._systemd = SystemdNotifier()
+        self._endpoint: HealthEndpoint | None = None
+        self._heartbeat_at = float("-inf")
+        self._ready = False
+        # Three heartbeats within the watchdog's time: one that comes late does not matter.
+        self.heartbeat_interval: Final = min(_HEARTBEAT_INTERVAL, (self._systemd.watchdog or float("inf")) / 3)
+        """Seconds."""
+
+    def health(self) -> Health:
+        """Return the health now."""
+        return self.readiness.health(live=time.monotonic() - self._heartbeat_at < _MAX_SILENCE)
+
+    def listen(self, address: Address | None) -> None:
+        """Serve at ``address`` and nowhere else. Raises ``ConfigError``, and then changes nothing."""
+        previous = self._endpoint
+        if address == (None if previous is None else previous.address):
+            return
+        self._endpoint = None if address is None else HealthEndpoint(address, self.health)
+        if previous is not None:
+            previous.close()
+
+    @property
+    def url(self) -> str | None:
+        """The base URL of the health endpoint."""
+        return None if self._endpoint is None else self._endpoint.url
+
+    def heartbeat(self) -> None:
+        """Report that the daemon works; the first time after a start or a reload, that it is ready."""
+        self._heartbeat_at = time.monotonic()
+        status = f"STATUS={self.health().summary()}"
+        if not self._ready:
+            self._ready = True
+            self._systemd.notify("READY=1", status)
+        elif self._systemd.watchdog is not None:
+            self._systemd.notify("WATCHDOG=1", status)
+        else:
+            self._systemd.notify(status)
+
+    def reloading(self) -> None:
+        """Report that the daemon reads its configuration; the next heartbeat reports the end."""
+        # Type=notify-reload requires the second field.
+        self._systemd.notify("RELOADING=1", f"MONOTONIC_USEC={int(time.monotonic() * _MICRO)}")
+        self._ready = False
+
+    def stopping(self, status: str) -> None:
+        """Report that the daemon starts no more rotations."""
+        self._ready = True
+        self._systemd.notify("STOPPING=1", f"STATUS={status}")
+
+    def extend_stop(self) -> None:
+        """Ask for more time to stop: a kill now would lose a token."""
+        self._heartbeat_at = time.monotonic()
+        self._systemd.notify("WATCHDOG=1", f"EXTEND_TIMEOUT_USEC={int(_STOP_EXTENSION * _MICRO)}")
+
+
+class SystemdNotifier:
+    """Sends to ``NOTIFY_SOCKET``, if it is set, and removes it from the environment. Never raises, never waits."""
+
+    def __init__(self) -> None:
+        address = os.environ.pop("NOTIFY_SOCKET", "")
+        microseconds, pid = os.environ.pop("WATCHDOG_USEC", ""), os.environ.pop("WATCHDOG_PID", "")
+        self._address = address if address.startswith(("/", "@")) else None
+        self.watchdog: float | None = None
+        """Seconds within which systemd expects ``WATCHDOG=1``."""
+        if self._address is not None and microseconds.isdecimal() and pid in ("", str(os.getpid())):
+            self.watchdog = int(microseconds) / _MICRO
+
+    def notify(self, *lines: str) -> None:
+        """Send one datagram."""
+        if self._address is None:
+            return
+        # A name that begins with @ is an abstract one, which begins with a zero byte on the wire.
+        address = f"\0{self._address[1:]}" if self._address.startswith("@") else self._address
+        with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+            sender.setblocking(False)
+            sender.sendto("\n".join(lines).encode(), address)

@@ -1,0 +1,1 @@
+"""What a grant is and what is decided about it; pure."""

@@ -1,0 +1,119 @@
+"""The outcomes of a token request: a closed union, matched exhaustively.
+
+Two words have one meaning each in this code. A **rejection** is a clear statement of the server that the grant or the
+client is not valid; only ``GrantRejected`` ends a grant. A **refusal** is any other error answer that may last: it is
+counted and retried. ``refresher/ARCHITECTURE.md`` ("States of a grant") says what follows each outcome. Descriptions
+contain no secrets: they are masked.
+"""
+
+import msgspec
+
+from refresher.common.secret import Secret
+
+__all__ = [
+    "Ambiguous",
+    "ClientRejected",
+    "GrantRejected",
+    "NotSent",
+    "Outcome",
+    "ResourceRefused",
+    "TokensIssued",
+    "TooEarly",
+    "Transient",
+    "Unreadable",
+    "describe",
+    "error_code",
+]
+
+
+class TokensIssued(msgspec.Struct, frozen=True, kw_only=True):
+    """A successful answer (RFC 6749 section 5.1)."""
+
+    access_token: Secret
+    token_type: str
+    expires_in: float | None
+    """Seconds."""
+    expires_at: float | None
+    """Epoch seconds, from ``exp`` of a JWT or from a field of the server's own."""
+    refresh_token: Secret | None
+    scope: str | None
+    clock_skew: float = 0.0
+    """Seconds by which the server's clock is ahead of the local one."""
+
+
+class _Failed(msgspec.Struct, frozen=True, kw_only=True):
+    description: str
+
+
+class _ErrorAnswer(_Failed, frozen=True, kw_only=True):
+    code: str
+
+
+class NotSent(_Failed, frozen=True, kw_only=True):
+    """No byte of the request was sent."""
+
+
+class Transient(_ErrorAnswer, frozen=True, kw_only=True):
+    """An error answer that does not reject the grant: retry later."""
+
+    retry_after: float | None = None
+    """Seconds."""
+    refusal: bool = False
+    """Whether it is a refusal. Otherwise the server only asks for patience."""
+
+
+class TooEarly(_ErrorAnswer, frozen=True, kw_only=True):
+    """The server refused because the access token is still valid: retry when it expires."""
+
+    refusal: bool = False
+    """Whether it also counts as a refusal: the server rejected the grant, and an agent reports a dead token."""
+
+
+class Ambiguous(_Failed, frozen=True, kw_only=True):
+    """Something was sent and nothing conclusive came back: the refresh token may be used up."""
+
+
+class Unreadable(_Failed, frozen=True, kw_only=True):
+    """A success that cannot be read; it may contain the only copy of a new refresh token."""
+
+    body: Secret
+    """The raw body, one character for each byte (latin-1)."""
+    kept: str | None = None
+    """Where the body was saved, as text for a person."""
+
+
+class ResourceRefused(_ErrorAnswer, frozen=True, kw_only=True):
+    """The server refuses ``resource`` (RFC 8707). It may have used up the refresh token before."""
+
+
+class ClientRejected(_ErrorAnswer, frozen=True, kw_only=True):
+    """The server rejects the client or its authentication. This says nothing about the grant."""
+
+
+class GrantRejected(_ErrorAnswer, frozen=True, kw_only=True):
+    """The server rejects the grant (``invalid_grant`` and its dialects): a person must log in again."""
+
+
+Outcome = (
+    TokensIssued
+    | NotSent
+    | Transient
+    | TooEarly
+    | Ambiguous
+    | Unreadable
+    | ResourceRefused
+    | ClientRejected
+    | GrantRejected
+)
+
+
+def error_code(outcome: Outcome) -> str:
+    """Return the error code of an answer (RFC 6749 section 5.2); empty if it has none."""
+    return str(getattr(outcome, "code", ""))
+
+
+def describe(outcome: Outcome, *, sender: str = "the server") -> str:
+    """Return the description of an answer that came from ``sender`` instead of the token endpoint."""
+    return str(getattr(outcome, "description", "it issued tokens that nobody asked for")).replace(
+        "the token endpoint", sender, 1
+    )

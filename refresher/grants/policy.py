@@ -1,0 +1,317 @@
+"""Decide when to rotate a grant.
+
+``decide`` is the only place that decides: ``run`` and ``run-once`` both call it, before they take the lock and again
+under it. It is a pure function of the grant, a pending demand and the time, so that all processes decide alike (I9).
+The jitter comes from a hash of name and generation for the same reason.
+"""
+
+import hashlib
+from typing import Final, Literal
+
+import msgspec
+
+from refresher.common.clocks import Moment, elapsed
+from refresher.grants import server_behavior
+from refresher.grants.record import Failure, FailureKind, Grant
+
+__all__ = [
+    "CLOCK_TOLERANCE",
+    "DEFAULT_MAX_AGE",
+    "MAX_WAIT",
+    "Decision",
+    "Rotate",
+    "Wait",
+    "backoff",
+    "decide",
+    "doubt_in_future",
+    "due_at",
+    "expected_expiry",
+    "may_be_too_early",
+    "may_send_refresh_token",
+    "needs_person",
+    "remaining_lifetime",
+    "replay_allowed",
+    "retry_at",
+    "seconds_until_usable",
+]
+
+DEFAULT_MAX_AGE: Final = 3600.0
+"""Seconds after which an access token of unknown lifetime counts as expired."""
+
+CLOCK_TOLERANCE: Final = 60.0
+"""Seconds by which two clocks may differ, or one clock before and after it was set."""
+
+MAX_WAIT: Final = 3600.0
+"""The longest backoff in seconds, also if ``Retry-After`` asks for more."""
+
+_DUE_FRACTION: Final = 0.75
+_DUE_FRACTION_IF_REVOKED: Final = 0.9
+_PERSON_AFTER_REFUSALS: Final = 10
+_DAY: Final = 86400.0
+_MAX_JITTER: Final = 60.0
+_JITTER_FRACTION: Final = 0.05
+_MIN_INTERVAL: Final = 1.0
+_TRANSIT_TIME: Final = 1.0
+_FIRST_BACKOFF: Final = 10.0
+_MAX_BACKOFF: Final = 300.0
+_DEMAND_INTERVAL: Final = 30.0
+_DEMAND_BACKOFF: Final = 3.0
+
+
+class Rotate(msgspec.Struct, frozen=True):
+    """Decision: rotate now."""
+
+    reason: Literal["first", "due", "demanded", "forced", "retry", "clock"]
+
+
+class Wait(msgspec.Struct, frozen=True):
+    """Decision: do not rotate. ``until`` is epoch seconds, or ``None`` if only a person can end the wait."""
+
+    reason: Literal["not_due"] | FailureKind
+    until: float | None
+
+
+Decision = Rotate | Wait
+
+
+def decide(grant: Grant, now: Moment, *, demanded: bool = False, force: bool = False, horizon: float = 0.0) -> Decision:
+    """Decide whether to rotate ``grant`` at ``now``; the first rule that applies decides.
+
+    1. A rejected grant waits for a person. ``force`` (a person asks) tries it once more.
+    2. A refresh token whose ``nbf`` is in the future waits for it.
+    3. A grant in doubt waits while a second use of its refresh token could revoke a live access token (I1). ``force``
+       does not skip this wait.
+    4. ``force`` rotates.
+    5. After a failure: wait for the end of the backoff. A demand can shorten it.
+    6. Without an access token, or with one that was issued in the future: rotate.
+    7. ``demanded`` (an agent reports that the token of this generation is refused) rotates.
+    8. Rotate when the access token is due. ``horizon``: seconds to the caller's next run; nobody else rotates before,
+       so a grant that becomes due within it is rotated now.
+    """
+    if grant.dead and not force:
+        return Wait("reauthorization_required", None)
+    if grant.not_before is not None and (seconds := seconds_until_usable(grant, now)) > 0:
+        # Servers that set nbf may end the whole login if the token is used earlier (rauthy does).
+        return Wait("too_early", now.wall + seconds)
+    if (protected := _protected_until(grant, now, demanded=demanded)) is not None:
+        return Wait("reauthorization_required" if grant.dead else "in_doubt", protected)
+    if force:
+        return Rotate("forced")
+    if grant.failure is not None:
+        return _after_failure(grant, now, demanded=demanded)
+    if grant.access_token is None:
+        return Rotate("first")
+    if _in_future(grant.issued_at, now):
+        return Rotate("clock")
+    if demanded and (now.wall >= _demand_allowed_at(grant) or _clock_was_set_back(grant, now)):
+        return Rotate("demanded")
+    due = due_at(grant)
+    # If the server refuses an early refresh, a late run is better than a useless request.
+    if now.wall >= due or (
+        now.wall >= max(due - horizon, _earliest_next(grant)) and not server_behavior.refuses_early(grant)
+    ):
+        return Rotate("due")
+    return Wait("not_due", min(due, _demand_allowed_at(grant)) if demanded else due)
+
+
+def due_at(grant: Grant) -> float:
+    """Return the epoch second of the scheduled rotation: after 75 % of the lifetime, minus jitter, at least daily.
+
+    Later if a rotation revokes the access token that agents use; at the expiry if the server refuses an earlier one.
+    """
+    lifetime = _lifetime(grant)
+    if server_behavior.refuses_early(grant):
+        return max(grant.issued_at + lifetime, _not_before(grant), _earliest_next(grant))
+    fraction = _DUE_FRACTION_IF_REVOKED if server_behavior.revokes_access_token(grant) else _DUE_FRACTION
+    jitter = _stable_fraction(f"{grant.name}\0{grant.generation}") * min(_MAX_JITTER, _JITTER_FRACTION * lifetime)
+    due = grant.issued_at + min(fraction * lifetime, _DAY) - jitter
+    return max(due, _not_before(grant), _earliest_next(grant))
+
+
+def expected_expiry(grant: Grant) -> float:
+    """Return the epoch second at which the access token expires, by the server's answer or by its maximum age."""
+    return grant.issued_at + _lifetime(grant)
+
+
+def remaining_lifetime(grant: Grant, at: Moment) -> float:
+    """Return the seconds for which the access token is valid after ``at``; negative if it has expired.
+
+    The server's clock decides about the expiry. So the elapsed time counts, not the time to which a clock was set.
+    """
+    age = _access_token_age(grant, at)
+    if age is not None:
+        return _lifetime(grant) - age
+    # If the clock was set back since the issue, the difference would exceed the lifetime.
+    return min(expected_expiry(grant) - at.wall, _lifetime(grant))
+
+
+def may_be_too_early(grant: Grant, sent: Moment) -> bool:
+    """Whether a rejection of a request sent at ``sent`` may only mean that the access token is still valid.
+
+    That is so for servers that refuse an early refresh, up to a tolerance after the expiry: the server counts the
+    lifetime from its own answer.
+    """
+    before = grant.failure
+    if before is not None and before.outcome == "too_early" and before.moment is not None:
+        passed = sent.boottime - before.moment.boottime
+        if before.moment.same_boot(sent) and passed >= _lifetime(grant):
+            return False  # the token that was valid at the first refusal has expired, whatever the wall clock says
+    return server_behavior.refuses_early(grant) and remaining_lifetime(grant, sent) > -CLOCK_TOLERANCE
+
+
+def seconds_until_usable(grant: Grant, now: Moment) -> float:
+    """Return the seconds until the refresh token may be used, by its ``nbf``; 0 or less if it may be used now."""
+    usable, age = _not_before(grant), _access_token_age(grant, now)
+    return usable - now.wall if age is None or grant.issued is None else usable - grant.issued.wall - age
+
+
+def backoff(grant: Grant, failures: int) -> float:
+    """Return the seconds to wait after ``failures`` failures in a row: 10 s doubling to 5 min, +-50 %."""
+    # The exponent is clamped before the power: mcpproxy-go#310 overflowed here and retried 23 million times.
+    base = min(_MAX_BACKOFF, _FIRST_BACKOFF * 2.0 ** min(max(failures - 1, 0), 5))
+    return base * (0.5 + _stable_fraction(f"{grant.name}\0{grant.generation}\0{failures}"))
+
+
+def retry_at(grant: Grant) -> float | None:
+    """Return when the last failure is retried, as far as that is known without a clock; ``None``: not by itself."""
+    if grant.failure is None or grant.failure.retry_at is None:
+        return None
+    if (
+        grant.doubt is None
+        or grant.access_token is None
+        or (server_behavior.grace_period(grant) != 0 and not grant.doubt.replay_over)
+    ):
+        return grant.failure.retry_at
+    since = grant.doubt.since
+    return max(grant.failure.retry_at, since.wall + remaining_lifetime(grant, since))
+
+
+def replay_allowed(grant: Grant, now: Moment) -> bool:
+    """Whether the server accepts the refresh token in doubt once more at ``now``, as far as that is known."""
+    grace_period = server_behavior.grace_period(grant)
+    if grace_period is None:
+        return True
+    if grant.doubt is None:
+        return grace_period > 0
+    # In another boot the elapsed time is unknown, so the grace period counts as over. The request needs some of it.
+    since = grant.doubt.since
+    usable = grace_period - min(_TRANSIT_TIME, grace_period / 10)
+    return not grant.doubt.replay_over and since.same_boot(now) and elapsed(since, now) < usable
+
+
+def doubt_in_future(grant: Grant, now: Moment) -> bool:
+    """Whether a doubt begins in the future by the clock that counts, so that its age is unknown.
+
+    The holder of the lock then restarts the doubt at ``now``: the wait is as long as the token can live, and it ends.
+    """
+    if grant.doubt is None:
+        return False
+    since = grant.doubt.since
+    if since.same_boot(now):
+        return since.boottime > now.boottime + CLOCK_TOLERANCE  # a restored snapshot, or another time namespace
+    return _in_future(since.wall, now)
+
+
+def needs_person(grant: Grant) -> bool:
+    """Whether a person should act: the grant is rejected, or was refused ten times in a row.
+
+    In the second case refresher still retries, because some servers refuse for hours and then accept.
+    """
+    return grant.dead or grant.refusals >= _PERSON_AFTER_REFUSALS
+
+
+def may_send_refresh_token(grant: Grant, now: Moment, *, demanded: bool) -> bool:
+    """Whether the refresh token may be sent at ``now`` without danger for a live access token (I1)."""
+    return _protected_until(grant, now, demanded=demanded) is None
+
+
+def _protected_until(grant: Grant, now: Moment, *, demanded: bool) -> float | None:
+    """Return until when a grant in doubt must wait, or ``None``.
+
+    A second use of a refresh token can revoke the live access token. A demand says that there is no live one.
+    """
+    if grant.doubt is None or grant.access_token is None or demanded or replay_allowed(grant, now):
+        return None
+    remaining = remaining_lifetime(grant, now)
+    if _access_token_age(grant, now) is None:
+        # Count from the doubt: by the boot clock within one boot, by the wall clock otherwise.
+        since = grant.doubt.since
+        passed = now.boottime - since.boottime if since.same_boot(now) else now.wall - since.wall
+        remaining = remaining_lifetime(grant, since) - max(passed, 0.0)
+    return now.wall + remaining if remaining > 0 else None
+
+
+def _after_failure(grant: Grant, now: Moment, *, demanded: bool) -> Decision:
+    failure = grant.failure
+    if failure is None or failure.retry_at is None:
+        return Rotate("retry")
+    if demanded and failure.outcome == "too_early" and now.wall >= failure.at + backoff(grant, grant.failures):
+        return Rotate("demanded")  # agents report that the access token is dead: no expiry to wait for
+    longest = max(_lifetime(grant), MAX_WAIT) if failure.outcome == "too_early" else MAX_WAIT
+    remaining = failure.retry_at - now.wall
+    if failure.moment is not None and failure.moment.same_boot(now):
+        # By the boot clock: if the wall clock was set back by half an hour, a wait of ten seconds would grow by that.
+        remaining = failure.retry_at - failure.at - max(now.boottime - failure.moment.boottime, 0.0)
+    if demanded and _demand_shortens_backoff(grant, failure):
+        # The agents have no valid token and wait: an ordinary backoff would be too long for one 503.
+        shortened = _DEMAND_BACKOFF ** min(max(grant.failures - 1, 0), 8)
+        remaining += min(shortened - (failure.retry_at - failure.at), 0.0)
+    # A longer wait than the maximum comes from a clock that was set back since.
+    if 0 < remaining <= longest:
+        return Wait("in_doubt" if grant.doubt is not None else failure.outcome, now.wall + remaining)
+    return Rotate("retry")
+
+
+def _demand_shortens_backoff(grant: Grant, failure: Failure) -> bool:
+    """Whether a demand shortens the backoff: no doubt, no refusal, and no time named by the server."""
+    undisputed = grant.doubt is None and grant.refusals == 0
+    return undisputed and failure.outcome == "transient" and failure.busy_until is None
+
+
+def _demand_allowed_at(grant: Grant) -> float:
+    """Return when a demand is followed: at once, but later each time if demanded rotations do not help."""
+    if grant.demanded == 0 or grant.last_rotation_at is None:
+        return _earliest_next(grant)
+    interval = _DEMAND_INTERVAL * 2.0 ** min(grant.demanded - 1, 20)
+    return grant.last_rotation_at + max(_MIN_INTERVAL, min(interval, _lifetime(grant) / 4))
+
+
+def _clock_was_set_back(grant: Grant, now: Moment) -> bool:
+    """Whether the clock was set back since the last rotation, so that a wait from then would be too long."""
+    return grant.last_rotation_at is not None and grant.last_rotation_at > now.wall + _MIN_INTERVAL
+
+
+def _not_before(grant: Grant) -> float:
+    """Return from when the refresh token may be used, by its ``nbf``; a time more than a day away is ignored."""
+    if grant.not_before is None or grant.not_before - max(grant.issued_at, grant.authorized_at) > _DAY:
+        return float("-inf")
+    return grant.not_before
+
+
+def _earliest_next(grant: Grant) -> float:
+    return float("-inf") if grant.last_rotation_at is None else grant.last_rotation_at + _MIN_INTERVAL
+
+
+def _access_token_age(grant: Grant, at: Moment) -> float | None:
+    """Return the seconds since the access token was issued, by the boot clock; ``None`` if that cannot tell."""
+    issued = grant.issued
+    if issued is None or not issued.same_boot(at) or issued.boottime > at.boottime + CLOCK_TOLERANCE:
+        return None  # the last condition: a restored snapshot, or another time namespace
+    return max(at.boottime - issued.boottime, 0.0)
+
+
+def _lifetime(grant: Grant) -> float:
+    if grant.expires_at is None:
+        known = server_behavior.access_token_lifetime(grant)
+        return DEFAULT_MAX_AGE if known is None else known
+    return max(grant.expires_at - grant.issued_at, 0.0)
+
+
+def _in_future(at: float, now: Moment) -> bool:
+    return at > now.wall + CLOCK_TOLERANCE
+
+
+def _stable_fraction(text: str) -> float:
+    """Return a number in [0, 1) that is the same in every process."""
+    digest = hashlib.sha256(text.encode()).digest()
+    return int.from_bytes(digest[:7], "big") / 2**56

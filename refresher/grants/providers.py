@@ -1,0 +1,191 @@
+"""Profiles: what is known of authorization servers. Each profile names its source.
+
+To add a provider, add a ``Profile`` to ``PROFILES`` with the hosts of its issuer or token endpoint, a source, and only
+those fields that differ from the defaults. Then add its name to the list in the README and a row to
+``tests/unit/grants/test_server_behavior.py``. A provider's own error codes go to ``oauth/dialects.py``.
+
+``server_behavior.py`` reads the profiles; a grant's own settings and what was observed of its server come first. If
+sources conflict, the cautious one counts. If the operator of a server can configure the grace period (Auth0, Keycloak,
+Okta, Cognito), nothing is assumed.
+"""
+
+from functools import lru_cache
+from typing import Final, NamedTuple
+from urllib.parse import urlsplit
+
+__all__ = ["PROFILES", "UNKNOWN", "Profile", "find_profile"]
+
+_MINUTES: Final = 60.0
+_HOURS: Final = 3600.0
+_DAYS: Final = 86400.0
+
+
+class Profile(NamedTuple):
+    """One authorization server and its behavior."""
+
+    name: str
+    hosts: tuple[str, ...]
+    """Hosts of its issuer or token endpoint; ``.suffix`` stands for all hosts below it."""
+    source: str
+    grace_period: float | None = 0.0
+    """Seconds for which it accepts the previous refresh token again; ``None``: without end, or it does not rotate."""
+    refuses_early: bool = False
+    """Whether it refuses a refresh while the access token is valid."""
+    send_resource: bool = True
+    """Whether it accepts ``resource`` (RFC 8707) in a refresh."""
+    send_scope: bool = False
+    """Whether a refresh requires ``scope``."""
+    revokes_access_token: bool = False
+    """Whether a refresh revokes the previous access token at once: each one costs readers a 401."""
+    access_token_lifetime: float | None = None
+    """Seconds, for answers without ``expires_in``."""
+
+
+UNKNOWN: Final = Profile("unknown", (), "RFC 6749 section 6, RFC 9700 section 4.14: nothing is assumed")
+
+PROFILES: Final = (
+    Profile(
+        "Atlassian",
+        ("auth.atlassian.com",),
+        "community.developer.atlassian.com/t/83103: old tokens 'enter a 10-minutes grace period', 'multiple retries'",
+        grace_period=10 * _MINUTES,
+    ),
+    Profile(
+        "Dropbox",
+        ("api.dropboxapi.com", "api.dropbox.com", "www.dropbox.com"),
+        "dropbox-sdk-python#544: 'refresh tokens don't expire'; react-native-app-auth#687: refuses unknown fields",
+        grace_period=None,
+        send_resource=False,
+    ),
+    Profile(
+        "Entra",
+        ("login.microsoftonline.com", "login.microsoftonline.us", "login.partner.microsoftonline.cn"),
+        "learn.microsoft.com/entra/identity-platform/refresh-tokens: 'doesn't revoke old refresh tokens'; "
+        "csharp-sdk#1587: AADSTS9010010 for resource; typescript-sdk#2718: AADSTS90009 without scope",
+        grace_period=None,
+        send_resource=False,
+        send_scope=True,
+    ),
+    Profile(
+        "Exact Online",
+        tuple(f".exactonline.{domain}" for domain in ("com", "nl", "be", "de", "fr", "co.uk")),
+        "laravel-exact-online#31: 400 'Rate limit exceeded: access_token not expired'",
+        refuses_early=True,
+    ),
+    Profile(
+        "Figma",
+        ("api.figma.com", "www.figma.com"),
+        "arcticjs.dev/providers/figma: a refresh 'only returns an access token and its expiration'",
+        grace_period=None,
+    ),
+    Profile(
+        "GitHub Apps",
+        ("github.com",),
+        "docs.github.com, refreshing user access tokens: 'that refresh token and the old user access token will no "
+        "longer work'",
+        revokes_access_token=True,
+        access_token_lifetime=8 * _HOURS,
+    ),
+    Profile(
+        "Google",
+        ("accounts.google.com", "oauth2.googleapis.com", "www.googleapis.com"),
+        "developers.google.com/identity/protocols/oauth2: a refresh brings no refresh token, the old one stays",
+        grace_period=None,
+    ),
+    Profile(
+        "hh.ru",
+        ("hh.ru", "api.hh.ru"),
+        "hhru/api#130 (staff): 'Refresh token may be used only after access token expired.'",
+        refuses_early=True,
+    ),
+    Profile(
+        "HubSpot",
+        ("api.hubapi.com", ".hubspot.com"),
+        "developers.hubspot.com, auth-oauth-v3: the same refresh token comes back",
+        grace_period=None,
+    ),
+    Profile(
+        "Linear",
+        ("api.linear.app", "linear.app", "mcp.linear.app"),
+        "claude-code#85236, airbyte source-linear: '30-minute replay grace period'",
+        grace_period=30 * _MINUTES,
+    ),
+    Profile(
+        "Notion MCP",
+        ("mcp.notion.com",),
+        "makenotion/notion-cookbook, mcp-client-integration: an hour; sources conflict about a replay, so none",
+        access_token_lifetime=1 * _HOURS,
+    ),
+    Profile(
+        "RingCentral",
+        ("platform.ringcentral.com",),
+        "developers.ringcentral.com/guide/authentication/refresh-tokens: 'invalidated immediately'",
+        revokes_access_token=True,
+    ),
+    Profile(
+        "Shopify",
+        (".myshopify.com",),
+        "shopify.dev/changelog: 'an app can retry its previously stored refresh token until it starts using the "
+        "replacement', 30 days",
+        grace_period=30 * _DAYS,
+        access_token_lifetime=1 * _HOURS,
+    ),
+    Profile(
+        "Slack",
+        ("slack.com",),
+        "docs.slack.dev/authentication/using-token-rotation: 'The refresh token is then revoked'",
+        access_token_lifetime=12 * _HOURS,
+    ),
+    Profile(
+        "Stripe",
+        ("api.stripe.com", "connect.stripe.com"),
+        "NangoHQ/nango provider.client.ts: no expires_in, an hour",
+        access_token_lifetime=1 * _HOURS,
+    ),
+    Profile(
+        "Supabase",
+        (".supabase.co",),
+        "supabase/auth internal/tokens/service.go: the parent of the active token returns the active one",
+        grace_period=None,
+    ),
+    Profile(
+        "Wise",
+        ("api.wise.com", "api.transferwise.com"),
+        "docs.wise.com/guides/developer/auth-and-security/refresh-tokens: 'the previous access token is immediately "
+        "invalidated'",
+        revokes_access_token=True,
+    ),
+    Profile(
+        "WorkOS",
+        ("api.workos.com", ".authkit.app"),
+        "workos.com/docs/authkit/session-resilience: 'replay grace period'; kcap-cli#946: 30 seconds",
+        grace_period=30.0,
+    ),
+    Profile(
+        "Xero",
+        ("identity.xero.com",),
+        "developer.xero.com/faq/oauth2: 'retry using your existing refresh token for up to 30 minutes'",
+        grace_period=30 * _MINUTES,
+    ),
+    Profile(
+        "Zoho",
+        (".zoho.com", ".zoho.eu", ".zoho.in", ".zoho.com.au", ".zoho.jp"),
+        "zoho.com/crm/developer/docs/api/v3/token-validity: refresh tokens do not change; 10 refreshes in 10 minutes",
+        grace_period=None,
+    ),
+)
+
+
+@lru_cache(maxsize=1024)  # thousands of grants share few servers, and each decision looks up several times
+def find_profile(token_endpoint: str, issuer: str | None) -> Profile:
+    """Return the profile for the host of the issuer, else for that of the token endpoint, else ``UNKNOWN``."""
+    for address in (issuer, token_endpoint):
+        host = (urlsplit(address).hostname or "") if address else ""
+        for profile in PROFILES:
+            if any(_matches(host, pattern) for pattern in profile.hosts):
+                return profile
+    return UNKNOWN
+
+
+def _matches(host: str, pattern: str) -> bool:
+    return host.endswith(pattern) and host != pattern if pattern.startswith(".") else host == pattern

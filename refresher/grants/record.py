@@ -1,0 +1,340 @@
+"""The private record of one NAME, and its encoding with a version and a checksum.
+
+Pure: no clock, disk or network. The names of the fields are the JSON keys on the disk.
+"""
+
+import hashlib
+from collections.abc import Callable
+from typing import Any, Final, Literal
+
+import msgspec
+
+from refresher.common.clocks import Moment
+from refresher.common.errors import GrantFileError
+from refresher.common.secret import Secret
+
+__all__ = [
+    "CONVERTERS",
+    "DECODE_ERRORS",
+    "MAX_SPENT",
+    "NO_RECORD",
+    "VERSION",
+    "AuthMethod",
+    "Doubt",
+    "Failure",
+    "Grant",
+    "Login",
+    "LoginMethod",
+    "Record",
+    "Stored",
+    "Tombstone",
+    "decode",
+    "decode_secret",
+    "encode",
+    "unwrap",
+    "version_error",
+    "with_spent",
+    "wrap",
+]
+
+VERSION: Final = 1
+"""The format version of records and intents. A change of a field name, a kind or a literal raises it."""
+
+_Fields = dict[str, Any]
+
+CONVERTERS: Final[dict[int, Callable[[_Fields], _Fields]]] = {}
+"""For each earlier version, the function that makes the next version of a record's or an intent's fields.
+
+The fields of a record have ``kind``, those of an intent do not. The converted record reaches the disk with the next
+write, which happens under the grant's lock.
+"""
+
+MAX_SPENT: Final = 256
+"""How many fingerprints of used refresh tokens a record remembers."""
+
+NO_RECORD: Final = ""
+"""The checksum that stands for "there is no record"."""
+
+DECODE_ERRORS: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises for invalid data; ``RecursionError`` for brackets that are nested too deep."""
+
+AuthMethod = Literal[
+    "none",
+    "client_secret_basic",
+    "client_secret_post",
+    "private_key_jwt",
+    "tls_client_auth",
+    "self_signed_tls_client_auth",
+]
+
+LoginMethod = Literal["browser", "device", "client_credentials"]
+
+FailureKind = Literal["transient", "too_early", "client_rejected", "in_doubt", "reauthorization_required"]
+
+
+class Failure(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Why the last exchange failed; ``at`` and ``retry_at`` are epoch seconds."""
+
+    outcome: FailureKind
+    code: str
+    description: str
+    at: float
+    retry_at: float | None
+    moment: Moment | None = None
+    """``at`` by every clock, so that a wait keeps its length when the wall clock is set."""
+    busy_until: float | None = None
+    """When the server accepts requests again; none of its grants is exchanged before."""
+
+
+class Doubt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The refresh token may be used up: a request was sent at ``since`` and no answer is known."""
+
+    since: Moment
+    replay_over: bool = False
+    """Whether the true time is not known any more: ``since`` is later, and no grace period counts from it."""
+    kept: str | None = None
+    """Where an unreadable answer was saved, as text: a person may find the new tokens in it."""
+    restored: bool = False
+    """Whether the cause is a restored backup: readers have seen a later generation than the record's."""
+    spill: str | None = None
+    """Where an answer may be that was not read: the machine went down, and that file system may not be mounted yet."""
+    begun_from: str = NO_RECORD
+    """The checksum of the record from which that attempt started."""
+
+    def with_kept(self, kept: str | None) -> "Doubt":
+        """Return the doubt with the saved answer, unless it has one: the first answer came when the token was used."""
+        return msgspec.structs.replace(self, kept=kept) if self.kept is None else self
+
+    def merged_with(self, later: "Doubt") -> "Doubt":
+        """Return the doubt with what is known of a later loss; of two spills, only the later one can be useful."""
+        merged = self.with_kept(later.kept)
+        if later.spill is None:
+            return merged
+        return msgspec.structs.replace(merged, spill=later.spill, begun_from=later.begun_from)
+
+
+class Login(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a person logged in, so that ``login NAME`` can repeat it."""
+
+    client: Literal["given", "metadata_document", "registered"]
+    """Where the client came from; one that was registered for this grant can be registered again."""
+    client_expires_at: float | None = None
+    """When the client secret expires (RFC 7591 section 3.2.1), epoch seconds."""
+    authorization_endpoint: str | None = None
+    device_authorization_endpoint: str | None = None
+    redirect_uri: str | None = None
+    endpoints_given: bool = False
+    """Whether a person gave the endpoints, because the server has no metadata."""
+    issuer_given: bool = False
+    """Whether a person gave the authorization server, because the API does not name one."""
+    scope: str | None = None
+    """The scope that a person asked for, instead of the one that the server names."""
+    resource: str | None = None
+    """The ``resource`` (RFC 8707) that a person gave."""
+    way: LoginMethod = "browser"
+    params: tuple[tuple[str, str], ...] = ()
+    """Additional parameters of the authorization request."""
+
+
+class Grant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="grant"):
+    """What a person once authorized, and the state of its rotation. Times are epoch seconds."""
+
+    name: str
+    grant_id: str
+    """New for each import and login."""
+    generation: int
+    begun_from: str
+    """The checksum of the record that this one replaced: recovery adopts only a direct successor."""
+
+    issuer: str | None
+    token_endpoint: str
+    revocation_endpoint: str | None = None
+    """Where ``logout`` sends the revocation (RFC 7009)."""
+    client_id: str
+    client_secret: Secret | None
+    token_endpoint_auth_method: AuthMethod
+    refresh_token: Secret | None
+    """``None`` for client credentials (RFC 6749 section 4.4), which get new access tokens without one."""
+    renewable: bool = True
+    """False if the login gave no refresh token: there will be no other access token."""
+    private_key_file: str | None = None
+    """PEM file that signs the assertions of ``private_key_jwt``; it is read for each of them."""
+    private_key_id: str | None = None
+    token_endpoint_auth_signing_alg: str | None = None
+    client_cert: str | None = None
+    """PEM file with the certificate chain for the token endpoint (RFC 8705)."""
+    client_key: str | None = None
+    scope: str | None
+    """The scope granted last."""
+    asked_scope: str | None = None
+    """The scope requested at login; it is the one that is sent, because the granted scope may be smaller."""
+    resource: str | None
+    """RFC 8707, stored verbatim: with an added slash it is another resource."""
+    send_resource: bool | None
+    """``None``: the profile of the server decides, as it does for ``replay`` if that is ``UNSET``."""
+    server_url: str | None
+    origins: tuple[str, ...]
+    replay: float | msgspec.UnsetType | None = msgspec.UNSET
+    """Seconds for which the server accepts the previous refresh token again; 0: never, ``None``: without end."""
+    max_age: float | None
+    """Seconds after which an access token of unknown lifetime is replaced."""
+
+    access_token: Secret | None
+    token_type: str
+    issued_at: float
+    """When the request for the access token was sent."""
+    issued: Moment | None = None
+    """``issued_at`` by every clock, because the wall clock alone can be set."""
+    expires_at: float | None
+    authorized_at: float
+    login: Login | None = None
+    """``None`` if the grant was imported."""
+    last_rotation_at: float | None = None
+
+    dead: bool = False
+    """Whether the server rejected the grant: only a person can help."""
+    failures: int = 0
+    refusals: int = 0
+    """How many refusals came in a row that do not reject the grant."""
+    failure: Failure | None = None
+    doubt: Doubt | None = None
+    demanded: int = 0
+    """How many rotations in a row were demanded before they were due."""
+    refuses_early: bool = False
+    """Whether the server has refused a refresh while the access token was valid, and accepted it later."""
+    resource_refused: bool = False
+    """Whether the server has refused ``resource``."""
+    not_before: float | None = None
+    """When the refresh token may be used first, by its own ``nbf`` (RFC 7519 section 4.1.5)."""
+    spent: tuple[str, ...] = ()
+    """Fingerprints of used refresh tokens, oldest first."""
+
+
+class Tombstone(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="tombstone"
+):
+    """What stays of a removed grant, so that its generation never falls and no used token is imported again."""
+
+    name: str
+    grant_id: str
+    generation: int
+    begun_from: str
+    removed_at: float
+    scope: str | None
+    origins: tuple[str, ...]
+    spent: tuple[str, ...] = ()
+
+
+Record = Grant | Tombstone
+
+
+class Stored(msgspec.Struct, frozen=True):
+    """A record as it is on the disk; ``checksum`` is ``NO_RECORD`` if there is none."""
+
+    record: Record | None
+    checksum: str
+
+
+class _Envelope(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    version: int
+    checksum: str
+    record: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    intent: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
+class _Version(msgspec.Struct):
+    version: int
+
+
+def with_spent(spent: tuple[str, ...], token: Secret) -> tuple[str, ...]:
+    """Return ``spent`` with ``token`` as its newest entry, without the oldest beyond ``MAX_SPENT``."""
+    fingerprint = token.fingerprint()
+    return (*(known for known in spent if known != fingerprint), fingerprint)[-MAX_SPENT:]
+
+
+def encode(record: Record) -> tuple[bytes, str]:
+    """Return the bytes of a record and their checksum."""
+    return wrap("record", msgspec.json.encode(record, enc_hook=_encode_secret))
+
+
+def wrap(key: Literal["record", "intent"], raw: bytes) -> tuple[bytes, str]:
+    """Return the line that holds ``raw`` with its version and its checksum, and the checksum."""
+    checksum = hashlib.sha256(raw).hexdigest()
+    return msgspec.json.encode(_Envelope(VERSION, checksum, **{key: msgspec.Raw(raw)})) + b"\n", checksum
+
+
+def decode(data: bytes, name: str) -> Stored:
+    """Return the record of ``name`` in ``data``.
+
+    Raises ``GrantFileError`` for a later version, a wrong checksum, another name, or data that is not a record.
+    """
+    raw, checksum = unwrap("record", data)
+    try:
+        record = _RECORD.decode(raw)
+    except DECODE_ERRORS:
+        raise GrantFileError("the record has fields that this version of refresher does not know") from None
+    if record.name != name:
+        raise GrantFileError(f"the record belongs to the name {record.name!r}: the file was copied or renamed")
+    return Stored(record, checksum)
+
+
+def unwrap(key: Literal["record", "intent"], data: bytes) -> tuple[bytes | msgspec.Raw, str]:
+    """Return the JSON in ``data``, converted to the current version, and its checksum on the disk.
+
+    Raises ``GrantFileError`` for a later version, a wrong checksum, or data of another kind.
+    """
+    try:
+        envelope = _ENVELOPE.decode(data)
+    except DECODE_ERRORS:
+        raise GrantFileError(_unreadable(data)) from None
+    raw: msgspec.Raw | msgspec.UnsetType = getattr(envelope, key)
+    if raw is msgspec.UNSET or (envelope.version != VERSION and envelope.version not in CONVERTERS):
+        raise GrantFileError(_unreadable(data))
+    checksum = hashlib.sha256(raw).hexdigest()
+    if checksum != envelope.checksum:
+        raise GrantFileError("the checksum does not match: the file was damaged or edited")
+    return (raw if envelope.version == VERSION else _converted(raw, envelope.version)), checksum
+
+
+def _converted(raw: msgspec.Raw, version: int) -> bytes:
+    try:
+        fields = msgspec.json.decode(raw, type=_Fields)
+    except DECODE_ERRORS:
+        raise GrantFileError("the file is not a grant record") from None
+    for earlier in range(version, VERSION):
+        fields = CONVERTERS[earlier](fields)
+    return msgspec.json.encode(fields)
+
+
+def version_error(data: bytes) -> str | None:
+    """Return the message for data of a later version; ``None`` for other data."""
+    try:
+        version = msgspec.json.decode(data.partition(b"\n")[0], type=_Version).version
+    except DECODE_ERRORS:
+        return None
+    if version <= VERSION:
+        return None
+    return f"the file has version {version}, this refresher reads version {VERSION}: use the newer refresher"
+
+
+def _unreadable(data: bytes) -> str:
+    if not data.strip(b"\0 \n"):
+        return "the file is empty"
+    return version_error(data) or "the file is not a grant record, or is incomplete"
+
+
+def _encode_secret(value: Any) -> str:
+    if isinstance(value, Secret):
+        return value.reveal()
+    raise NotImplementedError
+
+
+def decode_secret(kind: type, value: Any) -> Secret:
+    """Make a ``Secret`` from a string; a decoding hook for msgspec."""
+    if kind is Secret and isinstance(value, str):
+        return Secret(value)
+    raise TypeError("Expected a text")
+
+
+_ENVELOPE: Final = msgspec.json.Decoder(_Envelope)
+_RECORD: Final[msgspec.json.Decoder[Record]] = msgspec.json.Decoder(Record, dec_hook=decode_secret)

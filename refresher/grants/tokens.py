@@ -1,0 +1,52 @@
+"""What a token says about itself: valid characters, authentication scheme, times in a JWT. Pure."""
+
+import base64
+import binascii
+from typing import Final, TypeGuard
+
+import msgspec
+
+__all__ = ["MAX_LIFETIME", "auth_scheme", "is_token", "jwt_time", "not_before"]
+
+MAX_LIFETIME: Final = 315_360_000.0
+"""Ten years in seconds, the longest lifetime of an access token."""
+
+# Other token types are a server's own word for Bearer: Slack says "bot" and "user", and expects Bearer.
+_SCHEMES: Final = frozenset({"bearer", "dpop", "mac", "pop"})
+
+
+def is_token(value: object) -> TypeGuard[str]:
+    """Whether ``value`` is printable ASCII (RFC 6749 appendix A); a control character could split a header."""
+    return isinstance(value, str) and value != "" and all(" " <= char <= "~" for char in value)
+
+
+def auth_scheme(token_type: object) -> str:
+    """Return the authentication scheme for the ``Authorization`` header, from a token type."""
+    return token_type if isinstance(token_type, str) and token_type.lower() in _SCHEMES else "Bearer"
+
+
+def jwt_time(token: str, claim: str) -> float | None:
+    """Return a time claim (``exp``, ``nbf``) if ``token`` is a JWT (RFC 7519). The signature is not checked."""
+    parts = token.split(".")
+    if len(parts) != 3:
+        return None
+    try:
+        claims = msgspec.json.decode(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
+    except (binascii.Error, ValueError, RecursionError):
+        return None
+    at = claims.get(claim) if isinstance(claims, dict) else None
+    if isinstance(at, bool) or not isinstance(at, int | float):
+        return None
+    return float(at) if 0 < at < 1e12 else None
+
+
+def not_before(refresh_token: str, now: float, clock_skew: float = 0.0) -> float | None:
+    """Return from when a refresh token received at ``now`` may be used, by its ``nbf``, on the local clock.
+
+    ``clock_skew``: the seconds by which the server's clock is ahead, as far as they are known.
+    """
+    at, issued = jwt_time(refresh_token, "nbf"), jwt_time(refresh_token, "iat")
+    if at is None:
+        return None
+    # The token was issued before now, so the remaining wait is at most nbf - iat, however wrong the local clock is.
+    return at - clock_skew if issued is None else min(at - clock_skew, now + at - issued)

@@ -1,0 +1,203 @@
+"""Make the next state of a grant from an outcome. Pure: the caller passes the times."""
+
+from typing import assert_never
+
+import msgspec
+
+from refresher.common.clocks import Moment
+from refresher.common.secret import Secret
+from refresher.grants import policy
+from refresher.grants.outcome import (
+    Ambiguous,
+    ClientRejected,
+    GrantRejected,
+    NotSent,
+    Outcome,
+    ResourceRefused,
+    TokensIssued,
+    TooEarly,
+    Transient,
+    Unreadable,
+)
+from refresher.grants.record import Doubt, Failure, FailureKind, Grant, with_spent
+from refresher.grants.tokens import not_before
+
+__all__ = ["apply", "mark_in_doubt", "mark_interrupted", "with_access_token"]
+
+_LOST = "the rotation was lost: the answer to an earlier attempt"
+_RESTORED = "the record was restored from a backup, and its refresh token had been used since"
+
+
+def apply(
+    grant: Grant,
+    outcome: Outcome,
+    *,
+    first_sent: Moment | None,
+    last_sent: Moment | None,
+    now: Moment,
+    demanded: bool,
+    generation: int,
+) -> Grant:
+    """Return ``grant`` after ``outcome``.
+
+    ``first_sent`` and ``last_sent``: when the requests of this attempt were sent; ``None`` if none was. ``generation``:
+    the generation of a successful rotation.
+    """
+    match outcome:
+        case TokensIssued():
+            sent = now if last_sent is None else last_sent
+            return _rotated(grant, outcome, sent=sent, now=now, demanded=demanded, generation=generation)
+        case NotSent():
+            return _failed(grant, "transient", "temporarily_unavailable", outcome.description, now)
+        case Transient():
+            return _transient(grant, outcome, now)
+        case TooEarly():
+            early = _refused(grant) if outcome.refusal else grant
+            if not grant.dead:
+                early = msgspec.structs.replace(early, refuses_early=True)
+            # Wait for the expiry of the access token: no clock can move that further away than the lifetime.
+            expiry = policy.remaining_lifetime(grant, now)
+            return _failed(early, "too_early", outcome.code, outcome.description, now, expiry)
+        case Ambiguous() | Unreadable() if grant.refresh_token is None:
+            return _failed(grant, "transient", "server_error", outcome.description, now)  # nothing was used up
+        case ResourceRefused() if grant.refresh_token is None:
+            return _failed(_refused(grant), "transient", outcome.code, outcome.description, now)
+        case ResourceRefused():
+            return mark_in_doubt(_refused(grant), outcome.description, doubt=Doubt(since=first_sent or now), now=now)
+        case Ambiguous():
+            return mark_in_doubt(grant, outcome.description, doubt=Doubt(since=first_sent or now), now=now)
+        case Unreadable():
+            doubt = Doubt(since=first_sent or now, kept=outcome.kept)
+            return mark_in_doubt(grant, outcome.description, doubt=doubt, now=now)
+        case ClientRejected():
+            return _failed(_refused(grant), "client_rejected", outcome.code, outcome.description, now)
+        case GrantRejected():
+            return _rejected(grant, outcome, now)
+        case _:
+            assert_never(outcome)
+
+
+def with_access_token(grant: Grant, tokens: TokensIssued, sent: Moment) -> Grant:
+    """Return ``grant`` with the access token that was requested at ``sent``."""
+    return msgspec.structs.replace(
+        grant,
+        # RFC 6749 section 5.1: a missing scope means the requested or the unchanged one.
+        scope=grant.scope if tokens.scope is None else tokens.scope,
+        access_token=tokens.access_token,
+        token_type=tokens.token_type,
+        issued_at=sent.wall,
+        issued=sent,
+        expires_at=tokens.expires_at if tokens.expires_in is None else sent.wall + tokens.expires_in,
+    )
+
+
+def mark_in_doubt(grant: Grant, description: str, *, doubt: Doubt, now: Moment) -> Grant:
+    """Return ``grant`` in ``doubt``, or in its earlier doubt that is not settled yet."""
+    # The earliest doubt counts: at the latest then, the server saw the token and started its grace period.
+    doubtful = msgspec.structs.replace(grant, doubt=(grant.doubt or doubt).merged_with(doubt))
+    return _failed(doubtful, "in_doubt", "in_doubt", description, now)
+
+
+def mark_interrupted(grant: Grant, description: str, *, doubt: Doubt, now: Moment) -> Grant:
+    """Return ``grant`` after an attempt that ended before its own replay; if a replay is allowed, it is due at once."""
+    if grant.refresh_token is None:
+        return _due_at_once(_failed(grant, "transient", "server_error", description, now), now)
+    marked = mark_in_doubt(grant, description, doubt=doubt, now=now)
+    return marked if marked.dead or not policy.replay_allowed(marked, now) else _due_at_once(marked, now)
+
+
+def _due_at_once(grant: Grant, now: Moment) -> Grant:
+    if grant.failure is None:
+        return grant
+    return msgspec.structs.replace(grant, failure=msgspec.structs.replace(grant.failure, retry_at=now.wall))
+
+
+def _transient(grant: Grant, outcome: Transient, now: Moment) -> Grant:
+    wait = min(outcome.retry_after or 0.0, policy.MAX_WAIT)
+    counted = _refused(grant) if outcome.refusal else grant
+    failed = _failed(counted, "transient", outcome.code, outcome.description, now, wait)
+    if failed.failure is None or failed.dead or outcome.refusal or outcome.retry_after is None:
+        return failed
+    # The server is busy until a time that it named: that counts for all its grants.
+    busy = msgspec.structs.replace(failed.failure, busy_until=failed.failure.at + wait)
+    return msgspec.structs.replace(failed, failure=busy)
+
+
+def _refused(grant: Grant) -> Grant:
+    return msgspec.structs.replace(grant, refusals=grant.refusals + 1)
+
+
+def _rotated(
+    grant: Grant, tokens: TokensIssued, *, sent: Moment, now: Moment, demanded: bool, generation: int
+) -> Grant:
+    new = tokens.refresh_token
+    # Old versions of django-oauth-toolkit answer a replay with a refresh token that was used before (#702).
+    if grant.refresh_token is None or (new is not None and new.fingerprint() in grant.spent):
+        new = None
+    replaced = new is not None and new != grant.refresh_token
+    scheduled = grant.access_token is None or sent.wall >= policy.due_at(grant)
+    return msgspec.structs.replace(
+        with_access_token(grant, tokens, sent),
+        generation=generation,
+        refresh_token=grant.refresh_token if new is None else new,
+        not_before=grant.not_before if new is None else _not_before(new, tokens, sent, now),
+        spent=with_spent(grant.spent, grant.refresh_token) if replaced and grant.refresh_token else grant.spent,
+        last_rotation_at=sent.wall,
+        dead=False,
+        failures=0,
+        refusals=0,
+        failure=None,
+        doubt=None,
+        demanded=grant.demanded + 1 if demanded and not scheduled else 0,
+        refuses_early=grant.refuses_early or _was_too_early(grant),
+    )
+
+
+def _not_before(new: Secret, tokens: TokensIssued, sent: Moment, now: Moment) -> float | None:
+    usable = not_before(new.reveal(), now.wall, tokens.clock_skew)
+    if usable is None or not sent.same_boot(now):
+        return usable
+    # Converted to the clock of ``sent``, from which the other times count: the clock may have been set in between.
+    return usable - now.wall + sent.wall + now.boottime - sent.boottime
+
+
+def _was_too_early(grant: Grant) -> bool:
+    """Whether the server rejected the grant while the access token was valid, and now accepts the grant."""
+    rejection = grant.failure if grant.dead else None
+    return rejection is not None and grant.expires_at is not None and rejection.at < grant.expires_at
+
+
+def _failed(grant: Grant, kind: FailureKind, code: str, description: str, now: Moment, wait: float = 0.0) -> Grant:
+    """Return ``grant`` after a failure, with a retry after the backoff or after ``wait`` seconds if that is longer."""
+    failures = grant.failures + 1
+    if grant.dead:
+        # A person forced another attempt and it settled nothing: the rejection stays.
+        return msgspec.structs.replace(grant, failures=failures)
+    failure = Failure(
+        outcome=kind,
+        code=code,
+        description=description,
+        at=now.wall,
+        retry_at=now.wall + max(policy.backoff(grant, failures), wait),
+        moment=now,
+    )
+    return msgspec.structs.replace(grant, failures=failures, failure=failure)
+
+
+def _rejected(grant: Grant, rejection: GrantRejected, now: Moment) -> Grant:
+    description = rejection.description
+    if grant.doubt is not None:
+        description = f"{_cause(grant.doubt)}; {description}"
+    elif grant.dead and grant.failure is not None:
+        # A person forced another attempt: the first description still tells most about the cause.
+        description = grant.failure.description
+    failure = Failure(
+        outcome="reauthorization_required", code=rejection.code, description=description, at=now.wall, retry_at=None
+    )
+    return msgspec.structs.replace(grant, dead=True, failures=grant.failures + 1, doubt=None, failure=failure)
+
+
+def _cause(doubt: Doubt) -> str:
+    if doubt.kept is not None:
+        return f"{_LOST} could not be read ({doubt.kept})"
+    return _RESTORED if doubt.restored else f"{_LOST} never arrived"

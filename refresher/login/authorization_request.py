@@ -1,0 +1,125 @@
+"""The authorization request, and the redirect that answers it (RFC 6749 section 4.1, RFC 7636, RFC 9207).
+
+Anybody can send a redirect: nothing in it counts before its state fits.
+"""
+
+import hmac
+import secrets
+from typing import Final
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+import msgspec
+from mcp.client.auth import PKCEParameters
+
+from refresher.common.errors import LoginNotGiven, LoginRefused, ServerAway
+from refresher.common.secret import Secret, mask
+from refresher.grants import server_behavior
+from refresher.grants.record import Grant
+from refresher.grants.tokens import is_token
+from refresher.login.discovery import OFFLINE_ACCESS, Server
+from refresher.login.error_advice import TEMPORARY, advice
+
+__all__ = ["AuthorizationRequest", "ForeignRedirect", "new_authorization_request"]
+
+_ADDRESS: Final = ("http://", "https://")
+_CHALLENGE: Final = "S256"
+
+_DECLINED: Final = ("access_denied", "consent_required", "interaction_required", "login_required", "user_cancelled")
+
+
+class ForeignRedirect(ValueError):
+    """A redirect of another authorization request: an old one, or that of another person."""
+
+
+class AuthorizationRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """One authorization request; the person opens ``url``."""
+
+    url: str
+    redirect_uri: str
+    state: Secret
+    verifier: Secret
+    issuer: str | None
+    sends_iss: bool
+
+    def token_request(self, redirect: str) -> dict[str, str]:
+        """Return the fields of the token request that redeems the code in ``redirect``, an address or its query.
+
+        Raises ``ForeignRedirect``, ``LoginNotGiven`` where the person declined, ``LoginRefused`` and ``ServerAway``.
+        """
+        try:
+            # A query may hold an address too: that of the issuer.
+            query = urlsplit(redirect).query if redirect.startswith(_ADDRESS) else redirect.lstrip("?")
+            pairs = parse_qsl(query, keep_blank_values=True)
+        except ValueError:
+            raise ForeignRedirect("it is not an address") from None
+        fields = dict(pairs)
+        state = fields.get("state", "").encode("utf-8", "replace")
+        if len(fields) != len(pairs) or not hmac.compare_digest(state, self.state.reveal().encode()):
+            raise ForeignRedirect("it belongs to another login")
+        iss = fields.get("iss")
+        if self.issuer is not None and (iss is not None or self.sends_iss) and iss != self.issuer:
+            raise LoginRefused(
+                f"the redirect does not come from {self.issuer} (iss, RFC 9207), which may be an attack; nothing was "
+                "changed. Log in again"
+            )
+        if error := fields.get("error"):
+            text = mask(fields.get("error_description", ""), (self.state,))
+            said = f"{mask(error)}{f': {text}' if text else ''}"
+            if error in _DECLINED:
+                raise LoginNotGiven(f"the login was declined in the browser ({said}); nothing was changed")
+            if error in TEMPORARY:
+                raise ServerAway(
+                    f"the authorization server is not available now ({said}); nothing was changed. Log in again later"
+                )
+            raise LoginRefused(
+                f"the authorization server refuses the login ({said}); nothing was changed. {advice(error)}"
+            )
+        if not is_token(fields.get("code")):
+            raise LoginRefused(f"the redirect has neither a code nor an error; nothing was changed. {advice('')}")
+        return {
+            "grant_type": "authorization_code",
+            "code": fields["code"],
+            "redirect_uri": self.redirect_uri,
+            "code_verifier": self.verifier.reveal(),
+        }
+
+
+def new_authorization_request(
+    server: Server, client: Grant, *, redirect_uri: str, scope: str | None, params: tuple[tuple[str, str], ...]
+) -> AuthorizationRequest:
+    """Return a new authorization request of ``client``; ``params`` add to its parameters or replace them.
+
+    Raises ``LoginRefused`` where the server has no authorization endpoint, or publishes that it has no PKCE.
+    """
+    if server.authorization_endpoint is None:
+        raise LoginRefused("the server has no authorization endpoint; nothing was changed. Try --device")
+    if server.challenge_methods is not None and _CHALLENGE not in server.challenge_methods:
+        raise LoginRefused(
+            "the authorization server does not offer PKCE with S256 (RFC 7636), so a code could be stolen; nothing was "
+            "changed"
+        )
+    pkce, state = PKCEParameters.generate(), secrets.token_urlsafe(32)
+    fields = {
+        "response_type": "code",
+        "client_id": client.client_id,
+        "redirect_uri": redirect_uri,
+        "state": state,
+        "code_challenge": pkce.code_challenge,
+        "code_challenge_method": _CHALLENGE,
+    }
+    if client.resource is not None and server_behavior.sends_resource(client):
+        fields["resource"] = client.resource
+    if scope:
+        fields["scope"] = scope
+        if OFFLINE_ACCESS in scope.split():
+            fields["prompt"] = "consent"  # OpenID Connect Core section 11: without it the server ignores offline_access
+    parts = urlsplit(server.authorization_endpoint)
+    query = [*parse_qsl(parts.query, keep_blank_values=True), *(fields | dict(params)).items()]
+    return AuthorizationRequest(
+        url=urlunsplit(parts._replace(query=urlencode(query))),
+        redirect_uri=redirect_uri,
+        state=Secret(state),
+        verifier=Secret(pkce.code_verifier),
+        issuer=server.issuer,
+        sends_iss=server.sends_iss,
+    )

@@ -1,0 +1,169 @@
+"""The options of a login, and the checks that need nothing but the options."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, NoReturn
+from urllib.parse import urlsplit
+
+import msgspec
+
+from refresher.common.errors import ConfigError
+from refresher.grants.record import AuthMethod, Grant, LoginMethod
+from refresher.grants.tokens import is_token
+from refresher.oauth import urls
+
+__all__ = ["LoginOptions", "completed", "validated"]
+
+_ENDPOINTS: Final = (
+    "issuer",
+    "authorization_endpoint",
+    "token_endpoint",
+    "device_authorization_endpoint",
+    "revocation_endpoint",
+)
+_FILES: Final = ("client_secret_file", "private_key_file", "client_cert", "client_key")
+_NEEDED_FILE: Final = {
+    "client_secret_basic": "client_secret_file",
+    "client_secret_post": "client_secret_file",
+    "private_key_jwt": "private_key_file",
+    "tls_client_auth": "client_cert",
+    "self_signed_tls_client_auth": "client_cert",
+}
+_CLIENT_OPTIONS: Final = (*_FILES, "auth_method", "private_key_id")
+_RESERVED_PARAMS: Final = (
+    "client_id",
+    "code_challenge",
+    "code_challenge_method",
+    "redirect_uri",
+    "response_type",
+    "state",
+)
+_TEXTS: Final = ("client_id", "scope", "resource", "private_key_id")
+
+
+class LoginOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """The options of one login; ``None`` where the person did not give one."""
+
+    url: str | None = None
+    client_id: str | None = None
+    client_secret_file: str | None = None
+    client_metadata: str | None = None
+    """The address of a client metadata document, which is then the ``client_id``."""
+    new_client: bool = False
+    auth_method: AuthMethod | None = None
+    private_key_file: str | None = None
+    private_key_id: str | None = None
+    client_cert: str | None = None
+    client_key: str | None = None
+    issuer: str | None = None
+    authorization_endpoint: str | None = None
+    token_endpoint: str | None = None
+    device_authorization_endpoint: str | None = None
+    revocation_endpoint: str | None = None
+    scope: str | None = None
+    resource: str | None = None
+    """RFC 8707; "none" leaves it out."""
+    params: tuple[tuple[str, str], ...] = ()
+    redirect_uri: str | None = None
+    """On this machine; ``None``: at a free port."""
+    way: LoginMethod | None = None
+    wait: float = 300.0
+    """Seconds for the person."""
+    open_browser: bool = True
+    verify: bool = True
+    """Try the new token at the server before it is stored."""
+    replace: bool = False
+    """Replace a grant of that name for another server."""
+
+    @property
+    def names_endpoints(self) -> bool:
+        """Whether the person gives the endpoints, because the server publishes no metadata."""
+        return self.token_endpoint is not None
+
+
+def validated(options: LoginOptions) -> LoginOptions:
+    """Return the options with absolute paths. Raises ``ConfigError`` for options that contradict each other."""
+    if options.url is not None:
+        _check(urls.parse_origin, "URL", options.url)
+    for key in _ENDPOINTS:
+        if (address := getattr(options, key)) is not None:
+            _check(urls.check_endpoint, _option(key), address)
+    if options.redirect_uri is not None:
+        _check(_loopback, "--redirect-uri", options.redirect_uri)
+    for key in _TEXTS:
+        if (text := getattr(options, key)) is not None and not is_token(text):
+            _refuse(f"{_option(key)} must be printable ASCII and not empty")
+    if options.client_id is None and (alone := next((key for key in _CLIENT_OPTIONS if getattr(options, key)), None)):
+        _refuse(f"{_option(alone)} needs a --client-id")
+    if (file := _NEEDED_FILE.get(options.auth_method or "")) and getattr(options, file) is None:
+        _refuse(f"--auth-method {options.auth_method} needs {_option(file)}")
+    if options.way == "client_credentials" and options.client_id is None:
+        _refuse("--client-credentials needs a --client-id that authenticates itself (RFC 6749 section 4.4)")
+    if options.authorization_endpoint is not None and not options.names_endpoints:
+        _refuse("--authorization-endpoint needs a --token-endpoint")
+    places = (options.authorization_endpoint, options.device_authorization_endpoint)
+    if options.names_endpoints and not any(places) and options.way != "client_credentials":
+        _refuse("--token-endpoint needs an --authorization-endpoint, or --device-authorization-endpoint")
+    if options.names_endpoints and options.client_id is None:
+        _refuse("--token-endpoint needs a --client-id: without metadata, no client can be registered")
+    for key, value in options.params:
+        if key in _RESERVED_PARAMS or not is_token(key) or not is_token(value):
+            _refuse(f"--param must be KEY=VALUE in printable ASCII, and none of {', '.join(_RESERVED_PARAMS)}")
+    # Relative to the directory of this command: the daemon runs in another one.
+    paths = {key: str(Path(path).expanduser().absolute()) for key in _FILES if (path := getattr(options, key))}
+    return msgspec.structs.replace(options, **paths)
+
+
+def completed(options: LoginOptions, stored: Grant | None) -> LoginOptions:
+    """Return the options, completed by those of the stored grant's login.
+
+    A grant of another server adds nothing.
+    """
+    if stored is None or (
+        options.url and stored.server_url and urls.parse_origin(options.url) != urls.parse_origin(stored.server_url)
+    ):
+        return options
+    options = msgspec.structs.replace(options, url=options.url or stored.server_url)
+    before = stored.login
+    if before is None:
+        return options
+    if before.endpoints_given and options.issuer is None and not options.names_endpoints:
+        options = msgspec.structs.replace(
+            options,
+            issuer=stored.issuer,
+            authorization_endpoint=before.authorization_endpoint,
+            token_endpoint=stored.token_endpoint,
+            device_authorization_endpoint=before.device_authorization_endpoint,
+            revocation_endpoint=options.revocation_endpoint or stored.revocation_endpoint,
+        )
+    elif before.issuer_given and options.issuer is None and not options.names_endpoints:
+        options = msgspec.structs.replace(options, issuer=stored.issuer)
+    return msgspec.structs.replace(
+        options,
+        scope=options.scope or before.scope,
+        resource=options.resource or before.resource,
+        params=options.params or before.params,
+        way=options.way or before.way,
+    )
+
+
+def _option(key: str) -> str:
+    return f"--{key.replace('_', '-')}"
+
+
+def _check(check: Callable[[str], str], key: str, value: str) -> None:
+    try:
+        check(value)
+    except urls.InvalidURL as error:
+        raise ConfigError(f"{key} {error}") from None
+
+
+def _loopback(address: str) -> str:
+    parts = urlsplit(urls.check_endpoint(address))
+    if parts.scheme != "http" or not urls.is_loopback(parts.hostname or "") or not parts.port:
+        raise urls.InvalidURL("must be a port of this machine, as in http://127.0.0.1:8765/callback (RFC 8252)")
+    return address
+
+
+def _refuse(why: str) -> NoReturn:
+    raise ConfigError(why)

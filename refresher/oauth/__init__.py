@@ -1,0 +1,1 @@
+"""What crosses the wire to an authorization server."""

@@ -1,0 +1,107 @@
+"""Authenticate the client to the authorization server (RFC 6749 section 2.3, RFC 7523, RFC 8705)."""
+
+import uuid
+from base64 import b64encode
+from pathlib import Path
+from typing import Any, Final, assert_never
+from urllib.parse import quote_plus, urlencode
+
+from refresher import __version__
+from refresher.common.errors import ConfigError
+from refresher.common.secret import Secret
+from refresher.grants.record import Grant
+
+__all__ = ["build_request", "client_assertion"]
+
+_JWT_BEARER: Final = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
+
+_ASSERTION_LIFE: Final = 60
+"""Seconds. An assertion is used at once, and servers refuse one that outlives their memory of ``jti`` values."""
+
+_CURVES: Final = {"secp256r1": "ES256", "secp384r1": "ES384", "secp521r1": "ES512"}
+
+
+def build_request(client: Grant, fields: dict[str, str], now: float) -> tuple[bytes, dict[str, str]]:
+    """Return body and headers of a request with ``fields``, authenticated as ``client``.
+
+    ``now``: epoch seconds. Raises ``ConfigError`` if the key that signs the assertion cannot be used.
+    """
+    # Also with Basic: servers of the MCP SDK require client_id in the body, and other servers ignore it.
+    fields = {"client_id": client.client_id, **fields}
+    headers = {
+        "Accept": "application/json",
+        "Accept-Encoding": "identity",
+        "Content-Type": "application/x-www-form-urlencoded",
+        "User-Agent": f"refresher/{__version__}",
+    }
+    match client.token_endpoint_auth_method:
+        case "none" | "tls_client_auth" | "self_signed_tls_client_auth":
+            pass  # RFC 8705 section 2: the TLS certificate authenticates the client
+        case "client_secret_basic":
+            headers["Authorization"] = _basic(client.client_id, _secret(client))
+        case "client_secret_post":
+            fields["client_secret"] = _secret(client).reveal()
+        case "private_key_jwt":
+            fields |= {"client_assertion_type": _JWT_BEARER, "client_assertion": client_assertion(client, now)}
+        case _:
+            assert_never(client.token_endpoint_auth_method)
+    return urlencode(fields).encode("ascii"), headers
+
+
+def client_assertion(grant: Grant, now: float) -> str:
+    """Return a new assertion, signed with the key file of ``grant`` (RFC 7523 section 2.2).
+
+    ``now``: epoch seconds. Raises ``ConfigError`` if the key cannot be read or does not match the algorithm; no message
+    repeats the key.
+    """
+    # PyJWT and cryptography take 60 ms to import, and only this method needs them.
+    import jwt
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    path = grant.private_key_file or ""
+    try:
+        key: Any = load_pem_private_key(Path(path).read_bytes(), password=None)
+    except OSError as error:
+        raise ConfigError(f"cannot read the private key {path}: {error.strerror}") from None
+    except Exception:  # noqa: BLE001  the library's message could quote the file
+        raise ConfigError(f"the private key {path} is not a PEM private key without a passphrase") from None
+    algorithm = grant.token_endpoint_auth_signing_alg or _algorithm(key)
+    claims = {
+        "iss": grant.client_id,
+        "sub": grant.client_id,
+        # RFC 7523bis: the issuer, so that no other server accepts it; the token endpoint if no issuer is known.
+        "aud": grant.issuer or grant.token_endpoint,
+        "iat": int(now),
+        "exp": int(now) + _ASSERTION_LIFE,
+        "jti": uuid.uuid4().hex,
+    }
+    headers = None if grant.private_key_id is None else {"kid": grant.private_key_id}
+    try:
+        return jwt.encode(claims, key, algorithm=algorithm, headers=headers)
+    except Exception:  # noqa: BLE001  the library's message could quote the key
+        raise ConfigError(f"the private key {path} cannot sign with {algorithm}") from None
+
+
+def _algorithm(key: Any) -> str:
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+    from cryptography.hazmat.primitives.asymmetric.ed448 import Ed448PrivateKey
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+
+    if isinstance(key, EllipticCurvePrivateKey):
+        return _CURVES.get(key.curve.name, "ES256")
+    if isinstance(key, Ed25519PrivateKey | Ed448PrivateKey):
+        return "EdDSA"
+    return "RS256" if isinstance(key, RSAPrivateKey) else "unknown"
+
+
+def _secret(grant: Grant) -> Secret:
+    if grant.client_secret is None:
+        raise ConfigError(f"{grant.token_endpoint_auth_method} needs a client_secret")
+    return grant.client_secret
+
+
+def _basic(client_id: str, client_secret: Secret) -> str:
+    # RFC 6749 section 2.3.1: both parts are form-encoded first.
+    pair = f"{quote_plus(client_id)}:{quote_plus(client_secret.reveal())}".encode("ascii")
+    return f"Basic {b64encode(pair).decode('ascii')}"

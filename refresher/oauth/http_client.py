@@ -1,0 +1,150 @@
+"""Send one POST request to an authorization server, under one deadline.
+
+The deadline covers name resolution, connection, TLS, sending and reading together. The timeouts of HTTP libraries cover
+one operation each: a server that sends one byte per second never exceeds them. The event loop exists for this deadline.
+"""
+
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import anyio
+import httpx
+
+from refresher.common import clocks
+from refresher.common.clocks import Moment
+from refresher.common.errors import ConfigError
+from refresher.common.secret import Secret
+from refresher.grants.outcome import Outcome
+from refresher.grants.record import Grant
+from refresher.oauth import connection_errors, urls
+from refresher.oauth.client_authentication import build_request
+from refresher.oauth.event_loop import RequestLoop
+from refresher.oauth.proxies import build_proxy
+from refresher.oauth.tls import ssl_context
+from refresher.oauth.token_response import parse_token_response
+
+__all__ = ["DEADLINE", "PostResult", "post"]
+
+DEADLINE: Final = 20.0
+"""Seconds for one operation. It is shorter than the wait for a lock and than the grace period of a pod."""
+
+_CONNECT_TIMEOUT: Final = 10.0
+_MAX_BODY: Final = 1024 * 1024
+
+
+class PostResult:
+    """What is known of a request. It is valid at any time, also after a deadline interrupted the request."""
+
+    def __init__(self, secrets: tuple[Secret | None, ...]) -> None:
+        self.sent_at: Moment | None = None
+        """When the first byte was sent; ``None`` if nothing was sent."""
+        self.status: int | None = None
+        self.headers: Mapping[str, str] = {}
+        self.body = bytearray()
+        """The body as received, before decompression."""
+        self.complete = False
+        """Whether the body was received to its end."""
+        self.error = ""
+        """Why there is no answer, as text without secrets."""
+        self.certificate_refused = False
+        """Whether the server ended the TLS handshake because it requires a client certificate that it accepts."""
+        self._secrets = secrets
+
+    async def receive(self, response: httpx.Response) -> None:
+        """Read the response, up to the size limit of a body."""
+        self.headers = {name.lower(): value for name, value in response.headers.items()}
+        self.status = response.status_code
+        # Raw bytes: if the server labels the encoding wrongly, a decoder would lose the only copy of a token.
+        async for chunk in response.aiter_raw():
+            self.body += chunk[: _MAX_BODY - len(self.body)]
+            if len(self.body) >= _MAX_BODY:
+                return
+        # Without a length, the end of the body looks like a broken connection. Only JSON shows its own end.
+        self.complete = not self.headers.keys().isdisjoint(("content-length", "transfer-encoding"))
+
+    def outcome(self) -> Outcome:
+        """Return what the answer means. Call it only if there is one (``status`` is set)."""
+        return parse_token_response(
+            self.status or 0,
+            self.headers,
+            self.decompressed_body(),
+            complete=self.complete,
+            now=clocks.now().wall,
+            secrets=self._secrets,
+        )
+
+    def decompressed_body(self) -> bytes:
+        """Return the body, decompressed up to a limit if the server sent gzip although nobody asked for it."""
+        body = bytes(self.body)
+        if not body.startswith(b"\x1f\x8b"):
+            return body
+        try:
+            return zlib.decompressobj(wbits=31).decompress(body, _MAX_BODY) or body
+        except zlib.error:
+            return body
+
+
+def post(
+    client: Grant,
+    url: str,
+    fields: dict[str, str],
+    *,
+    ca_file: str | None,
+    timeout: float = DEADLINE,
+    secrets: tuple[Secret | None, ...] = (),
+    before_first_byte: Callable[[], None] = lambda: None,
+    endpoint_name: str = "token_endpoint",
+) -> PostResult:
+    """Send ``fields`` to ``url``, authenticated as ``client``, within ``timeout`` seconds. Follow no redirect.
+
+    ``before_first_byte`` is called before anything is sent; if it raises, nothing is sent. No error text repeats a
+    secret of ``client`` or one of ``secrets``. ``endpoint_name`` names the URL in error texts. Raises only
+    ``KeyboardInterrupt`` and the like.
+    """
+    secrets = (client.refresh_token, client.access_token, client.client_secret, *secrets)
+    result = PostResult(secrets)
+    # Newest first: when writing fails, httpx goes on to read and drops the first error.
+    errors: list[BaseException] = []
+
+    async def trace(event: str, info: dict[str, Any]) -> None:
+        if event.endswith(".failed"):
+            errors.insert(0, info["exception"])
+        # The CONNECT request to a proxy is traced too, but it contains no token.
+        if event.endswith("send_request_headers.started") and info["request"].method == b"POST":
+            before_first_byte()
+            result.sent_at = clocks.now()
+
+    async def send() -> None:
+        body, headers = build_request(client, fields, clocks.now().wall)
+        parts = urlsplit(url)
+        tls = parts.scheme == "https"
+        with anyio.move_on_after(timeout):
+            async with (
+                httpx.AsyncClient(
+                    verify=tls and ssl_context(ca_file, client_cert=client.client_cert, client_key=client.client_key),
+                    # httpx itself rejects IPv6 networks in NO_PROXY, and quotes proxy passwords in its errors.
+                    trust_env=False,
+                    proxy=build_proxy(parts.scheme, parts.hostname or "", httpx.Proxy),
+                    follow_redirects=False,
+                    timeout=httpx.Timeout(timeout, connect=min(_CONNECT_TIMEOUT, timeout)),
+                ) as http,
+                http.stream("POST", url, content=body, headers=headers, extensions={"trace": trace}) as response,
+            ):
+                await result.receive(response)
+
+    try:
+        # The record may have been edited since the import (I8).
+        urls.check_endpoint(url)
+        result.error = connection_errors.too_slow(url, timeout)
+        anyio.run(send, backend_options={"loop_factory": RequestLoop})
+    except urls.InvalidURL as error:
+        result.error = f"the {endpoint_name} {error}"
+    except ConfigError as error:
+        result.error = str(error)  # refresher's own text: no secrets, but paths that a mask would hide
+    except Exception as error:  # noqa: BLE001  any error of the transport: what was sent decides
+        errors.insert(0, error)
+        result.error = connection_errors.reason(errors, secrets, url)
+        result.certificate_refused = connection_errors.refuses_certificate(errors)
+    return result

@@ -1,0 +1,179 @@
+"""The token request: send the refresh token, return an outcome (RFC 6749 section 6).
+
+``request_tokens`` sends at most two requests: the second one repeats the first (a replay) after its answer was lost,
+and only if the server allows that. ``transition.apply`` then makes the next state of the grant from the result.
+"""
+
+import time
+from typing import Final, Protocol
+
+import msgspec
+
+from refresher.common import clocks
+from refresher.common.clocks import Moment
+from refresher.common.secret import Secret
+from refresher.grants import policy, server_behavior
+from refresher.grants.outcome import (
+    Ambiguous,
+    ClientRejected,
+    GrantRejected,
+    NotSent,
+    Outcome,
+    ResourceRefused,
+    TokensIssued,
+    TooEarly,
+    Unreadable,
+)
+from refresher.grants.record import Doubt, Grant
+from refresher.oauth.http_client import DEADLINE, PostResult, post
+
+__all__ = ["Hooks", "TokenRequestResult", "request_tokens"]
+
+_MIN_REPLAY_TIME: Final = 1.0
+_NO_REFRESH_TOKEN: Final = "the server gave no refresh token with the login"  # noqa: S105  a message
+
+
+class TokenRequestResult(msgspec.Struct, frozen=True, kw_only=True):
+    """An outcome, when its requests were sent (``None``: not at all), and what is still in doubt."""
+
+    outcome: Outcome
+    first_sent: Moment | None = None
+    last_sent: Moment | None = None
+    doubt: Doubt | None = None
+    """Set if an answer was lost before this outcome, in this call or an earlier one."""
+    raw: Secret | None = None
+    """The body of a success, one character for each byte (latin-1)."""
+    resource_refused: bool = False
+    """Whether the server refused ``resource`` in this call."""
+
+
+class Hooks(Protocol):
+    """What the caller does at the two critical points."""
+
+    def before_first_byte(self) -> None:
+        """Called before anything that contains the refresh token is sent. If it raises, nothing is sent."""
+
+    def keep_answer(self, answer: bytes, at: float) -> str:
+        """Save an unreadable success, received at ``at``; return where. It may be the only copy of a token."""
+
+
+def request_tokens(
+    grant: Grant, *, ca_file: str | None, hooks: Hooks, demanded: bool = False, deadline: float = DEADLINE
+) -> TokenRequestResult:
+    """Use the refresh token of ``grant`` once, or twice if an answer was lost and the server allows a replay.
+
+    ``demanded``: an agent reports that the access token is refused, so there is no live token to protect or to wait
+    for. Returns within ``deadline`` seconds of running time. Raises only ``KeyboardInterrupt`` and the like.
+    """
+    if not grant.renewable:
+        return TokenRequestResult(outcome=_not_renewable(grant, demanded=demanded))
+    ends = time.monotonic() + deadline
+    replay = policy.replay_allowed(grant, clocks.now())
+    first = _send(grant, ca_file, hooks, demanded, deadline / 2 if replay else deadline)
+    sent = first.first_sent
+    if not isinstance(first.outcome, Ambiguous | Unreadable | ResourceRefused) or sent is None:
+        return first
+    refused = isinstance(first.outcome, ResourceRefused) and server_behavior.sends_resource(grant)
+    first = msgspec.structs.replace(first, resource_refused=refused)
+    doubt = None if grant.refresh_token is None else (grant.doubt or Doubt(since=sent)).with_kept(_kept(first.outcome))
+    doubtful = msgspec.structs.replace(grant, doubt=doubt, resource_refused=grant.resource_refused or refused)
+    remaining = ends - time.monotonic()
+    if remaining < _MIN_REPLAY_TIME or not _may_repeat(doubtful, refused=refused, demanded=demanded):
+        return first
+    second = _send(doubtful, ca_file, hooks, demanded, remaining)
+    # If the second answer settles nothing, the first outcome counts; an unreadable one is reported, as it was saved.
+    settles = isinstance(second.outcome, TokensIssued | GrantRejected | Unreadable)
+    return msgspec.structs.replace(
+        second if settles else first,
+        first_sent=first.first_sent,
+        last_sent=second.last_sent or first.last_sent,
+        doubt=doubt.with_kept(_kept(second.outcome)) if doubt else None,
+        resource_refused=refused,
+    )
+
+
+def _may_repeat(doubtful: Grant, *, refused: bool, demanded: bool) -> bool:
+    """Whether the same refresh token may be sent once more.
+
+    After a refusal of ``resource``, also if there is no live access token to lose: most servers check ``resource``
+    before they use up the refresh token, but not all.
+    """
+    now = clocks.now()
+    if refused:
+        return policy.may_send_refresh_token(doubtful, now, demanded=demanded)
+    return policy.replay_allowed(doubtful, now)
+
+
+def _kept(outcome: Outcome) -> str | None:
+    return outcome.kept if isinstance(outcome, Unreadable) else None
+
+
+def _send(grant: Grant, ca_file: str | None, hooks: Hooks, demanded: bool, timeout: float) -> TokenRequestResult:
+    def before_first_byte() -> None:
+        # Resolving and connecting take time: the grace period may have ended since the decision to replay.
+        if not policy.may_send_refresh_token(grant, clocks.now(), demanded=demanded):
+            raise TimeoutError("the server's grace period for a replay ended before the request was sent")
+        hooks.before_first_byte()
+
+    result = post(
+        grant,
+        grant.token_endpoint,
+        _fields(grant),
+        ca_file=ca_file,
+        timeout=timeout,
+        before_first_byte=before_first_byte,
+    )
+    body = Secret(bytes(result.body).decode("latin-1"))
+    try:
+        outcome = _outcome(grant, result, demanded=demanded)
+    except Exception:  # noqa: BLE001  a bug here must not lose the only copy of a token
+        outcome = Unreadable(description="refresher could not process the answer; please report this", body=body)
+    if isinstance(outcome, Unreadable) and grant.refresh_token is not None:
+        kept = hooks.keep_answer(outcome.body.reveal().encode("latin-1"), clocks.now().wall)
+        outcome = msgspec.structs.replace(outcome, description=f"{outcome.description}; {kept}", kept=kept)
+    return TokenRequestResult(
+        outcome=outcome,
+        first_sent=result.sent_at,
+        last_sent=result.sent_at,
+        doubt=grant.doubt,
+        raw=body if isinstance(outcome, TokensIssued) else None,
+    )
+
+
+def _outcome(grant: Grant, result: PostResult, *, demanded: bool) -> Outcome:
+    if result.certificate_refused and result.status is None:
+        # In TLS 1.3 this error arrives after the request was sent, but the server has not read the request.
+        return ClientRejected(
+            code="invalid_client",
+            description=f"{result.error}; the server does not accept client_cert, or requires one",
+        )
+    if result.sent_at is None:
+        return NotSent(description=f"nothing was sent: {result.error}")
+    if result.status is None:
+        return Ambiguous(description=f"the request was sent and its answer was lost: {result.error}")
+    outcome = result.outcome()
+    # The time of sending counts: a machine may sleep between the request and the reading of the answer.
+    if isinstance(outcome, GrantRejected) and policy.may_be_too_early(grant, result.sent_at):
+        # A demand can be false, and must not end a good grant: it only counts as a refusal.
+        return TooEarly(code=outcome.code, description=outcome.description, refusal=demanded)
+    return outcome
+
+
+def _not_renewable(grant: Grant, *, demanded: bool) -> Outcome:
+    """Return the outcome for a grant without a refresh token: there is nothing to send."""
+    if policy.remaining_lifetime(grant, clocks.now()) > 0:
+        # A demand can be false: it only counts as a refusal.
+        return TooEarly(code="no_refresh_token", description=_NO_REFRESH_TOKEN, refusal=demanded)
+    return GrantRejected(code="no_refresh_token", description=f"{_NO_REFRESH_TOKEN}, and its access token has expired")
+
+
+def _fields(grant: Grant) -> dict[str, str]:
+    if grant.refresh_token is None:
+        fields = {"grant_type": "client_credentials"}
+    else:
+        fields = {"grant_type": "refresh_token", "refresh_token": grant.refresh_token.reveal()}
+    if (scope := server_behavior.scope_to_send(grant)) is not None:
+        fields["scope"] = scope
+    if grant.resource is not None and server_behavior.sends_resource(grant):
+        fields["resource"] = grant.resource
+    return fields

@@ -1,0 +1,211 @@
+"""Import: check that a grant may be stored under its name, and store it. A login ends here too."""
+
+from collections.abc import Callable
+from typing import NoReturn
+from urllib.parse import urlsplit
+
+import msgspec
+
+from refresher.common import clocks
+from refresher.common.errors import AlreadySpent, ExposedGrantFile, GrantFileError, ImportRefused, StorageError
+from refresher.grants import policy
+from refresher.grants.record import Grant, Record, Stored, Tombstone, with_spent
+from refresher.oauth import urls
+from refresher.storage import files, lock, records, recovery
+from refresher.storage.directories import Directories
+from refresher.storage.publishing import Publisher, published_generation
+from shim._token import is_name
+
+__all__ = ["Imported", "exists", "is_for_other_server", "other_server", "store_grant"]
+
+
+class Imported(msgspec.Struct, frozen=True, kw_only=True):
+    """The grant as it is now, whether the import stored it, and warnings for the person."""
+
+    grant: Grant
+    stored: bool
+    warnings: tuple[str, ...] = ()
+
+
+def exists(directories: Directories, name: str) -> bool:
+    """Whether ``name`` has a grant that is not removed. Raises ``GrantFileError`` and ``DirectoryError``."""
+    return name in directories.listing().names and isinstance(records.load(directories, name).record, Grant)
+
+
+def store_grant(
+    directories: Directories,
+    imported: Grant,
+    *,
+    replace: bool,
+    if_absent: bool,
+    stopping: Callable[[], bool],
+    same_server: bool = False,
+    just_issued: bool = False,
+) -> Imported:
+    """Store ``imported`` durably, and publish its access token if it has one.
+
+    ``same_server``: ``replace`` may replace a grant of the same server only, as far as the servers are known.
+    ``just_issued``: the server has issued the refresh token in this login, so it is unspent whatever the record says.
+
+    Raises ``ImportRefused`` where the name is taken or the refresh token is known, ``GrantFileError`` for a damaged
+    record of that name, ``LockBusy``, ``StorageError`` and ``Interrupted``. Then nothing is changed.
+    """
+    directories.ensure()
+    name = imported.name
+    # One import at a time: two could store one refresh token under two names.
+    with (
+        lock.held(directories.import_lock, stopping=stopping),
+        lock.held(directories.lock(name), stopping=stopping),
+    ):
+        # First the checks that refuse: replacing a grant gives up its answer that is out of reach.
+        warnings = [*_warnings(imported), *_compare(directories, imported, just_issued=just_issued)]
+        if same_server:
+            _require_same_server(directories, imported)
+        stored = _recover(directories, name, replace=replace)
+        there = None if stored is None else stored.record
+        if isinstance(there, Grant) and if_absent:
+            return Imported(grant=there, stored=False)
+        if isinstance(there, Grant) and not replace:
+            _refuse(f"{name} exists: --replace replaces it, --if-absent keeps it")
+        if stored is None:
+            # The damaged record may hold the only copy of a token: it is moved, never overwritten.
+            now = clocks.now()
+            aside = files.keep_aside(directories.record(name), now.wall)
+            warnings.append(f"the damaged record is now {aside}")
+            stored = recovery.recover(directories, name, now, damaged=True)
+        grant = _successor(directories, imported, stored, just_issued=just_issued)
+        records.write(directories, name, stored, grant)
+        try:
+            Publisher(directories).publish(grant)
+        except StorageError as error:
+            warnings.append(f"{error}; the next run-once publishes it")
+    return Imported(grant=grant, stored=True, warnings=tuple(warnings))
+
+
+def other_server(grant: Grant) -> str:
+    """Return the message that ``grant`` is not replaced because it is for another server."""
+    server = grant.server_url or ", ".join(grant.origins)
+    return f"{grant.name} is a grant for {server}: choose another name, or replace it with --replace"
+
+
+def is_for_other_server(grant: Grant, url: str | None) -> bool:
+    """Whether ``grant`` is for another server than that of ``url``, as far as both are known."""
+    own = {*grant.origins, *([] if grant.server_url is None else [urls.parse_origin(grant.server_url)])}
+    return url is not None and urls.parse_origin(url) not in own
+
+
+def _warnings(imported: Grant) -> list[str]:
+    """Return warnings about a grant that works."""
+    return [
+        f"{origin} is not https: the access token crosses the network in the clear"
+        for origin in imported.origins
+        if origin.startswith("http:") and not urls.is_loopback(urlsplit(origin).hostname or "")
+    ]
+
+
+def _require_same_server(directories: Directories, imported: Grant) -> None:
+    """Refuse to replace a grant of another server, also one whose import was interrupted."""
+    try:
+        found = _records(directories, imported.name, unfinished=True)
+    except (GrantFileError, OSError):
+        return  # a damaged record is kept, whatever its server is
+    for there in found:
+        if isinstance(there, Grant) and is_for_other_server(there, imported.server_url):
+            _refuse(other_server(there))
+
+
+def _recover(directories: Directories, name: str, *, replace: bool) -> Stored | None:
+    """Return what is stored under ``name`` after recovery; ``None`` for a damaged record."""
+    try:
+        return recovery.recover(directories, name, clocks.now(), giving_up=replace)
+    except ExposedGrantFile:
+        raise  # the record is whole, and knows which refresh tokens are spent
+    except GrantFileError:
+        if not replace:
+            raise
+        return None
+
+
+def _compare(directories: Directories, imported: Grant, *, just_issued: bool) -> list[str]:
+    """Refuse a refresh token that another name holds or has spent; return warnings of records that it cannot read."""
+    fingerprint = _fingerprint(imported)
+    if fingerprint is None:
+        return []  # two names may share client credentials: they are not spent
+    listing = directories.listing()
+    unchecked = []
+    for name in sorted({*listing.names, *listing.unfinished}):
+        try:
+            others = _records(directories, name, unfinished=name in listing.unfinished)
+        except (GrantFileError, OSError) as error:
+            if name != imported.name:
+                unchecked.append(f"could not compare with the damaged record of {name}: {error}")
+            continue
+        for other in others:
+            if isinstance(other, Grant) and _fingerprint(other) == fingerprint and name != imported.name:
+                _refuse(f"{name} holds this refresh token already: two names would revoke each other's login")
+            if other is not None and fingerprint in other.spent and not just_issued:
+                if name == imported.name:
+                    raise _spent(name)
+                _refuse(f"{name} has already spent this refresh token: log in again under this name")
+    return unchecked
+
+
+def _records(directories: Directories, name: str, *, unfinished: bool) -> list[Record | None]:
+    if not is_name(name):
+        return []
+    found = [records.load(directories, name).record]
+    if unfinished:
+        # An interrupted import holds its token too: the next writer of that name adopts it.
+        found += [
+            whole.record for path in directories.candidates(name) if (whole := records.read_candidate(path, name))
+        ]
+    return found
+
+
+def _successor(directories: Directories, imported: Grant, stored: Stored, *, just_issued: bool) -> Grant:
+    """Return ``imported`` as the successor of the record: the generation goes on, spent tokens stay spent."""
+    there = stored.record
+    seen = published_generation(directories, imported.name)
+    generation = max(seen, -1 if there is None else there.generation) + 1
+    grant = msgspec.structs.replace(imported, generation=generation)
+    if there is None:
+        return grant
+    if _fingerprint(imported) in there.spent and not just_issued:
+        raise _spent(imported.name)
+    # Some servers issue the same refresh token to a person at each login.
+    spent = tuple(known for known in there.spent if known != _fingerprint(imported))
+    grant = msgspec.structs.replace(grant, spent=spent)
+    if isinstance(there, Tombstone) or there.doubt is None:
+        return grant
+    if there.refresh_token is not None and imported.refresh_token != there.refresh_token:
+        return msgspec.structs.replace(grant, spent=with_spent(spent, there.refresh_token))
+    if just_issued:
+        return grant
+    # An import of the same refresh token does not settle whether it was spent: the wait and the token it protects stay.
+    kept = msgspec.structs.replace(grant, doubt=there.doubt, failures=there.failures, failure=there.failure)
+    longer = there.access_token is None or policy.expected_expiry(imported) >= policy.expected_expiry(there)
+    if imported.access_token is not None and longer:
+        return kept
+    return msgspec.structs.replace(
+        kept,
+        access_token=there.access_token,
+        issued_at=there.issued_at,
+        issued=there.issued,
+        expires_at=there.expires_at,
+        not_before=there.not_before,
+        max_age=there.max_age,
+    )
+
+
+def _fingerprint(grant: Grant) -> str | None:
+    return None if grant.refresh_token is None else grant.refresh_token.fingerprint()
+
+
+def _spent(name: str) -> AlreadySpent:
+    return AlreadySpent(
+        f"{name} has already spent this refresh token: log in again, because an old copy revokes the grant"
+    )
+
+
+def _refuse(why: str) -> NoReturn:
+    raise ImportRefused(why)

@@ -1,0 +1,230 @@
+"""Parse and check the JSON of ``import``, without a look at what is stored."""
+
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Final, NoReturn, cast, get_args
+
+import msgspec
+
+from refresher.common import durations
+from refresher.common.clocks import Moment
+from refresher.common.errors import ConfigError, ImportRefused
+from refresher.common.secret import Secret
+from refresher.grants.record import NO_RECORD, AuthMethod, Grant, decode_secret
+from refresher.grants.tokens import MAX_LIFETIME, auth_scheme, is_token, jwt_time, not_before
+from refresher.oauth import urls
+from shim._token import is_name
+
+__all__ = ["ImportRequest", "check_name", "parse"]
+
+_SECRET_METHODS: Final = ("client_secret_basic", "client_secret_post")
+_TLS_METHODS: Final = ("tls_client_auth", "self_signed_tls_client_auth")
+_METHODS: Final = get_args(AuthMethod)
+_PRINTABLE: Final = (
+    *("client_id", "client_secret", "private_key_id", "token_endpoint_auth_signing_alg", "resource", "scope"),
+    *("refresh_token", "access_token", "token_type"),
+)
+
+
+class ImportRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The JSON that ``import`` takes."""
+
+    token_endpoint: str
+    client_id: str
+    refresh_token: Secret | None = None
+    grant_type: str = "refresh_token"
+    server_url: str | None = None
+    origins: list[str] | None = None
+    client_secret: Secret | None = None
+    token_endpoint_auth_method: str | None = None
+    private_key_file: str | None = None
+    private_key_id: str | None = None
+    token_endpoint_auth_signing_alg: str | None = None
+    client_cert: str | None = None
+    client_key: str | None = None
+    access_token: Secret | None = None
+    token_type: str = "Bearer"  # noqa: S105  a token type, no password
+    id_token: Secret | None = None
+    """Part of many token responses; ignored."""
+    expires_at: float | None = None
+    expires_in: float | None = None
+    scope: str | None = None
+    issuer: str | None = None
+    revocation_endpoint: str | None = None
+    resource: str | None = None
+    send_resource: bool | None = None
+    replay: str | None = None
+    max_age: float | str | None = None
+
+
+def check_name(name: str) -> None:
+    """Raise ``ImportRefused`` if ``name`` is not a valid name of a grant."""
+    if not is_name(name):
+        raise ImportRefused(
+            "a name is 1 to 64 lower-case letters, digits, '.', '_' and '-', and begins with a letter or digit"
+        )
+
+
+def parse(name: str, data: bytes, now: Moment) -> Grant:
+    """Return the grant that ``data`` describes, as generation 0.
+
+    Raises ``ImportRefused`` if something is missing, unknown or unsafe; no message repeats a value.
+    """
+    check_name(name)
+    try:
+        keys = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
+        if unknown := sorted(keys.keys() - set(ImportRequest.__struct_fields__)):
+            _refuse(f"unknown keys: {', '.join(unknown)} (known: {', '.join(ImportRequest.__struct_fields__)})")
+        request = msgspec.json.decode(data, type=ImportRequest, dec_hook=decode_secret)
+    except UnicodeDecodeError:
+        raise ImportRefused("the import is not UTF-8") from None
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise ImportRefused(f"the import is not valid: {error}") from None
+    for key in _PRINTABLE:
+        _printable(key, getattr(request, key))
+    if " " in request.token_type or (request.access_token is not None and " " in request.access_token.reveal()):
+        _refuse("access_token and token_type must not contain a space (RFC 6750 section 2.1)")
+    if request.send_resource and request.resource is None:
+        _refuse("send_resource requires a resource")
+    origins = tuple(dict.fromkeys(_url(urls.parse_origin, "origins", origin) for origin in request.origins or ()))
+    if request.server_url is not None:
+        origins = origins or (_url(urls.parse_origin, "server_url", request.server_url),)
+    if not origins:
+        _refuse("server_url (the MCP server or API that accepts the token) or origins is missing")
+    for key in ("issuer", "revocation_endpoint"):
+        if (address := getattr(request, key)) is not None:
+            _url(urls.check_endpoint, key, address)
+    fields = {key: getattr(request, key) for key in ImportRequest.__struct_fields__ if key in Grant.__struct_fields__}
+    fields |= {key: _path(fields[key]) for key in ("private_key_file", "client_cert", "client_key")}
+    fields |= {
+        "token_endpoint": _url(urls.check_endpoint, "token_endpoint", request.token_endpoint),
+        "expires_at": _expires_at(request, now),
+        "token_endpoint_auth_method": _method(request),
+        "origins": origins,
+        "replay": _replay(request.replay),
+        "max_age": None if request.max_age is None else _duration("max_age", request.max_age),
+        "token_type": auth_scheme(request.token_type),
+    }
+    grant = Grant(
+        **fields,
+        name=name,
+        grant_id=uuid.uuid4().hex,
+        generation=0,
+        begun_from=NO_RECORD,
+        asked_scope=request.scope,
+        issued_at=now.wall,
+        issued=now,
+        authorized_at=now.wall,
+        not_before=None if request.refresh_token is None else not_before(request.refresh_token.reveal(), now.wall),
+    )
+    _check_files(grant, now.wall)
+    return grant
+
+
+def _refuse(reason: str) -> NoReturn:
+    raise ImportRefused(reason)
+
+
+def _printable(key: str, value: str | Secret | None) -> None:
+    # RFC 6749 appendix A: printable ASCII; the end of a copied line would otherwise go into a header.
+    if isinstance(value, Secret):
+        value = value.reveal()
+    if value is not None and not is_token(value):
+        _refuse(f"{key} must be printable ASCII and not empty")
+
+
+def _url(check: Callable[[str], str], key: str, value: str) -> str:
+    try:
+        return check(value)
+    except urls.InvalidURL as error:
+        raise ImportRefused(f"{key} {error}") from None
+
+
+def _method(request: ImportRequest) -> AuthMethod:
+    """Return the client authentication method: the given one, or the one that the given credentials imply."""
+    if (request.grant_type == "refresh_token") != (request.refresh_token is not None):
+        _refuse('give a refresh_token, or grant_type "client_credentials" without one')
+    if request.grant_type not in ("refresh_token", "client_credentials"):
+        _refuse("grant_type must be 'refresh_token' or 'client_credentials'")
+    if request.client_secret is not None:
+        possible: tuple[str, ...] = _SECRET_METHODS
+    elif request.private_key_file is not None:
+        possible = ("private_key_jwt",)
+    else:
+        possible = ("none",) if request.client_cert is None else (*_TLS_METHODS, "none")
+    method = request.token_endpoint_auth_method or possible[0]
+    if method not in _METHODS:
+        _refuse(f"token_endpoint_auth_method must be one of {', '.join(_METHODS)}")
+    if method not in possible or (request.client_secret is not None and request.private_key_file is not None):
+        _refuse(
+            "token_endpoint_auth_method must match the given credentials: client_secret, private_key_file, or "
+            "client_cert (with client_key); 'none' is for a client without credentials"
+        )
+    if request.client_key is not None and request.client_cert is None:
+        _refuse("client_key requires a client_cert")
+    if request.private_key_file is None and (request.private_key_id or request.token_endpoint_auth_signing_alg):
+        _refuse("private_key_id and token_endpoint_auth_signing_alg require a private_key_file")
+    if request.refresh_token is None and method == "none":
+        _refuse("client_credentials requires client authentication (RFC 6749 section 4.4)")
+    return cast("AuthMethod", method)
+
+
+def _path(value: str | None) -> str | None:
+    # Relative to the current directory: the daemon runs in another one.
+    try:
+        return None if value is None else str(Path(value).expanduser().absolute())
+    except (RuntimeError, OSError) as error:
+        raise ImportRefused(f"{value}: {error}") from None
+
+
+def _check_files(grant: Grant, now: float) -> None:
+    """Refuse unusable files now, while a person is there to correct them."""
+    try:
+        if grant.private_key_file is not None:
+            from refresher.oauth.client_authentication import client_assertion
+
+            client_assertion(grant, now)
+        if grant.client_cert is not None:
+            from refresher.oauth.tls import ssl_context  # imports httpx, only where it is needed
+
+            ssl_context(None, client_cert=grant.client_cert, client_key=grant.client_key)
+    except ConfigError as error:
+        raise ImportRefused(str(error)) from None
+
+
+def _expires_at(request: ImportRequest, now: Moment) -> float | None:
+    if request.expires_at is not None and request.expires_in is not None:
+        _refuse("give expires_at (epoch seconds) or expires_in (seconds from now), not both")
+    if request.access_token is None:
+        if request.expires_at is not None or request.expires_in is not None:
+            _refuse("expires_at and expires_in require an access_token; add it, or leave them out")
+        return None
+    if request.expires_in is not None:
+        expiry: float | None = now.wall + max(request.expires_in, 0.0)
+    elif request.expires_at is None:
+        expiry = jwt_time(request.access_token.reveal(), "exp")
+    else:
+        expiry = request.expires_at
+    if expiry is not None and not 0 <= expiry - now.wall + MAX_LIFETIME <= 2 * MAX_LIFETIME:
+        _refuse("expires_at must be epoch seconds (not milliseconds), expires_in seconds, within ten years")
+    return expiry
+
+
+def _replay(value: str | None) -> float | msgspec.UnsetType | None:
+    if value is None:
+        return msgspec.UNSET
+    if value == "none":
+        return 0.0
+    return None if value == "unlimited" else _duration("replay", value)
+
+
+def _duration(key: str, value: float | str) -> float:
+    seconds = 0.0
+    with suppress(ValueError):
+        seconds = durations.parse(value)
+    if seconds == 0:
+        alternatives = {"max_age": "seconds, or", "replay": "'none', 'unlimited', or"}[key]
+        _refuse(f"{key} must be {alternatives} a duration such as '30s', '10m', '8h'")
+    return seconds

@@ -1,0 +1,116 @@
+"""Inspect grants without their locks: what is on the disk, and what has to be done."""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from refresher.common import clocks
+from refresher.common.errors import GrantFileError
+from refresher.grants import policy
+from refresher.grants.policy import Decision, Wait
+from refresher.grants.record import Grant, Record
+from refresher.oauth import urls
+from refresher.storage import records
+from refresher.storage.demands import Demands
+from refresher.storage.directories import Directories, OpenDirectories
+from refresher.storage.publishing import Publisher
+from shim._token import is_name
+
+__all__ = ["Inspection", "ListedGrant", "inspect", "list_grants", "server_of"]
+
+ListedGrant = tuple[str, Grant | GrantFileError]
+
+
+class Inspection(msgspec.Struct, frozen=True, kw_only=True):
+    """The state of one grant, and the decision on it."""
+
+    name: str
+    record: Record | None
+    decision: Decision | None = None
+    """``None`` where there is no grant."""
+    stale: bool
+    """The token file is missing, or differs from the record."""
+    needs_cleanup: bool
+    """It is stale, an attempt left files, or a demand that is decided still exists."""
+
+    @property
+    def needs_lock(self) -> bool:
+        """Whether there is work that requires the lock of the grant."""
+        return self.needs_cleanup or (self.decision is not None and not isinstance(self.decision, Wait))
+
+    @property
+    def server(self) -> str:
+        """The origin of the authorization server; empty where there is no grant."""
+        return server_of(self.record) if isinstance(self.record, Grant) else ""
+
+    @property
+    def generation(self) -> int:
+        """The generation of the record; -1 where there is none."""
+        return -1 if self.record is None else self.record.generation
+
+
+def inspect(
+    publisher: Publisher,
+    name: str,
+    *,
+    unfinished: bool,
+    demands: Demands,
+    force: bool = False,
+    horizon: float = 0.0,
+    opened: OpenDirectories | None = None,
+) -> Inspection:
+    """Read the record and the token file of ``name``, and decide. Raises ``GrantFileError``.
+
+    ``unfinished``: an attempt is in progress, or left files. ``opened``: the open directories, to inspect many grants.
+    """
+    record = records.load(publisher.directories, name, opened).record
+    stale = record is not None and publisher.is_stale(record, opened)
+    if not isinstance(record, Grant):
+        return Inspection(name=name, record=record, stale=stale, needs_cleanup=unfinished or stale)
+    now = clocks.now()
+    demanded = decided = False
+    if demands.has(name):
+        current = publisher.current(record)
+        demanded = demands.has_current(name, current)
+        decided = demands.has_other(name, current) or (demanded and record.dead)
+    return Inspection(
+        name=name,
+        record=record,
+        decision=policy.decide(record, now, demanded=demanded, force=force, horizon=horizon),
+        stale=stale,
+        needs_cleanup=unfinished
+        or stale
+        or decided
+        or records.spill_of(record) is not None
+        or policy.doubt_in_future(record, now),
+    )
+
+
+def server_of(grant: Grant) -> str:
+    """Return the origin of the authorization server of ``grant``; empty where its address is invalid."""
+    try:
+        return urls.parse_origin(grant.token_endpoint)
+    except urls.InvalidURL:
+        return ""
+
+
+def list_grants(directories: Directories, names: Sequence[str] = ()) -> list[ListedGrant]:
+    """Return the grants ``names``, or all, each with the error in its place where its record cannot be read.
+
+    Raises ``UnknownName`` and ``DirectoryError``.
+    """
+    existing = [name for name in directories.listing().names if is_name(name)]
+    if unknown := [name for name in names if name not in existing]:
+        raise records.unknown(directories, unknown[0])
+    grants: list[ListedGrant] = []
+    for name in dict.fromkeys(names or existing):
+        try:
+            record = records.load(directories, name).record
+        except GrantFileError as error:
+            grants.append((name, error))
+            continue
+        if isinstance(record, Grant):
+            grants.append((name, record))
+        elif names:
+            raise records.removed(name)
+    return grants

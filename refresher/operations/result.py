@@ -1,0 +1,119 @@
+"""The result of a run for one grant, and the exit code of a run."""
+
+from collections.abc import Iterable
+from typing import Final, Literal, assert_never
+
+import msgspec
+
+from refresher.common import clocks, text
+from refresher.grants import policy
+from refresher.grants.policy import Wait
+from refresher.grants.record import FailureKind, Grant
+
+__all__ = ["EXIT_CODES", "Result", "ResultCode", "exit_code"]
+
+ResultCode = (
+    FailureKind
+    | Literal["rotated", "adopted", "not_due", "lock_busy", "storage_failed", "invalid_grant_file", "interrupted"]
+)
+
+EXIT_CODES: Final[dict[ResultCode, int]] = {
+    "rotated": 0,
+    "adopted": 0,
+    "not_due": 0,
+    "too_early": 0,
+    "transient": 4,
+    "client_rejected": 4,
+    "in_doubt": 5,
+    "reauthorization_required": 3,
+    "lock_busy": 6,
+    "storage_failed": 4,
+    "invalid_grant_file": 2,
+    "interrupted": 130,
+}
+
+_MOST_SERIOUS_FIRST: Final = (130, 3, 5, 2, 4, 6)
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run did for one grant; it is logged and printed after the lock is released."""
+
+    name: str
+    outcome: ResultCode
+    generation: int | None
+    detail: str
+
+    @classmethod
+    def without_exchange(cls, name: str, outcome: ResultCode, detail: str, generation: int | None = None) -> "Result":
+        """Return the result of a run that ended before the decision to exchange."""
+        return cls(name=name, outcome=outcome, generation=generation, detail=detail)
+
+    @classmethod
+    def from_decision(cls, grant: Grant, rest: Wait, *, adopted: bool = False) -> "Result":
+        """Return the result of the decision not to exchange."""
+        if rest.reason == "not_due":
+            code: ResultCode = "adopted" if adopted else "not_due"
+        elif policy.needs_person(grant):
+            code = "reauthorization_required"
+        else:
+            code = rest.reason
+        return cls(name=grant.name, outcome=code, generation=grant.generation, detail=_explain(grant, rest))
+
+    @classmethod
+    def after_exchange(cls, before: Grant, after: Grant) -> "Result":
+        """Return the result of an exchange that turned ``before`` into ``after``."""
+        now = clocks.now()
+        if after.generation > before.generation:
+            life = text.span(policy.expected_expiry(after) - now.wall)
+            next_rotation = text.span(max(policy.due_at(after) - now.wall, 0))
+            detail = f"valid for {life}; next rotation in {next_rotation}"
+            return cls(name=after.name, outcome="rotated", generation=after.generation, detail=detail)
+        decision = policy.decide(after, now)
+        if isinstance(decision, Wait):
+            return cls.from_decision(after, decision)
+        code: ResultCode = "transient" if after.failure is None else after.failure.outcome
+        return cls(name=after.name, outcome=code, generation=after.generation, detail=_last_error(after))
+
+
+def exit_code(results: Iterable[Result]) -> int:
+    """Return the exit code of the most serious outcome; 0 where all is well."""
+    codes = {EXIT_CODES[result.outcome] for result in results}
+    return next((code for code in _MOST_SERIOUS_FIRST if code in codes), 0)
+
+
+def _explain(grant: Grant, rest: Wait) -> str:
+    """Return why there is no exchange now, and what happens next."""
+    wait = "" if rest.until is None else text.span(max(rest.until - clocks.now().wall, 0))
+    match rest.reason:
+        case "not_due" | "too_early" if not grant.renewable:
+            return f"the server issued no refresh token; in {wait}, {_what_to_do(grant)}"
+        case "not_due":
+            return f"next rotation in {wait}"
+        case "reauthorization_required":
+            return f"{_last_error(grant)}; {_what_to_do(grant)}"
+        case "transient" | "client_rejected" | "too_early" if policy.needs_person(grant):
+            return (
+                f"{_last_error(grant)}; the server refused {grant.refusals} times in a row: {_what_to_do(grant)}, with "
+                f"a client that the server accepts; next attempt in {wait}"
+            )
+        case "in_doubt":
+            use = "" if grant.access_token is None else "the access token stays in use until it expires; "
+            return f"{_last_error(grant)}; the refresh token may be spent; {use}next attempt in {wait}"
+        case "too_early":
+            return f"the server refuses to refresh before the access token expires; next attempt in {wait}"
+        case "transient" | "client_rejected":
+            return f"{_last_error(grant)}; next attempt in {wait}"
+        case _:
+            assert_never(rest.reason)
+
+
+def _what_to_do(grant: Grant) -> str:
+    """Return the command with which a person repairs the grant."""
+    if grant.login is None and (grant.server_url is None or (grant.refresh_token is None and grant.renewable)):
+        # The grant was imported, and no login can replace it.
+        return f"import it again with 'refresher import {grant.name} --replace --from FILE'"
+    return f"log in again with 'refresher login {grant.name}'"
+
+
+def _last_error(grant: Grant) -> str:
+    return "no attempt yet" if grant.failure is None else grant.failure.description

@@ -1,0 +1,207 @@
+"""Rotate: one transaction under the lock, from the record on the disk to the token that readers see.
+
+The steps are those of ``refresher/ARCHITECTURE.md``: lock, recover, decide, reserve and declare, exchange, persist,
+publish, release.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Final, assert_never
+
+import msgspec
+
+from refresher.common import clocks
+from refresher.common.errors import DirectoryError, GrantFileError, Interrupted, LockBusy, StorageError
+from refresher.grants import policy, transition
+from refresher.grants.outcome import GrantRejected, ResourceRefused, TokensIssued
+from refresher.grants.policy import Rotate, Wait
+from refresher.grants.record import Grant, Record, Stored
+from refresher.oauth.http_client import DEADLINE
+from refresher.oauth.token_request import TokenRequestResult, request_tokens
+from refresher.operations.result import EXIT_CODES, Result
+from refresher.storage import demands, journal, lock, records, recovery
+from refresher.storage.demands import Demands
+from refresher.storage.journal import Attempt
+from refresher.storage.publishing import Publisher, published_generation
+
+__all__ = ["Order", "Terms", "rotate"]
+
+log = logging.getLogger(__name__)
+
+
+class Order(msgspec.Struct, frozen=True, kw_only=True):
+    """What to do: rotate ``name`` if it is due, or with ``force`` until it is beyond generation ``seen``."""
+
+    name: str
+    seen: int
+    force: bool = False
+    horizon: float = 0.0
+    """Seconds to the next run: what becomes due before it is due now."""
+
+
+class Terms(msgspec.Struct, frozen=True, kw_only=True):
+    """How to do it. ``stopping`` is asked until the refresh token is spent, and never after."""
+
+    ca_file: str | None
+    stopping: Callable[[], bool]
+    deadline: float = DEADLINE
+    """Seconds for the exchange."""
+    lock_wait: float = lock.WAIT
+    """Seconds for the lock."""
+    warned: set[str] = msgspec.field(default_factory=set)
+    """The warnings that this process has logged, and logs only once."""
+
+
+def rotate(publisher: Publisher, order: Order, terms: Terms) -> Result | None:
+    """Carry out ``order``, or adopt what another process did meanwhile; return ``None`` where there is no grant.
+
+    Whatever goes wrong with the grant is a result: this raises nothing.
+    """
+    directories, name = publisher.directories, order.name
+    try:
+        directories.prepare()
+        with lock.held(directories.lock(name), stopping=terms.stopping, wait=terms.lock_wait):
+            return _Rotation(publisher, order, terms).run()
+    except LockBusy as busy:
+        return _adopted_meanwhile(publisher, order) or Result.without_exchange(name, "lock_busy", str(busy))
+    except GrantFileError as error:
+        return Result.without_exchange(name, "invalid_grant_file", str(error))
+    except (StorageError, DirectoryError) as error:
+        return Result.without_exchange(name, "storage_failed", str(error))
+    except Interrupted:
+        detail = "interrupted before anything was spent; nothing was changed"
+        return Result.without_exchange(name, "interrupted", detail)
+    except Exception as error:  # noqa: BLE001  a fault of ours in one grant must not stop the rotation of the others
+        # Without the trace: it could quote a secret.
+        detail = f"internal error ({type(error).__name__}); please report it"
+        return Result.without_exchange(name, "storage_failed", detail)
+
+
+def _adopted_meanwhile(publisher: Publisher, order: Order) -> Result | None:
+    try:
+        record = records.load(publisher.directories, order.name).record
+    except GrantFileError:
+        return None
+    if record is None or record.generation <= order.seen:
+        return None
+    return Result.without_exchange(order.name, "adopted", "another process rotated it", record.generation)
+
+
+class _Rotation:
+    """The transaction on one grant; the caller holds its lock."""
+
+    def __init__(self, publisher: Publisher, order: Order, terms: Terms) -> None:
+        self._publisher: Final = publisher
+        self._directories: Final = publisher.directories
+        self._order: Final = order
+        self._terms: Final = terms
+
+    def run(self) -> Result | None:
+        """Recover, decide, exchange if that is the decision, and publish."""
+        stored = recovery.recover(self._directories, self._order.name, clocks.now())
+        pending = demands.pending(self._directories)
+        if not isinstance(stored.record, Grant):
+            self._publish_removal(stored.record, pending)
+            return None
+        grant = stored.record
+        adopted = grant.generation > self._order.seen
+        demanded = pending.has_current(grant.name, self._publisher.current(grant))
+        decision = policy.decide(
+            grant,
+            clocks.now(),
+            demanded=demanded,
+            # A token that another process has just fetched is new enough for a caller that waited for the lock.
+            force=self._order.force and not adopted,
+            horizon=0.0 if adopted else self._order.horizon,
+        )
+        match decision:
+            case Wait():
+                return self._publish(grant, pending, Result.from_decision(grant, decision, adopted=adopted))
+            case Rotate():
+                if self._terms.stopping():
+                    raise Interrupted
+                changed = self._exchange(stored, grant, demanded=demanded)
+                return self._publish(changed, pending, Result.after_exchange(grant, changed))
+            case _:
+                assert_never(decision)
+
+    def _exchange(self, stored: Stored, grant: Grant, *, demanded: bool) -> Grant:
+        """Reserve, declare, exchange, persist; nothing is logged from the request to the durable answer."""
+        # A restored backup must not take readers back to a generation that they have seen.
+        generation = max(grant.generation, published_generation(self._directories, grant.name)) + 1
+        attempt = Attempt(self._directories, grant.name, stored)
+        attempt.reserve(grant, clocks.now())
+        exchanged = request_tokens(
+            grant, ca_file=self._terms.ca_file, hooks=attempt, demanded=demanded, deadline=self._terms.deadline
+        )
+        try:
+            changed = _after(grant, exchanged, demanded=demanded, generation=generation)
+        except Exception:
+            # A fault of ours must not cost the only copy of a token: the intent stays, and the answer is kept.
+            if exchanged.raw is not None:
+                attempt.keep_answer(exchanged.raw.reveal().encode("latin-1"), clocks.now().wall)
+            attempt.close()
+            raise
+        if isinstance(exchanged.outcome, GrantRejected):
+            there = records.load(self._directories, grant.name)
+            if there.checksum != stored.checksum and isinstance(there.record, Grant):
+                # Somebody wrote without the lock, so the server refused a token that is not in the record any more.
+                attempt.abandon()
+                return there.record
+            if exchanged.doubt is None:
+                changed = _with_hint(changed, recovery.backup_hint(self._directories, grant))
+        attempt.persist(changed, until_saved=isinstance(exchanged.outcome, TokensIssued))
+        return changed
+
+    def _publish(self, grant: Grant, pending: Demands, result: Result) -> Result:
+        """Publish ``grant`` and settle the demands; add to ``result`` where readers cannot see it."""
+        name, current = grant.name, self._publisher.current(grant)
+        try:
+            # An agent that demands an older generation has not seen the newer one: have it read again.
+            visible = self._publisher.publish(grant, again=pending.has_other(name, current))
+        except StorageError as error:
+            # The record is saved, so nothing is lost; a more serious outcome of the grant itself stays.
+            return msgspec.structs.replace(
+                result,
+                outcome="storage_failed" if EXIT_CODES[result.outcome] == 0 else result.outcome,
+                detail=f"{result.detail}; saved, but {error}; the next run publishes it",
+            )
+        keep = range(0) if grant.dead else current
+        pending.remove(self._directories, name, keep=keep, warned=self._terms.warned)
+        if visible:
+            return result
+        unseen = "NOT published: the token file is of a later generation (was grants/ restored from a backup?)"
+        return msgspec.structs.replace(result, detail=f"{result.detail}; {unseen}")
+
+    def _publish_removal(self, tombstone: Record | None, pending: Demands) -> None:
+        """Finish a removal that was cut off before its readers saw it."""
+        if tombstone is not None:
+            if self._publisher.is_stale(tombstone):
+                journal.delete_copies(self._directories, tombstone.name)
+            self._publisher.publish(tombstone)
+        pending.remove(self._directories, self._order.name, keep=range(0), warned=self._terms.warned)
+
+
+def _after(grant: Grant, exchanged: TokenRequestResult, *, demanded: bool, generation: int) -> Grant:
+    return transition.apply(
+        msgspec.structs.replace(
+            grant,
+            doubt=exchanged.doubt,
+            # Where the request without it was refused too, it was not the reason, and the next attempt sends it again.
+            resource_refused=exchanged.resource_refused
+            or (grant.resource_refused and not isinstance(exchanged.outcome, ResourceRefused)),
+        ),
+        exchanged.outcome,
+        first_sent=exchanged.first_sent,
+        last_sent=exchanged.last_sent,
+        now=clocks.now(),
+        demanded=demanded,
+        generation=generation,
+    )
+
+
+def _with_hint(dead: Grant, hint: str) -> Grant:
+    if dead.failure is None or not hint:
+        return dead
+    failure = msgspec.structs.replace(dead.failure, description=dead.failure.description + hint)
+    return msgspec.structs.replace(dead, failure=failure)

@@ -1,0 +1,121 @@
+"""Run once: inspect every grant, and rotate those that are due or demanded."""
+
+import logging
+from collections.abc import Callable, Sequence
+
+from refresher.common.errors import GrantFileError
+from refresher.config import Settings
+from refresher.grants.policy import Wait
+from refresher.grants.record import Grant, Tombstone
+from refresher.operations.inspection import Inspection, inspect
+from refresher.operations.result import EXIT_CODES, Result
+from refresher.storage import demands, records
+from refresher.storage.directories import Directories, Listing
+from refresher.storage.publishing import Publisher
+from shim._token import is_name
+
+__all__ = ["run_once"]
+
+log = logging.getLogger(__name__)
+
+
+def run_once(
+    settings: Settings,
+    names: Sequence[str],
+    *,
+    force: bool,
+    horizon: float,
+    stopping: Callable[[], bool],
+    progress: Callable[[list[str]], None] = lambda _: None,
+) -> list[Result]:
+    """Rotate what is due or demanded of the grants ``names``, or of all grants.
+
+    ``horizon``: seconds to the next run. ``progress`` is called repeatedly with the names in progress. Raises
+    ``UnknownName``, ``DirectoryError`` and ``ConfigError``, all before any rotation starts.
+    """
+    publisher = Publisher(settings.directories)
+    directories = publisher.directories
+    listing = directories.listing()
+    selected = _select(directories, names, listing)
+    pending = demands.pending(directories)
+    work: list[Inspection] = []
+    results: dict[str, Result] = {}
+    with directories.opened() as opened:
+        for name in selected:
+            try:
+                found = inspect(
+                    publisher,
+                    name,
+                    unfinished=name in listing.unfinished,
+                    demands=pending,
+                    force=force,
+                    horizon=horizon,
+                    opened=opened,
+                )
+            except GrantFileError as error:
+                # Logged at each run: only a person can repair the file, and cron mails what is on stderr.
+                log.warning("%s: invalid_grant_file: %s", name, error)
+                results[name] = Result.without_exchange(name, "invalid_grant_file", str(error))
+                continue
+            if isinstance(found.record, Tombstone) and name in names:
+                raise records.removed(name)
+            if found.needs_lock:
+                work.append(found)
+            elif isinstance(found.record, Grant) and isinstance(found.decision, Wait):
+                results[name] = Result.from_decision(found.record, found.decision)
+    if work:
+        for result in _rotate_all(settings, publisher, work, force, horizon, stopping, progress):
+            # Only what this run did is logged: cron would mail the same state at each run.
+            level = logging.INFO if EXIT_CODES[result.outcome] == 0 else logging.WARNING
+            log.log(level, "%s: %s: %s", result.name, result.outcome, result.detail)
+            results[result.name] = result
+    if missing := [name for name in names if name not in results]:
+        raise records.removed(missing[0])
+    return [results[name] for name in selected if name in results]
+
+
+def _select(directories: Directories, names: Sequence[str], listing: Listing) -> list[str]:
+    # An import that was interrupted may have left files and no record.
+    existing = sorted(name for name in {*listing.names, *listing.unfinished} if is_name(name))
+    for name in names:
+        if name not in existing:
+            raise records.unknown(directories, name)
+    return list(dict.fromkeys(names)) or existing
+
+
+def _rotate_all(
+    settings: Settings,
+    publisher: Publisher,
+    work: list[Inspection],
+    force: bool,
+    horizon: float,
+    stopping: Callable[[], bool],
+    progress: Callable[[list[str]], None],
+) -> list[Result]:
+    """Rotate in parallel; return a result for each grant that still exists."""
+    # These load httpx, which costs six times as much as a run with nothing due.
+    from refresher.oauth.tls import ssl_context
+    from refresher.operations.rotate import Order, Terms, rotate
+    from refresher.operations.work_queue import run_all
+    from refresher.storage import startup_checks
+
+    if (problem := settings.directories.prepare()) is not None:
+        log.warning("cannot accept demands from agents: %s", problem)
+    # Not as a warning, which cron would mail at each run: login, import and run warn.
+    startup_checks.warn(settings.directories, set(), logging.INFO)
+    if any(found.server.startswith("https:") for found in work):
+        ssl_context(settings.ca_file)
+
+    terms = Terms(ca_file=settings.ca_file, stopping=stopping)
+
+    def rotate_one(found: Inspection) -> Result | None:
+        order = Order(name=found.name, seen=found.generation, force=force, horizon=horizon)
+        return rotate(publisher, order, terms)
+
+    results = run_all(
+        [(found.server, found) for found in work],
+        rotate_one,
+        stopping=stopping,
+        progress=lambda running: progress([found.name for found in running]),
+    )
+    return [result for result in results if result is not None]

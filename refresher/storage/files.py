@@ -1,0 +1,193 @@
+"""Files that are private from their first byte, whole or absent, and durable where a name says so."""
+
+import errno
+import os
+import stat
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Final, NamedTuple
+
+__all__ = [
+    "FileWithStatus",
+    "NotPrivate",
+    "create",
+    "durable_create",
+    "is_there",
+    "keep_aside",
+    "make_private",
+    "read",
+    "read_with_status",
+    "replace",
+    "set_aside",
+    "sync_directory",
+    "write_all",
+]
+
+_PIECE: Final = 64 * 1024
+_NOT_FOLLOWED: Final = os.O_NOFOLLOW | os.O_CLOEXEC
+_TO_READ: Final = os.O_RDONLY | os.O_NONBLOCK | _NOT_FOLLOWED
+
+
+class FileWithStatus(NamedTuple):
+    """The bytes of a file, and its ``fstat`` when they were read."""
+
+    data: bytes
+    status: os.stat_result
+
+
+class NotPrivate(ValueError):
+    """Other users may have read or changed a private file."""
+
+
+def read(path: Path, largest: int, *, private: bool = False) -> bytes | None:
+    """Return the bytes of a regular file; ``None`` where there is no file.
+
+    Raises ``OSError``, and ``ValueError`` for anything but a regular file of at most ``largest`` bytes; where
+    ``private``, also ``NotPrivate``. It does not block on a FIFO and does not follow a link.
+    """
+    found = read_with_status(path, largest, private=private)
+    return None if found is None else found.data
+
+
+def read_with_status(
+    path: Path | str, largest: int, *, private: bool = False, at: int | None = None
+) -> FileWithStatus | None:
+    """Do as ``read`` does, and return owner and permissions too.
+
+    ``at``: the descriptor of the directory in which a relative path is looked up.
+    """
+    try:
+        descriptor = os.open(path, _TO_READ, dir_fd=at)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise ValueError("it is a symbolic link") from None
+        raise
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("it is not a regular file")
+        if private:
+            _check_private(status)
+        data = os.read(descriptor, min(status.st_size, largest) + 1)
+        # One read is enough for nearly every file; a file that has grown meanwhile takes more.
+        while len(data) != status.st_size and (more := os.read(descriptor, min(_PIECE, largest + 1 - len(data)))):
+            data += more
+    finally:
+        os.close(descriptor)
+    if len(data) > largest:
+        raise ValueError(f"it is larger than {largest} bytes")
+    return FileWithStatus(data, status)
+
+
+def _check_private(status: os.stat_result) -> None:
+    if status.st_uid != os.geteuid():
+        raise NotPrivate(f"it belongs to user {status.st_uid}, this is user {os.geteuid()}: chown it, if it is yours")
+    if status.st_mode & 0o077:
+        raise NotPrivate("others could read or change it: chmod 600 it, if it is as it was")
+
+
+def is_there(path: Path) -> bool:
+    """Whether anything is at ``path``, also a dangling link."""
+    return os.path.lexists(path)
+
+
+def set_aside(path: Path, now: float) -> Path:
+    """Rename a file to a free name and return its new path. Raises ``OSError``."""
+    return path.rename(_aside(path, now))
+
+
+def _aside(path: Path, now: float) -> Path:
+    count = int(now)
+    while is_there(aside := path.with_name(f"{path.name}.aside.{count}")):
+        count += 1
+    return aside
+
+
+def keep_aside(path: Path, now: float) -> Path:
+    """Link a file under a free name, so that the caller can replace it; return that name. Raises ``OSError``.
+
+    After a kill the file is still in its place too.
+    """
+    aside = _aside(path, now)
+    try:
+        os.link(path, aside, follow_symlinks=False)
+    except OSError:
+        return path.rename(aside)  # a directory, or a file system without hard links
+    return aside
+
+
+def create(path: Path, *, mode: int = 0o600, group: int | None = None) -> int:
+    """Create a file that does not exist yet; return its descriptor. Raises ``OSError``."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _NOT_FOLLOWED, 0o600)
+    try:
+        if group is not None:
+            os.fchown(descriptor, -1, group)
+        # After the group, and independent of the umask.
+        os.fchmod(descriptor, mode)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def write_all(descriptor: int, data: bytes, offset: int = 0) -> None:
+    """Write all of ``data``, in several calls where the kernel takes less. Raises ``OSError``."""
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(descriptor, view, offset)
+        view, offset = view[written:], offset + written
+
+
+def durable_create(path: Path, data: bytes) -> None:
+    """Create a private file and sync its bytes; its name is durable once the directory is synced."""
+    descriptor = create(path)
+    try:
+        write_all(descriptor, data)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def replace(path: Path, data: bytes, *, mode: int, group: int | None) -> None:
+    """Replace a published file atomically: readers see the old bytes or the new. The caller holds the lock."""
+    temporary = path.with_name(f".{path.name}.new")
+    with suppress(FileNotFoundError):
+        temporary.unlink()  # left by a writer that was killed
+    try:
+        descriptor = create(temporary, mode=mode, group=group)
+        try:
+            write_all(descriptor, data)
+            # Readers compare modification times, and the kernel's have the resolution of its tick: two replacements
+            # within one tick that use one inode again would look like no change.
+            written = time.time_ns()
+            os.utime(descriptor, ns=(written, written))
+            # Without this a power loss may leave an empty file under the name.
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        temporary.rename(path)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def make_private(directory: Path) -> None:
+    """Create a directory and its parents durably, where they are missing. Raises ``OSError``."""
+    for missing in reversed((directory, *directory.parents)):
+        if not missing.exists():
+            missing.mkdir(mode=0o700, exist_ok=True)
+            missing.chmod(0o700)  # independent of the umask
+            sync_directory(missing.parent)
+
+
+def sync_directory(directory: Path) -> None:
+    """Make the names in a directory durable. Raises ``OSError``."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,57 @@
+"""The kernel's lock on one file. It is never a soft lock, never taken over by age, and its file is never removed."""
+
+import errno
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+import filelock
+
+from refresher.common.errors import Interrupted, LockBusy, StorageError
+
+__all__ = ["WAIT", "held"]
+
+WAIT: Final = 30.0
+"""Seconds. No exchange takes longer."""
+
+_WHAT_TO_DO: Final = {
+    errno.ELOOP: "it is a symbolic link; remove it",
+    **dict.fromkeys(
+        (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP),
+        "this file system has no locks (flock); put --state-dir on one that has them",
+    ),
+}
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def held(path: Path, *, stopping: Callable[[], bool], wait: float = WAIT) -> Iterator[None]:
+    """Hold the lock at ``path``.
+
+    Raises ``LockBusy`` after ``wait`` seconds, ``Interrupted`` where ``stopping()`` becomes true before that, and
+    ``StorageError`` where the file system has no locks.
+    """
+    # A new instance each time: one instance is reentrant and would let two tasks in.
+    lock = filelock.FileLock(path, mode=0o600, fallback_to_soft=False, thread_local=False)
+    try:
+        lock.acquire(timeout=wait, cancel_check=stopping)
+    except filelock.Timeout:
+        if stopping():
+            raise Interrupted("interrupted while waiting for a lock; nothing was changed") from None
+        raise LockBusy(f"another process has held {path} for {wait:.0f} s: find it with 'fuser {path}'") from None
+    except OSError as error:
+        why = _WHAT_TO_DO.get(error.errno or 0, error.strerror or error)
+        raise StorageError(f"cannot lock {path}: {why}") from None
+    try:
+        yield
+    finally:
+        try:
+            lock.release()
+        except OSError as error:
+            # The work under the lock is done, and the kernel releases it with this process at the latest.
+            log.warning("cannot unlock %s: %s", path, error.strerror or error)
+            with suppress(OSError):
+                lock.release(force=True)

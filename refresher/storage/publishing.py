@@ -1,0 +1,219 @@
+"""Publishing: the token file is derived from the record, and from nothing else.
+
+The lock of the name is held by whoever publishes.
+"""
+
+import logging
+import stat
+from typing import Final
+
+import msgspec
+
+import shim._token as token_file
+from refresher.common import clocks
+from refresher.common.errors import StorageError
+from refresher.grants import policy
+from refresher.grants.record import Grant, Record, Tombstone
+from refresher.storage import files
+from refresher.storage.directories import Directories, OpenDirectories
+from refresher.storage.files import FileWithStatus
+from shim._token import Problem, TokenFile
+from shim.errors import TokenFileError
+
+__all__ = ["Publisher", "derive", "published_generation", "read_published", "state_of"]
+
+_LARGEST: Final = 8 * 1024 * 1024
+
+log = logging.getLogger(__name__)
+
+
+def derive(record: Record) -> bytes | None:
+    """Return the token file that ``record`` calls for; ``None`` where no exchange has ended yet."""
+    if isinstance(record, Tombstone):
+        return token_file.render(_removed(record))
+    if record.access_token is None and record.failure is None:
+        return None
+    problem = _problem(record)
+    return token_file.render(
+        TokenFile(
+            name=record.name,
+            grant_id=record.grant_id,
+            generation=record.generation,
+            state=_state(record, problem),
+            access_token=None if record.access_token is None else record.access_token.reveal(),
+            token_type=record.token_type,
+            issued_at=record.issued_at,
+            expires_at=record.expires_at,
+            scope=record.scope,
+            origins=record.origins,
+            error=problem,
+        )
+    )
+
+
+def state_of(grant: Grant) -> str:
+    """Return the published state of a grant."""
+    return _state(grant, _problem(grant))
+
+
+def read_published(directories: Directories, name: str) -> TokenFile | None:
+    """Return the token file that readers see; ``None`` where there is none that can be read."""
+    return _parsed(_read(directories, name), name)
+
+
+def published_generation(directories: Directories, name: str) -> int:
+    """Return the generation that readers see; -1 where there is none that can be read."""
+    published = read_published(directories, name)
+    return -1 if published is None else published.generation
+
+
+class Publisher:
+    """Publishes the records of ``directories``, and remembers which files it has repaired.
+
+    A token file with the right content and the wrong group is repaired once. Where it has the wrong group again,
+    another refresher runs with another ``--tokens-group``: both would repair the file for ever, and every reader would
+    read it each time.
+    """
+
+    def __init__(self, directories: Directories) -> None:
+        self.directories: Final = directories
+        self._repaired: dict[str, int] = {}
+        self._reported: set[str] = set()
+
+    def is_stale(self, record: Record, opened: OpenDirectories | None = None) -> bool:
+        """Whether the token file is missing, differs from what ``record`` calls for, or has other permissions.
+
+        ``opened``: the open directories, to ask about many.
+        """
+        published = _read(self.directories, record.name, opened)
+        wanted = _wanted(record, published)
+        return wanted is not None and not self._is_up_to_date(record.name, wanted, published, opened)
+
+    def current(self, record: Record) -> range:
+        """Return the generations whose tokens agents may hold: that of ``record``, and up to the published one.
+
+        The two differ where the record was restored from a backup.
+        """
+        generation = record.generation
+        return range(generation, max(generation, published_generation(self.directories, record.name)) + 1)
+
+    def publish(self, record: Record, *, again: bool = False) -> bool:
+        """Write the token file of ``record`` where it differs, or ``again`` so that every reader reads it.
+
+        Return whether readers now see ``record``: an older generation never replaces a newer one. Raises
+        ``StorageError``.
+        """
+        name = record.name
+        published = _read(self.directories, name)
+        wanted = _wanted(record, published)
+        if wanted is None or (not again and self._is_up_to_date(name, wanted, published)):
+            return True
+        dead = isinstance(record, Grant) and record.dead
+        seen = _parsed(published, name)
+        if seen is not None and seen.generation > record.generation and not dead:
+            return False
+        path = self.directories.token(name)
+        try:
+            mode, group = self.directories.sharing()
+            files.replace(path, wanted, mode=mode, group=group)
+        except OSError as error:
+            raise StorageError(f"cannot publish {path}: {error.strerror}") from None
+        if published is not None and wanted == published.data and not again:
+            self._repaired[name] = hash(wanted)
+        return True
+
+    def _is_up_to_date(
+        self, name: str, wanted: bytes, published: FileWithStatus | None, opened: OpenDirectories | None = None
+    ) -> bool:
+        if published is None or wanted != published.data:
+            return False
+        mode, group = self.directories.sharing() if opened is None else opened.sharing
+        if stat.S_IMODE(published.status.st_mode) != mode:
+            return False
+        if group in (None, published.status.st_gid):
+            return True
+        if self._repaired.get(name) != hash(wanted):
+            return False
+        if name not in self._reported:
+            self._reported.add(name)
+            log.warning(
+                "%s: the token file %s has group %d again and stays so until its content changes: does another "
+                "refresher run with another --tokens-group? This one has group %d",
+                name,
+                self.directories.token(name),
+                published.status.st_gid,
+                group,
+            )
+        return True
+
+
+def _state(grant: Grant, problem: Problem | None) -> str:
+    if policy.needs_person(grant):
+        return "reauthorization_required"
+    return "active" if problem is None else "failing"
+
+
+def _wanted(record: Record, published: FileWithStatus | None) -> bytes | None:
+    """Return what to publish; ``None`` where a token of the grant before this one may still be live (I5)."""
+    # The file of a healthy grant is compared and never parsed: parsing it costs more than all the rest.
+    if isinstance(record, Grant) and (record.dead or record.access_token is None):
+        seen = _parsed(published, record.name)
+        if seen is None:
+            return derive(record)
+        if record.dead and seen.generation > record.generation and seen.state != "removed":
+            # The record is from a restored backup: readers keep the newer token, and see that no other will come.
+            return token_file.render(seen._replace(state="reauthorization_required", error=_problem(record)))
+        if record.access_token is None and _is_live(seen, record):
+            return None
+    return derive(record)
+
+
+def _read(directories: Directories, name: str, opened: OpenDirectories | None = None) -> FileWithStatus | None:
+    at = None if opened is None else opened.tokens
+    try:
+        return files.read_with_status(directories.token(name) if at is None else f"{name}.json", _LARGEST, at=at)
+    except (OSError, ValueError):
+        return None  # what cannot be read is replaced
+
+
+def _parsed(published: FileWithStatus | None, name: str) -> TokenFile | None:
+    try:
+        seen = token_file.parse(b"" if published is None else published.data)
+    except TokenFileError:
+        return None
+    return seen if seen.name == name else None  # readers refuse the file of another name
+
+
+def _is_live(token: TokenFile, grant: Grant) -> bool:
+    """Whether the token of an earlier grant of this name may be live; both grants are of one server."""
+    if token.access_token is None or token.state == "removed":
+        return False
+    before = msgspec.structs.replace(grant, issued_at=token.issued_at, expires_at=token.expires_at)
+    return policy.expected_expiry(before) > clocks.now().wall
+
+
+def _removed(tombstone: Tombstone) -> TokenFile:
+    return TokenFile(
+        name=tombstone.name,
+        grant_id=tombstone.grant_id,
+        generation=tombstone.generation,
+        state="removed",
+        access_token=None,
+        token_type="Bearer",  # noqa: S106  a token type, no password
+        issued_at=tombstone.removed_at,
+        expires_at=None,
+        scope=tombstone.scope,
+        origins=tombstone.origins,
+        error=None,
+    )
+
+
+def _problem(grant: Grant) -> Problem | None:
+    failure = grant.failure
+    if failure is None:
+        return None
+    was_live = grant.access_token is not None and failure.at < policy.expected_expiry(grant)
+    # "Too early" is no problem for agents: their token is live, and a refused token would have caused a demand.
+    if failure.outcome == "too_early" and grant.refusals == 0 and was_live:
+        return None
+    return Problem(failure.code, failure.description, failure.at, policy.retry_at(grant))

@@ -1,0 +1,287 @@
+"""Recovery: what an interrupted attempt left on the disk, and what becomes of it.
+
+Every writer of a grant calls ``recover`` under the lock before anything else. Each step can be cut short by a crash,
+and is correct when it is done again. What ``journal`` leaves, by the instant of the kill:
+
+- before the intent is durable: a blank ``NAME.next``. It is removed; nothing was sent.
+- after that, before the request: an intent marked unsent. It is removed; in another boot it puts the grant in doubt.
+- after the request: an intent marked sent. The grant is in doubt: its refresh token may be spent.
+- after the answer is durable: ``NAME.next`` or a spill that names the record as its predecessor. It is adopted.
+- after the rename: an intent that the record has settled. It is removed.
+
+A file that fits no known record is set aside under another name, never adopted and never deleted.
+"""
+
+import logging
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from refresher.common import text
+from refresher.common.clocks import Moment
+from refresher.common.errors import GrantFileError, StorageError
+from refresher.common.secret import Secret
+from refresher.grants import policy, transition
+from refresher.grants.record import NO_RECORD, Doubt, Grant, Record, Stored, version_error
+from refresher.storage import files, records
+from refresher.storage.directories import Directories
+from refresher.storage.journal import Intent, Mark, read_intent
+from refresher.storage.publishing import read_published
+
+__all__ = ["backup_hint", "recover"]
+
+log = logging.getLogger(__name__)
+
+_INTERRUPTED: Final = "an attempt was cut off after its request may have been sent, before its answer was saved"
+
+_LONGEST_WRITE: Final = 3600.0
+"""Seconds. refresher puts a record in place sooner after writing it, so a later time shows that a person did."""
+
+
+def recover(
+    directories: Directories, name: str, now: Moment, *, damaged: bool = False, giving_up: bool = False
+) -> Stored:
+    """Settle what earlier attempts left, recognise a restored backup, and return the record as it then stands.
+
+    ``damaged``: the record on the disk cannot be read, and the caller has kept it elsewhere. ``giving_up``: a person
+    replaces or removes the grant, so an answer that is out of reach is not needed any more. Each finding is logged.
+
+    Raises ``GrantFileError`` for a record that cannot be read or a file of a later version (nothing is changed then),
+    and ``StorageError`` where the disk refuses or a saved answer is out of reach.
+    """
+    stored = Stored(None, NO_RECORD) if damaged else records.load(directories, name)
+    recovery = _Recovery(directories, name, stored, now, giving_up=giving_up)
+    try:
+        recovery.adopt_late_spill()
+        recovery.settle_attempt()
+        recovery.recognise_backup()
+        recovery.restart_doubt_of_the_future()
+    except OSError as error:
+        raise StorageError(f"cannot tidy up after an earlier attempt at {name}: {error.strerror}") from None
+    return recovery.stored
+
+
+def backup_hint(directories: Directories, grant: Grant) -> str:
+    """Return what the time of the file says about a grant that the server has just refused; often nothing."""
+    try:
+        put_there = directories.record(grant.name).stat().st_ctime
+    except OSError:
+        return ""
+    failed = 0.0 if grant.failure is None else grant.failure.at
+    written = max(grant.last_rotation_at or 0.0, grant.authorized_at, failed)
+    if put_there - written < _LONGEST_WRITE:
+        return ""
+    return (
+        f" (its file was put there at {text.clock_time(put_there)}, long after it was written: in a backup, a refresh "
+        "token is usually used up)"
+    )
+
+
+class _Recovery:
+    """The recovery of one grant; ``stored`` is the record as it stands after each step."""
+
+    def __init__(self, directories: Directories, name: str, stored: Stored, now: Moment, *, giving_up: bool) -> None:
+        self.stored = stored
+        self._directories = directories
+        self._name = name
+        self._now = now
+        self._giving_up = giving_up
+
+    def adopt_late_spill(self) -> None:
+        """Adopt a spill whose file system was mounted after its attempt was settled, where it still fits."""
+        record = self.stored.record
+        if not isinstance(record, Grant) or record.doubt is None or (path := records.spill_of(record)) is None:
+            return
+        self._refuse_newer([path])
+        successor = _read_record(path, self._name)
+        if (
+            isinstance(successor, Grant)
+            and successor.begun_from == record.doubt.begun_from
+            and successor.grant_id == record.grant_id
+            # A backup that was recognised meanwhile has the published generation, which is that of the spill.
+            and successor.generation + record.doubt.restored > record.generation
+        ):
+            self._adopt(path, successor)
+            path.unlink()
+        else:
+            self._clear(path)
+
+    def settle_attempt(self) -> None:
+        """Adopt the answer of an interrupted attempt, or record that its refresh token may be spent."""
+        candidates = self._directories.candidates(self._name)
+        path = self._directories.intent(self._name)
+        if not candidates and not files.is_there(path):
+            return
+        # A kill or an error between a rename and its sync leaves a record that is perhaps in memory alone.
+        files.sync_directory(self._directories.grants)
+        try:
+            intent, mark = read_intent(path) or (None, None)
+            damaged = False
+        except ValueError:
+            intent, mark, damaged = None, None, True
+        # A damaged intent does not say any more where its answer may be.
+        spill = Path(intent.spill) if intent else self._directories.spilled(self._name, self.stored.checksum)
+        if files.is_there(spill):
+            candidates.append(spill)
+        self._refuse_newer([path, *candidates])
+        answer = self._find_answer(candidates)
+        spilled = intent is not None and mark is Mark.SPILLED and self._began_here(intent)
+        if intent and spilled and answer is None and not self._giving_up:
+            raise StorageError(
+                f"the new record of {self._name} was saved in {intent.spill}, which is not there: bring it back (a "
+                f"file system that is not mounted?), or give it up: 'refresher login {self._name}'"
+            )
+        if damaged:
+            # Before an answer is adopted: beside its own successor the intent would put that in doubt.
+            self._settle_damaged_intent(path, answered=answer is not None)
+        if answer is not None:
+            self._adopt(*answer)
+        elif (record := self.stored.record) is not None and any(self._is_copy(path) for path in candidates):
+            # It was saved twice because something failed: the copy goes only once the record is sure to stay.
+            self.stored = Stored(None, record.begun_from)
+            self._write(record)
+        for candidate in candidates:
+            self._clear(candidate)
+        if intent and mark:
+            self._settle_intent(path, intent, mark)
+        elif not damaged:
+            path.unlink(missing_ok=True)  # its writing was cut off, and so nothing was sent
+
+    def recognise_backup(self) -> None:
+        """Put a grant in doubt whose published token is of a later generation: somebody restored a backup.
+
+        Readers' newer token is kept and protected as after a lost answer. At its end the old refresh token is tried,
+        because some servers do not rotate.
+        """
+        grant, published = self.stored.record, read_published(self._directories, self._name)
+        if not isinstance(grant, Grant) or published is None or published.grant_id != grant.grant_id:
+            return
+        if published.generation <= grant.generation:
+            return
+        description = (
+            f"the record is of generation {grant.generation}, but readers have generation {published.generation}: it "
+            "was restored from a backup, and its refresh token may have been used since"
+        )
+        log.warning("%s: %s", self._name, description)
+        # An earlier doubt was about an earlier token, so this one begins now; a spill may still come back.
+        before = grant.doubt or Doubt(since=self._now)
+        doubt = Doubt(
+            since=self._now, replay_over=True, restored=True, spill=before.spill, begun_from=before.begun_from
+        )
+        grant = msgspec.structs.replace(grant, generation=published.generation, doubt=None)
+        if published.access_token is not None:
+            grant = msgspec.structs.replace(
+                grant,
+                access_token=Secret(published.access_token),
+                token_type=published.token_type,
+                issued_at=published.issued_at,
+                issued=None,
+                expires_at=published.expires_at,
+                scope=published.scope,
+                failure=None,
+            )
+        self._write(transition.mark_in_doubt(grant, description, doubt=doubt, now=self._now))
+
+    def restart_doubt_of_the_future(self) -> None:
+        """Count a doubt from now where the clock says that it begins later, so that its wait ends."""
+        grant = self.stored.record
+        if isinstance(grant, Grant) and policy.doubt_in_future(grant, self._now):
+            self._write(msgspec.structs.replace(grant, doubt=Doubt(since=self._now, replay_over=True)))
+
+    def _find_answer(self, candidates: list[Path]) -> tuple[Path, Record] | None:
+        """Return the first of ``candidates`` that is the successor of the record, with its path."""
+        for path in candidates:
+            successor = _read_record(path, self._name)
+            if successor is not None and successor.begun_from == self.stored.checksum:
+                return path, successor
+        return None
+
+    def _adopt(self, path: Path, successor: Record) -> None:
+        # Written again and not renamed: nobody knows whether its bytes ever reached the disk.
+        self._write(successor)
+        log.warning("%s: adopted what an earlier attempt had saved in %s", self._name, path)
+
+    def _settle_damaged_intent(self, path: Path, *, answered: bool) -> None:
+        """Record a doubt where nothing is known of an attempt but that it was declared."""
+        in_doubt = isinstance(self.stored.record, Grant) and self.stored.record.doubt is not None
+        if not answered and not in_doubt:
+            # The intent was whole once, so a request may have left; it does not say when.
+            self._record_doubt(Doubt(since=self._now, replay_over=True))
+        log.warning("%s: the intent %s is damaged; it is now %s", self._name, path, self._set_aside(path))
+
+    def _settle_intent(self, path: Path, intent: Intent, mark: Mark) -> None:
+        """Remove the intent, after recording a doubt where its request may have left without an answer."""
+        if self._began_here(intent):
+            if not intent.at.same_boot(self._now):
+                # In another boot the mark proves nothing: it was never synced. That an answer was spilled is marked on
+                # the disk that failed, and this mark may be lost too.
+                self._record_doubt(Doubt(since=intent.at, spill=intent.spill, begun_from=intent.begun_from))
+            elif mark is not Mark.UNSENT:
+                self._record_doubt(Doubt(since=intent.at))
+        elif not self._is_settled(intent):
+            log.warning("%s: an intent fits no known record; it is now %s", self._name, self._set_aside(path))
+            return
+        path.unlink(missing_ok=True)
+
+    def _is_settled(self, intent: Intent) -> bool:
+        """Whether the record is already the result of this attempt, or of a later one."""
+        record = self.stored.record
+        return record is not None and (record.begun_from == intent.begun_from or record.generation > intent.generation)
+
+    def _began_here(self, intent: Intent) -> bool:
+        """Whether the attempt began from the record that is stored, or would have spent its refresh token."""
+        if self._is_settled(intent):
+            return False
+        record = self.stored.record
+        token = record.refresh_token if isinstance(record, Grant) else None
+        return self.stored.checksum == intent.begun_from or (
+            token is not None and token.fingerprint() == intent.fingerprint
+        )
+
+    def _record_doubt(self, doubt: Doubt) -> None:
+        if not isinstance(self.stored.record, Grant):
+            return
+        description = _INTERRUPTED
+        if doubt.spill is not None and not files.is_there(Path(doubt.spill).parent):
+            description += f" (or it is in {doubt.spill}, which is not there: is a file system not mounted?)"
+        self._write(transition.mark_interrupted(self.stored.record, description, doubt=doubt, now=self._now))
+
+    def _write(self, record: Record) -> None:
+        self.stored = records.write(self._directories, self._name, self.stored, record)
+
+    def _refuse_newer(self, paths: list[Path]) -> None:
+        """Raise ``GrantFileError`` where a later version wrote a file: it may be the only copy of a refresh token."""
+        for path in () if self._giving_up else paths:
+            data = _read(path)
+            if data is not None and (why := version_error(data)) is not None:
+                raise GrantFileError(f"{path}: {why}")
+
+    def _clear(self, path: Path) -> None:
+        """Remove a blank reservation or a copy of the record; set anything else aside, as it may be the only copy."""
+        data = _read(path)
+        if data is None or not data.strip(b"\0") or self._is_copy(path):
+            path.unlink(missing_ok=True)
+        else:
+            log.warning("%s: %s fits no known record; it is now %s", self._name, path, self._set_aside(path))
+
+    def _is_copy(self, path: Path) -> bool:
+        # The records and not the checksums: an adopted record is written in the present version.
+        copy = _read_record(path, self._name)
+        return copy is not None and copy == self.stored.record
+
+    def _set_aside(self, path: Path) -> Path:
+        return files.set_aside(path, self._now.wall)
+
+
+def _read(path: Path) -> bytes | None:
+    """Return the bytes of a leftover, something unusable where it is no readable file. Raises ``OSError``."""
+    try:
+        return files.read(path, records.LARGEST)
+    except ValueError:
+        return b"not a file"
+
+
+def _read_record(path: Path, name: str) -> Record | None:
+    found = records.read_candidate(path, name)
+    return None if found is None else found.record

@@ -1,0 +1,90 @@
+"""Checks at the start: what is risky about the directories and is no reason to refuse."""
+
+import logging
+import os
+import stat
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from refresher.storage.directories import Directories
+
+__all__ = ["file_system", "find_risks", "warn"]
+
+_IN_MEMORY: Final = frozenset({"ramfs", "tmpfs"})
+_NETWORK: Final = frozenset(
+    "9p afs beegfs ceph cifs fuse.ceph fuse.gcsfuse fuse.glusterfs fuse.rclone fuse.s3fs fuse.sshfs gfs2 gpfs lustre "  # noqa: SIM905
+    "nfs nfs4 ocfs2 smb3 smbfs virtiofs".split()
+)
+
+_MOUNTS: Final = Path("/proc/self/mountinfo")
+
+log = logging.getLogger(__name__)
+
+
+def warn(directories: Directories, warned: set[str], level: int = logging.WARNING) -> None:
+    """Log each risk that is not yet in ``warned``, and add it."""
+    try:
+        mountinfo = _MOUNTS.read_text("utf-8", "replace")
+    except OSError:
+        mountinfo = ""  # not Linux, or hidden
+    for risk in find_risks(directories, mountinfo):
+        if risk not in warned:
+            warned.add(risk)
+            log.log(level, "warning: %s", risk)
+
+
+def find_risks(directories: Directories, mountinfo: str) -> list[str]:
+    """Return one line for each risk; ``mountinfo`` is the content of ``/proc/self/mountinfo``."""
+    return [*_risks_of_grants(directories.grants, mountinfo), *_risks_of_spill(directories.spill, mountinfo)]
+
+
+def _risks_of_grants(grants: Path, mountinfo: str) -> list[str]:
+    found = []
+    if (kind := _file_system_of(grants, mountinfo)) in _NETWORK:
+        found.append(
+            f"{grants} is on a network file system ({kind}), whose locks may not work between machines: run refresher "
+            "on one machine only"
+        )
+    for parent in grants.parents:
+        with suppress(OSError):
+            mode = parent.stat().st_mode
+            if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+                found.append(f"anybody can write in {parent} and replace {grants}: chmod o-w {parent}")
+    return found
+
+
+def _risks_of_spill(spill: Path, mountinfo: str) -> list[str]:
+    with suppress(OSError):  # refresher creates it when it needs it
+        status = spill.lstat()
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
+            return [
+                f"{spill} cannot store a token when grants/ cannot: it must be a directory of user {os.geteuid()} with "
+                "mode 700; repair it, or set another with --spill-dir"
+            ]
+    if (kind := _file_system_of(spill, mountinfo)) in _IN_MEMORY:
+        return [
+            f"{spill} is in memory ({kind}), and a token stored there is lost when the machine restarts: set "
+            "--spill-dir to a directory on a disk"
+        ]
+    return []
+
+
+def _file_system_of(path: Path, mountinfo: str) -> str | None:
+    for existing in (path, *path.parents):
+        try:
+            return file_system(existing.stat().st_dev, mountinfo)
+        except OSError:
+            continue  # refresher creates it later, in this parent
+    return None
+
+
+def file_system(device: int, mountinfo: str) -> str | None:
+    """Return the type of the file system on ``device`` (a ``st_dev``); ``None`` where ``mountinfo`` has no entry."""
+    number = f"{os.major(device)}:{os.minor(device)}"
+    for line in mountinfo.splitlines():
+        # The number of fields before the dash varies, and no other field is a single dash.
+        mount, _, filesystem = line.partition(" - ")
+        if mount.split()[2:3] == [number]:
+            return next(iter(filesystem.split()), None)
+    return None

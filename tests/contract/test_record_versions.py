@@ -1,0 +1,261 @@
+"""The format of records and intents has a version: what it holds, how the next one reads it, who refuses what."""
+
+import difflib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import pytest
+from msgspec import inspect
+
+from refresher.common.secret import Secret
+from refresher.config import resolve
+from refresher.grants import record as records
+from refresher.grants.record import CONVERTERS, VERSION, Grant, Tombstone, decode, unwrap, wrap
+from refresher.operations.result import Result
+from refresher.operations.rotate import Order, Terms, rotate
+from refresher.operations.run_once import run_once
+from refresher.storage.journal import Intent
+from refresher.storage.lock import held
+from refresher.storage.publishing import Publisher
+from tests.support.command import Command
+from tests.support.stored_state import NEVER_ROTATE, OUTCOMES, STORED, TOMBSTONES, opened, prepared
+from tests.support.token_server import TokenServer
+from tests.support.vault import Vault
+
+FIXTURES = STORED.parent
+
+NAMES = sorted(path.stem for path in STORED.glob("grants/*.json"))
+
+STATES = {1: "state-0.1.0"}
+"""A state directory of each version."""
+
+_PLAIN = {
+    inspect.StructType: "object",
+    inspect.StrType: "text",
+    inspect.IntType: "integer",
+    inspect.FloatType: "number",
+    inspect.BoolType: "true or false",
+    inspect.NoneType: "null",
+}
+
+WHAT_TO_DO = f"""
+The records or intents on the disk change with this, and an older refresher cannot read them. If that is meant:
+  1. raise VERSION, where CONVERTERS is, to {VERSION + 1};
+  2. add to CONVERTERS, under {VERSION}, the function that makes the new fields of the old ones;
+  3. keep wire-{VERSION}.txt and add wire-{VERSION + 1}.txt with the table below;
+  4. if STATES in this file has no state directory of version {VERSION}, add one, written by the code before the change.
+If only a Python name was to change, keep the name on the disk with msgspec.field(name=...).
+"""
+
+
+def wire(path: str, kind: inspect.Type) -> Iterator[str]:
+    """List the fields below ``path`` by their names on the disk; no Python name is in it."""
+    for struct in kind.types if isinstance(kind, inspect.UnionType) else (kind,):
+        if not isinstance(struct, inspect.StructType):
+            continue
+        assert struct.forbid_unknown_fields, f"{path}: a field that it does not know would be dropped by the next write"
+        assert not struct.array_like
+        if struct.tag_field is not None:
+            yield f'{path}.{struct.tag_field}: "{struct.tag}"'
+        for field in struct.fields:
+            below = f"{path}.{field.encode_name}"
+            yield f"{below}: {_kind(field.type)}{'' if field.required else ', may be absent'}"
+            yield from wire(below, field.type)
+
+
+def _kind(kind: inspect.Type) -> str:
+    match kind:
+        case inspect.UnionType(types=types):
+            return " or ".join(map(_kind, types))
+        case inspect.LiteralType(values=values):
+            return " or ".join(f'"{value}"' for value in values)
+        case inspect.VarTupleType(item_type=item):
+            return f"list of ({_kind(item)})"
+        case inspect.TupleType(item_types=items):
+            return f"[{', '.join(map(_kind, items))}]"
+        case inspect.CustomType(cls=custom):
+            assert custom is Secret
+            return "text"
+        case _:
+            return _PLAIN[type(kind)]
+
+
+def table() -> list[str]:
+    """List all that is on the disk."""
+    roots = {"grant": Grant, "tombstone": Tombstone, "intent": Intent}
+    return sorted(line for name, root in roots.items() for line in wire(name, inspect.type_info(root)))
+
+
+def test_what_is_on_the_disk_changes_only_with_its_version() -> None:
+    """If it failed, a new field would make records that the version before takes for damaged."""
+    path = FIXTURES / f"wire-{VERSION}.txt"
+    pinned = path.read_text().splitlines() if path.exists() else []
+    changes = [line for line in difflib.ndiff(pinned, table()) if line[0] in "+-"]
+    assert not changes, "\n".join([WHAT_TO_DO, "Changed:", *changes, "", "The table:", *table()])
+
+
+def test_every_earlier_version_has_a_converter_and_a_state_directory() -> None:
+    """If it failed, an upgrade from an earlier version would refuse every record."""
+    earlier = set(range(1, VERSION))
+    assert set(CONVERTERS) == earlier, WHAT_TO_DO
+    assert earlier <= set(STATES), WHAT_TO_DO
+    for version, name in STATES.items():
+        envelope = f'{{"version":{version},"checksum":"'.encode()
+        assert all(path.read_bytes().startswith(envelope) for path in (FIXTURES / name).glob("grants/*.json"))
+
+
+# --- a next version that does not exist ---------------------------------------------------------------------------
+
+
+NEXT = VERSION + 1
+CONVERTED = "converted"
+LATER = 1_790_000_999.0
+REFUSED = f"the file has version {NEXT}, this refresher reads version {VERSION}: use the newer refresher"
+
+
+def to_next(fields: dict[str, Any]) -> dict[str, Any]:
+    """Convert as the next version might: records get another scope, intents another time."""
+    if "kind" in fields:
+        return fields | {"scope": CONVERTED}
+    return fields | {"at": fields["at"] | {"wall": LATER}}
+
+
+@pytest.fixture
+def server() -> Iterator[TokenServer]:
+    """A token endpoint."""
+    with TokenServer(lambda _: 3600.0) as running:
+        yield running
+
+
+@pytest.fixture
+def stored(refresher: Command, vault: Vault, server: TokenServer) -> Command:
+    """The command with the state directory of 0.1.0."""
+    return prepared(refresher.home, vault, server)
+
+
+@pytest.fixture
+def next_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next version in this process; a command in its own process is of the present one."""
+    monkeypatch.setattr(records, "VERSION", NEXT)
+    monkeypatch.setitem(records.CONVERTERS, VERSION, to_next)
+
+
+def here(refresher: Command, *names: str, force: bool = False) -> dict[str, Result]:
+    """Run once in this process."""
+    given = {"state_dir": str(refresher.state), "spill_dir": refresher.environment["REFRESHER_SPILL_DIR"]}
+    results = run_once(resolve(given, None), names, force=force, horizon=0.0, stopping=lambda: False)
+    return {result.name: result for result in results}
+
+
+def version_of(path: Path) -> int:
+    """Read the version of a record or an intent."""
+    version: int = msgspec.json.decode(path.read_bytes().partition(b"\n")[0])["version"]
+    return version
+
+
+def raise_version(path: Path) -> None:
+    """Write a record or an intent again as the next version writes it."""
+    line, _, mark = path.read_bytes().partition(b"\n")
+    key: Literal["record", "intent"] = "intent" if path.suffix == ".intent" else "record"
+    path.write_bytes(wrap(key, bytes(unwrap(key, line)[0]))[0] + mark)
+    assert version_of(path) == NEXT
+
+
+def all_files(refresher: Command) -> dict[str, bytes]:
+    """Return what lies in ``grants/``, locks aside."""
+    return {path.name: path.read_bytes() for path in refresher.directories.grants.iterdir() if path.suffix != ".lock"}
+
+
+@pytest.mark.usefixtures("next_version")
+def test_the_next_version_reads_what_it_does_not_write(stored: Command) -> None:
+    """If it failed, a look at a grant would change its record without the lock."""
+    before = all_files(stored)
+    for name in NAMES:
+        found = decode(before[f"{name}.json"], name)
+        assert found.record is not None
+        assert found.record.scope == CONVERTED
+        sealed = opened(before[f"{name}.json"])
+        assert sealed is not None
+        assert found.checksum == sealed.checksum, "an intent or a successor would not find the record it was begun from"
+    assert all_files(stored) == before
+
+
+@pytest.mark.usefixtures("next_version")
+def test_a_record_is_converted_by_a_write_under_its_lock(stored: Command) -> None:
+    """If it failed, two processes could write one record at the same time."""
+    made = stored.directories
+    before = all_files(stored)
+    with held(made.lock("healthy"), stopping=lambda: False):
+        assert here(stored, "rotated")["rotated"].outcome == "rotated"
+        assert version_of(made.record("rotated")) == NEXT
+        waiting = Terms(ca_file=None, stopping=lambda: False, lock_wait=0.1)
+        result = rotate(Publisher(made), Order(name="healthy", seen=0), waiting)
+        assert result is not None
+        assert result.outcome == "lock_busy"
+        assert all_files(stored)["healthy.json"] == before["healthy.json"]
+    assert here(stored, "healthy")["healthy"].outcome == "rotated"
+    assert version_of(made.record("healthy")) == NEXT
+    assert stored.grant("healthy").scope == CONVERTED
+
+
+@pytest.mark.usefixtures("next_version")
+def test_the_next_version_settles_and_rotates_what_the_one_before_left(stored: Command, server: TokenServer) -> None:
+    """If it failed, an upgrade to the next version would lose logins, or what a kill left before it."""
+    names = (set(NAMES) - set(TOMBSTONES)) | {"left-import"}
+    plain = {name: result.outcome for name, result in here(stored).items()}
+    assert plain == dict.fromkeys(names, "rotated") | OUTCOMES
+    doubt = stored.grant("left-sent").doubt
+    assert doubt is not None
+    assert doubt.since.wall == LATER, "the intent was not converted"
+    # A successor that was adopted is written in the next version, and the file that it came from is still known as its copy.
+    assert not [name for name in all_files(stored) if name.startswith("left-") and "aside" in name]
+    forced = {name: result.outcome for name, result in here(stored, force=True).items()}
+    assert forced == dict.fromkeys(names, "rotated") | {name: OUTCOMES[name] for name in NEVER_ROTATE}
+    for name in names - set(NEVER_ROTATE):
+        assert version_of(stored.directories.record(name)) == NEXT, name
+        assert stored.grant(name).scope == CONVERTED, name
+    assert server.presented["left-sent-next"][0] == "rt-left-sent-next-1"
+
+
+@pytest.mark.usefixtures("next_version")
+def test_the_version_before_refuses_the_next_one(stored: Command, server: TokenServer) -> None:
+    """If it failed, an older refresher would take a newer record for damaged, or drop what it does not know."""
+    assert here(stored, "healthy")["healthy"].outcome == "rotated"
+    before = all_files(stored)
+    done = stored("run-once", "--json", "healthy")
+    assert (done.code, done.outcome) == (2, "invalid_grant_file")
+    assert f"{stored.directories.record('healthy')}: {REFUSED}" in done.results["healthy"]["detail"]
+    assert all_files(stored) == before
+    assert len(server.presented["healthy"]) == 1
+
+
+@pytest.mark.parametrize("kinds", [("next",), ("intent",), ("intent", "next")], ids="+".join)
+@pytest.mark.usefixtures("next_version")
+def test_the_version_before_leaves_the_leftovers_of_the_next_one(
+    stored: Command, server: TokenServer, kinds: tuple[str, ...]
+) -> None:
+    """If it failed, a downgrade amid a rotation would set the only copy of a refresh token aside (I6)."""
+    for kind in kinds:
+        raise_version(stored.state / f"grants/left-sent-next.{kind}")
+    before = all_files(stored)
+    done = stored("run-once", "--json", "left-sent-next")
+    assert (done.code, done.outcome) == (2, "invalid_grant_file")
+    assert f"left-sent-next.{kinds[0]}: {REFUSED}" in done.results["left-sent-next"]["detail"]
+    assert all_files(stored) == before
+    assert here(stored, "left-sent-next")["left-sent-next"].outcome == "rotated"
+    assert server.presented["left-sent-next"] == ["rt-left-sent-next-1"]
+
+
+@pytest.mark.usefixtures("next_version")
+def test_a_person_can_give_up_a_leftover_of_the_next_version(stored: Command, server: TokenServer) -> None:
+    """If it failed, a version digit that a disk has changed would keep a person from every new login."""
+    path = stored.state / "grants/left-sent-next.next"
+    raise_version(path)
+    there = path.read_bytes()
+    stored.import_grant("left-sent-next", server.grant("left-sent-next"), "--replace")
+    (aside,) = stored.directories.grants.glob("left-sent-next.next.aside.*")
+    assert aside.read_bytes() == there
+    assert stored("run-once", "--json", "left-sent-next").outcome == "rotated"
+    aside.unlink()

@@ -1,0 +1,142 @@
+"""The reference in refresher/README.md: complete, and its examples work."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from refresher.cli.main import cli
+from refresher.config import resolve
+from refresher.daemon.readiness import Health
+from refresher.grants.providers import PROFILES
+from refresher.operations.import_request import ImportRequest
+from refresher.operations.result import EXIT_CODES
+from tests.support.command import Command
+from tests.support.documents import DOCUMENTS, ROOT, block, section
+from tests.support.snippets import GRANT
+
+PAGE = "refresher/README.md"
+CONTEXT = click.Context(cli, info_name="refresher")
+COMMANDS = {name: command for name in cli.list_commands(CONTEXT) if (command := cli.get_command(CONTEXT, name))}
+
+
+def options(command: click.Command) -> set[str]:
+    """Return the long options of a command."""
+    return {opt for parameter in command.params for opt in parameter.opts if opt.startswith("--")}
+
+
+def test_each_command_has_a_section_in_the_order_of_the_help() -> None:
+    """A user who comes from the help would not find the command."""
+    headings = re.findall(r"^## (.*)$", DOCUMENTS[PAGE], re.MULTILINE)
+    assert headings[: len(COMMANDS)] == list(COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_section_names_the_options_of_its_command_and_no_others(name: str) -> None:
+    """A user would not learn of an option, or type one that the command does not know."""
+    # `headers` has the options of `token`, and its section says so.
+    text = section(PAGE, name) + (section(PAGE, "token") if name == "headers" else "")
+    named = set(re.findall(r"`(--[\w-]+)", text))
+    others = {"listen"} if name == "health" else set()  # an option of `run` that the section is about
+    known = options(COMMANDS[name]) | options(cli) | {f"--{option}" for option in others}
+    assert options(COMMANDS[name]) - {"--help"} <= named
+    assert named <= known
+
+
+def test_the_table_of_settings_is_complete() -> None:
+    """A setting could only be found in the source."""
+    text = section(PAGE, "Configuration")
+    assert {option for option in options(cli) if f"`{option}" not in text} == set()
+    variables = {str(parameter.envvar) for command in (cli, *COMMANDS.values()) for parameter in command.params if getattr(parameter, "envvar", None)}  # fmt: skip
+    assert {variable for variable in variables if f"`{variable}`" not in DOCUMENTS[PAGE]} == set()
+    keys = re.findall(r"^(\w+) = ", block(PAGE, "toml", "log_format"), re.MULTILINE)
+    assert keys
+    assert {key for key in keys if f"`{key}`" not in text} == set()
+
+
+def test_every_outcome_and_exit_code_is_explained() -> None:
+    """A script's author would meet a word that nobody has explained."""
+    rows = re.findall(r"^\| `(\w+)` \|.*\| (\d+) \|$", section(PAGE, "Outcomes and exit codes"), re.MULTILINE)
+    assert {(word, int(code)) for word, code in rows} == set(EXIT_CODES.items())
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_exit_codes_of_a_section_are_those_of_the_help(name: str) -> None:
+    """The page and the help would tell a script's author different things."""
+    codes = set(re.findall(r"^ +(\d+) +", COMMANDS[name].epilog or "", re.MULTILINE))
+    text = section(PAGE, "Outcomes and exit codes" if name == "run-once" else "token" if name == "headers" else name)
+    explained = "\n".join(re.findall(r"^\|.*\|$|^Exit codes: (?:.+\n)+", text, re.MULTILINE))
+    assert {code for code in codes if not re.search(rf"(?:\| |: |; |;\n){code} ", explained)} == set()
+
+
+def test_every_key_of_an_import_is_explained() -> None:
+    """A key could only be found in the source."""
+    text = section(PAGE, "import")
+    assert [key for key in ImportRequest.__struct_fields__ if f"`{key}`" not in text] == []
+
+
+def test_every_server_of_which_more_is_known_is_named() -> None:
+    """A user could not tell whether refresher knows his server."""
+    text = " ".join(section(PAGE, "Servers differ").split())
+    assert [profile.name for profile in PROFILES if profile.name not in text] == []
+
+
+def test_json_has_the_keys_that_the_page_names(refresher: Command) -> None:
+    """A program that follows the page would look for keys that are not there."""
+    page = " ".join(DOCUMENTS[PAGE].split())
+    refresher.import_grant("linear", GRANT | {"server_url": "https://mcp.example/mcp"})
+    (grant,) = json.loads(refresher("status", "--json").stdout)["grants"]
+    assert f'{{"grants": [{{{", ".join(json.dumps(key) for key in grant)}}}]}}' in page
+    run = json.loads(refresher("run-once", "--json").stdout)
+    (result,) = run["results"]
+    assert f'{{"results": [{{{", ".join(json.dumps(key) for key in result)}}}], "exit_code"}}' in page
+    (grant,) = json.loads(refresher("status", "--json").stdout)["grants"]
+    assert f"{{{', '.join(json.dumps(key) for key in grant['error'])}}}" in page
+    assert f"{{{', '.join(json.dumps(key) for key in Health.__struct_fields__)}}}" in page
+    nobody = json.loads(refresher("health", "--json", "--listen", "127.0.0.1:1").stdout)
+    assert f"{{{', '.join(json.dumps(key) for key in nobody)}}}" in page
+
+
+def test_the_example_of_an_import_is_one(refresher: Command) -> None:
+    """The first file that a user writes by the page would be refused."""
+    refresher.import_grant("linear", json.loads(block(PAGE, "json")))
+    assert refresher("status").stdout.splitlines()[1].startswith("linear")
+
+
+def test_the_examples_of_a_configuration_are_some(refresher: Command, tmp_path: Path) -> None:
+    """The first configuration that a user writes by the page would be refused, or have no effect."""
+    config = refresher.home / ".config/refresher/config.toml"
+    config.parent.mkdir(parents=True)
+    config.write_text(block(PAGE, "toml", "log_format"))
+    refresher.import_grant("linear", GRANT | {"server_url": "https://mcp.example/mcp"})
+    assert (refresher.home / "grants-of-work/grants/linear.json").exists()
+    line = refresher("run-once").stderr.splitlines()[0]
+    assert set(json.loads(line)) == {"at", "level", "message"}
+    shared = tmp_path / "shared.toml"
+    shared.write_text(block(PAGE, "toml", "tokens_group").replace('"agents"', '"0"'))
+    assert resolve({}, str(shared)).directories.group == 0
+
+
+def test_the_line_for_the_shell_completes_names(refresher: Command) -> None:
+    """The Tab key would do nothing, or each new shell would print an error."""
+    refresher.import_grant("linear", GRANT | {"server_url": "https://mcp.example/mcp"})
+    environment = refresher.environment | {"PATH": f"{Path(sys.executable).parent}:{refresher.environment['PATH']}"}
+    tab = "COMP_WORDS=(refresher status li); COMP_CWORD=2; _refresher_completion refresher li status; echo ${COMPREPLY[@]}"
+    done = subprocess.run(
+        ["bash", "-ec", block(PAGE, "bash") + tab], env=environment, capture_output=True, text=True, check=False
+    )
+    assert (done.stdout, done.stderr) == ("linear\n", "")
+
+
+def test_what_refresher_reports_of_a_loss_is_quoted_as_it_is() -> None:
+    """A user would search the page for the line that he reads, and not find it."""
+    rows = [line.split("|") for line in section(PAGE, "What can still be lost").splitlines() if line.startswith("| ")]
+    quoted = [words for row in rows[1:] for words in re.findall(r"`([a-zA-Z_ :]+?)(?: \.\.\.)?`", row[3])]
+    assert len(quoted) > 5
+    sources = " ".join(path.read_text() for path in (ROOT / "refresher").rglob("*.py"))
+    said = re.sub(r'"\s*\n\s*f?"', "", sources)
+    assert [words for words in quoted if words not in said and words not in COMMANDS] == []

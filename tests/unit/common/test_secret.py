@@ -1,0 +1,92 @@
+"""A secret does not print (I7)."""
+
+import pickle
+import traceback
+from urllib.parse import quote, quote_plus
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from refresher.common.secret import Secret, mask
+from tests.support.samples import grant
+
+TEXT = "s3cret-refresh-token-value"
+
+
+def test_no_way_of_printing_shows_it() -> None:
+    """If it failed, one careless f-string would write a refresh token into a log."""
+    secret = Secret(TEXT)
+    shown = [repr(secret), str(secret), f"{secret}", f"{secret:>40}", "%s" % secret, repr([secret])]  # noqa: UP031  a way of printing
+    shown += [repr(grant(refresh_token=secret, client_secret=secret, access_token=secret))]
+    try:
+        raise ValueError(secret)
+    except ValueError:
+        shown.append(traceback.format_exc())
+    assert not [text for text in shown if TEXT in text]
+
+
+def test_it_goes_into_no_pickle_and_no_json_by_accident() -> None:
+    """If it failed, a library that copies objects to disk would copy the token along."""
+    with pytest.raises(TypeError):
+        pickle.dumps(Secret(TEXT))
+    with pytest.raises(TypeError):
+        msgspec.json.encode(Secret(TEXT))
+
+
+def test_equal_texts_are_equal_secrets_with_one_fingerprint() -> None:
+    """If it failed, a refresh token that did not change would count as spent."""
+    assert Secret(TEXT) == Secret(TEXT)
+    assert Secret(TEXT) != Secret("another")
+    assert len({Secret(TEXT), Secret(TEXT)}) == 1
+    assert Secret(TEXT).fingerprint() == Secret(TEXT).fingerprint() != Secret("another").fingerprint()
+    assert TEXT not in Secret(TEXT).fingerprint()
+
+
+PARTS = Secret("1//0gAbC/dEf+GhI=jKlMnOpQ/rSt!aB3$dE6*gH9:jK2|xY")
+
+
+@pytest.mark.parametrize(
+    "echo",
+    [
+        quote(PARTS.reveal(), safe=""),
+        quote_plus(PARTS.reveal()),
+        f"{PARTS.reveal()[:20]} {PARTS.reveal()[20:]}",
+        PARTS.reveal()[:19],
+        PARTS.reveal()[:-1],
+        PARTS.reveal()[3:9],
+    ],
+)
+def test_an_echo_cut_split_or_encoded_is_masked_too(echo: str) -> None:
+    """If it failed, a server that quotes half a token would have agents and logs read it."""
+    masked = mask(f"the token {echo} is bad", (PARTS,))
+    assert masked.startswith("the token [masked]")
+    assert masked.endswith("is bad")
+    rest = masked.replace("[masked]", "\0")
+    assert not [at for at in range(len(rest) - 5) if rest[at : at + 6] in PARTS.reveal()]
+
+
+@pytest.mark.parametrize(
+    ("words", "kept"),
+    [
+        ("the refresh token was revoked by its owner", "the refresh token was revoked by its owner"),
+        ("refresh_token_not_found in this_very_long_name", "refresh_token_not_found in this_very_long_name"),
+        ("AADSTS700082: The refresh token has expired", "AADSTS700082: The refresh token has expired"),
+        ("token 8xLOxBtZp8Qw9xLOxBtZp8Qw is bad", "token [masked] is bad"),
+        ("eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2ln", "[masked]"),
+        ("known short-one here", "known [masked] here"),
+        ("two\r\nlines\x1b[2J", "two lines [2J"),
+    ],
+)
+def test_a_servers_words_stay_readable_and_its_tokens_do_not(words: str, kept: str) -> None:
+    """If it failed, a person could not read why a grant died, or anybody could read the token."""
+    assert mask(words, (Secret("short-one"), None, Secret(""))) == kept
+
+
+@given(st.text(), st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=8), st.text())
+def test_a_known_secret_is_never_left(before: str, secret: str, after: str) -> None:
+    """If it failed, some surroundings would let a token through."""
+    masked = mask(f"{before}{secret}{after}", (Secret(secret),))
+    assert secret not in masked.replace("[masked]", "\0")
+    assert len(masked) <= 303

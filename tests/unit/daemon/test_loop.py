@@ -1,0 +1,83 @@
+"""The daemon loop after errors that should not happen."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from refresher.common import clocks
+from refresher.common.errors import GrantFileError
+from refresher.common.signals import DaemonSignals
+from refresher.config import Settings, resolve
+from refresher.daemon.loop import Daemon, _Pause
+from refresher.grants.record import Stored
+from refresher.operations.import_grant import store_grant
+from refresher.operations.import_request import parse
+from refresher.storage import records
+from refresher.storage.directories import Directories
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """Settings with one grant whose access token is valid for an hour."""
+    made = resolve({"state_dir": str(tmp_path / "state")}, None)
+    fields = {
+        "token_endpoint": "http://127.0.0.1:9/token",
+        "client_id": "client",
+        "refresh_token": "a-invalid-refresh-token",
+        "server_url": "https://mcp.example/mcp",
+        "access_token": "an-invalid-access-token",
+        "expires_in": 3600,
+    }
+    grant = parse("linear", json.dumps(fields).encode(), clocks.now())
+    store_grant(made.directories, grant, replace=False, if_absent=False, stopping=lambda: False)
+    return made
+
+
+@pytest.fixture
+def daemon(settings: Settings) -> Iterator[Daemon]:
+    """A daemon whose methods the test calls one by one."""
+    made = Daemon(lambda: settings, DaemonSignals(), grace=25.0)
+    made._schedule.start()
+    yield made
+    made._schedule.stop()
+
+
+def test_a_pause_doubles_without_an_overflow() -> None:
+    """If it failed, a grant that fails all night would end the daemon with an overflow."""
+    pause = _Pause.after(None)
+    assert pause.times == 1
+    for _ in range(5000):
+        pause = _Pause.after(pause)
+    assert pause.times == 5001
+
+
+def test_a_grant_that_could_not_be_read_is_inspected_again(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If it failed, one disk error at the wrong time would end the rotation of a grant."""
+    # A fake: a disk error that changes no file.
+    daemon._scan()
+    (before,) = daemon._schedule._scheduler.get_jobs()
+
+    def broken(directories: Directories, name: str) -> Stored:
+        raise GrantFileError("cannot read it: Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(records, "load", broken)
+        daemon._inspect("linear")
+    (after,) = daemon._schedule._scheduler.get_jobs()
+    assert after.next_run_time < before.next_run_time
+    daemon._inspect("linear")
+    (healed,) = daemon._schedule._scheduler.get_jobs()
+    assert healed.next_run_time == before.next_run_time
+
+
+def test_an_internal_error_does_not_end_the_daemon(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If it failed, a bug in one line would end the rotation of every grant."""
+    # A fake: it stands for any bug.
+    monkeypatch.setattr(daemon._watch, "changed", lambda: 1 / 0)
+    daemon._step()
+    monkeypatch.undo()
+    daemon._scan_at = 0.0
+    daemon._step()
+    assert daemon._schedule._scheduler.get_jobs()

@@ -1,0 +1,129 @@
+"""Health and heartbeats of the daemon in rare states."""
+
+from pathlib import Path
+
+import pytest
+
+from refresher.common import clocks
+from refresher.common.signals import DaemonSignals
+from refresher.config import resolve
+from refresher.daemon.loop import Daemon
+from refresher.daemon.readiness import Readiness
+from refresher.daemon.supervision import Supervision
+from tests.support.command import wait_until
+from tests.support.samples import failure, grant
+
+
+def inspected(**changes: object) -> Readiness:
+    """Return the readiness after the inspection of a grant whose token was issued now."""
+    now = clocks.now()
+    readiness = Readiness()
+    fields = {"issued_at": now.wall, "issued": now, "expires_at": now.wall + 3600, **changes}
+    readiness.update(grant(**fields), published=True)
+    readiness.mark_complete()
+    return readiness
+
+
+def test_a_daemon_is_not_ready_before_it_has_inspected_every_grant() -> None:
+    """If it failed, a daemon would report that it is ready before it has read any grant."""
+    readiness = Readiness()
+    assert not readiness.health(live=True).ready
+    readiness.mark_complete()
+    assert readiness.health(live=True).ready, "a daemon without grants is ready"
+    assert not readiness.health(live=False).ready
+
+
+@pytest.mark.parametrize(
+    ("changes", "ready", "fresh", "needs_person"),
+    [
+        ({}, True, 1, False),
+        ({"failures": 3, "failure": failure()}, True, 1, False),
+        ({"dead": True}, True, 1, True),
+        ({"refusals": 10, "expires_at": 0.0}, True, 0, True),
+        ({"expires_at": 0.0}, False, 0, False),
+        ({"access_token": None}, False, 0, False),
+        ({"expires_at": None}, True, 1, False),
+    ],
+)
+def test_a_valid_token_is_fresh_and_a_grant_that_needs_a_person_does_not_prevent_ready(
+    changes: dict[str, object], ready: bool, fresh: int, needs_person: bool
+) -> None:
+    """If it failed, agents with a valid token would be out of service, or agents without one in service."""
+    health = inspected(**changes).health(live=True)
+    assert (health.ready, health.fresh, bool(health.reauthorization_required)) == (ready, fresh, needs_person)
+
+
+def test_the_published_token_of_an_unreadable_record_stays_fresh() -> None:
+    """If it failed, a damaged file would be reported as an expired token."""
+    readiness = inspected()
+    readiness.mark_unreadable("linear")
+    readiness.mark_unreadable("other")
+    health = readiness.health(live=True)
+    assert (health.ready, health.grants, health.fresh) == (True, 2, 1)
+    assert health.invalid_grant_file == ("linear", "other")
+    readiness.forget("other")
+    assert readiness.health(live=True).grants == 1
+
+
+def test_a_list_of_names_is_limited_to_a_hundred() -> None:
+    """If it failed, ten thousand grants without a token would make a response that is too large for a probe."""
+    readiness = Readiness()
+    for number in range(150):
+        readiness.update(grant(name=f"g{number:03}", access_token=None), published=True)
+    health = readiness.health(live=True)
+    assert (health.grants, len(health.waiting), health.waiting[0]) == (150, 100, "g000")
+    assert "g000, g001, g002, g003, g004 and 95 more" in health.summary()
+
+
+def test_a_daemon_without_a_heartbeat_for_a_minute_is_not_live(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If it failed, a daemon that hangs would not be restarted, or a busy one would be."""
+    # A fake clock, because the test must not take a minute.
+    now = 1000.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    supervision = Supervision()
+    assert not supervision.health().live, "there was no heartbeat yet"
+    supervision.heartbeat()
+    now += 59
+    assert supervision.health().live
+    now += 2
+    assert not supervision.health().live
+    supervision.extend_stop()
+    assert supervision.health().live
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Daemon:
+    """A daemon without grants, whose methods the test calls one by one."""
+    settings = resolve({"state_dir": str(tmp_path / "state"), "spill_dir": str(tmp_path / "spill")}, None)
+    settings.directories.ensure()
+    return Daemon(lambda: settings, DaemonSignals(), grace=25.0)
+
+
+def test_a_daemon_is_live_only_while_its_schedule_runs(daemon: Daemon) -> None:
+    """If it failed, nobody would notice that the schedule has stopped and tokens are not rotated on time."""
+    for _ in range(3):
+        daemon._step()
+    assert not daemon._supervision.health().live, "the schedule does not run"
+    daemon._schedule.start()
+    daemon._heartbeat_at = float("-inf")
+
+    def is_live() -> bool:
+        daemon._step()
+        return daemon._supervision.health().live
+
+    wait_until(is_live, "there was a heartbeat")
+    daemon._schedule.stop()
+
+
+@pytest.mark.parametrize(
+    ("microseconds", "pid", "interval"),
+    [("", "", 5.0), ("60000000", "", 5.0), ("3000000", "", 1.0), ("3000000", "1", 5.0), ("-5", "", 5.0)],
+)
+def test_there_are_three_heartbeats_within_the_time_of_the_watchdog(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, microseconds: str, pid: str, interval: float
+) -> None:
+    """If it failed, systemd would kill a healthy daemon after one late heartbeat."""
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "nobody"))
+    monkeypatch.setenv("WATCHDOG_USEC", microseconds)
+    monkeypatch.setenv("WATCHDOG_PID", pid)
+    assert Supervision().heartbeat_interval == interval

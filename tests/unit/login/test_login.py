@@ -1,0 +1,366 @@
+"""What a login makes of what it was asked for, and of what a browser brings back."""
+
+import re
+import socket
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+
+from refresher.common.errors import ConfigError, LoginNotGiven, LoginRefused, RefresherError, ServerAway
+from refresher.common.secret import Secret
+from refresher.grants.record import Login
+from refresher.login import pages
+from refresher.login.authorization_request import AuthorizationRequest, ForeignRedirect, new_authorization_request
+from refresher.login.discovery import Server
+from refresher.login.error_advice import advice
+from refresher.login.loopback import Loopback
+from refresher.login.options import LoginOptions, completed, validated
+from tests.support.samples import grant
+
+STATE = "state-of-this-login"
+ISSUER = "https://as.example"
+SERVER = Server(issuer=ISSUER, authorization_endpoint=f"{ISSUER}/authorize", token_endpoint=f"{ISSUER}/token")
+URL = "https://mcp.example/mcp"
+CLIENT = {"client_id": "client"}
+ENDPOINTS = {"token_endpoint": f"{ISSUER}/token", "authorization_endpoint": f"{ISSUER}/authorize"}
+
+
+# --- what a person asks for ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"url": "mcp.example"}, "URL must begin with https://"),
+        ({"url": "https://me:secret-word@mcp.example"}, "URL must not contain a user name or password"),
+        ({"issuer": "http://as.example"}, "--issuer must be https"),
+        (CLIENT | ENDPOINTS | {"token_endpoint": "http://as.example"}, "--token-endpoint must be https"),
+        ({"redirect_uri": "https://127.0.0.1:80/"}, "--redirect-uri must be a port of this machine"),
+        ({"redirect_uri": "http://127.0.0.1/callback"}, "--redirect-uri must be a port of this machine"),
+        ({"redirect_uri": "http://mcp.example:80/callback"}, "--redirect-uri must be https"),
+        ({"client_secret_file": "file"}, "--client-secret-file needs a --client-id"),
+        ({"auth_method": "none"}, "--auth-method needs a --client-id"),
+        (CLIENT | {"auth_method": "client_secret_post"}, "client_secret_post needs --client-secret-file"),
+        (CLIENT | {"auth_method": "private_key_jwt"}, "private_key_jwt needs --private-key-file"),
+        (CLIENT | {"auth_method": "tls_client_auth"}, "tls_client_auth needs --client-cert"),
+        ({"way": "client_credentials"}, "--client-credentials needs a --client-id"),
+        (CLIENT | {"authorization_endpoint": ISSUER}, "--authorization-endpoint needs a --token-endpoint"),
+        (CLIENT | {"token_endpoint": ISSUER}, "--token-endpoint needs an --authorization-endpoint"),
+        (ENDPOINTS, "--token-endpoint needs a --client-id"),
+        ({"params": (("state", "mine"),)}, "--param must be KEY=VALUE"),
+        ({"params": (("prompt", "a\nb"),)}, "--param must be KEY=VALUE"),
+        ({"scope": ""}, "--scope must be printable"),
+        ({"resource": "über"}, "--resource must be printable"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_before_anybody_is_asked(asked: dict[str, Any], words: str) -> None:
+    """If it failed, a typing error would be found out at the end of a login, or not at all."""
+    with pytest.raises(ConfigError, match=re.escape(words)) as caught:
+        validated(LoginOptions(**{"url": URL, **asked}))
+    assert "secret-word" not in str(caught.value)
+
+
+GIVEN = Login(client="given", endpoints_given=True, authorization_endpoint=f"{ISSUER}/authorize", way="device")
+SAID = Login(
+    client="given",
+    issuer_given=True,
+    scope="read offline_access",
+    resource="none",
+    params=(("access_type", "offline"),),
+)
+
+
+@pytest.mark.parametrize(
+    ("login", "asked", "then"),
+    [
+        (None, {}, {"url": URL}),
+        (
+            SAID,
+            {},
+            {"url": URL, "issuer": ISSUER, "scope": SAID.scope, "resource": "none", "params": SAID.params},
+        ),
+        (
+            SAID,
+            {"scope": "write", "issuer": "https://another.example"},
+            {"url": URL, "issuer": "https://another.example", "scope": "write"},
+        ),
+        (GIVEN, {}, {"url": URL, "way": "device", "token_endpoint": "https://as.example/token", "issuer": ISSUER}),
+        (GIVEN, {"issuer": ISSUER}, {"url": URL, "way": "device", "issuer": ISSUER, "token_endpoint": None}),
+        # Somewhere else, nothing of it is wanted: no token of one server may go to another.
+        (SAID, {"url": "https://other.example/mcp"}, {"url": "https://other.example/mcp", "issuer": None}),
+        (GIVEN, {"url": "https://other.example"}, {"token_endpoint": None, "way": None, "issuer": None}),
+        (SAID, {"url": "https://other.example"}, {"scope": None, "resource": None, "params": ()}),
+        (GIVEN, {"url": "https://mcp.example/other"}, {"url": "https://mcp.example/other", "way": "device"}),
+    ],
+)
+def test_a_login_is_repeated_as_it_was(login: Login | None, asked: dict[str, Any], then: dict[str, Any]) -> None:
+    """If it failed, a repeated login would bring less than the first, or go to a server that it was not meant for."""
+    stored = grant(server_url=URL, issuer=ISSUER, token_endpoint=f"{ISSUER}/token", login=login)
+    again = completed(LoginOptions(**asked), stored)
+    assert {key: getattr(again, key) for key in then} == then
+
+
+# --- the redirect -------------------------------------------------------------------------------------------------
+
+
+def asking(**changes: Any) -> AuthorizationRequest:
+    """Return an authorization request whose state is known."""
+    server = msgspec.structs.replace(SERVER, **changes)
+    made = new_authorization_request(server, grant(), redirect_uri="http://127.0.0.1:9/callback", scope=None, params=())
+    return msgspec.structs.replace(made, state=Secret(STATE))
+
+
+@pytest.mark.parametrize("form", ["http://127.0.0.1:9/callback?{}", "?{}", "{}"])
+def test_a_redirect_is_read_in_every_form_that_a_person_pastes(form: str) -> None:
+    """If it failed, who pastes what the browser shows could not log in."""
+    made = asking()
+    assert made.token_request(form.format(f"code=the%20code&state={STATE}&more=1")) == {
+        "grant_type": "authorization_code",
+        "code": "the code",
+        "redirect_uri": "http://127.0.0.1:9/callback",
+        "code_verifier": made.verifier.reveal(),
+    }
+
+
+@pytest.mark.parametrize(
+    "redirect",
+    [
+        "",
+        "hello",
+        "http://[",
+        "http://127.0.0.1:9/callback",
+        f"http://127.0.0.1:9/callback#code=x&state={STATE}",
+        "code=x",
+        "code=x&state=",
+        "code=x&state=wrong",
+        f"code=x&state={STATE}x",
+        f"code=x&code=y&state={STATE}",
+        f"code=x&state={STATE}&state={STATE}",
+        "code=x&state=\udcff",
+        "code=x&state=%ff",
+        "error=access_denied&state=wrong",
+    ],
+)
+def test_a_redirect_without_this_logins_state_is_nobodys(redirect: str) -> None:
+    """If it failed, a stranger could end a login, or have it take his own code; or garbage would break it off."""
+    with pytest.raises(ForeignRedirect):
+        asking().token_request(redirect)
+
+
+@pytest.mark.parametrize(
+    ("query", "sends_iss", "error", "words"),
+    [
+        ("code=x", False, None, ""),
+        (f"code=x&iss={ISSUER}", True, None, ""),
+        ("code=x", True, LoginRefused, "iss, RFC 9207"),
+        ("code=x&iss=https://attacker.example", False, LoginRefused, "may be an attack"),
+        (f"code=x&iss={ISSUER}/", True, LoginRefused, "may be an attack"),
+        ("code=x&iss=", False, LoginRefused, "may be an attack"),
+        ("error=access_denied&error_description=no+thanks", False, LoginNotGiven, "(access_denied: no thanks)"),
+        ("error=invalid_scope", False, LoginRefused, "(invalid_scope); nothing was changed. Request another --scope"),
+        ("error=invalid_target", False, LoginRefused, "Try --resource none"),
+        ("error=unauthorized_client", False, LoginRefused, "another --client-id"),
+        ("error=strange", False, LoginRefused, "Log in again"),
+        ("error=temporarily_unavailable", False, ServerAway, "not available now"),
+        ("error=server_error&code=x", False, ServerAway, "not available now"),
+        (f"error=strange&error_description={STATE}", False, LoginRefused, "strange: "),
+        ("code=", False, LoginRefused, "neither a code nor an error"),
+        ("", False, LoginRefused, "neither a code nor an error"),
+        ("code=a%0d%0ab", False, LoginRefused, "neither a code nor an error"),
+    ],
+)
+def test_a_redirect_says_what_has_become_of_the_login(
+    query: str, sends_iss: bool, error: type[RefresherError] | None, words: str
+) -> None:
+    """If it failed, a code of another server would be redeemed, or a person would not know what to do."""
+    made = asking(sends_iss=sends_iss)
+    redirect = f"state={STATE}&{query}"
+    if error is None:
+        assert made.token_request(redirect)["code"] == "x"
+        return
+    with pytest.raises(error, match=re.escape(words)) as caught:
+        made.token_request(redirect)
+    assert type(caught.value) is error
+    assert STATE not in str(caught.value)
+    assert "nothing was changed" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [({"authorization_endpoint": None}, "Try --device"), ({"challenge_methods": ("plain",)}, "S256")],
+)
+def test_no_code_is_asked_for_that_could_be_stolen(changes: dict[str, Any], words: str) -> None:
+    """If it failed, a code could be redeemed by whoever sees it."""
+    with pytest.raises(LoginRefused, match=words):
+        asking(**changes)
+
+
+def test_an_authorization_request_holds_all_that_it_must() -> None:
+    """If it failed, a server would refuse the login, or give no refresh token."""
+    server = msgspec.structs.replace(SERVER, authorization_endpoint=f"{ISSUER}/authorize?tenant=a%20b")
+    client = grant(resource="https://MCP.example/mcp", send_resource=None)
+    made = new_authorization_request(
+        server,
+        client,
+        redirect_uri="http://127.0.0.1:9/callback",
+        scope="read offline_access",
+        params=(("access_type", "offline"), ("prompt", "login consent")),
+    )
+    asked = httpx.URL(made.url).params
+    assert dict(asked) == {
+        "tenant": "a b",
+        "response_type": "code",
+        "client_id": "client",
+        "redirect_uri": "http://127.0.0.1:9/callback",
+        "state": made.state.reveal(),
+        "code_challenge": asked["code_challenge"],
+        "code_challenge_method": "S256",
+        "resource": "https://MCP.example/mcp",
+        "scope": "read offline_access",
+        "prompt": "login consent",
+        "access_type": "offline",
+    }
+    assert made.verifier.reveal() not in repr(made)
+
+
+@pytest.mark.parametrize("code", ["", "strange", "invalid_scope", "unauthorized_client", "invalid_grant"])
+def test_advice_is_a_sentence(code: str) -> None:
+    """If it failed, an error line would end without what to do next."""
+    assert re.fullmatch(r"[A-Z].{10,}[^.]", advice(code))
+
+
+# --- the listener and its pages -----------------------------------------------------------------------------------
+
+
+class Listening:
+    """A listener that takes what ends in "state=good"; ``heard`` is what came."""
+
+    def __init__(self, redirect_uri: str | None = None) -> None:
+        self.heard: list[str] = []
+        self.loopback = Loopback(redirect_uri)
+        self.loopback.accept = self._take
+        self.http = httpx.Client(trust_env=False, timeout=30)
+
+    def _take(self, query: str) -> str | None:
+        self.heard.append(query)
+        return None if query.endswith("state=good") else pages.foreign_redirect()
+
+    def get(self, query: str, **headers: str) -> httpx.Response:
+        """Come back as a browser does."""
+        return self.http.get(f"{self.loopback.redirect_uri}{query}", headers=headers)
+
+
+@pytest.fixture
+def listening() -> Iterator[Listening]:
+    made = Listening()
+    with made.loopback, made.http:
+        yield made
+
+
+def test_what_is_not_this_logins_is_answered_and_the_login_goes_on(listening: Listening) -> None:
+    """If it failed, an old page, or any page that a browser has open, could end or take over a login."""
+    loopback = listening.loopback
+    root = loopback.redirect_uri.removesuffix("/callback")
+    assert listening.http.get(f"{root}/favicon.ico").status_code == 404
+    assert listening.http.get(f"{root}/callback/more?state=good").status_code == 404
+    assert listening.get("?state=good", Host="attacker.example").status_code == 404
+    assert listening.get("?state=good", Host=f"attacker.example:{root.rpartition(':')[2]}").status_code == 404
+    assert listening.http.post(loopback.redirect_uri, params={"state": "good"}).status_code == 501
+    assert listening.heard == []
+    answer = listening.get("?state=bad")
+    assert (answer.status_code, answer.text) == (400, pages.foreign_redirect())
+    loopback.show(pages.done("linear", renewable=True))
+    assert listening.get("?code=x&state=good").text == pages.done("linear", renewable=True)
+    assert listening.heard == ["state=bad", "code=x&state=good"]
+
+
+def test_two_redirects_get_one_page(listening: Listening) -> None:
+    """If it failed, a browser that asks twice would show a failure for a login that worked."""
+    texts: list[str] = []
+    asking = [threading.Thread(target=lambda: texts.append(listening.get("?state=good").text)) for _ in range(2)]
+    for thread in asking:
+        thread.start()
+    listening.loopback.show(pages.done("linear", renewable=True))
+    listening.loopback.show(pages.failed("it came too late"))
+    for thread in asking:
+        thread.join(30)
+    assert texts == [pages.done("linear", renewable=True)] * 2
+
+
+def test_connections_on_which_nobody_speaks_hold_nothing_up() -> None:
+    """If it failed, a browser that connects ahead of time would keep a login from its end."""
+    made = Listening()
+    with made.loopback, made.http:
+        port = int(made.loopback.redirect_uri.rpartition(":")[2].partition("/")[0])
+        silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(20)]
+        silent[0].sendall(b"GET /callback?state=go")
+        made.loopback.show(pages.done("linear", renewable=True))
+        assert made.get("?state=good").text == pages.done("linear", renewable=True)
+    with pytest.raises(OSError, match="refused"):
+        socket.create_connection(("127.0.0.1", port))
+    for connection in silent:
+        connection.setblocking(False)
+        with pytest.raises(BlockingIOError):  # nobody has waited until it was given up
+            connection.recv(1)
+        connection.close()
+
+
+def test_a_login_that_is_given_up_leaves_no_browser_waiting() -> None:
+    """If it failed, a browser would load for ever, or nobody could log in at that port again."""
+    texts: list[str] = []
+    made = Listening()
+    with made.http:
+        with made.loopback:
+            thread = threading.Thread(target=lambda: texts.append(made.get("?state=good").text))
+            thread.start()
+            while not made.heard:
+                pass
+        thread.join(30)
+    assert texts == [pages.failed("the login was interrupted")]
+    Loopback(made.loopback.redirect_uri)._server.server_close()
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "[::1]"])
+def test_it_listens_on_this_machine_alone_as_the_client_was_registered(host: str) -> None:
+    """If it failed, anybody in the network could bring a code, or a client's own address would not be served."""
+    free = Loopback()
+    port = free._server.server_address[1]
+    free._server.server_close()
+    made = Listening(f"http://{host}:{port}/come/back")
+    with made.loopback, made.http:
+        made.loopback.show(pages.done("linear", renewable=True))
+        assert made.loopback._server.server_address[0] == ("::1" if host == "[::1]" else "127.0.0.1")
+        assert made.get("?state=good").text == pages.done("linear", renewable=True)
+        with pytest.raises(ConfigError, match=f"port {port}: .*; choose another --port"):
+            Loopback(made.loopback.redirect_uri)
+
+
+PAGES = {
+    "done": pages.done("linear", renewable=True),
+    "declined": pages.declined("the login was declined in the browser (<script>alert(1)</script>)"),
+    "failed": pages.failed('</main><img src=x onerror="alert(1)">'),
+    "not_ours": pages.foreign_redirect(),
+}
+
+
+@pytest.mark.parametrize("which", PAGES)
+def test_a_page_needs_nothing_and_runs_nothing(which: str) -> None:
+    """If it failed, a server's words could run in a browser, or a page would tell somebody of the login."""
+    page = PAGES[which]
+    assert re.findall(r"\b(?:src|href|action|url|import)\b\s*[=(]", re.sub(r"&\w+;|<p>.*?</p>", "", page)) == []
+    assert re.findall("<(script|img|link|iframe|form|a)\\b", page) == []
+    assert page.count("<main>") == page.count("</main>") == page.count("<h1>") == 1
+    assert "close this page" in page or "terminal" in page
+    assert pages.HEADERS["Content-Security-Policy"].startswith("default-src 'none'")
+    assert (pages.HEADERS["Cache-Control"], pages.HEADERS["Referrer-Policy"]) == ("no-store", "no-referrer")
+
+
+def test_what_did_not_work_says_that_nothing_is_lost() -> None:
+    """If it failed, a person who says no would fear for the login that works."""
+    for page in (PAGES["declined"], PAGES["failed"]):
+        assert "still works" in page
+    assert "&lt;script&gt;" in PAGES["declined"]

@@ -1,0 +1,180 @@
+"""Servers that cannot be trusted, and answers that no honest server gives: what a login makes of them."""
+
+import json
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import msgspec
+import pytest
+
+from refresher.common import logs
+from refresher.common.errors import ImportRefused, LoginRefused
+from refresher.common.secret import Secret
+from refresher.grants.record import Doubt
+from refresher.login import device
+from refresher.login.client import stored_client
+from refresher.login.discovery import Server, discover
+from refresher.operations.import_grant import store_grant
+from refresher.operations.remove import remove
+from tests.support.fake_state import directories, put
+from tests.support.samples import NOON, at, grant
+
+URL = "https://mcp.example/mcp"
+GOOD, EVIL = "https://as.example", "https://evil.example"
+SERVER = Server(issuer=GOOD, token_endpoint=f"{GOOD}/token")
+
+
+@pytest.mark.parametrize(
+    ("stored", "server", "known"),
+    [
+        ({"issuer": GOOD}, SERVER, True),
+        ({"issuer": EVIL}, SERVER, False),
+        ({"issuer": GOOD}, Server(issuer=EVIL, token_endpoint=f"{GOOD}/token"), False),
+        ({"issuer": GOOD}, Server(token_endpoint=f"{GOOD}/token"), False),
+        ({"issuer": None}, SERVER, True),
+        ({"issuer": None}, Server(token_endpoint=f"{GOOD}/token"), True),
+        ({"issuer": None}, Server(token_endpoint=f"{EVIL}/token"), False),
+        # Its own addresses for all but the token endpoint: the secret would go to one of them.
+        ({"issuer": None}, Server(issuer=EVIL, token_endpoint=f"{GOOD}/token"), False),
+    ],
+)
+def test_a_clients_secret_is_for_the_server_that_knows_it(stored: dict[str, Any], server: Server, known: bool) -> None:
+    """If it failed, a hostile server would be given another one's client secret."""
+    there = grant(token_endpoint=f"{GOOD}/token", client_secret=Secret("secret-of-the-client"), **stored)
+    assert (stored_client(there, server, NOON) is not None) is known
+
+
+CODE = {"device_code": "a-device-code", "user_code": "ABCD", "verification_uri": "https://as.example/device"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "life", "interval"),
+    [
+        ({}, 600.0, 5.0),
+        ({"expires_in": 120, "interval": 1}, 120.0, 1.0),
+        ({"expires_in": "120", "interval": None}, 120.0, 5.0),
+        ({"expires_in": math.nan, "interval": math.inf}, 600.0, 5.0),
+        ({"expires_in": -5, "interval": -5}, 600.0, 5.0),
+        ({"expires_in": 0.01, "interval": 0.01}, 1.0, 0.1),
+        ({"expires_in": 1e300, "interval": 1e300}, 86_400.0, 60.0),
+        ({"expires_in": [1], "interval": {}}, 600.0, 5.0),
+    ],
+)
+def test_times_that_make_no_sense_do_not_end_a_login_by_device(
+    changes: dict[str, Any], life: float, interval: float
+) -> None:
+    """If it failed, a careless server would end a login before anybody could type in the code, or in a trace."""
+    code = device._read(CODE | changes)
+    assert (code.life, code.interval) == (life, interval)
+
+
+def test_google_calls_the_address_by_another_name() -> None:
+    """If it failed, nobody could log in by device at Google."""
+    address = CODE["verification_uri"]
+    renamed = {key: value for key, value in CODE.items() if key != "verification_uri"} | {"verification_url": address}
+    assert device._read(renamed).verification_uri == address
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"device_code": 5},
+        {"user_code": "\x1b[31m"},
+        {"verification_uri": 5},
+        {"verification_uri": "javascript:alert(1)"},
+        {"verification_uri": f"https://as.example/{'x' * 4000}"},
+        {"verification_uri_complete": ["https://as.example"]},
+        {"verification_uri": None},
+    ],
+)
+def test_what_is_no_code_is_not_shown(changes: dict[str, Any]) -> None:
+    """If it failed, a server could write into a person's terminal, or end the login in a trace."""
+    with pytest.raises((ValueError, KeyError)):
+        device._read(CODE | changes)
+
+
+class Web:
+    """What a login fetches, by address; everything else is 404.
+
+    A fake: servers elsewhere than on this machine, and over TLS, are none that a test can have.
+    """
+
+    def __init__(self, challenge: str, **documents: Any) -> None:
+        self.challenge = challenge
+        self.documents = {name.replace("_", "-"): document for name, document in documents.items()}
+        self.asked: list[str] = []
+
+    async def __call__(self, request: httpx2.Request) -> httpx2.Response:
+        address = str(request.url)
+        self.asked.append(address)
+        if request.method == "POST":
+            return httpx2.Response(401, headers={"www-authenticate": self.challenge}, request=request)
+        document = next((known for name, known in self.documents.items() if name in address), None)
+        if document is None:
+            return httpx2.Response(404, request=request)
+        return httpx2.Response(200, content=json.dumps(document), request=request)
+
+
+RESOURCE = {"resource": URL, "authorization_servers": [GOOD]}
+METADATA = {"issuer": GOOD, "authorization_endpoint": f"{GOOD}/authorize", "token_endpoint": f"{GOOD}/token"}
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("named", ["http://[", "/metadata", "ftp://x/y", "http://10.0.0.1/x", "http://127.0.0.1:2375/"])
+async def test_metadata_is_not_looked_for_just_anywhere(named: str) -> None:
+    """If it failed, a server could have a person's machine ask others in his network, or end the login by nonsense."""
+    web = Web(f'Bearer resource_metadata="{named}"', oauth_protected=RESOURCE, oauth_authorization=METADATA)
+    found = await discover(URL, web)
+    assert found.issuer == GOOD
+    assert named not in web.asked
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("key", ["authorization_endpoint", "token_endpoint", "registration_endpoint"])
+async def test_a_server_elsewhere_sends_nobody_to_this_machine(key: str) -> None:
+    """If it failed, a server could have a login send requests to whatever listens on a person's machine."""
+    metadata = METADATA | {key: "http://localhost:2375/containers"}
+    with pytest.raises(LoginRefused, match="names this machine as its"):
+        await discover(URL, Web("Bearer", oauth_protected=RESOURCE, oauth_authorization=metadata))
+
+
+@pytest.mark.asyncio
+async def test_what_is_no_scope_is_not_asked_for() -> None:
+    """If it failed, a server could put anything into a token file and a terminal."""
+    resource = RESOURCE | {"scopes_supported": ["read", "a\x1b[31m", "wr\u202eite", '"x"', "mcp:use"]}
+    found = await discover(URL, Web("Bearer", oauth_protected=resource, oauth_authorization=METADATA))
+    assert found.scope == "read mcp:use"
+
+
+def test_what_a_server_has_just_given_is_good_whatever_was_known_of_it(tmp_path: Path) -> None:
+    """If it failed, nobody could log in again, once logged out, at a server that gives a person one token for ever."""
+    made = directories(tmp_path)
+    there = grant(refresh_token=Secret("the-one-and-only"), doubt=Doubt(since=at()))
+    other = grant(name="other", refresh_token=Secret("another"), spent=(Secret("the-one-and-only").fingerprint(),))
+    for stored in (there, other):
+        put(made.record(stored.name), stored)
+    remove(made, there.name, stopping=lambda: False)
+    how: dict[str, Any] = {"replace": True, "if_absent": False, "stopping": lambda: False}
+    with pytest.raises(ImportRefused, match="already spent"):
+        store_grant(made, grant(refresh_token=Secret("the-one-and-only")), **how)
+    again = store_grant(made, grant(refresh_token=Secret("the-one-and-only")), just_issued=True, **how).grant
+    assert (again.doubt, again.spent) == (None, ())
+    put(made.record(there.name), msgspec.structs.replace(again, doubt=Doubt(since=at())))
+    once_more = store_grant(made, grant(refresh_token=Secret("the-one-and-only")), just_issued=True, **how).grant
+    assert once_more.doubt is None, "a login that works would count as in doubt"
+
+
+def test_what_libraries_warn_of_is_not_printed(capfd: pytest.CaptureFixture[str]) -> None:
+    """If it failed, a token that a server has echoed would stand on stderr, in a library's words."""
+    root = logging.getLogger()
+    before = root.handlers[:]
+    root.handlers[:] = []
+    try:
+        logs.setup("text", 0)
+        logging.getLogger("mcp.client").error("echoed: %s", "access-token-of-somebody")
+    finally:
+        root.handlers[:] = before
+    assert capfd.readouterr().err == ""

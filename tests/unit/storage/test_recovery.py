@@ -1,0 +1,389 @@
+"""What an earlier attempt left behind, and what becomes of it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from refresher.common import clocks
+from refresher.common.clocks import Moment
+from refresher.common.errors import GrantFileError, StorageError
+from refresher.common.secret import Secret
+from refresher.grants import transition
+from refresher.grants.record import NO_RECORD, Grant, Stored, Tombstone, encode
+from refresher.operations.inspection import Inspection, inspect
+from refresher.storage import records, recovery
+from refresher.storage.demands import Demands
+from refresher.storage.directories import Directories
+from refresher.storage.journal import Attempt, Mark
+from refresher.storage.publishing import Publisher
+from tests.support.fake_state import directories, put
+from tests.support.samples import NOON, REFRESH, at, doubt, failure, grant
+
+OLD = grant()
+NEW = grant(generation=4, refresh_token=Secret("refresh-token-of-generation-4"), spent=(REFRESH.fingerprint(),))
+SOON = at(NOON + 10)
+REBOOTED = at(NOON + 10, boot="boot-2")
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Directories:
+    """A state directory with the old record in it."""
+    made = directories(tmp_path)
+    put(made.record("linear"), OLD)
+    return made
+
+
+def _stored(state: Directories) -> Stored:
+    return records.load(state, "linear")
+
+
+def _cut_off(state: Directories, *, marked: bool) -> Attempt:
+    """Leave what a process leaves that is killed after it has declared its intent."""
+    attempt = Attempt(state, "linear", _stored(state))
+    attempt.reserve(OLD, at())
+    if marked:
+        attempt.before_first_byte()
+    return attempt
+
+
+def _resolve(state: Directories, now: Moment = SOON) -> Grant:
+    record = recovery.recover(state, "linear", now).record
+    assert isinstance(record, Grant)
+    assert _stored(state).record == record, "what was returned is not what is on the disk"
+    return record
+
+
+def _inspect(state: Directories) -> Inspection:
+    Publisher(state).publish(_stored(state).record or OLD)
+    return inspect(Publisher(state), "linear", unfinished=False, demands=Demands({}))
+
+
+def _lying_about(state: Directories) -> list[str]:
+    return sorted(path.name for path in state.grants.iterdir() if path.name != "linear.json")
+
+
+def test_an_attempt_that_sent_nothing_leaves_no_trace(state: Directories) -> None:
+    """If it failed, every kill before the request would put a healthy grant in doubt."""
+    _cut_off(state, marked=False)
+    assert msgspec.structs.replace(_resolve(state), begun_from=NO_RECORD) == OLD
+    assert _lying_about(state) == []
+
+
+@pytest.mark.parametrize(("marked", "now"), [(True, SOON), (True, REBOOTED), (False, REBOOTED)])
+def test_an_attempt_that_may_have_sent_puts_the_grant_in_doubt(state: Directories, marked: bool, now: Moment) -> None:
+    """If it failed, a spent refresh token would be sent again and the family revoked (I1)."""
+    _cut_off(state, marked=marked)
+    record = _resolve(state, now)
+    assert record.doubt is not None
+    assert record.doubt.since == at()
+    assert record.refresh_token == OLD.refresh_token
+    assert _lying_about(state) == []
+    assert _resolve(state, now) == record, "settling it again changed it"
+
+
+def test_a_saved_answer_is_adopted(state: Directories) -> None:
+    """If it failed, a kill between the durable answer and the rename would lose the new refresh token (I6)."""
+    _cut_off(state, marked=True)
+    put(state.next("linear"), NEW, _stored(state).checksum)
+    record = _resolve(state)
+    assert record.refresh_token == NEW.refresh_token
+    assert record.doubt is None
+    assert _lying_about(state) == []
+
+
+def test_an_answer_that_was_not_cut_to_its_length_yet_is_adopted(state: Directories) -> None:
+    """If it failed, a kill between writing the answer and cutting off the reservation would lose it (I6)."""
+    _cut_off(state, marked=True)
+    put(state.next("linear"), NEW, _stored(state).checksum)
+    with state.next("linear").open("ab") as file:
+        file.write(bytes(60_000))
+    assert _resolve(state).refresh_token == NEW.refresh_token
+    assert _lying_about(state) == []
+
+
+def test_a_spilled_answer_that_is_not_there_is_waited_for(state: Directories) -> None:
+    """If it failed, a spill on a file system that is mounted late would be forgotten, and its token with it (I6)."""
+    attempt = _cut_off(state, marked=True)
+    checksum = _stored(state).checksum
+    attempt._mark(Mark.SPILLED)
+    for _ in range(2):
+        with pytest.raises(StorageError, match="spill"):
+            recovery.recover(state, "linear", SOON)
+    state.spill.mkdir(mode=0o700)
+    put(attempt._spill, NEW, checksum)
+    assert _resolve(state).refresh_token == NEW.refresh_token
+    assert _lying_about(state) == []
+
+
+def test_a_spill_whose_mark_was_lost_with_the_power_is_adopted_when_it_comes_back(
+    state: Directories, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If it failed, a disk that fails, a power cut and a late mount would lose a new refresh token together (I6)."""
+    monkeypatch.setattr(clocks, "now", lambda: REBOOTED)  # no real machine reboots here
+    attempt, checksum = _cut_off(state, marked=True), _stored(state).checksum
+    record = _resolve(state, REBOOTED)
+    assert record.failure is not None
+    assert f"it is in {attempt._spill}" in record.failure.description
+    later = transition.mark_in_doubt(record, "another loss", doubt=doubt(REBOOTED), now=REBOOTED)
+    records.write(state, "linear", _stored(state), later)
+    assert not _inspect(state).needs_cleanup
+    state.spill.mkdir(mode=0o700)
+    put(attempt._spill, NEW, checksum)
+    assert _inspect(state).needs_cleanup, "only the end of the access token would have anybody look for it"
+    record = _resolve(state, REBOOTED)
+    assert (record.refresh_token, record.doubt, record.generation) == (NEW.refresh_token, None, 4)
+    assert (list(state.spill.iterdir()), _lying_about(state)) == ([], [])
+
+
+def test_a_spill_that_was_published_before_the_power_went_is_adopted_when_it_comes_back(state: Directories) -> None:
+    """If it failed, the newer token file would pass for a restored backup, and the spilled token be lost (I6)."""
+    attempt, checksum = _cut_off(state, marked=True), _stored(state).checksum
+    Publisher(state).publish(NEW)
+    record = _resolve(state, REBOOTED)
+    assert (record.generation, record.access_token) == (4, NEW.access_token)
+    assert record.doubt is not None
+    assert record.doubt.spill == str(attempt._spill)
+    state.spill.mkdir(mode=0o700)
+    put(attempt._spill, NEW, checksum)
+    record = _resolve(state, REBOOTED)
+    assert (record.refresh_token, record.doubt, record.generation) == (NEW.refresh_token, None, 4)
+    assert (list(state.spill.iterdir()), _lying_about(state)) == ([], [])
+
+
+def test_the_spill_of_the_last_attempt_is_the_one_to_look_for(state: Directories) -> None:
+    """If it failed, an answer to an attempt in doubt would be forgotten for one that never came (I6)."""
+    put(state.record("linear"), grant(doubt=doubt(at(NOON - 100)), failure=failure(outcome="in_doubt")))
+    attempt = _cut_off(state, marked=True)
+    known = _resolve(state, REBOOTED).doubt
+    assert known is not None
+    assert (known.since, known.spill) == (at(NOON - 100), str(attempt._spill))
+
+
+@pytest.mark.parametrize(
+    ("spilled", "begun_from"),
+    [
+        (NEW, "0" * 64),
+        (msgspec.structs.replace(NEW, grant_id="another"), None),
+        (msgspec.structs.replace(NEW, generation=3), None),
+    ],
+    ids=["of another record", "of another login", "no successor"],
+)
+def test_a_spill_that_comes_back_and_does_not_fit_is_set_aside(
+    state: Directories, spilled: Grant, begun_from: str | None
+) -> None:
+    """If it failed, a stranger's token would be taken for the one that was lost, or be deleted (I6)."""
+    attempt, checksum = _cut_off(state, marked=True), _stored(state).checksum
+    before = _resolve(state, REBOOTED)
+    state.spill.mkdir(mode=0o700)
+    put(attempt._spill, spilled, begun_from or checksum)
+    assert _resolve(state, REBOOTED) == before
+    assert [path.name for path in state.spill.iterdir()] == [f"{attempt._spill.name}.aside.{int(REBOOTED.wall)}"]
+
+
+def test_whoever_was_only_killed_names_no_spill(state: Directories) -> None:
+    """If it failed, each kill would send a person to look for a file that never was."""
+    _cut_off(state, marked=True)
+    record = _resolve(state)
+    assert record.failure is not None
+    assert str(state.spill) not in record.failure.description
+
+
+def test_a_spill_that_came_home_before_a_kill_is_not_waited_for(state: Directories) -> None:
+    """If it failed, a kill while clearing up would stop the grant for good, waiting for a file that is not needed."""
+    begun_from = _stored(state).checksum
+    _cut_off(state, marked=True)._mark(Mark.SPILLED)
+    put(state.record("linear"), NEW, begun_from)
+    assert _resolve(state).generation == 4
+    assert _lying_about(state) == []
+
+
+def test_an_intent_that_a_later_record_has_left_behind_is_cleared(state: Directories) -> None:
+    """If it failed, an intent of last week would be set aside with a warning, as if something were wrong."""
+    _cut_off(state, marked=True)
+    put(state.record("linear"), grant(generation=7), "0" * 64)
+    record = _resolve(state)
+    assert (record.generation, record.doubt) == (7, None)
+    assert _lying_about(state) == []
+
+
+def test_an_intent_beside_a_tombstone_harms_nothing(state: Directories) -> None:
+    """If it failed, a removed name with a leftover would end in a traceback at each run."""
+    _cut_off(state, marked=True)
+    tombstone = Tombstone(name="linear", grant_id="0123", generation=3, begun_from="", removed_at=NOON, scope=None, origins=("https://a",))  # fmt: skip
+    state.record("linear").write_bytes(encode(tombstone)[0])
+    assert recovery.recover(state, "linear", SOON).record == tombstone
+    assert _lying_about(state) == [f"linear.intent.aside.{int(SOON.wall)}"]
+
+
+def test_an_answer_in_a_fresh_file_is_adopted_and_its_torn_twin_set_aside(state: Directories) -> None:
+    """If it failed, an answer that took a second file after an I/O error would be lost."""
+    _cut_off(state, marked=True)
+    state.next("linear").write_bytes(b'{"version":1,"checks' + bytes(100))
+    put(state.fresh("linear"), NEW, _stored(state).checksum)
+    assert _resolve(state).refresh_token == NEW.refresh_token
+    assert _lying_about(state) == [f"linear.next.aside.{int(SOON.wall)}"]
+
+
+def test_a_spilled_answer_is_adopted_and_the_spill_cleared(state: Directories) -> None:
+    """If it failed, a token saved elsewhere because grants/ was broken would never come home."""
+    attempt = _cut_off(state, marked=True)
+    state.spill.mkdir(mode=0o700)
+    put(attempt._spill, NEW, _stored(state).checksum)
+    assert _resolve(state).refresh_token == NEW.refresh_token
+    assert list(state.spill.iterdir()) == []
+    assert _lying_about(state) == []
+
+
+def test_a_kill_after_the_rename_only_clears_up(state: Directories) -> None:
+    """If it failed, a finished rotation would be taken for one in doubt."""
+    begun_from = _stored(state).checksum
+    _cut_off(state, marked=True)
+    put(state.record("linear"), NEW, begun_from)
+    record = _resolve(state)
+    assert (record.generation, record.doubt) == (4, None)
+    assert _lying_about(state) == []
+
+
+def test_a_recorded_failure_with_its_intent_still_there_stays_what_it_is(state: Directories) -> None:
+    """If it failed, a kill after a recorded 503 would turn a plain backoff into a doubt."""
+    begun_from = _stored(state).checksum
+    _cut_off(state, marked=True)
+    failed = put(state.record("linear"), msgspec.structs.replace(OLD, failures=1), begun_from)
+    assert _resolve(state) == failed.record
+    assert _lying_about(state) == []
+
+
+@pytest.mark.parametrize("stranger", ["stale", "other grant", "torn", "another file"])
+def test_what_does_not_fit_is_set_aside_and_never_adopted(state: Directories, stranger: str) -> None:
+    """If it failed, a leftover of yesterday would replace the only good refresh token, or be deleted itself (I6)."""
+    if stranger == "stale":
+        put(state.next("linear"), NEW, "0" * 64)
+    elif stranger == "other grant":
+        put(state.next("linear"), msgspec.structs.replace(NEW, name="notion"), _stored(state).checksum)
+    elif stranger == "torn":
+        put(state.next("linear"), NEW, _stored(state).checksum)
+        state.next("linear").write_bytes(state.next("linear").read_bytes()[:-20])
+    else:
+        state.next("linear").mkdir()
+    before = state.record("linear").read_bytes()
+    content = None if stranger == "another file" else state.next("linear").read_bytes()
+    _resolve(state)
+    assert state.record("linear").read_bytes() == before
+    aside = state.grants / f"linear.next.aside.{int(SOON.wall)}"
+    assert content is None or aside.read_bytes() == content
+    # The next one that does not fit finds the name taken.
+    state.next("linear").write_bytes(b"again")
+    _resolve(state)
+    assert content is None or aside.read_bytes() == content
+
+
+def test_an_intent_from_the_future_of_a_restored_backup_is_set_aside(state: Directories) -> None:
+    """If it failed, a restored backup would take a stranger's doubt for its own, or hide that something is wrong."""
+    _cut_off(state, marked=True)
+    put(state.record("linear"), grant(generation=2, refresh_token=Secret("refresh-token-of-generation-2")))
+    record = _resolve(state)
+    assert (record.generation, record.doubt) == (2, None)
+    assert _lying_about(state) == [f"linear.intent.aside.{int(SOON.wall)}"]
+
+
+@pytest.mark.parametrize("written", [b"", bytes(500)])
+def test_an_intent_that_was_never_written_is_none(state: Directories, written: bytes) -> None:
+    """If it failed, a kill or a power loss before the declaration would put a healthy grant in doubt."""
+    _cut_off(state, marked=False)
+    state.intent("linear").write_bytes(written)
+    assert msgspec.structs.replace(_resolve(state), begun_from=NO_RECORD) == OLD
+    assert _lying_about(state) == []
+
+
+def test_a_restored_backup_of_the_same_token_is_in_doubt(state: Directories) -> None:
+    """If it failed, a record restored beside its intent would send the refresh token that the intent says was sent."""
+    _cut_off(state, marked=True)
+    put(state.record("linear"), grant(failures=5))
+    assert _resolve(state).doubt is not None
+    assert _lying_about(state) == []
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data.replace(b"generation", b"generatiom"),
+        lambda data: data.replace(b"\n", b"\x0b"),
+        lambda data: data[:1],
+        lambda data: data[:50],
+        lambda data: data[:-1],
+        lambda data: data[:-2],
+        lambda data: data + b"-",
+        lambda data: bytes(70_000) + data,
+        lambda data: b"[" * 60_000 + data[-2:],
+    ],
+    ids=["key", "line end", "1 byte", "50 bytes", "no mark", "no line end", "two marks", "too large", "nested"],
+)
+def test_a_damaged_intent_means_doubt_and_is_set_aside(state: Directories, damage: Callable[[bytes], bytes]) -> None:
+    """If it failed, a flipped bit would hide that a request may have left, or end in a traceback at each start (I1)."""
+    _cut_off(state, marked=True)
+    path = state.intent("linear")
+    path.write_bytes(damage(path.read_bytes()))
+    record = _resolve(state)
+    assert record.doubt is not None
+    assert record.doubt.since == SOON
+    assert record.doubt.replay_over, "a grace was reckoned from a moment that nobody knows"
+    assert _lying_about(state) == [f"linear.intent.aside.{int(SOON.wall)}"]
+
+
+def test_a_damaged_intent_is_settled_once(state: Directories) -> None:
+    """If it failed, a kill while it is settled would have the same loss counted twice, and the backoff doubled."""
+    _cut_off(state, marked=True)
+    damaged = state.intent("linear").read_bytes()[:50]
+    for _ in range(2):
+        state.intent("linear").write_bytes(damaged)
+        record = _resolve(state)
+    assert (record.doubt is not None, record.failures) == (True, 1)
+
+
+def test_a_spilled_answer_is_found_though_its_intent_is_damaged(state: Directories) -> None:
+    """If it failed, an answer that reached the disk would be lost with the note of where it is (I6)."""
+    attempt = _cut_off(state, marked=True)
+    state.spill.mkdir(mode=0o700)
+    put(attempt._spill, NEW, _stored(state).checksum)
+    state.intent("linear").write_bytes(state.intent("linear").read_bytes()[:50])
+    record = _resolve(state)
+    assert (record.refresh_token, record.doubt) == (NEW.refresh_token, None)
+    assert list(state.spill.iterdir()) == []
+
+
+def test_a_damaged_record_is_touched_by_nobody(state: Directories) -> None:
+    """If it failed, tidying up beside a broken record could delete the only copy of its successor."""
+    _cut_off(state, marked=True)
+    put(state.next("linear"), NEW, _stored(state).checksum)
+    state.record("linear").write_bytes(b"{")
+    before = _lying_about(state)
+    with pytest.raises(GrantFileError):
+        recovery.recover(state, "linear", SOON)
+    assert _lying_about(state) == before
+
+
+def test_a_reservation_takes_its_space_for_real(state: Directories) -> None:
+    """If it failed, a full disk would be noticed after the refresh token was spent, not before."""
+    _cut_off(state, marked=False)
+    status = state.next("linear").stat()
+    assert status.st_size >= 65536
+    assert status.st_blocks * 512 >= 65536
+    assert status.st_mode & 0o777 == 0o600
+
+
+def test_a_second_declaration_harms_nothing_of_the_first(state: Directories) -> None:
+    """If it failed, an attempt that fails to reserve would tear down what another has declared."""
+    _cut_off(state, marked=True)
+    before = {path.name: path.read_bytes() for path in state.grants.iterdir()}
+    with pytest.raises(StorageError):
+        Attempt(state, "linear", _stored(state)).reserve(OLD, at())
+    assert {path.name: path.read_bytes() for path in state.grants.iterdir()} == before
+
+
+def test_a_writer_without_a_server_leaves_nothing_lying_about(state: Directories) -> None:
+    """If it failed, imports and removals would pile up files in grants/."""
+    records.write(state, "linear", _stored(state), NEW)
+    assert _resolve(state).generation == 4
+    assert _lying_about(state) == []
