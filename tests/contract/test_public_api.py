@@ -11,6 +11,7 @@ import pytest
 
 import refresher
 import shim
+import shim.mcp
 
 PACKAGES = (refresher, shim)
 MODULES = ["refresher", "shim"] + [
@@ -63,3 +64,8 @@ def test_shim_does_not_import_refresher() -> None:
     """If it failed, an agent that installs the package without extras could not import shim."""
     imports = re.compile(r"^\s*(from|import) refresher\b", re.MULTILINE)
     assert [path.name for path in Path(shim.__path__[0]).rglob("*.py") if imports.search(path.read_text())] == []
+
+
+def test_the_older_name_of_client_event_is_an_alias() -> None:
+    """If it failed, agents that use the name of version 0.1.0 would break."""
+    assert shim.mcp.Happening is shim.mcp.ClientEvent

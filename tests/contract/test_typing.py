@@ -13,7 +13,7 @@ import shim
 import shim.httpx
 import shim.httpx2
 from shim.mcp import ClientEvent, ReconnectingClient
-from mcp.types import ListToolsResult
+from mcp.types import ListPromptsResult, ListToolsResult
 from shim import Event, FileTokenSource, ReauthorizationRequired, Removed, Restored, Rotated, ShimError, TokenFile
 
 source = FileTokenSource("linear")
@@ -48,7 +48,11 @@ async def listen() -> None:
 async def call() -> None:
     async with ReconnectingClient("https://mcp.example/mcp", source, mode="auto", patience=5) as client:
         assert_type(await client.list_tools(), ListToolsResult)
-        async for what, reason in client.events():
+        assert_type(await client.list_prompts(cursor="2"), ListPromptsResult)
+        await client.list_prompts(page=2)  # wrong: mcp.Client has no such parameter
+        async for event in client.events():
+            assert_type(event, ClientEvent)
+            what, reason = event
             assert_type(reason, str)
     ReconnectingClient("https://mcp.example/mcp", "linear", mod="auto")  # wrong: mcp.Client has no such option
 

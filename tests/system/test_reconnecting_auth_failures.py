@@ -1,5 +1,6 @@
 """``ReconnectingClient`` with ``is_auth_failure``, and the reasons in ``ServerAway``."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from mcp import StdioServerParameters
 from shim import ReauthorizationRequired
 from shim.mcp import ReconnectingClient, ServerAway
 from tests.support.published import DEAD, Published
+from tests.support.raw_server import RawServer
 from tests.support.stage import Stage, publish, rotates, until
 
 pytestmark = pytest.mark.asyncio
@@ -117,4 +119,35 @@ async def test_server_away_names_the_reason_without_patience(tmp_path: Path, sta
     async with _client(stage, published, patience=0, mode="legacy") as client:
         stage.play(forget=True)
         with pytest.raises(ServerAway, match="does not know this MCP session"):
+            await client.list_tools()
+
+
+CONNECTION_ERRORS = [
+    ("http://127.0.0.1:9/mcp", "connection refused"),
+    ("http://nowhere.invalid/mcp", "no such host|the name server does not answer"),
+    ("https://127.0.0.1:{port}/mcp", "does not speak TLS: is it http://?"),
+]
+
+
+@pytest.mark.parametrize(("url", "reason"), CONNECTION_ERRORS)
+async def test_server_away_explains_a_connection_error(tmp_path: Path, url: str, reason: str) -> None:
+    """If it failed, a person would read the names of Python classes instead of what is wrong."""
+    with RawServer(lambda connection, _: connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n"), marker=b"") as plain:
+        url = url.format(port=plain.token_endpoint.split(":")[2].split("/")[0])
+        published = Published(tmp_path, url.removesuffix("/mcp"))
+        published.put(1)
+        async with ReconnectingClient(url, published.source(), patience=0) as client:
+            with pytest.raises(
+                ServerAway, match=f"^no connection to {url}: .*({re.escape(reason)})$".replace(r"\|", "|")
+            ):
+                await client.list_tools()
+
+
+async def test_server_away_explains_a_missing_command(tmp_path: Path) -> None:
+    """If it failed, a person would not learn that the command of a stdio server is wrong."""
+    published = Published(tmp_path)
+    published.put(1)
+    child = StdioServerParameters(command="/nowhere/server")
+    async with ReconnectingClient(child, published.source(), token_variable="X", patience=0) as client:
+        with pytest.raises(ServerAway, match=r": No such file or directory: /nowhere/server$"):
             await client.list_tools()
