@@ -99,7 +99,7 @@ class Removed(ShimError):
 class ReauthorizationRequired(ShimError):
     """The authorization server ended the grant ``name``: retrying is useless, a person must log in again.
 
-    ``code`` and ``description`` come from that server (RFC 6749 section 5.2). ``server`` is the one that takes tokens.
+    ``code`` and ``description`` come from that server (RFC 6749 section 5.2). ``server`` is the origin of the token.
     """
 
     server: str

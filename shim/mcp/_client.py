@@ -114,8 +114,9 @@ class ReconnectingClient:
         Client("http://127.0.0.1/", **options)  # raises here, and not in a task, if an option is wrong
         cache = options.get("cache")
         if cache is not None and cache.target_id is None:
-            # A session on a custom transport has no identity, and servers must not share cached responses.
-            options["cache"] = replace(cache, target_id=target.identity)
+            # The SDK cannot name the server of a custom transport, and servers must not share cached responses.
+            name = server if isinstance(server, str) else server.model_dump_json()
+            options["cache"] = replace(cache, target_id=name)
         self._supervisor = Supervisor(target, self.source, options)
         self._caller = RetryingCaller(
             self._supervisor, self.source, patience=patience, wait=wait, is_auth_failure=is_auth_failure
