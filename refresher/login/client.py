@@ -46,7 +46,7 @@ class Client(msgspec.Struct, frozen=True, kw_only=True):
     """The one in its registration."""
 
     def accepts(self, redirect_uri: str) -> bool:
-        """Whether the server redirects to it; a client that a person registered is ssl_context to fit."""
+        """Whether the server redirects to it; a client that a person registered is assumed to fit."""
         return self.origin != "registered" or self.redirect_uri == redirect_uri
 
 
