@@ -169,6 +169,6 @@ def _open_standard_streams() -> None:
     sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
     sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
-        with suppress(AttributeError, OSError, ValueError):
+        with suppress(AttributeError):
             # What the encoding of a terminal does not contain is replaced: it must not end a command.
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]

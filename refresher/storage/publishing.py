@@ -1,6 +1,6 @@
 """Publishing: the token file is derived from the record, and from nothing else.
 
-The lock of the name is held by whoever publishes.
+The caller holds the lock of the name.
 """
 
 import logging

@@ -101,6 +101,9 @@ def _run(asked: dict[str, Any], fds: list[int]) -> NoReturn:
     for number, fd in enumerate(fds):
         os.dup2(fd, number)
     os.closerange(3, 1024)
+    # As a new interpreter does: the streams that were open before know another kind of file.
+    sys.stdin, sys.stdout = open(0, closefd=False), open(1, "w", closefd=False)  # noqa: SIM115  descriptors
+    sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
     os.chdir(asked["cwd"])
     os.environ.clear()
     os.environ.update(asked["environment"])

@@ -33,6 +33,7 @@ print(reads, len(seen))
 """
 
 
+@pytest.mark.alone
 def test_readers_of_a_replaced_file_see_only_whole_and_never_older_tokens(tmp_path: Path) -> None:
     """If it failed, an agent could send half a token, or go back to an older one."""
     made = directories(tmp_path)
@@ -51,7 +52,7 @@ def test_readers_of_a_replaced_file_see_only_whole_and_never_older_tokens(tmp_pa
         stdout, stderr = reader.communicate()
         assert reader.returncode == 0, stderr
         reads, generations = map(int, stdout.split())
-        assert generations > 20, f"{reads} reads saw {generations} generations: too few to prove anything"
+        assert generations > TIMES / 10, f"{reads} reads saw {generations} generations: too few to prove anything"
     assert [path.name for path in made.tokens.iterdir()] == ["linear.json"], "temporary files are left"
 
 
