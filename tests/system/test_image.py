@@ -98,7 +98,12 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": tools}, timeout=LONGEST * 5)
     subprocess.run([*into, "install", "--no-deps", *map(str, (place / "dist").iterdir())], check=True)
     subprocess.run(
-        [place / "venv/bin/python", "-c", "import refresher.login.flow, refresher.daemon.loop, refresher.operations.run_once"], check=True
+        [
+            place / "venv/bin/python",
+            "-c",
+            "import refresher.login.flow, refresher.daemon.loop, refresher.operations.run_once",
+        ],
+        check=True,
     )
     yield place / "venv"
     shutil.rmtree(place)
