@@ -102,7 +102,9 @@ async def _discover(url: str, fetch: Fetch) -> Server:
         response = await fetch(_mcp_request(url, "tools/list", {}, response.headers.get(MCP_SESSION_ID)))
     if 300 <= response.status_code < 400:
         target = response.headers.get("location", "")
-        raise LoginRefused(f"{url} redirects to {target or 'nowhere'}; nothing was changed. Log in at that URL")
+        raise LoginRefused(
+            f"{url} redirects to {target or 'an unknown address'}; nothing was changed. Log in at that URL"
+        )
     scope = extract_scope_from_www_auth(response)
     found = await _resource_metadata(url, response, fetch)
     if found is None:

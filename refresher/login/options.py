@@ -42,7 +42,7 @@ _TEXTS: Final = ("client_id", "scope", "resource", "private_key_id")
 
 
 class LoginOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """The options of one login; ``None`` where the person did not give one."""
+    """The options of one login; ``None`` if the person did not give one."""
 
     url: str | None = None
     client_id: str | None = None

@@ -7,37 +7,29 @@ from urllib.parse import urlsplit
 
 import anyio
 import httpx2
-import msgspec
 from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
 
+from refresher.common.errors import LoginRefused
 from refresher.grants.record import Grant
 from refresher.login.http_client import EVENT_STREAM, TIMEOUT, http_client, is_stream
 from refresher.oauth import connection_errors, urls
 
-__all__ = ["Verification", "verify"]
+__all__ = ["verify"]
 
 _REFUSED_STATUSES: Final = (401, 403)
 _NO_SERVER_STATUSES: Final = (404, 405, 410)
 _MAX_BODY: Final = 16 * 1024 * 1024
 
-_NOT_ALLOWED: Final = "Log in with an account that may use it, or request another --scope"
-_WRONG_ADDRESS: Final = "Check the address (that of an MCP server often ends in /mcp)"
 
+async def verify(grant: Grant, *, ca_file: str | None) -> str:
+    """Use the access token of ``grant`` at its MCP server, within 20 s, and return the result as text.
 
-class Verification(msgspec.Struct, frozen=True):
-    """The server's answer to the token, as text; if the token is ``refused``, with ``advice`` for the person."""
-
-    text: str
-    refused: bool = False
-    advice: str = ""
-
-
-async def verify(grant: Grant, *, ca_file: str | None) -> Verification:
-    """Use the access token of ``grant`` at its MCP server, within 20 s. Raises nothing."""
+    Raises ``LoginRefused`` if the server refuses the token, or if the address is not that of an MCP server.
+    """
     url = grant.server_url or ""
     if url.startswith("http:") and not urls.is_loopback(urlsplit(url).hostname or ""):
-        return Verification(f"did not try the new token, because {url} is not https")
+        return f"did not try the new token, because {url} is not https"
     statuses: list[int] = []
 
     async def note_status(response: httpx2.Response) -> None:
@@ -54,16 +46,22 @@ async def verify(grant: Grant, *, ca_file: str | None) -> Verification:
             ):
                 tools = (await client.list_tools()).tools
                 count = f"{len(tools)} tool{'' if len(tools) == 1 else 's'}"
-                return Verification(f"{url} accepted the new token ({count} available)")
+                return f"{url} accepted the new token ({count} available)"
     except Exception as error:  # noqa: BLE001  a server can fail in any way
         problem = connection_errors.reason((error,), (grant.access_token,), url)
         if "validation error" in problem:
             problem = "its answer is not MCP"
     if refusals := [status for status in statuses if status in _REFUSED_STATUSES]:
-        return Verification(f"{url} refused the new token ({refusals[-1]})", refused=True, advice=_NOT_ALLOWED)
+        raise LoginRefused(
+            f"{url} refused the new token ({refusals[-1]}); nothing was changed. Log in with an account that may use "
+            "it, or request another --scope, or give --no-verify"
+        )
     if statuses[:1] and statuses[0] in _NO_SERVER_STATUSES and not await _is_sse_server(grant, ca_file):
-        return Verification(f"there is no MCP server at {url} ({statuses[0]})", refused=True, advice=_WRONG_ADDRESS)
-    return Verification(f"could not try the new token at {url}: {problem}")
+        raise LoginRefused(
+            f"there is no MCP server at {url} ({statuses[0]}); nothing was changed. Check the URL: that of an MCP "
+            "server often ends in /mcp. For an API that is not an MCP server, give --no-verify"
+        )
+    return f"could not try the new token at {url}: {problem}"
 
 
 async def _is_sse_server(grant: Grant, ca_file: str | None) -> bool:

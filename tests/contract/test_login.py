@@ -61,7 +61,7 @@ def last_line(done: Done, code: int) -> str:
     return line
 
 
-# --- failures before the browser opens --------------------------------------------------------------------
+# --- failures before the browser opens -----------------------------------------------------------------------------
 
 ISSUER_DOCUMENT = {"authorization_endpoint": "{}/authorize", "token_endpoint": "{}/token", "issuer": "{}"}
 METADATA = "/.well-known/oauth-authorization-server"
@@ -242,7 +242,7 @@ def test_a_wrong_argument_is_one_line(quick: Command, arguments: str, code: int,
     assert everything(quick) == before
 
 
-# --- failures after the browser opens --------------------------------------------------------------------
+# --- failures after the browser opens ------------------------------------------------------------------------------
 
 
 class Case(NamedTuple):
@@ -344,7 +344,7 @@ def test_a_wrong_secret_and_a_wrong_url_are_refused(stored: Command, plain_oidc:
     with MCPLogin(discovery="server") as mcp:
         done = stored("login", "linear", "--replace", f"{mcp.url}x", environment=PERSON)
         line = last_line(done, 2)
-        assert f"there is no MCP server at {mcp.url}x (404); nothing was changed. Check the address" in line
+        assert f"there is no MCP server at {mcp.url}x (404); nothing was changed. Check the URL" in line
         assert everything(stored) == before
         assert stored("login", "linear", "--replace", f"{mcp.url}x", "--no-verify", environment=PERSON).code == 0
 
@@ -387,7 +387,7 @@ def test_a_redirect_can_be_pasted(quick: Command, form: str) -> None:
         done = quick.finish(process, form.replace("{}", url).replace("<query>", query) + "\n")
         assert done.code == 0, done.stderr
         assert done.stderr.count("This address cannot be used: ") == 4
-        assert done.stderr.count("Paste the whole address, from http:// on") == 4
+        assert done.stderr.count("Paste the whole address, including http://") == 4
         assert mcp.seen()["exchanged"] == 1
     assert quick.grant("linear").generation == 0
 
@@ -432,7 +432,7 @@ def test_a_login_that_waits_for_a_pasted_address_ends_cleanly(refresher: Command
     assert (code, "logged in: linear" in said) == ((130, False) if how == "Ctrl-C" else (0, True))
 
 
-# --- completion ---------------------------------------------------------------------------------------------------
+# --- completion ----------------------------------------------------------------------------------------------------
 
 SOURCED = """
 eval "$(refresher completion bash)"

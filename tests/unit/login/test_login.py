@@ -29,7 +29,7 @@ CLIENT = {"client_id": "client"}
 ENDPOINTS = {"token_endpoint": f"{ISSUER}/token", "authorization_endpoint": f"{ISSUER}/authorize"}
 
 
-# --- options ---------------------------------------------------------------------------------------
+# --- options -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_a_login_is_repeated_with_the_same_options(
     assert {key: getattr(again, key) for key in then} == then
 
 
-# --- the redirect -------------------------------------------------------------------------------------------------
+# --- the redirect --------------------------------------------------------------------------------------------------
 
 
 def asking(**changes: Any) -> AuthorizationRequest:
@@ -235,7 +235,7 @@ def test_advice_is_a_sentence(code: str) -> None:
     assert re.fullmatch(r"[A-Z].{10,}[^.]", advice(code))
 
 
-# --- the listener and its pages -----------------------------------------------------------------------------------
+# --- the listener and its pages ------------------------------------------------------------------------------------
 
 
 class Listening:

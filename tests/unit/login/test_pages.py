@@ -8,14 +8,17 @@ from refresher.login import pages
 @pytest.mark.parametrize(
     ("page", "words"),
     [
-        (pages.failed("https://mcp.example/mcp refused it"), "<p>https://mcp.example/mcp refused it. An earlier login"),
+        (pages.failed("https://mcp.example/mcp refused it"), "<p>https://mcp.example/mcp refused it.</p>"),
         (
-            pages.failed("the login <b>was</b> given up"),
-            "<p>The login &lt;b&gt;was&lt;/b&gt; given up. An earlier login",
+            pages.failed("the login <b>was</b> interrupted"),
+            "<p>The login &lt;b&gt;was&lt;/b&gt; interrupted.</p>",
         ),
-        (pages.declined("the login was declined"), "<p>The login was declined. An earlier login"),
-        (pages.done("linear", renewable=True), "<p>refresher renews the login linear from now on.</p>"),
-        (pages.done("linear", renewable=False), "the server issued no refresh token.</p>"),
+        (pages.declined("the login was declined"), "<p>The login was declined.</p>"),
+        (
+            pages.done("linear", renewable=True),
+            "<p>The login linear is stored. &#x27;refresher run&#x27; keeps it fresh.</p>",
+        ),
+        (pages.done("linear", renewable=False), "because the server issued no refresh token.</p>"),
     ],
 )
 def test_a_page_says_how_the_login_ended(page: str, words: str) -> None:
