@@ -78,9 +78,9 @@ class BearerFlow:
         )
 
     def _replace_body(self, response: Any, body: bytes) -> None:
-        """Let ``body`` be read as the body of ``response``; its connection is closed or back in the pool.
+        """Let ``body`` be read as the body of ``response``, whose connection is closed or back in the pool.
 
-        The library reads each response before it sends the next request.
+        The library reads each response before it sends the next request. An empty body cannot fail to be decoded.
         """
         response.stream = self._byte_stream(body)
         response.is_closed = response.is_stream_consumed = False

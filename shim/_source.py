@@ -213,7 +213,7 @@ class FileTokenSource:
 def _directory(given: "str | os.PathLike[str] | None", default: Callable[[], str]) -> str:
     directory: object = default() if given is None else os.fspath(given)
     if not isinstance(directory, str) or not directory or "\0" in directory:
-        raise ValueError("tokens_dir and demands_dir must be paths, as str or PathLike")
+        raise ValueError("tokens_dir and demands_dir must be directories, as str or PathLike")
     return directory
 
 

@@ -99,8 +99,10 @@ class Removed(ShimError):
 class ReauthorizationRequired(ShimError):
     """The authorization server ended the grant ``name``: retrying is useless, a person must log in again.
 
-    ``code`` and ``description`` come from that server (RFC 6749 section 5.2). ``server`` is the one that takes tokens.
+    ``code`` and ``description`` come from that server (RFC 6749 section 5.2). ``server`` is the origin of the token.
     """
+
+    server: str
 
     def __init__(self, name: str, *, code: str, description: str, server: str) -> None:
         self.name = name
@@ -114,13 +116,8 @@ class ReauthorizationRequired(ShimError):
         """Support pickling; the fields are keyword arguments of the constructor."""
         from functools import partial
 
-        rebuild = partial(
-            ReauthorizationRequired,
-            code=self.code,
-            description=self.description,
-            server=str(self.server),
-        )
-        return rebuild, (self.name,)
+        made = partial(ReauthorizationRequired, code=self.code, description=self.description, server=self.server)
+        return made, (self.name,)
 
     def _explanation(self) -> str:
         return (

@@ -1,4 +1,4 @@
-"""For agents on the MCP Python SDK 2.x: a client whose session survives rotations and restarts.
+"""For agents on the MCP Python SDK 2.x: a client that reconnects by itself.
 
 ::
 
@@ -7,7 +7,7 @@
     async with ReconnectingClient("https://mcp.example/mcp", "linear") as client:
         ...  # as mcp.Client
 
-Agents on mcp 1.x use ``shim.httpx.BearerAuth``.
+Agents on version 1.x of the SDK use ``shim.httpx.BearerAuth``. ``Happening`` is the older name of ``ClientEvent``.
 """
 
 from shim.errors import OutcomeUnknown, ServerAway
@@ -18,4 +18,3 @@ from shim.mcp._token_sources import TokenSources
 __all__ = ["ClientEvent", "Happening", "OutcomeUnknown", "ReconnectingClient", "ServerAway", "TokenSources"]
 
 Happening = ClientEvent
-"""The older name of ``ClientEvent``."""

@@ -1,57 +1,96 @@
-"""An MCP client whose session survives rotations and restarts."""
+"""``ReconnectingClient``: an MCP client that reconnects by itself."""
 
+import functools
 import math
 import ssl
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import Any, Concatenate, ParamSpec, Self, TypedDict, TypeVar, Unpack
 
 import anyio
 import mcp_types
 from mcp import Client, ClientSession, StdioServerParameters
-from mcp.client import CacheMode
+from mcp.client import CacheConfig, CacheMode, ClientExtension
+from mcp.client.client import ConnectMode
+from mcp.client.session import ElicitationFnT, ListRootsFnT, LoggingFnT, MessageHandlerFnT, SamplingFnT
 from mcp.client.subscriptions import Subscription
 from mcp.shared.dispatcher import ProgressFnT
 
 from shim._flow import DEFAULT_WAIT
 from shim._source import FileTokenSource
 from shim.mcp._client_events import ClientEvent
-from shim.mcp._endpoint import Endpoint, endpoint
-from shim.mcp._options import Options
+from shim.mcp._endpoint import endpoint
 from shim.mcp._retry import RetryingCaller
 from shim.mcp._supervisor import State, Supervisor
 
 __all__ = ["ReconnectingClient"]
 
-_FIRST_ATTEMPT_TIMEOUT = 10.0
-_PATIENCE = 60.0
+_ENTER_TIMEOUT = 10.0
+_DEFAULT_PATIENCE = 60.0
+
+_Parameters = ParamSpec("_Parameters")
+_Result = TypeVar("_Result")
+
+
+class Options(TypedDict, total=False):
+    """The options of ``mcp.Client``, which each session gets."""
+
+    raise_exceptions: bool
+    read_timeout_seconds: float | None
+    sampling_callback: SamplingFnT | None
+    sampling_capabilities: mcp_types.SamplingCapability | None
+    list_roots_callback: ListRootsFnT | None
+    logging_callback: LoggingFnT | None
+    log_level: mcp_types.LoggingLevel | None
+    message_handler: MessageHandlerFnT | None
+    client_info: mcp_types.Implementation | None
+    mode: ConnectMode
+    prior_discover: mcp_types.DiscoverResult | None
+    elicitation_callback: ElicitationFnT | None
+    input_required_max_rounds: int
+    extensions: Sequence[ClientExtension] | None
+    cache: CacheConfig | None
+
+
+def _repeatable(
+    method: Callable[Concatenate[Client, _Parameters], Awaitable[_Result]],
+) -> Callable[Concatenate["ReconnectingClient", _Parameters], Coroutine[Any, Any, _Result]]:
+    """Return a method that calls ``method`` of ``mcp.Client``, and repeats the call because it changes nothing."""
+
+    @functools.wraps(method)
+    async def call(self: "ReconnectingClient", /, *args: _Parameters.args, **kwargs: _Parameters.kwargs) -> _Result:
+        return await self._caller.call(method.__name__, lambda client: method(client, *args, **kwargs), read_only=True)
+
+    return call
 
 
 class ReconnectingClient:
-    """An ``mcp.Client`` that rebuilds its session by itself.
+    """An ``mcp.Client`` whose session reconnects by itself.
 
     ::
 
         async with ReconnectingClient("https://mcp.example/mcp", "linear") as client:
             result = await client.call_tool("search", {"query": "refresher"})
 
-    ``server``: the URL of a streamable HTTP server, or ``StdioServerParameters`` with ``token_variable``, the
-    environment variable in which the process expects the token. ``source``: the name of a grant, or a token source.
-    ``patience``: seconds for which a call waits for a server that does not answer. ``wait``: seconds for which the
-    requests of a rejected token wait for a newer one. ``is_auth_failure``: tells whether a successful-looking result is
-    really a token error; if no other token comes, the caller gets that result. ``reads``: tells whether the tool of
-    that name changes nothing; by default its ``readOnlyHint`` does, once it was listed. ``headers`` and ``verify`` are
-    for HTTP. All other options are those of ``mcp.Client``.
+    - ``server``: the URL of a streamable HTTP server, or ``StdioServerParameters`` with ``token_variable``, the
+      environment variable in which the process expects its token.
+    - ``source``: the name of a grant, or a ``FileTokenSource``.
+    - ``patience``: seconds that a call waits for a server that is not available.
+    - ``wait``: seconds that the requests of a rejected token wait for a newer one.
+    - ``is_auth_failure``: tells for a result whether it is really an error about the token. If no other token comes,
+      the caller gets that result.
+    - ``reads``: tells for the name of a tool whether the tool only reads. Default: the ``readOnlyHint`` from the last
+      ``list_tools``.
+    - ``headers`` and ``verify`` are for HTTP. All other options are those of ``mcp.Client``.
 
-    Calls raise, besides the errors of ``mcp.Client``: ``ReauthorizationRequired``, ``Removed``, ``TokenRejected``,
-    ``TokenUnavailable`` and ``TokenFileError`` if a new token is needed, ``ServerAway`` after ``patience``, and
-    ``OutcomeUnknown`` if a call that may change something was sent and its answer was lost. Each has ``as_json()`` for
-    a model.
+    Calls raise the errors of ``mcp.Client``, and ``ReauthorizationRequired``, ``Removed``, ``TokenRejected``,
+    ``TokenUnavailable`` or ``TokenFileError`` if a new token is needed, ``ServerAway`` after ``patience``, and
+    ``OutcomeUnknown`` if a call that may change something was sent and its response was lost. ``as_json()`` of each
+    explains it to a model.
 
-    The client belongs to the event loop in which it is entered. Any task of that loop may call it, be cancelled in a
-    call, and leave the client.
+    A client belongs to the event loop in which it was entered. All tasks of this loop may call it at the same time,
+    cancel their calls, and leave it.
     """
 
     def __init__(
@@ -60,7 +99,7 @@ class ReconnectingClient:
         source: FileTokenSource | str,
         *,
         token_variable: str | None = None,
-        patience: float = _PATIENCE,
+        patience: float = _DEFAULT_PATIENCE,
         wait: float = DEFAULT_WAIT,
         is_auth_failure: Callable[[object], bool] | None = None,
         reads: Callable[[str], bool] | None = None,
@@ -69,59 +108,62 @@ class ReconnectingClient:
         **options: Unpack[Options],
     ) -> None:
         if not (patience >= 0 and wait >= 0):
-            raise ValueError("patience and wait must be seconds, 0 or more")
+            raise ValueError("patience and wait must be numbers of seconds, 0 or more")
         self.source = FileTokenSource(source) if isinstance(source, str) else source
         target = endpoint(server, self.source, token_variable, wait=wait, headers=headers or {}, verify=verify)
-        Client("http://127.0.0.1/", **options)  # so that a wrong option is an error here, and not in a task
-        self._supervisor = Supervisor(target, self.source, _with_target_id(target, options))
+        Client("http://127.0.0.1/", **options)  # raises here, and not in a task, if an option is wrong
+        cache = options.get("cache")
+        if cache is not None and cache.target_id is None:
+            # The SDK cannot name the server of a custom transport, and servers must not share cached responses.
+            name = server if isinstance(server, str) else server.model_dump_json()
+            options["cache"] = replace(cache, target_id=name)
+        self._supervisor = Supervisor(target, self.source, options)
         self._caller = RetryingCaller(
             self._supervisor, self.source, patience=patience, wait=wait, is_auth_failure=is_auth_failure
         )
-        self._reads = reads
+        self._reads = self._is_listed_as_read_only if reads is None else reads
         self._read_only_tools: set[str] = set()
 
     async def __aenter__(self) -> Self:
-        """Start to connect, and return when there is a session or the first attempt has failed."""
+        """Start to connect; return when connected, or when the first attempt has failed: then calls say why."""
         self._supervisor.start()
         try:
-            await self._supervisor.wait_for_first_attempt(anyio.current_time() + _FIRST_ATTEMPT_TIMEOUT)
+            await self._supervisor.wait_for_first_attempt(anyio.current_time() + _ENTER_TIMEOUT)
         except BaseException:
-            await self._leave()  # __aexit__ is not called
+            await self._leave()  # after a cancellation, nobody calls __aexit__
             raise
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Close the session, within seconds. Any task may do it."""
+    async def __aexit__(self, *exception: object) -> None:
+        """End the session at the server, and close. Any task may do this."""
         await self._leave()
 
     async def _leave(self) -> None:
         try:
             await self._supervisor.close()
         finally:
-            # Also when cancelled: a server process must not outlive its client. This takes seconds at most.
+            # Even after a cancellation, which lasts a few seconds: a child process must not outlive its client.
             with anyio.CancelScope(shield=True):
                 await self._supervisor.wait_until_ended()
 
     async def aclose(self) -> None:
-        """Close the client, from any task. Waiting and running calls end with an error."""
+        """Close, from any task: all waits and all calls under way end with an error."""
         await self._supervisor.close()
 
     @property
     def state(self) -> State:
-        """The state of the session."""
+        """The state of the client; the README of ``shim`` explains each."""
         return self._supervisor.state
 
     def events(self) -> AsyncIterator[ClientEvent]:
-        """Return an iterator over the events from now on. It ends when the client is closed."""
+        """Return the events from now on, each with its reason. The iteration ends when the client is closed."""
         return self._supervisor.events.subscribe()
 
-    # What the server reports about itself in the current session.
+    # What the server said in the current session.
 
     @property
     def session(self) -> ClientSession:
-        """The current session, for what only a session can do. Another one may replace it at any time."""
+        """The current session of the SDK. It may be replaced at any time."""
         return self._client.session
 
     @property
@@ -131,7 +173,7 @@ class ReconnectingClient:
 
     @property
     def server_info(self) -> mcp_types.Implementation | None:
-        """The name and version of the server, if it reports them."""
+        """The name and version of the server, if the server gives them."""
         return self._client.server_info
 
     @property
@@ -141,14 +183,26 @@ class ReconnectingClient:
 
     @property
     def instructions(self) -> str | None:
-        """The instructions of the server, if there are any."""
+        """The instructions of the server, if the server gives any."""
         return self._client.instructions
 
     @property
     def _client(self) -> Client:
         return self._supervisor.client()
 
-    # Calls that only read.
+    # Calls that change nothing. The next session does not know the logging level and the subscriptions.
+
+    list_resources = _repeatable(Client.list_resources)
+    list_resource_templates = _repeatable(Client.list_resource_templates)
+    read_resource = _repeatable(Client.read_resource)
+    list_prompts = _repeatable(Client.list_prompts)
+    get_prompt = _repeatable(Client.get_prompt)
+    complete = _repeatable(Client.complete)
+    send_ping = _repeatable(Client.send_ping)
+    set_logging_level = _repeatable(Client.set_logging_level)
+    subscribe_resource = _repeatable(Client.subscribe_resource)
+    unsubscribe_resource = _repeatable(Client.unsubscribe_resource)
+    _list_tools = _repeatable(Client.list_tools)
 
     async def list_tools(
         self,
@@ -157,111 +211,14 @@ class ReconnectingClient:
         meta: mcp_types.RequestParamsMeta | None = None,
         cache_mode: CacheMode = "use",
     ) -> mcp_types.ListToolsResult:
-        """As ``mcp.Client.list_tools``."""
-        listed = await self._caller.call(
-            "tools/list",
-            lambda client: client.list_tools(cursor=cursor, meta=meta, cache_mode=cache_mode),
-            read_only=True,
-        )
+        """List the tools, as ``mcp.Client.list_tools`` does; ``call_tool`` remembers which of them only read."""
+        listed = await self._list_tools(cursor=cursor, meta=meta, cache_mode=cache_mode)
         for tool in listed.tools:
             if tool.annotations is not None and tool.annotations.read_only_hint:
                 self._read_only_tools.add(tool.name)
             else:
                 self._read_only_tools.discard(tool.name)
         return listed
-
-    async def list_resources(
-        self,
-        *,
-        cursor: str | None = None,
-        meta: mcp_types.RequestParamsMeta | None = None,
-        cache_mode: CacheMode = "use",
-    ) -> mcp_types.ListResourcesResult:
-        """As ``mcp.Client.list_resources``."""
-        return await self._caller.call(
-            "resources/list",
-            lambda client: client.list_resources(cursor=cursor, meta=meta, cache_mode=cache_mode),
-            read_only=True,
-        )
-
-    async def list_resource_templates(
-        self,
-        *,
-        cursor: str | None = None,
-        meta: mcp_types.RequestParamsMeta | None = None,
-        cache_mode: CacheMode = "use",
-    ) -> mcp_types.ListResourceTemplatesResult:
-        """As ``mcp.Client.list_resource_templates``."""
-        return await self._caller.call(
-            "resources/templates/list",
-            lambda client: client.list_resource_templates(cursor=cursor, meta=meta, cache_mode=cache_mode),
-            read_only=True,
-        )
-
-    async def read_resource(
-        self,
-        uri: str,
-        *,
-        input_responses: mcp_types.InputResponses | None = None,
-        request_state: str | None = None,
-        meta: mcp_types.RequestParamsMeta | None = None,
-        cache_mode: CacheMode = "use",
-    ) -> mcp_types.ReadResourceResult:
-        """As ``mcp.Client.read_resource``."""
-        return await self._caller.call(
-            f"resources/read {uri}",
-            lambda client: client.read_resource(
-                uri, input_responses=input_responses, request_state=request_state, meta=meta, cache_mode=cache_mode
-            ),
-            read_only=True,
-        )
-
-    async def list_prompts(
-        self,
-        *,
-        cursor: str | None = None,
-        meta: mcp_types.RequestParamsMeta | None = None,
-        cache_mode: CacheMode = "use",
-    ) -> mcp_types.ListPromptsResult:
-        """As ``mcp.Client.list_prompts``."""
-        return await self._caller.call(
-            "prompts/list",
-            lambda client: client.list_prompts(cursor=cursor, meta=meta, cache_mode=cache_mode),
-            read_only=True,
-        )
-
-    async def get_prompt(
-        self,
-        name: str,
-        arguments: dict[str, str] | None = None,
-        *,
-        input_responses: mcp_types.InputResponses | None = None,
-        request_state: str | None = None,
-        meta: mcp_types.RequestParamsMeta | None = None,
-    ) -> mcp_types.GetPromptResult:
-        """As ``mcp.Client.get_prompt``."""
-        return await self._caller.call(
-            f"prompts/get {name}",
-            lambda client: client.get_prompt(
-                name, arguments, input_responses=input_responses, request_state=request_state, meta=meta
-            ),
-            read_only=True,
-        )
-
-    async def complete(
-        self,
-        ref: mcp_types.ResourceTemplateReference | mcp_types.PromptReference,
-        argument: dict[str, str],
-        context_arguments: dict[str, str] | None = None,
-    ) -> mcp_types.CompleteResult:
-        """As ``mcp.Client.complete``."""
-        return await self._caller.call(
-            "completion/complete", lambda client: client.complete(ref, argument, context_arguments), read_only=True
-        )
-
-    async def send_ping(self, *, meta: mcp_types.RequestParamsMeta | None = None) -> mcp_types.EmptyResult:
-        """As ``mcp.Client.send_ping``."""
-        return await self._caller.call("ping", lambda client: client.send_ping(meta=meta), read_only=True)
 
     # Calls that may change something.
 
@@ -276,7 +233,7 @@ class ReconnectingClient:
         request_state: str | None = None,
         meta: mcp_types.RequestParamsMeta | None = None,
     ) -> mcp_types.CallToolResult:
-        """As ``mcp.Client.call_tool``; the tool is executed at most once, unless it changes nothing."""
+        """Call a tool, as ``mcp.Client.call_tool`` does. A tool that does not only read is executed at most once."""
         return await self._caller.call(
             f"tools/call {name}",
             lambda client: client.call_tool(
@@ -288,41 +245,20 @@ class ReconnectingClient:
                 request_state=request_state,
                 meta=meta,
             ),
-            read_only=name in self._read_only_tools if self._reads is None else self._reads(name),
+            read_only=self._reads(name),
         )
 
-    async def set_logging_level(
-        self, level: mcp_types.LoggingLevel, *, meta: mcp_types.RequestParamsMeta | None = None
-    ) -> mcp_types.EmptyResult:
-        """As ``mcp.Client.set_logging_level``; the next session does not know of it."""
-        return await self._caller.call(
-            "logging/setLevel", lambda client: client.set_logging_level(level, meta=meta), read_only=True
-        )
-
-    async def subscribe_resource(
-        self, uri: str, *, meta: mcp_types.RequestParamsMeta | None = None
-    ) -> mcp_types.EmptyResult:
-        """As ``mcp.Client.subscribe_resource``; the next session does not have the subscription."""
-        return await self._caller.call(
-            "resources/subscribe", lambda client: client.subscribe_resource(uri, meta=meta), read_only=True
-        )
-
-    async def unsubscribe_resource(
-        self, uri: str, *, meta: mcp_types.RequestParamsMeta | None = None
-    ) -> mcp_types.EmptyResult:
-        """As ``mcp.Client.unsubscribe_resource``."""
-        return await self._caller.call(
-            "resources/unsubscribe", lambda client: client.unsubscribe_resource(uri, meta=meta), read_only=True
-        )
+    def _is_listed_as_read_only(self, name: str) -> bool:
+        return name in self._read_only_tools
 
     async def send_progress_notification(
         self, progress_token: str | int, progress: float, total: float | None = None, message: str | None = None
     ) -> None:
-        """As ``mcp.Client.send_progress_notification``, in the current session."""
+        """Send to the current session, as ``mcp.Client.send_progress_notification`` does."""
         await self._client.send_progress_notification(progress_token, progress, total, message)
 
     async def send_roots_list_changed(self) -> None:
-        """As ``mcp.Client.send_roots_list_changed``, in the current session."""
+        """Send to the current session, as ``mcp.Client.send_roots_list_changed`` does."""
         await self._client.send_roots_list_changed()
 
     @asynccontextmanager
@@ -334,9 +270,9 @@ class ReconnectingClient:
         resources_list_changed: bool = False,
         resource_subscriptions: Sequence[str] = (),
     ) -> AsyncIterator[Subscription]:
-        """As ``mcp.Client.listen``. It ends with its session, and the caller starts it again."""
+        """Listen, as ``mcp.Client.listen`` does. The subscription ends with its session; then start a new one."""
         connection = await self._supervisor.connection(0, anyio.current_time() + math.inf)
-        # Without "in use": an endless call would keep a server process from being replaced.
+        # Not "in use": a subscription has no end, and would keep a process from being replaced.
         async with connection.ready_client().listen(
             tools_list_changed=tools_list_changed,
             prompts_list_changed=prompts_list_changed,
@@ -344,11 +280,3 @@ class ReconnectingClient:
             resource_subscriptions=resource_subscriptions,
         ) as subscription:
             yield subscription
-
-
-def _with_target_id(target: Endpoint, options: Options) -> Options:
-    """Give a shared cache the identity of the server: the SDK knows none for this transport."""
-    cache = options.get("cache")
-    if cache is None or cache.target_id is not None:
-        return options
-    return Options(**{**options, "cache": replace(cache, target_id=target.identity)})

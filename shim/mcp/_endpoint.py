@@ -38,11 +38,6 @@ class HTTPEndpoint:
         parts = urlsplit(self.url)
         return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
-    @property
-    def identity(self) -> str:
-        """The whole URL, which distinguishes this server from others. Not for display."""
-        return self.url
-
     def accepts(self, token: TokenFile) -> bool:
         """Whether the token may be sent to this server."""
         url = httpx2.URL(self.url)
@@ -80,11 +75,6 @@ class ProcessEndpoint:
     def name(self) -> str:
         """The command."""
         return self.parameters.command
-
-    @property
-    def identity(self) -> str:
-        """The command with all its parameters, which distinguish this server from others. Not for display."""
-        return self.parameters.model_dump_json()
 
     def accepts(self, token: TokenFile) -> bool:  # noqa: ARG002  see below
         """Whether the process may get the token: always, because its configuration says so."""

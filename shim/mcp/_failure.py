@@ -30,6 +30,7 @@ FailureKind = Literal["rejected", "unknown_session", "not_sent", "unavailable", 
 # Random, so that no server can send it.
 _DATA_KEY = f"shim.{secrets.token_hex(8)}"
 
+_NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG")
 _LONGEST_CHAIN = 20
 
 
@@ -84,16 +85,16 @@ def describe(error: BaseException) -> str:
     chain = list(_causes(error))
     for cause in chain:
         match cause:
-            case socket.gaierror(errno=socket.EAI_NONAME):
-                return "no such host"
+            case socket.gaierror(errno=socket.EAI_AGAIN):
+                return "the name server does not answer"
             case socket.gaierror():
-                return "the host name cannot be looked up"
+                return "no such host"
             case ConnectionRefusedError():
                 return "connection refused"
             case ssl.SSLCertVerificationError():
-                return f"the server's TLS certificate is not valid: {cause.verify_message}"
+                return f"the certificate is not trusted: {cause.verify_message}"
             case ssl.SSLError():
-                return "the server does not speak TLS: is it http://?"
+                return "the server does not speak TLS: is it http://?" if cause.reason in _NO_TLS else "TLS failed"
             case TimeoutError() | httpx2.TimeoutException():
                 return "timed out"
             case OSError(strerror=str() as text):

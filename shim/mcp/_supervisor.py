@@ -79,7 +79,7 @@ class Supervisor:
                 self._retire_if_outdated(connection)
                 if not connection.retired.is_set():
                     return connection
-            with anyio.move_on_after(max(deadline - anyio.current_time(), 0.0)) as scope:
+            with anyio.CancelScope(deadline=deadline) as scope:
                 await self._changed.wait()
             if scope.cancelled_caught:
                 raise self.server_away()
@@ -107,31 +107,29 @@ class Supervisor:
 
     async def sleep(self, seconds: float) -> None:
         """Sleep. Raises ``ClosedResourceError`` as soon as the client is closed."""
-        with anyio.move_on_after(seconds):
-            while not self._closing:
-                await self._changed.wait()
+        await self._wait_until(lambda: self._closing, anyio.current_time() + seconds)
         if self._closing:
             raise anyio.ClosedResourceError
 
-    async def wait_for_another_token(self, unwanted: str, deadline: float) -> bool:
-        """Wait for a usable access token other than ``unwanted``.
-
-        Returns ``False`` at a verdict, at ``deadline``, or when the client is closed.
-        """
-        with anyio.move_on_after(max(deadline - anyio.current_time(), 0.0)):
-            while not self._closing:
-                if self.access_token() != unwanted and self._gate.problem() is None:
-                    return True
-                if (token := self._source.current()) is not None and verdict(token) is not None:
-                    return False
-                await self._changed.wait()
-        return False
-
     async def wait_for_first_attempt(self, deadline: float) -> None:
         """Wait until the first attempt to connect has succeeded or failed."""
-        with anyio.move_on_after(max(deadline - anyio.current_time(), 0.0)):
-            while self.state == "connecting" and not self._closing:
-                await self._changed.wait()
+        await self._wait_until(lambda: self.state != "connecting", deadline)
+
+    async def wait_for_another_token(self, unwanted: str, deadline: float) -> bool:
+        """Wait for a usable access token other than ``unwanted``; return whether there is one.
+
+        The wait ends at ``deadline``, at a verdict, or when the client is closed.
+        """
+
+        def is_there() -> bool:
+            return self.access_token() != unwanted and self._gate.problem() is None
+
+        def is_hopeless() -> bool:
+            token = self._source.current()
+            return self._closing or (token is not None and verdict(token) is not None)
+
+        await self._wait_until(lambda: is_there() or is_hopeless(), deadline)
+        return is_there() and not self._closing
 
     def _raise_if_unusable(self) -> None:
         if self._closing:
@@ -225,8 +223,8 @@ class Supervisor:
             await self._wait_for_usable_token()
             number, started = number + 1, time.monotonic()
             connection = self._latest = Connection(number, self.access_token())
-            transport = self._endpoint.transport(connection.access_token)
             try:
+                transport = self._endpoint.transport(connection.access_token)
                 with anyio.fail_after(_CONNECT_TIMEOUT):
                     await tasks.start(connection.run, transport, self._options)
             except Exception as error:  # noqa: BLE001  a server can fail in any way, and the next attempt follows
@@ -280,9 +278,7 @@ class Supervisor:
         pause = backoff(self._failures, _FIRST_PAUSE, _LONGEST_PAUSE)
         self._failures += 1
         before = self.access_token()
-        with anyio.move_on_after(pause):
-            while self.access_token() == before:
-                await self._changed.wait()
+        await self._wait_until(lambda: self.access_token() != before, anyio.current_time() + pause)
 
     async def _watch_token_file(self) -> None:
         """Poll the token file. Only the file tells that a person has logged in; the server is not asked."""
@@ -325,8 +321,14 @@ class Supervisor:
             self.state = state
         self._notify()
 
+    async def _wait_until(self, condition: Callable[[], bool], deadline: float) -> None:
+        """Wait for ``condition``, until ``deadline``."""
+        with anyio.CancelScope(deadline=deadline):
+            while not condition():
+                await self._changed.wait()
+
     def _notify(self) -> None:
-        """Wake all that wait for a change."""
+        """Wake all tasks that wait for a change."""
         changed, self._changed = self._changed, anyio.Event()
         changed.set()
 

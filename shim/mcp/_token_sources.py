@@ -1,4 +1,4 @@
-"""One process, many servers: one source for each name."""
+"""One token source for each name in a program with many clients."""
 
 import os
 
@@ -8,9 +8,9 @@ __all__ = ["TokenSources"]
 
 
 class TokenSources:
-    """The sources of one process, shared by all clients of a name and by their reconnects.
+    """The token sources of one process; clients of the same name share one source.
 
-    ``tokens_dir`` and ``demands_dir`` as in ``FileTokenSource``. Raises ``ValueError`` where a name is none.
+    ``tokens_dir`` and ``demands_dir`` are those of ``FileTokenSource``. Raises ``ValueError`` for an invalid name.
     """
 
     def __init__(
@@ -24,7 +24,7 @@ class TokenSources:
         self._sources: dict[str, FileTokenSource] = {}
 
     def __getitem__(self, name: str) -> FileTokenSource:
-        """Return the one source of ``name``."""
+        """Return the source of ``name``."""
         if name not in self._sources:
             made = FileTokenSource(name, tokens_dir=self._tokens_dir, demands_dir=self._demands_dir)
             return self._sources.setdefault(name, made)
@@ -35,9 +35,9 @@ class TokenSources:
         return name in self._sources
 
     def __len__(self) -> int:
-        """Count the sources."""
+        """Return the number of sources."""
         return len(self._sources)
 
     def drop(self, name: str) -> None:
-        """Forget the source of a name that is no longer used; clients that hold it keep it."""
+        """Forget the source of a name that is not used any more; clients that have it keep it."""
         self._sources.pop(name, None)

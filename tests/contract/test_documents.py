@@ -17,7 +17,7 @@ SNIPPETS = {
     "README.md": {"": 3, "sh": 2, "python": 1, "profile": 1},  # test_readme.py; "": a picture, two lines, a crontab
     "refresher/README.md": {"json": 1, "toml": 2, "bash": 1},  # test_reference.py
     "refresher/ARCHITECTURE.md": {"": 2},  # pictures
-    "shim/README.md": {"python": 3, "bash": 1},  # test_shim_readme.py
+    "shim/README.md": {"": 1, "python": 8, "json": 1, "bash": 2},  # test_shim_readme.py
     "deploy/README.md": {"": 4, "sh": 12},  # test_cron.py, test_systemd.py, test_systemd_user.py; "": by hand
     "deploy/kubernetes/README.md": {"sh": 7, "yaml": 1},  # test_kubernetes_readme.py
     ".github/CONTRIBUTING.md": {"sh": 1},  # a command of tests/run

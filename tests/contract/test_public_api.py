@@ -1,4 +1,4 @@
-"""What can be imported, and what importing costs."""
+"""The public names, and what an import of ``shim`` loads."""
 
 import importlib
 import pkgutil
@@ -11,6 +11,7 @@ import pytest
 
 import refresher
 import shim
+import shim.mcp
 
 PACKAGES = (refresher, shim)
 MODULES = ["refresher", "shim"] + [
@@ -22,12 +23,12 @@ MODULES = ["refresher", "shim"] + [
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_each_module_names_what_it_offers_sorted(name: str) -> None:
-    """If it failed, nobody could tell what is public, or a name in the list would not exist."""
+def test_each_module_lists_its_names_in_order(name: str) -> None:
+    """If it failed, nobody could see what a module offers, or the list would contain a wrong name."""
     module = importlib.import_module(name)
-    # A package that offers nothing itself has a docstring and no code.
+    # A package that only contains modules has no code of its own.
     offered = module.__all__ if hasattr(module, "__all__") or not hasattr(module, "__path__") else []
-    # ruff sorts constants, classes and functions apart; within that order each list is sorted.
+    # As ruff sorts: first constants, then classes, then functions.
     assert sorted(offered, key=_rank) == offered
     assert [entry for entry in offered if not hasattr(module, entry)] == []
     assert len(set(offered)) == len(offered)
@@ -38,7 +39,7 @@ def _rank(name: str) -> tuple[int, str]:
 
 
 def test_both_packages_are_typed() -> None:
-    """If it failed, users' type checkers would take everything for Any."""
+    """If it failed, type checkers of users would treat every name as Any."""
     for package in (refresher, shim):
         assert Path(package.__path__[0], "py.typed").exists()
 
@@ -50,16 +51,21 @@ def _loaded(code: str) -> set[str]:
     )
 
 
-def test_shim_needs_the_standard_library_alone() -> None:
-    """If it failed, importing the shim would drag the service into every agent."""
+def test_importing_shim_needs_only_the_standard_library() -> None:
+    """If it failed, importing shim would load the service into every agent."""
     top = {name.partition(".")[0] for name in _loaded("import shim, shim._token")} - {"shim", "__main__"}
-    # A virtual environment's own hooks are loaded before anything of ours.
+    # The hooks of a virtual environment are loaded before shim.
     own = {name for name in top if name not in sys.stdlib_module_names}
     assert own <= {name.partition(".")[0] for name in _loaded("pass")}
     assert not {"dataclasses", "asyncio", "logging"} & (_loaded("import shim, shim._token") - _loaded("pass"))
 
 
-def test_shim_knows_nothing_of_refresher() -> None:
-    """If it failed, an agent that installs the base alone could not import it."""
+def test_shim_does_not_import_refresher() -> None:
+    """If it failed, an agent that installs the package without extras could not import shim."""
     imports = re.compile(r"^\s*(from|import) refresher\b", re.MULTILINE)
     assert [path.name for path in Path(shim.__path__[0]).rglob("*.py") if imports.search(path.read_text())] == []
+
+
+def test_the_older_name_of_client_event_is_an_alias() -> None:
+    """If it failed, agents that use the name of version 0.1.0 would break."""
+    assert shim.mcp.Happening is shim.mcp.ClientEvent

@@ -1,4 +1,4 @@
-"""``token`` and ``headers``: what they print, when they rotate, and how they fail."""
+"""The commands ``token`` and ``headers``: what they print, when they rotate, and how they fail."""
 
 import json
 import signal
@@ -27,40 +27,40 @@ AWAY: dict[str, Any] = {
 
 
 def one_line(done: Done, code: int) -> str:
-    """Insist on one clear line on stderr, and nothing on stdout."""
+    """Check that the command printed one line on stderr, and nothing on stdout; return the line."""
     assert (done.code, done.stdout) == (code, ""), done.stderr
     assert done.stderr.count("\n") == 1, done.stderr
     return without_times(done.stderr)
 
 
 def elsewhere(published: Published) -> dict[str, str]:
-    """Return the environment of a reader that has no grants of its own."""
+    """Return the environment of a reader without grants of its own."""
     return {"REFRESHER_TOKENS_DIR": str(published.tokens), "REFRESHER_DEMANDS_DIR": str(published.demands)}
 
 
 @pytest.fixture
 def published(refresher: Command) -> Published:
-    """What a refresher of somebody else publishes."""
+    """The directories of another user's refresher."""
     return Published(refresher.home / "shared")
 
 
-def test_the_token_is_printed_alone(refresher: Command) -> None:
-    """If it failed, scripts would get something else than a token."""
+def test_token_prints_only_the_token(refresher: Command) -> None:
+    """If it failed, scripts would read something else as the token."""
     refresher.import_grant("linear", AWAY)
     done = refresher("token", "linear")
     assert done == (0, "access-token-of-the-tests\n", "")
     assert refresher("headers", "linear").stdout == '{"Authorization": "Bearer access-token-of-the-tests"}\n'
 
 
-def test_a_token_type_in_small_letters_is_spelt_as_the_rfc_does(refresher: Command) -> None:
-    """If it failed, servers that compare letter by letter would refuse what the command prints."""
+def test_headers_spells_bearer_as_the_rfc_does(refresher: Command) -> None:
+    """If it failed, servers that compare the scheme exactly would reject what the command prints."""
     refresher.import_grant("linear", AWAY | {"token_type": "bearer"})
     assert json.loads(refresher("headers", "linear").stdout)["Authorization"].startswith("Bearer ")
 
 
 @pytest.mark.parametrize("command", ["token", "headers"])
-def test_where_too_little_is_left_the_owner_rotates_first(refresher: Command, own_oidc: Start, command: str) -> None:
-    """If it failed, a script without a daemon would be given a dead token, or one that dies on the way."""
+def test_the_owner_rotates_a_token_that_expires_too_soon(refresher: Command, own_oidc: Start, command: str) -> None:
+    """If it failed, a script without a daemon would get a token that is dead or dies soon."""
     server = own_oidc()
     refresher.import_grant("linear", server.mint("public") | {"access_token": "an-old-access-token", "expires_in": 8})
     done = refresher(command, "linear", "--min-valid", "30m")
@@ -69,10 +69,10 @@ def test_where_too_little_is_left_the_owner_rotates_first(refresher: Command, ow
     assert (refresher.token("linear").access_token or "?") in done.stdout
     again = refresher(command, "linear", "--min-valid", "30m")
     assert again.stdout == done.stdout
-    assert len(server.requests()) == 1, "a token with enough life was rotated"
+    assert len(server.requests()) == 1, "a token that lives long enough was rotated"
 
 
-def test_many_at_once_rotate_once(refresher: Command, own_oidc: Start) -> None:
+def test_many_commands_at_once_rotate_once(refresher: Command, own_oidc: Start) -> None:
     """If it failed, a script that starts in ten terminals would destroy its login."""
     server = own_oidc()
     refresher.import_grant("linear", server.mint("public"))
@@ -81,8 +81,8 @@ def test_many_at_once_rotate_once(refresher: Command, own_oidc: Start) -> None:
     assert len(server.requests()) == 1
 
 
-def test_more_life_than_any_token_has_is_refused_and_rotates_nothing(refresher: Command, own_oidc: Start) -> None:
-    """If it failed, each call would rotate in vain, and some servers end the tokens of all other agents with that."""
+def test_a_longer_life_than_any_token_has_is_an_error_without_a_rotation(refresher: Command, own_oidc: Start) -> None:
+    """If it failed, each command would rotate in vain, and some servers end all earlier access tokens then."""
     server = own_oidc(accessTokenTtl=60)
     refresher.import_grant("linear", server.mint("public"))
     assert refresher("token", "linear").code == 0
@@ -92,8 +92,8 @@ def test_more_life_than_any_token_has_is_refused_and_rotates_nothing(refresher: 
     assert len(server.requests()) == 1
 
 
-def test_what_was_left_of_a_token_at_its_import_is_not_its_life(refresher: Command, own_oidc: Start) -> None:
-    """If it failed, a grant that was imported anew with an old token would be said to have short ones only."""
+def test_the_rest_of_an_imported_token_does_not_count_as_its_lifetime(refresher: Command, own_oidc: Start) -> None:
+    """If it failed, a grant that was imported with an old token would be reported as having only short tokens."""
     server = own_oidc()
     refresher.import_grant("linear", server.mint("public"))
     assert refresher("token", "linear").code == 0
@@ -103,8 +103,8 @@ def test_what_was_left_of_a_token_at_its_import_is_not_its_life(refresher: Comma
     assert refresher.token("linear").generation == 3
 
 
-def test_that_a_person_is_needed_counts_more_than_how_long_tokens_live(refresher: Command, own_oidc: Start) -> None:
-    """If it failed, a script would be told to wait, or to ask for less, where only a person can help."""
+def test_a_verdict_is_reported_before_a_short_lifetime(refresher: Command, own_oidc: Start) -> None:
+    """If it failed, a script would be told to wait, or to ask for less, although only a person can help."""
     server = own_oidc(accessTokenTtl=60)
     refresher.import_grant("linear", server.mint("public"))
     refresher("run-once")
@@ -113,18 +113,18 @@ def test_that_a_person_is_needed_counts_more_than_how_long_tokens_live(refresher
     one_line(refresher("token", "linear", "--min-valid", "1h"), 3)
 
 
-def test_a_reader_is_told_when_no_token_lives_that_long(refresher: Command, published: Published) -> None:
-    """If it failed, each call would demand one rotation after the other, in vain."""
+def test_a_reader_learns_that_no_token_lives_that_long(refresher: Command, published: Published) -> None:
+    """If it failed, each command would demand one rotation after the other, in vain."""
     published.put(expires_at=time.time() + 60)
     process = refresher.start("token", "linear", "--min-valid", "1h", environment=elsewhere(published))
-    wait_until(lambda: published.demanded() == ["linear.1"], "it is demanded")
+    wait_until(lambda: published.demanded() == ["linear.1"], "the demand is there")
     published.put(2, expires_at=time.time() + 60)
     assert "valid for 60 s when issued" in one_line(refresher.finish(process), 4)
     assert published.demanded() == ["linear.1"]
 
 
-def test_a_dead_grant_is_told_and_its_live_token_still_printed(refresher: Command, own_oidc: Start) -> None:
-    """If it failed, a script would wait for what only a person can mend, or lose a token that is still good."""
+def test_a_dead_grant_is_reported_and_its_live_token_is_still_printed(refresher: Command, own_oidc: Start) -> None:
+    """If it failed, a script would wait although only a person can help, or lose a token that is still good."""
     server = own_oidc()
     refresher.import_grant("linear", AWAY | {"token_endpoint": server.endpoints["token_endpoint"]})
     server.script(status=400, body={"error": "invalid_grant"})
@@ -138,25 +138,25 @@ def test_a_dead_grant_is_told_and_its_live_token_still_printed(refresher: Comman
 
 
 @pytest.mark.parametrize("name", ["linnear", "../linear", ""])
-def test_a_name_that_nobody_knows_is_told_at_once(refresher: Command, name: str) -> None:
-    """If it failed, a typing mistake would cost the whole wait, or reach another file."""
+def test_an_unknown_name_is_reported_at_once(refresher: Command, name: str) -> None:
+    """If it failed, a typing mistake would cost the whole wait, or read another file."""
     refresher.import_grant("linear", AWAY)
     one_line(refresher("token", name, "--wait", "1h"), 2)
 
 
-def test_a_server_that_is_away_ends_the_wait_with_its_reason(refresher: Command) -> None:
-    """If it failed, a script would hang, or not know why there is no token."""
+def test_an_unreachable_server_is_the_reason_when_the_wait_ends(refresher: Command) -> None:
+    """If it failed, a script would hang, or not learn why there is no token."""
     refresher.import_grant("linear", AWAY | {"expires_in": 0})
     said = one_line(refresher("token", "linear", "--wait", "0.5"), 4)
     assert "transient" in said
 
 
-def test_a_reader_demands_and_is_given_what_comes(refresher: Command, published: Published) -> None:
+def test_a_reader_demands_a_token_and_prints_the_next_one(refresher: Command, published: Published) -> None:
     """If it failed, a container that sees only tokens could not use the command."""
     published.put(expires_at=time.time() + 2, issued_at=time.time() - 3000)
     refresher.vault.learn("access-token-1", "access-token-2")
     process = refresher.start("token", "linear", environment=elsewhere(published))
-    wait_until(lambda: published.demanded() == ["linear.1"], "it is demanded")
+    wait_until(lambda: published.demanded() == ["linear.1"], "the demand is there")
     published.put(2)
     assert refresher.finish(process) == (0, "access-token-2\n", "")
     published.put(3, expires_at=time.time() - 1)
@@ -166,7 +166,7 @@ def test_a_reader_demands_and_is_given_what_comes(refresher: Command, published:
 
 
 def test_a_token_in_doubt_that_lives_is_not_demanded_away(refresher: Command, own_oidc: Start) -> None:
-    """If it failed, asking for a longer life would send a spent token, and end the one that is still good (I1)."""
+    """If it failed, asking for a longer life would make refresher send a spent refresh token, and end the live token (I1)."""
     server = own_oidc()
     refresher.import_grant("linear", server.mint("public") | {"access_token": "a-live-access-token", "expires_in": 100})
     server.script(drop=True)
@@ -175,20 +175,20 @@ def test_a_token_in_doubt_that_lives_is_not_demanded_away(refresher: Command, ow
     assert "in_doubt" in said
     assert list((refresher.state / "demands").iterdir()) == []
     assert len(server.requests()) == 1
-    assert refresher("token", "linear").code == 0, "the live token is used to its end"
+    assert refresher("token", "linear").code == 0, "the live token must stay in use"
 
 
-def test_interrupted_while_it_waits_it_ends_at_once(refresher: Command) -> None:
+def test_ctrl_c_ends_the_wait_at_once(refresher: Command) -> None:
     """If it failed, Ctrl-C would seem not to work."""
     refresher.import_grant("linear", AWAY | {"expires_in": 0})
     process = refresher.start("token", "linear", "--wait", "1h")
-    wait_until(lambda: refresher.token("linear").error is not None, "it has tried, and waits")
+    wait_until(lambda: refresher.token("linear").error is not None, "the command has tried, and waits")
     process.send_signal(signal.SIGINT)
     assert refresher.finish(process).code == 130
 
 
-def test_interrupted_in_mid_exchange_the_answer_is_saved(refresher: Command) -> None:
-    """If it failed, a headers command that its caller kills for being slow would cost the login."""
+def test_an_interrupted_refresh_is_completed_and_saved(refresher: Command) -> None:
+    """If it failed, a caller that kills a slow headers command would lose the login."""
     process = None
 
     def hold() -> None:
@@ -202,15 +202,15 @@ def test_interrupted_in_mid_exchange_the_answer_is_saved(refresher: Command) -> 
     assert refresher.token("linear").generation == 1
 
 
-def test_a_token_that_cannot_be_printed_is_no_success(refresher: Command) -> None:
+def test_a_failed_write_is_not_a_success(refresher: Command) -> None:
     """If it failed, a script would go on with an empty token."""
     refresher.import_grant("linear", AWAY)
     process = refresher.start("token", "linear", prefix=("sh", "-c", 'exec "$@" >/dev/full', "sh"))
     assert one_line(refresher.finish(process), 1) == "refresher: cannot write: No space left on device\n"
 
 
-def test_a_file_of_another_contract_is_no_token(refresher: Command, published: Published) -> None:
-    """If it failed, a program would be given what this version cannot read rightly."""
+def test_a_token_file_of_another_version_is_not_used(refresher: Command, published: Published) -> None:
+    """If it failed, a program would get what this version cannot read correctly."""
     made = json.loads(render(published.put()))
     published.path.write_text(json.dumps(made | {"version": 2}))
     said = one_line(refresher("token", "linear", "--wait", "0", environment=elsewhere(published)), 4)

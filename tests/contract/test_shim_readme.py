@@ -5,13 +5,20 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
+from typing import get_args
+
+import pytest
 
 import shim
 import shim.mcp
+from shim import Event, FileTokenSource, ReauthorizationRequired
+from shim.mcp._client_events import EventName
+from shim.mcp._supervisor import State
 from tests.conftest import need
 from tests.support.api import API
 from tests.support.command import Command
-from tests.support.documents import DOCUMENTS, block
+from tests.support.documents import DOCUMENTS, ROOT, block
 from tests.support.snippets import ACCESS, GRANT, accepts, published, python
 from tests.support.stage import Stage
 
@@ -34,16 +41,59 @@ def test_the_example_of_events_works(refresher: Command) -> None:
     assert "refresher login linear" in event["login_command"]
 
 
-def test_the_example_of_the_client_that_reconnects_works(refresher: Command) -> None:
-    """An agent's author would move to it and be left with a broken program."""
-    example = block(PAGE, "python", 'ReconnectingClient(os.environ["URL"], "linear")')
+def _reconnecting(refresher: Command, stage: Stage) -> dict[str, str]:
+    """Publish a token for an MCP server; return the environment of a program of the same user."""
+    stage.play(tokens=[ACCESS])
+    fields = {"server_url": stage.url, "access_token": ACCESS, "expires_in": 3600}
+    refresher.import_grant("linear", GRANT | fields)
+    return {"HOME": str(refresher.home), "PATH": os.environ["PATH"], "URL": stage.url}
+
+
+@pytest.mark.parametrize(
+    ("words", "interpreter"),
+    [
+        ('ReconnectingClient(os.environ["URL"], "linear")', Path(sys.executable)),
+        ("from mcp.client.streamable_http import streamable_http_client", Path(sys.executable)),
+        ("from mcp.client.streamable_http import streamablehttp_client", ROOT / ".venv/mcp1/bin/python"),
+    ],
+    ids=["ReconnectingClient", "MCP SDK 2.x", "MCP SDK 1.x"],
+)
+def test_the_mcp_clients_work(refresher: Command, words: str, interpreter: Path) -> None:
+    """An agent's author would copy the client and be left with a broken program."""
+    need(None if interpreter.exists() else f"{interpreter.parent.parent.name} is missing: tests/run creates it")
     with Stage() as stage:
-        stage.play(tokens=[ACCESS])
-        fields = {"server_url": stage.url, "access_token": ACCESS, "expires_in": 3600}
-        refresher.import_grant("linear", GRANT | fields)
-        environment = {"HOME": str(refresher.home), "PATH": os.environ["PATH"], "URL": stage.url}
-        done = python(example, environment)
+        done = python(block(PAGE, "python", words), _reconnecting(refresher, stage), interpreter)
     assert done.stdout == "3\n", done.stderr
+
+
+def test_the_client_of_a_stdio_server_works(refresher: Command) -> None:
+    """The tools of a stdio server would get no token."""
+    refresher.import_grant("linear", GRANT | {"server_url": "https://mcp.example/mcp", "access_token": ACCESS})
+    server = [str(ROOT / "tests/servers/mcp_child.py"), str(refresher.home / "place")]
+    example = block(PAGE, "python", "StdioServerParameters")
+    for words, ours in (
+        ('command="npx", args=["example-mcp-server"]', f"command={sys.executable!r}, args={server!r}"),
+        ("API_TOKEN", "STAGE_TOKEN"),
+    ):
+        assert words in example
+        example = example.replace(words, ours)
+    done = python(example, {"HOME": str(refresher.home), "PATH": os.environ["PATH"]})
+    assert "'whoami'" in done.stdout, done.stderr
+
+
+def test_the_three_lines_and_the_standard_library_work(refresher: Command) -> None:
+    """The first code that an agent's author copies would not run."""
+    call = "import asyncio, os\nprint(asyncio.run(client.get(os.environ['URL'])).status_code)"
+    with API(accepts) as api:
+        environment = published(refresher, api)
+        assert python(f"{block(PAGE, 'python', 'client = httpx2.')}\n{call}", environment).stdout == "200\n"
+        assert python(block(PAGE, "python", "urllib.request"), environment).stdout == "200\n"
+
+
+def test_the_json_for_a_model_is_as_shown() -> None:
+    """A program that reads the JSON would look for keys that are not there."""
+    error = ReauthorizationRequired("linear", code="invalid_grant", description="revoked", server="https://mcp.example")
+    assert json.loads(error.as_json()) == json.loads(block(PAGE, "json"))
 
 
 def test_the_recipe_for_requests_works(refresher: Command) -> None:
@@ -60,12 +110,23 @@ def test_the_shell_example_works_and_shows_no_token_to_others(refresher: Command
     """Scripts could not use a token, or would show it in the list of processes."""
     for part in ("jq", "curl"):
         need(None if shutil.which(part) else f"{part} is not installed")
-    example = block(PAGE, "bash")
+    example = block(PAGE, "bash", "curl")
     with API(accepts) as api:
         environment = published(refresher, api)
         done = subprocess.run(["bash", "-euc", example], env=environment, capture_output=True, text=True, check=False)
     assert api.statuses() == [200], done.stderr
     assert "$(" not in example, "a token would become an argument"
+
+
+def test_the_demand_of_the_shell_is_one_that_refresher_knows(refresher: Command) -> None:
+    """A program in another language would demand in vain."""
+    need(None if shutil.which("jq") else "jq is not installed")
+    with API(accepts) as api:
+        environment = published(refresher, api)
+        subprocess.run(["bash", "-euc", block(PAGE, "bash", "touch")], env=environment, check=True)
+    token = FileTokenSource("linear", tokens_dir=refresher.tokens).current()
+    assert token is not None
+    assert [path.name for path in (refresher.state / "demands").iterdir()] == [f"linear.{token.generation}"]
 
 
 def test_every_problem_is_explained() -> None:
@@ -77,3 +138,9 @@ def test_every_problem_is_explained() -> None:
         if isinstance(getattr(package, name), type) and issubclass(getattr(package, name), Exception)
     }
     assert {name for name in errors - {"ShimError"} if f"`{name}`" not in DOCUMENTS[PAGE]} == set()
+
+
+def test_every_state_and_event_is_explained() -> None:
+    """A program's author would meet a state or an event that nobody has explained."""
+    words = {*get_args(State), *get_args(EventName), *(kind.__name__ for kind in get_args(Event))}
+    assert {word for word in words if f"`{word}`" not in DOCUMENTS[PAGE]} == set()

@@ -1,4 +1,4 @@
-"""The token file, version 1: what agents in any language may rely on (shim/README.md)."""
+"""The token file, version 1: the contract for agents in any language."""
 
 import json
 from pathlib import Path
@@ -40,14 +40,14 @@ TOKEN = TokenFile(
 )
 
 
-def test_the_fields_are_these_and_in_this_shape() -> None:
+def test_the_fields_and_their_types() -> None:
     """If it failed, programs in other languages that read the file would break."""
     assert json.loads(render(TOKEN)) == FIELDS
     assert parse(render(TOKEN)) == TOKEN
 
 
-def test_the_same_token_always_gives_the_same_bytes() -> None:
-    """If it failed, each cron run would take a fresh token file for a stale one and rewrite it."""
+def test_equal_tokens_render_to_equal_bytes() -> None:
+    """If it failed, each cron run would rewrite an up-to-date token file."""
     assert render(TOKEN) == render(TOKEN)
     assert render(TOKEN).count(b"\n") == 1
     assert render(TOKEN).endswith(b"\n")
@@ -58,26 +58,26 @@ def test_the_same_token_always_gives_the_same_bytes() -> None:
 )
 @pytest.mark.parametrize("expires_at", [None, 1800003600, 1800003600.125])
 @pytest.mark.parametrize("error", [None, TOKEN.error])
-def test_it_is_json_whatever_is_in_it(token: str, expires_at: float | None, error: Problem | None) -> None:
-    """If it failed, a server with a strange scope would have every agent refuse its token file."""
+def test_any_text_renders_to_json(token: str, expires_at: float | None, error: Problem | None) -> None:
+    """If it failed, a server with an unusual scope would make every agent reject its token file."""
     strange = TOKEN._replace(access_token=token, scope=token, expires_at=expires_at, origins=(token, "b"), error=error)
     fields = strange._asdict() | {"error": None if error is None else error._asdict()}
     assert render(strange) == json.dumps({"version": 1} | fields).encode("ascii") + b"\n"
 
 
-def test_a_reader_ignores_what_it_does_not_know() -> None:
-    """If it failed, adding a field would break every agent in the field."""
+def test_unknown_keys_are_ignored() -> None:
+    """If it failed, a new field would break every installed agent."""
     assert parse(json.dumps(FIELDS | {"new": {"deep": [1]}}).encode()) == TOKEN
 
 
 @pytest.mark.parametrize("field", ["expires_at", "scope", "error", "access_token"])
-def test_these_may_be_null(field: str) -> None:
-    """If it failed, tokens of unknown lifetime, and grants without trouble, could not be published."""
+def test_fields_that_may_be_null(field: str) -> None:
+    """If it failed, tokens of unknown lifetime, and grants without an error, could not be published."""
     assert getattr(parse(json.dumps(FIELDS | {field: None}).encode()), field) is None
 
 
 @pytest.mark.parametrize("version", [0, 2, "1", None, True, 1.0])
-def test_another_version_is_refused_by_name(version: Any) -> None:
+def test_another_version_is_an_error_that_asks_for_an_upgrade(version: Any) -> None:
     """If it failed, an old agent would misread a new file instead of asking for an upgrade."""
     with pytest.raises(UnsupportedVersion, match="upgrade"):
         parse(json.dumps(FIELDS | {"version": version}).encode())
@@ -111,15 +111,15 @@ def test_another_version_is_refused_by_name(version: Any) -> None:
         {"token_type": None},
     ],
 )
-def test_what_breaks_the_contract_is_an_error_of_ours(changes: dict[str, Any]) -> None:
-    """If it failed, a damaged file would crash an agent, or be believed."""
+def test_an_invalid_field_is_a_token_file_error(changes: dict[str, Any]) -> None:
+    """If it failed, a damaged file would crash an agent, or be used."""
     with pytest.raises(TokenFileError):
         parse(json.dumps(FIELDS | changes).encode())
 
 
 @given(st.binary() | st.recursive(st.none() | st.text(), st.lists).map(lambda value: json.dumps(value).encode()))
-def test_no_bytes_raise_anything_else(data: bytes) -> None:
-    """If it failed, a torn file would end an agent with a traceback."""
+def test_any_bytes_raise_only_token_file_errors(data: bytes) -> None:
+    """If it failed, a damaged file would end an agent with a traceback."""
     with pytest.raises(TokenFileError):
         parse(data)
 
@@ -130,8 +130,8 @@ def test_printing_a_token_file_does_not_print_the_token() -> None:
     assert "an-access-token" not in f"{[TOKEN]}"
 
 
-def test_the_states_are_these() -> None:
-    """If it failed, agents that switch on the state would meet one they do not know."""
+def test_the_states_of_the_contract() -> None:
+    """If it failed, agents that branch on the state would get one they do not know."""
     assert {"active", "failing", "reauthorization_required", "removed"} == STATES
 
 

@@ -1,10 +1,10 @@
-"""What a type checker sees of the shim."""
+"""The types of ``shim``, as a type checker sees them."""
 
 import subprocess
 import sys
 from pathlib import Path
 
-# A user's program: what is wrong in it must be found, and nothing else.
+# A user's program. The type checker must report the lines marked as wrong, and no other line.
 PROGRAM = """
 import httpx
 import httpx2
@@ -13,7 +13,7 @@ import shim
 import shim.httpx
 import shim.httpx2
 from shim.mcp import ClientEvent, ReconnectingClient
-from mcp.types import ListToolsResult
+from mcp.types import ListPromptsResult, ListToolsResult
 from shim import Event, FileTokenSource, ReauthorizationRequired, Removed, Restored, Rotated, ShimError, TokenFile
 
 source = FileTokenSource("linear")
@@ -48,22 +48,26 @@ async def listen() -> None:
 async def call() -> None:
     async with ReconnectingClient("https://mcp.example/mcp", source, mode="auto", patience=5) as client:
         assert_type(await client.list_tools(), ListToolsResult)
-        async for what, reason in client.events():
+        assert_type(await client.list_prompts(cursor="2"), ListPromptsResult)
+        await client.list_prompts(page=2)  # wrong: mcp.Client has no such parameter
+        async for event in client.events():
+            assert_type(event, ClientEvent)
+            what, reason = event
             assert_type(reason, str)
-    ReconnectingClient("https://mcp.example/mcp", "linear", mod="auto")  # wrong: no option of mcp.Client
+    ReconnectingClient("https://mcp.example/mcp", "linear", mod="auto")  # wrong: mcp.Client has no such option
 
 
-httpx2.Client(auth=shim.httpx.BearerAuth("linear"))  # wrong: another library's
-FileTokenSource(5)  # wrong: a name is a text
-source.token(60)  # wrong: units stand in names
+httpx2.Client(auth=shim.httpx.BearerAuth("linear"))  # wrong: the class is for another library
+FileTokenSource(5)  # wrong: a name is a str
+source.token(60)  # wrong: min_valid is a keyword argument
 """
 
 
-def test_a_users_program_is_checked_as_it_should_be(tmp_path: Path) -> None:
-    """If it failed, users' type checkers would find errors that are none, or miss their own."""
+def test_a_type_checker_finds_exactly_the_errors_of_a_users_program(tmp_path: Path) -> None:
+    """If it failed, type checkers of users would report wrong errors, or miss real ones."""
     path = tmp_path / "program.py"
     path.write_text(PROGRAM)
-    # Elsewhere than in the checkout: as a user's checker finds the installed package by its py.typed.
+    # Outside the checkout, so that the checker finds the installed package by its py.typed, as for a user.
     command = [sys.executable, "-m", "mypy", "--strict", "--no-error-summary", "--cache-dir", str(tmp_path), str(path)]
     found = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path).stdout
     wrong = [number for number, line in enumerate(PROGRAM.splitlines(), 1) if "# wrong" in line]

@@ -1,7 +1,6 @@
 """Login and logout that are killed, get a signal, or find a full disk: the old grant or the new one is there."""
 
 import fcntl
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,15 +16,12 @@ from tests.support import oidc as oidc_module
 from tests.support.command import Command, wait_until, without_times
 from tests.support.daemon import heard
 from tests.support.entering import Entering
-from tests.support.kills import CHANGES, attached, child, sweep, sweep_of
+from tests.support.kills import CHANGES, NETWORK, attached, sweep, sweep_of
 from tests.support.mcp_server import MCPServerProcess
 from tests.support.oidc import OIDC
 from tests.support.parts import injecting, mounted, no_mounts, no_strace
 from tests.support.person import Person
 from tests.support.vault import Vault
-
-STORING = (*CHANGES, "fchmod", "flock")
-ASKING = ("connect", "sendto", "recvfrom")
 
 
 class Place(NamedTuple):
@@ -81,7 +77,7 @@ def place(refresher: Command, servers: tuple[OIDC, MCPServerProcess]) -> Place:
 # --- killed -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("calls", "options"), [(STORING, ["--no-verify"]), (ASKING, [])], ids=["storing", "asking"])
+@pytest.mark.parametrize(("calls", "options"), [(CHANGES, ["--no-verify"]), (NETWORK, [])], ids=["storing", "asking"])
 def test_a_login_killed_after_the_redirect_leaves_the_old_grant_or_the_new_one(
     place: Place, calls: Sequence[str], options: list[str]
 ) -> None:
@@ -99,7 +95,7 @@ def test_a_login_killed_after_the_redirect_leaves_the_old_grant_or_the_new_one(
     seen = set()
     for point in sweep_of(place.refresher.home / "trace", run):
         seen.add(place.is_new(before[-1], f"killed at {point}"))
-    assert seen == ({True, False} if calls == STORING else {False})
+    assert seen == ({True, False} if calls == CHANGES else {False})
 
 
 def test_a_login_killed_before_the_redirect_changes_nothing(place: Place) -> None:
@@ -114,7 +110,7 @@ def test_a_login_killed_before_the_redirect_changes_nothing(place: Place) -> Non
         assert process.stderr is not None
         waits = any("To log in" in line for line in process.stderr)
         if waits:
-            os.kill(child(process), signal.SIGKILL)
+            process.kill()
         assert place.refresher.finish(process).code in (-9, 137)
         assert record.read_bytes() == stored
         if waits:
@@ -134,7 +130,7 @@ def test_a_killed_logout_can_be_repeated_and_sends_no_revoked_token_again(place:
         before.append(place.bring())
 
     refresher, seen = place.refresher, set()
-    for point in sweep(refresher, prepare, ("logout", "linear"), calls=(*CHANGES, "flock", *ASKING)):
+    for point in sweep(refresher, prepare, ("logout", "linear"), calls=(*CHANGES, *NETWORK)):
         here = f"killed at {point}"
         record = refresher.record("linear")
         ended = isinstance(record, Grant) and not place.lives(record)

@@ -13,7 +13,6 @@ import pytest
 from tests.conftest import need
 from tests.support.command import Command, Done, wait_until
 from tests.support.daemon import published
-from tests.support.kills import child
 from tests.support.oidc import OIDC
 from tests.support.parts import injecting, no_strace
 from tests.support.terminal import at_a_terminal
@@ -83,7 +82,7 @@ def test_a_signal_at_any_system_call_of_a_daemon_stops_it_in_good_order(
             reached = f"--- {signalled.name}" in trace.read_text()
         finally:
             if process.poll() is None:
-                os.kill(child(process), signal.SIGTERM)
+                process.terminate()
             done = refresher.finish(process)
         assert done.code == 0, done
         grant = refresher.grant("linear")

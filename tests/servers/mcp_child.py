@@ -1,8 +1,8 @@
-"""An MCP server on stdin and stdout, whose token is the environment variable STAGE_TOKEN, fixed when it is spawned.
+"""An MCP server on stdin and stdout. Its token is the environment variable STAGE_TOKEN.
 
     python mcp_child.py PLACE
 
-While it lives there is a directory PLACE; where there is one already, it says so in ``alone``.
+The server creates the directory PLACE while it runs. ``alone`` says whether PLACE did not exist before.
 """
 
 import os
@@ -57,7 +57,7 @@ def crash() -> None:
 
 
 if __name__ == "__main__":
-    os.environ["STAGE_STDOUT"] = str(os.dup(1))  # the SDK takes the first for itself
+    os.environ["STAGE_STDOUT"] = str(os.dup(1))  # the SDK uses descriptor 1
     try:
         PLACE.mkdir()
         alone = "yes"

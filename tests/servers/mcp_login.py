@@ -1,13 +1,15 @@
-"""An MCP server that is its own authorization server (the SDK's, both), where people log in.
+"""An MCP server that is its own authorization server, for logins (both of the SDK).
 
     python -m tests.servers.mcp_login '{"consent": "none", "discovery": "resource"}'
 
-``consent``: ``none`` (approves by itself), ``page`` (wants a button pressed) or ``auto`` (the page presses it itself).
-``discovery``: ``resource`` (protected resource metadata), ``server`` (authorization server metadata at the MCP server's
-origin alone, as in 2025-03) or ``nothing`` (the default addresses of 2025-03). ``registration``, ``refresh_tokens``:
-false where there is none. ``life``: seconds that an access token lives.
+- ``consent``: ``none`` (approves at once), ``page`` (a page with a button) or ``auto`` (the page presses its button).
+- ``discovery``: ``resource`` (protected resource metadata), ``server`` (only the metadata of the authorization server,
+  as in 2025-03) or ``nothing`` (no metadata; the default addresses of 2025-03).
+- ``registration``, ``refresh_tokens``: whether the server supports them.
+- ``life``: the seconds that an access token lives.
+
 Listens on a free port of 127.0.0.1, prints one line of JSON when it is ready, and exits when its stdin closes.
-``GET /test/log`` tells what it was asked, ``POST /test/forget`` makes it forget its clients.
+``GET /test/log`` returns the number of requests by kind, ``POST /test/forget`` forgets the clients.
 """
 
 import json
@@ -44,7 +46,7 @@ _PAGE = """<!DOCTYPE html><title>Consent</title><h1>Consent</h1>
 
 
 class Open(OAuthAuthorizationServerProvider[AuthorizationCode, RefreshToken, AccessToken]):
-    """Registers everybody. A refresh token works once; one that comes twice ends the client's login."""
+    """Registers every client. A refresh token works once; its reuse ends the login of the client."""
 
     def __init__(self, consent: str, *, refresh_tokens: bool, life: int) -> None:
         self._consent = consent
@@ -72,16 +74,16 @@ class Open(OAuthAuthorizationServerProvider[AuthorizationCode, RefreshToken, Acc
         return self._answer(request, allowed=True) if self._consent == "none" else f"/consent?request={request}"
 
     async def log(self, request: Request) -> Response:
-        """Tell how often it was asked for what."""
+        """Return the number of requests by kind."""
         return JSONResponse(self._seen)
 
     async def forget(self, request: Request) -> Response:
-        """Lose the registered clients."""
+        """Forget the registered clients."""
         self._clients.clear()
         return JSONResponse({})
 
     async def consent(self, request: Request) -> Response:
-        """Show the page, or take what was pressed there."""
+        """Show the page, or handle the pressed button."""
         if request.method == "GET":
             script = _AUTO if self._consent == "auto" else ""
             return HTMLResponse(_PAGE.format(request=request.query_params["request"], script=script))
@@ -157,7 +159,7 @@ class Open(OAuthAuthorizationServerProvider[AuthorizationCode, RefreshToken, Acc
 
 
 class Undiscovered:
-    """Has no metadata of any kind."""
+    """Hides all metadata."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -1,9 +1,9 @@
-"""An MCP server (the SDK's own server side) that asks the authorization server about every token (RFC 7662).
+"""An MCP server (of the SDK) that verifies every token by introspection (RFC 7662).
 
     MCP_INSPECTOR='["client", "secret"]' python -m tests.servers.mcp_server ISSUER INTROSPECTION_ENDPOINT [SCOPE...]
 
 Listens on a free port of 127.0.0.1, prints one line of JSON when it is ready, and exits when its stdin closes.
-``GET /test/log`` tells which sessions it has seen and how it has answered.
+``GET /test/log`` returns the number of sessions and the number of responses by status.
 """
 
 import json
@@ -23,12 +23,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tests.servers.serving import serve
 
-# A client compares issuers as strings: without it, one without a path is published with a slash at its end.
+# Clients compare issuers as strings, and by default pydantic adds a slash to an issuer without a path.
 _VERBATIM = TypeAdapter(AnyHttpUrl, config=ConfigDict(url_preserve_empty_path=True))
 
 
 class Introspection:
-    """Verifies tokens by asking."""
+    """Verifies tokens at the authorization server."""
 
     def __init__(self, endpoint: str) -> None:
         client, secret = json.loads(os.environ["MCP_INSPECTOR"])
@@ -36,7 +36,7 @@ class Introspection:
         self._http = httpx.AsyncClient(auth=(quote_plus(client), quote_plus(secret)), trust_env=False)
 
     async def verify_token(self, token: str) -> AccessToken | None:
-        """Return what is known of a token; nothing where it is not good."""
+        """Return the data of a token; ``None`` if it is not active."""
         said = (await self._http.post(self._endpoint, data={"token": token})).raise_for_status().json()
         if not said["active"]:
             return None
@@ -51,7 +51,7 @@ class Introspection:
 
 
 class Log:
-    """Counts the answers at ``/mcp`` by status, and the sessions that requests name."""
+    """Counts the responses by status, and the sessions in requests."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

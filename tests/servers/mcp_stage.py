@@ -1,12 +1,22 @@
-"""An MCP server (the SDK's own server side) that a test can put through everything that befalls servers.
+"""An MCP server (of the SDK) whose faults a test controls.
 
     python -m tests.servers.mcp_stage PORT '{"json_response": false}'
 
-Listens on 127.0.0.1 (port 0: any), prints one line of JSON when it is ready, and exits when its stdin closes. What
-``POST /test/play`` sets lasts: ``tokens`` (the good ones), ``status`` (answer everything so), ``hang``, ``forgets``
-(each MCP session at once), ``refuse`` (a status for each request with a word in its body), ``redirect`` (each request, within
-the origin), ``says`` (the answer to each call of a tool), ``breaks`` (it off), ``writes`` (tools of which it is no longer said that they only read), ``forget`` (those there are), ``cut`` (the share of tool calls whose connection is cut, half of them before the call is executed).
-``GET /test/log`` tells how it has answered, and how often each call was executed.
+Listens on 127.0.0.1 (port 0: any), prints one line of JSON when it is ready, and exits when its stdin closes.
+``POST /test/play`` changes these settings:
+
+- ``tokens``: the tokens that it accepts
+- ``status``: the status of every response
+- ``hang``: never respond
+- ``forgets``: answer 404 to each request of a session; ``forget``: forget the present sessions once
+- ``refuse``: for a word in the body of a request, the status of the response
+- ``redirect``: redirect each request once, within the origin
+- ``says``: the response to each call of a tool
+- ``breaks``: cut the connection after the first byte of the response to a call
+- ``writes``: tools that lose their read-only hint
+- ``cut``: the share of tool calls whose connection is cut, half of them before the call is executed
+
+``GET /test/log`` returns the number of responses by status, and how often each call was executed.
 """
 
 import json
@@ -28,7 +38,7 @@ from tests.servers.serving import serve
 
 
 class Stage:
-    """What is played, and what was seen."""
+    """The settings, and the counts."""
 
     def __init__(self, app: ASGIApp, mcp: MCPServer, executed: Counter[str]) -> None:
         self._app = app
@@ -48,7 +58,7 @@ class Stage:
         self.says: dict[str, Any] | None = None
 
     async def verify_token(self, token: str) -> AccessToken | None:
-        """Return what is known of a token; nothing where it is not good."""
+        """Return the data of a token; ``None`` if it is not accepted."""
         known = token in self.tokens
         return AccessToken(token=token, client_id="agent", scopes=[], subject="user") if known else None
 

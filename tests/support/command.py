@@ -17,6 +17,7 @@ from refresher.operations import import_request
 from refresher.operations.import_grant import store_grant
 from refresher.storage.directories import Directories
 from shim._token import TokenFile, parse
+from tests.support.traced import TracedProcess, can_attach
 from tests.support.vault import Vault
 from tests.support.warm import AVAILABLE, WarmProcess
 
@@ -81,7 +82,11 @@ class Command:
         prefix: tuple[str, ...] = (),
         stopped: bool = False,
     ) -> subprocess.Popen[str]:
-        """Start without waiting; ``stopped``: it waits for SIGCONT before its first line."""
+        """Start without waiting.
+
+        ``prefix``: a program that starts the command, or a strace that attaches to it. ``stopped``: it waits for SIGCONT
+        before its first line.
+        """
         options: dict[str, Any] = {
             "env": {**self.environment, **(environment or {})},
             "cwd": self.home,
@@ -89,10 +94,14 @@ class Command:
             "stdout": subprocess.PIPE,
             "stderr": subprocess.PIPE,
         }
-        if not (self._cold or prefix or _changes_the_start(options["env"])):
-            return WarmProcess(["refresher", *arguments], stopped=stopped, **options)
+        command = ["refresher", *arguments]
+        if not (self._cold or _changes_the_start(options["env"])):
+            if not prefix:
+                return WarmProcess(command, stopped=stopped, **options)
+            if prefix[0] == "strace" and can_attach():
+                return TracedProcess(command, prefix, **options)
         assert not stopped, "only a warm start can be stopped"
-        return subprocess.Popen([*prefix, sys.executable, "-m", "refresher", *arguments], text=True, **options)
+        return subprocess.Popen([*prefix, sys.executable, "-m", *command], text=True, **options)
 
     def finish(self, process: subprocess.Popen[str], stdin: str = "") -> Done:
         """Wait for a started command, and search what it said."""
@@ -185,7 +194,7 @@ def says(stderr: IO[str] | None, words: str) -> bool:
     return any(words in line for line in stderr)
 
 
-def wait_until(condition: Callable[[], bool], what: str, longest: float = 30.0) -> None:
+def wait_until(condition: Callable[[], bool], what: str, longest: float = 90.0) -> None:
     """Wait for a condition, never for a time."""
     ends = time.monotonic() + longest
     while not condition():

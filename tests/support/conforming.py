@@ -1,10 +1,10 @@
-"""A client for the conformance suite: ``refresher login`` for the person, and the shim for the agent.
+"""A client for the conformance suite: ``refresher login`` acts for the person, ``shim`` for the agent.
 
     python -m tests.support.conforming REFRESHER URL
 
-REFRESHER is the command that logs in, and BROWSER in the environment its browser.
-If the server requires more scope, the client logs in again with the old and the new scope. If the server refuses the
-token, it logs in again.
+REFRESHER is the command that logs in. The environment variable BROWSER names its browser. If the server requires more
+scope, the client logs in again and requests both scopes, because a refresh cannot add scope. If the server rejects the
+token, the client logs in again.
 """
 
 import json
@@ -32,7 +32,7 @@ _LOGINS: Final = 2
 
 
 def main() -> None:
-    """Log in, use the server, and log in again if it requires that."""
+    """Log in, use the server, and log in again if the server requires it."""
     command, url = shlex.split(sys.argv[1]), sys.argv[2]
     context = json.loads(os.environ.get("MCP_CONFORMANCE_CONTEXT") or "{}")
     with tempfile.TemporaryDirectory(prefix="conforming-") as home:
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def login(command: list[str], home: Path, context: dict[str, str], scope: str | None) -> None:
-    """Log in as a person."""
+    """Log in as a person would."""
     options = ["--no-verify", "--client-metadata", _METADATA]
     if "client_id" in context:
         kind = "private-key-file" if "private_key_pem" in context else "client-secret-file"
@@ -72,14 +72,14 @@ def granted(home: Path) -> str | None:
 
 
 async def use(url: str, home: Path) -> str | None:
-    """Call all tools; return the additional scope that the server requires, or "" if it requires a login."""
+    """List the tools and call each; return the further scope that the server requires, or "" if it requires a login."""
     source = FileTokenSource("conformance", tokens_dir=home / ".local/state/refresher/tokens")
     wanted: list[str] = []
 
     async def note(answer: httpx2.Response) -> None:
         challenge = answer.headers.get("www-authenticate", "")
         if answer.status_code == 401:
-            wanted.append("")  # without a refresher running, only a new login helps
+            wanted.append("")  # no refresher runs here, so only a new login helps
         if answer.status_code == 403 and "insufficient_scope" in challenge:
             wanted.extend(re.findall(r'scope="([^"]*)"', challenge))
 

@@ -1,4 +1,4 @@
-"""An MCP server with an authorization server of its own, in a process of its own, where people log in."""
+"""An MCP server with its own authorization server, for logins, in a separate process."""
 
 import json
 import sys
@@ -13,7 +13,7 @@ __all__ = ["MCPLogin"]
 
 
 class MCPLogin(Served):
-    """The MCP SDK's server side; ``options``: see ``tests/servers/mcp_login.py``."""
+    """The server side of the MCP SDK; ``tests/servers/mcp_login.py`` describes ``options``."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(sys.executable, "-m", "tests.servers.mcp_login", json.dumps(options))
@@ -21,9 +21,9 @@ class MCPLogin(Served):
         self.issuer = self.url.removesuffix("/mcp")
 
     def seen(self) -> Counter[str]:
-        """Return how often: registered, authorized, exchanged, refreshed, revoked, reused."""
+        """Return the counts of: registered, authorized, exchanged, refreshed, revoked, reused."""
         return Counter(httpx.get(f"{self.issuer}/test/log", trust_env=False).json())
 
     def forget(self) -> None:
-        """Lose the registered clients."""
+        """Forget the registered clients."""
         httpx.post(f"{self.issuer}/test/forget", trust_env=False).raise_for_status()

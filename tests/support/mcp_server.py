@@ -1,4 +1,4 @@
-"""A real MCP server in a process of its own."""
+"""An MCP server in a separate process."""
 
 import json
 import sys
@@ -13,9 +13,9 @@ __all__ = ["MCPServerProcess"]
 
 
 class MCPServerProcess(Served):
-    """The MCP SDK's server side, which takes the tokens that ``oidc`` calls active and made out for it.
+    """The server side of the MCP SDK. It accepts the tokens that ``oidc`` has issued for it.
 
-    ``scopes``: what a token must have; its metadata tells them.
+    ``scopes``: the scopes that a token needs, and that the metadata names.
     """
 
     def __init__(self, oidc: OIDC, *scopes: str) -> None:
@@ -27,6 +27,6 @@ class MCPServerProcess(Served):
         self.url: str = self.said["url"]
 
     def log(self) -> dict[str, Any]:
-        """Return how it has answered, and how many sessions it has seen."""
+        """Return the number of responses by status, and the number of sessions."""
         answer: dict[str, Any] = httpx.get(self.url.replace("/mcp", "/test/log"), trust_env=False).json()
         return answer

@@ -8,7 +8,7 @@ import threading
 from functools import cache
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import httpx
 
@@ -36,7 +36,9 @@ class OIDC:
         self.secrets = {client: f"{secrets.token_urlsafe(16)}:+%/ &=" for client in ("basic", "post", "inspector")}
         vault.learn(*self.secrets.values())
         self._vault = vault
-        self.endpoints: dict[str, str] = _host().ask(start={"secrets": self.secrets, "config": config})
+        with _STARTING:  # threads of a test that start servers share one process
+            host = _host()
+        self.endpoints: dict[str, str] = host.ask(start={"secrets": self.secrets, "config": config})
         self._http = httpx.Client(base_url=self.endpoints["issuer"], trust_env=False)
 
     def __enter__(self) -> Self:
@@ -145,6 +147,9 @@ class _Host:
 
     def close(self) -> None:
         self._process.communicate()  # it ends when its stdin closes
+
+
+_STARTING: Final = threading.Lock()
 
 
 @cache

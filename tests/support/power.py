@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from tests.support.command import wait_until
@@ -43,7 +43,7 @@ class Disk:
 
     def __enter__(self) -> "Disk":
         with self.image.open("wb") as image:
-            image.truncate(8 * 1024 * 1024)
+            image.truncate(4 * 1024 * 1024)
         made = ["mkfs.ext4", "-q", "-F", "-b", "1024", "-J", "size=1", "-E", "lazy_itable_init=0", str(self.image)]
         subprocess.run(made, check=True)
         self.mount(self.image, self.place)
@@ -128,6 +128,4 @@ def steps(process: subprocess.Popen[str], words: Path) -> Iterator[str]:
             return
         done.append(stopped()[len(done)])
         yield done[-1]
-        for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
-            with suppress(ProcessLookupError):
-                os.kill(int(child), signal.SIGCONT)
+        process.send_signal(signal.SIGCONT)

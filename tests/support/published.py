@@ -1,4 +1,4 @@
-"""Token files as a refresher publishes them, for tests of readers."""
+"""Token files as refresher publishes them, for tests of readers."""
 
 import time
 from pathlib import Path
@@ -13,7 +13,7 @@ DEAD = Problem("invalid_grant", "the user left", 1.0, None)
 
 
 def token(generation: int = 1, **changes: Any) -> TokenFile:
-    """Return a live token named after its generation; tests change what they are about."""
+    """Return a live token named after its generation; ``changes`` replace fields."""
     fields: dict[str, Any] = {
         "name": "linear",
         "grant_id": "0123",
@@ -31,7 +31,7 @@ def token(generation: int = 1, **changes: Any) -> TokenFile:
 
 
 class Published:
-    """A tokens and a demands directory below ``root``, with a writer that replaces atomically."""
+    """The directories of tokens and demands below ``root``."""
 
     def __init__(self, root: Path, *origins: str) -> None:
         self.tokens, self.demands = root / "tokens", root / "demands"
@@ -41,7 +41,7 @@ class Published:
         self._origins = origins or ("https://mcp.example",)
 
     def put(self, generation: int = 1, **changes: Any) -> TokenFile:
-        """Publish a token."""
+        """Publish a token; the file is replaced atomically."""
         made = token(generation, **({"origins": self._origins} | changes))
         temporary = self.tokens / ".new"
         temporary.write_bytes(render(made))
@@ -49,9 +49,9 @@ class Published:
         return made
 
     def source(self) -> FileTokenSource:
-        """Return a reader."""
+        """Return a token source of these directories."""
         return FileTokenSource("linear", tokens_dir=self.tokens, demands_dir=self.demands)
 
     def demanded(self) -> list[str]:
-        """Return the demands that stand."""
+        """Return the names of the demand files."""
         return sorted(path.name for path in self.demands.iterdir())

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Final
 
 from tests.support.api import API
@@ -31,8 +32,10 @@ def published(refresher: Command, api: API) -> dict[str, str]:
     return {"HOME": str(refresher.home), "PATH": os.environ["PATH"], "URL": f"{api.origin}/"}
 
 
-def python(code: str, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+def python(
+    code: str, environment: Mapping[str, str], interpreter: Path = Path(sys.executable)
+) -> subprocess.CompletedProcess[str]:
     """Run Python code to its end."""
     return subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False, timeout=60
+        [str(interpreter), "-c", code], env=environment, capture_output=True, text=True, check=False, timeout=60
     )

@@ -1,4 +1,4 @@
-"""An MCP server in a process of its own, which does what a test wishes."""
+"""An MCP server in a separate process, whose faults a test controls."""
 
 import json
 import subprocess
@@ -19,7 +19,7 @@ _ROOT = Path(__file__).parent.parent.parent
 
 
 class Stage:
-    """``options``: what the SDK's ``streamable_http_app`` takes."""
+    """Runs ``tests/servers/mcp_stage.py``; ``options`` are those of the SDK's ``streamable_http_app``."""
 
     def __init__(self, **options: Any) -> None:
         self._options = options
@@ -40,16 +40,16 @@ class Stage:
         return process
 
     def play(self, **wishes: Any) -> None:
-        """Have it behave so from now on."""
+        """Change the behavior of the server from now on."""
         httpx.post(self.url.replace("/mcp", "/test/play"), json=wishes, trust_env=False).raise_for_status()
 
     def log(self) -> dict[str, Any]:
-        """Return how it has answered, and what it has executed."""
+        """Return the number of responses by status, and of executions by call."""
         answer: dict[str, Any] = httpx.get(self.url.replace("/mcp", "/test/log"), trust_env=False).json()
         return answer
 
     def stop(self) -> None:
-        """End it as a crash does; its port is free."""
+        """Kill the server, which frees its port."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.kill()
@@ -58,7 +58,7 @@ class Stage:
         self._process.wait(10)
 
     def start(self) -> None:
-        """Begin anew at the same port, without a memory."""
+        """Start the server again at the same port, with default settings."""
         self._process = self._start(int(self.url.rpartition(":")[2].partition("/")[0]))
 
     def __enter__(self) -> Self:
@@ -72,7 +72,7 @@ class Stage:
 
 
 def publish(root: Path, server: Stage, generation: int | None = 1, **changes: Any) -> Published:
-    """Return published tokens for a server, the first of them live."""
+    """Publish a live token for ``server``; with ``generation=None``, publish none."""
     published = Published(root, server.url.removesuffix("/mcp"))
     if generation is not None:
         published.put(generation, **changes)
@@ -80,14 +80,14 @@ def publish(root: Path, server: Stage, generation: int | None = 1, **changes: An
 
 
 async def rotates(published: Published, server: Stage, generation: int, *also: str) -> None:
-    """Do as a refresher does: wait for a demand, and rotate. ``also``: what else the server takes then."""
-    await until(lambda: f"linear.{generation - 1}" in published.demanded(), "it is demanded")
+    """Act as refresher: wait for the demand, then rotate. ``also``: further tokens that the server accepts then."""
+    await until(lambda: f"linear.{generation - 1}" in published.demanded(), "the demand is there")
     server.play(tokens=[f"access-token-{generation}", *also])
     published.put(generation)
 
 
 async def until(condition: Callable[[], bool], what: str) -> None:
-    """Wait for a condition, never for a time."""
+    """Wait until ``condition`` holds; ``what`` names it in the error."""
     with anyio.move_on_after(30) as scope:
         while not condition():
             await anyio.sleep(0.01)

@@ -20,6 +20,7 @@ AVAILABLE: Final = sys.platform == "linux"
 
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _ROOT: Final = Path(__file__).parent.parent.parent
+_STARTING: Final = threading.Lock()
 
 
 class WarmProcess(subprocess.Popen[str]):
@@ -46,7 +47,9 @@ class WarmProcess(subprocess.Popen[str]):
             "waits": False,
         }
         streams = [given if given != -1 else own for own, given in enumerate((stdin, stdout, stderr))]
-        self.pid = _interpreter().fork(request, streams)
+        with _STARTING:  # threads of a test that start processes share one interpreter
+            interpreter = _interpreter()
+        self.pid = interpreter.fork(request, streams)
         self._child_created = True
         self._close_pipe_fds(*pipes)  # type: ignore[attr-defined]
 

@@ -1,4 +1,4 @@
-"""An MCP agent whose one session lives through many rotations: the product, whole."""
+"""The whole product: an MCP agent whose one session survives many rotations."""
 
 import json
 import subprocess
@@ -18,6 +18,8 @@ from tests.support.mcp_server import MCPServerProcess
 from tests.support.oidc import OIDC
 from tests.support.vault import Vault
 
+pytestmark = pytest.mark.xdist_group("agents")  # one fixture for all of them
+
 ROTATIONS = 20
 LONGEST = 180.0
 
@@ -28,8 +30,6 @@ import anyio, httpx2
 from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
 from shim.httpx2 import BearerAuth
-
-pytestmark = pytest.mark.xdist_group("agents")  # one fixture for all of them
 
 ended = threading.Event()
 threading.Thread(target=lambda: (sys.stdin.read(), ended.set()), daemon=True).start()
@@ -56,7 +56,7 @@ anyio.run(main, *sys.argv[1:])
 
 
 class Scene(NamedTuple):
-    """What was seen of one agent."""
+    """The observations of one agent, its servers and its daemons."""
 
     agent: dict[str, Any]
     server: dict[str, Any]
@@ -92,7 +92,7 @@ def play(home: Path, vault: Vault, *, daemons: int, run_once: bool, mode: str) -
             assert agent.poll() is None, agent.communicate()
             if run_once:
                 run_once_codes.append(refresher("run-once").code)
-            # Nothing is awaited here: this is the second between two runs.
+            # Not a wait for anything: the second between two runs of cron.
             time.sleep(1)
         told, trouble = agent.communicate(timeout=60)
         assert agent.returncode == 0, trouble
@@ -112,7 +112,7 @@ def play(home: Path, vault: Vault, *, daemons: int, run_once: bool, mode: str) -
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Scene]]:
-    """Both scenes, played at the same time: each takes a minute."""
+    """Both scenes, run at the same time because each takes a minute."""
     need(oidc_module.missing())
     below = tmp_path_factory.mktemp("agents")
     vault = Vault()
@@ -134,8 +134,8 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Scene
 
 
 @pytest.mark.parametrize("scene", ["one daemon", "a crowd"])
-def test_one_session_lives_through_twenty_rotations_without_a_failed_call(scenes: dict[str, Scene], scene: str) -> None:
-    """If it failed, the product would not do what it is for."""
+def test_one_session_survives_twenty_rotations_without_a_failed_call(scenes: dict[str, Scene], scene: str) -> None:
+    """If it failed, agents would fail or reconnect at a rotation."""
     seen = scenes[scene]
     assert seen.generation > ROTATIONS
     assert seen.agent["failures"] == []
@@ -143,6 +143,6 @@ def test_one_session_lives_through_twenty_rotations_without_a_failed_call(scenes
     # The newer protocol has no sessions.
     assert seen.server["sessions"] == (1 if scene == "one daemon" else 0)
     assert (seen.oidc["reused"], seen.oidc["presented_twice"]) == (0, 0)
-    assert len(seen.oidc["requests"]) == seen.generation, "somebody rotated beside the others"
+    assert len(seen.oidc["requests"]) == seen.generation, "a rotation was made twice"
     assert seen.codes == [0] * len(seen.codes), seen.stderr
     assert set(seen.run_once_codes) <= {0}

@@ -1,4 +1,4 @@
-"""Ways in which a client proves itself, and grants that do not rotate."""
+"""Client authentication, client credentials, and servers that refuse ``resource``."""
 
 import json
 import socket
@@ -18,7 +18,7 @@ RESOURCE = "https://mcp.example/mcp"
 
 
 @pytest.mark.parametrize("kind", ["ES256", "RS256", "EdDSA"])
-def test_a_client_proves_itself_by_a_signed_assertion(refresher: Command, own_oidc: Start, kind: str) -> None:
+def test_a_client_authenticates_with_a_signed_assertion(refresher: Command, own_oidc: Start, kind: str) -> None:
     """If it failed, clients without a shared secret could not be refreshed."""
     pem = refresher.home / "key.pem"
     server = own_oidc(jwk=keys.key(pem, kind) | {"kid": "the-key"})
@@ -31,10 +31,10 @@ def test_a_client_proves_itself_by_a_signed_assertion(refresher: Command, own_oi
     assert server.log()["presented_twice"] == 0
 
 
-def test_a_key_is_read_anew_for_each_assertion_and_its_absence_spends_nothing(
+def test_the_key_is_read_for_each_assertion_and_a_missing_key_spends_nothing(
     refresher: Command, own_oidc: Start
 ) -> None:
-    """If it failed, a rolled key would need a restart, or a missing one cost a refresh token."""
+    """If it failed, a new key would need a restart, or a missing one would cost a refresh token."""
     pem = refresher.home / "key.pem"
     server = own_oidc(jwk=keys.key(pem))
     refresher.import_grant("linear", server.mint("jwt") | {"private_key_file": str(pem)})
@@ -51,7 +51,7 @@ def test_a_key_is_read_anew_for_each_assertion_and_its_absence_spends_nothing(
 
 
 def test_client_credentials_are_renewed_and_published_like_any_other_grant(refresher: Command, own_oidc: Start) -> None:
-    """If it failed, agents of machines would need another product for their tokens."""
+    """If it failed, services would need another product for their tokens."""
     server = own_oidc(accessTokenTtl=4)
     fields = {
         "grant_type": "client_credentials",
@@ -66,13 +66,13 @@ def test_client_credentials_are_renewed_and_published_like_any_other_grant(refre
     refresher.import_grant("another", fields)
     process = refresher.start("run")
     try:
-        wait_until(lambda: (refresher.state / "tokens/machine.json").exists(), "the first token is there")
+        wait_until(lambda: (refresher.state / "tokens/machine.json").exists(), "the first token is published")
         first = refresher.token("machine")
         assert first.scope == "mcp:read"
         assert server.introspect(first.access_token)["aud"] == RESOURCE
-        # A lost answer costs nothing: it is asked for again at once, and nobody is called.
+        # A lost response costs nothing: refresher asks again at once, and needs no person.
         server.script(drop=True, process=True)
-        wait_until(lambda: refresher.token("machine").generation >= 4, "it is renewed again and again")
+        wait_until(lambda: refresher.token("machine").generation >= 4, "the token is renewed three times")
     finally:
         process.terminate()
     assert refresher.finish(process).code == 0
@@ -82,8 +82,8 @@ def test_client_credentials_are_renewed_and_published_like_any_other_grant(refre
     assert refresher.leftovers() == []
 
 
-def test_a_lost_answer_to_client_credentials_puts_nothing_in_doubt(refresher: Command, own_oidc: Start) -> None:
-    """If it failed, a client that has nothing to lose would wait for its token's end, or call for a person."""
+def test_a_lost_response_to_client_credentials_is_not_in_doubt(refresher: Command, own_oidc: Start) -> None:
+    """If it failed, a client that cannot lose a refresh token would wait for the end of its token, or ask for a person."""
     server = own_oidc()
     fields = {
         "grant_type": "client_credentials",
@@ -100,7 +100,7 @@ def test_a_lost_answer_to_client_credentials_puts_nothing_in_doubt(refresher: Co
     assert refresher("run-once", "--force").code == 0
 
 
-def test_a_client_shows_its_certificate_to_the_token_endpoint(refresher: Command) -> None:
+def test_a_client_presents_its_certificate_to_the_token_endpoint(refresher: Command) -> None:
     """If it failed, servers that bind clients to certificates (RFC 8705) could not be used."""
     home = refresher.home
     keys.certificate(home / "server.pem", "localhost")
@@ -130,7 +130,7 @@ def test_a_client_shows_its_certificate_to_the_token_endpoint(refresher: Command
         trust = {"REFRESHER_CA_FILE": str(home / "server.pem")}
         refresher.import_grant("without", fields)
         assert refresher("run-once", "without", environment=trust).code in (4, 5)
-        assert server.requests == [], "a token went to a server that asked for a certificate in vain"
+        assert server.requests == [], "the refresh token went to a server that requires a certificate"
         refresher("remove", "without")
         mtls = {"client_cert": "client.pem", "client_key": "client.key", "refresh_token": "another-token-by-mtls"}
         refresher.import_grant("linear", fields | mtls)
@@ -142,7 +142,7 @@ def test_a_client_shows_its_certificate_to_the_token_endpoint(refresher: Command
     assert b"authorization" not in server.requests[0].lower()
 
 
-def test_a_key_with_a_passphrase_is_refused_and_asks_nobody(refresher: Command) -> None:
+def test_a_key_with_a_passphrase_is_an_error_without_a_prompt(refresher: Command) -> None:
     """If it failed, a daemon would hang at a prompt that nobody sees."""
     from cryptography.hazmat.primitives.serialization import (
         BestAvailableEncryption,
@@ -175,9 +175,7 @@ def test_a_key_with_a_passphrase_is_refused_and_asks_nobody(refresher: Command) 
 REFUSED = {"status": 400, "body": {"error": "invalid_target", "error_description": "AADSTS9010010: no match"}}
 
 
-def test_a_refused_resource_is_left_out_at_once_where_nothing_is_at_stake_and_from_then_on(
-    refresher: Command, own_oidc: Start
-) -> None:
+def test_a_refused_resource_is_left_out_from_then_on(refresher: Command, own_oidc: Start) -> None:
     """If it failed, grants at servers that reject the parameter would never get a token."""
     server = own_oidc()
     refresher.import_grant("linear", server.mint("public", RESOURCE))
@@ -185,12 +183,12 @@ def test_a_refused_resource_is_left_out_at_once_where_nothing_is_at_stake_and_fr
     assert refresher("run-once").code == 0
     assert [request["resource"] for request in server.requests()] == [RESOURCE, None]
     assert refresher("run-once", "--force").code == 0
-    assert server.requests()[-1]["resource"] is None, "it was not remembered"
+    assert server.requests()[-1]["resource"] is None, "the refusal was not remembered"
     assert refresher.grant("linear").resource_refused
 
 
 def test_a_refused_resource_waits_for_the_end_of_a_live_token(refresher: Command, own_oidc: Start) -> None:
-    """If it failed, a server that spends the token before it looks at the resource would end a live login (I1)."""
+    """If it failed, a server that spends the refresh token before it checks the resource would end a live login (I1)."""
     server = own_oidc(accessTokenTtl=5)
     refresher.import_grant("linear", server.mint("public", RESOURCE))
     assert refresher("run-once").code == 0
@@ -202,17 +200,15 @@ def test_a_refused_resource_waits_for_the_end_of_a_live_token(refresher: Command
     assert server.introspect(live)["active"]
     process = refresher.start("run")
     try:
-        wait_until(lambda: refresher.token("linear").generation == 2, "it goes on without the resource")
+        wait_until(lambda: refresher.token("linear").generation == 2, "refresher rotates without the resource")
     finally:
         process.terminate()
     assert refresher.finish(process).code == 0
     assert server.requests()[-1]["resource"] is None
 
 
-def test_a_client_that_is_rejected_again_and_again_needs_a_person_and_mends_itself(
-    refresher: Command, own_oidc: Start
-) -> None:
-    """If it failed, a wrong secret would fail for ever in silence, or one confused answer would end a grant."""
+def test_a_client_rejected_ten_times_needs_a_person_and_is_still_retried(refresher: Command, own_oidc: Start) -> None:
+    """If it failed, a wrong secret would fail forever without a report, or one wrong answer would end a grant."""
     server = own_oidc()
     refresher.import_grant("linear", server.mint("public"))
     assert refresher("run-once").code == 0

@@ -26,7 +26,7 @@ def shown(process: subprocess.Popen[str]) -> tuple[str, str]:
     """Read the address and the code from stderr."""
     assert process.stderr is not None
     said = ""
-    while "is valid for" not in (line := process.stderr.readline()):
+    while "valid for" not in (line := process.stderr.readline()):
         assert line, said
         said += line
     found = re.fullmatch(r"To log in, open .*\n\n  (http\S+)\n\nand enter the code:  (\S+)\n\n", said)

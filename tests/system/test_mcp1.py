@@ -1,4 +1,4 @@
-"""An agent on the SDK's first major version, with the plain ``BearerAuth``, in an environment of its own."""
+"""An agent on version 1.x of the MCP SDK with ``BearerAuth``, in a virtual environment of its own."""
 
 import json
 import os
@@ -43,9 +43,9 @@ anyio.run(main, *sys.argv[1:])
 
 
 @pytest.mark.parametrize("options", [{"json_response": True}, {}], ids=["json", "sse"])
-def test_five_operations_go_on_while_tokens_rotate(tmp_path: Path, options: dict[str, bool]) -> None:
-    """If it failed, agents that have not moved to the SDK's second major version would break at each rotation."""
-    need(None if PYTHON.exists() else f"{PYTHON.parent.parent.name} is not there: tests/run makes it")
+def test_all_operations_of_sdk_1_survive_rotations(tmp_path: Path, options: dict[str, bool]) -> None:
+    """If it failed, agents on version 1.x of the SDK would break at each rotation."""
+    need(None if PYTHON.exists() else f"{PYTHON.parent.parent.name} is missing: tests/run creates it")
     with Stage(**options) as stage:
         published = Published(tmp_path, stage.url.removesuffix("/mcp"))
         stage.play(tokens=["access-token-1"])
@@ -62,8 +62,8 @@ def test_five_operations_go_on_while_tokens_rotate(tmp_path: Path, options: dict
         ends = time.monotonic() + 60
         for line in agent.stdout:
             told.append(json.loads(line))
-            assert time.monotonic() < ends, "it goes on for ever"
-            # Some rotations are seen in the file, others as a 401 first.
+            assert time.monotonic() < ends, "the agent does not end"
+            # The agent sees some rotations in the file first, others as a 401.
             generation = len(told) // 2 + 1
             stage.play(tokens=[f"access-token-{generation}"])
             published.put(generation)

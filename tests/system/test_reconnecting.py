@@ -1,4 +1,4 @@
-"""``ReconnectingClient`` against a real MCP server, and whatever befalls it."""
+"""``ReconnectingClient`` with a real MCP server: rotations, restarts, outages and lost responses."""
 
 import asyncio
 import json
@@ -11,7 +11,7 @@ import pytest
 from mcp import Client, MCPError
 
 from shim import ReauthorizationRequired, TokenFileError, TokenRejected
-from shim.mcp import Happening, OutcomeUnknown, ReconnectingClient, ServerAway
+from shim.mcp import ClientEvent, OutcomeUnknown, ReconnectingClient, ServerAway
 from tests.support.published import DEAD
 from tests.support.stage import Stage, publish, rotates, until
 
@@ -37,26 +37,26 @@ OPERATIONS: dict[str, Operation] = {
 
 
 class Listening:
-    """What a client tells, as it tells it."""
+    """Collects the events of a client."""
 
     def __init__(self, client: ReconnectingClient) -> None:
-        self.heard: list[Happening] = []
-        self._events: AsyncIterator[Happening] = client.events()
+        self.heard: list[ClientEvent] = []
+        self._events: AsyncIterator[ClientEvent] = client.events()
 
     async def __call__(self) -> None:
-        async for happening in self._events:
-            self.heard.append(happening)
+        async for event in self._events:
+            self.heard.append(event)
 
     def what(self) -> list[str]:
-        """Return what happened, without reasons."""
-        return [happening.what for happening in self.heard]
+        """Return the names of the events."""
+        return [event.what for event in self.heard]
 
 
 @pytest.mark.parametrize(("options", "mode"), PROTOCOLS)
 async def test_every_operation_recovers_from_a_revoked_token_within_its_session(
     tmp_path: Path, options: dict[str, Any], mode: str
 ) -> None:
-    """If it failed, a token that a server ends early would surface in the application."""
+    """If it failed, an agent would see an error when a server revokes a token early."""
     with Stage(**options) as stage:
         stage.play(tokens=["access-token-1"])
         published = publish(tmp_path, stage)
@@ -69,11 +69,11 @@ async def test_every_operation_recovers_from_a_revoked_token_within_its_session(
                     tasks.start_soon(rotates, published, stage, number)
                     await operate(client)
             assert version == ("2025-11-25" if mode == "legacy" else "2026-07-28")
-            assert client.session is session, "it reconnected for a token"
+            assert client.session is session, "the client reconnected because of a token"
         assert published.demanded() == [f"linear.{number}" for number in range(1, 1 + len(OPERATIONS))]
 
 
-async def test_an_outside_rotation_costs_nothing(tmp_path: Path, stage: Stage) -> None:
+async def test_a_rotation_does_not_interrupt_the_session(tmp_path: Path, stage: Stage) -> None:
     """If it failed, every rotation would interrupt agents."""
     published = publish(tmp_path, stage)
     async with ReconnectingClient(stage.url, published.source()) as client:
@@ -88,7 +88,7 @@ async def test_an_outside_rotation_costs_nothing(tmp_path: Path, stage: Stage) -
 
 
 @pytest.mark.parametrize("calls", [10, 1000])
-async def test_many_calls_on_one_dead_token_share_one_recovery(tmp_path: Path, stage: Stage, calls: int) -> None:
+async def test_many_calls_with_one_rejected_token_share_one_recovery(tmp_path: Path, stage: Stage, calls: int) -> None:
     """If it failed, a thousand calls would make a thousand demands, or wait one after the other."""
     published = publish(tmp_path, stage)
     async with ReconnectingClient(stage.url, published.source()) as client, anyio.create_task_group() as tasks:
@@ -100,22 +100,22 @@ async def test_many_calls_on_one_dead_token_share_one_recovery(tmp_path: Path, s
     assert stage.log()["executed"]["add"] == calls
 
 
-async def test_without_a_token_file_calls_say_so_and_it_works_once_there_is_one(tmp_path: Path, stage: Stage) -> None:
-    """If it failed, an agent that starts before its first token would have to be started again."""
+async def test_calls_report_a_missing_token_file_and_work_when_it_appears(tmp_path: Path, stage: Stage) -> None:
+    """If it failed, an agent that starts before its first token would need a restart."""
     published = publish(tmp_path, stage, None)
     async with ReconnectingClient(stage.url, published.source()) as client:
         with pytest.raises(TokenFileError, match="does refresher publish"):
             await client.call_tool("add", {"a": 1, "b": 2})
         assert client.state == "parked"
-        assert stage.log()["requests"] == {}, "the server was asked without a token"
+        assert stage.log()["requests"] == {}, "the server got a request without a token"
         published.put(1)
         assert (await client.call_tool("add", {"a": 1, "b": 2})).structured_content == {"result": 3}
 
 
-async def test_fifty_rebuilds_change_nothing_else(
+async def test_fifty_reconnects_neither_read_nor_demand_a_token(
     tmp_path: Path, stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If it failed, each reconnect would read the token anew, or repeat a recovery that was made."""
+    """If it failed, each reconnect would read the token again, or repeat a recovery."""
     published = publish(tmp_path, stage)
     source = published.source()
     reads = 0
@@ -137,7 +137,7 @@ async def test_fifty_rebuilds_change_nothing_else(
                     "result": number + 1
                 }
             assert client.source is source
-            await until(lambda: heard.what().count("connected") == 50, "all is told")
+            await until(lambda: heard.what().count("connected") == 50, "all events have arrived")
             tasks.cancel_scope.cancel()
         assert heard.what() == ["reconnecting", "connected"] * 50
     assert reads == 1
@@ -146,7 +146,7 @@ async def test_fifty_rebuilds_change_nothing_else(
 
 
 @pytest.mark.parametrize("mode", ["auto", "legacy"])
-async def test_a_server_that_restarts_is_found_again(tmp_path: Path, stage: Stage, mode: str) -> None:
+async def test_the_client_reconnects_after_a_server_restart(tmp_path: Path, stage: Stage, mode: str) -> None:
     """If it failed, every deployment of a server would end the agents that use it."""
     published = publish(tmp_path, stage)
     async with ReconnectingClient(stage.url, published.source(), mode=mode) as client:
@@ -156,21 +156,21 @@ async def test_a_server_that_restarts_is_found_again(tmp_path: Path, stage: Stag
 
             async def restart() -> None:
                 await until(
-                    lambda: "no connection" in str(client._supervisor.server_away()), "somebody has called in vain"
+                    lambda: "no connection" in str(client._supervisor.server_away()), "a call has failed to connect"
                 )
                 await anyio.sleep(1.5)
                 await anyio.to_thread.run_sync(stage.start)
                 stage.play(tokens=["access-token-1"])
 
             tasks.start_soon(restart)
-            # A write: nothing was sent, so it may be repeated.
+            # A write: it may be repeated, because nothing was sent.
             written = await client.call_tool("write", {"what": "once"})
         assert written.structured_content == {"result": "wrote once"}
         assert stage.log()["executed"]["once"] == 1
 
 
-async def test_a_server_that_hangs_costs_no_more_than_the_caller_allows(tmp_path: Path, stage: Stage) -> None:
-    """If it failed, one hung server would hold an agent for ever, even when it leaves."""
+async def test_a_call_to_a_hung_server_ends_at_its_timeout(tmp_path: Path, stage: Stage) -> None:
+    """If it failed, one hung server would block an agent forever, even at the end."""
     published = publish(tmp_path, stage)
     async with ReconnectingClient(stage.url, published.source(), read_timeout_seconds=0.3) as client:
         stage.play(hang=True)
@@ -185,7 +185,7 @@ async def test_a_server_that_hangs_costs_no_more_than_the_caller_allows(tmp_path
     assert client.state == "closed"
 
 
-async def test_a_server_that_is_away_for_good_ends_the_patience_of_a_call(tmp_path: Path, stage: Stage) -> None:
+async def test_a_call_to_an_unreachable_server_ends_after_patience(tmp_path: Path, stage: Stage) -> None:
     """If it failed, a call to a server that was switched off would never end."""
     published = publish(tmp_path, stage)
     async with ReconnectingClient(stage.url, published.source(), patience=0.5) as client:
@@ -201,8 +201,8 @@ async def test_a_server_that_is_away_for_good_ends_the_patience_of_a_call(tmp_pa
             _ = client.protocol_version
 
 
-async def test_a_server_that_always_answers_401_is_left_alone(tmp_path: Path, stage: Stage) -> None:
-    """If it failed, a server in trouble would be stormed, and a grant burnt by demands."""
+async def test_a_server_that_always_answers_401_gets_few_requests(tmp_path: Path, stage: Stage) -> None:
+    """If it failed, a failing server would get a storm of requests, and a grant a storm of demands."""
     published = publish(tmp_path, stage)
     async with ReconnectingClient(stage.url, published.source(), wait=0.2) as client:
         await client.list_tools()
@@ -218,16 +218,16 @@ async def test_a_server_that_always_answers_401_is_left_alone(tmp_path: Path, st
         assert (await client.call_tool("add", {"a": 1, "b": 2})).structured_content == {"result": 3}
 
 
-async def test_a_dead_grant_parks_and_a_new_login_wakes_without_asking_the_server(tmp_path: Path, stage: Stage) -> None:
-    """If it failed, a person's new login would help only the agents that are started after it."""
+async def test_a_dead_grant_parks_the_client_until_a_new_login(tmp_path: Path, stage: Stage) -> None:
+    """If it failed, a new login would help only the agents that start after it."""
     published = publish(tmp_path, stage)
     async with ReconnectingClient(stage.url, published.source()) as client, anyio.create_task_group() as tasks:
         heard = Listening(client)
         tasks.start_soon(heard)
         await client.list_tools()
         published.put(1, state="reauthorization_required", error=DEAD)
-        await until(lambda: heard.what() == ["reauthorization_required"], "it is told")
-        assert (await client.list_tools(cache_mode="bypass")).tools, "a live token was given up (I5)"
+        await until(lambda: heard.what() == ["reauthorization_required"], "the event has arrived")
+        assert (await client.list_tools(cache_mode="bypass")).tools, "a live token was not used any more (I5)"
         stage.play(tokens=[])
         with pytest.raises(ReauthorizationRequired):
             await client.call_tool("add", {"a": 1, "b": 2})
@@ -239,20 +239,23 @@ async def test_a_dead_grant_parks_and_a_new_login_wakes_without_asking_the_serve
         assert (told["needs_reauth"], told["retry"]) == (True, False)
         assert told["login_command"].startswith("refresher ")
         assert client.state == "parked"
-        assert stage.log()["requests"] == requests, "the server was asked whether a person has come"
+        assert stage.log()["requests"] == requests, "the server got a request while the client was parked"
         stage.play(tokens=["access-token-9"])
         published.put(9, grant_id="another")
-        await until(lambda: client.state == "connected", "it wakes by itself")
+        await until(lambda: client.state == "connected", "the client reconnects by itself")
         assert (await client.call_tool("add", {"a": 1, "b": 2})).structured_content == {"result": 3}
         await until(
-            lambda: sorted(heard.what()) == ["connected", "reauthorization_required", "restored"], "all is told"
+            lambda: sorted(heard.what()) == ["connected", "reauthorization_required", "restored"],
+            "all events have arrived",
         )
         tasks.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize(("options", "mode"), PROTOCOLS)
-async def test_no_write_is_executed_twice_whatever_is_cut(tmp_path: Path, options: dict[str, Any], mode: str) -> None:
-    """If it failed, a connection that breaks at the wrong moment would send a mail, or a payment, twice."""
+async def test_no_write_is_executed_twice_when_connections_are_cut(
+    tmp_path: Path, options: dict[str, Any], mode: str
+) -> None:
+    """If it failed, a connection that breaks at the wrong moment would send an e-mail, or a payment, twice."""
     with Stage(**options) as stage:
         stage.play(tokens=["access-token-1"], cut=0.2)
         published = publish(tmp_path, stage)
@@ -271,20 +274,22 @@ async def test_no_write_is_executed_twice_whatever_is_cut(tmp_path: Path, option
             await client.list_tools()
             for start in range(0, 125, 25):
                 await asyncio.gather(*(write(start + number) for number in range(25)))
-            # What only reads is repeated until it succeeds.
+            # Read-only calls are repeated until they succeed.
             added = await asyncio.gather(*(client.call_tool("add", {"a": 1, "b": each}) for each in range(25)))
-            assert client.session is session, "one broken connection ended the session of all"
+            assert client.session is session, "one broken connection ended the session"
         assert [result.structured_content for result in added] == [{"result": 1 + each} for each in range(25)]
         executed = stage.log()["executed"]
-        assert unknown, "nothing was cut"
+        assert unknown, "no connection was cut"
         assert len(written) + len(unknown) == 125
         assert {name: executed.get(name) for name in written} == dict.fromkeys(written, 1)
         assert all(executed.get(name, 0) <= 1 for name in unknown)
-        assert {executed.get(name, 0) for name in unknown} == {0, 1}, "both kinds of cuts"
+        assert {executed.get(name, 0) for name in unknown} == {0, 1}, (
+            "connections must be cut before and after the execution"
+        )
 
 
-async def test_a_session_that_is_never_known_is_not_rebuilt_in_a_storm(tmp_path: Path) -> None:
-    """If it failed, a balancer that loses each session would be met with a handshake for each call."""
+async def test_a_server_that_forgets_every_session_gets_few_handshakes(tmp_path: Path) -> None:
+    """If it failed, a load balancer that loses each session would get a handshake for each call."""
     with Stage(json_response=True) as stage:
         stage.play(tokens=["access-token-1"])
         published = publish(tmp_path, stage)
@@ -301,8 +306,8 @@ async def test_a_session_that_is_never_known_is_not_rebuilt_in_a_storm(tmp_path:
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.005, 0.02, 0.05, 0.1])
-async def test_a_cancelled_call_harms_nobody(tmp_path: Path, stage: Stage, seconds: float) -> None:
-    """If it failed, one impatient task would break the session of all others, or leave a lock behind."""
+async def test_a_cancelled_call_does_not_affect_other_calls(tmp_path: Path, stage: Stage, seconds: float) -> None:
+    """If it failed, one cancelled call would break the session of all others, or keep a lock."""
     published = publish(tmp_path, stage)
     async with ReconnectingClient(stage.url, published.source()) as client:
         session, before = client.session, len(asyncio.all_tasks())
@@ -315,10 +320,10 @@ async def test_a_cancelled_call_harms_nobody(tmp_path: Path, stage: Stage, secon
             stage.play(tokens=["access-token-1"])
         assert (await client.call_tool("add", {"a": 1, "b": 2})).structured_content == {"result": 3}
         assert client.session is session
-        await until(lambda: len(asyncio.all_tasks()) <= before, "no task is left")
+        await until(lambda: len(asyncio.all_tasks()) <= before, "all tasks have ended")
 
 
-async def test_closing_from_another_task_ends_every_call_and_leaves_nothing(tmp_path: Path, stage: Stage) -> None:
+async def test_closing_from_another_task_ends_every_call_and_every_task(tmp_path: Path, stage: Stage) -> None:
     """If it failed, a shutdown would hang on calls that nobody waits for any more."""
     published = publish(tmp_path, stage)
     before = len(asyncio.all_tasks())
@@ -334,17 +339,17 @@ async def test_closing_from_another_task_ends_every_call_and_leaves_nothing(tmp_
         async with anyio.create_task_group() as tasks:
             for _ in range(5):
                 tasks.start_soon(call, client, "slow")
-            await until(lambda: stage.log()["executed"].get("slow") == 5, "they run")
+            await until(lambda: stage.log()["executed"].get("slow") == 5, "the calls are running")
             tasks.start_soon(client.aclose)
         assert client.state == "closed"
         with pytest.raises(anyio.ClosedResourceError):
             await client.list_tools()
     assert ends == ["OutcomeUnknown"] * 5
-    await until(lambda: len(asyncio.all_tasks()) <= before, "no task is left")
+    await until(lambda: len(asyncio.all_tasks()) <= before, "all tasks have ended")
 
 
-async def test_an_auth_failure_in_the_words_of_a_result_is_recovered_from(tmp_path: Path, stage: Stage) -> None:
-    """If it failed, a server that says 200 to a stale token would make an agent believe its error text."""
+async def test_an_auth_failure_inside_a_result_is_recovered(tmp_path: Path, stage: Stage) -> None:
+    """If it failed, an agent would use the error text of a server that answers 200 to a stale token."""
     published = publish(tmp_path, stage)
 
     def stale(result: object) -> bool:
@@ -359,8 +364,8 @@ async def test_an_auth_failure_in_the_words_of_a_result_is_recovered_from(tmp_pa
     assert stage.log()["executed"]["stale"] == 2
 
 
-async def test_a_model_is_told_not_to_repeat_what_may_have_been_done() -> None:
-    """If it failed, a model would repeat a payment of which nobody knows whether it was made."""
+async def test_as_json_says_not_to_repeat_a_call_that_may_have_been_executed() -> None:
+    """If it failed, a model would repeat a payment whose outcome is unknown."""
     assert json.loads(OutcomeUnknown("pay: it may have been executed").as_json()) == {
         "error": "pay: it may have been executed",
         "needs_reauth": False,
@@ -371,7 +376,7 @@ async def test_a_model_is_told_not_to_repeat_what_may_have_been_done() -> None:
     assert json.loads(ServerAway("no connection").as_json())["retry"] is True
 
 
-async def test_all_that_the_sdks_client_offers_is_there() -> None:
+async def test_the_client_has_every_method_of_the_sdks_client() -> None:
     """If it failed, an agent could not move from the SDK's client to this one by changing a name."""
     import inspect
 

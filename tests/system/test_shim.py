@@ -1,4 +1,4 @@
-"""The shim in real HTTP clients against a real API, with tokens that change under it."""
+"""``BearerAuth`` in real HTTP clients against a real API, while tokens change."""
 
 import asyncio
 import json
@@ -35,9 +35,9 @@ def library(request: pytest.FixtureRequest) -> tuple[Any, Any]:
     return LIBRARIES[request.param]
 
 
-# --- an outside process rewrites the file -------------------------------------------------------------------------
+# --- another process rewrites the file ----------------------------------------------------------------------------
 
-# A process of its own, as a refresher is: it replaces the token, says so, and goes on when it is told to.
+# A separate process, as refresher is: it replaces the token, reports this, and waits for a line before the next one.
 WRITER = """
 import os, sys
 from pathlib import Path
@@ -61,14 +61,14 @@ for generation in range(2, times + 2):
 
 
 @pytest.mark.parametrize("way", ["rename", "swap"])
-def test_two_hundred_rewrites_from_outside_reach_the_very_next_request(
+def test_each_of_two_hundred_rewrites_reaches_the_next_request(
     tmp_path: Path, library: tuple[Any, Any], way: str
 ) -> None:
-    """If it failed, a rotation would need a restart: the product would not do what it is for."""
+    """If it failed, an agent would need a restart after a rotation."""
     module, auth = library
 
     def accepts(token: str | None, headers: dict[str, str]) -> bool:
-        # What was published before a request began is the least that it may carry.
+        # A request must not carry an older token than the one that was published before it began.
         return token is not None and int(token.rpartition("-")[2]) >= int(headers["x-published"])
 
     with API(accepts) as api:
@@ -160,10 +160,10 @@ def _two_loops(module: Any, auth: Any, url: str, count: int) -> list[int]:
 
 
 @pytest.mark.parametrize("way", [_sync, _async, _two_loops], ids=["threads", "async", "two loops"])
-def test_two_hundred_refused_requests_make_one_demand_and_one_rotation(
+def test_two_hundred_rejected_requests_cause_one_demand_and_one_rotation(
     refresher: Command, own_oidc: Callable[..., OIDC], library: tuple[Any, Any], way: Callable[..., list[int]]
 ) -> None:
-    """If it failed, one revoked token would cost a storm of rotations, a full pool, or two hundred failures."""
+    """If it failed, one revoked token would cause many rotations, a full connection pool, or two hundred failures."""
     module, auth = library
     server = own_oidc()
     revoked: set[str | None] = set()
@@ -183,7 +183,7 @@ def test_two_hundred_refused_requests_make_one_demand_and_one_rotation(
                     refresher("run-once")
                 return refresher.token("linear").generation == 2
 
-            wait_until(answered, "the demand is answered", 60)
+            wait_until(answered, "refresher has answered the demand", 60)
 
         owner = threading.Thread(target=answer_demands)
         owner.start()
@@ -191,13 +191,13 @@ def test_two_hundred_refused_requests_make_one_demand_and_one_rotation(
         owner.join(60)
     assert statuses == [200] * 200
     assert {name for names in demands for name in names} == {"linear.1"}
-    assert len(server.requests()) == 2, "more than one rotation answered one revoked token"
+    assert len(server.requests()) == 2, "one revoked token caused more than one rotation"
     assert refresher.token("linear").generation == 2
     assert list((refresher.state / "demands").iterdir()) == []
 
 
-def test_a_server_that_refuses_everything_answers_for_itself(tmp_path: Path, library: tuple[Any, Any]) -> None:
-    """If it failed, callers would get an exception, or a wait, instead of the server's own 401, again and again."""
+def test_the_caller_gets_the_401_of_a_server_that_rejects_everything(tmp_path: Path, library: tuple[Any, Any]) -> None:
+    """If it failed, callers would get an exception or a long wait instead of the server's own 401."""
     module, auth = library
     with API(lambda *_: False) as api:
         published = Published(tmp_path, api.origin)
@@ -207,7 +207,7 @@ def test_a_server_that_refuses_everything_answers_for_itself(tmp_path: Path, lib
             for _ in range(5):
                 answer = client.get(f"{api.origin}/")
                 assert (answer.status_code, answer.json()) == (401, {"body": ""})
-        assert len(api.seen) == 5, "a refused token was sent again"
+        assert len(api.seen) == 5, "a rejected token was sent again"
         assert published.demanded() == ["linear.1"]
         assert bearer.source.problem() is not None
 
@@ -217,13 +217,13 @@ def test_a_server_that_refuses_everything_answers_for_itself(tmp_path: Path, lib
 
 @pytest.fixture
 def other() -> Iterator[API]:
-    """An API at another origin, which refuses all."""
+    """An API at another origin, which rejects every token."""
     with API(lambda *_: False) as api:
         yield api
 
 
 def test_no_token_reaches_another_origin(tmp_path: Path, library: tuple[Any, Any], other: API) -> None:
-    """If it failed, whoever can name an address to an agent would get its token (I8)."""
+    """If it failed, anybody who can give an agent a URL would get its token (I8)."""
     module, auth = library
     with API(lambda token, _: token is not None) as api:
         published = Published(tmp_path, api.origin)
@@ -235,7 +235,7 @@ def test_no_token_reaches_another_origin(tmp_path: Path, library: tuple[Any, Any
             assert client.get(f"{api.origin}/redirect?{other.origin}/redirected").status_code == 401
             assert client.get(f"{api.origin}/redirect?{api.origin}/at-home").status_code == 200
             own = client.get(f"{other.origin}/own", headers={"Authorization": "Basic b3duOm93bg=="})
-            assert own.request.headers["authorization"] == "Basic b3duOm93bg==", "the caller's own header was touched"
+            assert own.request.headers["authorization"] == "Basic b3duOm93bg==", "the caller's own header was changed"
     assert {seen.token for seen in [*other.seen, *(seen for seen in api.seen if seen.path == "/host")]} == {None}
     assert published.demanded() == [], "another origin's 401 started a recovery"
 
@@ -244,7 +244,7 @@ def test_no_token_reaches_another_origin(tmp_path: Path, library: tuple[Any, Any
 
 
 def _ignore(_: object) -> None:
-    """Make an expression a statement."""
+    """Discard a value, so that a lambda returns ``None``."""
 
 
 @pytest.mark.parametrize(
@@ -252,8 +252,8 @@ def _ignore(_: object) -> None:
     [{"content": b"bytes"}, {"json": {"a": 1}}, {"data": {"a": "1"}}, {"content": ""}],
     ids=["bytes", "json", "form", "none"],
 )
-def test_a_body_that_is_there_is_sent_again(tmp_path: Path, library: tuple[Any, Any], body: dict[str, Any]) -> None:
-    """If it failed, a POST with a refused token would fail, or arrive empty the second time."""
+def test_a_body_in_memory_is_sent_again(tmp_path: Path, library: tuple[Any, Any], body: dict[str, Any]) -> None:
+    """If it failed, a POST with a rejected token would fail, or arrive empty the second time."""
     module, auth = library
     with API(lambda token, _: token == "access-token-2") as api:
         published = Published(tmp_path, api.origin)
@@ -266,7 +266,7 @@ def test_a_body_that_is_there_is_sent_again(tmp_path: Path, library: tuple[Any, 
     assert api.statuses() == [401, 200]
 
 
-def test_a_stream_is_neither_buffered_nor_sent_again(tmp_path: Path, library: tuple[Any, Any]) -> None:
+def test_a_streamed_body_is_neither_buffered_nor_sent_again(tmp_path: Path, library: tuple[Any, Any]) -> None:
     """If it failed, an upload of gigabytes would be held in memory, or its second half sent as the whole."""
     module, auth = library
     with API(lambda token, _: token == "access-token-2") as api:
@@ -277,7 +277,7 @@ def test_a_stream_is_neither_buffered_nor_sent_again(tmp_path: Path, library: tu
 
         def chunks() -> Iterator[bytes]:
             yield b"first"
-            # Buffered, the first chunk would not arrive before the second is asked for.
+            # If the client buffered, it would ask for the second chunk before the first one arrives.
             arrived.append(api.first_chunk.wait(30))
             yield b"second"
 
@@ -288,8 +288,8 @@ def test_a_stream_is_neither_buffered_nor_sent_again(tmp_path: Path, library: tu
     assert api.statuses() == [401]
 
 
-def test_a_streamed_refusal_can_still_be_read(tmp_path: Path, library: tuple[Any, Any]) -> None:
-    """If it failed, a caller that streams its answers could not read why it was refused."""
+def test_a_streamed_401_can_still_be_read(tmp_path: Path, library: tuple[Any, Any]) -> None:
+    """If it failed, a caller that streams its responses could not read why the server rejected it."""
     module, auth = library
     with API(lambda *_: False) as api:
         published = Published(tmp_path, api.origin)
@@ -301,18 +301,18 @@ def test_a_streamed_refusal_can_still_be_read(tmp_path: Path, library: tuple[Any
             assert json.loads(b"".join(answer.iter_bytes())) == {"body": ""}
 
 
-REFUSALS = {
+BODIES = {
     "broken off": b"HTTP/1.1 401 No\r\nContent-Length: 100\r\n\r\nshort",
-    # It says that it closes: a client that found it closed without a word would be right to fail.
+    # Without this header, a client would rightly fail on the closed connection.
     "no gzip": b"HTTP/1.1 401 No\r\nConnection: close\r\nContent-Encoding: gzip\r\nContent-Length: 5\r\n\r\nhello",
     "huge": b"HTTP/1.1 401 No\r\nContent-Length: 10000000\r\n\r\n" + b"x" * 10_000_000,
 }
 
 
-@pytest.mark.parametrize("refusal", sorted(REFUSALS))
+@pytest.mark.parametrize("body", sorted(BODIES))
 @pytest.mark.parametrize("way", ["sync", "async"])
-def test_a_refusal_that_cannot_be_read_is_still_one(
-    tmp_path: Path, library: tuple[Any, Any], refusal: str, way: str
+def test_a_401_with_an_unreadable_body_starts_a_recovery(
+    tmp_path: Path, library: tuple[Any, Any], body: str, way: str
 ) -> None:
     """If it failed, a broken 401 would raise in the auth flow, and end a whole MCP session."""
     module, auth = library
@@ -320,7 +320,7 @@ def test_a_refusal_that_cannot_be_read_is_still_one(
     def answer(connection: socket.socket, request: bytes) -> None:
         if b"access-token-1" in request:
             published.put(2)
-            connection.sendall(REFUSALS[refusal])
+            connection.sendall(BODIES[body])
         else:
             connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
 
@@ -342,10 +342,10 @@ def test_a_refusal_that_cannot_be_read_is_still_one(
 
 
 @pytest.mark.parametrize("way", ["sync", "async"])
-def test_a_refusal_that_never_ends_holds_nobody_up(
+def test_a_401_with_an_endless_body_does_not_block_the_request(
     tmp_path: Path, library: tuple[Any, Any], way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If it failed, a 401 that drips, or an event stream as a 401, would block a request for ever."""
+    """If it failed, a slow 401, or an event stream with status 401, would block a request forever."""
     from shim import _bearer
 
     monkeypatch.setattr(_bearer, "_SLOWEST_BODY", 0.2)
@@ -359,7 +359,7 @@ def test_a_refusal_that_never_ends_holds_nobody_up(
         connection.sendall(b"HTTP/1.1 401 No\r\nContent-Type: text/event-stream\r\n\r\n")
         while True:
             connection.sendall(b":\n\n")
-            time.sleep(0.02)  # the fault itself, not a wait
+            time.sleep(0.02)  # the fault itself: a slow body
 
     async def get(url: str) -> int:
         async with module.AsyncClient(auth=auth(published.source()), timeout=30) as client:
@@ -377,7 +377,7 @@ def test_a_refusal_that_never_ends_holds_nobody_up(
 
 
 def test_a_request_sent_twice_does_not_keep_a_token_that_is_gone(tmp_path: Path, library: tuple[Any, Any]) -> None:
-    """If it failed, a removed grant's token, or one for other origins now, would go on being sent (I8)."""
+    """If it failed, a removed token, or one that now has other origins, would still be sent (I8)."""
     module, auth = library
     with API(lambda token, _: token is not None) as api:
         published = Published(tmp_path, api.origin)
@@ -391,7 +391,7 @@ def test_a_request_sent_twice_does_not_keep_a_token_that_is_gone(tmp_path: Path,
 
 
 @pytest.mark.parametrize("wait", [-1, float("nan")])
-def test_a_wait_that_is_no_time_is_refused_at_once(library: tuple[Any, Any], wait: float) -> None:
+def test_an_invalid_wait_or_source_is_an_error_at_once(library: tuple[Any, Any], wait: float) -> None:
     """If it failed, the first 401 would raise in the middle of a session."""
     with pytest.raises(ValueError, match="wait"):
         library[1]("linear", wait=wait)
@@ -403,8 +403,8 @@ def test_a_wait_that_is_no_time_is_refused_at_once(library: tuple[Any, Any], wai
 # --- errors -------------------------------------------------------------------------------------------------------
 
 
-def test_nothing_is_raised_unless_it_is_asked_for(tmp_path: Path, library: tuple[Any, Any]) -> None:
-    """If it failed, an agent without a token file would crash instead of meeting the server's own answer."""
+def test_errors_are_raised_only_with_raise_errors(tmp_path: Path, library: tuple[Any, Any]) -> None:
+    """If it failed, an agent without a token file would crash instead of getting the server's own answer."""
     module, auth = library
     with API(lambda token, _: token is not None) as api:
         published = Published(tmp_path, api.origin)
@@ -417,8 +417,10 @@ def test_nothing_is_raised_unless_it_is_asked_for(tmp_path: Path, library: tuple
             client.get(f"{api.origin}/")
 
 
-def test_a_name_is_enough(tmp_path: Path, library: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """If it failed, every agent would have to be told where tokens are."""
+def test_a_name_is_enough_as_the_source(
+    tmp_path: Path, library: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If it failed, every agent would have to configure the directory of the tokens."""
     module, auth = library
     with API(lambda token, _: token == "access-token-1") as api:
         published = Published(tmp_path, api.origin)

@@ -222,7 +222,7 @@ def test_a_wrong_configuration_is_told_where_people_look(machine: Machine, linea
     """If it failed, a typing error would leave people without a service and without a word."""
     machine("echo 'wrong = 1' >>/etc/refresher/config.toml")
     assert machine.run("systemctl restart refresher").returncode != 0
-    assert "unknown field" in told(machine)
+    assert "unknown key" in told(machine)
     machine("install -D -m 644 deploy/config.toml /etc/refresher/config.toml")
     wait_until(lambda: shown(machine, "ActiveState") == "active", "it is tried again by itself")
 

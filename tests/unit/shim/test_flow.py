@@ -1,4 +1,4 @@
-"""What happens around one request, step by step, with a clock of the test's own."""
+"""The authorization of one request, step by step, with a fake clock."""
 
 from collections.abc import Generator
 from pathlib import Path
@@ -23,7 +23,7 @@ BEARER = "Bearer access-token-{}"
 
 
 class Clock:
-    """A monotonic clock that only waiting moves: a fake, for a quarter of a minute is long in a test."""
+    """A fake monotonic clock, which only the test moves, because the real wait is 15 seconds."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
@@ -41,7 +41,7 @@ def published(tmp_path: Path) -> Published:
     return Published(tmp_path)
 
 
-def _refused(authorization: str | None, *challenges: str) -> Response:
+def _rejection(authorization: str | None, *challenges: str) -> Response:
     return Response(401, challenges, authorization)
 
 
@@ -54,13 +54,13 @@ def _sent(step: Step) -> str | None:
     return step.authorization
 
 
-def _run_out(steps: Generator[Step, Response | None, None], clock: Clock, answer: Response) -> float:
-    """Wait as told until the caller gets its answer; return the seconds."""
+def _wait_to_the_end(steps: Generator[Step, Response | None, None], clock: Clock, answer: Response) -> float:
+    """Do every wait until the caller gets its response; return the seconds."""
     began = clock.now
     try:
         step = steps.send(answer)
         while True:
-            assert isinstance(step, Wait), "it sent the refused token again"
+            assert isinstance(step, Wait), "it sent the rejected token again"
             assert step.seconds > 0
             clock.now += step.seconds
             step = steps.send(None)
@@ -68,7 +68,7 @@ def _run_out(steps: Generator[Step, Response | None, None], clock: Clock, answer
         return clock.now - began
 
 
-def test_success_ends_it(published: Published) -> None:
+def test_a_successful_response_ends_the_flow(published: Published) -> None:
     """If it failed, good requests would be sent twice."""
     published.put(1)
     steps = _start(published.source())
@@ -78,26 +78,26 @@ def test_success_ends_it(published: Published) -> None:
     assert published.demanded() == []
 
 
-def test_a_newer_token_is_tried_at_once_and_demands_nothing(published: Published) -> None:
-    """If it failed, a late caller with an older token would cost a rotation (compare what was sent)."""
+def test_a_newer_token_is_sent_at_once_without_a_demand(published: Published) -> None:
+    """If it failed, a slow caller with an older token would cost a rotation."""
     published.put(1)
     steps = _start(published.source())
     next(steps)
     published.put(2)
-    assert _sent(steps.send(_refused(BEARER.format(1)))) == BEARER.format(2)
+    assert _sent(steps.send(_rejection(BEARER.format(1)))) == BEARER.format(2)
     assert published.demanded() == []
 
 
-def test_the_same_token_is_demanded_once_and_awaited(published: Published, clock: Clock) -> None:
-    """If it failed, a revoked token would need a restart, or each request its own rotation."""
+def test_a_rejected_token_is_demanded_once_and_awaited(published: Published, clock: Clock) -> None:
+    """If it failed, a revoked token would need a restart, or a rotation for each request."""
     published.put(1)
     source = published.source()
     several = [_start(source) for _ in range(3)]
     for steps in several:
         next(steps)
-        step = steps.send(_refused(BEARER.format(1)))
+        step = steps.send(_rejection(BEARER.format(1)))
         assert isinstance(step, Wait)
-        assert step.seconds < 1, "it would sleep through the rotation"
+        assert step.seconds < 1, "it would wait longer than the rotation takes"
     assert published.demanded() == ["linear.1"]
     clock.now += 3
     published.put(2)
@@ -105,32 +105,32 @@ def test_the_same_token_is_demanded_once_and_awaited(published: Published, clock
         assert _sent(steps.send(None)) == BEARER.format(2)
 
 
-def test_the_wait_belongs_to_the_token_and_is_spent_once(published: Published, clock: Clock) -> None:
-    """If it failed, a server that refuses everything would slow each request down for ever."""
+def test_all_requests_of_a_rejected_token_share_one_wait(published: Published, clock: Clock) -> None:
+    """If it failed, a server that rejects everything would slow down each request forever."""
     published.put(1)
     source = published.source()
     first = _start(source)
     next(first)
-    assert _run_out(first, clock, _refused(BEARER.format(1))) == pytest.approx(15.0)
+    assert _wait_to_the_end(first, clock, _rejection(BEARER.format(1))) == pytest.approx(15.0)
     for _ in range(3):
         steps = _start(source)
         next(steps)
-        assert _run_out(steps, clock, _refused(BEARER.format(1))) == 0
+        assert _wait_to_the_end(steps, clock, _rejection(BEARER.format(1))) == 0
     assert published.demanded() == ["linear.1"]
     assert isinstance(source.problem(), TokenRejected)
     published.put(2)
     steps = _start(source)
     assert _sent(next(steps)) == BEARER.format(2)
-    assert isinstance(steps.send(_refused(BEARER.format(2))), Wait), "the next token has a budget of its own"
+    assert isinstance(steps.send(_rejection(BEARER.format(2))), Wait), "the next token has a wait of its own"
 
 
-def test_one_request_waits_no_longer_than_one_budget(published: Published, clock: Clock) -> None:
-    """If it failed, a server that refuses every new token would hold a request for minutes."""
+def test_a_request_waits_no_longer_than_wait_in_total(published: Published, clock: Clock) -> None:
+    """If it failed, a server that rejects every new token would delay a request for minutes."""
     published.put(1)
     steps = _start(published.source())
     next(steps)
     began, generation, sends = clock.now, 1, 1
-    step: Step = steps.send(_refused(BEARER.format(1)))
+    step: Step = steps.send(_rejection(BEARER.format(1)))
     try:
         while True:
             if isinstance(step, Wait):
@@ -141,24 +141,22 @@ def test_one_request_waits_no_longer_than_one_budget(published: Published, clock
                 step = steps.send(None)
             else:
                 sends += 1
-                step = steps.send(_refused(step.authorization))
+                step = steps.send(_rejection(step.authorization))
     except StopIteration:
         pass
     assert clock.now - began == pytest.approx(15.0)
     assert sends <= 4
 
 
-def test_the_last_refusal_demands_and_does_not_wait_for_what_it_would_not_try(
-    published: Published, clock: Clock
-) -> None:
-    """If it failed, a request would wait for a token only to throw it away."""
+def test_the_last_rejection_demands_a_token_but_does_not_wait_for_it(published: Published, clock: Clock) -> None:
+    """If it failed, a request would wait for a token that it does not send."""
     published.put(1)
     steps = _start(published.source())
     step = next(steps)
     waits = []
     try:
         for generation in range(2, 100):
-            step = steps.send(_refused(_sent(step)))
+            step = steps.send(_rejection(_sent(step)))
             waits.append(isinstance(step, Wait))
             clock.now += 0.1
             published.put(generation)
@@ -170,8 +168,8 @@ def test_the_last_refusal_demands_and_does_not_wait_for_what_it_would_not_try(
     assert published.demanded()[-1] == "linear.4"
 
 
-def test_only_a_success_says_that_a_token_is_good(published: Published, clock: Clock) -> None:
-    """If it failed, a server in trouble would give a refused token another wait with each of its errors."""
+def test_only_a_successful_response_marks_a_token_as_accepted(published: Published, clock: Clock) -> None:
+    """If it failed, each error of a failing server would give a rejected token another wait."""
     published.put(1)
     source = published.source()
     ours = BEARER.format(1)
@@ -179,57 +177,57 @@ def test_only_a_success_says_that_a_token_is_good(published: Published, clock: C
         (Response(401, (), ours), 15.0),
         (Response(500, (), ours), 0.0),
         (Response(302, (), ours), 0.0),
-        (Response(200, (), None), 0.0),  # another origin's, after a redirect that dropped the header
+        (Response(200, (), None), 0.0),  # from another origin, after a redirect that dropped the header
         (Response(401, (), ours), 0.0),
         (Response(204, (), ours), 0.0),
         (Response(401, (), ours), 15.0),
     ):
         steps = _start(source)
         next(steps)
-        assert _run_out(steps, clock, answer) == pytest.approx(wait)
+        assert _wait_to_the_end(steps, clock, answer) == pytest.approx(wait)
 
 
-def test_each_caller_has_its_own_patience_with_one_token(published: Published, clock: Clock) -> None:
-    """If it failed, one impatient client would make all others of a source give up at once."""
+def test_each_caller_has_its_own_wait_for_one_token(published: Published, clock: Clock) -> None:
+    """If it failed, one client with a short wait would make all clients of a source give up."""
     published.put(1)
     source = published.source()
     hasty = flow(source, ORIGIN, wait=0.0, replayable=True, raise_errors=False)
     next(hasty)
-    assert _run_out(hasty, clock, _refused(BEARER.format(1))) == 0
+    assert _wait_to_the_end(hasty, clock, _rejection(BEARER.format(1))) == 0
     steps = _start(source)
     next(steps)
-    assert _run_out(steps, clock, _refused(BEARER.format(1))) == pytest.approx(15.0)
+    assert _wait_to_the_end(steps, clock, _rejection(BEARER.format(1))) == pytest.approx(15.0)
 
 
-def test_a_token_that_is_taken_again_gets_its_wait_back(published: Published, clock: Clock) -> None:
-    """If it failed, a real refusal would not be waited out because of a stray one an hour before."""
+def test_an_accepted_token_gets_a_new_wait(published: Published, clock: Clock) -> None:
+    """If it failed, one stray 401 would make a real rejection an hour later fail at once."""
     published.put(1)
     source = published.source()
     for _ in range(2):
         steps = _start(source)
         next(steps)
-        assert _run_out(steps, clock, _refused(BEARER.format(1))) == pytest.approx(15.0)
+        assert _wait_to_the_end(steps, clock, _rejection(BEARER.format(1))) == pytest.approx(15.0)
         steps = _start(source)
         next(steps)
         with pytest.raises(StopIteration):
             steps.send(Response(200, (), BEARER.format(1)))
 
 
-def test_the_current_generation_is_demanded_though_an_older_one_bore_the_same_token(
+def test_the_current_generation_is_demanded_even_if_an_older_one_had_the_same_token(
     published: Published, clock: Clock
 ) -> None:
-    """If it failed, the refresher would take the demand for an old one, and nobody would rotate."""
+    """If it failed, refresher would treat the demand as outdated and not rotate."""
     published.put(1, access_token="the-same")
     steps = _start(published.source())
     next(steps)
     published.put(2, access_token="the-same")
-    assert isinstance(steps.send(_refused("Bearer the-same")), Wait)
+    assert isinstance(steps.send(_rejection("Bearer the-same")), Wait)
     assert published.demanded() == ["linear.2"]
 
 
-def test_a_hostile_challenge_costs_nothing(published: Published) -> None:
-    """If it failed, one header could hold up every task of an event loop for seconds."""
-    # Quadratic, this would not come to an end within the test's life.
+def test_a_hostile_challenge_is_parsed_in_linear_time(published: Published) -> None:
+    """If it failed, one header could block an event loop for seconds."""
+    # A quadratic parser would not finish within the time of the test.
     hostile = 'Bearer "' + '\\"' * 2_000_000
     assert list(shim._flow._challenge_schemes([hostile])) == ["bearer"]
 
@@ -248,24 +246,24 @@ def test_a_hostile_challenge_costs_nothing(published: Published) -> None:
         (('Digest realm="Bearer x"',), False),
     ],
 )
-def test_a_401_about_something_else_is_left_alone(
+def test_a_401_with_a_challenge_for_another_scheme_is_ignored(
     published: Published, challenges: tuple[str, ...], ours: bool
 ) -> None:
-    """If it failed, a proxy that wants a password would burn the grant with demands."""
+    """If it failed, a proxy that asks for a password would cause demands."""
     published.put(1)
     steps = _start(published.source())
     next(steps)
     if ours:
-        assert isinstance(steps.send(_refused(BEARER.format(1), *challenges)), Wait)
+        assert isinstance(steps.send(_rejection(BEARER.format(1), *challenges)), Wait)
     else:
         with pytest.raises(StopIteration):
-            steps.send(_refused(BEARER.format(1), *challenges))
+            steps.send(_rejection(BEARER.format(1), *challenges))
     assert bool(published.demanded()) is ours
 
 
-@pytest.mark.parametrize("answer", [Response(403, (), BEARER.format(1)), Response(407, (), BEARER.format(1)), Response(500, (), BEARER.format(1)), _refused(None), _refused("Basic x")])  # fmt: skip
-def test_only_a_401_to_our_token_starts_anything(published: Published, answer: Response) -> None:
-    """If it failed, a redirect's 401 or a proxy's 407 would be taken for a dead token."""
+@pytest.mark.parametrize("answer", [Response(403, (), BEARER.format(1)), Response(407, (), BEARER.format(1)), Response(500, (), BEARER.format(1)), _rejection(None), _rejection("Basic x")])  # fmt: skip
+def test_only_a_401_to_our_token_starts_a_recovery(published: Published, answer: Response) -> None:
+    """If it failed, the 401 of a redirect or the 407 of a proxy would count as a rejected token."""
     published.put(1)
     steps = _start(published.source())
     next(steps)
@@ -276,57 +274,57 @@ def test_only_a_401_to_our_token_starts_anything(published: Published, answer: R
 
 @pytest.mark.parametrize("origin", ["http://mcp.example", "https://mcp.example:8443", "https://other.example"])
 def test_no_token_leaves_for_another_origin(published: Published, origin: str) -> None:
-    """If it failed, a token would be sent wherever a client is pointed (I8)."""
+    """If it failed, a token would be sent to any origin that a client connects to (I8)."""
     published.put(1)
     steps = _start(published.source(), origin=origin, raise_errors=True)
     assert _sent(next(steps)) is None
     with pytest.raises(StopIteration):
-        steps.send(_refused(None))
+        steps.send(_rejection(None))
     assert published.demanded() == []
 
 
-def test_a_token_whose_origins_changed_is_not_sent_to_the_old_one(published: Published, clock: Clock) -> None:
-    """If it failed, a replaced grant would leak its token to the server before."""
+def test_a_token_is_not_sent_to_an_origin_that_it_no_longer_has(published: Published, clock: Clock) -> None:
+    """If it failed, a replaced grant would leak its token to the previous server."""
     published.put(1)
     steps = _start(published.source())
     next(steps)
     published.put(2, origins=("https://other.example",))
     with pytest.raises(StopIteration):
-        steps.send(_refused(BEARER.format(1)))
+        steps.send(_rejection(BEARER.format(1)))
 
 
-def test_a_body_that_cannot_be_sent_again_is_not(published: Published, clock: Clock) -> None:
-    """If it failed, an upload would arrive empty; but the others' recovery must start all the same."""
+def test_a_streamed_body_is_not_sent_again_but_the_token_is_demanded(published: Published, clock: Clock) -> None:
+    """If it failed, an upload would arrive empty, or the other requests would not recover."""
     published.put(1)
     steps = _start(published.source(), replayable=False)
     next(steps)
     with pytest.raises(StopIteration):
-        steps.send(_refused(BEARER.format(1)))
+        steps.send(_rejection(BEARER.format(1)))
     assert published.demanded() == ["linear.1"]
 
 
-def test_what_only_a_person_can_help_is_not_waited_for(published: Published, clock: Clock) -> None:
-    """If it failed, every request to a dead login would hang for fifteen seconds."""
+def test_after_a_verdict_requests_do_not_wait(published: Published, clock: Clock) -> None:
+    """If it failed, every request with a dead login would hang for fifteen seconds."""
     published.put(1, state="reauthorization_required", error=DEAD)
     steps = _start(published.source())
     next(steps)
-    assert _run_out(steps, clock, _refused(BEARER.format(1))) == 0
+    assert _wait_to_the_end(steps, clock, _rejection(BEARER.format(1))) == 0
     assert published.demanded() == []
 
 
-def test_a_grant_that_dies_while_requests_wait_lets_them_go(published: Published, clock: Clock) -> None:
+def test_a_verdict_ends_the_wait(published: Published, clock: Clock) -> None:
     """If it failed, requests would wait to the end for a token that cannot come."""
     published.put(1)
     steps = _start(published.source())
     next(steps)
-    assert isinstance(steps.send(_refused(BEARER.format(1))), Wait)
+    assert isinstance(steps.send(_rejection(BEARER.format(1))), Wait)
     published.put(1, state="reauthorization_required", error=DEAD)
     with pytest.raises(StopIteration):
         steps.send(None)
 
 
-def test_errors_are_raised_only_where_asked_for(published: Published, clock: Clock) -> None:
-    """If it failed, an exception in an auth flow would kill a whole MCP session, or nobody could opt in."""
+def test_errors_are_raised_only_with_raise_errors(published: Published, clock: Clock) -> None:
+    """If it failed, an exception in an auth flow would end a whole MCP session, or nobody could opt in."""
     source = published.source()
     assert _sent(next(_start(source))) is None
     with pytest.raises(TokenFileError):
@@ -336,21 +334,21 @@ def test_errors_are_raised_only_where_asked_for(published: Published, clock: Clo
     next(steps)
     published.put(1, state="reauthorization_required", error=DEAD)
     with pytest.raises(ReauthorizationRequired):
-        steps.send(_refused(BEARER.format(1)))
+        steps.send(_rejection(BEARER.format(1)))
     published.put(1)
     steps = _start(source, replayable=False, raise_errors=True)
     next(steps)
     published.put(2)
     with pytest.raises(TokenRejected):
-        steps.send(_refused(BEARER.format(1)))
+        steps.send(_rejection(BEARER.format(1)))
     published.put(2, state="removed", access_token=None)
     with pytest.raises(Removed):
         next(_start(source, raise_errors=True))
 
 
-def test_a_server_that_refuses_every_token_costs_few_rotations_in_two_minutes(published: Published) -> None:
-    """If it failed, a misconfigured server would burn a grant with a rotation per second."""
-    # Simulated time: requests all the time, a refresher that looks every second, a server that says 401 to all.
+def test_a_server_that_rejects_every_token_causes_few_rotations_in_two_minutes(published: Published) -> None:
+    """If it failed, a misconfigured server would cause a rotation every second."""
+    # Simulated time: one request each second, then one decision of refresher; the server answers 401 to all.
     owned = grant(generation=1, issued_at=NOON, last_rotation_at=NOON, expires_at=NOON + 3600)
     published.put(1)
     source = published.source()
@@ -360,7 +358,7 @@ def test_a_server_that_refuses_every_token_costs_few_rotations_in_two_minutes(pu
         steps = flow(source, ORIGIN, wait=0.0, replayable=True, raise_errors=False)
         sent = _sent(next(steps))
         with pytest.raises(StopIteration):
-            steps.send(_refused(sent))
+            steps.send(_rejection(sent))
         demanded = f"linear.{owned.generation}" in published.demanded()
         if isinstance(policy.decide(owned, now, demanded=demanded), Rotate):
             answer = TokensIssued(access_token=Secret("x"), token_type="Bearer", expires_in=3600.0, expires_at=None, refresh_token=None, scope=None)  # fmt: skip

@@ -1,4 +1,4 @@
-"""Reading the published token: what is, what was, what is wrong."""
+"""``FileTokenSource``: the current token, the last good one, problems, demands and events."""
 
 import asyncio
 import os
@@ -42,8 +42,8 @@ def _generation(source: FileTokenSource) -> int | None:
 # --- the file -----------------------------------------------------------------------------------------------------
 
 
-def test_a_file_that_appears_later_is_picked_up(published: Published) -> None:
-    """If it failed, an agent that starts before the refresher would need a restart."""
+def test_a_token_file_that_appears_later_is_read(published: Published) -> None:
+    """If it failed, an agent that starts before refresher would need a restart."""
     source = published.source()
     assert source.current() is None
     assert isinstance(source.problem(), TokenFileError)
@@ -53,8 +53,8 @@ def test_a_file_that_appears_later_is_picked_up(published: Published) -> None:
 
 
 @pytest.mark.parametrize("damage", ["torn", "empty", "not JSON", "gone", "directory", "fifo", "huge", "another name", "version 2", "dangling"])  # fmt: skip
-def test_what_cannot_be_read_leaves_the_last_good_token_and_says_why(published: Published, damage: str) -> None:
-    """If it failed, a moment's damage to a file would stop every agent that holds a good token."""
+def test_a_damaged_file_keeps_the_last_good_token_and_reports_a_problem(published: Published, damage: str) -> None:
+    """If it failed, a file that is damaged for a moment would stop every agent with a good token."""
     made = published.put(1)
     source = published.source()
     assert source.current() == made
@@ -93,8 +93,8 @@ def test_what_cannot_be_read_leaves_the_last_good_token_and_says_why(published: 
     assert source.problem() is None
 
 
-def test_an_unreadable_file_leaves_the_last_good_token(published: Published) -> None:
-    """If it failed, a mode set wrong for a moment would take the token from an agent."""
+def test_an_unreadable_file_keeps_the_last_good_token(published: Published) -> None:
+    """If it failed, a wrong file mode for a moment would stop every agent with a good token."""
     published.put(1)
     source = published.source()
     assert _generation(source) == 1
@@ -102,7 +102,7 @@ def test_an_unreadable_file_leaves_the_last_good_token(published: Published) -> 
     published.path.chmod(0)
     root = os.geteuid() == 0
     if root:
-        os.seteuid(65534)  # root reads everything
+        os.seteuid(65534)  # root can read every file
     try:
         assert _generation(source) == 1
         assert isinstance(source.problem(), TokenFileError)
@@ -114,8 +114,8 @@ def test_an_unreadable_file_leaves_the_last_good_token(published: Published) -> 
 
 
 @pytest.mark.parametrize("shift", [-86400.0, 86400.0, 0.0])
-def test_a_change_is_seen_whatever_the_clock_did(published: Published, shift: float) -> None:
-    """If it failed, a clock set back would freeze an agent on a dead token."""
+def test_a_change_is_seen_even_if_the_clock_was_set(published: Published, shift: float) -> None:
+    """If it failed, an agent would keep a dead token after the clock was set back."""
     published.put(1)
     source = published.source()
     assert _generation(source) == 1
@@ -125,7 +125,7 @@ def test_a_change_is_seen_whatever_the_clock_did(published: Published, shift: fl
     assert _generation(source) == 2
 
 
-def test_a_file_that_has_not_changed_is_read_once(published: Published, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unchanged_file_is_read_once(published: Published, monkeypatch: pytest.MonkeyPatch) -> None:
     """If it failed, each request would cost a read and a parse."""
     from shim import _source
 
@@ -143,8 +143,8 @@ def test_a_file_that_has_not_changed_is_read_once(published: Published, monkeypa
     assert len(reads) == 1
 
 
-def test_symbolic_links_are_followed_to_what_they_name_now(published: Published) -> None:
-    """If it failed, a token mounted by Kubernetes would never change for the agent."""
+def test_symbolic_links_are_followed_at_each_read(published: Published) -> None:
+    """If it failed, an agent would never see a new token in a Kubernetes mount."""
     target = published.tokens / "..data-1"
     target.mkdir()
     published.put(1)
@@ -165,7 +165,7 @@ def test_symbolic_links_are_followed_to_what_they_name_now(published: Published)
 
 
 def test_defaults_come_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If it failed, `BearerAuth("linear")` would not be enough."""
+    """If it failed, `BearerAuth("linear")` would not find the token."""
     for name in ("REFRESHER_STATE_DIR", "REFRESHER_TOKENS_DIR", "REFRESHER_DEMANDS_DIR", "XDG_STATE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -179,8 +179,8 @@ def test_defaults_come_from_the_environment(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("name", ["", "Linear", "../etc/passwd", "a/b"])
-def test_a_name_that_is_none_is_refused_at_once(name: str) -> None:
-    """If it failed, a name from somewhere could read any file as a token."""
+def test_an_invalid_name_is_an_error_at_once(name: str) -> None:
+    """If it failed, a name from an untrusted place could make any file a token file."""
     with pytest.raises(ValueError, match="not a valid name"):
         FileTokenSource(name)
 
@@ -188,7 +188,7 @@ def test_a_name_that_is_none_is_refused_at_once(name: str) -> None:
 # --- token(), headers(), problem() --------------------------------------------------------------------------------
 
 
-def test_a_token_with_enough_life_is_given(published: Published) -> None:
+def test_a_token_that_lives_long_enough_is_returned(published: Published) -> None:
     """If it failed, programs that build their own header would have no token."""
     published.put(1)
     assert published.source().token(min_valid=60) == "access-token-1"
@@ -197,16 +197,16 @@ def test_a_token_with_enough_life_is_given(published: Published) -> None:
     assert published.demanded() == []
 
 
-def test_too_little_life_demands_and_says_so(published: Published) -> None:
-    """If it failed, a program would start long work with a token that dies in the middle of it."""
+def test_a_token_that_expires_too_soon_is_demanded_and_reported(published: Published) -> None:
+    """If it failed, a program would start long work with a token that expires during it."""
     published.put(1, expires_at=time.time() + 30)
     with pytest.raises(TokenUnavailable, match="60"):
         published.source().token(min_valid=60)
     assert published.demanded() == ["linear.1"]
 
 
-def test_a_token_that_never_was_says_so(published: Published) -> None:
-    """If it failed, a program without a token would meet an AttributeError, or a wrong reason."""
+def test_a_missing_or_expired_token_is_reported(published: Published) -> None:
+    """If it failed, a program without a token would get an AttributeError or a wrong reason."""
     with pytest.raises(TokenFileError):
         published.source().token()
     published.put(1, state="failing", access_token=None, expires_at=None, error=DEAD)
@@ -218,7 +218,7 @@ def test_a_token_that_never_was_says_so(published: Published) -> None:
 
 
 def test_a_live_token_whose_grant_is_in_doubt_is_not_demanded_away(published: Published) -> None:
-    """If it failed, a program that wants a longer life would have a spent token sent, and lose the live one (I1)."""
+    """If it failed, a program that needs a longer life would make refresher send a spent refresh token, and lose the live token (I1)."""
     doubt = Problem("in_doubt", "an answer was lost", 1.0, None)
     published.put(expires_at=time.time() + 30, state="failing", error=doubt)
     with pytest.raises(TokenUnavailable):
@@ -227,22 +227,22 @@ def test_a_live_token_whose_grant_is_in_doubt_is_not_demanded_away(published: Pu
     published.put(expires_at=time.time() - 1, state="failing", error=doubt)
     with pytest.raises(TokenUnavailable):
         published.source().token(min_valid=60)
-    assert published.demanded() == ["linear.1"], "there is nothing left to lose"
+    assert published.demanded() == ["linear.1"], "no live token is at risk any more"
 
 
 def test_a_program_can_wait_for_the_rotation_that_it_demanded(published: Published) -> None:
-    """If it failed, every program would have to write its own loop around token()."""
+    """If it failed, every program would need its own loop around token()."""
     published.put(1, expires_at=time.time() - 1)
     given: list[str] = []
     waiting = threading.Thread(target=lambda: given.append(published.source().token(wait=30)))
     waiting.start()
-    wait_until(lambda: published.demanded() == ["linear.1"], "the demand stands")
+    wait_until(lambda: published.demanded() == ["linear.1"], "the demand is there")
     published.put(2)
     waiting.join(30)
     assert given == ["access-token-2"]
 
 
-def test_what_only_a_person_can_help_is_raised_at_once(published: Published) -> None:
+def test_a_verdict_is_raised_at_once(published: Published) -> None:
     """If it failed, a program would wait for a token that cannot come."""
     published.put(1, expires_at=1.0, state="reauthorization_required", error=DEAD)
     with pytest.raises(ReauthorizationRequired, match="refresher login linear"):
@@ -254,13 +254,13 @@ def test_what_only_a_person_can_help_is_raised_at_once(published: Published) -> 
 
 
 def test_a_dead_grants_live_token_is_still_given(published: Published) -> None:
-    """If it failed, agents would stop an hour before they must (I5)."""
+    """If it failed, agents would stop up to an hour too early (I5)."""
     published.put(1, state="reauthorization_required", error=DEAD)
     assert published.source().token(min_valid=60) == "access-token-1"
 
 
-def test_headers_go_to_the_tokens_origins_alone(published: Published) -> None:
-    """If it failed, a token would go to whatever address a model came up with."""
+def test_headers_are_only_for_the_origins_of_the_token(published: Published) -> None:
+    """If it failed, a token would go to any URL that a model invents."""
     published.put(1, origins=("https://mcp.example", "http://[::1]:8080"))
     source = published.source()
     good = {"Authorization": "Bearer access-token-1"}
@@ -275,13 +275,13 @@ def test_headers_go_to_the_tokens_origins_alone(published: Published) -> None:
 
 @pytest.mark.parametrize(("token_type", "scheme"), [("Bearer", "Bearer"), ("bearer", "Bearer"), ("DPoP", "DPoP")])
 def test_the_scheme_is_spelled_as_servers_expect(published: Published, token_type: str, scheme: str) -> None:
-    """If it failed, servers that say "bearer" and accept "Bearer" would refuse every request."""
+    """If it failed, a server that issues "bearer" and accepts only "Bearer" would reject every request."""
     published.put(1, token_type=token_type)
     assert published.source().headers("https://mcp.example/")["Authorization"].split()[0] == scheme
 
 
 def test_each_problem_has_its_own_type(published: Published) -> None:
-    """If it failed, a program could not tell what to do from what is wrong."""
+    """If it failed, a program could not decide what to do about a problem."""
     source = published.source()
     assert type(source.problem()) is TokenFileError
     made = published.put(1)
@@ -305,8 +305,8 @@ def test_each_problem_has_its_own_type(published: Published) -> None:
     assert isinstance(problem, ShimError)
 
 
-def test_what_a_server_takes_again_is_no_problem(published: Published) -> None:
-    """If it failed, one stray 401 would be reported until the next rotation, and use up the token's wait."""
+def test_an_accepted_token_is_no_problem(published: Published) -> None:
+    """If it failed, one stray 401 would be reported until the next rotation, and use up the wait of the token."""
     made = published.put(1)
     source = published.source()
     source.rejected(made, "https://mcp.example")
@@ -314,8 +314,8 @@ def test_what_a_server_takes_again_is_no_problem(published: Published) -> None:
     assert source.problem() is None
 
 
-def test_a_latecomer_does_not_forget_what_is_known_of_the_newer_token(published: Published) -> None:
-    """If it failed, a slow request with an old token would give the refused new one another wait."""
+def test_an_older_token_does_not_replace_a_newer_rejected_one(published: Published) -> None:
+    """If it failed, a slow request with an old token would give the rejected new token another wait."""
     old, new = published.put(1), published.put(2)
     source = published.source()
     since = source.rejected(new, "https://mcp.example")
@@ -325,8 +325,8 @@ def test_a_latecomer_does_not_forget_what_is_known_of_the_newer_token(published:
     assert type(source.problem()) is TokenRejected
 
 
-def test_the_newer_token_takes_the_older_ones_place(published: Published) -> None:
-    """If it failed, only the first refused token of a program's life would be known as refused."""
+def test_a_newer_token_replaces_an_older_rejected_one(published: Published) -> None:
+    """If it failed, only the first rejected token of a process would be known as rejected."""
     old, new = published.put(1), published.put(2)
     source = published.source()
     source.rejected(old, "https://mcp.example")
@@ -335,8 +335,8 @@ def test_the_newer_token_takes_the_older_ones_place(published: Published) -> Non
     assert type(source.problem()) is TokenRejected
 
 
-def test_a_dead_grant_is_told_though_its_file_is_gone(published: Published) -> None:
-    """If it failed, a program would wait in vain for a token that only a person can bring."""
+def test_a_verdict_stays_after_the_file_is_deleted(published: Published) -> None:
+    """If it failed, a program would wait in vain for a token that needs a person."""
     published.put(1, expires_at=1.0, state="reauthorization_required", error=DEAD)
     source = published.source()
     source.current()
@@ -351,7 +351,7 @@ def test_a_dead_grant_is_told_though_its_file_is_gone(published: Published) -> N
     ReauthorizationRequired("linear", code="invalid_grant", description="revoked", server="https://mcp.example"),
     Removed("linear"),
 ])  # fmt: skip
-def test_errors_come_back_whole_from_another_process(error: ShimError) -> None:
+def test_errors_can_be_pickled(error: ShimError) -> None:
     """If it failed, an error in a process pool would break the pool."""
     again = pickle.loads(pickle.dumps(error))
     assert type(again) is type(error)
@@ -359,38 +359,38 @@ def test_errors_come_back_whole_from_another_process(error: ShimError) -> None:
 
 
 @pytest.mark.parametrize("bad", [{"tokens_dir": ""}, {"tokens_dir": "a\0b"}, {"demands_dir": b"bytes"}])
-def test_a_directory_that_is_no_path_is_refused_at_once(bad: dict[str, Any]) -> None:
-    """If it failed, tokens would be looked for in the root directory, or the first request would raise."""
-    with pytest.raises(ValueError, match="must be paths"):
+def test_an_invalid_directory_is_an_error_at_once(bad: dict[str, Any]) -> None:
+    """If it failed, tokens would be read from the root directory, or the first request would raise."""
+    with pytest.raises(ValueError, match="must be directories"):
         FileTokenSource("linear", **bad)
 
 
 @pytest.mark.parametrize("wait", [float("nan"), -1.0])
-def test_a_wait_that_is_no_time_is_refused(published: Published, wait: float) -> None:
-    """If it failed, a program would wait for ever."""
+def test_an_invalid_wait_is_an_error(published: Published, wait: float) -> None:
+    """If it failed, a program would wait forever."""
     with pytest.raises(ValueError, match="wait"):
         published.source().token(wait=wait)
 
 
-def test_a_model_is_told_that_retrying_is_useless() -> None:
-    """If it failed, a model would try again and again instead of asking its person."""
+def test_as_json_says_whether_retrying_helps() -> None:
+    """If it failed, a model would retry again and again instead of asking a person."""
     import json
 
     error = ReauthorizationRequired("linear", code="invalid_grant", description="revoked", server="https://mcp.example")
-    told = json.loads(error.as_json())
-    assert set(told) == {"error", "needs_reauth", "server", "login_command", "retry"}
-    assert (told["needs_reauth"], told["retry"], told["server"]) == (True, False, "https://mcp.example")
-    assert "linear" in told["login_command"]
+    shown = json.loads(error.as_json())
+    assert set(shown) == {"error", "needs_reauth", "server", "login_command", "retry"}
+    assert (shown["needs_reauth"], shown["retry"], shown["server"]) == (True, False, "https://mcp.example")
+    assert "linear" in shown["login_command"]
     assert json.loads(Removed("linear").as_json())["needs_reauth"]
     passing = json.loads(TokenUnavailable("expired").as_json())
-    assert (set(passing), passing["needs_reauth"], passing["retry"]) == (set(told), False, True)
+    assert (set(passing), passing["needs_reauth"], passing["retry"]) == (set(shown), False, True)
 
 
 # --- demands ------------------------------------------------------------------------------------------------------
 
 
 def test_a_demand_is_one_empty_private_file(published: Published) -> None:
-    """If it failed, a refresher would not recognise the demand, or a thousand threads would make a thousand."""
+    """If it failed, refresher would not recognise the demand, or a thousand threads would make a thousand demands."""
     made = published.put(7)
     source = published.source()
     assert source.demand(made)
@@ -401,8 +401,8 @@ def test_a_demand_is_one_empty_private_file(published: Published) -> None:
     assert path.stat().st_mode & 0o077 == 0
 
 
-def test_without_a_demands_directory_nothing_is_raised(published: Published) -> None:
-    """If it failed, a missing directory would end requests with an exception."""
+def test_a_missing_demands_directory_is_no_error(published: Published) -> None:
+    """If it failed, requests would fail with an exception because a directory is missing."""
     published.demands.rmdir()
     assert not published.source().demand(published.put(1))
 
@@ -432,15 +432,15 @@ def test_the_events_of_a_token_come_once_and_in_order(published: Published) -> N
     assert changes.poll() == Restored("linear", 4)
 
 
-def test_a_grant_that_is_dead_already_is_told_at_once(published: Published) -> None:
-    """If it failed, a program that starts after the death would never hear of it."""
+def test_a_verdict_at_the_start_is_the_first_event(published: Published) -> None:
+    """If it failed, a program that starts after the verdict would never see it."""
     published.put(1, state="reauthorization_required", error=DEAD)
     changes = published.source().changes()
     assert isinstance(changes.poll(), ReauthorizationRequired)
     assert changes.poll() is None
 
 
-def test_events_can_be_awaited_from_two_loops_at_once(published: Published) -> None:
+def test_two_event_loops_can_await_events_of_one_source(published: Published) -> None:
     """If it failed, one source could not serve a program with several event loops."""
     published.put(1)
     source = published.source()

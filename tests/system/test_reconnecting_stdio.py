@@ -1,4 +1,4 @@
-"""``ReconnectingClient`` with a stdio server, whose token is fixed when its process begins."""
+"""``ReconnectingClient`` with a stdio server, whose token is fixed when its process starts."""
 
 import asyncio
 import sys
@@ -31,8 +31,8 @@ async def _whoami(client: ReconnectingClient) -> Any:
 
 
 @pytest.mark.parametrize("mode", ["auto", "legacy"])
-async def test_a_rotation_gives_the_child_a_successor_between_two_calls(tmp_path: Path, mode: Any) -> None:
-    """If it failed, a stdio server would work with the token of its first hour, or be killed in the middle of a call."""
+async def test_a_rotation_replaces_the_process_between_two_calls(tmp_path: Path, mode: Any) -> None:
+    """If it failed, a stdio server would keep its first token, or be killed in the middle of a call."""
     published, place = Published(tmp_path), tmp_path / "place"
     published.put(1)
     async with _client(place, published, mode=mode) as client:
@@ -50,20 +50,20 @@ async def test_a_rotation_gives_the_child_a_successor_between_two_calls(tmp_path
             tasks.start_soon(_whoami, client)
             while client.state != "reconnecting":
                 await anyio.sleep(0.01)
-            with anyio.move_on_after(2):  # time enough for a second child, which must not be there
+            with anyio.move_on_after(2):  # long enough for a second process, which must not start
                 while client.state == "reconnecting":
                     await anyio.sleep(0.01)
-            assert client.state == "reconnecting", "there are two children"
-            assert results == [], "a call was ended for a token"
+            assert client.state == "reconnecting", "there are two processes"
+            assert results == [], "a call was ended because of a token"
             (place / "running").unlink()
         assert results[0].structured_content == {"result": "access-token-1"}
         assert await _whoami(client) == {"token": "access-token-2", "alone": "yes"}
-    assert not place.exists(), "a child was left behind"
+    assert not place.exists(), "a process was left behind"
 
 
 @pytest.mark.parametrize("mode", ["auto", "legacy"])
-async def test_a_call_for_the_sake_of_another_is_made_on_the_same_child(tmp_path: Path, mode: Any) -> None:
-    """If it failed, a tool that asks back would stand still when its token rotates before its question is answered."""
+async def test_a_call_from_a_callback_uses_the_same_process(tmp_path: Path, mode: Any) -> None:
+    """If it failed, a tool that asks the program would hang if its token rotates before the answer."""
     published, place = Published(tmp_path), tmp_path / "place"
     published.put(1)
 
@@ -89,11 +89,11 @@ async def test_a_call_for_the_sake_of_another_is_made_on_the_same_child(tmp_path
         asked = await client.call_tool("asks")
         answered.set()
         assert asked.structured_content == {"result": "access-token-1"}
-    assert published.demanded() == [], "another token was there"
+    assert published.demanded() == [], "there was another token already"
 
 
-async def test_who_answers_one_server_may_ask_another(tmp_path: Path) -> None:
-    """If it failed, what a program asks of one server while it answers another would be sent to the other."""
+async def test_a_callback_of_one_server_can_call_another_server(tmp_path: Path) -> None:
+    """If it failed, a call from a callback would go to the wrong server."""
     one, other = Published(tmp_path / "one"), Published(tmp_path / "other")
     one.put(1)
     other.put(7)
@@ -108,8 +108,8 @@ async def test_who_answers_one_server_may_ask_another(tmp_path: Path) -> None:
         assert (await asking.call_tool("asks")).structured_content == {"result": "access-token-7"}
 
 
-async def test_a_child_that_dies_before_it_has_its_answer_is_replaced(tmp_path: Path) -> None:
-    """If it failed, the crash of a tool that asks back would stop whoever was about to answer it."""
+async def test_a_process_that_dies_during_a_callback_is_replaced(tmp_path: Path) -> None:
+    """If it failed, the crash of a tool would block the callback that answers it."""
     published, place = Published(tmp_path), tmp_path / "place"
     published.put(1)
     told: list[str] = []
@@ -117,7 +117,7 @@ async def test_a_child_that_dies_before_it_has_its_answer_is_replaced(tmp_path: 
     async def answer(context: ClientRequestContext, params: ElicitRequestParams) -> ElicitResult:
         with pytest.raises(OutcomeUnknown):
             await client.call_tool("crash")
-        place.rmdir()  # it had no time to
+        place.rmdir()  # the process could not remove it
         told.append((await _whoami(client))["token"])
         return ElicitResult(action="accept", content={"said": told[0]})
 
@@ -127,8 +127,8 @@ async def test_a_child_that_dies_before_it_has_its_answer_is_replaced(tmp_path: 
     assert told == ["access-token-1"]
 
 
-async def test_a_child_that_dies_is_replaced(tmp_path: Path) -> None:
-    """If it failed, an agent would have to be started again for each crash of its tools."""
+async def test_a_process_that_dies_is_replaced(tmp_path: Path) -> None:
+    """If it failed, an agent would need a restart after each crash of its tools."""
     published, place = Published(tmp_path), tmp_path / "place"
     published.put(1)
     async with _client(place, published) as client:
@@ -136,12 +136,12 @@ async def test_a_child_that_dies_is_replaced(tmp_path: Path) -> None:
         await client.list_tools()
         with pytest.raises(OutcomeUnknown):
             await client.call_tool("crash")
-        place.rmdir()  # it had no time to
+        place.rmdir()  # the process could not remove it
         assert await _whoami(client) == {"token": "access-token-1", "alone": "yes"}
 
 
-async def test_a_child_that_babbles_is_understood(tmp_path: Path) -> None:
-    """If it failed, one byte of garbage on stdout would let every call wait for ever."""
+async def test_invalid_bytes_on_stdout_are_ignored(tmp_path: Path) -> None:
+    """If it failed, one invalid byte on stdout would block every call forever."""
     published, place = Published(tmp_path), tmp_path / "place"
     published.put(1)
     async with _client(place, published) as client:
@@ -150,8 +150,8 @@ async def test_a_child_that_babbles_is_understood(tmp_path: Path) -> None:
             assert (await _whoami(client))["token"] == "access-token-1"
 
 
-async def test_a_child_is_not_spawned_without_a_token(tmp_path: Path) -> None:
-    """If it failed, a tool would begin its work without its token, and fail in words of its own."""
+async def test_a_process_is_not_started_without_a_token(tmp_path: Path) -> None:
+    """If it failed, a tool would start without its token, and fail with an error of its own."""
     published, place = Published(tmp_path), tmp_path / "place"
     async with _client(place, published) as client:
         with pytest.raises(TokenFileError):
@@ -166,7 +166,7 @@ async def test_a_child_is_not_spawned_without_a_token(tmp_path: Path) -> None:
         assert (await _whoami(client))["token"] == "access-token-4"
 
 
-async def test_a_command_that_is_none_is_no_storm(tmp_path: Path) -> None:
+async def test_a_missing_command_is_not_started_in_a_loop(tmp_path: Path) -> None:
     """If it failed, a misspelt command would keep a processor busy."""
     published = Published(tmp_path)
     published.put(1)
@@ -180,8 +180,8 @@ async def test_a_command_that_is_none_is_no_storm(tmp_path: Path) -> None:
         ReconnectingClient("http://127.0.0.1/mcp", published.source(), token_variable="X")
 
 
-async def test_who_listens_does_not_keep_a_child_from_its_successor(tmp_path: Path) -> None:
-    """If it failed, one open subscription would block every call after a rotation, for ever."""
+async def test_a_subscription_does_not_keep_a_process_from_being_replaced(tmp_path: Path) -> None:
+    """If it failed, one open subscription would block every call after a rotation, forever."""
     published, place = Published(tmp_path), tmp_path / "place"
     published.put(1)
     async with (
@@ -194,8 +194,8 @@ async def test_who_listens_does_not_keep_a_child_from_its_successor(tmp_path: Pa
             await anext(subscription)
 
 
-async def test_two_children_of_one_command_share_no_answers(tmp_path: Path) -> None:
-    """If it failed, an agent with a shared cache would be shown the tools of another server."""
+async def test_two_processes_of_one_command_share_no_cached_responses(tmp_path: Path) -> None:
+    """If it failed, an agent with a shared cache would get the tools of another server."""
     published = Published(tmp_path)
     published.put(1)
     cache = CacheConfig(store=InMemoryResponseCacheStore(), partition="one user")
@@ -203,8 +203,8 @@ async def test_two_children_of_one_command_share_no_answers(tmp_path: Path) -> N
     assert one._options["cache"].target_id != other._options["cache"].target_id
 
 
-async def test_one_process_has_one_source_for_each_name(tmp_path: Path) -> None:
-    """If it failed, two clients of one server would make two demands, and remember different refusals."""
+async def test_token_sources_have_one_source_for_each_name(tmp_path: Path) -> None:
+    """If it failed, two clients of one server would make two demands, and remember different rejections."""
     published = Published(tmp_path)
     published.put(1)
     sources = TokenSources(tokens_dir=published.tokens, demands_dir=published.demands)

@@ -1,4 +1,4 @@
-"""``ReconnectingClient``, entered and left in every way that programs do."""
+"""Entering, leaving and closing a ``ReconnectingClient``."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -37,18 +37,18 @@ async def _in_a_task_that_is_cancelled(client: ReconnectingClient) -> None:
 
 @pytest.mark.parametrize("enter", [_in_a_scope, _in_a_timeout, _in_a_task_that_is_cancelled])
 async def test_entering_can_be_cancelled(tmp_path: Path, stage: Stage, enter: Enter) -> None:
-    """If it failed, a program that gives a server a second to answer would be broken by one that takes two."""
+    """If it failed, a timeout while a program enters a client would leave tasks behind."""
     published = publish(tmp_path, stage)
     stage.play(hang=True)
     before = len(asyncio.all_tasks())
     client = ReconnectingClient(stage.url, published.source())
     await enter(client)
     assert client.state == "closed"
-    await until(lambda: len(asyncio.all_tasks()) <= before, "no task is left")
+    await until(lambda: len(asyncio.all_tasks()) <= before, "all tasks have ended")
 
 
-async def test_it_is_left_from_another_task_and_in_any_order(tmp_path: Path, stage: Stage) -> None:
-    """If it failed, a program that adds and removes servers while it runs would end in errors about cancel scopes."""
+async def test_clients_can_be_left_from_other_tasks_and_in_any_order(tmp_path: Path, stage: Stage) -> None:
+    """If it failed, a program that adds and removes servers would fail with errors about cancel scopes."""
     published = publish(tmp_path, stage)
     first, second = (ReconnectingClient(stage.url, published.source()) for _ in range(2))
     await asyncio.create_task(first.__aenter__())
@@ -59,8 +59,8 @@ async def test_it_is_left_from_another_task_and_in_any_order(tmp_path: Path, sta
     assert (first.state, second.state) == ("closed", "closed")
 
 
-async def test_what_ends_the_body_comes_out_unchanged(tmp_path: Path, stage: Stage) -> None:
-    """If it failed, an agent's own errors and timeouts would arrive as groups, or as something else."""
+async def test_an_exception_in_the_body_is_raised_unchanged(tmp_path: Path, stage: Stage) -> None:
+    """If it failed, an agent's own errors and timeouts would become exception groups."""
     published = publish(tmp_path, stage)
     with pytest.raises(ZeroDivisionError):
         async with ReconnectingClient(stage.url, published.source()):
@@ -77,12 +77,13 @@ async def test_what_ends_the_body_comes_out_unchanged(tmp_path: Path, stage: Sta
     assert scope.cancelled_caught
 
 
-@pytest.mark.parametrize("patience", [1e5, 1e9], ids=["for the last time", "and would again"])
-async def test_who_rests_between_two_attempts_is_told_of_the_end(
+@pytest.mark.parametrize("patience", [1e5, 1e9], ids=["last attempt", "not the last attempt"])
+async def test_closing_ends_the_backoff_of_a_call(
     tmp_path: Path, stage: Stage, monkeypatch: pytest.MonkeyPatch, patience: float
 ) -> None:
-    """If it failed, a shutdown would wait for the back-off of every call."""
-    monkeypatch.setattr(_retry, "_FIRST_PAUSE", 1e6)
+    """If it failed, a shutdown would wait for the backoff of every call."""
+    for bound in ("_FIRST_PAUSE", "_LONGEST_PAUSE"):
+        monkeypatch.setattr(_retry, bound, 1e6)
     published = publish(tmp_path, stage)
     async with ReconnectingClient(stage.url, published.source(), patience=patience) as client:
         stage.stop()
@@ -97,14 +98,15 @@ async def test_who_rests_between_two_attempts_is_told_of_the_end(
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(call)
                 await until(
-                    lambda: "connection refused" in str(client._supervisor.server_away()), "it has called in vain"
+                    lambda: "connection refused" in str(client._supervisor.server_away()),
+                    "the call has failed to connect",
                 )
                 tasks.start_soon(client.aclose)
         assert ends == ["closed"]
 
 
-async def test_after_its_end_everything_says_so(tmp_path: Path, stage: Stage) -> None:
-    """If it failed, a program would wait for ever for a client that it has closed."""
+async def test_a_closed_client_raises_in_every_method(tmp_path: Path, stage: Stage) -> None:
+    """If it failed, a program would wait forever for a client that it has closed."""
     published = publish(tmp_path, stage)
     async with ReconnectingClient(stage.url, published.source()) as client:
         listening = client.events()

@@ -1,4 +1,4 @@
-"""``ReconnectingClient`` on another event loop, on two at once, and fifty times with one token."""
+"""``ReconnectingClient`` on trio, on two event loops at once, and fifty times with one token."""
 
 import asyncio
 import sys
@@ -25,7 +25,7 @@ CHILD = Path(__file__).parent.parent / "servers/mcp_child.py"
 
 
 @pytest.mark.parametrize("mode", ["auto", "legacy"])
-def test_it_stays_up_on_trio(tmp_path: Path, stage: Stage, mode: Mode) -> None:
+def test_the_client_recovers_and_reconnects_on_trio(tmp_path: Path, stage: Stage, mode: Mode) -> None:
     """If it failed, agents on trio would lose their session with their token."""
     published = publish(tmp_path, stage)
 
@@ -36,7 +36,7 @@ def test_it_stays_up_on_trio(tmp_path: Path, stage: Stage, mode: Mode) -> None:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(rotates, published, stage, 2)
                 assert (await client.call_tool("add", {"a": 1, "b": 2})).structured_content == {"result": 3}
-            assert client.session is session, "it reconnected for a token"
+            assert client.session is session, "the client reconnected because of a token"
             with anyio.move_on_after(0.2):
                 await client.call_tool("slow", {"seconds": 60})
             stage.stop()
@@ -51,8 +51,8 @@ def test_it_stays_up_on_trio(tmp_path: Path, stage: Stage, mode: Mode) -> None:
     assert anyio.run(live, backend="trio") == "closed"
 
 
-def test_a_child_has_its_successor_on_trio(tmp_path: Path) -> None:
-    """If it failed, agents on trio would keep a stdio server with the token of its first hour."""
+def test_a_rotation_replaces_the_process_on_trio(tmp_path: Path) -> None:
+    """If it failed, a stdio server of an agent on trio would keep its first token."""
     published, place = Published(tmp_path), tmp_path / "place"
     published.put(1)
 
@@ -65,12 +65,12 @@ def test_a_child_has_its_successor_on_trio(tmp_path: Path) -> None:
                 assert told == {"token": f"access-token-{generation}", "alone": "yes"}
 
     anyio.run(live, backend="trio")
-    assert not place.exists(), "a child was left behind"
+    assert not place.exists(), "a process was left behind"
 
 
 @pytest.mark.parametrize("backends", [("asyncio", "asyncio"), ("asyncio", "trio")])
 def test_two_event_loops_share_one_source(tmp_path: Path, stage: Stage, backends: tuple[str, str]) -> None:
-    """If it failed, a program with a loop in each of two threads would ask twice, or one loop would wait for ever."""
+    """If it failed, a program with a loop in each of two threads would demand twice, or one loop would wait forever."""
     published = publish(tmp_path, stage)
     sources = TokenSources(tokens_dir=published.tokens, demands_dir=published.demands)
     connected = threading.Barrier(3, timeout=30)
@@ -79,7 +79,7 @@ def test_two_event_loops_share_one_source(tmp_path: Path, stage: Stage, backends
     async def live() -> list[int]:
         async with ReconnectingClient(stage.url, sources["linear"]) as client:
             await anyio.to_thread.run_sync(connected.wait)
-            await until(revoked.is_set, "its token is no good any more")
+            await until(revoked.is_set, "its token is revoked")
             results: list[int] = []
 
             async def call(number: int) -> None:
@@ -100,7 +100,7 @@ def test_two_event_loops_share_one_source(tmp_path: Path, stage: Stage, backends
         connected.wait()
         stage.play(tokens=[])
         revoked.set()
-        wait_until(lambda: published.demanded() == ["linear.1"], "it is demanded")
+        wait_until(lambda: published.demanded() == ["linear.1"], "the demand is there")
         stage.play(tokens=["access-token-2"])
         published.put(2)
         assert [life.result(60) for life in lives] == [list(range(10))] * 2
@@ -109,8 +109,8 @@ def test_two_event_loops_share_one_source(tmp_path: Path, stage: Stage, backends
 
 
 @pytest.mark.asyncio
-async def test_fifty_clients_with_one_refused_token_cost_one_rotation(refresher: Command, own_oidc: Any) -> None:
-    """If it failed, each of a program's many connections would spend a refresh token for the same 401."""
+async def test_fifty_clients_with_one_rejected_token_cause_one_rotation(refresher: Command, own_oidc: Any) -> None:
+    """If it failed, each of a program's connections would spend a refresh token for the same 401."""
     oidc = own_oidc()
     with MCPServerProcess(oidc) as server:
         refresher.import_grant("linear", oidc.mint("basic", server.url, live=True) | {"server_url": server.url})
