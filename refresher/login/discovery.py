@@ -91,7 +91,9 @@ async def discover(url: str, fetch: Fetch) -> Server:
         for key in ("issuer", *_ENDPOINTS):
             # A remote server must not send requests to the services of this machine.
             if urls.is_loopback(urlsplit(getattr(server, key) or "").hostname or ""):
-                raise LoginRefused(f"{url} names this machine as its {key}, which is not safe; nothing was changed")
+                raise LoginRefused(
+                    f"{url} names this machine as its {key}, which is not safe; nothing was changed. Check the URL"
+                )
     return server
 
 

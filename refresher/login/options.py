@@ -94,7 +94,7 @@ def validated(options: LoginOptions) -> LoginOptions:
         if (text := getattr(options, key)) is not None and not is_token(text):
             _refuse(f"{_option(key)} must be printable ASCII and not empty")
     if options.client_id is None and (alone := next((key for key in _CLIENT_OPTIONS if getattr(options, key)), None)):
-        _refuse(f"{_option(alone)} needs a --client-id; give one")
+        _refuse(f"{_option(alone)} needs a --client-id")
     if (file := _NEEDED_FILE.get(options.auth_method or "")) and getattr(options, file) is None:
         _refuse(f"--auth-method {options.auth_method} needs {_option(file)}")
     if options.way == "client_credentials" and options.client_id is None:
