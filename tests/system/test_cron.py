@@ -13,7 +13,7 @@ from tests.support.deployed import typed
 from tests.support.machine import Machine, no_machine
 from tests.support.token_server import Gate, TokenServer
 
-pytestmark = pytest.mark.xdist_group("cron")  # one machine for all of them
+pytestmark = [pytest.mark.xdist_group("cron"), pytest.mark.alone]  # one machine, whose clock runs faster
 
 FASTER = 20
 """What is a minute for cron takes three seconds; those whom it starts see the clock as it is."""
