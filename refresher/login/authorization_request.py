@@ -1,6 +1,6 @@
 """The authorization request, and the redirect that answers it (RFC 6749 section 4.1, RFC 7636, RFC 9207).
 
-Anybody can send a redirect: nothing in it counts before its state fits.
+Any program can send a redirect, so nothing in it counts until its ``state`` matches.
 """
 
 import hmac
@@ -21,34 +21,34 @@ from refresher.login.error_advice import TEMPORARY, advice
 
 __all__ = ["AuthorizationRequest", "ForeignRedirect", "new_authorization_request"]
 
-_ADDRESS: Final = ("http://", "https://")
-_CHALLENGE: Final = "S256"
-
+_SCHEMES: Final = ("http://", "https://")
+_CHALLENGE_METHOD: Final = "S256"
 _DECLINED: Final = ("access_denied", "consent_required", "interaction_required", "login_required", "user_cancelled")
 
 
 class ForeignRedirect(ValueError):
-    """A redirect of another authorization request: an old one, or that of another person."""
+    """A redirect that belongs to another authorization request, such as an earlier one."""
 
 
 class AuthorizationRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """One authorization request; the person opens ``url``."""
+    """One authorization request, and what is needed to check its redirect."""
 
     url: str
+    """The person opens it in a browser."""
     redirect_uri: str
     state: Secret
-    verifier: Secret
+    code_verifier: Secret
     issuer: str | None
     sends_iss: bool
 
     def token_request(self, redirect: str) -> dict[str, str]:
-        """Return the fields of the token request that redeems the code in ``redirect``, an address or its query.
+        """Return the fields of the token request for the code in ``redirect``, an address or its query.
 
-        Raises ``ForeignRedirect``, ``LoginNotGiven`` where the person declined, ``LoginRefused`` and ``ServerAway``.
+        Raises ``ForeignRedirect``, ``LoginNotGiven`` if the person declined, ``LoginRefused`` and ``ServerAway``.
         """
         try:
-            # A query may hold an address too: that of the issuer.
-            query = urlsplit(redirect).query if redirect.startswith(_ADDRESS) else redirect.lstrip("?")
+            # A query alone may contain "://" too, in the address of the issuer.
+            query = urlsplit(redirect).query if redirect.startswith(_SCHEMES) else redirect.lstrip("?")
             pairs = parse_qsl(query, keep_blank_values=True)
         except ValueError:
             raise ForeignRedirect("it is not an address") from None
@@ -63,24 +63,20 @@ class AuthorizationRequest(msgspec.Struct, frozen=True, kw_only=True):
                 "changed. Log in again"
             )
         if error := fields.get("error"):
-            text = mask(fields.get("error_description", ""), (self.state,))
-            said = f"{mask(error)}{f': {text}' if text else ''}"
+            description = mask(fields.get("error_description", ""), (self.state,))
+            answer = f"({mask(error)}{f': {description}' if description else ''}); nothing was changed"
             if error in _DECLINED:
-                raise LoginNotGiven(f"the login was declined in the browser ({said}); nothing was changed")
+                raise LoginNotGiven(f"the login was declined in the browser {answer}")
             if error in TEMPORARY:
-                raise ServerAway(
-                    f"the authorization server is not available now ({said}); nothing was changed. Log in again later"
-                )
-            raise LoginRefused(
-                f"the authorization server refuses the login ({said}); nothing was changed. {advice(error)}"
-            )
+                raise ServerAway(f"the authorization server is not available now {answer}. Log in again later")
+            raise LoginRefused(f"the authorization server refuses the login {answer}. {advice(error)}")
         if not is_token(fields.get("code")):
-            raise LoginRefused(f"the redirect has neither a code nor an error; nothing was changed. {advice('')}")
+            raise LoginRefused(f"the redirect has neither a code nor an error; nothing was changed. {advice()}")
         return {
             "grant_type": "authorization_code",
             "code": fields["code"],
             "redirect_uri": self.redirect_uri,
-            "code_verifier": self.verifier.reveal(),
+            "code_verifier": self.code_verifier.reveal(),
         }
 
 
@@ -89,14 +85,14 @@ def new_authorization_request(
 ) -> AuthorizationRequest:
     """Return a new authorization request of ``client``; ``params`` add to its parameters or replace them.
 
-    Raises ``LoginRefused`` where the server has no authorization endpoint, or publishes that it has no PKCE.
+    Raises ``LoginRefused`` if the server has no authorization endpoint, or publishes that it does not support PKCE.
     """
     if server.authorization_endpoint is None:
         raise LoginRefused("the server has no authorization endpoint; nothing was changed. Try --device")
-    if server.challenge_methods is not None and _CHALLENGE not in server.challenge_methods:
+    if server.challenge_methods is not None and _CHALLENGE_METHOD not in server.challenge_methods:
         raise LoginRefused(
-            "the authorization server does not offer PKCE with S256 (RFC 7636), so a code could be stolen; nothing was "
-            "changed"
+            "the authorization server does not support PKCE with S256 (RFC 7636), so a code could be stolen; nothing "
+            "was changed. Try --device"
         )
     pkce, state = PKCEParameters.generate(), secrets.token_urlsafe(32)
     fields = {
@@ -105,21 +101,21 @@ def new_authorization_request(
         "redirect_uri": redirect_uri,
         "state": state,
         "code_challenge": pkce.code_challenge,
-        "code_challenge_method": _CHALLENGE,
+        "code_challenge_method": _CHALLENGE_METHOD,
     }
-    if client.resource is not None and server_behavior.sends_resource(client):
-        fields["resource"] = client.resource
+    if server_behavior.sends_resource(client):
+        fields["resource"] = client.resource or ""
     if scope:
         fields["scope"] = scope
         if OFFLINE_ACCESS in scope.split():
-            fields["prompt"] = "consent"  # OpenID Connect Core section 11: without it the server ignores offline_access
+            fields["prompt"] = "consent"  # required for offline_access (OpenID Connect Core section 11)
     parts = urlsplit(server.authorization_endpoint)
     query = [*parse_qsl(parts.query, keep_blank_values=True), *(fields | dict(params)).items()]
     return AuthorizationRequest(
         url=urlunsplit(parts._replace(query=urlencode(query))),
         redirect_uri=redirect_uri,
         state=Secret(state),
-        verifier=Secret(pkce.code_verifier),
+        code_verifier=Secret(pkce.code_verifier),
         issuer=server.issuer,
         sends_iss=server.sends_iss,
     )

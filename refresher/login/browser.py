@@ -1,4 +1,4 @@
-"""The person's part of a login: open the authorization address, and get the redirect, from a browser or pasted."""
+"""Opens the authorization URL for the person, and gets the redirect: from the browser or pasted."""
 
 import os
 import queue
@@ -18,7 +18,7 @@ from refresher.login.loopback import Loopback
 
 __all__ = ["wait_for_redirect"]
 
-_LONGEST_READ: Final = 65536
+_MAX_READ: Final = 65536
 
 _Fields = dict[str, str]
 
@@ -26,13 +26,13 @@ _Fields = dict[str, str]
 def wait_for_redirect(request: AuthorizationRequest, loopback: Loopback, *, wait: float, open_browser: bool) -> _Fields:
     """Send the person to the authorization server, and return the fields of the token request that follows.
 
-    The first redirect counts, at ``loopback`` or pasted into the terminal. Raises ``LoginNotGiven`` after ``wait``
-    seconds or where the person declines, and ``LoginRefused``.
+    The first redirect counts, at ``loopback`` or pasted into the terminal. Raises ``LoginNotGiven`` if the person
+    declines or takes longer than ``wait`` seconds, ``LoginRefused`` and ``ServerAway``.
     """
     results: queue.Queue[_Fields | RefresherError] = queue.Queue()
 
     def accept(redirect: str) -> str | None:
-        """Take a redirect; return why it does not count, ``None`` where it does."""
+        """Take a redirect; return why it does not count, or ``None`` if it does."""
         try:
             results.put(request.token_request(redirect))
         except ForeignRedirect as error:
@@ -50,7 +50,7 @@ def wait_for_redirect(request: AuthorizationRequest, loopback: Loopback, *, wait
     except queue.Empty:
         raise LoginNotGiven(
             f"the login was not completed within {span(wait)}; nothing was changed. Log in again, or raise --wait. If "
-            "the page named the client or its redirect address, try --new-client, or enter "
+            "the page reports an error about the client or its redirect address, try --new-client, or enter "
             f"{loopback.redirect_uri} in the settings of the client and give it as --redirect-uri"
         ) from None
     if isinstance(result, RefresherError):
@@ -59,7 +59,7 @@ def wait_for_redirect(request: AuthorizationRequest, loopback: Loopback, *, wait
 
 
 def _show(url: str, *, open_browser: bool) -> bool:
-    """Open the address in a browser, or print it; return whether a browser opens."""
+    """Open ``url`` in a browser, or print it; return whether a browser opens."""
     if open_browser and _has_browser() and webbrowser.open(url):
         say(f"Your browser opens to log in. If it does not, open this address:\n\n  {url}\n", err=True)
         return True
@@ -75,23 +75,23 @@ def _has_browser() -> bool:
 
 
 def _read_pasted(accept: Callable[[str], str | None]) -> None:
-    """Read addresses from standard input until one counts."""
+    """Read redirects from standard input until one counts."""
     for line in _lines():
         pasted = line.decode("ascii", "replace").strip()
         if pasted and (problem := accept(pasted)) is None:
             return
         if pasted:
-            say(f"This address cannot be used: {problem}. Paste the whole address, from http:// on", err=True)
+            say(f"This address cannot be used: {problem}. Paste the whole address, including http://", err=True)
 
 
 def _lines() -> Iterator[bytes]:
     """Yield the lines of standard input, if there is one.
 
-    Not through ``sys.stdin``: Python aborts at its end if another thread still reads from it.
+    Not through ``sys.stdin``, because Python aborts at exit if another thread still reads from it.
     """
     rest = b""
     with suppress(OSError, ValueError):
-        while sys.stdin is not None and (part := os.read(sys.stdin.fileno(), _LONGEST_READ)):
+        while sys.stdin is not None and (part := os.read(sys.stdin.fileno(), _MAX_READ)):
             *lines, rest = (rest + part).split(b"\n")
             yield from lines
     yield rest

@@ -1,4 +1,4 @@
-"""The client of a login: given by the person, stored, a metadata document, or registered now (RFC 7591)."""
+"""The client of a login: given by the person, stored, a metadata document, or newly registered (RFC 7591)."""
 
 from pathlib import Path
 from typing import Any, Final, Literal, cast
@@ -9,12 +9,13 @@ from mcp.client.auth import OAuthRegistrationError
 from mcp.client.auth.oauth2 import check_registration_usable
 from mcp.client.auth.utils import handle_registration_response, is_valid_client_metadata_url
 
-from refresher.common.errors import ConfigError, LoginRefused, ServerAway
+from refresher.common.errors import ConfigError, LoginRefused
 from refresher.common.secret import Secret, mask
 from refresher.grants.record import AuthMethod, Grant
 from refresher.grants.tokens import is_token
-from refresher.login.discovery import Fetch, Server
-from refresher.login.options import LoginOptions
+from refresher.login.discovery import Server
+from refresher.login.http_client import Fetch, check_available
+from refresher.login.options import LoginOptions, shared_fields
 from refresher.oauth import urls
 
 __all__ = ["DEVICE_CODE", "Client", "given_client", "register", "stored_client"]
@@ -22,87 +23,73 @@ __all__ = ["DEVICE_CODE", "Client", "given_client", "register", "stored_client"]
 DEVICE_CODE: Final = "urn:ietf:params:oauth:grant-type:device_code"
 
 _SECRET_METHODS: Final[tuple[AuthMethod, ...]] = ("client_secret_basic", "client_secret_post")
-_PREFERRED: Final = ("none", *_SECRET_METHODS)
-_LARGEST_SECRET: Final = 64 * 1024
-_GRANT_TYPES: Final = ("authorization_code", "refresh_token")
-_NOWHERE: Final = "http://127.0.0.1/callback"
-_MAKE_ONE: Final = "create a client in its settings (a native or desktop application)"
+_PREFERRED_METHODS: Final = ("none", *_SECRET_METHODS)
+_MAX_SECRET: Final = 64 * 1024
+_UNUSED_REDIRECT_URI: Final = "http://127.0.0.1/callback"
+_CREATE_CLIENT: Final = (
+    "nothing was changed. Create a client in its settings (a native or desktop application), and give --client-id"
+)
 
 
 class Client(msgspec.Struct, frozen=True, kw_only=True):
-    """A client, and how it authenticates itself."""
+    """A client, and how it authenticates itself. Its fields have the names that they have in a grant."""
 
     origin: Literal["given", "metadata_document", "registered"]
     client_id: str
     client_secret: Secret | None = None
-    auth_method: AuthMethod = "none"
+    token_endpoint_auth_method: AuthMethod = "none"  # noqa: S105  a method, no password
     private_key_file: str | None = None
     private_key_id: str | None = None
-    signing_alg: str | None = None
+    token_endpoint_auth_signing_alg: str | None = None
     client_cert: str | None = None
     client_key: str | None = None
-    expires_at: float | None = None
+    client_expires_at: float | None = None
     redirect_uri: str | None = None
-    """The one in its registration."""
 
     def accepts(self, redirect_uri: str) -> bool:
-        """Whether the server redirects to it; a client that a person registered is assumed to fit."""
+        """Whether the server redirects to ``redirect_uri``. Only a registration of refresher itself is known."""
         return self.origin != "registered" or self.redirect_uri == redirect_uri
 
 
 def given_client(options: LoginOptions, server: Server) -> Client | None:
-    """Return the client of the options: an id, or a metadata document that the server takes; ``None`` without one.
+    """Return the client that the person gives: an id, or a metadata document if the server accepts one.
 
-    Raises ``ConfigError`` for a file that cannot be used.
+    Returns ``None`` without either. Raises ``ConfigError`` for a file that cannot be used.
     """
     if options.client_id is None:
         document = options.client_metadata
         if document is None or not server.takes_metadata_documents:
             return None
         if not is_valid_client_metadata_url(document):
-            raise ConfigError("--client-metadata must be an https address with a path")
+            raise ConfigError("--client-metadata must be an https URL with a path")
         return Client(origin="metadata_document", client_id=document)
-    secret = None if options.client_secret_file is None else _secret(options.client_secret_file)
+    secret = None if options.client_secret_file is None else _read_secret(options.client_secret_file)
     return Client(
+        **shared_fields(options, Client),
         origin="given",
-        client_id=options.client_id,
         client_secret=secret,
-        auth_method=options.auth_method or _method(options, secret, server),
-        private_key_file=options.private_key_file,
-        private_key_id=options.private_key_id,
-        client_cert=options.client_cert,
-        client_key=options.client_key,
+        token_endpoint_auth_method=options.auth_method or _auth_method(options, secret, server),
     )
 
 
 def stored_client(stored: Grant | None, server: Server, now: float) -> Client | None:
-    """Return the client of the stored grant, if it is this server's and has not expired."""
+    """Return the client of the stored grant, if it belongs to this server and has not expired."""
     if stored is None:
         return None
     same = stored.issuer == server.issuer if stored.issuer else _is_at_its_issuer(stored, server)
     login = stored.login
-    expired = login is not None and login.client_expires_at is not None and login.client_expires_at <= now
-    if not same or expired:
+    if not same or (login is not None and login.client_expires_at is not None and login.client_expires_at <= now):
         return None
-    return Client(
-        origin="given" if login is None else login.client,
-        client_id=stored.client_id,
-        client_secret=stored.client_secret,
-        auth_method=stored.token_endpoint_auth_method,
-        private_key_file=stored.private_key_file,
-        private_key_id=stored.private_key_id,
-        signing_alg=stored.token_endpoint_auth_signing_alg,
-        client_cert=stored.client_cert,
-        client_key=stored.client_key,
-        expires_at=None if login is None else login.client_expires_at,
-        redirect_uri=None if login is None else login.redirect_uri,
-    )
+    fields = shared_fields(stored, Client)
+    if login is None:
+        return Client(**fields, origin="given")
+    return Client(**fields, **shared_fields(login, Client), origin=login.client)
 
 
 def _is_at_its_issuer(stored: Grant, server: Server) -> bool:
     """Whether a client of unknown issuer belongs to this server: no other server may learn its secret.
 
-    Any server can name the token endpoint of another one in its metadata.
+    The token endpoint alone proves nothing: any server can name that of another one in its metadata.
     """
     return stored.token_endpoint == server.token_endpoint and (
         server.issuer is None or urls.parse_origin(server.issuer) == urls.parse_origin(server.token_endpoint)
@@ -110,68 +97,63 @@ def _is_at_its_issuer(stored: Grant, server: Server) -> bool:
 
 
 async def register(server: Server, redirect_uri: str | None, scope: str | None, fetch: Fetch) -> Client:
-    """Register a client (RFC 7591). Raises ``LoginRefused`` where the server refuses, and ``ServerAway``."""
-    place = server.registration_endpoint
-    if place is None:
+    """Register a client (RFC 7591). Raises ``LoginRefused`` if the server refuses, and ``ServerAway``."""
+    endpoint = server.registration_endpoint
+    if endpoint is None:
         raise LoginRefused(
-            f"{server.issuer or server.token_endpoint} has no client registration: {_MAKE_ONE}, and give "
-            "--client-id, with --client-secret-file if it has a secret"
+            f"{server.issuer or server.token_endpoint} has no client registration; {_CREATE_CLIENT}, with "
+            "--client-secret-file if it has a secret"
         )
-    answered = await fetch(httpx2.Request("POST", place, json=_client_metadata(server, redirect_uri, scope)))
-    if answered.status_code >= 500 or answered.status_code == 429:
-        raise ServerAway(f"{place} answered {answered.status_code}; try again later, nothing was changed")
+    response = await fetch(httpx2.Request("POST", endpoint, json=_client_metadata(server, redirect_uri, scope)))
+    check_available(response)
     try:
-        made = await handle_registration_response(answered)
-        check_registration_usable(made)
+        registration = await handle_registration_response(response)
+        check_registration_usable(registration)
     except OAuthRegistrationError as error:
+        text = mask(str(error).removeprefix("Registration failed: "))
+        if text.startswith("Invalid"):
+            text = "its answer is not a registration"
+        raise LoginRefused(f"{endpoint} refused the client registration: {text}; {_CREATE_CLIENT}") from None
+    secret = registration.client_secret
+    method = registration.token_endpoint_auth_method or ("none" if secret is None else _SECRET_METHODS[0])
+    if not is_token(registration.client_id) or not (secret is None or is_token(secret)):
         raise LoginRefused(
-            f"{place} does not register refresher as a client: {_why(error)}; {_MAKE_ONE}, and give --client-id"
-        ) from None
-    secret = made.client_secret
-    method = made.token_endpoint_auth_method or ("none" if secret is None else _SECRET_METHODS[0])
-    if not is_token(made.client_id) or not (secret is None or is_token(secret)):
-        raise LoginRefused(
-            f"{place} registered a client whose id or secret is not printable ASCII: {_MAKE_ONE}, and give --client-id"
+            f"{endpoint} registered a client whose id or secret is not printable ASCII; {_CREATE_CLIENT}"
         )
     return Client(
         origin="registered",
-        client_id=made.client_id,
+        client_id=registration.client_id,
         client_secret=None if secret is None or method not in _SECRET_METHODS else Secret(secret),
-        auth_method=cast("AuthMethod", method),
-        expires_at=made.client_secret_expires_at or None,  # 0: never
+        token_endpoint_auth_method=cast("AuthMethod", method),
+        client_expires_at=registration.client_secret_expires_at or None,  # 0: never
         redirect_uri=redirect_uri,
     )
 
 
-def _why(error: OAuthRegistrationError) -> str:
-    text = str(error)
-    return "its answer is not a registration" if text.startswith("Invalid") else mask(text)
-
-
 def _client_metadata(server: Server, redirect_uri: str | None, scope: str | None) -> dict[str, Any]:
     """Return the client metadata of a native application, which cannot keep a secret (RFC 8252 section 8.4)."""
-    about: dict[str, Any] = {
+    metadata: dict[str, Any] = {
         "client_name": "refresher",
         "application_type": "native",
-        "grant_types": [*_GRANT_TYPES],
-        # Servers require one, also for a login that redirects nobody.
-        "redirect_uris": [redirect_uri or _NOWHERE],
+        "grant_types": ["authorization_code", "refresh_token"],
+        # Servers require a redirect address, also for a login without a redirect.
+        "redirect_uris": [redirect_uri or _UNUSED_REDIRECT_URI],
         "response_types": ["code"],
     }
     if server.device_authorization_endpoint is not None:
-        about["grant_types"].append(DEVICE_CODE)
+        metadata["grant_types"].append(DEVICE_CODE)
     if scope:
-        about["scope"] = scope
-    methods = server.auth_methods
-    if methods is not None and (method := next((known for known in _PREFERRED if known in methods), None)):
-        about["token_endpoint_auth_method"] = method
-    return about
+        metadata["scope"] = scope
+    methods = [method for method in _PREFERRED_METHODS if method in (server.auth_methods or ())]
+    if methods:
+        metadata["token_endpoint_auth_method"] = methods[0]
+    return metadata
 
 
-def _method(options: LoginOptions, secret: Secret | None, server: Server) -> AuthMethod:
-    """Return the authentication method that fits the secret or key that was given."""
+def _auth_method(options: LoginOptions, secret: Secret | None, server: Server) -> AuthMethod:
+    """Return the authentication method for the given secret or key."""
     if secret is not None:
-        # RFC 8414 section 2: Basic where the server does not say.
+        # RFC 8414 section 2: the default is client_secret_basic.
         methods = server.auth_methods or _SECRET_METHODS
         return "client_secret_post" if _SECRET_METHODS[0] not in methods else "client_secret_basic"
     if options.private_key_file is not None:
@@ -179,13 +161,13 @@ def _method(options: LoginOptions, secret: Secret | None, server: Server) -> Aut
     return "none" if options.client_cert is None else "tls_client_auth"
 
 
-def _secret(path: str) -> Secret:
+def _read_secret(path: str) -> Secret:
     try:
-        text = Path(path).read_bytes()[:_LARGEST_SECRET].decode("utf-8").strip()
+        text = Path(path).read_bytes()[:_MAX_SECRET].decode("utf-8").strip()
     except OSError as error:
-        raise ConfigError(f"cannot read the client secret {path}: {error.strerror}") from None
+        raise ConfigError(f"cannot read the client secret in {path}: {error.strerror}") from None
     except ValueError:
         text = ""
     if not is_token(text):
-        raise ConfigError(f"{path} must hold the client secret and nothing else: printable ASCII, not empty")
+        raise ConfigError(f"{path} must contain the client secret and nothing else: printable ASCII, not empty")
     return Secret(text)

@@ -1,11 +1,11 @@
-"""Discovery of the authorization server of an address (RFC 9728, RFC 8414, and MCP of 2025-03-26).
+"""Discovers the authorization server of a URL (RFC 9728, RFC 8414, and MCP of 2025-03-26).
 
-The MCP SDK knows where metadata is published and how it is checked. This module keeps what a login needs of it.
+The MCP SDK knows where metadata is published, and checks it. This module keeps what a login needs.
 """
 
 import json
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -29,10 +29,11 @@ from mcp.shared.inbound import MCP_PROTOCOL_VERSION_HEADER
 from mcp_types.version import LATEST_HANDSHAKE_VERSION
 
 from refresher import __version__
-from refresher.common.errors import LoginRefused, ServerAway
+from refresher.common.errors import LoginRefused
+from refresher.login.http_client import Fetch, check_available, unavailable
 from refresher.oauth import urls
 
-__all__ = ["OFFLINE_ACCESS", "Fetch", "Server", "discover", "discover_issuer"]
+__all__ = ["OFFLINE_ACCESS", "Server", "discover", "discover_issuer"]
 
 OFFLINE_ACCESS: Final = "offline_access"
 
@@ -43,6 +44,9 @@ _ENDPOINTS: Final = (
     "device_authorization_endpoint",
     "revocation_endpoint",
 )
+_Metadata = tuple[OAuthMetadata, Mapping[str, Any]]
+"""Server metadata as the SDK parses it, and the document itself: the SDK spells its URLs differently."""
+
 _SCOPE: Final = re.compile(r"[!#-\[\]-~]+")
 _INITIALIZE: Final = {
     "protocolVersion": LATEST_HANDSHAKE_VERSION,
@@ -50,13 +54,11 @@ _INITIALIZE: Final = {
     "clientInfo": {"name": "refresher", "version": __version__},
 }
 _GRANT_TYPES: Final = ["authorization_code", "refresh_token"]
-_GIVE_ENDPOINTS: Final = "give --authorization-endpoint and --token-endpoint"
-
-Fetch = Callable[[httpx2.Request], Awaitable[httpx2.Response]]
+_GIVE_ENDPOINTS: Final = "Give --authorization-endpoint and --token-endpoint"
 
 
 class Server(msgspec.Struct, frozen=True, kw_only=True):
-    """An authorization server, and what the MCP server or API behind it requires; addresses are verbatim."""
+    """An authorization server, and what the MCP server or API behind it requires. Its URLs are verbatim."""
 
     token_endpoint: str
     authorization_endpoint: str | None = None
@@ -68,59 +70,62 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     """The client authentication methods of the token endpoint; ``None``: not published."""
     challenge_methods: tuple[str, ...] | None = None
     sends_iss: bool = False
-    """Each redirect has ``iss`` (RFC 9207)."""
+    """Whether each redirect contains ``iss`` (RFC 9207)."""
     takes_metadata_documents: bool = False
     offers_offline_access: bool = False
     resource: str | None = None
     """RFC 8707, as the protected resource metadata spells it."""
     scope: str | None = None
-    """What to request unless the person gives a scope."""
+    """The scope to request, unless the person gives one."""
     given: bool = False
-    """The person gave its endpoints: there is no metadata."""
+    """Whether the person gave the endpoints, because there is no metadata."""
 
 
 async def discover(url: str, fetch: Fetch) -> Server:
     """Return the authorization server of the MCP server at ``url``.
 
-    Raises ``LoginRefused`` where there is none that is safe to use, and ``ServerAway``.
+    Raises ``LoginRefused`` if there is none that is safe to use, and ``ServerAway``.
     """
-    found = await _discover(url, fetch)
+    server = await _discover(url, fetch)
     if not urls.is_loopback(urlsplit(url).hostname or ""):
         for key in ("issuer", *_ENDPOINTS):
-            # A remote server that names this machine may mean another server than the person expects.
-            if urls.is_loopback(urlsplit(getattr(found, key) or "").hostname or ""):
-                raise LoginRefused(f"{url} names this machine as its {key}: that is not safe, so nothing was changed")
-    return found
+            # A remote server must not send requests to the services of this machine.
+            if urls.is_loopback(urlsplit(getattr(server, key) or "").hostname or ""):
+                raise LoginRefused(
+                    f"{url} names this machine as its {key}, which is not safe; nothing was changed. Check the URL"
+                )
+    return server
 
 
 async def _discover(url: str, fetch: Fetch) -> Server:
-    answered = await fetch(_mcp_request(url, "initialize", _INITIALIZE))
-    if answered.is_success:
+    response = await fetch(_mcp_request(url, "initialize", _INITIALIZE))
+    if response.is_success:
         # Some servers accept initialize without a token, and require one from the next request on.
-        answered = await fetch(_mcp_request(url, "tools/list", {}, answered.headers.get(MCP_SESSION_ID)))
-    if 300 <= answered.status_code < 400:
-        where = answered.headers.get("location", "")
-        raise LoginRefused(f"{url} redirects to {where or 'nowhere'}: log in at that address")
-    described = await _resource_metadata(url, answered, fetch)
-    scope = extract_scope_from_www_auth(answered)
-    if described is None:
-        return await _without_resource_metadata(url, answered, scope, fetch)
-    resource, metadata = described
-    last: LoginRefused | None = None
-    for issuer in (str(address) for address in metadata.authorization_servers):
+        response = await fetch(_mcp_request(url, "tools/list", {}, response.headers.get(MCP_SESSION_ID)))
+    if 300 <= response.status_code < 400:
+        target = response.headers.get("location", "")
+        raise LoginRefused(
+            f"{url} redirects to {target or 'an unknown address'}; nothing was changed. Log in at that URL"
+        )
+    scope = extract_scope_from_www_auth(response)
+    found = await _resource_metadata(url, response, fetch)
+    if found is None:
+        return await _without_resource_metadata(url, response, scope, fetch)
+    resource, metadata = found
+    first_error: LoginRefused | None = None
+    for issuer in map(str, metadata.authorization_servers):
         try:
-            found, document = await _metadata(issuer, url, fetch)
+            server = await _metadata(issuer, url, fetch)
         except LoginRefused as error:
-            last = last or error
+            first_error = first_error or error
             continue
-        return _server(found, document, resource=resource, scope=_scope(scope, metadata, found))
-    raise last or LoginRefused(f"{url} names no authorization server")
+        return _server(*server, resource=resource, scope=_scope(scope, metadata, server[0]))
+    raise first_error or LoginRefused(f"{url} names no authorization server; nothing was changed. {_GIVE_ENDPOINTS}")
 
 
 async def discover_issuer(issuer: str, url: str, fetch: Fetch) -> Server:
     """Return the authorization server ``issuer`` of an API at ``url`` that publishes no metadata itself."""
-    found, document = await _metadata(issuer, url, fetch)
-    return _server(found, document, resource=None, scope=None)
+    return _server(*await _metadata(issuer, url, fetch), resource=None, scope=None)
 
 
 def _mcp_request(url: str, method: str, params: Mapping[str, Any], session: str | None = None) -> httpx2.Request:
@@ -135,24 +140,23 @@ def _mcp_request(url: str, method: str, params: Mapping[str, Any], session: str 
 
 
 async def _resource_metadata(
-    url: str, answered: httpx2.Response, fetch: Fetch
+    url: str, refusal: httpx2.Response, fetch: Fetch
 ) -> tuple[str, ProtectedResourceMetadata] | None:
-    """Return the protected resource metadata and its verbatim ``resource`` (RFC 9728)."""
-    named = extract_resource_metadata_from_www_auth(answered) if answered.status_code in (401, 403) else None
+    """Return the verbatim ``resource`` and the protected resource metadata (RFC 9728); ``None`` if there is none."""
+    named = extract_resource_metadata_from_www_auth(refusal) if refusal.status_code in (401, 403) else None
     if named is not None and not _is_safe(named, url):
         named = None
     for address in build_protected_resource_metadata_discovery_urls(named, url):
-        answer = await fetch(create_oauth_metadata_request(address))
-        if answer.status_code >= 500 or answer.status_code == 429:
-            # This does not say that there is no metadata, and the older discovery could find another server.
-            raise ServerAway(f"{address} answered {answer.status_code}; try again later, nothing was changed")
-        metadata = await handle_protected_resource_response(answer)
+        response = await fetch(create_oauth_metadata_request(address))
+        # There may be metadata, and the older discovery could find another server.
+        check_available(response)
+        metadata = await handle_protected_resource_response(response)
         if metadata is None:
             continue
-        resource = str(json.loads(answer.content)["resource"])
+        resource = str(json.loads(response.content)["resource"])
         wanted = resource_url_from_server_url(url)
         if not check_resource_allowed(requested_resource=wanted, configured_resource=resource):
-            raise LoginRefused(f"{address} describes {resource}, not {wanted}: log in at that address")
+            raise LoginRefused(f"{address} describes {resource}, not {wanted}; nothing was changed. Log in at that URL")
         return resource, metadata
     return None
 
@@ -160,25 +164,24 @@ async def _resource_metadata(
 def _is_safe(named: str, url: str) -> bool:
     """Whether metadata may be fetched from ``named``: over TLS, or from the server that names it."""
     try:
-        return (
-            urls.parse_origin(named) == urls.parse_origin(url) or urlsplit(urls.check_endpoint(named)).scheme == "https"
-        )
+        is_same = urls.parse_origin(named) == urls.parse_origin(url)
+        return is_same or urlsplit(urls.check_endpoint(named)).scheme == "https"
     except urls.InvalidURL:
         return False
 
 
-async def _without_resource_metadata(url: str, answered: httpx2.Response, scope: str | None, fetch: Fetch) -> Server:
-    """Return the server at the origin of the MCP server, as MCP did before protected resource metadata."""
-    found = await _at(build_oauth_authorization_server_metadata_discovery_urls(None, url), fetch)
+async def _without_resource_metadata(url: str, refusal: httpx2.Response, scope: str | None, fetch: Fetch) -> Server:
+    """Return the server at the origin of the MCP server, where MCP 2025-03-26 publishes it."""
+    found = await _first_metadata(build_oauth_authorization_server_metadata_discovery_urls(None, url), fetch)
     parts = urlsplit(url)
     origin = f"{parts.scheme}://{parts.netloc}"
     if found is not None:
         _check_issuer(found[0], origin)
         return _server(*found, resource=None, scope=_scope(scope, None, found[0]))
-    if answered.status_code != 401:
+    if refusal.status_code != 401:
         raise LoginRefused(
-            f"{url} answered {answered.status_code} and names no authorization server: check the address (that of an "
-            f"MCP server often ends in /mcp); for an API that is no MCP server, give --issuer, or {_GIVE_ENDPOINTS}"
+            f"{url} answered {refusal.status_code} and names no authorization server; nothing was changed. Check the "
+            "URL: that of an MCP server often ends in /mcp. For an API that is not an MCP server, give --issuer"
         )
     # The defaults of MCP 2025-03-26.
     return Server(
@@ -189,25 +192,25 @@ async def _without_resource_metadata(url: str, answered: httpx2.Response, scope:
     )
 
 
-async def _metadata(issuer: str, url: str, fetch: Fetch) -> tuple[OAuthMetadata, Mapping[str, Any]]:
+async def _metadata(issuer: str, url: str, fetch: Fetch) -> _Metadata:
     _endpoint("issuer", issuer)
-    found = await _at(build_oauth_authorization_server_metadata_discovery_urls(issuer, url), fetch)
+    found = await _first_metadata(build_oauth_authorization_server_metadata_discovery_urls(issuer, url), fetch)
     if found is None:
         raise LoginRefused(
-            f"the authorization server {issuer} publishes no readable metadata (RFC 8414): {_GIVE_ENDPOINTS}"
+            f"{issuer} publishes no readable server metadata (RFC 8414); nothing was changed. {_GIVE_ENDPOINTS}"
         )
     _check_issuer(found[0], issuer)
     return found
 
 
-async def _at(addresses: list[str], fetch: Fetch) -> tuple[OAuthMetadata, Mapping[str, Any]] | None:
+async def _first_metadata(addresses: list[str], fetch: Fetch) -> _Metadata | None:
     for address in addresses:
-        answer = await fetch(create_oauth_metadata_request(address))
-        go_on, metadata = await handle_auth_metadata_response(answer)
+        response = await fetch(create_oauth_metadata_request(address))
+        try_next, metadata = await handle_auth_metadata_response(response)
         if metadata is not None:
-            return metadata, json.loads(answer.content)
-        if not go_on:
-            raise ServerAway(f"{address} answered {answer.status_code}; try again later, nothing was changed")
+            return metadata, json.loads(response.content)
+        if not try_next:
+            raise unavailable(response)
     return None
 
 
@@ -223,27 +226,20 @@ def _scope(
     challenged: str | None, resource: ProtectedResourceMetadata | None, metadata: OAuthMetadata | None
 ) -> str | None:
     scope = get_client_metadata_scopes(challenged, resource, metadata, _GRANT_TYPES)
-    # RFC 6749 section 3.3: other characters could do harm in a terminal.
+    # RFC 6749 section 3.3: other characters could be control sequences of a terminal.
     words = [word for word in (scope or "").split() if _SCOPE.fullmatch(word)]
     return " ".join(words) or None
 
 
 def _server(metadata: OAuthMetadata, document: Mapping[str, Any], *, resource: str | None, scope: str | None) -> Server:
-    """Return what a login needs, from the document itself: the SDK's parsed addresses are spelled differently."""
-
-    def address(key: str) -> str | None:
-        value = document.get(key)
-        return _endpoint(key, value) if isinstance(value, str) and value else None
-
+    endpoints: dict[str, Any] = {
+        key: _endpoint(key, value) for key in _ENDPOINTS if isinstance(value := document.get(key), str) and value
+    }
     methods = metadata.token_endpoint_auth_methods_supported
     challenges = metadata.code_challenge_methods_supported
     return Server(
+        **endpoints,
         issuer=str(document["issuer"]),
-        authorization_endpoint=address("authorization_endpoint"),
-        token_endpoint=address("token_endpoint") or "",
-        registration_endpoint=address("registration_endpoint"),
-        device_authorization_endpoint=address("device_authorization_endpoint"),
-        revocation_endpoint=address("revocation_endpoint"),
         auth_methods=None if methods is None else tuple(methods),
         challenge_methods=None if challenges is None else tuple(challenges),
         sends_iss=metadata.authorization_response_iss_parameter_supported is True,
@@ -258,4 +254,4 @@ def _endpoint(key: str, value: str) -> str:
     try:
         return urls.check_endpoint(value)
     except urls.InvalidURL as error:
-        raise LoginRefused(f"the authorization server's {key} ({value}) {error}") from None
+        raise LoginRefused(f"the authorization server's {key} ({value}) {error}; nothing was changed") from None

@@ -5,9 +5,11 @@ from typing import Final
 __all__ = ["TEMPORARY", "advice"]
 
 TEMPORARY: Final = ("server_error", "temporarily_unavailable")
-"""Codes of a passing failure of the server."""
+"""Codes of a temporary failure of the server."""
 
 _CLIENT: Final = "allow this kind of login in the settings of the client at the server, or give another --client-id"
+
+_DEFAULT: Final = "log in again; if that does not help, ask those who run the server"
 
 _ADVICE: Final = {
     "invalid_client": "check --client-id, --client-secret-file and --auth-method",
@@ -20,7 +22,7 @@ _ADVICE: Final = {
 }
 
 
-def advice(code: str) -> str:
-    """Return what to do next, with a capital letter and without a full stop."""
-    text = _ADVICE.get(code, "log in again; if that does not help, ask those who run the server")
+def advice(*codes: str) -> str:
+    """Return what to do next about the first known code, with a capital letter and without a full stop."""
+    text = next((_ADVICE[code] for code in codes if code in _ADVICE), _DEFAULT)
     return f"{text[0].upper()}{text[1:]}"

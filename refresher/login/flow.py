@@ -1,10 +1,12 @@
-"""One login from the address to the stored grant: nothing is stored before the new grant is whole.
+"""One login, from the URL to the stored grant. Nothing is stored before the new grant is complete.
 
-``log_in`` discovers the authorization server, finds or registers a client, gets tokens by one of three ways (browser,
+``log_in`` discovers the authorization server, finds or registers a client, gets tokens in one of three ways (browser,
 device, client credentials), tries the access token at the server, and stores the grant.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import anyio
@@ -32,10 +34,10 @@ from refresher.login.authorization_request import new_authorization_request
 from refresher.login.browser import wait_for_redirect
 from refresher.login.client import Client
 from refresher.login.device import device_login
-from refresher.login.discovery import Server
-from refresher.login.http_client import HTTPClient
+from refresher.login.discovery import OFFLINE_ACCESS, Server
+from refresher.login.http_client import Fetch, fetch
 from refresher.login.loopback import Loopback
-from refresher.login.options import LoginOptions, completed, validated
+from refresher.login.options import LoginOptions, completed, shared_fields, validated
 from refresher.login.token_request import check_client, request_tokens
 from refresher.login.verification import verify
 from refresher.oauth import urls
@@ -48,18 +50,19 @@ _CLIENT_UNKNOWN_STATUSES: Final = (400, 401, 404)
 
 
 class LoggedIn(msgspec.Struct, frozen=True, kw_only=True):
-    """A stored login; ``verified`` says what the server answered to the token, ``None`` where it was not asked."""
+    """A stored login."""
 
     imported: Imported
     verified: str | None
+    """What the server answered to the token; ``None`` if it was not tried."""
     exit_code: int | None
-    """Set by a signal that came while the grant was stored."""
+    """Set if a signal arrived while the login was completed."""
 
 
 def log_in(settings: Settings, name: str, options: LoginOptions) -> LoggedIn:
-    """Log in and store the grant under ``name``, also in place of an older grant of the same server.
+    """Log in and store the grant under ``name``; it replaces an older grant for the same server.
 
-    Raises ``RefresherError`` where the login fails; then the older grant is unchanged.
+    Raises ``RefresherError`` if the login fails; the older grant is unchanged then.
     """
     stored = _stored_grant(settings, name)
     options = completed(validated(options), stored)
@@ -68,8 +71,8 @@ def log_in(settings: Settings, name: str, options: LoginOptions) -> LoggedIn:
     if stored is not None and not options.replace and is_for_other_server(stored, options.url):
         raise ConfigError(other_server(stored))
     settings.directories.ensure()
-    http = HTTPClient(settings.ca_file)
-    flow = _Flow(settings, name, options, anyio.run(_server, options, http), http, stored)
+    send = partial(fetch, settings.ca_file)
+    flow = _Flow(settings, name, options, options.url, send, anyio.run(_find_server, options, send), stored)
     try:
         return flow.run(new_client=options.new_client)
     except ClientUnknown:
@@ -79,34 +82,34 @@ def log_in(settings: Settings, name: str, options: LoginOptions) -> LoggedIn:
     return flow.run(new_client=True)
 
 
+@dataclass
 class _Flow:
-    """The state of one login; ``stored`` is the grant that it replaces."""
+    """One login; ``stored`` is the grant that it replaces."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        name: str,
-        options: LoginOptions,
-        server: Server,
-        http: HTTPClient,
-        stored: Grant | None,
-    ) -> None:
-        self._settings = settings
-        self._name = name
-        self._options = options
-        self._server = server
-        self._http = http
-        self._stored = stored
-        self._scope = _scope(options, server)
-        self.used_stored_registration = False
-        """The client comes from an earlier registration of refresher, so a new registration can replace it."""
+    settings: Settings
+    name: str
+    options: LoginOptions
+    url: str
+    fetch: Fetch
+    server: Server
+    stored: Grant | None
+    used_stored_registration: bool = False
+    """Whether the client is from an earlier registration of refresher, which a new registration can replace."""
+
+    @property
+    def scope(self) -> str | None:
+        """The scope to request; many servers issue no refresh token without ``offline_access``."""
+        scope = self.options.scope or self.server.scope
+        if scope is None or not self.server.offers_offline_access or OFFLINE_ACCESS in scope.split():
+            return scope
+        return f"{scope} {OFFLINE_ACCESS}"
 
     def run(self, *, new_client: bool) -> LoggedIn:
-        """Log in with the client of the options or the stored grant, or register a ``new_client``."""
-        known = None if new_client else clients.stored_client(self._stored, self._server, clocks.now().wall)
-        client = clients.given_client(self._options, self._server) or known
+        """Log in with the client of the options or of the stored grant, or register a ``new_client``."""
+        known = None if new_client else clients.stored_client(self.stored, self.server, clocks.now().wall)
+        client = clients.given_client(self.options, self.server) or known
         self.used_stored_registration = client is known and client is not None and client.origin == "registered"
-        match self._options.way:
+        match self.options.way:
             case "client_credentials":
                 return self._with_client_credentials(client)
             case "device":
@@ -116,25 +119,23 @@ class _Flow:
 
     def _with_client_credentials(self, client: Client | None) -> LoggedIn:
         if client is None:
-            raise ConfigError(f"the stored client of {self._name} is of another server: give --client-id")
+            raise ConfigError(f"the stored client of {self.name} is for another server; give --client-id")
         draft = self._draft(client, None)
-        return self._finish(lambda _: request_tokens(draft, None, ca_file=self._settings.ca_file))
+        return self._complete(lambda _: request_tokens(draft, None, ca_file=self.settings.ca_file))
 
     def _with_device(self, client: Client | None) -> LoggedIn:
-        endpoint = self._server.device_authorization_endpoint
+        endpoint = self.server.device_authorization_endpoint
         if endpoint is None:
             raise LoginRefused("the server has no login by device (RFC 8628); nothing was changed. Omit --device")
-        draft = self._draft(client or self._register(None), None)
-        return self._finish(
-            lambda stopping: device_login(
-                endpoint,
-                draft,
-                scope=self._scope,
-                wait=self._options.wait,
-                ca_file=self._settings.ca_file,
-                stopping=stopping,
-            )
+        login = partial(
+            device_login,
+            endpoint,
+            self._draft(client or self._register(None), None),
+            scope=self.scope,
+            wait=self.options.wait,
+            ca_file=self.settings.ca_file,
         )
+        return self._complete(lambda stopping: login(stopping=stopping))
 
     def _with_browser(self, client: Client | None) -> LoggedIn:
         with self._listen(client) as loopback:
@@ -143,72 +144,65 @@ class _Flow:
             try:
                 draft = self._draft(client, loopback.redirect_uri)
                 code = self._authorize(draft, loopback)
-                logged_in = self._finish(lambda _: request_tokens(draft, code, ca_file=self._settings.ca_file))
+                logged_in = self._complete(lambda _: request_tokens(draft, code, ca_file=self.settings.ca_file))
             except LoginNotGiven as error:
                 loopback.show(pages.declined(str(error)))
                 raise
             except RefresherError as error:
                 loopback.show(pages.failed(str(error)))
                 raise
-            loopback.show(pages.done(self._name, renewable=logged_in.imported.grant.renewable))
+            loopback.show(pages.done(self.name, renewable=logged_in.imported.grant.renewable))
             return logged_in
 
     def _listen(self, client: Client | None) -> Loopback:
         """Listen at the redirect address of the client, otherwise at a free port of this machine."""
-        wanted = self._options.redirect_uri or (None if client is None else client.redirect_uri)
+        redirect_uri = self.options.redirect_uri or (None if client is None else client.redirect_uri)
         try:
-            return Loopback(wanted)
+            return Loopback(redirect_uri)
         except ConfigError:
-            if self._options.redirect_uri or client is None or client.origin != "registered":
+            if self.options.redirect_uri or client is None or client.origin != "registered":
                 raise
-            return Loopback()  # another port needs another registration
+            return Loopback()  # another port, which needs another registration
 
     def _register(self, redirect_uri: str | None) -> Client:
         self.used_stored_registration = False
-        return anyio.run(clients.register, self._server, redirect_uri, self._scope, self._http)
+        return anyio.run(clients.register, self.server, redirect_uri, self.scope, self.fetch)
 
     def _authorize(self, draft: Grant, loopback: Loopback) -> dict[str, str]:
-        """Let the person authorize the client; return the fields of the token request."""
+        """Let the person authorize the client, and return the fields of the token request."""
         request = new_authorization_request(
-            self._server, draft, redirect_uri=loopback.redirect_uri, scope=self._scope, params=self._options.params
+            self.server, draft, redirect_uri=loopback.redirect_uri, scope=self.scope, params=self.options.params
         )
         if self.used_stored_registration:
-            # Otherwise only the person would see in the browser that the server has forgotten the client.
-            answer = anyio.run(self._http, httpx2.Request("GET", request.url))
-            if answer.status_code in _CLIENT_UNKNOWN_STATUSES and b"client" in answer.content.lower():
-                raise ClientUnknown(f"{self._server.authorization_endpoint} answered {answer.status_code}")
-        return wait_for_redirect(request, loopback, wait=self._options.wait, open_browser=self._options.open_browser)
+            # Otherwise only the person would see, in the browser, that the server has forgotten the client.
+            response = anyio.run(self.fetch, httpx2.Request("GET", request.url))
+            if response.status_code in _CLIENT_UNKNOWN_STATUSES and b"client" in response.content.lower():
+                raise ClientUnknown(f"{self.server.authorization_endpoint} answered {response.status_code}")
+        return wait_for_redirect(request, loopback, wait=self.options.wait, open_browser=self.options.open_browser)
 
     def _draft(self, client: Client, redirect_uri: str | None) -> Grant:
-        """Return the grant without its tokens. Raises ``ConfigError``."""
-        options, server = self._options, self._server
+        """Return the grant without its tokens. Raises ``ConfigError`` if a file of the client cannot be used."""
+        options, server = self.options, self.server
         if client.origin != "registered":
-            # The redirect address that the person gave. Without one, the next login may use another free port.
+            # Only an address that the person gave is stored: the next login may use another free port.
             redirect_uri = options.redirect_uri or client.redirect_uri
         resource = options.resource or server.resource
         draft = Grant(
-            name=self._name,
+            **shared_fields(client, Grant),
+            name=self.name,
             grant_id="",
             generation=0,
             begun_from=NO_RECORD,
             issuer=server.issuer,
             token_endpoint=server.token_endpoint,
             revocation_endpoint=server.revocation_endpoint,
-            client_id=client.client_id,
-            client_secret=client.client_secret,
-            token_endpoint_auth_method=client.auth_method,
             refresh_token=None,
-            private_key_file=client.private_key_file,
-            private_key_id=client.private_key_id,
-            token_endpoint_auth_signing_alg=client.signing_alg,
-            client_cert=client.client_cert,
-            client_key=client.client_key,
-            scope=self._scope,
-            asked_scope=self._scope,
+            scope=self.scope,
+            asked_scope=self.scope,
             resource=None if resource == "none" else resource,
             send_resource=None,
-            server_url=options.url,
-            origins=(urls.parse_origin(options.url or ""),),
+            server_url=self.url,
+            origins=(urls.parse_origin(self.url),),
             max_age=None,
             access_token=None,
             token_type="Bearer",  # noqa: S106  a token type, no password
@@ -217,7 +211,7 @@ class _Flow:
             authorized_at=0.0,
             login=Login(
                 client=client.origin,
-                client_expires_at=client.expires_at,
+                client_expires_at=client.client_expires_at,
                 authorization_endpoint=server.authorization_endpoint,
                 device_authorization_endpoint=server.device_authorization_endpoint,
                 redirect_uri=redirect_uri,
@@ -229,51 +223,46 @@ class _Flow:
                 params=options.params,
             ),
         )
-        check_client(draft, ca_file=self._settings.ca_file)
-        if self._stored is None or is_for_other_server(self._stored, options.url):
+        check_client(draft, ca_file=self.settings.ca_file)
+        if self.stored is None or is_for_other_server(self.stored, self.url):
             return draft
-        return _with_known_behavior(draft, self._stored)
+        return _with_known_behavior(draft, self.stored)
 
-    def _finish(self, get_grant: Callable[[Callable[[], bool]], Grant]) -> LoggedIn:
-        """Get the tokens, try them, and store the grant; from here on a signal does not stop the login."""
+    def _complete(self, get_grant: Callable[[Callable[[], bool]], Grant]) -> LoggedIn:
+        """Get the tokens, try them, and store the grant. From here on a signal does not stop the login."""
         with StopSignals() as stopping:
             try:
                 grant = get_grant(stopping)
             except ClientUnknown as error:
                 if stopping():
-                    # A person who stops the login is not asked to log in once more.
+                    # A person who stops the login does not want to log in once more.
                     raise Interrupted(str(error)) from None
                 raise
             verified = None if stopping() else self._verify(grant)
             imported = store_grant(
-                self._settings.directories,
+                self.settings.directories,
                 grant,
                 replace=True,
                 if_absent=False,
                 stopping=lambda: False,
                 # Another process may have stored another grant while the person was at the browser.
-                same_server=not self._options.replace,
+                same_server=not self.options.replace,
                 just_issued=True,
             )
         return LoggedIn(imported=imported, verified=verified, exit_code=stopping.exit_code)
 
     def _verify(self, grant: Grant) -> str | None:
-        """Try the token at the MCP server. Raises ``LoginRefused`` where the server refuses it."""
-        if not self._options.verify or self._server.given or self._options.issuer is not None:
+        """Return the MCP server's answer to the token. Raises ``LoginRefused`` if the server refuses it."""
+        if not self.options.verify or self.server.given or self.options.issuer is not None:
             return None
-        result = anyio.run(lambda: verify(grant, ca_file=self._settings.ca_file))
-        if result.refused:
-            raise LoginRefused(
-                f"{result.text}; nothing was changed. {result.advice}, or store it anyway with --no-verify"
-            )
-        return result.text
+        return anyio.run(partial(verify, grant, ca_file=self.settings.ca_file))
 
 
 def _with_known_behavior(draft: Grant, stored: Grant) -> Grant:
-    """Return ``draft`` with what the person said of this server before, and what was seen of it."""
+    """Return ``draft`` with the settings that the person gave for this server, and its observed behavior."""
     draft = msgspec.structs.replace(draft, origins=tuple(dict.fromkeys((*draft.origins, *stored.origins))))
     if not stored.renewable or stored.token_endpoint != draft.token_endpoint:
-        return draft  # a grant without a refresh token, or of another endpoint, shows nothing of this server
+        return draft  # a grant without refresh token, or of another endpoint, shows nothing about this server
     return msgspec.structs.replace(
         draft,
         replay=stored.replay,
@@ -288,38 +277,23 @@ def _stored_grant(settings: Settings, name: str) -> Grant | None:
     try:
         record = records.load(settings.directories, name).record
     except ExposedGrantFile:
-        raise  # the record is whole, and a login must not overwrite it
+        raise  # the record is complete, and a login must not overwrite it
     except GrantFileError:
         return None  # a new login replaces a damaged record
     return record if isinstance(record, Grant) else None
 
 
-async def _server(options: LoginOptions, http: HTTPClient) -> Server:
-    """Return the authorization server of the options, discovered unless the person gave its endpoints."""
+async def _find_server(options: LoginOptions, fetch: Fetch) -> Server:
+    """Return the authorization server: as given by the person, or discovered."""
+    if options.names_endpoints:
+        return Server(**shared_fields(options, Server), given=True)
     url = options.url or ""
-    if options.token_endpoint is not None:
-        return Server(
-            issuer=options.issuer,
-            authorization_endpoint=options.authorization_endpoint,
-            token_endpoint=options.token_endpoint,
-            device_authorization_endpoint=options.device_authorization_endpoint,
-            revocation_endpoint=options.revocation_endpoint,
-            given=True,
-        )
     if options.issuer is not None:
-        found = await discovery.discover_issuer(options.issuer, url, http)
+        server = await discovery.discover_issuer(options.issuer, url, fetch)
     else:
-        found = await discovery.discover(url, http)
+        server = await discovery.discover(url, fetch)
     return msgspec.structs.replace(
-        found,
-        device_authorization_endpoint=options.device_authorization_endpoint or found.device_authorization_endpoint,
-        revocation_endpoint=options.revocation_endpoint or found.revocation_endpoint,
+        server,
+        device_authorization_endpoint=options.device_authorization_endpoint or server.device_authorization_endpoint,
+        revocation_endpoint=options.revocation_endpoint or server.revocation_endpoint,
     )
-
-
-def _scope(options: LoginOptions, server: Server) -> str | None:
-    """Return the scope to request; without ``offline_access`` many servers issue no refresh token."""
-    scope = options.scope or server.scope
-    if scope is None or not server.offers_offline_access or discovery.OFFLINE_ACCESS in scope.split():
-        return scope
-    return f"{scope} {discovery.OFFLINE_ACCESS}"

@@ -1,4 +1,4 @@
-"""The redirect address of a login: a listener on this machine, while the login waits (RFC 8252)."""
+"""The redirect address of a login: an HTTP server on loopback, while the login waits (RFC 8252)."""
 
 import socket
 import threading
@@ -15,26 +15,26 @@ from refresher.login import pages
 __all__ = ["Loopback"]
 
 _CALLBACK: Final = "/callback"
-_UNANSWERED: Final = 90.0
-"""Seconds for which the browser waits for its page: longer than the rest of the login takes."""
-_IDLE: Final = 10.0
-_HTTP: Final = 80
-_TO_DELIVER: Final = 2.0
+_PAGE_TIMEOUT: Final = 90.0
+"""Seconds for which the browser waits for its page, longer than the rest of the login takes."""
+_IDLE_TIMEOUT: Final = 10.0
+_HTTP_PORT: Final = 80
+_DELIVERY_TIMEOUT: Final = 2.0
 
 
 class Loopback:
-    """Listens for the redirect, and answers with the page that ``accept`` or, later, ``show`` gives."""
+    """Receives the redirect, and answers with the page of ``accept`` or, later, of ``show``."""
 
     def __init__(self, redirect_uri: str | None = None) -> None:
-        """Listen at ``redirect_uri``, or at a free port. Raises ``ConfigError`` where the port is in use."""
+        """Listen at ``redirect_uri``, or at a free port. Raises ``ConfigError`` if the port cannot be used."""
         parts = urlsplit(redirect_uri or f"http://127.0.0.1:0{_CALLBACK}")
-        # The name would have to be resolved, and the browser tries both addresses of this machine.
+        # The name localhost would have to be resolved, and browsers try both addresses of it.
         host = "127.0.0.1" if parts.hostname in (None, "localhost") else parts.hostname or ""
         self._path = parts.path or "/"
         self._page: str | None = None
         self._shown, self._accepted, self._delivered = threading.Event(), threading.Event(), threading.Event()
         self.accept: Callable[[str], str | None] = lambda _: pages.foreign_redirect()
-        """Called with the query of each redirect, in any thread; returns a page, or ``None`` for that of ``show``."""
+        """Called with the query of each redirect, in any thread; returns a page, or ``None`` to wait for ``show``."""
         try:
             self._server = _Server((host, parts.port or 0), self._handler())
         except OSError as error:
@@ -42,11 +42,11 @@ class Loopback:
                 f"cannot listen on {host} port {parts.port}: {error.strerror}; choose another --port"
             ) from None
         self.redirect_uri = redirect_uri or f"http://127.0.0.1:{self._server.server_address[1]}{_CALLBACK}"
-        # Against DNS rebinding: a web page whose name resolves to this machine.
+        # Other host names are refused, against DNS rebinding by a web page.
         port = self._server.server_address[1]
         self._hosts = {urlsplit(self.redirect_uri).netloc.lower(), f"127.0.0.1:{port}"}
-        if port == _HTTP:
-            self._hosts |= {known.removesuffix(f":{_HTTP}") for known in self._hosts}
+        if port == _HTTP_PORT:
+            self._hosts |= {known.removesuffix(f":{_HTTP_PORT}") for known in self._hosts}
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True, name="loopback")
 
     def __enter__(self) -> Self:
@@ -58,12 +58,12 @@ class Loopback:
     ) -> None:
         self.show(pages.failed("the login was interrupted"))
         if self._accepted.is_set():
-            self._delivered.wait(_TO_DELIVER)
+            self._delivered.wait(_DELIVERY_TIMEOUT)
         self._server.shutdown()
         self._server.server_close()
 
     def show(self, page: str) -> None:
-        """Give the waiting browser its page; the first call counts."""
+        """Send the page to the browser that waits; only the first call counts."""
         if not self._shown.is_set():
             self._page = page
             self._shown.set()
@@ -72,7 +72,7 @@ class Loopback:
         loopback = self
 
         class Handler(BaseHTTPRequestHandler):
-            timeout = _IDLE
+            timeout = _IDLE_TIMEOUT
 
             def do_GET(self) -> None:
                 parts = urlsplit(self.path)
@@ -80,28 +80,28 @@ class Loopback:
                     self.send_error(HTTPStatus.NOT_FOUND)
                     return
                 page = loopback.accept(parts.query)
-                if mine := page is None:
+                if is_accepted := page is None:
                     loopback._accepted.set()
-                    loopback._shown.wait(_UNANSWERED)
+                    loopback._shown.wait(_PAGE_TIMEOUT)
                     page = loopback._page or pages.failed("the login did not end in time")
                 body = page.encode()
-                self.send_response(HTTPStatus.OK if mine else HTTPStatus.BAD_REQUEST)
+                self.send_response(HTTPStatus.OK if is_accepted else HTTPStatus.BAD_REQUEST)
                 for key, value in pages.HEADERS.items():
                     self.send_header(key, value)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 self.wfile.write(body)
-                if mine:
+                if is_accepted:
                     loopback._delivered.set()
 
             def log_message(self, format: str, *args: object) -> None:  # noqa: A002  http.server's name
-                pass  # the lines of http.server would hold the code
+                pass  # its log lines would contain the code
 
         return Handler
 
 
 class _Server(ThreadingHTTPServer):
-    # Browsers open connections without sending anything: the end of the login does not wait for them.
+    # Browsers open connections and send nothing. The end of the login does not wait for these.
     daemon_threads = True
     block_on_close = False
 
@@ -111,4 +111,4 @@ class _Server(ThreadingHTTPServer):
         super().__init__(address, handler)
 
     def handle_error(self, request: object, client_address: object) -> None:
-        pass  # a browser that closes its connection is no error of the login
+        pass  # the login does not fail if a browser closes its connection

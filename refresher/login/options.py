@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 from urllib.parse import urlsplit
 
 import msgspec
@@ -12,7 +12,7 @@ from refresher.grants.record import AuthMethod, Grant, LoginMethod
 from refresher.grants.tokens import is_token
 from refresher.oauth import urls
 
-__all__ = ["LoginOptions", "completed", "validated"]
+__all__ = ["LoginOptions", "completed", "shared_fields", "validated"]
 
 _ENDPOINTS: Final = (
     "issuer",
@@ -42,13 +42,13 @@ _TEXTS: Final = ("client_id", "scope", "resource", "private_key_id")
 
 
 class LoginOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """The options of one login; ``None`` where the person did not give one."""
+    """The options of one login; ``None`` if the person did not give one."""
 
     url: str | None = None
     client_id: str | None = None
     client_secret_file: str | None = None
     client_metadata: str | None = None
-    """The address of a client metadata document, which is then the ``client_id``."""
+    """The URL of a client metadata document; it is the ``client_id`` then."""
     new_client: bool = False
     auth_method: AuthMethod | None = None
     private_key_file: str | None = None
@@ -62,18 +62,18 @@ class LoginOptions(msgspec.Struct, frozen=True, kw_only=True):
     revocation_endpoint: str | None = None
     scope: str | None = None
     resource: str | None = None
-    """RFC 8707; "none" leaves it out."""
+    """RFC 8707; "none" omits it."""
     params: tuple[tuple[str, str], ...] = ()
     redirect_uri: str | None = None
-    """On this machine; ``None``: at a free port."""
+    """On this machine; ``None``: any free port."""
     way: LoginMethod | None = None
     wait: float = 300.0
-    """Seconds for the person."""
+    """Seconds that the person has to log in."""
     open_browser: bool = True
     verify: bool = True
-    """Try the new token at the server before it is stored."""
+    """Whether to try the new token at the server before it is stored."""
     replace: bool = False
-    """Replace a grant of that name for another server."""
+    """Whether to replace a grant of this name that is for another server."""
 
     @property
     def names_endpoints(self) -> bool:
@@ -82,7 +82,7 @@ class LoginOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def validated(options: LoginOptions) -> LoginOptions:
-    """Return the options with absolute paths. Raises ``ConfigError`` for options that contradict each other."""
+    """Return the options with absolute paths. Raises ``ConfigError`` for invalid or contradictory options."""
     if options.url is not None:
         _check(urls.parse_origin, "URL", options.url)
     for key in _ENDPOINTS:
@@ -101,50 +101,46 @@ def validated(options: LoginOptions) -> LoginOptions:
         _refuse("--client-credentials needs a --client-id that authenticates itself (RFC 6749 section 4.4)")
     if options.authorization_endpoint is not None and not options.names_endpoints:
         _refuse("--authorization-endpoint needs a --token-endpoint")
-    places = (options.authorization_endpoint, options.device_authorization_endpoint)
-    if options.names_endpoints and not any(places) and options.way != "client_credentials":
-        _refuse("--token-endpoint needs an --authorization-endpoint, or --device-authorization-endpoint")
+    starts = (options.authorization_endpoint, options.device_authorization_endpoint)
+    if options.names_endpoints and not any(starts) and options.way != "client_credentials":
+        _refuse("--token-endpoint needs an --authorization-endpoint or a --device-authorization-endpoint")
     if options.names_endpoints and options.client_id is None:
         _refuse("--token-endpoint needs a --client-id: without metadata, no client can be registered")
     for key, value in options.params:
         if key in _RESERVED_PARAMS or not is_token(key) or not is_token(value):
             _refuse(f"--param must be KEY=VALUE in printable ASCII, and none of {', '.join(_RESERVED_PARAMS)}")
-    # Relative to the directory of this command: the daemon runs in another one.
+    # Absolute, because the daemon runs in another directory.
     paths = {key: str(Path(path).expanduser().absolute()) for key in _FILES if (path := getattr(options, key))}
     return msgspec.structs.replace(options, **paths)
 
 
 def completed(options: LoginOptions, stored: Grant | None) -> LoginOptions:
-    """Return the options, completed by those of the stored grant's login.
-
-    A grant of another server adds nothing.
-    """
-    if stored is None or (
-        options.url and stored.server_url and urls.parse_origin(options.url) != urls.parse_origin(stored.server_url)
-    ):
+    """Return the options, completed from the login of the stored grant if it is for the same server."""
+    if stored is None:
+        return options
+    if options.url and stored.server_url and urls.parse_origin(options.url) != urls.parse_origin(stored.server_url):
         return options
     options = msgspec.structs.replace(options, url=options.url or stored.server_url)
-    before = stored.login
-    if before is None:
+    login = stored.login
+    if login is None:
         return options
-    if before.endpoints_given and options.issuer is None and not options.names_endpoints:
-        options = msgspec.structs.replace(
-            options,
-            issuer=stored.issuer,
-            authorization_endpoint=before.authorization_endpoint,
-            token_endpoint=stored.token_endpoint,
-            device_authorization_endpoint=before.device_authorization_endpoint,
-            revocation_endpoint=options.revocation_endpoint or stored.revocation_endpoint,
-        )
-    elif before.issuer_given and options.issuer is None and not options.names_endpoints:
+    if options.issuer is None and not options.names_endpoints and (login.endpoints_given or login.issuer_given):
         options = msgspec.structs.replace(options, issuer=stored.issuer)
-    return msgspec.structs.replace(
-        options,
-        scope=options.scope or before.scope,
-        resource=options.resource or before.resource,
-        params=options.params or before.params,
-        way=options.way or before.way,
-    )
+        if login.endpoints_given:
+            options = msgspec.structs.replace(
+                options,
+                authorization_endpoint=login.authorization_endpoint,
+                token_endpoint=stored.token_endpoint,
+                device_authorization_endpoint=login.device_authorization_endpoint,
+                revocation_endpoint=options.revocation_endpoint or stored.revocation_endpoint,
+            )
+    again = {key: getattr(options, key) or getattr(login, key) for key in ("scope", "resource", "params", "way")}
+    return msgspec.structs.replace(options, **again)
+
+
+def shared_fields(source: msgspec.Struct, target: type[msgspec.Struct]) -> dict[str, Any]:
+    """Return the fields of ``source`` that ``target`` has too."""
+    return {key: getattr(source, key) for key in source.__struct_fields__ if key in target.__struct_fields__}
 
 
 def _option(key: str) -> str:
@@ -158,11 +154,11 @@ def _check(check: Callable[[str], str], key: str, value: str) -> None:
         raise ConfigError(f"{key} {error}") from None
 
 
-def _loopback(address: str) -> str:
-    parts = urlsplit(urls.check_endpoint(address))
+def _loopback(redirect_uri: str) -> str:
+    parts = urlsplit(urls.check_endpoint(redirect_uri))
     if parts.scheme != "http" or not urls.is_loopback(parts.hostname or "") or not parts.port:
         raise urls.InvalidURL("must be a port of this machine, as in http://127.0.0.1:8765/callback (RFC 8252)")
-    return address
+    return redirect_uri
 
 
 def _refuse(why: str) -> NoReturn:

@@ -13,6 +13,8 @@ HEADERS: Final = {
     "X-Content-Type-Options": "nosniff",
 }
 
+_EARLIER_LOGIN: Final = "If you were logged in before, that login still works."
+
 _PAGE: Final = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
@@ -41,9 +43,9 @@ def done(name: str, *, renewable: bool) -> str:
     return _page(
         "#2e8b57",
         "You are logged in",
-        f"refresher renews the login {name} from now on."
+        f"The login {name} is stored. 'refresher run' keeps it fresh."
         if renewable
-        else f"The login {name} ends with its access token: the server issued no refresh token.",
+        else f"The login {name} works until its access token expires, because the server issued no refresh token.",
         "You can close this page and go back to your terminal.",
     )
 
@@ -53,7 +55,8 @@ def declined(why: str) -> str:
     return _page(
         "#b8860b",
         "You are not logged in",
-        f"{_sentence(why)} An earlier login of this name still works.",
+        _sentence(why),
+        _EARLIER_LOGIN,
         "You can close this page. To try again, run the command in your terminal again.",
     )
 
@@ -63,7 +66,8 @@ def failed(why: str) -> str:
     return _page(
         "#d64545",
         "The login failed",
-        f"{_sentence(why)} An earlier login of this name still works.",
+        _sentence(why),
+        _EARLIER_LOGIN,
         "Your terminal shows the same message. You can close this page.",
     )
 

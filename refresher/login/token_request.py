@@ -1,4 +1,4 @@
-"""The token request of a login, and the grant that it returns (RFC 6749 sections 4.1.3 and 5.1)."""
+"""The requests of a login to the token endpoint, and the grant or the error that follows (RFC 6749)."""
 
 import uuid
 
@@ -6,7 +6,7 @@ import msgspec
 
 from refresher.common import clocks
 from refresher.common.clocks import Moment
-from refresher.common.errors import ClientUnknown, LoginRefused, ServerAway
+from refresher.common.errors import ClientUnknown, LoginRefused, RefresherError, ServerAway
 from refresher.common.secret import Secret
 from refresher.grants import server_behavior
 from refresher.grants.outcome import (
@@ -16,6 +16,7 @@ from refresher.grants.outcome import (
     ResourceRefused,
     TokensIssued,
     Transient,
+    describe,
     error_code,
 )
 from refresher.grants.record import Grant
@@ -26,11 +27,11 @@ from refresher.oauth.client_authentication import build_request
 from refresher.oauth.http_client import PostResult, post
 from refresher.oauth.tls import ssl_context
 
-__all__ = ["check_client", "new_grant", "outcome_of", "request_tokens", "send"]
+__all__ = ["check_client", "is_temporary", "login_error", "new_grant", "outcome_of", "request_tokens", "send"]
 
 
 def check_client(client: Grant, *, ca_file: str | None) -> None:
-    """Raise ``ConfigError`` where the files of ``client`` cannot be used: before the person has to log in."""
+    """Raise ``ConfigError`` if a file of ``client`` cannot be used, before the person has to log in."""
     build_request(client, {}, clocks.now().wall)
     if client.client_cert is not None:
         ssl_context(ca_file, client_cert=client.client_cert, client_key=client.client_key)
@@ -42,17 +43,17 @@ def send(
     fields: dict[str, str],
     *,
     ca_file: str | None,
-    what: str = "token_endpoint",
+    endpoint_name: str = "token_endpoint",
     secrets: tuple[Secret, ...] = (),
 ) -> PostResult:
-    """Send ``fields`` as ``client`` to ``url``, which messages call ``what``; add ``resource`` where it is sent."""
-    if client.resource is not None and server_behavior.sends_resource(client):
-        fields = {**fields, "resource": client.resource}
-    return post(client, url, fields, ca_file=ca_file, secrets=secrets, endpoint_name=what)
+    """Send ``fields``, and ``resource`` if the server accepts it, to ``url``, authenticated as ``client``."""
+    if server_behavior.sends_resource(client):
+        fields = {**fields, "resource": client.resource or ""}
+    return post(client, url, fields, ca_file=ca_file, secrets=secrets, endpoint_name=endpoint_name)
 
 
 def request_tokens(client: Grant, code: dict[str, str] | None, *, ca_file: str | None) -> Grant:
-    """Return the grant for the fields of ``code``, or for the client itself (RFC 6749 section 4.4) without them.
+    """Return the grant for the fields of ``code``, or without a code for the client itself (RFC 6749 section 4.4).
 
     Raises ``ClientUnknown``, ``LoginRefused`` and ``ServerAway``.
     """
@@ -62,42 +63,55 @@ def request_tokens(client: Grant, code: dict[str, str] | None, *, ca_file: str |
         fields = code
     secrets = tuple(Secret(fields[key]) for key in ("code", "code_verifier") if key in fields)
     posted = send(client.token_endpoint, client, fields, ca_file=ca_file, secrets=secrets)
-    outcome = outcome_of(posted, client)
-    match outcome:
-        case TokensIssued():
-            return new_grant(client, outcome, posted.sent_at or clocks.now(), own_credentials=code is None)
-        case ClientRejected():
-            raise ClientUnknown(f"{outcome.description}; nothing was changed. {advice('invalid_client')}")
-        case ResourceRefused():
-            raise LoginRefused(f"{outcome.description}; nothing was changed. {advice('invalid_target')}")
-        case Ambiguous() | Transient(refusal=False):
-            raise ServerAway(f"{outcome.description}; nothing was changed. Log in again later")
-        case _:
-            raise LoginRefused(f"{outcome.description}; nothing was changed. {advice(error_code(outcome))}")
+    outcome = outcome_of(posted)
+    if not isinstance(outcome, TokensIssued):
+        raise login_error(outcome)
+    return new_grant(client, outcome, posted.sent_at or clocks.now(), own_credentials=code is None)
 
 
-def outcome_of(posted: PostResult, client: Grant) -> Outcome:
-    """Return the outcome of an answer. Raises ``ServerAway`` where there is no answer."""
+def outcome_of(posted: PostResult) -> Outcome:
+    """Return the outcome of an answer. Raises ``ServerAway`` if there is no answer."""
     if posted.status is None:
         lost = "" if posted.sent_at is None else "the request was sent and its answer was lost: "
-        raise ServerAway(f"{client.token_endpoint}: {lost}{posted.error}; nothing was changed, log in again")
+        raise ServerAway(f"{lost}{posted.error}; nothing was changed. Log in again later")
     return posted.outcome()
 
 
+def login_error(outcome: Outcome, *, sender: str = "the token endpoint") -> RefresherError:
+    """Return the error for an answer of ``sender`` that does not complete the login."""
+    text = f"{describe(outcome, sender=sender)}; nothing was changed"
+    match outcome:
+        case ClientRejected():
+            return ClientUnknown(f"{text}. {advice(outcome.code, 'invalid_client')}")
+        case ResourceRefused():
+            return LoginRefused(f"{text}. {advice('invalid_target')}")
+        case Ambiguous():
+            return ServerAway(f"{text}. Log in again later")
+        case _ if is_temporary(outcome):
+            return ServerAway(f"{text}. Log in again later")
+        case _:
+            return LoginRefused(f"{text}. {advice(error_code(outcome))}")
+
+
+def is_temporary(outcome: Outcome) -> bool:
+    """Whether the server only asks for patience."""
+    return isinstance(outcome, Transient) and not outcome.refusal
+
+
 def new_grant(client: Grant, tokens: TokensIssued, sent: Moment, *, own_credentials: bool = False) -> Grant:
-    """Return ``client`` with the tokens of the request that left at ``sent``.
+    """Return ``client`` with the tokens of the request that was sent at ``sent``.
 
     ``own_credentials``: the client can request tokens again without a refresh token.
     """
-    fresh = None if own_credentials else tokens.refresh_token
-    renewable = own_credentials or fresh is not None
+    refresh_token = None if own_credentials else tokens.refresh_token
+    renewable = own_credentials or refresh_token is not None
     return msgspec.structs.replace(
         with_access_token(client, tokens, sent),
         grant_id=uuid.uuid4().hex,
-        refresh_token=fresh,
+        refresh_token=refresh_token,
         authorized_at=sent.wall,
-        not_before=None if fresh is None else not_before(fresh.reveal(), sent.wall, tokens.clock_skew),
-        # Without a refresh token there is no other access token: this one is used to its end.
+        not_before=None if refresh_token is None else not_before(refresh_token.reveal(), sent.wall, tokens.clock_skew),
+        # Without a refresh token there will be no other access token, so this one is used until it expires.
         renewable=renewable,
         refuses_early=client.refuses_early or not renewable,
         max_age=client.max_age if renewable else MAX_LIFETIME,

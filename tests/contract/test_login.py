@@ -1,4 +1,4 @@
-"""login, logout and completion: what they take, what they say, and that what does not work changes nothing."""
+"""login and completion: their arguments and messages; a failed login changes nothing."""
 
 import json
 import os
@@ -41,18 +41,18 @@ PRESENT = {
 
 @pytest.fixture
 def stored(quick: Command) -> Command:
-    """The command, with the grant ``linear`` that works; to be logged in at another server, it must be given up."""
+    """The command, with a working grant ``linear`` for another server."""
     quick.import_grant("linear", PRESENT)
     return quick
 
 
 def everything(refresher: Command) -> dict[str, bytes]:
-    """Return all that is stored and published."""
+    """Return all files of the state directory."""
     return {str(path): path.read_bytes() for path in refresher.state.rglob("*") if path.is_file()}
 
 
 def last_line(done: Done, code: int) -> str:
-    """Insist that a login came to nothing, and return the one line that says so."""
+    """Check that a login failed, and return its one line on stderr."""
     assert done.code == code, (done.code, done.stdout, done.stderr)
     *_, line = without_times(done.stderr).splitlines()
     assert line.startswith("refresher: ")
@@ -61,7 +61,7 @@ def last_line(done: Done, code: int) -> str:
     return line
 
 
-# --- what ends a login before anybody is asked --------------------------------------------------------------------
+# --- failures before the browser opens -----------------------------------------------------------------------------
 
 ISSUER_DOCUMENT = {"authorization_endpoint": "{}/authorize", "token_endpoint": "{}/token", "issuer": "{}"}
 METADATA = "/.well-known/oauth-authorization-server"
@@ -69,22 +69,32 @@ RESOURCE = "/.well-known/oauth-protected-resource"
 
 
 def at(server: Answering, value: Any) -> Any:
-    """Return a document whose ``{}`` are the server's address."""
+    """Return a document with the server's URL in place of ``{}``."""
     return json.loads(json.dumps(value).replace("{}", server.url))
 
 
 @pytest.mark.parametrize(
     ("answers", "options", "code", "words"),
     [
-        ({}, ("{}/mcp",), 2, "answered 404 and names no authorization server: check the address"),
-        ({"/mcp": Answer(401), RESOURCE: Answer(503)}, ("{}/mcp",), 4, "answered 503; try again later"),
-        ({"/mcp": Answer(401), METADATA: Answer(500)}, ("{}/mcp",), 4, "answered 500; try again later"),
+        ({}, ("{}/mcp",), 2, "answered 404 and names no authorization server; nothing was changed. Check the URL"),
+        (
+            {"/mcp": Answer(401), RESOURCE: Answer(503)},
+            ("{}/mcp",),
+            4,
+            "answered 503; nothing was changed. Log in again later",
+        ),
+        (
+            {"/mcp": Answer(401), METADATA: Answer(500)},
+            ("{}/mcp",),
+            4,
+            "answered 500; nothing was changed. Log in again later",
+        ),
         ({"/mcp": Answer(None)}, ("{}/mcp",), 4, "closed the connection without an answer"),
         (
             {"/mcp": Answer(308, "", (("Location", f"{API}/mcp"),))},
             ("{}/mcp",),
             2,
-            f"redirects to {API}/mcp: log in at",
+            f"redirects to {API}/mcp; nothing was changed. Log in at that URL",
         ),
         (
             {RESOURCE: Answer(200, {"resource": "https://other.example/", "authorization_servers": ["{}"]})},
@@ -96,7 +106,7 @@ def at(server: Answering, value: Any) -> Any:
             {RESOURCE: Answer(200, {"resource": "{}/", "authorization_servers": ["{}"]})},
             ("{}/mcp",),
             2,
-            "publishes no readable metadata (RFC 8414): give --authorization-endpoint and --token-endpoint",
+            "publishes no readable server metadata (RFC 8414); nothing was changed. Give --authorization-endpoint and --t",
         ),
         (
             {RESOURCE: Answer(200, {"resource": "{}/", "authorization_servers": ["http://as.example"]})},
@@ -139,13 +149,13 @@ def at(server: Answering, value: Any) -> Any:
             },
             ("{}", "--issuer", "{}"),
             4,
-            "answered 503; try again later",
+            "answered 503; nothing was changed. Log in again later",
         ),
         (
             {METADATA: Answer(200, ISSUER_DOCUMENT | {"code_challenge_methods_supported": ["plain"]})},
             ("{}", "--issuer", "{}", "--client-id", "me"),
             2,
-            "does not offer PKCE with S256",
+            "does not support PKCE with S256",
         ),
         (
             {
@@ -169,10 +179,10 @@ def at(server: Answering, value: Any) -> Any:
         ),
     ],
 )
-def test_a_server_that_cannot_be_logged_in_at_is_one_line_and_changes_nothing(
+def test_a_server_without_a_usable_login_is_one_line_and_changes_nothing(
     stored: Command, answers: dict[str, Answer], options: tuple[str, ...], code: int, words: str
 ) -> None:
-    """If it failed, a person would not know what is wrong with an address, or would lose the login that works."""
+    """If it failed, a person would not learn why the login failed, or would lose the working grant."""
     before = everything(stored)
     with Answering() as server:
         server.answers = {path: [answer._replace(body=at(server, answer.body))] for path, answer in answers.items()}
@@ -208,7 +218,7 @@ def test_a_server_that_cannot_be_logged_in_at_is_one_line_and_changes_nothing(
         ("linear {api} --auth-method secret", 2, "is not one of 'none'"),
         ("taken https://other.example", 2, f"taken is a grant for {API}/mcp: choose another name, or replace it"),
         ("linear {api} {hand} --client-id me --client-secret-file none", 2, "cannot read the client secret"),
-        ("linear {api} {hand} --client-id me --client-secret-file empty", 2, "must hold the client secret"),
+        ("linear {api} {hand} --client-id me --client-secret-file empty", 2, "must contain the client secret"),
         ("linear {api} {hand} --client-id me --private-key-file none", 2, "cannot read the private key"),
         ("linear {api} {hand} --client-id me --private-key-file empty", 2, "is not a PEM private key"),
         ("linear {api} {hand} --client-id me --client-cert none", 2, "cannot read "),
@@ -216,8 +226,8 @@ def test_a_server_that_cannot_be_logged_in_at_is_one_line_and_changes_nothing(
         ("linear {api} {hand} --client-id me --port {port}", 2, "choose another --port"),
     ],
 )
-def test_what_a_person_gets_wrong_is_one_line(quick: Command, arguments: str, code: int, words: str) -> None:
-    """If it failed, a typing error would end in a traceback, or in a browser that leads nowhere."""
+def test_a_wrong_argument_is_one_line(quick: Command, arguments: str, code: int, words: str) -> None:
+    """If it failed, a mistake would end in a traceback, or open a browser for nothing."""
     quick.import_grant("taken", PRESENT | {"server_url": f"{API}/mcp"})
     before = everything(quick)
     (quick.home / "empty").touch()
@@ -232,11 +242,11 @@ def test_what_a_person_gets_wrong_is_one_line(quick: Command, arguments: str, co
     assert everything(quick) == before
 
 
-# --- what ends a login that a person has begun --------------------------------------------------------------------
+# --- failures after the browser opens ------------------------------------------------------------------------------
 
 
 class Case(NamedTuple):
-    """A person's habit, what the token endpoint is told to answer, and what is said then."""
+    """The behavior of the person, the answer of the token endpoint, and the expected message."""
 
     habit: str | None
     script: dict[str, Any] | None
@@ -248,7 +258,7 @@ class Case(NamedTuple):
 
 @pytest.fixture(scope="module")
 def plain_oidc() -> Iterator[OIDC]:
-    """oidc-provider, whose next answers each test writes down for itself."""
+    """An oidc-provider; each test scripts its next answers."""
     need(missing())
     with OIDC(Vault()) as server:
         yield server
@@ -295,8 +305,8 @@ def plain_oidc() -> Iterator[OIDC]:
     ],
     ids=lambda case: f"{case.habit} {case.script} {case.words[:20]}",
 )
-def test_a_login_that_comes_to_nothing_changes_nothing(stored: Command, plain_oidc: OIDC, case: Case) -> None:
-    """If it failed, who tries to log in again could lose the login that works."""
+def test_a_failed_login_changes_nothing(stored: Command, plain_oidc: OIDC, case: Case) -> None:
+    """If it failed, a failed login could destroy the working grant."""
     before = everything(stored)
     plain_oidc.script(clear=True)
     if case.script is not None:
@@ -311,8 +321,8 @@ def test_a_login_that_comes_to_nothing_changes_nothing(stored: Command, plain_oi
 
 
 @pytest.mark.parametrize("habit", ["wrong-state", "twice"])
-def test_a_browser_that_brings_more_is_logged_in_all_the_same(stored: Command, habit: str) -> None:
-    """If it failed, any page that a browser has open could break a login off."""
+def test_additional_redirects_do_not_end_the_login(stored: Command, habit: str) -> None:
+    """If it failed, any page in the browser could end a login."""
     with MCPLogin() as mcp:
         done = stored("login", "linear", "--replace", mcp.url, environment=as_browser("person", f"--{habit}"))
         assert done.code == 0, done.stderr
@@ -320,8 +330,8 @@ def test_a_browser_that_brings_more_is_logged_in_all_the_same(stored: Command, h
     assert stored.grant("linear").generation == 1
 
 
-def test_a_wrong_secret_and_an_address_without_a_server(stored: Command, plain_oidc: OIDC) -> None:
-    """If it failed, the new grant could not be rotated, or a working one would be given up for a misspelt address."""
+def test_a_wrong_secret_and_a_wrong_url_are_refused(stored: Command, plain_oidc: OIDC) -> None:
+    """If it failed, login would store a grant that cannot be rotated, or replace a working one by a wrong URL."""
     before = everything(stored)
     plain_oidc.script(clear=True)
     (stored.home / "secret.import.json").write_text("a-wrong-secret-of-the-client")
@@ -334,13 +344,13 @@ def test_a_wrong_secret_and_an_address_without_a_server(stored: Command, plain_o
     with MCPLogin(discovery="server") as mcp:
         done = stored("login", "linear", "--replace", f"{mcp.url}x", environment=PERSON)
         line = last_line(done, 2)
-        assert f"there is no MCP server at {mcp.url}x (404); nothing was changed. Check the address" in line
+        assert f"there is no MCP server at {mcp.url}x (404); nothing was changed. Check the URL" in line
         assert everything(stored) == before
         assert stored("login", "linear", "--replace", f"{mcp.url}x", "--no-verify", environment=PERSON).code == 0
 
 
 def address(process: subprocess.Popen[str]) -> str:
-    """Read where a person is sent."""
+    """Read the authorization URL from stderr."""
     assert process.stderr is not None
     while not (line := process.stderr.readline()).startswith("  http"):
         assert line
@@ -348,8 +358,8 @@ def address(process: subprocess.Popen[str]) -> str:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_login_that_is_given_up_changes_nothing(stored: Command, number: signal.Signals) -> None:
-    """If it failed, a Ctrl-C would leave a browser waiting, or half a grant."""
+def test_an_interrupted_login_changes_nothing(stored: Command, number: signal.Signals) -> None:
+    """If it failed, Ctrl-C would leave an open port or an incomplete grant."""
     before = everything(stored)
     with MCPLogin() as mcp:
         process = stored.start("login", "linear", "--replace", mcp.url, "--no-browser")
@@ -364,10 +374,10 @@ def test_a_login_that_is_given_up_changes_nothing(stored: Command, number: signa
 
 
 @pytest.mark.parametrize("form", ["{}", "<query>", " {}\r"])
-def test_a_redirect_is_pasted(quick: Command, form: str) -> None:
-    """If it failed, nobody could log in over ssh."""
+def test_a_redirect_can_be_pasted(quick: Command, form: str) -> None:
+    """If it failed, login over ssh would not work."""
     with MCPLogin(consent="page") as mcp:
-        process = quick.start("login", "linear", mcp.url)  # there is no screen: it does not look for a browser
+        process = quick.start("login", "linear", mcp.url)  # without a display it does not look for a browser
         url = Person("paste").open(address(process))
         query = urlsplit(url).query
         quick.vault.learn(parse_qs(query)["code"][0])
@@ -377,13 +387,13 @@ def test_a_redirect_is_pasted(quick: Command, form: str) -> None:
         done = quick.finish(process, form.replace("{}", url).replace("<query>", query) + "\n")
         assert done.code == 0, done.stderr
         assert done.stderr.count("This address cannot be used: ") == 4
-        assert done.stderr.count("Paste the whole address, from http:// on") == 4
+        assert done.stderr.count("Paste the whole address, including http://") == 4
         assert mcp.seen()["exchanged"] == 1
     assert quick.grant("linear").generation == 0
 
 
 def test_a_pasted_refusal_ends_the_login(stored: Command) -> None:
-    """If it failed, who says no elsewhere would have to end the command himself."""
+    """If it failed, a person who declines on another machine would have to stop the command too."""
     before = everything(stored)
     with MCPLogin(consent="page") as mcp:
         process = stored.start("login", "linear", "--replace", mcp.url, "--no-browser")
@@ -394,8 +404,8 @@ def test_a_pasted_refusal_ends_the_login(stored: Command) -> None:
 
 
 @pytest.mark.parametrize("closed", ["<&-", "</dev/null"])
-def test_where_nobody_can_paste_the_browser_comes_back_all_the_same(refresher: Command, closed: str) -> None:
-    """If it failed, no program could log in for a person."""
+def test_a_login_without_stdin_completes_in_the_browser(refresher: Command, closed: str) -> None:
+    """If it failed, a program could not run login for a person."""
     with MCPLogin() as mcp:
         prefix = ("sh", "-c", f'exec "$@" {closed}', "sh")
         process = refresher.start("login", "linear", mcp.url, "--no-browser", prefix=prefix)
@@ -406,8 +416,8 @@ def test_where_nobody_can_paste_the_browser_comes_back_all_the_same(refresher: C
 
 
 @pytest.mark.parametrize("how", ["the browser comes back", "Ctrl-C"])
-def test_a_terminal_at_which_nobody_pastes_is_left_in_peace(refresher: Command, how: str) -> None:
-    """If it failed, a login over ssh would end in an abort of Python's, although it worked."""
+def test_a_login_that_waits_for_a_pasted_address_ends_cleanly(refresher: Command, how: str) -> None:
+    """If it failed, Python would abort at the end of a successful login."""
     with MCPLogin() as mcp:
         process, master = at_a_terminal(refresher, "login", "linear", mcp.url, "--no-browser")
         found = re.search(r"^  (http\S+)", read_until(master, "paste its address here:"), re.MULTILINE)
@@ -422,7 +432,7 @@ def test_a_terminal_at_which_nobody_pastes_is_left_in_peace(refresher: Command, 
     assert (code, "logged in: linear" in said) == ((130, False) if how == "Ctrl-C" else (0, True))
 
 
-# --- completion ---------------------------------------------------------------------------------------------------
+# --- completion ----------------------------------------------------------------------------------------------------
 
 SOURCED = """
 eval "$(refresher completion bash)"
@@ -433,7 +443,7 @@ printf '%s\\n' "${{COMPREPLY[@]}}"
 
 
 def test_a_real_bash_completes_commands_options_and_names(refresher: Command) -> None:
-    """If it failed, who presses Tab would get nothing, or an error in the middle of a line."""
+    """If it failed, Tab would complete nothing, or print an error."""
     need(None if shutil.which("bash") else "bash is not installed")
     for name in ("linear", "little", "other"):
         refresher.import_grant(name, PRESENT | {"refresh_token": f"refresh-token-of-{name}"})
@@ -460,23 +470,23 @@ def test_a_real_bash_completes_commands_options_and_names(refresher: Command) ->
 
 
 @pytest.mark.parametrize(("shell", "words"), [("zsh", "compdef"), ("fish", "complete --no-files --command refresher")])
-def test_other_shells_are_told_how(refresher: Command, shell: str, words: str) -> None:
-    """If it failed, who uses another shell would have to type it all."""
+def test_completion_scripts_for_other_shells(refresher: Command, shell: str, words: str) -> None:
+    """If it failed, completion in another shell would not work."""
     done = refresher("completion", shell)
     assert (done.code, done.stderr) == (0, "")
     assert words in done.stdout
     assert re.search(r"_REFRESHER_COMPLETE=\w+", done.stdout)
 
 
-def test_a_shell_that_nobody_has_is_one_line(refresher: Command) -> None:
-    """If it failed, a misspelt shell would end in a traceback."""
+def test_an_unknown_shell_is_one_line(refresher: Command) -> None:
+    """If it failed, a wrong shell name would end in a traceback."""
     done = refresher("completion", "csh")
     assert (done.code, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert "'bash', 'zsh', 'fish'" in done.stderr
 
 
-def test_a_grant_for_other_places_is_not_given_up_without_a_word(stored: Command) -> None:
-    """If it failed, a name that is taken would cost the login that stands under it, also one that names no server."""
+def test_a_grant_for_another_server_is_not_replaced(stored: Command) -> None:
+    """If it failed, login would destroy a grant for another server, or one without a server URL."""
     before = everything(stored)
     with MCPLogin() as mcp:
         line = last_line(stored("login", "linear", mcp.url, environment=PERSON), 2)

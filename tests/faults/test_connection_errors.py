@@ -14,7 +14,7 @@ import pytest
 
 from refresher.common.errors import ServerAway
 from refresher.grants.outcome import ClientRejected, NotSent, describe
-from refresher.login.http_client import HTTPClient
+from refresher.login.http_client import fetch
 from refresher.oauth.token_request import request_tokens
 from tests.support.hooks import Recording
 from tests.support.keys import certificate
@@ -65,9 +65,9 @@ def by_refresher(url: str, ca_file: str | None) -> str:
 def by_login(url: str, ca_file: str | None) -> str:
     """Return what a login says."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("refresher.login.http_client._DEADLINE", 2.0)
+        patch.setattr("refresher.login.http_client.TIMEOUT", 2.0)
         with pytest.raises(ServerAway) as raised:
-            anyio.run(HTTPClient(ca_file), httpx2.Request("POST", url, content=b"refresh_token=x"))
+            anyio.run(fetch, ca_file, httpx2.Request("POST", url, content=b"refresh_token=x"))
     return str(raised.value)
 
 

@@ -1,4 +1,4 @@
-"""A login or a logout that is killed, hears a signal, or finds the disk full: there is the old grant, or the new one."""
+"""Login and logout that are killed, get a signal, or find a full disk: the old grant or the new one is there."""
 
 import fcntl
 import signal
@@ -32,21 +32,21 @@ class Place(NamedTuple):
     refresher: Command
 
     def bring(self) -> Grant:
-        """Store the grant of an earlier login."""
+        """Import the grant of an earlier login."""
         fields = self.oidc.mint(resource=self.mcp.url, live=True)
         more = {"server_url": self.mcp.url, "revocation_endpoint": self.oidc.endpoints["revocation_endpoint"]}
         return self.refresher.bring("linear", fields | more, replace=True)
 
     def lives(self, grant: Grant) -> bool:
-        """Whether a grant's refresh token is good."""
+        """Whether a grant's refresh token is valid."""
         token = grant.refresh_token
         return token is not None and bool(self.oidc.introspect(token.reveal())["active"])
 
     def is_new(self, before: Grant, here: object) -> bool:
-        """Insist that one login, the old or the new, is whole, works and leaves nothing about; return which."""
+        """Check that the old or the new grant is complete and works; return whether it is the new one."""
         done = self.refresher("run-once", "--force", "--json")
         if done.outcome == "adopted":
-            # It was saved and not in its place yet.
+            # The answer was saved, and the record not yet replaced.
             done = self.refresher("run-once", "--force", "--json")
         assert (done.code, done.outcome) == (0, "rotated"), f"{here}: {done.stdout}"
         after = self.refresher.grant("linear")
@@ -78,10 +78,10 @@ def place(refresher: Command, servers: tuple[OIDC, MCPServerProcess]) -> Place:
 
 
 @pytest.mark.parametrize(("calls", "options"), [(CHANGES, ["--no-verify"]), (NETWORK, [])], ids=["storing", "asking"])
-def test_a_login_that_is_killed_after_the_redirect_leaves_the_old_grant_or_the_new(
+def test_a_login_killed_after_the_redirect_leaves_the_old_grant_or_the_new_one(
     place: Place, calls: Sequence[str], options: list[str]
 ) -> None:
-    """If it failed, a crash at the end of a login would cost the one that had worked (I4, I6)."""
+    """If it failed, a crash at the end of a login would destroy the earlier grant (I4, I6)."""
     need(no_strace())
     before: list[Grant] = []
 
@@ -98,8 +98,8 @@ def test_a_login_that_is_killed_after_the_redirect_leaves_the_old_grant_or_the_n
     assert seen == ({True, False} if calls == CHANGES else {False})
 
 
-def test_a_login_that_is_killed_before_the_redirect_changes_nothing(place: Place) -> None:
-    """If it failed, a login that nobody ended would cost the one that had worked (I6)."""
+def test_a_login_killed_before_the_redirect_changes_nothing(place: Place) -> None:
+    """If it failed, an unfinished login would destroy the earlier grant (I6)."""
     need(no_strace())
     before = place.bring()
     record = place.refresher.directories.record("linear")
@@ -116,13 +116,13 @@ def test_a_login_that_is_killed_before_the_redirect_changes_nothing(place: Place
         if waits:
             break
     else:
-        pytest.fail("it connects without end")
-    assert number > 3, "it discovers and registers nothing"
+        pytest.fail("it connects for ever")
+    assert number > 3, "it does not discover or register"
     assert not place.is_new(before, "killed at the browser")
 
 
-def test_a_logout_that_is_killed_can_be_repeated_and_sends_no_ended_token_again(place: Place) -> None:
-    """If it failed, a crash would leave a login that looks alive and is dead, or half a record (I4)."""
+def test_a_killed_logout_can_be_repeated_and_sends_no_revoked_token_again(place: Place) -> None:
+    """If it failed, a crash would leave a revoked grant that looks active, or an incomplete record (I4)."""
     need(no_strace())
     before: list[Grant] = []
 
@@ -136,7 +136,7 @@ def test_a_logout_that_is_killed_can_be_repeated_and_sends_no_ended_token_again(
         ended = isinstance(record, Grant) and not place.lives(record)
         done = refresher("run-once", "--force", "--json")
         if isinstance(refresher.record("linear"), Tombstone):
-            # Also one that was saved and not in its place yet.
+            # Also a tombstone that was saved and has not replaced the record yet.
             seen.add("removed")
             assert (done.code, done.results) == (0, {}), here
         else:
@@ -159,7 +159,7 @@ def test_a_logout_that_is_killed_can_be_repeated_and_sends_no_ended_token_again(
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_before_the_redirect_changes_nothing(place: Place, number: signal.Signals) -> None:
-    """If it failed, whoever thinks better of a login would lose the one that works."""
+    """If it failed, Ctrl-C during a login would destroy the earlier grant."""
     before = place.bring()
     stored = place.refresher.directories.record("linear").read_bytes()
     login = Entering(place.refresher, place.mcp.url)
@@ -171,7 +171,7 @@ def test_a_signal_before_the_redirect_changes_nothing(place: Place, number: sign
 
 @contextmanager
 def exchanging(place: Place) -> Iterator[Callable[[], bool]]:
-    """Hold the login in mid exchange; yields whether it is there."""
+    """Hold the login during its token request; yield whether it has arrived there."""
     before = len(place.oidc.requests())
     place.oidc.script(hold=True)
     yield lambda: len(place.oidc.requests()) > before
@@ -180,7 +180,7 @@ def exchanging(place: Place) -> Iterator[Callable[[], bool]]:
 
 @contextmanager
 def storing(place: Place) -> Iterator[Callable[[], bool]]:
-    """Hold the login where it waits for the lock of its name; yields whether it is there."""
+    """Hold the login while it waits for the lock of its name; yield whether it has arrived there."""
     path = place.refresher.directories.lock("linear")
     with path.open() as held:
         fcntl.flock(held, fcntl.LOCK_EX)
@@ -189,7 +189,7 @@ def storing(place: Place) -> Iterator[Callable[[], bool]]:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether somebody holds a lock."""
+    """Whether a process holds the lock."""
     with path.open() as tried:
         try:
             fcntl.flock(tried, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -200,10 +200,10 @@ def is_locked(path: Path) -> bool:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("step", [exchanging, storing], ids=["exchanging", "storing"])
-def test_a_login_that_has_its_redirect_is_finished_whatever_signal_comes(
+def test_a_signal_after_the_redirect_does_not_stop_the_login(
     place: Place, step: Callable[[Place], AbstractContextManager[Callable[[], bool]]], number: signal.Signals
 ) -> None:
-    """If it failed, Ctrl-C a moment too late would throw away what a person had just agreed to."""
+    """If it failed, a late Ctrl-C would discard tokens that the person has just approved."""
     before = place.bring()
     with step(place) as is_there:
         login = Entering(place.refresher, place.mcp.url)
@@ -211,7 +211,7 @@ def test_a_login_that_has_its_redirect_is_finished_whatever_signal_comes(
         wait_until(is_there, "the login is at that step")
         login.process.send_signal(number)
         heard(login.process, "completes first")
-        time.sleep(0.2)  # it looks at the lock twenty times a second, and gives up at the next look or not at all
+        time.sleep(0.2)  # it tries the lock twenty times a second, so by now it has ended or will not
     done = login.finish()
     assert done.code == 128 + number, done.stderr
     assert "logged in: linear" in done.stdout
@@ -219,8 +219,8 @@ def test_a_login_that_has_its_redirect_is_finished_whatever_signal_comes(
     assert place.is_new(before, number)
 
 
-def test_a_signal_ends_a_login_whose_client_is_forgotten(place: Place) -> None:
-    """If it failed, whoever wants to stop would be asked to log in once more."""
+def test_a_signal_ends_a_login_whose_client_is_unknown(place: Place) -> None:
+    """If it failed, a person who stops the login would be asked to log in again."""
     before = place.bring()
     first = Entering(place.refresher, place.mcp.url, "--new-client")
     first.follow()
@@ -239,10 +239,8 @@ def test_a_signal_ends_a_login_whose_client_is_forgotten(place: Place) -> None:
 
 
 @pytest.mark.parametrize("answered", [True, False], ids=["approved", "waiting"])
-def test_a_signal_while_a_device_is_waited_for_costs_no_tokens_that_are_on_their_way(
-    place: Place, answered: bool
-) -> None:
-    """If it failed, Ctrl-C would throw away what a person has just approved, or be heard by nobody."""
+def test_a_signal_during_a_login_by_device_loses_no_tokens(place: Place, answered: bool) -> None:
+    """If it failed, Ctrl-C would discard tokens that the person has just approved, or would be ignored."""
     before = place.bring()
     process = place.refresher.start("login", "linear", place.mcp.url, "--device")
     code = heard(process, "enter the code:")[-1].split()[-1]
@@ -250,7 +248,7 @@ def test_a_signal_while_a_device_is_waited_for_costs_no_tokens_that_are_on_their
     asked = len(place.oidc.requests())
     if answered:
         wait_until(lambda: [entry["status"] for entry in place.oidc.requests()[asked:]] == [400], "it has polled")
-        # The next poll comes when the person is done, and not while.
+        # The next poll must come after the person has approved, not before.
         process.send_signal(signal.SIGSTOP)
         place.oidc.script(hold=True)
         Person(code=code).open(f"{place.oidc.endpoints['issuer']}/device")
@@ -269,8 +267,8 @@ def test_a_signal_while_a_device_is_waited_for_costs_no_tokens_that_are_on_their
 # --- a full disk --------------------------------------------------------------------------------------------------
 
 
-def test_a_login_that_cannot_be_stored_says_so_and_leaves_the_old_grant(place: Place) -> None:
-    """If it failed, a full disk would cost the login that works, or a person would believe in one that is nowhere."""
+def test_a_login_on_a_full_disk_fails_and_leaves_the_old_grant(place: Place) -> None:
+    """If it failed, a full disk would destroy the earlier grant, or login would report success."""
     need(no_mounts())
     refresher = place.refresher
     with mounted(refresher.state, "size=256k"):

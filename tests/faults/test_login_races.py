@@ -1,4 +1,4 @@
-"""Logins and logouts of a name that others rotate and import at the same time (I3)."""
+"""Logins and logouts of a name that other processes rotate and import at the same time (I3)."""
 
 import itertools
 import subprocess
@@ -29,7 +29,7 @@ MOST_STARTS = 100
 
 
 def logs_in(refresher: Command, server: MCPServerProcess, *options: str) -> None:
-    """Log in as a person does; the token may have ended before it could be tried."""
+    """Log in without verification, because the token may expire before it is tried."""
     login = Entering(refresher, server.url, "--no-verify", *options)
     login.follow()
     done = login.finish()
@@ -38,19 +38,19 @@ def logs_in(refresher: Command, server: MCPServerProcess, *options: str) -> None
 
 
 def imports(refresher: Command, server: MCPServerProcess, oidc: OIDC) -> None:
-    """Bring a login that was made elsewhere."""
+    """Import a grant from another login."""
     fields = oidc.mint(resource=server.url) | {"server_url": server.url}
     refresher.import_grant("linear", fields, "--replace")
 
 
 def rotates(refresher: Command) -> None:
-    """Rotate whether it is due or not."""
+    """Force a rotation."""
     done = refresher("run-once", "--force", "--json")
     assert done.code == 0, done.stdout
 
 
 def again_and_again(act: Callable[[], None], ends: float) -> int:
-    """Do it until the end; return how often it was done."""
+    """Repeat ``act`` until ``ends``; return how often it ran."""
     times = 0
     while time.monotonic() < ends and times < MOST_STARTS:
         act()
@@ -59,15 +59,15 @@ def again_and_again(act: Callable[[], None], ends: float) -> int:
 
 
 def fallen(refresher: Command, over: threading.Event) -> list[tuple[int, int]]:
-    """Watch what is published; return where a generation fell."""
+    """Watch the published token; return each decrease of its generation."""
     seen = [0]
     while not over.wait(0.01):
         seen.append(refresher.token("linear").generation)
     return [(before, after) for before, after in itertools.pairwise(seen) if after < before]
 
 
-def test_logins_an_import_and_rotations_at_once_end_with_one_living_grant(refresher: Command, own_oidc: Start) -> None:
-    """If it failed, whoever logs in anew while a daemon runs would lose both logins (I3)."""
+def test_concurrent_logins_imports_and_rotations_end_with_one_valid_grant(refresher: Command, own_oidc: Start) -> None:
+    """If it failed, a login while a daemon runs could destroy both grants (I3)."""
     oidc = own_oidc(accessTokenTtl=2)
     with MCPServerProcess(oidc) as server, ThreadPoolExecutor() as crowd:
         imports(refresher, server, oidc)
@@ -89,13 +89,13 @@ def test_logins_an_import_and_rotations_at_once_end_with_one_living_grant(refres
                 over.set()
             said = stopped(refresher, daemon)
         assert watch.result() == []
-        assert min(*stored, *forced) > 0, "somebody was too late for the race"
+        assert min(*stored, *forced) > 0, "one of them did not run"
         rotates(refresher)
         log, grant = oidc.log(), refresher.grant("linear")
     assert (log["reused"], log["presented_twice"]) == (0, 0)
     assert {request["status"] for request in log["requests"]} == {200}
     exchanges = sum(request["grant_type"] == "refresh_token" for request in log["requests"])
-    assert grant.generation == exchanges + sum(stored), "an exchange or a login without its generation"
+    assert grant.generation == exchanges + sum(stored), "an exchange or a login did not raise the generation"
     assert refresher.token("linear").generation == grant.generation
     assert oidc.introspect(refresher.refresh_token("linear"))["active"]
     assert refresher.leftovers() == []
@@ -103,8 +103,10 @@ def test_logins_an_import_and_rotations_at_once_end_with_one_living_grant(refres
     assert "failed" not in said
 
 
-def test_a_login_does_not_replace_what_came_for_another_server_meanwhile(refresher: Command, own_oidc: Start) -> None:
-    """If it failed, a login that nobody is asked about twice would destroy another server's refresh token (I6)."""
+def test_a_login_does_not_replace_a_grant_of_another_server_that_was_imported_meanwhile(
+    refresher: Command, own_oidc: Start
+) -> None:
+    """If it failed, a login would destroy the refresh token of another server (I6)."""
     need(no_strace())
     oidc = own_oidc()
     spill = refresher.home / "spill"
@@ -112,7 +114,7 @@ def test_a_login_does_not_replace_what_came_for_another_server_meanwhile(refresh
     with MCPServerProcess(oidc) as server:
         login = Entering(refresher, server.url)
         refresher.import_grant("linear", oidc.mint(live=True))
-        # The newest refresh token is out of reach: a login that gave it up before it was refused would lose it.
+        # The newest refresh token is not reachable: a login that gives it up before it is refused would lose it.
         refresher("run-once", "--force", prefix=injecting("rename", "error=EIO"))
         away = spill.rename(refresher.home / "away")
         login.follow()
@@ -130,7 +132,7 @@ def test_a_login_does_not_replace_what_came_for_another_server_meanwhile(refresh
 
 
 def waiting(refresher: Command, *arguments: str) -> subprocess.Popen[str]:
-    """Start a command, and wait until it waits for the lock of the name."""
+    """Start a command, and return when it waits for the lock of the name."""
     told = refresher.home / "flocks"
     told.unlink(missing_ok=True)
     process = refresher.start(*arguments, prefix=("strace", "-f", "-qq", "-o", str(told), "-e", "trace=flock"))
@@ -139,7 +141,7 @@ def waiting(refresher: Command, *arguments: str) -> subprocess.Popen[str]:
 
 
 def ended(refresher: Command, oidc: OIDC, access_token: str, generation: int) -> Tombstone:
-    """Insist that the login is over, here and at the server; return what is left of it."""
+    """Check that the grant is removed here and revoked at the server; return its tombstone."""
     record = refresher.record("linear")
     assert isinstance(record, Tombstone)
     token = refresher.token("linear")
@@ -150,8 +152,8 @@ def ended(refresher: Command, oidc: OIDC, access_token: str, generation: int) ->
     return record
 
 
-def test_a_logout_during_a_rotation_ends_what_the_rotation_brings(refresher: Command, own_oidc: Start) -> None:
-    """If it failed, somebody would believe to be logged out while a new refresh token lives on."""
+def test_a_logout_during_a_rotation_revokes_the_new_tokens(refresher: Command, own_oidc: Start) -> None:
+    """If it failed, a new refresh token would stay valid after logout."""
     need(no_strace())
     oidc = own_oidc()
     fields = oidc.mint(live=True) | {"revocation_endpoint": oidc.endpoints["revocation_endpoint"]}
@@ -164,11 +166,11 @@ def test_a_logout_during_a_rotation_ends_what_the_rotation_brings(refresher: Com
     assert refresher.finish(rotation).outcome == "rotated"
     done = refresher.finish(logout)
     assert (done.code, "revoked at the server" in done.stdout) == (0, True)
-    assert len(ended(refresher, oidc, fields["access_token"], 1).spent) == 2, "it has not ended the newer one"
+    assert len(ended(refresher, oidc, fields["access_token"], 1).spent) == 2, "the newer token is not revoked"
 
 
-def test_a_rotation_during_a_logout_asks_for_nothing(refresher: Command, own_oidc: Start) -> None:
-    """If it failed, cron would present a token that is being revoked, or bring a login back that somebody ended."""
+def test_a_rotation_during_a_logout_sends_nothing(refresher: Command, own_oidc: Start) -> None:
+    """If it failed, cron would send a token that is being revoked, or restore a removed grant."""
     need(no_strace())
     oidc = own_oidc()
     revoked = threading.Event()
@@ -194,10 +196,10 @@ def test_a_rotation_during_a_logout_asks_for_nothing(refresher: Command, own_oid
     ],
     ids=["nothing revoked", "half revoked"],
 )
-def test_a_logout_that_breaks_off_says_whether_the_grant_stands(
+def test_an_interrupted_revocation_says_whether_the_grant_is_unchanged(
     refresher: Command, own_oidc: Start, faults: list[Fault], code: int, words: str
 ) -> None:
-    """If it failed, somebody would keep a grant that is dead, or believe one to be dead that lives."""
+    """If it failed, logout would keep a revoked grant, or claim that a valid one is revoked."""
     oidc = own_oidc()
     fields = oidc.mint(live=True)
     with Proxy(oidc.endpoints["revocation_endpoint"], *faults) as proxy:

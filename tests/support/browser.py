@@ -1,4 +1,4 @@
-"""Browsers as commands, put where Python's ``webbrowser`` looks for one."""
+"""Browsers for Python's ``webbrowser``, as commands in ``BROWSER``."""
 
 import argparse
 import shlex
@@ -9,14 +9,14 @@ __all__ = ["as_browser", "run"]
 
 
 def as_browser(module: str, *options: str) -> dict[str, str]:
-    """Return the environment in which ``webbrowser`` opens addresses by ``person`` or ``chromium``, and does not wait."""
+    """Return the environment in which ``webbrowser`` runs ``person`` or ``chromium``, and does not wait for it."""
     from tests.support.warm import stub  # the browser itself does not need it
 
     return {"BROWSER": f"{shlex.join(stub(f'tests.support.{module}', *options, '%s'))} &"}
 
 
 def run(parser: argparse.ArgumentParser, look: Callable[[argparse.Namespace], str]) -> None:
-    """Open an address, and print the page where it ends, or write it to a file."""
+    """Open a URL, and print the last page or write it to a file."""
     parser.add_argument("--to", type=Path)
     parser.add_argument("url")
     given = parser.parse_args()

@@ -1,4 +1,4 @@
-"""A login by hand: every request that a client makes for one, and no client."""
+"""The requests of a login, sent without a client library."""
 
 import base64
 import hashlib
@@ -43,7 +43,7 @@ NATIVE: Final = {
 
 
 class Loopback:
-    """What a login listens with: it remembers what came."""
+    """A redirect address that records the redirects."""
 
     def __init__(self) -> None:
         self.came: list[dict[str, str]] = []
@@ -66,7 +66,7 @@ class Loopback:
 
     @contextmanager
     def listening(self) -> Iterator[Self]:
-        """Answer whoever calls."""
+        """Answer requests until the context ends."""
         thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05})
         thread.start()
         yield self
@@ -76,7 +76,7 @@ class Loopback:
 
 
 def discovered(mcp_url: str) -> dict[str, Any]:
-    """Return the metadata of the authorization server that an MCP server names."""
+    """Return the metadata of an MCP server's authorization server."""
     told = httpx.post(mcp_url, json={}, trust_env=False).headers["WWW-Authenticate"]
     named = re.search('resource_metadata="([^"]*)"', told)
     where = mcp_url
@@ -96,7 +96,7 @@ def register(metadata: dict[str, Any], loopback: Loopback) -> str:
 
 
 def asking(metadata: dict[str, Any], client_id: str, loopback: Loopback, resource: str) -> str:
-    """Return where the person is sent."""
+    """Return the authorization URL."""
     asked = {
         "response_type": "code",
         "client_id": client_id,
@@ -112,13 +112,13 @@ def asking(metadata: dict[str, Any], client_id: str, loopback: Loopback, resourc
 
 
 def exchange(metadata: dict[str, Any], fields: dict[str, str], auth: httpx.BasicAuth | None = None) -> dict[str, Any]:
-    """Ask for tokens."""
+    """Send a token request."""
     tokens: dict[str, Any] = httpx.post(metadata["token_endpoint"], data=fields, auth=auth, trust_env=False).json()
     return tokens
 
 
 def code(loopback: Loopback, resource: str) -> dict[str, str]:
-    """Return the token request for the code that came."""
+    """Return the token request for the last code."""
     return {
         "grant_type": "authorization_code",
         "code": loopback.came[-1]["code"],
@@ -129,6 +129,6 @@ def code(loopback: Loopback, resource: str) -> dict[str, str]:
 
 
 def taken(mcp_url: str, token: str) -> bool:
-    """Whether an MCP server takes a token."""
+    """Whether an MCP server accepts a token."""
     headers = {"Authorization": f"Bearer {token}", "Accept": "application/json, text/event-stream"}
     return httpx.post(mcp_url, json={}, headers=headers, trust_env=False).status_code != 401

@@ -1,8 +1,8 @@
-"""Chromium without a screen, as the browser of a person who has nothing to type.
+"""Headless Chromium as a browser, for pages that need no input.
 
     python -m tests.support.chromium [--to FILE] URL
 
-Prints the page where it ends as HTML. Pages that press their own buttons (``auto``) carry it through a login.
+Prints the last page as HTML. At a server with ``consent="auto"`` the pages submit themselves.
 """
 
 import argparse
@@ -16,17 +16,17 @@ from tests.support import browser
 __all__ = ["main", "missing", "open_page"]
 
 _LONGEST: Final = 60.0
-# Scripts and redirects may take this much of the page's own time.
+# The virtual time for scripts and redirects.
 _BUDGET_MS: Final = 20_000
 
 
 def missing() -> str | None:
-    """Return what is needed to run it here, ``None`` if nothing."""
+    """Return what must be installed to run it; ``None`` if nothing is missing."""
     return None if shutil.which("chromium") else "Chromium is not installed"
 
 
 def open_page(url: str) -> str:
-    """Return the page where it ends."""
+    """Return the last page as HTML."""
     with tempfile.TemporaryDirectory(prefix="chromium-", ignore_cleanup_errors=True) as profile:
         done = subprocess.run(
             [

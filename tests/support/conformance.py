@@ -1,4 +1,4 @@
-"""The MCP project's own conformance suite, which plays an MCP server and its authorization server for a client."""
+"""The conformance suite of the MCP project: an MCP server and its authorization server for a client under test."""
 
 import json
 import os
@@ -51,22 +51,22 @@ LOGINS: Final = tuple(
         "authorization-server-migration",
     )
 )
-"""What it asks of a client that people log in with; its other scenarios of authorization are of machines, and DPoP."""
+"""The scenarios with a login by a person. The other authorization scenarios are about machines and DPoP."""
 
 
 class Verdict(NamedTuple):
-    """What the suite says."""
+    """The result of a scenario."""
 
     passed: bool
-    """Its own judgement: no failed check, and a client that ended well where it had to."""
+    """Whether no check failed, and the client succeeded if the scenario requires it."""
     failed: dict[str, str]
-    """The failed checks, those that were only advised included: what was wrong, by id."""
+    """The messages of the failed checks, by id; warnings are included."""
     said: str
-    """Its output; the client's is in it where the client ended badly."""
+    """The output of the suite, with that of the client if it failed."""
 
 
 def missing() -> str | None:
-    """Return what is needed to run it here, ``None`` if nothing."""
+    """Return what must be installed to run it; ``None`` if nothing is missing."""
     if not (_NODE.is_file() and _SUITE.is_file()):
         return "the conformance suite is not installed: (cd tests/servers && npm ci), on Linux on x64"
     return None
@@ -75,8 +75,8 @@ def missing() -> str | None:
 def run(scenario: str, command: Sequence[str], environment: Mapping[str, str] | None = None) -> Verdict:
     """Run ``command`` against a scenario.
 
-    It gets the MCP server's address as its last argument, MCP_CONFORMANCE_SCENARIO, and, where the scenario tells
-    something, MCP_CONFORMANCE_CONTEXT: JSON, as ``{"name": ..., "client_id": ..., "client_secret": ...}``.
+    Its last argument is the URL of the MCP server. The environment has MCP_CONFORMANCE_SCENARIO, and in some scenarios
+    MCP_CONFORMANCE_CONTEXT: JSON, as ``{"name": ..., "client_id": ..., "client_secret": ...}``.
     """
     with tempfile.TemporaryDirectory(prefix="conformance-") as place:
         process = subprocess.Popen(
@@ -94,7 +94,7 @@ def run(scenario: str, command: Sequence[str], environment: Mapping[str, str] | 
         try:
             said, _ = process.communicate(timeout=2 * _LONGEST)
         finally:
-            with suppress(ProcessLookupError):  # a client that took too long outlives the suite
+            with suppress(ProcessLookupError):  # a client that takes too long outlives the suite
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         checks = [check for path in Path(place).rglob("checks.json") for check in json.loads(path.read_bytes())]

@@ -1,4 +1,4 @@
-"""Servers as they are, and honest configurations of a grant there, for Hypothesis to draw."""
+"""Hypothesis strategies for servers, and for grants with a correct configuration."""
 
 from typing import Any, NamedTuple
 
@@ -17,15 +17,15 @@ __all__ = ["Login", "logins"]
 
 
 class Login(NamedTuple):
-    """A server's ways, and what a person configured who promised nothing that the server does not keep."""
+    """The behavior of a server, and a configuration of the grant that is true of this server."""
 
     ways: Ways
     configured: dict[str, Any]
     with_access: bool
-    """An access token was imported too."""
+    """Whether an access token was imported too."""
 
     def begin(self) -> tuple[ModelServer, Grant]:
-        """Log in by other means at noon, and import what came of it."""
+        """Log in at noon without refresher, and import the grant."""
         server = ModelServer(self.ways)
         refresh, access = server.log_in(0.0)
         imported = (
@@ -89,7 +89,7 @@ def _rotation(draw: st.DrawFn, profile: Profile) -> tuple[bool, float | None]:
 
 
 def _promises(grace: float | None) -> list[Any]:
-    """Return what ``replay`` may be set to without a lie."""
+    """Return the settings of ``replay`` that are true for this grace period."""
     if grace is None:
         return [0.0, msgspec.UNSET, None, 30.0, None]
     return [0.0, msgspec.UNSET, *([grace, grace, grace / 2, grace] if grace > 0 else [])]

@@ -1,10 +1,10 @@
-"""A person at a browser: opens an address, signs in, consents, and comes back to who sent him.
+"""A person at a browser: opens a URL, logs in, consents, and follows the redirect.
 
     python -m tests.support.person [--deny|--close|--paste|--wrong-state|--wrong-issuer|--twice]
                                    [--code CODE] [--jar FILE] [--to FILE] URL
 
-Prints the text of the page where it ends (``--to``: writes it to a file). Who comes with the same jar of cookies again
-is known where he has signed in.
+Prints the text of the last page, or writes it to the file of ``--to``. With the same ``--jar`` of cookies the person
+stays logged in at the server.
 """
 
 import argparse
@@ -29,7 +29,7 @@ _PAGES: Final = 20
 
 
 class Form:
-    """A form of a page: where it goes, what is in it, and its buttons."""
+    """A form of a page: its target, fields and buttons."""
 
     def __init__(self, attributes: dict[str, str]) -> None:
         self.id = attributes.get("id")
@@ -39,13 +39,13 @@ class Form:
         self.buttons: list[dict[str, str]] = []
 
     def filled(self, code: str | None) -> dict[str, str]:
-        """Return its fields as a person sends them."""
+        """Return the fields as a person fills them."""
         return {
             name: value or (code or "" if name == "user_code" else "a person") for name, value in self.fields.items()
         }
 
     def press(self, *, deny: bool) -> dict[str, str] | None:
-        """Return what a button adds: the one that refuses, ``None`` where there is none, or else the first."""
+        """Return the field of the first button, or of the one that declines; ``None`` if there is no such button."""
         wanted = [
             button for button in self.buttons if not deny or _NO.search(f"{button.get('name')} {button.get('value')}")
         ]
@@ -55,7 +55,7 @@ class Form:
 
 
 class Page(HTMLParser):
-    """The forms of a page; a button may stand outside of its form."""
+    """The forms of a page; a button may be outside its form."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class Page(HTMLParser):
 
 
 class Person:
-    """Follows an address to its end; ``habit`` is an option of the command without its dashes, ``code`` a device's."""
+    """Follows a URL to the last page; ``habit`` is an option of the command without dashes, ``code`` a user code."""
 
     def __init__(self, habit: str | None = None, code: str | None = None, jar: Path | None = None) -> None:
         self._habit = habit
@@ -95,7 +95,7 @@ class Person:
         self._http = httpx.Client(cookies=self._cookies, trust_env=False, timeout=_LONGEST)
 
     def open(self, url: str) -> str:
-        """Return the text of the page where it ends; with ``paste`` the address that the browser would call."""
+        """Return the text of the last page; with ``paste``, the redirect instead of following it."""
         if self._habit == "close":
             return ""
         with self._http:
@@ -123,7 +123,7 @@ class Person:
             data = form.filled(self._code) | (form.press(deny=False) or {} if pressed is None else pressed)
             self._code = None
             request = self._http.build_request(form.method, urljoin(str(response.url), form.action), data=data)
-        raise AssertionError(f"no end after {_PAGES} pages: {response.url.path}")
+        raise AssertionError(f"still no redirect after {_PAGES} pages: {response.url.path}")
 
     def _come_back(self, url: httpx.URL) -> str:
         if self._habit == "paste":
@@ -134,7 +134,7 @@ class Person:
             url = url.copy_merge_params({"iss": "https://attacker.example"})
         text = _text(self._http.get(url))
         if self._habit == "twice":
-            with suppress(httpx.TransportError):  # nobody listens any more
+            with suppress(httpx.TransportError):  # the login has ended
                 self._http.get(url)
         return text
 

@@ -1,4 +1,4 @@
-"""The MCP project's own conformance suite, against login and the shim together."""
+"""The conformance suite of the MCP project, against login and the shim."""
 
 import shlex
 
@@ -13,12 +13,12 @@ MACHINES = ("auth/client-credentials-jwt", "auth/client-credentials-basic")
 CLIENT = stub("tests.support.conforming", shlex.join(stub("refresher")))
 
 NOT_SUPPORTED = {
-    # An enterprise's identity provider vouches for its people (SEP-990, an extension): an ID token is exchanged for an
-    # assertion (RFC 8693), and that for an access token (RFC 7523). Neither brings a refresh token to keep.
+    # SEP-990, an extension: an ID token of the enterprise is exchanged for an assertion (RFC 8693), and that for an
+    # access token (RFC 7523). Neither exchange issues a refresh token.
     "auth/enterprise-managed-authorization": {"complete-flow-token-exchange", "complete-flow-jwt-bearer"},
-    # Likewise of a platform's workload identity, without a person.
+    # The same for workload identity.
     "auth/wif-jwt-bearer": {"wif-assertion-verified"},
-    # Tokens that are bound to a key (RFC 9449): agents are given the token alone, and would need the key as well.
+    # Tokens that are bound to a key (RFC 9449): agents read only the token, and would need the key too.
     "auth/dpop": {
         "sep-1932-client-token-request-proof",
         "sep-1932-client-dpop-auth-scheme",
@@ -32,7 +32,7 @@ NOT_SUPPORTED = {
         "sep-1932-client-token-request-proof",
     },
 }
-"""What is left out on purpose, and which checks fail for it."""
+"""Scenarios that refresher does not support, and the checks that fail."""
 
 
 @pytest.fixture(autouse=True)
@@ -41,16 +41,16 @@ def _suite() -> None:
 
 
 @pytest.mark.parametrize("scenario", [*conformance.LOGINS, *MACHINES])
-def test_the_suite_finds_no_fault(scenario: str) -> None:
-    """If it failed, people could not log in at servers that keep to the specification."""
+def test_each_supported_scenario_passes(scenario: str) -> None:
+    """If it failed, login would fail at servers that follow the specification."""
     verdict = conformance.run(scenario, CLIENT, as_browser("person"))
     assert verdict.failed == {}, verdict.said
     assert verdict.passed, verdict.said
 
 
 @pytest.mark.parametrize(("scenario", "failed"), NOT_SUPPORTED.items(), ids=NOT_SUPPORTED)
-def test_what_is_not_supported_fails_in_that_way_alone(scenario: str, failed: set[str]) -> None:
-    """If it failed, something else would be wrong with us than what we say is left out, or it would be supported."""
+def test_unsupported_scenarios_fail_only_in_the_listed_checks(scenario: str, failed: set[str]) -> None:
+    """If it failed, refresher would have another fault, or would support the scenario."""
     verdict = conformance.run(scenario, CLIENT, as_browser("person"))
     assert not verdict.passed
     assert verdict.failed.keys() == failed, verdict.said

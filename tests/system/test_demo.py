@@ -155,7 +155,7 @@ def demo(refresher: Command, temporary: Path) -> Iterator[Callable[..., Demo]]:
             one.kill()
 
 
-# --- a whole demo ---------------------------------------------------------------------------------------------------
+# --- a whole demo --------------------------------------------------------------------------------------------------
 
 
 def test_the_demo_shows_each_kind_of_rotation_and_leaves_nothing_behind(
@@ -307,7 +307,7 @@ def test_the_block_fits_into_80_columns_and_24_lines() -> None:
         assert max(len(click.unstyle(line)) for line in small) <= 30
 
 
-# --- an early end ---------------------------------------------------------------------------------------------------
+# --- an early end --------------------------------------------------------------------------------------------------
 
 
 def test_ctrl_c_ends_the_demo_in_order(refresher: Command, temporary: Path) -> None:
@@ -348,7 +348,7 @@ def test_the_processes_of_a_killed_demo_end(demo: Callable[..., Demo]) -> None:
     one.process.communicate()
 
 
-# --- failures -------------------------------------------------------------------------------------------------------
+# --- failures ------------------------------------------------------------------------------------------------------
 
 
 def test_the_demo_reports_a_stolen_refresh_token(demo: Callable[..., Demo]) -> None:

@@ -1,4 +1,4 @@
-"""Whole logins at real servers, each followed by a rotation and by a reader whose token the server takes."""
+"""Logins at real servers, each followed by a rotation and a request with the published token."""
 
 import json
 import socket
@@ -35,7 +35,7 @@ NATIVE = {
 
 
 class Place(NamedTuple):
-    """oidc-provider, and an MCP server that it protects."""
+    """An oidc-provider, and an MCP server that it protects."""
 
     oidc: OIDC
     mcp: MCPServerProcess
@@ -51,34 +51,34 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 
 
 def logged_in(done: Done) -> Done:
-    """Insist that a login worked, in the browser and at the terminal."""
+    """Check that a login succeeded, in the browser and at the terminal."""
     assert done.code == 0, (done.stdout, done.stderr)
     assert WELCOME in done.stdout
     assert "accepted the new token (" in done.stdout
     return done
 
 
-def taken(url: str, token: str | None) -> bool:
-    """Whether an MCP server takes a token."""
+def accepts(url: str, token: str | None) -> bool:
+    """Whether an MCP server accepts a token."""
     headers = {"Authorization": f"Bearer {token}", "Accept": "application/json, text/event-stream"}
     return httpx.post(url, json={}, headers=headers, trust_env=False).status_code != 401
 
 
-def keeps_fresh(refresher: Command, url: str, name: str = "linear") -> None:
-    """Insist that what is stored rotates, and that a reader's token is taken after it."""
+def check_rotation(refresher: Command, url: str, name: str = "linear") -> None:
+    """Check that the grant rotates, and that the server accepts the published token before and after."""
     before = refresher.token(name)
-    assert taken(url, before.access_token)
+    assert accepts(url, before.access_token)
     done = refresher("run-once", "--force", "--json", name)
     assert (done.code, done.outcome) == (0, "rotated")
     after = refresher.token(name)
     assert (after.generation, after.origins) == (before.generation + 1, before.origins)
     assert after.origins[0] == url.removesuffix("/mcp")
     assert after.access_token != before.access_token
-    assert taken(url, after.access_token)
+    assert accepts(url, after.access_token)
 
 
 def secret_file(refresher: Command, secret: str) -> str:
-    """Put a client secret where a person would; the vault looks for its like elsewhere."""
+    """Write a client secret to a file; the vault searches for it everywhere else."""
     path = refresher.home / "secret.import.json"
     path.touch(mode=0o600)
     path.write_text(f"{secret}\n")
@@ -87,7 +87,7 @@ def secret_file(refresher: Command, secret: str) -> str:
 
 @pytest.mark.parametrize("kind", ["registered", "document", "public", "basic", "post", "jwt"])
 def test_a_client_of_every_kind_logs_in_and_rotates(quick: Command, place: Place, kind: str) -> None:
-    """If it failed, who has such a client could not log in, or would have to do so again each hour."""
+    """If it failed, login with such a client would fail, or its grant could not be rotated."""
     url, endpoints = place.mcp.url, place.oidc.endpoints
     options: list[str] = [] if kind in ("registered", "document") else ["--client-id", kind]
     method = {"basic": "client_secret_basic", "post": "client_secret_post", "jwt": "private_key_jwt"}.get(kind, "none")
@@ -117,23 +117,23 @@ def test_a_client_of_every_kind_logs_in_and_rotates(quick: Command, place: Place
     assert login.authorization_endpoint == endpoints["authorization_endpoint"]
     assert (login.redirect_uri is not None) == (kind == "registered")
     assert place.oidc.introspect(quick.token("linear").access_token)["aud"] == url
-    keeps_fresh(quick, url)
+    check_rotation(quick, url)
 
 
 @pytest.mark.parametrize("discovery", ["resource", "server", "nothing"])
-def test_a_server_is_found_in_every_way_that_mcp_has_had(quick: Command, discovery: str) -> None:
-    """If it failed, servers of an earlier version of MCP could not be logged in at."""
+def test_the_discovery_of_each_mcp_version_works(quick: Command, discovery: str) -> None:
+    """If it failed, login at a server of an earlier MCP version would fail."""
     with MCPLogin(discovery=discovery) as mcp:
         logged_in(quick("login", "linear", mcp.url, environment=PERSON))
         grant = quick.grant("linear")
         assert grant.resource == (mcp.url if discovery == "resource" else None)
         assert (grant.issuer is None) == (discovery == "nothing")
-        keeps_fresh(quick, mcp.url)
+        check_rotation(quick, mcp.url)
         assert mcp.seen() == {"registered": 1, "authorized": 1, "exchanged": 1, "refreshed": 1}
 
 
 def test_a_login_is_repeated_by_its_name(quick: Command) -> None:
-    """If it failed, who must log in again would have to know all that was typed the first time."""
+    """If it failed, a person would have to repeat all options to log in again."""
     with MCPLogin() as mcp:
         logged_in(quick("login", "linear", mcp.url, "--param", "prompt=login", environment=PERSON))
         first = quick.grant("linear")
@@ -142,14 +142,14 @@ def test_a_login_is_repeated_by_its_name(quick: Command) -> None:
         assert (again.client_id, again.login, again.resource) == (first.client_id, first.login, first.resource)
         assert (again.generation, again.grant_id == first.grant_id) == (1, False)
         assert mcp.seen()["registered"] == 1
-        # Its port is somebody else's now: a server that compares redirects must be told of another.
+        # The port is in use now, and a server that compares redirect addresses needs a new registration.
         assert first.login is not None
         port = urlsplit(first.login.redirect_uri or "").port
         with socket.create_server(("127.0.0.1", port or 0)):
             assert "forgotten" not in logged_in(quick("login", "linear", environment=PERSON)).stderr
         elsewhere = quick.grant("linear")
         assert elsewhere.client_id != first.client_id
-        # A registration that the server has forgotten is no reason to give up.
+        # The server has forgotten the registration.
         mcp.forget()
         done = logged_in(quick("login", "linear", environment=PERSON))
         assert "no longer knows this client" in done.stderr
@@ -157,12 +157,12 @@ def test_a_login_is_repeated_by_its_name(quick: Command) -> None:
         logged_in(quick("login", "linear", "--new-client", environment=PERSON))
         assert mcp.seen()["registered"] == 4
         assert quick.grant("linear").generation == 4
-        keeps_fresh(quick, mcp.url)
+        check_rotation(quick, mcp.url)
         assert mcp.seen()["reused"] == 0
 
 
-def test_an_api_that_is_no_mcp_server(quick: Command, place: Place) -> None:
-    """If it failed, refresher would be for MCP alone, or such a login could not be repeated by its name."""
+def test_an_api_that_is_not_an_mcp_server(quick: Command, place: Place) -> None:
+    """If it failed, refresher would work with MCP servers only, or such a login could not be repeated by its name."""
     endpoints = place.oidc.endpoints
     by_issuer = ("--issuer", endpoints["issuer"], "--client-id", "public", "--scope", "openid offline_access")
     by_hand = [
@@ -191,8 +191,8 @@ def test_an_api_that_is_no_mcp_server(quick: Command, place: Place) -> None:
     assert place.oidc.introspect(quick.token("hand").access_token)["aud"] == "https://api.example/x/"
 
 
-def test_a_login_goes_on_where_anything_was_before(quick: Command, place: Place) -> None:
-    """If it failed, a grant that was imported, removed or damaged could not be mended by the one command for it."""
+def test_a_login_replaces_an_imported_removed_or_damaged_grant(quick: Command, place: Place) -> None:
+    """If it failed, login could not repair an imported, removed or damaged grant."""
     url = place.mcp.url
     more = {"replay": "30s", "max_age": 600, "origins": [url.removesuffix("/mcp"), "https://other.example"]}
     fields = place.oidc.mint("public", url, live=True) | {"server_url": url} | more
@@ -200,11 +200,11 @@ def test_a_login_goes_on_where_anything_was_before(quick: Command, place: Place)
     old = quick.grant("linear")
     logged_in(quick("login", "linear", environment=PERSON))
     grant = quick.grant("linear")
-    # The client of an import goes on: it is known to this very server.
+    # The imported client stays in use: it is registered at this server.
     assert (grant.generation, grant.client_id) == (old.generation + 1, "public")
-    assert (grant.replay, grant.max_age, grant.origins) == (30.0, 600.0, old.origins), "what was said is forgotten"
+    assert (grant.replay, grant.max_age, grant.origins) == (30.0, 600.0, old.origins), "login has lost a setting"
     assert place.oidc.introspect(fields["refresh_token"])["active"]
-    keeps_fresh(quick, url)
+    check_rotation(quick, url)
     assert quick("remove", "linear").code == 0
     done = quick("login", "linear", environment=PERSON)
     assert (done.code, done.stdout) == (2, "")
@@ -219,11 +219,11 @@ def test_a_login_goes_on_where_anything_was_before(quick: Command, place: Place)
     assert quick.grant("linear").generation == generation + 1
     (aside,) = record.parent.glob("linear.json.aside.*")
     assert aside.read_bytes() == b'{"torn":'
-    keeps_fresh(quick, url)
+    check_rotation(quick, url)
 
 
-def test_a_resource_is_kept_to_the_letter(quick: Command, own_oidc: Start) -> None:
-    """If it failed, servers that compare it letter by letter would refuse all that follows the login."""
+def test_a_resource_is_stored_and_sent_verbatim(quick: Command, own_oidc: Start) -> None:
+    """If it failed, a server that compares it exactly would refuse every refresh."""
     oidc = own_oidc()
     with MCPServerProcess(oidc, "mcp:read") as mcp:
         logged_in(quick("login", "linear", mcp.url, environment=PERSON))
@@ -233,9 +233,9 @@ def test_a_resource_is_kept_to_the_letter(quick: Command, own_oidc: Start) -> No
             f"{mcp.url.removesuffix('/mcp')}/.well-known/oauth-protected-resource/mcp", trust_env=False
         ).json()
         assert grant.resource == named["resource"]
-        keeps_fresh(quick, mcp.url)
+        check_rotation(quick, mcp.url)
         assert [request["resource"] for request in oidc.requests()] == [named["resource"]] * 2
-        # What another program said of it, a person may overrule; the server's verdict is the login's end.
+        # The person can override the resource, but a server that refuses the token ends the login.
         before = (quick.state / "grants/linear.json").read_bytes()
         done = quick("login", "linear", "--resource", "none", environment=PERSON)
         assert done.code == 2
@@ -248,8 +248,8 @@ def test_a_resource_is_kept_to_the_letter(quick: Command, own_oidc: Start) -> No
 
 
 @pytest.mark.parametrize("server", ["oidc-provider", "the SDK's"])
-def test_a_server_without_refresh_tokens_is_warned_of(quick: Command, own_oidc: Start, server: str) -> None:
-    """If it failed, a login would end one day and nobody would have said so."""
+def test_a_login_without_refresh_token_warns(quick: Command, own_oidc: Start, server: str) -> None:
+    """If it failed, a login would end without a warning."""
     if server == "oidc-provider":
         oidc = own_oidc(refreshTokens=False)
         options = ("https://api.example", "--issuer", oidc.endpoints["issuer"], "--client-id", "public")
@@ -263,7 +263,7 @@ def test_a_server_without_refresh_tokens_is_warned_of(quick: Command, own_oidc: 
     assert "keeps it fresh" not in done.stdout.splitlines()[-1]
     grant = quick.grant("linear")
     assert (grant.refresh_token, grant.renewable) == (None, False)
-    # It is used to its end: nobody is alarmed before, and nobody is asked.
+    # The access token is used until it expires, without an error and without a request.
     assert quick("run-once").code == 0
     done = quick("run-once", "--force", "--json")
     assert (done.code, done.outcome) == (0, "too_early")
@@ -272,8 +272,8 @@ def test_a_server_without_refresh_tokens_is_warned_of(quick: Command, own_oidc: 
     assert status["state"] == "active"
 
 
-def test_a_machine_logs_in_by_itself(quick: Command, own_oidc: Start) -> None:
-    """If it failed, a machine that has a client of its own would wait for a person."""
+def test_client_credentials_need_no_person(quick: Command, own_oidc: Start) -> None:
+    """If it failed, a machine with its own client would need a person."""
     oidc = own_oidc()
     options = ["--issuer", oidc.endpoints["issuer"], "--client-id", "machine", "--client-credentials"]
     options += ["--client-secret-file", secret_file(quick, oidc.secrets["basic"]), "--scope", "mcp:read"]

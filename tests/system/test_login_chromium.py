@@ -1,4 +1,4 @@
-"""A login in a real browser."""
+"""Login in a real browser."""
 
 from pathlib import Path
 
@@ -9,8 +9,8 @@ from tests.support.command import Command, wait_until
 from tests.support.mcp_login import MCPLogin
 
 
-def test_a_real_browser_goes_all_the_way_and_says_that_one_is_logged_in(refresher: Command, tmp_path: Path) -> None:
-    """If it failed, a person would log in and be left before a blank page or an error."""
+def test_a_login_in_chromium_ends_at_the_success_page(refresher: Command, tmp_path: Path) -> None:
+    """If it failed, a successful login would end at a blank page or an error."""
     need(chromium.missing())
     page = tmp_path / "page"
     with MCPLogin(consent="auto") as mcp:

@@ -1,4 +1,4 @@
-"""Logins on another device: a code here, a browser there."""
+"""Login with a browser on another device."""
 
 import re
 import subprocess
@@ -23,7 +23,7 @@ def asked(oidc: OIDC, *options: str) -> tuple[str, ...]:
 
 
 def shown(process: subprocess.Popen[str]) -> tuple[str, str]:
-    """Read the address and the code that a person is shown."""
+    """Read the address and the code from stderr."""
     assert process.stderr is not None
     said = ""
     while "valid for" not in (line := process.stderr.readline()):
@@ -34,8 +34,8 @@ def shown(process: subprocess.Popen[str]) -> tuple[str, str]:
     return found[1], found[2]
 
 
-def at_the_other_device(refresher: Command, oidc: OIDC, habit: str | None, *options: str) -> Done:
-    """Log in, with a person elsewhere who types the code in."""
+def login_by_device(refresher: Command, oidc: OIDC, habit: str | None, *options: str) -> Done:
+    """Log in, with a person who enters the code on another device."""
     process = refresher.start(*asked(oidc, *options))
     address, code = shown(process)
     Person(habit, code).open(address)
@@ -43,14 +43,14 @@ def at_the_other_device(refresher: Command, oidc: OIDC, habit: str | None, *opti
 
 
 def records(refresher: Command) -> dict[str, bytes]:
-    """Return what is stored and published."""
+    """Return all records and token files."""
     return {path.name: path.read_bytes() for path in [*refresher.state.rglob("*.json")]}
 
 
-def test_a_code_is_typed_in_elsewhere(quick: Command, own_oidc: Start) -> None:
-    """If it failed, nobody could log in on a machine without a browser."""
+def test_a_code_is_entered_on_another_device(quick: Command, own_oidc: Start) -> None:
+    """If it failed, login on a machine without a browser would not work."""
     oidc = own_oidc()
-    done = at_the_other_device(quick, oidc, None)
+    done = login_by_device(quick, oidc, None)
     assert done.code == 0, done.stderr
     assert "logged in: linear (generation 0)" in done.stdout
     grant = quick.grant("linear")
@@ -58,7 +58,7 @@ def test_a_code_is_typed_in_elsewhere(quick: Command, own_oidc: Start) -> None:
     assert (grant.login.way, grant.login.client, grant.scope) == ("device", "registered", "openid offline_access")
     first = grant.client_id
     assert (quick("run-once", "--force").code, quick.token("linear").generation) == (0, 1)
-    # A server that is busy, or wants to be asked less often, is asked on.
+    # Polling continues if the server is busy or sends slow_down.
     process = quick.start("login", "linear")
     address, code = shown(process)
     oidc.script(status=400, body={"error": "slow_down"})
@@ -72,10 +72,10 @@ def test_a_code_is_typed_in_elsewhere(quick: Command, own_oidc: Start) -> None:
     refused = next(
         at for at, request in _polls(oidc) if request["status"] == 400 and request["provider_status"] is None
     )
-    assert min(at for at in polls if at > refused) - refused >= 6000, "it was asked again as if nothing had been said"
+    assert min(at for at in polls if at > refused) - refused >= 6000, "slow_down was ignored"
     assert oidc.introspect(quick.token("linear").access_token)["active"]
     before = records(quick)
-    done = at_the_other_device(quick, oidc, "deny")
+    done = login_by_device(quick, oidc, "deny")
     assert (done.code, done.stdout) == (3, "")
     assert (
         without_times(done.stderr)
@@ -93,15 +93,15 @@ def _polls(oidc: OIDC) -> list[tuple[float, dict[str, object]]]:
 @pytest.mark.parametrize(
     ("config", "options", "words"),
     [
-        # Whoever notices first, the server or we.
+        # Either refresher or the server notices first.
         ({"deviceTtl": 3}, (), "(the code was not entered within 3 s|the code expired before it was entered)"),
         ({"deviceTtl": 600}, ("--wait", "2s"), "the code was not entered within 2 s"),
     ],
 )
-def test_nobody_comes(
+def test_a_code_that_is_not_entered_in_time_ends_the_login(
     quick: Command, own_oidc: Start, config: dict[str, int], options: tuple[str, ...], words: str
 ) -> None:
-    """If it failed, a login that nobody wants any more would be tried for ever, or end without a word."""
+    """If it failed, login would poll for ever, or end without a message."""
     done = quick(*asked(own_oidc(**config), *options))
     assert (done.code, done.stdout) == (3, "")
     assert re.fullmatch(
@@ -123,10 +123,10 @@ def test_nobody_comes(
         ({"error": "unauthorized_client"}, 2, "nothing was changed. "),
     ],
 )
-def test_a_server_that_ends_it_says_why(
+def test_an_error_of_the_server_ends_the_login(
     quick: Command, own_oidc: Start, body: dict[str, str], code: int, words: str
 ) -> None:
-    """If it failed, a person would type a code in again and again."""
+    """If it failed, login would go on polling, or would not say what to do next."""
     oidc = own_oidc()
     oidc.script(status=400, body=body)
     done = quick(*asked(oidc, "--client-id", "public"))
@@ -135,8 +135,8 @@ def test_a_server_that_ends_it_says_why(
     assert records(quick) == {}
 
 
-def test_a_picture_is_for_a_terminal_alone(refresher: Command, own_oidc: Start) -> None:
-    """If it failed, a log would hold pictures, or a person would have to type an address into a telephone."""
+def test_the_qr_code_is_printed_only_on_a_terminal(refresher: Command, own_oidc: Start) -> None:
+    """If it failed, a log file would contain QR codes, or a person would have to type the address."""
     oidc = own_oidc()
     arguments = asked(oidc, "--client-id", "public", "--wait", "3s")
     process, master = at_a_terminal(refresher, *arguments, TERM="xterm", PYTHONUTF8="1")

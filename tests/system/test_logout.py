@@ -1,4 +1,4 @@
-"""Logout: the grant ends at its server as far as that goes, and then here."""
+"""Logout: the grant is revoked at its server, and then removed here."""
 
 from collections.abc import Callable
 
@@ -17,21 +17,21 @@ API = "https://api.example"
 
 
 def logged_in(refresher: Command, oidc: OIDC) -> None:
-    """Log in where tokens are revoked."""
+    """Log in at a server that can revoke."""
     options = ("--issuer", oidc.endpoints["issuer"], "--client-id", "public", "--scope", "openid offline_access")
     done = refresher("login", "linear", API, *options, environment=PERSON)
     assert done.code == 0, done.stderr
 
 
 def tokens(refresher: Command) -> tuple[str, str]:
-    """Return what a grant holds, before it is gone."""
+    """Return the refresh token and the access token."""
     access = refresher.token("linear").access_token
     assert access is not None
     return refresher.refresh_token("linear"), access
 
 
-def test_a_grant_is_revoked_and_its_readers_are_told(quick: Command, own_oidc: Start) -> None:
-    """If it failed, whoever has a copy of the tokens could go on with them."""
+def test_logout_revokes_the_grant_and_publishes_its_removal(quick: Command, own_oidc: Start) -> None:
+    """If it failed, copies of the tokens would stay valid after logout."""
     oidc = own_oidc()
     logged_in(quick, oidc)
     held = tokens(quick)
@@ -60,8 +60,8 @@ def test_a_grant_is_revoked_and_its_readers_are_told(quick: Command, own_oidc: S
     assert "there is no grant named 'nobody'" in done.stderr
 
 
-def test_the_sdks_server_revokes_although_it_wants_more(quick: Command) -> None:
-    """If it failed, no grant of a server that is made with the MCP SDK could be revoked."""
+def test_a_server_of_the_mcp_sdk_revokes(quick: Command) -> None:
+    """If it failed, grants of servers made with the MCP SDK could not be revoked."""
     with MCPLogin() as mcp:
         assert quick("login", "linear", mcp.url, environment=PERSON).code == 0
         done = quick("logout", "linear")
@@ -77,8 +77,8 @@ def test_the_sdks_server_revokes_although_it_wants_more(quick: Command) -> None:
         assert quick.token("linear").state == "removed"
 
 
-def test_what_cannot_be_revoked_is_forgotten_and_said(quick: Command, own_oidc: Start) -> None:
-    """If it failed, who wants to be rid of a grant could not be, or would believe that it has ended at the server."""
+def test_without_a_revocation_endpoint_logout_says_that_the_grant_stays_valid(quick: Command, own_oidc: Start) -> None:
+    """If it failed, such a grant could not be removed, or logout would claim that it is revoked."""
     oidc = own_oidc()
     fields = oidc.mint("public", live=True)
     quick.import_grant("linear", fields)
@@ -90,8 +90,8 @@ def test_what_cannot_be_revoked_is_forgotten_and_said(quick: Command, own_oidc: 
 
 
 @pytest.mark.parametrize("how", ["away", "busy", "broken"])
-def test_where_the_server_is_away_the_grant_stands(quick: Command, own_oidc: Start, how: str) -> None:
-    """If it failed, a grant would be forgotten that goes on at the server."""
+def test_logout_keeps_the_grant_if_the_server_is_not_available(quick: Command, own_oidc: Start, how: str) -> None:
+    """If it failed, logout would remove a grant that stays valid at the server."""
     oidc = own_oidc()
     with Answering() as server:
         server.answers["/revoke"] = [Answer({"away": None, "busy": 503, "broken": 500}[how])]
@@ -106,7 +106,7 @@ def test_where_the_server_is_away_the_grant_stands(quick: Command, own_oidc: Sta
         assert oidc.introspect(quick.token("linear").access_token)["active"]
         if how != "busy":
             return
-        # It revokes the refresh token, and fails at the access token: what the grant lived by is gone.
+        # The server revokes the refresh token and fails at the access token: the grant cannot be used any more.
         server.answers["/revoke"] = [Answer(200), Answer(503)]
         done = quick("logout", "linear")
         assert (done.code, done.stdout) == (0, "logged out: linear; it is revoked at the server\n")

@@ -1,4 +1,4 @@
-"""What a login makes of what it was asked for, and of what a browser brings back."""
+"""The options of a login, its authorization request, its redirect and its pages."""
 
 import re
 import socket
@@ -29,7 +29,7 @@ CLIENT = {"client_id": "client"}
 ENDPOINTS = {"token_endpoint": f"{ISSUER}/token", "authorization_endpoint": f"{ISSUER}/authorize"}
 
 
-# --- what a person asks for ---------------------------------------------------------------------------------------
+# --- options -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -57,8 +57,8 @@ ENDPOINTS = {"token_endpoint": f"{ISSUER}/token", "authorization_endpoint": f"{I
         ({"resource": "über"}, "--resource must be printable"),
     ],
 )
-def test_what_cannot_be_meant_is_refused_before_anybody_is_asked(asked: dict[str, Any], words: str) -> None:
-    """If it failed, a typing error would be found out at the end of a login, or not at all."""
+def test_invalid_options_are_refused_before_the_login_begins(asked: dict[str, Any], words: str) -> None:
+    """If it failed, a mistake in an option would show only at the end of a login, or never."""
     with pytest.raises(ConfigError, match=re.escape(words)) as caught:
         validated(LoginOptions(**{"url": URL, **asked}))
     assert "secret-word" not in str(caught.value)
@@ -90,39 +90,41 @@ SAID = Login(
         ),
         (GIVEN, {}, {"url": URL, "way": "device", "token_endpoint": "https://as.example/token", "issuer": ISSUER}),
         (GIVEN, {"issuer": ISSUER}, {"url": URL, "way": "device", "issuer": ISSUER, "token_endpoint": None}),
-        # Somewhere else, nothing of it is wanted: no token of one server may go to another.
+        # For another server, no option of the stored login may be used.
         (SAID, {"url": "https://other.example/mcp"}, {"url": "https://other.example/mcp", "issuer": None}),
         (GIVEN, {"url": "https://other.example"}, {"token_endpoint": None, "way": None, "issuer": None}),
         (SAID, {"url": "https://other.example"}, {"scope": None, "resource": None, "params": ()}),
         (GIVEN, {"url": "https://mcp.example/other"}, {"url": "https://mcp.example/other", "way": "device"}),
     ],
 )
-def test_a_login_is_repeated_as_it_was(login: Login | None, asked: dict[str, Any], then: dict[str, Any]) -> None:
-    """If it failed, a repeated login would bring less than the first, or go to a server that it was not meant for."""
+def test_a_login_is_repeated_with_the_same_options(
+    login: Login | None, asked: dict[str, Any], then: dict[str, Any]
+) -> None:
+    """If it failed, a repeated login would request less than the first, or send options to another server."""
     stored = grant(server_url=URL, issuer=ISSUER, token_endpoint=f"{ISSUER}/token", login=login)
     again = completed(LoginOptions(**asked), stored)
     assert {key: getattr(again, key) for key in then} == then
 
 
-# --- the redirect -------------------------------------------------------------------------------------------------
+# --- the redirect --------------------------------------------------------------------------------------------------
 
 
 def asking(**changes: Any) -> AuthorizationRequest:
-    """Return an authorization request whose state is known."""
+    """Return an authorization request with a known state."""
     server = msgspec.structs.replace(SERVER, **changes)
     made = new_authorization_request(server, grant(), redirect_uri="http://127.0.0.1:9/callback", scope=None, params=())
     return msgspec.structs.replace(made, state=Secret(STATE))
 
 
 @pytest.mark.parametrize("form", ["http://127.0.0.1:9/callback?{}", "?{}", "{}"])
-def test_a_redirect_is_read_in_every_form_that_a_person_pastes(form: str) -> None:
-    """If it failed, who pastes what the browser shows could not log in."""
+def test_a_redirect_is_read_in_each_form_that_a_person_can_paste(form: str) -> None:
+    """If it failed, a person who pastes the address of the browser could not log in."""
     made = asking()
     assert made.token_request(form.format(f"code=the%20code&state={STATE}&more=1")) == {
         "grant_type": "authorization_code",
         "code": "the code",
         "redirect_uri": "http://127.0.0.1:9/callback",
-        "code_verifier": made.verifier.reveal(),
+        "code_verifier": made.code_verifier.reveal(),
     }
 
 
@@ -145,8 +147,8 @@ def test_a_redirect_is_read_in_every_form_that_a_person_pastes(form: str) -> Non
         "error=access_denied&state=wrong",
     ],
 )
-def test_a_redirect_without_this_logins_state_is_nobodys(redirect: str) -> None:
-    """If it failed, a stranger could end a login, or have it take his own code; or garbage would break it off."""
+def test_a_redirect_with_another_state_is_foreign(redirect: str) -> None:
+    """If it failed, an attacker could end a login or inject a code, or invalid input would end it."""
     with pytest.raises(ForeignRedirect):
         asking().token_request(redirect)
 
@@ -173,10 +175,10 @@ def test_a_redirect_without_this_logins_state_is_nobodys(redirect: str) -> None:
         ("code=a%0d%0ab", False, LoginRefused, "neither a code nor an error"),
     ],
 )
-def test_a_redirect_says_what_has_become_of_the_login(
+def test_a_redirect_gives_a_code_or_the_matching_error(
     query: str, sends_iss: bool, error: type[RefresherError] | None, words: str
 ) -> None:
-    """If it failed, a code of another server would be redeemed, or a person would not know what to do."""
+    """If it failed, a code of another server would be redeemed, or a message would not say what to do."""
     made = asking(sends_iss=sends_iss)
     redirect = f"state={STATE}&{query}"
     if error is None:
@@ -193,14 +195,14 @@ def test_a_redirect_says_what_has_become_of_the_login(
     ("changes", "words"),
     [({"authorization_endpoint": None}, "Try --device"), ({"challenge_methods": ("plain",)}, "S256")],
 )
-def test_no_code_is_asked_for_that_could_be_stolen(changes: dict[str, Any], words: str) -> None:
-    """If it failed, a code could be redeemed by whoever sees it."""
+def test_a_server_without_pkce_is_refused(changes: dict[str, Any], words: str) -> None:
+    """If it failed, an attacker who sees the code could redeem it."""
     with pytest.raises(LoginRefused, match=words):
         asking(**changes)
 
 
-def test_an_authorization_request_holds_all_that_it_must() -> None:
-    """If it failed, a server would refuse the login, or give no refresh token."""
+def test_an_authorization_request_has_all_its_parameters() -> None:
+    """If it failed, a server would refuse the login, or issue no refresh token."""
     server = msgspec.structs.replace(SERVER, authorization_endpoint=f"{ISSUER}/authorize?tenant=a%20b")
     client = grant(resource="https://MCP.example/mcp", send_resource=None)
     made = new_authorization_request(
@@ -224,20 +226,20 @@ def test_an_authorization_request_holds_all_that_it_must() -> None:
         "prompt": "login consent",
         "access_type": "offline",
     }
-    assert made.verifier.reveal() not in repr(made)
+    assert made.code_verifier.reveal() not in repr(made)
 
 
 @pytest.mark.parametrize("code", ["", "strange", "invalid_scope", "unauthorized_client", "invalid_grant"])
 def test_advice_is_a_sentence(code: str) -> None:
-    """If it failed, an error line would end without what to do next."""
+    """If it failed, an error message would not say what to do next."""
     assert re.fullmatch(r"[A-Z].{10,}[^.]", advice(code))
 
 
-# --- the listener and its pages -----------------------------------------------------------------------------------
+# --- the listener and its pages ------------------------------------------------------------------------------------
 
 
 class Listening:
-    """A listener that takes what ends in "state=good"; ``heard`` is what came."""
+    """A listener that accepts a query with "state=good" at its end; ``heard`` are all queries."""
 
     def __init__(self, redirect_uri: str | None = None) -> None:
         self.heard: list[str] = []
@@ -250,7 +252,7 @@ class Listening:
         return None if query.endswith("state=good") else pages.foreign_redirect()
 
     def get(self, query: str, **headers: str) -> httpx.Response:
-        """Come back as a browser does."""
+        """Send a redirect."""
         return self.http.get(f"{self.loopback.redirect_uri}{query}", headers=headers)
 
 
@@ -261,8 +263,8 @@ def listening() -> Iterator[Listening]:
         yield made
 
 
-def test_what_is_not_this_logins_is_answered_and_the_login_goes_on(listening: Listening) -> None:
-    """If it failed, an old page, or any page that a browser has open, could end or take over a login."""
+def test_foreign_requests_are_refused_and_the_login_goes_on(listening: Listening) -> None:
+    """If it failed, any page in the browser could end a login or take it over."""
     loopback = listening.loopback
     root = loopback.redirect_uri.removesuffix("/callback")
     assert listening.http.get(f"{root}/favicon.ico").status_code == 404
@@ -279,7 +281,7 @@ def test_what_is_not_this_logins_is_answered_and_the_login_goes_on(listening: Li
 
 
 def test_two_redirects_get_one_page(listening: Listening) -> None:
-    """If it failed, a browser that asks twice would show a failure for a login that worked."""
+    """If it failed, a browser that sends the redirect twice would show an error for a successful login."""
     texts: list[str] = []
     asking = [threading.Thread(target=lambda: texts.append(listening.get("?state=good").text)) for _ in range(2)]
     for thread in asking:
@@ -291,8 +293,8 @@ def test_two_redirects_get_one_page(listening: Listening) -> None:
     assert texts == [pages.done("linear", renewable=True)] * 2
 
 
-def test_connections_on_which_nobody_speaks_hold_nothing_up() -> None:
-    """If it failed, a browser that connects ahead of time would keep a login from its end."""
+def test_silent_connections_do_not_delay_the_login() -> None:
+    """If it failed, a browser that opens a connection in advance would delay the end of a login."""
     made = Listening()
     with made.loopback, made.http:
         port = int(made.loopback.redirect_uri.rpartition(":")[2].partition("/")[0])
@@ -304,13 +306,13 @@ def test_connections_on_which_nobody_speaks_hold_nothing_up() -> None:
         socket.create_connection(("127.0.0.1", port))
     for connection in silent:
         connection.setblocking(False)
-        with pytest.raises(BlockingIOError):  # nobody has waited until it was given up
+        with pytest.raises(BlockingIOError):  # the listener did not wait for its timeout
             connection.recv(1)
         connection.close()
 
 
-def test_a_login_that_is_given_up_leaves_no_browser_waiting() -> None:
-    """If it failed, a browser would load for ever, or nobody could log in at that port again."""
+def test_an_interrupted_login_leaves_no_browser_waiting() -> None:
+    """If it failed, the browser would load for ever, or the port would stay in use."""
     texts: list[str] = []
     made = Listening()
     with made.http:
@@ -325,8 +327,8 @@ def test_a_login_that_is_given_up_leaves_no_browser_waiting() -> None:
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "[::1]"])
-def test_it_listens_on_this_machine_alone_as_the_client_was_registered(host: str) -> None:
-    """If it failed, anybody in the network could bring a code, or a client's own address would not be served."""
+def test_the_listener_is_on_loopback_at_the_registered_address(host: str) -> None:
+    """If it failed, another machine could send a code, or the registered redirect address would not work."""
     free = Loopback()
     port = free._server.server_address[1]
     free._server.server_close()
@@ -348,8 +350,8 @@ PAGES = {
 
 
 @pytest.mark.parametrize("which", PAGES)
-def test_a_page_needs_nothing_and_runs_nothing(which: str) -> None:
-    """If it failed, a server's words could run in a browser, or a page would tell somebody of the login."""
+def test_a_page_loads_nothing_and_runs_nothing(which: str) -> None:
+    """If it failed, text of a server could run in the browser, or a page would leak the login."""
     page = PAGES[which]
     assert re.findall(r"\b(?:src|href|action|url|import)\b\s*[=(]", re.sub(r"&\w+;|<p>.*?</p>", "", page)) == []
     assert re.findall("<(script|img|link|iframe|form|a)\\b", page) == []
@@ -359,8 +361,8 @@ def test_a_page_needs_nothing_and_runs_nothing(which: str) -> None:
     assert (pages.HEADERS["Cache-Control"], pages.HEADERS["Referrer-Policy"]) == ("no-store", "no-referrer")
 
 
-def test_what_did_not_work_says_that_nothing_is_lost() -> None:
-    """If it failed, a person who says no would fear for the login that works."""
+def test_the_page_of_a_failed_login_says_that_the_earlier_login_still_works() -> None:
+    """If it failed, a person who declines would think that the earlier login is lost."""
     for page in (PAGES["declined"], PAGES["failed"]):
         assert "still works" in page
     assert "&lt;script&gt;" in PAGES["declined"]

@@ -1,4 +1,4 @@
-"""Servers that cannot be trusted, and answers that no honest server gives: what a login makes of them."""
+"""Login at servers that are hostile or broken."""
 
 import json
 import logging
@@ -37,12 +37,12 @@ SERVER = Server(issuer=GOOD, token_endpoint=f"{GOOD}/token")
         ({"issuer": None}, SERVER, True),
         ({"issuer": None}, Server(token_endpoint=f"{GOOD}/token"), True),
         ({"issuer": None}, Server(token_endpoint=f"{EVIL}/token"), False),
-        # Its own addresses for all but the token endpoint: the secret would go to one of them.
+        # A hostile server that names the token endpoint of another one.
         ({"issuer": None}, Server(issuer=EVIL, token_endpoint=f"{GOOD}/token"), False),
     ],
 )
-def test_a_clients_secret_is_for_the_server_that_knows_it(stored: dict[str, Any], server: Server, known: bool) -> None:
-    """If it failed, a hostile server would be given another one's client secret."""
+def test_a_stored_client_is_used_only_at_its_own_server(stored: dict[str, Any], server: Server, known: bool) -> None:
+    """If it failed, a hostile server would receive the client secret of another server."""
     there = grant(token_endpoint=f"{GOOD}/token", client_secret=Secret("secret-of-the-client"), **stored)
     assert (stored_client(there, server, NOON) is not None) is known
 
@@ -63,19 +63,17 @@ CODE = {"device_code": "a-device-code", "user_code": "ABCD", "verification_uri":
         ({"expires_in": [1], "interval": {}}, 600.0, 5.0),
     ],
 )
-def test_times_that_make_no_sense_do_not_end_a_login_by_device(
-    changes: dict[str, Any], life: float, interval: float
-) -> None:
-    """If it failed, a careless server would end a login before anybody could type in the code, or in a trace."""
-    code = device._read(CODE | changes)
-    assert (code.life, code.interval) == (life, interval)
+def test_invalid_times_do_not_end_a_login_by_device(changes: dict[str, Any], life: float, interval: float) -> None:
+    """If it failed, a login would end before the code can be entered, or with a traceback."""
+    code = device._parse(CODE | changes)
+    assert (code.lifetime, code.interval) == (life, interval)
 
 
-def test_google_calls_the_address_by_another_name() -> None:
-    """If it failed, nobody could log in by device at Google."""
+def test_the_verification_url_of_google_is_accepted() -> None:
+    """If it failed, login by device at Google would not work."""
     address = CODE["verification_uri"]
     renamed = {key: value for key, value in CODE.items() if key != "verification_uri"} | {"verification_url": address}
-    assert device._read(renamed).verification_uri == address
+    assert device._parse(renamed).verification_uri == address
 
 
 @pytest.mark.parametrize(
@@ -90,16 +88,16 @@ def test_google_calls_the_address_by_another_name() -> None:
         {"verification_uri": None},
     ],
 )
-def test_what_is_no_code_is_not_shown(changes: dict[str, Any]) -> None:
-    """If it failed, a server could write into a person's terminal, or end the login in a trace."""
+def test_an_invalid_device_code_is_not_shown(changes: dict[str, Any]) -> None:
+    """If it failed, a server could send control characters to the terminal, or cause a traceback."""
     with pytest.raises((ValueError, KeyError)):
-        device._read(CODE | changes)
+        device._parse(CODE | changes)
 
 
 class Web:
-    """What a login fetches, by address; everything else is 404.
+    """The documents that a login fetches, by a part of their URL; all other URLs are 404.
 
-    A fake: servers elsewhere than on this machine, and over TLS, are none that a test can have.
+    A fake, because a test has no remote servers.
     """
 
     def __init__(self, challenge: str, **documents: Any) -> None:
@@ -124,8 +122,8 @@ METADATA = {"issuer": GOOD, "authorization_endpoint": f"{GOOD}/authorize", "toke
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("named", ["http://[", "/metadata", "ftp://x/y", "http://10.0.0.1/x", "http://127.0.0.1:2375/"])
-async def test_metadata_is_not_looked_for_just_anywhere(named: str) -> None:
-    """If it failed, a server could have a person's machine ask others in his network, or end the login by nonsense."""
+async def test_metadata_is_not_fetched_from_an_unsafe_address(named: str) -> None:
+    """If it failed, a server could make this machine send requests into its network, or cause a traceback."""
     web = Web(f'Bearer resource_metadata="{named}"', oauth_protected=RESOURCE, oauth_authorization=METADATA)
     found = await discover(URL, web)
     assert found.issuer == GOOD
@@ -134,23 +132,23 @@ async def test_metadata_is_not_looked_for_just_anywhere(named: str) -> None:
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("key", ["authorization_endpoint", "token_endpoint", "registration_endpoint"])
-async def test_a_server_elsewhere_sends_nobody_to_this_machine(key: str) -> None:
-    """If it failed, a server could have a login send requests to whatever listens on a person's machine."""
+async def test_a_remote_server_cannot_name_this_machine(key: str) -> None:
+    """If it failed, a server could make a login send requests to services of this machine."""
     metadata = METADATA | {key: "http://localhost:2375/containers"}
     with pytest.raises(LoginRefused, match="names this machine as its"):
         await discover(URL, Web("Bearer", oauth_protected=RESOURCE, oauth_authorization=metadata))
 
 
 @pytest.mark.asyncio
-async def test_what_is_no_scope_is_not_asked_for() -> None:
-    """If it failed, a server could put anything into a token file and a terminal."""
+async def test_an_invalid_scope_is_not_requested() -> None:
+    """If it failed, a server could put control characters into the token file and the terminal."""
     resource = RESOURCE | {"scopes_supported": ["read", "a\x1b[31m", "wr\u202eite", '"x"', "mcp:use"]}
     found = await discover(URL, Web("Bearer", oauth_protected=resource, oauth_authorization=METADATA))
     assert found.scope == "read mcp:use"
 
 
-def test_what_a_server_has_just_given_is_good_whatever_was_known_of_it(tmp_path: Path) -> None:
-    """If it failed, nobody could log in again, once logged out, at a server that gives a person one token for ever."""
+def test_a_refresh_token_that_was_just_issued_is_stored_even_if_it_is_spent(tmp_path: Path) -> None:
+    """If it failed, a second login would fail at a server that always issues the same refresh token."""
     made = directories(tmp_path)
     there = grant(refresh_token=Secret("the-one-and-only"), doubt=Doubt(since=at()))
     other = grant(name="other", refresh_token=Secret("another"), spent=(Secret("the-one-and-only").fingerprint(),))
@@ -164,11 +162,11 @@ def test_what_a_server_has_just_given_is_good_whatever_was_known_of_it(tmp_path:
     assert (again.doubt, again.spent) == (None, ())
     put(made.record(there.name), msgspec.structs.replace(again, doubt=Doubt(since=at())))
     once_more = store_grant(made, grant(refresh_token=Secret("the-one-and-only")), just_issued=True, **how).grant
-    assert once_more.doubt is None, "a login that works would count as in doubt"
+    assert once_more.doubt is None, "a working login would be in doubt"
 
 
-def test_what_libraries_warn_of_is_not_printed(capfd: pytest.CaptureFixture[str]) -> None:
-    """If it failed, a token that a server has echoed would stand on stderr, in a library's words."""
+def test_log_messages_of_libraries_are_not_printed(capfd: pytest.CaptureFixture[str]) -> None:
+    """If it failed, a library could print a token that a server echoed."""
     root = logging.getLogger()
     before = root.handlers[:]
     root.handlers[:] = []

@@ -1,4 +1,4 @@
-"""What a person sees in the browser at the end of a login (``refresher.login.pages``)."""
+"""The pages in the browser at the end of a login."""
 
 import pytest
 
@@ -8,16 +8,19 @@ from refresher.login import pages
 @pytest.mark.parametrize(
     ("page", "words"),
     [
-        (pages.failed("https://mcp.example/mcp refuses it"), "<p>https://mcp.example/mcp refuses it. An earlier login"),
+        (pages.failed("https://mcp.example/mcp refused it"), "<p>https://mcp.example/mcp refused it.</p>"),
         (
-            pages.failed("the login <b>was</b> given up"),
-            "<p>The login &lt;b&gt;was&lt;/b&gt; given up. An earlier login",
+            pages.failed("the login <b>was</b> interrupted"),
+            "<p>The login &lt;b&gt;was&lt;/b&gt; interrupted.</p>",
         ),
-        (pages.declined("the login was declined"), "<p>The login was declined. An earlier login"),
-        (pages.done("linear", renewable=True), "<p>refresher renews the login linear from now on.</p>"),
-        (pages.done("linear", renewable=False), "the server issued no refresh token.</p>"),
+        (pages.declined("the login was declined"), "<p>The login was declined.</p>"),
+        (
+            pages.done("linear", renewable=True),
+            "<p>The login linear is stored. &#x27;refresher run&#x27; keeps it fresh.</p>",
+        ),
+        (pages.done("linear", renewable=False), "because the server issued no refresh token.</p>"),
     ],
 )
-def test_a_page_says_what_has_become_of_the_login(page: str, words: str) -> None:
-    """If it failed, a person would read a garbled address, a server's markup, or a promise that nobody keeps."""
+def test_a_page_says_how_the_login_ended(page: str, words: str) -> None:
+    """If it failed, a page would show a changed URL, the markup of a server, or a false promise."""
     assert words in page
