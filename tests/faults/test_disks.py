@@ -192,7 +192,7 @@ def test_a_file_system_that_takes_no_file_costs_nothing(refresher: Command, refu
 
 
 def test_a_disk_that_fills_while_the_server_answers_has_kept_the_space(refresher: Command) -> None:
-    """If it failed, whoever fills the disk in that second would take a refresh token with it (I6)."""
+    """If it failed, a disk that fills in that second would cost a refresh token (I6)."""
     need(no_mounts())
     tokens = refresher.state / "tokens/linear.json"
 

@@ -309,7 +309,7 @@ def _a_link_to_itself(demands: Path) -> None:
 
 
 def test_whatever_stands_where_demands_should_be_tokens_rotate_on_schedule(refresher: Command) -> None:
-    """If it failed, whoever can spoil demands/ could let every token expire, or have grants removed as demands."""
+    """If it failed, a user who can write to demands/ could let every token expire, or have grants removed as demands."""
     demands = refresher.state / "demands"
     kept = refresher.state / "grants/linear.answer.17"
     with TokenServer(lambda _: 2) as server, rotated_once(refresher, server) as daemon:

@@ -311,7 +311,7 @@ def test_an_import_or_a_removal_that_is_killed_is_old_or_new(
         untidy = [name for name in refresher.leftovers() if ".aside." not in name and ".answer." not in name]
         # Beside a damaged record nothing is touched.
         assert untidy == [] or (damaged and untidy == ["linear.next.1"]), here
-        # Whoever sees his command killed gives it again.
+        # A person whose command is killed gives it again.
         assert refresher(*arguments).code in (0, 2), here
         record = refresher.record("linear")
         if command == "import":

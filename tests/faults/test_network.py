@@ -590,12 +590,12 @@ def test_a_form_of_unknown_length_that_breaks_off_replaces_nothing(refresher: Co
 
 
 def any_connection() -> RawServer:
-    """Return a server of somebody else, which notes whoever comes, with or without a word."""
+    """Return a server of somebody else, which notes each client that connects, with or without a request."""
     return RawServer(lambda *_: None, marker=b"")
 
 
 def test_a_redirect_to_another_origin_gets_nothing(refresher: Command, own_oidc: Start) -> None:
-    """If it failed, whoever answers for a token endpoint once could collect its refresh tokens (I8)."""
+    """If it failed, a server that answers once for a token endpoint could collect its refresh tokens (I8)."""
     server = own_oidc()
     with any_connection() as thief:
         there = [f"Location: {thief.token_endpoint}"]
@@ -619,7 +619,7 @@ def test_a_redirect_to_another_origin_gets_nothing(refresher: Command, own_oidc:
 
 
 def test_metadata_that_names_another_endpoint_moves_nothing(refresher: Command, own_oidc: Start) -> None:
-    """If it failed, whoever can change a metadata document could have every refresh token sent to himself (I8)."""
+    """If it failed, a person who can change a metadata document could have every refresh token sent to himself (I8)."""
     server = own_oidc()
 
     def metadata(connection: socket.socket, _: bytes) -> None:

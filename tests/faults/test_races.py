@@ -71,7 +71,7 @@ def crowd(refresher: Command, server: OIDC) -> list[Role]:
 def test_sixteen_processes_on_four_grants_make_one_exchange_for_each_generation(
     refresher: Command, own_oidc: Start
 ) -> None:
-    """If it failed, whoever starts one process too many would lose his logins (I3)."""
+    """If it failed, a person who starts one process too many would lose his logins (I3)."""
     server = own_oidc(accessTokenTtl=2)
     for name, client in CLIENTS.items():
         refresher.import_grant(name, server.mint(client))

@@ -105,7 +105,7 @@ def _ended_or_idle(refresher: Command, process: subprocess.Popen[str], before: i
 
 
 def test_a_terminal_that_is_closed_in_mid_exchange_costs_no_answer(refresher: Command) -> None:
-    """If it failed, whoever closes a window would lose a login."""
+    """If it failed, a person who closes a window would lose a login."""
     gate = Gate()
     with TokenServer(lambda _: 3600, gate) as server:
         refresher.import_grant("linear", server.grant("client"))

@@ -69,7 +69,7 @@ shift 3
 rm -rf etc/systemd/system/*.wants etc/cron.d/* var/spool/cron/crontabs/* var/lib/systemd/linger/* var/tmp/*
 for unit in modules-load remount-fs sysctl; do ln -s /dev/null "etc/systemd/system/systemd-$unit.service"; done
 : >etc/crontab; : >etc/fstab; : >etc/machine-id
-# Not chroot: whoever joined the namespace of a service would be outside.
+# Not chroot: a process that joins the namespace of a service would be outside.
 mkdir old; pivot_root . old; umount -l old; rmdir old
 # As a service manager expects it.
 mount --make-rshared /

@@ -95,5 +95,5 @@ def _name(there: Object) -> str:
 
 @cache
 def rendered(kustomization: str, version: str = kubectl.VERSIONS[0]) -> Manifests:
-    """Return the manifests in a directory of ``deploy/kubernetes``; whoever asks again gets the same, to look at."""
+    """Return the manifests in a directory of ``deploy/kubernetes``, rendered once: callers must not change them."""
     return Manifests(list(yaml.safe_load_all(kubectl.render(DEPLOY / kustomization, version))))

@@ -111,7 +111,7 @@ class ModelServer:
         if self.ended_by is not None:
             return Answer.error(400, "invalid_grant")
         if token.spent_at is not None and not self._takes_again(token, t):
-            # RFC 9700 section 4.14: whoever sends it again may have stolen it.
+            # RFC 9700 section 4.14: a client that sends it again may have stolen it.
             self.ended_by = "reuse"
             return Answer.error(400, "invalid_grant")
         if token.spent_at is None and (refused := self._too_early(token, t)) is not None:

@@ -202,7 +202,7 @@ class Onlooker:
         self._last = self._began, self._clock.t, True
         self._delivered, self.disturbed = None, True
 
-    # What a record must say, whoever wrote it.
+    # What a record must say, whichever process wrote it.
 
     def compare(self, record: Grant) -> None:
         """See the record at rest."""

@@ -103,7 +103,7 @@ class Connection:
                 side.close()
 
     def interrupt(self) -> None:
-        """Wake whoever waits for a side, from another thread."""
+        """Wake the thread that waits for a side, from another thread."""
         for side in (self.plain, self._client, self._server):
             if side is not None:
                 try:
@@ -144,7 +144,7 @@ class Proxy:
         self.requests: list[bytes] = []
         """What came whole of clients, and each piece that went through a tunnel."""
         self.answered = 0
-        """How many requests the server has answered, whoever got to see it."""
+        """How many requests the server has answered, also those whose answer reached no client."""
         self._path = parts.path
         self._listener: socket.socket | None = None
         self._threads: list[threading.Thread] = []

@@ -118,7 +118,7 @@ def test_agents_mount_tokens_to_read_demands_to_write_and_nothing_else_of_refres
         owner = rendered("sidecar").environment(rendered("sidecar").container("refresher"))
         assert given["REFRESHER_TOKENS_DIR"] == owner["REFRESHER_TOKENS_DIR"]
         assert Path(given["REFRESHER_TOKENS_DIR"]).is_relative_to(mounts["tokens"]["mountPath"])
-        # Refresher's own directory alone: whoever can write above it could put another in its place.
+        # Refresher's own directory alone: a process that can write above it could put another in its place.
         assert given["REFRESHER_DEMANDS_DIR"] == mounts["demands"]["mountPath"]
         assert mounts["demands"]["subPath"] == Path(owner["REFRESHER_DEMANDS_DIR"]).name
 

@@ -82,7 +82,7 @@ def _was_lost(login: Login, presentation: Presentation, until: float = float("in
 
 def losses(login: Login, until: float = float("inf")) -> Iterator[Presentation]:
     """Yield the presentations in which the login was lost by nature: spent, and no answer ever saved."""
-    # Whoever sends a refresh token has it.
+    # A process that sends a refresh token has it.
     had = login.generations.keys() | {known.fingerprint for known in login.presented}
     saved = {known.fingerprint for known in login.presented if known.brought in had}
     for known in login.presented:

@@ -21,7 +21,7 @@ from tests.support import parts
 
 __all__ = ["Ground", "Run"]
 
-# libfaketime's clock_nanosleep refuses what Python's sleep asks of it; a wait is the same to whoever sleeps.
+# Under libfaketime, time.sleep fails: its clock_nanosleep refuses the arguments. A wait on an event works.
 _SLEEP: Final = """
 import threading, time
 time.sleep = lambda seconds: threading.Event().wait(seconds) and None
@@ -31,7 +31,7 @@ _LONGEST: Final = 120.0
 
 
 class Run:
-    """One process of refresher; ``stdout`` and ``stderr`` are read by whoever wants to."""
+    """One process of refresher; ``stdout`` and ``stderr`` can be read by any caller."""
 
     def __init__(self, process: "subprocess.Popen[str]") -> None:
         self.process = process
