@@ -10,7 +10,7 @@ import threading
 from pathlib import Path
 
 from tests.faults.soak import report
-from tests.faults.soak.stage import Stage
+from tests.faults.soak.soak import Stage
 from tests.support import oidc
 
 __all__ = ["main"]

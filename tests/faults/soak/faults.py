@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Final
 
-from tests.faults.soak.cast import Cron, Daemon, Person
 from tests.faults.soak.ledger import Ledger
 from tests.faults.soak.processes import Ground, Run
 from tests.faults.soak.readers import Readers
 from tests.faults.soak.servers import Place
+from tests.faults.soak.workload import Cron, Daemon, Person
 from tests.support import parts
 
 __all__ = ["Faults"]

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Final
 
 from refresher.grants.record import Grant
-from tests.faults.soak.cast import Agents, Cron, Daemon, Person
 from tests.faults.soak.faults import Faults
 from tests.faults.soak.journal import Journal
 from tests.faults.soak.ledger import Ledger
@@ -18,6 +17,7 @@ from tests.faults.soak.processes import Ground
 from tests.faults.soak.readers import Readers
 from tests.faults.soak.report import Survived, progress
 from tests.faults.soak.servers import Place, opened
+from tests.faults.soak.workload import Agents, Cron, Daemon, Person
 from tests.support import parts
 from tests.support.vault import Vault
 
