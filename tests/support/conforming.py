@@ -86,7 +86,7 @@ async def use(url: str, home: Path) -> str | None:
     try:
         async with (
             httpx2.AsyncClient(
-                auth=BearerAuth(source, wait=0.1), event_hooks={"response": [note]}, trust_env=False
+                auth=BearerAuth(source, wait=0.1), event_hooks={"response": [note]}, trust_env=False, timeout=60
             ) as http,
             Client(streamable_http_client(url, http_client=http)) as client,
         ):

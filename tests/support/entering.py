@@ -39,5 +39,5 @@ class Entering:
         """Wait for the command and the person."""
         done = self._refresher.finish(self.process)
         if self._person is not None:
-            self._person.join(30)
+            self._person.join(90)
         return done

@@ -20,7 +20,7 @@ class Notified:
         if watchdog is not None:
             self.environment["WATCHDOG_USEC"] = str(int(watchdog * 1_000_000))
 
-    def hear(self, longest: float = 30.0) -> dict[str, str]:
+    def hear(self, longest: float = 90.0) -> dict[str, str]:
         """Return the next message; nothing where none comes for so many seconds."""
         self._socket.settimeout(longest)
         try:
@@ -29,7 +29,7 @@ class Notified:
             return {}
         return dict(line.split("=", 1) for line in words.splitlines())
 
-    def until(self, key: str, value: str | None = None, longest: float = 30.0) -> list[dict[str, str]]:
+    def until(self, key: str, value: str | None = None, longest: float = 90.0) -> list[dict[str, str]]:
         """Return what is said, up to the message that has ``key``, with this value where one is asked for."""
         ends = time.monotonic() + longest
         heard: list[dict[str, str]] = []

@@ -39,7 +39,7 @@ class OIDC:
         with _STARTING:  # threads of a test that start servers share one process
             host = _host()
         self.endpoints: dict[str, str] = host.ask(start={"secrets": self.secrets, "config": config})
-        self._http = httpx.Client(base_url=self.endpoints["issuer"], trust_env=False)
+        self._http = httpx.Client(base_url=self.endpoints["issuer"], trust_env=False, timeout=60)
 
     def __enter__(self) -> Self:
         return self

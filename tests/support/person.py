@@ -23,7 +23,7 @@ from tests.support import browser
 
 __all__ = ["Form", "Page", "Person", "main"]
 
-_LONGEST: Final = 30.0
+_LONGEST: Final = 90.0
 _NO: Final = re.compile("deny|abort|cancel", re.IGNORECASE)
 _PAGES: Final = 20
 

@@ -70,7 +70,7 @@ class Connection:
     def forward(self, data: bytes) -> socket.socket:
         """Pass something on to the server."""
         if self._server is None:
-            self._server = socket.create_connection(self._proxy.server, timeout=30)
+            self._server = socket.create_connection(self._proxy.server, timeout=90)
         self._server.sendall(data)
         return self._server
 
@@ -172,7 +172,7 @@ class Proxy:
             for connection in self._open:
                 connection.interrupt()
         for thread in self._threads:
-            thread.join(10)
+            thread.join(60)
         assert not any(thread.is_alive() for thread in self._threads), "a fault does not end"
 
     def up(self) -> None:
@@ -203,7 +203,7 @@ class Proxy:
             self._begin(self._serve, plain)
 
     def _serve(self, plain: socket.socket) -> None:
-        plain.settimeout(30)
+        plain.settimeout(90)
         connection = self._connect(self, plain)
         with self._lock:
             self._open.add(connection)

@@ -36,7 +36,7 @@ class RawServer:
         # Closing alone would not wake the thread that accepts, and it would take one connection more.
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
-        self._accepting.join(10)
+        self._accepting.join(60)
 
     def _accept(self) -> None:
         while True:
@@ -47,7 +47,7 @@ class RawServer:
             threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
 
     def _serve(self, plain: socket.socket) -> None:
-        plain.settimeout(30)
+        plain.settimeout(90)
         try:
             connection = self._wrap(plain)
         except OSError:

@@ -46,4 +46,4 @@ class Served:
         assert self._process.stdout is not None
         self._process.stdin.close()  # it ends by itself
         self._process.stdout.close()
-        self._process.wait(10)
+        self._process.wait(60)

@@ -37,5 +37,5 @@ def python(
 ) -> subprocess.CompletedProcess[str]:
     """Run Python code to its end."""
     return subprocess.run(
-        [str(interpreter), "-c", code], env=environment, capture_output=True, text=True, check=False, timeout=60
+        [str(interpreter), "-c", code], env=environment, capture_output=True, text=True, check=False, timeout=90
     )

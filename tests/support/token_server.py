@@ -24,7 +24,7 @@ class Gate:
 
     def __call__(self) -> None:
         self.reached.set()
-        self.opened.wait(60)
+        self.opened.wait(90)
 
 
 class TokenServer(Listening):

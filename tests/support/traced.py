@@ -12,7 +12,7 @@ from tests.support.warm import AVAILABLE, WarmProcess
 
 __all__ = ["TracedProcess", "can_attach"]
 
-_LONGEST: Final = 30.0
+_LONGEST: Final = 90.0
 _RESTRICTION: Final = Path("/proc/sys/kernel/yama/ptrace_scope")
 
 

@@ -79,7 +79,7 @@ class Faults:
         """Begin no other fault, and have those under way undone."""
         self._ending.set()
         for thread in (self._thread, *self._under_way):
-            thread.join(30)
+            thread.join(90)
 
     def _go(self) -> None:
         while not self._ending.wait(self._dice.uniform(0.3, 2.5)):
@@ -220,7 +220,7 @@ class Faults:
             self._ending.wait(dice.uniform(1.0, 4.0))
             tracer.send_signal(signal.SIGINT)  # it lets go of the process
             try:
-                tracer.wait(20)
+                tracer.wait(60)
             except subprocess.TimeoutExpired:
                 tracer.kill()
                 tracer.wait()

@@ -15,8 +15,8 @@ from tests.support.vault import Vault
 
 __all__ = ["Ledger"]
 
-_SETTLED: Final = 3.0
-_IN_FLIGHT: Final = 1.0
+_SETTLED: Final = 10.0
+_IN_FLIGHT: Final = 5.0
 _NAMED: Final = "lost"
 
 

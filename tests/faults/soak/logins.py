@@ -9,8 +9,8 @@ from typing import Final
 
 __all__ = ["Demand", "Login", "Presentation", "Terms", "losses", "objections"]
 
-_SLACK: Final = 0.5
-_IN_FLIGHT: Final = 1.0
+_SLACK: Final = 1.0
+_IN_FLIGHT: Final = 5.0
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ class Readers:
     def stop(self) -> None:
         """Look once more, and end."""
         self._ending.set()
-        self._thread.join(30)
+        self._thread.join(90)
 
     def meddle(self, name: str) -> None:
         """Somebody is about to damage the token file of ``name``."""

@@ -45,7 +45,7 @@ class Daemon:
     def end(self) -> None:
         """Stop it as a supervisor does, and see that it goes in good order."""
         self._ending.set()
-        self._thread.join(90)
+        self._thread.join(150)
 
     def _supervise(self) -> None:
         while not self._ending.is_set():
@@ -90,7 +90,7 @@ class Cron:
     def end(self) -> None:
         """Let the last run finish."""
         self._ending.set()
-        self._thread.join(90)
+        self._thread.join(150)
 
     def _go(self) -> None:
         while not self._ending.wait(self._pause):
@@ -218,10 +218,10 @@ class Agents:
             process.stdin.close()
         for process, thread in zip(self._processes, self._threads, strict=True):
             try:
-                process.wait(40)
+                process.wait(90)
             finally:
                 process.kill()
-            thread.join(10)
+            thread.join(60)
             assert process.stdout is not None
             process.stdout.close()
             if process.returncode != 0:
