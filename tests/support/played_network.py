@@ -1,6 +1,6 @@
 """A network that can do anything to a request at any step, and kill the process that makes it.
 
-It is the transport below the product's HTTP client. Real connections that break are in ``tests/faults/test_network.py``;
+It is the transport below the product's HTTP client. Real connections that break are in ``tests/faults/test_lost_answers.py``;
 but none of them can take hours of a played clock.
 """
 
