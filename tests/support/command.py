@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from refresher import config
 from refresher.common import clocks
@@ -21,7 +21,7 @@ from tests.support.traced import TracedProcess, can_attach
 from tests.support.vault import Vault
 from tests.support.warm import AVAILABLE, WarmProcess
 
-__all__ = ["LONGEST", "Command", "Done", "says", "wait_until", "without_times"]
+__all__ = ["LONGEST", "Command", "Done", "wait_until", "without_times"]
 
 LONGEST = 90.0
 """Seconds for which a command is waited for."""
@@ -186,12 +186,6 @@ def without_times(stderr: str) -> str:
 def _changes_the_start(environment: Mapping[str, str]) -> bool:
     starts = ("LANG", "LC_", "LD_", "OPENSSL_", "PYTHON", "TZ")
     return any(name.startswith(starts) for name in environment if name != "PYTHONDONTWRITEBYTECODE")
-
-
-def says(stderr: IO[str] | None, words: str) -> bool:
-    """Read what it says until it says this; False where it ends without."""
-    assert stderr is not None
-    return any(words in line for line in stderr)
 
 
 def wait_until(condition: Callable[[], bool], what: str, longest: float = 90.0) -> None:
