@@ -37,7 +37,7 @@ def test_a_disk_that_fails_during_the_exchange_loses_no_token(
     refresher.environment["REFRESHER_SPILL_DIR"] = str(memory / "spill")
     filler = memory / "filler"
     full = spill == "is full at first"
-    with TokenServer(lambda _: 3600, disk.die) as server, mounted(memory, "size=64k"):
+    with TokenServer(lambda _: 3600, disk.fail) as server, mounted(memory, "size=64k"):
         refresher.bring("linear", server.grant("client"))
         disk.settle()
         if full:
@@ -60,7 +60,7 @@ def test_a_disk_that_fails_during_the_exchange_loses_no_token(
         # The failed disk still has what was durable when it failed, as after a power loss.
         assert refresher("run-once", "--json").outcome == "storage_failed"
         assert len(list((memory / "spill").iterdir())) == 1
-        disk.revive()
+        disk.repair()
         done = refresher("run-once", "--json")
         assert (done.code, done.outcome) == (0, "adopted"), done.stdout
         assert refresher.leftovers() == []

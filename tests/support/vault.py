@@ -45,7 +45,7 @@ class Vault:
         """Return the files below ``directory`` that hold a secret and are no place for one."""
         found = []
         for path in directory.rglob("*"):
-            if path.is_file() and not path.is_symlink() and not _belongs(path):
+            if path.is_file() and not path.is_symlink() and path.stat().st_size and not _belongs(path):
                 found += [f"{path}: {leak}" for leak in self.leaks_in(path.read_bytes().decode("latin-1"))]
         return found
 
