@@ -145,7 +145,7 @@ def test_the_end_of_the_grace_period_is_logged_and_nothing_is_lost(refresher: Co
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_signal_to_an_idle_daemon_is_no_failure(refresher: Command, number: signal.Signals) -> None:
-    """If it failed, a supervisor would take a clean stop after a second Ctrl-C for a crash."""
+    """If it failed, a supervisor would see a crash if Ctrl-C is pressed twice."""
     for _ in range(5):
         with running(refresher) as process:
             assert process.stderr is not None
@@ -253,12 +253,12 @@ def test_json_logs_are_one_object_a_line(refresher: Command, own_oidc: Start) ->
     wait_until(lambda: published(refresher) == 1, "the first token is there")
     in_mid_exchange(refresher, server)
     process.send_signal(signal.SIGTERM)
-    said = heard(process, "stopping")
+    output = heard(process, "stopping")
     process.send_signal(signal.SIGTERM)
-    said += heard(process, "still rotating")
+    output += heard(process, "still rotating")
     server.release()
     done = refresher.finish(process)
     assert done.code == 0
-    lines = [json.loads(line) for line in (*said, *done.stderr.splitlines())]
+    lines = [json.loads(line) for line in (*output, *done.stderr.splitlines())]
     assert len(lines) >= 4
     assert {tuple(line) for line in lines} == {("at", "level", "message")}

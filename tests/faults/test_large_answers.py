@@ -67,9 +67,9 @@ def test_a_very_large_answer_needs_little_memory(
 ) -> None:
     """If it failed, one broken server could exhaust the memory of the daemon, and no grant would be rotated."""
     packed()  # now, because it takes longer than a deadline allows
-    good = {"access_token": "the-first-access-token", "refresh_token": "the-second-refresh-token", "expires_in": 3600}
-    body = json.dumps(good).encode()
-    refresher.vault.learn(good["access_token"], good["refresh_token"])
+    first = {"access_token": "the-first-access-token", "refresh_token": "the-second-refresh-token", "expires_in": 3600}
+    body = json.dumps(first).encode()
+    refresher.vault.learn(first["access_token"], first["refresh_token"])
     measured = refresher.home / "measured"
     complete = threading.Event()
 
@@ -95,7 +95,7 @@ def test_a_very_large_answer_needs_little_memory(
         assert complete.wait(60)
     assert complete.is_set() is (send is gzip_bomb), "the whole answer was read"
     token = refresher.token("linear")
-    assert (token.state, token.access_token) == ("failing", good["access_token"])
+    assert (token.state, token.access_token) == ("failing", first["access_token"])
     sizes = [(refresher.state / "grants" / name).stat().st_size for name in refresher.leftovers()]
     assert sizes == ([] if kept is None else [kept])
 

@@ -143,11 +143,13 @@ def test_a_killed_logout_can_be_repeated_and_sends_no_revoked_token_again(site: 
             assert (done.code, done.results) == (0, {}), where
         else:
             seen.add("ended" if ended else "alive")
-            said = (3, "reauthorization_required") if ended else (0, "rotated")
-            assert (done.code, done.outcome) == said, where
-            asked = len(site.oidc.requests())
+            expected = (3, "reauthorization_required") if ended else (0, "rotated")
+            assert (done.code, done.outcome) == expected, where
+            requests_before = len(site.oidc.requests())
             assert refresher("run-once").code == (3 if ended else 0), where
-            assert len(site.oidc.requests()) == asked, f"{where}, a token request for an ended grant was sent twice"
+            assert len(site.oidc.requests()) == requests_before, (
+                f"{where}, a token request for an ended grant was sent twice"
+            )
             assert refresher("logout", "linear").code == 0, where
         assert isinstance(refresher.record("linear"), Tombstone)
         assert refresher.token("linear").state == "removed", where
@@ -222,16 +224,16 @@ def test_a_signal_after_the_redirect_does_not_stop_the_login(
 
 
 def test_a_signal_ends_a_login_whose_client_is_unknown(site: Site) -> None:
-    """If it failed, a person who stops the login would be asked to log in again."""
+    """If it failed, a person who stops a login would have to log in again."""
     before = site.import_grant()
     first = Entering(site.refresher, site.mcp.url, "--new-client")
     first.follow()
     assert first.finish().code == 0
-    asked = len(site.oidc.requests())
+    requests_before = len(site.oidc.requests())
     site.oidc.script(hold=True, status=401, body={"error": "invalid_client"})
     login = Entering(site.refresher, site.mcp.url)
     login.send_person()
-    wait_until(lambda: len(site.oidc.requests()) > asked, "the login exchanges the code")
+    wait_until(lambda: len(site.oidc.requests()) > requests_before, "the login exchanges the code")
     login.process.send_signal(signal.SIGINT)
     heard(login.process, "completes first")
     site.oidc.release()
@@ -247,16 +249,19 @@ def test_a_signal_during_a_login_by_device_loses_no_tokens(site: Site, answered:
     process = site.refresher.start("login", "linear", site.mcp.url, "--device")
     code = heard(process, "enter the code:")[-1].split()[-1]
     heard(process, "Waiting for you")
-    asked = len(site.oidc.requests())
+    requests_before = len(site.oidc.requests())
     if answered:
-        wait_until(lambda: [entry["status"] for entry in site.oidc.requests()[asked:]][:1] == [400], "the login polls")
+        wait_until(
+            lambda: [entry["status"] for entry in site.oidc.requests()[requests_before:]][:1] == [400],
+            "the login polls",
+        )
         # The next poll must come after the person has approved, not before.
         process.send_signal(signal.SIGSTOP)
         site.oidc.script(hold=True)
         Person(code=code).open(f"{site.oidc.endpoints['issuer']}/device")
-        asked = len(site.oidc.requests())
+        requests_before = len(site.oidc.requests())
         process.send_signal(signal.SIGCONT)
-    wait_until(lambda: len(site.oidc.requests()) > asked, "the login polls again")
+    wait_until(lambda: len(site.oidc.requests()) > requests_before, "the login polls again")
     process.send_signal(signal.SIGTERM)
     heard(process, "completes first")
     site.oidc.release()

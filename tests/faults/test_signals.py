@@ -73,7 +73,7 @@ def test_a_signal_at_any_system_call_stops_a_daemon_without_loss(
     trace = refresher.home / "trace"
     for number in range(1, 20):
         refresher.import_grant("linear", server.mint(), "--replace")
-        before, asked = refresher.grant("linear").generation, len(server.requests())
+        before, requests_before = refresher.grant("linear").generation, len(server.requests())
         signalled = SIGNALS[(first + number) % 3]
         prefix = injecting(call, f"signal={signalled.name}:when={number}", output=trace)
         process = refresher.start("run", prefix=prefix)
@@ -87,7 +87,7 @@ def test_a_signal_at_any_system_call_stops_a_daemon_without_loss(
         assert done.code == 0, done
         grant = refresher.grant("linear")
         assert (grant.doubt, grant.failure) == (None, None)
-        assert grant.generation - before == len(server.requests()) - asked <= 1
+        assert grant.generation - before == len(server.requests()) - requests_before <= 1
         assert refresher.leftovers() == []
         if not reached:
             break

@@ -77,8 +77,8 @@ class Loopback:
 
 def discovered(mcp_url: str) -> dict[str, Any]:
     """Return the metadata of an MCP server's authorization server."""
-    told = httpx.post(mcp_url, json={}, trust_env=False, timeout=60).headers["WWW-Authenticate"]
-    named = re.search('resource_metadata="([^"]*)"', told)
+    challenge = httpx.post(mcp_url, json={}, trust_env=False, timeout=60).headers["WWW-Authenticate"]
+    named = re.search('resource_metadata="([^"]*)"', challenge)
     where = mcp_url
     if named is not None:
         (where,) = httpx.get(named[1], trust_env=False, timeout=60).json()["authorization_servers"]

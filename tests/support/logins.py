@@ -63,14 +63,14 @@ def logins(draw: st.DrawFn) -> Login:
         resource=_resource(draw, profile, configured=resource is not None),
     )
     with_access = draw(st.integers(0, 5)) < 5
-    # Where nobody tells how long a token lives, a person who knows it must say so.
+    # If the server sends no lifetime, the configuration must have it.
     known = tells_life or (life <= HOUR if profile.access_token_lifetime is None else True)
     configured = {
         "name": draw(st.sampled_from(["linear", "notion", "slack"])),
         "issuer": _issuer(profile),
         "replay": draw(st.sampled_from(_promises(grace))),
         "max_age": draw(st.sampled_from([life, 2 * life, *([None] if known and with_access else [])])),
-        # Needed where neither a profile nor the server's own words say so.
+        # Needed if neither a profile nor the answer of the server says so.
         "refuses_early": (early == "mistaken for dead" and not profile.refuses_early)
         or (early == "refused" and draw(st.booleans())),
         "resource": resource,

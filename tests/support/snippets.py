@@ -1,4 +1,4 @@
-"""Run the snippets of the documents: a grant whose token an API accepts, and a process of its own for each snippet."""
+"""Run the snippets of the documents: a grant with a token that an API accepts, and a process for each snippet."""
 
 import os
 import subprocess

@@ -81,7 +81,7 @@ def publish(root: Path, server: Stage, generation: int | None = 1, **changes: An
 
 async def rotates(published: Published, server: Stage, generation: int, *also: str) -> None:
     """Act as refresher: wait for the demand, then rotate. ``also``: further tokens that the server accepts then."""
-    await until(lambda: f"linear.{generation - 1}" in published.demanded(), "the demand is there")
+    await until(lambda: f"linear.{generation - 1}" in published.demanded(), "the agent demands a token")
     server.play(tokens=[f"access-token-{generation}", *also])
     published.put(generation)
 
@@ -91,4 +91,4 @@ async def until(condition: Callable[[], bool], what: str) -> None:
     with anyio.move_on_after(90) as scope:
         while not condition():
             await anyio.sleep(0.01)
-    assert not scope.cancelled_caught, f"waited in vain until {what}"
+    assert not scope.cancelled_caught, f"after 90 s still not true: {what}"
