@@ -1,9 +1,8 @@
-"""A machine whose clocks and network are played, and whose processes can be killed between any two steps.
+"""A machine with simulated clocks and a simulated network, whose processes can be killed between two steps.
 
-The product's own ``rotation.rotate`` runs on it, with real files and a real lock. Five things are put in its way, all
-in ``PlayedHost.__init__``, because no real part can do them at each step of thousands of walks: the two clocks that it
-reads, the transport below its HTTP client, an attempt that can die, and a disk that need not be waited for (power
-losses have their own tests, on real disks).
+The real ``rotate`` of the product runs on it, with real files and a real lock. ``PlayedHost.__init__`` replaces five
+parts, because real ones are too slow for thousands of test runs: the two clocks, the transport of the HTTP client, the
+attempt (which can be killed), and fsync (power losses have their own tests, on real disks).
 """
 
 import os
@@ -34,7 +33,7 @@ from tests.support.played_network import Killed, PlayedNetwork, Trouble
 __all__ = ["PlayedHost"]
 
 _MEMORY: Final = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-"""Where thousands of files a second cost no disk its life; elsewhere the usual place will do."""
+"""A directory in memory, if there is one: a test run writes thousands of files."""
 
 
 class PlayedHost:
@@ -48,7 +47,7 @@ class PlayedHost:
         put(self.directories.record(first.name), first)
         self.onlooker = Onlooker(server, clock, first)
         self.record = first
-        """The grant as any process reads it."""
+        """The grant as a process reads it."""
         self._network = PlayedNetwork(clock, self.onlooker)
         self._forced = False
         self._attempt: _MortalAttempt | None = None
@@ -63,11 +62,11 @@ class PlayedHost:
             self._patches.enter_context(patch(target, played))
 
     def close(self) -> None:
-        """Give the product its clocks and network back, and the disk its space."""
+        """Undo the replacements, and remove the files."""
         self._patches.close()
         shutil.rmtree(self._root)
 
-    # What the product is asked to do.
+    # Actions of the product.
 
     @property
     def is_demanded(self) -> bool:
@@ -75,7 +74,7 @@ class PlayedHost:
         return self._is_demanded(self.record)
 
     def patience(self) -> float:
-        """Return the seconds for which a failure has still to be waited out: as long as it was made, in one boot."""
+        """Return the remaining seconds of a backoff; in one boot, the wall clock does not matter."""
         failure, now = self.record.failure, self.clock.read()
         if failure is None or failure.retry_at is None:
             return 0.0
@@ -88,7 +87,7 @@ class PlayedHost:
         (self.directories.demands / f"{self.record.name}.{generation}").touch()
 
     def decide(self, **how: Any) -> Decision:
-        """Say what the product would do, as cron's first look and the daemon's timetable ask it."""
+        """Return the decision of the product, as cron and the schedule of the daemon get it."""
         return policy.decide(self.record, self.clock.read(), demanded=self.is_demanded, **how)
 
     def act(
@@ -99,7 +98,7 @@ class PlayedHost:
         seen: int | None = None,
         troubles: tuple[Trouble, ...] = (),
     ) -> None:
-        """Let one process carry out one order."""
+        """Run one order in one process."""
         before, onlooker = self.record, self.onlooker
         seen = before.generation if seen is None else seen
         adopted = before.generation > seen
@@ -123,8 +122,8 @@ class PlayedHost:
             self._read()
             exchanged = self._attempt is not None
             onlooker.claim(result.outcome not in ("storage_failed", "invalid_grant_file"), result.detail)
-            onlooker.claim(unsettled or exchanged == isinstance(look, Rotate), f"I9: a look says {look}")
-            onlooker.claim(not self._intent.exists(), "an attempt was left behind by a process that lives")
+            onlooker.claim(unsettled or exchanged == isinstance(look, Rotate), f"I9: the decision was {look}")
+            onlooker.claim(not self._intent.exists(), "a process that was not killed left an attempt")
             if exchanged:
                 onlooker.ends(before, self.record)
             else:
@@ -132,7 +131,7 @@ class PlayedHost:
             still = demands.pending(self.directories).has_other(
                 before.name, Publisher(self.directories).current(self.record)
             )
-            onlooker.claim(not still, "a demand that is met was not settled")
+            onlooker.claim(not still, "a demand was not removed after its rotation")
             onlooker.compare(self.record)
             self._compare_published()
         assert not onlooker.wrong, onlooker.wrong
@@ -146,11 +145,11 @@ class PlayedHost:
             or policy.seconds_until_usable(record, now) > 0
         ):
             return
-        # What was cut off after it was sent could not make its own replay, and waits for nothing.
+        # An interrupted exchange could not replay its request, so the next run does it without a backoff.
         at_once = cut_off and record.failures > before.failures
         patient = self.patience() > 0.0 and not at_once
         missed = not patient and self.onlooker.may_replay(record)
-        self.onlooker.claim(not missed, "nobody replayed although the server would have taken it")
+        self.onlooker.claim(not missed, "no replay was sent although the server allows it")
 
     def _compare_published(self) -> None:
         record, path = self.record, self.directories.token(self.record.name)
@@ -162,7 +161,7 @@ class PlayedHost:
         expected = record.generation, access, policy.needs_person(record)
         self.onlooker.claim(published == expected, f"I5: agents see {published}, not {expected}")
 
-    # What lies on the disk.
+    # Files.
 
     def _read(self) -> None:
         record = records.load(self.directories, self.record.name).record
@@ -174,12 +173,12 @@ class PlayedHost:
         return self.directories.intent(self.record.name)
 
     def settle(self) -> None:
-        """Settle what a killed process left, as every writer of a grant does first."""
+        """Recover after a killed process, as each writer of a grant does first."""
         recovery.recover(self.directories, self.record.name, self.clock.read())
         self._read()
 
     def reboot(self, seconds: float, *, loses_mark: bool) -> None:
-        """Be off for a while; what was not synced may be lost with the power."""
+        """Switch the machine off for ``seconds``; ``loses_mark``: the mark of the intent is lost."""
         self.clock.reboot(seconds)
         self.onlooker.disturbed = True
         if loses_mark and self._intent.exists():
@@ -191,7 +190,7 @@ class PlayedHost:
         return self._attempt is not None and self._intent.exists() and not self._attempt.saved
 
     def _forgets_whether_it_left(self) -> None:
-        """In another boot, or where boots are not told apart, a mark that is missing proves nothing."""
+        """In another boot, or without boot ids, a missing mark does not prove that nothing was sent."""
         if self._cut_off() and self._attempt is not None:
             self.onlooker.in_doubt.setdefault(self.onlooker.holding.refresh, self._attempt.began)
 
@@ -200,7 +199,7 @@ class PlayedHost:
         return self._attempt
 
     def declares(self, grant: Grant) -> None:
-        """See an exchange begin."""
+        """An exchange begins."""
         self.onlooker.begins(grant, demanded=self._is_demanded(grant), forced=self._forced)
 
     def _is_demanded(self, grant: Grant) -> bool:

@@ -1,7 +1,7 @@
-"""A network that can do anything to a request at any step, and kill the process that makes it.
+"""A simulated network with faults at each step of a request, which can also kill the process that sends it.
 
-It is the transport below the product's HTTP client. Real connections that break are in ``tests/faults/test_lost_answers.py``;
-but none of them can take hours of a played clock.
+It is the transport of the HTTP client of the product. ``tests/faults/test_lost_answers.py`` tests real connections, but
+those cannot last hours of a simulated clock.
 """
 
 from types import SimpleNamespace
@@ -43,17 +43,17 @@ _INSTEAD: Final = {
     "resource refused": Answer.error(400, "invalid_target"),
     "client rejected": Answer.error(401, "invalid_client"),
 }
-"""What is answered without the server having seen the request, by something in front of it."""
+"""Answers of a gateway: the server does not receive the request."""
 
 _AFTERWARDS: Final = {"error after": Answer(502, b"<html>"), "garbled": Answer(200, b"<html>")}
-"""What becomes of the server's answer on the way back."""
+"""Answers that replace the answer of the server."""
 
 _POST: Final = SimpleNamespace(method=b"POST")
 _CLIENT: Final = httpx.AsyncClient
 
 
 class Trouble(NamedTuple):
-    """What befalls one request."""
+    """The fault of one request."""
 
     fault: Fault = "none"
     connecting: Happening = Happening()
@@ -62,31 +62,31 @@ class Trouble(NamedTuple):
 
 
 class Killed(BaseException):
-    """The process is gone: nothing may catch it."""
+    """The process is killed; the product does not catch it."""
 
 
 class PlayedNetwork(httpx.AsyncBaseTransport):
-    """The way from one client to its server."""
+    """The network between one client and its server."""
 
     def __init__(self, clock: PlayedClock, onlooker: Onlooker) -> None:
         self.troubles: list[Trouble] = []
-        """What befalls the next requests."""
+        """The faults of the next requests."""
         self.fault: Fault = "none"
-        """What befell the last one."""
+        """The fault of the last request."""
         self._clock = clock
         self._onlooker = onlooker
 
     def client(self, **options: Any) -> httpx.AsyncClient:
-        """Return the product's HTTP client with this network below it."""
+        """Return the HTTP client of the product with this transport."""
         return _CLIENT(**options, transport=self)
 
     def kill(self, fault: Fault) -> None:
-        """Be the end of the process where that is what befell it."""
+        """Kill the process if this is the fault of the request."""
         if self.fault == fault:
             raise Killed
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Carry one request there and its answer back, as far as its trouble lets it."""
+        """Transfer one request and its answer, with its fault."""
         trouble = self.troubles.pop(0) if self.troubles else Trouble()
         self.fault = fault = trouble.fault
         limits = request.extensions["timeout"]
@@ -94,7 +94,7 @@ class PlayedNetwork(httpx.AsyncBaseTransport):
         self._onlooker.connects(fields, limits["read"])
         self._wait(trouble.connecting, limits["connect"], httpx.ConnectTimeout)
         if fault == "unreachable":
-            raise httpx.ConnectError("nobody is there")
+            raise httpx.ConnectError("connection refused")
         await request.extensions["trace"]("http11.send_request_headers.started", {"request": _POST})
         self._onlooker.sends(fields)
         self.kill("killed after its mark")

@@ -238,7 +238,7 @@ class Machine(RuleBasedStateMachine):
                     ) + policy.CLOCK_TOLERANCE
                 case "too_early" if policy.seconds_until_usable(record, self.clock.read()) > 0:
                     # A login that ends is worse than a wait by a clock that was set back.
-                    most = self.onlooker.waits_for_its_time()
+                    most = self.onlooker.seconds_until_usable()
                 case _:
                     most = max(HOUR, life)
             assert -EPSILON < decision.until - wall <= most + EPSILON, (decision, decision.until - wall, most)
