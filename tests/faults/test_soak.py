@@ -127,7 +127,7 @@ def forced(scenario: Scenario) -> None:
 def replaced(scenario: Scenario) -> None:
     scenario.send(0)
     scenario.ledger.imported(scenario.ledger.minted("linear", Terms(LIFE), "another-0"))
-    scenario.now += 1
+    scenario.now += 10
     scenario.send(1)
 
 

@@ -93,7 +93,7 @@ def losses(login: Login, until: float = float("inf")) -> Iterator[Presentation]:
 
 def violations(login: Login, presentation: Presentation) -> Iterator[str]:
     """Yield the violations of ``presentation``: by earlier events (I1, I3), and by the answer (I4)."""
-    if login.retired_at is not None and presentation.at > login.retired_at + _SLACK:
+    if login.retired_at is not None and presentation.at > login.retired_at + _IN_FLIGHT:
         yield "a refresh token was sent after a person had replaced or removed it"
     earlier = [
         known
