@@ -60,6 +60,7 @@ class Readers:
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._lives_checked_at = 0.0
+        self._passes = 0
 
     def start(self) -> None:
         """Begin to watch."""
@@ -69,6 +70,13 @@ class Readers:
         """Read once more, and end."""
         self._ending.set()
         self._thread.join(90)
+
+    def catch_up(self) -> None:
+        """Wait until everything is read that is on the disk at the time of this call."""
+        # A pass may have started before this call: the second one from now starts after it.
+        last = self._passes + 2
+        while self._passes < last and self._thread.is_alive():
+            time.sleep(_PAUSE)
 
     def expect_damage(self, name: str) -> None:
         """Expect that a fault damages the token file of ``name``."""
@@ -90,6 +98,7 @@ class Readers:
                 # First the token file: it is never newer than the record.
                 self._read_token(name, seen)
                 self._read_record(name, seen)
+            self._passes += 1
             if time.monotonic() - self._lives_checked_at > _EACH_LIFE:
                 self._check_lives()
                 self._lives_checked_at = time.monotonic()

@@ -161,6 +161,7 @@ class Soak:
         """Wait until every grant that no fault has lost is valid; a person forces the others again and again."""
         began = time.monotonic()
         forced_at = 0.0
+        self.readers.catch_up()
         while waiting := [name for name in of if not self._is_valid(name, of[name])]:
             if self._ending.wait(0.1):
                 return
