@@ -15,8 +15,8 @@ from tests.conftest import need
 from tests.support import oidc as oidc_module
 from tests.support.command import Command, wait_until, without_times
 from tests.support.daemon import heard
-from tests.support.entering import Entering
 from tests.support.kills import CHANGES, NETWORK, attached, sweep, sweep_of
+from tests.support.login_process import LoginProcess
 from tests.support.mcp_server import MCPServerProcess
 from tests.support.oidc import OIDC
 from tests.support.parts import injecting, mounted, no_mounts, no_strace
@@ -89,7 +89,7 @@ def test_a_login_killed_after_the_redirect_leaves_the_old_grant_or_the_new_one(
 
     def run(tracing: Sequence[str]) -> int:
         before.append(site.import_grant())
-        login = Entering(site.refresher, site.mcp.url, *options)
+        login = LoginProcess(site.refresher, site.mcp.url, *options)
         with attached(login.process, calls, tracing):
             login.follow()
             return login.finish().code
@@ -166,7 +166,7 @@ def test_a_signal_before_the_redirect_changes_nothing(site: Site, number: signal
     """If it failed, Ctrl-C during a login would destroy the earlier grant."""
     before = site.import_grant()
     stored = site.refresher.directories.record("linear").read_bytes()
-    login = Entering(site.refresher, site.mcp.url)
+    login = LoginProcess(site.refresher, site.mcp.url)
     login.process.send_signal(number)
     assert login.finish().code in (-number, 128 + number)
     assert site.refresher.directories.record("linear").read_bytes() == stored
@@ -210,7 +210,7 @@ def test_a_signal_after_the_redirect_does_not_stop_the_login(
     """If it failed, a late Ctrl-C would discard tokens that the person has just approved."""
     before = site.import_grant()
     with step(site) as has_arrived:
-        login = Entering(site.refresher, site.mcp.url)
+        login = LoginProcess(site.refresher, site.mcp.url)
         login.send_person()
         wait_until(has_arrived, "the login is at that step")
         login.process.send_signal(number)
@@ -226,12 +226,12 @@ def test_a_signal_after_the_redirect_does_not_stop_the_login(
 def test_a_signal_ends_a_login_whose_client_is_unknown(site: Site) -> None:
     """If it failed, a person who stops a login would have to log in again."""
     before = site.import_grant()
-    first = Entering(site.refresher, site.mcp.url, "--new-client")
+    first = LoginProcess(site.refresher, site.mcp.url, "--new-client")
     first.follow()
     assert first.finish().code == 0
     requests_before = len(site.oidc.requests())
     site.oidc.script(hold=True, status=401, body={"error": "invalid_client"})
-    login = Entering(site.refresher, site.mcp.url)
+    login = LoginProcess(site.refresher, site.mcp.url)
     login.send_person()
     wait_until(lambda: len(site.oidc.requests()) > requests_before, "the login exchanges the code")
     login.process.send_signal(signal.SIGINT)
@@ -280,7 +280,7 @@ def test_a_login_on_a_full_disk_fails_and_leaves_the_old_grant(site: Site) -> No
     refresher = site.refresher
     with mounted(refresher.state, "size=256k"):
         before = site.import_grant()
-        login = Entering(refresher, site.mcp.url)
+        login = LoginProcess(refresher, site.mcp.url)
         with pytest.raises(OSError, match="No space"):
             (refresher.state / "filler").write_bytes(bytes(512 * 1024))
         login.follow()

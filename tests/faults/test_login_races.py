@@ -13,7 +13,7 @@ from refresher.grants.record import Tombstone
 from tests.conftest import need
 from tests.support.command import Command, wait_until
 from tests.support.daemon import running, stopped, under_way
-from tests.support.entering import Entering
+from tests.support.login_process import LoginProcess
 from tests.support.mcp_server import MCPServerProcess
 from tests.support.oidc import OIDC
 from tests.support.parts import injecting, no_strace
@@ -30,7 +30,7 @@ MOST_STARTS = 100
 
 def log_in(refresher: Command, server: MCPServerProcess, *options: str) -> None:
     """Log in without verification, because the token may expire before it is tried."""
-    login = Entering(refresher, server.url, "--no-verify", *options)
+    login = LoginProcess(refresher, server.url, "--no-verify", *options)
     login.follow()
     done = login.finish()
     assert done.code == 0, done.stderr
@@ -112,7 +112,7 @@ def test_a_login_does_not_replace_a_grant_of_another_server_that_was_imported_me
     spill = refresher.home / "spill"
     refresher.environment["REFRESHER_SPILL_DIR"] = str(spill)
     with MCPServerProcess(oidc) as server:
-        login = Entering(refresher, server.url)
+        login = LoginProcess(refresher, server.url)
         refresher.import_grant("linear", oidc.mint(live=True))
         # The newest refresh token is missing for now: a login that gives it up and is then refused would lose it.
         refresher("run-once", "--force", prefix=injecting("rename", "error=EIO"))

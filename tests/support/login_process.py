@@ -11,10 +11,10 @@ from tests.support.command import Command, Done
 from tests.support.daemon import heard
 from tests.support.person import Person
 
-__all__ = ["Entering"]
+__all__ = ["LoginProcess"]
 
 
-class Entering:
+class LoginProcess:
     """``refresher login linear``, started and waiting for the person."""
 
     def __init__(self, refresher: Command, *arguments: str, **more: Any) -> None:
