@@ -166,7 +166,7 @@ def test_certificates_that_are_not_trusted(message: Message, certificates: Certi
     """If it failed, a user would see an OpenSSL error for a certificate, without what to do next."""
     _, self_signed = certificates()
     other_file, other = certificates("other.example")
-    expired_file, expired = certificates(lives=timedelta(days=-1))
+    expired_file, expired = certificates(lifetime=timedelta(days=-1))
     authority, _ = certificates("authority")
     _, issued = certificates(issuer=Path(authority))
     for context, trusted, cause in (

@@ -90,9 +90,9 @@ def discovered(mcp_url: str) -> dict[str, Any]:
 
 def register(metadata: dict[str, Any], loopback: Loopback) -> str:
     """Register a public native client."""
-    wanted = {**NATIVE, "redirect_uris": [loopback.redirect_uri]}
+    registration = {**NATIVE, "redirect_uris": [loopback.redirect_uri]}
     answer = (
-        httpx.post(metadata["registration_endpoint"], json=wanted, trust_env=False, timeout=60)
+        httpx.post(metadata["registration_endpoint"], json=registration, trust_env=False, timeout=60)
         .raise_for_status()
         .json()
     )
@@ -101,7 +101,7 @@ def register(metadata: dict[str, Any], loopback: Loopback) -> str:
 
 def asking(metadata: dict[str, Any], client_id: str, loopback: Loopback, resource: str) -> str:
     """Return the authorization URL."""
-    asked = {
+    parameters = {
         "response_type": "code",
         "client_id": client_id,
         "redirect_uri": loopback.redirect_uri,
@@ -111,8 +111,8 @@ def asking(metadata: dict[str, Any], client_id: str, loopback: Loopback, resourc
         "resource": resource,
     }
     if "offline_access" in metadata.get("scopes_supported", ()):
-        asked |= {"scope": "offline_access", "prompt": "consent"}
-    return f"{metadata['authorization_endpoint']}?{urlencode(asked)}"
+        parameters |= {"scope": "offline_access", "prompt": "consent"}
+    return f"{metadata['authorization_endpoint']}?{urlencode(parameters)}"
 
 
 def exchange(metadata: dict[str, Any], fields: dict[str, str], auth: httpx.BasicAuth | None = None) -> dict[str, Any]:

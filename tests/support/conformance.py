@@ -92,16 +92,16 @@ def run(scenario: str, command: Sequence[str], environment: Mapping[str, str] | 
             start_new_session=True,
         )
         try:
-            said, _ = process.communicate(timeout=2 * _LONGEST)
+            output, _ = process.communicate(timeout=2 * _LONGEST)
         finally:
             with suppress(ProcessLookupError):  # a client that takes too long outlives the suite
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         checks = [check for path in Path(place).rglob("checks.json") for check in json.loads(path.read_bytes())]
-    assert checks, said
+    assert checks, output
     failed = {
         check["id"]: check.get("errorMessage") or check["description"]
         for check in checks
         if check["status"] in ("FAILURE", "WARNING")
     }
-    return Verdict(process.returncode == 0, failed, said)
+    return Verdict(process.returncode == 0, failed, output)

@@ -33,7 +33,7 @@ def key(path: Path, kind: str = "ES256") -> dict[str, Any]:
     return {**json.loads(public), "use": "sig", "alg": kind}
 
 
-def certificate(path: Path, *names: str, issuer: Path | None = None, lives: timedelta = timedelta(days=1)) -> None:
+def certificate(path: Path, *names: str, issuer: Path | None = None, lifetime: timedelta = timedelta(days=1)) -> None:
     """Write a certificate for ``names`` to ``path``, and its key beside it as ``.key``; self-signed without ``issuer``."""
     made = ec.generate_private_key(ec.SECP256R1())
     subject = signer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0])])
@@ -49,7 +49,7 @@ def certificate(path: Path, *names: str, issuer: Path | None = None, lives: time
         .public_key(made.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - timedelta(days=2))
-        .not_valid_after(now + lives)
+        .not_valid_after(now + lifetime)
         .add_extension(x509.SubjectAlternativeName([x509.DNSName(name) for name in names]), critical=False)
         .sign(signing, hashes.SHA256())
     )

@@ -46,7 +46,7 @@ class Login(NamedTuple):
 
 @st.composite
 def logins(draw: st.DrawFn) -> Login:
-    """Return a server, half of them as a profile of ``refresher.providers`` says, and a grant there."""
+    """Return a server, half of them with the behavior of a profile, and a grant there."""
     profile = draw(st.just(UNKNOWN) | st.sampled_from(PROFILES))
     rotates, grace = _rotation(draw, profile)
     life = profile.access_token_lifetime or draw(st.sampled_from([HOUR, HOUR, 600.0, 8 * HOUR, 5.0, MINUTE, 2 * DAY]))

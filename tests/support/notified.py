@@ -32,12 +32,12 @@ class Notified:
     def until(self, key: str, value: str | None = None, longest: float = 90.0) -> list[dict[str, str]]:
         """Return the messages up to the one that has ``key``, with this value if it is given."""
         ends = time.monotonic() + longest
-        heard: list[dict[str, str]] = []
+        messages: list[dict[str, str]] = []
         while time.monotonic() < ends:
-            heard.append(self.hear(ends - time.monotonic()))
-            if key in heard[-1] and value in (None, heard[-1][key]):
-                return heard
-        raise AssertionError(f"no message with {key}={value}: {heard[-5:]}")
+            messages.append(self.hear(ends - time.monotonic()))
+            if key in messages[-1] and value in (None, messages[-1][key]):
+                return messages
+        raise AssertionError(f"no message with {key}={value}: {messages[-5:]}")
 
     def __enter__(self) -> Self:
         return self

@@ -102,7 +102,7 @@ class PlayedHost:
         before, onlooker = self.record, self.onlooker
         seen = before.generation if seen is None else seen
         adopted = before.generation > seen
-        look = self.decide(force=force and not adopted, horizon=0.0 if adopted else horizon)
+        decision = self.decide(force=force and not adopted, horizon=0.0 if adopted else horizon)
         unsettled = self._intent.exists() or policy.doubt_in_future(before, self.clock.read())
         cut_off = self._cut_off()
         self._network.troubles, self._network.fault = list(troubles), "none"
@@ -122,7 +122,7 @@ class PlayedHost:
             self._read()
             exchanged = self._attempt is not None
             onlooker.claim(result.outcome not in ("storage_failed", "invalid_grant_file"), result.detail)
-            onlooker.claim(unsettled or exchanged == isinstance(look, Rotate), f"I9: the decision was {look}")
+            onlooker.claim(unsettled or exchanged == isinstance(decision, Rotate), f"I9: the decision was {decision}")
             onlooker.claim(not self._intent.exists(), "a process that was not killed left an attempt")
             if exchanged:
                 onlooker.ends(before, self.record)
@@ -203,8 +203,8 @@ class PlayedHost:
         self.onlooker.begins(grant, demanded=self._is_demanded(grant), forced=self._forced)
 
     def _is_demanded(self, grant: Grant) -> bool:
-        asked = demands.pending(self.directories)
-        return asked.has_current(grant.name, Publisher(self.directories).current(grant))
+        pending = demands.pending(self.directories)
+        return pending.has_current(grant.name, Publisher(self.directories).current(grant))
 
 
 class _MortalAttempt(Attempt):

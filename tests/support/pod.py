@@ -31,9 +31,9 @@ _IMAGE: Final = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "PYTHON
 class Running:
     """A started container, whose output is in a file."""
 
-    def __init__(self, process: subprocess.Popen[bytes], said: Path) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], output: Path) -> None:
         self._process = process
-        self._said = said
+        self._output = output
         self._children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
         self._first: int | None = None
 
@@ -53,7 +53,7 @@ class Running:
 
     def says(self) -> str:
         """Return its output until now."""
-        return self._said.read_text()
+        return self._output.read_text()
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to its first process."""
@@ -163,9 +163,9 @@ class Pod:
         """Start a container of the manifest."""
         container = self._container(name)
         place = Path(tempfile.mkdtemp(prefix=f"{name}.", dir=self._root))
-        root, said = place / "root", place / "said"
+        root, output = place / "root", place / "output"
         root.mkdir()
-        with said.open("wb") as file:
+        with output.open("wb") as file:
             process = subprocess.Popen(
                 self._command(container, root),
                 stdin=subprocess.DEVNULL,
@@ -173,7 +173,7 @@ class Pod:
                 stderr=file,
                 start_new_session=True,
             )
-        running = Running(process, said)
+        running = Running(process, output)
         self._running.append(running)
         return running
 

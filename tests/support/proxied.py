@@ -36,7 +36,7 @@ def grants_behind_proxies(
     faults: Mapping[str, Sequence[Fault]],
     tls: ssl.SSLContext | None = None,
 ) -> Iterator[dict[str, Proxy]]:
-    """Import a grant for each name of ``faults``; its server is behind a proxy of its own with those faults."""
+    """Import a grant for each name of ``faults``; its server is behind a separate proxy with these faults."""
     with ExitStack() as stack:
         proxies = {name: stack.enter_context(Proxy(url, *chosen, tls=tls)) for name, chosen in faults.items()}
         for name, proxy in proxies.items():

@@ -75,11 +75,11 @@ class Ledger:
             if login is None:
                 return
             if fresh is not None:
-                presentation.brought = Secret(fresh).fingerprint()
-                login.chain.append(presentation.brought)
-                self._of[presentation.brought] = login
+                presentation.issued = Secret(fresh).fingerprint()
+                login.chain.append(presentation.issued)
+                self._of[presentation.issued] = login
                 self.rotations += 1
-        result = presentation.code or ("" if presentation.brought is None else f"-> {_short(presentation.brought)}")
+        result = presentation.code or ("" if presentation.issued is None else f"-> {_short(presentation.issued)}")
         self.journal.note(login.name, f"answered {_short(presentation.fingerprint)} {status} {result}")
 
     # --- events of the workload -----------------------------------------------------------------------------------

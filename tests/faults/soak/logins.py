@@ -43,7 +43,7 @@ class Presentation:
     """The status of the answer; ``None`` if there was none."""
     code: str = ""
     """The error code in the answer."""
-    brought: str | None = None
+    issued: str | None = None
     """The fingerprint of the new refresh token: the old one is spent."""
 
 
@@ -84,9 +84,9 @@ def losses(login: Login, until: float = float("inf")) -> Iterator[Presentation]:
     """Yield the presentations that lost the login: the refresh token was spent, and no answer was saved."""
     # A refresh token that was sent had been saved.
     known_tokens = login.generations.keys() | {known.fingerprint for known in login.presented}
-    saved = {known.fingerprint for known in login.presented if known.brought in known_tokens}
+    saved = {known.fingerprint for known in login.presented if known.issued in known_tokens}
     for known in login.presented:
-        spent = known.brought is not None and known.at <= until
+        spent = known.issued is not None and known.at <= until
         if spent and known.fingerprint not in saved and _was_lost(login, known, until):
             yield known
 
@@ -104,7 +104,7 @@ def violations(login: Login, presentation: Presentation) -> Iterator[str]:
     for known in earlier:
         if known in doubts:
             continue
-        if known.brought is not None:
+        if known.issued is not None:
             yield "I3: a refresh token was sent again although it was spent and its answer arrived"
         if known.code == "invalid_grant" and not any(
             begun <= presentation.at <= ended for begun, ended in login.forced
@@ -124,7 +124,7 @@ def _may_be_sent_again(login: Login, presentation: Presentation, doubts: Sequenc
     if presentation.at - min(known.at for known in doubts) <= login.terms.grace:
         return True
     # The current access token was issued with this refresh token, or there is none.
-    produced = next((known for known in login.presented if known.brought == presentation.fingerprint), None)
+    produced = next((known for known in login.presented if known.issued == presentation.fingerprint), None)
     if produced is None or presentation.at >= produced.at + login.terms.life - _SLACK:
         return True
     generation = login.generations.get(presentation.fingerprint, 0)
