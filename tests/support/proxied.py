@@ -20,6 +20,7 @@ __all__ = [
     "grants_behind_proxies",
     "is_accepted",
     "is_expired",
+    "is_live",
     "live_grants_behind_proxies",
     "outcomes",
     "presented_at",
@@ -81,6 +82,12 @@ def is_expired(refresher: Command, name: str) -> bool:
     """Whether the published access token has expired."""
     expires_at = refresher.token(name).expires_at
     return expires_at is not None and time.time() > expires_at + 0.1
+
+
+def is_live(refresher: Command, name: str) -> bool:
+    """Whether the published access token has not expired."""
+    expires_at = refresher.token(name).expires_at
+    return expires_at is not None and time.time() < expires_at
 
 
 def is_accepted(refresher: Command, server: OIDC, name: str) -> bool:
