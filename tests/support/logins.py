@@ -10,8 +10,8 @@ from refresher.grants.providers import PROFILES, UNKNOWN, Profile
 from refresher.grants.record import Grant
 from refresher.grants.tokens import not_before
 from tests.support.model_server import Early, ModelServer, Resource, Ways
-from tests.support.played_clock import DAY, HOUR, MINUTE
 from tests.support.samples import NOON, grant
+from tests.support.simulated_clock import DAY, HOUR, MINUTE
 
 __all__ = ["Login", "logins"]
 

@@ -1,8 +1,8 @@
 """One login, many troubles: a state machine over grant, policy, exchange and a model of an authorization server.
 
 Each walk draws a server and an honest configuration (``tests.support.logins``), and then what happens to them, step by
-step. The product runs on a machine of which only clocks and network are played (``tests.support.played_host``); what it
-must never do is said by an onlooker who knows the truth (``tests.support.onlooker``), and below.
+step. The product runs on a machine of which only clocks and network are played (``tests.support.simulated_host``); what it
+must never do is said by an onlooker who knows the truth (``tests.support.observer``), and below.
 """
 
 import logging
@@ -25,10 +25,10 @@ from hypothesis.stateful import (
 from refresher.grants import policy, server_behavior
 from refresher.grants.policy import Rotate, Wait
 from tests.support.logins import Login, logins
-from tests.support.onlooker import SLOWEST
-from tests.support.played_clock import DAY, EPSILON, HOUR, MINUTE, Happening, PlayedClock
-from tests.support.played_host import PlayedHost
-from tests.support.played_network import Fault, Trouble
+from tests.support.observer import SLOWEST
+from tests.support.simulated_clock import DAY, EPSILON, HOUR, MINUTE, Happening, SimulatedClock
+from tests.support.simulated_host import SimulatedHost
+from tests.support.simulated_network import Fault, Trouble
 
 _spans = st.sampled_from([0.4, 3.0, 7.0, 15.0, 29.5, 61.0, 400.0, 950.0, 2000.0, HOUR, 8 * HOUR, DAY]) | st.floats(
     0.1, DAY
@@ -74,11 +74,11 @@ class Machine(RuleBasedStateMachine):
         """Log in by other means, and import what came of it; an old release has not noted when by every clock."""
         self.teardown()
         self.server, first = login.begin()
-        self.clock = PlayedClock(knows_boot=knows_boot < 5)
+        self.clock = SimulatedClock(knows_boot=knows_boot < 5)
         first = msgspec.structs.replace(first, issued=None if is_old else self.clock.read())
-        self.host = PlayedHost(self.server, self.clock, first)
+        self.host = SimulatedHost(self.server, self.clock, first)
         self._playing.callback(self.host.close)
-        self.onlooker = self.host.onlooker
+        self.onlooker = self.host.observer
         self.false_alarm = False
         self.knows_life = self.server.ways.tells_life or self.server.ways.life == (
             server_behavior.access_token_lifetime(first) or policy.DEFAULT_MAX_AGE

@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple
 from refresher.common.clocks import Moment
 from tests.support.samples import NOON
 
-__all__ = ["DAY", "EPSILON", "HOUR", "MINUTE", "Happening", "PlayedClock"]
+__all__ = ["DAY", "EPSILON", "HOUR", "MINUTE", "Happening", "SimulatedClock"]
 
 MINUTE = 60.0
 HOUR = 3600.0
@@ -21,7 +21,7 @@ class Happening(NamedTuple):
     seconds: float = 0.0
 
 
-class PlayedClock:
+class SimulatedClock:
     """The clocks of one machine, and the true time ``t`` in seconds since noon."""
 
     def __init__(self, *, knows_boot: bool) -> None:

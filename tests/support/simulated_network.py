@@ -11,10 +11,10 @@ from urllib.parse import parse_qsl
 import httpx
 
 from tests.support.model_server import Answer
-from tests.support.onlooker import Onlooker
-from tests.support.played_clock import Happening, PlayedClock
+from tests.support.observer import Observer
+from tests.support.simulated_clock import Happening, SimulatedClock
 
-__all__ = ["Fault", "Killed", "PlayedNetwork", "Trouble"]
+__all__ = ["Fault", "Killed", "SimulatedNetwork", "Trouble"]
 
 Fault = Literal[
     "none",
@@ -65,16 +65,16 @@ class Killed(BaseException):
     """The process is killed; the product does not catch it."""
 
 
-class PlayedNetwork(httpx.AsyncBaseTransport):
+class SimulatedNetwork(httpx.AsyncBaseTransport):
     """The network between one client and its server."""
 
-    def __init__(self, clock: PlayedClock, onlooker: Onlooker) -> None:
+    def __init__(self, clock: SimulatedClock, observer: Observer) -> None:
         self.troubles: list[Trouble] = []
         """The faults of the next requests."""
         self.fault: Fault = "none"
         """The fault of the last request."""
         self._clock = clock
-        self._onlooker = onlooker
+        self._observer = observer
 
     def client(self, **options: Any) -> httpx.AsyncClient:
         """Return the HTTP client of the product with this transport."""
@@ -91,17 +91,17 @@ class PlayedNetwork(httpx.AsyncBaseTransport):
         self.fault = fault = trouble.fault
         limits = request.extensions["timeout"]
         fields = dict(parse_qsl(request.content.decode()))
-        self._onlooker.connects(fields, limits["read"])
+        self._observer.connects(fields, limits["read"])
         self._wait(trouble.connecting, limits["connect"], httpx.ConnectTimeout)
         if fault == "unreachable":
             raise httpx.ConnectError("connection refused")
         await request.extensions["trace"]("http11.send_request_headers.started", {"request": _POST})
-        self._onlooker.sends(fields)
+        self._observer.sends(fields)
         self.kill("killed after its mark")
         answer = _INSTEAD.get(fault)
         if answer is None and fault != "lost on the way there":
             self._clock.happen(Happening("passes", trouble.travels))
-            answer = self._onlooker.arrives(fields)
+            answer = self._observer.arrives(fields)
         passed = trouble.connecting.seconds if trouble.connecting.what == "passes" else 0.0
         self._wait(trouble.waiting, limits["read"] - passed, httpx.ReadTimeout)
         self.kill("killed before its answer")
@@ -109,13 +109,13 @@ class PlayedNetwork(httpx.AsyncBaseTransport):
             raise httpx.ReadError("reset")
         answer = _AFTERWARDS.get(fault, answer)
         if fault not in (*_AFTERWARDS, "error before"):
-            self._onlooker.delivers(answer)
+            self._observer.delivers(answer)
         headers = {"Retry-After": str(int(abs(trouble.waiting.seconds) * 100))} if answer.status == 503 else {}
         return httpx.Response(answer.status, headers=headers, stream=httpx.ByteStream(answer.body))
 
     def _wait(self, happening: Happening, remaining: float, late: type[httpx.TimeoutException]) -> None:
         if happening.what != "passes":
-            self._onlooker.disturbed = True
+            self._observer.disturbed = True
         elif happening.seconds >= remaining:
             self._clock.happen(Happening("passes", remaining))
             raise late("too slow")

@@ -1,6 +1,6 @@
 """A machine with simulated clocks and a simulated network, whose processes can be killed between two steps.
 
-The real ``rotate`` of the product runs on it, with real files and a real lock. ``PlayedHost.__init__`` replaces five
+The real ``rotate`` of the product runs on it, with real files and a real lock. ``SimulatedHost.__init__`` replaces five
 parts, because real ones are too slow for thousands of test runs: the two clocks, the transport of the HTTP client, the
 attempt (which can be killed), and fsync (power losses have their own tests, on real disks).
 """
@@ -26,40 +26,40 @@ from refresher.storage.publishing import Publisher
 from shim import _token as token_file
 from tests.support.fake_state import directories, put
 from tests.support.model_server import ModelServer
-from tests.support.onlooker import Onlooker
-from tests.support.played_clock import PlayedClock
-from tests.support.played_network import Killed, PlayedNetwork, Trouble
+from tests.support.observer import Observer
+from tests.support.simulated_clock import SimulatedClock
+from tests.support.simulated_network import Killed, SimulatedNetwork, Trouble
 
-__all__ = ["PlayedHost"]
+__all__ = ["SimulatedHost"]
 
 _MEMORY: Final = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 """A directory in memory, if there is one: a test run writes thousands of files."""
 
 
-class PlayedHost:
+class SimulatedHost:
     """One machine with one grant."""
 
-    def __init__(self, server: ModelServer, clock: PlayedClock, first: Grant) -> None:
+    def __init__(self, server: ModelServer, clock: SimulatedClock, first: Grant) -> None:
         self.server = server
         self.clock = clock
         self._root = Path(mkdtemp(dir=_MEMORY))
         self.directories: Directories = directories(self._root)
         put(self.directories.record(first.name), first)
-        self.onlooker = Onlooker(server, clock, first)
+        self.observer = Observer(server, clock, first)
         self.record = first
         """The grant as a process reads it."""
-        self._network = PlayedNetwork(clock, self.onlooker)
+        self._network = SimulatedNetwork(clock, self.observer)
         self._forced = False
         self._attempt: _MortalAttempt | None = None
         self._patches = ExitStack()
-        for target, played in (
+        for target, replacement in (
             ("refresher.common.clocks.now", clock.read),
             ("refresher.oauth.token_request.time", SimpleNamespace(monotonic=lambda: clock.read().monotonic)),
             ("httpx.AsyncClient", self._network.client),
             ("refresher.operations.rotate.Attempt", self._begin),
             ("os.fsync", lambda _: None),
         ):
-            self._patches.enter_context(patch(target, played))
+            self._patches.enter_context(patch(target, replacement))
 
     def close(self) -> None:
         """Undo the replacements, and remove the files."""
@@ -99,7 +99,7 @@ class PlayedHost:
         troubles: tuple[Trouble, ...] = (),
     ) -> None:
         """Run one order in one process."""
-        before, onlooker = self.record, self.onlooker
+        before, observer = self.record, self.observer
         seen = before.generation if seen is None else seen
         adopted = before.generation > seen
         decision = self.decide(force=force and not adopted, horizon=0.0 if adopted else horizon)
@@ -113,7 +113,7 @@ class PlayedHost:
         except Killed:
             assert self._attempt is not None
             self._attempt.close()
-            onlooker.is_killed()
+            observer.is_killed()
             if not self.clock.knows_boot:
                 self._forgets_whether_it_left()
             self._read()
@@ -121,20 +121,20 @@ class PlayedHost:
             assert result is not None
             self._read()
             exchanged = self._attempt is not None
-            onlooker.claim(result.outcome not in ("storage_failed", "invalid_grant_file"), result.detail)
-            onlooker.claim(unsettled or exchanged == isinstance(decision, Rotate), f"I9: the decision was {decision}")
-            onlooker.claim(not self._intent.exists(), "a process that was not killed left an attempt")
+            observer.claim(result.outcome not in ("storage_failed", "invalid_grant_file"), result.detail)
+            observer.claim(unsettled or exchanged == isinstance(decision, Rotate), f"I9: the decision was {decision}")
+            observer.claim(not self._intent.exists(), "a process that was not killed left an attempt")
             if exchanged:
-                onlooker.ends(before, self.record)
+                observer.ends(before, self.record)
             else:
                 self._rested(before, cut_off=cut_off)
             still = demands.pending(self.directories).has_other(
                 before.name, Publisher(self.directories).current(self.record)
             )
-            onlooker.claim(not still, "a demand was not removed after its rotation")
-            onlooker.compare(self.record)
+            observer.claim(not still, "a demand was not removed after its rotation")
+            observer.compare(self.record)
             self._compare_published()
-        assert not onlooker.wrong, onlooker.wrong
+        assert not observer.wrong, observer.wrong
 
     def _rested(self, before: Grant, *, cut_off: bool) -> None:
         record, now = self.record, self.clock.read()
@@ -148,8 +148,8 @@ class PlayedHost:
         # An interrupted exchange could not replay its request, so the next run does it without a backoff.
         at_once = cut_off and record.failures > before.failures
         patient = self.patience() > 0.0 and not at_once
-        missed = not patient and self.onlooker.may_replay(record)
-        self.onlooker.claim(not missed, "no replay was sent although the server allows it")
+        missed = not patient and self.observer.may_replay(record)
+        self.observer.claim(not missed, "no replay was sent although the server allows it")
 
     def _compare_published(self) -> None:
         record, path = self.record, self.directories.token(self.record.name)
@@ -159,7 +159,7 @@ class PlayedHost:
         access = None if record.access_token is None else record.access_token.reveal()
         published = seen.generation, seen.access_token, seen.state == "reauthorization_required"
         expected = record.generation, access, policy.needs_person(record)
-        self.onlooker.claim(published == expected, f"I5: agents see {published}, not {expected}")
+        self.observer.claim(published == expected, f"I5: agents see {published}, not {expected}")
 
     # Files.
 
@@ -180,7 +180,7 @@ class PlayedHost:
     def reboot(self, seconds: float, *, loses_mark: bool) -> None:
         """Switch the machine off for ``seconds``; ``loses_mark``: the mark of the intent is lost."""
         self.clock.reboot(seconds)
-        self.onlooker.disturbed = True
+        self.observer.disturbed = True
         if loses_mark and self._intent.exists():
             self._intent.write_bytes(self._intent.read_bytes()[:-1] + Mark.UNSENT.value)
         self._forgets_whether_it_left()
@@ -192,7 +192,7 @@ class PlayedHost:
     def _forgets_whether_it_left(self) -> None:
         """In another boot, or without boot ids, a missing mark does not prove that nothing was sent."""
         if self._cut_off() and self._attempt is not None:
-            self.onlooker.in_doubt.setdefault(self.onlooker.holding.refresh, self._attempt.began)
+            self.observer.in_doubt.setdefault(self.observer.holding.refresh, self._attempt.began)
 
     def _begin(self, where: Directories, name: str, stored: Stored) -> "_MortalAttempt":
         self._attempt = _MortalAttempt(self, self._network, where, name, stored)
@@ -200,7 +200,7 @@ class PlayedHost:
 
     def declares(self, grant: Grant) -> None:
         """An exchange begins."""
-        self.onlooker.begins(grant, demanded=self._is_demanded(grant), forced=self._forced)
+        self.observer.begins(grant, demanded=self._is_demanded(grant), forced=self._forced)
 
     def _is_demanded(self, grant: Grant) -> bool:
         pending = demands.pending(self.directories)
@@ -210,7 +210,9 @@ class PlayedHost:
 class _MortalAttempt(Attempt):
     """An attempt whose process can be killed at each of its steps."""
 
-    def __init__(self, host: PlayedHost, network: PlayedNetwork, where: Directories, name: str, stored: Stored) -> None:
+    def __init__(
+        self, host: SimulatedHost, network: SimulatedNetwork, where: Directories, name: str, stored: Stored
+    ) -> None:
         super().__init__(where, name, stored)
         self._host = host
         self._network = network
@@ -233,7 +235,7 @@ class _MortalAttempt(Attempt):
 
     def _rename(self, path: Path) -> None:
         assert isinstance(self._saving, Grant)
-        self._host.onlooker.keeps(self._saving)
+        self._host.observer.keeps(self._saving)
         self.saved = True
         self._network.kill("killed before its rename")
         super()._rename(path)

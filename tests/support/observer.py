@@ -9,10 +9,10 @@ from refresher.grants import policy, server_behavior
 from refresher.grants.record import Grant
 from refresher.oauth.http_client import DEADLINE
 from tests.support.model_server import Answer, ModelServer
-from tests.support.played_clock import EPSILON, PlayedClock
 from tests.support.samples import NOON
+from tests.support.simulated_clock import EPSILON, SimulatedClock
 
-__all__ = ["SLOWEST", "Holding", "Onlooker"]
+__all__ = ["SLOWEST", "Holding", "Observer"]
 
 SLOWEST = 0.4
 """The longest transfer of a request in seconds: less than ``policy`` allows for it."""
@@ -37,10 +37,10 @@ class Holding(NamedTuple):
         return cls(grant.generation, refresh, access, grant.issued_at, grant.expires_at)
 
 
-class Onlooker:
+class Observer:
     """Gets each event and collects violations in ``wrong``; it raises nothing, because the product could catch it."""
 
-    def __init__(self, server: ModelServer, clock: PlayedClock, first: Grant) -> None:
+    def __init__(self, server: ModelServer, clock: SimulatedClock, first: Grant) -> None:
         self.wrong: list[str] = []
         self.holding = Holding.of(first)
         self.issued = clock.read()
