@@ -17,7 +17,7 @@ from mcp.client.session import ElicitationFnT, ListRootsFnT, LoggingFnT, Message
 from mcp.client.subscriptions import Subscription
 from mcp.shared.dispatcher import ProgressFnT
 
-from shim._flow import DEFAULT_WAIT
+from shim._bearer import DEFAULT_WAIT
 from shim._source import FileTokenSource
 from shim.mcp._client_events import ClientEvent
 from shim.mcp._endpoint import endpoint
