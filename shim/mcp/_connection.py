@@ -1,9 +1,10 @@
-"""One MCP session, in a task of its own."""
+"""One MCP session, in a task of its own, and the calls on it."""
 
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any, Self
 
 import anyio
@@ -13,7 +14,7 @@ from mcp import Client, MCPError
 from mcp.client import Transport
 from mcp.shared.message import SessionMessage
 
-__all__ = ["CURRENT_CONNECTION", "Connection"]
+__all__ = ["CURRENT_CALL", "Call", "Connection"]
 
 _CLOSE_TIMEOUT = 2.0
 """Seconds to end the session at the server (DELETE), or for a child process to exit."""
@@ -22,8 +23,7 @@ _CLOSE_TIMEOUT = 2.0
 class Connection:
     """A session. Once retired, it takes no new calls, and ends after the calls under way."""
 
-    def __init__(self, number: int, access_token: str) -> None:
-        self.number = number
+    def __init__(self, access_token: str) -> None:
         self.access_token = access_token
         self.has_answered = False
         """Whether the server has answered a call on this connection."""
@@ -44,20 +44,20 @@ class Connection:
         return self.client
 
     @contextmanager
-    def in_use(self) -> Iterator[Client]:
+    def call(self) -> Iterator["Call"]:
         """Keep the session open during a call."""
-        client = self.ready_client()
+        call = Call(self)
+        context = CURRENT_CALL.set(call)
         self._calls += 1
-        context = CURRENT_CONNECTION.set(self)
         try:
-            yield client
+            yield call
         except RuntimeError as error:
             if not self.ended.is_set():
                 raise
             # The SDK raises this for a client that has ended, for example while a callback makes a call of its own.
             raise MCPError(mcp_types.CONNECTION_CLOSED, self.reason) from error
         finally:
-            CURRENT_CONNECTION.reset(context)
+            CURRENT_CALL.reset(context)
             self._calls -= 1
             if self._calls == 0:
                 self._idle.set()
@@ -87,7 +87,7 @@ class Connection:
         task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
     ) -> None:
         """Connect, and stay connected until retired and idle. Raises only if it cannot connect."""
-        CURRENT_CONNECTION.set(self)  # for the tasks of the session, which run the callbacks of the program
+        CURRENT_CALL.set(Call(self))  # for the tasks of the session, which run the callbacks of the program
         with anyio.CancelScope() as scope:
             try:
                 async with Client(self._watch(transport), **options) as client:
@@ -112,8 +112,20 @@ class Connection:
             yield _WatchedReader(reader, self), _CheckedWriter(writer)
 
 
-CURRENT_CONNECTION: ContextVar[Connection | None] = ContextVar("shim.mcp.current_connection", default=None)
-"""The connection of the call under way, also inside callbacks, in which the server asks the program."""
+@dataclass
+class Call:
+    """A call under way."""
+
+    connection: Connection
+    executed: bool = False
+    """Whether the tool was executed: after that, the SDK may send more requests for the call, and these may fail."""
+
+
+CURRENT_CALL: ContextVar[Call | None] = ContextVar("shim.mcp.current_call", default=None)
+"""The call under way, also inside callbacks, in which the server asks the program.
+
+The SDK's streams carry the caller's context to the place where its request is sent.
+"""
 
 
 class _Stream:

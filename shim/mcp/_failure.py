@@ -8,15 +8,13 @@ import secrets
 import socket
 import ssl
 from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Literal, NamedTuple, cast, get_args
 
 import httpx2
 import mcp_types
 from mcp import MCPError
 
-__all__ = ["CallProgress", "Failure", "call_progress", "describe", "failure_kind", "root_cause", "track_call"]
+__all__ = ["Failure", "describe", "failure_kind", "root_cause"]
 
 FailureKind = Literal["rejected", "unknown_session", "not_sent", "unavailable", "lost"]
 """
@@ -52,32 +50,6 @@ def failure_kind(error: MCPError) -> FailureKind | None:
     if kind in get_args(FailureKind):
         return cast(FailureKind, kind)
     return "lost" if error.code == mcp_types.CONNECTION_CLOSED else None
-
-
-class CallProgress:
-    """Whether a call has executed its tool: after that, the SDK may send more requests, and these may fail."""
-
-    executed = False
-
-
-# The SDK's streams carry the caller's context to the place where its request is sent.
-_CALL_PROGRESS: ContextVar[CallProgress | None] = ContextVar("shim.mcp.call_progress", default=None)
-
-
-def call_progress() -> CallProgress | None:
-    """Return the progress of the call that the current request belongs to."""
-    return _CALL_PROGRESS.get()
-
-
-@contextmanager
-def track_call() -> Iterator[CallProgress]:
-    """Record the progress of the call that is made in the ``with`` block."""
-    progress = CallProgress()
-    context = _CALL_PROGRESS.set(progress)
-    try:
-        yield progress
-    finally:
-        _CALL_PROGRESS.reset(context)
 
 
 def describe(error: BaseException) -> str:

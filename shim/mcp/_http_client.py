@@ -12,7 +12,8 @@ import anyio
 import httpx2
 import mcp_types
 
-from shim.mcp._failure import Failure, call_progress, describe
+from shim.mcp._connection import CURRENT_CALL
+from shim.mcp._failure import Failure, describe
 
 __all__ = ["SessionHTTPClient"]
 
@@ -63,8 +64,8 @@ class SessionHTTPClient(httpx2.AsyncClient):
             self._discover_failure = failure
         if failure is not None:
             return _failed(request, request_id, failure)
-        if method == "tools/call" and response.is_success and (progress := call_progress()) is not None:
-            progress.executed = True
+        if method == "tools/call" and response.is_success and (call := CURRENT_CALL.get()) is not None:
+            call.executed = True
         return response if request_id is None else _with_id(request, request_id, response)
 
 
