@@ -19,8 +19,9 @@ from mcp.client.subscriptions import Subscription
 
 from shim._bearer import DEFAULT_WAIT
 from shim._source import FileTokenSource
-from shim.mcp._client_events import ClientEvent
-from shim.mcp._endpoint import endpoint
+from shim.httpx2 import BearerAuth
+from shim.mcp._client_events import ClientEvent, Listener
+from shim.mcp._endpoint import Endpoint, HTTPEndpoint, ProcessEndpoint
 from shim.mcp._retry import RetryingCaller
 from shim.mcp._supervisor import State, Supervisor
 
@@ -120,13 +121,20 @@ class ReconnectingClient:
         if not (patience >= 0 and wait >= 0):
             raise ValueError("patience and wait must be numbers of seconds, 0 or more")
         self.source = FileTokenSource(source) if isinstance(source, str) else source
-        target = endpoint(server, self.source, token_variable, wait=wait, headers=headers or {}, verify=verify)
+        target: Endpoint
+        if isinstance(server, str):
+            if token_variable is not None:
+                raise ValueError("token_variable is for a stdio server; an HTTP server gets the token in a header")
+            identity, target = server, HTTPEndpoint(server, BearerAuth(self.source, wait=wait), headers or {}, verify)
+        elif token_variable is None:
+            raise ValueError("token_variable must name the environment variable in which the process expects its token")
+        else:
+            identity, target = server.model_dump_json(), ProcessEndpoint(server, token_variable)
         Client("http://127.0.0.1/", **options)  # raises here, and not in a task, if an option is wrong
         cache = options.get("cache")
         if cache is not None and cache.target_id is None:
             # The SDK cannot name the server of a custom transport, and servers must not share cached responses.
-            name = server if isinstance(server, str) else server.model_dump_json()
-            options["cache"] = replace(cache, target_id=name)
+            options["cache"] = replace(cache, target_id=identity)
         self._supervisor = Supervisor(target, self.source, options)
         self._caller = RetryingCaller(self._supervisor, self.source, patience, wait, is_auth_failure)
         self._read_only_hints: dict[str, bool] = {}
@@ -162,7 +170,7 @@ class ReconnectingClient:
 
     def events(self) -> AsyncIterator[ClientEvent]:
         """Return the events from now on, each with its reason. The iteration ends when the client is closed."""
-        return self._supervisor.events.subscribe()
+        return Listener(self._supervisor.events)
 
     # What the server said in the current session.
 

@@ -5,11 +5,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import anyio
 import mcp_types
-from anyio.abc import TaskStatus
+from anyio.abc import ObjectReceiveStream, ObjectSendStream, TaskStatus
 from mcp import Client, MCPError
 from mcp.client import Transport
 from mcp.shared.message import SessionMessage
@@ -128,38 +128,26 @@ The SDK's streams carry the caller's context to the place where its request is s
 """
 
 
-class _Stream:
-    """A stream between the SDK's transport and its dispatcher."""
+class _CheckedWriter(ObjectSendStream[SessionMessage]):
+    """Raises an error to the sender of a message that is not valid JSON. In the transport, it would end all calls."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
-
-    async def aclose(self) -> None:
-        await self._stream.aclose()
-
-    async def __aenter__(self) -> Self:
-        await self._stream.__aenter__()
-        return self
-
-    async def __aexit__(self, *exception: Any) -> bool | None:
-        ended: bool | None = await self._stream.__aexit__(*exception)
-        return ended
-
-
-class _CheckedWriter(_Stream):
-    """Raises an error to the sender of a message that is not valid JSON. In the transport, it would end all calls."""
 
     async def send(self, item: SessionMessage) -> None:
         message = item.message.model_dump(by_alias=True, mode="json", exclude_unset=True)
         json.dumps(message, ensure_ascii=False, allow_nan=False).encode()
         await self._stream.send(item)
 
+    async def aclose(self) -> None:
+        await self._stream.aclose()
 
-class _WatchedReader(_Stream):
+
+class _WatchedReader(ObjectReceiveStream[Any]):
     """Aborts the connection at the end of the stream, so that no call waits for a response that cannot come."""
 
     def __init__(self, stream: Any, connection: Connection) -> None:
-        super().__init__(stream)
+        self._stream = stream
         self._connection = connection
 
     @property
@@ -173,11 +161,5 @@ class _WatchedReader(_Stream):
             self._connection.abort("the connection ended")
             raise
 
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> Any:
-        try:
-            return await self.receive()
-        except anyio.EndOfStream:
-            raise StopAsyncIteration from None
+    async def aclose(self) -> None:
+        await self._stream.aclose()

@@ -3,12 +3,11 @@
 The SDK reports a 401 and a 500 to the caller in the same words, but passes the ``data`` of a JSON-RPC error unchanged.
 """
 
-import json
 import secrets
 import socket
 import ssl
 from collections.abc import Iterator
-from typing import Literal, NamedTuple, cast, get_args
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import httpx2
 import mcp_types
@@ -38,10 +37,10 @@ class Failure(NamedTuple):
     kind: FailureKind
     reason: str
 
-    def as_json_rpc(self, request_id: object) -> bytes:
+    def as_json_rpc(self, request_id: object) -> dict[str, Any]:
         """Return the JSON-RPC error for the caller of the request."""
         error = {"code": mcp_types.INTERNAL_ERROR, "message": self.reason, "data": {_DATA_KEY: self.kind}}
-        return json.dumps({"jsonrpc": "2.0", "id": request_id, "error": error}).encode()
+        return {"jsonrpc": "2.0", "id": request_id, "error": error}
 
 
 def failure_kind(error: MCPError) -> FailureKind | None:
