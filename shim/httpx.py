@@ -8,4 +8,4 @@ __all__ = ["BearerAuth"]
 
 
 class BearerAuth(BearerFlow, httpx.Auth):
-    """A ``BearerFlow``: sends the current token with each request to its origins, and recovers from a 401."""
+    """Sends the current token of a name, or of a ``FileTokenSource``, and recovers from a 401: see ``BearerFlow``."""
