@@ -43,30 +43,28 @@ class TokensIssued(msgspec.Struct, frozen=True, kw_only=True):
 
 class _Failed(msgspec.Struct, frozen=True, kw_only=True):
     description: str
-
-
-class _ErrorAnswer(_Failed, frozen=True, kw_only=True):
-    code: str
+    code: str = ""
+    """The error code of an answer (RFC 6749 section 5.2); empty if it has none."""
+    refusal: bool = False
+    """Whether it counts as a refusal."""
 
 
 class NotSent(_Failed, frozen=True, kw_only=True):
     """No byte of the request was sent."""
 
 
-class Transient(_ErrorAnswer, frozen=True, kw_only=True):
+class Transient(_Failed, frozen=True, kw_only=True):
     """An error answer that does not reject the grant: retry later."""
 
     retry_after: float | None = None
-    """Seconds."""
-    refusal: bool = False
-    """Whether it is a refusal. Otherwise the server only asks for patience."""
+    """Seconds. An answer that is no refusal only asks for patience."""
 
 
-class TooEarly(_ErrorAnswer, frozen=True, kw_only=True):
-    """The server refused because the access token is still valid: retry when it expires."""
+class TooEarly(_Failed, frozen=True, kw_only=True):
+    """The server refused because the access token is still valid: retry when it expires.
 
-    refusal: bool = False
-    """Whether it also counts as a refusal: the server rejected the grant, and an agent reports a dead token."""
+    It counts as a refusal if the server rejected the grant and an agent reports a dead token.
+    """
 
 
 class Ambiguous(_Failed, frozen=True, kw_only=True):
@@ -82,15 +80,19 @@ class Unreadable(_Failed, frozen=True, kw_only=True):
     """Where the body was saved, as text for a person."""
 
 
-class ResourceRefused(_ErrorAnswer, frozen=True, kw_only=True):
+class ResourceRefused(_Failed, frozen=True, kw_only=True):
     """The server refuses ``resource`` (RFC 8707). It may have used up the refresh token before."""
 
+    refusal: bool = True
 
-class ClientRejected(_ErrorAnswer, frozen=True, kw_only=True):
+
+class ClientRejected(_Failed, frozen=True, kw_only=True):
     """The server rejects the client or its authentication. This says nothing about the grant."""
 
+    refusal: bool = True
 
-class GrantRejected(_ErrorAnswer, frozen=True, kw_only=True):
+
+class GrantRejected(_Failed, frozen=True, kw_only=True):
     """The server rejects the grant (``invalid_grant`` and its dialects): a person must log in again."""
 
 

@@ -27,8 +27,8 @@ __all__ = [
     "due_at",
     "expected_expiry",
     "may_be_too_early",
-    "may_send_refresh_token",
     "needs_person",
+    "protected_until",
     "remaining_lifetime",
     "replay_allowed",
     "retry_at",
@@ -93,12 +93,12 @@ def decide(grant: Grant, now: Moment, *, demanded: bool = False, force: bool = F
     if grant.not_before is not None and (seconds := seconds_until_usable(grant, now)) > 0:
         # Servers that set nbf may end the whole login if the token is used earlier (rauthy does).
         return Wait("too_early", now.wall + seconds)
-    if (protected := _protected_until(grant, now, demanded=demanded)) is not None:
+    if (protected := protected_until(grant, now, demanded=demanded)) is not None:
         return Wait("reauthorization_required" if grant.dead else "in_doubt", protected)
     if force:
         return Rotate("forced")
     if grant.failure is not None:
-        return _after_failure(grant, now, demanded=demanded)
+        return _after_failure(grant, grant.failure, now, demanded=demanded)
     if grant.access_token is None:
         return Rotate("first")
     if _in_future(grant.issued_at, now):
@@ -220,13 +220,8 @@ def needs_person(grant: Grant) -> bool:
     return grant.dead or grant.refusals >= _PERSON_AFTER_REFUSALS
 
 
-def may_send_refresh_token(grant: Grant, now: Moment, *, demanded: bool) -> bool:
-    """Whether the refresh token may be sent at ``now`` without danger for a live access token (I1)."""
-    return _protected_until(grant, now, demanded=demanded) is None
-
-
-def _protected_until(grant: Grant, now: Moment, *, demanded: bool) -> float | None:
-    """Return until when a grant in doubt must wait, or ``None``.
+def protected_until(grant: Grant, now: Moment, *, demanded: bool) -> float | None:
+    """Return until when the refresh token of a grant in doubt must not be sent (I1); ``None`` if it may be sent now.
 
     A second use of a refresh token can revoke the live access token. A demand says that there is no live one.
     """
@@ -241,9 +236,8 @@ def _protected_until(grant: Grant, now: Moment, *, demanded: bool) -> float | No
     return now.wall + remaining if remaining > 0 else None
 
 
-def _after_failure(grant: Grant, now: Moment, *, demanded: bool) -> Decision:
-    failure = grant.failure
-    if failure is None or failure.retry_at is None:
+def _after_failure(grant: Grant, failure: Failure, now: Moment, *, demanded: bool) -> Decision:
+    if failure.retry_at is None:
         return Rotate("retry")
     if demanded and failure.outcome == "too_early" and now.wall >= failure.at + backoff(grant, grant.failures):
         return Rotate("demanded")  # agents report that the access token is dead: no expiry to wait for
@@ -252,7 +246,8 @@ def _after_failure(grant: Grant, now: Moment, *, demanded: bool) -> Decision:
     if failure.moment is not None and failure.moment.same_boot(now):
         # By the boot clock: if the wall clock was set back by half an hour, a wait of ten seconds would grow by that.
         remaining = failure.retry_at - failure.at - max(now.boottime - failure.moment.boottime, 0.0)
-    if demanded and _demand_shortens_backoff(grant, failure):
+    undisputed = grant.doubt is None and grant.refusals == 0 and failure.outcome == "transient"
+    if demanded and undisputed and failure.busy_until is None:
         # The agents have no valid token and wait: an ordinary backoff would be too long for one 503.
         shortened = _DEMAND_BACKOFF ** min(max(grant.failures - 1, 0), 8)
         remaining += min(shortened - (failure.retry_at - failure.at), 0.0)
@@ -260,12 +255,6 @@ def _after_failure(grant: Grant, now: Moment, *, demanded: bool) -> Decision:
     if 0 < remaining <= longest:
         return Wait("in_doubt" if grant.doubt is not None else failure.outcome, now.wall + remaining)
     return Rotate("retry")
-
-
-def _demand_shortens_backoff(grant: Grant, failure: Failure) -> bool:
-    """Whether a demand shortens the backoff: no doubt, no refusal, and no time named by the server."""
-    undisputed = grant.doubt is None and grant.refusals == 0
-    return undisputed and failure.outcome == "transient" and failure.busy_until is None
 
 
 def _demand_allowed_at(grant: Grant) -> float:

@@ -254,7 +254,7 @@ def with_spent(spent: tuple[str, ...], token: Secret) -> tuple[str, ...]:
 
 def encode(record: Record) -> tuple[bytes, str]:
     """Return the bytes of a record and their checksum."""
-    return wrap("record", msgspec.json.encode(record, enc_hook=_encode_secret))
+    return wrap("record", msgspec.json.encode(record, enc_hook=Secret.reveal))
 
 
 def wrap(key: Literal["record", "intent"], raw: bytes) -> tuple[bytes, str]:
@@ -284,12 +284,13 @@ def unwrap(key: Literal["record", "intent"], data: bytes) -> tuple[bytes | msgsp
     Raises ``GrantFileError`` for a later version, a wrong checksum, or data of another kind.
     """
     try:
-        envelope = _ENVELOPE.decode(data)
+        envelope: _Envelope | None = _ENVELOPE.decode(data)
     except DECODE_ERRORS:
-        raise GrantFileError(_unreadable(data)) from None
-    raw: msgspec.Raw | msgspec.UnsetType = getattr(envelope, key)
-    if raw is msgspec.UNSET or (envelope.version != VERSION and envelope.version not in CONVERTERS):
-        raise GrantFileError(_unreadable(data))
+        envelope = None
+    raw: msgspec.Raw | msgspec.UnsetType = getattr(envelope, key, msgspec.UNSET)
+    if envelope is None or raw is msgspec.UNSET or envelope.version not in (VERSION, *CONVERTERS):
+        what = "is not a grant record, or is incomplete" if data.strip(b"\0 \n") else "is empty"
+        raise GrantFileError(version_error(data) or f"the file {what}")
     checksum = hashlib.sha256(raw).hexdigest()
     if checksum != envelope.checksum:
         raise GrantFileError("the checksum does not match: the file was damaged or edited")
@@ -312,21 +313,8 @@ def version_error(data: bytes) -> str | None:
         version = msgspec.json.decode(data.partition(b"\n")[0], type=_Version).version
     except DECODE_ERRORS:
         return None
-    if version <= VERSION:
-        return None
-    return f"the file has version {version}, this refresher reads version {VERSION}: use the newer refresher"
-
-
-def _unreadable(data: bytes) -> str:
-    if not data.strip(b"\0 \n"):
-        return "the file is empty"
-    return version_error(data) or "the file is not a grant record, or is incomplete"
-
-
-def _encode_secret(value: Any) -> str:
-    if isinstance(value, Secret):
-        return value.reveal()
-    raise NotImplementedError
+    newer = f"the file has version {version}, this refresher reads version {VERSION}: use the newer refresher"
+    return newer if version > VERSION else None
 
 
 def decode_secret(kind: type, value: Any) -> Secret:

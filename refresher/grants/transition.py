@@ -43,34 +43,27 @@ def apply(
     ``first_sent`` and ``last_sent``: when the requests of this attempt were sent; ``None`` if none was. ``generation``:
     the generation of a successful rotation.
     """
+    if isinstance(outcome, TokensIssued):
+        return _rotated(grant, outcome, sent=last_sent or now, now=now, demanded=demanded, generation=generation)
+    if outcome.refusal:
+        grant = msgspec.structs.replace(grant, refusals=grant.refusals + 1)
     match outcome:
-        case TokensIssued():
-            sent = now if last_sent is None else last_sent
-            return _rotated(grant, outcome, sent=sent, now=now, demanded=demanded, generation=generation)
         case NotSent():
             return _failed(grant, "transient", "temporarily_unavailable", outcome.description, now)
         case Transient():
             return _transient(grant, outcome, now)
         case TooEarly():
-            early = _refused(grant) if outcome.refusal else grant
-            if not grant.dead:
-                early = msgspec.structs.replace(early, refuses_early=True)
+            early = msgspec.structs.replace(grant, refuses_early=grant.refuses_early or not grant.dead)
             # Wait for the expiry of the access token: no clock can move that further away than the lifetime.
             expiry = policy.remaining_lifetime(grant, now)
             return _failed(early, "too_early", outcome.code, outcome.description, now, expiry)
-        case Ambiguous() | Unreadable() if grant.refresh_token is None:
-            return _failed(grant, "transient", "server_error", outcome.description, now)  # nothing was used up
-        case ResourceRefused() if grant.refresh_token is None:
-            return _failed(_refused(grant), "transient", outcome.code, outcome.description, now)
-        case ResourceRefused():
-            return mark_in_doubt(_refused(grant), outcome.description, doubt=Doubt(since=first_sent or now), now=now)
-        case Ambiguous():
-            return mark_in_doubt(grant, outcome.description, doubt=Doubt(since=first_sent or now), now=now)
-        case Unreadable():
-            doubt = Doubt(since=first_sent or now, kept=outcome.kept)
+        case Ambiguous() | Unreadable() | ResourceRefused() if grant.refresh_token is None:
+            return _failed(grant, "transient", outcome.code or "server_error", outcome.description, now)
+        case Ambiguous() | Unreadable() | ResourceRefused():
+            doubt = Doubt(since=first_sent or now, kept=outcome.kept if isinstance(outcome, Unreadable) else None)
             return mark_in_doubt(grant, outcome.description, doubt=doubt, now=now)
         case ClientRejected():
-            return _failed(_refused(grant), "client_rejected", outcome.code, outcome.description, now)
+            return _failed(grant, "client_rejected", outcome.code, outcome.description, now)
         case GrantRejected():
             return _rejected(grant, outcome, now)
         case _:
@@ -101,30 +94,22 @@ def mark_in_doubt(grant: Grant, description: str, *, doubt: Doubt, now: Moment) 
 def mark_interrupted(grant: Grant, description: str, *, doubt: Doubt, now: Moment) -> Grant:
     """Return ``grant`` after an attempt that ended before its own replay; if a replay is allowed, it is due at once."""
     if grant.refresh_token is None:
-        return _due_at_once(_failed(grant, "transient", "server_error", description, now), now)
-    marked = mark_in_doubt(grant, description, doubt=doubt, now=now)
-    return marked if marked.dead or not policy.replay_allowed(marked, now) else _due_at_once(marked, now)
-
-
-def _due_at_once(grant: Grant, now: Moment) -> Grant:
-    if grant.failure is None:
-        return grant
-    return msgspec.structs.replace(grant, failure=msgspec.structs.replace(grant.failure, retry_at=now.wall))
+        marked = _failed(grant, "transient", "server_error", description, now)
+    else:
+        marked = mark_in_doubt(grant, description, doubt=doubt, now=now)
+    if marked.dead or marked.failure is None or not policy.replay_allowed(marked, now):
+        return marked
+    return msgspec.structs.replace(marked, failure=msgspec.structs.replace(marked.failure, retry_at=now.wall))
 
 
 def _transient(grant: Grant, outcome: Transient, now: Moment) -> Grant:
     wait = min(outcome.retry_after or 0.0, policy.MAX_WAIT)
-    counted = _refused(grant) if outcome.refusal else grant
-    failed = _failed(counted, "transient", outcome.code, outcome.description, now, wait)
+    failed = _failed(grant, "transient", outcome.code, outcome.description, now, wait)
     if failed.failure is None or failed.dead or outcome.refusal or outcome.retry_after is None:
         return failed
     # The server is busy until a time that it named: that counts for all its grants.
     busy = msgspec.structs.replace(failed.failure, busy_until=failed.failure.at + wait)
     return msgspec.structs.replace(failed, failure=busy)
-
-
-def _refused(grant: Grant) -> Grant:
-    return msgspec.structs.replace(grant, refusals=grant.refusals + 1)
 
 
 def _rotated(
@@ -136,6 +121,9 @@ def _rotated(
         new = None
     replaced = new is not None and new != grant.refresh_token
     scheduled = grant.access_token is None or sent.wall >= policy.due_at(grant)
+    # The server rejected the grant while the access token was valid, and now accepts it.
+    rejection = grant.failure if grant.dead else None
+    was_early = rejection is not None and grant.expires_at is not None and rejection.at < grant.expires_at
     return msgspec.structs.replace(
         with_access_token(grant, tokens, sent),
         generation=generation,
@@ -149,7 +137,7 @@ def _rotated(
         failure=None,
         doubt=None,
         demanded=grant.demanded + 1 if demanded and not scheduled else 0,
-        refuses_early=grant.refuses_early or _was_too_early(grant),
+        refuses_early=grant.refuses_early or was_early,
     )
 
 
@@ -159,12 +147,6 @@ def _not_before(new: Secret, tokens: TokensIssued, sent: Moment, now: Moment) ->
         return usable
     # Converted to the clock of ``sent``, from which the other times count: the clock may have been set in between.
     return usable - now.wall + sent.wall + now.boottime - sent.boottime
-
-
-def _was_too_early(grant: Grant) -> bool:
-    """Whether the server rejected the grant while the access token was valid, and now accepts the grant."""
-    rejection = grant.failure if grant.dead else None
-    return rejection is not None and grant.expires_at is not None and rejection.at < grant.expires_at
 
 
 def _failed(grant: Grant, kind: FailureKind, code: str, description: str, now: Moment, wait: float = 0.0) -> Grant:

@@ -10,7 +10,7 @@ import asyncio
 import socket
 import threading
 import time
-from contextlib import suppress
+from concurrent.futures import Future
 from typing import Any, Final
 
 __all__ = ["RequestLoop"]
@@ -42,23 +42,14 @@ class RequestLoop(asyncio.SelectorEventLoop):
 
     async def getaddrinfo(self, *host_and_port: Any, **options: Any) -> Any:
         """Resolve like ``socket.getaddrinfo``, in a thread that the end of the loop does not wait for."""
-        resolved: asyncio.Future[Any] = self.create_future()
-
-        def settle(result: Any, error: BaseException | None) -> None:
-            if not resolved.done():
-                if error is None:
-                    resolved.set_result(result)
-                else:
-                    resolved.set_exception(error)
+        resolved: Future[Any] = Future()
+        resolved.set_running_or_notify_cancel()  # from here on nobody can cancel it, so the thread can always set it
 
         def resolve() -> None:
-            result, failure = None, None
             try:
-                result = socket.getaddrinfo(*host_and_port, **options)
+                resolved.set_result(socket.getaddrinfo(*host_and_port, **options))
             except (OSError, UnicodeError, ValueError) as error:
-                failure = error
-            with suppress(RuntimeError):  # the loop has ended
-                self.call_soon_threadsafe(settle, result, failure)
+                resolved.set_exception(error)
 
         threading.Thread(target=resolve, daemon=True, name="resolver").start()
-        return await resolved
+        return await asyncio.wrap_future(resolved)
