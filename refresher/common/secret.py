@@ -4,8 +4,6 @@ import hashlib
 import hmac
 import re
 from collections.abc import Iterable
-from itertools import groupby
-from operator import itemgetter
 from typing import Final
 from urllib.parse import quote, quote_plus
 
@@ -19,6 +17,7 @@ _PLAIN_WORDS: Final = re.compile(r"[a-z_./-]{16,31}|[A-Z_./-]{16,31}")
 
 # This many characters of a secret in a row are no coincidence.
 _FRAGMENT: Final = 6
+_HIDDEN: Final = "\uffff"  # in no text: it is not a character
 
 
 class Secret:
@@ -78,11 +77,8 @@ def _without(text: str, secret: str) -> str:
     if size == 0:
         return text
     fragments = {form[at : at + size] for form in forms for at in range(len(form) - size + 1)}
-    hidden = [False] * len(text)
+    shown = list(text)
     for at in range(len(text) - size + 1):
         if text[at : at + size] in fragments:
-            hidden[at : at + size] = [True] * size
-    return "".join(
-        "[masked]" if is_hidden else "".join(char for _, char in run)
-        for is_hidden, run in groupby(zip(hidden, text, strict=True), key=itemgetter(0))
-    )
+            shown[at : at + size] = _HIDDEN * size
+    return re.sub(f"{_HIDDEN}+", "[masked]", "".join(shown))

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from refresher.common import durations
+from refresher.common.text import parse_duration
 
 
 @pytest.mark.parametrize(
@@ -13,11 +13,11 @@ from refresher.common import durations
 )
 def test_what_people_write_is_understood(written: float | str, seconds: float) -> None:
     """If it failed, a grace or a wait would be another than was asked for."""
-    assert durations.parse(written) == seconds
+    assert parse_duration(written) == seconds
 
 
 @pytest.mark.parametrize("written", ["", "s", "30", "-1s", "1w", "nans", "infs", "1e99d", math.nan, math.inf, -1])
 def test_what_is_no_duration_is_refused(written: float | str) -> None:
     """If it failed, a typing mistake would become a wait of nothing, or of for ever."""
     with pytest.raises(ValueError, match=r"."):
-        durations.parse(written)
+        parse_duration(written)
