@@ -10,6 +10,7 @@ from refresher.grants import policy
 from refresher.grants.outcome import (
     Ambiguous,
     ClientRejected,
+    Failed,
     GrantRejected,
     NotSent,
     Outcome,
@@ -48,22 +49,24 @@ def apply(
     if outcome.refusal:
         grant = msgspec.structs.replace(grant, refusals=grant.refusals + 1)
     match outcome:
-        case NotSent():
-            return _failed(grant, "transient", "temporarily_unavailable", outcome.description, now)
         case Transient():
-            return _transient(grant, outcome, now)
+            wait = min(outcome.retry_after or 0.0, policy.MAX_WAIT)
+            # The server is busy until a time that it named: that counts for all its grants.
+            busy_until = None if outcome.refusal or outcome.retry_after is None else now.wall + wait
+            return _failed(grant, "transient", outcome, now, wait, busy_until)
         case TooEarly():
             early = msgspec.structs.replace(grant, refuses_early=grant.refuses_early or not grant.dead)
             # Wait for the expiry of the access token: no clock can move that further away than the lifetime.
-            expiry = policy.remaining_lifetime(grant, now)
-            return _failed(early, "too_early", outcome.code, outcome.description, now, expiry)
+            return _failed(early, "too_early", outcome, now, policy.remaining_lifetime(grant, now))
+        case NotSent():
+            return _failed(grant, "transient", outcome, now)
         case Ambiguous() | Unreadable() | ResourceRefused() if grant.refresh_token is None:
-            return _failed(grant, "transient", outcome.code or "server_error", outcome.description, now)
+            return _failed(grant, "transient", outcome, now)  # nothing was used up
         case Ambiguous() | Unreadable() | ResourceRefused():
             doubt = Doubt(since=first_sent or now, kept=outcome.kept if isinstance(outcome, Unreadable) else None)
             return mark_in_doubt(grant, outcome.description, doubt=doubt, now=now)
         case ClientRejected():
-            return _failed(grant, "client_rejected", outcome.code, outcome.description, now)
+            return _failed(grant, "client_rejected", outcome, now)
         case GrantRejected():
             return _rejected(grant, outcome, now)
         case _:
@@ -88,28 +91,18 @@ def mark_in_doubt(grant: Grant, description: str, *, doubt: Doubt, now: Moment) 
     """Return ``grant`` in ``doubt``, or in its earlier doubt that is not settled yet."""
     # The earliest doubt counts: at the latest then, the server saw the token and started its grace period.
     doubtful = msgspec.structs.replace(grant, doubt=(grant.doubt or doubt).merged_with(doubt))
-    return _failed(doubtful, "in_doubt", "in_doubt", description, now)
+    return _failed(doubtful, "in_doubt", Ambiguous(code="in_doubt", description=description), now)
 
 
 def mark_interrupted(grant: Grant, description: str, *, doubt: Doubt, now: Moment) -> Grant:
     """Return ``grant`` after an attempt that ended before its own replay; if a replay is allowed, it is due at once."""
     if grant.refresh_token is None:
-        marked = _failed(grant, "transient", "server_error", description, now)
+        marked = _failed(grant, "transient", Ambiguous(description=description), now)
     else:
         marked = mark_in_doubt(grant, description, doubt=doubt, now=now)
     if marked.dead or marked.failure is None or not policy.replay_allowed(marked, now):
         return marked
     return msgspec.structs.replace(marked, failure=msgspec.structs.replace(marked.failure, retry_at=now.wall))
-
-
-def _transient(grant: Grant, outcome: Transient, now: Moment) -> Grant:
-    wait = min(outcome.retry_after or 0.0, policy.MAX_WAIT)
-    failed = _failed(grant, "transient", outcome.code, outcome.description, now, wait)
-    if failed.failure is None or failed.dead or outcome.refusal or outcome.retry_after is None:
-        return failed
-    # The server is busy until a time that it named: that counts for all its grants.
-    busy = msgspec.structs.replace(failed.failure, busy_until=failed.failure.at + wait)
-    return msgspec.structs.replace(failed, failure=busy)
 
 
 def _rotated(
@@ -149,7 +142,9 @@ def _not_before(new: Secret, tokens: TokensIssued, sent: Moment, now: Moment) ->
     return usable - now.wall + sent.wall + now.boottime - sent.boottime
 
 
-def _failed(grant: Grant, kind: FailureKind, code: str, description: str, now: Moment, wait: float = 0.0) -> Grant:
+def _failed(
+    grant: Grant, kind: FailureKind, outcome: Failed, now: Moment, wait: float = 0.0, busy_until: float | None = None
+) -> Grant:
     """Return ``grant`` after a failure, with a retry after the backoff or after ``wait`` seconds if that is longer."""
     failures = grant.failures + 1
     if grant.dead:
@@ -157,11 +152,12 @@ def _failed(grant: Grant, kind: FailureKind, code: str, description: str, now: M
         return msgspec.structs.replace(grant, failures=failures)
     failure = Failure(
         outcome=kind,
-        code=code,
-        description=description,
+        code=outcome.code,
+        description=outcome.description,
         at=now.wall,
         retry_at=now.wall + max(policy.backoff(grant, failures), wait),
         moment=now,
+        busy_until=busy_until,
     )
     return msgspec.structs.replace(grant, failures=failures, failure=failure)
 

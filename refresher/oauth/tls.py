@@ -13,8 +13,6 @@ __all__ = ["ssl_context"]
 
 _MAX_CONTEXTS: Final = 32
 
-_Stamp = tuple[int, int, int] | None
-
 
 def ssl_context(
     ca_file: str | None, *, client_cert: str | None = None, client_key: str | None = None
@@ -34,7 +32,7 @@ def ssl_context(
         raise ConfigError("the path of a certificate file is not valid") from None
 
 
-def _stamp(path: str | None) -> _Stamp:
+def _stamp(path: str | None) -> tuple[int, int, int] | None:
     if path is None:
         return None
     status = os.stat(path)  # noqa: PTH116  the result is what counts
@@ -43,7 +41,7 @@ def _stamp(path: str | None) -> _Stamp:
 
 @lru_cache(maxsize=_MAX_CONTEXTS)
 def _context(
-    ca_file: str | None, trusted: str | None, client_cert: str | None, client_key: str | None, *_: _Stamp
+    ca_file: str | None, trusted: str | None, client_cert: str | None, client_key: str | None, *_: object
 ) -> ssl.SSLContext:
     try:
         context = httpx.create_ssl_context() if ca_file is None else ssl.create_default_context(cafile=ca_file)
