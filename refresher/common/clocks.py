@@ -25,6 +25,10 @@ class Moment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         """Whether both moments are certainly of one boot of one machine."""
         return self.boot_id != "" and self.boot_id == other.boot_id
 
+    def seconds_until(self, other: "Moment") -> float:
+        """Return the seconds to ``other`` by the clock that nobody sets; across boots, by the wall clock."""
+        return other.boottime - self.boottime if self.same_boot(other) else other.wall - self.wall
+
 
 def now() -> Moment:
     """Read the clocks."""

@@ -101,9 +101,11 @@ def decide(grant: Grant, now: Moment, *, demanded: bool = False, force: bool = F
         return _after_failure(grant, grant.failure, now, demanded=demanded)
     if grant.access_token is None:
         return Rotate("first")
-    if _in_future(grant.issued_at, now):
+    if grant.issued_at > now.wall + CLOCK_TOLERANCE:
         return Rotate("clock")
-    if demanded and (now.wall >= _demand_allowed_at(grant) or _clock_was_set_back(grant, now)):
+    # If the clock was set back since the last rotation, a wait from then would be too long.
+    set_back = grant.last_rotation_at is not None and grant.last_rotation_at > now.wall + _MIN_INTERVAL
+    if demanded and (now.wall >= _demand_allowed_at(grant) or set_back):
         return Rotate("demanded")
     due = due_at(grant)
     # If the server refuses an early refresh, a late run is better than a useless request.
@@ -120,12 +122,12 @@ def due_at(grant: Grant) -> float:
     Later if a rotation revokes the access token that agents use; at the expiry if the server refuses an earlier one.
     """
     lifetime = _lifetime(grant)
+    earliest = max(_not_before(grant), _earliest_next(grant))
     if server_behavior.refuses_early(grant):
-        return max(grant.issued_at + lifetime, _not_before(grant), _earliest_next(grant))
+        return max(grant.issued_at + lifetime, earliest)
     fraction = _DUE_FRACTION_IF_REVOKED if server_behavior.revokes_access_token(grant) else _DUE_FRACTION
     jitter = _stable_fraction(f"{grant.name}\0{grant.generation}") * min(_MAX_JITTER, _JITTER_FRACTION * lifetime)
-    due = grant.issued_at + min(fraction * lifetime, _DAY) - jitter
-    return max(due, _not_before(grant), _earliest_next(grant))
+    return max(grant.issued_at + min(fraction * lifetime, _DAY) - jitter, earliest)
 
 
 def expected_expiry(grant: Grant) -> float:
@@ -204,12 +206,8 @@ def doubt_in_future(grant: Grant, now: Moment) -> bool:
 
     The holder of the lock then restarts the doubt at ``now``: the wait is as long as the token can live, and it ends.
     """
-    if grant.doubt is None:
-        return False
-    since = grant.doubt.since
-    if since.same_boot(now):
-        return since.boottime > now.boottime + CLOCK_TOLERANCE  # a restored snapshot, or another time namespace
-    return _in_future(since.wall, now)
+    # Within one boot, that is a restored snapshot or another time namespace.
+    return grant.doubt is not None and grant.doubt.since.seconds_until(now) < -CLOCK_TOLERANCE
 
 
 def needs_person(grant: Grant) -> bool:
@@ -229,10 +227,8 @@ def protected_until(grant: Grant, now: Moment, *, demanded: bool) -> float | Non
         return None
     remaining = remaining_lifetime(grant, now)
     if _access_token_age(grant, now) is None:
-        # Count from the doubt: by the boot clock within one boot, by the wall clock otherwise.
         since = grant.doubt.since
-        passed = now.boottime - since.boottime if since.same_boot(now) else now.wall - since.wall
-        remaining = remaining_lifetime(grant, since) - max(passed, 0.0)
+        remaining = remaining_lifetime(grant, since) - max(since.seconds_until(now), 0.0)
     return now.wall + remaining if remaining > 0 else None
 
 
@@ -265,11 +261,6 @@ def _demand_allowed_at(grant: Grant) -> float:
     return grant.last_rotation_at + max(_MIN_INTERVAL, min(interval, _lifetime(grant) / 4))
 
 
-def _clock_was_set_back(grant: Grant, now: Moment) -> bool:
-    """Whether the clock was set back since the last rotation, so that a wait from then would be too long."""
-    return grant.last_rotation_at is not None and grant.last_rotation_at > now.wall + _MIN_INTERVAL
-
-
 def _not_before(grant: Grant) -> float:
     """Return from when the refresh token may be used, by its ``nbf``; a time more than a day away is ignored."""
     if grant.not_before is None or grant.not_before - max(grant.issued_at, grant.authorized_at) > _DAY:
@@ -284,9 +275,9 @@ def _earliest_next(grant: Grant) -> float:
 def _access_token_age(grant: Grant, at: Moment) -> float | None:
     """Return the seconds since the access token was issued, by the boot clock; ``None`` if that cannot tell."""
     issued = grant.issued
-    if issued is None or not issued.same_boot(at) or issued.boottime > at.boottime + CLOCK_TOLERANCE:
+    if issued is None or not issued.same_boot(at) or (age := issued.seconds_until(at)) < -CLOCK_TOLERANCE:
         return None  # the last condition: a restored snapshot, or another time namespace
-    return max(at.boottime - issued.boottime, 0.0)
+    return max(age, 0.0)
 
 
 def _lifetime(grant: Grant) -> float:
@@ -294,10 +285,6 @@ def _lifetime(grant: Grant) -> float:
         known = server_behavior.access_token_lifetime(grant)
         return DEFAULT_MAX_AGE if known is None else known
     return max(grant.expires_at - grant.issued_at, 0.0)
-
-
-def _in_future(at: float, now: Moment) -> bool:
-    return at > now.wall + CLOCK_TOLERANCE
 
 
 def _stable_fraction(text: str) -> float:

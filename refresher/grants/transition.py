@@ -136,10 +136,8 @@ def _rotated(
 
 def _not_before(new: Secret, tokens: TokensIssued, sent: Moment, now: Moment) -> float | None:
     usable = not_before(new.reveal(), now.wall, tokens.clock_skew)
-    if usable is None or not sent.same_boot(now):
-        return usable
     # Converted to the clock of ``sent``, from which the other times count: the clock may have been set in between.
-    return usable - now.wall + sent.wall + now.boottime - sent.boottime
+    return None if usable is None else usable - now.wall + sent.wall + sent.seconds_until(now)
 
 
 def _failed(
