@@ -9,7 +9,7 @@ from typing import Any, Final
 import click
 
 from refresher import config
-from refresher.common import logs, text
+from refresher.common import durations, logs
 from refresher.common.errors import DirectoryError, RefresherError, UnknownName
 from refresher.common.terminal import say
 from refresher.config import Settings
@@ -193,7 +193,7 @@ class _Duration(click.ParamType[float]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """Return seconds."""
         try:
-            return text.parse_duration(value if str(value)[-1:].isalpha() else float(value))
+            return durations.parse(value if str(value)[-1:].isalpha() else float(value))
         except ValueError:
             self.fail("it must be seconds, or a duration such as '30s', '10m', '8h'", param, ctx)
 

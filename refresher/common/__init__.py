@@ -1,1 +1,1 @@
-"""Basics for every package: clocks, errors, logs, secrets, signals, terminal output, text."""
+"""Basics for every package: clocks, durations, errors, logs, secrets, signals, terminal output."""

@@ -1,13 +1,9 @@
-"""Times and names as people read and write them."""
+"""Times and names as text for a person."""
 
-import math
 import time
 from collections.abc import Sequence
-from typing import Final
 
-__all__ = ["clock_time", "names", "parse_duration", "span"]
-
-_UNITS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+__all__ = ["clock_time", "names", "span"]
 
 
 def names(of: Sequence[str]) -> str:
@@ -34,17 +30,3 @@ def clock_time(at: float, *, separator: str = " ") -> str:
     except (OverflowError, ValueError, OSError):
         return "beyond the calendar"
     return f"{shown[:-2]}:{shown[-2:]}"
-
-
-def parse_duration(value: float | str) -> float:
-    """Return seconds: a number, or digits with a unit as in ``30s``, ``10m``, ``8h``, ``1d``.
-
-    Raises ``ValueError`` for anything else, for a negative duration, and for one of more than thirty years.
-    """
-    if isinstance(value, str):
-        if value[-1:] not in _UNITS:
-            raise ValueError("not a duration")
-        value = float(value[:-1]) * _UNITS[value[-1]]
-    if math.isnan(value) or not 0 <= value < 1e9:
-        raise ValueError("not a duration")
-    return value

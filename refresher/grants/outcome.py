@@ -15,6 +15,7 @@ __all__ = [
     "ClientRejected",
     "Failed",
     "GrantRejected",
+    "Lost",
     "NotSent",
     "Outcome",
     "ResourceRefused",
@@ -101,17 +102,10 @@ class GrantRejected(Failed, frozen=True, kw_only=True):
     """The server rejects the grant (``invalid_grant`` and its dialects): a person must log in again."""
 
 
-Outcome = (
-    TokensIssued
-    | NotSent
-    | Transient
-    | TooEarly
-    | Ambiguous
-    | Unreadable
-    | ResourceRefused
-    | ClientRejected
-    | GrantRejected
-)
+Lost = Ambiguous | Unreadable | ResourceRefused
+"""After these, the refresh token may be used up."""
+
+Outcome = TokensIssued | NotSent | Transient | TooEarly | Lost | ClientRejected | GrantRejected
 
 
 def error_code(outcome: Outcome) -> str:

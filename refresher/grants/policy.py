@@ -10,7 +10,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from refresher.common.clocks import Moment, elapsed
+from refresher.common.clocks import Moment
 from refresher.grants import server_behavior
 from refresher.grants.record import Failure, FailureKind, Grant
 
@@ -154,10 +154,9 @@ def may_be_too_early(grant: Grant, sent: Moment) -> bool:
     lifetime from its own answer.
     """
     before = grant.failure
-    if before is not None and before.outcome == "too_early" and before.moment is not None:
-        passed = sent.boottime - before.moment.boottime
-        if before.moment.same_boot(sent) and passed >= _lifetime(grant):
-            return False  # the token that was valid at the first refusal has expired, whatever the wall clock says
+    asked = before.moment if before is not None and before.outcome == "too_early" else None
+    if asked is not None and asked.same_boot(sent) and asked.seconds_until(sent) >= _lifetime(grant):
+        return False  # the token that was valid at the first refusal has expired, whatever the wall clock says
     return server_behavior.refuses_early(grant) and remaining_lifetime(grant, sent) > -CLOCK_TOLERANCE
 
 
@@ -198,7 +197,8 @@ def replay_allowed(grant: Grant, now: Moment) -> bool:
     # In another boot the elapsed time is unknown, so the grace period counts as over. The request needs some of it.
     since = grant.doubt.since
     usable = grace_period - min(_TRANSIT_TIME, grace_period / 10)
-    return not grant.doubt.replay_over and since.same_boot(now) and elapsed(since, now) < usable
+    passed = max(now.wall - since.wall, now.monotonic - since.monotonic, now.boottime - since.boottime)
+    return not grant.doubt.replay_over and since.same_boot(now) and passed < usable
 
 
 def doubt_in_future(grant: Grant, now: Moment) -> bool:

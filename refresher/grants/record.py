@@ -107,10 +107,8 @@ class Doubt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     def merged_with(self, later: "Doubt") -> "Doubt":
         """Return the doubt with what is known of a later loss; of two spills, only the later one can be useful."""
-        merged = self.with_kept(later.kept)
-        if later.spill is None:
-            return merged
-        return msgspec.structs.replace(merged, spill=later.spill, begun_from=later.begun_from)
+        last = self if later.spill is None else later
+        return msgspec.structs.replace(self.with_kept(later.kept), spill=last.spill, begun_from=last.begun_from)
 
 
 class Login(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -294,17 +292,15 @@ def unwrap(key: Literal["record", "intent"], data: bytes) -> tuple[bytes | msgsp
     checksum = hashlib.sha256(raw).hexdigest()
     if checksum != envelope.checksum:
         raise GrantFileError("the checksum does not match: the file was damaged or edited")
-    return (raw if envelope.version == VERSION else _converted(raw, envelope.version)), checksum
-
-
-def _converted(raw: msgspec.Raw, version: int) -> bytes:
+    if envelope.version == VERSION:
+        return raw, checksum
     try:
         fields = msgspec.json.decode(raw, type=_Fields)
     except DECODE_ERRORS:
         raise GrantFileError("the file is not a grant record") from None
-    for earlier in range(version, VERSION):
+    for earlier in range(envelope.version, VERSION):
         fields = CONVERTERS[earlier](fields)
-    return msgspec.json.encode(fields)
+    return msgspec.json.encode(fields), checksum
 
 
 def version_error(data: bytes) -> str | None:

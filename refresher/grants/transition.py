@@ -58,13 +58,11 @@ def apply(
             early = msgspec.structs.replace(grant, refuses_early=grant.refuses_early or not grant.dead)
             # Wait for the expiry of the access token: no clock can move that further away than the lifetime.
             return _failed(early, "too_early", outcome, now, policy.remaining_lifetime(grant, now))
-        case NotSent():
-            return _failed(grant, "transient", outcome, now)
-        case Ambiguous() | Unreadable() | ResourceRefused() if grant.refresh_token is None:
-            return _failed(grant, "transient", outcome, now)  # nothing was used up
-        case Ambiguous() | Unreadable() | ResourceRefused():
+        case Ambiguous() | Unreadable() | ResourceRefused() if grant.refresh_token is not None:
             doubt = Doubt(since=first_sent or now, kept=outcome.kept if isinstance(outcome, Unreadable) else None)
             return mark_in_doubt(grant, outcome.description, doubt=doubt, now=now)
+        case NotSent() | Ambiguous() | Unreadable() | ResourceRefused():
+            return _failed(grant, "transient", outcome, now)  # nothing was used up
         case ClientRejected():
             return _failed(grant, "client_rejected", outcome, now)
         case GrantRejected():

@@ -17,6 +17,7 @@ from refresher.grants.outcome import (
     Ambiguous,
     ClientRejected,
     GrantRejected,
+    Lost,
     NotSent,
     Outcome,
     ResourceRefused,
@@ -29,7 +30,6 @@ from refresher.oauth.http_client import DEADLINE, PostResult, post
 
 __all__ = ["Hooks", "TokenRequestResult", "request_tokens"]
 
-_LOST: Final = Ambiguous | Unreadable | ResourceRefused
 _MIN_REPLAY_TIME: Final = 1.0
 _NO_REFRESH_TOKEN: Final = "the server gave no refresh token with the login"  # noqa: S105  a message
 
@@ -71,7 +71,7 @@ def request_tokens(
     ends = time.monotonic() + deadline
     replay = policy.replay_allowed(grant, clocks.now())
     first = _send(grant, ca_file, hooks, demanded, deadline / 2 if replay else deadline)
-    if first.first_sent is None or not isinstance(first.outcome, _LOST):
+    if first.first_sent is None or not isinstance(first.outcome, Lost):
         return first
     refused = isinstance(first.outcome, ResourceRefused) and server_behavior.sends_resource(grant)
     first = msgspec.structs.replace(first, resource_refused=refused)
@@ -118,7 +118,7 @@ def _send(grant: Grant, ca_file: str | None, hooks: Hooks, demanded: bool, timeo
     except Exception:  # noqa: BLE001  a bug here must not lose the only copy of a token
         outcome = Unreadable(description="refresher could not process the answer; please report this", body=body)
     doubt = grant.doubt
-    if grant.refresh_token is not None and isinstance(outcome, _LOST):
+    if grant.refresh_token is not None and isinstance(outcome, Lost):
         doubt = doubt or (Doubt(since=result.sent_at) if result.sent_at else None)
         if isinstance(outcome, Unreadable):
             kept = hooks.keep_answer(outcome.body.reveal().encode("latin-1"), clocks.now().wall)

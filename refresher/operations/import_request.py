@@ -8,10 +8,10 @@ from typing import Final, NoReturn, cast, get_args
 
 import msgspec
 
+from refresher.common import durations
 from refresher.common.clocks import Moment
 from refresher.common.errors import ConfigError, ImportRefused
 from refresher.common.secret import Secret
-from refresher.common.text import parse_duration
 from refresher.grants.record import NO_RECORD, AuthMethod, Grant, decode_secret
 from refresher.grants.tokens import MAX_LIFETIME, auth_scheme, is_token, jwt_time, not_before
 from refresher.oauth import urls
@@ -223,7 +223,7 @@ def _replay(value: str | None) -> float | msgspec.UnsetType | None:
 def _duration(key: str, value: float | str) -> float:
     seconds = 0.0
     with suppress(ValueError):
-        seconds = parse_duration(value)
+        seconds = durations.parse(value)
     if seconds == 0:
         alternatives = {"max_age": "seconds, or", "replay": "'none', 'unlimited', or"}[key]
         _refuse(f"{key} must be {alternatives} a duration such as '30s', '10m', '8h'")

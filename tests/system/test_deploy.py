@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from refresher.common.text import parse_duration
+from refresher.common.durations import parse
 from tests.support.command import Command, wait_until
 from tests.support.deployed import DEPLOY, README, ROOT, settings
 
@@ -51,16 +51,16 @@ def test_a_service_manager_waits_longer_than_the_program_takes(unit: str) -> Non
     """systemd would kill refresher during a request, and lose a token."""
     said = settings(unit)
     (command,) = said["ExecStart"]
-    grace = parse_duration(command.partition("--grace ")[2])
+    grace = parse(command.partition("--grace ")[2])
     assert grace >= 25, "a request gets 5 s less, and may take 20 s"
-    assert parse_duration(said["TimeoutStopSec"][0]) > grace + 5
+    assert parse(said["TimeoutStopSec"][0]) > grace + 5
 
 
 @pytest.mark.parametrize("path", ["cron/crontab", "cron/refresher", "systemd/user/refresher-once.service"])
 def test_the_next_run_comes_within_the_horizon(path: str) -> None:
     """A token could expire between two runs."""
     (horizon,) = re.findall(r"run-once --horizon (\d+)", (DEPLOY / path).read_text())
-    late = parse_duration(settings("user/refresher-once.timer")["AccuracySec"][0])
+    late = parse(settings("user/refresher-once.timer")["AccuracySec"][0])
     assert float(horizon) > 60 + late
 
 
@@ -72,7 +72,7 @@ def test_the_launchd_agent_starts_the_daemon_and_waits_longer_than_its_grace(ref
     assert agent["Umask"] == 0o077
     assert f"{agent['Label']}.plist" == "local.refresher.plist"
     command = agent["ProgramArguments"]
-    assert agent["ExitTimeOut"] > parse_duration(re.findall(r"--grace (\w+)", command[-1])[0]) + 5
+    assert agent["ExitTimeOut"] > parse(re.findall(r"--grace (\w+)", command[-1])[0]) + 5
     for made in (".local/bin", "Library/Logs"):
         (refresher.home / made).mkdir(parents=True)
     (refresher.home / ".local/bin/refresher").symlink_to(Path(sys.executable).parent / "refresher")

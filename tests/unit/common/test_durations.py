@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from refresher.common.text import parse_duration
+from refresher.common import durations
 
 
 @pytest.mark.parametrize(
@@ -13,11 +13,11 @@ from refresher.common.text import parse_duration
 )
 def test_what_people_write_is_understood(written: float | str, seconds: float) -> None:
     """If it failed, a grace or a wait would be another than was asked for."""
-    assert parse_duration(written) == seconds
+    assert durations.parse(written) == seconds
 
 
 @pytest.mark.parametrize("written", ["", "s", "30", "-1s", "1w", "nans", "infs", "1e99d", math.nan, math.inf, -1])
 def test_what_is_no_duration_is_refused(written: float | str) -> None:
     """If it failed, a typing mistake would become a wait of nothing, or of for ever."""
     with pytest.raises(ValueError, match=r"."):
-        parse_duration(written)
+        durations.parse(written)
