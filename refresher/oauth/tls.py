@@ -3,15 +3,12 @@
 import os
 import ssl
 from functools import lru_cache
-from typing import Final
 
 import httpx
 
 from refresher.common.errors import ConfigError
 
 __all__ = ["ssl_context"]
-
-_MAX_CONTEXTS: Final = 32
 
 
 def ssl_context(
@@ -39,7 +36,7 @@ def _stamp(path: str | None) -> tuple[int, int, int] | None:
     return status.st_mtime_ns, status.st_ino, status.st_size
 
 
-@lru_cache(maxsize=_MAX_CONTEXTS)
+@lru_cache(maxsize=32)
 def _context(
     ca_file: str | None, trusted: str | None, client_cert: str | None, client_key: str | None, *_: object
 ) -> ssl.SSLContext:

@@ -152,7 +152,7 @@ def _tokens(fields: dict[str, Any], now: float, skew: float) -> TokensIssued | N
     if not is_token(access) or " " in access or not (refresh in (None, "") or is_token(refresh)):
         return None
     expires_in = _expires_in(fields.get("expires_in"))
-    expires_at = (_expires_at(fields, now + skew) or _exp(access, now + skew)) if expires_in is None else None
+    expires_at = _expires_at(fields, access, now + skew) if expires_in is None else None
     return TokensIssued(
         access_token=Secret(access),
         token_type=auth_scheme(fields.get("token_type")),
@@ -182,23 +182,18 @@ def _expires_in(value: object) -> float | None:
     return min(seconds, MAX_LIFETIME) if math.isfinite(seconds) and seconds > 0 else None
 
 
-def _expires_at(fields: dict[str, Any], now: float) -> float | None:
-    """Return the expiry in epoch seconds, from a number (Supabase) or ISO 8601 (Square, Sentry)."""
+def _expires_at(fields: dict[str, Any], access_token: str, now: float) -> float | None:
+    """Return the expiry in epoch seconds, from a number (Supabase), ISO 8601 (Square) or the ``exp`` of a JWT."""
     value = fields.get("expires_at", fields.get("expiresAt"))
-    try:
+    with suppress(TypeError, ValueError, OverflowError):
         if isinstance(value, str):
             date = datetime.fromisoformat(value)
             value = (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
-        at = float(value or 0)
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return at if not isinstance(value, bool) and now < at <= now + MAX_LIFETIME else None
-
-
-def _exp(access_token: str, now: float) -> float | None:
+        if not isinstance(value, bool) and now < (at := float(value or 0)) <= now + MAX_LIFETIME:
+            return at
     # An expiry in the past comes from another clock; with it, the token would be replaced every second.
-    at = jwt_time(access_token, "exp")
-    return at if at is not None and at > now else None
+    exp = jwt_time(access_token, "exp")
+    return exp if exp is not None and exp > now else None
 
 
 def _clock_skew(date: str, now: float) -> float:
