@@ -43,11 +43,8 @@ VERSION: Final = 1
 _Fields = dict[str, Any]
 
 CONVERTERS: Final[dict[int, Callable[[_Fields], _Fields]]] = {}
-"""For each earlier version, the function that makes the next version of a record's or an intent's fields.
-
-The fields of a record have ``kind``, those of an intent do not. The converted record reaches the disk with the next
-write, which happens under the grant's lock.
-"""
+"""For each earlier version, the function that makes the fields of the next version; those of a record have ``kind``,
+those of an intent do not. The converted record reaches the disk with the next write."""
 
 MAX_SPENT: Final = 256
 """How many fingerprints of used refresh tokens a record remembers."""

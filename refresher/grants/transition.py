@@ -25,27 +25,16 @@ from refresher.grants.tokens import not_before
 
 __all__ = ["apply", "mark_in_doubt", "mark_interrupted", "with_access_token"]
 
-_LOST = "the rotation was lost: the answer to an earlier attempt"
-_RESTORED = "the record was restored from a backup, and its refresh token had been used since"
-
 
 def apply(
-    grant: Grant,
-    outcome: Outcome,
-    *,
-    first_sent: Moment | None,
-    last_sent: Moment | None,
-    now: Moment,
-    demanded: bool,
-    generation: int,
+    grant: Grant, outcome: Outcome, *, sent: Moment | None, now: Moment, demanded: bool, generation: int
 ) -> Grant:
     """Return ``grant`` after ``outcome``.
 
-    ``first_sent`` and ``last_sent``: when the requests of this attempt were sent; ``None`` if none was. ``generation``:
-    the generation of a successful rotation.
+    ``sent``: when the last request was sent; ``None`` if none was. ``generation``: that of a successful rotation.
     """
     if isinstance(outcome, TokensIssued):
-        return _rotated(grant, outcome, sent=last_sent or now, now=now, demanded=demanded, generation=generation)
+        return _rotated(grant, outcome, sent=sent or now, now=now, demanded=demanded, generation=generation)
     if outcome.refusal:
         grant = msgspec.structs.replace(grant, refusals=grant.refusals + 1)
     match outcome:
@@ -59,7 +48,7 @@ def apply(
             # Wait for the expiry of the access token: no clock can move that further away than the lifetime.
             return _failed(early, "too_early", outcome, now, policy.remaining_lifetime(grant, now))
         case Ambiguous() | Unreadable() | ResourceRefused() if grant.refresh_token is not None:
-            doubt = Doubt(since=first_sent or now, kept=outcome.kept if isinstance(outcome, Unreadable) else None)
+            doubt = Doubt(since=sent or now, kept=outcome.kept if isinstance(outcome, Unreadable) else None)
             return mark_in_doubt(grant, outcome.description, doubt=doubt, now=now)
         case NotSent() | Ambiguous() | Unreadable() | ResourceRefused():
             return _failed(grant, "transient", outcome, now)  # nothing was used up
@@ -172,6 +161,7 @@ def _rejected(grant: Grant, rejection: GrantRejected, now: Moment) -> Grant:
 
 
 def _cause(doubt: Doubt) -> str:
-    if doubt.kept is not None:
-        return f"{_LOST} could not be read ({doubt.kept})"
-    return _RESTORED if doubt.restored else f"{_LOST} never arrived"
+    if doubt.restored and doubt.kept is None:
+        return "the record was restored from a backup, and its refresh token had been used since"
+    how = "never arrived" if doubt.kept is None else f"could not be read ({doubt.kept})"
+    return f"the rotation was lost: the answer to an earlier attempt {how}"

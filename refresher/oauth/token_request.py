@@ -35,13 +35,12 @@ _NO_REFRESH_TOKEN: Final = "the server gave no refresh token with the login"  # 
 
 
 class TokenRequestResult(msgspec.Struct, frozen=True, kw_only=True):
-    """An outcome, when its requests were sent (``None``: not at all), and what is still in doubt."""
+    """An outcome, when the last request was sent (``None``: none was), and what is still in doubt."""
 
     outcome: Outcome
-    first_sent: Moment | None = None
-    last_sent: Moment | None = None
+    sent: Moment | None = None
     doubt: Doubt | None = None
-    """Set if an answer was lost, in this call or an earlier one."""
+    """Since the first request whose answer was lost, in this call or an earlier one."""
     raw: Secret | None = None
     """The body of a success, one character for each byte (latin-1)."""
     resource_refused: bool = False
@@ -71,7 +70,7 @@ def request_tokens(
     ends = time.monotonic() + deadline
     replay = policy.replay_allowed(grant, clocks.now())
     first = _send(grant, ca_file, hooks, demanded, deadline / 2 if replay else deadline)
-    if first.first_sent is None or not isinstance(first.outcome, Lost):
+    if first.sent is None or not isinstance(first.outcome, Lost):
         return first
     refused = isinstance(first.outcome, ResourceRefused) and server_behavior.sends_resource(grant)
     first = msgspec.structs.replace(first, resource_refused=refused)
@@ -90,8 +89,7 @@ def request_tokens(
     settles = isinstance(second.outcome, TokensIssued | GrantRejected | Unreadable)
     return msgspec.structs.replace(
         second if settles else first,
-        first_sent=first.first_sent,
-        last_sent=second.last_sent or first.last_sent,
+        sent=second.sent or first.sent,
         doubt=second.doubt,
         resource_refused=refused,
     )
@@ -126,8 +124,7 @@ def _send(grant: Grant, ca_file: str | None, hooks: Hooks, demanded: bool, timeo
             doubt = doubt and doubt.with_kept(kept)
     return TokenRequestResult(
         outcome=outcome,
-        first_sent=result.sent_at,
-        last_sent=result.sent_at,
+        sent=result.sent_at,
         doubt=doubt,
         raw=body if isinstance(outcome, TokensIssued) else None,
     )
