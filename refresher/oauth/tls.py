@@ -52,9 +52,8 @@ def _context(
             context.load_cert_chain(client_cert, client_key, password=lambda: "")
         except ssl.SSLError as error:
             key = client_key or client_cert
+            text = f"cannot use the certificate in {client_cert}: it must be PEM, with an unencrypted key in {key}"
             if error.reason == "KEY_VALUES_MISMATCH":
-                raise ConfigError(f"the key in {key} does not belong to the certificate in {client_cert}") from None
-            raise ConfigError(
-                f"cannot use the certificate in {client_cert}: it must be PEM, with an unencrypted key in {key}"
-            ) from None
+                text = f"the key in {key} does not belong to the certificate in {client_cert}"
+            raise ConfigError(text) from None
     return context
