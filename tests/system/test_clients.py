@@ -173,7 +173,7 @@ def test_a_key_with_a_passphrase_is_an_error_without_a_prompt(refresher: Command
         assert "client." in done.stderr
 
 
-# --- a refused resource --------- -----------------------------------------------------------------------------------
+# --- a refused resource --------------------------------------------------------------------------------------------
 
 REFUSED = {"status": 400, "body": {"error": "invalid_target", "error_description": "AADSTS9010010: no match"}}
 

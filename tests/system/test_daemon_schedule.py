@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 
 import httpx
 import pytest
@@ -157,6 +158,10 @@ def test_daemons_and_forced_runs_together_never_send_a_refresh_token_twice(
 ) -> None:
     """If it failed, a second daemon that is started by mistake would destroy every login."""
     server = own_oidc(accessTokenTtl=4)
+
+    def is_valid(name: str) -> bool:
+        return bool(server.introspect(refresher.token(name).access_token)["active"])
+
     for name in ("linear", "notion", "slack"):
         refresher.import_grant(name, server.mint("basic"))
     for _ in range(3):
@@ -169,7 +174,4 @@ def test_daemons_and_forced_runs_together_never_send_a_refresh_token_twice(
     assert {request["status"] for request in log["requests"]} <= {200, None}
     for name in ("linear", "notion", "slack"):
         # The token in the file may expire before the server is asked about it; then another one follows.
-        wait_until(
-            lambda name=name: server.introspect(refresher.token(name).access_token)["active"],
-            "the published token is valid",
-        )
+        wait_until(partial(is_valid, name), "the published token is valid")

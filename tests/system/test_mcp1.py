@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,11 @@ anyio.run(main, *sys.argv[1:])
 """
 
 
+def is_demanded(published: Published, generation: int) -> bool:
+    """Whether the agent demands a token newer than this generation."""
+    return f"linear.{generation}" in published.demanded()
+
+
 @pytest.mark.parametrize("options", [{"json_response": True}, {}], ids=["json", "sse"])
 def test_all_operations_of_sdk_1_survive_rotations(tmp_path: Path, options: dict[str, bool]) -> None:
     """If it failed, agents on version 1.x of the SDK would break at each rotation."""
@@ -83,8 +89,7 @@ def test_all_operations_of_sdk_1_survive_rotations(tmp_path: Path, options: dict
             agent.stdin.write("\n")
             agent.stdin.flush()
             if not in_file:
-                demand = f"linear.{generation - 1}"
-                wait_until(lambda demand=demand: demand in published.demanded(), "the agent demands a token")
+                wait_until(partial(is_demanded, published, generation - 1), "the agent demands a token")
                 published.put(generation)
         _, stderr = agent.communicate(timeout=90)
         assert agent.returncode == 0, stderr

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from tests.support.published import Published
 # A separate process, as refresher is: it replaces the token, prints its generation, and waits for a line before the next one.
 WRITER = """
 import os, sys
+from functools import partial
 from pathlib import Path
 from shim._token import parse, render
 path, swap, times = Path(sys.argv[1]), sys.argv[2] == "swap", int(sys.argv[3])
@@ -73,6 +75,9 @@ def test_each_of_two_hundred_rewrites_reaches_the_next_request(
         stop = threading.Event()
         bearer = auth(published.source())
 
+        def has_seen(requests: int) -> bool:
+            return len(api.seen) >= requests
+
         def load() -> None:
             with module.Client(auth=bearer, timeout=60) as client:
                 while not stop.is_set():
@@ -88,7 +93,7 @@ def test_each_of_two_hundred_rewrites_reaches_the_next_request(
                     before = len(api.seen)
                     answer = client.get(f"{api.origin}/next", headers={"x-published": line.strip()})
                     assert answer.status_code == 200
-                    wait_until(lambda before=before: len(api.seen) > before + 1, "there are requests beside it")
+                    wait_until(partial(has_seen, before + 2), "there are requests beside it")
                     writer.stdin.write("\n")
                     writer.stdin.flush()
         finally:
