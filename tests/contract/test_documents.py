@@ -14,7 +14,12 @@ from tests.support.documents import DOCUMENTS, ROOT, anchors, code, links
 ARCHITECTURE = "refresher/ARCHITECTURE.md"
 
 SNIPPETS = {
-    "README.md": {"": 3, "sh": 2, "python": 1, "profile": 1},  # test_readme.py; "": a picture, two lines, a crontab
+    "README.md": {
+        "": 3,
+        "sh": 2,
+        "python": 1,
+        "profile": 1,
+    },  # test_readme.py, test_readme_commands.py; "": a picture, two lines, a crontab
     "refresher/README.md": {"json": 1, "toml": 2, "bash": 1},  # test_reference.py
     "refresher/ARCHITECTURE.md": {"": 2},  # pictures
     "shim/README.md": {"": 1, "python": 8, "json": 1, "bash": 2},  # test_shim_readme.py

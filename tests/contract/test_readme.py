@@ -2,20 +2,14 @@
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 from tests.support.api import API
-from tests.support.browser import as_browser
 from tests.support.command import Command, wait_until
-from tests.support.daemon import heard
 from tests.support.documents import DOCUMENTS, ROOT, block, blocks
-from tests.support.mcp_login import MCPLogin
-from tests.support.oidc import OIDC
 from tests.support.snippets import GRANT, accepts, published, python
 
 README = DOCUMENTS["README.md"]
@@ -24,45 +18,6 @@ README = DOCUMENTS["README.md"]
 def test_a_reader_has_three_minutes() -> None:
     """The README would take longer to read than a newcomer stays."""
     assert len(README.splitlines()) <= 150
-
-
-def test_the_first_command_shows_it_and_the_next_ones_keep_a_login_fresh(
-    refresher: Command, own_oidc: Callable[..., OIDC]
-) -> None:
-    """The first commands that a new user types would not work."""
-    install, _ = blocks("README.md", "sh")
-    checkout = refresher.home / "checkout"
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split()
-    for name in tracked or ["pyproject.toml", "README.md"]:
-        if name.startswith(("refresher/", "shim/", "pyproject.toml", "README.md")):
-            (checkout / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, checkout / name)
-    # Only what a package index needs may pass from the tester's environment.
-    passed = {
-        name: value for name, value in os.environ.items() if name.startswith(("PIP_", "SSL_", "HTTP", "NO_PROXY"))
-    }
-    # To compile all packages takes longer than all else here; Python compiles what it imports.
-    environment = {**passed, "PIP_NO_COMPILE": "1", "HOME": str(refresher.home), "PATH": os.environ["PATH"]}
-
-    def type_in(command: str) -> str:
-        done = subprocess.run(
-            ["bash", "-euc", command], cwd=checkout, env=environment, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    assert "not one call failed" in type_in(install)
-    assert not refresher.state.exists(), "the demo has touched the user's own grants"
-    log_in, watch = re.findall(r"^\.venv/bin/refresher .*$", README, re.MULTILINE)
-    with MCPLogin() as server:
-        environment |= as_browser("person")
-        assert "logged in: linear" in type_in(log_in.replace("https://mcp.linear.app/mcp", server.url))
-    process = subprocess.Popen(
-        watch.split(), cwd=checkout, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert "watching 1 grant" in heard(process, "watching")[-1]
-    process.terminate()
-    assert refresher.finish(process).code == 0
 
 
 def _daemons(home: Path) -> list[int]:
