@@ -46,13 +46,13 @@ def test_two_event_loops_can_await_events_of_one_source(published: Published) ->
     """If it failed, one source could not serve a program with several event loops."""
     published.put(1)
     source = published.source()
-    heard: list[object] = []
+    received: list[object] = []
 
     async def listen() -> None:
         changes = source.changes(poll=0.01)
         ready.release()
         async for event in changes:
-            heard.append(event)
+            received.append(event)
             return
 
     ready = threading.Semaphore(0)
@@ -60,8 +60,8 @@ def test_two_event_loops_can_await_events_of_one_source(published: Published) ->
     for thread in threads:
         thread.start()
     for _ in threads:
-        assert ready.acquire(timeout=30)
+        assert ready.acquire(timeout=90)
     published.put(2)
     for thread in threads:
-        thread.join(30)
-    assert heard == [Rotated("linear", 2)] * 2
+        thread.join(90)
+    assert received == [Rotated("linear", 2)] * 2

@@ -47,7 +47,7 @@ def test_a_missing_or_expired_token_is_reported(published: Published) -> None:
         published.source().token()
 
 
-def test_a_live_token_whose_grant_is_in_doubt_is_not_demanded_away(published: Published) -> None:
+def test_a_live_token_of_a_grant_in_doubt_is_not_demanded(published: Published) -> None:
     """If it failed, a program that needs a longer life would make refresher send a spent refresh token, and lose the live token (I1)."""
     doubt = Problem("in_doubt", "an answer was lost", 1.0, None)
     published.put(expires_at=time.time() + 30, state="failing", error=doubt)
@@ -63,17 +63,17 @@ def test_a_live_token_whose_grant_is_in_doubt_is_not_demanded_away(published: Pu
 def test_a_program_can_wait_for_the_rotation_that_it_demanded(published: Published) -> None:
     """If it failed, every program would need its own loop around token()."""
     published.put(1, expires_at=time.time() - 1)
-    given: list[str] = []
-    waiting = threading.Thread(target=lambda: given.append(published.source().token(wait=30)))
+    returned: list[str] = []
+    waiting = threading.Thread(target=lambda: returned.append(published.source().token(wait=90)))
     waiting.start()
     wait_until(lambda: published.demanded() == ["linear.1"], "the demand is there")
     published.put(2)
-    waiting.join(30)
-    assert given == ["access-token-2"]
+    waiting.join(90)
+    assert returned == ["access-token-2"]
 
 
 def test_a_verdict_is_raised_at_once(published: Published) -> None:
-    """If it failed, a program would wait for a token that cannot come."""
+    """If it failed, a program would wait for a token that nobody will publish."""
     published.put(1, expires_at=1.0, state="reauthorization_required", error=DEAD)
     with pytest.raises(ReauthorizationRequired, match="refresher login linear"):
         published.source().token(wait=3600)
@@ -83,7 +83,7 @@ def test_a_verdict_is_raised_at_once(published: Published) -> None:
     assert published.demanded() == []
 
 
-def test_a_dead_grants_live_token_is_still_given(published: Published) -> None:
+def test_the_live_token_of_a_rejected_grant_is_still_returned(published: Published) -> None:
     """If it failed, agents would stop up to an hour too early (I5)."""
     published.put(1, state="reauthorization_required", error=DEAD)
     assert published.source().token(min_valid=60) == "access-token-1"
