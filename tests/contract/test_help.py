@@ -31,13 +31,13 @@ COMMANDS = (
 )
 
 
-def test_the_version_is_the_packages(refresher: Command) -> None:
-    """If it failed, nobody could tell which version runs."""
+def test_the_version_is_that_of_the_package(refresher: Command) -> None:
+    """If it failed, a person could not see which version runs."""
     assert refresher("--version").stdout == f"refresher, version {__version__}\n"
 
 
-def test_every_command_starts_without_what_other_tests_have_loaded(cold: Command) -> None:
-    """If it failed, a command could lack an import that the warm start of other tests provides."""
+def test_every_command_starts_in_a_new_interpreter(cold: Command) -> None:
+    """If it failed, a command could lack an import, because other tests start commands in a process with all imports."""
     with TokenServer(lambda _: 3600) as server:
         cold.import_grant("linear", server.grant("client"))
         cold.bring("notion", server.grant("other"))
@@ -56,13 +56,13 @@ def test_every_command_starts_without_what_other_tests_have_loaded(cold: Command
         with running(cold) as process:
             heard(process, "watching")
             assert "stopped" in stopped(cold, process)
-    commands = {arguments[0] for arguments in run} | {"import", "run", "demo"}  # the README's test runs demo
+    commands = {arguments[0] for arguments in run} | {"import", "run", "demo"}  # test_readme_commands.py runs demo
     assert commands == set(cli.list_commands(click.Context(cli)))
 
 
-def test_the_base_without_the_service_says_what_to_install(refresher: Command) -> None:
-    """If it failed, who installed what an agent needs would meet a traceback at the command."""
-    # A fake: click is made impossible to import, as where it is not installed.
+def test_the_package_without_extras_says_what_to_install(refresher: Command) -> None:
+    """If it failed, the command would end with a traceback where only the package for agents is installed."""
+    # A fake: click cannot be imported, as where it is not installed.
     code = "import sys; sys.modules['click'] = None; from refresher.__main__ import main; main()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
@@ -99,7 +99,7 @@ def test_help_names_everything(refresher: Command, arguments: tuple[str, ...], w
 
 
 def test_help_works_with_a_broken_configuration(refresher: Command) -> None:
-    """If it failed, a person with a broken configuration could not even read how to mend it."""
+    """If it failed, a person with an invalid configuration could not read how to repair it."""
     assert refresher("--config", "/nowhere", "status", "--help").code == 0
 
 
@@ -127,8 +127,8 @@ def test_help_works_with_a_broken_configuration(refresher: Command) -> None:
     ],
     ids=" ".join,
 )
-def test_every_wrong_usage_is_one_line_and_exit_2(refresher: Command, arguments: tuple[str, ...]) -> None:
-    """If it failed, a typing error would end in a traceback, or a script could not tell it from a failure."""
+def test_a_wrong_usage_is_one_line_with_exit_code_2(refresher: Command, arguments: tuple[str, ...]) -> None:
+    """If it failed, a typing error would end in a traceback, or a script would treat it as a failed rotation."""
     one_line(refresher(*arguments))
 
 
@@ -163,15 +163,15 @@ def test_every_command_lists_its_exit_codes_and_mentions_the_global_options(refr
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_a_mistake_is_answered_with_the_command_that_was_meant(
+def test_the_answer_to_a_mistake_contains_the_correct_command(
     refresher: Command, arguments: list[str], words: str
 ) -> None:
-    """If it failed, a person would have to look a typing error up in the documentation."""
+    """If it failed, a person would have to search the documentation after a typing error."""
     refresher.bring("linear", GRANT)
     refresher.bring("notion", GRANT | {"refresh_token": "another-refresh-token"})
     assert words in one_line(refresher(*arguments))
 
 
-def test_a_name_with_dots_is_no_address(refresher: Command) -> None:
+def test_a_name_with_a_dot_is_not_taken_for_a_url(refresher: Command) -> None:
     """If it failed, a grant with a dot in its name could not be logged in again by its name."""
     assert "did you mean" not in one_line(refresher("login", "linear.prod"))

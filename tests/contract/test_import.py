@@ -55,8 +55,8 @@ from tests.support.command import Command
     ],
     ids=lambda value: json.dumps(value) if isinstance(value, dict) else value,
 )
-def test_an_import_refuses_what_it_does_not_understand(refresher: Command, changes: dict[str, Any], words: str) -> None:
-    """If it failed, a grant would be stored that can never rotate, or whose token goes where it must not."""
+def test_an_import_with_an_invalid_field_is_refused(refresher: Command, changes: dict[str, Any], words: str) -> None:
+    """If it failed, a grant would be stored that can never rotate, or whose token is sent to a wrong server."""
     fields = {key: value for key, value in (GRANT | changes).items() if value is not None}
     done = refresher("import", "linear", "--from", str(refresher.write_import("linear", fields)))
     assert words in one_line(done)
@@ -64,13 +64,13 @@ def test_an_import_refuses_what_it_does_not_understand(refresher: Command, chang
 
 
 @pytest.mark.parametrize("data", ["", "{", "[]", "null", '"text"', '{"a": 1} trailing', "\x00\x01", "{" * 10_000])
-def test_an_import_of_nonsense_is_one_line(refresher: Command, data: str) -> None:
-    """If it failed, a wrong file would end in a traceback that quotes it."""
+def test_an_import_of_invalid_json_is_one_line(refresher: Command, data: str) -> None:
+    """If it failed, a wrong file would end in a traceback that shows its content."""
     one_line(refresher("import", "linear", "--from", "-", stdin=data))
 
 
-def test_an_import_from_standard_input_with_everything(refresher: Command) -> None:
-    """If it failed, an optional field would be lost on its way into the record."""
+def test_an_import_from_standard_input_stores_every_field(refresher: Command) -> None:
+    """If it failed, an optional field would be missing from the record."""
     fields = GRANT | {
         "client_secret": "the-client-secret-of-it",
         "token_endpoint_auth_method": "client_secret_post",
@@ -100,15 +100,15 @@ def test_an_import_from_standard_input_with_everything(refresher: Command) -> No
     assert before + 600 <= token.expires_at <= time.time() + 600
 
 
-def test_a_token_response_with_the_missing_keys_is_an_import(refresher: Command) -> None:
-    """If it failed, what a person has at hand, the answer of a login, would be refused field by field."""
+def test_a_token_response_with_the_other_required_keys_is_an_import(refresher: Command) -> None:
+    """If it failed, a person could not import the token response of a login without deleting fields from it."""
     response = {"access_token": "an-access-token-of-it", "expires_in": 3600, "id_token": "an-id-token-of-it", "token_type": "bearer", "scope": "a"}  # fmt: skip
     refresher.import_grant("linear", GRANT | response)
     assert refresher.token("linear").token_type == "bearer"
 
 
-def test_defaults_of_an_import(refresher: Command) -> None:
-    """If it failed, the careful settings would have to be known by heart."""
+def test_the_defaults_of_an_import_are_cautious(refresher: Command) -> None:
+    """If it failed, a person would have to know and set every cautious setting."""
     refresher.import_grant("plain", GRANT)
     plain = refresher.grant("plain")
     assert (server_behavior.grace_period(plain), plain.token_endpoint_auth_method) == (0.0, "none")
@@ -125,7 +125,7 @@ def test_defaults_of_an_import(refresher: Command) -> None:
 
 
 def test_an_existing_grant_is_never_replaced_by_accident(refresher: Command) -> None:
-    """If it failed, repeating an import would destroy a rotated refresh token with a stale one."""
+    """If it failed, a repeated import would replace a rotated refresh token by a used one."""
     refresher.import_grant("linear", GRANT)
     other = refresher.write_import("other", GRANT | {"refresh_token": "another-refresh-token"})
     assert "--replace" in one_line(refresher("import", "linear", "--from", str(other)))
@@ -144,11 +144,11 @@ def test_one_refresh_token_has_one_name(refresher: Command) -> None:
     assert "linear" in one_line(refresher("import", "other", "--from", str(refresher.write_import("other", GRANT))))
 
 
-def test_an_import_that_was_cut_off_still_holds_its_token(refresher: Command) -> None:
+def test_the_refresh_token_of_an_interrupted_import_is_not_imported_again(refresher: Command) -> None:
     """If it failed, a killed import and a second one under another name would share a refresh token (I3)."""
     refresher.import_grant("linear", GRANT)
     grants = refresher.state / "grants"
-    (grants / "linear.json").rename(grants / "linear.next.1")  # as a kill just before the rename leaves it
+    (grants / "linear.json").rename(grants / "linear.next.1")  # as after a kill just before the rename
     again = refresher.write_import("other", GRANT)
     assert "linear" in one_line(refresher("import", "other", "--from", str(again)))
     adopted = refresher("import", "linear", "--from", str(again))
@@ -158,8 +158,8 @@ def test_an_import_that_was_cut_off_still_holds_its_token(refresher: Command) ->
     assert refresher.refresh_token("linear") == GRANT["refresh_token"]
 
 
-def test_a_readable_import_file_is_warned_about(refresher: Command) -> None:
-    """If it failed, a refresh token would stay readable for everybody on the machine."""
+def test_an_import_file_that_others_can_read_causes_a_warning(refresher: Command) -> None:
+    """If it failed, all users of the machine could read a refresh token without a warning."""
     path = refresher.write_import("linear", GRANT)
     path.chmod(0o644)
     done = refresher("import", "linear", "--from", str(path))
@@ -167,8 +167,8 @@ def test_a_readable_import_file_is_warned_about(refresher: Command) -> None:
     assert "others can read" in done.stderr
 
 
-def test_a_token_in_the_clear_is_warned_about(refresher: Command) -> None:
-    """If it failed, nobody would notice that an access token crosses the network in the clear."""
+def test_a_token_that_is_sent_without_tls_causes_a_warning(refresher: Command) -> None:
+    """If it failed, nobody would notice that an access token is sent over the network without encryption."""
     path = refresher.write_import("linear", GRANT | {"server_url": "http://mcp.internal/mcp"})
     assert "http://mcp.internal" in refresher("import", "linear", "--from", str(path)).stderr
     loopback = refresher.write_import(
