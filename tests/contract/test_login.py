@@ -5,7 +5,7 @@ import re
 import signal
 import socket
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
@@ -20,9 +20,6 @@ from tests.support.oidc import OIDC, missing
 from tests.support.person import Person
 from tests.support.terminal import at_a_terminal, read_until, read_whole
 from tests.support.vault import Vault
-
-Start = Callable[..., OIDC]
-
 
 API = "https://api.example"
 
@@ -65,7 +62,7 @@ def plain_oidc() -> Iterator[OIDC]:
             "the login was not completed within 1 s; nothing was changed. Log in again",
             "",
         ),
-        Case(None, None, ("--client-id", "unheard", "--wait", "5s"), 3, "try --new-client", "invalid_client"),
+        Case(None, None, ("--client-id", "unknown", "--wait", "1s"), 3, "try --new-client", "invalid_client"),
         Case("wrong-issuer", None, (), 2, "does not come from {issuer} (iss, RFC 9207)"),
         Case(None, {"status": 503}, (), 4, "answered 503; nothing was changed. Log in again later"),
         Case(None, {"status": 500}, (), 4, "answered 500; nothing was changed. Log in again later"),
@@ -145,12 +142,12 @@ def test_an_interrupted_login_changes_nothing(logged_in: Command, number: signal
     before = all_files(logged_in)
     with MCPLogin() as mcp:
         process = logged_in.start("login", "linear", "--replace", mcp.url, "--no-browser")
-        asked = parse_qs(urlsplit(address(process)).query)
+        request = parse_qs(urlsplit(address(process)).query)
         process.send_signal(number)
         done = logged_in.finish(process)
     assert done.code == (130 if number is signal.SIGINT else -number)
     assert all_files(logged_in) == before
-    port = urlsplit(asked["redirect_uri"][0]).port or 0
+    port = urlsplit(request["redirect_uri"][0]).port or 0
     with pytest.raises(OSError, match="refused"):
         socket.create_connection(("127.0.0.1", port))
 
@@ -175,12 +172,14 @@ def test_a_redirect_can_be_pasted(quick: Command, form: str) -> None:
 
 
 def test_a_pasted_refusal_ends_the_login(logged_in: Command) -> None:
-    """If it failed, a person who declines on another machine would have to stop the command too."""
+    """If it failed, a person who declines on another machine would also have to stop the command."""
     before = all_files(logged_in)
     with MCPLogin(consent="page") as mcp:
         process = logged_in.start("login", "linear", "--replace", mcp.url, "--no-browser")
-        asked = parse_qs(urlsplit(address(process)).query)
-        done = logged_in.finish(process, f"{asked['redirect_uri'][0]}?error=access_denied&state={asked['state'][0]}\n")
+        request = parse_qs(urlsplit(address(process)).query)
+        done = logged_in.finish(
+            process, f"{request['redirect_uri'][0]}?error=access_denied&state={request['state'][0]}\n"
+        )
     assert "(access_denied); nothing was changed" in last_line(done, 3)
     assert all_files(logged_in) == before
 
@@ -208,10 +207,10 @@ def test_a_login_that_waits_for_a_pasted_address_ends_cleanly(refresher: Command
             os.write(master, b"\x03")
         else:
             assert "You are logged in" in Person().open(found[1])
-        said = read_whole(master)
-        code = process.wait(60)
-    assert "Fatal" not in said
-    assert (code, "logged in: linear" in said) == ((130, False) if how == "Ctrl-C" else (0, True))
+        output = read_whole(master)
+        code = process.wait(90)
+    assert "Fatal" not in output
+    assert (code, "logged in: linear" in output) == ((130, False) if how == "Ctrl-C" else (0, True))
 
 
 def test_a_grant_for_another_server_is_not_replaced(logged_in: Command) -> None:

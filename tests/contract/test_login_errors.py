@@ -181,7 +181,7 @@ def test_a_server_without_a_usable_login_is_one_line_and_changes_nothing(
     ],
 )
 def test_a_wrong_argument_is_one_line(quick: Command, arguments: str, code: int, words: str) -> None:
-    """If it failed, a mistake would end in a traceback, or open a browser for nothing."""
+    """If it failed, a mistake would end in a traceback, or open a browser for a login that cannot succeed."""
     quick.import_grant("taken", WORKING_LOGIN | {"server_url": f"{API}/mcp"})
     before = all_files(quick)
     (quick.home / "empty").touch()
