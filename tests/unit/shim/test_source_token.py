@@ -48,7 +48,7 @@ def test_a_missing_or_expired_token_is_reported(published: Published) -> None:
 
 
 def test_a_live_token_of_a_grant_in_doubt_is_not_demanded(published: Published) -> None:
-    """If it failed, a program that needs a longer life would make refresher send a spent refresh token, and lose the live token (I1)."""
+    """If it failed, a program that needs a longer lifetime would make refresher send a used refresh token, and lose the live token (I1)."""
     doubt = Problem("in_doubt", "an answer was lost", 1.0, None)
     published.put(expires_at=time.time() + 30, state="failing", error=doubt)
     with pytest.raises(TokenUnavailable):
@@ -57,7 +57,7 @@ def test_a_live_token_of_a_grant_in_doubt_is_not_demanded(published: Published) 
     published.put(expires_at=time.time() - 1, state="failing", error=doubt)
     with pytest.raises(TokenUnavailable):
         published.source().token(min_valid=60)
-    assert published.demanded() == ["linear.1"], "no live token is at risk any more"
+    assert published.demanded() == ["linear.1"], "no live token is at risk, but nothing is demanded"
 
 
 def test_a_program_can_wait_for_the_rotation_that_it_demanded(published: Published) -> None:
