@@ -11,7 +11,7 @@ import msgspec
 from refresher.common.errors import ConfigError
 from refresher.common.logs import LogFormat
 from refresher.storage.directories import Directories
-from shim._paths import default_state_dir
+from shim._source import default_state_dir
 
 __all__ = ["DEFAULT_ADDRESS", "Address", "Settings", "parse_address", "resolve", "shown_address"]
 

@@ -15,7 +15,7 @@ import shim
 import shim.httpx
 import shim.httpx2
 from shim.mcp import ClientEvent, ReconnectingClient
-from mcp.types import ListPromptsResult, ListToolsResult
+from mcp.types import CallToolResult, ListPromptsResult, ListToolsResult
 from shim import Event, FileTokenSource, ReauthorizationRequired, Removed, Restored, Rotated, ShimError, TokenFile
 
 source = FileTokenSource("linear")
@@ -51,7 +51,9 @@ async def call() -> None:
     async with ReconnectingClient("https://mcp.example/mcp", source, mode="auto", patience=5) as client:
         assert_type(await client.list_tools(), ListToolsResult)
         assert_type(await client.list_prompts(cursor="2"), ListPromptsResult)
+        assert_type(await client.call_tool("add", {"a": 1}), CallToolResult)
         await client.list_prompts(page=2)  # wrong: mcp.Client has no such parameter
+        await client.call_tool("add", a=1)  # wrong: likewise
         async for event in client.events():
             assert_type(event, ClientEvent)
             what, reason = event
