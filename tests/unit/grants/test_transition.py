@@ -238,7 +238,7 @@ def test_an_early_refusal_is_followed_by_a_wait_with_any_clock(behind: float) ->
     assert decision.until is not None
     assert 5 <= decision.until - now.wall <= 3600
     if behind == 0:
-        assert decision.until == NOON + 3600, "it does not wait for the end of the token"
+        assert decision.until == NOON + 3600, "it does not wait for the expiry"
 
 
 def test_an_early_refusal_keeps_a_rejection() -> None:
@@ -254,4 +254,4 @@ def test_a_success_after_an_early_rejection_marks_the_server() -> None:
     late = failure(outcome="reauthorization_required", at=NOON + 4000, retry_at=None)
     assert not _apply(grant(dead=True, failure=late), _rotated()).refuses_early
     assert not _apply(grant(dead=True, failure=refused, expires_at=None), _rotated()).refuses_early
-    assert _apply(grant(refuses_early=True), _rotated()).refuses_early, "it was forgotten"
+    assert _apply(grant(refuses_early=True), _rotated()).refuses_early, "the observation is lost"
