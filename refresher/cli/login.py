@@ -6,7 +6,7 @@ from typing import Any, Final, get_args
 import click
 
 from refresher.cli.arguments import check_login
-from refresher.cli.options import DURATION, command, complete_name, warn_of_closed_directories
+from refresher.cli.options import command, complete_name, duration_option, warn_of_closed_directories
 from refresher.common.errors import ConfigError, Interrupted
 from refresher.common.terminal import say
 from refresher.common.text import clock_time
@@ -26,17 +26,11 @@ _CANNOT_RENEW: Final = (
 )
 
 
-class _Param(click.ParamType[tuple[str, str]]):
-    """``KEY=VALUE``."""
-
-    name = "param"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
-        """Return key and value."""
-        key, equals, text = str(value).partition("=")
-        if not key or not equals:
-            self.fail("it must be KEY=VALUE", param, ctx)
-        return key, text
+def _key_and_value(param: str) -> tuple[str, str]:
+    key, equals, value = param.partition("=")
+    if not key or not equals:
+        raise click.BadParameter("it must be KEY=VALUE")
+    return key, value
 
 
 @command(
@@ -64,9 +58,7 @@ class _Param(click.ParamType[tuple[str, str]]):
     flag_value="client_credentials",
     help="Without a person, for a client that authenticates itself (RFC 6749 section 4.4).",
 )
-@click.option(
-    "--wait", type=DURATION, default="5m", metavar="DURATION", help="How long to wait for you to log in.  [default: 5m]"
-)
+@duration_option("--wait", "5m", help="How long to wait for you to log in.")
 @click.option("--no-verify", is_flag=True, help="Store the new token without trying it at the server.")
 @click.option("--replace", is_flag=True, help="Replace a grant of this name that is for another server.")
 @click.option("--client-id", metavar="ID", help="A client that is registered at the server already.")
@@ -103,7 +95,7 @@ class _Param(click.ParamType[tuple[str, str]]):
 @click.option(
     "--param",
     "params",
-    type=_Param(),
+    type=_key_and_value,
     multiple=True,
     metavar="KEY=VALUE",
     help="Another parameter of the authorization request, as access_type=offline.",

@@ -4,7 +4,7 @@ import logging
 import shlex
 from collections.abc import Callable, Mapping
 from copy import copy
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import click
 
@@ -16,7 +16,6 @@ from refresher.config import Settings
 
 __all__ = [
     "ARGUMENTS_BEFORE",
-    "DURATION",
     "GLOBAL_OPTIONS",
     "LISTEN",
     "STOPPED",
@@ -24,11 +23,15 @@ __all__ = [
     "command",
     "complete_name",
     "did_you_mean",
+    "duration_option",
     "print_no_grants",
+    "seconds",
     "warn_of_closed_directories",
 ]
 
 log = logging.getLogger(__name__)
+
+_F = TypeVar("_F", bound=Callable[..., Any])
 
 STOPPED: Final[dict[int | str, str]] = {"128+N": "stopped by signal N: 129 is SIGHUP, 130 Ctrl-C, 143 SIGTERM"}
 """The exit codes after a signal, for the help of a command."""
@@ -185,20 +188,18 @@ def complete_name(context: click.Context, _: click.Parameter, incomplete: str) -
     return [name for name in names if name.startswith(incomplete)]
 
 
-class _Duration(click.ParamType[float]):
-    """Seconds, or a duration such as ``30s``."""
-
-    name = "duration"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Return seconds."""
-        try:
-            return durations.parse(value if str(value)[-1:].isalpha() else float(value))
-        except ValueError:
-            self.fail("it must be seconds, or a duration such as '30s', '10m', '8h'", param, ctx)
+def seconds(value: str) -> float:
+    """Return the seconds of an option: a number, or a duration such as ``30s``."""
+    try:
+        return durations.parse(value if value[-1:].isalpha() else float(value))
+    except ValueError:
+        raise click.BadParameter("it must be seconds, or a duration such as '30s', '10m', '8h'") from None
 
 
-DURATION: Final = _Duration()
+def duration_option(name: str, default: str | None = None, *, help: str) -> Callable[[_F], _F]:  # noqa: A002
+    """Return the decorator of an option that is a duration."""
+    return click.option(name, type=seconds, default=default, show_default=True, metavar="DURATION", help=help)
+
 
 LISTEN: Final = click.option(
     "--listen",

@@ -4,7 +4,7 @@ from typing import Final
 
 import click
 
-from refresher.cli.options import DURATION, LISTEN, Options, command, warn_of_closed_directories
+from refresher.cli.options import LISTEN, Options, command, duration_option, warn_of_closed_directories
 from refresher.common.errors import ConfigError
 from refresher.common.signals import DaemonSignals
 
@@ -17,13 +17,7 @@ _SHORTEST_GRACE: Final = 10.0
     short_help="Rotate every grant in time, until stopped.",
     exit_codes={0: "stopped by SIGTERM or Ctrl-C", 2: "wrong usage, configuration or directory"},
 )
-@click.option(
-    "--grace",
-    type=DURATION,
-    default="25s",
-    metavar="DURATION",
-    help="How long a stop may take; each request gets 5 s less, and 20 s at most.  [default: 25s]",
-)
+@duration_option("--grace", "25s", help="How long a stop may take; each request gets 5 s less, and 20 s at most.")
 @LISTEN
 @click.pass_obj
 def run(options: Options, grace: float, listen: str | None) -> int:

@@ -4,11 +4,11 @@ import click
 
 from refresher.cli import tables
 from refresher.cli.options import (
-    DURATION,
     STOPPED,
     Options,
     command,
     complete_name,
+    duration_option,
     print_no_grants,
     warn_of_closed_directories,
 )
@@ -35,16 +35,10 @@ __all__ = ["run_once"]
 )
 @click.argument("names", metavar="[NAME]...", nargs=-1, shell_complete=complete_name)
 @click.option("--force", is_flag=True, help="Rotate now, even if it is not due.")
-@click.option(
-    "--horizon",
-    type=DURATION,
-    default=0.0,
-    metavar="DURATION",
-    help="The time to the next run: rotate also what is due before it.",
-)
+@duration_option("--horizon", help="The time to the next run: rotate also what is due before it.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
-def run_once(options: Options, names: tuple[str, ...], force: bool, horizon: float, as_json: bool) -> int:
+def run_once(options: Options, names: tuple[str, ...], force: bool, horizon: float | None, as_json: bool) -> int:
     """Rotate what is due or requested, of all grants or of those named.
 
     You can run it at any time, as often as you like, and several at once: one process rotates a grant, the others use
@@ -57,7 +51,7 @@ def run_once(options: Options, names: tuple[str, ...], force: bool, horizon: flo
     warn_of_closed_directories(settings)
     with StopSignals() as stopping:
         results = operation.run_once(
-            settings, names, force=force, horizon=horizon, stopping=stopping, progress=Progress()
+            settings, names, force=force, horizon=horizon or 0.0, stopping=stopping, progress=Progress()
         )
     code = exit_code(results) if stopping.exit_code is None else stopping.exit_code
     if not results:

@@ -1,7 +1,7 @@
 """Prints results and grants: as a table for a person, as JSON for a program."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import click
@@ -17,13 +17,8 @@ from refresher.storage.publishing import state_of
 
 __all__ = ["results_json", "results_table", "status_json", "status_table"]
 
-_COLOURS = {0: "green", 4: "yellow", 6: "yellow", 5: "magenta", 3: "red", 2: "red", 130: "yellow"}
-_STATE_COLOURS = {
-    "active": "green",
-    "failing": "yellow",
-    "reauthorization_required": "red",
-    "invalid_grant_file": "red",
-}
+_COLOURS_OF_CODES = {0: "green", 4: "yellow", 6: "yellow", 5: "magenta", 3: "red", 2: "red", 130: "yellow"}
+_COLOURS = {"active": "green", "failing": "yellow"} | {key: _COLOURS_OF_CODES[code] for key, code in EXIT_CODES.items()}
 
 _STATUS_KEYS = (
     "state",
@@ -39,6 +34,7 @@ _STATUS_KEYS = (
     "scope",
     "origins",
 )
+_ERROR_KEYS = ("code", "description", "at", "retry_at")
 
 
 def results_json(results: Sequence[Result], exit_code: int) -> str:
@@ -52,8 +48,7 @@ def results_table(results: Sequence[Result]) -> str:
         (result.name, result.outcome, "-" if result.generation is None else str(result.generation), result.detail)
         for result in results
     ]
-    colours: dict[str, str] = {outcome: _COLOURS[code] for outcome, code in EXIT_CODES.items()}
-    return _table(("NAME", "OUTCOME", "GENERATION", "DETAIL"), rows, colours)
+    return _table(("NAME", "OUTCOME", "GENERATION", "DETAIL"), rows)
 
 
 def status_json(entries: Iterable[ListedGrant]) -> str:
@@ -62,40 +57,23 @@ def status_json(entries: Iterable[ListedGrant]) -> str:
 
 
 def _grant_json(name: str, grant: Grant | GrantFileError) -> dict[str, Any]:
-    fields: dict[str, Any] = {"name": name, **dict.fromkeys(_STATUS_KEYS)}
+    fields: dict[str, Any] = {"name": name} | {key: getattr(grant, key, None) for key in _STATUS_KEYS}
     if isinstance(grant, GrantFileError):
-        return fields | {
-            "state": "invalid_grant_file",
-            "error": {"code": "invalid_grant_file", "description": str(grant)},
-        }
+        code = "invalid_grant_file"
+        return fields | {"state": code, "error": {"code": code, "description": str(grant)}}
     failure = grant.failure
     return fields | {
         "state": state_of(grant),
-        "generation": grant.generation,
-        "issued_at": grant.issued_at if grant.access_token is not None else None,
-        "expires_at": grant.expires_at,
+        "issued_at": None if grant.access_token is None else grant.issued_at,
         "next_rotation_at": _next_rotation_at(grant),
-        "last_rotation_at": grant.last_rotation_at,
-        "failures": grant.failures,
-        "error": None
-        if failure is None
-        else {
-            "code": failure.code,
-            "description": failure.description,
-            "at": failure.at,
-            "retry_at": failure.retry_at,
-        },
-        "issuer": grant.issuer,
-        "resource": grant.resource,
-        "scope": grant.scope,
-        "origins": list(grant.origins),
+        "error": None if failure is None else {key: getattr(failure, key) for key in _ERROR_KEYS},
     }
 
 
 def status_table(entries: Iterable[ListedGrant]) -> str:
     """Return a table of grants."""
     rows = [_status_row(name, grant) for name, grant in entries]
-    return _table(("NAME", "STATE", "GENERATION", "TIME LEFT", "NEXT ROTATION", "LAST ERROR"), rows, _STATE_COLOURS)
+    return _table(("NAME", "STATE", "GENERATION", "TIME LEFT", "NEXT ROTATION", "LAST ERROR"), rows)
 
 
 def _status_row(name: str, grant: Grant | GrantFileError) -> tuple[str, ...]:
@@ -132,8 +110,8 @@ def _next_rotation_at(grant: Grant) -> float | None:
     return min(policy.due_at(grant), now.wall) if grant.access_token is not None else grant.authorized_at
 
 
-def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]], colours: Mapping[str, str]) -> str:
-    """Return rows below a bold head; ``colours``: by the words of the second column."""
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    """Return rows below a bold head; the word in the second column has its colour."""
     *widths, _ = (max(map(len, column)) for column in zip(head, *rows, strict=True))
     layout = "  ".join((*(f"{{:{width}}}" for width in widths), "{}"))
     # A colour makes a word longer than it looks: pad by hand, and each word only once.
@@ -141,6 +119,6 @@ def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]], colours: Mapp
         click.style(title, bold=True) + " " * (width - len(title))
         for title, width in zip(head, (*widths, 0), strict=True)
     )
-    painted = {word: click.style(word, fg=colour) + " " * (widths[1] - len(word)) for word, colour in colours.items()}
+    painted = {word: click.style(word, fg=colour) + " " * (widths[1] - len(word)) for word, colour in _COLOURS.items()}
     lines = (layout.format(name, painted[word], *rest) for name, word, *rest in rows)
     return "\n".join((layout.format(*bold), *lines))

@@ -11,7 +11,7 @@ import kubernetes_validate
 import pytest
 
 from refresher.cli.main import cli
-from refresher.cli.options import DURATION
+from refresher.cli.options import seconds
 from refresher.oauth.http_client import DEADLINE
 from tests.conftest import need
 from tests.support import kubectl
@@ -225,7 +225,7 @@ def test_no_probe_and_no_stop_cuts_off_what_holds_a_token(kustomization: str) ->
     # The command itself gives the daemon 5 s, and a node that is starved needs its time to start one.
     assert all(probe["timeoutSeconds"] >= 15 for probe in (live, ready, start))
     assert start["periodSeconds"] * start["failureThreshold"] >= 120
-    assert DURATION.convert(container.spec["args"][-1], None, None) == GRACE
+    assert seconds(container.spec["args"][-1]) == GRACE
     assert container.pod["terminationGracePeriodSeconds"] > GRACE + 10
 
 
@@ -263,7 +263,7 @@ def test_a_run_of_cron_never_meets_another_and_looks_beyond_the_next() -> None:
     assert cron["concurrencyPolicy"] == "Forbid"
     minutes = re.fullmatch(r"\*/(\d+) \* \* \* \*", cron["schedule"])
     assert minutes is not None
-    horizon = DURATION.convert(manifests.container("refresher").spec["args"][-1], None, None)
+    horizon = seconds(manifests.container("refresher").spec["args"][-1])
     assert int(minutes[1]) * 60 + 30 <= horizon <= HOUR / 4
     assert cron["jobTemplate"]["spec"]["backoffLimit"] == 0
     assert "activeDeadlineSeconds" not in cron["jobTemplate"]["spec"]
