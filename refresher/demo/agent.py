@@ -4,8 +4,8 @@ It is what your program would be: an MCP client, and ``auth=BearerAuth(NAME)``. 
 second, and ends with its stdin, after the current call.
 """
 
-import argparse
 import logging
+import sys
 import time
 from typing import Final
 
@@ -14,7 +14,7 @@ import httpx2
 import msgspec
 from mcp import Client, MCPError
 from mcp.client.streamable_http import streamable_http_client
-from mcp_types import CONNECTION_CLOSED, INVALID_REQUEST, CallToolResult, TextContent
+from mcp_types import CONNECTION_CLOSED, INVALID_REQUEST
 
 from refresher.common.secret import mask
 from refresher.demo.processes import wait_for_end_of_stdin
@@ -35,12 +35,9 @@ _SESSION_IS_OVER: Final = (CONNECTION_CLOSED, INVALID_REQUEST)
 
 def main() -> None:
     """Call until stdin ends."""
-    parser = argparse.ArgumentParser(prog="python -m refresher.demo.agent")
-    parser.add_argument("mcp_url")
-    parser.add_argument("name", help="the grant whose token the agent uses")
-    options = parser.parse_args()
+    _, mcp_url, name = sys.argv
     logging.disable()
-    anyio.run(lambda: Agent(options.mcp_url, options.name).run())
+    anyio.run(lambda: Agent(mcp_url, name).run())
 
 
 class Agent:
@@ -97,7 +94,7 @@ class Agent:
         began = time.monotonic()
         self._report.calls += 1
         result = await client.call_tool("add", {"a": self._report.calls, "b": 1})
-        if not _is_text(result, str(self._report.calls + 1)):
+        if result.structured_content != {"result": self._report.calls + 1}:
             self._fail(ValueError("the tool gave a wrong answer"))
         self._report.slowest = max(self._report.slowest, time.monotonic() - began)
 
@@ -126,10 +123,6 @@ class Agent:
 
     def _print_report(self) -> None:
         print(msgspec.json.encode(self._report).decode(), flush=True)  # noqa: T201  the demo reads it from stdout
-
-
-def _is_text(result: CallToolResult, text: str) -> bool:
-    return not result.is_error and [part.text for part in result.content if isinstance(part, TextContent)] == [text]
 
 
 if __name__ == "__main__":

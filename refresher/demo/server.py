@@ -7,15 +7,14 @@ secret. Ends with its stdin, so that its parent cannot leave it behind.
 # The SDK's methods have more parameters than a server with one client needs.
 # ruff: noqa: ARG002
 
-import argparse
 import json
 import logging
-import os
 import secrets
 import socket
+import sys
 import time
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import anyio
 import uvicorn
@@ -24,7 +23,7 @@ from mcp.server.auth.settings import AuthSettings, RevocationOptions
 from mcp.server.mcpserver import MCPServer
 from mcp.shared.auth import OAuthClientInformationFull, OAuthToken
 from pydantic import AnyHttpUrl
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.applications import Starlette
 
 from refresher.demo.processes import wait_for_end_of_stdin
 
@@ -36,12 +35,9 @@ _SUBJECT: Final = "a person"
 
 def main() -> None:
     """Serve until stdin ends."""
-    parser = argparse.ArgumentParser(prog="python -m refresher.demo.server")
-    parser.add_argument("grant", type=Path, help="where the first grant is written")
-    parser.add_argument("lifetime", type=int, help="the lifetime of an access token in seconds")
-    options = parser.parse_args()
+    _, grant, lifetime = sys.argv
     logging.disable()
-    anyio.run(_serve, options.grant, options.lifetime)
+    anyio.run(_serve, Path(grant), int(lifetime))
 
 
 class StrictProvider(OAuthAuthorizationServerProvider[AuthorizationCode, RefreshToken, AccessToken]):
@@ -104,9 +100,12 @@ class StrictProvider(OAuthAuthorizationServerProvider[AuthorizationCode, Refresh
         return OAuthToken(access_token=access.token, expires_in=self._lifetime, refresh_token=self._new_refresh_token())
 
     async def load_access_token(self, token: str) -> AccessToken | None:
-        """Return an access token that has not expired."""
+        """Return an access token that has not expired; the MCP server answers 401 to another one."""
         access, ends = self._access.get(token, (None, 0.0))
-        return access if time.monotonic() < ends else None
+        if time.monotonic() < ends:
+            return access
+        _print_event("refused")
+        return None
 
     async def revoke_token(self, token: AccessToken | RefreshToken) -> None:
         """Revoke this token alone (RFC 7009)."""
@@ -134,24 +133,19 @@ async def _serve(grant: Path, lifetime: int) -> None:
         provider = StrictProvider(mcp_url, lifetime)  # type: ignore[abstract]
         config = uvicorn.Config(_app(provider, issuer), log_config=None, access_log=False, timeout_graceful_shutdown=1)
         server = uvicorn.Server(config)
-        _write_private(
-            grant,
-            {
-                "token_endpoint": f"{issuer}/token",
-                "server_url": mcp_url,
-                "resource": mcp_url,
-                "issuer": issuer,
-                **provider.log_in(),
-            },
-        )
-        _print_event("ready", issuer=issuer, mcp_url=mcp_url, revocation_endpoint=f"{issuer}/revoke")
+        endpoints = {"token_endpoint": f"{issuer}/token", "revocation_endpoint": f"{issuer}/revoke"}
+        addresses = {"issuer": issuer, "server_url": mcp_url, "resource": mcp_url}
+        # The parent has made the directory private, and waits until it contains the whole file.
+        draft = grant.with_suffix(".new")
+        draft.write_text(json.dumps(endpoints | addresses | provider.log_in()))
+        draft.rename(grant)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_stop_with_stdin, server)
             await server.serve(sockets=[listener])
             tasks.cancel_scope.cancel()
 
 
-def _app(provider: StrictProvider, issuer: str) -> ASGIApp:
+def _app(provider: StrictProvider, issuer: str) -> Starlette:
     mcp = MCPServer(
         "refresher-demo",
         auth_server_provider=provider,
@@ -168,22 +162,7 @@ def _app(provider: StrictProvider, issuer: str) -> ASGIApp:
         """Add two numbers."""
         return a + b
 
-    return _ReportsRefusals(mcp.streamable_http_app())
-
-
-class _ReportsRefusals:
-    """Prints an event for each 401 of the MCP server."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def watched(message: Message) -> None:
-            if message["type"] == "http.response.start" and message["status"] == 401 and scope["path"] == _MCP_PATH:
-                _print_event("refused")
-            await send(message)
-
-        await self._app(scope, receive, watched if scope["type"] == "http" else send)
+    return mcp.streamable_http_app()
 
 
 async def _stop_with_stdin(server: uvicorn.Server) -> None:
@@ -191,13 +170,8 @@ async def _stop_with_stdin(server: uvicorn.Server) -> None:
     server.should_exit = True
 
 
-def _write_private(path: Path, fields: dict[str, str | None]) -> None:
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        json.dump(fields, file)
-
-
-def _print_event(event: str, **more: Any) -> None:
-    print(json.dumps({"event": event, "at": time.time(), **more}), flush=True)  # noqa: T201  the demo reads it from stdout
+def _print_event(event: str) -> None:
+    print(json.dumps({"event": event, "at": time.time()}), flush=True)  # noqa: T201  the demo reads it from stdout
 
 
 if __name__ == "__main__":
