@@ -96,7 +96,7 @@ def _is_at_its_issuer(stored: Grant, server: Server) -> bool:
     )
 
 
-async def register(server: Server, redirect_uri: str | None, scope: str | None, fetch: Fetch) -> Client:
+async def register(server: Server, redirect_uri: str | None, fetch: Fetch) -> Client:
     """Register a client (RFC 7591). Raises ``LoginRefused`` if the server refuses, and ``ServerAway``."""
     endpoint = server.registration_endpoint
     if endpoint is None:
@@ -104,7 +104,7 @@ async def register(server: Server, redirect_uri: str | None, scope: str | None, 
             f"{server.issuer or server.token_endpoint} has no client registration; {_CREATE_CLIENT}, with "
             "--client-secret-file if it has a secret"
         )
-    response = await fetch(httpx2.Request("POST", endpoint, json=_client_metadata(server, redirect_uri, scope)))
+    response = await fetch(httpx2.Request("POST", endpoint, json=_client_metadata(server, redirect_uri)))
     check_available(response)
     try:
         registration = await handle_registration_response(response)
@@ -130,7 +130,7 @@ async def register(server: Server, redirect_uri: str | None, scope: str | None, 
     )
 
 
-def _client_metadata(server: Server, redirect_uri: str | None, scope: str | None) -> dict[str, Any]:
+def _client_metadata(server: Server, redirect_uri: str | None) -> dict[str, Any]:
     """Return the client metadata of a native application, which cannot keep a secret (RFC 8252 section 8.4)."""
     metadata: dict[str, Any] = {
         "client_name": "refresher",
@@ -142,8 +142,8 @@ def _client_metadata(server: Server, redirect_uri: str | None, scope: str | None
     }
     if server.device_authorization_endpoint is not None:
         metadata["grant_types"].append(DEVICE_CODE)
-    if scope:
-        metadata["scope"] = scope
+    if server.scope:
+        metadata["scope"] = server.scope
     methods = [method for method in _PREFERRED_METHODS if method in (server.auth_methods or ())]
     if methods:
         metadata["token_endpoint_auth_method"] = methods[0]

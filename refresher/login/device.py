@@ -20,8 +20,7 @@ from refresher.grants.outcome import Ambiguous, TokensIssued, Unreadable, descri
 from refresher.grants.record import Grant
 from refresher.grants.tokens import is_token
 from refresher.login.client import DEVICE_CODE
-from refresher.login.error_advice import advice
-from refresher.login.token_request import is_temporary, login_error, new_grant, outcome_of, send
+from refresher.login.token_request import advice, is_temporary, login_error, new_grant, outcome_of, send
 from refresher.oauth import urls
 
 __all__ = ["device_login"]
@@ -50,11 +49,10 @@ class _Code(msgspec.Struct, frozen=True, kw_only=True):
 def device_login(
     endpoint: str,
     client: Grant,
+    stopping: Callable[[], bool],
     *,
-    scope: str | None,
     wait: float,
     ca_file: str | None,
-    stopping: Callable[[], bool],
 ) -> Grant:
     """Show the person a code and an address, and return the grant once the code was entered there.
 
@@ -62,13 +60,13 @@ def device_login(
     becomes true between two polls, ``LoginNotGiven`` if the person declines or takes longer than ``wait`` seconds, and
     ``ClientUnknown``, ``LoginRefused`` and ``ServerAway``.
     """
-    code = _request_code(endpoint, client, scope, ca_file)
+    code = _request_code(endpoint, client, ca_file)
     _show(code)
     return _poll(client, code, min(wait, code.lifetime), ca_file, stopping)
 
 
-def _request_code(endpoint: str, client: Grant, scope: str | None, ca_file: str | None) -> _Code:
-    fields = {"scope": scope} if scope else {}
+def _request_code(endpoint: str, client: Grant, ca_file: str | None) -> _Code:
+    fields = {"scope": client.asked_scope} if client.asked_scope else {}
     posted = send(endpoint, client, fields, ca_file=ca_file, endpoint_name="device_authorization_endpoint")
     if posted.status == 200:
         with suppress(ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, ValueError):

@@ -76,7 +76,7 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     resource: str | None = None
     """RFC 8707, as the protected resource metadata spells it."""
     scope: str | None = None
-    """The scope to request, unless the person gives one."""
+    """The scope to request."""
     given: bool = False
     """Whether the person gave the endpoints, because there is no metadata."""
 
@@ -172,11 +172,10 @@ def _is_safe(named: str, url: str) -> bool:
 
 async def _without_resource_metadata(url: str, refusal: httpx2.Response, scope: str | None, fetch: Fetch) -> Server:
     """Return the server at the origin of the MCP server, where MCP 2025-03-26 publishes it."""
-    found = await _first_metadata(build_oauth_authorization_server_metadata_discovery_urls(None, url), fetch)
     parts = urlsplit(url)
     origin = f"{parts.scheme}://{parts.netloc}"
+    found = await _first_metadata(origin, build_oauth_authorization_server_metadata_discovery_urls(None, url), fetch)
     if found is not None:
-        _check_issuer(found[0], origin)
         return _server(*found, resource=None, scope=_scope(scope, None, found[0]))
     if refusal.status_code != 401:
         raise LoginRefused(
@@ -194,32 +193,29 @@ async def _without_resource_metadata(url: str, refusal: httpx2.Response, scope: 
 
 async def _metadata(issuer: str, url: str, fetch: Fetch) -> _Metadata:
     _endpoint("issuer", issuer)
-    found = await _first_metadata(build_oauth_authorization_server_metadata_discovery_urls(issuer, url), fetch)
+    found = await _first_metadata(issuer, build_oauth_authorization_server_metadata_discovery_urls(issuer, url), fetch)
     if found is None:
         raise LoginRefused(
             f"{issuer} publishes no readable server metadata (RFC 8414); nothing was changed. {_GIVE_ENDPOINTS}"
         )
-    _check_issuer(found[0], issuer)
     return found
 
 
-async def _first_metadata(addresses: list[str], fetch: Fetch) -> _Metadata | None:
+async def _first_metadata(issuer: str, addresses: list[str], fetch: Fetch) -> _Metadata | None:
     for address in addresses:
         response = await fetch(create_oauth_metadata_request(address))
         try_next, metadata = await handle_auth_metadata_response(response)
-        if metadata is not None:
-            return metadata, json.loads(response.content)
-        if not try_next:
+        if metadata is None:
+            if try_next:
+                continue
             raise unavailable(response)
+        # RFC 8414 section 3.3: otherwise one server could impersonate another.
+        if not issuers_match(named := str(metadata.issuer), issuer):
+            raise LoginRefused(
+                f"the metadata of {issuer} names another issuer ({named}), which is not safe; nothing was changed"
+            )
+        return metadata, json.loads(response.content)
     return None
-
-
-def _check_issuer(metadata: OAuthMetadata, issuer: str) -> None:
-    # RFC 8414 section 3.3: otherwise one server could impersonate another.
-    if not issuers_match(str(metadata.issuer), issuer):
-        raise LoginRefused(
-            f"the metadata of {issuer} names another issuer ({metadata.issuer}), which is not safe; nothing was changed"
-        )
 
 
 def _scope(

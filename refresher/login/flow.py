@@ -96,14 +96,6 @@ class _Flow:
     used_stored_registration: bool = False
     """Whether the client is from an earlier registration of refresher, which a new registration can replace."""
 
-    @property
-    def scope(self) -> str | None:
-        """The scope to request; many servers issue no refresh token without ``offline_access``."""
-        scope = self.options.scope or self.server.scope
-        if scope is None or not self.server.offers_offline_access or OFFLINE_ACCESS in scope.split():
-            return scope
-        return f"{scope} {OFFLINE_ACCESS}"
-
     def run(self, *, new_client: bool) -> LoggedIn:
         """Log in with the client of the options or of the stored grant, or register a ``new_client``."""
         known = None if new_client else clients.stored_client(self.stored, self.server, clocks.now().wall)
@@ -111,31 +103,22 @@ class _Flow:
         self.used_stored_registration = client is known and client is not None and client.origin == "registered"
         match self.options.way:
             case "client_credentials":
-                return self._with_client_credentials(client)
+                if client is None:
+                    raise ConfigError(f"the stored client of {self.name} is for another server; give --client-id")
+                draft = self._draft(client, None)
+                return self._complete(lambda _: request_tokens(draft, None, ca_file=self.settings.ca_file))
             case "device":
-                return self._with_device(client)
+                endpoint = self.server.device_authorization_endpoint
+                if endpoint is None:
+                    raise LoginRefused(
+                        "the server has no login by device (RFC 8628); nothing was changed. Omit --device"
+                    )
+                draft = self._draft(client or self._register(None), None)
+                return self._complete(
+                    partial(device_login, endpoint, draft, wait=self.options.wait, ca_file=self.settings.ca_file)
+                )
             case _:
                 return self._with_browser(client)
-
-    def _with_client_credentials(self, client: Client | None) -> LoggedIn:
-        if client is None:
-            raise ConfigError(f"the stored client of {self.name} is for another server; give --client-id")
-        draft = self._draft(client, None)
-        return self._complete(lambda _: request_tokens(draft, None, ca_file=self.settings.ca_file))
-
-    def _with_device(self, client: Client | None) -> LoggedIn:
-        endpoint = self.server.device_authorization_endpoint
-        if endpoint is None:
-            raise LoginRefused("the server has no login by device (RFC 8628); nothing was changed. Omit --device")
-        login = partial(
-            device_login,
-            endpoint,
-            self._draft(client or self._register(None), None),
-            scope=self.scope,
-            wait=self.options.wait,
-            ca_file=self.settings.ca_file,
-        )
-        return self._complete(lambda stopping: login(stopping=stopping))
 
     def _with_browser(self, client: Client | None) -> LoggedIn:
         with self._listen(client) as loopback:
@@ -145,11 +128,8 @@ class _Flow:
                 draft = self._draft(client, loopback.redirect_uri)
                 code = self._authorize(draft, loopback)
                 logged_in = self._complete(lambda _: request_tokens(draft, code, ca_file=self.settings.ca_file))
-            except LoginNotGiven as error:
-                loopback.show(pages.declined(str(error)))
-                raise
             except RefresherError as error:
-                loopback.show(pages.failed(str(error)))
+                loopback.show(pages.failed(str(error), declined=isinstance(error, LoginNotGiven)))
                 raise
             loopback.show(pages.done(self.name, renewable=logged_in.imported.grant.renewable))
             return logged_in
@@ -166,12 +146,12 @@ class _Flow:
 
     def _register(self, redirect_uri: str | None) -> Client:
         self.used_stored_registration = False
-        return anyio.run(clients.register, self.server, redirect_uri, self.scope, self.fetch)
+        return anyio.run(clients.register, self.server, redirect_uri, self.fetch)
 
     def _authorize(self, draft: Grant, loopback: Loopback) -> dict[str, str]:
         """Let the person authorize the client, and return the fields of the token request."""
         request = new_authorization_request(
-            self.server, draft, redirect_uri=loopback.redirect_uri, scope=self.scope, params=self.options.params
+            self.server, draft, redirect_uri=loopback.redirect_uri, params=self.options.params
         )
         if self.used_stored_registration:
             # Otherwise only the person would see, in the browser, that the server has forgotten the client.
@@ -186,28 +166,18 @@ class _Flow:
         if client.origin != "registered":
             # Only an address that the person gave is stored: the next login may use another free port.
             redirect_uri = options.redirect_uri or client.redirect_uri
-        resource = options.resource or server.resource
+        nothing_yet = dict.fromkeys(("refresh_token", "access_token", "expires_at", "send_resource", "max_age"))
         draft = Grant(
-            **shared_fields(client, Grant),
+            **(shared_fields(client, Grant) | shared_fields(server, Grant) | nothing_yet),
             name=self.name,
             grant_id="",
             generation=0,
             begun_from=NO_RECORD,
-            issuer=server.issuer,
-            token_endpoint=server.token_endpoint,
-            revocation_endpoint=server.revocation_endpoint,
-            refresh_token=None,
-            scope=self.scope,
-            asked_scope=self.scope,
-            resource=None if resource == "none" else resource,
-            send_resource=None,
+            asked_scope=server.scope,
             server_url=self.url,
             origins=(urls.parse_origin(self.url),),
-            max_age=None,
-            access_token=None,
             token_type="Bearer",  # noqa: S106  a token type, no password
             issued_at=0.0,
-            expires_at=None,
             authorized_at=0.0,
             login=Login(
                 client=client.origin,
@@ -238,7 +208,9 @@ class _Flow:
                     # A person who stops the login does not want to log in once more.
                     raise Interrupted(str(error)) from None
                 raise
-            verified = None if stopping() else self._verify(grant)
+            verified = None
+            if self.options.verify and not self.server.given and self.options.issuer is None and not stopping():
+                verified = anyio.run(verify, grant, self.settings.ca_file)
             imported = store_grant(
                 self.settings.directories,
                 grant,
@@ -251,26 +223,14 @@ class _Flow:
             )
         return LoggedIn(imported=imported, verified=verified, exit_code=stopping.exit_code)
 
-    def _verify(self, grant: Grant) -> str | None:
-        """Return the MCP server's answer to the token. Raises ``LoginRefused`` if the server refuses it."""
-        if not self.options.verify or self.server.given or self.options.issuer is not None:
-            return None
-        return anyio.run(partial(verify, grant, ca_file=self.settings.ca_file))
-
 
 def _with_known_behavior(draft: Grant, stored: Grant) -> Grant:
     """Return ``draft`` with the settings that the person gave for this server, and its observed behavior."""
     draft = msgspec.structs.replace(draft, origins=tuple(dict.fromkeys((*draft.origins, *stored.origins))))
     if not stored.renewable or stored.token_endpoint != draft.token_endpoint:
         return draft  # a grant without refresh token, or of another endpoint, shows nothing about this server
-    return msgspec.structs.replace(
-        draft,
-        replay=stored.replay,
-        max_age=stored.max_age,
-        send_resource=stored.send_resource,
-        refuses_early=stored.refuses_early,
-        resource_refused=stored.resource_refused,
-    )
+    kept = ("replay", "max_age", "send_resource", "refuses_early", "resource_refused")
+    return msgspec.structs.replace(draft, **{key: getattr(stored, key) for key in kept})
 
 
 def _stored_grant(settings: Settings, name: str) -> Grant | None:
@@ -284,16 +244,17 @@ def _stored_grant(settings: Settings, name: str) -> Grant | None:
 
 
 async def _find_server(options: LoginOptions, fetch: Fetch) -> Server:
-    """Return the authorization server: as given by the person, or discovered."""
-    if options.names_endpoints:
-        return Server(**shared_fields(options, Server), given=True)
+    """Return the authorization server: as given by the person, or discovered and completed from the options."""
     url = options.url or ""
-    if options.issuer is not None:
+    if options.names_endpoints:
+        server = Server(**shared_fields(options, Server), given=True)
+    elif options.issuer is not None:
         server = await discovery.discover_issuer(options.issuer, url, fetch)
     else:
         server = await discovery.discover(url, fetch)
-    return msgspec.structs.replace(
-        server,
-        device_authorization_endpoint=options.device_authorization_endpoint or server.device_authorization_endpoint,
-        revocation_endpoint=options.revocation_endpoint or server.revocation_endpoint,
-    )
+    given = ("scope", "resource", "device_authorization_endpoint", "revocation_endpoint")
+    server = msgspec.structs.replace(server, **{key: value for key in given if (value := getattr(options, key))})
+    scope, resource = server.scope, None if server.resource == "none" else server.resource
+    if scope is not None and server.offers_offline_access and OFFLINE_ACCESS not in scope.split():
+        scope = f"{scope} {OFFLINE_ACCESS}"  # many servers issue no refresh token without it
+    return msgspec.structs.replace(server, scope=scope, resource=resource)

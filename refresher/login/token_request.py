@@ -1,6 +1,7 @@
 """The requests of a login to the token endpoint, and the grant or the error that follows (RFC 6749)."""
 
 import uuid
+from typing import Final
 
 import msgspec
 
@@ -22,12 +23,27 @@ from refresher.grants.outcome import (
 from refresher.grants.record import Grant
 from refresher.grants.tokens import MAX_LIFETIME, not_before
 from refresher.grants.transition import with_access_token
-from refresher.login.error_advice import advice
 from refresher.oauth.client_authentication import build_request
 from refresher.oauth.http_client import PostResult, post
 from refresher.oauth.tls import ssl_context
 
-__all__ = ["check_client", "is_temporary", "login_error", "new_grant", "outcome_of", "request_tokens", "send"]
+__all__ = ["advice", "check_client", "is_temporary", "login_error", "new_grant", "outcome_of", "request_tokens", "send"]
+
+_ALLOW: Final = "allow this kind of login in the settings of the client at the server, or give another --client-id"
+_ADVICE: Final = {
+    "invalid_client": "check --client-id, --client-secret-file and --auth-method",
+    "invalid_grant": "log in again; if that does not help, check the clock of this machine",
+    "invalid_scope": "request another --scope",
+    "invalid_target": "try --resource none",
+    **dict.fromkeys(("unauthorized_client", "unsupported_grant_type", "unsupported_response_type"), _ALLOW),
+}
+
+
+def advice(*codes: str) -> str:
+    """Return what to do next about the first known error code, with a capital letter and without a full stop."""
+    default = "log in again; if that does not help, ask those who run the server"
+    text = next((_ADVICE[code] for code in codes if code in _ADVICE), default)
+    return f"{text[0].upper()}{text[1:]}"
 
 
 def check_client(client: Grant, *, ca_file: str | None) -> None:
@@ -80,17 +96,12 @@ def outcome_of(posted: PostResult) -> Outcome:
 def login_error(outcome: Outcome, *, sender: str = "the token endpoint") -> RefresherError:
     """Return the error for an answer of ``sender`` that does not complete the login."""
     text = f"{describe(outcome, sender=sender)}; nothing was changed"
-    match outcome:
-        case ClientRejected():
-            return ClientUnknown(f"{text}. {advice(outcome.code, 'invalid_client')}")
-        case ResourceRefused():
-            return LoginRefused(f"{text}. {advice('invalid_target')}")
-        case Ambiguous():
-            return ServerAway(f"{text}. Log in again later")
-        case _ if is_temporary(outcome):
-            return ServerAway(f"{text}. Log in again later")
-        case _:
-            return LoginRefused(f"{text}. {advice(error_code(outcome))}")
+    if isinstance(outcome, ClientRejected):
+        return ClientUnknown(f"{text}. {advice(outcome.code, 'invalid_client')}")
+    if isinstance(outcome, Ambiguous) or is_temporary(outcome):
+        return ServerAway(f"{text}. Log in again later")
+    code = "invalid_target" if isinstance(outcome, ResourceRefused) else error_code(outcome)
+    return LoginRefused(f"{text}. {advice(code)}")
 
 
 def is_temporary(outcome: Outcome) -> bool:

@@ -22,7 +22,7 @@ _NO_SERVER_STATUSES: Final = (404, 405, 410)
 _MAX_BODY: Final = 16 * 1024 * 1024
 
 
-async def verify(grant: Grant, *, ca_file: str | None) -> str:
+async def verify(grant: Grant, ca_file: str | None) -> str:
     """Use the access token of ``grant`` at its MCP server, within 20 s, and return the result as text.
 
     Raises ``LoginRefused`` if the server refuses the token, or if the address is not that of an MCP server.
