@@ -10,7 +10,7 @@ from refresher.cli.options import command, complete_name, duration_option, warn_
 from refresher.common.errors import ConfigError, Interrupted
 from refresher.common.terminal import say
 from refresher.common.text import clock_time
-from refresher.grants.record import AuthMethod, Grant
+from refresher.grants.record import AuthMethod
 from refresher.storage import startup_checks
 
 __all__ = ["login"]
@@ -107,17 +107,7 @@ def _key_and_value(param: str) -> tuple[str, str]:
 @click.option("--device-authorization-endpoint", metavar="URL", help="For a server without metadata.")
 @click.option("--revocation-endpoint", metavar="URL", help="For a server without metadata.")
 @click.pass_context
-def login(
-    ctx: click.Context,
-    /,
-    name: str,
-    no_browser: bool,
-    wait: float,
-    no_verify: bool,
-    replace: bool,
-    port: int | None,
-    **given: Any,
-) -> int | None:
+def login(ctx: click.Context, /, name: str, port: int | None, **given: Any) -> int | None:
     """Log in at URL, an MCP server, and keep that login as the grant NAME.
 
     Opens your browser, where you approve access. An existing grant is replaced only after the server has accepted the
@@ -147,25 +137,21 @@ def login(
     if port is not None:
         given["redirect_uri"] = f"http://127.0.0.1:{port}/callback"
     settings = ctx.obj.settings()
-    options = LoginOptions(**given, wait=wait, open_browser=not no_browser, verify=not no_verify, replace=replace)
     try:
-        done = log_in(settings, name, options)
+        imported, verified, exit_code = log_in(settings, name, LoginOptions(**given))
     except KeyboardInterrupt:
         # Before the tokens arrive: afterwards the login completes.
         raise Interrupted("interrupted; nothing was changed") from None
     warn_of_closed_directories(settings)
     startup_checks.warn(settings.directories, set())
-    for warning in done.imported.warnings:
+    for warning in imported.warnings:
         log.warning("%s: warning: %s", name, warning)
-    _report(done.imported.grant, done.verified)
-    return done.exit_code
-
-
-def _report(grant: Grant, proof: str | None) -> None:
+    grant = imported.grant
     if not grant.renewable:
         until = "the server refuses it" if grant.expires_at is None else clock_time(grant.expires_at)
-        log.warning(_CANNOT_RENEW, grant.name, until)
-    if proof is not None:
-        say(proof)
+        log.warning(_CANNOT_RENEW, name, until)
+    if verified is not None:
+        say(verified)
     next_step = "; 'refresher run', or cron, keeps it fresh" if grant.renewable else ""
-    say(f"logged in: {grant.name} (generation {grant.generation}){next_step}")
+    say(f"logged in: {name} (generation {grant.generation}){next_step}")
+    return exit_code

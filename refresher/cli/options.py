@@ -10,8 +10,7 @@ import click
 
 from refresher import config
 from refresher.common import durations, logs
-from refresher.common.errors import DirectoryError, RefresherError, UnknownName
-from refresher.common.terminal import say
+from refresher.common.errors import RefresherError, UnknownName
 from refresher.config import Settings
 
 __all__ = [
@@ -24,7 +23,6 @@ __all__ = [
     "complete_name",
     "did_you_mean",
     "duration_option",
-    "print_no_grants",
     "seconds",
     "warn_of_closed_directories",
 ]
@@ -84,14 +82,11 @@ GLOBAL_OPTIONS: Final = (
 )
 
 
-def _after_the_command(option: click.Option) -> click.Option:
-    """Return a global option as it stands after the command: its environment variable is read before."""
-    hidden = copy(option)
-    hidden.hidden, hidden.envvar = True, None
-    return hidden
+# After the command they are hidden, and their environment variables have been read already.
+_GLOBAL_AFTER: Final = tuple(map(copy, GLOBAL_OPTIONS))
+for _hidden in _GLOBAL_AFTER:
+    _hidden.hidden, _hidden.envvar = True, None
 
-
-_GLOBAL_AFTER: Final = tuple(map(_after_the_command, GLOBAL_OPTIONS))
 _GLOBAL_NAMES: Final = [option.name for option in GLOBAL_OPTIONS if option.name]
 
 
@@ -216,10 +211,3 @@ def warn_of_closed_directories(settings: Settings) -> None:
         log.warning(
             "warning: group %s cannot pass %s to its tokens: chmod o+x it", settings.directories.group, directory
         )
-
-
-def print_no_grants(settings: Settings) -> None:
-    """Print that there are no grants. Raises ``DirectoryError`` if the state directory was named and does not exist."""
-    if settings.state_given and not settings.directories.state.exists():
-        raise DirectoryError(f"there is no state directory {settings.directories.state}; 'refresher login' creates it")
-    say(f"no grants in {settings.directories.grants} yet; begin with 'refresher login NAME URL'", err=True)

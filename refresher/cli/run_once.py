@@ -1,19 +1,19 @@
 """The command run-once."""
 
 import click
+import msgspec
 
-from refresher.cli import tables
 from refresher.cli.options import (
     STOPPED,
     Options,
     command,
     complete_name,
     duration_option,
-    print_no_grants,
     warn_of_closed_directories,
 )
+from refresher.cli.tables import print_rows
 from refresher.common.signals import StopSignals
-from refresher.common.terminal import Progress, say
+from refresher.common.terminal import Progress
 from refresher.operations import run_once as operation
 from refresher.operations.result import exit_code
 
@@ -54,10 +54,10 @@ def run_once(options: Options, names: tuple[str, ...], force: bool, horizon: flo
             settings, names, force=force, horizon=horizon or 0.0, stopping=stopping, progress=Progress()
         )
     code = exit_code(results) if stopping.exit_code is None else stopping.exit_code
-    if not results:
-        print_no_grants(settings)
-    if as_json:
-        say(tables.results_json(results, code))
-    elif results:
-        say(tables.results_table(results))
+    rows = [
+        (each.name, each.outcome, "-" if each.generation is None else str(each.generation), each.detail)
+        for each in results
+    ]
+    fields = {"results": [msgspec.structs.asdict(result) for result in results], "exit_code": code} if as_json else None
+    print_rows(settings, ("NAME", "OUTCOME", "GENERATION", "DETAIL"), rows, fields)
     return code

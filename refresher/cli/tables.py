@@ -1,113 +1,36 @@
-"""Prints results and grants: as a table for a person, as JSON for a program."""
+"""Prints rows about grants: as a table for a person, as JSON for a program."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import click
-import msgspec
 
-from refresher.common import clocks, text
-from refresher.common.errors import GrantFileError
-from refresher.grants import policy
-from refresher.grants.record import Grant
-from refresher.operations.inspection import ListedGrant
-from refresher.operations.result import EXIT_CODES, Result
-from refresher.storage.publishing import state_of
+from refresher.common.errors import DirectoryError
+from refresher.common.terminal import say
+from refresher.config import Settings
+from refresher.operations.result import EXIT_CODES
 
-__all__ = ["results_json", "results_table", "status_json", "status_table"]
+__all__ = ["print_rows"]
 
 _COLOURS_OF_CODES = {0: "green", 4: "yellow", 6: "yellow", 5: "magenta", 3: "red", 2: "red", 130: "yellow"}
 _COLOURS = {"active": "green", "failing": "yellow"} | {key: _COLOURS_OF_CODES[code] for key, code in EXIT_CODES.items()}
 
-_STATUS_KEYS = (
-    "state",
-    "generation",
-    "issued_at",
-    "expires_at",
-    "next_rotation_at",
-    "last_rotation_at",
-    "failures",
-    "error",
-    "issuer",
-    "resource",
-    "scope",
-    "origins",
-)
-_ERROR_KEYS = ("code", "description", "at", "retry_at")
 
+def print_rows(settings: Settings, head: tuple[str, ...], rows: Sequence[tuple[str, ...]], as_json: Any) -> None:
+    """Print ``as_json``, or a table of ``rows`` if that is ``None``; say that there are no grants if there are no rows.
 
-def results_json(results: Sequence[Result], exit_code: int) -> str:
-    """Return the stable JSON of a run."""
-    return json.dumps({"results": [msgspec.structs.asdict(result) for result in results], "exit_code": exit_code})
-
-
-def results_table(results: Sequence[Result]) -> str:
-    """Return a table of a run."""
-    rows = [
-        (result.name, result.outcome, "-" if result.generation is None else str(result.generation), result.detail)
-        for result in results
-    ]
-    return _table(("NAME", "OUTCOME", "GENERATION", "DETAIL"), rows)
-
-
-def status_json(entries: Iterable[ListedGrant]) -> str:
-    """Return the stable JSON of ``status``; times are epoch seconds."""
-    return json.dumps({"grants": [_grant_json(name, grant) for name, grant in entries]})
-
-
-def _grant_json(name: str, grant: Grant | GrantFileError) -> dict[str, Any]:
-    fields: dict[str, Any] = {"name": name} | {key: getattr(grant, key, None) for key in _STATUS_KEYS}
-    if isinstance(grant, GrantFileError):
-        code = "invalid_grant_file"
-        return fields | {"state": code, "error": {"code": code, "description": str(grant)}}
-    failure = grant.failure
-    return fields | {
-        "state": state_of(grant),
-        "issued_at": None if grant.access_token is None else grant.issued_at,
-        "next_rotation_at": _next_rotation_at(grant),
-        "error": None if failure is None else {key: getattr(failure, key) for key in _ERROR_KEYS},
-    }
-
-
-def status_table(entries: Iterable[ListedGrant]) -> str:
-    """Return a table of grants."""
-    rows = [_status_row(name, grant) for name, grant in entries]
-    return _table(("NAME", "STATE", "GENERATION", "TIME LEFT", "NEXT ROTATION", "LAST ERROR"), rows)
-
-
-def _status_row(name: str, grant: Grant | GrantFileError) -> tuple[str, ...]:
-    if isinstance(grant, GrantFileError):
-        return (name, "invalid_grant_file", "-", "-", "-", str(grant))
-    now = clocks.now().wall
-    planned = _next_rotation_at(grant)
-    return (
-        name,
-        state_of(grant),
-        str(grant.generation),
-        _time_left(grant, now),
-        "-" if planned is None else "now" if planned <= now else f"in {text.span(planned - now)}",
-        "-" if grant.failure is None else grant.failure.description,
-    )
-
-
-def _time_left(grant: Grant, now: float) -> str:
-    if grant.access_token is None:
-        return "no token yet"
-    if grant.expires_at is None:
-        return "unknown"
-    left = grant.expires_at - now
-    return text.span(left) if left > 0 else f"expired {text.span(left)} ago"
-
-
-def _next_rotation_at(grant: Grant) -> float | None:
-    now = clocks.now()
-    decision = policy.decide(grant, now)
-    if not grant.renewable:
-        return None
-    if isinstance(decision, policy.Wait):
-        return decision.until
-    return min(policy.due_at(grant), now.wall) if grant.access_token is not None else grant.authorized_at
+    Raises ``DirectoryError`` if there are none because the state directory was named and does not exist.
+    """
+    directories = settings.directories
+    if not rows and settings.state_given and not directories.state.exists():
+        raise DirectoryError(f"there is no state directory {directories.state}; 'refresher login' creates it")
+    if not rows:
+        say(f"no grants in {directories.grants} yet; begin with 'refresher login NAME URL'", err=True)
+    if as_json is not None:
+        say(json.dumps(as_json))
+    elif rows:
+        say(_table(head, rows))
 
 
 def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:

@@ -20,7 +20,7 @@ from refresher.grants.outcome import Ambiguous, TokensIssued, Unreadable, descri
 from refresher.grants.record import Grant
 from refresher.grants.tokens import is_token
 from refresher.login.client import DEVICE_CODE
-from refresher.login.token_request import advice, is_temporary, login_error, new_grant, outcome_of, send
+from refresher.login.token_request import advice, is_temporary, login_error, new_grant, outcome_of, scope_of, send
 from refresher.oauth import urls
 
 __all__ = ["device_login"]
@@ -66,8 +66,7 @@ def device_login(
 
 
 def _request_code(endpoint: str, client: Grant, ca_file: str | None) -> _Code:
-    fields = {"scope": client.asked_scope} if client.asked_scope else {}
-    posted = send(endpoint, client, fields, ca_file=ca_file, endpoint_name="device_authorization_endpoint")
+    posted = send("device_authorization_endpoint", endpoint, client, scope_of(client), ca_file)
     if posted.status == 200:
         with suppress(ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, ValueError):
             return _parse(json.loads(posted.decompressed_body()))
@@ -128,7 +127,7 @@ def _poll(client: Grant, code: _Code, wait: float, ca_file: str | None, stopping
     interval, deadline = code.interval, time.monotonic() + wait
     while time.monotonic() + interval < deadline:
         _sleep(interval, stopping)
-        posted = send(client.token_endpoint, client, fields, ca_file=ca_file, secrets=(code.device_code,))
+        posted = send("token_endpoint", client.token_endpoint, client, fields, ca_file)
         outcome = None if posted.status is None else outcome_of(posted)
         if outcome is None or isinstance(outcome, Ambiguous):
             # RFC 8628 section 3.5: poll more slowly while the server does not answer.

@@ -38,31 +38,27 @@ from refresher.login.discovery import OFFLINE_ACCESS, Server
 from refresher.login.http_client import Fetch, fetch
 from refresher.login.loopback import Loopback
 from refresher.login.options import LoginOptions, completed, shared_fields, validated
-from refresher.login.token_request import check_client, request_tokens
+from refresher.login.token_request import request_tokens
 from refresher.login.verification import verify
 from refresher.oauth import urls
+from refresher.operations import import_request
 from refresher.operations.import_grant import Imported, is_for_other_server, other_server, store_grant
 from refresher.storage import records
 
-__all__ = ["LoggedIn", "log_in"]
+__all__ = ["log_in"]
 
 _CLIENT_UNKNOWN_STATUSES: Final = (400, 401, 404)
 
 
-class LoggedIn(msgspec.Struct, frozen=True, kw_only=True):
-    """A stored login."""
-
-    imported: Imported
-    verified: str | None
-    """What the server answered to the token; ``None`` if it was not tried."""
-    exit_code: int | None
-    """Set if a signal arrived while the login was completed."""
+_LoggedIn = tuple[Imported, str | None, int | None]
 
 
-def log_in(settings: Settings, name: str, options: LoginOptions) -> LoggedIn:
+def log_in(settings: Settings, name: str, options: LoginOptions) -> _LoggedIn:
     """Log in and store the grant under ``name``; it replaces an older grant for the same server.
 
-    Raises ``RefresherError`` if the login fails; the older grant is unchanged then.
+    Returns what was stored, the answer of the server to the token (``None``: it was not tried), and an exit code if a
+    signal arrived while the login was completed. Raises ``RefresherError`` if the login fails; the older grant is
+    unchanged then.
     """
     stored = _stored_grant(settings, name)
     options = completed(validated(options), stored)
@@ -96,7 +92,7 @@ class _Flow:
     used_stored_registration: bool = False
     """Whether the client is from an earlier registration of refresher, which a new registration can replace."""
 
-    def run(self, *, new_client: bool) -> LoggedIn:
+    def run(self, *, new_client: bool) -> _LoggedIn:
         """Log in with the client of the options or of the stored grant, or register a ``new_client``."""
         known = None if new_client else clients.stored_client(self.stored, self.server, clocks.now().wall)
         client = clients.given_client(self.options, self.server) or known
@@ -120,7 +116,7 @@ class _Flow:
             case _:
                 return self._with_browser(client)
 
-    def _with_browser(self, client: Client | None) -> LoggedIn:
+    def _with_browser(self, client: Client | None) -> _LoggedIn:
         with self._listen(client) as loopback:
             if client is None or not client.accepts(loopback.redirect_uri):
                 client = self._register(loopback.redirect_uri)
@@ -131,7 +127,7 @@ class _Flow:
             except RefresherError as error:
                 loopback.show(pages.failed(str(error), declined=isinstance(error, LoginNotGiven)))
                 raise
-            loopback.show(pages.done(self.name, renewable=logged_in.imported.grant.renewable))
+            loopback.show(pages.done(self.name, renewable=logged_in[0].grant.renewable))
             return logged_in
 
     def _listen(self, client: Client | None) -> Loopback:
@@ -158,10 +154,10 @@ class _Flow:
             response = anyio.run(self.fetch, httpx2.Request("GET", request.url))
             if response.status_code in _CLIENT_UNKNOWN_STATUSES and b"client" in response.content.lower():
                 raise ClientUnknown(f"{self.server.authorization_endpoint} answered {response.status_code}")
-        return wait_for_redirect(request, loopback, wait=self.options.wait, open_browser=self.options.open_browser)
+        return wait_for_redirect(request, loopback, wait=self.options.wait, open_browser=not self.options.no_browser)
 
     def _draft(self, client: Client, redirect_uri: str | None) -> Grant:
-        """Return the grant without its tokens. Raises ``ConfigError`` if a file of the client cannot be used."""
+        """Return the grant without its tokens. Raises ``ImportRefused`` if a file of the client cannot be used."""
         options, server = self.options, self.server
         if client.origin != "registered":
             # Only an address that the person gave is stored: the next login may use another free port.
@@ -193,12 +189,12 @@ class _Flow:
                 params=options.params,
             ),
         )
-        check_client(draft, ca_file=self.settings.ca_file)
+        import_request.check_files(draft, clocks.now().wall, self.settings.ca_file)
         if self.stored is None or is_for_other_server(self.stored, self.url):
             return draft
         return _with_known_behavior(draft, self.stored)
 
-    def _complete(self, get_grant: Callable[[Callable[[], bool]], Grant]) -> LoggedIn:
+    def _complete(self, get_grant: Callable[[Callable[[], bool]], Grant]) -> _LoggedIn:
         """Get the tokens, try them, and store the grant. From here on a signal does not stop the login."""
         with StopSignals() as stopping:
             try:
@@ -209,7 +205,7 @@ class _Flow:
                     raise Interrupted(str(error)) from None
                 raise
             verified = None
-            if self.options.verify and not self.server.given and self.options.issuer is None and not stopping():
+            if not (self.options.no_verify or self.server.given or self.options.issuer or stopping()):
                 verified = anyio.run(verify, grant, self.settings.ca_file)
             imported = store_grant(
                 self.settings.directories,
@@ -221,7 +217,7 @@ class _Flow:
                 same_server=not self.options.replace,
                 just_issued=True,
             )
-        return LoggedIn(imported=imported, verified=verified, exit_code=stopping.exit_code)
+        return imported, verified, stopping.exit_code
 
 
 def _with_known_behavior(draft: Grant, stored: Grant) -> Grant:

@@ -69,9 +69,9 @@ class LoginOptions(msgspec.Struct, frozen=True, kw_only=True):
     way: LoginMethod | None = None
     wait: float = 300.0
     """Seconds that the person has to log in."""
-    open_browser: bool = True
-    verify: bool = True
-    """Whether to try the new token at the server before it is stored."""
+    no_browser: bool = False
+    no_verify: bool = False
+    """Whether to store the new token without trying it at the server."""
     replace: bool = False
     """Whether to replace a grant of this name that is for another server."""
 

@@ -23,11 +23,9 @@ from refresher.grants.outcome import (
 from refresher.grants.record import Grant
 from refresher.grants.tokens import MAX_LIFETIME, not_before
 from refresher.grants.transition import with_access_token
-from refresher.oauth.client_authentication import build_request
 from refresher.oauth.http_client import PostResult, post
-from refresher.oauth.tls import ssl_context
 
-__all__ = ["advice", "check_client", "is_temporary", "login_error", "new_grant", "outcome_of", "request_tokens", "send"]
+__all__ = ["advice", "is_temporary", "login_error", "new_grant", "outcome_of", "request_tokens", "scope_of", "send"]
 
 _ALLOW: Final = "allow this kind of login in the settings of the client at the server, or give another --client-id"
 _ADVICE: Final = {
@@ -46,26 +44,12 @@ def advice(*codes: str) -> str:
     return f"{text[0].upper()}{text[1:]}"
 
 
-def check_client(client: Grant, *, ca_file: str | None) -> None:
-    """Raise ``ConfigError`` if a file of ``client`` cannot be used, before the person has to log in."""
-    build_request(client, {}, clocks.now().wall)
-    if client.client_cert is not None:
-        ssl_context(ca_file, client_cert=client.client_cert, client_key=client.client_key)
-
-
-def send(
-    url: str,
-    client: Grant,
-    fields: dict[str, str],
-    *,
-    ca_file: str | None,
-    endpoint_name: str = "token_endpoint",
-    secrets: tuple[Secret, ...] = (),
-) -> PostResult:
-    """Send ``fields``, and ``resource`` if the server accepts it, to ``url``, authenticated as ``client``."""
+def send(endpoint: str, url: str, client: Grant, fields: dict[str, str], ca_file: str | None) -> PostResult:
+    """Send ``fields``, and ``resource`` if the server accepts it, to the ``endpoint`` at ``url`` as ``client``."""
+    secrets = tuple(Secret(fields[key]) for key in ("code", "code_verifier", "device_code") if key in fields)
     if server_behavior.sends_resource(client):
         fields = {**fields, "resource": client.resource or ""}
-    return post(client, url, fields, ca_file=ca_file, secrets=secrets, endpoint_name=endpoint_name)
+    return post(client, url, fields, ca_file=ca_file, secrets=secrets, endpoint_name=endpoint)
 
 
 def request_tokens(client: Grant, code: dict[str, str] | None, *, ca_file: str | None) -> Grant:
@@ -73,16 +57,17 @@ def request_tokens(client: Grant, code: dict[str, str] | None, *, ca_file: str |
 
     Raises ``ClientUnknown``, ``LoginRefused`` and ``ServerAway``.
     """
-    if code is None:
-        fields = {"grant_type": "client_credentials"} | ({"scope": client.asked_scope} if client.asked_scope else {})
-    else:
-        fields = code
-    secrets = tuple(Secret(fields[key]) for key in ("code", "code_verifier") if key in fields)
-    posted = send(client.token_endpoint, client, fields, ca_file=ca_file, secrets=secrets)
+    fields = code or {"grant_type": "client_credentials"} | scope_of(client)
+    posted = send("token_endpoint", client.token_endpoint, client, fields, ca_file)
     outcome = outcome_of(posted)
     if not isinstance(outcome, TokensIssued):
         raise login_error(outcome)
     return new_grant(client, outcome, posted.sent_at or clocks.now(), own_credentials=code is None)
+
+
+def scope_of(client: Grant) -> dict[str, str]:
+    """Return the field of a request with the scope of ``client``, if it has one."""
+    return {"scope": client.asked_scope} if client.asked_scope else {}
 
 
 def outcome_of(posted: PostResult) -> Outcome:
