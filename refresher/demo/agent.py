@@ -1,10 +1,11 @@
 """The agent of the demo, ``python -m refresher.demo.agent MCP_URL NAME``: calls a tool all the time, in one session.
 
 It is what your program would be: an MCP client, and ``auth=BearerAuth(NAME)``. It reports on stdout a few times a
-second, and ends with its stdin, after the current call.
+second. At SIGTERM it ends, after the current call.
 """
 
 import logging
+import signal
 import sys
 import time
 from typing import Final
@@ -17,7 +18,6 @@ from mcp.client.streamable_http import streamable_http_client
 from mcp_types import CONNECTION_CLOSED, INVALID_REQUEST
 
 from refresher.common.secret import mask
-from refresher.demo.processes import wait_for_end_of_stdin
 from refresher.demo.timeline import AgentReport
 from shim import FileTokenSource
 from shim.httpx2 import BearerAuth
@@ -34,7 +34,7 @@ _SESSION_IS_OVER: Final = (CONNECTION_CLOSED, INVALID_REQUEST)
 
 
 def main() -> None:
-    """Call until stdin ends."""
+    """Call until SIGTERM."""
     _, mcp_url, name = sys.argv
     logging.disable()
     anyio.run(lambda: Agent(mcp_url, name).run())
@@ -51,13 +51,13 @@ class Agent:
         self._session = anyio.CancelScope()
 
     async def run(self) -> None:
-        """Call until stdin ends; failures are counted, not raised."""
+        """Call until SIGTERM; failures are counted, not raised."""
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._end_with_stdin)
+            tasks.start_soon(self._end_on_signal)
             tasks.start_soon(self._keep_reporting)
             while not self._ending.is_set():
                 try:
-                    if self._has_token():
+                    if (token := self._source.current()) is not None and token.access_token is not None:
                         with anyio.CancelScope() as self._session:
                             await self._work_in_session()
                         if self._session.cancelled_caught:
@@ -98,10 +98,6 @@ class Agent:
             self._fail(ValueError("the tool gave a wrong answer"))
         self._report.slowest = max(self._report.slowest, time.monotonic() - began)
 
-    def _has_token(self) -> bool:
-        token = self._source.current()
-        return token is not None and token.access_token is not None
-
     def _fail(self, error: BaseException) -> None:
         self._report.failed += 1
         while isinstance(error, BaseExceptionGroup):  # the SDK raises groups of groups
@@ -110,11 +106,12 @@ class Agent:
         problem = self._source.problem()
         self._report.failure = mask(reason if problem is None else f"{reason}; {problem}")
 
-    async def _end_with_stdin(self) -> None:
-        await wait_for_end_of_stdin()
-        self._ending.set()
-        await anyio.sleep(_LAST_CALL_TIMEOUT)
-        self._session.cancel()
+    async def _end_on_signal(self) -> None:
+        with anyio.open_signal_receiver(signal.SIGTERM) as signals:
+            await anext(signals)
+            self._ending.set()
+            await anyio.sleep(_LAST_CALL_TIMEOUT)
+            self._session.cancel()
 
     async def _keep_reporting(self) -> None:
         while True:

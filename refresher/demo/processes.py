@@ -10,11 +10,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Final
 
-import anyio
-
 from refresher.common.secret import mask
 
-__all__ = ["Process", "environment", "wait_for_end_of_stdin"]
+__all__ = ["Process", "environment"]
 
 _PR_SET_PDEATHSIG: Final = 1
 _END_TIMEOUT: Final = 10.0
@@ -44,13 +42,10 @@ class Process(subprocess.Popen[bytes]):
     ``role`` is its name in messages. Its files and its stderr are in ``root``.
     """
 
-    stdin: IO[bytes]
     stdout: IO[bytes]
 
     def __init__(self, role: str, arguments: Sequence[str], *, root: Path) -> None:
         self.role = role
-        # The demo's own programs end with their stdin, refresher ends by a signal.
-        self._ends_by_signal = arguments[0] == "refresher"
         self._partial = b""
         self._errors = root / f"{role.replace(' ', '-')}.err"
         with self._errors.open("wb") as errors:
@@ -59,7 +54,7 @@ class Process(subprocess.Popen[bytes]):
                 # Python imports from here first, and a directory of the user could hold an mcp.py.
                 cwd=root,
                 env=environment(root),
-                stdin=subprocess.PIPE,
+                stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 start_new_session=True,
@@ -93,10 +88,7 @@ class Process(subprocess.Popen[bytes]):
         """End the process within ten seconds; return a message if it does not end in order."""
         if self.poll() is not None:
             return None
-        with suppress(OSError):
-            self.stdin.close()
-        if self._ends_by_signal:
-            self.terminate()
+        self.terminate()
         try:
             code = self.wait(_END_TIMEOUT)
         except subprocess.TimeoutExpired:
@@ -104,14 +96,6 @@ class Process(subprocess.Popen[bytes]):
             self.wait()
             return f"{self.role} did not end in time and was killed"
         return None if code in _ORDERLY else f"{self.role} failed at its end (exit code {code}{self.last_error_line()})"
-
-
-async def wait_for_end_of_stdin() -> None:
-    """Return when stdin ends: the parent has closed it, or has ended itself."""
-    while True:
-        await anyio.wait_readable(0)
-        if os.read(0, _MAX_READ) == b"":
-            return
 
 
 def _end_with_parent() -> Callable[[], None] | None:

@@ -1,7 +1,7 @@
 """The authorization server and MCP server of the demo: ``python -m refresher.demo.server GRANT LIFETIME``.
 
 Writes a first grant to the file GRANT, as a login returns it. Each line on stdout is one event as JSON, without a
-secret. Ends with its stdin, so that its parent cannot leave it behind.
+secret. Ends at SIGTERM.
 """
 
 # The SDK's methods have more parameters than a server with one client needs.
@@ -25,8 +25,6 @@ from mcp.shared.auth import OAuthClientInformationFull, OAuthToken
 from pydantic import AnyHttpUrl
 from starlette.applications import Starlette
 
-from refresher.demo.processes import wait_for_end_of_stdin
-
 __all__ = ["StrictProvider", "main"]
 
 _MCP_PATH: Final = "/mcp"
@@ -34,7 +32,7 @@ _SUBJECT: Final = "a person"
 
 
 def main() -> None:
-    """Serve until stdin ends."""
+    """Serve until SIGTERM."""
     _, grant, lifetime = sys.argv
     logging.disable()
     anyio.run(_serve, Path(grant), int(lifetime))
@@ -132,17 +130,13 @@ async def _serve(grant: Path, lifetime: int) -> None:
         mcp_url = issuer + _MCP_PATH
         provider = StrictProvider(mcp_url, lifetime)  # type: ignore[abstract]
         config = uvicorn.Config(_app(provider, issuer), log_config=None, access_log=False, timeout_graceful_shutdown=1)
-        server = uvicorn.Server(config)
         endpoints = {"token_endpoint": f"{issuer}/token", "revocation_endpoint": f"{issuer}/revoke"}
         addresses = {"issuer": issuer, "server_url": mcp_url, "resource": mcp_url}
         # The parent has made the directory private, and waits until it contains the whole file.
         draft = grant.with_suffix(".new")
         draft.write_text(json.dumps(endpoints | addresses | provider.log_in()))
         draft.rename(grant)
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(_stop_with_stdin, server)
-            await server.serve(sockets=[listener])
-            tasks.cancel_scope.cancel()
+        await uvicorn.Server(config).serve(sockets=[listener])
 
 
 def _app(provider: StrictProvider, issuer: str) -> Starlette:
@@ -163,11 +157,6 @@ def _app(provider: StrictProvider, issuer: str) -> Starlette:
         return a + b
 
     return mcp.streamable_http_app()
-
-
-async def _stop_with_stdin(server: uvicorn.Server) -> None:
-    await wait_for_end_of_stdin()
-    server.should_exit = True
 
 
 def _print_event(event: str) -> None:
