@@ -116,14 +116,13 @@ def _import_directory(settings: Settings, directory: Path, if_absent: bool) -> i
             continue
         try:
             code = _import(settings, file.stem, str(file), replace=False, if_absent=if_absent, warned=warned)
+            if code is not None:
+                return code
         except Interrupted:
             raise
         except RefresherError as error:
             log.error("%s: %s", file.stem, error)  # noqa: TRY400  a mistake of a person needs no traceback
             codes.add(error.exit_code)
-            continue
-        if code is not None:
-            return code
     return min(codes, default=None)
 
 

@@ -23,7 +23,7 @@ __all__ = ["cli", "run"]
 _COMMANDS: Final = {
     "login": ("login", "login"),
     "run": ("run", "run"),
-    "run-once": ("run_once", "run_once"),
+    "run-once": ("run", "run_once"),
     "status": ("status", "status"),
     "health": ("health", "health"),
     "token": ("token", "token"),

@@ -2,7 +2,7 @@
 
 import logging
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from typing import Any, Final, TypeVar
 
@@ -38,49 +38,35 @@ ARGUMENTS_BEFORE: Final = "refresher.arguments_before"
 _ARGUMENTS: Final = "refresher.arguments"
 
 
-def _option(*names: str, help: str, **settings: Any) -> click.Option:  # noqa: A002  click's own word
-    """Return a global option with its environment variable."""
-    variable = f"REFRESHER_{names[0].removeprefix('--').replace('-', '_').upper()}"
-    return click.Option(names, envvar=variable, show_envvar=True, help=help, **settings)
+def _option(name: str, metavar: str | None, help: str, *names: str, **settings: Any) -> click.Option:  # noqa: A002
+    """Return a global option with its environment variable; ``names`` are its other names."""
+    variable = f"REFRESHER_{name.removeprefix('--').replace('-', '_').upper()}"
+    return click.Option((name, *names), metavar=metavar, help=help, envvar=variable, show_envvar=True, **settings)
 
 
 GLOBAL_OPTIONS: Final = (
     _option(
-        "--state-dir",
-        metavar="DIR",
-        help="Contains grants/.  [default: $XDG_STATE_HOME/refresher or ~/.local/state/refresher]",
+        "--state-dir", "DIR", "Contains grants/.  [default: $XDG_STATE_HOME/refresher or ~/.local/state/refresher]"
     ),
-    _option(
-        "--tokens-dir",
-        metavar="DIR",
-        help="Where access tokens are published.  [default: tokens/ in the state directory]",
-    ),
-    _option("--tokens-group", metavar="GROUP", help="A group of agents that can read tokens and request rotations."),
-    _option(
-        "--demands-dir",
-        metavar="DIR",
-        help="Where agents request a rotation.  [default: demands/ in the state directory]",
-    ),
-    _option(
-        "--spill-dir",
-        metavar="DIR",
-        help="Receives a new token if grants/ cannot.  [default: /var/tmp/refresher-UID]",
-    ),
-    _option("--ca-file", metavar="FILE", help="Certificates to trust, instead of SSL_CERT_FILE or the built-in ones."),
+    _option("--tokens-dir", "DIR", "Where access tokens are published.  [default: tokens/ in the state directory]"),
+    _option("--tokens-group", "GROUP", "A group of agents that can read tokens and request rotations."),
+    _option("--demands-dir", "DIR", "Where agents request a rotation.  [default: demands/ in the state directory]"),
+    _option("--spill-dir", "DIR", "Receives a new token if grants/ cannot.  [default: /var/tmp/refresher-UID]"),
+    _option("--ca-file", "FILE", "Certificates to trust, instead of SSL_CERT_FILE or the built-in ones."),
     _option(
         "--config",
+        "FILE",
+        "TOML with these options as keys (state_dir = ...).  [default: ~/.config/refresher/config.toml]",
         "config_file",
-        metavar="FILE",
-        help="TOML with these options as keys (state_dir = ...).  [default: ~/.config/refresher/config.toml]",
     ),
-    _option("--verbose", "-v", count=True, help="Log each action; -vv logs more."),
+    _option("--verbose", None, "Log each action; -vv logs more.", "-v", count=True),
     _option(
         "--log-format",
+        None,
+        "The format of log lines on stderr.  [default: text]",
         type=click.Choice(["text", "json"]),
-        help="The format of log lines on stderr.  [default: text]",
     ),
 )
-
 
 # After the command they are hidden, and their environment variables have been read already.
 _GLOBAL_AFTER: Final = tuple(map(copy, GLOBAL_OPTIONS))
@@ -163,10 +149,7 @@ def _with_known_names(ctx: click.Context) -> str | None:
     """Return the command line with the names of grants that were probably meant; ``None`` if there are none."""
     from difflib import get_close_matches
 
-    try:
-        known = ctx.obj.resolve().directories.listing().names
-    except RefresherError:
-        return None
+    known = _names(ctx.obj)
     given = [*ctx.params.get("names", ()), *filter(None, [ctx.params.get("name")])]
     meant = [next(iter(get_close_matches(name.strip().lower(), known, 1)), name) for name in given]
     return None if meant == given else did_you_mean(ctx, *meant, instead_of=tuple(given))
@@ -176,11 +159,14 @@ def complete_name(context: click.Context, _: click.Parameter, incomplete: str) -
     """Return the names of grants that begin so; none if they cannot be read."""
     options = Options(context.find_root().params)
     options.add(**{name: context.params[name] for name in _GLOBAL_NAMES if name in context.params})
+    return [name for name in _names(options) if name.startswith(incomplete)]
+
+
+def _names(options: Options) -> Sequence[str]:
     try:
-        names = options.resolve().directories.listing().names
+        return options.resolve().directories.listing().names
     except RefresherError:
         return []
-    return [name for name in names if name.startswith(incomplete)]
 
 
 def seconds(value: str) -> float:

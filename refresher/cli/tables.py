@@ -36,12 +36,8 @@ def print_rows(settings: Settings, head: tuple[str, ...], rows: Sequence[tuple[s
 def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     """Return rows below a bold head; the word in the second column has its colour."""
     *widths, _ = (max(map(len, column)) for column in zip(head, *rows, strict=True))
-    layout = "  ".join((*(f"{{:{width}}}" for width in widths), "{}"))
-    # A colour makes a word longer than it looks: pad by hand, and each word only once.
-    bold = (
-        click.style(title, bold=True) + " " * (width - len(title))
-        for title, width in zip(head, (*widths, 0), strict=True)
-    )
-    painted = {word: click.style(word, fg=colour) + " " * (widths[1] - len(word)) for word, colour in _COLOURS.items()}
-    lines = (layout.format(name, painted[word], *rest) for name, word, *rest in rows)
-    return "\n".join((layout.format(*bold), *lines))
+    # Each cell is padded first, because a colour makes a word longer than it looks.
+    titles, *lines = [[*map(str.ljust, row, (*widths, 0))] for row in (head, *rows)]
+    for line, row in zip(lines, rows, strict=True):
+        line[1] = click.style(line[1], fg=_COLOURS[row[1]])
+    return "\n".join(map("  ".join, ([click.style(title, bold=True) for title in titles], *lines)))

@@ -82,21 +82,18 @@ class Agent:
             self._report.sessions += 1
             while not self._ending.is_set():
                 try:
-                    await self._call(client)
+                    began = time.monotonic()
+                    self._report.calls += 1
+                    result = await client.call_tool("add", {"a": self._report.calls, "b": 1})
+                    if result.structured_content != {"result": self._report.calls + 1}:
+                        self._fail(ValueError("the tool gave a wrong answer"))
+                    self._report.slowest = max(self._report.slowest, time.monotonic() - began)
                 except MCPError as error:
                     self._fail(error)
                     if error.code in _SESSION_IS_OVER:
                         return
                     await anyio.sleep(_PAUSE_AFTER_FAILURE)
                 await anyio.sleep(_PAUSE)
-
-    async def _call(self, client: Client) -> None:
-        began = time.monotonic()
-        self._report.calls += 1
-        result = await client.call_tool("add", {"a": self._report.calls, "b": 1})
-        if result.structured_content != {"result": self._report.calls + 1}:
-            self._fail(ValueError("the tool gave a wrong answer"))
-        self._report.slowest = max(self._report.slowest, time.monotonic() - began)
 
     def _fail(self, error: BaseException) -> None:
         self._report.failed += 1

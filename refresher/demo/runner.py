@@ -145,7 +145,9 @@ class _Runner:
         if timeline.now >= _REVOKE_AFTER * timeline.seconds and not timeline.rotations["revoked"]:
             self._revoke()
         elif timeline.now >= _FORCE_AFTER * timeline.seconds and not timeline.rotations["forced"]:
-            self._force()
+            timeline.forcing = True
+            [result] = json.loads(self._run_command("run-once", "--force", "--json", _NAME))["results"]
+            timeline.on_forced(result["generation"] if result["outcome"] == "rotated" else None)
 
     def _revoke(self) -> None:
         token = self._source.current()
@@ -158,11 +160,6 @@ class _Runner:
                 http.post(self._login["revocation_endpoint"], data=body).raise_for_status()
         except httpx.HTTPError:
             self._give_up("the authorization server did not revoke the access token")
-
-    def _force(self) -> None:
-        self._timeline.forcing = True
-        [result] = json.loads(self._run_command("run-once", "--force", "--json", _NAME))["results"]
-        self._timeline.on_forced(result["generation"] if result["outcome"] == "rotated" else None)
 
     def _tick(self) -> None:
         """Wait a moment, read what is new, and show it."""

@@ -28,7 +28,6 @@ from starlette.applications import Starlette
 __all__ = ["StrictProvider", "main"]
 
 _MCP_PATH: Final = "/mcp"
-_SUBJECT: Final = "a person"
 
 
 def main() -> None:
@@ -55,7 +54,7 @@ class StrictProvider(OAuthAuthorizationServerProvider[AuthorizationCode, Refresh
         )
         self._refresh: dict[str, RefreshToken] = {}
         self._spent: set[str] = set()
-        # With the monotonic second at which each expires: the SDK checks whole seconds only.
+        # With the monotonic second at which each expires: the SDK's own check knows whole seconds only.
         self._access: dict[str, tuple[AccessToken, float]] = {}
 
     def log_in(self) -> dict[str, str | None]:
@@ -89,9 +88,7 @@ class StrictProvider(OAuthAuthorizationServerProvider[AuthorizationCode, Refresh
             token=secrets.token_urlsafe(24),
             client_id=refresh_token.client_id,
             scopes=scopes,
-            expires_at=int(time.time()) + self._lifetime + 1,
             resource=self._resource,
-            subject=_SUBJECT,
         )
         self._access[access.token] = (access, time.monotonic() + self._lifetime)
         _print_event("rotated")
@@ -117,7 +114,6 @@ class StrictProvider(OAuthAuthorizationServerProvider[AuthorizationCode, Refresh
             client_id=self._client.client_id or "",
             scopes=[],
             resource=self._resource,
-            subject=_SUBJECT,
         )
         self._refresh[token.token] = token
         return token.token

@@ -46,10 +46,6 @@ class Client(msgspec.Struct, frozen=True, kw_only=True):
     client_expires_at: float | None = None
     redirect_uri: str | None = None
 
-    def accepts(self, redirect_uri: str) -> bool:
-        """Whether the server redirects to ``redirect_uri``. Only a registration of refresher itself is known."""
-        return self.origin != "registered" or self.redirect_uri == redirect_uri
-
 
 def given_client(options: LoginOptions, server: Server) -> Client | None:
     """Return the client that the person gives: an id, or a metadata document if the server accepts one.
@@ -132,22 +128,18 @@ async def register(server: Server, redirect_uri: str | None, fetch: Fetch) -> Cl
 
 def _client_metadata(server: Server, redirect_uri: str | None) -> dict[str, Any]:
     """Return the client metadata of a native application, which cannot keep a secret (RFC 8252 section 8.4)."""
-    metadata: dict[str, Any] = {
+    device_code = () if server.device_authorization_endpoint is None else (DEVICE_CODE,)
+    metadata = {
         "client_name": "refresher",
         "application_type": "native",
-        "grant_types": ["authorization_code", "refresh_token"],
+        "grant_types": ("authorization_code", "refresh_token", *device_code),
         # Servers require a redirect address, also for a login without a redirect.
-        "redirect_uris": [redirect_uri or _UNUSED_REDIRECT_URI],
-        "response_types": ["code"],
+        "redirect_uris": (redirect_uri or _UNUSED_REDIRECT_URI,),
+        "response_types": ("code",),
+        "scope": server.scope,
+        "token_endpoint_auth_method": next((m for m in _PREFERRED_METHODS if m in (server.auth_methods or ())), None),
     }
-    if server.device_authorization_endpoint is not None:
-        metadata["grant_types"].append(DEVICE_CODE)
-    if server.scope:
-        metadata["scope"] = server.scope
-    methods = [method for method in _PREFERRED_METHODS if method in (server.auth_methods or ())]
-    if methods:
-        metadata["token_endpoint_auth_method"] = methods[0]
-    return metadata
+    return {key: value for key, value in metadata.items() if value is not None}
 
 
 def _auth_method(options: LoginOptions, secret: Secret | None, server: Server) -> AuthMethod:

@@ -47,12 +47,7 @@ class _Code(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def device_login(
-    endpoint: str,
-    client: Grant,
-    stopping: Callable[[], bool],
-    *,
-    wait: float,
-    ca_file: str | None,
+    endpoint: str, client: Grant, stopping: Callable[[], bool], *, wait: float, ca_file: str | None
 ) -> Grant:
     """Show the person a code and an address, and return the grant once the code was entered there.
 
@@ -103,8 +98,6 @@ def _address(value: object) -> str:
 
 
 def _seconds(value: object, default: float, minimum: float, maximum: float) -> float:
-    if value is None:
-        return default
     seconds = float(value) if isinstance(value, int | float | str) else default
     return min(max(seconds, minimum), maximum) if math.isfinite(seconds) and seconds > 0 else default
 
@@ -138,9 +131,7 @@ def _poll(client: Grant, code: _Code, wait: float, ca_file: str | None, stopping
         match error_code(outcome):
             case "slow_down":
                 interval += _SLOW_DOWN
-            case "authorization_pending":
-                pass
-            case _ if is_temporary(outcome):
+            case pending if pending == "authorization_pending" or is_temporary(outcome):
                 pass
             case "access_denied":
                 said = describe(outcome)

@@ -5,7 +5,7 @@ The MCP SDK knows where metadata is published, and checks it. This module keeps 
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -37,13 +37,6 @@ __all__ = ["OFFLINE_ACCESS", "Server", "discover", "discover_issuer"]
 
 OFFLINE_ACCESS: Final = "offline_access"
 
-_ENDPOINTS: Final = (
-    "authorization_endpoint",
-    "token_endpoint",
-    "registration_endpoint",
-    "device_authorization_endpoint",
-    "revocation_endpoint",
-)
 _Metadata = tuple[OAuthMetadata, Mapping[str, Any]]
 """Server metadata as the SDK parses it, and the document itself: the SDK spells its URLs differently."""
 
@@ -66,9 +59,9 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     registration_endpoint: str | None = None
     device_authorization_endpoint: str | None = None
     revocation_endpoint: str | None = None
-    auth_methods: tuple[str, ...] | None = None
+    auth_methods: Sequence[str] | None = None
     """The client authentication methods of the token endpoint; ``None``: not published."""
-    challenge_methods: tuple[str, ...] | None = None
+    challenge_methods: Sequence[str] | None = None
     sends_iss: bool = False
     """Whether each redirect contains ``iss`` (RFC 9207)."""
     takes_metadata_documents: bool = False
@@ -79,6 +72,9 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     """The scope to request."""
     given: bool = False
     """Whether the person gave the endpoints, because there is no metadata."""
+
+
+_ENDPOINTS: Final = tuple(key for key in Server.__struct_fields__ if key.endswith("_endpoint"))
 
 
 async def discover(url: str, fetch: Fetch) -> Server:
@@ -231,13 +227,11 @@ def _server(metadata: OAuthMetadata, document: Mapping[str, Any], *, resource: s
     endpoints: dict[str, Any] = {
         key: _endpoint(key, value) for key in _ENDPOINTS if isinstance(value := document.get(key), str) and value
     }
-    methods = metadata.token_endpoint_auth_methods_supported
-    challenges = metadata.code_challenge_methods_supported
     return Server(
         **endpoints,
         issuer=str(document["issuer"]),
-        auth_methods=None if methods is None else tuple(methods),
-        challenge_methods=None if challenges is None else tuple(challenges),
+        auth_methods=metadata.token_endpoint_auth_methods_supported,
+        challenge_methods=metadata.code_challenge_methods_supported,
         sends_iss=metadata.authorization_response_iss_parameter_supported is True,
         takes_metadata_documents=metadata.client_id_metadata_document_supported is True,
         offers_offline_access=OFFLINE_ACCESS in (metadata.scopes_supported or ()),

@@ -7,7 +7,7 @@ device, client credentials), tries the access token at the server, and stores th
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import anyio
 import httpx2
@@ -48,6 +48,8 @@ from refresher.storage import records
 __all__ = ["log_in"]
 
 _CLIENT_UNKNOWN_STATUSES: Final = (400, 401, 404)
+_KNOWN_OF_SERVER: Final = ("replay", "max_age", "send_resource", "refuses_early", "resource_refused")
+"""What a person has set for a server, and what was observed of it."""
 
 
 _LoggedIn = tuple[Imported, str | None, int | None]
@@ -60,7 +62,14 @@ def log_in(settings: Settings, name: str, options: LoginOptions) -> _LoggedIn:
     signal arrived while the login was completed. Raises ``RefresherError`` if the login fails; the older grant is
     unchanged then.
     """
-    stored = _stored_grant(settings, name)
+    stored = None
+    try:
+        record = records.load(settings.directories, name).record
+        stored = record if isinstance(record, Grant) else None
+    except ExposedGrantFile:
+        raise  # the record is complete, and a login must not overwrite it
+    except GrantFileError:
+        pass  # a new login replaces a damaged record
     options = completed(validated(options), stored)
     if options.url is None:
         raise ConfigError(f"there is no saved login {name}; give its URL: 'refresher login {name} URL'")
@@ -118,7 +127,8 @@ class _Flow:
 
     def _with_browser(self, client: Client | None) -> _LoggedIn:
         with self._listen(client) as loopback:
-            if client is None or not client.accepts(loopback.redirect_uri):
+            # Where a server redirects to is known only of a registration of refresher itself.
+            if client is None or (client.origin == "registered" and client.redirect_uri != loopback.redirect_uri):
                 client = self._register(loopback.redirect_uri)
             try:
                 draft = self._draft(client, loopback.redirect_uri)
@@ -190,9 +200,14 @@ class _Flow:
             ),
         )
         import_request.check_files(draft, clocks.now().wall, self.settings.ca_file)
-        if self.stored is None or is_for_other_server(self.stored, self.url):
+        stored = self.stored
+        if stored is None or is_for_other_server(stored, self.url):
             return draft
-        return _with_known_behavior(draft, self.stored)
+        kept: dict[str, Any] = {"origins": tuple(dict.fromkeys((*draft.origins, *stored.origins)))}
+        # A grant without refresh token, or of another endpoint, shows nothing about this server.
+        if stored.renewable and stored.token_endpoint == draft.token_endpoint:
+            kept |= {key: getattr(stored, key) for key in _KNOWN_OF_SERVER}
+        return msgspec.structs.replace(draft, **kept)
 
     def _complete(self, get_grant: Callable[[Callable[[], bool]], Grant]) -> _LoggedIn:
         """Get the tokens, try them, and store the grant. From here on a signal does not stop the login."""
@@ -218,25 +233,6 @@ class _Flow:
                 just_issued=True,
             )
         return imported, verified, stopping.exit_code
-
-
-def _with_known_behavior(draft: Grant, stored: Grant) -> Grant:
-    """Return ``draft`` with the settings that the person gave for this server, and its observed behavior."""
-    draft = msgspec.structs.replace(draft, origins=tuple(dict.fromkeys((*draft.origins, *stored.origins))))
-    if not stored.renewable or stored.token_endpoint != draft.token_endpoint:
-        return draft  # a grant without refresh token, or of another endpoint, shows nothing about this server
-    kept = ("replay", "max_age", "send_resource", "refuses_early", "resource_refused")
-    return msgspec.structs.replace(draft, **{key: getattr(stored, key) for key in kept})
-
-
-def _stored_grant(settings: Settings, name: str) -> Grant | None:
-    try:
-        record = records.load(settings.directories, name).record
-    except ExposedGrantFile:
-        raise  # the record is complete, and a login must not overwrite it
-    except GrantFileError:
-        return None  # a new login replaces a damaged record
-    return record if isinstance(record, Grant) else None
 
 
 async def _find_server(options: LoginOptions, fetch: Fetch) -> Server:

@@ -14,13 +14,6 @@ from refresher.oauth import urls
 
 __all__ = ["LoginOptions", "completed", "shared_fields", "validated"]
 
-_ENDPOINTS: Final = (
-    "issuer",
-    "authorization_endpoint",
-    "token_endpoint",
-    "device_authorization_endpoint",
-    "revocation_endpoint",
-)
 _FILES: Final = ("client_secret_file", "private_key_file", "client_cert", "client_key")
 _NEEDED_FILE: Final = {
     "client_secret_basic": "client_secret_file",
@@ -83,9 +76,10 @@ class LoginOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 def validated(options: LoginOptions) -> LoginOptions:
     """Return the options with absolute paths. Raises ``ConfigError`` for invalid or contradictory options."""
+    endpoints = (key for key in LoginOptions.__struct_fields__ if key == "issuer" or key.endswith("_endpoint"))
     addresses: list[tuple[str, str | None, Callable[[str], str]]] = [
         ("URL", options.url, urls.parse_origin),
-        *((_option(key), getattr(options, key), urls.check_endpoint) for key in _ENDPOINTS),
+        *((_option(key), getattr(options, key), urls.check_endpoint) for key in endpoints),
         ("--redirect-uri", options.redirect_uri, _check_loopback),
     ]
     for option, address, check in addresses:
