@@ -74,18 +74,22 @@ class _Runner:
 
     def run(self) -> None:
         """Run the demo, and end all its processes."""
+        timeline = self._timeline
         try:
             with suppress(_OverError):
                 self._start_processes()
-                while not self._is_over():
+                # A slow machine may need longer until everything has happened.
+                while timeline.now < timeline.seconds or (
+                    timeline.missing() and not timeline.agent.failed and timeline.now < timeline.seconds + _MAX_DELAY
+                ):
                     self._revoke_or_force()
                     self._tick()
         finally:
             # The agent first and the servers last, because each process needs the ones before it.
             for process in reversed(self._processes):
                 problem = process.unexpected_end() or process.finish()
-                if problem is not None and problem not in self._timeline.failures:
-                    self._timeline.fail(problem)
+                if problem is not None and problem not in timeline.failures:
+                    timeline.fail(problem)
             self._read_reports()
 
     def _start_processes(self) -> None:
@@ -129,13 +133,6 @@ class _Runner:
     def _give_up(self, why: str) -> None:
         self._timeline.fail(why)
         raise _OverError
-
-    def _is_over(self) -> bool:
-        timeline = self._timeline
-        if timeline.now < timeline.seconds:
-            return False
-        # A slow machine may need longer until everything has happened.
-        return not timeline.missing() or timeline.agent.failed > 0 or timeline.now > timeline.seconds + _MAX_DELAY
 
     def _revoke_or_force(self) -> None:
         timeline = self._timeline

@@ -14,7 +14,6 @@ import socket
 import sys
 import time
 from pathlib import Path
-from typing import Final
 
 import anyio
 import uvicorn
@@ -23,11 +22,8 @@ from mcp.server.auth.settings import AuthSettings, RevocationOptions
 from mcp.server.mcpserver import MCPServer
 from mcp.shared.auth import OAuthClientInformationFull, OAuthToken
 from pydantic import AnyHttpUrl
-from starlette.applications import Starlette
 
 __all__ = ["StrictProvider", "main"]
-
-_MCP_PATH: Final = "/mcp"
 
 
 def main() -> None:
@@ -59,12 +55,8 @@ class StrictProvider(OAuthAuthorizationServerProvider[AuthorizationCode, Refresh
 
     def log_in(self) -> dict[str, str | None]:
         """Return the fields of a login for ``refresher import``, without the addresses."""
-        return {
-            "client_id": self._client.client_id,
-            "client_secret": self._client.client_secret,
-            "token_endpoint_auth_method": self._client.token_endpoint_auth_method,
-            "refresh_token": self._new_refresh_token(),
-        }
+        client = self._client.model_dump(include={"client_id", "client_secret", "token_endpoint_auth_method"})
+        return client | {"refresh_token": self._new_refresh_token()}
 
     async def get_client(self, client_id: str) -> OAuthClientInformationFull | None:
         """Return the one client."""
@@ -123,36 +115,33 @@ async def _serve(grant: Path, lifetime: int) -> None:
     # Bound here and not by uvicorn: another process could take the port after it was chosen.
     with socket.create_server(("127.0.0.1", 0)) as listener:
         issuer = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        mcp_url = issuer + _MCP_PATH
+        mcp_url = f"{issuer}/mcp"
         provider = StrictProvider(mcp_url, lifetime)  # type: ignore[abstract]
-        config = uvicorn.Config(_app(provider, issuer), log_config=None, access_log=False, timeout_graceful_shutdown=1)
+        mcp = MCPServer(
+            "refresher-demo",
+            auth_server_provider=provider,
+            auth=AuthSettings(
+                issuer_url=AnyHttpUrl(issuer),
+                resource_server_url=AnyHttpUrl(mcp_url),
+                validate_token_resource=True,
+                revocation_options=RevocationOptions(enabled=True),
+            ),
+        )
+
+        @mcp.tool()
+        def add(a: int, b: int) -> int:
+            """Add two numbers."""
+            return a + b
+
         endpoints = {"token_endpoint": f"{issuer}/token", "revocation_endpoint": f"{issuer}/revoke"}
         addresses = {"issuer": issuer, "server_url": mcp_url, "resource": mcp_url}
         # The parent has made the directory private, and waits until it contains the whole file.
         draft = grant.with_suffix(".new")
         draft.write_text(json.dumps(endpoints | addresses | provider.log_in()))
         draft.rename(grant)
+        app = mcp.streamable_http_app()
+        config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=1)
         await uvicorn.Server(config).serve(sockets=[listener])
-
-
-def _app(provider: StrictProvider, issuer: str) -> Starlette:
-    mcp = MCPServer(
-        "refresher-demo",
-        auth_server_provider=provider,
-        auth=AuthSettings(
-            issuer_url=AnyHttpUrl(issuer),
-            resource_server_url=AnyHttpUrl(issuer + _MCP_PATH),
-            validate_token_resource=True,
-            revocation_options=RevocationOptions(enabled=True),
-        ),
-    )
-
-    @mcp.tool()
-    def add(a: int, b: int) -> int:
-        """Add two numbers."""
-        return a + b
-
-    return mcp.streamable_http_app()
 
 
 def _print_event(event: str) -> None:

@@ -72,7 +72,12 @@ def stored_client(stored: Grant | None, server: Server, now: float) -> Client | 
     """Return the client of the stored grant, if it belongs to this server and has not expired."""
     if stored is None:
         return None
-    same = stored.issuer == server.issuer if stored.issuer else _is_at_its_issuer(stored, server)
+    if stored.issuer:
+        same = stored.issuer == server.issuer
+    else:
+        # The token endpoint alone proves nothing: any server can name that of another one, and would learn the secret.
+        origins = {urls.parse_origin(url) for url in (server.issuer, server.token_endpoint) if url is not None}
+        same = stored.token_endpoint == server.token_endpoint and len(origins) == 1
     login = stored.login
     if not same or (login is not None and login.client_expires_at is not None and login.client_expires_at <= now):
         return None
@@ -80,16 +85,6 @@ def stored_client(stored: Grant | None, server: Server, now: float) -> Client | 
     if login is None:
         return Client(**fields, origin="given")
     return Client(**fields, **shared_fields(login, Client), origin=login.client)
-
-
-def _is_at_its_issuer(stored: Grant, server: Server) -> bool:
-    """Whether a client of unknown issuer belongs to this server: no other server may learn its secret.
-
-    The token endpoint alone proves nothing: any server can name that of another one in its metadata.
-    """
-    return stored.token_endpoint == server.token_endpoint and (
-        server.issuer is None or urls.parse_origin(server.issuer) == urls.parse_origin(server.token_endpoint)
-    )
 
 
 async def register(server: Server, redirect_uri: str | None, fetch: Fetch) -> Client:

@@ -70,8 +70,6 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     """RFC 8707, as the protected resource metadata spells it."""
     scope: str | None = None
     """The scope to request."""
-    given: bool = False
-    """Whether the person gave the endpoints, because there is no metadata."""
 
 
 _ENDPOINTS: Final = tuple(key for key in Server.__struct_fields__ if key.endswith("_endpoint"))

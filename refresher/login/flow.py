@@ -38,7 +38,7 @@ from refresher.login.discovery import OFFLINE_ACCESS, Server
 from refresher.login.http_client import Fetch, fetch
 from refresher.login.loopback import Loopback
 from refresher.login.options import LoginOptions, completed, shared_fields, validated
-from refresher.login.token_request import request_tokens
+from refresher.login.token_request import request_tokens, scope_of
 from refresher.login.verification import verify
 from refresher.oauth import urls
 from refresher.operations import import_request
@@ -111,7 +111,8 @@ class _Flow:
                 if client is None:
                     raise ConfigError(f"the stored client of {self.name} is for another server; give --client-id")
                 draft = self._draft(client, None)
-                return self._complete(lambda _: request_tokens(draft, None, ca_file=self.settings.ca_file))
+                fields = {"grant_type": "client_credentials"} | scope_of(draft)
+                return self._complete(lambda _: request_tokens(draft, fields, self.settings.ca_file))
             case "device":
                 endpoint = self.server.device_authorization_endpoint
                 if endpoint is None:
@@ -133,7 +134,7 @@ class _Flow:
             try:
                 draft = self._draft(client, loopback.redirect_uri)
                 code = self._authorize(draft, loopback)
-                logged_in = self._complete(lambda _: request_tokens(draft, code, ca_file=self.settings.ca_file))
+                logged_in = self._complete(lambda _: request_tokens(draft, code, self.settings.ca_file))
             except RefresherError as error:
                 loopback.show(pages.failed(str(error), declined=isinstance(error, LoginNotGiven)))
                 raise
@@ -191,7 +192,7 @@ class _Flow:
                 authorization_endpoint=server.authorization_endpoint,
                 device_authorization_endpoint=server.device_authorization_endpoint,
                 redirect_uri=redirect_uri,
-                endpoints_given=server.given,
+                endpoints_given=options.token_endpoint is not None,
                 issuer_given=options.issuer is not None,
                 scope=options.scope,
                 resource=options.resource,
@@ -220,7 +221,7 @@ class _Flow:
                     raise Interrupted(str(error)) from None
                 raise
             verified = None
-            if not (self.options.no_verify or self.server.given or self.options.issuer or stopping()):
+            if not (self.options.no_verify or self.options.token_endpoint or self.options.issuer or stopping()):
                 verified = anyio.run(verify, grant, self.settings.ca_file)
             imported = store_grant(
                 self.settings.directories,
@@ -238,8 +239,8 @@ class _Flow:
 async def _find_server(options: LoginOptions, fetch: Fetch) -> Server:
     """Return the authorization server: as given by the person, or discovered and completed from the options."""
     url = options.url or ""
-    if options.names_endpoints:
-        server = Server(**shared_fields(options, Server), given=True)
+    if options.token_endpoint is not None:
+        server = Server(**shared_fields(options, Server))
     elif options.issuer is not None:
         server = await discovery.discover_issuer(options.issuer, url, fetch)
     else:

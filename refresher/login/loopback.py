@@ -17,7 +17,6 @@ _CALLBACK: Final = "/callback"
 _PAGE_TIMEOUT: Final = 90.0
 """Seconds for which the browser waits for its page, longer than the rest of the login takes."""
 _IDLE_TIMEOUT: Final = 10.0
-_HTTP_PORT: Final = 80
 _DELIVERY_TIMEOUT: Final = 2.0
 
 
@@ -47,10 +46,9 @@ class Loopback(ThreadingHTTPServer):
         self.accept: Callable[[str], str | None] = lambda _: pages.foreign_redirect()
         """Called with the query of each redirect, in any thread; returns a page, or ``None`` to wait for ``show``."""
         self.redirect_uri = redirect_uri or f"http://127.0.0.1:{self.server_port}{_CALLBACK}"
-        # Other host names are refused, against DNS rebinding by a web page.
+        # Other host names are refused, against DNS rebinding by a web page. A browser omits the port of HTTP.
         self.hosts = {urlsplit(self.redirect_uri).netloc.lower(), f"127.0.0.1:{self.server_port}"}
-        if self.server_port == _HTTP_PORT:
-            self.hosts |= {known.removesuffix(f":{_HTTP_PORT}") for known in self.hosts}
+        self.hosts |= {known.removesuffix(":80") for known in self.hosts}
 
     def __enter__(self) -> Self:
         threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True, name="loopback").start()

@@ -51,6 +51,7 @@ class LoginOptions(msgspec.Struct, frozen=True, kw_only=True):
     issuer: str | None = None
     authorization_endpoint: str | None = None
     token_endpoint: str | None = None
+    """Given only with the other endpoints, for a server that publishes no metadata."""
     device_authorization_endpoint: str | None = None
     revocation_endpoint: str | None = None
     scope: str | None = None
@@ -67,11 +68,6 @@ class LoginOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Whether to store the new token without trying it at the server."""
     replace: bool = False
     """Whether to replace a grant of this name that is for another server."""
-
-    @property
-    def names_endpoints(self) -> bool:
-        """Whether the person gives the endpoints, because the server publishes no metadata."""
-        return self.token_endpoint is not None
 
 
 def validated(options: LoginOptions) -> LoginOptions:
@@ -97,12 +93,12 @@ def validated(options: LoginOptions) -> LoginOptions:
         raise ConfigError(f"--auth-method {options.auth_method} needs {_option(file)}")
     if options.way == "client_credentials" and options.client_id is None:
         raise ConfigError("--client-credentials needs a --client-id that authenticates itself (RFC 6749 section 4.4)")
-    if options.authorization_endpoint is not None and not options.names_endpoints:
+    if options.authorization_endpoint is not None and options.token_endpoint is None:
         raise ConfigError("--authorization-endpoint needs a --token-endpoint")
     starts = (options.authorization_endpoint, options.device_authorization_endpoint)
-    if options.names_endpoints and not any(starts) and options.way != "client_credentials":
+    if options.token_endpoint is not None and not any(starts) and options.way != "client_credentials":
         raise ConfigError("--token-endpoint needs an --authorization-endpoint or a --device-authorization-endpoint")
-    if options.names_endpoints and options.client_id is None:
+    if options.token_endpoint is not None and options.client_id is None:
         raise ConfigError("--token-endpoint needs a --client-id: without metadata, no client can be registered")
     for key, value in options.params:
         if key in _RESERVED_PARAMS or not is_token(key) or not is_token(value):
@@ -122,7 +118,7 @@ def completed(options: LoginOptions, stored: Grant | None) -> LoginOptions:
     login, known = stored.login, {"url": stored.server_url}
     if login is not None:
         known |= {key: getattr(login, key) for key in ("scope", "resource", "params", "way")}
-        if options.issuer is None and not options.names_endpoints:
+        if options.issuer is None and options.token_endpoint is None:
             if login.endpoints_given or login.issuer_given:
                 known["issuer"] = stored.issuer
             if login.endpoints_given:

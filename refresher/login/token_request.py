@@ -52,17 +52,13 @@ def send(endpoint: str, url: str, client: Grant, fields: dict[str, str], ca_file
     return post(client, url, fields, ca_file=ca_file, secrets=secrets, endpoint_name=endpoint)
 
 
-def request_tokens(client: Grant, code: dict[str, str] | None, *, ca_file: str | None) -> Grant:
-    """Return the grant for the fields of ``code``, or without a code for the client itself (RFC 6749 section 4.4).
-
-    Raises ``ClientUnknown``, ``LoginRefused`` and ``ServerAway``.
-    """
-    fields = code or {"grant_type": "client_credentials"} | scope_of(client)
+def request_tokens(client: Grant, fields: dict[str, str], ca_file: str | None) -> Grant:
+    """Return the grant for a token request. Raises ``ClientUnknown``, ``LoginRefused`` and ``ServerAway``."""
     posted = send("token_endpoint", client.token_endpoint, client, fields, ca_file)
     outcome = outcome_of(posted)
     if not isinstance(outcome, TokensIssued):
         raise login_error(outcome)
-    return new_grant(client, outcome, posted.sent_at or clocks.now(), own_credentials=code is None)
+    return new_grant(client, outcome, posted.sent_at or clocks.now())
 
 
 def scope_of(client: Grant) -> dict[str, str]:
@@ -94,11 +90,10 @@ def is_temporary(outcome: Outcome) -> bool:
     return isinstance(outcome, Transient) and not outcome.refusal
 
 
-def new_grant(client: Grant, tokens: TokensIssued, sent: Moment, *, own_credentials: bool = False) -> Grant:
-    """Return ``client`` with the tokens of the request that was sent at ``sent``.
-
-    ``own_credentials``: the client can request tokens again without a refresh token.
-    """
+def new_grant(client: Grant, tokens: TokensIssued, sent: Moment) -> Grant:
+    """Return ``client`` with the tokens of the request that was sent at ``sent``."""
+    # With credentials of its own, it can request tokens again without a refresh token (RFC 6749 section 4.4).
+    own_credentials = client.login is not None and client.login.way == "client_credentials"
     refresh_token = None if own_credentials else tokens.refresh_token
     renewable = own_credentials or refresh_token is not None
     return msgspec.structs.replace(
