@@ -126,16 +126,16 @@ def login(ctx: click.Context, /, name: str, port: int | None, **given: Any) -> i
         --client-secret-file FILE --scope ... --param access_type=offline
     """
     check_login(ctx, name, given["url"])
-    if port is not None and given["redirect_uri"]:
-        raise ConfigError("--port and --redirect-uri exclude each other: the port is in the address")
+    if port is not None:
+        if given["redirect_uri"]:
+            raise ConfigError("--port and --redirect-uri exclude each other: the port is in the address")
+        given["redirect_uri"] = f"http://127.0.0.1:{port}/callback"
     try:
         from refresher.login.flow import log_in  # the MCP SDK takes a second to load
         from refresher.login.options import LoginOptions
     except ModuleNotFoundError as error:
         raise ConfigError(f"login needs the MCP SDK (no {error.name}): in the checkout, pip install '.[all]'") from None
 
-    if port is not None:
-        given["redirect_uri"] = f"http://127.0.0.1:{port}/callback"
     settings = ctx.obj.settings()
     try:
         imported, verified, exit_code = log_in(settings, name, LoginOptions(**given))

@@ -61,10 +61,7 @@ GLOBAL_OPTIONS: Final = (
     ),
     _option("--verbose", None, "Log each action; -vv logs more.", "-v", count=True),
     _option(
-        "--log-format",
-        None,
-        "The format of log lines on stderr.  [default: text]",
-        type=click.Choice(["text", "json"]),
+        "--log-format", None, "The format of log lines on stderr.  [default: text]", type=click.Choice(["text", "json"])
     ),
 )
 

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,15 +19,13 @@ _PR_SET_PDEATHSIG: Final = 1
 _END_TIMEOUT: Final = 10.0
 _ORDERLY: Final = (0, -signal.SIGTERM)
 _MAX_READ: Final = 65536
+_OF_THE_USER: Final = re.compile("^REFRESHER_|_PROXY$", re.IGNORECASE)
+"""Environment variables that no process of the demo may see."""
 
 
 def environment(root: Path) -> dict[str, str]:
     """Return the environment of a process: it keeps its files in ``root``, and uses none of the user's."""
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.upper().startswith("REFRESHER_") and not name.upper().endswith("_PROXY")
-    }
+    kept = {key: value for key, value in os.environ.items() if not _OF_THE_USER.search(key)}
     # HOME stays: pip install --user installs packages there.
     return kept | {
         "XDG_CONFIG_HOME": str(root / "config"),

@@ -160,9 +160,7 @@ class Timeline(msgspec.Struct):
         if self.rotations:
             replaced = _count(self.rotations.total(), "time")
             lines += ["", f"An access token lives {self.lifetime} s. The agent's token was replaced {replaced}:"]
-            lines += [
-                f"  {self.rotations[reason]:>2}  {why}" for reason, why in _REASONS.items() if self.rotations[reason]
-            ]
+            lines += [f"  {times:>2}  {why}" for reason, why in _REASONS.items() if (times := self.rotations[reason])]
             lines += [f"Refresh tokens sent twice: {self.reused}. MCP sessions lost: {lost}."]
         if not problems and not stopped:
             lines += ["", "Next, log in with your own account: 'refresher login NAME URL'."]
@@ -173,20 +171,17 @@ class Timeline(msgspec.Struct):
         if self.forcing:
             return
         for generation, at in self._unexplained:
-            reason, why = self._reason(generation, at)
+            reason: Reason = "schedule"
+            why = "on schedule, before the previous one expired"
+            if generation == self._forced:
+                reason, why = "forced", _REASONS["forced"]
+            elif self._refused_at is not None:
+                reason = "revoked" if self.revoked else "late"
+                why = f"{at - self._refused_at:.2f} s later; the agent repeats its call"
             self.rotations[reason] += 1
             self.note(f"access token {generation}: {why}", "good")
             self.revoked, self._refused_at = False, None
         self._unexplained.clear()
-
-    def _reason(self, generation: int, at: float) -> tuple[Reason, str]:
-        if generation == self._forced:
-            return "forced", _REASONS["forced"]
-        if self._refused_at is None:
-            return "schedule", "on schedule, before the previous one expired"
-        return (
-            "revoked" if self.revoked else "late"
-        ), f"{at - self._refused_at:.2f} s later; the agent repeats its call"
 
 
 def _count(number: int, what: str) -> str:

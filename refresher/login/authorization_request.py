@@ -21,7 +21,6 @@ from refresher.login.token_request import advice
 
 __all__ = ["AuthorizationRequest", "ForeignRedirect", "new_authorization_request"]
 
-_SCHEMES: Final = ("http://", "https://")
 _CHALLENGE_METHOD: Final = "S256"
 _TEMPORARY: Final = ("server_error", "temporarily_unavailable")
 _DECLINED: Final = ("access_denied", "consent_required", "interaction_required", "login_required", "user_cancelled")
@@ -48,7 +47,7 @@ class AuthorizationRequest(msgspec.Struct, frozen=True, kw_only=True):
         """
         try:
             # A query alone may contain "://" too, in the address of the issuer.
-            query = urlsplit(redirect).query if redirect.startswith(_SCHEMES) else redirect.lstrip("?")
+            query = urlsplit(redirect).query if redirect.startswith(("http://", "https://")) else redirect.lstrip("?")
             pairs = parse_qsl(query, keep_blank_values=True)
         except ValueError:
             raise ForeignRedirect("it is not an address") from None
