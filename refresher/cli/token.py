@@ -28,11 +28,11 @@ def _token_command(short_help: str) -> Callable[[Callable[[TokenFile], str | Non
                 **STOPPED,
             },
         )
-        @duration_option("--wait", "15s", help="How long to wait for a new token.")
         @duration_option(
             "--min-valid",
             help="The least time left that the token must have.  [default: 10s, or a quarter of a shorter life]",
         )
+        @duration_option("--wait", "15s", help="How long to wait for a new token.")
         @click.argument("name", shell_complete=complete_name)
         @click.pass_obj
         @wraps(written)
