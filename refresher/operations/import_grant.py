@@ -156,9 +156,7 @@ def _records(directories: Directories, name: str, *, unfinished: bool) -> list[R
     found = [records.load(directories, name).record]
     if unfinished:
         # An interrupted import holds its token too: the next writer of that name adopts it.
-        found += [
-            whole.record for path in directories.candidates(name) if (whole := records.read_candidate(path, name))
-        ]
+        found += [records.read_candidate(path, name) for path in directories.candidates(name)]
     return found
 
 

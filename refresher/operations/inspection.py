@@ -12,7 +12,7 @@ from refresher.grants.record import Grant, Record
 from refresher.oauth import urls
 from refresher.storage import records
 from refresher.storage.demands import Demands
-from refresher.storage.directories import Directories, OpenDirectories
+from refresher.storage.directories import Directories
 from refresher.storage.publishing import Publisher
 from shim._token import is_name
 
@@ -57,19 +57,18 @@ def inspect(
     demands: Demands,
     force: bool = False,
     horizon: float = 0.0,
-    opened: OpenDirectories | None = None,
 ) -> Inspection:
     """Read the record and the token file of ``name``, and decide. Raises ``GrantFileError``.
 
-    ``unfinished``: an attempt is in progress, or left files. ``opened``: the open directories, to inspect many grants.
+    ``unfinished``: an attempt is in progress, or left files.
     """
-    record = records.load(publisher.directories, name, opened).record
-    stale = record is not None and publisher.is_stale(record, opened)
+    record = records.load(publisher.directories, name).record
+    stale = record is not None and publisher.is_stale(record)
     if not isinstance(record, Grant):
         return Inspection(name=name, record=record, stale=stale, needs_cleanup=unfinished or stale)
     now = clocks.now()
     demanded = decided = False
-    if demands.has(name):
+    if name in demands.by_name:
         current = publisher.current(record)
         demanded = demands.has_current(name, current)
         decided = demands.has_other(name, current) or (demanded and record.dead)

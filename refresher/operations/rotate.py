@@ -63,18 +63,18 @@ def rotate(publisher: Publisher, order: Order, terms: Terms) -> Result | None:
         with lock.held(directories.lock(name), stopping=terms.stopping, wait=terms.lock_wait):
             return _Rotation(publisher, order, terms).run()
     except LockBusy as busy:
-        return _adopted_meanwhile(publisher, order) or Result.without_exchange(name, "lock_busy", str(busy))
+        return _adopted_meanwhile(publisher, order) or Result(name, "lock_busy", None, str(busy))
     except GrantFileError as error:
-        return Result.without_exchange(name, "invalid_grant_file", str(error))
+        return Result(name, "invalid_grant_file", None, str(error))
     except (StorageError, DirectoryError) as error:
-        return Result.without_exchange(name, "storage_failed", str(error))
+        return Result(name, "storage_failed", None, str(error))
     except Interrupted:
         detail = "interrupted before anything was spent; nothing was changed"
-        return Result.without_exchange(name, "interrupted", detail)
+        return Result(name, "interrupted", None, detail)
     except Exception as error:  # noqa: BLE001  a fault of ours in one grant must not stop the rotation of the others
         # Without the trace: it could quote a secret.
         detail = f"internal error ({type(error).__name__}); please report it"
-        return Result.without_exchange(name, "storage_failed", detail)
+        return Result(name, "storage_failed", None, detail)
 
 
 def _adopted_meanwhile(publisher: Publisher, order: Order) -> Result | None:
@@ -84,7 +84,7 @@ def _adopted_meanwhile(publisher: Publisher, order: Order) -> Result | None:
         return None
     if record is None or record.generation <= order.seen:
         return None
-    return Result.without_exchange(order.name, "adopted", "another process rotated it", record.generation)
+    return Result(order.name, "adopted", record.generation, "another process rotated it")
 
 
 class _Rotation:

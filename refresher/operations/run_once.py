@@ -40,29 +40,21 @@ def run_once(
     pending = demands.pending(directories)
     work: list[Inspection] = []
     results: dict[str, Result] = {}
-    with directories.opened() as opened:
-        for name in selected:
-            try:
-                found = inspect(
-                    publisher,
-                    name,
-                    unfinished=name in listing.unfinished,
-                    demands=pending,
-                    force=force,
-                    horizon=horizon,
-                    opened=opened,
-                )
-            except GrantFileError as error:
-                # Logged at each run: only a person can repair the file, and cron mails what is on stderr.
-                log.warning("%s: invalid_grant_file: %s", name, error)
-                results[name] = Result.without_exchange(name, "invalid_grant_file", str(error))
-                continue
-            if isinstance(found.record, Tombstone) and name in names:
-                raise records.removed(name)
-            if found.needs_lock:
-                work.append(found)
-            elif isinstance(found.record, Grant) and isinstance(found.decision, Wait):
-                results[name] = Result.from_decision(found.record, found.decision)
+    for name in selected:
+        unfinished = name in listing.unfinished
+        try:
+            found = inspect(publisher, name, unfinished=unfinished, demands=pending, force=force, horizon=horizon)
+        except GrantFileError as error:
+            # Logged at each run: only a person can repair the file, and cron mails what is on stderr.
+            log.warning("%s: invalid_grant_file: %s", name, error)
+            results[name] = Result(name, "invalid_grant_file", None, str(error))
+            continue
+        if isinstance(found.record, Tombstone) and name in names:
+            raise records.removed(name)
+        if found.needs_lock:
+            work.append(found)
+        elif isinstance(found.record, Grant) and isinstance(found.decision, Wait):
+            results[name] = Result.from_decision(found.record, found.decision)
     if work:
         for result in _rotate_all(settings, publisher, work, force, horizon, stopping, progress):
             # Only what this run did is logged: cron would mail the same state at each run.

@@ -28,10 +28,6 @@ class Demands(msgspec.Struct, frozen=True):
 
     by_name: dict[str, frozenset[int]]
 
-    def has(self, name: str) -> bool:
-        """Whether there is a demand for ``name``."""
-        return name in self.by_name
-
     def has_current(self, name: str, current: range) -> bool:
         """Whether a server refused an agent the token of a generation in ``current``."""
         return any(demanded in current for demanded in self.by_name.get(name, ()))

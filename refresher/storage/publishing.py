@@ -15,7 +15,7 @@ from refresher.common.errors import StorageError
 from refresher.grants import policy
 from refresher.grants.record import Grant, Record, Tombstone
 from refresher.storage import files
-from refresher.storage.directories import Directories, OpenDirectories
+from refresher.storage.directories import Directories
 from refresher.storage.files import FileWithStatus
 from shim._token import Problem, TokenFile
 from shim.errors import TokenFileError
@@ -33,27 +33,28 @@ def derive(record: Record) -> bytes | None:
         return token_file.render(_removed(record))
     if record.access_token is None and record.failure is None:
         return None
-    problem = _problem(record)
     return token_file.render(
         TokenFile(
             name=record.name,
             grant_id=record.grant_id,
             generation=record.generation,
-            state=_state(record, problem),
+            state=state_of(record),
             access_token=None if record.access_token is None else record.access_token.reveal(),
             token_type=record.token_type,
             issued_at=record.issued_at,
             expires_at=record.expires_at,
             scope=record.scope,
             origins=record.origins,
-            error=problem,
+            error=_problem(record),
         )
     )
 
 
 def state_of(grant: Grant) -> str:
     """Return the published state of a grant."""
-    return _state(grant, _problem(grant))
+    if policy.needs_person(grant):
+        return "reauthorization_required"
+    return "active" if _problem(grant) is None else "failing"
 
 
 def read_published(directories: Directories, name: str) -> TokenFile | None:
@@ -80,14 +81,11 @@ class Publisher:
         self._repaired: dict[str, int] = {}
         self._reported: set[str] = set()
 
-    def is_stale(self, record: Record, opened: OpenDirectories | None = None) -> bool:
-        """Whether the token file is missing, differs from what ``record`` calls for, or has other permissions.
-
-        ``opened``: the open directories, to ask about many.
-        """
-        published = _read(self.directories, record.name, opened)
+    def is_stale(self, record: Record) -> bool:
+        """Whether the token file is missing, differs from what ``record`` calls for, or has other permissions."""
+        published = _read(self.directories, record.name)
         wanted = _wanted(record, published)
-        return wanted is not None and not self._is_up_to_date(record.name, wanted, published, opened)
+        return wanted is not None and not self._is_up_to_date(record.name, wanted, published)
 
     def current(self, record: Record) -> range:
         """Return the generations whose tokens agents may hold: that of ``record``, and up to the published one.
@@ -122,12 +120,10 @@ class Publisher:
             self._repaired[name] = hash(wanted)
         return True
 
-    def _is_up_to_date(
-        self, name: str, wanted: bytes, published: FileWithStatus | None, opened: OpenDirectories | None = None
-    ) -> bool:
+    def _is_up_to_date(self, name: str, wanted: bytes, published: FileWithStatus | None) -> bool:
         if published is None or wanted != published.data:
             return False
-        mode, group = self.directories.sharing() if opened is None else opened.sharing
+        mode, group = self.directories.sharing()
         if stat.S_IMODE(published.status.st_mode) != mode:
             return False
         if group in (None, published.status.st_gid):
@@ -147,12 +143,6 @@ class Publisher:
         return True
 
 
-def _state(grant: Grant, problem: Problem | None) -> str:
-    if policy.needs_person(grant):
-        return "reauthorization_required"
-    return "active" if problem is None else "failing"
-
-
 def _wanted(record: Record, published: FileWithStatus | None) -> bytes | None:
     """Return what to publish; ``None`` where a token of the grant before this one may still be live (I5)."""
     # The file of a healthy grant is compared and never parsed: parsing it costs more than all the rest.
@@ -168,10 +158,9 @@ def _wanted(record: Record, published: FileWithStatus | None) -> bytes | None:
     return derive(record)
 
 
-def _read(directories: Directories, name: str, opened: OpenDirectories | None = None) -> FileWithStatus | None:
-    at = None if opened is None else opened.tokens
+def _read(directories: Directories, name: str) -> FileWithStatus | None:
     try:
-        return files.read_with_status(directories.token(name) if at is None else f"{name}.json", _LARGEST, at=at)
+        return files.read_with_status(f"{directories.tokens}/{name}.json", _LARGEST)
     except (OSError, ValueError):
         return None  # what cannot be read is replaced
 

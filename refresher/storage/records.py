@@ -1,5 +1,6 @@
 """The private records: how one is read, and how one replaces another without a server."""
 
+import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -9,7 +10,7 @@ import msgspec
 from refresher.common.errors import ExposedGrantFile, GrantFileError, StorageError, UnknownName
 from refresher.grants.record import NO_RECORD, Grant, Record, Stored, Tombstone, decode, encode, version_error
 from refresher.storage import files
-from refresher.storage.directories import Directories, OpenDirectories
+from refresher.storage.directories import Directories
 from shim._token import is_name
 
 __all__ = ["LARGEST", "load", "read_candidate", "removed", "spill_of", "unknown", "write"]
@@ -18,32 +19,32 @@ LARGEST: Final = 8 * 1024 * 1024
 """Bytes. A token response has 1 MiB at most, and no record that comes of it is larger than this."""
 
 
-def load(directories: Directories, name: str, opened: OpenDirectories | None = None) -> Stored:
-    """Return the record of ``name`` as it lies on the disk; ``opened``: the open directories, to load many.
+def load(directories: Directories, name: str) -> Stored:
+    """Return the record of ``name`` as it lies on the disk.
 
     Raises ``GrantFileError`` for a record that cannot be used. The file stays as it is.
     """
-    at, found = None if opened is None else opened.grants, None
+    path = f"{directories.state}/grants/{name}.json"  # no Path, which takes longer to make than the file to open
+    data = None
     try:
-        path = directories.record(name) if at is None else f"{name}.json"
-        found = files.read_with_status(path, LARGEST, private=True, at=at)
-        return Stored(None, NO_RECORD) if found is None else decode(found.data, name)
+        data = files.read(path, LARGEST, private=True)
+        return Stored(None, NO_RECORD) if data is None else decode(data, name)
     except OSError as error:
-        raise GrantFileError(f"cannot read {directories.record(name)}: {error.strerror}") from None
+        raise GrantFileError(f"cannot read {path}: {error.strerror}") from None
     except files.NotPrivate as error:
-        raise ExposedGrantFile(f"{directories.record(name)}: {error}") from None
+        raise ExposedGrantFile(f"{path}: {error}") from None
     except (ValueError, GrantFileError) as error:
-        is_newer = found is not None and version_error(found.data) is not None
+        is_newer = data is not None and version_error(data) is not None
         advice = "" if is_newer else f". Restore it, or log in again: 'refresher login {name} URL'"
-        raise GrantFileError(f"{directories.record(name)}: {error}{advice}") from None
+        raise GrantFileError(f"{path}: {error}{advice}") from None
 
 
-def read_candidate(path: Path, name: str) -> Stored | None:
+def read_candidate(path: Path, name: str) -> Record | None:
     """Return the record in a file that may hold the next one; ``None`` where it is not whole. Raises ``OSError``."""
     try:
         data = files.read(path, LARGEST)
         # The zeros of its reservation follow a record whose file was not yet truncated.
-        return None if data is None else decode(data.rstrip(b"\0"), name)
+        return None if data is None else decode(data.rstrip(b"\0"), name).record
     except (GrantFileError, ValueError):
         return None
 
@@ -76,7 +77,7 @@ def spill_of(grant: Grant) -> Path | None:
     if grant.doubt is None or grant.doubt.spill is None:
         return None
     path = Path(grant.doubt.spill)
-    return path if files.is_there(path) else None
+    return path if os.path.lexists(path) else None
 
 
 def unknown(directories: Directories, name: str) -> UnknownName:

@@ -13,6 +13,7 @@ A file that fits no known record is set aside under another name, never adopted 
 """
 
 import logging
+import os
 from pathlib import Path
 from typing import Final
 
@@ -94,7 +95,7 @@ class _Recovery:
         if not isinstance(record, Grant) or record.doubt is None or (path := records.spill_of(record)) is None:
             return
         self._refuse_newer([path])
-        successor = _read_record(path, self._name)
+        successor = records.read_candidate(path, self._name)
         if (
             isinstance(successor, Grant)
             and successor.begun_from == record.doubt.begun_from
@@ -111,7 +112,7 @@ class _Recovery:
         """Adopt the answer of an interrupted attempt, or record that its refresh token may be spent."""
         candidates = self._directories.candidates(self._name)
         path = self._directories.intent(self._name)
-        if not candidates and not files.is_there(path):
+        if not candidates and not os.path.lexists(path):
             return
         # A kill or an error between a rename and its sync leaves a record that is perhaps in memory alone.
         files.sync_directory(self._directories.grants)
@@ -122,7 +123,7 @@ class _Recovery:
             intent, mark, damaged = None, None, True
         # A damaged intent does not say any more where its answer may be.
         spill = Path(intent.spill) if intent else self._directories.spilled(self._name, self.stored.checksum)
-        if files.is_there(spill):
+        if os.path.lexists(spill):
             candidates.append(spill)
         self._refuse_newer([path, *candidates])
         answer = self._find_answer(candidates)
@@ -192,7 +193,7 @@ class _Recovery:
     def _find_answer(self, candidates: list[Path]) -> tuple[Path, Record] | None:
         """Return the first of ``candidates`` that is the successor of the record, with its path."""
         for path in candidates:
-            successor = _read_record(path, self._name)
+            successor = records.read_candidate(path, self._name)
             if successor is not None and successor.begun_from == self.stored.checksum:
                 return path, successor
         return None
@@ -243,7 +244,7 @@ class _Recovery:
         if not isinstance(self.stored.record, Grant):
             return
         description = _INTERRUPTED
-        if doubt.spill is not None and not files.is_there(Path(doubt.spill).parent):
+        if doubt.spill is not None and not os.path.lexists(Path(doubt.spill).parent):
             description += f" (or it is in {doubt.spill}, which is not there: is a file system not mounted?)"
         self._write(transition.mark_interrupted(self.stored.record, description, doubt=doubt, now=self._now))
 
@@ -267,7 +268,7 @@ class _Recovery:
 
     def _is_copy(self, path: Path) -> bool:
         # The records and not the checksums: an adopted record is written in the present version.
-        copy = _read_record(path, self._name)
+        copy = records.read_candidate(path, self._name)
         return copy is not None and copy == self.stored.record
 
     def _set_aside(self, path: Path) -> Path:
@@ -280,8 +281,3 @@ def _read(path: Path) -> bytes | None:
         return files.read(path, records.LARGEST)
     except ValueError:
         return b"not a file"
-
-
-def _read_record(path: Path, name: str) -> Record | None:
-    found = records.read_candidate(path, name)
-    return None if found is None else found.record

@@ -150,8 +150,7 @@ class Ground:
                 stored = decode(self.directories.record(name).read_bytes(), name)
                 saved = [records.read_candidate(path, name) for path in self.directories.candidates(name)]
                 if stored.checksum == intent.begun_from and not any(
-                    each is not None and each.record is not None and each.record.begun_from == stored.checksum
-                    for each in saved
+                    each is not None and each.begun_from == stored.checksum for each in saved
                 ):
                     found.append((name, intent.fingerprint))
         return found
