@@ -6,7 +6,7 @@ publish, release.
 
 import logging
 from collections.abc import Callable
-from typing import Final, assert_never
+from typing import Final
 
 import msgspec
 
@@ -14,7 +14,7 @@ from refresher.common import clocks
 from refresher.common.errors import DirectoryError, GrantFileError, Interrupted, LockBusy, StorageError
 from refresher.grants import policy, transition
 from refresher.grants.outcome import GrantRejected, ResourceRefused, TokensIssued
-from refresher.grants.policy import Rotate, Wait
+from refresher.grants.policy import Wait
 from refresher.grants.record import Grant, Record, Stored
 from refresher.oauth.http_client import DEADLINE
 from refresher.oauth.token_request import TokenRequestResult, request_tokens
@@ -114,16 +114,12 @@ class _Rotation:
             force=self._order.force and not adopted,
             horizon=0.0 if adopted else self._order.horizon,
         )
-        match decision:
-            case Wait():
-                return self._publish(grant, pending, Result.from_decision(grant, decision, adopted=adopted))
-            case Rotate():
-                if self._terms.stopping():
-                    raise Interrupted
-                changed = self._exchange(stored, grant, demanded=demanded)
-                return self._publish(changed, pending, Result.after_exchange(grant, changed))
-            case _:
-                assert_never(decision)
+        if isinstance(decision, Wait):
+            return self._publish(grant, pending, Result.from_decision(grant, decision, adopted=adopted))
+        if self._terms.stopping():
+            raise Interrupted
+        changed = self._exchange(stored, grant, demanded=demanded)
+        return self._publish(changed, pending, Result.after_exchange(grant, changed))
 
     def _exchange(self, stored: Stored, grant: Grant, *, demanded: bool) -> Grant:
         """Reserve, declare, exchange, persist; nothing is logged from the request to the durable answer."""

@@ -28,28 +28,21 @@ class RateLimit:
     """A token bucket for the requests to one server. Times are monotonic seconds."""
 
     def __init__(self) -> None:
-        self._available = 0.0
-        self._refilled_at = float("-inf")
+        # When the bucket is full again, as a number of requests at the rate: a request takes 1.
+        self._full_at = float("-inf")
         self._held_until = float("-inf")
 
     def next_at(self, now: float) -> float:
         """Return when the next request is allowed; ``now`` or earlier: at once."""
-        self._refill(now)
-        missing = max(1.0 - self._available, 0.0) / RATE
-        return max(now + missing, self._held_until)
+        return max(now, (self._full_at - (BURST - 1)) / RATE, self._held_until)
 
     def take(self, now: float) -> None:
         """Count a request."""
-        self._refill(now)
-        self._available -= 1.0
+        self._full_at = max(self._full_at, now * RATE) + 1
 
     def hold(self, until: float) -> None:
         """Allow no request before ``until``: the server sent ``Retry-After`` (RFC 9110 section 10.2.3)."""
         self._held_until = max(self._held_until, until)
-
-    def _refill(self, now: float) -> None:
-        self._available = min(self._available + max(now - self._refilled_at, 0.0) * RATE, float(BURST))
-        self._refilled_at = max(now, self._refilled_at)
 
 
 class Finished(NamedTuple, Generic[T, R]):
