@@ -16,7 +16,6 @@ from refresher.common.errors import DirectoryError, GrantFileError
 from refresher.common.signals import DaemonSignals
 from refresher.config import Settings
 from refresher.daemon.directory_watch import DirectoryWatch
-from refresher.daemon.log_throttle import LogThrottle
 from refresher.daemon.schedule import HEARTBEAT, Schedule
 from refresher.daemon.supervision import Supervision
 from refresher.grants import policy
@@ -43,6 +42,7 @@ _MAX_PAUSE: Final = 30.0
 _LOCK_WAIT: Final = 2.0
 _QUIET_LOCK_WAITS: Final = 4
 _MAX_PLAN: Final = 86400.0
+_REPEAT_AFTER: Final = 600.0
 _LOCAL_FAULTS: Final[tuple[ResultCode, ...]] = ("lock_busy", "storage_failed", "invalid_grant_file")
 
 
@@ -76,6 +76,42 @@ class _Pause(NamedTuple):
         return cls(fault, times, time.monotonic() + min(2.0 ** min(times - 1, 10), _MAX_PAUSE))
 
 
+class _LogThrottle:
+    """Logs each message about a grant once, and again only after ten minutes."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, tuple[str, float]] = {}
+
+    def log(self, name: str, what: str, level: int, message: str) -> None:
+        """Log ``message`` about the grant ``name``, unless ``what`` is the same as the last time.
+
+        ``name`` is empty for a message about refresher itself.
+        """
+        last, logged_at = self._last.get(name, (None, 0.0))
+        now = time.monotonic()
+        if last != what or now - logged_at > _REPEAT_AFTER:
+            self._last[name] = (what, now)
+            log.log(level, "%s", f"{name}: {message}" if name else message)
+
+    def log_result(self, result: Result, what: str) -> None:
+        """Log the result of a rotation; ``what`` distinguishes it from others with the same outcome."""
+        failed = EXIT_CODES[result.outcome] != 0
+        rotated = result.outcome == "rotated"
+        level = logging.WARNING if failed else logging.INFO if rotated else logging.DEBUG
+        generation = f" (generation {result.generation})" if rotated else ""
+        message = f"{result.outcome}{generation}: {result.detail}"
+        self.log(result.name, f"{result.outcome} {what}", level, message)
+
+    def log_internal_error(self, name: str, error: Exception) -> None:
+        """Log a bug, without a trace, which could quote a secret."""
+        message = f"internal error ({type(error).__name__}); please report it"
+        self.log(name, "internal error", logging.ERROR, message)
+
+    def forget(self, name: str) -> None:
+        """Log the next message about ``name``, whatever it is."""
+        self._last.pop(name, None)
+
+
 class Daemon:
     """Rotates every grant on time, until a signal stops it."""
 
@@ -92,7 +128,7 @@ class Daemon:
         self._publisher = Publisher(self._settings.directories)
         self._in_progress: set[str] = set()
         self._pauses: dict[str, _Pause] = {}
-        self._throttle = LogThrottle()
+        self._throttle = _LogThrottle()
         self._warned: set[str] = set()
         self._supervision = Supervision()
         self._readiness = self._supervision.readiness

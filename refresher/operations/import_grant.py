@@ -1,7 +1,6 @@
 """Import: check that a grant may be stored under its name, and store it. A login ends here too."""
 
 from collections.abc import Callable
-from typing import NoReturn
 from urllib.parse import urlsplit
 
 import msgspec
@@ -66,7 +65,7 @@ def store_grant(
         if isinstance(there, Grant) and if_absent:
             return Imported(grant=there, stored=False)
         if isinstance(there, Grant) and not replace:
-            _refuse(f"{name} exists: --replace replaces it, --if-absent keeps it")
+            raise ImportRefused(f"{name} exists: --replace replaces it, --if-absent keeps it")
         if stored is None:
             # The damaged record may hold the only copy of a token: it is moved, never overwritten.
             now = clocks.now()
@@ -111,7 +110,7 @@ def _require_same_server(directories: Directories, imported: Grant) -> None:
         return  # a damaged record is kept, whatever its server is
     for there in found:
         if isinstance(there, Grant) and is_for_other_server(there, imported.server_url):
-            _refuse(other_server(there))
+            raise ImportRefused(other_server(there))
 
 
 def _recover(directories: Directories, name: str, *, replace: bool) -> Stored | None:
@@ -142,11 +141,13 @@ def _compare(directories: Directories, imported: Grant, *, just_issued: bool) ->
             continue
         for other in others:
             if isinstance(other, Grant) and _fingerprint(other) == fingerprint and name != imported.name:
-                _refuse(f"{name} holds this refresh token already: two names would revoke each other's login")
+                raise ImportRefused(
+                    f"{name} holds this refresh token already: two names would revoke each other's login"
+                )
             if other is not None and fingerprint in other.spent and not just_issued:
                 if name == imported.name:
                     raise _spent(name)
-                _refuse(f"{name} has already spent this refresh token: log in again under this name")
+                raise ImportRefused(f"{name} has already spent this refresh token: log in again under this name")
     return unchecked
 
 
@@ -203,7 +204,3 @@ def _spent(name: str) -> AlreadySpent:
     return AlreadySpent(
         f"{name} has already spent this refresh token: log in again, because an old copy revokes the grant"
     )
-
-
-def _refuse(why: str) -> NoReturn:
-    raise ImportRefused(why)

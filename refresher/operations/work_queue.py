@@ -51,7 +51,6 @@ class Finished(NamedTuple, Generic[T, R]):
     server: str
     job: T
     result: R
-    number: int
     took: float
     """Seconds."""
 
@@ -77,12 +76,11 @@ class WorkQueue(Generic[T, R]):
         self._slow: set[str] = set()
         self._limits: defaultdict[str, RateLimit] = defaultdict(RateLimit)
         self._running_at: Counter[str] = Counter()
-        self._running: dict[int, T] = {}
-        self._last_number = 0
+        self._running: list[T] = []
 
     def running(self) -> list[T]:
         """Return the running jobs; safe in any thread, and in a signal handler."""
-        return list(self._running.values())
+        return self._running.copy()
 
     def put(self, server: str, job: T, *, first: bool = False) -> None:
         """Queue a job, or put it ``first``; ``start_jobs`` starts it."""
@@ -141,7 +139,7 @@ class WorkQueue(Generic[T, R]):
 
     def done(self, finished: Finished[T, R]) -> None:
         """Note that a job has finished, so that another can start."""
-        del self._running[finished.number]
+        self._running.remove(finished.job)
         self._running_at[finished.server] -= 1
         if finished.took > _SLOW:
             self._slow.add(finished.server)
@@ -156,25 +154,24 @@ class WorkQueue(Generic[T, R]):
             self._turns[server] = None
 
     def _start(self, server: str, job: T) -> bool:
-        number = self._last_number = self._last_number + 1
-        thread = threading.Thread(target=self._run, args=(server, job, number), name=f"rotation-{number}")
-        self._running[number] = job
+        thread = threading.Thread(target=self._run, args=(server, job))
+        self._running.append(job)
         self._running_at[server] += 1
         try:
             thread.start()
         except RuntimeError:
             # The system has no thread left. Where no job runs that could end and free one, run this job here.
             if len(self._running) > 1:
-                del self._running[number]
+                self._running.remove(job)
                 self._running_at[server] -= 1
                 return False
-            self._run(server, job, number)
+            self._run(server, job)
         return True
 
-    def _run(self, server: str, job: T, number: int) -> None:
+    def _run(self, server: str, job: T) -> None:
         started = time.monotonic()
         result = self._work(job)
-        self._on_finished(Finished(server, job, result, number, time.monotonic() - started))
+        self._on_finished(Finished(server, job, result, time.monotonic() - started))
 
 
 def run_all(

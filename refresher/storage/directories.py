@@ -204,28 +204,34 @@ def _lets_pass(directory: Path, group: int) -> bool:
 
 
 def _make(directory: Path, mode: int, group: int | None, *, parents: int) -> None:
-    if directory.exists():
-        if group is not None:
-            _share(directory, mode, group)
-        elif mode == 0o711:
-            # Agents of the group traverse the state directory on the way to their tokens.
-            directory.chmod(directory.stat().st_mode & 0o7777 | 0o111)
-        return
-    files.make_directories(directory.parent, parents)
-    try:
-        directory.mkdir(mode=0o700)
-    except FileExistsError:
-        return  # another process has just created it
-    files.sync_directory(directory.parent)
-    if group is None:
-        directory.chmod(mode)
-    else:
+    if not directory.exists():
+        files.make_directories(directory.parent, parents)
+        try:
+            directory.mkdir(mode=0o700)
+        except FileExistsError:
+            return  # another process has just created it
+        files.sync_directory(directory.parent)
+        if group is None:
+            directory.chmod(mode)
+    elif group is None and mode == 0o711:
+        # Agents of the group traverse the state directory on the way to their tokens.
+        directory.chmod(directory.stat().st_mode & 0o7777 | 0o111)
+    if group is not None:
         _share(directory, mode, group)
 
 
 def _share(directory: Path, mode: int, group: int) -> None:
-    """Give a directory to the group, unless it has it already."""
-    descriptor = _open_to_share(directory)
+    """Give a directory to the group, but not through the link of another user: it may lead to the grants."""
+    status = directory.lstat()
+    is_link = stat.S_ISLNK(status.st_mode)
+    if is_link and status.st_uid not in (0, os.geteuid()):
+        raise DirectoryError(f"{directory} is a link of user {status.st_uid}, and may lead to private files: remove it")
+    try:
+        # O_NOFOLLOW: another user may put a link in its place meanwhile.
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | (0 if is_link else os.O_NOFOLLOW)
+        descriptor = os.open(directory, flags)
+    except NotADirectoryError:
+        raise DirectoryError(f"{directory} is not a directory") from None
     try:
         status = os.fstat(descriptor)
         if status.st_gid != group:
@@ -236,16 +242,3 @@ def _share(directory: Path, mode: int, group: int) -> None:
         raise OSError(error.errno, error.strerror, str(directory)) from None
     finally:
         os.close(descriptor)
-
-
-def _open_to_share(directory: Path) -> int:
-    """Open a directory to share, but not through the link of another user: it may lead to the grants."""
-    status = directory.lstat()
-    is_link = stat.S_ISLNK(status.st_mode)
-    if is_link and status.st_uid not in (0, os.geteuid()):
-        raise DirectoryError(f"{directory} is a link of user {status.st_uid}, and may lead to private files: remove it")
-    try:
-        # O_NOFOLLOW: another user may put a link in its place meanwhile.
-        return os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | (0 if is_link else os.O_NOFOLLOW))
-    except NotADirectoryError:
-        raise DirectoryError(f"{directory} is not a directory") from None

@@ -13,6 +13,7 @@ __all__ = [
     "NotPrivate",
     "create",
     "durable_create",
+    "is_private",
     "keep_aside",
     "make_directories",
     "read",
@@ -82,6 +83,12 @@ def _check_private(status: os.stat_result) -> None:
         raise NotPrivate(f"it belongs to user {status.st_uid}, this is user {os.geteuid()}: chown it, if it is yours")
     if status.st_mode & 0o077:
         raise NotPrivate("others could read or change it: chmod 600 it, if it is as it was")
+
+
+def is_private(directory: Path) -> bool:
+    """Whether ``directory`` is one of this user that no other can read or change. Raises ``OSError``."""
+    status = directory.lstat()
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o077
 
 
 def unused(path: Path, count: int) -> Path:

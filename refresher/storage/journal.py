@@ -221,11 +221,9 @@ class Attempt:
             raise
 
     def _spill_file(self, path: Path, data: bytes) -> None:
-        directory = path.parent
-        files.make_directories(directory)
-        status = directory.lstat()
-        if status.st_uid != os.geteuid() or status.st_mode & 0o077 or not directory.is_dir():
-            raise OSError(0, f"{directory} is not a private directory")
+        files.make_directories(path.parent)
+        if not files.is_private(path.parent):
+            raise OSError(f"{path.parent} is not a private directory")
         if os.path.lexists(path):
             files.set_aside(path, time.time())  # perhaps the only copy of another token
         _create(path, data)

@@ -14,7 +14,7 @@ from refresher.common import clocks
 from refresher.common.errors import StorageError
 from refresher.grants import policy
 from refresher.grants.record import Grant, Record, Tombstone
-from refresher.storage import files
+from refresher.storage import files, records
 from refresher.storage.directories import Directories
 from refresher.storage.files import FileWithStatus
 from shim._token import Problem, TokenFile
@@ -22,15 +22,26 @@ from shim.errors import TokenFileError
 
 __all__ = ["Publisher", "derive", "published_generation", "read_published", "state_of"]
 
-_LARGEST: Final = 8 * 1024 * 1024
-
 log = logging.getLogger(__name__)
 
 
 def derive(record: Record) -> bytes | None:
     """Return the token file that ``record`` calls for; ``None`` where no exchange has ended yet."""
     if isinstance(record, Tombstone):
-        return token_file.render(_removed(record))
+        removed = TokenFile(
+            name=record.name,
+            grant_id=record.grant_id,
+            generation=record.generation,
+            state="removed",
+            access_token=None,
+            token_type="Bearer",  # noqa: S106  a token type, no password
+            issued_at=record.removed_at,
+            expires_at=None,
+            scope=record.scope,
+            origins=record.origins,
+            error=None,
+        )
+        return token_file.render(removed)
     if record.access_token is None and record.failure is None:
         return None
     return token_file.render(
@@ -160,7 +171,7 @@ def _wanted(record: Record, published: FileWithStatus | None) -> bytes | None:
 
 def _read(directories: Directories, name: str) -> FileWithStatus | None:
     try:
-        return files.read_with_status(f"{directories.tokens}/{name}.json", _LARGEST)
+        return files.read_with_status(f"{directories.tokens}/{name}.json", records.LARGEST)
     except (OSError, ValueError):
         return None  # what cannot be read is replaced
 
@@ -179,22 +190,6 @@ def _is_live(token: TokenFile, grant: Grant) -> bool:
         return False
     before = msgspec.structs.replace(grant, issued_at=token.issued_at, expires_at=token.expires_at)
     return policy.expected_expiry(before) > clocks.now().wall
-
-
-def _removed(tombstone: Tombstone) -> TokenFile:
-    return TokenFile(
-        name=tombstone.name,
-        grant_id=tombstone.grant_id,
-        generation=tombstone.generation,
-        state="removed",
-        access_token=None,
-        token_type="Bearer",  # noqa: S106  a token type, no password
-        issued_at=tombstone.removed_at,
-        expires_at=None,
-        scope=tombstone.scope,
-        origins=tombstone.origins,
-        error=None,
-    )
 
 
 def _problem(grant: Grant) -> Problem | None:

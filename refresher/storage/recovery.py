@@ -1,14 +1,7 @@
 """Recovery: what an interrupted attempt left on the disk, and what becomes of it.
 
 Every writer of a grant calls ``recover`` under the lock before anything else. Each step can be cut short by a crash,
-and is correct when it is done again. What ``journal`` leaves, by the instant of the kill:
-
-- before the intent is durable: a blank ``NAME.next``. It is removed; nothing was sent.
-- after that, before the request: an intent marked unsent. It is removed; in another boot it puts the grant in doubt.
-- after the request: an intent marked sent. The grant is in doubt: its refresh token may be spent.
-- after the answer is durable: ``NAME.next`` or a spill that names the record as its predecessor. It is adopted.
-- after the rename: an intent that the record has settled. It is removed.
-
+and is correct when it is done again. ``refresher/ARCHITECTURE.md`` has the table of what a crash leaves.
 A file that fits no known record is set aside under another name, never adopted and never deleted.
 """
 
