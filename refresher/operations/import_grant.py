@@ -157,7 +157,7 @@ def _records(directories: Directories, name: str, *, unfinished: bool) -> list[R
     found = [records.load(directories, name).record]
     if unfinished:
         # An interrupted import holds its token too: the next writer of that name adopts it.
-        found += [records.read_candidate(path, name) for path in directories.candidates(name)]
+        found += [records.read_candidate(path, name).record for path in directories.candidates(name)]
     return found
 
 

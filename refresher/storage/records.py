@@ -3,7 +3,7 @@
 import os
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -13,10 +13,20 @@ from refresher.storage import files
 from refresher.storage.directories import Directories
 from shim._token import is_name
 
-__all__ = ["LARGEST", "load", "read_candidate", "removed", "spill_of", "unknown", "write"]
+__all__ = ["LARGEST", "Candidate", "load", "read_candidate", "removed", "spill_of", "unknown", "write"]
 
 LARGEST: Final = 8 * 1024 * 1024
 """Bytes. A token response has 1 MiB at most, and no record that comes of it is larger than this."""
+
+
+class Candidate(NamedTuple):
+    """A file that may hold the next record."""
+
+    path: Path
+    data: bytes
+    """Empty where there is no file."""
+    record: Record | None
+    """``None`` where it is not whole, or belongs to another name."""
 
 
 def load(directories: Directories, name: str) -> Stored:
@@ -39,14 +49,17 @@ def load(directories: Directories, name: str) -> Stored:
         raise GrantFileError(f"{path}: {error}{advice}") from None
 
 
-def read_candidate(path: Path, name: str) -> Record | None:
-    """Return the record in a file that may hold the next one; ``None`` where it is not whole. Raises ``OSError``."""
+def read_candidate(path: Path, name: str) -> Candidate:
+    """Read a file that may hold the next record of ``name``. Raises ``OSError``."""
     try:
-        data = files.read(path, LARGEST)
+        data = files.read(path, LARGEST) or b""
+    except ValueError:
+        return Candidate(path, b"not a file", None)
+    try:
         # The zeros of its reservation follow a record whose file was not yet truncated.
-        return None if data is None else decode(data.rstrip(b"\0"), name).record
-    except (GrantFileError, ValueError):
-        return None
+        return Candidate(path, data, decode(data.rstrip(b"\0"), name).record)
+    except GrantFileError:
+        return Candidate(path, data, None)
 
 
 def write(directories: Directories, name: str, stored: Stored, record: Record) -> Stored:

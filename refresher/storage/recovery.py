@@ -22,6 +22,7 @@ from refresher.storage import files, records
 from refresher.storage.directories import Directories
 from refresher.storage.journal import Intent, Mark, read_intent
 from refresher.storage.publishing import read_published
+from refresher.storage.records import Candidate
 
 __all__ = ["backup_hint", "recover"]
 
@@ -87,8 +88,8 @@ class _Recovery:
         record = self.stored.record
         if not isinstance(record, Grant) or record.doubt is None or (path := records.spill_of(record)) is None:
             return
-        self._refuse_newer([path])
-        successor = records.read_candidate(path, self._name)
+        spill = self._read(path)
+        successor = spill.record
         if (
             isinstance(successor, Grant)
             and successor.begun_from == record.doubt.begun_from
@@ -99,13 +100,13 @@ class _Recovery:
             self._adopt(path, successor)
             path.unlink()
         else:
-            self._clear(path)
+            self._clear(spill)
 
     def settle_attempt(self) -> None:
         """Adopt the answer of an interrupted attempt, or record that its refresh token may be spent."""
-        candidates = self._directories.candidates(self._name)
+        paths = self._directories.candidates(self._name)
         path = self._directories.intent(self._name)
-        if not candidates and not os.path.lexists(path):
+        if not paths and not os.path.lexists(path):
             return
         # A kill or an error between a rename and its sync leaves a record that is perhaps in memory alone.
         files.sync_directory(self._directories.grants)
@@ -117,9 +118,10 @@ class _Recovery:
         # A damaged intent does not say any more where its answer may be.
         spill = Path(intent.spill) if intent else self._directories.spilled(self._name, self.stored.checksum)
         if os.path.lexists(spill):
-            candidates.append(spill)
-        self._refuse_newer([path, *candidates])
-        answer = self._find_answer(candidates)
+            paths.append(spill)
+        _, *candidates = [self._read(each) for each in (path, *paths)]
+        answers = (each for each in candidates if each.record and each.record.begun_from == self.stored.checksum)
+        answer = next(answers, None)
         spilled = intent is not None and mark is Mark.SPILLED and self._began_here(intent)
         if intent and spilled and answer is None and not self._giving_up:
             raise StorageError(
@@ -129,9 +131,9 @@ class _Recovery:
         if damaged:
             # Before an answer is adopted: beside its own successor the intent would put that in doubt.
             self._settle_damaged_intent(path, answered=answer is not None)
-        if answer is not None:
-            self._adopt(*answer)
-        elif (record := self.stored.record) is not None and any(self._is_copy(path) for path in candidates):
+        if answer is not None and answer.record is not None:
+            self._adopt(answer.path, answer.record)
+        elif (record := self.stored.record) is not None and any(map(self._is_copy, candidates)):
             # It was saved twice because something failed: the copy goes only once the record is sure to stay.
             self.stored = Stored(None, record.begun_from)
             self._write(record)
@@ -182,14 +184,6 @@ class _Recovery:
         grant = self.stored.record
         if isinstance(grant, Grant) and policy.doubt_in_future(grant, self._now):
             self._write(msgspec.structs.replace(grant, doubt=Doubt(since=self._now, replay_over=True)))
-
-    def _find_answer(self, candidates: list[Path]) -> tuple[Path, Record] | None:
-        """Return the first of ``candidates`` that is the successor of the record, with its path."""
-        for path in candidates:
-            successor = records.read_candidate(path, self._name)
-            if successor is not None and successor.begun_from == self.stored.checksum:
-                return path, successor
-        return None
 
     def _adopt(self, path: Path, successor: Record) -> None:
         # Written again and not renamed: nobody knows whether its bytes ever reached the disk.
@@ -244,33 +238,24 @@ class _Recovery:
     def _write(self, record: Record) -> None:
         self.stored = records.write(self._directories, self._name, self.stored, record)
 
-    def _refuse_newer(self, paths: list[Path]) -> None:
-        """Raise ``GrantFileError`` where a later version wrote a file: it may be the only copy of a refresh token."""
-        for path in () if self._giving_up else paths:
-            data = _read(path)
-            if data is not None and (why := version_error(data)) is not None:
-                raise GrantFileError(f"{path}: {why}")
+    def _read(self, path: Path) -> Candidate:
+        """Read a file; refuse one that a later version wrote: it may be the only copy of a refresh token."""
+        found = records.read_candidate(path, self._name)
+        if not self._giving_up and (why := version_error(found.data)) is not None:
+            raise GrantFileError(f"{path}: {why}")
+        return found
 
-    def _clear(self, path: Path) -> None:
+    def _clear(self, found: Candidate) -> None:
         """Remove a blank reservation or a copy of the record; set anything else aside, as it may be the only copy."""
-        data = _read(path)
-        if data is None or not data.strip(b"\0") or self._is_copy(path):
-            path.unlink(missing_ok=True)
+        if not found.data.strip(b"\0") or self._is_copy(found):
+            found.path.unlink(missing_ok=True)
         else:
-            log.warning("%s: %s fits no known record; it is now %s", self._name, path, self._set_aside(path))
+            aside = self._set_aside(found.path)
+            log.warning("%s: %s fits no known record; it is now %s", self._name, found.path, aside)
 
-    def _is_copy(self, path: Path) -> bool:
+    def _is_copy(self, found: Candidate) -> bool:
         # The records and not the checksums: an adopted record is written in the present version.
-        copy = records.read_candidate(path, self._name)
-        return copy is not None and copy == self.stored.record
+        return found.record is not None and found.record == self.stored.record
 
     def _set_aside(self, path: Path) -> Path:
         return files.set_aside(path, self._now.wall)
-
-
-def _read(path: Path) -> bytes | None:
-    """Return the bytes of a leftover, something unusable where it is no readable file. Raises ``OSError``."""
-    try:
-        return files.read(path, records.LARGEST)
-    except ValueError:
-        return b"not a file"
