@@ -13,7 +13,6 @@ from refresher.oauth import urls
 from refresher.storage import files, lock, records, recovery
 from refresher.storage.directories import Directories
 from refresher.storage.publishing import Publisher, published_generation
-from shim._token import is_name
 
 __all__ = ["Imported", "exists", "is_for_other_server", "other_server", "store_grant"]
 
@@ -57,7 +56,12 @@ def store_grant(
         lock.held(directories.lock(name), stopping=stopping),
     ):
         # First the checks that refuse: replacing a grant gives up its answer that is out of reach.
-        warnings = [*_warnings(imported), *_compare(directories, imported, just_issued=just_issued)]
+        warnings = [
+            f"{origin} is not https: the access token crosses the network in the clear"
+            for origin in imported.origins
+            if origin.startswith("http:") and not urls.is_loopback(urlsplit(origin).hostname or "")
+        ]
+        warnings += _compare(directories, imported, just_issued=just_issued)
         if same_server:
             _require_same_server(directories, imported)
         stored = _recover(directories, name, replace=replace)
@@ -93,15 +97,6 @@ def is_for_other_server(grant: Grant, url: str | None) -> bool:
     return url is not None and urls.parse_origin(url) not in own
 
 
-def _warnings(imported: Grant) -> list[str]:
-    """Return warnings about a grant that works."""
-    return [
-        f"{origin} is not https: the access token crosses the network in the clear"
-        for origin in imported.origins
-        if origin.startswith("http:") and not urls.is_loopback(urlsplit(origin).hostname or "")
-    ]
-
-
 def _require_same_server(directories: Directories, imported: Grant) -> None:
     """Refuse to replace a grant of another server, also one whose import was interrupted."""
     try:
@@ -132,7 +127,7 @@ def _compare(directories: Directories, imported: Grant, *, just_issued: bool) ->
         return []  # two names may share client credentials: they are not spent
     listing = directories.listing()
     unchecked = []
-    for name in sorted({*listing.names, *listing.unfinished}):
+    for name in listing.all:
         try:
             others = _records(directories, name, unfinished=name in listing.unfinished)
         except (GrantFileError, OSError) as error:
@@ -152,8 +147,6 @@ def _compare(directories: Directories, imported: Grant, *, just_issued: bool) ->
 
 
 def _records(directories: Directories, name: str, *, unfinished: bool) -> list[Record | None]:
-    if not is_name(name):
-        return []
     found = [records.load(directories, name).record]
     if unfinished:
         # An interrupted import holds its token too: the next writer of that name adopts it.

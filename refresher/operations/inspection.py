@@ -14,7 +14,6 @@ from refresher.storage import records
 from refresher.storage.demands import Demands
 from refresher.storage.directories import Directories
 from refresher.storage.publishing import Publisher
-from shim._token import is_name
 
 __all__ = ["Inspection", "ListedGrant", "inspect", "list_grants", "server_of"]
 
@@ -98,7 +97,7 @@ def list_grants(directories: Directories, names: Sequence[str] = ()) -> list[Lis
 
     Raises ``UnknownName`` and ``DirectoryError``.
     """
-    existing = [name for name in directories.listing().names if is_name(name)]
+    existing = directories.listing().names
     if unknown := [name for name in names if name not in existing]:
         raise records.unknown(directories, unknown[0])
     grants: list[ListedGrant] = []

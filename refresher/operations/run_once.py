@@ -10,9 +10,7 @@ from refresher.grants.record import Grant, Tombstone
 from refresher.operations.inspection import Inspection, inspect
 from refresher.operations.result import EXIT_CODES, Result
 from refresher.storage import demands, records
-from refresher.storage.directories import Directories, Listing
 from refresher.storage.publishing import Publisher
-from shim._token import is_name
 
 __all__ = ["run_once"]
 
@@ -36,7 +34,10 @@ def run_once(
     publisher = Publisher(settings.directories)
     directories = publisher.directories
     listing = directories.listing()
-    selected = _select(directories, names, listing)
+    existing = listing.all
+    if unknown := [name for name in names if name not in existing]:
+        raise records.unknown(directories, unknown[0])
+    selected = list(dict.fromkeys(names)) or existing
     pending = demands.pending(directories)
     work: list[Inspection] = []
     results: dict[str, Result] = {}
@@ -64,15 +65,6 @@ def run_once(
     if missing := [name for name in names if name not in results]:
         raise records.removed(missing[0])
     return [results[name] for name in selected if name in results]
-
-
-def _select(directories: Directories, names: Sequence[str], listing: Listing) -> list[str]:
-    # An import that was interrupted may have left files and no record.
-    existing = sorted(name for name in {*listing.names, *listing.unfinished} if is_name(name))
-    for name in names:
-        if name not in existing:
-            raise records.unknown(directories, name)
-    return list(dict.fromkeys(names)) or existing
 
 
 def _rotate_all(

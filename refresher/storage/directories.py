@@ -12,6 +12,7 @@ import msgspec
 
 from refresher.common.errors import DirectoryError
 from refresher.storage import files
+from shim._token import is_name
 
 __all__ = ["Directories", "Listing"]
 
@@ -21,10 +22,15 @@ _NEXT: Final = re.compile(r"(?P<name>.+)\.next(\.\d+)?")
 
 
 class Listing(msgspec.Struct, frozen=True):
-    """The names in ``grants/`` that have a record, and those where an attempt left files."""
+    """The valid names in ``grants/`` that have a record, and those where an attempt left files."""
 
     names: tuple[str, ...]
     unfinished: frozenset[str]
+
+    @property
+    def all(self) -> list[str]:
+        """Both; an import that was interrupted may have left files and no record."""
+        return sorted({*self.names, *self.unfinished})
 
 
 class Directories(msgspec.Struct, frozen=True, kw_only=True):
@@ -113,8 +119,6 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
         except OSError as error:
             raise DirectoryError(f"cannot read {self.grants}: {error.strerror}") from None
         for entry in entries:
-            if entry.startswith("."):
-                continue
             stem, _, suffix = entry.rpartition(".")
             if suffix == "json":
                 from_names.append(stem)
@@ -122,7 +126,7 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
                 unfinished.add(stem)
             elif suffix != "lock" and (match := _NEXT.fullmatch(entry)):
                 unfinished.add(match["name"])
-        return Listing(tuple(sorted(from_names)), frozenset(unfinished))
+        return Listing(tuple(sorted(filter(is_name, from_names))), frozenset(filter(is_name, unfinished)))
 
     def ensure(self) -> None:
         """Create the directories that are missing, with the modes of the README whatever the umask is.

@@ -11,7 +11,6 @@ from refresher.common.errors import ExposedGrantFile, GrantFileError, StorageErr
 from refresher.grants.record import NO_RECORD, Grant, Record, Stored, Tombstone, decode, encode, version_error
 from refresher.storage import files
 from refresher.storage.directories import Directories
-from shim._token import is_name
 
 __all__ = ["LARGEST", "Candidate", "load", "read_candidate", "removed", "spill_of", "unknown", "write"]
 
@@ -95,7 +94,7 @@ def spill_of(grant: Grant) -> Path | None:
 
 def unknown(directories: Directories, name: str) -> UnknownName:
     """Return the error for a name without a grant; it lists the names that have one."""
-    known = [there for there in directories.listing().names if is_name(there) and not _is_removed(directories, there)]
+    known = [there for there in directories.listing().names if not _is_removed(directories, there)]
     return UnknownName(f"there is no grant named {name!r} (known: {', '.join(known[:10]) or 'none yet'})")
 
 

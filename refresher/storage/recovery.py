@@ -105,13 +105,13 @@ class _Recovery:
     def settle_attempt(self) -> None:
         """Adopt the answer of an interrupted attempt, or record that its refresh token may be spent."""
         paths = self._directories.candidates(self._name)
-        path = self._directories.intent(self._name)
-        if not paths and not os.path.lexists(path):
+        intent_path = self._directories.intent(self._name)
+        if not paths and not os.path.lexists(intent_path):
             return
         # A kill or an error between a rename and its sync leaves a record that is perhaps in memory alone.
         files.sync_directory(self._directories.grants)
         try:
-            intent, mark = read_intent(path) or (None, None)
+            intent, mark = read_intent(intent_path) or (None, None)
             damaged = False
         except ValueError:
             intent, mark, damaged = None, None, True
@@ -119,7 +119,7 @@ class _Recovery:
         spill = Path(intent.spill) if intent else self._directories.spilled(self._name, self.stored.checksum)
         if os.path.lexists(spill):
             paths.append(spill)
-        _, *candidates = [self._read(each) for each in (path, *paths)]
+        _, *candidates = [self._read(path) for path in (intent_path, *paths)]
         answers = (each for each in candidates if each.record and each.record.begun_from == self.stored.checksum)
         answer = next(answers, None)
         spilled = intent is not None and mark is Mark.SPILLED and self._began_here(intent)
@@ -130,7 +130,7 @@ class _Recovery:
             )
         if damaged:
             # Before an answer is adopted: beside its own successor the intent would put that in doubt.
-            self._settle_damaged_intent(path, answered=answer is not None)
+            self._settle_damaged_intent(intent_path, answered=answer is not None)
         if answer is not None and answer.record is not None:
             self._adopt(answer.path, answer.record)
         elif (record := self.stored.record) is not None and any(map(self._is_copy, candidates)):
@@ -140,9 +140,9 @@ class _Recovery:
         for candidate in candidates:
             self._clear(candidate)
         if intent and mark:
-            self._settle_intent(path, intent, mark)
+            self._settle_intent(intent_path, intent, mark)
         elif not damaged:
-            path.unlink(missing_ok=True)  # its writing was cut off, and so nothing was sent
+            intent_path.unlink(missing_ok=True)  # its writing was cut off, and so nothing was sent
 
     def recognise_backup(self) -> None:
         """Put a grant in doubt whose published token is of a later generation: somebody restored a backup.
