@@ -69,10 +69,6 @@ class DirectoryWatch:
         known = self._known
         return {name for name in before.keys() | known.keys() if jumped or before.get(name) != known.get(name)}
 
-    def names(self) -> list[str]:
-        """Return the names in the last listing."""
-        return list(self._known)
-
     def forget(self, name: str) -> None:
         """Have the next call return ``name``, whether it has changed or not."""
         self._known.pop(name, None)

@@ -41,11 +41,6 @@ class HealthEndpoint(ThreadingTCPServer):
         self.url: Final = f"http://{shown_address((address[0], self.server_address[1]))}"
         threading.Thread(target=self.serve_forever, name="health", daemon=True).start()
 
-    def close(self) -> None:
-        """Stop serving."""
-        self.shutdown()
-        self.server_close()
-
     def process_request(self, request: Any, client_address: Any) -> None:
         """Start a thread, up to a limit: a client may open endless connections."""
         if not self._free.acquire(blocking=False):

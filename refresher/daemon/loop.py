@@ -156,7 +156,7 @@ class Daemon:
         if settings.ca_file is not None:
             ssl_context(settings.ca_file)
         count = len(list_grants(directories))
-        self._supervision.listen(settings.listen)
+        url = self._supervision.listen(settings.listen)
         logs.setup(settings.log_format, settings.verbose + 1, nonblocking=True)
         self._settings = settings
         log.info(
@@ -168,7 +168,7 @@ class Daemon:
             directories.demands,
             directories.tokens,
         )
-        if (url := self._supervision.url) is not None:
+        if url is not None:
             log.info("serving %s/healthz and %s/readyz", url, url)
         startup_checks.warn(directories, self._warned)
 
@@ -346,7 +346,7 @@ class Daemon:
         for job in self._queue.drop_waiting():
             self._in_progress.discard(job.order.name)
         if self._settings.directories != before:
-            for name in self._watch.names():
+            for name in self._watch.listing.all:
                 self._forget(name)
             self._publisher = Publisher(self._settings.directories)
         self._watch = DirectoryWatch(self._settings.directories)

@@ -40,18 +40,14 @@ class Supervision:
         """Return the health now."""
         return self.readiness.health(live=time.monotonic() - self._heartbeat_at < _MAX_SILENCE)
 
-    def listen(self, address: Address | None) -> None:
-        """Serve at ``address`` and nowhere else. Raises ``ConfigError``, and then changes nothing."""
+    def listen(self, address: Address | None) -> str | None:
+        """Serve at ``address`` and nowhere else; return the base URL. Raises ``ConfigError``, and changes nothing."""
         previous = self._endpoint
-        if address == (None if previous is None else previous.address):
-            return
-        self._endpoint = None if address is None else HealthEndpoint(address, self.health)
-        if previous is not None:
-            previous.close()
-
-    @property
-    def url(self) -> str | None:
-        """The base URL of the health endpoint."""
+        if address != (None if previous is None else previous.address):
+            self._endpoint = None if address is None else HealthEndpoint(address, self.health)
+            if previous is not None:
+                previous.shutdown()
+                previous.server_close()
         return None if self._endpoint is None else self._endpoint.url
 
     def heartbeat(self) -> None:

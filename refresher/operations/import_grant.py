@@ -64,18 +64,22 @@ def store_grant(
         warnings += _compare(directories, imported, just_issued=just_issued)
         if same_server:
             _require_same_server(directories, imported)
-        stored = _recover(directories, name, replace=replace)
-        there = None if stored is None else stored.record
-        if isinstance(there, Grant) and if_absent:
-            return Imported(grant=there, stored=False)
-        if isinstance(there, Grant) and not replace:
-            raise ImportRefused(f"{name} exists: --replace replaces it, --if-absent keeps it")
-        if stored is None:
+        try:
+            stored = recovery.recover(directories, name, clocks.now(), giving_up=replace)
+        except ExposedGrantFile:
+            raise  # the record is whole, and knows which refresh tokens are spent
+        except GrantFileError:
+            if not replace:
+                raise
             # The damaged record may hold the only copy of a token: it is moved, never overwritten.
             now = clocks.now()
             aside = files.keep_aside(directories.record(name), now.wall)
             warnings.append(f"the damaged record is now {aside}")
             stored = recovery.recover(directories, name, now, damaged=True)
+        if isinstance(stored.record, Grant) and if_absent:
+            return Imported(grant=stored.record, stored=False)
+        if isinstance(stored.record, Grant) and not replace:
+            raise ImportRefused(f"{name} exists: --replace replaces it, --if-absent keeps it")
         grant = _successor(directories, imported, stored, just_issued=just_issued)
         records.write(directories, name, stored, grant)
         try:
@@ -106,18 +110,6 @@ def _require_same_server(directories: Directories, imported: Grant) -> None:
     for there in found:
         if isinstance(there, Grant) and is_for_other_server(there, imported.server_url):
             raise ImportRefused(other_server(there))
-
-
-def _recover(directories: Directories, name: str, *, replace: bool) -> Stored | None:
-    """Return what is stored under ``name`` after recovery; ``None`` for a damaged record."""
-    try:
-        return recovery.recover(directories, name, clocks.now(), giving_up=replace)
-    except ExposedGrantFile:
-        raise  # the record is whole, and knows which refresh tokens are spent
-    except GrantFileError:
-        if not replace:
-            raise
-        return None
 
 
 def _compare(directories: Directories, imported: Grant, *, just_issued: bool) -> list[str]:

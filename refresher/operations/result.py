@@ -47,12 +47,11 @@ class Result(msgspec.Struct, frozen=True):
     @classmethod
     def from_decision(cls, grant: Grant, rest: Wait, *, adopted: bool = False) -> "Result":
         """Return the result of the decision not to exchange."""
-        if rest.reason == "not_due":
-            code: ResultCode = "adopted" if adopted else "not_due"
-        elif policy.needs_person(grant):
+        code: ResultCode = rest.reason
+        if code == "not_due" and adopted:
+            code = "adopted"
+        elif code != "not_due" and policy.needs_person(grant):
             code = "reauthorization_required"
-        else:
-            code = rest.reason
         return cls(grant.name, code, grant.generation, _explain(grant, rest))
 
     @classmethod

@@ -41,16 +41,15 @@ class Demands(msgspec.Struct, frozen=True):
 
         ``warned``: the warnings that this process has logged; a demand that cannot be removed is retried at each scan.
         """
-        for generation in self.by_name.get(name, ()):
-            if generation not in keep:
-                path = directories.demands / f"{name}.{generation}"
-                try:
-                    _remove(path)
-                except OSError as error:
-                    warning = f"demands of {name}"
-                    level = logging.DEBUG if warning in warned else logging.WARNING
-                    log.log(level, "%s: cannot remove the demand %s: %s; delete it", name, path, error.strerror)
-                    warned.add(warning)
+        for generation in self.by_name.get(name, frozenset()).difference(keep):
+            path = directories.demands / f"{name}.{generation}"
+            try:
+                _remove(path)
+            except OSError as error:
+                warning = f"demands of {name}"
+                level = logging.DEBUG if warning in warned else logging.WARNING
+                log.log(level, "%s: cannot remove the demand %s: %s; delete it", name, path, error.strerror)
+                warned.add(warning)
 
 
 def pending(directories: Directories) -> Demands:

@@ -17,7 +17,6 @@ __all__ = [
     "keep_aside",
     "make_directories",
     "read",
-    "read_with_status",
     "replace",
     "set_aside",
     "sync_directory",
@@ -41,18 +40,12 @@ class NotPrivate(ValueError):
     """Other users may have read or changed a private file."""
 
 
-def read(path: Path | str, largest: int, *, private: bool = False) -> bytes | None:
-    """Return the bytes of a regular file; ``None`` where there is no file.
+def read(path: Path | str, largest: int, *, private: bool = False) -> FileWithStatus | None:
+    """Read a regular file; return ``None`` where there is no file.
 
     Raises ``OSError``, and ``ValueError`` for anything but a regular file of at most ``largest`` bytes; where
     ``private``, also ``NotPrivate``. It does not block on a FIFO and does not follow a link.
     """
-    found = read_with_status(path, largest, private=private)
-    return None if found is None else found.data
-
-
-def read_with_status(path: Path | str, largest: int, *, private: bool = False) -> FileWithStatus | None:
-    """Do as ``read`` does, and return owner and permissions too."""
     try:
         descriptor = os.open(path, _TO_READ)
     except FileNotFoundError:

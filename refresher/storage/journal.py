@@ -68,10 +68,10 @@ def read_intent(path: Path) -> tuple[Intent, Mark] | None:
     Raises ``OSError``, and ``ValueError`` for a damaged one: an intent is durable before anything is sent, so it was
     whole once.
     """
-    data = files.read(path, _LARGEST_INTENT)
-    if data is None or not data.strip(b"\0"):
+    found = files.read(path, _LARGEST_INTENT)
+    if found is None or not found.data.strip(b"\0"):
         return None
-    line, _, mark = data.partition(b"\n")
+    line, _, mark = found.data.partition(b"\n")
     try:
         return msgspec.json.decode(unwrap("intent", line)[0], type=Intent), Mark(mark)
     except (GrantFileError, *DECODE_ERRORS):
@@ -137,10 +137,9 @@ class Attempt:
         Otherwise it tries one fresh file and raises ``StorageError``; the intent stays for the next recovery.
         """
         data, _ = encode(msgspec.structs.replace(record, begun_from=self._stored.checksum))
-        if _succeeds(self._fill_reserved, self._directories.record(self._name), data):
-            return self._finish()
+        saved = _succeeds(self._fill_reserved, self._directories.record(self._name), data)
         pause = 0.1
-        while not _succeeds(self._write_fresh, data):
+        while not saved and not _succeeds(self._write_fresh, data):
             if not until_saved:
                 self.close()
                 raise StorageError(f"{self._directories.grants} does not take the record of {self._name}")
@@ -179,11 +178,11 @@ class Attempt:
 
     def abandon(self) -> None:
         """Remove the intent and the reservation of an attempt that sent nothing."""
-        made = ((self._intent, self._directories.intent), (self._record, self._directories.next))
-        for descriptor, path in made:
+        intent, reserved = self._directories.intent(self._name), self._directories.next(self._name)
+        for descriptor, path in ((self._intent, intent), (self._record, reserved)):
             if descriptor is not None:
                 with suppress(OSError):
-                    path(self._name).unlink()
+                    path.unlink()
         self.close()
 
     def _warn_not_saved(self) -> None:

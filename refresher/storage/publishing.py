@@ -164,14 +164,17 @@ def _wanted(record: Record, published: FileWithStatus | None) -> bytes | None:
         if record.dead and seen.generation > record.generation and seen.state != "removed":
             # The record is from a restored backup: readers keep the newer token, and see that no other will come.
             return token_file.render(seen._replace(state="reauthorization_required", error=_problem(record)))
-        if record.access_token is None and _is_live(seen, record):
-            return None
+        if record.access_token is None and seen.access_token is not None and seen.state != "removed":
+            # Both grants are of one server, so what is known of its tokens holds for the earlier one too.
+            before = msgspec.structs.replace(record, issued_at=seen.issued_at, expires_at=seen.expires_at)
+            if policy.expected_expiry(before) > clocks.now().wall:
+                return None
     return derive(record)
 
 
 def _read(directories: Directories, name: str) -> FileWithStatus | None:
     try:
-        return files.read_with_status(f"{directories.tokens}/{name}.json", records.LARGEST)
+        return files.read(f"{directories.tokens}/{name}.json", records.LARGEST)
     except (OSError, ValueError):
         return None  # what cannot be read is replaced
 
@@ -182,14 +185,6 @@ def _parsed(published: FileWithStatus | None, name: str) -> TokenFile | None:
     except TokenFileError:
         return None
     return seen if seen.name == name else None  # readers refuse the file of another name
-
-
-def _is_live(token: TokenFile, grant: Grant) -> bool:
-    """Whether the token of an earlier grant of this name may be live; both grants are of one server."""
-    if token.access_token is None or token.state == "removed":
-        return False
-    before = msgspec.structs.replace(grant, issued_at=token.issued_at, expires_at=token.expires_at)
-    return policy.expected_expiry(before) > clocks.now().wall
 
 
 def _problem(grant: Grant) -> Problem | None:

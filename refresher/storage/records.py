@@ -34,16 +34,16 @@ def load(directories: Directories, name: str) -> Stored:
     Raises ``GrantFileError`` for a record that cannot be used. The file stays as it is.
     """
     path = f"{directories.state}/grants/{name}.json"  # no Path, which takes longer to make than the file to open
-    data = None
+    found = None
     try:
-        data = files.read(path, LARGEST, private=True)
-        return Stored(None, NO_RECORD) if data is None else decode(data, name)
+        found = files.read(path, LARGEST, private=True)
+        return Stored(None, NO_RECORD) if found is None else decode(found.data, name)
     except OSError as error:
         raise GrantFileError(f"cannot read {path}: {error.strerror}") from None
     except files.NotPrivate as error:
         raise ExposedGrantFile(f"{path}: {error}") from None
     except (ValueError, GrantFileError) as error:
-        is_newer = data is not None and version_error(data) is not None
+        is_newer = found is not None and version_error(found.data) is not None
         advice = "" if is_newer else f". Restore it, or log in again: 'refresher login {name} URL'"
         raise GrantFileError(f"{path}: {error}{advice}") from None
 
@@ -51,9 +51,10 @@ def load(directories: Directories, name: str) -> Stored:
 def read_candidate(path: Path, name: str) -> Candidate:
     """Read a file that may hold the next record of ``name``. Raises ``OSError``."""
     try:
-        data = files.read(path, LARGEST) or b""
+        found = files.read(path, LARGEST)
     except ValueError:
         return Candidate(path, b"not a file", None)
+    data = b"" if found is None else found.data
     try:
         # The zeros of its reservation follow a record whose file was not yet truncated.
         return Candidate(path, data, decode(data.rstrip(b"\0"), name).record)
