@@ -214,12 +214,7 @@ class Daemon:
         if name in self._in_progress:
             return  # the scan after its rotation inspects it
         try:
-            found = inspect(
-                self._publisher,
-                name,
-                unfinished=name in self._watch.listing.unfinished,
-                demands=self._watch.demands,
-            )
+            found = inspect(self._publisher, name, listing=self._watch.listing, demands=self._watch.demands)
         except Exception as error:  # noqa: BLE001  an internal error in one grant must not stop the others
             # A disk error may end without any change that a scan would find.
             self._schedule.plan(name, time.time() + _MAX_PAUSE)

@@ -12,7 +12,7 @@ from refresher.grants.record import Grant, Record
 from refresher.oauth import urls
 from refresher.storage import records
 from refresher.storage.demands import Demands
-from refresher.storage.directories import Directories
+from refresher.storage.directories import Directories, Listing
 from refresher.storage.publishing import Publisher
 
 __all__ = ["Inspection", "ListedGrant", "inspect", "list_grants", "server_of"]
@@ -52,15 +52,13 @@ def inspect(
     publisher: Publisher,
     name: str,
     *,
-    unfinished: bool,
+    listing: Listing,
     demands: Demands,
     force: bool = False,
     horizon: float = 0.0,
 ) -> Inspection:
-    """Read the record and the token file of ``name``, and decide. Raises ``GrantFileError``.
-
-    ``unfinished``: an attempt is in progress, or left files.
-    """
+    """Read the record and the token file of ``name``, and decide. Raises ``GrantFileError``."""
+    unfinished = name in listing.unfinished
     record = records.load(publisher.directories, name).record
     stale = record is not None and publisher.is_stale(record)
     if not isinstance(record, Grant):

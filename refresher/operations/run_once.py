@@ -42,9 +42,8 @@ def run_once(
     work: list[Inspection] = []
     results: dict[str, Result] = {}
     for name in selected:
-        unfinished = name in listing.unfinished
         try:
-            found = inspect(publisher, name, unfinished=unfinished, demands=pending, force=force, horizon=horizon)
+            found = inspect(publisher, name, listing=listing, demands=pending, force=force, horizon=horizon)
         except GrantFileError as error:
             # Logged at each run: only a person can repair the file, and cron mails what is on stderr.
             log.warning("%s: invalid_grant_file: %s", name, error)

@@ -103,15 +103,9 @@ class WorkQueue(Generic[T, R]):
         """Start no job of ``server`` before ``until`` (monotonic seconds)."""
         self._limits[server].hold(until)
 
-    def start_jobs(self, *, everything: bool = False) -> float:
-        """Start the jobs that may run now; return the seconds until a rate limit allows the next one.
-
-        ``everything``: ignore the limits of the servers.
-        """
+    def start_jobs(self) -> float:
+        """Start the jobs that may run now; return the seconds until a rate limit allows the next one."""
         now = time.monotonic()
-        if everything:
-            self._turns = dict.fromkeys(self._waiting)
-            self._delayed.clear()
         for server in [server for server, next_at in self._delayed.items() if next_at <= now]:
             del self._delayed[server]
             self._add_turn(server)
@@ -119,7 +113,7 @@ class WorkQueue(Generic[T, R]):
             server = next(iter(self._turns))
             del self._turns[server]
             limit = self._limits[server]
-            if not everything and (next_at := limit.next_at(now)) > now:
+            if (next_at := limit.next_at(now)) > now:
                 self._delayed[server] = next_at
                 continue
             jobs = self._waiting[server]
@@ -131,10 +125,7 @@ class WorkQueue(Generic[T, R]):
             limit.take(now)
             if not jobs:
                 del self._waiting[server]
-            elif everything:
-                self._turns[server] = None
-            else:
-                self._add_turn(server)
+            self._add_turn(server)
         return min(self._delayed.values(), default=float("inf")) - now
 
     def done(self, finished: Finished[T, R]) -> None:
@@ -191,8 +182,11 @@ def run_all(
         queue.put(server, (number, job))
     results: dict[int, R] = {}
     while len(results) < len(jobs):
-        # After a stop all jobs start, and each returns at once, so that each has a result.
-        pause = queue.start_jobs(everything=stopping())
+        if stopping() and (waiting := queue.drop_waiting()):
+            # After a stop each returns at once, so that each has a result.
+            results |= {number: work(job) for number, job in waiting}
+            continue
+        pause = queue.start_jobs()
         try:
             finished = finished_jobs.get(timeout=min(pause, _PROGRESS_INTERVAL))
         except Empty:

@@ -72,15 +72,12 @@ def write(directories: Directories, name: str, stored: Stored, record: Record) -
     data, checksum = encode(written)
     path = directories.fresh(name)
     try:
-        try:
-            files.durable_create(path, data)
-            path.rename(directories.record(name))
-        except OSError:
-            with suppress(OSError):
-                path.unlink()
-            raise
+        files.durable_create(path, data)
+        path.rename(directories.record(name))
         files.sync_directory(directories.grants)
     except OSError as error:
+        with suppress(OSError):
+            path.unlink()  # it is there only if it was not renamed
         raise StorageError(f"cannot write {directories.record(name)}: {error.strerror}") from None
     return Stored(written, checksum)
 

@@ -161,9 +161,8 @@ class _Recovery:
         )
         log.warning("%s: %s", self._name, description)
         # An earlier doubt was about an earlier token, so this one begins now; a spill may still come back.
-        before = grant.doubt or Doubt(since=self._now)
-        doubt = Doubt(
-            since=self._now, replay_over=True, restored=True, spill=before.spill, begun_from=before.begun_from
+        doubt = msgspec.structs.replace(
+            grant.doubt or Doubt(since=self._now), since=self._now, replay_over=True, restored=True, kept=None
         )
         grant = msgspec.structs.replace(grant, generation=published.generation, doubt=None)
         if published.access_token is not None:

@@ -15,7 +15,7 @@ from refresher.grants.record import NO_RECORD, Grant, Stored, Tombstone, encode
 from refresher.operations.inspection import Inspection, inspect
 from refresher.storage import records, recovery
 from refresher.storage.demands import Demands
-from refresher.storage.directories import Directories
+from refresher.storage.directories import Directories, Listing
 from refresher.storage.journal import Attempt, Mark
 from refresher.storage.publishing import Publisher
 from tests.support.fake_state import directories, put
@@ -57,7 +57,7 @@ def _resolve(state: Directories, now: Moment = SOON) -> Grant:
 
 def _inspect(state: Directories) -> Inspection:
     Publisher(state).publish(_stored(state).record or OLD)
-    return inspect(Publisher(state), "linear", unfinished=False, demands=Demands({}))
+    return inspect(Publisher(state), "linear", listing=Listing((), frozenset()), demands=Demands({}))
 
 
 def _lying_about(state: Directories) -> list[str]:
