@@ -7,7 +7,7 @@ import msgspec
 from refresher.common import clocks
 from refresher.common.errors import GrantFileError
 from refresher.grants import policy
-from refresher.grants.policy import Decision, Wait
+from refresher.grants.policy import Decision, Rotate
 from refresher.grants.record import Grant, Record
 from refresher.oauth import urls
 from refresher.storage import records
@@ -29,13 +29,8 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
     """``None`` where there is no grant."""
     stale: bool
     """The token file is missing, or differs from the record."""
-    needs_cleanup: bool
-    """It is stale, an attempt left files, or a demand that is decided still exists."""
-
-    @property
-    def needs_lock(self) -> bool:
-        """Whether there is work that requires the lock of the grant."""
-        return self.needs_cleanup or (self.decision is not None and not isinstance(self.decision, Wait))
+    needs_lock: bool
+    """It is stale, due, or in need of a recovery, or a demand that is decided still exists."""
 
     @property
     def server(self) -> str:
@@ -62,24 +57,23 @@ def inspect(
     record = records.load(publisher.directories, name).record
     stale = record is not None and publisher.is_stale(record)
     if not isinstance(record, Grant):
-        return Inspection(name=name, record=record, stale=stale, needs_cleanup=unfinished or stale)
+        return Inspection(name=name, record=record, stale=stale, needs_lock=unfinished or stale)
     now = clocks.now()
     demanded = decided = False
     if name in demands.by_name:
         current = publisher.current(record)
         demanded = demands.has_current(name, current)
         decided = demands.has_other(name, current) or (demanded and record.dead)
-    return Inspection(
-        name=name,
-        record=record,
-        decision=policy.decide(record, now, demanded=demanded, force=force, horizon=horizon),
-        stale=stale,
-        needs_cleanup=unfinished
+    decision = policy.decide(record, now, demanded=demanded, force=force, horizon=horizon)
+    needs_lock = (
+        unfinished
         or stale
         or decided
+        or isinstance(decision, Rotate)
         or records.spill_of(record) is not None
-        or policy.doubt_in_future(record, now),
+        or policy.doubt_in_future(record, now)
     )
+    return Inspection(name=name, record=record, decision=decision, stale=stale, needs_lock=needs_lock)
 
 
 def server_of(grant: Grant) -> str:

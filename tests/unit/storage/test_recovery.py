@@ -128,10 +128,10 @@ def test_a_spill_whose_mark_was_lost_with_the_power_is_adopted_when_it_comes_bac
     assert f"it is in {attempt._spill}" in record.failure.description
     later = transition.mark_in_doubt(record, "another loss", doubt=doubt(REBOOTED), now=REBOOTED)
     records.write(state, "linear", _stored(state), later)
-    assert not _inspect(state).needs_cleanup
+    assert not _inspect(state).needs_lock
     state.spill.mkdir(mode=0o700)
     put(attempt._spill, NEW, checksum)
-    assert _inspect(state).needs_cleanup, "only the end of the access token would have anybody look for it"
+    assert _inspect(state).needs_lock, "only the end of the access token would have anybody look for it"
     record = _resolve(state, REBOOTED)
     assert (record.refresh_token, record.doubt, record.generation) == (NEW.refresh_token, None, 4)
     assert (list(state.spill.iterdir()), _lying_about(state)) == ([], [])
