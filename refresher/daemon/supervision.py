@@ -32,8 +32,8 @@ class Supervision:
         self._heartbeat_at = float("-inf")
         self._ready = False
         # Three heartbeats within the watchdog's time: one that comes late does not matter.
-        watchdog = int(microseconds) / _MICRO if self._has_watchdog else float("inf")
-        self.heartbeat_interval: Final = min(_HEARTBEAT_INTERVAL, watchdog / 3)
+        watchdog = int(microseconds) / _MICRO if self._has_watchdog else 0.0
+        self.heartbeat_interval: Final = min(_HEARTBEAT_INTERVAL, (watchdog or float("inf")) / 3)
         """Seconds."""
 
     def health(self) -> Health:
