@@ -39,7 +39,9 @@ class OIDC:
         with _STARTING:  # threads of a test that start servers share one process
             host = _host()
         self.endpoints: dict[str, str] = host.ask(start={"secrets": self.secrets, "config": config})
-        self._http = httpx.Client(base_url=self.endpoints["issuer"], trust_env=False)
+        self._http = httpx.Client(base_url=self.endpoints["issuer"], trust_env=False, timeout=60)
+        # One request at a time: the pool of httpcore 1.0.9 can close a connection that another thread is using.
+        self._one = threading.Lock()
 
     def __enter__(self) -> Self:
         return self
@@ -97,7 +99,8 @@ class OIDC:
 
     def log(self) -> dict[str, Any]:
         """Return what the server has seen at its token endpoint."""
-        answer: dict[str, Any] = self._http.get("/test/log").raise_for_status().json()
+        with self._one:
+            answer: dict[str, Any] = self._http.get("/test/log").raise_for_status().json()
         return answer
 
     def requests(self) -> list[dict[str, Any]]:
@@ -107,16 +110,18 @@ class OIDC:
 
     def introspect(self, token: str | None) -> dict[str, Any]:
         """Ask whether a token is good."""
-        answer = self._http.post(
-            self.endpoints["introspection_endpoint"],
-            data={"token": token or ""},
-            auth=_FormEncodedBasic("inspector", self.secrets["inspector"]),
-        )
+        with self._one:
+            answer = self._http.post(
+                self.endpoints["introspection_endpoint"],
+                data={"token": token or ""},
+                auth=_FormEncodedBasic("inspector", self.secrets["inspector"]),
+            )
         result: dict[str, Any] = answer.raise_for_status().json()
         return result
 
     def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        answer: dict[str, Any] = self._http.post(path, json=body).raise_for_status().json()
+        with self._one:
+            answer: dict[str, Any] = self._http.post(path, json=body).raise_for_status().json()
         return answer
 
 

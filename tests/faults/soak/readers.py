@@ -60,6 +60,7 @@ class Readers:
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._looked_at = 0.0
+        self._passes = 0
 
     def start(self) -> None:
         """Begin to watch."""
@@ -69,6 +70,13 @@ class Readers:
         """Look once more, and end."""
         self._ending.set()
         self._thread.join(30)
+
+    def catch_up(self) -> None:
+        """Wait until everything was read that was on the disk at the time of this call."""
+        # One pass may be under way: the second one from here begins after this call.
+        last = self._passes + 2
+        while self._passes < last and self._thread.is_alive():
+            time.sleep(_PAUSE)
 
     def meddle(self, name: str) -> None:
         """Somebody is about to damage the token file of ``name``."""
@@ -90,6 +98,7 @@ class Readers:
                 # First the public file: what it tells is never ahead of the record.
                 self._look_at_token(name, seen)
                 self._look_at_record(name, seen)
+            self._passes += 1
             if time.monotonic() - self._looked_at > _EACH_LIFE:
                 self._look_at_lives()
                 self._looked_at = time.monotonic()

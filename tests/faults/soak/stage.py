@@ -159,6 +159,7 @@ class Stage:
         """See every grant well again that was not lost by nature, with a person who is impatient."""
         began = time.monotonic()
         asked = 0.0
+        self.readers.catch_up()
         while waiting := [name for name in of if not self._is_well(name, of[name])]:
             if self._ending.wait(0.1):
                 return
