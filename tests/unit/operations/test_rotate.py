@@ -1,0 +1,116 @@
+"""The order of the steps of a rotation, each seen from the step that depends on it."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from refresher.common import clocks
+from refresher.common.errors import LockBusy
+from refresher.common.secret import Secret
+from refresher.grants.outcome import TokensIssued
+from refresher.grants.record import Grant, Record
+from refresher.oauth.token_request import TokenRequestResult
+from refresher.operations import rotate as rotation
+from refresher.operations.result import Result
+from refresher.operations.rotate import Order, Terms, rotate
+from refresher.storage import lock, records
+from refresher.storage.directories import Directories
+from refresher.storage.journal import Attempt
+from refresher.storage.publishing import Publisher
+from tests.support.fake_state import directories, put
+from tests.support.samples import grant
+
+ANSWER = '{"access_token": "new-access", "refresh_token": "new-refresh"}'
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Directories:
+    """A state directory with a grant whose access token is live."""
+    made, now = directories(tmp_path), time.time()
+    put(made.record("linear"), grant(issued_at=now, expires_at=now + 3600, last_rotation_at=now - 60))
+    return made
+
+
+@pytest.fixture
+def issued(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that issues new tokens. A fake: the steps around the exchange are the subject here."""
+
+    def request(grant: Grant, *, hooks: Attempt, **_: Any) -> TokenRequestResult:
+        sent = clocks.now()
+        hooks.before_first_byte()
+        tokens = TokensIssued(
+            access_token=Secret("new-access"),
+            token_type="Bearer",
+            expires_in=3600.0,
+            expires_at=None,
+            refresh_token=Secret("new-refresh"),
+            scope=None,
+        )
+        return TokenRequestResult(outcome=tokens, first_sent=sent, last_sent=sent, raw=Secret(ANSWER))
+
+    monkeypatch.setattr(rotation, "request_tokens", request)
+
+
+def _rotate(state: Directories, *, force: bool = False) -> Result:
+    terms = Terms(ca_file=None, stopping=lambda: False)
+    result = rotate(Publisher(state), Order(name="linear", seen=3, force=force), terms)
+    assert result is not None
+    return result
+
+
+def _is_locked(state: Directories) -> bool:
+    try:
+        with lock.held(state.lock("linear"), stopping=lambda: False, wait=0.0):
+            return False
+    except LockBusy:
+        return True
+
+
+@pytest.mark.parametrize("force", [True, False], ids=["rotated", "not due"])
+def test_tokens_are_published_under_the_lock(
+    state: Directories, issued: None, monkeypatch: pytest.MonkeyPatch, force: bool
+) -> None:
+    """If it failed, a slow process would publish its older record after a removal or a new login (I3)."""
+    locked, publish = [], Publisher.publish
+
+    def noted(self: Publisher, record: Record, *, again: bool = False) -> bool:
+        locked.append(_is_locked(state))
+        return publish(self, record, again=again)
+
+    monkeypatch.setattr(Publisher, "publish", noted)
+    assert _rotate(state, force=force).outcome == ("rotated" if force else "not_due")
+    assert locked == [True]
+    assert not _is_locked(state)
+
+
+def test_a_demand_that_could_not_be_answered_stays(state: Directories) -> None:
+    """If it failed, an agent that demands while the disk is full would wait for a token that nobody publishes."""
+    demand = state.demands / "linear.2"
+    demand.touch()
+    state.token("linear").mkdir()
+    assert _rotate(state).outcome == "storage_failed"
+    assert demand.exists()
+    state.token("linear").rmdir()
+    assert _rotate(state).outcome == "not_due"
+    assert not demand.exists()
+
+
+def test_an_answer_that_refresher_fails_to_process_is_kept_and_leaves_a_doubt(
+    state: Directories, issued: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If it failed, a fault of refresher would cost the only copy of a refresh token, or send a spent one (I1, I6)."""
+
+    def fault(*_: Any, **__: Any) -> Grant:
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rotation, "_after", fault)
+        assert "internal error" in _rotate(state, force=True).detail
+    (kept,) = state.grants.glob("linear.answer.*")
+    assert kept.read_text() == ANSWER
+    assert _rotate(state, force=True).outcome == "in_doubt"
+    record = records.load(state, "linear").record
+    assert isinstance(record, Grant)
+    assert record.doubt is not None
