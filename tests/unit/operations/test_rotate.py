@@ -4,12 +4,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from refresher.common import clocks
 from refresher.common.errors import LockBusy
 from refresher.common.secret import Secret
-from refresher.grants.outcome import TokensIssued
+from refresher.grants.outcome import GrantRejected, TokensIssued
 from refresher.grants.record import Grant, Record
 from refresher.oauth.token_request import TokenRequestResult
 from refresher.operations import rotate as rotation
@@ -18,7 +19,7 @@ from refresher.operations.rotate import Order, Terms, rotate
 from refresher.storage import lock, records
 from refresher.storage.directories import Directories
 from refresher.storage.journal import Attempt
-from refresher.storage.publishing import Publisher
+from refresher.storage.publishing import Publisher, read_published
 from tests.support.fake_state import directories, put
 from tests.support.samples import grant
 
@@ -95,6 +96,46 @@ def test_a_demand_that_could_not_be_answered_stays(state: Directories) -> None:
     state.token("linear").rmdir()
     assert _rotate(state).outcome == "not_due"
     assert not demand.exists()
+
+
+def test_a_demand_for_the_current_token_stays_until_it_is_answered(state: Directories) -> None:
+    """If it failed, a demand that comes within a second of a rotation would be lost, and its agent keep a dead token."""
+    now = time.time()
+    put(state.record("linear"), grant(issued_at=now, expires_at=now + 3600, last_rotation_at=now, demanded=3))
+    for generation in (2, 3):
+        (state.demands / f"linear.{generation}").touch()
+    assert _rotate(state).outcome == "not_due"
+    assert [path.name for path in state.demands.iterdir()] == ["linear.3"]
+
+
+def test_a_rotation_is_newer_than_what_readers_have_of_another_login(state: Directories, issued: None) -> None:
+    """If it failed, after the restore of an older login its new tokens would never reach the agents."""
+    Publisher(state).publish(grant(grant_id="another", generation=7))
+    assert _rotate(state, force=True).outcome == "rotated"
+    published = read_published(state, "linear")
+    assert published is not None
+    assert (published.generation, published.access_token) == (8, "new-access")
+
+
+def test_a_refused_token_that_is_not_in_the_record_any_more_ends_no_grant(
+    state: Directories, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If it failed, a record restored during an exchange would be overwritten with the refusal of another token (I6)."""
+    now = time.time()
+    other = grant(generation=5, refresh_token=Secret("another"), issued_at=now, expires_at=now + 3600)
+
+    def refuse(grant: Grant, *, hooks: Attempt, **_: Any) -> TokenRequestResult:
+        hooks.before_first_byte()
+        put(state.record("linear"), other)  # a person copies a file into its place, without the lock
+        sent = clocks.now()
+        refusal = GrantRejected(code="invalid_grant", description="the server refuses it")
+        return TokenRequestResult(outcome=refusal, first_sent=sent, last_sent=sent)
+
+    monkeypatch.setattr(rotation, "request_tokens", refuse)
+    assert _rotate(state, force=True).outcome != "reauthorization_required"
+    assert records.load(state, "linear").record == msgspec.structs.replace(other, begun_from="")
+    assert not state.candidates("linear")
+    assert not state.intent("linear").exists()
 
 
 def test_an_answer_that_refresher_fails_to_process_is_kept_and_leaves_a_doubt(
