@@ -389,3 +389,21 @@ def test_a_write_without_an_exchange_leaves_no_other_files(state: Directories) -
     records.write(state, "linear", _stored(state), NEW)
     assert _resolve(state).generation == 4
     assert _other_files(state) == []
+
+
+def test_a_spill_that_comes_back_stays_until_it_is_adopted(state: Directories, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If it failed, a kill or a disk error during its adoption would take the only copy of a refresh token (I6)."""
+    attempt, checksum = _killed(state, marked=True), _stored(state).checksum
+    _resolve(state, REBOOTED)
+    state.spill.mkdir(mode=0o700)
+    put(attempt._spill, NEW, checksum)
+
+    def refuse(*_: object) -> Stored:
+        raise StorageError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(records, "write", refuse)
+        with pytest.raises(StorageError):
+            recovery.recover(state, "linear", REBOOTED)
+    assert attempt._spill.exists()
+    assert _resolve(state, REBOOTED).refresh_token == NEW.refresh_token
