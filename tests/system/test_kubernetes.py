@@ -11,7 +11,7 @@ import kubernetes_validate
 import pytest
 
 from refresher.cli.main import cli
-from refresher.cli.options import DURATION
+from refresher.cli.options import seconds
 from refresher.oauth.http_client import DEADLINE
 from tests.conftest import need
 from tests.support import kubectl
@@ -225,7 +225,7 @@ def test_no_probe_or_stop_kills_refresher_during_an_exchange(kustomization: str)
     # The command gives the daemon 5 s, and a busy node needs time to start the command.
     assert all(probe["timeoutSeconds"] >= 15 for probe in (live, ready, start))
     assert start["periodSeconds"] * start["failureThreshold"] >= 120
-    assert DURATION.convert(container.spec["args"][-1], None, None) == GRACE
+    assert seconds(container.spec["args"][-1]) == GRACE
     assert container.pod["terminationGracePeriodSeconds"] > GRACE + 10
 
 
@@ -263,7 +263,7 @@ def test_runs_of_cron_do_not_overlap_and_rotate_what_expires_before_the_next() -
     assert cron["concurrencyPolicy"] == "Forbid"
     minutes = re.fullmatch(r"\*/(\d+) \* \* \* \*", cron["schedule"])
     assert minutes is not None
-    horizon = DURATION.convert(manifests.container("refresher").spec["args"][-1], None, None)
+    horizon = seconds(manifests.container("refresher").spec["args"][-1])
     assert int(minutes[1]) * 60 + 30 <= horizon <= HOUR / 4
     assert cron["jobTemplate"]["spec"]["backoffLimit"] == 0
     assert "activeDeadlineSeconds" not in cron["jobTemplate"]["spec"]
