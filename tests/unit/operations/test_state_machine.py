@@ -1,8 +1,8 @@
 """Random walks of one login through errors: a state machine of grant, policy, exchange and a model of a server.
 
 Each walk draws a server with a correct configuration (``tests.support.logins``), and then events, step by step. The
-step. The product runs on a machine of which only clocks and network are played (``tests.support.simulated_host``); what it
-must never do is said by an onlooker who knows the truth (``tests.support.observer``), and below.
+product runs on a machine on which only clocks and network are fakes (``tests.support.simulated_host``). What it must never
+do is checked by ``tests.support.observer``, which knows the true state of the server, and by the invariants below.
 """
 
 import logging
@@ -78,7 +78,7 @@ class Machine(RuleBasedStateMachine):
         first = msgspec.structs.replace(first, issued=None if is_old else self.clock.read())
         self.host = SimulatedHost(self.server, self.clock, first)
         self._playing.callback(self.host.close)
-        self.onlooker = self.host.observer
+        self.observer = self.host.observer
         self.false_alarm = False
         self.knows_life = self.server.ways.tells_life or self.server.ways.life == (
             server_behavior.access_token_lifetime(first) or policy.DEFAULT_MAX_AGE
@@ -96,7 +96,7 @@ class Machine(RuleBasedStateMachine):
     def time(self, happening: Happening) -> None:
         """Time passes, the machine sleeps, or the wall clock is set: by a person, by NTP, after a dead battery."""
         self.clock.happen(happening)
-        self.onlooker.disturbed |= happening.what == "is set"
+        self.observer.disturbed |= happening.what == "is set"
 
     @rule(seconds=_spans, loses_mark=st.booleans(), shift=st.sampled_from([0.0, None]) | _shifts)
     def the_machine_reboots(self, seconds: float, loses_mark: bool, shift: float | None) -> None:
@@ -152,7 +152,7 @@ class Machine(RuleBasedStateMachine):
         """Three processes decide at the same time, and take the lock one after another."""
         seen = self.host.record.generation
         self.host.act(troubles=troubles, force=force, seen=seen)
-        rotated, undisturbed = self.host.record.generation, not self.onlooker.disturbed
+        rotated, undisturbed = self.host.record.generation, not self.observer.disturbed
         for _ in range(2):
             self.host.act(force=force, seen=seen, horizon=horizon)
             if rotated > seen and undisturbed and self.server.ways.life >= MINUTE:
@@ -238,7 +238,7 @@ class Machine(RuleBasedStateMachine):
                     ) + policy.CLOCK_TOLERANCE
                 case "too_early" if policy.seconds_until_usable(record, self.clock.read()) > 0:
                     # A long wait after a clock was set back is better than a lost login.
-                    most = self.onlooker.seconds_until_usable()
+                    most = self.observer.seconds_until_usable()
                 case _:
                     most = max(HOUR, life)
             assert -EPSILON < decision.until - wall <= most + EPSILON, (decision, decision.until - wall, most)
@@ -250,7 +250,7 @@ class Machine(RuleBasedStateMachine):
     @invariant()
     def only_a_login_that_its_server_ended_is_dead(self) -> None:
         """A person is needed only where refresher cannot continue."""
-        excused = self.server.ended_by is not None or self.onlooker.misled
+        excused = self.server.ended_by is not None or self.observer.misled
         assert excused or not self.host.record.dead, "a login is dead that its server has not ended"
 
     @rule(cron=st.booleans(), used=st.booleans())
@@ -261,9 +261,9 @@ class Machine(RuleBasedStateMachine):
         host, ways, began = self.host, self.server.ways, self.clock.t
         generation = host.record.generation
         each = max(5 * MINUTE, ways.life / 8)
-        can_be_kept = self.onlooker.can_be_kept(host.record, self._wait_for_next(each if cron else 0.0))
+        can_be_kept = self.observer.can_be_kept(host.record, self._wait_for_next(each if cron else 0.0))
         # Where an early refresh does harm, refresher waits for the expiry by a wall clock that may have been set back.
-        behind = 0.0 if ways.early == "allowed" else self.onlooker.is_behind_by()
+        behind = 0.0 if ways.early == "allowed" else self.observer.is_behind_by()
         longest = 4 * ways.life + 3 * HOUR + 8 * each + 3 * behind
         healthy = False
         for _ in range(1000 + int(longest / each)):
@@ -273,7 +273,7 @@ class Machine(RuleBasedStateMachine):
                 assert self._lives(), "a healthy token expired before its refresh"
             host.act(horizon=each if cron else 0.0)
             record = host.record
-            healthy = self._lives() and record.failure is None and self.onlooker.knows_the_time()
+            healthy = self._lives() and record.failure is None and self.observer.knows_the_time()
             if record.dead or (record.generation > generation + 1 and record.failure is None and self._lives()):
                 break
             assert self.clock.t - began < longest, f"it does not recover: {host.decide()}"
