@@ -90,10 +90,9 @@ def _read(config: str | None) -> dict[str, Any]:
 
     try:
         values: dict[str, Any] = tomllib.loads(data.decode("utf-8"))
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path}: it is not UTF-8 text") from None
     except ValueError as error:
-        raise ConfigError(f"{path}: it is not TOML: {error}") from None
+        form = "UTF-8 text" if isinstance(error, UnicodeDecodeError) else f"TOML: {error}"
+        raise ConfigError(f"{path}: it is not {form}") from None
     for key, value in values.items():
         if (kind := _KEYS.get(key)) is None:
             raise ConfigError(f"{path}: unknown key {key!r} (known: {', '.join(_KEYS)})")

@@ -17,7 +17,7 @@ from refresher.grants.tokens import MAX_LIFETIME, auth_scheme, is_token, jwt_tim
 from refresher.oauth import urls
 from shim._token import is_name
 
-__all__ = ["ImportRequest", "check_name", "parse"]
+__all__ = ["ImportRequest", "check_files", "check_name", "parse"]
 
 _SECRET_METHODS: Final = ("client_secret_basic", "client_secret_post")
 _TLS_METHODS: Final = ("tls_client_auth", "self_signed_tls_client_auth")
@@ -119,7 +119,7 @@ def parse(name: str, data: bytes, now: Moment) -> Grant:
         authorized_at=now.wall,
         not_before=None if request.refresh_token is None else not_before(request.refresh_token.reveal(), now.wall),
     )
-    _check_files(grant, now.wall)
+    check_files(grant, now.wall)
     return grant
 
 
@@ -179,8 +179,8 @@ def _path(value: str | None) -> str | None:
         raise ImportRefused(f"{value}: {error}") from None
 
 
-def _check_files(grant: Grant, now: float) -> None:
-    """Refuse unusable files now, while a person is there to correct them."""
+def check_files(grant: Grant, now: float, ca_file: str | None = None) -> None:
+    """Raise ``ImportRefused`` for an unusable file of the client now, while a person is there to correct it."""
     try:
         if grant.private_key_file is not None:
             from refresher.oauth.client_authentication import client_assertion
@@ -189,7 +189,7 @@ def _check_files(grant: Grant, now: float) -> None:
         if grant.client_cert is not None:
             from refresher.oauth.tls import ssl_context  # imports httpx, only where it is needed
 
-            ssl_context(None, client_cert=grant.client_cert, client_key=grant.client_key)
+            ssl_context(ca_file, client_cert=grant.client_cert, client_key=grant.client_key)
     except ConfigError as error:
         raise ImportRefused(str(error)) from None
 

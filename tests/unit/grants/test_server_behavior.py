@@ -161,7 +161,7 @@ def test_rejections_of_a_demanded_refresh_need_a_person_after_ten() -> None:
     refused, now = grant(refuses_early=True, issued=at(), expires_at=NOON + DAY), at(NOON + 60)
     early = TooEarly(code="invalid_grant", description="400 invalid_grant", refusal=True)
     for times in range(1, 11):
-        refused = apply(refused, early, first_sent=now, last_sent=now, now=now, demanded=True, generation=4)
+        refused = apply(refused, early, sent=now, now=now, demanded=True, generation=4)
         assert (refused.dead, policy.needs_person(refused)) == (False, times == 10)
         assert state_of(refused) == ("failing" if times < 10 else "reauthorization_required")
         rest = policy.decide(refused, now, demanded=True)

@@ -16,9 +16,9 @@ from refresher.grants.record import Login
 from refresher.login import pages
 from refresher.login.authorization_request import AuthorizationRequest, ForeignRedirect, new_authorization_request
 from refresher.login.discovery import Server
-from refresher.login.error_advice import advice
 from refresher.login.loopback import Loopback
 from refresher.login.options import LoginOptions, completed, validated
+from refresher.login.token_request import advice
 from tests.support.command import wait_until
 from tests.support.samples import grant
 
@@ -119,7 +119,7 @@ def test_a_login_is_repeated_with_the_same_options(
 def authorization(**changes: Any) -> AuthorizationRequest:
     """Return an authorization request with a known state."""
     server = msgspec.structs.replace(SERVER, **changes)
-    made = new_authorization_request(server, grant(), redirect_uri="http://127.0.0.1:9/callback", scope=None, params=())
+    made = new_authorization_request(server, grant(), redirect_uri="http://127.0.0.1:9/callback", params=())
     return msgspec.structs.replace(made, state=Secret(STATE))
 
 
@@ -211,12 +211,11 @@ def test_a_server_without_pkce_is_refused(changes: dict[str, Any], words: str) -
 def test_an_authorization_request_has_all_its_parameters() -> None:
     """If it failed, a server would refuse the login, or issue no refresh token."""
     server = msgspec.structs.replace(SERVER, authorization_endpoint=f"{ISSUER}/authorize?tenant=a%20b")
-    client = grant(resource="https://MCP.example/mcp", send_resource=None)
+    client = grant(resource="https://MCP.example/mcp", send_resource=None, asked_scope="read offline_access")
     made = new_authorization_request(
         server,
         client,
         redirect_uri="http://127.0.0.1:9/callback",
-        scope="read offline_access",
         params=(("access_type", "offline"), ("prompt", "login consent")),
     )
     asked = httpx.URL(made.url).params
@@ -329,7 +328,7 @@ def test_an_interrupted_login_leaves_no_browser_waiting() -> None:
             wait_until(lambda: bool(made.received), "the redirect has arrived")
         thread.join(90)
     assert texts == [pages.failed("the login was interrupted")]
-    Loopback(made.loopback.redirect_uri)._server.server_close()
+    Loopback(made.loopback.redirect_uri).server_close()
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "[::1]"])
@@ -344,7 +343,7 @@ def test_the_listener_is_on_loopback_at_the_registered_address(host: str) -> Non
         made = Listening(f"http://{host}:{port}/come/back")
     with made.loopback, made.http:
         made.loopback.show(pages.done("linear", renewable=True))
-        assert made.loopback._server.server_address[0] == address
+        assert made.loopback.server_address[0] == address
         assert made.get("?state=good").text == pages.done("linear", renewable=True)
         with pytest.raises(ConfigError, match=f"port {port}: .*; choose another --port"):
             Loopback(made.loopback.redirect_uri)
@@ -352,7 +351,7 @@ def test_the_listener_is_on_loopback_at_the_registered_address(host: str) -> Non
 
 PAGES = {
     "done": pages.done("linear", renewable=True),
-    "declined": pages.declined("the login was declined in the browser (<script>alert(1)</script>)"),
+    "declined": pages.failed("the login was declined in the browser (<script>alert(1)</script>)", declined=True),
     "failed": pages.failed('</main><img src=x onerror="alert(1)">'),
     "not_ours": pages.foreign_redirect(),
 }

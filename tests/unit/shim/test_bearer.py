@@ -371,7 +371,7 @@ def test_a_server_that_rejects_every_token_causes_few_rotations_in_two_minutes(p
         demanded = f"linear.{owned.generation}" in published.demanded()
         if isinstance(policy.decide(owned, now, demanded=demanded), Rotate):
             answer = TokensIssued(access_token=Secret("x"), token_type="Bearer", expires_in=3600.0, expires_at=None, refresh_token=None, scope=None)  # fmt: skip
-            owned = apply(owned, answer, first_sent=now, last_sent=now, now=now, demanded=demanded, generation=owned.generation + 1)  # fmt: skip
+            owned = apply(owned, answer, sent=now, now=now, demanded=demanded, generation=owned.generation + 1)  # fmt: skip
             published.put(owned.generation)
             rotations.append(second)
     assert rotations == [1, 31, 91]
