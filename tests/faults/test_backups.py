@@ -11,6 +11,7 @@ import pytest
 
 from refresher.common.clocks import Moment
 from refresher.common.secret import Secret
+from refresher.grants import policy
 from refresher.grants.record import Grant, encode
 from refresher.storage import recovery
 from refresher.storage.directories import Directories
@@ -117,3 +118,12 @@ def test_the_published_token_is_adopted(tmp_path: Path, before: dict[str, object
     assert _recovered(made, other, now) == other
     put(made.record("linear"), grant(last_rotation_at=NOON))
     assert recovery.backup_hint(made, grant(last_rotation_at=NOON)) == "", "a current record looks like a backup"
+
+
+def test_a_restored_backup_has_no_grace_period(tmp_path: Path) -> None:
+    """If it failed, a refresh token that was used long ago would be replayed, and end the token that readers have (I1)."""
+    made, now = directories(tmp_path), at(NOON + 60)
+    Publisher(made).publish(grant(generation=7, access_token=Secret("newer"), issued_at=NOON, expires_at=NOON + 3600))
+    found = _recovered(made, grant(replay=30.0), now)
+    assert found.doubt is not None
+    assert not policy.replay_allowed(found, now)

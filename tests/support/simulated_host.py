@@ -233,12 +233,12 @@ class _MortalAttempt(Attempt):
         self._saving = record
         super().persist(record, until_saved=until_saved)
 
-    def _rename(self, path: Path) -> None:
+    def _rename(self, path: Path, target: Path) -> None:
         assert isinstance(self._saving, Grant)
         self._host.observer.keeps(self._saving)
         self.saved = True
         self._network.kill("killed before its rename")
-        super()._rename(path)
+        super()._rename(path, target)
 
     def _finish(self) -> None:
         self._network.kill("killed once it saved")
