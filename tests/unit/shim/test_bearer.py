@@ -1,7 +1,6 @@
 """The authorization of one request, step by step, with a fake clock."""
 
 from collections.abc import Generator
-from pathlib import Path
 
 import httpx
 import pytest
@@ -39,11 +38,6 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return Clock(monkeypatch)
-
-
-@pytest.fixture
-def published(tmp_path: Path) -> Published:
-    return Published(tmp_path)
 
 
 def _response(status: int, authorization: str | None, *challenges: str) -> httpx.Response:
