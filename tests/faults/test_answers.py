@@ -67,7 +67,7 @@ def test_the_outcome_depends_on_what_was_sent_and_received(answer: Answer, kind:
     assert type(answered.outcome) is kind, answered.outcome
     assert hooks.marks == 1
     assert len(server.requests) == 1
-    assert answered.first_sent is not None
+    assert answered.sent is not None
 
 
 def test_an_unrequested_gzip_answer_is_read() -> None:
@@ -86,7 +86,7 @@ def test_a_refused_connection_counts_as_not_sent() -> None:
     hooks = Recording()
     answered = _exchange(server, hooks)
     assert isinstance(answered.outcome, NotSent)
-    assert (hooks.marks, answered.first_sent) == (0, None)
+    assert (hooks.marks, answered.sent) == (0, None)
 
 
 def test_nothing_is_sent_if_the_mark_cannot_be_written() -> None:
@@ -236,6 +236,9 @@ def test_a_replay_that_settles_nothing_keeps_the_doubt() -> None:
     with RawServer(_once_then(_send(b""), _send(_http(b"", status=b"503 Busy")))) as server:
         answered = _exchange(server, replay=None)
     assert isinstance(answered.outcome, Ambiguous)
+    assert answered.doubt is not None
+    assert answered.sent is not None
+    assert answered.doubt.since.boottime < answered.sent.boottime, "the doubt began with the second request"
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,10 @@
-"""An agent in a process of its own, that has its token in one of two ways; it tells what became of its calls.
+"""An agent that gets its token in one of two ways, and reports the results of its calls.
 
-    python -m tests.bench.contender
+    python -m tests.bench.agent_program
 
-Reads its ``Orders``, a line of JSON, makes the calls with a fixed header, which is the peer of all its times, says that
-it is ready, makes them in its own way after the next line, ends what it does steadily at the one after, and prints what
-it has ``Told``.
+Reads its ``Plan``, a line of JSON. It makes the calls with a fixed header, the baseline of all its times, and prints
+that it is ready. After the next line it makes the calls in its own way; another line ends steady calls. Then it prints
+its ``Report``.
 """
 
 import functools
@@ -37,56 +37,56 @@ from pydantic import AnyUrl
 from shim import FileTokenSource
 from shim.mcp import ReconnectingClient
 
-__all__ = ["Orders", "Told"]
+__all__ = ["Plan", "Report"]
 
 _REDIRECT = AnyUrl("https://client.example/callback")
-_STEP = 0.05
-_LAST_ANSWERS = 1.0
-"""Seconds for calls under way when a steady round is over."""
-_STEADY_PEERS = 20
+_PAUSE = 0.05
+_LAST_ANSWERS = 10.0
+"""Seconds in which running calls must end after a steady round."""
+_STEADY_BASELINE_CALLS = 20
 _Call = Callable[[str, dict[str, Any]], Awaitable[Any]]
 
 
-class Orders(TypedDict):
-    """What an agent is to do."""
+class Plan(TypedDict):
+    """The calls of an agent, and how it gets its token."""
 
     url: str
-    way: Literal["ours", "sdk"]
+    way: Literal["refresher", "sdk"]
     tokens: str
-    """Where the published tokens are (ours), or the stored login (the SDK's)."""
+    """The directory of published tokens (refresher), or the file of the stored login (SDK)."""
     demands: str
     metadata: dict[str, Any] | None
-    """What the SDK's provider knows of the authorization server where it has logged in in its own process."""
+    """The metadata that the SDK's provider knows if it has logged in in the same process."""
     life: int
-    """Seconds from the beginning of which it then knows, too, that its token lives no longer."""
+    """The lifetime in seconds that it then knows too."""
     header: str
-    """The peer's."""
+    """The ``Authorization`` header of the baseline."""
     load: Literal["at once", "beside", "steadily"]
     calls: int
-    """How many at once."""
+    """The number of calls at the same time."""
     seconds: float
-    """What the server takes for one; ``beside``: for the one beside them."""
+    """The time that the server takes for a call; ``beside``: for the slow call beside the others."""
     rounds: int
     bound: float
-    """Seconds after which a round is over, whatever is under way."""
+    """Seconds after which a round ends, with calls still running."""
     connects_late: bool
-    """When it begins, and not before it is ready."""
+    """Whether it connects when it begins, not before it is ready."""
 
 
-class Told(TypedDict):
-    """What became of it."""
+class Report(TypedDict):
+    """The results of the calls."""
 
     calls: int
     failed: int
     unended: int
     logins: int
     slowest: float
-    """Of the measured calls that succeeded; in multiples of the peer's."""
+    """The slowest measured call that succeeded, in multiples of the baseline."""
     errors: list[str]
 
 
 class _Stored(TokenStorage):
-    """A login in a file, which processes share."""
+    """A login in a file that several processes share."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -109,35 +109,35 @@ class _Stored(TokenStorage):
 
 
 class _Provider(OAuthClientProvider):
-    """The SDK's, with a stored login and nobody at the screen."""
+    """The provider of the SDK, with a stored login and no person at the screen."""
 
-    def __init__(self, orders: Orders) -> None:
+    def __init__(self, plan: Plan) -> None:
         self.logins = 0
         super().__init__(
-            orders["url"],
+            plan["url"],
             OAuthClientMetadata(redirect_uris=[_REDIRECT]),
-            _Stored(Path(orders["tokens"])),
+            _Stored(Path(plan["tokens"])),
             redirect_handler=self._show,
-            callback_handler=self._nobody,
+            callback_handler=self._no_person,
         )
-        if orders["metadata"] is not None:
-            self.context.oauth_metadata = OAuthMetadata.model_validate(orders["metadata"])
+        if plan["metadata"] is not None:
+            self.context.oauth_metadata = OAuthMetadata.model_validate(plan["metadata"])
 
-    def begins(self, orders: Orders) -> None:
-        if orders["metadata"] is not None:
+    def begins(self, plan: Plan) -> None:
+        if plan["metadata"] is not None:
             self.context.update_token_expiry(
-                OAuthToken(access_token="as stored", token_type="Bearer", expires_in=orders["life"])
+                OAuthToken(access_token="as stored", token_type="Bearer", expires_in=plan["life"])
             )
 
     async def _show(self, url: str) -> None:
         self.logins += 1
 
-    async def _nobody(self) -> AuthorizationCodeResult:
-        raise TimeoutError("nobody has logged in")
+    async def _no_person(self) -> AuthorizationCodeResult:
+        raise TimeoutError("no person has logged in")
 
 
 class _Tally:
-    """What became of calls, and how long the slowest of the measured ones took."""
+    """The results of calls, and the time of the slowest measured one."""
 
     def __init__(self) -> None:
         self.begun = self.succeeded = 0
@@ -155,17 +155,17 @@ class _Tally:
                 self.succeeded += 1
                 if measured:
                     self.slowest = max(self.slowest, time.perf_counter() - began)
-        except Exception as error:  # noqa: BLE001  whatever it is, it is what a caller gets
+        except Exception as error:  # noqa: BLE001  any error is a result of the call
             self.errors.append(f"{type(error).__name__}: {error}")
 
 
-async def _round(orders: Orders, call: _Call, tally: _Tally, over: anyio.Event) -> None:
+async def _round(plan: Plan, call: _Call, tally: _Tally, over: anyio.Event) -> None:
     """Make the calls of one round; ``over`` ends a steady one."""
 
     async def steadily() -> None:
         while not over.is_set():
             await tally.make(call, "add", {"a": 1, "b": 2})
-            with anyio.move_on_after(_STEP):
+            with anyio.move_on_after(_PAUSE):
                 await over.wait()
 
     async def end() -> None:
@@ -173,35 +173,35 @@ async def _round(orders: Orders, call: _Call, tally: _Tally, over: anyio.Event) 
         scope.deadline = min(scope.deadline, anyio.current_time() + _LAST_ANSWERS)
 
     tally.slowest = 0.0
-    with anyio.move_on_after(orders["bound"]) as scope:
+    with anyio.move_on_after(plan["bound"]) as scope:
         async with anyio.create_task_group() as tasks:
-            if orders["load"] == "steadily":
+            if plan["load"] == "steadily":
                 tasks.start_soon(end)
-            if orders["load"] == "beside":
+            if plan["load"] == "beside":
                 beside = functools.partial(tally.make, measured=False)
-                tasks.start_soon(beside, call, "slow", {"seconds": orders["seconds"]})
-            for _ in range(orders["calls"]):
-                match orders["load"]:
+                tasks.start_soon(beside, call, "slow", {"seconds": plan["seconds"]})
+            for _ in range(plan["calls"]):
+                match plan["load"]:
                     case "at once":
-                        tasks.start_soon(tally.make, call, "slow", {"seconds": orders["seconds"]})
+                        tasks.start_soon(tally.make, call, "slow", {"seconds": plan["seconds"]})
                     case "beside":
                         tasks.start_soon(tally.make, call, "add", {"a": 1, "b": 2})
                     case "steadily":
                         tasks.start_soon(steadily)
 
 
-def _client(orders: Orders, provider: _Provider | None) -> AbstractAsyncContextManager[Any]:
+def _client(plan: Plan, provider: _Provider | None) -> AbstractAsyncContextManager[Any]:
     if provider is not None:
         http = create_mcp_http_client(auth=provider)
-        return Client(streamable_http_client(orders["url"], http_client=http))
-    source = FileTokenSource("linear", tokens_dir=orders["tokens"], demands_dir=orders["demands"])
-    return ReconnectingClient(orders["url"], source)
+        return Client(streamable_http_client(plan["url"], http_client=http))
+    source = FileTokenSource("linear", tokens_dir=plan["tokens"], demands_dir=plan["demands"])
+    return ReconnectingClient(plan["url"], source)
 
 
-async def _live(
+async def _connect(
     client: AbstractAsyncContextManager[Any], *, task_status: TaskStatus[_Call] = anyio.TASK_STATUS_IGNORED
 ) -> None:
-    """Connect, in a task of its own: where a session breaks, the SDK ends the task that holds it."""
+    """Connect, in a task of its own: if a session breaks, the SDK cancels the task that holds it."""
     started = False
     try:
         async with client as entered:
@@ -220,51 +220,51 @@ def _failing(words: str) -> _Call:
     return call
 
 
-async def _line() -> None:
+async def _wait_for_a_line() -> None:
     await anyio.to_thread.run_sync(sys.stdin.readline, abandon_on_cancel=True)
 
 
-async def main(orders: Orders) -> None:
-    """Do as ordered."""
-    provider = _Provider(orders) if orders["way"] == "sdk" else None
-    fixed = httpx2.AsyncClient(headers={"Authorization": orders["header"]}, timeout=60)
-    own, peer = _Tally(), _Tally()
+async def main(plan: Plan) -> None:
+    """Carry out the plan."""
+    provider = _Provider(plan) if plan["way"] == "sdk" else None
+    fixed = httpx2.AsyncClient(headers={"Authorization": plan["header"]}, timeout=90)
+    own, baseline = _Tally(), _Tally()
     over = anyio.Event()
 
-    async def compare() -> None:
-        if orders["load"] != "steadily":
-            await _round(orders, with_header, peer, over)
+    async def call_the_baseline() -> None:
+        if plan["load"] != "steadily":
+            await _round(plan, with_header, baseline, over)
             return
-        for _ in range(_STEADY_PEERS):
-            await peer.make(with_header, "add", {"a": 1, "b": 2})
+        for _ in range(_STEADY_BASELINE_CALLS):
+            await baseline.make(with_header, "add", {"a": 1, "b": 2})
 
     async def listen() -> None:
-        await _line()
+        await _wait_for_a_line()
         over.set()
 
     async with anyio.create_task_group() as tasks:
-        with_header = await tasks.start(_live, Client(streamable_http_client(orders["url"], http_client=fixed)))
+        with_header = await tasks.start(_connect, Client(streamable_http_client(plan["url"], http_client=fixed)))
         call = _failing("no connection in time")
-        if not orders["connects_late"]:
-            with anyio.move_on_after(orders["bound"]):
-                call = await tasks.start(_live, _client(orders, provider))
-        for _ in range(2):  # once to connect
-            await compare()
+        if not plan["connects_late"]:
+            with anyio.move_on_after(plan["bound"]):
+                call = await tasks.start(_connect, _client(plan, provider))
+        for _ in range(2):  # the first round connects
+            await call_the_baseline()
         print("ready", flush=True)
-        await _line()
+        await _wait_for_a_line()
         if provider is not None:
-            provider.begins(orders)
+            provider.begins(plan)
         tasks.start_soon(listen)
-        if orders["connects_late"]:
-            with anyio.move_on_after(orders["bound"]):
-                call = await tasks.start(_live, _client(orders, provider))
+        if plan["connects_late"]:
+            with anyio.move_on_after(plan["bound"]):
+                call = await tasks.start(_connect, _client(plan, provider))
         times = []
-        for number in range(orders["rounds"]):
+        for number in range(plan["rounds"]):
             if number:
-                await compare()
-            await _round(orders, call, own, over)
-            times.append((own.slowest, peer.slowest))
-        told: Told = {
+                await call_the_baseline()
+            await _round(plan, call, own, over)
+            times.append((own.slowest, baseline.slowest))
+        report: Report = {
             "calls": own.begun,
             "failed": len(own.errors),
             "unended": own.begun - own.succeeded - len(own.errors),
@@ -272,8 +272,8 @@ async def main(orders: Orders) -> None:
             "slowest": min(ours for ours, _ in times) / min(theirs for _, theirs in times),
             "errors": sorted(set(own.errors))[:3],
         }
-        print(json.dumps(told), flush=True)
-        # How it takes leave is no part of this; who is stuck would not.
+        print(json.dumps(report), flush=True)
+        # Exit at once: calls that hang would delay a normal exit.
         os._exit(0)
 
 

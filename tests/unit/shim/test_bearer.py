@@ -3,9 +3,10 @@
 from collections.abc import Generator
 from pathlib import Path
 
+import httpx
 import pytest
 
-import shim._flow
+import shim._bearer
 import shim._source
 from refresher.common.clocks import Moment
 from refresher.common.secret import Secret
@@ -14,12 +15,16 @@ from refresher.grants.outcome import TokensIssued
 from refresher.grants.policy import Rotate
 from refresher.grants.transition import apply
 from shim import ReauthorizationRequired, Removed, TokenFileError, TokenRejected
-from shim._flow import Response, Send, Step, Wait, flow
+from shim.httpx import BearerAuth
 from tests.support.published import DEAD, Published
 from tests.support.samples import NOON, at, grant
 
 ORIGIN = "https://mcp.example"
 BEARER = "Bearer access-token-{}"
+
+Step = httpx.Request | float
+"""What a flow yields: the request, to be sent; or seconds to wait."""
+Steps = Generator[Step, httpx.Response | None, None]
 
 
 class Clock:
@@ -27,7 +32,7 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
-        for module in (shim._flow, shim._source):
+        for module in (shim._bearer, shim._source):
             monkeypatch.setattr(module.time, "monotonic", lambda: self.now)
 
 
@@ -41,28 +46,38 @@ def published(tmp_path: Path) -> Published:
     return Published(tmp_path)
 
 
-def _rejection(authorization: str | None, *challenges: str) -> Response:
-    return Response(401, challenges, authorization)
+def _response(status: int, authorization: str | None, *challenges: str) -> httpx.Response:
+    """A response to a request with the header `authorization`."""
+    headers = {} if authorization is None else {"authorization": authorization}
+    request = httpx.Request("GET", ORIGIN, headers=headers)
+    return httpx.Response(status, headers=[("www-authenticate", each) for each in challenges], request=request)
 
 
-def _start(source: shim._source.FileTokenSource, *, origin: str = ORIGIN, replayable: bool = True, raise_errors: bool = False) -> Generator[Step, Response | None, None]:  # fmt: skip
-    return flow(source, origin, wait=15.0, replayable=replayable, raise_errors=raise_errors)
+def _rejection(authorization: str | None, *challenges: str) -> httpx.Response:
+    return _response(401, authorization, *challenges)
+
+
+def _start(source: shim._source.FileTokenSource, *, origin: str = ORIGIN, replayable: bool = True, raise_errors: bool = False, wait: float = 15.0) -> Steps:  # fmt: skip
+    content = b"" if replayable else iter([b""])
+    request = httpx.Request("POST", origin, content=content)
+    return BearerAuth(source, wait=wait, raise_errors=raise_errors)._steps(request)
 
 
 def _sent(step: Step) -> str | None:
-    assert isinstance(step, Send)
-    return step.authorization
+    assert isinstance(step, httpx.Request)
+    authorization: str | None = step.headers.get("authorization")
+    return authorization
 
 
-def _wait_to_the_end(steps: Generator[Step, Response | None, None], clock: Clock, answer: Response) -> float:
+def _wait_to_the_end(steps: Steps, clock: Clock, answer: httpx.Response) -> float:
     """Do every wait until the caller gets its response; return the seconds."""
     began = clock.now
     try:
         step = steps.send(answer)
         while True:
-            assert isinstance(step, Wait), "it sent the rejected token again"
-            assert step.seconds > 0
-            clock.now += step.seconds
+            assert isinstance(step, float), "it sent the rejected token again"
+            assert step > 0
+            clock.now += step
             step = steps.send(None)
     except StopIteration:
         return clock.now - began
@@ -74,7 +89,7 @@ def test_a_successful_response_ends_the_flow(published: Published) -> None:
     steps = _start(published.source())
     assert _sent(next(steps)) == BEARER.format(1)
     with pytest.raises(StopIteration):
-        steps.send(Response(200, (), BEARER.format(1)))
+        steps.send(_response(200, BEARER.format(1)))
     assert published.demanded() == []
 
 
@@ -96,8 +111,8 @@ def test_a_rejected_token_is_demanded_once_and_awaited(published: Published, clo
     for steps in several:
         next(steps)
         step = steps.send(_rejection(BEARER.format(1)))
-        assert isinstance(step, Wait)
-        assert step.seconds < 1, "it would wait longer than the rotation takes"
+        assert isinstance(step, float)
+        assert step < 1, "it would wait longer than the rotation takes"
     assert published.demanded() == ["linear.1"]
     clock.now += 3
     published.put(2)
@@ -121,7 +136,7 @@ def test_all_requests_of_a_rejected_token_share_one_wait(published: Published, c
     published.put(2)
     steps = _start(source)
     assert _sent(next(steps)) == BEARER.format(2)
-    assert isinstance(steps.send(_rejection(BEARER.format(2))), Wait), "the next token has a wait of its own"
+    assert isinstance(steps.send(_rejection(BEARER.format(2))), float), "the next token has a wait of its own"
 
 
 def test_a_request_waits_no_longer_than_wait_in_total(published: Published, clock: Clock) -> None:
@@ -133,15 +148,15 @@ def test_a_request_waits_no_longer_than_wait_in_total(published: Published, cloc
     step: Step = steps.send(_rejection(BEARER.format(1)))
     try:
         while True:
-            if isinstance(step, Wait):
-                clock.now += step.seconds
+            if isinstance(step, float):
+                clock.now += step
                 if clock.now - began > 7 * generation:
                     generation += 1
                     published.put(generation)
                 step = steps.send(None)
             else:
                 sends += 1
-                step = steps.send(_rejection(step.authorization))
+                step = steps.send(_rejection(_sent(step)))
     except StopIteration:
         pass
     assert clock.now - began == pytest.approx(15.0)
@@ -157,10 +172,10 @@ def test_the_last_rejection_demands_a_token_but_does_not_wait_for_it(published: 
     try:
         for generation in range(2, 100):
             step = steps.send(_rejection(_sent(step)))
-            waits.append(isinstance(step, Wait))
+            waits.append(isinstance(step, float))
             clock.now += 0.1
             published.put(generation)
-            while isinstance(step, Wait):
+            while isinstance(step, float):
                 step = steps.send(None)
     except StopIteration:
         pass
@@ -174,13 +189,13 @@ def test_only_a_successful_response_marks_a_token_as_accepted(published: Publish
     source = published.source()
     ours = BEARER.format(1)
     for answer, wait in (
-        (Response(401, (), ours), 15.0),
-        (Response(500, (), ours), 0.0),
-        (Response(302, (), ours), 0.0),
-        (Response(200, (), None), 0.0),  # from another origin, after a redirect that dropped the header
-        (Response(401, (), ours), 0.0),
-        (Response(204, (), ours), 0.0),
-        (Response(401, (), ours), 15.0),
+        (_response(401, ours), 15.0),
+        (_response(500, ours), 0.0),
+        (_response(302, ours), 0.0),
+        (_response(200, None), 0.0),  # from another origin, after a redirect that dropped the header
+        (_response(401, ours), 0.0),
+        (_response(204, ours), 0.0),
+        (_response(401, ours), 15.0),
     ):
         steps = _start(source)
         next(steps)
@@ -191,7 +206,7 @@ def test_each_caller_has_its_own_wait_for_one_token(published: Published, clock:
     """If it failed, one client with a short wait would make all clients of a source give up."""
     published.put(1)
     source = published.source()
-    hasty = flow(source, ORIGIN, wait=0.0, replayable=True, raise_errors=False)
+    hasty = _start(source, wait=0.0)
     next(hasty)
     assert _wait_to_the_end(hasty, clock, _rejection(BEARER.format(1))) == 0
     steps = _start(source)
@@ -210,7 +225,7 @@ def test_an_accepted_token_gets_a_new_wait(published: Published, clock: Clock) -
         steps = _start(source)
         next(steps)
         with pytest.raises(StopIteration):
-            steps.send(Response(200, (), BEARER.format(1)))
+            steps.send(_response(200, BEARER.format(1)))
 
 
 def test_the_current_generation_is_demanded_even_if_an_older_one_had_the_same_token(
@@ -221,7 +236,7 @@ def test_the_current_generation_is_demanded_even_if_an_older_one_had_the_same_to
     steps = _start(published.source())
     next(steps)
     published.put(2, access_token="the-same")
-    assert isinstance(steps.send(_rejection("Bearer the-same")), Wait)
+    assert isinstance(steps.send(_rejection("Bearer the-same")), float)
     assert published.demanded() == ["linear.2"]
 
 
@@ -229,7 +244,7 @@ def test_a_hostile_challenge_is_parsed_in_linear_time(published: Published) -> N
     """If it failed, one header could block an event loop for seconds."""
     # A quadratic parser would not finish within the time of the test.
     hostile = 'Bearer "' + '\\"' * 2_000_000
-    assert list(shim._flow._challenge_schemes([hostile])) == ["bearer"]
+    assert list(shim._bearer._challenge_schemes([hostile])) == ["bearer"]
 
 
 @pytest.mark.parametrize(
@@ -254,15 +269,15 @@ def test_a_401_with_a_challenge_for_another_scheme_is_ignored(
     steps = _start(published.source())
     next(steps)
     if ours:
-        assert isinstance(steps.send(_rejection(BEARER.format(1), *challenges)), Wait)
+        assert isinstance(steps.send(_rejection(BEARER.format(1), *challenges)), float)
     else:
         with pytest.raises(StopIteration):
             steps.send(_rejection(BEARER.format(1), *challenges))
     assert bool(published.demanded()) is ours
 
 
-@pytest.mark.parametrize("answer", [Response(403, (), BEARER.format(1)), Response(407, (), BEARER.format(1)), Response(500, (), BEARER.format(1)), _rejection(None), _rejection("Basic x")])  # fmt: skip
-def test_only_a_401_to_our_token_starts_a_recovery(published: Published, answer: Response) -> None:
+@pytest.mark.parametrize("answer", [_response(403, BEARER.format(1)), _response(407, BEARER.format(1)), _response(500, BEARER.format(1)), _rejection(None), _rejection("Basic x")])  # fmt: skip
+def test_only_a_401_to_our_token_starts_a_recovery(published: Published, answer: httpx.Response) -> None:
     """If it failed, the 401 of a redirect or the 407 of a proxy would count as a rejected token."""
     published.put(1)
     steps = _start(published.source())
@@ -317,7 +332,7 @@ def test_a_verdict_ends_the_wait(published: Published, clock: Clock) -> None:
     published.put(1)
     steps = _start(published.source())
     next(steps)
-    assert isinstance(steps.send(_rejection(BEARER.format(1))), Wait)
+    assert isinstance(steps.send(_rejection(BEARER.format(1))), float)
     published.put(1, state="reauthorization_required", error=DEAD)
     with pytest.raises(StopIteration):
         steps.send(None)
@@ -355,14 +370,14 @@ def test_a_server_that_rejects_every_token_causes_few_rotations_in_two_minutes(p
     rotations: list[float] = []
     for second in range(120):
         now: Moment = at(NOON + second)
-        steps = flow(source, ORIGIN, wait=0.0, replayable=True, raise_errors=False)
+        steps = _start(source, wait=0.0)
         sent = _sent(next(steps))
         with pytest.raises(StopIteration):
             steps.send(_rejection(sent))
         demanded = f"linear.{owned.generation}" in published.demanded()
         if isinstance(policy.decide(owned, now, demanded=demanded), Rotate):
             answer = TokensIssued(access_token=Secret("x"), token_type="Bearer", expires_in=3600.0, expires_at=None, refresh_token=None, scope=None)  # fmt: skip
-            owned = apply(owned, answer, first_sent=now, last_sent=now, now=now, demanded=demanded, generation=owned.generation + 1)  # fmt: skip
+            owned = apply(owned, answer, sent=now, now=now, demanded=demanded, generation=owned.generation + 1)  # fmt: skip
             published.put(owned.generation)
             rotations.append(second)
     assert rotations == [1, 31, 91]

@@ -1,4 +1,4 @@
-"""The two ways to have a token: a refresher's, and the SDK's own."""
+"""The two setups that the benchmark compares: agents with refresher, and agents with the provider of the SDK."""
 
 import json
 import subprocess
@@ -15,16 +15,16 @@ from tests.support.daemon import published, running
 from tests.support.mcp_server import MCPServerProcess
 from tests.support.oidc import OIDC
 
-__all__ = ["Ours", "Side", "Theirs"]
+__all__ = ["RefresherSetup", "SDKSetup", "Setup"]
 
 
-class Side(ABC):
-    """A login, and what can befall it; ``life``: seconds for which its first access token is good."""
+class Setup(ABC):
+    """A login and the events that change it; ``life``: seconds for which its first access token is valid."""
 
-    way: Literal["ours", "sdk"]
+    way: Literal["refresher", "sdk"]
     tokens: Path
     demands: Path
-    """As in ``Orders``, where agents look."""
+    """As in ``Plan``: the directories that the agents read."""
 
     def __init__(self, oidc: OIDC, mcp: MCPServerProcess, life: int) -> None:
         self.oidc = oidc
@@ -34,38 +34,38 @@ class Side(ABC):
         self.ends_at = 0.0
 
     def store(self) -> None:
-        """Store the login; from now on its access token lives."""
+        """Store the login; the lifetime of its access token begins."""
         self.ends_at = time.time() + self.life
 
     @abstractmethod
-    def attend(self) -> None:
-        """Have somebody look after it, if anybody does."""
+    def start_refreshing(self) -> None:
+        """Start the process that refreshes the login, if there is one."""
 
     @abstractmethod
-    def begin(self) -> None:
-        """Be told that the agents begin."""
+    def agents_begin(self) -> None:
+        """Note that the agents begin."""
 
-    def end(self) -> None:
+    def revoke(self) -> None:
         """End the first access token at the server."""
         self.oidc.end(self.fields["access_token"])
 
     @abstractmethod
-    def rotate(self) -> None:
-        """Refresh it elsewhere."""
+    def refresh_elsewhere(self) -> None:
+        """Refresh the login in another process than the agents."""
 
     @abstractmethod
-    def come_due(self) -> None:
-        """Have it refreshed because it is time."""
+    def refresh_on_schedule(self) -> None:
+        """Start the refresh at the scheduled time."""
 
     @abstractmethod
-    def see_it_refreshed(self) -> None:
-        """Wait until it is, or should have been."""
+    def wait_for_the_refresh(self) -> None:
+        """Wait until the login is refreshed, or for the time that a refresh takes."""
 
 
-class Ours(Side):
-    """A refresher, and our client."""
+class RefresherSetup(Setup):
+    """refresher with its daemon, and the client of ``shim``."""
 
-    way = "ours"
+    way = "refresher"
 
     def __init__(self, oidc: OIDC, mcp: MCPServerProcess, life: int, refresher: Command, ends: ExitStack) -> None:
         super().__init__(oidc, mcp, life)
@@ -75,73 +75,73 @@ class Ours(Side):
         self._ends = ends
 
     def store(self) -> None:
-        """Import it."""
+        """Import the login."""
         super().store()
         self._refresher.bring("linear", self.fields)
 
-    def attend(self) -> None:
-        """Start a daemon."""
+    def start_refreshing(self) -> None:
+        """Start the daemon."""
         self._ends.enter_context(running(self._refresher))
 
-    def begin(self) -> None:
-        """Nothing changes: the token is published."""
+    def agents_begin(self) -> None:
+        """Do nothing: the token is published."""
 
-    def rotate(self) -> None:
-        """Do it by hand."""
+    def refresh_elsewhere(self) -> None:
+        """Run ``run-once --force``."""
         assert self._refresher("run-once", "linear", "--force").code == 0
 
-    def come_due(self) -> None:
-        """Do it well before its end, as cron would."""
+    def refresh_on_schedule(self) -> None:
+        """Run ``run-once`` well before the expiry, as cron does."""
         process = self._refresher.start("run-once", "--horizon", str(self.life))
         self._ends.callback(_kill, process)
 
-    def see_it_refreshed(self) -> None:
-        """Wait until it is."""
+    def wait_for_the_refresh(self) -> None:
+        """Wait until the new token is published."""
         wait_until(lambda: published(self._refresher) > 0, "it is refreshed")
 
 
-class Theirs(Side):
-    """A stored login, and the SDK's provider in each agent."""
+class SDKSetup(Setup):
+    """A stored login, and the provider of the SDK in each agent."""
 
     way = "sdk"
 
     def __init__(self, oidc: OIDC, mcp: MCPServerProcess, life: int, home: Path) -> None:
         super().__init__(oidc, mcp, life)
-        # In a place where the tests know tokens to be.
+        # The vault of the tests allows tokens in a directory of this name.
         self.tokens = self.demands = home / "tokens/login.json"
         self.tokens.parent.mkdir(parents=True)
         self._resource = mcp.url
 
     def store(self) -> None:
-        """Store it where all agents look."""
+        """Store the login in the file that all agents read."""
         super().store()
         self._write({key: self.fields[key] for key in ("access_token", "refresh_token", "expires_in")})
 
-    def attend(self) -> None:
-        """Nobody does: each agent is on its own."""
+    def start_refreshing(self) -> None:
+        """Do nothing: each agent refreshes for itself."""
 
-    def begin(self) -> None:
-        """Take it that they have just logged in; see ``Orders``."""
+    def agents_begin(self) -> None:
+        """Count the lifetime from now: the agents assume that they have just logged in (see ``Plan``)."""
         self.ends_at = time.time() + self.life
 
-    def rotate(self) -> None:
-        """Do as another process would that has the same login, and store it for all."""
+    def refresh_elsewhere(self) -> None:
+        """Refresh the login as another process with the same login does, and store the result for all."""
         form = {
             "grant_type": "refresh_token",
             "refresh_token": self.fields["refresh_token"],
             "client_id": self.fields["client_id"],
             "resource": self._resource,
         }
-        answer = httpx.post(self.fields["token_endpoint"], data=form, trust_env=False)
+        answer = httpx.post(self.fields["token_endpoint"], data=form, trust_env=False, timeout=90)
         self._write(answer.raise_for_status().json())
 
-    def come_due(self) -> None:
-        """Wait for its end: the provider refreshes with the next call."""
+    def refresh_on_schedule(self) -> None:
+        """Wait for the expiry: the provider refreshes with the next call."""
         wait_until(lambda: time.time() > self.ends_at, "it has expired")
-        self.end()
+        self.revoke()
 
-    def see_it_refreshed(self) -> None:
-        """Wait for so long that it should be."""
+    def wait_for_the_refresh(self) -> None:
+        """Wait for the time that a refresh takes."""
         ends = time.time() + 1.5
         wait_until(lambda: time.time() > ends, "it should be refreshed")
 
