@@ -17,7 +17,9 @@ from tests.conftest import need
 from tests.support import chromium, conformance
 from tests.support import oidc as oidc_module
 from tests.support.browser import as_browser
-from tests.support.by_hand import (
+from tests.support.command import wait_until
+from tests.support.keys import key
+from tests.support.login_requests import (
     DEVICE,
     NATIVE,
     STATE,
@@ -30,8 +32,6 @@ from tests.support.by_hand import (
     register,
     taken,
 )
-from tests.support.command import wait_until
-from tests.support.keys import key
 from tests.support.mcp_login import MCPLogin
 from tests.support.mcp_server import MCPServerProcess
 from tests.support.oidc import OIDC

@@ -42,7 +42,7 @@ def test_every_grant_is_changed_at_first_and_none_after_that(directories: Direct
     watch = DirectoryWatch(directories)
     assert watch.changed() == {"linear", "notion"}
     assert watch.changed() == set()
-    assert sorted(watch.names()) == ["linear", "notion"]
+    assert sorted(watch.listing.all) == ["linear", "notion"]
 
 
 def _replace(directories: Directories) -> None:

@@ -46,10 +46,10 @@ def daemon(settings: Settings) -> Iterator[Daemon]:
 
 def test_a_pause_doubles_without_an_overflow() -> None:
     """If it failed, a grant that fails all night would end the daemon with an overflow."""
-    pause = _Pause.after(None)
+    pause = _Pause.after(None, fault=True)
     assert pause.times == 1
     for _ in range(5000):
-        pause = _Pause.after(pause)
+        pause = _Pause.after(pause, fault=True)
     assert pause.times == 5001
 
 

@@ -1,8 +1,8 @@
 """Random walks of one login through errors: a state machine of grant, policy, exchange and a model of a server.
 
 Each walk draws a server with a correct configuration (``tests.support.logins``), and then events, step by step. The
-product runs on a machine on which only clocks and network are fakes (``tests.support.played_host``). What it must never
-do is checked by ``tests.support.onlooker``, which knows the true state of the server, and by the invariants below.
+step. The product runs on a machine of which only clocks and network are played (``tests.support.simulated_host``); what it
+must never do is said by an onlooker who knows the truth (``tests.support.observer``), and below.
 """
 
 import logging
@@ -25,10 +25,10 @@ from hypothesis.stateful import (
 from refresher.grants import policy, server_behavior
 from refresher.grants.policy import Rotate, Wait
 from tests.support.logins import Login, logins
-from tests.support.onlooker import SLOWEST
-from tests.support.played_clock import DAY, EPSILON, HOUR, MINUTE, Happening, PlayedClock
-from tests.support.played_host import PlayedHost
-from tests.support.played_network import Fault, Trouble
+from tests.support.observer import SLOWEST
+from tests.support.simulated_clock import DAY, EPSILON, HOUR, MINUTE, Happening, SimulatedClock
+from tests.support.simulated_host import SimulatedHost
+from tests.support.simulated_network import Fault, Trouble
 
 _spans = st.sampled_from([0.4, 3.0, 7.0, 15.0, 29.5, 61.0, 400.0, 950.0, 2000.0, HOUR, 8 * HOUR, DAY]) | st.floats(
     0.1, DAY
@@ -74,11 +74,11 @@ class Machine(RuleBasedStateMachine):
         """Import a login that was made elsewhere; ``is_old``: by a release that did not store all clocks."""
         self.teardown()
         self.server, first = login.begin()
-        self.clock = PlayedClock(knows_boot=knows_boot < 5)
+        self.clock = SimulatedClock(knows_boot=knows_boot < 5)
         first = msgspec.structs.replace(first, issued=None if is_old else self.clock.read())
-        self.host = PlayedHost(self.server, self.clock, first)
+        self.host = SimulatedHost(self.server, self.clock, first)
         self._playing.callback(self.host.close)
-        self.onlooker = self.host.onlooker
+        self.onlooker = self.host.observer
         self.false_alarm = False
         self.knows_life = self.server.ways.tells_life or self.server.ways.life == (
             server_behavior.access_token_lifetime(first) or policy.DEFAULT_MAX_AGE
@@ -238,7 +238,7 @@ class Machine(RuleBasedStateMachine):
                     ) + policy.CLOCK_TOLERANCE
                 case "too_early" if policy.seconds_until_usable(record, self.clock.read()) > 0:
                     # A long wait after a clock was set back is better than a lost login.
-                    most = self.onlooker.waits_for_its_time()
+                    most = self.onlooker.seconds_until_usable()
                 case _:
                     most = max(HOUR, life)
             assert -EPSILON < decision.until - wall <= most + EPSILON, (decision, decision.until - wall, most)

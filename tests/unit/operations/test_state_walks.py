@@ -10,9 +10,9 @@ import pytest
 from refresher.grants import policy
 from tests.support.logins import Login
 from tests.support.model_server import Ways
-from tests.support.onlooker import SLOWEST
-from tests.support.played_clock import DAY, HOUR, MINUTE, Happening
-from tests.support.played_network import Trouble
+from tests.support.observer import SLOWEST
+from tests.support.simulated_clock import DAY, HOUR, MINUTE, Happening
+from tests.support.simulated_network import Trouble
 from tests.unit.operations.test_state_machine import Machine
 
 LOST = Trouble("lost on the way back")

@@ -15,7 +15,7 @@ from refresher.grants.record import NO_RECORD, Grant, Stored, Tombstone, encode
 from refresher.operations.inspection import Inspection, inspect
 from refresher.storage import records, recovery
 from refresher.storage.demands import Demands
-from refresher.storage.directories import Directories
+from refresher.storage.directories import Directories, Listing
 from refresher.storage.journal import Attempt, Mark
 from refresher.storage.publishing import Publisher
 from tests.support.fake_state import directories, put
@@ -57,7 +57,7 @@ def _resolve(state: Directories, now: Moment = SOON) -> Grant:
 
 def _inspect(state: Directories) -> Inspection:
     Publisher(state).publish(_stored(state).record or OLD)
-    return inspect(Publisher(state), "linear", unfinished=False, demands=Demands({}))
+    return inspect(Publisher(state), "linear", listing=Listing((), frozenset()), demands=Demands({}))
 
 
 def _other_files(state: Directories) -> list[str]:
@@ -130,10 +130,10 @@ def test_a_spill_whose_mark_was_lost_in_a_power_cut_is_adopted_when_it_appears(
     assert f"it is in {attempt._spill}" in record.failure.description
     later = transition.mark_in_doubt(record, "another loss", doubt=doubt(REBOOTED), now=REBOOTED)
     records.write(state, "linear", _stored(state), later)
-    assert not _inspect(state).needs_cleanup
+    assert not _inspect(state).needs_lock
     state.spill.mkdir(mode=0o700)
     put(attempt._spill, NEW, checksum)
-    assert _inspect(state).needs_cleanup, "nothing would look for it before the access token expires"
+    assert _inspect(state).needs_lock, "nothing would look for it before the access token expires"
     record = _resolve(state, REBOOTED)
     assert (record.refresh_token, record.doubt, record.generation) == (NEW.refresh_token, None, 4)
     assert (list(state.spill.iterdir()), _other_files(state)) == ([], [])
@@ -389,3 +389,21 @@ def test_a_write_without_an_exchange_leaves_no_other_files(state: Directories) -
     records.write(state, "linear", _stored(state), NEW)
     assert _resolve(state).generation == 4
     assert _other_files(state) == []
+
+
+def test_a_spill_that_comes_back_stays_until_it_is_adopted(state: Directories, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If it failed, a kill or a disk error during its adoption would take the only copy of a refresh token (I6)."""
+    attempt, checksum = _killed(state, marked=True), _stored(state).checksum
+    _resolve(state, REBOOTED)
+    state.spill.mkdir(mode=0o700)
+    put(attempt._spill, NEW, checksum)
+
+    def refuse(*_: object) -> Stored:
+        raise StorageError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(records, "write", refuse)
+        with pytest.raises(StorageError):
+            recovery.recover(state, "linear", REBOOTED)
+    assert attempt._spill.exists()
+    assert _resolve(state, REBOOTED).refresh_token == NEW.refresh_token

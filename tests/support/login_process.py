@@ -11,10 +11,10 @@ from tests.support.command import Command, Done
 from tests.support.daemon import heard
 from tests.support.person import Person
 
-__all__ = ["Entering"]
+__all__ = ["LoginProcess"]
 
 
-class Entering:
+class LoginProcess:
     """``refresher login linear``, started and waiting for the person."""
 
     def __init__(self, refresher: Command, *arguments: str, **more: Any) -> None:
@@ -39,5 +39,5 @@ class Entering:
         """Wait for the command and the person."""
         done = self._refresher.finish(self.process)
         if self._person is not None:
-            self._person.join(30)
+            self._person.join(90)
         return done

@@ -1,33 +1,33 @@
-"""Clocks whose hours pass in no time: nothing real can be set, slept through and rebooted at each step of a walk."""
+"""Simulated clocks: a test sets them, suspends the machine and reboots it at each step, without waiting."""
 
 from typing import Literal, NamedTuple
 
 from refresher.common.clocks import Moment
 from tests.support.samples import NOON
 
-__all__ = ["DAY", "EPSILON", "HOUR", "MINUTE", "Happening", "PlayedClock"]
+__all__ = ["DAY", "EPSILON", "HOUR", "MINUTE", "Happening", "SimulatedClock"]
 
 MINUTE = 60.0
 HOUR = 3600.0
 DAY = 86400.0
 EPSILON = 0.01
-"""Seconds that floating point may cost, so far from 1970."""
+"""The rounding error of epoch seconds."""
 
 
 class Happening(NamedTuple):
-    """What becomes of the clocks meanwhile: seconds that pass, or are slept through, or by which the clock is set."""
+    """A change of the clocks: seconds that pass, that pass while suspended, or by which the wall clock is set."""
 
     what: Literal["passes", "sleeps", "is set"] = "passes"
     seconds: float = 0.0
 
 
-class PlayedClock:
+class SimulatedClock:
     """The clocks of one machine, and the true time ``t`` in seconds since noon."""
 
     def __init__(self, *, knows_boot: bool) -> None:
         self.t = 0.0
         self.shift = 0.0
-        """By how much the wall clock is ahead of the true time, and so of the server's."""
+        """The seconds by which the wall clock is ahead of the true time, which is that of the server."""
         self.knows_boot = knows_boot
         self._boots = 1
         self._booted_at = -5000.0
@@ -35,7 +35,7 @@ class PlayedClock:
         self._true: dict[Moment, float] = {}
 
     def read(self) -> Moment:
-        """Return what the product takes for now."""
+        """Return the current moment for the product."""
         boottime = self.t - self._booted_at
         monotonic = boottime - self._asleep
         moment = Moment(
@@ -49,7 +49,7 @@ class PlayedClock:
         return moment
 
     def happen(self, happening: Happening) -> None:
-        """Let time pass, be slept through, or be set."""
+        """Apply a change of the clocks."""
         if happening.what == "is set":
             self.shift += happening.seconds
             return
@@ -58,7 +58,7 @@ class PlayedClock:
             self._asleep += abs(happening.seconds)
 
     def reboot(self, seconds: float) -> None:
-        """Be off for a while."""
+        """Switch the machine off for ``seconds``."""
         self.t += seconds
         self._boots += 1
         self._booted_at, self._asleep = self.t, 0.0
@@ -68,5 +68,5 @@ class PlayedClock:
         return self._true[moment]
 
     def gained(self, since: Moment, until: Moment) -> float:
-        """Return by how much the wall clock was set ahead between two moments; less than 0: back."""
+        """Return the seconds by which the wall clock was set ahead between two moments; negative: back."""
         return (until.wall - since.wall) - (self.true(until) - self.true(since))

@@ -1,4 +1,4 @@
-"""Files of one attempt that come back beside another: a copy, a backup, a file system that is mounted late."""
+"""Files of an old attempt that reappear beside a newer record: from a copy, a backup, or a late mount."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,14 +14,14 @@ from tests.support.token_server import TokenServer
 
 @pytest.fixture
 def server() -> Iterator[TokenServer]:
-    """A token endpoint that forgives nothing: it counts what comes twice."""
+    """A token endpoint that counts refresh tokens that are sent twice."""
     with TokenServer(lambda _: 3600) as running:
         yield running
         assert running.reused == 0, "a spent refresh token was sent"
 
 
-class Relics:
-    """The files of a rotation that was cut off by ``fault``; the record has gone on since by itself."""
+class OldFiles:
+    """The files of a rotation that was interrupted by ``fault``; the next run has settled the grant since."""
 
     def __init__(self, refresher: Command, server: TokenServer, fault: str, name: str = "linear") -> None:
         self._made = refresher.directories
@@ -31,23 +31,23 @@ class Relics:
         refresher.bring(name, fields, replace=True)
         refresher.finish(refresher.start("run-once", name, "--force", prefix=injecting(call, how)))
         made = (self._made.next(name), self._made.intent(name), self._made.fresh(name).with_name(f"{name}.next.1"))
-        there = [*made, *(self._made.spill.glob("*") if self._made.spill.exists() else [])]
-        self._files = {path: path.read_bytes() for path in there if path.exists()}
+        paths = [*made, *(self._made.spill.glob("*") if self._made.spill.exists() else [])]
+        self._files = {path: path.read_bytes() for path in paths if path.exists()}
         assert self._files, f"{fault} left nothing"
         assert refresher("run-once").code in (0, 5)
         self.fields = fields
 
-    def come_back(self, *suffixes: str, under: str | None = None) -> list[Path]:
-        """Put back what ends in one of ``suffixes``, as files of ``under`` where another name is given."""
-        back = []
+    def restore(self, *suffixes: str, name: str | None = None) -> list[Path]:
+        """Restore the files that end in one of ``suffixes``; ``name``: as files of this grant instead."""
+        restored = []
         for path, data in self._files.items():
             if path.parent == self._made.spill or path.name.endswith(suffixes):
-                place = path.with_name(path.name.replace(self._name, under or self._name, 1))
+                place = path.with_name(path.name.replace(self._name, name or self._name, 1))
                 place.touch(mode=0o600)
                 place.write_bytes(data)
-                back.append(place)
-        assert back
-        return back
+                restored.append(place)
+        assert restored
+        return restored
 
 
 @pytest.fixture(autouse=True)
@@ -56,15 +56,15 @@ def _spilling(refresher: Command) -> None:
     refresher.environment["REFRESHER_SPILL_DIR"] = str(refresher.home / "spill")
 
 
-def settled(refresher: Command, before: Grant, *aside: str) -> None:
-    """Insist that the record is as it was, and that nothing lies about but what was set ``aside``, also later."""
-    for _ in range(2):
+def check_settled(refresher: Command, before: Grant, *aside: str) -> None:
+    """Check in two runs that the record is unchanged, and that only files that were set ``aside`` are left."""
+    for run in range(2):
         done = refresher("run-once", before.name, "--json")
         assert (done.code, done.outcome) == (0, "not_due"), done.stdout
         assert refresher.grant(before.name) == before
-        there = [name for name in refresher.leftovers() if name.startswith(f"{before.name}.")]
-        assert sorted(name.rpartition(".aside.")[0] for name in there) == sorted(aside), there
-        assert all(name in done.stderr for name in there) or _ == 1, "nobody was told where it is"
+        left = [name for name in refresher.leftovers() if name.startswith(f"{before.name}.")]
+        assert sorted(name.rpartition(".aside.")[0] for name in left) == sorted(aside), left
+        assert run == 1 or all(name in done.stderr for name in left), "a file that was set aside is not reported"
 
 
 SAVED = "rename:signal=KILL:when=1"
@@ -78,11 +78,11 @@ SPILLED = "rename:error=EIO"
     ids=["an answer", "a request", "a spill"],
 )
 @pytest.mark.parametrize("between", ["rotation", "import", "removal"])
-def test_what_a_later_record_has_left_behind_is_never_adopted(
+def test_files_that_are_older_than_the_record_are_never_adopted(
     refresher: Command, server: TokenServer, fault: str, aside: list[str], between: str
 ) -> None:
-    """If it failed, a copy of last week's files would take the place of today's login (I6)."""
-    relics = Relics(refresher, server, fault)
+    """If it failed, a copy of files from last week would replace the login of today (I6)."""
+    files = OldFiles(refresher, server, fault)
     if between == "rotation" and fault != SENT:
         assert refresher("run-once", "--force", "--json").outcome == "rotated"
     else:
@@ -92,29 +92,29 @@ def test_what_a_later_record_has_left_behind_is_never_adopted(
             "linear", server.grant("linear", access_token="another-access-token", expires_in=3600), replace=True
         )
     before = refresher.grant("linear")
-    back = relics.come_back(".next", ".intent", ".next.1")
-    settled(refresher, before, *aside)
-    # The spill is found by the intent alone: set aside where it is.
-    spilled = [path for path in back if path.parent == refresher.directories.spill]
+    restored = files.restore(".next", ".intent", ".next.1")
+    check_settled(refresher, before, *aside)
+    # Only the intent names the spill: it is set aside in its directory.
+    spilled = [path for path in restored if path.parent == refresher.directories.spill]
     for path in spilled:
         assert [other.name.rpartition(".aside.")[0] for other in path.parent.iterdir()] == [path.name]
     assert refresher("run-once", "--force", "--json").outcome == "rotated"
 
 
 def test_the_answer_of_another_grant_is_never_adopted(refresher: Command, server: TokenServer) -> None:
-    """If it failed, a file under a wrong name would give one account's login to another's agents."""
-    relics = Relics(refresher, server, SAVED)
+    """If it failed, a file with a wrong name would give the login of one account to the agents of another."""
+    files = OldFiles(refresher, server, SAVED)
     refresher.bring("notion", server.grant("notion", access_token="token-of-notion", expires_in=3600))
     before = refresher.grant("notion")
-    relics.come_back(".next", ".intent", under="notion")
-    settled(refresher, before, "notion.next", "notion.intent")
+    files.restore(".next", ".intent", name="notion")
+    check_settled(refresher, before, "notion.next", "notion.intent")
 
 
-def test_the_files_of_a_removed_grant_bring_nothing_back(refresher: Command, server: TokenServer) -> None:
-    """If it failed, what a person has removed would rotate again."""
-    relics = Relics(refresher, server, SAVED)
+def test_the_files_of_a_removed_grant_do_not_restore_it(refresher: Command, server: TokenServer) -> None:
+    """If it failed, a removed grant would rotate again."""
+    files = OldFiles(refresher, server, SAVED)
     assert refresher("remove", "linear").code == 0
-    relics.come_back(".next", ".intent")
+    files.restore(".next", ".intent")
     done = refresher("run-once", "--json")
     assert (done.code, done.results) == (0, {})
     assert [name.rpartition(".aside.")[0] for name in refresher.leftovers()] == ["linear.next"]
@@ -124,23 +124,23 @@ def test_the_files_of_a_removed_grant_bring_nothing_back(refresher: Command, ser
 
 @pytest.mark.parametrize("kill", ["rename:signal=KILL:when=1", "unlink:signal=KILL:when=1"])
 @pytest.mark.parametrize("command", ["import", "remove"])
-def test_a_daemon_settles_what_the_kernel_has_killed(
+def test_a_daemon_completes_a_killed_import_or_removal(
     refresher: Command, server: TokenServer, command: str, kill: str
 ) -> None:
-    """If it failed, an import or a removal that ran out of memory would wait for the daemon's next start (I4)."""
+    """If it failed, an import that was killed for lack of memory would be incomplete until the daemon restarts (I4)."""
     old = server.grant("linear", access_token="the-old-access-token", expires_in=3600)
     new = server.grant("linear", access_token="the-new-access-token", expires_in=3600)
     source = str(refresher.write_import("linear", new))
     refresher.bring("linear", old)
     process = refresher.start("run")
     try:
-        wait_until(lambda: refresher.token("linear").access_token == "the-old-access-token", "the daemon watches")
+        wait_until(lambda: refresher.token("linear").access_token == "the-old-access-token", "the daemon has published")
         arguments = ("import", "linear", "--replace", "--from", source) if command == "import" else ("remove", "linear")
         call, _, how = kill.partition(":")
         assert refresher.finish(refresher.start(*arguments, prefix=injecting(call, how))).code == -9
         token = "the-new-access-token" if command == "import" else None
-        wait_until(lambda: refresher.token("linear").access_token == token, "the daemon has finished it")
-        wait_until(lambda: refresher.leftovers() == [], "nothing lies about")
+        wait_until(lambda: refresher.token("linear").access_token == token, "the daemon completes the command")
+        wait_until(lambda: refresher.leftovers() == [], "no file is left")
     finally:
         process.terminate()
         refresher.finish(process)

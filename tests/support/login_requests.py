@@ -77,27 +77,31 @@ class Loopback:
 
 def discovered(mcp_url: str) -> dict[str, Any]:
     """Return the metadata of an MCP server's authorization server."""
-    told = httpx.post(mcp_url, json={}, trust_env=False).headers["WWW-Authenticate"]
-    named = re.search('resource_metadata="([^"]*)"', told)
+    challenge = httpx.post(mcp_url, json={}, trust_env=False, timeout=60).headers["WWW-Authenticate"]
+    named = re.search('resource_metadata="([^"]*)"', challenge)
     where = mcp_url
     if named is not None:
-        (where,) = httpx.get(named[1], trust_env=False).json()["authorization_servers"]
+        (where,) = httpx.get(named[1], trust_env=False, timeout=60).json()["authorization_servers"]
     split = urlsplit(where)
     well_known = f"{split.scheme}://{split.netloc}/.well-known/oauth-authorization-server"
-    metadata: dict[str, Any] = httpx.get(well_known, trust_env=False).raise_for_status().json()
+    metadata: dict[str, Any] = httpx.get(well_known, trust_env=False, timeout=60).raise_for_status().json()
     return metadata
 
 
 def register(metadata: dict[str, Any], loopback: Loopback) -> str:
     """Register a public native client."""
-    wanted = {**NATIVE, "redirect_uris": [loopback.redirect_uri]}
-    answer = httpx.post(metadata["registration_endpoint"], json=wanted, trust_env=False).raise_for_status().json()
+    registration = {**NATIVE, "redirect_uris": [loopback.redirect_uri]}
+    answer = (
+        httpx.post(metadata["registration_endpoint"], json=registration, trust_env=False, timeout=60)
+        .raise_for_status()
+        .json()
+    )
     return str(answer["client_id"])
 
 
 def asking(metadata: dict[str, Any], client_id: str, loopback: Loopback, resource: str) -> str:
     """Return the authorization URL."""
-    asked = {
+    parameters = {
         "response_type": "code",
         "client_id": client_id,
         "redirect_uri": loopback.redirect_uri,
@@ -107,13 +111,15 @@ def asking(metadata: dict[str, Any], client_id: str, loopback: Loopback, resourc
         "resource": resource,
     }
     if "offline_access" in metadata.get("scopes_supported", ()):
-        asked |= {"scope": "offline_access", "prompt": "consent"}
-    return f"{metadata['authorization_endpoint']}?{urlencode(asked)}"
+        parameters |= {"scope": "offline_access", "prompt": "consent"}
+    return f"{metadata['authorization_endpoint']}?{urlencode(parameters)}"
 
 
 def exchange(metadata: dict[str, Any], fields: dict[str, str], auth: httpx.BasicAuth | None = None) -> dict[str, Any]:
     """Send a token request."""
-    tokens: dict[str, Any] = httpx.post(metadata["token_endpoint"], data=fields, auth=auth, trust_env=False).json()
+    tokens: dict[str, Any] = httpx.post(
+        metadata["token_endpoint"], data=fields, auth=auth, trust_env=False, timeout=60
+    ).json()
     return tokens
 
 
@@ -131,4 +137,4 @@ def code(loopback: Loopback, resource: str) -> dict[str, str]:
 def taken(mcp_url: str, token: str) -> bool:
     """Whether an MCP server accepts a token."""
     headers = {"Authorization": f"Bearer {token}", "Accept": "application/json, text/event-stream"}
-    return httpx.post(mcp_url, json={}, headers=headers, trust_env=False).status_code != 401
+    return httpx.post(mcp_url, json={}, headers=headers, trust_env=False, timeout=60).status_code != 401

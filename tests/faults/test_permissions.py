@@ -1,4 +1,4 @@
-"""Wrong owners, wide modes, links and other things where our own files should be: one line, and nothing is sent."""
+"""Files with wrong owners or modes, links, FIFOs and directories in place of own files: reported in one line."""
 
 import os
 import signal
@@ -17,29 +17,29 @@ from tests.support.token_server import TokenServer
 
 Put = Callable[[Path, Path], object]
 
-STRANGER = 12345
+OTHER_USER = 12345
 
 
 def _other_owner(path: Path, _: Path) -> None:
-    os.chown(path, STRANGER, -1)
+    os.chown(path, OTHER_USER, -1)
 
 
 def _mode(mode: int) -> Put:
     return lambda path, _: path.chmod(mode)
 
 
-def _linked(path: Path, precious: Path) -> None:
-    """Have a link in the place of ``path``: to something precious, or to itself where that is not there yet."""
-    if precious.exists():
+def _linked(path: Path, target: Path) -> None:
+    """Replace ``path`` with a link to ``target``, or move it there first if ``target`` does not exist."""
+    if target.exists():
         path.unlink(missing_ok=True)
     else:
-        path.rename(precious)
-    path.symlink_to(precious)
+        path.rename(target)
+    path.symlink_to(target)
 
 
-def _hard_linked(path: Path, precious: Path) -> None:
+def _hard_linked(path: Path, target: Path) -> None:
     path.unlink(missing_ok=True)
-    os.link(precious, path)
+    os.link(target, path)
 
 
 def _fifo(path: Path, _: Path) -> None:
@@ -55,7 +55,7 @@ def _directory(path: Path, _: Path) -> None:
 FILES = [
     ("grants/NAME.json", _mode(0o644), "invalid_grant_file", "chmod 600"),
     ("grants/NAME.json", _mode(0o620), "invalid_grant_file", "chmod 600"),
-    ("grants/NAME.json", _other_owner, "invalid_grant_file", f"belongs to user {STRANGER}"),
+    ("grants/NAME.json", _other_owner, "invalid_grant_file", f"belongs to user {OTHER_USER}"),
     ("grants/NAME.json", _linked, "invalid_grant_file", "symbolic link"),
     ("grants/NAME.json", _fifo, "invalid_grant_file", "not a regular file"),
     ("grants/NAME.json", _directory, "invalid_grant_file", "not a regular file"),
@@ -66,7 +66,7 @@ FILES = [
     ("grants/NAME.next", _fifo, "rotated", ".next.aside"),
     ("grants/NAME.next", _hard_linked, "rotated", ".next.aside"),
     ("grants/NAME.next.1", _linked, "rotated", ".next.1.aside"),
-    # Somebody has changed what tells whether a request has left: it counts as sent.
+    # The intent says whether a request was sent. If it was replaced, the request counts as sent.
     ("grants/NAME.intent", _linked, "in_doubt", ".intent.aside"),
     ("grants/NAME.intent", _fifo, "in_doubt", ".intent.aside"),
     ("tokens/NAME.json", _linked, "rotated", ""),
@@ -78,10 +78,10 @@ FILES = [
 ]
 
 
-def test_what_is_not_ours_alone_is_not_followed_and_stops_its_own_grant_at_most(refresher: Command) -> None:
-    """If it failed, a stranger's file would be used, a link's target overwritten, or one odd file stop every login."""
-    need(no_mounts())  # to give a file away needs root as well
-    aside = refresher.home / "tokens"  # where secrets may lie: records are moved there
+def test_a_replaced_file_is_not_followed_and_stops_only_its_own_grant(refresher: Command) -> None:
+    """If it failed, a foreign file would be used, the target of a link overwritten, or every grant stopped."""
+    need(no_mounts())  # chown needs root as well
+    aside = refresher.home / "tokens"  # secrets are allowed here: records are moved here
     aside.mkdir()
     names = [f"grant-{number}" for number in range(len(FILES))]
     with TokenServer(lambda _: 3600) as server:
@@ -92,19 +92,19 @@ def test_what_is_not_ours_alone_is_not_followed_and_stops_its_own_grant_at_most(
         targets = {}
         for name, (where, put, _, _) in zip(names, FILES, strict=True):
             if put is not _linked or where != "grants/NAME.json":
-                (aside / name).write_bytes(b"precious")
+                (aside / name).write_bytes(b"target")
             put(refresher.state / where.replace("NAME", name), aside / name)
             targets[name] = (aside / name).read_bytes()
         done = refresher("run-once", "--force", "--json")
     assert done.results["untouched"]["outcome"] == "rotated"
-    assert {name: (aside / name).read_bytes() for name in names} == targets, "the target of a link was written"
+    assert {name: (aside / name).read_bytes() for name in names} == targets, "the target of a link was changed"
     lines = done.stderr.splitlines()
     for name, (where, _, outcome, words) in zip(names, FILES, strict=True):
         case = f"{where}, {outcome} {words}"
         assert done.results[name]["outcome"] == outcome, case
-        told = [line for line in lines if f"{name}: " in line]
-        assert words in " ".join((*told, done.results[name]["detail"])), case
-        assert len(told) <= (outcome != "rotated") + ("aside" in words), f"not one line: {case}: {told}"
+        reported = [line for line in lines if f"{name}: " in line]
+        assert words in " ".join((*reported, done.results[name]["detail"])), case
+        assert len(reported) <= (outcome != "rotated") + ("aside" in words), f"not one line: {case}: {reported}"
         sent = outcome == "rotated" or "saved, but" in words
         assert len(server.asked[name]) == (2 if sent else 1), case
         if sent:
@@ -116,8 +116,8 @@ def test_what_is_not_ours_alone_is_not_followed_and_stops_its_own_grant_at_most(
 
 
 @pytest.mark.parametrize("target", ["grants", "", "tokens"])
-def test_a_strangers_link_in_the_place_of_demands_shares_nothing(refresher: Command, target: str) -> None:
-    """If it failed, an agent that can write above demands/ could have refresher open its grants to the agents' group."""
+def test_a_link_of_another_user_in_place_of_demands_shares_nothing(refresher: Command, target: str) -> None:
+    """If it failed, an agent that can write above demands/ could give its group access to the grants."""
     need(no_mounts())
     demands = refresher.home / "shared/demands"
     refresher.environment |= {"REFRESHER_TOKENS_GROUP": "12346", "REFRESHER_DEMANDS_DIR": str(demands)}
@@ -127,12 +127,12 @@ def test_a_strangers_link_in_the_place_of_demands_shares_nothing(refresher: Comm
         before = _state_of(refresher.state)
         demands.rmdir()
         demands.symlink_to(refresher.state / target)
-        os.chown(demands, STRANGER, STRANGER, follow_symlinks=False)
+        os.chown(demands, OTHER_USER, OTHER_USER, follow_symlinks=False)
         done = refresher("run-once", "--force", "--json")
         assert done.outcome == "rotated", "tokens rotate without demands"
-        assert f"cannot accept demands from agents: {demands} is a link of user {STRANGER}" in done.stderr
+        assert f"cannot accept demands from agents: {demands} is a link of user {OTHER_USER}" in done.stderr
         assert _state_of(refresher.state) == before
-        # A link of its own is a person's wish.
+        # A link of the own user is allowed.
         os.chown(demands, os.geteuid(), -1, follow_symlinks=False)
         if target == "tokens":
             demands.unlink()
@@ -147,8 +147,8 @@ def _state_of(state: Path) -> dict[str, tuple[int, int]]:
     return {path.name: (path.stat().st_mode, path.stat().st_gid) for path in places}
 
 
-def test_a_lock_that_cannot_be_had_stops_one_grant_of_a_daemon_and_is_told_once(refresher: Command) -> None:
-    """If it failed, one odd file would stop the rotation of every grant, or fill the log."""
+def test_an_unusable_lock_stops_one_grant_of_a_daemon_and_is_reported_once(refresher: Command) -> None:
+    """If it failed, one unusable lock would stop the rotation of every grant, or fill the log."""
     with TokenServer(lambda _: 3600) as server:
         for name in ("linear", "notion"):
             refresher.bring(name, server.grant(name))
@@ -156,12 +156,12 @@ def test_a_lock_that_cannot_be_had_stops_one_grant_of_a_daemon_and_is_told_once(
         _directory(lock, lock)
         process = refresher.start("run")
         try:
-            wait_until(lambda: refresher.grant("notion").generation == 1, "the other one is rotated")
-            # A second demand is answered: it has looked around since, and come by the odd one again.
+            wait_until(lambda: refresher.grant("notion").generation == 1, "the other grant rotates")
+            # Once a second demand is settled, the daemon has seen the unusable lock again.
             (refresher.state / "demands/notion.0").touch()
-            wait_until(lambda: not list((refresher.state / "demands").iterdir()), "it has looked around")
+            wait_until(lambda: not list((refresher.state / "demands").iterdir()), "the demand is settled")
             lock.rmdir()
-            wait_until(lambda: refresher.grant("linear").generation == 1, "it goes on by itself")
+            wait_until(lambda: refresher.grant("linear").generation == 1, "the grant rotates")
             process.send_signal(signal.SIGTERM)
             done = refresher.finish(process)
         finally:
@@ -176,8 +176,8 @@ def _is_private(path: Path) -> bool:
     return stat.S_ISREG(status.st_mode) and stat.S_IMODE(status.st_mode) == 0o600
 
 
-def test_a_record_that_others_could_read_is_not_replaced_either(refresher: Command) -> None:
-    """If it failed, a mode would cost what is remembered of spent tokens, and an old one could be imported again (I3)."""
+def test_a_record_that_others_can_read_is_not_replaced(refresher: Command) -> None:
+    """If it failed, the list of spent tokens would be lost, and a spent one could be imported again (I3)."""
     with TokenServer(lambda _: 3600) as server:
         spent = server.grant("client")
         refresher.bring("linear", spent)
@@ -198,18 +198,18 @@ def test_a_record_that_others_could_read_is_not_replaced_either(refresher: Comma
     [
         ("grants", _mode(0o750), "chmod 700"),
         ("grants", _mode(0o1777), "chmod 700"),
-        ("grants", _other_owner, f"belongs to user {STRANGER}"),
+        ("grants", _other_owner, f"belongs to user {OTHER_USER}"),
         ("grants", _linked, "symbolic link"),
         ("tokens", _mode(0o777), "chmod o-w"),
         ("tokens", _mode(0o1777), "chmod o-w"),
-        ("tokens", _other_owner, f"belongs to user {STRANGER}"),
+        ("tokens", _other_owner, f"belongs to user {OTHER_USER}"),
         ("demands", _mode(0o777), "chmod o-w"),
     ],
 )
-def test_a_directory_that_is_not_ours_alone_is_refused_in_one_line(
+def test_a_directory_that_others_can_change_is_refused_in_one_line(
     refresher: Command, where: str, put: Put, words: str
 ) -> None:
-    """If it failed, refresh tokens would be written where others can take them, or agents trust what others put there."""
+    """If it failed, others could read refresh tokens, or agents would trust tokens of others."""
     need(no_mounts())
     with TokenServer(lambda _: 3600) as server:
         refresher.bring("linear", server.grant("client"))
@@ -222,27 +222,27 @@ def test_a_directory_that_is_not_ours_alone_is_refused_in_one_line(
 
 
 @pytest.mark.parametrize(
-    "put", [_mode(0o755), _other_owner, _linked, _fifo], ids=["others look in", "other owner", "link", "no directory"]
+    "put", [_mode(0o755), _other_owner, _linked, _fifo], ids=["readable", "other owner", "link", "no directory"]
 )
-def test_a_spill_directory_that_is_not_ours_alone_is_told_before_it_is_needed(refresher: Command, put: Put) -> None:
-    """If it failed, it would be found out with the only copy of a token in memory, or another user be given it."""
+def test_a_spill_directory_that_others_can_read_is_reported_before_it_is_needed(refresher: Command, put: Put) -> None:
+    """If it failed, the problem would be found with the only copy of a token in memory, or another user could read it."""
     need(no_mounts())
     spill = refresher.home / "spill"
     if put is not _fifo:
         spill.mkdir(mode=0o700)
-    put(spill, refresher.home / "elsewhere")
+    put(spill, refresher.home / "target")
     refresher.environment["REFRESHER_SPILL_DIR"] = str(spill)
     fields = {"token_endpoint": "https://as.example/token", "client_id": "client", "server_url": "https://mcp.example"}
-    done = refresher.import_grant("linear", fields | {"refresh_token": "a-refresh-token-of-nobody"})
+    done = refresher.import_grant("linear", fields | {"refresh_token": "an-unused-refresh-token"})
     assert f"{spill} cannot store a token" in done.stderr
 
 
-def test_two_refreshers_that_share_with_different_groups_do_not_undo_each_others_work_for_ever(
+def test_two_daemons_with_different_groups_do_not_publish_again_and_again(
     refresher: Command,
 ) -> None:
-    """If it failed, a forgotten second daemon would have all tokens published, and read, again and again."""
-    need(None if os.geteuid() == 0 else "giving files to any group needs root")
-    path, ours, theirs = refresher.tokens / "linear.json", STRANGER, STRANGER + 1
+    """If it failed, a forgotten second daemon would cause all tokens to be published and read again and again."""
+    need(None if os.geteuid() == 0 else "chown to any group needs root")
+    path, ours, theirs = refresher.tokens / "linear.json", OTHER_USER, OTHER_USER + 1
     demands = refresher.state / "demands"
 
     def is_shared(group: int) -> bool:
@@ -255,20 +255,18 @@ def test_two_refreshers_that_share_with_different_groups_do_not_undo_each_others
         for name in ("linear", "notion"):
             refresher.bring(name, server.grant(name))
         with running(refresher, options=("--tokens-group", str(ours))) as daemon:
-            wait_until(lambda: published(refresher) == 1 and is_shared(ours), "it is published")
+            wait_until(lambda: published(refresher) == 1 and is_shared(ours), "the token is published")
             publish_theirs()
-            wait_until(lambda: is_shared(ours), "what may have been an accident is mended")
+            wait_until(lambda: is_shared(ours), "the first change is undone")
             publish_theirs()
             for generation in range(7, 10):
                 (demands / f"notion.{generation}").touch()
-                wait_until(lambda: not list(demands.iterdir()), "it has looked around")
+                wait_until(lambda: not list(demands.iterdir()), "the daemon lists the demands")
             assert is_shared(theirs)
             publish_theirs(mode=0o644)
-            wait_until(lambda: is_shared(ours), "what others could read is never left so")
+            wait_until(lambda: is_shared(ours), "a file that others can read is always repaired")
             publish_theirs()
             (demands / "linear.1").touch()
-            wait_until(
-                lambda: published(refresher) == 2 and is_shared(ours), "the next token is shared as it should be"
-            )
-            said = stopped(refresher, daemon)
-            assert said.count("does another refresher run with another --tokens-group?") == 1, said
+            wait_until(lambda: published(refresher) == 2 and is_shared(ours), "the next token has the right group")
+            log = stopped(refresher, daemon)
+            assert log.count("does another refresher run with another --tokens-group?") == 1, log

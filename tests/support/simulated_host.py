@@ -1,9 +1,8 @@
-"""A machine whose clocks and network are played, and whose processes can be killed between any two steps.
+"""A machine with simulated clocks and a simulated network, whose processes can be killed between two steps.
 
-The product's own ``rotation.rotate`` runs on it, with real files and a real lock. Five things are put in its way, all
-in ``PlayedHost.__init__``, because no real part can do them at each step of thousands of walks: the two clocks that it
-reads, the transport below its HTTP client, an attempt that can die, and a disk that need not be waited for (power
-losses have their own tests, on real disks).
+The real ``rotate`` of the product runs on it, with real files and a real lock. ``SimulatedHost.__init__`` replaces five
+parts, because real ones are too slow for thousands of test runs: the two clocks, the transport of the HTTP client, the
+attempt (which can be killed), and fsync (power losses have their own tests, on real disks).
 """
 
 import os
@@ -27,47 +26,47 @@ from refresher.storage.publishing import Publisher
 from shim import _token as token_file
 from tests.support.fake_state import directories, put
 from tests.support.model_server import ModelServer
-from tests.support.onlooker import Onlooker
-from tests.support.played_clock import PlayedClock
-from tests.support.played_network import Killed, PlayedNetwork, Trouble
+from tests.support.observer import Observer
+from tests.support.simulated_clock import SimulatedClock
+from tests.support.simulated_network import Killed, SimulatedNetwork, Trouble
 
-__all__ = ["PlayedHost"]
+__all__ = ["SimulatedHost"]
 
 _MEMORY: Final = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-"""Where thousands of files a second cost no disk its life; elsewhere the usual place will do."""
+"""A directory in memory, if there is one: a test run writes thousands of files."""
 
 
-class PlayedHost:
+class SimulatedHost:
     """One machine with one grant."""
 
-    def __init__(self, server: ModelServer, clock: PlayedClock, first: Grant) -> None:
+    def __init__(self, server: ModelServer, clock: SimulatedClock, first: Grant) -> None:
         self.server = server
         self.clock = clock
         self._root = Path(mkdtemp(dir=_MEMORY))
         self.directories: Directories = directories(self._root)
         put(self.directories.record(first.name), first)
-        self.onlooker = Onlooker(server, clock, first)
+        self.observer = Observer(server, clock, first)
         self.record = first
-        """The grant as any process reads it."""
-        self._network = PlayedNetwork(clock, self.onlooker)
+        """The grant as a process reads it."""
+        self._network = SimulatedNetwork(clock, self.observer)
         self._forced = False
         self._attempt: _MortalAttempt | None = None
         self._patches = ExitStack()
-        for target, played in (
+        for target, replacement in (
             ("refresher.common.clocks.now", clock.read),
             ("refresher.oauth.token_request.time", SimpleNamespace(monotonic=lambda: clock.read().monotonic)),
             ("httpx.AsyncClient", self._network.client),
             ("refresher.operations.rotate.Attempt", self._begin),
             ("os.fsync", lambda _: None),
         ):
-            self._patches.enter_context(patch(target, played))
+            self._patches.enter_context(patch(target, replacement))
 
     def close(self) -> None:
-        """Give the product its clocks and network back, and the disk its space."""
+        """Undo the replacements, and remove the files."""
         self._patches.close()
         shutil.rmtree(self._root)
 
-    # What the product is asked to do.
+    # Actions of the product.
 
     @property
     def is_demanded(self) -> bool:
@@ -75,7 +74,7 @@ class PlayedHost:
         return self._is_demanded(self.record)
 
     def patience(self) -> float:
-        """Return the seconds for which a failure has still to be waited out: as long as it was made, in one boot."""
+        """Return the remaining seconds of a backoff; in one boot, the wall clock does not matter."""
         failure, now = self.record.failure, self.clock.read()
         if failure is None or failure.retry_at is None:
             return 0.0
@@ -88,7 +87,7 @@ class PlayedHost:
         (self.directories.demands / f"{self.record.name}.{generation}").touch()
 
     def decide(self, **how: Any) -> Decision:
-        """Say what the product would do, as cron's first look and the daemon's timetable ask it."""
+        """Return the decision of the product, as cron and the schedule of the daemon get it."""
         return policy.decide(self.record, self.clock.read(), demanded=self.is_demanded, **how)
 
     def act(
@@ -99,11 +98,11 @@ class PlayedHost:
         seen: int | None = None,
         troubles: tuple[Trouble, ...] = (),
     ) -> None:
-        """Let one process carry out one order."""
-        before, onlooker = self.record, self.onlooker
+        """Run one order in one process."""
+        before, observer = self.record, self.observer
         seen = before.generation if seen is None else seen
         adopted = before.generation > seen
-        look = self.decide(force=force and not adopted, horizon=0.0 if adopted else horizon)
+        decision = self.decide(force=force and not adopted, horizon=0.0 if adopted else horizon)
         unsettled = self._intent.exists() or policy.doubt_in_future(before, self.clock.read())
         cut_off = self._cut_off()
         self._network.troubles, self._network.fault = list(troubles), "none"
@@ -114,7 +113,7 @@ class PlayedHost:
         except Killed:
             assert self._attempt is not None
             self._attempt.close()
-            onlooker.is_killed()
+            observer.is_killed()
             if not self.clock.knows_boot:
                 self._forgets_whether_it_left()
             self._read()
@@ -122,20 +121,20 @@ class PlayedHost:
             assert result is not None
             self._read()
             exchanged = self._attempt is not None
-            onlooker.claim(result.outcome not in ("storage_failed", "invalid_grant_file"), result.detail)
-            onlooker.claim(unsettled or exchanged == isinstance(look, Rotate), f"I9: a look says {look}")
-            onlooker.claim(not self._intent.exists(), "an attempt was left behind by a process that lives")
+            observer.claim(result.outcome not in ("storage_failed", "invalid_grant_file"), result.detail)
+            observer.claim(unsettled or exchanged == isinstance(decision, Rotate), f"I9: the decision was {decision}")
+            observer.claim(not self._intent.exists(), "a process that was not killed left an attempt")
             if exchanged:
-                onlooker.ends(before, self.record)
+                observer.ends(before, self.record)
             else:
                 self._rested(before, cut_off=cut_off)
             still = demands.pending(self.directories).has_other(
                 before.name, Publisher(self.directories).current(self.record)
             )
-            onlooker.claim(not still, "a demand that is met was not settled")
-            onlooker.compare(self.record)
+            observer.claim(not still, "a demand was not removed after its rotation")
+            observer.compare(self.record)
             self._compare_published()
-        assert not onlooker.wrong, onlooker.wrong
+        assert not observer.wrong, observer.wrong
 
     def _rested(self, before: Grant, *, cut_off: bool) -> None:
         record, now = self.record, self.clock.read()
@@ -146,11 +145,11 @@ class PlayedHost:
             or policy.seconds_until_usable(record, now) > 0
         ):
             return
-        # What was cut off after it was sent could not make its own replay, and waits for nothing.
+        # An interrupted exchange could not replay its request, so the next run does it without a backoff.
         at_once = cut_off and record.failures > before.failures
         patient = self.patience() > 0.0 and not at_once
-        missed = not patient and self.onlooker.may_replay(record)
-        self.onlooker.claim(not missed, "nobody replayed although the server would have taken it")
+        missed = not patient and self.observer.may_replay(record)
+        self.observer.claim(not missed, "no replay was sent although the server allows it")
 
     def _compare_published(self) -> None:
         record, path = self.record, self.directories.token(self.record.name)
@@ -160,9 +159,9 @@ class PlayedHost:
         access = None if record.access_token is None else record.access_token.reveal()
         published = seen.generation, seen.access_token, seen.state == "reauthorization_required"
         expected = record.generation, access, policy.needs_person(record)
-        self.onlooker.claim(published == expected, f"I5: agents see {published}, not {expected}")
+        self.observer.claim(published == expected, f"I5: agents see {published}, not {expected}")
 
-    # What lies on the disk.
+    # Files.
 
     def _read(self) -> None:
         record = records.load(self.directories, self.record.name).record
@@ -174,14 +173,14 @@ class PlayedHost:
         return self.directories.intent(self.record.name)
 
     def settle(self) -> None:
-        """Settle what a killed process left, as every writer of a grant does first."""
+        """Recover after a killed process, as each writer of a grant does first."""
         recovery.recover(self.directories, self.record.name, self.clock.read())
         self._read()
 
     def reboot(self, seconds: float, *, loses_mark: bool) -> None:
-        """Be off for a while; what was not synced may be lost with the power."""
+        """Switch the machine off for ``seconds``; ``loses_mark``: the mark of the intent is lost."""
         self.clock.reboot(seconds)
-        self.onlooker.disturbed = True
+        self.observer.disturbed = True
         if loses_mark and self._intent.exists():
             self._intent.write_bytes(self._intent.read_bytes()[:-1] + Mark.UNSENT.value)
         self._forgets_whether_it_left()
@@ -191,27 +190,29 @@ class PlayedHost:
         return self._attempt is not None and self._intent.exists() and not self._attempt.saved
 
     def _forgets_whether_it_left(self) -> None:
-        """In another boot, or where boots are not told apart, a mark that is missing proves nothing."""
+        """In another boot, or without boot ids, a missing mark does not prove that nothing was sent."""
         if self._cut_off() and self._attempt is not None:
-            self.onlooker.in_doubt.setdefault(self.onlooker.holding.refresh, self._attempt.began)
+            self.observer.in_doubt.setdefault(self.observer.holding.refresh, self._attempt.began)
 
     def _begin(self, where: Directories, name: str, stored: Stored) -> "_MortalAttempt":
         self._attempt = _MortalAttempt(self, self._network, where, name, stored)
         return self._attempt
 
     def declares(self, grant: Grant) -> None:
-        """See an exchange begin."""
-        self.onlooker.begins(grant, demanded=self._is_demanded(grant), forced=self._forced)
+        """An exchange begins."""
+        self.observer.begins(grant, demanded=self._is_demanded(grant), forced=self._forced)
 
     def _is_demanded(self, grant: Grant) -> bool:
-        asked = demands.pending(self.directories)
-        return asked.has_current(grant.name, Publisher(self.directories).current(grant))
+        pending = demands.pending(self.directories)
+        return pending.has_current(grant.name, Publisher(self.directories).current(grant))
 
 
 class _MortalAttempt(Attempt):
     """An attempt whose process can be killed at each of its steps."""
 
-    def __init__(self, host: PlayedHost, network: PlayedNetwork, where: Directories, name: str, stored: Stored) -> None:
+    def __init__(
+        self, host: SimulatedHost, network: SimulatedNetwork, where: Directories, name: str, stored: Stored
+    ) -> None:
         super().__init__(where, name, stored)
         self._host = host
         self._network = network
@@ -232,12 +233,12 @@ class _MortalAttempt(Attempt):
         self._saving = record
         super().persist(record, until_saved=until_saved)
 
-    def _rename(self, path: Path) -> None:
+    def _rename(self, path: Path, target: Path) -> None:
         assert isinstance(self._saving, Grant)
-        self._host.onlooker.keeps(self._saving)
+        self._host.observer.keeps(self._saving)
         self.saved = True
         self._network.kill("killed before its rename")
-        super()._rename(path)
+        super()._rename(path, target)
 
     def _finish(self) -> None:
         self._network.kill("killed once it saved")

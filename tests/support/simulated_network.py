@@ -1,7 +1,7 @@
-"""A network that can do anything to a request at any step, and kill the process that makes it.
+"""A simulated network with faults at each step of a request, which can also kill the process that sends it.
 
-It is the transport below the product's HTTP client. Real connections that break are in ``tests/faults/test_network.py``;
-but none of them can take hours of a played clock.
+It is the transport of the HTTP client of the product. ``tests/faults/test_lost_answers.py`` tests real connections, but
+those cannot last hours of a simulated clock.
 """
 
 from types import SimpleNamespace
@@ -11,10 +11,10 @@ from urllib.parse import parse_qsl
 import httpx
 
 from tests.support.model_server import Answer
-from tests.support.onlooker import Onlooker
-from tests.support.played_clock import Happening, PlayedClock
+from tests.support.observer import Observer
+from tests.support.simulated_clock import Happening, SimulatedClock
 
-__all__ = ["Fault", "Killed", "PlayedNetwork", "Trouble"]
+__all__ = ["Fault", "Killed", "SimulatedNetwork", "Trouble"]
 
 Fault = Literal[
     "none",
@@ -43,17 +43,17 @@ _INSTEAD: Final = {
     "resource refused": Answer.error(400, "invalid_target"),
     "client rejected": Answer.error(401, "invalid_client"),
 }
-"""What is answered without the server having seen the request, by something in front of it."""
+"""Answers of a gateway: the server does not receive the request."""
 
 _AFTERWARDS: Final = {"error after": Answer(502, b"<html>"), "garbled": Answer(200, b"<html>")}
-"""What becomes of the server's answer on the way back."""
+"""Answers that replace the answer of the server."""
 
 _POST: Final = SimpleNamespace(method=b"POST")
 _CLIENT: Final = httpx.AsyncClient
 
 
 class Trouble(NamedTuple):
-    """What befalls one request."""
+    """The fault of one request."""
 
     fault: Fault = "none"
     connecting: Happening = Happening()
@@ -62,46 +62,46 @@ class Trouble(NamedTuple):
 
 
 class Killed(BaseException):
-    """The process is gone: nothing may catch it."""
+    """The process is killed; the product does not catch it."""
 
 
-class PlayedNetwork(httpx.AsyncBaseTransport):
-    """The way from one client to its server."""
+class SimulatedNetwork(httpx.AsyncBaseTransport):
+    """The network between one client and its server."""
 
-    def __init__(self, clock: PlayedClock, onlooker: Onlooker) -> None:
+    def __init__(self, clock: SimulatedClock, observer: Observer) -> None:
         self.troubles: list[Trouble] = []
-        """What befalls the next requests."""
+        """The faults of the next requests."""
         self.fault: Fault = "none"
-        """What befell the last one."""
+        """The fault of the last request."""
         self._clock = clock
-        self._onlooker = onlooker
+        self._observer = observer
 
     def client(self, **options: Any) -> httpx.AsyncClient:
-        """Return the product's HTTP client with this network below it."""
+        """Return the HTTP client of the product with this transport."""
         return _CLIENT(**options, transport=self)
 
     def kill(self, fault: Fault) -> None:
-        """Be the end of the process where that is what befell it."""
+        """Kill the process if this is the fault of the request."""
         if self.fault == fault:
             raise Killed
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Carry one request there and its answer back, as far as its trouble lets it."""
+        """Transfer one request and its answer, with its fault."""
         trouble = self.troubles.pop(0) if self.troubles else Trouble()
         self.fault = fault = trouble.fault
         limits = request.extensions["timeout"]
         fields = dict(parse_qsl(request.content.decode()))
-        self._onlooker.connects(fields, limits["read"])
+        self._observer.connects(fields, limits["read"])
         self._wait(trouble.connecting, limits["connect"], httpx.ConnectTimeout)
         if fault == "unreachable":
-            raise httpx.ConnectError("nobody is there")
+            raise httpx.ConnectError("connection refused")
         await request.extensions["trace"]("http11.send_request_headers.started", {"request": _POST})
-        self._onlooker.sends(fields)
+        self._observer.sends(fields)
         self.kill("killed after its mark")
         answer = _INSTEAD.get(fault)
         if answer is None and fault != "lost on the way there":
             self._clock.happen(Happening("passes", trouble.travels))
-            answer = self._onlooker.arrives(fields)
+            answer = self._observer.arrives(fields)
         passed = trouble.connecting.seconds if trouble.connecting.what == "passes" else 0.0
         self._wait(trouble.waiting, limits["read"] - passed, httpx.ReadTimeout)
         self.kill("killed before its answer")
@@ -109,13 +109,13 @@ class PlayedNetwork(httpx.AsyncBaseTransport):
             raise httpx.ReadError("reset")
         answer = _AFTERWARDS.get(fault, answer)
         if fault not in (*_AFTERWARDS, "error before"):
-            self._onlooker.delivers(answer)
+            self._observer.delivers(answer)
         headers = {"Retry-After": str(int(abs(trouble.waiting.seconds) * 100))} if answer.status == 503 else {}
         return httpx.Response(answer.status, headers=headers, stream=httpx.ByteStream(answer.body))
 
     def _wait(self, happening: Happening, remaining: float, late: type[httpx.TimeoutException]) -> None:
         if happening.what != "passes":
-            self._onlooker.disturbed = True
+            self._observer.disturbed = True
         elif happening.seconds >= remaining:
             self._clock.happen(Happening("passes", remaining))
             raise late("too slow")

@@ -1,4 +1,4 @@
-"""An onlooker who sees wire, disk, server and true time, and knows what a perfect client would do with one login."""
+"""An observer of network, disk, server and true time, which knows what a perfect client would do with one login."""
 
 import json
 from typing import NamedTuple
@@ -9,19 +9,19 @@ from refresher.grants import policy, server_behavior
 from refresher.grants.record import Grant
 from refresher.oauth.http_client import DEADLINE
 from tests.support.model_server import Answer, ModelServer
-from tests.support.played_clock import EPSILON, PlayedClock
 from tests.support.samples import NOON
+from tests.support.simulated_clock import EPSILON, SimulatedClock
 
-__all__ = ["SLOWEST", "Holding", "Onlooker"]
+__all__ = ["SLOWEST", "Holding", "Observer"]
 
 SLOWEST = 0.4
-"""Seconds that a request travels at most: less than what ``policy`` allows for it."""
+"""The longest transfer of a request in seconds: less than ``policy`` allows for it."""
 
 _REFUSALS_FOR_A_PERSON = 10
 
 
 class Holding(NamedTuple):
-    """What a client holds for good: the answer that last arrived whole and was saved."""
+    """The durable state of a client: the last answer that arrived completely and was saved."""
 
     generation: int
     refresh: str
@@ -31,27 +31,27 @@ class Holding(NamedTuple):
 
     @classmethod
     def of(cls, grant: Grant) -> "Holding":
-        """Return what a record holds."""
+        """Return the state in a record."""
         refresh, access = _text(grant.refresh_token), _text(grant.access_token)
         assert refresh is not None
         return cls(grant.generation, refresh, access, grant.issued_at, grant.expires_at)
 
 
-class Onlooker:
-    """Is told what happens, and notes what is ``wrong``: the product's code runs on, and may catch an exception."""
+class Observer:
+    """Gets each event and collects violations in ``wrong``; it raises nothing, because the product could catch it."""
 
-    def __init__(self, server: ModelServer, clock: PlayedClock, first: Grant) -> None:
+    def __init__(self, server: ModelServer, clock: SimulatedClock, first: Grant) -> None:
         self.wrong: list[str] = []
         self.holding = Holding.of(first)
         self.issued = clock.read()
-        """When the request left that brought the access token."""
+        """When the request for the current access token was sent."""
         self._knows_issue = first.issued is not None
         self.in_doubt: dict[str, Moment] = {}
-        """Refresh tokens that left and got no conclusive answer, and when the first such request left."""
+        """Refresh tokens that were sent without a conclusive answer, and when the first such request was sent."""
         self.misled = False
-        """Whether the server gave a mistaken verdict when the client had a reason to believe it."""
+        """Whether the server gave a wrong refusal that the client had a reason to believe."""
         self.disturbed = True
-        """Whether something has happened since the last exchange that excuses an early next one."""
+        """Whether an event since the last exchange allows an early next one."""
         self._server = server
         self._clock = clock
         self._replaced: set[str] = set()
@@ -63,46 +63,47 @@ class Onlooker:
         self._was_in_doubt = False
 
     def claim(self, holds: bool, otherwise: str) -> None:
-        """Note what is wrong where a claim does not hold."""
+        """Record a violation unless ``holds``."""
         if not holds:
             self.wrong.append(otherwise)
 
-    # An exchange, in the order in which things happen.
+    # The events of an exchange, in order.
 
     def begins(self, grant: Grant, *, demanded: bool, forced: bool) -> None:
-        """See an exchange begin: no hot loop, and nothing that a server is known to refuse."""
+        """An exchange begins: check that it is not too early, and not one that the server is known to refuse."""
         self._grant, self._demanded = grant, demanded
         self._began, self._tries, self._open, self._delivered = self._clock.t, 0, False, None
-        self.claim(Holding.of(grant) == self.holding, "I6: an exchange began from what was not saved last")
+        self.claim(Holding.of(grant) == self.holding, "I6: an exchange began with an older state than the saved one")
         now = self._clock.read()
         if self._last is not None and not forced and not self.disturbed:
             began, ended, failed = self._last
-            # Where agents have nothing left, the first waits after a failure are short.
+            # If agents have no valid token, the first waits after a failure are short.
             since, least = (ended, 1.0 if demanded else 5.0) if failed else (began, 1.0)
             self.claim(self._began >= since + least - EPSILON, f"{self._began - since:.2f} s after another exchange")
             if grant.demanded and grant.failure is None and now.wall < policy.due_at(grant):
                 gap = min(30.0, self._server.ways.life / 4)
-                self.claim(self._began >= began + gap - 1, "demands alone burn one token after another")
+                self.claim(self._began >= began + gap - 1, "demands alone use up one token after another")
         unasked = not forced and not demanded and grant.failure is None and grant.access_token is not None
         if unasked and server_behavior.refuses_early(grant) and self.knows_the_time():
             self.claim(
-                now.wall >= policy.expected_expiry(grant) - EPSILON, "a server that refuses early is asked early"
+                now.wall >= policy.expected_expiry(grant) - EPSILON,
+                "a request was sent early to a server that refuses it",
             )
         self.disturbed = False
 
     def connects(self, fields: dict[str, str], limit: float) -> None:
-        """See a request being tried, which may take ``limit`` seconds: no connection is made in vain either."""
+        """A request is tried, for at most ``limit`` seconds: check that it is allowed before a connection is made."""
         self._tries += 1
         self.claim(self._tries <= 2, "an exchange of more than two requests")
         halved = self._tries == 1 and server_behavior.grace_period(self._grant) == 0 and limit < DEADLINE
-        self.claim(not halved, "time is left over for a replay that is none")
+        self.claim(not halved, "time is reserved for a replay that is not allowed")
         if (token := fields["refresh_token"]) in self.in_doubt:
             self._sends_again(self.in_doubt[token])
 
     def sends(self, fields: dict[str, str]) -> None:
-        """See a request leave: I1 and I3."""
+        """A request is sent: check I1 and I3."""
         token, now = fields["refresh_token"], self._clock.read()
-        self.claim(token not in self._replaced, "I3: a refresh token was sent that had been answered and replaced")
+        self.claim(token not in self._replaced, "I3: a replaced refresh token was sent")
         self._was_in_doubt = token in self.in_doubt
         if self._was_in_doubt:
             self._sends_again(self.in_doubt[token])
@@ -111,23 +112,23 @@ class Onlooker:
         self.sent, self._open = now, True
 
     def _sends_again(self, since: Moment) -> None:
-        """I1: what is at stake where a refresh token leaves again that may have been spent ``since``."""
+        """Check I1 for a refresh token that is sent again and may have been spent ``since``."""
         ways, t = self._server.ways, self._clock.t
         if not ways.rotates or ways.grace is None or t + SLOWEST - self._clock.true(since) <= ways.grace:
-            return  # a replay, of which a server thinks nothing
+            return  # a replay that the server allows
         access = self.holding.access
         if access is None or self._demanded or not self._server.lives(access, t + EPSILON):
-            return  # nothing to lose, by what an agent says or in truth
+            return  # no access token is at risk
         left = self._clock.true(self.issued) + ways.life - t
-        # A doubt that seemed to lie in the future is dated anew, and that is what the client counts from.
+        # A doubt with a future date gets a new date, from which the client counts.
         counted = since if self._grant.doubt is None else self._grant.doubt.since
         self.claim(left <= self._deceived_by(counted), f"I1: used in doubt, with {left:.1f} s of the access token left")
 
     def _deceived_by(self, since: Moment) -> float:
-        """Return the seconds by which a client that sees only its clocks may think that a token ended too early.
+        """Return the seconds by which a client with only its own clocks may assume the expiry of a token too early.
 
-        In the boot in which its access token was issued, by none. In another one there is but the wall clock for as
-        long as no clock counts through: from the issue to the doubt, and from the doubt on.
+        In the boot in which the access token was issued: none. In another boot there is only the wall clock: from the
+        issue to the doubt, and after the doubt.
         """
         now = self._clock.read()
         if self._counts_from_issue(now):
@@ -136,33 +137,33 @@ class Onlooker:
         return EPSILON + between + (0.0 if since.same_boot(now) else max(0.0, self._gained(since, now)))
 
     def _counts_from_issue(self, at: Moment) -> bool:
-        """Whether the client can tell how old its access token was at a moment, whatever the wall clock was set to."""
+        """Whether the client knew the age of its access token at a moment, independent of the wall clock."""
         return self._knows_issue and self.issued.same_boot(at)
 
     def arrives(self, fields: dict[str, str]) -> Answer:
-        """See a request arrive, and what the server makes of it."""
+        """A request arrives: return the answer of the server."""
         before = self._server.ended_by
         answer = self._server.answer(fields, self._clock.t)
         if before is None and self._server.ended_by == "reuse":
-            self.claim(self._was_in_doubt, "a login was lost although no answer was")
+            self.claim(self._was_in_doubt, "a login was lost although no answer was lost")
         if before is None and self._server.ended_by == "early use":
-            self.claim(self._is_ahead(), "a login was lost by a refresh token that was used before its time")
+            self.claim(self._is_ahead(), "a login was lost because its refresh token was used too early")
         return answer
 
     def delivers(self, answer: Answer) -> None:
-        """See an answer arrive whole."""
+        """An answer arrives completely."""
         self._delivered = answer
         self._open = answer.code == "invalid_target"
         if answer.code == "invalid_grant" and self._server.ended_by is None:
-            # It means: too early. A client believes a verdict where its clock was set ahead in another boot, so that
-            # the token seems to have ended long ago, or where the token that lives came with an answer that was lost.
+            # It means: too early. A client believes the refusal if its clock was set ahead in another boot, so that the
+            # token seems to have expired long ago, or if the live token was in an answer that was lost.
             gained = 0.0 if self._counts_from_issue(self.sent) else self._gained(self.issued, self.sent)
             set_ahead = gained > policy.CLOCK_TOLERANCE - EPSILON
             unseen = self._was_in_doubt and self._server.newest != self.holding.access
             self.misled |= set_ahead or unseen
 
     def keeps(self, record: Grant) -> None:
-        """See the record of what was delivered become durable."""
+        """The record of an answer becomes durable."""
         answer, self._delivered = self._delivered, None
         if answer is None:
             return
@@ -191,64 +192,66 @@ class Onlooker:
         self.issued, self._knows_issue = self.sent, True
 
     def ends(self, before: Grant, after: Grant) -> None:
-        """See an exchange end, in a process that lives."""
+        """An exchange ends, and its process continues."""
         self._last = self._began, self._clock.t, after.failure is not None
         self.claim(self._delivered is None, "I6: an answer was not saved")
         alone = self._tries == 1 and self._open and before.doubt is None and not before.dead and not self.disturbed
         self.claim(not alone or not self.may_replay(after), "the exchange did not make its own replay")
 
     def is_killed(self) -> None:
-        """See an exchange end with its process."""
+        """A process is killed during an exchange."""
         self._last = self._began, self._clock.t, True
         self._delivered, self.disturbed = None, True
 
-    # What a record must say, whichever process wrote it.
+    # Checks of a record.
 
     def compare(self, record: Grant) -> None:
-        """See the record at rest."""
-        self.claim(Holding.of(record) == self.holding, "I6: the record does not hold what was saved last")
+        """Check the record between two exchanges."""
+        self.claim(Holding.of(record) == self.holding, "I6: the record does not have the last saved state")
         doubtful = self.holding.refresh in self.in_doubt
-        # Once there is a verdict, only a person's force sends the refresh token again, and it has nothing to lose.
+        # After a refusal, only --force sends the refresh token again, and no access token is at risk.
         forgotten = (record.doubt is not None) != doubtful and not record.dead
-        self.claim(not forgotten, "a doubt was forgotten, or made up")
+        self.claim(not forgotten, "the record has a wrong doubt")
         person = policy.needs_person(record) and not record.dead
-        self.claim(not person or self._refusals >= _REFUSALS_FOR_A_PERSON, "a person is called for a few refusals")
+        self.claim(
+            not person or self._refusals >= _REFUSALS_FOR_A_PERSON, "a person is required after too few refusals"
+        )
 
-    # What a perfect client would do.
+    # Decisions of a perfect client.
 
     def may_replay(self, grant: Grant, wait: float = 0.0) -> bool:
-        """Whether in ``wait`` seconds the server still takes a refresh token in doubt, by what its client can know."""
+        """Whether the client can know that the server still accepts a refresh token in doubt in ``wait`` seconds."""
         replay = server_behavior.grace_period(grant)
         if replay is None or grant.doubt is None:
             return replay is None
-        # What a kill leaves says when the attempt began: before its request left, and by a clock that was set since.
+        # After a kill, only the start of the attempt is known: earlier than its request, and by a clock that was set since.
         left, now = self.in_doubt[self.holding.refresh], self._clock.read()
         since = min(grant.doubt.since, left, key=lambda moment: moment.boottime)
         if not left.same_boot(now) or abs(self._gained(since, now)) > EPSILON:
             return False
-        # A little goes to the way there.
+        # A part of the time is needed for the transfer.
         return now.boottime - since.boottime + wait < replay - min(1.0, replay / 10) - EPSILON
 
     def can_be_kept(self, grant: Grant, wait: float) -> bool:
-        """Whether a client that asks in ``wait`` seconds, with no trouble from then on, keeps this login."""
+        """Whether a client that sends a request in ``wait`` seconds, without further faults, keeps this login."""
         ways = self._server.ways
         if grant.dead or self._server.ended_by is not None:
             return False
         if ways.resource == "refused once spent" and server_behavior.sends_resource(grant):
-            return False  # nobody can know of such a server before it has done it
+            return False  # a client cannot know this behavior in advance
         if ways.early == "ends the login" and self._is_ahead():
             return False
         lost = self._server.is_spent(self.holding.refresh) and ways.grace is not None
         return not lost or self.may_replay(grant, wait)
 
-    def waits_for_its_time(self) -> float:
-        """Return the seconds until the refresh token may be used, by any clock: also one that was set back."""
+    def seconds_until_usable(self) -> float:
+        """Return the seconds until the refresh token may be used, by each clock, including one that was set back."""
         at = self._server.usable_from(self.holding.refresh)
         by_wall = at + NOON - self._clock.read().wall
         return max(by_wall, at - self._clock.t + max(0.0, -self._ahead_at_issue()))
 
     def _is_ahead(self) -> bool:
-        """Whether a refresh token seems usable before it is: by a clock ahead when it came, or since, in another boot."""
+        """Whether a refresh token seems usable too early: by a clock that was ahead then, or is since, in another boot."""
         now = self._clock.read()
         since = not self._counts_from_issue(now) and max(self._clock.shift, self._gained(self.issued, now)) > 0
         return since or self._ahead_at_issue() > 0
@@ -258,7 +261,7 @@ class Onlooker:
         return self.issued.wall - NOON - self._clock.true(self.issued)
 
     def is_behind_by(self) -> float:
-        """Return the seconds by which the wall clock is behind the server's, or behind itself when the token came."""
+        """Return the seconds by which the wall clock is behind the server, or was set back since the token was issued."""
         return max(0.0, -self._clock.shift, -self._gained(self.issued, self._clock.read()))
 
     def knows_the_time(self) -> bool:

@@ -1,0 +1,89 @@
+"""Imports and removals: what they change only under a lock, and only after the record is stored."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from refresher.common.errors import Interrupted, StorageError
+from refresher.common.secret import Secret
+from refresher.grants.record import Stored
+from refresher.operations.import_grant import store_grant
+from refresher.operations.remove import remove
+from refresher.storage import lock, records
+from refresher.storage.directories import Directories
+from refresher.storage.publishing import Publisher
+from tests.support.fake_state import directories, put
+from tests.support.samples import grant
+
+Change = Callable[[Directories], object]
+
+
+def _import(state: Directories) -> object:
+    now = time.time()
+    new = grant(
+        grant_id="another",
+        generation=0,
+        refresh_token=Secret("a-new-refresh-token"),
+        access_token=Secret("a-new-access-token"),
+        issued_at=now,
+        expires_at=now + 3600,
+    )
+    return store_grant(state, new, replace=True, if_absent=False, stopping=lambda: True)
+
+
+def _remove(state: Directories) -> object:
+    return remove(state, "linear", stopping=lambda: True)
+
+
+CHANGES = {"import": _import, "remove": _remove}
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Directories:
+    """A state directory with a grant whose token is published, and an answer that could not be read."""
+    made, now = directories(tmp_path), time.time()
+    live = grant(issued_at=now, expires_at=now + 3600)
+    put(made.record("linear"), live)
+    Publisher(made).publish(live)
+    (made.grants / "linear.answer.1").write_bytes(b"an answer")
+    (made.demands / "linear.3").touch()
+    return made
+
+
+def _content(state: Directories) -> dict[str, bytes]:
+    files = [path for path in state.state.rglob("*") if path.is_file() and path.suffix != ".lock"]
+    return {str(path.relative_to(state.state)): path.read_bytes() for path in files}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_record_that_cannot_be_stored_changes_nothing(
+    state: Directories, monkeypatch: pytest.MonkeyPatch, change: Change
+) -> None:
+    """If it failed, agents would see a change that was not stored, or a kept answer be lost with a grant that stands (I2, I6)."""
+
+    def refuse(*_: object) -> Stored:
+        raise StorageError("the disk is full")
+
+    before = _content(state)
+    with monkeypatch.context() as patch:
+        patch.setattr(records, "write", refuse)
+        with pytest.raises(StorageError, match="full"):
+            change(state)
+    assert _content(state) == before
+    change(state)
+    assert _content(state) != before
+
+
+@pytest.mark.parametrize(
+    ("change", "locked"),
+    [(_import, "linear.lock"), (_import, ".import.lock"), (_remove, "linear.lock")],
+    ids=["import", "two imports", "remove"],
+)
+def test_nothing_is_changed_without_the_lock(state: Directories, change: Change, locked: str) -> None:
+    """If it failed, two processes would write one record at once, and a new refresh token be lost (I3)."""
+    before = _content(state)
+    with lock.held(state.grants / locked, stopping=lambda: False), pytest.raises(Interrupted):
+        change(state)
+    assert _content(state) == before
