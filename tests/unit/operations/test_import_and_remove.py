@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from refresher.common.errors import Interrupted, StorageError
+from refresher.common.errors import AlreadySpent, Interrupted, StorageError
 from refresher.common.secret import Secret
 from refresher.grants.record import Stored
 from refresher.operations.import_grant import store_grant
@@ -15,7 +15,7 @@ from refresher.storage import lock, records
 from refresher.storage.directories import Directories
 from refresher.storage.publishing import Publisher
 from tests.support.fake_state import directories, put
-from tests.support.samples import grant
+from tests.support.samples import doubt, failure, grant
 
 Change = Callable[[Directories], object]
 
@@ -87,3 +87,22 @@ def test_nothing_is_changed_without_the_lock(state: Directories, change: Change,
     with lock.held(state.grants / locked, stopping=lambda: False), pytest.raises(Interrupted):
         change(state)
     assert _content(state) == before
+
+
+@pytest.mark.parametrize("between", [_import, _remove], ids=["import", "remove"])
+def test_a_spent_refresh_token_is_never_imported_again(state: Directories, between: Change) -> None:
+    """If it failed, an old copy would come back after another import or a removal, and revoke the whole login (I3)."""
+    spent = Secret("a-spent-refresh-token")
+    put(state.record("linear"), grant(spent=(spent.fingerprint(),)))
+    between(state)
+    old_copy = grant(grant_id="another", refresh_token=spent)
+    with pytest.raises(AlreadySpent):
+        store_grant(state, old_copy, replace=True, if_absent=False, stopping=lambda: False)
+
+
+def test_a_refresh_token_in_doubt_is_not_imported_after_a_removal(state: Directories) -> None:
+    """If it failed, a token that may be spent would be sent again under a new grant, and revoke the login (I1)."""
+    put(state.record("linear"), grant(doubt=doubt(), failure=failure(outcome="in_doubt")))
+    _remove(state)
+    with pytest.raises(AlreadySpent):
+        store_grant(state, grant(grant_id="another"), replace=True, if_absent=False, stopping=lambda: False)

@@ -99,6 +99,24 @@ def test_a_spill_that_is_not_needed_any_more_is_removed(state: Directories, atte
     assert [path.name for path in state.grants.iterdir()] == ["linear.json"]
 
 
+def test_a_record_that_took_a_second_file_leaves_no_first_one(
+    state: Directories, attempt: Attempt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If it failed, each disk error would leave a refresh token in a file that nothing removes before the next run."""
+    sync, failures = os.fsync, [OSError(5, "Input/output error")]
+
+    def fail_once(descriptor: int) -> None:
+        if failures:
+            raise failures.pop()
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fail_once)
+    attempt.persist(NEW, until_saved=False)
+    assert not failures
+    assert _held_in(state.record("linear")).refresh_token == NEW.refresh_token
+    assert [path.name for path in state.grants.iterdir()] == ["linear.json"]
+
+
 def test_the_first_copies_that_could_not_be_renamed_stay(state: Directories, attempt: Attempt) -> None:
     """If it failed, the only copy of a refresh token that reached the disk could be deleted, or copies fill it (I6)."""
     _refuse_renames(state)
