@@ -31,7 +31,7 @@ class DirectoryWatch:
         self._stamps: tuple[_Stamp | None, ...] | None = None
         self._listed_at = float("-inf")
         self._offset: float | None = None
-        self.listing = Listing((), frozenset())
+        self.listing = Listing()
         self.demands = Demands({})
         self.demands_problem: str | None = None
         """Why agents cannot create demands; ``None`` where they can."""

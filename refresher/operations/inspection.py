@@ -55,7 +55,7 @@ def inspect(
     """Read the record and the token file of ``name``, and decide. Raises ``GrantFileError``."""
     unfinished = name in listing.unfinished
     record = records.load(publisher.directories, name).record
-    stale = record is not None and publisher.is_stale(record)
+    stale = record is not None and publisher.is_stale(record, listing.sharing)
     if not isinstance(record, Grant):
         return Inspection(name=name, record=record, stale=stale, needs_lock=unfinished or stale)
     now = clocks.now()

@@ -14,18 +14,24 @@ from refresher.common.errors import DirectoryError
 from refresher.storage import files
 from shim._token import is_name
 
-__all__ = ["Directories", "Listing"]
+__all__ = ["Directories", "Listing", "Sharing"]
 
 _SHARED_TOKENS: Final = 0o750
 
 _NEXT: Final = re.compile(r"(?P<name>.+)\.next(\.\d+)?")
 
 
+Sharing = tuple[int, int | None]
+"""The permissions and the group of token files; ``None`` leaves the group as it is."""
+
+
 class Listing(msgspec.Struct, frozen=True):
     """The valid names in ``grants/`` that have a record, and those where an attempt left files."""
 
-    names: tuple[str, ...]
-    unfinished: frozenset[str]
+    names: tuple[str, ...] = ()
+    unfinished: frozenset[str] = frozenset()
+    sharing: Sharing | None = None
+    """What ``sharing`` returned at the time of the listing; ``None``: not looked at."""
 
     @property
     def all(self) -> list[str]:
@@ -85,8 +91,8 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
         """Return the path of the published token file."""
         return self.tokens / f"{name}.json"
 
-    def sharing(self) -> tuple[int, int | None]:
-        """Return the permissions and the group of token files; ``None`` leaves the group as it is.
+    def sharing(self) -> Sharing:
+        """Return the permissions and the group of token files.
 
         Without a group, a shared tokens directory stays shared: a run by hand without the option must not lock the
         agents out.
@@ -94,7 +100,7 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
         if self.group is not None:
             return 0o640, self.group
         try:
-            status = os.stat(self.tokens)  # noqa: PTH116  one call of thousands
+            status = self.tokens.stat()
         except OSError:
             return 0o600, None
         shared = stat.S_IMODE(status.st_mode) == _SHARED_TOKENS
@@ -115,7 +121,7 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
             self._check_private(self.grants)
             entries = os.listdir(self.grants)  # noqa: PTH208  plain names
         except FileNotFoundError:
-            return Listing((), frozenset())
+            return Listing()
         except OSError as error:
             raise DirectoryError(f"cannot read {self.grants}: {error.strerror}") from None
         for entry in entries:
@@ -126,7 +132,8 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
                 unfinished.add(stem)
             elif suffix != "lock" and (match := _NEXT.fullmatch(entry)):
                 unfinished.add(match["name"])
-        return Listing(tuple(sorted(filter(is_name, from_names))), frozenset(filter(is_name, unfinished)))
+        names = tuple(sorted(filter(is_name, from_names)))
+        return Listing(names, frozenset(filter(is_name, unfinished)), self.sharing())
 
     def ensure(self) -> None:
         """Create the directories that are missing, with the modes of the README whatever the umask is.

@@ -15,7 +15,7 @@ from refresher.common.errors import StorageError
 from refresher.grants import policy
 from refresher.grants.record import Grant, Record, Tombstone
 from refresher.storage import files, records
-from refresher.storage.directories import Directories
+from refresher.storage.directories import Directories, Sharing
 from refresher.storage.files import FileWithStatus
 from shim._token import Problem, TokenFile
 from shim.errors import TokenFileError
@@ -44,28 +44,33 @@ def derive(record: Record) -> bytes | None:
         return token_file.render(removed)
     if record.access_token is None and record.failure is None:
         return None
+    problem = _problem(record)
     return token_file.render(
         TokenFile(
             name=record.name,
             grant_id=record.grant_id,
             generation=record.generation,
-            state=state_of(record),
+            state=_state(record, problem),
             access_token=None if record.access_token is None else record.access_token.reveal(),
             token_type=record.token_type,
             issued_at=record.issued_at,
             expires_at=record.expires_at,
             scope=record.scope,
             origins=record.origins,
-            error=_problem(record),
+            error=problem,
         )
     )
 
 
 def state_of(grant: Grant) -> str:
     """Return the published state of a grant."""
+    return _state(grant, _problem(grant))
+
+
+def _state(grant: Grant, problem: Problem | None) -> str:
     if policy.needs_person(grant):
         return "reauthorization_required"
-    return "active" if _problem(grant) is None else "failing"
+    return "active" if problem is None else "failing"
 
 
 def read_published(directories: Directories, name: str) -> TokenFile | None:
@@ -92,11 +97,14 @@ class Publisher:
         self._repaired: dict[str, int] = {}
         self._reported: set[str] = set()
 
-    def is_stale(self, record: Record) -> bool:
-        """Whether the token file is missing, differs from what ``record`` calls for, or has other permissions."""
+    def is_stale(self, record: Record, sharing: Sharing | None = None) -> bool:
+        """Whether the token file is missing, differs from what ``record`` calls for, or has other permissions.
+
+        ``sharing``: the permissions to compare with, where the caller knows them.
+        """
         published = _read(self.directories, record.name)
         wanted = _wanted(record, published)
-        return wanted is not None and not self._is_up_to_date(record.name, wanted, published)
+        return wanted is not None and not self._is_up_to_date(record.name, wanted, published, sharing)
 
     def current(self, record: Record) -> range:
         """Return the generations whose tokens agents may hold: that of ``record``, and up to the published one.
@@ -131,10 +139,12 @@ class Publisher:
             self._repaired[name] = hash(wanted)
         return True
 
-    def _is_up_to_date(self, name: str, wanted: bytes, published: FileWithStatus | None) -> bool:
+    def _is_up_to_date(
+        self, name: str, wanted: bytes, published: FileWithStatus | None, sharing: Sharing | None = None
+    ) -> bool:
         if published is None or wanted != published.data:
             return False
-        mode, group = self.directories.sharing()
+        mode, group = sharing or self.directories.sharing()
         if stat.S_IMODE(published.status.st_mode) != mode:
             return False
         if group in (None, published.status.st_gid):
