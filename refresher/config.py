@@ -11,7 +11,7 @@ import msgspec
 from refresher.common.errors import ConfigError
 from refresher.common.logs import LogFormat
 from refresher.storage.directories import Directories
-from shim._paths import default_state_dir
+from shim._source import default_state_dir
 
 __all__ = ["DEFAULT_ADDRESS", "Address", "Settings", "parse_address", "resolve", "shown_address"]
 
@@ -90,10 +90,9 @@ def _read(config: str | None) -> dict[str, Any]:
 
     try:
         values: dict[str, Any] = tomllib.loads(data.decode("utf-8"))
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path}: it is not UTF-8 text") from None
     except ValueError as error:
-        raise ConfigError(f"{path}: it is not TOML: {error}") from None
+        form = "UTF-8 text" if isinstance(error, UnicodeDecodeError) else f"TOML: {error}"
+        raise ConfigError(f"{path}: it is not {form}") from None
     for key, value in values.items():
         if (kind := _KEYS.get(key)) is None:
             raise ConfigError(f"{path}: unknown key {key!r} (known: {', '.join(_KEYS)})")

@@ -1,15 +1,24 @@
-"""The code that ``shim.httpx`` and ``shim.httpx2`` share: both libraries call the same two methods."""
+"""The code that ``shim.httpx`` and ``shim.httpx2`` share: attach the token, and recover from a 401."""
 
+import re
 import time
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Generator, Iterable
 from contextlib import aclosing, suppress
-from typing import Any, ClassVar
+from typing import Any
 
-from shim._flow import DEFAULT_WAIT, Response, Send, Step, Wait, flow
+from shim._changes import verdict
 from shim._origins import origin_of
 from shim._source import FileTokenSource
+from shim.errors import TokenRejected
 
-__all__ = ["BearerFlow"]
+__all__ = ["DEFAULT_WAIT", "BearerFlow", "origin_of_request"]
+
+DEFAULT_WAIT = 15.0
+"""Seconds that the requests of one rejected token wait for a newer token."""
+
+_MAX_SENDS = 4
+_FIRST_POLL = 0.02
+_LONGEST_POLL = 0.25
 
 # A 401 has a short body. A longer or slower one is cut off, so that it does not delay the recovery.
 _LONGEST_BODY = 64 * 1024
@@ -17,12 +26,22 @@ _SLOWEST_BODY = 5.0
 
 _SENT_BY_US = "shim.authorization"
 
+# The possessive quantifier keeps the match linear, so that a hostile header cannot cost seconds.
+_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*+(?:"|$)', re.DOTALL)
+_SCHEME = re.compile(r"\s*([^\s=,]+)(?:\s+[^\s=]|\s*$)")
+
 
 class BearerFlow:
-    """Attaches the current token to each request, and recovers from a 401."""
+    """Sends the current token of a name, or of a ``FileTokenSource``, with each request to the token's origins.
 
-    _byte_stream: ClassVar[Any]
-    """The ``ByteStream`` class of the HTTP library."""
+    On a 401, it sends the request again with a newer token. If there is none yet, it demands a rotation and waits; all
+    requests of one rejected token share one demand and one wait of ``wait`` seconds. It does not resend a body that is
+    a stream.
+
+    If no newer token comes, the caller gets the server's own 401, and ``auth.source.problem()`` says why.
+    ``raise_errors=True`` raises that problem instead; inside an MCP session this ends the session. On a redirect from
+    ``http://host`` to ``https://host``, the library keeps the header; on a redirect to any other origin, it drops it.
+    """
 
     def __init__(
         self, source: FileTokenSource | str, *, wait: float = DEFAULT_WAIT, raise_errors: bool = False
@@ -38,77 +57,94 @@ class BearerFlow:
     def sync_auth_flow(self, request: Any) -> Generator[Any, Any, None]:
         """Authorize a request of a ``Client``."""
         steps = self._steps(request)
-        step = _next(steps, None)
-        while isinstance(step, Send):
-            response = yield _authorize(request, step)
-            step = _next(steps, _response(response))
+        step = next(steps)
+        while step is request:
+            response = yield request
+            step = _next(steps, response)
             if step is not None:
-                self._replace_body(response, _read_body(response))
-            while isinstance(step, Wait):
-                time.sleep(step.seconds)
+                _set_body(response, _read_body(response))
+            while isinstance(step, float):
+                time.sleep(step)
                 step = _next(steps, None)
             if step is not None:
-                self._replace_body(response, b"")
+                _set_body(response, b"")
 
     async def async_auth_flow(self, request: Any) -> AsyncGenerator[Any, Any]:
         """Authorize a request of an ``AsyncClient``."""
         steps = self._steps(request)
-        step = _next(steps, None)
-        while isinstance(step, Send):
-            response = yield _authorize(request, step)
-            step = _next(steps, _response(response))
+        step = next(steps)
+        while step is request:
+            response = yield request
+            step = _next(steps, response)
             if step is not None:
-                self._replace_body(response, await _read_body_async(response))
-            while isinstance(step, Wait):
+                _set_body(response, await _read_body_async(response))
+            while isinstance(step, float):
                 import anyio
 
-                await anyio.sleep(step.seconds)
+                await anyio.sleep(step)
                 step = _next(steps, None)
             if step is not None:
-                self._replace_body(response, b"")
+                _set_body(response, b"")
 
-    def _steps(self, request: Any) -> Generator[Step, Response | None, None]:
-        url = request.url
-        return flow(
-            self.source,
-            origin_of(url.scheme, url.raw_host.decode("ascii"), url.port),
-            wait=self._wait,
-            replayable=_is_replayable(request),
-            raise_errors=self._raise_errors,
-        )
+    def _steps(self, request: Any) -> Generator[Any, Any, None]:
+        """Yield ``request`` when it is to be sent, for its response; or the seconds to wait, without a connection.
 
-    def _replace_body(self, response: Any, body: bytes) -> None:
-        """Let ``body`` be read as the body of ``response``, whose connection is closed or back in the pool.
-
-        The library reads each response before it sends the next request. An empty body cannot fail to be decoded.
+        The caller of the HTTP library gets the last response. Raises a ``ShimError``, only if ``raise_errors``.
         """
-        response.stream = self._byte_stream(body)
-        response.is_closed = response.is_stream_consumed = False
+        source, origin = self.source, origin_of_request(request.url)
+        token = source.current()
+        authorization = source.authorization(token, origin)
+        if authorization is None or token is None:
+            if self._raise_errors and (token is None or token.access_token is None) and (problem := source.problem()):
+                raise problem
+            # A caller can send a request object twice: a header from the first time must not outlive its token.
+            if request.headers.get("authorization") == request.extensions.get(_SENT_BY_US, ""):
+                del request.headers["authorization"]
+            yield request
+            return
+        replayable = _is_replayable(request)
+        deadline = None
+        for count in range(1, _MAX_SENDS + 1):
+            request.headers["Authorization"] = request.extensions[_SENT_BY_US] = authorization
+            response = yield request
+            if response.request.headers.get("authorization") != authorization:
+                return  # a redirect to another origin has dropped our header
+            if not _is_rejection(response, authorization):
+                if response.is_success:
+                    source.accepted(token)
+                return
+            newest = source.current()
+            if newest is not None and source.authorization(newest, origin) == authorization:
+                rejected_at = source.rejected(token, origin)
+                if not verdict(newest):
+                    source.demand(newest)
+                now = time.monotonic()
+                deadline = deadline or now + self._wait
+                ends = min(rejected_at + self._wait, deadline) if replayable and count < _MAX_SENDS else now
+                pause = _FIRST_POLL
+                while now < ends and not verdict(newest) and source.authorization(newest, origin) == authorization:
+                    yield min(pause, ends - now)
+                    pause = min(2 * pause, _LONGEST_POLL)
+                    newest = source.current() or newest
+                    now = time.monotonic()
+            newer = source.authorization(newest, origin)
+            if newest is None or newer is None or newer == authorization or not replayable:
+                break
+            token, authorization = newest, newer
+        if self._raise_errors:
+            raise source.problem() or TokenRejected(f"{origin} rejects the token of {source.name} (401)")
 
 
-def _next(steps: Generator[Step, Response | None, None], response: Response | None) -> Step | None:
+def origin_of_request(url: Any) -> str:
+    """Return the origin of a URL of the HTTP library."""
+    return origin_of(url.scheme, url.raw_host.decode("ascii"), url.port)
+
+
+def _next(steps: Generator[Any, Any, None], response: Any) -> Any:
     try:
         return steps.send(response)
     except StopIteration:
         return None
-
-
-def _authorize(request: Any, step: Send) -> Any:
-    # A caller can send one request object twice: a header from the first time must not stay after its token is gone.
-    if step.authorization is None:
-        if request.headers.get("authorization") == request.extensions.get(_SENT_BY_US, ""):
-            del request.headers["authorization"]
-        return request
-    request.headers["Authorization"] = request.extensions[_SENT_BY_US] = step.authorization
-    return request
-
-
-def _response(response: Any) -> Response:
-    return Response(
-        status=response.status_code,
-        challenges=tuple(response.headers.get_list("www-authenticate")),
-        authorization=response.request.headers.get("authorization"),
-    )
 
 
 def _is_replayable(request: Any) -> bool:
@@ -118,6 +154,31 @@ def _is_replayable(request: Any) -> bool:
     except RuntimeError:
         return False
     return True
+
+
+def _is_rejection(response: Any, authorization: str) -> bool:
+    """Whether the response to our token rejects it: a 401 without a challenge, or with one for our scheme."""
+    if response.status_code != 401:
+        return False
+    schemes = set(_challenge_schemes(response.headers.get_list("www-authenticate")))
+    return not schemes or authorization.partition(" ")[0].lower() in schemes
+
+
+def _challenge_schemes(challenges: Iterable[str]) -> Iterable[str]:
+    """Return the schemes of ``WWW-Authenticate`` headers (RFC 9110 section 11.6.1) in lower case."""
+    for header in challenges:
+        for part in _QUOTED.sub('""', header).split(","):
+            if match := _SCHEME.match(part):
+                yield match[1].lower()
+
+
+def _set_body(response: Any, body: bytes) -> None:
+    """Let ``body`` be read as the body of ``response``, whose connection is closed or back in the pool.
+
+    The library reads each response before it sends the next request. An empty body cannot fail to be decoded.
+    """
+    response.stream = type(response)(200, content=body).stream
+    response.is_closed = response.is_stream_consumed = False
 
 
 def _read_body(response: Any) -> bytes:

@@ -26,9 +26,6 @@ class Restored(NamedTuple):
 
 Event = Rotated | Restored | ReauthorizationRequired | Removed
 
-_GOOD = "good"
-_ABSENT = "absent"
-
 
 class Changes:
     """An endless iterator over the events of a token, for ``for`` and ``async for``.
@@ -40,9 +37,9 @@ class Changes:
     def __init__(self, current: Callable[[], TokenFile | None], poll: float) -> None:
         self._current = current
         self._poll = poll
-        self._state, self._generation = _state_of(current())
-        if self._state not in (_GOOD, _ABSENT):
-            self._state = _ABSENT  # so that the first poll yields the verdict
+        token = current()
+        # After a verdict, the first poll yields it.
+        self._last = None if token is None or verdict(token) else token
 
     def __iter__(self) -> "Changes":
         """Iterate with ``for``, which blocks between events."""
@@ -68,15 +65,16 @@ class Changes:
 
     def poll(self) -> Event | None:
         """Return the next event, or ``None`` if there is none yet. Does not wait."""
-        before, generation = self._state, self._generation
-        token = self._current()
-        self._state, self._generation = _state_of(token)
-        if token is None or self._state == _ABSENT:
+        before, token = self._last, self._current()
+        self._last = token
+        state = _state_of(token)
+        if token is None or state is None:
             return None
-        if self._state == before:
-            rotated = self._state == _GOOD and self._generation != generation
-            return Rotated(token.name, token.generation) if rotated else None
-        return Restored(token.name, token.generation) if self._state == _GOOD else verdict(token)
+        if before is None or state != _state_of(before):
+            return verdict(token) or Restored(token.name, token.generation)
+        if state == "good" and token.generation != before.generation:
+            return Rotated(token.name, token.generation)
+        return None
 
 
 def verdict(token: TokenFile) -> ReauthorizationRequired | Removed | None:
@@ -94,9 +92,8 @@ def verdict(token: TokenFile) -> ReauthorizationRequired | Removed | None:
     )
 
 
-def _state_of(token: TokenFile | None) -> tuple[str, int]:
-    if token is None:
-        return _ABSENT, -1
-    if token.state in ("reauthorization_required", "removed"):
-        return token.state, token.generation
-    return (_GOOD if token.access_token is not None else _ABSENT), token.generation
+def _state_of(token: TokenFile | None) -> str | None:
+    """Return the state of the grant after a verdict, "good" if there is an access token, else ``None``."""
+    if token is not None and verdict(token) is not None:
+        return token.state
+    return None if token is None or token.access_token is None else "good"

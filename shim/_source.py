@@ -2,17 +2,14 @@
 
 import os
 import time
-from collections.abc import Callable
 from stat import S_ISREG
 
 from shim._changes import Changes, verdict
 from shim._origins import origin_of_url
-from shim._paths import demands_dir as default_demands_dir
-from shim._paths import tokens_dir as default_tokens_dir
 from shim._token import TokenFile, is_name, parse
 from shim.errors import ShimError, TokenFileError, TokenRejected, TokenUnavailable
 
-__all__ = ["FileTokenSource", "may_be_last", "valid_for"]
+__all__ = ["FileTokenSource", "default_state_dir", "may_be_last", "valid_for"]
 
 _MAX_SIZE = 1024 * 1024
 _POLL_INTERVAL = 0.05
@@ -47,8 +44,8 @@ class FileTokenSource:
                 "the first is a letter or a digit"
             )
         self.name = name
-        self._path = f"{_directory(tokens_dir, default_tokens_dir)}/{name}.json"
-        self._demands = _directory(demands_dir, default_demands_dir)
+        self._path = f"{_directory(tokens_dir, 'tokens')}/{name}.json"
+        self._demands = _directory(demands_dir, "demands")
         # The stamp of the file that was read last, its token, and its problem. None equals no stamp.
         self._cached: tuple[_Stamp | None, TokenFile | None, ShimError | None] = (None, None, None)
         # The token that was rejected last, its generation, the origin, and when it was first rejected (monotonic).
@@ -125,14 +122,12 @@ class FileTokenSource:
 
         The token may still be good: it lives on after its grant has died, or its file cannot be read at the moment.
         """
-        token = self.current()
+        self.current()
+        _, token, file_problem = self._cached
         if token is not None and (final := verdict(token)) is not None:
             return final
-        file_problem = self._cached[2]
-        if file_problem is not None:
+        if token is None or file_problem is not None:
             return file_problem
-        if token is None:
-            return TokenFileError(f"{self._path} does not exist yet; does refresher publish there?")
         rejected = self._rejected
         if rejected is not None and rejected[0] == token.access_token:
             return TokenRejected(
@@ -210,8 +205,19 @@ class FileTokenSource:
         return token
 
 
-def _directory(given: "str | os.PathLike[str] | None", default: Callable[[], str]) -> str:
-    directory: object = default() if given is None else os.fspath(given)
+def default_state_dir() -> str:
+    """Return ``$XDG_STATE_HOME/refresher``, else ``~/.local/state/refresher``; without a home, ``~`` stays as it is."""
+    base = os.environ.get("XDG_STATE_HOME", "")
+    # The XDG specification says to ignore a relative path. pathlib would double the time that "import shim" takes.
+    return os.path.join(base if os.path.isabs(base) else os.path.expanduser("~/.local/state"), "refresher")  # noqa: PTH111, PTH117, PTH118
+
+
+def _directory(given: "str | os.PathLike[str] | None", name: str) -> str:
+    """Return the directory ``given``, else that of the environment, else ``name`` in the state directory."""
+    if given is None:
+        state = os.environ.get("REFRESHER_STATE_DIR") or default_state_dir()
+        given = os.environ.get(f"REFRESHER_{name.upper()}_DIR") or os.path.join(state, name)  # noqa: PTH118
+    directory: object = os.fspath(given)
     if not isinstance(directory, str) or not directory or "\0" in directory:
         raise ValueError("tokens_dir and demands_dir must be directories, as str or PathLike")
     return directory

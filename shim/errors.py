@@ -13,6 +13,7 @@
     +-- OutcomeUnknown                (shim.mcp) the response to a call was lost: the call may have been executed
 """
 
+import copyreg
 from typing import Any
 
 __all__ = [
@@ -35,6 +36,12 @@ class ShimError(Exception):
     login_command: str | None = None
     retry = True
     """Whether the same call can succeed later."""
+    _explanation: str | None = None
+    """What a model reads instead of the message."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Support pickling, also of errors whose constructor does not take the message."""
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
 
     def as_json(self) -> str:
         """Return JSON for a model: what happened, whether to retry, and the command that a person must run."""
@@ -42,16 +49,13 @@ class ShimError(Exception):
 
         return json.dumps(
             {
-                "error": self._explanation(),
+                "error": self._explanation or str(self),
                 "needs_reauth": self.login_command is not None,
                 "server": self.server,
                 "login_command": self.login_command,
                 "retry": self.retry and self.login_command is None,
             }
         )
-
-    def _explanation(self) -> str:
-        return str(self)
 
 
 class TokenFileError(ShimError):
@@ -91,10 +95,6 @@ class Removed(ShimError):
         super().__init__(f"the grant {name} was removed; to create it again, a person runs: {self.login_command}")
         self.name = name
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Support pickling."""
-        return Removed, (self.name,)
-
 
 class ReauthorizationRequired(ShimError):
     """The authorization server ended the grant ``name``: retrying is useless, a person must log in again.
@@ -111,16 +111,7 @@ class ReauthorizationRequired(ShimError):
         self.server = server
         self.login_command = f"refresher login {name}"
         super().__init__(f"{name} needs a new login by a person ({description}); run: {self.login_command}")
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Support pickling; the fields are keyword arguments of the constructor."""
-        from functools import partial
-
-        made = partial(ReauthorizationRequired, code=self.code, description=self.description, server=self.server)
-        return made, (self.name,)
-
-    def _explanation(self) -> str:
-        return (
-            f"{self.server} does not accept the login of {self.name} any more ({self.description}). Retrying does not "
-            "help: a person must log in again"
+        self._explanation = (
+            f"{server} does not accept the login of {name} any more ({description}). Retrying does not help: a person "
+            "must log in again"
         )

@@ -1,4 +1,4 @@
-"""What every test can ask for."""
+"""Fixtures for all tests."""
 
 import os
 import signal
@@ -15,23 +15,23 @@ from tests.support.command import Command
 from tests.support.oidc import OIDC
 from tests.support.vault import Vault
 
-# No deadline: a slow machine is no failure. The same examples each time, so that nobody's change is blamed for what an
-# unlucky draw finds; `--hypothesis-profile=long` looks further, and elsewhere each time.
+# No deadline, because a machine may be slow. The same examples each time, so that a change does not fail because of new
+# examples; `--hypothesis-profile=long` runs more examples, and new ones each time.
 settings.register_profile("short", deadline=None, max_examples=200, derandomize=True)
 settings.register_profile("long", deadline=None, max_examples=10_000)
 settings.load_profile("short")
 
 _SESSION_SECRETS = Vault()
 
-# What a shell starts in the background ignores Ctrl-C, what nohup starts SIGHUP, and so would all that the tests start.
-# A handler of ours ignores it as well, and is not inherited.
+# A process in the background of a shell ignores SIGINT, one of nohup SIGHUP, and children inherit that. A handler that
+# does nothing ignores the signal as well, but is not inherited.
 for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, lambda *_: None)
 
 
 def need(part: str | None) -> None:
-    """Skip where a part cannot be had, with the reason; in CI, where it can be installed, fail."""
+    """Skip a test if a part is missing, with the reason; in CI, where it can be installed, fail."""
     if part is not None:
         if os.environ.get("CI") == "true":
             pytest.fail(f"in CI everything is installed: {part}")
@@ -40,10 +40,10 @@ def need(part: str | None) -> None:
 
 @pytest.fixture
 def vault(tmp_path: Path) -> Iterator[Vault]:
-    """The secrets of a test; at its end no file outside their places may hold one."""
+    """The secrets of a test; at its end, no file may contain one except where it is allowed."""
     yield _SESSION_SECRETS
     leaks = _SESSION_SECRETS.leaks_below(tmp_path)
-    assert not leaks, f"secrets lie about: {leaks}"
+    assert not leaks, f"files contain secrets: {leaks}"
 
 
 @pytest.fixture
@@ -61,21 +61,21 @@ def quick(refresher: Command) -> Command:
 
 @pytest.fixture
 def cold(tmp_path: Path, vault: Vault) -> Command:
-    """The command, in an empty home, with a start of the interpreter each time: for tests of the start."""
+    """The command in an empty home, with a new interpreter each time: for tests of the start."""
     home = tmp_path / "home"
     home.mkdir(mode=0o700)
     return Command(home, vault, cold=True)
 
 
 def pytest_sessionfinish() -> None:
-    """End what the tests of this process share."""
+    """End the shared processes of this test process."""
     oidc_module.close()
     warm.close()
 
 
 @pytest.fixture(scope="session")
 def oidc() -> Iterator[OIDC]:
-    """One authorization server for the tests that leave it as it was; access tokens of an hour."""
+    """One authorization server for all tests that do not change it; access tokens live for an hour."""
     need(oidc_module.missing())
     with OIDC(_SESSION_SECRETS) as server:
         yield server
@@ -83,7 +83,7 @@ def oidc() -> Iterator[OIDC]:
 
 @pytest.fixture
 def own_oidc() -> Iterator[Callable[..., OIDC]]:
-    """Authorization servers for one test alone: to count on, or to script."""
+    """Authorization servers for one test, which counts their requests or scripts their answers."""
     need(oidc_module.missing())
     running: list[OIDC] = []
 

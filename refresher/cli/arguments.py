@@ -38,7 +38,9 @@ def check_login(ctx: click.Context, name: str, url: str | None) -> None:
         problem = "the URL has no scheme"
     else:
         return check_new_name(ctx, name)
-    meant = name_from(name), _with_scheme((address or "").strip())
+    address = (address or "").strip()
+    scheme = "" if "://" in address else "http://" if urls.is_loopback(_host(address)) else "https://"
+    meant = name_from(name), f"{scheme}{address}"
     try:
         urls.parse_origin(meant[1])
     except urls.InvalidURL as error:
@@ -55,12 +57,6 @@ def name_from(text: str) -> str:
 
 def _is_address(text: str) -> bool:
     return bool(re.search(r"[/:]|^\s*localhost\s*$|\.[a-z]{2,}\s*$", text, re.IGNORECASE))
-
-
-def _with_scheme(address: str) -> str:
-    if "://" in address:
-        return address
-    return f"{'http' if urls.is_loopback(_host(address)) else 'https'}://{address}"
 
 
 def _host(address: str) -> str:

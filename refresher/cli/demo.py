@@ -2,9 +2,7 @@
 
 from importlib.util import find_spec
 
-import click
-
-from refresher.cli.options import DURATION, STOPPED, command
+from refresher.cli.options import STOPPED, command, duration_option
 from refresher.common.errors import ConfigError
 from refresher.common.signals import StopSignals
 
@@ -24,9 +22,7 @@ _NEEDED = ("mcp", "httpx2", "uvicorn")
         **STOPPED,
     },
 )
-@click.option(
-    "--seconds", type=DURATION, default="30s", metavar="DURATION", help="How long the demo runs.  [default: 30s]"
-)
+@duration_option("--seconds", "30s", help="How long the demo runs.")
 def demo(seconds: float) -> int:
     """Show on this machine what refresher does, without account or network.
 

@@ -44,7 +44,13 @@ def health(options: Options, listen: str | None, live: bool, as_json: bool) -> i
     if isinstance(answer, str):
         say(json.dumps({"live": False, "ready": False, "problem": answer}) if as_json else answer)
         return 1
-    say(msgspec.json.encode(answer).decode() if as_json else _summary(answer, live=live))
+    if as_json:
+        say(msgspec.json.encode(answer).decode())
+    elif not answer.live:
+        say("not live: the service is not responsive; restart it")
+    else:
+        hint = "" if answer.fresh == answer.grants else " ('refresher status' says why)"
+        say(f"{'live' if live else 'ready' if answer.ready else 'not ready'}: {answer.summary()}{hint}")
     return 0 if (answer.live if live else answer.ready) else 1
 
 
@@ -63,11 +69,3 @@ def _ask(address: Address) -> Health | str:
         return f"the server at {shown} is not refresher: give --listen the address of 'refresher run'"
     finally:
         connection.close()
-
-
-def _summary(health: Health, *, live: bool) -> str:
-    if not health.live:
-        return "not live: the service is not responsive; restart it"
-    hint = "" if health.fresh == health.grants else " ('refresher status' says why)"
-    word = "live" if live else "ready" if health.ready else "not ready"
-    return f"{word}: {health.summary()}{hint}"

@@ -9,7 +9,7 @@ from typing import Final
 import click
 
 from refresher.cli.arguments import check_new_name, name_from
-from refresher.cli.options import STOPPED, Options, command, complete_name, did_you_mean, warn_of_closed_directories
+from refresher.cli.options import STOPPED, command, complete_name, did_you_mean, warn_of_closed_directories
 from refresher.common import clocks
 from refresher.common.errors import AlreadySpent, ConfigError, ImportRefused, Interrupted, RefresherError
 from refresher.common.signals import StopSignals
@@ -81,20 +81,19 @@ def import_(ctx: click.Context, name: str | None, source: str, replace: bool, if
     With --if-absent, a start-up script can run it each time, also with a directory of such files (a mounted Secret). It
     skips a grant that exists, and one that has used this refresh token and was removed since.
     """
-    options: Options = ctx.obj
     if replace and if_absent:
         raise ConfigError("--replace and --if-absent exclude each other")
     if source != "-" and Path(source).is_dir():
         if name is not None or replace:
             raise ConfigError(f"{source} is a directory, imported whole: omit NAME and --replace")
-        return _import_directory(options.settings(), Path(source), if_absent)
+        return _import_directory(ctx.obj.settings(), Path(source), if_absent)
     if name is None and source != "-" and not Path(source).exists():
         raise ConfigError(f"cannot read {source}: there is no such file or directory")
     if name is None:
         meant = name_from(Path(source).stem.removesuffix(".import")) or "NAME"
         raise ConfigError(f"NAME is missing; did you mean: {did_you_mean(ctx, meant)}")
     check_new_name(ctx, name)
-    return _import(options.settings(), name, source, replace=replace, if_absent=if_absent, warned=set())
+    return _import(ctx.obj.settings(), name, source, replace=replace, if_absent=if_absent, warned=set())
 
 
 def _import_directory(settings: Settings, directory: Path, if_absent: bool) -> int | None:
@@ -116,14 +115,13 @@ def _import_directory(settings: Settings, directory: Path, if_absent: bool) -> i
             continue
         try:
             code = _import(settings, file.stem, str(file), replace=False, if_absent=if_absent, warned=warned)
+            if code is not None:
+                return code
         except Interrupted:
             raise
         except RefresherError as error:
             log.error("%s: %s", file.stem, error)  # noqa: TRY400  a mistake of a person needs no traceback
             codes.add(error.exit_code)
-            continue
-        if code is not None:
-            return code
     return min(codes, default=None)
 
 

@@ -6,11 +6,11 @@ from typing import Any, Final, get_args
 import click
 
 from refresher.cli.arguments import check_login
-from refresher.cli.options import DURATION, command, complete_name, warn_of_closed_directories
+from refresher.cli.options import command, complete_name, duration_option, warn_of_closed_directories
 from refresher.common.errors import ConfigError, Interrupted
 from refresher.common.terminal import say
 from refresher.common.text import clock_time
-from refresher.grants.record import AuthMethod, Grant
+from refresher.grants.record import AuthMethod
 from refresher.storage import startup_checks
 
 __all__ = ["login"]
@@ -26,17 +26,11 @@ _CANNOT_RENEW: Final = (
 )
 
 
-class _Param(click.ParamType[tuple[str, str]]):
-    """``KEY=VALUE``."""
-
-    name = "param"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
-        """Return key and value."""
-        key, equals, text = str(value).partition("=")
-        if not key or not equals:
-            self.fail("it must be KEY=VALUE", param, ctx)
-        return key, text
+def _key_and_value(param: str) -> tuple[str, str]:
+    key, equals, value = param.partition("=")
+    if not key or not equals:
+        raise click.BadParameter("it must be KEY=VALUE")
+    return key, value
 
 
 @command(
@@ -64,9 +58,7 @@ class _Param(click.ParamType[tuple[str, str]]):
     flag_value="client_credentials",
     help="Without a person, for a client that authenticates itself (RFC 6749 section 4.4).",
 )
-@click.option(
-    "--wait", type=DURATION, default="5m", metavar="DURATION", help="How long to wait for you to log in.  [default: 5m]"
-)
+@duration_option("--wait", "5m", help="How long to wait for you to log in.")
 @click.option("--no-verify", is_flag=True, help="Store the new token without trying it at the server.")
 @click.option("--replace", is_flag=True, help="Replace a grant of this name that is for another server.")
 @click.option("--client-id", metavar="ID", help="A client that is registered at the server already.")
@@ -103,7 +95,7 @@ class _Param(click.ParamType[tuple[str, str]]):
 @click.option(
     "--param",
     "params",
-    type=_Param(),
+    type=_key_and_value,
     multiple=True,
     metavar="KEY=VALUE",
     help="Another parameter of the authorization request, as access_type=offline.",
@@ -115,17 +107,7 @@ class _Param(click.ParamType[tuple[str, str]]):
 @click.option("--device-authorization-endpoint", metavar="URL", help="For a server without metadata.")
 @click.option("--revocation-endpoint", metavar="URL", help="For a server without metadata.")
 @click.pass_context
-def login(
-    ctx: click.Context,
-    /,
-    name: str,
-    no_browser: bool,
-    wait: float,
-    no_verify: bool,
-    replace: bool,
-    port: int | None,
-    **given: Any,
-) -> int | None:
+def login(ctx: click.Context, /, name: str, port: int | None, **given: Any) -> int | None:
     """Log in at URL, an MCP server, and keep that login as the grant NAME.
 
     Opens your browser, where you approve access. An existing grant is replaced only after the server has accepted the
@@ -144,36 +126,32 @@ def login(
         --client-secret-file FILE --scope ... --param access_type=offline
     """
     check_login(ctx, name, given["url"])
-    if port is not None and given["redirect_uri"]:
-        raise ConfigError("--port and --redirect-uri exclude each other: the port is in the address")
+    if port is not None:
+        if given["redirect_uri"]:
+            raise ConfigError("--port and --redirect-uri exclude each other: the port is in the address")
+        given["redirect_uri"] = f"http://127.0.0.1:{port}/callback"
     try:
         from refresher.login.flow import log_in  # the MCP SDK takes a second to load
         from refresher.login.options import LoginOptions
     except ModuleNotFoundError as error:
         raise ConfigError(f"login needs the MCP SDK (no {error.name}): in the checkout, pip install '.[all]'") from None
 
-    if port is not None:
-        given["redirect_uri"] = f"http://127.0.0.1:{port}/callback"
     settings = ctx.obj.settings()
-    options = LoginOptions(**given, wait=wait, open_browser=not no_browser, verify=not no_verify, replace=replace)
     try:
-        done = log_in(settings, name, options)
+        imported, verified, exit_code = log_in(settings, name, LoginOptions(**given))
     except KeyboardInterrupt:
         # Before the tokens arrive: afterwards the login completes.
         raise Interrupted("interrupted; nothing was changed") from None
     warn_of_closed_directories(settings)
     startup_checks.warn(settings.directories, set())
-    for warning in done.imported.warnings:
+    for warning in imported.warnings:
         log.warning("%s: warning: %s", name, warning)
-    _report(done.imported.grant, done.verified)
-    return done.exit_code
-
-
-def _report(grant: Grant, proof: str | None) -> None:
+    grant = imported.grant
     if not grant.renewable:
         until = "the server refuses it" if grant.expires_at is None else clock_time(grant.expires_at)
-        log.warning(_CANNOT_RENEW, grant.name, until)
-    if proof is not None:
-        say(proof)
+        log.warning(_CANNOT_RENEW, name, until)
+    if verified is not None:
+        say(verified)
     next_step = "; 'refresher run', or cron, keeps it fresh" if grant.renewable else ""
-    say(f"logged in: {grant.name} (generation {grant.generation}){next_step}")
+    say(f"logged in: {name} (generation {grant.generation}){next_step}")
+    return exit_code

@@ -23,7 +23,7 @@ __all__ = ["cli", "run"]
 _COMMANDS: Final = {
     "login": ("login", "login"),
     "run": ("run", "run"),
-    "run-once": ("run_once", "run_once"),
+    "run-once": ("run", "run_once"),
     "status": ("status", "status"),
     "health": ("health", "health"),
     "token": ("token", "token"),
@@ -146,19 +146,6 @@ def _fail(message: str, code: int) -> int:
 
 def _harden() -> None:
     """Open closed standard streams, create private files only, and forbid memory dumps."""
-    _open_standard_streams()
-    os.umask(0o077)
-    with suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    if sys.platform == "linux":
-        # RLIMIT_CORE does not stop a collector behind a pipe. Only ctypes, 3 ms to import, can call prctl.
-        with suppress(ImportError, OSError, AttributeError):
-            import ctypes
-
-            ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
-
-
-def _open_standard_streams() -> None:
     # A file would get the number of a stream that the parent has closed: a message to stderr would go into a grant.
     for number in range(3):
         try:
@@ -172,3 +159,12 @@ def _open_standard_streams() -> None:
         with suppress(AttributeError):
             # What the encoding of a terminal does not contain is replaced: it must not end a command.
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    os.umask(0o077)
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if sys.platform == "linux":
+        # RLIMIT_CORE does not stop a collector behind a pipe. Only ctypes, 3 ms to import, can call prctl.
+        with suppress(ImportError, OSError, AttributeError):
+            import ctypes
+
+            ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)

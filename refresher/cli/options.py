@@ -2,21 +2,19 @@
 
 import logging
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import click
 
 from refresher import config
 from refresher.common import durations, logs
-from refresher.common.errors import DirectoryError, RefresherError, UnknownName
-from refresher.common.terminal import say
+from refresher.common.errors import RefresherError, UnknownName
 from refresher.config import Settings
 
 __all__ = [
     "ARGUMENTS_BEFORE",
-    "DURATION",
     "GLOBAL_OPTIONS",
     "LISTEN",
     "STOPPED",
@@ -24,11 +22,14 @@ __all__ = [
     "command",
     "complete_name",
     "did_you_mean",
-    "print_no_grants",
+    "duration_option",
+    "seconds",
     "warn_of_closed_directories",
 ]
 
 log = logging.getLogger(__name__)
+
+_F = TypeVar("_F", bound=Callable[..., Any])
 
 STOPPED: Final[dict[int | str, str]] = {"128+N": "stopped by signal N: 129 is SIGHUP, 130 Ctrl-C, 143 SIGTERM"}
 """The exit codes after a signal, for the help of a command."""
@@ -37,58 +38,38 @@ ARGUMENTS_BEFORE: Final = "refresher.arguments_before"
 _ARGUMENTS: Final = "refresher.arguments"
 
 
-def _option(*names: str, help: str, **settings: Any) -> click.Option:  # noqa: A002  click's own word
-    """Return a global option with its environment variable."""
-    variable = f"REFRESHER_{names[0].removeprefix('--').replace('-', '_').upper()}"
-    return click.Option(names, envvar=variable, show_envvar=True, help=help, **settings)
+def _option(name: str, metavar: str | None, help: str, *names: str, **settings: Any) -> click.Option:  # noqa: A002
+    """Return a global option with its environment variable; ``names`` are its other names."""
+    variable = f"REFRESHER_{name.removeprefix('--').replace('-', '_').upper()}"
+    return click.Option((name, *names), metavar=metavar, help=help, envvar=variable, show_envvar=True, **settings)
 
 
 GLOBAL_OPTIONS: Final = (
     _option(
-        "--state-dir",
-        metavar="DIR",
-        help="Contains grants/.  [default: $XDG_STATE_HOME/refresher or ~/.local/state/refresher]",
+        "--state-dir", "DIR", "Contains grants/.  [default: $XDG_STATE_HOME/refresher or ~/.local/state/refresher]"
     ),
-    _option(
-        "--tokens-dir",
-        metavar="DIR",
-        help="Where access tokens are published.  [default: tokens/ in the state directory]",
-    ),
-    _option("--tokens-group", metavar="GROUP", help="A group of agents that can read tokens and request rotations."),
-    _option(
-        "--demands-dir",
-        metavar="DIR",
-        help="Where agents request a rotation.  [default: demands/ in the state directory]",
-    ),
-    _option(
-        "--spill-dir",
-        metavar="DIR",
-        help="Receives a new token if grants/ cannot.  [default: /var/tmp/refresher-UID]",
-    ),
-    _option("--ca-file", metavar="FILE", help="Certificates to trust, instead of SSL_CERT_FILE or the built-in ones."),
+    _option("--tokens-dir", "DIR", "Where access tokens are published.  [default: tokens/ in the state directory]"),
+    _option("--tokens-group", "GROUP", "A group of agents that can read tokens and request rotations."),
+    _option("--demands-dir", "DIR", "Where agents request a rotation.  [default: demands/ in the state directory]"),
+    _option("--spill-dir", "DIR", "Receives a new token if grants/ cannot.  [default: /var/tmp/refresher-UID]"),
+    _option("--ca-file", "FILE", "Certificates to trust, instead of SSL_CERT_FILE or the built-in ones."),
     _option(
         "--config",
+        "FILE",
+        "TOML with these options as keys (state_dir = ...).  [default: ~/.config/refresher/config.toml]",
         "config_file",
-        metavar="FILE",
-        help="TOML with these options as keys (state_dir = ...).  [default: ~/.config/refresher/config.toml]",
     ),
-    _option("--verbose", "-v", count=True, help="Log each action; -vv logs more."),
+    _option("--verbose", None, "Log each action; -vv logs more.", "-v", count=True),
     _option(
-        "--log-format",
-        type=click.Choice(["text", "json"]),
-        help="The format of log lines on stderr.  [default: text]",
+        "--log-format", None, "The format of log lines on stderr.  [default: text]", type=click.Choice(["text", "json"])
     ),
 )
 
+# After the command they are hidden, and their environment variables have been read already.
+_GLOBAL_AFTER: Final = tuple(map(copy, GLOBAL_OPTIONS))
+for _hidden in _GLOBAL_AFTER:
+    _hidden.hidden, _hidden.envvar = True, None
 
-def _after_the_command(option: click.Option) -> click.Option:
-    """Return a global option as it stands after the command: its environment variable is read before."""
-    hidden = copy(option)
-    hidden.hidden, hidden.envvar = True, None
-    return hidden
-
-
-_GLOBAL_AFTER: Final = tuple(map(_after_the_command, GLOBAL_OPTIONS))
 _GLOBAL_NAMES: Final = [option.name for option in GLOBAL_OPTIONS if option.name]
 
 
@@ -165,10 +146,7 @@ def _with_known_names(ctx: click.Context) -> str | None:
     """Return the command line with the names of grants that were probably meant; ``None`` if there are none."""
     from difflib import get_close_matches
 
-    try:
-        known = ctx.obj.resolve().directories.listing().names
-    except RefresherError:
-        return None
+    known = _names(ctx.obj)
     given = [*ctx.params.get("names", ()), *filter(None, [ctx.params.get("name")])]
     meant = [next(iter(get_close_matches(name.strip().lower(), known, 1)), name) for name in given]
     return None if meant == given else did_you_mean(ctx, *meant, instead_of=tuple(given))
@@ -178,27 +156,28 @@ def complete_name(context: click.Context, _: click.Parameter, incomplete: str) -
     """Return the names of grants that begin so; none if they cannot be read."""
     options = Options(context.find_root().params)
     options.add(**{name: context.params[name] for name in _GLOBAL_NAMES if name in context.params})
+    return [name for name in _names(options) if name.startswith(incomplete)]
+
+
+def _names(options: Options) -> Sequence[str]:
     try:
-        names = options.resolve().directories.listing().names
+        return options.resolve().directories.listing().names
     except RefresherError:
         return []
-    return [name for name in names if name.startswith(incomplete)]
 
 
-class _Duration(click.ParamType[float]):
-    """Seconds, or a duration such as ``30s``."""
-
-    name = "duration"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Return seconds."""
-        try:
-            return durations.parse(value if str(value)[-1:].isalpha() else float(value))
-        except ValueError:
-            self.fail("it must be seconds, or a duration such as '30s', '10m', '8h'", param, ctx)
+def seconds(value: str) -> float:
+    """Return the seconds of an option: a number, or a duration such as ``30s``."""
+    try:
+        return durations.parse(value if value[-1:].isalpha() else float(value))
+    except ValueError:
+        raise click.BadParameter("it must be seconds, or a duration such as '30s', '10m', '8h'") from None
 
 
-DURATION: Final = _Duration()
+def duration_option(name: str, default: str | None = None, *, help: str) -> Callable[[_F], _F]:  # noqa: A002
+    """Return the decorator of an option that is a duration."""
+    return click.option(name, type=seconds, default=default, show_default=True, metavar="DURATION", help=help)
+
 
 LISTEN: Final = click.option(
     "--listen",
@@ -215,10 +194,3 @@ def warn_of_closed_directories(settings: Settings) -> None:
         log.warning(
             "warning: group %s cannot pass %s to its tokens: chmod o+x it", settings.directories.group, directory
         )
-
-
-def print_no_grants(settings: Settings) -> None:
-    """Print that there are no grants. Raises ``DirectoryError`` if the state directory was named and does not exist."""
-    if settings.state_given and not settings.directories.state.exists():
-        raise DirectoryError(f"there is no state directory {settings.directories.state}; 'refresher login' creates it")
-    say(f"no grants in {settings.directories.grants} yet; begin with 'refresher login NAME URL'", err=True)

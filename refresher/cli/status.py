@@ -1,13 +1,26 @@
 """The command status."""
 
+from typing import Any, Final
+
 import click
 
-from refresher.cli import tables
-from refresher.cli.options import Options, command, complete_name, print_no_grants
-from refresher.common.terminal import say
+from refresher.cli.options import Options, command, complete_name
+from refresher.cli.tables import print_rows
+from refresher.common import clocks, text
+from refresher.common.errors import GrantFileError
+from refresher.grants import policy
+from refresher.grants.record import Grant
 from refresher.operations.inspection import list_grants
+from refresher.storage.publishing import state_of
 
 __all__ = ["status"]
+
+_INVALID: Final = "invalid_grant_file"
+_KEYS: Final = (
+    *("state", "generation", "issued_at", "expires_at", "next_rotation_at", "last_rotation_at", "failures", "error"),
+    *("issuer", "resource", "scope", "origins"),
+)
+_ERROR_KEYS: Final = ("code", "description", "at", "retry_at")
 
 
 @command(
@@ -30,9 +43,54 @@ def status(options: Options, names: tuple[str, ...], as_json: bool) -> None:
     """
     settings = options.settings()
     entries = list_grants(settings.directories, names)
-    if not entries:
-        print_no_grants(settings)
-    if as_json:
-        say(tables.status_json(entries))
-    elif entries:
-        say(tables.status_table(entries))
+    rows = [_row(name, grant) for name, grant in entries]
+    fields = {"grants": [_fields(name, grant) for name, grant in entries]} if as_json else None
+    print_rows(settings, ("NAME", "STATE", "GENERATION", "TIME LEFT", "NEXT ROTATION", "LAST ERROR"), rows, fields)
+
+
+def _fields(name: str, grant: Grant | GrantFileError) -> dict[str, Any]:
+    """Return what the JSON says of a grant; times are epoch seconds."""
+    fields: dict[str, Any] = {"name": name} | {key: getattr(grant, key, None) for key in _KEYS}
+    if isinstance(grant, GrantFileError):
+        return fields | {"state": _INVALID, "error": {"code": _INVALID, "description": str(grant)}}
+    failure = grant.failure
+    return fields | {
+        "state": state_of(grant),
+        "issued_at": None if grant.access_token is None else grant.issued_at,
+        "next_rotation_at": _next_rotation_at(grant),
+        "error": None if failure is None else {key: getattr(failure, key) for key in _ERROR_KEYS},
+    }
+
+
+def _row(name: str, grant: Grant | GrantFileError) -> tuple[str, ...]:
+    if isinstance(grant, GrantFileError):
+        return (name, _INVALID, "-", "-", "-", str(grant))
+    now = clocks.now().wall
+    planned = _next_rotation_at(grant)
+    return (
+        name,
+        state_of(grant),
+        str(grant.generation),
+        _time_left(grant, now),
+        "-" if planned is None else "now" if planned <= now else f"in {text.span(planned - now)}",
+        "-" if grant.failure is None else grant.failure.description,
+    )
+
+
+def _time_left(grant: Grant, now: float) -> str:
+    if grant.access_token is None:
+        return "no token yet"
+    if grant.expires_at is None:
+        return "unknown"
+    left = grant.expires_at - now
+    return text.span(left) if left > 0 else f"expired {text.span(left)} ago"
+
+
+def _next_rotation_at(grant: Grant) -> float | None:
+    now = clocks.now()
+    decision = policy.decide(grant, now)
+    if not grant.renewable:
+        return None
+    if isinstance(decision, policy.Wait):
+        return decision.until
+    return min(policy.due_at(grant), now.wall) if grant.access_token is not None else grant.authorized_at

@@ -1,146 +1,43 @@
-"""Prints results and grants: as a table for a person, as JSON for a program."""
+"""Prints rows about grants: as a table for a person, as JSON for a program."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import click
-import msgspec
 
-from refresher.common import clocks, text
-from refresher.common.errors import GrantFileError
-from refresher.grants import policy
-from refresher.grants.record import Grant
-from refresher.operations.inspection import ListedGrant
-from refresher.operations.result import EXIT_CODES, Result
-from refresher.storage.publishing import state_of
+from refresher.common.errors import DirectoryError
+from refresher.common.terminal import say
+from refresher.config import Settings
+from refresher.operations.result import EXIT_CODES
 
-__all__ = ["results_json", "results_table", "status_json", "status_table"]
+__all__ = ["print_rows"]
 
-_COLOURS = {0: "green", 4: "yellow", 6: "yellow", 5: "magenta", 3: "red", 2: "red", 130: "yellow"}
-_STATE_COLOURS = {
-    "active": "green",
-    "failing": "yellow",
-    "reauthorization_required": "red",
-    "invalid_grant_file": "red",
-}
-
-_STATUS_KEYS = (
-    "state",
-    "generation",
-    "issued_at",
-    "expires_at",
-    "next_rotation_at",
-    "last_rotation_at",
-    "failures",
-    "error",
-    "issuer",
-    "resource",
-    "scope",
-    "origins",
-)
+_COLOURS_OF_CODES = {0: "green", 4: "yellow", 6: "yellow", 5: "magenta", 3: "red", 2: "red", 130: "yellow"}
+_COLOURS = {"active": "green", "failing": "yellow"} | {key: _COLOURS_OF_CODES[code] for key, code in EXIT_CODES.items()}
 
 
-def results_json(results: Sequence[Result], exit_code: int) -> str:
-    """Return the stable JSON of a run."""
-    return json.dumps({"results": [msgspec.structs.asdict(result) for result in results], "exit_code": exit_code})
+def print_rows(settings: Settings, head: tuple[str, ...], rows: Sequence[tuple[str, ...]], as_json: Any) -> None:
+    """Print ``as_json``, or a table of ``rows`` if that is ``None``; say that there are no grants if there are no rows.
+
+    Raises ``DirectoryError`` if there are none because the state directory was named and does not exist.
+    """
+    directories = settings.directories
+    if not rows and settings.state_given and not directories.state.exists():
+        raise DirectoryError(f"there is no state directory {directories.state}; 'refresher login' creates it")
+    if not rows:
+        say(f"no grants in {directories.grants} yet; begin with 'refresher login NAME URL'", err=True)
+    if as_json is not None:
+        say(json.dumps(as_json))
+    elif rows:
+        say(_table(head, rows))
 
 
-def results_table(results: Sequence[Result]) -> str:
-    """Return a table of a run."""
-    rows = [
-        (result.name, result.outcome, "-" if result.generation is None else str(result.generation), result.detail)
-        for result in results
-    ]
-    colours: dict[str, str] = {outcome: _COLOURS[code] for outcome, code in EXIT_CODES.items()}
-    return _table(("NAME", "OUTCOME", "GENERATION", "DETAIL"), rows, colours)
-
-
-def status_json(entries: Iterable[ListedGrant]) -> str:
-    """Return the stable JSON of ``status``; times are epoch seconds."""
-    return json.dumps({"grants": [_grant_json(name, grant) for name, grant in entries]})
-
-
-def _grant_json(name: str, grant: Grant | GrantFileError) -> dict[str, Any]:
-    fields: dict[str, Any] = {"name": name, **dict.fromkeys(_STATUS_KEYS)}
-    if isinstance(grant, GrantFileError):
-        return fields | {
-            "state": "invalid_grant_file",
-            "error": {"code": "invalid_grant_file", "description": str(grant)},
-        }
-    failure = grant.failure
-    return fields | {
-        "state": state_of(grant),
-        "generation": grant.generation,
-        "issued_at": grant.issued_at if grant.access_token is not None else None,
-        "expires_at": grant.expires_at,
-        "next_rotation_at": _next_rotation_at(grant),
-        "last_rotation_at": grant.last_rotation_at,
-        "failures": grant.failures,
-        "error": None
-        if failure is None
-        else {
-            "code": failure.code,
-            "description": failure.description,
-            "at": failure.at,
-            "retry_at": failure.retry_at,
-        },
-        "issuer": grant.issuer,
-        "resource": grant.resource,
-        "scope": grant.scope,
-        "origins": list(grant.origins),
-    }
-
-
-def status_table(entries: Iterable[ListedGrant]) -> str:
-    """Return a table of grants."""
-    rows = [_status_row(name, grant) for name, grant in entries]
-    return _table(("NAME", "STATE", "GENERATION", "TIME LEFT", "NEXT ROTATION", "LAST ERROR"), rows, _STATE_COLOURS)
-
-
-def _status_row(name: str, grant: Grant | GrantFileError) -> tuple[str, ...]:
-    if isinstance(grant, GrantFileError):
-        return (name, "invalid_grant_file", "-", "-", "-", str(grant))
-    now = clocks.now().wall
-    planned = _next_rotation_at(grant)
-    return (
-        name,
-        state_of(grant),
-        str(grant.generation),
-        _time_left(grant, now),
-        "-" if planned is None else "now" if planned <= now else f"in {text.span(planned - now)}",
-        "-" if grant.failure is None else grant.failure.description,
-    )
-
-
-def _time_left(grant: Grant, now: float) -> str:
-    if grant.access_token is None:
-        return "no token yet"
-    if grant.expires_at is None:
-        return "unknown"
-    left = grant.expires_at - now
-    return text.span(left) if left > 0 else f"expired {text.span(left)} ago"
-
-
-def _next_rotation_at(grant: Grant) -> float | None:
-    now = clocks.now()
-    decision = policy.decide(grant, now)
-    if not grant.renewable:
-        return None
-    if isinstance(decision, policy.Wait):
-        return decision.until
-    return min(policy.due_at(grant), now.wall) if grant.access_token is not None else grant.authorized_at
-
-
-def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]], colours: Mapping[str, str]) -> str:
-    """Return rows below a bold head; ``colours``: by the words of the second column."""
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    """Return rows below a bold head; the word in the second column has its colour."""
     *widths, _ = (max(map(len, column)) for column in zip(head, *rows, strict=True))
-    layout = "  ".join((*(f"{{:{width}}}" for width in widths), "{}"))
-    # A colour makes a word longer than it looks: pad by hand, and each word only once.
-    bold = (
-        click.style(title, bold=True) + " " * (width - len(title))
-        for title, width in zip(head, (*widths, 0), strict=True)
-    )
-    painted = {word: click.style(word, fg=colour) + " " * (widths[1] - len(word)) for word, colour in colours.items()}
-    lines = (layout.format(name, painted[word], *rest) for name, word, *rest in rows)
-    return "\n".join((layout.format(*bold), *lines))
+    # Each cell is padded first, because a colour makes a word longer than it looks.
+    titles, *lines = [[*map(str.ljust, row, (*widths, 0))] for row in (head, *rows)]
+    for line, row in zip(lines, rows, strict=True):
+        line[1] = click.style(line[1], fg=_COLOURS[row[1]])
+    return "\n".join(map("  ".join, ([click.style(title, bold=True) for title in titles], *lines)))

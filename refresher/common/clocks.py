@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-__all__ = ["Moment", "elapsed", "now"]
+__all__ = ["Moment", "now"]
 
 
 class Moment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -25,6 +25,10 @@ class Moment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         """Whether both moments are certainly of one boot of one machine."""
         return self.boot_id != "" and self.boot_id == other.boot_id
 
+    def seconds_until(self, other: "Moment") -> float:
+        """Return the seconds to ``other`` by the clock that nobody sets; across boots, by the wall clock."""
+        return other.boottime - self.boottime if self.same_boot(other) else other.wall - self.wall
+
 
 def now() -> Moment:
     """Read the clocks."""
@@ -33,14 +37,6 @@ def now() -> Moment:
     else:
         boottime = time.monotonic()
     return Moment(wall=time.time(), monotonic=time.monotonic(), boottime=boottime, boot_id=_boot_id())
-
-
-def elapsed(since: Moment, until: Moment) -> float:
-    """Return the seconds between two moments: the longest by any clock; across boots, by the wall clock."""
-    by_wall = until.wall - since.wall
-    if not since.same_boot(until):
-        return by_wall
-    return max(by_wall, until.monotonic - since.monotonic, until.boottime - since.boottime)
 
 
 @cache  # no process lives longer than its boot

@@ -30,6 +30,9 @@ class RefresherError(Exception):
 
     exit_code: int = 2
 
+    def __init_subclass__(cls, *, exit_code: int | None = None) -> None:
+        cls.exit_code = cls.exit_code if exit_code is None else exit_code
+
 
 class ConfigError(RefresherError):
     """An option, an environment variable or the configuration file is wrong."""
@@ -67,43 +70,29 @@ class ExposedGrantFile(GrantFileError):
     """Other users could have read or changed a grant file: a person must decide whether it is good."""
 
 
-class StorageError(RefresherError):
+class StorageError(RefresherError, exit_code=4):
     """The disk failed before a refresh token was used."""
 
-    exit_code = 4
 
-
-class ServerAway(RefresherError):
+class ServerAway(RefresherError, exit_code=4):
     """A server cannot be reached, or gives no usable answer; nothing was changed."""
 
-    exit_code = 4
 
-
-class NotInTime(RefresherError):
+class NotInTime(RefresherError, exit_code=4):
     """No token with enough time left was available within the wait."""
 
-    exit_code = 4
 
-
-class NeedsPerson(RefresherError):
+class NeedsPerson(RefresherError, exit_code=3):
     """The grant is dead or removed."""
 
-    exit_code = 3
 
-
-class LoginNotGiven(RefresherError):
+class LoginNotGiven(RefresherError, exit_code=3):
     """The person declined, or did not complete the login in time; nothing was changed."""
 
-    exit_code = 3
 
-
-class LockBusy(RefresherError):
+class LockBusy(RefresherError, exit_code=6):
     """Another process held the lock for the whole wait."""
 
-    exit_code = 6
 
-
-class Interrupted(RefresherError):
+class Interrupted(RefresherError, exit_code=130):
     """A signal came before a refresh token was used."""
-
-    exit_code = 130

@@ -86,10 +86,6 @@ class _Nonblocking(logging.Handler):
         with self._lines.all_tasks_done:
             self._lines.all_tasks_done.wait_for(lambda: not self._lines.unfinished_tasks, _FLUSH_SECONDS)
 
-    def close(self) -> None:
-        self.flush()
-        super().close()
-
     def _write(self) -> None:
         while True:
             # By its descriptor: a lock of sys.stderr would be held during a write that hangs.

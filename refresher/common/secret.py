@@ -4,8 +4,6 @@ import hashlib
 import hmac
 import re
 from collections.abc import Iterable
-from itertools import groupby
-from operator import itemgetter
 from typing import Final
 from urllib.parse import quote, quote_plus
 
@@ -19,6 +17,7 @@ _PLAIN_WORDS: Final = re.compile(r"[a-z_./-]{16,31}|[A-Z_./-]{16,31}")
 
 # This many characters of a secret in a row are no coincidence.
 _FRAGMENT: Final = 6
+_HIDDEN: Final = "\uffff"  # in no text: it is not a character
 
 
 class Secret:
@@ -64,25 +63,16 @@ def mask(text: str, known: Iterable[Secret | None] = ()) -> str:
     split and encoded.
     """
     text = text[: 16 * _LONGEST_KEPT]
+    shown = list(text)
     for secret in known:
-        if secret is not None:
-            text = _without(text, secret.reveal())
+        plain = "" if secret is None else secret.reveal()
+        size = min(_FRAGMENT, len(plain))
+        forms = (plain, quote(plain, safe=""), quote_plus(plain))
+        fragments = {form[at : at + size] for form in forms for at in range(len(form) - size + 1)} - {""}
+        for at in range(len(text) - size + 1):
+            if text[at : at + size] in fragments:
+                shown[at : at + size] = _HIDDEN * size
+    text = re.sub(f"{_HIDDEN}+", "[masked]", "".join(shown))
     text = _TOKEN_LIKE.sub(lambda run: run[0] if _PLAIN_WORDS.fullmatch(run[0]) else "[masked]", text)
     text = " ".join("".join(char if char.isprintable() else " " for char in text).split())
     return text if len(text) <= _LONGEST_KEPT else text[:_LONGEST_KEPT] + "..."
-
-
-def _without(text: str, secret: str) -> str:
-    forms = {secret, quote(secret, safe=""), quote_plus(secret)}
-    size = min(_FRAGMENT, len(secret))
-    if size == 0:
-        return text
-    fragments = {form[at : at + size] for form in forms for at in range(len(form) - size + 1)}
-    hidden = [False] * len(text)
-    for at in range(len(text) - size + 1):
-        if text[at : at + size] in fragments:
-            hidden[at : at + size] = [True] * size
-    return "".join(
-        "[masked]" if is_hidden else "".join(char for _, char in run)
-        for is_hidden, run in groupby(zip(hidden, text, strict=True), key=itemgetter(0))
-    )

@@ -9,7 +9,6 @@ from refresher.common.errors import DirectoryError
 from refresher.storage import demands
 from refresher.storage.demands import Demands
 from refresher.storage.directories import Directories, Listing
-from shim._token import is_name
 
 __all__ = ["FULL_SCAN_INTERVAL", "DirectoryWatch"]
 
@@ -62,18 +61,13 @@ class DirectoryWatch:
             self._known.clear()
             raise
         self.demands = demands.pending(self._directories)
-        existing = {name for name in (*self.listing.names, *self.listing.unfinished) if is_name(name)}
-        before, self._known = self._known, {name: self._files(name) for name in existing}
+        before, self._known = self._known, {name: self._files(name) for name in self.listing.all}
         # The clock of a file system is coarse: a second change within the same tick leaves the same stamp.
         now = time.time_ns()
         self._stamps = stamps if all(stamp is None or now - stamp[0] > _SETTLED_NS for stamp in stamps) else None
         self._listed_at, self._offset = monotonic, offset
         known = self._known
         return {name for name in before.keys() | known.keys() if jumped or before.get(name) != known.get(name)}
-
-    def names(self) -> list[str]:
-        """Return the names in the last listing."""
-        return list(self._known)
 
     def forget(self, name: str) -> None:
         """Have the next call return ``name``, whether it has changed or not."""

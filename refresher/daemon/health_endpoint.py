@@ -41,11 +41,6 @@ class HealthEndpoint(ThreadingTCPServer):
         self.url: Final = f"http://{shown_address((address[0], self.server_address[1]))}"
         threading.Thread(target=self.serve_forever, name="health", daemon=True).start()
 
-    def close(self) -> None:
-        """Stop serving."""
-        self.shutdown()
-        self.server_close()
-
     def process_request(self, request: Any, client_address: Any) -> None:
         """Start a thread, up to a limit: a client may open endless connections."""
         if not self._free.acquire(blocking=False):
@@ -76,14 +71,10 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """Send the health as JSON, with status 200 where the daemon is live or ready, else 503."""
         health = self.server.health()
-        match self.path.partition("?")[0]:
-            case "/healthz":
-                healthy = health.live
-            case "/readyz":
-                healthy = health.ready
-            case _:
-                self.send_error(404, "Not found: use /healthz or /readyz")
-                return
+        healthy = {"/healthz": health.live, "/readyz": health.ready}.get(self.path.partition("?")[0])
+        if healthy is None:
+            self.send_error(404, "Not found: use /healthz or /readyz")
+            return
         body = msgspec.json.encode(health) + b"\n"
         self.send_response(200 if healthy else 503)
         self.send_header("Content-Type", "application/json")

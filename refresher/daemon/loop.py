@@ -9,16 +9,13 @@ import logging
 import time
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
-from typing import Final
-
-import msgspec
+from typing import Final, NamedTuple
 
 from refresher.common import logs, text
 from refresher.common.errors import DirectoryError, GrantFileError
 from refresher.common.signals import DaemonSignals
 from refresher.config import Settings
 from refresher.daemon.directory_watch import DirectoryWatch
-from refresher.daemon.log_throttle import LogThrottle
 from refresher.daemon.schedule import HEARTBEAT, Schedule
 from refresher.daemon.supervision import Supervision
 from refresher.grants import policy
@@ -45,42 +42,74 @@ _MAX_PAUSE: Final = 30.0
 _LOCK_WAIT: Final = 2.0
 _QUIET_LOCK_WAITS: Final = 4
 _MAX_PLAN: Final = 86400.0
+_REPEAT_AFTER: Final = 600.0
 _LOCAL_FAULTS: Final[tuple[ResultCode, ...]] = ("lock_busy", "storage_failed", "invalid_grant_file")
 
 
-class _Job(msgspec.Struct, frozen=True):
+class _Job(NamedTuple):
     """A rotation, with the configuration at the time of the decision."""
 
     publisher: Publisher
     order: Order
     terms: Terms
 
-    def run(self) -> Result | None:
-        return rotate(self.publisher, self.order, self.terms)
+
+_Event = str | Finished[_Job, Result | None] | None
+"""The name of a grant that is due, or a rotation that has finished; ``None`` only wakes the loop: a signal came."""
 
 
-class _Due(msgspec.Struct, frozen=True):
-    """It is time to inspect ``name``."""
+class _Pause(NamedTuple):
+    """A pause until ``until`` (monotonic seconds), after the same happened ``times`` times in a row.
 
-    name: str
+    ``fault``: the lock, the disk or refresher itself failed. Otherwise there was a cleanup, which may be needed again.
+    """
 
-
-_Event = _Due | Finished[_Job, Result | None] | None
-"""``None`` only wakes the loop: a signal came."""
-
-
-class _Pause(msgspec.Struct, frozen=True):
-    """A pause until ``until`` (monotonic seconds), after an action failed ``times`` times in a row."""
-
+    fault: bool
     times: int
     until: float
 
     @classmethod
-    def after(cls, previous: "_Pause | None") -> "_Pause":
+    def after(cls, previous: "_Pause | None", *, fault: bool) -> "_Pause":
         """Return the pause that follows ``previous``: 1 s, doubling to 30 s."""
-        times = 1 if previous is None else previous.times + 1
+        times = 1 if previous is None or previous.fault is not fault else previous.times + 1
         # The exponent is limited before the power, which would overflow after a night.
-        return cls(times, time.monotonic() + min(2.0 ** min(times - 1, 10), _MAX_PAUSE))
+        return cls(fault, times, time.monotonic() + min(2.0 ** min(times - 1, 10), _MAX_PAUSE))
+
+
+class _LogThrottle:
+    """Logs each message about a grant once, and again only after ten minutes."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, tuple[str, float]] = {}
+
+    def log(self, name: str, what: str, level: int, message: str) -> None:
+        """Log ``message`` about the grant ``name``, unless ``what`` is the same as the last time.
+
+        ``name`` is empty for a message about refresher itself.
+        """
+        last, logged_at = self._last.get(name, (None, 0.0))
+        now = time.monotonic()
+        if last != what or now - logged_at > _REPEAT_AFTER:
+            self._last[name] = (what, now)
+            log.log(level, "%s", f"{name}: {message}" if name else message)
+
+    def log_result(self, result: Result, what: str) -> None:
+        """Log the result of a rotation; ``what`` distinguishes it from others with the same outcome."""
+        failed = EXIT_CODES[result.outcome] != 0
+        rotated = result.outcome == "rotated"
+        level = logging.WARNING if failed else logging.INFO if rotated else logging.DEBUG
+        generation = f" (generation {result.generation})" if rotated else ""
+        message = f"{result.outcome}{generation}: {result.detail}"
+        self.log(result.name, f"{result.outcome} {what}", level, message)
+
+    def log_internal_error(self, name: str, error: Exception) -> None:
+        """Log a bug, without a trace, which could quote a secret."""
+        message = f"internal error ({type(error).__name__}); please report it"
+        self.log(name, "internal error", logging.ERROR, message)
+
+    def forget(self, name: str) -> None:
+        """Log the next message about ``name``, whatever it is."""
+        self._last.pop(name, None)
 
 
 class Daemon:
@@ -93,15 +122,13 @@ class Daemon:
         self._events: SimpleQueue[_Event] = SimpleQueue()
         self._signals = signals
         signals.wake = lambda: self._events.put(None)
-        self._schedule = Schedule(lambda name: self._events.put(_Due(name)))
-        self._queue: WorkQueue[_Job, Result | None] = WorkQueue(_Job.run, self._events.put)
+        self._schedule = Schedule(self._events.put)
+        self._queue: WorkQueue[_Job, Result | None] = WorkQueue(lambda job: rotate(*job), self._events.put)
         self._watch = DirectoryWatch(self._settings.directories)
         self._publisher = Publisher(self._settings.directories)
         self._in_progress: set[str] = set()
-        # After a fault of the lock, the disk or refresher itself; and after a cleanup, which may be needed again.
-        self._fault_pauses: dict[str, _Pause] = {}
-        self._cleanup_pauses: dict[str, _Pause] = {}
-        self._throttle = LogThrottle()
+        self._pauses: dict[str, _Pause] = {}
+        self._throttle = _LogThrottle()
         self._warned: set[str] = set()
         self._supervision = Supervision()
         self._readiness = self._supervision.readiness
@@ -129,7 +156,7 @@ class Daemon:
         if settings.ca_file is not None:
             ssl_context(settings.ca_file)
         count = len(list_grants(directories))
-        self._supervision.listen(settings.listen)
+        url = self._supervision.listen(settings.listen)
         logs.setup(settings.log_format, settings.verbose + 1, nonblocking=True)
         self._settings = settings
         log.info(
@@ -141,7 +168,7 @@ class Daemon:
             directories.demands,
             directories.tokens,
         )
-        if (url := self._supervision.url) is not None:
+        if url is not None:
             log.info("serving %s/healthz and %s/readyz", url, url)
         startup_checks.warn(directories, self._warned)
 
@@ -187,12 +214,7 @@ class Daemon:
         if name in self._in_progress:
             return  # the scan after its rotation inspects it
         try:
-            found = inspect(
-                self._publisher,
-                name,
-                unfinished=name in self._watch.listing.unfinished,
-                demands=self._watch.demands,
-            )
+            found = inspect(self._publisher, name, listing=self._watch.listing, demands=self._watch.demands)
         except Exception as error:  # noqa: BLE001  an internal error in one grant must not stop the others
             # A disk error may end without any change that a scan would find.
             self._schedule.plan(name, time.time() + _MAX_PAUSE)
@@ -213,15 +235,13 @@ class Daemon:
 
     def _submit(self, found: Inspection) -> None:
         """Queue a rotation or a cleanup, or plan it for the end of its pause."""
-        name, now = found.name, time.monotonic()
-        rest = found.decision if isinstance(found.decision, Wait) else None
-        only_cleanup = rest is not None or found.decision is None
-        pauses = [self._fault_pauses.get(name), self._cleanup_pauses.get(name) if only_cleanup else None]
-        until = max((pause.until for pause in pauses if pause is not None), default=now)
-        if until > now:
-            at = time.time() + until - now
-            if rest is not None and rest.until is not None:
-                at = min(at, max(rest.until, time.time()))  # a rotation does not wait for the end of a cleanup's pause
+        name, decision, pause = found.name, found.decision, self._pauses.get(found.name)
+        only_cleanup = not isinstance(decision, Rotate)
+        if pause and (pause.fault or only_cleanup) and (remaining := pause.until - time.monotonic()) > 0:
+            at = time.time() + remaining
+            if isinstance(decision, Wait) and decision.until is not None:
+                # A rotation does not wait for the end of a cleanup's pause.
+                at = min(at, max(decision.until, time.time()))
             self._schedule.plan(name, at)
             return
         self._schedule.cancel(name)
@@ -239,13 +259,12 @@ class Daemon:
         sends_nothing = only_cleanup and name not in self._watch.listing.unfinished
         server = f"cleanup for {found.server}" if sends_nothing else found.server
         # Agents wait for a demanded rotation, and for no other.
-        self._queue.put(server, job, first=found.decision == Rotate("demanded"))
+        self._queue.put(server, job, first=decision == Rotate("demanded"))
         self._queue.start_jobs()
 
     def _wait(self, grant: Grant, rest: Wait) -> None:
         """Plan the next inspection of a grant that is not rotated now; log why, unless it is only not due."""
-        self._fault_pauses.pop(grant.name, None)
-        self._cleanup_pauses.pop(grant.name, None)
+        self._pauses.pop(grant.name, None)
         if rest.until is None:
             self._schedule.cancel(grant.name)
         else:
@@ -265,8 +284,7 @@ class Daemon:
         self._schedule.cancel(name)
         self._throttle.forget(name)
         self._readiness.forget(name)
-        self._fault_pauses.pop(name, None)
-        self._cleanup_pauses.pop(name, None)
+        self._pauses.pop(name, None)
 
     def _process_events(self, wait: float) -> None:
         """Wait up to ``wait`` seconds for an event; process all that have come."""
@@ -274,10 +292,10 @@ class Daemon:
             event = self._events.get(timeout=max(wait, 0.0))
             while True:
                 match event:
-                    case _Due(name) if name == HEARTBEAT:
+                    case str() if event == HEARTBEAT:
                         self._supervision.heartbeat()
-                    case _Due(name) if not self._signals():
-                        self._inspect(name)
+                    case str() if not self._signals():
+                        self._inspect(event)
                     case Finished():
                         self._finish(event)
                     case _:
@@ -293,15 +311,15 @@ class Daemon:
         self._in_progress.discard(name)
         if not self._signals():
             self._queue.start_jobs()
-        fault_pause, cleanup_pause = self._fault_pauses.pop(name, None), self._cleanup_pauses.pop(name, None)
+        previous = self._pauses.pop(name, None)
         if result is not None and result.outcome in _LOCAL_FAULTS:
-            pause = self._fault_pauses[name] = _Pause.after(fault_pause)
+            pause = self._pauses[name] = _Pause.after(previous, fault=True)
             if result.outcome != "lock_busy" or pause.times > _QUIET_LOCK_WAITS:
                 self._throttle.log_result(result, result.detail)
         elif result is not None and (result.outcome == "rotated" or self._is_final_failure(result)):
             self._throttle.log_result(result, str(result.generation))
         else:
-            self._cleanup_pauses[name] = _Pause.after(cleanup_pause)
+            self._pauses[name] = _Pause.after(previous, fault=False)
         # Only at the next scan: the present listing still has the files of the attempt.
         self._watch.forget(name)
 
@@ -322,15 +340,11 @@ class Daemon:
         # The decision on each waiting job is made again with the new configuration.
         for job in self._queue.drop_waiting():
             self._in_progress.discard(job.order.name)
-        moved = self._settings.directories != before
-        for name in self._watch.names():
-            if moved:
+        if self._settings.directories != before:
+            for name in self._watch.listing.all:
                 self._forget(name)
-            else:
-                self._watch.forget(name)
-        if moved:
-            self._watch = DirectoryWatch(self._settings.directories)
             self._publisher = Publisher(self._settings.directories)
+        self._watch = DirectoryWatch(self._settings.directories)
         self._scan_at = float("-inf")
 
     def _drain(self) -> int:

@@ -1,8 +1,6 @@
 """Readiness: which grants had a valid published access token when they were last inspected."""
 
-import threading
 import time
-from collections.abc import Iterable
 from typing import Final, Literal
 
 import msgspec
@@ -45,19 +43,12 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-class _State(msgspec.Struct, frozen=True):
-    """``valid_until``: monotonic seconds, of the published token; ``problem``: why the grant needs a person."""
-
-    valid_until: float
-    problem: _Problem | None
-
-
 class Readiness:
-    """Written by the thread of the daemon, and read by any thread."""
+    """Written by the thread of the daemon, and read by any thread: it changes and copies a dictionary in one step."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._states: dict[str, _State] = {}
+        # Until when the published token is valid, in monotonic seconds; and why the grant needs a person.
+        self._states: dict[str, tuple[float, _Problem | None]] = {}
         self._complete = False
 
     def mark_complete(self) -> None:
@@ -67,42 +58,31 @@ class Readiness:
     def update(self, grant: Grant, *, published: bool) -> None:
         """Note the state of a grant; ``published``: the token file matches its record."""
         left = policy.remaining_lifetime(grant, clocks.now()) if published and grant.access_token is not None else 0.0
-        with self._lock:
-            self._states[grant.name] = _State(
-                time.monotonic() + left, "reauthorization_required" if policy.needs_person(grant) else None
-            )
+        problem: _Problem | None = "reauthorization_required" if policy.needs_person(grant) else None
+        self._states[grant.name] = (time.monotonic() + left, problem)
 
     def mark_unreadable(self, name: str) -> None:
         """Note that the record of ``name`` cannot be read; its published token stays valid."""
-        with self._lock:
-            before = self._states.get(name)
-            self._states[name] = _State(float("-inf") if before is None else before.valid_until, "invalid_grant_file")
+        valid_until, _ = self._states.get(name, (float("-inf"), None))
+        self._states[name] = (valid_until, "invalid_grant_file")
 
     def forget(self, name: str) -> None:
         """Note that the grant ``name`` does not exist."""
-        with self._lock:
-            self._states.pop(name, None)
+        self._states.pop(name, None)
 
     def health(self, *, live: bool) -> Health:
         """Return the health now; ``live``: whether the daemon is responsive."""
         now = time.monotonic()
-        with self._lock:
-            states = dict(self._states)
-
-        def first_with(problem: _Problem) -> tuple[str, ...]:
-            return _first(name for name, state in states.items() if state.problem == problem)
-
-        waiting = _first(name for name, state in states.items() if state.problem is None and state.valid_until <= now)
+        states = sorted(self._states.copy().items())
+        waiting = [name for name, (valid_until, problem) in states if problem is None and valid_until <= now]
+        dead = [name for name, (_, problem) in states if problem == "reauthorization_required"]
+        unreadable = [name for name, (_, problem) in states if problem == "invalid_grant_file"]
         return Health(
             live=live,
             ready=live and self._complete and not waiting,
             grants=len(states),
-            fresh=sum(state.valid_until > now for state in states.values()),
-            waiting=waiting,
-            reauthorization_required=first_with("reauthorization_required"),
-            invalid_grant_file=first_with("invalid_grant_file"),
+            fresh=sum(valid_until > now for _, (valid_until, _) in states),
+            waiting=tuple(waiting[:_MAX_NAMES]),
+            reauthorization_required=tuple(dead[:_MAX_NAMES]),
+            invalid_grant_file=tuple(unreadable[:_MAX_NAMES]),
         )
-
-
-def _first(names: Iterable[str]) -> tuple[str, ...]:
-    return tuple(sorted(names)[:_MAX_NAMES])

@@ -23,30 +23,31 @@ class Supervision:
 
     def __init__(self) -> None:
         self.readiness: Final = Readiness()
-        self._systemd = SystemdNotifier()
+        # Removed from the environment, so that no child process answers for this one.
+        address = os.environ.pop("NOTIFY_SOCKET", "")
+        microseconds, pid = os.environ.pop("WATCHDOG_USEC", ""), os.environ.pop("WATCHDOG_PID", "")
+        self._systemd = address if address.startswith(("/", "@")) else None
+        self._has_watchdog = self._systemd is not None and microseconds.isdecimal() and pid in ("", str(os.getpid()))
         self._endpoint: HealthEndpoint | None = None
         self._heartbeat_at = float("-inf")
         self._ready = False
         # Three heartbeats within the watchdog's time: one that comes late does not matter.
-        self.heartbeat_interval: Final = min(_HEARTBEAT_INTERVAL, (self._systemd.watchdog or float("inf")) / 3)
+        watchdog = int(microseconds) / _MICRO if self._has_watchdog else 0.0
+        self.heartbeat_interval: Final = min(_HEARTBEAT_INTERVAL, (watchdog or float("inf")) / 3)
         """Seconds."""
 
     def health(self) -> Health:
         """Return the health now."""
         return self.readiness.health(live=time.monotonic() - self._heartbeat_at < _MAX_SILENCE)
 
-    def listen(self, address: Address | None) -> None:
-        """Serve at ``address`` and nowhere else. Raises ``ConfigError``, and then changes nothing."""
+    def listen(self, address: Address | None) -> str | None:
+        """Serve at ``address`` and nowhere else; return the base URL. Raises ``ConfigError``, and changes nothing."""
         previous = self._endpoint
-        if address == (None if previous is None else previous.address):
-            return
-        self._endpoint = None if address is None else HealthEndpoint(address, self.health)
-        if previous is not None:
-            previous.close()
-
-    @property
-    def url(self) -> str | None:
-        """The base URL of the health endpoint."""
+        if address != (None if previous is None else previous.address):
+            self._endpoint = None if address is None else HealthEndpoint(address, self.health)
+            if previous is not None:
+                previous.shutdown()
+                previous.server_close()
         return None if self._endpoint is None else self._endpoint.url
 
     def heartbeat(self) -> None:
@@ -55,47 +56,34 @@ class Supervision:
         status = f"STATUS={self.health().summary()}"
         if not self._ready:
             self._ready = True
-            self._systemd.notify("READY=1", status)
-        elif self._systemd.watchdog is not None:
-            self._systemd.notify("WATCHDOG=1", status)
+            self._notify("READY=1", status)
+        elif self._has_watchdog:
+            self._notify("WATCHDOG=1", status)
         else:
-            self._systemd.notify(status)
+            self._notify(status)
 
     def reloading(self) -> None:
         """Report that the daemon reads its configuration; the next heartbeat reports the end."""
         # Type=notify-reload requires the second field.
-        self._systemd.notify("RELOADING=1", f"MONOTONIC_USEC={int(time.monotonic() * _MICRO)}")
+        self._notify("RELOADING=1", f"MONOTONIC_USEC={int(time.monotonic() * _MICRO)}")
         self._ready = False
 
     def stopping(self, status: str) -> None:
         """Report that the daemon starts no more rotations."""
         self._ready = True
-        self._systemd.notify("STOPPING=1", f"STATUS={status}")
+        self._notify("STOPPING=1", f"STATUS={status}")
 
     def extend_stop(self) -> None:
         """Ask for more time to stop: a kill now would lose a token."""
         self._heartbeat_at = time.monotonic()
-        self._systemd.notify("WATCHDOG=1", f"EXTEND_TIMEOUT_USEC={int(_STOP_EXTENSION * _MICRO)}")
+        self._notify("WATCHDOG=1", f"EXTEND_TIMEOUT_USEC={int(_STOP_EXTENSION * _MICRO)}")
 
-
-class SystemdNotifier:
-    """Sends to ``NOTIFY_SOCKET``, if it is set, and removes it from the environment. Never raises, never waits."""
-
-    def __init__(self) -> None:
-        address = os.environ.pop("NOTIFY_SOCKET", "")
-        microseconds, pid = os.environ.pop("WATCHDOG_USEC", ""), os.environ.pop("WATCHDOG_PID", "")
-        self._address = address if address.startswith(("/", "@")) else None
-        self.watchdog: float | None = None
-        """Seconds within which systemd expects ``WATCHDOG=1``."""
-        if self._address is not None and microseconds.isdecimal() and pid in ("", str(os.getpid())):
-            self.watchdog = int(microseconds) / _MICRO
-
-    def notify(self, *lines: str) -> None:
-        """Send one datagram."""
-        if self._address is None:
+    def _notify(self, *lines: str) -> None:
+        """Send one datagram to systemd, if it is there. Never raises, never waits."""
+        if self._systemd is None:
             return
         # A name that begins with @ is an abstract one, which begins with a zero byte on the wire.
-        address = f"\0{self._address[1:]}" if self._address.startswith("@") else self._address
+        address = f"\0{self._systemd[1:]}" if self._systemd.startswith("@") else self._systemd
         with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
             sender.setblocking(False)
             sender.sendto("\n".join(lines).encode(), address)

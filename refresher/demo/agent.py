@@ -1,11 +1,12 @@
 """The agent of the demo, ``python -m refresher.demo.agent MCP_URL NAME``: calls a tool all the time, in one session.
 
 It is what your program would be: an MCP client, and ``auth=BearerAuth(NAME)``. It reports on stdout a few times a
-second, and ends with its stdin, after the current call.
+second. At SIGTERM it ends, after the current call.
 """
 
-import argparse
 import logging
+import signal
+import sys
 import time
 from typing import Final
 
@@ -14,10 +15,9 @@ import httpx2
 import msgspec
 from mcp import Client, MCPError
 from mcp.client.streamable_http import streamable_http_client
-from mcp_types import CONNECTION_CLOSED, INVALID_REQUEST, CallToolResult, TextContent
+from mcp_types import CONNECTION_CLOSED, INVALID_REQUEST
 
 from refresher.common.secret import mask
-from refresher.demo.processes import wait_for_end_of_stdin
 from refresher.demo.timeline import AgentReport
 from shim import FileTokenSource
 from shim.httpx2 import BearerAuth
@@ -34,13 +34,10 @@ _SESSION_IS_OVER: Final = (CONNECTION_CLOSED, INVALID_REQUEST)
 
 
 def main() -> None:
-    """Call until stdin ends."""
-    parser = argparse.ArgumentParser(prog="python -m refresher.demo.agent")
-    parser.add_argument("mcp_url")
-    parser.add_argument("name", help="the grant whose token the agent uses")
-    options = parser.parse_args()
+    """Call until SIGTERM."""
+    _, mcp_url, name = sys.argv
     logging.disable()
-    anyio.run(lambda: Agent(options.mcp_url, options.name).run())
+    anyio.run(lambda: Agent(mcp_url, name).run())
 
 
 class Agent:
@@ -54,13 +51,13 @@ class Agent:
         self._session = anyio.CancelScope()
 
     async def run(self) -> None:
-        """Call until stdin ends; failures are counted, not raised."""
+        """Call until SIGTERM; failures are counted, not raised."""
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._end_with_stdin)
+            tasks.start_soon(self._end_on_signal)
             tasks.start_soon(self._keep_reporting)
             while not self._ending.is_set():
                 try:
-                    if self._has_token():
+                    if (token := self._source.current()) is not None and token.access_token is not None:
                         with anyio.CancelScope() as self._session:
                             await self._work_in_session()
                         if self._session.cancelled_caught:
@@ -85,25 +82,18 @@ class Agent:
             self._report.sessions += 1
             while not self._ending.is_set():
                 try:
-                    await self._call(client)
+                    began = time.monotonic()
+                    self._report.calls += 1
+                    result = await client.call_tool("add", {"a": self._report.calls, "b": 1})
+                    if result.structured_content != {"result": self._report.calls + 1}:
+                        self._fail(ValueError("the tool gave a wrong answer"))
+                    self._report.slowest = max(self._report.slowest, time.monotonic() - began)
                 except MCPError as error:
                     self._fail(error)
                     if error.code in _SESSION_IS_OVER:
                         return
                     await anyio.sleep(_PAUSE_AFTER_FAILURE)
                 await anyio.sleep(_PAUSE)
-
-    async def _call(self, client: Client) -> None:
-        began = time.monotonic()
-        self._report.calls += 1
-        result = await client.call_tool("add", {"a": self._report.calls, "b": 1})
-        if not _is_text(result, str(self._report.calls + 1)):
-            self._fail(ValueError("the tool gave a wrong answer"))
-        self._report.slowest = max(self._report.slowest, time.monotonic() - began)
-
-    def _has_token(self) -> bool:
-        token = self._source.current()
-        return token is not None and token.access_token is not None
 
     def _fail(self, error: BaseException) -> None:
         self._report.failed += 1
@@ -113,11 +103,12 @@ class Agent:
         problem = self._source.problem()
         self._report.failure = mask(reason if problem is None else f"{reason}; {problem}")
 
-    async def _end_with_stdin(self) -> None:
-        await wait_for_end_of_stdin()
-        self._ending.set()
-        await anyio.sleep(_LAST_CALL_TIMEOUT)
-        self._session.cancel()
+    async def _end_on_signal(self) -> None:
+        with anyio.open_signal_receiver(signal.SIGTERM) as signals:
+            await anext(signals)
+            self._ending.set()
+            await anyio.sleep(_LAST_CALL_TIMEOUT)
+            self._session.cancel()
 
     async def _keep_reporting(self) -> None:
         while True:
@@ -126,10 +117,6 @@ class Agent:
 
     def _print_report(self) -> None:
         print(msgspec.json.encode(self._report).decode(), flush=True)  # noqa: T201  the demo reads it from stdout
-
-
-def _is_text(result: CallToolResult, text: str) -> bool:
-    return not result.is_error and [part.text for part in result.content if isinstance(part, TextContent)] == [text]
 
 
 if __name__ == "__main__":

@@ -2,33 +2,30 @@
 
 import ctypes
 import os
+import re
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Final, cast
-
-import anyio
+from typing import IO, Final
 
 from refresher.common.secret import mask
 
-__all__ = ["Process", "environment", "wait_for_end_of_stdin"]
+__all__ = ["Process", "environment"]
 
 _PR_SET_PDEATHSIG: Final = 1
 _END_TIMEOUT: Final = 10.0
 _ORDERLY: Final = (0, -signal.SIGTERM)
 _MAX_READ: Final = 65536
+_OF_THE_USER: Final = re.compile("^REFRESHER_|_PROXY$", re.IGNORECASE)
+"""Environment variables that no process of the demo may see."""
 
 
 def environment(root: Path) -> dict[str, str]:
     """Return the environment of a process: it keeps its files in ``root``, and uses none of the user's."""
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.upper().startswith("REFRESHER_") and not name.upper().endswith("_PROXY")
-    }
+    kept = {key: value for key, value in os.environ.items() if not _OF_THE_USER.search(key)}
     # HOME stays: pip install --user installs packages there.
     return kept | {
         "XDG_CONFIG_HOME": str(root / "config"),
@@ -38,57 +35,44 @@ def environment(root: Path) -> dict[str, str]:
     }
 
 
-class Process:
+class Process(subprocess.Popen[bytes]):
     """One process, ``python -m`` with ``arguments``: the lines of its stdout, and its end.
 
     ``role`` is its name in messages. Its files and its stderr are in ``root``.
     """
 
+    stdout: IO[bytes]
+
     def __init__(self, role: str, arguments: Sequence[str], *, root: Path) -> None:
         self.role = role
-        # The demo's own programs end with their stdin, refresher ends by a signal.
-        self._ends_by_signal = arguments[0] == "refresher"
         self._partial = b""
         self._errors = root / f"{role.replace(' ', '-')}.err"
         with self._errors.open("wb") as errors:
-            self._process = subprocess.Popen(  # noqa: S603  our own programs
+            super().__init__(
                 [sys.executable, "-m", *arguments],
                 # Python imports from here first, and a directory of the user could hold an mcp.py.
                 cwd=root,
                 env=environment(root),
-                stdin=subprocess.PIPE,
+                stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 start_new_session=True,
                 preexec_fn=_end_with_parent(),
             )
-        self._stdin = cast("IO[bytes]", self._process.stdin)
-        self._stdout = cast("IO[bytes]", self._process.stdout)
-        os.set_blocking(self._stdout.fileno(), False)
-
-    @property
-    def pid(self) -> int:
-        """The process id."""
-        return self._process.pid
-
-    @property
-    def exit_code(self) -> int | None:
-        """The exit code; ``None`` while the process runs."""
-        return self._process.poll()
+        os.set_blocking(self.stdout.fileno(), False)
 
     def lines(self) -> list[str]:
         """Return the complete lines since the last call, without waiting."""
         data = self._partial
         with suppress(BlockingIOError):
-            while chunk := os.read(self._stdout.fileno(), _MAX_READ):
+            while chunk := os.read(self.stdout.fileno(), _MAX_READ):
                 data += chunk
         *lines, self._partial = data.split(b"\n")
         return [line.decode("utf-8", "replace") for line in lines]
 
     def unexpected_end(self) -> str | None:
         """Return a message about its unexpected end; ``None`` while the process runs."""
-        code = self.exit_code
-        if code is None:
+        if (code := self.poll()) is None:
             return None
         how = f"killed by signal {-code}" if code < 0 else f"exit code {code}{self.last_error_line()}"
         return f"{self.role} ended unexpectedly ({how})"
@@ -101,27 +85,16 @@ class Process:
 
     def finish(self) -> str | None:
         """End the process within ten seconds; return a message if it does not end in order."""
-        if self.exit_code is not None:
+        if self.poll() is not None:
             return None
-        with suppress(OSError):
-            self._stdin.close()
-        if self._ends_by_signal:
-            self._process.send_signal(signal.SIGTERM)
+        self.terminate()
         try:
-            code = self._process.wait(_END_TIMEOUT)
+            code = self.wait(_END_TIMEOUT)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+            self.kill()
+            self.wait()
             return f"{self.role} did not end in time and was killed"
         return None if code in _ORDERLY else f"{self.role} failed at its end (exit code {code}{self.last_error_line()})"
-
-
-async def wait_for_end_of_stdin() -> None:
-    """Return when stdin ends: the parent has closed it, or has ended itself."""
-    while True:
-        await anyio.wait_readable(0)
-        if os.read(0, _MAX_READ) == b"":
-            return
 
 
 def _end_with_parent() -> Callable[[], None] | None:

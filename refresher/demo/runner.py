@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Final
+from typing import Final
 
 import httpx
 import msgspec
@@ -67,42 +67,43 @@ class _Runner:
         self._root = root
         self._show = show
         self._stopping = stopping
-        self._token_file = root / f"state/tokens/{_NAME}.json"
         self._source = FileTokenSource(_NAME, tokens_dir=root / "state/tokens", demands_dir=root / "state/demands")
         self._processes: list[Process] = []
-        self._servers: dict[str, str] = {}
-        self._client: dict[str, str] = {}
+        self._login: dict[str, str] = {}
         self._began: float | None = None
 
     def run(self) -> None:
         """Run the demo, and end all its processes."""
+        timeline = self._timeline
         try:
             with suppress(_OverError):
                 self._start_processes()
-                while not self._is_over():
+                # A slow machine may need longer until everything has happened.
+                while timeline.now < timeline.seconds or (
+                    timeline.missing() and not timeline.agent.failed and timeline.now < timeline.seconds + _MAX_DELAY
+                ):
                     self._revoke_or_force()
                     self._tick()
         finally:
             # The agent first and the servers last, because each process needs the ones before it.
             for process in reversed(self._processes):
                 problem = process.unexpected_end() or process.finish()
-                if problem is not None and problem not in self._timeline.failures:
-                    self._timeline.fail(problem)
+                if problem is not None and problem not in timeline.failures:
+                    timeline.fail(problem)
             self._read_reports()
 
     def _start_processes(self) -> None:
         timeline = self._timeline
-        login = self._root / "login.json"
-        self._start("the server", "refresher.demo.server", str(login), str(timeline.lifetime))
-        self._wait_for("the start of the server", lambda: bool(self._servers))
-        timeline.addresses["authorization server"] = self._servers["issuer"]
-        timeline.addresses["MCP server"] = self._servers["mcp_url"]
-        self._client = json.loads(login.read_bytes())
-        self._run_command("import", _NAME, "--from", str(login))
-        login.unlink()
+        path = self._root / "login.json"
+        self._start("the server", "refresher.demo.server", str(path), str(timeline.lifetime))
+        self._wait_for("the start of the server", path.exists)
+        self._login = json.loads(path.read_bytes())
+        timeline.addresses |= {"authorization server": self._login["issuer"], "MCP server": self._login["server_url"]}
+        self._run_command("import", _NAME, "--from", str(path))
+        path.unlink()
         daemon = self._start("refresher run", "refresher", "run")
         timeline.addresses["refresher run"] = f"process {daemon.pid}"
-        agent = self._start("the agent", "refresher.demo.agent", self._servers["mcp_url"], _NAME)
+        agent = self._start("the agent", "refresher.demo.agent", self._login["server_url"], _NAME)
         timeline.addresses["agent"] = f"process {agent.pid}"
         self._wait_for("the agent's first call", lambda: timeline.agent.calls > 0)
         self._began = time.monotonic()
@@ -115,10 +116,10 @@ class _Runner:
         """Run a command of refresher, and return its output."""
         command = Process(f"refresher {arguments[0]}", ("refresher", *arguments), root=self._root)
         try:
-            self._wait_for(f"the end of {command.role}", lambda: command.exit_code is not None)
+            self._wait_for(f"the end of {command.role}", lambda: command.poll() is not None)
         finally:
             command.finish()
-        if command.exit_code:
+        if command.returncode:
             self._give_up(f"{command.role} failed{command.last_error_line()}")
         return "".join(command.lines())
 
@@ -133,13 +134,6 @@ class _Runner:
         self._timeline.fail(why)
         raise _OverError
 
-    def _is_over(self) -> bool:
-        timeline = self._timeline
-        if timeline.now < timeline.seconds:
-            return False
-        # A slow machine may need longer until everything has happened.
-        return not timeline.missing() or timeline.agent.failed > 0 or timeline.now > timeline.seconds + _MAX_DELAY
-
     def _revoke_or_force(self) -> None:
         timeline = self._timeline
         used = 1 - timeline.left / timeline.lifetime
@@ -148,24 +142,21 @@ class _Runner:
         if timeline.now >= _REVOKE_AFTER * timeline.seconds and not timeline.rotations["revoked"]:
             self._revoke()
         elif timeline.now >= _FORCE_AFTER * timeline.seconds and not timeline.rotations["forced"]:
-            self._force()
+            timeline.forcing = True
+            [result] = json.loads(self._run_command("run-once", "--force", "--json", _NAME))["results"]
+            timeline.on_forced(result["generation"] if result["outcome"] == "rotated" else None)
 
     def _revoke(self) -> None:
         token = self._source.current()
         if token is None or token.generation == self._timeline.revoking:
             return
         self._timeline.revoking = token.generation
-        body = {key: self._client[key] for key in ("client_id", "client_secret")} | {"token": token.access_token or ""}
+        body = {key: self._login[key] for key in ("client_id", "client_secret")} | {"token": token.access_token or ""}
         try:
             with httpx.Client(trust_env=False, timeout=_REVOCATION_TIMEOUT) as http:
-                http.post(self._servers["revocation_endpoint"], data=body).raise_for_status()
+                http.post(self._login["revocation_endpoint"], data=body).raise_for_status()
         except httpx.HTTPError:
             self._give_up("the authorization server did not revoke the access token")
-
-    def _force(self) -> None:
-        self._timeline.forcing = True
-        [result] = json.loads(self._run_command("run-once", "--force", "--json", _NAME))["results"]
-        self._timeline.on_forced(result["generation"] if result["outcome"] == "rotated" else None)
 
     def _tick(self) -> None:
         """Wait a moment, read what is new, and show it."""
@@ -178,7 +169,7 @@ class _Runner:
         self._read_reports()
         if token is not None and token.access_token is not None and token.expires_at is not None:
             timeline.left = token.expires_at - time.time()
-            timeline.on_token(token.generation, self._token_file.stat().st_mtime)
+            timeline.on_token(token.generation, (self._root / f"state/tokens/{_NAME}.json").stat().st_mtime)
         for problem in filter(None, (process.unexpected_end() for process in self._processes)):
             self._give_up(problem)
         if self._stopping():
@@ -191,10 +182,5 @@ class _Runner:
                 if process.role == "the agent":
                     self._timeline.on_agent_report(msgspec.json.decode(line, type=AgentReport))
                 elif process.role == "the server":
-                    self._on_server_event(json.loads(line))
-
-    def _on_server_event(self, event: dict[str, Any]) -> None:
-        if event["event"] == "ready":
-            self._servers = event
-        else:
-            self._timeline.on_server_event(event["event"], event["at"])
+                    event = json.loads(line)
+                    self._timeline.on_server_event(event["event"], event["at"])

@@ -136,17 +136,13 @@ def _lifetime_bar(timeline: Timeline, width: int) -> str:
         state, colour = _left(timeline), "green" if share > _NEARLY_EXPIRED else "yellow"
     cells = max(width - len(label) - 14, _MIN_BAR)
     filled = round(share * cells)
-    full, empty = _bar_characters()
-    bar = click.style(full * filled, fg=colour) + click.style(empty * (cells - filled), dim=True)
-    return f"{label}{bar}  {click.style(state, fg=colour)}"
-
-
-def _bar_characters() -> tuple[str, str]:
     try:
+        full, empty = "█░"
         "█░".encode(sys.stdout.encoding)
     except UnicodeEncodeError:
-        return "#", "."
-    return "█", "░"
+        full, empty = "#."
+    bar = click.style(full * filled, fg=colour) + click.style(empty * (cells - filled), dim=True)
+    return f"{label}{bar}  {click.style(state, fg=colour)}"
 
 
 def _table(timeline: Timeline) -> list[str]:

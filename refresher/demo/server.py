@@ -1,21 +1,19 @@
 """The authorization server and MCP server of the demo: ``python -m refresher.demo.server GRANT LIFETIME``.
 
 Writes a first grant to the file GRANT, as a login returns it. Each line on stdout is one event as JSON, without a
-secret. Ends with its stdin, so that its parent cannot leave it behind.
+secret. Ends at SIGTERM.
 """
 
 # The SDK's methods have more parameters than a server with one client needs.
 # ruff: noqa: ARG002
 
-import argparse
 import json
 import logging
-import os
 import secrets
 import socket
+import sys
 import time
 from pathlib import Path
-from typing import Any, Final
 
 import anyio
 import uvicorn
@@ -24,24 +22,15 @@ from mcp.server.auth.settings import AuthSettings, RevocationOptions
 from mcp.server.mcpserver import MCPServer
 from mcp.shared.auth import OAuthClientInformationFull, OAuthToken
 from pydantic import AnyHttpUrl
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
-from refresher.demo.processes import wait_for_end_of_stdin
 
 __all__ = ["StrictProvider", "main"]
 
-_MCP_PATH: Final = "/mcp"
-_SUBJECT: Final = "a person"
-
 
 def main() -> None:
-    """Serve until stdin ends."""
-    parser = argparse.ArgumentParser(prog="python -m refresher.demo.server")
-    parser.add_argument("grant", type=Path, help="where the first grant is written")
-    parser.add_argument("lifetime", type=int, help="the lifetime of an access token in seconds")
-    options = parser.parse_args()
+    """Serve until SIGTERM."""
+    _, grant, lifetime = sys.argv
     logging.disable()
-    anyio.run(_serve, options.grant, options.lifetime)
+    anyio.run(_serve, Path(grant), int(lifetime))
 
 
 class StrictProvider(OAuthAuthorizationServerProvider[AuthorizationCode, RefreshToken, AccessToken]):
@@ -61,17 +50,13 @@ class StrictProvider(OAuthAuthorizationServerProvider[AuthorizationCode, Refresh
         )
         self._refresh: dict[str, RefreshToken] = {}
         self._spent: set[str] = set()
-        # With the monotonic second at which each expires: the SDK checks whole seconds only.
+        # With the monotonic second at which each expires: the SDK's own check knows whole seconds only.
         self._access: dict[str, tuple[AccessToken, float]] = {}
 
     def log_in(self) -> dict[str, str | None]:
         """Return the fields of a login for ``refresher import``, without the addresses."""
-        return {
-            "client_id": self._client.client_id,
-            "client_secret": self._client.client_secret,
-            "token_endpoint_auth_method": self._client.token_endpoint_auth_method,
-            "refresh_token": self._new_refresh_token(),
-        }
+        client = self._client.model_dump(include={"client_id", "client_secret", "token_endpoint_auth_method"})
+        return client | {"refresh_token": self._new_refresh_token()}
 
     async def get_client(self, client_id: str) -> OAuthClientInformationFull | None:
         """Return the one client."""
@@ -95,18 +80,19 @@ class StrictProvider(OAuthAuthorizationServerProvider[AuthorizationCode, Refresh
             token=secrets.token_urlsafe(24),
             client_id=refresh_token.client_id,
             scopes=scopes,
-            expires_at=int(time.time()) + self._lifetime + 1,
             resource=self._resource,
-            subject=_SUBJECT,
         )
         self._access[access.token] = (access, time.monotonic() + self._lifetime)
         _print_event("rotated")
         return OAuthToken(access_token=access.token, expires_in=self._lifetime, refresh_token=self._new_refresh_token())
 
     async def load_access_token(self, token: str) -> AccessToken | None:
-        """Return an access token that has not expired."""
+        """Return an access token that has not expired; the MCP server answers 401 to another one."""
         access, ends = self._access.get(token, (None, 0.0))
-        return access if time.monotonic() < ends else None
+        if time.monotonic() < ends:
+            return access
+        _print_event("refused")
+        return None
 
     async def revoke_token(self, token: AccessToken | RefreshToken) -> None:
         """Revoke this token alone (RFC 7009)."""
@@ -120,7 +106,6 @@ class StrictProvider(OAuthAuthorizationServerProvider[AuthorizationCode, Refresh
             client_id=self._client.client_id or "",
             scopes=[],
             resource=self._resource,
-            subject=_SUBJECT,
         )
         self._refresh[token.token] = token
         return token.token
@@ -130,74 +115,37 @@ async def _serve(grant: Path, lifetime: int) -> None:
     # Bound here and not by uvicorn: another process could take the port after it was chosen.
     with socket.create_server(("127.0.0.1", 0)) as listener:
         issuer = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        mcp_url = issuer + _MCP_PATH
+        mcp_url = f"{issuer}/mcp"
         provider = StrictProvider(mcp_url, lifetime)  # type: ignore[abstract]
-        config = uvicorn.Config(_app(provider, issuer), log_config=None, access_log=False, timeout_graceful_shutdown=1)
-        server = uvicorn.Server(config)
-        _write_private(
-            grant,
-            {
-                "token_endpoint": f"{issuer}/token",
-                "server_url": mcp_url,
-                "resource": mcp_url,
-                "issuer": issuer,
-                **provider.log_in(),
-            },
+        mcp = MCPServer(
+            "refresher-demo",
+            auth_server_provider=provider,
+            auth=AuthSettings(
+                issuer_url=AnyHttpUrl(issuer),
+                resource_server_url=AnyHttpUrl(mcp_url),
+                validate_token_resource=True,
+                revocation_options=RevocationOptions(enabled=True),
+            ),
         )
-        _print_event("ready", issuer=issuer, mcp_url=mcp_url, revocation_endpoint=f"{issuer}/revoke")
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(_stop_with_stdin, server)
-            await server.serve(sockets=[listener])
-            tasks.cancel_scope.cancel()
+
+        @mcp.tool()
+        def add(a: int, b: int) -> int:
+            """Add two numbers."""
+            return a + b
+
+        endpoints = {"token_endpoint": f"{issuer}/token", "revocation_endpoint": f"{issuer}/revoke"}
+        addresses = {"issuer": issuer, "server_url": mcp_url, "resource": mcp_url}
+        # The parent has made the directory private, and waits until it contains the whole file.
+        draft = grant.with_suffix(".new")
+        draft.write_text(json.dumps(endpoints | addresses | provider.log_in()))
+        draft.rename(grant)
+        app = mcp.streamable_http_app()
+        config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=1)
+        await uvicorn.Server(config).serve(sockets=[listener])
 
 
-def _app(provider: StrictProvider, issuer: str) -> ASGIApp:
-    mcp = MCPServer(
-        "refresher-demo",
-        auth_server_provider=provider,
-        auth=AuthSettings(
-            issuer_url=AnyHttpUrl(issuer),
-            resource_server_url=AnyHttpUrl(issuer + _MCP_PATH),
-            validate_token_resource=True,
-            revocation_options=RevocationOptions(enabled=True),
-        ),
-    )
-
-    @mcp.tool()
-    def add(a: int, b: int) -> int:
-        """Add two numbers."""
-        return a + b
-
-    return _ReportsRefusals(mcp.streamable_http_app())
-
-
-class _ReportsRefusals:
-    """Prints an event for each 401 of the MCP server."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def watched(message: Message) -> None:
-            if message["type"] == "http.response.start" and message["status"] == 401 and scope["path"] == _MCP_PATH:
-                _print_event("refused")
-            await send(message)
-
-        await self._app(scope, receive, watched if scope["type"] == "http" else send)
-
-
-async def _stop_with_stdin(server: uvicorn.Server) -> None:
-    await wait_for_end_of_stdin()
-    server.should_exit = True
-
-
-def _write_private(path: Path, fields: dict[str, str | None]) -> None:
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        json.dump(fields, file)
-
-
-def _print_event(event: str, **more: Any) -> None:
-    print(json.dumps({"event": event, "at": time.time(), **more}), flush=True)  # noqa: T201  the demo reads it from stdout
+def _print_event(event: str) -> None:
+    print(json.dumps({"event": event, "at": time.time()}), flush=True)  # noqa: T201  the demo reads it from stdout
 
 
 if __name__ == "__main__":

@@ -27,7 +27,6 @@ _REASONS: Final[dict[Reason, str]] = {
     "late": "after it had expired: refresher was late",
     "forced": "by 'refresher run-once --force' from another process",
 }
-_PLANNED: Final[tuple[Reason, ...]] = ("schedule", "revoked", "forced")
 
 
 class AgentReport(msgspec.Struct):
@@ -50,37 +49,36 @@ class Event(NamedTuple):
     tone: Tone
 
 
-class Timeline:
+class Timeline(msgspec.Struct):
     """The events of one demo. The caller sets ``now`` and ``left``."""
 
-    def __init__(self, seconds: float, lifetime: int) -> None:
-        self.seconds = seconds
-        """How long the demo lasts, from the agent's first call on."""
-        self.lifetime = lifetime
-        """The lifetime of an access token in seconds."""
-        self.now = 0.0
-        """Seconds since the agent's first call."""
-        self.left = 0.0
-        """Seconds until the access token expires."""
-        self.addresses: dict[str, str] = {}
-        """The address or process of each participant that has started."""
-        self.agent = AgentReport()
-        self.generation = 0
-        self.revoking = 0
-        """The generation that the demo revokes."""
-        self.revoked = False
-        """Whether the current token is revoked."""
-        self.rotations: Counter[Reason] = Counter()
-        self.reused = 0
-        """How many refresh tokens were sent twice."""
-        self.failures: list[str] = []
-        """Failures besides those of calls, sessions and refresh tokens."""
-        self.events: list[Event] = []
-        self.forcing = False
-        """Whether a ``run-once --force`` is running."""
-        self._forced: int | None = None
-        self._unexplained: list[tuple[int, float]] = []
-        self._refused_at: float | None = None
+    seconds: float
+    """How long the demo lasts, from the agent's first call on."""
+    lifetime: int
+    """The lifetime of an access token in seconds."""
+    now: float = 0.0
+    """Seconds since the agent's first call."""
+    left: float = 0.0
+    """Seconds until the access token expires."""
+    addresses: dict[str, str] = {}
+    """The address or process of each participant that has started."""
+    agent: AgentReport = msgspec.field(default_factory=AgentReport)
+    generation: int = 0
+    revoking: int = 0
+    """The generation that the demo revokes."""
+    revoked: bool = False
+    """Whether the current token is revoked."""
+    rotations: Counter[Reason] = msgspec.field(default_factory=Counter)
+    reused: int = 0
+    """How many refresh tokens were sent twice."""
+    failures: list[str] = []
+    """Failures besides those of calls, sessions and refresh tokens."""
+    events: list[Event] = []
+    forcing: bool = False
+    """Whether a ``run-once --force`` is running."""
+    _forced: int | None = None
+    _unexplained: list[tuple[int, float]] = []
+    _refused_at: float | None = None
 
     def note(self, text: str, tone: Tone) -> None:
         """Add an event."""
@@ -133,7 +131,8 @@ class Timeline:
 
     def missing(self) -> list[str]:
         """Return what is planned and has not happened."""
-        return [f"no token was replaced {_REASONS[reason]}" for reason in _PLANNED if self.rotations[reason] == 0]
+        never = [reason for reason in _REASONS if reason != "late" and not self.rotations[reason]]
+        return [f"no token was replaced {_REASONS[reason]}" for reason in never]
 
     def problems(self, *, stopped: bool) -> list[str]:
         """Return what went wrong; a demo that the person ``stopped`` need not have shown everything."""
@@ -161,9 +160,7 @@ class Timeline:
         if self.rotations:
             replaced = _count(self.rotations.total(), "time")
             lines += ["", f"An access token lives {self.lifetime} s. The agent's token was replaced {replaced}:"]
-            lines += [
-                f"  {self.rotations[reason]:>2}  {why}" for reason, why in _REASONS.items() if self.rotations[reason]
-            ]
+            lines += [f"  {times:>2}  {why}" for reason, why in _REASONS.items() if (times := self.rotations[reason])]
             lines += [f"Refresh tokens sent twice: {self.reused}. MCP sessions lost: {lost}."]
         if not problems and not stopped:
             lines += ["", "Next, log in with your own account: 'refresher login NAME URL'."]
@@ -174,20 +171,17 @@ class Timeline:
         if self.forcing:
             return
         for generation, at in self._unexplained:
-            reason, why = self._reason(generation, at)
+            reason: Reason = "schedule"
+            why = "on schedule, before the previous one expired"
+            if generation == self._forced:
+                reason, why = "forced", _REASONS["forced"]
+            elif self._refused_at is not None:
+                reason = "revoked" if self.revoked else "late"
+                why = f"{at - self._refused_at:.2f} s later; the agent repeats its call"
             self.rotations[reason] += 1
             self.note(f"access token {generation}: {why}", "good")
             self.revoked, self._refused_at = False, None
         self._unexplained.clear()
-
-    def _reason(self, generation: int, at: float) -> tuple[Reason, str]:
-        if generation == self._forced:
-            return "forced", _REASONS["forced"]
-        if self._refused_at is None:
-            return "schedule", "on schedule, before the previous one expired"
-        return (
-            "revoked" if self.revoked else "late"
-        ), f"{at - self._refused_at:.2f} s later; the agent repeats its call"
 
 
 def _count(number: int, what: str) -> str:

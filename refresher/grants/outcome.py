@@ -13,7 +13,9 @@ from refresher.common.secret import Secret
 __all__ = [
     "Ambiguous",
     "ClientRejected",
+    "Failed",
     "GrantRejected",
+    "Lost",
     "NotSent",
     "Outcome",
     "ResourceRefused",
@@ -41,39 +43,41 @@ class TokensIssued(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds by which the server's clock is ahead of the local one."""
 
 
-class _Failed(msgspec.Struct, frozen=True, kw_only=True):
+class Failed(msgspec.Struct, frozen=True, kw_only=True):
+    """What every outcome but a success has."""
+
     description: str
+    code: str = "server_error"
+    """The error code of an answer (RFC 6749 section 5.2), or one that fits."""
+    refusal: bool = False
+    """Whether it counts as a refusal."""
 
 
-class _ErrorAnswer(_Failed, frozen=True, kw_only=True):
-    code: str
-
-
-class NotSent(_Failed, frozen=True, kw_only=True):
+class NotSent(Failed, frozen=True, kw_only=True):
     """No byte of the request was sent."""
 
+    code: str = "temporarily_unavailable"
 
-class Transient(_ErrorAnswer, frozen=True, kw_only=True):
+
+class Transient(Failed, frozen=True, kw_only=True):
     """An error answer that does not reject the grant: retry later."""
 
     retry_after: float | None = None
-    """Seconds."""
-    refusal: bool = False
-    """Whether it is a refusal. Otherwise the server only asks for patience."""
+    """Seconds. An answer that is no refusal only asks for patience."""
 
 
-class TooEarly(_ErrorAnswer, frozen=True, kw_only=True):
-    """The server refused because the access token is still valid: retry when it expires."""
+class TooEarly(Failed, frozen=True, kw_only=True):
+    """The server refused because the access token is still valid: retry when it expires.
 
-    refusal: bool = False
-    """Whether it also counts as a refusal: the server rejected the grant, and an agent reports a dead token."""
+    It counts as a refusal if the server rejected the grant and an agent reports a dead token.
+    """
 
 
-class Ambiguous(_Failed, frozen=True, kw_only=True):
+class Ambiguous(Failed, frozen=True, kw_only=True):
     """Something was sent and nothing conclusive came back: the refresh token may be used up."""
 
 
-class Unreadable(_Failed, frozen=True, kw_only=True):
+class Unreadable(Failed, frozen=True, kw_only=True):
     """A success that cannot be read; it may contain the only copy of a new refresh token."""
 
     body: Secret
@@ -82,29 +86,26 @@ class Unreadable(_Failed, frozen=True, kw_only=True):
     """Where the body was saved, as text for a person."""
 
 
-class ResourceRefused(_ErrorAnswer, frozen=True, kw_only=True):
+class ResourceRefused(Failed, frozen=True, kw_only=True):
     """The server refuses ``resource`` (RFC 8707). It may have used up the refresh token before."""
 
+    refusal: bool = True
 
-class ClientRejected(_ErrorAnswer, frozen=True, kw_only=True):
+
+class ClientRejected(Failed, frozen=True, kw_only=True):
     """The server rejects the client or its authentication. This says nothing about the grant."""
 
+    refusal: bool = True
 
-class GrantRejected(_ErrorAnswer, frozen=True, kw_only=True):
+
+class GrantRejected(Failed, frozen=True, kw_only=True):
     """The server rejects the grant (``invalid_grant`` and its dialects): a person must log in again."""
 
 
-Outcome = (
-    TokensIssued
-    | NotSent
-    | Transient
-    | TooEarly
-    | Ambiguous
-    | Unreadable
-    | ResourceRefused
-    | ClientRejected
-    | GrantRejected
-)
+Lost = Ambiguous | Unreadable | ResourceRefused
+"""After these, the refresh token may be used up."""
+
+Outcome = TokensIssued | NotSent | Transient | TooEarly | Lost | ClientRejected | GrantRejected
 
 
 def error_code(outcome: Outcome) -> str:

@@ -10,7 +10,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from refresher.common.clocks import Moment, elapsed
+from refresher.common.clocks import Moment
 from refresher.grants import server_behavior
 from refresher.grants.record import Failure, FailureKind, Grant
 
@@ -27,8 +27,8 @@ __all__ = [
     "due_at",
     "expected_expiry",
     "may_be_too_early",
-    "may_send_refresh_token",
     "needs_person",
+    "protected_until",
     "remaining_lifetime",
     "replay_allowed",
     "retry_at",
@@ -93,17 +93,19 @@ def decide(grant: Grant, now: Moment, *, demanded: bool = False, force: bool = F
     if grant.not_before is not None and (seconds := seconds_until_usable(grant, now)) > 0:
         # Servers that set nbf may end the whole login if the token is used earlier (rauthy does).
         return Wait("too_early", now.wall + seconds)
-    if (protected := _protected_until(grant, now, demanded=demanded)) is not None:
+    if (protected := protected_until(grant, now, demanded=demanded)) is not None:
         return Wait("reauthorization_required" if grant.dead else "in_doubt", protected)
     if force:
         return Rotate("forced")
     if grant.failure is not None:
-        return _after_failure(grant, now, demanded=demanded)
+        return _after_failure(grant, grant.failure, now, demanded=demanded)
     if grant.access_token is None:
         return Rotate("first")
-    if _in_future(grant.issued_at, now):
+    if grant.issued_at > now.wall + CLOCK_TOLERANCE:
         return Rotate("clock")
-    if demanded and (now.wall >= _demand_allowed_at(grant) or _clock_was_set_back(grant, now)):
+    # If the clock was set back since the last rotation, a wait from then would be too long.
+    set_back = grant.last_rotation_at is not None and grant.last_rotation_at > now.wall + _MIN_INTERVAL
+    if demanded and (now.wall >= _demand_allowed_at(grant) or set_back):
         return Rotate("demanded")
     due = due_at(grant)
     # If the server refuses an early refresh, a late run is better than a useless request.
@@ -120,12 +122,12 @@ def due_at(grant: Grant) -> float:
     Later if a rotation revokes the access token that agents use; at the expiry if the server refuses an earlier one.
     """
     lifetime = _lifetime(grant)
+    earliest = max(_not_before(grant), _earliest_next(grant))
     if server_behavior.refuses_early(grant):
-        return max(grant.issued_at + lifetime, _not_before(grant), _earliest_next(grant))
+        return max(grant.issued_at + lifetime, earliest)
     fraction = _DUE_FRACTION_IF_REVOKED if server_behavior.revokes_access_token(grant) else _DUE_FRACTION
     jitter = _stable_fraction(f"{grant.name}\0{grant.generation}") * min(_MAX_JITTER, _JITTER_FRACTION * lifetime)
-    due = grant.issued_at + min(fraction * lifetime, _DAY) - jitter
-    return max(due, _not_before(grant), _earliest_next(grant))
+    return max(grant.issued_at + min(fraction * lifetime, _DAY) - jitter, earliest)
 
 
 def expected_expiry(grant: Grant) -> float:
@@ -152,10 +154,9 @@ def may_be_too_early(grant: Grant, sent: Moment) -> bool:
     lifetime from its own answer.
     """
     before = grant.failure
-    if before is not None and before.outcome == "too_early" and before.moment is not None:
-        passed = sent.boottime - before.moment.boottime
-        if before.moment.same_boot(sent) and passed >= _lifetime(grant):
-            return False  # the token that was valid at the first refusal has expired, whatever the wall clock says
+    asked = before.moment if before is not None and before.outcome == "too_early" else None
+    if asked is not None and asked.same_boot(sent) and asked.seconds_until(sent) >= _lifetime(grant):
+        return False  # the token that was valid at the first refusal has expired, whatever the wall clock says
     return server_behavior.refuses_early(grant) and remaining_lifetime(grant, sent) > -CLOCK_TOLERANCE
 
 
@@ -196,7 +197,8 @@ def replay_allowed(grant: Grant, now: Moment) -> bool:
     # In another boot the elapsed time is unknown, so the grace period counts as over. The request needs some of it.
     since = grant.doubt.since
     usable = grace_period - min(_TRANSIT_TIME, grace_period / 10)
-    return not grant.doubt.replay_over and since.same_boot(now) and elapsed(since, now) < usable
+    passed = max(now.wall - since.wall, now.monotonic - since.monotonic, now.boottime - since.boottime)
+    return not grant.doubt.replay_over and since.same_boot(now) and passed < usable
 
 
 def doubt_in_future(grant: Grant, now: Moment) -> bool:
@@ -204,12 +206,8 @@ def doubt_in_future(grant: Grant, now: Moment) -> bool:
 
     The holder of the lock then restarts the doubt at ``now``: the wait is as long as the token can live, and it ends.
     """
-    if grant.doubt is None:
-        return False
-    since = grant.doubt.since
-    if since.same_boot(now):
-        return since.boottime > now.boottime + CLOCK_TOLERANCE  # a restored snapshot, or another time namespace
-    return _in_future(since.wall, now)
+    # Within one boot, that is a restored snapshot or another time namespace.
+    return grant.doubt is not None and grant.doubt.since.seconds_until(now) < -CLOCK_TOLERANCE
 
 
 def needs_person(grant: Grant) -> bool:
@@ -220,13 +218,8 @@ def needs_person(grant: Grant) -> bool:
     return grant.dead or grant.refusals >= _PERSON_AFTER_REFUSALS
 
 
-def may_send_refresh_token(grant: Grant, now: Moment, *, demanded: bool) -> bool:
-    """Whether the refresh token may be sent at ``now`` without danger for a live access token (I1)."""
-    return _protected_until(grant, now, demanded=demanded) is None
-
-
-def _protected_until(grant: Grant, now: Moment, *, demanded: bool) -> float | None:
-    """Return until when a grant in doubt must wait, or ``None``.
+def protected_until(grant: Grant, now: Moment, *, demanded: bool) -> float | None:
+    """Return until when the refresh token of a grant in doubt must not be sent (I1); ``None`` if it may be sent now.
 
     A second use of a refresh token can revoke the live access token. A demand says that there is no live one.
     """
@@ -234,16 +227,13 @@ def _protected_until(grant: Grant, now: Moment, *, demanded: bool) -> float | No
         return None
     remaining = remaining_lifetime(grant, now)
     if _access_token_age(grant, now) is None:
-        # Count from the doubt: by the boot clock within one boot, by the wall clock otherwise.
         since = grant.doubt.since
-        passed = now.boottime - since.boottime if since.same_boot(now) else now.wall - since.wall
-        remaining = remaining_lifetime(grant, since) - max(passed, 0.0)
+        remaining = remaining_lifetime(grant, since) - max(since.seconds_until(now), 0.0)
     return now.wall + remaining if remaining > 0 else None
 
 
-def _after_failure(grant: Grant, now: Moment, *, demanded: bool) -> Decision:
-    failure = grant.failure
-    if failure is None or failure.retry_at is None:
+def _after_failure(grant: Grant, failure: Failure, now: Moment, *, demanded: bool) -> Decision:
+    if failure.retry_at is None:
         return Rotate("retry")
     if demanded and failure.outcome == "too_early" and now.wall >= failure.at + backoff(grant, grant.failures):
         return Rotate("demanded")  # agents report that the access token is dead: no expiry to wait for
@@ -252,7 +242,8 @@ def _after_failure(grant: Grant, now: Moment, *, demanded: bool) -> Decision:
     if failure.moment is not None and failure.moment.same_boot(now):
         # By the boot clock: if the wall clock was set back by half an hour, a wait of ten seconds would grow by that.
         remaining = failure.retry_at - failure.at - max(now.boottime - failure.moment.boottime, 0.0)
-    if demanded and _demand_shortens_backoff(grant, failure):
+    undisputed = grant.doubt is None and grant.refusals == 0 and failure.outcome == "transient"
+    if demanded and undisputed and failure.busy_until is None:
         # The agents have no valid token and wait: an ordinary backoff would be too long for one 503.
         shortened = _DEMAND_BACKOFF ** min(max(grant.failures - 1, 0), 8)
         remaining += min(shortened - (failure.retry_at - failure.at), 0.0)
@@ -262,23 +253,12 @@ def _after_failure(grant: Grant, now: Moment, *, demanded: bool) -> Decision:
     return Rotate("retry")
 
 
-def _demand_shortens_backoff(grant: Grant, failure: Failure) -> bool:
-    """Whether a demand shortens the backoff: no doubt, no refusal, and no time named by the server."""
-    undisputed = grant.doubt is None and grant.refusals == 0
-    return undisputed and failure.outcome == "transient" and failure.busy_until is None
-
-
 def _demand_allowed_at(grant: Grant) -> float:
     """Return when a demand is followed: at once, but later each time if demanded rotations do not help."""
     if grant.demanded == 0 or grant.last_rotation_at is None:
         return _earliest_next(grant)
     interval = _DEMAND_INTERVAL * 2.0 ** min(grant.demanded - 1, 20)
     return grant.last_rotation_at + max(_MIN_INTERVAL, min(interval, _lifetime(grant) / 4))
-
-
-def _clock_was_set_back(grant: Grant, now: Moment) -> bool:
-    """Whether the clock was set back since the last rotation, so that a wait from then would be too long."""
-    return grant.last_rotation_at is not None and grant.last_rotation_at > now.wall + _MIN_INTERVAL
 
 
 def _not_before(grant: Grant) -> float:
@@ -295,9 +275,9 @@ def _earliest_next(grant: Grant) -> float:
 def _access_token_age(grant: Grant, at: Moment) -> float | None:
     """Return the seconds since the access token was issued, by the boot clock; ``None`` if that cannot tell."""
     issued = grant.issued
-    if issued is None or not issued.same_boot(at) or issued.boottime > at.boottime + CLOCK_TOLERANCE:
+    if issued is None or not issued.same_boot(at) or (age := issued.seconds_until(at)) < -CLOCK_TOLERANCE:
         return None  # the last condition: a restored snapshot, or another time namespace
-    return max(at.boottime - issued.boottime, 0.0)
+    return max(age, 0.0)
 
 
 def _lifetime(grant: Grant) -> float:
@@ -305,10 +285,6 @@ def _lifetime(grant: Grant) -> float:
         known = server_behavior.access_token_lifetime(grant)
         return DEFAULT_MAX_AGE if known is None else known
     return max(grant.expires_at - grant.issued_at, 0.0)
-
-
-def _in_future(at: float, now: Moment) -> bool:
-    return at > now.wall + CLOCK_TOLERANCE
 
 
 def _stable_fraction(text: str) -> float:

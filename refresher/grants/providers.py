@@ -1,12 +1,8 @@
 """Profiles: what is known of authorization servers. Each profile names its source.
 
-To add a provider, add a ``Profile`` to ``PROFILES`` with the hosts of its issuer or token endpoint, a source, and only
-those fields that differ from the defaults. Then add its name to the list in the README and a row to
-``tests/unit/grants/test_server_behavior.py``. A provider's own error codes go to ``oauth/dialects.py``.
-
-``server_behavior.py`` reads the profiles; a grant's own settings and what was observed of its server come first. If
-sources conflict, the cautious one counts. If the operator of a server can configure the grace period (Auth0, Keycloak,
-Okta, Cognito), nothing is assumed.
+A profile sets only what differs from the defaults. If sources conflict, the cautious one counts. If the operator of a
+server can configure the grace period (Auth0, Keycloak, Okta, Cognito), nothing is assumed. A provider's own error codes
+are in ``oauth/dialects.py``.
 """
 
 from functools import lru_cache

@@ -43,11 +43,8 @@ VERSION: Final = 1
 _Fields = dict[str, Any]
 
 CONVERTERS: Final[dict[int, Callable[[_Fields], _Fields]]] = {}
-"""For each earlier version, the function that makes the next version of a record's or an intent's fields.
-
-The fields of a record have ``kind``, those of an intent do not. The converted record reaches the disk with the next
-write, which happens under the grant's lock.
-"""
+"""For each earlier version, the function that makes the fields of the next version; those of a record have ``kind``,
+those of an intent do not. The converted record reaches the disk with the next write."""
 
 MAX_SPENT: Final = 256
 """How many fingerprints of used refresh tokens a record remembers."""
@@ -107,10 +104,8 @@ class Doubt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     def merged_with(self, later: "Doubt") -> "Doubt":
         """Return the doubt with what is known of a later loss; of two spills, only the later one can be useful."""
-        merged = self.with_kept(later.kept)
-        if later.spill is None:
-            return merged
-        return msgspec.structs.replace(merged, spill=later.spill, begun_from=later.begun_from)
+        last = self if later.spill is None else later
+        return msgspec.structs.replace(self.with_kept(later.kept), spill=last.spill, begun_from=last.begun_from)
 
 
 class Login(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -254,7 +249,7 @@ def with_spent(spent: tuple[str, ...], token: Secret) -> tuple[str, ...]:
 
 def encode(record: Record) -> tuple[bytes, str]:
     """Return the bytes of a record and their checksum."""
-    return wrap("record", msgspec.json.encode(record, enc_hook=_encode_secret))
+    return wrap("record", msgspec.json.encode(record, enc_hook=Secret.reveal))
 
 
 def wrap(key: Literal["record", "intent"], raw: bytes) -> tuple[bytes, str]:
@@ -284,26 +279,25 @@ def unwrap(key: Literal["record", "intent"], data: bytes) -> tuple[bytes | msgsp
     Raises ``GrantFileError`` for a later version, a wrong checksum, or data of another kind.
     """
     try:
-        envelope = _ENVELOPE.decode(data)
+        envelope: _Envelope | None = _ENVELOPE.decode(data)
     except DECODE_ERRORS:
-        raise GrantFileError(_unreadable(data)) from None
-    raw: msgspec.Raw | msgspec.UnsetType = getattr(envelope, key)
-    if raw is msgspec.UNSET or (envelope.version != VERSION and envelope.version not in CONVERTERS):
-        raise GrantFileError(_unreadable(data))
+        envelope = None
+    raw: msgspec.Raw | msgspec.UnsetType = getattr(envelope, key, msgspec.UNSET)
+    if envelope is None or raw is msgspec.UNSET or envelope.version not in (VERSION, *CONVERTERS):
+        what = "is not a grant record, or is incomplete" if data.strip(b"\0 \n") else "is empty"
+        raise GrantFileError(version_error(data) or f"the file {what}")
     checksum = hashlib.sha256(raw).hexdigest()
     if checksum != envelope.checksum:
         raise GrantFileError("the checksum does not match: the file was damaged or edited")
-    return (raw if envelope.version == VERSION else _converted(raw, envelope.version)), checksum
-
-
-def _converted(raw: msgspec.Raw, version: int) -> bytes:
+    if envelope.version == VERSION:
+        return raw, checksum
     try:
         fields = msgspec.json.decode(raw, type=_Fields)
     except DECODE_ERRORS:
         raise GrantFileError("the file is not a grant record") from None
-    for earlier in range(version, VERSION):
+    for earlier in range(envelope.version, VERSION):
         fields = CONVERTERS[earlier](fields)
-    return msgspec.json.encode(fields)
+    return msgspec.json.encode(fields), checksum
 
 
 def version_error(data: bytes) -> str | None:
@@ -312,21 +306,8 @@ def version_error(data: bytes) -> str | None:
         version = msgspec.json.decode(data.partition(b"\n")[0], type=_Version).version
     except DECODE_ERRORS:
         return None
-    if version <= VERSION:
-        return None
-    return f"the file has version {version}, this refresher reads version {VERSION}: use the newer refresher"
-
-
-def _unreadable(data: bytes) -> str:
-    if not data.strip(b"\0 \n"):
-        return "the file is empty"
-    return version_error(data) or "the file is not a grant record, or is incomplete"
-
-
-def _encode_secret(value: Any) -> str:
-    if isinstance(value, Secret):
-        return value.reveal()
-    raise NotImplementedError
+    newer = f"the file has version {version}, this refresher reads version {VERSION}: use the newer refresher"
+    return newer if version > VERSION else None
 
 
 def decode_secret(kind: type, value: Any) -> Secret:

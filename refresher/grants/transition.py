@@ -10,6 +10,7 @@ from refresher.grants import policy
 from refresher.grants.outcome import (
     Ambiguous,
     ClientRejected,
+    Failed,
     GrantRejected,
     NotSent,
     Outcome,
@@ -24,53 +25,35 @@ from refresher.grants.tokens import not_before
 
 __all__ = ["apply", "mark_in_doubt", "mark_interrupted", "with_access_token"]
 
-_LOST = "the rotation was lost: the answer to an earlier attempt"
-_RESTORED = "the record was restored from a backup, and its refresh token had been used since"
-
 
 def apply(
-    grant: Grant,
-    outcome: Outcome,
-    *,
-    first_sent: Moment | None,
-    last_sent: Moment | None,
-    now: Moment,
-    demanded: bool,
-    generation: int,
+    grant: Grant, outcome: Outcome, *, sent: Moment | None, now: Moment, demanded: bool, generation: int
 ) -> Grant:
     """Return ``grant`` after ``outcome``.
 
-    ``first_sent`` and ``last_sent``: when the requests of this attempt were sent; ``None`` if none was. ``generation``:
-    the generation of a successful rotation.
+    ``sent``: when the last request was sent; ``None`` if none was. ``generation``: that of a successful rotation.
     """
+    if isinstance(outcome, TokensIssued):
+        return _rotated(grant, outcome, sent=sent or now, now=now, demanded=demanded, generation=generation)
+    if outcome.refusal:
+        grant = msgspec.structs.replace(grant, refusals=grant.refusals + 1)
     match outcome:
-        case TokensIssued():
-            sent = now if last_sent is None else last_sent
-            return _rotated(grant, outcome, sent=sent, now=now, demanded=demanded, generation=generation)
-        case NotSent():
-            return _failed(grant, "transient", "temporarily_unavailable", outcome.description, now)
         case Transient():
-            return _transient(grant, outcome, now)
+            wait = min(outcome.retry_after or 0.0, policy.MAX_WAIT)
+            # The server is busy until a time that it named: that counts for all its grants.
+            busy_until = None if outcome.refusal or outcome.retry_after is None else now.wall + wait
+            return _failed(grant, "transient", outcome, now, wait, busy_until)
         case TooEarly():
-            early = _refused(grant) if outcome.refusal else grant
-            if not grant.dead:
-                early = msgspec.structs.replace(early, refuses_early=True)
+            early = msgspec.structs.replace(grant, refuses_early=grant.refuses_early or not grant.dead)
             # Wait for the expiry of the access token: no clock can move that further away than the lifetime.
-            expiry = policy.remaining_lifetime(grant, now)
-            return _failed(early, "too_early", outcome.code, outcome.description, now, expiry)
-        case Ambiguous() | Unreadable() if grant.refresh_token is None:
-            return _failed(grant, "transient", "server_error", outcome.description, now)  # nothing was used up
-        case ResourceRefused() if grant.refresh_token is None:
-            return _failed(_refused(grant), "transient", outcome.code, outcome.description, now)
-        case ResourceRefused():
-            return mark_in_doubt(_refused(grant), outcome.description, doubt=Doubt(since=first_sent or now), now=now)
-        case Ambiguous():
-            return mark_in_doubt(grant, outcome.description, doubt=Doubt(since=first_sent or now), now=now)
-        case Unreadable():
-            doubt = Doubt(since=first_sent or now, kept=outcome.kept)
+            return _failed(early, "too_early", outcome, now, policy.remaining_lifetime(grant, now))
+        case Ambiguous() | Unreadable() | ResourceRefused() if grant.refresh_token is not None:
+            doubt = Doubt(since=sent or now, kept=outcome.kept if isinstance(outcome, Unreadable) else None)
             return mark_in_doubt(grant, outcome.description, doubt=doubt, now=now)
+        case NotSent() | Ambiguous() | Unreadable() | ResourceRefused():
+            return _failed(grant, "transient", outcome, now)  # nothing was used up
         case ClientRejected():
-            return _failed(_refused(grant), "client_rejected", outcome.code, outcome.description, now)
+            return _failed(grant, "client_rejected", outcome, now)
         case GrantRejected():
             return _rejected(grant, outcome, now)
         case _:
@@ -95,36 +78,18 @@ def mark_in_doubt(grant: Grant, description: str, *, doubt: Doubt, now: Moment) 
     """Return ``grant`` in ``doubt``, or in its earlier doubt that is not settled yet."""
     # The earliest doubt counts: at the latest then, the server saw the token and started its grace period.
     doubtful = msgspec.structs.replace(grant, doubt=(grant.doubt or doubt).merged_with(doubt))
-    return _failed(doubtful, "in_doubt", "in_doubt", description, now)
+    return _failed(doubtful, "in_doubt", Ambiguous(code="in_doubt", description=description), now)
 
 
 def mark_interrupted(grant: Grant, description: str, *, doubt: Doubt, now: Moment) -> Grant:
     """Return ``grant`` after an attempt that ended before its own replay; if a replay is allowed, it is due at once."""
     if grant.refresh_token is None:
-        return _due_at_once(_failed(grant, "transient", "server_error", description, now), now)
-    marked = mark_in_doubt(grant, description, doubt=doubt, now=now)
-    return marked if marked.dead or not policy.replay_allowed(marked, now) else _due_at_once(marked, now)
-
-
-def _due_at_once(grant: Grant, now: Moment) -> Grant:
-    if grant.failure is None:
-        return grant
-    return msgspec.structs.replace(grant, failure=msgspec.structs.replace(grant.failure, retry_at=now.wall))
-
-
-def _transient(grant: Grant, outcome: Transient, now: Moment) -> Grant:
-    wait = min(outcome.retry_after or 0.0, policy.MAX_WAIT)
-    counted = _refused(grant) if outcome.refusal else grant
-    failed = _failed(counted, "transient", outcome.code, outcome.description, now, wait)
-    if failed.failure is None or failed.dead or outcome.refusal or outcome.retry_after is None:
-        return failed
-    # The server is busy until a time that it named: that counts for all its grants.
-    busy = msgspec.structs.replace(failed.failure, busy_until=failed.failure.at + wait)
-    return msgspec.structs.replace(failed, failure=busy)
-
-
-def _refused(grant: Grant) -> Grant:
-    return msgspec.structs.replace(grant, refusals=grant.refusals + 1)
+        marked = _failed(grant, "transient", Ambiguous(description=description), now)
+    else:
+        marked = mark_in_doubt(grant, description, doubt=doubt, now=now)
+    if marked.dead or marked.failure is None or not policy.replay_allowed(marked, now):
+        return marked
+    return msgspec.structs.replace(marked, failure=msgspec.structs.replace(marked.failure, retry_at=now.wall))
 
 
 def _rotated(
@@ -136,6 +101,9 @@ def _rotated(
         new = None
     replaced = new is not None and new != grant.refresh_token
     scheduled = grant.access_token is None or sent.wall >= policy.due_at(grant)
+    # The server rejected the grant while the access token was valid, and now accepts it.
+    rejection = grant.failure if grant.dead else None
+    was_early = rejection is not None and grant.expires_at is not None and rejection.at < grant.expires_at
     return msgspec.structs.replace(
         with_access_token(grant, tokens, sent),
         generation=generation,
@@ -149,25 +117,19 @@ def _rotated(
         failure=None,
         doubt=None,
         demanded=grant.demanded + 1 if demanded and not scheduled else 0,
-        refuses_early=grant.refuses_early or _was_too_early(grant),
+        refuses_early=grant.refuses_early or was_early,
     )
 
 
 def _not_before(new: Secret, tokens: TokensIssued, sent: Moment, now: Moment) -> float | None:
     usable = not_before(new.reveal(), now.wall, tokens.clock_skew)
-    if usable is None or not sent.same_boot(now):
-        return usable
     # Converted to the clock of ``sent``, from which the other times count: the clock may have been set in between.
-    return usable - now.wall + sent.wall + now.boottime - sent.boottime
+    return None if usable is None else usable - now.wall + sent.wall + sent.seconds_until(now)
 
 
-def _was_too_early(grant: Grant) -> bool:
-    """Whether the server rejected the grant while the access token was valid, and now accepts the grant."""
-    rejection = grant.failure if grant.dead else None
-    return rejection is not None and grant.expires_at is not None and rejection.at < grant.expires_at
-
-
-def _failed(grant: Grant, kind: FailureKind, code: str, description: str, now: Moment, wait: float = 0.0) -> Grant:
+def _failed(
+    grant: Grant, kind: FailureKind, outcome: Failed, now: Moment, wait: float = 0.0, busy_until: float | None = None
+) -> Grant:
     """Return ``grant`` after a failure, with a retry after the backoff or after ``wait`` seconds if that is longer."""
     failures = grant.failures + 1
     if grant.dead:
@@ -175,11 +137,12 @@ def _failed(grant: Grant, kind: FailureKind, code: str, description: str, now: M
         return msgspec.structs.replace(grant, failures=failures)
     failure = Failure(
         outcome=kind,
-        code=code,
-        description=description,
+        code=outcome.code,
+        description=outcome.description,
         at=now.wall,
         retry_at=now.wall + max(policy.backoff(grant, failures), wait),
         moment=now,
+        busy_until=busy_until,
     )
     return msgspec.structs.replace(grant, failures=failures, failure=failure)
 
@@ -198,6 +161,7 @@ def _rejected(grant: Grant, rejection: GrantRejected, now: Moment) -> Grant:
 
 
 def _cause(doubt: Doubt) -> str:
-    if doubt.kept is not None:
-        return f"{_LOST} could not be read ({doubt.kept})"
-    return _RESTORED if doubt.restored else f"{_LOST} never arrived"
+    if doubt.restored and doubt.kept is None:
+        return "the record was restored from a backup, and its refresh token had been used since"
+    how = "never arrived" if doubt.kept is None else f"could not be read ({doubt.kept})"
+    return f"the rotation was lost: the answer to an earlier attempt {how}"

@@ -17,12 +17,12 @@ from refresher.grants import server_behavior
 from refresher.grants.record import Grant
 from refresher.grants.tokens import is_token
 from refresher.login.discovery import OFFLINE_ACCESS, Server
-from refresher.login.error_advice import TEMPORARY, advice
+from refresher.login.token_request import advice
 
 __all__ = ["AuthorizationRequest", "ForeignRedirect", "new_authorization_request"]
 
-_SCHEMES: Final = ("http://", "https://")
 _CHALLENGE_METHOD: Final = "S256"
+_TEMPORARY: Final = ("server_error", "temporarily_unavailable")
 _DECLINED: Final = ("access_denied", "consent_required", "interaction_required", "login_required", "user_cancelled")
 
 
@@ -38,8 +38,7 @@ class AuthorizationRequest(msgspec.Struct, frozen=True, kw_only=True):
     redirect_uri: str
     state: Secret
     code_verifier: Secret
-    issuer: str | None
-    sends_iss: bool
+    server: Server
 
     def token_request(self, redirect: str) -> dict[str, str]:
         """Return the fields of the token request for the code in ``redirect``, an address or its query.
@@ -48,7 +47,7 @@ class AuthorizationRequest(msgspec.Struct, frozen=True, kw_only=True):
         """
         try:
             # A query alone may contain "://" too, in the address of the issuer.
-            query = urlsplit(redirect).query if redirect.startswith(_SCHEMES) else redirect.lstrip("?")
+            query = urlsplit(redirect).query if redirect.startswith(("http://", "https://")) else redirect.lstrip("?")
             pairs = parse_qsl(query, keep_blank_values=True)
         except ValueError:
             raise ForeignRedirect("it is not an address") from None
@@ -56,10 +55,10 @@ class AuthorizationRequest(msgspec.Struct, frozen=True, kw_only=True):
         state = fields.get("state", "").encode("utf-8", "replace")
         if len(fields) != len(pairs) or not hmac.compare_digest(state, self.state.reveal().encode()):
             raise ForeignRedirect("it belongs to another login")
-        iss = fields.get("iss")
-        if self.issuer is not None and (iss is not None or self.sends_iss) and iss != self.issuer:
+        iss, issuer = fields.get("iss"), self.server.issuer
+        if issuer is not None and (iss is not None or self.server.sends_iss) and iss != issuer:
             raise LoginRefused(
-                f"the redirect does not come from {self.issuer} (iss, RFC 9207), which may be an attack; nothing was "
+                f"the redirect does not come from {issuer} (iss, RFC 9207), which may be an attack; nothing was "
                 "changed. Log in again"
             )
         if error := fields.get("error"):
@@ -67,7 +66,7 @@ class AuthorizationRequest(msgspec.Struct, frozen=True, kw_only=True):
             answer = f"({mask(error)}{f': {description}' if description else ''}); nothing was changed"
             if error in _DECLINED:
                 raise LoginNotGiven(f"the login was declined in the browser {answer}")
-            if error in TEMPORARY:
+            if error in _TEMPORARY:
                 raise ServerAway(f"the authorization server is not available now {answer}. Log in again later")
             raise LoginRefused(f"the authorization server refuses the login {answer}. {advice(error)}")
         if not is_token(fields.get("code")):
@@ -81,7 +80,7 @@ class AuthorizationRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def new_authorization_request(
-    server: Server, client: Grant, *, redirect_uri: str, scope: str | None, params: tuple[tuple[str, str], ...]
+    server: Server, client: Grant, *, redirect_uri: str, params: tuple[tuple[str, str], ...]
 ) -> AuthorizationRequest:
     """Return a new authorization request of ``client``; ``params`` add to its parameters or replace them.
 
@@ -105,9 +104,9 @@ def new_authorization_request(
     }
     if server_behavior.sends_resource(client):
         fields["resource"] = client.resource or ""
-    if scope:
-        fields["scope"] = scope
-        if OFFLINE_ACCESS in scope.split():
+    if client.asked_scope:
+        fields["scope"] = client.asked_scope
+        if OFFLINE_ACCESS in client.asked_scope.split():
             fields["prompt"] = "consent"  # required for offline_access (OpenID Connect Core section 11)
     parts = urlsplit(server.authorization_endpoint)
     query = [*parse_qsl(parts.query, keep_blank_values=True), *(fields | dict(params)).items()]
@@ -116,6 +115,5 @@ def new_authorization_request(
         redirect_uri=redirect_uri,
         state=Secret(state),
         code_verifier=Secret(pkce.code_verifier),
-        issuer=server.issuer,
-        sends_iss=server.sends_iss,
+        server=server,
     )

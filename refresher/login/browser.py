@@ -60,18 +60,15 @@ def wait_for_redirect(request: AuthorizationRequest, loopback: Loopback, *, wait
 
 def _show(url: str, *, open_browser: bool) -> bool:
     """Open ``url`` in a browser, or print it; return whether a browser opens."""
-    if open_browser and _has_browser() and webbrowser.open(url):
+    # One with a window: a text browser would take over this terminal.
+    has_window = sys.platform in ("darwin", "win32") or any(
+        map(os.environ.get, ("BROWSER", "DISPLAY", "WAYLAND_DISPLAY"))
+    )
+    if open_browser and has_window and webbrowser.open(url):
         say(f"Your browser opens to log in. If it does not, open this address:\n\n  {url}\n", err=True)
         return True
     say(f"To log in, open this address in a browser:\n\n  {url}\n", err=True)
     return False
-
-
-def _has_browser() -> bool:
-    """Whether there is a browser with a window: a text browser would take over this terminal."""
-    if os.environ.get("BROWSER") or sys.platform in ("darwin", "win32"):
-        return True
-    return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
 def _read_pasted(accept: Callable[[str], str | None]) -> None:

@@ -46,10 +46,6 @@ class Client(msgspec.Struct, frozen=True, kw_only=True):
     client_expires_at: float | None = None
     redirect_uri: str | None = None
 
-    def accepts(self, redirect_uri: str) -> bool:
-        """Whether the server redirects to ``redirect_uri``. Only a registration of refresher itself is known."""
-        return self.origin != "registered" or self.redirect_uri == redirect_uri
-
 
 def given_client(options: LoginOptions, server: Server) -> Client | None:
     """Return the client that the person gives: an id, or a metadata document if the server accepts one.
@@ -76,7 +72,12 @@ def stored_client(stored: Grant | None, server: Server, now: float) -> Client | 
     """Return the client of the stored grant, if it belongs to this server and has not expired."""
     if stored is None:
         return None
-    same = stored.issuer == server.issuer if stored.issuer else _is_at_its_issuer(stored, server)
+    if stored.issuer:
+        same = stored.issuer == server.issuer
+    else:
+        # The token endpoint alone proves nothing: any server can name that of another one, and would learn the secret.
+        origins = {urls.parse_origin(url) for url in (server.issuer, server.token_endpoint) if url is not None}
+        same = stored.token_endpoint == server.token_endpoint and len(origins) == 1
     login = stored.login
     if not same or (login is not None and login.client_expires_at is not None and login.client_expires_at <= now):
         return None
@@ -86,17 +87,7 @@ def stored_client(stored: Grant | None, server: Server, now: float) -> Client | 
     return Client(**fields, **shared_fields(login, Client), origin=login.client)
 
 
-def _is_at_its_issuer(stored: Grant, server: Server) -> bool:
-    """Whether a client of unknown issuer belongs to this server: no other server may learn its secret.
-
-    The token endpoint alone proves nothing: any server can name that of another one in its metadata.
-    """
-    return stored.token_endpoint == server.token_endpoint and (
-        server.issuer is None or urls.parse_origin(server.issuer) == urls.parse_origin(server.token_endpoint)
-    )
-
-
-async def register(server: Server, redirect_uri: str | None, scope: str | None, fetch: Fetch) -> Client:
+async def register(server: Server, redirect_uri: str | None, fetch: Fetch) -> Client:
     """Register a client (RFC 7591). Raises ``LoginRefused`` if the server refuses, and ``ServerAway``."""
     endpoint = server.registration_endpoint
     if endpoint is None:
@@ -104,7 +95,7 @@ async def register(server: Server, redirect_uri: str | None, scope: str | None, 
             f"{server.issuer or server.token_endpoint} has no client registration; {_CREATE_CLIENT}, with "
             "--client-secret-file if it has a secret"
         )
-    response = await fetch(httpx2.Request("POST", endpoint, json=_client_metadata(server, redirect_uri, scope)))
+    response = await fetch(httpx2.Request("POST", endpoint, json=_client_metadata(server, redirect_uri)))
     check_available(response)
     try:
         registration = await handle_registration_response(response)
@@ -130,24 +121,20 @@ async def register(server: Server, redirect_uri: str | None, scope: str | None, 
     )
 
 
-def _client_metadata(server: Server, redirect_uri: str | None, scope: str | None) -> dict[str, Any]:
+def _client_metadata(server: Server, redirect_uri: str | None) -> dict[str, Any]:
     """Return the client metadata of a native application, which cannot keep a secret (RFC 8252 section 8.4)."""
-    metadata: dict[str, Any] = {
+    device_code = () if server.device_authorization_endpoint is None else (DEVICE_CODE,)
+    metadata = {
         "client_name": "refresher",
         "application_type": "native",
-        "grant_types": ["authorization_code", "refresh_token"],
+        "grant_types": ("authorization_code", "refresh_token", *device_code),
         # Servers require a redirect address, also for a login without a redirect.
-        "redirect_uris": [redirect_uri or _UNUSED_REDIRECT_URI],
-        "response_types": ["code"],
+        "redirect_uris": (redirect_uri or _UNUSED_REDIRECT_URI,),
+        "response_types": ("code",),
+        "scope": server.scope,
+        "token_endpoint_auth_method": next((m for m in _PREFERRED_METHODS if m in (server.auth_methods or ())), None),
     }
-    if server.device_authorization_endpoint is not None:
-        metadata["grant_types"].append(DEVICE_CODE)
-    if scope:
-        metadata["scope"] = scope
-    methods = [method for method in _PREFERRED_METHODS if method in (server.auth_methods or ())]
-    if methods:
-        metadata["token_endpoint_auth_method"] = methods[0]
-    return metadata
+    return {key: value for key, value in metadata.items() if value is not None}
 
 
 def _auth_method(options: LoginOptions, secret: Secret | None, server: Server) -> AuthMethod:

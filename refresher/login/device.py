@@ -20,8 +20,7 @@ from refresher.grants.outcome import Ambiguous, TokensIssued, Unreadable, descri
 from refresher.grants.record import Grant
 from refresher.grants.tokens import is_token
 from refresher.login.client import DEVICE_CODE
-from refresher.login.error_advice import advice
-from refresher.login.token_request import is_temporary, login_error, new_grant, outcome_of, send
+from refresher.login.token_request import advice, is_temporary, login_error, new_grant, outcome_of, scope_of, send
 from refresher.oauth import urls
 
 __all__ = ["device_login"]
@@ -48,13 +47,7 @@ class _Code(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def device_login(
-    endpoint: str,
-    client: Grant,
-    *,
-    scope: str | None,
-    wait: float,
-    ca_file: str | None,
-    stopping: Callable[[], bool],
+    endpoint: str, client: Grant, stopping: Callable[[], bool], *, wait: float, ca_file: str | None
 ) -> Grant:
     """Show the person a code and an address, and return the grant once the code was entered there.
 
@@ -62,14 +55,13 @@ def device_login(
     becomes true between two polls, ``LoginNotGiven`` if the person declines or takes longer than ``wait`` seconds, and
     ``ClientUnknown``, ``LoginRefused`` and ``ServerAway``.
     """
-    code = _request_code(endpoint, client, scope, ca_file)
+    code = _request_code(endpoint, client, ca_file)
     _show(code)
     return _poll(client, code, min(wait, code.lifetime), ca_file, stopping)
 
 
-def _request_code(endpoint: str, client: Grant, scope: str | None, ca_file: str | None) -> _Code:
-    fields = {"scope": scope} if scope else {}
-    posted = send(endpoint, client, fields, ca_file=ca_file, endpoint_name="device_authorization_endpoint")
+def _request_code(endpoint: str, client: Grant, ca_file: str | None) -> _Code:
+    posted = send("device_authorization_endpoint", endpoint, client, scope_of(client), ca_file)
     if posted.status == 200:
         with suppress(ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, ValueError):
             return _parse(json.loads(posted.decompressed_body()))
@@ -106,8 +98,6 @@ def _address(value: object) -> str:
 
 
 def _seconds(value: object, default: float, minimum: float, maximum: float) -> float:
-    if value is None:
-        return default
     seconds = float(value) if isinstance(value, int | float | str) else default
     return min(max(seconds, minimum), maximum) if math.isfinite(seconds) and seconds > 0 else default
 
@@ -130,7 +120,7 @@ def _poll(client: Grant, code: _Code, wait: float, ca_file: str | None, stopping
     interval, deadline = code.interval, time.monotonic() + wait
     while time.monotonic() + interval < deadline:
         _sleep(interval, stopping)
-        posted = send(client.token_endpoint, client, fields, ca_file=ca_file, secrets=(code.device_code,))
+        posted = send("token_endpoint", client.token_endpoint, client, fields, ca_file)
         outcome = None if posted.status is None else outcome_of(posted)
         if outcome is None or isinstance(outcome, Ambiguous):
             # RFC 8628 section 3.5: poll more slowly while the server does not answer.
@@ -141,9 +131,7 @@ def _poll(client: Grant, code: _Code, wait: float, ca_file: str | None, stopping
         match error_code(outcome):
             case "slow_down":
                 interval += _SLOW_DOWN
-            case "authorization_pending":
-                pass
-            case _ if is_temporary(outcome):
+            case pending if pending == "authorization_pending" or is_temporary(outcome):
                 pass
             case "access_denied":
                 said = describe(outcome)

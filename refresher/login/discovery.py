@@ -5,7 +5,7 @@ The MCP SDK knows where metadata is published, and checks it. This module keeps 
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -37,13 +37,6 @@ __all__ = ["OFFLINE_ACCESS", "Server", "discover", "discover_issuer"]
 
 OFFLINE_ACCESS: Final = "offline_access"
 
-_ENDPOINTS: Final = (
-    "authorization_endpoint",
-    "token_endpoint",
-    "registration_endpoint",
-    "device_authorization_endpoint",
-    "revocation_endpoint",
-)
 _Metadata = tuple[OAuthMetadata, Mapping[str, Any]]
 """Server metadata as the SDK parses it, and the document itself: the SDK spells its URLs differently."""
 
@@ -66,9 +59,9 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     registration_endpoint: str | None = None
     device_authorization_endpoint: str | None = None
     revocation_endpoint: str | None = None
-    auth_methods: tuple[str, ...] | None = None
+    auth_methods: Sequence[str] | None = None
     """The client authentication methods of the token endpoint; ``None``: not published."""
-    challenge_methods: tuple[str, ...] | None = None
+    challenge_methods: Sequence[str] | None = None
     sends_iss: bool = False
     """Whether each redirect contains ``iss`` (RFC 9207)."""
     takes_metadata_documents: bool = False
@@ -76,9 +69,10 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     resource: str | None = None
     """RFC 8707, as the protected resource metadata spells it."""
     scope: str | None = None
-    """The scope to request, unless the person gives one."""
-    given: bool = False
-    """Whether the person gave the endpoints, because there is no metadata."""
+    """The scope to request."""
+
+
+_ENDPOINTS: Final = tuple(key for key in Server.__struct_fields__ if key.endswith("_endpoint"))
 
 
 async def discover(url: str, fetch: Fetch) -> Server:
@@ -172,11 +166,10 @@ def _is_safe(named: str, url: str) -> bool:
 
 async def _without_resource_metadata(url: str, refusal: httpx2.Response, scope: str | None, fetch: Fetch) -> Server:
     """Return the server at the origin of the MCP server, where MCP 2025-03-26 publishes it."""
-    found = await _first_metadata(build_oauth_authorization_server_metadata_discovery_urls(None, url), fetch)
     parts = urlsplit(url)
     origin = f"{parts.scheme}://{parts.netloc}"
+    found = await _first_metadata(origin, build_oauth_authorization_server_metadata_discovery_urls(None, url), fetch)
     if found is not None:
-        _check_issuer(found[0], origin)
         return _server(*found, resource=None, scope=_scope(scope, None, found[0]))
     if refusal.status_code != 401:
         raise LoginRefused(
@@ -194,32 +187,29 @@ async def _without_resource_metadata(url: str, refusal: httpx2.Response, scope: 
 
 async def _metadata(issuer: str, url: str, fetch: Fetch) -> _Metadata:
     _endpoint("issuer", issuer)
-    found = await _first_metadata(build_oauth_authorization_server_metadata_discovery_urls(issuer, url), fetch)
+    found = await _first_metadata(issuer, build_oauth_authorization_server_metadata_discovery_urls(issuer, url), fetch)
     if found is None:
         raise LoginRefused(
             f"{issuer} publishes no readable server metadata (RFC 8414); nothing was changed. {_GIVE_ENDPOINTS}"
         )
-    _check_issuer(found[0], issuer)
     return found
 
 
-async def _first_metadata(addresses: list[str], fetch: Fetch) -> _Metadata | None:
+async def _first_metadata(issuer: str, addresses: list[str], fetch: Fetch) -> _Metadata | None:
     for address in addresses:
         response = await fetch(create_oauth_metadata_request(address))
         try_next, metadata = await handle_auth_metadata_response(response)
-        if metadata is not None:
-            return metadata, json.loads(response.content)
-        if not try_next:
+        if metadata is None:
+            if try_next:
+                continue
             raise unavailable(response)
+        # RFC 8414 section 3.3: otherwise one server could impersonate another.
+        if not issuers_match(named := str(metadata.issuer), issuer):
+            raise LoginRefused(
+                f"the metadata of {issuer} names another issuer ({named}), which is not safe; nothing was changed"
+            )
+        return metadata, json.loads(response.content)
     return None
-
-
-def _check_issuer(metadata: OAuthMetadata, issuer: str) -> None:
-    # RFC 8414 section 3.3: otherwise one server could impersonate another.
-    if not issuers_match(str(metadata.issuer), issuer):
-        raise LoginRefused(
-            f"the metadata of {issuer} names another issuer ({metadata.issuer}), which is not safe; nothing was changed"
-        )
 
 
 def _scope(
@@ -235,13 +225,11 @@ def _server(metadata: OAuthMetadata, document: Mapping[str, Any], *, resource: s
     endpoints: dict[str, Any] = {
         key: _endpoint(key, value) for key in _ENDPOINTS if isinstance(value := document.get(key), str) and value
     }
-    methods = metadata.token_endpoint_auth_methods_supported
-    challenges = metadata.code_challenge_methods_supported
     return Server(
         **endpoints,
         issuer=str(document["issuer"]),
-        auth_methods=None if methods is None else tuple(methods),
-        challenge_methods=None if challenges is None else tuple(challenges),
+        auth_methods=metadata.token_endpoint_auth_methods_supported,
+        challenge_methods=metadata.code_challenge_methods_supported,
         sends_iss=metadata.authorization_response_iss_parameter_supported is True,
         takes_metadata_documents=metadata.client_id_metadata_document_supported is True,
         offers_offline_access=OFFLINE_ACCESS in (metadata.scopes_supported or ()),

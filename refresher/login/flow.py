@@ -7,7 +7,7 @@ device, client credentials), tries the access token at the server, and stores th
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import anyio
 import httpx2
@@ -38,33 +38,38 @@ from refresher.login.discovery import OFFLINE_ACCESS, Server
 from refresher.login.http_client import Fetch, fetch
 from refresher.login.loopback import Loopback
 from refresher.login.options import LoginOptions, completed, shared_fields, validated
-from refresher.login.token_request import check_client, request_tokens
+from refresher.login.token_request import request_tokens, scope_of
 from refresher.login.verification import verify
 from refresher.oauth import urls
+from refresher.operations import import_request
 from refresher.operations.import_grant import Imported, is_for_other_server, other_server, store_grant
 from refresher.storage import records
 
-__all__ = ["LoggedIn", "log_in"]
+__all__ = ["log_in"]
 
 _CLIENT_UNKNOWN_STATUSES: Final = (400, 401, 404)
+_KNOWN_OF_SERVER: Final = ("replay", "max_age", "send_resource", "refuses_early", "resource_refused")
+"""What a person has set for a server, and what was observed of it."""
 
 
-class LoggedIn(msgspec.Struct, frozen=True, kw_only=True):
-    """A stored login."""
-
-    imported: Imported
-    verified: str | None
-    """What the server answered to the token; ``None`` if it was not tried."""
-    exit_code: int | None
-    """Set if a signal arrived while the login was completed."""
+_LoggedIn = tuple[Imported, str | None, int | None]
 
 
-def log_in(settings: Settings, name: str, options: LoginOptions) -> LoggedIn:
+def log_in(settings: Settings, name: str, options: LoginOptions) -> _LoggedIn:
     """Log in and store the grant under ``name``; it replaces an older grant for the same server.
 
-    Raises ``RefresherError`` if the login fails; the older grant is unchanged then.
+    Returns what was stored, the answer of the server to the token (``None``: it was not tried), and an exit code if a
+    signal arrived while the login was completed. Raises ``RefresherError`` if the login fails; the older grant is
+    unchanged then.
     """
-    stored = _stored_grant(settings, name)
+    stored = None
+    try:
+        record = records.load(settings.directories, name).record
+        stored = record if isinstance(record, Grant) else None
+    except ExposedGrantFile:
+        raise  # the record is complete, and a login must not overwrite it
+    except GrantFileError:
+        pass  # a new login replaces a damaged record
     options = completed(validated(options), stored)
     if options.url is None:
         raise ConfigError(f"there is no saved login {name}; give its URL: 'refresher login {name} URL'")
@@ -96,62 +101,44 @@ class _Flow:
     used_stored_registration: bool = False
     """Whether the client is from an earlier registration of refresher, which a new registration can replace."""
 
-    @property
-    def scope(self) -> str | None:
-        """The scope to request; many servers issue no refresh token without ``offline_access``."""
-        scope = self.options.scope or self.server.scope
-        if scope is None or not self.server.offers_offline_access or OFFLINE_ACCESS in scope.split():
-            return scope
-        return f"{scope} {OFFLINE_ACCESS}"
-
-    def run(self, *, new_client: bool) -> LoggedIn:
+    def run(self, *, new_client: bool) -> _LoggedIn:
         """Log in with the client of the options or of the stored grant, or register a ``new_client``."""
         known = None if new_client else clients.stored_client(self.stored, self.server, clocks.now().wall)
         client = clients.given_client(self.options, self.server) or known
         self.used_stored_registration = client is known and client is not None and client.origin == "registered"
         match self.options.way:
             case "client_credentials":
-                return self._with_client_credentials(client)
+                if client is None:
+                    raise ConfigError(f"the stored client of {self.name} is for another server; give --client-id")
+                draft = self._draft(client, None)
+                fields = {"grant_type": "client_credentials"} | scope_of(draft)
+                return self._complete(lambda _: request_tokens(draft, fields, self.settings.ca_file))
             case "device":
-                return self._with_device(client)
+                endpoint = self.server.device_authorization_endpoint
+                if endpoint is None:
+                    raise LoginRefused(
+                        "the server has no login by device (RFC 8628); nothing was changed. Omit --device"
+                    )
+                draft = self._draft(client or self._register(None), None)
+                return self._complete(
+                    partial(device_login, endpoint, draft, wait=self.options.wait, ca_file=self.settings.ca_file)
+                )
             case _:
                 return self._with_browser(client)
 
-    def _with_client_credentials(self, client: Client | None) -> LoggedIn:
-        if client is None:
-            raise ConfigError(f"the stored client of {self.name} is for another server; give --client-id")
-        draft = self._draft(client, None)
-        return self._complete(lambda _: request_tokens(draft, None, ca_file=self.settings.ca_file))
-
-    def _with_device(self, client: Client | None) -> LoggedIn:
-        endpoint = self.server.device_authorization_endpoint
-        if endpoint is None:
-            raise LoginRefused("the server has no login by device (RFC 8628); nothing was changed. Omit --device")
-        login = partial(
-            device_login,
-            endpoint,
-            self._draft(client or self._register(None), None),
-            scope=self.scope,
-            wait=self.options.wait,
-            ca_file=self.settings.ca_file,
-        )
-        return self._complete(lambda stopping: login(stopping=stopping))
-
-    def _with_browser(self, client: Client | None) -> LoggedIn:
+    def _with_browser(self, client: Client | None) -> _LoggedIn:
         with self._listen(client) as loopback:
-            if client is None or not client.accepts(loopback.redirect_uri):
+            # Where a server redirects to is known only of a registration of refresher itself.
+            if client is None or (client.origin == "registered" and client.redirect_uri != loopback.redirect_uri):
                 client = self._register(loopback.redirect_uri)
             try:
                 draft = self._draft(client, loopback.redirect_uri)
                 code = self._authorize(draft, loopback)
-                logged_in = self._complete(lambda _: request_tokens(draft, code, ca_file=self.settings.ca_file))
-            except LoginNotGiven as error:
-                loopback.show(pages.declined(str(error)))
-                raise
+                logged_in = self._complete(lambda _: request_tokens(draft, code, self.settings.ca_file))
             except RefresherError as error:
-                loopback.show(pages.failed(str(error)))
+                loopback.show(pages.failed(str(error), declined=isinstance(error, LoginNotGiven)))
                 raise
-            loopback.show(pages.done(self.name, renewable=logged_in.imported.grant.renewable))
+            loopback.show(pages.done(self.name, renewable=logged_in[0].grant.renewable))
             return logged_in
 
     def _listen(self, client: Client | None) -> Loopback:
@@ -166,48 +153,38 @@ class _Flow:
 
     def _register(self, redirect_uri: str | None) -> Client:
         self.used_stored_registration = False
-        return anyio.run(clients.register, self.server, redirect_uri, self.scope, self.fetch)
+        return anyio.run(clients.register, self.server, redirect_uri, self.fetch)
 
     def _authorize(self, draft: Grant, loopback: Loopback) -> dict[str, str]:
         """Let the person authorize the client, and return the fields of the token request."""
         request = new_authorization_request(
-            self.server, draft, redirect_uri=loopback.redirect_uri, scope=self.scope, params=self.options.params
+            self.server, draft, redirect_uri=loopback.redirect_uri, params=self.options.params
         )
         if self.used_stored_registration:
             # Otherwise only the person would see, in the browser, that the server has forgotten the client.
             response = anyio.run(self.fetch, httpx2.Request("GET", request.url))
             if response.status_code in _CLIENT_UNKNOWN_STATUSES and b"client" in response.content.lower():
                 raise ClientUnknown(f"{self.server.authorization_endpoint} answered {response.status_code}")
-        return wait_for_redirect(request, loopback, wait=self.options.wait, open_browser=self.options.open_browser)
+        return wait_for_redirect(request, loopback, wait=self.options.wait, open_browser=not self.options.no_browser)
 
     def _draft(self, client: Client, redirect_uri: str | None) -> Grant:
-        """Return the grant without its tokens. Raises ``ConfigError`` if a file of the client cannot be used."""
+        """Return the grant without its tokens. Raises ``ImportRefused`` if a file of the client cannot be used."""
         options, server = self.options, self.server
         if client.origin != "registered":
             # Only an address that the person gave is stored: the next login may use another free port.
             redirect_uri = options.redirect_uri or client.redirect_uri
-        resource = options.resource or server.resource
+        nothing_yet = dict.fromkeys(("refresh_token", "access_token", "expires_at", "send_resource", "max_age"))
         draft = Grant(
-            **shared_fields(client, Grant),
+            **(shared_fields(client, Grant) | shared_fields(server, Grant) | nothing_yet),
             name=self.name,
             grant_id="",
             generation=0,
             begun_from=NO_RECORD,
-            issuer=server.issuer,
-            token_endpoint=server.token_endpoint,
-            revocation_endpoint=server.revocation_endpoint,
-            refresh_token=None,
-            scope=self.scope,
-            asked_scope=self.scope,
-            resource=None if resource == "none" else resource,
-            send_resource=None,
+            asked_scope=server.scope,
             server_url=self.url,
             origins=(urls.parse_origin(self.url),),
-            max_age=None,
-            access_token=None,
             token_type="Bearer",  # noqa: S106  a token type, no password
             issued_at=0.0,
-            expires_at=None,
             authorized_at=0.0,
             login=Login(
                 client=client.origin,
@@ -215,7 +192,7 @@ class _Flow:
                 authorization_endpoint=server.authorization_endpoint,
                 device_authorization_endpoint=server.device_authorization_endpoint,
                 redirect_uri=redirect_uri,
-                endpoints_given=server.given,
+                endpoints_given=options.token_endpoint is not None,
                 issuer_given=options.issuer is not None,
                 scope=options.scope,
                 resource=options.resource,
@@ -223,12 +200,17 @@ class _Flow:
                 params=options.params,
             ),
         )
-        check_client(draft, ca_file=self.settings.ca_file)
-        if self.stored is None or is_for_other_server(self.stored, self.url):
+        import_request.check_files(draft, clocks.now().wall, self.settings.ca_file)
+        stored = self.stored
+        if stored is None or is_for_other_server(stored, self.url):
             return draft
-        return _with_known_behavior(draft, self.stored)
+        kept: dict[str, Any] = {"origins": tuple(dict.fromkeys((*draft.origins, *stored.origins)))}
+        # A grant without refresh token, or of another endpoint, shows nothing about this server.
+        if stored.renewable and stored.token_endpoint == draft.token_endpoint:
+            kept |= {key: getattr(stored, key) for key in _KNOWN_OF_SERVER}
+        return msgspec.structs.replace(draft, **kept)
 
-    def _complete(self, get_grant: Callable[[Callable[[], bool]], Grant]) -> LoggedIn:
+    def _complete(self, get_grant: Callable[[Callable[[], bool]], Grant]) -> _LoggedIn:
         """Get the tokens, try them, and store the grant. From here on a signal does not stop the login."""
         with StopSignals() as stopping:
             try:
@@ -238,7 +220,9 @@ class _Flow:
                     # A person who stops the login does not want to log in once more.
                     raise Interrupted(str(error)) from None
                 raise
-            verified = None if stopping() else self._verify(grant)
+            verified = None
+            if not (self.options.no_verify or self.options.token_endpoint or self.options.issuer or stopping()):
+                verified = anyio.run(verify, grant, self.settings.ca_file)
             imported = store_grant(
                 self.settings.directories,
                 grant,
@@ -249,51 +233,21 @@ class _Flow:
                 same_server=not self.options.replace,
                 just_issued=True,
             )
-        return LoggedIn(imported=imported, verified=verified, exit_code=stopping.exit_code)
-
-    def _verify(self, grant: Grant) -> str | None:
-        """Return the MCP server's answer to the token. Raises ``LoginRefused`` if the server refuses it."""
-        if not self.options.verify or self.server.given or self.options.issuer is not None:
-            return None
-        return anyio.run(partial(verify, grant, ca_file=self.settings.ca_file))
-
-
-def _with_known_behavior(draft: Grant, stored: Grant) -> Grant:
-    """Return ``draft`` with the settings that the person gave for this server, and its observed behavior."""
-    draft = msgspec.structs.replace(draft, origins=tuple(dict.fromkeys((*draft.origins, *stored.origins))))
-    if not stored.renewable or stored.token_endpoint != draft.token_endpoint:
-        return draft  # a grant without refresh token, or of another endpoint, shows nothing about this server
-    return msgspec.structs.replace(
-        draft,
-        replay=stored.replay,
-        max_age=stored.max_age,
-        send_resource=stored.send_resource,
-        refuses_early=stored.refuses_early,
-        resource_refused=stored.resource_refused,
-    )
-
-
-def _stored_grant(settings: Settings, name: str) -> Grant | None:
-    try:
-        record = records.load(settings.directories, name).record
-    except ExposedGrantFile:
-        raise  # the record is complete, and a login must not overwrite it
-    except GrantFileError:
-        return None  # a new login replaces a damaged record
-    return record if isinstance(record, Grant) else None
+        return imported, verified, stopping.exit_code
 
 
 async def _find_server(options: LoginOptions, fetch: Fetch) -> Server:
-    """Return the authorization server: as given by the person, or discovered."""
-    if options.names_endpoints:
-        return Server(**shared_fields(options, Server), given=True)
+    """Return the authorization server: as given by the person, or discovered and completed from the options."""
     url = options.url or ""
-    if options.issuer is not None:
+    if options.token_endpoint is not None:
+        server = Server(**shared_fields(options, Server))
+    elif options.issuer is not None:
         server = await discovery.discover_issuer(options.issuer, url, fetch)
     else:
         server = await discovery.discover(url, fetch)
-    return msgspec.structs.replace(
-        server,
-        device_authorization_endpoint=options.device_authorization_endpoint or server.device_authorization_endpoint,
-        revocation_endpoint=options.revocation_endpoint or server.revocation_endpoint,
-    )
+    given = ("scope", "resource", "device_authorization_endpoint", "revocation_endpoint")
+    server = msgspec.structs.replace(server, **{key: value for key in given if (value := getattr(options, key))})
+    scope, resource = server.scope, None if server.resource == "none" else server.resource
+    if scope is not None and server.offers_offline_access and OFFLINE_ACCESS not in scope.split():
+        scope = f"{scope} {OFFLINE_ACCESS}"  # many servers issue no refresh token without it
+    return msgspec.structs.replace(server, scope=scope, resource=resource)

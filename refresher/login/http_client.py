@@ -37,7 +37,10 @@ def http_client(url: str, ca_file: str | None, **options: Any) -> httpx2.AsyncCl
 
 
 async def fetch(ca_file: str | None, request: httpx2.Request) -> httpx2.Response:
-    """Return the response with at most 1 MiB of its body. Raises ``ServerAway`` if none arrives in time."""
+    """Return the response with at most 1 MiB of its body; without that of a stream of events, which may have no end.
+
+    Raises ``ServerAway`` if none arrives in time.
+    """
     url = str(request.url)
     problem = connection_errors.too_slow(url, TIMEOUT)
     try:
@@ -45,11 +48,11 @@ async def fetch(ca_file: str | None, request: httpx2.Request) -> httpx2.Response
             async with http_client(url, ca_file) as http:
                 response = await http.send(request, stream=True)
                 body = bytearray()
-                async for chunk in response.aiter_bytes():
-                    body += chunk[: _MAX_BODY - len(body)]
-                    # An MCP server may answer with an endless stream of events.
-                    if len(body) >= _MAX_BODY or is_stream(response):
-                        break
+                if not is_stream(response):
+                    async for chunk in response.aiter_bytes():
+                        body += chunk[: _MAX_BODY - len(body)]
+                        if len(body) >= _MAX_BODY:
+                            break
                 # The raw headers, because values that are not ASCII cannot be encoded again.
                 headers = [(name, value) for name, value in response.headers.raw if name.lower() != b"content-encoding"]
                 return httpx2.Response(response.status_code, headers=headers, content=bytes(body), request=request)
@@ -61,7 +64,7 @@ async def fetch(ca_file: str | None, request: httpx2.Request) -> httpx2.Response
 
 
 def is_stream(response: httpx2.Response) -> bool:
-    """Whether the body is a stream of events, which may have no end."""
+    """Whether the body is a stream of events."""
     return response.headers.get("content-type", "").startswith(EVENT_STREAM)
 
 

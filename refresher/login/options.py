@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import msgspec
@@ -14,13 +14,6 @@ from refresher.oauth import urls
 
 __all__ = ["LoginOptions", "completed", "shared_fields", "validated"]
 
-_ENDPOINTS: Final = (
-    "issuer",
-    "authorization_endpoint",
-    "token_endpoint",
-    "device_authorization_endpoint",
-    "revocation_endpoint",
-)
 _FILES: Final = ("client_secret_file", "private_key_file", "client_cert", "client_key")
 _NEEDED_FILE: Final = {
     "client_secret_basic": "client_secret_file",
@@ -58,6 +51,7 @@ class LoginOptions(msgspec.Struct, frozen=True, kw_only=True):
     issuer: str | None = None
     authorization_endpoint: str | None = None
     token_endpoint: str | None = None
+    """Given only with the other endpoints, for a server that publishes no metadata."""
     device_authorization_endpoint: str | None = None
     revocation_endpoint: str | None = None
     scope: str | None = None
@@ -69,46 +63,47 @@ class LoginOptions(msgspec.Struct, frozen=True, kw_only=True):
     way: LoginMethod | None = None
     wait: float = 300.0
     """Seconds that the person has to log in."""
-    open_browser: bool = True
-    verify: bool = True
-    """Whether to try the new token at the server before it is stored."""
+    no_browser: bool = False
+    no_verify: bool = False
+    """Whether to store the new token without trying it at the server."""
     replace: bool = False
     """Whether to replace a grant of this name that is for another server."""
-
-    @property
-    def names_endpoints(self) -> bool:
-        """Whether the person gives the endpoints, because the server publishes no metadata."""
-        return self.token_endpoint is not None
 
 
 def validated(options: LoginOptions) -> LoginOptions:
     """Return the options with absolute paths. Raises ``ConfigError`` for invalid or contradictory options."""
-    if options.url is not None:
-        _check(urls.parse_origin, "URL", options.url)
-    for key in _ENDPOINTS:
-        if (address := getattr(options, key)) is not None:
-            _check(urls.check_endpoint, _option(key), address)
-    if options.redirect_uri is not None:
-        _check(_loopback, "--redirect-uri", options.redirect_uri)
+    endpoints = (key for key in LoginOptions.__struct_fields__ if key == "issuer" or key.endswith("_endpoint"))
+    addresses: list[tuple[str, str | None, Callable[[str], str]]] = [
+        ("URL", options.url, urls.parse_origin),
+        *((_option(key), getattr(options, key), urls.check_endpoint) for key in endpoints),
+        ("--redirect-uri", options.redirect_uri, _check_loopback),
+    ]
+    for option, address, check in addresses:
+        try:
+            if address is not None:
+                check(address)
+        except urls.InvalidURL as error:
+            raise ConfigError(f"{option} {error}") from None
     for key in _TEXTS:
         if (text := getattr(options, key)) is not None and not is_token(text):
-            _refuse(f"{_option(key)} must be printable ASCII and not empty")
+            raise ConfigError(f"{_option(key)} must be printable ASCII and not empty")
     if options.client_id is None and (alone := next((key for key in _CLIENT_OPTIONS if getattr(options, key)), None)):
-        _refuse(f"{_option(alone)} needs a --client-id")
+        raise ConfigError(f"{_option(alone)} needs a --client-id")
     if (file := _NEEDED_FILE.get(options.auth_method or "")) and getattr(options, file) is None:
-        _refuse(f"--auth-method {options.auth_method} needs {_option(file)}")
+        raise ConfigError(f"--auth-method {options.auth_method} needs {_option(file)}")
     if options.way == "client_credentials" and options.client_id is None:
-        _refuse("--client-credentials needs a --client-id that authenticates itself (RFC 6749 section 4.4)")
-    if options.authorization_endpoint is not None and not options.names_endpoints:
-        _refuse("--authorization-endpoint needs a --token-endpoint")
+        raise ConfigError("--client-credentials needs a --client-id that authenticates itself (RFC 6749 section 4.4)")
+    if options.authorization_endpoint is not None and options.token_endpoint is None:
+        raise ConfigError("--authorization-endpoint needs a --token-endpoint")
     starts = (options.authorization_endpoint, options.device_authorization_endpoint)
-    if options.names_endpoints and not any(starts) and options.way != "client_credentials":
-        _refuse("--token-endpoint needs an --authorization-endpoint or a --device-authorization-endpoint")
-    if options.names_endpoints and options.client_id is None:
-        _refuse("--token-endpoint needs a --client-id: without metadata, no client can be registered")
+    if options.token_endpoint is not None and not any(starts) and options.way != "client_credentials":
+        raise ConfigError("--token-endpoint needs an --authorization-endpoint or a --device-authorization-endpoint")
+    if options.token_endpoint is not None and options.client_id is None:
+        raise ConfigError("--token-endpoint needs a --client-id: without metadata, no client can be registered")
     for key, value in options.params:
         if key in _RESERVED_PARAMS or not is_token(key) or not is_token(value):
-            _refuse(f"--param must be KEY=VALUE in printable ASCII, and none of {', '.join(_RESERVED_PARAMS)}")
+            reserved = ", ".join(_RESERVED_PARAMS)
+            raise ConfigError(f"--param must be KEY=VALUE in printable ASCII, and none of {reserved}")
     # Absolute, because the daemon runs in another directory.
     paths = {key: str(Path(path).expanduser().absolute()) for key in _FILES if (path := getattr(options, key))}
     return msgspec.structs.replace(options, **paths)
@@ -120,22 +115,17 @@ def completed(options: LoginOptions, stored: Grant | None) -> LoginOptions:
         return options
     if options.url and stored.server_url and urls.parse_origin(options.url) != urls.parse_origin(stored.server_url):
         return options
-    options = msgspec.structs.replace(options, url=options.url or stored.server_url)
-    login = stored.login
-    if login is None:
-        return options
-    if options.issuer is None and not options.names_endpoints and (login.endpoints_given or login.issuer_given):
-        options = msgspec.structs.replace(options, issuer=stored.issuer)
-        if login.endpoints_given:
-            options = msgspec.structs.replace(
-                options,
-                authorization_endpoint=login.authorization_endpoint,
-                token_endpoint=stored.token_endpoint,
-                device_authorization_endpoint=login.device_authorization_endpoint,
-                revocation_endpoint=options.revocation_endpoint or stored.revocation_endpoint,
-            )
-    again = {key: getattr(options, key) or getattr(login, key) for key in ("scope", "resource", "params", "way")}
-    return msgspec.structs.replace(options, **again)
+    login, known = stored.login, {"url": stored.server_url}
+    if login is not None:
+        known |= {key: getattr(login, key) for key in ("scope", "resource", "params", "way")}
+        if options.issuer is None and options.token_endpoint is None:
+            if login.endpoints_given or login.issuer_given:
+                known["issuer"] = stored.issuer
+            if login.endpoints_given:
+                known |= {key: getattr(stored, key) for key in ("token_endpoint", "revocation_endpoint")}
+                known["authorization_endpoint"] = login.authorization_endpoint
+                known["device_authorization_endpoint"] = login.device_authorization_endpoint
+    return msgspec.structs.replace(options, **{key: getattr(options, key) or value for key, value in known.items()})
 
 
 def shared_fields(source: msgspec.Struct, target: type[msgspec.Struct]) -> dict[str, Any]:
@@ -147,19 +137,8 @@ def _option(key: str) -> str:
     return f"--{key.replace('_', '-')}"
 
 
-def _check(check: Callable[[str], str], key: str, value: str) -> None:
-    try:
-        check(value)
-    except urls.InvalidURL as error:
-        raise ConfigError(f"{key} {error}") from None
-
-
-def _loopback(redirect_uri: str) -> str:
+def _check_loopback(redirect_uri: str) -> str:
     parts = urlsplit(urls.check_endpoint(redirect_uri))
     if parts.scheme != "http" or not urls.is_loopback(parts.hostname or "") or not parts.port:
         raise urls.InvalidURL("must be a port of this machine, as in http://127.0.0.1:8765/callback (RFC 8252)")
     return redirect_uri
-
-
-def _refuse(why: str) -> NoReturn:
-    raise ConfigError(why)

@@ -3,7 +3,7 @@
 import html
 from typing import Final
 
-__all__ = ["HEADERS", "declined", "done", "failed", "foreign_redirect"]
+__all__ = ["HEADERS", "done", "failed", "foreign_redirect"]
 
 HEADERS: Final = {
     "Content-Type": "text/html; charset=utf-8",
@@ -12,8 +12,6 @@ HEADERS: Final = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
-
-_EARLIER_LOGIN: Final = "If you were logged in before, that login still works."
 
 _PAGE: Final = """<!doctype html>
 <html lang="en">
@@ -50,25 +48,17 @@ def done(name: str, *, renewable: bool) -> str:
     )
 
 
-def declined(why: str) -> str:
-    """Return the page of a login that the person declined."""
+def failed(why: str, *, declined: bool = False) -> str:
+    """Return the page of a login that failed, or that the person ``declined``."""
+    begins_with_address = "://" in why.partition(" ")[0]
     return _page(
-        "#b8860b",
-        "You are not logged in",
-        _sentence(why),
-        _EARLIER_LOGIN,
-        "You can close this page. To try again, run the command in your terminal again.",
-    )
-
-
-def failed(why: str) -> str:
-    """Return the page of a login that failed."""
-    return _page(
-        "#d64545",
-        "The login failed",
-        _sentence(why),
-        _EARLIER_LOGIN,
-        "Your terminal shows the same message. You can close this page.",
+        "#b8860b" if declined else "#d64545",
+        "You are not logged in" if declined else "The login failed",
+        f"{why[:1] if begins_with_address else why[:1].upper()}{why[1:]}.",
+        "If you were logged in before, that login still works.",
+        "You can close this page. To try again, run the command in your terminal again."
+        if declined
+        else "Your terminal shows the same message. You can close this page.",
     )
 
 
@@ -80,11 +70,6 @@ def foreign_redirect() -> str:
         "It may be an old page. The login in your terminal is still waiting.",
         "Open the address that your terminal shows.",
     )
-
-
-def _sentence(text: str) -> str:
-    begins_with_address = "://" in text.partition(" ")[0]
-    return f"{text[:1] if begins_with_address else text[:1].upper()}{text[1:]}."
 
 
 def _page(colour: str, title: str, *paragraphs: str) -> str:

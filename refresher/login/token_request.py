@@ -1,6 +1,7 @@
 """The requests of a login to the token endpoint, and the grant or the error that follows (RFC 6749)."""
 
 import uuid
+from typing import Final
 
 import msgspec
 
@@ -22,51 +23,47 @@ from refresher.grants.outcome import (
 from refresher.grants.record import Grant
 from refresher.grants.tokens import MAX_LIFETIME, not_before
 from refresher.grants.transition import with_access_token
-from refresher.login.error_advice import advice
-from refresher.oauth.client_authentication import build_request
 from refresher.oauth.http_client import PostResult, post
-from refresher.oauth.tls import ssl_context
 
-__all__ = ["check_client", "is_temporary", "login_error", "new_grant", "outcome_of", "request_tokens", "send"]
+__all__ = ["advice", "is_temporary", "login_error", "new_grant", "outcome_of", "request_tokens", "scope_of", "send"]
+
+_ALLOW: Final = "allow this kind of login in the settings of the client at the server, or give another --client-id"
+_ADVICE: Final = {
+    "invalid_client": "check --client-id, --client-secret-file and --auth-method",
+    "invalid_grant": "log in again; if that does not help, check the clock of this machine",
+    "invalid_scope": "request another --scope",
+    "invalid_target": "try --resource none",
+    **dict.fromkeys(("unauthorized_client", "unsupported_grant_type", "unsupported_response_type"), _ALLOW),
+}
 
 
-def check_client(client: Grant, *, ca_file: str | None) -> None:
-    """Raise ``ConfigError`` if a file of ``client`` cannot be used, before the person has to log in."""
-    build_request(client, {}, clocks.now().wall)
-    if client.client_cert is not None:
-        ssl_context(ca_file, client_cert=client.client_cert, client_key=client.client_key)
+def advice(*codes: str) -> str:
+    """Return what to do next about the first known error code, with a capital letter and without a full stop."""
+    default = "log in again; if that does not help, ask those who run the server"
+    text = next((_ADVICE[code] for code in codes if code in _ADVICE), default)
+    return f"{text[0].upper()}{text[1:]}"
 
 
-def send(
-    url: str,
-    client: Grant,
-    fields: dict[str, str],
-    *,
-    ca_file: str | None,
-    endpoint_name: str = "token_endpoint",
-    secrets: tuple[Secret, ...] = (),
-) -> PostResult:
-    """Send ``fields``, and ``resource`` if the server accepts it, to ``url``, authenticated as ``client``."""
+def send(endpoint: str, url: str, client: Grant, fields: dict[str, str], ca_file: str | None) -> PostResult:
+    """Send ``fields``, and ``resource`` if the server accepts it, to the ``endpoint`` at ``url`` as ``client``."""
+    secrets = tuple(Secret(fields[key]) for key in ("code", "code_verifier", "device_code") if key in fields)
     if server_behavior.sends_resource(client):
         fields = {**fields, "resource": client.resource or ""}
-    return post(client, url, fields, ca_file=ca_file, secrets=secrets, endpoint_name=endpoint_name)
+    return post(client, url, fields, ca_file=ca_file, secrets=secrets, endpoint_name=endpoint)
 
 
-def request_tokens(client: Grant, code: dict[str, str] | None, *, ca_file: str | None) -> Grant:
-    """Return the grant for the fields of ``code``, or without a code for the client itself (RFC 6749 section 4.4).
-
-    Raises ``ClientUnknown``, ``LoginRefused`` and ``ServerAway``.
-    """
-    if code is None:
-        fields = {"grant_type": "client_credentials"} | ({"scope": client.asked_scope} if client.asked_scope else {})
-    else:
-        fields = code
-    secrets = tuple(Secret(fields[key]) for key in ("code", "code_verifier") if key in fields)
-    posted = send(client.token_endpoint, client, fields, ca_file=ca_file, secrets=secrets)
+def request_tokens(client: Grant, fields: dict[str, str], ca_file: str | None) -> Grant:
+    """Return the grant for a token request. Raises ``ClientUnknown``, ``LoginRefused`` and ``ServerAway``."""
+    posted = send("token_endpoint", client.token_endpoint, client, fields, ca_file)
     outcome = outcome_of(posted)
     if not isinstance(outcome, TokensIssued):
         raise login_error(outcome)
-    return new_grant(client, outcome, posted.sent_at or clocks.now(), own_credentials=code is None)
+    return new_grant(client, outcome, posted.sent_at or clocks.now())
+
+
+def scope_of(client: Grant) -> dict[str, str]:
+    """Return the field of a request with the scope of ``client``, if it has one."""
+    return {"scope": client.asked_scope} if client.asked_scope else {}
 
 
 def outcome_of(posted: PostResult) -> Outcome:
@@ -80,17 +77,12 @@ def outcome_of(posted: PostResult) -> Outcome:
 def login_error(outcome: Outcome, *, sender: str = "the token endpoint") -> RefresherError:
     """Return the error for an answer of ``sender`` that does not complete the login."""
     text = f"{describe(outcome, sender=sender)}; nothing was changed"
-    match outcome:
-        case ClientRejected():
-            return ClientUnknown(f"{text}. {advice(outcome.code, 'invalid_client')}")
-        case ResourceRefused():
-            return LoginRefused(f"{text}. {advice('invalid_target')}")
-        case Ambiguous():
-            return ServerAway(f"{text}. Log in again later")
-        case _ if is_temporary(outcome):
-            return ServerAway(f"{text}. Log in again later")
-        case _:
-            return LoginRefused(f"{text}. {advice(error_code(outcome))}")
+    if isinstance(outcome, ClientRejected):
+        return ClientUnknown(f"{text}. {advice(outcome.code, 'invalid_client')}")
+    if isinstance(outcome, Ambiguous) or is_temporary(outcome):
+        return ServerAway(f"{text}. Log in again later")
+    code = "invalid_target" if isinstance(outcome, ResourceRefused) else error_code(outcome)
+    return LoginRefused(f"{text}. {advice(code)}")
 
 
 def is_temporary(outcome: Outcome) -> bool:
@@ -98,11 +90,10 @@ def is_temporary(outcome: Outcome) -> bool:
     return isinstance(outcome, Transient) and not outcome.refusal
 
 
-def new_grant(client: Grant, tokens: TokensIssued, sent: Moment, *, own_credentials: bool = False) -> Grant:
-    """Return ``client`` with the tokens of the request that was sent at ``sent``.
-
-    ``own_credentials``: the client can request tokens again without a refresh token.
-    """
+def new_grant(client: Grant, tokens: TokensIssued, sent: Moment) -> Grant:
+    """Return ``client`` with the tokens of the request that was sent at ``sent``."""
+    # With credentials of its own, it can request tokens again without a refresh token (RFC 6749 section 4.4).
+    own_credentials = client.login is not None and client.login.way == "client_credentials"
     refresh_token = None if own_credentials else tokens.refresh_token
     renewable = own_credentials or refresh_token is not None
     return msgspec.structs.replace(

@@ -8,7 +8,6 @@ from urllib.parse import quote_plus, urlencode
 
 from refresher import __version__
 from refresher.common.errors import ConfigError
-from refresher.common.secret import Secret
 from refresher.grants.record import Grant
 
 __all__ = ["build_request", "client_assertion"]
@@ -38,9 +37,11 @@ def build_request(client: Grant, fields: dict[str, str], now: float) -> tuple[by
         case "none" | "tls_client_auth" | "self_signed_tls_client_auth":
             pass  # RFC 8705 section 2: the TLS certificate authenticates the client
         case "client_secret_basic":
-            headers["Authorization"] = _basic(client.client_id, _secret(client))
+            # RFC 6749 section 2.3.1: both parts are form-encoded first.
+            pair = f"{quote_plus(client.client_id)}:{quote_plus(_secret(client))}".encode("ascii")
+            headers["Authorization"] = f"Basic {b64encode(pair).decode('ascii')}"
         case "client_secret_post":
-            fields["client_secret"] = _secret(client).reveal()
+            fields["client_secret"] = _secret(client)
         case "private_key_jwt":
             fields |= {"client_assertion_type": _JWT_BEARER, "client_assertion": client_assertion(client, now)}
         case _:
@@ -83,25 +84,16 @@ def client_assertion(grant: Grant, now: float) -> str:
 
 
 def _algorithm(key: Any) -> str:
-    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
-    from cryptography.hazmat.primitives.asymmetric.ed448 import Ed448PrivateKey
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-    from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+    from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 
-    if isinstance(key, EllipticCurvePrivateKey):
+    if isinstance(key, ec.EllipticCurvePrivateKey):
         return _CURVES.get(key.curve.name, "ES256")
-    if isinstance(key, Ed25519PrivateKey | Ed448PrivateKey):
+    if isinstance(key, ed25519.Ed25519PrivateKey | ed448.Ed448PrivateKey):
         return "EdDSA"
-    return "RS256" if isinstance(key, RSAPrivateKey) else "unknown"
+    return "RS256" if isinstance(key, rsa.RSAPrivateKey) else "unknown"
 
 
-def _secret(grant: Grant) -> Secret:
+def _secret(grant: Grant) -> str:
     if grant.client_secret is None:
         raise ConfigError(f"{grant.token_endpoint_auth_method} needs a client_secret")
-    return grant.client_secret
-
-
-def _basic(client_id: str, client_secret: Secret) -> str:
-    # RFC 6749 section 2.3.1: both parts are form-encoded first.
-    pair = f"{quote_plus(client_id)}:{quote_plus(client_secret.reveal())}".encode("ascii")
-    return f"Basic {b64encode(pair).decode('ascii')}"
+    return grant.client_secret.reveal()

@@ -16,7 +16,7 @@ from refresher.oauth.proxies import proxy_for
 __all__ = ["reason", "refuses_certificate", "too_slow"]
 
 # RFC 8446 section 6.2: the alerts by which a server refuses a client's certificate, or the lack of one.
-_ABOUT_CERTIFICATE: Final = re.compile(r"ALERT_(?:\w+_)?CERTIFICATE|ALERT_UNKNOWN_CA")
+_ABOUT_CERTIFICATE: Final = r"ALERT_(?:\w+_)?CERTIFICATE|ALERT_UNKNOWN_CA"
 _LONGEST_CHAIN: Final = 20
 _PYTHON_WORDS: Final = re.compile(r"\[Errno -?\d+\] ?|\[\w+(: \w+)?\] ?| ?\(_ssl\.c:\d+\)")
 
@@ -42,8 +42,20 @@ _BY_VERIFY_CODE: Final = {  # openssl verify(1), "Diagnostics"
     62: "it is for another host",
     64: "it is for another host",
 }
-_NO_TLS: Final = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG")
+_BY_TLS_REASON: Final = {  # by the first pattern that OpenSSL's name of the error contains
+    "WRONG_VERSION_NUMBER|RECORD_LAYER_FAILURE|HTTP_REQUEST|PACKET_LENGTH_TOO_LONG": "does not speak TLS: is it http://?",
+    "PROTOCOL": "supports no TLS version that refresher supports",
+    _ABOUT_CERTIFICATE: "refused the TLS handshake over the client certificate",
+    "ALERT": "refused the TLS handshake",
+    "": "the TLS connection failed",
+}
 _NO_ANSWER: Final = "closed the connection without an answer"
+_BY_PROTOCOL_ERROR: Final = {  # by the first pattern that the text of a RemoteProtocolError contains
+    "^Server disconnected": _NO_ANSWER,
+    "^peer closed connection": "the answer breaks off",
+    r"\\x15\\x03": "speaks TLS: is it https://?",  # a TLS alert, RFC 8446 section 5.1
+    "": "does not answer in HTTP",
+}
 # By the names of the classes, because httpx and httpx2 have each their own.
 _BY_CLASS: Final = {
     "ConnectTimeout": "timed out while connecting",
@@ -85,7 +97,8 @@ def too_slow(url: str, seconds: float) -> str:
 def refuses_certificate(errors: Sequence[BaseException]) -> bool:
     """Whether the server ended the TLS handshake because it requires another client certificate."""
     return any(
-        isinstance(error, ssl.SSLError) and _ABOUT_CERTIFICATE.search(error.reason or "") for error in _chain(errors)
+        isinstance(error, ssl.SSLError) and re.search(_ABOUT_CERTIFICATE, error.reason or "")
+        for error in _chain(errors)
     )
 
 
@@ -95,8 +108,12 @@ def _words(error: BaseException) -> str | None:
         case ssl.SSLCertVerificationError():
             why = _BY_VERIFY_CODE.get(error.verify_code)
             return "the certificate is not trusted" + (f": {why}" if why else "")
+        case ssl.SSLWantReadError() | ssl.SSLWantWriteError():
+            return None
+        case ssl.SSLEOFError():
+            return "closed the connection during the TLS handshake"
         case ssl.SSLError():
-            return _tls(error)
+            return _look_up(_BY_TLS_REASON, error.reason or "")
         case socket.gaierror(errno=socket.EAI_AGAIN):
             return "the name server does not answer"
         case socket.gaierror() | UnicodeError():
@@ -108,35 +125,14 @@ def _words(error: BaseException) -> str | None:
             return _BY_ERRNO.get(number) or os.strerror(number).lower()
         case ImportError():
             return "a SOCKS proxy needs the Python package socksio"
+        case _ if type(error).__name__ == "RemoteProtocolError":
+            return _look_up(_BY_PROTOCOL_ERROR, str(error))
         case _:
-            return _http(type(error).__name__, str(error))
+            return _BY_CLASS.get(type(error).__name__)
 
 
-def _http(name: str, text: str) -> str | None:
-    """Return what an error of an HTTP library says, by the name of its class and its text."""
-    if name != "RemoteProtocolError":
-        return _BY_CLASS.get(name)
-    if text.startswith("Server disconnected"):
-        return _NO_ANSWER
-    if text.startswith("peer closed connection"):
-        return "the answer breaks off"
-    # A TLS alert, RFC 8446 section 5.1.
-    return "speaks TLS: is it https://?" if r"\x15\x03" in text else "does not answer in HTTP"
-
-
-def _tls(error: ssl.SSLError) -> str | None:
-    reason = error.reason or ""
-    if isinstance(error, ssl.SSLWantReadError | ssl.SSLWantWriteError):
-        return None
-    if isinstance(error, ssl.SSLEOFError):
-        return "closed the connection during the TLS handshake"
-    if reason in _NO_TLS:
-        return "does not speak TLS: is it http://?"
-    if "PROTOCOL" in reason:
-        return "supports no TLS version that refresher supports"
-    if _ABOUT_CERTIFICATE.search(reason):
-        return "refused the TLS handshake over the client certificate"
-    return "refused the TLS handshake" if "ALERT" in reason else "the TLS connection failed"
+def _look_up(table: dict[str, str], text: str) -> str:
+    return next(words for pattern, words in table.items() if re.search(pattern, text))
 
 
 def _place(url: str) -> str:

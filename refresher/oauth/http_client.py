@@ -4,8 +4,13 @@ The deadline covers name resolution, connection, TLS, sending and reading togeth
 one operation each: a server that sends one byte per second never exceeds them. The event loop exists for this deadline.
 """
 
+import asyncio
+import socket
+import threading
+import time
 import zlib
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -20,7 +25,6 @@ from refresher.grants.outcome import Outcome
 from refresher.grants.record import Grant
 from refresher.oauth import connection_errors, urls
 from refresher.oauth.client_authentication import build_request
-from refresher.oauth.event_loop import RequestLoop
 from refresher.oauth.proxies import build_proxy
 from refresher.oauth.tls import ssl_context
 from refresher.oauth.token_response import parse_token_response
@@ -32,6 +36,8 @@ DEADLINE: Final = 20.0
 
 _CONNECT_TIMEOUT: Final = 10.0
 _MAX_BODY: Final = 1024 * 1024
+_TICK: Final = 0.5
+_STOP_THRESHOLD: Final = 2.0
 
 
 class PostResult:
@@ -138,7 +144,7 @@ def post(
         # The record may have been edited since the import (I8).
         urls.check_endpoint(url)
         result.error = connection_errors.too_slow(url, timeout)
-        anyio.run(send, backend_options={"loop_factory": RequestLoop})
+        anyio.run(send, backend_options={"loop_factory": _RequestLoop})
     except urls.InvalidURL as error:
         result.error = f"the {endpoint_name} {error}"
     except ConfigError as error:
@@ -148,3 +154,46 @@ def post(
         result.error = connection_errors.reason(errors, secrets, url)
         result.certificate_refused = connection_errors.refuses_certificate(errors)
     return result
+
+
+class _RequestLoop(asyncio.SelectorEventLoop):
+    """A loop whose clock, and so every timeout, counts only the time in which the process runs.
+
+    After a stop (Ctrl-Z, a debugger, a paused machine), an ordinary deadline has passed: the loop would drop the answer
+    in the socket unread, perhaps the only copy of a refresh token.
+    """
+
+    def __init__(self) -> None:
+        self._seen = time.monotonic()
+        self._missed = 0.0
+        super().__init__()
+        self._tick()
+
+    def time(self) -> float:
+        """Return monotonic seconds without the time in which the process did not run."""
+        now = time.monotonic()
+        if now - self._seen > _STOP_THRESHOLD:
+            self._missed += now - self._seen
+        self._seen = now
+        return now - self._missed
+
+    def _tick(self) -> None:
+        # A loop that wakes up twice a second recognises a stop by a longer gap.
+        self.call_later(_TICK, self._tick)
+
+    async def getaddrinfo(self, *host_and_port: Any, **options: Any) -> Any:
+        """Resolve like ``socket.getaddrinfo``, in a thread that the end of the loop does not wait for.
+
+        asyncio would wait for it: a resolver that hangs would hold the lock of a grant beyond the deadline.
+        """
+        resolved: Future[Any] = Future()
+        resolved.set_running_or_notify_cancel()  # from here on nobody can cancel it, so the thread can always set it
+
+        def resolve() -> None:
+            try:
+                resolved.set_result(socket.getaddrinfo(*host_and_port, **options))
+            except (OSError, UnicodeError, ValueError) as error:
+                resolved.set_exception(error)
+
+        threading.Thread(target=resolve, daemon=True, name="resolver").start()
+        return await asyncio.wrap_future(resolved)

@@ -1,6 +1,7 @@
 """Choose the proxy for a server from the environment; none for loopback (I8)."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from ipaddress import ip_address, ip_network
 from typing import TypeVar
 from urllib.request import getproxies, proxy_bypass
@@ -43,14 +44,8 @@ def proxy_for(scheme: str, host: str) -> str | None:
 
 
 def _in_networks(host: str, no_proxy: str) -> bool:
-    try:
-        address = ip_address(host)
-    except ValueError:
-        return False
     for entry in no_proxy.split(","):
-        try:
-            if address in ip_network(entry.strip().strip("[]"), strict=False):
+        with suppress(ValueError):  # a name, not an address or a network
+            if ip_address(host) in ip_network(entry.strip().strip("[]"), strict=False):
                 return True
-        except ValueError:
-            continue  # a name, not a network
     return False

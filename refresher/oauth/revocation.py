@@ -11,8 +11,6 @@ from refresher.oauth.http_client import PostResult, post
 
 __all__ = ["revoke"]
 
-_REFUSALS: Final = (400, 401, 422)
-
 _STILL_VALID: Final = "it stays valid at the server until you revoke it there or it expires"
 
 
@@ -45,7 +43,7 @@ def _revoke_token(grant: Grant, endpoint: str, hint: str, token: Secret, ca_file
 
     fields = {"token": token.reveal(), "token_type_hint": hint}
     result = send(fields)
-    if result.status in _REFUSALS and b"client_secret" in result.decompressed_body():
+    if result.status in (400, 401, 422) and b"client_secret" in result.decompressed_body():
         # Servers of the MCP SDK require this key in the body from every client. An empty value is harmless.
         result = send({**fields, "client_secret": ""})
     if result.status is not None and 200 <= result.status < 300:

@@ -3,17 +3,12 @@
 import os
 import ssl
 from functools import lru_cache
-from typing import Final
 
 import httpx
 
 from refresher.common.errors import ConfigError
 
 __all__ = ["ssl_context"]
-
-_MAX_CONTEXTS: Final = 32
-
-_Stamp = tuple[int, int, int] | None
 
 
 def ssl_context(
@@ -34,16 +29,16 @@ def ssl_context(
         raise ConfigError("the path of a certificate file is not valid") from None
 
 
-def _stamp(path: str | None) -> _Stamp:
+def _stamp(path: str | None) -> tuple[int, int, int] | None:
     if path is None:
         return None
     status = os.stat(path)  # noqa: PTH116  the result is what counts
     return status.st_mtime_ns, status.st_ino, status.st_size
 
 
-@lru_cache(maxsize=_MAX_CONTEXTS)
+@lru_cache(maxsize=32)
 def _context(
-    ca_file: str | None, trusted: str | None, client_cert: str | None, client_key: str | None, *_: _Stamp
+    ca_file: str | None, trusted: str | None, client_cert: str | None, client_key: str | None, *_: object
 ) -> ssl.SSLContext:
     try:
         context = httpx.create_ssl_context() if ca_file is None else ssl.create_default_context(cafile=ca_file)
@@ -57,9 +52,8 @@ def _context(
             context.load_cert_chain(client_cert, client_key, password=lambda: "")
         except ssl.SSLError as error:
             key = client_key or client_cert
+            text = f"cannot use the certificate in {client_cert}: it must be PEM, with an unencrypted key in {key}"
             if error.reason == "KEY_VALUES_MISMATCH":
-                raise ConfigError(f"the key in {key} does not belong to the certificate in {client_cert}") from None
-            raise ConfigError(
-                f"cannot use the certificate in {client_cert}: it must be PEM, with an unencrypted key in {key}"
-            ) from None
+                text = f"the key in {key} does not belong to the certificate in {client_cert}"
+            raise ConfigError(text) from None
     return context

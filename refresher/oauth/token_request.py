@@ -17,6 +17,7 @@ from refresher.grants.outcome import (
     Ambiguous,
     ClientRejected,
     GrantRejected,
+    Lost,
     NotSent,
     Outcome,
     ResourceRefused,
@@ -34,13 +35,12 @@ _NO_REFRESH_TOKEN: Final = "the server gave no refresh token with the login"  # 
 
 
 class TokenRequestResult(msgspec.Struct, frozen=True, kw_only=True):
-    """An outcome, when its requests were sent (``None``: not at all), and what is still in doubt."""
+    """An outcome, when the last request was sent (``None``: none was), and what is still in doubt."""
 
     outcome: Outcome
-    first_sent: Moment | None = None
-    last_sent: Moment | None = None
+    sent: Moment | None = None
     doubt: Doubt | None = None
-    """Set if an answer was lost before this outcome, in this call or an earlier one."""
+    """Since the first request whose answer was lost, in this call or an earlier one."""
     raw: Secret | None = None
     """The body of a success, one character for each byte (latin-1)."""
     resource_refused: bool = False
@@ -70,48 +70,35 @@ def request_tokens(
     ends = time.monotonic() + deadline
     replay = policy.replay_allowed(grant, clocks.now())
     first = _send(grant, ca_file, hooks, demanded, deadline / 2 if replay else deadline)
-    sent = first.first_sent
-    if not isinstance(first.outcome, Ambiguous | Unreadable | ResourceRefused) or sent is None:
+    if first.sent is None or not isinstance(first.outcome, Lost):
         return first
     refused = isinstance(first.outcome, ResourceRefused) and server_behavior.sends_resource(grant)
     first = msgspec.structs.replace(first, resource_refused=refused)
-    doubt = None if grant.refresh_token is None else (grant.doubt or Doubt(since=sent)).with_kept(_kept(first.outcome))
-    doubtful = msgspec.structs.replace(grant, doubt=doubt, resource_refused=grant.resource_refused or refused)
+    doubtful = msgspec.structs.replace(grant, doubt=first.doubt, resource_refused=grant.resource_refused or refused)
+    # After a refusal of ``resource``, also if there is no live access token to lose: most servers check ``resource``
+    # before they use up the refresh token, but not all.
+    now = clocks.now()
+    allowed = policy.replay_allowed(doubtful, now) or (
+        refused and policy.protected_until(doubtful, now, demanded=demanded) is None
+    )
     remaining = ends - time.monotonic()
-    if remaining < _MIN_REPLAY_TIME or not _may_repeat(doubtful, refused=refused, demanded=demanded):
+    if remaining < _MIN_REPLAY_TIME or not allowed:
         return first
     second = _send(doubtful, ca_file, hooks, demanded, remaining)
     # If the second answer settles nothing, the first outcome counts; an unreadable one is reported, as it was saved.
     settles = isinstance(second.outcome, TokensIssued | GrantRejected | Unreadable)
     return msgspec.structs.replace(
         second if settles else first,
-        first_sent=first.first_sent,
-        last_sent=second.last_sent or first.last_sent,
-        doubt=doubt.with_kept(_kept(second.outcome)) if doubt else None,
+        sent=second.sent or first.sent,
+        doubt=second.doubt,
         resource_refused=refused,
     )
-
-
-def _may_repeat(doubtful: Grant, *, refused: bool, demanded: bool) -> bool:
-    """Whether the same refresh token may be sent once more.
-
-    After a refusal of ``resource``, also if there is no live access token to lose: most servers check ``resource``
-    before they use up the refresh token, but not all.
-    """
-    now = clocks.now()
-    if refused:
-        return policy.may_send_refresh_token(doubtful, now, demanded=demanded)
-    return policy.replay_allowed(doubtful, now)
-
-
-def _kept(outcome: Outcome) -> str | None:
-    return outcome.kept if isinstance(outcome, Unreadable) else None
 
 
 def _send(grant: Grant, ca_file: str | None, hooks: Hooks, demanded: bool, timeout: float) -> TokenRequestResult:
     def before_first_byte() -> None:
         # Resolving and connecting take time: the grace period may have ended since the decision to replay.
-        if not policy.may_send_refresh_token(grant, clocks.now(), demanded=demanded):
+        if policy.protected_until(grant, clocks.now(), demanded=demanded) is not None:
             raise TimeoutError("the server's grace period for a replay ended before the request was sent")
         hooks.before_first_byte()
 
@@ -128,14 +115,17 @@ def _send(grant: Grant, ca_file: str | None, hooks: Hooks, demanded: bool, timeo
         outcome = _outcome(grant, result, demanded=demanded)
     except Exception:  # noqa: BLE001  a bug here must not lose the only copy of a token
         outcome = Unreadable(description="refresher could not process the answer; please report this", body=body)
-    if isinstance(outcome, Unreadable) and grant.refresh_token is not None:
-        kept = hooks.keep_answer(outcome.body.reveal().encode("latin-1"), clocks.now().wall)
-        outcome = msgspec.structs.replace(outcome, description=f"{outcome.description}; {kept}", kept=kept)
+    doubt = grant.doubt
+    if grant.refresh_token is not None and isinstance(outcome, Lost):
+        doubt = doubt or (Doubt(since=result.sent_at) if result.sent_at else None)
+        if isinstance(outcome, Unreadable):
+            kept = hooks.keep_answer(outcome.body.reveal().encode("latin-1"), clocks.now().wall)
+            outcome = msgspec.structs.replace(outcome, description=f"{outcome.description}; {kept}", kept=kept)
+            doubt = doubt and doubt.with_kept(kept)
     return TokenRequestResult(
         outcome=outcome,
-        first_sent=result.sent_at,
-        last_sent=result.sent_at,
-        doubt=grant.doubt,
+        sent=result.sent_at,
+        doubt=doubt,
         raw=body if isinstance(outcome, TokensIssued) else None,
     )
 

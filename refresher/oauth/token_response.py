@@ -8,9 +8,10 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any, Final, NamedTuple, assert_never
+from typing import Any, Final
 from urllib.parse import parse_qsl
 
 from refresher.common.secret import Secret, mask
@@ -63,34 +64,28 @@ def parse_token_response(
     fields = _parse_body(body, headers.get("content-type", ""), complete=complete)
     success = 200 <= status < 300
     # The body counts before the status: servers send errors with 200 and rejections with 401.
-    error = None if fields is None else _error(fields, success=success)
-    skew = _clock_skew(headers.get("date"), now)
-    if not success or (error is not None and fields is not None and not _contains_token(fields)):
-        return _failure(status, headers, error or _Error("", ""), secrets, now + skew)
-    tokens = None if fields is None or error is not None else _tokens(fields, now, skew)
-    if tokens is not None:
+    error = _error(fields, success=success)
+    skew = _clock_skew(headers.get("date", ""), now)
+    # A success with an error and a token is saved, so that a person can read it.
+    if not success or (error is not None and _first(*map(fields.get, _TOKEN_KEYS)) is None):
+        return _failure(status, headers, *(error or ("", "")), secrets, now + skew)
+    if error is None and (tokens := _tokens(fields, now, skew)) is not None:
         return tokens
+    kind = "a body that is no token response" if complete else "a truncated body"
     return Unreadable(
-        description=f"the token endpoint answered {status} with {_describe_body(body, complete=complete)}",
+        description=f"the token endpoint answered {status} with {kind if body else 'an empty body'}",
         body=Secret(body.decode("latin-1")),
     )
 
 
-class _Error(NamedTuple):
-    """The error code and its description, unmasked."""
-
-    code: str
-    description: str
-
-
 def _failure(
-    status: int, headers: Mapping[str, str], error: _Error, secrets: tuple[Secret | None, ...], now: float
+    status: int, headers: Mapping[str, str], code: str, text: str, secrets: tuple[Secret | None, ...], now: float
 ) -> Outcome:
-    kind = classify_error(error.code, error.description)
-    code = error.code if error.code.lower() in KNOWN_CODES else mask(error.code, secrets)
-    text = mask(error.description, secrets)
+    kind = classify_error(code, text)
+    code = code if code.lower() in KNOWN_CODES else mask(code, secrets)
+    text = mask(text, secrets)
     description = f"the token endpoint answered {status}{f' {code}' if code else ''}{f': {text}' if text else ''}"
-    retry_after = _retry_after(headers.get("retry-after"), now)
+    retry_after = _retry_after(headers.get("retry-after", "").strip(), now)
     if status in _BUSY_STATUSES or kind == "busy":
         return Transient(code=code or "temporarily_unavailable", description=description, retry_after=retry_after)
     match kind:
@@ -105,13 +100,7 @@ def _failure(
             return TooEarly(code=code, description=description)
         case "resource_refused" if status < 500:
             return ResourceRefused(code=code or "invalid_target", description=description)
-        case "ambiguous":
-            return Ambiguous(description=description)
-        case "resource_refused" | "refused" | None:
-            pass
-        case _:
-            assert_never(kind)
-    if status >= 500:
+    if kind == "ambiguous" or status >= 500:
         # The server, or a proxy before it, may have failed after the refresh token was used up.
         return Ambiguous(description=description)
     if 300 <= status < 400:
@@ -119,30 +108,26 @@ def _failure(
     return Transient(code=code or "server_error", description=description, retry_after=retry_after, refusal=True)
 
 
-def _parse_body(body: bytes, content_type: str, *, complete: bool) -> dict[str, Any] | None:
-    body = body.removeprefix(b"\xef\xbb\xbf").strip()
-    if not body.startswith(b"{"):
+def _parse_body(body: bytes, content_type: str, *, complete: bool) -> dict[str, Any]:
+    """Return the fields of a body; none if it is unreadable."""
+    # Invalid UTF-8 in a description must not lose a token.
+    text = body.removeprefix(b"\xef\xbb\xbf").strip().decode("utf-8", "replace")
+    if not text.startswith("{"):
         # Only JSON shows that it is complete. GitHub and older servers send forms, with any content type.
-        form = dict(parse_qsl(body.decode("utf-8", "replace"))) if complete and not body.startswith(b"<") else {}
+        form = dict(parse_qsl(text)) if complete and not text.startswith("<") else {}
         is_form = content_type.partition(";")[0].strip().lower() == "application/x-www-form-urlencoded"
-        return form if form and (is_form or not form.keys().isdisjoint(("access_token", "error"))) else None
+        return form if is_form or not form.keys().isdisjoint(("access_token", "error")) else {}
     try:
-        # Invalid UTF-8 in a description must not lose a token.
-        value = json.loads(text := body.decode("utf-8", "replace"))
+        members: dict[str, Any] = json.loads(text)
     except (ValueError, RecursionError):
         # A truncated answer is used if both tokens are complete; with one token, nobody knows what is missing.
         members = _truncated_members(text)
-        return members if all(is_token(members.get(key)) for key in _TOKEN_KEYS) else None
-    return value if isinstance(value, dict) else None
+        return members if all(is_token(members.get(key)) for key in _TOKEN_KEYS) else {}
+    return members
 
 
-def _contains_token(fields: dict[str, Any]) -> bool:
-    """Whether an answer with an error also contains a token: then it is saved, so that a person can read it."""
-    return any(isinstance(fields.get(key), str) and fields[key] for key in _TOKEN_KEYS)
-
-
-def _error(fields: dict[str, Any], *, success: bool) -> _Error | None:
-    """Return the error in a body; ``None`` if it reports none."""
+def _error(fields: dict[str, Any], *, success: bool) -> tuple[str, str] | None:
+    """Return the error code and its description, unmasked; ``None`` if a body reports no error."""
     error = fields.get("error")
     inner = error if isinstance(error, dict) else fields
     # In a success, keys such as "code" and "status" can mean anything.
@@ -155,7 +140,7 @@ def _error(fields: dict[str, Any], *, success: bool) -> _Error | None:
         # Not a code by RFC 6749 section 5.2, but a sentence.
         code, text = None, text or code
     text = (text or "")[:_MAX_DESCRIPTION]
-    return _Error(code or ("" if text or error or not success else "server_error"), text)
+    return code or ("" if text or error or not success else "server_error"), text
 
 
 def _first(*candidates: object) -> str | None:
@@ -164,10 +149,10 @@ def _first(*candidates: object) -> str | None:
 
 def _tokens(fields: dict[str, Any], now: float, skew: float) -> TokensIssued | None:
     access, refresh = (fields.get(key) for key in _TOKEN_KEYS)
-    if not is_token(access) or " " in access or not (refresh is None or refresh == "" or is_token(refresh)):
+    if not is_token(access) or " " in access or not (refresh in (None, "") or is_token(refresh)):
         return None
     expires_in = _expires_in(fields.get("expires_in"))
-    expires_at = (_expires_at(fields, now + skew) or _exp(access, now + skew)) if expires_in is None else None
+    expires_at = _expires_at(fields, access, now + skew) if expires_in is None else None
     return TokensIssued(
         access_token=Secret(access),
         token_type=auth_scheme(fields.get("token_type")),
@@ -197,78 +182,64 @@ def _expires_in(value: object) -> float | None:
     return min(seconds, MAX_LIFETIME) if math.isfinite(seconds) and seconds > 0 else None
 
 
-def _expires_at(fields: dict[str, Any], now: float) -> float | None:
-    """Return the expiry in epoch seconds, from a number (Supabase) or ISO 8601 (Square, Sentry)."""
+def _expires_at(fields: dict[str, Any], access_token: str, now: float) -> float | None:
+    """Return the expiry in epoch seconds, from a number (Supabase), ISO 8601 (Square) or the ``exp`` of a JWT."""
     value = fields.get("expires_at", fields.get("expiresAt"))
-    try:
-        at = _iso(value) if isinstance(value, str) else float(value or 0)
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return at if not isinstance(value, bool) and now < at <= now + MAX_LIFETIME else None
-
-
-def _exp(access_token: str, now: float) -> float | None:
+    with suppress(TypeError, ValueError, OverflowError):
+        if isinstance(value, str):
+            date = datetime.fromisoformat(value)
+            value = (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
+        if not isinstance(value, bool) and now < (at := float(value or 0)) <= now + MAX_LIFETIME:
+            return at
     # An expiry in the past comes from another clock; with it, the token would be replaced every second.
-    at = jwt_time(access_token, "exp")
-    return at if at is not None and at > now else None
+    exp = jwt_time(access_token, "exp")
+    return exp if exp is not None and exp > now else None
 
 
-def _iso(text: str) -> float:
-    at = datetime.fromisoformat(text)
-    return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
-
-
-def _clock_skew(date: str | None, now: float) -> float:
+def _clock_skew(date: str, now: float) -> float:
     """Return the seconds by which the server's clock is ahead (``Date``, RFC 9110 section 6.6.1); 0 within a tolerance.
 
     Without this, a server whose clock is ten minutes behind would date the expiry of a ten-minute token to now, and the
     token would be replaced every second.
     """
-    try:
-        skew = parsedate_to_datetime(date or "").timestamp() - now
-    except (ValueError, OverflowError):
-        return 0.0
+    skew = _seconds_until(date, now) or 0.0
     return skew if abs(skew) > CLOCK_TOLERANCE else 0.0
 
 
-def _retry_after(value: str | None, now: float) -> float | None:
+def _retry_after(value: str, now: float) -> float | None:
     """Return the seconds of ``Retry-After`` (RFC 9110 section 10.2.3), a number or a date; one hour at most."""
-    if value is None:
-        return None
+    seconds = float(value) if value.isdecimal() else _seconds_until(value, now)
+    return None if seconds is None else min(max(seconds, 0.0), MAX_WAIT)
+
+
+def _seconds_until(date: str, now: float) -> float | None:
     try:
-        seconds = float(value) if value.strip().isdigit() else parsedate_to_datetime(value).timestamp() - now
+        return parsedate_to_datetime(date).timestamp() - now
     except (ValueError, OverflowError):
         return None
-    return min(max(seconds, 0.0), MAX_WAIT)
-
-
-def _describe_body(body: bytes, *, complete: bool) -> str:
-    if not body:
-        return "an empty body"
-    return "a body that is no token response" if complete else "a truncated body"
 
 
 def _truncated_members(text: str) -> dict[str, Any]:
     """Return the members of a truncated JSON object whose values are certainly complete."""
     found: dict[str, Any] = {}
-    at = _after_space(text, 1)
-    while text[at : at + 1] == '"':
-        try:
-            key, at = _DECODER.raw_decode(text, at)
-            at = _after_space(text, at)
-            if text[at : at + 1] != ":":
+    at = 0
+    with suppress(ValueError, RecursionError):  # nothing complete follows
+        while text[at : at + 1] in ("{", ","):
+            key, at = _json_value(text, at + 1)
+            if not isinstance(key, str) or text[at : at + 1] != ":":
                 break
-            value, at = _DECODER.raw_decode(text, _after_space(text, at + 1))
-        except (ValueError, RecursionError):
-            break
-        at = _after_space(text, at)
-        follows = text[at : at + 1]
-        # At the end of the text, only a string, an object or an array is certainly complete: a number may go on.
-        if follows not in (",", "}") and not (follows == "" and isinstance(value, str | dict | list)):
-            break
-        found[key] = value
-        at = _after_space(text, at + 1) if follows == "," else len(text)
+            value, at = _json_value(text, at + 1)
+            # At the end of the text, only a string, an object or an array is certainly complete: a number may go on.
+            if text[at : at + 1] not in (",", "}") and not (at == len(text) and isinstance(value, str | dict | list)):
+                break
+            found[key] = value
     return found
+
+
+def _json_value(text: str, at: int) -> tuple[Any, int]:
+    """Return the value that begins at ``at``, and where the text continues; white space is skipped."""
+    value, at = _DECODER.raw_decode(text, _after_space(text, at))
+    return value, _after_space(text, at)
 
 
 def _after_space(text: str, at: int) -> int:

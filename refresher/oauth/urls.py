@@ -9,7 +9,6 @@ from shim._origins import origin_of
 
 __all__ = ["InvalidURL", "check_endpoint", "is_loopback", "parse_origin"]
 
-_SCHEMES: Final = ("https", "http")
 _NAME: Final = re.compile(r"[a-z0-9._-]+")
 
 
@@ -53,22 +52,19 @@ def _split(url: str) -> SplitResult:
         port = parts.port
     except ValueError:
         raise InvalidURL("is not a valid URL") from None
-    if parts.scheme not in _SCHEMES or not parts.hostname or port == 0:
+    host = parts.hostname or ""
+    if parts.scheme not in ("https", "http") or not host or port == 0:
         raise InvalidURL("must begin with https:// or http://")
     if "@" in parts.netloc:
         raise InvalidURL("must not contain a user name or password")
-    if parts.netloc.lower() != _host(parts.hostname) + (f":{port}" if port is not None else ""):
-        raise InvalidURL("has a host that programs interpret differently")
-    return parts
-
-
-def _host(hostname: str) -> str:
-    """Return the only accepted spelling of a host: a plain name or a compressed IPv6 address."""
-    if ":" in hostname:
+    # The only accepted spelling of a host is a plain name or a compressed IPv6 address.
+    if ":" in host:
         try:
-            return f"[{IPv6Address(hostname).compressed}]"
+            host = f"[{IPv6Address(host).compressed}]"
         except ValueError:
             raise InvalidURL("has an invalid IPv6 address") from None
-    if not _NAME.fullmatch(hostname):
+    elif not _NAME.fullmatch(host):
         raise InvalidURL("has invalid characters in its host")
-    return hostname
+    if parts.netloc.lower() != host + (f":{port}" if port is not None else ""):
+        raise InvalidURL("has a host that programs interpret differently")
+    return parts

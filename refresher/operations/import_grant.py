@@ -1,7 +1,6 @@
 """Import: check that a grant may be stored under its name, and store it. A login ends here too."""
 
 from collections.abc import Callable
-from typing import NoReturn
 from urllib.parse import urlsplit
 
 import msgspec
@@ -14,7 +13,6 @@ from refresher.oauth import urls
 from refresher.storage import files, lock, records, recovery
 from refresher.storage.directories import Directories
 from refresher.storage.publishing import Publisher, published_generation
-from shim._token import is_name
 
 __all__ = ["Imported", "exists", "is_for_other_server", "other_server", "store_grant"]
 
@@ -58,21 +56,30 @@ def store_grant(
         lock.held(directories.lock(name), stopping=stopping),
     ):
         # First the checks that refuse: replacing a grant gives up its answer that is out of reach.
-        warnings = [*_warnings(imported), *_compare(directories, imported, just_issued=just_issued)]
+        warnings = [
+            f"{origin} is not https: the access token crosses the network in the clear"
+            for origin in imported.origins
+            if origin.startswith("http:") and not urls.is_loopback(urlsplit(origin).hostname or "")
+        ]
+        warnings += _compare(directories, imported, just_issued=just_issued)
         if same_server:
             _require_same_server(directories, imported)
-        stored = _recover(directories, name, replace=replace)
-        there = None if stored is None else stored.record
-        if isinstance(there, Grant) and if_absent:
-            return Imported(grant=there, stored=False)
-        if isinstance(there, Grant) and not replace:
-            _refuse(f"{name} exists: --replace replaces it, --if-absent keeps it")
-        if stored is None:
+        try:
+            stored = recovery.recover(directories, name, clocks.now(), giving_up=replace)
+        except ExposedGrantFile:
+            raise  # the record is whole, and knows which refresh tokens are spent
+        except GrantFileError:
+            if not replace:
+                raise
             # The damaged record may hold the only copy of a token: it is moved, never overwritten.
             now = clocks.now()
             aside = files.keep_aside(directories.record(name), now.wall)
             warnings.append(f"the damaged record is now {aside}")
             stored = recovery.recover(directories, name, now, damaged=True)
+        if isinstance(stored.record, Grant) and if_absent:
+            return Imported(grant=stored.record, stored=False)
+        if isinstance(stored.record, Grant) and not replace:
+            raise ImportRefused(f"{name} exists: --replace replaces it, --if-absent keeps it")
         grant = _successor(directories, imported, stored, just_issued=just_issued)
         records.write(directories, name, stored, grant)
         try:
@@ -94,15 +101,6 @@ def is_for_other_server(grant: Grant, url: str | None) -> bool:
     return url is not None and urls.parse_origin(url) not in own
 
 
-def _warnings(imported: Grant) -> list[str]:
-    """Return warnings about a grant that works."""
-    return [
-        f"{origin} is not https: the access token crosses the network in the clear"
-        for origin in imported.origins
-        if origin.startswith("http:") and not urls.is_loopback(urlsplit(origin).hostname or "")
-    ]
-
-
 def _require_same_server(directories: Directories, imported: Grant) -> None:
     """Refuse to replace a grant of another server, also one whose import was interrupted."""
     try:
@@ -111,19 +109,7 @@ def _require_same_server(directories: Directories, imported: Grant) -> None:
         return  # a damaged record is kept, whatever its server is
     for there in found:
         if isinstance(there, Grant) and is_for_other_server(there, imported.server_url):
-            _refuse(other_server(there))
-
-
-def _recover(directories: Directories, name: str, *, replace: bool) -> Stored | None:
-    """Return what is stored under ``name`` after recovery; ``None`` for a damaged record."""
-    try:
-        return recovery.recover(directories, name, clocks.now(), giving_up=replace)
-    except ExposedGrantFile:
-        raise  # the record is whole, and knows which refresh tokens are spent
-    except GrantFileError:
-        if not replace:
-            raise
-        return None
+            raise ImportRefused(other_server(there))
 
 
 def _compare(directories: Directories, imported: Grant, *, just_issued: bool) -> list[str]:
@@ -133,7 +119,7 @@ def _compare(directories: Directories, imported: Grant, *, just_issued: bool) ->
         return []  # two names may share client credentials: they are not spent
     listing = directories.listing()
     unchecked = []
-    for name in sorted({*listing.names, *listing.unfinished}):
+    for name in listing.all:
         try:
             others = _records(directories, name, unfinished=name in listing.unfinished)
         except (GrantFileError, OSError) as error:
@@ -142,23 +128,21 @@ def _compare(directories: Directories, imported: Grant, *, just_issued: bool) ->
             continue
         for other in others:
             if isinstance(other, Grant) and _fingerprint(other) == fingerprint and name != imported.name:
-                _refuse(f"{name} holds this refresh token already: two names would revoke each other's login")
+                raise ImportRefused(
+                    f"{name} holds this refresh token already: two names would revoke each other's login"
+                )
             if other is not None and fingerprint in other.spent and not just_issued:
                 if name == imported.name:
                     raise _spent(name)
-                _refuse(f"{name} has already spent this refresh token: log in again under this name")
+                raise ImportRefused(f"{name} has already spent this refresh token: log in again under this name")
     return unchecked
 
 
 def _records(directories: Directories, name: str, *, unfinished: bool) -> list[Record | None]:
-    if not is_name(name):
-        return []
     found = [records.load(directories, name).record]
     if unfinished:
         # An interrupted import holds its token too: the next writer of that name adopts it.
-        found += [
-            whole.record for path in directories.candidates(name) if (whole := records.read_candidate(path, name))
-        ]
+        found += [records.read_candidate(path, name).record for path in directories.candidates(name)]
     return found
 
 
@@ -205,7 +189,3 @@ def _spent(name: str) -> AlreadySpent:
     return AlreadySpent(
         f"{name} has already spent this refresh token: log in again, because an old copy revokes the grant"
     )
-
-
-def _refuse(why: str) -> NoReturn:
-    raise ImportRefused(why)

@@ -4,7 +4,7 @@ import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Final, NoReturn, cast, get_args
+from typing import Final, cast, get_args
 
 import msgspec
 
@@ -17,7 +17,7 @@ from refresher.grants.tokens import MAX_LIFETIME, auth_scheme, is_token, jwt_tim
 from refresher.oauth import urls
 from shim._token import is_name
 
-__all__ = ["ImportRequest", "check_name", "parse"]
+__all__ = ["ImportRequest", "check_files", "check_name", "parse"]
 
 _SECRET_METHODS: Final = ("client_secret_basic", "client_secret_post")
 _TLS_METHODS: Final = ("tls_client_auth", "self_signed_tls_client_auth")
@@ -76,23 +76,29 @@ def parse(name: str, data: bytes, now: Moment) -> Grant:
     try:
         keys = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
         if unknown := sorted(keys.keys() - set(ImportRequest.__struct_fields__)):
-            _refuse(f"unknown keys: {', '.join(unknown)} (known: {', '.join(ImportRequest.__struct_fields__)})")
+            raise ImportRefused(
+                f"unknown keys: {', '.join(unknown)} (known: {', '.join(ImportRequest.__struct_fields__)})"
+            )
         request = msgspec.json.decode(data, type=ImportRequest, dec_hook=decode_secret)
     except UnicodeDecodeError:
         raise ImportRefused("the import is not UTF-8") from None
     except (msgspec.MsgspecError, RecursionError) as error:
         raise ImportRefused(f"the import is not valid: {error}") from None
     for key in _PRINTABLE:
-        _printable(key, getattr(request, key))
+        value = getattr(request, key)
+        text = value.reveal() if isinstance(value, Secret) else value
+        # RFC 6749 appendix A: printable ASCII; the end of a copied line would otherwise go into a header.
+        if text is not None and not is_token(text):
+            raise ImportRefused(f"{key} must be printable ASCII and not empty")
     if " " in request.token_type or (request.access_token is not None and " " in request.access_token.reveal()):
-        _refuse("access_token and token_type must not contain a space (RFC 6750 section 2.1)")
+        raise ImportRefused("access_token and token_type must not contain a space (RFC 6750 section 2.1)")
     if request.send_resource and request.resource is None:
-        _refuse("send_resource requires a resource")
+        raise ImportRefused("send_resource requires a resource")
     origins = tuple(dict.fromkeys(_url(urls.parse_origin, "origins", origin) for origin in request.origins or ()))
     if request.server_url is not None:
         origins = origins or (_url(urls.parse_origin, "server_url", request.server_url),)
     if not origins:
-        _refuse("server_url (the MCP server or API that accepts the token) or origins is missing")
+        raise ImportRefused("server_url (the MCP server or API that accepts the token) or origins is missing")
     for key in ("issuer", "revocation_endpoint"):
         if (address := getattr(request, key)) is not None:
             _url(urls.check_endpoint, key, address)
@@ -119,20 +125,8 @@ def parse(name: str, data: bytes, now: Moment) -> Grant:
         authorized_at=now.wall,
         not_before=None if request.refresh_token is None else not_before(request.refresh_token.reveal(), now.wall),
     )
-    _check_files(grant, now.wall)
+    check_files(grant, now.wall)
     return grant
-
-
-def _refuse(reason: str) -> NoReturn:
-    raise ImportRefused(reason)
-
-
-def _printable(key: str, value: str | Secret | None) -> None:
-    # RFC 6749 appendix A: printable ASCII; the end of a copied line would otherwise go into a header.
-    if isinstance(value, Secret):
-        value = value.reveal()
-    if value is not None and not is_token(value):
-        _refuse(f"{key} must be printable ASCII and not empty")
 
 
 def _url(check: Callable[[str], str], key: str, value: str) -> str:
@@ -145,9 +139,9 @@ def _url(check: Callable[[str], str], key: str, value: str) -> str:
 def _method(request: ImportRequest) -> AuthMethod:
     """Return the client authentication method: the given one, or the one that the given credentials imply."""
     if (request.grant_type == "refresh_token") != (request.refresh_token is not None):
-        _refuse('give a refresh_token, or grant_type "client_credentials" without one')
+        raise ImportRefused('give a refresh_token, or grant_type "client_credentials" without one')
     if request.grant_type not in ("refresh_token", "client_credentials"):
-        _refuse("grant_type must be 'refresh_token' or 'client_credentials'")
+        raise ImportRefused("grant_type must be 'refresh_token' or 'client_credentials'")
     if request.client_secret is not None:
         possible: tuple[str, ...] = _SECRET_METHODS
     elif request.private_key_file is not None:
@@ -156,18 +150,18 @@ def _method(request: ImportRequest) -> AuthMethod:
         possible = ("none",) if request.client_cert is None else (*_TLS_METHODS, "none")
     method = request.token_endpoint_auth_method or possible[0]
     if method not in _METHODS:
-        _refuse(f"token_endpoint_auth_method must be one of {', '.join(_METHODS)}")
+        raise ImportRefused(f"token_endpoint_auth_method must be one of {', '.join(_METHODS)}")
     if method not in possible or (request.client_secret is not None and request.private_key_file is not None):
-        _refuse(
+        raise ImportRefused(
             "token_endpoint_auth_method must match the given credentials: client_secret, private_key_file, or "
             "client_cert (with client_key); 'none' is for a client without credentials"
         )
     if request.client_key is not None and request.client_cert is None:
-        _refuse("client_key requires a client_cert")
+        raise ImportRefused("client_key requires a client_cert")
     if request.private_key_file is None and (request.private_key_id or request.token_endpoint_auth_signing_alg):
-        _refuse("private_key_id and token_endpoint_auth_signing_alg require a private_key_file")
+        raise ImportRefused("private_key_id and token_endpoint_auth_signing_alg require a private_key_file")
     if request.refresh_token is None and method == "none":
-        _refuse("client_credentials requires client authentication (RFC 6749 section 4.4)")
+        raise ImportRefused("client_credentials requires client authentication (RFC 6749 section 4.4)")
     return cast("AuthMethod", method)
 
 
@@ -179,8 +173,8 @@ def _path(value: str | None) -> str | None:
         raise ImportRefused(f"{value}: {error}") from None
 
 
-def _check_files(grant: Grant, now: float) -> None:
-    """Refuse unusable files now, while a person is there to correct them."""
+def check_files(grant: Grant, now: float, ca_file: str | None = None) -> None:
+    """Raise ``ImportRefused`` for an unusable file of the client now, while a person is there to correct it."""
     try:
         if grant.private_key_file is not None:
             from refresher.oauth.client_authentication import client_assertion
@@ -189,17 +183,17 @@ def _check_files(grant: Grant, now: float) -> None:
         if grant.client_cert is not None:
             from refresher.oauth.tls import ssl_context  # imports httpx, only where it is needed
 
-            ssl_context(None, client_cert=grant.client_cert, client_key=grant.client_key)
+            ssl_context(ca_file, client_cert=grant.client_cert, client_key=grant.client_key)
     except ConfigError as error:
         raise ImportRefused(str(error)) from None
 
 
 def _expires_at(request: ImportRequest, now: Moment) -> float | None:
     if request.expires_at is not None and request.expires_in is not None:
-        _refuse("give expires_at (epoch seconds) or expires_in (seconds from now), not both")
+        raise ImportRefused("give expires_at (epoch seconds) or expires_in (seconds from now), not both")
     if request.access_token is None:
         if request.expires_at is not None or request.expires_in is not None:
-            _refuse("expires_at and expires_in require an access_token; add it, or leave them out")
+            raise ImportRefused("expires_at and expires_in require an access_token; add it, or leave them out")
         return None
     if request.expires_in is not None:
         expiry: float | None = now.wall + max(request.expires_in, 0.0)
@@ -208,7 +202,7 @@ def _expires_at(request: ImportRequest, now: Moment) -> float | None:
     else:
         expiry = request.expires_at
     if expiry is not None and not 0 <= expiry - now.wall + MAX_LIFETIME <= 2 * MAX_LIFETIME:
-        _refuse("expires_at must be epoch seconds (not milliseconds), expires_in seconds, within ten years")
+        raise ImportRefused("expires_at must be epoch seconds (not milliseconds), expires_in seconds, within ten years")
     return expiry
 
 
@@ -226,5 +220,5 @@ def _duration(key: str, value: float | str) -> float:
         seconds = durations.parse(value)
     if seconds == 0:
         alternatives = {"max_age": "seconds, or", "replay": "'none', 'unlimited', or"}[key]
-        _refuse(f"{key} must be {alternatives} a duration such as '30s', '10m', '8h'")
+        raise ImportRefused(f"{key} must be {alternatives} a duration such as '30s', '10m', '8h'")
     return seconds

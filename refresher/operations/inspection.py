@@ -7,14 +7,13 @@ import msgspec
 from refresher.common import clocks
 from refresher.common.errors import GrantFileError
 from refresher.grants import policy
-from refresher.grants.policy import Decision, Wait
+from refresher.grants.policy import Decision, Rotate
 from refresher.grants.record import Grant, Record
 from refresher.oauth import urls
 from refresher.storage import records
 from refresher.storage.demands import Demands
-from refresher.storage.directories import Directories, OpenDirectories
+from refresher.storage.directories import Directories, Listing
 from refresher.storage.publishing import Publisher
-from shim._token import is_name
 
 __all__ = ["Inspection", "ListedGrant", "inspect", "list_grants", "server_of"]
 
@@ -30,13 +29,8 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
     """``None`` where there is no grant."""
     stale: bool
     """The token file is missing, or differs from the record."""
-    needs_cleanup: bool
-    """It is stale, an attempt left files, or a demand that is decided still exists."""
-
-    @property
-    def needs_lock(self) -> bool:
-        """Whether there is work that requires the lock of the grant."""
-        return self.needs_cleanup or (self.decision is not None and not isinstance(self.decision, Wait))
+    needs_lock: bool
+    """It is stale, due, or in need of a recovery, or a demand that is decided still exists."""
 
     @property
     def server(self) -> str:
@@ -53,37 +47,33 @@ def inspect(
     publisher: Publisher,
     name: str,
     *,
-    unfinished: bool,
+    listing: Listing,
     demands: Demands,
     force: bool = False,
     horizon: float = 0.0,
-    opened: OpenDirectories | None = None,
 ) -> Inspection:
-    """Read the record and the token file of ``name``, and decide. Raises ``GrantFileError``.
-
-    ``unfinished``: an attempt is in progress, or left files. ``opened``: the open directories, to inspect many grants.
-    """
-    record = records.load(publisher.directories, name, opened).record
-    stale = record is not None and publisher.is_stale(record, opened)
+    """Read the record and the token file of ``name``, and decide. Raises ``GrantFileError``."""
+    unfinished = name in listing.unfinished
+    record = records.load(publisher.directories, name).record
+    stale = record is not None and publisher.is_stale(record)
     if not isinstance(record, Grant):
-        return Inspection(name=name, record=record, stale=stale, needs_cleanup=unfinished or stale)
+        return Inspection(name=name, record=record, stale=stale, needs_lock=unfinished or stale)
     now = clocks.now()
     demanded = decided = False
-    if demands.has(name):
+    if name in demands.by_name:
         current = publisher.current(record)
         demanded = demands.has_current(name, current)
         decided = demands.has_other(name, current) or (demanded and record.dead)
-    return Inspection(
-        name=name,
-        record=record,
-        decision=policy.decide(record, now, demanded=demanded, force=force, horizon=horizon),
-        stale=stale,
-        needs_cleanup=unfinished
+    decision = policy.decide(record, now, demanded=demanded, force=force, horizon=horizon)
+    needs_lock = (
+        unfinished
         or stale
         or decided
+        or isinstance(decision, Rotate)
         or records.spill_of(record) is not None
-        or policy.doubt_in_future(record, now),
+        or policy.doubt_in_future(record, now)
     )
+    return Inspection(name=name, record=record, decision=decision, stale=stale, needs_lock=needs_lock)
 
 
 def server_of(grant: Grant) -> str:
@@ -99,7 +89,7 @@ def list_grants(directories: Directories, names: Sequence[str] = ()) -> list[Lis
 
     Raises ``UnknownName`` and ``DirectoryError``.
     """
-    existing = [name for name in directories.listing().names if is_name(name)]
+    existing = directories.listing().names
     if unknown := [name for name in names if name not in existing]:
         raise records.unknown(directories, unknown[0])
     grants: list[ListedGrant] = []

@@ -1,5 +1,6 @@
 """Obtain one valid access token for a command that prints it; refresh the grant first if necessary."""
 
+import math
 import os
 import time
 from collections.abc import Callable
@@ -50,7 +51,7 @@ def obtain_token(
     first = source.current()
     while True:
         token = source.current()
-        lifetime = _lifetime(token)
+        lifetime = math.inf if token is None or token.expires_at is None else max(token.expires_at - token.issued_at, 0)
         required = min(_MIN_VALID, lifetime / 4) if min_valid is None else min_valid
         if token is not None:
             if token.access_token is not None and valid_for(token) >= required:
@@ -96,10 +97,8 @@ def _problem(source: FileTokenSource, result: Result | None, required: float) ->
 
 def _owned_grant(directories: Directories, name: str) -> Grant | None:
     """Return the grant where it belongs to the current user."""
-    if not _owns_grants(directories):
-        return None
     try:
-        record = records.load(directories, name).record
+        record = records.load(directories, name).record if _owns_grants(directories) else None
     except GrantFileError:
         return None
     return record if isinstance(record, Grant) else None
@@ -113,12 +112,12 @@ def _rotate_if_owned(
     if not _owns_grants(directories):
         return None
     listing = directories.listing()
-    if name not in listing.names and name not in listing.unfinished:
+    if name not in listing.all:
         if published:
             return None  # it belongs to another state directory
         raise records.unknown(directories, name)
     publisher = Publisher(directories)
-    found = inspect(publisher, name, unfinished=name in listing.unfinished, demands=demands.pending(directories))
+    found = inspect(publisher, name, listing=listing, demands=demands.pending(directories))
     if found.needs_lock:
         from refresher.operations.rotate import Order, Terms, rotate  # it loads httpx, which most calls do not need
 
@@ -135,9 +134,3 @@ def _owns_grants(directories: Directories) -> bool:
         return directories.grants.stat().st_uid == os.geteuid()
     except OSError:
         return False
-
-
-def _lifetime(token: TokenFile | None) -> float:
-    if token is None or token.expires_at is None:
-        return float("inf")
-    return max(token.expires_at - token.issued_at, 0.0)

@@ -5,7 +5,7 @@ from typing import Final
 
 from refresher.common import clocks
 from refresher.common.errors import StorageError
-from refresher.grants.record import Grant, Stored, Tombstone, with_spent
+from refresher.grants.record import Grant, Tombstone, with_spent
 from refresher.storage import demands, journal, lock, records, recovery
 from refresher.storage.directories import Directories
 from refresher.storage.publishing import Publisher, published_generation
@@ -34,30 +34,28 @@ def remove(
     # One lock over all of it: no other process rotates a grant that is being revoked.
     with lock.held(directories.lock(name), stopping=stopping):
         stored = recovery.recover(directories, name, clocks.now(), giving_up=True)
-        if not isinstance(stored.record, Grant):
+        if not isinstance(grant := stored.record, Grant):
             raise records.removed(name)
-        at_the_server = _NOT_REVOKED if revoke is None else revoke(stored.record)
-        # A refresh token that is revoked, or in doubt, may be spent: no import may bring it back.
-        _bury(directories, stored, stored.record, spent=revoke is not None or stored.record.doubt is not None)
+        at_the_server = _NOT_REVOKED if revoke is None else revoke(grant)
+        spent = grant.spent
+        if grant.refresh_token is not None and (revoke is not None or grant.doubt is not None):
+            # A refresh token that is revoked, or in doubt, may be spent: no import may bring it back.
+            spent = with_spent(spent, grant.refresh_token)
+        tombstone = Tombstone(
+            name=name,
+            grant_id=grant.grant_id,
+            generation=max(grant.generation, published_generation(directories, name)),
+            begun_from=stored.checksum,
+            removed_at=clocks.now().wall,
+            scope=grant.scope,
+            origins=grant.origins,
+            spent=spent,
+        )
+        records.write(directories, name, stored, tombstone)
+        journal.delete_copies(directories, name)
+        demands.pending(directories).remove(directories, name, keep=range(0), warned=set())
+        try:
+            Publisher(directories).publish(tombstone)
+        except StorageError as error:
+            raise StorageError(f"{name} is removed, but {error}; the next run-once tells its readers") from None
     return at_the_server
-
-
-def _bury(directories: Directories, stored: Stored, grant: Grant, *, spent: bool) -> None:
-    name = grant.name
-    tombstone = Tombstone(
-        name=name,
-        grant_id=grant.grant_id,
-        generation=max(grant.generation, published_generation(directories, name)),
-        begun_from=stored.checksum,
-        removed_at=clocks.now().wall,
-        scope=grant.scope,
-        origins=grant.origins,
-        spent=with_spent(grant.spent, grant.refresh_token) if spent and grant.refresh_token else grant.spent,
-    )
-    records.write(directories, name, stored, tombstone)
-    journal.delete_copies(directories, name)
-    demands.pending(directories).remove(directories, name, keep=range(0), warned=set())
-    try:
-        Publisher(directories).publish(tombstone)
-    except StorageError as error:
-        raise StorageError(f"{name} is removed, but {error}; the next run-once tells its readers") from None

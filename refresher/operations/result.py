@@ -35,29 +35,24 @@ EXIT_CODES: Final[dict[ResultCode, int]] = {
 _MOST_SERIOUS_FIRST: Final = (130, 3, 5, 2, 4, 6)
 
 
-class Result(msgspec.Struct, frozen=True, kw_only=True):
+class Result(msgspec.Struct, frozen=True):
     """What a run did for one grant; it is logged and printed after the lock is released."""
 
     name: str
     outcome: ResultCode
     generation: int | None
+    """``None`` where the run ended before the decision to exchange."""
     detail: str
-
-    @classmethod
-    def without_exchange(cls, name: str, outcome: ResultCode, detail: str, generation: int | None = None) -> "Result":
-        """Return the result of a run that ended before the decision to exchange."""
-        return cls(name=name, outcome=outcome, generation=generation, detail=detail)
 
     @classmethod
     def from_decision(cls, grant: Grant, rest: Wait, *, adopted: bool = False) -> "Result":
         """Return the result of the decision not to exchange."""
-        if rest.reason == "not_due":
-            code: ResultCode = "adopted" if adopted else "not_due"
-        elif policy.needs_person(grant):
+        code: ResultCode = rest.reason
+        if code == "not_due" and adopted:
+            code = "adopted"
+        elif code != "not_due" and policy.needs_person(grant):
             code = "reauthorization_required"
-        else:
-            code = rest.reason
-        return cls(name=grant.name, outcome=code, generation=grant.generation, detail=_explain(grant, rest))
+        return cls(grant.name, code, grant.generation, _explain(grant, rest))
 
     @classmethod
     def after_exchange(cls, before: Grant, after: Grant) -> "Result":
@@ -67,12 +62,12 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
             life = text.span(policy.expected_expiry(after) - now.wall)
             next_rotation = text.span(max(policy.due_at(after) - now.wall, 0))
             detail = f"valid for {life}; next rotation in {next_rotation}"
-            return cls(name=after.name, outcome="rotated", generation=after.generation, detail=detail)
+            return cls(after.name, "rotated", after.generation, detail)
         decision = policy.decide(after, now)
         if isinstance(decision, Wait):
             return cls.from_decision(after, decision)
-        code: ResultCode = "transient" if after.failure is None else after.failure.outcome
-        return cls(name=after.name, outcome=code, generation=after.generation, detail=_last_error(after))
+        code = "transient" if after.failure is None else after.failure.outcome
+        return cls(after.name, code, after.generation, _last_error(after))
 
 
 def exit_code(results: Iterable[Result]) -> int:

@@ -6,7 +6,7 @@ publish, release.
 
 import logging
 from collections.abc import Callable
-from typing import Final, assert_never
+from typing import NamedTuple
 
 import msgspec
 
@@ -14,7 +14,7 @@ from refresher.common import clocks
 from refresher.common.errors import DirectoryError, GrantFileError, Interrupted, LockBusy, StorageError
 from refresher.grants import policy, transition
 from refresher.grants.outcome import GrantRejected, ResourceRefused, TokensIssued
-from refresher.grants.policy import Rotate, Wait
+from refresher.grants.policy import Wait
 from refresher.grants.record import Grant, Record, Stored
 from refresher.oauth.http_client import DEADLINE
 from refresher.oauth.token_request import TokenRequestResult, request_tokens
@@ -63,18 +63,16 @@ def rotate(publisher: Publisher, order: Order, terms: Terms) -> Result | None:
         with lock.held(directories.lock(name), stopping=terms.stopping, wait=terms.lock_wait):
             return _Rotation(publisher, order, terms).run()
     except LockBusy as busy:
-        return _adopted_meanwhile(publisher, order) or Result.without_exchange(name, "lock_busy", str(busy))
+        return _adopted_meanwhile(publisher, order) or Result(name, "lock_busy", None, str(busy))
     except GrantFileError as error:
-        return Result.without_exchange(name, "invalid_grant_file", str(error))
+        return Result(name, "invalid_grant_file", None, str(error))
     except (StorageError, DirectoryError) as error:
-        return Result.without_exchange(name, "storage_failed", str(error))
+        return Result(name, "storage_failed", None, str(error))
     except Interrupted:
-        detail = "interrupted before anything was spent; nothing was changed"
-        return Result.without_exchange(name, "interrupted", detail)
+        return Result(name, "interrupted", None, "interrupted before anything was spent; nothing was changed")
     except Exception as error:  # noqa: BLE001  a fault of ours in one grant must not stop the rotation of the others
         # Without the trace: it could quote a secret.
-        detail = f"internal error ({type(error).__name__}); please report it"
-        return Result.without_exchange(name, "storage_failed", detail)
+        return Result(name, "storage_failed", None, f"internal error ({type(error).__name__}); please report it")
 
 
 def _adopted_meanwhile(publisher: Publisher, order: Order) -> Result | None:
@@ -84,55 +82,49 @@ def _adopted_meanwhile(publisher: Publisher, order: Order) -> Result | None:
         return None
     if record is None or record.generation <= order.seen:
         return None
-    return Result.without_exchange(order.name, "adopted", "another process rotated it", record.generation)
+    return Result(order.name, "adopted", record.generation, "another process rotated it")
 
 
-class _Rotation:
+class _Rotation(NamedTuple):
     """The transaction on one grant; the caller holds its lock."""
 
-    def __init__(self, publisher: Publisher, order: Order, terms: Terms) -> None:
-        self._publisher: Final = publisher
-        self._directories: Final = publisher.directories
-        self._order: Final = order
-        self._terms: Final = terms
+    publisher: Publisher
+    order: Order
+    terms: Terms
 
     def run(self) -> Result | None:
         """Recover, decide, exchange if that is the decision, and publish."""
-        stored = recovery.recover(self._directories, self._order.name, clocks.now())
-        pending = demands.pending(self._directories)
+        stored = recovery.recover(self.publisher.directories, self.order.name, clocks.now())
+        pending = demands.pending(self.publisher.directories)
         if not isinstance(stored.record, Grant):
             self._publish_removal(stored.record, pending)
             return None
         grant = stored.record
-        adopted = grant.generation > self._order.seen
-        demanded = pending.has_current(grant.name, self._publisher.current(grant))
+        adopted = grant.generation > self.order.seen
+        demanded = pending.has_current(grant.name, self.publisher.current(grant))
         decision = policy.decide(
             grant,
             clocks.now(),
             demanded=demanded,
             # A token that another process has just fetched is new enough for a caller that waited for the lock.
-            force=self._order.force and not adopted,
-            horizon=0.0 if adopted else self._order.horizon,
+            force=self.order.force and not adopted,
+            horizon=0.0 if adopted else self.order.horizon,
         )
-        match decision:
-            case Wait():
-                return self._publish(grant, pending, Result.from_decision(grant, decision, adopted=adopted))
-            case Rotate():
-                if self._terms.stopping():
-                    raise Interrupted
-                changed = self._exchange(stored, grant, demanded=demanded)
-                return self._publish(changed, pending, Result.after_exchange(grant, changed))
-            case _:
-                assert_never(decision)
+        if isinstance(decision, Wait):
+            return self._publish(grant, pending, Result.from_decision(grant, decision, adopted=adopted))
+        if self.terms.stopping():
+            raise Interrupted
+        changed = self._exchange(stored, grant, demanded=demanded)
+        return self._publish(changed, pending, Result.after_exchange(grant, changed))
 
     def _exchange(self, stored: Stored, grant: Grant, *, demanded: bool) -> Grant:
         """Reserve, declare, exchange, persist; nothing is logged from the request to the durable answer."""
         # A restored backup must not take readers back to a generation that they have seen.
-        generation = max(grant.generation, published_generation(self._directories, grant.name)) + 1
-        attempt = Attempt(self._directories, grant.name, stored)
+        generation = max(grant.generation, published_generation(self.publisher.directories, grant.name)) + 1
+        attempt = Attempt(self.publisher.directories, grant.name, stored)
         attempt.reserve(grant, clocks.now())
         exchanged = request_tokens(
-            grant, ca_file=self._terms.ca_file, hooks=attempt, demanded=demanded, deadline=self._terms.deadline
+            grant, ca_file=self.terms.ca_file, hooks=attempt, demanded=demanded, deadline=self.terms.deadline
         )
         try:
             changed = _after(grant, exchanged, demanded=demanded, generation=generation)
@@ -143,22 +135,22 @@ class _Rotation:
             attempt.close()
             raise
         if isinstance(exchanged.outcome, GrantRejected):
-            there = records.load(self._directories, grant.name)
+            there = records.load(self.publisher.directories, grant.name)
             if there.checksum != stored.checksum and isinstance(there.record, Grant):
                 # Somebody wrote without the lock, so the server refused a token that is not in the record any more.
                 attempt.abandon()
                 return there.record
             if exchanged.doubt is None:
-                changed = _with_hint(changed, recovery.backup_hint(self._directories, grant))
+                changed = _with_hint(changed, recovery.backup_hint(self.publisher.directories, grant))
         attempt.persist(changed, until_saved=isinstance(exchanged.outcome, TokensIssued))
         return changed
 
     def _publish(self, grant: Grant, pending: Demands, result: Result) -> Result:
         """Publish ``grant`` and settle the demands; add to ``result`` where readers cannot see it."""
-        name, current = grant.name, self._publisher.current(grant)
+        name, current = grant.name, self.publisher.current(grant)
         try:
             # An agent that demands an older generation has not seen the newer one: have it read again.
-            visible = self._publisher.publish(grant, again=pending.has_other(name, current))
+            visible = self.publisher.publish(grant, again=pending.has_other(name, current))
         except StorageError as error:
             # The record is saved, so nothing is lost; a more serious outcome of the grant itself stays.
             return msgspec.structs.replace(
@@ -167,7 +159,7 @@ class _Rotation:
                 detail=f"{result.detail}; saved, but {error}; the next run publishes it",
             )
         keep = range(0) if grant.dead else current
-        pending.remove(self._directories, name, keep=keep, warned=self._terms.warned)
+        pending.remove(self.publisher.directories, name, keep=keep, warned=self.terms.warned)
         if visible:
             return result
         unseen = "NOT published: the token file is of a later generation (was grants/ restored from a backup?)"
@@ -176,10 +168,10 @@ class _Rotation:
     def _publish_removal(self, tombstone: Record | None, pending: Demands) -> None:
         """Finish a removal that was cut off before its readers saw it."""
         if tombstone is not None:
-            if self._publisher.is_stale(tombstone):
-                journal.delete_copies(self._directories, tombstone.name)
-            self._publisher.publish(tombstone)
-        pending.remove(self._directories, self._order.name, keep=range(0), warned=self._terms.warned)
+            if self.publisher.is_stale(tombstone):
+                journal.delete_copies(self.publisher.directories, tombstone.name)
+            self.publisher.publish(tombstone)
+        pending.remove(self.publisher.directories, self.order.name, keep=range(0), warned=self.terms.warned)
 
 
 def _after(grant: Grant, exchanged: TokenRequestResult, *, demanded: bool, generation: int) -> Grant:
@@ -192,8 +184,7 @@ def _after(grant: Grant, exchanged: TokenRequestResult, *, demanded: bool, gener
             or (grant.resource_refused and not isinstance(exchanged.outcome, ResourceRefused)),
         ),
         exchanged.outcome,
-        first_sent=exchanged.first_sent,
-        last_sent=exchanged.last_sent,
+        sent=exchanged.sent,
         now=clocks.now(),
         demanded=demanded,
         generation=generation,

@@ -10,9 +10,7 @@ from refresher.grants.record import Grant, Tombstone
 from refresher.operations.inspection import Inspection, inspect
 from refresher.operations.result import EXIT_CODES, Result
 from refresher.storage import demands, records
-from refresher.storage.directories import Directories, Listing
 from refresher.storage.publishing import Publisher
-from shim._token import is_name
 
 __all__ = ["run_once"]
 
@@ -36,33 +34,27 @@ def run_once(
     publisher = Publisher(settings.directories)
     directories = publisher.directories
     listing = directories.listing()
-    selected = _select(directories, names, listing)
+    existing = listing.all
+    if unknown := [name for name in names if name not in existing]:
+        raise records.unknown(directories, unknown[0])
+    selected = list(dict.fromkeys(names)) or existing
     pending = demands.pending(directories)
     work: list[Inspection] = []
     results: dict[str, Result] = {}
-    with directories.opened() as opened:
-        for name in selected:
-            try:
-                found = inspect(
-                    publisher,
-                    name,
-                    unfinished=name in listing.unfinished,
-                    demands=pending,
-                    force=force,
-                    horizon=horizon,
-                    opened=opened,
-                )
-            except GrantFileError as error:
-                # Logged at each run: only a person can repair the file, and cron mails what is on stderr.
-                log.warning("%s: invalid_grant_file: %s", name, error)
-                results[name] = Result.without_exchange(name, "invalid_grant_file", str(error))
-                continue
-            if isinstance(found.record, Tombstone) and name in names:
-                raise records.removed(name)
-            if found.needs_lock:
-                work.append(found)
-            elif isinstance(found.record, Grant) and isinstance(found.decision, Wait):
-                results[name] = Result.from_decision(found.record, found.decision)
+    for name in selected:
+        try:
+            found = inspect(publisher, name, listing=listing, demands=pending, force=force, horizon=horizon)
+        except GrantFileError as error:
+            # Logged at each run: only a person can repair the file, and cron mails what is on stderr.
+            log.warning("%s: invalid_grant_file: %s", name, error)
+            results[name] = Result(name, "invalid_grant_file", None, str(error))
+            continue
+        if isinstance(found.record, Tombstone) and name in names:
+            raise records.removed(name)
+        if found.needs_lock:
+            work.append(found)
+        elif isinstance(found.record, Grant) and isinstance(found.decision, Wait):
+            results[name] = Result.from_decision(found.record, found.decision)
     if work:
         for result in _rotate_all(settings, publisher, work, force, horizon, stopping, progress):
             # Only what this run did is logged: cron would mail the same state at each run.
@@ -72,15 +64,6 @@ def run_once(
     if missing := [name for name in names if name not in results]:
         raise records.removed(missing[0])
     return [results[name] for name in selected if name in results]
-
-
-def _select(directories: Directories, names: Sequence[str], listing: Listing) -> list[str]:
-    # An import that was interrupted may have left files and no record.
-    existing = sorted(name for name in {*listing.names, *listing.unfinished} if is_name(name))
-    for name in names:
-        if name not in existing:
-            raise records.unknown(directories, name)
-    return list(dict.fromkeys(names)) or existing
 
 
 def _rotate_all(

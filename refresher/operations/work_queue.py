@@ -28,28 +28,21 @@ class RateLimit:
     """A token bucket for the requests to one server. Times are monotonic seconds."""
 
     def __init__(self) -> None:
-        self._available = 0.0
-        self._refilled_at = float("-inf")
+        # When the bucket is full again, as a number of requests at the rate: a request takes 1.
+        self._full_at = float("-inf")
         self._held_until = float("-inf")
 
     def next_at(self, now: float) -> float:
         """Return when the next request is allowed; ``now`` or earlier: at once."""
-        self._refill(now)
-        missing = max(1.0 - self._available, 0.0) / RATE
-        return max(now + missing, self._held_until)
+        return max(now, (self._full_at - (BURST - 1)) / RATE, self._held_until)
 
     def take(self, now: float) -> None:
         """Count a request."""
-        self._refill(now)
-        self._available -= 1.0
+        self._full_at = max(self._full_at, now * RATE) + 1
 
     def hold(self, until: float) -> None:
         """Allow no request before ``until``: the server sent ``Retry-After`` (RFC 9110 section 10.2.3)."""
         self._held_until = max(self._held_until, until)
-
-    def _refill(self, now: float) -> None:
-        self._available = min(self._available + max(now - self._refilled_at, 0.0) * RATE, float(BURST))
-        self._refilled_at = max(now, self._refilled_at)
 
 
 class Finished(NamedTuple, Generic[T, R]):
@@ -58,7 +51,6 @@ class Finished(NamedTuple, Generic[T, R]):
     server: str
     job: T
     result: R
-    number: int
     took: float
     """Seconds."""
 
@@ -84,12 +76,11 @@ class WorkQueue(Generic[T, R]):
         self._slow: set[str] = set()
         self._limits: defaultdict[str, RateLimit] = defaultdict(RateLimit)
         self._running_at: Counter[str] = Counter()
-        self._running: dict[int, T] = {}
-        self._last_number = 0
+        self._running: list[T] = []
 
     def running(self) -> list[T]:
         """Return the running jobs; safe in any thread, and in a signal handler."""
-        return list(self._running.values())
+        return self._running.copy()
 
     def put(self, server: str, job: T, *, first: bool = False) -> None:
         """Queue a job, or put it ``first``; ``start_jobs`` starts it."""
@@ -112,15 +103,9 @@ class WorkQueue(Generic[T, R]):
         """Start no job of ``server`` before ``until`` (monotonic seconds)."""
         self._limits[server].hold(until)
 
-    def start_jobs(self, *, everything: bool = False) -> float:
-        """Start the jobs that may run now; return the seconds until a rate limit allows the next one.
-
-        ``everything``: ignore the limits of the servers.
-        """
+    def start_jobs(self) -> float:
+        """Start the jobs that may run now; return the seconds until a rate limit allows the next one."""
         now = time.monotonic()
-        if everything:
-            self._turns = dict.fromkeys(self._waiting)
-            self._delayed.clear()
         for server in [server for server, next_at in self._delayed.items() if next_at <= now]:
             del self._delayed[server]
             self._add_turn(server)
@@ -128,7 +113,7 @@ class WorkQueue(Generic[T, R]):
             server = next(iter(self._turns))
             del self._turns[server]
             limit = self._limits[server]
-            if not everything and (next_at := limit.next_at(now)) > now:
+            if (next_at := limit.next_at(now)) > now:
                 self._delayed[server] = next_at
                 continue
             jobs = self._waiting[server]
@@ -140,15 +125,12 @@ class WorkQueue(Generic[T, R]):
             limit.take(now)
             if not jobs:
                 del self._waiting[server]
-            elif everything:
-                self._turns[server] = None
-            else:
-                self._add_turn(server)
+            self._add_turn(server)
         return min(self._delayed.values(), default=float("inf")) - now
 
     def done(self, finished: Finished[T, R]) -> None:
         """Note that a job has finished, so that another can start."""
-        del self._running[finished.number]
+        self._running.remove(finished.job)
         self._running_at[finished.server] -= 1
         if finished.took > _SLOW:
             self._slow.add(finished.server)
@@ -163,25 +145,24 @@ class WorkQueue(Generic[T, R]):
             self._turns[server] = None
 
     def _start(self, server: str, job: T) -> bool:
-        number = self._last_number = self._last_number + 1
-        thread = threading.Thread(target=self._run, args=(server, job, number), name=f"rotation-{number}")
-        self._running[number] = job
+        thread = threading.Thread(target=self._run, args=(server, job))
+        self._running.append(job)
         self._running_at[server] += 1
         try:
             thread.start()
         except RuntimeError:
             # The system has no thread left. Where no job runs that could end and free one, run this job here.
             if len(self._running) > 1:
-                del self._running[number]
+                self._running.remove(job)
                 self._running_at[server] -= 1
                 return False
-            self._run(server, job, number)
+            self._run(server, job)
         return True
 
-    def _run(self, server: str, job: T, number: int) -> None:
+    def _run(self, server: str, job: T) -> None:
         started = time.monotonic()
         result = self._work(job)
-        self._on_finished(Finished(server, job, result, number, time.monotonic() - started))
+        self._on_finished(Finished(server, job, result, time.monotonic() - started))
 
 
 def run_all(
@@ -201,8 +182,11 @@ def run_all(
         queue.put(server, (number, job))
     results: dict[int, R] = {}
     while len(results) < len(jobs):
-        # After a stop all jobs start, and each returns at once, so that each has a result.
-        pause = queue.start_jobs(everything=stopping())
+        if stopping() and (waiting := queue.drop_waiting()):
+            # After a stop each returns at once, so that each has a result.
+            results |= {number: work(job) for number, job in waiting}
+            continue
+        pause = queue.start_jobs()
         try:
             finished = finished_jobs.get(timeout=min(pause, _PROGRESS_INTERVAL))
         except Empty:

@@ -28,10 +28,6 @@ class Demands(msgspec.Struct, frozen=True):
 
     by_name: dict[str, frozenset[int]]
 
-    def has(self, name: str) -> bool:
-        """Whether there is a demand for ``name``."""
-        return name in self.by_name
-
     def has_current(self, name: str, current: range) -> bool:
         """Whether a server refused an agent the token of a generation in ``current``."""
         return any(demanded in current for demanded in self.by_name.get(name, ()))
@@ -45,16 +41,15 @@ class Demands(msgspec.Struct, frozen=True):
 
         ``warned``: the warnings that this process has logged; a demand that cannot be removed is retried at each scan.
         """
-        for generation in self.by_name.get(name, ()):
-            if generation not in keep:
-                path = directories.demands / f"{name}.{generation}"
-                try:
-                    _remove(path)
-                except OSError as error:
-                    warning = f"demands of {name}"
-                    level = logging.DEBUG if warning in warned else logging.WARNING
-                    log.log(level, "%s: cannot remove the demand %s: %s; delete it", name, path, error.strerror)
-                    warned.add(warning)
+        for generation in self.by_name.get(name, frozenset()).difference(keep):
+            path = directories.demands / f"{name}.{generation}"
+            try:
+                _remove(path)
+            except OSError as error:
+                warning = f"demands of {name}"
+                level = logging.DEBUG if warning in warned else logging.WARNING
+                log.log(level, "%s: cannot remove the demand %s: %s; delete it", name, path, error.strerror)
+                warned.add(warning)
 
 
 def pending(directories: Directories) -> Demands:

@@ -4,7 +4,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -12,32 +12,25 @@ import msgspec
 
 from refresher.common.errors import DirectoryError
 from refresher.storage import files
+from shim._token import is_name
 
-__all__ = ["Directories", "Listing", "OpenDirectories", "Sharing"]
+__all__ = ["Directories", "Listing"]
 
 _SHARED_TOKENS: Final = 0o750
 
-_FRESH: Final = re.compile(r"(?P<name>.+)\.next\.\d+")
-
-
-Sharing = tuple[int, int | None]
-"""The permissions and the group of token files; ``None`` leaves the group as it is."""
-
-
-class OpenDirectories(msgspec.Struct, frozen=True, kw_only=True):
-    """The directories as open descriptors, and how tokens are shared: found once to read the files of many names."""
-
-    grants: int | None
-    """A descriptor; ``None`` where it could not be opened."""
-    tokens: int | None
-    sharing: Sharing
+_NEXT: Final = re.compile(r"(?P<name>.+)\.next(\.\d+)?")
 
 
 class Listing(msgspec.Struct, frozen=True):
-    """The names in ``grants/`` that have a record, and those where an attempt left files."""
+    """The valid names in ``grants/`` that have a record, and those where an attempt left files."""
 
     names: tuple[str, ...]
     unfinished: frozenset[str]
+
+    @property
+    def all(self) -> list[str]:
+        """Both; an import that was interrupted may have left files and no record."""
+        return sorted({*self.names, *self.unfinished})
 
 
 class Directories(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,10 +70,7 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
 
     def fresh(self, name: str) -> Path:
         """Return a new path for the next record, after writing the reserved one failed."""
-        count = 1
-        while os.path.lexists(path := self.grants / f"{name}.next.{count}"):
-            count += 1
-        return path
+        return files.unused(self.next(name), 1)
 
     def spilled(self, name: str, begun_from: str) -> Path:
         """Return the path of the next record outside ``grants/``; each record has another."""
@@ -88,17 +78,15 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
 
     def candidates(self, name: str) -> list[Path]:
         """Return the files in ``grants/`` that may hold the next record of ``name``. Raises ``OSError``."""
-        reserved = f"{name}.next"
-        fresh = re.compile(re.escape(reserved) + r"\.\d+")
         entries = sorted(os.listdir(self.grants))  # noqa: PTH208  plain names
-        return [self.grants / entry for entry in entries if entry == reserved or fresh.fullmatch(entry)]
+        return [self.grants / entry for entry in entries if (match := _NEXT.fullmatch(entry)) and match["name"] == name]
 
     def token(self, name: str) -> Path:
         """Return the path of the published token file."""
         return self.tokens / f"{name}.json"
 
-    def sharing(self) -> Sharing:
-        """Return the permissions and the group of token files.
+    def sharing(self) -> tuple[int, int | None]:
+        """Return the permissions and the group of token files; ``None`` leaves the group as it is.
 
         Without a group, a shared tokens directory stays shared: a run by hand without the option must not lock the
         agents out.
@@ -106,19 +94,11 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
         if self.group is not None:
             return 0o640, self.group
         try:
-            status = self.tokens.stat()
+            status = os.stat(self.tokens)  # noqa: PTH116  one call of thousands
         except OSError:
             return 0o600, None
         shared = stat.S_IMODE(status.st_mode) == _SHARED_TOKENS
         return (0o640, status.st_gid) if shared else (0o600, None)
-
-    @contextmanager
-    def opened(self) -> Iterator[OpenDirectories]:
-        """Open the directories, so that the kernel need not resolve the path of each file from the root."""
-        with ExitStack() as stack:
-            yield OpenDirectories(
-                grants=_open(self.grants, stack), tokens=_open(self.tokens, stack), sharing=self.sharing()
-            )
 
     def closed_to_group(self) -> list[Path]:
         """Return the directories above tokens and demands that the group cannot traverse."""
@@ -139,16 +119,14 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
         except OSError as error:
             raise DirectoryError(f"cannot read {self.grants}: {error.strerror}") from None
         for entry in entries:
-            if entry.startswith("."):
-                continue
             stem, _, suffix = entry.rpartition(".")
             if suffix == "json":
                 from_names.append(stem)
-            elif suffix in ("intent", "next"):
+            elif suffix == "intent":
                 unfinished.add(stem)
-            elif suffix.isdecimal() and (match := _FRESH.fullmatch(entry)):
+            elif suffix != "lock" and (match := _NEXT.fullmatch(entry)):
                 unfinished.add(match["name"])
-        return Listing(tuple(sorted(from_names)), frozenset(unfinished))
+        return Listing(tuple(sorted(filter(is_name, from_names))), frozenset(filter(is_name, unfinished)))
 
     def ensure(self) -> None:
         """Create the directories that are missing, with the modes of the README whatever the umask is.
@@ -171,11 +149,11 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
         try:
             with self._explained():
                 _make(self.demands, 0o3770 if shared else 0o700, self.group, parents=passed)
-                _check_directory(self.demands)
+                mode = _check_directory(self.demands).st_mode
         except DirectoryError as error:
             return str(error)
-        with self._explained():
-            _check_demands(self.demands)
+        if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+            raise DirectoryError(f"anybody can write to {self.demands} and remove demands: chmod o-w it")
         return None
 
     @contextmanager
@@ -202,15 +180,6 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
             raise DirectoryError(f"others can read {directory}, which holds refresh tokens: chmod 700 it")
 
 
-def _open(directory: Path, stack: ExitStack) -> int | None:
-    try:
-        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError:
-        return None  # reading a file in it reports the error
-    stack.callback(os.close, descriptor)
-    return descriptor
-
-
 def _check_directory(directory: Path) -> os.stat_result:
     status = directory.stat()
     if not stat.S_ISDIR(status.st_mode):
@@ -230,12 +199,6 @@ def _check_tokens(directory: Path) -> None:
         )
 
 
-def _check_demands(directory: Path) -> None:
-    mode = _check_directory(directory).st_mode
-    if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
-        raise DirectoryError(f"anybody can write to {directory} and remove demands: chmod o-w it")
-
-
 def _lets_pass(directory: Path, group: int) -> bool:
     try:
         status = directory.stat()
@@ -244,38 +207,35 @@ def _lets_pass(directory: Path, group: int) -> bool:
     return bool(status.st_mode & (stat.S_IXGRP if status.st_gid == group else stat.S_IXOTH))
 
 
-def _make_parents(directory: Path, mode: int) -> None:
-    """Create the parents of ``directory``; the group must be able to traverse them."""
-    for parent in reversed(directory.parents):
-        if not parent.exists():
-            parent.mkdir(mode=0o700, exist_ok=True)
-            parent.chmod(mode)
-            files.sync_directory(parent.parent)
-
-
 def _make(directory: Path, mode: int, group: int | None, *, parents: int) -> None:
-    if directory.exists():
-        if group is not None:
-            _share(directory, mode, group)
-        elif mode == 0o711:
-            # Agents of the group traverse the state directory on the way to their tokens.
-            directory.chmod(directory.stat().st_mode & 0o7777 | 0o111)
-        return
-    _make_parents(directory, parents)
-    try:
-        directory.mkdir(mode=0o700)
-    except FileExistsError:
-        return  # another process has just created it
-    files.sync_directory(directory.parent)
-    if group is None:
-        directory.chmod(mode)
-    else:
+    if not directory.exists():
+        files.make_directories(directory.parent, parents)
+        try:
+            directory.mkdir(mode=0o700)
+        except FileExistsError:
+            return  # another process has just created it
+        files.sync_directory(directory.parent)
+        if group is None:
+            directory.chmod(mode)
+    elif group is None and mode == 0o711:
+        # Agents of the group traverse the state directory on the way to their tokens.
+        directory.chmod(directory.stat().st_mode & 0o7777 | 0o111)
+    if group is not None:
         _share(directory, mode, group)
 
 
 def _share(directory: Path, mode: int, group: int) -> None:
-    """Give a directory to the group, unless it has it already."""
-    descriptor = _open_to_share(directory)
+    """Give a directory to the group, but not through the link of another user: it may lead to the grants."""
+    status = directory.lstat()
+    is_link = stat.S_ISLNK(status.st_mode)
+    if is_link and status.st_uid not in (0, os.geteuid()):
+        raise DirectoryError(f"{directory} is a link of user {status.st_uid}, and may lead to private files: remove it")
+    try:
+        # O_NOFOLLOW: another user may put a link in its place meanwhile.
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | (0 if is_link else os.O_NOFOLLOW)
+        descriptor = os.open(directory, flags)
+    except NotADirectoryError:
+        raise DirectoryError(f"{directory} is not a directory") from None
     try:
         status = os.fstat(descriptor)
         if status.st_gid != group:
@@ -286,16 +246,3 @@ def _share(directory: Path, mode: int, group: int) -> None:
         raise OSError(error.errno, error.strerror, str(directory)) from None
     finally:
         os.close(descriptor)
-
-
-def _open_to_share(directory: Path) -> int:
-    """Open a directory to share, but not through the link of another user: it may lead to the grants."""
-    status = directory.lstat()
-    is_link = stat.S_ISLNK(status.st_mode)
-    if is_link and status.st_uid not in (0, os.geteuid()):
-        raise DirectoryError(f"{directory} is a link of user {status.st_uid}, and may lead to private files: remove it")
-    try:
-        # O_NOFOLLOW: another user may put a link in its place meanwhile.
-        return os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | (0 if is_link else os.O_NOFOLLOW))
-    except NotADirectoryError:
-        raise DirectoryError(f"{directory} is not a directory") from None

@@ -13,14 +13,14 @@ __all__ = [
     "NotPrivate",
     "create",
     "durable_create",
-    "is_there",
+    "is_private",
     "keep_aside",
-    "make_private",
+    "make_directories",
     "read",
-    "read_with_status",
     "replace",
     "set_aside",
     "sync_directory",
+    "unused",
     "write_all",
 ]
 
@@ -40,25 +40,14 @@ class NotPrivate(ValueError):
     """Other users may have read or changed a private file."""
 
 
-def read(path: Path, largest: int, *, private: bool = False) -> bytes | None:
-    """Return the bytes of a regular file; ``None`` where there is no file.
+def read(path: Path | str, largest: int, *, private: bool = False) -> FileWithStatus | None:
+    """Read a regular file; return ``None`` where there is no file.
 
     Raises ``OSError``, and ``ValueError`` for anything but a regular file of at most ``largest`` bytes; where
     ``private``, also ``NotPrivate``. It does not block on a FIFO and does not follow a link.
     """
-    found = read_with_status(path, largest, private=private)
-    return None if found is None else found.data
-
-
-def read_with_status(
-    path: Path | str, largest: int, *, private: bool = False, at: int | None = None
-) -> FileWithStatus | None:
-    """Do as ``read`` does, and return owner and permissions too.
-
-    ``at``: the descriptor of the directory in which a relative path is looked up.
-    """
     try:
-        descriptor = os.open(path, _TO_READ, dir_fd=at)
+        descriptor = os.open(path, _TO_READ)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -89,9 +78,17 @@ def _check_private(status: os.stat_result) -> None:
         raise NotPrivate("others could read or change it: chmod 600 it, if it is as it was")
 
 
-def is_there(path: Path) -> bool:
-    """Whether anything is at ``path``, also a dangling link."""
-    return os.path.lexists(path)
+def is_private(directory: Path) -> bool:
+    """Whether ``directory`` is one of this user that no other can read or change. Raises ``OSError``."""
+    status = directory.lstat()
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o077
+
+
+def unused(path: Path, count: int) -> Path:
+    """Return the first of the names ``PATH.COUNT`` that nothing has, not even a dangling link."""
+    while os.path.lexists(free := path.with_name(f"{path.name}.{count}")):
+        count += 1
+    return free
 
 
 def set_aside(path: Path, now: float) -> Path:
@@ -100,10 +97,7 @@ def set_aside(path: Path, now: float) -> Path:
 
 
 def _aside(path: Path, now: float) -> Path:
-    count = int(now)
-    while is_there(aside := path.with_name(f"{path.name}.aside.{count}")):
-        count += 1
-    return aside
+    return unused(path.with_name(f"{path.name}.aside"), int(now))
 
 
 def keep_aside(path: Path, now: float) -> Path:
@@ -141,9 +135,9 @@ def write_all(descriptor: int, data: bytes, offset: int = 0) -> None:
         view, offset = view[written:], offset + written
 
 
-def durable_create(path: Path, data: bytes) -> None:
-    """Create a private file and sync its bytes; its name is durable once the directory is synced."""
-    descriptor = create(path)
+def durable_create(path: Path, data: bytes, *, mode: int = 0o600, group: int | None = None) -> None:
+    """Create a file and sync its bytes; its name is durable once the directory is synced. Raises ``OSError``."""
+    descriptor = create(path, mode=mode, group=group)
     try:
         write_all(descriptor, data)
         os.fsync(descriptor)
@@ -157,17 +151,12 @@ def replace(path: Path, data: bytes, *, mode: int, group: int | None) -> None:
     with suppress(FileNotFoundError):
         temporary.unlink()  # left by a writer that was killed
     try:
-        descriptor = create(temporary, mode=mode, group=group)
-        try:
-            write_all(descriptor, data)
-            # Readers compare modification times, and the kernel's have the resolution of its tick: two replacements
-            # within one tick that use one inode again would look like no change.
-            written = time.time_ns()
-            os.utime(descriptor, ns=(written, written))
-            # Without this a power loss may leave an empty file under the name.
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        # Without its sync a power loss may leave an empty file under the name.
+        durable_create(temporary, data, mode=mode, group=group)
+        # Readers compare modification times, and the kernel's have the resolution of its tick: two replacements within
+        # one tick that use one inode again would look like no change.
+        written = time.time_ns()
+        os.utime(temporary, ns=(written, written), follow_symlinks=False)
         temporary.rename(path)
     except OSError:
         with suppress(OSError):
@@ -175,12 +164,12 @@ def replace(path: Path, data: bytes, *, mode: int, group: int | None) -> None:
         raise
 
 
-def make_private(directory: Path) -> None:
-    """Create a directory and its parents durably, where they are missing. Raises ``OSError``."""
+def make_directories(directory: Path, mode: int = 0o700) -> None:
+    """Create a directory and its parents durably, with ``mode``, where they are missing. Raises ``OSError``."""
     for missing in reversed((directory, *directory.parents)):
         if not missing.exists():
             missing.mkdir(mode=0o700, exist_ok=True)
-            missing.chmod(0o700)  # independent of the umask
+            missing.chmod(mode)  # independent of the umask
             sync_directory(missing.parent)
 
 

@@ -21,7 +21,6 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from enum import Enum
-from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -69,10 +68,10 @@ def read_intent(path: Path) -> tuple[Intent, Mark] | None:
     Raises ``OSError``, and ``ValueError`` for a damaged one: an intent is durable before anything is sent, so it was
     whole once.
     """
-    data = files.read(path, _LARGEST_INTENT)
-    if data is None or not data.strip(b"\0"):
+    found = files.read(path, _LARGEST_INTENT)
+    if found is None or not found.data.strip(b"\0"):
         return None
-    line, _, mark = data.partition(b"\n")
+    line, _, mark = found.data.partition(b"\n")
     try:
         return msgspec.json.decode(unwrap("intent", line)[0], type=Intent), Mark(mark)
     except (GrantFileError, *DECODE_ERRORS):
@@ -97,20 +96,6 @@ class Attempt:
 
         Raises ``StorageError``: then nothing is spent and no file is left.
         """
-        try:
-            self._reserve(grant, at)
-        except OSError as error:
-            self.abandon()
-            raise StorageError(
-                f"nothing was spent: {self._directories.grants} refuses to store the next record: {error.strerror}"
-            ) from None
-
-    def _reserve(self, grant: Grant, at: Moment) -> None:
-        path = self._directories.next(self._name)
-        self._record = files.create(path)
-        size = max(_RESERVED, 4 * len(encode(grant)[0]))
-        files.write_all(self._record, bytes(size))
-        os.fsync(self._record)
         intent = Intent(
             grant_id=grant.grant_id,
             generation=grant.generation,
@@ -121,10 +106,19 @@ class Attempt:
         )
         line, _ = wrap("intent", msgspec.json.encode(intent))
         self._mark_at = len(line)
-        self._intent = files.create(self._directories.intent(self._name))
-        files.write_all(self._intent, line + Mark.UNSENT.value)
-        os.fsync(self._intent)
-        files.sync_directory(self._directories.grants)
+        try:
+            self._record = files.create(self._directories.next(self._name))
+            files.write_all(self._record, bytes(max(_RESERVED, 4 * len(encode(grant)[0]))))
+            os.fsync(self._record)
+            self._intent = files.create(self._directories.intent(self._name))
+            files.write_all(self._intent, line + Mark.UNSENT.value)
+            os.fsync(self._intent)
+            files.sync_directory(self._directories.grants)
+        except OSError as error:
+            self.abandon()
+            raise StorageError(
+                f"nothing was spent: {self._directories.grants} refuses to store the next record: {error.strerror}"
+            ) from None
 
     def before_first_byte(self) -> None:
         """Mark the intent as sent. Without a sync: after a power loss every intent counts as sent."""
@@ -143,14 +137,13 @@ class Attempt:
         Otherwise it tries one fresh file and raises ``StorageError``; the intent stays for the next recovery.
         """
         data, _ = encode(msgspec.structs.replace(record, begun_from=self._stored.checksum))
-        if _succeeds(self._write_reserved, data):
-            return self._finish()
+        saved = _succeeds(self._fill_reserved, self._directories.record(self._name), data)
         pause = 0.1
-        while not _succeeds(self._write_fresh, data):
+        while not saved and not _succeeds(self._write_fresh, data):
             if not until_saved:
                 self.close()
                 raise StorageError(f"{self._directories.grants} does not take the record of {self._name}")
-            if _succeeds(self._write_spill, data):
+            if _succeeds(self._spill_file, self._spill, data):
                 # The record stays as it is. The intent says where its successor is, and the next writer adopts it.
                 with suppress(OSError):
                     self._mark(Mark.SPILLED)
@@ -167,52 +160,29 @@ class Attempt:
         kept = re.compile(re.escape(self._name) + r"\.answer\.(\d+)")
         record = self._stored.record
         since = record.doubt.since.wall if isinstance(record, Grant) and record.doubt is not None else math.inf
-        path = self._directories.grants / f"{self._name}.answer.{int(at)}"
         try:
             names = [match for entry in self._directories.grants.iterdir() if (match := kept.fullmatch(entry.name))]
             # The first answer of a doubt matters most: it came when the token was spent. More must not fill the disk.
             if sum(int(match[1]) >= since for match in names) >= _ANSWERS_KEPT:
                 return "it is not kept: there are enough such answers"
-            while files.is_there(path):
-                path = path.with_name(f"{self._name}.answer.{int(path.name.rpartition('.')[2]) + 1}")
         except OSError:
             return "it could not be kept"
-        if any(_succeeds(partial(write, path), answer) for write in (self._answer_fresh, self._answer_reserved)):
+        path = files.unused(self._directories.grants / f"{self._name}.answer", int(at))
+        # On a full disk there is no other space than that of the next record.
+        if _succeeds(_create, path, answer) or _succeeds(self._fill_reserved, path, answer):
             return f"it is kept as {path.name} beside the record"
         spill = self._spill.parent / path.name
-        if _succeeds(partial(self._spill_file, spill), answer):
+        if _succeeds(self._spill_file, spill, answer):
             return f"it is kept as {spill}"
         return "it could not be kept"
 
-    def _answer_fresh(self, path: Path, answer: bytes) -> None:
-        try:
-            files.durable_create(path, answer)
-        except OSError:
-            path.unlink(missing_ok=True)
-            raise
-        files.sync_directory(self._directories.grants)
-
-    def _answer_reserved(self, path: Path, answer: bytes) -> None:
-        """Write the answer into the space of the next record: on a full disk there is no other."""
-        if self._record is None:
-            raise OSError("no space was reserved")
-        descriptor, self._record = self._record, None
-        try:
-            files.write_all(descriptor, answer)
-            os.ftruncate(descriptor, len(answer))
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        self._directories.next(self._name).rename(path)
-        files.sync_directory(self._directories.grants)
-
     def abandon(self) -> None:
         """Remove the intent and the reservation of an attempt that sent nothing."""
-        made = ((self._intent, self._directories.intent), (self._record, self._directories.next))
-        for descriptor, path in made:
+        intent, reserved = self._directories.intent(self._name), self._directories.next(self._name)
+        for descriptor, path in ((self._intent, intent), (self._record, reserved)):
             if descriptor is not None:
                 with suppress(OSError):
-                    path(self._name).unlink()
+                    path.unlink()
         self.close()
 
     def _warn_not_saved(self) -> None:
@@ -225,48 +195,40 @@ class Attempt:
         with suppress(RuntimeError):  # the system has no thread left; saving goes on without a log line
             self._warning.start()
 
-    def _write_reserved(self, data: bytes) -> None:
+    def _fill_reserved(self, target: Path, data: bytes) -> None:
         if self._record is None:
             raise OSError("no space was reserved")
-        path = self._directories.next(self._name)
-        files.write_all(self._record, data)
-        os.ftruncate(self._record, len(data))
-        os.fsync(self._record)
-        self._rename(path)
+        descriptor, self._record = self._record, None
+        try:
+            files.write_all(descriptor, data)
+            os.ftruncate(descriptor, len(data))
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        self._rename(self._directories.next(self._name), target)
 
     def _write_fresh(self, data: bytes) -> None:
         # After a failed fsync the kernel drops the pages that it could not write, so the old descriptor proves nothing.
         path = self._directories.fresh(self._name)
         try:
             files.durable_create(path, data)
-            self._rename(path)
+            self._rename(path, self._directories.record(self._name))
         except OSError:
             # The first ones may hold the only copy that reached the disk. More of them only fill it.
             if len(self._directories.candidates(self._name)) > _FRESH_KEPT:
                 path.unlink(missing_ok=True)
             raise
 
-    def _write_spill(self, data: bytes) -> None:
-        self._spill_file(self._spill, data)
-
     def _spill_file(self, path: Path, data: bytes) -> None:
-        directory = path.parent
-        files.make_private(directory)
-        status = directory.lstat()
-        if status.st_uid != os.geteuid() or status.st_mode & 0o077 or not directory.is_dir():
-            raise OSError(0, f"{directory} is not a private directory")
-        if files.is_there(path):
+        files.make_directories(path.parent)
+        if not files.is_private(path.parent):
+            raise OSError(f"{path.parent} is not a private directory")
+        if os.path.lexists(path):
             files.set_aside(path, time.time())  # perhaps the only copy of another token
-        try:
-            # Under its final name: this directory may refuse a rename, too.
-            files.durable_create(path, data)
-            files.sync_directory(directory)
-        except OSError:
-            path.unlink(missing_ok=True)
-            raise
+        _create(path, data)
 
-    def _rename(self, path: Path) -> None:
-        path.rename(self._directories.record(self._name))
+    def _rename(self, path: Path, target: Path) -> None:
+        path.rename(target)
         files.sync_directory(self._directories.grants)
 
     def _finish(self) -> None:
@@ -289,9 +251,19 @@ class Attempt:
         self._record = self._intent = None
 
 
-def _succeeds(write: Callable[[bytes], None], data: bytes) -> bool:
+def _create(path: Path, data: bytes) -> None:
+    """Create a durable file under its final name, because its directory may refuse a rename; or leave none."""
     try:
-        write(data)
+        files.durable_create(path, data)
+        files.sync_directory(path.parent)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def _succeeds(write: Callable[..., None], *arguments: object) -> bool:
+    try:
+        write(*arguments)
     except Exception:  # noqa: BLE001  memory holds the only copy, so the next place is tried whatever happens
         return False
     return True

@@ -14,15 +14,13 @@ from refresher.common import clocks
 from refresher.common.errors import StorageError
 from refresher.grants import policy
 from refresher.grants.record import Grant, Record, Tombstone
-from refresher.storage import files
-from refresher.storage.directories import Directories, OpenDirectories
+from refresher.storage import files, records
+from refresher.storage.directories import Directories
 from refresher.storage.files import FileWithStatus
 from shim._token import Problem, TokenFile
 from shim.errors import TokenFileError
 
 __all__ = ["Publisher", "derive", "published_generation", "read_published", "state_of"]
-
-_LARGEST: Final = 8 * 1024 * 1024
 
 log = logging.getLogger(__name__)
 
@@ -30,30 +28,44 @@ log = logging.getLogger(__name__)
 def derive(record: Record) -> bytes | None:
     """Return the token file that ``record`` calls for; ``None`` where no exchange has ended yet."""
     if isinstance(record, Tombstone):
-        return token_file.render(_removed(record))
+        removed = TokenFile(
+            name=record.name,
+            grant_id=record.grant_id,
+            generation=record.generation,
+            state="removed",
+            access_token=None,
+            token_type="Bearer",  # noqa: S106  a token type, no password
+            issued_at=record.removed_at,
+            expires_at=None,
+            scope=record.scope,
+            origins=record.origins,
+            error=None,
+        )
+        return token_file.render(removed)
     if record.access_token is None and record.failure is None:
         return None
-    problem = _problem(record)
     return token_file.render(
         TokenFile(
             name=record.name,
             grant_id=record.grant_id,
             generation=record.generation,
-            state=_state(record, problem),
+            state=state_of(record),
             access_token=None if record.access_token is None else record.access_token.reveal(),
             token_type=record.token_type,
             issued_at=record.issued_at,
             expires_at=record.expires_at,
             scope=record.scope,
             origins=record.origins,
-            error=problem,
+            error=_problem(record),
         )
     )
 
 
 def state_of(grant: Grant) -> str:
     """Return the published state of a grant."""
-    return _state(grant, _problem(grant))
+    if policy.needs_person(grant):
+        return "reauthorization_required"
+    return "active" if _problem(grant) is None else "failing"
 
 
 def read_published(directories: Directories, name: str) -> TokenFile | None:
@@ -80,14 +92,11 @@ class Publisher:
         self._repaired: dict[str, int] = {}
         self._reported: set[str] = set()
 
-    def is_stale(self, record: Record, opened: OpenDirectories | None = None) -> bool:
-        """Whether the token file is missing, differs from what ``record`` calls for, or has other permissions.
-
-        ``opened``: the open directories, to ask about many.
-        """
-        published = _read(self.directories, record.name, opened)
+    def is_stale(self, record: Record) -> bool:
+        """Whether the token file is missing, differs from what ``record`` calls for, or has other permissions."""
+        published = _read(self.directories, record.name)
         wanted = _wanted(record, published)
-        return wanted is not None and not self._is_up_to_date(record.name, wanted, published, opened)
+        return wanted is not None and not self._is_up_to_date(record.name, wanted, published)
 
     def current(self, record: Record) -> range:
         """Return the generations whose tokens agents may hold: that of ``record``, and up to the published one.
@@ -122,12 +131,10 @@ class Publisher:
             self._repaired[name] = hash(wanted)
         return True
 
-    def _is_up_to_date(
-        self, name: str, wanted: bytes, published: FileWithStatus | None, opened: OpenDirectories | None = None
-    ) -> bool:
+    def _is_up_to_date(self, name: str, wanted: bytes, published: FileWithStatus | None) -> bool:
         if published is None or wanted != published.data:
             return False
-        mode, group = self.directories.sharing() if opened is None else opened.sharing
+        mode, group = self.directories.sharing()
         if stat.S_IMODE(published.status.st_mode) != mode:
             return False
         if group in (None, published.status.st_gid):
@@ -147,12 +154,6 @@ class Publisher:
         return True
 
 
-def _state(grant: Grant, problem: Problem | None) -> str:
-    if policy.needs_person(grant):
-        return "reauthorization_required"
-    return "active" if problem is None else "failing"
-
-
 def _wanted(record: Record, published: FileWithStatus | None) -> bytes | None:
     """Return what to publish; ``None`` where a token of the grant before this one may still be live (I5)."""
     # The file of a healthy grant is compared and never parsed: parsing it costs more than all the rest.
@@ -163,15 +164,17 @@ def _wanted(record: Record, published: FileWithStatus | None) -> bytes | None:
         if record.dead and seen.generation > record.generation and seen.state != "removed":
             # The record is from a restored backup: readers keep the newer token, and see that no other will come.
             return token_file.render(seen._replace(state="reauthorization_required", error=_problem(record)))
-        if record.access_token is None and _is_live(seen, record):
-            return None
+        if record.access_token is None and seen.access_token is not None and seen.state != "removed":
+            # Both grants are of one server, so what is known of its tokens holds for the earlier one too.
+            before = msgspec.structs.replace(record, issued_at=seen.issued_at, expires_at=seen.expires_at)
+            if policy.expected_expiry(before) > clocks.now().wall:
+                return None
     return derive(record)
 
 
-def _read(directories: Directories, name: str, opened: OpenDirectories | None = None) -> FileWithStatus | None:
-    at = None if opened is None else opened.tokens
+def _read(directories: Directories, name: str) -> FileWithStatus | None:
     try:
-        return files.read_with_status(directories.token(name) if at is None else f"{name}.json", _LARGEST, at=at)
+        return files.read(f"{directories.tokens}/{name}.json", records.LARGEST)
     except (OSError, ValueError):
         return None  # what cannot be read is replaced
 
@@ -182,30 +185,6 @@ def _parsed(published: FileWithStatus | None, name: str) -> TokenFile | None:
     except TokenFileError:
         return None
     return seen if seen.name == name else None  # readers refuse the file of another name
-
-
-def _is_live(token: TokenFile, grant: Grant) -> bool:
-    """Whether the token of an earlier grant of this name may be live; both grants are of one server."""
-    if token.access_token is None or token.state == "removed":
-        return False
-    before = msgspec.structs.replace(grant, issued_at=token.issued_at, expires_at=token.expires_at)
-    return policy.expected_expiry(before) > clocks.now().wall
-
-
-def _removed(tombstone: Tombstone) -> TokenFile:
-    return TokenFile(
-        name=tombstone.name,
-        grant_id=tombstone.grant_id,
-        generation=tombstone.generation,
-        state="removed",
-        access_token=None,
-        token_type="Bearer",  # noqa: S106  a token type, no password
-        issued_at=tombstone.removed_at,
-        expires_at=None,
-        scope=tombstone.scope,
-        origins=tombstone.origins,
-        error=None,
-    )
 
 
 def _problem(grant: Grant) -> Problem | None:

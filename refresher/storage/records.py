@@ -1,51 +1,65 @@
 """The private records: how one is read, and how one replaces another without a server."""
 
+import os
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
 from refresher.common.errors import ExposedGrantFile, GrantFileError, StorageError, UnknownName
 from refresher.grants.record import NO_RECORD, Grant, Record, Stored, Tombstone, decode, encode, version_error
 from refresher.storage import files
-from refresher.storage.directories import Directories, OpenDirectories
-from shim._token import is_name
+from refresher.storage.directories import Directories
 
-__all__ = ["LARGEST", "load", "read_candidate", "removed", "spill_of", "unknown", "write"]
+__all__ = ["LARGEST", "Candidate", "load", "read_candidate", "removed", "spill_of", "unknown", "write"]
 
 LARGEST: Final = 8 * 1024 * 1024
 """Bytes. A token response has 1 MiB at most, and no record that comes of it is larger than this."""
 
 
-def load(directories: Directories, name: str, opened: OpenDirectories | None = None) -> Stored:
-    """Return the record of ``name`` as it lies on the disk; ``opened``: the open directories, to load many.
+class Candidate(NamedTuple):
+    """A file that may hold the next record."""
+
+    path: Path
+    data: bytes
+    """Empty where there is no file."""
+    record: Record | None
+    """``None`` where it is not whole, or belongs to another name."""
+
+
+def load(directories: Directories, name: str) -> Stored:
+    """Return the record of ``name`` as it lies on the disk.
 
     Raises ``GrantFileError`` for a record that cannot be used. The file stays as it is.
     """
-    at, found = None if opened is None else opened.grants, None
+    path = f"{directories.state}/grants/{name}.json"  # no Path, which takes longer to make than the file to open
+    found = None
     try:
-        path = directories.record(name) if at is None else f"{name}.json"
-        found = files.read_with_status(path, LARGEST, private=True, at=at)
+        found = files.read(path, LARGEST, private=True)
         return Stored(None, NO_RECORD) if found is None else decode(found.data, name)
     except OSError as error:
-        raise GrantFileError(f"cannot read {directories.record(name)}: {error.strerror}") from None
+        raise GrantFileError(f"cannot read {path}: {error.strerror}") from None
     except files.NotPrivate as error:
-        raise ExposedGrantFile(f"{directories.record(name)}: {error}") from None
+        raise ExposedGrantFile(f"{path}: {error}") from None
     except (ValueError, GrantFileError) as error:
         is_newer = found is not None and version_error(found.data) is not None
         advice = "" if is_newer else f". Restore it, or log in again: 'refresher login {name} URL'"
-        raise GrantFileError(f"{directories.record(name)}: {error}{advice}") from None
+        raise GrantFileError(f"{path}: {error}{advice}") from None
 
 
-def read_candidate(path: Path, name: str) -> Stored | None:
-    """Return the record in a file that may hold the next one; ``None`` where it is not whole. Raises ``OSError``."""
+def read_candidate(path: Path, name: str) -> Candidate:
+    """Read a file that may hold the next record of ``name``. Raises ``OSError``."""
     try:
-        data = files.read(path, LARGEST)
+        found = files.read(path, LARGEST)
+    except ValueError:
+        return Candidate(path, b"not a file", None)
+    data = b"" if found is None else found.data
+    try:
         # The zeros of its reservation follow a record whose file was not yet truncated.
-        return None if data is None else decode(data.rstrip(b"\0"), name)
-    except (GrantFileError, ValueError):
-        return None
+        return Candidate(path, data, decode(data.rstrip(b"\0"), name).record)
+    except GrantFileError:
+        return Candidate(path, data, None)
 
 
 def write(directories: Directories, name: str, stored: Stored, record: Record) -> Stored:
@@ -58,15 +72,12 @@ def write(directories: Directories, name: str, stored: Stored, record: Record) -
     data, checksum = encode(written)
     path = directories.fresh(name)
     try:
-        try:
-            files.durable_create(path, data)
-            path.rename(directories.record(name))
-        except OSError:
-            with suppress(OSError):
-                path.unlink()
-            raise
+        files.durable_create(path, data)
+        path.rename(directories.record(name))
         files.sync_directory(directories.grants)
     except OSError as error:
+        with suppress(OSError):
+            path.unlink()  # it is there only if it was not renamed
         raise StorageError(f"cannot write {directories.record(name)}: {error.strerror}") from None
     return Stored(written, checksum)
 
@@ -76,12 +87,12 @@ def spill_of(grant: Grant) -> Path | None:
     if grant.doubt is None or grant.doubt.spill is None:
         return None
     path = Path(grant.doubt.spill)
-    return path if files.is_there(path) else None
+    return path if os.path.lexists(path) else None
 
 
 def unknown(directories: Directories, name: str) -> UnknownName:
     """Return the error for a name without a grant; it lists the names that have one."""
-    known = [there for there in directories.listing().names if is_name(there) and not _is_removed(directories, there)]
+    known = [there for there in directories.listing().names if not _is_removed(directories, there)]
     return UnknownName(f"there is no grant named {name!r} (known: {', '.join(known[:10]) or 'none yet'})")
 
 

@@ -1,18 +1,12 @@
 """Recovery: what an interrupted attempt left on the disk, and what becomes of it.
 
 Every writer of a grant calls ``recover`` under the lock before anything else. Each step can be cut short by a crash,
-and is correct when it is done again. What ``journal`` leaves, by the instant of the kill:
-
-- before the intent is durable: a blank ``NAME.next``. It is removed; nothing was sent.
-- after that, before the request: an intent marked unsent. It is removed; in another boot it puts the grant in doubt.
-- after the request: an intent marked sent. The grant is in doubt: its refresh token may be spent.
-- after the answer is durable: ``NAME.next`` or a spill that names the record as its predecessor. It is adopted.
-- after the rename: an intent that the record has settled. It is removed.
-
+and is correct when it is done again. ``refresher/ARCHITECTURE.md`` has the table of what a crash leaves.
 A file that fits no known record is set aside under another name, never adopted and never deleted.
 """
 
 import logging
+import os
 from pathlib import Path
 from typing import Final
 
@@ -28,6 +22,7 @@ from refresher.storage import files, records
 from refresher.storage.directories import Directories
 from refresher.storage.journal import Intent, Mark, read_intent
 from refresher.storage.publishing import read_published
+from refresher.storage.records import Candidate
 
 __all__ = ["backup_hint", "recover"]
 
@@ -93,8 +88,8 @@ class _Recovery:
         record = self.stored.record
         if not isinstance(record, Grant) or record.doubt is None or (path := records.spill_of(record)) is None:
             return
-        self._refuse_newer([path])
-        successor = _read_record(path, self._name)
+        spill = self._read(path)
+        successor = spill.record
         if (
             isinstance(successor, Grant)
             and successor.begun_from == record.doubt.begun_from
@@ -105,27 +100,28 @@ class _Recovery:
             self._adopt(path, successor)
             path.unlink()
         else:
-            self._clear(path)
+            self._clear(spill)
 
     def settle_attempt(self) -> None:
         """Adopt the answer of an interrupted attempt, or record that its refresh token may be spent."""
-        candidates = self._directories.candidates(self._name)
-        path = self._directories.intent(self._name)
-        if not candidates and not files.is_there(path):
+        paths = self._directories.candidates(self._name)
+        intent_path = self._directories.intent(self._name)
+        if not paths and not os.path.lexists(intent_path):
             return
         # A kill or an error between a rename and its sync leaves a record that is perhaps in memory alone.
         files.sync_directory(self._directories.grants)
         try:
-            intent, mark = read_intent(path) or (None, None)
+            intent, mark = read_intent(intent_path) or (None, None)
             damaged = False
         except ValueError:
             intent, mark, damaged = None, None, True
         # A damaged intent does not say any more where its answer may be.
         spill = Path(intent.spill) if intent else self._directories.spilled(self._name, self.stored.checksum)
-        if files.is_there(spill):
-            candidates.append(spill)
-        self._refuse_newer([path, *candidates])
-        answer = self._find_answer(candidates)
+        if os.path.lexists(spill):
+            paths.append(spill)
+        _, *candidates = [self._read(path) for path in (intent_path, *paths)]
+        answers = (each for each in candidates if each.record and each.record.begun_from == self.stored.checksum)
+        answer = next(answers, None)
         spilled = intent is not None and mark is Mark.SPILLED and self._began_here(intent)
         if intent and spilled and answer is None and not self._giving_up:
             raise StorageError(
@@ -134,19 +130,19 @@ class _Recovery:
             )
         if damaged:
             # Before an answer is adopted: beside its own successor the intent would put that in doubt.
-            self._settle_damaged_intent(path, answered=answer is not None)
-        if answer is not None:
-            self._adopt(*answer)
-        elif (record := self.stored.record) is not None and any(self._is_copy(path) for path in candidates):
+            self._settle_damaged_intent(intent_path, answered=answer is not None)
+        if answer is not None and answer.record is not None:
+            self._adopt(answer.path, answer.record)
+        elif (record := self.stored.record) is not None and any(map(self._is_copy, candidates)):
             # It was saved twice because something failed: the copy goes only once the record is sure to stay.
             self.stored = Stored(None, record.begun_from)
             self._write(record)
         for candidate in candidates:
             self._clear(candidate)
         if intent and mark:
-            self._settle_intent(path, intent, mark)
+            self._settle_intent(intent_path, intent, mark)
         elif not damaged:
-            path.unlink(missing_ok=True)  # its writing was cut off, and so nothing was sent
+            intent_path.unlink(missing_ok=True)  # its writing was cut off, and so nothing was sent
 
     def recognise_backup(self) -> None:
         """Put a grant in doubt whose published token is of a later generation: somebody restored a backup.
@@ -165,9 +161,8 @@ class _Recovery:
         )
         log.warning("%s: %s", self._name, description)
         # An earlier doubt was about an earlier token, so this one begins now; a spill may still come back.
-        before = grant.doubt or Doubt(since=self._now)
-        doubt = Doubt(
-            since=self._now, replay_over=True, restored=True, spill=before.spill, begun_from=before.begun_from
+        doubt = msgspec.structs.replace(
+            grant.doubt or Doubt(since=self._now), since=self._now, replay_over=True, restored=True, kept=None
         )
         grant = msgspec.structs.replace(grant, generation=published.generation, doubt=None)
         if published.access_token is not None:
@@ -188,14 +183,6 @@ class _Recovery:
         grant = self.stored.record
         if isinstance(grant, Grant) and policy.doubt_in_future(grant, self._now):
             self._write(msgspec.structs.replace(grant, doubt=Doubt(since=self._now, replay_over=True)))
-
-    def _find_answer(self, candidates: list[Path]) -> tuple[Path, Record] | None:
-        """Return the first of ``candidates`` that is the successor of the record, with its path."""
-        for path in candidates:
-            successor = _read_record(path, self._name)
-            if successor is not None and successor.begun_from == self.stored.checksum:
-                return path, successor
-        return None
 
     def _adopt(self, path: Path, successor: Record) -> None:
         # Written again and not renamed: nobody knows whether its bytes ever reached the disk.
@@ -243,45 +230,31 @@ class _Recovery:
         if not isinstance(self.stored.record, Grant):
             return
         description = _INTERRUPTED
-        if doubt.spill is not None and not files.is_there(Path(doubt.spill).parent):
+        if doubt.spill is not None and not os.path.lexists(Path(doubt.spill).parent):
             description += f" (or it is in {doubt.spill}, which is not there: is a file system not mounted?)"
         self._write(transition.mark_interrupted(self.stored.record, description, doubt=doubt, now=self._now))
 
     def _write(self, record: Record) -> None:
         self.stored = records.write(self._directories, self._name, self.stored, record)
 
-    def _refuse_newer(self, paths: list[Path]) -> None:
-        """Raise ``GrantFileError`` where a later version wrote a file: it may be the only copy of a refresh token."""
-        for path in () if self._giving_up else paths:
-            data = _read(path)
-            if data is not None and (why := version_error(data)) is not None:
-                raise GrantFileError(f"{path}: {why}")
+    def _read(self, path: Path) -> Candidate:
+        """Read a file; refuse one that a later version wrote: it may be the only copy of a refresh token."""
+        found = records.read_candidate(path, self._name)
+        if not self._giving_up and (why := version_error(found.data)) is not None:
+            raise GrantFileError(f"{path}: {why}")
+        return found
 
-    def _clear(self, path: Path) -> None:
+    def _clear(self, found: Candidate) -> None:
         """Remove a blank reservation or a copy of the record; set anything else aside, as it may be the only copy."""
-        data = _read(path)
-        if data is None or not data.strip(b"\0") or self._is_copy(path):
-            path.unlink(missing_ok=True)
+        if not found.data.strip(b"\0") or self._is_copy(found):
+            found.path.unlink(missing_ok=True)
         else:
-            log.warning("%s: %s fits no known record; it is now %s", self._name, path, self._set_aside(path))
+            aside = self._set_aside(found.path)
+            log.warning("%s: %s fits no known record; it is now %s", self._name, found.path, aside)
 
-    def _is_copy(self, path: Path) -> bool:
+    def _is_copy(self, found: Candidate) -> bool:
         # The records and not the checksums: an adopted record is written in the present version.
-        copy = _read_record(path, self._name)
-        return copy is not None and copy == self.stored.record
+        return found.record is not None and found.record == self.stored.record
 
     def _set_aside(self, path: Path) -> Path:
         return files.set_aside(path, self._now.wall)
-
-
-def _read(path: Path) -> bytes | None:
-    """Return the bytes of a leftover, something unusable where it is no readable file. Raises ``OSError``."""
-    try:
-        return files.read(path, records.LARGEST)
-    except ValueError:
-        return b"not a file"
-
-
-def _read_record(path: Path, name: str) -> Record | None:
-    found = records.read_candidate(path, name)
-    return None if found is None else found.record

@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from refresher.storage import files
 from refresher.storage.directories import Directories
 
 __all__ = ["file_system", "find_risks", "warn"]
@@ -36,11 +37,7 @@ def warn(directories: Directories, warned: set[str], level: int = logging.WARNIN
 
 def find_risks(directories: Directories, mountinfo: str) -> list[str]:
     """Return one line for each risk; ``mountinfo`` is the content of ``/proc/self/mountinfo``."""
-    return [*_risks_of_grants(directories.grants, mountinfo), *_risks_of_spill(directories.spill, mountinfo)]
-
-
-def _risks_of_grants(grants: Path, mountinfo: str) -> list[str]:
-    found = []
+    grants, spill, found = directories.grants, directories.spill, []
     if (kind := _file_system_of(grants, mountinfo)) in _NETWORK:
         found.append(
             f"{grants} is on a network file system ({kind}), whose locks may not work between machines: run refresher "
@@ -51,23 +48,21 @@ def _risks_of_grants(grants: Path, mountinfo: str) -> list[str]:
             mode = parent.stat().st_mode
             if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
                 found.append(f"anybody can write in {parent} and replace {grants}: chmod o-w {parent}")
-    return found
-
-
-def _risks_of_spill(spill: Path, mountinfo: str) -> list[str]:
-    with suppress(OSError):  # refresher creates it when it needs it
-        status = spill.lstat()
-        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
-            return [
-                f"{spill} cannot store a token when grants/ cannot: it must be a directory of user {os.geteuid()} with "
-                "mode 700; repair it, or set another with --spill-dir"
-            ]
-    if (kind := _file_system_of(spill, mountinfo)) in _IN_MEMORY:
-        return [
+    try:
+        private = files.is_private(spill)
+    except OSError:
+        private = True  # refresher creates it when it needs it
+    if not private:
+        found.append(
+            f"{spill} cannot store a token when grants/ cannot: it must be a directory of user {os.geteuid()} with "
+            "mode 700; repair it, or set another with --spill-dir"
+        )
+    elif (kind := _file_system_of(spill, mountinfo)) in _IN_MEMORY:
+        found.append(
             f"{spill} is in memory ({kind}), and a token stored there is lost when the machine restarts: set "
             "--spill-dir to a directory on a disk"
-        ]
-    return []
+        )
+    return found
 
 
 def _file_system_of(path: Path, mountinfo: str) -> str | None:

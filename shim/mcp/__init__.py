@@ -11,9 +11,8 @@ Agents on version 1.x of the SDK use ``shim.httpx.BearerAuth``. ``Happening`` is
 """
 
 from shim.errors import OutcomeUnknown, ServerAway
-from shim.mcp._client import ReconnectingClient
+from shim.mcp._client import ReconnectingClient, TokenSources
 from shim.mcp._client_events import ClientEvent
-from shim.mcp._token_sources import TokenSources
 
 __all__ = ["ClientEvent", "Happening", "OutcomeUnknown", "ReconnectingClient", "ServerAway", "TokenSources"]
 

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import os
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -11,20 +12,20 @@ from typing import Any, Concatenate, ParamSpec, Self, TypedDict, TypeVar, Unpack
 import anyio
 import mcp_types
 from mcp import Client, ClientSession, StdioServerParameters
-from mcp.client import CacheConfig, CacheMode, ClientExtension
+from mcp.client import CacheConfig, ClientExtension
 from mcp.client.client import ConnectMode
 from mcp.client.session import ElicitationFnT, ListRootsFnT, LoggingFnT, MessageHandlerFnT, SamplingFnT
 from mcp.client.subscriptions import Subscription
-from mcp.shared.dispatcher import ProgressFnT
 
-from shim._flow import DEFAULT_WAIT
+from shim._bearer import DEFAULT_WAIT
 from shim._source import FileTokenSource
-from shim.mcp._client_events import ClientEvent
-from shim.mcp._endpoint import endpoint
+from shim.httpx2 import BearerAuth
+from shim.mcp._client_events import ClientEvent, Listener
+from shim.mcp._endpoint import Endpoint, HTTPEndpoint, ProcessEndpoint
 from shim.mcp._retry import RetryingCaller
 from shim.mcp._supervisor import State, Supervisor
 
-__all__ = ["ReconnectingClient"]
+__all__ = ["ReconnectingClient", "TokenSources"]
 
 _ENTER_TIMEOUT = 10.0
 _DEFAULT_PATIENCE = 60.0
@@ -53,14 +54,24 @@ class Options(TypedDict, total=False):
     cache: CacheConfig | None
 
 
-def _repeatable(
+def _forwarded(
     method: Callable[Concatenate[Client, _Parameters], Awaitable[_Result]],
+    changing: Callable[..., str | None] = lambda *_args, **_kwargs: None,
 ) -> Callable[Concatenate["ReconnectingClient", _Parameters], Coroutine[Any, Any, _Result]]:
-    """Return a method that calls ``method`` of ``mcp.Client``, and repeats the call because it changes nothing."""
+    """Return a method that calls ``method`` of ``mcp.Client``, and repeats the call if that is safe.
+
+    ``changing`` returns the name of a call that may change something, else ``None``.
+    """
 
     @functools.wraps(method)
     async def call(self: "ReconnectingClient", /, *args: _Parameters.args, **kwargs: _Parameters.kwargs) -> _Result:
-        return await self._caller.call(method.__name__, lambda client: method(client, *args, **kwargs), read_only=True)
+        result = await self._caller.call(
+            lambda client: method(client, *args, **kwargs), changing(self, *args, **kwargs)
+        )
+        if isinstance(result, mcp_types.ListToolsResult):
+            for tool in result.tools:
+                self._read_only_hints[tool.name] = bool(tool.annotations and tool.annotations.read_only_hint)
+        return result
 
     return call
 
@@ -110,19 +121,24 @@ class ReconnectingClient:
         if not (patience >= 0 and wait >= 0):
             raise ValueError("patience and wait must be numbers of seconds, 0 or more")
         self.source = FileTokenSource(source) if isinstance(source, str) else source
-        target = endpoint(server, self.source, token_variable, wait=wait, headers=headers or {}, verify=verify)
+        target: Endpoint
+        if isinstance(server, str):
+            if token_variable is not None:
+                raise ValueError("token_variable is for a stdio server; an HTTP server gets the token in a header")
+            identity, target = server, HTTPEndpoint(server, BearerAuth(self.source, wait=wait), headers or {}, verify)
+        elif token_variable is None:
+            raise ValueError("token_variable must name the environment variable in which the process expects its token")
+        else:
+            identity, target = server.model_dump_json(), ProcessEndpoint(server, token_variable)
         Client("http://127.0.0.1/", **options)  # raises here, and not in a task, if an option is wrong
         cache = options.get("cache")
         if cache is not None and cache.target_id is None:
             # The SDK cannot name the server of a custom transport, and servers must not share cached responses.
-            name = server if isinstance(server, str) else server.model_dump_json()
-            options["cache"] = replace(cache, target_id=name)
+            options["cache"] = replace(cache, target_id=identity)
         self._supervisor = Supervisor(target, self.source, options)
-        self._caller = RetryingCaller(
-            self._supervisor, self.source, patience=patience, wait=wait, is_auth_failure=is_auth_failure
-        )
-        self._reads = self._is_listed_as_read_only if reads is None else reads
-        self._read_only_tools: set[str] = set()
+        self._caller = RetryingCaller(self._supervisor, self.source, patience, wait, is_auth_failure)
+        self._read_only_hints: dict[str, bool] = {}
+        self._reads = (lambda name: self._read_only_hints.get(name, False)) if reads is None else reads
 
     async def __aenter__(self) -> Self:
         """Start to connect; return when connected, or when the first attempt has failed: then calls say why."""
@@ -130,15 +146,12 @@ class ReconnectingClient:
         try:
             await self._supervisor.wait_for_first_attempt(anyio.current_time() + _ENTER_TIMEOUT)
         except BaseException:
-            await self._leave()  # after a cancellation, nobody calls __aexit__
+            await self.__aexit__()  # after a cancellation, nobody else calls it
             raise
         return self
 
     async def __aexit__(self, *exception: object) -> None:
         """End the session at the server, and close. Any task may do this."""
-        await self._leave()
-
-    async def _leave(self) -> None:
         try:
             await self._supervisor.close()
         finally:
@@ -157,109 +170,67 @@ class ReconnectingClient:
 
     def events(self) -> AsyncIterator[ClientEvent]:
         """Return the events from now on, each with its reason. The iteration ends when the client is closed."""
-        return self._supervisor.events.subscribe()
+        return Listener(self._supervisor.events)
 
     # What the server said in the current session.
 
     @property
     def session(self) -> ClientSession:
         """The current session of the SDK. It may be replaced at any time."""
-        return self._client.session
+        return self._supervisor.client().session
 
     @property
     def protocol_version(self) -> str:
         """The negotiated protocol version."""
-        return self._client.protocol_version
+        return self._supervisor.client().protocol_version
 
     @property
     def server_info(self) -> mcp_types.Implementation | None:
         """The name and version of the server, if the server gives them."""
-        return self._client.server_info
+        return self._supervisor.client().server_info
 
     @property
     def server_capabilities(self) -> mcp_types.ServerCapabilities:
         """The capabilities of the server."""
-        return self._client.server_capabilities
+        return self._supervisor.client().server_capabilities
 
     @property
     def instructions(self) -> str | None:
         """The instructions of the server, if the server gives any."""
-        return self._client.instructions
-
-    @property
-    def _client(self) -> Client:
-        return self._supervisor.client()
+        return self._supervisor.client().instructions
 
     # Calls that change nothing. The next session does not know the logging level and the subscriptions.
 
-    list_resources = _repeatable(Client.list_resources)
-    list_resource_templates = _repeatable(Client.list_resource_templates)
-    read_resource = _repeatable(Client.read_resource)
-    list_prompts = _repeatable(Client.list_prompts)
-    get_prompt = _repeatable(Client.get_prompt)
-    complete = _repeatable(Client.complete)
-    send_ping = _repeatable(Client.send_ping)
-    set_logging_level = _repeatable(Client.set_logging_level)
-    subscribe_resource = _repeatable(Client.subscribe_resource)
-    unsubscribe_resource = _repeatable(Client.unsubscribe_resource)
-    _list_tools = _repeatable(Client.list_tools)
+    list_tools = _forwarded(Client.list_tools)
+    list_resources = _forwarded(Client.list_resources)
+    list_resource_templates = _forwarded(Client.list_resource_templates)
+    read_resource = _forwarded(Client.read_resource)
+    list_prompts = _forwarded(Client.list_prompts)
+    get_prompt = _forwarded(Client.get_prompt)
+    complete = _forwarded(Client.complete)
+    send_ping = _forwarded(Client.send_ping)
+    set_logging_level = _forwarded(Client.set_logging_level)
+    subscribe_resource = _forwarded(Client.subscribe_resource)
+    unsubscribe_resource = _forwarded(Client.unsubscribe_resource)
 
-    async def list_tools(
-        self,
-        *,
-        cursor: str | None = None,
-        meta: mcp_types.RequestParamsMeta | None = None,
-        cache_mode: CacheMode = "use",
-    ) -> mcp_types.ListToolsResult:
-        """List the tools, as ``mcp.Client.list_tools`` does; ``call_tool`` remembers which of them only read."""
-        listed = await self._list_tools(cursor=cursor, meta=meta, cache_mode=cache_mode)
-        for tool in listed.tools:
-            if tool.annotations is not None and tool.annotations.read_only_hint:
-                self._read_only_tools.add(tool.name)
-            else:
-                self._read_only_tools.discard(tool.name)
-        return listed
+    # A tool that does not only read is executed at most once.
 
-    # Calls that may change something.
+    def _changing_tool(self, name: str, *_args: object, **_kwargs: object) -> str | None:
+        return None if self._reads(name) else f"tools/call {name}"
 
-    async def call_tool(
-        self,
-        name: str,
-        arguments: dict[str, Any] | None = None,
-        read_timeout_seconds: float | None = None,
-        progress_callback: ProgressFnT | None = None,
-        *,
-        input_responses: mcp_types.InputResponses | None = None,
-        request_state: str | None = None,
-        meta: mcp_types.RequestParamsMeta | None = None,
-    ) -> mcp_types.CallToolResult:
-        """Call a tool, as ``mcp.Client.call_tool`` does. A tool that does not only read is executed at most once."""
-        return await self._caller.call(
-            f"tools/call {name}",
-            lambda client: client.call_tool(
-                name,
-                arguments,
-                read_timeout_seconds,
-                progress_callback,
-                input_responses=input_responses,
-                request_state=request_state,
-                meta=meta,
-            ),
-            read_only=self._reads(name),
-        )
+    call_tool = _forwarded(Client.call_tool, _changing_tool)
 
-    def _is_listed_as_read_only(self, name: str) -> bool:
-        return name in self._read_only_tools
+    # To the current session only.
 
     async def send_progress_notification(
         self, progress_token: str | int, progress: float, total: float | None = None, message: str | None = None
     ) -> None:
         """Send to the current session, as ``mcp.Client.send_progress_notification`` does."""
-        await self._client.send_progress_notification(progress_token, progress, total, message)
+        await self._supervisor.client().send_progress_notification(progress_token, progress, total, message)
 
     async def send_roots_list_changed(self) -> None:
         """Send to the current session, as ``mcp.Client.send_roots_list_changed`` does."""
-        await self._client.send_roots_list_changed()
+        await self._supervisor.client().send_roots_list_changed()
 
     @asynccontextmanager
     async def listen(
@@ -271,7 +242,7 @@ class ReconnectingClient:
         resource_subscriptions: Sequence[str] = (),
     ) -> AsyncIterator[Subscription]:
         """Listen, as ``mcp.Client.listen`` does. The subscription ends with its session; then start a new one."""
-        connection = await self._supervisor.connection(0, anyio.current_time() + math.inf)
+        connection = await self._supervisor.connection(math.inf)
         # Not "in use": a subscription has no end, and would keep a process from being replaced.
         async with connection.ready_client().listen(
             tools_list_changed=tools_list_changed,
@@ -280,3 +251,26 @@ class ReconnectingClient:
             resource_subscriptions=resource_subscriptions,
         ) as subscription:
             yield subscription
+
+
+class TokenSources(dict[str, FileTokenSource]):
+    """The token sources of one process, made when first used; clients of the same name share one source.
+
+    ``tokens_dir`` and ``demands_dir`` are those of ``FileTokenSource``. Raises ``ValueError`` for an invalid name.
+    """
+
+    def __init__(
+        self,
+        *,
+        tokens_dir: "str | os.PathLike[str] | None" = None,
+        demands_dir: "str | os.PathLike[str] | None" = None,
+    ) -> None:
+        super().__init__()
+        self._new = functools.partial(FileTokenSource, tokens_dir=tokens_dir, demands_dir=demands_dir)
+
+    def __missing__(self, name: str) -> FileTokenSource:
+        return self.setdefault(name, self._new(name))
+
+    def drop(self, name: str) -> None:
+        """Forget the source of a name that is not used any more; clients that have it keep it."""
+        self.pop(name, None)

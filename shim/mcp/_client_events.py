@@ -1,13 +1,12 @@
 """The events of a reconnecting client, and how its listeners receive them."""
 
-import weakref
 from collections import deque
 from collections.abc import AsyncIterator
 from typing import Literal, NamedTuple
 
 import anyio
 
-__all__ = ["ClientEvent", "EventBroadcast", "EventName"]
+__all__ = ["ClientEvent", "EventBroadcast", "EventName", "Listener"]
 
 EventName = Literal["connected", "reconnecting", "rotated", "reauthorization_required", "restored", "gave_up"]
 
@@ -28,48 +27,40 @@ class EventBroadcast:
     """Sends each event to all listeners. A listener that is too slow loses the oldest events."""
 
     def __init__(self) -> None:
-        # Weak references: a listener that is no longer used needs no unsubscribing.
-        self._listeners: weakref.WeakSet[_Listener] = weakref.WeakSet()
-        self._closed = False
+        self.latest: deque[ClientEvent] = deque(maxlen=_BUFFERED)
+        self.count = 0
+        """The number of all events so far."""
+        self.is_closed = False
+        self.changed = anyio.Event()
 
     def emit(self, what: EventName, reason: str) -> None:
         """Send an event to all listeners."""
-        for listener in list(self._listeners):
-            listener.put(ClientEvent(what, reason))
+        self.latest.append(ClientEvent(what, reason))
+        self.count += 1
+        self._notify()
 
     def close(self) -> None:
         """End the iteration of all listeners."""
-        self._closed = True
-        for listener in list(self._listeners):
-            listener.put(None)
+        self.is_closed = True
+        self._notify()
 
-    def subscribe(self) -> AsyncIterator[ClientEvent]:
-        """Return an iterator over the events from now on."""
-        listener = _Listener()
-        self._listeners.add(listener)
-        if self._closed:
-            listener.put(None)
-        return listener
+    def _notify(self) -> None:
+        changed, self.changed = self.changed, anyio.Event()
+        changed.set()
 
 
-class _Listener(AsyncIterator[ClientEvent]):
-    def __init__(self) -> None:
-        self._events: deque[ClientEvent] = deque(maxlen=_BUFFERED)
-        self._closed = False
-        self._changed = anyio.Event()
+class Listener(AsyncIterator[ClientEvent]):
+    """An iterator over the events from now on, which several tasks can share."""
 
-    def put(self, event: ClientEvent | None) -> None:
-        if event is None:
-            self._closed = True
-        else:
-            self._events.append(event)
-        self._changed.set()
+    def __init__(self, events: EventBroadcast) -> None:
+        self._events = events
+        self._seen = events.count
 
     async def __anext__(self) -> ClientEvent:
-        while not self._events:
-            if self._closed:
+        events = self._events
+        while self._seen == events.count:
+            if events.is_closed:
                 raise StopAsyncIteration
-            if self._changed.is_set():
-                self._changed = anyio.Event()  # all tasks that iterate share it
-            await self._changed.wait()
-        return self._events.popleft()
+            await events.changed.wait()
+        self._seen = max(self._seen, events.count - len(events.latest)) + 1
+        return events.latest[self._seen - events.count - 1]

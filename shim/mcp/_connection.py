@@ -1,19 +1,20 @@
-"""One MCP session, in a task of its own."""
+"""One MCP session, in a task of its own, and the calls on it."""
 
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import Any
 
 import anyio
 import mcp_types
-from anyio.abc import TaskStatus
+from anyio.abc import ObjectReceiveStream, ObjectSendStream, TaskStatus
 from mcp import Client, MCPError
 from mcp.client import Transport
 from mcp.shared.message import SessionMessage
 
-__all__ = ["CURRENT_CONNECTION", "Connection"]
+__all__ = ["CURRENT_CALL", "Call", "Connection"]
 
 _CLOSE_TIMEOUT = 2.0
 """Seconds to end the session at the server (DELETE), or for a child process to exit."""
@@ -22,8 +23,7 @@ _CLOSE_TIMEOUT = 2.0
 class Connection:
     """A session. Once retired, it takes no new calls, and ends after the calls under way."""
 
-    def __init__(self, number: int, access_token: str) -> None:
-        self.number = number
+    def __init__(self, access_token: str) -> None:
         self.access_token = access_token
         self.has_answered = False
         """Whether the server has answered a call on this connection."""
@@ -44,20 +44,20 @@ class Connection:
         return self.client
 
     @contextmanager
-    def in_use(self) -> Iterator[Client]:
+    def call(self) -> Iterator["Call"]:
         """Keep the session open during a call."""
-        client = self.ready_client()
+        call = Call(self)
+        context = CURRENT_CALL.set(call)
         self._calls += 1
-        context = CURRENT_CONNECTION.set(self)
         try:
-            yield client
+            yield call
         except RuntimeError as error:
             if not self.ended.is_set():
                 raise
             # The SDK raises this for a client that has ended, for example while a callback makes a call of its own.
             raise MCPError(mcp_types.CONNECTION_CLOSED, self.reason) from error
         finally:
-            CURRENT_CONNECTION.reset(context)
+            CURRENT_CALL.reset(context)
             self._calls -= 1
             if self._calls == 0:
                 self._idle.set()
@@ -87,7 +87,7 @@ class Connection:
         task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
     ) -> None:
         """Connect, and stay connected until retired and idle. Raises only if it cannot connect."""
-        CURRENT_CONNECTION.set(self)  # for the tasks of the session, which run the callbacks of the program
+        CURRENT_CALL.set(Call(self))  # for the tasks of the session, which run the callbacks of the program
         with anyio.CancelScope() as scope:
             try:
                 async with Client(self._watch(transport), **options) as client:
@@ -112,42 +112,42 @@ class Connection:
             yield _WatchedReader(reader, self), _CheckedWriter(writer)
 
 
-CURRENT_CONNECTION: ContextVar[Connection | None] = ContextVar("shim.mcp.current_connection", default=None)
-"""The connection of the call under way, also inside callbacks, in which the server asks the program."""
+@dataclass
+class Call:
+    """A call under way."""
+
+    connection: Connection
+    executed: bool = False
+    """Whether the tool was executed: after that, the SDK may send more requests for the call, and these may fail."""
 
 
-class _Stream:
-    """A stream between the SDK's transport and its dispatcher."""
+CURRENT_CALL: ContextVar[Call | None] = ContextVar("shim.mcp.current_call", default=None)
+"""The call under way, also inside callbacks, in which the server asks the program.
+
+The SDK's streams carry the caller's context to the place where its request is sent.
+"""
+
+
+class _CheckedWriter(ObjectSendStream[SessionMessage]):
+    """Raises an error to the sender of a message that is not valid JSON. In the transport, it would end all calls."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
-
-    async def aclose(self) -> None:
-        await self._stream.aclose()
-
-    async def __aenter__(self) -> Self:
-        await self._stream.__aenter__()
-        return self
-
-    async def __aexit__(self, *exception: Any) -> bool | None:
-        ended: bool | None = await self._stream.__aexit__(*exception)
-        return ended
-
-
-class _CheckedWriter(_Stream):
-    """Raises an error to the sender of a message that is not valid JSON. In the transport, it would end all calls."""
 
     async def send(self, item: SessionMessage) -> None:
         message = item.message.model_dump(by_alias=True, mode="json", exclude_unset=True)
         json.dumps(message, ensure_ascii=False, allow_nan=False).encode()
         await self._stream.send(item)
 
+    async def aclose(self) -> None:
+        await self._stream.aclose()
 
-class _WatchedReader(_Stream):
+
+class _WatchedReader(ObjectReceiveStream[Any]):
     """Aborts the connection at the end of the stream, so that no call waits for a response that cannot come."""
 
     def __init__(self, stream: Any, connection: Connection) -> None:
-        super().__init__(stream)
+        self._stream = stream
         self._connection = connection
 
     @property
@@ -161,11 +161,5 @@ class _WatchedReader(_Stream):
             self._connection.abort("the connection ended")
             raise
 
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> Any:
-        try:
-            return await self.receive()
-        except anyio.EndOfStream:
-            raise StopAsyncIteration from None
+    async def aclose(self) -> None:
+        await self._stream.aclose()

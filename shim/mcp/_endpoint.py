@@ -12,16 +12,14 @@ from mcp import StdioServerParameters, stdio_client
 from mcp.client import Transport
 from mcp.client.streamable_http import streamable_http_client
 
-from shim._origins import origin_of
-from shim._source import FileTokenSource
-from shim._token import TokenFile
+from shim._bearer import origin_of_request
 from shim.httpx2 import BearerAuth
 from shim.mcp._http_client import SessionHTTPClient
 
-__all__ = ["Endpoint", "endpoint"]
+__all__ = ["Endpoint", "HTTPEndpoint", "ProcessEndpoint"]
 
 
-@dataclass(frozen=True)
+@dataclass
 class HTTPEndpoint:
     """A streamable HTTP server; each request carries the current token."""
 
@@ -32,16 +30,20 @@ class HTTPEndpoint:
     headers: Mapping[str, str]
     verify: ssl.SSLContext | bool
 
+    def __post_init__(self) -> None:
+        if self.verify is True and self.url.startswith("https:"):
+            self.verify = httpx2.create_ssl_context()  # once for all sessions, because it takes 34 ms
+
     @property
     def name(self) -> str:
         """The URL without the parts that may be secret."""
         parts = urlsplit(self.url)
         return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
-    def accepts(self, token: TokenFile) -> bool:
-        """Whether the token may be sent to this server."""
-        url = httpx2.URL(self.url)
-        return origin_of(url.scheme, url.raw_host.decode("ascii"), url.port) in token.origins
+    @property
+    def origin(self) -> str:
+        """The origin to which the token is sent."""
+        return origin_of_request(httpx2.URL(self.url))
 
     @asynccontextmanager
     async def transport(self, access_token: str) -> AsyncIterator[Any]:  # noqa: ARG002  each request reads the token
@@ -67,6 +69,8 @@ class ProcessEndpoint:
     """
 
     is_process: ClassVar[bool] = True
+    origin: ClassVar[None] = None
+    """Every token may be sent to the process, because its configuration says so."""
 
     parameters: StdioServerParameters
     token_variable: str
@@ -75,10 +79,6 @@ class ProcessEndpoint:
     def name(self) -> str:
         """The command."""
         return self.parameters.command
-
-    def accepts(self, token: TokenFile) -> bool:  # noqa: ARG002  see below
-        """Whether the process may get the token: always, because its configuration says so."""
-        return True
 
     def transport(self, access_token: str) -> Transport:
         """Return a transport to a new process."""
@@ -91,24 +91,3 @@ class ProcessEndpoint:
 
 
 Endpoint = HTTPEndpoint | ProcessEndpoint
-
-
-def endpoint(
-    server: str | StdioServerParameters,
-    source: FileTokenSource,
-    token_variable: str | None,
-    *,
-    wait: float,
-    headers: Mapping[str, str],
-    verify: ssl.SSLContext | bool,
-) -> Endpoint:
-    """Return the endpoint that the arguments of a ``ReconnectingClient`` describe."""
-    if not isinstance(server, str):
-        if token_variable is None:
-            raise ValueError("token_variable must name the environment variable in which the process expects its token")
-        return ProcessEndpoint(server, token_variable)
-    if token_variable is not None:
-        raise ValueError("token_variable is for a stdio server; an HTTP server gets the token in a header")
-    if verify is True and server.startswith("https:"):
-        verify = httpx2.create_ssl_context()  # once for all sessions, because it takes 34 ms
-    return HTTPEndpoint(server, BearerAuth(source, wait=wait), headers, verify)

@@ -3,20 +3,17 @@
 The SDK reports a 401 and a 500 to the caller in the same words, but passes the ``data`` of a JSON-RPC error unchanged.
 """
 
-import json
 import secrets
 import socket
 import ssl
 from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
-from typing import Literal, NamedTuple, cast, get_args
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import httpx2
 import mcp_types
 from mcp import MCPError
 
-__all__ = ["CallProgress", "Failure", "call_progress", "describe", "failure_kind", "root_cause", "track_call"]
+__all__ = ["Failure", "describe", "failure_kind", "root_cause"]
 
 FailureKind = Literal["rejected", "unknown_session", "not_sent", "unavailable", "lost"]
 """
@@ -40,10 +37,10 @@ class Failure(NamedTuple):
     kind: FailureKind
     reason: str
 
-    def as_json_rpc(self, request_id: object) -> bytes:
+    def as_json_rpc(self, request_id: object) -> dict[str, Any]:
         """Return the JSON-RPC error for the caller of the request."""
         error = {"code": mcp_types.INTERNAL_ERROR, "message": self.reason, "data": {_DATA_KEY: self.kind}}
-        return json.dumps({"jsonrpc": "2.0", "id": request_id, "error": error}).encode()
+        return {"jsonrpc": "2.0", "id": request_id, "error": error}
 
 
 def failure_kind(error: MCPError) -> FailureKind | None:
@@ -52,32 +49,6 @@ def failure_kind(error: MCPError) -> FailureKind | None:
     if kind in get_args(FailureKind):
         return cast(FailureKind, kind)
     return "lost" if error.code == mcp_types.CONNECTION_CLOSED else None
-
-
-class CallProgress:
-    """Whether a call has executed its tool: after that, the SDK may send more requests, and these may fail."""
-
-    executed = False
-
-
-# The SDK's streams carry the caller's context to the place where its request is sent.
-_CALL_PROGRESS: ContextVar[CallProgress | None] = ContextVar("shim.mcp.call_progress", default=None)
-
-
-def call_progress() -> CallProgress | None:
-    """Return the progress of the call that the current request belongs to."""
-    return _CALL_PROGRESS.get()
-
-
-@contextmanager
-def track_call() -> Iterator[CallProgress]:
-    """Record the progress of the call that is made in the ``with`` block."""
-    progress = CallProgress()
-    context = _CALL_PROGRESS.set(progress)
-    try:
-        yield progress
-    finally:
-        _CALL_PROGRESS.reset(context)
 
 
 def describe(error: BaseException) -> str:

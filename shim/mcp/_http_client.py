@@ -12,7 +12,8 @@ import anyio
 import httpx2
 import mcp_types
 
-from shim.mcp._failure import Failure, call_progress, describe
+from shim.mcp._connection import CURRENT_CALL
+from shim.mcp._failure import Failure, describe
 
 __all__ = ["SessionHTTPClient"]
 
@@ -36,7 +37,9 @@ class SessionHTTPClient(httpx2.AsyncClient):
         if request.method != "POST":
             return await super().send(request, **options)
         await request.aread()  # the request of a redirect is not read yet, and could not be sent again
-        request_id, method = _parse(request)
+        message = _json_object(request.content) or {}
+        method = message.get("method")
+        request_id = None if method is None else message.get("id")  # a notification has no id
         if method == "initialize" and self._discover_failure is not None:
             # The SDK falls back to the older protocol, for the life of the session; an outage is no reason for that.
             return _failed(request, request_id, self._discover_failure)
@@ -49,48 +52,40 @@ class SessionHTTPClient(httpx2.AsyncClient):
     async def _post(
         self, request: httpx2.Request, request_id: object, method: object, options: dict[str, Any]
     ) -> httpx2.Response:
-        sending = _Sending()
-        request.extensions = {**request.extensions, "trace": sending.trace}
+        in_flight = False
+
+        async def trace(event: str, info: dict[str, Any]) -> None:
+            nonlocal in_flight
+            if event.endswith("send_request_headers.started"):
+                in_flight = True
+            elif event.endswith("receive_response_headers.complete") and 401 in info.get("return_value", ()):
+                in_flight = False  # the request is sent again with another token
+
+        request.extensions = {**request.extensions, "trace": trace}
         try:
             response = await super().send(request, **options)
             if response.status_code >= 400 or not _has_type(response, "text/event-stream"):
                 await response.aread()
         except Exception as error:  # noqa: BLE001  an exception would end all other calls
-            failure: Failure | None = Failure("lost" if sending.in_flight else "not_sent", describe(error))
+            failure: Failure | None = Failure("lost" if in_flight else "not_sent", describe(error))
         else:
             failure = _failure_in(request, response)
         if method == "server/discover":
             self._discover_failure = failure
         if failure is not None:
             return _failed(request, request_id, failure)
-        if method == "tools/call" and response.is_success and (progress := call_progress()) is not None:
-            progress.executed = True
+        if method == "tools/call" and response.is_success and (call := CURRENT_CALL.get()) is not None:
+            call.executed = True
         return response if request_id is None else _with_id(request, request_id, response)
 
 
-class _Sending:
-    """Whether a request was sent and not answered. After a 401 the request is sent again, and the state starts over."""
-
-    def __init__(self) -> None:
-        self.in_flight = False
-
-    async def trace(self, event: str, info: dict[str, Any]) -> None:
-        if event.endswith("send_request_headers.started"):
-            self.in_flight = True
-        elif event.endswith("receive_response_headers.complete") and 401 in info.get("return_value", ()):
-            self.in_flight = False
-
-
-def _parse(request: httpx2.Request) -> tuple[object, object]:
-    """Return the JSON-RPC id and the method of a request; the id of a notification is ``None``."""
+def _json_object(content: bytes) -> dict[str, Any] | None:
+    """Return the JSON object in ``content``; ``None`` if it is not one."""
     try:
-        message = json.loads(request.content)
+        value = json.loads(content)
     except ValueError:
-        return None, None
-    if not isinstance(message, dict):
-        return None, None
-    method = message.get("method")
-    return (None if method is None else message.get("id")), method
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def _has_type(response: httpx2.Response, content_type: str) -> bool:
@@ -117,10 +112,8 @@ def _failure_in(request: httpx2.Request, response: httpx2.Response) -> Failure |
 
 def _error_code(response: httpx2.Response) -> int | None:
     """Return the code of the JSON-RPC error in a response, ``None`` if there is none."""
-    try:
-        code = json.loads(response.content)["error"]["code"]
-    except (ValueError, KeyError, TypeError):
-        return None
+    error = (_json_object(response.content) or {}).get("error")
+    code = error.get("code") if isinstance(error, dict) else None
     return code if isinstance(code, int) else None
 
 
@@ -128,21 +121,19 @@ def _with_id(request: httpx2.Request, request_id: object, response: httpx2.Respo
     """Return ``response`` with the id of its request; with another id, the SDK would wait forever."""
     if response.status_code != 200 or not _has_type(response, _JSON):
         return response
-    try:
-        message = json.loads(response.content)
-    except ValueError:
-        return response
-    if not isinstance(message, dict) or str(message.get("id")) == str(request_id):
+    message = _json_object(response.content)
+    if message is None or str(message.get("id")) == str(request_id):
         return response
     if "error" not in message:
         error = {"code": mcp_types.INVALID_REQUEST, "message": "the server answered a different request"}
         message = {"jsonrpc": "2.0", "error": error}
-    message["id"] = request_id
-    return httpx2.Response(200, headers={"content-type": _JSON}, content=json.dumps(message), request=request)
+    return _response(request, 200, message | {"id": request_id})
 
 
 def _failed(request: httpx2.Request, request_id: object, failure: Failure) -> httpx2.Response:
     """Return a response that reports ``failure``. The SDK ignores the response to a notification."""
-    return httpx2.Response(
-        500, headers={"content-type": _JSON}, content=failure.as_json_rpc(request_id), request=request
-    )
+    return _response(request, 500, failure.as_json_rpc(request_id))
+
+
+def _response(request: httpx2.Request, status: int, message: dict[str, Any]) -> httpx2.Response:
+    return httpx2.Response(status, headers={"content-type": _JSON}, content=json.dumps(message), request=request)

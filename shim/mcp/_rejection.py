@@ -41,7 +41,7 @@ class TokenGate:
         token = self._source.current()
         if token is None or token.access_token is None:
             return self._source.problem() or TokenUnavailable(f"there is no token of {self._source.name} yet")
-        if not self._endpoint.accepts(token):
+        if self._endpoint.origin not in (None, *token.origins):
             return TokenUnavailable(
                 f"the token of {token.name} is valid for {', '.join(token.origins)}, but not for {self._endpoint.name}"
             )

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import TypeVar
 
 import anyio
@@ -12,7 +13,7 @@ from shim._changes import verdict
 from shim._source import FileTokenSource
 from shim.errors import OutcomeUnknown
 from shim.mcp._backoff import backoff
-from shim.mcp._failure import failure_kind, track_call
+from shim.mcp._failure import failure_kind
 from shim.mcp._supervisor import Supervisor
 
 __all__ = ["RetryingCaller"]
@@ -23,50 +24,42 @@ _LONGEST_PAUSE = 10.0
 _Result = TypeVar("_Result")
 
 
+@dataclass
 class RetryingCaller:
     """Makes calls on the session of ``supervisor``.
 
     It repeats a call only if the call cannot have been executed, or changes nothing.
     """
 
-    def __init__(
-        self,
-        supervisor: Supervisor,
-        source: FileTokenSource,
-        *,
-        patience: float,
-        wait: float,
-        is_auth_failure: Callable[[object], bool] | None,
-    ) -> None:
-        self._supervisor = supervisor
-        self._source = source
-        self._patience = patience
-        self._wait = wait
-        self._is_auth_failure = is_auth_failure
-        # The access token that a result reported as bad, and since when (the event loop's time).
-        self._reported = ("", 0.0)
+    supervisor: Supervisor
+    source: FileTokenSource
+    patience: float
+    wait: float
+    is_auth_failure: Callable[[object], bool] | None
+    _reported: tuple[str, float] = ("", 0.0)
+    """The access token that a result reported as bad, and since when (the event loop's time)."""
 
-    async def call(self, name: str, operation: Callable[[Client], Awaitable[_Result]], *, read_only: bool) -> _Result:
-        """Return the result of ``operation``; ``name`` is its name in errors.
+    async def call(self, operation: Callable[[Client], Awaitable[_Result]], changing: str | None) -> _Result:
+        """Return the result of ``operation``; ``changing`` is its name in errors, if it may change something.
 
         The waits for a session, and between attempts, take up to ``patience`` seconds in total. The time of the
         operation itself does not count.
         """
-        supervisor = self._supervisor
-        patience, failures, newer_than = self._patience, 0, 0
+        supervisor = self.supervisor
+        patience, failures = self.patience, 0
         may_recover = True  # one immediate repetition, with another token or another session
         while True:
             started = anyio.current_time()
-            connection = await supervisor.connection(newer_than, started + patience)
+            connection = await supervisor.connection(started + patience)
             patience -= anyio.current_time() - started
             access_token, sent_at = supervisor.access_token(connection), time.monotonic()
             try:
-                with track_call() as progress, connection.in_use() as client:
-                    result = await operation(client)
+                with connection.call() as call:
+                    result = await operation(connection.ready_client())
             except MCPError as error:
                 failure = error
             else:
-                if self._is_auth_failure is None or not self._is_auth_failure(result):
+                if self.is_auth_failure is None or not self.is_auth_failure(result):
                     self._reported = ("", 0.0)
                     supervisor.call_answered(connection)
                     return result
@@ -79,9 +72,10 @@ class RetryingCaller:
                     if failure.code != mcp_types.REQUEST_TIMEOUT:
                         supervisor.call_answered(connection)
                     raise failure
-                case kind if not read_only and (progress.executed or kind in ("unavailable", "lost")):
+                case kind if changing is not None and (call.executed or kind in ("unavailable", "lost")):
                     raise OutcomeUnknown(
-                        f"{name}: {failure.message}; the call may have been executed: check that before you repeat it"
+                        f"{changing}: {failure.message}; the call may have been executed: "
+                        "check that before you repeat it"
                     ) from None
                 case "rejected":
                     if not may_recover or supervisor.access_token(connection) == access_token:
@@ -89,14 +83,11 @@ class RetryingCaller:
                     may_recover = False
                 case "unknown_session":
                     supervisor.retire(connection, failure.message)
-                    newer_than = connection.number
                     if not may_recover:
                         raise failure
                     may_recover = False
                 case _:
-                    supervisor.unavailable_because(failure.message)
-                    if connection.retired.is_set():
-                        newer_than = connection.number
+                    supervisor.last_failure = failure.message
                     pause = min(backoff(failures, _FIRST_PAUSE, _LONGEST_PAUSE), max(patience, 0.0))
                     failures += 1
                     await supervisor.sleep(pause)
@@ -109,9 +100,9 @@ class RetryingCaller:
 
         As after a 401, the wait belongs to the token: all its calls wait together.
         """
-        token = self._source.current()
+        token = self.source.current()
         if token is not None and token.access_token == reported and verdict(token) is None:
-            self._source.demand(token)
+            self.source.demand(token)
         if self._reported[0] != reported:
             self._reported = (reported, anyio.current_time())
-        return await self._supervisor.wait_for_another_token(reported, self._reported[1] + self._wait)
+        return await self.supervisor.wait_for_another_token(reported, self._reported[1] + self.wait)

@@ -15,7 +15,7 @@ from shim._source import FileTokenSource
 from shim.errors import ReauthorizationRequired, Removed, ServerAway, ShimError
 from shim.mcp._backoff import backoff
 from shim.mcp._client_events import EventBroadcast
-from shim.mcp._connection import CURRENT_CONNECTION, Connection
+from shim.mcp._connection import CURRENT_CALL, Connection
 from shim.mcp._endpoint import Endpoint
 from shim.mcp._failure import describe, failure_kind, root_cause
 from shim.mcp._rejection import TokenGate
@@ -53,7 +53,8 @@ class Supervisor:
         """The connection that takes calls."""
         self._latest: Connection | None = None
         """The connection that was started last, in any condition."""
-        self._last_failure = _NOT_CONNECTED
+        self.last_failure = _NOT_CONNECTED
+        """Why the server cannot be reached."""
         self._verdict_emitted = False
         self._changed = anyio.Event()
         self._closing = False
@@ -63,19 +64,19 @@ class Supervisor:
 
     # What callers ask.
 
-    async def connection(self, newer_than: int, deadline: float) -> Connection:
-        """Return a connection that is ready, and newer than number ``newer_than``.
+    async def connection(self, deadline: float) -> Connection:
+        """Return a connection that is ready.
 
         Raises the problem if only a person or a new token can help, ``ServerAway`` at ``deadline`` (the event loop's
         time), and ``ClosedResourceError`` if the client is closed.
         """
         while True:
             self._raise_if_unusable()
-            current = CURRENT_CONNECTION.get()
-            if current is not None and self._outlasts(current) and current.number > newer_than:
-                return current
+            call = CURRENT_CALL.get()
+            if call is not None and self._outlasts(call.connection):
+                return call.connection
             connection = self._connection
-            if connection is not None and connection.number > newer_than and not connection.retired.is_set():
+            if connection is not None:
                 self._retire_if_outdated(connection)
                 if not connection.retired.is_set():
                     return connection
@@ -102,7 +103,7 @@ class Supervisor:
         """Return the error for a caller whose patience has ended."""
         connection = self._connection
         retired = connection is not None and connection.retired.is_set()
-        reason = connection.reason if connection is not None and retired else self._last_failure
+        reason = connection.reason if connection is not None and retired else self.last_failure
         return ServerAway(f"no connection to {self._endpoint.name}: {reason}")
 
     async def sleep(self, seconds: float) -> None:
@@ -159,10 +160,6 @@ class Supervisor:
         self._park_after_verdict()
         return problem
 
-    def unavailable_because(self, reason: str) -> None:
-        """Record why the server cannot be reached, for ``ServerAway``."""
-        self._last_failure = reason
-
     def retire(self, connection: Connection, reason: str) -> None:
         """Replace ``connection``; repeated calls count as one."""
         if not connection.retired.is_set():
@@ -218,11 +215,10 @@ class Supervisor:
             self._ended.set()
 
     async def _stay_connected(self, tasks: TaskGroup) -> None:
-        number = 0
         while not self._closing:
             await self._wait_for_usable_token()
-            number, started = number + 1, time.monotonic()
-            connection = self._latest = Connection(number, self.access_token())
+            started = time.monotonic()
+            connection = self._latest = Connection(self.access_token())
             try:
                 transport = self._endpoint.transport(connection.access_token)
                 with anyio.fail_after(_CONNECT_TIMEOUT):
@@ -238,7 +234,7 @@ class Supervisor:
                 return
             self._connection = None
             if self.state != "parked":
-                self._last_failure = connection.reason
+                self.last_failure = connection.reason
                 self._set_state("reconnecting")
                 self.events.emit("reconnecting", connection.reason)
             if self._endpoint.is_process:
@@ -258,17 +254,17 @@ class Supervisor:
             with anyio.move_on_after(cool_down + _POLL_INTERVAL):
                 await self._changed.wait()
         if self.state == "parked":
-            self._last_failure = _NOT_CONNECTED  # earlier failures do not concern this token
+            self.last_failure = _NOT_CONNECTED  # earlier failures do not concern this token
             self._set_state("reconnecting")
 
     async def _connecting_failed(self, error: BaseException, started: float) -> None:
         if isinstance(error, MCPError) and failure_kind(error) == "rejected":
             self.token_rejected(started)
             return
-        self._last_failure = describe(error)
+        self.last_failure = describe(error)
         if self.state != "gave_up" and self._failures + 1 >= _GIVE_UP_AFTER:
             self._set_state("gave_up")
-            self.events.emit("gave_up", f"{self._last_failure}; from now on only occasional attempts")
+            self.events.emit("gave_up", f"{self.last_failure}; from now on only occasional attempts")
         elif self.state != "gave_up":
             self._set_state("reconnecting")
         await self._back_off()

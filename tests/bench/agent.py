@@ -1,4 +1,4 @@
-"""A contender in a process of its own, which ends in any case."""
+"""An agent program in a process of its own, which is killed at the end."""
 
 import json
 import subprocess
@@ -10,69 +10,69 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from tests.bench.contender import Orders, Told
+from tests.bench.agent_program import Plan, Report
 
 __all__ = ["LONGEST", "Agent"]
 
-LONGEST = 90.0
-"""Seconds after which it is killed, whatever it is at."""
+LONGEST = 180.0
+"""Seconds after which the process is killed."""
 
 _ROOT = Path(__file__).parent.parent.parent
 
 
 class Agent:
-    """Starts with its orders, and does one thing after the other."""
+    """Starts the program with its plan; each ``continue_`` starts its next step."""
 
-    def __init__(self, orders: Orders) -> None:
-        self._orders = orders
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
 
     def __enter__(self) -> Self:
-        self._trouble = tempfile.TemporaryFile("w+")
+        self._stderr = tempfile.TemporaryFile("w+")
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.bench.contender"],
+            [sys.executable, "-m", "tests.bench.agent_program"],
             cwd=_ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=self._trouble,
+            stderr=self._stderr,
             text=True,
         )
-        # Whatever happens in it, nobody waits for ever.
-        self._end = threading.Timer(LONGEST, self._process.kill)
-        self._end.start()
-        self._say(json.dumps(self._orders))
+        # The process ends even if the program hangs.
+        self._timer = threading.Timer(LONGEST, self._process.kill)
+        self._timer.start()
+        self._write(json.dumps(self._plan))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._end.cancel()
+        self._timer.cancel()
         self._process.kill()
         self._process.communicate()
-        self._trouble.close()
+        self._stderr.close()
 
     def wait(self) -> None:
-        """Wait until it is ready."""
-        assert self._hear() == "ready"
+        """Wait until the program is ready."""
+        assert self._read() == "ready"
 
-    def go_on(self) -> None:
-        """Have it do the next thing."""
-        self._say("")
+    def continue_(self) -> None:
+        """Start the next step."""
+        self._write("")
 
-    def told(self) -> Told:
-        """Return what it tells at its end."""
-        told: Told = json.loads(self._hear())
-        return told
+    def report(self) -> Report:
+        """Return the report that the program prints at its end."""
+        report: Report = json.loads(self._read())
+        return report
 
-    def _say(self, line: str) -> None:
+    def _write(self, line: str) -> None:
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):
             self._process.stdin.write(f"{line}\n")
             self._process.stdin.flush()
 
-    def _hear(self) -> str:
+    def _read(self) -> str:
         assert self._process.stdout is not None
         line = self._process.stdout.readline().strip()
         if not line:
-            self._trouble.seek(0)
-            raise AssertionError(f"an agent ended without a word: {self._trouble.read()}")
+            self._stderr.seek(0)
+            raise AssertionError(f"an agent ended without a report: {self._stderr.read()}")
         return line

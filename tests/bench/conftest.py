@@ -33,7 +33,7 @@ _NOTES = pytest.StashKey[list[str]]()
 
 @pytest.fixture
 def compare(pytestconfig: pytest.Config) -> Compare:
-    """Note a ratio beside what is expected; one that falls short is a finding and fails no test."""
+    """Note a ratio and its limit; a ratio beyond its limit is reported as a finding and fails no test."""
     noted = pytestconfig.stash.setdefault(_COMPARISONS, [])
 
     def note(what: str, ratio: float, *, at_most: float | None = None, at_least: float | None = None) -> None:

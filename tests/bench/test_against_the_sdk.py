@@ -1,7 +1,7 @@
-"""What becomes of an agent's calls with our client, and with the SDK's ``OAuthClientProvider``, as a table.
+"""A table of the results of an agent's calls, with refresher and with the SDK's ``OAuthClientProvider``.
 
-Asserted is what we promise of ours alone. The SDK's provider begins as well as it can: with a stored login and, but after
-a restart, with what it knows where it has logged in in the same process, the authorization server and its token's end.
+The test asserts only what refresher promises. The SDK's provider has the best conditions: a stored login and, except
+after a restart, what it knows from a login in the same process: the authorization server and the lifetime of its token.
 """
 
 import time
@@ -14,9 +14,9 @@ import httpx
 import pytest
 
 from tests.bench.agent import LONGEST, Agent
+from tests.bench.agent_program import Plan, Report
 from tests.bench.conftest import Compare, Note
-from tests.bench.contender import Orders, Told
-from tests.bench.sides import Ours, Side, Theirs
+from tests.bench.setups import RefresherSetup, SDKSetup, Setup
 from tests.conftest import need
 from tests.support import oidc as oidc_module
 from tests.support.command import Command, wait_until
@@ -25,61 +25,61 @@ from tests.support.oidc import OIDC
 from tests.support.vault import Vault
 
 HOUR = 3600
-BOUND = 15.0
+BOUND = 60.0
 
 
 class Scenario(NamedTuple):
-    """What agents do, and what befalls them."""
+    """The calls of the agents, and the events during them."""
 
     load: Literal["at once", "beside", "steadily"]
     calls: int
     seconds: float = 0.0
     agents: int = 1
     life: tuple[int, int] = (HOUR, HOUR)
-    """Seconds for which the first access token is good, ours and theirs; a refresh comes before the end, or at it."""
+    """Seconds for which the first access token is valid: with refresher, which refreshes before the expiry; with the SDK."""
     connects_late: bool = False
     knows: bool = True
     """Whether the SDK's provider has logged in in the same process."""
-    before: Callable[[Side], object] = lambda _: None
-    during: Callable[[Side], object] = lambda _: None
-    """A steady round ends with it."""
+    before: Callable[[Setup], object] = lambda _: None
+    during: Callable[[Setup], object] = lambda _: None
+    """A steady round ends after it."""
     requests: int = 1
-    """The token requests that ours may make."""
+    """The token requests that refresher may send."""
     rounds: int = 1
-    """In turn with the peer's; of ours, where the times are compared."""
+    """With refresher, where times are compared; rounds of the baseline run between them."""
     slowest: float | None = None
-    """The most that ours may take, in multiples of a fixed header's time, where nothing befalls anybody."""
+    """Without events: the most that refresher may take, in multiples of the baseline."""
 
 
-def expire(side: Side) -> None:
-    wait_until(lambda: time.time() > side.ends_at + 0.2, "the token has expired")
-    side.end()
+def expire(setup: Setup) -> None:
+    wait_until(lambda: time.time() > setup.ends_at + 0.2, "the token has expired")
+    setup.revoke()
 
 
-def rotate_elsewhere(side: Side) -> None:
-    side.rotate()
-    side.end()
+def rotate_elsewhere(setup: Setup) -> None:
+    setup.refresh_elsewhere()
+    setup.revoke()
 
 
-def expire_while_they_call(side: Side) -> None:
-    expire(side)
-    wait_until(lambda: time.time() > side.ends_at + 1.5, "they have gone on")
+def expire_during_calls(setup: Setup) -> None:
+    expire(setup)
+    wait_until(lambda: time.time() > setup.ends_at + 1.5, "the agents have made more calls")
 
 
-def refuse_a_refresh(side: Side) -> None:
-    side.oidc.script(status=503, body="busy")
-    side.come_due()
-    side.see_it_refreshed()
+def refuse_a_refresh(setup: Setup) -> None:
+    setup.oidc.script(status=503, body="busy")
+    setup.refresh_on_schedule()
+    setup.wait_for_the_refresh()
 
 
-def hang_in_a_refresh(side: Side) -> None:
-    requests = len(side.oidc.requests())
-    side.oidc.script(delayMs=60_000, drop=True)
-    side.come_due()
-    if isinstance(side, Ours):  # of theirs nothing is expected
-        wait_until(lambda: len(side.oidc.requests()) > requests, "it hangs")
+def hang_in_a_refresh(setup: Setup) -> None:
+    requests = len(setup.oidc.requests())
+    setup.oidc.script(delayMs=60_000, drop=True)
+    setup.refresh_on_schedule()
+    if isinstance(setup, RefresherSetup):  # the SDK may send no request
+        wait_until(lambda: len(setup.oidc.requests()) > requests, "the request hangs")
     ends = time.time() + 3
-    wait_until(lambda: time.time() > ends, "they have gone on")
+    wait_until(lambda: time.time() > ends, "the agents have made more calls")
 
 
 SCENARIOS = {
@@ -90,29 +90,29 @@ SCENARIOS = {
     ),
     "refreshed and revoked elsewhere": Scenario("at once", 5, before=rotate_elsewhere),
     "3 processes as the token expires": Scenario(
-        "steadily", 1, agents=3, life=(5, 3), connects_late=True, during=expire_while_they_call
+        "steadily", 1, agents=3, life=(5, 3), connects_late=True, during=expire_during_calls
     ),
     "a refresh is answered with 503": Scenario("steadily", 3, life=(30, 2), during=refuse_a_refresh, requests=2),
     "a refresh is never answered": Scenario("steadily", 3, life=(30, 2), during=hang_in_a_refresh),
-    "20 calls with one dead token": Scenario("at once", 20, before=lambda side: side.end()),
+    "20 calls with one dead token": Scenario("at once", 20, before=lambda setup: setup.revoke()),
 }
 
 
-class Seen(NamedTuple):
-    """What became of it."""
+class Outcome(NamedTuple):
+    """The results of one setup."""
 
-    told: list[Told]
+    report: list[Report]
     requests: int
     rotations: int
     reused: int
-    """Refresh tokens that were presented again after they were spent, so many times."""
+    """The number of requests with a used refresh token."""
 
     def total(self, key: Literal["calls", "failed", "unended", "logins"]) -> int:
-        return sum(each[key] for each in self.told)
+        return sum(each[key] for each in self.report)
 
     @property
     def slowest(self) -> float:
-        return max(each["slowest"] for each in self.told)
+        return max(each["slowest"] for each in self.report)
 
     def __str__(self) -> str:
         calls = self.total("calls")
@@ -120,16 +120,16 @@ class Seen(NamedTuple):
         words += [f"slowest {self.slowest:.1f} x"] if self.slowest else []
         counts = {
             "token requests": self.requests,
-            "with a spent refresh token": self.reused,
-            "logins asked for": self.total("logins"),
+            "with a used refresh token": self.reused,
+            "login requests": self.total("logins"),
             "did not end": self.total("unended"),
         }
         words += [f"{what}: {count}" for what, count in counts.items() if count]
         return ", ".join(words)
 
 
-class World:
-    """The servers, and what was seen."""
+class Servers:
+    """The servers, and the table of results."""
 
     def __init__(self, oidc: OIDC, mcp: MCPServerProcess, vault: Vault, root: Path) -> None:
         self._oidc = oidc
@@ -138,33 +138,33 @@ class World:
         self._root = root
         issuer = oidc.endpoints["issuer"]
         self._metadata = httpx.get(f"{issuer}/.well-known/oauth-authorization-server", trust_env=False).json()
-        self._peer = oidc.mint("public", mcp.url, live=True)["access_token"]
-        self.table = [("", "ours", "the SDK's OAuthClientProvider")]
+        self._baseline_token = oidc.mint("public", mcp.url, live=True)["access_token"]
+        self.table = [("", "refresher", "the SDK's OAuthClientProvider")]
 
-    def play(self, scenario: Scenario, home: str) -> tuple[Seen, Seen]:
-        """Play it with ours, and with theirs."""
+    def run(self, scenario: Scenario, home: str) -> tuple[Outcome, Outcome]:
+        """Run it with refresher, and with the SDK."""
         with ExitStack() as ends:
             refresher = Command(self._root / home, self._vault)
-            side: Side = Ours(self._oidc, self._mcp, scenario.life[0], refresher, ends)
-            ours = self._run(scenario, side, ends, scenario.rounds)
+            setup: Setup = RefresherSetup(self._oidc, self._mcp, scenario.life[0], refresher, ends)
+            ours = self._run(scenario, setup, ends, scenario.rounds)
         with ExitStack() as ends:
-            side = Theirs(self._oidc, self._mcp, scenario.life[1], self._root / f"{home} sdk")
-            theirs = self._run(scenario, side, ends, 1)
+            setup = SDKSetup(self._oidc, self._mcp, scenario.life[1], self._root / f"{home} sdk")
+            theirs = self._run(scenario, setup, ends, 1)
         return ours, theirs
 
-    def _run(self, scenario: Scenario, side: Side, ends: ExitStack, rounds: int) -> Seen:
+    def _run(self, scenario: Scenario, setup: Setup, ends: ExitStack, rounds: int) -> Outcome:
         before = len(self._oidc.requests())
         if not scenario.connects_late:
-            side.store()
-            side.attend()
-        orders: Orders = {
+            setup.store()
+            setup.start_refreshing()
+        plan: Plan = {
             "url": self._mcp.url,
-            "way": side.way,
-            "tokens": str(side.tokens),
-            "demands": str(side.demands),
+            "way": setup.way,
+            "tokens": str(setup.tokens),
+            "demands": str(setup.demands),
             "metadata": self._metadata if scenario.knows else None,
-            "life": side.life,
-            "header": f"Bearer {self._peer}",
+            "life": setup.life,
+            "header": f"Bearer {self._baseline_token}",
             "load": scenario.load,
             "calls": scenario.calls,
             "seconds": scenario.seconds,
@@ -172,28 +172,28 @@ class World:
             "bound": LONGEST if scenario.load == "steadily" else BOUND,
             "connects_late": scenario.connects_late,
         }
-        agents = [ends.enter_context(Agent(orders)) for _ in range(scenario.agents)]
+        agents = [ends.enter_context(Agent(plan)) for _ in range(scenario.agents)]
         for agent in agents:
             agent.wait()
         if scenario.connects_late:
-            side.store()
-        scenario.before(side)
+            setup.store()
+        scenario.before(setup)
         if scenario.connects_late:
-            side.attend()
-        side.begin()
+            setup.start_refreshing()
+        setup.agents_begin()
         for agent in agents:
-            agent.go_on()
-        scenario.during(side)
+            agent.continue_()
+        scenario.during(setup)
         if scenario.load == "steadily":
             for agent in agents:
-                agent.go_on()
-        told = [agent.told() for agent in agents]
+                agent.continue_()
+        report = [agent.report() for agent in agents]
         self._oidc.script(clear=True)
         requests = self._oidc.requests()[before:]
-        # What a script has answered in its place the server has not seen.
+        # The server has not seen the requests that a script answered.
         seen = [request for request in requests if request["provider_status"] is not None]
-        return Seen(
-            told=told,
+        return Outcome(
+            report=report,
             requests=len(requests),
             rotations=sum(request["provider_status"] == 200 for request in seen),
             reused=len(seen) - len({request["fingerprint"] for request in seen}),
@@ -201,26 +201,26 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory, note: Note) -> Iterator[World]:
-    """The servers; at the end the table is shown."""
+def servers(tmp_path_factory: pytest.TempPathFactory, note: Note) -> Iterator[Servers]:
+    """The servers; the table is printed at the end."""
     need(oidc_module.missing())
     vault = Vault()
     root = tmp_path_factory.mktemp("sdk")
     with OIDC(vault) as oidc, MCPServerProcess(oidc) as mcp:
-        made = World(oidc, mcp, vault, root)
+        made = Servers(oidc, mcp, vault, root)
         yield made
     widths = [max(map(len, column)) for column in zip(*made.table, strict=True)]
     rows = [" | ".join(map(str.ljust, row, widths)).rstrip() for row in made.table]
-    note("slowest: of the calls that succeeded, in multiples of the same calls with a fixed header", *rows)
+    note("slowest: the slowest successful call, in multiples of the same calls with a fixed header", *rows)
     assert not vault.leaks_below(root)
 
 
 @pytest.mark.parametrize("what", SCENARIOS)
-def test_no_call_is_lost_and_no_login_asked_for(world: World, what: str, compare: Compare) -> None:
-    """If it failed, agents would be better off with the provider that the SDK brings along."""
+def test_no_call_fails_and_no_login_is_requested(servers: Servers, what: str, compare: Compare) -> None:
+    """If it failed, agents would lose calls or logins that the provider of the SDK would keep."""
     scenario = SCENARIOS[what]
-    ours, theirs = world.play(scenario, f"scene {len(world.table)}")
-    world.table.append((what, str(ours), str(theirs)))
+    ours, theirs = servers.run(scenario, f"scenario {len(servers.table)}")
+    servers.table.append((what, str(ours), str(theirs)))
     assert ours.total("calls") > 0
     assert (ours.total("failed"), ours.total("unended"), ours.total("logins")) == (0, 0, 0), ours
     assert (ours.rotations <= 1, ours.requests <= scenario.requests, ours.reused) == (True, True, 0), ours

@@ -1,4 +1,4 @@
-"""What a run costs that finds nothing to do, as a ratio to a bare interpreter measured in the same run."""
+"""The cost of a run with nothing to do, as a ratio to an empty Python program measured in the same run."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def _cpu(arguments: tuple[str, ...], home: Path) -> float:
 
 
 def _store(home: Path, count: int) -> None:
-    """Store healthy grants of fifty servers, each with all that an import leaves."""
+    """Store healthy grants of fifty servers, each with the files of an import."""
     directories = resolve({"state_dir": str(home / ".local/state/refresher")}, None).directories
     directories.ensure()
     for number in range(count):
@@ -60,14 +60,14 @@ def _store(home: Path, count: int) -> None:
 def test_a_run_with_nothing_due_costs_little(
     grants: int, at_most: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compare: Compare
 ) -> None:
-    """If it failed, a crontab that runs it each minute would be felt on a small machine."""
+    """If it failed, a crontab that runs it each minute would slow down a small machine."""
     with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", lambda _: None)  # it takes minutes, and what is measured only reads
+        patch.setattr(os, "fsync", lambda _: None)  # it takes minutes, and the measured run only reads
         _store(tmp_path, grants)
     assert _run(RUN, tmp_path).count("not_due") == grants
     ratios = []
     for _ in range(ROUNDS):
-        # Turn by turn, so that both meet the same machine; the least is what it costs when nothing else runs.
+        # In turn, so that both run under the same load; the minimum is the cost when nothing else runs.
         bare = [_cpu(BARE, tmp_path) for _ in range(4)]
         ours = [_cpu(RUN, tmp_path) for _ in range(1 if grants > 1 else 4)]
         bare += [_cpu(BARE, tmp_path) for _ in range(4)]

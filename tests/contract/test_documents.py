@@ -14,13 +14,18 @@ from tests.support.documents import DOCUMENTS, ROOT, anchors, code, links
 ARCHITECTURE = "refresher/ARCHITECTURE.md"
 
 SNIPPETS = {
-    "README.md": {"": 3, "sh": 2, "python": 1, "profile": 1},  # test_readme.py; "": a picture, two lines, a crontab
+    "README.md": {
+        "": 3,
+        "sh": 2,
+        "python": 1,
+        "profile": 1,
+    },  # test_readme.py, test_readme_commands.py; "": a picture, two lines, a crontab
     "refresher/README.md": {"json": 1, "toml": 2, "bash": 1},  # test_reference.py
     "refresher/ARCHITECTURE.md": {"": 2},  # pictures
     "shim/README.md": {"": 1, "python": 8, "json": 1, "bash": 2},  # test_shim_readme.py
     "deploy/README.md": {"": 4, "sh": 12},  # test_cron.py, test_systemd.py, test_systemd_user.py; "": by hand
     "deploy/kubernetes/README.md": {"sh": 7, "yaml": 1},  # test_kubernetes_readme.py
-    ".github/CONTRIBUTING.md": {"sh": 1},  # a command of tests/run
+    ".github/CONTRIBUTING.md": {"sh": 1},  # tests/run itself
     ".github/SECURITY.md": {},
 }
 """How many code blocks of each language a document has, and which test runs them."""
@@ -45,7 +50,7 @@ HERE = "tests/contract/test_documents.py"
 
 
 def places(document: str, path: str) -> list[Path]:
-    """Return where a path in a document may lead; the page of the packages names them without ``refresher/``."""
+    """Return the possible targets of a path in a document; the architecture page omits ``refresher/``."""
     found = [ROOT / path, (ROOT / document).parent / path]
     if document == ARCHITECTURE:
         found.append(ROOT / "refresher" / path)
@@ -55,8 +60,8 @@ def places(document: str, path: str) -> list[Path]:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
-def test_links_lead_somewhere(document: str) -> None:
-    """A reader would follow a link to a page or a heading that does not exist."""
+def test_each_link_has_a_target(document: str) -> None:
+    """If it failed, a reader would follow a link to a page or a heading that does not exist."""
     for link in links(document):
         path, _, anchor = link.partition("#")
         if "://" in path:
@@ -69,7 +74,7 @@ def test_links_lead_somewhere(document: str) -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_files_that_are_named_exist(document: str) -> None:
-    """A reader would look for a file that was moved."""
+    """If it failed, a reader would look for a file that was moved."""
     named = re.compile(
         r"(?:refresher|shim|tests|deploy|\.github)/[a-z_][\w./-]*|[\w.-]+(?:/[\w.-]+)+\.(?:py|md|yaml|toml|txt)",
         re.ASCII,
@@ -79,15 +84,15 @@ def test_files_that_are_named_exist(document: str) -> None:
             continue  # objects such as deploy/agent, which test_kubernetes_readme.py checks
         for match in named.finditer(span):
             if re.search(r"[\w$~/{}.:@-]$", span[: match.start()]):
-                continue  # the end of a longer path or address, on some other machine
+                continue  # the end of a longer path or URL of another machine
             assert any(place.exists() for place in places(document, match[0].rstrip("."))), match[0]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_commands_that_are_named_exist(document: str) -> None:
-    """A reader would type a command or an option that refresher does not know."""
+    """If it failed, a reader would type a command or an option that refresher does not know."""
     for span in code(document):
-        # The rest is looked at and not consumed: a namespace of that name may stand before the command.
+        # The rest is matched by a lookahead: a namespace of that name may precede the command.
         for match in re.finditer(
             r"(?:^|[\s'(/])refresher ((?:--?[a-z][\w-]*(?: [A-Z]+)? )*)([a-z][a-z-]*)(?=([^;|&')]*))", span
         ):
@@ -104,7 +109,7 @@ def test_commands_that_are_named_exist(document: str) -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_options_of_the_tests_that_are_named_exist(document: str) -> None:
-    """A contributor would type an option that tests/run does not know."""
+    """If it failed, a contributor would type an option that tests/run does not know."""
     runner = (ROOT / "tests/run").read_text()
     for span in code(document):
         for rest in re.findall(r"tests/run((?: [^;|&]*)?)", span):
@@ -114,7 +119,7 @@ def test_options_of_the_tests_that_are_named_exist(document: str) -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_tests_that_are_named_exist(document: str) -> None:
-    """A reader would look in vain for the test that holds a promise."""
+    """If it failed, a reader would not find the test that checks a claim."""
     tests = "\n".join(text for name, text in TEXTS.items() if name.startswith("tests/"))
     for span in code(document):
         for name in re.findall(r"\btest_\w+\b(?!\.py)", span):
@@ -122,7 +127,7 @@ def test_tests_that_are_named_exist(document: str) -> None:
 
 
 def test_every_snippet_is_run_by_a_test() -> None:
-    """A snippet could stand in a document that nobody has ever run."""
+    """If it failed, a document could contain a snippet that no test runs."""
     found = {}
     for document, text in DOCUMENTS.items():
         languages = re.findall(r"^ *```(\w*)\n.*?^ *```$", text, re.MULTILINE | re.DOTALL)
@@ -131,7 +136,7 @@ def test_every_snippet_is_run_by_a_test() -> None:
 
 
 def test_invariants_that_are_cited_are_those_of_the_page() -> None:
-    """A reader of the code would not find what a comment cites."""
+    """If it failed, a reader of the code would not find what a comment cites."""
     headings = re.findall(r"^### (I\d)$", DOCUMENTS[ARCHITECTURE], re.MULTILINE)
     assert headings == [f"I{number}" for number in range(1, 10)]
     cited = {(name, which) for name, text in TEXTS.items() if name.endswith(".py") for which in re.findall(r"\bI\d+\b", text)}  # fmt: skip
@@ -139,7 +144,7 @@ def test_invariants_that_are_cited_are_those_of_the_page() -> None:
 
 
 def test_nothing_refers_to_a_document_that_does_not_exist() -> None:
-    """A reader of the code would be sent to a page that the repository does not contain."""
+    """If it failed, a reader of the code would be sent to a page that the repository does not contain."""
     names = {Path(name).name for name in FILES}
     for name, text in TEXTS.items():
         if name == HERE:
@@ -150,7 +155,7 @@ def test_nothing_refers_to_a_document_that_does_not_exist() -> None:
 
 
 def test_headings_that_files_of_deploy_cite_are_in_its_page() -> None:
-    """Somebody who reads a unit or a manifest would not find the section that it cites."""
+    """If it failed, a reader of a unit or a manifest would not find the section that it cites."""
     cited = {
         (name, words)
         for name, text in TEXTS.items()

@@ -1,4 +1,4 @@
-"""The order of the packages, as ``lint-imports`` holds it."""
+"""The order of the packages, as ``lint-imports`` checks it."""
 
 import shutil
 import subprocess
@@ -25,11 +25,11 @@ def _copy(place: Path) -> Path:
         ("refresher/storage/lock.py", "refresher.oauth.urls"),
         ("refresher/daemon/loop.py", "refresher.login.pages"),
         ("shim/errors.py", "refresher.common.errors"),
-        ("refresher/newroom.py", "refresher.common.errors"),
+        ("refresher/new_package.py", "refresher.common.errors"),
     ],
 )
 def test_an_import_against_the_order_fails_the_lint_step(importer: str, imported: str, tmp_path: Path) -> None:
-    """If it failed, packages could grow into each other and nobody would notice."""
+    """If it failed, packages could import each other against their order without a lint error."""
     place = _copy(tmp_path)
     with (place / importer).open("a") as module:
         module.write(f"\nimport {imported}\n")

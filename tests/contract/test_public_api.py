@@ -24,7 +24,7 @@ MODULES = ["refresher", "shim"] + [
 
 @pytest.mark.parametrize("name", MODULES)
 def test_each_module_lists_its_names_in_order(name: str) -> None:
-    """If it failed, nobody could see what a module offers, or the list would contain a wrong name."""
+    """If it failed, a reader could not see the names of a module, or the list would contain a wrong name."""
     module = importlib.import_module(name)
     # A package that only contains modules has no code of its own.
     offered = module.__all__ if hasattr(module, "__all__") or not hasattr(module, "__path__") else []

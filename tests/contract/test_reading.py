@@ -9,14 +9,15 @@ from typing import Any
 import pytest
 
 from shim._token import render
-from tests.support.command import Command, Done, wait_until, without_times
+from tests.support.cli import one_line
+from tests.support.command import Command, wait_until
 from tests.support.oidc import OIDC
 from tests.support.published import DEAD, Published
 from tests.support.token_server import TokenServer
 
 Start = Callable[..., OIDC]
 
-AWAY: dict[str, Any] = {
+UNREACHABLE: dict[str, Any] = {
     "token_endpoint": "http://127.0.0.1:9/token",
     "client_id": "client",
     "refresh_token": "refresh-token-of-the-tests",
@@ -26,27 +27,20 @@ AWAY: dict[str, Any] = {
 }
 
 
-def one_line(done: Done, code: int) -> str:
-    """Check that the command printed one line on stderr, and nothing on stdout; return the line."""
-    assert (done.code, done.stdout) == (code, ""), done.stderr
-    assert done.stderr.count("\n") == 1, done.stderr
-    return without_times(done.stderr)
-
-
-def elsewhere(published: Published) -> dict[str, str]:
+def reader_environment(published: Published) -> dict[str, str]:
     """Return the environment of a reader without grants of its own."""
     return {"REFRESHER_TOKENS_DIR": str(published.tokens), "REFRESHER_DEMANDS_DIR": str(published.demands)}
 
 
 @pytest.fixture
 def published(refresher: Command) -> Published:
-    """The directories of another user's refresher."""
+    """The directories of the refresher of another user."""
     return Published(refresher.home / "shared")
 
 
 def test_token_prints_only_the_token(refresher: Command) -> None:
     """If it failed, scripts would read something else as the token."""
-    refresher.import_grant("linear", AWAY)
+    refresher.import_grant("linear", UNREACHABLE)
     done = refresher("token", "linear")
     assert done == (0, "access-token-of-the-tests\n", "")
     assert refresher("headers", "linear").stdout == '{"Authorization": "Bearer access-token-of-the-tests"}\n'
@@ -54,13 +48,13 @@ def test_token_prints_only_the_token(refresher: Command) -> None:
 
 def test_headers_spells_bearer_as_the_rfc_does(refresher: Command) -> None:
     """If it failed, servers that compare the scheme exactly would reject what the command prints."""
-    refresher.import_grant("linear", AWAY | {"token_type": "bearer"})
+    refresher.import_grant("linear", UNREACHABLE | {"token_type": "bearer"})
     assert json.loads(refresher("headers", "linear").stdout)["Authorization"].startswith("Bearer ")
 
 
 @pytest.mark.parametrize("command", ["token", "headers"])
 def test_the_owner_rotates_a_token_that_expires_too_soon(refresher: Command, own_oidc: Start, command: str) -> None:
-    """If it failed, a script without a daemon would get a token that is dead or dies soon."""
+    """If it failed, a script without a daemon would get a token that has expired or expires soon."""
     server = own_oidc()
     refresher.import_grant("linear", server.mint("public") | {"access_token": "an-old-access-token", "expires_in": 8})
     done = refresher(command, "linear", "--min-valid", "30m")
@@ -69,7 +63,7 @@ def test_the_owner_rotates_a_token_that_expires_too_soon(refresher: Command, own
     assert (refresher.token("linear").access_token or "?") in done.stdout
     again = refresher(command, "linear", "--min-valid", "30m")
     assert again.stdout == done.stdout
-    assert len(server.requests()) == 1, "a token that lives long enough was rotated"
+    assert len(server.requests()) == 1, "a token that is valid for long enough was rotated"
 
 
 def test_many_commands_at_once_rotate_once(refresher: Command, own_oidc: Start) -> None:
@@ -81,14 +75,14 @@ def test_many_commands_at_once_rotate_once(refresher: Command, own_oidc: Start) 
     assert len(server.requests()) == 1
 
 
-def test_a_longer_life_than_any_token_has_is_an_error_without_a_rotation(refresher: Command, own_oidc: Start) -> None:
-    """If it failed, each command would rotate in vain, and some servers end all earlier access tokens then."""
+def test_a_min_valid_beyond_the_lifetime_is_an_error_without_a_rotation(refresher: Command, own_oidc: Start) -> None:
+    """If it failed, each command would rotate without success, and some servers would revoke the earlier access tokens."""
     server = own_oidc(accessTokenTtl=60)
     refresher.import_grant("linear", server.mint("public"))
     assert refresher("token", "linear").code == 0
-    said = one_line(refresher("token", "linear", "--min-valid", "90s"), 4)
-    assert "valid for 60 s when issued" in said
-    assert "90 s" in said
+    line = one_line(refresher("token", "linear", "--min-valid", "90s"), 4)
+    assert "valid for 60 s when issued" in line
+    assert "90 s" in line
     assert len(server.requests()) == 1
 
 
@@ -104,7 +98,7 @@ def test_the_rest_of_an_imported_token_does_not_count_as_its_lifetime(refresher:
 
 
 def test_a_verdict_is_reported_before_a_short_lifetime(refresher: Command, own_oidc: Start) -> None:
-    """If it failed, a script would be told to wait, or to ask for less, although only a person can help."""
+    """If it failed, the message would say to wait or to use a smaller --min-valid, although only a person can help."""
     server = own_oidc(accessTokenTtl=60)
     refresher.import_grant("linear", server.mint("public"))
     refresher("run-once")
@@ -113,20 +107,20 @@ def test_a_verdict_is_reported_before_a_short_lifetime(refresher: Command, own_o
     one_line(refresher("token", "linear", "--min-valid", "1h"), 3)
 
 
-def test_a_reader_learns_that_no_token_lives_that_long(refresher: Command, published: Published) -> None:
-    """If it failed, each command would demand one rotation after the other, in vain."""
+def test_a_reader_gets_an_error_if_new_tokens_do_not_live_that_long(refresher: Command, published: Published) -> None:
+    """If it failed, each command would demand one rotation after the other without success."""
     published.put(expires_at=time.time() + 60)
-    process = refresher.start("token", "linear", "--min-valid", "1h", environment=elsewhere(published))
+    process = refresher.start("token", "linear", "--min-valid", "1h", environment=reader_environment(published))
     wait_until(lambda: published.demanded() == ["linear.1"], "the demand is there")
     published.put(2, expires_at=time.time() + 60)
     assert "valid for 60 s when issued" in one_line(refresher.finish(process), 4)
     assert published.demanded() == ["linear.1"]
 
 
-def test_a_dead_grant_is_reported_and_its_live_token_is_still_printed(refresher: Command, own_oidc: Start) -> None:
-    """If it failed, a script would wait although only a person can help, or lose a token that is still good."""
+def test_a_rejected_grant_is_reported_and_its_live_token_is_still_printed(refresher: Command, own_oidc: Start) -> None:
+    """If it failed, a script would wait although only a person can help, or would not get a token that is still valid."""
     server = own_oidc()
-    refresher.import_grant("linear", AWAY | {"token_endpoint": server.endpoints["token_endpoint"]})
+    refresher.import_grant("linear", UNREACHABLE | {"token_endpoint": server.endpoints["token_endpoint"]})
     server.script(status=400, body={"error": "invalid_grant"})
     assert refresher("run-once", "--force").code == 3
     assert refresher("token", "linear").code == 0
@@ -139,48 +133,50 @@ def test_a_dead_grant_is_reported_and_its_live_token_is_still_printed(refresher:
 
 @pytest.mark.parametrize("name", ["linnear", "../linear", ""])
 def test_an_unknown_name_is_reported_at_once(refresher: Command, name: str) -> None:
-    """If it failed, a typing mistake would cost the whole wait, or read another file."""
-    refresher.import_grant("linear", AWAY)
+    """If it failed, a typing error would wait until the end, or read another file."""
+    refresher.import_grant("linear", UNREACHABLE)
     one_line(refresher("token", name, "--wait", "1h"), 2)
 
 
 def test_an_unreachable_server_is_the_reason_when_the_wait_ends(refresher: Command) -> None:
-    """If it failed, a script would hang, or not learn why there is no token."""
-    refresher.import_grant("linear", AWAY | {"expires_in": 0})
-    said = one_line(refresher("token", "linear", "--wait", "0.5"), 4)
-    assert "transient" in said
+    """If it failed, a script would hang, or its error would not say why there is no token."""
+    refresher.import_grant("linear", UNREACHABLE | {"expires_in": 0})
+    line = one_line(refresher("token", "linear", "--wait", "0.5"), 4)
+    assert "transient" in line
 
 
 def test_a_reader_demands_a_token_and_prints_the_next_one(refresher: Command, published: Published) -> None:
     """If it failed, a container that sees only tokens could not use the command."""
     published.put(expires_at=time.time() + 2, issued_at=time.time() - 3000)
     refresher.vault.learn("access-token-1", "access-token-2")
-    process = refresher.start("token", "linear", environment=elsewhere(published))
+    process = refresher.start("token", "linear", environment=reader_environment(published))
     wait_until(lambda: published.demanded() == ["linear.1"], "the demand is there")
     published.put(2)
     assert refresher.finish(process) == (0, "access-token-2\n", "")
     published.put(3, expires_at=time.time() - 1)
-    assert "expired" in one_line(refresher("token", "linear", "--wait", "0.2", environment=elsewhere(published)), 4)
+    assert "expired" in one_line(
+        refresher("token", "linear", "--wait", "0.2", environment=reader_environment(published)), 4
+    )
     published.put(4, expires_at=time.time() - 1, state="reauthorization_required", error=DEAD)
-    one_line(refresher("token", "linear", environment=elsewhere(published)), 3)
+    one_line(refresher("token", "linear", environment=reader_environment(published)), 3)
 
 
-def test_a_token_in_doubt_that_lives_is_not_demanded_away(refresher: Command, own_oidc: Start) -> None:
-    """If it failed, asking for a longer life would make refresher send a spent refresh token, and end the live token (I1)."""
+def test_a_live_token_of_a_grant_in_doubt_is_not_demanded(refresher: Command, own_oidc: Start) -> None:
+    """If it failed, a command that needs a longer lifetime would make refresher send a used refresh token, and end the live token (I1)."""
     server = own_oidc()
-    refresher.import_grant("linear", server.mint("public") | {"access_token": "a-live-access-token", "expires_in": 100})
+    refresher.import_grant("linear", server.mint("public") | {"access_token": "a-live-access-token", "expires_in": 500})
     server.script(drop=True)
     assert refresher("run-once", "--force").code == 5
-    said = one_line(refresher("token", "linear", "--min-valid", "10m", "--wait", "0.3"), 4)
-    assert "in_doubt" in said
+    line = one_line(refresher("token", "linear", "--min-valid", "10m", "--wait", "0.3"), 4)
+    assert "in_doubt" in line
     assert list((refresher.state / "demands").iterdir()) == []
     assert len(server.requests()) == 1
-    assert refresher("token", "linear").code == 0, "the live token must stay in use"
+    assert refresher("token", "linear").code == 0, "the live token is not used any more"
 
 
 def test_ctrl_c_ends_the_wait_at_once(refresher: Command) -> None:
-    """If it failed, Ctrl-C would seem not to work."""
-    refresher.import_grant("linear", AWAY | {"expires_in": 0})
+    """If it failed, a person would have to wait an hour after Ctrl-C."""
+    refresher.import_grant("linear", UNREACHABLE | {"expires_in": 0})
     process = refresher.start("token", "linear", "--wait", "1h")
     wait_until(lambda: refresher.token("linear").error is not None, "the command has tried, and waits")
     process.send_signal(signal.SIGINT)
@@ -204,14 +200,14 @@ def test_an_interrupted_refresh_is_completed_and_saved(refresher: Command) -> No
 
 def test_a_failed_write_is_not_a_success(refresher: Command) -> None:
     """If it failed, a script would go on with an empty token."""
-    refresher.import_grant("linear", AWAY)
+    refresher.import_grant("linear", UNREACHABLE)
     process = refresher.start("token", "linear", prefix=("sh", "-c", 'exec "$@" >/dev/full', "sh"))
     assert one_line(refresher.finish(process), 1) == "refresher: cannot write: No space left on device\n"
 
 
 def test_a_token_file_of_another_version_is_not_used(refresher: Command, published: Published) -> None:
-    """If it failed, a program would get what this version cannot read correctly."""
+    """If it failed, a program would get a token from a file that this version cannot read correctly."""
     made = json.loads(render(published.put()))
     published.path.write_text(json.dumps(made | {"version": 2}))
-    said = one_line(refresher("token", "linear", "--wait", "0", environment=elsewhere(published)), 4)
-    assert "version" in said
+    line = one_line(refresher("token", "linear", "--wait", "0", environment=reader_environment(published)), 4)
+    assert "version" in line

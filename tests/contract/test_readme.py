@@ -2,67 +2,22 @@
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 from tests.support.api import API
-from tests.support.browser import as_browser
 from tests.support.command import Command, wait_until
-from tests.support.daemon import heard
 from tests.support.documents import DOCUMENTS, ROOT, block, blocks
-from tests.support.mcp_login import MCPLogin
-from tests.support.oidc import OIDC
 from tests.support.snippets import GRANT, accepts, published, python
 
 README = DOCUMENTS["README.md"]
 
 
-def test_a_reader_has_three_minutes() -> None:
-    """The README would take longer to read than a newcomer stays."""
+def test_the_readme_has_at_most_150_lines() -> None:
+    """If it failed, the README would be too long for a reader with three minutes."""
     assert len(README.splitlines()) <= 150
-
-
-def test_the_first_command_shows_it_and_the_next_ones_keep_a_login_fresh(
-    refresher: Command, own_oidc: Callable[..., OIDC]
-) -> None:
-    """The first commands that a new user types would not work."""
-    install, _ = blocks("README.md", "sh")
-    checkout = refresher.home / "checkout"
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split()
-    for name in tracked or ["pyproject.toml", "README.md"]:
-        if name.startswith(("refresher/", "shim/", "pyproject.toml", "README.md")):
-            (checkout / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, checkout / name)
-    # Only what a package index needs may pass from the tester's environment.
-    passed = {
-        name: value for name, value in os.environ.items() if name.startswith(("PIP_", "SSL_", "HTTP", "NO_PROXY"))
-    }
-    # To compile all packages takes longer than all else here; Python compiles what it imports.
-    environment = {**passed, "PIP_NO_COMPILE": "1", "HOME": str(refresher.home), "PATH": os.environ["PATH"]}
-
-    def type_in(command: str) -> str:
-        done = subprocess.run(
-            ["bash", "-euc", command], cwd=checkout, env=environment, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    assert "not one call failed" in type_in(install)
-    assert not refresher.state.exists(), "the demo has touched the user's own grants"
-    log_in, watch = re.findall(r"^\.venv/bin/refresher .*$", README, re.MULTILINE)
-    with MCPLogin() as server:
-        environment |= as_browser("person")
-        assert "logged in: linear" in type_in(log_in.replace("https://mcp.linear.app/mcp", server.url))
-    process = subprocess.Popen(
-        watch.split(), cwd=checkout, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert "watching 1 grant" in heard(process, "watching")[-1]
-    process.terminate()
-    assert refresher.finish(process).code == 0
 
 
 def _daemons(home: Path) -> list[int]:
@@ -79,8 +34,8 @@ def _daemons(home: Path) -> list[int]:
     return found
 
 
-def test_the_line_for_the_profile_starts_one_daemon_however_often_one_logs_in(refresher: Command) -> None:
-    """No daemon would run after a login, or one more after each."""
+def test_the_line_for_the_profile_starts_one_daemon_for_any_number_of_logins(refresher: Command) -> None:
+    """If it failed, no daemon would run after a login to the machine, or one more would start with each login."""
     line = block("README.md", "profile")
     here = line.replace("/path/to/.venv/bin/", f"{Path(sys.executable).parent}/")
     assert here != line
@@ -103,8 +58,8 @@ def test_the_line_for_the_profile_starts_one_daemon_however_often_one_logs_in(re
     assert log.read_text().endswith("refresher: stopped\n")
 
 
-def test_the_line_for_the_crontab_is_a_daemon(refresher: Command) -> None:
-    """The crontab line that people copy would start nothing."""
+def test_the_line_for_the_crontab_starts_a_daemon(refresher: Command) -> None:
+    """If it failed, the crontab line that users copy would start no daemon."""
     (line,) = re.findall(r"^@reboot  (.*)$", README, re.MULTILINE)
     refresher.state.mkdir(parents=True)
     command = line.replace("/path/to/.venv/bin/", f"{Path(sys.executable).parent}/")
@@ -112,11 +67,11 @@ def test_the_line_for_the_crontab_is_a_daemon(refresher: Command) -> None:
     log = refresher.state / "log"
     wait_until(lambda: log.exists() and "watching" in log.read_text(), "it watches")
     process.terminate()
-    assert process.wait(30) == 0
+    assert process.wait(90) == 0
 
 
 def test_the_agents_three_lines_work(refresher: Command) -> None:
-    """The first code that an agent's author copies would not run."""
+    """If it failed, the first code that the author of an agent copies would not run."""
     call = "import asyncio, os\nprint(asyncio.run(client.get(os.environ['URL'])).status_code)"
     with API(accepts) as api:
         done = python(f"{block('README.md', 'python')}\n{call}", published(refresher, api))
@@ -124,7 +79,7 @@ def test_the_agents_three_lines_work(refresher: Command) -> None:
 
 
 def test_the_second_command_is_the_one_that_ci_runs() -> None:
-    """The tests that users run would not be those that guard the product."""
+    """If it failed, the tests that users run would not be those that run in CI."""
     _, tests = blocks("README.md", "sh")
     assert tests.strip() == "tests/run"
     assert os.access(ROOT / "tests/run", os.X_OK)
@@ -132,8 +87,8 @@ def test_the_second_command_is_the_one_that_ci_runs() -> None:
     assert lines == ['exec "$(dirname "$0")/../tests/run"']
 
 
-def test_the_top_level_holds_what_it_may() -> None:
-    """The repository would grow files that nobody agreed to."""
+def test_the_top_level_contains_only_known_names() -> None:
+    """If it failed, files would appear at the top of the repository without a decision."""
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split()
     top = {name.partition("/")[0] for name in tracked if not name.startswith(".")}
     assert top <= {"pyproject.toml", "refresher", "shim", "deploy", "tests", "README.md"}

@@ -1,4 +1,4 @@
-"""The format of records and intents has a version: what it holds, how the next one reads it, who refuses what."""
+"""The version of records and intents: the fields of each, the conversion to the next, the refusal by the previous."""
 
 import difflib
 from collections.abc import Iterator
@@ -41,21 +41,21 @@ _PLAIN = {
 }
 
 WHAT_TO_DO = f"""
-The records or intents on the disk change with this, and an older refresher cannot read them. If that is meant:
+This changes the records or intents on the disk, and an older refresher cannot read them. If that is intended:
   1. raise VERSION, where CONVERTERS is, to {VERSION + 1};
-  2. add to CONVERTERS, under {VERSION}, the function that makes the new fields of the old ones;
+  2. add to CONVERTERS, under {VERSION}, the function that converts the old fields to the new ones;
   3. keep wire-{VERSION}.txt and add wire-{VERSION + 1}.txt with the table below;
   4. if STATES in this file has no state directory of version {VERSION}, add one, written by the code before the change.
-If only a Python name was to change, keep the name on the disk with msgspec.field(name=...).
+To rename only a Python name, keep the name on the disk with msgspec.field(name=...).
 """
 
 
 def wire(path: str, kind: inspect.Type) -> Iterator[str]:
-    """List the fields below ``path`` by their names on the disk; no Python name is in it."""
+    """List the fields below ``path`` by their names on the disk, not by their Python names."""
     for struct in kind.types if isinstance(kind, inspect.UnionType) else (kind,):
         if not isinstance(struct, inspect.StructType):
             continue
-        assert struct.forbid_unknown_fields, f"{path}: a field that it does not know would be dropped by the next write"
+        assert struct.forbid_unknown_fields, f"{path}: the next write would drop an unknown field"
         assert not struct.array_like
         if struct.tag_field is not None:
             yield f'{path}.{struct.tag_field}: "{struct.tag}"'
@@ -83,13 +83,13 @@ def _kind(kind: inspect.Type) -> str:
 
 
 def table() -> list[str]:
-    """List all that is on the disk."""
+    """List all fields on the disk."""
     roots = {"grant": Grant, "tombstone": Tombstone, "intent": Intent}
     return sorted(line for name, root in roots.items() for line in wire(name, inspect.type_info(root)))
 
 
-def test_what_is_on_the_disk_changes_only_with_its_version() -> None:
-    """If it failed, a new field would make records that the version before takes for damaged."""
+def test_the_fields_on_the_disk_change_only_with_the_version() -> None:
+    """If it failed, a new field would make records that the previous version reports as damaged."""
     path = FIXTURES / f"wire-{VERSION}.txt"
     pinned = path.read_text().splitlines() if path.exists() else []
     changes = [line for line in difflib.ndiff(pinned, table()) if line[0] in "+-"]
@@ -97,7 +97,7 @@ def test_what_is_on_the_disk_changes_only_with_its_version() -> None:
 
 
 def test_every_earlier_version_has_a_converter_and_a_state_directory() -> None:
-    """If it failed, an upgrade from an earlier version would refuse every record."""
+    """If it failed, refresher would refuse every record after an upgrade from an earlier version."""
     earlier = set(range(1, VERSION))
     assert set(CONVERTERS) == earlier, WHAT_TO_DO
     assert earlier <= set(STATES), WHAT_TO_DO
@@ -116,7 +116,7 @@ REFUSED = f"the file has version {NEXT}, this refresher reads version {VERSION}:
 
 
 def to_next(fields: dict[str, Any]) -> dict[str, Any]:
-    """Convert as the next version might: records get another scope, intents another time."""
+    """Convert to an invented next version: records get another scope, intents another time."""
     if "kind" in fields:
         return fields | {"scope": CONVERTED}
     return fields | {"at": fields["at"] | {"wall": LATER}}
@@ -137,12 +137,12 @@ def stored(refresher: Command, vault: Vault, server: TokenServer) -> Command:
 
 @pytest.fixture
 def next_version(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The next version in this process; a command in its own process is of the present one."""
+    """The next version in this process; a command in its own process has the present version."""
     monkeypatch.setattr(records, "VERSION", NEXT)
     monkeypatch.setitem(records.CONVERTERS, VERSION, to_next)
 
 
-def here(refresher: Command, *names: str, force: bool = False) -> dict[str, Result]:
+def run_here(refresher: Command, *names: str, force: bool = False) -> dict[str, Result]:
     """Run once in this process."""
     given = {"state_dir": str(refresher.state), "spill_dir": refresher.environment["REFRESHER_SPILL_DIR"]}
     results = run_once(resolve(given, None), names, force=force, horizon=0.0, stopping=lambda: False)
@@ -156,7 +156,7 @@ def version_of(path: Path) -> int:
 
 
 def raise_version(path: Path) -> None:
-    """Write a record or an intent again as the next version writes it."""
+    """Rewrite a record or an intent as the next version writes it."""
     line, _, mark = path.read_bytes().partition(b"\n")
     key: Literal["record", "intent"] = "intent" if path.suffix == ".intent" else "record"
     path.write_bytes(wrap(key, bytes(unwrap(key, line)[0]))[0] + mark)
@@ -164,13 +164,13 @@ def raise_version(path: Path) -> None:
 
 
 def all_files(refresher: Command) -> dict[str, bytes]:
-    """Return what lies in ``grants/``, locks aside."""
+    """Return the files in ``grants/``, except the locks."""
     return {path.name: path.read_bytes() for path in refresher.directories.grants.iterdir() if path.suffix != ".lock"}
 
 
 @pytest.mark.usefixtures("next_version")
-def test_the_next_version_reads_what_it_does_not_write(stored: Command) -> None:
-    """If it failed, a look at a grant would change its record without the lock."""
+def test_the_next_version_reads_a_record_without_a_write(stored: Command) -> None:
+    """If it failed, a command that only reads a grant would change its record without the lock."""
     before = all_files(stored)
     for name in NAMES:
         found = decode(before[f"{name}.json"], name)
@@ -178,40 +178,44 @@ def test_the_next_version_reads_what_it_does_not_write(stored: Command) -> None:
         assert found.record.scope == CONVERTED
         sealed = opened(before[f"{name}.json"])
         assert sealed is not None
-        assert found.checksum == sealed.checksum, "an intent or a successor would not find the record it was begun from"
+        assert found.checksum == sealed.checksum, (
+            "an intent or a successor would not match the record that it was made from"
+        )
     assert all_files(stored) == before
 
 
 @pytest.mark.usefixtures("next_version")
-def test_a_record_is_converted_by_a_write_under_its_lock(stored: Command) -> None:
+def test_a_record_is_converted_at_its_next_write_under_the_lock(stored: Command) -> None:
     """If it failed, two processes could write one record at the same time."""
     made = stored.directories
     before = all_files(stored)
     with held(made.lock("healthy"), stopping=lambda: False):
-        assert here(stored, "rotated")["rotated"].outcome == "rotated"
+        assert run_here(stored, "rotated")["rotated"].outcome == "rotated"
         assert version_of(made.record("rotated")) == NEXT
         waiting = Terms(ca_file=None, stopping=lambda: False, lock_wait=0.1)
         result = rotate(Publisher(made), Order(name="healthy", seen=0), waiting)
         assert result is not None
         assert result.outcome == "lock_busy"
         assert all_files(stored)["healthy.json"] == before["healthy.json"]
-    assert here(stored, "healthy")["healthy"].outcome == "rotated"
+    assert run_here(stored, "healthy")["healthy"].outcome == "rotated"
     assert version_of(made.record("healthy")) == NEXT
     assert stored.grant("healthy").scope == CONVERTED
 
 
 @pytest.mark.usefixtures("next_version")
-def test_the_next_version_settles_and_rotates_what_the_one_before_left(stored: Command, server: TokenServer) -> None:
-    """If it failed, an upgrade to the next version would lose logins, or what a kill left before it."""
+def test_the_next_version_recovers_and_rotates_the_grants_of_the_previous_one(
+    stored: Command, server: TokenServer
+) -> None:
+    """If it failed, an upgrade to the next version would lose logins, or the leftovers of a kill before the upgrade."""
     names = (set(NAMES) - set(TOMBSTONES)) | {"left-import"}
-    plain = {name: result.outcome for name, result in here(stored).items()}
+    plain = {name: result.outcome for name, result in run_here(stored).items()}
     assert plain == dict.fromkeys(names, "rotated") | OUTCOMES
     doubt = stored.grant("left-sent").doubt
     assert doubt is not None
     assert doubt.since.wall == LATER, "the intent was not converted"
-    # A successor that was adopted is written in the next version, and the file that it came from is still known as its copy.
+    # An adopted successor is written in the next version, and its source is still recognised as a copy.
     assert not [name for name in all_files(stored) if name.startswith("left-") and "aside" in name]
-    forced = {name: result.outcome for name, result in here(stored, force=True).items()}
+    forced = {name: result.outcome for name, result in run_here(stored, force=True).items()}
     assert forced == dict.fromkeys(names, "rotated") | {name: OUTCOMES[name] for name in NEVER_ROTATE}
     for name in names - set(NEVER_ROTATE):
         assert version_of(stored.directories.record(name)) == NEXT, name
@@ -220,9 +224,9 @@ def test_the_next_version_settles_and_rotates_what_the_one_before_left(stored: C
 
 
 @pytest.mark.usefixtures("next_version")
-def test_the_version_before_refuses_the_next_one(stored: Command, server: TokenServer) -> None:
-    """If it failed, an older refresher would take a newer record for damaged, or drop what it does not know."""
-    assert here(stored, "healthy")["healthy"].outcome == "rotated"
+def test_the_previous_version_refuses_a_record_of_the_next_one(stored: Command, server: TokenServer) -> None:
+    """If it failed, an older refresher would report a newer record as damaged, or drop its unknown fields."""
+    assert run_here(stored, "healthy")["healthy"].outcome == "rotated"
     before = all_files(stored)
     done = stored("run-once", "--json", "healthy")
     assert (done.code, done.outcome) == (2, "invalid_grant_file")
@@ -233,10 +237,10 @@ def test_the_version_before_refuses_the_next_one(stored: Command, server: TokenS
 
 @pytest.mark.parametrize("kinds", [("next",), ("intent",), ("intent", "next")], ids="+".join)
 @pytest.mark.usefixtures("next_version")
-def test_the_version_before_leaves_the_leftovers_of_the_next_one(
+def test_the_previous_version_does_not_change_the_leftovers_of_the_next_one(
     stored: Command, server: TokenServer, kinds: tuple[str, ...]
 ) -> None:
-    """If it failed, a downgrade amid a rotation would set the only copy of a refresh token aside (I6)."""
+    """If it failed, a downgrade during a rotation would set the only copy of a refresh token aside (I6)."""
     for kind in kinds:
         raise_version(stored.state / f"grants/left-sent-next.{kind}")
     before = all_files(stored)
@@ -244,13 +248,13 @@ def test_the_version_before_leaves_the_leftovers_of_the_next_one(
     assert (done.code, done.outcome) == (2, "invalid_grant_file")
     assert f"left-sent-next.{kinds[0]}: {REFUSED}" in done.results["left-sent-next"]["detail"]
     assert all_files(stored) == before
-    assert here(stored, "left-sent-next")["left-sent-next"].outcome == "rotated"
+    assert run_here(stored, "left-sent-next")["left-sent-next"].outcome == "rotated"
     assert server.presented["left-sent-next"] == ["rt-left-sent-next-1"]
 
 
 @pytest.mark.usefixtures("next_version")
-def test_a_person_can_give_up_a_leftover_of_the_next_version(stored: Command, server: TokenServer) -> None:
-    """If it failed, a version digit that a disk has changed would keep a person from every new login."""
+def test_a_new_import_sets_a_leftover_of_the_next_version_aside(stored: Command, server: TokenServer) -> None:
+    """If it failed, a leftover with a damaged version number would prevent every new login."""
     path = stored.state / "grants/left-sent-next.next"
     raise_version(path)
     there = path.read_bytes()

@@ -30,14 +30,14 @@ def options(command: click.Command) -> set[str]:
 
 
 def test_each_command_has_a_section_in_the_order_of_the_help() -> None:
-    """A user who comes from the help would not find the command."""
+    """If it failed, a user who comes from the help would not find the command."""
     headings = re.findall(r"^## (.*)$", DOCUMENTS[PAGE], re.MULTILINE)
     assert headings[: len(COMMANDS)] == list(COMMANDS)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_section_names_the_options_of_its_command_and_no_others(name: str) -> None:
-    """A user would not learn of an option, or type one that the command does not know."""
+    """If it failed, a user would not learn of an option, or type one that the command does not know."""
     # `headers` has the options of `token`, and its section says so.
     text = section(PAGE, name) + (section(PAGE, "token") if name == "headers" else "")
     named = set(re.findall(r"`(--[\w-]+)", text))
@@ -48,7 +48,7 @@ def test_a_section_names_the_options_of_its_command_and_no_others(name: str) -> 
 
 
 def test_the_table_of_settings_is_complete() -> None:
-    """A setting could only be found in the source."""
+    """If it failed, a setting could only be found in the source."""
     text = section(PAGE, "Configuration")
     assert {option for option in options(cli) if f"`{option}" not in text} == set()
     variables = {str(parameter.envvar) for command in (cli, *COMMANDS.values()) for parameter in command.params if getattr(parameter, "envvar", None)}  # fmt: skip
@@ -58,15 +58,15 @@ def test_the_table_of_settings_is_complete() -> None:
     assert {key for key in keys if f"`{key}`" not in text} == set()
 
 
-def test_every_outcome_and_exit_code_is_explained() -> None:
-    """A script's author would meet a word that nobody has explained."""
+def test_every_outcome_and_exit_code_is_in_the_table() -> None:
+    """If it failed, the author of a script would get an outcome that the page does not explain."""
     rows = re.findall(r"^\| `(\w+)` \|.*\| (\d+) \|$", section(PAGE, "Outcomes and exit codes"), re.MULTILINE)
     assert {(word, int(code)) for word, code in rows} == set(EXIT_CODES.items())
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_exit_codes_of_a_section_are_those_of_the_help(name: str) -> None:
-    """The page and the help would tell a script's author different things."""
+    """If it failed, the page and the help would disagree about an exit code."""
     codes = set(re.findall(r"^ +(\d+) +", COMMANDS[name].epilog or "", re.MULTILINE))
     text = section(PAGE, "Outcomes and exit codes" if name == "run-once" else "token" if name == "headers" else name)
     explained = "\n".join(re.findall(r"^\|.*\|$|^Exit codes: (?:.+\n)+", text, re.MULTILINE))
@@ -74,19 +74,19 @@ def test_the_exit_codes_of_a_section_are_those_of_the_help(name: str) -> None:
 
 
 def test_every_key_of_an_import_is_explained() -> None:
-    """A key could only be found in the source."""
+    """If it failed, a key could only be found in the source."""
     text = section(PAGE, "import")
     assert [key for key in ImportRequest.__struct_fields__ if f"`{key}`" not in text] == []
 
 
-def test_every_server_of_which_more_is_known_is_named() -> None:
-    """A user could not tell whether refresher knows his server."""
+def test_every_server_with_a_profile_is_named() -> None:
+    """If it failed, a user could not see whether refresher knows a server."""
     text = " ".join(section(PAGE, "Servers differ").split())
     assert [profile.name for profile in PROFILES if profile.name not in text] == []
 
 
-def test_json_has_the_keys_that_the_page_names(refresher: Command) -> None:
-    """A program that follows the page would look for keys that are not there."""
+def test_json_output_has_the_keys_on_the_page(refresher: Command) -> None:
+    """If it failed, a program that follows the page would look for keys that do not exist."""
     page = " ".join(DOCUMENTS[PAGE].split())
     refresher.import_grant("linear", GRANT | {"server_url": "https://mcp.example/mcp"})
     (grant,) = json.loads(refresher("status", "--json").stdout)["grants"]
@@ -101,14 +101,14 @@ def test_json_has_the_keys_that_the_page_names(refresher: Command) -> None:
     assert f"{{{', '.join(json.dumps(key) for key in nobody)}}}" in page
 
 
-def test_the_example_of_an_import_is_one(refresher: Command) -> None:
-    """The first file that a user writes by the page would be refused."""
+def test_the_example_of_an_import_is_accepted(refresher: Command) -> None:
+    """If it failed, an import file that a user copies from the page would be refused."""
     refresher.import_grant("linear", json.loads(block(PAGE, "json")))
     assert refresher("status").stdout.splitlines()[1].startswith("linear")
 
 
-def test_the_examples_of_a_configuration_are_some(refresher: Command, tmp_path: Path) -> None:
-    """The first configuration that a user writes by the page would be refused, or have no effect."""
+def test_the_examples_of_a_configuration_are_accepted(refresher: Command, tmp_path: Path) -> None:
+    """If it failed, a configuration that a user copies from the page would be refused, or have no effect."""
     config = refresher.home / ".config/refresher/config.toml"
     config.parent.mkdir(parents=True)
     config.write_text(block(PAGE, "toml", "log_format"))
@@ -122,7 +122,7 @@ def test_the_examples_of_a_configuration_are_some(refresher: Command, tmp_path: 
 
 
 def test_the_line_for_the_shell_completes_names(refresher: Command) -> None:
-    """The Tab key would do nothing, or each new shell would print an error."""
+    """If it failed, the Tab key would complete nothing, or each new shell would print an error."""
     refresher.import_grant("linear", GRANT | {"server_url": "https://mcp.example/mcp"})
     environment = refresher.environment | {"PATH": f"{Path(sys.executable).parent}:{refresher.environment['PATH']}"}
     tab = "COMP_WORDS=(refresher status li); COMP_CWORD=2; _refresher_completion refresher li status; echo ${COMPREPLY[@]}"
@@ -132,8 +132,8 @@ def test_the_line_for_the_shell_completes_names(refresher: Command) -> None:
     assert (done.stdout, done.stderr) == ("linear\n", "")
 
 
-def test_what_refresher_reports_of_a_loss_is_quoted_as_it_is() -> None:
-    """A user would search the page for the line that he reads, and not find it."""
+def test_the_messages_about_a_loss_are_quoted_exactly() -> None:
+    """If it failed, a user would search the page for a message, and not find it."""
     rows = [line.split("|") for line in section(PAGE, "What can still be lost").splitlines() if line.startswith("| ")]
     quoted = [words for row in rows[1:] for words in re.findall(r"`([a-zA-Z_ :]+?)(?: \.\.\.)?`", row[3])]
     assert len(quoted) > 5

@@ -1,4 +1,4 @@
-"""Imports at each start, from a directory that somebody else has filled: a Secret's mount, a service's credentials."""
+"""The import of a directory at each start: a mounted Secret, or the credentials of a service."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from tests.support.token_server import TokenServer
 
 
 def seed(refresher: Command, **grants: dict[str, Any]) -> Path:
-    """Fill a directory as Kubernetes does: what is seen are links, and a rename of one link replaces all."""
+    """Fill a directory as Kubernetes does: the files are links, and the rename of one link replaces all of them."""
     directory = refresher.home / "seed"
     data = directory / "..2026_11_23"
     data.mkdir(parents=True, exist_ok=True)
@@ -27,12 +27,12 @@ def seed(refresher: Command, **grants: dict[str, Any]) -> Path:
 
 
 def start_up(refresher: Command, directory: Path) -> Done:
-    """Run what a start-up script runs each time."""
+    """Run the import of a start script."""
     return refresher("import", "--from", str(directory), "--if-absent")
 
 
 def fields(number: int = 0, **more: Any) -> dict[str, Any]:
-    """Return a grant at a server that is not there."""
+    """Return a grant at an unreachable server."""
     return {
         "token_endpoint": "http://127.0.0.1:9/token",
         "client_id": "client",
@@ -42,8 +42,8 @@ def fields(number: int = 0, **more: Any) -> dict[str, Any]:
     }
 
 
-def test_each_file_is_a_grant_and_is_taken_over_once(refresher: Command) -> None:
-    """If it failed, each restart would put back a refresh token that has long been used up."""
+def test_each_file_is_imported_once(refresher: Command) -> None:
+    """If it failed, each restart would replace the refresh token by one that is used up."""
     with TokenServer(lambda _: 3600.0) as server:
         directory = seed(refresher, linear=server.grant("1"), notion=server.grant("2"))
         done = start_up(refresher, directory)
@@ -59,16 +59,16 @@ def test_each_file_is_a_grant_and_is_taken_over_once(refresher: Command) -> None
         assert server.reused == 0
 
 
-def test_a_seed_that_is_empty_by_now_is_no_failure(refresher: Command) -> None:
-    """If it failed, who deletes the seed once it is taken over would find that nothing starts any more."""
+def test_an_empty_directory_is_not_an_error(refresher: Command) -> None:
+    """If it failed, a service would not start any more after its import files are deleted."""
     done = start_up(refresher, seed(refresher))
     assert (done.code, done.stdout.count("nothing to import"), done.stderr) == (0, 1, "")
-    assert (refresher.state / "demands").is_dir(), "what agents mount must be there before them"
+    assert (refresher.state / "demands").is_dir(), "agents cannot mount the directory"
     assert refresher("run-once", environment={"REFRESHER_STATE_DIR": str(refresher.state)}).code == 0
 
 
-def test_a_grant_that_was_given_up_does_not_come_back_and_keeps_nothing_from_starting(refresher: Command) -> None:
-    """If it failed, a logout would be undone at the next start, or the start would fail for ever."""
+def test_a_removed_grant_is_not_imported_again_and_does_not_prevent_the_start(refresher: Command) -> None:
+    """If it failed, the next start would undo a logout, or every later start would fail."""
     with TokenServer(lambda _: 3600.0) as server:
         directory = seed(refresher, linear=server.grant("1"))
         assert start_up(refresher, directory).code == 0
@@ -78,11 +78,13 @@ def test_a_grant_that_was_given_up_does_not_come_back_and_keeps_nothing_from_sta
         assert done.code == 0
         assert "has already spent this refresh token" in done.stderr
         assert isinstance(refresher.record("linear"), Tombstone)
-        assert refresher("import", "linear", "--from", str(directory / "linear.json")).code == 2, "a person is told"
+        assert refresher("import", "linear", "--from", str(directory / "linear.json")).code == 2, (
+            "a person gets no error"
+        )
 
 
-def test_one_that_cannot_be_taken_over_keeps_the_others_from_nothing(refresher: Command) -> None:
-    """If it failed, a mistake in one file would cost all agents their tokens."""
+def test_a_file_that_cannot_be_imported_does_not_prevent_the_import_of_the_others(refresher: Command) -> None:
+    """If it failed, a mistake in one file would leave all agents without tokens."""
     directory = seed(refresher, a=fields(1, client_id=None), b=fields(2), c=fields(2))
     (directory / "README").write_text("these are seeds")
     (directory / "Linear.json").write_text(json.dumps(fields(3)))
@@ -109,10 +111,8 @@ def test_one_that_cannot_be_taken_over_keeps_the_others_from_nothing(refresher: 
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
-def test_what_is_no_import_of_a_directory_is_one_line(
-    refresher: Command, arguments: tuple[str, ...], words: str
-) -> None:
-    """If it failed, a start-up script with a mistake would take over something else, or nothing, in silence."""
+def test_a_wrong_argument_of_an_import_is_one_line(refresher: Command, arguments: tuple[str, ...], words: str) -> None:
+    """If it failed, a start script with a mistake would import something else, or nothing, without an error."""
     seed(refresher, linear=fields())
     done = refresher(*arguments)
     assert (done.code, done.stdout, done.stderr.count("\n")) == (2, "", 1)

@@ -26,12 +26,12 @@ PAGE = "shim/README.md"
 
 
 def test_the_example_of_events_works(refresher: Command) -> None:
-    """A program that follows the page would not learn that its login is dead."""
+    """If it failed, a program that follows the page would not learn that its login is dead."""
     example = block(PAGE, "python", ".changes()")
     with API(accepts) as api:
         environment = published(refresher, api)
         refresher("remove", "linear")
-        # It never ends by itself: its first line is what is waited for.
+        # The program does not end: the test waits for its first line.
         process = subprocess.Popen([sys.executable, "-uc", example], env=environment, stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
         event = json.loads(process.stdout.readline())
@@ -59,7 +59,7 @@ def _reconnecting(refresher: Command, stage: Stage) -> dict[str, str]:
     ids=["ReconnectingClient", "MCP SDK 2.x", "MCP SDK 1.x"],
 )
 def test_the_mcp_clients_work(refresher: Command, words: str, interpreter: Path) -> None:
-    """An agent's author would copy the client and be left with a broken program."""
+    """If it failed, the author of an agent would copy a client that does not work."""
     need(None if interpreter.exists() else f"{interpreter.parent.parent.name} is missing: tests/run creates it")
     with Stage() as stage:
         done = python(block(PAGE, "python", words), _reconnecting(refresher, stage), interpreter)
@@ -67,7 +67,7 @@ def test_the_mcp_clients_work(refresher: Command, words: str, interpreter: Path)
 
 
 def test_the_client_of_a_stdio_server_works(refresher: Command) -> None:
-    """The tools of a stdio server would get no token."""
+    """If it failed, the tools of a stdio server would get no token."""
     refresher.import_grant("linear", GRANT | {"server_url": "https://mcp.example/mcp", "access_token": ACCESS})
     server = [str(ROOT / "tests/servers/mcp_child.py"), str(refresher.home / "place")]
     example = block(PAGE, "python", "StdioServerParameters")
@@ -82,7 +82,7 @@ def test_the_client_of_a_stdio_server_works(refresher: Command) -> None:
 
 
 def test_the_three_lines_and_the_standard_library_work(refresher: Command) -> None:
-    """The first code that an agent's author copies would not run."""
+    """If it failed, the first code that the author of an agent copies would not run."""
     call = "import asyncio, os\nprint(asyncio.run(client.get(os.environ['URL'])).status_code)"
     with API(accepts) as api:
         environment = published(refresher, api)
@@ -91,13 +91,13 @@ def test_the_three_lines_and_the_standard_library_work(refresher: Command) -> No
 
 
 def test_the_json_for_a_model_is_as_shown() -> None:
-    """A program that reads the JSON would look for keys that are not there."""
+    """If it failed, a program that reads the JSON would look for keys that do not exist."""
     error = ReauthorizationRequired("linear", code="invalid_grant", description="revoked", server="https://mcp.example")
     assert json.loads(error.as_json()) == json.loads(block(PAGE, "json"))
 
 
 def test_the_recipe_for_requests_works(refresher: Command) -> None:
-    """Programs on requests could not use a token, or would send it to another server."""
+    """If it failed, programs on requests could not use a token, or would send it to another server."""
     recipe = block(PAGE, "python", "import requests")
     call = "import os\nprint(session.get(os.environ['URL']).status_code, session.get(os.environ['OTHER']).status_code)"
     with API(accepts) as api, API(accepts) as other:
@@ -107,7 +107,7 @@ def test_the_recipe_for_requests_works(refresher: Command) -> None:
 
 
 def test_the_shell_example_works_and_shows_no_token_to_others(refresher: Command) -> None:
-    """Scripts could not use a token, or would show it in the list of processes."""
+    """If it failed, scripts could not use a token, or would show it in the list of processes."""
     for part in ("jq", "curl"):
         need(None if shutil.which(part) else f"{part} is not installed")
     example = block(PAGE, "bash", "curl")
@@ -118,8 +118,8 @@ def test_the_shell_example_works_and_shows_no_token_to_others(refresher: Command
     assert "$(" not in example, "a token would become an argument"
 
 
-def test_the_demand_of_the_shell_is_one_that_refresher_knows(refresher: Command) -> None:
-    """A program in another language would demand in vain."""
+def test_the_demand_of_the_shell_example_is_valid(refresher: Command) -> None:
+    """If it failed, a demand of a program in another language would have no effect."""
     need(None if shutil.which("jq") else "jq is not installed")
     with API(accepts) as api:
         environment = published(refresher, api)
@@ -130,7 +130,7 @@ def test_the_demand_of_the_shell_is_one_that_refresher_knows(refresher: Command)
 
 
 def test_every_problem_is_explained() -> None:
-    """A program's author would meet an error that nobody has explained."""
+    """If it failed, the author of a program would get an error that the page does not explain."""
     errors = {
         name
         for package in (shim, shim.mcp)
@@ -141,6 +141,6 @@ def test_every_problem_is_explained() -> None:
 
 
 def test_every_state_and_event_is_explained() -> None:
-    """A program's author would meet a state or an event that nobody has explained."""
+    """If it failed, the author of a program would get a state or an event that the page does not explain."""
     words = {*get_args(State), *get_args(EventName), *(kind.__name__ for kind in get_args(Event))}
     assert {word for word in words if f"`{word}`" not in DOCUMENTS[PAGE]} == set()

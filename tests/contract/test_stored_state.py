@@ -93,7 +93,7 @@ FACTS: dict[str, dict[str, Any]] = {
     "seen-refuses-early": {"refuses_early": True, "generation": 1, "failure": None},
     "seen-resource-refused": {"resource_refused": True, "resource": "https://mcp.example/mcp", "send_resource": None},
 }  # fmt: skip
-"""Of each name, what its record is there for; secrets in the clear."""
+"""For each name, the fields for which its record exists; secrets as plain text."""
 
 STATES = {
     "dead": "reauthorization_required",
@@ -106,7 +106,7 @@ STATES = {
     "in-doubt-restored": "failing",
     "in-doubt-spill": "failing",
 }
-"""What ``status`` says where it is not ``active``."""
+"""The states in ``status`` that are not ``active``."""
 
 FIRST_SENT = {
     "in-doubt-restored": "rt-in-doubt-restored-1",
@@ -117,11 +117,11 @@ FIRST_SENT = {
     "left-spilled": "rt-left-spilled-1",
     "left-spilled-next": "rt-left-spilled-next-1",
 }
-"""The refresh token that is sent first, where it is not that of the record as it lies there."""
+"""The refresh token that is sent first, where it is not that of the stored record."""
 
 
 class Upgraded(NamedTuple):
-    """What became of the state directory: ``plain`` by ``run-once``, then ``forced`` by ``run-once --force``."""
+    """The results of the upgrade: ``plain`` of ``run-once``, then ``forced`` of ``run-once --force``."""
 
     refresher: Command
     server: TokenServer
@@ -139,7 +139,7 @@ def served() -> AbstractContextManager[TokenServer]:
 
 @pytest.fixture(scope="module")
 def upgraded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Upgraded]:
-    """The state directory after an upgrade: looked at, rotated, and rotated by force."""
+    """The state directory after an upgrade: ``status``, a run, and a forced run."""
     home, vault = tmp_path_factory.mktemp("home"), Vault()
     with served() as server:
         refresher = prepared(home, vault, server)
@@ -153,25 +153,25 @@ def upgraded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Upgraded]:
 
 
 def record(name: str) -> Record:
-    """Decode a record of the fixture as it lies there."""
+    """Decode a record of the fixture."""
     found = decode((STORED / f"grants/{name}.json").read_bytes(), name).record
     assert found is not None
     return found
 
 
 def fingerprint(token: str) -> str:
-    """Return how a spent refresh token is remembered."""
+    """Return the stored form of a used refresh token."""
     return hashlib.sha256(token.encode()).hexdigest()[:32]
 
 
 def test_every_record_has_its_facts() -> None:
-    """If it failed, a record could be left out of the table and of every test below."""
+    """If it failed, a record could be missing from the table and from every test below."""
     assert {path.stem for path in STORED.glob("grants/*.json")} == set(FACTS)
 
 
 @pytest.mark.parametrize("name", FACTS)
-def test_a_record_means_what_it_meant(name: str) -> None:
-    """If it failed, an upgrade would lose or misread a part of a grant."""
+def test_each_field_of_a_record_is_read_as_before(name: str) -> None:
+    """If it failed, an upgrade would lose a part of a grant, or read it incorrectly."""
     found = {path: attrgetter(path)(record(name)) for path in FACTS[name]}
     assert {path: _plain(value) for path, value in found.items()} == FACTS[name]
 
@@ -180,15 +180,15 @@ def _plain(value: object) -> object:
     return value.reveal() if isinstance(value, Secret) else value
 
 
-def test_spent_refresh_tokens_are_remembered() -> None:
-    """If it failed, an old copy of a refresh token could be imported after an upgrade, and the family be revoked."""
+def test_used_refresh_tokens_are_remembered() -> None:
+    """If it failed, a used refresh token could be imported after an upgrade, and the server would revoke the grant."""
     assert record("rotated").spent == tuple(fingerprint(f"rt-rotated-{number}") for number in range(5))
     assert record("removed").spent == (fingerprint("rt-removed-0"), fingerprint("rt-removed-1"))
     assert record("logged-out").spent == (fingerprint("rt-logged-out-0"), fingerprint("rt-logged-out-1"))
 
 
-def test_every_checksum_is_that_of_the_documented_format() -> None:
-    """If it failed, the tests below would change records in a way that the product's own code does not read."""
+def test_every_file_has_a_valid_checksum() -> None:
+    """If it failed, the tests below would make records that the product does not read."""
     files = [path for pattern in ("grants/*", "spill/*") for path in STORED.glob(pattern)]
     sealed = {path.name for path in files if opened(path.read_bytes()) is not None}
     others = {path.name for path in files} - sealed
@@ -202,7 +202,7 @@ def test_every_checksum_is_that_of_the_documented_format() -> None:
 
 
 def test_status_shows_every_grant(upgraded: Upgraded) -> None:
-    """If it failed, a person could not see after an upgrade how the logins are."""
+    """If it failed, a person could not see the state of the logins after an upgrade."""
     grants = set(FACTS) - set(TOMBSTONES)
     assert {name: entry["state"] for name, entry in upgraded.status.items()} == dict.fromkeys(grants, "active") | STATES
     assert {name: entry["generation"] for name, entry in upgraded.status.items()} == {
@@ -210,8 +210,8 @@ def test_status_shows_every_grant(upgraded: Upgraded) -> None:
     }
 
 
-def test_every_grant_that_can_rotates(upgraded: Upgraded) -> None:
-    """If it failed, an upgrade would cost logins."""
+def test_every_grant_that_can_rotate_rotates(upgraded: Upgraded) -> None:
+    """If it failed, an upgrade would lose logins."""
     names = (set(FACTS) - set(TOMBSTONES)) | {"left-import"}
     assert {name: result["outcome"] for name, result in upgraded.plain.results.items()} == (
         dict.fromkeys(names, "rotated") | OUTCOMES
@@ -226,8 +226,8 @@ def test_every_grant_that_can_rotates(upgraded: Upgraded) -> None:
         assert upgraded.refresher.token(name).generation == before + adopted + 2, name
 
 
-def test_the_newest_refresh_token_is_sent_and_no_spent_one(upgraded: Upgraded) -> None:
-    """If it failed, an upgrade would send a spent refresh token, and the server would revoke the grant (I1)."""
+def test_the_newest_refresh_token_is_sent_and_no_used_one(upgraded: Upgraded) -> None:
+    """If it failed, a used refresh token would be sent after an upgrade, and the server would revoke the grant (I1)."""
     clients = {name: found.client_id for name in FACTS if isinstance(found := record(name), Grant)} | {
         "left-import": "left-import"
     }
@@ -243,9 +243,9 @@ def test_the_newest_refresh_token_is_sent_and_no_spent_one(upgraded: Upgraded) -
         assert len(tokens) == (1 if name in OUTCOMES else 2), name
 
 
-def test_every_leftover_is_settled(upgraded: Upgraded) -> None:
-    """If it failed, what a kill left before the upgrade would be lost, or stay for ever (I6)."""
-    # What a person may need stays, and what waits for its spill.
+def test_recovery_settles_every_leftover(upgraded: Upgraded) -> None:
+    """If it failed, the leftovers of a kill before the upgrade would be lost, or stay for ever (I6)."""
+    # Files that a person may need stay, and those of an attempt whose spill is missing.
     assert upgraded.left == [
         "in-doubt-kept.answer.1790000054",
         "left-spilled-gone.intent",
@@ -260,11 +260,11 @@ def test_every_leftover_is_settled(upgraded: Upgraded) -> None:
         assert intent is not None
         assert grant.doubt is not None
         assert grant.doubt.since.wall == intent.fields["at"]["wall"], name
-        assert grant.doubt.spill is not None, f"{name}: an answer could be in a spill that comes back"
+        assert grant.doubt.spill is not None, f"{name}: an answer could be in a spill that appears later"
 
 
-def test_an_attempt_that_sent_nothing_loses_nothing(refresher: Command, vault: Vault) -> None:
-    """If it failed, an upgrade of a running service would put grants in doubt that are not."""
+def test_an_attempt_that_sent_nothing_is_not_in_doubt(refresher: Command, vault: Vault) -> None:
+    """If it failed, an upgrade of a running service would put healthy grants in doubt."""
     with served() as server:
         made = prepared(refresher.home, vault, server)
         for name in ("left-unsent", "left-unsent-alone"):
@@ -278,8 +278,8 @@ def test_an_attempt_that_sent_nothing_loses_nothing(refresher: Command, vault: V
         assert server.presented["left-unsent"] == ["rt-left-unsent-0"]
 
 
-def test_a_spill_that_comes_back_is_adopted(refresher: Command, vault: Vault) -> None:
-    """If it failed, the only copy of a refresh token would be forgotten with the version that spilled it (I6)."""
+def test_a_spill_that_appears_later_is_adopted(refresher: Command, vault: Vault) -> None:
+    """If it failed, an upgrade would ignore the only copy of a refresh token (I6)."""
     with served() as server:
         made = prepared(refresher.home, vault, server)
         spill = refresher.home / "spill"
@@ -292,8 +292,8 @@ def test_a_spill_that_comes_back_is_adopted(refresher: Command, vault: Vault) ->
         assert server.presented["left-spilled"] == ["rt-left-spilled-1"]
 
 
-def test_a_spill_is_found_by_its_name_where_the_intent_is_damaged(refresher: Command, vault: Vault) -> None:
-    """If it failed, another name for spills would hide the only copy of a refresh token (I6)."""
+def test_a_spill_is_found_by_its_name_if_the_intent_is_damaged(refresher: Command, vault: Vault) -> None:
+    """If it failed, a new version with other names of spills would ignore the only copy of a refresh token (I6)."""
     with served() as server:
         made = prepared(refresher.home, vault, server)
         intent = made.state / "grants/left-spilled.intent"
@@ -302,8 +302,8 @@ def test_a_spill_is_found_by_its_name_where_the_intent_is_damaged(refresher: Com
         assert server.presented["left-spilled"] == ["rt-left-spilled-1"]
 
 
-def test_demands_are_understood(refresher: Command, vault: Vault) -> None:
-    """If it failed, what agents demanded before an upgrade would be forgotten, or never be settled."""
+def test_demands_are_read(refresher: Command, vault: Vault) -> None:
+    """If it failed, a demand from before an upgrade would have no effect, or never be removed."""
     with served() as server:
         made = prepared(refresher.home, vault, server)
         now = clocks.now().wall
@@ -311,7 +311,7 @@ def test_demands_are_understood(refresher: Command, vault: Vault) -> None:
             path = made.state / f"grants/{name}.json"
             change(path, issued_at=now - 10, expires_at=now + 3590, issued=None, last_rotation_at=now - 10)
         done = made("run-once", "--json", "healthy", "rotated")
-        # The one demands a token beyond the present one, the other has not seen the present one.
+        # The first demand is for the current generation, the second for an older one.
         assert {name: result["outcome"] for name, result in done.results.items()} == {
             "healthy": "rotated",
             "rotated": "not_due",
@@ -319,8 +319,8 @@ def test_demands_are_understood(refresher: Command, vault: Vault) -> None:
         assert sorted(path.name for path in (made.state / "demands").iterdir()) == ["nobody.0"]
 
 
-def test_a_tombstone_refuses_a_spent_refresh_token(upgraded: Upgraded) -> None:
-    """If it failed, an old seed would bring back a grant that was removed before the upgrade."""
+def test_a_tombstone_refuses_a_used_refresh_token(upgraded: Upgraded) -> None:
+    """If it failed, an old import file would restore a grant that was removed before the upgrade."""
     for name, spent in (("removed", "rt-removed-1"), ("logged-out", "rt-logged-out-1")):
         assert isinstance(upgraded.refresher.record(name), Tombstone)
         assert upgraded.refresher.token(name).state == "removed"
@@ -335,7 +335,7 @@ def test_a_tombstone_refuses_a_spent_refresh_token(upgraded: Upgraded) -> None:
 
 
 def test_token_files_are_read() -> None:
-    """If it failed, an agent with a newer shim would be without tokens until each of them is rotated."""
+    """If it failed, an agent with a newer shim would have no token until the next rotation."""
     found = {path.stem: parse(path.read_bytes()) for path in STORED.glob("tokens/*.json")}
     states = {name: token.state for name, token in found.items()}
     assert states == dict.fromkeys(found, "active") | STATES | dict.fromkeys(TOMBSTONES, "removed")
@@ -349,9 +349,9 @@ def test_token_files_are_read() -> None:
     assert (error.code, error.at) == ("temporarily_unavailable", START + 31)
 
 
-def test_what_is_published_stays_as_it_is() -> None:
-    """If it failed, an upgrade would rewrite every token file, and every reader would look anew."""
-    # Their rotation was published, or not, before their record was settled.
+def test_an_upgrade_does_not_change_the_published_files() -> None:
+    """If it failed, an upgrade would rewrite every token file, and every agent would read it again."""
+    # Their token file and their record are from different steps of a rotation.
     unsettled = {"left-finished", "left-spilled", "left-spilled-gone"}
     for name in set(FACTS) - unsettled:
         path = STORED / f"tokens/{name}.json"

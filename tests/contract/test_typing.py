@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+CACHE = Path(__file__).parent.parent.parent / ".mypy_cache/test_typing"
+
 # A user's program. The type checker must report the lines marked as wrong, and no other line.
 PROGRAM = """
 import httpx
@@ -13,7 +15,7 @@ import shim
 import shim.httpx
 import shim.httpx2
 from shim.mcp import ClientEvent, ReconnectingClient
-from mcp.types import ListPromptsResult, ListToolsResult
+from mcp.types import CallToolResult, ListPromptsResult, ListToolsResult
 from shim import Event, FileTokenSource, ReauthorizationRequired, Removed, Restored, Rotated, ShimError, TokenFile
 
 source = FileTokenSource("linear")
@@ -27,7 +29,7 @@ httpx2.Client(auth=shim.httpx2.BearerAuth("linear"))
 httpx2.AsyncClient(auth=shim.httpx2.BearerAuth(source))
 
 
-def told(event: Event) -> str:
+def name_of(event: Event) -> str:
     match event:
         case Rotated(name, generation) | Restored(name, generation):
             assert_type(generation, int)
@@ -49,7 +51,9 @@ async def call() -> None:
     async with ReconnectingClient("https://mcp.example/mcp", source, mode="auto", patience=5) as client:
         assert_type(await client.list_tools(), ListToolsResult)
         assert_type(await client.list_prompts(cursor="2"), ListPromptsResult)
+        assert_type(await client.call_tool("add", {"a": 1}), CallToolResult)
         await client.list_prompts(page=2)  # wrong: mcp.Client has no such parameter
+        await client.call_tool("add", a=1)  # wrong: likewise
         async for event in client.events():
             assert_type(event, ClientEvent)
             what, reason = event
@@ -67,8 +71,9 @@ def test_a_type_checker_finds_exactly_the_errors_of_a_users_program(tmp_path: Pa
     """If it failed, type checkers of users would report wrong errors, or miss real ones."""
     path = tmp_path / "program.py"
     path.write_text(PROGRAM)
-    # Outside the checkout, so that the checker finds the installed package by its py.typed, as for a user.
-    command = [sys.executable, "-m", "mypy", "--strict", "--no-error-summary", "--cache-dir", str(tmp_path), str(path)]
+    # Outside the checkout, so that the checker finds the installed package by its py.typed, as for a user. The cache keeps
+    # what it knows of other packages, most of its work, from one run to the next.
+    command = [sys.executable, "-m", "mypy", "--strict", "--no-error-summary", f"--cache-dir={CACHE}", str(path)]
     found = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path).stdout
     wrong = [number for number, line in enumerate(PROGRAM.splitlines(), 1) if "# wrong" in line]
     errors = sorted({int(line.split(":")[1]) for line in found.splitlines() if ": error:" in line})

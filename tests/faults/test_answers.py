@@ -24,7 +24,7 @@ GOOD = json.dumps({"access_token": "new-access-token", "refresh_token": "new-ref
 
 
 def _exchange(
-    server: RawServer, hooks: Recording | None = None, deadline: float = 10.0, **changes: Any
+    server: RawServer, hooks: Recording | None = None, deadline: float = 60.0, **changes: Any
 ) -> TokenRequestResult:
     sent = msgspec.structs.replace(grant(), token_endpoint=server.token_endpoint, **changes)
     return request_tokens(sent, ca_file=None, hooks=hooks or Recording(), deadline=deadline)
@@ -67,7 +67,7 @@ def test_the_outcome_depends_on_what_was_sent_and_received(answer: Answer, kind:
     assert type(answered.outcome) is kind, answered.outcome
     assert hooks.marks == 1
     assert len(server.requests) == 1
-    assert answered.first_sent is not None
+    assert answered.sent is not None
 
 
 def test_an_unrequested_gzip_answer_is_read() -> None:
@@ -86,7 +86,7 @@ def test_a_refused_connection_counts_as_not_sent() -> None:
     hooks = Recording()
     answered = _exchange(server, hooks)
     assert isinstance(answered.outcome, NotSent)
-    assert (hooks.marks, answered.first_sent) == (0, None)
+    assert (hooks.marks, answered.sent) == (0, None)
 
 
 def test_nothing_is_sent_if_the_mark_cannot_be_written() -> None:
@@ -112,7 +112,7 @@ def test_one_deadline_covers_the_whole_request(where: str) -> None:
             time.sleep(0.05)  # the fault under test, not a wait
 
     with RawServer(drip) as server:
-        answered = _exchange(server, deadline=1.0)
+        answered = _exchange(server, deadline=3.0)
     assert isinstance(answered.outcome, Unreadable if where == "body" else Ambiguous)
 
 
@@ -124,7 +124,7 @@ def test_the_deadline_also_covers_a_resolver_that_hangs(monkeypatch: pytest.Monk
 
     def slow(host: Any, *rest: Any, **more: Any) -> Any:
         if host == "localhost":
-            release.wait(60)
+            release.wait(120)
         return real(host, *rest, **more)
 
     monkeypatch.setattr(socket, "getaddrinfo", slow)
@@ -136,10 +136,10 @@ def test_the_deadline_also_covers_a_resolver_that_hangs(monkeypatch: pytest.Monk
 
     thread = threading.Thread(target=run)
     thread.start()
-    thread.join(30)
-    still_hanging = not release.is_set()
+    thread.join(60)
+    has_ended = not thread.is_alive()
     release.set()
-    assert still_hanging
+    assert has_ended
     assert [type(answered.outcome) for answered in done] == [NotSent]
 
 
@@ -160,12 +160,12 @@ def test_an_endless_body_is_truncated_and_saved() -> None:
 
 def test_a_redirect_is_not_followed() -> None:
     """If it failed, one forged answer of a token endpoint could send refresh tokens to any server (I8)."""
-    with RawServer(_send(_http(GOOD))) as thief:
-        location = b"Location: " + thief.token_endpoint.encode()
+    with RawServer(_send(_http(GOOD))) as foreign:
+        location = b"Location: " + foreign.token_endpoint.encode()
         for status in (b"301 Moved", b"302 Found", b"307 Temporary Redirect", b"308 Permanent Redirect"):
             with RawServer(_send(_http(b"", location, status=status))) as server:
                 assert isinstance(_exchange(server).outcome, Transient)
-        assert thief.requests == []
+        assert foreign.requests == []
 
 
 def _once_then(first: Answer, then: Answer) -> Answer:
@@ -215,7 +215,7 @@ def test_no_replay_after_the_grace_period_ended_during_the_connection(monkeypatc
 def test_a_replay_shares_the_deadline() -> None:
     """If it failed, a first request that hangs would leave no time for the replay that saves the grant."""
     with RawServer(_once_then(_hang, _send(_http(GOOD)))) as server:
-        answered = _exchange(server, replay=None, deadline=4.0)
+        answered = _exchange(server, replay=None, deadline=8.0)
     assert isinstance(answered.outcome, TokensIssued)
     assert len(server.requests) == 2
 
@@ -236,6 +236,9 @@ def test_a_replay_that_settles_nothing_keeps_the_doubt() -> None:
     with RawServer(_once_then(_send(b""), _send(_http(b"", status=b"503 Busy")))) as server:
         answered = _exchange(server, replay=None)
     assert isinstance(answered.outcome, Ambiguous)
+    assert answered.doubt is not None
+    assert answered.sent is not None
+    assert answered.doubt.since.boottime < answered.sent.boottime, "the doubt began with the second request"
 
 
 @pytest.mark.parametrize(

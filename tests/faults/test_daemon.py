@@ -1,10 +1,11 @@
-"""The daemon under signals and kills, and with a server that asks for patience."""
+"""The daemon with signals, kills, and a server that sends Retry-After."""
 
 import json
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -112,28 +113,28 @@ def test_the_end_of_the_grace_period_is_logged_and_nothing_is_lost(refresher: Co
     """If it failed, a disk error during a stop would lose the only copy of a refresh token."""
     need(parts.no_strace())
     attached = threading.Event()
-    words = refresher.home / "strace"
+    output = refresher.home / "strace"
     tracing: list[subprocess.Popen[bytes]] = []
 
     def hold() -> None:
         # After the answer, every fsync fails.
         if not attached.is_set():
-            with words.open("wb") as stderr:
+            with output.open("wb") as stderr:
                 tracer = subprocess.Popen(
                     ["strace", "-f", "-e", "inject=fsync:error=EIO", "-p", str(process.pid)], stderr=stderr
                 )
-            wait_until(lambda: b"attached" in words.read_bytes(), "the tracer is attached")
+            wait_until(lambda: b"attached" in output.read_bytes(), "the tracer is attached")
             tracing.append(tracer)
             attached.set()
 
     with TokenServer(lambda _: 3600, hold) as server:
         refresher.import_grant("linear", server.grant("client"))
         with running(refresher, "--grace", "10s") as process:
-            assert attached.wait(30)
+            assert attached.wait(90)
             process.send_signal(signal.SIGTERM)
             assert "NOT SAVED YET" in "".join(heard(process, "not saved within the grace period of 10 s"))
             tracing[0].send_signal(signal.SIGINT)  # it detaches from the process
-            tracing[0].wait(30)
+            tracing[0].wait(90)
             done = refresher.finish(process)
         assert done.code == 0
         assert published(refresher) in (-1, 1)
@@ -144,7 +145,7 @@ def test_the_end_of_the_grace_period_is_logged_and_nothing_is_lost(refresher: Co
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_signal_to_an_idle_daemon_is_no_failure(refresher: Command, number: signal.Signals) -> None:
-    """If it failed, a supervisor would take a clean stop after a second Ctrl-C for a crash."""
+    """If it failed, a supervisor would see a crash if Ctrl-C is pressed twice."""
     for _ in range(5):
         with running(refresher) as process:
             assert process.stderr is not None
@@ -179,10 +180,11 @@ def test_signals_during_the_start_are_handled(refresher: Command) -> None:
 
 def test_a_daemon_killed_during_an_exchange_recovers_after_a_restart(refresher: Command, own_oidc: Start) -> None:
     """If it failed, a killed daemon would need a person."""
-    server = own_oidc(accessTokenTtl=6)
+    server = own_oidc(accessTokenTtl=10)
     refresher.import_grant("linear", server.mint("public"))
     with running(refresher) as process:
         wait_until(lambda: published(refresher) == 1, "the first token is there")
+        first = refresher.token("linear")
         # The server has not used the refresh token, but refresher cannot know that.
         in_mid_exchange(refresher, server, status=503)
         process.kill()
@@ -192,10 +194,12 @@ def test_a_daemon_killed_during_an_exchange_recovers_after_a_restart(refresher: 
         problem = refresher.token("linear").error
         assert problem is not None
         assert problem.code == "in_doubt"
-        live = server.introspect(refresher.token("linear").access_token)
-        assert live["active"], "the machine is too slow for this test"
-        assert len(server.requests()) == 2, "the token in doubt was sent while the access token lived"
-        wait_until(lambda: published(refresher) == 2, "the grant rotates again")
+        assert refresher.token("linear").access_token == first.access_token
+        requests = server.requests()
+        if time.time() < (first.expires_at or 0.0):
+            assert len(requests) == 2, "the token in doubt was sent although the access token is live"
+        wait_until(lambda: published(refresher) >= 2, "the grant rotates again")
+        assert [request["at"] / 1000 > (first.expires_at or 0.0) for request in server.requests()[2:3]] == [True]
         process.send_signal(signal.SIGTERM)
         assert refresher.finish(process).code == 0
     assert server.log()["reused"] == 0
@@ -219,7 +223,7 @@ def test_the_attempt_of_a_killed_process_is_recovered_at_once(refresher: Command
         assert refresher.finish(process).code == 0
 
 
-# --- a server that asks for patience --------------------------------------------------------------------------
+# --- Retry-After ----------------------------------------------------------------------------------------------------
 
 
 def test_a_publication_does_not_wait_for_the_retry_after_of_a_server(refresher: Command, own_oidc: Start) -> None:
@@ -249,12 +253,12 @@ def test_json_logs_are_one_object_a_line(refresher: Command, own_oidc: Start) ->
     wait_until(lambda: published(refresher) == 1, "the first token is there")
     in_mid_exchange(refresher, server)
     process.send_signal(signal.SIGTERM)
-    said = heard(process, "stopping")
+    output = heard(process, "stopping")
     process.send_signal(signal.SIGTERM)
-    said += heard(process, "still rotating")
+    output += heard(process, "still rotating")
     server.release()
     done = refresher.finish(process)
     assert done.code == 0
-    lines = [json.loads(line) for line in (*said, *done.stderr.splitlines())]
+    lines = [json.loads(line) for line in (*output, *done.stderr.splitlines())]
     assert len(lines) >= 4
     assert {tuple(line) for line in lines} == {("at", "level", "message")}

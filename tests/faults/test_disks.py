@@ -1,4 +1,4 @@
-"""Disks that are full, refuse, or forget."""
+"""Disks that are full, read-only, or fail."""
 
 import os
 import signal
@@ -14,7 +14,8 @@ from refresher.grants.record import Doubt
 from refresher.storage.journal import Attempt
 from refresher.storage.records import load
 from tests.conftest import need
-from tests.support.command import Command, says, wait_until
+from tests.support.command import Command, wait_until
+from tests.support.daemon import heard
 from tests.support.fake_state import directories, put
 from tests.support.oidc import OIDC
 from tests.support.parts import injecting, mounted, no_mounts, no_strace
@@ -25,7 +26,7 @@ Start = Callable[..., OIDC]
 
 
 def test_a_full_disk_fails_before_anything_is_spent(refresher: Command, own_oidc: Start) -> None:
-    """If it failed, a full disk would cost every login that falls due on it."""
+    """If it failed, a full disk would cost the refresh token of every grant that is due."""
     need(no_mounts())
     server = own_oidc()
     with mounted(refresher.state, "size=256k"):
@@ -43,8 +44,8 @@ def test_a_full_disk_fails_before_anything_is_spent(refresher: Command, own_oidc
         assert (done.code, done.outcome) == (0, "rotated")
 
 
-def test_an_unreadable_answer_is_kept_on_a_full_disk_too(tmp_path: Path) -> None:
-    """If it failed, a full disk would cost the only copy of a token that came in a garbled answer (I6)."""
+def test_an_unreadable_answer_is_kept_even_on_a_full_disk(tmp_path: Path) -> None:
+    """If it failed, a full disk would lose the only copy of a token in an unreadable answer (I6)."""
     need(no_mounts())
     made = directories(tmp_path)
     with mounted(made.grants, "size=192k"):
@@ -54,18 +55,18 @@ def test_an_unreadable_answer_is_kept_on_a_full_disk_too(tmp_path: Path) -> None
         with pytest.raises(OSError, match="No space"):
             (made.grants / "filler").write_bytes(bytes(512 * 1024))
         answer = os.urandom(20_000)
-        told = attempt.keep_answer(answer, 1000.0)
-        assert "linear.answer.1000" in told
+        kept = attempt.keep_answer(answer, 1000.0)
+        assert "linear.answer.1000" in kept
         assert (made.grants / "linear.answer.1000").read_bytes() == answer
         (made.grants / "more").write_bytes(bytes(44 * 1024))
-        bigger = attempt.keep_answer(answer, 1000.0)
-        assert str(made.spill / "linear.answer.1001") in bigger
+        spilled = attempt.keep_answer(answer, 1000.0)
+        assert str(made.spill / "linear.answer.1001") in spilled
         assert (made.spill / "linear.answer.1001").read_bytes() == answer
         attempt.close()
 
 
 def test_the_first_unreadable_answers_of_each_doubt_are_kept(tmp_path: Path) -> None:
-    """If it failed, a maintenance page last month would keep the answer of today from being kept (I6)."""
+    """If it failed, old maintenance pages would prevent an answer of today from being kept (I6)."""
     made = directories(tmp_path)
     put(made.record("linear"), grant())
     for number in range(20):
@@ -75,14 +76,14 @@ def test_the_first_unreadable_answers_of_each_doubt_are_kept(tmp_path: Path) -> 
     assert "linear.answer.500" in attempt.keep_answer(b"today", 500.0)
     put(made.record("linear"), grant(doubt=Doubt(since=msgspec.structs.replace(clocks.now(), wall=500.0))))
     attempt = Attempt(made, "linear", load(made, "linear"))
-    told = [attempt.keep_answer(b"again", 501.0 + number) for number in range(20)]
-    assert sum("linear.answer" in words for words in told) == 15
-    assert "not kept" in told[-1]
+    kept = [attempt.keep_answer(b"again", 501.0 + number) for number in range(20)]
+    assert sum("linear.answer" in message for message in kept) == 15
+    assert "not kept" in kept[-1]
 
 
 @pytest.mark.parametrize("fault", ["rename:error=EIO", "fsync:error=EIO:when=4+", "pwrite64:error=ENOSPC:when=4+"])
 def test_a_disk_that_fails_after_the_exchange_loses_nothing(refresher: Command, own_oidc: Start, fault: str) -> None:
-    """If it failed, an answer that the disk refuses would be gone with the process (I6)."""
+    """If it failed, an answer that cannot be written would be lost when the process ends (I6)."""
     need(no_strace())
     server = own_oidc()
     refresher.import_grant("linear", server.mint("public"))
@@ -95,11 +96,11 @@ def test_a_disk_that_fails_after_the_exchange_loses_nothing(refresher: Command, 
         assert (done.code, done.outcome) == (4, "storage_failed"), "nothing could be published"
         assert len(list(spill.iterdir())) == 1
     else:
-        # Every place fails: it goes on trying, until one takes it.
+        # Every place fails: refresher tries again until it can write to one.
         process = refresher.start("--spill-dir", str(spill), "run-once", "--json", prefix=prefix)
         wait_until(lambda: len(server.requests()) == 1, "the request has arrived")
         process.send_signal(signal.SIGTERM)
-        assert says(process.stderr, "NOT SAVED YET"), "it gave up with the only copy in its memory"
+        heard(process, "NOT SAVED YET")
         process.kill()
         refresher.finish(process)
         done = refresher("--spill-dir", str(spill), "run-once", "--json")
@@ -130,14 +131,14 @@ def test_a_disk_that_fails_after_the_exchange_loses_nothing(refresher: Command, 
         ("flock", "error=EOPNOTSUPP", 4),
         ("flock", "error=ENOSYS", 4),
         ("flock", "error=EINTR:when=1", 0),
-        # What was done under the lock is done, whether or not it can be unlocked.
+        # The rotation is complete, even if the lock cannot be released.
         ("flock", "error=EIO:when=2", 0),
     ],
 )
-def test_a_disk_that_refuses_before_the_exchange_costs_nothing(
+def test_a_disk_that_fails_before_the_exchange_costs_no_refresh_token(
     refresher: Command, call: str, fault: str, code: int
 ) -> None:
-    """If it failed, a refresh token would be spent for an answer that nobody can keep, or be sent without a lock."""
+    """If it failed, a refresh token would be spent although its answer cannot be saved, or be sent without a lock."""
     need(no_strace())
     with TokenServer(lambda _: 3600) as server:
         refresher.bring("linear", server.grant("client"))
@@ -154,8 +155,10 @@ def test_a_disk_that_refuses_before_the_exchange_costs_nothing(
 
 @pytest.mark.parametrize("command", ["run-once", "run"])
 @pytest.mark.parametrize("refusal", ["no inode", "one inode", "read-only"])
-def test_a_file_system_that_takes_no_file_costs_nothing(refresher: Command, refusal: str, command: str) -> None:
-    """If it failed, a disk with space and no inodes, or a read-only one, would cost every login that falls due."""
+def test_a_file_system_without_inodes_or_read_only_costs_no_refresh_token(
+    refresher: Command, refusal: str, command: str
+) -> None:
+    """If it failed, a disk without inodes, or a read-only one, would cost the refresh token of every due grant."""
     need(no_mounts())
     fillers = [refresher.state / f"grants/.filler-{number}" for number in range(64)]
     with TokenServer(lambda _: 3600) as server, mounted(refresher.state, "size=1m,nr_inodes=24"):
@@ -163,7 +166,7 @@ def test_a_file_system_that_takes_no_file_costs_nothing(refresher: Command, refu
         with pytest.raises(OSError, match="No space"):
             list(map(Path.touch, fillers))
         if refusal == "one inode":
-            fillers[0].unlink()  # enough for the space, and not for the intent
+            fillers[0].unlink()  # enough for the reserved space, but not for the intent
         if refusal == "read-only":
             subprocess.run(["mount", "-o", "remount,ro", str(refresher.state)], check=True)
         process = refresher.start(command)
@@ -172,7 +175,7 @@ def test_a_file_system_that_takes_no_file_costs_nothing(refresher: Command, refu
             assert (done.code, len(done.stderr.splitlines())) == (4, 1), done.stderr
             assert "storage_failed" in done.stderr
         else:
-            assert says(process.stderr, "storage_failed")
+            heard(process, "storage_failed")
         assert not server.asked
         assert refresher.leftovers() == [filler.name for filler in sorted(fillers) if filler.exists()]
         if refusal == "read-only":
@@ -180,7 +183,7 @@ def test_a_file_system_that_takes_no_file_costs_nothing(refresher: Command, refu
         for filler in fillers:
             filler.unlink(missing_ok=True)
         if command == "run":
-            wait_until(lambda: refresher.grant("linear").generation == 1, "it goes on by itself")
+            wait_until(lambda: refresher.grant("linear").generation == 1, "the grant rotates")
             process.send_signal(signal.SIGTERM)
             assert refresher.finish(process).code == 0
         else:
@@ -188,11 +191,11 @@ def test_a_file_system_that_takes_no_file_costs_nothing(refresher: Command, refu
         assert len(server.asked["client"]) == 1
 
 
-# --- while the server answers -------------------------------------------------------------------------------------
+# --- during the exchange ------------------------------------------------------------------------------------------
 
 
-def test_a_disk_that_fills_while_the_server_answers_has_kept_the_space(refresher: Command) -> None:
-    """If it failed, a disk that fills in that second would cost a refresh token (I6)."""
+def test_a_disk_that_fills_during_the_exchange_still_has_the_reserved_space(refresher: Command) -> None:
+    """If it failed, a disk that fills during an exchange would cost a refresh token (I6)."""
     need(no_mounts())
     tokens = refresher.state / "tokens/linear.json"
 
@@ -213,14 +216,12 @@ def test_a_disk_that_fills_while_the_server_answers_has_kept_the_space(refresher
         assert len(server.asked["client"]) == 1
 
 
-# --- after it -----------------------------------------------------------------------------------------------------
+# --- after the exchange -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("options", ["size=16k", "nr_inodes=2", "ro"])
-def test_where_tokens_cannot_be_published_the_rotation_is_saved_and_published_later(
-    refresher: Command, options: str
-) -> None:
-    """If it failed, a full disk for tokens would have a refresh token spent in vain, again and again."""
+def test_a_rotation_that_cannot_be_published_is_saved_and_published_later(refresher: Command, options: str) -> None:
+    """If it failed, each run with a full disk for tokens would spend another refresh token."""
     need(no_mounts())
     refresher.tokens = refresher.home / "tokens"
     refresher.environment["REFRESHER_TOKENS_DIR"] = str(refresher.tokens)

@@ -1,4 +1,4 @@
-"""A process that is killed between any two of its steps."""
+"""A process that is killed between two of its steps, for each pair of steps."""
 
 import re
 import shutil
@@ -30,10 +30,10 @@ def _strace(refresher: Command) -> None:
     refresher.environment["REFRESHER_SPILL_DIR"] = str(refresher.home / "spill")
 
 
-def left(refresher: Command, before: Grant) -> str:
-    """Return how far a killed rotation of ``before`` came: ``nothing`` was sent, it was ``sent``, or ``saved``.
+def last_stage(refresher: Command, before: Grant) -> str:
+    """Return the last stage of a killed rotation of ``before``: ``nothing`` was sent, ``sent``, or ``saved``.
 
-    By the files alone, each of which must be whole and of a known kind.
+    It reads the files alone. Each must be complete and of a known kind.
     """
     directories = refresher.directories
     there = sorted(path.name for path in directories.grants.iterdir())
@@ -41,8 +41,8 @@ def left(refresher: Command, before: Grant) -> str:
     assert {path.name for path in directories.tokens.iterdir()} <= {"linear.json", ".linear.json.new"}
     places = [directories.record("linear"), *directories.candidates("linear")]
     places += directories.spill.iterdir() if directories.spill.exists() else []
-    found = [whole.record for path in places if (whole := records.read_candidate(path, "linear")) is not None]
-    assert found[0] is not None, "the record is not whole"
+    found = [records.read_candidate(path, "linear").record for path in places]
+    assert found[0] is not None, "the record is not complete"
     assert all(path.stat().st_mode & 0o077 == 0 for path in places)
     generations = {record.generation for record in found if record is not None}
     assert generations <= {before.generation, before.generation + 1}
@@ -52,8 +52,8 @@ def left(refresher: Command, before: Grant) -> str:
     return "nothing" if begun is None or begun[1] is Mark.UNSENT else "sent"
 
 
-def tidy(refresher: Command) -> bool:
-    """Whether nothing lies about that is no record, lock or token file."""
+def is_clean(refresher: Command) -> bool:
+    """Whether there are no files but records, locks and token files."""
     directories = refresher.directories
     spilled = list(directories.spill.iterdir()) if directories.spill.exists() else []
     return (
@@ -61,79 +61,79 @@ def tidy(refresher: Command) -> bool:
     )
 
 
-def kept(refresher: Command) -> Callable[[], None]:
-    """Keep all files as they are now; return what brings them back."""
+def restorer(refresher: Command) -> Callable[[], None]:
+    """Copy all files; return a function that restores them."""
     made = refresher.directories
     made.spill.mkdir(mode=0o700, exist_ok=True)
-    # Under a name below which secrets may be.
+    # Secrets are allowed below this name.
     copies = {place: refresher.home / "kept/grants" / place.name for place in (made.state, made.spill)}
     for place, copy in copies.items():
         shutil.copytree(place, copy)
 
-    def again() -> None:
+    def restore() -> None:
         for place, copy in copies.items():
             shutil.rmtree(place)
             shutil.copytree(copy, place)
 
-    return again
+    return restore
 
 
 # --- rotations ----------------------------------------------------------------------------------------------------
 
 
-class Way(NamedTuple):
-    """A rotation that is killed again and again, and what is to be counted on its way."""
+class Case(NamedTuple):
+    """A rotation that is killed at each of the given system calls."""
 
     arguments: Sequence[str] = ("run-once", "--force")
     calls: Sequence[str] = (*CHANGES, *NETWORK)
     live: bool = True
-    """There is an access token, which a second attempt could endanger."""
+    """There is an access token that a second attempt could revoke."""
     fault: str | None = None
     killed: Sequence[str] | None = None
 
 
-WAYS = {
-    "forced": Way(),
-    # The same way, with other consequences: once at each stage.
-    "first": Way(("run-once",), ("pwrite64", "recvfrom"), live=False),
-    "spilling": Way(calls=CHANGES, fault="rename:error=EIO"),
-    "daemon": Way(("run-once",), ("pwrite64", "rename", "recvfrom"), live=False, killed=("run",)),
+CASES = {
+    "forced": Case(),
+    # The same steps with other consequences: killed once at each stage.
+    "first": Case(("run-once",), ("pwrite64", "recvfrom"), live=False),
+    "spilling": Case(calls=CHANGES, fault="rename:error=EIO"),
+    "daemon": Case(("run-once",), ("pwrite64", "rename", "recvfrom"), live=False, killed=("run",)),
 }
 
 
-@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
-def test_killed_at_any_system_call_the_next_run_goes_on_or_says_in_doubt(
-    refresher: Command, own_oidc: Start, way: Way
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_killed_at_any_system_call_the_next_run_continues_or_reports_in_doubt(
+    refresher: Command, own_oidc: Start, case: Case
 ) -> None:
-    """If it failed, a kill at the wrong instant would lose a token, or send a spent one again (I1, I4, I6)."""
+    """If it failed, a kill at the wrong moment would lose a token, or send a spent one again (I1, I4, I6)."""
     server = own_oidc()
     before: list[Grant] = []
-    right = {"nothing": {"not_due" if way.live else "rotated"}, "sent": {"in_doubt"}, "saved": DONE}
+    expected = {"nothing": {"not_due" if case.live else "rotated"}, "sent": {"in_doubt"}, "saved": DONE}
 
     def prepare() -> None:
         shutil.rmtree(refresher.directories.spill, ignore_errors=True)
-        if not way.live:
+        if not case.live:
             shutil.rmtree(refresher.state, ignore_errors=True)
-        before.append(refresher.bring("linear", server.mint(live=way.live), replace=True))
+        before.append(refresher.bring("linear", server.mint(live=case.live), replace=True))
 
     seen = set()
-    for point in sweep(refresher, prepare, way.arguments, calls=way.calls, fault=way.fault, killed=way.killed):
-        stage = left(refresher, before[-1])
+    for point in sweep(refresher, prepare, case.arguments, calls=case.calls, fault=case.fault, killed=case.killed):
+        stage = last_stage(refresher, before[-1])
         seen.add(stage)
-        assert not way.live or refresher.token("linear").access_token, f"killed at {point}, readers see nothing"
+        assert not case.live or refresher.token("linear").access_token, f"killed at {point}, readers have no token"
         sent = len(server.requests())
         done = refresher("run-once", "--json")
-        assert done.outcome in right[stage], f"killed at {point} ({stage}): {done.stdout}"
-        assert tidy(refresher), f"killed at {point} ({stage}): {refresher.leftovers()}"
+        assert done.outcome in expected[stage], f"killed at {point} ({stage}): {done.stdout}"
+        assert is_clean(refresher), f"killed at {point} ({stage}): {refresher.leftovers()}"
         after = refresher.grant("linear")
         token = refresher.token("linear")
         if stage == "sent":
             assert (after.refresh_token, after.generation) == (before[-1].refresh_token, before[-1].generation)
             assert token.state == "failing"
-            assert (token.access_token is not None) is way.live
-            if way.live:
+            assert (token.access_token is not None) is case.live
+            if case.live:
                 assert refresher("run-once", "--force", "--json").outcome == "in_doubt"
-            assert len(server.requests()) == sent, f"killed at {point}, it sent a token that may be spent"
+            assert len(server.requests()) == sent, f"killed at {point}, a token that may be spent was sent"
         else:
             assert after.refresh_token is not None
             assert server.introspect(after.refresh_token.reveal())["active"], f"killed at {point}, the login is lost"
@@ -143,7 +143,7 @@ def test_killed_at_any_system_call_the_next_run_goes_on_or_says_in_doubt(
 
 
 def test_killed_at_any_system_call_a_replay_goes_on_by_itself(refresher: Command) -> None:
-    """If it failed, a kill would cost agents their token though the server forgives the second request (I4)."""
+    """If it failed, agents would be without a token after a kill, although the server allows a replay (I4)."""
     before: list[Grant] = []
     with TokenServer(lambda _: 3600) as server:
 
@@ -152,34 +152,36 @@ def test_killed_at_any_system_call_a_replay_goes_on_by_itself(refresher: Command
             before.append(refresher.bring("linear", fields, replace=True))
 
         for point in sweep(refresher, prepare, ("run-once", "--force"), calls=("pwrite64", "recvfrom")):
-            stage = left(refresher, before[-1])
+            stage = last_stage(refresher, before[-1])
             done = refresher("run-once", "--json")
             assert done.outcome in {"nothing": {"not_due"}, "sent": {"rotated"}, "saved": DONE}[stage], point
             assert refresher.grant("linear").generation == before[-1].generation + (stage != "nothing")
-            assert tidy(refresher), f"killed at {point} ({stage}): {refresher.leftovers()}"
+            assert is_clean(refresher), f"killed at {point} ({stage}): {refresher.leftovers()}"
 
 
-def test_an_answer_that_a_kill_has_lost_is_named_when_its_time_is_over(refresher: Command, own_oidc: Start) -> None:
-    """If it failed, a login would end in a refusal that nobody can explain (I4, I5)."""
+def test_an_answer_that_was_lost_by_a_kill_is_reported_once_the_token_has_expired(
+    refresher: Command, own_oidc: Start
+) -> None:
+    """If it failed, a grant would end without an explanation (I4, I5)."""
     server = own_oidc()
     refresher.bring("linear", server.mint(live=True) | {"expires_in": 3})
     kill = injecting("recvfrom", "signal=KILL:when=1")
     assert refresher.finish(refresher.start("run-once", "--force", prefix=kill)).code == -9
-    wait_until(lambda: server.requests()[-1]["status"] == 200, "the server has answered nobody")
+    wait_until(lambda: server.requests()[-1]["status"] == 200, "the server answers the killed process")
     done = refresher("run-once", "--json")
     while done.outcome == "in_doubt":
         assert (done.code, len(server.requests())) == (5, 1)
-        wait_until(lambda: _rests_no_longer(refresher), "the access token has ended, and the backoff too")
+        wait_until(lambda: _is_expired(refresher), "the access token has expired")
         done = refresher("run-once", "--force", "--json")
     assert (done.code, done.outcome) == (3, "reauthorization_required")
     token = refresher.token("linear")
     assert token.error is not None
     for words in (done.results["linear"]["detail"], token.error.description, refresher("status").stdout):
         assert "the rotation was lost" in words
-    assert tidy(refresher)
+    assert is_clean(refresher)
 
 
-def _rests_no_longer(refresher: Command) -> bool:
+def _is_expired(refresher: Command) -> bool:
     expires_at = refresher.grant("linear").expires_at
     return expires_at is not None and time.time() > expires_at + 0.1
 
@@ -187,15 +189,15 @@ def _rests_no_longer(refresher: Command) -> bool:
 # --- recoveries ---------------------------------------------------------------------------------------------------
 
 
-class Broken(NamedTuple):
-    """What a killed attempt has left, and what the next run says of it."""
+class Interrupted(NamedTuple):
+    """An attempt that was interrupted, and the outcome of the next run."""
 
     faults: Sequence[str]
-    """What strace does to the attempt."""
+    """Faults that strace injects into the attempt."""
     stage: str
     outcome: set[str]
     then: Callable[[Command], object] = lambda _: None
-    """What happens to the files afterwards."""
+    """A change of the files after it."""
 
 
 def _flip(refresher: Command) -> None:
@@ -203,43 +205,43 @@ def _flip(refresher: Command) -> None:
     intent.write_bytes(intent.read_bytes().replace(b"generation", b"generatiom"))
 
 
-BROKEN = {
-    "unanswered": Broken(["recvfrom:signal=KILL:when=1"], "sent", {"in_doubt"}),
-    "a damaged intent": Broken(["recvfrom:signal=KILL:when=1"], "sent", {"in_doubt"}, _flip),
-    "a damaged intent and an answer": Broken(["rename:signal=KILL:when=1"], "saved", DONE, _flip),
-    "saved and not cut": Broken(["ftruncate:signal=KILL:when=1"], "saved", DONE),
-    "spilled": Broken(["rename:error=EIO"], "saved", DONE),
-    "saved twice": Broken(["fsync:error=EIO:when=4", "unlink:signal=KILL:when=1"], "saved", DONE),
+INTERRUPTED = {
+    "unanswered": Interrupted(["recvfrom:signal=KILL:when=1"], "sent", {"in_doubt"}),
+    "a damaged intent": Interrupted(["recvfrom:signal=KILL:when=1"], "sent", {"in_doubt"}, _flip),
+    "a damaged intent and an answer": Interrupted(["rename:signal=KILL:when=1"], "saved", DONE, _flip),
+    "saved and not cut": Interrupted(["ftruncate:signal=KILL:when=1"], "saved", DONE),
+    "spilled": Interrupted(["rename:error=EIO"], "saved", DONE),
+    "saved twice": Interrupted(["fsync:error=EIO:when=4", "unlink:signal=KILL:when=1"], "saved", DONE),
 }
 
 
-@pytest.mark.parametrize("broken", BROKEN.values(), ids=BROKEN)
-def test_a_recovery_that_is_killed_too_is_finished_by_the_next(
-    refresher: Command, own_oidc: Start, broken: Broken
+@pytest.mark.parametrize("interrupted", INTERRUPTED.values(), ids=INTERRUPTED)
+def test_a_recovery_that_is_killed_is_completed_by_the_next_run(
+    refresher: Command, own_oidc: Start, interrupted: Interrupted
 ) -> None:
-    """If it failed, a machine that crashes again while it starts would lose what the first crash had left (I4, I6)."""
+    """If it failed, a machine that crashes again during its start would lose what the first crash left (I4, I6)."""
     server = own_oidc()
     before = refresher.bring("linear", server.mint(live=True))
-    calls = ",".join(fault.partition(":")[0] for fault in broken.faults)
-    injected = [option for fault in broken.faults for option in ("-e", f"inject={fault}")]
+    calls = ",".join(fault.partition(":")[0] for fault in interrupted.faults)
+    injected = [option for fault in interrupted.faults for option in ("-e", f"inject={fault}")]
     prefix = ("strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={calls}", *injected)
     refresher.finish(refresher.start("run-once", "--force", prefix=prefix))
-    assert left(refresher, before) == broken.stage
-    broken.then(refresher)
-    again = kept(refresher)
-    assert refresher("run-once", "--json").outcome in broken.outcome
-    right = told(refresher)
-    for point in sweep(refresher, again, ("run-once",), calls=CHANGES):
+    assert last_stage(refresher, before) == interrupted.stage
+    interrupted.then(refresher)
+    restore = restorer(refresher)
+    assert refresher("run-once", "--json").outcome in interrupted.outcome
+    expected = recovered_state(refresher)
+    for point in sweep(refresher, restore, ("run-once",), calls=CHANGES):
         done = refresher("run-once", "--json")
-        assert done.outcome in broken.outcome, f"killed at {point}: {done.stdout}"
-        assert told(refresher) == right, f"killed at {point}"
+        assert done.outcome in interrupted.outcome, f"killed at {point}: {done.stdout}"
+        assert recovered_state(refresher) == expected, f"killed at {point}"
     assert len(server.requests()) == 1
-    if broken.stage == "saved":
+    if interrupted.stage == "saved":
         assert server.introspect(refresher.refresh_token("linear"))["active"]
 
 
-def told(refresher: Command) -> tuple[object, ...]:
-    """Return all that a recovery decides, without its times."""
+def recovered_state(refresher: Command) -> tuple[object, ...]:
+    """Return everything that a recovery decides, without times."""
     grant, token = refresher.grant("linear"), refresher.token("linear")
     aside = [path.name.rpartition(".")[0] for path in refresher.directories.grants.glob("*.aside.*")]
     assert [name for name in refresher.leftovers() if ".aside." not in name] == []
@@ -251,18 +253,18 @@ def told(refresher: Command) -> tuple[object, ...]:
 # --- imports and removals -----------------------------------------------------------------------------------------
 
 
-def _live(refresher: Command) -> None:
+def _unchanged(refresher: Command) -> None:
     """Leave the grant as it is."""
 
 
-def _cut_off(refresher: Command) -> None:
-    """Leave an attempt that was killed after its request, an answer that nobody could read, and a stranger."""
+def _interrupt(refresher: Command) -> None:
+    """Leave an attempt that was killed after its request, an unreadable answer, and a foreign file."""
     kill = injecting("recvfrom", "signal=KILL:when=1")
     assert refresher.finish(refresher.start("run-once", "--force", prefix=kill)).code == -9
     grants = refresher.directories.grants
     (grants / "linear.answer.1").write_bytes(b"an answer")
     (grants / "linear.next.1").mkdir()
-    (grants / "linear.next.2").write_bytes(b"another only copy, perhaps")
+    (grants / "linear.next.2").write_bytes(b"a foreign file")
 
 
 def _damage(refresher: Command) -> None:
@@ -272,19 +274,19 @@ def _damage(refresher: Command) -> None:
 
 WRITERS = {
     "first import": ("import", None),
-    "import over a live grant": ("import", _live),
-    "import over a cut off attempt": ("import", _cut_off),
+    "import over a live grant": ("import", _unchanged),
+    "import over an interrupted attempt": ("import", _interrupt),
     "import over a damaged record": ("import", _damage),
-    "removal of a live grant": ("remove", _live),
-    "removal of a cut off attempt": ("remove", _cut_off),
+    "removal of a live grant": ("remove", _unchanged),
+    "removal of an interrupted attempt": ("remove", _interrupt),
 }
 
 
 @pytest.mark.parametrize(("command", "state"), WRITERS.values(), ids=WRITERS)
-def test_an_import_or_a_removal_that_is_killed_is_old_or_new(
+def test_a_killed_import_or_removal_leaves_the_old_or_the_new_record(
     refresher: Command, own_oidc: Start, command: str, state: Callable[[Command], None] | None
 ) -> None:
-    """If it failed, a killed import could leave half a record, or both logins lost (I4)."""
+    """If it failed, a killed import could leave an incomplete record, or lose both logins (I4)."""
     server = own_oidc()
     old, new = server.mint(live=True), server.mint(live=True)
     arguments = ["remove", "linear"]
@@ -295,34 +297,34 @@ def test_an_import_or_a_removal_that_is_killed_is_old_or_new(
     if state is not None:
         refresher.bring("linear", old)
         state(refresher)
-    for point in sweep(refresher, kept(refresher), arguments, calls=CHANGES):
-        here = f"killed at {point}"
+    for point in sweep(refresher, restorer(refresher), arguments, calls=CHANGES):
+        where = f"killed at {point}"
         damaged = state is _damage and made.record("linear").stat().st_size == 200
         done = refresher("run-once", "--json")
         if damaged:
-            assert (done.code, done.outcome) == (2, "invalid_grant_file"), here
+            assert (done.code, done.outcome) == (2, "invalid_grant_file"), where
         elif made.record("linear").exists() and isinstance(record := refresher.record("linear"), Grant):
             assert record.refresh_token is not None
-            assert record.refresh_token.reveal() in (old["refresh_token"], new["refresh_token"]), here
-            assert refresher.token("linear").access_token in (old["access_token"], new["access_token"]), here
+            assert record.refresh_token.reveal() in (old["refresh_token"], new["refresh_token"]), where
+            assert refresher.token("linear").access_token in (old["access_token"], new["access_token"]), where
         else:
-            assert state is None or command == "remove", f"{here}, both logins are lost"
-            assert made.token("linear").exists() is (command == "remove"), here
+            assert state is None or command == "remove", f"{where}, both logins are lost"
+            assert made.token("linear").exists() is (command == "remove"), where
         untidy = [name for name in refresher.leftovers() if ".aside." not in name and ".answer." not in name]
-        # Beside a damaged record nothing is touched.
-        assert untidy == [] or (damaged and untidy == ["linear.next.1"]), here
-        # A person whose command is killed gives it again.
-        assert refresher(*arguments).code in (0, 2), here
+        # If the record is damaged, no other file is changed.
+        assert untidy == [] or (damaged and untidy == ["linear.next.1"]), where
+        # A person repeats the killed command.
+        assert refresher(*arguments).code in (0, 2), where
         record = refresher.record("linear")
         if command == "import":
             assert isinstance(record, Grant)
             assert record.refresh_token is not None
-            assert record.refresh_token.reveal() == new["refresh_token"], here
-            assert refresher.token("linear").access_token == new["access_token"], here
-            if state is not _cut_off:
-                assert [name for name in refresher.leftovers() if "linear.json.aside" not in name] == [], here
+            assert record.refresh_token.reveal() == new["refresh_token"], where
+            assert refresher.token("linear").access_token == new["access_token"], where
+            if state is not _interrupt:
+                assert [name for name in refresher.leftovers() if "linear.json.aside" not in name] == [], where
         else:
             assert isinstance(record, Tombstone)
-            assert refresher.token("linear").state == "removed", here
-            assert [name for name in refresher.leftovers() if "linear.next.1.aside" not in name] == [], here
+            assert refresher.token("linear").state == "removed", where
+            assert [name for name in refresher.leftovers() if "linear.next.1.aside" not in name] == [], where
     assert (server.log()["reused"], server.log()["presented_twice"]) == (0, 0)

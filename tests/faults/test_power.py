@@ -1,4 +1,4 @@
-"""Power losses at every step: images of a live ext4, mounted in another boot (I2, I4, I6)."""
+"""Power losses at each step: images of a live ext4, mounted in another boot (I2, I4, I6)."""
 
 import hashlib
 import os
@@ -24,7 +24,7 @@ Start = Callable[..., OIDC]
 
 
 class Cut(NamedTuple):
-    """What a power loss leaves, and what the world had seen by then."""
+    """What a power loss leaves, and what was sent and published until then."""
 
     image: Path
     after: str
@@ -34,7 +34,7 @@ class Cut(NamedTuple):
 
 @pytest.fixture
 def disk(refresher: Command, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Disk]:
-    """The state directory on an ext4 of its own; its images lie where no test looks for secrets."""
+    """The state directory on its own ext4; its images are where no test searches for secrets."""
     need(no_disk())
     need(no_strace())
     with Disk(refresher.state, tmp_path_factory.mktemp("images")) as made:
@@ -54,7 +54,7 @@ def _no_directory(path: Path) -> None:
     path.with_name("next").rename(path)
 
 
-def _all_of_it(path: Path) -> None:
+def _everything(path: Path) -> None:
     _no_directory(path)
     descriptor = os.open(path.parent, os.O_RDONLY)
     os.fsync(descriptor)
@@ -62,13 +62,13 @@ def _all_of_it(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("write", "at_once", "with_somebody_elses_fsync"),
-    [(_rename_only, b"old", b""), (_no_directory, b"old", b"new"), (_all_of_it, b"new", b"new")],
+    ("write", "at_once", "after_another_fsync"),
+    [(_rename_only, b"old", b""), (_no_directory, b"old", b"new"), (_everything, b"new", b"new")],
 )
-def test_the_images_tell_careful_writers_from_careless_ones(
-    disk: Disk, write: Callable[[Path], None], at_once: bytes, with_somebody_elses_fsync: bytes
+def test_the_images_show_which_data_was_not_synced(
+    disk: Disk, write: Callable[[Path], None], at_once: bytes, after_another_fsync: bytes
 ) -> None:
-    """If it failed, the tests below would pass whatever the refresher forgets to sync."""
+    """If it failed, the tests below would pass even if the refresher did not sync its files."""
     path = disk.place / "record"
     path.write_bytes(b"old")
     disk.settle()
@@ -78,14 +78,14 @@ def test_the_images_tell_careful_writers_from_careless_ones(
         with disk.after_power_loss(disk.copy(name)) as place:
             left.append((place / "record").read_bytes())
         disk.commit()
-    assert left == [at_once, with_somebody_elses_fsync]
+    assert left == [at_once, after_another_fsync]
 
 
 def _cuts(
     refresher: Command, disk: Disk, server: OIDC, *arguments: str, committing: bool, failing: str = ""
 ) -> list[Cut]:
-    """Run a command step by step; return each different image with the last moment at which it was all there was."""
-    words = disk.image.with_name("strace")
+    """Run a command step by step; return each different image, with the last step at which it is the state of the disk."""
+    trace = disk.image.with_name("strace")
     before = len(server.requests())
     cuts: dict[str, Cut] = {}
 
@@ -100,8 +100,8 @@ def _cuts(
         sent = len(server.requests()) > before
         cuts[digest] = Cut(image, after, sent, (refresher.tokens / "linear.json").read_bytes())
 
-    process = refresher.start(*arguments, prefix=stopping(words, failing))
-    for number, call in enumerate(steps(process, words)):
+    process = refresher.start(*arguments, prefix=stopping(trace, failing))
+    for number, call in enumerate(steps(process, trace)):
         cut(f"{call} (step {number})")
     done = refresher.finish(process)
     assert done.code == 0, done.stderr
@@ -110,7 +110,7 @@ def _cuts(
 
 
 def _different(disk: Disk, cuts: list[Cut]) -> Generator[tuple[Cut, Path], None, None]:
-    """Yield the cuts whose files differ, the last first, and where each image is mounted."""
+    """Yield the cuts with different files, the last one first, and the mount point of each image."""
     seen = set()
     for cut in reversed(cuts):
         with disk.after_power_loss(cut.image) as place:
@@ -121,7 +121,7 @@ def _different(disk: Disk, cuts: list[Cut]) -> Generator[tuple[Cut, Path], None,
 
 
 def _tree(place: Path) -> frozenset[tuple[str, int, bytes]]:
-    paths = [path for path in place.rglob("*") if path.name not in ("somebody-else", "lost+found")]
+    paths = [path for path in place.rglob("*") if path.name not in ("another-file", "lost+found")]
     return frozenset(
         (str(path.relative_to(place)), path.stat().st_mode, path.read_bytes() if path.is_file() else b"")
         for path in paths
@@ -129,14 +129,14 @@ def _tree(place: Path) -> frozenset[tuple[str, int, bytes]]:
 
 
 def _restarted(refresher: Command, place: Path, published: bytes) -> Command:
-    """Return the command on a machine that was started anew, with what a power loss left at ``place``."""
+    """Return the command on a rebooted machine, with what a power loss left at ``place``."""
     home = place.with_name(f"{place.name}.home")
     home.mkdir(mode=0o700)
     again = Command(home, refresher.vault)
     again.state, again.tokens = place, place / "tokens"
     again.environment["REFRESHER_STATE_DIR"] = str(place)
     if not refresher.tokens.is_relative_to(refresher.state):
-        # Another disk, which has lost nothing.
+        # On another disk, which lost nothing.
         again.tokens = home / "tokens"
         again.environment["REFRESHER_TOKENS_DIR"] = str(again.tokens)
         again.tokens.mkdir(mode=0o700)
@@ -145,8 +145,8 @@ def _restarted(refresher: Command, place: Path, published: bytes) -> Command:
 
 
 def _live(refresher: Command, server: OIDC, where: str) -> None:
-    """Have a grant that was rotated once, with its tokens there or elsewhere; all of it is on the disk."""
-    if where == "elsewhere":
+    """Import a grant and rotate it once, with its tokens on the same disk or another one; sync everything."""
+    if where == "another disk":
         refresher.tokens = refresher.home / "tokens"
         refresher.environment["REFRESHER_TOKENS_DIR"] = str(refresher.tokens)
     refresher.import_grant("linear", server.mint("public"))
@@ -157,29 +157,31 @@ def _live(refresher: Command, server: OIDC, where: str) -> None:
 @pytest.mark.parametrize(
     ("tokens", "committing", "failing"),
     [
-        ("elsewhere", False, ""),
-        ("there", True, ""),
-        ("elsewhere", False, "ftruncate"),
+        ("another disk", False, ""),
+        ("same disk", True, ""),
+        ("another disk", False, "ftruncate"),
     ],
-    ids=["as it is", "all names there", "another file"],
+    ids=["unchanged", "all names durable", "another file"],
 )
 def test_a_power_loss_at_any_step_of_a_rotation_leaves_the_old_token_or_the_new(
     refresher: Command, own_oidc: Start, disk: Disk, tokens: str, committing: bool, failing: str
 ) -> None:
-    """If it failed, a power cut could cost a login, or have a spent refresh token sent again (I1, I2, I6)."""
+    """If it failed, a power loss could cost a login, or a spent refresh token could be sent again (I1, I2, I6)."""
     server = own_oidc()
     _live(refresher, server, tokens)
     old = refresher.refresh_token("linear")
     cuts = _cuts(refresher, disk, server, "run-once", "--force", committing=committing, failing=failing)
     new = refresher.refresh_token("linear")
-    asked = len(server.requests())
+    requests = len(server.requests())
     outcomes = set()
     with closing(_different(disk, cuts)) as different:
         for cut, place in different:
             again = _restarted(refresher, place, cut.published)
-            assert again.token("linear").generation in (1, 2), f"no whole token file after {cut.after}"
+            assert again.token("linear").generation in (1, 2), f"no complete token file after {cut.after}"
             if parse(cut.published).generation == 2:
-                assert again.grant("linear").generation == 2, f"readers had what the power loss took: {cut.after}"
+                assert again.grant("linear").generation == 2, (
+                    f"readers had a token that the power loss removed: {cut.after}"
+                )
             boot = other_boot(again.home)
             done = again("run-once", "--json", prefix=boot)
             left = again.refresh_token("linear")
@@ -187,14 +189,16 @@ def test_a_power_loss_at_any_step_of_a_rotation_leaves_the_old_token_or_the_new(
             assert (left == new) is (done.outcome == "adopted" or again.grant("linear").generation == 2), cut.after
             assert done.outcome in (("not_due", "adopted") if left == new else ("not_due", "in_doubt")), cut.after
             if left == old and cut.sent:
-                assert done.outcome == "in_doubt", f"the old token counts as unspent: {cut.after}"
+                assert done.outcome == "in_doubt", f"the old token is not in doubt: {cut.after}"
             if done.outcome == "in_doubt":
                 assert again("run-once", "--force", "--json", prefix=boot).outcome == "in_doubt"
             assert again.token("linear").generation == again.grant("linear").generation, cut.after
             assert again.leftovers() == [], cut.after
             outcomes.add((left == new, done.outcome))
-    assert {(False, "not_due"), (False, "in_doubt"), (True, "not_due")} <= outcomes, "there were no such steps"
-    assert len(server.requests()) == asked, "something was sent after a power loss"
+    assert {(False, "not_due"), (False, "in_doubt"), (True, "not_due")} <= outcomes, (
+        "a stage of the rotation is missing"
+    )
+    assert len(server.requests()) == requests, "something was sent after a power loss"
     assert refresher("run-once", "--force").code == 0
     assert (server.log()["reused"], server.log()["presented_twice"]) == (0, 0)
 
@@ -204,14 +208,14 @@ def test_a_power_loss_at_any_step_of_a_rotation_leaves_the_old_token_or_the_new(
 def test_a_power_loss_at_any_step_of_an_import_or_a_removal_leaves_the_old_record_or_the_new(
     refresher: Command, own_oidc: Start, disk: Disk, call: str, committing: bool
 ) -> None:
-    """If it failed, a power cut could leave half a record, or take what was reported as stored (I4)."""
+    """If it failed, a power loss could leave an incomplete record, or remove what was reported as stored (I4)."""
     server = own_oidc()
-    _live(refresher, server, "elsewhere")
+    _live(refresher, server, "another disk")
     old = refresher.record("linear")
     arguments = ["remove", "linear"]
     if call == "import":
-        brought = server.mint("public") | {"access_token": "brought-along", "expires_in": 3600}
-        arguments = ["import", "linear", "--replace", "--from", str(refresher.write_import("new", brought))]
+        fields = server.mint("public") | {"access_token": "an-imported-token", "expires_in": 3600}
+        arguments = ["import", "linear", "--replace", "--from", str(refresher.write_import("new", fields))]
     cuts = _cuts(refresher, disk, server, *arguments, committing=committing)
     new = refresher.record("linear")
     assert type(new) is (Grant if call == "import" else Tombstone)
@@ -219,11 +223,11 @@ def test_a_power_loss_at_any_step_of_an_import_or_a_removal_leaves_the_old_recor
     with closing(_different(disk, cuts)) as different:
         for cut, place in different:
             again = _restarted(refresher, place, cut.published)
-            assert again.record("linear") == new or cut is not cuts[-1], "what was reported is gone"
+            assert again.record("linear") == new or cut is not cuts[-1], "the reported record is lost"
             assert again("run-once", prefix=other_boot(again.home)).code == 0, cut.after
             found.append(again.record("linear"))
             assert again.leftovers() == [], cut.after
-    assert set(map(str, found)) == {str(old), str(new)}, "something between"
+    assert set(map(str, found)) == {str(old), str(new)}, "a record between the old and the new one"
     assert len(server.requests()) == 1, "something was sent after a power loss"
 
 
@@ -232,67 +236,65 @@ _CALL = re.compile(
 )
 
 
-def _loose(trace: str, below: Path) -> dict[str, set[str]]:
-    """Return what was not durable below a directory, by what POSIX promises, at each moment when it had to be.
+def _not_durable(trace: str, below: Path) -> dict[str, set[str]]:
+    """Return what was not durable below a directory, at each moment when it had to be, by what POSIX guarantees.
 
-    A file's bytes are durable once it was synced, its name once its directory was. ext4 gives more, others do not.
+    The content of a file is durable once the file is synced, its name once its directory is. ext4 guarantees more.
     """
-    loose: set[str] = set()
+    pending: set[str] = set()
     at: dict[str, set[str]] = {}
     for found in filter(None, map(_CALL.match, trace.splitlines())):
         call, path, more = found["call"], found["open"] or found["path"], found["more"]
         parent = str(Path(path).parent)
         if call == "connect":
-            at.setdefault("the request leaves", {*loose})
+            at.setdefault("the request is sent", {*pending})
         elif call == "rename":
             renamed = more.split('"')[1]
             if renamed.endswith("grants/linear.json"):
-                at.setdefault("it replaces the record", {path} & loose)
+                at.setdefault("the record is replaced", {path} & pending)
             if "tokens" in renamed:
-                at.setdefault("readers see it", {*loose})
-            loose |= {str(Path(renamed).parent)} | ({renamed} if path in loose else set())
-            loose.discard(path)
+                at.setdefault("the token is published", {*pending})
+            pending |= {str(Path(renamed).parent)} | ({renamed} if path in pending else set())
+            pending.discard(path)
         elif call in ("fsync", "unlink"):
-            loose.discard(path)
+            pending.discard(path)
         elif call == "mkdir" or (call == "openat" and "O_EXCL" in more):
-            loose.add(parent)
+            pending.add(parent)
         elif call in ("pwrite64", "ftruncate"):
-            loose.add(path)
-    at["it is reported"] = loose
+            pending.add(path)
+    at["the result is reported"] = pending
     return {moment: {path for path in paths if path.startswith(str(below))} for moment, paths in at.items()}
 
 
-@pytest.mark.parametrize("how", ["as it is", "in another file", "spilled"])
-def test_each_promise_is_made_only_once_everything_it_stands_on_was_synced(refresher: Command, how: str) -> None:
-    """If it failed, a power loss on a file system less kind than ext4 could take a refresh token (I1, I2)."""
+@pytest.mark.parametrize("saved", ["in place", "in another file", "spilled"])
+def test_each_promise_is_made_only_once_everything_it_stands_on_was_synced(refresher: Command, saved: str) -> None:
+    """If it failed, a power loss on a file system that guarantees less than ext4 could cost a refresh token (I1, I2)."""
     need(no_strace())
-    words = refresher.home / "strace"
+    trace = refresher.home / "strace"
     deep = refresher.home / "deep"
     refresher.environment["REFRESHER_SPILL_DIR"] = str(deep / "er/spill")
     traced = "openat,mkdir,fsync,pwrite64,ftruncate,rename,unlink,connect"
-    fault = {"in another file": "ftruncate", "spilled": "rename"}.get(how)
+    fault = {"in another file": "ftruncate", "spilled": "rename"}.get(saved)
     faults = () if fault is None else ("-e", f"inject={fault}:error=EIO")
     with TokenServer(lambda _: 3600) as server:
         refresher.bring("linear", server.grant("client"))
         deep.mkdir(mode=0o700)
-        prefix = ("strace", "-f", "-y", "-qq", "-o", str(words), "-e", f"trace={traced}", *faults)
+        prefix = ("strace", "-f", "-y", "-qq", "-o", str(trace), "-e", f"trace={traced}", *faults)
         refresher("run-once", prefix=prefix)
-    below = deep if how == "spilled" else refresher.state / "grants"
-    moments = _loose(words.read_text(), below)
-    expected = {"the request leaves", "it is reported", "it replaces the record", "readers see it"}
-    if how == "spilled":
-        expected -= {"it replaces the record", "readers see it"}
+    below = deep if saved == "spilled" else refresher.state / "grants"
+    moments = _not_durable(trace.read_text(), below)
+    expected = {"the request is sent", "the result is reported", "the record is replaced", "the token is published"}
+    if saved == "spilled":
+        expected -= {"the record is replaced", "the token is published"}
     assert moments.keys() == expected
     assert not any(moments.values()), moments
 
 
-def test_killed_before_its_rename_was_durable_a_rotation_is_so_before_anyone_sees_it(
-    refresher: Command, own_oidc: Start, disk: Disk
-) -> None:
-    """If it failed, a kill and then a power loss would take a refresh token whose access token agents had (I2)."""
+def test_recovery_makes_a_rename_durable_before_it_publishes(refresher: Command, own_oidc: Start, disk: Disk) -> None:
+    """If it failed, a kill and then a power loss would cost the refresh token of a published access token (I2)."""
     server = own_oidc()
-    _live(refresher, server, "elsewhere")
-    # Of the space, the intent, their directory, the answer; the next would be the directory's again.
+    _live(refresher, server, "another disk")
+    # The first four sync the reserved space, the intent, the directory and the answer; the fifth is the directory again.
     killed = refresher.start("run-once", "--force", prefix=injecting("fsync", "signal=KILL:when=5"))
     assert refresher.finish(killed).code != 0
     assert (refresher.grant("linear").generation, refresher.leftovers()) == (2, ["linear.intent"])
@@ -305,15 +307,15 @@ def test_killed_before_its_rename_was_durable_a_rotation_is_so_before_anyone_see
 
 
 def test_what_was_spilled_outlives_a_power_loss(refresher: Command, own_oidc: Start, disk: Disk) -> None:
-    """If it failed, the place of last resort would forget the only copy of a refresh token (I6)."""
+    """If it failed, a power loss would cost the only copy of a refresh token (I6)."""
     server = own_oidc()
-    _live(refresher, server, "elsewhere")
+    _live(refresher, server, "another disk")
     spill = ("--spill-dir", str(disk.place / "deep/spill"))
     prefix = injecting("rename", "error=EIO")
     refresher.finish(refresher.start(*spill, "run-once", "--force", prefix=prefix))
     saved = list((disk.place / "deep/spill").iterdir())
     image = disk.copy("cut")
-    # In the place of the one that has lost its power: an intent names the spill by its path.
+    # Mounted at the same path: an intent names the spill by its path.
     subprocess.run(["umount", str(disk.place)], check=True)
     disk.mount(image, disk.place)
     assert list((disk.place / "deep/spill").iterdir()) == saved

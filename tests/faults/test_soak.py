@@ -1,4 +1,4 @@
-"""The soak does not rot, and its ledger misses nothing."""
+"""The soak test works, and its ledger detects each violation."""
 
 import json
 import re
@@ -32,11 +32,11 @@ LINES = [
 ]
 
 
-def test_a_soak_of_ten_seconds_holds_and_tells_it_all() -> None:
-    """If it failed, the long soak would have rotted by the day somebody wants to know."""
+def test_a_soak_of_ten_seconds_passes_and_prints_every_figure() -> None:
+    """If it failed, the long soak would no longer work when a developer needs it."""
     need(oidc.missing())
     command = [sys.executable, "-m", "tests.faults.soak", str(10 / 60), "--seed", "7"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     figures = dict(re.findall(r"^([a-z ]+?)  +(\S+)", done.stdout, re.MULTILINE))
     assert set(LINES) <= figures.keys(), done.stdout
@@ -45,8 +45,8 @@ def test_a_soak_of_ten_seconds_holds_and_tells_it_all() -> None:
     assert int(figures["faults"]) > 0
 
 
-class Story:
-    """One login in a ledger whose clock is told; what no real process would do can be told as well."""
+class Scenario:
+    """Events of one login in a ledger with a fake clock, also those that no real process causes."""
 
     def __init__(self, grace: float = 0.0) -> None:
         self.now = 1000.0
@@ -56,7 +56,7 @@ class Story:
         self.ledger.imported(self.login)
 
     def send(self, number: int, *, lost: bool = False, refused: bool = False) -> Presentation:
-        """Refresh token ``number`` is sent, and the next one comes back, or is lost, or it is refused."""
+        """Send refresh token ``number``: the answer has the next one, is lost, or is a refusal."""
         sent = self.ledger.presented(f"token-{number}", fault="answer lost" if lost else "", delivers=not lost)
         answer = {"error": "invalid_grant"} if refused else {"refresh_token": f"token-{number + 1}"}
         self.ledger.answered(sent, 400 if refused else 200, json.dumps(answer).encode())
@@ -64,119 +64,119 @@ class Story:
         return sent
 
     def refused(self, number: int) -> Presentation:
-        """Refresh token ``number`` is sent and refused for good."""
+        """Send refresh token ``number``, which the server refuses."""
         return self.send(number, refused=True)
 
-    def objection(self) -> str:
-        """Return the first word of what the ledger has against it."""
+    def violations(self) -> str:
+        """Return the first words of the violations that the ledger finds."""
         self.ledger.check(everything=True)
         return " ".join(violation.what.partition(":")[0] for violation in self.journal.violations)
 
 
-def lost_and_died(story: Story) -> None:
-    story.send(0)
-    story.send(1, lost=True)
-    story.now += LIFE
-    story.refused(1)
+def lost_and_ended(scenario: Scenario) -> None:
+    scenario.send(0)
+    scenario.send(1, lost=True)
+    scenario.now += LIFE
+    scenario.refused(1)
 
 
-def killed_and_died(story: Story) -> None:
-    story.send(0)
-    sent = story.send(1)
-    story.ledger.killed("linear", sent.fingerprint)
-    story.now += LIFE
-    story.refused(1)
+def killed_and_ended(scenario: Scenario) -> None:
+    scenario.send(0)
+    sent = scenario.send(1)
+    scenario.ledger.killed("linear", sent.fingerprint)
+    scenario.now += LIFE
+    scenario.refused(1)
 
 
-def demanded_in_doubt(story: Story) -> None:
-    story.send(0)
-    story.send(1, lost=True)
-    story.ledger.demanded("linear", 1)
-    story.refused(1)
+def demanded_in_doubt(scenario: Scenario) -> None:
+    scenario.send(0)
+    scenario.send(1, lost=True)
+    scenario.ledger.demanded("linear", 1)
+    scenario.refused(1)
 
 
-def killed_after_it_was_saved(story: Story) -> None:
-    story.send(0)
-    story.ledger.killed("linear", story.send(1).fingerprint)
-    story.send(2)
-    story.refused(3)
+def killed_after_it_was_saved(scenario: Scenario) -> None:
+    scenario.send(0)
+    scenario.ledger.killed("linear", scenario.send(1).fingerprint)
+    scenario.send(2)
+    scenario.refused(3)
 
 
-def sent_again(story: Story) -> None:
-    story.send(0)
-    story.send(0)
+def sent_again(scenario: Scenario) -> None:
+    scenario.send(0)
+    scenario.send(0)
 
 
-def in_doubt_and_impatient(story: Story) -> None:
-    story.send(0)
-    story.send(1, lost=True)
-    story.send(1)
+def sent_in_doubt(scenario: Scenario) -> None:
+    scenario.send(0)
+    scenario.send(1, lost=True)
+    scenario.send(1)
 
 
-def dead_and_sent_again(story: Story) -> None:
-    lost_and_died(story)
-    story.refused(1)
+def ended_and_sent_again(scenario: Scenario) -> None:
+    lost_and_ended(scenario)
+    scenario.refused(1)
 
 
-def forced(story: Story) -> None:
-    lost_and_died(story)
-    with story.ledger.forcing("linear"):
-        story.refused(1)
+def forced(scenario: Scenario) -> None:
+    lost_and_ended(scenario)
+    with scenario.ledger.forcing("linear"):
+        scenario.refused(1)
 
 
-def replaced(story: Story) -> None:
-    story.send(0)
-    story.ledger.imported(story.ledger.minted("linear", Terms(LIFE), "another-0"))
-    story.now += 1
-    story.send(1)
+def replaced(scenario: Scenario) -> None:
+    scenario.send(0)
+    scenario.ledger.imported(scenario.ledger.minted("linear", Terms(LIFE), "another-0"))
+    scenario.now += 10
+    scenario.send(1)
 
 
-def stolen(story: Story) -> None:
-    story.send(0)
-    story.refused(1)
+def refused_without_cause(scenario: Scenario) -> None:
+    scenario.send(0)
+    scenario.refused(1)
 
 
-def went_back(story: Story) -> None:
-    fingerprints = [story.send(number).fingerprint for number in range(2)]
-    story.ledger.stored("linear", fingerprints[1], 1)
-    story.ledger.stored("linear", fingerprints[0], 2)
+def older_token_stored(scenario: Scenario) -> None:
+    fingerprints = [scenario.send(number).fingerprint for number in range(2)]
+    scenario.ledger.stored("linear", fingerprints[1], 1)
+    scenario.ledger.stored("linear", fingerprints[0], 2)
 
 
-def unnamed(story: Story) -> None:
-    lost_and_died(story)
-    story.ledger.doubted("linear")
-    story.ledger.died("linear", story.login.chain[1], "the token endpoint answered 400")
+def loss_not_reported(scenario: Scenario) -> None:
+    lost_and_ended(scenario)
+    scenario.ledger.doubted("linear")
+    scenario.ledger.ended("linear", scenario.login.chain[1], "the token endpoint answered 400")
 
 
 @pytest.mark.parametrize(
-    ("told", "objection"),
+    ("events", "violation"),
     [
-        (lost_and_died, ""),
-        (killed_and_died, ""),
+        (lost_and_ended, ""),
+        (killed_and_ended, ""),
         (demanded_in_doubt, ""),
         (forced, ""),
         (killed_after_it_was_saved, "UNACCOUNTED"),
-        (stolen, "UNACCOUNTED"),
+        (refused_without_cause, "UNACCOUNTED"),
         (sent_again, "I3"),
-        (in_doubt_and_impatient, "I1"),
-        (dead_and_sent_again, "a dead refresh token was sent again though nobody had forced it"),
+        (sent_in_doubt, "I1"),
+        (ended_and_sent_again, "the refresh token of an ended grant was sent again without --force"),
         (replaced, "a refresh token was sent after a person had replaced or removed it"),
-        (went_back, "I6"),
-        (unnamed, "I4"),
+        (older_token_stored, "I6"),
+        (loss_not_reported, "I4"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_the_ledger_sees_what_must_not_be_and_nothing_else(told: Callable[[Story], None], objection: str) -> None:
-    """If it failed, a soak would call a lost login a success, or cry wolf until nobody runs it."""
-    story = Story()
-    told(story)
-    assert story.objection() == objection
+def test_the_ledger_reports_violations_and_nothing_else(events: Callable[[Scenario], None], violation: str) -> None:
+    """If it failed, a soak would pass although a login was lost, or fail without a reason."""
+    scenario = Scenario()
+    events(scenario)
+    assert scenario.violations() == violation
 
 
-def test_the_ledger_knows_a_grace() -> None:
-    """If it failed, every replay that a server allows would be called a reuse."""
-    story = Story(grace=5.0)
-    story.send(0)
-    story.send(1, lost=True)
-    story.send(1)
-    assert story.objection() == ""
+def test_the_ledger_allows_a_replay_within_the_grace_period() -> None:
+    """If it failed, a soak would report each allowed replay as a reuse."""
+    scenario = Scenario(grace=5.0)
+    scenario.send(0)
+    scenario.send(1, lost=True)
+    scenario.send(1)
+    assert scenario.violations() == ""

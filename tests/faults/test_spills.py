@@ -1,4 +1,4 @@
-"""New tokens that ``grants/`` cannot take: kept elsewhere, and brought home only where they fit."""
+"""New records that cannot be written to ``grants/``: they are spilled, and adopted only if they fit."""
 
 import signal
 from collections.abc import Iterator
@@ -9,7 +9,8 @@ import pytest
 
 from refresher.common.secret import Secret
 from tests.conftest import need
-from tests.support.command import Command, says, wait_until
+from tests.support.command import Command, wait_until
+from tests.support.daemon import heard
 from tests.support.fake_state import put
 from tests.support.parts import injecting, mounted, no_strace
 from tests.support.power import Disk, no_disk
@@ -18,7 +19,7 @@ from tests.support.token_server import TokenServer
 
 @pytest.fixture
 def disk(refresher: Command, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Disk]:
-    """The state directory on an ext4 that can die, the tokens elsewhere."""
+    """The state directory on an ext4 that can fail; the tokens are on another disk."""
     need(no_disk())
     refresher.tokens = refresher.home / "tokens"
     refresher.environment["REFRESHER_TOKENS_DIR"] = str(refresher.tokens)
@@ -27,16 +28,16 @@ def disk(refresher: Command, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 @pytest.mark.parametrize("command", ["run-once", "run"])
-@pytest.mark.parametrize("spill", ["takes it", "is full at first"])
-def test_a_disk_that_dies_while_the_server_answers_loses_nothing(
+@pytest.mark.parametrize("spill", ["has space", "is full at first"])
+def test_a_disk_that_fails_during_the_exchange_loses_no_token(
     refresher: Command, disk: Disk, command: str, spill: str
 ) -> None:
-    """If it failed, a disk that turns read-only in mid exchange, as ext4 does, would take the only copy (I6)."""
+    """If it failed, a disk that becomes read-only during an exchange, as ext4 does, would lose the only copy (I6)."""
     memory = refresher.home / "memory"
     refresher.environment["REFRESHER_SPILL_DIR"] = str(memory / "spill")
     filler = memory / "filler"
     full = spill == "is full at first"
-    with TokenServer(lambda _: 3600, disk.die) as server, mounted(memory, "size=64k"):
+    with TokenServer(lambda _: 3600, disk.fail) as server, mounted(memory, "size=64k"):
         refresher.bring("linear", server.grant("client"))
         disk.settle()
         if full:
@@ -44,22 +45,22 @@ def test_a_disk_that_dies_while_the_server_answers_loses_nothing(
                 filler.write_bytes(bytes(1024 * 1024))
         process = refresher.start(command)
         if full:
-            assert says(process.stderr, "NOT SAVED YET"), "it gave up with the only copy in its memory"
+            heard(process, "NOT SAVED YET")
             process.send_signal(signal.SIGTERM)
-            assert says(process.stderr, "NOT SAVED YET" if command == "run-once" else "waiting for linear to finish")
+            heard(process, "NOT SAVED YET" if command == "run-once" else "waiting for linear to finish")
             assert process.poll() is None
             filler.unlink()
         elif command == "run":
-            wait_until((refresher.tokens / "linear.json").exists, "it has saved and published the token")
+            wait_until((refresher.tokens / "linear.json").exists, "the token is saved and published")
             process.send_signal(signal.SIGTERM)
         done = refresher.finish(process)
         assert done.code == (143 if full and command == "run-once" else 0), done.stderr
         assert refresher.token("linear").generation == 1
         assert len(list((memory / "spill").iterdir())) == 1
-        # The dead disk has kept what was durable when it died, as after a power loss.
+        # The failed disk still has what was durable when it failed, as after a power loss.
         assert refresher("run-once", "--json").outcome == "storage_failed"
         assert len(list((memory / "spill").iterdir())) == 1
-        disk.revive()
+        disk.repair()
         done = refresher("run-once", "--json")
         assert (done.code, done.outcome) == (0, "adopted"), done.stdout
         assert refresher.leftovers() == []
@@ -69,7 +70,7 @@ def test_a_disk_that_dies_while_the_server_answers_loses_nothing(
 
 
 def _spilled(refresher: Command, server: TokenServer) -> Path:
-    """Rotate once, and once more while nothing can be renamed; return where the new record is."""
+    """Rotate twice, the second time while every rename fails; return the spilled record."""
     spill = refresher.home / "spill"
     refresher.environment["REFRESHER_SPILL_DIR"] = str(spill)
     refresher.bring("linear", server.grant("client"))
@@ -79,8 +80,8 @@ def _spilled(refresher: Command, server: TokenServer) -> Path:
     return spilled
 
 
-def test_what_was_spilled_is_adopted_only_where_it_fits(refresher: Command) -> None:
-    """If it failed, a restored backup would be overwritten by a stranger's token, or the stranger's deleted (I6)."""
+def test_a_spilled_record_is_adopted_only_if_it_fits(refresher: Command) -> None:
+    """If it failed, a token of another grant would replace the restored one, or would be deleted (I6)."""
     need(no_strace())
     with TokenServer(lambda _: 3600) as server:
         spilled = _spilled(refresher, server)
@@ -103,22 +104,22 @@ def test_what_was_spilled_is_adopted_only_where_it_fits(refresher: Command) -> N
         assert str(aside) in done.stderr
 
 
-def test_an_import_over_a_spilled_token_takes_its_place_and_its_memory(refresher: Command) -> None:
-    """If it failed, a person's new login would be replaced by an older one from the spill directory, days later."""
+def test_an_import_replaces_a_spilled_record(refresher: Command) -> None:
+    """If it failed, an older login from the spill directory would replace a new one, days later."""
     need(no_strace())
     with TokenServer(lambda _: 3600) as server:
         spilled = _spilled(refresher, server)
-        brought = server.grant("client")
-        refresher.import_grant("linear", brought, "--replace")
-        assert refresher.refresh_token("linear") == brought["refresh_token"]
+        imported = server.grant("client")
+        refresher.import_grant("linear", imported, "--replace")
+        assert refresher.refresh_token("linear") == imported["refresh_token"]
         assert refresher.grant("linear").generation == 3
         assert (list(spilled.parent.iterdir()), refresher.leftovers()) == ([], [])
         assert refresher("run-once").code == 0
         assert (len(server.asked["client"]), server.reused) == (3, 0)
 
 
-def test_a_spilled_token_that_is_out_of_reach_is_given_up_only_for_a_new_login(refresher: Command) -> None:
-    """If it failed, a spill on a disk that is gone would stop a grant for good, or be given up for an import in vain."""
+def test_a_missing_spill_is_given_up_only_for_a_valid_import(refresher: Command) -> None:
+    """If it failed, a spill on a missing disk would stop a grant for ever, or be given up for a refused import."""
     need(no_strace())
     with TokenServer(lambda _: 3600) as server:
         spilled = _spilled(refresher, server)
@@ -129,10 +130,10 @@ def test_a_spilled_token_that_is_out_of_reach_is_given_up_only_for_a_new_login(r
         assert (done.code, done.outcome) == (4, "storage_failed")
         assert "refresher login linear" in done.results["linear"]["detail"]
         refresher.bring("notion", held := server.grant("another"))
-        in_vain = refresher.write_import("linear", held)
-        assert refresher("import", "linear", "--replace", "--from", str(in_vain)).code == 2
+        refused = refresher.write_import("linear", held)
+        assert refresher("import", "linear", "--replace", "--from", str(refused)).code == 2
         away.rename(spilled)
-        assert refresher("run-once", "linear").code == 0, "a refused import has cost the spilled token"
+        assert refresher("run-once", "linear").code == 0, "a refused import has removed the spilled token"
         refresher("run-once", "--force", "linear", prefix=injecting("rename", "error=EIO"))
         for path in (*(refresher.state / "grants").glob("linear.next*"), *spilled.parent.iterdir()):
             path.unlink()
@@ -146,19 +147,19 @@ def test_a_spilled_token_that_is_out_of_reach_is_given_up_only_for_a_new_login(r
         assert server.reused == 0
 
 
-def test_a_spilled_copy_goes_only_once_the_record_is_sure_to_stay(refresher: Command) -> None:
-    """If it failed, a disk that forgets what it has renamed would be trusted with the only copy (I6)."""
+def test_a_spilled_copy_is_removed_only_once_the_record_is_durable(refresher: Command) -> None:
+    """If it failed, the only copy would be on a disk that can lose a rename (I6)."""
     need(no_strace())
     spill = refresher.home / "spill"
     spill.mkdir(mode=0o700)
     refresher.environment["REFRESHER_SPILL_DIR"] = str(spill)
     with TokenServer(lambda _: 3600) as server:
         refresher.bring("linear", server.grant("client"))
-        # The rename is done, and cannot be made durable; nor can another file.
+        # The rename succeeds, but neither it nor another file can be made durable.
         refresher("run-once", prefix=injecting("fsync", "error=EIO:when=5..6"))
         assert refresher.grant("linear").generation == 1
         (spilled,) = spill.iterdir()
-        # What is synced after an error may be synced in appearance only: it is written anew.
+        # After an error, fsync may succeed without writing the data: the record is written again.
         for fault in ("error=EIO", "error=EIO:when=2+"):
             assert refresher("run-once", prefix=injecting("fsync", fault)).code == 4
             assert list(spill.iterdir()) == [spilled]

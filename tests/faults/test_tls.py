@@ -14,7 +14,7 @@ from refresher.grants.outcome import ClientRejected, NotSent, TokensIssued, Unre
 from refresher.oauth.tls import ssl_context
 from refresher.oauth.token_request import TokenRequestResult, request_tokens
 from tests.support.hooks import Recording
-from tests.support.keys import certificate
+from tests.support.keys import certificate, server_context
 from tests.support.raw_server import RawServer
 from tests.support.samples import grant
 
@@ -26,9 +26,7 @@ class _Encrypted:
 
     def __init__(self, tmp_path: Path) -> None:
         self.certificate = tmp_path / "localhost.pem"
-        certificate(self.certificate, "localhost")
-        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self.context.load_cert_chain(self.certificate, self.certificate.with_suffix(".key"))
+        self.context = server_context(self.certificate, "localhost")
 
     def __call__(self, connection: socket.socket) -> ssl.SSLSocket:
         encrypted = self.context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
@@ -37,7 +35,7 @@ class _Encrypted:
         except ssl.SSLError:
             # Unread data would turn the close into a reset, which arrives before the alert.
             with suppress(OSError), socket.socket(fileno=encrypted.detach()) as plain:
-                plain.settimeout(30)
+                plain.settimeout(90)
                 plain.shutdown(socket.SHUT_WR)
                 while plain.recv(65536):
                     pass
@@ -58,8 +56,8 @@ def test_only_the_ca_file_is_trusted(tmp_path: Path) -> None:
     """If it failed, a private CA could not be used, or a refresh token would go to an unknown server (I8)."""
     encrypted = _Encrypted(tmp_path)
     with RawServer(_answers(GOOD), wrap=encrypted) as server:
-        there = server.token_endpoint.replace("http://127.0.0.1", "https://localhost")
-        unknown = request_tokens(grant(token_endpoint=there), ca_file=None, hooks=Recording())
+        endpoint = server.token_endpoint.replace("http://127.0.0.1", "https://localhost")
+        unknown = request_tokens(grant(token_endpoint=endpoint), ca_file=None, hooks=Recording())
         assert isinstance(unknown.outcome, NotSent), "it was sent to a server without a trusted certificate"
         assert server.requests == []
         known = encrypted.ask(server)
@@ -71,7 +69,7 @@ def test_only_the_ca_file_is_trusted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("version", "shown", "kind"),
     [
-        # RFC 5246 section 7.4.6 has one alert for this and for much else.
+        # RFC 5246 section 7.4.6 uses one alert for this and for many other errors.
         (ssl.TLSVersion.TLSv1_2, None, NotSent),
         (ssl.TLSVersion.TLSv1_2, "another's", ClientRejected),
         (ssl.TLSVersion.TLSv1_3, None, ClientRejected),

@@ -33,7 +33,7 @@ class Introspection:
     def __init__(self, endpoint: str) -> None:
         client, secret = json.loads(os.environ["MCP_INSPECTOR"])
         self._endpoint = endpoint
-        self._http = httpx.AsyncClient(auth=(quote_plus(client), quote_plus(secret)), trust_env=False)
+        self._http = httpx.AsyncClient(auth=(quote_plus(client), quote_plus(secret)), trust_env=False, timeout=60)
 
     async def verify_token(self, token: str) -> AccessToken | None:
         """Return the data of a token; ``None`` if it is not active."""

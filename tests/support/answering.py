@@ -1,4 +1,4 @@
-"""A server that answers as a test says, for what no honest server answers."""
+"""A server with scripted answers, for answers that no normal server gives."""
 
 import json
 from http.server import BaseHTTPRequestHandler
@@ -10,7 +10,7 @@ __all__ = ["Answer", "Answering"]
 
 
 class Answer(NamedTuple):
-    """``status`` ``None`` closes the connection; a ``body`` that is no text is sent as JSON."""
+    """An answer. ``status`` ``None`` closes the connection; a ``body`` that is not a string is sent as JSON."""
 
     status: int | None
     body: Any = ""
@@ -18,7 +18,7 @@ class Answer(NamedTuple):
 
 
 class Answering(Listening):
-    """``answers``: by path; 404 elsewhere. Of several for one path each is given once, and the last from then on."""
+    """Sends ``answers`` by path, and 404 for other paths. Several answers of a path are sent in order; the last one repeats."""
 
     def __init__(self, **answers: Answer) -> None:
         self.answers: dict[str, list[Answer]] = {path: [answer] for path, answer in answers.items()}

@@ -1,4 +1,4 @@
-"""A real API on loopback that takes tokens: HTTP/1.1 with connections kept alive, a thread each."""
+"""An API on loopback that requires tokens: HTTP/1.1 with persistent connections, a thread for each."""
 
 import json
 import threading
@@ -12,7 +12,7 @@ __all__ = ["API", "Seen"]
 
 
 class Seen(NamedTuple):
-    """A request as the API saw it."""
+    """A request that the API received."""
 
     path: str
     token: str | None
@@ -21,7 +21,7 @@ class Seen(NamedTuple):
 
 
 class API(Listening):
-    """Answers 200 where ``accepts(token, headers)``, else 401; echoes bodies; ``/redirect?URL`` redirects."""
+    """Answers 200 if ``accepts(token, headers)``, else 401; echoes bodies; ``/redirect?URL`` redirects."""
 
     def __init__(self, accepts: Callable[[str | None, dict[str, str]], bool], challenge: str | None = "Bearer") -> None:
         self.seen: list[Seen] = []
@@ -31,7 +31,7 @@ class API(Listening):
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
-            # Without it the small writes of http.server wait for delayed acknowledgements.
+            # Without this, the small writes of http.server wait for delayed acknowledgements.
             wbufsize = -1
             disable_nagle_algorithm = True
 
@@ -78,5 +78,5 @@ class API(Listening):
         self.origin = self.url
 
     def statuses(self) -> list[int]:
-        """Return the answers given, in order."""
+        """Return the status codes of the answers, in order."""
         return [seen.status for seen in self.seen]

@@ -15,12 +15,12 @@ def as_browser(module: str, *options: str) -> dict[str, str]:
     return {"BROWSER": f"{shlex.join(stub(f'tests.support.{module}', *options, '%s'))} &"}
 
 
-def run(parser: argparse.ArgumentParser, look: Callable[[argparse.Namespace], str]) -> None:
+def run(parser: argparse.ArgumentParser, open_page: Callable[[argparse.Namespace], str]) -> None:
     """Open a URL, and print the last page or write it to a file."""
     parser.add_argument("--to", type=Path)
     parser.add_argument("url")
     given = parser.parse_args()
-    page = look(given)
+    page = open_page(given)
     if given.to is None:
         print(page)
     else:

@@ -15,7 +15,7 @@ from tests.support import browser
 
 __all__ = ["main", "missing", "open_page"]
 
-_LONGEST: Final = 60.0
+_LONGEST: Final = 90.0
 # The virtual time for scripts and redirects.
 _BUDGET_MS: Final = 20_000
 

@@ -1,4 +1,4 @@
-"""A wall clock that a test can set, for the processes that are given its environment."""
+"""A wall clock that a test can set, for processes with its environment."""
 
 import re
 import time
@@ -15,7 +15,7 @@ def no_clock() -> str | None:
 
 
 class Clock:
-    """As if the clock had been set, or the machine had slept: the monotonic clock goes on as it did."""
+    """Sets the wall clock alone: the monotonic clock does not change."""
 
     def __init__(self, directory: Path) -> None:
         self._file = directory / "offset"
@@ -25,11 +25,13 @@ class Clock:
             "FAKETIME_TIMESTAMP_FILE": str(self._file),
             "FAKETIME_NO_CACHE": "1",
             "DONT_FAKE_MONOTONIC": "1",
+            # Without it, threads that wait for each other use all processors.
+            "FAKETIME_FORCE_MONOTONIC_FIX": "0",
             "NO_FAKE_STAT": "1",
         }
 
     def set(self, offset: str) -> None:
-        """Set it: ``+2h``, ``-1d``, by the true time."""
+        """Set the clock to the true time plus ``offset``, such as ``+2h`` or ``-1d``."""
         number, unit = re.fullmatch(r"([+-]\d+)([smhd])", offset, re.ASCII).groups()  # type: ignore[union-attr]
         self._offset = int(number) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[unit]
         following = self._file.with_name("offset.next")
@@ -37,5 +39,5 @@ class Clock:
         following.rename(self._file)
 
     def now(self) -> float:
-        """Return the epoch second that it shows."""
+        """Return its time in epoch seconds."""
         return time.time() + self._offset

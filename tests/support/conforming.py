@@ -39,11 +39,11 @@ def main() -> None:
         scope: str | None = None
         for _ in range(_LOGINS):
             login([*command, "login", "conformance", url], Path(home), context, scope)
-            wanted = anyio.run(use, url, Path(home))
-            if wanted is None:
+            required = anyio.run(use, url, Path(home))
+            if required is None:
                 return
-            if wanted:
-                scope = " ".join(dict.fromkeys([*(scope or granted(Path(home)) or "").split(), *wanted.split()]))
+            if required:
+                scope = " ".join(dict.fromkeys([*(scope or granted(Path(home)) or "").split(), *required.split()]))
 
 
 def login(command: list[str], home: Path, context: dict[str, str], scope: str | None) -> None:
@@ -74,28 +74,28 @@ def granted(home: Path) -> str | None:
 async def use(url: str, home: Path) -> str | None:
     """List the tools and call each; return the further scope that the server requires, or "" if it requires a login."""
     source = FileTokenSource("conformance", tokens_dir=home / ".local/state/refresher/tokens")
-    wanted: list[str] = []
+    required: list[str] = []
 
     async def note(answer: httpx2.Response) -> None:
         challenge = answer.headers.get("www-authenticate", "")
         if answer.status_code == 401:
-            wanted.append("")  # no refresher runs here, so only a new login helps
+            required.append("")  # no refresher runs here, so only a new login helps
         if answer.status_code == 403 and "insufficient_scope" in challenge:
-            wanted.extend(re.findall(r'scope="([^"]*)"', challenge))
+            required.extend(re.findall(r'scope="([^"]*)"', challenge))
 
     try:
         async with (
             httpx2.AsyncClient(
-                auth=BearerAuth(source, wait=0.1), event_hooks={"response": [note]}, trust_env=False
+                auth=BearerAuth(source, wait=0.1), event_hooks={"response": [note]}, trust_env=False, timeout=60
             ) as http,
             Client(streamable_http_client(url, http_client=http)) as client,
         ):
             for tool in (await client.list_tools()).tools:
                 await client.call_tool(tool.name, {})
     except (MCPError, BaseExceptionGroup):
-        if not wanted:
+        if not required:
             raise
-    return wanted[0] if wanted else None
+    return required[0] if required else None
 
 
 if __name__ == "__main__":

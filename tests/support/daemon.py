@@ -1,4 +1,4 @@
-"""A daemon under test: started and certainly ended, and where it stands."""
+"""A daemon under test: starts and stops it, and reads its state."""
 
 import subprocess
 import threading
@@ -13,7 +13,7 @@ __all__ = ["heard", "in_mid_exchange", "published", "running", "stopped", "under
 
 
 def published(refresher: Command, name: str = "linear") -> int:
-    """Return the published generation, -1 where there is none."""
+    """Return the published generation, -1 if there is none."""
     try:
         return refresher.token(name).generation
     except FileNotFoundError:
@@ -24,7 +24,7 @@ def published(refresher: Command, name: str = "linear") -> int:
 def running(
     refresher: Command, *arguments: str, options: tuple[str, ...] = (), **more: Any
 ) -> Iterator[subprocess.Popen[str]]:
-    """A daemon that is killed if the test fails; ``options`` go before ``run``, ``arguments`` behind it."""
+    """Run a daemon, which is killed if the test fails; ``options`` precede ``run``, ``arguments`` follow it."""
     process = refresher.start(*options, "run", *arguments, **more)
     try:
         yield process
@@ -35,7 +35,7 @@ def running(
 
 
 def stopped(refresher: Command, process: subprocess.Popen[str]) -> str:
-    """Stop a daemon, which must come to a good end; return what it has said."""
+    """Stop a daemon, check its exit code, and return its log."""
     process.terminate()
     done = refresher.finish(process)
     assert done.code == 0, done.stderr
@@ -43,29 +43,29 @@ def stopped(refresher: Command, process: subprocess.Popen[str]) -> str:
 
 
 def under_way(refresher: Command, name: str = "linear") -> bool:
-    """Whether an attempt has declared itself and sent its request."""
+    """Whether an attempt has written its intent and sent its request."""
     intent = refresher.state / f"grants/{name}.intent"
     return intent.exists() and intent.read_bytes().endswith(b"+")
 
 
 def heard(process: subprocess.Popen[str], words: str) -> list[str]:
-    """Return what a process says on stderr, up to the line with ``words``."""
+    """Return the lines of a process on stderr, up to the one with ``words``."""
     assert process.stderr is not None
-    said: list[str] = []
-    # Nothing else can end a read of what a living process does not say.
-    patience = threading.Timer(LONGEST, process.kill)
-    patience.start()
+    lines: list[str] = []
+    # Only the end of the process can interrupt the read.
+    timer = threading.Timer(LONGEST, process.kill)
+    timer.start()
     try:
-        while not said or words not in said[-1]:
-            said.append(process.stderr.readline())
-            assert said[-1], f"it ended without {words!r}: {said}"
+        while not lines or words not in lines[-1]:
+            lines.append(process.stderr.readline())
+            assert lines[-1], f"the process ended without {words!r}: {lines}"
     finally:
-        patience.cancel()
-    return said
+        timer.cancel()
+    return lines
 
 
 def in_mid_exchange(refresher: Command, server: OIDC, **script: Any) -> None:
-    """Begin an exchange, and wait until the server has it; it answers once it is released."""
+    """Start an exchange, and wait until the server has the request; it answers after ``server.release()``."""
     before = len(server.requests())
     server.script(hold=True, **script)
     (refresher.state / f"demands/linear.{published(refresher)}").touch()

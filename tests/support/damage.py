@@ -1,4 +1,4 @@
-"""What becomes of a file between two runs."""
+"""Kinds of damage to a file."""
 
 import os
 import re
@@ -12,7 +12,7 @@ LARGE: Final = 100 * 1024 * 1024
 
 
 def elsewhere(path: Path) -> Path:
-    """Return where the content of ``path`` goes when a link to it takes its place; a place that may hold secrets."""
+    """Return where the content of ``path`` is moved to; secrets are allowed there."""
     return path.parent.parent.parent / f"{path.parent.name}.{path.stem}.import.json"
 
 
@@ -51,4 +51,4 @@ DAMAGES: Final[dict[str, Callable[[Path], object]]] = {
     "unreadable": lambda path: path.chmod(0),
     "another-s": lambda path: path.write_bytes(path.with_name("linear.json").read_bytes()),
 }
-"""By a word that can name a grant."""
+"""The key is also a valid name of a grant."""

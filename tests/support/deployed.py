@@ -1,4 +1,4 @@
-"""What ``deploy/`` ships, as its README tells people to use it."""
+"""The files of ``deploy/``, and the commands of its README."""
 
 import re
 from pathlib import Path
@@ -12,16 +12,16 @@ README: Final = (DEPLOY / "README.md").read_text()
 
 
 def typed(heading: str, number: int = 0) -> str:
-    """Return the commands that a section of the README tells people to type: its block with that number."""
+    """Return the commands in a section of the README: the code block with this number."""
     section = re.split(r"^#+ ", README.partition(f"# {heading}\n")[2], maxsplit=1, flags=re.MULTILINE)[0]
     blocks: list[str] = re.findall(r"^```sh\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
     return blocks[number]
 
 
 def settings(unit: str) -> dict[str, list[str]]:
-    """Return what a unit says, by keys; lines that go on in the next are one."""
+    """Return the settings of a unit by key; continued lines are joined."""
     text = (DEPLOY / "systemd" / unit).read_text().replace("\\\n", "")
-    said: dict[str, list[str]] = {}
+    found: dict[str, list[str]] = {}
     for key, value in re.findall(r"^(\w+)=(.*)$", text, re.MULTILINE):
-        said.setdefault(key, []).append(value)
-    return said
+        found.setdefault(key, []).append(value)
+    return found

@@ -44,7 +44,7 @@ def section(document: str, heading: str) -> str:
 
 
 def code(document: str) -> list[str]:
-    """Return what stands in code spans, and the lines of code blocks."""
+    """Return the text of code spans, and the lines of code blocks."""
     text = DOCUMENTS[document]
     spans = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", _BLOCK.sub("", text))]
     return spans + [line.strip() for _, _, block in _BLOCK.findall(text) for line in block.splitlines()]

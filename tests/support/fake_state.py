@@ -1,4 +1,4 @@
-"""State directories made by hand, for leftovers that no running process would leave on its own."""
+"""State directories made by a test, with files that no process leaves."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ __all__ = ["directories", "put"]
 
 
 def directories(root: Path) -> Directories:
-    """Return ready directories below ``root``."""
+    """Create the directories below ``root`` and return them."""
     made = Directories(
         state=root / "state", tokens=root / "state/tokens", demands=root / "state/demands", spill=root / "spill"
     )

@@ -1,10 +1,10 @@
-"""What an exchange asks of its caller, remembered."""
+"""Hooks of a token request that record their calls."""
 
 __all__ = ["Recording"]
 
 
 class Recording:
-    """Hooks of an exchange; ``problem`` keeps its request from being marked."""
+    """Records marks and kept answers; with ``problem``, marking fails."""
 
     def __init__(self, problem: OSError | None = None) -> None:
         self.marks = 0
@@ -18,7 +18,7 @@ class Recording:
             raise self._problem
 
     def keep_answer(self, answer: bytes, at: float) -> str:
-        """Keep an answer that cannot be read."""
+        """Record an unreadable answer."""
         assert at > 0
         self.answers.append(answer)
         return "it is kept here"

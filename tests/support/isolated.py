@@ -1,4 +1,4 @@
-"""A process with a root of its own, as containers have: programs and what it is given, all of it read-only but its volumes."""
+"""A process with its own root, as in a container: programs and given directories, all read-only except its volumes."""
 
 import os
 import shlex
@@ -14,7 +14,7 @@ _PROGRAMS: Final = ("bin", "lib", "lib32", "lib64", "sbin", "usr", "etc", "opt")
 
 
 class Given(NamedTuple):
-    """A directory of this machine, and where the process finds it."""
+    """A directory of this machine, and its path in the process."""
 
     source: Path
     at: str
@@ -22,27 +22,27 @@ class Given(NamedTuple):
 
 
 def missing() -> str | None:
-    """Return what is needed for it here, ``None`` if nothing."""
+    """Return what must be installed or allowed; ``None`` if nothing is missing."""
     if os.geteuid() != 0:
-        return "a root of its own, and other users, need root"
+        return "a separate root, and other users, need root"
     without = [program for program in ("unshare", "nsenter", "setpriv", "mount") if shutil.which(program) is None]
     return f"{without[0]} is not installed" if without else None
 
 
 def isolated(root: Path, given: Sequence[Given], command: Sequence[str], *, writable: bool = False) -> list[str]:
-    """Return the command that runs ``command`` so; ``root``: an empty directory to make it in."""
+    """Return the command that runs ``command`` isolated; ``root``: an empty directory for its root."""
     lines = [["mount", "-t", "tmpfs", "-o", "mode=0755", "tmpfs", str(root)]]
-    for there in (Path("/", name) for name in _PROGRAMS):
-        if there.is_symlink():
-            lines.append(["ln", "-s", str(there.readlink()), str(root / there.name)])
-        elif there.is_dir():
-            lines += _bound(root, Given(there, str(there)))
-    # Python itself may be anywhere.
-    for there in (Path("/dev"), Path(sys.base_prefix)):
-        lines += _bound(root, Given(there, str(there)))
+    for path in (Path("/", name) for name in _PROGRAMS):
+        if path.is_symlink():
+            lines.append(["ln", "-s", str(path.readlink()), str(root / path.name)])
+        elif path.is_dir():
+            lines += _bind(root, Given(path, str(path)))
+    # Python may be installed anywhere.
+    for path in (Path("/dev"), Path(sys.base_prefix)):
+        lines += _bind(root, Given(path, str(path)))
     lines += [["mkdir", str(root / "proc")], ["mount", "-t", "proc", "proc", str(root / "proc")]]
     for directory in given:
-        lines += _bound(root, directory)
+        lines += _bind(root, directory)
     if not writable:
         lines.append(["mount", "-o", "remount,ro", str(root)])
     lines += [["cd", str(root)], ["exec", "chroot", ".", *command]]
@@ -51,7 +51,7 @@ def isolated(root: Path, given: Sequence[Given], command: Sequence[str], *, writ
 
 
 def as_user(user: int, group: int, groups: Sequence[int], environment: Mapping[str, str]) -> list[str]:
-    """Return what goes before a command to give it a user, no right beyond that, and these variables alone."""
+    """Return a command prefix that sets user, groups and environment, and drops all other rights."""
     return [
         *("setpriv", f"--reuid={user}", f"--regid={group}", "--inh-caps=-all", "--bounding-set=-all"),
         f"--groups={','.join(map(str, groups))}" if groups else "--clear-groups",
@@ -60,7 +60,7 @@ def as_user(user: int, group: int, groups: Sequence[int], environment: Mapping[s
     ]
 
 
-def _bound(root: Path, directory: Given) -> list[list[str]]:
+def _bind(root: Path, directory: Given) -> list[list[str]]:
     place = str(root / directory.at.lstrip("/"))
     bound = [["mkdir", "-p", place], ["mount", "--bind", str(directory.source), place]]
     return bound if directory.writable else [*bound, ["mount", "-o", "remount,bind,ro", place]]

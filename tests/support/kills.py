@@ -1,4 +1,4 @@
-"""Kill a command before each of its system calls that matter, one after the other."""
+"""Kill a command before each of its system calls that change something, one after the other."""
 
 import re
 import subprocess
@@ -12,7 +12,7 @@ from tests.support.command import Command, wait_until
 __all__ = ["CHANGES", "NETWORK", "Point", "attached", "sweep", "sweep_of"]
 
 CHANGES: Final = ("openat", "pwrite64", "ftruncate", "rename", "unlink", "linkat", "mkdir")
-"""What changes files. A kill before any other call leaves the same files as a kill before the next one of these."""
+"""System calls that change files. A kill before another call leaves the same files as a kill before the next of these."""
 
 NETWORK: Final = ("connect", "sendto", "recvfrom")
 
@@ -22,12 +22,12 @@ _CALL: Final = re.compile(
 _FAILED: Final = re.compile(r"\) += -1 E(?!INPROGRESS)")
 _CHANGES_EACH_TIME: Final = re.compile(r"[0-9a-f]{32}|\.\d{9,}")
 _VARIES: Final = "recvfrom"
-"""The kernel may hand over an answer in one piece or in several."""
+"""The kernel may return an answer in one piece or in several."""
 _KILLED: Final = (-9, 137)
 
 
 class Point(NamedTuple):
-    """The instant before a system call: the ``number``-th of its kind in its thread, on ``path`` where that is known."""
+    """The moment before a system call: the ``number``-th of its kind in its thread, on ``path`` if it is known."""
 
     call: str
     number: int
@@ -48,9 +48,9 @@ def sweep(
     fault: str | None = None,
     killed: Sequence[str] | None = None,
 ) -> Iterator[Point]:
-    """Kill ``refresher ARGUMENTS`` at each point of its way, each time after ``prepare``; yield after each kill.
+    """Kill ``refresher ARGUMENTS`` at each point of its run, each time after ``prepare``; yield after each kill.
 
-    ``fault``: what strace injects besides. ``killed``: the command to kill, where another one goes the same way.
+    ``fault``: a fault that strace injects as well. ``killed``: another command with the same steps, which is killed.
     """
 
     def run(tracing: Sequence[str]) -> int:
@@ -62,25 +62,26 @@ def sweep(
 
 
 def sweep_of(trace: Path, run: Callable[[Sequence[str]], int], *, by_path: bool = True) -> Iterator[Point]:
-    """Kill what ``run`` does under strace with the given options at each point of its way; yield after each kill.
+    """Kill the command that ``run`` starts under strace, at each point; yield after each kill.
 
-    ``run`` returns its exit code. ``by_path``: false where the options hold a fault, which a path would restrict as well.
+    ``run`` gets options of strace and returns the exit code. ``by_path``: false if the options have a fault, because a
+    path would restrict the fault as well.
     """
-    # Without the strings, which hold secrets.
+    # Without strings, which may be secrets.
     run(("-y", "-s", "0", "-o", str(trace)))
     points = _points(trace.read_text(), by_path=by_path)
     trace.unlink()
-    assert points, "it changes nothing"
+    assert points, "the command changes nothing"
     for point in points:
         code = run(point.kill())
         if code in _KILLED:
             yield point
         else:
-            assert point.call == _VARIES, f"it came past {point} and ended with {code}"
+            assert point.call == _VARIES, f"the command was not killed at {point} and ended with {code}"
 
 
 def attached(process: subprocess.Popen[str], calls: Sequence[str], tracing: Sequence[str]) -> subprocess.Popen[bytes]:
-    """Have strace trace all threads of a process that runs already; it ends with it."""
+    """Attach strace to all threads of a running process; strace ends with the process."""
     tracer = subprocess.Popen([*_strace(calls, *tracing), "-p", str(process.pid)], stderr=subprocess.PIPE)
     threads = Path(f"/proc/{process.pid}/task")
     wait_until(lambda: all(_is_traced(thread) for thread in threads.iterdir()), "strace has attached")
@@ -100,7 +101,7 @@ def _injected(fault: str | None) -> tuple[str, ...]:
 
 
 def _points(trace: str, *, by_path: bool) -> list[Point]:
-    """Return the points of a recorded way, in the order in which they are reached."""
+    """Return the points of a trace, in order."""
     seen: Counter[tuple[str, ...]] = Counter()
     points: dict[Point, None] = {}
     for found in filter(None, map(_CALL.match, trace.splitlines())):

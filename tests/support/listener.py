@@ -1,4 +1,4 @@
-"""What the servers of the tests listen with: a thread for each connection, and many connections at once."""
+"""The HTTP server of the test servers: a thread for each connection, and many connections at once."""
 
 import sys
 import threading
@@ -10,13 +10,13 @@ __all__ = ["Listener", "Listening"]
 
 
 class Listener(ThreadingHTTPServer):
-    """Takes it that a client may leave when it likes."""
+    """Ignores clients that close the connection."""
 
     daemon_threads = True
     request_queue_size = 512
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Print what went wrong, unless it was the client's leaving."""
+        """Print an error, unless the client has closed the connection."""
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)
 

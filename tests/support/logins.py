@@ -10,8 +10,8 @@ from refresher.grants.providers import PROFILES, UNKNOWN, Profile
 from refresher.grants.record import Grant
 from refresher.grants.tokens import not_before
 from tests.support.model_server import Early, ModelServer, Resource, Ways
-from tests.support.played_clock import DAY, HOUR, MINUTE
 from tests.support.samples import NOON, grant
+from tests.support.simulated_clock import DAY, HOUR, MINUTE
 
 __all__ = ["Login", "logins"]
 
@@ -46,7 +46,7 @@ class Login(NamedTuple):
 
 @st.composite
 def logins(draw: st.DrawFn) -> Login:
-    """Return a server, half of them as a profile of ``refresher.providers`` says, and a grant there."""
+    """Return a server, half of them with the behavior of a profile, and a grant there."""
     profile = draw(st.just(UNKNOWN) | st.sampled_from(PROFILES))
     rotates, grace = _rotation(draw, profile)
     life = profile.access_token_lifetime or draw(st.sampled_from([HOUR, HOUR, 600.0, 8 * HOUR, 5.0, MINUTE, 2 * DAY]))
@@ -63,14 +63,14 @@ def logins(draw: st.DrawFn) -> Login:
         resource=_resource(draw, profile, configured=resource is not None),
     )
     with_access = draw(st.integers(0, 5)) < 5
-    # Where nobody tells how long a token lives, a person who knows it must say so.
+    # If the server sends no lifetime, the configuration must have it.
     known = tells_life or (life <= HOUR if profile.access_token_lifetime is None else True)
     configured = {
         "name": draw(st.sampled_from(["linear", "notion", "slack"])),
         "issuer": _issuer(profile),
         "replay": draw(st.sampled_from(_promises(grace))),
         "max_age": draw(st.sampled_from([life, 2 * life, *([None] if known and with_access else [])])),
-        # Needed where neither a profile nor the server's own words say so.
+        # Needed if neither a profile nor the answer of the server says so.
         "refuses_early": (early == "mistaken for dead" and not profile.refuses_early)
         or (early == "refused" and draw(st.booleans())),
         "resource": resource,

@@ -1,4 +1,4 @@
-"""A machine of one's own for a test: all that is on this one, to change at will, with a real first process."""
+"""A separate machine for a test: a copy of this one that may be changed, with its own process 1."""
 
 import json
 import os
@@ -26,14 +26,14 @@ _SYSTEMD: Final = "/lib/systemd/systemd"
 
 _RUNNING: Final = ("running\n", "degraded\n")
 _BEFORE: Final = ("unshare", "bash", "setpriv", "env", "chroot")
-"""What process 1 is on its way to the first command; until then the root is not what it will be."""
+"""The programs that process 1 runs before the first command, while the root is not complete."""
 
-# The shell joins the control group before the namespace is made; it all ends with the tests, however those end.
+# The shell joins the control group before it makes the namespace; all processes end with the tests.
 _BY: Final = "exec setpriv --pdeathsig KILL unshare --fork --kill-child"
 _JOIN: Final = ("sh", "-c", f'echo $$ >"$0/cgroup.procs"; {_BY} "$@"')
 _APART: Final = ("--pid", "--mount", "--cgroup", "--uts", "--ipc", "--propagation=private", "bash", "-c")
 
-# A shell, for only it can say where a Python that was moved has its library.
+# A shell script, because a moved Python needs LD_LIBRARY_PATH.
 _COMMAND: Final = f"""#!/bin/sh
 LD_LIBRARY_PATH=/opt/python/lib exec /opt/python/bin/python{sys.version_info[0]}.{sys.version_info[1]} -Ic '
 import sys
@@ -42,8 +42,8 @@ from refresher.__main__ import main
 sys.exit(main())' "$@"
 """
 
-# A root whose changes are in memory and go when the last process does; /tmp, /run and the devices are its own. Shared are
-# the network, on which the tests' servers listen, and the kernel, which must not be touched.
+# A root whose changes are in memory until the last process ends, with its own /tmp, /run and devices. It shares the
+# network, on which the servers of the tests listen, and the kernel, which must not be changed.
 _BEGIN: Final = """
 set -eu
 place=$1; shift
@@ -60,18 +60,18 @@ chmod 1777 tmp
 for device in null zero full random urandom tty; do touch "dev/$device"; mount --bind "/dev/$device" "dev/$device"; done
 mkdir dev/pts dev/shm; mount -t devpts -o newinstance,ptmxmode=0666 devpts dev/pts; ln -s pts/ptmx dev/ptmx
 ln -s /proc/self/fd dev/fd; ln -s /proc/self/fd/2 dev/stderr
-# Not where they are: a test's users look neither into the home of root nor into /tmp.
+# At other paths, because the users of a test can read neither the home of root nor /tmp.
 for shared in "$1=opt/checkout" "$2=opt/python" "$3=opt/packages"; do
   mkdir -p "${shared#*=}"; mount --bind "${shared%=*}" "${shared#*=}"; mount -o remount,bind,ro "${shared#*=}"
 done
 shift 3
-# Nothing of what this machine does by itself.
+# Without the services and cron jobs of this machine.
 rm -rf etc/systemd/system/*.wants etc/cron.d/* var/spool/cron/crontabs/* var/lib/systemd/linger/* var/tmp/*
 for unit in modules-load remount-fs sysctl; do ln -s /dev/null "etc/systemd/system/systemd-$unit.service"; done
 : >etc/crontab; : >etc/fstab; : >etc/machine-id
-# Not chroot: a process that joins the namespace of a service would be outside.
+# Not chroot: a process that joins the namespace of a service would have the old root.
 mkdir old; pivot_root . old; umount -l old; rmdir old
-# As a service manager expects it.
+# systemd requires this.
 mount --make-rshared /
 exec setpriv --bounding-set=-sys_boot,-sys_module,-sys_rawio,-sys_time \\
   env -i container=test PATH=/usr/sbin:/usr/bin:/sbin:/bin LANG=C.UTF-8 chroot / "$@"
@@ -79,7 +79,7 @@ exec setpriv --bounding-set=-sys_boot,-sys_module,-sys_rawio,-sys_time \\
 
 
 def no_machine(*parts: str) -> str | None:
-    """Return why there can be no machine with these commands here, ``None`` if there can."""
+    """Return why a machine with these commands is not possible here; ``None`` if it is."""
     for part in (_SYSTEMD, "unshare", "nsenter", *parts):
         if shutil.which(part) is None:
             return f"{Path(part).name} is not installed"
@@ -94,7 +94,7 @@ def _cgroups() -> Path | None:
 
 
 class Machine:
-    """Runs ``first`` as its process 1, by default systemd; ends with all that was begun and changed in it."""
+    """Runs ``first`` as process 1, by default systemd; at the end, all its processes and changes are gone."""
 
     def __init__(self, place: Path, *first: str) -> None:
         cgroups = _cgroups()
@@ -126,7 +126,7 @@ class Machine:
             text=True,
         )
         try:
-            wait_until(self._is_up, "it is up")
+            wait_until(self._is_up, "the machine has started")
         except BaseException:
             self.__exit__(None, None, None)
             raise
@@ -161,11 +161,11 @@ class Machine:
         return not self._cgroup.exists()
 
     def path(self, inside: str) -> Path:
-        """Return where a path of the machine is seen from outside."""
+        """Return the path outside the machine for a path inside."""
         return Path(f"/proc/{self._pid}/root{inside}")
 
     def install(self, command: str, *, user: str = "root") -> None:
-        """Put the command where ``pip install`` would put it."""
+        """Install the command at the path that ``pip install`` uses."""
         self(f"mkdir -p $(dirname {command}); cat >{command} <<'END'\n{_COMMAND}END\nchmod 755 {command}", user=user)
 
     def bring(self, name: str, fields: Mapping[str, Any], *, user: str) -> None:
@@ -174,17 +174,17 @@ class Machine:
         self(f"PATH=~/.local/bin:$PATH refresher import {name} --from - <<'END'\n{json.dumps(fields)}\nEND", user=user)
 
     def __call__(self, script: str, *, user: str = "root") -> str:
-        """Run what somebody types in the checkout who has just come in, and insist that it works; return what it says."""
+        """Run a script in the checkout as a user who has just logged in, check that it succeeds, and return its output."""
         done = self.run(script, user=user)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
     def run(self, script: str, *, user: str = "root") -> subprocess.CompletedProcess[str]:
-        """Run what somebody types in the checkout who has just come in."""
+        """Run a script in the checkout as a user who has just logged in."""
         within = ("nsenter", "--target", str(self._pid), "--all", "--root", "--wd")
-        come_in = ("su", "--login", user, "--shell=/bin/bash", "--command", 'cd "$0"; exec bash -euc "$1"')
+        log_in = ("su", "--login", user, "--shell=/bin/bash", "--command", 'cd "$0"; exec bash -euc "$1"')
         done = subprocess.run(
-            [*within, "env", "-i", *come_in, CHECKOUT, script],
+            [*within, "env", "-i", *log_in, CHECKOUT, script],
             capture_output=True,
             text=True,
             check=False,

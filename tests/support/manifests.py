@@ -1,4 +1,4 @@
-"""Manifests as a cluster would get them, and what a container of theirs is given."""
+"""Rendered manifests, and the settings of their containers."""
 
 from collections.abc import Iterator
 from functools import cache
@@ -19,7 +19,7 @@ Object = dict[str, Any]
 
 
 class Container(NamedTuple):
-    """A container, and the pod that it is in."""
+    """A container and its pod."""
 
     pod: Object
     spec: Object
@@ -71,7 +71,7 @@ class Manifests:
                 yield spec["template"]["spec"]
 
     def containers(self) -> Iterator[Container]:
-        """Return each container, those that run first included."""
+        """Return each container, including init containers."""
         for pod in self.pods():
             for spec in (*pod.get("initContainers", ()), *pod["containers"]):
                 yield Container(pod, spec)
@@ -82,7 +82,7 @@ class Manifests:
         return found
 
     def environment(self, container: Container) -> dict[str, str]:
-        """Return the variables that a container is given."""
+        """Return the environment variables of a container."""
         given: dict[str, str] = {}
         for source in container.spec.get("envFrom", ()):
             given |= next(there["data"] for there in self.objects if _name(there) == source["configMapRef"]["name"])

@@ -1,7 +1,7 @@
-"""A model of an authorization server: what it would do with each request, at any time, without a network.
+"""A model of an authorization server: its answer to each request, at any time, without a network.
 
-It knows the truth that a client can only guess: what is spent, what lives, and why a login was lost. Real servers are
-in ``tests/support/oidc.py``; but none of them has all these ways, and none lives on a played clock.
+It knows what a client can only guess: which tokens are spent or live, and why a login was lost. The real server is in
+``tests/support/oidc.py``, but it does not have all these behaviors, and it has no simulated clock.
 """
 
 import json
@@ -20,22 +20,22 @@ class Ways(NamedTuple):
     """How a server behaves."""
 
     rotates: bool
-    """A refresh brings a new refresh token and uses the old one up."""
+    """A refresh returns a new refresh token and spends the old one."""
     grace: float | None
-    """Seconds for which it answers a used-up refresh token all the same; ``None``: until its successor was used."""
+    """Seconds for which it still accepts a spent refresh token; ``None``: until the next one is used."""
     life: float
-    """Seconds that an access token lives."""
+    """The lifetime of an access token in seconds."""
     tells_life: bool
     ends_access: bool
     """A refresh ends the previous access token."""
     early: Early
-    """What a refresh is while the access token lives; the third says nothing but ``invalid_grant``."""
+    """The result of a refresh while the access token is live; the third is ``invalid_grant``."""
     resource: Resource
-    """What RFC 8707's ``resource`` is to it."""
+    """The effect of the parameter ``resource`` of RFC 8707."""
 
 
 class Answer(NamedTuple):
-    """What comes back, before the network has had its way."""
+    """An answer of the server, before a fault of the network."""
 
     status: int
     body: bytes
@@ -48,7 +48,7 @@ class Answer(NamedTuple):
 
     @property
     def code(self) -> str:
-        """The error code; empty where there is none, or no JSON."""
+        """The error code; empty if there is none, or no JSON."""
         try:
             return str(json.loads(self.body).get("error", ""))
         except ValueError:
@@ -56,7 +56,7 @@ class Answer(NamedTuple):
 
 
 class _Refresh:
-    """A refresh token, as its server knows it."""
+    """A refresh token in the server."""
 
     def __init__(self, access: str, usable_from: float) -> None:
         self.access = access
@@ -66,13 +66,13 @@ class _Refresh:
 
 
 class ModelServer:
-    """One login at such a server; times are its own, the true ones, in seconds since noon."""
+    """One login at the server; times are true times in seconds since noon."""
 
     def __init__(self, ways: Ways) -> None:
         self.ways = ways
         self.ended_by: Literal["person", "reuse", "early use"] | None = None
         self.newest = ""
-        """The access token that it issued last, whether or not it ever arrived."""
+        """The last issued access token, whether or not it arrived."""
         self._refresh: dict[str, _Refresh] = {}
         self._access: dict[str, float] = {}
         self._issued = 0
@@ -82,19 +82,19 @@ class ModelServer:
         return self._issue(t)
 
     def lives(self, access: str, t: float) -> bool:
-        """Whether a request with this access token would be let in."""
+        """Whether an access token is valid."""
         return self.ended_by is None and t < self._access[access]
 
     def is_spent(self, refresh: str) -> bool:
-        """Whether a refresh token was used up."""
+        """Whether a refresh token is spent."""
         return self._refresh[refresh].spent_at is not None
 
     def usable_from(self, refresh: str) -> float:
-        """Return from when a refresh token may be used."""
+        """Return the time from which a refresh token may be used."""
         return self._refresh[refresh].usable_from
 
     def end(self, access: str, t: float) -> None:
-        """End an access token before its time, as some servers do."""
+        """End an access token before it expires, as some servers do."""
         self._access[access] = min(self._access[access], t)
 
     def revoke(self) -> None:
@@ -102,7 +102,7 @@ class ModelServer:
         self.ended_by = self.ended_by or "person"
 
     def answer(self, fields: dict[str, str], t: float) -> Answer:
-        """Take a refresh request."""
+        """Return the answer to a refresh request."""
         resource, sent = self.ways.resource, "resource" in fields
         if (resource == "refused" and sent) or (resource == "required" and not sent):
             return Answer.error(400, "invalid_target")

@@ -1,4 +1,4 @@
-"""What systemd is to a service of Type=notify: a datagram socket that hears what it says of itself."""
+"""The socket of systemd for a service with Type=notify."""
 
 import socket
 import time
@@ -10,7 +10,7 @@ __all__ = ["Notified"]
 
 
 class Notified:
-    """``environment`` is what a service is started with; ``watchdog``: the seconds of ``WatchdogSec=``."""
+    """Receives notifications of a service started with ``environment``; ``watchdog``: the seconds of ``WatchdogSec=``."""
 
     def __init__(self, place: Path | str, watchdog: float | None = None) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -20,8 +20,8 @@ class Notified:
         if watchdog is not None:
             self.environment["WATCHDOG_USEC"] = str(int(watchdog * 1_000_000))
 
-    def hear(self, longest: float = 30.0) -> dict[str, str]:
-        """Return the next message; nothing where none comes for so many seconds."""
+    def hear(self, longest: float = 90.0) -> dict[str, str]:
+        """Return the next message; empty if none arrives within ``longest`` seconds."""
         self._socket.settimeout(longest)
         try:
             words = self._socket.recv(65536).decode()
@@ -29,15 +29,15 @@ class Notified:
             return {}
         return dict(line.split("=", 1) for line in words.splitlines())
 
-    def until(self, key: str, value: str | None = None, longest: float = 30.0) -> list[dict[str, str]]:
-        """Return what is said, up to the message that has ``key``, with this value where one is asked for."""
+    def until(self, key: str, value: str | None = None, longest: float = 90.0) -> list[dict[str, str]]:
+        """Return the messages up to the one that has ``key``, with this value if it is given."""
         ends = time.monotonic() + longest
-        heard: list[dict[str, str]] = []
+        messages: list[dict[str, str]] = []
         while time.monotonic() < ends:
-            heard.append(self.hear(ends - time.monotonic()))
-            if key in heard[-1] and value in (None, heard[-1][key]):
-                return heard
-        raise AssertionError(f"it never said {key}={value}: {heard[-5:]}")
+            messages.append(self.hear(ends - time.monotonic()))
+            if key in messages[-1] and value in (None, messages[-1][key]):
+                return messages
+        raise AssertionError(f"no message with {key}={value}: {messages[-5:]}")
 
     def __enter__(self) -> Self:
         return self

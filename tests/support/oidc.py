@@ -20,7 +20,7 @@ SERVERS = Path(__file__).parent.parent / "servers"
 
 
 def missing() -> str | None:
-    """Return what is needed to run it here, ``None`` if nothing."""
+    """Return what must be installed to run it; ``None`` if nothing is missing."""
     if shutil.which("node") is None:
         return "Node.js is not installed"
     if not (SERVERS / "node_modules/oidc-provider").is_dir():
@@ -39,7 +39,9 @@ class OIDC:
         with _STARTING:  # threads of a test that start servers share one process
             host = _host()
         self.endpoints: dict[str, str] = host.ask(start={"secrets": self.secrets, "config": config})
-        self._http = httpx.Client(base_url=self.endpoints["issuer"], trust_env=False)
+        self._http = httpx.Client(base_url=self.endpoints["issuer"], trust_env=False, timeout=60)
+        # One request at a time: the pool of httpcore 1.0.9 can close a connection that another thread is using.
+        self._one = threading.Lock()
 
     def __enter__(self) -> Self:
         return self
@@ -51,7 +53,7 @@ class OIDC:
         _host().ask(stop=self.endpoints["issuer"])
 
     def mint(self, client: str = "public", resource: str | None = None, *, live: bool = False) -> dict[str, Any]:
-        """Return what ``import`` needs for a new grant of ``client``; ``live``: with an access token of an hour."""
+        """Return the fields of an import file for a new grant of ``client``; ``live``: with an access token for an hour."""
         body = {"client_id": client} | ({"resource": resource} if resource else {})
         minted = self._post("/test/grant", body)
         self._vault.learn(minted["refresh_token"])
@@ -76,28 +78,29 @@ class OIDC:
         return fields
 
     def revoke(self, grant_id: str) -> None:
-        """End a grant as its user would in his account."""
+        """Revoke a grant, as a user does in the account settings."""
         assert self._post("/test/revoke", {"grant_id": grant_id})["revoked"]
 
     def end(self, access_token: str) -> None:
-        """End an access token before its time, and nothing else."""
+        """End an access token before it expires."""
         self._post("/test/end", {"access_token": access_token})
 
     def forget(self, client_id: str) -> None:
-        """Lose a registered client."""
+        """Delete a registered client."""
         assert self._post("/test/forget", {"client_id": client_id})["forgotten"]
 
     def script(self, **answer: Any) -> None:
-        """Have the next token requests answered like this."""
+        """Answer the next token requests like this; see ``tests/servers/oidc.mjs``."""
         self._post("/test/script", answer)
 
     def release(self) -> None:
-        """Answer the token requests that a script holds, and all until the next script that does."""
+        """Answer the held token requests, and hold no more until the next script."""
         self._post("/test/release", {})
 
     def log(self) -> dict[str, Any]:
-        """Return what the server has seen at its token endpoint."""
-        answer: dict[str, Any] = self._http.get("/test/log").raise_for_status().json()
+        """Return the log of the token endpoint."""
+        with self._one:
+            answer: dict[str, Any] = self._http.get("/test/log").raise_for_status().json()
         return answer
 
     def requests(self) -> list[dict[str, Any]]:
@@ -106,17 +109,19 @@ class OIDC:
         return requests
 
     def introspect(self, token: str | None) -> dict[str, Any]:
-        """Ask whether a token is good."""
-        answer = self._http.post(
-            self.endpoints["introspection_endpoint"],
-            data={"token": token or ""},
-            auth=_FormEncodedBasic("inspector", self.secrets["inspector"]),
-        )
+        """Return the state of a token (RFC 7662)."""
+        with self._one:
+            answer = self._http.post(
+                self.endpoints["introspection_endpoint"],
+                data={"token": token or ""},
+                auth=_FormEncodedBasic("inspector", self.secrets["inspector"]),
+            )
         result: dict[str, Any] = answer.raise_for_status().json()
         return result
 
     def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        answer: dict[str, Any] = self._http.post(path, json=body).raise_for_status().json()
+        with self._one:
+            answer: dict[str, Any] = self._http.post(path, json=body).raise_for_status().json()
         return answer
 
 
@@ -130,7 +135,7 @@ class _Host:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            start_new_session=True,  # a Ctrl-C ends the tests, and they end the servers
+            start_new_session=True,  # Ctrl-C ends the tests, which end the servers
         )
 
     def ask(self, **request: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Parts that a test needs and a machine may not have."""
+"""Programs and rights that a test needs, and faults that they inject."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ def no_strace() -> str | None:
         return "strace is not installed"
     probe = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=fsync", "true"]
     if subprocess.run(probe, capture_output=True, check=False).returncode != 0:
-        return "strace may not trace here"
+        return "strace is not allowed to trace here"
     return None
 
 
@@ -28,13 +28,16 @@ def no_mounts() -> str | None:
 
 
 def faketime() -> Path | None:
-    """Return the library that gives one process another clock, ``None`` if it is not here."""
-    return next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
+    """Return the library that changes the clock of a process, ``None`` if it is not installed.
+
+    The build for threads: the plain one sometimes returns the true time while another thread reads the clock.
+    """
+    return next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
 
 
 @contextmanager
 def mounted(place: Path, options: str) -> Iterator[None]:
-    """Have a tmpfs at ``place``."""
+    """Mount a tmpfs at ``place``."""
     place.mkdir(mode=0o700, parents=True, exist_ok=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"mode=0700,{options}", "tmpfs", str(place)], check=True)
     try:
@@ -43,9 +46,9 @@ def mounted(place: Path, options: str) -> Iterator[None]:
         subprocess.run(["umount", "-l", str(place)], check=True)
 
 
-def injecting(calls: str, fault: str, told: Path = Path("/dev/null")) -> tuple[str, ...]:
-    """Return what to put before a command so that its system calls (comma-separated) suffer a fault of strace's.
+def injecting(calls: str, fault: str, output: Path = Path("/dev/null")) -> tuple[str, ...]:
+    """Return a command prefix with which strace injects ``fault`` into the given system calls (comma-separated).
 
-    ``told``: where it writes what it saw.
+    ``output``: the file that strace writes to.
     """
-    return ("strace", "-f", "-qq", "-o", str(told), "-e", f"trace={calls}", "-e", f"inject={calls}:{fault}")
+    return ("strace", "-f", "-qq", "-o", str(output), "-e", f"trace={calls}", "-e", f"inject={calls}:{fault}")

@@ -23,7 +23,7 @@ from tests.support import browser
 
 __all__ = ["Form", "Page", "Person", "main"]
 
-_LONGEST: Final = 30.0
+_LONGEST: Final = 90.0
 _NO: Final = re.compile("deny|abort|cancel", re.IGNORECASE)
 _PAGES: Final = 20
 
@@ -46,12 +46,12 @@ class Form:
 
     def press(self, *, deny: bool) -> dict[str, str] | None:
         """Return the field of the first button, or of the one that declines; ``None`` if there is no such button."""
-        wanted = [
+        buttons = [
             button for button in self.buttons if not deny or _NO.search(f"{button.get('name')} {button.get('value')}")
         ]
-        if not wanted:
+        if not buttons:
             return None if deny else {}
-        return {wanted[0]["name"]: wanted[0].get("value", "")} if "name" in wanted[0] else {}
+        return {buttons[0]["name"]: buttons[0].get("value", "")} if "name" in buttons[0] else {}
 
 
 class Page(HTMLParser):

@@ -1,8 +1,8 @@
-"""A pod without a cluster: the volumes, mounts, users, groups and rights that its manifest asks for, by Linux alone.
+"""A pod without a cluster: the volumes, mounts, users, groups and rights of its manifest, by Linux alone.
 
-Volumes are made as the kubelet makes them, at their tops root's and of the pod's ``fsGroup``. A container has a root of
-its own that it cannot write (programs and this checkout in it, and what it mounts), its own process numbers, the user
-and groups it names, and no capability. Its network is that of the tests, as containers of one pod share theirs.
+Volumes are made as the kubelet makes them: the top directory belongs to root and the ``fsGroup`` of the pod. A container
+has its own read-only root (with programs, this checkout, and its mounts), its own process ids, the user and groups of
+the manifest, and no capabilities. It uses the network of the tests, as the containers of a pod share one network.
 """
 
 import os
@@ -24,36 +24,36 @@ from tests.support.manifests import Container, Manifests
 __all__ = ["Pod", "Running"]
 
 _CHECKOUT: Final = Path(__file__).parent.parent.parent
-# What the image sets, as far as it matters here; its programs are those of this environment.
+# The variables of the image that matter here, with the programs of this environment.
 _IMAGE: Final = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE": "1"}
 
 
 class Running:
-    """A container that has been started; what it says is in a file."""
+    """A started container, whose output is in a file."""
 
-    def __init__(self, process: subprocess.Popen[bytes], said: Path) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], output: Path) -> None:
         self._process = process
-        self._said = said
+        self._output = output
         self._children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
         self._first: int | None = None
 
     @property
     def first(self) -> int:
-        """The number that its first process has outside."""
+        """The process id of its first process outside the container."""
         if self._first is None:
-            wait_until(lambda: self.ended or self._begun(), "a container begins")
+            wait_until(lambda: self.ended or self._begun(), "the container starts")
             assert not self.ended, self.says()
             self._first = int(self._children.read_text())
         return self._first
 
     def _begun(self) -> bool:
-        """Whether it has its own root, and so all that it mounts."""
+        """Whether it has its own root, with all mounts."""
         children = self._children.read_text().split()
         return bool(children) and Path(f"/proc/{children[0]}/root").readlink() != Path("/")
 
     def says(self) -> str:
-        """Return what it has said until now."""
-        return self._said.read_text()
+        """Return its output until now."""
+        return self._output.read_text()
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to its first process."""
@@ -65,11 +65,11 @@ class Running:
 
     @property
     def ended(self) -> bool:
-        """Whether it has come to its end."""
+        """Whether it has ended."""
         return self._process.poll() is not None
 
     def kill(self) -> None:
-        """End it as the kernel does that runs out of memory."""
+        """Kill it, as the kernel does when memory is exhausted."""
         if not self.ended:
             with suppress(ProcessLookupError):
                 self.signal(signal.SIGKILL)
@@ -77,7 +77,7 @@ class Running:
 
 
 class Pod:
-    """Made below ``root``; ``claims`` holds the volumes that outlive it, and may be that of an earlier pod."""
+    """A pod below ``root``; its persistent volumes are in ``claims`` and may come from an earlier pod."""
 
     def __init__(
         self, root: Path, manifests: Manifests, pod: dict[str, Any], secret: Mapping[str, bytes] | None = None
@@ -90,7 +90,7 @@ class Pod:
         self._mounted: list[Path] = []
         self._running: list[Running] = []
         self.environment: dict[str, str] = {}
-        """What is different from the manifest: ports and addresses of a test."""
+        """Variables that differ from the manifest: ports and addresses of a test."""
 
     def __enter__(self) -> Self:
         (self._root / "claims").mkdir(parents=True, exist_ok=True)
@@ -110,7 +110,7 @@ class Pod:
         shutil.rmtree(self._volumes)
 
     def volume(self, name: str) -> Path:
-        """Return where a volume is, seen from outside."""
+        """Return the path of a volume outside the container."""
         claim = next(there for there in self._pod["volumes"] if there["name"] == name).get("persistentVolumeClaim")
         return self._volumes / name if claim is None else self._root / "claims" / claim["claimName"]
 
@@ -140,7 +140,7 @@ class Pod:
         place.chmod(mode | 0o2770)
 
     def _fill(self, place: Path, volume: dict[str, Any]) -> None:
-        """Put files as the kubelet does: behind a link that is exchanged when they change."""
+        """Write files as the kubelet does: behind a link that is replaced when they change."""
         if "configMap" in volume:
             data = next(
                 {name: text.encode() for name, text in there["data"].items()}
@@ -163,9 +163,9 @@ class Pod:
         """Start a container of the manifest."""
         container = self._container(name)
         place = Path(tempfile.mkdtemp(prefix=f"{name}.", dir=self._root))
-        root, said = place / "root", place / "said"
+        root, output = place / "root", place / "output"
         root.mkdir()
-        with said.open("wb") as file:
+        with output.open("wb") as file:
             process = subprocess.Popen(
                 self._command(container, root),
                 stdin=subprocess.DEVNULL,
@@ -173,12 +173,12 @@ class Pod:
                 stderr=file,
                 start_new_session=True,
             )
-        running = Running(process, said)
+        running = Running(process, output)
         self._running.append(running)
         return running
 
     def _container(self, name: str) -> Container:
-        """Return one of this pod's: others of the same manifests may have the same name."""
+        """Return a container of this pod; other pods may have one with the same name."""
         (found,) = (there for there in self._manifests.containers() if there.name == name and there.pod is self._pod)
         return found
 
@@ -201,7 +201,7 @@ class Pod:
         return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
 
     def _as(self, container: Container) -> list[str]:
-        """Return what goes before a command so that it has the container's user, rights and variables."""
+        """Return a command prefix that sets the user, rights and variables of the container."""
         security = {**self._pod["securityContext"], **container.spec["securityContext"]}
         groups = {self._group, *security.get("supplementalGroups", ())} - {0}
         environment = {**_IMAGE, **self._manifests.environment(container), **self.environment}

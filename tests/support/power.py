@@ -1,4 +1,4 @@
-"""Power losses: an ext4 file system in a file, copied while it lives, and a process that stops at each step."""
+"""Power losses: an ext4 file system in a file, copied while it is mounted, and a process that stops at each step."""
 
 import os
 import re
@@ -23,18 +23,18 @@ _STOPPED = re.compile(
 
 
 def no_disk() -> str | None:
-    """Return why there can be no ext4 of one's own here, ``None`` if there can."""
+    """Return why a test cannot have its own ext4 here, ``None`` if it can."""
     if shutil.which("mkfs.ext4") is None:
         return "mkfs.ext4 is not installed"
     return no_mounts()
 
 
 class Disk:
-    """An ext4 at ``place`` that writes nothing by itself before somebody's fsync asks for it.
+    """An ext4 at ``place`` that writes nothing until a program calls fsync.
 
-    Its image has what reached the loop device, so what it lacks are the caches of the file system: that is what a power
-    loss takes. (A disk's own cache, which an fsync empties, is not modelled.) No commits by the clock, and no help for
-    programs that rename without fsync: others do not give it either.
+    Its image has what reached the loop device, without the caches of the file system: a power loss removes those. (The
+    cache of a real disk is not modelled; an fsync empties it.) It has no periodic commits, and no special treatment of
+    programs that rename without fsync, because other file systems have neither.
     """
 
     def __init__(self, place: Path, images: Path) -> None:
@@ -53,28 +53,28 @@ class Disk:
         subprocess.run(["umount", "-l", str(self.place)], check=True)
 
     def mount(self, image: Path, place: Path) -> None:
-        """Mount ``image``; its journal is replayed where it was not unmounted."""
+        """Mount ``image``; the kernel replays its journal if it was not unmounted."""
         place.mkdir(mode=0o700, parents=True, exist_ok=True)
         options = "loop,commit=300,noauto_da_alloc"
         subprocess.run(["mount", "-t", "ext4", "-o", options, str(image), str(place)], check=True)
 
     def commit(self) -> None:
-        """Have somebody else's fsync take all names along: those are durable then, contents need not be."""
-        descriptor = os.open(self.place / "somebody-else", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        """Sync another file: this makes all names durable, but not the contents of other files."""
+        descriptor = os.open(self.place / "another-file", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         os.write(descriptor, os.urandom(8))
         os.fsync(descriptor)
         os.close(descriptor)
 
     def settle(self) -> None:
-        """Write everything: where a test begins."""
+        """Sync everything, at the start of a test."""
         subprocess.run(["sync", "-f", str(self.place)], check=True)
 
-    def die(self) -> None:
-        """Take nothing more, as ext4 does after an error of its disk; what is not durable by now is lost."""
+    def fail(self) -> None:
+        """Become read-only, as ext4 does after a disk error; what is not durable is lost."""
         subprocess.run(["mount", "-o", "remount,abort", str(self.place)], check=True)
 
-    def revive(self) -> None:
-        """Mount it anew, with what was durable when it died."""
+    def repair(self) -> None:
+        """Mount it again, with what was durable when it failed."""
         subprocess.run(["umount", str(self.place)], check=True)
         self.mount(self.image, self.place)
 
@@ -86,7 +86,7 @@ class Disk:
 
     @contextmanager
     def after_power_loss(self, image: Path) -> Iterator[Path]:
-        """Have a copy mounted beside the live one."""
+        """Mount a copy beside the live file system."""
         place = image.with_name(f"{image.name}.mounted")
         self.mount(image, place)
         try:
@@ -97,30 +97,30 @@ class Disk:
 
 
 def other_boot(home: Path) -> tuple[str, ...]:
-    """Return what to put before a command that shall believe that the machine was started anew."""
+    """Return a command prefix with which a process sees the boot id of a rebooted machine."""
     boot = home / "boot_id"
     boot.write_text("00000000-0000-4000-8000-000000000000\n")
     within = 'mount --bind "$0" /proc/sys/kernel/random/boot_id && exec "$@"'
     return ("unshare", "--mount", "sh", "-c", within, str(boot))
 
 
-def stopping(words: Path, failing: str = "") -> tuple[str, ...]:
-    """Return what to put before a command that shall stop after each of its steps, and be let go by ``steps``.
+def stopping(trace: Path, failing: str = "") -> tuple[str, ...]:
+    """Return a command prefix that stops a process after each of its steps, until ``steps`` continues it.
 
-    ``failing``: a system call that shall fail besides.
+    ``failing``: a system call that fails as well.
     """
-    what = ("-e", f"trace={STEPS}", "-e", f"inject={STEPS}:signal=STOP", "-e", "signal=STOP")
+    calls = ("-e", f"trace={STEPS}", "-e", f"inject={STEPS}:signal=STOP", "-e", "signal=STOP")
     fault = ("-e", f"inject={failing}:error=EIO:signal=STOP") if failing else ()
-    return ("strace", "-f", "-qq", "-o", str(words), *what, *fault)
+    return ("strace", "-f", "-qq", "-o", str(trace), *calls, *fault)
 
 
-def steps(process: subprocess.Popen[str], words: Path) -> Iterator[str]:
-    """Yield the system call after which ``process``, begun by ``stopping``, stands still; then let it go on."""
+def steps(process: subprocess.Popen[str], trace: Path) -> Iterator[str]:
+    """Yield the system call after which ``process``, started with ``stopping``, is stopped; then continue it."""
     done: list[str] = []
 
     def stopped() -> list[str]:
-        said = words.read_text() if words.exists() else ""
-        return [match[2] for match in _STOPPED.finditer(said)]
+        text = trace.read_text() if trace.exists() else ""
+        return [match[2] for match in _STOPPED.finditer(text)]
 
     while True:
         wait_until(lambda: len(stopped()) > len(done) or process.poll() is not None, "the next step is done")

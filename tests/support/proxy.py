@@ -1,4 +1,4 @@
-"""A small TCP proxy: what lies between a client and its server, and what it can do to a connection."""
+"""A small TCP proxy between a client and its server, with faults of a connection."""
 
 import re
 import select
@@ -41,7 +41,7 @@ _LENGTH: Final = re.compile(rb"\r\ncontent-length: *(\d+)\r\n", re.IGNORECASE)
 
 
 class Connection:
-    """One connection of a client, for a fault to deal with; whatever ends it is an ``OSError``."""
+    """One connection of a client. A fault handles it; an ``OSError`` ends it."""
 
     def __init__(self, proxy: "Proxy", plain: socket.socket) -> None:
         self.plain = plain
@@ -51,75 +51,75 @@ class Connection:
 
     @property
     def client(self) -> socket.socket:
-        """The client, behind TLS where the proxy speaks it."""
+        """The socket of the client, with TLS if the proxy has it."""
         if self._client is None:
             tls = self._proxy.tls
             self._client = self.plain if tls is None else tls.wrap_socket(self.plain, server_side=True)
         return self._client
 
     def request(self) -> bytes:
-        """Read a whole request of the client; nothing of it is passed on."""
+        """Read a complete request of the client, without forwarding it."""
         request = _message(self.client)
         self.note(request)
         return request
 
     def note(self, request: bytes) -> None:
-        """Remember what came from the client."""
+        """Record data from the client."""
         self._proxy.requests.append(request)
 
     def forward(self, data: bytes) -> socket.socket:
-        """Pass something on to the server."""
+        """Send data to the server."""
         if self._server is None:
-            self._server = socket.create_connection(self._proxy.server, timeout=30)
+            self._server = socket.create_connection(self._proxy.server, timeout=90)
         self._server.sendall(data)
         return self._server
 
     def exchange(self) -> bytes:
-        """Pass the request on and return the whole answer: the server is done with it, the client knows nothing."""
+        """Forward the request and return the complete answer, without sending it to the client."""
         answer = _message(self.forward(self.request()))
         self._proxy.answered += 1
         return answer
 
     def reset(self) -> None:
-        """End the connection as a machine does that knows nothing of it."""
+        """Reset the connection."""
         (self._client or self.plain).setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
         self.close()
 
     def until_the_client_leaves(self) -> None:
-        """Wait, however long it takes."""
+        """Wait without a limit until the client closes the connection."""
         self.client.settimeout(None)
         while self.client.recv(65536):
             pass
 
     def pause(self, seconds: float) -> None:
-        """Be slow, unless the proxy ends."""
+        """Wait, unless the proxy ends."""
         if self._proxy.ending.wait(seconds):
             raise ConnectionAbortedError("the proxy ends")
 
     def close(self) -> None:
-        """Let go of both sides."""
+        """Close both sides."""
         for side in (self._client, self.plain, self._server):
             if side is not None:
                 side.close()
 
     def interrupt(self) -> None:
-        """Wake the thread that waits for a side, from another thread."""
+        """Wake the thread that waits for one side, from another thread."""
         for side in (self.plain, self._client, self._server):
             if side is not None:
                 try:
-                    # Not of ``SSLSocket``: that would forget its TLS under the thread that uses it.
+                    # Not SSLSocket.shutdown, which removes TLS while another thread uses it.
                     socket.socket.shutdown(side, socket.SHUT_RDWR)
                 except OSError:
-                    continue  # it has ended by itself
+                    continue  # it is already closed
 
 
 Fault = Callable[[Connection], None]
 
 
 class Proxy:
-    """Stands before ``url`` and deals with each connection by the next of its faults; where none is left, it passes.
+    """Is in front of ``url`` and handles each connection with the next of its faults.
 
-    ``otherwise``: what to do then instead; ``connect`` makes a connection of what was accepted.
+    ``otherwise``: the fault if none is left, by default none. ``connect``: makes a ``Connection`` from an accepted socket.
     """
 
     def __init__(
@@ -140,11 +140,11 @@ class Proxy:
         self.ending = threading.Event()
         self.faults = deque(faults)
         self.connections = 0
-        """How many were accepted."""
+        """The number of accepted connections."""
         self.requests: list[bytes] = []
-        """What came whole of clients, and each piece that went through a tunnel."""
+        """The complete requests of clients, and each piece of data in a tunnel."""
         self.answered = 0
-        """How many requests the server has answered, also those whose answer reached no client."""
+        """The number of answers of the server, including those that reached no client."""
         self._path = parts.path
         self._listener: socket.socket | None = None
         self._threads: list[threading.Thread] = []
@@ -155,8 +155,8 @@ class Proxy:
 
     @property
     def url(self) -> str:
-        """The server's address, as seen through this proxy."""
-        # By name where there is TLS: certificates are made for names.
+        """The address of the server through this proxy."""
+        # With TLS by name, because certificates are for names.
         start = f"http://127.0.0.1:{self._port}" if self.tls is None else f"https://localhost:{self._port}"
         return start + self._path
 
@@ -172,19 +172,19 @@ class Proxy:
             for connection in self._open:
                 connection.interrupt()
         for thread in self._threads:
-            thread.join(10)
+            thread.join(60)
         assert not any(thread.is_alive() for thread in self._threads), "a fault does not end"
 
     def up(self) -> None:
-        """Listen, again at the same port."""
+        """Listen; after ``down``, on the same port."""
         self._listener = socket.create_server(("127.0.0.1", self._port))
         self._port = self._listener.getsockname()[1]
         self._begin(self._accept, self._listener)
 
     def down(self) -> None:
-        """Refuse connections as a machine does on which nothing listens."""
+        """Refuse connections, as if nothing listens."""
         if self._listener is not None:
-            # Closing alone would not wake the thread that accepts, and it would take one connection more.
+            # Closing alone does not wake the accepting thread, which would accept one more connection.
             self._listener.shutdown(socket.SHUT_RDWR)
             self._listener.close()
             self._listener = None
@@ -203,7 +203,7 @@ class Proxy:
             self._begin(self._serve, plain)
 
     def _serve(self, plain: socket.socket) -> None:
-        plain.settimeout(30)
+        plain.settimeout(90)
         connection = self._connect(self, plain)
         with self._lock:
             self._open.add(connection)
@@ -213,7 +213,7 @@ class Proxy:
             if not self.ending.is_set():
                 fault(connection)
         except OSError:
-            pass  # a side has left, as it may
+            pass  # one side has closed the connection
         finally:
             with self._lock:
                 self._open.discard(connection)
@@ -221,7 +221,7 @@ class Proxy:
 
 
 def _message(source: socket.socket) -> bytes:
-    """Read one message of HTTP that says how long it is, as those of a token endpoint do."""
+    """Read one HTTP message with Content-Length, as a token endpoint sends it."""
     data = b""
     while (end := data.find(b"\r\n\r\n")) < 0:
         data += _some(source)
@@ -234,7 +234,7 @@ def _message(source: socket.socket) -> bytes:
 def _some(source: socket.socket) -> bytes:
     some = source.recv(65536)
     if not some:
-        raise ConnectionAbortedError("it broke off")
+        raise ConnectionAbortedError("the connection was closed")
     return some
 
 
@@ -242,13 +242,13 @@ def _some(source: socket.socket) -> bytes:
 
 
 def passes(connection: Connection) -> None:
-    """Be a good proxy."""
+    """Forward request and answer."""
     connection.client.sendall(connection.exchange())
     connection.until_the_client_leaves()
 
 
 def tunnels(connection: Connection) -> None:
-    """Pass bytes both ways after a CONNECT (RFC 9110 section 9.3.6)."""
+    """Forward bytes in both directions after a CONNECT (RFC 9110 section 9.3.6)."""
     connection.request()
     client, server = connection.client, connection.forward(b"")
     client.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
@@ -261,7 +261,7 @@ def tunnels(connection: Connection) -> None:
 
 
 def holds(release: threading.Event) -> Fault:
-    """Keep the server's answer back until ``release``."""
+    """Hold the answer of the server until ``release``."""
 
     def hold(connection: Connection) -> None:
         answer = connection.exchange()
@@ -274,14 +274,14 @@ def holds(release: threading.Event) -> Fault:
 
 
 def drips(seconds: float, *, body_only: bool = False) -> Fault:
-    """Pass the server's answer on one byte at a time."""
+    """Forward the answer of the server byte by byte."""
 
     def drip(connection: Connection) -> None:
         answer = connection.exchange()
         at_once = answer.index(b"\r\n\r\n") + 4 if body_only else 0
         connection.client.sendall(answer[:at_once])
         for byte in answer[at_once:]:
-            connection.pause(seconds)  # the fault itself, not a wait
+            connection.pause(seconds)  # this is the fault, not a wait
             connection.client.sendall(bytes([byte]))
         connection.until_the_client_leaves()
 
@@ -289,14 +289,14 @@ def drips(seconds: float, *, body_only: bool = False) -> Fault:
 
 
 def duplicates(connection: Connection) -> None:
-    """Send the server's answer twice."""
+    """Send the answer of the server twice."""
     answer = connection.exchange()
     connection.client.sendall(answer + answer)
     connection.until_the_client_leaves()
 
 
 def resets_behind(connection: Connection) -> None:
-    """Pass the whole answer on and reset at once."""
+    """Forward the complete answer and reset at once."""
     connection.client.sendall(connection.exchange())
     connection.reset()
 
@@ -305,53 +305,53 @@ def resets_behind(connection: Connection) -> None:
 
 
 def refuses(connection: Connection) -> None:
-    """Reset what was accepted, at once."""
+    """Reset the connection at once."""
     connection.reset()
 
 
 def speaks_no_tls(connection: Connection) -> None:
-    """Answer in the clear, whatever was said."""
+    """Answer without TLS."""
     connection.plain.recv(65536)
     connection.plain.sendall(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
 
 
 def cuts_handshake(connection: Connection) -> None:
-    """End the connection in the middle of the client's first words."""
+    """Reset the connection during the TLS handshake."""
     connection.plain.recv(16)
     connection.reset()
 
 
 def hangs(connection: Connection) -> None:
-    """Accept and say nothing: where there is TLS, not even hello."""
+    """Accept and send nothing, not even a TLS handshake."""
     while connection.plain.recv(65536):
         pass
 
 
 def resets_before(connection: Connection) -> None:
-    """Take the request and reset: the server never sees it."""
+    """Read the request and reset; the server never receives it."""
     connection.request()
     connection.reset()
 
 
 def resets_midway(connection: Connection) -> None:
-    """Let the first bytes through to the server, and reset."""
+    """Forward the first bytes to the server, and reset."""
     connection.forward(connection.client.recv(20))
     connection.reset()
 
 
 def closes_before(connection: Connection) -> None:
-    """Take the request and close in good order, without a word: the server never sees it."""
+    """Read the request and close without an answer; the server never receives it."""
     connection.request()
 
 
 def swallows(connection: Connection) -> None:
-    """Take the request and say nothing, for as long as the client can bear it: the server never sees it."""
+    """Read the request and send nothing until the client gives up; the server never receives it."""
     connection.request()
     connection.until_the_client_leaves()
 
 
 def answers(status: str, body: bytes, headers: Iterable[str] = ()) -> Fault:
-    """Answer in the server's place, as gateways and captive portals do: the server never sees the request."""
+    """Answer instead of the server, as gateways and captive portals do; the server never receives the request."""
 
     def answer(connection: Connection) -> None:
         connection.request()
@@ -365,18 +365,18 @@ def answers(status: str, body: bytes, headers: Iterable[str] = ()) -> Fault:
 
 
 def resets_after(connection: Connection) -> None:
-    """Have the server process the request, and reset in place of its answer."""
+    """Forward the request, and reset instead of forwarding the answer."""
     connection.exchange()
     connection.reset()
 
 
 def closes_after(connection: Connection) -> None:
-    """Have the server process the request, and close in good order in place of its answer."""
+    """Forward the request, and close instead of forwarding the answer."""
     connection.exchange()
 
 
 def truncates(kept: int | bytes) -> Fault:
-    """Pass on so many bytes of the answer (negative: all but so many), or all to the end of a part of it, and close."""
+    """Forward the first ``kept`` bytes of the answer (negative: all but so many), or up to the text ``kept``, and close."""
 
     def truncate(connection: Connection) -> None:
         answer = connection.exchange()

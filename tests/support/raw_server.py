@@ -1,4 +1,4 @@
-"""A server that speaks bytes, for answers that no honest HTTP server gives."""
+"""A server that sends raw bytes, for answers that no normal HTTP server gives."""
 
 import socket
 import threading
@@ -10,7 +10,7 @@ __all__ = ["RawServer"]
 
 
 class RawServer:
-    """Hands each connection and its request, once ``marker`` has come, to ``answer`` in a thread."""
+    """Calls ``answer`` in a thread for each connection, with its request up to ``marker``."""
 
     def __init__(
         self,
@@ -33,10 +33,10 @@ class RawServer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # Closing alone would not wake the thread that accepts, and it would take one connection more.
+        # Closing alone does not wake the accepting thread, which would accept one more connection.
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
-        self._accepting.join(10)
+        self._accepting.join(60)
 
     def _accept(self) -> None:
         while True:
@@ -47,12 +47,12 @@ class RawServer:
             threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
 
     def _serve(self, plain: socket.socket) -> None:
-        plain.settimeout(30)
+        plain.settimeout(90)
         try:
             connection = self._wrap(plain)
         except OSError:
             plain.close()
-            return  # a client that does not trust us
+            return  # a client that does not trust the certificate
         with connection:
             request = b""
             while self._marker not in request:
@@ -64,4 +64,4 @@ class RawServer:
             try:
                 self._answer(connection, request)
             except OSError:
-                return  # the client left, as it may
+                return  # the client has closed the connection

@@ -15,13 +15,13 @@ REFRESH = Secret("refresh-token-of-generation-3")
 
 
 def at(wall: float = NOON, *, lasted: float | None = None, boot: str = "boot-1") -> Moment:
-    """Return a moment; ``lasted``: what the other two clocks say, if not the same as the wall clock."""
+    """Return a moment; ``lasted``: the seconds since noon on the other two clocks, if they differ from the wall clock."""
     steady = 5000.0 + (wall - NOON if lasted is None else lasted)
     return Moment(wall=wall, monotonic=steady, boottime=steady, boot_id=boot)
 
 
 def grant(**changes: Any) -> Grant:
-    """Return a healthy grant whose hour-long token was issued at noon; tests change what they are about."""
+    """Return a valid grant with a token for an hour that was issued at noon; ``changes`` replace fields."""
     fields: dict[str, Any] = {
         "name": "linear",
         "grant_id": "0123",
@@ -68,6 +68,6 @@ def doubt(since: Moment | None = None) -> Doubt:
 
 
 def jwt(**claims: Any) -> str:
-    """Return a JWT that nobody has signed."""
+    """Return an unsigned JWT."""
     parts = (b"{}", json.dumps(claims).encode(), b"s")
     return ".".join(base64.urlsafe_b64encode(part).decode().rstrip("=") for part in parts)

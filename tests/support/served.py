@@ -1,4 +1,4 @@
-"""A server in a process of its own, which says where it is and ends with its stdin."""
+"""A server in a separate process, which prints its address and ends when its stdin is closed."""
 
 import json
 import os
@@ -29,11 +29,11 @@ class Served:
         if AVAILABLE and command[:2] == (sys.executable, "-m"):
             self._process = WarmProcess(command[2:], **options)
         else:
-            # In a session of its own: a Ctrl-C ends the tests, and they end the server.
+            # In its own session: Ctrl-C ends the tests, which end the server.
             self._process = subprocess.Popen(command, text=True, start_new_session=True, **options)
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
-        assert line, f"it did not start: {command}"
+        assert line, f"the server did not start: {command}"
         self.said: dict[str, Any] = json.loads(line)
 
     def __enter__(self) -> Self:
@@ -46,4 +46,4 @@ class Served:
         assert self._process.stdout is not None
         self._process.stdin.close()  # it ends by itself
         self._process.stdout.close()
-        self._process.wait(10)
+        self._process.wait(60)

@@ -1,4 +1,4 @@
-"""Run the snippets of the documents: a grant whose token an API accepts, and a process of its own for each snippet."""
+"""Run the snippets of the documents: a grant with a token that an API accepts, and a process for each snippet."""
 
 import os
 import subprocess
@@ -37,5 +37,5 @@ def python(
 ) -> subprocess.CompletedProcess[str]:
     """Run Python code to its end."""
     return subprocess.run(
-        [str(interpreter), "-c", code], env=environment, capture_output=True, text=True, check=False, timeout=60
+        [str(interpreter), "-c", code], env=environment, capture_output=True, text=True, check=False, timeout=90
     )

@@ -41,11 +41,11 @@ class Stage:
 
     def play(self, **wishes: Any) -> None:
         """Change the behavior of the server from now on."""
-        httpx.post(self.url.replace("/mcp", "/test/play"), json=wishes, trust_env=False).raise_for_status()
+        httpx.post(self.url.replace("/mcp", "/test/play"), json=wishes, trust_env=False, timeout=60).raise_for_status()
 
     def log(self) -> dict[str, Any]:
         """Return the number of responses by status, and of executions by call."""
-        answer: dict[str, Any] = httpx.get(self.url.replace("/mcp", "/test/log"), trust_env=False).json()
+        answer: dict[str, Any] = httpx.get(self.url.replace("/mcp", "/test/log"), trust_env=False, timeout=60).json()
         return answer
 
     def stop(self) -> None:
@@ -55,7 +55,7 @@ class Stage:
         self._process.kill()
         self._process.stdin.close()
         self._process.stdout.close()
-        self._process.wait(10)
+        self._process.wait(60)
 
     def start(self) -> None:
         """Start the server again at the same port, with default settings."""
@@ -81,14 +81,14 @@ def publish(root: Path, server: Stage, generation: int | None = 1, **changes: An
 
 async def rotates(published: Published, server: Stage, generation: int, *also: str) -> None:
     """Act as refresher: wait for the demand, then rotate. ``also``: further tokens that the server accepts then."""
-    await until(lambda: f"linear.{generation - 1}" in published.demanded(), "the demand is there")
+    await until(lambda: f"linear.{generation - 1}" in published.demanded(), "the agent demands a token")
     server.play(tokens=[f"access-token-{generation}", *also])
     published.put(generation)
 
 
 async def until(condition: Callable[[], bool], what: str) -> None:
     """Wait until ``condition`` holds; ``what`` names it in the error."""
-    with anyio.move_on_after(30) as scope:
+    with anyio.move_on_after(90) as scope:
         while not condition():
             await anyio.sleep(0.01)
-    assert not scope.cancelled_caught, f"waited in vain until {what}"
+    assert not scope.cancelled_caught, f"after 90 s still not true: {what}"

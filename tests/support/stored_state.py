@@ -1,7 +1,6 @@
 """The state directory that refresher 0.1.0 wrote, copied for a test.
 
-The envelope around a record or an intent is written here anew, from the documented format and without the product's
-code: ``{"version":1,"checksum":"SHA-256 of the JSON","record":JSON}``, and after an intent's line the mark.
+This module writes the envelope of a record or an intent itself, from the documented format, without code of the product: ``{"version":1,"checksum":"SHA-256 of the JSON","record":JSON}``, and after an intent's line the mark.
 """
 
 import hashlib
@@ -34,10 +33,10 @@ __all__ = [
 STORED: Final = Path(__file__).parent.parent / "fixtures/state-0.1.0"
 
 ORIGIN: Final = "http://127.0.0.1:9"
-"""Where its authorization server was: nothing listens on this port."""
+"""The address of its authorization server; nothing listens on this port."""
 
 KEYS: Final = "/placeholder/keys"
-"""Where the keys and certificates of its clients were."""
+"""The directory of the keys and certificates of its clients."""
 
 SPILL: Final = "/placeholder/spill"
 """Its spill directory."""
@@ -53,7 +52,7 @@ OUTCOMES: Final = {
     "left-unsent-alone": "in_doubt",
     "login-not-renewable": "reauthorization_required",
 }
-"""What ``run-once`` makes of a name where it does not rotate it. All its access tokens have expired, in another boot."""
+"""The outcomes of ``run-once`` for names that it does not rotate. All access tokens have expired, in another boot."""
 
 NEVER_ROTATE: Final = ("left-spilled-gone", "login-not-renewable")
 
@@ -64,7 +63,7 @@ _SEALED: Final = re.compile(
 
 
 class Sealed(NamedTuple):
-    """What is in a record or intent file; ``rest``: the mark of an intent, or the end of a reservation."""
+    """The content of a record or intent file; ``rest``: the mark of an intent, or the end of reserved space."""
 
     key: str
     raw: bytes
@@ -78,7 +77,7 @@ class Sealed(NamedTuple):
 
     @property
     def checksum(self) -> str:
-        """What later files call this one by."""
+        """The checksum by which later files refer to this one."""
         return hashlib.sha256(self.raw).hexdigest()
 
     def data(self) -> bytes:
@@ -88,7 +87,7 @@ class Sealed(NamedTuple):
 
 
 def opened(data: bytes) -> Sealed | None:
-    """Return what is in a file; ``None`` for one that is neither a record nor an intent."""
+    """Return the content of a file; ``None`` if it is neither a record nor an intent."""
     match = _SEALED.fullmatch(data)
     if match is None:
         return None
@@ -136,7 +135,7 @@ def copied(state: Path, spill: Path, changes: Mapping[str, str] | None = None, *
 
 
 def prepared(home: Path, vault: Vault, server: TokenServer) -> Command:
-    """Return the command with a copy of the state directory that is about ``server``."""
+    """Return the command with a copy of the state directory, whose grants are those of ``server``."""
     refresher = Command(home, vault)
     spill, keys = home / "spill", home / "keys"
     refresher.environment["REFRESHER_SPILL_DIR"] = str(spill)

@@ -1,4 +1,4 @@
-"""The command at a terminal, as a person has it."""
+"""The command at a terminal."""
 
 import os
 import pty
@@ -12,7 +12,7 @@ __all__ = ["at_a_terminal", "read_until", "read_whole"]
 
 
 def at_a_terminal(refresher: Command, *arguments: str, **environment: str) -> tuple[subprocess.Popen[bytes], int]:
-    """Start the command as a person does; return it and the other end of its terminal."""
+    """Start the command at a new terminal; return the process and the other end of its terminal."""
     master, slave = pty.openpty()
     process = subprocess.Popen(
         ["setsid", "--ctty", sys.executable, "-m", "refresher", *arguments],
@@ -27,20 +27,20 @@ def at_a_terminal(refresher: Command, *arguments: str, **environment: str) -> tu
 
 
 def read_until(master: int, words: str) -> str:
-    """Return what it says up to some words."""
-    said = b""
-    while words.encode() not in said:
+    """Return the output up to ``words``."""
+    output = b""
+    while words.encode() not in output:
         part = os.read(master, 65536)
-        assert part, said
-        said += part
-    return said.decode()
+        assert part, output
+        output += part
+    return output.decode()
 
 
 def read_whole(master: int) -> str:
-    """Return what it says until it ends."""
-    said = b""
-    with suppress(OSError):  # how the end of a terminal is told
+    """Return the output until the end."""
+    output = b""
+    with suppress(OSError):  # reading fails at the end of a terminal
         while part := os.read(master, 65536):
-            said += part
+            output += part
     os.close(master)
-    return said.decode()
+    return output.decode()

@@ -1,4 +1,4 @@
-"""A quick token endpoint for many grants: rotates, counts, and notes when it was asked."""
+"""A fast token endpoint for many grants: it rotates, counts, and records the time of each request."""
 
 import json
 import secrets
@@ -16,7 +16,7 @@ __all__ = ["Gate", "TokenServer"]
 
 
 class Gate:
-    """What ``hold`` may be: tells that a request has come, and keeps its answer back until it is opened."""
+    """A ``hold`` of a token server: ``reached`` is set when a request arrives; its answer waits for ``opened``."""
 
     def __init__(self) -> None:
         self.reached = threading.Event()
@@ -24,21 +24,21 @@ class Gate:
 
     def __call__(self) -> None:
         self.reached.set()
-        self.opened.wait(60)
+        self.opened.wait(90)
 
 
 class TokenServer(Listening):
-    """Answers ``POST /token`` with a new pair; ``life(client_id)`` seconds. ``hold`` is called before each answer.
+    """Answers ``POST /token`` with new tokens for ``life(client_id)`` seconds. It calls ``hold`` before each answer.
 
-    ``grace``: for so many seconds a spent refresh token is taken again, and one that comes later ends all that its client
-    has, access tokens included; ``None`` takes everything for ever.
+    ``grace``: it accepts a spent refresh token again for so many seconds; a later one ends the logins and access tokens
+    of the client. With ``None``, it accepts each refresh token for ever.
     """
 
     def __init__(
         self, life: Callable[[str], float], hold: Callable[[], object] = lambda: None, *, grace: float | None = None
     ) -> None:
         self.asked: defaultdict[str, list[float]] = defaultdict(list)
-        """Epoch seconds at which each client asked."""
+        """The epoch seconds of the requests of each client."""
         self.presented: defaultdict[str, list[str]] = defaultdict(list)
         """The refresh tokens that each client sent; an empty one for client credentials."""
         self.reused = 0
@@ -60,7 +60,7 @@ class TokenServer(Listening):
             def do_POST(self) -> None:
                 at = time.time()
                 if self.headers["Content-Length"] is None:
-                    return  # cut off on its way
+                    return  # truncated
                 fields = parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())
                 client, token = fields["client_id"][0], fields.get("refresh_token", [""])[0]
                 with server._lock:
@@ -83,7 +83,7 @@ class TokenServer(Listening):
         self.token_endpoint = f"{self.url}/token"
 
     def grant(self, client: str, **more: Any) -> dict[str, Any]:
-        """Return what ``import`` needs for a grant of ``client``."""
+        """Return the fields of an import file for a grant of ``client``."""
         token = secrets.token_urlsafe(32)
         with self._lock:
             self._logins[token] = client
@@ -96,12 +96,12 @@ class TokenServer(Listening):
         }
 
     def lives(self, access_token: str) -> bool:
-        """Whether an access token is good."""
+        """Whether an access token is valid."""
         _, ends = self._access.get(access_token, ("", 0.0))
         return time.monotonic() < ends
 
     def revoke(self, access_token: str) -> None:
-        """End an access token before its time."""
+        """End an access token before it expires."""
         with self._lock:
             self._access.pop(access_token, None)
 

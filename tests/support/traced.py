@@ -1,4 +1,4 @@
-"""Commands under strace that start by fork: strace attaches to them and traces no start of an interpreter."""
+"""Forked commands under strace: strace attaches to them, and does not trace the start of the interpreter."""
 
 import os
 import signal
@@ -12,17 +12,17 @@ from tests.support.warm import AVAILABLE, WarmProcess
 
 __all__ = ["TracedProcess", "can_attach"]
 
-_LONGEST: Final = 30.0
+_LONGEST: Final = 90.0
 _RESTRICTION: Final = Path("/proc/sys/kernel/yama/ptrace_scope")
 
 
 def can_attach() -> bool:
-    """Whether strace may attach to a process that is no child of its own."""
+    """Whether strace may attach to a process that is not its child."""
     return AVAILABLE and (os.geteuid() == 0 or not _RESTRICTION.exists() or _RESTRICTION.read_text().strip() == "0")
 
 
 class TracedProcess(WarmProcess):
-    """``strace``: the command line of a strace with options alone. It attaches before the first line."""
+    """A command with strace attached before its first line; ``strace``: its command line, with options only."""
 
     def __init__(self, module_and_arguments: Sequence[str], strace: Sequence[str], **options: Any) -> None:
         super().__init__(module_and_arguments, stopped=True, **options)
@@ -41,7 +41,7 @@ class TracedProcess(WarmProcess):
         return "TracerPid:\t0\n" not in Path(f"/proc/{self.pid}/status").read_text()
 
     def poll(self) -> int | None:
-        """Return the exit code once strace has written what it saw."""
+        """Return the exit code once strace has ended."""
         code = super().poll()
         if code is not None:
             self._tracer.wait()

@@ -1,4 +1,4 @@
-"""Every secret that a test has used, and where it must not appear (I7)."""
+"""The secrets of a test, and a search for them where they must not appear (I7)."""
 
 import json
 from pathlib import Path
@@ -10,20 +10,20 @@ _LARGEST = 1024 * 1024
 
 
 class Vault:
-    """Knows the secrets of a test; finds them where they do not belong."""
+    """Records the secrets of a test, and finds them in output and files."""
 
     def __init__(self) -> None:
         self._secrets: set[str] = set()
 
     def learn(self, *secrets: object) -> None:
-        """Remember secrets; short words that occur by chance are none."""
+        """Record secrets; strings of less than 8 characters are ignored."""
         self._secrets |= {secret for secret in secrets if isinstance(secret, str) and len(secret) >= 8}
 
     def learn_from(self, state: Path) -> None:
-        """Remember what the refresher itself has stored and published."""
+        """Record the secrets that refresher has stored and published."""
         for path in [*state.glob("grants/*"), *state.glob("tokens/*.json")]:
             if not path.is_file():
-                continue  # a test may have put a FIFO there, which would never end
+                continue  # a read of a FIFO would not end
             try:
                 if not path.is_file() or path.stat().st_size > _LARGEST:
                     continue  # damaged by a test
@@ -34,23 +34,23 @@ class Vault:
             self.learn(*(fields.get(key) for key in ("refresh_token", "access_token", "client_secret")))
 
     def leaks_in(self, text: str) -> list[str]:
-        """Return which secrets stand in ``text``, plain or URL-encoded, each cut short: a failure must not leak."""
-        # A copy: servers of a soak learn while somebody looks.
+        """Return the secrets in ``text``, plain or URL-encoded, each truncated, so that an error does not leak them."""
+        # A copy, because another thread may record secrets meanwhile.
         forms = {
             form for secret in tuple(self._secrets) for form in (secret, quote(secret, safe=""), quote_plus(secret))
         }
         return sorted(f"{form[:3]}... ({len(form)} characters)" for form in forms if form in text)
 
     def leaks_below(self, directory: Path) -> list[str]:
-        """Return the files below ``directory`` that hold a secret and are no place for one."""
+        """Return the files below ``directory`` that contain a secret and are not allowed to."""
         found = []
         for path in directory.rglob("*"):
-            if path.is_file() and not path.is_symlink() and not _belongs(path):
+            if path.is_file() and not path.is_symlink() and path.stat().st_size and not _may_contain_secrets(path):
                 found += [f"{path}: {leak}" for leak in self.leaks_in(path.read_bytes().decode("latin-1"))]
         return found
 
 
-def _belongs(path: Path) -> bool:
-    # Grants and tokens are where secrets live; import files and seeds are where a person has put them.
-    lives = path.parent.name in ("grants", "tokens", "spill")
-    return lives or path.name.endswith(".import.json") or "seed" in path.parts
+def _may_contain_secrets(path: Path) -> bool:
+    # refresher writes secrets to these directories, a person to import files and seeds.
+    is_private = path.parent.name in ("grants", "tokens", "spill")
+    return is_private or path.name.endswith(".import.json") or "seed" in path.parts

@@ -16,7 +16,7 @@ from typing import Any, Final
 __all__ = ["AVAILABLE", "WarmProcess", "close", "stub"]
 
 AVAILABLE: Final = sys.platform == "linux"
-"""Whether this system can give a process the orphans among its descendants."""
+"""Whether this system lets a process adopt its orphaned descendants."""
 
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _ROOT: Final = Path(__file__).parent.parent.parent
@@ -26,7 +26,7 @@ _STARTING: Final = threading.Lock()
 class WarmProcess(subprocess.Popen[str]):
     """As ``Popen([sys.executable, "-m", *module_and_arguments], text=True)``; ``stopped``: stopped before its first line.
 
-    It is a child of this process with an id, signals and an exit code of its own, in a session without a terminal.
+    It is a child of this process with its own id, signals and exit code, in a session without a terminal.
     """
 
     def __init__(self, module_and_arguments: Sequence[str], *, stopped: bool = False, **options: Any) -> None:
@@ -61,7 +61,7 @@ class _Interpreter:
         self._lock = threading.Lock()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.servers.warm", _socket()],
-            env={"PATH": os.environ["PATH"]},  # without a locale, as the commands of the tests
+            env={"PATH": os.environ["PATH"]},  # without a locale, as for the commands of the tests
             cwd=_ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -50,8 +50,8 @@ def test_the_key_is_read_for_each_assertion_and_a_missing_key_spends_nothing(
     assert (done.code, done.results["linear"]["outcome"]) == (4, "client_rejected")
 
 
-def test_client_credentials_are_renewed_and_published_like_any_other_grant(refresher: Command, own_oidc: Start) -> None:
-    """If it failed, services would need another product for their tokens."""
+def test_client_credentials_rotate_and_are_published_like_any_other_grant(refresher: Command, own_oidc: Start) -> None:
+    """If it failed, services could not get their tokens from refresher."""
     server = own_oidc(accessTokenTtl=4)
     fields = {
         "grant_type": "client_credentials",
@@ -67,12 +67,15 @@ def test_client_credentials_are_renewed_and_published_like_any_other_grant(refre
     process = refresher.start("run")
     try:
         wait_until(lambda: (refresher.state / "tokens/machine.json").exists(), "the first token is published")
-        first = refresher.token("machine")
-        assert first.scope == "mcp:read"
-        assert server.introspect(first.access_token)["aud"] == RESOURCE
-        # A lost response costs nothing: refresher asks again at once, and needs no person.
+        assert refresher.token("machine").scope == "mcp:read"
+        # The token may expire before the server is asked about it; then another one follows.
+        wait_until(
+            lambda: server.introspect(refresher.token("machine").access_token).get("aud") == RESOURCE,
+            "the published token is valid for the resource",
+        )
+        # A lost response costs nothing: refresher sends the request again at once, and needs no person.
         server.script(drop=True, process=True)
-        wait_until(lambda: refresher.token("machine").generation >= 4, "the token is renewed three times")
+        wait_until(lambda: refresher.token("machine").generation >= 4, "the grant rotates three times")
     finally:
         process.terminate()
     assert refresher.finish(process).code == 0
@@ -170,7 +173,7 @@ def test_a_key_with_a_passphrase_is_an_error_without_a_prompt(refresher: Command
         assert "client." in done.stderr
 
 
-# --- a resource that is refused -----------------------------------------------------------------------------------
+# --- a refused resource --------------------------------------------------------------------------------------------
 
 REFUSED = {"status": 400, "body": {"error": "invalid_target", "error_description": "AADSTS9010010: no match"}}
 
@@ -189,7 +192,7 @@ def test_a_refused_resource_is_left_out_from_then_on(refresher: Command, own_oid
 
 def test_a_refused_resource_waits_for_the_end_of_a_live_token(refresher: Command, own_oidc: Start) -> None:
     """If it failed, a server that spends the refresh token before it checks the resource would end a live login (I1)."""
-    server = own_oidc(accessTokenTtl=5)
+    server = own_oidc(accessTokenTtl=20)
     refresher.import_grant("linear", server.mint("public", RESOURCE))
     assert refresher("run-once").code == 0
     live = refresher.token("linear").access_token

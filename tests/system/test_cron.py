@@ -1,4 +1,4 @@
-"""The crontabs of deploy/, run by a real cron as its README says; its clock runs faster, so that its minute is short."""
+"""The crontabs of deploy/, run by a real cron with the commands of the README. Its clock runs faster, so minutes are short."""
 
 import re
 from collections.abc import Iterator
@@ -16,12 +16,12 @@ from tests.support.token_server import Gate, TokenServer
 pytestmark = [pytest.mark.xdist_group("cron"), pytest.mark.alone]  # one machine, whose clock runs faster
 
 FASTER = 20
-"""What is a minute for cron takes three seconds; those whom it starts see the clock as it is."""
+"""A minute of cron takes three seconds. The processes that cron starts see the real clock."""
 MAIL = '#!/bin/sh\nd=$(mktemp -d /tmp/mail/XXXXXX); cat >"$d/being-written"; mv "$d/being-written" "$d/mail"\n'
 
 
 class Server(TokenServer):
-    """Keeps back what ``slow`` asks for; tokens of ``short`` never live until the next run."""
+    """Holds the first response to ``slow``; tokens of ``short`` expire before the next run."""
 
     def __init__(self) -> None:
         self.gate = Gate()
@@ -40,12 +40,12 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory: pytest.TempPathFactory, server: Server) -> Iterator[Machine]:
-    """What somebody has who has typed what the README says, with a mail system that keeps what it is given."""
+    """A machine set up with the commands of the README, and a mail system that keeps each mail in a file."""
     faketime = parts.faketime()
     need(no_machine("cron") or (None if faketime else "libfaketime is not installed"))
     clock = (f"LD_PRELOAD={faketime}", f"FAKETIME=+0 x{FASTER}")
     with Machine(tmp_path_factory.mktemp("machine") / "root", "env", *clock, "cron", "-f") as made:
-        # The clock is shared by what cron itself starts, also its mailer, which is another user.
+        # All processes that cron starts share the clock, including its mailer, which is another user.
         wait_until(lambda: made.run("chmod a+rw /dev/shm/*faketime*").returncode == 0, "the clock is there")
         made("mkdir -m 1777 /tmp/mail; useradd -m agent1; useradd -m person")
         made(f"cat >/usr/sbin/sendmail <<'END'\n{MAIL}END\nchmod 755 /usr/sbin/sendmail")
@@ -71,29 +71,27 @@ def published(machine: Machine, name: str, home: str = "/home/person/.local/stat
 
 
 def mails(machine: Machine, to: str) -> list[str]:
-    """Return what cron has mailed to somebody."""
+    """Return the mails of cron to a user."""
     sent = [path.read_text() for path in machine.path("/tmp/mail").glob("*/mail")]
     return [mail for mail in sent if f"\nTo: {to}\n" in mail]
 
 
-def test_runs_that_overlap_and_runs_that_come_late_rotate_all_the_same(machine: Machine, server: Server) -> None:
+def test_overlapping_and_late_runs_rotate(machine: Machine, server: Server) -> None:
     """If it failed, a server that hangs for a minute, or a machine that sleeps, would cost a login under cron."""
-    assert server.gate.reached.wait(30)
+    assert server.gate.reached.wait(90)
     running = "pgrep --full --count 'main.* run-once --horizon' --euid person"
-    wait_until(lambda: int(machine(running)) > 1, "the next run has begun, and waits for the first")
+    wait_until(lambda: int(machine(running)) > 1, "the next run waits for the first")
     server.gate.opened.set()
     wait_until(lambda: published(machine, "slow") is not None, "the first run has ended")
-    # Each token had ended long before the run that replaced it.
-    wait_until(lambda: len(server.asked["short"]) > 2, "each run rotates what has ended")
+    # Each token had expired long before the run that replaced it.
+    wait_until(lambda: len(server.asked["short"]) > 2, "each run rotates expired tokens")
     assert len(server.asked["slow"]) == 1
     assert server.reused == 0
 
 
-def test_what_goes_wrong_is_mailed_once_from_an_environment_that_is_crons_alone(
-    machine: Machine, server: Server
-) -> None:
-    """If it failed, nobody would learn of a dead grant, or he would get a mail a minute."""
-    wait_until(lambda: mails(machine, "person") != [], "cron has mailed it")
+def test_cron_mails_an_error_once_and_sets_only_its_own_environment(machine: Machine, server: Server) -> None:
+    """If it failed, a person would get no mail about a dead grant, or one every minute."""
+    wait_until(lambda: mails(machine, "person") != [], "cron has sent a mail")
     before = len(server.asked["short"])
     wait_until(lambda: len(server.asked["short"]) > before + 1, "two more runs have begun")
     (mail,) = mails(machine, "person")
@@ -104,8 +102,8 @@ def test_what_goes_wrong_is_mailed_once_from_an_environment_that_is_crons_alone(
     assert len(server.asked["dead"]) == 1
 
 
-def test_a_demand_is_heard_by_the_next_run(machine: Machine) -> None:
-    """If it failed, the way in which the README has people see that it works would show nothing."""
+def test_the_next_run_answers_a_demand(machine: Machine) -> None:
+    """If it failed, the check of the README would not show that refresher works."""
     wait_until(lambda: published(machine, "slow") is not None, "there is a token")
     assert "slow" in machine(typed("cron", 1).replace("linear.0", "slow.1"), user="person")
     wait_until(lambda: getattr(published(machine, "slow"), "generation", 0) == 2, "it is replaced")

@@ -28,7 +28,7 @@ TYPED = {
 
 
 def test_every_command_of_the_page_is_run_by_a_test() -> None:
-    """The page could contain a command that nobody has ever run."""
+    """If it failed, the page could contain a command that no test runs."""
     headings = re.split(r"^#+ (.*)$", README, flags=re.MULTILINE)
     counts = Counter(
         {
@@ -40,7 +40,7 @@ def test_every_command_of_the_page_is_run_by_a_test() -> None:
 
 
 def test_files_that_the_page_names_exist() -> None:
-    """A user would copy a file that does not exist."""
+    """If it failed, a user would copy a file that does not exist."""
     named = set(re.findall(r"deploy/[\w./-]*\w", README))
     assert named
     assert [path for path in named if not (ROOT / path).exists()] == []
@@ -48,24 +48,24 @@ def test_files_that_the_page_names_exist() -> None:
 
 @pytest.mark.parametrize("unit", ["system/refresher.service", "user/refresher.service"])
 def test_a_service_manager_waits_longer_than_the_program_takes(unit: str) -> None:
-    """systemd would kill refresher during a request, and lose a token."""
-    said = settings(unit)
-    (command,) = said["ExecStart"]
+    """If it failed, systemd would kill refresher during a request, and lose a token."""
+    unit_settings = settings(unit)
+    (command,) = unit_settings["ExecStart"]
     grace = parse(command.partition("--grace ")[2])
     assert grace >= 25, "a request gets 5 s less, and may take 20 s"
-    assert parse(said["TimeoutStopSec"][0]) > grace + 5
+    assert parse(unit_settings["TimeoutStopSec"][0]) > grace + 5
 
 
 @pytest.mark.parametrize("path", ["cron/crontab", "cron/refresher", "systemd/user/refresher-once.service"])
 def test_the_next_run_comes_within_the_horizon(path: str) -> None:
-    """A token could expire between two runs."""
+    """If it failed, a token could expire between two runs."""
     (horizon,) = re.findall(r"run-once --horizon (\d+)", (DEPLOY / path).read_text())
     late = parse(settings("user/refresher-once.timer")["AccuracySec"][0])
     assert float(horizon) > 60 + late
 
 
 def test_the_launchd_agent_starts_the_daemon_and_waits_longer_than_its_grace(refresher: Command) -> None:
-    """The file for macOS, which nobody has tried there, would be wrong in what can be tested on Linux."""
+    """If it failed, the file for macOS would contain a mistake that can be seen on Linux."""
     agent = plistlib.loads((DEPLOY / "launchd/local.refresher.plist").read_bytes())
     assert set(agent) == {"ExitTimeOut", "KeepAlive", "Label", "ProgramArguments", "RunAtLoad", "Umask"}
     assert agent["KeepAlive"] is agent["RunAtLoad"] is True
@@ -78,19 +78,19 @@ def test_the_launchd_agent_starts_the_daemon_and_waits_longer_than_its_grace(ref
     (refresher.home / ".local/bin/refresher").symlink_to(Path(sys.executable).parent / "refresher")
     log = refresher.home / "Library/Logs/refresher.log"
     process = subprocess.Popen(command, env={"HOME": str(refresher.home), "PATH": "/usr/bin:/bin"})
-    wait_until(lambda: log.exists() and "watching" in log.read_text(), "it watches")
+    wait_until(lambda: log.exists() and "watching" in log.read_text(), "the daemon has started")
     process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == 0
+    assert process.wait(90) == 0
     assert log.read_text().endswith("refresher: stopped\n")
 
 
 def test_a_source_distribution_contains_deploy() -> None:
-    """The files would be missing without a checkout."""
+    """If it failed, the files would be missing without a checkout."""
     built = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["sdist"]
     assert "deploy" in built["include"]
 
 
 def test_files_name_no_path_of_this_machine() -> None:
-    """The files would only work on the machine where they were written."""
+    """If it failed, the files would only work on the machine where they were written."""
     texts = [path.read_text() for path in DEPLOY.rglob("*") if path.is_file()]
     assert [text for text in texts if str(ROOT) in text or f"{Path.home()}/" in text] == []

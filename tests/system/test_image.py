@@ -1,4 +1,4 @@
-"""The image, as far as it can be shown without an engine: its recipe, and what its steps make."""
+"""The container image, without an engine: its Dockerfile, and the result of its build steps."""
 
 import json
 import os
@@ -25,12 +25,12 @@ ROOT = Path(__file__).parent.parent.parent
 IMAGE = ROOT / "deploy/image"
 HADOLINT = Path(sys.executable).parent / "hadolint"
 
-RECIPE = (IMAGE / "Dockerfile").read_text()
+DOCKERFILE = (IMAGE / "Dockerfile").read_text()
 
 
 def instructions(word: str) -> list[str]:
-    """Return what the recipe says by an instruction, its lines joined."""
-    joined = re.sub(r"\\\n\s*", "", RECIPE)
+    """Return the arguments of an instruction of the Dockerfile; continued lines are joined."""
+    joined = re.sub(r"\\\n\s*", "", DOCKERFILE)
     return [line.partition(" ")[2] for line in joined.splitlines() if line.startswith(f"{word} ")]
 
 
@@ -39,16 +39,16 @@ def pinned(file: str) -> dict[str, str]:
     return dict(re.findall(r"^([a-z0-9-]+)==(\S+)", (IMAGE / file).read_text(), re.MULTILINE))
 
 
-def test_the_linter_has_nothing_to_say() -> None:
-    """If it failed, the recipe would hold what is known to go wrong."""
+def test_the_linter_reports_nothing() -> None:
+    """If it failed, the Dockerfile would contain a known mistake."""
     done = subprocess.run([HADOLINT, IMAGE / "Dockerfile"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "")
 
 
 def test_the_image_is_pinned_runs_as_a_number_and_needs_no_shell() -> None:
-    """If it failed, two builds could differ, Kubernetes could refuse its user, or no process would take the signals."""
+    """If it failed, two builds could differ, Kubernetes could refuse its user, or a signal would not reach refresher."""
     (base,) = instructions("ARG")
-    assert re.fullmatch(r"BASE=python:\d+\.\d+\.\d+-slim-\w+", base), "a full version, so that it stays what it is"
+    assert re.fullmatch(r"BASE=python:\d+\.\d+\.\d+-slim-\w+", base), "not a full version: it would change"
     assert instructions("FROM") == ["${BASE} AS build", "${BASE}"]
     assert instructions("USER") == ["10001:10001"]
     assert json.loads(instructions("ENTRYPOINT")[0]) == ["refresher"]
@@ -57,36 +57,36 @@ def test_the_image_is_pinned_runs_as_a_number_and_needs_no_shell() -> None:
     assert json.loads(health.partition("CMD ")[2]) == ["refresher", "health"]
 
 
-def test_what_is_pinned_is_what_the_project_asks_for() -> None:
-    """If it failed, the image would hold a version that the project does not work with, or lack what it needs."""
+def test_pinned_versions_satisfy_the_requirements_of_the_project() -> None:
+    """If it failed, the image would contain a version that does not work with the project, or lack a package."""
     project: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
     extras = project["project"]["optional-dependencies"]
     versions = pinned("requirements.txt")
-    for wanted in map(Requirement, [*project["project"]["dependencies"], *extras["service"], *extras["mcp"]]):
-        assert wanted.specifier.contains(versions[canonicalize_name(wanted.name)]), str(wanted)
-    for wanted in map(Requirement, project["build-system"]["requires"]):
-        assert wanted.specifier.contains(pinned("build.txt")[canonicalize_name(wanted.name)]), str(wanted)
+    for required in map(Requirement, [*project["project"]["dependencies"], *extras["service"], *extras["mcp"]]):
+        assert required.specifier.contains(versions[canonicalize_name(required.name)]), str(required)
+    for required in map(Requirement, project["build-system"]["requires"]):
+        assert required.specifier.contains(pinned("build.txt")[canonicalize_name(required.name)]), str(required)
 
 
-def test_the_context_holds_what_the_recipe_takes_and_nothing_private() -> None:
-    """If it failed, a build would fail, or grants that lie about in a checkout would go to the engine."""
+def test_the_build_context_contains_only_what_the_dockerfile_copies() -> None:
+    """If it failed, a build would fail, or grants in a checkout would be sent to the engine."""
     first, *others = [
         line for line in (IMAGE / "Dockerfile.dockerignore").read_text().splitlines() if not line.startswith("#")
     ]
     assert first == "*"
-    taken = {line.removeprefix("!") for line in others if line.startswith("!")}
+    included = {line.removeprefix("!") for line in others if line.startswith("!")}
     copied = {name for line in instructions("COPY") if "--from" not in line for name in line.split()[:-1]}
-    assert taken == copied
-    assert all((ROOT / name).exists() for name in taken)
+    assert included == copied
+    assert all((ROOT / name).exists() for name in included)
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """What the builder's steps make of a fresh environment."""
+    """The environment that the build steps make."""
     place = tmp_path_factory.mktemp("image")
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
     into = [*pip, "--python", str(place / "venv")]
-    # To compile all packages takes longer than all else here; what the commands import is compiled below.
+    # To compile all packages would take longest. The modules that the commands import are compiled below.
     locked = ["install", "--no-compile", "--only-binary", ":all:", "--require-hashes", "-r"]
     tools = str(place / "tools")
     for command in (
@@ -110,7 +110,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "says"),
+    ("arguments", "code", "message"),
     [
         (["--version"], 0, "refresher, version"),
         (["login", "--help"], 0, "Log in at URL"),
@@ -121,10 +121,10 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     ],
     ids=lambda value: "-".join(value[:2]) if isinstance(value, list) else "",
 )
-def test_commands_run_for_a_number_without_a_name_shell_compiler_or_home(
-    built: Path, tmp_path: Path, arguments: list[str], code: int, says: str
+def test_commands_run_for_a_user_without_name_and_home_and_without_shell_and_compiler(
+    built: Path, tmp_path: Path, arguments: list[str], code: int, message: str
 ) -> None:
-    """If it failed, the image would lack a package, or need what is not in it."""
+    """If it failed, the image would lack a package, or need something outside it."""
     need(missing())
     root, state = tmp_path / "root", tmp_path / "state"
     root.mkdir()
@@ -135,5 +135,5 @@ def test_commands_run_for_a_number_without_a_name_shell_compiler_or_home(
     given = [Given(built, str(built)), Given(state, "/s", writable=True)]
     done = subprocess.run(isolated(root, given, command), capture_output=True, text=True, check=False, timeout=LONGEST)
     assert done.returncode == code, done.stderr
-    assert says in done.stdout + done.stderr
+    assert message in done.stdout + done.stderr
     assert not (built / "bin/pip").exists()

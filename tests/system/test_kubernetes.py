@@ -1,4 +1,4 @@
-"""What deploy/kubernetes asks a cluster for: valid, unprivileged, and what the program itself expects."""
+"""The manifests of deploy/kubernetes are valid and unprivileged, and match the program."""
 
 import re
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ import kubernetes_validate
 import pytest
 
 from refresher.cli.main import cli
-from refresher.cli.options import DURATION
+from refresher.cli.options import seconds
 from refresher.oauth.http_client import DEADLINE
 from tests.conftest import need
 from tests.support import kubectl
@@ -22,7 +22,7 @@ REFRESHER, AGENTS = 10001, 10000
 LOCK_WAIT, GRACE = 30.0, 25.0
 HOUR = 3600.0
 
-# What the Pod Security Standard "restricted" lets a pod mount.
+# The volumes that the Pod Security Standard "restricted" allows.
 VOLUMES = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret"}
 
 
@@ -33,40 +33,40 @@ def _kubectl() -> None:
 
 @pytest.fixture(params=KUSTOMIZATIONS)
 def manifests(request: pytest.FixtureRequest) -> Manifests:
-    """Each of them in turn."""
+    """The manifests of each kustomization."""
     return rendered(request.param)
 
 
 def owners(manifests: Manifests) -> list[Container]:
-    """Return the containers that are refresher, and not an agent."""
+    """Return the containers that run refresher."""
     return [container for container in manifests.containers() if container.is_refresher]
 
 
 def agents(manifests: Manifests) -> list[Container]:
-    """Return the others, but for what only waits before them."""
+    """Return the containers of agents, without those that only wait for refresher."""
     others = [container for container in manifests.containers() if not container.is_refresher]
     return [container for container in others if container.name != "wait-for-refresher"]
 
 
 @pytest.mark.parametrize("kustomization", KUSTOMIZATIONS)
 def test_old_and_new_kubectl_render_the_same(kustomization: str) -> None:
-    """If it failed, what is applied would depend on the version of somebody's kubectl."""
+    """If it failed, the applied objects would depend on the version of kubectl."""
     old, new = (kubectl.render(DEPLOY / kustomization, version) for version in kubectl.VERSIONS)
     assert old == new
 
 
 @pytest.mark.parametrize("version", KUBERNETES)
 def test_every_object_is_strictly_valid(manifests: Manifests, version: str) -> None:
-    """If it failed, a cluster would refuse an object, or drop a field that somebody relies on."""
-    for there in manifests.objects:
-        kubernetes_validate.validate(there, version, strict=True)
+    """If it failed, a cluster would refuse an object, or drop a field."""
+    for item in manifests.objects:
+        kubernetes_validate.validate(item, version, strict=True)
 
 
 def test_pods_satisfy_the_restricted_standard(manifests: Manifests) -> None:
-    """If it failed, the namespace would not let the pod in, or refresher would run with rights that it does not need."""
-    for there in manifests.objects:
-        if there["kind"] == "Namespace":
-            assert there["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+    """If it failed, the namespace would refuse the pod, or refresher would have rights that it does not need."""
+    for item in manifests.objects:
+        if item["kind"] == "Namespace":
+            assert item["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
     for container in manifests.containers():
         pod, security = container.pod, container.spec["securityContext"]
         assert not {"hostNetwork", "hostPID", "hostIPC", "shareProcessNamespace"} & set(pod)
@@ -77,7 +77,7 @@ def test_pods_satisfy_the_restricted_standard(manifests: Manifests) -> None:
             assert set(volume) - {"name"} <= VOLUMES
         assert set(security) == {
             *("runAsUser", "runAsGroup", "allowPrivilegeEscalation", "capabilities", "readOnlyRootFilesystem")
-        }, "a field that nobody has thought about"
+        }, "this test does not check a field"
         assert security["runAsUser"] > 0
         assert security["runAsGroup"] > 0
         assert security["allowPrivilegeEscalation"] is False
@@ -85,12 +85,12 @@ def test_pods_satisfy_the_restricted_standard(manifests: Manifests) -> None:
         assert security["readOnlyRootFilesystem"] is True
 
 
-def test_every_container_says_what_it_needs(manifests: Manifests) -> None:
+def test_every_container_requests_cpu_and_memory_and_has_no_cpu_limit(manifests: Manifests) -> None:
     """If it failed, a busy node would starve refresher first, or kill it in the middle of an exchange."""
     for container in manifests.containers():
-        asked = container.spec["resources"]
-        assert {"cpu", "memory"} <= set(asked["requests"])
-        assert "cpu" not in asked.get("limits", {}), "a token that waits for its turn is not saved yet"
+        resources = container.spec["resources"]
+        assert {"cpu", "memory"} <= set(resources["requests"])
+        assert "cpu" not in resources.get("limits", {}), "a throttled refresher saves a token late"
 
 
 def test_refresher_and_agents_share_a_group_and_nothing_else(manifests: Manifests) -> None:
@@ -98,41 +98,41 @@ def test_refresher_and_agents_share_a_group_and_nothing_else(manifests: Manifest
     for container in manifests.containers():
         pod, user = container.pod["securityContext"], container.spec["securityContext"]["runAsUser"]
         assert (user == REFRESHER) == container.is_refresher
-        assert container.spec["securityContext"]["runAsGroup"] == user, "a group that others have as well"
+        assert container.spec["securityContext"]["runAsGroup"] == user, "other users have this group too"
         assert AGENTS in (pod.get("fsGroup"), *pod.get("supplementalGroups", ()))
         if "fsGroup" in pod:
-            # Else each start would give the group a right to write each record, which refresher refuses.
+            # Otherwise each start would make each record writable for the group, and refresher refuses that.
             assert pod["fsGroupChangePolicy"] == "OnRootMismatch"
         if container.is_refresher:
             assert manifests.environment(container).get("REFRESHER_TOKENS_GROUP") == str(AGENTS)
 
 
-def test_agents_mount_tokens_to_read_demands_to_write_and_nothing_else_of_refreshers(manifests: Manifests) -> None:
-    """If it failed, an agent could read or replace what is refresher's, or would never see a new token."""
+def test_agents_read_tokens_write_demands_and_mount_nothing_else_of_refresher(manifests: Manifests) -> None:
+    """If it failed, an agent could read or replace files of refresher, or would never see a new token."""
     for container in agents(manifests):
         mounts = {mount["name"]: mount for mount in container.spec["volumeMounts"]}
         assert set(mounts) == {"code", "tokens", "demands"}
         assert mounts["tokens"]["readOnly"] is True
-        assert "subPath" not in mounts["tokens"], "what is renamed into it later would not be seen"
+        assert "subPath" not in mounts["tokens"], "a file that is renamed into it later would not appear"
         given = manifests.environment(container)
         owner = rendered("sidecar").environment(rendered("sidecar").container("refresher"))
         assert given["REFRESHER_TOKENS_DIR"] == owner["REFRESHER_TOKENS_DIR"]
         assert Path(given["REFRESHER_TOKENS_DIR"]).is_relative_to(mounts["tokens"]["mountPath"])
-        # Refresher's own directory alone: a process that can write above it could put another in its place.
+        # Only the directory itself: a process that can write to its parent could replace it.
         assert given["REFRESHER_DEMANDS_DIR"] == mounts["demands"]["mountPath"]
         assert mounts["demands"]["subPath"] == Path(owner["REFRESHER_DEMANDS_DIR"]).name
 
 
 def test_refresher_makes_each_of_its_directories_below_a_volume(manifests: Manifests) -> None:
-    """If it failed, it could not make them, or refuse what the kubelet has made; or a token would be kept in a layer."""
+    """If it failed, refresher could not make or use them, or a token would be written to the container layer."""
     for container in owners(manifests):
         given = manifests.environment(container)
         places = {mount["mountPath"]: mount["name"] for mount in container.spec["volumeMounts"]}
         where = {name: _volume(container, Path(given[f"REFRESHER_{name}_DIR"]), places) for name in _DIRECTORIES}
         assert "persistentVolumeClaim" in where["STATE"]
         if container.name == "seed":
-            continue  # it exchanges nothing, and so has nothing to spill
-        # What a node keeps for a pod alone goes with it: that is no place for a run that is a pod of its own.
+            continue  # it refreshes nothing, so it spills nothing
+        # An emptyDir ends with its pod, and each run of a job is a pod.
         is_job = container.pod["restartPolicy"] == "Never" if "restartPolicy" in container.pod else False
         assert (
             "persistentVolumeClaim" in where["SPILL"] if is_job else where["SPILL"] == {"name": "spill", "emptyDir": {}}
@@ -146,7 +146,7 @@ def _volume(container: Container, directory: Path, places: dict[str, str]) -> di
     if container.name == "seed" and not any(directory.is_relative_to(place) for place in places):
         return {}
     (place,) = (place for place in places if directory.is_relative_to(place))
-    assert str(directory) != place, "the top of a volume is the kubelet's"
+    assert str(directory) != place, "the kubelet owns the top of a volume"
     mount = container.mount(places[place])
     assert mount is not None
     assert not mount.get("readOnly")
@@ -155,7 +155,7 @@ def _volume(container: Container, directory: Path, places: dict[str, str]) -> di
 
 
 def test_agents_of_many_pods_wait_for_the_directory_that_they_mount() -> None:
-    """If it failed, the kubelet would make it as root before refresher does, and no demand would ever be heard."""
+    """If it failed, the kubelet would make it as root before refresher does, and refresher would see no demand."""
     manifests = rendered("many")
     (agent,) = agents(manifests)
     (waiting,) = agent.pod["initContainers"]
@@ -165,22 +165,22 @@ def test_agents_of_many_pods_wait_for_the_directory_that_they_mount() -> None:
     compile(waiting["args"][0], "wait", "exec")
 
 
-def test_hands_look_where_the_others_keep_it() -> None:
-    """If it failed, a login by hand would be stored where no run ever looks."""
+def test_the_pod_for_manual_work_uses_the_state_of_the_others() -> None:
+    """If it failed, a login in that pod would be stored where no run finds it."""
     hands, cron = rendered("hands"), rendered("cronjob")
     given = hands.environment(hands.container("refresher"))
     assert given.items() <= cron.environment(cron.container("refresher")).items()
-    assert {there["kind"] for there in hands.objects} == {"Pod", "ConfigMap"}, "to delete it would delete the logins"
+    assert {item["kind"] for item in hands.objects} == {"Pod", "ConfigMap"}, "deleting the pod would delete the logins"
 
 
 def test_tokens_of_a_sidecar_are_in_memory() -> None:
-    """If it failed, access tokens would lie on the node's disk."""
+    """If it failed, access tokens would be on the disk of the node."""
     for name in ("tokens", "demands"):
         assert rendered("sidecar").container("refresher").volume(name)["emptyDir"]["medium"] == "Memory"
 
 
-def test_settings_and_commands_are_the_programs_own(manifests: Manifests) -> None:
-    """If it failed, a variable would be ignored in silence, or a container would end with 'no such option'."""
+def test_variables_and_commands_exist_in_the_program(manifests: Manifests) -> None:
+    """If it failed, a variable would be ignored without a message, or a container would end with 'no such option'."""
     known = set(_variables(cli))
     for container in manifests.containers():
         assert {name for name in manifests.environment(container) if name.startswith("REFRESHER_")} <= known
@@ -213,7 +213,7 @@ def _commands(container: Container) -> Iterator[list[str]]:
 
 
 @pytest.mark.parametrize("kustomization", ["sidecar", "many"])
-def test_no_probe_and_no_stop_cuts_off_what_holds_a_token(kustomization: str) -> None:
+def test_no_probe_or_stop_kills_refresher_during_an_exchange(kustomization: str) -> None:
     """If it failed, the kubelet could kill refresher between the server's answer and the disk: a grant in doubt, or lost."""
     container = rendered(kustomization).container("refresher")
     live, ready, start = (container.spec[f"{probe}Probe"] for probe in ("liveness", "readiness", "startup"))
@@ -222,33 +222,33 @@ def test_no_probe_and_no_stop_cuts_off_what_holds_a_token(kustomization: str) ->
     assert "--live" not in ready["exec"]["command"]
     assert live["periodSeconds"] * live["failureThreshold"] > 2 * (DEADLINE + LOCK_WAIT)
     assert live["terminationGracePeriodSeconds"] > 2 * (DEADLINE + LOCK_WAIT)
-    # The command itself gives the daemon 5 s, and a node that is starved needs its time to start one.
+    # The command gives the daemon 5 s, and a busy node needs time to start the command.
     assert all(probe["timeoutSeconds"] >= 15 for probe in (live, ready, start))
     assert start["periodSeconds"] * start["failureThreshold"] >= 120
-    assert DURATION.convert(container.spec["args"][-1], None, None) == GRACE
+    assert seconds(container.spec["args"][-1]) == GRACE
     assert container.pod["terminationGracePeriodSeconds"] > GRACE + 10
 
 
-def test_a_sidecar_is_there_before_its_agent_and_goes_after_it() -> None:
-    """If it failed, an agent would start without tokens, or refresher would be killed while the agent takes its time."""
+def test_a_sidecar_starts_before_its_agent_and_stops_after_it() -> None:
+    """If it failed, an agent would start without tokens, or refresher would be killed while the agent still runs."""
     manifests = rendered("sidecar")
     container = manifests.container("refresher")
-    names = [there["name"] for there in container.pod["initContainers"]]
-    assert names == ["seed", "refresher"], "what is imported after the start is no seed"
+    names = [item["name"] for item in container.pod["initContainers"]]
+    assert names == ["seed", "refresher"], "the seed must be imported before the start"
     assert container.spec["restartPolicy"] == "Always"
     assert manifests.of("Deployment")["spec"]["replicas"] == 1
     assert manifests.of("Deployment")["spec"]["strategy"] == {"type": "Recreate"}
     assert container.pod["terminationGracePeriodSeconds"] >= 3 * GRACE
 
 
-def test_there_is_one_owner(manifests: Manifests) -> None:
-    """If it failed, two refreshers would spend one refresh token, and the server would revoke the login."""
+def test_only_one_pod_at_a_time_has_the_grants(manifests: Manifests) -> None:
+    """If it failed, two refreshers would send one refresh token, and the server would revoke the login."""
     claim = rendered("sidecar").of("PersistentVolumeClaim", "refresher-grants")
     assert claim["spec"]["accessModes"] == ["ReadWriteOnce"]
-    for there in manifests.objects:
-        pods = [pod for pod in manifests.pods() if there.get("spec", {}).get("template", {}).get("spec") is pod]
+    for item in manifests.objects:
+        pods = [pod for pod in manifests.pods() if item.get("spec", {}).get("template", {}).get("spec") is pod]
         if any(_holds_grants(pod) for pod in pods):
-            assert (there["spec"]["replicas"], there["spec"]["strategy"]) == (1, {"type": "Recreate"})
+            assert (item["spec"]["replicas"], item["spec"]["strategy"]) == (1, {"type": "Recreate"})
 
 
 def _holds_grants(pod: dict[str, Any]) -> bool:
@@ -256,14 +256,14 @@ def _holds_grants(pod: dict[str, Any]) -> bool:
     return "refresher-grants" in claims
 
 
-def test_a_run_of_cron_never_meets_another_and_looks_beyond_the_next() -> None:
-    """If it failed, runs would pile up, one that saves a token would be killed, or a token would end between two runs."""
+def test_runs_of_cron_do_not_overlap_and_rotate_what_expires_before_the_next() -> None:
+    """If it failed, runs would overlap, a run that saves a token would be killed, or a token would expire between two runs."""
     manifests = rendered("cronjob")
     cron = manifests.of("CronJob")["spec"]
     assert cron["concurrencyPolicy"] == "Forbid"
     minutes = re.fullmatch(r"\*/(\d+) \* \* \* \*", cron["schedule"])
     assert minutes is not None
-    horizon = DURATION.convert(manifests.container("refresher").spec["args"][-1], None, None)
+    horizon = seconds(manifests.container("refresher").spec["args"][-1])
     assert int(minutes[1]) * 60 + 30 <= horizon <= HOUR / 4
     assert cron["jobTemplate"]["spec"]["backoffLimit"] == 0
     assert "activeDeadlineSeconds" not in cron["jobTemplate"]["spec"]
@@ -271,8 +271,8 @@ def test_a_run_of_cron_never_meets_another_and_looks_beyond_the_next() -> None:
     assert manifests.container("refresher").pod["terminationGracePeriodSeconds"] > DEADLINE + 10
 
 
-def test_a_stale_secret_is_offered_and_never_needed(manifests: Manifests) -> None:
-    """If it failed, a pod would not start any more once somebody has deleted what must be deleted."""
+def test_the_secret_with_the_seed_is_optional(manifests: Manifests) -> None:
+    """If it failed, a pod would not start after its Secret was deleted, as the page says."""
     for container in manifests.containers():
         if container.name == "seed":
             mount = container.mount("seed")
@@ -284,14 +284,14 @@ def test_a_stale_secret_is_offered_and_never_needed(manifests: Manifests) -> Non
             assert container.mount("seed") is None, "the refresh token would be where it is not needed"
 
 
-def test_the_same_refresher_is_in_all_of_them() -> None:
-    """If it failed, a mended probe, mount or right of one would be missing in the others."""
-    seeds = [_alike(rendered(kustomization).container("seed")) for kustomization in ("sidecar", "cronjob", "many")]
-    runs = [_alike(rendered(kustomization).container("refresher")) for kustomization in ("sidecar", "many")]
+def test_all_kustomizations_have_the_same_refresher() -> None:
+    """If it failed, a corrected probe, mount or right would be missing in the other kustomizations."""
+    seeds = [_comparable(rendered(kustomization).container("seed")) for kustomization in ("sidecar", "cronjob", "many")]
+    runs = [_comparable(rendered(kustomization).container("refresher")) for kustomization in ("sidecar", "many")]
     for one, other in (*pairwise(seeds), *pairwise(runs)):
         assert one == other
 
 
-def _alike(container: Container) -> dict[str, Any]:
-    # How large it gets depends on how much it serves; and what is a sidecar's alone.
+def _comparable(container: Container) -> dict[str, Any]:
+    # Resources depend on the number of grants, and only a sidecar has a restart policy.
     return {key: value for key, value in container.spec.items() if key not in ("resources", "restartPolicy")}

@@ -1,4 +1,4 @@
-"""deploy/kubernetes/README.md: its commands exist, its first steps work, and the messages that it explains are real."""
+"""deploy/kubernetes/README.md: its commands exist, its first steps work, and the program has the messages that it explains."""
 
 import os
 import re
@@ -36,7 +36,7 @@ REFRESHER: Final = [words[words.index("refresher", words.index("--")) + 1 :] for
 
 
 def test_the_first_steps_make_manifests_that_a_cluster_accepts(tmp_path: Path) -> None:
-    """A new user could not apply the files of step two."""
+    """If it failed, a new user could not apply the files of step two."""
     need(kubectl.missing())
     bin_, empty = tmp_path / "bin", tmp_path / "empty"
     bin_.mkdir()
@@ -49,8 +49,8 @@ def test_the_first_steps_make_manifests_that_a_cluster_accepts(tmp_path: Path) -
     environment = {"PATH": f"{bin_}:{os.environ['PATH']}", "CHECKOUT": str(ROOT)}
     subprocess.run(["bash", "-euc", block], cwd=empty, env=environment, check=True)
     applied = Manifests(list(yaml.safe_load_all((tmp_path / "applied").read_text())))
-    for there in applied.objects:
-        kubernetes_validate.validate(there, "1.29", strict=True)
+    for item in applied.objects:
+        kubernetes_validate.validate(item, "1.29", strict=True)
     assert {container.spec["image"] for container in applied.containers()} == {"refresher:0.1.0"}
     given = applied.environment(applied.container("agent"))
     assert (given["GRANT"], given["MCP_URL"]) == ("linear", "https://mcp.linear.app/mcp")
@@ -59,8 +59,8 @@ def test_the_first_steps_make_manifests_that_a_cluster_accepts(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("command", REFRESHER, ids=" ".join)
-def test_commands_are_the_programs_own(command: list[str]) -> None:
-    """A user would type a command or an option that refresher does not know."""
+def test_refresher_commands_exist(command: list[str]) -> None:
+    """If it failed, a user would type a command or an option that refresher does not know."""
     context = click.Context(cli, info_name="refresher")
     name, found, rest = cli.resolve_command(context, command)
     assert found is not None, f"there is no command {name}"
@@ -69,24 +69,25 @@ def test_commands_are_the_programs_own(command: list[str]) -> None:
 
 @pytest.mark.parametrize("command", KUBECTL, ids=" ".join)
 def test_kubectl_commands_name_objects_that_exist(command: list[str]) -> None:
-    """A user would type the name of a pod, container or kustomization that does not exist."""
+    """If it failed, a user would type the name of a pod, container or kustomization that does not exist."""
     need(kubectl.missing())
-    there = [rendered(kustomization) for kustomization in KUSTOMIZATIONS]
-    names = {f"{it['kind'].lower()}/{it['metadata']['name']}" for manifests in there for it in manifests.objects}
-    said = command[: command.index("--")] if "--" in command else command
-    for word in said:
+    all_manifests = [rendered(kustomization) for kustomization in KUSTOMIZATIONS]
+    items = [item for manifests in all_manifests for item in manifests.objects]
+    names = {f"{item['kind'].lower()}/{item['metadata']['name']}" for item in items}
+    arguments = command[: command.index("--")] if "--" in command else command
+    for word in arguments:
         if re.fullmatch(r"(deploy|deployment|pod)/[a-z-]+", word):
             assert word.replace("deploy/", "deployment/") in names
-    if "-c" in said:
-        assert said[said.index("-c") + 1] in {container.name for container in there[0].containers()}
-    if said[:2] == ["apply", "-k"] and said[2] != ".":
-        assert Path(said[2]).name in KUSTOMIZATIONS
-    if said[0] != "apply" or said[2] != ".":
-        assert {"-n", "-k"} & set(said), "the namespace is not the default one"
+    if "-c" in arguments:
+        assert arguments[arguments.index("-c") + 1] in {container.name for container in all_manifests[0].containers()}
+    if arguments[:2] == ["apply", "-k"] and arguments[2] != ".":
+        assert Path(arguments[2]).name in KUSTOMIZATIONS
+    if arguments[0] != "apply" or arguments[2] != ".":
+        assert {"-n", "-k"} & set(arguments), "the namespace is not the default one"
 
 
-def test_messages_that_are_explained_exist() -> None:
-    """A user would search the page for the message that he reads, and not find it."""
+def test_explained_messages_exist() -> None:
+    """If it failed, a user would search the page for a message, and not find it."""
     table = README.partition("## Messages\n")[2]
     quoted = [
         words
@@ -96,7 +97,7 @@ def test_messages_that_are_explained_exist() -> None:
     ]
     assert len(quoted) > 10
     sources = " ".join(path.read_text() for path in (ROOT / "refresher").rglob("*.py"))
-    said = re.sub(r'"\s*\n\s*f?"', "", re.sub(r"\{[^{}]*\}", "*", sources))
+    messages = re.sub(r'"\s*\n\s*f?"', "", re.sub(r"\{[^{}]*\}", "*", sources))
     for words in [*quoted, "the rotation was lost", "NOT SAVED YET"]:
         pattern = re.sub(r"/[a-z/]*[a-z/]", "*", words)
-        assert any(form in said for form in (words, pattern, pattern.rstrip("*"))), words
+        assert any(form in messages for form in (words, pattern, pattern.rstrip("*"))), words

@@ -1,14 +1,14 @@
 """An agent on version 1.x of the MCP SDK with ``BearerAuth``, in a virtual environment of its own."""
 
-import json
 import os
 import subprocess
-import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import need
+from tests.support.command import wait_until
 from tests.support.published import Published
 from tests.support.stage import Stage
 
@@ -25,21 +25,39 @@ from shim.httpx import BearerAuth
 
 async def main(url, tokens, demands):
     source = FileTokenSource("linear", tokens_dir=tokens, demands_dir=demands)
-    rounds, generations = 0, set()
-    async with streamablehttp_client(url, auth=BearerAuth(source)) as (read, write, _), ClientSession(read, write) as session:
+    auth = BearerAuth(source, wait=60)
+    async with streamablehttp_client(url, auth=auth) as (read, write, _), ClientSession(read, write) as session:
         await session.initialize()
-        while len(generations) < 5:
-            rounds += 1
+
+        async def add():
             assert (await session.call_tool("add", {"a": 1, "b": 2})).structuredContent == {"result": 3}
+
+        async def list_resources():
             assert (await session.list_resources()).resources
+
+        async def read_resource():
             assert (await session.read_resource("stage://greeting")).contents[0].text == "hello"
+
+        async def list_prompts():
             assert (await session.list_prompts()).prompts
+
+        async def get_prompt():
             assert (await session.get_prompt("ask", {"about": "it"})).messages
-            generations.add(source.current().generation)
-            print(json.dumps({"rounds": rounds, "mcp": version("mcp")}), flush=True)
+
+        for operation in (add, list_resources, read_resource, list_prompts, get_prompt):
+            for _ in range(2):
+                print("next", flush=True)
+                sys.stdin.readline()
+                await operation()
+    print(version("mcp"), flush=True)
 
 anyio.run(main, *sys.argv[1:])
 """
+
+
+def is_demanded(published: Published, generation: int) -> bool:
+    """Whether the agent demands a token newer than this generation."""
+    return f"linear.{generation}" in published.demanded()
 
 
 @pytest.mark.parametrize("options", [{"json_response": True}, {}], ids=["json", "sse"])
@@ -53,20 +71,27 @@ def test_all_operations_of_sdk_1_survive_rotations(tmp_path: Path, options: dict
         agent = subprocess.Popen(
             [str(PYTHON), "-c", AGENT, stage.url, str(published.tokens), str(published.demands)],
             env={"PATH": os.environ["PATH"], "HOME": str(tmp_path)},
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
+        assert agent.stdin is not None
         assert agent.stdout is not None
-        told: list[dict[str, object]] = []
-        ends = time.monotonic() + 60
-        for line in agent.stdout:
-            told.append(json.loads(line))
-            assert time.monotonic() < ends, "the agent does not end"
-            # The agent sees some rotations in the file first, others as a 401.
-            generation = len(told) // 2 + 1
+        generation = 1
+        while (line := agent.stdout.readline()) == "next\n":
+            generation += 1
             stage.play(tokens=[f"access-token-{generation}"])
-            published.put(generation)
-        _, trouble = agent.communicate(timeout=60)
-        assert agent.returncode == 0, trouble
-    assert str(told[-1]["mcp"]).startswith("1.30")
+            # Before each operation, the agent sees the new token in the file, or gets a 401 for the old one.
+            in_file = generation % 2 == 0
+            if in_file:
+                published.put(generation)
+            agent.stdin.write("\n")
+            agent.stdin.flush()
+            if not in_file:
+                wait_until(partial(is_demanded, published, generation - 1), "the agent demands a token")
+                published.put(generation)
+        _, stderr = agent.communicate(timeout=90)
+        assert agent.returncode == 0, stderr
+    assert generation == 11
+    assert line.startswith("1.30")

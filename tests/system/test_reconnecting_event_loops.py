@@ -29,7 +29,7 @@ def test_the_client_recovers_and_reconnects_on_trio(tmp_path: Path, stage: Stage
     """If it failed, agents on trio would lose their session with their token."""
     published = publish(tmp_path, stage)
 
-    async def live() -> str:
+    async def use_client() -> str:
         async with ReconnectingClient(stage.url, published.source(), mode=mode) as client:
             session, events = client.session, client.events()
             stage.play(tokens=[])
@@ -48,7 +48,7 @@ def test_the_client_recovers_and_reconnects_on_trio(tmp_path: Path, stage: Stage
                 assert [what async for what, _ in events][:1] == ["rotated"]
         return client.state
 
-    assert anyio.run(live, backend="trio") == "closed"
+    assert anyio.run(use_client, backend="trio") == "closed"
 
 
 def test_a_rotation_replaces_the_process_on_trio(tmp_path: Path) -> None:
@@ -56,15 +56,15 @@ def test_a_rotation_replaces_the_process_on_trio(tmp_path: Path) -> None:
     published, place = Published(tmp_path), tmp_path / "place"
     published.put(1)
 
-    async def live() -> None:
+    async def use_client() -> None:
         child = StdioServerParameters(command=sys.executable, args=[str(CHILD), str(place)])
         async with ReconnectingClient(child, published.source(), token_variable="STAGE_TOKEN") as client:
             for generation in (1, 2):
                 published.put(generation)
-                told = (await client.call_tool("whoami")).structured_content
-                assert told == {"token": f"access-token-{generation}", "alone": "yes"}
+                result = (await client.call_tool("whoami")).structured_content
+                assert result == {"token": f"access-token-{generation}", "alone": "yes"}
 
-    anyio.run(live, backend="trio")
+    anyio.run(use_client, backend="trio")
     assert not place.exists(), "a process was left behind"
 
 
@@ -73,10 +73,10 @@ def test_two_event_loops_share_one_source(tmp_path: Path, stage: Stage, backends
     """If it failed, a program with a loop in each of two threads would demand twice, or one loop would wait forever."""
     published = publish(tmp_path, stage)
     sources = TokenSources(tokens_dir=published.tokens, demands_dir=published.demands)
-    connected = threading.Barrier(3, timeout=30)
+    connected = threading.Barrier(3, timeout=90)
     revoked = threading.Event()
 
-    async def live() -> list[int]:
+    async def use_client() -> list[int]:
         async with ReconnectingClient(stage.url, sources["linear"]) as client:
             await anyio.to_thread.run_sync(connected.wait)
             await until(revoked.is_set, "its token is revoked")
@@ -93,17 +93,17 @@ def test_two_event_loops_share_one_source(tmp_path: Path, stage: Stage, backends
             return sorted(results)
 
     def agent(backend: str) -> list[int]:
-        return anyio.run(live, backend=backend)
+        return anyio.run(use_client, backend=backend)
 
     with ThreadPoolExecutor() as threads:
-        lives = [threads.submit(agent, backend) for backend in backends]
+        runs = [threads.submit(agent, backend) for backend in backends]
         connected.wait()
         stage.play(tokens=[])
         revoked.set()
         wait_until(lambda: published.demanded() == ["linear.1"], "the demand is there")
         stage.play(tokens=["access-token-2"])
         published.put(2)
-        assert [life.result(60) for life in lives] == [list(range(10))] * 2
+        assert [run.result(90) for run in runs] == [list(range(10))] * 2
     assert published.demanded() == ["linear.1"]
     assert len(sources) == 1
 

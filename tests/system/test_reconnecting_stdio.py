@@ -15,6 +15,7 @@ from mcp_types import ElicitRequestParams, ElicitResult
 from shim import ReauthorizationRequired, TokenFileError
 from shim.mcp import OutcomeUnknown, ReconnectingClient, TokenSources
 from tests.support.published import DEAD, Published
+from tests.support.stage import until
 
 pytestmark = pytest.mark.asyncio
 
@@ -44,12 +45,10 @@ async def test_a_rotation_replaces_the_process_between_two_calls(tmp_path: Path,
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(slow)
-            while not (place / "running").exists():
-                await anyio.sleep(0.01)
+            await until((place / "running").exists, "the call is running")
             published.put(2)
             tasks.start_soon(_whoami, client)
-            while client.state != "reconnecting":
-                await anyio.sleep(0.01)
+            await until(lambda: client.state == "reconnecting", "the client replaces the process")
             with anyio.move_on_after(2):  # long enough for a second process, which must not start
                 while client.state == "reconnecting":
                     await anyio.sleep(0.01)
@@ -73,17 +72,19 @@ async def test_a_call_from_a_callback_uses_the_same_process(tmp_path: Path, mode
         await answered.wait()
         assert await _whoami(client) == {"token": "access-token-2", "alone": "yes"}
 
-    async def answer(context: ClientRequestContext, params: ElicitRequestParams) -> ElicitResult:
+    async def respond(context: ClientRequestContext, params: ElicitRequestParams) -> ElicitResult:
         published.put(2)
         tasks.start_soon(later)
-        said = await _whoami(client)
-        return ElicitResult(action="accept", content={"said": said["token"]})
+        answer = await _whoami(client)
+        return ElicitResult(action="accept", content={"said": answer["token"]})
 
     def stale(result: object) -> bool:
         return "alone" in repr(result) and "access-token-1" in repr(result)
 
     async with (
-        _client(place, published, mode=mode, elicitation_callback=answer, patience=20, is_auth_failure=stale) as client,
+        _client(
+            place, published, mode=mode, elicitation_callback=respond, patience=60, is_auth_failure=stale
+        ) as client,
         anyio.create_task_group() as tasks,
     ):
         asked = await client.call_tool("asks")
@@ -98,11 +99,11 @@ async def test_a_callback_of_one_server_can_call_another_server(tmp_path: Path) 
     one.put(1)
     other.put(7)
 
-    async def answer(context: ClientRequestContext, params: ElicitRequestParams) -> ElicitResult:
+    async def respond(context: ClientRequestContext, params: ElicitRequestParams) -> ElicitResult:
         return ElicitResult(action="accept", content={"said": (await _whoami(asked))["token"]})
 
     async with (
-        _client(tmp_path / "first", one, elicitation_callback=answer) as asking,
+        _client(tmp_path / "first", one, elicitation_callback=respond) as asking,
         _client(tmp_path / "second", other) as asked,
     ):
         assert (await asking.call_tool("asks")).structured_content == {"result": "access-token-7"}
@@ -112,19 +113,19 @@ async def test_a_process_that_dies_during_a_callback_is_replaced(tmp_path: Path)
     """If it failed, the crash of a tool would block the callback that answers it."""
     published, place = Published(tmp_path), tmp_path / "place"
     published.put(1)
-    told: list[str] = []
+    tokens: list[str] = []
 
-    async def answer(context: ClientRequestContext, params: ElicitRequestParams) -> ElicitResult:
+    async def respond(context: ClientRequestContext, params: ElicitRequestParams) -> ElicitResult:
         with pytest.raises(OutcomeUnknown):
             await client.call_tool("crash")
         place.rmdir()  # the process could not remove it
-        told.append((await _whoami(client))["token"])
-        return ElicitResult(action="accept", content={"said": told[0]})
+        tokens.append((await _whoami(client))["token"])
+        return ElicitResult(action="accept", content={"said": tokens[0]})
 
-    async with _client(place, published, elicitation_callback=answer, patience=20) as client:
+    async with _client(place, published, elicitation_callback=respond, patience=60) as client:
         with pytest.raises(OutcomeUnknown):
             await client.call_tool("asks")
-    assert told == ["access-token-1"]
+    assert tokens == ["access-token-1"]
 
 
 async def test_a_process_that_dies_is_replaced(tmp_path: Path) -> None:
@@ -185,7 +186,7 @@ async def test_a_subscription_does_not_keep_a_process_from_being_replaced(tmp_pa
     published, place = Published(tmp_path), tmp_path / "place"
     published.put(1)
     async with (
-        _client(place, published, patience=20) as client,
+        _client(place, published, patience=60) as client,
         client.listen(tools_list_changed=True) as subscription,
     ):
         published.put(2)

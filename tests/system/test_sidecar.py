@@ -1,4 +1,4 @@
-"""The sidecar of deploy/kubernetes without a cluster: its own manifest, two users, its volumes, and a real agent."""
+"""The sidecar of deploy/kubernetes without a cluster: its manifest, users and volumes, with a real agent."""
 
 import json
 import shutil
@@ -25,22 +25,19 @@ from tests.support.vault import Vault
 
 Start = Callable[..., OIDC]
 
-LIFE = 4
-"""Seconds for which an access token lives."""
+LIFE = 6
+"""Seconds until an access token expires."""
 
 
 class Sidecar:
-    """One pod after the other, at the same claims."""
+    """Pods that run one after the other with the same claims."""
 
-    def __init__(self, root: Path, vault: Vault, server: str, kustomization: str = "sidecar") -> None:
+    def __init__(self, root: Path, vault: Vault, server: str, address: str, kustomization: str = "sidecar") -> None:
         self.vault = vault
         self.manifests = rendered(kustomization)
         self._root = root
         (self._spec,) = self.manifests.pods()
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        self._environment = {"REFRESHER_LISTEN": f"127.0.0.1:{port}", "MCP_URL": server, "EACH": "0.05"}
+        self._environment = {"REFRESHER_LISTEN": address, "MCP_URL": server, "EACH": "0.05"}
         self.state = root / "claims/refresher-grants/state"
 
     def pod(self, **grants: dict[str, Any]) -> Pod:
@@ -53,25 +50,25 @@ class Sidecar:
         return made
 
     def begin(self, pod: Pod) -> Running:
-        """Do as the kubelet does: the seed, then refresher, until its startup probe says yes."""
+        """Start the seed and then refresher, as the kubelet does, and wait for the startup probe."""
         seed = pod.start("seed")
         assert seed.end() == 0, seed.says()
         return self.resume(pod)
 
     def resume(self, pod: Pod) -> Running:
-        """Start refresher alone, as after its death."""
+        """Start refresher alone, as after a crash."""
         refresher = pod.start("refresher")
         wait_until(lambda: self.probe(pod, refresher, "startupProbe") or refresher.ended, "it has started")
         assert not refresher.ended, refresher.says()
         return refresher
 
     def probe(self, pod: Pod, refresher: Running, which: str) -> bool:
-        """Ask as the kubelet does."""
+        """Run a probe, as the kubelet does."""
         command = self.manifests.container("refresher").spec[which]["exec"]["command"]
         return pod.says(refresher, "refresher", *command).returncode == 0
 
     def token(self, pod: Pod) -> TokenFile | None:
-        """Return what agents see."""
+        """Return the token that agents see."""
         try:
             found = parse((pod.volume("tokens") / "refresher/linear.json").read_bytes())
         except FileNotFoundError:
@@ -92,8 +89,17 @@ class Sidecar:
 
 
 @pytest.fixture
+def address() -> Iterator[str]:
+    """A free address. A socket that is bound and does not listen keeps the system from using its port otherwise."""
+    with socket.socket() as bound:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(("127.0.0.1", 0))
+        yield f"127.0.0.1:{bound.getsockname()[1]}"
+
+
+@pytest.fixture
 def oidc(own_oidc: Start) -> OIDC:
-    """Tokens that live for a moment."""
+    """An authorization server whose tokens expire soon."""
     return own_oidc(accessTokenTtl=LIFE)
 
 
@@ -104,46 +110,46 @@ def server(oidc: OIDC) -> Iterator[MCPServerProcess]:
 
 
 @pytest.fixture
-def sidecar(tmp_path: Path, vault: Vault, server: MCPServerProcess) -> Sidecar:
+def sidecar(tmp_path: Path, vault: Vault, server: MCPServerProcess, address: str) -> Sidecar:
     need(isolated.missing() or kubectl.missing())
-    return Sidecar(tmp_path / "pod", vault, server.url)
+    return Sidecar(tmp_path / "pod", vault, server.url, address)
 
 
 def mint(oidc: OIDC, server: MCPServerProcess) -> dict[str, Any]:
-    """Return what a Secret holds: a grant that was authorized for the server."""
+    """Return the content of a Secret: a grant for the server."""
     return oidc.mint(resource=server.url) | {"server_url": server.url, "resource": server.url}
 
 
 def answers(agent: Running) -> list[str]:
-    """Return what the agent's calls came to, and insist that none has failed."""
+    """Return the results of the agent's calls, and check that none failed."""
     lines = [line for line in agent.says().splitlines() if line != "stopped"]
     assert all(line.endswith(" tools") for line in lines), lines[-3:]
     return lines
 
 
-def lives_on(sidecar: Sidecar, pod: Pod, agent: Running, generations: int) -> None:
-    """Wait for rotations, and insist that the agent calls with what came of them."""
+def check_calls_after_rotations(sidecar: Sidecar, pod: Pod, agent: Running, generations: int) -> None:
+    """Wait for rotations, and check that the agent's calls succeed after them."""
     beyond = sidecar.generation(pod) + generations
     wait_until(lambda: sidecar.generation(pod) >= beyond, f"{generations} rotations")
     before = len(answers(agent))
-    wait_until(lambda: len(answers(agent)) > before + 3 or agent.ended, "it calls")
+    wait_until(lambda: len(answers(agent)) > before + 3 or agent.ended, "the agent calls")
     assert not agent.ended, agent.says()
 
 
-def test_an_agent_lives_through_rotations_the_sidecars_death_and_its_return(
+def test_the_agent_keeps_calling_through_rotations_and_a_crash_of_the_sidecar(
     sidecar: Sidecar, oidc: OIDC, server: MCPServerProcess
 ) -> None:
-    """If it failed, agents in a cluster would have to be restarted for tokens, or whenever their sidecar is."""
+    """If it failed, agents in a cluster would need a restart for each token, or after each crash of their sidecar."""
     with sidecar.pod(linear=mint(oidc, server)) as pod:
         refresher = sidecar.begin(pod)
         agent = pod.start("agent")
-        lives_on(sidecar, pod, agent, 2)
+        check_calls_after_rotations(sidecar, pod, agent, 2)
         assert sidecar.probe(pod, refresher, "readinessProbe")
         assert sidecar.probe(pod, refresher, "livenessProbe")
 
         refresher.kill()
         refresher = sidecar.resume(pod)
-        lives_on(sidecar, pod, agent, 2)
+        check_calls_after_rotations(sidecar, pod, agent, 2)
 
         # The kubelet stops a sidecar once the others have ended.
         agent.signal(signal.SIGTERM)
@@ -151,22 +157,22 @@ def test_an_agent_lives_through_rotations_the_sidecars_death_and_its_return(
         refresher.signal(signal.SIGTERM)
         assert refresher.end() == 0, refresher.says()
         answers(agent)
-    assert oidc.log()["reused"] == 0, "a spent refresh token was sent"
+    assert oidc.log()["reused"] == 0, "a refresh token was sent twice"
     assert server.log()["sessions"] <= 1, "the agent's MCP session was lost"
 
 
-def test_an_agent_lives_through_the_sidecars_death_in_the_middle_of_an_exchange(
-    own_oidc: Start, tmp_path: Path, vault: Vault
+def test_the_agent_keeps_calling_after_a_crash_of_the_sidecar_during_an_exchange(
+    own_oidc: Start, tmp_path: Path, vault: Vault, address: str
 ) -> None:
-    """If it failed, a node without memory would end logins: killed there, nobody can know whether a request arrived."""
+    """If it failed, a node that runs out of memory during an exchange would end a login."""
     need(isolated.missing() or kubectl.missing())
     oidc = own_oidc()
     with MCPServerProcess(oidc) as server:
-        sidecar = Sidecar(tmp_path / "pod", vault, server.url)
+        sidecar = Sidecar(tmp_path / "pod", vault, server.url, address)
         with sidecar.pod(linear=mint(oidc, server)) as pod:
             refresher = sidecar.begin(pod)
             agent = pod.start("agent")
-            lives_on(sidecar, pod, agent, 0)
+            check_calls_after_rotations(sidecar, pod, agent, 0)
             before = len(oidc.requests())
             oidc.script(hold=True, drop=True)
             demand = f"/run/demands/refresher/linear.{sidecar.generation(pod)}"
@@ -175,13 +181,13 @@ def test_an_agent_lives_through_the_sidecars_death_in_the_middle_of_an_exchange(
             refresher.kill()
             oidc.release()
             refresher = sidecar.resume(pod)
-            wait_until(lambda: sidecar.grant().doubt is not None, "it knows that it does not know")
-            lives_on(sidecar, pod, agent, 1)
+            wait_until(lambda: sidecar.grant().doubt is not None, "the grant is in doubt")
+            check_calls_after_rotations(sidecar, pod, agent, 1)
             assert "in_doubt" in refresher.says()
-        assert oidc.log()["reused"] == 0, "a spent refresh token was sent"
+        assert oidc.log()["reused"] == 0, "a refresh token was sent twice"
 
 
-def test_a_new_pod_goes_on_from_the_volume_and_not_from_the_secret(
+def test_a_new_pod_uses_the_grant_on_the_volume_and_not_the_secret(
     sidecar: Sidecar, oidc: OIDC, server: MCPServerProcess
 ) -> None:
     """If it failed, each new pod would send the refresh token of the Secret, which is spent, and end the login."""
@@ -192,19 +198,19 @@ def test_a_new_pod_goes_on_from_the_volume_and_not_from_the_secret(
         refresher.kill()
     before = sidecar.grant()
     with sidecar.pod(linear=seed) as pod:
-        assert sidecar.token(pod) is None, "it was in memory"
+        assert sidecar.token(pod) is None, "the token was not only in memory"
         again = pod.start("seed")
         assert (again.end(), again.says()) == (0, "linear exists already; it is kept\n")
         assert sidecar.grant() == before
         refresher = sidecar.resume(pod)
-        wait_until(lambda: sidecar.generation(pod) > before.generation, "it goes on")
+        wait_until(lambda: sidecar.generation(pod) > before.generation, "rotations continue")
         refresher.kill()
     with sidecar.pod() as pod:
         sidecar.begin(pod).kill()
-    assert oidc.log()["reused"] == 0, "a spent refresh token was sent"
+    assert oidc.log()["reused"] == 0, "a refresh token was sent twice"
 
 
-# What an agent tries; each line is a call, and the error by which the system answers.
+# Calls of an agent, and the errors of the system.
 ATTEMPTS = [
     ("os.listdir('/var/lib/refresher')", "ENOENT"),
     ("os.listdir('/var/spool/refresher')", "ENOENT"),
@@ -222,52 +228,54 @@ ATTEMPTS = [
 ]
 
 
-def test_an_agent_can_read_tokens_put_demands_and_nothing_else(
+def test_an_agent_can_read_tokens_make_demands_and_nothing_else(
     sidecar: Sidecar, oidc: OIDC, server: MCPServerProcess
 ) -> None:
-    """If it failed, an agent that was talked into it could take refresh tokens, or give other agents tokens of its own."""
+    """If it failed, a compromised agent could read refresh tokens, or publish tokens to other agents."""
     with sidecar.pod(linear=mint(oidc, server)) as pod:
         sidecar.begin(pod)
         agent = pod.start("agent")
-        lives_on(sidecar, pod, agent, 0)
-        tried = "\n".join(
+        check_calls_after_rotations(sidecar, pod, agent, 0)
+        code = "\n".join(
             f"try: {call}\nexcept OSError as error: print(errno.errorcode[error.errno])\nelse: print(None)"
             for call, _ in ATTEMPTS
         )
-        done = pod.says(agent, "agent", "python", "-c", f"import errno, os\n{tried}")
+        done = pod.says(agent, "agent", "python", "-c", f"import errno, os\n{code}")
         assert done.stdout.splitlines() == [str(expected) for _, expected in ATTEMPTS], done.stderr
         rights = dict(line.split(":\t") for line in Path(f"/proc/{agent.first}/status").read_text().splitlines()[:60])
         assert (rights["CapEff"], rights["CapBnd"], rights["NoNewPrivs"]) == ("0" * 16, "0" * 16, "1")
 
 
-def test_a_demand_of_the_agents_user_brings_another_token(own_oidc: Start, tmp_path: Path, vault: Vault) -> None:
-    """If it failed, a token that a server has revoked would stay refused until its time."""
+def test_a_demand_of_the_agents_user_rotates_the_grant(
+    own_oidc: Start, tmp_path: Path, vault: Vault, address: str
+) -> None:
+    """If it failed, an agent with a revoked token would fail until the next scheduled rotation."""
     need(isolated.missing() or kubectl.missing())
     oidc = own_oidc()
     with MCPServerProcess(oidc) as server:
-        sidecar = Sidecar(tmp_path / "pod", vault, server.url)
+        sidecar = Sidecar(tmp_path / "pod", vault, server.url, address)
         with sidecar.pod(linear=mint(oidc, server)) as pod:
             sidecar.begin(pod)
             agent = pod.start("agent")
-            lives_on(sidecar, pod, agent, 0)
-            wait_until(lambda: len(answers(agent)) > 3, "it calls")
+            check_calls_after_rotations(sidecar, pod, agent, 0)
+            wait_until(lambda: len(answers(agent)) > 3, "the agent calls")
             token = sidecar.token(pod)
             assert token is not None
             assert token.access_token is not None
             oidc.end(token.access_token)
-            lives_on(sidecar, pod, agent, 1)
+            check_calls_after_rotations(sidecar, pod, agent, 1)
 
 
 def widen(volume: Path) -> None:
-    """Do as the kubelet does where the top of a volume is not the group's: a restored one, or another fsGroup."""
+    """Change the modes as the kubelet does for a restored volume, or another fsGroup."""
     subprocess.run(["chmod", "-R", "g+rw", str(volume)], check=True)
     subprocess.run(["find", str(volume), "-type", "d", "-exec", "chmod", "g+xs", "{}", "+"], check=True)
 
 
-def test_a_volume_that_was_opened_to_the_group_is_refused_in_words_and_mended_by_hand(
-    sidecar: Sidecar, oidc: OIDC, server: MCPServerProcess, tmp_path: Path, vault: Vault
+def test_a_volume_that_the_group_can_read_is_refused_until_a_person_repairs_it(
+    sidecar: Sidecar, oidc: OIDC, server: MCPServerProcess, tmp_path: Path, vault: Vault, address: str
 ) -> None:
-    """If it failed, a restored volume would be used though others may have read it, or could not be used at all."""
+    """If it failed, a restored volume would be used although others may have read it, or could not be repaired."""
     with sidecar.pod(linear=mint(oidc, server)) as pod:
         refresher = sidecar.begin(pod)
         wait_until(lambda: sidecar.generation(pod) >= 1, "it rotates")
@@ -282,52 +290,54 @@ def test_a_volume_that_was_opened_to_the_group_is_refused_in_words_and_mended_by
             in refused.says()
         )
     assert sidecar.grant() == before
-    hands = Sidecar(tmp_path / "pod", vault, server.url, "hands")
+    hands = Sidecar(tmp_path / "pod", vault, server.url, address, "hands")
     with hands.pod() as pod:
-        waiting = pod.start("refresher")
-        wait_until(lambda: "here" in waiting.says(), "it asks for the signal")
-        mended = pod.says(waiting, "refresher", "python", "/hands/mend.py")
-        assert mended.returncode == 0, mended.stderr
-        assert "linear.json: this user's alone" in mended.stdout
-        waiting.signal(signal.SIGTERM)
-        assert waiting.end() == 0, waiting.says()
+        manual = pod.start("refresher")
+        wait_until(lambda: "here" in manual.says(), "it waits for the signal")
+        repaired = pod.says(manual, "refresher", "python", "/hands/mend.py")
+        assert repaired.returncode == 0, repaired.stderr
+        assert "linear.json: this user's alone" in repaired.stdout
+        manual.signal(signal.SIGTERM)
+        assert manual.end() == 0, manual.says()
     with sidecar.pod() as pod:
         sidecar.begin(pod)
-        wait_until(lambda: sidecar.generation(pod) > before.generation, "it goes on")
+        wait_until(lambda: sidecar.generation(pod) > before.generation, "rotations continue")
 
 
 def test_a_person_logs_in_through_the_running_container(sidecar: Sidecar, oidc: OIDC, server: MCPServerProcess) -> None:
-    """If it failed, nobody could log in in a cluster without making a Secret by hand."""
+    """If it failed, a login in a cluster would need a Secret that a person writes."""
     with sidecar.pod() as pod:
         refresher = sidecar.begin(pod)
         agent = pod.start("agent")
-        wait_until(lambda: "linear: " in agent.says(), "the agent says that it has no token")
-        entering = pod.inside(
+        wait_until(lambda: "linear: " in agent.says(), "the agent reports that it has no token")
+        login = pod.inside(
             refresher,
             "refresher",
             *("refresher", "login", "linear", server.url, "--no-browser"),
             stdin=subprocess.PIPE,
         )
-        assert entering.stderr is not None
-        address = next(line.strip() for line in entering.stderr if line.startswith("  http"))
+        assert login.stderr is not None
+        address = next(line.strip() for line in login.stderr if line.startswith("  http"))
         assert Person().open(address)
-        stdout, stderr = entering.communicate(timeout=60)
-        assert entering.returncode == 0, stderr
+        stdout, stderr = login.communicate(timeout=90)
+        assert login.returncode == 0, stderr
         assert not sidecar.vault.leaks_in(stdout + stderr)
-        wait_until(lambda: agent.says().endswith(" tools\n"), "the agent goes on")
+        wait_until(lambda: agent.says().endswith(" tools\n"), "the agent's calls succeed")
 
 
-def test_runs_of_cron_and_one_refresher_for_many_use_each_others_volumes(
-    own_oidc: Start, tmp_path: Path, vault: Vault
+def test_a_cron_job_and_a_deployment_can_use_the_same_volumes(
+    own_oidc: Start, tmp_path: Path, vault: Vault, address: str
 ) -> None:
-    """If it failed, nobody could go from one of the two to the other without a new login."""
+    """If it failed, a change from the one to the other would need new logins."""
     need(isolated.missing() or kubectl.missing())
-    oidc = own_oidc(accessTokenTtl=300)  # due for a run that looks six minutes ahead, and for nobody else
+    oidc = own_oidc(accessTokenTtl=300)  # due only for a run with a horizon of six minutes
     with MCPServerProcess(oidc) as server:
-        _go_from_one_to_the_other(oidc, server, tmp_path, vault)
+        _change_from_cron_job_to_deployment(oidc, server, tmp_path, vault, address)
 
 
-def _go_from_one_to_the_other(oidc: OIDC, server: MCPServerProcess, tmp_path: Path, vault: Vault) -> None:
+def _change_from_cron_job_to_deployment(
+    oidc: OIDC, server: MCPServerProcess, tmp_path: Path, vault: Vault, address: str
+) -> None:
     manifests = {kustomization: rendered(kustomization) for kustomization in ("cronjob", "many")}
     secret = {"linear.json": json.dumps(mint(oidc, server)).encode()}
     (cron,) = manifests["cronjob"].pods()
@@ -340,20 +350,17 @@ def _go_from_one_to_the_other(oidc: OIDC, server: MCPServerProcess, tmp_path: Pa
             return parse((pod.volume("tokens") / "refresher/linear.json").read_bytes()).generation
 
     assert run() == 1
-    wait_until(lambda: run() == 2, "a second after the last rotation, a run looks beyond the next")
-    _owner_and_agents(tmp_path, manifests["many"], server)
+    wait_until(lambda: run() == 2, "the next run rotates")
+    _run_deployment(tmp_path, manifests["many"], server, address)
     assert oidc.log()["reused"] == 0
     vault.learn_from(tmp_path / "pod/claims/refresher-grants/state")
-    shutil.rmtree(tmp_path / "pod/claims/refresher-tokens")  # a volume is a place for tokens, by whatever name
+    shutil.rmtree(tmp_path / "pod/claims/refresher-tokens")  # it holds tokens under a name that the vault does not know
 
 
-def _owner_and_agents(tmp_path: Path, manifests: Any, server: MCPServerProcess) -> None:
+def _run_deployment(tmp_path: Path, manifests: Any, server: MCPServerProcess, address: str) -> None:
     agents, owner = sorted(manifests.pods(), key=lambda pod: "initContainers" in pod)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        listen = {"REFRESHER_LISTEN": f"127.0.0.1:{free.getsockname()[1]}"}
     with Pod(tmp_path / "pod", manifests, owner) as refreshers:
-        refreshers.environment |= listen
+        refreshers.environment["REFRESHER_LISTEN"] = address
         refresher = refreshers.start("refresher")
         wait_until(
             lambda: refreshers.says(refresher, "refresher", "refresher", "health").returncode == 0, "it is ready"
@@ -364,4 +371,4 @@ def _owner_and_agents(tmp_path: Path, manifests: Any, server: MCPServerProcess) 
         with Pod(claims, manifests, agents) as others:
             others.environment |= {"MCP_URL": server.url, "EACH": "0.05"}
             agent = others.start("agent")
-            wait_until(lambda: len(answers(agent)) > 3, "it calls")
+            wait_until(lambda: len(answers(agent)) > 3, "the agent calls")

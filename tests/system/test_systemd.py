@@ -1,8 +1,9 @@
-"""The units of deploy/, run by a real systemd as process 1 of a machine of their own, as its README says."""
+"""The system units of deploy/, run by a real systemd in a machine of its own, with the commands of the README."""
 
 import json
 import re
 from collections.abc import Iterator
+from random import randrange
 
 import pytest
 
@@ -21,7 +22,7 @@ AGENTS = "Grants and agents of a machine"
 
 
 class Server(TokenServer):
-    """One whose next answer can be kept back."""
+    """A token server that can hold its next response."""
 
     def __init__(self) -> None:
         self.gate: Gate | None = None
@@ -41,7 +42,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
-    """What somebody has who has typed what the README says for a machine."""
+    """A machine set up with the commands of the README for a machine."""
     need(no_machine("pkcheck"))
     with Machine(tmp_path_factory.mktemp("machine") / "root") as made:
         made("useradd -m agent1; useradd -m agent2; useradd -m stranger")
@@ -55,7 +56,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
 
 @pytest.fixture
 def linear(machine: Machine, server: Server) -> str:
-    """A grant that the service keeps fresh."""
+    """A grant that the service rotates."""
     if not machine.path(f"{STATE}/tokens/linear.json").exists():
         machine.bring("linear", server.grant("linear"), user="refresher")
         wait_until(lambda: generation(machine) == 1, "the service fetches its first token")
@@ -70,41 +71,41 @@ def generation(machine: Machine, name: str = "linear") -> int:
         return -1
 
 
-def shown(machine: Machine, key: str) -> str:
-    """Return what systemd says of the service."""
+def show(machine: Machine, key: str) -> str:
+    """Return a property of the service."""
     return machine(f"systemctl show --property={key} --value refresher").strip()
 
 
 def fresh(machine: Machine) -> bool:
-    """Whether the service says that all its grants are fresh."""
-    return re.fullmatch(r"(?!0)(\d+) of \1 grants? fresh", shown(machine, "StatusText")) is not None
+    """Whether the service reports that all its grants are fresh."""
+    return re.fullmatch(r"(?!0)(\d+) of \1 grants? fresh", show(machine, "StatusText")) is not None
 
 
-def told(machine: Machine) -> str:
-    """Return what the service has said, and systemd of it."""
+def journal(machine: Machine) -> str:
+    """Return the journal of the service."""
     return machine("journalctl --unit=refresher --output=cat")
 
 
 # --- the service of a machine ----------------------------------------------------------------------------------------
 
 
-def test_what_the_readme_says_for_a_machine_works(machine: Machine, linear: str) -> None:
-    """If it failed, who follows the README would have no service, or one that does not start again with the machine."""
+def test_the_commands_for_a_machine_start_the_service(machine: Machine, linear: str) -> None:
+    """If it failed, the README would lead to no service, or to one that does not start with the machine."""
     assert "active (running)" in machine("systemctl status refresher")
-    wait_until(lambda: fresh(machine), "it counts what is fresh")
+    wait_until(lambda: fresh(machine), "its grants are fresh")
     assert machine("systemctl is-enabled refresher") == "enabled\n"
     assert "linear  active" in machine(typed(AGENTS))
-    assert "Failed" not in told(machine)
+    assert "Failed" not in journal(machine)
 
 
-def test_an_agent_of_another_user_finds_the_token_and_asks_for_the_next(machine: Machine, linear: str) -> None:
+def test_an_agent_of_another_user_reads_the_token_and_demands_the_next(machine: Machine, linear: str) -> None:
     """If it failed, the agents of a server would have no tokens."""
     before = generation(machine)
     token = parse(machine.path(f"{STATE}/tokens/linear.json").read_bytes()).access_token
     assert machine(typed(AGENTS, 1)).strip() == token
     machine(f"touch {STATE}/demands/linear.{before}", user="agent1")
-    wait_until(lambda: generation(machine) == before + 1, "the service has heard the demand")
-    # And what a person types, who has not the groups of the unit.
+    wait_until(lambda: generation(machine) == before + 1, "the service answers the demand")
+    # A person runs the command without the groups of the unit.
     machine("refresher run-once --force linear", user="refresher")
     assert machine(typed(AGENTS, 1)).strip() != token
 
@@ -126,8 +127,10 @@ def test_an_agent_of_another_user_finds_the_token_and_asks_for_the_next(machine:
         ("stranger", f"touch {STATE}/demands/linear.7", False),
     ],
 )
-def test_who_may_do_what(machine: Machine, linear: str, user: str, command: str, works: bool) -> None:
-    """If it failed, agents would be without tokens, or hold what is not theirs."""
+def test_users_have_only_the_rights_that_they_need(
+    machine: Machine, linear: str, user: str, command: str, works: bool
+) -> None:
+    """If it failed, agents could not read their tokens, or could read refresh tokens."""
     done = machine.run(command, user=user)
     assert (done.returncode == 0) == works, done.stderr
     assert works or "Permission denied" in done.stderr or "Operation not permitted" in done.stderr
@@ -143,112 +146,118 @@ def test_who_may_do_what(machine: Machine, linear: str, user: str, command: str,
         ("touch /opt/refresher/tried", False),
         ("touch /var/cache/tried", False),
         ("ls /home/agent1", False),
-        ("ls /tmp/theirs", False),
+        ("ls /tmp/other", False),
     ],
 )
-def test_what_the_service_can_reach(machine: Machine, command: str, works: bool) -> None:
-    """If it failed, a new token could not be saved, or somebody who broke in could change the machine."""
-    machine("mkdir -p /tmp/theirs")
-    # As root: only the unit holds it back. What files say of their owners is another test.
-    pid = shown(machine, "MainPID")
+def test_the_service_can_write_only_its_own_directories(machine: Machine, command: str, works: bool) -> None:
+    """If it failed, a new token could not be saved, or an attacker in the service could change the machine."""
+    machine("mkdir -p /tmp/other")
+    # As root, so that only the unit limits it; another test checks the owners of files.
+    pid = show(machine, "MainPID")
     assert (machine.run(f"nsenter --target {pid} --mount sh -euc '{command}'").returncode == 0) == works
 
 
-def test_the_directories_are_those_that_the_program_makes(machine: Machine, linear: str) -> None:
-    """If it failed, agents could pass or not depending on who came first, or not at all once a directory was lost."""
-    look = f"cd {STATE}; stat --format='%n %a %U %G' . tokens demands"
-    before = machine(look)
+def test_the_service_and_tmpfiles_make_the_same_directories(machine: Machine, linear: str) -> None:
+    """If it failed, the access of agents would depend on which of the two made the directories."""
+    listing = f"cd {STATE}; stat --format='%n %a %U %G' . tokens demands"
+    before = machine(listing)
     machine(f"systemctl stop refresher; rm -r {STATE}/tokens {STATE}/demands; systemctl start refresher")
-    assert machine(look) == before
-    wait_until(lambda: generation(machine) > 0, "the token is there again")
+    assert machine(listing) == before
+    wait_until(lambda: generation(machine) > 0, "the token is published again")
     machine(f"rm -r {STATE}/tokens {STATE}/demands; systemd-tmpfiles --create refresher.conf")
-    assert machine(look) == before
-    wait_until(lambda: generation(machine) > 0, "the token is there again")
+    assert machine(listing) == before
+    wait_until(lambda: generation(machine) > 0, "the token is published again")
 
 
-def test_it_is_confined(machine: Machine) -> None:
-    """If it failed, somebody who breaks in over the network would find more than refresh tokens."""
+def test_the_service_is_confined(machine: Machine) -> None:
+    """If it failed, an attacker in the service could reach the rest of the machine."""
     assert machine("systemd-analyze security --offline=yes --threshold=20 refresher.service")
     assert machine("systemd-analyze security --threshold=20 refresher.service")
-    status = machine(f"cat /proc/{shown(machine, 'MainPID')}/status")
+    status = machine(f"cat /proc/{show(machine, 'MainPID')}/status")
     assert re.findall(r"^(?:CapBnd|CapEff|NoNewPrivs|Seccomp):\t(\S+)$", status, re.MULTILINE) == ["0" * 16] * 2 + [
         "1",
         "2",
     ]
 
 
-def test_a_stop_in_mid_exchange_waits_for_its_end(machine: Machine, server: Server) -> None:
+def test_a_stop_during_an_exchange_waits_for_its_end(machine: Machine, server: Server) -> None:
     """If it failed, each restart of the service could cost a login."""
     server.gate = gate = Gate()
     machine.bring("slow", server.grant("slow"), user="refresher")
-    assert gate.reached.wait(30)
+    assert gate.reached.wait(90)
     machine("systemctl stop --no-block refresher")
-    wait_until(lambda: shown(machine, "ActiveState") == "deactivating", "it is told to stop")
-    wait_until(lambda: "waiting for slow to finish" in told(machine), "it says what it waits for")
+    wait_until(lambda: show(machine, "ActiveState") == "deactivating", "the stop has begun")
+    wait_until(lambda: "waiting for slow to finish" in journal(machine), "the service waits for the exchange")
     gate.opened.set()
-    wait_until(lambda: shown(machine, "ActiveState") == "inactive", "it has stopped")
-    assert shown(machine, "Result") == "success"
+    wait_until(lambda: show(machine, "ActiveState") == "inactive", "the service has stopped")
+    assert show(machine, "Result") == "success"
     assert generation(machine, "slow") == 1
     machine("systemctl start refresher")
     assert len(server.asked["slow"]) == 1
 
 
 @pytest.mark.parametrize("number", ["KILL", "STOP"])
-def test_it_comes_back_whatever_ends_or_stops_it(machine: Machine, linear: str, number: str) -> None:
-    """If it failed, one crash, or one loop that stands still, would end the rotation of every grant."""
-    # Only sooner than people would want it: seconds instead of a minute.
-    quick = "WatchdogSec=2s\\nRestartSec=100ms\\nTimeoutAbortSec=100ms"
-    there = "/run/systemd/system/refresher.service.d"
-    machine(f"mkdir -p {there}; printf '[Service]\\n{quick}\\n' >{there}/quick.conf; systemctl daemon-reload")
+def test_the_service_starts_again_after_a_crash_or_a_hang(machine: Machine, linear: str, number: str) -> None:
+    """If it failed, one crash or hang would end the rotation of every grant."""
+    # The times of the unit are shortened from a minute to seconds.
+    shorter = "WatchdogSec=5s\\nRestartSec=100ms\\nTimeoutAbortSec=100ms"
+    directory = "/run/systemd/system/refresher.service.d"
+    machine(
+        f"mkdir -p {directory}; printf '[Service]\\n{shorter}\\n' >{directory}/shorter.conf; systemctl daemon-reload"
+    )
     machine("systemctl restart refresher")
-    before = shown(machine, "MainPID")
+    before = show(machine, "MainPID")
     machine(f"kill -{number} {before}")
-    wait_until(lambda: shown(machine, "MainPID") not in (before, "0"), "another process is begun")
-    wait_until(lambda: fresh(machine), "it has taken over")
-    machine(f"rm -r {there}; systemctl daemon-reload; systemctl restart refresher")
+    wait_until(lambda: show(machine, "MainPID") not in (before, "0"), "another process runs")
+    wait_until(lambda: fresh(machine), "its grants are fresh")
+    machine(f"rm -r {directory}; systemctl daemon-reload; systemctl restart refresher")
 
 
-def test_a_reload_takes_up_the_configuration(machine: Machine, linear: str) -> None:
-    """If it failed, a change would need a restart, or be believed to be in force when it is not."""
-    before = shown(machine, "MainPID")
-    machine("sed -i 's/^# listen = .*/listen = \"127.0.0.1:19464\"/' /etc/refresher/config.toml")
+def test_a_reload_applies_the_configuration(machine: Machine, linear: str) -> None:
+    """If it failed, a change would need a restart, or a reload would have no effect."""
+    before = show(machine, "MainPID")
+    # The machine shares the network with other tests, and each has its own loopback address.
+    address = f"127.{randrange(1, 255)}.{randrange(255)}.{randrange(1, 255)}:19464"
+    machine(f"sed -i 's/^# listen = .*/listen = \"{address}\"/' /etc/refresher/config.toml")
     machine("systemctl reload refresher")
-    wait_until(lambda: machine.run("refresher health", user="refresher").returncode == 0, "it listens")
-    assert shown(machine, "MainPID") == before
+    wait_until(
+        lambda: machine.run("refresher health", user="refresher").returncode == 0, "it listens at the new address"
+    )
+    assert show(machine, "MainPID") == before
     machine("install -D -m 644 deploy/config.toml /etc/refresher/config.toml; systemctl reload refresher")
 
 
-def test_a_wrong_configuration_is_told_where_people_look(machine: Machine, linear: str) -> None:
-    """If it failed, a typing error would leave people without a service and without a word."""
-    machine("echo 'wrong = 1' >>/etc/refresher/config.toml")
+def test_an_invalid_configuration_is_reported_in_the_journal(machine: Machine, linear: str) -> None:
+    """If it failed, a typing error would stop the service without a message."""
+    machine("echo 'unknown = 1' >>/etc/refresher/config.toml")
     assert machine.run("systemctl restart refresher").returncode != 0
-    assert "unknown key" in told(machine)
+    assert "unknown key" in journal(machine)
     machine("install -D -m 644 deploy/config.toml /etc/refresher/config.toml")
-    wait_until(lambda: shown(machine, "ActiveState") == "active", "it is tried again by itself")
+    wait_until(lambda: show(machine, "ActiveState") == "active", "systemd starts the service again")
 
 
-def test_a_login_that_systemd_brings_is_taken_in_once(machine: Machine, server: Server) -> None:
-    """If it failed, a machine that is set up by a program would have no grants, or die when their seed is deleted."""
+def test_a_credential_of_systemd_is_imported_once(machine: Machine, server: Server) -> None:
+    """If it failed, an automatic setup would import no grant, or the service would not start without the credential."""
     seed = machine.path("/etc/credstore/refresher.linear.json")
     machine("install -d -m 700 /etc/credstore; systemctl stop refresher")
     machine("test ! -e /var/lib/refresher/grants/linear.json || refresher remove linear", user="refresher")
     seed.touch(0o600)
     seed.write_text(json.dumps(server.grant("seeded")))
     machine(typed(AGENTS, 2))
-    wait_until(lambda: len(server.asked["seeded"]) == 1, "it is taken in")
+    wait_until(lambda: len(server.asked["seeded"]) == 1, "the grant is imported")
     machine("systemctl restart refresher")
     seed.unlink()
     machine("systemctl restart refresher")
-    assert shown(machine, "ActiveState") == "active"
+    assert show(machine, "ActiveState") == "active"
     assert len(server.asked["seeded"]) == 1
-    assert "warning" not in told(machine)
-    # One that is refused.
+    assert "warning" not in journal(machine)
+    # An invalid credential is reported.
     machine("echo no grant >/etc/credstore/refresher.notion.json")
     machine(typed(AGENTS, 2).replace("linear", "notion"))
-    assert "notion: " in told(machine)
+    assert "notion: " in journal(machine)
 
 
-def test_systemd_has_nothing_to_say_of_the_units(machine: Machine) -> None:
-    """If it failed, a setting would be ignored because of a typing error, and nobody would see it."""
+def test_systemd_verifies_the_units_without_a_warning(machine: Machine) -> None:
+    """If it failed, systemd would ignore a misspelt setting."""
     done = machine.run("systemd-analyze verify refresher.service")
     assert (done.returncode, done.stdout + done.stderr) == (0, "")

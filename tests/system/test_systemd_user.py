@@ -1,4 +1,4 @@
-"""The units for a person, run by the person's own systemd, as the README of deploy/ says."""
+"""The user units of deploy/, run by the systemd of a user, with the commands of the README."""
 
 import re
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ OWN = "systemd (your own user)"
 
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
-    """Where two people have installed the command for themselves."""
+    """A machine on which two users have installed the command."""
     need(no_machine("pkcheck"))
     with Machine(tmp_path_factory.mktemp("machine") / "root") as made:
         for user in ("person", "another"):
@@ -31,15 +31,15 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
 
 
 def published(machine: Machine, user: str, name: str) -> TokenFile | None:
-    """Return the published token of a person."""
+    """Return the published token of a user."""
     try:
         return parse(machine.path(f"/home/{user}/{STATE}/tokens/{name}.json").read_bytes())
     except FileNotFoundError:
         return None
 
 
-def test_what_the_readme_says_for_a_person_works(machine: Machine) -> None:
-    """If it failed, who follows the README would have no service, or only until he logs out."""
+def test_the_commands_for_a_user_start_the_service(machine: Machine) -> None:
+    """If it failed, the README would lead to no service, or to one that ends when the user logs out."""
     machine(typed(OWN), user="person")
     assert "active (running)" in machine(typed(OWN, 1), user="person")
     assert machine("ls /var/lib/systemd/linger") == "person\n"
@@ -48,41 +48,41 @@ def test_what_the_readme_says_for_a_person_works(machine: Machine) -> None:
         wait_until(lambda: published(machine, "person", "linear") is not None, "it fetches the first token")
         machine("systemctl --user reload refresher", user="person")
         machine("systemctl --user stop refresher", user="person")
-    said = machine("journalctl --user --unit=refresher --output=cat", user="person")
-    assert "configuration reloaded" in said
-    assert "refresher: stopped" in said
-    assert "Failed" not in said
+    journal = machine("journalctl --user --unit=refresher --output=cat", user="person")
+    assert "configuration reloaded" in journal
+    assert "refresher: stopped" in journal
+    assert "Failed" not in journal
 
 
 @pytest.mark.parametrize("unit", ["refresher.service", "refresher-once.timer"])
-def test_systemd_has_nothing_to_say_of_the_units(machine: Machine, unit: str) -> None:
-    """If it failed, a setting would be ignored because of a typing error, and nobody would see it."""
+def test_systemd_verifies_the_units_without_a_warning(machine: Machine, unit: str) -> None:
+    """If it failed, systemd would ignore a misspelt setting."""
     done = machine.run(f"systemd-analyze --user verify deploy/systemd/user/{unit}", user="person")
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
 
-def test_the_timer_rotates_and_goes_on_where_a_grant_is_dead(machine: Machine) -> None:
-    """If it failed, one dead grant would end the rotation of all others, or nobody would be told of it."""
+def test_the_timer_rotates_other_grants_while_one_is_dead(machine: Machine) -> None:
+    """If it failed, one dead grant would end the rotation of all others, or would not be reported."""
     machine(typed("timer"), user="another")
     assert "refresher-once.timer" in machine("systemctl --user list-timers", user="another")
-    # Each second, so that nobody waits a minute; all else is as it ships.
+    # Each second instead of each minute; everything else is unchanged.
     sooner = "mkdir -p ~/{0}; printf '[Timer]\\nOnCalendar=\\nOnCalendar=*:*:*\\n' >~/{0}/sooner.conf"
     machine(sooner.format(".config/systemd/user/refresher-once.timer.d"), user="another")
     machine("systemctl --user daemon-reload; systemctl --user restart refresher-once.timer", user="another")
     show = "systemctl --user show --property=Result,ExecMainStatus refresher-once.service"
-    heard = "journalctl --user --unit=refresher-once --output=cat"
+    log = "journalctl --user --unit=refresher-once --output=cat"
     away = {"token_endpoint": "http://127.0.0.1:9/token", "client_id": "away", "refresh_token": "a-token-for-later"}
     machine.bring("away", away | {"server_url": "https://mcp.example/mcp"}, user="another")
     ended = re.compile(r"away: transient: .*?(Finished|Failed)", re.DOTALL)
-    wait_until(lambda: ended.search(machine(heard, user="another")) is not None, "a run has met a server that is away")
-    assert "Failed" not in machine(heard, user="another"), "what mends itself is no failure"
+    wait_until(lambda: ended.search(machine(log, user="another")) is not None, "a run has ended while a server is away")
+    assert "Failed" not in machine(log, user="another"), "a failure that is retried ended the run with an error"
     with TokenServer(lambda _: 3600, grace=0) as server:
         machine.bring("dead", server.grant("dead", refresh_token="a-token-of-nobody"), user="another")
         failed = {"Result=exit-code", "ExecMainStatus=3"}
-        wait_until(lambda: set(machine(show, user="another").split()) == failed, "it has failed")
+        wait_until(lambda: set(machine(show, user="another").split()) == failed, "a run has failed")
         machine.bring("linear", server.grant("linear"), user="another")
-        wait_until(lambda: published(machine, "another", "linear") is not None, "the timer goes on")
+        wait_until(lambda: published(machine, "another", "linear") is not None, "the timer still rotates")
         machine("systemctl --user stop refresher-once.timer", user="another")
-    said = machine(heard, user="another")
-    assert said.count("dead: reauthorization_required: ") == 1
+    journal = machine(log, user="another")
+    assert journal.count("dead: reauthorization_required: ") == 1
     assert len(server.asked["dead"]) == 1

@@ -1,4 +1,4 @@
-"""A soak: daemons, cron, a person, agents and random faults for as long as one likes, and a ledger that misses nothing.
+"""A soak test: daemons, cron, a person, agents and random faults, and a ledger that checks every refresh token.
 
-``tests/run --soak MINUTES [--seed N]`` plays it and prints what it survived.
+``tests/run --soak MINUTES [--seed N]`` runs it and prints a report.
 """

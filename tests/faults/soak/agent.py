@@ -1,8 +1,8 @@
-"""The agents of a soak, as a program: the shim, real calls, and one line of JSON for each call and each demand.
+"""The agents of a soak test, as a program: calls through the shim; a line of JSON for each call and each demand.
 
     python -m tests.faults.soak.agent sync|async NAME=URL...
 
-Ends when its stdin does.
+It ends when its stdin is closed.
 """
 
 import json
@@ -24,43 +24,43 @@ __all__ = ["main"]
 _ENDED = threading.Event()
 
 
-class _Telling(FileTokenSource):
-    """A source that says when it demands."""
+class _ReportingSource(FileTokenSource):
+    """A token source that reports each demand."""
 
     __slots__ = ()
 
     def demand(self, token: TokenFile) -> bool:
-        _say(name=self.name, demand=token.generation)
+        _report(name=self.name, demand=token.generation)
         return super().demand(token)
 
 
-def _say(**fields: object) -> None:
-    # One write: the lines of several threads must not mix.
+def _report(**fields: object) -> None:
+    # One write, so that lines of several threads do not mix.
     sys.stdout.write(json.dumps(fields) + "\n")
     sys.stdout.flush()
 
 
 def _pause() -> float:
-    return random.uniform(0.2, 1.2)  # other people's work
+    return random.uniform(0.2, 1.2)  # seconds between two calls
 
 
 def _calls(name: str, url: str) -> None:
-    with httpx.Client(auth=BearerAuth(_Telling(name)), timeout=60, trust_env=False) as http:
+    with httpx.Client(auth=BearerAuth(_ReportingSource(name)), timeout=60, trust_env=False) as http:
         while not _ENDED.is_set():
             try:
-                _say(name=name, status=http.get(url).status_code)
+                _report(name=name, status=http.get(url).status_code)
             except httpx.HTTPError as error:
-                _say(name=name, status=type(error).__name__)
+                _report(name=name, status=type(error).__name__)
             time.sleep(_pause())
 
 
 async def _acalls(name: str, url: str) -> None:
-    async with httpx2.AsyncClient(auth=BearerAuth2(_Telling(name)), timeout=60, trust_env=False) as http:
+    async with httpx2.AsyncClient(auth=BearerAuth2(_ReportingSource(name)), timeout=60, trust_env=False) as http:
         while not _ENDED.is_set():
             try:
-                _say(name=name, status=(await http.get(url)).status_code)
+                _report(name=name, status=(await http.get(url)).status_code)
             except httpx2.HTTPError as error:
-                _say(name=name, status=type(error).__name__)
+                _report(name=name, status=type(error).__name__)
             await anyio.sleep(_pause())
 
 
@@ -78,7 +78,7 @@ def _listen() -> None:
 
 
 def main(style: str, *given: str) -> None:
-    """Call each URL with the token of its name until stdin ends."""
+    """Call each URL with the token of its name until stdin is closed."""
     threading.Thread(target=_listen, daemon=True).start()
     grants = [each.split("=", 1) for each in given]
     if style == "async":

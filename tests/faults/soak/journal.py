@@ -1,4 +1,4 @@
-"""What happened to whom, in order: the traces that a violation is printed with."""
+"""The events of each grant in order; a violation is printed with the last ones."""
 
 import threading
 import time
@@ -13,7 +13,7 @@ _SHOWN: Final = 50
 
 
 class Violation(NamedTuple):
-    """Something that must not be, and what led to it."""
+    """A violation of an invariant, and the events before it."""
 
     name: str
     what: str
@@ -21,7 +21,7 @@ class Violation(NamedTuple):
 
 
 class Wait(NamedTuple):
-    """How long somebody was without a live token, and what led to it."""
+    """How long a grant was without a live token, and the events before it."""
 
     seconds: float
     name: str
@@ -29,7 +29,7 @@ class Wait(NamedTuple):
 
 
 class Journal:
-    """Notes events by name; any thread may note."""
+    """Records events by name. Its methods are safe to call from any thread."""
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self.counts: Counter[str] = Counter()
@@ -37,31 +37,31 @@ class Journal:
         self._clock = clock
         self._began = clock()
         self._events: defaultdict[str, deque[tuple[float, str]]] = defaultdict(lambda: deque(maxlen=_KEPT))
-        self._told: set[tuple[str, str]] = set()
+        self._reported: set[tuple[str, str]] = set()
         self._lock = threading.Lock()
 
     def note(self, name: str, words: str) -> None:
-        """Note what happened to ``name``; to everybody where it is empty."""
+        """Record an event of ``name``; an empty name means all grants."""
         with self._lock:
             self._events[name].append((self._clock(), words))
 
     def count(self, what: str, name: str = "", words: str = "") -> None:
-        """Count a happening of a kind and note it."""
+        """Count an event of a kind and record it."""
         with self._lock:
             self.counts[what] += 1
         self.note(name, f"{what}{f': {words}' if words else ''}")
 
     def violated(self, name: str, what: str) -> None:
-        """Note that something must not be; the same thing once."""
+        """Record a violation; the same one only once."""
         with self._lock:
-            if (name, what) in self._told:
+            if (name, what) in self._reported:
                 return
-            self._told.add((name, what))
+            self._reported.add((name, what))
         self.note(name, f"VIOLATION: {what}")
         self.violations.append(Violation(name, what, self.trace(name)))
 
     def trace(self, name: str) -> tuple[str, ...]:
-        """Return the last events of ``name``, and those of everybody among them."""
+        """Return the last events of ``name``, with those of all grants."""
         with self._lock:
             events = sorted((*self._events[name], *(self._events[""] if name else ())))
         return tuple(f"{at - self._began:9.3f}  {words}" for at, words in events[-_SHOWN:])

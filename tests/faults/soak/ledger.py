@@ -1,4 +1,4 @@
-"""The ledger: what the servers, the network and the cast tell, put together and checked."""
+"""The ledger: it combines the events of servers, network and workload, and checks them."""
 
 import json
 import threading
@@ -10,39 +10,39 @@ from typing import Any, Final
 
 from refresher.common.secret import Secret
 from tests.faults.soak.journal import Journal
-from tests.faults.soak.logins import Demand, Login, Presentation, Terms, losses, objections
+from tests.faults.soak.logins import Demand, Login, Presentation, Terms, losses, violations
 from tests.support.vault import Vault
 
 __all__ = ["Ledger"]
 
-_SETTLED: Final = 3.0
-_IN_FLIGHT: Final = 1.0
+_SETTLED: Final = 10.0
+_IN_FLIGHT: Final = 5.0
 _NAMED: Final = "lost"
 
 
 class Ledger:
-    """Knows every login and what became of each refresh token; any thread may tell it something."""
+    """Records every login and refresh token. Its methods are safe to call from any thread."""
 
     def __init__(self, journal: Journal, vault: Vault, clock: Callable[[], float] = time.time) -> None:
         self.journal = journal
         self.vault = vault
         self.removed: set[str] = set()
-        """Names that a person has begun to remove."""
+        """Names whose removal by a person has started."""
         self.exchanges = 0
         self.rotations = 0
         self.reasons: Counter[str] = Counter()
-        """By which faults logins were lost."""
+        """The faults by which logins were lost."""
         self._clock = clock
         self._about: defaultdict[str, list[Login]] = defaultdict(list)
-        """The logins of a name that nothing has replaced yet: one, or two while a person imports."""
+        """The current logins of a name: one, or two while a person imports."""
         self._of: dict[str, Login] = {}
         self._unchecked: list[tuple[Login, Presentation]] = []
         self._lock = threading.RLock()
 
-    # --- what servers and network tell ----------------------------------------------------------------------------
+    # --- events of servers and network ----------------------------------------------------------------------------
 
     def minted(self, name: str, terms: Terms, token: str) -> Login:
-        """Take note of a new authorization, which is to be imported as ``name``."""
+        """Record a new authorization, which will be imported as ``name``."""
         self.vault.learn(token)
         login = Login(name, terms, [Secret(token).fingerprint()])
         with self._lock:
@@ -51,13 +51,13 @@ class Ledger:
         return login
 
     def presented(self, token: str, *, fault: str, delivers: bool) -> Presentation:
-        """Take note of a refresh token on its way to a token endpoint."""
+        """Record a refresh token that is sent to a token endpoint."""
         presentation = Presentation(self._clock(), Secret(token).fingerprint(), fault, delivers)
         with self._lock:
             self.exchanges += 1
             login = self._of.get(presentation.fingerprint)
             if login is None:
-                self.journal.violated("", "a refresh token was sent that no server ever gave")
+                self.journal.violated("", "a refresh token was sent that no server issued")
                 return presentation
             login.presented.append(presentation)
             self._unchecked.append((login, presentation))
@@ -65,7 +65,7 @@ class Ledger:
         return presentation
 
     def answered(self, presentation: Presentation, status: int, body: bytes) -> None:
-        """Take note of what a server decided, delivered or not."""
+        """Record the answer of a server, delivered or not."""
         fields: dict[str, Any] = json.loads(body) if body.startswith(b"{") else {}
         fresh = fields.get("refresh_token") if status == 200 else None
         self.vault.learn(fresh, fields.get("access_token"))
@@ -75,27 +75,27 @@ class Ledger:
             if login is None:
                 return
             if fresh is not None:
-                presentation.brought = Secret(fresh).fingerprint()
-                login.chain.append(presentation.brought)
-                self._of[presentation.brought] = login
+                presentation.issued = Secret(fresh).fingerprint()
+                login.chain.append(presentation.issued)
+                self._of[presentation.issued] = login
                 self.rotations += 1
-        told = presentation.code or ("" if presentation.brought is None else f"-> {_short(presentation.brought)}")
-        self.journal.note(login.name, f"answered {_short(presentation.fingerprint)} {status} {told}")
+        result = presentation.code or ("" if presentation.issued is None else f"-> {_short(presentation.issued)}")
+        self.journal.note(login.name, f"answered {_short(presentation.fingerprint)} {status} {result}")
 
-    # --- what the cast tells --------------------------------------------------------------------------------------
+    # --- events of the workload -----------------------------------------------------------------------------------
 
     def imported(self, login: Login) -> None:
-        """A person has put ``login`` in its name's place."""
+        """Record that a person has imported ``login``."""
         with self._lock:
             self._retire(login.name, keep=login)
             self.removed.discard(login.name)
 
     def remove(self, name: str) -> None:
-        """A person begins to remove ``name``."""
+        """Record that a person starts to remove ``name``."""
         self.removed.add(name)
 
     def gone(self, name: str) -> None:
-        """A person has removed ``name``."""
+        """Record that a person has removed ``name``."""
         with self._lock:
             self._retire(name, keep=None)
 
@@ -106,7 +106,7 @@ class Ledger:
         self._about[name] = [] if keep is None else [keep]
 
     def killed(self, name: str, fingerprint: str) -> None:
-        """A process was killed between sending this refresh token and saving the answer."""
+        """Record that a process was killed after it sent this refresh token and before it saved the answer."""
         with self._lock:
             login = self._of.get(fingerprint)
             if login is not None:
@@ -115,7 +115,7 @@ class Ledger:
 
     @contextmanager
     def forcing(self, *names: str) -> Iterator[None]:
-        """A person asks for an attempt in any case, and waits for it."""
+        """Record that a person runs ``run-once --force`` for ``names`` and waits for it."""
         begun = self._clock()
         with self._lock:
             logins = [login for name in names for login in self._about[name]]
@@ -125,27 +125,27 @@ class Ledger:
         with self._lock:
             for login in logins:
                 login.forced.remove((begun, float("inf")))
-                # What a killed command had sent may arrive a moment later.
+                # A request of a killed command may arrive later.
                 login.forced.append((begun, self._clock() + _IN_FLIGHT))
 
     def demanded(self, name: str, generation: int) -> None:
-        """An agent is about to demand."""
+        """Record that an agent is about to demand a new token."""
         for login in self._about[name]:
             login.demands.append(Demand(self._clock(), generation))
 
     def clock_set(self) -> None:
-        """The clock of the machine is about to be set."""
+        """Record that the clock of the machine is about to be set."""
         for login in (login for logins in self._about.values() for login in logins):
             login.clock_set.append(self._clock())
 
-    # --- what the files say ---------------------------------------------------------------------------------------
+    # --- contents of files ----------------------------------------------------------------------------------------
 
     def stored(self, name: str, fingerprint: str, generation: int) -> None:
-        """A record holds this refresh token at this generation."""
+        """Record that a record has this refresh token at this generation."""
         with self._lock:
             login = self._of.get(fingerprint)
             if login is None:
-                self.journal.violated(name, "a record holds a refresh token that no server ever gave")
+                self.journal.violated(name, "a record has a refresh token that no server issued")
                 return
             before = max((login.chain.index(known) for known in login.generations), default=0)
             if login.terms.grace == 0 and login.chain.index(fingerprint) < before:
@@ -153,43 +153,43 @@ class Ledger:
             login.generations.setdefault(fingerprint, generation)
 
     def doubted(self, name: str) -> None:
-        """The readers of ``name`` were told that it is in doubt."""
+        """Record that ``name`` was published as in doubt."""
         for login in self._about[name]:
             login.doubted = True
 
-    def died(self, name: str, fingerprint: str, words: str) -> None:
-        """The record that holds this refresh token is dead; ``words`` are what a person reads."""
+    def ended(self, name: str, fingerprint: str, description: str) -> None:
+        """Record that the grant with this refresh token has ended; ``description``: the published error."""
         with self._lock:
             login = self._of.get(fingerprint)
             if login is None:
                 return
-            first = login.dead_at is None
-            login.dead_at = login.dead_at or self._clock()
+            first = login.ended_at is None
+            login.ended_at = login.ended_at or self._clock()
             lost = list(losses(login))
         if first:
-            self.journal.note(name, f"dead: {words}")
+            self.journal.note(name, f"ended: {description}")
         for presentation in lost[:1]:
             if first:
                 self.reasons["killed before it was saved" if presentation.delivers else presentation.fault] += 1
-            if _NAMED not in words:
-                self.journal.violated(name, f"I4: the words of a dead grant do not name its loss: {words}")
+            if _NAMED not in description:
+                self.journal.violated(name, f"I4: the error of an ended grant does not name its loss: {description}")
             if not login.doubted and not any(ended > presentation.at for _, ended in login.forced):
-                self.journal.violated(name, "I4: a loss was told without a doubt before it")
+                self.journal.violated(name, "I4: a loss was reported without a doubt before it")
 
     # --- checks ---------------------------------------------------------------------------------------------------
 
     def check(self, *, everything: bool = False) -> None:
-        """Check what has been settled by now: an agent's word may be a moment late."""
+        """Check the older events, because an event of an agent may arrive late; ``everything``: check all events."""
         until = float("inf") if everything else self._clock() - _SETTLED
         with self._lock:
             ready = [entry for entry in self._unchecked if entry[1].at <= until]
             self._unchecked = [entry for entry in self._unchecked if entry[1].at > until]
             for login, presentation in ready:
-                for objection in objections(login, presentation):
-                    self.journal.violated(login.name, objection)
+                for violation in violations(login, presentation):
+                    self.journal.violated(login.name, violation)
 
     def is_lost(self, fingerprint: str) -> bool:
-        """Whether the login with this refresh token was lost by nature."""
+        """Whether a fault has lost the login with this refresh token."""
         with self._lock:
             return fingerprint in self._of and any(losses(self._of[fingerprint]))
 

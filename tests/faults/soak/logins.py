@@ -1,21 +1,21 @@
-"""What one login has been through, as its server and the network saw it, and what that allows.
+"""The history of one login, as its server and the network saw it, and the checks of it.
 
-Pure: no clock, disk or network. Times are epoch seconds of one clock that nobody sets.
+Pure: no clock, disk or network. Times are epoch seconds of a clock that is never set.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-__all__ = ["Demand", "Login", "Presentation", "Terms", "losses", "objections"]
+__all__ = ["Demand", "Login", "Presentation", "Terms", "losses", "violations"]
 
-_SLACK: Final = 0.5
-_IN_FLIGHT: Final = 1.0
+_SLACK: Final = 1.0
+_IN_FLIGHT: Final = 5.0
 
 
 @dataclass(frozen=True)
 class Terms:
-    """How a server treats its clients: how long its access tokens live, and for how long it takes a spent token again."""
+    """The lifetime of access tokens of a server, and its grace period for spent refresh tokens, in seconds."""
 
     life: float
     grace: float = 0.0
@@ -23,7 +23,7 @@ class Terms:
 
 @dataclass(frozen=True)
 class Demand:
-    """An agent said that the token of a generation is refused."""
+    """A demand of an agent: the token of a generation is refused."""
 
     at: float
     generation: int
@@ -31,19 +31,19 @@ class Demand:
 
 @dataclass
 class Presentation:
-    """A refresh token came to the token endpoint's door."""
+    """A refresh token that was sent to the token endpoint."""
 
     at: float
     fingerprint: str
     fault: str = ""
-    """What happened to it on the way; nothing where all went well."""
+    """The fault of its connection; empty if there was none."""
     delivers: bool = True
-    """Whether the refresher gets an answer that it can act upon."""
+    """Whether refresher gets an answer that it can use."""
     status: int | None = None
-    """What the server, or somebody in its place, answered; ``None`` where the server never saw it."""
+    """The status of the answer; ``None`` if there was none."""
     code: str = ""
-    """The error in the answer."""
-    brought: str | None = None
+    """The error code in the answer."""
+    issued: str | None = None
     """The fingerprint of the new refresh token: the old one is spent."""
 
 
@@ -57,23 +57,23 @@ class Login:
     """Fingerprints of its refresh tokens, in order."""
     presented: list[Presentation] = field(default_factory=list)
     kills: list[tuple[float, str]] = field(default_factory=list)
-    """When a process was killed that had sent the token with this fingerprint, and not saved the answer."""
+    """When a process was killed after it sent the token with this fingerprint and before it saved the answer."""
     forced: list[tuple[float, float]] = field(default_factory=list)
-    """From when to when a person's command asked for an attempt in any case."""
+    """Start and end of each ``run-once --force``."""
     demands: list[Demand] = field(default_factory=list)
     clock_set: list[float] = field(default_factory=list)
     retired_at: float | None = None
-    """When a person had put another login in its place, or removed it."""
+    """When a person had replaced or removed it."""
     generations: dict[str, int] = field(default_factory=dict)
     """The generation at which each refresh token was stored."""
     doubted: bool = False
-    """refresher has said that it is in doubt."""
-    dead_at: float | None = None
+    """Whether refresher has published that it is in doubt."""
+    ended_at: float | None = None
 
 
 def _was_lost(login: Login, presentation: Presentation, until: float = float("inf")) -> bool:
-    """Whether the refresher cannot know how a presentation ended."""
-    # What a killed process had sent may reach the server a moment later.
+    """Whether refresher cannot know the result of a presentation."""
+    # A request of a killed process may reach the server later.
     return not presentation.delivers or any(
         fingerprint == presentation.fingerprint and presentation.at - _IN_FLIGHT <= at <= until
         for at, fingerprint in login.kills
@@ -81,19 +81,19 @@ def _was_lost(login: Login, presentation: Presentation, until: float = float("in
 
 
 def losses(login: Login, until: float = float("inf")) -> Iterator[Presentation]:
-    """Yield the presentations in which the login was lost by nature: spent, and no answer ever saved."""
-    # A process that sends a refresh token has it.
-    had = login.generations.keys() | {known.fingerprint for known in login.presented}
-    saved = {known.fingerprint for known in login.presented if known.brought in had}
+    """Yield the presentations that lost the login: the refresh token was spent, and no answer was saved."""
+    # A refresh token that was sent had been saved.
+    known_tokens = login.generations.keys() | {known.fingerprint for known in login.presented}
+    saved = {known.fingerprint for known in login.presented if known.issued in known_tokens}
     for known in login.presented:
-        spent = known.brought is not None and known.at <= until
+        spent = known.issued is not None and known.at <= until
         if spent and known.fingerprint not in saved and _was_lost(login, known, until):
             yield known
 
 
-def objections(login: Login, presentation: Presentation) -> Iterator[str]:
-    """Yield why ``presentation`` must not have been, by what came before it (I1, I3), and by its verdict (I4)."""
-    if login.retired_at is not None and presentation.at > login.retired_at + _SLACK:
+def violations(login: Login, presentation: Presentation) -> Iterator[str]:
+    """Yield the violations of ``presentation``: by earlier events (I1, I3), and by the answer (I4)."""
+    if login.retired_at is not None and presentation.at > login.retired_at + _IN_FLIGHT:
         yield "a refresh token was sent after a person had replaced or removed it"
     earlier = [
         known
@@ -104,12 +104,12 @@ def objections(login: Login, presentation: Presentation) -> Iterator[str]:
     for known in earlier:
         if known in doubts:
             continue
-        if known.brought is not None:
-            yield "I3: a refresh token was sent again though it was spent and its answer arrived"
+        if known.issued is not None:
+            yield "I3: a refresh token was sent again although it was spent and its answer arrived"
         if known.code == "invalid_grant" and not any(
             begun <= presentation.at <= ended for begun, ended in login.forced
         ):
-            yield "a dead refresh token was sent again though nobody had forced it"
+            yield "the refresh token of an ended grant was sent again without --force"
     if doubts and not _may_be_sent_again(login, presentation, doubts):
         yield "I1: a refresh token in doubt was sent again while its live access token was endangered"
     if (
@@ -117,14 +117,14 @@ def objections(login: Login, presentation: Presentation) -> Iterator[str]:
         and not _was_lost(login, presentation)
         and not any(losses(login, presentation.at))
     ):
-        yield "UNACCOUNTED: the server calls the grant dead, and no fault has lost it"
+        yield "UNACCOUNTED: the server refuses the grant, and no fault has lost it"
 
 
 def _may_be_sent_again(login: Login, presentation: Presentation, doubts: Sequence[Presentation]) -> bool:
     if presentation.at - min(known.at for known in doubts) <= login.terms.grace:
         return True
-    # The access token in use came with this very refresh token, or there is none.
-    produced = next((known for known in login.presented if known.brought == presentation.fingerprint), None)
+    # The current access token was issued with this refresh token, or there is none.
+    produced = next((known for known in login.presented if known.issued == presentation.fingerprint), None)
     if produced is None or presentation.at >= produced.at + login.terms.life - _SLACK:
         return True
     generation = login.generations.get(presentation.fingerprint, 0)

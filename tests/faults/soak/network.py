@@ -1,4 +1,4 @@
-"""What lies between refresher and its servers: a proxy that is evil by chance and tells the ledger the truth."""
+"""The network between refresher and its servers: a proxy with random faults, which it reports to the ledger."""
 
 import random
 import socket
@@ -15,17 +15,17 @@ __all__ = ["KINDS", "Kind", "Network"]
 
 
 class Kind(NamedTuple):
-    """One thing that can happen to a connection."""
+    """A kind of fault of a connection."""
 
-    what: str
+    name: str
     weight: float
     delivers: bool
-    """Whether the refresher gets an answer that it can act upon."""
+    """Whether refresher gets an answer that it can use."""
     fault: Callable[[random.Random], Fault]
 
 
-def _late(dice: random.Random) -> Fault:
-    seconds = dice.uniform(0.5, 4.0)
+def _late(rng: random.Random) -> Fault:
+    seconds = rng.uniform(0.5, 4.0)
 
     def delay(connection: Connection) -> None:
         answer = connection.exchange()
@@ -60,13 +60,13 @@ KINDS: Final = (
     Kind("answer dripped", 2, True, lambda _: proxy.drips(0.001)),
     Kind("answer doubled", 2, True, lambda _: proxy.duplicates),
     Kind("reset behind the answer", 1, False, lambda _: proxy.resets_behind),
-    Kind("busy", 3, True, lambda dice: dice.choice(_BUSY)),
+    Kind("busy", 3, True, lambda rng: rng.choice(_BUSY)),
     Kind("client rejected", 1, True, lambda _: _REJECTED),
     Kind("request refused", 1, False, lambda _: proxy.refuses),
     Kind("request cut", 1, False, lambda _: proxy.resets_midway),
-    Kind("request lost", 2, False, lambda dice: dice.choice([proxy.resets_before, proxy.closes_before])),
-    Kind("answer lost", 2, False, lambda dice: dice.choice([proxy.resets_after, proxy.closes_after])),
-    Kind("answer cut", 1, False, lambda dice: proxy.truncates(-dice.randrange(2, 200))),
+    Kind("request lost", 2, False, lambda rng: rng.choice([proxy.resets_before, proxy.closes_before])),
+    Kind("answer lost", 2, False, lambda rng: rng.choice([proxy.resets_after, proxy.closes_after])),
+    Kind("answer cut", 1, False, lambda rng: proxy.truncates(-rng.randrange(2, 200))),
     Kind("answer never", 0.3, False, lambda _: _never),
     Kind("500 after the spend", 1, False, lambda _: _gives_up("500 Internal Server Error")),
     Kind("504 after the spend", 1, False, lambda _: _gives_up("504 Gateway Timeout")),
@@ -75,8 +75,8 @@ KINDS: Final = (
 _PLAIN: Final = Kind("", 0, True, lambda _: proxy.passes)
 
 
-class _Watched(Connection):
-    """A connection whose request and answer the ledger hears of before anybody else."""
+class _RecordedConnection(Connection):
+    """A connection that records request and answer in the ledger before it forwards them."""
 
     def __init__(self, between: Proxy, plain: socket.socket, ledger: Ledger) -> None:
         super().__init__(between, plain)
@@ -89,11 +89,11 @@ class _Watched(Connection):
         request = super().request()
         body = parse_qs(request.partition(b"\r\n\r\n")[2].decode())
         for token in body.get("refresh_token", []):
-            self._presentation = self._ledger.presented(token, fault=self.kind.what, delivers=self.kind.delivers)
+            self._presentation = self._ledger.presented(token, fault=self.kind.name, delivers=self.kind.delivers)
         return request
 
     def exchange(self) -> bytes:
-        """Have the server process the request."""
+        """Forward the request to the server, and return the answer."""
         answer = super().exchange()
         if self._presentation is not None:
             head, _, body = answer.partition(b"\r\n\r\n")
@@ -102,28 +102,30 @@ class _Watched(Connection):
 
 
 class Network:
-    """The way to one token endpoint; with each connection it throws the dice of ``seed``, unless ``calm``."""
+    """The network to one token endpoint: a random fault by ``seed`` for a ``share`` of the connections, unless ``calm``."""
 
     def __init__(self, url: str, ledger: Ledger, seed: str, share: float) -> None:
         self.calm = False
         self.burst: Fault | None = None
-        """What happens to every connection for a while."""
+        """A fault of every connection for a while."""
         self._ledger = ledger
-        self._dice = random.Random(seed)
+        self._rng = random.Random(seed)
         self._share = share
-        self.proxy = Proxy(url, otherwise=self._deal, connect=lambda between, plain: _Watched(between, plain, ledger))
+        self.proxy = Proxy(
+            url, otherwise=self._deal, connect=lambda between, plain: _RecordedConnection(between, plain, ledger)
+        )
 
     def _deal(self, connection: Connection) -> None:
-        assert isinstance(connection, _Watched)
+        assert isinstance(connection, _RecordedConnection)
         if self.burst is not None and not self.calm:
-            connection.kind = _PLAIN._replace(what="client rejected")
+            connection.kind = _PLAIN._replace(name="client rejected")
             return self.burst(connection)
-        roll, choice, share = self._dice.random(), self._dice.random(), self._share
+        roll, choice, share = self._rng.random(), self._rng.random(), self._share
         if not self.calm and roll < share:
             (connection.kind,) = random.Random(choice).choices(KINDS, [kind.weight for kind in KINDS])
-            self._ledger.journal.count(connection.kind.what)
+            self._ledger.journal.count(connection.kind.name)
         return connection.kind.fault(random.Random(choice))(connection)
 
     def reject(self, *, on: bool) -> None:
-        """Have every client rejected for a while."""
+        """Start or stop to reject every client."""
         self.burst = _REJECTED if on else None

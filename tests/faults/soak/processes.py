@@ -1,4 +1,4 @@
-"""refresher's processes: how they are started, stopped in their tracks, and killed with the ledger's knowledge."""
+"""The processes of refresher: starts, suspends and kills them, and reports kills to the ledger."""
 
 import os
 import signal
@@ -19,9 +19,9 @@ from refresher.storage.journal import Mark, read_intent
 from tests.faults.soak.ledger import Ledger
 from tests.support import parts
 
-__all__ = ["Ground", "Run"]
+__all__ = ["Run", "Sandbox"]
 
-# Under libfaketime, time.sleep fails: its clock_nanosleep refuses the arguments. A wait on an event works.
+# Under libfaketime, time.sleep fails: its clock_nanosleep refuses the arguments. Event.wait works.
 _SLEEP: Final = """
 import threading, time
 time.sleep = lambda seconds: threading.Event().wait(seconds) and None
@@ -36,18 +36,18 @@ class Run:
     def __init__(self, process: "subprocess.Popen[str]") -> None:
         self.process = process
         self.killed = False
-        """By a fault; its exit code means nothing."""
+        """Whether a fault has killed it; its exit code is ignored then."""
         self.busy = threading.Lock()
-        """Held by a fault that works on it: one at a time."""
+        """Held by the fault that affects it: one at a time."""
 
     @property
     def alive(self) -> bool:
-        """Whether it has not ended."""
+        """Whether it is running."""
         return self.process.poll() is None
 
 
-class Ground:
-    """Where refresher lives in a soak: its home, its state, its clock, its logs."""
+class Sandbox:
+    """The environment of refresher in a soak test: home, state, clock and logs."""
 
     def __init__(self, root: Path, ledger: Ledger) -> None:
         self.home = root / "home"
@@ -66,6 +66,7 @@ class Ground:
                 "FAKETIME_TIMESTAMP_FILE": str(self._clock),
                 "FAKETIME_NO_CACHE": "1",
                 "DONT_FAKE_MONOTONIC": "1",
+                "FAKETIME_FORCE_MONOTONIC_FIX": "0",
                 "NO_FAKE_STAT": "1",
                 "PYTHONPATH": str(root / "python"),
             }
@@ -75,12 +76,12 @@ class Ground:
 
     @property
     def directories(self) -> Directories:
-        """The directories as refresher knows them."""
+        """The directories of refresher."""
         state = self.state
         return Directories(state=state, tokens=state / "tokens", demands=state / "demands", spill=self.spill)
 
     def set_clock(self, offset: str) -> None:
-        """Set the clock of the whole machine, as far as refresher and its readers can see."""
+        """Set the clock of refresher and its readers."""
         self.ledger.clock_set()
         following = self._clock.with_name("clock.next")
         following.write_text(offset)
@@ -93,7 +94,7 @@ class Ground:
     def python(
         self, *arguments: str, log: IO[str] | int, stdout: IO[str] | int = subprocess.PIPE
     ) -> "subprocess.Popen[str]":
-        """Start a Python program on this ground."""
+        """Start a Python program in this environment."""
         return subprocess.Popen(
             [sys.executable, *arguments],
             env=self._environment,
@@ -102,7 +103,7 @@ class Ground:
             stdout=stdout,
             stderr=log,
             text=True,
-            start_new_session=True,  # a Ctrl-C is meant for the soak, which ends them in its own way
+            start_new_session=True,  # Ctrl-C goes to the soak test, which ends them itself
         )
 
     def finish(self, run: Run) -> tuple[int, str]:
@@ -116,22 +117,22 @@ class Ground:
         return run.process.returncode, stdout
 
     @contextmanager
-    def stopped(self, run: Run) -> Iterator[bool]:
-        """Have a process stand still; False where it has ended."""
+    def suspended(self, run: Run) -> Iterator[bool]:
+        """Suspend a process; yield False if it has ended."""
         pid = run.process.pid
         try:
             if run.alive:
                 run.process.send_signal(signal.SIGSTOP)
                 ends = time.monotonic() + 5
-                while not _stands_still(pid) and time.monotonic() < ends:
+                while not _is_suspended(pid) and time.monotonic() < ends:
                     time.sleep(0.001)
             yield run.alive
         finally:
             run.process.send_signal(signal.SIGCONT)
 
     def kill(self, run: Run) -> None:
-        """Kill a process at this very instant; what it had in flight is lost by nature."""
-        with self.stopped(run) as alive:
+        """Kill a process, and report its requests in flight as lost."""
+        with self.suspended(run) as alive:
             if alive:
                 run.killed = True
                 for name, fingerprint in self.in_flight(run.process.pid):
@@ -139,7 +140,7 @@ class Ground:
                 run.process.kill()
 
     def in_flight(self, pid: int) -> list[tuple[str, str]]:
-        """Return the names and refresh tokens that a process has sent and whose answer is in its memory alone."""
+        """Return the names and refresh tokens that a process has sent and whose answers it has not saved."""
         found = []
         for name in self._locked_by(pid):
             with suppress(OSError, ValueError, GrantFileError):
@@ -148,10 +149,9 @@ class Ground:
                     continue
                 intent = begun[0]
                 stored = decode(self.directories.record(name).read_bytes(), name)
-                saved = [records.read_candidate(path, name) for path in self.directories.candidates(name)]
+                saved = [records.read_candidate(path, name).record for path in self.directories.candidates(name)]
                 if stored.checksum == intent.begun_from and not any(
-                    each is not None and each.record is not None and each.record.begun_from == stored.checksum
-                    for each in saved
+                    each is not None and each.begun_from == stored.checksum for each in saved
                 ):
                     found.append((name, intent.fingerprint))
         return found
@@ -167,7 +167,7 @@ class Ground:
         return held
 
 
-def _stands_still(pid: int) -> bool:
+def _is_suspended(pid: int) -> bool:
     try:
         return all(
             path.read_text().rpartition(")")[2].split()[0] in "TtZX"

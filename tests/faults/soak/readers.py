@@ -1,4 +1,4 @@
-"""What lies on the disk at any moment, as a reader sees it: the token files, and the records behind them."""
+"""Watches the token files and the records on the disk, as a reader sees them."""
 
 import os
 import stat
@@ -20,11 +20,11 @@ __all__ = ["Readers"]
 
 _PAUSE: Final = 0.03
 _EACH_LIFE: Final = 1.0
-_MEDDLED: Final = 5.0
+_DAMAGE_LASTS: Final = 5.0
 
 
 class _Stamp(NamedTuple):
-    """By what a file is known to have changed."""
+    """Attributes of a file that change with its content."""
 
     modified_ns: int
     inode: int
@@ -34,7 +34,7 @@ class _Stamp(NamedTuple):
 
 @dataclass
 class _Seen:
-    """What was seen of one name last."""
+    """The last known state of one grant."""
 
     token_stamp: _Stamp | None = None
     token: TokenFile | None = None
@@ -45,41 +45,49 @@ class _Seen:
 
 
 class Readers:
-    """Reads what changes in ``state`` and tells the ledger; ``lives`` says whether a token of a name is good."""
+    """Reads changed files in ``state`` and reports to the ledger; ``lives``: whether an access token of a name is valid."""
 
     def __init__(self, state: Path, names: tuple[str, ...], ledger: Ledger, lives: Callable[[str, str], bool]) -> None:
         self.worst = Wait(0.0, "", ())
-        """The longest time for which a name was said to be active and was not, and which."""
+        """The longest time for which a grant was published as active without a live token."""
         self.excused = False
-        """Whether somebody does something to everybody that explains dead tokens, such as setting the clock."""
+        """Whether a fault explains expired tokens of all grants, such as a changed clock."""
         self._state = state
         self._seen = {name: _Seen() for name in names}
         self._ledger = ledger
         self._lives = lives
-        self._meddled: dict[str, float] = {}
+        self._damage_expected: dict[str, float] = {}
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._looked_at = 0.0
+        self._lives_checked_at = 0.0
+        self._passes = 0
 
     def start(self) -> None:
         """Begin to watch."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Look once more, and end."""
+        """Read once more, and end."""
         self._ending.set()
-        self._thread.join(30)
+        self._thread.join(90)
 
-    def meddle(self, name: str) -> None:
-        """Somebody is about to damage the token file of ``name``."""
-        self._meddled[name] = time.monotonic()
+    def catch_up(self) -> None:
+        """Wait until everything is read that is on the disk at the time of this call."""
+        # A pass may have started before this call: the second one from now starts after it.
+        last = self._passes + 2
+        while self._passes < last and self._thread.is_alive():
+            time.sleep(_PAUSE)
+
+    def expect_damage(self, name: str) -> None:
+        """Expect that a fault damages the token file of ``name``."""
+        self._damage_expected[name] = time.monotonic()
 
     def token(self, name: str) -> TokenFile | None:
-        """Return what was published last."""
+        """Return the last published token."""
         return self._seen[name].token
 
     def record(self, name: str) -> Record | None:
-        """Return what was stored last."""
+        """Return the last stored record."""
         return self._seen[name].record
 
     def _watch(self) -> None:
@@ -87,16 +95,17 @@ class Readers:
         while not ending:
             ending = self._ending.wait(_PAUSE)
             for name, seen in self._seen.items():
-                # First the public file: what it tells is never ahead of the record.
-                self._look_at_token(name, seen)
-                self._look_at_record(name, seen)
-            if time.monotonic() - self._looked_at > _EACH_LIFE:
-                self._look_at_lives()
-                self._looked_at = time.monotonic()
+                # First the token file: it is never newer than the record.
+                self._read_token(name, seen)
+                self._read_record(name, seen)
+            self._passes += 1
+            if time.monotonic() - self._lives_checked_at > _EACH_LIFE:
+                self._check_lives()
+                self._lives_checked_at = time.monotonic()
 
     # --- the token file -------------------------------------------------------------------------------------------
 
-    def _look_at_token(self, name: str, seen: _Seen) -> None:
+    def _read_token(self, name: str, seen: _Seen) -> None:
         path = self._state / f"tokens/{name}.json"
         try:
             stamp, data = _read(path, seen.token_stamp)
@@ -110,11 +119,11 @@ class Readers:
         except TokenFileError as error:
             self._damaged(name, f"the token file cannot be read: {error}", seen)
             return
-        if time.monotonic() - self._meddled.get(name, float("-inf")) > _MEDDLED:
-            self._meddled.pop(name, None)
+        if time.monotonic() - self._damage_expected.get(name, float("-inf")) > _DAMAGE_LASTS:
+            self._damage_expected.pop(name, None)
         if stamp.mode != 0o600:
             self._ledger.journal.violated(name, f"the token file has mode {stamp.mode:o}")
-        self._compare(name, seen.token, token)
+        self._check_token(name, seen.token, token)
         seen.token_stamp, seen.token = stamp, token
         problem = token.error
         self._ledger.journal.note(
@@ -122,19 +131,19 @@ class Readers:
         )
         if problem is not None and problem.code == "in_doubt":
             self._ledger.doubted(name)
-        self._tell_death(name, seen)
+        self._report_end(name, seen)
 
     def _damaged(self, name: str, what: str, seen: _Seen) -> None:
         seen.token_stamp = None
-        if name not in self._meddled:
+        if name not in self._damage_expected:
             self._ledger.journal.violated(name, what)
 
-    def _compare(self, name: str, before: TokenFile | None, now: TokenFile) -> None:
+    def _check_token(self, name: str, before: TokenFile | None, now: TokenFile) -> None:
         violated = self._ledger.journal.violated
         if now.name != name:
             violated(name, "the token file is of another name")
         if now.state == "removed" and name not in self._ledger.removed:
-            violated(name, "published as removed, and nobody has removed it")
+            violated(name, "published as removed, although no person has removed it")
         if before is None:
             return
         if now.generation < before.generation:
@@ -149,7 +158,7 @@ class Readers:
 
     # --- the record -----------------------------------------------------------------------------------------------
 
-    def _look_at_record(self, name: str, seen: _Seen) -> None:
+    def _read_record(self, name: str, seen: _Seen) -> None:
         path = self._state / f"grants/{name}.json"
         try:
             stamp, data = _read(path, seen.record_stamp)
@@ -172,25 +181,25 @@ class Readers:
             self._ledger.stored(name, record.refresh_token.fingerprint(), record.generation)
             if record.doubt is not None:
                 self._ledger.doubted(name)
-        self._tell_death(name, seen)
+        self._report_end(name, seen)
 
-    def _tell_death(self, name: str, seen: _Seen) -> None:
-        """Tell that a grant is dead once the record and what is published of it say the same."""
+    def _report_end(self, name: str, seen: _Seen) -> None:
+        """Report that a grant has ended once record and token file agree."""
         record, token = seen.record, seen.token
         if not isinstance(record, Grant) or not record.dead or record.refresh_token is None:
             return
         if token is not None and token.grant_id == record.grant_id and token.state == "reauthorization_required":
-            words = "" if token.error is None else token.error.description
-            self._ledger.died(name, record.refresh_token.fingerprint(), words)
+            description = "" if token.error is None else token.error.description
+            self._ledger.ended(name, record.refresh_token.fingerprint(), description)
 
     # --- lives ----------------------------------------------------------------------------------------------------
 
-    def _look_at_lives(self) -> None:
+    def _check_lives(self) -> None:
         now = time.monotonic()
         for name, seen in self._seen.items():
             token = seen.token
-            # A token that is said to fail, to wait for a person or to be removed surprises nobody.
-            explained = token is None or token.state != "active" or name in self._meddled or self.excused
+            # A token that is not published as active may have expired.
+            explained = token is None or token.state != "active" or name in self._damage_expected or self.excused
             if explained or (token is not None and token.access_token and self._lives(name, token.access_token)):
                 seen.without_since = None
                 continue
@@ -200,7 +209,7 @@ class Readers:
 
 
 def _read(path: Path, known: _Stamp | None) -> tuple[_Stamp, bytes | None]:
-    """Return what a file holds, nothing where it is ``known``. Raises ``FileNotFoundError``."""
+    """Return the content of a file, ``None`` if it is unchanged since ``known``. Raises ``FileNotFoundError``."""
     with path.open("rb") as file:
         status = os.fstat(file.fileno())
         stamp = _Stamp(status.st_mtime_ns, status.st_ino, status.st_size, stat.S_IMODE(status.st_mode))

@@ -1,4 +1,4 @@
-"""What a soak survived, on one screen for a person."""
+"""The report of a soak test, on one screen."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -6,14 +6,14 @@ from typing import Final, NamedTuple
 
 from tests.faults.soak.journal import Violation, Wait
 
-__all__ = ["Survived", "progress", "screen"]
+__all__ = ["Result", "progress", "text"]
 
 _TRACES: Final = 3
 _LONG: Final = 10.0
 
 
-class Survived(NamedTuple):
-    """The figures of a soak."""
+class Result(NamedTuple):
+    """The figures of a soak test."""
 
     seed: int
     seconds: float
@@ -31,39 +31,39 @@ class Survived(NamedTuple):
     violations: list[Violation]
     missing: list[str]
     calmed: float | None
-    """Seconds until everything was well after the last fault; ``None`` where nobody waited for it."""
+    """Seconds from the last fault until every grant was valid; ``None`` if the soak test did not wait for it."""
 
 
-def screen(survived: Survived) -> str:
+def text(result: Result) -> str:
     """Return the report."""
-    worst = survived.worst
+    worst = result.worst
     lines = [
-        f"{survived.seconds / 60:.1f} minutes, seed {survived.seed}",
-        f"exchanges     {survived.exchanges}, of them {survived.rotations} rotations",
-        f"people        {_counted(survived.acts)}",
-        f"agents        {survived.calls} calls, {survived.failed_calls.total()} failed{_why(survived.failed_calls)}",
-        f"faults        {survived.faults.total()}",
-        *_columns(survived.faults),
-        f"losses        {survived.losses.total()} by nature{_why(survived.losses)}",
-        f"unaccounted   {sum(violation.what.startswith('UNACCOUNTED') for violation in survived.violations)}",
-        f"violations    {len(survived.violations)}",
-        f"worst wait    {worst.seconds:.1f} s without a live token, and no reason told{f' ({worst.name})' if worst.name else ''}",
-        f"daemons       {survived.memory / 1024:.0f} MiB and {survived.files} files at most",
-        "calm          " + ("not waited for" if survived.calmed is None else f"all well after {survived.calmed:.1f} s"),
-        *(f"left out      {missing}" for missing in survived.missing),
+        f"{result.seconds / 60:.1f} minutes, seed {result.seed}",
+        f"exchanges     {result.exchanges}, of them {result.rotations} rotations",
+        f"people        {_counted(result.acts)}",
+        f"agents        {result.calls} calls, {result.failed_calls.total()} failed{_why(result.failed_calls)}",
+        f"faults        {result.faults.total()}",
+        *_columns(result.faults),
+        f"losses        {result.losses.total()} by faults{_why(result.losses)}",
+        f"unaccounted   {sum(violation.what.startswith('UNACCOUNTED') for violation in result.violations)}",
+        f"violations    {len(result.violations)}",
+        f"worst wait    {worst.seconds:.1f} s without a live token while published as active{f' ({worst.name})' if worst.name else ''}",
+        f"daemons       {result.memory / 1024:.0f} MiB and {result.files} files at most",
+        "calm          " + ("not checked" if result.calmed is None else f"all valid after {result.calmed:.1f} s"),
+        *(f"left out      {missing}" for missing in result.missing),
     ]
     if worst.seconds > _LONG:
         lines += ["", f"the worst wait, of {worst.name}:", *worst.trace]
-    for violation in survived.violations[:_TRACES]:
+    for violation in result.violations[:_TRACES]:
         lines += ["", f"VIOLATION {violation.name}: {violation.what}", *violation.trace]
-    lines += [f"VIOLATION {violation.name}: {violation.what}" for violation in survived.violations[_TRACES:]]
+    lines += [f"VIOLATION {violation.name}: {violation.what}" for violation in result.violations[_TRACES:]]
     return "\n".join(lines)
 
 
 def progress(seconds: float, exchanges: int, calls: int, faults: int, losses: int, violations: int) -> str:
-    """Return one line about how it goes."""
+    """Return one line of progress."""
     return (
-        f"{seconds:6.0f} s  {exchanges} exchanges  {calls} calls  {faults} faults  {losses} lost by nature  "
+        f"{seconds:6.0f} s  {exchanges} exchanges  {calls} calls  {faults} faults  {losses} lost by faults  "
         f"{violations} violations"
     )
 

@@ -1,4 +1,4 @@
-"""The servers of a soak: authorization servers that rotate, each with an API that asks it about every token."""
+"""The servers of a soak test: authorization servers that rotate, each with an API that checks every token with it."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -13,26 +13,26 @@ from tests.support.api import API
 from tests.support.oidc import OIDC
 from tests.support.token_server import TokenServer
 
-__all__ = ["Place", "opened"]
+__all__ = ["Site", "running_sites"]
 
 GRACE: Final = 15.0
 
 
 class Authority(Protocol):
-    """An authorization server, and what it knows."""
+    """An authorization server, and the state of its tokens."""
 
     def mint(self) -> dict[str, Any]:
         """Return what ``import`` needs for a new login."""
 
     def lives(self, token: str) -> bool:
-        """Whether an access token is good."""
+        """Whether an access token is valid."""
 
     def revoke(self, token: str) -> None:
         """End an access token before its time."""
 
 
-class _Strict:
-    """oidc-provider: a spent refresh token that comes back ends the whole login."""
+class _StrictServer:
+    """oidc-provider: a second use of a refresh token ends the whole login."""
 
     def __init__(self, server: OIDC) -> None:
         self.token_endpoint = server.endpoints["token_endpoint"]
@@ -50,8 +50,8 @@ class _Strict:
         self._server.end(token)
 
 
-class _Forgiving:
-    """A server that takes a spent refresh token again for a while."""
+class _GraceServer:
+    """A server that accepts a spent refresh token within a grace period."""
 
     def __init__(self, server: TokenServer) -> None:
         self.token_endpoint = server.token_endpoint
@@ -65,8 +65,8 @@ class _Forgiving:
         return self._server.grant(f"client-{self._count}", replay=f"{GRACE:.0f}s")
 
 
-class Place:
-    """An authorization server behind its network, the API that takes its tokens, and the names of its grants."""
+class Site:
+    """An authorization server behind its network, the API that accepts its tokens, and the names of its grants."""
 
     def __init__(self, authority: Authority, network: Network, terms: Terms, names: tuple[str, ...]) -> None:
         self.authority = authority
@@ -76,37 +76,37 @@ class Place:
         self.api = API(lambda token, _: token is not None and self.lives(token))
 
     def lives(self, token: str) -> bool:
-        """Whether an access token is good; no where the server is going away."""
+        """Whether an access token is valid; false if the server does not answer."""
         try:
             return self.authority.lives(token)
         except httpx.HTTPError:
             return False
 
     def login(self, ledger: Ledger, name: str) -> tuple[Login, dict[str, Any]]:
-        """Authorize anew, as a person would in a browser; return the login and what ``import`` needs."""
+        """Authorize a new login, as a person in a browser; return it with the fields for ``import``."""
         fields = self.authority.mint()
         login = ledger.minted(name, self.terms, fields["refresh_token"])
         return login, fields | {"token_endpoint": self.network.proxy.url, "server_url": f"{self.api.origin}/mcp"}
 
 
 @contextmanager
-def opened(ledger: Ledger, seed: int, *, small: bool) -> Iterator[list[Place]]:
-    """Run the servers; ``small``: few and quick ones, for a soak of seconds."""
-    # Life of access tokens in seconds, how many grants, and the share of connections that suffer.
+def running_sites(ledger: Ledger, seed: int, *, small: bool) -> Iterator[list[Site]]:
+    """Run the servers; ``small``: few servers with short lifetimes, for a soak test of seconds."""
+    # Lifetime of access tokens in seconds, number of grants, and share of connections with a fault.
     strict = [(3, 2, 0.1), (5, 2, 0.0)] if small else [(4, 4, 0.1), (8, 4, 0.12), (40, 4, 0.3), (6, 2, 0.0)]
     with ExitStack() as stack:
-        places = []
+        sites = []
         for number, (life, count, share) in enumerate(strict):
-            authority = _Strict(stack.enter_context(OIDC(ledger.vault, accessTokenTtl=life)))
+            authority = _StrictServer(stack.enter_context(OIDC(ledger.vault, accessTokenTtl=life)))
             names = tuple(f"strict{number}-{letter}" for letter in "abcd"[:count])
             network = Network(authority.token_endpoint, ledger, f"{seed} {number}", share)
-            places.append(Place(authority, network, Terms(life), names))
+            sites.append(Site(authority, network, Terms(life), names))
         server = stack.enter_context(TokenServer(lambda _: 6.0, grace=GRACE))
-        forgiving = _Forgiving(server)
+        forgiving = _GraceServer(server)
         network = Network(forgiving.token_endpoint, ledger, f"{seed} forgiving", 0.2)
         names = ("forgiving-a",) if small else ("forgiving-a", "forgiving-b", "forgiving-c", "forgiving-d")
-        places.append(Place(forgiving, network, Terms(6.0, GRACE), names))
-        for place in places:
-            stack.enter_context(place.network.proxy)
-            stack.enter_context(place.api)
-        yield places
+        sites.append(Site(forgiving, network, Terms(6.0, GRACE), names))
+        for site in sites:
+            stack.enter_context(site.network.proxy)
+            stack.enter_context(site.api)
+        yield sites

@@ -1,4 +1,4 @@
-"""A secret does not print (I7)."""
+"""The text of a secret does not appear in output, and is masked in the messages of servers (I7)."""
 
 import pickle
 import traceback
@@ -15,10 +15,10 @@ from tests.support.samples import grant
 TEXT = "s3cret-refresh-token-value"
 
 
-def test_no_way_of_printing_shows_it() -> None:
+def test_no_conversion_to_text_shows_a_secret() -> None:
     """If it failed, one careless f-string would write a refresh token into a log."""
     secret = Secret(TEXT)
-    shown = [repr(secret), str(secret), f"{secret}", f"{secret:>40}", "%s" % secret, repr([secret])]  # noqa: UP031  a way of printing
+    shown = [repr(secret), str(secret), f"{secret}", f"{secret:>40}", "%s" % secret, repr([secret])]  # noqa: UP031  one of the conversions
     shown += [repr(grant(refresh_token=secret, client_secret=secret, access_token=secret))]
     try:
         raise ValueError(secret)
@@ -27,8 +27,8 @@ def test_no_way_of_printing_shows_it() -> None:
     assert not [text for text in shown if TEXT in text]
 
 
-def test_it_goes_into_no_pickle_and_no_json_by_accident() -> None:
-    """If it failed, a library that copies objects to disk would copy the token along."""
+def test_a_secret_cannot_be_pickled_or_encoded_as_json() -> None:
+    """If it failed, a library that writes objects to disk would write the token too."""
     with pytest.raises(TypeError):
         pickle.dumps(Secret(TEXT))
     with pytest.raises(TypeError):
@@ -36,7 +36,7 @@ def test_it_goes_into_no_pickle_and_no_json_by_accident() -> None:
 
 
 def test_equal_texts_are_equal_secrets_with_one_fingerprint() -> None:
-    """If it failed, a refresh token that did not change would count as spent."""
+    """If it failed, a refresh token that did not change would count as used."""
     assert Secret(TEXT) == Secret(TEXT)
     assert Secret(TEXT) != Secret("another")
     assert len({Secret(TEXT), Secret(TEXT)}) == 1
@@ -58,8 +58,8 @@ PARTS = Secret("1//0gAbC/dEf+GhI=jKlMnOpQ/rSt!aB3$dE6*gH9:jK2|xY")
         PARTS.reveal()[3:9],
     ],
 )
-def test_an_echo_cut_split_or_encoded_is_masked_too(echo: str) -> None:
-    """If it failed, a server that quotes half a token would have agents and logs read it."""
+def test_a_part_or_an_encoding_of_a_secret_is_masked_too(echo: str) -> None:
+    """If it failed, a part of a token that a server quotes would appear in logs and in token files."""
     masked = mask(f"the token {echo} is bad", (PARTS,))
     assert masked.startswith("the token [masked]")
     assert masked.endswith("is bad")
@@ -79,14 +79,14 @@ def test_an_echo_cut_split_or_encoded_is_masked_too(echo: str) -> None:
         ("two\r\nlines\x1b[2J", "two lines [2J"),
     ],
 )
-def test_a_servers_words_stay_readable_and_its_tokens_do_not(words: str, kept: str) -> None:
-    """If it failed, a person could not read why a grant died, or anybody could read the token."""
+def test_the_message_of_a_server_stays_readable_and_tokens_in_it_are_masked(words: str, kept: str) -> None:
+    """If it failed, a person could not read why a grant was rejected, or the log would show the token."""
     assert mask(words, (Secret("short-one"), None, Secret(""))) == kept
 
 
 @given(st.text(), st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=8), st.text())
-def test_a_known_secret_is_never_left(before: str, secret: str, after: str) -> None:
-    """If it failed, some surroundings would let a token through."""
+def test_a_known_secret_is_masked_in_any_text(before: str, secret: str, after: str) -> None:
+    """If it failed, a token would be shown if certain characters stand before or after it."""
     masked = mask(f"{before}{secret}{after}", (Secret(secret),))
     assert secret not in masked.replace("[masked]", "\0")
     assert len(masked) <= 303

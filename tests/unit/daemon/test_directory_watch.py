@@ -42,7 +42,7 @@ def test_every_grant_is_changed_at_first_and_none_after_that(directories: Direct
     watch = DirectoryWatch(directories)
     assert watch.changed() == {"linear", "notion"}
     assert watch.changed() == set()
-    assert sorted(watch.names()) == ["linear", "notion"]
+    assert sorted(watch.listing.all) == ["linear", "notion"]
 
 
 def _replace(directories: Directories) -> None:
@@ -57,7 +57,7 @@ def _demand(directories: Directories) -> None:
     (directories.demands / "linear.3").touch()
 
 
-def _leave_an_intent(directories: Directories) -> None:
+def _create_an_intent(directories: Directories) -> None:
     directories.intent("linear").touch()
 
 
@@ -65,7 +65,7 @@ def _publish(directories: Directories) -> None:
     directories.token("linear").write_text("{}")
 
 
-@pytest.mark.parametrize("change", [_replace, _remove, _demand, _leave_an_intent, _publish])
+@pytest.mark.parametrize("change", [_replace, _remove, _demand, _create_an_intent, _publish])
 def test_a_change_is_reported_for_its_grant_only(
     directories: Directories, change: Callable[[Directories], None]
 ) -> None:

@@ -26,9 +26,9 @@ def settings(tmp_path: Path) -> Settings:
     fields = {
         "token_endpoint": "http://127.0.0.1:9/token",
         "client_id": "client",
-        "refresh_token": "a-invalid-refresh-token",
+        "refresh_token": "a-refresh-token-of-the-tests",
         "server_url": "https://mcp.example/mcp",
-        "access_token": "an-invalid-access-token",
+        "access_token": "an-access-token-of-the-tests",
         "expires_in": 3600,
     }
     grant = parse("linear", json.dumps(fields).encode(), clocks.now())
@@ -47,10 +47,10 @@ def daemon(settings: Settings) -> Iterator[Daemon]:
 
 def test_a_pause_doubles_without_an_overflow() -> None:
     """If it failed, a grant that fails all night would end the daemon with an overflow."""
-    pause = _Pause.after(None)
+    pause = _Pause.after(None, fault=True)
     assert pause.times == 1
     for _ in range(5000):
-        pause = _Pause.after(pause)
+        pause = _Pause.after(pause, fault=True)
     assert pause.times == 5001
 
 
@@ -78,8 +78,8 @@ def test_a_grant_that_could_not_be_read_is_inspected_again(daemon: Daemon, monke
     (after,) = daemon._schedule._scheduler.get_jobs()
     assert after.next_run_time < before.next_run_time
     daemon._inspect("linear")
-    (healed,) = daemon._schedule._scheduler.get_jobs()
-    assert healed.next_run_time == before.next_run_time
+    (recovered,) = daemon._schedule._scheduler.get_jobs()
+    assert recovered.next_run_time == before.next_run_time
 
 
 def test_an_internal_error_does_not_end_the_daemon(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -280,7 +280,7 @@ def policy_grant_after_rotation(before: Grant, life: float | None) -> Grant:
 def test_a_demand_shortens_the_first_waits_after_a_failure(
     changes: dict[str, Any], failures: int, waits: float, set_by: float
 ) -> None:
-    """If it failed, after one 503 all calls with a dead token would fail for 15 s, longer than agents wait."""
+    """If it failed, after one 503 all calls with an expired token would fail for 15 s, longer than agents wait."""
     began = at(NOON + 3000)
     failed = failure(
         **({"outcome": "transient", "at": NOON + 3000, "retry_at": NOON + 3060, "moment": began} | changes)
@@ -294,4 +294,4 @@ def test_a_demand_shortens_the_first_waits_after_a_failure(
     assert after(waits - 0.1) is Wait
     assert after(waits + 0.1) is Rotate
     assert after(59.9, demanded=False) is Wait
-    assert after(59.9, msgspec.structs.replace(waiting, refusals=1)) is Wait, "it was refused"
+    assert after(59.9, msgspec.structs.replace(waiting, refusals=1)) is Wait, "a refusal shortens the wait"

@@ -100,7 +100,7 @@ def test_a_rotation_that_revokes_the_token_in_use_comes_later() -> None:
 @pytest.mark.parametrize(
     "known", [{"refuses_early": True}, {"token_endpoint": "https://start.exactonline.nl/api/oauth2/token"}]
 )
-def test_a_server_that_refuses_early_is_asked_at_the_expiry(known: dict[str, Any]) -> None:
+def test_a_server_that_refuses_early_gets_a_request_at_the_expiry(known: dict[str, Any]) -> None:
     """If it failed, every rotation would start with a refusal, and some servers count refusals."""
     assert policy.due_at(grant(**known)) == NOON + 3600
     assert policy.decide(grant(**known), at(NOON + 3590), horizon=70.0) == Wait("not_due", NOON + 3600)
@@ -112,10 +112,10 @@ def test_a_refresh_token_is_not_used_before_its_nbf() -> None:
     for asked in ({}, {"force": True}, {"demanded": True}, {"horizon": 7200.0}):
         assert policy.decide(held, at(NOON + 3000), **asked) == Wait("too_early", NOON + 3540), asked
     assert policy.decide(held, at(NOON + 3540)) == Rotate("due")
-    assert policy.due_at(grant(not_before=NOON)) == policy.due_at(grant()), "one that has passed changes nothing"
+    assert policy.due_at(grant(not_before=NOON)) == policy.due_at(grant()), "an nbf in the past changes the due time"
     # By a clock that was set back it is not used early either.
     assert policy.decide(held, at(NOON - 120)) == Wait("too_early", NOON + 3540)
-    # Nobody waits for a number beyond all reason.
+    # A time far in the future is ignored.
     assert policy.decide(grant(not_before=NOON + 1e9), at(NOON + 3600)) == Rotate("due")
 
 
@@ -125,7 +125,9 @@ def test_a_changed_clock_does_not_make_a_refresh_token_usable() -> None:
     for asked in ({}, {"force": True}, {"demanded": True}):
         assert policy.decide(held, at(NOON + DAY, lasted=3000), **asked) == Wait("too_early", NOON + DAY + 540), asked
     assert policy.decide(held, at(NOON - 30, lasted=3540), force=True) == Rotate("forced")
-    assert policy.decide(held, at(NOON + DAY, boot="boot-2")) == Rotate("due"), "another clock than the wall is meant"
+    assert policy.decide(held, at(NOON + DAY, boot="boot-2")) == Rotate("due"), (
+        "in another boot only the wall clock counts"
+    )
 
 
 WAITED_A_LIFE = failure(outcome="too_early", moment=at(NOON - DAY, lasted=-3600, boot="boot-2"))
@@ -159,7 +161,7 @@ def test_rejections_of_a_demanded_refresh_need_a_person_after_ten() -> None:
     refused, now = grant(refuses_early=True, issued=at(), expires_at=NOON + DAY), at(NOON + 60)
     early = TooEarly(code="invalid_grant", description="400 invalid_grant", refusal=True)
     for times in range(1, 11):
-        refused = apply(refused, early, first_sent=now, last_sent=now, now=now, demanded=True, generation=4)
+        refused = apply(refused, early, sent=now, now=now, demanded=True, generation=4)
         assert (refused.dead, policy.needs_person(refused)) == (False, times == 10)
         assert state_of(refused) == ("failing" if times < 10 else "reauthorization_required")
         rest = policy.decide(refused, now, demanded=True)
@@ -170,9 +172,9 @@ def test_rejections_of_a_demanded_refresh_need_a_person_after_ten() -> None:
             times == 10,
         )
         now = at(now.wall + policy.backoff(refused, times))
-        assert policy.decide(refused, now, demanded=True) == Rotate("demanded"), "nobody asks any more"
-    assert now.wall < NOON + 3600, "a person hears of it too late"
-    assert policy.decide(refused, at(NOON + DAY)) == Rotate("retry"), "it does not mend itself when the token has ended"
+        assert policy.decide(refused, now, demanded=True) == Rotate("demanded"), "it is not retried"
+    assert now.wall < NOON + 3600, "a person is needed too late"
+    assert policy.decide(refused, at(NOON + DAY)) == Rotate("retry"), "it is not retried after the expiry"
 
 
 def test_client_credentials_are_never_in_doubt() -> None:
@@ -185,4 +187,4 @@ def test_a_grant_needs_a_person_after_ten_refusals() -> None:
     assert not policy.needs_person(grant(refusals=9, failure=failure(outcome="client_rejected")))
     refused = grant(refusals=10, failure=failure(outcome="client_rejected"))
     assert policy.needs_person(refused)
-    assert policy.decide(refused, at(NOON + 101)) == Rotate("retry"), "it is not tried any more"
+    assert policy.decide(refused, at(NOON + 101)) == Rotate("retry"), "it is not retried"

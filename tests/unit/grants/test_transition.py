@@ -35,8 +35,8 @@ FAILED: list[Outcome] = [
 ]
 
 
-def _apply(before: Grant, outcome: Outcome, *, demanded: bool = False, **sent: Any) -> Grant:
-    times = {"first_sent": LATER, "last_sent": LATER, "now": LATER} | sent
+def _apply(before: Grant, outcome: Outcome, *, demanded: bool = False, **changed: Any) -> Grant:
+    times = {"sent": LATER, "now": LATER} | changed
     return apply(before, outcome, demanded=demanded, generation=before.generation + 1, **times)
 
 
@@ -82,7 +82,7 @@ def test_a_rotation_replaces_the_tokens_and_clears_the_failure() -> None:
 
 def test_a_lifetime_counts_from_the_sending_of_the_request() -> None:
     """If it failed, tokens of a slow server would seem to expire later than they do."""
-    changed = _apply(grant(), _rotated(), last_sent=at(NOON + 2990), now=at(NOON + 3000))
+    changed = _apply(grant(), _rotated(), sent=at(NOON + 2990), now=at(NOON + 3000))
     assert (changed.issued_at, changed.expires_at) == (NOON + 2990, NOON + 2990 + 3600)
     assert changed.issued == at(NOON + 2990)
 
@@ -115,7 +115,7 @@ def test_a_refresh_token_that_stays_is_not_marked_as_used(fresh: Secret | None) 
 @pytest.mark.parametrize("outcome", [Ambiguous(description="x"), Unreadable(description="x", body=Secret("y"))])
 def test_a_doubt_begins_with_the_sending_of_the_request(outcome: Outcome) -> None:
     """If it failed, the grace period would count from the timeout, and a replay could come after its end."""
-    changed = _apply(grant(), outcome, first_sent=at(NOON + 2980), now=at(NOON + 3000))
+    changed = _apply(grant(), outcome, sent=at(NOON + 2980), now=at(NOON + 3000))
     assert changed.doubt == doubt(at(NOON + 2980))
 
 
@@ -218,12 +218,12 @@ def test_the_longer_wait_counts_up_to_an_hour(retry_after: float | None, least: 
 def test_demanded_rotations_are_counted_until_a_scheduled_one() -> None:
     """If it failed, a server that always answers 401 would use up a grant."""
     early, due = at(NOON + 60), at(NOON + 3000)
-    once = _apply(grant(), _rotated(), demanded=True, last_sent=early, now=early)
+    once = _apply(grant(), _rotated(), demanded=True, sent=early, now=early)
     assert once.demanded == 1
-    twice = _apply(grant(demanded=1), _rotated(), demanded=True, last_sent=early, now=early)
+    twice = _apply(grant(demanded=1), _rotated(), demanded=True, sent=early, now=early)
     assert twice.demanded == 2
-    assert _apply(grant(demanded=2), _rotated(), demanded=True, last_sent=due, now=due).demanded == 0
-    assert _apply(grant(demanded=2), _rotated(), last_sent=early, now=early).demanded == 0
+    assert _apply(grant(demanded=2), _rotated(), demanded=True, sent=due, now=due).demanded == 0
+    assert _apply(grant(demanded=2), _rotated(), sent=early, now=early).demanded == 0
 
 
 @pytest.mark.parametrize("behind", [0.0, 30.0, 86400.0])
@@ -231,14 +231,14 @@ def test_an_early_refusal_is_followed_by_a_wait_with_any_clock(behind: float) ->
     """If it failed, refresher would ask a server that refuses early again and again without a wait."""
     now = at(NOON - behind)
     early = TooEarly(code="invalid_grant", description="too early")
-    changed = _apply(grant(refuses_early=True), early, first_sent=now, last_sent=now, now=now)
+    changed = _apply(grant(refuses_early=True), early, sent=now, now=now)
     decision = policy.decide(changed, at(now.wall + 1))
     assert isinstance(decision, Wait)
     assert decision.reason == "too_early"
     assert decision.until is not None
     assert 5 <= decision.until - now.wall <= 3600
     if behind == 0:
-        assert decision.until == NOON + 3600, "it does not wait for the end of the token"
+        assert decision.until == NOON + 3600, "it does not wait for the expiry"
 
 
 def test_an_early_refusal_keeps_a_rejection() -> None:
@@ -254,4 +254,4 @@ def test_a_success_after_an_early_rejection_marks_the_server() -> None:
     late = failure(outcome="reauthorization_required", at=NOON + 4000, retry_at=None)
     assert not _apply(grant(dead=True, failure=late), _rotated()).refuses_early
     assert not _apply(grant(dead=True, failure=refused, expires_at=None), _rotated()).refuses_early
-    assert _apply(grant(refuses_early=True), _rotated()).refuses_early, "it was forgotten"
+    assert _apply(grant(refuses_early=True), _rotated()).refuses_early, "the observation is lost"

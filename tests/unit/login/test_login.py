@@ -16,9 +16,10 @@ from refresher.grants.record import Login
 from refresher.login import pages
 from refresher.login.authorization_request import AuthorizationRequest, ForeignRedirect, new_authorization_request
 from refresher.login.discovery import Server
-from refresher.login.error_advice import advice
 from refresher.login.loopback import Loopback
 from refresher.login.options import LoginOptions, completed, validated
+from refresher.login.token_request import advice
+from tests.support.command import wait_until
 from tests.support.samples import grant
 
 STATE = "state-of-this-login"
@@ -64,8 +65,10 @@ def test_invalid_options_are_refused_before_the_login_begins(asked: dict[str, An
     assert "secret-word" not in str(caught.value)
 
 
-GIVEN = Login(client="given", endpoints_given=True, authorization_endpoint=f"{ISSUER}/authorize", way="device")
-SAID = Login(
+ENDPOINTS_GIVEN = Login(
+    client="given", endpoints_given=True, authorization_endpoint=f"{ISSUER}/authorize", way="device"
+)
+OPTIONS = Login(
     client="given",
     issuer_given=True,
     scope="read offline_access",
@@ -79,22 +82,26 @@ SAID = Login(
     [
         (None, {}, {"url": URL}),
         (
-            SAID,
+            OPTIONS,
             {},
-            {"url": URL, "issuer": ISSUER, "scope": SAID.scope, "resource": "none", "params": SAID.params},
+            {"url": URL, "issuer": ISSUER, "scope": OPTIONS.scope, "resource": "none", "params": OPTIONS.params},
         ),
         (
-            SAID,
+            OPTIONS,
             {"scope": "write", "issuer": "https://another.example"},
             {"url": URL, "issuer": "https://another.example", "scope": "write"},
         ),
-        (GIVEN, {}, {"url": URL, "way": "device", "token_endpoint": "https://as.example/token", "issuer": ISSUER}),
-        (GIVEN, {"issuer": ISSUER}, {"url": URL, "way": "device", "issuer": ISSUER, "token_endpoint": None}),
+        (
+            ENDPOINTS_GIVEN,
+            {},
+            {"url": URL, "way": "device", "token_endpoint": "https://as.example/token", "issuer": ISSUER},
+        ),
+        (ENDPOINTS_GIVEN, {"issuer": ISSUER}, {"url": URL, "way": "device", "issuer": ISSUER, "token_endpoint": None}),
         # For another server, no option of the stored login may be used.
-        (SAID, {"url": "https://other.example/mcp"}, {"url": "https://other.example/mcp", "issuer": None}),
-        (GIVEN, {"url": "https://other.example"}, {"token_endpoint": None, "way": None, "issuer": None}),
-        (SAID, {"url": "https://other.example"}, {"scope": None, "resource": None, "params": ()}),
-        (GIVEN, {"url": "https://mcp.example/other"}, {"url": "https://mcp.example/other", "way": "device"}),
+        (OPTIONS, {"url": "https://other.example/mcp"}, {"url": "https://other.example/mcp", "issuer": None}),
+        (ENDPOINTS_GIVEN, {"url": "https://other.example"}, {"token_endpoint": None, "way": None, "issuer": None}),
+        (OPTIONS, {"url": "https://other.example"}, {"scope": None, "resource": None, "params": ()}),
+        (ENDPOINTS_GIVEN, {"url": "https://mcp.example/other"}, {"url": "https://mcp.example/other", "way": "device"}),
     ],
 )
 def test_a_login_is_repeated_with_the_same_options(
@@ -109,17 +116,17 @@ def test_a_login_is_repeated_with_the_same_options(
 # --- the redirect --------------------------------------------------------------------------------------------------
 
 
-def asking(**changes: Any) -> AuthorizationRequest:
+def authorization(**changes: Any) -> AuthorizationRequest:
     """Return an authorization request with a known state."""
     server = msgspec.structs.replace(SERVER, **changes)
-    made = new_authorization_request(server, grant(), redirect_uri="http://127.0.0.1:9/callback", scope=None, params=())
+    made = new_authorization_request(server, grant(), redirect_uri="http://127.0.0.1:9/callback", params=())
     return msgspec.structs.replace(made, state=Secret(STATE))
 
 
 @pytest.mark.parametrize("form", ["http://127.0.0.1:9/callback?{}", "?{}", "{}"])
 def test_a_redirect_is_read_in_each_form_that_a_person_can_paste(form: str) -> None:
     """If it failed, a person who pastes the address of the browser could not log in."""
-    made = asking()
+    made = authorization()
     assert made.token_request(form.format(f"code=the%20code&state={STATE}&more=1")) == {
         "grant_type": "authorization_code",
         "code": "the code",
@@ -150,7 +157,7 @@ def test_a_redirect_is_read_in_each_form_that_a_person_can_paste(form: str) -> N
 def test_a_redirect_with_another_state_is_foreign(redirect: str) -> None:
     """If it failed, an attacker could end a login or inject a code, or invalid input would end it."""
     with pytest.raises(ForeignRedirect):
-        asking().token_request(redirect)
+        authorization().token_request(redirect)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +186,7 @@ def test_a_redirect_gives_a_code_or_the_matching_error(
     query: str, sends_iss: bool, error: type[RefresherError] | None, words: str
 ) -> None:
     """If it failed, a code of another server would be redeemed, or a message would not say what to do."""
-    made = asking(sends_iss=sends_iss)
+    made = authorization(sends_iss=sends_iss)
     redirect = f"state={STATE}&{query}"
     if error is None:
         assert made.token_request(redirect)["code"] == "x"
@@ -198,18 +205,17 @@ def test_a_redirect_gives_a_code_or_the_matching_error(
 def test_a_server_without_pkce_is_refused(changes: dict[str, Any], words: str) -> None:
     """If it failed, an attacker who sees the code could redeem it."""
     with pytest.raises(LoginRefused, match=words):
-        asking(**changes)
+        authorization(**changes)
 
 
 def test_an_authorization_request_has_all_its_parameters() -> None:
     """If it failed, a server would refuse the login, or issue no refresh token."""
     server = msgspec.structs.replace(SERVER, authorization_endpoint=f"{ISSUER}/authorize?tenant=a%20b")
-    client = grant(resource="https://MCP.example/mcp", send_resource=None)
+    client = grant(resource="https://MCP.example/mcp", send_resource=None, asked_scope="read offline_access")
     made = new_authorization_request(
         server,
         client,
         redirect_uri="http://127.0.0.1:9/callback",
-        scope="read offline_access",
         params=(("access_type", "offline"), ("prompt", "login consent")),
     )
     asked = httpx.URL(made.url).params
@@ -239,16 +245,16 @@ def test_advice_is_a_sentence(code: str) -> None:
 
 
 class Listening:
-    """A listener that accepts a query with "state=good" at its end; ``heard`` are all queries."""
+    """A listener that accepts a query with "state=good" at its end; ``received``: all queries."""
 
     def __init__(self, redirect_uri: str | None = None) -> None:
-        self.heard: list[str] = []
+        self.received: list[str] = []
         self.loopback = Loopback(redirect_uri)
         self.loopback.accept = self._take
-        self.http = httpx.Client(trust_env=False, timeout=30)
+        self.http = httpx.Client(trust_env=False, timeout=90)
 
     def _take(self, query: str) -> str | None:
-        self.heard.append(query)
+        self.received.append(query)
         return None if query.endswith("state=good") else pages.foreign_redirect()
 
     def get(self, query: str, **headers: str) -> httpx.Response:
@@ -272,24 +278,24 @@ def test_foreign_requests_are_refused_and_the_login_goes_on(listening: Listening
     assert listening.get("?state=good", Host="attacker.example").status_code == 404
     assert listening.get("?state=good", Host=f"attacker.example:{root.rpartition(':')[2]}").status_code == 404
     assert listening.http.post(loopback.redirect_uri, params={"state": "good"}).status_code == 501
-    assert listening.heard == []
+    assert listening.received == []
     answer = listening.get("?state=bad")
     assert (answer.status_code, answer.text) == (400, pages.foreign_redirect())
     loopback.show(pages.done("linear", renewable=True))
     assert listening.get("?code=x&state=good").text == pages.done("linear", renewable=True)
-    assert listening.heard == ["state=bad", "code=x&state=good"]
+    assert listening.received == ["state=bad", "code=x&state=good"]
 
 
 def test_two_redirects_get_one_page(listening: Listening) -> None:
     """If it failed, a browser that sends the redirect twice would show an error for a successful login."""
     texts: list[str] = []
-    asking = [threading.Thread(target=lambda: texts.append(listening.get("?state=good").text)) for _ in range(2)]
-    for thread in asking:
+    requests = [threading.Thread(target=lambda: texts.append(listening.get("?state=good").text)) for _ in range(2)]
+    for thread in requests:
         thread.start()
     listening.loopback.show(pages.done("linear", renewable=True))
     listening.loopback.show(pages.failed("it came too late"))
-    for thread in asking:
-        thread.join(30)
+    for thread in requests:
+        thread.join(90)
     assert texts == [pages.done("linear", renewable=True)] * 2
 
 
@@ -312,30 +318,32 @@ def test_silent_connections_do_not_delay_the_login() -> None:
 
 
 def test_an_interrupted_login_leaves_no_browser_waiting() -> None:
-    """If it failed, the browser would load for ever, or the port would stay in use."""
+    """If it failed, the browser would load without end, or the port would stay in use."""
     texts: list[str] = []
     made = Listening()
     with made.http:
         with made.loopback:
             thread = threading.Thread(target=lambda: texts.append(made.get("?state=good").text))
             thread.start()
-            while not made.heard:
-                pass
-        thread.join(30)
+            wait_until(lambda: bool(made.received), "the redirect has arrived")
+        thread.join(90)
     assert texts == [pages.failed("the login was interrupted")]
-    Loopback(made.loopback.redirect_uri)._server.server_close()
+    Loopback(made.loopback.redirect_uri).server_close()
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "[::1]"])
 def test_the_listener_is_on_loopback_at_the_registered_address(host: str) -> None:
     """If it failed, another machine could send a code, or the registered redirect address would not work."""
-    free = Loopback()
-    port = free._server.server_address[1]
-    free._server.server_close()
-    made = Listening(f"http://{host}:{port}/come/back")
+    # A socket that is bound and does not listen keeps other processes off the port; the listener can still use it.
+    address = "::1" if host == "[::1]" else "127.0.0.1"
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as reserved:
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reserved.bind((address, 0))
+        port = reserved.getsockname()[1]
+        made = Listening(f"http://{host}:{port}/come/back")
     with made.loopback, made.http:
         made.loopback.show(pages.done("linear", renewable=True))
-        assert made.loopback._server.server_address[0] == ("::1" if host == "[::1]" else "127.0.0.1")
+        assert made.loopback.server_address[0] == address
         assert made.get("?state=good").text == pages.done("linear", renewable=True)
         with pytest.raises(ConfigError, match=f"port {port}: .*; choose another --port"):
             Loopback(made.loopback.redirect_uri)
@@ -343,7 +351,7 @@ def test_the_listener_is_on_loopback_at_the_registered_address(host: str) -> Non
 
 PAGES = {
     "done": pages.done("linear", renewable=True),
-    "declined": pages.declined("the login was declined in the browser (<script>alert(1)</script>)"),
+    "declined": pages.failed("the login was declined in the browser (<script>alert(1)</script>)", declined=True),
     "failed": pages.failed('</main><img src=x onerror="alert(1)">'),
     "not_ours": pages.foreign_redirect(),
 }

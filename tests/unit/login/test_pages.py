@@ -13,7 +13,7 @@ from refresher.login import pages
             pages.failed("the login <b>was</b> interrupted"),
             "<p>The login &lt;b&gt;was&lt;/b&gt; interrupted.</p>",
         ),
-        (pages.declined("the login was declined"), "<p>The login was declined.</p>"),
+        (pages.failed("the login was declined", declined=True), "<p>The login was declined.</p>"),
         (
             pages.done("linear", renewable=True),
             "<p>The login linear is stored. &#x27;refresher run&#x27; keeps it fresh.</p>",

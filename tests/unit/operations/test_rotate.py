@@ -49,7 +49,7 @@ def issued(monkeypatch: pytest.MonkeyPatch) -> None:
             refresh_token=Secret("new-refresh"),
             scope=None,
         )
-        return TokenRequestResult(outcome=tokens, first_sent=sent, last_sent=sent, raw=Secret(ANSWER))
+        return TokenRequestResult(outcome=tokens, sent=sent, raw=Secret(ANSWER))
 
     monkeypatch.setattr(rotation, "request_tokens", request)
 
@@ -129,7 +129,7 @@ def test_a_refused_token_that_is_not_in_the_record_any_more_ends_no_grant(
         put(state.record("linear"), other)  # a person copies a file into its place, without the lock
         sent = clocks.now()
         refusal = GrantRejected(code="invalid_grant", description="the server refuses it")
-        return TokenRequestResult(outcome=refusal, first_sent=sent, last_sent=sent)
+        return TokenRequestResult(outcome=refusal, sent=sent)
 
     monkeypatch.setattr(rotation, "request_tokens", refuse)
     assert _rotate(state, force=True).outcome != "reauthorization_required"

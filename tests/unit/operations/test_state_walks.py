@@ -1,4 +1,4 @@
-"""Walks of the state machine that chance takes too seldom, each by name (``tests.unit.operations.test_state_machine``)."""
+"""Walks of ``tests.unit.operations.test_state_machine`` that random draws reach too rarely."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -10,17 +10,17 @@ import pytest
 from refresher.grants import policy
 from tests.support.logins import Login
 from tests.support.model_server import Ways
-from tests.support.onlooker import SLOWEST
-from tests.support.played_clock import DAY, HOUR, MINUTE, Happening
-from tests.support.played_network import Trouble
+from tests.support.observer import SLOWEST
+from tests.support.simulated_clock import DAY, HOUR, MINUTE, Happening
+from tests.support.simulated_network import Trouble
 from tests.unit.operations.test_state_machine import Machine
 
 LOST = Trouble("lost on the way back")
 STRICT = Ways(
     rotates=True, grace=0.0, life=HOUR, tells_life=True, ends_access=False, early="allowed", resource="ignored"
 )
-FOR_EVER = STRICT._replace(grace=None)
-HALF_A_MINUTE = STRICT._replace(grace=30.0)
+UNLIMITED = STRICT._replace(grace=None)
+THIRTY_SECONDS = STRICT._replace(grace=30.0)
 FIVE_SECONDS = STRICT._replace(grace=5.0)
 
 Begin = Callable[..., Machine]
@@ -28,7 +28,7 @@ Begin = Callable[..., Machine]
 
 @pytest.fixture
 def begin() -> Iterator[Begin]:
-    """Import a login at a server with such ways, configured so."""
+    """Import a login at a server with the given behavior and configuration."""
     with ExitStack() as ends:
 
         def start(ways: Ways, **configured: Any) -> Machine:
@@ -41,42 +41,42 @@ def begin() -> Iterator[Begin]:
         yield start
 
 
-def test_an_answer_that_is_read_after_a_sleep_is_judged_by_when_it_was_asked(begin: Begin) -> None:
-    """If it failed, a laptop closed at the wrong second would call a person to a login that lives."""
+def test_an_answer_that_is_read_after_a_sleep_counts_from_its_request(begin: Begin) -> None:
+    """If it failed, a laptop that sleeps during a refresh would need a new login although the old one is valid."""
     walk = begin(STRICT._replace(early="mistaken for dead"), refuses_early=True)
     walk.host.act(force=True, troubles=(Trouble(waiting=Happening("sleeps", 8 * HOUR)),))
-    walk.only_the_dead_are_dead()
+    walk.only_a_login_that_its_server_ended_is_dead()
 
 
-def test_a_verdict_that_comes_a_moment_before_the_end_is_mistaken(begin: Begin) -> None:
-    """If it failed, a server that counts from its own answer would cost a person a login at some expiry."""
+def test_a_rejection_just_before_the_expiry_does_not_end_the_login(begin: Begin) -> None:
+    """If it failed, a server that counts the lifetime from its answer would sometimes end a login at the expiry."""
     walk = begin(STRICT._replace(early="mistaken for dead"), refuses_early=True)
-    walk.the_daemon_wakes_when_it_planned_to((Trouble(travels=SLOWEST),))
-    walk.the_daemon_wakes_when_it_planned_to(())
-    walk.only_the_dead_are_dead()
+    walk.the_daemon_rotates_on_schedule((Trouble(travels=SLOWEST),))
+    walk.the_daemon_rotates_on_schedule(())
+    walk.only_a_login_that_its_server_ended_is_dead()
 
 
-def test_a_doubt_that_seems_to_lie_in_the_future_ends(begin: Begin) -> None:
-    """If it failed, a dead battery would stop a grant in doubt for as long as the clock was set back."""
-    walk = begin(FOR_EVER, replay=0.0)
+def test_a_doubt_in_the_future_ends(begin: Begin) -> None:
+    """If it failed, a clock that was reset by a dead battery would stop a grant in doubt for that time."""
+    walk = begin(UNLIMITED, replay=0.0)
     walk.host.act(force=True, troubles=(LOST,))
     walk.the_machine_reboots(seconds=MINUTE, loses_mark=False, shift=-DAY)
-    walk.all_is_well_for_a_while(cron=False, used=False)
+    walk.the_login_recovers_in_limited_time(cron=False, used=False)
 
 
-def test_no_grace_is_counted_by_a_clock_that_stood_still(begin: Begin) -> None:
-    """If it failed, a reboot without a battery would revoke a live access token with a replay long after its grace."""
-    walk = begin(HALF_A_MINUTE)
+def test_a_grace_period_does_not_count_by_a_clock_that_stopped(begin: Begin) -> None:
+    """If it failed, after a reboot without a battery a replay after the grace period would revoke a live access token."""
+    walk = begin(THIRTY_SECONDS)
     walk.host.act(force=True, troubles=(LOST, Trouble("unreachable")))
     walk.the_machine_reboots(seconds=5 * MINUTE, loses_mark=False, shift=None)
     walk.host.act(force=True)
 
 
-def test_a_grace_counts_from_the_first_loss(begin: Begin) -> None:
-    """If it failed, replay after replay would go on when the grace is long over, and revoke a live access token."""
-    walk = begin(HALF_A_MINUTE)
+def test_a_grace_period_counts_from_the_first_lost_answer(begin: Begin) -> None:
+    """If it failed, replays would continue after the grace period, and revoke a live access token."""
+    walk = begin(THIRTY_SECONDS)
     walk.host.act(force=True, troubles=(LOST, LOST))
-    walk.nothing_works_for_a_while("error before", 5)
+    walk.an_outage_lasts_for_several_attempts("error before", 5)
     walk.host.act(force=True)
 
 
@@ -89,27 +89,27 @@ def test_a_grace_counts_from_the_first_loss(begin: Begin) -> None:
     ids=["waiting", "connecting"],
 )
 def test_a_replay_that_would_come_too_late_is_not_sent(begin: Begin, troubles: tuple[Trouble, ...]) -> None:
-    """If it failed, a replay that takes its time on the way would arrive after the grace and revoke a live token."""
+    """If it failed, a slow replay would arrive after the grace period, and revoke a live access token."""
     begin(FIVE_SECONDS).host.act(force=True, troubles=troubles)
 
 
-def test_a_resource_that_was_refused_for_a_while_is_sent_again(begin: Begin) -> None:
-    """If it failed, one bad answer would make a server that wants ``resource`` refuse for ever."""
-    walk = begin(FOR_EVER._replace(resource="required"), resource="https://mcp.example/mcp", replay=0.0)
+def test_a_resource_that_was_refused_once_is_sent_again(begin: Begin) -> None:
+    """If it failed, one wrong answer of a server that requires ``resource`` would make all later requests fail."""
+    walk = begin(UNLIMITED._replace(resource="required"), resource="https://mcp.example/mcp", replay=0.0)
     walk.host.act(force=True, troubles=(Trouble("resource refused"),))
-    walk.all_is_well_for_a_while(cron=False, used=True)
+    walk.the_login_recovers_in_limited_time(cron=False, used=True)
     assert not walk.host.record.resource_refused
 
 
-def test_a_resource_that_was_refused_stays_away(begin: Begin) -> None:
-    """If it failed, every other rotation at such a server would be refused, and wait for the end of the token."""
-    walk = begin(FOR_EVER._replace(resource="refused"), resource="https://mcp.example/mcp", replay=0.0)
-    walk.all_is_well_for_a_while(cron=False, used=False)
+def test_a_resource_that_is_always_refused_is_not_sent_again(begin: Begin) -> None:
+    """If it failed, every other rotation at such a server would be refused, and wait until the token expires."""
+    walk = begin(UNLIMITED._replace(resource="refused"), resource="https://mcp.example/mcp", replay=0.0)
+    walk.the_login_recovers_in_limited_time(cron=False, used=False)
     assert walk.host.record.resource_refused
 
 
-def test_whoever_waited_for_the_lock_takes_what_is_there(begin: Begin) -> None:
-    """If it failed, two crons that meet would rotate twice: the horizon of the second is longer than a token lives."""
+def test_a_process_that_waited_for_the_lock_adopts_the_rotation_of_the_other(begin: Begin) -> None:
+    """If it failed, two cron jobs at once would rotate twice, because the horizon of the second exceeds the lifetime."""
     walk = begin(STRICT)
     seen = walk.host.record.generation
     walk.host.act(force=True, troubles=(Trouble(waiting=Happening("passes", 4.0)),))
@@ -117,43 +117,43 @@ def test_whoever_waited_for_the_lock_takes_what_is_there(begin: Begin) -> None:
     assert walk.host.record.generation == seen + 1
 
 
-def test_a_doubt_does_not_end_by_a_clock_that_was_set(begin: Begin) -> None:
-    """If it failed, setting the clock ahead would revoke a live access token with the refresh token in doubt."""
+def test_a_doubt_does_not_end_when_the_clock_is_set_ahead(begin: Begin) -> None:
+    """If it failed, after the clock is set ahead, a refresh token in doubt would be sent and revoke a live access token."""
     walk = begin(STRICT)
     walk.host.act(force=True, troubles=(LOST,))
     walk.time(Happening("is set", DAY))
     walk.host.act(force=True)
 
 
-def test_a_profile_says_that_a_verdict_is_mistaken(begin: Begin) -> None:
-    """If it failed, the first impatient person would lose a login at a server that is known to refuse early."""
+def test_an_early_rejection_of_a_server_whose_profile_says_so_does_not_end_the_login(begin: Begin) -> None:
+    """If it failed, a forced rotation would end the login at a server that is known to refuse early."""
     walk = begin(STRICT._replace(early="mistaken for dead"), issuer="https://hh.ru", replay=msgspec.UNSET)
-    walk.somebody_forces_it(())
-    walk.only_the_dead_are_dead()
+    walk.run_once_with_force(())
+    walk.only_a_login_that_its_server_ended_is_dead()
 
 
-def test_a_person_is_told_and_the_trying_goes_on(begin: Begin) -> None:
-    """If it failed, a server that refuses for hours and then thinks better of it would need a person all the same."""
+def test_a_grant_that_needs_a_person_is_still_retried(begin: Begin) -> None:
+    """If it failed, a login would need a person after its server refused for hours and then accepts it again."""
     walk = begin(STRICT)
-    walk.nothing_works_for_a_while("refused", 11)
+    walk.an_outage_lasts_for_several_attempts("refused", 11)
     assert policy.needs_person(walk.host.record)
-    walk.all_is_well_for_a_while(cron=False, used=False)
+    walk.the_login_recovers_in_limited_time(cron=False, used=False)
     assert not policy.needs_person(walk.host.record)
 
 
-def test_a_refused_resource_is_not_left_out_while_a_token_lives(begin: Begin) -> None:
-    """If it failed, a server that spends the refresh token before it looks would revoke a live access token."""
+def test_a_refused_resource_is_not_omitted_while_the_token_is_valid(begin: Begin) -> None:
+    """If it failed, a server that uses up the refresh token before its checks would revoke a live access token."""
     walk = begin(STRICT._replace(resource="refused once spent"), resource="https://mcp.example/mcp")
     walk.host.act(force=True)
 
 
-def test_what_a_person_says_of_a_server_overrules_its_profile(begin: Begin) -> None:
-    """If it failed, a server that has given up its grace could not be told to refresher before the next release."""
+def test_a_setting_overrides_a_profile(begin: Begin) -> None:
+    """If it failed, a server that no longer has a grace period would lose logins until the next release of refresher."""
     begin(STRICT, issuer="https://linear.app", replay=0.0).host.act(force=True, troubles=(LOST,))
 
 
-def test_what_was_saved_before_a_kill_is_in_no_doubt(begin: Begin) -> None:
-    """If it failed, a kill after the rename would keep a healthy grant from its next rotation until its token ends."""
-    walk = begin(FOR_EVER._replace(rotates=False), replay=0.0)
+def test_an_answer_that_was_saved_before_a_kill_is_not_in_doubt(begin: Begin) -> None:
+    """If it failed, after a kill behind the rename a healthy grant would not rotate until its token expires."""
+    walk = begin(UNLIMITED._replace(rotates=False), replay=0.0)
     walk.host.act(force=True, troubles=(Trouble("killed once it saved"),))
     walk.host.act()

@@ -1,9 +1,9 @@
 """The work queue: parallel rotations and the limits of a server."""
 
 import threading
-import time
 from collections import Counter
 from queue import SimpleQueue
+from types import SimpleNamespace
 
 import pytest
 
@@ -37,7 +37,7 @@ def test_the_limits_hold_and_a_server_that_hangs_delays_no_other() -> None:
             for key in (server, "all"):
                 most[key] = max(most[key], running[key])
         if server == "hanging":
-            release.wait(30)
+            release.wait(90)
         with lock:
             running[server] -= 1
             running["all"] -= 1
@@ -50,7 +50,7 @@ def test_the_limits_hold_and_a_server_that_hangs_delays_no_other() -> None:
     runner.start()
     wait_until(lambda: len([server for server in finished if server != "hanging"]) == 200, "all others are done")
     release.set()
-    runner.join(30)
+    runner.join(90)
     assert results == [[job for _, job in jobs]], "the results are not in the order of the jobs"
     assert most["hanging"] == MAX_PER_SERVER
     assert most["all"] <= MAX_RUNNING
@@ -83,29 +83,32 @@ def test_every_job_returns_a_result_after_a_stop() -> None:
 
 
 def test_requests_beyond_a_burst_are_spread() -> None:
-    """If it failed, a server would take a restart with a thousand grants for an attack."""
+    """If it failed, a server would treat a restart with a thousand grants as an attack."""
     limit = RateLimit()
     now = 100.0
-    asked: list[float] = []
-    while len(asked) < BURST + 100:
+    sent: list[float] = []
+    while len(sent) < BURST + 100:
         now = max(now, limit.next_at(now))
         limit.take(now)
-        asked.append(now)
-    assert asked[BURST - 1] == 100.0
-    assert asked[-1] == pytest.approx(100.0 + 100 / RATE)
+        sent.append(now)
+    assert sent[BURST - 1] == 100.0
+    assert sent[-1] == pytest.approx(100.0 + 100 / RATE)
     assert limit.next_at(now + 3600) == now + 3600
     limit.hold(now + 7200)
     assert limit.next_at(now + 3600) == now + 7200
 
 
-def test_a_server_at_its_limit_does_not_delay_another_and_all_its_jobs_run() -> None:
+def test_a_server_at_its_limit_does_not_delay_another_and_all_its_jobs_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """If it failed, the many grants of one server would delay others, or some would never be rotated."""
+    # A fake clock, because on a busy machine the real limit would be over before the other server has its turn.
+    now = 1000.0
+    monkeypatch.setattr(work_queue, "time", SimpleNamespace(monotonic=lambda: now))
     ended: SimpleQueue[Finished[str, str]] = SimpleQueue()
     queue: WorkQueue[str, str] = WorkQueue(lambda job: job, ended.put)
     for number in range(BURST + 5):
         queue.put("many", f"many-{number}")
     queue.put("held", "held-0")
-    queue.hold("held", time.monotonic() + 3600)
+    queue.hold("held", now + 3600)
     done: list[str] = []
 
     def turn() -> bool:
@@ -119,7 +122,8 @@ def test_a_server_at_its_limit_does_not_delay_another_and_all_its_jobs_run() -> 
     wait_until(lambda: turn() or len(done) >= BURST, "the burst is over")
     queue.put("other", "other-0")
     wait_until(lambda: turn() or "other-0" in done, "the job of the other server has run")
-    assert len(done) < BURST + 6, "the limit does not hold"
+    assert len(done) == BURST + 1, "the limit does not hold"
+    now += 5 / RATE
     wait_until(turn, "all jobs have run")
     assert "held-0" not in done
     assert sorted(done) == sorted([*(f"many-{number}" for number in range(BURST + 5)), "other-0"])
@@ -130,25 +134,25 @@ def test_a_slow_server_gets_one_job_at_a_time_until_it_is_fast(monkeypatch: pyte
     monkeypatch.setattr(work_queue, "_SLOW", 0.0)
     ended: SimpleQueue[Finished[int, int]] = SimpleQueue()
     release = threading.Semaphore(0)
-    queue: WorkQueue[int, int] = WorkQueue(lambda job: (release.acquire(timeout=30) and job) or job, ended.put)
+    queue: WorkQueue[int, int] = WorkQueue(lambda job: (release.acquire(timeout=90) and job) or job, ended.put)
     for number in range(20):
         queue.put("slow", number)
     queue.start_jobs()
     assert len(queue.running()) == MAX_PER_SERVER
     for _ in range(MAX_PER_SERVER):
         release.release()
-        queue.done(ended.get(timeout=30))
+        queue.done(ended.get(timeout=90))
         queue.start_jobs()
     assert len(queue.running()) == 1
     monkeypatch.setattr(work_queue, "_SLOW", 1e9)
     release.release()
-    queue.done(ended.get(timeout=30))
+    queue.done(ended.get(timeout=90))
     queue.start_jobs()
     assert len(queue.running()) == MAX_PER_SERVER, "the server was fast, and still counts as slow"
     assert queue.drop_waiting()
     while queue.running():
         release.release()
-        queue.done(ended.get(timeout=30))
+        queue.done(ended.get(timeout=90))
 
 
 def test_a_job_that_is_put_first_starts_first() -> None:
@@ -162,4 +166,4 @@ def test_a_job_that_is_put_first_starts_first() -> None:
     assert "demanded" in queue.running()
     assert sorted(queue.drop_waiting()) == ["10", "11", "12", "7", "8", "9"]
     while queue.running():
-        queue.done(ended.get(timeout=30))
+        queue.done(ended.get(timeout=90))

@@ -86,7 +86,7 @@ def test_no_spill_is_written_where_others_can_read_it(state: Directories, attemp
     state.spill.mkdir()
     state.spill.chmod(0o750)
     with pytest.raises(OSError, match="not a private directory"):
-        attempt._write_spill(b"a new record")
+        attempt._spill_file(attempt._spill, b"a new record")
     assert list(state.spill.iterdir()) == []
 
 

@@ -1,4 +1,4 @@
-"""Whatever a disk gives back, a parser reads what was written, or refuses it in its own words."""
+"""Each parser of a file returns what was written, or raises its own error, for any damage to the file."""
 
 import json
 from collections.abc import Callable
@@ -34,8 +34,8 @@ IMPORT = {
     "access_token": "an-access-token",
 }
 
-# What flipped bits do not make in a lifetime.
-NASTY = [
+# Values that random damage would almost never produce.
+EXTREME = [
     b"NaN",
     b"-Infinity",
     b"1e999",
@@ -65,10 +65,10 @@ NASTY = [
 
 
 def mutants(whole: bytes) -> st.SearchStrategy[bytes]:
-    """Return what a disk, a crash or an editor may make of ``whole``, and bytes that have nothing to do with it."""
+    """Return ``whole`` with the damage that a disk, a crash or an editor can cause, and unrelated bytes."""
     place = st.integers(0, len(whole))
     commas = [index + 1 for index, byte in enumerate(whole) if byte in b"{,:"]
-    nasty = st.sampled_from(NASTY) | st.binary(max_size=8)
+    extreme = st.sampled_from(EXTREME) | st.binary(max_size=8)
 
     def flipped(places: list[tuple[int, int]]) -> bytes:
         data = bytearray(whole)
@@ -83,17 +83,17 @@ def mutants(whole: bytes) -> st.SearchStrategy[bytes]:
         st.lists(st.tuples(st.integers(0, len(whole) - 1), st.integers(0, 7)), min_size=1, max_size=3).map(flipped),
         place.map(lambda end: whole[:end]),
         place.map(lambda end: whole[:end] + bytes(4096)),
-        st.builds(spliced, place, st.integers(0, 40), nasty),
-        st.builds(spliced, st.sampled_from(commas), st.integers(0, 3), nasty),
+        st.builds(spliced, place, st.integers(0, 40), extreme),
+        st.builds(spliced, st.sampled_from(commas), st.integers(0, 3), extreme),
         st.sampled_from([whole * 2, whole.decode().encode("utf-16"), b"\xef\xbb\xbf" + whole]),
         st.binary(),
-        nasty,
+        extreme,
     )
 
 
 @pytest.mark.parametrize("record", [GRANT, TOMBSTONE], ids=["grant", "tombstone"])
-def test_a_record_comes_back_as_it_was_or_not_at_all(record: Tombstone) -> None:
-    """If it failed, a damaged record would be believed, or keep every other grant from its rotation."""
+def test_a_record_is_read_unchanged_or_refused(record: Tombstone) -> None:
+    """If it failed, a damaged record would be used, or would stop the rotation of all other grants."""
     whole, checksum = encode(record)
 
     @given(mutants(whole))
@@ -108,8 +108,8 @@ def test_a_record_comes_back_as_it_was_or_not_at_all(record: Tombstone) -> None:
 
 
 @pytest.mark.parametrize("mark", [Mark.UNSENT, Mark.SENT])
-def test_an_intent_comes_back_as_it_was_or_not_at_all(tmp_path: Path, mark: Mark) -> None:
-    """If it failed, a damaged intent would hide that a request may have left, or name another file as the spill."""
+def test_an_intent_is_read_unchanged_or_refused(tmp_path: Path, mark: Mark) -> None:
+    """If it failed, a damaged intent would hide that a request may have been sent, or name another file as the spill."""
     made = directories(tmp_path)
     attempt = Attempt(made, "linear", Stored(None, NO_RECORD))
     attempt.reserve(GRANT, at())
@@ -127,15 +127,15 @@ def test_an_intent_comes_back_as_it_was_or_not_at_all(tmp_path: Path, mark: Mark
             found = read_intent(path)
         except ValueError:
             return
-        assert (found is None) == (not data.strip(b"\0")), "damage was taken for nothing at all"
-        # The mark is one byte of its own, changed in place: it is no part of the checksum.
+        assert (found is None) == (not data.strip(b"\0")), "a damaged intent was read as none"
+        # The mark is one byte that is changed in place: the checksum does not cover it.
         assert found is None or found[0] == written[0], "a change went unnoticed"
 
     check()
 
 
-def test_a_token_file_is_read_as_the_contract_has_it_or_refused(tmp_path: Path) -> None:
-    """If it failed, a damaged token file would end an agent with a traceback, or send garbage in a header."""
+def test_a_token_file_is_read_by_its_contract_or_refused(tmp_path: Path) -> None:
+    """If it failed, a damaged token file would end an agent with a traceback, or put invalid bytes into a header."""
     path = tmp_path / "linear.json"
     path.write_bytes(render(TOKEN))
     source = FileTokenSource("linear", tokens_dir=tmp_path, demands_dir=tmp_path)
@@ -148,9 +148,9 @@ def test_a_token_file_is_read_as_the_contract_has_it_or_refused(tmp_path: Path) 
         try:
             read = parse(data)
         except TokenFileError:
-            assert before is not None, "what was read last is forgotten"
+            assert before is not None, "the last good token is forgotten"
             return
-        _agreed(read)
+        _check_contract(read)
         assert parse(render(read)) == read
         if read.name == "linear" and len(data) <= 1024 * 1024:
             assert before == read
@@ -158,7 +158,7 @@ def test_a_token_file_is_read_as_the_contract_has_it_or_refused(tmp_path: Path) 
     check()
 
 
-def _agreed(read: TokenFile) -> None:
+def _check_contract(read: TokenFile) -> None:
     assert is_name(read.name)
     assert read.state in STATES
     assert read.generation >= 0
@@ -176,7 +176,7 @@ def test_an_import_is_a_grant_or_refused() -> None:
         try:
             read = import_request.parse("linear", data, at())
         except ImportRefused as refused:
-            assert "a-refresh-token" not in str(refused)  # noqa: PT017  only what is refused has words
+            assert "a-refresh-token" not in str(refused)  # noqa: PT017  only a refusal has a message
             return
         data, _ = encode(read)
         assert decode(data, "linear").record == read
@@ -189,13 +189,13 @@ def test_an_import_is_a_grant_or_refused() -> None:
     [lambda data: decode(data, "linear"), parse, lambda data: import_request.parse("linear", data, at())],
     ids=["record", "token file", "import"],
 )
-@pytest.mark.parametrize("nasty", NASTY, ids=range(len(NASTY)))
-def test_nothing_is_too_nasty_to_be_refused(read: Callable[[bytes], object], nasty: bytes) -> None:
-    """If it failed, brackets without end in one file would end the rotation of every grant."""
+@pytest.mark.parametrize("extreme", EXTREME, ids=range(len(EXTREME)))
+def test_an_extreme_value_is_refused_by_each_parser(read: Callable[[bytes], object], extreme: bytes) -> None:
+    """If it failed, deeply nested brackets in one file would stop the rotation of all grants."""
     for data in (
-        nasty,
-        b'{"version":1,"checksum":"","record":%b}' % nasty,
-        b'{"version":%b,"new":%b}' % (nasty, nasty),
+        extreme,
+        b'{"version":1,"checksum":"","record":%b}' % extreme,
+        b'{"version":%b,"new":%b}' % (extreme, extreme),
     ):
         with pytest.raises((GrantFileError, TokenFileError, ImportRefused)):
             read(data)

@@ -1,4 +1,4 @@
-"""What an earlier attempt left behind, and what becomes of it."""
+"""Recovery: the files that an interrupted attempt leaves, and the record that results from them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +15,7 @@ from refresher.grants.record import NO_RECORD, Grant, Stored, Tombstone, encode
 from refresher.operations.inspection import Inspection, inspect
 from refresher.storage import records, recovery
 from refresher.storage.demands import Demands
-from refresher.storage.directories import Directories
+from refresher.storage.directories import Directories, Listing
 from refresher.storage.journal import Attempt, Mark
 from refresher.storage.publishing import Publisher
 from tests.support.fake_state import directories, put
@@ -39,8 +39,8 @@ def _stored(state: Directories) -> Stored:
     return records.load(state, "linear")
 
 
-def _cut_off(state: Directories, *, marked: bool) -> Attempt:
-    """Leave what a process leaves that is killed after it has declared its intent."""
+def _killed(state: Directories, *, marked: bool) -> Attempt:
+    """Leave the files of a process that was killed after it declared its intent."""
     attempt = Attempt(state, "linear", _stored(state))
     attempt.reserve(OLD, at())
     if marked:
@@ -51,61 +51,63 @@ def _cut_off(state: Directories, *, marked: bool) -> Attempt:
 def _resolve(state: Directories, now: Moment = SOON) -> Grant:
     record = recovery.recover(state, "linear", now).record
     assert isinstance(record, Grant)
-    assert _stored(state).record == record, "what was returned is not what is on the disk"
+    assert _stored(state).record == record, "the returned record is not the one on the disk"
     return record
 
 
 def _inspect(state: Directories) -> Inspection:
     Publisher(state).publish(_stored(state).record or OLD)
-    return inspect(Publisher(state), "linear", unfinished=False, demands=Demands({}))
+    return inspect(Publisher(state), "linear", listing=Listing((), frozenset()), demands=Demands({}))
 
 
-def _lying_about(state: Directories) -> list[str]:
+def _other_files(state: Directories) -> list[str]:
     return sorted(path.name for path in state.grants.iterdir() if path.name != "linear.json")
 
 
-def test_an_attempt_that_sent_nothing_leaves_no_trace(state: Directories) -> None:
+def test_an_attempt_that_sent_nothing_is_removed(state: Directories) -> None:
     """If it failed, every kill before the request would put a healthy grant in doubt."""
-    _cut_off(state, marked=False)
+    _killed(state, marked=False)
     assert msgspec.structs.replace(_resolve(state), begun_from=NO_RECORD) == OLD
-    assert _lying_about(state) == []
+    assert _other_files(state) == []
 
 
 @pytest.mark.parametrize(("marked", "now"), [(True, SOON), (True, REBOOTED), (False, REBOOTED)])
-def test_an_attempt_that_may_have_sent_puts_the_grant_in_doubt(state: Directories, marked: bool, now: Moment) -> None:
-    """If it failed, a spent refresh token would be sent again and the family revoked (I1)."""
-    _cut_off(state, marked=marked)
+def test_an_attempt_that_may_have_sent_its_request_puts_the_grant_in_doubt(
+    state: Directories, marked: bool, now: Moment
+) -> None:
+    """If it failed, a used refresh token would be sent again, and the server would revoke the grant (I1)."""
+    _killed(state, marked=marked)
     record = _resolve(state, now)
     assert record.doubt is not None
     assert record.doubt.since == at()
     assert record.refresh_token == OLD.refresh_token
-    assert _lying_about(state) == []
-    assert _resolve(state, now) == record, "settling it again changed it"
+    assert _other_files(state) == []
+    assert _resolve(state, now) == record, "a second recovery changed the record"
 
 
 def test_a_saved_answer_is_adopted(state: Directories) -> None:
     """If it failed, a kill between the durable answer and the rename would lose the new refresh token (I6)."""
-    _cut_off(state, marked=True)
+    _killed(state, marked=True)
     put(state.next("linear"), NEW, _stored(state).checksum)
     record = _resolve(state)
     assert record.refresh_token == NEW.refresh_token
     assert record.doubt is None
-    assert _lying_about(state) == []
+    assert _other_files(state) == []
 
 
-def test_an_answer_that_was_not_cut_to_its_length_yet_is_adopted(state: Directories) -> None:
-    """If it failed, a kill between writing the answer and cutting off the reservation would lose it (I6)."""
-    _cut_off(state, marked=True)
+def test_an_answer_that_was_not_truncated_to_its_length_is_adopted(state: Directories) -> None:
+    """If it failed, a kill between the write of the answer and the end of the reservation would lose the answer (I6)."""
+    _killed(state, marked=True)
     put(state.next("linear"), NEW, _stored(state).checksum)
     with state.next("linear").open("ab") as file:
         file.write(bytes(60_000))
     assert _resolve(state).refresh_token == NEW.refresh_token
-    assert _lying_about(state) == []
+    assert _other_files(state) == []
 
 
-def test_a_spilled_answer_that_is_not_there_is_waited_for(state: Directories) -> None:
-    """If it failed, a spill on a file system that is mounted late would be forgotten, and its token with it (I6)."""
-    attempt = _cut_off(state, marked=True)
+def test_recovery_waits_for_a_spill_that_is_missing(state: Directories) -> None:
+    """If it failed, a spill on a file system that is mounted late would be ignored, and its refresh token lost (I6)."""
+    attempt = _killed(state, marked=True)
     checksum = _stored(state).checksum
     attempt._mark(Mark.SPILLED)
     for _ in range(2):
@@ -114,32 +116,32 @@ def test_a_spilled_answer_that_is_not_there_is_waited_for(state: Directories) ->
     state.spill.mkdir(mode=0o700)
     put(attempt._spill, NEW, checksum)
     assert _resolve(state).refresh_token == NEW.refresh_token
-    assert _lying_about(state) == []
+    assert _other_files(state) == []
 
 
-def test_a_spill_whose_mark_was_lost_with_the_power_is_adopted_when_it_comes_back(
+def test_a_spill_whose_mark_was_lost_in_a_power_cut_is_adopted_when_it_appears(
     state: Directories, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If it failed, a disk that fails, a power cut and a late mount would lose a new refresh token together (I6)."""
-    monkeypatch.setattr(clocks, "now", lambda: REBOOTED)  # no real machine reboots here
-    attempt, checksum = _cut_off(state, marked=True), _stored(state).checksum
+    """If it failed, a disk error, a power cut and a late mount together would lose a new refresh token (I6)."""
+    monkeypatch.setattr(clocks, "now", lambda: REBOOTED)  # a fake, because a test cannot reboot the machine
+    attempt, checksum = _killed(state, marked=True), _stored(state).checksum
     record = _resolve(state, REBOOTED)
     assert record.failure is not None
     assert f"it is in {attempt._spill}" in record.failure.description
     later = transition.mark_in_doubt(record, "another loss", doubt=doubt(REBOOTED), now=REBOOTED)
     records.write(state, "linear", _stored(state), later)
-    assert not _inspect(state).needs_cleanup
+    assert not _inspect(state).needs_lock
     state.spill.mkdir(mode=0o700)
     put(attempt._spill, NEW, checksum)
-    assert _inspect(state).needs_cleanup, "only the end of the access token would have anybody look for it"
+    assert _inspect(state).needs_lock, "nothing would look for it before the access token expires"
     record = _resolve(state, REBOOTED)
     assert (record.refresh_token, record.doubt, record.generation) == (NEW.refresh_token, None, 4)
-    assert (list(state.spill.iterdir()), _lying_about(state)) == ([], [])
+    assert (list(state.spill.iterdir()), _other_files(state)) == ([], [])
 
 
-def test_a_spill_that_was_published_before_the_power_went_is_adopted_when_it_comes_back(state: Directories) -> None:
-    """If it failed, the newer token file would pass for a restored backup, and the spilled token be lost (I6)."""
-    attempt, checksum = _cut_off(state, marked=True), _stored(state).checksum
+def test_a_spill_that_was_published_before_a_power_cut_is_adopted_when_it_appears(state: Directories) -> None:
+    """If it failed, the newer token file would look like a restored backup, and the spilled refresh token would be lost (I6)."""
+    attempt, checksum = _killed(state, marked=True), _stored(state).checksum
     Publisher(state).publish(NEW)
     record = _resolve(state, REBOOTED)
     assert (record.generation, record.access_token) == (4, NEW.access_token)
@@ -149,13 +151,13 @@ def test_a_spill_that_was_published_before_the_power_went_is_adopted_when_it_com
     put(attempt._spill, NEW, checksum)
     record = _resolve(state, REBOOTED)
     assert (record.refresh_token, record.doubt, record.generation) == (NEW.refresh_token, None, 4)
-    assert (list(state.spill.iterdir()), _lying_about(state)) == ([], [])
+    assert (list(state.spill.iterdir()), _other_files(state)) == ([], [])
 
 
-def test_the_spill_of_the_last_attempt_is_the_one_to_look_for(state: Directories) -> None:
-    """If it failed, an answer to an attempt in doubt would be forgotten for one that never came (I6)."""
+def test_a_doubt_names_the_spill_of_the_last_attempt(state: Directories) -> None:
+    """If it failed, recovery would look for the spill of an older attempt, and miss the saved answer of the last one (I6)."""
     put(state.record("linear"), grant(doubt=doubt(at(NOON - 100)), failure=failure(outcome="in_doubt")))
-    attempt = _cut_off(state, marked=True)
+    attempt = _killed(state, marked=True)
     known = _resolve(state, REBOOTED).doubt
     assert known is not None
     assert (known.since, known.spill) == (at(NOON - 100), str(attempt._spill))
@@ -168,13 +170,13 @@ def test_the_spill_of_the_last_attempt_is_the_one_to_look_for(state: Directories
         (msgspec.structs.replace(NEW, grant_id="another"), None),
         (msgspec.structs.replace(NEW, generation=3), None),
     ],
-    ids=["of another record", "of another login", "no successor"],
+    ids=["of another record", "of another login", "not a successor"],
 )
-def test_a_spill_that_comes_back_and_does_not_fit_is_set_aside(
+def test_a_spill_that_appears_and_does_not_fit_is_set_aside(
     state: Directories, spilled: Grant, begun_from: str | None
 ) -> None:
-    """If it failed, a stranger's token would be taken for the one that was lost, or be deleted (I6)."""
-    attempt, checksum = _cut_off(state, marked=True), _stored(state).checksum
+    """If it failed, the token of another record would be adopted, or deleted (I6)."""
+    attempt, checksum = _killed(state, marked=True), _stored(state).checksum
     before = _resolve(state, REBOOTED)
     state.spill.mkdir(mode=0o700)
     put(attempt._spill, spilled, begun_from or checksum)
@@ -182,127 +184,127 @@ def test_a_spill_that_comes_back_and_does_not_fit_is_set_aside(
     assert [path.name for path in state.spill.iterdir()] == [f"{attempt._spill.name}.aside.{int(REBOOTED.wall)}"]
 
 
-def test_whoever_was_only_killed_names_no_spill(state: Directories) -> None:
-    """If it failed, each kill would send a person to look for a file that never was."""
-    _cut_off(state, marked=True)
+def test_a_killed_attempt_without_a_spill_names_none(state: Directories) -> None:
+    """If it failed, after each kill a person would look for a file that never existed."""
+    _killed(state, marked=True)
     record = _resolve(state)
     assert record.failure is not None
     assert str(state.spill) not in record.failure.description
 
 
-def test_a_spill_that_came_home_before_a_kill_is_not_waited_for(state: Directories) -> None:
-    """If it failed, a kill while clearing up would stop the grant for good, waiting for a file that is not needed."""
+def test_recovery_does_not_wait_for_a_spill_that_was_adopted_before_a_kill(state: Directories) -> None:
+    """If it failed, a kill during the cleanup would stop the grant for ever, because it waits for a file that is not needed."""
     begun_from = _stored(state).checksum
-    _cut_off(state, marked=True)._mark(Mark.SPILLED)
+    _killed(state, marked=True)._mark(Mark.SPILLED)
     put(state.record("linear"), NEW, begun_from)
     assert _resolve(state).generation == 4
-    assert _lying_about(state) == []
+    assert _other_files(state) == []
 
 
-def test_an_intent_that_a_later_record_has_left_behind_is_cleared(state: Directories) -> None:
-    """If it failed, an intent of last week would be set aside with a warning, as if something were wrong."""
-    _cut_off(state, marked=True)
+def test_an_intent_that_is_older_than_the_record_is_removed(state: Directories) -> None:
+    """If it failed, an old intent would be set aside with a warning although nothing is wrong."""
+    _killed(state, marked=True)
     put(state.record("linear"), grant(generation=7), "0" * 64)
     record = _resolve(state)
     assert (record.generation, record.doubt) == (7, None)
-    assert _lying_about(state) == []
+    assert _other_files(state) == []
 
 
-def test_an_intent_beside_a_tombstone_harms_nothing(state: Directories) -> None:
-    """If it failed, a removed name with a leftover would end in a traceback at each run."""
-    _cut_off(state, marked=True)
+def test_an_intent_beside_a_tombstone_is_set_aside(state: Directories) -> None:
+    """If it failed, a removed name with a leftover would end each run with a traceback."""
+    _killed(state, marked=True)
     tombstone = Tombstone(name="linear", grant_id="0123", generation=3, begun_from="", removed_at=NOON, scope=None, origins=("https://a",))  # fmt: skip
     state.record("linear").write_bytes(encode(tombstone)[0])
     assert recovery.recover(state, "linear", SOON).record == tombstone
-    assert _lying_about(state) == [f"linear.intent.aside.{int(SOON.wall)}"]
+    assert _other_files(state) == [f"linear.intent.aside.{int(SOON.wall)}"]
 
 
-def test_an_answer_in_a_fresh_file_is_adopted_and_its_torn_twin_set_aside(state: Directories) -> None:
-    """If it failed, an answer that took a second file after an I/O error would be lost."""
-    _cut_off(state, marked=True)
+def test_an_answer_in_a_second_file_is_adopted_and_the_damaged_first_file_is_set_aside(state: Directories) -> None:
+    """If it failed, an answer that was written to a second file after an I/O error would be lost."""
+    _killed(state, marked=True)
     state.next("linear").write_bytes(b'{"version":1,"checks' + bytes(100))
     put(state.fresh("linear"), NEW, _stored(state).checksum)
     assert _resolve(state).refresh_token == NEW.refresh_token
-    assert _lying_about(state) == [f"linear.next.aside.{int(SOON.wall)}"]
+    assert _other_files(state) == [f"linear.next.aside.{int(SOON.wall)}"]
 
 
-def test_a_spilled_answer_is_adopted_and_the_spill_cleared(state: Directories) -> None:
-    """If it failed, a token saved elsewhere because grants/ was broken would never come home."""
-    attempt = _cut_off(state, marked=True)
+def test_a_spilled_answer_is_adopted_and_the_spill_is_removed(state: Directories) -> None:
+    """If it failed, a refresh token that was saved in the spill directory would never be used."""
+    attempt = _killed(state, marked=True)
     state.spill.mkdir(mode=0o700)
     put(attempt._spill, NEW, _stored(state).checksum)
     assert _resolve(state).refresh_token == NEW.refresh_token
     assert list(state.spill.iterdir()) == []
-    assert _lying_about(state) == []
+    assert _other_files(state) == []
 
 
-def test_a_kill_after_the_rename_only_clears_up(state: Directories) -> None:
-    """If it failed, a finished rotation would be taken for one in doubt."""
+def test_a_kill_after_the_rename_leaves_only_an_intent_to_remove(state: Directories) -> None:
+    """If it failed, a completed rotation would put its grant in doubt."""
     begun_from = _stored(state).checksum
-    _cut_off(state, marked=True)
+    _killed(state, marked=True)
     put(state.record("linear"), NEW, begun_from)
     record = _resolve(state)
     assert (record.generation, record.doubt) == (4, None)
-    assert _lying_about(state) == []
+    assert _other_files(state) == []
 
 
-def test_a_recorded_failure_with_its_intent_still_there_stays_what_it_is(state: Directories) -> None:
-    """If it failed, a kill after a recorded 503 would turn a plain backoff into a doubt."""
+def test_a_recorded_failure_whose_intent_remains_is_unchanged(state: Directories) -> None:
+    """If it failed, a kill after a recorded 503 would turn a backoff into a doubt."""
     begun_from = _stored(state).checksum
-    _cut_off(state, marked=True)
+    _killed(state, marked=True)
     failed = put(state.record("linear"), msgspec.structs.replace(OLD, failures=1), begun_from)
     assert _resolve(state) == failed.record
-    assert _lying_about(state) == []
+    assert _other_files(state) == []
 
 
-@pytest.mark.parametrize("stranger", ["stale", "other grant", "torn", "another file"])
-def test_what_does_not_fit_is_set_aside_and_never_adopted(state: Directories, stranger: str) -> None:
-    """If it failed, a leftover of yesterday would replace the only good refresh token, or be deleted itself (I6)."""
-    if stranger == "stale":
+@pytest.mark.parametrize("leftover", ["stale", "other grant", "torn", "another file"])
+def test_what_does_not_fit_is_set_aside_and_never_adopted(state: Directories, leftover: str) -> None:
+    """If it failed, an old leftover would replace the only good refresh token, or would be deleted (I6)."""
+    if leftover == "stale":
         put(state.next("linear"), NEW, "0" * 64)
-    elif stranger == "other grant":
+    elif leftover == "other grant":
         put(state.next("linear"), msgspec.structs.replace(NEW, name="notion"), _stored(state).checksum)
-    elif stranger == "torn":
+    elif leftover == "torn":
         put(state.next("linear"), NEW, _stored(state).checksum)
         state.next("linear").write_bytes(state.next("linear").read_bytes()[:-20])
     else:
         state.next("linear").mkdir()
     before = state.record("linear").read_bytes()
-    content = None if stranger == "another file" else state.next("linear").read_bytes()
+    content = None if leftover == "another file" else state.next("linear").read_bytes()
     _resolve(state)
     assert state.record("linear").read_bytes() == before
     aside = state.grants / f"linear.next.aside.{int(SOON.wall)}"
     assert content is None or aside.read_bytes() == content
-    # The next one that does not fit finds the name taken.
+    # The name of the next file that does not fit is in use.
     state.next("linear").write_bytes(b"again")
     _resolve(state)
     assert content is None or aside.read_bytes() == content
 
 
-def test_an_intent_from_the_future_of_a_restored_backup_is_set_aside(state: Directories) -> None:
-    """If it failed, a restored backup would take a stranger's doubt for its own, or hide that something is wrong."""
-    _cut_off(state, marked=True)
+def test_an_intent_that_is_newer_than_a_restored_backup_is_set_aside(state: Directories) -> None:
+    """If it failed, a restored backup would be in doubt because of another record, or hide that something is wrong."""
+    _killed(state, marked=True)
     put(state.record("linear"), grant(generation=2, refresh_token=Secret("refresh-token-of-generation-2")))
     record = _resolve(state)
     assert (record.generation, record.doubt) == (2, None)
-    assert _lying_about(state) == [f"linear.intent.aside.{int(SOON.wall)}"]
+    assert _other_files(state) == [f"linear.intent.aside.{int(SOON.wall)}"]
 
 
 @pytest.mark.parametrize("written", [b"", bytes(500)])
-def test_an_intent_that_was_never_written_is_none(state: Directories, written: bytes) -> None:
+def test_an_empty_intent_is_ignored(state: Directories, written: bytes) -> None:
     """If it failed, a kill or a power loss before the declaration would put a healthy grant in doubt."""
-    _cut_off(state, marked=False)
+    _killed(state, marked=False)
     state.intent("linear").write_bytes(written)
     assert msgspec.structs.replace(_resolve(state), begun_from=NO_RECORD) == OLD
-    assert _lying_about(state) == []
+    assert _other_files(state) == []
 
 
 def test_a_restored_backup_of_the_same_token_is_in_doubt(state: Directories) -> None:
-    """If it failed, a record restored beside its intent would send the refresh token that the intent says was sent."""
-    _cut_off(state, marked=True)
+    """If it failed, a record that was restored beside its intent would send a refresh token that was already sent."""
+    _killed(state, marked=True)
     put(state.record("linear"), grant(failures=5))
     assert _resolve(state).doubt is not None
-    assert _lying_about(state) == []
+    assert _other_files(state) == []
 
 
 @pytest.mark.parametrize(
@@ -321,20 +323,20 @@ def test_a_restored_backup_of_the_same_token_is_in_doubt(state: Directories) -> 
     ids=["key", "line end", "1 byte", "50 bytes", "no mark", "no line end", "two marks", "too large", "nested"],
 )
 def test_a_damaged_intent_means_doubt_and_is_set_aside(state: Directories, damage: Callable[[bytes], bytes]) -> None:
-    """If it failed, a flipped bit would hide that a request may have left, or end in a traceback at each start (I1)."""
-    _cut_off(state, marked=True)
+    """If it failed, a changed bit would hide that a request may have been sent, or end each start with a traceback (I1)."""
+    _killed(state, marked=True)
     path = state.intent("linear")
     path.write_bytes(damage(path.read_bytes()))
     record = _resolve(state)
     assert record.doubt is not None
     assert record.doubt.since == SOON
-    assert record.doubt.replay_over, "a grace was reckoned from a moment that nobody knows"
-    assert _lying_about(state) == [f"linear.intent.aside.{int(SOON.wall)}"]
+    assert record.doubt.replay_over, "a grace period counts from an unknown time"
+    assert _other_files(state) == [f"linear.intent.aside.{int(SOON.wall)}"]
 
 
-def test_a_damaged_intent_is_settled_once(state: Directories) -> None:
-    """If it failed, a kill while it is settled would have the same loss counted twice, and the backoff doubled."""
-    _cut_off(state, marked=True)
+def test_a_damaged_intent_counts_as_one_failure(state: Directories) -> None:
+    """If it failed, a kill during recovery would count the same loss twice, and double the backoff."""
+    _killed(state, marked=True)
     damaged = state.intent("linear").read_bytes()[:50]
     for _ in range(2):
         state.intent("linear").write_bytes(damaged)
@@ -342,9 +344,9 @@ def test_a_damaged_intent_is_settled_once(state: Directories) -> None:
     assert (record.doubt is not None, record.failures) == (True, 1)
 
 
-def test_a_spilled_answer_is_found_though_its_intent_is_damaged(state: Directories) -> None:
-    """If it failed, an answer that reached the disk would be lost with the note of where it is (I6)."""
-    attempt = _cut_off(state, marked=True)
+def test_a_spilled_answer_is_found_even_if_its_intent_is_damaged(state: Directories) -> None:
+    """If it failed, damage to the intent would lose an answer that reached the disk (I6)."""
+    attempt = _killed(state, marked=True)
     state.spill.mkdir(mode=0o700)
     put(attempt._spill, NEW, _stored(state).checksum)
     state.intent("linear").write_bytes(state.intent("linear").read_bytes()[:50])
@@ -353,45 +355,45 @@ def test_a_spilled_answer_is_found_though_its_intent_is_damaged(state: Directori
     assert list(state.spill.iterdir()) == []
 
 
-def test_a_damaged_record_is_touched_by_nobody(state: Directories) -> None:
-    """If it failed, tidying up beside a broken record could delete the only copy of its successor."""
-    _cut_off(state, marked=True)
+def test_recovery_changes_nothing_beside_a_damaged_record(state: Directories) -> None:
+    """If it failed, a cleanup beside a damaged record could delete the only copy of its successor."""
+    _killed(state, marked=True)
     put(state.next("linear"), NEW, _stored(state).checksum)
     state.record("linear").write_bytes(b"{")
-    before = _lying_about(state)
+    before = _other_files(state)
     with pytest.raises(GrantFileError):
         recovery.recover(state, "linear", SOON)
-    assert _lying_about(state) == before
+    assert _other_files(state) == before
 
 
-def test_a_reservation_takes_its_space_for_real(state: Directories) -> None:
-    """If it failed, a full disk would be noticed after the refresh token was spent, not before."""
-    _cut_off(state, marked=False)
+def test_a_reservation_allocates_its_space(state: Directories) -> None:
+    """If it failed, a full disk would be noticed only after the refresh token was used."""
+    _killed(state, marked=False)
     status = state.next("linear").stat()
     assert status.st_size >= 65536
     assert status.st_blocks * 512 >= 65536
     assert status.st_mode & 0o777 == 0o600
 
 
-def test_a_second_declaration_harms_nothing_of_the_first(state: Directories) -> None:
-    """If it failed, an attempt that fails to reserve would tear down what another has declared."""
-    _cut_off(state, marked=True)
+def test_a_second_reservation_does_not_change_the_files_of_the_first(state: Directories) -> None:
+    """If it failed, an attempt that cannot reserve would remove the intent of another one."""
+    _killed(state, marked=True)
     before = {path.name: path.read_bytes() for path in state.grants.iterdir()}
     with pytest.raises(StorageError):
         Attempt(state, "linear", _stored(state)).reserve(OLD, at())
     assert {path.name: path.read_bytes() for path in state.grants.iterdir()} == before
 
 
-def test_a_writer_without_a_server_leaves_nothing_lying_about(state: Directories) -> None:
-    """If it failed, imports and removals would pile up files in grants/."""
+def test_a_write_without_an_exchange_leaves_no_other_files(state: Directories) -> None:
+    """If it failed, imports and removals would leave more and more files in grants/."""
     records.write(state, "linear", _stored(state), NEW)
     assert _resolve(state).generation == 4
-    assert _lying_about(state) == []
+    assert _other_files(state) == []
 
 
 def test_a_spill_that_comes_back_stays_until_it_is_adopted(state: Directories, monkeypatch: pytest.MonkeyPatch) -> None:
     """If it failed, a kill or a disk error during its adoption would take the only copy of a refresh token (I6)."""
-    attempt, checksum = _cut_off(state, marked=True), _stored(state).checksum
+    attempt, checksum = _killed(state, marked=True), _stored(state).checksum
     _resolve(state, REBOOTED)
     state.spill.mkdir(mode=0o700)
     put(attempt._spill, NEW, checksum)

@@ -1,0 +1,114 @@
+"""Answers without an end, and answers without a length that end too early."""
+
+import gzip
+import json
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from functools import cache
+
+import pytest
+
+from tests.support.command import Command
+from tests.support.proxied import (
+    outcomes,
+)
+from tests.support.raw_server import RawServer
+
+GIB = 1024**3
+
+# A separate process measures: a child inherits the peak memory of its parent until it executes its own program.
+MEASURE = """
+import resource, subprocess, sys
+code = subprocess.call(sys.argv[2:])
+with open(sys.argv[1], "w") as file:
+    file.write(str(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss))
+sys.exit(code)
+"""
+
+
+def endless(head: bytes, chunk: bytes) -> Callable[[socket.socket], None]:
+    """Answer with ``head`` and then 1 GiB."""
+
+    def send(connection: socket.socket) -> None:
+        connection.sendall(head)
+        for _ in range(GIB // len(chunk)):
+            connection.sendall(chunk)
+
+    return send
+
+
+@cache
+def packed() -> bytes:
+    """Return less than 1 MiB that decompresses to 128 MiB."""
+    data = gzip.compress(bytes(GIB // 8), compresslevel=1)
+    assert len(data) < 1024**2
+    return data
+
+
+def gzip_bomb(connection: socket.socket) -> None:
+    """Answer with a small body that decompresses to a large one."""
+    head = f"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: {len(packed())}\r\n\r\n"
+    connection.sendall(head.encode() + packed())
+
+
+@pytest.mark.parametrize(
+    ("send", "kept"),
+    [
+        (endless(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % GIB, b"x" * 65536), 1024**2),
+        (endless(b"HTTP/1.1 200 OK\r\n", b"X-More: " + b"x" * 1014 + b"\r\n"), None),
+        (gzip_bomb, 1024**2),
+    ],
+    ids=["body", "header", "gzip"],
+)
+def test_a_very_large_answer_needs_little_memory(
+    refresher: Command, send: Callable[[socket.socket], None], kept: int | None
+) -> None:
+    """If it failed, one broken server could exhaust the memory of the daemon, and no grant would be rotated."""
+    packed()  # now, because it takes longer than a deadline allows
+    first = {"access_token": "the-first-access-token", "refresh_token": "the-second-refresh-token", "expires_in": 3600}
+    body = json.dumps(first).encode()
+    refresher.vault.learn(first["access_token"], first["refresh_token"])
+    measured = refresher.home / "measured"
+    complete = threading.Event()
+
+    def answer(connection: socket.socket, _: bytes) -> None:
+        if len(server.requests) == 1:
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        else:
+            send(connection)
+            complete.set()
+
+    def peak(code: int) -> int:
+        prefix = (sys.executable, "-c", MEASURE, str(measured))
+        done = refresher.finish(refresher.start("run-once", "--force", prefix=prefix))
+        assert done.code == code, done.stderr
+        return int(measured.read_text())
+
+    with RawServer(answer) as server:
+        fields = {"token_endpoint": server.token_endpoint, "client_id": "client", "server_url": "https://mcp.example"}
+        refresher.import_grant("linear", {**fields, "refresh_token": "the-first-refresh-token"})
+        usual = peak(0)
+        assert peak(5) < 2 * usual
+    if send is gzip_bomb:
+        assert complete.wait(60)
+    assert complete.is_set() is (send is gzip_bomb), "the whole answer was read"
+    token = refresher.token("linear")
+    assert (token.state, token.access_token) == ("failing", first["access_token"])
+    sizes = [(refresher.state / "grants" / name).stat().st_size for name in refresher.leftovers()]
+    assert sizes == ([] if kept is None else [kept])
+
+
+def test_a_truncated_form_of_unknown_length_replaces_no_token(refresher: Command) -> None:
+    """If it failed, the first half of a refresh token would replace one that may still be valid (I6)."""
+    half = b"access_token=the-next-access-token&expires_in=28800&refresh_token=the-next-ref"
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-www-form-urlencoded\r\n\r\n"
+    with RawServer(lambda connection, _: connection.sendall(head + half)) as server:
+        fields = {"token_endpoint": server.token_endpoint, "client_id": "client", "server_url": "https://mcp.example"}
+        refresher.import_grant("linear", {**fields, "refresh_token": "the-first-refresh-token"})
+        done = refresher("run-once", "--json")
+    assert (done.code, outcomes(done)) == (5, {"linear": "in_doubt"}), done.stdout
+    assert refresher.refresh_token("linear") == "the-first-refresh-token"
+    (kept,) = refresher.leftovers()
+    assert (refresher.state / "grants" / kept).read_bytes() == half
