@@ -59,7 +59,7 @@ def test_a_pause_lasts_from_one_second_to_half_a_minute() -> None:
     pause = None
     for seconds in (1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0):
         before = time.monotonic()
-        pause = _Pause.after(pause)
+        pause = _Pause.after(pause, fault=True)
         assert before + seconds <= pause.until <= time.monotonic() + seconds
 
 
