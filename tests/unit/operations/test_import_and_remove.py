@@ -8,7 +8,7 @@ import pytest
 
 from refresher.common.errors import AlreadySpent, Interrupted, StorageError
 from refresher.common.secret import Secret
-from refresher.grants.record import Stored
+from refresher.grants.record import Grant, Stored
 from refresher.operations.import_grant import store_grant
 from refresher.operations.remove import remove
 from refresher.storage import lock, records
@@ -116,3 +116,18 @@ def test_readers_of_another_login_see_a_removal(state: Directories) -> None:
     published = read_published(state, "linear")
     assert published is not None
     assert (published.generation, published.state, published.access_token) == (7, "removed", None)
+
+
+def test_a_logout_revokes_the_answer_of_an_interrupted_attempt(state: Directories) -> None:
+    """If it failed, a logout after a kill would revoke a spent token, and the new one would stay valid (I4)."""
+    new = grant(generation=4, refresh_token=Secret("a-new-refresh-token"))
+    put(state.next("linear"), new, records.load(state, "linear").checksum)
+    revoked = []
+
+    def revoke(held: Grant) -> str:
+        revoked.append(held.refresh_token)
+        return "it is revoked"
+
+    remove(state, "linear", stopping=lambda: False, revoke=revoke)
+    assert revoked == [new.refresh_token]
+    assert not state.candidates("linear")
