@@ -1,6 +1,7 @@
 """The daemon loop after errors that should not happen."""
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -51,6 +52,15 @@ def test_a_pause_doubles_without_an_overflow() -> None:
     for _ in range(5000):
         pause = _Pause.after(pause, fault=True)
     assert pause.times == 5001
+
+
+def test_a_pause_lasts_from_one_second_to_half_a_minute() -> None:
+    """If it failed, a full disk or a lock of another process would keep the daemon busy with vain attempts."""
+    pause = None
+    for seconds in (1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0):
+        before = time.monotonic()
+        pause = _Pause.after(pause, fault=True)
+        assert before + seconds <= pause.until <= time.monotonic() + seconds
 
 
 def test_a_grant_that_could_not_be_read_is_inspected_again(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:

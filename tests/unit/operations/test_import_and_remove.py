@@ -8,12 +8,12 @@ import pytest
 
 from refresher.common.errors import AlreadySpent, Interrupted, StorageError
 from refresher.common.secret import Secret
-from refresher.grants.record import Stored
+from refresher.grants.record import Grant, Stored
 from refresher.operations.import_grant import store_grant
 from refresher.operations.remove import remove
 from refresher.storage import lock, records
 from refresher.storage.directories import Directories
-from refresher.storage.publishing import Publisher
+from refresher.storage.publishing import Publisher, read_published
 from tests.support.fake_state import directories, put
 from tests.support.samples import doubt, failure, grant
 
@@ -106,3 +106,28 @@ def test_a_refresh_token_in_doubt_is_not_imported_after_a_removal(state: Directo
     _remove(state)
     with pytest.raises(AlreadySpent):
         store_grant(state, grant(grant_id="another"), replace=True, if_absent=False, stopping=lambda: False)
+
+
+def test_readers_of_another_login_see_a_removal(state: Directories) -> None:
+    """If it failed, agents would go on with a token whose grant was removed after the restore of an older login."""
+    now = time.time()
+    Publisher(state).publish(grant(grant_id="another", generation=7, issued_at=now, expires_at=now + 3600))
+    _remove(state)
+    published = read_published(state, "linear")
+    assert published is not None
+    assert (published.generation, published.state, published.access_token) == (7, "removed", None)
+
+
+def test_a_logout_revokes_the_answer_of_an_interrupted_attempt(state: Directories) -> None:
+    """If it failed, a logout after a kill would revoke a spent token, and the new one would stay valid (I4)."""
+    new = grant(generation=4, refresh_token=Secret("a-new-refresh-token"))
+    put(state.next("linear"), new, records.load(state, "linear").checksum)
+    revoked = []
+
+    def revoke(held: Grant) -> str:
+        revoked.append(held.refresh_token)
+        return "it is revoked"
+
+    remove(state, "linear", stopping=lambda: False, revoke=revoke)
+    assert revoked == [new.refresh_token]
+    assert not state.candidates("linear")
