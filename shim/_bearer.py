@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Generator, Iterable
 from contextlib import aclosing, suppress
 from typing import Any
 
-from shim._changes import verdict
+from shim._changes import permanent_error
 from shim._origins import origin_of
 from shim._source import FileTokenSource
 from shim.errors import TokenRejected
@@ -116,13 +116,15 @@ class BearerFlow:
             newest = source.current()
             if newest is not None and source.authorization(newest, origin) == authorization:
                 rejected_at = source.rejected(token, origin)
-                if not verdict(newest):
+                if not permanent_error(newest):
                     source.demand(newest)
                 now = time.monotonic()
                 deadline = deadline or now + self._wait
                 ends = min(rejected_at + self._wait, deadline) if replayable and count < _MAX_SENDS else now
                 pause = _FIRST_POLL
-                while now < ends and not verdict(newest) and source.authorization(newest, origin) == authorization:
+                while (
+                    now < ends and not permanent_error(newest) and source.authorization(newest, origin) == authorization
+                ):
                     yield min(pause, ends - now)
                     pause = min(2 * pause, _LONGEST_POLL)
                     newest = source.current() or newest

@@ -189,7 +189,7 @@ class Daemon:
             self._scan_at = time.monotonic() + _SCAN_INTERVAL
 
     def _scan(self) -> None:
-        """Inspect the grants that have changed, where it is time for a scan."""
+        """Inspect the grants that have changed, if it is time for a scan."""
         if time.monotonic() < self._scan_at:
             return
         started = time.thread_time()
@@ -328,7 +328,7 @@ class Daemon:
         return self._signals() and EXIT_CODES[result.outcome] != 0 and result.outcome != "interrupted"
 
     def _reload(self) -> None:
-        """Read the configuration again; keep the old one where the new one is invalid."""
+        """Read the configuration again; keep the old one if the new one is invalid."""
         before = self._settings.directories
         self._supervision.reloading()
         self._heartbeat_at = float("-inf")

@@ -94,7 +94,7 @@ class Doubt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     restored: bool = False
     """Whether the cause is a restored backup: readers have seen a later generation than the record's."""
     spill: str | None = None
-    """Where an answer may be that was not read: the machine went down, and that file system may not be mounted yet."""
+    """Where an unread answer may be: the machine went down, and that file system may not be mounted yet."""
     begun_from: str = NO_RECORD
     """The checksum of the record from which that attempt started."""
 

@@ -128,7 +128,7 @@ class _Flow:
 
     def _with_browser(self, client: Client | None) -> _LoggedIn:
         with self._listen(client) as loopback:
-            # Where a server redirects to is known only of a registration of refresher itself.
+            # The redirect address is known only if refresher registered the client itself.
             if client is None or (client.origin == "registered" and client.redirect_uri != loopback.redirect_uri):
                 client = self._register(loopback.redirect_uri)
             try:

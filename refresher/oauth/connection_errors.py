@@ -103,7 +103,7 @@ def refuses_certificate(errors: Sequence[BaseException]) -> bool:
 
 
 def _words(error: BaseException) -> str | None:
-    """Return what one error of a chain says; ``None`` where only its cause says it."""
+    """Return what one error of a chain says; ``None`` if only its cause says it."""
     match error:
         case ssl.SSLCertVerificationError():
             why = _BY_VERIFY_CODE.get(error.verify_code)
@@ -142,7 +142,7 @@ def _place(url: str) -> str:
 
 
 def _proxy(url: str) -> str:
-    """Return the proxy to ``url``, without the password that its address may hold; "" where there is none."""
+    """Return the proxy to ``url``, without the password that its address may hold; "" if there is none."""
     parts = urlsplit(url)
     proxy = proxy_for(parts.scheme, parts.hostname or "")
     return f"proxy {_place(proxy)}" if proxy else ""

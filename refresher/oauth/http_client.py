@@ -187,7 +187,7 @@ class _RequestLoop(asyncio.SelectorEventLoop):
         asyncio would wait for it: a resolver that hangs would hold the lock of a grant beyond the deadline.
         """
         resolved: Future[Any] = Future()
-        resolved.set_running_or_notify_cancel()  # from here on nobody can cancel it, so the thread can always set it
+        resolved.set_running_or_notify_cancel()  # from here on it cannot be cancelled, so the thread can always set it
 
         def resolve() -> None:
             try:

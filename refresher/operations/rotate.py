@@ -40,7 +40,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Terms(msgspec.Struct, frozen=True, kw_only=True):
-    """How to do it. ``stopping`` is asked until the refresh token is spent, and never after."""
+    """How to do it. ``stopping`` is called only before the exchange starts."""
 
     ca_file: str | None
     stopping: Callable[[], bool]
@@ -53,9 +53,9 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def rotate(publisher: Publisher, order: Order, terms: Terms) -> Result | None:
-    """Carry out ``order``, or adopt what another process did meanwhile; return ``None`` where there is no grant.
+    """Carry out ``order``, or adopt what another process did meanwhile; return ``None`` if there is no grant.
 
-    Whatever goes wrong with the grant is a result: this raises nothing.
+    This raises nothing: a failure of any kind is a result.
     """
     directories, name = publisher.directories, order.name
     try:
@@ -146,10 +146,10 @@ class _Rotation(NamedTuple):
         return changed
 
     def _publish(self, grant: Grant, pending: Demands, result: Result) -> Result:
-        """Publish ``grant`` and settle the demands; add to ``result`` where readers cannot see it."""
+        """Publish ``grant`` and settle the demands; add to ``result`` if readers cannot see it."""
         name, current = grant.name, self.publisher.current(grant)
         try:
-            # An agent that demands an older generation has not seen the newer one: have it read again.
+            # An agent that demands an older generation has not seen the newer one: publish again, so that it reads.
             visible = self.publisher.publish(grant, again=pending.has_other(name, current))
         except StorageError as error:
             # The record is saved, so nothing is lost; a more serious outcome of the grant itself stays.
@@ -179,7 +179,7 @@ def _after(grant: Grant, exchanged: TokenRequestResult, *, demanded: bool, gener
         msgspec.structs.replace(
             grant,
             doubt=exchanged.doubt,
-            # Where the request without it was refused too, it was not the reason, and the next attempt sends it again.
+            # If the request without it was refused too, it was not the reason, and the next attempt sends it again.
             resource_refused=exchanged.resource_refused
             or (grant.resource_refused and not isinstance(exchanged.outcome, ResourceRefused)),
         ),

@@ -53,7 +53,7 @@ class Demands(msgspec.Struct, frozen=True):
 
 
 def pending(directories: Directories) -> Demands:
-    """List the demands; there are none where the directory cannot be read, and tokens rotate on schedule only."""
+    """List the demands; there are none if the directory cannot be read; then tokens rotate on schedule only."""
     found: dict[str, set[int]] = {}
     with suppress(OSError), os.scandir(directories.demands) as entries:
         for entry in entries:

@@ -26,7 +26,7 @@ Sharing = tuple[int, int | None]
 
 
 class Listing(msgspec.Struct, frozen=True):
-    """The valid names in ``grants/`` that have a record, and those where an attempt left files."""
+    """The valid names in ``grants/`` that have a record, and those for which an attempt left files."""
 
     names: tuple[str, ...] = ()
     unfinished: frozenset[str] = frozenset()
@@ -115,7 +115,7 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
         ]
 
     def listing(self) -> Listing:
-        """List ``grants/``; nothing where it does not exist yet. Raises ``DirectoryError``."""
+        """List ``grants/``; nothing if it does not exist yet. Raises ``DirectoryError``."""
         from_names, unfinished = [], set()
         try:
             self._check_private(self.grants)
@@ -138,7 +138,7 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
     def ensure(self) -> None:
         """Create the directories that are missing, with the modes of the README whatever the umask is.
 
-        Raises ``DirectoryError`` where a directory cannot be created, or where other users could read ``grants/``.
+        Raises ``DirectoryError`` if a directory cannot be created, or if other users could read ``grants/``.
         """
         if (trouble := self.prepare()) is not None:
             raise DirectoryError(trouble)
@@ -184,7 +184,7 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
                 f"{directory} belongs to user {status.st_uid}, this is user {os.geteuid()}: run it as its owner"
             )
         if status.st_mode & 0o077:
-            raise DirectoryError(f"others can read {directory}, which holds refresh tokens: chmod 700 it")
+            raise DirectoryError(f"others can read {directory}, which holds refresh tokens: run 'chmod 700' on it")
 
 
 def _check_directory(directory: Path) -> os.stat_result:

@@ -31,8 +31,8 @@ log = logging.getLogger(__name__)
 def held(path: Path, *, stopping: Callable[[], bool], wait: float = WAIT) -> Iterator[None]:
     """Hold the lock at ``path``.
 
-    Raises ``LockBusy`` after ``wait`` seconds, ``Interrupted`` where ``stopping()`` becomes true before that, and
-    ``StorageError`` where the file system has no locks.
+    Raises ``LockBusy`` after ``wait`` seconds, ``Interrupted`` if ``stopping()`` becomes true before that, and
+    ``StorageError`` if the file system has no locks.
     """
     # A new instance each time: one instance is reentrant and would let two tasks in.
     lock = filelock.FileLock(path, mode=0o600, fallback_to_soft=False, thread_local=False)

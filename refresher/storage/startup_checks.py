@@ -75,7 +75,7 @@ def _file_system_of(path: Path, mountinfo: str) -> str | None:
 
 
 def file_system(device: int, mountinfo: str) -> str | None:
-    """Return the type of the file system on ``device`` (a ``st_dev``); ``None`` where ``mountinfo`` has no entry."""
+    """Return the type of the file system on ``device`` (a ``st_dev``); ``None`` if ``mountinfo`` has no entry."""
     number = f"{os.major(device)}:{os.minor(device)}"
     for line in mountinfo.splitlines():
         # The number of fields before the dash varies, and no other field is a single dash.

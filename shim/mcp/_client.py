@@ -89,10 +89,10 @@ class ReconnectingClient:
     - ``source``: the name of a grant, or a ``FileTokenSource``.
     - ``patience``: seconds that a call waits for a server that is not available.
     - ``wait``: seconds that the requests of a rejected token wait for a newer one.
-    - ``is_auth_failure``: tells for a result whether it is really an error about the token. If no other token comes,
-      the caller gets that result.
-    - ``reads``: tells for the name of a tool whether the tool only reads. Default: the ``readOnlyHint`` from the last
-      ``list_tools``.
+    - ``is_auth_failure``: a function that returns whether a result is really an error about the token. If no other
+      token comes, the caller gets that result.
+    - ``reads``: a function that returns whether a tool, given by its name, only reads. Default: the ``readOnlyHint``
+      from the last ``list_tools``.
     - ``headers`` and ``verify`` are for HTTP. All other options are those of ``mcp.Client``.
 
     Calls raise the errors of ``mcp.Client``, and ``ReauthorizationRequired``, ``Removed``, ``TokenRejected``,
@@ -141,7 +141,7 @@ class ReconnectingClient:
         self._reads = (lambda name: self._read_only_hints.get(name, False)) if reads is None else reads
 
     async def __aenter__(self) -> Self:
-        """Start to connect; return when connected, or when the first attempt has failed: then calls say why."""
+        """Start to connect; return when connected, or when the first attempt has failed; then calls raise."""
         self._supervisor.start()
         try:
             await self._supervisor.wait_for_first_attempt(anyio.current_time() + _ENTER_TIMEOUT)
@@ -199,7 +199,8 @@ class ReconnectingClient:
         """The instructions of the server, if the server gives any."""
         return self._supervisor.client().instructions
 
-    # Calls that change nothing. The next session does not know the logging level and the subscriptions.
+    # Calls that change nothing.
+    # After a reconnect, the program must set the logging level and subscribe again.
 
     list_tools = _forwarded(Client.list_tools)
     list_resources = _forwarded(Client.list_resources)
@@ -220,7 +221,7 @@ class ReconnectingClient:
 
     call_tool = _forwarded(Client.call_tool, _changing_tool)
 
-    # To the current session only.
+    # These send to the current session only.
 
     async def send_progress_notification(
         self, progress_token: str | int, progress: float, total: float | None = None, message: str | None = None
