@@ -85,7 +85,7 @@ def import_(ctx: click.Context, name: str | None, source: str, replace: bool, if
         raise ConfigError("--replace and --if-absent exclude each other")
     if source != "-" and Path(source).is_dir():
         if name is not None or replace:
-            raise ConfigError(f"{source} is a directory, and all its files are imported: omit NAME and --replace")
+            raise ConfigError(f"{source} is a directory, which is imported as a whole: omit NAME and --replace")
         return _import_directory(ctx.obj.settings(), Path(source), if_absent)
     if name is None and source != "-" and not Path(source).exists():
         raise ConfigError(f"cannot read {source}: there is no such file or directory")

@@ -70,7 +70,7 @@ class DirectoryWatch:
         return {name for name in before.keys() | known.keys() if jumped or before.get(name) != known.get(name)}
 
     def forget(self, name: str) -> None:
-        """Have the next call return ``name``, whether it has changed or not."""
+        """Return ``name`` from the next call, also if it has not changed."""
         self._known.pop(name, None)
         self._stamps = None
 

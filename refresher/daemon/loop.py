@@ -108,7 +108,7 @@ class _LogThrottle:
         self.log(name, "internal error", logging.ERROR, message)
 
     def forget(self, name: str) -> None:
-        """Log the next message about ``name``, whatever it is."""
+        """Log the next message about ``name``, also if it is a repetition."""
         self._last.pop(name, None)
 
 
@@ -205,7 +205,7 @@ class Daemon:
             for name in sorted(changed):
                 self._inspect(name)
             self._readiness.mark_complete()
-        # However many files there are, scans use a fifth of the time at most, and demands wait 0.7 s at most.
+        # With any number of files, scans use a fifth of the time at most, and demands wait 0.7 s at most.
         pause = (time.thread_time() - started) / _MAX_SCAN_SHARE
         self._scan_at = time.monotonic() + min(max(_SCAN_INTERVAL, pause), _MAX_SCAN_INTERVAL)
 
@@ -258,7 +258,7 @@ class Daemon:
         # A cleanup sends no request, so it does not wait for the limits of the server.
         sends_nothing = only_cleanup and name not in self._watch.listing.unfinished
         server = f"cleanup for {found.server}" if sends_nothing else found.server
-        # Agents wait for a demanded rotation, and for no other.
+        # Agents wait only for a demanded rotation.
         self._queue.put(server, job, first=decision == Rotate("demanded"))
         self._queue.start_jobs()
 

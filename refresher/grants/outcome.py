@@ -69,12 +69,12 @@ class Transient(Failed, frozen=True, kw_only=True):
 class TooEarly(Failed, frozen=True, kw_only=True):
     """The server refused because the access token is still valid: retry when it expires.
 
-    It counts as a refusal if the server rejected the grant and an agent reports a dead token.
+    It counts as a refusal if the server rejected the grant and an agent reports that the token is not valid.
     """
 
 
 class Ambiguous(Failed, frozen=True, kw_only=True):
-    """A request was sent and no conclusive answer came back: the refresh token may be used up."""
+    """A request was sent and no conclusive answer came back: the refresh token may be spent."""
 
 
 class Unreadable(Failed, frozen=True, kw_only=True):
@@ -87,7 +87,7 @@ class Unreadable(Failed, frozen=True, kw_only=True):
 
 
 class ResourceRefused(Failed, frozen=True, kw_only=True):
-    """The server refuses ``resource`` (RFC 8707). It may have used up the refresh token before."""
+    """The server refuses ``resource`` (RFC 8707). It may have spent the refresh token before."""
 
     refusal: bool = True
 
@@ -103,7 +103,7 @@ class GrantRejected(Failed, frozen=True, kw_only=True):
 
 
 Lost = Ambiguous | Unreadable | ResourceRefused
-"""After these, the refresh token may be used up."""
+"""After these, the refresh token may be spent."""
 
 Outcome = TokensIssued | NotSent | Transient | TooEarly | Lost | ClientRejected | GrantRejected
 

@@ -1,4 +1,4 @@
-"""What a token says about itself: valid characters, authentication scheme, times in a JWT. Pure."""
+"""Check and read a token: valid characters, authentication scheme, times in a JWT. Pure."""
 
 import base64
 import binascii
@@ -11,7 +11,7 @@ __all__ = ["MAX_LIFETIME", "auth_scheme", "is_token", "jwt_time", "not_before"]
 MAX_LIFETIME: Final = 315_360_000.0
 """Ten years in seconds, the longest lifetime of an access token."""
 
-# Other token types are a server's own word for Bearer: Slack says "bot" and "user", and expects Bearer.
+# Other token types are a server's own name for Bearer: Slack says "bot" and "user", and expects Bearer.
 _SCHEMES: Final = frozenset({"bearer", "dpop", "mac", "pop"})
 
 

@@ -75,7 +75,7 @@ def stored_client(stored: Grant | None, server: Server, now: float) -> Client | 
     if stored.issuer:
         same = stored.issuer == server.issuer
     else:
-        # The token endpoint alone proves nothing: any server can name that of another one, and would learn the secret.
+        # The token endpoint alone proves nothing: a server can name that of another one, and get the secret.
         origins = {urls.parse_origin(url) for url in (server.issuer, server.token_endpoint) if url is not None}
         same = stored.token_endpoint == server.token_endpoint and len(origins) == 1
     login = stored.login

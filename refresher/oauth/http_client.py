@@ -82,7 +82,7 @@ class PostResult:
         )
 
     def decompressed_body(self) -> bytes:
-        """Return the body, decompressed up to a limit if the server sent gzip although nobody asked for it."""
+        """Return the body, decompressed up to a limit if the server sent gzip without a request for it."""
         body = bytes(self.body)
         if not body.startswith(b"\x1f\x8b"):
             return body

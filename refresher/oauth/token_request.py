@@ -62,7 +62,7 @@ def request_tokens(
 ) -> TokenRequestResult:
     """Use the refresh token of ``grant`` once, or twice if an answer was lost and the server allows a replay.
 
-    ``demanded``: an agent reports that the access token is refused, so there is no live token to protect or to wait
+    ``demanded``: an agent reports that the access token is refused, so there is no valid token to protect or to wait
     for. Returns within ``deadline`` seconds of running time. Raises only ``KeyboardInterrupt`` and the like.
     """
     if not grant.renewable:
@@ -76,7 +76,7 @@ def request_tokens(
     first = msgspec.structs.replace(first, resource_refused=refused)
     doubtful = msgspec.structs.replace(grant, doubt=first.doubt, resource_refused=grant.resource_refused or refused)
     # After a refusal of ``resource``, also if there is no valid access token to lose: most servers check ``resource``
-    # before they use up the refresh token, but not all.
+    # before they spend the refresh token, but not all.
     now = clocks.now()
     allowed = policy.replay_allowed(doubtful, now) or (
         refused and policy.protected_until(doubtful, now, demanded=demanded) is None

@@ -1,7 +1,7 @@
 """Turn the answer of a token endpoint (RFC 6749 section 5) into an outcome; without input or output.
 
-``parse_token_response`` is the only place that classifies an answer. What the error codes and texts of single servers mean
-is data in ``dialects.py``. ``grants/transition.py`` then decides what the outcome does to the grant.
+``parse_token_response`` is the only place that classifies an answer. The meaning of the error codes and texts of single
+servers is data in ``dialects.py``. ``grants/transition.py`` then decides what the outcome does to the grant.
 """
 
 import json
@@ -101,7 +101,7 @@ def _failure(
         case "resource_refused" if status < 500:
             return ResourceRefused(code=code or "invalid_target", description=description)
     if kind == "ambiguous" or status >= 500:
-        # The server, or a proxy before it, may have failed after the refresh token was used up.
+        # The server, or a proxy before it, may have failed after the refresh token was spent.
         return Ambiguous(description=description)
     if 300 <= status < 400:
         description += " (a redirect; refresher follows none with a refresh token)"

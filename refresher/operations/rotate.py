@@ -36,7 +36,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     seen: int
     force: bool = False
     horizon: float = 0.0
-    """Seconds to the next run: what becomes due before it is due now."""
+    """Seconds to the next run: what becomes due before then is rotated now."""
 
 
 class Terms(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,7 +70,7 @@ def rotate(publisher: Publisher, order: Order, terms: Terms) -> Result | None:
         return Result(name, "storage_failed", None, str(error))
     except Interrupted:
         return Result(name, "interrupted", None, "interrupted before anything was spent; nothing was changed")
-    except Exception as error:  # noqa: BLE001  a fault of ours in one grant must not stop the rotation of the others
+    except Exception as error:  # noqa: BLE001  a bug in one grant must not stop the rotation of the others
         # Without the trace: it could quote a secret.
         return Result(name, "storage_failed", None, f"internal error ({type(error).__name__}); please report it")
 
@@ -119,7 +119,7 @@ class _Rotation(NamedTuple):
 
     def _exchange(self, stored: Stored, grant: Grant, *, demanded: bool) -> Grant:
         """Reserve, declare, exchange, persist; nothing is logged from the request to the durable answer."""
-        # A restored backup must not take readers back to a generation that they have seen.
+        # After a restored backup, readers must not get a generation that they have seen.
         generation = max(grant.generation, published_generation(self.publisher.directories, grant.name)) + 1
         attempt = Attempt(self.publisher.directories, grant.name, stored)
         attempt.reserve(grant, clocks.now())
@@ -129,7 +129,7 @@ class _Rotation(NamedTuple):
         try:
             changed = _after(grant, exchanged, demanded=demanded, generation=generation)
         except Exception:
-            # A fault of ours must not cost the only copy of a token: the intent stays, and the answer is kept.
+            # A bug must not lose the only copy of a token: the intent stays, and the answer is kept.
             if exchanged.raw is not None:
                 attempt.keep_answer(exchanged.raw.reveal().encode("latin-1"), clocks.now().wall)
             attempt.close()

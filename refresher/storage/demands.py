@@ -1,4 +1,4 @@
-"""Demands: files ``NAME.GENERATION`` with which agents ask for a rotation; listed and removed, never opened.
+"""Demands: files ``NAME.GENERATION`` with which agents demand a rotation; listed and removed, never opened.
 
 Agents create empty files. Any entry with such a name counts as the demand, because agents cannot create theirs beside
 it: a directory that one agent creates must not block the others.

@@ -31,7 +31,7 @@ class Listing(msgspec.Struct, frozen=True):
     names: tuple[str, ...] = ()
     unfinished: frozenset[str] = frozenset()
     sharing: Sharing | None = None
-    """What ``sharing`` returned at the time of the listing; ``None``: not looked at."""
+    """What ``sharing`` returned at the time of the listing; ``None``: not read."""
 
     @property
     def all(self) -> list[str]:
@@ -79,7 +79,7 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
         return files.unused(self.next(name), 1)
 
     def spilled(self, name: str, begun_from: str) -> Path:
-        """Return the path of the next record outside ``grants/``; each record has another."""
+        """Return the path of the next record outside ``grants/``; each record has another path."""
         return self.spill / f"{name}.{begun_from[:32]}.next"
 
     def candidates(self, name: str) -> list[Path]:
@@ -136,7 +136,7 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
         return Listing(names, frozenset(filter(is_name, unfinished)), self.sharing())
 
     def ensure(self) -> None:
-        """Create the directories that are missing, with the modes of the README whatever the umask is.
+        """Create the directories that are missing, with the modes of the README, independent of the umask.
 
         Raises ``DirectoryError`` if a directory cannot be created, or if other users could read ``grants/``.
         """
@@ -160,7 +160,7 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
         except DirectoryError as error:
             return str(error)
         if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
-            raise DirectoryError(f"anybody can write to {self.demands} and remove demands: chmod o-w it")
+            raise DirectoryError(f"anybody can write to {self.demands} and remove demands: run 'chmod o-w' on it")
         return None
 
     @contextmanager
@@ -198,11 +198,13 @@ def _check_tokens(directory: Path) -> None:
     status = _check_directory(directory)
     # A sticky bit would not help: anybody could create a token file that does not exist yet.
     if status.st_mode & stat.S_IWOTH:
-        raise DirectoryError(f"anybody can write to {directory} and replace the tokens that agents trust: chmod o-w it")
+        raise DirectoryError(
+            f"anybody can write to {directory} and replace the tokens that agents trust: run 'chmod o-w' on it"
+        )
     if status.st_uid not in (0, os.geteuid()):
         raise DirectoryError(
             f"{directory} belongs to user {status.st_uid}, who could replace the tokens that agents trust: "
-            f"chown it to user {os.geteuid()}"
+            f"run 'chown {os.geteuid()}' on it"
         )
 
 

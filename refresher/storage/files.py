@@ -73,7 +73,10 @@ def read(path: Path | str, largest: int, *, private: bool = False) -> FileWithSt
 
 def _check_private(status: os.stat_result) -> None:
     if status.st_uid != os.geteuid():
-        raise NotPrivate(f"it belongs to user {status.st_uid}, this is user {os.geteuid()}: chown it, if it is yours")
+        raise NotPrivate(
+            f"it belongs to user {status.st_uid}, this is user {os.geteuid()}: if it is yours, run "
+            f"'chown {os.geteuid()}' on it"
+        )
     if status.st_mode & 0o077:
         raise NotPrivate("others could read or change it: if its content is unchanged, run 'chmod 600' on it")
 

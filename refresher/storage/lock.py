@@ -1,4 +1,4 @@
-"""The kernel's lock on one file. It is never a soft lock, never taken over by age, and its file is never removed."""
+"""The kernel's lock on one file. No process takes it over because it is old, and its file is never removed."""
 
 import errno
 import logging

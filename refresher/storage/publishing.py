@@ -88,8 +88,8 @@ class Publisher:
     """Publishes the records of ``directories``, and remembers which files it has repaired.
 
     A token file with the right content and the wrong group is repaired once. If it has the wrong group again,
-    another refresher runs with another ``--tokens-group``: both would repair the file for ever, and every reader would
-    read it each time.
+    another refresher runs with another ``--tokens-group``: both would repair the file again and again,
+    and every reader would read it each time.
     """
 
     def __init__(self, directories: Directories) -> None:
@@ -98,7 +98,7 @@ class Publisher:
         self._reported: set[str] = set()
 
     def is_stale(self, record: Record, sharing: Sharing | None = None) -> bool:
-        """Whether the token file is missing, differs from what ``record`` calls for, or has other permissions.
+        """Whether the token file is missing, differs from ``record``, or has other permissions.
 
         ``sharing``: the permissions to compare with, if the caller knows them.
         """
@@ -172,7 +172,7 @@ def _wanted(record: Record, published: FileWithStatus | None) -> bytes | None:
         if seen is None:
             return derive(record)
         if record.dead and seen.generation > record.generation and seen.state != "removed":
-            # The record is from a restored backup: readers keep the newer token, and see that no other will come.
+            # The record is from a restored backup: readers keep the newer token, and see that it is the last.
             return token_file.render(seen._replace(state="reauthorization_required", error=_problem(record)))
         if record.access_token is None and seen.access_token is not None and seen.state != "removed":
             # Both grants are of one server, so what is known of its tokens holds for the earlier one too.
@@ -202,7 +202,7 @@ def _problem(grant: Grant) -> Problem | None:
     if failure is None:
         return None
     was_live = grant.access_token is not None and failure.at < policy.expected_expiry(grant)
-    # "Too early" is no problem for agents: their token is live, and a refused token would have caused a demand.
+    # "Too early" is no problem for agents: their token is valid, and a refused token would have caused a demand.
     if failure.outcome == "too_early" and grant.refusals == 0 and was_live:
         return None
     return Problem(failure.code, failure.description, failure.at, policy.retry_at(grant))

@@ -1,4 +1,4 @@
-"""Checks at the start: what is risky about the directories and is no reason to refuse."""
+"""Checks at the start: risks of the directories that cause warnings, not errors."""
 
 import logging
 import os
@@ -47,7 +47,7 @@ def find_risks(directories: Directories, mountinfo: str) -> list[str]:
         with suppress(OSError):
             mode = parent.stat().st_mode
             if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
-                found.append(f"anybody can write in {parent} and replace {grants}: chmod o-w {parent}")
+                found.append(f"anybody can write in {parent} and replace {grants}: run 'chmod o-w {parent}'")
     try:
         private = files.is_private(spill)
     except OSError:
