@@ -39,7 +39,7 @@ def now() -> Moment:
     return Moment(wall=time.time(), monotonic=time.monotonic(), boottime=boottime, boot_id=_boot_id())
 
 
-@cache  # no process lives longer than its boot
+@cache  # a process ends with its boot at the latest
 def _boot_id() -> str:
     # Without one, every earlier moment counts as one before a reboot, which is the safe assumption.
     try:

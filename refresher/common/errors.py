@@ -83,7 +83,7 @@ class NotInTime(RefresherError, exit_code=4):
 
 
 class NeedsPerson(RefresherError, exit_code=3):
-    """The grant is dead or removed."""
+    """The grant was rejected by its server, or removed."""
 
 
 class LoginNotGiven(RefresherError, exit_code=3):

@@ -26,7 +26,7 @@ def setup(log_format: LogFormat, verbose: int, *, nonblocking: bool = False) -> 
     HTTP library stays silent at any level, because its debug lines hold headers.
     """
     logger = logging.getLogger("refresher")
-    # One thread writes for the whole life of a process, however often its configuration is read.
+    # One thread writes for the whole life of a process, also if its configuration is read again.
     handler: logging.Handler | None = next(
         (known for known in logger.handlers if nonblocking and isinstance(known, _Nonblocking)), None
     )

@@ -2,7 +2,7 @@
 
 One thread inspects and decides. Each rotation runs in its own thread (``WorkQueue``), the schedule runs in another, and
 both only put events into a queue: nothing else is shared. The decision is the same as in ``run-once``: the schedule
-says when to inspect a grant, never what to do.
+determines when to inspect a grant, never what to do.
 """
 
 import logging

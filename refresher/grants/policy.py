@@ -156,7 +156,7 @@ def may_be_too_early(grant: Grant, sent: Moment) -> bool:
     before = grant.failure
     asked = before.moment if before is not None and before.outcome == "too_early" else None
     if asked is not None and asked.same_boot(sent) and asked.seconds_until(sent) >= _lifetime(grant):
-        return False  # the token that was valid at the first refusal has expired, whatever the wall clock says
+        return False  # the token that was valid at the first refusal has expired, also if the wall clock differs
     return server_behavior.refuses_early(grant) and remaining_lifetime(grant, sent) > -CLOCK_TOLERANCE
 
 
@@ -204,7 +204,7 @@ def replay_allowed(grant: Grant, now: Moment) -> bool:
 def doubt_in_future(grant: Grant, now: Moment) -> bool:
     """Whether a doubt begins in the future by the clock that counts, so that its age is unknown.
 
-    The holder of the lock then restarts the doubt at ``now``: the wait is as long as the token can live, and it ends.
+    The holder of the lock then restarts the doubt at ``now``: the wait is as long as the token can be valid, and it ends.
     """
     # Within one boot, that is a restored snapshot or another time namespace.
     return grant.doubt is not None and grant.doubt.since.seconds_until(now) < -CLOCK_TOLERANCE

@@ -48,5 +48,5 @@ def not_before(refresh_token: str, now: float, clock_skew: float = 0.0) -> float
     at, issued = jwt_time(refresh_token, "nbf"), jwt_time(refresh_token, "iat")
     if at is None:
         return None
-    # The token was issued before now, so the remaining wait is at most nbf - iat, however wrong the local clock is.
+    # The token was issued before now, so the remaining wait is at most nbf - iat, even if the local clock is wrong.
     return at - clock_skew if issued is None else min(at - clock_skew, now + at - issued)

@@ -106,7 +106,7 @@ def _require_same_server(directories: Directories, imported: Grant) -> None:
     try:
         found = _records(directories, imported.name, unfinished=True)
     except (GrantFileError, OSError):
-        return  # a damaged record is kept, whatever its server is
+        return  # a damaged record is kept, even if it is of another server
     for there in found:
         if isinstance(there, Grant) and is_for_other_server(there, imported.server_url):
             raise ImportRefused(other_server(there))
@@ -147,7 +147,7 @@ def _records(directories: Directories, name: str, *, unfinished: bool) -> list[R
 
 
 def _successor(directories: Directories, imported: Grant, stored: Stored, *, just_issued: bool) -> Grant:
-    """Return ``imported`` as the successor of the record: the generation goes on, spent tokens stay spent."""
+    """Return ``imported`` as the successor of the record: the generation counts on, and spent tokens stay spent."""
     there = stored.record
     seen = published_generation(directories, imported.name)
     generation = max(seen, -1 if there is None else there.generation) + 1

@@ -1,8 +1,8 @@
 """The journal of an attempt: its files, from before the refresh token is spent until the end.
 
 The order is what makes a rotation safe: the space for the answer and the intent are durable before the refresh token is
-spent, the answer is durable before anybody sees it, and one rename replaces the record. ``recovery`` says what becomes
-of each file after a crash.
+spent, the answer is durable before anybody sees it, and one rename replaces the record. ``recovery`` processes
+each file after a crash.
 
 - ``NAME.next``: 64 KiB or more, reserved for the next record. On a full disk the attempt fails here, before it sends.
 - ``NAME.intent``: the record that the attempt begins from, the time, and the place of a spill. One byte at its end, the
@@ -264,7 +264,7 @@ def _create(path: Path, data: bytes) -> None:
 def _succeeds(write: Callable[..., None], *arguments: object) -> bool:
     try:
         write(*arguments)
-    except Exception:  # noqa: BLE001  memory holds the only copy, so the next place is tried whatever happens
+    except Exception:  # noqa: BLE001  memory holds the only copy, so the next place is tried after any error
         return False
     return True
 

@@ -59,7 +59,7 @@ def recover(
 
 
 def backup_hint(directories: Directories, grant: Grant) -> str:
-    """Return what the time of the file says about a grant that the server has just refused; often nothing."""
+    """Return a hint, from the time of the file, why the server has just rejected a grant; often empty."""
     try:
         put_there = directories.record(grant.name).stat().st_ctime
     except OSError:

@@ -100,6 +100,8 @@ class ReconnectingClient:
     ``OutcomeUnknown`` if a call that may change something was sent and its response was lost. ``as_json()`` of each
     explains it to a model.
 
+    After a reconnect, the program must set the logging level and subscribe again.
+
     A client belongs to the event loop in which it was entered. All tasks of this loop may call it at the same time,
     cancel their calls, and leave it.
     """
@@ -146,7 +148,7 @@ class ReconnectingClient:
         try:
             await self._supervisor.wait_for_first_attempt(anyio.current_time() + _ENTER_TIMEOUT)
         except BaseException:
-            await self.__aexit__()  # after a cancellation, nobody else calls it
+            await self.__aexit__()  # after a cancellation, Python does not call it
             raise
         return self
 
@@ -200,7 +202,6 @@ class ReconnectingClient:
         return self._supervisor.client().instructions
 
     # Calls that change nothing.
-    # After a reconnect, the program must set the logging level and subscribe again.
 
     list_tools = _forwarded(Client.list_tools)
     list_resources = _forwarded(Client.list_resources)

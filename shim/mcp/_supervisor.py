@@ -139,7 +139,7 @@ class Supervisor:
             raise problem
 
     def _outlasts(self, connection: Connection) -> bool:
-        """Whether a process takes a call from its own callback, though its token is outdated.
+        """Whether a process accepts a call from its own callback, although its token is outdated.
 
         The process ends only after the outer call, and the next process starts only after that.
         """
@@ -211,7 +211,7 @@ class Supervisor:
                     tasks.start_soon(self._watch_token_file)
                     await self._stay_connected(tasks)
         finally:
-            self._mark_closed()  # however the task ends, no caller waits for it any more
+            self._mark_closed()  # also after an error, so that no caller waits for the task any more
             self._ended.set()
 
     async def _stay_connected(self, tasks: TaskGroup) -> None:
