@@ -184,7 +184,7 @@ def _set_body(response: Any, body: bytes) -> None:
 
 
 def _read_body(response: Any) -> bytes:
-    """Read the body of a 401, so that its connection is free. The body stays encoded, because decoding may be useless."""
+    """Read the body of a 401, so that its connection is free. The body stays encoded: it may not be needed."""
     body = bytearray()
     ends = time.monotonic() + _SLOWEST_BODY
     with suppress(Exception):  # a 401 whose body breaks off is still a 401

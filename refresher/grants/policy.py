@@ -204,7 +204,7 @@ def replay_allowed(grant: Grant, now: Moment) -> bool:
 def doubt_in_future(grant: Grant, now: Moment) -> bool:
     """Whether a doubt begins in the future by the clock that counts, so that its age is unknown.
 
-    The holder of the lock then restarts the doubt at ``now``: the wait is as long as the token can be valid, and it ends.
+    The holder of the lock then restarts the doubt at ``now``: the wait ends when the token has expired.
     """
     # Within one boot, that is a restored snapshot or another time namespace.
     return grant.doubt is not None and grant.doubt.since.seconds_until(now) < -CLOCK_TOLERANCE
