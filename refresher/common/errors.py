@@ -87,7 +87,7 @@ class NeedsPerson(RefresherError, exit_code=3):
 
 
 class LoginNotGiven(RefresherError, exit_code=3):
-    """The person declined, or did not complete the login in time; nothing was changed."""
+    """The person denied access, or did not complete the login in time; nothing was changed."""
 
 
 class LockBusy(RefresherError, exit_code=6):
