@@ -4,7 +4,7 @@ import re
 import time
 from collections.abc import AsyncGenerator, Generator, Iterable
 from contextlib import aclosing, suppress
-from typing import Any
+from typing import Any, ClassVar
 
 from shim._changes import permanent_error
 from shim._origins import origin_of
@@ -43,6 +43,9 @@ class BearerFlow:
     ``http://host`` to ``https://host``, the library keeps the header; on a redirect to any other origin, it drops it.
     """
 
+    _byte_stream: ClassVar[Any]
+    """The ``ByteStream`` class of the HTTP library."""
+
     def __init__(
         self, source: FileTokenSource | str, *, wait: float = DEFAULT_WAIT, raise_errors: bool = False
     ) -> None:
@@ -62,12 +65,12 @@ class BearerFlow:
             response = yield request
             step = _next(steps, response)
             if step is not None:
-                _set_body(response, _read_body(response))
+                self._set_body(response, _read_body(response))
             while isinstance(step, float):
                 time.sleep(step)
                 step = _next(steps, None)
             if step is not None:
-                _set_body(response, b"")
+                self._set_body(response, b"")
 
     async def async_auth_flow(self, request: Any) -> AsyncGenerator[Any, Any]:
         """Authorize a request of an ``AsyncClient``."""
@@ -77,14 +80,22 @@ class BearerFlow:
             response = yield request
             step = _next(steps, response)
             if step is not None:
-                _set_body(response, await _read_body_async(response))
+                self._set_body(response, await _read_body_async(response))
             while isinstance(step, float):
                 import anyio
 
                 await anyio.sleep(step)
                 step = _next(steps, None)
             if step is not None:
-                _set_body(response, b"")
+                self._set_body(response, b"")
+
+    def _set_body(self, response: Any, body: bytes) -> None:
+        """Let ``body`` be read as the body of ``response``, whose connection is closed or back in the pool.
+
+        The library reads each response before it sends the next request. An empty body cannot fail to be decoded.
+        """
+        response.stream = self._byte_stream(body)
+        response.is_closed = response.is_stream_consumed = False
 
     def _steps(self, request: Any) -> Generator[Any, Any, None]:
         """Yield ``request`` when it is to be sent, for its response; or the seconds to wait, without a connection.
@@ -172,15 +183,6 @@ def _challenge_schemes(challenges: Iterable[str]) -> Iterable[str]:
         for part in _QUOTED.sub('""', header).split(","):
             if match := _SCHEME.match(part):
                 yield match[1].lower()
-
-
-def _set_body(response: Any, body: bytes) -> None:
-    """Let ``body`` be read as the body of ``response``, whose connection is closed or back in the pool.
-
-    The library reads each response before it sends the next request. An empty body cannot fail to be decoded.
-    """
-    response.stream = type(response)(200, content=body).stream
-    response.is_closed = response.is_stream_consumed = False
 
 
 def _read_body(response: Any) -> bytes:

@@ -124,12 +124,14 @@ class FileTokenSource:
         The token may still be valid: the grant has ended but the token has not expired, or the file cannot be read at
         the moment.
         """
-        self.current()
-        _, token, file_problem = self._cached
+        token = self.current()
+        file_problem = self._cached[2]
         if token is not None and (error := permanent_error(token)) is not None:
             return error
-        if token is None or file_problem is not None:
+        if file_problem is not None:
             return file_problem
+        if token is None:
+            return TokenFileError(f"{self._path} does not exist yet; does refresher publish there?")
         rejected = self._rejected
         if rejected is not None and rejected[0] == token.access_token:
             return TokenRejected(

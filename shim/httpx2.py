@@ -7,5 +7,6 @@ from shim._bearer import BearerFlow
 __all__ = ["BearerAuth"]
 
 
-class BearerAuth(BearerFlow, httpx2.Auth):
-    """Sends the current token of a name, or of a ``FileTokenSource``, and recovers from a 401: see ``BearerFlow``."""
+class BearerAuth(BearerFlow, httpx2.Auth):  # noqa: D101  the next line
+    __doc__ = BearerFlow.__doc__
+    _byte_stream = httpx2.ByteStream

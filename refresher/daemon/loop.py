@@ -340,11 +340,15 @@ class Daemon:
         # The decision on each waiting job is made again with the new configuration.
         for job in self._queue.drop_waiting():
             self._in_progress.discard(job.order.name)
-        if self._settings.directories != before:
-            for name in self._watch.listing.all:
+        moved = self._settings.directories != before
+        for name in self._watch.listing.all:
+            if moved:
                 self._forget(name)
+            else:
+                self._watch.forget(name)
+        if moved:
+            self._watch = DirectoryWatch(self._settings.directories)
             self._publisher = Publisher(self._settings.directories)
-        self._watch = DirectoryWatch(self._settings.directories)
         self._scan_at = float("-inf")
 
     def _drain(self) -> int:

@@ -109,7 +109,9 @@ PROFILES: Final = (
     Profile(
         "Notion MCP",
         ("mcp.notion.com",),
-        "makenotion/notion-cookbook, mcp-client-integration: an hour; sources conflict about a replay, so none",
+        "makenotion/notion-cookbook, mcp-client-integration: an hour; sources conflict about a replay, so none; "
+        "local-operator#340: a refresh 'revokes ALL previously issued access tokens'",
+        revokes_access_token=True,
         access_token_lifetime=1 * _HOURS,
     ),
     Profile(

@@ -76,8 +76,9 @@ def stored_client(stored: Grant | None, server: Server, now: float) -> Client | 
         same = stored.issuer == server.issuer
     else:
         # The token endpoint alone proves nothing: a server can name that of another one, and get the secret.
-        origins = {urls.parse_origin(url) for url in (server.issuer, server.token_endpoint) if url is not None}
-        same = stored.token_endpoint == server.token_endpoint and len(origins) == 1
+        same = stored.token_endpoint == server.token_endpoint and (
+            server.issuer is None or urls.parse_origin(server.issuer) == urls.parse_origin(server.token_endpoint)
+        )
     login = stored.login
     if not same or (login is not None and login.client_expires_at is not None and login.client_expires_at <= now):
         return None

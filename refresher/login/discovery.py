@@ -227,7 +227,7 @@ def _server(metadata: OAuthMetadata, document: Mapping[str, Any], *, resource: s
     }
     return Server(
         **endpoints,
-        issuer=str(document["issuer"]),
+        issuer=_endpoint("issuer", str(document["issuer"])),
         auth_methods=metadata.token_endpoint_auth_methods_supported,
         challenge_methods=metadata.code_challenge_methods_supported,
         sends_iss=metadata.authorization_response_iss_parameter_supported is True,

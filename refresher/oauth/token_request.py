@@ -115,13 +115,14 @@ def _send(grant: Grant, ca_file: str | None, hooks: Hooks, demanded: bool, timeo
         outcome = _outcome(grant, result, demanded=demanded)
     except Exception:  # noqa: BLE001  a bug here must not lose the only copy of a token
         outcome = Unreadable(description="refresher could not process the answer; please report this", body=body)
-    doubt = grant.doubt
-    if grant.refresh_token is not None and isinstance(outcome, Lost):
-        doubt = doubt or (Doubt(since=result.sent_at) if result.sent_at else None)
+    # Only a refresh token can be spent.
+    doubt = grant.doubt if grant.refresh_token is not None else None
+    if grant.refresh_token is not None and isinstance(outcome, Lost) and result.sent_at is not None:
+        doubt = doubt or Doubt(since=result.sent_at)
         if isinstance(outcome, Unreadable):
             kept = hooks.keep_answer(outcome.body.reveal().encode("latin-1"), clocks.now().wall)
             outcome = msgspec.structs.replace(outcome, description=f"{outcome.description}; {kept}", kept=kept)
-            doubt = doubt and doubt.with_kept(kept)
+            doubt = doubt.with_kept(kept)
     return TokenRequestResult(
         outcome=outcome,
         sent=result.sent_at,

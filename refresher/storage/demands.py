@@ -41,7 +41,9 @@ class Demands(msgspec.Struct, frozen=True):
 
         ``warned``: the warnings that this process has logged; a demand that cannot be removed is retried at each scan.
         """
-        for generation in self.by_name.get(name, frozenset()).difference(keep):
+        for generation in self.by_name.get(name, ()):
+            if generation in keep:
+                continue
             path = directories.demands / f"{name}.{generation}"
             try:
                 _remove(path)

@@ -252,13 +252,16 @@ class Attempt:
 
 
 def _create(path: Path, data: bytes) -> None:
-    """Create a durable file under its final name, because its directory may refuse a rename; or leave none."""
+    """Create a durable file under its final name, because its directory may refuse a rename; or leave none.
+
+    If only the sync of the directory fails, the file stays: it is complete.
+    """
     try:
         files.durable_create(path, data)
-        files.sync_directory(path.parent)
     except OSError:
         path.unlink(missing_ok=True)
         raise
+    files.sync_directory(path.parent)
 
 
 def _succeeds(write: Callable[..., None], *arguments: object) -> bool:

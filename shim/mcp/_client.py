@@ -57,10 +57,12 @@ class Options(TypedDict, total=False):
 def _forwarded(
     method: Callable[Concatenate[Client, _Parameters], Awaitable[_Result]],
     changing: Callable[..., str | None] = lambda *_args, **_kwargs: None,
+    docstring: str | None = None,
 ) -> Callable[Concatenate["ReconnectingClient", _Parameters], Coroutine[Any, Any, _Result]]:
     """Return a method that calls ``method`` of ``mcp.Client``, and repeats the call if that is safe.
 
-    ``changing`` returns the name of a call that may change something, else ``None``.
+    ``changing`` returns the name of a call that may change something, else ``None``. ``docstring``: the default is that
+    of ``method``.
     """
 
     @functools.wraps(method)
@@ -73,6 +75,7 @@ def _forwarded(
                 self._read_only_hints[tool.name] = bool(tool.annotations and tool.annotations.read_only_hint)
         return result
 
+    call.__doc__ = docstring or method.__doc__
     return call
 
 
@@ -215,12 +218,14 @@ class ReconnectingClient:
     subscribe_resource = _forwarded(Client.subscribe_resource)
     unsubscribe_resource = _forwarded(Client.unsubscribe_resource)
 
-    # A tool that does not only read is executed at most once.
-
     def _changing_tool(self, name: str, *_args: object, **_kwargs: object) -> str | None:
         return None if self._reads(name) else f"tools/call {name}"
 
-    call_tool = _forwarded(Client.call_tool, _changing_tool)
+    call_tool = _forwarded(
+        Client.call_tool,
+        _changing_tool,
+        "Call a tool, as ``mcp.Client.call_tool`` does. A tool that does not only read is executed at most once.",
+    )
 
     # These send to the current session only.
 
@@ -255,7 +260,7 @@ class ReconnectingClient:
             yield subscription
 
 
-class TokenSources(dict[str, FileTokenSource]):
+class TokenSources:
     """The token sources of one process, made when first used; clients of the same name share one source.
 
     ``tokens_dir`` and ``demands_dir`` are those of ``FileTokenSource``. Raises ``ValueError`` for an invalid name.
@@ -267,12 +272,18 @@ class TokenSources(dict[str, FileTokenSource]):
         tokens_dir: "str | os.PathLike[str] | None" = None,
         demands_dir: "str | os.PathLike[str] | None" = None,
     ) -> None:
-        super().__init__()
         self._new = functools.partial(FileTokenSource, tokens_dir=tokens_dir, demands_dir=demands_dir)
+        self._sources: dict[str, FileTokenSource] = {}
 
-    def __missing__(self, name: str) -> FileTokenSource:
-        return self.setdefault(name, self._new(name))
+    def __getitem__(self, name: str) -> FileTokenSource:
+        return self._sources.get(name) or self._sources.setdefault(name, self._new(name))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._sources
+
+    def __len__(self) -> int:
+        return len(self._sources)
 
     def drop(self, name: str) -> None:
         """Forget the source of a name that is not used any more; clients that have it keep it."""
-        self.pop(name, None)
+        self._sources.pop(name, None)

@@ -1,4 +1,4 @@
-"""Clocks that are set, here or at the server: no storm, no token sent too soon, and no wait beyond its own length."""
+"""Clocks that are set, on this machine or at the server: no storm of requests, no early replay, no longer waits."""
 
 import itertools
 import json
@@ -25,15 +25,15 @@ from tests.support.samples import grant, jwt
 Start = Callable[..., OIDC]
 
 HOUR = 3600
-NOTICED = 37.0
+LONGEST_NOTICE = 37.0
 GRACE = 3.0
 
 
 class Server:
-    """A token endpoint of one grant; ``mood``: good, busy, or lost (it closes without an answer)."""
+    """A token endpoint of one grant; ``behavior``: normal, busy, or lost (it closes the connection without an answer)."""
 
     def __init__(self, answer: Callable[[], Mapping[str, Any]], ahead: float = 0.0) -> None:
-        self.mood = "good"
+        self.behavior = "normal"
         self.release = Event()
         self.release.set()
         self.headers = ""
@@ -50,12 +50,12 @@ class Server:
         self._raw.__exit__(*error)
 
     @property
-    def asked(self) -> int:
-        """How often it was asked."""
+    def request_count(self) -> int:
+        """Return the number of its requests."""
         return len(self._raw.requests)
 
     def fields(self, **more: Any) -> dict[str, Any]:
-        """Return what ``import`` needs."""
+        """Return the fields of an import."""
         return {
             "token_endpoint": self._raw.token_endpoint,
             "client_id": "client",
@@ -65,52 +65,54 @@ class Server:
         }
 
     def _answer(self, connection: socket, request: bytes) -> None:
-        mood = self.mood
+        behavior = self.behavior
         self.release.wait(60)
-        if mood == "lost":
+        if behavior == "lost":
             return
-        body = json.dumps(self._tokens() if mood == "good" else {}).encode()
+        body = json.dumps(self._tokens() if behavior == "normal" else {}).encode()
         date = formatdate(time.time() + self._ahead, usegmt=True)
-        status = "200 OK" if mood == "good" else "503 Service Unavailable"
+        status = "200 OK" if behavior == "normal" else "503 Service Unavailable"
         head = f"HTTP/1.1 {status}\r\nDate: {date}\r\n{self.headers}Content-Length: {len(body)}\r\n\r\n"
         connection.sendall(head.encode() + body)
 
 
-def fresh() -> dict[str, Any]:
-    """Return a pair of tokens, an hour long."""
+def new_tokens() -> dict[str, Any]:
+    """Return an access token with a lifetime of an hour, and a refresh token."""
     number = time.monotonic_ns()
     return {"access_token": f"access-{number}", "refresh_token": f"refresh-{number}", "expires_in": HOUR}
 
 
-# --- the clock here -----------------------------------------------------------------------------------------------
+# --- the clock of this machine ------------------------------------------------------------------------------------
 
 
 @contextmanager
-def in_every_state(refresher: Command, clock: Clock) -> Iterator[dict[str, Server]]:
-    """Have a grant that is well, one that backs off, two in doubt, and one whose server keeps its answer back."""
+def grants_in_every_state(refresher: Command, clock: Clock) -> Iterator[dict[str, Server]]:
+    """Make five grants: one works, one backs off, two are in doubt, and the answer of one is held."""
     with ExitStack() as stack:
-        servers = {name: stack.enter_context(Server(fresh)) for name in ("well", "busy", "lost", "grace", "held")}
+        servers = {
+            name: stack.enter_context(Server(new_tokens)) for name in ("working", "busy", "lost", "grace", "held")
+        }
         for name, server in servers.items():
             refresher.import_grant(name, server.fields(replay=f"{GRACE:.0f}s" if name == "grace" else "none"))
         assert refresher("run-once", environment=clock.environment).code == 0
         servers["busy"].headers = "Retry-After: 120\r\n"
         for name in ("busy", "lost", "grace"):
-            servers[name].mood = "busy" if name == "busy" else "lost"
+            servers[name].behavior = "busy" if name == "busy" else "lost"
         failing = refresher("run-once", "--force", "--json", "busy", "lost", "grace", environment=clock.environment)
         outcomes = {name: result["outcome"] for name, result in failing.results.items()}
         assert outcomes == {"busy": "transient", "lost": "in_doubt", "grace": "in_doubt"}
         for server in servers.values():
-            server.mood = "good"
+            server.behavior = "normal"
         servers["held"].release.clear()
         yield servers
 
 
 def check(refresher: Command, clock: Clock, servers: Mapping[str, Server]) -> None:
-    """Insist that each was asked as often as it must be, and that what was fetched counts by the clock as it is."""
-    # Once each at the beginning, and once to come into its state: a lost answer with a grace is asked for twice.
-    expected = {"well": 2, "busy": 2, "lost": 2, "grace": 3, "held": 3}
-    assert {name: server.asked for name, server in servers.items()} == expected
-    for name in ("well", "held"):
+    """Check the requests of each server, and that the times of new tokens follow the clock as it is now."""
+    # One request for the first token and one for the state; two after a lost answer with a grace period.
+    expected = {"working": 2, "busy": 2, "lost": 2, "grace": 3, "held": 3}
+    assert {name: server.request_count for name, server in servers.items()} == expected
+    for name in ("working", "held"):
         token = refresher.token(name)
         assert token.state == "active"
         assert token.expires_at == token.issued_at + HOUR
@@ -120,56 +122,63 @@ def check(refresher: Command, clock: Clock, servers: Mapping[str, Server]) -> No
     )
 
 
-def beyond_the_grace(since: float) -> bool:
-    """Whether the grace has passed by the clock that nobody sets."""
+def grace_period_is_over(since: float) -> bool:
+    """Whether the grace period has ended by the monotonic clock, which nobody sets."""
     return time.monotonic() > since + GRACE
 
 
 @pytest.mark.parametrize("jump", ["-2h", "-1d", "+1h", "+2h"])
-def test_a_daemon_whose_clock_is_set_notices_and_asks_each_server_once_at_most(refresher: Command, jump: str) -> None:
-    """If it failed, a laptop that wakes up would use dead tokens, storm a server, or send a spent token again (I1)."""
+def test_a_daemon_whose_clock_is_set_sends_each_server_at_most_one_request(refresher: Command, jump: str) -> None:
+    """If it failed, a laptop that resumes would use expired tokens, send many requests, or replay a spent token (I1)."""
     need(no_clock())
     clock = Clock(refresher.home)
     demands = refresher.state / "demands"
-    with in_every_state(refresher, clock) as servers, running(refresher, environment=clock.environment) as daemon:
+    with (
+        grants_in_every_state(refresher, clock) as servers,
+        running(refresher, environment=clock.environment) as daemon,
+    ):
         since = time.monotonic()
         (demands / "held.1").touch()
-        wait_until(lambda: servers["held"].asked == 2, "an exchange is under way")
+        wait_until(lambda: servers["held"].request_count == 2, "an exchange is under way")
         clock.set(jump)
-        wait_until(lambda: published(refresher, "well") == 2, f"the jump of {jump} is noticed", NOTICED)
+        wait_until(lambda: published(refresher, "working") == 2, f"the jump of {jump} is noticed", LONGEST_NOTICE)
         servers["held"].release.set()
-        wait_until(lambda: published(refresher, "held") == 3, "a token of another time is replaced", NOTICED)
-        wait_until(partial(beyond_the_grace, since), "the grace is over")
+        wait_until(
+            lambda: published(refresher, "held") == 3, "a token issued by another clock is replaced", LONGEST_NOTICE
+        )
+        wait_until(partial(grace_period_is_over, since), "the grace period is over")
         for name in servers:
             (demands / f"{name}.0").touch()
-        wait_until(lambda: not list(demands.iterdir()), "it has looked around since")
+        wait_until(lambda: not list(demands.iterdir()), "the daemon has read the demands since")
         check(refresher, clock, servers)
-        said = stopped(refresher, daemon)
-        assert "fault" not in said
+        log = stopped(refresher, daemon)
+        assert "fault" not in log
     assert refresher.leftovers() == []
 
 
 @pytest.mark.parametrize("jump", ["-2h", "+2h"])
-def test_runs_whose_clock_is_set_in_between_ask_each_server_once_at_most(refresher: Command, jump: str) -> None:
-    """If it failed, cron would do what a daemon must not (I9)."""
+def test_runs_whose_clock_is_set_between_them_send_each_server_at_most_one_request(
+    refresher: Command, jump: str
+) -> None:
+    """If it failed, run-once would send requests that the daemon does not send (I9)."""
     need(no_clock())
     clock = Clock(refresher.home)
-    with in_every_state(refresher, clock) as servers:
+    with grants_in_every_state(refresher, clock) as servers:
         since = time.monotonic()
         process = refresher.start("run-once", "--force", "--json", "held", environment=clock.environment)
-        wait_until(lambda: servers["held"].asked == 2, "an exchange is under way")
+        wait_until(lambda: servers["held"].request_count == 2, "an exchange is under way")
         clock.set(jump)
         servers["held"].release.set()
         assert refresher.finish(process).outcome == "rotated"
-        wait_until(partial(beyond_the_grace, since), "the grace is over")
+        wait_until(partial(grace_period_is_over, since), "the grace period is over")
         outcomes = []
         for options in ([], [], ["--force", "lost", "grace"]):
             done = refresher("run-once", "--json", *options, environment=clock.environment)
             outcomes.append({name: result["outcome"] for name, result in done.results.items()})
         waiting = {"busy": "transient", "lost": "in_doubt", "grace": "in_doubt"}
         assert outcomes == [
-            {"well": "rotated", "held": "rotated", **waiting},
-            {"well": "not_due", "held": "not_due", **waiting},
+            {"working": "rotated", "held": "rotated", **waiting},
+            {"working": "not_due", "held": "not_due", **waiting},
             {"lost": "in_doubt", "grace": "in_doubt"},
         ]
         check(refresher, clock, servers)
@@ -177,27 +186,27 @@ def test_runs_whose_clock_is_set_in_between_ask_each_server_once_at_most(refresh
 
 
 def test_a_clock_set_back_by_half_an_hour_makes_no_backoff_longer(refresher: Command) -> None:
-    """If it failed, a wait of seconds would become one of half an hour, and the token end meanwhile."""
+    """If it failed, a backoff of seconds would become one of half an hour, and the access token would expire."""
     need(no_clock())
     clock = Clock(refresher.home)
-    # Of any name's first backoff, 5 to 15 s, a short one.
+    # The first backoff is 5 to 15 s, by the name: this name has a short one.
     name = next(
         name for name in map("g{}".format, range(1000)) if policy.backoff(grant(name=name, generation=1), 1) < 6
     )
-    with Server(fresh) as server:
+    with Server(new_tokens) as server:
         refresher.import_grant(name, server.fields())
         assert refresher("run-once", environment=clock.environment).code == 0
-        server.mood = "busy"
+        server.behavior = "busy"
         assert refresher("run-once", "--force", environment=clock.environment).code == 4
-        server.mood = "good"
+        server.behavior = "normal"
         clock.set("-30m")
         with running(refresher, environment=clock.environment) as daemon:
-            wait_until(lambda: published(refresher, name) == 2, "it is tried again", NOTICED)
+            wait_until(lambda: published(refresher, name) == 2, "the grant is rotated", LONGEST_NOTICE)
             stopped(refresher, daemon)
 
 
-def test_a_clock_that_jumps_and_a_machine_that_slept_are_noticed(refresher: Command, own_oidc: Start) -> None:
-    """If it failed, a laptop that wakes up would use dead tokens, and a clock set back would stop every rotation."""
+def test_a_daemon_notices_each_jump_of_the_clock(refresher: Command, own_oidc: Start) -> None:
+    """If it failed, a laptop that resumes would use expired tokens, and a clock set back would stop every rotation."""
     need(no_clock())
     clock = Clock(refresher.home)
     server = own_oidc()
@@ -207,37 +216,37 @@ def test_a_clock_that_jumps_and_a_machine_that_slept_are_noticed(refresher: Comm
 
     refresher.import_grant("linear", server.mint("public"))
     with running(refresher, environment=clock.environment) as process:
-        wait_until(lambda: published(refresher) == 1, "the first token is there")
+        wait_until(lambda: published(refresher) == 1, "the first token is published")
         for to in ("+2h", "+0s", "+1d", "-2h"):
             before = published(refresher)
             clock.set(to)
-            wait_until(partial(changed, before), f"the jump to {to} is noticed", NOTICED)
+            wait_until(partial(changed, before), f"the jump to {to} is noticed", LONGEST_NOTICE)
         assert published(refresher) == 5
         issued = refresher.token("linear").issued_at
-        assert abs(issued + 7200 - time.time()) < 600, "it went by another clock"
-        # A demand for an older generation is answered: it has looked around since, and found nothing to do.
+        assert abs(issued + 7200 - time.time()) < 600, "the time of issue is by another clock"
+        # The daemon removes a demand for an older generation: so it has read the directory, and found nothing to rotate.
         (refresher.state / "demands/linear.1").touch()
-        wait_until(lambda: not list((refresher.state / "demands").iterdir()), "it has looked around")
+        wait_until(lambda: not list((refresher.state / "demands").iterdir()), "the daemon has read the demands")
         assert len(server.requests()) == 5, "one jump caused several rotations"
         stopped(refresher, process)
     assert server.log()["reused"] == 0
 
 
-# --- the clock there ----------------------------------------------------------------------------------------------
+# --- the clock of the server --------------------------------------------------------------------------------------
 
 
-def dated(key: str, ahead: float) -> dict[str, Any]:
-    """Return a pair of tokens of five minutes, whose end is told by a clock that is ``ahead``."""
-    pair, ends = fresh(), int(time.time() + ahead + 300)
-    del pair["expires_in"]
-    return pair | {key: jwt(exp=ends, iat=ends - 300) if key == "access_token" else ends}
+def tokens_by_another_clock(key: str, ahead: float) -> dict[str, Any]:
+    """Return tokens with a lifetime of five minutes; ``key`` has their expiry, by a clock that is ``ahead``."""
+    tokens, expiry = new_tokens(), int(time.time() + ahead + 300)
+    del tokens["expires_in"]
+    return tokens | {key: jwt(exp=expiry, iat=expiry - 300) if key == "access_token" else expiry}
 
 
-def test_a_server_whose_clock_is_minutes_off_makes_no_storm(refresher: Command) -> None:
-    """If it failed, a token of five minutes would be replaced each second, or used ten minutes after its end."""
+def test_a_server_whose_clock_is_wrong_by_minutes_gets_one_request_for_a_token(refresher: Command) -> None:
+    """If it failed, a token of five minutes would be refreshed each second, or used ten minutes after its expiry."""
     with ExitStack() as stack:
         servers = {
-            f"g{number}": stack.enter_context(Server(partial(dated, key, ahead), ahead))
+            f"g{number}": stack.enter_context(Server(partial(tokens_by_another_clock, key, ahead), ahead))
             for number, (key, ahead) in enumerate(itertools.product(("access_token", "expires_at"), (-299, 600)))
         }
         for name, server in servers.items():
@@ -249,4 +258,4 @@ def test_a_server_whose_clock_is_minutes_off_makes_no_storm(refresher: Command) 
             assert abs(token.expires_at - token.issued_at - 300) < 30
         results = refresher("run-once", "--json").results.values()
         assert {result["outcome"] for result in results} == {"not_due"}
-        assert {server.asked for server in servers.values()} == {1}
+        assert {server.request_count for server in servers.values()} == {1}

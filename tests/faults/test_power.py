@@ -267,7 +267,7 @@ def _not_durable(trace: str, below: Path) -> dict[str, set[str]]:
 
 
 @pytest.mark.parametrize("saved", ["in place", "in another file", "spilled"])
-def test_each_promise_is_made_only_once_everything_it_stands_on_was_synced(refresher: Command, saved: str) -> None:
+def test_nothing_is_sent_or_published_before_its_files_are_synced(refresher: Command, saved: str) -> None:
     """If it failed, a power loss on a file system that guarantees less than ext4 could cost a refresh token (I1, I2)."""
     need(no_strace())
     trace = refresher.home / "strace"

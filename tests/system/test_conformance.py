@@ -50,7 +50,7 @@ def test_each_supported_scenario_passes(scenario: str) -> None:
 
 @pytest.mark.parametrize(("scenario", "failed"), NOT_SUPPORTED.items(), ids=NOT_SUPPORTED)
 def test_unsupported_scenarios_fail_only_in_the_listed_checks(scenario: str, failed: set[str]) -> None:
-    """If it failed, refresher would have another fault, or would support the scenario."""
+    """If it failed, a check outside the list would fail, or refresher would support a scenario that the list excludes."""
     verdict = conformance.run(scenario, CLIENT, as_browser("person"))
     assert not verdict.passed
     assert verdict.failed.keys() == failed, verdict.said

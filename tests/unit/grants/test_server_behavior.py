@@ -49,6 +49,7 @@ def test_each_profile_has_a_source_and_changes_something(profile: Profile) -> No
         ("https://shop.myshopify.com/admin/oauth/access_token", None, "Shopify"),
         ("https://elsewhere.example/token", "https://accounts.google.com", "Google"),
         ("https://SLACK.com/api/oauth.v2.access", None, "Slack"),
+        ("https://mcp.notion.com/token", None, "Notion MCP"),
         ("https://myshopify.com/token", None, "unknown"),
         ("https://evil-slack.com/token", None, "unknown"),
         ("https://slack.com.evil.example/token", None, "unknown"),
@@ -90,11 +91,20 @@ def test_an_unknown_lifetime_comes_from_the_profile() -> None:
     assert policy.expected_expiry(grant(expires_at=None)) == NOON + policy.DEFAULT_MAX_AGE
 
 
-def test_a_rotation_that_revokes_the_token_in_use_comes_later() -> None:
+@pytest.mark.parametrize(
+    "token_endpoint",
+    [
+        "https://github.com/login/oauth/access_token",
+        "https://mcp.notion.com/token",
+        "https://platform.ringcentral.com/restapi/oauth/token",
+        "https://api.wise.com/oauth/token",
+    ],
+)
+def test_a_rotation_that_revokes_the_token_in_use_comes_later(token_endpoint: str) -> None:
     """If it failed, agents would get a 401 more often than necessary."""
     usual = policy.due_at(grant()) - NOON
-    github = policy.due_at(grant(token_endpoint="https://github.com/login/oauth/access_token")) - NOON
-    assert usual < 0.75 * 3600 + 1 < github < 3600
+    later = policy.due_at(grant(token_endpoint=token_endpoint)) - NOON
+    assert usual < 0.75 * 3600 + 1 < later < 3600
 
 
 @pytest.mark.parametrize(
