@@ -3,7 +3,7 @@
 import click
 
 from refresher.cli.options import command
-from refresher.common.terminal import say
+from refresher.common.terminal import show
 
 __all__ = ["completion"]
 
@@ -32,4 +32,4 @@ def completion(context: click.Context, shell: str) -> None:
 
     made = get_completion_class(shell)
     if made is not None:
-        say(made(context.find_root().command, {}, "refresher", "_REFRESHER_COMPLETE").source())
+        show(made(context.find_root().command, {}, "refresher", "_REFRESHER_COMPLETE").source())

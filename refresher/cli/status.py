@@ -8,6 +8,7 @@ from refresher.cli.options import Options, command, complete_name
 from refresher.cli.tables import print_rows
 from refresher.common import clocks, text
 from refresher.common.errors import GrantFileError
+from refresher.common.terminal import show
 from refresher.grants import policy
 from refresher.grants.record import Grant
 from refresher.operations.inspection import list_grants
@@ -46,7 +47,9 @@ def status(options: Options, names: tuple[str, ...], as_json: bool) -> None:
     entries = list_grants(settings.directories, names)
     rows = [_row(name, grant) for name, grant in entries]
     fields = {"grants": [_fields(name, grant) for name, grant in entries]} if as_json else None
-    print_rows(settings, ("NAME", "STATE", "GENERATION", "TIME LEFT", "NEXT ROTATION", "LAST ERROR"), rows, fields)
+    print_rows(
+        settings, ("NAME", "STATE", "GENERATION", "TIME LEFT", "NEXT ROTATION", "LAST ERROR"), rows, fields, show
+    )
 
 
 def _fields(name: str, grant: Grant | GrantFileError) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Prints rows about grants: as a table for a person, as JSON for a program."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
@@ -17,7 +17,13 @@ _COLOURS_OF_CODES = {0: "green", 4: "yellow", 6: "yellow", 5: "magenta", 3: "red
 _COLOURS = {"active": "green", "failing": "yellow"} | {key: _COLOURS_OF_CODES[code] for key, code in EXIT_CODES.items()}
 
 
-def print_rows(settings: Settings, head: tuple[str, ...], rows: Sequence[tuple[str, ...]], as_json: Any) -> None:
+def print_rows(
+    settings: Settings,
+    head: tuple[str, ...],
+    rows: Sequence[tuple[str, ...]],
+    as_json: Any,
+    output: Callable[[str], None] = say,
+) -> None:
     """Print ``as_json``, or a table of ``rows`` if that is ``None``; say that there are no grants if there are no rows.
 
     Raises ``DirectoryError`` if there are none because the state directory was named and does not exist.
@@ -28,9 +34,9 @@ def print_rows(settings: Settings, head: tuple[str, ...], rows: Sequence[tuple[s
     if not rows:
         say(f"no grants in {directories.grants} yet; begin with 'refresher login NAME URL'", err=True)
     if as_json is not None:
-        say(json.dumps(as_json))
+        output(json.dumps(as_json))
     elif rows:
-        say(_table(head, rows))
+        output(_table(head, rows))
 
 
 def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:

@@ -10,7 +10,7 @@ import click
 
 from refresher.common import text
 
-__all__ = ["Progress", "flush", "say"]
+__all__ = ["Progress", "flush", "say", "show"]
 
 _SILENT_SECONDS: Final = 1.0
 
@@ -19,10 +19,20 @@ def say(text: str, *, err: bool = False) -> None:
     """Print a text; an output that cannot be written changes neither what was done nor the exit code."""
     stream = sys.stderr if err else sys.stdout
     try:
-        # The stream itself: click would write UTF-8 to an ASCII terminal.
-        click.echo(text, file=stream, color=False if os.environ.get("NO_COLOR") else None)
+        _print(text, stream)
     except (OSError, ValueError):
         _silence(stream)
+
+
+def show(text: str) -> None:
+    """Print the text that a command is for. Raises ``OSError`` if it cannot be written."""
+    _print(text, sys.stdout)
+
+
+def _print(text: str, stream: TextIO) -> None:
+    # The stream itself: click would write UTF-8 to an ASCII terminal.
+    click.echo(text, file=stream, color=False if os.environ.get("NO_COLOR") else None)
+    stream.flush()
 
 
 def flush() -> None:

@@ -1,5 +1,6 @@
 """Parse and check the JSON of ``import``, without reading the stored grants."""
 
+import re
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
@@ -22,6 +23,7 @@ __all__ = ["ImportRequest", "check_files", "check_name", "parse"]
 _SECRET_METHODS: Final = ("client_secret_basic", "client_secret_post")
 _TLS_METHODS: Final = ("tls_client_auth", "self_signed_tls_client_auth")
 _METHODS: Final = get_args(AuthMethod)
+_KINDS: Final = {"float": "a number", "bool": "true or false", "array": "a list of texts"}
 _PRINTABLE: Final = (
     *("client_id", "client_secret", "private_key_id", "token_endpoint_auth_signing_alg", "resource", "scope"),
     *("refresh_token", "access_token", "token_type"),
@@ -79,11 +81,14 @@ def parse(name: str, data: bytes, now: Moment) -> Grant:
             raise ImportRefused(
                 f"unknown keys: {', '.join(unknown)} (known: {', '.join(ImportRequest.__struct_fields__)})"
             )
-        request = msgspec.json.decode(data, type=ImportRequest, dec_hook=decode_secret)
+        # Some servers write numbers as texts.
+        request = msgspec.json.decode(data, type=ImportRequest, dec_hook=decode_secret, strict=False)
     except UnicodeDecodeError:
         raise ImportRefused("the import is not UTF-8") from None
-    except (msgspec.MsgspecError, RecursionError) as error:
-        raise ImportRefused(f"the import is not valid: {error}") from None
+    except msgspec.ValidationError as error:
+        raise ImportRefused(_invalid(str(error))) from None
+    except (msgspec.DecodeError, RecursionError):
+        raise ImportRefused("the import is not JSON") from None
     for key in _PRINTABLE:
         value = getattr(request, key)
         text = value.reveal() if isinstance(value, Secret) else value
@@ -204,6 +209,17 @@ def _expires_at(request: ImportRequest, now: Moment) -> float | None:
     if expiry is not None and not 0 <= expiry - now.wall + MAX_LIFETIME <= 2 * MAX_LIFETIME:
         raise ImportRefused("expires_at must be epoch seconds (not milliseconds), expires_in seconds, within ten years")
     return expiry
+
+
+def _invalid(message: str) -> str:
+    """Return what is wrong with the JSON, in plain words, from the message of msgspec."""
+    if missing := re.search(r"missing required field `(\w+)`", message):
+        return f"{missing[1]} is missing"
+    key = re.search(r"at `\$\.?(\w+)", message)
+    if key is None or message.endswith("`$[...]`"):
+        return "the import is not one JSON object: {...}"
+    kind = next((words for name, words in _KINDS.items() if f"`{name}" in message), "a text")
+    return f"{key[1]} must be {kind}"
 
 
 def _replay(value: str | None) -> float | msgspec.UnsetType | None:

@@ -31,7 +31,12 @@ from tests.support.command import Command
         ({"origins": [], "server_url": None}, "origins"),
         ({"refresh_token": "with\nnewline"}, "refresh_token"),
         ({"refresh_token": ""}, "refresh_token"),
-        ({"refresh_token": 5}, "refresh_token"),
+        ({"refresh_token": 5}, "refresh_token must be a text"),
+        ({"client_id": None}, "client_id is missing"),
+        ({"expires_in": "soon"}, "expires_in must be a number"),
+        ({"send_resource": "perhaps"}, "send_resource must be true or false"),
+        ({"origins": "https://mcp.example"}, "origins must be a list of texts"),
+        ({"origins": [5]}, "origins must be a text"),
         ({"client_secret": "a-secret-of-it", "token_endpoint_auth_method": "none"}, "must match the given credentials"),
         ({"token_endpoint_auth_method": "client_secret_post"}, "must match the given credentials"),
         ({"client_secret": "a-secret-of-it", "token_endpoint_auth_method": "private_key_jwt"}, "private_key_file"),
@@ -65,8 +70,9 @@ def test_an_import_with_an_invalid_field_is_refused(refresher: Command, changes:
 
 @pytest.mark.parametrize("data", ["", "{", "[]", "null", '"text"', '{"a": 1} trailing', "\x00\x01", "{" * 10_000])
 def test_an_import_of_invalid_json_is_one_line(refresher: Command, data: str) -> None:
-    """If it failed, a wrong file would end in a traceback that shows its content."""
-    one_line(refresher("import", "linear", "--from", "-", stdin=data))
+    """If it failed, a wrong file would end in a traceback that shows its content, or in the words of a parser."""
+    line = one_line(refresher("import", "linear", "--from", "-", stdin=data))
+    assert any(words in line for words in ("is not JSON", "is not one JSON object", "unknown keys", "is empty")), line
 
 
 def test_an_import_from_standard_input_stores_every_field(refresher: Command) -> None:
@@ -102,7 +108,7 @@ def test_an_import_from_standard_input_stores_every_field(refresher: Command) ->
 
 def test_a_token_response_with_the_other_required_keys_is_an_import(refresher: Command) -> None:
     """If it failed, a person could not import the token response of a login without deleting fields from it."""
-    response = {"access_token": "an-access-token-of-it", "expires_in": 3600, "id_token": "an-id-token-of-it", "token_type": "bearer", "scope": "a"}  # fmt: skip
+    response = {"access_token": "an-access-token-of-it", "expires_in": "3600", "id_token": "an-id-token-of-it", "token_type": "bearer", "scope": "a"}  # fmt: skip
     refresher.import_grant("linear", GRANT | response)
     assert refresher.token("linear").token_type == "bearer"
 

@@ -198,10 +198,13 @@ def test_an_interrupted_refresh_is_completed_and_saved(refresher: Command) -> No
     assert refresher.token("linear").generation == 1
 
 
-def test_a_failed_write_is_not_a_success(refresher: Command) -> None:
-    """If it failed, a script would go on with an empty token."""
+@pytest.mark.parametrize(
+    "command", [("token", "linear"), ("status",), ("status", "--json"), ("completion", "bash")], ids=" ".join
+)
+def test_a_failed_write_is_not_a_success(refresher: Command, command: tuple[str, ...]) -> None:
+    """If it failed, a script would continue with an empty token, or a shell with half of a completion script."""
     refresher.import_grant("linear", UNREACHABLE)
-    process = refresher.start("token", "linear", prefix=("sh", "-c", 'exec "$@" >/dev/full', "sh"))
+    process = refresher.start(*command, prefix=("sh", "-c", 'exec "$@" >/dev/full', "sh"))
     assert one_line(refresher.finish(process), 1) == "refresher: cannot write: No space left on device\n"
 
 

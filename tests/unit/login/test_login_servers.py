@@ -37,12 +37,13 @@ SERVER = Server(issuer=GOOD, token_endpoint=f"{GOOD}/token")
         ({"issuer": None}, SERVER, True),
         ({"issuer": None}, Server(token_endpoint=f"{GOOD}/token"), True),
         ({"issuer": None}, Server(token_endpoint=f"{EVIL}/token"), False),
+        ({"issuer": None}, Server(issuer=f" {GOOD}", token_endpoint=f"{EVIL}/token"), False),
         # A hostile server that names the token endpoint of another one.
         ({"issuer": None}, Server(issuer=EVIL, token_endpoint=f"{GOOD}/token"), False),
     ],
 )
 def test_a_stored_client_is_used_only_at_its_own_server(stored: dict[str, Any], server: Server, known: bool) -> None:
-    """If it failed, a hostile server would receive the client secret of another server."""
+    """If it failed, a hostile server would receive the client secret of another one, or end the login in a traceback."""
     there = grant(token_endpoint=f"{GOOD}/token", client_secret=Secret("secret-of-the-client"), **stored)
     assert (stored_client(there, server, NOON) is not None) is known
 

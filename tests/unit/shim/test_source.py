@@ -13,7 +13,7 @@ from shim import (
     UnsupportedVersion,
 )
 from shim._token import parse
-from tests.support.published import Published
+from tests.support.published import Published, token
 
 
 def _generation(source: FileTokenSource) -> int | None:
@@ -29,6 +29,18 @@ def test_a_token_file_that_appears_later_is_read(published: Published) -> None:
     published.put(1)
     assert _generation(source) == 1
     assert source.problem() is None
+
+
+def test_the_problem_is_that_of_the_token_that_a_subclass_returns(published: Published) -> None:
+    """If it failed, a program with a token source of its own would be told that its grant was removed."""
+
+    class Own(FileTokenSource):
+        def current(self) -> TokenFile | None:
+            super().current()
+            return token(5)
+
+    published.put(4, state="removed", access_token=None)
+    assert Own("linear", tokens_dir=published.tokens, demands_dir=published.demands).problem() is None
 
 
 @pytest.mark.parametrize("damage", ["torn", "empty", "not JSON", "gone", "directory", "fifo", "huge", "another name", "version 2", "dangling"])  # fmt: skip

@@ -9,7 +9,7 @@ import pytest
 from refresher.common.errors import StorageError
 from refresher.common.secret import Secret
 from refresher.grants.record import Grant
-from refresher.storage import files, records
+from refresher.storage import demands, files, records
 from refresher.storage.directories import Directories
 from refresher.storage.journal import Attempt
 from tests.support.fake_state import directories, put
@@ -151,3 +151,28 @@ def test_an_answer_that_is_kept_is_durable(
     assert kept.read_bytes() == b"an answer"
     assert synced(kept)
     assert synced(state.grants)
+
+
+def test_a_kept_answer_stays_if_only_its_directory_cannot_be_synced(
+    state: Directories, attempt: Attempt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If it failed, a disk error would delete the only copy of an answer that is complete (I6)."""
+    attempt.close()  # there is no reserved space any more
+    state.spill.parent.mkdir(parents=True, exist_ok=True)
+    state.spill.write_bytes(b"a file in the place of the spill directory")
+
+    def refuse(_: Path) -> None:
+        raise OSError("the directory cannot be synced")
+
+    monkeypatch.setattr(files, "sync_directory", refuse)
+    attempt.keep_answer(b"an answer", NOON)
+    (kept,) = state.grants.glob("linear.answer.*")
+    assert kept.read_bytes() == b"an answer"
+
+
+def test_removing_demands_costs_nothing_for_the_size_of_the_range_to_keep(state: Directories) -> None:
+    """If it failed, a damaged token file of a huge generation would hold a rotation, with the lock, for hours."""
+    for generation in (2, 10**17):
+        (state.demands / f"linear.{generation}").touch()
+    demands.pending(state).remove(state, "linear", keep=range(3, 10**18), warned=set())
+    assert [path.name for path in state.demands.iterdir()] == [f"linear.{10**17}"]
