@@ -63,7 +63,7 @@ def resolve(given: Mapping[str, Any], config: str | None) -> Settings:
             state=_absolute("state_dir", state),
             tokens=_absolute("tokens_dir", values.get("tokens_dir") or state / "tokens"),
             demands=_absolute("demands_dir", values.get("demands_dir") or state / "demands"),
-            # Not /tmp, which is often in memory: a spilled token must survive a restart.
+            # Not /tmp, which is often in memory: a spilled token must survive a reboot.
             spill=_absolute("spill_dir", values.get("spill_dir") or f"/var/tmp/refresher-{os.geteuid()}"),  # noqa: S108
             group=_group(values.get("tokens_group")),
         ),
@@ -142,7 +142,7 @@ def parse_address(text: str) -> Address:
     match = _ADDRESS.fullmatch(text)
     if match is None or not 0 <= int(match["port"]) <= 65535:
         port = DEFAULT_ADDRESS[1]
-        raise ConfigError(f"--listen must be HOST:PORT, as 127.0.0.1:{port} or [::1]:{port}")
+        raise ConfigError(f"--listen must be HOST:PORT, for example 127.0.0.1:{port} or [::1]:{port}")
     return match["six"] or match["host"], int(match["port"])
 
 

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Generator, Iterable
 from contextlib import aclosing, suppress
 from typing import Any, ClassVar
 
-from shim._changes import verdict
+from shim._changes import permanent_error
 from shim._origins import origin_of
 from shim._source import FileTokenSource
 from shim.errors import TokenRejected
@@ -127,13 +127,15 @@ class BearerFlow:
             newest = source.current()
             if newest is not None and source.authorization(newest, origin) == authorization:
                 rejected_at = source.rejected(token, origin)
-                if not verdict(newest):
+                if not permanent_error(newest):
                     source.demand(newest)
                 now = time.monotonic()
                 deadline = deadline or now + self._wait
                 ends = min(rejected_at + self._wait, deadline) if replayable and count < _MAX_SENDS else now
                 pause = _FIRST_POLL
-                while now < ends and not verdict(newest) and source.authorization(newest, origin) == authorization:
+                while (
+                    now < ends and not permanent_error(newest) and source.authorization(newest, origin) == authorization
+                ):
                     yield min(pause, ends - now)
                     pause = min(2 * pause, _LONGEST_POLL)
                     newest = source.current() or newest
@@ -184,7 +186,7 @@ def _challenge_schemes(challenges: Iterable[str]) -> Iterable[str]:
 
 
 def _read_body(response: Any) -> bytes:
-    """Read the body of a 401, so that its connection is free. The body stays encoded, because nobody may need it."""
+    """Read the body of a 401, so that its connection is free. The body stays encoded: it may not be needed."""
     body = bytearray()
     ends = time.monotonic() + _SLOWEST_BODY
     with suppress(Exception):  # a 401 whose body breaks off is still a 401

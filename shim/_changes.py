@@ -7,7 +7,7 @@ from typing import NamedTuple
 from shim._token import TokenFile
 from shim.errors import ReauthorizationRequired, Removed
 
-__all__ = ["Changes", "Event", "Restored", "Rotated", "verdict"]
+__all__ = ["Changes", "Event", "Restored", "Rotated", "permanent_error"]
 
 
 class Rotated(NamedTuple):
@@ -30,16 +30,16 @@ Event = Rotated | Restored | ReauthorizationRequired | Removed
 class Changes:
     """An endless iterator over the events of a token, for ``for`` and ``async for``.
 
-    Each iterator yields every change once. If the grant is dead or removed at the start, that is the first event. A
-    change that is undone between two polls is not seen.
+    Each iterator yields every change once. If the grant was removed or needs a new login at the start, that is the
+    first event. A change that is undone between two polls is not seen.
     """
 
     def __init__(self, current: Callable[[], TokenFile | None], poll: float) -> None:
         self._current = current
         self._poll = poll
         token = current()
-        # After a verdict, the first poll yields it.
-        self._last = None if token is None or verdict(token) else token
+        # If the grant has a permanent error, the first poll yields it.
+        self._last = None if token is None or permanent_error(token) else token
 
     def __iter__(self) -> "Changes":
         """Iterate with ``for``, which blocks between events."""
@@ -71,14 +71,14 @@ class Changes:
         if token is None or state is None:
             return None
         if before is None or state != _state_of(before):
-            return verdict(token) or Restored(token.name, token.generation)
-        if state == "good" and token.generation != before.generation:
+            return permanent_error(token) or Restored(token.name, token.generation)
+        if state == "available" and token.generation != before.generation:
             return Rotated(token.name, token.generation)
         return None
 
 
-def verdict(token: TokenFile) -> ReauthorizationRequired | Removed | None:
-    """Return the verdict on the grant of ``token`` if only a person can help, else ``None``."""
+def permanent_error(token: TokenFile) -> ReauthorizationRequired | Removed | None:
+    """Return the error if the grant of ``token`` was removed or needs a new login, else ``None``."""
     if token.state == "removed":
         return Removed(token.name)
     if token.state != "reauthorization_required":
@@ -93,7 +93,7 @@ def verdict(token: TokenFile) -> ReauthorizationRequired | Removed | None:
 
 
 def _state_of(token: TokenFile | None) -> str | None:
-    """Return the state of the grant after a verdict, "good" if there is an access token, else ``None``."""
-    if token is not None and verdict(token) is not None:
+    """Return the state of a grant that has a permanent error, else "available" if there is a token, else ``None``."""
+    if token is not None and permanent_error(token) is not None:
         return token.state
-    return None if token is None or token.access_token is None else "good"
+    return None if token is None or token.access_token is None else "available"

@@ -4,7 +4,7 @@ import os
 import time
 from stat import S_ISREG
 
-from shim._changes import Changes, verdict
+from shim._changes import Changes, permanent_error
 from shim._origins import origin_of_url
 from shim._token import TokenFile, is_name, parse
 from shim.errors import ShimError, TokenFileError, TokenRejected, TokenUnavailable
@@ -23,7 +23,7 @@ class FileTokenSource:
     """The token that refresher publishes under ``name``.
 
     One instance serves all threads and event loops, sync and async: it has no lock, and replaces its state as a whole.
-    If the file cannot be read, the last good token stays in use, and ``problem()`` says why.
+    If the file cannot be read, the last token that could be read stays in use, and ``problem()`` says why.
 
     ``tokens_dir`` and ``demands_dir`` default to ``REFRESHER_TOKENS_DIR`` and ``REFRESHER_DEMANDS_DIR``, else to
     ``tokens`` and ``demands`` in refresher's state directory. Raises ``ValueError`` if ``name`` is not a valid name.
@@ -71,7 +71,7 @@ class FileTokenSource:
         return self._read(status)
 
     def token(self, *, min_valid: float = 0.0, wait: float = 0.0) -> str:
-        """Return an access token that lives at least ``min_valid`` seconds longer.
+        """Return an access token that is valid for at least ``min_valid`` seconds.
 
         A token of unknown lifetime counts as valid. If the token expires sooner, this demands a rotation and waits for
         it, up to ``wait`` seconds. The wait blocks: an async program calls this in a thread. Raises the error that
@@ -87,14 +87,15 @@ class FileTokenSource:
             if token is not None and token.access_token is not None and valid_for(token) >= min_valid:
                 return token.access_token
             if token is not None:
-                if (final := verdict(token)) is not None:
-                    raise final
+                if (error := permanent_error(token)) is not None:
+                    raise error
                 if not may_be_last(token):
                     self.demand(token)
             remaining = ends - time.monotonic()
             if remaining <= 0:
                 raise self.problem() or TokenUnavailable(
-                    f"the token of {self.name} lives less than {min_valid:g} s, and no newer one came in time; {_ASK}"
+                    f"the token of {self.name} is valid for less than {min_valid:g} s, and no newer one came in "
+                    f"time; {_ASK}"
                 )
             time.sleep(min(_POLL_INTERVAL, remaining))
 
@@ -120,12 +121,13 @@ class FileTokenSource:
     def problem(self) -> ShimError | None:
         """Return the most serious problem, or ``None``. Demands nothing.
 
-        The token may still be good: it lives on after its grant has died, or its file cannot be read at the moment.
+        The token may still be valid: the grant has ended but the token has not expired, or the file cannot be read at
+        the moment.
         """
         token = self.current()
         file_problem = self._cached[2]
-        if token is not None and (final := verdict(token)) is not None:
-            return final
+        if token is not None and (error := permanent_error(token)) is not None:
+            return error
         if file_problem is not None:
             return file_problem
         if token is None:
@@ -226,13 +228,14 @@ def _directory(given: "str | os.PathLike[str] | None", name: str) -> str:
 
 
 def may_be_last(token: TokenFile) -> bool:
-    """Whether ``token`` lives, and may be the last one because its refresh token may be spent.
+    """Whether ``token`` is valid, and may be the last one because its refresh token may be spent.
 
-    A demand would make refresher risk the rest of this token's life, so such a token is not demanded away.
+    A demand would make refresher send a refresh token that may be spent, which can revoke this valid token. So the
+    caller does not demand.
     """
     return token.error is not None and token.error.code == "in_doubt" and valid_for(token) > 0
 
 
 def valid_for(token: TokenFile) -> float:
-    """Return the seconds that ``token`` still lives; infinity if its lifetime is unknown."""
+    """Return for how many seconds ``token`` is still valid; infinity if its lifetime is unknown."""
     return float("inf") if token.expires_at is None else token.expires_at - time.time()

@@ -5,7 +5,7 @@
     ShimError                         the base class of what shim raises and of what source.problem() returns
     +-- TokenFileError                the token file is missing, unreadable, damaged, or of another name
     |   +-- UnsupportedVersion        the token file has a version that this library does not support
-    +-- TokenUnavailable              no token lives long enough
+    +-- TokenUnavailable              no token is valid for long enough
     +-- TokenRejected                 the server rejects the newest token
     +-- ReauthorizationRequired       a person must log in again; also an event of source.changes()
     +-- Removed                       a person removed the grant; also an event of source.changes()
@@ -67,7 +67,7 @@ class UnsupportedVersion(TokenFileError):
 
 
 class TokenUnavailable(ShimError):
-    """No token lives long enough."""
+    """No token is valid for long enough."""
 
 
 class TokenRejected(ShimError):

@@ -67,8 +67,8 @@ def _host(address: str) -> str:
 
 
 def _name_of_host(address: str) -> str:
-    """Return the part of a host that names its owner, as ``linear`` of ``mcp.linear.app``."""
+    """Return the part of a host that names its owner, for example ``linear`` of ``mcp.linear.app``."""
     host = _host(address)
     if re.search(r"\d$|:|^localhost$", host):
-        return "local"  # an IP address names nobody
+        return "local"  # an IP address contains no name to suggest
     return host.split(".")[-2] if "." in host else host

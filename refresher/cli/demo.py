@@ -27,8 +27,8 @@ def demo(seconds: float) -> int:
     """Show on this machine what refresher does, without account or network.
 
     The demo runs an authorization server, an MCP server whose tokens expire after seconds, 'refresher run', and an
-    agent that calls a tool all the time. Half way it revokes the agent's token, and later it rotates by hand. It does
-    not use your grants.
+    agent that calls a tool repeatedly. Halfway, the demo revokes the agent's token, and later it forces a rotation. It
+    does not use your grants.
     """
     if not all(map(find_spec, _NEEDED)):
         raise ConfigError("the demo needs the MCP SDK: in the checkout, pip install '.[all]'")

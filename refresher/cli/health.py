@@ -1,4 +1,4 @@
-"""The command health: asks a daemon for its health, for probes and for people."""
+"""The command health: asks the running service for its health, for probes and for people."""
 
 import http.client
 import json
@@ -20,15 +20,19 @@ _ANY_ADDRESS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  the a
 
 
 @command(
-    short_help="Ask the daemon whether it is healthy.",
-    exit_codes={0: "ready; with --live: live", 1: "not so, or no answer", 2: "wrong usage or configuration"},
+    short_help="Ask the running service whether it is healthy.",
+    exit_codes={
+        0: "ready (with --live: live)",
+        1: "not ready (with --live: not live), or no answer",
+        2: "wrong usage or configuration",
+    },
 )
 @LISTEN
 @click.option("--live", is_flag=True, help="Ask only whether it is responsive: if it is not, restart it.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
 def health(options: Options, listen: str | None, live: bool, as_json: bool) -> int:
-    """Ask a 'refresher run --listen HOST:PORT' whether it is ready or live.
+    """Ask the service, 'refresher run --listen HOST:PORT', whether it is ready or live.
 
     \b
     live    the service is responsive
@@ -55,7 +59,7 @@ def health(options: Options, listen: str | None, live: bool, as_json: bool) -> i
 
 
 def _ask(address: Address) -> Health | str:
-    """Return the health of the daemon, or why there is no answer."""
+    """Return the health of the service, or why there is no answer."""
     connection = http.client.HTTPConnection(*address, timeout=_TIMEOUT)
     shown = shown_address(address)
     try:

@@ -85,7 +85,7 @@ def import_(ctx: click.Context, name: str | None, source: str, replace: bool, if
         raise ConfigError("--replace and --if-absent exclude each other")
     if source != "-" and Path(source).is_dir():
         if name is not None or replace:
-            raise ConfigError(f"{source} is a directory, imported whole: omit NAME and --replace")
+            raise ConfigError(f"{source} is a directory, which is imported as a whole: omit NAME and --replace")
         return _import_directory(ctx.obj.settings(), Path(source), if_absent)
     if name is None and source != "-" and not Path(source).exists():
         raise ConfigError(f"cannot read {source}: there is no such file or directory")
@@ -165,7 +165,7 @@ def _read_import(source: str) -> bytes:
         else:
             mode = path.stat().st_mode
             if stat.S_ISREG(mode) and mode & 0o077:
-                log.warning("warning: others can read %s: chmod 600 it, or delete it after the import", path)
+                log.warning("warning: others can read %s: run 'chmod 600' on it, or delete it after the import", path)
             with path.open("rb") as file:
                 data = file.read(_LARGEST_IMPORT + 1)
     except (OSError, ValueError) as error:

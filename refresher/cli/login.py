@@ -50,13 +50,18 @@ def _key_and_value(param: str) -> tuple[str, str]:
 @click.option(
     "--no-browser", is_flag=True, help="Print the address instead of opening a browser; paste the redirect if asked."
 )
-@click.option("--browser", "way", flag_value="browser", help="Use a browser again, after a login by other means.")
+@click.option(
+    "--browser",
+    "way",
+    flag_value="browser",
+    help="Switch back to a browser login, after --device or --client-credentials.",
+)
 @click.option("--device", "way", flag_value="device", help="Show a code to enter on another device (RFC 8628).")
 @click.option(
     "--client-credentials",
     "way",
     flag_value="client_credentials",
-    help="Without a person, for a client that authenticates itself (RFC 6749 section 4.4).",
+    help="Log in without a person, with a client that authenticates itself (RFC 6749 section 4.4).",
 )
 @duration_option("--wait", "5m", help="How long to wait for you to log in.")
 @click.option("--no-verify", is_flag=True, help="Store the new token without trying it at the server.")
@@ -90,7 +95,7 @@ def _key_and_value(param: str) -> tuple[str, str]:
 @click.option(
     "--redirect-uri",
     metavar="URL",
-    help="The redirect address the client was registered with, as http://localhost:8765/x.",
+    help="The redirect address the client was registered with, for example http://localhost:8765/x.",
 )
 @click.option(
     "--param",
@@ -98,7 +103,7 @@ def _key_and_value(param: str) -> tuple[str, str]:
     type=_key_and_value,
     multiple=True,
     metavar="KEY=VALUE",
-    help="Another parameter of the authorization request, as access_type=offline.",
+    help="Another parameter of the authorization request, for example access_type=offline.",
 )
 @click.option("--resource", metavar="URI", help="RFC 8707; 'none' omits it.  [default: what the server names]")
 @click.option("--issuer", metavar="URL", help="The authorization server of an API that is not an MCP server.")

@@ -19,7 +19,7 @@ from refresher.common.terminal import flush, say
 
 __all__ = ["cli", "run"]
 
-# A run of each minute pays for its imports: only those of its own command.
+# Under cron the program starts every minute, so it imports only the module of the command that runs.
 _COMMANDS: Final = {
     "login": ("login", "login"),
     "run": ("run", "run"),
@@ -93,7 +93,7 @@ def cli(context: click.Context, /, **given: Any) -> None:
     access tokens as files that agents read without a restart.
 
     The options below are accepted before and after the command: 'refresher --state-dir DIR status' and 'refresher
-    status --state-dir DIR' do the same. An option that is given twice has its last value.
+    status --state-dir DIR' do the same. If an option is given twice, the last one counts.
     """
     context.obj = Options({**given, "verbose": given["verbose"] or None})
 

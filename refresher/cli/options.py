@@ -49,8 +49,8 @@ GLOBAL_OPTIONS: Final = (
         "--state-dir", "DIR", "Contains grants/.  [default: $XDG_STATE_HOME/refresher or ~/.local/state/refresher]"
     ),
     _option("--tokens-dir", "DIR", "Where access tokens are published.  [default: tokens/ in the state directory]"),
-    _option("--tokens-group", "GROUP", "A group of agents that can read tokens and request rotations."),
-    _option("--demands-dir", "DIR", "Where agents request a rotation.  [default: demands/ in the state directory]"),
+    _option("--tokens-group", "GROUP", "A group of agents that can read tokens and demand rotations."),
+    _option("--demands-dir", "DIR", "Where agents demand rotations.  [default: demands/ in the state directory]"),
     _option("--spill-dir", "DIR", "Receives a new token if grants/ cannot.  [default: /var/tmp/refresher-UID]"),
     _option("--ca-file", "FILE", "Certificates to trust, instead of SSL_CERT_FILE or the built-in ones."),
     _option(
@@ -80,7 +80,10 @@ class Options:
         self._given = dict(given)
 
     def add(self, **given: Any) -> None:
-        """Add options by their names in a configuration file; ``None`` is one that was not given, and so is no -v."""
+        """Add options by their names in a configuration file.
+
+        ``None`` means that the option was not given; for ``verbose``, 0 means the same.
+        """
         if (verbose := given.pop("verbose", 0)) > 0:
             self._given["verbose"] = verbose + (self._given.get("verbose") or 0)
         self._given |= {name: value for name, value in given.items() if value is not None}
@@ -135,7 +138,7 @@ def command(
 
 
 def did_you_mean(ctx: click.Context, *arguments: str, instead_of: tuple[str, ...] = ()) -> str:
-    """Return the command line with ``arguments`` first, and without what they stand ``instead_of``."""
+    """Return the command line with ``arguments`` first, and without those that they replace (``instead_of``)."""
     rest = list(ctx.meta[_ARGUMENTS])
     for wrong in instead_of:
         rest.remove(wrong)
@@ -153,7 +156,7 @@ def _with_known_names(ctx: click.Context) -> str | None:
 
 
 def complete_name(context: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
-    """Return the names of grants that begin so; none if they cannot be read."""
+    """Return the names of grants that begin with ``incomplete``; none if they cannot be read."""
     options = Options(context.find_root().params)
     options.add(**{name: context.params[name] for name in _GLOBAL_NAMES if name in context.params})
     return [name for name in _names(options) if name.startswith(incomplete)]
@@ -189,8 +192,10 @@ LISTEN: Final = click.option(
 
 
 def warn_of_closed_directories(settings: Settings) -> None:
-    """Warn of directories that keep the agents' group from its tokens."""
+    """Warn of directories that the agents' group cannot enter on the way to its tokens."""
     for directory in settings.directories.closed_to_group():
         log.warning(
-            "warning: group %s cannot pass %s to its tokens: chmod o+x it", settings.directories.group, directory
+            "warning: group %s cannot enter %s, so its agents cannot reach their tokens: run 'chmod o+x' on it",
+            settings.directories.group,
+            directory,
         )

@@ -30,11 +30,15 @@ _SHORTEST_GRACE: Final = 10.0
     short_help="Rotate every grant in time, until stopped.",
     exit_codes={0: "stopped by SIGTERM or Ctrl-C", 2: "wrong usage, configuration or directory"},
 )
-@duration_option("--grace", "25s", help="How long a stop may take; each request gets 5 s less, and 20 s at most.")
+@duration_option(
+    "--grace",
+    "25s",
+    help="How long a stop may take. A request to an authorization server may take 5 s less, and at most 20 s.",
+)
 @LISTEN
 @click.pass_obj
 def run(options: Options, grace: float, listen: str | None) -> int:
-    """Rotate every grant in time, and when an agent requests it, until stopped.
+    """Rotate every grant in time, and when an agent demands it, until stopped.
 
     run notices grants that are imported, changed or removed. Any number of 'refresher run' and 'refresher run-once' can
     run at the same time: one process rotates a grant, the others use its result.
@@ -55,7 +59,7 @@ def run(options: Options, grace: float, listen: str | None) -> int:
 
 
 @command(
-    short_help="Rotate what is due or requested, once.",
+    short_help="Rotate what is due or demanded, once.",
     exit_codes={
         0: "all is well (rotated, adopted, not_due, too_early)",
         2: "wrong usage, configuration, name, directory or grant file",
@@ -65,7 +69,7 @@ def run(options: Options, grace: float, listen: str | None) -> int:
         6: "lock_busy: another process has held the lock of a grant for 30 s",
         **STOPPED,
     },
-    note="If grants differ, the most serious outcome sets it: 3, 5, 2, 4, 6.",
+    note="If grants differ, the most serious outcome sets the exit code: 3, 5, 2, 4, 6.",
 )
 @click.argument("names", metavar="[NAME]...", nargs=-1, shell_complete=complete_name)
 @click.option("--force", is_flag=True, help="Rotate now, even if it is not due.")
@@ -73,7 +77,7 @@ def run(options: Options, grace: float, listen: str | None) -> int:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
 def run_once(options: Options, names: tuple[str, ...], force: bool, horizon: float | None, as_json: bool) -> int:
-    """Rotate what is due or requested, of all grants or of those named.
+    """Rotate what is due or demanded, of all grants or of those named.
 
     You can run it at any time, as often as you like, and several at once: one process rotates a grant, the others use
     its result. Under cron, give --horizon a little more than the interval.

@@ -40,7 +40,8 @@ def status(options: Options, names: tuple[str, ...], as_json: bool) -> None:
       active                    all is well
       failing                   the last attempt failed; retried automatically
       reauthorization_required  a person must log in again
-      invalid_grant_file        the record is damaged; the error says what to do
+      invalid_grant_file        the grant file is damaged or readable by others;
+                                the error says what to do
     """
     settings = options.settings()
     entries = list_grants(settings.directories, names)
@@ -52,7 +53,7 @@ def status(options: Options, names: tuple[str, ...], as_json: bool) -> None:
 
 
 def _fields(name: str, grant: Grant | GrantFileError) -> dict[str, Any]:
-    """Return what the JSON says of a grant; times are epoch seconds."""
+    """Return the JSON fields of a grant; times are epoch seconds."""
     fields: dict[str, Any] = {"name": name} | {key: getattr(grant, key, None) for key in _KEYS}
     if isinstance(grant, GrantFileError):
         return fields | {"state": _INVALID, "error": {"code": _INVALID, "description": str(grant)}}

@@ -15,7 +15,7 @@ __all__ = ["headers", "token"]
 
 
 def _token_command(short_help: str) -> Callable[[Callable[[TokenFile], str | None]], click.Command]:
-    """Return a decorator that makes a command of a function: the command prints a token as the function writes it."""
+    """Return a decorator that turns a function into a command, which prints what the function returns for a token."""
 
     def decorate(written: Callable[[TokenFile], str | None]) -> click.Command:
         @command(
@@ -30,7 +30,7 @@ def _token_command(short_help: str) -> Callable[[Callable[[TokenFile], str | Non
         )
         @duration_option(
             "--min-valid",
-            help="The least time left that the token must have.  [default: 10s, or a quarter of a shorter life]",
+            help="The least time left that the token must have.  [default: 10s, or a quarter of a shorter lifetime]",
         )
         @duration_option("--wait", "15s", help="How long to wait for a new token.")
         @click.argument("name", shell_complete=complete_name)
@@ -57,7 +57,7 @@ def token(found: TokenFile) -> str | None:
     """Print the access token of NAME and nothing else.
 
     If the token has less than --min-valid left, token rotates the grant first. A user who cannot read the grants
-    requests a rotation instead, and waits for --wait. A refresh in progress always completes, within 20 s.
+    demands a rotation instead, and waits for --wait. A refresh in progress always completes, within 20 s.
 
     Do not pass the token as an argument: 'curl -H "Authorization: Bearer $(refresher token NAME)"' shows it in the list
     of processes.

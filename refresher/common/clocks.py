@@ -26,7 +26,7 @@ class Moment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         return self.boot_id != "" and self.boot_id == other.boot_id
 
     def seconds_until(self, other: "Moment") -> float:
-        """Return the seconds to ``other`` by the clock that nobody sets; across boots, by the wall clock."""
+        """Return the seconds to ``other`` by the boot clock; after a reboot, by the wall clock."""
         return other.boottime - self.boottime if self.same_boot(other) else other.wall - self.wall
 
 
@@ -39,9 +39,9 @@ def now() -> Moment:
     return Moment(wall=time.time(), monotonic=time.monotonic(), boottime=boottime, boot_id=_boot_id())
 
 
-@cache  # no process lives longer than its boot
+@cache  # a process ends with its boot at the latest
 def _boot_id() -> str:
-    # Without one, every earlier moment counts as one of another boot, which is the cautious answer.
+    # Without one, every earlier moment counts as one before a reboot, which is the safe assumption.
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
     except OSError:

@@ -1,4 +1,4 @@
-"""Durations as people write them."""
+"""Parse durations such as ``30s``."""
 
 import math
 from typing import Final

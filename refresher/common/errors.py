@@ -47,7 +47,7 @@ class UnknownName(RefresherError):
 
 
 class ImportRefused(RefresherError):
-    """The import would not work, or would do harm."""
+    """The imported grant would not work, or would revoke another login."""
 
 
 class AlreadySpent(ImportRefused):
@@ -67,7 +67,7 @@ class GrantFileError(RefresherError):
 
 
 class ExposedGrantFile(GrantFileError):
-    """Other users could have read or changed a grant file: a person must decide whether it is good."""
+    """Other users could have read or changed a grant file: a person must decide whether to trust it."""
 
 
 class StorageError(RefresherError, exit_code=4):
@@ -83,7 +83,7 @@ class NotInTime(RefresherError, exit_code=4):
 
 
 class NeedsPerson(RefresherError, exit_code=3):
-    """The grant is dead or removed."""
+    """The grant was rejected by its server, or removed."""
 
 
 class LoginNotGiven(RefresherError, exit_code=3):

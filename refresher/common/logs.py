@@ -26,7 +26,7 @@ def setup(log_format: LogFormat, verbose: int, *, nonblocking: bool = False) -> 
     HTTP library stays silent at any level, because its debug lines hold headers.
     """
     logger = logging.getLogger("refresher")
-    # One thread writes for the whole life of a process, however often its configuration is read.
+    # One thread writes for the whole life of a process, also if its configuration is read again.
     handler: logging.Handler | None = next(
         (known for known in logger.handlers if nonblocking and isinstance(known, _Nonblocking)), None
     )
@@ -44,7 +44,7 @@ def setup(log_format: LogFormat, verbose: int, *, nonblocking: bool = False) -> 
 
 
 def timestamp(at: float) -> str:
-    """Return the time ``at`` and a space, or "" where stderr is a terminal or the journal, which adds its own time."""
+    """Return the time ``at`` and a space, or "" if stderr is a terminal or the journal, which adds its own time."""
     with suppress(OSError):
         status = os.fstat(2)
         if os.isatty(2) or os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}":

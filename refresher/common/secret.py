@@ -15,7 +15,7 @@ _LONGEST_KEPT: Final = 300
 _TOKEN_LIKE: Final = re.compile(r"[A-Za-z0-9%+/=_.~-]{16,}")
 _PLAIN_WORDS: Final = re.compile(r"[a-z_./-]{16,31}|[A-Z_./-]{16,31}")
 
-# This many characters of a secret in a row are no coincidence.
+# So many characters of a secret in a row cannot be a coincidence.
 _FRAGMENT: Final = 6
 _HIDDEN: Final = "\uffff"  # in no text: it is not a character
 

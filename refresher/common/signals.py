@@ -1,4 +1,4 @@
-"""Signals only set a flag: work in progress completes, and no new work starts."""
+"""Signals that only set a flag: work in progress completes, and no new work starts."""
 
 import os
 import select

@@ -1,4 +1,4 @@
-"""Lines for a person, who may not be there to read them."""
+"""Lines for a person; standard output may be closed or stalled."""
 
 import os
 import sys
@@ -36,7 +36,7 @@ def _print(text: str, stream: TextIO) -> None:
 
 
 def flush() -> None:
-    """Write out what is buffered: Python would do it at exit, and end with 120 where it cannot."""
+    """Write out what is buffered. Python would do it at exit, and exit with 120 if it could not."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

@@ -12,7 +12,7 @@ def names(of: Sequence[str]) -> str:
 
 
 def span(seconds: float) -> str:
-    """Return a duration in at most two units, as ``59 min`` or ``2 h 5 min``."""
+    """Return a duration in at most two units, for example ``59 min`` or ``2 h 5 min``."""
     whole = round(abs(seconds))
     if whole < 120:
         return f"{whole} s"
@@ -24,7 +24,7 @@ def span(seconds: float) -> str:
 
 
 def clock_time(at: float, *, separator: str = " ") -> str:
-    """Return an instant in local time with its offset, as ``2026-11-23 14:05:09+01:00``."""
+    """Return an instant in local time with its offset, for example ``2026-11-23 14:05:09+01:00``."""
     try:
         shown = time.strftime(f"%Y-%m-%d{separator}%H:%M:%S%z", time.localtime(at))
     except (OverflowError, ValueError, OSError):

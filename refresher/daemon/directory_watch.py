@@ -34,12 +34,12 @@ class DirectoryWatch:
         self.listing = Listing()
         self.demands = Demands({})
         self.demands_problem: str | None = None
-        """Why agents cannot create demands; ``None`` where they can."""
+        """Why agents cannot create demands; ``None`` if they can."""
 
     def changed(self) -> set[str]:
-        """Return the names whose files have changed since the last call; all names where a clock was set.
+        """Return the names whose files have changed since the last call; all names if a clock was set.
 
-        Raises ``DirectoryError`` where ``grants/`` cannot be read.
+        Raises ``DirectoryError`` if ``grants/`` cannot be read.
         """
         monotonic = time.monotonic()
         # The offset between the clocks changes when the wall clock is set and when the machine is suspended.
@@ -70,7 +70,7 @@ class DirectoryWatch:
         return {name for name in before.keys() | known.keys() if jumped or before.get(name) != known.get(name)}
 
     def forget(self, name: str) -> None:
-        """Have the next call return ``name``, whether it has changed or not."""
+        """Return ``name`` from the next call, also if it has not changed."""
         self._known.pop(name, None)
         self._stamps = None
 

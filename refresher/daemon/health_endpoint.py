@@ -69,7 +69,7 @@ class _Handler(BaseHTTPRequestHandler):
     error_content_type = "text/plain; charset=utf-8"
 
     def do_GET(self) -> None:
-        """Send the health as JSON, with status 200 where the daemon is live or ready, else 503."""
+        """Send the health as JSON, with status 200 if the daemon is live or ready, else 503."""
         health = self.server.health()
         healthy = {"/healthz": health.live, "/readyz": health.ready}.get(self.path.partition("?")[0])
         if healthy is None:

@@ -2,7 +2,7 @@
 
 One thread inspects and decides. Each rotation runs in its own thread (``WorkQueue``), the schedule runs in another, and
 both only put events into a queue: nothing else is shared. The decision is the same as in ``run-once``: the schedule
-says when to inspect a grant, never what to do.
+determines when to inspect a grant, never what to do.
 """
 
 import logging
@@ -108,7 +108,7 @@ class _LogThrottle:
         self.log(name, "internal error", logging.ERROR, message)
 
     def forget(self, name: str) -> None:
-        """Log the next message about ``name``, whatever it is."""
+        """Log the next message about ``name``, also if it is a repetition."""
         self._last.pop(name, None)
 
 
@@ -189,7 +189,7 @@ class Daemon:
             self._scan_at = time.monotonic() + _SCAN_INTERVAL
 
     def _scan(self) -> None:
-        """Inspect the grants that have changed, where it is time for a scan."""
+        """Inspect the grants that have changed, if it is time for a scan."""
         if time.monotonic() < self._scan_at:
             return
         started = time.thread_time()
@@ -205,7 +205,7 @@ class Daemon:
             for name in sorted(changed):
                 self._inspect(name)
             self._readiness.mark_complete()
-        # However many files there are, scans use a fifth of the time at most, and demands wait 0.7 s at most.
+        # With any number of files, scans use a fifth of the time at most, and demands wait 0.7 s at most.
         pause = (time.thread_time() - started) / _MAX_SCAN_SHARE
         self._scan_at = time.monotonic() + min(max(_SCAN_INTERVAL, pause), _MAX_SCAN_INTERVAL)
 
@@ -258,7 +258,7 @@ class Daemon:
         # A cleanup sends no request, so it does not wait for the limits of the server.
         sends_nothing = only_cleanup and name not in self._watch.listing.unfinished
         server = f"cleanup for {found.server}" if sends_nothing else found.server
-        # Agents wait for a demanded rotation, and for no other.
+        # Agents wait only for a demanded rotation.
         self._queue.put(server, job, first=decision == Rotate("demanded"))
         self._queue.start_jobs()
 
@@ -328,7 +328,7 @@ class Daemon:
         return self._signals() and EXIT_CODES[result.outcome] != 0 and result.outcome != "interrupted"
 
     def _reload(self) -> None:
-        """Read the configuration again; keep the old one where the new one is invalid."""
+        """Read the configuration again; keep the old one if the new one is invalid."""
         before = self._settings.directories
         self._supervision.reloading()
         self._heartbeat_at = float("-inf")

@@ -44,9 +44,13 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Readiness:
-    """Written by the thread of the daemon, and read by any thread: it changes and copies a dictionary in one step."""
+    """Remembers whether each grant has a valid published token.
+
+    The daemon's thread writes it, and any thread may read it.
+    """
 
     def __init__(self) -> None:
+        # It needs no lock: each change and each copy of a dictionary is one step.
         # Until when the published token is valid, in monotonic seconds; and why the grant needs a person.
         self._states: dict[str, tuple[float, _Problem | None]] = {}
         self._complete = False

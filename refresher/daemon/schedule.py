@@ -17,7 +17,7 @@ HEARTBEAT: Final = "."
 
 
 class Schedule:
-    """Calls ``callback(name)`` at the time planned for each name, in its own thread; ``callback`` must be fast."""
+    """Calls ``callback(name)`` at the time planned for each name, in its own thread. ``callback`` must be fast."""
 
     def __init__(self, callback: Callable[[str], None]) -> None:
         self._callback = callback

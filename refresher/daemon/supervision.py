@@ -1,4 +1,4 @@
-"""What the daemon reports to its supervisors: health probes over HTTP, and systemd (sd_notify(3))."""
+"""Reports to the supervisors of the daemon: health probes over HTTP, and systemd (sd_notify(3))."""
 
 import os
 import socket
@@ -19,7 +19,7 @@ _MICRO: Final = 1_000_000
 
 
 class Supervision:
-    """Used by the thread of the daemon; the health endpoint calls only ``health``."""
+    """Reports the state of the daemon to systemd and to health probes; other threads call only ``health``."""
 
     def __init__(self) -> None:
         self.readiness: Final = Readiness()

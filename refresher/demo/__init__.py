@@ -1,1 +1,1 @@
-"""A demonstration without account and network: real servers, a real daemon and a real agent, on loopback."""
+"""A demonstration without an account or a network: servers, a daemon and an agent as in production, on loopback."""

@@ -1,6 +1,6 @@
-"""The agent of the demo, ``python -m refresher.demo.agent MCP_URL NAME``: calls a tool all the time, in one session.
+"""The agent of the demo, ``python -m refresher.demo.agent MCP_URL NAME``: calls a tool repeatedly, in one session.
 
-It is what your program would be: an MCP client, and ``auth=BearerAuth(NAME)``. It reports on stdout a few times a
+It is a model for your program: an MCP client with ``auth=BearerAuth(NAME)``. It reports on stdout a few times a
 second. At SIGTERM it ends, after the current call.
 """
 
@@ -29,7 +29,7 @@ _PAUSE_AFTER_FAILURE: Final = 0.5
 _REPORT_INTERVAL: Final = 0.2
 _LAST_CALL_TIMEOUT: Final = 3.0
 
-# The SDK's errors for a session that is over: the connection broke, or the server has forgotten the session.
+# The SDK's errors for a session that is over: the connection broke, or the server does not know the session any more.
 _SESSION_IS_OVER: Final = (CONNECTION_CLOSED, INVALID_REQUEST)
 
 
@@ -72,7 +72,7 @@ class Agent:
 
     async def _work_in_session(self) -> None:
         async with (
-            # Nothing leaves this machine, whatever proxy the environment names.
+            # Nothing leaves this machine, even if the environment names a proxy.
             httpx2.AsyncClient(
                 auth=BearerAuth(self._source), timeout=httpx2.Timeout(30, read=300), trust_env=False
             ) as http,

@@ -1,4 +1,4 @@
-"""The processes of the demo: each ends in order, and none outlives the demo."""
+"""The processes of the demo: each ends in order, and all end with the demo."""
 
 import ctypes
 import os
@@ -84,7 +84,7 @@ class Process(subprocess.Popen[bytes]):
         return f": {mask(last)}" if last else ""
 
     def finish(self) -> str | None:
-        """End the process within ten seconds; return a message if it does not end in order."""
+        """End the process within ten seconds; return a message if it does not end normally."""
         if self.poll() is not None:
             return None
         self.terminate()

@@ -36,9 +36,9 @@ _QUIET: Final = (0.2, 0.65)
 
 
 def run_demo(seconds: float, *, stopping: Callable[[], bool]) -> int:
-    """Run for about ``seconds``; return 0 if no call failed and nothing else did, otherwise 1.
+    """Run for about ``seconds``; return 0 if nothing failed, otherwise 1.
 
-    Ends early, in order and with its summary, when ``stopping`` becomes true.
+    Ends early, normally and with its summary, when ``stopping`` becomes true.
     """
     timeline = Timeline(seconds, max(_MIN_LIFETIME, min(_MAX_LIFETIME, round(seconds / 3))))
     try:

@@ -105,7 +105,7 @@ def frame(timeline: Timeline, width: int, height: int) -> list[str]:
     width = min(width, MAX_WIDTH)
     clock = f"{_clock(timeline.now)} of {_clock(timeline.seconds)}" if timeline.agent.calls else "starting"
     name = "refresher demo"
-    about = f"Access tokens live {timeline.lifetime} s here. One process refreshes, the agent only reads."
+    about = f"Access tokens are valid for {timeline.lifetime} s here. One process refreshes, the agent only reads."
     lines = [
         click.style(name, bold=True) + clock.rjust(width - len(name)),
         click.style(about, dim=True),

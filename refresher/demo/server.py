@@ -36,7 +36,7 @@ def main() -> None:
 class StrictProvider(OAuthAuthorizationServerProvider[AuthorizationCode, RefreshToken, AccessToken]):
     """One client and one login. A refresh token that is sent twice revokes everything (RFC 9700 section 4.14).
 
-    No browser logs in here, so the SDK's methods for that are not implemented.
+    There is no browser login here, so the SDK's methods for that are not implemented.
     """
 
     def __init__(self, resource: str, lifetime: int) -> None:

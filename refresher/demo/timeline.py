@@ -9,7 +9,7 @@ import msgspec
 __all__ = ["MAX_WIDTH", "PARTICIPANTS", "AgentReport", "Event", "Reason", "Timeline", "Tone"]
 
 MAX_WIDTH: Final = 100
-"""The longest line, however wide the terminal is."""
+"""The longest line, also on a wider terminal."""
 
 PARTICIPANTS: Final = {
     "authorization server": "a refresh token works once",
@@ -159,7 +159,7 @@ class Timeline(msgspec.Struct):
             lines = [click.style(f"{calls}, and not one call failed.", fg="green", bold=True)]
         if self.rotations:
             replaced = _count(self.rotations.total(), "time")
-            lines += ["", f"An access token lives {self.lifetime} s. The agent's token was replaced {replaced}:"]
+            lines += ["", f"An access token is valid for {self.lifetime} s. The agent's token was replaced {replaced}:"]
             lines += [f"  {times:>2}  {why}" for reason, why in _REASONS.items() if (times := self.rotations[reason])]
             lines += [f"Refresh tokens sent twice: {self.reused}. MCP sessions lost: {lost}."]
         if not problems and not stopped:

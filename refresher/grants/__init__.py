@@ -1,1 +1,1 @@
-"""What a grant is and what is decided about it; pure."""
+"""The record of a grant, and the decisions on it; pure."""

@@ -1,6 +1,6 @@
 """The outcomes of a token request: a closed union, matched exhaustively.
 
-Two words have one meaning each in this code. A **rejection** is a clear statement of the server that the grant or the
+This code uses two words with one meaning each. A **rejection** is a clear statement of the server that the grant or the
 client is not valid; only ``GrantRejected`` ends a grant. A **refusal** is any other error answer that may last: it is
 counted and retried. ``refresher/ARCHITECTURE.md`` ("States of a grant") says what follows each outcome. Descriptions
 contain no secrets: they are masked.
@@ -63,18 +63,18 @@ class Transient(Failed, frozen=True, kw_only=True):
     """An error answer that does not reject the grant: retry later."""
 
     retry_after: float | None = None
-    """Seconds. An answer that is no refusal only asks for patience."""
+    """Seconds. If the answer is not a refusal, the server only asked for a later request."""
 
 
 class TooEarly(Failed, frozen=True, kw_only=True):
     """The server refused because the access token is still valid: retry when it expires.
 
-    It counts as a refusal if the server rejected the grant and an agent reports a dead token.
+    It counts as a refusal if the server rejected the grant and an agent reports that the token is not valid.
     """
 
 
 class Ambiguous(Failed, frozen=True, kw_only=True):
-    """Something was sent and nothing conclusive came back: the refresh token may be used up."""
+    """A request was sent and no conclusive answer came back: the refresh token may be spent."""
 
 
 class Unreadable(Failed, frozen=True, kw_only=True):
@@ -87,7 +87,7 @@ class Unreadable(Failed, frozen=True, kw_only=True):
 
 
 class ResourceRefused(Failed, frozen=True, kw_only=True):
-    """The server refuses ``resource`` (RFC 8707). It may have used up the refresh token before."""
+    """The server refuses ``resource`` (RFC 8707). It may have spent the refresh token before."""
 
     refusal: bool = True
 
@@ -103,7 +103,7 @@ class GrantRejected(Failed, frozen=True, kw_only=True):
 
 
 Lost = Ambiguous | Unreadable | ResourceRefused
-"""After these, the refresh token may be used up."""
+"""After these, the refresh token may be spent."""
 
 Outcome = TokensIssued | NotSent | Transient | TooEarly | Lost | ClientRejected | GrantRejected
 

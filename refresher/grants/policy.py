@@ -77,9 +77,9 @@ Decision = Rotate | Wait
 def decide(grant: Grant, now: Moment, *, demanded: bool = False, force: bool = False, horizon: float = 0.0) -> Decision:
     """Decide whether to rotate ``grant`` at ``now``; the first rule that applies decides.
 
-    1. A rejected grant waits for a person. ``force`` (a person asks) tries it once more.
+    1. A rejected grant waits for a person. ``force`` (from a person) tries it once more.
     2. A refresh token whose ``nbf`` is in the future waits for it.
-    3. A grant in doubt waits while a second use of its refresh token could revoke a live access token (I1). ``force``
+    3. A grant in doubt waits while a second use of its refresh token could revoke a valid access token (I1). ``force``
        does not skip this wait.
     4. ``force`` rotates.
     5. After a failure: wait for the end of the backoff. A demand can shorten it.
@@ -131,7 +131,7 @@ def due_at(grant: Grant) -> float:
 
 
 def expected_expiry(grant: Grant) -> float:
-    """Return the epoch second at which the access token expires, by the server's answer or by its maximum age."""
+    """Return the epoch second at which the access token expires, from the server's answer or its maximum age."""
     return grant.issued_at + _lifetime(grant)
 
 
@@ -156,7 +156,7 @@ def may_be_too_early(grant: Grant, sent: Moment) -> bool:
     before = grant.failure
     asked = before.moment if before is not None and before.outcome == "too_early" else None
     if asked is not None and asked.same_boot(sent) and asked.seconds_until(sent) >= _lifetime(grant):
-        return False  # the token that was valid at the first refusal has expired, whatever the wall clock says
+        return False  # the token that was valid at the first refusal has expired, also if the wall clock differs
     return server_behavior.refuses_early(grant) and remaining_lifetime(grant, sent) > -CLOCK_TOLERANCE
 
 
@@ -174,7 +174,7 @@ def backoff(grant: Grant, failures: int) -> float:
 
 
 def retry_at(grant: Grant) -> float | None:
-    """Return when the last failure is retried, as far as that is known without a clock; ``None``: not by itself."""
+    """Return when the last failure is retried, as far as that is known without a clock; ``None``: not automatically."""
     if grant.failure is None or grant.failure.retry_at is None:
         return None
     if (
@@ -194,7 +194,7 @@ def replay_allowed(grant: Grant, now: Moment) -> bool:
         return True
     if grant.doubt is None:
         return grace_period > 0
-    # In another boot the elapsed time is unknown, so the grace period counts as over. The request needs some of it.
+    # After a reboot the elapsed time is unknown, so the grace period counts as over. The request needs some of it.
     since = grant.doubt.since
     usable = grace_period - min(_TRANSIT_TIME, grace_period / 10)
     passed = max(now.wall - since.wall, now.monotonic - since.monotonic, now.boottime - since.boottime)
@@ -204,7 +204,7 @@ def replay_allowed(grant: Grant, now: Moment) -> bool:
 def doubt_in_future(grant: Grant, now: Moment) -> bool:
     """Whether a doubt begins in the future by the clock that counts, so that its age is unknown.
 
-    The holder of the lock then restarts the doubt at ``now``: the wait is as long as the token can live, and it ends.
+    The holder of the lock then restarts the doubt at ``now``: the wait ends when the token has expired.
     """
     # Within one boot, that is a restored snapshot or another time namespace.
     return grant.doubt is not None and grant.doubt.since.seconds_until(now) < -CLOCK_TOLERANCE
@@ -221,7 +221,7 @@ def needs_person(grant: Grant) -> bool:
 def protected_until(grant: Grant, now: Moment, *, demanded: bool) -> float | None:
     """Return until when the refresh token of a grant in doubt must not be sent (I1); ``None`` if it may be sent now.
 
-    A second use of a refresh token can revoke the live access token. A demand says that there is no live one.
+    A second use of a refresh token can revoke the valid access token. A demand means that there is no valid one.
     """
     if grant.doubt is None or grant.access_token is None or demanded or replay_allowed(grant, now):
         return None
@@ -236,7 +236,7 @@ def _after_failure(grant: Grant, failure: Failure, now: Moment, *, demanded: boo
     if failure.retry_at is None:
         return Rotate("retry")
     if demanded and failure.outcome == "too_early" and now.wall >= failure.at + backoff(grant, grant.failures):
-        return Rotate("demanded")  # agents report that the access token is dead: no expiry to wait for
+        return Rotate("demanded")  # agents report that the access token is not valid: there is no expiry to wait for
     longest = max(_lifetime(grant), MAX_WAIT) if failure.outcome == "too_early" else MAX_WAIT
     remaining = failure.retry_at - now.wall
     if failure.moment is not None and failure.moment.same_boot(now):

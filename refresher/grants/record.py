@@ -47,10 +47,10 @@ CONVERTERS: Final[dict[int, Callable[[_Fields], _Fields]]] = {}
 those of an intent do not. The converted record reaches the disk with the next write."""
 
 MAX_SPENT: Final = 256
-"""How many fingerprints of used refresh tokens a record remembers."""
+"""How many fingerprints of spent refresh tokens a record keeps."""
 
 NO_RECORD: Final = ""
-"""The checksum that stands for "there is no record"."""
+"""The checksum if there is no record."""
 
 DECODE_ERRORS: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 """What msgspec raises for invalid data; ``RecursionError`` for brackets that are nested too deep."""
@@ -78,13 +78,13 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     at: float
     retry_at: float | None
     moment: Moment | None = None
-    """``at`` by every clock, so that a wait keeps its length when the wall clock is set."""
+    """``at`` by every clock, so that setting the wall clock does not change a wait."""
     busy_until: float | None = None
     """When the server accepts requests again; none of its grants is exchanged before."""
 
 
 class Doubt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The refresh token may be used up: a request was sent at ``since`` and no answer is known."""
+    """The refresh token may be spent: a request was sent at ``since`` and no answer is known."""
 
     since: Moment
     replay_over: bool = False
@@ -94,12 +94,12 @@ class Doubt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     restored: bool = False
     """Whether the cause is a restored backup: readers have seen a later generation than the record's."""
     spill: str | None = None
-    """Where an answer may be that was not read: the machine went down, and that file system may not be mounted yet."""
+    """Where an unread answer may be: the machine went down, and that file system may not be mounted yet."""
     begun_from: str = NO_RECORD
     """The checksum of the record from which that attempt started."""
 
     def with_kept(self, kept: str | None) -> "Doubt":
-        """Return the doubt with the saved answer, unless it has one: the first answer came when the token was used."""
+        """Return the doubt with the saved answer, unless it has one: the first answer came when the token was spent."""
         return msgspec.structs.replace(self, kept=kept) if self.kept is None else self
 
     def merged_with(self, later: "Doubt") -> "Doubt":
@@ -123,7 +123,7 @@ class Login(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     issuer_given: bool = False
     """Whether a person gave the authorization server, because the API does not name one."""
     scope: str | None = None
-    """The scope that a person asked for, instead of the one that the server names."""
+    """The scope that a person requested, instead of the one that the server names."""
     resource: str | None = None
     """The ``resource`` (RFC 8707) that a person gave."""
     way: LoginMethod = "browser"
@@ -200,9 +200,9 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     resource_refused: bool = False
     """Whether the server has refused ``resource``."""
     not_before: float | None = None
-    """When the refresh token may be used first, by its own ``nbf`` (RFC 7519 section 4.1.5)."""
+    """From when the refresh token may be used, by its own ``nbf`` (RFC 7519 section 4.1.5)."""
     spent: tuple[str, ...] = ()
-    """Fingerprints of used refresh tokens, oldest first."""
+    """Fingerprints of spent refresh tokens, oldest first."""
 
 
 class Tombstone(

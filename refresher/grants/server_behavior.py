@@ -19,7 +19,7 @@ __all__ = [
 def grace_period(grant: Grant) -> float | None:
     """Return the seconds for which the server accepts the previous refresh token again; ``None``: without end."""
     if grant.refresh_token is None:
-        return None  # client credentials are not used up
+        return None  # client credentials are never spent
     if isinstance(grant.replay, float | int) or grant.replay is None:
         return grant.replay
     return _profile(grant).grace_period

@@ -1,4 +1,4 @@
-"""What a token says about itself: valid characters, authentication scheme, times in a JWT. Pure."""
+"""Check and read a token: valid characters, authentication scheme, times in a JWT. Pure."""
 
 import base64
 import binascii
@@ -11,7 +11,7 @@ __all__ = ["MAX_LIFETIME", "auth_scheme", "is_token", "jwt_time", "not_before"]
 MAX_LIFETIME: Final = 315_360_000.0
 """Ten years in seconds, the longest lifetime of an access token."""
 
-# Other token types are a server's own word for Bearer: Slack says "bot" and "user", and expects Bearer.
+# Other token types are a server's own name for Bearer: Slack says "bot" and "user", and expects Bearer.
 _SCHEMES: Final = frozenset({"bearer", "dpop", "mac", "pop"})
 
 
@@ -48,5 +48,5 @@ def not_before(refresh_token: str, now: float, clock_skew: float = 0.0) -> float
     at, issued = jwt_time(refresh_token, "nbf"), jwt_time(refresh_token, "iat")
     if at is None:
         return None
-    # The token was issued before now, so the remaining wait is at most nbf - iat, however wrong the local clock is.
+    # The token was issued before now, so the remaining wait is at most nbf - iat, even if the local clock is wrong.
     return at - clock_skew if issued is None else min(at - clock_skew, now + at - issued)

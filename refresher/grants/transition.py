@@ -45,13 +45,13 @@ def apply(
             return _failed(grant, "transient", outcome, now, wait, busy_until)
         case TooEarly():
             early = msgspec.structs.replace(grant, refuses_early=grant.refuses_early or not grant.dead)
-            # Wait for the expiry of the access token: no clock can move that further away than the lifetime.
+            # Wait for the expiry of the access token: a wrong clock cannot make this wait longer than the lifetime.
             return _failed(early, "too_early", outcome, now, policy.remaining_lifetime(grant, now))
         case Ambiguous() | Unreadable() | ResourceRefused() if grant.refresh_token is not None:
             doubt = Doubt(since=sent or now, kept=outcome.kept if isinstance(outcome, Unreadable) else None)
             return mark_in_doubt(grant, outcome.description, doubt=doubt, now=now)
         case NotSent() | Ambiguous() | Unreadable() | ResourceRefused():
-            return _failed(grant, "transient", outcome, now)  # nothing was used up
+            return _failed(grant, "transient", outcome, now)  # nothing was spent
         case ClientRejected():
             return _failed(grant, "client_rejected", outcome, now)
         case GrantRejected():
@@ -133,7 +133,7 @@ def _failed(
     """Return ``grant`` after a failure, with a retry after the backoff or after ``wait`` seconds if that is longer."""
     failures = grant.failures + 1
     if grant.dead:
-        # A person forced another attempt and it settled nothing: the rejection stays.
+        # A person forced another attempt, and its answer does not change the rejection.
         return msgspec.structs.replace(grant, failures=failures)
     failure = Failure(
         outcome=kind,
@@ -152,7 +152,7 @@ def _rejected(grant: Grant, rejection: GrantRejected, now: Moment) -> Grant:
     if grant.doubt is not None:
         description = f"{_cause(grant.doubt)}; {description}"
     elif grant.dead and grant.failure is not None:
-        # A person forced another attempt: the first description still tells most about the cause.
+        # A person forced another attempt: the first description still describes the cause best.
         description = grant.failure.description
     failure = Failure(
         outcome="reauthorization_required", code=rejection.code, description=description, at=now.wall, retry_at=None

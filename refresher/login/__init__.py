@@ -1,1 +1,1 @@
-"""Login: from an address to a grant that renews itself. With the demo, the only part that imports the MCP SDK."""
+"""Login: makes a grant from a server's address. Besides the demo, only this package imports the MCP SDK."""

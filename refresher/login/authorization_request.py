@@ -43,7 +43,7 @@ class AuthorizationRequest(msgspec.Struct, frozen=True, kw_only=True):
     def token_request(self, redirect: str) -> dict[str, str]:
         """Return the fields of the token request for the code in ``redirect``, an address or its query.
 
-        Raises ``ForeignRedirect``, ``LoginNotGiven`` if the person declined, ``LoginRefused`` and ``ServerAway``.
+        Raises ``ForeignRedirect``, ``LoginNotGiven`` if the person denied access, ``LoginRefused`` and ``ServerAway``.
         """
         try:
             # A query alone may contain "://" too, in the address of the issuer.

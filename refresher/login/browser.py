@@ -27,7 +27,7 @@ def wait_for_redirect(request: AuthorizationRequest, loopback: Loopback, *, wait
     """Send the person to the authorization server, and return the fields of the token request that follows.
 
     The first redirect counts, at ``loopback`` or pasted into the terminal. Raises ``LoginNotGiven`` if the person
-    declines or takes longer than ``wait`` seconds, ``LoginRefused`` and ``ServerAway``.
+    denies access or takes longer than ``wait`` seconds, ``LoginRefused`` and ``ServerAway``.
     """
     results: queue.Queue[_Fields | RefresherError] = queue.Queue()
 
@@ -60,7 +60,7 @@ def wait_for_redirect(request: AuthorizationRequest, loopback: Loopback, *, wait
 
 def _show(url: str, *, open_browser: bool) -> bool:
     """Open ``url`` in a browser, or print it; return whether a browser opens."""
-    # One with a window: a text browser would take over this terminal.
+    # Only a browser with a window: a text browser would use this terminal.
     has_window = sys.platform in ("darwin", "win32") or any(
         map(os.environ.get, ("BROWSER", "DISPLAY", "WAYLAND_DISPLAY"))
     )

@@ -75,7 +75,7 @@ def stored_client(stored: Grant | None, server: Server, now: float) -> Client | 
     if stored.issuer:
         same = stored.issuer == server.issuer
     else:
-        # The token endpoint alone proves nothing: any server can name that of another one, and would learn the secret.
+        # The token endpoint alone proves nothing: a server can name that of another one, and get the secret.
         same = stored.token_endpoint == server.token_endpoint and (
             server.issuer is None or urls.parse_origin(server.issuer) == urls.parse_origin(server.token_endpoint)
         )

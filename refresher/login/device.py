@@ -49,11 +49,11 @@ class _Code(msgspec.Struct, frozen=True, kw_only=True):
 def device_login(
     endpoint: str, client: Grant, stopping: Callable[[], bool], *, wait: float, ca_file: str | None
 ) -> Grant:
-    """Show the person a code and an address, and return the grant once the code was entered there.
+    """Show the person a code and an address, and return the grant after the code was entered there.
 
     A poll that was sent is completed, because its answer may be the tokens. Raises ``Interrupted`` if ``stopping()``
-    becomes true between two polls, ``LoginNotGiven`` if the person declines or takes longer than ``wait`` seconds, and
-    ``ClientUnknown``, ``LoginRefused`` and ``ServerAway``.
+    becomes true between two polls, ``LoginNotGiven`` if the person denies access or takes longer than ``wait`` seconds,
+    and ``ClientUnknown``, ``LoginRefused`` and ``ServerAway``.
     """
     code = _request_code(endpoint, client, ca_file)
     _show(code)

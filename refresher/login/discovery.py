@@ -1,6 +1,6 @@
 """Discovers the authorization server of a URL (RFC 9728, RFC 8414, and MCP of 2025-03-26).
 
-The MCP SDK knows where metadata is published, and checks it. This module keeps what a login needs.
+The MCP SDK knows where metadata is published, and checks it. This module returns what a login needs.
 """
 
 import json

@@ -49,7 +49,7 @@ __all__ = ["log_in"]
 
 _CLIENT_UNKNOWN_STATUSES: Final = (400, 401, 404)
 _KNOWN_OF_SERVER: Final = ("replay", "max_age", "send_resource", "refuses_early", "resource_refused")
-"""What a person has set for a server, and what was observed of it."""
+"""The settings of a person for a server, and what was observed of the server."""
 
 
 _LoggedIn = tuple[Imported, str | None, int | None]
@@ -128,7 +128,7 @@ class _Flow:
 
     def _with_browser(self, client: Client | None) -> _LoggedIn:
         with self._listen(client) as loopback:
-            # Where a server redirects to is known only of a registration of refresher itself.
+            # The redirect address is known only if refresher registered the client itself.
             if client is None or (client.origin == "registered" and client.redirect_uri != loopback.redirect_uri):
                 client = self._register(loopback.redirect_uri)
             try:
@@ -161,7 +161,7 @@ class _Flow:
             self.server, draft, redirect_uri=loopback.redirect_uri, params=self.options.params
         )
         if self.used_stored_registration:
-            # Otherwise only the person would see, in the browser, that the server has forgotten the client.
+            # Otherwise only the browser would show that the server does not know the client any more.
             response = anyio.run(self.fetch, httpx2.Request("GET", request.url))
             if response.status_code in _CLIENT_UNKNOWN_STATUSES and b"client" in response.content.lower():
                 raise ClientUnknown(f"{self.server.authorization_endpoint} answered {response.status_code}")
@@ -217,7 +217,7 @@ class _Flow:
                 grant = get_grant(stopping)
             except ClientUnknown as error:
                 if stopping():
-                    # A person who stops the login does not want to log in once more.
+                    # If a person stops the login, another login must not begin.
                     raise Interrupted(str(error)) from None
                 raise
             verified = None
@@ -229,7 +229,7 @@ class _Flow:
                 replace=True,
                 if_absent=False,
                 stopping=lambda: False,
-                # Another process may have stored another grant while the person was at the browser.
+                # Another process may have stored another grant while the person used the browser.
                 same_server=not self.options.replace,
                 just_issued=True,
             )

@@ -140,5 +140,5 @@ def _option(key: str) -> str:
 def _check_loopback(redirect_uri: str) -> str:
     parts = urlsplit(urls.check_endpoint(redirect_uri))
     if parts.scheme != "http" or not urls.is_loopback(parts.hostname or "") or not parts.port:
-        raise urls.InvalidURL("must be a port of this machine, as in http://127.0.0.1:8765/callback (RFC 8252)")
+        raise urls.InvalidURL("must be a port of this machine, for example http://127.0.0.1:8765/callback (RFC 8252)")
     return redirect_uri

@@ -86,7 +86,7 @@ def login_error(outcome: Outcome, *, sender: str = "the token endpoint") -> Refr
 
 
 def is_temporary(outcome: Outcome) -> bool:
-    """Whether the server only asks for patience."""
+    """Whether the server only asks for a later request."""
     return isinstance(outcome, Transient) and not outcome.refusal
 
 

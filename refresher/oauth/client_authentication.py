@@ -15,7 +15,7 @@ __all__ = ["build_request", "client_assertion"]
 _JWT_BEARER: Final = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 
 _ASSERTION_LIFE: Final = 60
-"""Seconds. An assertion is used at once, and servers refuse one that outlives their memory of ``jti`` values."""
+"""Seconds. An assertion is used at once. Servers refuse one that is valid for longer than they keep ``jti`` values."""
 
 _CURVES: Final = {"secp256r1": "ES256", "secp384r1": "ES384", "secp521r1": "ES512"}
 

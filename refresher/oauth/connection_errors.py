@@ -1,4 +1,4 @@
-"""Say in plain words why a connection broke, with host and port."""
+"""Describe why a connection broke, with host and port."""
 
 import errno
 import os
@@ -67,7 +67,7 @@ _BY_CLASS: Final = {
 
 
 def reason(errors: Sequence[BaseException], known: tuple[Secret | None, ...], url: str) -> str:
-    """Return why the connection to ``url`` broke, as ``HOST:PORT: connection refused``.
+    """Return why the connection to ``url`` broke, for example ``HOST:PORT: connection refused``.
 
     ``errors``: the last first. No text of others is in it that could hold one of the ``known`` secrets, or any token.
     """
@@ -90,7 +90,7 @@ def reason(errors: Sequence[BaseException], known: tuple[Secret | None, ...], ur
 
 
 def too_slow(url: str, seconds: float) -> str:
-    """Return that no whole answer came from ``url`` within ``seconds``."""
+    """Return the message that no complete answer came from ``url`` within ``seconds``."""
     return f"{_place(url)}: no complete answer within {seconds:.0f} s"
 
 
@@ -103,7 +103,7 @@ def refuses_certificate(errors: Sequence[BaseException]) -> bool:
 
 
 def _words(error: BaseException) -> str | None:
-    """Return what one error of a chain says; ``None`` where only its cause says it."""
+    """Return what one error of a chain says; ``None`` if only its cause says it."""
     match error:
         case ssl.SSLCertVerificationError():
             why = _BY_VERIFY_CODE.get(error.verify_code)
@@ -142,7 +142,7 @@ def _place(url: str) -> str:
 
 
 def _proxy(url: str) -> str:
-    """Return the proxy to ``url``, without the password that its address may hold; "" where there is none."""
+    """Return the proxy to ``url``, without the password that its address may contain; "" if there is none."""
     parts = urlsplit(url)
     proxy = proxy_for(parts.scheme, parts.hostname or "")
     return f"proxy {_place(proxy)}" if proxy else ""
@@ -152,7 +152,7 @@ def _chain(errors: Sequence[BaseException]) -> Iterator[BaseException]:
     """Yield each error and what led to it, the nearest first."""
     for last in errors:
         error: BaseException | None = last
-        # Longer than the chain of any library, and an end for one that leads back to itself.
+        # Longer than the chain of any library; the limit ends a chain that is a loop.
         for _ in range(_LONGEST_CHAIN):
             while isinstance(error, BaseExceptionGroup):
                 error = error.exceptions[0]

@@ -15,7 +15,7 @@ ErrorKind = Literal[
     "grant_rejected", "client_rejected", "too_early", "resource_refused", "busy", "refused", "ambiguous"
 ]
 """The outcome that follows, by its name. ``busy`` and ``refused`` are the two kinds of ``Transient``: the server asks
-for patience, or refuses for another reason. ``ambiguous``: the refresh token may be used up."""
+for a later request, or refuses for another reason. ``ambiguous``: the refresh token may be spent."""
 
 
 class Rule(NamedTuple):
@@ -57,7 +57,7 @@ RULES: Final = (
     ),
     Rule(
         "refused",
-        "Entra: malformed (AADSTS9002313), scope wanted (AADSTS90009); 70000 is intermittent (BingAds-Python-SDK#279)",
+        "Entra: malformed (AADSTS9002313), no scope (AADSTS90009); 70000 is intermittent (BingAds-Python-SDK#279)",
         pattern=_entra(9002313, 90009, 70011, 650057, 28002, 70000),
     ),
     Rule(

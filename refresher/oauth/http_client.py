@@ -82,7 +82,7 @@ class PostResult:
         )
 
     def decompressed_body(self) -> bytes:
-        """Return the body, decompressed up to a limit if the server sent gzip although nobody asked for it."""
+        """Return the body, decompressed up to a limit if the server sent gzip without a request for it."""
         body = bytes(self.body)
         if not body.startswith(b"\x1f\x8b"):
             return body
@@ -187,7 +187,7 @@ class _RequestLoop(asyncio.SelectorEventLoop):
         asyncio would wait for it: a resolver that hangs would hold the lock of a grant beyond the deadline.
         """
         resolved: Future[Any] = Future()
-        resolved.set_running_or_notify_cancel()  # from here on nobody can cancel it, so the thread can always set it
+        resolved.set_running_or_notify_cancel()  # from here on it cannot be cancelled, so the thread can always set it
 
         def resolve() -> None:
             try:

@@ -54,7 +54,7 @@ class Hooks(Protocol):
         """Called before anything that contains the refresh token is sent. If it raises, nothing is sent."""
 
     def keep_answer(self, answer: bytes, at: float) -> str:
-        """Save an unreadable success, received at ``at``; return where. It may be the only copy of a token."""
+        """Save an unreadable success, received at ``at``; return where it is. It may be the only copy of a token."""
 
 
 def request_tokens(
@@ -62,7 +62,7 @@ def request_tokens(
 ) -> TokenRequestResult:
     """Use the refresh token of ``grant`` once, or twice if an answer was lost and the server allows a replay.
 
-    ``demanded``: an agent reports that the access token is refused, so there is no live token to protect or to wait
+    ``demanded``: an agent reports that the access token is refused, so there is no valid token to protect or to wait
     for. Returns within ``deadline`` seconds of running time. Raises only ``KeyboardInterrupt`` and the like.
     """
     if not grant.renewable:
@@ -75,8 +75,8 @@ def request_tokens(
     refused = isinstance(first.outcome, ResourceRefused) and server_behavior.sends_resource(grant)
     first = msgspec.structs.replace(first, resource_refused=refused)
     doubtful = msgspec.structs.replace(grant, doubt=first.doubt, resource_refused=grant.resource_refused or refused)
-    # After a refusal of ``resource``, also if there is no live access token to lose: most servers check ``resource``
-    # before they use up the refresh token, but not all.
+    # After a refusal of ``resource``, also if there is no valid access token to lose: most servers check ``resource``
+    # before they spend the refresh token, but not all.
     now = clocks.now()
     allowed = policy.replay_allowed(doubtful, now) or (
         refused and policy.protected_until(doubtful, now, demanded=demanded) is None
@@ -145,7 +145,7 @@ def _outcome(grant: Grant, result: PostResult, *, demanded: bool) -> Outcome:
     outcome = result.outcome()
     # The time of sending counts: a machine may sleep between the request and the reading of the answer.
     if isinstance(outcome, GrantRejected) and policy.may_be_too_early(grant, result.sent_at):
-        # A demand can be false, and must not end a good grant: it only counts as a refusal.
+        # A demand can be false, and must not end a valid grant: the answer only counts as a refusal.
         return TooEarly(code=outcome.code, description=outcome.description, refusal=demanded)
     return outcome
 
@@ -153,7 +153,7 @@ def _outcome(grant: Grant, result: PostResult, *, demanded: bool) -> Outcome:
 def _not_renewable(grant: Grant, *, demanded: bool) -> Outcome:
     """Return the outcome for a grant without a refresh token: there is nothing to send."""
     if policy.remaining_lifetime(grant, clocks.now()) > 0:
-        # A demand can be false: it only counts as a refusal.
+        # A demand can be false, so this only counts as a refusal.
         return TooEarly(code="no_refresh_token", description=_NO_REFRESH_TOKEN, refusal=demanded)
     return GrantRejected(code="no_refresh_token", description=f"{_NO_REFRESH_TOKEN}, and its access token has expired")
 

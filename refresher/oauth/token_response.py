@@ -1,7 +1,7 @@
-"""Judge the answer of a token endpoint (RFC 6749 section 5). Pure: bytes in, outcome out.
+"""Turn the answer of a token endpoint (RFC 6749 section 5) into an outcome; without input or output.
 
-``parse_token_response`` is the only place that judges an answer. What the error codes and texts of single servers mean
-is data in ``dialects.py``. ``grants/transition.py`` then decides what the outcome does to the grant.
+``parse_token_response`` is the only place that classifies an answer. The meaning of the error codes and texts of single
+servers is data in ``dialects.py``. ``grants/transition.py`` then decides what the outcome does to the grant.
 """
 
 import json
@@ -101,7 +101,7 @@ def _failure(
         case "resource_refused" if status < 500:
             return ResourceRefused(code=code or "invalid_target", description=description)
     if kind == "ambiguous" or status >= 500:
-        # The server, or a proxy before it, may have failed after the refresh token was used up.
+        # The server, or a proxy before it, may have failed after the refresh token was spent.
         return Ambiguous(description=description)
     if 300 <= status < 400:
         description += " (a redirect; refresher follows none with a refresh token)"
@@ -120,7 +120,7 @@ def _parse_body(body: bytes, content_type: str, *, complete: bool) -> dict[str, 
     try:
         members: dict[str, Any] = json.loads(text)
     except (ValueError, RecursionError):
-        # A truncated answer is used if both tokens are complete; with one token, nobody knows what is missing.
+        # A truncated answer is used if both tokens are complete; with one token, it is unknown what is missing.
         members = _truncated_members(text)
         return members if all(is_token(members.get(key)) for key in _TOKEN_KEYS) else {}
     return members

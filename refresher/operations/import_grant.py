@@ -43,9 +43,9 @@ def store_grant(
     """Store ``imported`` durably, and publish its access token if it has one.
 
     ``same_server``: ``replace`` may replace a grant of the same server only, as far as the servers are known.
-    ``just_issued``: the server has issued the refresh token in this login, so it is unspent whatever the record says.
+    ``just_issued``: the server has issued the refresh token in this login, so it counts as unspent.
 
-    Raises ``ImportRefused`` where the name is taken or the refresh token is known, ``GrantFileError`` for a damaged
+    Raises ``ImportRefused`` if the name is taken or the refresh token is known, ``GrantFileError`` for a damaged
     record of that name, ``LockBusy``, ``StorageError`` and ``Interrupted``. Then nothing is changed.
     """
     directories.ensure()
@@ -55,7 +55,7 @@ def store_grant(
         lock.held(directories.import_lock, stopping=stopping),
         lock.held(directories.lock(name), stopping=stopping),
     ):
-        # First the checks that refuse: replacing a grant gives up its answer that is out of reach.
+        # Check first: replacing the grant also discards an answer in a spill that is not mounted.
         warnings = [
             f"{origin} is not https: the access token crosses the network in the clear"
             for origin in imported.origins
@@ -67,7 +67,7 @@ def store_grant(
         try:
             stored = recovery.recover(directories, name, clocks.now(), giving_up=replace)
         except ExposedGrantFile:
-            raise  # the record is whole, and knows which refresh tokens are spent
+            raise  # the record is intact, and contains the list of spent refresh tokens
         except GrantFileError:
             if not replace:
                 raise
@@ -106,7 +106,7 @@ def _require_same_server(directories: Directories, imported: Grant) -> None:
     try:
         found = _records(directories, imported.name, unfinished=True)
     except (GrantFileError, OSError):
-        return  # a damaged record is kept, whatever its server is
+        return  # a damaged record is kept, even if it is of another server
     for there in found:
         if isinstance(there, Grant) and is_for_other_server(there, imported.server_url):
             raise ImportRefused(other_server(there))
@@ -147,7 +147,7 @@ def _records(directories: Directories, name: str, *, unfinished: bool) -> list[R
 
 
 def _successor(directories: Directories, imported: Grant, stored: Stored, *, just_issued: bool) -> Grant:
-    """Return ``imported`` as the successor of the record: the generation goes on, spent tokens stay spent."""
+    """Return ``imported`` as the successor of the record: the generation counts on, and spent tokens stay spent."""
     there = stored.record
     seen = published_generation(directories, imported.name)
     generation = max(seen, -1 if there is None else there.generation) + 1
@@ -165,7 +165,8 @@ def _successor(directories: Directories, imported: Grant, stored: Stored, *, jus
         return msgspec.structs.replace(grant, spent=with_spent(spent, there.refresh_token))
     if just_issued:
         return grant
-    # An import of the same refresh token does not settle whether it was spent: the wait and the token it protects stay.
+    # The same refresh token may still be spent, so the grant stays in doubt, and keeps the access token that is valid
+    # for longer.
     kept = msgspec.structs.replace(grant, doubt=there.doubt, failures=there.failures, failure=there.failure)
     longer = there.access_token is None or policy.expected_expiry(imported) >= policy.expected_expiry(there)
     if imported.access_token is not None and longer:

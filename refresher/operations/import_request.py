@@ -1,4 +1,4 @@
-"""Parse and check the JSON of ``import``, without a look at what is stored."""
+"""Parse and check the JSON of ``import``, without reading the stored grants."""
 
 import re
 import uuid
@@ -31,7 +31,7 @@ _PRINTABLE: Final = (
 
 
 class ImportRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The JSON that ``import`` takes."""
+    """The JSON that ``import`` accepts."""
 
     token_endpoint: str
     client_id: str
@@ -142,7 +142,7 @@ def _url(check: Callable[[str], str], key: str, value: str) -> str:
 
 
 def _method(request: ImportRequest) -> AuthMethod:
-    """Return the client authentication method: the given one, or the one that the given credentials imply."""
+    """Return the client authentication method: the given one, or the one for the given credentials."""
     if (request.grant_type == "refresh_token") != (request.refresh_token is not None):
         raise ImportRefused('give a refresh_token, or grant_type "client_credentials" without one')
     if request.grant_type not in ("refresh_token", "client_credentials"):
@@ -186,7 +186,7 @@ def check_files(grant: Grant, now: float, ca_file: str | None = None) -> None:
 
             client_assertion(grant, now)
         if grant.client_cert is not None:
-            from refresher.oauth.tls import ssl_context  # imports httpx, only where it is needed
+            from refresher.oauth.tls import ssl_context  # imports httpx, so only if it is needed
 
             ssl_context(ca_file, client_cert=grant.client_cert, client_key=grant.client_key)
     except ConfigError as error:

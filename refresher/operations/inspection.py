@@ -26,20 +26,20 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     record: Record | None
     decision: Decision | None = None
-    """``None`` where there is no grant."""
+    """``None`` if there is no grant."""
     stale: bool
     """The token file is missing, or differs from the record."""
     needs_lock: bool
-    """It is stale, due, or in need of a recovery, or a demand that is decided still exists."""
+    """The grant must be published, rotated or recovered, or a demand must be removed."""
 
     @property
     def server(self) -> str:
-        """The origin of the authorization server; empty where there is no grant."""
+        """The origin of the authorization server; empty if there is no grant."""
         return server_of(self.record) if isinstance(self.record, Grant) else ""
 
     @property
     def generation(self) -> int:
-        """The generation of the record; -1 where there is none."""
+        """The generation of the record; -1 if there is none."""
         return -1 if self.record is None else self.record.generation
 
 
@@ -77,7 +77,7 @@ def inspect(
 
 
 def server_of(grant: Grant) -> str:
-    """Return the origin of the authorization server of ``grant``; empty where its address is invalid."""
+    """Return the origin of the authorization server of ``grant``; empty if its address is invalid."""
     try:
         return urls.parse_origin(grant.token_endpoint)
     except urls.InvalidURL:
@@ -85,7 +85,7 @@ def server_of(grant: Grant) -> str:
 
 
 def list_grants(directories: Directories, names: Sequence[str] = ()) -> list[ListedGrant]:
-    """Return the grants ``names``, or all, each with the error in its place where its record cannot be read.
+    """Return the grants ``names``, or all; the error in place of a grant if its record cannot be read.
 
     Raises ``UnknownName`` and ``DirectoryError``.
     """

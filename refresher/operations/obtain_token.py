@@ -17,7 +17,7 @@ from refresher.storage import demands, records
 from refresher.storage.directories import Directories
 from refresher.storage.publishing import Publisher
 from shim import FileTokenSource
-from shim._changes import verdict
+from shim._changes import permanent_error
 from shim._source import may_be_last, valid_for
 from shim._token import TokenFile, is_name
 
@@ -39,7 +39,7 @@ def obtain_token(
     """Return the token file of ``name``, with an access token that is valid for ``min_valid`` seconds.
 
     ``min_valid`` is 10 by default, or a quarter of a shorter lifetime. If the token expires earlier, this rotates the
-    grant where it belongs to the current user, and demands a rotation elsewhere; it waits up to ``wait`` seconds.
+    grant if it belongs to the current user, else demands a rotation; it waits up to ``wait`` seconds.
 
     Raises ``NeedsPerson``, ``NotInTime``, ``UnknownName``, ``GrantFileError``, ``DirectoryError`` and ``Interrupted``.
     """
@@ -57,8 +57,8 @@ def obtain_token(
             if token.access_token is not None and valid_for(token) >= required:
                 return token
             grant = _owned_grant(directories, name)
-            if (final := verdict(token)) is not None and (grant is None or grant.dead):
-                raise NeedsPerson(str(final))
+            if (error := permanent_error(token)) is not None and (grant is None or grant.dead):
+                raise NeedsPerson(str(error))
             is_new = first is None or token.generation > first.generation
             # After an import, the lifetime is only what was left of it.
             is_whole = is_new or (grant is not None and grant.last_rotation_at == token.issued_at)
@@ -96,7 +96,7 @@ def _problem(source: FileTokenSource, result: Result | None, required: float) ->
 
 
 def _owned_grant(directories: Directories, name: str) -> Grant | None:
-    """Return the grant where it belongs to the current user."""
+    """Return the grant if it belongs to the current user."""
     try:
         record = records.load(directories, name).record if _owns_grants(directories) else None
     except GrantFileError:
@@ -107,7 +107,7 @@ def _owned_grant(directories: Directories, name: str) -> Grant | None:
 def _rotate_if_owned(
     settings: Settings, name: str, published: bool, lock_wait: float, stopping: Callable[[], bool]
 ) -> Result | None:
-    """Rotate ``name`` if necessary; return ``None`` where the grant belongs to another user."""
+    """Rotate ``name`` if necessary; return ``None`` if the grant belongs to another user."""
     directories = settings.directories
     if not _owns_grants(directories):
         return None

@@ -22,12 +22,12 @@ def remove(
     stopping: Callable[[], bool],
     revoke: Callable[[Grant], str] | None = None,
 ) -> str:
-    """Replace the grant of ``name`` by a tombstone and publish ``removed``; return what became of it at the server.
+    """Replace the grant of ``name`` by a tombstone and publish ``removed``; return whether the server still accepts it.
 
-    ``revoke`` revokes the grant at its server first and returns that sentence.
+    ``revoke`` first revokes the grant at its server, and returns that as a sentence.
 
     Raises what ``revoke`` raises, ``UnknownName``, ``GrantFileError`` for a damaged record, ``LockBusy`` and
-    ``Interrupted``: then the grant stands. ``StorageError`` says itself whether the grant stands.
+    ``Interrupted``: then the grant is unchanged. The message of ``StorageError`` says whether it was removed.
     """
     if name not in directories.listing().names:
         raise records.unknown(directories, name)
@@ -39,7 +39,7 @@ def remove(
         at_the_server = _NOT_REVOKED if revoke is None else revoke(grant)
         spent = grant.spent
         if grant.refresh_token is not None and (revoke is not None or grant.doubt is not None):
-            # A refresh token that is revoked, or in doubt, may be spent: no import may bring it back.
+            # A refresh token that is revoked, or in doubt, may be spent: no import may store it again.
             spent = with_spent(spent, grant.refresh_token)
         tombstone = Tombstone(
             name=name,
@@ -57,5 +57,5 @@ def remove(
         try:
             Publisher(directories).publish(tombstone)
         except StorageError as error:
-            raise StorageError(f"{name} is removed, but {error}; the next run-once tells its readers") from None
+            raise StorageError(f"{name} is removed, but {error}; the next run-once publishes the removal") from None
     return at_the_server

@@ -41,7 +41,7 @@ class Result(msgspec.Struct, frozen=True):
     name: str
     outcome: ResultCode
     generation: int | None
-    """``None`` where the run ended before the decision to exchange."""
+    """``None`` if the run ended before the decision to exchange."""
     detail: str
 
     @classmethod
@@ -71,7 +71,7 @@ class Result(msgspec.Struct, frozen=True):
 
 
 def exit_code(results: Iterable[Result]) -> int:
-    """Return the exit code of the most serious outcome; 0 where all is well."""
+    """Return the exit code of the most serious outcome; 0 if all is well."""
     codes = {EXIT_CODES[result.outcome] for result in results}
     return next((code for code in _MOST_SERIOUS_FIRST if code in codes), 0)
 

@@ -36,11 +36,11 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     seen: int
     force: bool = False
     horizon: float = 0.0
-    """Seconds to the next run: what becomes due before it is due now."""
+    """Seconds to the next run: what becomes due before then is rotated now."""
 
 
 class Terms(msgspec.Struct, frozen=True, kw_only=True):
-    """How to do it. ``stopping`` is asked until the refresh token is spent, and never after."""
+    """How to do it. ``stopping`` is called only before the exchange starts."""
 
     ca_file: str | None
     stopping: Callable[[], bool]
@@ -53,9 +53,9 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def rotate(publisher: Publisher, order: Order, terms: Terms) -> Result | None:
-    """Carry out ``order``, or adopt what another process did meanwhile; return ``None`` where there is no grant.
+    """Carry out ``order``, or adopt what another process did meanwhile; return ``None`` if there is no grant.
 
-    Whatever goes wrong with the grant is a result: this raises nothing.
+    This raises nothing: a failure of any kind is a result.
     """
     directories, name = publisher.directories, order.name
     try:
@@ -70,7 +70,7 @@ def rotate(publisher: Publisher, order: Order, terms: Terms) -> Result | None:
         return Result(name, "storage_failed", None, str(error))
     except Interrupted:
         return Result(name, "interrupted", None, "interrupted before anything was spent; nothing was changed")
-    except Exception as error:  # noqa: BLE001  a fault of ours in one grant must not stop the rotation of the others
+    except Exception as error:  # noqa: BLE001  a bug in one grant must not stop the rotation of the others
         # Without the trace: it could quote a secret.
         return Result(name, "storage_failed", None, f"internal error ({type(error).__name__}); please report it")
 
@@ -119,7 +119,7 @@ class _Rotation(NamedTuple):
 
     def _exchange(self, stored: Stored, grant: Grant, *, demanded: bool) -> Grant:
         """Reserve, declare, exchange, persist; nothing is logged from the request to the durable answer."""
-        # A restored backup must not take readers back to a generation that they have seen.
+        # After a restored backup, readers must not get a generation that they have seen.
         generation = max(grant.generation, published_generation(self.publisher.directories, grant.name)) + 1
         attempt = Attempt(self.publisher.directories, grant.name, stored)
         attempt.reserve(grant, clocks.now())
@@ -129,7 +129,7 @@ class _Rotation(NamedTuple):
         try:
             changed = _after(grant, exchanged, demanded=demanded, generation=generation)
         except Exception:
-            # A fault of ours must not cost the only copy of a token: the intent stays, and the answer is kept.
+            # A bug must not lose the only copy of a token: the intent stays, and the answer is kept.
             if exchanged.raw is not None:
                 attempt.keep_answer(exchanged.raw.reveal().encode("latin-1"), clocks.now().wall)
             attempt.close()
@@ -146,10 +146,10 @@ class _Rotation(NamedTuple):
         return changed
 
     def _publish(self, grant: Grant, pending: Demands, result: Result) -> Result:
-        """Publish ``grant`` and settle the demands; add to ``result`` where readers cannot see it."""
+        """Publish ``grant`` and settle the demands; add to ``result`` if readers cannot see it."""
         name, current = grant.name, self.publisher.current(grant)
         try:
-            # An agent that demands an older generation has not seen the newer one: have it read again.
+            # An agent that demands an older generation has not seen the newer one: publish again, so that it reads.
             visible = self.publisher.publish(grant, again=pending.has_other(name, current))
         except StorageError as error:
             # The record is saved, so nothing is lost; a more serious outcome of the grant itself stays.
@@ -179,7 +179,7 @@ def _after(grant: Grant, exchanged: TokenRequestResult, *, demanded: bool, gener
         msgspec.structs.replace(
             grant,
             doubt=exchanged.doubt,
-            # Where the request without it was refused too, it was not the reason, and the next attempt sends it again.
+            # If the request without it was refused too, it was not the reason, and the next attempt sends it again.
             resource_refused=exchanged.resource_refused
             or (grant.resource_refused and not isinstance(exchanged.outcome, ResourceRefused)),
         ),

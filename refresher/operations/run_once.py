@@ -45,7 +45,7 @@ def run_once(
         try:
             found = inspect(publisher, name, listing=listing, demands=pending, force=force, horizon=horizon)
         except GrantFileError as error:
-            # Logged at each run: only a person can repair the file, and cron mails what is on stderr.
+            # Logged at each run: only a person can repair the file, and cron sends stderr as mail.
             log.warning("%s: invalid_grant_file: %s", name, error)
             results[name] = Result(name, "invalid_grant_file", None, str(error))
             continue

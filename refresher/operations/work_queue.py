@@ -139,7 +139,7 @@ class WorkQueue(Generic[T, R]):
         self._add_turn(finished.server)
 
     def _add_turn(self, server: str) -> None:
-        """Give a server a turn where it has a waiting job and may run one more."""
+        """Give a server a turn if it has a waiting job and may run one more."""
         limit = 1 if server in self._slow else MAX_PER_SERVER
         if server in self._waiting and server not in self._delayed and self._running_at[server] < limit:
             self._turns[server] = None
@@ -151,7 +151,7 @@ class WorkQueue(Generic[T, R]):
         try:
             thread.start()
         except RuntimeError:
-            # The system has no thread left. Where no job runs that could end and free one, run this job here.
+            # The system has no thread left. If no job runs that could end and free one, run this job here.
             if len(self._running) > 1:
                 self._running.remove(job)
                 self._running_at[server] -= 1

@@ -1,1 +1,1 @@
-"""What lies on the disk."""
+"""The files on the disk: records, journal, lock, published tokens, demands."""

@@ -1,4 +1,4 @@
-"""Demands: files ``NAME.GENERATION`` with which agents ask for a rotation; listed and removed, never opened.
+"""Demands: files ``NAME.GENERATION`` with which agents demand a rotation; listed and removed, never opened.
 
 Agents create empty files. Any entry with such a name counts as the demand, because agents cannot create theirs beside
 it: a directory that one agent creates must not block the others.
@@ -55,7 +55,7 @@ class Demands(msgspec.Struct, frozen=True):
 
 
 def pending(directories: Directories) -> Demands:
-    """List the demands; there are none where the directory cannot be read, and tokens rotate on schedule only."""
+    """List the demands; there are none if the directory cannot be read; then tokens rotate on schedule only."""
     found: dict[str, set[int]] = {}
     with suppress(OSError), os.scandir(directories.demands) as entries:
         for entry in entries:

@@ -26,12 +26,12 @@ Sharing = tuple[int, int | None]
 
 
 class Listing(msgspec.Struct, frozen=True):
-    """The valid names in ``grants/`` that have a record, and those where an attempt left files."""
+    """The valid names in ``grants/`` that have a record, and those for which an attempt left files."""
 
     names: tuple[str, ...] = ()
     unfinished: frozenset[str] = frozenset()
     sharing: Sharing | None = None
-    """What ``sharing`` returned at the time of the listing; ``None``: not looked at."""
+    """What ``sharing`` returned at the time of the listing; ``None``: not read."""
 
     @property
     def all(self) -> list[str]:
@@ -79,7 +79,7 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
         return files.unused(self.next(name), 1)
 
     def spilled(self, name: str, begun_from: str) -> Path:
-        """Return the path of the next record outside ``grants/``; each record has another."""
+        """Return the path of the next record outside ``grants/``; each record has another path."""
         return self.spill / f"{name}.{begun_from[:32]}.next"
 
     def candidates(self, name: str) -> list[Path]:
@@ -115,7 +115,7 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
         ]
 
     def listing(self) -> Listing:
-        """List ``grants/``; nothing where it does not exist yet. Raises ``DirectoryError``."""
+        """List ``grants/``; nothing if it does not exist yet. Raises ``DirectoryError``."""
         from_names, unfinished = [], set()
         try:
             self._check_private(self.grants)
@@ -136,9 +136,9 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
         return Listing(names, frozenset(filter(is_name, unfinished)), self.sharing())
 
     def ensure(self) -> None:
-        """Create the directories that are missing, with the modes of the README whatever the umask is.
+        """Create the directories that are missing, with the modes of the README, independent of the umask.
 
-        Raises ``DirectoryError`` where a directory cannot be created, or where other users could read ``grants/``.
+        Raises ``DirectoryError`` if a directory cannot be created, or if other users could read ``grants/``.
         """
         if (trouble := self.prepare()) is not None:
             raise DirectoryError(trouble)
@@ -160,7 +160,7 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
         except DirectoryError as error:
             return str(error)
         if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
-            raise DirectoryError(f"anybody can write to {self.demands} and remove demands: chmod o-w it")
+            raise DirectoryError(f"anybody can write to {self.demands} and remove demands: run 'chmod o-w' on it")
         return None
 
     @contextmanager
@@ -184,7 +184,7 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
                 f"{directory} belongs to user {status.st_uid}, this is user {os.geteuid()}: run it as its owner"
             )
         if status.st_mode & 0o077:
-            raise DirectoryError(f"others can read {directory}, which holds refresh tokens: chmod 700 it")
+            raise DirectoryError(f"others can read {directory}, which holds refresh tokens: run 'chmod 700' on it")
 
 
 def _check_directory(directory: Path) -> os.stat_result:
@@ -198,11 +198,13 @@ def _check_tokens(directory: Path) -> None:
     status = _check_directory(directory)
     # A sticky bit would not help: anybody could create a token file that does not exist yet.
     if status.st_mode & stat.S_IWOTH:
-        raise DirectoryError(f"anybody can write to {directory} and replace the tokens that agents trust: chmod o-w it")
+        raise DirectoryError(
+            f"anybody can write to {directory} and replace the tokens that agents trust: run 'chmod o-w' on it"
+        )
     if status.st_uid not in (0, os.geteuid()):
         raise DirectoryError(
             f"{directory} belongs to user {status.st_uid}, who could replace the tokens that agents trust: "
-            f"chown it to user {os.geteuid()}"
+            f"run 'chown {os.geteuid()}' on it"
         )
 
 

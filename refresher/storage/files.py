@@ -1,4 +1,4 @@
-"""Files that are private from their first byte, whole or absent, and durable where a name says so."""
+"""Create, read, replace and sync files; each is private until its permissions are set."""
 
 import errno
 import os
@@ -41,9 +41,9 @@ class NotPrivate(ValueError):
 
 
 def read(path: Path | str, largest: int, *, private: bool = False) -> FileWithStatus | None:
-    """Read a regular file; return ``None`` where there is no file.
+    """Read a regular file; return ``None`` if there is no file.
 
-    Raises ``OSError``, and ``ValueError`` for anything but a regular file of at most ``largest`` bytes; where
+    Raises ``OSError``, and ``ValueError`` for anything but a regular file of at most ``largest`` bytes; if
     ``private``, also ``NotPrivate``. It does not block on a FIFO and does not follow a link.
     """
     try:
@@ -73,9 +73,12 @@ def read(path: Path | str, largest: int, *, private: bool = False) -> FileWithSt
 
 def _check_private(status: os.stat_result) -> None:
     if status.st_uid != os.geteuid():
-        raise NotPrivate(f"it belongs to user {status.st_uid}, this is user {os.geteuid()}: chown it, if it is yours")
+        raise NotPrivate(
+            f"it belongs to user {status.st_uid}, this is user {os.geteuid()}: if it is yours, run "
+            f"'chown {os.geteuid()}' on it"
+        )
     if status.st_mode & 0o077:
-        raise NotPrivate("others could read or change it: chmod 600 it, if it is as it was")
+        raise NotPrivate("others could read or change it: if its content is unchanged, run 'chmod 600' on it")
 
 
 def is_private(directory: Path) -> bool:
@@ -128,7 +131,7 @@ def create(path: Path, *, mode: int = 0o600, group: int | None = None) -> int:
 
 
 def write_all(descriptor: int, data: bytes, offset: int = 0) -> None:
-    """Write all of ``data``, in several calls where the kernel takes less. Raises ``OSError``."""
+    """Write all of ``data``, in several calls if the kernel takes less. Raises ``OSError``."""
     view = memoryview(data)
     while view:
         written = os.pwrite(descriptor, view, offset)
@@ -165,7 +168,7 @@ def replace(path: Path, data: bytes, *, mode: int, group: int | None) -> None:
 
 
 def make_directories(directory: Path, mode: int = 0o700) -> None:
-    """Create a directory and its parents durably, with ``mode``, where they are missing. Raises ``OSError``."""
+    """Create a directory and its parents durably, with ``mode``, if they are missing. Raises ``OSError``."""
     for missing in reversed((directory, *directory.parents)):
         if not missing.exists():
             missing.mkdir(mode=0o700, exist_ok=True)

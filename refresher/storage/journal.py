@@ -1,15 +1,15 @@
-"""The journal of an attempt: what it keeps on the disk from before the refresh token is spent until the end.
+"""The journal of an attempt: its files, from before the refresh token is spent until the end.
 
 The order is what makes a rotation safe: the space for the answer and the intent are durable before the refresh token is
-spent, the answer is durable before anybody sees it, and one rename replaces the record. ``recovery`` says what becomes
-of each file after a crash.
+spent, the answer is durable before anybody sees it, and one rename replaces the record. ``recovery`` processes
+each file after a crash.
 
 - ``NAME.next``: 64 KiB or more, reserved for the next record. On a full disk the attempt fails here, before it sends.
 - ``NAME.intent``: the record that the attempt begins from, the time, and the place of a spill. One byte at its end, the
   mark, says how far the attempt came: ``-`` unsent, ``+`` sent, ``*`` spilled.
-- ``NAME.next.N``: the next record again, where writing the reserved one failed.
-- a spill: the next record in another directory, where ``grants/`` takes none.
-- ``NAME.answer.TIME``: a token response that could not be read. A person may find tokens in it.
+- ``NAME.next.N``: the next record again, if writing the reserved one failed.
+- a spill: the next record in another directory, if ``grants/`` takes none.
+- ``NAME.answer.TIME``: an answer that could not be read. A person may find tokens in it.
 """
 
 import logging
@@ -63,7 +63,7 @@ class Intent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 def read_intent(path: Path) -> tuple[Intent, Mark] | None:
-    """Return the intent at ``path`` and its mark; ``None`` where there is none, or only the blank space of one.
+    """Return the intent at ``path`` and its mark; ``None`` if there is none, or only the blank space of one.
 
     Raises ``OSError``, and ``ValueError`` for a damaged one: an intent is durable before anything is sent, so it was
     whole once.
@@ -156,7 +156,7 @@ class Attempt:
         return self._finish()
 
     def keep_answer(self, answer: bytes, at: float) -> str:
-        """Keep a token response that could not be read; return a sentence that says where it is, or that it is lost."""
+        """Keep an answer that could not be read; return a sentence that says where it is, or that it is lost."""
         kept = re.compile(re.escape(self._name) + r"\.answer\.(\d+)")
         record = self._stored.record
         since = record.doubt.since.wall if isinstance(record, Grant) and record.doubt is not None else math.inf
@@ -267,7 +267,7 @@ def _create(path: Path, data: bytes) -> None:
 def _succeeds(write: Callable[..., None], *arguments: object) -> bool:
     try:
         write(*arguments)
-    except Exception:  # noqa: BLE001  memory holds the only copy, so the next place is tried whatever happens
+    except Exception:  # noqa: BLE001  memory holds the only copy, so the next place is tried after any error
         return False
     return True
 

@@ -1,4 +1,4 @@
-"""The kernel's lock on one file. It is never a soft lock, never taken over by age, and its file is never removed."""
+"""The kernel's lock on one file. No process takes it over because it is old, and its file is never removed."""
 
 import errno
 import logging
@@ -31,8 +31,8 @@ log = logging.getLogger(__name__)
 def held(path: Path, *, stopping: Callable[[], bool], wait: float = WAIT) -> Iterator[None]:
     """Hold the lock at ``path``.
 
-    Raises ``LockBusy`` after ``wait`` seconds, ``Interrupted`` where ``stopping()`` becomes true before that, and
-    ``StorageError`` where the file system has no locks.
+    Raises ``LockBusy`` after ``wait`` seconds, ``Interrupted`` if ``stopping()`` becomes true before that, and
+    ``StorageError`` if the file system has no locks.
     """
     # A new instance each time: one instance is reentrant and would let two tasks in.
     lock = filelock.FileLock(path, mode=0o600, fallback_to_soft=False, thread_local=False)

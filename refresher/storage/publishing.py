@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 def derive(record: Record) -> bytes | None:
-    """Return the token file that ``record`` calls for; ``None`` where no exchange has ended yet."""
+    """Return the token file of ``record``; ``None`` if no exchange has ended yet."""
     if isinstance(record, Tombstone):
         removed = TokenFile(
             name=record.name,
@@ -74,12 +74,12 @@ def _state(grant: Grant, problem: Problem | None) -> str:
 
 
 def read_published(directories: Directories, name: str) -> TokenFile | None:
-    """Return the token file that readers see; ``None`` where there is none that can be read."""
+    """Return the token file that readers see; ``None`` if there is none that can be read."""
     return _parsed(_read(directories, name), name)
 
 
 def published_generation(directories: Directories, name: str) -> int:
-    """Return the generation that readers see; -1 where there is none that can be read."""
+    """Return the generation that readers see; -1 if there is none that can be read."""
     published = read_published(directories, name)
     return -1 if published is None else published.generation
 
@@ -87,9 +87,9 @@ def published_generation(directories: Directories, name: str) -> int:
 class Publisher:
     """Publishes the records of ``directories``, and remembers which files it has repaired.
 
-    A token file with the right content and the wrong group is repaired once. Where it has the wrong group again,
-    another refresher runs with another ``--tokens-group``: both would repair the file for ever, and every reader would
-    read it each time.
+    A token file with the right content and the wrong group is repaired once. If it has the wrong group again,
+    another refresher runs with another ``--tokens-group``: both would repair the file again and again,
+    and every reader would read it each time.
     """
 
     def __init__(self, directories: Directories) -> None:
@@ -98,9 +98,9 @@ class Publisher:
         self._reported: set[str] = set()
 
     def is_stale(self, record: Record, sharing: Sharing | None = None) -> bool:
-        """Whether the token file is missing, differs from what ``record`` calls for, or has other permissions.
+        """Whether the token file is missing, differs from ``record``, or has other permissions.
 
-        ``sharing``: the permissions to compare with, where the caller knows them.
+        ``sharing``: the permissions to compare with, if the caller knows them.
         """
         published = _read(self.directories, record.name)
         wanted = _wanted(record, published)
@@ -109,13 +109,13 @@ class Publisher:
     def current(self, record: Record) -> range:
         """Return the generations whose tokens agents may hold: that of ``record``, and up to the published one.
 
-        The two differ where the record was restored from a backup.
+        The two differ if the record was restored from a backup.
         """
         generation = record.generation
         return range(generation, max(generation, published_generation(self.directories, record.name)) + 1)
 
     def publish(self, record: Record, *, again: bool = False) -> bool:
-        """Write the token file of ``record`` where it differs, or ``again`` so that every reader reads it.
+        """Write the token file of ``record`` if it differs, or ``again`` so that every reader reads it.
 
         Return whether readers now see ``record``: an older generation never replaces a newer one. Raises
         ``StorageError``.
@@ -165,14 +165,14 @@ class Publisher:
 
 
 def _wanted(record: Record, published: FileWithStatus | None) -> bytes | None:
-    """Return what to publish; ``None`` where a token of the grant before this one may still be live (I5)."""
+    """Return what to publish; ``None`` if a token of the grant before this one may still be valid (I5)."""
     # The file of a healthy grant is compared and never parsed: parsing it costs more than all the rest.
     if isinstance(record, Grant) and (record.dead or record.access_token is None):
         seen = _parsed(published, record.name)
         if seen is None:
             return derive(record)
         if record.dead and seen.generation > record.generation and seen.state != "removed":
-            # The record is from a restored backup: readers keep the newer token, and see that no other will come.
+            # The record is from a restored backup: readers keep the newer token, and see that it is the last.
             return token_file.render(seen._replace(state="reauthorization_required", error=_problem(record)))
         if record.access_token is None and seen.access_token is not None and seen.state != "removed":
             # Both grants are of one server, so what is known of its tokens holds for the earlier one too.
@@ -202,7 +202,7 @@ def _problem(grant: Grant) -> Problem | None:
     if failure is None:
         return None
     was_live = grant.access_token is not None and failure.at < policy.expected_expiry(grant)
-    # "Too early" is no problem for agents: their token is live, and a refused token would have caused a demand.
+    # "Too early" is no problem for agents: their token is valid, and a refused token would have caused a demand.
     if failure.outcome == "too_early" and grant.refusals == 0 and was_live:
         return None
     return Problem(failure.code, failure.description, failure.at, policy.retry_at(grant))

@@ -15,7 +15,7 @@ from refresher.storage.directories import Directories
 __all__ = ["LARGEST", "Candidate", "load", "read_candidate", "removed", "spill_of", "unknown", "write"]
 
 LARGEST: Final = 8 * 1024 * 1024
-"""Bytes. A token response has 1 MiB at most, and no record that comes of it is larger than this."""
+"""Bytes. A token response has 1 MiB at most, and no record made from it is larger than this."""
 
 
 class Candidate(NamedTuple):
@@ -23,13 +23,13 @@ class Candidate(NamedTuple):
 
     path: Path
     data: bytes
-    """Empty where there is no file."""
+    """Empty if there is no file."""
     record: Record | None
-    """``None`` where it is not whole, or belongs to another name."""
+    """``None`` if it is damaged, or belongs to another name."""
 
 
 def load(directories: Directories, name: str) -> Stored:
-    """Return the record of ``name`` as it lies on the disk.
+    """Return the record of ``name`` from the disk.
 
     Raises ``GrantFileError`` for a record that cannot be used. The file stays as it is.
     """
@@ -65,8 +65,8 @@ def read_candidate(path: Path, name: str) -> Candidate:
 def write(directories: Directories, name: str, stored: Stored, record: Record) -> Stored:
     """Replace ``stored`` by ``record`` durably, without a journal, and return what is stored now.
 
-    For writers that talk to no server. Raises ``StorageError``: then the old record stands, or the new one where only
-    its durability is unknown.
+    For operations that send no request. Raises ``StorageError``: then the old record is unchanged, or the new one is
+    in place but may not survive a power loss.
     """
     written = msgspec.structs.replace(record, begun_from=stored.checksum)
     data, checksum = encode(written)
@@ -83,7 +83,7 @@ def write(directories: Directories, name: str, stored: Stored, record: Record) -
 
 
 def spill_of(grant: Grant) -> Path | None:
-    """Return the spill that was out of reach when its attempt was settled; ``None`` where it still is."""
+    """Return the spill that was not mounted when its attempt was settled; ``None`` if it still is not."""
     if grant.doubt is None or grant.doubt.spill is None:
         return None
     path = Path(grant.doubt.spill)

@@ -1,7 +1,7 @@
-"""Recovery: what an interrupted attempt left on the disk, and what becomes of it.
+"""Recovery: adopt, keep or remove the files that an interrupted attempt left.
 
-Every writer of a grant calls ``recover`` under the lock before anything else. Each step can be cut short by a crash,
-and is correct when it is done again. ``refresher/ARCHITECTURE.md`` has the table of what a crash leaves.
+Every writer of a grant calls ``recover`` under the lock before anything else. A crash can interrupt each step, and
+the next recovery repeats it. ``refresher/ARCHITECTURE.md`` has the table of what a crash leaves.
 A file that fits no known record is set aside under another name, never adopted and never deleted.
 """
 
@@ -31,19 +31,20 @@ log = logging.getLogger(__name__)
 _INTERRUPTED: Final = "an attempt was cut off after its request may have been sent, before its answer was saved"
 
 _LONGEST_WRITE: Final = 3600.0
-"""Seconds. refresher puts a record in place sooner after writing it, so a later time shows that a person did."""
+"""Seconds. refresher renames a record into place sooner, so a later time shows that a person put the file there."""
 
 
 def recover(
     directories: Directories, name: str, now: Moment, *, damaged: bool = False, giving_up: bool = False
 ) -> Stored:
-    """Settle what earlier attempts left, recognise a restored backup, and return the record as it then stands.
+    """Settle what earlier attempts left, recognise a restored backup, and return the record after that.
 
     ``damaged``: the record on the disk cannot be read, and the caller has kept it elsewhere. ``giving_up``: a person
-    replaces or removes the grant, so an answer that is out of reach is not needed any more. Each finding is logged.
+    replaces or removes the grant, so an answer in a spill that is not mounted is not needed any more. Each finding is
+    logged.
 
     Raises ``GrantFileError`` for a record that cannot be read or a file of a later version (nothing is changed then),
-    and ``StorageError`` where the disk refuses or a saved answer is out of reach.
+    and ``StorageError`` if the disk fails, or if a saved answer is in a spill that is not mounted.
     """
     stored = Stored(None, NO_RECORD) if damaged else records.load(directories, name)
     recovery = _Recovery(directories, name, stored, now, giving_up=giving_up)
@@ -53,12 +54,12 @@ def recover(
         recovery.recognise_backup()
         recovery.restart_doubt_of_the_future()
     except OSError as error:
-        raise StorageError(f"cannot tidy up after an earlier attempt at {name}: {error.strerror}") from None
+        raise StorageError(f"cannot recover {name} after an interrupted operation: {error.strerror}") from None
     return recovery.stored
 
 
 def backup_hint(directories: Directories, grant: Grant) -> str:
-    """Return what the time of the file says about a grant that the server has just refused; often nothing."""
+    """Return a hint, from the time of the file, why the server has just rejected a grant; often empty."""
     try:
         put_there = directories.record(grant.name).stat().st_ctime
     except OSError:
@@ -68,13 +69,13 @@ def backup_hint(directories: Directories, grant: Grant) -> str:
     if put_there - written < _LONGEST_WRITE:
         return ""
     return (
-        f" (its file was put there at {text.clock_time(put_there)}, long after it was written: in a backup, a refresh "
-        "token is usually used up)"
+        f" (its file was put there at {text.clock_time(put_there)}, long after it was written: a refresh token in "
+        "a backup is usually spent)"
     )
 
 
 class _Recovery:
-    """The recovery of one grant; ``stored`` is the record as it stands after each step."""
+    """The recovery of one grant; ``stored`` is the record after each step."""
 
     def __init__(self, directories: Directories, name: str, stored: Stored, now: Moment, *, giving_up: bool) -> None:
         self.stored = stored
@@ -84,7 +85,7 @@ class _Recovery:
         self._giving_up = giving_up
 
     def adopt_late_spill(self) -> None:
-        """Adopt a spill whose file system was mounted after its attempt was settled, where it still fits."""
+        """Adopt a spill whose file system was mounted after its attempt was settled, if it still fits."""
         record = self.stored.record
         if not isinstance(record, Grant) or record.doubt is None or (path := records.spill_of(record)) is None:
             return
@@ -108,14 +109,14 @@ class _Recovery:
         intent_path = self._directories.intent(self._name)
         if not paths and not os.path.lexists(intent_path):
             return
-        # A kill or an error between a rename and its sync leaves a record that is perhaps in memory alone.
+        # After a kill or an error between a rename and its sync, the record may be in memory only.
         files.sync_directory(self._directories.grants)
         try:
             intent, mark = read_intent(intent_path) or (None, None)
             damaged = False
         except ValueError:
             intent, mark, damaged = None, None, True
-        # A damaged intent does not say any more where its answer may be.
+        # A damaged intent does not contain the place of its answer any more.
         spill = Path(intent.spill) if intent else self._directories.spilled(self._name, self.stored.checksum)
         if os.path.lexists(spill):
             paths.append(spill)
@@ -125,16 +126,16 @@ class _Recovery:
         spilled = intent is not None and mark is Mark.SPILLED and self._began_here(intent)
         if intent and spilled and answer is None and not self._giving_up:
             raise StorageError(
-                f"the new record of {self._name} was saved in {intent.spill}, which is not there: bring it back (a "
-                f"file system that is not mounted?), or give it up: 'refresher login {self._name}'"
+                f"the new record of {self._name} was saved in {intent.spill}, which does not exist now: mount its "
+                f"file system, or log in again, which discards that record: 'refresher login {self._name}'"
             )
         if damaged:
-            # Before an answer is adopted: beside its own successor the intent would put that in doubt.
+            # Before an answer is adopted: otherwise the intent would put the adopted record in doubt.
             self._settle_damaged_intent(intent_path, answered=answer is not None)
         if answer is not None and answer.record is not None:
             self._adopt(answer.path, answer.record)
         elif (record := self.stored.record) is not None and any(map(self._is_copy, candidates)):
-            # It was saved twice because something failed: the copy goes only once the record is sure to stay.
+            # It was saved twice because something failed: the copy is removed only after the record is durable.
             self.stored = Stored(None, record.begun_from)
             self._write(record)
         for candidate in candidates:
@@ -145,10 +146,10 @@ class _Recovery:
             intent_path.unlink(missing_ok=True)  # its writing was cut off, and so nothing was sent
 
     def recognise_backup(self) -> None:
-        """Put a grant in doubt whose published token is of a later generation: somebody restored a backup.
+        """Put a grant in doubt if its published token has a later generation: somebody restored a backup.
 
-        Readers' newer token is kept and protected as after a lost answer. At its end the old refresh token is tried,
-        because some servers do not rotate.
+        The newer token of the readers is kept and protected, as after a lost answer. When it expires, the old refresh
+        token is tried, because some servers do not rotate.
         """
         grant, published = self.stored.record, read_published(self._directories, self._name)
         if not isinstance(grant, Grant) or published is None or published.grant_id != grant.grant_id:
@@ -179,30 +180,30 @@ class _Recovery:
         self._write(transition.mark_in_doubt(grant, description, doubt=doubt, now=self._now))
 
     def restart_doubt_of_the_future(self) -> None:
-        """Count a doubt from now where the clock says that it begins later, so that its wait ends."""
+        """Start a doubt now if the clock says that it begins later, so that its wait ends."""
         grant = self.stored.record
         if isinstance(grant, Grant) and policy.doubt_in_future(grant, self._now):
             self._write(msgspec.structs.replace(grant, doubt=Doubt(since=self._now, replay_over=True)))
 
     def _adopt(self, path: Path, successor: Record) -> None:
-        # Written again and not renamed: nobody knows whether its bytes ever reached the disk.
+        # Written again and not renamed: it is unknown whether its bytes reached the disk.
         self._write(successor)
         log.warning("%s: adopted what an earlier attempt had saved in %s", self._name, path)
 
     def _settle_damaged_intent(self, path: Path, *, answered: bool) -> None:
-        """Record a doubt where nothing is known of an attempt but that it was declared."""
+        """Record a doubt if all that is known of an attempt is that it was declared."""
         in_doubt = isinstance(self.stored.record, Grant) and self.stored.record.doubt is not None
         if not answered and not in_doubt:
-            # The intent was whole once, so a request may have left; it does not say when.
+            # The intent was intact once, so a request may have been sent; it does not say when.
             self._record_doubt(Doubt(since=self._now, replay_over=True))
         log.warning("%s: the intent %s is damaged; it is now %s", self._name, path, self._set_aside(path))
 
     def _settle_intent(self, path: Path, intent: Intent, mark: Mark) -> None:
-        """Remove the intent, after recording a doubt where its request may have left without an answer."""
+        """Remove the intent; first record a doubt if its request may have been sent without an answer."""
         if self._began_here(intent):
             if not intent.at.same_boot(self._now):
-                # In another boot the mark proves nothing: it was never synced. That an answer was spilled is marked on
-                # the disk that failed, and this mark may be lost too.
+                # After a reboot the mark proves nothing: it was never synced. The mark of a spill was written to the
+                # disk that failed, so it may be lost too.
                 self._record_doubt(Doubt(since=intent.at, spill=intent.spill, begun_from=intent.begun_from))
             elif mark is not Mark.UNSENT:
                 self._record_doubt(Doubt(since=intent.at))

@@ -1,4 +1,4 @@
-"""Checks at the start: what is risky about the directories and is no reason to refuse."""
+"""Checks at the start: risks of the directories that cause warnings, not errors."""
 
 import logging
 import os
@@ -47,7 +47,7 @@ def find_risks(directories: Directories, mountinfo: str) -> list[str]:
         with suppress(OSError):
             mode = parent.stat().st_mode
             if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
-                found.append(f"anybody can write in {parent} and replace {grants}: chmod o-w {parent}")
+                found.append(f"anybody can write in {parent} and replace {grants}: run 'chmod o-w {parent}'")
     try:
         private = files.is_private(spill)
     except OSError:
@@ -75,7 +75,7 @@ def _file_system_of(path: Path, mountinfo: str) -> str | None:
 
 
 def file_system(device: int, mountinfo: str) -> str | None:
-    """Return the type of the file system on ``device`` (a ``st_dev``); ``None`` where ``mountinfo`` has no entry."""
+    """Return the type of the file system on ``device`` (a ``st_dev``); ``None`` if ``mountinfo`` has no entry."""
     number = f"{os.major(device)}:{os.minor(device)}"
     for line in mountinfo.splitlines():
         # The number of fields before the dash varies, and no other field is a single dash.

@@ -92,16 +92,18 @@ class ReconnectingClient:
     - ``source``: the name of a grant, or a ``FileTokenSource``.
     - ``patience``: seconds that a call waits for a server that is not available.
     - ``wait``: seconds that the requests of a rejected token wait for a newer one.
-    - ``is_auth_failure``: tells for a result whether it is really an error about the token. If no other token comes,
-      the caller gets that result.
-    - ``reads``: tells for the name of a tool whether the tool only reads. Default: the ``readOnlyHint`` from the last
-      ``list_tools``.
+    - ``is_auth_failure``: a function that returns whether a result is really an error about the token. If no other
+      token comes, the caller gets that result.
+    - ``reads``: a function that returns whether a tool, given by its name, only reads. Default: the ``readOnlyHint``
+      from the last ``list_tools``.
     - ``headers`` and ``verify`` are for HTTP. All other options are those of ``mcp.Client``.
 
     Calls raise the errors of ``mcp.Client``, and ``ReauthorizationRequired``, ``Removed``, ``TokenRejected``,
     ``TokenUnavailable`` or ``TokenFileError`` if a new token is needed, ``ServerAway`` after ``patience``, and
     ``OutcomeUnknown`` if a call that may change something was sent and its response was lost. ``as_json()`` of each
     explains it to a model.
+
+    After a reconnect, the program must set the logging level and subscribe again.
 
     A client belongs to the event loop in which it was entered. All tasks of this loop may call it at the same time,
     cancel their calls, and leave it.
@@ -144,12 +146,12 @@ class ReconnectingClient:
         self._reads = (lambda name: self._read_only_hints.get(name, False)) if reads is None else reads
 
     async def __aenter__(self) -> Self:
-        """Start to connect; return when connected, or when the first attempt has failed: then calls say why."""
+        """Start to connect; return when connected, or when the first attempt has failed; then calls raise."""
         self._supervisor.start()
         try:
             await self._supervisor.wait_for_first_attempt(anyio.current_time() + _ENTER_TIMEOUT)
         except BaseException:
-            await self.__aexit__()  # after a cancellation, nobody else calls it
+            await self.__aexit__()  # after a cancellation, Python does not call it
             raise
         return self
 
@@ -202,7 +204,7 @@ class ReconnectingClient:
         """The instructions of the server, if the server gives any."""
         return self._supervisor.client().instructions
 
-    # Calls that change nothing. The next session does not know the logging level and the subscriptions.
+    # Calls that change nothing.
 
     list_tools = _forwarded(Client.list_tools)
     list_resources = _forwarded(Client.list_resources)
@@ -225,7 +227,7 @@ class ReconnectingClient:
         "Call a tool, as ``mcp.Client.call_tool`` does. A tool that does not only read is executed at most once.",
     )
 
-    # To the current session only.
+    # These send to the current session only.
 
     async def send_progress_notification(
         self, progress_token: str | int, progress: float, total: float | None = None, message: str | None = None

@@ -22,7 +22,7 @@ _GATEWAY_STATUSES = (429, 502, 503, 504)
 _SESSION_WORD = re.compile(rb"\bsession\b", re.IGNORECASE)
 _SESSION_HEADER = "mcp-session-id"
 
-# Seconds for a notification; meanwhile the SDK sends nothing else. A cancellation is not worth a long wait.
+# Seconds for a notification; meanwhile the SDK sends nothing else. The timeout for a cancellation is short.
 _CANCEL_TIMEOUT = 1.0
 _NOTIFY_TIMEOUT = 30.0
 

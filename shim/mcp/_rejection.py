@@ -1,9 +1,9 @@
-"""Whether the current token may be sent: not for a while after a rejection, and never after a verdict."""
+"""Whether the current token may be sent: not for a while after a rejection, and not again if a person must act."""
 
 import time
 from typing import NamedTuple
 
-from shim._changes import verdict
+from shim._changes import permanent_error
 from shim._source import FileTokenSource
 from shim.errors import ShimError, TokenRejected, TokenUnavailable
 from shim.mcp._backoff import backoff
@@ -16,7 +16,7 @@ _LONGEST_COOL_DOWN = 60.0
 
 
 class _Rejection(NamedTuple):
-    """A rejected token; it was rejected ``times`` times in a row, and is not sent before ``until`` (monotonic)."""
+    """A rejected token: how many ``times`` in a row, and until when it is not sent again (monotonic)."""
 
     access_token: str | None
     problem: ShimError
@@ -28,7 +28,8 @@ class _Rejection(NamedTuple):
 class TokenGate:
     """Decides whether the token of ``source`` may be sent to ``endpoint``.
 
-    A rejected token is sent again after a cool-down: the rejection may concern one call, or be the server's mistake.
+    A rejected token is sent again after a cool-down: the rejection may concern one call only, or the server may be
+    faulty.
     """
 
     def __init__(self, endpoint: Endpoint, source: FileTokenSource) -> None:
@@ -48,7 +49,7 @@ class TokenGate:
         rejection = self._rejection
         if rejection is None or rejection.access_token != token.access_token:
             return None
-        return verdict(token) or (rejection.problem if time.monotonic() < rejection.until else None)
+        return permanent_error(token) or (rejection.problem if time.monotonic() < rejection.until else None)
 
     def reject(self, sent_at: float) -> ShimError:
         """Record that the newest token was rejected in a request of ``sent_at``; return the error for its caller."""

@@ -9,7 +9,7 @@ import anyio
 import mcp_types
 from mcp import Client, MCPError
 
-from shim._changes import verdict
+from shim._changes import permanent_error
 from shim._source import FileTokenSource
 from shim.errors import OutcomeUnknown
 from shim.mcp._backoff import backoff
@@ -101,7 +101,7 @@ class RetryingCaller:
         As after a 401, the wait belongs to the token: all its calls wait together.
         """
         token = self.source.current()
-        if token is not None and token.access_token == reported and verdict(token) is None:
+        if token is not None and token.access_token == reported and permanent_error(token) is None:
             self.source.demand(token)
         if self._reported[0] != reported:
             self._reported = (reported, anyio.current_time())

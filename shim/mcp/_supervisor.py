@@ -10,7 +10,7 @@ import anyio
 from anyio.abc import TaskGroup
 from mcp import Client, MCPError
 
-from shim._changes import Restored, Rotated, verdict
+from shim._changes import Restored, Rotated, permanent_error
 from shim._source import FileTokenSource
 from shim.errors import ReauthorizationRequired, Removed, ServerAway, ShimError
 from shim.mcp._backoff import backoff
@@ -38,7 +38,7 @@ _NOT_CONNECTED = "not connected yet"
 
 
 class Supervisor:
-    """Owns the connection. Callers ask it for the connection, and report what failed."""
+    """Keeps a session connected. Callers get the connection from it, and report what failed."""
 
     def __init__(self, endpoint: Endpoint, source: FileTokenSource, options: Mapping[str, Any]) -> None:
         self.events = EventBroadcast()
@@ -55,14 +55,14 @@ class Supervisor:
         """The connection that was started last, in any condition."""
         self.last_failure = _NOT_CONNECTED
         """Why the server cannot be reached."""
-        self._verdict_emitted = False
+        self._permanent_error_emitted = False
         self._changed = anyio.Event()
         self._closing = False
         self._task: object = None
         self._scope: anyio.CancelScope | None = None
         self._ended = anyio.Event()
 
-    # What callers ask.
+    # What callers request.
 
     async def connection(self, deadline: float) -> Connection:
         """Return a connection that is ready.
@@ -100,7 +100,7 @@ class Supervisor:
         return "" if token is None or token.access_token is None else token.access_token
 
     def server_away(self) -> ServerAway:
-        """Return the error for a caller whose patience has ended."""
+        """Return the error for a caller that has waited for its patience."""
         connection = self._connection
         retired = connection is not None and connection.retired.is_set()
         reason = connection.reason if connection is not None and retired else self.last_failure
@@ -119,7 +119,7 @@ class Supervisor:
     async def wait_for_another_token(self, unwanted: str, deadline: float) -> bool:
         """Wait for a usable access token other than ``unwanted``; return whether there is one.
 
-        The wait ends at ``deadline``, at a verdict, or when the client is closed.
+        The wait ends at ``deadline``, when the grant is removed or needs a new login, or when the client is closed.
         """
 
         def is_there() -> bool:
@@ -127,7 +127,7 @@ class Supervisor:
 
         def is_hopeless() -> bool:
             token = self._source.current()
-            return self._closing or (token is not None and verdict(token) is not None)
+            return self._closing or (token is not None and permanent_error(token) is not None)
 
         await self._wait_until(lambda: is_there() or is_hopeless(), deadline)
         return is_there() and not self._closing
@@ -139,7 +139,7 @@ class Supervisor:
             raise problem
 
     def _outlasts(self, connection: Connection) -> bool:
-        """Whether a process takes a call from its own callback, though its token is outdated.
+        """Whether a process accepts a call from its own callback, although its token is outdated.
 
         The process ends only after the outer call, and the next process starts only after that.
         """
@@ -157,7 +157,7 @@ class Supervisor:
     def token_rejected(self, sent_at: float) -> ShimError:
         """Record that the newest token was rejected in a request of ``sent_at``; return the error for its caller."""
         problem = self._gate.reject(sent_at)
-        self._park_after_verdict()
+        self._park_after_permanent_error()
         return problem
 
     def retire(self, connection: Connection, reason: str) -> None:
@@ -211,7 +211,7 @@ class Supervisor:
                     tasks.start_soon(self._watch_token_file)
                     await self._stay_connected(tasks)
         finally:
-            self._mark_closed()  # however the task ends, no caller waits for it any more
+            self._mark_closed()  # also after an error, so that no caller waits for the task any more
             self._ended.set()
 
     async def _stay_connected(self, tasks: TaskGroup) -> None:
@@ -277,39 +277,39 @@ class Supervisor:
         await self._wait_until(lambda: self.access_token() != before, anyio.current_time() + pause)
 
     async def _watch_token_file(self) -> None:
-        """Poll the token file. Only the file tells that a person has logged in; the server is not asked."""
+        """Poll the token file. A new login is visible only in the file; this sends no request to the server."""
         changes, seen = self._source.changes(), self._source.current()
         while True:
             event = changes.poll()
             if isinstance(event, Rotated | Restored):
                 name: Literal["rotated", "restored"] = "rotated" if isinstance(event, Rotated) else "restored"
                 self.events.emit(name, f"generation {event.generation}")
-                self._verdict_emitted = False
+                self._permanent_error_emitted = False
             elif event is not None:
-                # The token may live on, and the session stays as long as the server accepts the token.
-                self._emit_verdict(event)
+                # The token may still be valid, and the session stays as long as the server accepts the token.
+                self._emit_permanent_error(event)
             # A change without an event also counts, for example of the token's origins.
             if (token := self._source.current()) is not seen:
                 seen = token
-                self._park_after_verdict()
+                self._park_after_permanent_error()
                 if self._connection is not None:
                     self._retire_if_outdated(self._connection)
                 self._notify()
             await anyio.sleep(_POLL_INTERVAL)
 
-    def _park_after_verdict(self) -> None:
-        """Stop sending if the token was rejected and only a person can bring another one."""
+    def _park_after_permanent_error(self) -> None:
+        """Stop sending if the token was rejected and another one needs a person."""
         problem = self._gate.problem()
         if isinstance(problem, ReauthorizationRequired | Removed) and self.state not in ("parked", "closed"):
             self._set_state("parked")
-            self._emit_verdict(problem)
+            self._emit_permanent_error(problem)
             if self._connection is not None:
                 self.retire(self._connection, "only a person can help")
 
-    def _emit_verdict(self, problem: ReauthorizationRequired | Removed) -> None:
-        """Emit a verdict once: the token file and the server can both report it."""
-        if not self._verdict_emitted:
-            self._verdict_emitted = True
+    def _emit_permanent_error(self, problem: ReauthorizationRequired | Removed) -> None:
+        """Emit a permanent error once: the token file and the server can both report it."""
+        if not self._permanent_error_emitted:
+            self._permanent_error_emitted = True
             self.events.emit("reauthorization_required", str(problem))
 
     def _set_state(self, state: State) -> None:

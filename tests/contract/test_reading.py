@@ -97,7 +97,7 @@ def test_the_rest_of_an_imported_token_does_not_count_as_its_lifetime(refresher:
     assert refresher.token("linear").generation == 3
 
 
-def test_a_verdict_is_reported_before_a_short_lifetime(refresher: Command, own_oidc: Start) -> None:
+def test_a_permanent_error_is_reported_before_a_short_lifetime(refresher: Command, own_oidc: Start) -> None:
     """If it failed, the message would say to wait or to use a smaller --min-valid, although only a person can help."""
     server = own_oidc(accessTokenTtl=60)
     refresher.import_grant("linear", server.mint("public"))

@@ -103,8 +103,8 @@ def test_a_file_that_cannot_be_imported_does_not_prevent_the_import_of_the_other
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("import", "linear", "--from", "seed"), "imported whole: omit NAME"),
-        (("import", "--from", "seed", "--replace"), "imported whole: omit NAME"),
+        (("import", "linear", "--from", "seed"), "imported as a whole: omit NAME"),
+        (("import", "--from", "seed", "--replace"), "imported as a whole: omit NAME"),
         (("import", "--from", "seed/linear.json"), "did you mean: refresher import linear --from seed/linear.json"),
         (("import", "--from", "nowhere", "--if-absent"), "there is no such file or directory"),
         (("import", "--from", "-"), "did you mean: refresher import NAME --from -"),

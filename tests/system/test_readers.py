@@ -88,8 +88,8 @@ def test_readers_of_a_restored_backup_learn_that_its_grant_is_dead(tmp_path: Pat
     """If it failed, agents would wait forever for a token that needs a person."""
     made = directories(tmp_path)
     Publisher(made).publish(grant(generation=9, access_token=Secret("the-newer-token")))
-    verdict = failure(outcome="reauthorization_required", code="invalid_grant", retry_at=None)
-    dead = grant(generation=5, dead=True, failure=verdict)
+    rejection = failure(outcome="reauthorization_required", code="invalid_grant", retry_at=None)
+    dead = grant(generation=5, dead=True, failure=rejection)
     assert Publisher(made).publish(dead)
     token = parse(made.token("linear").read_bytes())
     assert (token.state, token.generation, token.access_token) == ("reauthorization_required", 9, "the-newer-token")

@@ -224,8 +224,8 @@ async def test_reconnecting_backs_off_if_every_call_hangs(tmp_path: Path, stage:
             await client.call_tool("add", {"a": 1, "b": 2})
 
 
-async def test_a_second_verdict_is_an_event_too(tmp_path: Path, stage: Stage) -> None:
-    """If it failed, a person would not learn of the second verdict."""
+async def test_a_second_permanent_error_is_an_event_too(tmp_path: Path, stage: Stage) -> None:
+    """If it failed, a person would not learn of the second permanent error."""
     published = publish(tmp_path, stage)
     async with ReconnectingClient(stage.url, published.source()) as client:
         events = client.events()
@@ -252,7 +252,7 @@ async def test_calls_that_are_rejected_together_count_as_one_rejection(tmp_path:
 
 
 async def test_a_late_response_does_not_end_the_parked_state(tmp_path: Path, stage: Stage) -> None:
-    """If it failed, a call that began before the verdict would hide that a person must log in."""
+    """If it failed, a call that began before the permanent error would hide that a person must log in."""
     published = publish(tmp_path, stage)
     async with ReconnectingClient(stage.url, published.source(), patience=3) as client:
         await client.list_tools()
@@ -269,7 +269,7 @@ async def test_a_late_response_does_not_end_the_parked_state(tmp_path: Path, sta
         assert client.state == "parked"
 
 
-async def test_a_verdict_after_the_rejection_parks_the_client(tmp_path: Path, stage: Stage) -> None:
+async def test_a_permanent_error_after_the_rejection_parks_the_client(tmp_path: Path, stage: Stage) -> None:
     """If it failed, a client of a dead grant would say that it is connected."""
     published = publish(tmp_path, stage)
     async with ReconnectingClient(stage.url, published.source(), wait=0) as client:

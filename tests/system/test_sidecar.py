@@ -286,7 +286,7 @@ def test_a_volume_that_the_group_can_read_is_refused_until_a_person_repairs_it(
         refused = pod.start("refresher")
         assert refused.end() == 2
         assert (
-            "others can read /var/lib/refresher/state/grants, which holds refresh tokens: chmod 700 it"
+            "others can read /var/lib/refresher/state/grants, which holds refresh tokens: run 'chmod 700' on it"
             in refused.says()
         )
     assert sidecar.grant() == before

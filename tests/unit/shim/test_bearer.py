@@ -312,7 +312,7 @@ def test_a_streamed_body_is_not_sent_again_but_the_token_is_demanded(published: 
     assert published.demanded() == ["linear.1"]
 
 
-def test_after_a_verdict_requests_do_not_wait(published: Published, clock: Clock) -> None:
+def test_after_a_permanent_error_requests_do_not_wait(published: Published, clock: Clock) -> None:
     """If it failed, every request with a dead login would hang for fifteen seconds."""
     published.put(1, state="reauthorization_required", error=DEAD)
     steps = _start(published.source())
@@ -321,7 +321,7 @@ def test_after_a_verdict_requests_do_not_wait(published: Published, clock: Clock
     assert published.demanded() == []
 
 
-def test_a_verdict_ends_the_wait(published: Published, clock: Clock) -> None:
+def test_a_permanent_error_ends_the_wait(published: Published, clock: Clock) -> None:
     """If it failed, requests would wait to the end for a token that cannot come."""
     published.put(1)
     steps = _start(published.source())

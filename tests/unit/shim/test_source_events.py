@@ -34,8 +34,8 @@ def test_the_events_of_a_token_come_once_and_in_order(published: Published) -> N
     assert changes.poll() == Restored("linear", 4)
 
 
-def test_a_verdict_at_the_start_is_the_first_event(published: Published) -> None:
-    """If it failed, a program that starts after the verdict would never see it."""
+def test_a_permanent_error_at_the_start_is_the_first_event(published: Published) -> None:
+    """If it failed, a program that starts after the permanent error would never see it."""
     published.put(1, state="reauthorization_required", error=DEAD)
     changes = published.source().changes()
     assert isinstance(changes.poll(), ReauthorizationRequired)

@@ -72,7 +72,7 @@ def test_a_program_can_wait_for_the_rotation_that_it_demanded(published: Publish
     assert returned == ["access-token-2"]
 
 
-def test_a_verdict_is_raised_at_once(published: Published) -> None:
+def test_a_permanent_error_is_raised_at_once(published: Published) -> None:
     """If it failed, a program would wait for a token that nobody will publish."""
     published.put(1, expires_at=1.0, state="reauthorization_required", error=DEAD)
     with pytest.raises(ReauthorizationRequired, match="refresher login linear"):
@@ -165,7 +165,7 @@ def test_a_newer_token_replaces_an_older_rejected_one(published: Published) -> N
     assert type(source.problem()) is TokenRejected
 
 
-def test_a_verdict_stays_after_the_file_is_deleted(published: Published) -> None:
+def test_a_permanent_error_stays_after_the_file_is_deleted(published: Published) -> None:
     """If it failed, a program would wait in vain for a token that needs a person."""
     published.put(1, expires_at=1.0, state="reauthorization_required", error=DEAD)
     source = published.source()
