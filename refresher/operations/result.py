@@ -104,10 +104,13 @@ def _explain(grant: Grant, rest: Wait) -> str:
 
 def _what_to_do(grant: Grant) -> str:
     """Return the command with which a person repairs the grant."""
-    if grant.login is None and (grant.server_url is None or (grant.refresh_token is None and grant.renewable)):
-        # The grant was imported, and no login can replace it.
-        return f"import it again with 'refresher import {grant.name} --replace --from FILE'"
-    return f"log in again with 'refresher login {grant.name}'"
+    login = f"log in again with 'refresher login {grant.name}'"
+    if grant.login is not None:
+        return login
+    # The grant was imported. A login can replace it only if it finds the authorization server of ``server_url``.
+    again = f"import it again with 'refresher import {grant.name} --replace --from FILE'"
+    possible = grant.server_url is not None and (grant.refresh_token is not None or not grant.renewable)
+    return f"{login}, or {again}" if possible else again
 
 
 def _last_error(grant: Grant) -> str:
