@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import secrets
 import socket
 import sys
 import threading
@@ -10,22 +11,15 @@ from functools import cache
 
 import pytest
 
+from tests.support.answering import Answer, Answering
 from tests.support.command import Command
+from tests.support.peak import MEASURE, MIB
 from tests.support.proxied import (
     outcomes,
 )
 from tests.support.raw_server import RawServer
 
 GIB = 1024**3
-
-# A separate process measures: a child inherits the peak memory of its parent until it executes its own program.
-MEASURE = """
-import resource, subprocess, sys
-code = subprocess.call(sys.argv[2:])
-with open(sys.argv[1], "w") as file:
-    file.write(str(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss))
-sys.exit(code)
-"""
 
 
 def endless(head: bytes, chunk: bytes) -> Callable[[socket.socket], None]:
@@ -112,3 +106,19 @@ def test_a_truncated_form_of_unknown_length_replaces_no_token(refresher: Command
     assert refresher.refresh_token("linear") == "the-first-refresh-token"
     (kept,) = refresher.leftovers()
     assert (refresher.state / "grants" / kept).read_bytes() == half
+
+
+def test_refusals_of_very_large_refresh_tokens_need_little_memory(refresher: Command) -> None:
+    """If it failed, a server that issues very large tokens could exhaust the memory of the daemon by refusing them."""
+    names = [f"grant-{number}" for number in range(8)]
+    refusal = {"error": "invalid_request", "error_description": "the server is not in the mood today"}
+    measured = refresher.home / "measured"
+    with Answering(**{"/token": Answer(400, refusal)}) as server:
+        for name in names:
+            fields = {"client_id": "client", "server_url": "https://mcp.example", "access_token": f"access-of-{name}"}
+            token = secrets.token_urlsafe(525_000)
+            refresher.bring(name, {**fields, "token_endpoint": f"{server.url}/token", "refresh_token": token})
+        prefix = (sys.executable, "-c", MEASURE, str(measured))
+        done = refresher.finish(refresher.start("run-once", "--force", "--json", prefix=prefix))
+    assert (done.code, {result["outcome"] for result in done.results.values()}) == (4, {"transient"}), done.stderr
+    assert 1024 * int(measured.read_text()) < 300 * MIB
