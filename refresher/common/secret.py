@@ -82,7 +82,7 @@ def mask(text: str, known: Iterable[Secret | None] = ()) -> str:
 
 
 def _fragments(secret: str, size: int) -> Iterator[str]:
-    """Yield each ``size`` characters in a row of ``secret``, plain and URL-encoded; only a piece of it is encoded at once."""
+    """Yield each ``size`` characters in a row of ``secret``, plain and URL-encoded; it encodes one piece at a time."""
     for encoded in (str, partial(quote, safe=""), quote_plus):
         piece = ""
         for begin in range(0, len(secret), _PIECE):
