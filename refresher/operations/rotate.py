@@ -22,7 +22,7 @@ from refresher.operations.result import EXIT_CODES, Result
 from refresher.storage import demands, journal, lock, records, recovery
 from refresher.storage.demands import Demands
 from refresher.storage.journal import Attempt
-from refresher.storage.publishing import Publisher, published_generation
+from refresher.storage.publishing import Publisher, left_out, published_generation
 
 __all__ = ["Order", "Terms", "rotate"]
 
@@ -156,10 +156,12 @@ class _Rotation(NamedTuple):
             return msgspec.structs.replace(
                 result,
                 outcome="storage_failed" if EXIT_CODES[result.outcome] == 0 else result.outcome,
-                detail=f"{result.detail}; saved, but {error}; the next run publishes it",
+                detail=f"{result.detail}; saved, but {error}",
             )
         keep = range(0) if grant.dead else current
         pending.remove(self.publisher.directories, name, keep=keep, warned=self.terms.warned)
+        if clause := left_out(grant):
+            result = msgspec.structs.replace(result, detail=f"{result.detail}; {clause}")
         if visible:
             return result
         unseen = "NOT published: the token file is of a later generation (was grants/ restored from a backup?)"
