@@ -77,7 +77,7 @@ class Connections:
         nearest = self._name(url, namer)
         found = networks.network_of_literal(_host(url))
         if found is None and _is_direct(url):
-            with suppress(OSError, UnicodeError):
+            with suppress(OSError, ValueError), anyio.move_on_after(TIMEOUT):
                 entries = await anyio.getaddrinfo(_host(url), None, type=socket.SOCK_STREAM)
                 # A connection takes only the permitted ones.
                 found = min(networks.network_of(str(entry[4][0])) for entry in entries)
@@ -126,8 +126,8 @@ def _is_direct(url: str) -> bool:
 
 def _not_permitted(what: str, network: Network, nearest: Network) -> LoginRefused:
     return LoginRefused(
-        f"refused to use {what}: it is on {network}, and the server that names it is on {nearest}; nothing was changed. "
-        "Check the URL; if the address is right, give it with --issuer or the options for endpoints"
+        f"refused to use {what}: it is on {network}, and the server that names it is on {nearest}; nothing was "
+        "changed. Check the URL; if the address is right, give it with --issuer or the options for endpoints"
     )
 
 
