@@ -136,7 +136,7 @@ class _Call(threading.Thread):
         self.join(0 if self._overdue else max(ends - time.monotonic(), 0))
         if self.is_alive():
             self._overdue = True
-            raise OSError(errno.ETIMEDOUT, "its file system does not answer; check the mount", self._path)
+            raise OSError(errno.ETIMEDOUT, "its file system does not answer; check its mount", self._path)
         if self._error is not None:
             raise OSError(self._error.errno, self._error.strerror, self._path)
         return self._result
@@ -163,8 +163,10 @@ def _read(path: str, largest: int) -> FileWithStatus:
     if stat.S_ISCHR(status.st_mode) and status.st_rdev == os.stat(os.devnull).st_rdev:  # noqa: PTH116
         return FileWithStatus(b"", status)  # --config /dev/null
     if not stat.S_ISREG(status.st_mode):
-        raise ValueError("it is not a regular file")
-    return read_regular(path, largest)
+        raise ValueError("it is not a regular file; give the path of one")
+    if status.st_size > largest:
+        raise ValueError(f"it is larger than {largest} bytes; is it the right file?")
+    return read_regular(path, largest)  # it checks what it has opened
 
 
 def _list(path: str) -> dict[str, int]:
