@@ -30,12 +30,15 @@ class FileWithStatus(NamedTuple):
     status: os.stat_result
 
 
-def read_regular(path: str | os.PathLike[str], largest: int, *, flags: int = 0) -> FileWithStatus:
+def read_regular(
+    path: str | os.PathLike[str], largest: int, *, flags: int = 0, directory: int | None = None
+) -> FileWithStatus:
     """Read a regular file of at most ``largest`` bytes; ``flags`` are more flags of ``open``.
 
+    ``directory``: the open directory that a relative ``path`` begins at, else the current one.
     Raises ``OSError``, and ``ValueError`` for anything else. It does not block on a FIFO or a device.
     """
-    descriptor = os.open(path, _TO_READ | flags)
+    descriptor = os.open(path, _TO_READ | flags, dir_fd=directory)
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
