@@ -14,11 +14,11 @@ import msgspec
 import shim._token as token_file
 from refresher.common import clocks
 from refresher.common.errors import StorageError
+from refresher.common.reading import FileWithStatus
 from refresher.grants import policy
 from refresher.grants.record import Grant, Record, Tombstone
 from refresher.storage import files, records
 from refresher.storage.directories import Directories, Sharing
-from refresher.storage.files import FileWithStatus
 from shim._token import Problem, TokenFile
 from shim.errors import TokenFileError
 
