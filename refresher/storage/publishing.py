@@ -4,6 +4,7 @@ The caller holds the lock of the name.
 """
 
 import logging
+import os
 import stat
 from typing import Final
 
@@ -11,7 +12,7 @@ import msgspec
 
 import shim._token as token_file
 from refresher.common import clocks
-from refresher.common.errors import StorageError
+from refresher.common.errors import DirectoryError, StorageError
 from refresher.grants import policy
 from refresher.grants.record import Grant, Record, Tombstone
 from refresher.storage import files, records
@@ -131,10 +132,12 @@ class Publisher:
             return False
         path = self.directories.token(name)
         try:
-            mode, group = self.directories.sharing()
-            files.replace(path, wanted, mode=mode, group=group)
-        except OSError as error:
-            raise StorageError(f"cannot publish {path}: {error.strerror}") from None
+            with self.directories.opened_tokens() as tokens:
+                mode, group = self.directories.sharing(os.fstat(tokens))
+                files.replace(tokens, path.name, wanted, mode=mode, group=group)
+        except (OSError, DirectoryError) as error:
+            why = error.strerror if isinstance(error, OSError) else error
+            raise StorageError(f"cannot publish {path}: {why}") from None
         if published is not None and wanted == published.data and not again:
             self._repaired[name] = hash(wanted)
         return True
