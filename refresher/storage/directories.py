@@ -213,8 +213,9 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
         """Return each risk, and whether agents of the group can use it."""
         mode, agents = self.sharing()
         for parent, status, entry in found.above():
-            agents_write = status.st_mode & stat.S_IWGRP and status.st_gid == self.group
-            who = f"group {self.group}" if agents_write else write_access.writers(status)
+            who = write_access.writers(status)
+            if status.st_mode & stat.S_IWGRP and status.st_gid == self.group:
+                who = who or f"group {self.group}"  # this user's private one, which is given to agents
             if who is None or status.st_mode & stat.S_ISVTX:
                 continue
             change = "o-w" if who == "anybody" else "g-w"

@@ -24,7 +24,7 @@ class Found(NamedTuple):
     @property
     def directory(self) -> tuple[Path, os.stat_result]:
         """The last directory (or file) that exists."""
-        return next((path, status) for path, status in reversed(self.entries) if not stat.S_ISLNK(status.st_mode))
+        return self.entries[-1]
 
     @property
     def identity(self) -> tuple[int, int, tuple[str, ...]]:
@@ -60,8 +60,7 @@ def find(path: Path) -> Found:
     """Follow an absolute path one entry at a time. Raises ``OSError``."""
     here = Path(path.root)
     entries = [(here, here.lstat())]
-    todo = list(reversed(path.parts[1:]))
-    links = 0
+    todo, missing, links = list(reversed(path.parts[1:])), Path(), 0
     while todo:
         if (name := todo.pop()) == "..":
             here = here.parent
@@ -70,7 +69,11 @@ def find(path: Path) -> Found:
         try:
             status = entry.lstat()
         except FileNotFoundError:
-            return Found(tuple(entries), (name, *reversed(todo)))
+            missing = Path(name, *reversed(todo))
+            if ".." not in missing.parts:
+                break
+            todo, missing = list(reversed(Path(os.path.normpath(missing)).parts)), Path()
+            continue
         entries.append((entry, status))
         if not stat.S_ISLNK(status.st_mode):
             here = entry
@@ -80,9 +83,9 @@ def find(path: Path) -> Found:
         target = entry.readlink()
         here = Path(target.root) if target.root else here
         todo.extend(reversed(target.parts[1:] if target.root else target.parts))
-    if stat.S_ISLNK(entries[-1][1].st_mode) or entries[-1][0] != here:
+    if entries[-1][0] != here:
         entries.append((here, here.lstat()))  # a link, or '..', led to a directory above
-    return Found(tuple(entries), ())
+    return Found(tuple(entries), missing.parts)
 
 
 def writers(status: os.stat_result) -> str | None:
