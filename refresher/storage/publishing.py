@@ -160,18 +160,18 @@ class Publisher:
             return False
         path = self.directories.token(name)
         foreign = _parsed(published, name) if seen is None else None
-        if foreign is not None and foreign.generation > record.generation:
-            with suppress(OSError):
-                aside = files.keep_aside(path, clocks.now().wall)
-                log.warning(
-                    "%s: refresher has not published the token file of generation %d; it is now %s, and refresher "
-                    "publishes again",
-                    name,
-                    foreign.generation,
-                    aside,
-                )
         try:
             with self.directories.opened_tokens() as tokens:
+                if foreign is not None and foreign.generation > record.generation:
+                    with suppress(OSError):
+                        aside = files.keep_aside(path, clocks.now().wall)
+                        log.warning(
+                            "%s: refresher has not published the token file of generation %d; it is now %s, and "
+                            "refresher publishes again",
+                            name,
+                            foreign.generation,
+                            aside,
+                        )
                 mode, group = self.directories.sharing(os.fstat(tokens))
                 files.replace(tokens, path.name, wanted, mode=mode, group=group)
         except (OSError, DirectoryError) as error:

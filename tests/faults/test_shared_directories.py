@@ -88,7 +88,7 @@ def directories(root: Path, *, group: int | None = None, **other: Path) -> Direc
 
 @pytest.fixture
 def reachable(vault: Vault) -> Iterator[Command]:
-    """The command in a home that other users can enter, with directories shared with the group of agents."""
+    """The command in a home that other users can enter."""
     need(no_mounts())
     with tempfile.TemporaryDirectory() as made:
         home = Path(made)
@@ -99,7 +99,6 @@ def reachable(vault: Vault) -> Iterator[Command]:
         refresher.environment |= {
             "REFRESHER_STATE_DIR": str(refresher.state),
             "REFRESHER_SPILL_DIR": str(home / "spill"),
-            "REFRESHER_TOKENS_GROUP": str(AGENTS),
         }
         yield refresher
 
