@@ -1,17 +1,19 @@
 """Where the files are, and who may read them."""
 
+import errno
 import os
 import re
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
 from refresher.common.errors import DirectoryError
-from refresher.storage import files
+from refresher.storage import files, write_access
+from refresher.storage.write_access import Found
 from shim._token import is_name
 
 __all__ = ["Directories", "Listing", "Sharing"]
@@ -91,8 +93,8 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
         """Return the path of the published token file."""
         return self.tokens / f"{name}.json"
 
-    def sharing(self) -> Sharing:
-        """Return the permissions and the group of token files.
+    def sharing(self, status: os.stat_result | None = None) -> Sharing:
+        """Return the permissions and the group of token files; ``status``: that of ``tokens/``, if the caller has it.
 
         Without a group, a shared tokens directory stays shared: a run by hand without the option must not lock the
         agents out.
@@ -100,7 +102,7 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
         if self.group is not None:
             return 0o640, self.group
         try:
-            status = self.tokens.stat()
+            status = status or self.tokens.stat()
         except OSError:
             return 0o600, None
         shared = stat.S_IMODE(status.st_mode) == _SHARED_TOKENS
@@ -118,7 +120,8 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
         """List ``grants/``; nothing if it does not exist yet. Raises ``DirectoryError``."""
         from_names, unfinished = [], set()
         try:
-            self._check_private(self.grants)
+            _check_private(self.grants)
+            self._check()
             entries = os.listdir(self.grants)  # noqa: PTH208  plain names
         except FileNotFoundError:
             return Listing()
@@ -148,20 +151,135 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
         shared = self.group is not None
         passed = 0o711 if shared else 0o700
         with self._explained():
-            _make(self.state, passed, None, parents=passed)
-            _make(self.grants, 0o700, None, parents=passed)
-            _make(self.tokens, _SHARED_TOKENS if shared else 0o700, self.group, parents=passed)
-            self._check_private(self.grants)
-            _check_tokens(self.tokens)
+            trouble = self._check()
+            made = [
+                _make(self.state, passed, parents=passed),
+                _make(self.grants, 0o700, parents=passed),
+                _make(self.tokens, 0o700, parents=passed),
+            ]
+            if any(made):
+                trouble = self._check()  # names that differ may lead to one directory, in a file system without case
+            _check_private(self.grants)
+            if shared and (mode := stat.S_IMODE(self.state.stat().st_mode)) & passed != passed:
+                # Agents of the group traverse the state directory on the way to their tokens.
+                self.state.chmod(mode | passed)
+            with self.opened_tokens() as descriptor:
+                if self.group is not None:
+                    _share(descriptor, self.tokens, _SHARED_TOKENS, self.group)
+        if trouble is not None:
+            return trouble
         try:
             with self._explained():
-                _make(self.demands, 0o3770 if shared else 0o700, self.group, parents=passed)
-                mode = _check_directory(self.demands).st_mode
+                if _make(self.demands, 0o700, parents=passed):
+                    self._check()
+                with _opened(self.demands) as descriptor:
+                    if self.group is not None:
+                        _share(descriptor, self.demands, 0o3770, self.group)
+                    mode = os.fstat(descriptor).st_mode
         except DirectoryError as error:
             return str(error)
         if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
             raise DirectoryError(f"anybody can write to {self.demands} and remove demands: run 'chmod o-w' on it")
         return None
+
+    @contextmanager
+    def opened_tokens(self) -> Iterator[int]:
+        """Open ``tokens/`` for publishing, and check on the descriptor that it is no directory of grants.
+
+        Raises ``DirectoryError`` and ``OSError``.
+        """
+        with _opened(self.tokens) as descriptor:
+            _check_tokens(self.tokens, status := os.fstat(descriptor))
+            with suppress(FileNotFoundError):
+                if os.path.samestat(status, self.grants.lstat()):
+                    raise DirectoryError(_one_directory("tokens directory", "grants directory", self.tokens))
+            with suppress(FileNotFoundError):
+                # Every import leaves this file beside the grants that it stores.
+                os.stat(self.import_lock.name, dir_fd=descriptor, follow_symlinks=False)
+                raise DirectoryError(
+                    f"{self.tokens} holds grants, which tokens would replace: give another --tokens-dir"
+                )
+            yield descriptor
+
+    def risks_above(self) -> list[str]:
+        """Return who can replace the state directory or ``tokens/`` in a directory above it, one line for each."""
+        found: list[Found] = []
+        for directory in (self.state, self.tokens):
+            with suppress(OSError):
+                found.append(write_access.find(directory))
+        return list(dict.fromkeys(risk for each in found for risk, _ in self._risks_above(each)))
+
+    def _risks_above(self, found: Found) -> Iterator[tuple[str, bool]]:
+        """Return each risk, and whether agents of the group can use it."""
+        mode, agents = self.sharing()
+        for parent, status, entry in found.above():
+            who = write_access.writers(status)
+            if status.st_mode & stat.S_IWGRP and status.st_gid == self.group:
+                who = who or f"group {self.group}"  # this user's private one, which is given to agents
+            if who is None or status.st_mode & stat.S_ISVTX:
+                continue
+            change = "o-w" if who == "anybody" else "g-w"
+            refused = mode == 0o640 and (who == "anybody" or status.st_gid == agents)
+            # Agents may have another view of a mount, or none.
+            if refused and any(map(write_access.is_mount_point, (parent, entry))):
+                refused = False
+            yield f"{who} can write in {parent} and replace {entry}: run 'chmod {change} {parent}'", refused
+
+    def _check(self) -> str | None:
+        """Check what exists, before anything is made, shared or written; return what is wrong with ``demands/``.
+
+        Raises ``DirectoryError`` and ``OSError``.
+        """
+        found = {"state directory": write_access.find(self.state), "grants directory": write_access.find(self.grants)}
+        found["tokens directory"] = write_access.find(self.tokens)
+        for place in found.values():
+            _refuse_link_of_another(place)
+        trouble = None
+        try:
+            _refuse_link_of_another(place := write_access.find(self.demands))
+            found["demands directory"] = place
+        except DirectoryError as error:
+            trouble = str(error)
+        except OSError as error:
+            trouble = f"cannot read {self.demands}: {error.strerror}"
+        with suppress(OSError):
+            # No token is ever stored through the link of another user, so it must not stop everything either.
+            if (place := write_access.find(self.spill)).link_of_another is None:
+                found["spill directory"] = place
+        known: dict[tuple[int, int, tuple[str, ...]], str] = {}
+        for role, place in found.items():
+            if (other := known.setdefault(place.identity, role)) != role:
+                raise DirectoryError(_one_directory(other, role, place.directory[0].joinpath(*place.missing)))
+        if not found["grants directory"].missing:
+            _check_private(self.grants)
+        self._check_state(found["state directory"])
+        if not (tokens := found["tokens directory"]).missing:
+            _check_tokens(self.tokens, tokens.directory[1])
+        for place in (found["state directory"], tokens):
+            for risk, refused in self._risks_above(place):
+                if refused:
+                    raise DirectoryError(risk)
+        return trouble
+
+    def _check_state(self, found: Found) -> None:
+        path, status = found.directory
+        if found.missing:
+            # What root makes in the directory of a user, that user cannot use.
+            if os.geteuid() == 0 != status.st_uid:
+                raise DirectoryError(
+                    f"{self.state} does not exist, and {path} belongs to user {status.st_uid}, this is root: run it as "
+                    "that user, or create the directory"
+                )
+            return
+        if not stat.S_ISDIR(status.st_mode):
+            raise DirectoryError(f"{self.state} is not a directory")
+        if status.st_uid not in (0, os.geteuid()):
+            raise DirectoryError(
+                f"{self.state} belongs to user {status.st_uid}, this is user {os.geteuid()}: run it as its owner"
+            )
+        if (who := write_access.writers(status)) is not None:
+            change = "o-w" if who == "anybody" else "g-w"
+            raise DirectoryError(f"{who} can write to {self.state} and replace grants: run 'chmod {change}' on it")
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -173,39 +291,45 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
         except OSError as error:
             raise DirectoryError(f"cannot create {error.filename or self.state}: {error.strerror}") from None
 
-    def _check_private(self, directory: Path) -> None:
-        status = directory.lstat()
-        if stat.S_ISLNK(status.st_mode):
-            raise DirectoryError(f"{directory} is a symbolic link: make the state directory the link instead")
-        if not stat.S_ISDIR(status.st_mode):
-            raise DirectoryError(f"{directory} is not a directory")
-        if status.st_uid != os.geteuid():
-            raise DirectoryError(
-                f"{directory} belongs to user {status.st_uid}, this is user {os.geteuid()}: run it as its owner"
-            )
-        if status.st_mode & 0o077:
-            raise DirectoryError(f"others can read {directory}, which holds refresh tokens: run 'chmod 700' on it")
 
-
-def _check_directory(directory: Path) -> os.stat_result:
-    status = directory.stat()
+def _check_private(directory: Path) -> None:
+    status = directory.lstat()
+    if stat.S_ISLNK(status.st_mode):
+        raise DirectoryError(f"{directory} is a symbolic link: make the state directory the link instead")
     if not stat.S_ISDIR(status.st_mode):
         raise DirectoryError(f"{directory} is not a directory")
-    return status
-
-
-def _check_tokens(directory: Path) -> None:
-    status = _check_directory(directory)
-    # A sticky bit would not help: anybody could create a token file that does not exist yet.
-    if status.st_mode & stat.S_IWOTH:
+    if status.st_uid != os.geteuid():
         raise DirectoryError(
-            f"anybody can write to {directory} and replace the tokens that agents trust: run 'chmod o-w' on it"
+            f"{directory} belongs to user {status.st_uid}, this is user {os.geteuid()}: run it as its owner"
+        )
+    if status.st_mode & 0o077:
+        raise DirectoryError(f"others can read {directory}, which holds refresh tokens: run 'chmod 700' on it")
+
+
+def _check_tokens(directory: Path, status: os.stat_result) -> None:
+    if not stat.S_ISDIR(status.st_mode):
+        raise DirectoryError(f"{directory} is not a directory")
+    # A sticky bit would not help: others could create a token file that does not exist yet.
+    if (who := write_access.writers(status)) is not None:
+        change = "o-w" if who == "anybody" else "g-w"
+        raise DirectoryError(
+            f"{who} can write to {directory} and replace the tokens that agents trust: run 'chmod {change}' on it"
         )
     if status.st_uid not in (0, os.geteuid()):
         raise DirectoryError(
             f"{directory} belongs to user {status.st_uid}, who could replace the tokens that agents trust: "
             f"run 'chown {os.geteuid()}' on it"
         )
+
+
+def _one_directory(first: str, second: str, path: Path) -> str:
+    return f"the {first} and the {second} are one directory, {path}: give them different directories"
+
+
+def _refuse_link_of_another(found: Found) -> None:
+    if (link := found.link_of_another) is not None:
+        path, user = link
+        raise DirectoryError(f"{path} is a link of user {user}, and may lead to private files: remove it")
 
 
 def _lets_pass(directory: Path, group: int) -> bool:
@@ -216,35 +340,42 @@ def _lets_pass(directory: Path, group: int) -> bool:
     return bool(status.st_mode & (stat.S_IXGRP if status.st_gid == group else stat.S_IXOTH))
 
 
-def _make(directory: Path, mode: int, group: int | None, *, parents: int) -> None:
-    if not directory.exists():
-        files.make_directories(directory.parent, parents)
-        try:
-            directory.mkdir(mode=0o700)
-        except FileExistsError:
-            return  # another process has just created it
-        files.sync_directory(directory.parent)
-        if group is None:
-            directory.chmod(mode)
-    elif group is None and mode == 0o711:
-        # Agents of the group traverse the state directory on the way to their tokens.
-        directory.chmod(directory.stat().st_mode & 0o7777 | 0o111)
-    if group is not None:
-        _share(directory, mode, group)
-
-
-def _share(directory: Path, mode: int, group: int) -> None:
-    """Give a directory to the group, but not through the link of another user: it may lead to the grants."""
-    status = directory.lstat()
-    is_link = stat.S_ISLNK(status.st_mode)
-    if is_link and status.st_uid not in (0, os.geteuid()):
-        raise DirectoryError(f"{directory} is a link of user {status.st_uid}, and may lead to private files: remove it")
+def _make(directory: Path, mode: int, *, parents: int) -> bool:
+    """Create a directory if it is missing; return whether this process did."""
+    if directory.exists():
+        return False
+    files.make_directories(directory.parent, parents)
     try:
-        # O_NOFOLLOW: another user may put a link in its place meanwhile.
-        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | (0 if is_link else os.O_NOFOLLOW)
-        descriptor = os.open(directory, flags)
+        directory.mkdir(mode=0o700)
+    except FileExistsError:
+        return False  # another process has just created it
+    files.sync_directory(directory.parent)
+    directory.chmod(mode)  # independent of the umask
+    return True
+
+
+@contextmanager
+def _opened(directory: Path) -> Iterator[int]:
+    """Open a directory, but not through the link of another user: it may lead to the grants."""
+    _refuse_link_of_another(found := write_access.find(directory))
+    if found.missing:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(directory))
+    path, status = found.directory
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except NotADirectoryError:
         raise DirectoryError(f"{directory} is not a directory") from None
+    try:
+        # Another user may have put a link in its place, or in place of a directory above it, meanwhile.
+        if not os.path.samestat(os.fstat(descriptor), status):
+            raise DirectoryError(f"{directory} was replaced by another directory just now: try again")
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _share(descriptor: int, directory: Path, mode: int, group: int) -> None:
+    """Give an open directory to the group."""
     try:
         status = os.fstat(descriptor)
         if status.st_gid != group:
@@ -253,5 +384,3 @@ def _share(directory: Path, mode: int, group: int) -> None:
             os.fchmod(descriptor, mode)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(directory)) from None
-    finally:
-        os.close(descriptor)

@@ -13,7 +13,7 @@ import msgspec
 
 import shim._token as token_file
 from refresher.common import clocks
-from refresher.common.errors import StorageError
+from refresher.common.errors import DirectoryError, StorageError
 from refresher.common.reading import FileWithStatus
 from refresher.grants import policy
 from refresher.grants.record import Grant, Record, Tombstone
@@ -203,21 +203,23 @@ class Publisher:
             return False
         path = self.directories.token(name)
         foreign = _parsed(published, name) if seen is None else None
-        if foreign is not None and foreign.generation > record.generation:
-            with suppress(OSError):
-                aside = files.keep_aside(path, clocks.now().wall)
-                log.warning(
-                    "%s: refresher has not published the token file of generation %d; it is now %s, and refresher "
-                    "publishes again",
-                    name,
-                    foreign.generation,
-                    aside,
-                )
         try:
-            mode, group = self.directories.sharing()
-            files.replace(path, wanted, mode=mode, group=group)
-        except OSError as error:
-            raise StorageError(f"cannot publish {path}: {error.strerror}; the next run publishes it") from None
+            with self.directories.opened_tokens() as tokens:
+                if foreign is not None and foreign.generation > record.generation:
+                    with suppress(OSError):
+                        aside = files.keep_aside(path, clocks.now().wall)
+                        log.warning(
+                            "%s: refresher has not published the token file of generation %d; it is now %s, and "
+                            "refresher publishes again",
+                            name,
+                            foreign.generation,
+                            aside,
+                        )
+                mode, group = self.directories.sharing(os.fstat(tokens))
+                files.replace(tokens, path.name, wanted, mode=mode, group=group)
+        except (OSError, DirectoryError) as error:
+            why = error.strerror if isinstance(error, OSError) else error
+            raise StorageError(f"cannot publish {path}: {why}; the next run publishes it") from None
         if published is not None and wanted == published.data and not again:
             self._repaired[name] = hash(wanted)
         return True

@@ -243,13 +243,14 @@ def test_two_daemons_with_different_groups_do_not_publish_again_and_again(
     """If it failed, a forgotten second daemon would cause all tokens to be published and read again and again."""
     need(None if os.geteuid() == 0 else "chown to any group needs root")
     path, ours, theirs = refresher.tokens / "linear.json", OTHER_USER, OTHER_USER + 1
-    demands = refresher.state / "demands"
+    demands, made = refresher.state / "demands", refresher.directories
 
     def is_shared(group: int) -> bool:
         return path.exists() and (path.stat().st_gid, stat.S_IMODE(path.stat().st_mode)) == (group, 0o640)
 
     def publish_theirs(mode: int = 0o640) -> None:
-        files.replace(path, path.read_bytes(), mode=mode, group=theirs)
+        with made.opened_tokens() as tokens:
+            files.replace(tokens, path.name, path.read_bytes(), mode=mode, group=theirs)
 
     with TokenServer(lambda _: 3600) as server:
         for name in ("linear", "notion"):
