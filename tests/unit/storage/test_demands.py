@@ -3,8 +3,10 @@
 import logging
 import os
 import subprocess
+import tempfile
 import time
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -24,6 +26,8 @@ from tests.conftest import need
 from tests.support.fake_state import directories, put
 from tests.support.parts import mounted, no_mounts
 from tests.support.samples import failure, grant
+
+OWNER, AGENT, GROUP = 12345, 12346, 12347
 
 
 @pytest.fixture
@@ -98,6 +102,49 @@ def test_a_planted_demand_that_cannot_be_removed_never_counts(
         assert not _decides_to_wait(state), "demands for the next token count again"
     journal.delete_copies(state, "linear")
     assert not state.barred("linear").exists()
+
+
+def test_what_another_user_planted_is_removed(tmp_path: Path) -> None:
+    """If it failed, an agent that runs as another user could plant demands that refresher cannot remove (I1)."""
+    need(no_mounts())  # changing the user needs root as well
+    with tempfile.TemporaryDirectory() as root:  # other users cannot reach a directory below that of pytest
+        made = directories(Path(root))
+        for path in (Path(root), made.state):
+            path.chmod(0o711)
+        os.chown(made.demands, OWNER, GROUP)
+        made.demands.chmod(0o3770)
+
+        def plant() -> None:
+            (made.demands / "linear.3/something").mkdir(parents=True)
+            (made.demands / "linear.3").chmod(0)
+            (made.demands / "linear.4").touch()
+            (made.demands / "linear.5").mkdir()
+
+        def remove() -> None:
+            assert demands.bar(made, "linear", 3) is None
+            listed = demands.pending(made, ("linear",))
+            assert listed.by_name == {"linear": frozenset({4, 5})}
+            demands.remove(made, "linear", listed.by_name["linear"], keep=range(0), warned=set())
+
+        assert _as_user(AGENT, plant) == 0
+        assert _as_user(OWNER, remove) == 0
+        (ignored,) = made.demands.iterdir()
+        assert ignored.name.startswith("ignored-")
+        ignored.chmod(0o700)
+
+
+def _as_user(user: int, act: Callable[[], None]) -> int:
+    """Call ``act`` in a process of ``user``, and return its exit code."""
+    if (process := os.fork()) == 0:
+        try:
+            os.setgroups([])
+            os.setgid(GROUP)
+            os.setuid(user)
+            act()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
 def test_no_token_is_published_while_a_planted_demand_could_count(
