@@ -39,12 +39,21 @@ def test_the_commands_of_the_readme_install_demonstrate_log_in_and_run(refresher
 
     assert "not one call failed" in run(install)
     assert not refresher.state.exists(), "the demo has touched the user's own grants"
-    log_in, watch = re.findall(r"^\.venv/bin/refresher .*$", README, re.MULTILINE)
+    # What comes after "puts the command on the PATH".
+    (activate,) = re.findall(r"^`(\. \.venv/bin/activate)` puts", README, re.MULTILINE)
+    log_in, watch = (
+        f"{activate} && exec {line}" for line in re.findall(r"^refresher (?:login|run)\b.*$", README, re.MULTILINE)
+    )
     with MCPLogin() as server:
         environment |= as_browser("person")
         assert "logged in: linear" in run(log_in.replace("https://mcp.linear.app/mcp", server.url))
     process = subprocess.Popen(
-        watch.split(), cwd=checkout, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ["bash", "-euc", watch],
+        cwd=checkout,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     assert "watching 1 grant" in heard(process, "watching")[-1]
     process.terminate()
