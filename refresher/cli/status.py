@@ -60,7 +60,7 @@ def _fields(name: str, grant: Grant | GrantFileError) -> dict[str, Any]:
     failure = grant.failure
     return fields | {
         "state": state_of(grant),
-        "issued_at": None if grant.access_token is None else grant.issued_at,
+        "issued_at": grant.issued_at if policy.has_access_token(grant) else None,
         "next_rotation_at": _next_rotation_at(grant),
         "error": None if failure is None else {key: getattr(failure, key) for key in _ERROR_KEYS},
     }
@@ -82,7 +82,7 @@ def _row(name: str, grant: Grant | GrantFileError) -> tuple[str, ...]:
 
 
 def _time_left(grant: Grant, now: float) -> str:
-    if grant.access_token is None:
+    if not policy.has_access_token(grant):
         return "no token yet"
     if grant.expires_at is None:
         return "unknown"

@@ -61,7 +61,7 @@ class Readiness:
 
     def update(self, grant: Grant, *, published: bool) -> None:
         """Note the state of a grant; ``published``: the token file matches its record."""
-        left = policy.remaining_lifetime(grant, clocks.now()) if published and grant.access_token is not None else 0.0
+        left = policy.remaining_lifetime(grant, clocks.now()) if published and policy.has_access_token(grant) else 0.0
         problem: _Problem | None = "reauthorization_required" if policy.needs_person(grant) else None
         self._states[grant.name] = (time.monotonic() + left, problem)
 

@@ -26,6 +26,7 @@ __all__ = [
     "doubt_in_future",
     "due_at",
     "expected_expiry",
+    "has_access_token",
     "may_be_too_early",
     "needs_person",
     "protected_until",
@@ -130,6 +131,11 @@ def due_at(grant: Grant) -> float:
     return max(grant.issued_at + min(fraction * lifetime, _DAY) - jitter, earliest)
 
 
+def has_access_token(grant: Grant) -> bool:
+    """Whether agents have an access token; after a restored backup it is in the token file, not in the record."""
+    return grant.access_token is not None or (grant.doubt is not None and grant.doubt.restored)
+
+
 def expected_expiry(grant: Grant) -> float:
     """Return the epoch second at which the access token expires, from the server's answer or its maximum age."""
     return grant.issued_at + _lifetime(grant)
@@ -179,7 +185,7 @@ def retry_at(grant: Grant) -> float | None:
         return None
     if (
         grant.doubt is None
-        or grant.access_token is None
+        or not has_access_token(grant)
         or (server_behavior.grace_period(grant) != 0 and not grant.doubt.replay_over)
     ):
         return grant.failure.retry_at
@@ -223,7 +229,7 @@ def protected_until(grant: Grant, now: Moment, *, demanded: bool) -> float | Non
 
     A second use of a refresh token can revoke the valid access token. A demand means that there is no valid one.
     """
-    if grant.doubt is None or grant.access_token is None or demanded or replay_allowed(grant, now):
+    if grant.doubt is None or not has_access_token(grant) or demanded or replay_allowed(grant, now):
         return None
     remaining = remaining_lifetime(grant, now)
     if _access_token_age(grant, now) is None:

@@ -149,7 +149,7 @@ def _records(directories: Directories, name: str, *, unfinished: bool) -> list[R
 def _successor(directories: Directories, imported: Grant, stored: Stored, *, just_issued: bool) -> Grant:
     """Return ``imported`` as the successor of the record: the generation counts on, and spent tokens stay spent."""
     there = stored.record
-    seen = published_generation(directories, imported.name)
+    seen = published_generation(directories, imported.name, there)
     generation = max(seen, -1 if there is None else there.generation) + 1
     grant = msgspec.structs.replace(imported, generation=generation)
     if there is None:

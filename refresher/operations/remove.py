@@ -44,7 +44,7 @@ def remove(
         tombstone = Tombstone(
             name=name,
             grant_id=grant.grant_id,
-            generation=max(grant.generation, published_generation(directories, name)),
+            generation=max(grant.generation, published_generation(directories, name, grant)),
             begun_from=stored.checksum,
             removed_at=clocks.now().wall,
             scope=grant.scope,

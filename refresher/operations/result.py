@@ -92,7 +92,7 @@ def _explain(grant: Grant, rest: Wait) -> str:
                 f"a client that the server accepts; next attempt in {wait}"
             )
         case "in_doubt":
-            use = "" if grant.access_token is None else "the access token stays in use until it expires; "
+            use = "" if not policy.has_access_token(grant) else "the access token stays in use until it expires; "
             return f"{_last_error(grant)}; the refresh token may be spent; {use}next attempt in {wait}"
         case "too_early":
             return f"the server refuses to refresh before the access token expires; next attempt in {wait}"

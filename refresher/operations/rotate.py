@@ -121,7 +121,7 @@ class _Rotation(NamedTuple):
     def _exchange(self, stored: Stored, grant: Grant, *, demanded: bool) -> Grant:
         """Reserve, declare, exchange, persist; nothing is logged from the request to the durable answer."""
         # After a restored backup, readers must not get a generation that they have seen.
-        generation = max(grant.generation, published_generation(self.publisher.directories, grant.name)) + 1
+        generation = max(grant.generation, published_generation(self.publisher.directories, grant.name, grant)) + 1
         attempt = Attempt(self.publisher.directories, grant.name, stored)
         attempt.reserve(grant, clocks.now())
         exchanged = request_tokens(

@@ -40,14 +40,16 @@ class NotPrivate(ValueError):
     """Other users may have read or changed a private file."""
 
 
-def read(path: Path | str, largest: int, *, private: bool = False) -> FileWithStatus | None:
-    """Read a regular file; return ``None`` if there is no file.
+def read(
+    path: Path | str, largest: int, *, private: bool = False, directory: int | None = None
+) -> FileWithStatus | None:
+    """Read a regular file; return ``None`` if there is no file. ``directory``: the descriptor of its directory.
 
     Raises ``OSError``, and ``ValueError`` for anything but a regular file of at most ``largest`` bytes; if
     ``private``, also ``NotPrivate``. It does not block on a FIFO and does not follow a link.
     """
     try:
-        descriptor = os.open(path, _TO_READ)
+        descriptor = os.open(path, _TO_READ, dir_fd=directory)
     except FileNotFoundError:
         return None
     except OSError as error:

@@ -4,7 +4,9 @@ The caller holds the lock of the name.
 """
 
 import logging
+import os
 import stat
+from contextlib import suppress
 from typing import Final
 
 import msgspec
@@ -75,15 +77,42 @@ def _state(grant: Grant, problem: Problem | None) -> str:
     return "active" if problem is None else "failing"
 
 
-def read_published(directories: Directories, name: str) -> TokenFile | None:
-    """Return the token file that readers see; ``None`` if there is none that can be read."""
-    return _parsed(_read(directories, name), name)
+def read_published(directories: Directories, name: str, record: Record | None = None) -> TokenFile | None:
+    """Return the token file that readers see; ``None`` unless it proves what refresher has published.
+
+    Only this user can write it and its directory, by open descriptors. After ``record``, the generation has grown by at
+    most one a second.
+    """
+    try:
+        directory = os.open(directories.tokens, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        found = files.read(f"{name}.json", records.LARGEST, directory=directory)
+        statuses = [os.fstat(directory), *([] if found is None else [found.status])]
+    except (OSError, ValueError):
+        return None
+    finally:
+        os.close(directory)
+    if (seen := _parsed(found, name)) is None or not all(map(_is_ours_alone, statuses)):
+        return None
+    if isinstance(record, Grant):
+        since = record.last_rotation_at or record.authorized_at
+    else:
+        since = 0.0 if record is None else record.removed_at
+    # The difference in both directions: the clock may have been set back since.
+    possible = abs(clocks.now().wall - since) + 1
+    return seen if seen.generation - (0 if record is None else record.generation) <= possible else None
 
 
-def published_generation(directories: Directories, name: str) -> int:
-    """Return the generation that readers see; -1 if there is none that can be read."""
-    published = read_published(directories, name)
+def published_generation(directories: Directories, name: str, record: Record | None) -> int:
+    """Return the generation that readers see, as far as ``read_published`` trusts it; otherwise -1."""
+    published = read_published(directories, name, record)
     return -1 if published is None else published.generation
+
+
+def _is_ours_alone(status: os.stat_result) -> bool:
+    return status.st_uid == os.geteuid() and not status.st_mode & 0o022
 
 
 class Publisher:
@@ -106,7 +135,7 @@ class Publisher:
         ``sharing``: the permissions to compare with, if the caller knows them.
         """
         published = _read(self.directories, record.name)
-        wanted = _wanted(record, published)
+        wanted = self._wanted(record)
         return wanted is not None and not self._is_up_to_date(record.name, wanted, published, sharing)
 
     def current(self, record: Record) -> range:
@@ -116,9 +145,11 @@ class Publisher:
         There are more than one only if the record was restored from a backup, and 100 at most: an agent with an
         earlier token has to read again.
         """
-        published = published_generation(self.directories, record.name)
+        published = published_generation(self.directories, record.name, record)
         if published < record.generation:
-            return range(record.generation, record.generation)
+            # If others can write to tokens/, the file proves nothing later, but agents need their demands.
+            seen = _parsed(_read(self.directories, record.name), record.name)
+            published = record.generation - (seen is None or seen.generation != record.generation)
         return range(max(record.generation, published + 1 - _MOST_CURRENT), published + 1)
 
     def is_demanded(self, record: Record, demanded: frozenset[int], current: range) -> bool:
@@ -133,14 +164,25 @@ class Publisher:
         """
         name = record.name
         published = _read(self.directories, name)
-        wanted = _wanted(record, published)
+        wanted = self._wanted(record)
         if wanted is None or (not again and self._is_up_to_date(name, wanted, published)):
             return True
         dead = isinstance(record, Grant) and record.dead
-        seen = _parsed(published, name)
+        seen = read_published(self.directories, name, record)
         if seen is not None and seen.generation > record.generation and not dead:
             return False
         path = self.directories.token(name)
+        foreign = _parsed(published, name) if seen is None else None
+        if foreign is not None and foreign.generation > record.generation:
+            with suppress(OSError):
+                aside = files.keep_aside(path, clocks.now().wall)
+                log.warning(
+                    "%s: refresher has not published the token file of generation %d; it is now %s, and refresher "
+                    "publishes again",
+                    name,
+                    foreign.generation,
+                    aside,
+                )
         try:
             if seen is None or seen.generation < record.generation:
                 self._bar_demands(record)
@@ -157,6 +199,25 @@ class Publisher:
         if problem is not None and record.name not in self._barred:
             self._barred.add(record.name)
             log.warning("%s: %s; refresher ignores it: delete it", record.name, problem)
+
+    def _wanted(self, record: Record) -> bytes | None:
+        """Return what to publish; ``None`` if a token of the grant before this one may still be valid (I5)."""
+        # The file of a healthy grant is compared and never parsed: parsing it costs more than all the rest.
+        if isinstance(record, Grant) and (record.dead or record.access_token is None):
+            seen = read_published(self.directories, record.name, record)
+            if seen is None or seen.state == "removed":
+                return derive(record)
+            restored = record.access_token is None and policy.has_access_token(record)
+            if restored or (record.dead and seen.generation > record.generation):
+                # The record is from a restored backup: readers keep the newer token, and see the state of the grant.
+                problem = _problem(record)
+                return token_file.render(seen._replace(state=_state(record, problem), error=problem))
+            if record.access_token is None and seen.access_token is not None:
+                # Both grants are of one server, so what is known of its tokens holds for the earlier one too.
+                before = msgspec.structs.replace(record, issued_at=seen.issued_at, expires_at=seen.expires_at)
+                if policy.expected_expiry(before) > clocks.now().wall:
+                    return None
+        return derive(record)
 
     def _is_up_to_date(
         self, name: str, wanted: bytes, published: FileWithStatus | None, sharing: Sharing | None = None
@@ -183,24 +244,6 @@ class Publisher:
         return True
 
 
-def _wanted(record: Record, published: FileWithStatus | None) -> bytes | None:
-    """Return what to publish; ``None`` if a token of the grant before this one may still be valid (I5)."""
-    # The file of a healthy grant is compared and never parsed: parsing it costs more than all the rest.
-    if isinstance(record, Grant) and (record.dead or record.access_token is None):
-        seen = _parsed(published, record.name)
-        if seen is None:
-            return derive(record)
-        if record.dead and seen.generation > record.generation and seen.state != "removed":
-            # The record is from a restored backup: readers keep the newer token, and see that it is the last.
-            return token_file.render(seen._replace(state="reauthorization_required", error=_problem(record)))
-        if record.access_token is None and seen.access_token is not None and seen.state != "removed":
-            # Both grants are of one server, so what is known of its tokens holds for the earlier one too.
-            before = msgspec.structs.replace(record, issued_at=seen.issued_at, expires_at=seen.expires_at)
-            if policy.expected_expiry(before) > clocks.now().wall:
-                return None
-    return derive(record)
-
-
 def _read(directories: Directories, name: str) -> FileWithStatus | None:
     try:
         return files.read(f"{directories.tokens}/{name}.json", records.LARGEST)
@@ -220,7 +263,7 @@ def _problem(grant: Grant) -> Problem | None:
     failure = grant.failure
     if failure is None:
         return None
-    was_live = grant.access_token is not None and failure.at < policy.expected_expiry(grant)
+    was_live = policy.has_access_token(grant) and failure.at < policy.expected_expiry(grant)
     # "Too early" is no problem for agents: their token is valid, and a refused token would have caused a demand.
     if failure.outcome == "too_early" and grant.refusals == 0 and was_live:
         return None

@@ -15,7 +15,6 @@ import msgspec
 from refresher.common import text
 from refresher.common.clocks import Moment
 from refresher.common.errors import GrantFileError, StorageError
-from refresher.common.secret import Secret
 from refresher.grants import policy, transition
 from refresher.grants.record import NO_RECORD, Doubt, Grant, Record, Stored, version_error
 from refresher.storage import files, records
@@ -148,13 +147,14 @@ class _Recovery:
     def recognise_backup(self) -> None:
         """Put a grant in doubt if its published token has a later generation: somebody restored a backup.
 
-        The newer token of the readers is kept and protected, as after a lost answer. When it expires, the old refresh
-        token is tried, because some servers do not rotate.
+        The newer token of the readers stays published and is protected, as after a lost answer. When it expires, the
+        old refresh token is tried, because some servers do not rotate.
         """
-        grant, published = self.stored.record, read_published(self._directories, self._name)
-        if not isinstance(grant, Grant) or published is None or published.grant_id != grant.grant_id:
+        grant = self.stored.record
+        if not isinstance(grant, Grant):
             return
-        if published.generation <= grant.generation:
+        published = read_published(self._directories, self._name, grant)
+        if published is None or published.grant_id != grant.grant_id or published.generation <= grant.generation:
             return
         description = (
             f"the record is of generation {grant.generation}, but readers have generation {published.generation}: it "
@@ -167,14 +167,13 @@ class _Recovery:
         )
         grant = msgspec.structs.replace(grant, generation=published.generation, doubt=None)
         if published.access_token is not None:
+            # Its times protect it. The token itself stays in the file alone.
             grant = msgspec.structs.replace(
                 grant,
-                access_token=Secret(published.access_token),
-                token_type=published.token_type,
+                access_token=None,
                 issued_at=published.issued_at,
                 issued=None,
                 expires_at=published.expires_at,
-                scope=published.scope,
                 failure=None,
             )
         self._write(transition.mark_in_doubt(grant, description, doubt=doubt, now=self._now))

@@ -1,5 +1,6 @@
 """A restored backup of ``grants/``: its refresh token was spent after the backup."""
 
+import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -9,16 +10,20 @@ from typing import Any
 import msgspec
 import pytest
 
+from refresher.common import clocks
 from refresher.common.clocks import Moment
 from refresher.common.secret import Secret
 from refresher.grants import policy
 from refresher.grants.record import Grant, encode
 from refresher.storage import recovery
 from refresher.storage.directories import Directories
-from refresher.storage.publishing import Publisher
+from refresher.storage.publishing import Publisher, read_published
+from shim._token import parse as shim_parse
+from shim._token import render
 from tests.support.command import Command, wait_until
 from tests.support.fake_state import directories, put
 from tests.support.oidc import OIDC
+from tests.support.published import token as shim_token
 from tests.support.samples import NOON, at, doubt, grant
 from tests.support.token_server import TokenServer
 
@@ -102,14 +107,21 @@ def _recovered(made: Directories, stored: Grant, now: Moment) -> Grant:
 
 
 @pytest.mark.parametrize("before", [{}, {"doubt": doubt()}, {"dead": True}, {"access_token": None}])
-def test_the_published_token_is_adopted(tmp_path: Path, before: dict[str, object]) -> None:
+def test_the_times_of_the_published_token_are_adopted_and_the_token_stays_published(
+    tmp_path: Path, before: dict[str, object]
+) -> None:
     """If it failed, refresher would wait for the expiry of a token that is no longer in use."""
     made, now = directories(tmp_path), at(NOON + 9000)
     newer = grant(generation=7, access_token=Secret("newer"), issued_at=NOON + 8000, expires_at=NOON + 11600)
     Publisher(made).publish(newer)
     found = _recovered(made, grant(issued=at(), **before), now)
     assert found.issued is None, "the age of another token was used"
-    assert (found.generation, found.access_token) == (7, newer.access_token)
+    assert (found.generation, found.access_token) == (7, None)
+    Publisher(made).publish(found)
+    seen = read_published(made, "linear")
+    assert seen is not None
+    assert (seen.access_token, seen.state) == ("newer", "reauthorization_required" if "dead" in before else "failing")
+    assert not Publisher(made).is_stale(found), "each run would write the file again"
     assert (found.issued_at, found.expires_at) == (NOON + 8000, NOON + 11600)
     assert found.doubt is not None
     assert (found.doubt.since, found.doubt.restored, found.dead) == (now, True, "dead" in before)
@@ -118,6 +130,47 @@ def test_the_published_token_is_adopted(tmp_path: Path, before: dict[str, object
     assert _recovered(made, other, now) == other
     put(made.record("linear"), grant(last_rotation_at=NOON))
     assert recovery.backup_hint(made, grant(last_rotation_at=NOON)) == "", "a current record looks like a backup"
+
+
+def _forge(made: Directories, generation: int) -> bytes:
+    """Write a token file that refresher has not published; return its bytes."""
+    forged = shim_token(generation, access_token="a-token-of-somebody-else", origins=("https://mcp.example",))
+    made.token("linear").write_bytes(render(forged))
+    made.token("linear").chmod(0o600)
+    return made.token("linear").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "case", ["a huge generation", "a directory of the group", "a file of the group", "another user"]
+)
+def test_a_token_file_that_somebody_else_may_have_written_changes_no_record(tmp_path: Path, case: str) -> None:
+    """If it failed, an agent could put its own token and a huge generation into a record, and stop all publishing."""
+    made, now = directories(tmp_path), clocks.now()
+    stored = grant(issued_at=now.wall - 60, expires_at=now.wall + 3600, last_rotation_at=now.wall - 60)
+    Publisher(made).publish(stored)
+    forged = _forge(made, 10**18 - 2 if case == "a huge generation" else 9)
+    if case == "a directory of the group":
+        made.tokens.chmod(0o770)
+    elif case == "a file of the group":
+        made.token("linear").chmod(0o660)
+    elif case == "another user":
+        os.chown(made.token("linear"), 1234, 1234)
+    assert _recovered(made, stored, now) == stored
+    assert read_published(made, "linear", stored) is None
+    assert Publisher(made).current(stored) == range(3, 4)
+    assert Publisher(made).publish(stored)
+    (aside,) = made.tokens.glob("linear.json.aside.*")
+    assert aside.read_bytes() == forged
+    assert shim_parse(made.token("linear").read_bytes()).generation == 3
+
+
+def test_a_token_file_for_which_there_was_time_is_a_sign_of_a_backup(tmp_path: Path) -> None:
+    """If it failed, a backup would be restored unnoticed if the grant rotates often, and the login would end (I1)."""
+    made, now = directories(tmp_path), clocks.now()
+    stored = grant(issued_at=now.wall - 60, expires_at=now.wall + 3600, last_rotation_at=now.wall - 60)
+    for generation, found in ((3 + 60, 3 + 60), (3 + 90, 3)):
+        _forge(made, generation)
+        assert _recovered(made, stored, now).generation == found
 
 
 def test_a_restored_backup_has_no_grace_period(tmp_path: Path) -> None:

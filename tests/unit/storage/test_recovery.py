@@ -144,7 +144,7 @@ def test_a_spill_that_was_published_before_a_power_cut_is_adopted_when_it_appear
     attempt, checksum = _killed(state, marked=True), _stored(state).checksum
     Publisher(state).publish(NEW)
     record = _resolve(state, REBOOTED)
-    assert (record.generation, record.access_token) == (4, NEW.access_token)
+    assert (record.generation, record.expires_at) == (4, NEW.expires_at)
     assert record.doubt is not None
     assert record.doubt.spill == str(attempt._spill)
     state.spill.mkdir(mode=0o700)
