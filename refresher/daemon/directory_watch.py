@@ -32,7 +32,7 @@ class DirectoryWatch:
         self._listed_at = float("-inf")
         self._offset: float | None = None
         self.listing = Listing()
-        self.demands = Demands({})
+        self.demands = Demands(directory=directories.demands)
         self.demands_problem: str | None = None
         """Why agents cannot create demands; ``None`` if they can."""
 
@@ -60,14 +60,16 @@ class DirectoryWatch:
             # Once the directory is readable again, every grant counts as changed: it may have become due meanwhile.
             self._known.clear()
             raise
-        self.demands = demands.pending(self._directories)
-        before, self._known = self._known, {name: self._files(name) for name in self.listing.all}
+        self.demands = demands.pending(self._directories, names := self.listing.all)
+        before, self._known = self._known, {name: self._files(name) for name in names}
         # The clock of a file system is coarse: a second change within the same tick leaves the same stamp.
         now = time.time_ns()
         self._stamps = stamps if all(stamp is None or now - stamp[0] > _SETTLED_NS for stamp in stamps) else None
         self._listed_at, self._offset = monotonic, offset
         known = self._known
-        return {name for name in before.keys() | known.keys() if jumped or before.get(name) != known.get(name)}
+        # An incomplete listing may lack the demands of any grant, and the inspection looks them up by name.
+        everything = jumped or not self.demands.complete
+        return {name for name in before.keys() | known.keys() if everything or before.get(name) != known.get(name)}
 
     def forget(self, name: str) -> None:
         """Return ``name`` from the next call, also if it has not changed."""

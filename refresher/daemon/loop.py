@@ -203,6 +203,7 @@ class Daemon:
                 self._throttle.forget("")
             else:
                 self._throttle.log("", problem, logging.ERROR, f"cannot accept demands from agents: {problem}")
+            self._watch.demands.warn(self._warned)
             for name in sorted(changed):
                 self._inspect(name)
             self._readiness.mark_complete()

@@ -76,6 +76,10 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
         """Return the path of the space reserved for the next record."""
         return self.grants / f"{name}.next"
 
+    def barred(self, name: str) -> Path:
+        """Return the path of the generation up to which demands do not count; it is there only if one was planted."""
+        return self.grants / f"{name}.barred"
+
     def fresh(self, name: str) -> Path:
         """Return a new path for the next record, after writing the reserved one failed."""
         return files.unused(self.next(name), 1)
