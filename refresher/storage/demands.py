@@ -122,9 +122,9 @@ def bar(directories: Directories, name: str, generation: int) -> str | None:
         grants = os.open(directories.grants, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             files.replace(grants, directories.barred(name).name, b"%d" % generation, mode=0o600, group=None)
-            os.fsync(grants)
         finally:
             os.close(grants)
+        files.sync_directory(directories.grants)
         return f"cannot remove the demand {path}, which is older than its token: {error.strerror}"
     return None
 
