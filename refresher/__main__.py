@@ -1,6 +1,7 @@
 """The command ``refresher``; ``python -m refresher`` is the same."""
 
 import gc
+import os
 import sys
 
 __all__ = ["main"]
@@ -8,6 +9,8 @@ __all__ = ["main"]
 
 def main() -> None:
     """Run the command line and end the process with its exit code."""
+    # OpenSSL would write the keys of each connection there, and with them every token.
+    os.environ.pop("SSLKEYLOGFILE", None)
     # Imports leave no garbage: the collector would use a sixth of the time of a run that has nothing to do.
     gc.disable()
     try:

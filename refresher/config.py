@@ -10,6 +10,7 @@ import msgspec
 
 from refresher.common.errors import ConfigError
 from refresher.common.logs import LogFormat
+from refresher.common.reading import read_named
 from refresher.storage.directories import Directories
 from shim._source import default_state_dir
 
@@ -22,6 +23,7 @@ DEFAULT_ADDRESS: Final[Address] = ("127.0.0.1", 9464)
 
 _ADDRESS: Final = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<host>[A-Za-z0-9.-]+)):(?P<port>\d{1,5})", re.ASCII)
 _LONGEST_NUMBER: Final = 10
+_LARGEST_FILE: Final = 1024 * 1024
 _PATHS: Final = ("state_dir", "tokens_dir", "demands_dir", "spill_dir", "ca_file")
 _KEYS: Final[dict[str, tuple[type, ...]]] = {
     **dict.fromkeys(_PATHS, (str,)),
@@ -78,14 +80,13 @@ def resolve(given: Mapping[str, Any], config: str | None) -> Settings:
 def _read(config: str | None) -> dict[str, Any]:
     path = Path(config) if config else _default_config()
     try:
-        data = path.read_bytes()
+        data = read_named(path, _LARGEST_FILE).data
     except FileNotFoundError:
         if config:
             raise ConfigError(f"there is no configuration file {path}: create it, or omit --config") from None
         return {}
-    except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", None) or "not a path"
-        raise ConfigError(f"cannot read the configuration file {path}: {why}") from None
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration file {path}: {error.strerror}") from None
     import tomllib  # most machines have no file: a cron run does not pay for this
 
     try:

@@ -188,15 +188,16 @@ class FileTokenSource:
         return last
 
     def _read(self, status: os.stat_result) -> TokenFile | None:
-        if not S_ISREG(status.st_mode):
-            return self._unusable(f"{self._path} is not a regular file")
         try:
-            with open(self._path, "rb") as file:  # noqa: PTH123  pathlib would double the cost of importing shim
-                # The file may have been replaced since the stat.
-                status = os.fstat(file.fileno())
-                data = file.read(_MAX_SIZE + 1)
+            if S_ISREG(status.st_mode):
+                # The file may have been replaced since the stat, also by a FIFO, which would block without the flag.
+                with open(self._path, "rb", opener=_open) as file:
+                    status = os.fstat(file.fileno())
+                    data = file.read(_MAX_SIZE + 1) if S_ISREG(status.st_mode) else b""
         except OSError as error:
             return self._unusable(f"cannot read {self._path}: {error.strerror}")
+        if not S_ISREG(status.st_mode):
+            return self._unusable(f"{self._path} is not a regular file")
         if len(data) > _MAX_SIZE:
             return self._unusable(f"{self._path} is too large for a token file")
         try:
@@ -207,6 +208,10 @@ class FileTokenSource:
             return self._unusable(f"{self._path} is the token file of {token.name}")
         self._cached = ((status.st_mtime_ns, status.st_ino, status.st_size), token, None)
         return token
+
+
+def _open(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
 
 
 def default_state_dir() -> str:

@@ -1,8 +1,8 @@
 """The command import."""
 
 import logging
-import stat
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -12,6 +12,7 @@ from refresher.cli.arguments import check_new_name, name_from
 from refresher.cli.options import STOPPED, command, complete_name, did_you_mean, warn_of_closed_directories
 from refresher.common import clocks
 from refresher.common.errors import AlreadySpent, ConfigError, ImportRefused, Interrupted, RefresherError
+from refresher.common.reading import list_named, read_named
 from refresher.common.signals import StopSignals
 from refresher.common.terminal import say
 from refresher.config import Settings
@@ -83,12 +84,20 @@ def import_(ctx: click.Context, name: str | None, source: str, replace: bool, if
     """
     if replace and if_absent:
         raise ConfigError("--replace and --if-absent exclude each other")
-    if source != "-" and Path(source).is_dir():
+    entries = None
+    try:
+        entries = None if source == "-" else list_named(source)
+    except FileNotFoundError:
+        if name is None:
+            raise ConfigError(f"cannot read {source}: there is no such file or directory") from None
+    except NotADirectoryError:
+        pass
+    except OSError as error:
+        raise ConfigError(f"cannot read {source}: {error.strerror}") from None
+    if entries is not None:
         if name is not None or replace:
             raise ConfigError(f"{source} is a directory, which is imported as a whole: omit NAME and --replace")
-        return _import_directory(ctx.obj.settings(), Path(source), if_absent)
-    if name is None and source != "-" and not Path(source).exists():
-        raise ConfigError(f"cannot read {source}: there is no such file or directory")
+        return _import_directory(ctx.obj.settings(), Path(source), entries, if_absent)
     if name is None:
         meant = name_from(Path(source).stem.removesuffix(".import")) or "NAME"
         raise ConfigError(f"NAME is missing; did you mean: {did_you_mean(ctx, meant)}")
@@ -96,13 +105,10 @@ def import_(ctx: click.Context, name: str | None, source: str, replace: bool, if
     return _import(ctx.obj.settings(), name, source, replace=replace, if_absent=if_absent, warned=set())
 
 
-def _import_directory(settings: Settings, directory: Path, if_absent: bool) -> int | None:
+def _import_directory(settings: Settings, directory: Path, entries: Iterable[str], if_absent: bool) -> int | None:
     """Import each NAME.json; report a file that cannot be imported, and import the others anyway."""
-    try:
-        # Files that begin with a dot belong to the mount of a Secret.
-        files = sorted(path for path in directory.iterdir() if not path.name.startswith("."))
-    except OSError as error:
-        raise ConfigError(f"cannot read {directory}: {error.strerror}") from None
+    # Files that begin with a dot belong to the mount of a Secret.
+    files = sorted(directory / entry for entry in entries if not entry.startswith("."))
     # Also without files: agents can mount these directories, which only refresher creates with the right owner.
     settings.directories.ensure()
     if not files:
@@ -158,20 +164,17 @@ def _import(
 
 
 def _read_import(source: str) -> bytes:
-    path = Path(source)
-    try:
-        if source == "-":
-            data = sys.stdin.buffer.read(_LARGEST_IMPORT + 1)
-        else:
-            mode = path.stat().st_mode
-            if stat.S_ISREG(mode) and mode & 0o077:
-                log.warning("warning: others can read %s: run 'chmod 600' on it, or delete it after the import", path)
-            with path.open("rb") as file:
-                data = file.read(_LARGEST_IMPORT + 1)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot read {source}: {getattr(error, 'strerror', None) or 'not a path'}") from None
-    if len(data) > _LARGEST_IMPORT:
-        raise ImportRefused(f"{source} is larger than 1 MiB: it is not a grant")
+    if source == "-":
+        data = sys.stdin.buffer.read(_LARGEST_IMPORT + 1)
+        if len(data) > _LARGEST_IMPORT:
+            raise ImportRefused(f"standard input is larger than {_LARGEST_IMPORT} bytes: it is not a grant")
+    else:
+        try:
+            data, status = read_named(source, _LARGEST_IMPORT)
+        except OSError as error:
+            raise ConfigError(f"cannot read {source}: {error.strerror}") from None
+        if status.st_mode & 0o077 and data:
+            log.warning("warning: others can read %s: run 'chmod 600' on it, or delete it after the import", source)
     if not data.strip():
         raise ImportRefused(f"{'standard input' if source == '-' else source} is empty; see 'refresher import --help'")
     return data

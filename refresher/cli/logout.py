@@ -35,10 +35,11 @@ def logout(options: Options, name: str, keep_at_server: bool) -> int | None:
     the grant here.
     """
     from refresher.oauth.revocation import revoke
+    from refresher.operations.rotate import read_files_of
 
     settings = options.settings()
     revoking = None if keep_at_server else partial(revoke, ca_file=settings.ca_file)
-    with StopSignals() as stopping:
+    with StopSignals() as stopping, read_files_of(settings.directories, name, settings.ca_file):
         words = remove_grant(settings.directories, name, stopping=stopping, revoke=revoking)
     say(f"logged out: {name}; {words}")
     return stopping.exit_code

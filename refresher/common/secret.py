@@ -3,7 +3,8 @@
 import hashlib
 import hmac
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Final
 from urllib.parse import quote, quote_plus
 
@@ -17,6 +18,7 @@ _PLAIN_WORDS: Final = re.compile(r"[a-z_./-]{16,31}|[A-Z_./-]{16,31}")
 
 # So many characters of a secret in a row cannot be a coincidence.
 _FRAGMENT: Final = 6
+_PIECE: Final = 4096  # of a secret, in characters
 _HIDDEN: Final = "\uffff"  # in no text: it is not a character
 
 
@@ -67,12 +69,22 @@ def mask(text: str, known: Iterable[Secret | None] = ()) -> str:
     for secret in known:
         plain = "" if secret is None else secret.reveal()
         size = min(_FRAGMENT, len(plain))
-        forms = (plain, quote(plain, safe=""), quote_plus(plain))
-        fragments = {form[at : at + size] for form in forms for at in range(len(form) - size + 1)} - {""}
-        for at in range(len(text) - size + 1):
-            if text[at : at + size] in fragments:
+        # The fragments of the text are kept, never those of the secret, which can be a thousand times as long.
+        of_text = {text[at : at + size] for at in range(len(text) - size + 1)} if size else set()
+        hidden = of_text and of_text.intersection(_fragments(plain, size))
+        for at in range(len(text) - size + 1) if hidden else ():
+            if text[at : at + size] in hidden:
                 shown[at : at + size] = _HIDDEN * size
     text = re.sub(f"{_HIDDEN}+", "[masked]", "".join(shown))
     text = _TOKEN_LIKE.sub(lambda run: run[0] if _PLAIN_WORDS.fullmatch(run[0]) else "[masked]", text)
     text = " ".join("".join(char if char.isprintable() else " " for char in text).split())
     return text if len(text) <= _LONGEST_KEPT else text[:_LONGEST_KEPT] + "..."
+
+
+def _fragments(secret: str, size: int) -> Iterator[str]:
+    """Yield each ``size`` characters in a row of ``secret``, plain and URL-encoded; it encodes one piece at a time."""
+    for encoded in (str, partial(quote, safe=""), quote_plus):
+        piece = ""
+        for begin in range(0, len(secret), _PIECE):
+            piece = piece[len(piece) - size + 1 :] + encoded(secret[begin : begin + _PIECE])
+            yield from (piece[at : at + size] for at in range(len(piece) - size + 1))

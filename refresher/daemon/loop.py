@@ -130,6 +130,7 @@ class Daemon:
         self._pauses: dict[str, _Pause] = {}
         self._throttle = _LogThrottle()
         self._warned: set[str] = set()
+        self._sent: set[str] = set()
         self._supervision = Supervision()
         self._readiness = self._supervision.readiness
         self._heartbeat_at = float("-inf")
@@ -253,6 +254,7 @@ class Daemon:
             # The process that holds the lock does the same work, so a job does not wait for it for long.
             lock_wait=_LOCK_WAIT,
             warned=self._warned,
+            sent=self._sent,
         )
         job = _Job(self._publisher, Order(name=name, seen=found.generation), terms)
         # A cleanup sends no request, so it does not wait for the limits of the server.
@@ -352,7 +354,7 @@ class Daemon:
         self._scan_at = float("-inf")
 
     def _drain(self) -> int:
-        """Wait until the running rotations have finished: a kill now could lose a refresh token."""
+        """Wait until the running rotations have finished: a kill could lose a refresh token that was sent."""
         self._queue.drop_waiting()
         status = f"stopping: waiting for {self._running_names()} to finish" if self._queue.running() else "stopping"
         self._supervision.stopping(status)
@@ -363,16 +365,26 @@ class Daemon:
             self._process_events(0.2)
             self._supervision.extend_stop()
             if self._signals.stop_repeated():
-                log.warning("%s: still rotating; a kill now could lose a new refresh token", self._running_names())
+                log.warning("%s: still rotating; %s", self._running_names(), self._loss("a kill now could lose"))
             if time.monotonic() > ends:
                 ends = float("inf")
                 log.critical(
-                    "%s: not saved within the grace period of %s; a kill now loses a new refresh token",
+                    "%s: not saved within the grace period of %s; %s",
                     self._running_names(),
                     text.span(self._grace),
+                    self._loss("a kill now loses"),
                 )
         log.info("stopped")
         return 0
+
+    def _loss(self, loses: str) -> str:
+        """Return what a kill would lose now: nothing, unless a refresh token was sent and its answer is not saved."""
+        at_risk = sorted(self._sent.copy())  # other threads change it
+        return (
+            f"{loses} a new refresh token of {text.names(at_risk)}"
+            if at_risk
+            else "nothing was sent, so nothing is lost"
+        )
 
     def _running_names(self) -> str:
         return text.names(sorted(job.order.name for job in self._queue.running()))

@@ -74,7 +74,7 @@ class Supervision:
         self._notify("STOPPING=1", f"STATUS={status}")
 
     def extend_stop(self) -> None:
-        """Ask for more time to stop: a kill now would lose a token."""
+        """Ask for more time to stop: a kill now could lose a token."""
         self._heartbeat_at = time.monotonic()
         self._notify("WATCHDOG=1", f"EXTEND_TIMEOUT_USEC={int(_STOP_EXTENSION * _MICRO)}")
 

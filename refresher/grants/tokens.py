@@ -27,7 +27,7 @@ def auth_scheme(token_type: object) -> str:
 
 def jwt_time(token: str, claim: str) -> float | None:
     """Return a time claim (``exp``, ``nbf``) if ``token`` is a JWT (RFC 7519). The signature is not checked."""
-    parts = token.split(".")
+    parts = token.split(".", 3)
     if len(parts) != 3:
         return None
     try:

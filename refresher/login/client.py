@@ -1,6 +1,5 @@
 """The client of a login: given by the person, stored, a metadata document, or newly registered (RFC 7591)."""
 
-from pathlib import Path
 from typing import Any, Final, Literal, cast
 
 import httpx2
@@ -10,6 +9,7 @@ from mcp.client.auth.oauth2 import check_registration_usable
 from mcp.client.auth.utils import handle_registration_response, is_valid_client_metadata_url
 
 from refresher.common.errors import ConfigError, LoginRefused
+from refresher.common.reading import read_named
 from refresher.common.secret import Secret, mask
 from refresher.grants.record import AuthMethod, Grant
 from refresher.grants.tokens import is_token
@@ -151,7 +151,7 @@ def _auth_method(options: LoginOptions, secret: Secret | None, server: Server) -
 
 def _read_secret(path: str) -> Secret:
     try:
-        text = Path(path).read_bytes()[:_MAX_SECRET].decode("utf-8").strip()
+        text = read_named(path, _MAX_SECRET).data.decode("utf-8").strip()
     except OSError as error:
         raise ConfigError(f"cannot read the client secret in {path}: {error.strerror}") from None
     except ValueError:

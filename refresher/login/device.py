@@ -20,6 +20,7 @@ from refresher.grants.outcome import Ambiguous, TokensIssued, Unreadable, descri
 from refresher.grants.record import Grant
 from refresher.grants.tokens import is_token
 from refresher.login.client import DEVICE_CODE
+from refresher.login.http_client import Connections
 from refresher.login.token_request import advice, is_temporary, login_error, new_grant, outcome_of, scope_of, send
 from refresher.oauth import urls
 
@@ -47,7 +48,7 @@ class _Code(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def device_login(
-    endpoint: str, client: Grant, stopping: Callable[[], bool], *, wait: float, ca_file: str | None
+    endpoint: str, client: Grant, stopping: Callable[[], bool], *, wait: float, connections: Connections
 ) -> Grant:
     """Show the person a code and an address, and return the grant after the code was entered there.
 
@@ -55,13 +56,13 @@ def device_login(
     becomes true between two polls, ``LoginNotGiven`` if the person denies access or takes longer than ``wait`` seconds,
     and ``ClientUnknown``, ``LoginRefused`` and ``ServerAway``.
     """
-    code = _request_code(endpoint, client, ca_file)
+    code = _request_code(endpoint, client, connections)
     _show(code)
-    return _poll(client, code, min(wait, code.lifetime), ca_file, stopping)
+    return _poll(client, code, min(wait, code.lifetime), connections, stopping)
 
 
-def _request_code(endpoint: str, client: Grant, ca_file: str | None) -> _Code:
-    posted = send("device_authorization_endpoint", endpoint, client, scope_of(client), ca_file)
+def _request_code(endpoint: str, client: Grant, connections: Connections) -> _Code:
+    posted = send("device_authorization_endpoint", endpoint, client, scope_of(client), connections)
     if posted.status == 200:
         with suppress(ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, ValueError):
             return _parse(json.loads(posted.decompressed_body()))
@@ -115,12 +116,12 @@ def _show(code: _Code) -> None:
     say(f"Waiting for you to log in. The code is valid for {span(code.lifetime)}.", err=True)
 
 
-def _poll(client: Grant, code: _Code, wait: float, ca_file: str | None, stopping: Callable[[], bool]) -> Grant:
+def _poll(client: Grant, code: _Code, wait: float, connections: Connections, stopping: Callable[[], bool]) -> Grant:
     fields = {"grant_type": DEVICE_CODE, "device_code": code.device_code.reveal()}
     interval, deadline = code.interval, time.monotonic() + wait
     while time.monotonic() + interval < deadline:
         _sleep(interval, stopping)
-        posted = send("token_endpoint", client.token_endpoint, client, fields, ca_file)
+        posted = send("token_endpoint", client.token_endpoint, client, fields, connections)
         outcome = None if posted.status is None else outcome_of(posted)
         if outcome is None or isinstance(outcome, Ambiguous):
             # RFC 8628 section 3.5: poll more slowly while the server does not answer.

@@ -30,10 +30,10 @@ from mcp_types.version import LATEST_HANDSHAKE_VERSION
 
 from refresher import __version__
 from refresher.common.errors import LoginRefused
-from refresher.login.http_client import Fetch, check_available, unavailable
+from refresher.login.http_client import NAMED_BY, Fetch, check_available, unavailable
 from refresher.oauth import urls
 
-__all__ = ["OFFLINE_ACCESS", "Server", "discover", "discover_issuer"]
+__all__ = ["ENDPOINTS", "OFFLINE_ACCESS", "Server", "discover", "discover_issuer"]
 
 OFFLINE_ACCESS: Final = "offline_access"
 
@@ -47,6 +47,9 @@ _INITIALIZE: Final = {
     "clientInfo": {"name": "refresher", "version": __version__},
 }
 _GRANT_TYPES: Final = ["authorization_code", "refresh_token"]
+_MAX_ISSUERS: Final = 3
+"""A server could name thousands, and each is asked at several addresses."""
+
 _GIVE_ENDPOINTS: Final = "Give --authorization-endpoint and --token-endpoint"
 
 
@@ -72,7 +75,7 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     """The scope to request."""
 
 
-_ENDPOINTS: Final = tuple(key for key in Server.__struct_fields__ if key.endswith("_endpoint"))
+ENDPOINTS: Final = tuple(key for key in Server.__struct_fields__ if key.endswith("_endpoint"))
 
 
 async def discover(url: str, fetch: Fetch) -> Server:
@@ -80,18 +83,6 @@ async def discover(url: str, fetch: Fetch) -> Server:
 
     Raises ``LoginRefused`` if there is none that is safe to use, and ``ServerAway``.
     """
-    server = await _discover(url, fetch)
-    if not urls.is_loopback(urlsplit(url).hostname or ""):
-        for key in ("issuer", *_ENDPOINTS):
-            # A remote server must not send requests to the services of this machine.
-            if urls.is_loopback(urlsplit(getattr(server, key) or "").hostname or ""):
-                raise LoginRefused(
-                    f"{url} names this machine as its {key}, which is not safe; nothing was changed. Check the URL"
-                )
-    return server
-
-
-async def _discover(url: str, fetch: Fetch) -> Server:
     response = await fetch(_mcp_request(url, "initialize", _INITIALIZE))
     if response.is_success:
         # Some servers accept initialize without a token, and require one from the next request on.
@@ -105,11 +96,11 @@ async def _discover(url: str, fetch: Fetch) -> Server:
     found = await _resource_metadata(url, response, fetch)
     if found is None:
         return await _without_resource_metadata(url, response, scope, fetch)
-    resource, metadata = found
+    address, resource, metadata = found
     first_error: LoginRefused | None = None
-    for issuer in map(str, metadata.authorization_servers):
+    for issuer in map(str, metadata.authorization_servers[:_MAX_ISSUERS]):
         try:
-            server = await _metadata(issuer, url, fetch)
+            server = await _metadata(issuer, url, fetch, namer=address)
         except LoginRefused as error:
             first_error = first_error or error
             continue
@@ -119,7 +110,7 @@ async def _discover(url: str, fetch: Fetch) -> Server:
 
 async def discover_issuer(issuer: str, url: str, fetch: Fetch) -> Server:
     """Return the authorization server ``issuer`` of an API at ``url`` that publishes no metadata itself."""
-    return _server(*await _metadata(issuer, url, fetch), resource=None, scope=None)
+    return _server(*await _metadata(issuer, url, fetch, namer=None), resource=None, scope=None)
 
 
 def _mcp_request(url: str, method: str, params: Mapping[str, Any], session: str | None = None) -> httpx2.Request:
@@ -135,13 +126,16 @@ def _mcp_request(url: str, method: str, params: Mapping[str, Any], session: str 
 
 async def _resource_metadata(
     url: str, refusal: httpx2.Response, fetch: Fetch
-) -> tuple[str, ProtectedResourceMetadata] | None:
-    """Return the verbatim ``resource`` and the protected resource metadata (RFC 9728); ``None`` if there is none."""
+) -> tuple[str, str, ProtectedResourceMetadata] | None:
+    """Return the address of the protected resource metadata (RFC 9728), its verbatim ``resource``, and the metadata.
+
+    Returns ``None`` if there is none.
+    """
     named = extract_resource_metadata_from_www_auth(refusal) if refusal.status_code in (401, 403) else None
     if named is not None and not _is_safe(named, url):
         named = None
     for address in build_protected_resource_metadata_discovery_urls(named, url):
-        response = await fetch(create_oauth_metadata_request(address))
+        response = await fetch(_metadata_request(address, url))
         # There may be metadata, and the older discovery could find another server.
         check_available(response)
         metadata = await handle_protected_resource_response(response)
@@ -151,7 +145,7 @@ async def _resource_metadata(
         wanted = resource_url_from_server_url(url)
         if not check_resource_allowed(requested_resource=wanted, configured_resource=resource):
             raise LoginRefused(f"{address} describes {resource}, not {wanted}; nothing was changed. Log in at that URL")
-        return resource, metadata
+        return address, resource, metadata
     return None
 
 
@@ -168,7 +162,8 @@ async def _without_resource_metadata(url: str, refusal: httpx2.Response, scope: 
     """Return the server at the origin of the MCP server, where MCP 2025-03-26 publishes it."""
     parts = urlsplit(url)
     origin = f"{parts.scheme}://{parts.netloc}"
-    found = await _first_metadata(origin, build_oauth_authorization_server_metadata_discovery_urls(None, url), fetch)
+    addresses = build_oauth_authorization_server_metadata_discovery_urls(None, url)
+    found = await _first_metadata(origin, addresses, fetch, namer=url)
     if found is not None:
         return _server(*found, resource=None, scope=_scope(scope, None, found[0]))
     if refusal.status_code != 401:
@@ -185,9 +180,10 @@ async def _without_resource_metadata(url: str, refusal: httpx2.Response, scope: 
     )
 
 
-async def _metadata(issuer: str, url: str, fetch: Fetch) -> _Metadata:
+async def _metadata(issuer: str, url: str, fetch: Fetch, *, namer: str | None) -> _Metadata:
     _endpoint("issuer", issuer)
-    found = await _first_metadata(issuer, build_oauth_authorization_server_metadata_discovery_urls(issuer, url), fetch)
+    addresses = build_oauth_authorization_server_metadata_discovery_urls(issuer, url)
+    found = await _first_metadata(issuer, addresses, fetch, namer=namer)
     if found is None:
         raise LoginRefused(
             f"{issuer} publishes no readable server metadata (RFC 8414); nothing was changed. {_GIVE_ENDPOINTS}"
@@ -195,9 +191,17 @@ async def _metadata(issuer: str, url: str, fetch: Fetch) -> _Metadata:
     return found
 
 
-async def _first_metadata(issuer: str, addresses: list[str], fetch: Fetch) -> _Metadata | None:
+def _metadata_request(address: str, namer: str | None) -> httpx2.Request:
+    """Return the request for metadata at an address that the server at ``namer`` named; ``None``: a person did."""
+    request = create_oauth_metadata_request(address)
+    if namer is not None:
+        request.extensions[NAMED_BY] = namer
+    return request
+
+
+async def _first_metadata(issuer: str, addresses: list[str], fetch: Fetch, *, namer: str | None) -> _Metadata | None:
     for address in addresses:
-        response = await fetch(create_oauth_metadata_request(address))
+        response = await fetch(_metadata_request(address, namer))
         try_next, metadata = await handle_auth_metadata_response(response)
         if metadata is None:
             if try_next:
@@ -223,7 +227,7 @@ def _scope(
 
 def _server(metadata: OAuthMetadata, document: Mapping[str, Any], *, resource: str | None, scope: str | None) -> Server:
     endpoints: dict[str, Any] = {
-        key: _endpoint(key, value) for key in _ENDPOINTS if isinstance(value := document.get(key), str) and value
+        key: _endpoint(key, value) for key in ENDPOINTS if isinstance(value := document.get(key), str) and value
     }
     return Server(
         **endpoints,

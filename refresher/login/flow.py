@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
-import anyio
 import httpx2
 import msgspec
 
@@ -35,7 +34,7 @@ from refresher.login.browser import wait_for_redirect
 from refresher.login.client import Client
 from refresher.login.device import device_login
 from refresher.login.discovery import OFFLINE_ACCESS, Server
-from refresher.login.http_client import Fetch, fetch
+from refresher.login.http_client import Connections
 from refresher.login.loopback import Loopback
 from refresher.login.options import LoginOptions, completed, shared_fields, validated
 from refresher.login.token_request import request_tokens, scope_of
@@ -76,8 +75,9 @@ def log_in(settings: Settings, name: str, options: LoginOptions) -> _LoggedIn:
     if stored is not None and not options.replace and is_for_other_server(stored, options.url):
         raise ConfigError(other_server(stored))
     settings.directories.ensure()
-    send = partial(fetch, settings.ca_file)
-    flow = _Flow(settings, name, options, options.url, send, anyio.run(_find_server, options, send), stored)
+    connections = Connections(settings.ca_file)
+    server = connections.run(_find_server, options, connections)
+    flow = _Flow(settings, name, options, options.url, connections, server, stored)
     try:
         return flow.run(new_client=options.new_client)
     except ClientUnknown:
@@ -95,7 +95,7 @@ class _Flow:
     name: str
     options: LoginOptions
     url: str
-    fetch: Fetch
+    connections: Connections
     server: Server
     stored: Grant | None
     used_stored_registration: bool = False
@@ -112,7 +112,7 @@ class _Flow:
                     raise ConfigError(f"the stored client of {self.name} is for another server; give --client-id")
                 draft = self._draft(client, None)
                 fields = {"grant_type": "client_credentials"} | scope_of(draft)
-                return self._complete(lambda _: request_tokens(draft, fields, self.settings.ca_file))
+                return self._complete(lambda _: request_tokens(draft, fields, self.connections))
             case "device":
                 endpoint = self.server.device_authorization_endpoint
                 if endpoint is None:
@@ -121,7 +121,7 @@ class _Flow:
                     )
                 draft = self._draft(client or self._register(None), None)
                 return self._complete(
-                    partial(device_login, endpoint, draft, wait=self.options.wait, ca_file=self.settings.ca_file)
+                    partial(device_login, endpoint, draft, wait=self.options.wait, connections=self.connections)
                 )
             case _:
                 return self._with_browser(client)
@@ -134,7 +134,7 @@ class _Flow:
             try:
                 draft = self._draft(client, loopback.redirect_uri)
                 code = self._authorize(draft, loopback)
-                logged_in = self._complete(lambda _: request_tokens(draft, code, self.settings.ca_file))
+                logged_in = self._complete(lambda _: request_tokens(draft, code, self.connections))
             except RefresherError as error:
                 loopback.show(pages.failed(str(error), declined=isinstance(error, LoginNotGiven)))
                 raise
@@ -153,7 +153,7 @@ class _Flow:
 
     def _register(self, redirect_uri: str | None) -> Client:
         self.used_stored_registration = False
-        return anyio.run(clients.register, self.server, redirect_uri, self.fetch)
+        return self.connections.run(clients.register, self.server, redirect_uri, self.connections.fetch)
 
     def _authorize(self, draft: Grant, loopback: Loopback) -> dict[str, str]:
         """Let the person authorize the client, and return the fields of the token request."""
@@ -162,7 +162,7 @@ class _Flow:
         )
         if self.used_stored_registration:
             # Otherwise only the browser would show that the server does not know the client any more.
-            response = anyio.run(self.fetch, httpx2.Request("GET", request.url))
+            response = self.connections.run(self.connections.fetch, httpx2.Request("GET", request.url))
             if response.status_code in _CLIENT_UNKNOWN_STATUSES and b"client" in response.content.lower():
                 raise ClientUnknown(f"{self.server.authorization_endpoint} answered {response.status_code}")
         return wait_for_redirect(request, loopback, wait=self.options.wait, open_browser=not self.options.no_browser)
@@ -222,7 +222,8 @@ class _Flow:
                 raise
             verified = None
             if not (self.options.no_verify or self.options.token_endpoint or self.options.issuer or stopping()):
-                verified = anyio.run(verify, grant, self.settings.ca_file)
+                with self.connections.to(self.url):
+                    verified = self.connections.run(verify, grant, self.settings.ca_file)
             imported = store_grant(
                 self.settings.directories,
                 grant,
@@ -236,15 +237,19 @@ class _Flow:
         return imported, verified, stopping.exit_code
 
 
-async def _find_server(options: LoginOptions, fetch: Fetch) -> Server:
+async def _find_server(options: LoginOptions, connections: Connections) -> Server:
     """Return the authorization server: as given by the person, or discovered and completed from the options."""
     url = options.url or ""
     if options.token_endpoint is not None:
         server = Server(**shared_fields(options, Server))
     elif options.issuer is not None:
-        server = await discovery.discover_issuer(options.issuer, url, fetch)
+        server = await discovery.discover_issuer(options.issuer, url, connections.fetch)
     else:
-        server = await discovery.discover(url, fetch)
+        server = await discovery.discover(url, connections.fetch)
+    if options.token_endpoint is None:
+        for key in discovery.ENDPOINTS:
+            if (endpoint := getattr(server, key)) is not None and getattr(options, key, None) is None:
+                await connections.check(key, endpoint, server.issuer or url)
     given = ("scope", "resource", "device_authorization_endpoint", "revocation_endpoint")
     server = msgspec.structs.replace(server, **{key: value for key in given if (value := getattr(options, key))})
     scope, resource = server.scope, None if server.resource == "none" else server.resource

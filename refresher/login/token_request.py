@@ -23,6 +23,7 @@ from refresher.grants.outcome import (
 from refresher.grants.record import Grant
 from refresher.grants.tokens import MAX_LIFETIME, not_before
 from refresher.grants.transition import with_access_token
+from refresher.login.http_client import Connections
 from refresher.oauth.http_client import PostResult, post
 
 __all__ = ["advice", "is_temporary", "login_error", "new_grant", "outcome_of", "request_tokens", "scope_of", "send"]
@@ -44,17 +45,21 @@ def advice(*codes: str) -> str:
     return f"{text[0].upper()}{text[1:]}"
 
 
-def send(endpoint: str, url: str, client: Grant, fields: dict[str, str], ca_file: str | None) -> PostResult:
-    """Send ``fields``, and ``resource`` if the server accepts it, to the ``endpoint`` at ``url`` as ``client``."""
+def send(endpoint: str, url: str, client: Grant, fields: dict[str, str], connections: Connections) -> PostResult:
+    """Send ``fields``, and ``resource`` if the server accepts it, to the ``endpoint`` at ``url`` as ``client``.
+
+    Raises ``LoginRefused`` if a server must not name that address.
+    """
     secrets = tuple(Secret(fields[key]) for key in ("code", "code_verifier", "device_code") if key in fields)
     if server_behavior.sends_resource(client):
         fields = {**fields, "resource": client.resource or ""}
-    return post(client, url, fields, ca_file=ca_file, secrets=secrets, endpoint_name=endpoint)
+    with connections.to(url):
+        return post(client, url, fields, ca_file=connections.ca_file, secrets=secrets, endpoint_name=endpoint)
 
 
-def request_tokens(client: Grant, fields: dict[str, str], ca_file: str | None) -> Grant:
+def request_tokens(client: Grant, fields: dict[str, str], connections: Connections) -> Grant:
     """Return the grant for a token request. Raises ``ClientUnknown``, ``LoginRefused`` and ``ServerAway``."""
-    posted = send("token_endpoint", client.token_endpoint, client, fields, ca_file)
+    posted = send("token_endpoint", client.token_endpoint, client, fields, connections)
     outcome = outcome_of(posted)
     if not isinstance(outcome, TokensIssued):
         raise login_error(outcome)

@@ -2,12 +2,12 @@
 
 import uuid
 from base64 import b64encode
-from pathlib import Path
 from typing import Any, Final, assert_never
 from urllib.parse import quote_plus, urlencode
 
 from refresher import __version__
 from refresher.common.errors import ConfigError
+from refresher.common.reading import read_named
 from refresher.grants.record import Grant
 
 __all__ = ["build_request", "client_assertion"]
@@ -61,7 +61,7 @@ def client_assertion(grant: Grant, now: float) -> str:
 
     path = grant.private_key_file or ""
     try:
-        key: Any = load_pem_private_key(Path(path).read_bytes(), password=None)
+        key: Any = load_pem_private_key(read_named(path).data, password=None)
     except OSError as error:
         raise ConfigError(f"cannot read the private key {path}: {error.strerror}") from None
     except Exception:  # noqa: BLE001  the library's message could quote the file

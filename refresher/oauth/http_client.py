@@ -23,13 +23,13 @@ from refresher.common.errors import ConfigError
 from refresher.common.secret import Secret
 from refresher.grants.outcome import Outcome
 from refresher.grants.record import Grant
-from refresher.oauth import connection_errors, urls
+from refresher.oauth import connection_errors, networks, urls
 from refresher.oauth.client_authentication import build_request
 from refresher.oauth.proxies import build_proxy
 from refresher.oauth.tls import ssl_context
 from refresher.oauth.token_response import parse_token_response
 
-__all__ = ["DEADLINE", "PostResult", "post"]
+__all__ = ["DEADLINE", "PostResult", "RequestLoop", "post"]
 
 DEADLINE: Final = 20.0
 """Seconds for one operation. It is shorter than the wait for a lock and than the grace period of a pod."""
@@ -144,7 +144,7 @@ def post(
         # The record may have been edited since the import (I8).
         urls.check_endpoint(url)
         result.error = connection_errors.too_slow(url, timeout)
-        anyio.run(send, backend_options={"loop_factory": _RequestLoop})
+        anyio.run(send, backend_options={"loop_factory": RequestLoop})
     except urls.InvalidURL as error:
         result.error = f"the {endpoint_name} {error}"
     except ConfigError as error:
@@ -156,7 +156,7 @@ def post(
     return result
 
 
-class _RequestLoop(asyncio.SelectorEventLoop):
+class RequestLoop(asyncio.SelectorEventLoop):
     """A loop whose clock, and so every timeout, counts only the time in which the process runs.
 
     After a stop (Ctrl-Z, a debugger, a paused machine), an ordinary deadline has passed: the loop would drop the answer
@@ -180,6 +180,12 @@ class _RequestLoop(asyncio.SelectorEventLoop):
     def _tick(self) -> None:
         # A loop that wakes up twice a second recognises a stop by a longer gap.
         self.call_later(_TICK, self._tick)
+
+    async def sock_connect(self, sock: socket.socket, address: Any) -> None:
+        """Connect to ``address``, the resolved one, if the context permits its network."""
+        networks.permit(address[0])
+        await super().sock_connect(sock, address)
+        networks.connected(address[0])
 
     async def getaddrinfo(self, *host_and_port: Any, **options: Any) -> Any:
         """Resolve like ``socket.getaddrinfo``, in a thread that the end of the loop does not wait for.

@@ -35,6 +35,7 @@ __all__ = ["parse_token_response"]
 _MAX_CODE: Final = 64
 _MAX_DESCRIPTION: Final = 4096
 _DECODER: Final = json.JSONDecoder()
+_FIELD: Final = re.compile(r"[^&]+")
 _SPACE: Final = re.compile(r"[ \t\r\n]*")
 
 _BUSY_STATUSES: Final = frozenset({408, 425, 429, 503})
@@ -114,7 +115,9 @@ def _parse_body(body: bytes, content_type: str, *, complete: bool) -> dict[str, 
     text = body.removeprefix(b"\xef\xbb\xbf").strip().decode("utf-8", "replace")
     if not text.startswith("{"):
         # Only JSON shows that it is complete. GitHub and older servers send forms, with any content type.
-        form = dict(parse_qsl(text)) if complete and not text.startswith("<") else {}
+        # Field by field: a list of all of them could need fifty times the memory of the text.
+        fields = (pair for part in _FIELD.finditer(text) for pair in parse_qsl(part[0]))
+        form = dict(fields) if complete and not text.startswith("<") else {}
         is_form = content_type.partition(";")[0].strip().lower() == "application/x-www-form-urlencoded"
         return form if is_form or not form.keys().isdisjoint(("access_token", "error")) else {}
     try:

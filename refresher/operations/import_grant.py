@@ -12,7 +12,7 @@ from refresher.grants.record import Grant, Record, Stored, Tombstone, with_spent
 from refresher.oauth import urls
 from refresher.storage import files, lock, records, recovery
 from refresher.storage.directories import Directories
-from refresher.storage.publishing import Publisher, published_generation
+from refresher.storage.publishing import Publisher, left_out, published_generation
 
 __all__ = ["Imported", "exists", "is_for_other_server", "other_server", "store_grant"]
 
@@ -84,8 +84,9 @@ def store_grant(
         records.write(directories, name, stored, grant)
         try:
             Publisher(directories).publish(grant)
+            warnings += filter(None, (left_out(grant),))
         except StorageError as error:
-            warnings.append(f"{error}; the next run-once publishes it")
+            warnings.append(f"the grant is saved, but {error}")
     return Imported(grant=grant, stored=True, warnings=tuple(warnings))
 
 

@@ -57,5 +57,5 @@ def remove(
         try:
             Publisher(directories).publish(tombstone)
         except StorageError as error:
-            raise StorageError(f"{name} is removed, but {error}; the next run-once publishes the removal") from None
+            raise StorageError(f"{name} is removed, but {error}") from None
     return at_the_server

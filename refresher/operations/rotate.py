@@ -6,25 +6,30 @@ publish, release.
 
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import NamedTuple
 
 import msgspec
 
 from refresher.common import clocks
 from refresher.common.errors import DirectoryError, GrantFileError, Interrupted, LockBusy, StorageError
+from refresher.common.reading import read_ahead
 from refresher.grants import policy, transition
 from refresher.grants.outcome import GrantRejected, ResourceRefused, TokensIssued
 from refresher.grants.policy import Wait
 from refresher.grants.record import Grant, Record, Stored
+from refresher.oauth import tls
 from refresher.oauth.http_client import DEADLINE
 from refresher.oauth.token_request import TokenRequestResult, request_tokens
 from refresher.operations.result import EXIT_CODES, Result
 from refresher.storage import demands, journal, lock, records, recovery
 from refresher.storage.demands import Demands
+from refresher.storage.directories import Directories
 from refresher.storage.journal import Attempt
-from refresher.storage.publishing import Publisher, published_generation
+from refresher.storage.publishing import Publisher, left_out, published_generation
 
-__all__ = ["Order", "Terms", "rotate"]
+__all__ = ["Order", "Terms", "read_files_of", "rotate"]
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +55,8 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds for the lock."""
     warned: set[str] = msgspec.field(default_factory=set)
     """The warnings that this process has logged, and logs only once."""
+    sent: set[str] = msgspec.field(default_factory=set)
+    """The names whose refresh token this process has sent, and whose answer it has not saved yet."""
 
 
 def rotate(publisher: Publisher, order: Order, terms: Terms) -> Result | None:
@@ -60,7 +67,10 @@ def rotate(publisher: Publisher, order: Order, terms: Terms) -> Result | None:
     directories, name = publisher.directories, order.name
     try:
         directories.prepare()
-        with lock.held(directories.lock(name), stopping=terms.stopping, wait=terms.lock_wait):
+        with (
+            read_files_of(directories, name, terms.ca_file),
+            lock.held(directories.lock(name), stopping=terms.stopping, wait=terms.lock_wait),
+        ):
             return _Rotation(publisher, order, terms).run()
     except LockBusy as busy:
         return _adopted_meanwhile(publisher, order) or Result(name, "lock_busy", None, str(busy))
@@ -73,6 +83,20 @@ def rotate(publisher: Publisher, order: Order, terms: Terms) -> Result | None:
     except Exception as error:  # noqa: BLE001  a bug in one grant must not stop the rotation of the others
         # Without the trace: it could quote a secret.
         return Result(name, "storage_failed", None, f"internal error ({type(error).__name__}); please report it")
+    finally:
+        terms.sent.discard(name)
+
+
+def read_files_of(directories: Directories, name: str, ca_file: str | None) -> AbstractContextManager[None]:
+    """Read the keys and certificates of ``name`` before its lock; inside, its requests use what was found.
+
+    A mount that does not answer must not make other processes wait.
+    """
+    try:
+        record = records.load(directories, name).record
+    except GrantFileError:
+        record = None  # reported under the lock, after the recovery
+    return read_ahead(tls.named_files(record, ca_file) if isinstance(record, Grant) else ())
 
 
 def _adopted_meanwhile(publisher: Publisher, order: Order) -> Result | None:
@@ -121,7 +145,9 @@ class _Rotation(NamedTuple):
         """Reserve, declare, exchange, persist; nothing is logged from the request to the durable answer."""
         # After a restored backup, readers must not get a generation that they have seen.
         generation = max(grant.generation, published_generation(self.publisher.directories, grant.name, grant)) + 1
-        attempt = Attempt(self.publisher.directories, grant.name, stored)
+        attempt = Attempt(
+            self.publisher.directories, grant.name, stored, on_sent=partial(self.terms.sent.add, grant.name)
+        )
         attempt.reserve(grant, clocks.now())
         exchanged = request_tokens(
             grant, ca_file=self.terms.ca_file, hooks=attempt, demanded=demanded, deadline=self.terms.deadline
@@ -143,6 +169,7 @@ class _Rotation(NamedTuple):
             if exchanged.doubt is None:
                 changed = _with_hint(changed, recovery.backup_hint(self.publisher.directories, grant))
         attempt.persist(changed, until_saved=isinstance(exchanged.outcome, TokensIssued))
+        self.terms.sent.discard(grant.name)
         return changed
 
     def _publish(self, grant: Grant, pending: Demands, result: Result) -> Result:
@@ -156,10 +183,12 @@ class _Rotation(NamedTuple):
             return msgspec.structs.replace(
                 result,
                 outcome="storage_failed" if EXIT_CODES[result.outcome] == 0 else result.outcome,
-                detail=f"{result.detail}; saved, but {error}; the next run publishes it",
+                detail=f"{result.detail}; saved, but {error}",
             )
         keep = range(0) if grant.dead else current
         pending.remove(self.publisher.directories, name, keep=keep, warned=self.terms.warned)
+        if clause := left_out(grant):
+            result = msgspec.structs.replace(result, detail=f"{result.detail}; {clause}")
         if visible:
             return result
         unseen = "NOT published: the token file is of a later generation (was grants/ restored from a backup?)"

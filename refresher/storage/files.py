@@ -6,10 +6,11 @@ import stat
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
+
+from refresher.common.reading import FileWithStatus, read_regular
 
 __all__ = [
-    "FileWithStatus",
     "NotPrivate",
     "create",
     "durable_create",
@@ -24,16 +25,7 @@ __all__ = [
     "write_all",
 ]
 
-_PIECE: Final = 64 * 1024
 _NOT_FOLLOWED: Final = os.O_NOFOLLOW | os.O_CLOEXEC
-_TO_READ: Final = os.O_RDONLY | os.O_NONBLOCK | _NOT_FOLLOWED
-
-
-class FileWithStatus(NamedTuple):
-    """The bytes of a file, and its ``fstat`` when they were read."""
-
-    data: bytes
-    status: os.stat_result
 
 
 class NotPrivate(ValueError):
@@ -49,28 +41,16 @@ def read(
     ``private``, also ``NotPrivate``. It does not block on a FIFO and does not follow a link.
     """
     try:
-        descriptor = os.open(path, _TO_READ, dir_fd=directory)
+        found = read_regular(path, largest, flags=os.O_NOFOLLOW, directory=directory)
     except FileNotFoundError:
         return None
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise ValueError("it is a symbolic link") from None
         raise
-    try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError("it is not a regular file")
-        if private:
-            _check_private(status)
-        data = os.read(descriptor, min(status.st_size, largest) + 1)
-        # One read is enough for nearly every file; a file that has grown meanwhile takes more.
-        while len(data) != status.st_size and (more := os.read(descriptor, min(_PIECE, largest + 1 - len(data)))):
-            data += more
-    finally:
-        os.close(descriptor)
-    if len(data) > largest:
-        raise ValueError(f"it is larger than {largest} bytes")
-    return FileWithStatus(data, status)
+    if private:
+        _check_private(found.status)
+    return found
 
 
 def _check_private(status: os.stat_result) -> None:

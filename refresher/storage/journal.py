@@ -81,10 +81,13 @@ def read_intent(path: Path) -> tuple[Intent, Mark] | None:
 class Attempt:
     """One attempt at the next record of ``name``, which begins from ``stored``; the caller holds the lock."""
 
-    def __init__(self, directories: Directories, name: str, stored: Stored) -> None:
+    def __init__(
+        self, directories: Directories, name: str, stored: Stored, *, on_sent: Callable[[], None] = lambda: None
+    ) -> None:
         self._directories = directories
         self._name = name
         self._stored = stored
+        self._on_sent = on_sent
         self._record: int | None = None
         self._intent: int | None = None
         self._mark_at = 0
@@ -123,6 +126,7 @@ class Attempt:
     def before_first_byte(self) -> None:
         """Mark the intent as sent. Without a sync: after a power loss every intent counts as sent."""
         self._mark(Mark.SENT)
+        self._on_sent()
 
     def _mark(self, mark: Mark) -> None:
         if self._intent is None:

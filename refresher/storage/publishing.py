@@ -14,23 +14,44 @@ import msgspec
 import shim._token as token_file
 from refresher.common import clocks
 from refresher.common.errors import StorageError
+from refresher.common.reading import FileWithStatus
 from refresher.grants import policy
 from refresher.grants.record import Grant, Record, Tombstone
 from refresher.storage import files, records
 from refresher.storage.directories import Directories, Sharing
-from refresher.storage.files import FileWithStatus
 from shim._token import Problem, TokenFile
 from shim.errors import TokenFileError
 
-__all__ = ["Publisher", "derive", "published_generation", "read_published", "state_of"]
+__all__ = ["Publisher", "derive", "left_out", "published_generation", "read_published", "state_of"]
+
+_LARGEST: Final = 256 * 1024
+"""Bytes of a token file."""
+
+_SHORT: Final = 1000
 
 log = logging.getLogger(__name__)
 
 
 def derive(record: Record) -> bytes | None:
-    """Return the token file of ``record``; ``None`` if no exchange has ended yet."""
+    """Return the token file of ``record``, of 256 KiB at most; ``None`` if no exchange has ended yet.
+
+    Raises ``StorageError`` if the access token alone is too long for it.
+    """
+    token = _token_file(record)
+    return None if token is None else _fitted(token)[0]
+
+
+def left_out(record: Record) -> str:
+    """Return what the token file of ``record`` leaves out because it is too long, as a clause; "" if nothing."""
+    token = _token_file(record)
+    with suppress(StorageError):
+        return "" if token is None else _fitted(token)[1]
+    return ""
+
+
+def _token_file(record: Record) -> TokenFile | None:
     if isinstance(record, Tombstone):
-        removed = TokenFile(
+        return TokenFile(
             name=record.name,
             grant_id=record.grant_id,
             generation=record.generation,
@@ -43,24 +64,43 @@ def derive(record: Record) -> bytes | None:
             origins=record.origins,
             error=None,
         )
-        return token_file.render(removed)
     if record.access_token is None and record.failure is None:
         return None
     problem = _problem(record)
-    return token_file.render(
-        TokenFile(
-            name=record.name,
-            grant_id=record.grant_id,
-            generation=record.generation,
-            state=_state(record, problem),
-            access_token=None if record.access_token is None else record.access_token.reveal(),
-            token_type=record.token_type,
-            issued_at=record.issued_at,
-            expires_at=record.expires_at,
-            scope=record.scope,
-            origins=record.origins,
-            error=problem,
-        )
+    return TokenFile(
+        name=record.name,
+        grant_id=record.grant_id,
+        generation=record.generation,
+        state=_state(record, problem),
+        access_token=None if record.access_token is None else record.access_token.reveal(),
+        token_type=record.token_type,
+        issued_at=record.issued_at,
+        expires_at=record.expires_at,
+        scope=record.scope,
+        origins=record.origins,
+        error=problem,
+    )
+
+
+def _fitted(token: TokenFile) -> tuple[bytes, str]:
+    """Return the token file without a description and a scope that are too long for it, and a clause that says so.
+
+    Agents refuse a larger file, and would lose the access token too.
+    """
+    data, clause = token_file.render(token), ""
+    if len(data) > _LARGEST and token.error is not None and len(token.error.description) > _SHORT:
+        shorter = token.error._replace(description=f"{token.error.description[:_SHORT]}...")
+        data, clause = token_file.render(token := token._replace(error=shorter)), "a shortened description of the error"
+    if len(data) > _LARGEST and token.scope is not None:
+        # A part of a scope would be another scope.
+        data = token_file.render(token := token._replace(scope=None))
+        clause = f"{clause} and no scope" if clause else "no scope"
+    if len(data) <= _LARGEST:
+        return data, clause and f"the token file has {clause}, because it would be larger than {_LARGEST // 1024} KiB"
+    long = "access token" if len(token.access_token or "") > _LARGEST // 2 else "list of origins"
+    raise StorageError(
+        f"the {long} of {token.name} is too long for a token file of {_LARGEST // 1024} KiB, and is not published: "
+        "request a smaller scope at the next login"
     )
 
 
@@ -132,7 +172,10 @@ class Publisher:
         ``sharing``: the permissions to compare with, if the caller knows them.
         """
         published = _read(self.directories, record.name)
-        wanted = self._wanted(record)
+        try:
+            wanted = self._wanted(record)
+        except StorageError:
+            return True
         return wanted is not None and not self._is_up_to_date(record.name, wanted, published, sharing)
 
     def current(self, record: Record) -> range:
@@ -174,7 +217,7 @@ class Publisher:
             mode, group = self.directories.sharing()
             files.replace(path, wanted, mode=mode, group=group)
         except OSError as error:
-            raise StorageError(f"cannot publish {path}: {error.strerror}") from None
+            raise StorageError(f"cannot publish {path}: {error.strerror}; the next run publishes it") from None
         if published is not None and wanted == published.data and not again:
             self._repaired[name] = hash(wanted)
         return True
@@ -190,7 +233,7 @@ class Publisher:
             if restored or (record.dead and seen.generation > record.generation):
                 # The record is from a restored backup: readers keep the newer token, and see the state of the grant.
                 problem = _problem(record)
-                return token_file.render(seen._replace(state=_state(record, problem), error=problem))
+                return _fitted(seen._replace(state=_state(record, problem), error=problem))[0]
             if record.access_token is None and seen.access_token is not None:
                 # Both grants are of one server, so what is known of its tokens holds for the earlier one too.
                 before = msgspec.structs.replace(record, issued_at=seen.issued_at, expires_at=seen.expires_at)

@@ -7,12 +7,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 
 from refresher.common.errors import ConfigError
 from refresher.grants.outcome import ClientRejected, NotSent, TokensIssued, Unreadable
 from refresher.oauth.tls import ssl_context
 from refresher.oauth.token_request import TokenRequestResult, request_tokens
+from shim.httpx2 import BearerAuth
+from shim.mcp._endpoint import HTTPEndpoint
+from tests.support.cli import WORKING_LOGIN
+from tests.support.command import Command
 from tests.support.hooks import Recording
 from tests.support.keys import certificate, server_context
 from tests.support.raw_server import RawServer
@@ -114,3 +119,29 @@ def test_an_answer_without_close_notify_is_used_only_if_it_shows_its_end(
         answered = encrypted.ask(server, hooks)
     assert isinstance(answered.outcome, kind), answered.outcome
     assert len(hooks.answers) == (kind is Unreadable)
+
+
+def test_the_keys_of_a_connection_are_written_to_no_file(refresher: Command, tmp_path: Path) -> None:
+    """If it failed, a variable that was set for another program would make each token readable on the network."""
+    encrypted, keys = _Encrypted(tmp_path), tmp_path / "keys.log"
+    environment = {"SSLKEYLOGFILE": str(keys)}
+    with RawServer(_answers(GOOD), wrap=encrypted) as server:
+        endpoint = server.token_endpoint.replace("http://127.0.0.1", "https://localhost")
+        refresher.import_grant("x", WORKING_LOGIN | {"token_endpoint": endpoint})
+        done = refresher("--ca-file", str(encrypted.certificate), "run-once", "--force", environment=environment)
+    assert done.code == 0, done.stderr
+    assert not keys.exists()
+
+
+def test_the_keys_of_a_session_of_shim_are_written_to_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If it failed, a variable that was set for another program would make each access token readable on the network."""
+    encrypted, keys = _Encrypted(tmp_path), tmp_path / "keys.log"
+    monkeypatch.setenv("SSL_CERT_FILE", str(encrypted.certificate))
+    monkeypatch.setenv("SSLKEYLOGFILE", str(keys))
+    with RawServer(_answers(b"{}"), wrap=encrypted, marker=b"\r\n\r\n") as server:
+        url = server.token_endpoint.replace("http://127.0.0.1", "https://localhost")
+        verify = HTTPEndpoint(url, BearerAuth("x"), {}, True).verify
+        with httpx2.Client(verify=verify, trust_env=False, timeout=60) as http:
+            assert http.get(url).status_code == 200
+    # Python makes the file and writes a comment, before shim can prevent that.
+    assert not keys.exists() or all(line.startswith("#") for line in keys.read_text().splitlines())

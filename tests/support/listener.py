@@ -4,7 +4,7 @@ import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 __all__ = ["Listener", "Listening"]
 
@@ -24,9 +24,11 @@ class Listener(ThreadingHTTPServer):
 class Listening:
     """Serves at ``url``, a free port of this machine, while its context is open."""
 
+    host: ClassVar[str] = "127.0.0.1"
+
     def __init__(self, handler: type[BaseHTTPRequestHandler]) -> None:
-        self._server = Listener(("127.0.0.1", 0), handler)
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        self._server = Listener((self.host, 0), handler)
+        self.url = f"http://{self.host}:{self._server.server_address[1]}"
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
 
     def __enter__(self) -> Self:

@@ -1,5 +1,6 @@
 """Programs and rights that a test needs, and faults that they inject."""
 
+import ctypes
 import os
 import shutil
 import subprocess
@@ -7,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["faketime", "injecting", "mounted", "no_mounts", "no_strace"]
+__all__ = ["dead_mount", "faketime", "injecting", "mounted", "no_dead_mounts", "no_mounts", "no_strace"]
 
 
 def no_strace() -> str | None:
@@ -24,6 +25,13 @@ def no_mounts() -> str | None:
     """Return why file systems cannot be mounted here, ``None`` if they can."""
     if os.geteuid() != 0:
         return "mounting a file system needs root"
+    return None
+
+
+def no_dead_mounts() -> str | None:
+    """Return why no file system that never answers can be mounted here, ``None`` if one can."""
+    if os.geteuid() != 0 or not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        return "mounting a file system that never answers needs root and /dev/fuse"
     return None
 
 
@@ -44,6 +52,24 @@ def mounted(place: Path, options: str) -> Iterator[None]:
         yield
     finally:
         subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@contextmanager
+def dead_mount(place: Path) -> Iterator[None]:
+    """Mount a file system at ``place`` that answers no request, like that of a server that is away."""
+    force_and_detach = 3
+    libc = ctypes.CDLL(None, use_errno=True)
+    device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        options = f"fd={device},rootmode=40000,user_id=0,group_id=0".encode()
+        if libc.mount(b"dead", os.fsencode(place), b"fuse", 0, options) != 0:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        try:
+            yield
+        finally:
+            libc.umount2(os.fsencode(place), force_and_detach)
+    finally:
+        os.close(device)
 
 
 def injecting(calls: str, fault: str, output: Path = Path("/dev/null")) -> tuple[str, ...]:

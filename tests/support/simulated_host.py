@@ -7,6 +7,7 @@ attempt (which can be killed), and fsync (power losses have their own tests, on 
 
 import os
 import shutil
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import mkdtemp
@@ -194,8 +195,8 @@ class SimulatedHost:
         if self._cut_off() and self._attempt is not None:
             self.observer.in_doubt.setdefault(self.observer.holding.refresh, self._attempt.began)
 
-    def _begin(self, where: Directories, name: str, stored: Stored) -> "_MortalAttempt":
-        self._attempt = _MortalAttempt(self, self._network, where, name, stored)
+    def _begin(self, where: Directories, name: str, stored: Stored, *, on_sent: Callable[[], None]) -> "_MortalAttempt":
+        self._attempt = _MortalAttempt(self, self._network, where, name, stored, on_sent)
         return self._attempt
 
     def declares(self, grant: Grant) -> None:
@@ -211,9 +212,15 @@ class _MortalAttempt(Attempt):
     """An attempt whose process can be killed at each of its steps."""
 
     def __init__(
-        self, host: SimulatedHost, network: SimulatedNetwork, where: Directories, name: str, stored: Stored
+        self,
+        host: SimulatedHost,
+        network: SimulatedNetwork,
+        where: Directories,
+        name: str,
+        stored: Stored,
+        on_sent: Callable[[], None],
     ) -> None:
-        super().__init__(where, name, stored)
+        super().__init__(where, name, stored, on_sent=on_sent)
         self._host = host
         self._network = network
         self._saving: Record | None = None

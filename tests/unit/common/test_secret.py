@@ -2,6 +2,9 @@
 
 import pickle
 import traceback
+from collections.abc import Callable
+from functools import partial
+from random import Random
 from urllib.parse import quote, quote_plus
 
 import msgspec
@@ -10,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refresher.common.secret import Secret, mask
+from tests.support.peak import MIB, peak
 from tests.support.samples import grant
 
 TEXT = "s3cret-refresh-token-value"
@@ -90,3 +94,27 @@ def test_a_known_secret_is_masked_in_any_text(before: str, secret: str, after: s
     masked = mask(f"{before}{secret}{after}", (Secret(secret),))
     assert secret not in masked.replace("[masked]", "\0")
     assert len(masked) <= 303
+
+
+@pytest.mark.parametrize("size", [6, 4095, 4097, 9000])
+@pytest.mark.parametrize("encoded", [str, partial(quote, safe=""), quote_plus])
+def test_each_part_of_a_long_secret_is_masked(size: int, encoded: Callable[[str], str]) -> None:
+    """If it failed, a part of a long token would be shown because of its place in the token."""
+    numbers = Random(size)
+    secret = "".join(numbers.choices("abcXYZ019-._~+/= !:", k=size))
+    form = encoded(secret)
+    begins = {at for edge in range(0, len(form) + 1, 4096) for at in range(edge - 6, edge + 6)}
+    begins |= {numbers.randrange(len(form)) for _ in range(40)}
+    for part in {form[at : at + 6] for at in begins if 0 <= at <= len(form) - 6}:
+        assert mask(f"<{part}>", (Secret(secret),)) == "<[masked]>"
+
+
+def test_masking_needs_memory_for_the_text_and_not_for_the_secret() -> None:
+    """If it failed, eight refusals that quote a very large refresh token would end a daemon with a memory limit."""
+    program = """
+import secrets
+from refresher.common.secret import Secret, mask
+token = secrets.token_urlsafe(525_000)
+assert "[masked]" in mask(f"the token {token[1000:1200]} is bad", (Secret(token), Secret(token[::-1])))
+"""
+    assert peak(program) < 80 * MIB

@@ -1,6 +1,10 @@
 """The verification of a new access token at servers that misbehave."""
 
-from functools import partial
+import gzip
+from contextlib import suppress
+from functools import cache, partial
+from http.server import BaseHTTPRequestHandler
+from typing import Any
 
 import anyio
 import pytest
@@ -9,6 +13,8 @@ from refresher.common.errors import LoginRefused
 from refresher.common.secret import Secret
 from refresher.login import verification
 from tests.support.answering import Answer, Answering
+from tests.support.listener import Listening
+from tests.support.peak import MIB, peak
 from tests.support.samples import grant
 
 STREAM = (("Content-Type", "text/event-stream"),)
@@ -35,3 +41,44 @@ def test_a_server_of_the_older_transport_is_accepted() -> None:
     with pytest.raises(LoginRefused, match="there is no MCP server at"):
         verify(Answer(405))
     assert verify(Answer(405), Answer(200, "", STREAM)).startswith("could not try the new token at /mcp: ")
+
+
+@pytest.mark.parametrize("times", [0, 1, 2])
+def test_a_large_answer_needs_little_memory_however_it_is_packed(times: int) -> None:
+    """If it failed, an answer of a few megabytes could use up the memory of this machine."""
+    bomb = packed(times)
+    assert len(bomb) < 16 * MIB
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            if times:
+                self.send_header("Content-Encoding", ", ".join(["gzip"] * times))
+            self.send_header("Content-Length", str(len(bomb)))
+            self.end_headers()
+            with suppress(ConnectionError):
+                self.wfile.write(bomb)
+
+        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  http.server's signature
+            return
+
+    program = """
+import sys, anyio
+from refresher.common.secret import Secret
+from refresher.login.verification import verify
+from tests.support.samples import grant
+text = anyio.run(verify, grant(server_url=sys.argv[1], access_token=Secret("access-token")), None)
+assert text.startswith("could not try the new token at "), text
+"""
+    with Listening(Handler) as server:
+        assert peak(program, f"{server.url}/mcp") < 300 * MIB
+
+
+@cache
+def packed(times: int) -> bytes:
+    """Return 15 MiB of JSON, or half a gigabyte of spaces that is compressed ``times`` times."""
+    if times == 0:
+        return b'{"jsonrpc": "2.0", "id": 0, "result": [%s0]}' % (b"[]," * (5 * MIB))
+    return gzip.compress(b" " * (512 * MIB) if times == 1 else packed(times - 1), compresslevel=1)

@@ -22,6 +22,7 @@ from refresher.grants.outcome import (
 )
 from refresher.oauth.dialects import RULES
 from refresher.oauth.token_response import parse_token_response
+from tests.support.peak import MIB, peak
 from tests.support.samples import NOON, jwt
 
 JSON = "application/json"
@@ -347,3 +348,14 @@ def test_no_answer_raises_or_shows_a_secret_and_only_a_complete_success_issues_t
         assert outcome.code == "" or outcome.code.isprintable()
     if isinstance(outcome, Transient) and outcome.retry_after is not None:
         assert 0 <= outcome.retry_after <= 3600
+
+
+def test_a_form_of_very_many_fields_needs_little_memory() -> None:
+    """If it failed, eight such answers at once would end a daemon with a memory limit."""
+    program = """
+from refresher.oauth.token_response import parse_token_response
+body = b"access_token=abc" + b"&a=b" * 2**20
+outcome = parse_token_response(200, {}, body, complete=True, now=1.0, secrets=())
+assert outcome.access_token.reveal() == "abc"
+"""
+    assert peak(program) < 110 * MIB

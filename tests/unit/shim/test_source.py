@@ -1,6 +1,7 @@
 """``FileTokenSource``: where it looks for the token file, and when it reads it."""
 
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,41 @@ def test_a_damaged_file_keeps_the_last_good_token_and_reports_a_problem(publishe
         published.path.rmdir()
     published.put(2)
     assert _generation(source) == 2
+    assert source.problem() is None
+
+
+@pytest.mark.parametrize("kind", ["fifo", "device", "directory"])
+def test_what_takes_the_place_of_the_file_between_stat_and_open_blocks_no_agent(
+    published: Published, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """If it failed, an agent would hang for ever in the read of a FIFO that replaced its token file."""
+    made = published.put(1)
+    source = published.source()
+    assert source.current() == made
+    published.put(2)
+
+    def stat_then_replace(path: str) -> os.stat_result:
+        status = Path(path).stat()
+        published.path.unlink()
+        if kind == "fifo":
+            os.mkfifo(published.path)
+        elif kind == "device":
+            published.path.symlink_to("/dev/zero")
+        else:
+            published.path.mkdir()
+        return status
+
+    monkeypatch.setattr("shim._source._stat", stat_then_replace)
+    found: list[TokenFile | None] = []
+    reading = threading.Thread(target=lambda: found.append(source.current()), daemon=True)
+    reading.start()
+    reading.join(60)
+    assert found == [made], "the reader hangs, or has lost its token"
+    monkeypatch.undo()
+    assert isinstance(source.problem(), TokenFileError)
+    published.path.rmdir() if kind == "directory" else published.path.unlink()
+    published.put(3)
+    assert _generation(source) == 3
     assert source.problem() is None
 
 

@@ -4,14 +4,15 @@ from pathlib import Path
 
 import pytest
 
+from refresher.common.errors import StorageError
 from refresher.common.secret import Secret
-from refresher.grants.record import Grant
+from refresher.grants.record import Grant, Record, Tombstone
 from refresher.storage import publishing
 from refresher.storage.directories import Directories
 from refresher.storage.publishing import Publisher
 from shim._token import TokenFile
 from tests.support.fake_state import directories
-from tests.support.samples import failure, grant
+from tests.support.samples import NOON, failure, grant
 
 RECORD = grant()
 NEWER = grant(generation=7, access_token=Secret("access-token-of-generation-7"))
@@ -54,3 +55,62 @@ def test_a_demand_for_a_newer_published_token_is_current(state: Directories) -> 
     """If it failed, a demand for the token that readers have would be removed unanswered after a restored backup."""
     assert Publisher(state).current(RECORD) == range(3, 8)
     assert Publisher(state).current(grant(generation=9)) == range(9, 10)
+
+
+LONG = "word " * 100_000
+REMOVED = Tombstone(
+    name="linear",
+    grant_id="0123",
+    generation=8,
+    begun_from="",
+    removed_at=NOON,
+    scope=LONG,
+    origins=RECORD.origins,
+)
+
+
+@pytest.mark.parametrize(
+    ("record", "clause"),
+    [
+        (grant(generation=8, scope=LONG), "no scope"),
+        (grant(generation=8, scope="\u00e9" * 50_000), "no scope"),
+        (grant(generation=8, access_token=Secret("a" * 260_000), scope="read " * 1000), "no scope"),
+        (grant(generation=8, failure=failure(description=LONG)), "a shortened description of the error"),
+        (
+            grant(generation=8, failure=failure(description=LONG), scope=LONG),
+            "a shortened description of the error and no scope",
+        ),
+        (REMOVED, "no scope"),
+    ],
+)
+def test_a_token_file_leaves_out_what_is_too_long(state: Directories, record: Record, clause: str) -> None:
+    """If it failed, agents would refuse the token file as too large, and lose the access token too."""
+    assert Publisher(state).publish(record)
+    assert state.token("linear").stat().st_size <= 256 * 1024
+    token = _published(state)
+    shortened = "description" in clause and isinstance(record, Grant)
+    assert token.scope == (None if "scope" in clause else record.scope)
+    assert (token.error is not None and token.error.description == f"{LONG[:1000]}...") is shortened
+    if isinstance(record, Grant) and record.access_token is not None:
+        assert token.access_token == record.access_token.reveal()
+    assert publishing.left_out(record) == f"the token file has {clause}, because it would be larger than 256 KiB"
+    assert not Publisher(state).is_stale(record), "it would be written again at each run"
+
+
+def test_what_fits_is_published_whole(state: Directories) -> None:
+    """If it failed, agents would not see a scope or an error that they can read."""
+    record = grant(generation=8, scope="word " * 50_000, failure=failure(description="d" * 5000))
+    Publisher(state).publish(record)
+    token = _published(state)
+    assert (token.scope, token.error and token.error.description) == (record.scope, "d" * 5000)
+    assert publishing.left_out(record) == ""
+
+
+def test_an_access_token_that_is_too_long_is_not_published(state: Directories) -> None:
+    """If it failed, agents would lose the token that they have, and get one that they cannot read."""
+    before = _published(state)
+    record = grant(generation=8, access_token=Secret("a" * 262_000), scope="read")
+    with pytest.raises(StorageError, match="the access token of linear is too long for a token file of 256 KiB"):
+        Publisher(state).publish(record)
+    assert _published(state) == before
+    assert Publisher(state).is_stale(record)
