@@ -218,7 +218,7 @@ def _invalid(message: str) -> str:
     key = re.search(r"at `\$\.?(\w+)", message)
     if key is None or message.endswith("`$[...]`"):
         return "the import is not one JSON object: {...}"
-    kind = next((words for name, words in _KINDS.items() if f"`{name}" in message), "a text")
+    kind = next((words for name, words in _KINDS.items() if f"Expected `{name}" in message), "a text")
     return f"{key[1]} must be {kind}"
 
 

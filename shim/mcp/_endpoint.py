@@ -33,7 +33,7 @@ class HTTPEndpoint:
     def __post_init__(self) -> None:
         if self.verify is True and self.url.startswith("https:"):
             self.verify = httpx2.create_ssl_context()  # once for all sessions, because it takes 34 ms
-            # Python takes it from SSLKEYLOGFILE: whoever reads that file can read each token.
+            # Python takes it from SSLKEYLOGFILE: a program that reads that file can read each token.
             self.verify.keylog_filename = None  # type: ignore[assignment]  # typeshed does not know it
 
     @property

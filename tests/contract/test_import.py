@@ -33,6 +33,8 @@ from tests.support.command import Command
         ({"refresh_token": ""}, "refresh_token"),
         ({"refresh_token": 5}, "refresh_token must be a text"),
         ({"client_id": None}, "client_id is missing"),
+        ({"client_id": ["client"]}, "client_id must be a text"),
+        ({"scope": 5.5}, "scope must be a text"),
         ({"expires_in": "soon"}, "expires_in must be a number"),
         ({"send_resource": "perhaps"}, "send_resource must be true or false"),
         ({"origins": "https://mcp.example"}, "origins must be a list of texts"),

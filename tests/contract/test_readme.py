@@ -88,7 +88,7 @@ def test_the_second_command_is_the_one_that_ci_runs() -> None:
 
 
 def test_the_top_level_contains_only_known_names() -> None:
-    """If it failed, files would appear at the top of the repository without a decision."""
+    """If it failed, files would appear in the top directory of the repository without a decision."""
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split()
     top = {name.partition("/")[0] for name in tracked if not name.startswith(".")}
     assert top <= {"pyproject.toml", "refresher", "shim", "deploy", "tests", "README.md"}

@@ -47,7 +47,7 @@ def test_sighup_reloads_the_configuration_and_an_invalid_one_changes_nothing(
     [
         ('tokens_dir = "dangling"', "dangling"),
         ('tokens_dir = "a-file"', "not a directory"),
-        ('ca_file = "a\\u0000b"', "not valid"),
+        ('ca_file = "a\\u0000b"', "not a path"),
         ('tokens_dir = "~a\\u0000b/x"', "tokens_dir"),
         ("tokens_group = " + '"' + "9" * 5000 + '"', "tokens_group"),
         ('log_format = "json"\nca_file = "nowhere.pem"', "nowhere.pem"),
