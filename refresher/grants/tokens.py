@@ -6,7 +6,7 @@ from typing import Final, TypeGuard
 
 import msgspec
 
-__all__ = ["MAX_LIFETIME", "auth_scheme", "is_token", "jwt_time", "not_before"]
+__all__ = ["MAX_LIFETIME", "auth_scheme", "is_token", "jwt_time", "needs_proof", "not_before"]
 
 MAX_LIFETIME: Final = 315_360_000.0
 """Ten years in seconds, the longest lifetime of an access token."""
@@ -23,6 +23,11 @@ def is_token(value: object) -> TypeGuard[str]:
 def auth_scheme(token_type: object) -> str:
     """Return the authentication scheme for the ``Authorization`` header, from a token type."""
     return token_type if isinstance(token_type, str) and token_type.lower() in _SCHEMES else "Bearer"
+
+
+def needs_proof(scheme: str) -> bool:
+    """Whether a token is useless without a proof in each request (RFC 9449), which neither refresher nor shim sends."""
+    return scheme.lower() != "bearer"
 
 
 def jwt_time(token: str, claim: str) -> float | None:

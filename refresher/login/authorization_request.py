@@ -19,8 +19,10 @@ from refresher.grants.tokens import is_token
 from refresher.login.discovery import OFFLINE_ACCESS, Server
 from refresher.login.token_request import advice
 
-__all__ = ["AuthorizationRequest", "ForeignRedirect", "new_authorization_request"]
+__all__ = ["AuthorizationRequest", "ForeignRedirect", "new_authorization_request", "pasted_query"]
 
+_AROUND: Final = "\"'`<>(),; \t\r\n"
+"""What can be around an address in a text; in an address, it is encoded."""
 _CHALLENGE_METHOD: Final = "S256"
 _TEMPORARY: Final = ("server_error", "temporarily_unavailable")
 _DECLINED: Final = ("access_denied", "consent_required", "interaction_required", "login_required", "user_cancelled")
@@ -40,14 +42,12 @@ class AuthorizationRequest(msgspec.Struct, frozen=True, kw_only=True):
     code_verifier: Secret
     server: Server
 
-    def token_request(self, redirect: str) -> dict[str, str]:
-        """Return the fields of the token request for the code in ``redirect``, an address or its query.
+    def token_request(self, query: str) -> dict[str, str]:
+        """Return the fields of the token request for the code in ``query``, that of a redirect.
 
         Raises ``ForeignRedirect``, ``LoginNotGiven`` if the person denied access, ``LoginRefused`` and ``ServerAway``.
         """
         try:
-            # A query alone may contain "://" too, in the address of the issuer.
-            query = urlsplit(redirect).query if redirect.startswith(("http://", "https://")) else redirect.lstrip("?")
             pairs = parse_qsl(query, keep_blank_values=True)
         except ValueError:
             raise ForeignRedirect("it is not an address") from None
@@ -77,6 +77,14 @@ class AuthorizationRequest(msgspec.Struct, frozen=True, kw_only=True):
             "redirect_uri": self.redirect_uri,
             "code_verifier": self.code_verifier.reveal(),
         }
+
+
+def pasted_query(text: str) -> str:
+    """Return the query of an address as a person pastes it: quoted, without a scheme, from a page source, or alone."""
+    start, mark, rest = text.partition("?")
+    # A query alone may contain a question mark in a value.
+    query = rest if mark and "=" not in start else text
+    return query.partition("#")[0].replace("&amp;", "&").strip(_AROUND)
 
 
 def new_authorization_request(

@@ -21,7 +21,7 @@ from refresher.grants.outcome import (
     error_code,
 )
 from refresher.grants.record import Grant
-from refresher.grants.tokens import MAX_LIFETIME, not_before
+from refresher.grants.tokens import MAX_LIFETIME, needs_proof, not_before
 from refresher.grants.transition import with_access_token
 from refresher.login.http_client import Connections
 from refresher.oauth.http_client import PostResult, post
@@ -96,7 +96,15 @@ def is_temporary(outcome: Outcome) -> bool:
 
 
 def new_grant(client: Grant, tokens: TokensIssued, sent: Moment) -> Grant:
-    """Return ``client`` with the tokens of the request that was sent at ``sent``."""
+    """Return ``client`` with the tokens of the request that was sent at ``sent``.
+
+    Raises ``LoginRefused`` for a token that needs a proof.
+    """
+    if needs_proof(tokens.token_type):
+        raise LoginRefused(
+            f"the server issues {tokens.token_type} tokens, which need a proof that agents do not send; nothing was "
+            "changed. Allow Bearer tokens in the settings of the client at the server, or give another --client-id"
+        )
     # With credentials of its own, it can request tokens again without a refresh token (RFC 6749 section 4.4).
     own_credentials = client.login is not None and client.login.way == "client_credentials"
     refresh_token = None if own_credentials else tokens.refresh_token

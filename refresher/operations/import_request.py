@@ -1,8 +1,10 @@
 """Parse and check the JSON of ``import``, without reading the stored grants."""
 
+import difflib
+import logging
 import re
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, cast, get_args
@@ -14,11 +16,13 @@ from refresher.common.clocks import Moment
 from refresher.common.errors import ConfigError, ImportRefused
 from refresher.common.secret import Secret
 from refresher.grants.record import NO_RECORD, AuthMethod, Grant, decode_secret
-from refresher.grants.tokens import MAX_LIFETIME, auth_scheme, is_token, jwt_time, not_before
+from refresher.grants.tokens import MAX_LIFETIME, auth_scheme, is_token, jwt_time, needs_proof, not_before
 from refresher.oauth import urls
 from shim._token import is_name
 
 __all__ = ["ImportRequest", "check_files", "check_name", "parse"]
+
+log = logging.getLogger(__name__)
 
 _SECRET_METHODS: Final = ("client_secret_basic", "client_secret_post")
 _TLS_METHODS: Final = ("tls_client_auth", "self_signed_tls_client_auth")
@@ -28,10 +32,20 @@ _PRINTABLE: Final = (
     *("client_id", "client_secret", "private_key_id", "token_endpoint_auth_signing_alg", "resource", "scope"),
     *("refresh_token", "access_token", "token_type"),
 )
+_USUAL_EXTRAS: Final = frozenset(
+    {
+        # Members of token responses that mean nothing here: Keycloak, Entra, Salesforce, Slack, Notion, HubSpot, others.
+        *("not-before-policy", "session_state", "ext_expires_in", "foci", "client_info", "issued_token_type"),
+        *("id", "instance_url", "signature", "issued_at", "created_at", "ok", "app_id", "authed_user", "team"),
+        *("bot_id", "bot_user_id", "workspace_id", "workspace_name", "workspace_icon", "owner", "hub_id"),
+        *("account_id", "user", "user_id", "realmId"),
+    }
+)
+_SIMILAR: Final = 0.8
 
 
-class ImportRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The JSON that ``import`` accepts."""
+class ImportRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """The JSON that ``import`` accepts; it ignores keys that cannot be a mistake."""
 
     token_endpoint: str
     client_id: str
@@ -77,10 +91,9 @@ def parse(name: str, data: bytes, now: Moment) -> Grant:
     check_name(name)
     try:
         keys = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
-        if unknown := sorted(keys.keys() - set(ImportRequest.__struct_fields__)):
-            raise ImportRefused(
-                f"unknown keys: {', '.join(unknown)} (known: {', '.join(ImportRequest.__struct_fields__)})"
-            )
+        if unknown := sorted(keys.keys() - {*ImportRequest.__struct_fields__, *_USUAL_EXTRAS}):
+            _check_spelling(unknown)
+            log.warning("%s: warning: ignored, because refresher has no use for them: %s", name, ", ".join(unknown))
         # Some servers write numbers as texts.
         request = msgspec.json.decode(data, type=ImportRequest, dec_hook=decode_secret, strict=False)
     except UnicodeDecodeError:
@@ -97,6 +110,8 @@ def parse(name: str, data: bytes, now: Moment) -> Grant:
             raise ImportRefused(f"{key} must be printable ASCII and not empty")
     if " " in request.token_type or (request.access_token is not None and " " in request.access_token.reveal()):
         raise ImportRefused("access_token and token_type must not contain a space (RFC 6750 section 2.1)")
+    if needs_proof(auth_scheme(request.token_type)):
+        raise ImportRefused(f"{request.token_type} tokens need a proof that agents do not send")
     if request.send_resource and request.resource is None:
         raise ImportRefused("send_resource requires a resource")
     origins = tuple(dict.fromkeys(_url(urls.parse_origin, "origins", origin) for origin in request.origins or ()))
@@ -132,6 +147,18 @@ def parse(name: str, data: bytes, now: Moment) -> Grant:
     )
     check_files(grant, now.wall)
     return grant
+
+
+def _check_spelling(unknown: Collection[str]) -> None:
+    """Raise ``ImportRefused`` for a key that is spelled almost like a known one."""
+    known = {_letters(key): key for key in ImportRequest.__struct_fields__}
+    meant = {key: difflib.get_close_matches(_letters(key), known, 1, _SIMILAR) for key in unknown}
+    if wrong := [f"{key} (did you mean {known[similar[0]]}?)" for key, similar in meant.items() if similar]:
+        raise ImportRefused(f"unknown keys: {', '.join(wrong)}")
+
+
+def _letters(key: str) -> str:
+    return key.lower().replace("_", "").replace("-", "")
 
 
 def _url(check: Callable[[str], str], key: str, value: str) -> str:

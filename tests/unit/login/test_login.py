@@ -14,7 +14,12 @@ from refresher.common.errors import ConfigError, LoginNotGiven, LoginRefused, Re
 from refresher.common.secret import Secret
 from refresher.grants.record import Login
 from refresher.login import pages
-from refresher.login.authorization_request import AuthorizationRequest, ForeignRedirect, new_authorization_request
+from refresher.login.authorization_request import (
+    AuthorizationRequest,
+    ForeignRedirect,
+    new_authorization_request,
+    pasted_query,
+)
 from refresher.login.discovery import Server
 from refresher.login.loopback import Loopback
 from refresher.login.options import LoginOptions, completed, validated
@@ -123,11 +128,28 @@ def authorization(**changes: Any) -> AuthorizationRequest:
     return msgspec.structs.replace(made, state=Secret(STATE))
 
 
-@pytest.mark.parametrize("form", ["http://127.0.0.1:9/callback?{}", "?{}", "{}"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        "http://127.0.0.1:9/callback?{}",
+        "?{}",
+        "{}",
+        "127.0.0.1:9/callback?{}",
+        '"http://127.0.0.1:9/callback?{}"',
+        "'127.0.0.1:9/callback?{}'",
+        "<http://127.0.0.1:9/callback?{}>",
+        "view-source:http://127.0.0.1:9/callback?{}",
+        "Location: http://127.0.0.1:9/callback?{}",
+        "location: /callback?{}\r",
+        "http://127.0.0.1:9/callback?{}#_=_",
+        "{}&next=a?b",
+        "http://127.0.0.1:9/callback?{}&next=a?b",
+    ],
+)
 def test_a_redirect_is_read_in_each_form_that_a_person_can_paste(form: str) -> None:
     """If it failed, a person who pastes the address of the browser could not log in."""
     made = authorization()
-    assert made.token_request(form.format(f"code=the%20code&state={STATE}&more=1")) == {
+    assert made.token_request(pasted_query(form.format(f"code=the%20code&more=1&state={STATE}"))) == {
         "grant_type": "authorization_code",
         "code": "the code",
         "redirect_uri": "http://127.0.0.1:9/callback",
@@ -157,7 +179,7 @@ def test_a_redirect_is_read_in_each_form_that_a_person_can_paste(form: str) -> N
 def test_a_redirect_with_another_state_is_foreign(redirect: str) -> None:
     """If it failed, an attacker could end a login or inject a code, or invalid input would end it."""
     with pytest.raises(ForeignRedirect):
-        authorization().token_request(redirect)
+        authorization().token_request(pasted_query(redirect))
 
 
 @pytest.mark.parametrize(
