@@ -34,7 +34,7 @@ _PRINTABLE: Final = (
 )
 _USUAL_EXTRAS: Final = frozenset(
     {
-        # Members of token responses that mean nothing here: Keycloak, Entra, Salesforce, Slack, Notion, HubSpot, others.
+        # Members of token responses that mean nothing here: Keycloak, Entra, Salesforce, Slack, Notion, HubSpot ...
         *("not-before-policy", "session_state", "ext_expires_in", "foci", "client_info", "issued_token_type"),
         *("id", "instance_url", "signature", "issued_at", "created_at", "ok", "app_id", "authed_user", "team"),
         *("bot_id", "bot_user_id", "workspace_id", "workspace_name", "workspace_icon", "owner", "hub_id"),
