@@ -9,7 +9,7 @@ from refresher.cli.tables import print_rows
 from refresher.common import clocks, text
 from refresher.common.errors import GrantFileError
 from refresher.common.terminal import show
-from refresher.grants import policy
+from refresher.grants import policy, refresh_life
 from refresher.grants.record import Grant
 from refresher.operations.inspection import list_grants
 from refresher.storage.publishing import state_of
@@ -19,7 +19,7 @@ __all__ = ["status"]
 _INVALID: Final = "invalid_grant_file"
 _KEYS: Final = (
     *("state", "generation", "issued_at", "expires_at", "next_rotation_at", "last_rotation_at", "failures", "error"),
-    *("issuer", "resource", "scope", "origins"),
+    *("issuer", "resource", "scope", "origins", "refresh_token_expires_at", "login_ends_at"),
 )
 _ERROR_KEYS: Final = ("code", "description", "at", "retry_at")
 
@@ -35,6 +35,8 @@ _ERROR_KEYS: Final = ("code", "description", "at", "retry_at")
 def status(options: Options, names: tuple[str, ...], as_json: bool) -> None:
     """Show each grant: its state, the time left of its token, its next rotation, its last error.
 
+    If a server ends a login whatever refresher does, also when.
+
     \b
     States:
       active                    all is well
@@ -45,11 +47,12 @@ def status(options: Options, names: tuple[str, ...], as_json: bool) -> None:
     """
     settings = options.settings()
     entries = list_grants(settings.directories, names)
-    rows = [_row(name, grant) for name, grant in entries]
     fields = {"grants": [_fields(name, grant) for name, grant in entries]} if as_json else None
-    print_rows(
-        settings, ("NAME", "STATE", "GENERATION", "TIME LEFT", "NEXT ROTATION", "LAST ERROR"), rows, fields, show
-    )
+    # Most servers name no end: without one, the table stays narrow.
+    ends = any(isinstance(grant, Grant) and grant.login_ends_at is not None for _, grant in entries)
+    rows = [_row(name, grant, ends=ends) for name, grant in entries]
+    titles = ("NAME", "STATE", "GENERATION", "TIME LEFT", "NEXT ROTATION", *(("LOGIN ENDS",) if ends else ()))
+    print_rows(settings, (*titles, "LAST ERROR"), rows, fields, show)
 
 
 def _fields(name: str, grant: Grant | GrantFileError) -> dict[str, Any]:
@@ -66,9 +69,9 @@ def _fields(name: str, grant: Grant | GrantFileError) -> dict[str, Any]:
     }
 
 
-def _row(name: str, grant: Grant | GrantFileError) -> tuple[str, ...]:
+def _row(name: str, grant: Grant | GrantFileError, *, ends: bool) -> tuple[str, ...]:
     if isinstance(grant, GrantFileError):
-        return (name, _INVALID, "-", "-", "-", str(grant))
+        return (name, _INVALID, "-", "-", "-", *(("-",) if ends else ()), str(grant))
     now = clocks.now().wall
     planned = _next_rotation_at(grant)
     return (
@@ -77,6 +80,7 @@ def _row(name: str, grant: Grant | GrantFileError) -> tuple[str, ...]:
         str(grant.generation),
         _time_left(grant, now),
         "-" if planned is None else "now" if planned <= now else f"in {text.span(planned - now)}",
+        *((_login_ends(grant),) if ends else ()),
         "-" if grant.failure is None else grant.failure.description,
     )
 
@@ -88,6 +92,11 @@ def _time_left(grant: Grant, now: float) -> str:
         return "unknown"
     left = grant.expires_at - now
     return text.span(left) if left > 0 else f"expired {text.span(left)} ago"
+
+
+def _login_ends(grant: Grant) -> str:
+    left = refresh_life.login_left(grant, clocks.now())
+    return "-" if left is None else f"in {text.span(left)}" if left > 0 else f"{text.span(left)} ago"
 
 
 def _next_rotation_at(grant: Grant) -> float | None:

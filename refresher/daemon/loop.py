@@ -11,14 +11,14 @@ from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Final, NamedTuple
 
-from refresher.common import logs, text
+from refresher.common import clocks, logs, text
 from refresher.common.errors import DirectoryError, GrantFileError
 from refresher.common.signals import DaemonSignals
 from refresher.config import Settings
 from refresher.daemon.directory_watch import DirectoryWatch
 from refresher.daemon.schedule import HEARTBEAT, Schedule
 from refresher.daemon.supervision import Supervision
-from refresher.grants import policy
+from refresher.grants import policy, refresh_life
 from refresher.grants.policy import Rotate, Wait
 from refresher.grants.record import Grant
 from refresher.oauth.http_client import DEADLINE
@@ -275,7 +275,9 @@ class Daemon:
                 # Not longer than the longest wait: a clock may have been set back since.
                 wait = min(grant.failure.busy_until - time.time(), policy.MAX_WAIT)
                 self._queue.hold(server_of(grant), time.monotonic() + wait)
-            self._schedule.plan(grant.name, min(rest.until, time.time() + _MAX_PLAN))
+            warning = refresh_life.next_warning(grant, clocks.now())
+            longest = _MAX_PLAN if warning is None else min(warning.seconds, _MAX_PLAN)
+            self._schedule.plan(grant.name, min(rest.until, time.time() + longest))
         if rest.reason == "not_due":
             self._throttle.forget(grant.name)
         else:

@@ -11,7 +11,7 @@ from typing import Final, Literal
 import msgspec
 
 from refresher.common.clocks import Moment
-from refresher.grants import server_behavior
+from refresher.grants import refresh_life, server_behavior
 from refresher.grants.record import Failure, FailureKind, Grant
 
 __all__ = [
@@ -121,14 +121,20 @@ def due_at(grant: Grant) -> float:
     """Return the epoch second of the scheduled rotation: after 75 % of the lifetime, minus jitter, at least daily.
 
     Later if a rotation revokes the access token that agents use; at the expiry if the server refuses an earlier one.
+    In any case after 75 % of the life of the refresh token: an early request costs a refusal, a late one the login.
     """
-    lifetime = _lifetime(grant)
+    lifetime, refresh = _lifetime(grant), refresh_life.counted_life(grant)
     earliest = max(_not_before(grant), _earliest_next(grant))
+    shorter = lifetime if refresh is None else min(lifetime, refresh)
+    jitter = _stable_fraction(f"{grant.name}\0{grant.generation}") * min(_MAX_JITTER, _JITTER_FRACTION * shorter)
     if server_behavior.refuses_early(grant):
-        return max(grant.issued_at + lifetime, earliest)
-    fraction = _DUE_FRACTION_IF_REVOKED if server_behavior.revokes_access_token(grant) else _DUE_FRACTION
-    jitter = _stable_fraction(f"{grant.name}\0{grant.generation}") * min(_MAX_JITTER, _JITTER_FRACTION * lifetime)
-    return max(grant.issued_at + min(fraction * lifetime, _DAY) - jitter, earliest)
+        wait = lifetime
+    else:
+        fraction = _DUE_FRACTION_IF_REVOKED if server_behavior.revokes_access_token(grant) else _DUE_FRACTION
+        wait = min(fraction * lifetime, _DAY) - jitter
+    if refresh is not None:
+        wait = min(wait, _DUE_FRACTION * refresh - jitter)
+    return max(grant.issued_at + wait, earliest)
 
 
 def has_access_token(grant: Grant) -> bool:

@@ -9,6 +9,8 @@ from refresher.grants.record import Grant
 __all__ = [
     "access_token_lifetime",
     "grace_period",
+    "login_lifetime",
+    "refresh_token_lifetime",
     "refuses_early",
     "revokes_access_token",
     "scope_to_send",
@@ -58,6 +60,16 @@ def revokes_access_token(grant: Grant) -> bool:
 def access_token_lifetime(grant: Grant) -> float | None:
     """Return the lifetime in seconds of an access token whose answer does not name one; ``None`` if unknown."""
     return _profile(grant).access_token_lifetime if grant.max_age is None else grant.max_age
+
+
+def refresh_token_lifetime(grant: Grant) -> float | None:
+    """Return after how many seconds an unused refresh token ends; ``None`` if unknown."""
+    return _profile(grant).refresh_token_lifetime
+
+
+def login_lifetime(grant: Grant) -> float | None:
+    """Return after how many seconds a login ends, however often it is rotated; ``None`` if unknown."""
+    return _profile(grant).login_lifetime
 
 
 def _profile(grant: Grant) -> Profile:

@@ -2,14 +2,26 @@
 
 import base64
 import binascii
+import math
 from typing import Final, TypeGuard
 
 import msgspec
 
-__all__ = ["MAX_LIFETIME", "auth_scheme", "is_token", "jwt_time", "needs_proof", "not_before"]
+__all__ = [
+    "MAX_LIFETIME",
+    "auth_scheme",
+    "is_token",
+    "jwt_time",
+    "lifetime",
+    "needs_proof",
+    "not_before",
+    "refresh_token_lifetime",
+]
 
 MAX_LIFETIME: Final = 315_360_000.0
 """Ten years in seconds, the longest lifetime of an access token."""
+
+_SHORTEST_JWT: Final = 60.0
 
 # Other token types are a server's own name for Bearer: Slack says "bot" and "user", and expects Bearer.
 _SCHEMES: Final = frozenset({"bearer", "dpop", "mac", "pop"})
@@ -55,3 +67,28 @@ def not_before(refresh_token: str, now: float, clock_skew: float = 0.0) -> float
         return None
     # The token was issued before now, so the remaining wait is at most nbf - iat, even if the local clock is wrong.
     return at - clock_skew if issued is None else min(at - clock_skew, now + at - issued)
+
+
+def lifetime(value: object) -> float | None:
+    """Return a lifetime in seconds; ``None`` if it is absent, no number, or 0, which means "never" at VK."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        seconds = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return min(seconds, MAX_LIFETIME) if math.isfinite(seconds) and seconds > 0 else None
+
+
+def refresh_token_lifetime(refresh_token: str, now: float, *announced: object) -> float | None:
+    """Return the seconds for which a refresh token lives: the first ``announced`` lifetime, else by its ``exp`` (JWT).
+
+    ``now``: by the clock of the server, as far as it is known.
+    """
+    if (known := next(filter(None, map(lifetime, announced)), None)) is not None:
+        return known
+    exp, issued = jwt_time(refresh_token, "exp"), jwt_time(refresh_token, "iat")
+    if exp is None or exp - now <= _SHORTEST_JWT:
+        return None  # within the tolerance of clocks, it says nothing
+    # If the local clock is behind, the difference to now would be too long.
+    return min(exp - now, MAX_LIFETIME if issued is None or issued >= exp else exp - issued)

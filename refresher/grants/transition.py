@@ -1,12 +1,12 @@
 """Make the next state of a grant from an outcome. Pure: the caller passes the times."""
 
-from typing import assert_never
+from typing import Final, assert_never
 
 import msgspec
 
 from refresher.common.clocks import Moment
 from refresher.common.secret import Secret
-from refresher.grants import policy
+from refresher.grants import policy, refresh_life
 from refresher.grants.outcome import (
     Ambiguous,
     ClientRejected,
@@ -24,6 +24,8 @@ from refresher.grants.record import Doubt, Failure, FailureKind, Grant, with_spe
 from refresher.grants.tokens import needs_proof, not_before
 
 __all__ = ["apply", "mark_in_doubt", "mark_interrupted", "with_access_token"]
+
+_SHORTEST_PAUSE: Final = 1.0
 
 
 def apply(
@@ -95,7 +97,7 @@ def mark_interrupted(grant: Grant, description: str, *, doubt: Doubt, now: Momen
 def _rotated(
     grant: Grant, tokens: TokensIssued, *, sent: Moment, now: Moment, demanded: bool, generation: int
 ) -> Grant:
-    grant = _with_refresh_token(grant, tokens, sent, now)
+    before, grant = grant, _with_refresh_token(grant, tokens, sent, now)
     if needs_proof(tokens.token_type):
         # The agents keep the access token that they have; the new refresh token must not be lost.
         description = f"the server now issues {tokens.token_type} tokens, which need a proof that agents do not send"
@@ -106,7 +108,7 @@ def _rotated(
     rejection = grant.failure if grant.dead else None
     was_early = rejection is not None and grant.expires_at is not None and rejection.at < grant.expires_at
     return msgspec.structs.replace(
-        with_access_token(grant, tokens, sent),
+        refresh_life.after_rotation(before, with_access_token(grant, tokens, sent), tokens, sent),
         generation=generation,
         last_rotation_at=sent.wall,
         dead=False,
@@ -143,6 +145,9 @@ def _failed(
 ) -> Grant:
     """Return ``grant`` after a failure, with a retry after the backoff or after ``wait`` seconds if that is longer."""
     failures = grant.failures + 1
+    pause = policy.backoff(grant, failures)
+    if (rest := refresh_life.remaining(grant, now)) is not None and rest > 0:
+        pause = min(pause, max(rest / 2, _SHORTEST_PAUSE))  # the refresh token ends: do not wait beyond its end
     if grant.dead:
         # A person forced another attempt, and its answer does not change the rejection.
         return msgspec.structs.replace(grant, failures=failures)
@@ -151,7 +156,7 @@ def _failed(
         code=outcome.code,
         description=outcome.description,
         at=now.wall,
-        retry_at=now.wall + max(policy.backoff(grant, failures), wait),
+        retry_at=now.wall + max(pause, wait),
         moment=now,
         busy_until=busy_until,
     )

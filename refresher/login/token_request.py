@@ -9,7 +9,7 @@ from refresher.common import clocks
 from refresher.common.clocks import Moment
 from refresher.common.errors import ClientUnknown, LoginRefused, RefresherError, ServerAway
 from refresher.common.secret import Secret
-from refresher.grants import server_behavior
+from refresher.grants import refresh_life, server_behavior
 from refresher.grants.outcome import (
     Ambiguous,
     ClientRejected,
@@ -109,7 +109,7 @@ def new_grant(client: Grant, tokens: TokensIssued, sent: Moment) -> Grant:
     own_credentials = client.login is not None and client.login.way == "client_credentials"
     refresh_token = None if own_credentials else tokens.refresh_token
     renewable = own_credentials or refresh_token is not None
-    return msgspec.structs.replace(
+    grant = msgspec.structs.replace(
         with_access_token(client, tokens, sent),
         grant_id=uuid.uuid4().hex,
         refresh_token=refresh_token,
@@ -120,3 +120,4 @@ def new_grant(client: Grant, tokens: TokensIssued, sent: Moment) -> Grant:
         refuses_early=client.refuses_early or not renewable,
         max_age=client.max_age if renewable else MAX_LIFETIME,
     )
+    return refresh_life.after_login(grant, tokens.refresh_token_expires_in, sent)

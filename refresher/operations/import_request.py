@@ -15,8 +15,17 @@ from refresher.common import durations
 from refresher.common.clocks import Moment
 from refresher.common.errors import ConfigError, ImportRefused
 from refresher.common.secret import Secret
+from refresher.grants import refresh_life
 from refresher.grants.record import NO_RECORD, AuthMethod, Grant, decode_secret
-from refresher.grants.tokens import MAX_LIFETIME, auth_scheme, is_token, jwt_time, needs_proof, not_before
+from refresher.grants.tokens import (
+    MAX_LIFETIME,
+    auth_scheme,
+    is_token,
+    jwt_time,
+    needs_proof,
+    not_before,
+    refresh_token_lifetime,
+)
 from refresher.oauth import urls
 from shim._token import is_name
 
@@ -66,6 +75,10 @@ class ImportRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Part of many token responses; ignored."""
     expires_at: float | None = None
     expires_in: float | None = None
+    refresh_token_expires_at: float | None = None
+    refresh_token_expires_in: float | None = None
+    refresh_expires_in: float | None = None
+    x_refresh_token_expires_in: float | None = None
     scope: str | None = None
     issuer: str | None = None
     revocation_endpoint: str | None = None
@@ -146,7 +159,7 @@ def parse(name: str, data: bytes, now: Moment) -> Grant:
         not_before=None if request.refresh_token is None else not_before(request.refresh_token.reveal(), now.wall),
     )
     check_files(grant, now.wall)
-    return grant
+    return refresh_life.after_login(grant, _refresh_token_lifetime(request, now.wall), now)
 
 
 def _check_spelling(unknown: Collection[str]) -> None:
@@ -236,6 +249,23 @@ def _expires_at(request: ImportRequest, now: Moment) -> float | None:
     if expiry is not None and not 0 <= expiry - now.wall + MAX_LIFETIME <= 2 * MAX_LIFETIME:
         raise ImportRefused("expires_at must be epoch seconds (not milliseconds), expires_in seconds, within ten years")
     return expiry
+
+
+def _refresh_token_lifetime(request: ImportRequest, now: float) -> float | None:
+    """Return the seconds for which the refresh token lives, as far as they are known."""
+    if request.refresh_token is None:
+        return None
+    at = request.refresh_token_expires_at
+    if at is not None and at > now + MAX_LIFETIME:
+        raise ImportRefused("refresh_token_expires_at must be epoch seconds (not milliseconds), within ten years")
+    return refresh_token_lifetime(
+        request.refresh_token.reveal(),
+        now,
+        None if at is None else at - now,
+        request.refresh_token_expires_in,
+        request.refresh_expires_in,
+        request.x_refresh_token_expires_in,
+    )
 
 
 def _invalid(message: str) -> str:

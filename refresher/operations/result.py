@@ -6,11 +6,12 @@ from typing import Final, Literal, assert_never
 import msgspec
 
 from refresher.common import clocks, text
-from refresher.grants import policy
+from refresher.common.clocks import Moment
+from refresher.grants import policy, refresh_life
 from refresher.grants.policy import Wait
 from refresher.grants.record import FailureKind, Grant
 
-__all__ = ["EXIT_CODES", "Result", "ResultCode", "exit_code"]
+__all__ = ["EXIT_CODES", "Result", "ResultCode", "end_of_login", "exit_code"]
 
 ResultCode = (
     FailureKind
@@ -74,6 +75,15 @@ def exit_code(results: Iterable[Result]) -> int:
     """Return the exit code of the most serious outcome; 0 if all is well."""
     codes = {EXIT_CODES[result.outcome] for result in results}
     return next((code for code in _MOST_SERIOUS_FIRST if code in codes), 0)
+
+
+def end_of_login(grant: Grant, now: Moment) -> str:
+    """Return the warning that the login of ``grant`` ends, and what to do before."""
+    left = refresh_life.login_left(grant, now) or 0.0
+    return (
+        f"the server ends this login in {text.span(left)}, at {text.clock_time(now.wall + left)}, and no rotation can "
+        f"prolong it: before then, {_what_to_do(grant)}"
+    )
 
 
 def _explain(grant: Grant, rest: Wait) -> str:

@@ -6,7 +6,7 @@ publish, release.
 
 import logging
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 from typing import NamedTuple
 
@@ -15,14 +15,14 @@ import msgspec
 from refresher.common import clocks
 from refresher.common.errors import DirectoryError, GrantFileError, Interrupted, LockBusy, StorageError
 from refresher.common.reading import read_ahead
-from refresher.grants import policy, transition
+from refresher.grants import policy, refresh_life, transition
 from refresher.grants.outcome import GrantRejected, ResourceRefused, TokensIssued
 from refresher.grants.policy import Wait
 from refresher.grants.record import Grant, Record, Stored
 from refresher.oauth import tls
 from refresher.oauth.http_client import DEADLINE
 from refresher.oauth.token_request import TokenRequestResult, request_tokens
-from refresher.operations.result import EXIT_CODES, Result
+from refresher.operations.result import EXIT_CODES, Result, end_of_login
 from refresher.storage import demands, journal, lock, records, recovery
 from refresher.storage.directories import Directories
 from refresher.storage.journal import Attempt
@@ -175,6 +175,7 @@ class _Rotation(NamedTuple):
 
     def _publish(self, grant: Grant, pending: frozenset[int], result: Result) -> Result:
         """Publish ``grant`` and settle the demands; add to ``result`` if readers cannot see it."""
+        self._warn_of_end(grant)
         current = self.publisher.current(grant)
         try:
             # An agent that demands an older generation has not seen the newer one: publish again, so that it reads.
@@ -195,6 +196,22 @@ class _Rotation(NamedTuple):
             return result
         unseen = "NOT published: the token file is of a later generation (was grants/ restored from a backup?)"
         return msgspec.structs.replace(result, detail=f"{result.detail}; {unseen}")
+
+    def _warn_of_end(self, grant: Grant) -> None:
+        """Warn that the login of ``grant`` ends, once for each time ahead: the record keeps the last one."""
+        now, directories = clocks.now(), self.publisher.directories
+        warning = refresh_life.next_warning(grant, now)
+        if warning is None or warning.seconds > 0:
+            return
+        stored = records.load(directories, grant.name)
+        # A record that went to the spill directory is not there yet: the process remembers its warning.
+        if isinstance(stored.record, Grant) and stored.record.generation == grant.generation:
+            with suppress(StorageError):
+                warned = msgspec.structs.replace(stored.record, end_warned=warning.ahead)
+                records.write(directories, grant.name, stored, warned)
+        if (given := f"{grant.grant_id} {warning.ahead}") not in self.terms.warned:
+            self.terms.warned.add(given)
+            log.warning("%s: %s", grant.name, end_of_login(grant, now))
 
     def _publish_removal(self, tombstone: Record | None, pending: frozenset[int]) -> None:
         """Finish a removal that was cut off before its readers saw it."""
