@@ -6,6 +6,7 @@ The jitter comes from a hash of name and generation for the same reason.
 """
 
 import hashlib
+import math
 from typing import Final, Literal
 
 import msgspec
@@ -108,7 +109,7 @@ def decide(grant: Grant, now: Moment, *, demanded: bool = False, force: bool = F
     set_back = grant.last_rotation_at is not None and grant.last_rotation_at > now.wall + _MIN_INTERVAL
     if demanded and (now.wall >= _demand_allowed_at(grant) or set_back):
         return Rotate("demanded")
-    due = due_at(grant)
+    due = min(due_at(grant), now.wall + _seconds_until_refresh_due(grant, now))
     # If the server refuses an early refresh, a late run is better than a useless request.
     if now.wall >= due or (
         now.wall >= max(due - horizon, _earliest_next(grant)) and not server_behavior.refuses_early(grant)
@@ -123,18 +124,14 @@ def due_at(grant: Grant) -> float:
     Later if a rotation revokes the access token that agents use; at the expiry if the server refuses an earlier one.
     In any case after 75 % of the life of the refresh token: an early request costs a refusal, a late one the login.
     """
-    lifetime, refresh = _lifetime(grant), refresh_life.counted_life(grant)
-    earliest = max(_not_before(grant), _earliest_next(grant))
-    shorter = lifetime if refresh is None else min(lifetime, refresh)
-    jitter = _stable_fraction(f"{grant.name}\0{grant.generation}") * min(_MAX_JITTER, _JITTER_FRACTION * shorter)
+    lifetime = _lifetime(grant)
     if server_behavior.refuses_early(grant):
         wait = lifetime
     else:
         fraction = _DUE_FRACTION_IF_REVOKED if server_behavior.revokes_access_token(grant) else _DUE_FRACTION
-        wait = min(fraction * lifetime, _DAY) - jitter
-    if refresh is not None:
-        wait = min(wait, _DUE_FRACTION * refresh - jitter)
-    return max(grant.issued_at + wait, earliest)
+        wait = min(fraction * lifetime, _DAY) - _jitter(grant, lifetime)
+    wait = min(wait, _refresh_token_wait(grant))
+    return max(grant.issued_at + wait, _not_before(grant), _earliest_next(grant))
 
 
 def has_access_token(grant: Grant) -> bool:
@@ -290,6 +287,24 @@ def _access_token_age(grant: Grant, at: Moment) -> float | None:
     if issued is None or not issued.same_boot(at) or (age := issued.seconds_until(at)) < -CLOCK_TOLERANCE:
         return None  # the last condition: a restored snapshot, or another time namespace
     return max(age, 0.0)
+
+
+def _refresh_token_wait(grant: Grant) -> float:
+    """Return the seconds after the last answer from which the end of the refresh token makes a rotation due."""
+    life = refresh_life.counted_life(grant)
+    return math.inf if life is None else _DUE_FRACTION * life - _jitter(grant, life)
+
+
+def _seconds_until_refresh_due(grant: Grant, now: Moment) -> float:
+    """Return the seconds until the refresh token makes a rotation due.
+
+    By the boot clock: if the wall clock was set back, the refresh token would end before its rotation is due.
+    """
+    return max(_refresh_token_wait(grant), _MIN_INTERVAL) - refresh_life.since_issue(grant, now)
+
+
+def _jitter(grant: Grant, period: float) -> float:
+    return _stable_fraction(f"{grant.name}\0{grant.generation}") * min(_MAX_JITTER, _JITTER_FRACTION * period)
 
 
 def _lifetime(grant: Grant) -> float:

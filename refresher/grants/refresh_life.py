@@ -13,7 +13,16 @@ from refresher.grants import server_behavior
 from refresher.grants.outcome import TokensIssued
 from refresher.grants.record import Grant
 
-__all__ = ["EndWarning", "after_login", "after_rotation", "counted_life", "login_left", "next_warning", "remaining"]
+__all__ = [
+    "EndWarning",
+    "after_login",
+    "after_rotation",
+    "counted_life",
+    "login_left",
+    "next_warning",
+    "remaining",
+    "since_issue",
+]
 
 _WARNINGS: Final = (7 * 86400.0, 86400.0, 3600.0)
 """Seconds before the end of a login."""
@@ -51,7 +60,7 @@ def after_rotation(before: Grant, after: Grant, tokens: TokensIssued, sent: Mome
     """
     if after.refresh_token is None:
         return after
-    passed = _since_issue(before, sent)
+    passed = since_issue(before, sent)
     earlier = remaining(before, sent)
     taken = tokens.refresh_token in (None, after.refresh_token)
     life = tokens.refresh_token_expires_in if taken else None
@@ -86,14 +95,14 @@ def remaining(grant: Grant, at: Moment) -> float | None:
     """Return the seconds from ``at`` to the end of the refresh token; ``None`` if that is unknown."""
     if grant.refresh_token_expires_at is None:
         return None
-    return grant.refresh_token_expires_at - grant.issued_at - _since_issue(grant, at)
+    return grant.refresh_token_expires_at - grant.issued_at - since_issue(grant, at)
 
 
 def login_left(grant: Grant, at: Moment) -> float | None:
     """Return the seconds from ``at`` to the end of the login; ``None`` if no end is known."""
     if grant.login_ends_at is None:
         return None
-    return grant.login_ends_at - grant.issued_at - _since_issue(grant, at)
+    return grant.login_ends_at - grant.issued_at - since_issue(grant, at)
 
 
 def next_warning(grant: Grant, now: Moment) -> EndWarning | None:
@@ -140,7 +149,7 @@ def _soonest_judgement(life: float) -> float:
     return min(_TOO_SOON, max(_SOONEST, _TOO_SOON_FRACTION * life))
 
 
-def _since_issue(grant: Grant, at: Moment) -> float:
+def since_issue(grant: Grant, at: Moment) -> float:
     """Return the seconds since the last answer, by the boot clock if it can tell."""
     issued = grant.issued
     if issued is not None and issued.same_boot(at) and (passed := issued.seconds_until(at)) >= 0:
