@@ -66,6 +66,8 @@ def import_(ctx: click.Context, name: str | None, source: str, replace: bool, if
       access_token with expires_in or expires_at, token_type (and id_token,
       which is ignored), scope, issuer, resource, send_resource,
       revocation_endpoint (for logout),
+      refresh_token_expires_in (also refresh_expires_in,
+      x_refresh_token_expires_in) or refresh_token_expires_at,
       replay ("none", "unlimited", or a grace period such as "30s"),
       max_age (of a token of unknown lifetime; seconds or "30m")
     Instead of a refresh_token:
