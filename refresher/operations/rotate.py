@@ -136,11 +136,11 @@ class _Rotation(NamedTuple):
             horizon=0.0 if adopted else self.order.horizon,
         )
         if isinstance(decision, Wait):
-            return self._publish(grant, pending, Result.from_decision(grant, decision, adopted=adopted))
+            return self._finish(grant, pending, Result.from_decision(grant, decision, adopted=adopted))
         if self.terms.stopping():
             raise Interrupted
         changed = self._exchange(stored, grant, demanded=demanded)
-        return self._publish(changed, pending, Result.after_exchange(grant, changed))
+        return self._finish(changed, pending, Result.after_exchange(grant, changed))
 
     def _exchange(self, stored: Stored, grant: Grant, *, demanded: bool) -> Grant:
         """Reserve, declare, exchange, persist; nothing is logged from the request to the durable answer."""
@@ -173,9 +173,13 @@ class _Rotation(NamedTuple):
         self.terms.sent.discard(grant.name)
         return changed
 
+    def _finish(self, grant: Grant, pending: frozenset[int], result: Result) -> Result:
+        result = self._publish(grant, pending, result)
+        self._warn_of_end(grant)
+        return result
+
     def _publish(self, grant: Grant, pending: frozenset[int], result: Result) -> Result:
         """Publish ``grant`` and settle the demands; add to ``result`` if readers cannot see it."""
-        self._warn_of_end(grant)
         current = self.publisher.current(grant)
         try:
             # An agent that demands an older generation has not seen the newer one: publish again, so that it reads.
@@ -203,15 +207,16 @@ class _Rotation(NamedTuple):
         warning = refresh_life.next_warning(grant, now)
         if warning is None or warning.seconds > 0:
             return
-        stored = records.load(directories, grant.name)
-        # A record that went to the spill directory is not there yet: the process remembers its warning.
-        if isinstance(stored.record, Grant) and stored.record.generation == grant.generation:
-            with suppress(StorageError):
-                warned = msgspec.structs.replace(stored.record, end_warned=warning.ahead)
-                records.write(directories, grant.name, stored, warned)
+        # If the record cannot be written, the process remembers its warning.
         if (given := f"{grant.grant_id} {warning.ahead}") not in self.terms.warned:
             self.terms.warned.add(given)
             log.warning("%s: %s", grant.name, end_of_login(grant, now))
+        with suppress(GrantFileError, StorageError):
+            stored = records.load(directories, grant.name)
+            # Another record is there if this one had to be saved in the spill directory.
+            if isinstance(stored.record, Grant) and stored.record.generation == grant.generation:
+                warned = msgspec.structs.replace(stored.record, end_warned=warning.ahead)
+                records.write(directories, grant.name, stored, warned)
 
     def _publish_removal(self, tombstone: Record | None, pending: frozenset[int]) -> None:
         """Finish a removal that was cut off before its readers saw it."""

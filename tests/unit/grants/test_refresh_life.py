@@ -13,6 +13,7 @@ from refresher.grants.policy import Rotate, Wait
 from refresher.grants.record import Grant
 from refresher.grants.refresh_life import EndWarning
 from refresher.grants.transition import apply
+from refresher.login.token_request import new_grant
 from tests.support.samples import NOON, REFRESH, at, doubt, failure, grant
 
 MINUTE = 60.0
@@ -224,6 +225,24 @@ def test_a_later_end_has_its_own_warnings() -> None:
     ended = _answered(later, HOUR + 1, at(NOON + 1200 + 3 * HOUR), refresh=Secret("a fourth"))
     assert ended.login_ends_at is not None
     assert ended.end_warned is None
+
+
+def test_a_login_knows_the_end_of_its_refresh_token() -> None:
+    """If it failed, a login at Keycloak would be lost before its first rotation."""
+    tokens = TokensIssued(
+        access_token=Secret("access"),
+        token_type="Bearer",
+        expires_in=28800.0,
+        expires_at=None,
+        refresh_token=NEW,
+        scope=None,
+        refresh_token_expires_in=1800.0,
+    )
+    login = new_grant(grant(), tokens, at())
+    assert (login.refresh_token_expires_at, login.login_ends_at) == (NOON + 1800, None)
+    assert policy.due_at(login) <= NOON + 1350
+    without = new_grant(grant(), msgspec.structs.replace(tokens, refresh_token=None), at())
+    assert without.refresh_token_expires_at is None
 
 
 def test_a_profile_says_what_an_answer_does_not() -> None:
