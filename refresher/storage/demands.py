@@ -10,7 +10,6 @@ grants only. Beyond that, the demands that matter are looked up by their names.
 import logging
 import os
 import re
-import secrets
 from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
@@ -154,4 +153,4 @@ def _remove(path: Path) -> None:
                 raise error from None
             except OSError:
                 # There is something in it. Nobody can guess the new name, and so nobody can block it.
-                path.rename(path.with_name(f"ignored-{secrets.token_hex(16)}"))
+                path.rename(path.with_name(f"ignored-{os.urandom(16).hex()}"))
