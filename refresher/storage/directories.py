@@ -34,6 +34,8 @@ class Listing(msgspec.Struct, frozen=True):
     unfinished: frozenset[str] = frozenset()
     sharing: Sharing | None = None
     """What ``sharing`` returned at the time of the listing; ``None``: not read."""
+    demands_problem: str | None = None
+    """Why demands do not count: ``demands/`` cannot be used. ``None`` if it can, or if it does not exist yet."""
 
     @property
     def all(self) -> list[str]:
@@ -125,7 +127,7 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
         from_names, unfinished = [], set()
         try:
             _check_private(self.grants)
-            self._check()
+            trouble = self._check()
             entries = os.listdir(self.grants)  # noqa: PTH208  plain names
         except FileNotFoundError:
             return Listing()
@@ -140,7 +142,7 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
             elif suffix != "lock" and (match := _NEXT.fullmatch(entry)):
                 unfinished.add(match["name"])
         names = tuple(sorted(filter(is_name, from_names)))
-        return Listing(names, frozenset(filter(is_name, unfinished)), self.sharing())
+        return Listing(names, frozenset(filter(is_name, unfinished)), self.sharing(), trouble)
 
     def ensure(self) -> None:
         """Create the directories that are missing, with the modes of the README, independent of the umask.
@@ -176,7 +178,7 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
             with self._explained():
                 if _make(self.demands, 0o700, parents=passed):
                     self._check()
-                with _opened(self.demands) as descriptor:
+                with self.opened_demands() as descriptor:
                     if self.group is not None:
                         _share(descriptor, self.demands, 0o3770, self.group)
                     mode = os.fstat(descriptor).st_mode
@@ -203,6 +205,18 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
                 raise DirectoryError(
                     f"{self.tokens} holds grants, which tokens would replace: give another --tokens-dir"
                 )
+            yield descriptor
+
+    @contextmanager
+    def opened_demands(self) -> Iterator[int]:
+        """Open ``demands/``, and check on the descriptor that it is no directory of grants.
+
+        Raises ``DirectoryError`` and ``OSError``.
+        """
+        with _opened(self.demands) as descriptor:
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), self.grants.lstat()):
+                    raise DirectoryError(_one_directory("demands directory", "grants directory", self.demands))
             yield descriptor
 
     def risks_above(self) -> list[str]:
@@ -242,6 +256,8 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
         try:
             _refuse_link_of_another(place := write_access.find(self.demands))
             found["demands directory"] = place
+            if not place.missing and not stat.S_ISDIR(place.directory[1].st_mode):
+                trouble = f"{self.demands} is not a directory"
         except DirectoryError as error:
             trouble = str(error)
         except OSError as error:
