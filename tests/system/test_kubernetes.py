@@ -98,7 +98,8 @@ def test_every_container_requests_what_it_needs_and_has_no_cpu_limit(manifests: 
 def test_every_temporary_volume_has_a_limit_below_that_of_its_pod(manifests: Manifests) -> None:
     """If it failed, a volume could fill the disk or the memory of a node, or a full one would end the pod by surprise."""
     for pod in manifests.pods():
-        limits = [each["resources"]["limits"]["ephemeral-storage"] for each in pod["containers"]]
+        running = [*pod["containers"], *(each for each in pod.get("initContainers", ()) if "restartPolicy" in each)]
+        limits = [each["resources"]["limits"]["ephemeral-storage"] for each in running]
         for volume in pod["volumes"]:
             if (empty := volume.get("emptyDir")) is not None:
                 assert empty.get("medium") == "Memory" or _mebibytes(empty["sizeLimit"]) < min(map(_mebibytes, limits))
