@@ -157,7 +157,6 @@ class Daemon:
         if settings.ca_file is not None:
             ssl_context(settings.ca_file)
         count = len(list_grants(directories))
-        url = self._supervision.listen(settings.listen)
         logs.setup(settings.log_format, settings.verbose + 1, nonblocking=True)
         self._settings = settings
         log.info(
@@ -169,8 +168,7 @@ class Daemon:
             directories.demands,
             directories.tokens,
         )
-        if url is not None:
-            log.info("serving %s/healthz and %s/readyz", url, url)
+        self._supervision.endpoint.use(settings)
         startup_checks.warn(directories, self._warned)
 
     def _step(self) -> None:
@@ -375,6 +373,7 @@ class Daemon:
                     text.span(self._grace),
                     self._loss("a kill now loses"),
                 )
+        self._supervision.endpoint.close()
         log.info("stopped")
         return 0
 

@@ -62,6 +62,11 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
         """The lock that every import and login holds, so that two cannot store one refresh token under two names."""
         return self.grants / ".import.lock"
 
+    @property
+    def health_socket(self) -> Path:
+        """The socket at which the daemon answers ``refresher health``: only its own user can enter ``grants/``."""
+        return self.grants / ".health.sock"
+
     def record(self, name: str) -> Path:
         """Return the path of the private record."""
         return self.grants / f"{name}.json"
