@@ -153,7 +153,7 @@ class Daemon:
     def _apply(self, settings: Settings, prefix: str) -> None:
         """Use ``settings`` from now on. Raises ``ConfigError`` and ``DirectoryError``, and then changes nothing."""
         directories = settings.directories
-        directories.ensure()
+        trouble = directories.prepare()
         if settings.ca_file is not None:
             ssl_context(settings.ca_file)
         count = len(list_grants(directories))
@@ -171,6 +171,8 @@ class Daemon:
         )
         if url is not None:
             log.info("serving %s/healthz and %s/readyz", url, url)
+        if trouble is not None:
+            log.error("cannot accept demands from agents: %s", trouble)
         startup_checks.warn(directories, self._warned)
 
     def _step(self) -> None:

@@ -5,7 +5,8 @@
 It starts as root and becomes the user. It ends when its stdin is closed, and prints how often each operation succeeded.
 """
 
-# ruff: noqa: PTH  system calls, as an attacker makes them
+# System calls, as an attacker makes them.
+# ruff: noqa: PTH101, PTH102, PTH104, PTH108, PTH123, PTH208, PTH211
 
 import ctypes
 import fcntl
@@ -69,6 +70,8 @@ class _Agent:
         self._tokens = given["tokens"]
         self._others: list[str] = given["others"]
         """Directories that it may or may not be able to write."""
+        self._places: list[str] = given["places"]
+        """What refresher makes itself, in directories in which agents may be able to make files."""
         self._targets: list[str] = given["targets"]
         """What links lead to."""
         self._free: list[str] = given["free"]
@@ -97,6 +100,7 @@ class _Agent:
             (self._lock, 3),
             (self._listen_and_read, 3),
             (self._flood, 1),
+            (self._take_place, 6),
         ]
 
     def act(self) -> float:
@@ -259,6 +263,13 @@ class _Agent:
             self._own.append(path := f"{self._demands}/{name}")
             with suppress(OSError):
                 os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_NONBLOCK))
+
+    def _take_place(self) -> None:
+        place = self._rng.choice(self._places)
+        if self._rng.random() < 0.7:
+            os.symlink(self._rng.choice(self._targets), place)
+        else:
+            os.mkdir(place, self._rng.choice((0o700, 0o777, 0o3777)))
 
     def _tidy(self) -> None:
         old, self._own = self._own[: self._most // 2], self._own[self._most // 2 :]

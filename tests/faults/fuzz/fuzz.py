@@ -200,6 +200,7 @@ class Fuzz:
                     "group": AGENTS,
                     "plan": str(self._root / "plan"),
                     "demands": str(self._demands),
+                    "places": [str(self._demands), str(self._spill)],
                     "tokens": str(self._state / "tokens"),
                     "others": [str(path) for path in (*others, self._spill.parent, self._root / f"agent-{number}") * 2]
                     + [str(self._spill)],
@@ -266,7 +267,7 @@ class Fuzz:
                 ("doubt",),
                 ("pause",),
             ],
-            [4, 4, 2, 3, 4, 2 * self._shared, 1, 12 * bool(self._strict), 6],
+            [4, 4, 2, 3, 4, 6 * self._shared, 1, 12 * bool(self._strict), 6],
         )[0]
         if act == "doubt":
             self._doubt(self._random.choice(self._strict))
@@ -275,8 +276,14 @@ class Fuzz:
                 if (record := self._record(name)) is None or record.dead:
                     self._import(name)
         elif act == "clean":
+            stopped = self._random.random() < 0.5
+            if stopped:
+                self._stop_daemon()
             with suppress(OSError):
                 _empty(self._demands.parent)  # as systemd-tmpfiles may do
+            self._interrupted.wait(self._random.uniform(0, 0.3))
+            if stopped:
+                self._start_daemon()
         elif act == "restart":
             self._stop_daemon()
             self._start_daemon()
@@ -356,9 +363,10 @@ class Fuzz:
                 continue
             if (user == OWNER) != (within and not path.is_relative_to(self._demands)):
                 self._violated(f"{path} belongs to user {user}")
-        for directory, mode in (("", 0o711), ("grants", 0o700), ("tokens", 0o750)):
-            if (found := stat.S_IMODE((self._state / directory).lstat().st_mode)) != mode:
-                self._violated(f"the mode of the directory {directory or 'state'} is {found:o}")
+        modes = {self._private: 0o700, self._home: 0o711, self._state: 0o711}
+        for path, mode in (modes | {self._state / "grants": 0o700, self._state / "tokens": 0o750}).items():
+            if (found := stat.S_IMODE(path.lstat().st_mode)) != mode:
+                self._violated(f"the mode of {path} is {found:o}")
         for path in (self._state / "grants").iterdir():
             if path.suffix not in (".json", ".lock", ".barred"):
                 self._violated(f"left over: {path.name}")
