@@ -72,6 +72,8 @@ class _Agent:
         """Directories that it may or may not be able to write."""
         self._places: list[str] = given["places"]
         """What refresher makes itself, in directories in which agents may be able to make files."""
+        self._private: list[str] = given["private"]
+        """Directories of refresher's user that it must not get."""
         self._targets: list[str] = given["targets"]
         """What links lead to."""
         self._free: list[str] = given["free"]
@@ -267,7 +269,7 @@ class _Agent:
     def _take_place(self) -> None:
         place = self._rng.choice(self._places)
         if self._rng.random() < 0.7:
-            os.symlink(self._rng.choice(self._targets), place)
+            os.symlink(self._rng.choice(self._private), place)
         else:
             os.mkdir(place, self._rng.choice((0o700, 0o777, 0o3777)))
 

@@ -97,9 +97,6 @@ class Fuzz:
             self.violations,
         )
 
-    def _violated(self, what: str) -> None:
-        self.violations.append(what)
-
     # --- directories and processes --------------------------------------------------------------------------------
 
     def _prepare(self, root: Path) -> None:
@@ -148,21 +145,21 @@ class Fuzz:
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
-            self._violated(f"{arguments} did not end")
+            self.violations.append(f"{arguments} did not end")
             return -1, ""
         public = stderr if arguments[0] == "token" else stdout + stderr
         self._check_output(str(arguments), public)
         if process.returncode in (1, _ENDED) or not 0 <= process.returncode < 10:
-            self._violated(f"{arguments} ended with {process.returncode}: {stderr[-1000:]}")
+            self.violations.append(f"{arguments} ended with {process.returncode}: {stderr[-1000:]}")
         return process.returncode, stdout
 
     def _check_output(self, of: str, text: str) -> None:
         self._vault.learn_from(self._state)
         if leaks := self._vault.leaks_in(text):
-            self._violated(f"I7: {of} printed a secret: {leaks}")
+            self.violations.append(f"I7: {of} printed a secret: {leaks}")
         for words in ("Traceback", "internal error"):
             if (at := text.find(words)) >= 0:
-                self._violated(f"{of} printed {words}: {text[max(at - 200, 0) : at + 1500]}")
+                self.violations.append(f"{of} printed {words}: {text[max(at - 200, 0) : at + 1500]}")
 
     @contextmanager
     def _daemon_running(self) -> Iterator[None]:
@@ -184,7 +181,7 @@ class Fuzz:
         self._daemon.send_signal(signal.SIGTERM)
         code = self._daemon.wait(_LONGEST)
         if code not in (0, -signal.SIGTERM):  # the second: before its handler was there
-            self._violated(f"the daemon ended with {code}: {self._log.read_text(errors='replace')[-2000:]}")
+            self.violations.append(f"the daemon ended with {code}: {self._log.read_text(errors='replace')[-2000:]}")
 
     @contextmanager
     def _agents_running(self) -> Iterator[None]:
@@ -200,6 +197,7 @@ class Fuzz:
                     "group": AGENTS,
                     "plan": str(self._root / "plan"),
                     "demands": str(self._demands),
+                    "private": [str(path) for path in (self._private, *others)],
                     "places": [str(self._demands), str(self._spill)],
                     "tokens": str(self._state / "tokens"),
                     "others": [str(path) for path in (*others, self._spill.parent, self._root / f"agent-{number}") * 2]
@@ -228,13 +226,13 @@ class Fuzz:
         if agent.returncode == 0:
             self._operations.update(json.loads(stdout))
         else:
-            self._violated(f"the fuzz itself has an error: {stderr}")
+            self.violations.append(f"the fuzz itself has an error: {stderr}")
 
     def _wait(self, condition: Callable[[], bool], what: str) -> None:
         ends = time.monotonic() + _LONGEST
         while not condition():
             if time.monotonic() > ends:
-                self._violated(f"after {_LONGEST:.0f} s still not true: {what}")
+                self.violations.append(f"after {_LONGEST:.0f} s still not true: {what}")
                 return
             time.sleep(0.005)
 
@@ -249,11 +247,13 @@ class Fuzz:
         path.write_text(json.dumps(fields))
         code, _ = self._run("import", name, "--replace", "--from", str(path))
         if code != 0:
-            self._violated(f"an import of {name} ended with {code}")
+            self.violations.append(f"an import of {name} ended with {code}")
 
     def _act(self) -> None:
         if (code := self._daemon.poll()) is not None:
-            self._violated(f"the daemon ended by itself with {code}: {self._log.read_text(errors='replace')[-2000:]}")
+            self.violations.append(
+                f"the daemon ended by itself with {code}: {self._log.read_text(errors='replace')[-2000:]}"
+            )
             self._start_daemon()
         act, *arguments = self._random.choices(
             [
@@ -318,7 +318,7 @@ class Fuzz:
         record = self._record(name)
         seen = record and (record.generation, record.doubt is not None, record.dead)
         if seen != (expected, True, False) or len(self._server.presented[name]) != sent or self._server.reuses(name):
-            self._violated(
+            self.violations.append(
                 f"I1: a demand that is older than its token ended the doubt of {name}, or rotated it: {seen}"
             )
         self._doubts += 1
@@ -337,23 +337,22 @@ class Fuzz:
         for name in (*self._lossy, *self._strict):
             if (record := self._record(name)) is None or record.dead or record.doubt is not None:
                 self._import(name)
-        for _ in range(2):  # the first one may follow less than a second after the last one
-            _, stdout = self._run("run-once", "--force", "--json")
+        _, stdout = self._run("run-once", "--force", "--json")
         outcomes = {result["name"]: result["outcome"] for result in json.loads(stdout)["results"]}
         if outcomes != dict.fromkeys((*FREE, *LOSSY, *STRICT), "rotated"):
-            self._violated(f"without agents, not every grant rotates: {outcomes}")
+            self.violations.append(f"without agents, not every grant rotates: {outcomes}")
         self._start_daemon()
 
     def _check(self) -> None:
         for name in (*FREE, *LOSSY, *STRICT):
             token = self._token(name)
             if token is None or token.state != "active" or token.access_token != self._server.newest[name]:
-                self._violated(f"the token of {name} is not the newest one of the server")
+                self.violations.append(f"the token of {name} is not the newest one of the server")
             reuses = self._server.reuses(name)
             if any(name not in self._lossy or reused not in self._server.lost for reused in reuses):
-                self._violated(f"I3: a refresh token of {name} was sent twice, and its answer was not lost")
+                self.violations.append(f"I3: a refresh token of {name} was sent twice, and its answer was not lost")
         if self._canary.read_text() != "unchanged" or [*self._private.iterdir()] != [self._canary]:
-            self._violated("a private file outside the directories was changed")
+            self.violations.append("a private file outside the directories was changed")
         for path in self._root.rglob("*"):
             user = path.lstat().st_uid
             within = path.is_relative_to(self._home) or path.is_relative_to(self._private)
@@ -362,17 +361,17 @@ class Fuzz:
             if path.is_relative_to(self._spill) and self._spill.lstat().st_uid == OWNER:
                 continue
             if (user == OWNER) != (within and not path.is_relative_to(self._demands)):
-                self._violated(f"{path} belongs to user {user}")
+                self.violations.append(f"{path} belongs to user {user}")
         modes = {self._private: 0o700, self._home: 0o711, self._state: 0o711}
         for path, mode in (modes | {self._state / "grants": 0o700, self._state / "tokens": 0o750}).items():
             if (found := stat.S_IMODE(path.lstat().st_mode)) != mode:
-                self._violated(f"the mode of {path} is {found:o}")
+                self.violations.append(f"the mode of {path} is {found:o}")
         for path in (self._state / "grants").iterdir():
             if path.suffix not in (".json", ".lock", ".barred"):
-                self._violated(f"left over: {path.name}")
+                self.violations.append(f"left over: {path.name}")
         for path in (self._state / "tokens").iterdir():
             if path.stem not in (*FREE, *LOSSY, *STRICT) or stat.S_IMODE(path.lstat().st_mode) != 0o640:
-                self._violated(f"an unexpected token file: {path.name}")
+                self.violations.append(f"an unexpected token file: {path.name}")
 
     def _record(self, name: str) -> Grant | None:
         try:

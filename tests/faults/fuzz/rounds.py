@@ -36,8 +36,8 @@ def text(rounds: list[Round]) -> str:
     exchanges = sum(each.exchanges for each in rounds)
     return "\n".join(
         (
-            f"fuzz rounds   {len(rounds)}, with {exchanges} exchanges and {doubts} grants in doubt",
-            f"fuzz files    {operations.total()} operations of agents, {done} of them succeeded",
-            f"fuzz problems {sum(len(each.violations) for each in rounds)}",
+            f"fuzz rounds    {len(rounds)}, with {exchanges} exchanges and {doubts} grants in doubt",
+            f"fuzz files     {operations.total()} operations of agents, {done} of them succeeded",
+            f"fuzz problems  {sum(len(each.violations) for each in rounds)}",
         )
     )
