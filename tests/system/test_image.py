@@ -72,7 +72,9 @@ def test_the_labels_name_the_source_the_license_and_the_build() -> None:
 
 def test_the_tests_run_with_the_versions_of_the_image() -> None:
     """If it failed, the image would contain versions of packages that no test has used."""
-    installed = {canonicalize_name(each.metadata["Name"]): each.version for each in importlib.metadata.distributions()}
+    installed = {
+        str(canonicalize_name(each.metadata["Name"])): each.version for each in importlib.metadata.distributions()
+    }
     other = {name: (version, installed.get(name)) for name, version in pinned("requirements.txt").items()}
     assert {name: found for name, found in other.items() if found[0] != found[1]} == {}
 
