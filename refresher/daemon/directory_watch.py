@@ -61,6 +61,7 @@ class DirectoryWatch:
             self._known.clear()
             raise
         self.demands = demands.pending(self._directories, names := self.listing.all)
+        self.demands_problem = self.demands_problem or self.demands.problem
         before, self._known = self._known, {name: self._files(name) for name in names}
         # The clock of a file system is coarse: a second change within the same tick leaves the same stamp.
         now = time.time_ns()

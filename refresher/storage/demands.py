@@ -18,6 +18,7 @@ from typing import Final
 
 import msgspec
 
+from refresher.common.errors import DirectoryError
 from refresher.storage import files
 from refresher.storage.directories import Directories
 from shim._token import is_name
@@ -40,6 +41,8 @@ class Demands(msgspec.Struct, frozen=True, kw_only=True):
     by_name: dict[str, frozenset[int]] = {}
     complete: bool = True
     """Whether the listing saw every entry."""
+    problem: str | None = None
+    """Why refresher does not use the directory; ``None`` if it does."""
 
     def of(self, name: str, current: range) -> frozenset[int]:
         """Return the demanded generations of ``name``.
@@ -74,17 +77,23 @@ def pending(directories: Directories, names: Collection[str]) -> Demands:
     names = frozenset(names)
     found: dict[str, set[int]] = {}
     room, complete = _KEPT + _FOR_EACH * len(names), True
-    with suppress(OSError), os.scandir(directories.demands) as entries:
-        for count, entry in enumerate(entries):
-            if room == 0 or count == _LISTED + _FOR_EACH * len(names):
-                complete = False
-                break
-            name, _, generation = entry.name.rpartition(".")
-            if name in names and _GENERATION.fullmatch(generation) and is_name(name):
-                found.setdefault(name, set()).add(int(generation))
-                room -= 1
+    problem = None
+    try:
+        with directories.opened_demands() as descriptor, os.scandir(descriptor) as entries:
+            for count, entry in enumerate(entries):
+                if room == 0 or count == _LISTED + _FOR_EACH * len(names):
+                    complete = False
+                    break
+                name, _, generation = entry.name.rpartition(".")
+                if name in names and _GENERATION.fullmatch(generation) and is_name(name):
+                    found.setdefault(name, set()).add(int(generation))
+                    room -= 1
+    except OSError:
+        pass
+    except DirectoryError as error:
+        problem = str(error)
     by_name = {name: frozenset(generations) for name, generations in found.items()}
-    return Demands(directory=directories.demands, by_name=by_name, complete=complete)
+    return Demands(directory=directories.demands, by_name=by_name, complete=complete, problem=problem)
 
 
 def remove(directories: Directories, name: str, demanded: frozenset[int], *, keep: range, warned: set[str]) -> None:
@@ -92,17 +101,20 @@ def remove(directories: Directories, name: str, demanded: frozenset[int], *, kee
 
     ``warned``: the warnings that this process has logged; a demand that cannot be removed is retried at each scan.
     """
-    for generation in demanded:
-        if generation in keep:
-            continue
-        path = _path(directories, name, generation)
-        try:
-            _remove(path)
-        except OSError as error:
-            warning = f"demands of {name}"
-            level = logging.DEBUG if warning in warned else logging.WARNING
-            log.log(level, "%s: cannot remove the demand %s: %s; delete it", name, path, error.strerror)
-            warned.add(warning)
+    if not any(generation not in keep for generation in demanded):
+        return
+    with suppress(OSError, DirectoryError), directories.opened_demands() as descriptor:
+        for generation in demanded:
+            if generation in keep:
+                continue
+            path = _path(directories, name, generation)
+            try:
+                _remove(descriptor, path.name)
+            except OSError as error:
+                warning = f"demands of {name}"
+                level = logging.DEBUG if warning in warned else logging.WARNING
+                log.log(level, "%s: cannot remove the demand %s: %s; delete it", name, path, error.strerror)
+                warned.add(warning)
 
 
 def bar(directories: Directories, name: str, generation: int) -> str | None:
@@ -113,18 +125,21 @@ def bar(directories: Directories, name: str, generation: int) -> str | None:
     """
     path = _path(directories, name, generation)
     try:
-        path.lstat()
-        _remove(path)
+        with directories.opened_demands() as descriptor:
+            os.stat(path.name, dir_fd=descriptor, follow_symlinks=False)
+            _remove(descriptor, path.name)
         files.sync_directory(directories.demands)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except OSError as error:
+    except (OSError, DirectoryError) as error:
         grants = os.open(directories.grants, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             files.replace(grants, directories.barred(name).name, b"%d" % generation, mode=0o600, group=None)
         finally:
             os.close(grants)
         files.sync_directory(directories.grants)
+        if isinstance(error, DirectoryError):
+            return None  # reported already; what may appear there later does not count
         return f"cannot remove the demand {path}, which is older than its token: {error.strerror}"
     return None
 
@@ -142,16 +157,17 @@ def _path(directories: Directories, name: str, generation: int) -> Path:
     return directories.demands / f"{name}.{generation}"
 
 
-def _remove(path: Path) -> None:
-    """Remove an entry of any kind, or rename it to what is no demand. Raises ``OSError``."""
+def _remove(directory: int, name: str) -> None:
+    """Remove an entry of any kind from an open directory, or rename it to what is no demand. Raises ``OSError``."""
     with suppress(FileNotFoundError):
         try:
-            path.unlink()
+            os.unlink(name, dir_fd=directory)
         except (IsADirectoryError, PermissionError) as error:  # for a directory, Linux raises one and POSIX the other
             try:
-                path.rmdir()
+                os.rmdir(name, dir_fd=directory)
             except NotADirectoryError:
                 raise error from None
             except OSError:
                 # There is something in it. Nobody can guess the new name, and so nobody can block it.
-                path.rename(path.with_name(f"ignored-{secrets.token_hex(16)}"))
+                ignored = f"ignored-{secrets.token_hex(16)}"
+                os.rename(name, ignored, src_dir_fd=directory, dst_dir_fd=directory)

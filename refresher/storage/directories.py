@@ -205,6 +205,12 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
                 )
             yield descriptor
 
+    @contextmanager
+    def opened_demands(self) -> Iterator[int]:
+        """Open ``demands/``, where entries are removed. Raises ``DirectoryError`` and ``OSError``."""
+        with _opened(self.demands) as descriptor:
+            yield descriptor
+
     def risks_above(self) -> list[str]:
         """Return who can replace the state directory or ``tokens/`` in a directory above it, one line for each."""
         found: list[Found] = []
