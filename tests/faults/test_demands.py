@@ -175,7 +175,7 @@ def test_no_file_in_demands_is_opened(refresher: Command) -> None:
     trace = refresher.home / "trace"
     prefix = ("strace", "-f", "-qq", "-y", "-o", str(trace), "-e", "trace=%file")
     assert refresher.finish(refresher.start("run-once", prefix=prefix)).code == 0
-    calls = [line for line in trace.read_text().splitlines() if re.search(r'demands/|demands>, "[^"]', line)]
+    calls = [line for line in trace.read_text().splitlines() if re.search('demands(/|>, "[^"])', line)]
     assert {line.split(None, 1)[1].partition("(")[0] for line in calls} == {"unlinkat"}, calls
     assert demand_names(refresher) == {b"unknown.1", b"linear.x"}
 
@@ -399,6 +399,8 @@ def test_tokens_rotate_on_schedule_without_a_usable_demands_directory(refresher:
         log = "".join(lines) + stopped(refresher, daemon)
         # One message for each problem, heard above; once more if the daemon reads the directory while it is being replaced.
         warnings = [line for line in log.splitlines() if "cannot accept demands from agents" in line]
+        for problem in ("is not a directory", "No such file", "Too many levels", "is a link of user 12345"):
+            assert any(problem in line for line in warnings), log
         assert len(warnings) <= 8, log
         assert "storage_failed" not in log
         assert kept.exists()

@@ -161,6 +161,28 @@ def test_a_link_of_another_user_in_place_of_demands_stops_neither_run_nor_an_imp
     assert _state_of(refresher.state)["grants"][0] & 0o777 == 0o700
 
 
+def test_nothing_is_removed_through_a_link_of_another_user_in_place_of_demands(refresher: Command) -> None:
+    """If it failed, an agent that can write above demands/ could have files of refresher's user removed."""
+    need(no_mounts())
+    demands, pages = refresher.home / "shared/demands", refresher.home / "pages"
+    refresher.environment |= {"REFRESHER_TOKENS_GROUP": "12346", "REFRESHER_DEMANDS_DIR": str(demands)}
+    with TokenServer(lambda _: 3600) as server:
+        refresher.bring("linear", server.grant("linear"))
+        assert refresher("run-once").code == 0
+        pages.mkdir()
+        for generation in range(5):
+            (pages / f"linear.{generation}").write_text("a page of a manual")
+        demands.rmdir()
+        demands.symlink_to(pages)
+        os.chown(demands, OTHER_USER, OTHER_USER, follow_symlinks=False)
+        for arguments in ((), ("--force",), ()):
+            assert refresher("run-once", *arguments).code == 0
+        with running(refresher) as daemon:
+            stopped(refresher, daemon)
+        assert len(list(pages.iterdir())) == 5
+        assert len(server.asked["linear"]) == 2, "a file that is no demand rotates nothing"
+
+
 def _state_of(state: Path) -> dict[str, tuple[int, int]]:
     places = (state, state / "grants", state / "tokens")
     return {path.name: (path.stat().st_mode, path.stat().st_gid) for path in places}
