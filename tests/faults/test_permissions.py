@@ -142,6 +142,25 @@ def test_a_link_of_another_user_in_place_of_demands_shares_nothing(refresher: Co
             assert stat.S_IMODE((refresher.home / "elsewhere").stat().st_mode) == 0o3770
 
 
+def test_a_link_of_another_user_in_place_of_demands_stops_neither_run_nor_an_import(refresher: Command) -> None:
+    """If it failed, an agent that can write above demands/ could let tokens expire, or have a new login thrown away."""
+    need(no_mounts())
+    demands = refresher.home / "shared/demands"
+    refresher.environment |= {"REFRESHER_TOKENS_GROUP": "12346", "REFRESHER_DEMANDS_DIR": str(demands)}
+    demands.parent.mkdir()
+    demands.symlink_to(refresher.state / "grants")
+    os.chown(demands, OTHER_USER, OTHER_USER, follow_symlinks=False)
+    trouble = f"cannot accept demands from agents: {demands} is a link of user {OTHER_USER}"
+    with TokenServer(lambda _: 3600) as server:
+        path = refresher.write_import("linear", server.grant("linear"))
+        done = refresher("import", "linear", "--from", str(path))
+        assert (done.code, trouble in done.stderr) == (0, True), done.stderr
+        with running(refresher) as daemon:
+            wait_until(lambda: published(refresher) == 1, "the grant rotates")
+            assert trouble in stopped(refresher, daemon)
+    assert _state_of(refresher.state)["grants"][0] & 0o777 == 0o700
+
+
 def _state_of(state: Path) -> dict[str, tuple[int, int]]:
     places = (state, state / "grants", state / "tokens")
     return {path.name: (path.stat().st_mode, path.stat().st_gid) for path in places}
