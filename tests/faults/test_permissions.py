@@ -178,6 +178,7 @@ def test_nothing_is_removed_through_a_link_of_another_user_in_place_of_demands(r
         for arguments in ((), ("--force",), ()):
             assert refresher("run-once", *arguments).code == 0
         with running(refresher) as daemon:
+            heard(daemon, "is a link of user")
             stopped(refresher, daemon)
         assert len(list(pages.iterdir())) == 5
         assert len(server.asked["linear"]) == 2, "a file that is no demand rotates nothing"
