@@ -118,9 +118,12 @@ class Fuzz:
             os.chown(directory, user, OWN_GROUP if user == OWNER else AGENTS)
             directory.chmod(mode)
         self._canary = self._private / "canary"
-        self._canary.write_text("unchanged")
-        os.chown(self._canary, OWNER, OWN_GROUP)
-        self._canary.chmod(0o600)
+        # Through a link, most of these names look like demands.
+        self._kept = {self._canary, *(self._private / f"{FREE[0]}.{number}" for number in range(40))}
+        for path in self._kept:
+            path.write_text("unchanged")
+            os.chown(path, OWNER, OWN_GROUP)
+            path.chmod(0o600)
         self._environment = {
             "HOME": str(self._home),
             "PATH": os.environ["PATH"],
@@ -351,14 +354,13 @@ class Fuzz:
             reuses = self._server.reuses(name)
             if any(name not in self._lossy or reused not in self._server.lost for reused in reuses):
                 self.violations.append(f"I3: a refresh token of {name} was sent twice, and its answer was not lost")
-        if self._canary.read_text() != "unchanged" or [*self._private.iterdir()] != [self._canary]:
+        if {path for path in self._private.iterdir() if path.read_text() == "unchanged"} != self._kept:
             self.violations.append("a private file outside the directories was changed")
         for path in self._root.rglob("*"):
             user = path.lstat().st_uid
             within = path.is_relative_to(self._home) or path.is_relative_to(self._private)
-            if path in (self._demands, self._spill) or user == 0:
-                continue
-            if path.is_relative_to(self._spill) and self._spill.lstat().st_uid == OWNER:
+            spilled = path.is_relative_to(self._spill) and self._spill.lstat().st_uid == OWNER
+            if path in (self._demands, self._spill) or user == 0 or spilled:
                 continue
             if (user == OWNER) != (within and not path.is_relative_to(self._demands)):
                 self.violations.append(f"{path} belongs to user {user}")
@@ -374,11 +376,8 @@ class Fuzz:
                 self.violations.append(f"an unexpected token file: {path.name}")
 
     def _record(self, name: str) -> Grant | None:
-        try:
-            data = (self._state / f"grants/{name}.json").read_bytes()
-        except FileNotFoundError:
-            return None
-        record = decode(data, name).record
+        path = self._state / f"grants/{name}.json"
+        record = decode(path.read_bytes(), name).record if path.exists() else None
         return record if isinstance(record, Grant) else None
 
     def _token(self, name: str) -> TokenFile | None:
