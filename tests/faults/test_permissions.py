@@ -11,7 +11,7 @@ import pytest
 from refresher.storage import files
 from tests.conftest import need
 from tests.support.command import Command, wait_until
-from tests.support.daemon import published, running, stopped
+from tests.support.daemon import heard, published, running, stopped
 from tests.support.parts import no_mounts
 from tests.support.token_server import TokenServer
 
