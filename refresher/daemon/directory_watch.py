@@ -50,12 +50,13 @@ class DirectoryWatch:
         stamps = (_stamp(self._directories.grants), *(_stamp(path, follow=True) for path in shared))
         if not jumped and stamps == self._stamps and monotonic - self._listed_at < FULL_SCAN_INTERVAL:
             return set()
-        self.demands_problem = None
-        if stamps[0] is not None and (None in stamps[1:] or not self._directories.demands.is_dir()):
+        problem = None
+        if stamps[0] is not None and None in stamps[1:]:
             # Agents need the directory before the next rotation would create it.
-            self.demands_problem = self._directories.prepare()
+            problem = self._directories.prepare()
         try:
             self.listing = self._directories.listing()
+            self.demands_problem = problem or self.listing.demands_problem
         except DirectoryError:
             # Once the directory is readable again, every grant counts as changed: it may have become due meanwhile.
             self._known.clear()

@@ -10,7 +10,6 @@ grants only. Beyond that, the demands that matter are looked up by their names.
 import logging
 import os
 import re
-import secrets
 from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Final
 
 import msgspec
 
+from refresher.common.errors import DirectoryError
 from refresher.storage import files
 from refresher.storage.directories import Directories
 from shim._token import is_name
@@ -74,7 +74,7 @@ def pending(directories: Directories, names: Collection[str]) -> Demands:
     names = frozenset(names)
     found: dict[str, set[int]] = {}
     room, complete = _KEPT + _FOR_EACH * len(names), True
-    with suppress(OSError), os.scandir(directories.demands) as entries:
+    with suppress(OSError, DirectoryError), directories.opened_demands() as place, os.scandir(place) as entries:
         for count, entry in enumerate(entries):
             if room == 0 or count == _LISTED + _FOR_EACH * len(names):
                 complete = False
@@ -92,17 +92,19 @@ def remove(directories: Directories, name: str, demanded: frozenset[int], *, kee
 
     ``warned``: the warnings that this process has logged; a demand that cannot be removed is retried at each scan.
     """
-    for generation in demanded:
-        if generation in keep:
-            continue
-        path = _path(directories, name, generation)
-        try:
-            _remove(path)
-        except OSError as error:
-            warning = f"demands of {name}"
-            level = logging.DEBUG if warning in warned else logging.WARNING
-            log.log(level, "%s: cannot remove the demand %s: %s; delete it", name, path, error.strerror)
-            warned.add(warning)
+    if not (stale := [generation for generation in demanded if generation not in keep]):
+        return
+    with suppress(OSError, DirectoryError), directories.opened_demands() as place:
+        for generation in stale:
+            entry = f"{name}.{generation}"
+            try:
+                _remove(place, entry)
+            except OSError as error:
+                warning = f"demands of {name}"
+                level = logging.DEBUG if warning in warned else logging.WARNING
+                path = directories.demands / entry
+                log.log(level, "%s: cannot remove the demand %s: %s; delete it", name, path, error.strerror)
+                warned.add(warning)
 
 
 def bar(directories: Directories, name: str, generation: int) -> str | None:
@@ -111,22 +113,31 @@ def bar(directories: Directories, name: str, generation: int) -> str | None:
     An agent that plants such a demand has not been refused that token. Return why the demand is still there, or
     ``None``. The effect is durable on return. Raises ``OSError`` if it cannot be; then do not publish.
     """
-    path = _path(directories, name, generation)
+    entry, problem = f"{name}.{generation}", None
     try:
-        path.lstat()
-        _remove(path)
-        files.sync_directory(directories.demands)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        grants = os.open(directories.grants, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            files.replace(grants, directories.barred(name).name, b"%d" % generation, mode=0o600, group=None)
-        finally:
-            os.close(grants)
-        files.sync_directory(directories.grants)
-        return f"cannot remove the demand {path}, which is older than its token: {error.strerror}"
-    return None
+        with directories.opened_demands() as place:
+            try:
+                os.stat(entry, dir_fd=place, follow_symlinks=False)
+                _remove(place, entry)
+                os.fsync(place)
+            except FileNotFoundError:
+                return None
+            except OSError as error:
+                path = directories.demands / entry
+                problem = f"cannot remove the demand {path}, which is older than its token: {error.strerror}"
+            else:
+                return None
+    except FileNotFoundError:
+        return None  # there is no directory yet
+    except (OSError, DirectoryError):
+        pass  # nobody can tell what is in it; the daemon reports it
+    grants = os.open(directories.grants, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        files.replace(grants, directories.barred(name).name, b"%d" % generation, mode=0o600, group=None)
+        os.fsync(grants)
+    finally:
+        os.close(grants)
+    return problem
 
 
 def is_barred(directories: Directories, name: str, generation: int) -> bool:
@@ -138,20 +149,16 @@ def is_barred(directories: Directories, name: str, generation: int) -> bool:
         return True
 
 
-def _path(directories: Directories, name: str, generation: int) -> Path:
-    return directories.demands / f"{name}.{generation}"
-
-
-def _remove(path: Path) -> None:
-    """Remove an entry of any kind, or rename it to what is no demand. Raises ``OSError``."""
+def _remove(place: int, entry: str) -> None:
+    """Remove an entry of any kind from an open directory, or rename it to what is no demand. Raises ``OSError``."""
     with suppress(FileNotFoundError):
         try:
-            path.unlink()
+            os.unlink(entry, dir_fd=place)
         except (IsADirectoryError, PermissionError) as error:  # for a directory, Linux raises one and POSIX the other
             try:
-                path.rmdir()
+                os.rmdir(entry, dir_fd=place)
             except NotADirectoryError:
                 raise error from None
             except OSError:
                 # There is something in it. Nobody can guess the new name, and so nobody can block it.
-                path.rename(path.with_name(f"ignored-{secrets.token_hex(16)}"))
+                os.rename(entry, f"ignored-{os.urandom(16).hex()}", src_dir_fd=place, dst_dir_fd=place)

@@ -1,6 +1,5 @@
 """Where the files are, and who may read them."""
 
-import errno
 import os
 import re
 import stat
@@ -12,7 +11,7 @@ from typing import Final
 import msgspec
 
 from refresher.common.errors import DirectoryError
-from refresher.storage import files, write_access
+from refresher.storage import files, single_directory, write_access
 from refresher.storage.write_access import Found
 from shim._token import is_name
 
@@ -34,6 +33,8 @@ class Listing(msgspec.Struct, frozen=True):
     unfinished: frozenset[str] = frozenset()
     sharing: Sharing | None = None
     """What ``sharing`` returned at the time of the listing; ``None``: not read."""
+    demands_problem: str | None = None
+    """Why demands do not count: ``demands/`` cannot be used. ``None`` if it can, or if it does not exist yet."""
 
     @property
     def all(self) -> list[str]:
@@ -59,6 +60,11 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
     def import_lock(self) -> Path:
         """The lock that every import and login holds, so that two cannot store one refresh token under two names."""
         return self.grants / ".import.lock"
+
+    @property
+    def health_socket(self) -> Path:
+        """The socket at which the daemon answers ``refresher health``: only its own user can enter ``grants/``."""
+        return self.grants / ".health.sock"
 
     def record(self, name: str) -> Path:
         """Return the path of the private record."""
@@ -124,8 +130,8 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
         """List ``grants/``; nothing if it does not exist yet. Raises ``DirectoryError``."""
         from_names, unfinished = [], set()
         try:
-            _check_private(self.grants)
-            self._check()
+            single_directory.check_private(self.grants)
+            trouble = self._check()
             entries = os.listdir(self.grants)  # noqa: PTH208  plain names
         except FileNotFoundError:
             return Listing()
@@ -140,7 +146,7 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
             elif suffix != "lock" and (match := _NEXT.fullmatch(entry)):
                 unfinished.add(match["name"])
         names = tuple(sorted(filter(is_name, from_names)))
-        return Listing(names, frozenset(filter(is_name, unfinished)), self.sharing())
+        return Listing(names, frozenset(filter(is_name, unfinished)), self.sharing(), trouble)
 
     def ensure(self) -> None:
         """Create the directories that are missing, with the modes of the README, independent of the umask.
@@ -157,28 +163,28 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
         with self._explained():
             trouble = self._check()
             made = [
-                _make(self.state, passed, parents=passed),
-                _make(self.grants, 0o700, parents=passed),
-                _make(self.tokens, 0o700, parents=passed),
+                single_directory.make(self.state, passed, parents=passed),
+                single_directory.make(self.grants, 0o700, parents=passed),
+                single_directory.make(self.tokens, 0o700, parents=passed),
             ]
             if any(made):
                 trouble = self._check()  # names that differ may lead to one directory, in a file system without case
-            _check_private(self.grants)
+            single_directory.check_private(self.grants)
             if shared and (mode := stat.S_IMODE(self.state.stat().st_mode)) & passed != passed:
                 # Agents of the group traverse the state directory on the way to their tokens.
                 self.state.chmod(mode | passed)
             with self.opened_tokens() as descriptor:
                 if self.group is not None:
-                    _share(descriptor, self.tokens, _SHARED_TOKENS, self.group)
+                    single_directory.share(descriptor, self.tokens, _SHARED_TOKENS, self.group)
         if trouble is not None:
             return trouble
         try:
             with self._explained():
-                if _make(self.demands, 0o700, parents=passed):
+                if single_directory.make(self.demands, 0o700, parents=passed):
                     self._check()
-                with _opened(self.demands) as descriptor:
+                with self.opened_demands() as descriptor:
                     if self.group is not None:
-                        _share(descriptor, self.demands, 0o3770, self.group)
+                        single_directory.share(descriptor, self.demands, 0o3770, self.group)
                     mode = os.fstat(descriptor).st_mode
         except DirectoryError as error:
             return str(error)
@@ -192,8 +198,8 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
 
         Raises ``DirectoryError`` and ``OSError``.
         """
-        with _opened(self.tokens) as descriptor:
-            _check_tokens(self.tokens, status := os.fstat(descriptor))
+        with single_directory.opened(self.tokens) as descriptor:
+            single_directory.check_tokens(self.tokens, status := os.fstat(descriptor))
             with suppress(FileNotFoundError):
                 if os.path.samestat(status, self.grants.lstat()):
                     raise DirectoryError(_one_directory("tokens directory", "grants directory", self.tokens))
@@ -203,6 +209,18 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
                 raise DirectoryError(
                     f"{self.tokens} holds grants, which tokens would replace: give another --tokens-dir"
                 )
+            yield descriptor
+
+    @contextmanager
+    def opened_demands(self) -> Iterator[int]:
+        """Open ``demands/``, and check on the descriptor that it is no directory of grants.
+
+        Raises ``DirectoryError`` and ``OSError``.
+        """
+        with single_directory.opened(self.demands) as descriptor:
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), self.grants.lstat()):
+                    raise DirectoryError(_one_directory("demands directory", "grants directory", self.demands))
             yield descriptor
 
     def risks_above(self) -> list[str]:
@@ -237,11 +255,13 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
         found = {"state directory": write_access.find(self.state), "grants directory": write_access.find(self.grants)}
         found["tokens directory"] = write_access.find(self.tokens)
         for place in found.values():
-            _refuse_link_of_another(place)
+            single_directory.refuse_link_of_another(place)
         trouble = None
         try:
-            _refuse_link_of_another(place := write_access.find(self.demands))
+            single_directory.refuse_link_of_another(place := write_access.find(self.demands))
             found["demands directory"] = place
+            if not place.missing and not stat.S_ISDIR(place.directory[1].st_mode):
+                trouble = f"{self.demands} is not a directory"
         except DirectoryError as error:
             trouble = str(error)
         except OSError as error:
@@ -255,10 +275,10 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
             if (other := known.setdefault(place.identity, role)) != role:
                 raise DirectoryError(_one_directory(other, role, place.directory[0].joinpath(*place.missing)))
         if not found["grants directory"].missing:
-            _check_private(self.grants)
+            single_directory.check_private(self.grants)
         self._check_state(found["state directory"])
         if not (tokens := found["tokens directory"]).missing:
-            _check_tokens(self.tokens, tokens.directory[1])
+            single_directory.check_tokens(self.tokens, tokens.directory[1])
         for place in (found["state directory"], tokens):
             for risk, refused in self._risks_above(place):
                 if refused:
@@ -296,46 +316,6 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
             raise DirectoryError(f"cannot create {error.filename or self.state}: {error.strerror}") from None
 
 
-def _check_private(directory: Path) -> None:
-    status = directory.lstat()
-    if stat.S_ISLNK(status.st_mode):
-        raise DirectoryError(f"{directory} is a symbolic link: make the state directory the link instead")
-    if not stat.S_ISDIR(status.st_mode):
-        raise DirectoryError(f"{directory} is not a directory")
-    if status.st_uid != os.geteuid():
-        raise DirectoryError(
-            f"{directory} belongs to user {status.st_uid}, this is user {os.geteuid()}: run it as its owner"
-        )
-    if status.st_mode & 0o077:
-        raise DirectoryError(f"others can read {directory}, which holds refresh tokens: run 'chmod 700' on it")
-
-
-def _check_tokens(directory: Path, status: os.stat_result) -> None:
-    if not stat.S_ISDIR(status.st_mode):
-        raise DirectoryError(f"{directory} is not a directory")
-    # A sticky bit would not help: others could create a token file that does not exist yet.
-    if (who := write_access.writers(status)) is not None:
-        change = "o-w" if who == "anybody" else "g-w"
-        raise DirectoryError(
-            f"{who} can write to {directory} and replace the tokens that agents trust: run 'chmod {change}' on it"
-        )
-    if status.st_uid not in (0, os.geteuid()):
-        raise DirectoryError(
-            f"{directory} belongs to user {status.st_uid}, who could replace the tokens that agents trust: "
-            f"run 'chown {os.geteuid()}' on it"
-        )
-
-
-def _one_directory(first: str, second: str, path: Path) -> str:
-    return f"the {first} and the {second} are one directory, {path}: give them different directories"
-
-
-def _refuse_link_of_another(found: Found) -> None:
-    if (link := found.link_of_another) is not None:
-        path, user = link
-        raise DirectoryError(f"{path} is a link of user {user}, and may lead to private files: remove it")
-
-
 def _lets_pass(directory: Path, group: int) -> bool:
     try:
         status = directory.stat()
@@ -344,47 +324,5 @@ def _lets_pass(directory: Path, group: int) -> bool:
     return bool(status.st_mode & (stat.S_IXGRP if status.st_gid == group else stat.S_IXOTH))
 
 
-def _make(directory: Path, mode: int, *, parents: int) -> bool:
-    """Create a directory if it is missing; return whether this process did."""
-    if directory.exists():
-        return False
-    files.make_directories(directory.parent, parents)
-    try:
-        directory.mkdir(mode=0o700)
-    except FileExistsError:
-        return False  # another process has just created it
-    files.sync_directory(directory.parent)
-    directory.chmod(mode)  # independent of the umask
-    return True
-
-
-@contextmanager
-def _opened(directory: Path) -> Iterator[int]:
-    """Open a directory, but not through the link of another user: it may lead to the grants."""
-    _refuse_link_of_another(found := write_access.find(directory))
-    if found.missing:
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(directory))
-    path, status = found.directory
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except NotADirectoryError:
-        raise DirectoryError(f"{directory} is not a directory") from None
-    try:
-        # Another user may have put a link in its place, or in place of a directory above it, meanwhile.
-        if not os.path.samestat(os.fstat(descriptor), status):
-            raise DirectoryError(f"{directory} was replaced by another directory just now: try again")
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def _share(descriptor: int, directory: Path, mode: int, group: int) -> None:
-    """Give an open directory to the group."""
-    try:
-        status = os.fstat(descriptor)
-        if status.st_gid != group:
-            os.fchown(descriptor, -1, group)
-        if stat.S_IMODE(status.st_mode) != mode:
-            os.fchmod(descriptor, mode)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(directory)) from None
+def _one_directory(first: str, second: str, path: Path) -> str:
+    return f"the {first} and the {second} are one directory, {path}: give them different directories"

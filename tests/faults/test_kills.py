@@ -97,7 +97,7 @@ CASES = {
     # The same steps with other consequences: killed once at each stage.
     "first": Case(("run-once",), ("pwrite64", "recvfrom"), live=False),
     "spilling": Case(calls=CHANGES, fault="rename:error=EIO"),
-    "daemon": Case(("run-once",), ("pwrite64", "rename", "recvfrom"), live=False, killed=("run",)),
+    "daemon": Case(("run-once",), ("pwrite64", "rename", "renameat", "recvfrom"), live=False, killed=("run",)),
 }
 
 
@@ -116,8 +116,9 @@ def test_killed_at_any_system_call_the_next_run_continues_or_reports_in_doubt(
             shutil.rmtree(refresher.state, ignore_errors=True)
         before.append(refresher.bring("linear", server.mint(live=case.live), replace=True))
 
-    seen = set()
+    seen, published = set(), False
     for point in sweep(refresher, prepare, case.arguments, calls=case.calls, fault=case.fault, killed=case.killed):
+        published |= point.call == "renameat"
         stage = last_stage(refresher, before[-1])
         seen.add(stage)
         assert not case.live or refresher.token("linear").access_token, f"killed at {point}, readers have no token"
@@ -139,6 +140,7 @@ def test_killed_at_any_system_call_the_next_run_continues_or_reports_in_doubt(
             assert server.introspect(after.refresh_token.reveal())["active"], f"killed at {point}, the login is lost"
             assert (token.generation, token.state) == (after.generation, "active")
     assert seen == {"nothing", "sent", "saved"}
+    assert published == ("renameat" in case.calls), "no kill at the publication"
     assert (server.log()["reused"], server.log()["presented_twice"]) == (0, 0)
 
 

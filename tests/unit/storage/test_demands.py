@@ -19,7 +19,7 @@ from refresher.grants.policy import Wait
 from refresher.grants.record import Doubt, Grant
 from refresher.operations.inspection import inspect
 from refresher.operations.rotate import Order, Terms, rotate
-from refresher.storage import demands, files, journal
+from refresher.storage import demands, journal
 from refresher.storage.directories import Directories, Listing
 from refresher.storage.publishing import Publisher, published_generation
 from tests.conftest import need
@@ -153,11 +153,11 @@ def test_no_token_is_published_while_a_planted_demand_could_count(
     """If it failed, a power loss after the publication would bring the planted demand back, and it would count (I1)."""
     _plant(state, 3)
 
-    def refuse(directory: Path) -> None:
+    def refuse(descriptor: int) -> None:
         raise OSError("the disk is gone")
 
     with monkeypatch.context() as patch:
-        patch.setattr(files, "sync_directory", refuse)
+        patch.setattr(os, "fsync", refuse)
         with pytest.raises(OSError, match="the disk is gone"):
             demands.bar(state, "linear", 3)
         _plant(state, 3)
@@ -248,3 +248,18 @@ def test_a_restored_backup_keeps_the_number_of_current_generations_small(state: 
     """If it failed, a damaged token file of a huge generation would cost a look-up for each generation."""
     Publisher(state).publish(grant(generation=10**6))
     assert Publisher(state).current(grant()) == range(10**6 - 99, 10**6 + 1)
+
+
+def test_nothing_is_listed_or_removed_through_a_link_of_another_user(state: Directories) -> None:
+    """If it failed, a user who can replace demands/ by a link could have files of grants/ removed as demands."""
+    need(no_mounts())  # a link of another user needs root
+    answer = state.grants / "linear.answer.17"
+    answer.touch()
+    state.demands.rmdir()
+    state.demands.symlink_to("grants")
+    os.chown(state.demands, 12345, -1, follow_symlinks=False)
+    assert demands.pending(state, ("linear.answer",)).by_name == {}
+    demands.remove(state, "linear.answer", frozenset({17}), keep=range(0), warned=set())
+    assert demands.bar(state, "linear.answer", 17) is None
+    assert answer.exists()
+    assert demands.is_barred(state, "linear.answer", 17), "nobody can tell what is in demands/"
