@@ -3,23 +3,25 @@
 from typing import Any, Final
 
 import click
+import msgspec
 
 from refresher.cli.options import Options, command, complete_name
 from refresher.cli.tables import print_rows
 from refresher.common import clocks, text
 from refresher.common.errors import GrantFileError
 from refresher.common.terminal import show
-from refresher.grants import policy
+from refresher.grants import accounts, policy
 from refresher.grants.record import Grant
 from refresher.operations.inspection import list_grants
 from refresher.storage.publishing import state_of
 
 __all__ = ["status"]
 
+_WIDEST_ACCOUNT: Final = 24
 _INVALID: Final = "invalid_grant_file"
 _KEYS: Final = (
     *("state", "generation", "issued_at", "expires_at", "next_rotation_at", "last_rotation_at", "failures", "error"),
-    *("issuer", "resource", "scope", "origins"),
+    *("issuer", "resource", "scope", "origins", "account"),
 )
 _ERROR_KEYS: Final = ("code", "description", "at", "retry_at")
 
@@ -45,10 +47,17 @@ def status(options: Options, names: tuple[str, ...], as_json: bool) -> None:
     """
     settings = options.settings()
     entries = list_grants(settings.directories, names)
-    rows = [_row(name, grant) for name, grant in entries]
     fields = {"grants": [_fields(name, grant) for name, grant in entries]} if as_json else None
+    # Not each server names an account: without one, the table stays narrow.
+    with_account = any(isinstance(grant, Grant) and grant.account is not None for _, grant in entries)
+    rows = [_row(name, grant, with_account=with_account) for name, grant in entries]
+    account = ("ACCOUNT",) if with_account else ()
     print_rows(
-        settings, ("NAME", "STATE", "GENERATION", "TIME LEFT", "NEXT ROTATION", "LAST ERROR"), rows, fields, show
+        settings,
+        ("NAME", "STATE", "GENERATION", "TIME LEFT", "NEXT ROTATION", *account, "LAST ERROR"),
+        rows,
+        fields,
+        show,
     )
 
 
@@ -62,13 +71,15 @@ def _fields(name: str, grant: Grant | GrantFileError) -> dict[str, Any]:
         "state": state_of(grant),
         "issued_at": grant.issued_at if policy.has_access_token(grant) else None,
         "next_rotation_at": _next_rotation_at(grant),
+        "account": None if grant.account is None else msgspec.structs.asdict(grant.account),
         "error": None if failure is None else {key: getattr(failure, key) for key in _ERROR_KEYS},
     }
 
 
-def _row(name: str, grant: Grant | GrantFileError) -> tuple[str, ...]:
+def _row(name: str, grant: Grant | GrantFileError, *, with_account: bool) -> tuple[str, ...]:
     if isinstance(grant, GrantFileError):
-        return (name, _INVALID, "-", "-", "-", str(grant))
+        return (name, _INVALID, "-", "-", "-", *(("-",) if with_account else ()), str(grant))
+    account = "-" if grant.account is None else _shortened(accounts.shown(grant.account))
     now = clocks.now().wall
     planned = _next_rotation_at(grant)
     return (
@@ -77,8 +88,13 @@ def _row(name: str, grant: Grant | GrantFileError) -> tuple[str, ...]:
         str(grant.generation),
         _time_left(grant, now),
         "-" if planned is None else "now" if planned <= now else f"in {text.span(planned - now)}",
+        *((account,) if with_account else ()),
         "-" if grant.failure is None else grant.failure.description,
     )
+
+
+def _shortened(account: str) -> str:
+    return account if len(account) <= _WIDEST_ACCOUNT else f"{account[: _WIDEST_ACCOUNT - 3]}..."
 
 
 def _time_left(grant: Grant, now: float) -> str:

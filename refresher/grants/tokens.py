@@ -2,11 +2,11 @@
 
 import base64
 import binascii
-from typing import Final, TypeGuard
+from typing import Any, Final, TypeGuard
 
 import msgspec
 
-__all__ = ["MAX_LIFETIME", "auth_scheme", "is_token", "jwt_time", "needs_proof", "not_before"]
+__all__ = ["MAX_LIFETIME", "auth_scheme", "is_token", "jwt_claims", "jwt_time", "needs_proof", "not_before"]
 
 MAX_LIFETIME: Final = 315_360_000.0
 """Ten years in seconds, the longest lifetime of an access token."""
@@ -30,16 +30,21 @@ def needs_proof(scheme: str) -> bool:
     return scheme.lower() != "bearer"
 
 
-def jwt_time(token: str, claim: str) -> float | None:
-    """Return a time claim (``exp``, ``nbf``) if ``token`` is a JWT (RFC 7519). The signature is not checked."""
+def jwt_claims(token: str) -> dict[str, Any]:
+    """Return the claims of ``token`` if it is a JWT (RFC 7519), else none. The signature is not checked."""
     parts = token.split(".", 3)
     if len(parts) != 3:
-        return None
+        return {}
     try:
         claims = msgspec.json.decode(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
     except (binascii.Error, ValueError, RecursionError):
-        return None
-    at = claims.get(claim) if isinstance(claims, dict) else None
+        return {}
+    return claims if isinstance(claims, dict) else {}
+
+
+def jwt_time(token: str, claim: str) -> float | None:
+    """Return a time claim (``exp``, ``nbf``) if ``token`` is a JWT (RFC 7519). The signature is not checked."""
+    at = jwt_claims(token).get(claim)
     if isinstance(at, bool) or not isinstance(at, int | float):
         return None
     return float(at) if 0 < at < 1e12 else None

@@ -36,14 +36,15 @@ _PAGE: Final = """<!doctype html>
 """
 
 
-def done(name: str, *, renewable: bool) -> str:
-    """Return the page of a login that is stored."""
+def done(name: str, *, renewable: bool, account: str | None = None) -> str:
+    """Return the page of a login that is stored; ``account``: whose login it is, if that is known."""
+    login = f"The login {name}" if account is None else f"The login {name} for {account}"
     return _page(
         "#2e8b57",
         "You are logged in",
-        f"The login {name} is stored. 'refresher run' keeps it fresh."
+        f"{login} is stored. It stays fresh while 'refresher run' runs, or cron calls 'refresher run-once'."
         if renewable
-        else f"The login {name} works until its access token expires, because the server issued no refresh token.",
+        else f"{login} works until its access token expires, because the server issued no refresh token.",
         "You can close this page and go back to your terminal.",
     )
 

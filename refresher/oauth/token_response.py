@@ -163,6 +163,8 @@ def _tokens(fields: dict[str, Any], now: float, skew: float) -> TokensIssued | N
         expires_at=None if expires_at is None else expires_at - skew,
         refresh_token=Secret(refresh) if refresh else None,
         scope=_scope(fields.get("scope")),
+        # An unreadable one must not lose the other tokens.
+        id_token=Secret(identity) if is_token(identity := fields.get("id_token")) else None,
         clock_skew=skew,
     )
 

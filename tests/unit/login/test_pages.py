@@ -16,8 +16,11 @@ from refresher.login import pages
         (pages.failed("the login was declined", declined=True), "<p>The login was declined.</p>"),
         (
             pages.done("linear", renewable=True),
-            "<p>The login linear is stored. &#x27;refresher run&#x27; keeps it fresh.</p>",
+            "<p>The login linear is stored. It stays fresh while &#x27;refresher run&#x27; runs, or cron calls "
+            "&#x27;refresher run-once&#x27;.</p>",
         ),
+        (pages.done("linear", renewable=True, account="ann@x.example"), "<p>The login linear for ann@x.example is"),
+        (pages.done("linear", renewable=True, account="<i>ann</i>"), "for &lt;i&gt;ann&lt;/i&gt; is stored."),
         (pages.done("linear", renewable=False), "because the server issued no refresh token.</p>"),
     ],
 )
