@@ -45,6 +45,7 @@ from refresher.oauth import urls
 from refresher.operations import import_request
 from refresher.operations.import_grant import Imported, is_for_other_server, other_server, store_grant
 from refresher.storage import records
+from refresher.storage.presence import is_served
 
 __all__ = ["log_in"]
 
@@ -140,7 +141,7 @@ class _Flow:
             except RefresherError as error:
                 loopback.show(pages.failed(str(error), declined=isinstance(error, LoginNotGiven)))
                 raise
-            loopback.show(_page_of(logged_in[0].grant))
+            loopback.show(_page_of(logged_in[0].grant, served=is_served(self.settings.directories.state)))
             return logged_in
 
     def _listen(self, client: Client | None) -> Loopback:
@@ -242,9 +243,9 @@ class _Flow:
         return imported, verified, stopping.exit_code
 
 
-def _page_of(grant: Grant) -> str:
+def _page_of(grant: Grant, *, served: bool) -> str:
     account = None if grant.account is None else accounts.shown(grant.account)
-    return pages.done(grant.name, renewable=grant.renewable, account=account)
+    return pages.done(grant.name, renewable=grant.renewable, served=served, account=account)
 
 
 async def _find_server(options: LoginOptions, connections: Connections) -> Server:

@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
+from refresher.storage.presence import is_served
 from tests.support.answering import Answer, Answering
 from tests.support.cli import all_files
-from tests.support.command import Command, Done
+from tests.support.command import Command, Done, wait_until
 from tests.support.samples import jwt
 
 METADATA = "/.well-known/oauth-authorization-server"
@@ -125,3 +126,20 @@ def test_an_import_with_an_id_token_shows_its_account(refresher: Command) -> Non
     fields |= {"server_url": API, "issuer": "https://as.example"}
     refresher.import_grant("linear", {**fields, "id_token": jwt(iss="https://as.example", aud="client", **ANN)})
     assert account(refresher)["label"] == "ann@x.example"
+
+
+def test_a_login_says_whether_a_daemon_keeps_it_fresh(refresher: Command) -> None:
+    """If it failed, a person would wait for a daemon that does not run, or start a second one."""
+    with Server() as server:
+        server.next_login()
+        assert "no 'refresher run' is seen here: start it" in log_in(refresher, server).stdout
+        daemon = refresher.start("run")
+        try:
+            wait_until(lambda: is_served(refresher.state), "the daemon")
+            server.next_login()
+            assert log_in(refresher, server).stdout.endswith("; 'refresher run' keeps it fresh\n")
+        finally:
+            daemon.terminate()
+            refresher.finish(daemon)
+        server.next_login()
+        assert "no 'refresher run' is seen here" in log_in(refresher, server).stdout
