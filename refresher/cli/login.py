@@ -10,8 +10,10 @@ from refresher.cli.options import command, complete_name, duration_option, warn_
 from refresher.common.errors import ConfigError, Interrupted
 from refresher.common.terminal import say
 from refresher.common.text import clock_time
+from refresher.grants import accounts
 from refresher.grants.record import AuthMethod
 from refresher.storage import startup_checks
+from refresher.storage.presence import is_served
 
 __all__ = ["login"]
 
@@ -65,7 +67,7 @@ def _key_and_value(param: str) -> tuple[str, str]:
 )
 @duration_option("--wait", "5m", help="How long to wait for you to log in.")
 @click.option("--no-verify", is_flag=True, help="Store the new token without trying it at the server.")
-@click.option("--replace", is_flag=True, help="Replace a grant of this name that is for another server.")
+@click.option("--replace", is_flag=True, help="Replace a grant of this name that is for another server or account.")
 @click.option("--client-id", metavar="ID", help="A client that is registered at the server already.")
 @click.option("--client-secret-file", metavar="FILE", help="Contains the client secret and nothing else.")
 @click.option(
@@ -157,6 +159,11 @@ def login(ctx: click.Context, /, name: str, port: int | None, **given: Any) -> i
         log.warning(_CANNOT_RENEW, name, until)
     if verified is not None:
         say(verified)
-    next_step = "; 'refresher run', or cron, keeps it fresh" if grant.renewable else ""
-    say(f"logged in: {name} (generation {grant.generation}){next_step}")
+    whose = "" if grant.account is None else f" for {accounts.shown(grant.account)}"
+    next_step = ""
+    if grant.renewable and is_served(settings.directories.state):
+        next_step = "; 'refresher run' keeps it fresh"
+    elif grant.renewable:
+        next_step = "; no 'refresher run' is seen here: start it, unless cron runs 'refresher run-once'"
+    say(f"logged in: {name}{whose} (generation {grant.generation}){next_step}")
     return exit_code

@@ -3,7 +3,7 @@
 import base64
 import binascii
 import math
-from typing import Final, TypeGuard
+from typing import Any, Final, TypeGuard
 
 import msgspec
 
@@ -11,6 +11,7 @@ __all__ = [
     "MAX_LIFETIME",
     "auth_scheme",
     "is_token",
+    "jwt_claims",
     "jwt_time",
     "lifetime",
     "needs_proof",
@@ -42,16 +43,21 @@ def needs_proof(scheme: str) -> bool:
     return scheme.lower() != "bearer"
 
 
-def jwt_time(token: str, claim: str) -> float | None:
-    """Return a time claim (``exp``, ``nbf``) if ``token`` is a JWT (RFC 7519). The signature is not checked."""
+def jwt_claims(token: str) -> dict[str, Any]:
+    """Return the claims of ``token`` if it is a JWT (RFC 7519), else none. The signature is not checked."""
     parts = token.split(".", 3)
     if len(parts) != 3:
-        return None
+        return {}
     try:
         claims = msgspec.json.decode(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
     except (binascii.Error, ValueError, RecursionError):
-        return None
-    at = claims.get(claim) if isinstance(claims, dict) else None
+        return {}
+    return claims if isinstance(claims, dict) else {}
+
+
+def jwt_time(token: str, claim: str) -> float | None:
+    """Return a time claim (``exp``, ``nbf``) if ``token`` is a JWT (RFC 7519). The signature is not checked."""
+    at = jwt_claims(token).get(claim)
     if isinstance(at, bool) or not isinstance(at, int | float):
         return None
     return float(at) if 0 < at < 1e12 else None

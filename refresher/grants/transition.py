@@ -6,7 +6,7 @@ import msgspec
 
 from refresher.common.clocks import Moment
 from refresher.common.secret import Secret
-from refresher.grants import policy, refresh_life
+from refresher.grants import accounts, policy, refresh_life
 from refresher.grants.outcome import (
     Ambiguous,
     ClientRejected,
@@ -73,6 +73,7 @@ def with_access_token(grant: Grant, tokens: TokensIssued, sent: Moment) -> Grant
         issued_at=sent.wall,
         issued=sent,
         expires_at=tokens.expires_at if tokens.expires_in is None else sent.wall + tokens.expires_in,
+        **accounts.identity(grant, tokens.id_token, tokens.access_token),
     )
 
 

@@ -6,6 +6,7 @@ The MCP SDK knows where metadata is published, and checks it. This module return
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -65,6 +66,8 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     auth_methods: Sequence[str] | None = None
     """The client authentication methods of the token endpoint; ``None``: not published."""
     challenge_methods: Sequence[str] | None = None
+    userinfo_url: str | None = None
+    """Where a login can ask whose it is (OpenID Connect Core section 5.3); ``None``: none that can be used."""
     sends_iss: bool = False
     """Whether each redirect contains ``iss`` (RFC 9207)."""
     takes_metadata_documents: bool = False
@@ -234,12 +237,20 @@ def _server(metadata: OAuthMetadata, document: Mapping[str, Any], *, resource: s
         issuer=_endpoint("issuer", str(document["issuer"])),
         auth_methods=metadata.token_endpoint_auth_methods_supported,
         challenge_methods=metadata.code_challenge_methods_supported,
+        userinfo_url=_userinfo_url(document.get("userinfo_endpoint")),
         sends_iss=metadata.authorization_response_iss_parameter_supported is True,
         takes_metadata_documents=metadata.client_id_metadata_document_supported is True,
         offers_offline_access=OFFLINE_ACCESS in (metadata.scopes_supported or ()),
         resource=resource,
         scope=scope,
     )
+
+
+def _userinfo_url(value: object) -> str | None:
+    """Return the address if it is a valid one: a login does not depend on it."""
+    with suppress(urls.InvalidURL):
+        return urls.check_endpoint(value) if isinstance(value, str) and value else None
+    return None
 
 
 def _endpoint(key: str, value: str) -> str:

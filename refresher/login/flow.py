@@ -26,6 +26,7 @@ from refresher.common.errors import (
 from refresher.common.signals import StopSignals
 from refresher.common.terminal import say
 from refresher.config import Settings
+from refresher.grants import accounts
 from refresher.grants.record import NO_RECORD, Grant, Login
 from refresher.login import client as clients
 from refresher.login import discovery, pages
@@ -38,11 +39,13 @@ from refresher.login.http_client import Connections
 from refresher.login.loopback import Loopback
 from refresher.login.options import LoginOptions, completed, shared_fields, validated
 from refresher.login.token_request import request_tokens, scope_of
+from refresher.login.userinfo import ask_account
 from refresher.login.verification import verify
 from refresher.oauth import urls
 from refresher.operations import import_request
 from refresher.operations.import_grant import Imported, is_for_other_server, other_server, store_grant
 from refresher.storage import records
+from refresher.storage.presence import is_served
 
 __all__ = ["log_in"]
 
@@ -138,7 +141,7 @@ class _Flow:
             except RefresherError as error:
                 loopback.show(pages.failed(str(error), declined=isinstance(error, LoginNotGiven)))
                 raise
-            loopback.show(pages.done(self.name, renewable=logged_in[0].grant.renewable))
+            loopback.show(_page_of(logged_in[0].grant, served=is_served(self.settings.directories.state)))
             return logged_in
 
     def _listen(self, client: Client | None) -> Loopback:
@@ -220,6 +223,9 @@ class _Flow:
                     # If a person stops the login, another login must not begin.
                     raise Interrupted(str(error)) from None
                 raise
+            if grant.account is None and self.options.way != "client_credentials" and grant.access_token is not None:
+                account = ask_account(self.server, grant.access_token, self.connections)
+                grant = msgspec.structs.replace(grant, account=account)
             verified = None
             if not (self.options.no_verify or self.options.token_endpoint or self.options.issuer or stopping()):
                 with self.connections.to(self.url):
@@ -231,10 +237,15 @@ class _Flow:
                 if_absent=False,
                 stopping=lambda: False,
                 # Another process may have stored another grant while the person used the browser.
-                same_server=not self.options.replace,
+                same_login=not self.options.replace,
                 just_issued=True,
             )
         return imported, verified, stopping.exit_code
+
+
+def _page_of(grant: Grant, *, served: bool) -> str:
+    account = None if grant.account is None else accounts.shown(grant.account)
+    return pages.done(grant.name, renewable=grant.renewable, served=served, account=account)
 
 
 async def _find_server(options: LoginOptions, connections: Connections) -> Server:

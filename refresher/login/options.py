@@ -67,7 +67,7 @@ class LoginOptions(msgspec.Struct, frozen=True, kw_only=True):
     no_verify: bool = False
     """Whether to store the new token without trying it at the server."""
     replace: bool = False
-    """Whether to replace a grant of this name that is for another server."""
+    """Whether to replace a grant of this name that is for another server or account."""
 
 
 def validated(options: LoginOptions) -> LoginOptions:

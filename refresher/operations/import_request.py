@@ -15,7 +15,7 @@ from refresher.common import durations
 from refresher.common.clocks import Moment
 from refresher.common.errors import ConfigError, ImportRefused
 from refresher.common.secret import Secret
-from refresher.grants import refresh_life
+from refresher.grants import accounts, refresh_life
 from refresher.grants.record import NO_RECORD, AuthMethod, Grant, decode_secret
 from refresher.grants.tokens import (
     MAX_LIFETIME,
@@ -72,7 +72,7 @@ class ImportRequest(msgspec.Struct, frozen=True, kw_only=True):
     access_token: Secret | None = None
     token_type: str = "Bearer"  # noqa: S105  a token type, no password
     id_token: Secret | None = None
-    """Part of many token responses; ignored."""
+    """Part of many token responses; it names the account. An unreadable one is ignored."""
     expires_at: float | None = None
     expires_in: float | None = None
     refresh_token_expires_at: float | None = None
@@ -86,6 +86,9 @@ class ImportRequest(msgspec.Struct, frozen=True, kw_only=True):
     send_resource: bool | None = None
     replay: str | None = None
     max_age: float | str | None = None
+
+
+_SHARED: Final = sorted({*ImportRequest.__struct_fields__} & {*Grant.__struct_fields__} - {"id_token"})
 
 
 def check_name(name: str) -> None:
@@ -135,7 +138,7 @@ def parse(name: str, data: bytes, now: Moment) -> Grant:
     for key in ("issuer", "revocation_endpoint"):
         if (address := getattr(request, key)) is not None:
             _url(urls.check_endpoint, key, address)
-    fields = {key: getattr(request, key) for key in ImportRequest.__struct_fields__ if key in Grant.__struct_fields__}
+    fields = {key: getattr(request, key) for key in _SHARED}
     fields |= {key: _path(fields[key]) for key in ("private_key_file", "client_cert", "client_key")}
     fields |= {
         "token_endpoint": _url(urls.check_endpoint, "token_endpoint", request.token_endpoint),
@@ -159,7 +162,9 @@ def parse(name: str, data: bytes, now: Moment) -> Grant:
         not_before=None if request.refresh_token is None else not_before(request.refresh_token.reveal(), now.wall),
     )
     check_files(grant, now.wall)
-    return refresh_life.after_login(grant, _refresh_token_lifetime(request, now.wall), now)
+    id_token = None if request.id_token is None or not is_token(request.id_token.reveal()) else request.id_token
+    known = msgspec.structs.replace(grant, **accounts.identity(grant, id_token, request.access_token))
+    return refresh_life.after_login(known, _refresh_token_lifetime(request, now.wall), now)
 
 
 def _check_spelling(unknown: Collection[str]) -> None:

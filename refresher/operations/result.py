@@ -7,7 +7,7 @@ import msgspec
 
 from refresher.common import clocks, text
 from refresher.common.clocks import Moment
-from refresher.grants import policy, refresh_life
+from refresher.grants import accounts, policy, refresh_life
 from refresher.grants.policy import Wait
 from refresher.grants.record import FailureKind, Grant
 
@@ -63,6 +63,11 @@ class Result(msgspec.Struct, frozen=True):
             life = text.span(policy.expected_expiry(after) - now.wall)
             next_rotation = text.span(max(policy.due_at(after) - now.wall, 0))
             detail = f"valid for {life}; next rotation in {next_rotation}"
+            if (named := accounts.other_account_named(before, after)) is not None and after.account is not None:
+                detail += (
+                    f"; warning: the server now names {named}, and the login is for {accounts.shown(after.account)}: "
+                    f"check whose tokens these are, and {_what_to_do(after)} if they are not yours"
+                )
             return cls(after.name, "rotated", after.generation, detail)
         decision = policy.decide(after, now)
         if isinstance(decision, Wait):

@@ -267,7 +267,7 @@ def test_a_login_without_refresh_token_warns(refresher: Command, own_oidc: Start
     assert done.code == 0
     assert "linear: warning: the server gave no refresh token: the grant works until 20" in done.stderr
     assert "--scope '... offline_access'" in done.stderr
-    assert "keeps it fresh" not in done.stdout.splitlines()[-1]
+    assert "refresher run" not in done.stdout.splitlines()[-1]
     grant = refresher.grant("linear")
     assert (grant.refresh_token, grant.renewable) == (None, False)
     # The access token is used until it expires, without an error and without a request.

@@ -52,7 +52,7 @@ def test_a_code_is_entered_on_another_device(refresher: Command, own_oidc: Start
     oidc = own_oidc()
     done = login_by_device(refresher, oidc, None)
     assert done.code == 0, done.stderr
-    assert "logged in: linear (generation 0)" in done.stdout
+    assert "logged in: linear for test-user (generation 0)" in done.stdout
     grant = refresher.grant("linear")
     assert grant.login is not None
     assert (grant.login.way, grant.login.client, grant.scope) == ("device", "registered", "openid offline_access")

@@ -303,8 +303,8 @@ def test_foreign_requests_are_refused_and_the_login_goes_on(listening: Listening
     assert listening.received == []
     answer = listening.get("?state=bad")
     assert (answer.status_code, answer.text) == (400, pages.foreign_redirect())
-    loopback.show(pages.done("linear", renewable=True))
-    assert listening.get("?code=x&state=good").text == pages.done("linear", renewable=True)
+    loopback.show(pages.done("linear", renewable=True, served=True))
+    assert listening.get("?code=x&state=good").text == pages.done("linear", renewable=True, served=True)
     assert listening.received == ["state=bad", "code=x&state=good"]
 
 
@@ -314,11 +314,11 @@ def test_two_redirects_get_one_page(listening: Listening) -> None:
     requests = [threading.Thread(target=lambda: texts.append(listening.get("?state=good").text)) for _ in range(2)]
     for thread in requests:
         thread.start()
-    listening.loopback.show(pages.done("linear", renewable=True))
+    listening.loopback.show(pages.done("linear", renewable=True, served=True))
     listening.loopback.show(pages.failed("it came too late"))
     for thread in requests:
         thread.join(90)
-    assert texts == [pages.done("linear", renewable=True)] * 2
+    assert texts == [pages.done("linear", renewable=True, served=True)] * 2
 
 
 def test_silent_connections_do_not_delay_the_login() -> None:
@@ -328,8 +328,8 @@ def test_silent_connections_do_not_delay_the_login() -> None:
         port = int(made.loopback.redirect_uri.rpartition(":")[2].partition("/")[0])
         silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(20)]
         silent[0].sendall(b"GET /callback?state=go")
-        made.loopback.show(pages.done("linear", renewable=True))
-        assert made.get("?state=good").text == pages.done("linear", renewable=True)
+        made.loopback.show(pages.done("linear", renewable=True, served=True))
+        assert made.get("?state=good").text == pages.done("linear", renewable=True, served=True)
     with pytest.raises(OSError, match="refused"):
         socket.create_connection(("127.0.0.1", port))
     for connection in silent:
@@ -364,15 +364,15 @@ def test_the_listener_is_on_loopback_at_the_registered_address(host: str) -> Non
         port = reserved.getsockname()[1]
         made = Listening(f"http://{host}:{port}/come/back")
     with made.loopback, made.http:
-        made.loopback.show(pages.done("linear", renewable=True))
+        made.loopback.show(pages.done("linear", renewable=True, served=True))
         assert made.loopback.server_address[0] == address
-        assert made.get("?state=good").text == pages.done("linear", renewable=True)
+        assert made.get("?state=good").text == pages.done("linear", renewable=True, served=True)
         with pytest.raises(ConfigError, match=f"port {port}: .*; choose another --port"):
             Loopback(made.loopback.redirect_uri)
 
 
 PAGES = {
-    "done": pages.done("linear", renewable=True),
+    "done": pages.done("linear", renewable=True, served=True),
     "declined": pages.failed("the login was declined in the browser (<script>alert(1)</script>)", declined=True),
     "failed": pages.failed('</main><img src=x onerror="alert(1)">'),
     "not_ours": pages.foreign_redirect(),

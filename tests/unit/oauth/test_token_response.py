@@ -45,12 +45,18 @@ class Row(NamedTuple):
 
 
 GOOD = {"access_token": "a", "token_type": "Bearer", "expires_in": 3600, "refresh_token": "r", "scope": "read"}
+BROKEN_ID_TOKENS: list[Any] = [None, "", 5, {}, ["i.j.k"], "i\nj", "\ud800"]
 TABLE = [
     Row("RFC 6749 5.1", 200, GOOD, TokensIssued, {"expires_in": 3600.0, "scope": "read", "token_type": "Bearer"}),
     Row("201 is success too", 201, GOOD, TokensIssued),
     Row("no refresh token: the old one stays (section 6)", 200, {"access_token": "a"}, TokensIssued, {"refresh_token": None}),
     Row("refresh token null", 200, GOOD | {"refresh_token": None}, TokensIssued, {"refresh_token": None}),
     Row("refresh token empty", 200, GOOD | {"refresh_token": ""}, TokensIssued, {"refresh_token": None}),
+    Row("id_token (OpenID Connect Core 3.1.3.3)", 200, GOOD | {"id_token": "i.j.k"}, TokensIssued, {"id_token": Secret("i.j.k")}),
+    *(
+        Row("an unreadable id_token must not lose the tokens", 200, GOOD | {"id_token": bad}, TokensIssued, {"id_token": None})
+        for bad in BROKEN_ID_TOKENS
+    ),
     Row("expires_in as text", 200, GOOD | {"expires_in": "3600"}, TokensIssued, {"expires_in": 3600.0}),
     Row("expires_in absent", 200, {"access_token": "a"}, TokensIssued, {"expires_in": None, "expires_at": None}),
     Row("expires_in negative", 200, GOOD | {"expires_in": -1}, TokensIssued, {"expires_in": None}),

@@ -1,0 +1,145 @@
+"""Whose login it is, as the command line shows it: at a server with scripted answers."""
+
+import json
+from typing import Any
+
+import pytest
+
+from refresher.storage.presence import is_served
+from tests.support.answering import Answer, Answering
+from tests.support.cli import all_files
+from tests.support.command import Command, Done, wait_until
+from tests.support.samples import jwt
+
+METADATA = "/.well-known/oauth-authorization-server"
+API = "https://api.example"
+ANN = {"sub": "ann-1", "email": "ann@x.example"}
+BOB = {"sub": "bob-2", "email": "bob@x.example"}
+
+
+class Server(Answering):
+    """An authorization server on which the next login is that of a person."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        paths = {key: f"{self.url}/{key}" for key in ("token", "device", "userinfo", "authorize")}
+        document = {
+            "issuer": self.url,
+            "response_types_supported": ["code"],
+            "device_authorization_endpoint": paths["device"],
+        }
+        document |= {f"{key}_endpoint": paths[key] for key in ("token", "userinfo")}
+        document |= {"authorization_endpoint": paths["authorize"]}
+        code = {"device_code": "d", "user_code": "ABCD", "verification_uri": self.url, "interval": 0.1}
+        self.answers |= {METADATA: [Answer(200, document)], "/device": [Answer(200, code)]}
+        self.logins = 0
+
+    def next_login(self, *, userinfo: Answer | None = None, **tokens: Any) -> None:
+        """Let the next login get ``tokens`` besides new ones, and ``userinfo``."""
+        self.logins += 1
+        new = {"access_token": f"access-token-{self.logins}", "refresh_token": f"refresh-token-{self.logins}"}
+        self.answers["/token"] = [Answer(200, {**new, "expires_in": 3600, **tokens})]
+        self.answers["/userinfo"] = [userinfo or Answer(404)]
+
+    def id_token(self, **claims: Any) -> str:
+        """Return an id_token of this server."""
+        return jwt(iss=self.url, aud="client", **claims)
+
+
+def log_in(refresher: Command, server: Server, *options: str) -> Done:
+    """Log in by device."""
+    return refresher("login", "linear", API, "--issuer", server.url, "--client-id", "client", "--device", *options)
+
+
+def account(refresher: Command) -> Any:
+    """Return the account that status prints as JSON."""
+    return json.loads(refresher("status", "--json").stdout)["grants"][0]["account"]
+
+
+def test_a_login_of_another_person_is_refused_without_replace(refresher: Command) -> None:
+    """If it failed, the agents of one person would act with the login of another, and nobody would notice."""
+    with Server() as server:
+        server.next_login(id_token=server.id_token(**ANN, exp=4e9))
+        first = log_in(refresher, server)
+        assert (first.code, "logged in: linear for ann@x.example (generation 0)" in first.stdout) == (0, True)
+        assert account(refresher) == {"issuer": server.url, "subject": "ann-1", "label": "ann@x.example"}
+        assert "ann@x.example" in refresher("status").stdout
+        record = refresher.grant("linear")
+        assert record.id_token is not None
+        assert record.id_token_expires_at == 4e9
+        assert record.id_token.reveal() not in (refresher.tokens / "linear.json").read_text()
+        before = all_files(refresher)
+
+        server.next_login(id_token=server.id_token(**BOB))
+        refused = log_in(refresher, server)
+        assert refused.code == 2
+        assert "linear: this login is for bob@x.example, the stored one is for ann@x.example; nothing" in refused.stderr
+        assert all_files(refresher) == before
+
+        assert log_in(refresher, server, "--replace").code == 0
+        assert account(refresher)["subject"] == "bob-2"
+
+
+@pytest.mark.parametrize(
+    ("userinfo", "label"),
+    [
+        (Answer(200, ANN), "ann@x.example"),
+        (Answer(200, ["sub"]), None),
+        (Answer(200, "<html>"), None),
+        (Answer(200, {"email": "ann@x.example"}), None),
+        (Answer(401), None),
+        (Answer(500), None),
+        (Answer(302, "", (("Location", "https://elsewhere.example/"),)), None),
+        (Answer(None), None),
+    ],
+)
+def test_userinfo_names_the_account_and_never_ends_a_login(
+    refresher: Command, userinfo: Answer, label: str | None
+) -> None:
+    """If it failed, a server without an id_token would show no account, or a broken userinfo would lose the tokens."""
+    with Server() as server:
+        server.next_login(userinfo=userinfo)
+        assert log_in(refresher, server).code == 0
+        assert server.seen.count("GET /userinfo") == 1
+        assert (account(refresher) or {}).get("label") == label
+        # A rotation sends no such request.
+        assert refresher("run-once", "--force").code == 0
+        assert server.seen.count("GET /userinfo") == 1
+
+
+@pytest.mark.parametrize(
+    "endpoint", ["http://elsewhere.example/u", "javascript:alert(1)", "https://me:x@as.example/", 5]
+)
+def test_an_unsafe_userinfo_endpoint_is_not_used(refresher: Command, endpoint: Any) -> None:
+    """If it failed, a server could have the new access token sent in the clear, or one bad member would end the login."""
+    with Server() as server:
+        server.answers[METADATA][0].body["userinfo_endpoint"] = endpoint
+        server.next_login()
+        done = log_in(refresher, server)
+        assert done.code == 0, done.stderr
+        assert account(refresher) is None
+
+
+def test_an_import_with_an_id_token_shows_its_account(refresher: Command) -> None:
+    """If it failed, an imported login would have no account until its first rotation, or its id_token would be lost."""
+    fields = {"token_endpoint": "https://as.example/token", "client_id": "client", "refresh_token": "a-refresh-token"}
+    fields |= {"server_url": API, "issuer": "https://as.example"}
+    refresher.import_grant("linear", {**fields, "id_token": jwt(iss="https://as.example", aud="client", **ANN)})
+    assert account(refresher)["label"] == "ann@x.example"
+
+
+def test_a_login_says_whether_a_daemon_keeps_it_fresh(refresher: Command) -> None:
+    """If it failed, a person would wait for a daemon that does not run, or start a second one."""
+    with Server() as server:
+        server.next_login()
+        assert "no 'refresher run' is seen here: start it" in log_in(refresher, server).stdout
+        daemon = refresher.start("run")
+        try:
+            wait_until(lambda: is_served(refresher.state), "the daemon")
+            server.next_login()
+            assert log_in(refresher, server).stdout.endswith("; 'refresher run' keeps it fresh\n")
+        finally:
+            daemon.terminate()
+            refresher.finish(daemon)
+        server.next_login()
+        assert "no 'refresher run' is seen here" in log_in(refresher, server).stdout
