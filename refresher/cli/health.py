@@ -15,8 +15,8 @@ import msgspec
 from refresher.cli.options import LISTEN, Options, command
 from refresher.common.terminal import say
 from refresher.config import DEFAULT_ADDRESS, Address, shown_address
-from refresher.daemon import health_socket
 from refresher.daemon.readiness import Health
+from refresher.storage import health_socket
 
 __all__ = ["health"]
 

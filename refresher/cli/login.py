@@ -13,7 +13,7 @@ from refresher.common.text import clock_time
 from refresher.grants import accounts
 from refresher.grants.record import AuthMethod
 from refresher.storage import startup_checks
-from refresher.storage.presence import is_served
+from refresher.storage.health_socket import is_served
 
 __all__ = ["login"]
 
@@ -161,7 +161,7 @@ def login(ctx: click.Context, /, name: str, port: int | None, **given: Any) -> i
         say(verified)
     whose = "" if grant.account is None else f" for {accounts.shown(grant.account)}"
     next_step = ""
-    if grant.renewable and is_served(settings.directories.state):
+    if grant.renewable and is_served(settings.directories.health_socket):
         next_step = "; 'refresher run' keeps it fresh"
     elif grant.renewable:
         next_step = "; no 'refresher run' is seen here: start it, unless cron runs 'refresher run-once'"

@@ -16,8 +16,8 @@ import msgspec
 
 from refresher.config import Address, Settings, shown_address
 from refresher.daemon.health_listener import Listener
-from refresher.daemon.health_socket import PrivateSocket
 from refresher.daemon.readiness import Health
+from refresher.storage.health_socket import PrivateSocket
 
 __all__ = ["HealthEndpoint"]
 

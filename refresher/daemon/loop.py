@@ -28,7 +28,6 @@ from refresher.operations.result import EXIT_CODES, Result, ResultCode
 from refresher.operations.rotate import Order, Terms, rotate
 from refresher.operations.work_queue import Finished, WorkQueue
 from refresher.storage import startup_checks
-from refresher.storage.presence import Presence
 from refresher.storage.publishing import Publisher
 
 __all__ = ["Daemon"]
@@ -132,7 +131,6 @@ class Daemon:
         self._throttle = _LogThrottle()
         self._warned: set[str] = set()
         self._sent: set[str] = set()
-        self._presence = Presence()
         self._supervision = Supervision()
         self._readiness = self._supervision.readiness
         self._heartbeat_at = float("-inf")
@@ -150,7 +148,6 @@ class Daemon:
                 self._step()
         finally:
             self._schedule.stop()
-            self._presence.end()
         return self._drain()
 
     def _apply(self, settings: Settings, prefix: str) -> None:
@@ -162,7 +159,6 @@ class Daemon:
         count = len(list_grants(directories))
         logs.setup(settings.log_format, settings.verbose + 1, nonblocking=True)
         self._settings = settings
-        self._presence.show(directories.state)
         log.info(
             "%swatching %d grant%s in %s and demands in %s; publishing in %s",
             prefix,

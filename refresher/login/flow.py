@@ -45,7 +45,7 @@ from refresher.oauth import urls
 from refresher.operations import import_request
 from refresher.operations.import_grant import Imported, is_for_other_server, other_server, store_grant
 from refresher.storage import records
-from refresher.storage.presence import is_served
+from refresher.storage.health_socket import is_served
 
 __all__ = ["log_in"]
 
@@ -141,7 +141,7 @@ class _Flow:
             except RefresherError as error:
                 loopback.show(pages.failed(str(error), declined=isinstance(error, LoginNotGiven)))
                 raise
-            loopback.show(_page_of(logged_in[0].grant, served=is_served(self.settings.directories.state)))
+            loopback.show(_page_of(logged_in[0].grant, served=is_served(self.settings.directories.health_socket)))
             return logged_in
 
     def _listen(self, client: Client | None) -> Loopback:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from refresher.storage.presence import is_served
+from refresher.storage.health_socket import is_served
 from tests.support.answering import Answer, Answering
 from tests.support.cli import all_files
 from tests.support.command import Command, Done, wait_until
@@ -135,7 +135,7 @@ def test_a_login_says_whether_a_daemon_keeps_it_fresh(refresher: Command) -> Non
         assert "no 'refresher run' is seen here: start it" in log_in(refresher, server).stdout
         daemon = refresher.start("run")
         try:
-            wait_until(lambda: is_served(refresher.state), "the daemon")
+            wait_until(lambda: is_served(refresher.directories.health_socket), "the daemon")
             server.next_login()
             assert log_in(refresher, server).stdout.endswith("; 'refresher run' keeps it fresh\n")
         finally:
