@@ -108,6 +108,11 @@ def _key_and_value(param: str) -> tuple[str, str]:
     help="Another parameter of the authorization request, for example access_type=offline.",
 )
 @click.option("--resource", metavar="URI", help="RFC 8707; 'none' omits it.  [default: what the server names]")
+@click.option(
+    "--assume-pkce",
+    is_flag=True,
+    help="Log in although the metadata of the server does not say that it supports PKCE with S256.",
+)
 @click.option("--issuer", metavar="URL", help="The authorization server of an API that is not an MCP server.")
 @click.option("--authorization-endpoint", metavar="URL", help="For a server without metadata.")
 @click.option("--token-endpoint", metavar="URL", help="For a server without metadata.")

@@ -39,6 +39,8 @@ class Profile(NamedTuple):
     """Seconds after which an unused refresh token ends, for answers that do not say it; a rotation starts them anew."""
     login_lifetime: float | None = None
     """Seconds after which a login ends, however often it is rotated."""
+    supports_pkce: bool = False
+    """Whether it supports PKCE with S256, although its metadata does not say so."""
 
 
 UNKNOWN: Final = Profile("unknown", (), "RFC 6749 section 6, RFC 9700 section 4.14: nothing is assumed")
@@ -54,6 +56,13 @@ PROFILES: Final = (
         login_lifetime=365 * _DAYS,
     ),
     Profile(
+        "Cognito",
+        (".amazoncognito.com",),
+        "docs.aws.amazon.com/cognito/latest/developerguide/using-pkce-in-authorization-code.html: a SHA256 challenge; "
+        "claude-code#13275: no code_challenge_methods_supported",
+        supports_pkce=True,
+    ),
+    Profile(
         "Dropbox",
         ("api.dropboxapi.com", "api.dropbox.com", "www.dropbox.com"),
         "dropbox-sdk-python#544: 'refresh tokens don't expire'; react-native-app-auth#687: refuses unknown fields",
@@ -65,10 +74,13 @@ PROFILES: Final = (
         ("login.microsoftonline.com", "login.microsoftonline.us", "login.partner.microsoftonline.cn"),
         "learn.microsoft.com/entra/identity-platform/refresh-tokens: 'doesn't revoke old refresh tokens', '24 hours "
         "for single page apps and 90 days for all other scenarios' (it is not known which one a client is); "
-        "csharp-sdk#1587: AADSTS9010010 for resource; typescript-sdk#2718: AADSTS90009 without scope",
+        "csharp-sdk#1587: AADSTS9010010 for resource; typescript-sdk#2718: AADSTS90009 without scope; "
+        "learn.microsoft.com/entra/identity-platform/v2-oauth2-auth-code-flow: S256; typescript-sdk#832: no "
+        "code_challenge_methods_supported",
         grace_period=None,
         send_resource=False,
         send_scope=True,
+        supports_pkce=True,
     ),
     Profile(
         "Exact Online",

@@ -14,12 +14,19 @@ from mcp.client.auth import PKCEParameters
 from refresher.common.errors import LoginNotGiven, LoginRefused, ServerAway
 from refresher.common.secret import Secret, mask
 from refresher.grants import server_behavior
+from refresher.grants.providers import find_profile
 from refresher.grants.record import Grant
 from refresher.grants.tokens import is_token
 from refresher.login.discovery import OFFLINE_ACCESS, Server
 from refresher.login.token_request import advice
 
-__all__ = ["AuthorizationRequest", "ForeignRedirect", "new_authorization_request", "pasted_query"]
+__all__ = [
+    "AuthorizationRequest",
+    "ForeignRedirect",
+    "check_authorization_endpoint",
+    "new_authorization_request",
+    "pasted_query",
+]
 
 _AROUND: Final = "\"'`<>(),; \t\r\n"
 """What can be around an address in a text; in an address, it is encoded."""
@@ -87,20 +94,40 @@ def pasted_query(text: str) -> str:
     return query.partition("#")[0].replace("&amp;", "&").strip(_AROUND)
 
 
+def check_authorization_endpoint(server: Server, *, assume_pkce: bool) -> str:
+    """Return the authorization endpoint, if a code is safe there.
+
+    Raises ``LoginRefused`` if there is none, or if nothing says that the server supports PKCE: its metadata (MCP
+    2025-11-25), its profile, or a person. Without metadata, MCP 2025-03-26 and the person's options count.
+    """
+    if server.authorization_endpoint is None:
+        raise LoginRefused(
+            "the server has no authorization_endpoint, and a login with a browser needs one; nothing was changed. Try "
+            "--device or --client-credentials"
+        )
+    if server.challenge_methods is not None:
+        if _CHALLENGE_METHOD not in server.challenge_methods:
+            raise LoginRefused(
+                "the authorization server does not support PKCE with S256 (RFC 7636), so a code could be stolen; "
+                "nothing was changed. Try --device"
+            )
+    elif server.has_metadata and not (assume_pkce or find_profile(server.token_endpoint, server.issuer).supports_pkce):
+        raise LoginRefused(
+            f"the metadata of {server.issuer} does not say that the server supports PKCE (it has no "
+            "code_challenge_methods_supported), so a code could be stolen; nothing was changed. If its documentation "
+            "says that it supports PKCE with S256, give --assume-pkce; otherwise try --device"
+        )
+    return server.authorization_endpoint
+
+
 def new_authorization_request(
     server: Server, client: Grant, *, redirect_uri: str, params: tuple[tuple[str, str], ...]
 ) -> AuthorizationRequest:
     """Return a new authorization request of ``client``; ``params`` add to its parameters or replace them.
 
-    Raises ``LoginRefused`` if the server has no authorization endpoint, or publishes that it does not support PKCE.
+    Raises ``LoginRefused``, as ``check_authorization_endpoint``.
     """
-    if server.authorization_endpoint is None:
-        raise LoginRefused("the server has no authorization endpoint; nothing was changed. Try --device")
-    if server.challenge_methods is not None and _CHALLENGE_METHOD not in server.challenge_methods:
-        raise LoginRefused(
-            "the authorization server does not support PKCE with S256 (RFC 7636), so a code could be stolen; nothing "
-            "was changed. Try --device"
-        )
+    endpoint = check_authorization_endpoint(server, assume_pkce=client.login is not None and client.login.assume_pkce)
     pkce, state = PKCEParameters.generate(), secrets.token_urlsafe(32)
     fields = {
         "response_type": "code",
@@ -116,7 +143,7 @@ def new_authorization_request(
         fields["scope"] = client.asked_scope
         if OFFLINE_ACCESS in client.asked_scope.split():
             fields["prompt"] = "consent"  # required for offline_access (OpenID Connect Core section 11)
-    parts = urlsplit(server.authorization_endpoint)
+    parts = urlsplit(endpoint)
     query = [*parse_qsl(parts.query, keep_blank_values=True), *(fields | dict(params)).items()]
     return AuthorizationRequest(
         url=urlunsplit(parts._replace(query=urlencode(query))),

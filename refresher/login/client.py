@@ -1,5 +1,6 @@
 """The client of a login: given by the person, stored, a metadata document, or newly registered (RFC 7591)."""
 
+import json
 from typing import Any, Final, Literal, cast
 
 import httpx2
@@ -26,6 +27,7 @@ _SECRET_METHODS: Final[tuple[AuthMethod, ...]] = ("client_secret_basic", "client
 _PREFERRED_METHODS: Final = ("none", *_SECRET_METHODS)
 _MAX_SECRET: Final = 64 * 1024
 _UNUSED_REDIRECT_URI: Final = "http://127.0.0.1/callback"
+_REGISTRATION_MEMBERS: Final = ("client_id", "client_secret", "client_secret_expires_at", "token_endpoint_auth_method")
 _CREATE_CLIENT: Final = (
     "nothing was changed. Create a client in its settings (a native or desktop application), and give --client-id"
 )
@@ -99,7 +101,7 @@ async def register(server: Server, redirect_uri: str | None, fetch: Fetch) -> Cl
     response = await fetch(httpx2.Request("POST", endpoint, json=_client_metadata(server, redirect_uri)))
     check_available(response)
     try:
-        registration = await handle_registration_response(response)
+        registration = await handle_registration_response(_cleaned(response))
         check_registration_usable(registration)
     except OAuthRegistrationError as error:
         text = mask(str(error).removeprefix("Registration failed: "))
@@ -120,6 +122,21 @@ async def register(server: Server, redirect_uri: str | None, fetch: Fetch) -> Cl
         client_expires_at=registration.client_secret_expires_at or None,  # 0: never
         redirect_uri=redirect_uri,
     )
+
+
+def _cleaned(response: httpx2.Response) -> httpx2.Response:
+    """Return a registration with only the members that are used; some servers write an id as a number."""
+    try:
+        document = json.loads(response.content)
+    except (ValueError, RecursionError):
+        return response
+    if not response.is_success or not isinstance(document, dict):
+        return response
+    known = {key: document[key] for key in _REGISTRATION_MEMBERS if key in document}
+    for key in ("client_id", "client_secret"):
+        if isinstance(number := known.get(key), int) and not isinstance(number, bool):
+            known[key] = str(number)
+    return httpx2.Response(response.status_code, json=known, request=response.request)
 
 
 def _client_metadata(server: Server, redirect_uri: str | None) -> dict[str, Any]:

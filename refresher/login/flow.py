@@ -30,7 +30,7 @@ from refresher.grants import accounts
 from refresher.grants.record import NO_RECORD, Grant, Login
 from refresher.login import client as clients
 from refresher.login import discovery, pages
-from refresher.login.authorization_request import new_authorization_request
+from refresher.login.authorization_request import check_authorization_endpoint, new_authorization_request
 from refresher.login.browser import wait_for_redirect
 from refresher.login.client import Client
 from refresher.login.device import device_login
@@ -50,6 +50,8 @@ from refresher.storage.health_socket import is_served
 __all__ = ["log_in"]
 
 _CLIENT_UNKNOWN_STATUSES: Final = (400, 401, 404)
+_MANY_SCOPES: Final = 100
+"""Above this, the address of the login may be too long for a server or a browser."""
 _KNOWN_OF_SERVER: Final = ("replay", "max_age", "send_resource", "refuses_early", "resource_refused")
 """The settings of a person for a server, and what was observed of the server."""
 
@@ -80,6 +82,12 @@ def log_in(settings: Settings, name: str, options: LoginOptions) -> _LoggedIn:
     settings.directories.ensure()
     connections = Connections(settings.ca_file)
     server = connections.run(_find_server, options, connections)
+    if options.scope is None and (count := len((server.scope or "").split())) > _MANY_SCOPES:
+        say(
+            f"{name}: warning: the server names {count} scopes, and login requests all of them. If the server refuses "
+            "that, or to permit less, log in again with --scope",
+            err=True,
+        )
     flow = _Flow(settings, name, options, options.url, connections, server, stored)
     try:
         return flow.run(new_client=options.new_client)
@@ -130,6 +138,8 @@ class _Flow:
                 return self._with_browser(client)
 
     def _with_browser(self, client: Client | None) -> _LoggedIn:
+        # Before a client is registered there.
+        check_authorization_endpoint(self.server, assume_pkce=self.options.assume_pkce)
         with self._listen(client) as loopback:
             # The redirect address is known only if refresher registered the client itself.
             if client is None or (client.origin == "registered" and client.redirect_uri != loopback.redirect_uri):
@@ -201,6 +211,7 @@ class _Flow:
                 resource=options.resource,
                 way=options.way or "browser",
                 params=options.params,
+                assume_pkce=options.assume_pkce,
             ),
         )
         import_request.check_files(draft, clocks.now().wall, self.settings.ca_file)

@@ -58,6 +58,8 @@ class LoginOptions(msgspec.Struct, frozen=True, kw_only=True):
     resource: str | None = None
     """RFC 8707; "none" omits it."""
     params: tuple[tuple[str, str], ...] = ()
+    assume_pkce: bool = False
+    """Whether the server supports PKCE, although its metadata does not say so."""
     redirect_uri: str | None = None
     """On this machine; ``None``: any free port."""
     way: LoginMethod | None = None
@@ -117,7 +119,7 @@ def completed(options: LoginOptions, stored: Grant | None) -> LoginOptions:
         return options
     login, known = stored.login, {"url": stored.server_url}
     if login is not None:
-        known |= {key: getattr(login, key) for key in ("scope", "resource", "params", "way")}
+        known |= {key: getattr(login, key) for key in ("scope", "resource", "params", "way", "assume_pkce")}
         if options.issuer is None and options.token_endpoint is None:
             if login.endpoints_given or login.issuer_given:
                 known["issuer"] = stored.issuer

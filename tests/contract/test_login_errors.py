@@ -13,7 +13,12 @@ from tests.support.command import Command
 API = "https://api.example"
 
 
-ISSUER_DOCUMENT = {"authorization_endpoint": "{}/authorize", "token_endpoint": "{}/token", "issuer": "{}"}
+ISSUER_DOCUMENT = {
+    "authorization_endpoint": "{}/authorize",
+    "token_endpoint": "{}/token",
+    "issuer": "{}",
+    "code_challenge_methods_supported": ["S256"],
+}
 
 
 METADATA = "/.well-known/oauth-authorization-server"
@@ -104,6 +109,36 @@ def at(server: Answering, value: Any) -> Any:
             ("{}", "--issuer", "{}"),
             4,
             "answered 503; nothing was changed. Log in again later",
+        ),
+        (
+            {"/mcp": Answer(401), RESOURCE: Answer(200, {"resource": "{}/mcp", "authorization_servers": [""]})},
+            ("{}/mcp",),
+            2,
+            "authorization_servers is wrong; nothing was changed. Give the authorization server with --issuer",
+        ),
+        (
+            {"/mcp": Answer(401), RESOURCE: Answer(307, "", (("Location", f"{API}/metadata"),))},
+            ("{}/mcp",),
+            2,
+            f"answered 307 and redirects to {API}/metadata; refresher follows a redirect of metadata only on the same",
+        ),
+        (
+            {METADATA: Answer(200, ISSUER_DOCUMENT | {"code_challenge_methods_supported": None})},
+            ("{}", "--issuer", "{}"),
+            2,
+            "does not say that the server supports PKCE (it has no code_challenge_methods_supported), so a code could",
+        ),
+        (
+            {METADATA: Answer(200, ISSUER_DOCUMENT | {"code_challenge_methods_supported": None})},
+            ("{}", "--issuer", "{}", "--assume-pkce"),
+            2,
+            "has no client registration",
+        ),
+        (
+            {METADATA: Answer(200, ISSUER_DOCUMENT | {"authorization_endpoint": None})},
+            ("{}", "--issuer", "{}", "--client-id", "me"),
+            2,
+            "has no authorization_endpoint, and a login with a browser needs one; nothing was changed. Try --device",
         ),
         (
             {METADATA: Answer(200, ISSUER_DOCUMENT | {"code_challenge_methods_supported": ["plain"]})},
