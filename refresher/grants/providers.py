@@ -35,6 +35,8 @@ class Profile(NamedTuple):
     """Whether a refresh revokes the previous access token at once: each one costs readers a 401."""
     access_token_lifetime: float | None = None
     """Seconds, for answers without ``expires_in``."""
+    consent_prompt: bool = True
+    """Whether a login with ``offline_access`` must ask with ``prompt=consent``."""
 
 
 UNKNOWN: Final = Profile("unknown", (), "RFC 6749 section 6, RFC 9700 section 4.14: nothing is assumed")
@@ -57,10 +59,12 @@ PROFILES: Final = (
         "Entra",
         ("login.microsoftonline.com", "login.microsoftonline.us", "login.partner.microsoftonline.cn"),
         "learn.microsoft.com/entra/identity-platform/refresh-tokens: 'doesn't revoke old refresh tokens'; "
-        "csharp-sdk#1587: AADSTS9010010 for resource; typescript-sdk#2718: AADSTS90009 without scope",
+        "csharp-sdk#1587: AADSTS9010010 for resource; typescript-sdk#2718: AADSTS90009 without scope; "
+        "claude-code#94804, opencode#46361: prompt=consent asks for an administrator whose consent is there already",
         grace_period=None,
         send_resource=False,
         send_scope=True,
+        consent_prompt=False,
     ),
     Profile(
         "Exact Online",

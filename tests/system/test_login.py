@@ -284,6 +284,7 @@ def test_client_credentials_need_no_person(refresher: Command, own_oidc: Start) 
     oidc = own_oidc()
     options = ["--issuer", oidc.endpoints["issuer"], "--client-id", "machine", "--client-credentials"]
     options += ["--client-secret-file", secret_file(refresher, oidc.secrets["basic"]), "--scope", "mcp:read"]
+    options += ["--auth-method", "client_secret_basic", "--param", "tenant=a b"]
     for arguments in (("https://api.example", *options), ()):
         done = refresher("login", "machine", *arguments)
         assert done.code == 0, done.stderr
