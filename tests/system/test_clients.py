@@ -267,6 +267,21 @@ def test_parameters_of_an_import_are_part_of_each_refresh(refresher: Command) ->
             assert (done.code, done.stderr.count("refresh_params must be")) == (2, 1), done.stderr
 
 
+def test_parameters_of_a_login_with_client_credentials_are_part_of_each_renewal(refresher: Command) -> None:
+    """If it failed, the first token would be for an audience, and each later one for another, or refused."""
+    secret = refresher.home / "secret.import.json"
+    secret.write_text("a-secret-of-the-agent")
+    with RawServer(choosy, marker=b"tenant=b") as server:
+        options = ["--client-credentials", "--token-endpoint", server.token_endpoint, "--client-id", "agent"]
+        options += ["--client-secret-file", str(secret), "--param", "audience=here", "--refresh-param", "tenant=b"]
+        for arguments in (("https://api.example", *options), ()):
+            done = refresher("login", "machine", *arguments)
+            assert done.code == 0, done.stderr
+        assert refresher("run-once", "--force").code == 0
+        assert all(b"audience=here&tenant=b" in request for request in server.requests)
+        assert [b"client_id=" in request for request in server.requests] == [True, False, False, False]
+
+
 def test_a_client_rejected_ten_times_needs_a_person_and_is_still_retried(refresher: Command, own_oidc: Start) -> None:
     """If it failed, a wrong secret would fail forever without a report, or one wrong answer would end a grant."""
     server = own_oidc()
