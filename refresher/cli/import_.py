@@ -66,6 +66,7 @@ def import_(ctx: click.Context, name: str | None, source: str, replace: bool, if
       access_token with expires_in or expires_at, token_type (and id_token,
       which is ignored), scope, issuer, resource, send_resource,
       revocation_endpoint (for logout),
+      refresh_params (added to each refresh: {"KEY": "VALUE"}),
       replay ("none", "unlimited", or a grace period such as "30s"),
       max_age (of a token of unknown lifetime; seconds or "30m")
     Instead of a refresh_token:
