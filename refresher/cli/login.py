@@ -48,7 +48,11 @@ def _key_and_value(param: str) -> tuple[str, str]:
 )
 @click.argument("name", shell_complete=complete_name)
 @click.argument("url", required=False)
-@click.option("--scope", help="The scopes to request.  [default: what the server names]")
+@click.option(
+    "--scope",
+    help="The scopes to request, besides those that a stored grant has.  [default: what the server names]",
+)
+@click.option("--scope-only", is_flag=True, help="Request exactly --scope, without what a stored grant has.")
 @click.option(
     "--no-browser", is_flag=True, help="Print the address instead of opening a browser; paste the redirect if asked."
 )
@@ -105,7 +109,16 @@ def _key_and_value(param: str) -> tuple[str, str]:
     type=_key_and_value,
     multiple=True,
     metavar="KEY=VALUE",
-    help="Another parameter of the authorization request, for example access_type=offline.",
+    help="Another parameter of the authorization request, for example access_type=offline; an empty VALUE leaves out "
+    "one that refresher would add.",
+)
+@click.option(
+    "--refresh-param",
+    "refresh_params",
+    type=_key_and_value,
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Another parameter of each refresh, for example audience=https://api.example.",
 )
 @click.option("--resource", metavar="URI", help="RFC 8707; 'none' omits it.  [default: what the server names]")
 @click.option(

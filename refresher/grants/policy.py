@@ -28,6 +28,7 @@ __all__ = [
     "due_at",
     "expected_expiry",
     "has_access_token",
+    "is_forgotten",
     "may_be_too_early",
     "needs_person",
     "protected_until",
@@ -49,6 +50,7 @@ MAX_WAIT: Final = 3600.0
 _DUE_FRACTION: Final = 0.75
 _DUE_FRACTION_IF_REVOKED: Final = 0.9
 _PERSON_AFTER_REFUSALS: Final = 10
+_PERSON_AFTER_FORGOTTEN: Final = 2
 _DAY: Final = 86400.0
 _MAX_JITTER: Final = 60.0
 _JITTER_FRACTION: Final = 0.05
@@ -220,11 +222,19 @@ def doubt_in_future(grant: Grant, now: Moment) -> bool:
 
 
 def needs_person(grant: Grant) -> bool:
-    """Whether a person should act: the grant is rejected, or was refused ten times in a row.
+    """Whether a person should act: the grant is rejected, or was refused ten times in a row; twice if the server forgot
+    the client.
 
-    In the second case refresher still retries, because some servers refuse for hours and then accept.
+    In the last two cases refresher still retries, because some servers refuse for hours and then accept.
     """
-    return grant.dead or grant.refusals >= _PERSON_AFTER_REFUSALS
+    return grant.dead or grant.refusals >= (_PERSON_AFTER_FORGOTTEN if is_forgotten(grant) else _PERSON_AFTER_REFUSALS)
+
+
+def is_forgotten(grant: Grant) -> bool:
+    """Whether the server does not know a client that refresher registered: a login registers a new one."""
+    failure = grant.failure
+    is_unknown = failure is not None and (failure.outcome, failure.code) == ("client_rejected", "invalid_client")
+    return is_unknown and grant.login is not None and grant.login.client == "registered"
 
 
 def protected_until(grant: Grant, now: Moment, *, demanded: bool) -> float | None:

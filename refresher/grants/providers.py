@@ -41,6 +41,8 @@ class Profile(NamedTuple):
     """Seconds after which a login ends, however often it is rotated."""
     supports_pkce: bool = False
     """Whether it supports PKCE with S256, although its metadata does not say so."""
+    consent_prompt: bool = True
+    """Whether a login with ``offline_access`` must ask with ``prompt=consent``."""
 
 
 UNKNOWN: Final = Profile("unknown", (), "RFC 6749 section 6, RFC 9700 section 4.14: nothing is assumed")
@@ -76,11 +78,13 @@ PROFILES: Final = (
         "for single page apps and 90 days for all other scenarios' (it is not known which one a client is); "
         "csharp-sdk#1587: AADSTS9010010 for resource; typescript-sdk#2718: AADSTS90009 without scope; "
         "learn.microsoft.com/entra/identity-platform/v2-oauth2-auth-code-flow: S256; typescript-sdk#832: no "
-        "code_challenge_methods_supported",
+        "code_challenge_methods_supported; claude-code#94804, opencode#46361: prompt=consent asks for an administrator "
+        "whose consent is there already",
         grace_period=None,
         send_resource=False,
         send_scope=True,
         supports_pkce=True,
+        consent_prompt=False,
     ),
     Profile(
         "Exact Online",

@@ -3,15 +3,19 @@
 What was observed counts first, then the grant's own settings, then the profile of the server (``providers.py``).
 """
 
+from refresher.grants.outcome import ClientRejected, Outcome, Transient, error_code
 from refresher.grants.providers import Profile, find_profile
 from refresher.grants.record import Grant
 
 __all__ = [
     "access_token_lifetime",
+    "asks_for_consent",
     "grace_period",
     "login_lifetime",
     "refresh_token_lifetime",
+    "refuses_client_id",
     "refuses_early",
+    "renewal_params",
     "revokes_access_token",
     "scope_to_send",
     "sends_resource",
@@ -39,6 +43,19 @@ def sends_resource(grant: Grant) -> bool:
     return _profile(grant).send_resource if grant.send_resource is None else grant.send_resource
 
 
+def asks_for_consent(grant: Grant) -> bool:
+    """Whether a login with ``offline_access`` contains ``prompt=consent`` (OpenID Connect Core section 11)."""
+    return _profile(grant).consent_prompt
+
+
+def renewal_params(grant: Grant) -> tuple[tuple[str, str], ...]:
+    """Return the additional parameters of a token request that renews the access token."""
+    login = grant.login
+    # With client credentials, a renewal is the same request as the login.
+    is_same = grant.refresh_token is None and login is not None and login.way == "client_credentials"
+    return (*login.params, *grant.refresh_params) if is_same and login is not None else grant.refresh_params
+
+
 def scope_to_send(grant: Grant) -> str | None:
     """Return the ``scope`` of a token request: for client credentials, and for servers that require it on refresh."""
     scope = grant.scope if grant.asked_scope is None else grant.asked_scope
@@ -50,6 +67,18 @@ def scope_to_send(grant: Grant) -> str | None:
         return None
     # Entra does not list offline_access in its answers, but gives no new refresh token without it.
     return scope if "offline_access" in scope.split() else f"{scope} offline_access"
+
+
+def refuses_client_id(grant: Grant, outcome: Outcome) -> bool:
+    """Whether the reason of ``outcome`` can be ``client_id`` in the body beside HTTP Basic."""
+    is_refusal = isinstance(outcome, ClientRejected) or (isinstance(outcome, Transient) and outcome.refusal)
+    is_basic = grant.token_endpoint_auth_method == "client_secret_basic"  # noqa: S105  a method, no password
+    return (
+        is_basic
+        and not grant.omits_client_id
+        and is_refusal
+        and error_code(outcome) in ("invalid_client", "invalid_request")
+    )
 
 
 def revokes_access_token(grant: Grant) -> bool:

@@ -19,6 +19,7 @@ from refresher.grants.record import Grant
 from refresher.grants.tokens import is_token
 from refresher.login.discovery import OFFLINE_ACCESS, Server
 from refresher.login.token_request import advice
+from refresher.oauth.params import with_params
 
 __all__ = [
     "AuthorizationRequest",
@@ -123,7 +124,8 @@ def check_authorization_endpoint(server: Server, *, assume_pkce: bool) -> str:
 def new_authorization_request(
     server: Server, client: Grant, *, redirect_uri: str, params: tuple[tuple[str, str], ...]
 ) -> AuthorizationRequest:
-    """Return a new authorization request of ``client``; ``params`` add to its parameters or replace them.
+    """Return a new authorization request of ``client``; ``params`` add to its parameters or replace them, and leave
+    out those with an empty value.
 
     Raises ``LoginRefused``, as ``check_authorization_endpoint``.
     """
@@ -141,10 +143,10 @@ def new_authorization_request(
         fields["resource"] = client.resource or ""
     if client.asked_scope:
         fields["scope"] = client.asked_scope
-        if OFFLINE_ACCESS in client.asked_scope.split():
+        if OFFLINE_ACCESS in client.asked_scope.split() and server_behavior.asks_for_consent(client):
             fields["prompt"] = "consent"  # required for offline_access (OpenID Connect Core section 11)
     parts = urlsplit(endpoint)
-    query = [*parse_qsl(parts.query, keep_blank_values=True), *(fields | dict(params)).items()]
+    query = [*parse_qsl(parts.query, keep_blank_values=True), *with_params(fields, params).items()]
     return AuthorizationRequest(
         url=urlunsplit(parts._replace(query=urlencode(query))),
         redirect_uri=redirect_uri,

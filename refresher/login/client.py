@@ -24,7 +24,7 @@ __all__ = ["DEVICE_CODE", "Client", "given_client", "register", "stored_client"]
 DEVICE_CODE: Final = "urn:ietf:params:oauth:grant-type:device_code"
 
 _SECRET_METHODS: Final[tuple[AuthMethod, ...]] = ("client_secret_basic", "client_secret_post")
-_PREFERRED_METHODS: Final = ("none", *_SECRET_METHODS)
+_PREFERRED_METHODS: Final = ("none", *reversed(_SECRET_METHODS))
 _MAX_SECRET: Final = 64 * 1024
 _UNUSED_REDIRECT_URI: Final = "http://127.0.0.1/callback"
 _REGISTRATION_MEMBERS: Final = ("client_id", "client_secret", "client_secret_expires_at", "token_endpoint_auth_method")
@@ -109,7 +109,7 @@ async def register(server: Server, redirect_uri: str | None, fetch: Fetch) -> Cl
             text = "its answer is not a registration"
         raise LoginRefused(f"{endpoint} refused the client registration: {text}; {_CREATE_CLIENT}") from None
     secret = registration.client_secret
-    method = registration.token_endpoint_auth_method or ("none" if secret is None else _SECRET_METHODS[0])
+    method = registration.token_endpoint_auth_method or ("none" if secret is None else _secret_method(server))
     if not is_token(registration.client_id) or not (secret is None or is_token(secret)):
         raise LoginRefused(
             f"{endpoint} registered a client whose id or secret is not printable ASCII; {_CREATE_CLIENT}"
@@ -158,12 +158,19 @@ def _client_metadata(server: Server, redirect_uri: str | None) -> dict[str, Any]
 def _auth_method(options: LoginOptions, secret: Secret | None, server: Server) -> AuthMethod:
     """Return the authentication method for the given secret or key."""
     if secret is not None:
-        # RFC 8414 section 2: the default is client_secret_basic.
-        methods = server.auth_methods or _SECRET_METHODS
-        return "client_secret_post" if _SECRET_METHODS[0] not in methods else "client_secret_basic"
+        return _secret_method(server)
     if options.private_key_file is not None:
         return "private_key_jwt"
     return "none" if options.client_cert is None else "tls_client_auth"
+
+
+def _secret_method(server: Server) -> AuthMethod:
+    """Return the method for a secret where nobody named one."""
+    # With Basic, some servers refuse client_id in the body, and others require it there; the other method has no such
+    # conflict. RFC 8414 section 2: without metadata, the default is client_secret_basic.
+    methods = server.auth_methods or ("client_secret_basic",)
+    only_basic = "client_secret_basic" in methods and "client_secret_post" not in methods
+    return "client_secret_basic" if only_basic else "client_secret_post"
 
 
 def _read_secret(path: str) -> Secret:

@@ -65,7 +65,8 @@ def device_login(
 
 
 def _request_code(endpoint: str, client: Grant, connections: Connections) -> _Code:
-    posted = send("device_authorization_endpoint", endpoint, client, scope_of(client), connections)
+    params = () if client.login is None else client.login.params
+    posted = send("device_authorization_endpoint", endpoint, client, scope_of(client), connections, params)
     if posted.status == 200:
         with suppress(ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, ValueError):
             return _parse(json.loads(posted.decompressed_body()))

@@ -28,6 +28,7 @@ from refresher.common.terminal import say
 from refresher.config import Settings
 from refresher.grants import accounts
 from refresher.grants.record import NO_RECORD, Grant, Login
+from refresher.grants.server_behavior import renewal_params
 from refresher.login import client as clients
 from refresher.login import discovery, pages
 from refresher.login.authorization_request import check_authorization_endpoint, new_authorization_request
@@ -52,7 +53,7 @@ __all__ = ["log_in"]
 _CLIENT_UNKNOWN_STATUSES: Final = (400, 401, 404)
 _MANY_SCOPES: Final = 100
 """Above this, the address of the login may be too long for a server or a browser."""
-_KNOWN_OF_SERVER: Final = ("replay", "max_age", "send_resource", "refuses_early", "resource_refused")
+_KNOWN_OF_SERVER: Final = ("replay", "max_age", "send_resource", "refuses_early", "resource_refused", "omits_client_id")
 """The settings of a person for a server, and what was observed of the server."""
 
 
@@ -123,7 +124,8 @@ class _Flow:
                     raise ConfigError(f"the stored client of {self.name} is for another server; give --client-id")
                 draft = self._draft(client, None)
                 fields = {"grant_type": "client_credentials"} | scope_of(draft)
-                return self._complete(lambda _: request_tokens(draft, fields, self.connections))
+                params = renewal_params(draft)
+                return self._complete(lambda _: request_tokens(draft, fields, self.connections, params))
             case "device":
                 endpoint = self.server.device_authorization_endpoint
                 if endpoint is None:
@@ -194,6 +196,7 @@ class _Flow:
             generation=0,
             begun_from=NO_RECORD,
             asked_scope=server.scope,
+            refresh_params=options.refresh_params,
             server_url=self.url,
             origins=(urls.parse_origin(self.url),),
             token_type="Bearer",  # noqa: S106  a token type, no password

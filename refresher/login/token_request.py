@@ -25,6 +25,7 @@ from refresher.grants.tokens import MAX_LIFETIME, needs_proof, not_before
 from refresher.grants.transition import with_access_token
 from refresher.login.http_client import Connections
 from refresher.oauth.http_client import PostResult, post
+from refresher.oauth.params import with_params
 
 __all__ = ["advice", "is_temporary", "login_error", "new_grant", "outcome_of", "request_tokens", "scope_of", "send"]
 
@@ -45,22 +46,38 @@ def advice(*codes: str) -> str:
     return f"{text[0].upper()}{text[1:]}"
 
 
-def send(endpoint: str, url: str, client: Grant, fields: dict[str, str], connections: Connections) -> PostResult:
-    """Send ``fields``, and ``resource`` if the server accepts it, to the ``endpoint`` at ``url`` as ``client``.
+def send(
+    endpoint: str,
+    url: str,
+    client: Grant,
+    fields: dict[str, str],
+    connections: Connections,
+    params: tuple[tuple[str, str], ...] = (),
+) -> PostResult:
+    """Send ``fields``, ``resource`` if the server accepts it, and ``params`` to ``endpoint`` at ``url`` as ``client``.
 
     Raises ``LoginRefused`` if a server must not name that address.
     """
     secrets = tuple(Secret(fields[key]) for key in ("code", "code_verifier", "device_code") if key in fields)
     if server_behavior.sends_resource(client):
         fields = {**fields, "resource": client.resource or ""}
+    fields = with_params(fields, params)
     with connections.to(url):
         return post(client, url, fields, ca_file=connections.ca_file, secrets=secrets, endpoint_name=endpoint)
 
 
-def request_tokens(client: Grant, fields: dict[str, str], connections: Connections) -> Grant:
+def request_tokens(
+    client: Grant, fields: dict[str, str], connections: Connections, params: tuple[tuple[str, str], ...] = ()
+) -> Grant:
     """Return the grant for a token request. Raises ``ClientUnknown``, ``LoginRefused`` and ``ServerAway``."""
-    posted = send("token_endpoint", client.token_endpoint, client, fields, connections)
+    posted = send("token_endpoint", client.token_endpoint, client, fields, connections, params)
     outcome = outcome_of(posted)
+    # Never with a code: a server may revoke the tokens of one that is sent twice (RFC 6749 section 4.1.2).
+    if "code" not in fields and server_behavior.refuses_client_id(client, outcome):
+        without = msgspec.structs.replace(client, omits_client_id=True)
+        again = send("token_endpoint", client.token_endpoint, without, fields, connections, params)
+        if again.status is not None and isinstance(accepted := again.outcome(), TokensIssued):
+            client, posted, outcome = without, again, accepted
     if not isinstance(outcome, TokensIssued):
         raise login_error(outcome)
     return new_grant(client, outcome, posted.sent_at or clocks.now())

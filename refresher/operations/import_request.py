@@ -27,6 +27,7 @@ from refresher.grants.tokens import (
     refresh_token_lifetime,
 )
 from refresher.oauth import urls
+from refresher.oauth.params import RESERVED_IN_RENEWALS
 from shim._token import is_name
 
 __all__ = ["ImportRequest", "check_files", "check_name", "parse"]
@@ -36,7 +37,12 @@ log = logging.getLogger(__name__)
 _SECRET_METHODS: Final = ("client_secret_basic", "client_secret_post")
 _TLS_METHODS: Final = ("tls_client_auth", "self_signed_tls_client_auth")
 _METHODS: Final = get_args(AuthMethod)
-_KINDS: Final = {"float": "a number", "bool": "true or false", "array": "a list of texts"}
+_KINDS: Final = {
+    "float": "a number",
+    "bool": "true or false",
+    "array": "a list of texts",
+    "object": "an object of texts",
+}
 _PRINTABLE: Final = (
     *("client_id", "client_secret", "private_key_id", "token_endpoint_auth_signing_alg", "resource", "scope"),
     *("refresh_token", "access_token", "token_type"),
@@ -84,6 +90,7 @@ class ImportRequest(msgspec.Struct, frozen=True, kw_only=True):
     revocation_endpoint: str | None = None
     resource: str | None = None
     send_resource: bool | None = None
+    refresh_params: dict[str, str] | None = None
     replay: str | None = None
     max_age: float | str | None = None
 
@@ -148,6 +155,7 @@ def parse(name: str, data: bytes, now: Moment) -> Grant:
         "replay": _replay(request.replay),
         "max_age": None if request.max_age is None else _duration("max_age", request.max_age),
         "token_type": auth_scheme(request.token_type),
+        "refresh_params": _refresh_params(request.refresh_params or {}),
     }
     grant = Grant(
         **fields,
@@ -215,6 +223,14 @@ def _method(request: ImportRequest) -> AuthMethod:
     return cast("AuthMethod", method)
 
 
+def _refresh_params(params: dict[str, str]) -> tuple[tuple[str, str], ...]:
+    for key, value in params.items():
+        if key in RESERVED_IN_RENEWALS or not is_token(key) or not is_token(value):
+            reserved = ", ".join(RESERVED_IN_RENEWALS)
+            raise ImportRefused(f"refresh_params must be printable ASCII and not empty, and none of {reserved}")
+    return tuple(params.items())
+
+
 def _path(value: str | None) -> str | None:
     # Relative to the current directory: the daemon runs in another one.
     try:
@@ -280,6 +296,8 @@ def _invalid(message: str) -> str:
     key = re.search(r"at `\$\.?(\w+)", message)
     if key is None or message.endswith("`$[...]`"):
         return "the import is not one JSON object: {...}"
+    if message.endswith("[...]`"):
+        return f"{key[1]} must be an object of texts"
     kind = next((words for name, words in _KINDS.items() if f"Expected `{name}" in message), "a text")
     return f"{key[1]} must be {kind}"
 

@@ -102,8 +102,9 @@ def _explain(grant: Grant, rest: Wait) -> str:
         case "reauthorization_required":
             return f"{_last_error(grant)}; {_what_to_do(grant)}"
         case "transient" | "client_rejected" | "too_early" if policy.needs_person(grant):
+            times = "twice" if grant.refusals == 2 else f"{grant.refusals} times"
             return (
-                f"{_last_error(grant)}; the server refused {grant.refusals} times in a row: {_what_to_do(grant)}, with "
+                f"{_last_error(grant)}; the server refused {times} in a row: {_what_to_do(grant)}, with "
                 f"a client that the server accepts; next attempt in {wait}"
             )
         case "in_doubt":
@@ -111,6 +112,11 @@ def _explain(grant: Grant, rest: Wait) -> str:
             return f"{_last_error(grant)}; the refresh token may be spent; {use}next attempt in {wait}"
         case "too_early":
             return f"the server refuses to refresh before the access token expires; next attempt in {wait}"
+        case "client_rejected" if policy.is_forgotten(grant):
+            return (
+                f"{_last_error(grant)}; the server may have forgotten the client that refresher registered: "
+                f"{_what_to_do(grant)}, which registers a new one; next attempt in {wait}"
+            )
         case "transient" | "client_rejected":
             return f"{_last_error(grant)}; next attempt in {wait}"
         case _:

@@ -236,6 +236,7 @@ def _after(grant: Grant, exchanged: TokenRequestResult, *, demanded: bool, gener
             # If the request without it was refused too, it was not the reason, and the next attempt sends it again.
             resource_refused=exchanged.resource_refused
             or (grant.resource_refused and not isinstance(exchanged.outcome, ResourceRefused)),
+            omits_client_id=exchanged.client_id_refused or grant.omits_client_id,
         ),
         exchanged.outcome,
         sent=exchanged.sent,

@@ -59,6 +59,11 @@ ENDPOINTS = {"token_endpoint": f"{ISSUER}/token", "authorization_endpoint": f"{I
         (ENDPOINTS, "--token-endpoint needs a --client-id"),
         ({"params": (("state", "mine"),)}, "--param must be KEY=VALUE"),
         ({"params": (("prompt", "a\nb"),)}, "--param must be KEY=VALUE"),
+        ({"params": (("client_secret", "mine"),)}, "--param must be KEY=VALUE"),
+        ({"refresh_params": (("scope", "all"),)}, "--refresh-param must be KEY=VALUE"),
+        ({"refresh_params": (("grant_type", "password"),)}, "--refresh-param must be KEY=VALUE"),
+        ({"refresh_params": (("audience", ""),)}, "--refresh-param must be KEY=VALUE"),
+        ({"scope_only": True}, "--scope-only needs a --scope"),
         ({"scope": ""}, "--scope must be printable"),
         ({"resource": "über"}, "--resource must be printable"),
     ],
@@ -255,6 +260,58 @@ def test_an_authorization_request_has_all_its_parameters() -> None:
         "access_type": "offline",
     }
     assert made.code_verifier.reveal() not in repr(made)
+
+
+@pytest.mark.parametrize(
+    ("issuer", "params", "prompt"),
+    [
+        (ISSUER, (), "consent"),
+        ("https://login.microsoftonline.com/common/v2.0", (), None),
+        ("https://login.microsoftonline.com/common/v2.0", (("prompt", "select_account"),), "select_account"),
+        (ISSUER, (("prompt", ""),), None),
+    ],
+)
+def test_consent_is_not_asked_for_where_that_shuts_people_out(
+    issuer: str, params: tuple[tuple[str, str], ...], prompt: str | None
+) -> None:
+    """If it failed, members of a tenant in which only an administrator consents could not log in."""
+    client = grant(issuer=issuer, asked_scope="read offline_access")
+    made = new_authorization_request(SERVER, client, redirect_uri="http://127.0.0.1:9/callback", params=params)
+    assert httpx.URL(made.url).params.get("prompt") == prompt
+
+
+def test_an_empty_parameter_leaves_out_what_refresher_would_add() -> None:
+    """If it failed, a server that refuses a parameter of refresher could not be used."""
+    client = grant(resource="https://mcp.example/mcp", send_resource=None, asked_scope="read")
+    params = (("resource", ""), ("scope", ""), ("unknown", ""))
+    made = new_authorization_request(SERVER, client, redirect_uri="http://127.0.0.1:9/callback", params=params)
+    assert httpx.URL(made.url).params.keys().isdisjoint(("resource", "scope", "unknown"))
+
+
+@pytest.mark.parametrize(
+    ("stored", "asked", "scope"),
+    [
+        ({"scope": "read list"}, {"scope": "write read"}, "read list write"),
+        ({"scope": "read list"}, {"scope": "write", "scope_only": True}, "write"),
+        ({"scope": None, "asked_scope": "read"}, {"scope": "write"}, "read write"),
+        ({"scope": None, "asked_scope": None}, {"scope": "write"}, "write"),
+        ({"scope": "read", "login": Login(client="given", scope="read write")}, {}, "read write"),
+        ({"scope": "read"}, {"scope": "write", "url": "https://other.example/mcp"}, "write"),
+        (None, {"scope": "write"}, "write"),
+    ],
+)
+def test_more_scope_is_asked_for_beside_what_was_granted(
+    stored: dict[str, Any] | None, asked: dict[str, Any], scope: str
+) -> None:
+    """If it failed, a person who logs in for one more permission would lose the others, or send them elsewhere."""
+    there = None if stored is None else grant(server_url=URL, **stored)
+    assert completed(LoginOptions(**asked), there).scope == scope
+
+
+def test_parameters_of_refreshes_are_repeated() -> None:
+    """If it failed, a second login would end in refreshes that the server refuses."""
+    stored = grant(server_url=URL, refresh_params=(("audience", "api"),))
+    assert completed(LoginOptions(), stored).refresh_params == (("audience", "api"),)
 
 
 @pytest.mark.parametrize("code", ["", "strange", "invalid_scope", "unauthorized_client", "invalid_grant"])
