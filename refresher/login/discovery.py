@@ -25,7 +25,7 @@ from mcp_types.version import LATEST_HANDSHAKE_VERSION
 
 from refresher import __version__
 from refresher.common.errors import LoginRefused, ServerAway
-from refresher.login.http_client import Fetch
+from refresher.login.http_client import EVENT_STREAM, NO_SERVER_STATUSES, Fetch, is_stream, no_mcp_server
 from refresher.login.metadata import GIVE_ENDPOINTS, GIVE_ISSUER, Document, Withheld, find_document, resolve, texts
 from refresher.oauth import urls
 
@@ -73,11 +73,14 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
 
 
 ENDPOINTS: Final = tuple(key for key in Server.__struct_fields__ if key.endswith("_endpoint"))
+_PROTECTED_STATUSES: Final = (401, 403)
 _SERVER_MEMBERS: Final = ("issuer", *ENDPOINTS)
 
 
-async def discover(url: str, fetch: Fetch) -> Server:
+async def discover(url: str, fetch: Fetch, *, verified: bool = True) -> Server:
     """Return the authorization server of the MCP server at ``url``.
+
+    ``verified``: refuse a path where no MCP server is, before a person logs in in vain.
 
     Raises ``LoginRefused`` if there is none that is safe to use, and ``ServerAway``.
     """
@@ -90,6 +93,11 @@ async def discover(url: str, fetch: Fetch) -> Server:
         raise LoginRefused(
             f"{url} redirects to {target or 'an unknown address'}; nothing was changed. Log in at that URL"
         )
+    if verified and (status := response.status_code) in NO_SERVER_STATUSES:
+        # An MCP server of before March 2025 answers a GET with a stream of events.
+        response = await fetch(httpx2.Request("GET", url, headers={"Accept": EVENT_STREAM}))
+        if not is_stream(response) and response.status_code not in _PROTECTED_STATUSES:
+            raise no_mcp_server(url, status, "--issuer or --no-verify")
     scope = extract_scope_from_www_auth(response)
     withheld: Withheld | None = None
     try:
@@ -133,7 +141,7 @@ async def _resource_metadata(url: str, refusal: httpx2.Response, fetch: Fetch) -
 
     Its ``resource`` is checked.
     """
-    named = extract_resource_metadata_from_www_auth(refusal) if refusal.status_code in (401, 403) else None
+    named = extract_resource_metadata_from_www_auth(refusal) if refusal.status_code in _PROTECTED_STATUSES else None
     safe = None if named is None else _safe_address(named, url)
     addresses = build_protected_resource_metadata_discovery_urls(safe, url)
     try:

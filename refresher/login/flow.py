@@ -22,6 +22,7 @@ from refresher.common.errors import (
     LoginNotGiven,
     LoginRefused,
     RefresherError,
+    StorageError,
 )
 from refresher.common.signals import StopSignals
 from refresher.common.terminal import say
@@ -43,8 +44,15 @@ from refresher.login.token_request import request_tokens, scope_of
 from refresher.login.userinfo import ask_account
 from refresher.login.verification import verify
 from refresher.oauth import urls
+from refresher.oauth.revocation import revoke
 from refresher.operations import import_request
-from refresher.operations.import_grant import Imported, is_for_other_server, other_server, store_grant
+from refresher.operations.import_grant import (
+    Imported,
+    is_for_other_server,
+    other_server,
+    sharing_login,
+    store_grant,
+)
 from refresher.storage import records
 from refresher.storage.health_socket import is_served
 
@@ -241,20 +249,38 @@ class _Flow:
                 account = ask_account(self.server, grant.access_token, self.connections)
                 grant = msgspec.structs.replace(grant, account=account)
             verified = None
-            if not (self.options.no_verify or self.options.token_endpoint or self.options.issuer or stopping()):
-                with self.connections.to(self.url):
-                    verified = self.connections.run(verify, grant, self.settings.ca_file)
-            imported = store_grant(
-                self.settings.directories,
-                grant,
-                replace=True,
-                if_absent=False,
-                stopping=lambda: False,
-                # Another process may have stored another grant while the person used the browser.
-                same_login=not self.options.replace,
-                just_issued=True,
-            )
+            try:
+                if not (self.options.no_verify or self.options.token_endpoint or self.options.issuer or stopping()):
+                    with self.connections.to(self.url):
+                        verified = self.connections.run(verify, grant, self.settings.ca_file)
+                imported = store_grant(
+                    self.settings.directories,
+                    grant,
+                    replace=True,
+                    if_absent=False,
+                    stopping=lambda: False,
+                    # Another process may have stored another grant while the person used the browser.
+                    same_login=not self.options.replace,
+                    just_issued=True,
+                )
+            except RefresherError as error:
+                if grant.refresh_token is not None:
+                    error.args = (f"{error}. {self._discard(grant, error)}",)
+                raise
         return imported, verified, stopping.exit_code
+
+    def _discard(self, grant: Grant, error: RefresherError) -> str:
+        """Revoke the tokens of a login that is not stored, if no other login can end with them; say what happened."""
+        stays = "The tokens of this login stay valid at the server"
+        if isinstance(error, StorageError):
+            return f"{stays}: a part of it may be stored"
+        if (name := sharing_login(self.settings.directories, grant)) is not None:
+            return f"{stays}: to revoke them could end the login {name}"
+        try:
+            with self.connections.to(grant.revocation_endpoint or self.url):
+                return f"The new login is not stored; {revoke(grant, ca_file=self.settings.ca_file)}"
+        except RefresherError:
+            return f"{stays}: it did not answer the revocation"
 
 
 def _page_of(grant: Grant, *, served: bool) -> str:
@@ -270,7 +296,7 @@ async def _find_server(options: LoginOptions, connections: Connections) -> Serve
     elif options.issuer is not None:
         server = await discovery.discover_issuer(options.issuer, url, connections.fetch)
     else:
-        server = await discovery.discover(url, connections.fetch)
+        server = await discovery.discover(url, connections.fetch, verified=not options.no_verify)
     if options.token_endpoint is None:
         for key in discovery.ENDPOINTS:
             if (endpoint := getattr(server, key)) is not None and getattr(options, key, None) is None:

@@ -21,7 +21,7 @@ from refresher.storage import files, lock, records, recovery
 from refresher.storage.directories import Directories
 from refresher.storage.publishing import Publisher, left_out, published_generation
 
-__all__ = ["Imported", "exists", "is_for_other_server", "other_server", "store_grant"]
+__all__ = ["Imported", "exists", "is_for_other_server", "other_server", "sharing_login", "store_grant"]
 
 
 class Imported(msgspec.Struct, frozen=True, kw_only=True):
@@ -110,6 +110,25 @@ def is_for_other_server(grant: Grant, url: str | None) -> bool:
     """Whether ``grant`` is for another server than that of ``url``, as far as both are known."""
     own = {*grant.origins, *([] if grant.server_url is None else [urls.parse_origin(grant.server_url)])}
     return url is not None and urls.parse_origin(url) not in own
+
+
+def sharing_login(directories: Directories, grant: Grant) -> str | None:
+    """Return a name whose grant may be of the same server and account as ``grant``; ``None`` if there is none.
+
+    A server may end all logins of an account and client together. What cannot be read counts.
+    """
+    listing = directories.listing()
+    for name in listing.all:
+        try:
+            found = _records(directories, name, unfinished=name in listing.unfinished)
+        except (GrantFileError, OSError):
+            return name
+        for there in found:
+            if not isinstance(there, Grant) or accounts.is_other(there.account, grant.account):
+                continue
+            if there.token_endpoint == grant.token_endpoint or (there.issuer and there.issuer == grant.issuer):
+                return name
+    return None
 
 
 def _require_same_login(directories: Directories, imported: Grant) -> None:

@@ -124,6 +124,7 @@ def test_a_wrong_secret_and_a_wrong_url_are_refused(logged_in: Command, plain_oi
         done = logged_in("login", "linear", "--replace", f"{mcp.url}x", environment=PERSON)
         line = last_line(done, 2)
         assert f"there is no MCP server at {mcp.url}x (404); nothing was changed. Check the URL" in line
+        assert mcp.seen()["authorized"] == 0, "a person logged in in vain"
         assert all_files(logged_in) == before
         assert logged_in("login", "linear", "--replace", f"{mcp.url}x", "--no-verify", environment=PERSON).code == 0
 

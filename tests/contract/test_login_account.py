@@ -22,16 +22,17 @@ class Server(Answering):
 
     def __init__(self) -> None:
         super().__init__()
-        paths = {key: f"{self.url}/{key}" for key in ("token", "device", "userinfo", "authorize")}
+        paths = {key: f"{self.url}/{key}" for key in ("token", "device", "userinfo", "authorize", "revocation")}
         document = {
             "issuer": self.url,
             "response_types_supported": ["code"],
             "device_authorization_endpoint": paths["device"],
         }
-        document |= {f"{key}_endpoint": paths[key] for key in ("token", "userinfo")}
+        document |= {f"{key}_endpoint": paths[key] for key in ("token", "userinfo", "revocation")}
         document |= {"authorization_endpoint": paths["authorize"]}
         code = {"device_code": "d", "user_code": "ABCD", "verification_uri": self.url, "interval": 0.1}
         self.answers |= {METADATA: [Answer(200, document)], "/device": [Answer(200, code)]}
+        self.answers["/revocation"] = [Answer(200)]
         self.logins = 0
 
     def next_login(self, *, userinfo: Answer | None = None, **tokens: Any) -> None:
@@ -143,3 +144,35 @@ def test_a_login_says_whether_a_daemon_keeps_it_fresh(refresher: Command) -> Non
             refresher.finish(daemon)
         server.next_login()
         assert "no 'refresher run' is seen here" in log_in(refresher, server).stdout
+
+
+def test_the_tokens_of_a_refused_login_are_revoked_unless_another_login_could_end(refresher: Command) -> None:
+    """If it failed, tokens that nobody stores would stay valid, or to revoke them would end the login of another name."""
+    with Server() as server:
+        server.next_login(id_token=server.id_token(**ANN))
+        assert log_in(refresher, server).code == 0
+        server.next_login(id_token=server.id_token(**BOB))
+        refused = log_in(refresher, server)
+        assert refused.code == 2
+        assert refused.stderr.endswith(". The new login is not stored; it is revoked at the server\n")
+        assert server.seen.count("POST /revocation") == 2, "the refresh token and the access token"
+
+        fields = {"token_endpoint": f"{server.url}/token", "client_id": "client", "refresh_token": "of-bob-too"}
+        more = {"issuer": server.url, "server_url": API, "id_token": server.id_token(**BOB)}
+        refresher.import_grant("notion", fields | more)
+        server.next_login(id_token=server.id_token(**BOB))
+        refused = log_in(refresher, server)
+        assert refused.code == 2
+        assert "stay valid at the server: to revoke them could end the login notion" in refused.stderr
+        assert server.seen.count("POST /revocation") == 2
+
+
+def test_a_refused_login_says_that_its_server_cannot_revoke_it(refresher: Command) -> None:
+    """If it failed, a person would believe that no token of a refused login is left."""
+    with Server() as server:
+        server.next_login(id_token=server.id_token(**ANN))
+        assert log_in(refresher, server).code == 0
+        server.answers["/revocation"] = [Answer(None)]
+        server.next_login(id_token=server.id_token(**BOB))
+        refused = log_in(refresher, server)
+        assert "stay valid at the server: it did not answer the revocation" in refused.stderr

@@ -35,7 +35,18 @@ def at(server: Answering, value: Any) -> Any:
 @pytest.mark.parametrize(
     ("answers", "options", "code", "words"),
     [
-        ({}, ("{}/mcp",), 2, "answered 404 and names no authorization server; nothing was changed. Check the URL"),
+        (
+            {"/mcp": Answer(404)},
+            ("{}/mcp",),
+            2,
+            "there is no MCP server at {}/mcp (404); nothing was changed. Check the URL",
+        ),
+        (
+            {"/mcp": Answer(403)},
+            ("{}/mcp",),
+            2,
+            "answered 403 and names no authorization server; nothing was changed. Check the URL",
+        ),
         (
             {"/mcp": Answer(401), RESOURCE: Answer(503)},
             ("{}/mcp",),
@@ -174,7 +185,8 @@ def test_a_server_without_a_usable_login_is_one_line_and_changes_nothing(
     """If it failed, a person would not learn why the login failed, or would lose the working grant."""
     before = all_files(logged_in)
     with Answering() as server:
-        server.answers = {path: [answer._replace(body=at(server, answer.body))] for path, answer in answers.items()}
+        scripted = {"/mcp": Answer(401)} | answers
+        server.answers = {path: [answer._replace(body=at(server, answer.body))] for path, answer in scripted.items()}
         done = logged_in("login", "linear", "--replace", *(option.replace("{}", server.url) for option in options))
         line = last_line(done, code)
         assert words.replace("{}", server.url) in line
