@@ -22,6 +22,7 @@ Address = tuple[str, int]
 DEFAULT_ADDRESS: Final[Address] = ("127.0.0.1", 9464)
 
 _ADDRESS: Final = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<host>[A-Za-z0-9.-]+)):(?P<port>\d{1,5})", re.ASCII)
+_HOST_NAME: Final = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?", re.ASCII)
 _LONGEST_NUMBER: Final = 10
 _LARGEST_FILE: Final = 1024 * 1024
 _PATHS: Final = ("state_dir", "tokens_dir", "demands_dir", "spill_dir", "ca_file")
@@ -29,10 +30,11 @@ _KEYS: Final[dict[str, tuple[type, ...]]] = {
     **dict.fromkeys(_PATHS, (str,)),
     "tokens_group": (str, int),
     "listen": (str,),
+    "listen_hosts": (list,),
     "log_format": (str,),
     "verbose": (int,),
 }
-_KINDS: Final = {str: "string", int: "number"}
+_KINDS: Final = {str: "string", int: "number", list: "list"}
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,6 +46,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ca_file: str | None
     listen: Address | None
     """The address of the health endpoint; ``None`` without one."""
+    listen_hosts: tuple[str, ...] = ()
+    """The names that a request to it may give as its host, in lower case."""
     log_format: LogFormat
     verbose: int
 
@@ -72,6 +76,7 @@ def resolve(given: Mapping[str, Any], config: str | None) -> Settings:
         state_given=bool(values.get("state_dir")),
         ca_file=values.get("ca_file"),
         listen=parse_address(values["listen"]) if values.get("listen") else None,
+        listen_hosts=tuple(map(_host_name, values.get("listen_hosts") or ())),
         log_format="json" if log_format == "json" else "text",
         verbose=max(values.get("verbose") or 0, 0),
     )
@@ -141,10 +146,30 @@ def _group(group: str | int | None) -> int | None:
 def parse_address(text: str) -> Address:
     """Return the address of a text such as ``127.0.0.1:9464`` or ``[::1]:9464``. Raises ``ConfigError``."""
     match = _ADDRESS.fullmatch(text)
-    if match is None or not 0 <= int(match["port"]) <= 65535:
+    if match is None or not 0 <= int(match["port"]) <= 65535 or not _can_exist(match["six"], match["host"]):
         port = DEFAULT_ADDRESS[1]
         raise ConfigError(f"--listen must be HOST:PORT, for example 127.0.0.1:{port} or [::1]:{port}")
     return match["six"] or match["host"], int(match["port"])
+
+
+def _can_exist(six: str | None, host: str) -> bool:
+    """Whether a host is an IP address, or a name that could be resolved."""
+    import socket  # few commands have an address
+
+    try:
+        if six is not None:
+            socket.inet_pton(socket.AF_INET6, six)
+        elif not host.strip("0123456789."):
+            socket.inet_aton(host)
+    except OSError:
+        return False
+    return six is not None or _HOST_NAME.fullmatch(host) is not None
+
+
+def _host_name(name: object) -> str:
+    if not isinstance(name, str) or not _HOST_NAME.fullmatch(name):
+        raise ConfigError(f"--listen-host must be a host name without a port, for example refresher.example: {name!r}")
+    return name.lower().removesuffix(".")
 
 
 def shown_address(address: Address) -> str:

@@ -2,6 +2,11 @@
 
 import http.client
 import json
+import socket
+import threading
+import time
+from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Final
 
 import click
@@ -10,12 +15,17 @@ import msgspec
 from refresher.cli.options import LISTEN, Options, command
 from refresher.common.terminal import say
 from refresher.config import DEFAULT_ADDRESS, Address, shown_address
+from refresher.daemon import health_socket
 from refresher.daemon.readiness import Health
 
 __all__ = ["health"]
 
-_TIMEOUT: Final = 5.0
+_DEADLINE: Final = 5.0
+_CONNECT_TIMEOUT: Final = 1.5
+_MAX_ATTEMPTS: Final = 20
+_PAUSE: Final = 0.05
 _LARGEST: Final = 1024 * 1024
+_MISDIRECTED: Final = 421
 _ANY_ADDRESS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  the address to ask
 
 
@@ -30,9 +40,9 @@ _ANY_ADDRESS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  the a
 @LISTEN
 @click.option("--live", is_flag=True, help="Ask only whether it is responsive: if it is not, restart it.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.pass_obj
-def health(options: Options, listen: str | None, live: bool, as_json: bool) -> int:
-    """Ask the service, 'refresher run --listen HOST:PORT', whether it is ready or live.
+@click.pass_context
+def health(context: click.Context, listen: str | None, live: bool, as_json: bool) -> int:
+    """Ask the service, 'refresher run', whether it is ready or live.
 
     \b
     live    the service is responsive
@@ -40,11 +50,16 @@ def health(options: Options, listen: str | None, live: bool, as_json: bool) -> i
             published token. A grant that needs a person is named, and does not
             count: no restart would help.
 
-    Without --listen, health asks the address of the configuration, or 127.0.0.1:9464.
+    health asks at the service's private socket in the state directory, which no other user can reach. If none is there,
+    it asks the address of the configuration, or 127.0.0.1:9464. With --listen on the command line, it asks that address
+    only.
     """
+    options: Options = context.obj
     options.add(listen=listen)
-    host, port = options.settings().listen or DEFAULT_ADDRESS
-    answer = _ask((_ANY_ADDRESS.get(host, host), port))
+    settings = options.settings()
+    host, port = settings.listen or DEFAULT_ADDRESS
+    named = context.get_parameter_source("listen") == click.core.ParameterSource.COMMANDLINE
+    answer = _ask(None if named else settings.directories.health_socket, (_ANY_ADDRESS.get(host, host), port))
     if isinstance(answer, str):
         say(json.dumps({"live": False, "ready": False, "problem": answer}) if as_json else answer)
         return 1
@@ -58,18 +73,54 @@ def health(options: Options, listen: str | None, live: bool, as_json: bool) -> i
     return 0 if (answer.live if live else answer.ready) else 1
 
 
-def _ask(address: Address) -> Health | str:
+def _ask(path: Path | None, address: Address) -> Health | str:
     """Return the health of the service, or why there is no answer."""
-    connection = http.client.HTTPConnection(*address, timeout=_TIMEOUT)
-    shown = shown_address(address)
+    answers: SimpleQueue[Health | str] = SimpleQueue()
+    # One deadline over everything, also over a resolver, and over a server that sends a byte a second.
+    threading.Thread(target=lambda: answers.put(_answer(path, address)), daemon=True).start()
     try:
+        return answers.get(timeout=_DEADLINE)
+    except Empty:
+        return (
+            f"no complete answer within {_DEADLINE:.0f} s (asked at {shown_address(address)}): "
+            "restart 'refresher run', or give --listen its address"
+        )
+
+
+def _answer(path: Path | None, address: Address) -> Health | str:
+    if path is not None:
+        try:
+            return _read(health_socket.connect(path, _DEADLINE), "localhost")
+        except (OSError, http.client.HTTPException, ValueError, RecursionError):
+            pass  # the daemon was killed, or belongs to another user
+    shown = shown_address(address)
+    for attempt in range(_MAX_ATTEMPTS):
+        try:
+            connection = socket.create_connection(address, _CONNECT_TIMEOUT)
+            connection.settimeout(_DEADLINE)
+            return _read(connection, shown)
+        except (TimeoutError, ConnectionResetError, BrokenPipeError) as error:
+            # Somebody uses up all connections. With patience, there is a free one.
+            why = "no answer in time" if isinstance(error, TimeoutError) else "it closes the connection"
+            time.sleep(_PAUSE * (attempt > 0))
+        except OSError as error:
+            why = (error.strerror or "no answer in time").lower()
+            break
+        except (http.client.HTTPException, ValueError, RecursionError):
+            return f"the server at {shown} is not refresher: give --listen the address of 'refresher run'"
+    return f"nothing answers at {shown} ({why}): is 'refresher run --listen {shown}' running?"
+
+
+def _read(connection: socket.socket, host: str) -> Health | str:
+    """Return the answer, or why there is none, and close the connection.
+
+    Raises an exception if the server is not refresher. No text of the server is printed before it is checked.
+    """
+    with connection:
         # Both pages have the same text: the status of the answer is not needed.
-        connection.request("GET", "/readyz")
-        return msgspec.json.decode(connection.getresponse().read(_LARGEST), type=Health)
-    except OSError as error:
-        why = (error.strerror or "no answer in time").lower()
-        return f"nothing answers at {shown} ({why}): is 'refresher run --listen {shown}' running?"
-    except (http.client.HTTPException, ValueError):
-        return f"the server at {shown} is not refresher: give --listen the address of 'refresher run'"
-    finally:
-        connection.close()
+        connection.sendall(f"GET /readyz HTTP/1.0\r\nHost: {host}\r\n\r\n".encode("ascii"))
+        with http.client.HTTPResponse(connection) as response:
+            response.begin()
+            if response.status == _MISDIRECTED:
+                return f"{host} refuses this name: give its IP address, or add the name to 'run --listen-host'"
+            return msgspec.json.decode(response.read(_LARGEST), type=Health)

@@ -17,6 +17,7 @@ __all__ = [
     "ARGUMENTS_BEFORE",
     "GLOBAL_OPTIONS",
     "LISTEN",
+    "LISTEN_HOST",
     "STOPPED",
     "Options",
     "command",
@@ -188,6 +189,16 @@ LISTEN: Final = click.option(
     envvar="REFRESHER_LISTEN",
     show_envvar=True,
     help="The address of the health endpoint of 'refresher run', with the pages /healthz and /readyz.",
+)
+
+LISTEN_HOST: Final = click.option(
+    "--listen-host",
+    "listen_hosts",
+    metavar="NAME",
+    multiple=True,
+    envvar="REFRESHER_LISTEN_HOST",
+    show_envvar=True,
+    help="A name by which requests may address these pages, besides IP addresses and localhost. Can be repeated.",
 )
 
 

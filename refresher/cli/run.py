@@ -7,6 +7,7 @@ import msgspec
 
 from refresher.cli.options import (
     LISTEN,
+    LISTEN_HOST,
     STOPPED,
     Options,
     command,
@@ -36,8 +37,9 @@ _SHORTEST_GRACE: Final = 10.0
     help="How long a stop may take. A request to an authorization server may take 5 s less, and at most 20 s.",
 )
 @LISTEN
+@LISTEN_HOST
 @click.pass_obj
-def run(options: Options, grace: float, listen: str | None) -> int:
+def run(options: Options, grace: float, listen: str | None, listen_hosts: tuple[str, ...]) -> int:
     """Rotate every grant in time, and when an agent demands it, until stopped.
 
     run notices grants that are imported, changed or removed. Any number of 'refresher run' and 'refresher run-once' can
@@ -46,9 +48,10 @@ def run(options: Options, grace: float, listen: str | None) -> int:
     On SIGTERM or Ctrl-C, run starts nothing new and completes what is in progress. On SIGHUP, it reads the
     configuration again. It logs on stderr what it does.
 
-    With --listen, 'refresher health' and probes can check it. A systemd service of Type=notify needs no --listen.
+    'refresher health' can check it; with --listen, HTTP probes can too. If the address of --listen is taken, run warns,
+    rotates, and tries again. A systemd service of Type=notify needs no --listen.
     """
-    options.add(listen=listen)
+    options.add(listen=listen, listen_hosts=listen_hosts or None)
     if grace < _SHORTEST_GRACE:
         raise ConfigError(f"--grace must be {_SHORTEST_GRACE:.0f} s or more: a request needs time to complete")
     warn_of_closed_directories(options.settings())

@@ -32,7 +32,7 @@ class DirectoryWatch:
         self._listed_at = float("-inf")
         self._offset: float | None = None
         self.listing = Listing()
-        self.demands = Demands({})
+        self.demands = Demands(directory=directories.demands)
         self.demands_problem: str | None = None
         """Why agents cannot create demands; ``None`` if they can."""
 
@@ -50,24 +50,27 @@ class DirectoryWatch:
         stamps = (_stamp(self._directories.grants), *(_stamp(path, follow=True) for path in shared))
         if not jumped and stamps == self._stamps and monotonic - self._listed_at < FULL_SCAN_INTERVAL:
             return set()
-        self.demands_problem = None
-        if stamps[0] is not None and (None in stamps[1:] or not self._directories.demands.is_dir()):
+        problem = None
+        if stamps[0] is not None and None in stamps[1:]:
             # Agents need the directory before the next rotation would create it.
-            self.demands_problem = self._directories.prepare()
+            problem = self._directories.prepare()
         try:
             self.listing = self._directories.listing()
+            self.demands_problem = problem or self.listing.demands_problem
         except DirectoryError:
             # Once the directory is readable again, every grant counts as changed: it may have become due meanwhile.
             self._known.clear()
             raise
-        self.demands = demands.pending(self._directories)
-        before, self._known = self._known, {name: self._files(name) for name in self.listing.all}
+        self.demands = demands.pending(self._directories, names := self.listing.all)
+        before, self._known = self._known, {name: self._files(name) for name in names}
         # The clock of a file system is coarse: a second change within the same tick leaves the same stamp.
         now = time.time_ns()
         self._stamps = stamps if all(stamp is None or now - stamp[0] > _SETTLED_NS for stamp in stamps) else None
         self._listed_at, self._offset = monotonic, offset
         known = self._known
-        return {name for name in before.keys() | known.keys() if jumped or before.get(name) != known.get(name)}
+        # An incomplete listing may lack the demands of any grant, and the inspection looks them up by name.
+        everything = jumped or not self.demands.complete
+        return {name for name in before.keys() | known.keys() if everything or before.get(name) != known.get(name)}
 
     def forget(self, name: str) -> None:
         """Return ``name`` from the next call, also if it has not changed."""

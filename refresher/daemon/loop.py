@@ -153,11 +153,10 @@ class Daemon:
     def _apply(self, settings: Settings, prefix: str) -> None:
         """Use ``settings`` from now on. Raises ``ConfigError`` and ``DirectoryError``, and then changes nothing."""
         directories = settings.directories
-        directories.ensure()
+        trouble = directories.prepare()
         if settings.ca_file is not None:
             ssl_context(settings.ca_file)
         count = len(list_grants(directories))
-        url = self._supervision.listen(settings.listen)
         logs.setup(settings.log_format, settings.verbose + 1, nonblocking=True)
         self._settings = settings
         log.info(
@@ -169,8 +168,9 @@ class Daemon:
             directories.demands,
             directories.tokens,
         )
-        if url is not None:
-            log.info("serving %s/healthz and %s/readyz", url, url)
+        self._supervision.endpoint.use(settings)
+        if trouble is not None:
+            log.error("cannot accept demands from agents: %s", trouble)
         startup_checks.warn(directories, self._warned)
 
     def _step(self) -> None:
@@ -203,6 +203,7 @@ class Daemon:
                 self._throttle.forget("")
             else:
                 self._throttle.log("", problem, logging.ERROR, f"cannot accept demands from agents: {problem}")
+            self._watch.demands.warn(self._warned)
             for name in sorted(changed):
                 self._inspect(name)
             self._readiness.mark_complete()
@@ -374,6 +375,7 @@ class Daemon:
                     text.span(self._grace),
                     self._loss("a kill now loses"),
                 )
+        self._supervision.endpoint.close()
         log.info("stopped")
         return 0
 

@@ -1,7 +1,7 @@
 """Readiness: which grants had a valid published access token when they were last inspected."""
 
 import time
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 
@@ -13,25 +13,36 @@ __all__ = ["Health", "Readiness"]
 
 _MAX_NAMES: Final = 100
 
+_Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+_Names = Annotated[
+    tuple[Annotated[str, msgspec.Meta(pattern=r"\A[a-z0-9][a-z0-9._-]{0,63}\Z")], ...],
+    msgspec.Meta(max_length=_MAX_NAMES),
+]
+
 _Problem = Literal["reauthorization_required", "invalid_grant_file"]
 
 
 class Health(msgspec.Struct, frozen=True, kw_only=True):
-    """The stable JSON of ``/healthz`` and ``/readyz``; each list has at most 100 names."""
+    """The stable JSON of ``/healthz`` and ``/readyz``; each list has at most 100 names.
+
+    The limits are checked when it is decoded: any program may answer in place of the daemon.
+    """
 
     live: bool
     """The daemon is responsive."""
     ready: bool
     """It is live, and no grant is ``waiting``."""
-    grants: int
-    fresh: int
+    grants: _Count
+    fresh: _Count
     """How many grants have a valid published access token."""
-    waiting: tuple[str, ...]
+    waiting: _Names
     """Grants without one that need no person."""
-    reauthorization_required: tuple[str, ...]
+    reauthorization_required: _Names
     """Grants that need a new login, whether or not their last token is still valid."""
-    invalid_grant_file: tuple[str, ...]
+    invalid_grant_file: _Names
     """Grants whose records cannot be read: they need a person too."""
+    listening: bool | None = None
+    """Whether the daemon serves at the address of --listen; ``None`` without one."""
 
     def summary(self) -> str:
         """Return one line for a person."""
@@ -40,6 +51,7 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
             f"{self.fresh} of {self.grants} grant{'' if self.grants == 1 else 's'} fresh"
             + (f"; waiting for a token: {text.names(self.waiting)}" if self.waiting else "")
             + (f"; needs a person: {text.names(need_person)}" if need_person else "")
+            + ("; cannot listen on the address of --listen (the log says why)" if self.listening is False else "")
         )
 
 
@@ -74,7 +86,7 @@ class Readiness:
         """Note that the grant ``name`` does not exist."""
         self._states.pop(name, None)
 
-    def health(self, *, live: bool) -> Health:
+    def health(self, *, live: bool, listening: bool | None = None) -> Health:
         """Return the health now; ``live``: whether the daemon is responsive."""
         now = time.monotonic()
         states = sorted(self._states.copy().items())
@@ -89,4 +101,5 @@ class Readiness:
             waiting=tuple(waiting[:_MAX_NAMES]),
             reauthorization_required=tuple(dead[:_MAX_NAMES]),
             invalid_grant_file=tuple(unreadable[:_MAX_NAMES]),
+            listening=listening,
         )

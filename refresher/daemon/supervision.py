@@ -6,7 +6,6 @@ import time
 from contextlib import suppress
 from typing import Final
 
-from refresher.config import Address
 from refresher.daemon.health_endpoint import HealthEndpoint
 from refresher.daemon.readiness import Health, Readiness
 
@@ -28,7 +27,7 @@ class Supervision:
         microseconds, pid = os.environ.pop("WATCHDOG_USEC", ""), os.environ.pop("WATCHDOG_PID", "")
         self._systemd = address if address.startswith(("/", "@")) else None
         self._has_watchdog = self._systemd is not None and microseconds.isdecimal() and pid in ("", str(os.getpid()))
-        self._endpoint: HealthEndpoint | None = None
+        self.endpoint: Final = HealthEndpoint(self.health)
         self._heartbeat_at = float("-inf")
         self._ready = False
         # Three heartbeats within the watchdog's time: one that comes late does not matter.
@@ -38,17 +37,8 @@ class Supervision:
 
     def health(self) -> Health:
         """Return the health now."""
-        return self.readiness.health(live=time.monotonic() - self._heartbeat_at < _MAX_SILENCE)
-
-    def listen(self, address: Address | None) -> str | None:
-        """Serve at ``address`` and nowhere else; return the base URL. Raises ``ConfigError``, and changes nothing."""
-        previous = self._endpoint
-        if address != (None if previous is None else previous.address):
-            self._endpoint = None if address is None else HealthEndpoint(address, self.health)
-            if previous is not None:
-                previous.shutdown()
-                previous.server_close()
-        return None if self._endpoint is None else self._endpoint.url
+        live = time.monotonic() - self._heartbeat_at < _MAX_SILENCE
+        return self.readiness.health(live=live, listening=self.endpoint.listening())
 
     def heartbeat(self) -> None:
         """Report that the daemon works; the first time after a start or a reload, that it is ready."""

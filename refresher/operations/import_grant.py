@@ -48,7 +48,7 @@ def store_grant(
     Raises ``ImportRefused`` if the name is taken or the refresh token is known, ``GrantFileError`` for a damaged
     record of that name, ``LockBusy``, ``StorageError`` and ``Interrupted``. Then nothing is changed.
     """
-    directories.ensure()
+    trouble = directories.prepare()
     name = imported.name
     # One import at a time: two could store one refresh token under two names.
     with (
@@ -62,6 +62,9 @@ def store_grant(
             if origin.startswith("http:") and not urls.is_loopback(urlsplit(origin).hostname or "")
         ]
         warnings += _compare(directories, imported, just_issued=just_issued)
+        if trouble is not None:
+            # A login that a person has just approved is stored all the same.
+            warnings.append(f"cannot accept demands from agents: {trouble}")
         if same_server:
             _require_same_server(directories, imported)
         try:

@@ -60,10 +60,11 @@ def inspect(
         return Inspection(name=name, record=record, stale=stale, needs_lock=unfinished or stale)
     now = clocks.now()
     demanded = decided = False
-    if name in demands.by_name:
+    if name in demands.by_name or not demands.complete:
         current = publisher.current(record)
-        demanded = demands.has_current(name, current)
-        decided = demands.has_other(name, current) or (demanded and record.dead)
+        generations = demands.of(name, current)
+        demanded = publisher.is_demanded(record, generations, current)
+        decided = any(each not in current for each in generations) or (demanded and record.dead)
     decision = policy.decide(record, now, demanded=demanded, force=force, horizon=horizon)
     needs_lock = (
         unfinished

@@ -117,7 +117,7 @@ def _rotate_if_owned(
             return None  # it belongs to another state directory
         raise records.unknown(directories, name)
     publisher = Publisher(directories)
-    found = inspect(publisher, name, listing=listing, demands=demands.pending(directories))
+    found = inspect(publisher, name, listing=listing, demands=demands.pending(directories, (name,)))
     if found.needs_lock:
         from refresher.operations.rotate import Order, Terms, rotate  # it loads httpx, which most calls do not need
 

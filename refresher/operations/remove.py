@@ -53,7 +53,8 @@ def remove(
         )
         records.write(directories, name, stored, tombstone)
         journal.delete_copies(directories, name)
-        demands.pending(directories).remove(directories, name, keep=range(0), warned=set())
+        pending = demands.pending(directories, (name,)).of(name, range(0))
+        demands.remove(directories, name, pending, keep=range(0), warned=set())
         try:
             Publisher(directories).publish(tombstone)
         except StorageError as error:

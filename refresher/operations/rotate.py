@@ -24,7 +24,6 @@ from refresher.oauth.http_client import DEADLINE
 from refresher.oauth.token_request import TokenRequestResult, request_tokens
 from refresher.operations.result import EXIT_CODES, Result
 from refresher.storage import demands, journal, lock, records, recovery
-from refresher.storage.demands import Demands
 from refresher.storage.directories import Directories
 from refresher.storage.journal import Attempt
 from refresher.storage.publishing import Publisher, left_out, published_generation
@@ -119,13 +118,15 @@ class _Rotation(NamedTuple):
     def run(self) -> Result | None:
         """Recover, decide, exchange if that is the decision, and publish."""
         stored = recovery.recover(self.publisher.directories, self.order.name, clocks.now())
-        pending = demands.pending(self.publisher.directories)
+        listed = demands.pending(self.publisher.directories, (self.order.name,))
         if not isinstance(stored.record, Grant):
-            self._publish_removal(stored.record, pending)
+            self._publish_removal(stored.record, listed.of(self.order.name, range(0)))
             return None
         grant = stored.record
         adopted = grant.generation > self.order.seen
-        demanded = pending.has_current(grant.name, self.publisher.current(grant))
+        current = self.publisher.current(grant)
+        pending = listed.of(grant.name, current)
+        demanded = self.publisher.is_demanded(grant, pending, current)
         decision = policy.decide(
             grant,
             clocks.now(),
@@ -172,12 +173,12 @@ class _Rotation(NamedTuple):
         self.terms.sent.discard(grant.name)
         return changed
 
-    def _publish(self, grant: Grant, pending: Demands, result: Result) -> Result:
+    def _publish(self, grant: Grant, pending: frozenset[int], result: Result) -> Result:
         """Publish ``grant`` and settle the demands; add to ``result`` if readers cannot see it."""
-        name, current = grant.name, self.publisher.current(grant)
+        current = self.publisher.current(grant)
         try:
             # An agent that demands an older generation has not seen the newer one: publish again, so that it reads.
-            visible = self.publisher.publish(grant, again=pending.has_other(name, current))
+            visible = self.publisher.publish(grant, again=any(each not in current for each in pending))
         except StorageError as error:
             # The record is saved, so nothing is lost; a more serious outcome of the grant itself stays.
             return msgspec.structs.replace(
@@ -185,8 +186,9 @@ class _Rotation(NamedTuple):
                 outcome="storage_failed" if EXIT_CODES[result.outcome] == 0 else result.outcome,
                 detail=f"{result.detail}; saved, but {error}",
             )
-        keep = range(0) if grant.dead else current
-        pending.remove(self.publisher.directories, name, keep=keep, warned=self.terms.warned)
+        # Read again: a demand for the generation that is published now is a new one.
+        keep = range(0) if grant.dead else self.publisher.current(grant)
+        demands.remove(self.publisher.directories, grant.name, pending, keep=keep, warned=self.terms.warned)
         if clause := left_out(grant):
             result = msgspec.structs.replace(result, detail=f"{result.detail}; {clause}")
         if visible:
@@ -194,13 +196,14 @@ class _Rotation(NamedTuple):
         unseen = "NOT published: the token file is of a later generation (was grants/ restored from a backup?)"
         return msgspec.structs.replace(result, detail=f"{result.detail}; {unseen}")
 
-    def _publish_removal(self, tombstone: Record | None, pending: Demands) -> None:
+    def _publish_removal(self, tombstone: Record | None, pending: frozenset[int]) -> None:
         """Finish a removal that was cut off before its readers saw it."""
         if tombstone is not None:
             if self.publisher.is_stale(tombstone):
                 journal.delete_copies(self.publisher.directories, tombstone.name)
             self.publisher.publish(tombstone)
-        pending.remove(self.publisher.directories, self.order.name, keep=range(0), warned=self.terms.warned)
+        directories = self.publisher.directories
+        demands.remove(directories, self.order.name, pending, keep=range(0), warned=self.terms.warned)
 
 
 def _after(grant: Grant, exchanged: TokenRequestResult, *, demanded: bool, generation: int) -> Grant:

@@ -38,7 +38,8 @@ def run_once(
     if unknown := [name for name in names if name not in existing]:
         raise records.unknown(directories, unknown[0])
     selected = list(dict.fromkeys(names)) or existing
-    pending = demands.pending(directories)
+    pending = demands.pending(directories, selected)
+    pending.warn(set(), logging.INFO)  # cron would mail a warning at each run
     work: list[Inspection] = []
     results: dict[str, Result] = {}
     for name in selected:

@@ -2,76 +2,163 @@
 
 Agents create empty files. Any entry with such a name counts as the demand, because agents cannot create theirs beside
 it: a directory that one agent creates must not block the others.
+
+Agents can create any number of entries. So a listing ends after a number of entries that depends on the number of
+grants only. Beyond that, the demands that matter are looked up by their names.
 """
 
 import logging
 import os
 import re
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
+from refresher.common.errors import DirectoryError
+from refresher.storage import files
 from refresher.storage.directories import Directories
 from shim._token import is_name
 
-__all__ = ["Demands", "pending"]
+__all__ = ["Demands", "bar", "is_barred", "pending", "remove"]
 
 log = logging.getLogger(__name__)
 
 _GENERATION: Final = re.compile(r"0|[1-9][0-9]{0,17}")
+_LISTED: Final = 65_536
+_KEPT: Final = 16_384
+_FOR_EACH: Final = 16
+_LARGEST_BAR: Final = 32
 
 
-class Demands(msgspec.Struct, frozen=True):
-    """The demanded generations, by the name of the grant."""
+class Demands(msgspec.Struct, frozen=True, kw_only=True):
+    """What a listing of ``directory`` found."""
 
-    by_name: dict[str, frozenset[int]]
+    directory: Path
+    by_name: dict[str, frozenset[int]] = {}
+    complete: bool = True
+    """Whether the listing saw every entry."""
 
-    def has_current(self, name: str, current: range) -> bool:
-        """Whether a server refused an agent the token of a generation in ``current``."""
-        return any(demanded in current for demanded in self.by_name.get(name, ()))
+    def of(self, name: str, current: range) -> frozenset[int]:
+        """Return the demanded generations of ``name``.
 
-    def has_other(self, name: str, current: range) -> bool:
-        """Whether a demand names another generation: its agent has not read the current token."""
-        return any(demanded not in current for demanded in self.by_name.get(name, ()))
-
-    def remove(self, directories: Directories, name: str, *, keep: range, warned: set[str]) -> None:
-        """Remove the demands for ``name``, except those for the generations in ``keep``.
-
-        ``warned``: the warnings that this process has logged; a demand that cannot be removed is retried at each scan.
+        Beyond the listing, these are the generations in ``current`` and the one before, which agents are most likely
+        to hold.
         """
-        for generation in self.by_name.get(name, ()):
-            if generation in keep:
-                continue
-            path = directories.demands / f"{name}.{generation}"
+        listed = self.by_name.get(name, frozenset())
+        if self.complete:
+            return listed
+        likely = range(max(current.start - 1, 0), current.stop)
+        return listed.union(each for each in likely if os.path.lexists(f"{self.directory}/{name}.{each}"))
+
+    def warn(self, warned: set[str], level: int = logging.WARNING) -> None:
+        """Log once if there are more entries than a listing takes. ``warned``: the warnings already logged."""
+        warning = "too many demands"
+        if not self.complete and warning not in warned:
+            warned.add(warning)
+            log.log(
+                level,
+                "too many entries in %s: refresher reads the first ones only, and looks up the demands for current "
+                "tokens by name; delete what no agent needs",
+                self.directory,
+            )
+
+
+def pending(directories: Directories, names: Collection[str]) -> Demands:
+    """List the demands for ``names``; there are none if the directory cannot be read: tokens rotate on schedule only.
+
+    The number of names bounds the entries that this reads, and those that it returns.
+    """
+    names = frozenset(names)
+    found: dict[str, set[int]] = {}
+    room, complete = _KEPT + _FOR_EACH * len(names), True
+    with suppress(OSError, DirectoryError), directories.opened_demands() as place, os.scandir(place) as entries:
+        for count, entry in enumerate(entries):
+            if room == 0 or count == _LISTED + _FOR_EACH * len(names):
+                complete = False
+                break
+            name, _, generation = entry.name.rpartition(".")
+            if name in names and _GENERATION.fullmatch(generation) and is_name(name):
+                found.setdefault(name, set()).add(int(generation))
+                room -= 1
+    by_name = {name: frozenset(generations) for name, generations in found.items()}
+    return Demands(directory=directories.demands, by_name=by_name, complete=complete)
+
+
+def remove(directories: Directories, name: str, demanded: frozenset[int], *, keep: range, warned: set[str]) -> None:
+    """Remove the demands for the generations ``demanded`` of ``name``, except for those in ``keep``.
+
+    ``warned``: the warnings that this process has logged; a demand that cannot be removed is retried at each scan.
+    """
+    if not (stale := [generation for generation in demanded if generation not in keep]):
+        return
+    with suppress(OSError, DirectoryError), directories.opened_demands() as place:
+        for generation in stale:
+            entry = f"{name}.{generation}"
             try:
-                _remove(path)
+                _remove(place, entry)
             except OSError as error:
                 warning = f"demands of {name}"
                 level = logging.DEBUG if warning in warned else logging.WARNING
+                path = directories.demands / entry
                 log.log(level, "%s: cannot remove the demand %s: %s; delete it", name, path, error.strerror)
                 warned.add(warning)
 
 
-def pending(directories: Directories) -> Demands:
-    """List the demands; there are none if the directory cannot be read; then tokens rotate on schedule only."""
-    found: dict[str, set[int]] = {}
-    with suppress(OSError), os.scandir(directories.demands) as entries:
-        for entry in entries:
-            name, _, generation = entry.name.rpartition(".")
-            if is_name(name) and _GENERATION.fullmatch(generation):
-                found.setdefault(name, set()).add(int(generation))
-    return Demands({name: frozenset(generations) for name, generations in found.items()})
+def bar(directories: Directories, name: str, generation: int) -> str | None:
+    """Before ``generation`` is first published: make sure that no demand for it exists, or that it never counts (I1).
+
+    An agent that plants such a demand has not been refused that token. Return why the demand is still there, or
+    ``None``. The effect is durable on return. Raises ``OSError`` if it cannot be; then do not publish.
+    """
+    entry, problem = f"{name}.{generation}", None
+    try:
+        with directories.opened_demands() as place:
+            try:
+                os.stat(entry, dir_fd=place, follow_symlinks=False)
+                _remove(place, entry)
+                os.fsync(place)
+            except FileNotFoundError:
+                return None
+            except OSError as error:
+                path = directories.demands / entry
+                problem = f"cannot remove the demand {path}, which is older than its token: {error.strerror}"
+            else:
+                return None
+    except FileNotFoundError:
+        return None  # there is no directory yet
+    except (OSError, DirectoryError):
+        pass  # nobody can tell what is in it; the daemon reports it
+    grants = os.open(directories.grants, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        files.replace(grants, directories.barred(name).name, b"%d" % generation, mode=0o600, group=None)
+        os.fsync(grants)
+    finally:
+        os.close(grants)
+    return problem
 
 
-def _remove(path: Path) -> None:
-    """Remove a file or an empty directory. Raises ``OSError``."""
+def is_barred(directories: Directories, name: str, generation: int) -> bool:
+    """Whether demands for ``generation`` never count, because one that was planted could not be removed."""
+    try:
+        found = files.read(directories.barred(name), _LARGEST_BAR)
+        return found is not None and generation <= int(found.data)
+    except (OSError, ValueError):
+        return True
+
+
+def _remove(place: int, entry: str) -> None:
+    """Remove an entry of any kind from an open directory, or rename it to what is no demand. Raises ``OSError``."""
     with suppress(FileNotFoundError):
         try:
-            path.unlink()
+            os.unlink(entry, dir_fd=place)
         except (IsADirectoryError, PermissionError) as error:  # for a directory, Linux raises one and POSIX the other
             try:
-                path.rmdir()
+                os.rmdir(entry, dir_fd=place)
             except NotADirectoryError:
                 raise error from None
+            except OSError:
+                # There is something in it. Nobody can guess the new name, and so nobody can block it.
+                os.rename(entry, f"ignored-{os.urandom(16).hex()}", src_dir_fd=place, dst_dir_fd=place)

@@ -4,14 +4,15 @@ import os
 import re
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
 from refresher.common.errors import DirectoryError
-from refresher.storage import files
+from refresher.storage import files, single_directory, write_access
+from refresher.storage.write_access import Found
 from shim._token import is_name
 
 __all__ = ["Directories", "Listing", "Sharing"]
@@ -32,6 +33,8 @@ class Listing(msgspec.Struct, frozen=True):
     unfinished: frozenset[str] = frozenset()
     sharing: Sharing | None = None
     """What ``sharing`` returned at the time of the listing; ``None``: not read."""
+    demands_problem: str | None = None
+    """Why demands do not count: ``demands/`` cannot be used. ``None`` if it can, or if it does not exist yet."""
 
     @property
     def all(self) -> list[str]:
@@ -58,6 +61,11 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
         """The lock that every import and login holds, so that two cannot store one refresh token under two names."""
         return self.grants / ".import.lock"
 
+    @property
+    def health_socket(self) -> Path:
+        """The socket at which the daemon answers ``refresher health``: only its own user can enter ``grants/``."""
+        return self.grants / ".health.sock"
+
     def record(self, name: str) -> Path:
         """Return the path of the private record."""
         return self.grants / f"{name}.json"
@@ -73,6 +81,10 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
     def next(self, name: str) -> Path:
         """Return the path of the space reserved for the next record."""
         return self.grants / f"{name}.next"
+
+    def barred(self, name: str) -> Path:
+        """Return the path of the generation up to which demands do not count; it is there only if one was planted."""
+        return self.grants / f"{name}.barred"
 
     def fresh(self, name: str) -> Path:
         """Return a new path for the next record, after writing the reserved one failed."""
@@ -91,8 +103,8 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
         """Return the path of the published token file."""
         return self.tokens / f"{name}.json"
 
-    def sharing(self) -> Sharing:
-        """Return the permissions and the group of token files.
+    def sharing(self, status: os.stat_result | None = None) -> Sharing:
+        """Return the permissions and the group of token files; ``status``: that of ``tokens/``, if the caller has it.
 
         Without a group, a shared tokens directory stays shared: a run by hand without the option must not lock the
         agents out.
@@ -100,7 +112,7 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
         if self.group is not None:
             return 0o640, self.group
         try:
-            status = self.tokens.stat()
+            status = status or self.tokens.stat()
         except OSError:
             return 0o600, None
         shared = stat.S_IMODE(status.st_mode) == _SHARED_TOKENS
@@ -118,7 +130,8 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
         """List ``grants/``; nothing if it does not exist yet. Raises ``DirectoryError``."""
         from_names, unfinished = [], set()
         try:
-            self._check_private(self.grants)
+            single_directory.check_private(self.grants)
+            trouble = self._check()
             entries = os.listdir(self.grants)  # noqa: PTH208  plain names
         except FileNotFoundError:
             return Listing()
@@ -133,7 +146,7 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
             elif suffix != "lock" and (match := _NEXT.fullmatch(entry)):
                 unfinished.add(match["name"])
         names = tuple(sorted(filter(is_name, from_names)))
-        return Listing(names, frozenset(filter(is_name, unfinished)), self.sharing())
+        return Listing(names, frozenset(filter(is_name, unfinished)), self.sharing(), trouble)
 
     def ensure(self) -> None:
         """Create the directories that are missing, with the modes of the README, independent of the umask.
@@ -148,20 +161,149 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
         shared = self.group is not None
         passed = 0o711 if shared else 0o700
         with self._explained():
-            _make(self.state, passed, None, parents=passed)
-            _make(self.grants, 0o700, None, parents=passed)
-            _make(self.tokens, _SHARED_TOKENS if shared else 0o700, self.group, parents=passed)
-            self._check_private(self.grants)
-            _check_tokens(self.tokens)
+            trouble = self._check()
+            made = [
+                single_directory.make(self.state, passed, parents=passed),
+                single_directory.make(self.grants, 0o700, parents=passed),
+                single_directory.make(self.tokens, 0o700, parents=passed),
+            ]
+            if any(made):
+                trouble = self._check()  # names that differ may lead to one directory, in a file system without case
+            single_directory.check_private(self.grants)
+            if shared and (mode := stat.S_IMODE(self.state.stat().st_mode)) & passed != passed:
+                # Agents of the group traverse the state directory on the way to their tokens.
+                self.state.chmod(mode | passed)
+            with self.opened_tokens() as descriptor:
+                if self.group is not None:
+                    single_directory.share(descriptor, self.tokens, _SHARED_TOKENS, self.group)
+        if trouble is not None:
+            return trouble
         try:
             with self._explained():
-                _make(self.demands, 0o3770 if shared else 0o700, self.group, parents=passed)
-                mode = _check_directory(self.demands).st_mode
+                if single_directory.make(self.demands, 0o700, parents=passed):
+                    self._check()
+                with self.opened_demands() as descriptor:
+                    if self.group is not None:
+                        single_directory.share(descriptor, self.demands, 0o3770, self.group)
+                    mode = os.fstat(descriptor).st_mode
         except DirectoryError as error:
             return str(error)
         if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
             raise DirectoryError(f"anybody can write to {self.demands} and remove demands: run 'chmod o-w' on it")
         return None
+
+    @contextmanager
+    def opened_tokens(self) -> Iterator[int]:
+        """Open ``tokens/`` for publishing, and check on the descriptor that it is no directory of grants.
+
+        Raises ``DirectoryError`` and ``OSError``.
+        """
+        with single_directory.opened(self.tokens) as descriptor:
+            single_directory.check_tokens(self.tokens, status := os.fstat(descriptor))
+            with suppress(FileNotFoundError):
+                if os.path.samestat(status, self.grants.lstat()):
+                    raise DirectoryError(_one_directory("tokens directory", "grants directory", self.tokens))
+            with suppress(FileNotFoundError):
+                # Every import leaves this file beside the grants that it stores.
+                os.stat(self.import_lock.name, dir_fd=descriptor, follow_symlinks=False)
+                raise DirectoryError(
+                    f"{self.tokens} holds grants, which tokens would replace: give another --tokens-dir"
+                )
+            yield descriptor
+
+    @contextmanager
+    def opened_demands(self) -> Iterator[int]:
+        """Open ``demands/``, and check on the descriptor that it is no directory of grants.
+
+        Raises ``DirectoryError`` and ``OSError``.
+        """
+        with single_directory.opened(self.demands) as descriptor:
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), self.grants.lstat()):
+                    raise DirectoryError(_one_directory("demands directory", "grants directory", self.demands))
+            yield descriptor
+
+    def risks_above(self) -> list[str]:
+        """Return who can replace the state directory or ``tokens/`` in a directory above it, one line for each."""
+        found: list[Found] = []
+        for directory in (self.state, self.tokens):
+            with suppress(OSError):
+                found.append(write_access.find(directory))
+        return list(dict.fromkeys(risk for each in found for risk, _ in self._risks_above(each)))
+
+    def _risks_above(self, found: Found) -> Iterator[tuple[str, bool]]:
+        """Return each risk, and whether agents of the group can use it."""
+        mode, agents = self.sharing()
+        for parent, status, entry in found.above():
+            who = write_access.writers(status)
+            if status.st_mode & stat.S_IWGRP and status.st_gid == self.group:
+                who = who or f"group {self.group}"  # this user's private one, which is given to agents
+            if who is None or status.st_mode & stat.S_ISVTX:
+                continue
+            change = "o-w" if who == "anybody" else "g-w"
+            refused = mode == 0o640 and (who == "anybody" or status.st_gid == agents)
+            # Agents may have another view of a mount, or none.
+            if refused and any(map(write_access.is_mount_point, (parent, entry))):
+                refused = False
+            yield f"{who} can write in {parent} and replace {entry}: run 'chmod {change} {parent}'", refused
+
+    def _check(self) -> str | None:
+        """Check what exists, before anything is made, shared or written; return what is wrong with ``demands/``.
+
+        Raises ``DirectoryError`` and ``OSError``.
+        """
+        found = {"state directory": write_access.find(self.state), "grants directory": write_access.find(self.grants)}
+        found["tokens directory"] = write_access.find(self.tokens)
+        for place in found.values():
+            single_directory.refuse_link_of_another(place)
+        trouble = None
+        try:
+            single_directory.refuse_link_of_another(place := write_access.find(self.demands))
+            found["demands directory"] = place
+            if not place.missing and not stat.S_ISDIR(place.directory[1].st_mode):
+                trouble = f"{self.demands} is not a directory"
+        except DirectoryError as error:
+            trouble = str(error)
+        except OSError as error:
+            trouble = f"cannot read {self.demands}: {error.strerror}"
+        with suppress(OSError):
+            # No token is ever stored through the link of another user, so it must not stop everything either.
+            if (place := write_access.find(self.spill)).link_of_another is None:
+                found["spill directory"] = place
+        known: dict[tuple[int, int, tuple[str, ...]], str] = {}
+        for role, place in found.items():
+            if (other := known.setdefault(place.identity, role)) != role:
+                raise DirectoryError(_one_directory(other, role, place.directory[0].joinpath(*place.missing)))
+        if not found["grants directory"].missing:
+            single_directory.check_private(self.grants)
+        self._check_state(found["state directory"])
+        if not (tokens := found["tokens directory"]).missing:
+            single_directory.check_tokens(self.tokens, tokens.directory[1])
+        for place in (found["state directory"], tokens):
+            for risk, refused in self._risks_above(place):
+                if refused:
+                    raise DirectoryError(risk)
+        return trouble
+
+    def _check_state(self, found: Found) -> None:
+        path, status = found.directory
+        if found.missing:
+            # What root makes in the directory of a user, that user cannot use.
+            if os.geteuid() == 0 != status.st_uid:
+                raise DirectoryError(
+                    f"{self.state} does not exist, and {path} belongs to user {status.st_uid}, this is root: run it as "
+                    "that user, or create the directory"
+                )
+            return
+        if not stat.S_ISDIR(status.st_mode):
+            raise DirectoryError(f"{self.state} is not a directory")
+        if status.st_uid not in (0, os.geteuid()):
+            raise DirectoryError(
+                f"{self.state} belongs to user {status.st_uid}, this is user {os.geteuid()}: run it as its owner"
+            )
+        if (who := write_access.writers(status)) is not None:
+            change = "o-w" if who == "anybody" else "g-w"
+            raise DirectoryError(f"{who} can write to {self.state} and replace grants: run 'chmod {change}' on it")
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -173,40 +315,6 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
         except OSError as error:
             raise DirectoryError(f"cannot create {error.filename or self.state}: {error.strerror}") from None
 
-    def _check_private(self, directory: Path) -> None:
-        status = directory.lstat()
-        if stat.S_ISLNK(status.st_mode):
-            raise DirectoryError(f"{directory} is a symbolic link: make the state directory the link instead")
-        if not stat.S_ISDIR(status.st_mode):
-            raise DirectoryError(f"{directory} is not a directory")
-        if status.st_uid != os.geteuid():
-            raise DirectoryError(
-                f"{directory} belongs to user {status.st_uid}, this is user {os.geteuid()}: run it as its owner"
-            )
-        if status.st_mode & 0o077:
-            raise DirectoryError(f"others can read {directory}, which holds refresh tokens: run 'chmod 700' on it")
-
-
-def _check_directory(directory: Path) -> os.stat_result:
-    status = directory.stat()
-    if not stat.S_ISDIR(status.st_mode):
-        raise DirectoryError(f"{directory} is not a directory")
-    return status
-
-
-def _check_tokens(directory: Path) -> None:
-    status = _check_directory(directory)
-    # A sticky bit would not help: anybody could create a token file that does not exist yet.
-    if status.st_mode & stat.S_IWOTH:
-        raise DirectoryError(
-            f"anybody can write to {directory} and replace the tokens that agents trust: run 'chmod o-w' on it"
-        )
-    if status.st_uid not in (0, os.geteuid()):
-        raise DirectoryError(
-            f"{directory} belongs to user {status.st_uid}, who could replace the tokens that agents trust: "
-            f"run 'chown {os.geteuid()}' on it"
-        )
-
 
 def _lets_pass(directory: Path, group: int) -> bool:
     try:
@@ -216,42 +324,5 @@ def _lets_pass(directory: Path, group: int) -> bool:
     return bool(status.st_mode & (stat.S_IXGRP if status.st_gid == group else stat.S_IXOTH))
 
 
-def _make(directory: Path, mode: int, group: int | None, *, parents: int) -> None:
-    if not directory.exists():
-        files.make_directories(directory.parent, parents)
-        try:
-            directory.mkdir(mode=0o700)
-        except FileExistsError:
-            return  # another process has just created it
-        files.sync_directory(directory.parent)
-        if group is None:
-            directory.chmod(mode)
-    elif group is None and mode == 0o711:
-        # Agents of the group traverse the state directory on the way to their tokens.
-        directory.chmod(directory.stat().st_mode & 0o7777 | 0o111)
-    if group is not None:
-        _share(directory, mode, group)
-
-
-def _share(directory: Path, mode: int, group: int) -> None:
-    """Give a directory to the group, but not through the link of another user: it may lead to the grants."""
-    status = directory.lstat()
-    is_link = stat.S_ISLNK(status.st_mode)
-    if is_link and status.st_uid not in (0, os.geteuid()):
-        raise DirectoryError(f"{directory} is a link of user {status.st_uid}, and may lead to private files: remove it")
-    try:
-        # O_NOFOLLOW: another user may put a link in its place meanwhile.
-        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | (0 if is_link else os.O_NOFOLLOW)
-        descriptor = os.open(directory, flags)
-    except NotADirectoryError:
-        raise DirectoryError(f"{directory} is not a directory") from None
-    try:
-        status = os.fstat(descriptor)
-        if status.st_gid != group:
-            os.fchown(descriptor, -1, group)
-        if stat.S_IMODE(status.st_mode) != mode:
-            os.fchmod(descriptor, mode)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(directory)) from None
-    finally:
-        os.close(descriptor)
+def _one_directory(first: str, second: str, path: Path) -> str:
+    return f"the {first} and the {second} are one directory, {path}: give them different directories"

@@ -98,9 +98,12 @@ def keep_aside(path: Path, now: float) -> Path:
     return aside
 
 
-def create(path: Path, *, mode: int = 0o600, group: int | None = None) -> int:
-    """Create a file that does not exist yet; return its descriptor. Raises ``OSError``."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _NOT_FOLLOWED, 0o600)
+def create(path: Path | str, *, mode: int = 0o600, group: int | None = None, directory: int | None = None) -> int:
+    """Create a file that does not exist yet, below an open directory if given; return its descriptor.
+
+    Raises ``OSError``.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _NOT_FOLLOWED, 0o600, dir_fd=directory)
     try:
         if group is not None:
             os.fchown(descriptor, -1, group)
@@ -120,9 +123,11 @@ def write_all(descriptor: int, data: bytes, offset: int = 0) -> None:
         view, offset = view[written:], offset + written
 
 
-def durable_create(path: Path, data: bytes, *, mode: int = 0o600, group: int | None = None) -> None:
+def durable_create(
+    path: Path | str, data: bytes, *, mode: int = 0o600, group: int | None = None, directory: int | None = None
+) -> None:
     """Create a file and sync its bytes; its name is durable once the directory is synced. Raises ``OSError``."""
-    descriptor = create(path, mode=mode, group=group)
+    descriptor = create(path, mode=mode, group=group, directory=directory)
     try:
         write_all(descriptor, data)
         os.fsync(descriptor)
@@ -130,22 +135,25 @@ def durable_create(path: Path, data: bytes, *, mode: int = 0o600, group: int | N
         os.close(descriptor)
 
 
-def replace(path: Path, data: bytes, *, mode: int, group: int | None) -> None:
-    """Replace a published file atomically: readers see the old bytes or the new. The caller holds the lock."""
-    temporary = path.with_name(f".{path.name}.new")
+def replace(directory: int, name: str, data: bytes, *, mode: int, group: int | None) -> None:
+    """Replace a file of an open directory atomically: readers see the old bytes or the new.
+
+    The caller holds the lock. Raises ``OSError``.
+    """
+    temporary = f".{name}.new"
     with suppress(FileNotFoundError):
-        temporary.unlink()  # left by a writer that was killed
+        os.unlink(temporary, dir_fd=directory)  # left by a writer that was killed
     try:
         # Without its sync a power loss may leave an empty file under the name.
-        durable_create(temporary, data, mode=mode, group=group)
+        durable_create(temporary, data, mode=mode, group=group, directory=directory)
         # Readers compare modification times, and the kernel's have the resolution of its tick: two replacements within
         # one tick that use one inode again would look like no change.
         written = time.time_ns()
-        os.utime(temporary, ns=(written, written), follow_symlinks=False)
-        temporary.rename(path)
+        os.utime(temporary, ns=(written, written), dir_fd=directory, follow_symlinks=False)
+        os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
     except OSError:
         with suppress(OSError):
-            temporary.unlink()
+            os.unlink(temporary, dir_fd=directory)
         raise
 
 

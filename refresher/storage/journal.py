@@ -278,7 +278,7 @@ def _succeeds(write: Callable[..., None], *arguments: object) -> bool:
 
 def delete_copies(directories: Directories, name: str) -> None:
     """Delete the answers and the files set aside of a removed grant: they may hold refresh tokens too."""
-    copy = re.compile(re.escape(name) + r"\.(answer|(json|next|next\.\d+|intent)\.aside)\.\d+")
+    copy = re.compile(re.escape(name) + r"\.(barred|(answer|(json|next|next\.\d+|intent)\.aside)\.\d+)")
     spilled = re.compile(re.escape(name) + r"\.([0-9a-f]{32}\.next|answer\.\d+)(\.aside\.\d+)?")
     for directory, pattern in ((directories.grants, copy), (directories.spill, spilled)):
         with suppress(OSError):

@@ -13,11 +13,11 @@ import msgspec
 
 import shim._token as token_file
 from refresher.common import clocks
-from refresher.common.errors import StorageError
+from refresher.common.errors import DirectoryError, StorageError
 from refresher.common.reading import FileWithStatus
 from refresher.grants import policy
 from refresher.grants.record import Grant, Record, Tombstone
-from refresher.storage import files, records
+from refresher.storage import demands, files, records
 from refresher.storage.directories import Directories, Sharing
 from shim._token import Problem, TokenFile
 from shim.errors import TokenFileError
@@ -30,6 +30,8 @@ _LARGEST: Final = 256 * 1024
 _SHORT: Final = 1000
 
 log = logging.getLogger(__name__)
+
+_MOST_CURRENT: Final = 100
 
 
 def derive(record: Record) -> bytes | None:
@@ -165,6 +167,7 @@ class Publisher:
         self.directories: Final = directories
         self._repaired: dict[str, int] = {}
         self._reported: set[str] = set()
+        self._barred: set[str] = set()
 
     def is_stale(self, record: Record, sharing: Sharing | None = None) -> bool:
         """Whether the token file is missing, differs from ``record``, or has other permissions.
@@ -181,10 +184,20 @@ class Publisher:
     def current(self, record: Record) -> range:
         """Return the generations whose tokens agents may hold: that of ``record``, and up to the published one.
 
-        The two differ if the record was restored from a backup.
+        It is empty if the generation of ``record`` has not been published: nobody can have been refused its token.
+        There are more than one only if the record was restored from a backup, and 100 at most: an agent with an
+        earlier token has to read again.
         """
-        generation = record.generation
-        return range(generation, max(generation, published_generation(self.directories, record.name, record)) + 1)
+        published = published_generation(self.directories, record.name, record)
+        if published < record.generation:
+            # If others can write to tokens/, the file proves nothing later, but agents need their demands.
+            seen = _parsed(_read(self.directories, record.name), record.name)
+            published = record.generation - (seen is None or seen.generation != record.generation)
+        return range(max(record.generation, published + 1 - _MOST_CURRENT), published + 1)
+
+    def is_demanded(self, record: Record, demanded: frozenset[int], current: range) -> bool:
+        """Whether a server refused an agent the token of a generation in ``current``."""
+        return any(each in current and not demands.is_barred(self.directories, record.name, each) for each in demanded)
 
     def publish(self, record: Record, *, again: bool = False) -> bool:
         """Write the token file of ``record`` if it differs, or ``again`` so that every reader reads it.
@@ -203,24 +216,34 @@ class Publisher:
             return False
         path = self.directories.token(name)
         foreign = _parsed(published, name) if seen is None else None
-        if foreign is not None and foreign.generation > record.generation:
-            with suppress(OSError):
-                aside = files.keep_aside(path, clocks.now().wall)
-                log.warning(
-                    "%s: refresher has not published the token file of generation %d; it is now %s, and refresher "
-                    "publishes again",
-                    name,
-                    foreign.generation,
-                    aside,
-                )
         try:
-            mode, group = self.directories.sharing()
-            files.replace(path, wanted, mode=mode, group=group)
-        except OSError as error:
-            raise StorageError(f"cannot publish {path}: {error.strerror}; the next run publishes it") from None
+            with self.directories.opened_tokens() as tokens:
+                if foreign is not None and foreign.generation > record.generation:
+                    with suppress(OSError):
+                        aside = files.keep_aside(path, clocks.now().wall)
+                        log.warning(
+                            "%s: refresher has not published the token file of generation %d; it is now %s, and "
+                            "refresher publishes again",
+                            name,
+                            foreign.generation,
+                            aside,
+                        )
+                if seen is None or seen.generation < record.generation:
+                    self._bar_demands(record)
+                mode, group = self.directories.sharing(os.fstat(tokens))
+                files.replace(tokens, path.name, wanted, mode=mode, group=group)
+        except (OSError, DirectoryError) as error:
+            why = error.strerror if isinstance(error, OSError) else error
+            raise StorageError(f"cannot publish {path}: {why}; the next run publishes it") from None
         if published is not None and wanted == published.data and not again:
             self._repaired[name] = hash(wanted)
         return True
+
+    def _bar_demands(self, record: Record) -> None:
+        problem = demands.bar(self.directories, record.name, record.generation)
+        if problem is not None and record.name not in self._barred:
+            self._barred.add(record.name)
+            log.warning("%s: %s; refresher ignores it: delete it", record.name, problem)
 
     def _wanted(self, record: Record) -> bytes | None:
         """Return what to publish; ``None`` if a token of the grant before this one may still be valid (I5)."""

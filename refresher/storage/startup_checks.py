@@ -2,8 +2,6 @@
 
 import logging
 import os
-import stat
-from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -43,11 +41,13 @@ def find_risks(directories: Directories, mountinfo: str) -> list[str]:
             f"{grants} is on a network file system ({kind}), whose locks may not work between machines: run refresher "
             "on one machine only"
         )
-    for parent in grants.parents:
-        with suppress(OSError):
-            mode = parent.stat().st_mode
-            if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
-                found.append(f"anybody can write in {parent} and replace {grants}: run 'chmod o-w {parent}'")
+    found += directories.risks_above()
+    mode, group = directories.sharing()
+    if directories.group is None and mode == 0o640:
+        found.append(
+            f"group {group} can read the access tokens in {directories.tokens}, which has the mode of a shared "
+            f"directory: if it should, set --tokens-group {group}; if not, run 'chmod 700' on it"
+        )
     try:
         private = files.is_private(spill)
     except OSError:

@@ -11,7 +11,7 @@ import pytest
 from refresher.storage import files
 from tests.conftest import need
 from tests.support.command import Command, wait_until
-from tests.support.daemon import published, running, stopped
+from tests.support.daemon import heard, published, running, stopped
 from tests.support.parts import no_mounts
 from tests.support.token_server import TokenServer
 
@@ -142,6 +142,48 @@ def test_a_link_of_another_user_in_place_of_demands_shares_nothing(refresher: Co
             assert stat.S_IMODE((refresher.home / "elsewhere").stat().st_mode) == 0o3770
 
 
+def test_a_link_of_another_user_in_place_of_demands_stops_neither_run_nor_an_import(refresher: Command) -> None:
+    """If it failed, an agent that can write above demands/ could let tokens expire, or have a new login thrown away."""
+    need(no_mounts())
+    demands = refresher.home / "shared/demands"
+    refresher.environment |= {"REFRESHER_TOKENS_GROUP": "12346", "REFRESHER_DEMANDS_DIR": str(demands)}
+    demands.parent.mkdir()
+    demands.symlink_to(refresher.state / "grants")
+    os.chown(demands, OTHER_USER, OTHER_USER, follow_symlinks=False)
+    trouble = f"cannot accept demands from agents: {demands} is a link of user {OTHER_USER}"
+    with TokenServer(lambda _: 3600) as server:
+        path = refresher.write_import("linear", server.grant("linear"))
+        done = refresher("import", "linear", "--from", str(path))
+        assert (done.code, trouble in done.stderr) == (0, True), done.stderr
+        with running(refresher) as daemon:
+            wait_until(lambda: published(refresher) == 1, "the grant rotates")
+            assert trouble in stopped(refresher, daemon)
+    assert _state_of(refresher.state)["grants"][0] & 0o777 == 0o700
+
+
+def test_nothing_is_removed_through_a_link_of_another_user_in_place_of_demands(refresher: Command) -> None:
+    """If it failed, an agent that can write above demands/ could have files of refresher's user removed."""
+    need(no_mounts())
+    demands, pages = refresher.home / "shared/demands", refresher.home / "pages"
+    refresher.environment |= {"REFRESHER_TOKENS_GROUP": "12346", "REFRESHER_DEMANDS_DIR": str(demands)}
+    with TokenServer(lambda _: 3600) as server:
+        refresher.bring("linear", server.grant("linear"))
+        assert refresher("run-once").code == 0
+        pages.mkdir()
+        for generation in range(5):
+            (pages / f"linear.{generation}").write_text("a page of a manual")
+        demands.rmdir()
+        demands.symlink_to(pages)
+        os.chown(demands, OTHER_USER, OTHER_USER, follow_symlinks=False)
+        for arguments in ((), ("--force",), ()):
+            assert refresher("run-once", *arguments).code == 0
+        with running(refresher) as daemon:
+            heard(daemon, "is a link of user")
+            stopped(refresher, daemon)
+        assert len(list(pages.iterdir())) == 5
+        assert len(server.asked["linear"]) == 2, "a file that is no demand rotates nothing"
+
+
 def _state_of(state: Path) -> dict[str, tuple[int, int]]:
     places = (state, state / "grants", state / "tokens")
     return {path.name: (path.stat().st_mode, path.stat().st_gid) for path in places}
@@ -243,13 +285,14 @@ def test_two_daemons_with_different_groups_do_not_publish_again_and_again(
     """If it failed, a forgotten second daemon would cause all tokens to be published and read again and again."""
     need(None if os.geteuid() == 0 else "chown to any group needs root")
     path, ours, theirs = refresher.tokens / "linear.json", OTHER_USER, OTHER_USER + 1
-    demands = refresher.state / "demands"
+    demands, made = refresher.state / "demands", refresher.directories
 
     def is_shared(group: int) -> bool:
         return path.exists() and (path.stat().st_gid, stat.S_IMODE(path.stat().st_mode)) == (group, 0o640)
 
     def publish_theirs(mode: int = 0o640) -> None:
-        files.replace(path, path.read_bytes(), mode=mode, group=theirs)
+        with made.opened_tokens() as tokens:
+            files.replace(tokens, path.name, path.read_bytes(), mode=mode, group=theirs)
 
     with TokenServer(lambda _: 3600) as server:
         for name in ("linear", "notion"):

@@ -21,7 +21,20 @@ from tests.support.token_server import Gate, TokenServer
 Start = Callable[..., OIDC]
 
 SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
-CALLS = ["flock", "fsync", "pwrite64", "fchmod", "connect", "sendto", "recvfrom", "ftruncate", "rename", "unlink"]
+CALLS = [
+    "flock",
+    "fsync",
+    "pwrite64",
+    "fchmod",
+    "connect",
+    "sendto",
+    "recvfrom",
+    "ftruncate",
+    "rename",
+    "renameat",
+    "unlink",
+    "unlinkat",
+]
 
 
 def check_complete(refresher: Command, server: OIDC, generation: int) -> None:

@@ -122,7 +122,7 @@ def test_the_files_of_a_removed_grant_do_not_restore_it(refresher: Command, serv
     assert "removed" in refresher("run-once", "linear").stderr
 
 
-@pytest.mark.parametrize("kill", ["rename:signal=KILL:when=1", "unlink:signal=KILL:when=1"])
+@pytest.mark.parametrize("kill", ["rename:signal=KILL:when=1", "unlinkat:signal=KILL:when=1"])
 @pytest.mark.parametrize("command", ["import", "remove"])
 def test_a_daemon_completes_a_killed_import_or_removal(
     refresher: Command, server: TokenServer, command: str, kill: str

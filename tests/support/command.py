@@ -168,11 +168,12 @@ class Command:
         return parse((self.tokens / f"{name}.json").read_bytes())
 
     def leftovers(self) -> list[str]:
-        """Return the names in ``grants/`` that are neither records nor locks."""
+        """Return the names in ``grants/`` that are neither records nor locks nor the socket of a daemon."""
         return sorted(
             path.name
             for path in (self.state / "grants").iterdir()
-            if path.suffix not in (".json", ".lock") or path.name.startswith("..")
+            if path != self.directories.health_socket
+            and (path.suffix not in (".json", ".lock") or path.name.startswith(".."))
         )
 
 

@@ -14,7 +14,7 @@ from tests.support.parts import no_mounts
 
 __all__ = ["STEPS", "Disk", "no_disk", "other_boot", "steps", "stopping"]
 
-STEPS = "fsync,fchmod,pwrite64,ftruncate,rename,unlink,mkdir,chmod,utimensat,connect,sendto,recvfrom"
+STEPS = "fsync,fchmod,pwrite64,ftruncate,rename,renameat,unlink,unlinkat,mkdir,chmod,utimensat,connect,sendto,recvfrom"
 """The system calls that change a file system or the network."""
 
 _STOPPED = re.compile(

@@ -129,10 +129,9 @@ class SimulatedHost:
                 observer.ends(before, self.record)
             else:
                 self._rested(before, cut_off=cut_off)
-            still = demands.pending(self.directories).has_other(
-                before.name, Publisher(self.directories).current(self.record)
-            )
-            observer.claim(not still, "a demand was not removed after its rotation")
+            current = Publisher(self.directories).current(self.record)
+            still = demands.pending(self.directories, (before.name,)).of(before.name, current)
+            observer.claim(still <= {*current}, "a demand was not removed after its rotation")
             observer.compare(self.record)
             self._compare_published()
         assert not observer.wrong, observer.wrong
@@ -204,8 +203,10 @@ class SimulatedHost:
         self.observer.begins(grant, demanded=self._is_demanded(grant), forced=self._forced)
 
     def _is_demanded(self, grant: Grant) -> bool:
-        pending = demands.pending(self.directories)
-        return pending.has_current(grant.name, Publisher(self.directories).current(grant))
+        publisher = Publisher(self.directories)
+        current = publisher.current(grant)
+        pending = demands.pending(self.directories, (grant.name,)).of(grant.name, current)
+        return publisher.is_demanded(grant, pending, current)
 
 
 class _MortalAttempt(Attempt):

@@ -1,5 +1,6 @@
 """The container image, without an engine: its Dockerfile, and the result of its build steps."""
 
+import importlib.metadata
 import json
 import os
 import re
@@ -47,14 +48,35 @@ def test_the_linter_reports_nothing() -> None:
 
 def test_the_image_is_pinned_runs_as_a_number_and_needs_no_shell() -> None:
     """If it failed, two builds could differ, Kubernetes could refuse its user, or a signal would not reach refresher."""
-    (base,) = instructions("ARG")
-    assert re.fullmatch(r"BASE=python:\d+\.\d+\.\d+-slim-\w+", base), "not a full version: it would change"
+    base, *_ = instructions("ARG")
+    assert re.fullmatch(r"BASE=python:\d+\.\d+\.\d+-slim-\w+@sha256:[0-9a-f]{64}", base), "it could change"
     assert instructions("FROM") == ["${BASE} AS build", "${BASE}"]
     assert instructions("USER") == ["10001:10001"]
     assert json.loads(instructions("ENTRYPOINT")[0]) == ["refresher"]
     assert json.loads(instructions("CMD")[0]) == ["run"]
     (health,) = instructions("HEALTHCHECK")
     assert json.loads(health.partition("CMD ")[2]) == ["refresher", "health"]
+
+
+def test_the_labels_name_the_source_the_license_and_the_build() -> None:
+    """If it failed, nobody could find out from an image what it was built from, and when."""
+    (labels,) = instructions("LABEL")
+    prefix = "org.opencontainers.image."
+    found = dict(re.findall(r'(\S+)="([^"]*)"', labels))
+    built = {"source": "${SOURCE}", "revision": "${REVISION}", "created": "${CREATED}", "licenses": "${LICENSES}"}
+    assert built.items() <= {key.removeprefix(prefix): value for key, value in found.items()}.items()
+    assert {"SOURCE", "REVISION", "CREATED", "LICENSES"} <= {line.partition("=")[0] for line in instructions("ARG")}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert (found[f"{prefix}version"], found[f"{prefix}description"]) == (project["version"], project["description"])
+
+
+def test_the_tests_run_with_the_versions_of_the_image() -> None:
+    """If it failed, the image would contain versions of packages that no test has used."""
+    installed = {
+        str(canonicalize_name(each.metadata["Name"])): each.version for each in importlib.metadata.distributions()
+    }
+    other = {name: (version, installed.get(name)) for name, version in pinned("requirements.txt").items()}
+    assert {name: found for name, found in other.items() if found[0] != found[1]} == {}
 
 
 def test_pinned_versions_satisfy_the_requirements_of_the_project() -> None:

@@ -1,6 +1,7 @@
 """The manifests of deploy/kubernetes are valid and unprivileged, and match the program."""
 
 import re
+import shutil
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import click
 import kubernetes_validate
 import pytest
+import yaml
 
 from refresher.cli.main import cli
 from refresher.cli.options import seconds
@@ -85,12 +87,95 @@ def test_pods_satisfy_the_restricted_standard(manifests: Manifests) -> None:
         assert security["readOnlyRootFilesystem"] is True
 
 
-def test_every_container_requests_cpu_and_memory_and_has_no_cpu_limit(manifests: Manifests) -> None:
-    """If it failed, a busy node would starve refresher first, or kill it in the middle of an exchange."""
+def test_every_container_requests_what_it_needs_and_has_no_cpu_limit(manifests: Manifests) -> None:
+    """If it failed, a busy node would starve refresher first, kill it in an exchange, or fill its own disk."""
     for container in manifests.containers():
         resources = container.spec["resources"]
-        assert {"cpu", "memory"} <= set(resources["requests"])
-        assert "cpu" not in resources.get("limits", {}), "a throttled refresher saves a token late"
+        assert {"cpu", "memory", "ephemeral-storage"} == set(resources["requests"])
+        assert {"memory", "ephemeral-storage"} == set(resources["limits"]), "a throttled refresher saves a token late"
+
+
+def test_every_temporary_volume_has_a_limit_below_that_of_its_pod(manifests: Manifests) -> None:
+    """If it failed, a volume could fill the disk or the memory of a node, or a full one would end the pod by surprise."""
+    for pod in manifests.pods():
+        running = [*pod["containers"], *(each for each in pod.get("initContainers", ()) if "restartPolicy" in each)]
+        limits = [each["resources"]["limits"]["ephemeral-storage"] for each in running]
+        for volume in pod["volumes"]:
+            if (empty := volume.get("emptyDir")) is not None:
+                assert empty.get("medium") == "Memory" or _mebibytes(empty["sizeLimit"]) < min(map(_mebibytes, limits))
+                assert _mebibytes(empty["sizeLimit"]) > 0
+
+
+def _mebibytes(quantity: str) -> int:
+    return int(quantity.removesuffix("Mi"))
+
+
+DNS = [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}]
+HTTPS = {"port": 443, "protocol": "TCP"}
+
+
+def test_pods_with_refresher_alone_connect_only_to_dns_and_servers(manifests: Manifests) -> None:
+    """If it failed, a stranger in the cluster could connect to refresher, or refresher to other pods."""
+    policies = [there["spec"] for there in manifests.objects if there["kind"] == "NetworkPolicy"]
+    for there in manifests.objects:
+        spec = there.get("spec", {})
+        template = spec.get("jobTemplate", {}).get("spec", spec).get("template", there)
+        if there["kind"] not in ("CronJob", "Deployment") or template["metadata"]["labels"]["app"] == "agent":
+            continue
+        (policy,) = policies
+        (selected,) = policy["podSelector"]["matchExpressions"]
+        assert template["metadata"]["labels"]["app"] in selected["values"]
+        assert (policy["policyTypes"], policy["ingress"]) == (["Ingress", "Egress"], [])
+        assert policy["egress"] == [{"ports": [*DNS, HTTPS]}]
+
+
+def test_the_pod_for_manual_work_has_the_policy_of_the_others() -> None:
+    """If it failed, the pod in which a person logs in would accept connections from the cluster."""
+    label = rendered("hands").of("Pod")["metadata"]["labels"]["app"]
+    (selected,) = rendered("many").of("NetworkPolicy")["spec"]["podSelector"]["matchExpressions"]
+    assert label in selected["values"]
+
+
+def test_the_document_lists_each_patch_of_the_network_policy() -> None:
+    """If it failed, the snippet of the document would name a patch that does not exist, or hide one."""
+    named = re.findall(r"^  - refresher/(network/\w+)  ", (DEPLOY / "README.md").read_text(), re.MULTILINE)
+    assert sorted(named) == sorted(str(there.relative_to(DEPLOY)) for there in (DEPLOY / "network").iterdir())
+
+
+@pytest.mark.parametrize("version", kubectl.VERSIONS)
+@pytest.mark.parametrize(
+    ("component", "kustomization"),
+    [("metrics", "many"), ("ports", "many"), ("ports", "cronjob"), ("sidecar", "sidecar")],
+)
+def test_each_patch_of_the_network_policy_applies(
+    tmp_path: Path, component: str, kustomization: str, version: str
+) -> None:
+    """If it failed, a person could not open a port without writing a policy."""
+    shutil.copytree(DEPLOY, tmp_path / "refresher")
+    (tmp_path / "kustomization.yaml").write_text(
+        "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nnamespace: refresher\n"
+        f"resources: [refresher/{kustomization}]\ncomponents: [refresher/network/{component}]\n"
+    )
+    manifests = Manifests(list(yaml.safe_load_all(kubectl.render(tmp_path, version))))
+    policy = manifests.of("NetworkPolicy")["spec"]
+    for item in manifests.objects:
+        kubernetes_validate.validate(item, version, strict=True)
+    ports = policy["egress"][0]["ports"]
+    assert ports[:3] == [*DNS, HTTPS]
+    if component == "ports":
+        assert [each["port"] for each in ports[3:]] == [8443, 3128]
+    elif component == "metrics":
+        (ingress,) = policy["ingress"]
+        listen = manifests.environment(manifests.container("refresher"))["REFRESHER_LISTEN"]
+        assert listen == f"0.0.0.0:{ingress['ports'][0]['port']}"
+        assert ingress["from"] == [
+            {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
+        ]
+    else:
+        assert (
+            policy["podSelector"]["matchLabels"]
+            == manifests.of("Deployment", "agent")["spec"]["selector"]["matchLabels"]
+        )
 
 
 def test_refresher_and_agents_share_a_group_and_nothing_else(manifests: Manifests) -> None:
@@ -135,7 +220,9 @@ def test_refresher_makes_each_of_its_directories_below_a_volume(manifests: Manif
         # An emptyDir ends with its pod, and each run of a job is a pod.
         is_job = container.pod["restartPolicy"] == "Never" if "restartPolicy" in container.pod else False
         assert (
-            "persistentVolumeClaim" in where["SPILL"] if is_job else where["SPILL"] == {"name": "spill", "emptyDir": {}}
+            "persistentVolumeClaim" in where["SPILL"]
+            if is_job
+            else where["SPILL"]["name"] == "spill" and "medium" not in where["SPILL"]["emptyDir"]
         )
 
 

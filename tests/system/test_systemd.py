@@ -178,6 +178,7 @@ def test_the_service_is_confined(machine: Machine) -> None:
         "1",
         "2",
     ]
+    assert show(machine, "MemoryMax") == str(512 * 1024 * 1024)
 
 
 def test_a_stop_during_an_exchange_waits_for_its_end(machine: Machine, server: Server) -> None:

@@ -3,7 +3,11 @@
 import os
 from pathlib import Path
 
-grants = Path(os.environ["REFRESHER_STATE_DIR"]) / "grants"
+state = Path(os.environ["REFRESHER_STATE_DIR"])
+if state.is_dir() and not state.is_symlink():
+    state.chmod(state.stat().st_mode & ~0o022)
+    print(f"{state}: only this user can write in it")
+grants = state / "grants"
 for directory in (grants, Path(os.environ["REFRESHER_SPILL_DIR"])):
     if directory.is_dir() and not directory.is_symlink():
         directory.chmod(0o700)

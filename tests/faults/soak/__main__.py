@@ -9,9 +9,10 @@ import tempfile
 import threading
 from pathlib import Path
 
+from tests.faults.fuzz import fuzz, rounds
 from tests.faults.soak import report
 from tests.faults.soak.soak import Soak
-from tests.support import oidc
+from tests.support import oidc, warm
 
 __all__ = ["main"]
 
@@ -30,12 +31,17 @@ def main(arguments: list[str]) -> int:
     ending = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: ending.set())
+    half = options.minutes * 30
+    without = fuzz.missing()
     sys.stderr.write(f"a soak of {options.minutes:g} minutes with --seed {options.seed}; Ctrl-C ends it early\n")
     with tempfile.TemporaryDirectory(prefix="soak-", ignore_cleanup_errors=True) as root:
-        result = Soak(Path(root), options.seed, options.minutes * 60, ending, verbose=True).run()
+        result = Soak(Path(root), options.seed, half * (2 if without else 1), ending, verbose=True).run()
     sys.stderr.write("\n" if sys.stderr.isatty() else "")
     sys.stdout.write(report.text(result) + "\n")
-    if result.violations:
+    fuzzed = [] if without else rounds.run(options.seed, half, ending)
+    warm.close()
+    sys.stdout.write((f"left out      the fuzz: {without}" if without else rounds.text(fuzzed)) + "\n")
+    if result.violations or any(each.violations for each in fuzzed):
         return 1
     return 130 if ending.is_set() else 0
 

@@ -212,7 +212,13 @@ class Faults:
         with self._daemon(rng) as run:
             if run is None:
                 return
-            call = rng.choice(["fsync:error=EIO", "rename:error=EIO", "pwrite64:error=ENOSPC", "unlink:error=EACCES"])
+            faults = [
+                "fsync:error=EIO",
+                "pwrite64:error=ENOSPC",
+                "rename,renameat:error=EIO",
+                "unlink,unlinkat:error=EACCES",
+            ]
+            call = rng.choice(faults)
             strace = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", f"inject={call}", "-p", str(run.process.pid)]
             tracer = subprocess.Popen(
                 strace, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True

@@ -102,6 +102,7 @@ def test_a_demand_for_the_current_token_stays_until_it_is_answered(state: Direct
     """If it failed, a demand that comes within a second of a rotation would be lost, and its agent keep a dead token."""
     now = time.time()
     put(state.record("linear"), grant(issued_at=now, expires_at=now + 3600, last_rotation_at=now, demanded=3))
+    assert _rotate(state).outcome == "not_due"
     for generation in (2, 3):
         (state.demands / f"linear.{generation}").touch()
     assert _rotate(state).outcome == "not_due"

@@ -174,5 +174,6 @@ def test_removing_demands_costs_nothing_for_the_size_of_the_range_to_keep(state:
     """If it failed, a damaged token file of a huge generation would hold a rotation, with the lock, for hours."""
     for generation in (2, 10**17):
         (state.demands / f"linear.{generation}").touch()
-    demands.pending(state).remove(state, "linear", keep=range(3, 10**18), warned=set())
+    demanded = demands.pending(state, ("linear",)).of("linear", range(3, 10**18))
+    demands.remove(state, "linear", demanded, keep=range(3, 10**18), warned=set())
     assert [path.name for path in state.demands.iterdir()] == [f"linear.{10**17}"]

@@ -54,7 +54,7 @@ def test_the_end_of_a_restored_grant_leaves_readers_the_newer_token(state: Direc
 def test_a_demand_for_a_newer_published_token_is_current(state: Directories) -> None:
     """If it failed, a demand for the token that readers have would be removed unanswered after a restored backup."""
     assert Publisher(state).current(RECORD) == range(3, 8)
-    assert Publisher(state).current(grant(generation=9)) == range(9, 10)
+    assert not Publisher(state).current(grant(generation=9)), "nobody has this token yet"
 
 
 LONG = "word " * 100_000

@@ -57,7 +57,7 @@ def _resolve(state: Directories, now: Moment = SOON) -> Grant:
 
 def _inspect(state: Directories) -> Inspection:
     Publisher(state).publish(_stored(state).record or OLD)
-    return inspect(Publisher(state), "linear", listing=Listing(), demands=Demands({}))
+    return inspect(Publisher(state), "linear", listing=Listing(), demands=Demands(directory=state.demands))
 
 
 def _other_files(state: Directories) -> list[str]:
