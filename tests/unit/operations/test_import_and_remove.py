@@ -147,7 +147,7 @@ BOB = Account(issuer="https://as.example", subject="2", label="bob@x.example")
             ANN,
             Account(issuer=ANN.issuer, subject="2", label=ANN.label),
             True,
-            "for ann@x.example (2), the stored one is",
+            "for ann@x.example (2), and linear is",
         ),
         (ANN, BOB, False, None),
         (ANN, Account(issuer=ANN.issuer, subject="1", label="new@x.example"), True, None),
