@@ -130,11 +130,13 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
         """List ``grants/``; nothing if it does not exist yet. Raises ``DirectoryError``."""
         from_names, unfinished = [], set()
         try:
+            trouble = self._check() if self.state.exists() else None
             single_directory.check_private(self.grants)
-            trouble = self._check()
             entries = os.listdir(self.grants)  # noqa: PTH208  plain names
         except FileNotFoundError:
             return Listing()
+        except NotADirectoryError:
+            raise DirectoryError(f"{self.state} is not a directory; check --state-dir") from None
         except OSError as error:
             raise DirectoryError(f"cannot read {self.grants}: {error.strerror}") from None
         for entry in entries:
