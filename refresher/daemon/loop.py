@@ -197,7 +197,7 @@ class Daemon:
         try:
             changed = self._watch.changed()
         except DirectoryError as error:
-            self._throttle.log("", "directory", logging.ERROR, str(error))
+            self._throttle.log("", str(error), logging.ERROR, str(error))
         else:
             if (problem := self._watch.demands_problem) is None:
                 self._throttle.forget("")

@@ -214,6 +214,7 @@ def test_an_agent_that_replaces_tokens_by_a_link_to_the_grants_harms_no_grant(re
             # A person opens the state directory while the daemon runs.
             os.chown(reachable.state, -1, AGENTS)
             reachable.state.chmod(0o771)
+            heard(daemon, "can write to")  # the next problem is reported too
             as_agent("mv", str(reachable.tokens), str(reachable.state / "away"))
             as_agent("ln", "-s", str(reachable.state / "grants"), str(reachable.tokens))
             lines = heard(daemon, f"link of user {AGENT}")
