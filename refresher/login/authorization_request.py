@@ -4,6 +4,7 @@ Any program can send a redirect, so nothing in it counts until its ``state`` mat
 """
 
 import hmac
+import re
 import secrets
 from typing import Final
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
@@ -17,7 +18,8 @@ from refresher.grants import server_behavior
 from refresher.grants.providers import find_profile
 from refresher.grants.record import Grant
 from refresher.grants.tokens import is_token
-from refresher.login.discovery import OFFLINE_ACCESS, Server
+from refresher.login.discovery import Server
+from refresher.login.options import OFFLINE_ACCESS
 from refresher.login.token_request import advice
 from refresher.oauth.params import with_params
 
@@ -31,6 +33,7 @@ __all__ = [
 
 _AROUND: Final = "\"'`<>(),; \t\r\n"
 """What can be around an address in a text; in an address, it is encoded."""
+_BARE: Final = re.compile(r"[\w.-]+=")
 _CHALLENGE_METHOD: Final = "S256"
 _TEMPORARY: Final = ("server_error", "temporarily_unavailable")
 _DECLINED: Final = ("access_denied", "consent_required", "interaction_required", "login_required", "user_cancelled")
@@ -89,9 +92,9 @@ class AuthorizationRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 def pasted_query(text: str) -> str:
     """Return the query of an address as a person pastes it: quoted, without a scheme, from a page source, or alone."""
-    start, mark, rest = text.partition("?")
+    _, mark, rest = text.partition("?")
     # A query alone may contain a question mark in a value.
-    query = rest if mark and "=" not in start else text
+    query = rest if mark and not _BARE.match(text) else text
     return query.partition("#")[0].replace("&amp;", "&").strip(_AROUND)
 
 
