@@ -65,7 +65,7 @@ class AuthorizationRequest(msgspec.Struct, frozen=True, kw_only=True):
         fields = dict(pairs)
         state = fields.get("state", "").encode("utf-8", "replace")
         if len(fields) != len(pairs) or not hmac.compare_digest(state, self.state.reveal().encode()):
-            raise ForeignRedirect("it belongs to another login")
+            raise ForeignRedirect("its state is missing, or is that of another login")
         iss, issuer = fields.get("iss"), self.server.issuer
         if issuer is not None and (iss is not None or self.server.sends_iss) and iss != issuer:
             raise LoginRefused(
@@ -117,7 +117,7 @@ def check_authorization_endpoint(server: Server, *, assume_pkce: bool) -> str:
             )
     elif server.has_metadata and not (assume_pkce or find_profile(server.token_endpoint, server.issuer).supports_pkce):
         raise LoginRefused(
-            f"the metadata of {server.issuer} does not say that the server supports PKCE (it has no "
+            f"the metadata of {server.issuer} does not say that the server supports PKCE (it has no list "
             "code_challenge_methods_supported), so a code could be stolen; nothing was changed. If its documentation "
             "says that it supports PKCE with S256, give --assume-pkce; otherwise try --device"
         )

@@ -124,6 +124,8 @@ def parse(name: str, data: bytes, now: Moment) -> Grant:
     try:
         keys = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
         if unknown := sorted(keys.keys() - {*ImportRequest.__struct_fields__, *_USUAL_EXTRAS}):
+            # Other characters could be control sequences of a terminal.
+            unknown = [key if is_token(key) else repr(key) for key in unknown]
             _check_spelling(unknown)
             log.warning("%s: warning: ignored, because refresher has no use for them: %s", name, ", ".join(unknown))
         # Some servers write numbers as texts.
