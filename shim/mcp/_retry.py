@@ -59,8 +59,7 @@ class RetryingCaller:
             except MCPError as error:
                 failure = error
             else:
-                if self.is_auth_failure is None or not self.is_auth_failure(result):
-                    self._reported = ("", 0.0)
+                if not self._is_auth_failure(result):
                     supervisor.call_answered(connection)
                     return result
                 if not may_recover or not await self._wait_for_another_token(access_token):
@@ -68,9 +67,16 @@ class RetryingCaller:
                 may_recover = False
                 continue
             match failure_kind(failure):
-                case None:  # the server's own answer, or the SDK's timeout
-                    if failure.code != mcp_types.REQUEST_TIMEOUT:
-                        supervisor.call_answered(connection)
+                case None if failure.code == mcp_types.REQUEST_TIMEOUT:  # the SDK's
+                    raise failure
+                case None if self._is_auth_failure(failure):
+                    # After the tool was executed, the error may be that of a later request of the SDK.
+                    may_repeat = may_recover and (changing is None or call.requests == 1)
+                    if not may_repeat or not await self._wait_for_another_token(access_token):
+                        raise failure
+                    may_recover = False
+                case None:  # the server's own answer
+                    supervisor.call_answered(connection)
                     raise failure
                 case kind if changing is not None and (call.executed or kind in ("unavailable", "lost")):
                     raise OutcomeUnknown(
@@ -81,6 +87,9 @@ class RetryingCaller:
                     if not may_recover or supervisor.access_token(connection) == access_token:
                         raise supervisor.token_rejected(sent_at) from None
                     may_recover = False
+                case "insufficient_scope":
+                    supervisor.call_answered(connection)
+                    raise supervisor.missing_scope(failure)
                 case "unknown_session":
                     supervisor.retire(connection, failure.message)
                     if not may_recover:
@@ -94,6 +103,20 @@ class RetryingCaller:
                     patience -= pause
                     if patience <= 0:
                         raise supervisor.server_away() from None
+
+    async def recover_handshake(self, error: MCPError, access_token: str, sent_at: float) -> bool:
+        """Return whether ``error``, the server's own to a handshake, is about the token; wait for another one."""
+        if not self._is_auth_failure(error):
+            return False
+        if not await self._wait_for_another_token(access_token):
+            self.supervisor.token_rejected(sent_at)
+        return True
+
+    def _is_auth_failure(self, answer: object) -> bool:
+        if self.is_auth_failure is not None and self.is_auth_failure(answer):
+            return True
+        self._reported = ("", 0.0)
+        return False
 
     async def _wait_for_another_token(self, reported: str) -> bool:
         """Demand and await another access token than the one that a result reported as bad.

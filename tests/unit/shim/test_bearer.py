@@ -1,11 +1,13 @@
 """The authorization of one request, step by step, with a fake clock."""
 
+import time
 from collections.abc import Generator
 
 import httpx
 import pytest
 
 import shim._bearer
+import shim._challenge
 import shim._source
 from refresher.common.clocks import Moment
 from refresher.common.secret import Secret
@@ -13,7 +15,7 @@ from refresher.grants import policy
 from refresher.grants.outcome import TokensIssued
 from refresher.grants.policy import Rotate
 from refresher.grants.transition import apply
-from shim import ReauthorizationRequired, Removed, TokenFileError, TokenRejected
+from shim import InsufficientScope, ReauthorizationRequired, Removed, TokenFileError, TokenRejected, TokenUnavailable
 from shim.httpx import BearerAuth
 from tests.support.published import DEAD, Published
 from tests.support.samples import NOON, at, grant
@@ -238,7 +240,14 @@ def test_a_hostile_challenge_is_parsed_in_linear_time(published: Published) -> N
     """If it failed, one header could block an event loop for seconds."""
     # A quadratic parser would not finish within the time of the test.
     hostile = 'Bearer "' + '\\"' * 2_000_000
-    assert list(shim._bearer._challenge_schemes([hostile])) == ["bearer"]
+    for header in (
+        hostile,
+        hostile + "\\",
+        "," * 4_000_000,
+        "Bearer " + "a=" * 2_000_000,
+        'Bearer x="' + "a" * 4_000_000,
+    ):
+        assert len(list(shim._challenge._parsed([header]))) <= 1
 
 
 @pytest.mark.parametrize(
@@ -253,6 +262,8 @@ def test_a_hostile_challenge_is_parsed_in_linear_time(published: Published) -> N
         (("Negotiate",), False),
         (("DPoP algs=ES256",), False),
         (('Digest realm="Bearer x"',), False),
+        (('Bearer realm="\\"x, Basic"',), True),
+        (('Digest realm="x, Bearer"',), False),
     ],
 )
 def test_a_401_with_a_challenge_for_another_scheme_is_ignored(
@@ -268,6 +279,110 @@ def test_a_401_with_a_challenge_for_another_scheme_is_ignored(
         with pytest.raises(StopIteration):
             steps.send(_rejection(BEARER.format(1), *challenges))
     assert bool(published.demanded()) is ours
+
+
+@pytest.mark.parametrize("status", [400, 403])
+def test_invalid_token_in_a_challenge_is_a_rejection_at_another_status_too(
+    published: Published, clock: Clock, status: int
+) -> None:
+    """If it failed, agents would never recover from an expired token at a server that answers 400 or 403 to it."""
+    published.put(1)
+    steps = _start(published.source())
+    next(steps)
+    answer = _response(status, BEARER.format(1), 'Basic realm="x"', 'Bearer realm="a", error="invalid_token"')
+    assert isinstance(steps.send(answer), float)
+    assert published.demanded() == ["linear.1"]
+    published.put(2)
+    assert _sent(steps.send(None)) == BEARER.format(2)
+
+
+@pytest.mark.parametrize(
+    ("status", "challenge"),
+    [
+        (403, "Bearer"),
+        (403, 'Bearer error="invalid_request"'),
+        (403, 'DPoP error="invalid_token"'),
+        (403, 'Digest realm="Bearer error=invalid_token"'),
+        (404, 'Bearer error="invalid_token"'),
+        (500, 'Bearer error="invalid_token"'),
+    ],
+)
+def test_another_challenge_is_no_rejection(published: Published, status: int, challenge: str) -> None:
+    """If it failed, an answer about something else would cost rotations."""
+    published.put(1)
+    source = published.source()
+    steps = _start(source, raise_errors=True)
+    next(steps)
+    with pytest.raises(StopIteration):
+        steps.send(_response(status, BEARER.format(1), challenge))
+    assert published.demanded() == []
+    assert source.problem() is None
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_missing_scope_is_an_error_of_its_own_without_a_demand(published: Published, status: int) -> None:
+    """If it failed, an agent would ask for new tokens, which lack the scope too, and no person would learn of it."""
+    published.put(1)
+    source = published.source()
+    answer = _response(status, BEARER.format(1), 'Bearer error="insufficient_scope", scope="files:read files:write"')
+    steps = _start(source)
+    next(steps)
+    with pytest.raises(StopIteration):
+        steps.send(answer)
+    steps = _start(source, raise_errors=True)
+    next(steps)
+    with pytest.raises(InsufficientScope) as caught:
+        steps.send(answer)
+    for error in (caught.value, source.problem()):
+        assert isinstance(error, InsufficientScope)
+        assert (error.scopes, error.server) == (("files:read", "files:write"), ORIGIN)
+        assert error.login_command == "refresher login linear --scope 'files:read files:write'"
+    assert published.demanded() == []
+    published.put(2)
+    assert source.problem() is None
+
+
+def test_after_a_missing_scope_a_newer_token_is_sent_at_once(published: Published) -> None:
+    """If it failed, a request that began before a person logged in with the scope would fail after that."""
+    published.put(1)
+    steps = _start(published.source())
+    next(steps)
+    published.put(2)
+    answer = _response(403, BEARER.format(1), 'Bearer error="insufficient_scope"')
+    assert _sent(steps.send(answer)) == BEARER.format(2)
+
+
+def test_a_missing_scope_is_less_serious_than_other_problems(published: Published, clock: Clock) -> None:
+    """If it failed, a person would log in for a scope, although the token has expired or is rejected."""
+    published.put(1)
+    source = published.source()
+    steps = _start(source)
+    next(steps)
+    with pytest.raises(StopIteration):
+        steps.send(_response(403, BEARER.format(1), 'Bearer error="insufficient_scope", scope="x"'))
+    with pytest.raises(TokenUnavailable, match="valid for less than"):
+        source.token(min_valid=7200)
+    steps = _start(source, wait=0.0)
+    next(steps)
+    _wait_to_the_end(steps, clock, _rejection(BEARER.format(1)))
+    assert isinstance(source.problem(), TokenRejected)
+
+
+def test_an_expired_token_is_demanded_before_it_is_sent(published: Published) -> None:
+    """If it failed, refresher would learn only after one more round trip that a token is needed."""
+    published.put(1, expires_at=time.time() - 1)
+    steps = _start(published.source())
+    assert _sent(next(steps)) == BEARER.format(1), "a clock that is wrong must not keep a good token back"
+    assert published.demanded() == ["linear.1"]
+
+
+def test_a_token_that_does_not_leave_or_cannot_be_renewed_is_not_demanded(published: Published) -> None:
+    """If it failed, requests to other servers, or with a dead login, would cause demands."""
+    published.put(1, expires_at=time.time() - 1)
+    next(_start(published.source(), origin="https://other.example"))
+    published.put(1, expires_at=time.time() - 1, state="reauthorization_required", error=DEAD)
+    next(_start(published.source()))
+    assert published.demanded() == []
 
 
 @pytest.mark.parametrize("answer", [_response(403, BEARER.format(1)), _response(407, BEARER.format(1)), _response(500, BEARER.format(1)), _rejection(None), _rejection("Basic x")])  # fmt: skip
