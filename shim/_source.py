@@ -3,12 +3,15 @@
 import os
 import time
 from stat import S_ISREG
+from typing import TYPE_CHECKING
 
-from shim._challenge import Refusal
 from shim._changes import Changes, permanent_error
 from shim._origins import origin_of_url
 from shim._token import TokenFile, is_name, parse
 from shim.errors import InsufficientScope, ShimError, TokenFileError, TokenRejected, TokenUnavailable
+
+if TYPE_CHECKING:
+    from shim._challenge import Refusal  # takes a millisecond, and a program without BearerAuth does not need it
 
 __all__ = ["FileTokenSource", "default_state_dir", "may_be_last", "valid_for"]
 
@@ -201,7 +204,7 @@ class FileTokenSource:
         if self._rejected is not None and self._rejected[0] == token.access_token:
             self._rejected = None
 
-    def lacks_scope(self, token: TokenFile, origin: str, refusal: Refusal) -> None:
+    def lacks_scope(self, token: TokenFile, origin: str, refusal: "Refusal") -> None:
         """Record that ``origin`` requires a scope that ``token`` lacks."""
         self._lacking = (token.access_token, origin, refusal)
 

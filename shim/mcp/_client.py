@@ -61,12 +61,14 @@ def _forwarded(
     method: Callable[Concatenate[Client, _Parameters], Awaitable[_Result]],
     changing: Callable[..., str | None] = lambda *_args, **_kwargs: None,
     docstring: str | None = None,
-    setting: Callable[..., object] | None = None,
+    setting: Callable[..., object] = lambda *_args, **_kwargs: None,
+    unset: Callable[..., object] = lambda *_args, **_kwargs: None,
 ) -> Callable[Concatenate["ReconnectingClient", _Parameters], Coroutine[Any, Any, _Result]]:
     """Return a method that calls ``method`` of ``mcp.Client``, and repeats the call if that is safe.
 
     ``changing`` returns the name of a call that may change something, else ``None``. ``docstring``: the default is that
-    of ``method``. ``setting``: returns what the call sets in the session; a new session gets the last such call.
+    of ``method``. ``setting`` returns what the call sets in the session: a new session gets the last such call.
+    ``unset`` returns what a new session does not get any more.
     """
 
     @functools.wraps(method)
@@ -74,9 +76,10 @@ def _forwarded(
         def operation(client: Client) -> Awaitable[_Result]:
             return method(client, *args, **kwargs)
 
+        self._settings.pop(unset(*args, **kwargs), None)  # even if the call fails
         result = await self._caller.call(operation, changing(self, *args, **kwargs))
-        if setting is not None:
-            self._settings[setting(*args, **kwargs)] = operation
+        if (key := setting(*args, **kwargs)) is not None:
+            self._settings[key] = operation
         if isinstance(result, mcp_types.ListToolsResult):
             for tool in result.tools:
                 self._read_only_hints[tool.name] = bool(tool.annotations and tool.annotations.read_only_hint)
@@ -238,14 +241,7 @@ class ReconnectingClient:
     send_ping = _forwarded(_ping)
     set_logging_level = _forwarded(Client.set_logging_level, setting=lambda *_args, **_kwargs: "logging level")
     subscribe_resource = _forwarded(Client.subscribe_resource, setting=lambda uri, **_kwargs: uri)
-    _unsubscribe_resource = _forwarded(Client.unsubscribe_resource)
-
-    @functools.wraps(Client.unsubscribe_resource)
-    async def unsubscribe_resource(
-        self, uri: str, *, meta: mcp_types.RequestParamsMeta | None = None
-    ) -> mcp_types.EmptyResult:
-        self._settings.pop(uri, None)  # even if the call fails: a later session is not subscribed
-        return await self._unsubscribe_resource(uri, meta=meta)
+    unsubscribe_resource = _forwarded(Client.unsubscribe_resource, unset=lambda uri, **_kwargs: uri)
 
     def _changing_tool(self, name: str, *_args: object, **_kwargs: object) -> str | None:
         return None if self._reads(name) else f"tools/call {name}"
