@@ -1,9 +1,9 @@
 """An MCP server (of the SDK) whose faults a test controls.
 
-    python -m tests.servers.mcp_stage PORT '{"json_response": false}'
+    python -m tests.servers.mcp_stage PORT '{"json_response": false}' '{"tokens": []}'
 
 Listens on 127.0.0.1 (port 0: any), prints one line of JSON when it is ready, and exits when its stdin closes.
-``POST /test/play`` changes these settings:
+The last argument has the first settings, and ``POST /test/play`` changes them:
 
 - ``tokens``: the tokens that it accepts; ``scopes``: what they permit (``use`` is required)
 - ``status``: the status of every response
@@ -78,7 +78,7 @@ class Stage:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
         elif scope["path"] == "/test/play":
-            self._play(json.loads(await _body(receive)))
+            self.play(json.loads(await _body(receive)))
             await _answer(send, 200, {})
         elif scope["path"] == "/test/log":
             log = {"answers": self._answers, "executed": self._executed, "requests": self._requests}
@@ -86,7 +86,8 @@ class Stage:
         else:
             await self._perform(scope, receive, send)
 
-    def _play(self, wishes: dict[str, Any]) -> None:
+    def play(self, wishes: dict[str, Any]) -> None:
+        """Change settings."""
         self.tokens = set(wishes.get("tokens", self.tokens))
         self.status = wishes.get("status", self.status)
         self.hang = wishes.get("hang", self.hang)
@@ -178,7 +179,7 @@ async def _answer(send: Send, status: int, value: Any, *more: tuple[bytes, bytes
     await send({"type": "http.response.body", "body": json.dumps(value).encode()})
 
 
-async def main(port: int, options: dict[str, Any]) -> None:
+async def main(port: int, options: dict[str, Any], wishes: dict[str, Any]) -> None:
     """Serve until stdin ends."""
     with socket.create_server(("127.0.0.1", port)) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/mcp"
@@ -253,8 +254,9 @@ async def main(port: int, options: dict[str, Any]) -> None:
             return f"What of {about}?"
 
         stage = Stage(mcp.streamable_http_app(**options), mcp, executed)
+        stage.play(wishes)
         await serve(stage, listener, url)
 
 
 if __name__ == "__main__":
-    anyio.run(main, int(sys.argv[1]), json.loads(sys.argv[2]))
+    anyio.run(main, int(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3]))
