@@ -147,7 +147,7 @@ def _require_same_login(directories: Directories, imported: Grant) -> None:
             if new == old:  # two accounts can have one label
                 new, old = f"{new} ({imported.account.subject})", f"{old} ({there.account.subject})"
             raise OtherAccount(
-                f"{there.name}: this login is for {new}, the stored one is for {old}; nothing was changed. Log in as "
+                f"this login is for {new}, and {there.name} is for {old}; nothing was changed. Log in as "
                 f"{old}, choose another name, or replace it with --replace"
             )
 

@@ -74,7 +74,7 @@ def test_a_login_of_another_person_is_refused_without_replace(refresher: Command
         server.next_login(id_token=server.id_token(**BOB))
         refused = log_in(refresher, server)
         assert refused.code == 2
-        assert "linear: this login is for bob@x.example, the stored one is for ann@x.example; nothing" in refused.stderr
+        assert "this login is for bob@x.example, and linear is for ann@x.example; nothing" in refused.stderr
         assert all_files(refresher) == before
 
         assert log_in(refresher, server, "--replace").code == 0

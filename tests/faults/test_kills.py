@@ -21,7 +21,7 @@ from tests.support.token_server import TokenServer
 Start = Callable[..., OIDC]
 
 DONE = {"adopted", "not_due"}
-_KNOWN = re.compile(r"\.import\.lock|linear\.(json|lock|intent|next(\.[1-5])?)")
+_KNOWN = re.compile(r"\.import\.lock|\.health\.sock|linear\.(json|lock|intent|next(\.[1-5])?)")
 
 
 @pytest.fixture(autouse=True)
@@ -90,12 +90,15 @@ class Case(NamedTuple):
     """There is an access token that a second attempt could revoke."""
     fault: str | None = None
     killed: Sequence[str] | None = None
+    planted: bool = False
+    """An agent has planted a demand for the next generation."""
 
 
 CASES = {
     "forced": Case(),
     # The same steps with other consequences: killed once at each stage.
     "first": Case(("run-once",), ("pwrite64", "recvfrom"), live=False),
+    "planted": Case(calls=("rename", "renameat", "unlinkat", "recvfrom", "pwrite64"), planted=True),
     "spilling": Case(calls=CHANGES, fault="rename:error=EIO"),
     "daemon": Case(("run-once",), ("pwrite64", "rename", "renameat", "recvfrom"), live=False, killed=("run",)),
 }
@@ -115,10 +118,14 @@ def test_killed_at_any_system_call_the_next_run_continues_or_reports_in_doubt(
         if not case.live:
             shutil.rmtree(refresher.state, ignore_errors=True)
         before.append(refresher.bring("linear", server.mint(live=case.live), replace=True))
+        if case.planted:
+            (refresher.state / "demands").mkdir(mode=0o700, exist_ok=True)
+            (refresher.state / f"demands/linear.{before[-1].generation + 1}").touch()
 
-    seen, published = set(), False
+    seen, published, removed = set(), False, False
     for point in sweep(refresher, prepare, case.arguments, calls=case.calls, fault=case.fault, killed=case.killed):
         published |= point.call == "renameat"
+        removed |= point.call == "unlinkat" and point.path == str(refresher.state / "demands")
         stage = last_stage(refresher, before[-1])
         seen.add(stage)
         assert not case.live or refresher.token("linear").access_token, f"killed at {point}, readers have no token"
@@ -141,6 +148,7 @@ def test_killed_at_any_system_call_the_next_run_continues_or_reports_in_doubt(
             assert (token.generation, token.state) == (after.generation, "active")
     assert seen == {"nothing", "sent", "saved"}
     assert published == ("renameat" in case.calls), "no kill at the publication"
+    assert removed or not case.planted, "no kill at the removal of the planted demand"
     assert (server.log()["reused"], server.log()["presented_twice"]) == (0, 0)
 
 
@@ -295,7 +303,7 @@ def test_a_killed_import_or_removal_leaves_the_old_or_the_new_record(
     if command == "import":
         arguments = ["import", "linear", "--replace", "--from", str(refresher.write_import("linear", new))]
     made = refresher.directories
-    made.ensure()
+    made.prepare()
     if state is not None:
         refresher.bring("linear", old)
         state(refresher)

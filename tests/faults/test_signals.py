@@ -33,6 +33,7 @@ CALLS = [
     "rename",
     "renameat",
     "unlink",
+    "unlinkat",
 ]
 
 

@@ -11,7 +11,7 @@ from tests.support.command import Command, wait_until
 
 __all__ = ["CHANGES", "NETWORK", "Point", "attached", "sweep", "sweep_of"]
 
-CHANGES: Final = (*("openat", "pwrite64", "ftruncate", "rename", "renameat", "unlink", "unlinkat", "linkat", "mkdir"),)
+CHANGES: Final = ("openat", "pwrite64", "ftruncate", "rename", "renameat", "unlink", "unlinkat", "linkat", "mkdir")
 """System calls that change files. A kill before another call leaves the same files as a kill before the next of these."""
 
 NETWORK: Final = ("connect", "sendto", "recvfrom")

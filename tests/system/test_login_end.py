@@ -130,7 +130,7 @@ def test_status_shows_when_a_login_ends(refresher: Command, left: float) -> None
         ({"refresh_token_expires_in": "1800"}, 1800.0),
         ({"x_refresh_token_expires_in": 8726400}, 8726400.0),
         ({"refresh_expires_in": 0}, None),
-        ({"refresh_token_expires_at": time.time() + 90000}, 90000.0),
+        ({"refresh_token_expires_at": "in 90000 s"}, 90000.0),
         ({"refresh_token_expires_at": 1.0}, None),
         ({"token_endpoint": "https://auth.atlassian.com/oauth/token"}, 90 * DAY),
     ],
@@ -140,6 +140,8 @@ def test_an_import_knows_the_end_of_its_refresh_token(
     refresher: Command, fields: dict[str, Any], left: float | None
 ) -> None:
     """If it failed, an imported login would be lost before its first rotation, although its file says when it ends."""
+    if fields.get("refresh_token_expires_at") == "in 90000 s":
+        fields = {"refresh_token_expires_at": time.time() + 90000}
     refresher.import_grant("linear", GRANT | {"access_token": "an-access-token-of-it", "expires_in": 28800} | fields)
     ends = refresher.grant("linear").refresh_token_expires_at
     assert (None if ends is None else ends - time.time()) == (None if left is None else pytest.approx(left, abs=90))

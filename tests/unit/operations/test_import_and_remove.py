@@ -142,12 +142,12 @@ BOB = Account(issuer="https://as.example", subject="2", label="bob@x.example")
 @pytest.mark.parametrize(
     ("stored", "new", "same_login", "refused"),
     [
-        (ANN, BOB, True, "this login is for bob@x.example, the stored one is for ann@x.example"),
+        (ANN, BOB, True, "this login is for bob@x.example, and linear is for ann@x.example"),
         (
             ANN,
             Account(issuer=ANN.issuer, subject="2", label=ANN.label),
             True,
-            "for ann@x.example (2), the stored one is",
+            "for ann@x.example (2), and linear is",
         ),
         (ANN, BOB, False, None),
         (ANN, Account(issuer=ANN.issuer, subject="1", label="new@x.example"), True, None),
