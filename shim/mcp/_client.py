@@ -261,7 +261,7 @@ class ReconnectingClient:
                 try:
                     await operation(client)
                 except MCPError as error:
-                    if failure_kind(error) is not None:
+                    if failure_kind(error) not in (None, "insufficient_scope"):
                         raise
 
         async with anyio.create_task_group() as tasks:

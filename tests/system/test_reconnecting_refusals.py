@@ -245,15 +245,15 @@ async def test_a_new_session_has_the_subscriptions_and_the_logging_level(tmp_pat
     """If it failed, an agent would hear nothing of its resources after a restart of the server."""
     published = publish(tmp_path, stage)
     async with _client(stage, published, mode="legacy") as client:
-        for uri in ("stage://a", "stage://b", "stage://gone", "stage://left"):
+        for uri in ("stage://a", "stage://b", "stage://gone", "stage://left", "stage://closed"):
             await client.subscribe_resource(uri)
         await client.set_logging_level("debug")
         await client.set_logging_level("error")
         await client.unsubscribe_resource("stage://left")
         before = stage.log()["executed"]
         session = client.session
-        # "fresh": the server does not know stage://gone any more.
-        stage.play(forget=True, tokens=["access-token-1", "fresh"])
+        # "fresh": the server does not know stage://gone any more, and requires another scope for stage://closed.
+        stage.play(forget=True, tokens=["access-token-1", "fresh"], refuse={"stage://closed": 403}, challenge=LACKING)
         await _write(client)
         assert client.session is not session
         executed = stage.log()["executed"]
