@@ -12,9 +12,10 @@ from refresher.common import clocks, text
 from refresher.common.errors import GrantFileError
 from refresher.common.terminal import show
 from refresher.grants import accounts, policy, refresh_life
-from refresher.grants.record import Grant
+from refresher.grants.record import Failure, Grant
 from refresher.operations.inspection import list_grants
-from refresher.storage.publishing import state_of
+from refresher.storage.publishing import rejection_of, state_of
+from shim._token import Problem
 
 __all__ = ["status"]
 
@@ -45,7 +46,8 @@ def status(options: Options, names: tuple[str, ...], as_json: bool) -> None:
     \b
     States:
       active                    all is well
-      failing                   the last attempt failed; retried automatically
+      failing                   the last attempt failed; retried automatically. Or a
+                                server refuses the tokens; the error names it
       reauthorization_required  a person must log in again
       invalid_grant_file        the grant file is damaged or readable by others;
                                 the error says what to do
@@ -70,7 +72,7 @@ def _fields(name: str, grant: Grant | GrantFileError) -> dict[str, Any]:
     fields: dict[str, Any] = {"name": name} | {key: getattr(grant, key, None) for key in _KEYS}
     if isinstance(grant, GrantFileError):
         return fields | {"state": _INVALID, "error": {"code": _INVALID, "description": str(grant)}}
-    failure = grant.failure
+    failure = _last_error(grant)
     return fields | {
         "state": state_of(grant),
         "issued_at": grant.issued_at if policy.has_access_token(grant) else None,
@@ -92,8 +94,14 @@ def _row(name: str, grant: Grant | GrantFileError, columns: Collection[_Column])
         _time_left(grant, now),
         "-" if planned is None else "now" if planned <= now else f"in {text.span(planned - now)}",
         *(column(grant) for column in columns),
-        "-" if grant.failure is None else grant.failure.description,
+        "-" if (error := _last_error(grant)) is None else error.description,
     )
+
+
+def _last_error(grant: Grant) -> Failure | Problem | None:
+    """Return the last failure, or that a server refuses the tokens; not a refusal to refresh early beside that."""
+    rejection, failure = rejection_of(grant), grant.failure
+    return rejection if failure is None or (rejection and failure.outcome == "too_early") else failure
 
 
 def _account(grant: Grant) -> str:
