@@ -169,7 +169,7 @@ class Daemon:
             directories.demands,
             directories.tokens,
         )
-        self._supervision.endpoint.use(settings)
+        self._supervision.use(settings)
         if trouble is not None:
             log.error("cannot accept demands from agents: %s", trouble)
         startup_checks.warn(directories, self._warned)
