@@ -55,8 +55,8 @@ def status(options: Options, names: tuple[str, ...], as_json: bool, exit_code: b
     \b
     States:
       active                    all is well
-      failing                   the last attempt failed; retried automatically. Or a
-                                server refuses the tokens; the error names it
+      failing                   the last attempt failed; retried automatically; or
+                                a server refuses each new token
       reauthorization_required  a person must log in again
       invalid_grant_file        the grant file is damaged or readable by others;
                                 the error says what to do

@@ -101,7 +101,7 @@ def test_the_exit_code_of_status_is_that_of_the_gravest_grant(refresher: Command
     for left, code in ((8 * day, 0), (6 * day, 1)):
         change(refresher, login_ends_at=time.time() + left)
         assert refresher("status", "--exit-code").code == code
-    fields = {"code": "invalid_grant", "description": "it is over", "at": time.time(), "retry_at": None}
+    fields: dict[str, Any] = {"code": "invalid_grant", "description": "it is over", "at": time.time(), "retry_at": None}
     change(refresher, login_ends_at=None, failure=Failure(outcome="transient", **fields))
     assert refresher("status", "--exit-code").code == 1
     assert refresher("status", "--exit-code", "nobody").code == 2

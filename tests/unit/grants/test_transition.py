@@ -296,7 +296,7 @@ def test_a_generation_that_reaches_its_schedule_without_a_demand_ends_the_reject
     """If it failed, a grant would stay failing after the server accepts its tokens again, or look healthy before."""
     rejected = _demanded(_demanded(grant()))
     later = at(policy.due_at(rejected) + 1)
-    times = {"sent": later, "now": later, "generation": rejected.generation + 1}
+    times: dict[str, Any] = {"sent": later, "now": later, "generation": rejected.generation + 1}
     assert apply(rejected, _rotated(), demanded=False, **times).token_rejected is None
     assert apply(rejected, _rotated(), demanded=True, **times).token_rejected == rejected.token_rejected
     assert apply(rejected, _rotated(), demanded=False, forced=True, **times).token_rejected == rejected.token_rejected
