@@ -25,7 +25,7 @@ FRESH = GRANT | {"access_token": "an-access-token-of-it", "expires_in": 3600}
 def says_overdue(refresher: Command) -> bool:
     """Return whether status says that nobody refreshes, on each of its pages alike."""
     (grant,) = json.loads(refresher("status", "--json").stdout)["grants"]
-    shown = WORDS in refresher("status").stdout
+    shown: bool = WORDS in refresher("status").stdout
     assert grant["overdue"] is shown
     assert refresher("status").code == 0, "the exit code changes without the option"
     assert refresher("status", "--exit-code").code == int(shown)
