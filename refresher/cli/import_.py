@@ -113,7 +113,8 @@ def _import_directory(settings: Settings, directory: Path, entries: Iterable[str
     # Files that begin with a dot belong to the mount of a Secret.
     files = sorted(directory / entry for entry in entries if not entry.startswith("."))
     # Also without files: agents can mount these directories, which only refresher creates with the right owner.
-    settings.directories.ensure()
+    if (trouble := settings.directories.prepare()) is not None:
+        log.warning("warning: cannot accept demands from agents: %s", trouble)
     if not files:
         say(f"nothing to import in {directory}")
     codes = set()

@@ -154,7 +154,7 @@ class Daemon:
     def _apply(self, settings: Settings, prefix: str) -> None:
         """Use ``settings`` from now on. Raises ``ConfigError`` and ``DirectoryError``, and then changes nothing."""
         directories = settings.directories
-        trouble = directories.prepare()
+        directories.prepare()  # the first scan reports what is wrong with demands/
         if settings.ca_file is not None:
             ssl_context(settings.ca_file)
         count = len(list_grants(directories))
@@ -170,8 +170,6 @@ class Daemon:
             directories.tokens,
         )
         self._supervision.use(settings)
-        if trouble is not None:
-            log.error("cannot accept demands from agents: %s", trouble)
         startup_checks.warn(directories, self._warned)
 
     def _step(self) -> None:

@@ -88,7 +88,7 @@ def log_in(settings: Settings, name: str, options: LoginOptions) -> _LoggedIn:
         raise ConfigError(f"there is no saved login {name}; give its URL: 'refresher login {name} URL'")
     if stored is not None and not options.replace and is_for_other_server(stored, options.url):
         raise ConfigError(other_server(stored))
-    settings.directories.ensure()
+    settings.directories.prepare()  # what is wrong with demands/ is reported when the grant is stored
     connections = Connections(settings.ca_file)
     server = connections.run(_find_server, options, connections)
     if options.scope is None and (count := len((server.scope or "").split())) > _MANY_SCOPES:

@@ -134,11 +134,9 @@ def bar(directories: Directories, name: str, generation: int) -> str | None:
     try:
         with directories.opened_demands() as place:
             try:
-                os.stat(entry, dir_fd=place, follow_symlinks=False)
-                _remove(place, entry)
-                os.fsync(place)
-            except FileNotFoundError:
-                return None
+                if _is_there(place, entry):
+                    _remove(place, entry)
+                os.fsync(place)  # also if it is missing: an earlier attempt may have removed it, and not synced
             except OSError as error:
                 path = directories.demands / entry
                 problem = f"cannot remove the demand {path}, which is older than its token: {error.strerror}"
@@ -164,6 +162,14 @@ def is_barred(directories: Directories, name: str, generation: int) -> bool:
         return found is not None and generation <= int(found.data)
     except (OSError, ValueError):
         return True
+
+
+def _is_there(place: int, entry: str) -> bool:
+    try:
+        os.stat(entry, dir_fd=place, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _remove(place: int, entry: str) -> None:

@@ -7,6 +7,7 @@ import errno
 import os
 import socket
 import stat
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Final
 
 __all__ = ["PrivateSocket", "connect", "is_served"]
 
-_LONGEST_PATH: Final = 107
+_LONGEST_PATH: Final = 107 if sys.platform == "linux" else 103
 _BACKLOG: Final = 64
 _TIMEOUT: Final = 1.0
 
@@ -88,6 +89,8 @@ def _short(path: Path) -> Iterator[str]:
     if len(os.fsencode(path)) <= _LONGEST_PATH:
         yield str(path)
         return
+    if sys.platform != "linux":
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), str(path))
     directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
     try:
         yield f"/proc/self/fd/{directory}/{path.name}"
