@@ -174,15 +174,27 @@ class FileTokenSource:
     def demand(self, token: TokenFile) -> bool:
         """Ask refresher for a newer token than ``token``. Repeated demands for one generation count as one.
 
-        Returns whether the demand file exists. Never raises: refresher also rotates on schedule, without demands.
+        If a server rejected that token, the file holds its origin, so that refresher can name it. Returns whether the
+        demand file exists. Never raises: refresher also rotates on schedule, without demands.
         """
         path = f"{self._demands}/{self.name}.{token.generation}"
+        rejected = self._rejected
+        origin = b"" if rejected is None or rejected[0] != token.access_token else rejected[2].encode()
         try:
-            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+            # refresher may be another user, of the group of the directory.
+            mode = 0o640 if origin else 0o600
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         except FileExistsError:
             return True
         except OSError:
             return False
+        try:
+            if origin:
+                os.write(descriptor, origin)
+        except OSError:
+            pass  # an empty demand counts too
+        finally:
+            os.close(descriptor)
         return True
 
     def rejected(self, token: TokenFile, origin: str) -> float:
