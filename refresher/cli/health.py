@@ -15,8 +15,8 @@ import msgspec
 from refresher.cli.options import LISTEN, Options, command
 from refresher.common.terminal import say
 from refresher.config import DEFAULT_ADDRESS, Address, shown_address
-from refresher.daemon import health_socket
 from refresher.daemon.readiness import Health
+from refresher.storage import health_socket
 
 __all__ = ["health"]
 
@@ -50,16 +50,15 @@ def health(context: click.Context, listen: str | None, live: bool, as_json: bool
             published token. A grant that needs a person is named, and does not
             count: no restart would help.
 
-    health asks at the service's private socket in the state directory, which no other user can reach. If none is there,
-    it asks the address of the configuration, or 127.0.0.1:9464. With --listen on the command line, it asks that address
-    only.
+    health asks at the service's private socket in the state directory, which no other user can reach. Only if none is
+    there, it asks the address of the configuration. If the socket belongs to another user, it asks that address, or
+    127.0.0.1:9464. With --listen on the command line, it asks that address only.
     """
     options: Options = context.obj
     options.add(listen=listen)
     settings = options.settings()
-    host, port = settings.listen or DEFAULT_ADDRESS
     named = context.get_parameter_source("listen") == click.core.ParameterSource.COMMANDLINE
-    answer = _ask(None if named else settings.directories.health_socket, (_ANY_ADDRESS.get(host, host), port))
+    answer = _ask(None if named else settings.directories.health_socket, settings.listen)
     if isinstance(answer, str):
         say(json.dumps({"live": False, "ready": False, "problem": answer}) if as_json else answer)
         return 1
@@ -73,7 +72,7 @@ def health(context: click.Context, listen: str | None, live: bool, as_json: bool
     return 0 if (answer.live if live else answer.ready) else 1
 
 
-def _ask(path: Path | None, address: Address) -> Health | str:
+def _ask(path: Path | None, address: Address | None) -> Health | str:
     """Return the health of the service, or why there is no answer."""
     answers: SimpleQueue[Health | str] = SimpleQueue()
     # One deadline over everything, also over a resolver, and over a server that sends a byte a second.
@@ -81,19 +80,26 @@ def _ask(path: Path | None, address: Address) -> Health | str:
     try:
         return answers.get(timeout=_DEADLINE)
     except Empty:
-        return (
-            f"no complete answer within {_DEADLINE:.0f} s (asked at {shown_address(address)}): "
-            "restart 'refresher run', or give --listen its address"
-        )
+        asked = shown_address(address or DEFAULT_ADDRESS) if path is None else path
+        way_out = "restart 'refresher run'" if path is not None else "give --listen the address of 'refresher run'"
+        return f"no complete answer within {_DEADLINE:.0f} s (asked at {asked}): {way_out}"
 
 
-def _answer(path: Path | None, address: Address) -> Health | str:
+def _answer(path: Path | None, address: Address | None) -> Health | str:
     if path is not None:
+        start = "start 'refresher run' with this state directory"
         try:
             return _read(health_socket.connect(path, _DEADLINE), "localhost")
-        except (OSError, http.client.HTTPException, ValueError, RecursionError):
-            pass  # the daemon was killed, or belongs to another user
-    shown = shown_address(address)
+        except PermissionError:
+            pass  # it belongs to another user
+        except FileNotFoundError:
+            if address is None:
+                return f"nothing answers at {path} (there is no such socket): {start}"
+        except (OSError, http.client.HTTPException, ValueError, RecursionError) as error:
+            # It was killed, or hangs. Any program could answer at an address in its place.
+            return f"nothing answers at {path} ({getattr(error, 'strerror', None) or 'no answer'}): {start}"
+    host, port = address or DEFAULT_ADDRESS
+    shown, address = shown_address((host, port)), (_ANY_ADDRESS.get(host, host), port)
     for attempt in range(_MAX_ATTEMPTS):
         try:
             connection = socket.create_connection(address, _CONNECT_TIMEOUT)

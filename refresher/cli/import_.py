@@ -63,9 +63,12 @@ def import_(ctx: click.Context, name: str | None, source: str, replace: bool, if
       client_secret_post, private_key_jwt, tls_client_auth,
       self_signed_tls_client_auth), private_key_file (PEM), private_key_id,
       token_endpoint_auth_signing_alg, client_cert and client_key (PEM files),
-      access_token with expires_in or expires_at, token_type (and id_token,
-      which is ignored), scope, issuer, resource, send_resource,
+      access_token with expires_in or expires_at, token_type, scope,
+      id_token (says whose login it is), issuer, resource, send_resource,
       revocation_endpoint (for logout),
+      refresh_token_expires_in (also refresh_expires_in,
+      x_refresh_token_expires_in) or refresh_token_expires_at,
+      refresh_params (added to each refresh: {"KEY": "VALUE"}),
       replay ("none", "unlimited", or a grace period such as "30s"),
       max_age (of a token of unknown lifetime; seconds or "30m")
     Instead of a refresh_token:
@@ -110,7 +113,8 @@ def _import_directory(settings: Settings, directory: Path, entries: Iterable[str
     # Files that begin with a dot belong to the mount of a Secret.
     files = sorted(directory / entry for entry in entries if not entry.startswith("."))
     # Also without files: agents can mount these directories, which only refresher creates with the right owner.
-    settings.directories.ensure()
+    if (trouble := settings.directories.prepare()) is not None:
+        log.warning("warning: cannot accept demands from agents: %s", trouble)
     if not files:
         say(f"nothing to import in {directory}")
     codes = set()

@@ -10,8 +10,10 @@ from refresher.cli.options import command, complete_name, duration_option, warn_
 from refresher.common.errors import ConfigError, Interrupted
 from refresher.common.terminal import say
 from refresher.common.text import clock_time
+from refresher.grants import accounts
 from refresher.grants.record import AuthMethod
 from refresher.storage import startup_checks
+from refresher.storage.health_socket import is_served
 
 __all__ = ["login"]
 
@@ -46,7 +48,11 @@ def _key_and_value(param: str) -> tuple[str, str]:
 )
 @click.argument("name", shell_complete=complete_name)
 @click.argument("url", required=False)
-@click.option("--scope", help="The scopes to request.  [default: what the server names]")
+@click.option(
+    "--scope",
+    help="The scopes to request, besides those that a stored grant has.  [default: what the server names]",
+)
+@click.option("--scope-only", is_flag=True, help="Request exactly --scope, without what a stored grant has.")
 @click.option(
     "--no-browser", is_flag=True, help="Print the address instead of opening a browser; paste the redirect if asked."
 )
@@ -65,7 +71,7 @@ def _key_and_value(param: str) -> tuple[str, str]:
 )
 @duration_option("--wait", "5m", help="How long to wait for you to log in.")
 @click.option("--no-verify", is_flag=True, help="Store the new token without trying it at the server.")
-@click.option("--replace", is_flag=True, help="Replace a grant of this name that is for another server.")
+@click.option("--replace", is_flag=True, help="Replace a grant of this name that is for another server or account.")
 @click.option("--client-id", metavar="ID", help="A client that is registered at the server already.")
 @click.option("--client-secret-file", metavar="FILE", help="Contains the client secret and nothing else.")
 @click.option(
@@ -103,9 +109,23 @@ def _key_and_value(param: str) -> tuple[str, str]:
     type=_key_and_value,
     multiple=True,
     metavar="KEY=VALUE",
-    help="Another parameter of the authorization request, for example access_type=offline.",
+    help="Another parameter of the authorization request, for example access_type=offline; an empty VALUE leaves out "
+    "one that refresher would add.",
+)
+@click.option(
+    "--refresh-param",
+    "refresh_params",
+    type=_key_and_value,
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Another parameter of each refresh, for example audience=https://api.example.",
 )
 @click.option("--resource", metavar="URI", help="RFC 8707; 'none' omits it.  [default: what the server names]")
+@click.option(
+    "--assume-pkce",
+    is_flag=True,
+    help="Log in although the metadata of the server does not say that it supports PKCE with S256.",
+)
 @click.option("--issuer", metavar="URL", help="The authorization server of an API that is not an MCP server.")
 @click.option("--authorization-endpoint", metavar="URL", help="For a server without metadata.")
 @click.option("--token-endpoint", metavar="URL", help="For a server without metadata.")
@@ -157,6 +177,11 @@ def login(ctx: click.Context, /, name: str, port: int | None, **given: Any) -> i
         log.warning(_CANNOT_RENEW, name, until)
     if verified is not None:
         say(verified)
-    next_step = "; 'refresher run', or cron, keeps it fresh" if grant.renewable else ""
-    say(f"logged in: {name} (generation {grant.generation}){next_step}")
+    whose = "" if grant.account is None else f" for {accounts.shown(grant.account)}"
+    next_step = ""
+    if grant.renewable and is_served(settings.directories.health_socket):
+        next_step = "; 'refresher run' keeps it fresh"
+    elif grant.renewable:
+        next_step = "; 'refresher run' is not running here: start it, or run 'refresher run-once' from cron"
+    say(f"logged in: {name}{whose} (generation {grant.generation}){next_step}")
     return exit_code

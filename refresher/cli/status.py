@@ -1,5 +1,6 @@
 """The command status."""
 
+from collections.abc import Callable, Collection
 from typing import Any, Final
 
 import click
@@ -9,18 +10,22 @@ from refresher.cli.tables import print_rows
 from refresher.common import clocks, text
 from refresher.common.errors import GrantFileError
 from refresher.common.terminal import show
-from refresher.grants import policy
+from refresher.grants import accounts, policy, refresh_life
 from refresher.grants.record import Grant
 from refresher.operations.inspection import list_grants
 from refresher.storage.publishing import state_of
 
 __all__ = ["status"]
 
+_Column = Callable[[Grant], str]
+
+_WIDEST_ACCOUNT: Final = 24
 _INVALID: Final = "invalid_grant_file"
 _KEYS: Final = (
     *("state", "generation", "issued_at", "expires_at", "next_rotation_at", "last_rotation_at", "failures", "error"),
-    *("issuer", "resource", "scope", "origins"),
+    *("issuer", "resource", "scope", "origins", "refresh_token_expires_at", "login_ends_at", "account"),
 )
+_ACCOUNT_KEYS: Final = ("issuer", "subject", "label")
 _ERROR_KEYS: Final = ("code", "description", "at", "retry_at")
 
 
@@ -35,6 +40,8 @@ _ERROR_KEYS: Final = ("code", "description", "at", "retry_at")
 def status(options: Options, names: tuple[str, ...], as_json: bool) -> None:
     """Show each grant: its state, the time left of its token, its next rotation, its last error.
 
+    If the server ends a login at a known time, it shows that time.
+
     \b
     States:
       active                    all is well
@@ -45,11 +52,17 @@ def status(options: Options, names: tuple[str, ...], as_json: bool) -> None:
     """
     settings = options.settings()
     entries = list_grants(settings.directories, names)
-    rows = [_row(name, grant) for name, grant in entries]
     fields = {"grants": [_fields(name, grant) for name, grant in entries]} if as_json else None
-    print_rows(
-        settings, ("NAME", "STATE", "GENERATION", "TIME LEFT", "NEXT ROTATION", "LAST ERROR"), rows, fields, show
-    )
+    # Most servers name neither an account nor an end: without one, the table stays narrow.
+    grants = [grant for _, grant in entries if isinstance(grant, Grant)]
+    columns: dict[str, _Column] = {}
+    if any(grant.account is not None for grant in grants):
+        columns["ACCOUNT"] = _account
+    if any(grant.login_ends_at is not None for grant in grants):
+        columns["LOGIN ENDS"] = _login_ends
+    rows = [_row(name, grant, columns.values()) for name, grant in entries]
+    titles = ("NAME", "STATE", "GENERATION", "TIME LEFT", "NEXT ROTATION", *columns, "LAST ERROR")
+    print_rows(settings, titles, rows, fields, show)
 
 
 def _fields(name: str, grant: Grant | GrantFileError) -> dict[str, Any]:
@@ -62,13 +75,14 @@ def _fields(name: str, grant: Grant | GrantFileError) -> dict[str, Any]:
         "state": state_of(grant),
         "issued_at": grant.issued_at if policy.has_access_token(grant) else None,
         "next_rotation_at": _next_rotation_at(grant),
+        "account": None if grant.account is None else {key: getattr(grant.account, key) for key in _ACCOUNT_KEYS},
         "error": None if failure is None else {key: getattr(failure, key) for key in _ERROR_KEYS},
     }
 
 
-def _row(name: str, grant: Grant | GrantFileError) -> tuple[str, ...]:
+def _row(name: str, grant: Grant | GrantFileError, columns: Collection[_Column]) -> tuple[str, ...]:
     if isinstance(grant, GrantFileError):
-        return (name, _INVALID, "-", "-", "-", str(grant))
+        return (name, _INVALID, "-", "-", "-", *("-" for _ in columns), str(grant))
     now = clocks.now().wall
     planned = _next_rotation_at(grant)
     return (
@@ -77,8 +91,14 @@ def _row(name: str, grant: Grant | GrantFileError) -> tuple[str, ...]:
         str(grant.generation),
         _time_left(grant, now),
         "-" if planned is None else "now" if planned <= now else f"in {text.span(planned - now)}",
+        *(column(grant) for column in columns),
         "-" if grant.failure is None else grant.failure.description,
     )
+
+
+def _account(grant: Grant) -> str:
+    shown = "-" if grant.account is None else accounts.shown(grant.account)
+    return shown if len(shown) <= _WIDEST_ACCOUNT else f"{shown[: _WIDEST_ACCOUNT - 3]}..."
 
 
 def _time_left(grant: Grant, now: float) -> str:
@@ -88,6 +108,11 @@ def _time_left(grant: Grant, now: float) -> str:
         return "unknown"
     left = grant.expires_at - now
     return text.span(left) if left > 0 else f"expired {text.span(left)} ago"
+
+
+def _login_ends(grant: Grant) -> str:
+    left = refresh_life.login_left(grant, clocks.now())
+    return "-" if left is None else f"in {text.span(left)}" if left > 0 else f"{text.span(left)} ago"
 
 
 def _next_rotation_at(grant: Grant) -> float | None:

@@ -18,6 +18,7 @@ __all__ = [
     "LoginRefused",
     "NeedsPerson",
     "NotInTime",
+    "OtherAccount",
     "RefresherError",
     "ServerAway",
     "StorageError",
@@ -52,6 +53,10 @@ class ImportRefused(RefresherError):
 
 class AlreadySpent(ImportRefused):
     """The grant of this name has already used this refresh token: the import is an old copy."""
+
+
+class OtherAccount(ImportRefused):
+    """The login is for another account than the stored grant of this name."""
 
 
 class LoginRefused(RefresherError):

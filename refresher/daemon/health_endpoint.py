@@ -16,8 +16,8 @@ import msgspec
 
 from refresher.config import Address, Settings, shown_address
 from refresher.daemon.health_listener import Listener
-from refresher.daemon.health_socket import PrivateSocket
 from refresher.daemon.readiness import Health
+from refresher.storage.health_socket import PrivateSocket
 
 __all__ = ["HealthEndpoint"]
 
@@ -70,13 +70,20 @@ class HealthEndpoint:
     def _keep(self) -> None:
         """Bring about what is wanted, again and again. A slow resolver or disk stops only this thread."""
         while (wanted := self._wanted) is not None:
-            self._keep_address(wanted.listen)
-            self._keep_private(wanted.directories.health_socket)
+            try:
+                # First the socket: an address may have to be resolved, for minutes.
+                self._keep_private(wanted.directories.health_socket)
+                self._keep_address(wanted.listen)
+            except Exception as error:  # noqa: BLE001  without these pages, a probe would end the rotations
+                log.warning("health pages: internal error (%s); please report it", type(error).__name__)
             self._changed.wait(_CHECK_INTERVAL)
             self._changed.clear()
 
     def _keep_address(self, address: Address | None) -> None:
         served = self._served
+        if served is not None and not served[1].is_alive():
+            served[1].close()
+            self._served = served = None
         if served is not None and served[0] != address and (address is None or served[0][1] == address[1]):
             # A former 0.0.0.0 would occupy the same port of 127.0.0.1.
             self._served = None
@@ -111,7 +118,7 @@ class HealthEndpoint:
     def _keep_private(self, path: Path) -> None:
         if self._private is not None:
             private, listener = self._private
-            if private.path == path and private.in_place():
+            if private.path == path and private.in_place() and listener.is_alive():
                 return
             self._private = None
             listener.close()

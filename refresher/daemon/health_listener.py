@@ -53,7 +53,16 @@ class Listener:
         self._end, self._ended = socket.socketpair()
         self._selector.register(self._ended, selectors.EVENT_READ)
         self._thread: Final = threading.Thread(target=self._serve, name=name, daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError:
+            for each in (self._selector, self._end, self._ended, listening):
+                each.close()
+            raise
+
+    def is_alive(self) -> bool:
+        """Whether it serves; an internal error may have ended it."""
+        return self._thread.is_alive()
 
     def close(self) -> None:
         """Stop listening, and close all connections."""

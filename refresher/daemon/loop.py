@@ -11,14 +11,14 @@ from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Final, NamedTuple
 
-from refresher.common import logs, text
+from refresher.common import clocks, logs, text
 from refresher.common.errors import DirectoryError, GrantFileError
 from refresher.common.signals import DaemonSignals
 from refresher.config import Settings
 from refresher.daemon.directory_watch import DirectoryWatch
 from refresher.daemon.schedule import HEARTBEAT, Schedule
 from refresher.daemon.supervision import Supervision
-from refresher.grants import policy
+from refresher.grants import policy, refresh_life
 from refresher.grants.policy import Rotate, Wait
 from refresher.grants.record import Grant
 from refresher.oauth.http_client import DEADLINE
@@ -153,7 +153,7 @@ class Daemon:
     def _apply(self, settings: Settings, prefix: str) -> None:
         """Use ``settings`` from now on. Raises ``ConfigError`` and ``DirectoryError``, and then changes nothing."""
         directories = settings.directories
-        trouble = directories.prepare()
+        directories.prepare()  # the first scan reports what is wrong with demands/
         if settings.ca_file is not None:
             ssl_context(settings.ca_file)
         count = len(list_grants(directories))
@@ -169,8 +169,6 @@ class Daemon:
             directories.tokens,
         )
         self._supervision.endpoint.use(settings)
-        if trouble is not None:
-            log.error("cannot accept demands from agents: %s", trouble)
         startup_checks.warn(directories, self._warned)
 
     def _step(self) -> None:
@@ -197,7 +195,7 @@ class Daemon:
         try:
             changed = self._watch.changed()
         except DirectoryError as error:
-            self._throttle.log("", "directory", logging.ERROR, str(error))
+            self._throttle.log("", str(error), logging.ERROR, str(error))
         else:
             if (problem := self._watch.demands_problem) is None:
                 self._throttle.forget("")
@@ -275,7 +273,9 @@ class Daemon:
                 # Not longer than the longest wait: a clock may have been set back since.
                 wait = min(grant.failure.busy_until - time.time(), policy.MAX_WAIT)
                 self._queue.hold(server_of(grant), time.monotonic() + wait)
-            self._schedule.plan(grant.name, min(rest.until, time.time() + _MAX_PLAN))
+            warning = refresh_life.next_warning(grant, clocks.now())
+            longest = _MAX_PLAN if warning is None else min(warning.seconds, _MAX_PLAN)
+            self._schedule.plan(grant.name, min(rest.until, time.time() + longest))
         if rest.reason == "not_due":
             self._throttle.forget(grant.name)
         else:

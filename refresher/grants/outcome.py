@@ -39,6 +39,10 @@ class TokensIssued(msgspec.Struct, frozen=True, kw_only=True):
     """Epoch seconds, from ``exp`` of a JWT or from a field of the server's own."""
     refresh_token: Secret | None
     scope: str | None
+    refresh_token_expires_in: float | None = None
+    """Seconds after which the refresh token ends if it is not used, announced or from ``exp`` of a JWT."""
+    id_token: Secret | None = None
+    """The identity of the person (OpenID Connect Core section 3.1.3.3), if it is readable."""
     clock_skew: float = 0.0
     """Seconds by which the server's clock is ahead of the local one."""
 

@@ -6,12 +6,13 @@ The jitter comes from a hash of name and generation for the same reason.
 """
 
 import hashlib
+import math
 from typing import Final, Literal
 
 import msgspec
 
 from refresher.common.clocks import Moment
-from refresher.grants import server_behavior
+from refresher.grants import refresh_life, server_behavior
 from refresher.grants.record import Failure, FailureKind, Grant
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "due_at",
     "expected_expiry",
     "has_access_token",
+    "is_forgotten",
     "may_be_too_early",
     "needs_person",
     "protected_until",
@@ -48,6 +50,7 @@ MAX_WAIT: Final = 3600.0
 _DUE_FRACTION: Final = 0.75
 _DUE_FRACTION_IF_REVOKED: Final = 0.9
 _PERSON_AFTER_REFUSALS: Final = 10
+_PERSON_AFTER_FORGOTTEN: Final = 2
 _DAY: Final = 86400.0
 _MAX_JITTER: Final = 60.0
 _JITTER_FRACTION: Final = 0.05
@@ -108,7 +111,7 @@ def decide(grant: Grant, now: Moment, *, demanded: bool = False, force: bool = F
     set_back = grant.last_rotation_at is not None and grant.last_rotation_at > now.wall + _MIN_INTERVAL
     if demanded and (now.wall >= _demand_allowed_at(grant) or set_back):
         return Rotate("demanded")
-    due = due_at(grant)
+    due = min(due_at(grant), now.wall + _seconds_until_refresh_due(grant, now))
     # If the server refuses an early refresh, a late run is better than a useless request.
     if now.wall >= due or (
         now.wall >= max(due - horizon, _earliest_next(grant)) and not server_behavior.refuses_early(grant)
@@ -121,14 +124,16 @@ def due_at(grant: Grant) -> float:
     """Return the epoch second of the scheduled rotation: after 75 % of the lifetime, minus jitter, at least daily.
 
     Later if a rotation revokes the access token that agents use; at the expiry if the server refuses an earlier one.
+    In any case after 75 % of the life of the refresh token: an early request costs a refusal, a late one the login.
     """
     lifetime = _lifetime(grant)
-    earliest = max(_not_before(grant), _earliest_next(grant))
     if server_behavior.refuses_early(grant):
-        return max(grant.issued_at + lifetime, earliest)
-    fraction = _DUE_FRACTION_IF_REVOKED if server_behavior.revokes_access_token(grant) else _DUE_FRACTION
-    jitter = _stable_fraction(f"{grant.name}\0{grant.generation}") * min(_MAX_JITTER, _JITTER_FRACTION * lifetime)
-    return max(grant.issued_at + min(fraction * lifetime, _DAY) - jitter, earliest)
+        wait = lifetime
+    else:
+        fraction = _DUE_FRACTION_IF_REVOKED if server_behavior.revokes_access_token(grant) else _DUE_FRACTION
+        wait = min(fraction * lifetime, _DAY) - _jitter(grant, lifetime)
+    wait = min(wait, _refresh_token_wait(grant))
+    return max(grant.issued_at + wait, _not_before(grant), _earliest_next(grant))
 
 
 def has_access_token(grant: Grant) -> bool:
@@ -217,11 +222,19 @@ def doubt_in_future(grant: Grant, now: Moment) -> bool:
 
 
 def needs_person(grant: Grant) -> bool:
-    """Whether a person should act: the grant is rejected, or was refused ten times in a row.
+    """Whether a person should act: the grant is rejected, or was refused ten times in a row; twice if the server forgot
+    the client.
 
-    In the second case refresher still retries, because some servers refuse for hours and then accept.
+    In the last two cases refresher still retries, because some servers refuse for hours and then accept.
     """
-    return grant.dead or grant.refusals >= _PERSON_AFTER_REFUSALS
+    return grant.dead or grant.refusals >= (_PERSON_AFTER_FORGOTTEN if is_forgotten(grant) else _PERSON_AFTER_REFUSALS)
+
+
+def is_forgotten(grant: Grant) -> bool:
+    """Whether the server does not know a client that refresher registered: a login registers a new one."""
+    failure = grant.failure
+    is_unknown = failure is not None and (failure.outcome, failure.code) == ("client_rejected", "invalid_client")
+    return is_unknown and grant.login is not None and grant.login.client == "registered"
 
 
 def protected_until(grant: Grant, now: Moment, *, demanded: bool) -> float | None:
@@ -284,6 +297,24 @@ def _access_token_age(grant: Grant, at: Moment) -> float | None:
     if issued is None or not issued.same_boot(at) or (age := issued.seconds_until(at)) < -CLOCK_TOLERANCE:
         return None  # the last condition: a restored snapshot, or another time namespace
     return max(age, 0.0)
+
+
+def _refresh_token_wait(grant: Grant) -> float:
+    """Return the seconds after the last answer from which the end of the refresh token makes a rotation due."""
+    life = refresh_life.counted_life(grant)
+    return math.inf if life is None else _DUE_FRACTION * life - _jitter(grant, life)
+
+
+def _seconds_until_refresh_due(grant: Grant, now: Moment) -> float:
+    """Return the seconds until the refresh token makes a rotation due.
+
+    By the boot clock: if the wall clock was set back, the refresh token would end before its rotation is due.
+    """
+    return max(_refresh_token_wait(grant), _MIN_INTERVAL) - refresh_life.since_issue(grant, now)
+
+
+def _jitter(grant: Grant, period: float) -> float:
+    return _stable_fraction(f"{grant.name}\0{grant.generation}") * min(_MAX_JITTER, _JITTER_FRACTION * period)
 
 
 def _lifetime(grant: Grant) -> float:

@@ -35,6 +35,14 @@ class Profile(NamedTuple):
     """Whether a refresh revokes the previous access token at once: each one costs readers a 401."""
     access_token_lifetime: float | None = None
     """Seconds, for answers without ``expires_in``."""
+    refresh_token_lifetime: float | None = None
+    """Seconds after which an unused refresh token ends, for answers that do not say it; a rotation starts them anew."""
+    login_lifetime: float | None = None
+    """Seconds after which a login ends, however often it is rotated."""
+    supports_pkce: bool = False
+    """Whether it supports PKCE with S256, although its metadata does not say so."""
+    consent_prompt: bool = True
+    """Whether a login with ``offline_access`` must ask with ``prompt=consent``."""
 
 
 UNKNOWN: Final = Profile("unknown", (), "RFC 6749 section 6, RFC 9700 section 4.14: nothing is assumed")
@@ -43,8 +51,18 @@ PROFILES: Final = (
     Profile(
         "Atlassian",
         ("auth.atlassian.com",),
-        "community.developer.atlassian.com/t/83103: old tokens 'enter a 10-minutes grace period', 'multiple retries'",
+        "community.developer.atlassian.com/t/83103: old tokens 'enter a 10-minutes grace period', 'multiple retries'; "
+        "t/54172: 'expire after 90 days of user inactivity', 'All tokens have an absolute expiry time of 365 days'",
         grace_period=10 * _MINUTES,
+        refresh_token_lifetime=90 * _DAYS,
+        login_lifetime=365 * _DAYS,
+    ),
+    Profile(
+        "Cognito",
+        (".amazoncognito.com",),
+        "docs.aws.amazon.com/cognito/latest/developerguide/using-pkce-in-authorization-code.html: a SHA256 challenge; "
+        "claude-code#13275: no code_challenge_methods_supported",
+        supports_pkce=True,
     ),
     Profile(
         "Dropbox",
@@ -56,17 +74,25 @@ PROFILES: Final = (
     Profile(
         "Entra",
         ("login.microsoftonline.com", "login.microsoftonline.us", "login.partner.microsoftonline.cn"),
-        "learn.microsoft.com/entra/identity-platform/refresh-tokens: 'doesn't revoke old refresh tokens'; "
-        "csharp-sdk#1587: AADSTS9010010 for resource; typescript-sdk#2718: AADSTS90009 without scope",
+        "learn.microsoft.com/entra/identity-platform/refresh-tokens: 'doesn't revoke old refresh tokens', '24 hours "
+        "for single page apps and 90 days for all other scenarios' (it is not known which one a client is); "
+        "csharp-sdk#1587: AADSTS9010010 for resource; typescript-sdk#2718: AADSTS90009 without scope; "
+        "learn.microsoft.com/entra/identity-platform/v2-oauth2-auth-code-flow: S256; typescript-sdk#832: no "
+        "code_challenge_methods_supported; claude-code#94804, opencode#46361: prompt=consent asks for an administrator "
+        "whose consent is there already",
         grace_period=None,
         send_resource=False,
         send_scope=True,
+        supports_pkce=True,
+        consent_prompt=False,
     ),
     Profile(
         "Exact Online",
         tuple(f".exactonline.{domain}" for domain in ("com", "nl", "be", "de", "fr", "co.uk")),
-        "laravel-exact-online#31: 400 'Rate limit exceeded: access_token not expired'",
+        "laravel-exact-online#31: 400 'Rate limit exceeded: access_token not expired'; forums.invantive.com/t/2903: an "
+        "unused refresh token lasts '30 to 180 days'",
         refuses_early=True,
+        refresh_token_lifetime=30 * _DAYS,
     ),
     Profile(
         "Figma",
@@ -78,9 +104,10 @@ PROFILES: Final = (
         "GitHub Apps",
         ("github.com",),
         "docs.github.com, refreshing user access tokens: 'that refresh token and the old user access token will no "
-        "longer work'",
+        "longer work'; 'the refresh token expires after six months'",
         revokes_access_token=True,
         access_token_lifetime=8 * _HOURS,
+        refresh_token_lifetime=180 * _DAYS,
     ),
     Profile(
         "Google",
@@ -117,8 +144,10 @@ PROFILES: Final = (
     Profile(
         "RingCentral",
         ("platform.ringcentral.com",),
-        "developers.ringcentral.com/guide/authentication/refresh-tokens: 'invalidated immediately'",
+        "developers.ringcentral.com/guide/authentication/refresh-tokens: 'invalidated immediately'; "
+        "ringcentral.github.io/ringcentral-faq/refresh-tokens: 'Refresh tokens expire after 7 days'",
         revokes_access_token=True,
+        refresh_token_lifetime=7 * _DAYS,
     ),
     Profile(
         "Shopify",
@@ -162,8 +191,11 @@ PROFILES: Final = (
     Profile(
         "Xero",
         ("identity.xero.com",),
-        "developer.xero.com/faq/oauth2: 'retry using your existing refresh token for up to 30 minutes'",
+        "developer.xero.com/faq/oauth2: 'retry using your existing refresh token for up to 30 minutes'; "
+        "community.xero.com/developer/discussion/105714701: 'Refresh tokens expire after 30 days if not "
+        "used' (others say 60)",
         grace_period=30 * _MINUTES,
+        refresh_token_lifetime=30 * _DAYS,
     ),
     Profile(
         "Zoho",

@@ -19,6 +19,7 @@ __all__ = [
     "MAX_SPENT",
     "NO_RECORD",
     "VERSION",
+    "Account",
     "AuthMethod",
     "Doubt",
     "Failure",
@@ -37,12 +38,14 @@ __all__ = [
     "wrap",
 ]
 
-VERSION: Final = 1
+VERSION: Final = 2
 """The format version of records and intents. A change of a field name, a kind or a literal raises it."""
 
 _Fields = dict[str, Any]
 
-CONVERTERS: Final[dict[int, Callable[[_Fields], _Fields]]] = {}
+CONVERTERS: Final[dict[int, Callable[[_Fields], _Fields]]] = {
+    1: lambda fields: fields,  # version 2 has more fields, and a default for each of them
+}
 """For each earlier version, the function that makes the fields of the next version; those of a record have ``kind``,
 those of an intent do not. The converted record reaches the disk with the next write."""
 
@@ -128,7 +131,22 @@ class Login(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """The ``resource`` (RFC 8707) that a person gave."""
     way: LoginMethod = "browser"
     params: tuple[tuple[str, str], ...] = ()
-    """Additional parameters of the authorization request."""
+    """Additional parameters of the authorization request, or of the request that takes its place."""
+    assume_pkce: bool = False
+    """Whether a person knows that the server supports PKCE, although its metadata does not say so."""
+
+
+class Account(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Whose login it is, as the server named it: OpenID Connect Core section 2."""
+
+    issuer: str | None
+    """Who names the subject; ``None``: the token did not say."""
+    subject: str
+    """Unique at the issuer, and never reassigned."""
+    source: Literal["openid", "access_token"] = "openid"
+    """Where the subject is from: the ``id_token`` or userinfo, or an access token, which can name another one."""
+    label: str | None = None
+    """What a person recognises: an e-mail address or a user name. It can change."""
 
 
 class Grant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="grant"):
@@ -182,6 +200,17 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """``issued_at`` by every clock, because the wall clock alone can be set."""
     expires_at: float | None
     authorized_at: float
+    refresh_token_expires_at: float | None = None
+    """When the server ends the refresh token if it is not used before; ``None``: unknown, or never."""
+    login_ends_at: float | None = None
+    """When the login ends whatever refresher does, as far as that is known; ``None``: no end is known."""
+    end_warned: float | None = None
+    """How many seconds ahead of ``login_ends_at`` the last warning was due, so that each is given once."""
+    account: Account | None = None
+    """``None``: the server does not name one."""
+    id_token: Secret | None = None
+    """The newest one (OpenID Connect Core section 2); an answer without one keeps the earlier."""
+    id_token_expires_at: float | None = None
     login: Login | None = None
     """``None`` if the grant was imported."""
     last_rotation_at: float | None = None
@@ -199,6 +228,10 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Whether the server has refused a refresh while the access token was valid, and accepted it later."""
     resource_refused: bool = False
     """Whether the server has refused ``resource``."""
+    refresh_params: tuple[tuple[str, str], ...] = ()
+    """Additional parameters of each token request that renews the access token."""
+    omits_client_id: bool = False
+    """Whether the server refuses ``client_id`` in the body beside HTTP Basic, and accepts requests without it."""
     not_before: float | None = None
     """From when the refresh token may be used, by its own ``nbf`` (RFC 7519 section 4.1.5)."""
     spent: tuple[str, ...] = ()

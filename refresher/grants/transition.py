@@ -1,12 +1,12 @@
 """Make the next state of a grant from an outcome. Pure: the caller passes the times."""
 
-from typing import assert_never
+from typing import Final, assert_never
 
 import msgspec
 
 from refresher.common.clocks import Moment
 from refresher.common.secret import Secret
-from refresher.grants import policy
+from refresher.grants import accounts, policy, refresh_life
 from refresher.grants.outcome import (
     Ambiguous,
     ClientRejected,
@@ -21,9 +21,11 @@ from refresher.grants.outcome import (
     Unreadable,
 )
 from refresher.grants.record import Doubt, Failure, FailureKind, Grant, with_spent
-from refresher.grants.tokens import not_before
+from refresher.grants.tokens import needs_proof, not_before
 
 __all__ = ["apply", "mark_in_doubt", "mark_interrupted", "with_access_token"]
+
+_SHORTEST_PAUSE: Final = 1.0
 
 
 def apply(
@@ -71,6 +73,7 @@ def with_access_token(grant: Grant, tokens: TokensIssued, sent: Moment) -> Grant
         issued_at=sent.wall,
         issued=sent,
         expires_at=tokens.expires_at if tokens.expires_in is None else sent.wall + tokens.expires_in,
+        **accounts.identity(grant, tokens.id_token, tokens.access_token),
     )
 
 
@@ -95,21 +98,19 @@ def mark_interrupted(grant: Grant, description: str, *, doubt: Doubt, now: Momen
 def _rotated(
     grant: Grant, tokens: TokensIssued, *, sent: Moment, now: Moment, demanded: bool, generation: int
 ) -> Grant:
-    new = tokens.refresh_token
-    # Old versions of django-oauth-toolkit answer a replay with a refresh token that was used before (#702).
-    if grant.refresh_token is None or (new is not None and new.fingerprint() in grant.spent):
-        new = None
-    replaced = new is not None and new != grant.refresh_token
+    before, grant = grant, _with_refresh_token(grant, tokens, sent, now)
+    if needs_proof(tokens.token_type):
+        # The agents keep the access token that they have; the new refresh token must not be lost.
+        description = f"the server now issues {tokens.token_type} tokens, which need a proof that agents do not send"
+        settled = msgspec.structs.replace(grant, doubt=None)
+        return _rejected(settled, GrantRejected(code="unsupported_token_type", description=description), now)
     scheduled = grant.access_token is None or sent.wall >= policy.due_at(grant)
     # The server rejected the grant while the access token was valid, and now accepts it.
     rejection = grant.failure if grant.dead else None
     was_early = rejection is not None and grant.expires_at is not None and rejection.at < grant.expires_at
     return msgspec.structs.replace(
-        with_access_token(grant, tokens, sent),
+        refresh_life.after_rotation(before, with_access_token(grant, tokens, sent), tokens, sent),
         generation=generation,
-        refresh_token=grant.refresh_token if new is None else new,
-        not_before=grant.not_before if new is None else _not_before(new, tokens, sent, now),
-        spent=with_spent(grant.spent, grant.refresh_token) if replaced and grant.refresh_token else grant.spent,
         last_rotation_at=sent.wall,
         dead=False,
         failures=0,
@@ -118,6 +119,19 @@ def _rotated(
         doubt=None,
         demanded=grant.demanded + 1 if demanded and not scheduled else 0,
         refuses_early=grant.refuses_early or was_early,
+    )
+
+
+def _with_refresh_token(grant: Grant, tokens: TokensIssued, sent: Moment, now: Moment) -> Grant:
+    old, new = grant.refresh_token, tokens.refresh_token
+    # Old versions of django-oauth-toolkit answer a replay with a refresh token that was used before (#702).
+    if old is None or new is None or new.fingerprint() in grant.spent:
+        return grant
+    return msgspec.structs.replace(
+        grant,
+        refresh_token=new,
+        not_before=_not_before(new, tokens, sent, now),
+        spent=grant.spent if new == old else with_spent(grant.spent, old),
     )
 
 
@@ -132,6 +146,9 @@ def _failed(
 ) -> Grant:
     """Return ``grant`` after a failure, with a retry after the backoff or after ``wait`` seconds if that is longer."""
     failures = grant.failures + 1
+    pause = policy.backoff(grant, failures)
+    if (rest := refresh_life.remaining(grant, now)) is not None and rest > 0:
+        pause = min(pause, max(rest / 2, _SHORTEST_PAUSE))  # the refresh token ends: do not wait beyond its end
     if grant.dead:
         # A person forced another attempt, and its answer does not change the rejection.
         return msgspec.structs.replace(grant, failures=failures)
@@ -140,7 +157,7 @@ def _failed(
         code=outcome.code,
         description=outcome.description,
         at=now.wall,
-        retry_at=now.wall + max(policy.backoff(grant, failures), wait),
+        retry_at=now.wall + max(pause, wait),
         moment=now,
         busy_until=busy_until,
     )

@@ -13,7 +13,7 @@ from refresher.common.errors import LoginNotGiven, RefresherError
 from refresher.common.terminal import say
 from refresher.common.text import span
 from refresher.login import pages
-from refresher.login.authorization_request import AuthorizationRequest, ForeignRedirect
+from refresher.login.authorization_request import AuthorizationRequest, ForeignRedirect, pasted_query
 from refresher.login.loopback import Loopback
 
 __all__ = ["wait_for_redirect"]
@@ -26,25 +26,36 @@ _Fields = dict[str, str]
 def wait_for_redirect(request: AuthorizationRequest, loopback: Loopback, *, wait: float, open_browser: bool) -> _Fields:
     """Send the person to the authorization server, and return the fields of the token request that follows.
 
-    The first redirect counts, at ``loopback`` or pasted into the terminal. Raises ``LoginNotGiven`` if the person
-    denies access or takes longer than ``wait`` seconds, ``LoginRefused`` and ``ServerAway``.
+    The first redirect counts, at ``loopback`` or pasted into the terminal; a pasted one must have a code. Raises
+    ``LoginNotGiven`` if the person denies access or takes longer than ``wait`` seconds, ``LoginRefused`` and
+    ``ServerAway``.
     """
     results: queue.Queue[_Fields | RefresherError] = queue.Queue()
 
-    def accept(redirect: str) -> str | None:
-        """Take a redirect; return why it does not count, or ``None`` if it does."""
+    def accept(query: str) -> str | None:
         try:
-            results.put(request.token_request(redirect))
-        except ForeignRedirect as error:
-            return str(error)
+            results.put(request.token_request(query))
+        except ForeignRedirect:
+            return pages.foreign_redirect()
         except RefresherError as error:
             results.put(error)
         return None
 
-    loopback.accept = lambda query: None if accept(query) is None else pages.foreign_redirect()
+    def accept_pasted(text: str) -> str | None:
+        """Take a pasted redirect; return why it does not count, or ``None`` if it does."""
+        try:
+            results.put(request.token_request(pasted_query(text)))
+        except ForeignRedirect as error:
+            return f"This address cannot be used: {error}. Paste the whole address, including http://"
+        except RefresherError as error:
+            # It may have been damaged on its way.
+            return f"{error}. The login still waits: open the address above again, or press Ctrl-C"
+        return None
+
+    loopback.accept = accept
     if not _show(request.url, open_browser=open_browser):
         say("If your browser cannot reach the last page, paste its address here:", err=True)
-        threading.Thread(target=_read_pasted, args=(accept,), daemon=True, name="paste").start()
+        threading.Thread(target=_read_pasted, args=(accept_pasted,), daemon=True, name="paste").start()
     try:
         result = results.get(timeout=wait)
     except queue.Empty:
@@ -75,10 +86,11 @@ def _read_pasted(accept: Callable[[str], str | None]) -> None:
     """Read redirects from standard input until one counts."""
     for line in _lines():
         pasted = line.decode("ascii", "replace").strip()
-        if pasted and (problem := accept(pasted)) is None:
+        if not pasted:
+            continue
+        if (problem := accept(pasted)) is None:
             return
-        if pasted:
-            say(f"This address cannot be used: {problem}. Paste the whole address, including http://", err=True)
+        say(problem, err=True)
 
 
 def _lines() -> Iterator[bytes]:

@@ -1,5 +1,6 @@
 """The client of a login: given by the person, stored, a metadata document, or newly registered (RFC 7591)."""
 
+import json
 from typing import Any, Final, Literal, cast
 
 import httpx2
@@ -23,9 +24,10 @@ __all__ = ["DEVICE_CODE", "Client", "given_client", "register", "stored_client"]
 DEVICE_CODE: Final = "urn:ietf:params:oauth:grant-type:device_code"
 
 _SECRET_METHODS: Final[tuple[AuthMethod, ...]] = ("client_secret_basic", "client_secret_post")
-_PREFERRED_METHODS: Final = ("none", *_SECRET_METHODS)
+_PREFERRED_METHODS: Final = ("none", *reversed(_SECRET_METHODS))
 _MAX_SECRET: Final = 64 * 1024
 _UNUSED_REDIRECT_URI: Final = "http://127.0.0.1/callback"
+_REGISTRATION_MEMBERS: Final = ("client_id", "client_secret", "client_secret_expires_at", "token_endpoint_auth_method")
 _CREATE_CLIENT: Final = (
     "nothing was changed. Create a client in its settings (a native or desktop application), and give --client-id"
 )
@@ -99,7 +101,7 @@ async def register(server: Server, redirect_uri: str | None, fetch: Fetch) -> Cl
     response = await fetch(httpx2.Request("POST", endpoint, json=_client_metadata(server, redirect_uri)))
     check_available(response)
     try:
-        registration = await handle_registration_response(response)
+        registration = await handle_registration_response(_cleaned(response))
         check_registration_usable(registration)
     except OAuthRegistrationError as error:
         text = mask(str(error).removeprefix("Registration failed: "))
@@ -107,7 +109,7 @@ async def register(server: Server, redirect_uri: str | None, fetch: Fetch) -> Cl
             text = "its answer is not a registration"
         raise LoginRefused(f"{endpoint} refused the client registration: {text}; {_CREATE_CLIENT}") from None
     secret = registration.client_secret
-    method = registration.token_endpoint_auth_method or ("none" if secret is None else _SECRET_METHODS[0])
+    method = registration.token_endpoint_auth_method or ("none" if secret is None else _secret_method(server))
     if not is_token(registration.client_id) or not (secret is None or is_token(secret)):
         raise LoginRefused(
             f"{endpoint} registered a client whose id or secret is not printable ASCII; {_CREATE_CLIENT}"
@@ -120,6 +122,21 @@ async def register(server: Server, redirect_uri: str | None, fetch: Fetch) -> Cl
         client_expires_at=registration.client_secret_expires_at or None,  # 0: never
         redirect_uri=redirect_uri,
     )
+
+
+def _cleaned(response: httpx2.Response) -> httpx2.Response:
+    """Return a registration with only the members that are used; some servers write an id as a number."""
+    try:
+        document = json.loads(response.content)
+    except (ValueError, RecursionError):
+        return response
+    if not response.is_success or not isinstance(document, dict):
+        return response
+    known = {key: document[key] for key in _REGISTRATION_MEMBERS if key in document}
+    for key in ("client_id", "client_secret"):
+        if isinstance(number := known.get(key), int) and not isinstance(number, bool):
+            known[key] = str(number)
+    return httpx2.Response(response.status_code, json=known, request=response.request)
 
 
 def _client_metadata(server: Server, redirect_uri: str | None) -> dict[str, Any]:
@@ -141,12 +158,19 @@ def _client_metadata(server: Server, redirect_uri: str | None) -> dict[str, Any]
 def _auth_method(options: LoginOptions, secret: Secret | None, server: Server) -> AuthMethod:
     """Return the authentication method for the given secret or key."""
     if secret is not None:
-        # RFC 8414 section 2: the default is client_secret_basic.
-        methods = server.auth_methods or _SECRET_METHODS
-        return "client_secret_post" if _SECRET_METHODS[0] not in methods else "client_secret_basic"
+        return _secret_method(server)
     if options.private_key_file is not None:
         return "private_key_jwt"
     return "none" if options.client_cert is None else "tls_client_auth"
+
+
+def _secret_method(server: Server) -> AuthMethod:
+    """Return the method for a secret where nobody named one."""
+    # With Basic, some servers refuse client_id in the body, and others require it there; the other method has no such
+    # conflict. RFC 8414 section 2: without metadata, the default is client_secret_basic.
+    methods = server.auth_methods or ("client_secret_basic",)
+    only_basic = "client_secret_basic" in methods and "client_secret_post" not in methods
+    return "client_secret_basic" if only_basic else "client_secret_post"
 
 
 def _read_secret(path: str) -> Secret:

@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -30,6 +31,8 @@ _SLOW_DOWN: Final = 5.0
 """Seconds that ``slow_down`` adds to the interval."""
 _STOP_CHECK_INTERVAL: Final = 0.2
 _MAX_ADDRESS: Final = 2000
+_OTHER_LINES: Final = 10
+"""The lines of a terminal above and below the QR code, with room for an address of two lines."""
 
 # Seconds: the default, the minimum and the maximum.
 _INTERVAL: Final = (5.0, 0.1, 60.0)
@@ -62,7 +65,8 @@ def device_login(
 
 
 def _request_code(endpoint: str, client: Grant, connections: Connections) -> _Code:
-    posted = send("device_authorization_endpoint", endpoint, client, scope_of(client), connections)
+    params = () if client.login is None else client.login.params
+    posted = send("device_authorization_endpoint", endpoint, client, scope_of(client), connections, params)
     if posted.status == 200:
         with suppress(ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, ValueError):
             return _parse(json.loads(posted.decompressed_body()))
@@ -112,7 +116,9 @@ def _show(code: _Code) -> None:
         picture = io.StringIO()
         address = code.verification_uri_complete or code.verification_uri
         segno.make(address, error="l", micro=False).terminal(picture, compact=True)
-        say(f"Or scan this:\n\n{picture.getvalue()}", err=True)
+        # The address and the code must stay on the screen; 0: its height is unknown.
+        if not 0 < os.get_terminal_size(sys.stderr.fileno()).lines < picture.getvalue().count("\n") + _OTHER_LINES:
+            say(f"Or scan this:\n\n{picture.getvalue()}", err=True)
     say(f"Waiting for you to log in. The code is valid for {span(code.lifetime)}.", err=True)
 
 

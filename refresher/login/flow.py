@@ -22,32 +22,46 @@ from refresher.common.errors import (
     LoginNotGiven,
     LoginRefused,
     RefresherError,
+    StorageError,
 )
 from refresher.common.signals import StopSignals
 from refresher.common.terminal import say
 from refresher.config import Settings
+from refresher.grants import accounts
 from refresher.grants.record import NO_RECORD, Grant, Login
+from refresher.grants.server_behavior import renewal_params
 from refresher.login import client as clients
 from refresher.login import discovery, pages
-from refresher.login.authorization_request import new_authorization_request
+from refresher.login.authorization_request import check_authorization_endpoint, new_authorization_request
 from refresher.login.browser import wait_for_redirect
 from refresher.login.client import Client
 from refresher.login.device import device_login
-from refresher.login.discovery import OFFLINE_ACCESS, Server
+from refresher.login.discovery import Server
 from refresher.login.http_client import Connections
 from refresher.login.loopback import Loopback
-from refresher.login.options import LoginOptions, completed, shared_fields, validated
+from refresher.login.options import OFFLINE_ACCESS, LoginOptions, completed, shared_fields, validated
 from refresher.login.token_request import request_tokens, scope_of
+from refresher.login.userinfo import ask_account
 from refresher.login.verification import verify
 from refresher.oauth import urls
+from refresher.oauth.revocation import revoke
 from refresher.operations import import_request
-from refresher.operations.import_grant import Imported, is_for_other_server, other_server, store_grant
+from refresher.operations.import_grant import (
+    Imported,
+    is_for_other_server,
+    other_server,
+    sharing_login,
+    store_grant,
+)
 from refresher.storage import records
+from refresher.storage.health_socket import is_served
 
 __all__ = ["log_in"]
 
 _CLIENT_UNKNOWN_STATUSES: Final = (400, 401, 404)
-_KNOWN_OF_SERVER: Final = ("replay", "max_age", "send_resource", "refuses_early", "resource_refused")
+_MANY_SCOPES: Final = 100
+"""Above this, the address of the login may be too long for a server or a browser."""
+_KNOWN_OF_SERVER: Final = ("replay", "max_age", "send_resource", "refuses_early", "resource_refused", "omits_client_id")
 """The settings of a person for a server, and what was observed of the server."""
 
 
@@ -74,9 +88,15 @@ def log_in(settings: Settings, name: str, options: LoginOptions) -> _LoggedIn:
         raise ConfigError(f"there is no saved login {name}; give its URL: 'refresher login {name} URL'")
     if stored is not None and not options.replace and is_for_other_server(stored, options.url):
         raise ConfigError(other_server(stored))
-    settings.directories.ensure()
+    settings.directories.prepare()  # what is wrong with demands/ is reported when the grant is stored
     connections = Connections(settings.ca_file)
     server = connections.run(_find_server, options, connections)
+    if options.scope is None and (count := len((server.scope or "").split())) > _MANY_SCOPES:
+        say(
+            f"{name}: warning: the server names {count} scopes, and login requests all of them. If the server refuses "
+            "that, or to permit less, log in again with --scope",
+            err=True,
+        )
     flow = _Flow(settings, name, options, options.url, connections, server, stored)
     try:
         return flow.run(new_client=options.new_client)
@@ -112,7 +132,8 @@ class _Flow:
                     raise ConfigError(f"the stored client of {self.name} is for another server; give --client-id")
                 draft = self._draft(client, None)
                 fields = {"grant_type": "client_credentials"} | scope_of(draft)
-                return self._complete(lambda _: request_tokens(draft, fields, self.connections))
+                params = renewal_params(draft)
+                return self._complete(lambda _: request_tokens(draft, fields, self.connections, params))
             case "device":
                 endpoint = self.server.device_authorization_endpoint
                 if endpoint is None:
@@ -127,6 +148,8 @@ class _Flow:
                 return self._with_browser(client)
 
     def _with_browser(self, client: Client | None) -> _LoggedIn:
+        # Before a client is registered there.
+        check_authorization_endpoint(self.server, assume_pkce=self.options.assume_pkce)
         with self._listen(client) as loopback:
             # The redirect address is known only if refresher registered the client itself.
             if client is None or (client.origin == "registered" and client.redirect_uri != loopback.redirect_uri):
@@ -138,7 +161,7 @@ class _Flow:
             except RefresherError as error:
                 loopback.show(pages.failed(str(error), declined=isinstance(error, LoginNotGiven)))
                 raise
-            loopback.show(pages.done(self.name, renewable=logged_in[0].grant.renewable))
+            loopback.show(_page_of(logged_in[0].grant, served=is_served(self.settings.directories.health_socket)))
             return logged_in
 
     def _listen(self, client: Client | None) -> Loopback:
@@ -181,6 +204,7 @@ class _Flow:
             generation=0,
             begun_from=NO_RECORD,
             asked_scope=server.scope,
+            refresh_params=options.refresh_params,
             server_url=self.url,
             origins=(urls.parse_origin(self.url),),
             token_type="Bearer",  # noqa: S106  a token type, no password
@@ -198,6 +222,7 @@ class _Flow:
                 resource=options.resource,
                 way=options.way or "browser",
                 params=options.params,
+                assume_pkce=options.assume_pkce,
             ),
         )
         import_request.check_files(draft, clocks.now().wall, self.settings.ca_file)
@@ -220,21 +245,50 @@ class _Flow:
                     # If a person stops the login, another login must not begin.
                     raise Interrupted(str(error)) from None
                 raise
+            if grant.account is None and self.options.way != "client_credentials" and grant.access_token is not None:
+                account = ask_account(self.server, grant.access_token, self.connections)
+                grant = msgspec.structs.replace(grant, account=account)
             verified = None
-            if not (self.options.no_verify or self.options.token_endpoint or self.options.issuer or stopping()):
-                with self.connections.to(self.url):
-                    verified = self.connections.run(verify, grant, self.settings.ca_file)
-            imported = store_grant(
-                self.settings.directories,
-                grant,
-                replace=True,
-                if_absent=False,
-                stopping=lambda: False,
-                # Another process may have stored another grant while the person used the browser.
-                same_server=not self.options.replace,
-                just_issued=True,
-            )
+            try:
+                if not (self.options.no_verify or self.options.token_endpoint or self.options.issuer or stopping()):
+                    with self.connections.to(self.url):
+                        verified = self.connections.run(verify, grant, self.settings.ca_file)
+                imported = store_grant(
+                    self.settings.directories,
+                    grant,
+                    replace=True,
+                    if_absent=False,
+                    stopping=lambda: False,
+                    # Another process may have stored another grant while the person used the browser.
+                    same_login=not self.options.replace,
+                    just_issued=True,
+                )
+            except RefresherError as error:
+                if grant.refresh_token is not None:
+                    error.args = (f"{error}. {self._discard(grant, error)}",)
+                raise
         return imported, verified, stopping.exit_code
+
+    def _discard(self, grant: Grant, error: RefresherError) -> str:
+        """Revoke the tokens of a login that is not stored, if no other login can end with them; say what happened."""
+        stays = "The tokens of this login stay valid at the server"
+        if isinstance(error, StorageError):
+            return f"{stays}: a part of it may be stored"
+        if grant.login is None or grant.login.client != "registered":
+            # Another machine may use this client for the same account.
+            return f"{stays}: to revoke them could end other logins of this client"
+        try:
+            if (name := sharing_login(self.settings.directories, grant)) is not None:
+                return f"{stays}: to revoke them could end the login {name}"
+            with self.connections.to(grant.revocation_endpoint or self.url):
+                return f"The new login is not stored; {revoke(grant, ca_file=self.settings.ca_file)}"
+        except RefresherError:
+            return f"{stays}: refresher could not revoke them"
+
+
+def _page_of(grant: Grant, *, served: bool) -> str:
+    account = None if grant.account is None else accounts.shown(grant.account)
+    return pages.done(grant.name, renewable=grant.renewable, served=served, account=account)
 
 
 async def _find_server(options: LoginOptions, connections: Connections) -> Server:
@@ -245,7 +299,7 @@ async def _find_server(options: LoginOptions, connections: Connections) -> Serve
     elif options.issuer is not None:
         server = await discovery.discover_issuer(options.issuer, url, connections.fetch)
     else:
-        server = await discovery.discover(url, connections.fetch)
+        server = await discovery.discover(url, connections.fetch, verified=not options.no_verify)
     if options.token_endpoint is None:
         for key in discovery.ENDPOINTS:
             if (endpoint := getattr(server, key)) is not None and getattr(options, key, None) is None:
@@ -253,6 +307,7 @@ async def _find_server(options: LoginOptions, connections: Connections) -> Serve
     given = ("scope", "resource", "device_authorization_endpoint", "revocation_endpoint")
     server = msgspec.structs.replace(server, **{key: value for key in given if (value := getattr(options, key))})
     scope, resource = server.scope, None if server.resource == "none" else server.resource
-    if scope is not None and server.offers_offline_access and OFFLINE_ACCESS not in scope.split():
+    adds = server.offers_offline_access and not options.scope_only
+    if scope is not None and adds and OFFLINE_ACCESS not in scope.split():
         scope = f"{scope} {OFFLINE_ACCESS}"  # many servers issue no refresh token without it
     return msgspec.structs.replace(server, scope=scope, resource=resource)

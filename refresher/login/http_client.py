@@ -19,6 +19,7 @@ from refresher.oauth.tls import ssl_context
 __all__ = [
     "EVENT_STREAM",
     "NAMED_BY",
+    "NO_SERVER_STATUSES",
     "TIMEOUT",
     "Connections",
     "Fetch",
@@ -26,6 +27,7 @@ __all__ = [
     "fetch",
     "http_client",
     "is_stream",
+    "no_mcp_server",
     "unavailable",
 ]
 
@@ -33,6 +35,9 @@ TIMEOUT: Final = 20.0
 """Seconds for one request, or for one session."""
 
 EVENT_STREAM: Final = "text/event-stream"
+
+NO_SERVER_STATUSES: Final = (404, 405, 410)
+"""What is answered to a message of MCP at a wrong path."""
 
 NAMED_BY: Final = "refresher_named_by"
 """The extension of a request to an address that a server named: a URL of that server."""
@@ -185,4 +190,12 @@ def unavailable(response: httpx2.Response) -> ServerAway:
     """Return the error for a response that is no answer."""
     return ServerAway(
         f"{response.request.url} answered {response.status_code}; nothing was changed. Log in again later"
+    )
+
+
+def no_mcp_server(url: str, status: int, way_out: str) -> LoginRefused:
+    """Return the error for a path where no MCP server is; ``way_out``: the option for an API that is none."""
+    return LoginRefused(
+        f"there is no MCP server at {url} ({status}); nothing was changed. Check the URL: that of an MCP server often "
+        f"ends in /mcp. For an API that is not an MCP server, give {way_out}"
     )

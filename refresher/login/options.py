@@ -11,8 +11,12 @@ from refresher.common.errors import ConfigError
 from refresher.grants.record import AuthMethod, Grant, LoginMethod
 from refresher.grants.tokens import is_token
 from refresher.oauth import urls
+from refresher.oauth.params import RESERVED_IN_RENEWALS, RESERVED_IN_TOKEN_REQUESTS
 
-__all__ = ["LoginOptions", "completed", "shared_fields", "validated"]
+__all__ = ["OFFLINE_ACCESS", "LoginOptions", "completed", "shared_fields", "validated"]
+
+OFFLINE_ACCESS: Final = "offline_access"
+"""The scope without which many servers issue no refresh token (OpenID Connect Core section 11)."""
 
 _FILES: Final = ("client_secret_file", "private_key_file", "client_cert", "client_key")
 _NEEDED_FILE: Final = {
@@ -24,7 +28,7 @@ _NEEDED_FILE: Final = {
 }
 _CLIENT_OPTIONS: Final = (*_FILES, "auth_method", "private_key_id")
 _RESERVED_PARAMS: Final = (
-    "client_id",
+    *RESERVED_IN_TOKEN_REQUESTS,
     "code_challenge",
     "code_challenge_method",
     "redirect_uri",
@@ -57,7 +61,13 @@ class LoginOptions(msgspec.Struct, frozen=True, kw_only=True):
     scope: str | None = None
     resource: str | None = None
     """RFC 8707; "none" omits it."""
+    scope_only: bool = False
+    """Whether to request exactly ``scope``, also if the stored grant has more."""
     params: tuple[tuple[str, str], ...] = ()
+    """An empty value leaves out a parameter that refresher would add."""
+    refresh_params: tuple[tuple[str, str], ...] = ()
+    assume_pkce: bool = False
+    """Whether the server supports PKCE, although its metadata does not say so."""
     redirect_uri: str | None = None
     """On this machine; ``None``: any free port."""
     way: LoginMethod | None = None
@@ -67,7 +77,7 @@ class LoginOptions(msgspec.Struct, frozen=True, kw_only=True):
     no_verify: bool = False
     """Whether to store the new token without trying it at the server."""
     replace: bool = False
-    """Whether to replace a grant of this name that is for another server."""
+    """Whether to replace a grant of this name that is for another server or account."""
 
 
 def validated(options: LoginOptions) -> LoginOptions:
@@ -100,10 +110,16 @@ def validated(options: LoginOptions) -> LoginOptions:
         raise ConfigError("--token-endpoint needs an --authorization-endpoint or a --device-authorization-endpoint")
     if options.token_endpoint is not None and options.client_id is None:
         raise ConfigError("--token-endpoint needs a --client-id: without metadata, no client can be registered")
+    if options.scope_only and options.scope is None:
+        raise ConfigError("--scope-only needs a --scope")
     for key, value in options.params:
-        if key in _RESERVED_PARAMS or not is_token(key) or not is_token(value):
+        if key in _RESERVED_PARAMS or not is_token(key) or not (is_token(value) or value == ""):
             reserved = ", ".join(_RESERVED_PARAMS)
             raise ConfigError(f"--param must be KEY=VALUE in printable ASCII, and none of {reserved}")
+    for key, value in options.refresh_params:
+        if key in RESERVED_IN_RENEWALS or not is_token(key) or not is_token(value):
+            reserved = ", ".join(RESERVED_IN_RENEWALS)
+            raise ConfigError(f"--refresh-param must be KEY=VALUE in printable ASCII, and none of {reserved}")
     # Absolute, because the daemon runs in another directory.
     paths = {key: str(Path(path).expanduser().absolute()) for key in _FILES if (path := getattr(options, key))}
     return msgspec.structs.replace(options, **paths)
@@ -115,7 +131,17 @@ def completed(options: LoginOptions, stored: Grant | None) -> LoginOptions:
         return options
     if options.url and stored.server_url and urls.parse_origin(options.url) != urls.parse_origin(stored.server_url):
         return options
-    login, known = stored.login, {"url": stored.server_url}
+    if options.scope is not None and not options.scope_only and options.issuer in (None, stored.issuer):
+        # After 403 insufficient_scope (RFC 6750 section 3.1), a person asks for more, and must not lose the rest.
+        granted = (stored.scope or stored.asked_scope or "").split()
+        # Many servers do not list it in their answers, and issue no refresh token without it.
+        granted += [word for word in (stored.asked_scope or "").split() if word == OFFLINE_ACCESS]
+        options = msgspec.structs.replace(options, scope=" ".join(dict.fromkeys((*granted, *options.scope.split()))))
+    login = stored.login
+    known: dict[str, Any] = {"url": stored.server_url}
+    if options.issuer in (None, stored.issuer):
+        known["refresh_params"] = stored.refresh_params
+        known["assume_pkce"] = login is not None and login.assume_pkce
     if login is not None:
         known |= {key: getattr(login, key) for key in ("scope", "resource", "params", "way")}
         if options.issuer is None and options.token_endpoint is None:

@@ -36,14 +36,20 @@ _PAGE: Final = """<!doctype html>
 """
 
 
-def done(name: str, *, renewable: bool) -> str:
-    """Return the page of a login that is stored."""
+def done(name: str, *, renewable: bool, served: bool, account: str | None = None) -> str:
+    """Return the page of a login that is stored.
+
+    ``served``: whether a ``refresher run`` is seen that keeps it fresh. ``account``: whose login it is, if known.
+    """
+    login = f"The login {name}" if account is None else f"The login {name} for {account}"
     return _page(
         "#2e8b57",
         "You are logged in",
-        f"The login {name} is stored. 'refresher run' keeps it fresh."
+        f"{login} is stored. 'refresher run' keeps it fresh."
+        if renewable and served
+        else f"{login} is stored. 'refresher run' is not running here: start it, or run 'refresher run-once' from cron."
         if renewable
-        else f"The login {name} works until its access token expires, because the server issued no refresh token.",
+        else f"{login} works until its access token expires, because the server issued no refresh token.",
         "You can close this page and go back to your terminal.",
     )
 

@@ -9,7 +9,7 @@ from refresher.common import clocks
 from refresher.common.clocks import Moment
 from refresher.common.errors import ClientUnknown, LoginRefused, RefresherError, ServerAway
 from refresher.common.secret import Secret
-from refresher.grants import server_behavior
+from refresher.grants import refresh_life, server_behavior
 from refresher.grants.outcome import (
     Ambiguous,
     ClientRejected,
@@ -21,10 +21,11 @@ from refresher.grants.outcome import (
     error_code,
 )
 from refresher.grants.record import Grant
-from refresher.grants.tokens import MAX_LIFETIME, not_before
+from refresher.grants.tokens import MAX_LIFETIME, needs_proof, not_before
 from refresher.grants.transition import with_access_token
 from refresher.login.http_client import Connections
 from refresher.oauth.http_client import PostResult, post
+from refresher.oauth.params import with_params
 
 __all__ = ["advice", "is_temporary", "login_error", "new_grant", "outcome_of", "request_tokens", "scope_of", "send"]
 
@@ -45,22 +46,38 @@ def advice(*codes: str) -> str:
     return f"{text[0].upper()}{text[1:]}"
 
 
-def send(endpoint: str, url: str, client: Grant, fields: dict[str, str], connections: Connections) -> PostResult:
-    """Send ``fields``, and ``resource`` if the server accepts it, to the ``endpoint`` at ``url`` as ``client``.
+def send(
+    endpoint: str,
+    url: str,
+    client: Grant,
+    fields: dict[str, str],
+    connections: Connections,
+    params: tuple[tuple[str, str], ...] = (),
+) -> PostResult:
+    """Send ``fields``, ``resource`` if the server accepts it, and ``params`` to ``endpoint`` at ``url`` as ``client``.
 
     Raises ``LoginRefused`` if a server must not name that address.
     """
     secrets = tuple(Secret(fields[key]) for key in ("code", "code_verifier", "device_code") if key in fields)
     if server_behavior.sends_resource(client):
         fields = {**fields, "resource": client.resource or ""}
+    fields = with_params(fields, params)
     with connections.to(url):
         return post(client, url, fields, ca_file=connections.ca_file, secrets=secrets, endpoint_name=endpoint)
 
 
-def request_tokens(client: Grant, fields: dict[str, str], connections: Connections) -> Grant:
+def request_tokens(
+    client: Grant, fields: dict[str, str], connections: Connections, params: tuple[tuple[str, str], ...] = ()
+) -> Grant:
     """Return the grant for a token request. Raises ``ClientUnknown``, ``LoginRefused`` and ``ServerAway``."""
-    posted = send("token_endpoint", client.token_endpoint, client, fields, connections)
+    posted = send("token_endpoint", client.token_endpoint, client, fields, connections, params)
     outcome = outcome_of(posted)
+    # Never with a code: a server may revoke the tokens of one that is sent twice (RFC 6749 section 4.1.2).
+    if "code" not in fields and server_behavior.refuses_client_id(client, outcome):
+        without = msgspec.structs.replace(client, omits_client_id=True)
+        again = send("token_endpoint", client.token_endpoint, without, fields, connections, params)
+        if again.status is not None and isinstance(accepted := again.outcome(), TokensIssued):
+            client, posted, outcome = without, again, accepted
     if not isinstance(outcome, TokensIssued):
         raise login_error(outcome)
     return new_grant(client, outcome, posted.sent_at or clocks.now())
@@ -96,12 +113,20 @@ def is_temporary(outcome: Outcome) -> bool:
 
 
 def new_grant(client: Grant, tokens: TokensIssued, sent: Moment) -> Grant:
-    """Return ``client`` with the tokens of the request that was sent at ``sent``."""
+    """Return ``client`` with the tokens of the request that was sent at ``sent``.
+
+    Raises ``LoginRefused`` for a token that needs a proof.
+    """
+    if needs_proof(tokens.token_type):
+        raise LoginRefused(
+            f"the server issues {tokens.token_type} tokens, which need a proof that agents do not send; nothing was "
+            "changed. Allow Bearer tokens in the settings of the client at the server, or give another --client-id"
+        )
     # With credentials of its own, it can request tokens again without a refresh token (RFC 6749 section 4.4).
     own_credentials = client.login is not None and client.login.way == "client_credentials"
     refresh_token = None if own_credentials else tokens.refresh_token
     renewable = own_credentials or refresh_token is not None
-    return msgspec.structs.replace(
+    grant = msgspec.structs.replace(
         with_access_token(client, tokens, sent),
         grant_id=uuid.uuid4().hex,
         refresh_token=refresh_token,
@@ -112,3 +137,4 @@ def new_grant(client: Grant, tokens: TokensIssued, sent: Moment) -> Grant:
         refuses_early=client.refuses_early or not renewable,
         max_age=client.max_age if renewable else MAX_LIFETIME,
     )
+    return refresh_life.after_login(grant, tokens.refresh_token_expires_in, sent)

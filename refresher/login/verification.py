@@ -12,13 +12,20 @@ from mcp.client.streamable_http import streamable_http_client
 
 from refresher.common.errors import LoginRefused, ServerAway
 from refresher.grants.record import Grant
-from refresher.login.http_client import EVENT_STREAM, TIMEOUT, fetch, http_client, is_stream
+from refresher.login.http_client import (
+    EVENT_STREAM,
+    NO_SERVER_STATUSES,
+    TIMEOUT,
+    fetch,
+    http_client,
+    is_stream,
+    no_mcp_server,
+)
 from refresher.oauth import connection_errors, urls
 
 __all__ = ["verify"]
 
 _REFUSED_STATUSES: Final = (401, 403)
-_NO_SERVER_STATUSES: Final = (404, 405, 410)
 
 # Unpacked. The SDK needs up to 150 times the memory of the JSON that it reads.
 _MAX_BODY: Final = 2 * 1024 * 1024
@@ -63,17 +70,14 @@ async def verify(grant: Grant, ca_file: str | None) -> str:
             f"{url} refused the new token ({refusals[-1]}); nothing was changed. Log in with an account that may use "
             "it, or request another --scope, or give --no-verify"
         )
-    if statuses[:1] and statuses[0] in _NO_SERVER_STATUSES:
+    if statuses[:1] and statuses[0] in NO_SERVER_STATUSES:
         is_older = False
         with suppress(ServerAway):
             # An MCP server of before March 2025 answers a GET with a stream of events.
             request = httpx2.Request("GET", url, headers=headers | {"Accept": EVENT_STREAM})
             is_older = is_stream(await fetch(ca_file, request))
         if not is_older:
-            raise LoginRefused(
-                f"there is no MCP server at {url} ({statuses[0]}); nothing was changed. Check the URL: that of an MCP "
-                "server often ends in /mcp. For an API that is not an MCP server, give --no-verify"
-            )
+            raise no_mcp_server(url, statuses[0], "--no-verify")
     return f"could not try the new token at {url}: {problem}"
 
 

@@ -25,8 +25,10 @@ def build_request(client: Grant, fields: dict[str, str], now: float) -> tuple[by
 
     ``now``: epoch seconds. Raises ``ConfigError`` if the key that signs the assertion cannot be used.
     """
-    # Also with Basic: servers of the MCP SDK require client_id in the body, and other servers ignore it.
-    fields = {"client_id": client.client_id, **fields}
+    # Also with Basic: servers of the MCP SDK require client_id in the body. Most others ignore it, and some refuse it.
+    is_basic = client.token_endpoint_auth_method == "client_secret_basic"  # noqa: S105  a method, no password
+    if not (is_basic and client.omits_client_id):
+        fields = {"client_id": client.client_id, **fields}
     headers = {
         "Accept": "application/json",
         "Accept-Encoding": "identity",

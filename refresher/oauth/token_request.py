@@ -27,6 +27,7 @@ from refresher.grants.outcome import (
 )
 from refresher.grants.record import Doubt, Grant
 from refresher.oauth.http_client import DEADLINE, PostResult, post
+from refresher.oauth.params import with_params
 
 __all__ = ["Hooks", "TokenRequestResult", "request_tokens"]
 
@@ -45,6 +46,8 @@ class TokenRequestResult(msgspec.Struct, frozen=True, kw_only=True):
     """The body of a success, one character for each byte (latin-1)."""
     resource_refused: bool = False
     """Whether the server refused ``resource`` in this call."""
+    client_id_refused: bool = False
+    """Whether the server refused ``client_id`` in this call, and accepted the request without it."""
 
 
 class Hooks(Protocol):
@@ -70,7 +73,11 @@ def request_tokens(
     ends = time.monotonic() + deadline
     replay = policy.replay_allowed(grant, clocks.now())
     first = _send(grant, ca_file, hooks, demanded, deadline / 2 if replay else deadline)
-    if first.sent is None or not isinstance(first.outcome, Lost):
+    if first.sent is None:
+        return first
+    if server_behavior.refuses_client_id(grant, first.outcome):
+        return _without_client_id(grant, first, ca_file, hooks, demanded, ends)
+    if not isinstance(first.outcome, Lost):
         return first
     refused = isinstance(first.outcome, ResourceRefused) and server_behavior.sends_resource(grant)
     first = msgspec.structs.replace(first, resource_refused=refused)
@@ -93,6 +100,25 @@ def request_tokens(
         doubt=second.doubt,
         resource_refused=refused,
     )
+
+
+def _without_client_id(
+    grant: Grant, first: TokenRequestResult, ca_file: str | None, hooks: Hooks, demanded: bool, ends: float
+) -> TokenRequestResult:
+    """Send the request again without ``client_id``, unless a live access token could be revoked (I1)."""
+    # Servers check the client before they spend the refresh token, but this one may not.
+    doubt = grant.doubt if grant.refresh_token is None or first.sent is None else grant.doubt or Doubt(since=first.sent)
+    without = msgspec.structs.replace(grant, omits_client_id=True, doubt=doubt)
+    protected = policy.protected_until(without, clocks.now(), demanded=demanded) is not None
+    remaining = ends - time.monotonic()
+    if protected or remaining < _MIN_REPLAY_TIME:
+        return first
+    second = _send(without, ca_file, hooks, demanded, remaining)
+    issued = isinstance(second.outcome, TokensIssued)
+    if isinstance(second.outcome, TokensIssued | GrantRejected | Lost):
+        # A rejection can come from the first request, so what was known before it still counts.
+        return msgspec.structs.replace(second, sent=second.sent or first.sent, client_id_refused=issued)
+    return first
 
 
 def _send(grant: Grant, ca_file: str | None, hooks: Hooks, demanded: bool, timeout: float) -> TokenRequestResult:
@@ -167,4 +193,4 @@ def _fields(grant: Grant) -> dict[str, str]:
         fields["scope"] = scope
     if grant.resource is not None and server_behavior.sends_resource(grant):
         fields["resource"] = grant.resource
-    return fields
+    return with_params(fields, server_behavior.renewal_params(grant))

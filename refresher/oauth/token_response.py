@@ -5,7 +5,6 @@ servers is data in ``dialects.py``. ``grants/transition.py`` then decides what t
 """
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from contextlib import suppress
@@ -27,7 +26,7 @@ from refresher.grants.outcome import (
     Unreadable,
 )
 from refresher.grants.policy import CLOCK_TOLERANCE, MAX_WAIT
-from refresher.grants.tokens import MAX_LIFETIME, auth_scheme, is_token, jwt_time
+from refresher.grants.tokens import MAX_LIFETIME, auth_scheme, is_token, jwt_time, lifetime, refresh_token_lifetime
 from refresher.oauth.dialects import KNOWN_CODES, classify_error
 
 __all__ = ["parse_token_response"]
@@ -40,6 +39,8 @@ _SPACE: Final = re.compile(r"[ \t\r\n]*")
 
 _BUSY_STATUSES: Final = frozenset({408, 425, 429, 503})
 _TOKEN_KEYS: Final = ("access_token", "refresh_token")
+# GitHub, Entra, RingCentral and others; Keycloak; Intuit.
+_LIFETIME_KEYS: Final = ("refresh_token_expires_in", "refresh_expires_in", "x_refresh_token_expires_in")
 
 # Keys that servers use for the code and its description, besides those of the RFC: GitHub, Supabase, OpenAI, HubSpot,
 # Cognito.
@@ -154,7 +155,7 @@ def _tokens(fields: dict[str, Any], now: float, skew: float) -> TokensIssued | N
     access, refresh = (fields.get(key) for key in _TOKEN_KEYS)
     if not is_token(access) or " " in access or not (refresh in (None, "") or is_token(refresh)):
         return None
-    expires_in = _expires_in(fields.get("expires_in"))
+    expires_in = lifetime(fields.get("expires_in"))
     expires_at = _expires_at(fields, access, now + skew) if expires_in is None else None
     return TokensIssued(
         access_token=Secret(access),
@@ -163,6 +164,9 @@ def _tokens(fields: dict[str, Any], now: float, skew: float) -> TokensIssued | N
         expires_at=None if expires_at is None else expires_at - skew,
         refresh_token=Secret(refresh) if refresh else None,
         scope=_scope(fields.get("scope")),
+        refresh_token_expires_in=refresh_token_lifetime(refresh or "", now + skew, *map(fields.get, _LIFETIME_KEYS)),
+        # An unreadable one must not lose the other tokens.
+        id_token=Secret(identity) if is_token(identity := fields.get("id_token")) else None,
         clock_skew=skew,
     )
 
@@ -172,17 +176,6 @@ def _scope(value: object) -> str | None:
     if isinstance(value, list) and all(isinstance(word, str) for word in value):
         value = " ".join(value)
     return value if isinstance(value, str) and value.isprintable() else None
-
-
-def _expires_in(value: object) -> float | None:
-    """Return the lifetime in seconds; ``None`` if it is absent, no number, or 0, which means "never" at VK."""
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        return None
-    try:
-        seconds = float(value)
-    except (ValueError, OverflowError):
-        return None
-    return min(seconds, MAX_LIFETIME) if math.isfinite(seconds) and seconds > 0 else None
 
 
 def _expires_at(fields: dict[str, Any], access_token: str, now: float) -> float | None:

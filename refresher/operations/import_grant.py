@@ -6,15 +6,23 @@ from urllib.parse import urlsplit
 import msgspec
 
 from refresher.common import clocks
-from refresher.common.errors import AlreadySpent, ExposedGrantFile, GrantFileError, ImportRefused, StorageError
-from refresher.grants import policy
+from refresher.common.errors import (
+    AlreadySpent,
+    ExposedGrantFile,
+    GrantFileError,
+    ImportRefused,
+    OtherAccount,
+    StorageError,
+)
+from refresher.grants import accounts, policy
+from refresher.grants.providers import UNKNOWN, find_profile
 from refresher.grants.record import Grant, Record, Stored, Tombstone, with_spent
 from refresher.oauth import urls
 from refresher.storage import files, lock, records, recovery
 from refresher.storage.directories import Directories
 from refresher.storage.publishing import Publisher, left_out, published_generation
 
-__all__ = ["Imported", "exists", "is_for_other_server", "other_server", "store_grant"]
+__all__ = ["Imported", "exists", "is_for_other_server", "other_server", "sharing_login", "store_grant"]
 
 
 class Imported(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,16 +45,16 @@ def store_grant(
     replace: bool,
     if_absent: bool,
     stopping: Callable[[], bool],
-    same_server: bool = False,
+    same_login: bool = False,
     just_issued: bool = False,
 ) -> Imported:
     """Store ``imported`` durably, and publish its access token if it has one.
 
-    ``same_server``: ``replace`` may replace a grant of the same server only, as far as the servers are known.
+    ``same_login``: ``replace`` may replace a grant of the same server and account only, as far as they are known.
     ``just_issued``: the server has issued the refresh token in this login, so it counts as unspent.
 
-    Raises ``ImportRefused`` if the name is taken or the refresh token is known, ``GrantFileError`` for a damaged
-    record of that name, ``LockBusy``, ``StorageError`` and ``Interrupted``. Then nothing is changed.
+    Raises ``OtherAccount``, ``ImportRefused`` if the name is taken or the refresh token is known, ``GrantFileError``
+    for a damaged record of that name, ``LockBusy``, ``StorageError`` and ``Interrupted``. Then nothing is changed.
     """
     trouble = directories.prepare()
     name = imported.name
@@ -65,8 +73,8 @@ def store_grant(
         if trouble is not None:
             # A login that a person has just approved is stored all the same.
             warnings.append(f"cannot accept demands from agents: {trouble}")
-        if same_server:
-            _require_same_server(directories, imported)
+        if same_login:
+            _require_same_login(directories, imported)
         try:
             stored = recovery.recover(directories, name, clocks.now(), giving_up=replace)
         except ExposedGrantFile:
@@ -105,8 +113,37 @@ def is_for_other_server(grant: Grant, url: str | None) -> bool:
     return url is not None and urls.parse_origin(url) not in own
 
 
-def _require_same_server(directories: Directories, imported: Grant) -> None:
-    """Refuse to replace a grant of another server, also one whose import was interrupted."""
+def sharing_login(directories: Directories, grant: Grant) -> str | None:
+    """Return a name whose grant may be of the same server and account as ``grant``; ``None`` if there is none.
+
+    A server may end all logins of an account and client together. What cannot be read counts.
+
+    Raises ``DirectoryError``.
+    """
+    listing = directories.listing()
+    for name in listing.all:
+        try:
+            found = _records(directories, name, unfinished=name in listing.unfinished)
+        except (GrantFileError, OSError):
+            return name
+        for there in found:
+            if not isinstance(there, Grant) or accounts.is_other(there.account, grant.account):
+                continue
+            if _servers(there) & _servers(grant):
+                return name
+    return None
+
+
+def _servers(grant: Grant) -> set[str]:
+    """Return the hosts of its authorization server, and the name of its profile: one server can have several hosts."""
+    addresses = (grant.issuer, grant.token_endpoint)
+    profile = find_profile(grant.token_endpoint, grant.issuer)
+    hosts = {urlsplit(address).hostname or "" for address in addresses if address}
+    return hosts if profile is UNKNOWN else hosts | {profile.name}
+
+
+def _require_same_login(directories: Directories, imported: Grant) -> None:
+    """Refuse to replace a grant of another server or account, also one whose import was interrupted."""
     try:
         found = _records(directories, imported.name, unfinished=True)
     except (GrantFileError, OSError):
@@ -114,6 +151,16 @@ def _require_same_server(directories: Directories, imported: Grant) -> None:
     for there in found:
         if isinstance(there, Grant) and is_for_other_server(there, imported.server_url):
             raise ImportRefused(other_server(there))
+        if isinstance(there, Grant) and there.account and imported.account:
+            if not accounts.is_other(there.account, imported.account):
+                continue
+            new, old = accounts.shown(imported.account), accounts.shown(there.account)
+            if new == old:  # two accounts can have one label
+                new, old = f"{new} ({imported.account.subject})", f"{old} ({there.account.subject})"
+            raise OtherAccount(
+                f"this login is for {new}, and {there.name} is for {old}; nothing was changed. Log in as "
+                f"{old}, choose another name, or replace it with --replace"
+            )
 
 
 def _compare(directories: Directories, imported: Grant, *, just_issued: bool) -> list[str]:

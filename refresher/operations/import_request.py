@@ -1,8 +1,10 @@
 """Parse and check the JSON of ``import``, without reading the stored grants."""
 
+import difflib
+import logging
 import re
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, cast, get_args
@@ -13,25 +15,61 @@ from refresher.common import durations
 from refresher.common.clocks import Moment
 from refresher.common.errors import ConfigError, ImportRefused
 from refresher.common.secret import Secret
+from refresher.grants import accounts, refresh_life
 from refresher.grants.record import NO_RECORD, AuthMethod, Grant, decode_secret
-from refresher.grants.tokens import MAX_LIFETIME, auth_scheme, is_token, jwt_time, not_before
+from refresher.grants.tokens import (
+    MAX_LIFETIME,
+    auth_scheme,
+    is_token,
+    jwt_time,
+    needs_proof,
+    not_before,
+    refresh_token_lifetime,
+)
 from refresher.oauth import urls
+from refresher.oauth.params import RESERVED_IN_RENEWALS
 from shim._token import is_name
 
 __all__ = ["ImportRequest", "check_files", "check_name", "parse"]
 
+log = logging.getLogger(__name__)
+
 _SECRET_METHODS: Final = ("client_secret_basic", "client_secret_post")
 _TLS_METHODS: Final = ("tls_client_auth", "self_signed_tls_client_auth")
 _METHODS: Final = get_args(AuthMethod)
-_KINDS: Final = {"float": "a number", "bool": "true or false", "array": "a list of texts"}
+_KINDS: Final = {
+    "float": "a number",
+    "bool": "true or false",
+    "array": "a list of texts",
+    "object": "an object of texts",
+}
 _PRINTABLE: Final = (
     *("client_id", "client_secret", "private_key_id", "token_endpoint_auth_signing_alg", "resource", "scope"),
     *("refresh_token", "access_token", "token_type"),
 )
+_USUAL_EXTRAS: Final = frozenset(
+    {
+        # Members of token responses that mean nothing here: Keycloak, Entra, Salesforce, Slack, Notion, HubSpot ...
+        *(
+            "not-before-policy",
+            "session_state",
+            "ext_expires_in",
+            "expires_on",
+            "not_before",
+            "foci",
+            "client_info",
+            "issued_token_type",
+        ),
+        *("id", "instance_url", "signature", "issued_at", "created_at", "ok", "app_id", "authed_user", "team"),
+        *("bot_id", "bot_user_id", "workspace_id", "workspace_name", "workspace_icon", "owner", "hub_id"),
+        *("account_id", "user", "user_id", "realmId"),
+    }
+)
+_SIMILAR: Final = 0.8
 
 
-class ImportRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The JSON that ``import`` accepts."""
+class ImportRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """The JSON that ``import`` accepts; it ignores keys that cannot be a mistake."""
 
     token_endpoint: str
     client_id: str
@@ -49,16 +87,24 @@ class ImportRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     access_token: Secret | None = None
     token_type: str = "Bearer"  # noqa: S105  a token type, no password
     id_token: Secret | None = None
-    """Part of many token responses; ignored."""
+    """Part of many token responses; it names the account. An unreadable one is ignored."""
     expires_at: float | None = None
     expires_in: float | None = None
+    refresh_token_expires_at: float | None = None
+    refresh_token_expires_in: float | None = None
+    refresh_expires_in: float | None = None
+    x_refresh_token_expires_in: float | None = None
     scope: str | None = None
     issuer: str | None = None
     revocation_endpoint: str | None = None
     resource: str | None = None
     send_resource: bool | None = None
+    refresh_params: dict[str, str] | None = None
     replay: str | None = None
     max_age: float | str | None = None
+
+
+_SHARED: Final = sorted({*ImportRequest.__struct_fields__} & {*Grant.__struct_fields__} - {"id_token"})
 
 
 def check_name(name: str) -> None:
@@ -77,10 +123,11 @@ def parse(name: str, data: bytes, now: Moment) -> Grant:
     check_name(name)
     try:
         keys = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
-        if unknown := sorted(keys.keys() - set(ImportRequest.__struct_fields__)):
-            raise ImportRefused(
-                f"unknown keys: {', '.join(unknown)} (known: {', '.join(ImportRequest.__struct_fields__)})"
-            )
+        if unknown := sorted(keys.keys() - {*ImportRequest.__struct_fields__, *_USUAL_EXTRAS}):
+            # Other characters could be control sequences of a terminal.
+            unknown = [key if is_token(key) else repr(key) for key in unknown]
+            _check_spelling(unknown)
+            log.warning("%s: warning: ignored, because refresher has no use for them: %s", name, ", ".join(unknown))
         # Some servers write numbers as texts.
         request = msgspec.json.decode(data, type=ImportRequest, dec_hook=decode_secret, strict=False)
     except UnicodeDecodeError:
@@ -97,6 +144,8 @@ def parse(name: str, data: bytes, now: Moment) -> Grant:
             raise ImportRefused(f"{key} must be printable ASCII and not empty")
     if " " in request.token_type or (request.access_token is not None and " " in request.access_token.reveal()):
         raise ImportRefused("access_token and token_type must not contain a space (RFC 6750 section 2.1)")
+    if needs_proof(auth_scheme(request.token_type)):
+        raise ImportRefused(f"{request.token_type} tokens need a proof that agents do not send")
     if request.send_resource and request.resource is None:
         raise ImportRefused("send_resource requires a resource")
     origins = tuple(dict.fromkeys(_url(urls.parse_origin, "origins", origin) for origin in request.origins or ()))
@@ -107,7 +156,7 @@ def parse(name: str, data: bytes, now: Moment) -> Grant:
     for key in ("issuer", "revocation_endpoint"):
         if (address := getattr(request, key)) is not None:
             _url(urls.check_endpoint, key, address)
-    fields = {key: getattr(request, key) for key in ImportRequest.__struct_fields__ if key in Grant.__struct_fields__}
+    fields = {key: getattr(request, key) for key in _SHARED}
     fields |= {key: _path(fields[key]) for key in ("private_key_file", "client_cert", "client_key")}
     fields |= {
         "token_endpoint": _url(urls.check_endpoint, "token_endpoint", request.token_endpoint),
@@ -117,6 +166,7 @@ def parse(name: str, data: bytes, now: Moment) -> Grant:
         "replay": _replay(request.replay),
         "max_age": None if request.max_age is None else _duration("max_age", request.max_age),
         "token_type": auth_scheme(request.token_type),
+        "refresh_params": _refresh_params(request.refresh_params or {}),
     }
     grant = Grant(
         **fields,
@@ -131,7 +181,21 @@ def parse(name: str, data: bytes, now: Moment) -> Grant:
         not_before=None if request.refresh_token is None else not_before(request.refresh_token.reveal(), now.wall),
     )
     check_files(grant, now.wall)
-    return grant
+    id_token = None if request.id_token is None or not is_token(request.id_token.reveal()) else request.id_token
+    known = msgspec.structs.replace(grant, **accounts.identity(grant, id_token, request.access_token))
+    return refresh_life.after_login(known, _refresh_token_lifetime(request, now.wall), now)
+
+
+def _check_spelling(unknown: Collection[str]) -> None:
+    """Raise ``ImportRefused`` for a key that is spelled almost like a known one."""
+    known = {_letters(key): key for key in ImportRequest.__struct_fields__}
+    meant = {key: difflib.get_close_matches(_letters(key), known, 1, _SIMILAR) for key in unknown}
+    if wrong := [f"{key} (did you mean {known[similar[0]]}?)" for key, similar in meant.items() if similar]:
+        raise ImportRefused(f"unknown keys: {', '.join(wrong)}")
+
+
+def _letters(key: str) -> str:
+    return key.lower().replace("_", "").replace("-", "")
 
 
 def _url(check: Callable[[str], str], key: str, value: str) -> str:
@@ -168,6 +232,14 @@ def _method(request: ImportRequest) -> AuthMethod:
     if request.refresh_token is None and method == "none":
         raise ImportRefused("client_credentials requires client authentication (RFC 6749 section 4.4)")
     return cast("AuthMethod", method)
+
+
+def _refresh_params(params: dict[str, str]) -> tuple[tuple[str, str], ...]:
+    for key, value in params.items():
+        if key in RESERVED_IN_RENEWALS or not is_token(key) or not is_token(value):
+            reserved = ", ".join(RESERVED_IN_RENEWALS)
+            raise ImportRefused(f"refresh_params must be printable ASCII and not empty, and none of {reserved}")
+    return tuple(params.items())
 
 
 def _path(value: str | None) -> str | None:
@@ -211,6 +283,22 @@ def _expires_at(request: ImportRequest, now: Moment) -> float | None:
     return expiry
 
 
+def _refresh_token_lifetime(request: ImportRequest, now: float) -> float | None:
+    """Return the seconds for which the refresh token lives, as far as they are known."""
+    if request.refresh_token is None:
+        return None
+    at = request.refresh_token_expires_at
+    if at is not None and at > now + MAX_LIFETIME:
+        raise ImportRefused("refresh_token_expires_at must be epoch seconds (not milliseconds), within ten years")
+    token = request.refresh_token.reveal()
+    announced = (request.refresh_token_expires_in, request.refresh_expires_in, request.x_refresh_token_expires_in)
+    lifetimes = (
+        refresh_token_lifetime(token, now, None if at is None else at - now, *announced),
+        refresh_token_lifetime(token, now),  # the answer may be old, and its "exp" still counts
+    )
+    return min(filter(None, lifetimes), default=None)
+
+
 def _invalid(message: str) -> str:
     """Return what is wrong with the JSON, in plain words, from the message of msgspec."""
     if missing := re.search(r"missing required field `(\w+)`", message):
@@ -218,6 +306,8 @@ def _invalid(message: str) -> str:
     key = re.search(r"at `\$\.?(\w+)", message)
     if key is None or message.endswith("`$[...]`"):
         return "the import is not one JSON object: {...}"
+    if message.endswith("[...]`"):
+        return f"{key[1]} must be an object of texts"
     kind = next((words for name, words in _KINDS.items() if f"Expected `{name}" in message), "a text")
     return f"{key[1]} must be {kind}"
 

@@ -6,7 +6,7 @@ import msgspec
 
 from refresher.common import clocks
 from refresher.common.errors import GrantFileError
-from refresher.grants import policy
+from refresher.grants import policy, refresh_life
 from refresher.grants.policy import Decision, Rotate
 from refresher.grants.record import Grant, Record
 from refresher.oauth import urls
@@ -30,7 +30,7 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
     stale: bool
     """The token file is missing, or differs from the record."""
     needs_lock: bool
-    """The grant must be published, rotated or recovered, or a demand must be removed."""
+    """The grant must be published, rotated or recovered, a demand must be removed, or a warning is due."""
 
     @property
     def server(self) -> str:
@@ -73,6 +73,7 @@ def inspect(
         or isinstance(decision, Rotate)
         or records.spill_of(record) is not None
         or policy.doubt_in_future(record, now)
+        or ((warning := refresh_life.next_warning(record, now)) is not None and warning.seconds <= 0)
     )
     return Inspection(name=name, record=record, decision=decision, stale=stale, needs_lock=needs_lock)
 

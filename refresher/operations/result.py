@@ -6,11 +6,12 @@ from typing import Final, Literal, assert_never
 import msgspec
 
 from refresher.common import clocks, text
-from refresher.grants import policy
+from refresher.common.clocks import Moment
+from refresher.grants import accounts, policy, refresh_life
 from refresher.grants.policy import Wait
 from refresher.grants.record import FailureKind, Grant
 
-__all__ = ["EXIT_CODES", "Result", "ResultCode", "exit_code"]
+__all__ = ["EXIT_CODES", "Result", "ResultCode", "end_of_login", "exit_code"]
 
 ResultCode = (
     FailureKind
@@ -62,6 +63,11 @@ class Result(msgspec.Struct, frozen=True):
             life = text.span(policy.expected_expiry(after) - now.wall)
             next_rotation = text.span(max(policy.due_at(after) - now.wall, 0))
             detail = f"valid for {life}; next rotation in {next_rotation}"
+            if (named := accounts.other_account_named(before, after)) is not None and after.account is not None:
+                detail += (
+                    f"; warning: the server now names {named}, and the login is for {accounts.shown(after.account)}: "
+                    f"check whose tokens these are, and {_what_to_do(after)} if they are not yours"
+                )
             return cls(after.name, "rotated", after.generation, detail)
         decision = policy.decide(after, now)
         if isinstance(decision, Wait):
@@ -76,6 +82,15 @@ def exit_code(results: Iterable[Result]) -> int:
     return next((code for code in _MOST_SERIOUS_FIRST if code in codes), 0)
 
 
+def end_of_login(grant: Grant, now: Moment) -> str:
+    """Return the warning that the login of ``grant`` ends, and what to do before."""
+    left = refresh_life.login_left(grant, now) or 0.0
+    return (
+        f"the server ends this login in {text.span(left)}, at {text.clock_time(now.wall + left)}, and no rotation can "
+        f"prolong it: before then, {_what_to_do(grant)}"
+    )
+
+
 def _explain(grant: Grant, rest: Wait) -> str:
     """Return why there is no exchange now, and what happens next."""
     wait = "" if rest.until is None else text.span(max(rest.until - clocks.now().wall, 0))
@@ -87,8 +102,9 @@ def _explain(grant: Grant, rest: Wait) -> str:
         case "reauthorization_required":
             return f"{_last_error(grant)}; {_what_to_do(grant)}"
         case "transient" | "client_rejected" | "too_early" if policy.needs_person(grant):
+            times = "twice" if grant.refusals == 2 else f"{grant.refusals} times"
             return (
-                f"{_last_error(grant)}; the server refused {grant.refusals} times in a row: {_what_to_do(grant)}, with "
+                f"{_last_error(grant)}; the server refused {times} in a row: {_what_to_do(grant)}, with "
                 f"a client that the server accepts; next attempt in {wait}"
             )
         case "in_doubt":
@@ -96,6 +112,11 @@ def _explain(grant: Grant, rest: Wait) -> str:
             return f"{_last_error(grant)}; the refresh token may be spent; {use}next attempt in {wait}"
         case "too_early":
             return f"the server refuses to refresh before the access token expires; next attempt in {wait}"
+        case "client_rejected" if policy.is_forgotten(grant):
+            return (
+                f"{_last_error(grant)}; the server may have forgotten the client that refresher registered: "
+                f"{_what_to_do(grant)}, which registers a new one; next attempt in {wait}"
+            )
         case "transient" | "client_rejected":
             return f"{_last_error(grant)}; next attempt in {wait}"
         case _:

@@ -6,7 +6,7 @@ publish, release.
 
 import logging
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 from typing import NamedTuple
 
@@ -15,14 +15,14 @@ import msgspec
 from refresher.common import clocks
 from refresher.common.errors import DirectoryError, GrantFileError, Interrupted, LockBusy, StorageError
 from refresher.common.reading import read_ahead
-from refresher.grants import policy, transition
+from refresher.grants import policy, refresh_life, transition
 from refresher.grants.outcome import GrantRejected, ResourceRefused, TokensIssued
 from refresher.grants.policy import Wait
 from refresher.grants.record import Grant, Record, Stored
 from refresher.oauth import tls
 from refresher.oauth.http_client import DEADLINE
 from refresher.oauth.token_request import TokenRequestResult, request_tokens
-from refresher.operations.result import EXIT_CODES, Result
+from refresher.operations.result import EXIT_CODES, Result, end_of_login
 from refresher.storage import demands, journal, lock, records, recovery
 from refresher.storage.directories import Directories
 from refresher.storage.journal import Attempt
@@ -136,11 +136,11 @@ class _Rotation(NamedTuple):
             horizon=0.0 if adopted else self.order.horizon,
         )
         if isinstance(decision, Wait):
-            return self._publish(grant, pending, Result.from_decision(grant, decision, adopted=adopted))
+            return self._finish(grant, pending, Result.from_decision(grant, decision, adopted=adopted))
         if self.terms.stopping():
             raise Interrupted
         changed = self._exchange(stored, grant, demanded=demanded)
-        return self._publish(changed, pending, Result.after_exchange(grant, changed))
+        return self._finish(changed, pending, Result.after_exchange(grant, changed))
 
     def _exchange(self, stored: Stored, grant: Grant, *, demanded: bool) -> Grant:
         """Reserve, declare, exchange, persist; nothing is logged from the request to the durable answer."""
@@ -173,6 +173,11 @@ class _Rotation(NamedTuple):
         self.terms.sent.discard(grant.name)
         return changed
 
+    def _finish(self, grant: Grant, pending: frozenset[int], result: Result) -> Result:
+        result = self._publish(grant, pending, result)
+        self._warn_of_end(grant)
+        return result
+
     def _publish(self, grant: Grant, pending: frozenset[int], result: Result) -> Result:
         """Publish ``grant`` and settle the demands; add to ``result`` if readers cannot see it."""
         current = self.publisher.current(grant)
@@ -196,6 +201,23 @@ class _Rotation(NamedTuple):
         unseen = "NOT published: the token file is of a later generation (was grants/ restored from a backup?)"
         return msgspec.structs.replace(result, detail=f"{result.detail}; {unseen}")
 
+    def _warn_of_end(self, grant: Grant) -> None:
+        """Warn that the login of ``grant`` ends, once for each time ahead: the record keeps the last one."""
+        now, directories = clocks.now(), self.publisher.directories
+        warning = refresh_life.next_warning(grant, now)
+        if warning is None or warning.seconds > 0:
+            return
+        # If the record cannot be written, the process remembers its warning.
+        if (given := f"{grant.grant_id} {warning.ahead}") not in self.terms.warned:
+            self.terms.warned.add(given)
+            log.warning("%s: %s", grant.name, end_of_login(grant, now))
+        with suppress(GrantFileError, StorageError):
+            stored = records.load(directories, grant.name)
+            # Another record is there if this one had to be saved in the spill directory.
+            if isinstance(stored.record, Grant) and stored.record.generation == grant.generation:
+                warned = msgspec.structs.replace(stored.record, end_warned=warning.ahead)
+                records.write(directories, grant.name, stored, warned)
+
     def _publish_removal(self, tombstone: Record | None, pending: frozenset[int]) -> None:
         """Finish a removal that was cut off before its readers saw it."""
         if tombstone is not None:
@@ -214,6 +236,7 @@ def _after(grant: Grant, exchanged: TokenRequestResult, *, demanded: bool, gener
             # If the request without it was refused too, it was not the reason, and the next attempt sends it again.
             resource_refused=exchanged.resource_refused
             or (grant.resource_refused and not isinstance(exchanged.outcome, ResourceRefused)),
+            omits_client_id=exchanged.client_id_refused or grant.omits_client_id,
         ),
         exchanged.outcome,
         sent=exchanged.sent,

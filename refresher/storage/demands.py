@@ -117,11 +117,14 @@ def bar(directories: Directories, name: str, generation: int) -> str | None:
     try:
         with directories.opened_demands() as place:
             try:
-                os.stat(entry, dir_fd=place, follow_symlinks=False)
+                if not _is_there(place, entry):
+                    # An earlier attempt may have removed it, and not synced. If the disk accepts nothing any more, a
+                    # token that was spilled is published all the same.
+                    with suppress(OSError):
+                        os.fsync(place)
+                    return None
                 _remove(place, entry)
                 os.fsync(place)
-            except FileNotFoundError:
-                return None
             except OSError as error:
                 path = directories.demands / entry
                 problem = f"cannot remove the demand {path}, which is older than its token: {error.strerror}"
@@ -147,6 +150,14 @@ def is_barred(directories: Directories, name: str, generation: int) -> bool:
         return found is not None and generation <= int(found.data)
     except (OSError, ValueError):
         return True
+
+
+def _is_there(place: int, entry: str) -> bool:
+    try:
+        os.stat(entry, dir_fd=place, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _remove(place: int, entry: str) -> None:

@@ -129,12 +129,19 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
     def listing(self) -> Listing:
         """List ``grants/``; nothing if it does not exist yet. Raises ``DirectoryError``."""
         from_names, unfinished = [], set()
+        if not os.path.lexists(self.state):
+            return Listing()
+        try:
+            trouble = self._check()
+        except NotADirectoryError:
+            raise DirectoryError(f"{self.state} is not a directory; check --state-dir") from None
+        except OSError as error:
+            raise DirectoryError(f"cannot read {error.filename or self.state}: {error.strerror}") from None
         try:
             single_directory.check_private(self.grants)
-            trouble = self._check()
             entries = os.listdir(self.grants)  # noqa: PTH208  plain names
         except FileNotFoundError:
-            return Listing()
+            return Listing(demands_problem=trouble)
         except OSError as error:
             raise DirectoryError(f"cannot read {self.grants}: {error.strerror}") from None
         for entry in entries:
@@ -148,16 +155,12 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
         names = tuple(sorted(filter(is_name, from_names)))
         return Listing(names, frozenset(filter(is_name, unfinished)), self.sharing(), trouble)
 
-    def ensure(self) -> None:
+    def prepare(self) -> str | None:
         """Create the directories that are missing, with the modes of the README, independent of the umask.
 
-        Raises ``DirectoryError`` if a directory cannot be created, or if other users could read ``grants/``.
+        Return what is wrong with ``demands/``, because the schedule does not need it. Raises ``DirectoryError`` if
+        another directory cannot be created, or if other users could read ``grants/``.
         """
-        if (trouble := self.prepare()) is not None:
-            raise DirectoryError(trouble)
-
-    def prepare(self) -> str | None:
-        """Do as ``ensure`` does, but return what is wrong with ``demands/``: the schedule does not need it."""
         shared = self.group is not None
         passed = 0o711 if shared else 0o700
         with self._explained():
@@ -213,13 +216,14 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
 
     @contextmanager
     def opened_demands(self) -> Iterator[int]:
-        """Open ``demands/``, and check on the descriptor that it is no directory of grants.
+        """Open ``demands/``, and check on the descriptor whose it is, and that it is no directory of grants.
 
         Raises ``DirectoryError`` and ``OSError``.
         """
         with single_directory.opened(self.demands) as descriptor:
+            single_directory.check_demands(self.demands, status := os.fstat(descriptor))
             with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(descriptor), self.grants.lstat()):
+                if os.path.samestat(status, self.grants.lstat()):
                     raise DirectoryError(_one_directory("demands directory", "grants directory", self.demands))
             yield descriptor
 
@@ -260,8 +264,8 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
         try:
             single_directory.refuse_link_of_another(place := write_access.find(self.demands))
             found["demands directory"] = place
-            if not place.missing and not stat.S_ISDIR(place.directory[1].st_mode):
-                trouble = f"{self.demands} is not a directory"
+            if not place.missing:
+                single_directory.check_demands(self.demands, place.directory[1])
         except DirectoryError as error:
             trouble = str(error)
         except OSError as error:
@@ -299,7 +303,8 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
             raise DirectoryError(f"{self.state} is not a directory")
         if status.st_uid not in (0, os.geteuid()):
             raise DirectoryError(
-                f"{self.state} belongs to user {status.st_uid}, this is user {os.geteuid()}: run it as its owner"
+                f"{self.state} belongs to user {status.st_uid}, this is user {os.geteuid()}: run it as its "
+                "owner if you trust that user, or choose another --state-dir"
             )
         if (who := write_access.writers(status)) is not None:
             change = "o-w" if who == "anybody" else "g-w"

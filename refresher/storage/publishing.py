@@ -216,11 +216,13 @@ class Publisher:
             return False
         path = self.directories.token(name)
         foreign = _parsed(published, name) if seen is None else None
+        known = seen or foreign
         try:
             with self.directories.opened_tokens() as tokens:
                 if foreign is not None and foreign.generation > record.generation:
+                    aside = f"{path.name}.aside.{clocks.now().wall:.0f}"
                     with suppress(OSError):
-                        aside = files.keep_aside(path, clocks.now().wall)
+                        os.rename(path.name, aside, src_dir_fd=tokens, dst_dir_fd=tokens)
                         log.warning(
                             "%s: refresher has not published the token file of generation %d; it is now %s, and "
                             "refresher publishes again",
@@ -228,7 +230,7 @@ class Publisher:
                             foreign.generation,
                             aside,
                         )
-                if seen is None or seen.generation < record.generation:
+                if known is None or known.generation < record.generation:
                     self._bar_demands(record)
                 mode, group = self.directories.sharing(os.fstat(tokens))
                 files.replace(tokens, path.name, wanted, mode=mode, group=group)

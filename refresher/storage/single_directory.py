@@ -11,7 +11,7 @@ from refresher.common.errors import DirectoryError
 from refresher.storage import files, write_access
 from refresher.storage.write_access import Found
 
-__all__ = ["check_private", "check_tokens", "make", "opened", "refuse_link_of_another", "share"]
+__all__ = ["check_demands", "check_private", "check_tokens", "make", "opened", "refuse_link_of_another", "share"]
 
 
 def check_private(directory: Path) -> None:
@@ -43,6 +43,16 @@ def check_tokens(directory: Path, status: os.stat_result) -> None:
         raise DirectoryError(
             f"{directory} belongs to user {status.st_uid}, who could replace the tokens that agents trust: "
             f"run 'chown {os.geteuid()}' on it"
+        )
+
+
+def check_demands(directory: Path, status: os.stat_result) -> None:
+    """Raise ``DirectoryError`` if another user decides which demands are in a directory."""
+    if not stat.S_ISDIR(status.st_mode):
+        raise DirectoryError(f"{directory} is not a directory")
+    if status.st_uid not in (0, os.geteuid()):
+        raise DirectoryError(
+            f"{directory} belongs to user {status.st_uid}, who could remove demands: run 'chown {os.geteuid()}' on it"
         )
 
 

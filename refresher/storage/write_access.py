@@ -3,13 +3,17 @@
 import errno
 import os
 import stat
+import time
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Final, NamedTuple
 
 __all__ = ["Found", "find", "is_mount_point", "writers"]
 
 _MOST_LINKS: Final = 40
+_REMEMBERED: Final = 600.0
+"""Seconds."""
 _MOUNTS: Final = Path("/proc/self/mountinfo")
 
 
@@ -98,6 +102,11 @@ def writers(status: os.stat_result) -> str | None:
 
 
 def _is_private_group(group: int, user: int) -> bool:
+    return _has_no_other_member(group, user, int(time.monotonic() / _REMEMBERED))
+
+
+@lru_cache(maxsize=64)  # users can be in a directory server, which is slow
+def _has_no_other_member(group: int, user: int, _period: int) -> bool:
     """Whether a group is the primary one of ``user``, and has no other member that this machine knows."""
     import grp  # a directory that a group can write is rare
     import pwd

@@ -40,7 +40,7 @@ def _cpu(arguments: tuple[str, ...], home: Path) -> float:
 def _store(home: Path, count: int) -> None:
     """Store healthy grants of fifty servers, each with the files of an import."""
     directories = resolve({"state_dir": str(home / ".local/state/refresher")}, None).directories
-    directories.ensure()
+    directories.prepare()
     for number in range(count):
         fields = {
             "token_endpoint": f"https://as{number % 50}.example/token",

@@ -122,3 +122,21 @@ def test_the_three_directories_can_be_in_different_places(refresher: Command) ->
     assert (tokens / "linear.json").exists()
     # At the end of the test, a token may only be in a file of such a name.
     (tokens / "linear.json").rename(refresher.home / "linear.import.json")
+
+
+@pytest.mark.parametrize("arguments", [("run-once",), ("status",), ("run",)], ids=" ".join)
+def test_a_state_directory_that_others_can_write_is_refused_before_it_holds_a_grant(
+    refresher: Command, arguments: tuple[str, ...]
+) -> None:
+    """If it failed, cron on a wrong directory would look healthy, until a login there is replaced by somebody else."""
+    refresher.state.mkdir(parents=True)
+    refresher.state.chmod(0o777)
+    assert "anybody can write to" in one_line(refresher(*arguments))
+    assert list(refresher.state.iterdir()) == []
+
+
+def test_a_state_directory_that_is_a_file_is_named(refresher: Command) -> None:
+    """If it failed, a person with a wrong --state-dir would read about a path that they did not give."""
+    refresher.state.parent.mkdir(parents=True)
+    refresher.state.touch()
+    assert f"{refresher.state} is not a directory; check --state-dir" in one_line(refresher("run-once"))

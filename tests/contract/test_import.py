@@ -18,8 +18,9 @@ from tests.support.command import Command
         ({"client_id": None}, "client_id"),
         ({"refresh_token": None}, "refresh_token"),
         ({"server_url": None}, "server_url"),
-        ({"surprise": 1}, "surprise"),
-        ({"origns": [], "a": 1}, "unknown keys: a, origns (known: token_endpoint"),
+        ({"origns": [], "a": 1}, "unknown keys: origns (did you mean origins?)"),
+        ({"accessToken": "a-good-token"}, "accessToken (did you mean access_token?)"),
+        ({"access_token": "a-good-token", "token_type": "DPoP"}, "DPoP tokens need a proof"),
         ({"access_token": "a token"}, "space"),
         ({"access_token": "a-good-token", "expires_at": 1_800_000_000_000}, "milliseconds"),
         ({"expires_in": 60}, "access_token"),
@@ -74,7 +75,7 @@ def test_an_import_with_an_invalid_field_is_refused(refresher: Command, changes:
 def test_an_import_of_invalid_json_is_one_line(refresher: Command, data: str) -> None:
     """If it failed, a wrong file would end in a traceback that shows its content, or in the words of a parser."""
     line = one_line(refresher("import", "linear", "--from", "-", stdin=data))
-    assert any(words in line for words in ("is not JSON", "is not one JSON object", "unknown keys", "is empty")), line
+    assert any(words in line for words in ("is not JSON", "is not one JSON object", "is missing", "is empty")), line
 
 
 def test_an_import_from_standard_input_stores_every_field(refresher: Command) -> None:
@@ -111,8 +112,17 @@ def test_an_import_from_standard_input_stores_every_field(refresher: Command) ->
 def test_a_token_response_with_the_other_required_keys_is_an_import(refresher: Command) -> None:
     """If it failed, a person could not import the token response of a login without deleting fields from it."""
     response = {"access_token": "an-access-token-of-it", "expires_in": "3600", "id_token": "an-id-token-of-it", "token_type": "bearer", "scope": "a"}  # fmt: skip
-    refresher.import_grant("linear", GRANT | response)
+    more = {"not-before-policy": 0, "session_state": "x", "ext_expires_in": 3600}
+    done = refresher("import", "linear", "--from", str(refresher.write_import("linear", GRANT | response | more)))
+    assert (done.code, done.stderr) == (0, "")
     assert refresher.token("linear").token_type == "bearer"
+
+
+def test_a_key_that_means_nothing_is_ignored_and_named(refresher: Command) -> None:
+    """If it failed, a person would have to delete such keys, or would not see that a setting has no effect."""
+    done = refresher("import", "linear", "--from", str(refresher.write_import("linear", GRANT | {"surprise": {}})))
+    assert done.code == 0
+    assert "linear: warning: ignored, because refresher has no use for them: surprise" in done.stderr
 
 
 def test_the_defaults_of_an_import_are_cautious(refresher: Command) -> None:
@@ -183,3 +193,11 @@ def test_a_token_that_is_sent_without_tls_causes_a_warning(refresher: Command) -
         "local", GRANT | {"refresh_token": "another-token", "server_url": "http://[::1]:1/"}
     )
     assert refresher("import", "local", "--from", str(loopback)).stderr == ""
+
+
+def test_no_key_of_an_import_reaches_the_terminal_as_a_control_sequence(refresher: Command) -> None:
+    """If it failed, a file from elsewhere could change what a person sees."""
+    done = refresher("import", "linear", "--from", str(refresher.write_import("linear", GRANT | {"b\x1b[31m": 1})))
+    assert done.code == 0
+    assert "\x1b" not in done.stderr
+    assert r"'b\x1b[31m'" in done.stderr

@@ -124,6 +124,7 @@ def test_a_wrong_secret_and_a_wrong_url_are_refused(logged_in: Command, plain_oi
         done = logged_in("login", "linear", "--replace", f"{mcp.url}x", environment=PERSON)
         line = last_line(done, 2)
         assert f"there is no MCP server at {mcp.url}x (404); nothing was changed. Check the URL" in line
+        assert mcp.seen()["authorized"] == 0, "a person logged in in vain"
         assert all_files(logged_in) == before
         assert logged_in("login", "linear", "--replace", f"{mcp.url}x", "--no-verify", environment=PERSON).code == 0
 
@@ -171,17 +172,21 @@ def test_a_redirect_can_be_pasted(quick: Command, form: str) -> None:
     assert quick.grant("linear").generation == 0
 
 
-def test_a_pasted_refusal_ends_the_login(logged_in: Command) -> None:
-    """If it failed, a person who declines on another machine would also have to stop the command."""
-    before = all_files(logged_in)
+def test_no_pasted_redirect_ends_the_login(logged_in: Command) -> None:
+    """If it failed, a redirect that was damaged when it was copied would end the login, or be taken for an attack."""
     with MCPLogin(consent="page") as mcp:
         process = logged_in.start("login", "linear", "--replace", mcp.url, "--no-browser")
-        request = parse_qs(urlsplit(address(process)).query)
-        done = logged_in.finish(
-            process, f"{request['redirect_uri'][0]}?error=access_denied&state={request['state'][0]}\n"
-        )
-    assert "(access_denied); nothing was changed" in last_line(done, 3)
-    assert all_files(logged_in) == before
+        first = address(process)
+        request = parse_qs(urlsplit(first).query)
+        assert process.stdin is not None
+        for answer in ("error=access_denied", "code=x&iss=https%3A%2F%2Fas.exam", "code="):
+            os.write(process.stdin.fileno(), f"?{answer}&state={request['state'][0]}\n".encode())
+        url = Person("paste").open(first)
+        logged_in.vault.learn(parse_qs(urlsplit(url).query)["code"][0])
+        done = logged_in.finish(process, f"view-source:{url.partition('://')[2]}\n")
+    assert done.code == 0, done.stderr
+    assert "(access_denied); nothing was changed. The login still waits" in done.stderr
+    assert done.stderr.count("The login still waits: open the address above again, or press Ctrl-C") == 3
 
 
 @pytest.mark.parametrize("closed", ["<&-", "</dev/null"])

@@ -13,7 +13,12 @@ from tests.support.command import Command
 API = "https://api.example"
 
 
-ISSUER_DOCUMENT = {"authorization_endpoint": "{}/authorize", "token_endpoint": "{}/token", "issuer": "{}"}
+ISSUER_DOCUMENT = {
+    "authorization_endpoint": "{}/authorize",
+    "token_endpoint": "{}/token",
+    "issuer": "{}",
+    "code_challenge_methods_supported": ["S256"],
+}
 
 
 METADATA = "/.well-known/oauth-authorization-server"
@@ -30,7 +35,18 @@ def at(server: Answering, value: Any) -> Any:
 @pytest.mark.parametrize(
     ("answers", "options", "code", "words"),
     [
-        ({}, ("{}/mcp",), 2, "answered 404 and names no authorization server; nothing was changed. Check the URL"),
+        (
+            {"/mcp": Answer(404)},
+            ("{}/mcp",),
+            2,
+            "there is no MCP server at {}/mcp (404); nothing was changed. Check the URL",
+        ),
+        (
+            {"/mcp": Answer(403)},
+            ("{}/mcp",),
+            2,
+            "answered 403 and names no authorization server; nothing was changed. Check the URL",
+        ),
         (
             {"/mcp": Answer(401), RESOURCE: Answer(503)},
             ("{}/mcp",),
@@ -106,6 +122,36 @@ def at(server: Answering, value: Any) -> Any:
             "answered 503; nothing was changed. Log in again later",
         ),
         (
+            {"/mcp": Answer(401), RESOURCE: Answer(200, {"resource": "{}/mcp", "authorization_servers": [""]})},
+            ("{}/mcp",),
+            2,
+            "authorization_servers is wrong; nothing was changed. Give the authorization server with --issuer",
+        ),
+        (
+            {"/mcp": Answer(401), RESOURCE: Answer(307, "", (("Location", f"{API}/metadata"),))},
+            ("{}/mcp",),
+            2,
+            f"answered 307 and redirects to {API}/metadata; refresher follows a redirect of metadata only on the same",
+        ),
+        (
+            {METADATA: Answer(200, ISSUER_DOCUMENT | {"code_challenge_methods_supported": None})},
+            ("{}", "--issuer", "{}"),
+            2,
+            "does not say that the server supports PKCE (it has no list code_challenge_methods_supported), so a code could",
+        ),
+        (
+            {METADATA: Answer(200, ISSUER_DOCUMENT | {"code_challenge_methods_supported": None})},
+            ("{}", "--issuer", "{}", "--assume-pkce"),
+            2,
+            "has no client registration",
+        ),
+        (
+            {METADATA: Answer(200, ISSUER_DOCUMENT | {"authorization_endpoint": None})},
+            ("{}", "--issuer", "{}", "--client-id", "me"),
+            2,
+            "has no authorization_endpoint, and a login with a browser needs one; nothing was changed. Try --device",
+        ),
+        (
             {METADATA: Answer(200, ISSUER_DOCUMENT | {"code_challenge_methods_supported": ["plain"]})},
             ("{}", "--issuer", "{}", "--client-id", "me"),
             2,
@@ -139,7 +185,8 @@ def test_a_server_without_a_usable_login_is_one_line_and_changes_nothing(
     """If it failed, a person would not learn why the login failed, or would lose the working grant."""
     before = all_files(logged_in)
     with Answering() as server:
-        server.answers = {path: [answer._replace(body=at(server, answer.body))] for path, answer in answers.items()}
+        scripted = {"/mcp": Answer(401)} | answers
+        server.answers = {path: [answer._replace(body=at(server, answer.body))] for path, answer in scripted.items()}
         done = logged_in("login", "linear", "--replace", *(option.replace("{}", server.url) for option in options))
         line = last_line(done, code)
         assert words.replace("{}", server.url) in line

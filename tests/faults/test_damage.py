@@ -214,10 +214,10 @@ def test_damaged_files_of_an_attempt_are_set_aside(
     copies = {"another-s"} if kind == "next" else set()
     expected = {name: "not_due" if kind == "next" or name in blank else "in_doubt" for name in [*DAMAGES, "linear"]}
     # A file of a later version may be an only copy: it is kept for that version.
-    assert outcomes == expected | {"unreadable": "storage_failed", "version-2": "invalid_grant_file"}
-    assert f"{paths['version-2']}: the file has version 2" in done.results["version-2"]["detail"]
-    assert snapshot(paths["version-2"]) == before["version-2"]
-    for name in set(DAMAGES) - blank - copies - {"unreadable", "another-s", "version-2"}:
+    assert outcomes == expected | {"unreadable": "storage_failed", "later-version": "invalid_grant_file"}
+    assert f"{paths['later-version']}: the file has version 99" in done.results["later-version"]["detail"]
+    assert snapshot(paths["later-version"]) == before["later-version"]
+    for name in set(DAMAGES) - blank - copies - {"unreadable", "another-s", "later-version"}:
         (aside,) = made.grants.glob(f"{name}.{kind}.aside.*")
         assert snapshot(aside) == before[name], name
         assert str(aside) in done.stderr, name

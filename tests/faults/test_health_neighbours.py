@@ -170,7 +170,26 @@ def test_health_needs_no_address(refresher: Command) -> None:
         assert json.loads(refresher("health", "--json").stdout)["listening"] is None
         stopped(refresher, process)
     assert not refresher.directories.health_socket.exists()
-    assert "nothing answers at 127.0.0.1:9464" in refresher("health").stdout
+    assert f"nothing answers at {refresher.directories.health_socket} (there is no such" in refresher("health").stdout
+
+
+def test_a_stranger_at_the_address_cannot_answer_for_a_daemon_that_was_killed(refresher: Command) -> None:
+    """If it failed, another user could hide for ever that nothing rotates."""
+    refresher.bring("linear", LIVE)
+    healthy = b'{"live":true,"ready":true,"grants":1,"fresh":1,"waiting":[],"reauthorization_required":[],'
+    healthy += b'"invalid_grant_file":[]}'
+
+    def talk(connection: socket.socket, ended: threading.Event) -> None:
+        connection.sendall(b"HTTP/1.0 200 OK\r\nContent-Length: %d\r\n\r\n" % len(healthy) + healthy)
+
+    with stranger(talk) as address:
+        with running(refresher, "--listen", address) as process:
+            wait_until(lambda: refresher("health", "--live").code == 0, "it is live")
+            process.kill()
+            refresher.finish(process)
+        assert refresher("health", "--live", "--listen", address).code == 0, "the stranger is believed"
+        done = refresher("health", "--live", environment={"REFRESHER_LISTEN": address})
+        assert (done.code, done.stdout.startswith("nothing answers at ")) == (1, True)
 
 
 def test_no_other_user_can_reach_the_private_socket(refresher: Command) -> None:

@@ -303,7 +303,7 @@ def test_a_killed_import_or_removal_leaves_the_old_or_the_new_record(
     if command == "import":
         arguments = ["import", "linear", "--replace", "--from", str(refresher.write_import("linear", new))]
     made = refresher.directories
-    made.ensure()
+    made.prepare()
     if state is not None:
         refresher.bring("linear", old)
         state(refresher)

@@ -155,7 +155,7 @@ def test_one_directory_that_does_not_exist_yet_is_refused_before_it_is_made(
     """If it failed, the first import would make one directory for grants and for agents."""
     made = directories(tmp_path, group=AGENTS, **{role: tmp_path / place for role, place in same.items()})
     with pytest.raises(DirectoryError, match="are one directory"):
-        made.ensure()
+        made.prepare()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -163,9 +163,9 @@ def test_one_directory_that_does_not_exist_yet_is_refused_before_it_is_made(
 def test_publishing_refuses_a_directory_that_holds_grants(tmp_path: Path, other: str) -> None:
     """If it failed, a directory that was replaced after the checks would lose a refresh token."""
     made = directories(tmp_path)
-    made.ensure()
+    made.prepare()
     target = made if other == "this refresher" else directories(tmp_path / "other")
-    target.ensure()
+    target.prepare()
     target.import_lock.touch(0o600)
     stored = put(target.record("linear"), grant())
     made.tokens.rmdir()
@@ -214,6 +214,7 @@ def test_an_agent_that_replaces_tokens_by_a_link_to_the_grants_harms_no_grant(re
             # A person opens the state directory while the daemon runs.
             os.chown(reachable.state, -1, AGENTS)
             reachable.state.chmod(0o771)
+            heard(daemon, "can write to")  # the next problem is reported too
             as_agent("mv", str(reachable.tokens), str(reachable.state / "away"))
             as_agent("ln", "-s", str(reachable.state / "grants"), str(reachable.tokens))
             lines = heard(daemon, f"link of user {AGENT}")
@@ -243,10 +244,10 @@ def test_a_home_of_umask_002_and_a_private_group_still_works() -> None:
             (home / "local").mkdir()
             (home / "local").chmod(0o775)
             there = directories(home / "local")
-            there.ensure()
+            there.prepare()
             for path in (there.state, there.tokens):
                 path.chmod(0o770)
-            there.ensure()
+            there.prepare()
             assert there.listing().names == ()
             assert find_risks(there, "") == []
 
@@ -298,11 +299,11 @@ def test_agents_that_could_rename_in_a_directory_above_are_refused(
     above.chmod(mode)
     before = everything(tmp_path)
     with pytest.raises(DirectoryError, match=rf"can write in {above} and replace {above}/inner: run 'chmod"):
-        made.ensure()
+        made.prepare()
     assert everything(tmp_path) == before
     # In a sticky directory, nobody can rename what belongs to others.
     above.chmod(0o1777)
-    made.ensure()
+    made.prepare()
     made.listing()
     assert find_risks(made, "") == []
 
@@ -314,8 +315,8 @@ def test_a_directory_above_that_may_be_no_problem_causes_one_warning(tmp_path: P
         os.chown(tmp_path / "volume", -1, AGENTS)
         (tmp_path / "volume").chmod(0o2777)
         made = directories(tmp_path / "volume", group=AGENTS)
-        made.ensure()
-        made.ensure()
+        made.prepare()
+        made.prepare()
         (risk,) = find_risks(made, "")
         assert f"anybody can write in {tmp_path / 'volume'}" in risk
     # A part of the same file system, as a volume on the disk of a node.
@@ -324,7 +325,7 @@ def test_a_directory_above_that_may_be_no_problem_causes_one_warning(tmp_path: P
     (tmp_path / "disk").chmod(0o2777)
     subprocess.run(["mount", "--bind", str(tmp_path / "disk"), str(tmp_path / "bound")], check=True)
     try:
-        directories(tmp_path / "bound", group=AGENTS).ensure()
+        directories(tmp_path / "bound", group=AGENTS).prepare()
     finally:
         subprocess.run(["umount", str(tmp_path / "bound")], check=True)
     # Without a group of agents, nobody knows whether the members are agents.
@@ -333,7 +334,7 @@ def test_a_directory_above_that_may_be_no_problem_causes_one_warning(tmp_path: P
     os.chown(other, -1, 100)
     other.chmod(0o775)
     made = directories(other)
-    made.ensure()
+    made.prepare()
     (risk,) = find_risks(made, "")
     assert risk.startswith(f"group 100 can write in {other} and replace {other / 'state'}")
 
@@ -358,12 +359,12 @@ def test_a_link_of_another_user_is_refused(tmp_path: Path, where: str, group: in
     made = directories(root, group=group)
     before = everything(tmp_path)
     with pytest.raises(DirectoryError, match=rf"{link} is a link of user {AGENT}"):
-        made.ensure()
+        made.prepare()
     assert everything(tmp_path) == before
     if where != "state/grants":
         # A link of this user is followed.
         os.chown(link, os.geteuid(), -1, follow_symlinks=False)
-        made.ensure()
+        made.prepare()
 
 
 @pytest.mark.parametrize("target", ["grants", "", "tokens"])
@@ -373,7 +374,7 @@ def test_a_link_of_another_user_in_place_of_demands_is_not_followed_without_a_gr
     """If it failed, refresher would remove files that another user chose; or that user could stop every rotation."""
     need(no_mounts())
     made = directories(tmp_path)
-    made.ensure()
+    made.prepare()
     made.demands.rmdir()
     made.demands.symlink_to(made.state / target)
     os.chown(made.demands, AGENT, AGENT, follow_symlinks=False)
@@ -387,7 +388,7 @@ def test_a_link_of_another_user_in_place_of_the_spill_directory_stops_nothing(tm
     """If it failed, any user of a machine could stop refresher with a link in /var/tmp."""
     need(no_mounts())
     made = directories(tmp_path)
-    made.ensure()
+    made.prepare()
     made.spill.symlink_to(made.grants)
     os.chown(made.spill, AGENT, AGENT, follow_symlinks=False)
     assert made.prepare() is None

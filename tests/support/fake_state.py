@@ -15,7 +15,7 @@ def directories(root: Path) -> Directories:
     made = Directories(
         state=root / "state", tokens=root / "state/tokens", demands=root / "state/demands", spill=root / "spill"
     )
-    made.ensure()
+    made.prepare()
     return made
 
 

@@ -37,6 +37,7 @@ class Login(NamedTuple):
                 "not_before": not_before(refresh, NOON),
                 "access_token": Secret(access) if self.with_access else None,
                 "expires_at": NOON + self.ways.life if self.with_access and self.ways.tells_life else None,
+                "refresh_token_expires_at": None if self.ways.refresh_life is None else NOON + self.ways.refresh_life,
                 "last_rotation_at": None,
                 "send_resource": None,
             }
@@ -61,6 +62,8 @@ def logins(draw: st.DrawFn) -> Login:
         ends_access=profile.revokes_access_token or draw(st.booleans()),
         early=early,
         resource=_resource(draw, profile, configured=resource is not None),
+        # Some end before the access token.
+        refresh_life=draw(st.sampled_from([None, None, None, max(life / 4, MINUTE), max(life / 2, MINUTE), 2 * DAY])),
     )
     with_access = draw(st.integers(0, 5)) < 5
     # If the server sends no lifetime, the configuration must have it.

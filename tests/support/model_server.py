@@ -32,6 +32,8 @@ class Ways(NamedTuple):
     """The result of a refresh while the access token is live; the third is ``invalid_grant``."""
     resource: Resource
     """The effect of the parameter ``resource`` of RFC 8707."""
+    refresh_life: float | None = None
+    """The seconds after which a refresh token ends that is not used; they are announced, and start anew when it is."""
 
 
 class Answer(NamedTuple):
@@ -58,9 +60,10 @@ class Answer(NamedTuple):
 class _Refresh:
     """A refresh token in the server."""
 
-    def __init__(self, access: str, usable_from: float) -> None:
+    def __init__(self, access: str, usable_from: float, ends: float) -> None:
         self.access = access
         self.usable_from = usable_from
+        self.ends = ends
         self.spent_at: float | None = None
         self.successors: list[str] = []
 
@@ -70,7 +73,7 @@ class ModelServer:
 
     def __init__(self, ways: Ways) -> None:
         self.ways = ways
-        self.ended_by: Literal["person", "reuse", "early use"] | None = None
+        self.ended_by: Literal["person", "reuse", "early use", "expiry"] | None = None
         self.newest = ""
         """The last issued access token, whether or not it arrived."""
         self._refresh: dict[str, _Refresh] = {}
@@ -93,6 +96,10 @@ class ModelServer:
         """Return the time from which a refresh token may be used."""
         return self._refresh[refresh].usable_from
 
+    def refresh_ends(self, refresh: str) -> float:
+        """Return the time at which a refresh token ends if it is not used."""
+        return self._refresh[refresh].ends
+
     def end(self, access: str, t: float) -> None:
         """End an access token before it expires, as some servers do."""
         self._access[access] = min(self._access[access], t)
@@ -110,6 +117,9 @@ class ModelServer:
         token = self._refresh[name]
         if self.ended_by is not None:
             return Answer.error(400, "invalid_grant")
+        if t > token.ends:
+            self.ended_by = "expiry"
+            return Answer.error(400, "invalid_grant", "the refresh token has expired")
         if token.spent_at is not None and not self._takes_again(token, t):
             # RFC 9700 section 4.14: a client that sends it again may have stolen it.
             self.ended_by = "reuse"
@@ -129,6 +139,8 @@ class ModelServer:
         fields: dict[str, object] = {"access_token": access, "token_type": "Bearer"}
         if self.ways.tells_life:
             fields["expires_in"] = self.ways.life
+        if self.ways.refresh_life is not None:
+            fields["refresh_expires_in"] = self.ways.refresh_life
         if self.ways.rotates:
             fields["refresh_token"] = refresh
             token.successors.append(refresh)
@@ -156,8 +168,9 @@ class ModelServer:
         access = f"access-{self._issued}"
         self._access[access] = t + self.ways.life
         self.newest = access
+        ends = float("inf") if self.ways.refresh_life is None else t + self.ways.refresh_life
         if refresh is not None and not self.ways.rotates:
-            self._refresh[refresh].access = access
+            self._refresh[refresh].access, self._refresh[refresh].ends = access, ends
             return refresh, access
         refresh, usable_from = f"refresh-{self._issued}", float("-inf")
         if self.ways.early == "ends the login":
@@ -165,5 +178,5 @@ class ModelServer:
             usable_from = t + max(self.ways.life - 60.0, 0.0)
             claims = json.dumps({"iat": NOON + t, "nbf": NOON + usable_from, "jti": refresh}).encode()
             refresh = f"e30.{urlsafe_b64encode(claims).decode().rstrip('=')}.signature"
-        self._refresh[refresh] = _Refresh(access, usable_from)
+        self._refresh[refresh] = _Refresh(access, usable_from, ends)
         return refresh, access

@@ -78,13 +78,16 @@ class Observer:
         if self._last is not None and not forced and not self.disturbed:
             began, ended, failed = self._last
             # If agents have no valid token, the first waits after a failure are short.
-            since, least = (ended, 1.0 if demanded else 5.0) if failed else (began, 1.0)
+            # So are those before the end of a refresh token.
+            hurries = demanded or self._server.ways.refresh_life is not None
+            since, least = (ended, 1.0 if hurries else 5.0) if failed else (began, 1.0)
             self.claim(self._began >= since + least - EPSILON, f"{self._began - since:.2f} s after another exchange")
             if grant.demanded and grant.failure is None and now.wall < policy.due_at(grant):
                 gap = min(30.0, self._server.ways.life / 4)
                 self.claim(self._began >= began + gap - 1, "demands alone use up one token after another")
         unasked = not forced and not demanded and grant.failure is None and grant.access_token is not None
-        if unasked and server_behavior.refuses_early(grant) and self.knows_the_time():
+        ends_first = policy.due_at(grant) < policy.expected_expiry(grant)  # the refresh token, before the access token
+        if unasked and server_behavior.refuses_early(grant) and self.knows_the_time() and not ends_first:
             self.claim(
                 now.wall >= policy.expected_expiry(grant) - EPSILON,
                 "a request was sent early to a server that refuses it",
@@ -241,8 +244,23 @@ class Observer:
             return False  # a client cannot know this behavior in advance
         if ways.early == "ends the login" and self._is_ahead():
             return False
+        if ways.refresh_life is not None and not self._can_outlive(grant, wait):
+            return False
         lost = self._server.is_spent(self.holding.refresh) and ways.grace is not None
         return not lost or self.may_replay(grant, wait)
+
+    def _can_outlive(self, grant: Grant, wait: float) -> bool:
+        """Whether a client certainly rotates before the end of its refresh token: nothing else makes it wait."""
+        ways, now = self._server.ways, self._clock.read()
+        waits = grant.failure is not None or self.holding.refresh in self.in_doubt
+        odd = ways.early != "allowed" or ways.resource != "ignored" or grant.refuses_early
+        knows = self._counts_from_issue(now) or (self.knows_the_time() and self._clock.shift == 0)
+        return (
+            not waits
+            and not odd
+            and knows
+            and self._server.refresh_ends(self.holding.refresh) > self._clock.t + wait + 5
+        )
 
     def seconds_until_usable(self) -> float:
         """Return the seconds until the refresh token may be used, by each clock, including one that was set back."""

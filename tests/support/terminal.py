@@ -1,9 +1,12 @@
 """The command at a terminal."""
 
+import fcntl
 import os
 import pty
+import struct
 import subprocess
 import sys
+import termios
 from contextlib import suppress
 
 from tests.support.command import Command
@@ -11,9 +14,13 @@ from tests.support.command import Command
 __all__ = ["at_a_terminal", "read_until", "read_whole"]
 
 
-def at_a_terminal(refresher: Command, *arguments: str, **environment: str) -> tuple[subprocess.Popen[bytes], int]:
-    """Start the command at a new terminal; return the process and the other end of its terminal."""
+def at_a_terminal(
+    refresher: Command, *arguments: str, rows: int = 0, **environment: str
+) -> tuple[subprocess.Popen[bytes], int]:
+    """Start the command at a new terminal of 80 columns; return the process and the other end of its terminal."""
     master, slave = pty.openpty()
+    if rows:
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, 80, 0, 0))
     process = subprocess.Popen(
         ["setsid", "--ctty", sys.executable, "-m", "refresher", *arguments],
         env={**refresher.environment, **environment},

@@ -32,10 +32,19 @@ class TokenServer(Listening):
 
     ``grace``: it accepts a spent refresh token again for so many seconds; a later one ends the logins and access tokens
     of the client. With ``None``, it accepts each refresh token for ever.
+
+    ``refresh_life``: the seconds for which a refresh token that is issued to a client now can be used. They are announced
+    as the member ``announced`` returns for that client.
     """
 
     def __init__(
-        self, life: Callable[[str], float], hold: Callable[[], object] = lambda: None, *, grace: float | None = None
+        self,
+        life: Callable[[str], float],
+        hold: Callable[[], object] = lambda: None,
+        *,
+        grace: float | None = None,
+        refresh_life: Callable[[str], float] | None = None,
+        announced: Callable[[str], str] = lambda _: "refresh_expires_in",
     ) -> None:
         self.asked: defaultdict[str, list[float]] = defaultdict(list)
         """The epoch seconds of the requests of each client."""
@@ -44,6 +53,10 @@ class TokenServer(Listening):
         self.reused = 0
         self._life = life
         self._grace = grace
+        self._refresh_life = refresh_life
+        self._announced = announced
+        self._ends: dict[str, float] = {}
+        """When each refresh token ends (monotonic seconds), if they end."""
         self._spent: dict[str, float] = {}
         """When each refresh token was first used (monotonic seconds)."""
         self._logins: dict[str, str] = {}
@@ -87,11 +100,13 @@ class TokenServer(Listening):
         token = secrets.token_urlsafe(32)
         with self._lock:
             self._logins[token] = client
+            ending = self._ending(client, token)
         return {
             "token_endpoint": self.token_endpoint,
             "client_id": client,
             "refresh_token": token,
             "server_url": "https://mcp.example/mcp",
+            **ending,
             **more,
         }
 
@@ -114,12 +129,23 @@ class TokenServer(Listening):
                 self._end(client)
             if token not in self._logins:
                 return {"error": "invalid_grant", "error_description": "the login has ended"}
+        if now > self._ends.get(token, now):
+            return {"error": "invalid_grant", "error_description": "the refresh token has expired"}
         life = self._life(client)
         access, refresh = secrets.token_urlsafe(32), secrets.token_urlsafe(32)
         self._spent.setdefault(token, now)
         self._logins[refresh] = client
         self._access[access] = (client, now + life)
-        return {"access_token": access, "refresh_token": refresh, "token_type": "Bearer", "expires_in": life}
+        issued = {"access_token": access, "refresh_token": refresh, "token_type": "Bearer", "expires_in": life}
+        return issued | self._ending(client, refresh)
+
+    def _ending(self, client: str, token: str) -> dict[str, float]:
+        """Note when a new refresh token ends, and return the member that announces it."""
+        if self._refresh_life is None:
+            return {}
+        life = self._refresh_life(client)
+        self._ends[token] = time.monotonic() + life
+        return {self._announced(client): life}
 
     def _end(self, client: str) -> None:
         self._logins = {token: owner for token, owner in self._logins.items() if owner != client}

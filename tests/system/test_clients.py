@@ -3,6 +3,7 @@
 import json
 import socket
 import ssl
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -208,6 +209,77 @@ def test_a_refused_resource_waits_for_the_end_of_a_live_token(refresher: Command
         process.terminate()
     assert refresher.finish(process).code == 0
     assert server.requests()[-1]["resource"] is None
+
+
+# --- client_id beside HTTP Basic -----------------------------------------------------------------------------------
+
+
+def choosy(connection: socket.socket, request: bytes) -> None:
+    """Refuse ``client_id`` in the body."""
+    refused = b"client_id=" in request
+    fields = {
+        "access_token": "an-access-token-of-choosy",
+        "refresh_token": f"r-{time.monotonic_ns()}",
+        "expires_in": 600,
+    }
+    body = json.dumps({"error": "invalid_request"} if refused else fields).encode()
+    status = b"400 Bad Request" if refused else b"200 OK"
+    connection.sendall(b"HTTP/1.1 %s\r\nContent-Length: %d\r\n\r\n%s" % (status, len(body), body))
+
+
+def of_choosy(server: RawServer, **more: Any) -> dict[str, Any]:
+    """Return an import for the server."""
+    fields = {"client_id": "agent", "client_secret": "a-secret-of-the-agent", "server_url": RESOURCE}
+    return {"token_endpoint": server.token_endpoint, "refresh_token": "a-refresh-token-of-choosy", **fields, **more}
+
+
+def test_a_refused_client_id_is_left_out_from_then_on(refresher: Command) -> None:
+    """If it failed, grants at servers that refuse client_id beside HTTP Basic would never get a token."""
+    with RawServer(choosy) as server:
+        refresher.import_grant("linear", of_choosy(server))
+        assert refresher("run-once").code == 0
+        assert refresher("run-once", "--force").code == 0
+        assert [b"client_id=" in request for request in server.requests] == [True, False, False]
+    assert refresher.grant("linear").omits_client_id
+
+
+def test_a_refused_client_id_is_not_left_out_while_a_token_is_live(refresher: Command) -> None:
+    """If it failed, a server that spends the refresh token before it refuses would end a live login (I1)."""
+    with RawServer(choosy) as server:
+        live = {"access_token": "a-live-access-token-of-choosy", "expires_in": 3600}
+        refresher.import_grant("linear", of_choosy(server, **live))
+        assert refresher("run-once", "--force").code == 4
+        assert len(server.requests) == 1
+    assert not refresher.grant("linear").omits_client_id
+
+
+def test_parameters_of_an_import_are_part_of_each_refresh(refresher: Command) -> None:
+    """If it failed, a server that requires an audience would refuse each refresh, or issue tokens for another API."""
+    with RawServer(choosy) as server:
+        post = {"token_endpoint_auth_method": "client_secret_post"}
+        params = {"refresh_params": {"audience": "https://api.example", "tenant": "a b"}}
+        refresher.import_grant("linear", of_choosy(server, **post, **params))
+        refresher("run-once")
+        assert b"audience=https%3A%2F%2Fapi.example&tenant=a+b" in server.requests[0]
+        for wrong in ({"scope": "all"}, {"refresh_token": "x"}, {"audience": 1}, {"audience": ""}):
+            path = refresher.write_import("other", of_choosy(server, refresh_params=wrong))
+            done = refresher("import", "other", "--from", str(path))
+            assert (done.code, done.stderr.count("refresh_params must be")) == (2, 1), done.stderr
+
+
+def test_parameters_of_a_login_with_client_credentials_are_part_of_each_renewal(refresher: Command) -> None:
+    """If it failed, the first token would be for an audience, and each later one for another, or refused."""
+    secret = refresher.home / "secret.import.json"
+    secret.write_text("a-secret-of-the-agent")
+    with RawServer(choosy, marker=b"tenant=b") as server:
+        options = ["--client-credentials", "--token-endpoint", server.token_endpoint, "--client-id", "agent"]
+        options += ["--client-secret-file", str(secret), "--param", "audience=here", "--refresh-param", "tenant=b"]
+        for arguments in (("https://api.example", *options), ()):
+            done = refresher("login", "machine", *arguments)
+            assert done.code == 0, done.stderr
+        assert refresher("run-once", "--force").code == 0
+        assert all(b"audience=here&tenant=b" in request for request in server.requests)
+        assert [b"client_id=" in request for request in server.requests] == [True, False, False, False]
 
 
 def test_a_client_rejected_ten_times_needs_a_person_and_is_still_retried(refresher: Command, own_oidc: Start) -> None:

@@ -93,7 +93,7 @@ def test_a_client_of_every_kind_logs_in_and_rotates(refresher: Command, servers:
     method = {"basic": "client_secret_basic", "post": "client_secret_post", "jwt": "private_key_jwt"}.get(kind, "none")
     if kind in servers.oidc.secrets:
         options += ["--client-secret-file", secret_file(refresher, servers.oidc.secrets[kind])]
-        options += ["--auth-method", method] if kind == "post" else []
+        options += ["--auth-method", method] if kind == "basic" else []
     if kind == "jwt":
         options += ["--private-key-file", str(servers.private_key)]
     variables = {"REFRESHER_CLIENT_METADATA": DOCUMENT} if kind == "document" else {}
@@ -267,7 +267,7 @@ def test_a_login_without_refresh_token_warns(refresher: Command, own_oidc: Start
     assert done.code == 0
     assert "linear: warning: the server gave no refresh token: the grant works until 20" in done.stderr
     assert "--scope '... offline_access'" in done.stderr
-    assert "keeps it fresh" not in done.stdout.splitlines()[-1]
+    assert "refresher run" not in done.stdout.splitlines()[-1]
     grant = refresher.grant("linear")
     assert (grant.refresh_token, grant.renewable) == (None, False)
     # The access token is used until it expires, without an error and without a request.
@@ -284,6 +284,7 @@ def test_client_credentials_need_no_person(refresher: Command, own_oidc: Start) 
     oidc = own_oidc()
     options = ["--issuer", oidc.endpoints["issuer"], "--client-id", "machine", "--client-credentials"]
     options += ["--client-secret-file", secret_file(refresher, oidc.secrets["basic"]), "--scope", "mcp:read"]
+    options += ["--auth-method", "client_secret_basic", "--param", "tenant=a b"]
     for arguments in (("https://api.example", *options), ()):
         done = refresher("login", "machine", *arguments)
         assert done.code == 0, done.stderr

@@ -52,7 +52,7 @@ def test_a_code_is_entered_on_another_device(refresher: Command, own_oidc: Start
     oidc = own_oidc()
     done = login_by_device(refresher, oidc, None)
     assert done.code == 0, done.stderr
-    assert "logged in: linear (generation 0)" in done.stdout
+    assert "logged in: linear for test-user (generation 0)" in done.stdout
     grant = refresher.grant("linear")
     assert grant.login is not None
     assert (grant.login.way, grant.login.client, grant.scope) == ("device", "registered", "openid offline_access")
@@ -135,6 +135,17 @@ def test_an_error_of_the_server_ends_the_login(
     assert records(refresher) == {}
 
 
+def test_a_token_that_needs_a_proof_is_refused(refresher: Command, own_oidc: Start) -> None:
+    """If it failed, login would publish a token that every API refuses."""
+    oidc = own_oidc()
+    refresher.vault.learn("an-access-token-with-a-proof")
+    oidc.script(status=200, body={"access_token": "an-access-token-with-a-proof", "token_type": "DPoP"})
+    done = refresher(*login_arguments(oidc, "--client-id", "public"))
+    assert (done.code, done.stdout) == (2, "")
+    assert "the server issues DPoP tokens, which need a proof" in done.stderr.splitlines()[-1]
+    assert records(refresher) == {}
+
+
 def test_the_qr_code_is_printed_only_on_a_terminal(refresher: Command, own_oidc: Start) -> None:
     """If it failed, a log file would contain QR codes, or a person would have to type the address."""
     oidc = own_oidc()
@@ -145,3 +156,15 @@ def test_the_qr_code_is_printed_only_on_a_terminal(refresher: Command, own_oidc:
     assert "Or scan this:" in text
     assert any(line.strip("\x1b[0123456789;m ") for line in text.split("Or scan this:")[1].splitlines())
     assert len([line for line in text.splitlines() if FULL_BLOCK in line or "\N{LOWER HALF BLOCK}" in line]) > 10
+
+
+@pytest.mark.parametrize("rows", [24, 60])
+def test_the_code_stays_on_a_small_screen(refresher: Command, own_oidc: Start, rows: int) -> None:
+    """If it failed, a picture would push the address and the code out of a terminal of 80 by 24."""
+    arguments = login_arguments(own_oidc(), "--client-id", "public", "--wait", "3s")
+    process, master = at_a_terminal(refresher, *arguments, rows=rows, TERM="xterm", PYTHONUTF8="1")
+    text = read_whole(master)
+    assert process.wait(90) == 3
+    assert ("Or scan this:" in text) is (rows == 60)
+    lines = text[: text.index("was not entered")].splitlines()
+    assert any("enter the code:" in line for line in lines[-rows:])

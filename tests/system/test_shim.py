@@ -187,6 +187,7 @@ def test_two_hundred_rejected_requests_cause_one_demand_and_one_rotation(
     assert statuses == [200] * 200
     assert {name for names in demands for name in names} == {"linear.1"}
     assert len(server.requests()) == 2, "one revoked token caused more than one rotation"
+    refresher("run-once")  # a request that was late may have demanded the old token again
     assert refresher.token("linear").generation == 2
     assert list((refresher.state / "demands").iterdir()) == []
 

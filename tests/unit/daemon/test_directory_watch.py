@@ -25,7 +25,7 @@ def directories(tmp_path: Path) -> Directories:
         demands=tmp_path / "demands",
         spill=tmp_path / "spill",
     )
-    made.ensure()
+    made.prepare()
     for name in ("linear", "notion"):
         records.write(made, name, Stored(None, NO_RECORD), grant(name=name))
     return made

@@ -95,7 +95,7 @@ def test_a_daemon_without_a_heartbeat_for_a_minute_is_not_live(monkeypatch: pyte
 def daemon(tmp_path: Path) -> Daemon:
     """A daemon without grants, whose methods the test calls one by one."""
     settings = resolve({"state_dir": str(tmp_path / "state"), "spill_dir": str(tmp_path / "spill")}, None)
-    settings.directories.ensure()
+    settings.directories.prepare()
     return Daemon(lambda: settings, DaemonSignals(), grace=25.0)
 
 

@@ -1,6 +1,6 @@
 """Decisions about when to rotate, as a table and as properties (I9)."""
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 import pytest
@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from refresher.common.clocks import Moment
 from refresher.grants import policy
 from refresher.grants.policy import Rotate, Wait
-from refresher.grants.record import Doubt, Grant
+from refresher.grants.record import Doubt, Grant, Login
+from refresher.operations.result import Result
 from tests.support.samples import NOON, at, doubt, failure, grant
 
 HOUR = 3600.0
@@ -295,3 +296,25 @@ def test_a_demand_shortens_the_first_waits_after_a_failure(
     assert after(waits + 0.1) is Rotate
     assert after(59.9, demanded=False) is Wait
     assert after(59.9, msgspec.structs.replace(waiting, refusals=1)) is Wait, "a refusal shortens the wait"
+
+
+@pytest.mark.parametrize(
+    ("client", "code", "refusals", "needed"),
+    [
+        ("registered", "invalid_client", 1, False),
+        ("registered", "invalid_client", 2, True),
+        ("registered", "unauthorized_client", 2, False),
+        ("given", "invalid_client", 2, False),
+        ("given", "invalid_client", 10, True),
+    ],
+)
+def test_a_forgotten_registration_needs_a_person_soon(
+    client: Literal["given", "registered"], code: str, refusals: int, needed: bool
+) -> None:
+    """If it failed, a login whose registration the server forgot would fail for an hour before anybody is told."""
+    rejected = failure(outcome="client_rejected", code=code)
+    there = grant(login=Login(client=client), refusals=refusals, failures=refusals, failure=rejected)
+    assert policy.needs_person(there) is needed
+    assert there.access_token is not None
+    said = Result.from_decision(there, Wait("client_rejected", NOON + 100), adopted=False).detail
+    assert ("refresher login linear" in said) is (needed or (client, code) == ("registered", "invalid_client"))

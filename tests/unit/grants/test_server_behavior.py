@@ -61,6 +61,27 @@ def test_a_profile_is_found_by_the_host_only(token_endpoint: str, issuer: str | 
     assert find_profile(token_endpoint, issuer).name == name
 
 
+@pytest.mark.parametrize(
+    ("host", "unused", "login"),
+    [
+        ("auth.atlassian.com", 90, 365),
+        ("github.com", 180, None),
+        ("identity.xero.com", 30, None),
+        ("platform.ringcentral.com", 7, None),
+        ("start.exactonline.nl", 30, None),
+        ("login.microsoftonline.com", None, None),
+        ("api.hubapi.com", None, None),
+        ("slack.com", None, None),
+        ("as.example", None, None),
+    ],
+)
+def test_a_profile_knows_when_refresh_tokens_and_logins_end(host: str, unused: int | None, login: int | None) -> None:
+    """If it failed, a grant that nobody rotates for a while would end without a word."""
+    there = grant(token_endpoint=f"https://{host}/token")
+    assert server_behavior.refresh_token_lifetime(there) == (None if unused is None else unused * DAY)
+    assert server_behavior.login_lifetime(there) == (None if login is None else login * DAY)
+
+
 def test_observations_come_before_settings_and_settings_before_profiles() -> None:
     """If it failed, neither a setting nor an observation could correct a wrong profile."""
     assert server_behavior.grace_period(entra()) is None

@@ -68,6 +68,18 @@ def test_a_failure_is_followed_by_a_wait(outcome: Outcome) -> None:
     assert isinstance(policy.decide(_apply(grant(), outcome), LATER), Wait)
 
 
+def test_a_token_that_needs_a_proof_is_not_used_and_its_refresh_token_is_kept() -> None:
+    """If it failed, agents would get a token that every API refuses, or the only valid refresh token would be lost."""
+    before = grant(doubt=doubt())
+    changed = _apply(before, _rotated(token_type="DPoP"))
+    assert (changed.access_token, changed.generation) == (before.access_token, before.generation)
+    assert (changed.refresh_token, changed.spent) == (Secret("new-refresh"), (REFRESH.fingerprint(),))
+    assert (changed.dead, changed.doubt) == (True, None)
+    assert changed.failure is not None
+    assert changed.failure.code == "unsupported_token_type"
+    assert changed.failure.description.startswith("the server now issues DPoP tokens")
+
+
 def test_a_rotation_replaces_the_tokens_and_clears_the_failure() -> None:
     """If it failed, an old failure would outlive a success, or a used refresh token could be imported again."""
     before = grant(doubt=doubt(), failure=failure(), failures=7, dead=True)

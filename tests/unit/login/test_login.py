@@ -14,7 +14,12 @@ from refresher.common.errors import ConfigError, LoginNotGiven, LoginRefused, Re
 from refresher.common.secret import Secret
 from refresher.grants.record import Login
 from refresher.login import pages
-from refresher.login.authorization_request import AuthorizationRequest, ForeignRedirect, new_authorization_request
+from refresher.login.authorization_request import (
+    AuthorizationRequest,
+    ForeignRedirect,
+    new_authorization_request,
+    pasted_query,
+)
 from refresher.login.discovery import Server
 from refresher.login.loopback import Loopback
 from refresher.login.options import LoginOptions, completed, validated
@@ -54,6 +59,11 @@ ENDPOINTS = {"token_endpoint": f"{ISSUER}/token", "authorization_endpoint": f"{I
         (ENDPOINTS, "--token-endpoint needs a --client-id"),
         ({"params": (("state", "mine"),)}, "--param must be KEY=VALUE"),
         ({"params": (("prompt", "a\nb"),)}, "--param must be KEY=VALUE"),
+        ({"params": (("client_secret", "mine"),)}, "--param must be KEY=VALUE"),
+        ({"refresh_params": (("scope", "all"),)}, "--refresh-param must be KEY=VALUE"),
+        ({"refresh_params": (("grant_type", "password"),)}, "--refresh-param must be KEY=VALUE"),
+        ({"refresh_params": (("audience", ""),)}, "--refresh-param must be KEY=VALUE"),
+        ({"scope_only": True}, "--scope-only needs a --scope"),
         ({"scope": ""}, "--scope must be printable"),
         ({"resource": "über"}, "--resource must be printable"),
     ],
@@ -123,11 +133,29 @@ def authorization(**changes: Any) -> AuthorizationRequest:
     return msgspec.structs.replace(made, state=Secret(STATE))
 
 
-@pytest.mark.parametrize("form", ["http://127.0.0.1:9/callback?{}", "?{}", "{}"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        "http://127.0.0.1:9/callback?{}",
+        "?{}",
+        "{}",
+        "127.0.0.1:9/callback?{}",
+        '"http://127.0.0.1:9/callback?{}"',
+        "'127.0.0.1:9/callback?{}'",
+        "<http://127.0.0.1:9/callback?{}>",
+        "view-source:http://127.0.0.1:9/callback?{}",
+        "Location: http://127.0.0.1:9/callback?{}",
+        "location: /callback?{}\r",
+        "http://127.0.0.1:9/callback?{}#_=_",
+        "{}&next=a?b",
+        '<a href="http://127.0.0.1:9/callback?{}">',
+        "http://127.0.0.1:9/callback?{}&next=a?b",
+    ],
+)
 def test_a_redirect_is_read_in_each_form_that_a_person_can_paste(form: str) -> None:
     """If it failed, a person who pastes the address of the browser could not log in."""
     made = authorization()
-    assert made.token_request(form.format(f"code=the%20code&state={STATE}&more=1")) == {
+    assert made.token_request(pasted_query(form.format(f"code=the%20code&more=1&state={STATE}"))) == {
         "grant_type": "authorization_code",
         "code": "the code",
         "redirect_uri": "http://127.0.0.1:9/callback",
@@ -157,7 +185,7 @@ def test_a_redirect_is_read_in_each_form_that_a_person_can_paste(form: str) -> N
 def test_a_redirect_with_another_state_is_foreign(redirect: str) -> None:
     """If it failed, an attacker could end a login or inject a code, or invalid input would end it."""
     with pytest.raises(ForeignRedirect):
-        authorization().token_request(redirect)
+        authorization().token_request(pasted_query(redirect))
 
 
 @pytest.mark.parametrize(
@@ -235,6 +263,58 @@ def test_an_authorization_request_has_all_its_parameters() -> None:
     assert made.code_verifier.reveal() not in repr(made)
 
 
+@pytest.mark.parametrize(
+    ("issuer", "params", "prompt"),
+    [
+        (ISSUER, (), "consent"),
+        ("https://login.microsoftonline.com/common/v2.0", (), None),
+        ("https://login.microsoftonline.com/common/v2.0", (("prompt", "select_account"),), "select_account"),
+        (ISSUER, (("prompt", ""),), None),
+    ],
+)
+def test_consent_is_not_asked_for_where_that_shuts_people_out(
+    issuer: str, params: tuple[tuple[str, str], ...], prompt: str | None
+) -> None:
+    """If it failed, members of a tenant in which only an administrator consents could not log in."""
+    client = grant(issuer=issuer, asked_scope="read offline_access")
+    made = new_authorization_request(SERVER, client, redirect_uri="http://127.0.0.1:9/callback", params=params)
+    assert httpx.URL(made.url).params.get("prompt") == prompt
+
+
+def test_an_empty_parameter_leaves_out_what_refresher_would_add() -> None:
+    """If it failed, a server that refuses a parameter of refresher could not be used."""
+    client = grant(resource="https://mcp.example/mcp", send_resource=None, asked_scope="read")
+    params = (("resource", ""), ("scope", ""), ("unknown", ""))
+    made = new_authorization_request(SERVER, client, redirect_uri="http://127.0.0.1:9/callback", params=params)
+    assert httpx.URL(made.url).params.keys().isdisjoint(("resource", "scope", "unknown"))
+
+
+@pytest.mark.parametrize(
+    ("stored", "asked", "scope"),
+    [
+        ({"scope": "read list"}, {"scope": "write read"}, "read list write"),
+        ({"scope": "read list"}, {"scope": "write", "scope_only": True}, "write"),
+        ({"scope": None, "asked_scope": "read"}, {"scope": "write"}, "read write"),
+        ({"scope": None, "asked_scope": None}, {"scope": "write"}, "write"),
+        ({"scope": "read", "login": Login(client="given", scope="read write")}, {}, "read write"),
+        ({"scope": "read"}, {"scope": "write", "url": "https://other.example/mcp"}, "write"),
+        (None, {"scope": "write"}, "write"),
+    ],
+)
+def test_more_scope_is_asked_for_beside_what_was_granted(
+    stored: dict[str, Any] | None, asked: dict[str, Any], scope: str
+) -> None:
+    """If it failed, a person who logs in for one more permission would lose the others, or send them elsewhere."""
+    there = None if stored is None else grant(server_url=URL, **stored)
+    assert completed(LoginOptions(**asked), there).scope == scope
+
+
+def test_parameters_of_refreshes_are_repeated() -> None:
+    """If it failed, a second login would end in refreshes that the server refuses."""
+    stored = grant(server_url=URL, refresh_params=(("audience", "api"),))
+    assert completed(LoginOptions(), stored).refresh_params == (("audience", "api"),)
+
+
 @pytest.mark.parametrize("code", ["", "strange", "invalid_scope", "unauthorized_client", "invalid_grant"])
 def test_advice_is_a_sentence(code: str) -> None:
     """If it failed, an error message would not say what to do next."""
@@ -281,8 +361,8 @@ def test_foreign_requests_are_refused_and_the_login_goes_on(listening: Listening
     assert listening.received == []
     answer = listening.get("?state=bad")
     assert (answer.status_code, answer.text) == (400, pages.foreign_redirect())
-    loopback.show(pages.done("linear", renewable=True))
-    assert listening.get("?code=x&state=good").text == pages.done("linear", renewable=True)
+    loopback.show(pages.done("linear", renewable=True, served=True))
+    assert listening.get("?code=x&state=good").text == pages.done("linear", renewable=True, served=True)
     assert listening.received == ["state=bad", "code=x&state=good"]
 
 
@@ -292,11 +372,11 @@ def test_two_redirects_get_one_page(listening: Listening) -> None:
     requests = [threading.Thread(target=lambda: texts.append(listening.get("?state=good").text)) for _ in range(2)]
     for thread in requests:
         thread.start()
-    listening.loopback.show(pages.done("linear", renewable=True))
+    listening.loopback.show(pages.done("linear", renewable=True, served=True))
     listening.loopback.show(pages.failed("it came too late"))
     for thread in requests:
         thread.join(90)
-    assert texts == [pages.done("linear", renewable=True)] * 2
+    assert texts == [pages.done("linear", renewable=True, served=True)] * 2
 
 
 def test_silent_connections_do_not_delay_the_login() -> None:
@@ -306,8 +386,8 @@ def test_silent_connections_do_not_delay_the_login() -> None:
         port = int(made.loopback.redirect_uri.rpartition(":")[2].partition("/")[0])
         silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(20)]
         silent[0].sendall(b"GET /callback?state=go")
-        made.loopback.show(pages.done("linear", renewable=True))
-        assert made.get("?state=good").text == pages.done("linear", renewable=True)
+        made.loopback.show(pages.done("linear", renewable=True, served=True))
+        assert made.get("?state=good").text == pages.done("linear", renewable=True, served=True)
     with pytest.raises(OSError, match="refused"):
         socket.create_connection(("127.0.0.1", port))
     for connection in silent:
@@ -342,15 +422,15 @@ def test_the_listener_is_on_loopback_at_the_registered_address(host: str) -> Non
         port = reserved.getsockname()[1]
         made = Listening(f"http://{host}:{port}/come/back")
     with made.loopback, made.http:
-        made.loopback.show(pages.done("linear", renewable=True))
+        made.loopback.show(pages.done("linear", renewable=True, served=True))
         assert made.loopback.server_address[0] == address
-        assert made.get("?state=good").text == pages.done("linear", renewable=True)
+        assert made.get("?state=good").text == pages.done("linear", renewable=True, served=True)
         with pytest.raises(ConfigError, match=f"port {port}: .*; choose another --port"):
             Loopback(made.loopback.redirect_uri)
 
 
 PAGES = {
-    "done": pages.done("linear", renewable=True),
+    "done": pages.done("linear", renewable=True, served=True),
     "declined": pages.failed("the login was declined in the browser (<script>alert(1)</script>)", declined=True),
     "failed": pages.failed('</main><img src=x onerror="alert(1)">'),
     "not_ours": pages.foreign_redirect(),

@@ -15,8 +15,9 @@ from refresher.common.errors import ImportRefused
 from refresher.common.secret import Secret
 from refresher.grants.record import Doubt
 from refresher.login import device
-from refresher.login.client import stored_client
+from refresher.login.client import given_client, stored_client
 from refresher.login.discovery import Server, discover
+from refresher.login.options import LoginOptions
 from refresher.operations.import_grant import store_grant
 from refresher.operations.remove import remove
 from tests.support.fake_state import directories, put
@@ -168,3 +169,25 @@ def test_log_messages_of_libraries_are_not_printed(capfd: pytest.CaptureFixture[
     finally:
         root.handlers[:] = before
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("offered", "method"),
+    [
+        (None, "client_secret_basic"),
+        (("client_secret_basic",), "client_secret_basic"),
+        (("client_secret_post",), "client_secret_post"),
+        (("client_secret_basic", "client_secret_post"), "client_secret_post"),
+        (("private_key_jwt", "client_secret_basic"), "client_secret_basic"),
+    ],
+)
+def test_a_secret_goes_into_the_body_where_the_server_offers_that(
+    tmp_path: Path, offered: tuple[str, ...] | None, method: str
+) -> None:
+    """If it failed, servers that refuse client_id beside HTTP Basic would refuse a new client."""
+    file = tmp_path / "secret"
+    file.write_text("secret-of-the-client")
+    server = msgspec.structs.replace(SERVER, auth_methods=offered)
+    client = given_client(LoginOptions(client_id="agent", client_secret_file=str(file)), server)
+    assert client is not None
+    assert client.token_endpoint_auth_method == method

@@ -15,10 +15,19 @@ from refresher.login import pages
         ),
         (pages.failed("the login was declined", declined=True), "<p>The login was declined.</p>"),
         (
-            pages.done("linear", renewable=True),
+            pages.done("linear", renewable=True, served=True),
             "<p>The login linear is stored. &#x27;refresher run&#x27; keeps it fresh.</p>",
         ),
-        (pages.done("linear", renewable=False), "because the server issued no refresh token.</p>"),
+        (
+            pages.done("linear", renewable=True, served=True, account="ann@x.example"),
+            "<p>The login linear for ann@x.example is",
+        ),
+        (
+            pages.done("linear", renewable=True, served=True, account="<i>ann</i>"),
+            "for &lt;i&gt;ann&lt;/i&gt; is stored.",
+        ),
+        (pages.done("linear", renewable=True, served=False), "&#x27;refresher run&#x27; is not running here: start it"),
+        (pages.done("linear", renewable=False, served=False), "because the server issued no refresh token.</p>"),
     ],
 )
 def test_a_page_says_how_the_login_ended(page: str, words: str) -> None:

@@ -45,12 +45,18 @@ class Row(NamedTuple):
 
 
 GOOD = {"access_token": "a", "token_type": "Bearer", "expires_in": 3600, "refresh_token": "r", "scope": "read"}
+BROKEN_ID_TOKENS: list[Any] = [None, "", 5, {}, ["i.j.k"], "i\nj", "\ud800"]
 TABLE = [
     Row("RFC 6749 5.1", 200, GOOD, TokensIssued, {"expires_in": 3600.0, "scope": "read", "token_type": "Bearer"}),
     Row("201 is success too", 201, GOOD, TokensIssued),
     Row("no refresh token: the old one stays (section 6)", 200, {"access_token": "a"}, TokensIssued, {"refresh_token": None}),
     Row("refresh token null", 200, GOOD | {"refresh_token": None}, TokensIssued, {"refresh_token": None}),
     Row("refresh token empty", 200, GOOD | {"refresh_token": ""}, TokensIssued, {"refresh_token": None}),
+    Row("id_token (OpenID Connect Core 3.1.3.3)", 200, GOOD | {"id_token": "i.j.k"}, TokensIssued, {"id_token": Secret("i.j.k")}),
+    *(
+        Row("an unreadable id_token must not lose the tokens", 200, GOOD | {"id_token": bad}, TokensIssued, {"id_token": None})
+        for bad in BROKEN_ID_TOKENS
+    ),
     Row("expires_in as text", 200, GOOD | {"expires_in": "3600"}, TokensIssued, {"expires_in": 3600.0}),
     Row("expires_in absent", 200, {"access_token": "a"}, TokensIssued, {"expires_in": None, "expires_at": None}),
     Row("expires_in negative", 200, GOOD | {"expires_in": -1}, TokensIssued, {"expires_in": None}),
@@ -77,6 +83,23 @@ TABLE = [
     Row("a JWT that has expired by the local clock", 200, {"access_token": jwt(exp=NOON)}, TokensIssued, {"expires_at": None}),
     Row("an access token that only looks like a JWT", 200, {"access_token": "a.%%%.c"}, TokensIssued, {"expires_at": None}),
     Row("JSON with a BOM", 200, b"\xef\xbb\xbf" + json.dumps(GOOD).encode(), TokensIssued),
+    Row("the end of the refresh token (GitHub, Entra, RingCentral)", 200, GOOD | {"refresh_token_expires_in": 15897600}, TokensIssued, {"refresh_token_expires_in": 15897600.0}),
+    Row("the end of the refresh token (Keycloak)", 200, GOOD | {"refresh_expires_in": 1800}, TokensIssued, {"refresh_token_expires_in": 1800.0}),
+    Row("the end of the refresh token (Intuit)", 200, GOOD | {"x_refresh_token_expires_in": 8726400}, TokensIssued, {"refresh_token_expires_in": 8726400.0}),
+    Row("the end of the refresh token as text", 200, GOOD | {"refresh_expires_in": "1800"}, TokensIssued, {"refresh_token_expires_in": 1800.0}),
+    Row("the end of the refresh token in a form (GitHub)", 200, b"access_token=a&refresh_token=r&refresh_token_expires_in=60", TokensIssued, {"refresh_token_expires_in": 60.0}, FORM),
+    Row("no end of the refresh token (Keycloak's offline tokens)", 200, GOOD | {"refresh_expires_in": 0}, TokensIssued, {"refresh_token_expires_in": None}),
+    Row("a negative end of the refresh token", 200, GOOD | {"refresh_expires_in": -1}, TokensIssued, {"refresh_token_expires_in": None}),
+    Row("an end of the refresh token that is no number", 200, GOOD | {"refresh_expires_in": {"x": 1}}, TokensIssued, {"refresh_token_expires_in": None}),
+    Row("0 says nothing, another key does", 200, GOOD | {"refresh_expires_in": 0, "x_refresh_token_expires_in": 60}, TokensIssued, {"refresh_token_expires_in": 60.0}),
+    Row("an end without a new refresh token", 200, {"access_token": "a", "refresh_token_expires_in": 60}, TokensIssued, {"refresh_token": None, "refresh_token_expires_in": 60.0}),
+    Row("a refresh token that is a JWT", 200, GOOD | {"refresh_token": jwt(exp=NOON + 1800)}, TokensIssued, {"refresh_token_expires_in": 1800.0}),
+    Row("a refresh token that is a JWT: what is announced counts first", 200, GOOD | {"refresh_token": jwt(exp=NOON + 1800), "refresh_expires_in": 600}, TokensIssued, {"refresh_token_expires_in": 600.0}),
+    Row("a refresh token that is a JWT, from a server whose clock is ahead", 200, GOOD | {"refresh_token": jwt(exp=NOON + 2400)}, TokensIssued, {"refresh_token_expires_in": 1800.0}, JSON, {"date": AHEAD}),
+    Row("a refresh token that is a JWT, by a local clock that is behind", 200, GOOD | {"refresh_token": jwt(iat=NOON + 7200, exp=NOON + 9000)}, TokensIssued, {"refresh_token_expires_in": 1800.0}),
+    Row("a refresh token that is a JWT and has expired by the local clock", 200, GOOD | {"refresh_token": jwt(exp=NOON - 5)}, TokensIssued, {"refresh_token_expires_in": None}),
+    Row("a refresh token that is a JWT and expires at once by the local clock", 200, GOOD | {"refresh_token": jwt(exp=NOON + 2)}, TokensIssued, {"refresh_token_expires_in": None}),
+    Row("a refresh token that is a JWT without an end (Keycloak's offline tokens)", 200, GOOD | {"refresh_token": jwt(iat=NOON, exp=0)}, TokensIssued, {"refresh_token_expires_in": None}),
     Row("form encoding", 200, b"access_token=a&expires_in=60", TokensIssued, {"expires_in": 60.0}, FORM),
     Row("complete JSON in a truncated body", 200, GOOD, TokensIssued, complete=False),
     Row("a truncated form", 200, b"access_token=a&refresh_tok", Unreadable, {}, FORM, complete=False),

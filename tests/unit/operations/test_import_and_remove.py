@@ -1,14 +1,16 @@
 """Imports and removals: what they change only under a lock, and only after the record is stored."""
 
+import re
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from refresher.common.errors import AlreadySpent, Interrupted, StorageError
+from refresher.common.errors import AlreadySpent, Interrupted, OtherAccount, StorageError
 from refresher.common.secret import Secret
-from refresher.grants.record import Grant, Stored
+from refresher.grants.record import Account, Grant, Stored
 from refresher.operations.import_grant import store_grant
 from refresher.operations.remove import remove
 from refresher.storage import lock, records
@@ -131,3 +133,46 @@ def test_a_logout_revokes_the_answer_of_an_interrupted_attempt(state: Directorie
     remove(state, "linear", stopping=lambda: False, revoke=revoke)
     assert revoked == [new.refresh_token]
     assert not state.candidates("linear")
+
+
+ANN = Account(issuer="https://as.example", subject="1", label="ann@x.example")
+BOB = Account(issuer="https://as.example", subject="2", label="bob@x.example")
+
+
+@pytest.mark.parametrize(
+    ("stored", "new", "same_login", "refused"),
+    [
+        (ANN, BOB, True, "this login is for bob@x.example, and linear is for ann@x.example"),
+        (
+            ANN,
+            Account(issuer=ANN.issuer, subject="2", label=ANN.label),
+            True,
+            "for ann@x.example (2), and linear is",
+        ),
+        (ANN, BOB, False, None),
+        (ANN, Account(issuer=ANN.issuer, subject="1", label="new@x.example"), True, None),
+        (ANN, None, True, None),
+        (None, BOB, True, None),
+        (ANN, Account(issuer="https://other.example", subject="2"), True, None),
+    ],
+)
+def test_a_login_of_another_account_replaces_nothing(
+    state: Directories, stored: Account | None, new: Account | None, same_login: bool, refused: str | None
+) -> None:
+    """If it failed, the login of one person would silently replace that of another, or a good login would be refused."""
+    now = time.time()
+    put(state.record("linear"), grant(issued_at=now, expires_at=now + 3600, account=stored))
+    before = _content(state)
+    login = grant(grant_id="another", generation=0, refresh_token=Secret("a-new-refresh-token"), account=new)
+    change = partial(
+        store_grant, state, login, replace=True, if_absent=False, stopping=lambda: True, same_login=same_login
+    )
+    if refused is not None:
+        with pytest.raises(OtherAccount, match=re.escape(refused)):
+            change(just_issued=True)
+        assert _content(state) == before
+        return
+    change(just_issued=True)
+    record = records.load(state, "linear").record
+    assert isinstance(record, Grant)
+    assert record.account == new

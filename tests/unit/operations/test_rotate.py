@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from refresher.common import clocks
-from refresher.common.errors import LockBusy
+from refresher.common.errors import LockBusy, StorageError
 from refresher.common.secret import Secret
 from refresher.grants.outcome import GrantRejected, TokensIssued
 from refresher.grants.record import Grant, Record
@@ -156,3 +156,23 @@ def test_an_answer_that_refresher_fails_to_process_is_kept_and_leaves_a_doubt(
     record = records.load(state, "linear").record
     assert isinstance(record, Grant)
     assert record.doubt is not None
+
+
+def test_a_warning_that_cannot_be_noted_comes_once_and_changes_no_result(
+    state: Directories, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """If it failed, a full disk would hide the end of a login, or the daemon would warn of it every second."""
+    now = time.time()
+    ends = {"login_ends_at": now + 1800, "authorized_at": now - 1e6}
+    put(state.record("linear"), grant(issued_at=now, expires_at=now + 3600, last_rotation_at=now - 60, **ends))
+
+    def full(*_: Any) -> None:
+        raise StorageError("cannot write: no space left on device")
+
+    monkeypatch.setattr(records, "write", full)
+    terms = Terms(ca_file=None, stopping=lambda: False)
+    for _ in range(3):
+        result = rotate(Publisher(state), Order(name="linear", seen=3), terms)
+        assert result is not None
+        assert result.outcome == "not_due"
+    assert [record.message.count("the server ends this login in 30 min") for record in caplog.records] == [1]

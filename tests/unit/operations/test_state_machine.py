@@ -260,7 +260,7 @@ class Machine(RuleBasedStateMachine):
         self.host.settle()
         host, ways, began = self.host, self.server.ways, self.clock.t
         generation = host.record.generation
-        each = max(5 * MINUTE, ways.life / 8)
+        each = min(max(5 * MINUTE, ways.life / 8), (ways.refresh_life or DAY) / 8)
         can_be_kept = self.observer.can_be_kept(host.record, self._wait_for_next(each if cron else 0.0))
         # Where an early refresh does harm, refresher waits for the expiry by a wall clock that may have been set back.
         behind = 0.0 if ways.early == "allowed" else self.observer.is_behind_by()

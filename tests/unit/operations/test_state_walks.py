@@ -157,3 +157,26 @@ def test_an_answer_that_was_saved_before_a_kill_is_not_in_doubt(begin: Begin) ->
     walk = begin(UNLIMITED._replace(rotates=False), replay=0.0)
     walk.host.act(force=True, troubles=(Trouble("killed once it saved"),))
     walk.host.act()
+
+
+@pytest.mark.parametrize("cron", [False, True], ids=["daemon", "cron"])
+@pytest.mark.parametrize(
+    "before", [Happening(), Happening("is set", -10 * MINUTE), Happening("sleeps", 13 * MINUTE)], ids=str
+)
+def test_a_refresh_token_that_ends_first_is_rotated_in_time(begin: Begin, cron: bool, before: Happening) -> None:
+    """If it failed, a login whose refresh token ends before its access token would be lost, for example after a sleep."""
+    walk = begin(STRICT._replace(life=8 * HOUR, refresh_life=15 * MINUTE))
+    walk.time(before)
+    walk.the_login_recovers_in_limited_time(cron=cron, used=False)
+    assert walk.server.ended_by is None
+    assert walk.host.record.generation > 1
+
+
+def test_an_outage_before_the_end_of_a_refresh_token_does_not_cost_the_login(begin: Begin) -> None:
+    """If it failed, the backoff of an outage would end after the refresh token, and a person would have to log in."""
+    walk = begin(STRICT._replace(life=8 * HOUR, refresh_life=15 * MINUTE))
+    while walk.server.refresh_ends(walk.observer.holding.refresh) - walk.clock.t > 20.0:
+        walk.the_daemon_rotates_on_schedule((Trouble("unreachable"), Trouble("unreachable")))
+    walk.the_daemon_rotates_on_schedule(())
+    assert walk.server.ended_by is None
+    assert walk.host.record.failure is None

@@ -263,3 +263,40 @@ def test_nothing_is_listed_or_removed_through_a_link_of_another_user(state: Dire
     assert demands.bar(state, "linear.answer", 17) is None
     assert answer.exists()
     assert demands.is_barred(state, "linear.answer", 17), "nobody can tell what is in demands/"
+
+
+def test_a_directory_of_another_user_stops_nothing_and_counts_for_nothing(state: Directories) -> None:
+    """If it failed, a user who makes a missing demands/ could let every token expire, or decide what is demanded."""
+    need(no_mounts())  # another owner needs root
+    (state.demands / "linear.3").touch()
+    os.chown(state.demands, 12345, -1)
+    state.demands.chmod(0o777)
+    assert "belongs to user 12345, who could remove demands" in (state.prepare() or "")
+    assert "belongs to user 12345" in (state.listing().demands_problem or "")
+    assert demands.pending(state, ("linear",)).by_name == {}
+    assert demands.bar(state, "linear", 3) is None
+    assert demands.is_barred(state, "linear", 3), "nobody can tell which demands are older"
+
+
+def test_a_removal_that_was_not_synced_is_synced_before_the_publication(
+    state: Directories, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If it failed, a power loss after the publication would bring a removed demand back, and it would count (I1)."""
+    synced: list[str] = []
+    sync = os.fsync
+
+    def watched(descriptor: int) -> None:
+        synced.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    assert demands.bar(state, "linear", 3) is None
+    assert str(state.demands) in synced
+
+
+def test_a_demand_for_a_published_token_survives_another_publication_of_it(state: Directories) -> None:
+    """If it failed, an agent whose token was refused would wait for the schedule after each failed exchange."""
+    (state.tokens / "linear.json").chmod(0o660)  # written by a group of which this user is the only member
+    (state.demands / "linear.2").touch()
+    Publisher(state).publish(grant(generation=2, failure=failure()))
+    assert (state.demands / "linear.2").exists()

@@ -76,7 +76,7 @@ def test_a_spill_directory_in_memory_causes_one_warning(
             spill.mkdir(parents=True, mode=0o700)
         state = tmp_path / "state"
         there = Directories(state=state, tokens=state / "tokens", demands=state / "demands", spill=spill)
-        there.ensure()
+        there.prepare()
         warned: set[str] = set()
         for _ in range(2):
             warn(there, warned)

@@ -1,4 +1,4 @@
-"""The private socket of the daemon, for ``refresher health``: only its own user can reach it.
+"""The private socket of the daemon, for ``refresher health`` and ``login``: only its own user can reach it.
 
 It is in ``grants/``, so no other user can occupy it, exhaust it or answer in place of the daemon.
 """
@@ -7,14 +7,15 @@ import errno
 import os
 import socket
 import stat
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-__all__ = ["PrivateSocket", "connect"]
+__all__ = ["PrivateSocket", "connect", "is_served"]
 
-_LONGEST_PATH: Final = 107
+_LONGEST_PATH: Final = 107 if sys.platform == "linux" else 103
 _BACKLOG: Final = 64
 _TIMEOUT: Final = 1.0
 
@@ -29,7 +30,7 @@ class PrivateSocket:
         """
         self.path: Final = path
         with suppress(FileNotFoundError):
-            if not stat.S_ISSOCK(path.lstat().st_mode) or _is_served(path):
+            if not stat.S_ISSOCK(path.lstat().st_mode) or is_served(path):
                 raise FileExistsError
             path.unlink()
         self.socket: Final = socket.socket(socket.AF_UNIX)
@@ -71,7 +72,8 @@ def connect(path: Path, timeout: float) -> socket.socket:
     return connection
 
 
-def _is_served(path: Path) -> bool:
+def is_served(path: Path) -> bool:
+    """Whether a daemon listens at ``path``; never raises."""
     try:
         connect(path, _TIMEOUT).close()
     except TimeoutError:
@@ -87,6 +89,8 @@ def _short(path: Path) -> Iterator[str]:
     if len(os.fsencode(path)) <= _LONGEST_PATH:
         yield str(path)
         return
+    if sys.platform != "linux":
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), str(path))
     directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
     try:
         yield f"/proc/self/fd/{directory}/{path.name}"
