@@ -66,6 +66,11 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
         """The socket at which the daemon answers ``refresher health``: only its own user can enter ``grants/``."""
         return self.grants / ".health.sock"
 
+    @property
+    def last_run(self) -> Path:
+        """The file that says when refresher last looked at the grants."""
+        return self.state / "last-run"
+
     def record(self, name: str) -> Path:
         """Return the path of the private record."""
         return self.grants / f"{name}.json"
