@@ -119,19 +119,12 @@ def _row(name: str, grant: Grant | GrantFileError, columns: Collection[_Column],
     if isinstance(grant, GrantFileError):
         return (name, _INVALID, "-", "-", "-", *("-" for _ in columns), str(grant))
     now = clocks.now().wall
-    planned = _next_rotation_at(grant)
     return (
         name,
         state_of(grant),
         str(grant.generation),
         _time_left(grant, now),
-        _OVERDUE
-        if overdue
-        else "-"
-        if planned is None
-        else "now"
-        if planned <= now
-        else f"in {text.span(planned - now)}",
+        _OVERDUE if overdue else _next_rotation(grant, now),
         *(column(grant) for column in columns),
         "-" if (error := _last_error(grant)) is None else error.description,
     )
@@ -146,6 +139,13 @@ def _last_error(grant: Grant) -> Failure | Problem | None:
 def _account(grant: Grant) -> str:
     shown = "-" if grant.account is None else accounts.shown(grant.account)
     return shown if len(shown) <= _WIDEST_ACCOUNT else f"{shown[: _WIDEST_ACCOUNT - 3]}..."
+
+
+def _next_rotation(grant: Grant, now: float) -> str:
+    planned = _next_rotation_at(grant)
+    if planned is None:
+        return "-"
+    return "now" if planned <= now else f"in {text.span(planned - now)}"
 
 
 def _time_left(grant: Grant, now: float) -> str:

@@ -249,6 +249,11 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     spent: tuple[str, ...] = ()
     """Fingerprints of spent refresh tokens, oldest first."""
 
+    @property
+    def without_person(self) -> bool:
+        """Whether the client gets tokens for itself (client credentials, RFC 6749 section 4.4)."""
+        return self.refresh_token is None if self.login is None else self.login.way == "client_credentials"
+
 
 class Tombstone(
     msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="tombstone"

@@ -228,9 +228,8 @@ class Publisher:
         try:
             with self.directories.opened_tokens() as tokens:
                 if foreign is not None and foreign.generation > record.generation:
-                    aside = f"{path.name}.aside.{clocks.now().wall:.0f}"
                     with suppress(OSError):
-                        os.rename(path.name, aside, src_dir_fd=tokens, dst_dir_fd=tokens)
+                        aside = files.keep_aside(path, clocks.now().wall, directory=tokens)
                         log.warning(
                             "%s: refresher has not published the token file of generation %d; it is now %s, and "
                             "refresher publishes again",

@@ -91,7 +91,7 @@ def change(refresher: Command, **changes: Any) -> None:
     records.write(refresher.directories, "linear", stored, msgspec.structs.replace(stored.record, **changes))
 
 
-def test_the_exit_code_of_status_is_that_of_the_gravest_grant(refresher: Command) -> None:
+def test_the_exit_code_of_status_is_that_of_the_most_serious_grant(refresher: Command) -> None:
     """If it failed, an alarm would miss a grant that needs a person, or go off for a healthy one."""
     assert refresher("status", "--exit-code").code == 0
     refresher.import_grant("linear", FRESH)
