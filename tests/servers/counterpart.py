@@ -52,16 +52,16 @@ class Control:
 
     # --- notifications --------------------------------------------------------------------------------------------
 
-    async def meet(self, context: Any, call_next: Any) -> Any:
+    async def meet(self, ctx: Any, call_next: Any) -> Any:
         """Remember the session of a request: a middleware of the SDK."""
-        connection = context.session._connection
+        connection = ctx.session._connection
         if connection.has_standalone_channel and connection not in self._sessions:
-            self._sessions[connection] = context.session
+            self._sessions[connection] = ctx.session
             connection.exit_stack.callback(self._sessions.pop, connection, None)
-        if context.method in ("resources/subscribe", "resources/unsubscribe"):
-            subscribed = context.method == "resources/subscribe"
+        if ctx.method in ("resources/subscribe", "resources/unsubscribe"):
+            subscribed = ctx.method == "resources/subscribe"
             (self._subscribers.add if subscribed else self._subscribers.discard)(connection)
-        return await call_next(context)
+        return await call_next(ctx)
 
     async def notify(self) -> None:
         """Notify every session of the older protocol. Without a stream of notifications, it is lost."""

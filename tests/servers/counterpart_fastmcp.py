@@ -34,7 +34,7 @@ async def main(port: int, directory: str, options: dict[str, Any]) -> None:
     """Serve until stdin ends."""
     control = Control(directory)
 
-    class Verifier(TokenVerifier):
+    class Verifier(TokenVerifier):  # type: ignore[misc]
         async def verify_token(self, token: str) -> AccessToken | None:
             accepted = control.accepted(token)
             return accepted and AccessToken(**accepted.model_dump(exclude_none=True))
@@ -42,38 +42,37 @@ async def main(port: int, directory: str, options: dict[str, Any]) -> None:
     mcp = FastMCP("fastmcp", auth=Verifier(required_scopes=["use"]))
     reads = ToolAnnotations(read_only_hint=True)
 
-    @mcp.tool(annotations=reads)
     def add(a: int, b: int) -> int:
         control.executed("add")
         return a + b
 
-    @mcp.tool(annotations=reads)
     def version() -> int:
         return control.version()
 
-    @mcp.tool
     def write(what: str) -> str:
         control.executed(what)
         return f"wrote {what}"
 
-    @mcp.tool
     async def slow(seconds: float) -> str:
         control.executed("slow")
         await anyio.sleep(seconds)
         return "done"
 
-    @mcp.tool
     async def ask(context: Context) -> str:
         answer = await context.elicit("what?", response_type=_Said)
         control.executed(f"heard {answer.data.said}")
         return str(answer.data.said)
 
-    mcp.tool(control.notify, name="notify")
-
-    @mcp.resource(NEWS)
     def news() -> str:
         return str(control.version())
 
+    mcp.tool(add, annotations=reads)
+    mcp.tool(version, annotations=reads)
+    mcp.tool(write)
+    mcp.tool(slow)
+    mcp.tool(ask)
+    mcp.tool(control.notify, name="notify")
+    mcp.resource(NEWS)(news)
     mcp._mcp_server.middleware.append(control.meet)
     mcp._mcp_server.add_request_handler("resources/subscribe", SubscribeRequestParams, _empty)
     mcp._mcp_server.add_request_handler("resources/unsubscribe", UnsubscribeRequestParams, _empty)

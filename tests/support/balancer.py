@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import re
+import socket
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -76,8 +77,10 @@ class Balancer:
         """The number of streams whose response has started."""
         self._server_port = port
         self._port = 0
-        self._listener: asyncio.Server | None = None
+        self._listener: socket.socket | None = None
+        self._accepting: asyncio.Task[None] | None = None
         self._links: set[_Link] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
 
     @property
     def origin(self) -> str:
@@ -92,12 +95,16 @@ class Balancer:
     async def up(self) -> None:
         """Listen; after ``down``, on the same port."""
         if self._listener is None:
-            self._listener = await asyncio.start_server(self._serve, "127.0.0.1", self._port, limit=2**20)
-            self._port = self._listener.sockets[0].getsockname()[1]
+            self._listener = socket.create_server(("127.0.0.1", self._port))
+            self._listener.setblocking(False)
+            self._port = self._listener.getsockname()[1]
+            self._accepting = asyncio.create_task(self._accept(self._listener))
 
     def down(self) -> None:
         """Refuse connections, as if nothing listens, and cut those that are open."""
-        if self._listener is not None:
+        if self._listener is not None and self._accepting is not None:
+            asyncio.get_running_loop().remove_reader(self._listener)
+            self._accepting.cancel()
             self._listener.close()
             self._listener = None
         self.cut(lambda _: True)
@@ -121,12 +128,21 @@ class Balancer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.down()
-        while self._links:
+        while self._tasks:
             for link in self._links:
                 link.cut()
             await asyncio.sleep(0.01)
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    # Not asyncio.start_server, which loses a connection that it accepts while it is closed (Python 3.11).
+    async def _accept(self, listener: socket.socket) -> None:
+        while True:
+            connection, _ = await asyncio.get_running_loop().sock_accept(listener)
+            task = asyncio.create_task(self._serve(connection))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, connection: socket.socket) -> None:
+        reader, writer = await asyncio.open_connection(sock=connection, limit=2**20)
         link = _Link(writer)
         self._links.add(link)
         responses: asyncio.Task[None] | None = None

@@ -28,6 +28,8 @@ class Mirror:
         """The events of the client."""
         self.errors: Counter[str] = Counter()
         """The errors of ``listen`` and of fetching."""
+        self.is_fetching = False
+        """Whether it has something to fetch."""
         self._stale = anyio.Event()
 
     async def on_message(self, message: object) -> None:
@@ -45,44 +47,52 @@ class Mirror:
 
     def _hear(self) -> None:
         self.heard += 1
+        self._wants()
+
+    def _wants(self) -> None:
+        self.is_fetching = True
         self._stale.set()
 
     async def _watch(self, client: ReconnectingClient, mode: str) -> None:
         async for what, _ in client.events():
             self.events[what] += 1
             if what == "connected" and mode != "auto":
-                self._stale.set()
+                self._wants()
 
     async def _listen(self, client: ReconnectingClient) -> None:
         while True:
             try:
                 async with client.listen(tools_list_changed=True) as subscription:
-                    self._stale.set()  # what came before the first subscription
-                    while True:
-                        await self._next(subscription)
+                    self._wants()  # what came before the first subscription
+                    while await self._next(subscription):
+                        pass
             except (ShimError, MCPError, SubscriptionLost) as error:
                 self._note(error)
                 await anyio.sleep(0.1)
 
-    async def _next(self, subscription: Any) -> None:
+    async def _next(self, subscription: Any) -> bool:
+        """Hear one notification; return whether there can be more."""
         try:
-            await anext(subscription)
+            if await anext(subscription, None) is None:
+                return False
             self._hear()
         except ShimError as error:  # "iterating again goes on"
             self._note(error)
             await anyio.sleep(0.1)
+        return True
 
     async def _fetch(self, client: ReconnectingClient) -> None:
-        self._stale.set()
+        self._wants()
         while True:
             await self._stale.wait()
             self._stale = anyio.Event()
             try:
                 result = await client.call_tool("version", {})
                 self.version = (result.structured_content or {})["result"]
+                self.is_fetching = self._stale.is_set()
             except (ShimError, MCPError) as error:
                 self._note(error)
-                self._stale.set()
+                self._wants()
                 await anyio.sleep(0.1)
 
     def _note(self, error: BaseException) -> None:

@@ -46,17 +46,17 @@ class Kind(NamedTuple):
 
 
 # The TypeScript SDK has the older protocol only: a client in the mode "auto" finds that out.
-ALL = [
-    Kind(library, mode, json)
-    for library, modes in (("python", ("legacy", "auto")), ("fastmcp", ("legacy", "auto")), ("typescript", ("auto",)))
-    for mode in modes
-    for json in (True, False)
-]
+MODES: dict[str, tuple[Mode, ...]] = {
+    "python": ("legacy", "auto"),
+    "fastmcp": ("legacy", "auto"),
+    "typescript": ("auto",),
+}
+ALL = [Kind(library, mode, json) for library, modes in MODES.items() for mode in modes for json in (True, False)]
 
 
 def kinds(which: Callable[[Kind], bool] = lambda _: True) -> pytest.MarkDecorator:
     """Run a test with the servers of these kinds."""
-    return pytest.mark.parametrize("server", list(filter(which, ALL)), ids=str, indirect=True)
+    return pytest.mark.parametrize("server", [kind for kind in ALL if which(kind)], ids=str, indirect=True)
 
 
 class Site:
@@ -87,6 +87,10 @@ class Site:
         await anyio.to_thread.run_sync(self.server.stop)
         await anyio.to_thread.run_sync(self.server.start)
         await self.balancer.up()
+
+    async def opens(self, number: int = 1) -> None:
+        """Wait until the client has opened so many streams."""
+        await until(lambda: self.balancer.streams >= number, "the stream is open")
 
     async def is_heard(self) -> None:
         """Wait until the copy of the agent is current."""
@@ -174,12 +178,12 @@ async def test_notifications_are_heard_after_cuts(site: Site) -> None:
     """If it failed, an agent behind a load balancer would not hear such a server after its second cut."""
     async with site.client() as client, anyio.create_task_group() as tasks:
         tasks.start_soon(site.mirror.run, client, "legacy" if site.kind.has_stream else "auto")
-        await until(lambda: site.balancer.streams > 0, "the stream is open")
+        await site.opens()
         for number in range(2, 5):
             await anyio.to_thread.run_sync(site.server.notify)
             await site.is_heard()
             assert site.balancer.cut_streams() == 1
-            await until(lambda number=number: site.balancer.streams >= number, "the stream is open again")
+            await site.opens(number)
         await until(lambda: client.state == "connected", "the state says so")
         heard = site.mirror.heard
         await anyio.to_thread.run_sync(site.server.notify)
@@ -191,7 +195,7 @@ async def test_notifications_are_heard_after_cuts(site: Site) -> None:
 async def test_what_was_missed_is_sent_again(site: Site) -> None:
     """If it failed, a server that stores notifications would store them in vain."""
     async with site.client() as client:
-        await until(lambda: site.balancer.streams > 0, "the stream is open")
+        await site.opens()
         await anyio.to_thread.run_sync(site.server.notify)
         await until(lambda: site.mirror.heard == 1, "the first is heard")
         site.balancer.down()
@@ -216,7 +220,7 @@ async def test_a_subscription_outlives_a_restart(site: Site) -> None:
         await client.subscribe_resource("stage://news")
         await site.restart()
         await until(lambda: site.balancer.requests["POST resources/subscribe"] == 2, "the client subscribes again")
-        await until(lambda: site.balancer.streams >= 2, "the stream is open")
+        await site.opens(2)
         await anyio.to_thread.run_sync(site.server.notify)
         await until(lambda: updated == ["stage://news"], "the update is heard")
 
@@ -238,6 +242,7 @@ async def test_an_answer_survives_a_fault(site: Site, decision: Decision) -> Non
     heard = site.server.executed()["heard blue"]
     site.balancer.decide = answers(decision, 1)
     async with site.client(elicitation_callback=says_blue) as client:
+        await site.opens()
         with anyio.fail_after(90):
             result = await client.call_tool("ask", {})
         assert result.structured_content == {"result": "blue"}
@@ -249,5 +254,6 @@ async def test_an_answer_that_cannot_be_sent_ends_the_call(site: Site) -> None:
     """If it failed, a call would never end at such a server if its answer cannot be sent."""
     site.balancer.decide = answers("busy", 10**6)
     async with site.client(elicitation_callback=says_blue, patience=2) as client:
+        await site.opens()
         with anyio.fail_after(90), pytest.raises(OutcomeUnknown):
             await client.call_tool("ask", {})

@@ -66,7 +66,8 @@ class Session:
         assert self._balancer.cut_streams() == 1
         self.cuts += 1
         if back:
-            await until(lambda: self._balancer.streams == self.cuts + 1, "the stream is open again")
+            await until(lambda: self.mirror.events["connected"] == self.cuts, "the gap is announced")
+            await until(lambda: not self.mirror.is_fetching, "the agent is current again")
 
 
 async def until(condition: Callable[[], bool], what: str) -> None:
@@ -106,6 +107,5 @@ def test_two_hours_of_idle_cuts_lose_nothing_silently(tmp_path: Path, kind: str,
     # Each gap was announced, and nothing else was.
     assert session.mirror.events["reconnecting"] == session.cuts
     assert session.mirror.errors == {}
-    if mode == "legacy":
-        assert MINUTES - session.mirror.heard <= session.down
+    assert session.mirror.heard > 0.8 * MINUTES, "the agent hears of most changes by a gap alone"
     print(f"{session.cuts} cuts, {session.down} notifications during a gap, {session.mirror.heard} heard")
