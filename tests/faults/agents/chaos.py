@@ -88,6 +88,8 @@ class Chaos:
             tasks.start_soon(tokens.serve_demands)
             for number in range(LISTENERS):
                 await self._start_agent(number, sites[number // 2 % 2], tokens, stack, tasks)
+            for site in sites:
+                tasks.start_soon(self._notify_again_and_again, site)
             await faults.run(seconds, interrupted or threading.Event())
             self._faults_over.set()
             calm = await self._calm(sites)
@@ -162,6 +164,12 @@ class Chaos:
         if took > LONGEST:
             self.violations.append(f"{tool} took {took:.1f} s and ended in {outcome}")
         return outcome
+
+    async def _notify_again_and_again(self, site: Site) -> None:
+        while not self._faults_over.is_set():
+            async with site.lock:  # while the server is there
+                await anyio.to_thread.run_sync(site.server.notify)
+            await anyio.sleep(0.3)
 
     # --- the end --------------------------------------------------------------------------------------------------
 
