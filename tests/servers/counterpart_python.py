@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import anyio
 from mcp.server.auth.provider import AccessToken
 from mcp.server.auth.settings import AuthSettings
-from mcp.server.mcpserver import Elicit, MCPServer, Resolve
+from mcp.server.mcpserver import Elicit, MCPServer, RequestStateSecurity, Resolve
 from mcp.shared.subscriptions import ResourceUpdated, ToolsListChanged
 from mcp_types import EmptyResult, SubscribeRequestParams, ToolAnnotations, UnsubscribeRequestParams
 from pydantic import AnyHttpUrl, BaseModel
@@ -50,7 +50,11 @@ async def main(port: int, directory: str, options: dict[str, Any]) -> None:
             validate_token_resource=False,
             required_scopes=["use"],
         )
-        mcp = MCPServer("python", log_level="CRITICAL", token_verifier=Verifier(), auth=auth)
+        # With this key, a process goes on with the questions of the one before.
+        security = RequestStateSecurity(keys=[b"the key of every counterpart in a test"])
+        mcp = MCPServer(
+            "python", log_level="CRITICAL", token_verifier=Verifier(), auth=auth, request_state_security=security
+        )
         reads = ToolAnnotations(read_only_hint=True)
 
         async def notify() -> None:
