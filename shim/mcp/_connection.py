@@ -1,7 +1,7 @@
 """One MCP session, in a task of its own, and the calls on it."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -14,6 +14,8 @@ from mcp import Client, MCPError
 from mcp.client import Transport
 from mcp.shared.message import SessionMessage
 
+from shim.mcp._failure import Failure
+
 __all__ = ["CURRENT_CALL", "Call", "Connection"]
 
 _CLOSE_TIMEOUT = 2.0
@@ -23,8 +25,11 @@ _CLOSE_TIMEOUT = 2.0
 class Connection:
     """A session. Once retired, it takes no new calls, and ends after the calls under way."""
 
-    def __init__(self, access_token: str) -> None:
+    def __init__(self, access_token: str, on_stream: Callable[["Connection", Failure | None, float], None]) -> None:
         self.access_token = access_token
+        self.stream_failure: str | None = None
+        """Why the server's notifications cannot be heard now; ``None`` if they can, or if the server sends none."""
+        self._on_stream = on_stream
         self.has_answered = False
         """Whether the server has answered a call on this connection."""
         self.client: Client | None = None
@@ -61,6 +66,11 @@ class Connection:
             self._calls -= 1
             if self._calls == 0:
                 self._idle.set()
+
+    def stream_changed(self, failure: Failure | None, sent_at: float) -> None:
+        """Record why the stream of notifications, requested at ``sent_at``, is down; ``None``: it is open."""
+        self.stream_failure = None if failure is None else failure.reason
+        self._on_stream(self, failure, sent_at)
 
     @property
     def is_busy(self) -> bool:

@@ -4,6 +4,7 @@ In the SDK's transport, an exception of one request ends all calls. So this clie
 caller of the request gets the failure as a JSON-RPC error.
 """
 
+import functools
 import json
 import re
 from typing import Any
@@ -14,6 +15,7 @@ import mcp_types
 
 from shim.mcp._connection import CURRENT_CALL
 from shim.mcp._failure import Failure, describe
+from shim.mcp._server_stream import endless_response
 
 __all__ = ["SessionHTTPClient"]
 
@@ -34,6 +36,9 @@ class SessionHTTPClient(httpx2.AsyncClient):
 
     async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
         """Send a request. A POST that fails returns a JSON-RPC error as its response."""
+        if request.method == "GET" and "last-event-id" not in request.headers:
+            # With this header, the SDK awaits the rest of one response.
+            return await endless_response(request, functools.partial(super().send, request, **options), _failure_in)
         if request.method != "POST":
             return await super().send(request, **options)
         await request.aread()  # the request of a redirect is not read yet, and could not be sent again

@@ -17,7 +17,7 @@ from shim.mcp._backoff import backoff
 from shim.mcp._client_events import EventBroadcast
 from shim.mcp._connection import CURRENT_CALL, Connection
 from shim.mcp._endpoint import Endpoint
-from shim.mcp._failure import describe, failure_kind, root_cause
+from shim.mcp._failure import Failure, describe, failure_kind, root_cause
 from shim.mcp._rejection import TokenGate
 
 __all__ = ["State", "Supervisor"]
@@ -166,6 +166,29 @@ class Supervisor:
             connection.retire(reason)
             self._notify()
 
+    def _stream_changed(self, connection: Connection, failure: Failure | None, sent_at: float) -> None:
+        """Record what happened to the server's stream of notifications."""
+        if connection.retired.is_set():
+            return
+        if failure is not None and failure.kind == "unknown_session":
+            self.retire(connection, failure.reason)
+            return
+        token = self._source.current()
+        if failure is not None and failure.kind == "rejected" and token is not None and permanent_error(token):
+            self.token_rejected(sent_at)
+        self._show_stream(connection)
+
+    def _show_stream(self, connection: Connection) -> None:
+        """Show in the state, and in an event, whether the server's notifications can be heard."""
+        if connection is not self._connection or connection.retired.is_set():
+            return
+        if connection.stream_failure is not None and self.state == "connected":
+            self._set_state("reconnecting")
+            self.events.emit("reconnecting", f"notifications may be lost: {connection.stream_failure}")
+        elif connection.stream_failure is None and self.state == "reconnecting":
+            self._set_state("connected")
+            self.events.emit("connected", "the notifications are heard again")
+
     def _retire_if_outdated(self, connection: Connection) -> None:
         if self._endpoint.is_process and connection.access_token != self.access_token():
             self.retire(connection, "the token has rotated")
@@ -218,7 +241,7 @@ class Supervisor:
         while not self._closing:
             await self._wait_for_usable_token()
             started = time.monotonic()
-            connection = self._latest = Connection(self.access_token())
+            connection = self._latest = Connection(self.access_token(), self._stream_changed)
             try:
                 transport = self._endpoint.transport(connection.access_token)
                 with anyio.fail_after(_CONNECT_TIMEOUT):
@@ -229,6 +252,7 @@ class Supervisor:
             self._connection = connection
             self._set_state("connected")
             self.events.emit("connected", f"to {self._endpoint.name}")
+            self._show_stream(connection)
             await connection.retired.wait()
             if self._closing:
                 return

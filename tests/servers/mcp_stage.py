@@ -13,6 +13,8 @@ Listens on 127.0.0.1 (port 0: any), prints one line of JSON when it is ready, an
 - ``redirect``: redirect each request once, within the origin
 - ``says``: the response to each call of a tool
 - ``breaks``: cut the connection after the first byte of the response to a call
+- ``cut_streams``: cut the connection of each stream of notifications (GET) once
+- ``stream_status``: the status of every response to GET; 0: its own
 - ``writes``: tools that lose their read-only hint
 - ``cut``: the share of tool calls whose connection is cut, half of them before the call is executed
 
@@ -29,7 +31,7 @@ from typing import Any
 import anyio
 from mcp.server.auth.provider import AccessToken
 from mcp.server.auth.settings import AuthSettings
-from mcp.server.mcpserver import MCPServer
+from mcp.server.mcpserver import Context, MCPServer
 from mcp_types import ToolAnnotations
 from pydantic import AnyHttpUrl
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -54,6 +56,8 @@ class Stage:
         self.cut = 0.0
         self.refuse: dict[str, int] = {}
         self.redirect = False
+        self.stream_status = 0
+        self._streams: set[Any] = set()
         self.breaks = False
         self.says: dict[str, Any] | None = None
 
@@ -84,6 +88,10 @@ class Stage:
         self.breaks = wishes.get("breaks", self.breaks)
         self.says = wishes.get("says", self.says)
         self.redirect = wishes.get("redirect", self.redirect)
+        self.stream_status = wishes.get("stream_status", self.stream_status)
+        if wishes.get("cut_streams"):
+            for transport in list(self._streams):
+                transport.abort()
         for name in wishes.get("writes", ()):
             self._mcp._tool_manager._tools[name].annotations = None
         if wishes.get("forget"):
@@ -133,6 +141,16 @@ class Stage:
                 self._answers[message["status"]] += 1
             await send(message)
 
+        if scope["method"] == "GET":
+            if self.stream_status:
+                self._answers[self.stream_status] += 1
+                return await _answer(send, self.stream_status, {"played": True})
+            transport = receive.__self__.transport  # type: ignore[attr-defined]
+            self._streams.add(transport)
+            try:
+                return await self._app(scope, receive, watched)
+            finally:
+                self._streams.discard(transport)
         await self._app(scope, again if body else receive, watched)
         if cut:
             receive.__self__.transport.abort()  # type: ignore[attr-defined]
@@ -190,6 +208,11 @@ async def main(port: int, options: dict[str, Any]) -> None:
         async def stale() -> str:
             executed["stale"] += 1
             return "Error: invalid token" if stage.status is None and not stage.tokens & {"fresh"} else "fine"
+
+        @mcp.tool(annotations=ToolAnnotations(read_only_hint=True))
+        async def notify(context: Context) -> str:
+            await context.session.send_tool_list_changed()
+            return "sent"
 
         @mcp.resource("stage://greeting")
         def greeting() -> str:

@@ -1,0 +1,139 @@
+"""The stream on which a server of the older protocol sends notifications and questions (GET).
+
+The SDK's transport gives it up after two failures, and nobody hears of that. So the transport gets one response that
+does not end, and this module opens the real stream again and again behind it.
+"""
+
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+
+import anyio
+import httpx2
+
+from shim.mcp._backoff import backoff
+from shim.mcp._connection import CURRENT_CALL
+from shim.mcp._failure import Failure, describe
+
+__all__ = ["endless_response"]
+
+_SHORTEST_INTERVAL = 1.0
+"""Seconds between two requests, also if the server asks for fewer."""
+_LONGEST_PAUSE = 30.0
+_STABLE_AFTER = 10.0
+"""Seconds after which a stream counts as working, even without an event."""
+_LAST_EVENT_ID = "last-event-id"
+_NOT_OFFERED = (405, 501)
+_TEMPORARY = (401, 408, 425, 429, 500, 502, 503, 504)
+
+_Send = Callable[[], Awaitable[httpx2.Response]]
+_FailureIn = Callable[[httpx2.Request, httpx2.Response], Failure | None]
+
+
+async def endless_response(request: httpx2.Request, send: _Send, failure_in: _FailureIn) -> httpx2.Response:
+    """Return a response whose events are those of ``request``, sent by ``send`` again each time the stream ends.
+
+    ``failure_in`` explains a response that is no stream. A redirect is returned as it is: the transport follows it.
+    """
+    stream = _EndlessStream(request, send, failure_in)
+    await stream.open()
+    if stream.response is not None and stream.response.has_redirect_location:
+        return stream.response
+    return httpx2.Response(200, headers={"content-type": "text/event-stream"}, stream=stream, request=request)
+
+
+class _EndlessStream(httpx2.AsyncByteStream):
+    def __init__(self, request: httpx2.Request, send: _Send, failure_in: _FailureIn) -> None:
+        self.response: httpx2.Response | None = None
+        """The response of the latest request, ``None`` if it failed."""
+        self._request = request
+        self._send = send
+        self._failure_in = failure_in
+        self._failure = ""
+        """Why the latest request failed."""
+        self._opened_at = 0.0
+        self._failures = 0
+        """Failures in a row."""
+        self._answered = False
+        self._retry: float | None = None
+        """The seconds that the server asks for."""
+
+    async def open(self) -> None:
+        """Send the request."""
+        self._opened_at = time.monotonic()
+        self.response = None
+        try:
+            self.response = await self._send()
+        except Exception as error:  # noqa: BLE001  the connection can break in any way, and the next attempt follows
+            self._failure = describe(error)
+
+    async def aclose(self) -> None:
+        """Close the stream of the server."""
+        if self.response is not None:
+            await self.response.aclose()
+
+    async def __aiter__(self) -> AsyncGenerator[bytes, None]:
+        while True:
+            failure = Failure("lost", self._failure)
+            if self.response is not None:
+                if self.response.has_redirect_location:
+                    return  # the transport sends its request again, and follows
+                async with aclosing(self._events(self.response)) as events:
+                    async for event in events:
+                        yield event
+                failure = await self._end(self.response)
+                await self.response.aclose()
+            self._report(failure)
+            pause = self._retry if self._failures == 0 else None
+            if pause is None:
+                pause = backoff(self._failures, _SHORTEST_INTERVAL, _LONGEST_PAUSE)
+            self._failures += 1
+            earliest = self._opened_at + _SHORTEST_INTERVAL - time.monotonic()
+            await anyio.sleep(max(min(pause, _LONGEST_PAUSE), earliest))
+            await self.open()
+
+    async def _events(self, response: httpx2.Response) -> AsyncGenerator[bytes, None]:
+        """Yield whole events: the start of an event whose rest is lost must not mix with the next stream."""
+        if not _is_stream(response):
+            return
+        self._report(None)
+        self._answered = True
+        try:
+            async for event in httpx2.EventSource(response):
+                if event.id:
+                    self._request.headers[_LAST_EVENT_ID] = event.id
+                if event.retry is not None:
+                    self._retry = event.retry / 1000
+                if event.data:
+                    self._failures = 0
+                    lines = "".join(f"data: {line}\n" for line in event.data.split("\n"))
+                    yield f"event: {event.event}\n{lines}\n".encode()
+        except Exception as error:  # noqa: BLE001  as in open()
+            self._failure = describe(error)
+        else:
+            self._failure = "the server ended the stream"
+        if time.monotonic() - self._opened_at > _STABLE_AFTER:
+            self._failures = 0
+
+    async def _end(self, response: httpx2.Response) -> Failure:
+        """Return why there is no stream any more. Does not return if the server offers none."""
+        if _is_stream(response):
+            return Failure("lost", self._failure)
+        status = response.status_code
+        if status in _NOT_OFFERED or (not self._answered and self._failures == 0 and status not in _TEMPORARY):
+            await response.aclose()
+            self._report(None)
+            await anyio.sleep_forever()
+        try:
+            await response.aread()
+        except Exception as error:  # noqa: BLE001  as in open()
+            return Failure("lost", describe(error))
+        return self._failure_in(self._request, response) or Failure("unavailable", f"the server answered {status}")
+
+    def _report(self, failure: Failure | None) -> None:
+        if (call := CURRENT_CALL.get()) is not None:
+            call.connection.stream_changed(failure, self._opened_at)
+
+
+def _is_stream(response: httpx2.Response) -> bool:
+    return response.is_success and response.headers.get("content-type", "").lower().startswith("text/event-stream")
