@@ -1,5 +1,6 @@
 """``ReconnectingClient`` and the stream on which the server speaks first (GET of the older protocol)."""
 
+from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,7 +10,7 @@ import mcp_types
 import pytest
 
 from shim import ReauthorizationRequired
-from shim.mcp import ReconnectingClient, _server_stream
+from shim.mcp import ClientEvent, ReconnectingClient, _server_stream
 from shim.mcp._http_client import SessionHTTPClient
 from tests.support.published import DEAD
 from tests.support.stage import Stage, publish, until
@@ -37,9 +38,9 @@ class Ear:
                         await anyio.sleep(0.01)
 
 
-def _client(tmp_path: Path, stage: Stage, ear: Ear, **options: float) -> ReconnectingClient:
+def _client(tmp_path: Path, stage: Stage, ear: Ear, wait: float = 15.0) -> ReconnectingClient:
     source = publish(tmp_path, stage).source()
-    return ReconnectingClient(stage.url, source, mode="legacy", message_handler=ear, **options)
+    return ReconnectingClient(stage.url, source, mode="legacy", message_handler=ear, wait=wait)
 
 
 async def test_a_stream_that_is_cut_often_is_heard_again(tmp_path: Path, stage: Stage) -> None:
@@ -47,13 +48,18 @@ async def test_a_stream_that_is_cut_often_is_heard_again(tmp_path: Path, stage: 
     ear = Ear()
     async with _client(tmp_path, stage, ear) as client:
         events = client.events()
-        await ear.hears(client)
-        for _ in range(4):
-            stage.play(cut_streams=True)
-            assert (await anext(events)).what == "reconnecting"
-            assert (await anext(events)).what == "connected"
-            await ear.hears(client)
+        with anyio.fail_after(90):
+            await _cut_often(client, events, ear, stage)
         assert client.state == "connected"
+
+
+async def _cut_often(client: ReconnectingClient, events: AsyncIterator[ClientEvent], ear: Ear, stage: Stage) -> None:
+    await ear.hears(client)
+    for _ in range(4):
+        stage.play(cut_streams=True)
+        assert (await anext(events)).what == "reconnecting"
+        assert (await anext(events)).what == "connected"
+        await ear.hears(client)
 
 
 @pytest.mark.parametrize("status", [401, 503])
