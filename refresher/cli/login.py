@@ -182,6 +182,6 @@ def login(ctx: click.Context, /, name: str, port: int | None, **given: Any) -> i
     if grant.renewable and is_served(settings.directories.health_socket):
         next_step = "; 'refresher run' keeps it fresh"
     elif grant.renewable:
-        next_step = "; no 'refresher run' is seen here: start it, unless cron runs 'refresher run-once'"
+        next_step = "; 'refresher run' is not running here: start it, or run 'refresher run-once' from cron"
     say(f"logged in: {name}{whose} (generation {grant.generation}){next_step}")
     return exit_code

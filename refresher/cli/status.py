@@ -4,7 +4,6 @@ from collections.abc import Callable, Collection
 from typing import Any, Final
 
 import click
-import msgspec
 
 from refresher.cli.options import Options, command, complete_name
 from refresher.cli.tables import print_rows
@@ -26,6 +25,7 @@ _KEYS: Final = (
     *("state", "generation", "issued_at", "expires_at", "next_rotation_at", "last_rotation_at", "failures", "error"),
     *("issuer", "resource", "scope", "origins", "refresh_token_expires_at", "login_ends_at", "account"),
 )
+_ACCOUNT_KEYS: Final = ("issuer", "subject", "label")
 _ERROR_KEYS: Final = ("code", "description", "at", "retry_at")
 
 
@@ -40,7 +40,7 @@ _ERROR_KEYS: Final = ("code", "description", "at", "retry_at")
 def status(options: Options, names: tuple[str, ...], as_json: bool) -> None:
     """Show each grant: its state, the time left of its token, its next rotation, its last error.
 
-    If a server ends a login whatever refresher does, also when.
+    If the server ends a login at a known time, it shows that time.
 
     \b
     States:
@@ -75,7 +75,7 @@ def _fields(name: str, grant: Grant | GrantFileError) -> dict[str, Any]:
         "state": state_of(grant),
         "issued_at": grant.issued_at if policy.has_access_token(grant) else None,
         "next_rotation_at": _next_rotation_at(grant),
-        "account": None if grant.account is None else msgspec.structs.asdict(grant.account),
+        "account": None if grant.account is None else {key: getattr(grant.account, key) for key in _ACCOUNT_KEYS},
         "error": None if failure is None else {key: getattr(failure, key) for key in _ERROR_KEYS},
     }
 

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, Final, TypeGuard
 
+import msgspec
+
 from refresher.common.secret import Secret
 from refresher.grants.record import Account, Grant
 from refresher.grants.tokens import jwt_claims, jwt_time
@@ -32,7 +34,9 @@ def account_of(
             return account
     account = None if access_token is None else from_claims(jwt_claims(access_token.reveal()), issuer)
     # RFC 9068 section 2.2: without a person, the subject is the client.
-    return None if account is None or account.subject == client_id else account
+    if account is None or account.subject == client_id:
+        return None
+    return msgspec.structs.replace(account, source="access_token")
 
 
 def from_claims(claims: Mapping[str, Any], issuer: str | None) -> Account | None:
@@ -66,8 +70,8 @@ def identity(grant: Grant, id_token: Secret | None, access_token: Secret | None)
 
 
 def is_other(one: Account | None, another: Account | None) -> bool:
-    """Whether both are known, of one issuer, and different."""
-    if one is None or another is None or one.subject == another.subject:
+    """Whether both are known, of one issuer and one source, and different."""
+    if one is None or another is None or one.source != another.source or one.subject == another.subject:
         return False
     return one.issuer == another.issuer or _is_same_issuer(one.issuer, another.issuer)
 

@@ -143,6 +143,8 @@ class Account(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Who names the subject; ``None``: the token did not say."""
     subject: str
     """Unique at the issuer, and never reassigned."""
+    source: Literal["openid", "access_token"] = "openid"
+    """Where the subject is from: the ``id_token`` or userinfo, or an access token, which can name another one."""
     label: str | None = None
     """What a person recognises: an e-mail address or a user name. It can change."""
 

@@ -28,7 +28,7 @@ _WARNINGS: Final = (7 * 86400.0, 86400.0, 3600.0)
 """Seconds before the end of a login."""
 
 _RENEWED_FRACTION: Final = 0.25
-"""A life that ends later by less than this part of the time since the last answer did not start anew."""
+"""A life whose end moves by less than this part of the time since the last answer did not start anew."""
 
 _TOO_SOON: Final = 30.0
 _TOO_SOON_FRACTION: Final = 0.1
@@ -74,7 +74,7 @@ def after_rotation(before: Grant, after: Grant, tokens: TokensIssued, sent: Mome
         # Within a grace period, a server may return the same tokens again.
         end = login_left(before, sent)
     else:
-        end = life if life - earlier < _RENEWED_FRACTION * passed else None
+        end = life if abs(life - earlier) < _RENEWED_FRACTION * passed else None
     return _ending(after, life, end, sent)
 
 
@@ -127,7 +127,7 @@ def next_warning(grant: Grant, now: Moment) -> EndWarning | None:
 def _ending(grant: Grant, life: float | None, end: float | None, sent: Moment) -> Grant:
     """Return ``grant`` whose refresh token ends after ``life`` seconds, and its login after ``end``."""
     total = server_behavior.login_lifetime(grant)
-    if total is not None:
+    if total is not None and grant.login is not None:  # nobody knows when an imported login began
         known = grant.authorized_at + total - sent.wall
         end = known if end is None else min(end, known)
     if end is not None and end <= 0:

@@ -4,6 +4,7 @@ Any program can send a redirect, so nothing in it counts until its ``state`` mat
 """
 
 import hmac
+import re
 import secrets
 from typing import Final
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
@@ -17,7 +18,8 @@ from refresher.grants import server_behavior
 from refresher.grants.providers import find_profile
 from refresher.grants.record import Grant
 from refresher.grants.tokens import is_token
-from refresher.login.discovery import OFFLINE_ACCESS, Server
+from refresher.login.discovery import Server
+from refresher.login.options import OFFLINE_ACCESS
 from refresher.login.token_request import advice
 from refresher.oauth.params import with_params
 
@@ -31,6 +33,7 @@ __all__ = [
 
 _AROUND: Final = "\"'`<>(),; \t\r\n"
 """What can be around an address in a text; in an address, it is encoded."""
+_BARE: Final = re.compile(r"[\w.-]+=")
 _CHALLENGE_METHOD: Final = "S256"
 _TEMPORARY: Final = ("server_error", "temporarily_unavailable")
 _DECLINED: Final = ("access_denied", "consent_required", "interaction_required", "login_required", "user_cancelled")
@@ -62,7 +65,7 @@ class AuthorizationRequest(msgspec.Struct, frozen=True, kw_only=True):
         fields = dict(pairs)
         state = fields.get("state", "").encode("utf-8", "replace")
         if len(fields) != len(pairs) or not hmac.compare_digest(state, self.state.reveal().encode()):
-            raise ForeignRedirect("it belongs to another login")
+            raise ForeignRedirect("its state is missing, or is that of another login")
         iss, issuer = fields.get("iss"), self.server.issuer
         if issuer is not None and (iss is not None or self.server.sends_iss) and iss != issuer:
             raise LoginRefused(
@@ -89,9 +92,9 @@ class AuthorizationRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 def pasted_query(text: str) -> str:
     """Return the query of an address as a person pastes it: quoted, without a scheme, from a page source, or alone."""
-    start, mark, rest = text.partition("?")
+    _, mark, rest = text.partition("?")
     # A query alone may contain a question mark in a value.
-    query = rest if mark and "=" not in start else text
+    query = rest if mark and not _BARE.match(text) else text
     return query.partition("#")[0].replace("&amp;", "&").strip(_AROUND)
 
 
@@ -114,7 +117,7 @@ def check_authorization_endpoint(server: Server, *, assume_pkce: bool) -> str:
             )
     elif server.has_metadata and not (assume_pkce or find_profile(server.token_endpoint, server.issuer).supports_pkce):
         raise LoginRefused(
-            f"the metadata of {server.issuer} does not say that the server supports PKCE (it has no "
+            f"the metadata of {server.issuer} does not say that the server supports PKCE (it has no list "
             "code_challenge_methods_supported), so a code could be stolen; nothing was changed. If its documentation "
             "says that it supports PKCE with S256, give --assume-pkce; otherwise try --device"
         )

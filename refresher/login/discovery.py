@@ -27,11 +27,10 @@ from refresher import __version__
 from refresher.common.errors import LoginRefused, ServerAway
 from refresher.login.http_client import EVENT_STREAM, NO_SERVER_STATUSES, Fetch, is_stream, no_mcp_server
 from refresher.login.metadata import GIVE_ENDPOINTS, GIVE_ISSUER, Document, Withheld, find_document, resolve, texts
+from refresher.login.options import OFFLINE_ACCESS
 from refresher.oauth import urls
 
-__all__ = ["ENDPOINTS", "OFFLINE_ACCESS", "Server", "discover", "discover_issuer"]
-
-OFFLINE_ACCESS: Final = "offline_access"
+__all__ = ["ENDPOINTS", "Server", "discover", "discover_issuer"]
 
 _SCOPE: Final = re.compile(r"[!#-\[\]-~]+")
 _INITIALIZE: Final = {
@@ -77,6 +76,10 @@ _PROTECTED_STATUSES: Final = (401, 403)
 _SERVER_MEMBERS: Final = ("issuer", *ENDPOINTS)
 
 
+class _NotPublished(LoginRefused):
+    """An authorization server has no metadata."""
+
+
 async def discover(url: str, fetch: Fetch, *, verified: bool = True) -> Server:
     """Return the authorization server of the MCP server at ``url``.
 
@@ -85,6 +88,7 @@ async def discover(url: str, fetch: Fetch, *, verified: bool = True) -> Server:
     Raises ``LoginRefused`` if there is none that is safe to use, and ``ServerAway``.
     """
     response = await fetch(_mcp_request(url, "initialize", _INITIALIZE))
+    status = response.status_code
     if response.is_success:
         # Some servers accept initialize without a token, and require one from the next request on.
         response = await fetch(_mcp_request(url, "tools/list", {}, response.headers.get(MCP_SESSION_ID)))
@@ -93,9 +97,10 @@ async def discover(url: str, fetch: Fetch, *, verified: bool = True) -> Server:
         raise LoginRefused(
             f"{url} redirects to {target or 'an unknown address'}; nothing was changed. Log in at that URL"
         )
-    if verified and (status := response.status_code) in NO_SERVER_STATUSES:
+    if verified and status in NO_SERVER_STATUSES:
         # An MCP server of before March 2025 answers a GET with a stream of events.
-        response = await fetch(httpx2.Request("GET", url, headers={"Accept": EVENT_STREAM}))
+        with suppress(ServerAway):
+            response = await fetch(httpx2.Request("GET", url, headers={"Accept": EVENT_STREAM}))
         if not is_stream(response) and response.status_code not in _PROTECTED_STATUSES:
             raise no_mcp_server(url, status, "--issuer or --no-verify")
     scope = extract_scope_from_www_auth(response)
@@ -107,17 +112,17 @@ async def discover(url: str, fetch: Fetch, *, verified: bool = True) -> Server:
     if found is None:
         return await _without_resource_metadata(url, response, scope, withheld, fetch)
     address, resource = found
-    refused: LoginRefused | None = None
+    missing: LoginRefused | None = None
     away: ServerAway | None = None
     for issuer in _authorization_servers(address, resource):
         try:
             document = await _metadata(issuer, url, fetch, namer=address)
             return _server(document, resource=resource["resource"], scope=_scope(scope, resource, document))
-        except LoginRefused as error:
-            refused = refused or error
+        except _NotPublished as error:  # but metadata that is odd ends the login
+            missing = missing or error
         except ServerAway as error:
             away = away or error
-    raise refused or away or _odd(address, "authorization_servers", resource, GIVE_ISSUER)
+    raise missing or away or _odd(address, "authorization_servers", resource, GIVE_ISSUER)
 
 
 async def discover_issuer(issuer: str, url: str, fetch: Fetch) -> Server:
@@ -231,7 +236,7 @@ async def _metadata(issuer: str, url: str, fetch: Fetch, *, namer: str | None) -
     addresses = build_oauth_authorization_server_metadata_discovery_urls(issuer, url)
     document = await _first_metadata(issuer, addresses, fetch, namer=namer)
     if document is None:
-        raise LoginRefused(
+        raise _NotPublished(
             f"{issuer} publishes no readable server metadata (RFC 8414); nothing was changed. {GIVE_ENDPOINTS}"
         )
     return document

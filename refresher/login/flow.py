@@ -36,10 +36,10 @@ from refresher.login.authorization_request import check_authorization_endpoint, 
 from refresher.login.browser import wait_for_redirect
 from refresher.login.client import Client
 from refresher.login.device import device_login
-from refresher.login.discovery import OFFLINE_ACCESS, Server
+from refresher.login.discovery import Server
 from refresher.login.http_client import Connections
 from refresher.login.loopback import Loopback
-from refresher.login.options import LoginOptions, completed, shared_fields, validated
+from refresher.login.options import OFFLINE_ACCESS, LoginOptions, completed, shared_fields, validated
 from refresher.login.token_request import request_tokens, scope_of
 from refresher.login.userinfo import ask_account
 from refresher.login.verification import verify
@@ -274,13 +274,16 @@ class _Flow:
         stays = "The tokens of this login stay valid at the server"
         if isinstance(error, StorageError):
             return f"{stays}: a part of it may be stored"
-        if (name := sharing_login(self.settings.directories, grant)) is not None:
-            return f"{stays}: to revoke them could end the login {name}"
+        if grant.login is None or grant.login.client != "registered":
+            # Another machine may use this client for the same account.
+            return f"{stays}: to revoke them could end other logins of this client"
         try:
+            if (name := sharing_login(self.settings.directories, grant)) is not None:
+                return f"{stays}: to revoke them could end the login {name}"
             with self.connections.to(grant.revocation_endpoint or self.url):
                 return f"The new login is not stored; {revoke(grant, ca_file=self.settings.ca_file)}"
         except RefresherError:
-            return f"{stays}: it did not answer the revocation"
+            return f"{stays}: refresher could not revoke them"
 
 
 def _page_of(grant: Grant, *, served: bool) -> str:
@@ -304,6 +307,7 @@ async def _find_server(options: LoginOptions, connections: Connections) -> Serve
     given = ("scope", "resource", "device_authorization_endpoint", "revocation_endpoint")
     server = msgspec.structs.replace(server, **{key: value for key in given if (value := getattr(options, key))})
     scope, resource = server.scope, None if server.resource == "none" else server.resource
-    if scope is not None and server.offers_offline_access and OFFLINE_ACCESS not in scope.split():
+    adds = server.offers_offline_access and not options.scope_only
+    if scope is not None and adds and OFFLINE_ACCESS not in scope.split():
         scope = f"{scope} {OFFLINE_ACCESS}"  # many servers issue no refresh token without it
     return msgspec.structs.replace(server, scope=scope, resource=resource)

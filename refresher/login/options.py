@@ -13,7 +13,10 @@ from refresher.grants.tokens import is_token
 from refresher.oauth import urls
 from refresher.oauth.params import RESERVED_IN_RENEWALS, RESERVED_IN_TOKEN_REQUESTS
 
-__all__ = ["LoginOptions", "completed", "shared_fields", "validated"]
+__all__ = ["OFFLINE_ACCESS", "LoginOptions", "completed", "shared_fields", "validated"]
+
+OFFLINE_ACCESS: Final = "offline_access"
+"""The scope without which many servers issue no refresh token (OpenID Connect Core section 11)."""
 
 _FILES: Final = ("client_secret_file", "private_key_file", "client_cert", "client_key")
 _NEEDED_FILE: Final = {
@@ -131,10 +134,16 @@ def completed(options: LoginOptions, stored: Grant | None) -> LoginOptions:
     if options.scope is not None and not options.scope_only and options.issuer in (None, stored.issuer):
         # After 403 insufficient_scope (RFC 6750 section 3.1), a person asks for more, and must not lose the rest.
         granted = (stored.scope or stored.asked_scope or "").split()
+        # Many servers do not list it in their answers, and issue no refresh token without it.
+        granted += [word for word in (stored.asked_scope or "").split() if word == OFFLINE_ACCESS]
         options = msgspec.structs.replace(options, scope=" ".join(dict.fromkeys((*granted, *options.scope.split()))))
-    login, known = stored.login, {"url": stored.server_url, "refresh_params": stored.refresh_params}
+    login = stored.login
+    known: dict[str, Any] = {"url": stored.server_url}
+    if options.issuer in (None, stored.issuer):
+        known["refresh_params"] = stored.refresh_params
+        known["assume_pkce"] = login is not None and login.assume_pkce
     if login is not None:
-        known |= {key: getattr(login, key) for key in ("scope", "resource", "params", "way", "assume_pkce")}
+        known |= {key: getattr(login, key) for key in ("scope", "resource", "params", "way")}
         if options.issuer is None and options.token_endpoint is None:
             if login.endpoints_given or login.issuer_given:
                 known["issuer"] = stored.issuer

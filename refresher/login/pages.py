@@ -47,7 +47,7 @@ def done(name: str, *, renewable: bool, served: bool, account: str | None = None
         "You are logged in",
         f"{login} is stored. 'refresher run' keeps it fresh."
         if renewable and served
-        else f"{login} is stored. No 'refresher run' is seen here: start it, unless cron runs 'refresher run-once'."
+        else f"{login} is stored. 'refresher run' is not running here: start it, or run 'refresher run-once' from cron."
         if renewable
         else f"{login} works until its access token expires, because the server issued no refresh token.",
         "You can close this page and go back to your terminal.",

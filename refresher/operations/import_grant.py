@@ -15,6 +15,7 @@ from refresher.common.errors import (
     StorageError,
 )
 from refresher.grants import accounts, policy
+from refresher.grants.providers import UNKNOWN, find_profile
 from refresher.grants.record import Grant, Record, Stored, Tombstone, with_spent
 from refresher.oauth import urls
 from refresher.storage import files, lock, records, recovery
@@ -116,6 +117,8 @@ def sharing_login(directories: Directories, grant: Grant) -> str | None:
     """Return a name whose grant may be of the same server and account as ``grant``; ``None`` if there is none.
 
     A server may end all logins of an account and client together. What cannot be read counts.
+
+    Raises ``DirectoryError``.
     """
     listing = directories.listing()
     for name in listing.all:
@@ -126,9 +129,17 @@ def sharing_login(directories: Directories, grant: Grant) -> str | None:
         for there in found:
             if not isinstance(there, Grant) or accounts.is_other(there.account, grant.account):
                 continue
-            if there.token_endpoint == grant.token_endpoint or (there.issuer and there.issuer == grant.issuer):
+            if _servers(there) & _servers(grant):
                 return name
     return None
+
+
+def _servers(grant: Grant) -> set[str]:
+    """Return the hosts of its authorization server, and the name of its profile: one server can have several hosts."""
+    addresses = (grant.issuer, grant.token_endpoint)
+    profile = find_profile(grant.token_endpoint, grant.issuer)
+    hosts = {urlsplit(address).hostname or "" for address in addresses if address}
+    return hosts if profile is UNKNOWN else hosts | {profile.name}
 
 
 def _require_same_login(directories: Directories, imported: Grant) -> None:

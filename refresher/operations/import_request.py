@@ -50,7 +50,16 @@ _PRINTABLE: Final = (
 _USUAL_EXTRAS: Final = frozenset(
     {
         # Members of token responses that mean nothing here: Keycloak, Entra, Salesforce, Slack, Notion, HubSpot ...
-        *("not-before-policy", "session_state", "ext_expires_in", "foci", "client_info", "issued_token_type"),
+        *(
+            "not-before-policy",
+            "session_state",
+            "ext_expires_in",
+            "expires_on",
+            "not_before",
+            "foci",
+            "client_info",
+            "issued_token_type",
+        ),
         *("id", "instance_url", "signature", "issued_at", "created_at", "ok", "app_id", "authed_user", "team"),
         *("bot_id", "bot_user_id", "workspace_id", "workspace_name", "workspace_icon", "owner", "hub_id"),
         *("account_id", "user", "user_id", "realmId"),
@@ -115,6 +124,8 @@ def parse(name: str, data: bytes, now: Moment) -> Grant:
     try:
         keys = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
         if unknown := sorted(keys.keys() - {*ImportRequest.__struct_fields__, *_USUAL_EXTRAS}):
+            # Other characters could be control sequences of a terminal.
+            unknown = [key if is_token(key) else repr(key) for key in unknown]
             _check_spelling(unknown)
             log.warning("%s: warning: ignored, because refresher has no use for them: %s", name, ", ".join(unknown))
         # Some servers write numbers as texts.
@@ -279,14 +290,13 @@ def _refresh_token_lifetime(request: ImportRequest, now: float) -> float | None:
     at = request.refresh_token_expires_at
     if at is not None and at > now + MAX_LIFETIME:
         raise ImportRefused("refresh_token_expires_at must be epoch seconds (not milliseconds), within ten years")
-    return refresh_token_lifetime(
-        request.refresh_token.reveal(),
-        now,
-        None if at is None else at - now,
-        request.refresh_token_expires_in,
-        request.refresh_expires_in,
-        request.x_refresh_token_expires_in,
+    token = request.refresh_token.reveal()
+    announced = (request.refresh_token_expires_in, request.refresh_expires_in, request.x_refresh_token_expires_in)
+    lifetimes = (
+        refresh_token_lifetime(token, now, None if at is None else at - now, *announced),
+        refresh_token_lifetime(token, now),  # the answer may be old, and its "exp" still counts
     )
+    return min(filter(None, lifetimes), default=None)
 
 
 def _invalid(message: str) -> str:

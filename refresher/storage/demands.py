@@ -117,9 +117,14 @@ def bar(directories: Directories, name: str, generation: int) -> str | None:
     try:
         with directories.opened_demands() as place:
             try:
-                if _is_there(place, entry):
-                    _remove(place, entry)
-                os.fsync(place)  # also if it is missing: an earlier attempt may have removed it, and not synced
+                if not _is_there(place, entry):
+                    # An earlier attempt may have removed it, and not synced. If the disk accepts nothing any more, a
+                    # token that was spilled is published all the same.
+                    with suppress(OSError):
+                        os.fsync(place)
+                    return None
+                _remove(place, entry)
+                os.fsync(place)
             except OSError as error:
                 path = directories.demands / entry
                 problem = f"cannot remove the demand {path}, which is older than its token: {error.strerror}"

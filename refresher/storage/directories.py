@@ -303,7 +303,8 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
             raise DirectoryError(f"{self.state} is not a directory")
         if status.st_uid not in (0, os.geteuid()):
             raise DirectoryError(
-                f"{self.state} belongs to user {status.st_uid}, this is user {os.geteuid()}: run it as its owner"
+                f"{self.state} belongs to user {status.st_uid}, this is user {os.geteuid()}: run it as its "
+                "owner if you trust that user, or choose another --state-dir"
             )
         if (who := write_access.writers(status)) is not None:
             change = "o-w" if who == "anybody" else "g-w"

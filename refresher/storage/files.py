@@ -55,10 +55,9 @@ def read(
 
 def _check_private(status: os.stat_result) -> None:
     if status.st_uid != os.geteuid():
-        raise NotPrivate(
-            f"it belongs to user {status.st_uid}, this is user {os.geteuid()}: if it is yours, run "
-            f"'chown {os.geteuid()}' on it"
-        )
+        # Root that takes a file of a service would break the service.
+        mend = "run this as that user" if os.geteuid() == 0 else f"if it is yours, run 'chown {os.geteuid()}' on it"
+        raise NotPrivate(f"it belongs to user {status.st_uid}, this is user {os.geteuid()}: {mend}")
     if status.st_mode & 0o077:
         raise NotPrivate("others could read or change it: if its content is unchanged, run 'chmod 600' on it")
 

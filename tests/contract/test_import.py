@@ -193,3 +193,11 @@ def test_a_token_that_is_sent_without_tls_causes_a_warning(refresher: Command) -
         "local", GRANT | {"refresh_token": "another-token", "server_url": "http://[::1]:1/"}
     )
     assert refresher("import", "local", "--from", str(loopback)).stderr == ""
+
+
+def test_no_key_of_an_import_reaches_the_terminal_as_a_control_sequence(refresher: Command) -> None:
+    """If it failed, a file from elsewhere could change what a person sees."""
+    done = refresher("import", "linear", "--from", str(refresher.write_import("linear", GRANT | {"b\x1b[31m": 1})))
+    assert done.code == 0
+    assert "\x1b" not in done.stderr
+    assert r"'b\x1b[31m'" in done.stderr

@@ -22,17 +22,21 @@ class Server(Answering):
 
     def __init__(self) -> None:
         super().__init__()
-        paths = {key: f"{self.url}/{key}" for key in ("token", "device", "userinfo", "authorize", "revocation")}
+        paths = {
+            key: f"{self.url}/{key}"
+            for key in ("token", "device", "userinfo", "authorize", "revocation", "registration")
+        }
         document = {
             "issuer": self.url,
             "response_types_supported": ["code"],
             "device_authorization_endpoint": paths["device"],
         }
-        document |= {f"{key}_endpoint": paths[key] for key in ("token", "userinfo", "revocation")}
+        document |= {f"{key}_endpoint": paths[key] for key in ("token", "userinfo", "revocation", "registration")}
         document |= {"authorization_endpoint": paths["authorize"]}
         code = {"device_code": "d", "user_code": "ABCD", "verification_uri": self.url, "interval": 0.1}
         self.answers |= {METADATA: [Answer(200, document)], "/device": [Answer(200, code)]}
         self.answers["/revocation"] = [Answer(200)]
+        self.answers["/registration"] = [Answer(201, {"client_id": "client", "redirect_uris": []})]
         self.logins = 0
 
     def next_login(self, *, userinfo: Answer | None = None, **tokens: Any) -> None:
@@ -48,8 +52,13 @@ class Server(Answering):
 
 
 def log_in(refresher: Command, server: Server, *options: str) -> Done:
-    """Log in by device."""
+    """Log in by device, with a client that a person gives."""
     return refresher("login", "linear", API, "--issuer", server.url, "--client-id", "client", "--device", *options)
+
+
+def log_in_registered(refresher: Command, server: Server) -> Done:
+    """Log in by device, with a client that refresher registers."""
+    return refresher("login", "linear", API, "--issuer", server.url, "--device")
 
 
 def account(refresher: Command) -> Any:
@@ -133,7 +142,7 @@ def test_a_login_says_whether_a_daemon_keeps_it_fresh(refresher: Command) -> Non
     """If it failed, a person would wait for a daemon that does not run, or start a second one."""
     with Server() as server:
         server.next_login()
-        assert "no 'refresher run' is seen here: start it" in log_in(refresher, server).stdout
+        assert "'refresher run' is not running here: start it" in log_in(refresher, server).stdout
         daemon = refresher.start("run")
         try:
             wait_until(lambda: is_served(refresher.directories.health_socket), "the daemon")
@@ -143,16 +152,16 @@ def test_a_login_says_whether_a_daemon_keeps_it_fresh(refresher: Command) -> Non
             daemon.terminate()
             refresher.finish(daemon)
         server.next_login()
-        assert "no 'refresher run' is seen here" in log_in(refresher, server).stdout
+        assert "'refresher run' is not running here" in log_in(refresher, server).stdout
 
 
 def test_the_tokens_of_a_refused_login_are_revoked_unless_another_login_could_end(refresher: Command) -> None:
     """If it failed, tokens that nobody stores would stay valid, or to revoke them would end the login of another name."""
     with Server() as server:
         server.next_login(id_token=server.id_token(**ANN))
-        assert log_in(refresher, server).code == 0
+        assert log_in_registered(refresher, server).code == 0
         server.next_login(id_token=server.id_token(**BOB))
-        refused = log_in(refresher, server)
+        refused = log_in_registered(refresher, server)
         assert refused.code == 2
         assert refused.stderr.endswith(". The new login is not stored; it is revoked at the server\n")
         assert server.seen.count("POST /revocation") == 2, "the refresh token and the access token"
@@ -161,7 +170,7 @@ def test_the_tokens_of_a_refused_login_are_revoked_unless_another_login_could_en
         more = {"issuer": server.url, "server_url": API, "id_token": server.id_token(**BOB)}
         refresher.import_grant("notion", fields | more)
         server.next_login(id_token=server.id_token(**BOB))
-        refused = log_in(refresher, server)
+        refused = log_in_registered(refresher, server)
         assert refused.code == 2
         assert "stay valid at the server: to revoke them could end the login notion" in refused.stderr
         assert server.seen.count("POST /revocation") == 2
@@ -171,8 +180,29 @@ def test_a_refused_login_says_that_its_server_cannot_revoke_it(refresher: Comman
     """If it failed, a person would believe that no token of a refused login is left."""
     with Server() as server:
         server.next_login(id_token=server.id_token(**ANN))
-        assert log_in(refresher, server).code == 0
+        assert log_in_registered(refresher, server).code == 0
         server.answers["/revocation"] = [Answer(None)]
         server.next_login(id_token=server.id_token(**BOB))
-        refused = log_in(refresher, server)
-        assert "stay valid at the server: it did not answer the revocation" in refused.stderr
+        refused = log_in_registered(refresher, server)
+        assert "stay valid at the server: refresher could not revoke them" in refused.stderr
+
+
+def test_tokens_of_a_client_that_a_person_gave_are_not_revoked(refresher: Command) -> None:
+    """If it failed, a refused login would end the login of the same account and client on another machine."""
+    with Server() as server:
+        server.next_login(id_token=server.id_token(**ANN))
+        assert log_in(refresher, server).code == 0
+        server.next_login(id_token=server.id_token(**BOB))
+        assert "stay valid at the server: to revoke them could end other logins" in log_in(refresher, server).stderr
+        assert "POST /revocation" not in server.seen
+
+
+def test_the_subject_of_an_access_token_is_not_compared_with_that_of_an_id_token(refresher: Command) -> None:
+    """If it failed, a person who adds the scope openid would be refused as another person, and lose the login."""
+    with Server() as server:
+        server.next_login(access_token=jwt(iss=server.url, sub="ann@x.example"))
+        assert log_in(refresher, server).code == 0
+        assert account(refresher)["subject"] == "ann@x.example"
+        server.next_login(id_token=server.id_token(**ANN))
+        assert log_in(refresher, server).code == 0
+        assert account(refresher) == {"issuer": server.url, "subject": "ann-1", "label": "ann@x.example"}

@@ -137,7 +137,7 @@ def at(server: Answering, value: Any) -> Any:
             {METADATA: Answer(200, ISSUER_DOCUMENT | {"code_challenge_methods_supported": None})},
             ("{}", "--issuer", "{}"),
             2,
-            "does not say that the server supports PKCE (it has no code_challenge_methods_supported), so a code could",
+            "does not say that the server supports PKCE (it has no list code_challenge_methods_supported), so a code could",
         ),
         (
             {METADATA: Answer(200, ISSUER_DOCUMENT | {"code_challenge_methods_supported": None})},

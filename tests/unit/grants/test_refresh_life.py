@@ -10,7 +10,7 @@ from refresher.common.secret import Secret
 from refresher.grants import policy, refresh_life
 from refresher.grants.outcome import NotSent, TokensIssued, Transient
 from refresher.grants.policy import Rotate, Wait
-from refresher.grants.record import Grant
+from refresher.grants.record import Grant, Login
 from refresher.grants.refresh_life import EndWarning
 from refresher.grants.transition import apply
 from refresher.login.token_request import new_grant
@@ -58,7 +58,7 @@ NEW = Secret("new-refresh")
         pytest.param(1800.0, 1200.0, None, 1800.0, 1800.0, id="the same end of the same refresh token"),
         pytest.param(1800.0, 1340.0, NEW, 1940.0, 1940.0, id="the end moved by less than a quarter of the time"),
         pytest.param(1800.0, 1360.0, NEW, 1960.0, None, id="the end moved by more: in doubt, it started anew"),
-        pytest.param(1800.0, 600.0, NEW, 1200.0, 1200.0, id="an earlier end: the rest of a session"),
+        pytest.param(1800.0, 600.0, NEW, 1200.0, None, id="an earlier end: another life"),
         pytest.param(1800.0, None, NEW, None, None, id="a new refresh token without an end"),
         pytest.param(1800.0, None, None, 1800.0, 1800.0, id="the same refresh token, nothing announced"),
         pytest.param(1800.0, None, REFRESH, 1800.0, 1800.0, id="the same refresh token again, nothing announced"),
@@ -247,7 +247,12 @@ def test_a_login_knows_the_end_of_its_refresh_token() -> None:
 
 def test_a_profile_says_what_an_answer_does_not() -> None:
     """If it failed, the yearly end of a login at Atlassian would come without a warning."""
-    atlassian = grant(token_endpoint="https://auth.atlassian.com/oauth/token", issued=at(), authorized_at=NOON)
+    atlassian = grant(
+        token_endpoint="https://auth.atlassian.com/oauth/token",
+        issued=at(),
+        authorized_at=NOON,
+        login=Login(client="given"),
+    )
     login = refresh_life.after_login(atlassian, None, at())
     assert (login.refresh_token_expires_at, login.login_ends_at) == (NOON + 90 * DAY, NOON + 365 * DAY)
     rotated = _answered(login, None, refresh=NEW)

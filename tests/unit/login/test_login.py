@@ -148,6 +148,7 @@ def authorization(**changes: Any) -> AuthorizationRequest:
         "location: /callback?{}\r",
         "http://127.0.0.1:9/callback?{}#_=_",
         "{}&next=a?b",
+        '<a href="http://127.0.0.1:9/callback?{}">',
         "http://127.0.0.1:9/callback?{}&next=a?b",
     ],
 )

@@ -26,7 +26,7 @@ from refresher.login import pages
             pages.done("linear", renewable=True, served=True, account="<i>ann</i>"),
             "for &lt;i&gt;ann&lt;/i&gt; is stored.",
         ),
-        (pages.done("linear", renewable=True, served=False), "No &#x27;refresher run&#x27; is seen here: start it"),
+        (pages.done("linear", renewable=True, served=False), "&#x27;refresher run&#x27; is not running here: start it"),
         (pages.done("linear", renewable=False, served=False), "because the server issued no refresh token.</p>"),
     ],
 )
