@@ -2,8 +2,8 @@
 
 ::
 
-    from shim.httpx2 import BearerAuth          # or shim.httpx
-    client = httpx2.AsyncClient(auth=BearerAuth("linear"))
+    from shim.httpx2 import async_client        # or shim.httpx
+    client = async_client("linear")
 
 A program that sets the ``Authorization`` header itself uses ``FileTokenSource``. ``README.md`` beside this file has the
 whole API and recipes.
@@ -13,6 +13,7 @@ from shim._changes import Changes, Event, Restored, Rotated
 from shim._source import FileTokenSource
 from shim._token import Problem, TokenFile
 from shim.errors import (
+    InsufficientScope,
     ReauthorizationRequired,
     Removed,
     ShimError,
@@ -26,6 +27,7 @@ __all__ = [
     "Changes",
     "Event",
     "FileTokenSource",
+    "InsufficientScope",
     "Problem",
     "ReauthorizationRequired",
     "Removed",

@@ -1,20 +1,24 @@
-"""The code that ``shim.httpx`` and ``shim.httpx2`` share: attach the token, and recover from a 401."""
+"""The code that ``shim.httpx`` and ``shim.httpx2`` share: attach the token, and recover from a rejection."""
 
-import re
 import time
-from collections.abc import AsyncGenerator, Generator, Iterable
+from collections.abc import AsyncGenerator, Generator
 from contextlib import aclosing, suppress
 from typing import Any, ClassVar
 
+from shim._challenge import refusal_of
 from shim._changes import permanent_error
 from shim._origins import origin_of
 from shim._source import FileTokenSource
-from shim.errors import TokenRejected
+from shim.errors import ShimError, TokenRejected
 
-__all__ = ["DEFAULT_WAIT", "BearerFlow", "origin_of_request"]
+__all__ = ["CONNECT_TIMEOUT", "DEFAULT_WAIT", "READ_TIMEOUT", "BearerFlow", "origin_of_request"]
 
 DEFAULT_WAIT = 15.0
 """Seconds that the requests of one rejected token wait for a newer token."""
+
+CONNECT_TIMEOUT = 30.0
+READ_TIMEOUT = 300.0
+"""The time-outs of the MCP SDK's own HTTP client, in seconds: a tool call may take minutes."""
 
 _MAX_SENDS = 4
 _FIRST_POLL = 0.02
@@ -26,19 +30,16 @@ _SLOWEST_BODY = 5.0
 
 _SENT_BY_US = "shim.authorization"
 
-# The possessive quantifier keeps the match linear, so that a hostile header cannot cost seconds.
-_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*+(?:"|$)', re.DOTALL)
-_SCHEME = re.compile(r"\s*([^\s=,]+)(?:\s+[^\s=]|\s*$)")
-
 
 class BearerFlow:
     """Sends the current token of a name, or of a ``FileTokenSource``, with each request to the token's origins.
 
-    On a 401, it sends the request again with a newer token. If there is none yet, it demands a rotation and waits; all
-    requests of one rejected token share one demand and one wait of ``wait`` seconds. It does not resend a body that is
-    a stream.
+    If the server rejects the token (401, or ``invalid_token`` in a challenge), it sends the request again with a newer
+    token. If there is none yet, it demands a rotation and waits; all requests of one rejected token share one demand
+    and one wait of ``wait`` seconds. It does not resend a body that is a stream.
 
-    If no newer token comes, the caller gets the server's own 401, and ``auth.source.problem()`` says why.
+    If no newer token comes, or the token lacks a scope, the caller gets the server's own response, and
+    ``auth.source.problem()`` says why.
     ``raise_errors=True`` raises that problem instead; inside an MCP session this ends the session. On a redirect from
     ``http://host`` to ``https://host``, the library keeps the header; on a redirect to any other origin, it drops it.
     """
@@ -108,24 +109,33 @@ class BearerFlow:
         if authorization is None or token is None:
             if self._raise_errors and (token is None or token.access_token is None) and (problem := source.problem()):
                 raise problem
+            source.prepare(token, origin)
             # A caller can send a request object twice: a header from the first time must not outlive its token.
             if request.headers.get("authorization") == request.extensions.get(_SENT_BY_US, ""):
                 del request.headers["authorization"]
             yield request
             return
+        source.prepare(token, origin)
         replayable = _is_replayable(request)
         deadline = None
+        lacking: ShimError | None = None
         for count in range(1, _MAX_SENDS + 1):
             request.headers["Authorization"] = request.extensions[_SENT_BY_US] = authorization
             response = yield request
             if response.request.headers.get("authorization") != authorization:
                 return  # a redirect to another origin has dropped our header
-            if not _is_rejection(response, authorization):
+            challenges = response.headers.get_list("www-authenticate")
+            refusal = refusal_of(response.status_code, challenges, authorization)
+            if refusal is None:
                 if response.is_success:
                     source.accepted(token)
                 return
             newest = source.current()
-            if newest is not None and source.authorization(newest, origin) == authorization:
+            lacking = None
+            if refusal.lacks_scope:
+                source.lacks_scope(token, origin, refusal)
+                lacking = refusal.as_error(source.name, origin)
+            elif newest is not None and source.authorization(newest, origin) == authorization:
                 rejected_at = source.rejected(token, origin)
                 if not permanent_error(newest):
                     source.demand(newest)
@@ -145,7 +155,7 @@ class BearerFlow:
                 break
             token, authorization = newest, newer
         if self._raise_errors:
-            raise source.problem() or TokenRejected(f"{origin} rejects the token of {source.name} (401)")
+            raise lacking or source.problem() or TokenRejected(f"{origin} rejects the token of {source.name}")
 
 
 def origin_of_request(url: Any) -> str:
@@ -167,22 +177,6 @@ def _is_replayable(request: Any) -> bool:
     except RuntimeError:
         return False
     return True
-
-
-def _is_rejection(response: Any, authorization: str) -> bool:
-    """Whether the response to our token rejects it: a 401 without a challenge, or with one for our scheme."""
-    if response.status_code != 401:
-        return False
-    schemes = set(_challenge_schemes(response.headers.get_list("www-authenticate")))
-    return not schemes or authorization.partition(" ")[0].lower() in schemes
-
-
-def _challenge_schemes(challenges: Iterable[str]) -> Iterable[str]:
-    """Return the schemes of ``WWW-Authenticate`` headers (RFC 9110 section 11.6.1) in lower case."""
-    for header in challenges:
-        for part in _QUOTED.sub('""', header).split(","):
-            if match := _SCHEME.match(part):
-                yield match[1].lower()
 
 
 def _read_body(response: Any) -> bytes:

@@ -3,11 +3,15 @@
 import os
 import time
 from stat import S_ISREG
+from typing import TYPE_CHECKING
 
 from shim._changes import Changes, permanent_error
 from shim._origins import origin_of_url
 from shim._token import TokenFile, is_name, parse
-from shim.errors import ShimError, TokenFileError, TokenRejected, TokenUnavailable
+from shim.errors import InsufficientScope, ShimError, TokenFileError, TokenRejected, TokenUnavailable
+
+if TYPE_CHECKING:
+    from shim._challenge import Refusal  # takes a millisecond, and a program without BearerAuth does not need it
 
 __all__ = ["FileTokenSource", "default_state_dir", "may_be_last", "valid_for"]
 
@@ -29,7 +33,7 @@ class FileTokenSource:
     ``tokens`` and ``demands`` in refresher's state directory. Raises ``ValueError`` if ``name`` is not a valid name.
     """
 
-    __slots__ = ("_cached", "_demands", "_path", "_rejected", "name")
+    __slots__ = ("_cached", "_demands", "_lacking", "_path", "_rejected", "_warned", "name")
 
     def __init__(
         self,
@@ -50,6 +54,9 @@ class FileTokenSource:
         self._cached: tuple[_Stamp | None, TokenFile | None, ShimError | None] = (None, None, None)
         # The token that was rejected last, its generation, the origin, and when it was first rejected (monotonic).
         self._rejected: tuple[str, int, str, float] | None = None
+        # The token that lacked a scope last, and the refusal of the origin.
+        self._lacking: tuple[str | None, str, Refusal] | None = None
+        self._warned = False
 
     def __repr__(self) -> str:
         """Leave out the token."""
@@ -93,7 +100,10 @@ class FileTokenSource:
                     self.demand(token)
             remaining = ends - time.monotonic()
             if remaining <= 0:
-                raise self.problem() or TokenUnavailable(
+                problem = self.problem()
+                if problem is not None and not isinstance(problem, InsufficientScope):
+                    raise problem
+                raise TokenUnavailable(
                     f"the token of {self.name} is valid for less than {min_valid:g} s, and no newer one came in "
                     f"time; {_ASK}"
                 )
@@ -105,8 +115,11 @@ class FileTokenSource:
         Also returns ``{}`` for a URL in which two parsers may find different hosts: one with a backslash, a space, a
         user name, or a character outside ASCII (write an international host name in its ``xn--`` form).
         """
-        origin = origin_of_url(url)
-        authorization = None if origin is None else self.authorization(self.current(), origin)
+        origin, token = origin_of_url(url), self.current()
+        if origin is None:
+            return {}
+        self.prepare(token, origin)
+        authorization = self.authorization(token, origin)
         return {} if authorization is None else {"Authorization": authorization}
 
     @staticmethod
@@ -142,20 +155,46 @@ class FileTokenSource:
             what = "there is no token yet" if token.access_token is None else "the token has expired"
             why = _ASK if token.error is None else token.error.description
             return TokenUnavailable(f"{self.name}: {what}: {why}")
+        lacking = self._lacking
+        if lacking is not None and lacking[0] == token.access_token:
+            return lacking[2].as_error(self.name, lacking[1])
         return None
+
+    def prepare(self, token: TokenFile | None, origin: str) -> None:
+        """Before a request to ``origin``: demand a newer token if ``token`` has expired; without a token, warn once."""
+        if token is None or token.access_token is None:
+            if not self._warned:
+                self._warned = True
+                import logging  # "import shim" does not load it
+
+                logging.getLogger("shim").warning("%s: requests carry no token: %s", self.name, self.problem())
+        elif origin in token.origins and valid_for(token) <= 0 and permanent_error(token) is None:
+            self.demand(token)
 
     def demand(self, token: TokenFile) -> bool:
         """Ask refresher for a newer token than ``token``. Repeated demands for one generation count as one.
 
-        Returns whether the demand file exists. Never raises: refresher also rotates on schedule, without demands.
+        If a server rejected that token, the file holds its origin, so that refresher can name it. Returns whether the
+        demand file exists. Never raises: refresher also rotates on schedule, without demands.
         """
         path = f"{self._demands}/{self.name}.{token.generation}"
+        rejected = self._rejected
+        origin = b"" if rejected is None or rejected[0] != token.access_token else rejected[2].encode()
         try:
-            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+            # refresher may be another user, of the group of the directory.
+            mode = 0o640 if origin else 0o600
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         except FileExistsError:
             return True
         except OSError:
             return False
+        try:
+            if origin:
+                os.write(descriptor, origin)
+        except OSError:
+            pass  # an empty demand counts too
+        finally:
+            os.close(descriptor)
         return True
 
     def rejected(self, token: TokenFile, origin: str) -> float:
@@ -176,6 +215,10 @@ class FileTokenSource:
         """Record that a server accepted ``token``: an earlier rejection had another cause."""
         if self._rejected is not None and self._rejected[0] == token.access_token:
             self._rejected = None
+
+    def lacks_scope(self, token: TokenFile, origin: str, refusal: "Refusal") -> None:
+        """Record that ``origin`` requires a scope that ``token`` lacks."""
+        self._lacking = (token.access_token, origin, refusal)
 
     def changes(self, *, poll: float = 1.0) -> Changes:
         """Return the events of this token from now on, for ``for`` and ``async for``; polls every ``poll`` seconds."""

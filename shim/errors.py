@@ -7,6 +7,7 @@
     |   +-- UnsupportedVersion        the token file has a version that this library does not support
     +-- TokenUnavailable              no token is valid for long enough
     +-- TokenRejected                 the server rejects the newest token
+    +-- InsufficientScope             the server does not permit a request without another scope
     +-- ReauthorizationRequired       a person must log in again; also an event of source.changes()
     +-- Removed                       a person removed the grant; also an event of source.changes()
     +-- ServerAway                    (shim.mcp) no connection to the server within the patience of the call
@@ -17,6 +18,7 @@ import copyreg
 from typing import Any
 
 __all__ = [
+    "InsufficientScope",
     "OutcomeUnknown",
     "ReauthorizationRequired",
     "Removed",
@@ -72,6 +74,30 @@ class TokenUnavailable(ShimError):
 
 class TokenRejected(ShimError):
     """The server rejects the newest token."""
+
+
+class InsufficientScope(ShimError):
+    """The server accepts the token of the grant ``name``, but does not permit the request without other ``scopes``.
+
+    ``scopes`` are those that the server names (RFC 6750 section 3.1); empty if it names none. ``server`` is its origin.
+    """
+
+    retry = False
+    server: str
+
+    def __init__(self, name: str, *, scopes: tuple[str, ...], server: str, description: str = "") -> None:
+        import shlex  # a server names the scopes, and a person pastes the command into a shell
+
+        self.name = name
+        self.scopes = scopes
+        self.server = server
+        self.login_command = f"refresher login {name} --scope {shlex.quote(' '.join(scopes)) if scopes else 'SCOPE'}"
+        missing = f"the scope {' '.join(scopes)!r}" if scopes else f"a scope ({description or 'the server names none'})"
+        super().__init__(f"{server} requires {missing}, which the login of {name} lacks; run: {self.login_command}")
+        self._explanation = (
+            f"{server} does not permit this with the login of {name}: it requires {missing}. Retrying does not help: a "
+            "person must log in with that scope"
+        )
 
 
 class ServerAway(ShimError):

@@ -67,7 +67,7 @@ def run(options: Options, grace: float, listen: str | None, listen_hosts: tuple[
         0: "all is well (rotated, adopted, not_due, too_early)",
         2: "wrong usage, configuration, name, directory or grant file",
         3: "reauthorization_required: a person must log in again",
-        4: "transient, client_rejected, storage_failed: retried automatically",
+        4: "transient, client_rejected, storage_failed (retried), token_rejected",
         5: "in_doubt: a request was sent and its answer was lost",
         6: "lock_busy: another process has held the lock of a grant for 30 s",
         **STOPPED,

@@ -11,15 +11,20 @@ from refresher.common import clocks, text
 from refresher.common.errors import GrantFileError
 from refresher.common.terminal import show
 from refresher.grants import accounts, policy, refresh_life
-from refresher.grants.record import Grant
+from refresher.grants.record import Failure, Grant
 from refresher.operations.inspection import list_grants
-from refresher.storage.publishing import state_of
+from refresher.storage import last_run
+from refresher.storage.publishing import rejection_of, state_of
+from shim._token import Problem
 
 __all__ = ["status"]
 
 _Column = Callable[[Grant], str]
 
 _WIDEST_ACCOUNT: Final = 24
+_FIRST_RUN: Final = 120.0
+_ENDS_SOON: Final = 7 * 86400.0
+_OVERDUE: Final = "overdue: is 'refresher run' or cron running?"
 _INVALID: Final = "invalid_grant_file"
 _KEYS: Final = (
     *("state", "generation", "issued_at", "expires_at", "next_rotation_at", "last_rotation_at", "failures", "error"),
@@ -31,28 +36,36 @@ _ERROR_KEYS: Final = ("code", "description", "at", "retry_at")
 
 @command(
     short_help="Show each grant: state, time left, next rotation.",
-    exit_codes={0: "shown, in any state", 2: "wrong usage or configuration, or unknown name"},
-    note="For alarms, use the exit code of 'refresher run-once'.",
+    exit_codes={
+        0: "shown, in any state (with --exit-code: all is well)",
+        1: "with --exit-code: overdue, failing, or a login ends within 7 days",
+        2: "wrong usage, configuration or name; with --exit-code, a bad grant file",
+        3: "with --exit-code: a person must log in again",
+    },
 )
 @click.argument("names", metavar="[NAME]...", nargs=-1, shell_complete=complete_name)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON; times are epoch seconds.")
+@click.option("--exit-code", is_flag=True, help="Exit with 1, 2 or 3 if not all is well.")
 @click.pass_obj
-def status(options: Options, names: tuple[str, ...], as_json: bool) -> None:
+def status(options: Options, names: tuple[str, ...], as_json: bool, exit_code: bool) -> int:
     """Show each grant: its state, the time left of its token, its next rotation, its last error.
 
-    If the server ends a login at a known time, it shows that time.
+    If the server ends a login at a known time, it shows that time. If nobody refreshes, a grant is overdue.
 
     \b
     States:
       active                    all is well
-      failing                   the last attempt failed; retried automatically
+      failing                   the last attempt failed; retried automatically; or
+                                a server refuses each new token
       reauthorization_required  a person must log in again
       invalid_grant_file        the grant file is damaged or readable by others;
                                 the error says what to do
     """
     settings = options.settings()
     entries = list_grants(settings.directories, names)
-    fields = {"grants": [_fields(name, grant) for name, grant in entries]} if as_json else None
+    late = last_run.is_overdue(settings.directories, clocks.now().wall)
+    overdue = {name for name, grant in entries if isinstance(grant, Grant) and _is_overdue(grant, late)}
+    fields = {"grants": [_fields(name, grant, name in overdue) for name, grant in entries]} if as_json else None
     # Most servers name neither an account nor an end: without one, the table stays narrow.
     grants = [grant for _, grant in entries if isinstance(grant, Grant)]
     columns: dict[str, _Column] = {}
@@ -60,17 +73,39 @@ def status(options: Options, names: tuple[str, ...], as_json: bool) -> None:
         columns["ACCOUNT"] = _account
     if any(grant.login_ends_at is not None for grant in grants):
         columns["LOGIN ENDS"] = _login_ends
-    rows = [_row(name, grant, columns.values()) for name, grant in entries]
+    rows = [_row(name, grant, columns.values(), name in overdue) for name, grant in entries]
     titles = ("NAME", "STATE", "GENERATION", "TIME LEFT", "NEXT ROTATION", *columns, "LAST ERROR")
-    print_rows(settings, titles, rows, fields, show)
+    print_rows(settings, titles, rows, fields, show, warned=overdue)
+    codes = {_exit_code(grant, name in overdue) for name, grant in entries} if exit_code else {0}
+    return max(codes, default=0)
 
 
-def _fields(name: str, grant: Grant | GrantFileError) -> dict[str, Any]:
+def _is_overdue(grant: Grant, late: bool | None) -> bool:
+    """Whether nobody refreshes ``grant``; ``late``: whether a run should have come, if that is known."""
+    if not grant.renewable or grant.dead or late is False:
+        return False
+    now = clocks.now()
+    ends = policy.expected_expiry(grant) if policy.has_access_token(grant) else grant.authorized_at + _FIRST_RUN
+    return late or (ends < now.wall and isinstance(policy.decide(grant, now), policy.Rotate))
+
+
+def _exit_code(grant: Grant | GrantFileError, overdue: bool) -> int:
+    if isinstance(grant, GrantFileError):
+        return 2
+    if (state := state_of(grant)) == "reauthorization_required":
+        return 3
+    left = refresh_life.login_left(grant, clocks.now())
+    ending = left is not None and left < _ENDS_SOON
+    return 1 if overdue or ending or state != "active" or grant.doubt is not None else 0
+
+
+def _fields(name: str, grant: Grant | GrantFileError, overdue: bool) -> dict[str, Any]:
     """Return the JSON fields of a grant; times are epoch seconds."""
     fields: dict[str, Any] = {"name": name} | {key: getattr(grant, key, None) for key in _KEYS}
+    fields["overdue"] = overdue
     if isinstance(grant, GrantFileError):
         return fields | {"state": _INVALID, "error": {"code": _INVALID, "description": str(grant)}}
-    failure = grant.failure
+    failure = _last_error(grant)
     return fields | {
         "state": state_of(grant),
         "issued_at": grant.issued_at if policy.has_access_token(grant) else None,
@@ -80,25 +115,37 @@ def _fields(name: str, grant: Grant | GrantFileError) -> dict[str, Any]:
     }
 
 
-def _row(name: str, grant: Grant | GrantFileError, columns: Collection[_Column]) -> tuple[str, ...]:
+def _row(name: str, grant: Grant | GrantFileError, columns: Collection[_Column], overdue: bool) -> tuple[str, ...]:
     if isinstance(grant, GrantFileError):
         return (name, _INVALID, "-", "-", "-", *("-" for _ in columns), str(grant))
     now = clocks.now().wall
-    planned = _next_rotation_at(grant)
     return (
         name,
         state_of(grant),
         str(grant.generation),
         _time_left(grant, now),
-        "-" if planned is None else "now" if planned <= now else f"in {text.span(planned - now)}",
+        _OVERDUE if overdue else _next_rotation(grant, now),
         *(column(grant) for column in columns),
-        "-" if grant.failure is None else grant.failure.description,
+        "-" if (error := _last_error(grant)) is None else error.description,
     )
+
+
+def _last_error(grant: Grant) -> Failure | Problem | None:
+    """Return the last failure, or that a server refuses the tokens; not a refusal to refresh early beside that."""
+    rejection, failure = rejection_of(grant), grant.failure
+    return rejection if failure is None or (rejection and failure.outcome == "too_early") else failure
 
 
 def _account(grant: Grant) -> str:
     shown = "-" if grant.account is None else accounts.shown(grant.account)
     return shown if len(shown) <= _WIDEST_ACCOUNT else f"{shown[: _WIDEST_ACCOUNT - 3]}..."
+
+
+def _next_rotation(grant: Grant, now: float) -> str:
+    planned = _next_rotation_at(grant)
+    if planned is None:
+        return "-"
+    return "now" if planned <= now else f"in {text.span(planned - now)}"
 
 
 def _time_left(grant: Grant, now: float) -> str:

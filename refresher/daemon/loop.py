@@ -43,6 +43,7 @@ _LOCK_WAIT: Final = 2.0
 _QUIET_LOCK_WAITS: Final = 4
 _MAX_PLAN: Final = 86400.0
 _REPEAT_AFTER: Final = 600.0
+_ROTATED: Final[tuple[ResultCode, ...]] = ("rotated", "token_rejected")
 _LOCAL_FAULTS: Final[tuple[ResultCode, ...]] = ("lock_busy", "storage_failed", "invalid_grant_file")
 
 
@@ -96,7 +97,7 @@ class _LogThrottle:
     def log_result(self, result: Result, what: str) -> None:
         """Log the result of a rotation; ``what`` distinguishes it from others with the same outcome."""
         failed = EXIT_CODES[result.outcome] != 0
-        rotated = result.outcome == "rotated"
+        rotated = result.outcome in _ROTATED
         level = logging.WARNING if failed else logging.INFO if rotated else logging.DEBUG
         generation = f" (generation {result.generation})" if rotated else ""
         message = f"{result.outcome}{generation}: {result.detail}"
@@ -168,7 +169,7 @@ class Daemon:
             directories.demands,
             directories.tokens,
         )
-        self._supervision.endpoint.use(settings)
+        self._supervision.use(settings)
         startup_checks.warn(directories, self._warned)
 
     def _step(self) -> None:
@@ -276,12 +277,15 @@ class Daemon:
             warning = refresh_life.next_warning(grant, clocks.now())
             longest = _MAX_PLAN if warning is None else min(warning.seconds, _MAX_PLAN)
             self._schedule.plan(grant.name, min(rest.until, time.time() + longest))
-        if rest.reason == "not_due":
+        result = Result.from_decision(grant, rest)
+        if result.outcome == "token_rejected":
+            self._throttle.log_result(result, str(grant.generation))
+        elif rest.reason == "not_due":
             self._throttle.forget(grant.name)
         else:
             # Each failed attempt is logged, also one of another process or from before the start.
             attempt = "" if grant.failure is None else str(grant.failure.at)
-            self._throttle.log_result(Result.from_decision(grant, rest), attempt)
+            self._throttle.log_result(result, attempt)
 
     def _forget(self, name: str) -> None:
         self._schedule.cancel(name)
@@ -319,7 +323,7 @@ class Daemon:
             pause = self._pauses[name] = _Pause.after(previous, fault=True)
             if result.outcome != "lock_busy" or pause.times > _QUIET_LOCK_WAITS:
                 self._throttle.log_result(result, result.detail)
-        elif result is not None and (result.outcome == "rotated" or self._is_final_failure(result)):
+        elif result is not None and (result.outcome in _ROTATED or self._is_final_failure(result)):
             self._throttle.log_result(result, str(result.generation))
         else:
             self._pauses[name] = _Pause.after(previous, fault=False)

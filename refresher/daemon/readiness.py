@@ -19,7 +19,7 @@ _Names = Annotated[
     msgspec.Meta(max_length=_MAX_NAMES),
 ]
 
-_Problem = Literal["reauthorization_required", "invalid_grant_file"]
+_Problem = Literal["reauthorization_required", "invalid_grant_file", "token_rejected"]
 
 
 class Health(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,6 +41,8 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     """Grants that need a new login, whether or not their last token is still valid."""
     invalid_grant_file: _Names
     """Grants whose records cannot be read: they need a person too."""
+    token_rejected: _Names = ()
+    """Grants whose tokens a server refuses, although the authorization server renews them."""
     listening: bool | None = None
     """Whether the daemon serves at the address of --listen; ``None`` without one."""
 
@@ -51,6 +53,7 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
             f"{self.fresh} of {self.grants} grant{'' if self.grants == 1 else 's'} fresh"
             + (f"; waiting for a token: {text.names(self.waiting)}" if self.waiting else "")
             + (f"; needs a person: {text.names(need_person)}" if need_person else "")
+            + (f"; tokens refused: {text.names(self.token_rejected)}" if self.token_rejected else "")
             + ("; cannot listen on the address of --listen (the log says why)" if self.listening is False else "")
         )
 
@@ -74,7 +77,9 @@ class Readiness:
     def update(self, grant: Grant, *, published: bool) -> None:
         """Note the state of a grant; ``published``: the token file matches its record."""
         left = policy.remaining_lifetime(grant, clocks.now()) if published and policy.has_access_token(grant) else 0.0
-        problem: _Problem | None = "reauthorization_required" if policy.needs_person(grant) else None
+        problem: _Problem | None = None if grant.token_rejected is None else "token_rejected"
+        if policy.needs_person(grant):
+            problem = "reauthorization_required"
         self._states[grant.name] = (time.monotonic() + left, problem)
 
     def mark_unreadable(self, name: str) -> None:
@@ -90,7 +95,12 @@ class Readiness:
         """Return the health now; ``live``: whether the daemon is responsive."""
         now = time.monotonic()
         states = sorted(self._states.copy().items())
-        waiting = [name for name, (valid_until, problem) in states if problem is None and valid_until <= now]
+        waiting = [
+            name
+            for name, (valid_until, problem) in states
+            if problem in (None, "token_rejected") and valid_until <= now
+        ]
+        rejected = [name for name, (_, problem) in states if problem == "token_rejected"]
         dead = [name for name, (_, problem) in states if problem == "reauthorization_required"]
         unreadable = [name for name, (_, problem) in states if problem == "invalid_grant_file"]
         return Health(
@@ -101,5 +111,6 @@ class Readiness:
             waiting=tuple(waiting[:_MAX_NAMES]),
             reauthorization_required=tuple(dead[:_MAX_NAMES]),
             invalid_grant_file=tuple(unreadable[:_MAX_NAMES]),
+            token_rejected=tuple(rejected[:_MAX_NAMES]),
             listening=listening,
         )

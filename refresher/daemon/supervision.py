@@ -6,12 +6,16 @@ import time
 from contextlib import suppress
 from typing import Final
 
+from refresher.config import Settings
 from refresher.daemon.health_endpoint import HealthEndpoint
 from refresher.daemon.readiness import Health, Readiness
+from refresher.storage import last_run
+from refresher.storage.directories import Directories
 
 __all__ = ["Supervision"]
 
 _HEARTBEAT_INTERVAL: Final = 5.0
+_NOTE_INTERVAL: Final = last_run.RUN_LIMIT / 2
 _MAX_SILENCE: Final = 60.0
 _STOP_EXTENSION: Final = 10.0
 _MICRO: Final = 1_000_000
@@ -30,10 +34,17 @@ class Supervision:
         self.endpoint: Final = HealthEndpoint(self.health)
         self._heartbeat_at = float("-inf")
         self._ready = False
+        self._directories: Directories | None = None
+        self._noted_at = float("-inf")
         # Three heartbeats within the watchdog's time: one that comes late does not matter.
         watchdog = int(microseconds) / _MICRO if self._has_watchdog else 0.0
         self.heartbeat_interval: Final = min(_HEARTBEAT_INTERVAL, (watchdog or float("inf")) / 3)
         """Seconds."""
+
+    def use(self, settings: Settings) -> None:
+        """Report for the directories and at the addresses of ``settings``."""
+        self._directories, self._noted_at = settings.directories, float("-inf")
+        self.endpoint.use(settings)
 
     def health(self) -> Health:
         """Return the health now."""
@@ -42,7 +53,10 @@ class Supervision:
 
     def heartbeat(self) -> None:
         """Report that the daemon works; the first time after a start or a reload, that it is ready."""
-        self._heartbeat_at = time.monotonic()
+        self._heartbeat_at = now = time.monotonic()
+        if self._directories is not None and now - self._noted_at >= _NOTE_INTERVAL:
+            self._noted_at = now
+            last_run.note(self._directories, last_run.RUN_LIMIT)
         status = f"STATUS={self.health().summary()}"
         if not self._ready:
             self._ready = True

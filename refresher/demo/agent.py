@@ -1,7 +1,7 @@
 """The agent of the demo, ``python -m refresher.demo.agent MCP_URL NAME``: calls a tool repeatedly, in one session.
 
-It is a model for your program: an MCP client with ``auth=BearerAuth(NAME)``. It reports on stdout a few times a
-second. At SIGTERM it ends, after the current call.
+It is a model for your program: an MCP client with ``async_client(NAME)``. It reports on stdout a few times a second.
+At SIGTERM it ends, after the current call.
 """
 
 import logging
@@ -11,7 +11,6 @@ import time
 from typing import Final
 
 import anyio
-import httpx2
 import msgspec
 from mcp import Client, MCPError
 from mcp.client.streamable_http import streamable_http_client
@@ -20,7 +19,7 @@ from mcp_types import CONNECTION_CLOSED, INVALID_REQUEST
 from refresher.common.secret import mask
 from refresher.demo.timeline import AgentReport
 from shim import FileTokenSource
-from shim.httpx2 import BearerAuth
+from shim.httpx2 import async_client
 
 __all__ = ["Agent", "main"]
 
@@ -73,9 +72,7 @@ class Agent:
     async def _work_in_session(self) -> None:
         async with (
             # Nothing leaves this machine, even if the environment names a proxy.
-            httpx2.AsyncClient(
-                auth=BearerAuth(self._source), timeout=httpx2.Timeout(30, read=300), trust_env=False
-            ) as http,
+            async_client(self._source, trust_env=False) as http,
             # The protocol with a handshake: the server keeps its session, and a restart would lose it.
             Client(streamable_http_client(self._mcp_url, http_client=http), mode="legacy") as client,
         ):

@@ -59,8 +59,7 @@ def identity(grant: Grant, id_token: Secret | None, access_token: Secret | None)
 
     The account stays: OpenID Connect Core section 12.2 forbids that a refresh changes it.
     """
-    without_person = grant.refresh_token is None if grant.login is None else grant.login.way == "client_credentials"
-    if without_person:
+    if grant.without_person:
         return {}
     account = grant.account or account_of(id_token, access_token, issuer=grant.issuer, client_id=grant.client_id)
     if id_token is None:

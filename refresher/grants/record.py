@@ -28,6 +28,7 @@ __all__ = [
     "LoginMethod",
     "Record",
     "Stored",
+    "TokenRejected",
     "Tombstone",
     "decode",
     "decode_secret",
@@ -109,6 +110,15 @@ class Doubt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         """Return the doubt with what is known of a later loss; of two spills, only the later one can be useful."""
         last = self if later.spill is None else later
         return msgspec.structs.replace(self.with_kept(later.kept), spill=last.spill, begun_from=last.begun_from)
+
+
+class TokenRejected(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A server refuses each new access token: two generations in a row were demanded before they were due."""
+
+    at: float
+    """When the second of them was replaced, epoch seconds."""
+    origin: str | None = None
+    """Who refuses them, one of the origins of the grant; ``None`` if no demand says so."""
 
 
 class Login(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -224,6 +234,8 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     doubt: Doubt | None = None
     demanded: int = 0
     """How many rotations in a row were demanded before they were due."""
+    token_rejected: TokenRejected | None = None
+    """Until a generation reaches its schedule without a demand, or until a login."""
     refuses_early: bool = False
     """Whether the server has refused a refresh while the access token was valid, and accepted it later."""
     resource_refused: bool = False
@@ -236,6 +248,11 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """From when the refresh token may be used, by its own ``nbf`` (RFC 7519 section 4.1.5)."""
     spent: tuple[str, ...] = ()
     """Fingerprints of spent refresh tokens, oldest first."""
+
+    @property
+    def without_person(self) -> bool:
+        """Whether the client gets tokens for itself (client credentials, RFC 6749 section 4.4)."""
+        return self.refresh_token is None if self.login is None else self.login.way == "client_credentials"
 
 
 class Tombstone(

@@ -93,16 +93,12 @@ def counted_life(grant: Grant) -> float | None:
 
 def remaining(grant: Grant, at: Moment) -> float | None:
     """Return the seconds from ``at`` to the end of the refresh token; ``None`` if that is unknown."""
-    if grant.refresh_token_expires_at is None:
-        return None
-    return grant.refresh_token_expires_at - grant.issued_at - since_issue(grant, at)
+    return _seconds_to(grant.refresh_token_expires_at, grant, at)
 
 
 def login_left(grant: Grant, at: Moment) -> float | None:
     """Return the seconds from ``at`` to the end of the login; ``None`` if no end is known."""
-    if grant.login_ends_at is None:
-        return None
-    return grant.login_ends_at - grant.issued_at - since_issue(grant, at)
+    return _seconds_to(grant.login_ends_at, grant, at)
 
 
 def next_warning(grant: Grant, now: Moment) -> EndWarning | None:
@@ -147,6 +143,10 @@ def _ending(grant: Grant, life: float | None, end: float | None, sent: Moment) -
 def _soonest_judgement(life: float) -> float:
     """Return the seconds between two answers from which their ends can be compared."""
     return min(_TOO_SOON, max(_SOONEST, _TOO_SOON_FRACTION * life))
+
+
+def _seconds_to(end: float | None, grant: Grant, at: Moment) -> float | None:
+    return None if end is None else end - grant.issued_at - since_issue(grant, at)
 
 
 def since_issue(grant: Grant, at: Moment) -> float:

@@ -50,10 +50,9 @@ def asks_for_consent(grant: Grant) -> bool:
 
 def renewal_params(grant: Grant) -> tuple[tuple[str, str], ...]:
     """Return the additional parameters of a token request that renews the access token."""
-    login = grant.login
     # With client credentials, a renewal is the same request as the login.
-    is_same = grant.refresh_token is None and login is not None and login.way == "client_credentials"
-    return (*login.params, *grant.refresh_params) if is_same and login is not None else grant.refresh_params
+    same = grant.login.params if grant.login is not None and grant.without_person else ()
+    return (*same, *grant.refresh_params)
 
 
 def scope_to_send(grant: Grant) -> str | None:

@@ -6,7 +6,7 @@ import msgspec
 
 from refresher.common.clocks import Moment
 from refresher.common.secret import Secret
-from refresher.grants import accounts, policy, refresh_life
+from refresher.grants import accounts, policy, refresh_life, token_rejection
 from refresher.grants.outcome import (
     Ambiguous,
     ClientRejected,
@@ -29,14 +29,26 @@ _SHORTEST_PAUSE: Final = 1.0
 
 
 def apply(
-    grant: Grant, outcome: Outcome, *, sent: Moment | None, now: Moment, demanded: bool, generation: int
+    grant: Grant,
+    outcome: Outcome,
+    *,
+    sent: Moment | None,
+    now: Moment,
+    demanded: bool,
+    generation: int,
+    forced: bool = False,
+    refused_by: str | None = None,
 ) -> Grant:
     """Return ``grant`` after ``outcome``.
 
     ``sent``: when the last request was sent; ``None`` if none was. ``generation``: that of a successful rotation.
+    ``forced``: a person asked for it before it was due. ``refused_by``: the origin that refused the access token.
     """
     if isinstance(outcome, TokensIssued):
-        return _rotated(grant, outcome, sent=sent or now, now=now, demanded=demanded, generation=generation)
+        rotated = _rotated(grant, outcome, sent=sent or now, now=now, demanded=demanded, generation=generation)
+        return token_rejection.after_rotation(
+            grant, rotated, now, demanded=demanded, forced=forced, refused_by=refused_by
+        )
     if outcome.refusal:
         grant = msgspec.structs.replace(grant, refusals=grant.refusals + 1)
     match outcome:

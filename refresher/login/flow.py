@@ -245,7 +245,7 @@ class _Flow:
                     # If a person stops the login, another login must not begin.
                     raise Interrupted(str(error)) from None
                 raise
-            if grant.account is None and self.options.way != "client_credentials" and grant.access_token is not None:
+            if grant.account is None and not grant.without_person and grant.access_token is not None:
                 account = ask_account(self.server, grant.access_token, self.connections)
                 grant = msgspec.structs.replace(grant, account=account)
             verified = None

@@ -11,7 +11,7 @@ from refresher.common.errors import ConfigError
 from refresher.grants.record import AuthMethod, Grant, LoginMethod
 from refresher.grants.tokens import is_token
 from refresher.oauth import urls
-from refresher.oauth.params import RESERVED_IN_RENEWALS, RESERVED_IN_TOKEN_REQUESTS
+from refresher.oauth.params import RESERVED_IN_RENEWALS, RESERVED_IN_TOKEN_REQUESTS, are_renewal_params
 
 __all__ = ["OFFLINE_ACCESS", "LoginOptions", "completed", "shared_fields", "validated"]
 
@@ -116,10 +116,9 @@ def validated(options: LoginOptions) -> LoginOptions:
         if key in _RESERVED_PARAMS or not is_token(key) or not (is_token(value) or value == ""):
             reserved = ", ".join(_RESERVED_PARAMS)
             raise ConfigError(f"--param must be KEY=VALUE in printable ASCII, and none of {reserved}")
-    for key, value in options.refresh_params:
-        if key in RESERVED_IN_RENEWALS or not is_token(key) or not is_token(value):
-            reserved = ", ".join(RESERVED_IN_RENEWALS)
-            raise ConfigError(f"--refresh-param must be KEY=VALUE in printable ASCII, and none of {reserved}")
+    if not are_renewal_params(options.refresh_params):
+        reserved = ", ".join(RESERVED_IN_RENEWALS)
+        raise ConfigError(f"--refresh-param must be KEY=VALUE in printable ASCII, and none of {reserved}")
     # Absolute, because the daemon runs in another directory.
     paths = {key: str(Path(path).expanduser().absolute()) for key in _FILES if (path := getattr(options, key))}
     return msgspec.structs.replace(options, **paths)

@@ -123,7 +123,7 @@ def new_grant(client: Grant, tokens: TokensIssued, sent: Moment) -> Grant:
             "changed. Allow Bearer tokens in the settings of the client at the server, or give another --client-id"
         )
     # With credentials of its own, it can request tokens again without a refresh token (RFC 6749 section 4.4).
-    own_credentials = client.login is not None and client.login.way == "client_credentials"
+    own_credentials = client.login is not None and client.without_person
     refresh_token = None if own_credentials else tokens.refresh_token
     renewable = own_credentials or refresh_token is not None
     grant = msgspec.structs.replace(

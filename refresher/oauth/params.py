@@ -3,7 +3,9 @@
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-__all__ = ["RESERVED_IN_RENEWALS", "RESERVED_IN_TOKEN_REQUESTS", "with_params"]
+from refresher.grants.tokens import is_token
+
+__all__ = ["RESERVED_IN_RENEWALS", "RESERVED_IN_TOKEN_REQUESTS", "are_renewal_params", "with_params"]
 
 RESERVED_IN_TOKEN_REQUESTS: Final = (
     *("client_assertion", "client_assertion_type", "client_id", "client_secret", "code", "code_verifier"),
@@ -13,6 +15,11 @@ RESERVED_IN_TOKEN_REQUESTS: Final = (
 
 RESERVED_IN_RENEWALS: Final = (*RESERVED_IN_TOKEN_REQUESTS, "resource", "scope")
 """``resource`` and ``scope`` have fields of their own."""
+
+
+def are_renewal_params(params: Iterable[tuple[str, str]]) -> bool:
+    """Whether a person may add ``params`` to each request that renews an access token."""
+    return all(key not in RESERVED_IN_RENEWALS and is_token(key) and is_token(value) for key, value in params)
 
 
 def with_params(fields: Mapping[str, str], params: Iterable[tuple[str, str]]) -> dict[str, str]:

@@ -27,7 +27,7 @@ from refresher.grants.tokens import (
     refresh_token_lifetime,
 )
 from refresher.oauth import urls
-from refresher.oauth.params import RESERVED_IN_RENEWALS
+from refresher.oauth.params import RESERVED_IN_RENEWALS, are_renewal_params
 from shim._token import is_name
 
 __all__ = ["ImportRequest", "check_files", "check_name", "parse"]
@@ -235,10 +235,9 @@ def _method(request: ImportRequest) -> AuthMethod:
 
 
 def _refresh_params(params: dict[str, str]) -> tuple[tuple[str, str], ...]:
-    for key, value in params.items():
-        if key in RESERVED_IN_RENEWALS or not is_token(key) or not is_token(value):
-            reserved = ", ".join(RESERVED_IN_RENEWALS)
-            raise ImportRefused(f"refresh_params must be printable ASCII and not empty, and none of {reserved}")
+    if not are_renewal_params(params.items()):
+        reserved = ", ".join(RESERVED_IN_RENEWALS)
+        raise ImportRefused(f"refresh_params must be printable ASCII and not empty, and none of {reserved}")
     return tuple(params.items())
 
 

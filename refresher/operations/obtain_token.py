@@ -76,6 +76,9 @@ def obtain_token(
         result = _rotate_if_owned(settings, name, token is not None, max(remaining, _POLL_INTERVAL), stopping)
         if result is not None and result.outcome in ("rotated", "adopted"):
             continue
+        known = -1 if token is None else token.generation
+        if result is not None and result.outcome == "token_rejected" and (result.generation or 0) > known:
+            continue  # it was rotated
         if result is not None and result.outcome == "reauthorization_required":
             raise NeedsPerson(f"{name}: {result.detail}")
         if remaining <= 0:

@@ -7,7 +7,7 @@ import msgspec
 
 from refresher.common import clocks, text
 from refresher.common.clocks import Moment
-from refresher.grants import accounts, policy, refresh_life
+from refresher.grants import accounts, policy, refresh_life, token_rejection
 from refresher.grants.policy import Wait
 from refresher.grants.record import FailureKind, Grant
 
@@ -15,7 +15,16 @@ __all__ = ["EXIT_CODES", "Result", "ResultCode", "end_of_login", "exit_code"]
 
 ResultCode = (
     FailureKind
-    | Literal["rotated", "adopted", "not_due", "lock_busy", "storage_failed", "invalid_grant_file", "interrupted"]
+    | Literal[
+        "rotated",
+        "adopted",
+        "not_due",
+        "token_rejected",
+        "lock_busy",
+        "storage_failed",
+        "invalid_grant_file",
+        "interrupted",
+    ]
 )
 
 EXIT_CODES: Final[dict[ResultCode, int]] = {
@@ -23,6 +32,7 @@ EXIT_CODES: Final[dict[ResultCode, int]] = {
     "adopted": 0,
     "not_due": 0,
     "too_early": 0,
+    "token_rejected": 4,
     "transient": 4,
     "client_rejected": 4,
     "in_doubt": 5,
@@ -53,7 +63,7 @@ class Result(msgspec.Struct, frozen=True):
             code = "adopted"
         elif code != "not_due" and policy.needs_person(grant):
             code = "reauthorization_required"
-        return cls(grant.name, code, grant.generation, _explain(grant, rest))
+        return _with_rejection(cls(grant.name, code, grant.generation, _explain(grant, rest)), grant)
 
     @classmethod
     def after_exchange(cls, before: Grant, after: Grant) -> "Result":
@@ -68,7 +78,7 @@ class Result(msgspec.Struct, frozen=True):
                     f"; warning: the server now names {named}, and the login is for {accounts.shown(after.account)}: "
                     f"check whose tokens these are, and {_what_to_do(after)} if they are not yours"
                 )
-            return cls(after.name, "rotated", after.generation, detail)
+            return _with_rejection(cls(after.name, "rotated", after.generation, detail), after)
         decision = policy.decide(after, now)
         if isinstance(decision, Wait):
             return cls.from_decision(after, decision)
@@ -132,6 +142,14 @@ def _what_to_do(grant: Grant) -> str:
     again = f"import it again with 'refresher import {grant.name} --replace --from FILE'"
     possible = grant.server_url is not None and (grant.refresh_token is not None or not grant.renewable)
     return f"{login}, or {again}" if possible else again
+
+
+def _with_rejection(result: Result, grant: Grant) -> Result:
+    """Return the result that says that a server refuses the tokens of ``grant``, unless ``result`` is as serious."""
+    refused = token_rejection.explain(grant)
+    if refused is None or EXIT_CODES[result.outcome] != 0:
+        return result
+    return msgspec.structs.replace(result, outcome="token_rejected", detail=f"{refused}; {result.detail}")
 
 
 def _last_error(grant: Grant) -> str:

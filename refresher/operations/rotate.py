@@ -17,7 +17,7 @@ from refresher.common.errors import DirectoryError, GrantFileError, Interrupted,
 from refresher.common.reading import read_ahead
 from refresher.grants import policy, refresh_life, transition
 from refresher.grants.outcome import GrantRejected, ResourceRefused, TokensIssued
-from refresher.grants.policy import Wait
+from refresher.grants.policy import Rotate, Wait
 from refresher.grants.record import Grant, Record, Stored
 from refresher.oauth import tls
 from refresher.oauth.http_client import DEADLINE
@@ -139,10 +139,19 @@ class _Rotation(NamedTuple):
             return self._finish(grant, pending, Result.from_decision(grant, decision, adopted=adopted))
         if self.terms.stopping():
             raise Interrupted
-        changed = self._exchange(stored, grant, demanded=demanded)
+        changed = self._exchange(
+            stored,
+            grant,
+            demanded=demanded,
+            forced=decision == Rotate("forced"),
+            # Only a second demand in a row is reported, so that a first one is never opened.
+            refused_by=demands.refused_by(self.publisher.directories, grant, pending, current)
+            if demanded and grant.demanded > 0
+            else None,
+        )
         return self._finish(changed, pending, Result.after_exchange(grant, changed))
 
-    def _exchange(self, stored: Stored, grant: Grant, *, demanded: bool) -> Grant:
+    def _exchange(self, stored: Stored, grant: Grant, *, demanded: bool, forced: bool, refused_by: str | None) -> Grant:
         """Reserve, declare, exchange, persist; nothing is logged from the request to the durable answer."""
         # After a restored backup, readers must not get a generation that they have seen.
         generation = max(grant.generation, published_generation(self.publisher.directories, grant.name, grant)) + 1
@@ -154,7 +163,9 @@ class _Rotation(NamedTuple):
             grant, ca_file=self.terms.ca_file, hooks=attempt, demanded=demanded, deadline=self.terms.deadline
         )
         try:
-            changed = _after(grant, exchanged, demanded=demanded, generation=generation)
+            changed = _after(
+                grant, exchanged, demanded=demanded, generation=generation, forced=forced, refused_by=refused_by
+            )
         except Exception:
             # A bug must not lose the only copy of a token: the intent stays, and the answer is kept.
             if exchanged.raw is not None:
@@ -228,7 +239,15 @@ class _Rotation(NamedTuple):
         demands.remove(directories, self.order.name, pending, keep=range(0), warned=self.terms.warned)
 
 
-def _after(grant: Grant, exchanged: TokenRequestResult, *, demanded: bool, generation: int) -> Grant:
+def _after(
+    grant: Grant,
+    exchanged: TokenRequestResult,
+    *,
+    demanded: bool,
+    generation: int,
+    forced: bool,
+    refused_by: str | None,
+) -> Grant:
     return transition.apply(
         msgspec.structs.replace(
             grant,
@@ -243,6 +262,8 @@ def _after(grant: Grant, exchanged: TokenRequestResult, *, demanded: bool, gener
         now=clocks.now(),
         demanded=demanded,
         generation=generation,
+        forced=forced,
+        refused_by=refused_by,
     )
 
 

@@ -9,7 +9,7 @@ from refresher.grants.policy import Wait
 from refresher.grants.record import Grant, Tombstone
 from refresher.operations.inspection import Inspection, inspect
 from refresher.operations.result import EXIT_CODES, Result
-from refresher.storage import demands, records
+from refresher.storage import demands, last_run, records
 from refresher.storage.publishing import Publisher
 
 __all__ = ["run_once"]
@@ -62,6 +62,7 @@ def run_once(
             level = logging.INFO if EXIT_CODES[result.outcome] == 0 else logging.WARNING
             log.log(level, "%s: %s: %s", result.name, result.outcome, result.detail)
             results[result.name] = result
+    last_run.note(directories, 2 * horizon)
     if missing := [name for name in names if name not in results]:
         raise records.removed(missing[0])
     return [results[name] for name in selected if name in results]

@@ -1,7 +1,8 @@
-"""Demands: files ``NAME.GENERATION`` with which agents demand a rotation; listed and removed, never opened.
+"""Demands: files ``NAME.GENERATION`` with which agents demand a rotation; listed and removed.
 
-Agents create empty files. Any entry with such a name counts as the demand, because agents cannot create theirs beside
-it: a directory that one agent creates must not block the others.
+Agents create files that are empty, or that hold the origin that refused the token. Any entry with such a name counts
+as the demand, because agents cannot create theirs beside it: a directory that one agent creates must not block the
+others.
 
 Agents can create any number of entries. So a listing ends after a number of entries that depends on the number of
 grants only. Beyond that, the demands that matter are looked up by their names.
@@ -18,11 +19,12 @@ from typing import Final
 import msgspec
 
 from refresher.common.errors import DirectoryError
+from refresher.grants.record import Grant
 from refresher.storage import files
 from refresher.storage.directories import Directories
 from shim._token import is_name
 
-__all__ = ["Demands", "bar", "is_barred", "pending", "remove"]
+__all__ = ["Demands", "bar", "is_barred", "pending", "refused_by", "remove"]
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +33,7 @@ _LISTED: Final = 65_536
 _KEPT: Final = 16_384
 _FOR_EACH: Final = 16
 _LARGEST_BAR: Final = 32
+_LARGEST_DEMAND: Final = 1024
 
 
 class Demands(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,6 +88,20 @@ def pending(directories: Directories, names: Collection[str]) -> Demands:
                 room -= 1
     by_name = {name: frozenset(generations) for name, generations in found.items()}
     return Demands(directory=directories.demands, by_name=by_name, complete=complete)
+
+
+def refused_by(directories: Directories, grant: Grant, demanded: frozenset[int], current: range) -> str | None:
+    """Return the origin that refused the token, if a demand for a generation in ``current`` holds one of ``grant``.
+
+    It is for messages only. An agent can write anything, so nothing else is used, and nothing is followed or awaited.
+    """
+    with suppress(OSError, DirectoryError), directories.opened_demands() as place:
+        for generation in sorted(demanded.intersection(current), reverse=True):
+            with suppress(OSError, ValueError):
+                found = files.read(f"{grant.name}.{generation}", _LARGEST_DEMAND, directory=place)
+                if found is not None and (origin := found.data.decode("ascii").strip()) in grant.origins:
+                    return origin
+    return None
 
 
 def remove(directories: Directories, name: str, demanded: frozenset[int], *, keep: range, warned: set[str]) -> None:

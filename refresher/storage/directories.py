@@ -3,7 +3,7 @@
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -65,6 +65,11 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
     def health_socket(self) -> Path:
         """The socket at which the daemon answers ``refresher health``: only its own user can enter ``grants/``."""
         return self.grants / ".health.sock"
+
+    @property
+    def last_run(self) -> Path:
+        """The file that says when refresher last looked at the grants."""
+        return self.state / "last-run"
 
     def record(self, name: str) -> Path:
         """Return the path of the private record."""
@@ -201,11 +206,7 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
 
         Raises ``DirectoryError`` and ``OSError``.
         """
-        with single_directory.opened(self.tokens) as descriptor:
-            single_directory.check_tokens(self.tokens, status := os.fstat(descriptor))
-            with suppress(FileNotFoundError):
-                if os.path.samestat(status, self.grants.lstat()):
-                    raise DirectoryError(_one_directory("tokens directory", "grants directory", self.tokens))
+        with self._opened(self.tokens, "tokens directory", single_directory.check_tokens) as descriptor:
             with suppress(FileNotFoundError):
                 # Every import leaves this file beside the grants that it stores.
                 os.stat(self.import_lock.name, dir_fd=descriptor, follow_symlinks=False)
@@ -220,11 +221,16 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
 
         Raises ``DirectoryError`` and ``OSError``.
         """
-        with single_directory.opened(self.demands) as descriptor:
-            single_directory.check_demands(self.demands, status := os.fstat(descriptor))
+        with self._opened(self.demands, "demands directory", single_directory.check_demands) as descriptor:
+            yield descriptor
+
+    @contextmanager
+    def _opened(self, directory: Path, role: str, check: Callable[[Path, os.stat_result], None]) -> Iterator[int]:
+        with single_directory.opened(directory) as descriptor:
+            check(directory, status := os.fstat(descriptor))
             with suppress(FileNotFoundError):
                 if os.path.samestat(status, self.grants.lstat()):
-                    raise DirectoryError(_one_directory("demands directory", "grants directory", self.demands))
+                    raise DirectoryError(_one_directory(role, "grants directory", directory))
             yield descriptor
 
     def risks_above(self) -> list[str]:

@@ -84,16 +84,18 @@ def _aside(path: Path, now: float) -> Path:
     return unused(path.with_name(f"{path.name}.aside"), int(now))
 
 
-def keep_aside(path: Path, now: float) -> Path:
+def keep_aside(path: Path, now: float, *, directory: int | None = None) -> Path:
     """Link a file under a free name, so that the caller can replace it; return that name. Raises ``OSError``.
 
-    After a kill the file is still in its place too.
+    ``directory``: its directory, if the caller has opened it. After a kill the file is still in its place too.
     """
     aside = _aside(path, now)
+    names = (path, aside) if directory is None else (path.name, aside.name)
     try:
-        os.link(path, aside, follow_symlinks=False)
+        os.link(*names, src_dir_fd=directory, dst_dir_fd=directory, follow_symlinks=False)
     except OSError:
-        return path.rename(aside)  # a directory, or a file system without hard links
+        # a directory, or a file system without hard links
+        os.rename(*names, src_dir_fd=directory, dst_dir_fd=directory)
     return aside
 
 

@@ -15,14 +15,14 @@ import shim._token as token_file
 from refresher.common import clocks
 from refresher.common.errors import DirectoryError, StorageError
 from refresher.common.reading import FileWithStatus
-from refresher.grants import policy
+from refresher.grants import policy, token_rejection
 from refresher.grants.record import Grant, Record, Tombstone
 from refresher.storage import demands, files, records
 from refresher.storage.directories import Directories, Sharing
 from shim._token import Problem, TokenFile
 from shim.errors import TokenFileError
 
-__all__ = ["Publisher", "derive", "left_out", "published_generation", "read_published", "state_of"]
+__all__ = ["Publisher", "derive", "left_out", "published_generation", "read_published", "rejection_of", "state_of"]
 
 _LARGEST: Final = 256 * 1024
 """Bytes of a token file."""
@@ -104,6 +104,14 @@ def _fitted(token: TokenFile) -> tuple[bytes, str]:
         f"the {long} of {token.name} is too long for a token file of {_LARGEST // 1024} KiB, and is not published: "
         "request a smaller scope at the next login"
     )
+
+
+def rejection_of(grant: Grant) -> Problem | None:
+    """Return the problem of a grant whose tokens a server refuses, or ``None``."""
+    description = token_rejection.explain(grant)
+    if grant.token_rejected is None or description is None:
+        return None
+    return Problem("token_rejected", description, grant.token_rejected.at, None)
 
 
 def state_of(grant: Grant) -> str:
@@ -220,9 +228,8 @@ class Publisher:
         try:
             with self.directories.opened_tokens() as tokens:
                 if foreign is not None and foreign.generation > record.generation:
-                    aside = f"{path.name}.aside.{clocks.now().wall:.0f}"
                     with suppress(OSError):
-                        os.rename(path.name, aside, src_dir_fd=tokens, dst_dir_fd=tokens)
+                        aside = files.keep_aside(path, clocks.now().wall, directory=tokens)
                         log.warning(
                             "%s: refresher has not published the token file of generation %d; it is now %s, and "
                             "refresher publishes again",
@@ -309,9 +316,9 @@ def _parsed(published: FileWithStatus | None, name: str) -> TokenFile | None:
 def _problem(grant: Grant) -> Problem | None:
     failure = grant.failure
     if failure is None:
-        return None
+        return rejection_of(grant)
     was_live = policy.has_access_token(grant) and failure.at < policy.expected_expiry(grant)
     # "Too early" is no problem for agents: their token is valid, and a refused token would have caused a demand.
     if failure.outcome == "too_early" and grant.refusals == 0 and was_live:
-        return None
+        return rejection_of(grant)
     return Problem(failure.code, failure.description, failure.at, policy.retry_at(grant))

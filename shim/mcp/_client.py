@@ -11,7 +11,7 @@ from typing import Any, Concatenate, ParamSpec, Self, TypedDict, TypeVar, Unpack
 
 import anyio
 import mcp_types
-from mcp import Client, ClientSession, StdioServerParameters
+from mcp import Client, ClientSession, MCPError, StdioServerParameters
 from mcp.client import CacheConfig, ClientExtension
 from mcp.client.client import ConnectMode
 from mcp.client.session import ElicitationFnT, ListRootsFnT, LoggingFnT, MessageHandlerFnT, SamplingFnT
@@ -21,7 +21,9 @@ from shim._bearer import DEFAULT_WAIT
 from shim._source import FileTokenSource
 from shim.httpx2 import BearerAuth
 from shim.mcp._client_events import ClientEvent, Listener
+from shim.mcp._connection import CURRENT_CALL
 from shim.mcp._endpoint import Endpoint, HTTPEndpoint, ProcessEndpoint
+from shim.mcp._failure import failure_kind
 from shim.mcp._retry import RetryingCaller
 from shim.mcp._supervisor import State, Supervisor
 
@@ -29,6 +31,7 @@ __all__ = ["ReconnectingClient", "TokenSources"]
 
 _ENTER_TIMEOUT = 10.0
 _DEFAULT_PATIENCE = 60.0
+_RESTORED_AT_ONCE = 10
 
 _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")
@@ -58,18 +61,25 @@ def _forwarded(
     method: Callable[Concatenate[Client, _Parameters], Awaitable[_Result]],
     changing: Callable[..., str | None] = lambda *_args, **_kwargs: None,
     docstring: str | None = None,
+    setting: Callable[..., object] = lambda *_args, **_kwargs: None,
+    unset: Callable[..., object] = lambda *_args, **_kwargs: None,
 ) -> Callable[Concatenate["ReconnectingClient", _Parameters], Coroutine[Any, Any, _Result]]:
     """Return a method that calls ``method`` of ``mcp.Client``, and repeats the call if that is safe.
 
     ``changing`` returns the name of a call that may change something, else ``None``. ``docstring``: the default is that
-    of ``method``.
+    of ``method``. ``setting`` returns what the call sets in the session: a new session gets the last such call.
+    ``unset`` returns what a new session does not get any more.
     """
 
     @functools.wraps(method)
     async def call(self: "ReconnectingClient", /, *args: _Parameters.args, **kwargs: _Parameters.kwargs) -> _Result:
-        result = await self._caller.call(
-            lambda client: method(client, *args, **kwargs), changing(self, *args, **kwargs)
-        )
+        def operation(client: Client) -> Awaitable[_Result]:
+            return method(client, *args, **kwargs)
+
+        self._settings.pop(unset(*args, **kwargs), None)  # even if the call fails
+        result = await self._caller.call(operation, changing(self, *args, **kwargs))
+        if (key := setting(*args, **kwargs)) is not None:
+            self._settings[key] = operation
         if isinstance(result, mcp_types.ListToolsResult):
             for tool in result.tools:
                 self._read_only_hints[tool.name] = bool(tool.annotations and tool.annotations.read_only_hint)
@@ -77,6 +87,17 @@ def _forwarded(
 
     call.__doc__ = docstring or method.__doc__
     return call
+
+
+@functools.wraps(Client.send_ping)
+async def _ping(client: Client, *, meta: mcp_types.RequestParamsMeta | None = None) -> mcp_types.EmptyResult:
+    try:
+        return await client.send_ping(meta=meta)
+    except MCPError as error:
+        call = CURRENT_CALL.get()
+        if failure_kind(error) == "lost" and call is not None and call.executed:
+            return mcp_types.EmptyResult()  # some servers answer 200 with an empty stream: they are there
+        raise
 
 
 class ReconnectingClient:
@@ -92,18 +113,18 @@ class ReconnectingClient:
     - ``source``: the name of a grant, or a ``FileTokenSource``.
     - ``patience``: seconds that a call waits for a server that is not available.
     - ``wait``: seconds that the requests of a rejected token wait for a newer one.
-    - ``is_auth_failure``: a function that returns whether a result is really an error about the token. If no other
-      token comes, the caller gets that result.
+    - ``is_auth_failure``: a function that returns whether an answer of the server, a result or an ``MCPError``, is
+      really an error about the token. If no other token comes, the caller gets that answer.
     - ``reads``: a function that returns whether a tool, given by its name, only reads. Default: the ``readOnlyHint``
       from the last ``list_tools``.
     - ``headers`` and ``verify`` are for HTTP. All other options are those of ``mcp.Client``.
 
     Calls raise the errors of ``mcp.Client``, and ``ReauthorizationRequired``, ``Removed``, ``TokenRejected``,
-    ``TokenUnavailable`` or ``TokenFileError`` if a new token is needed, ``ServerAway`` after ``patience``, and
-    ``OutcomeUnknown`` if a call that may change something was sent and its response was lost. ``as_json()`` of each
-    explains it to a model.
+    ``TokenUnavailable`` or ``TokenFileError`` if a new token is needed, ``InsufficientScope`` if the token lacks a
+    scope, ``ServerAway`` after ``patience``, and ``OutcomeUnknown`` if a call that may change something was sent and
+    its response was lost. ``as_json()`` of each explains it to a model.
 
-    After a reconnect, the program must set the logging level and subscribe again.
+    After a reconnect, the client sets the logging level and subscribes to resources again.
 
     A client belongs to the event loop in which it was entered. All tasks of this loop may call it at the same time,
     cancel their calls, and leave it.
@@ -140,8 +161,12 @@ class ReconnectingClient:
         if cache is not None and cache.target_id is None:
             # The SDK cannot name the server of a custom transport, and servers must not share cached responses.
             options["cache"] = replace(cache, target_id=identity)
-        self._supervisor = Supervisor(target, self.source, options)
+        self._supervisor = Supervisor(
+            target, self.source, options, self._restore, lambda *failed: self._caller.recover_handshake(*failed)
+        )
         self._caller = RetryingCaller(self._supervisor, self.source, patience, wait, is_auth_failure)
+        self._settings: dict[object, Callable[[Client], Awaitable[object]]] = {}
+        """The calls that a new session gets, by what they set."""
         self._read_only_hints: dict[str, bool] = {}
         self._reads = (lambda name: self._read_only_hints.get(name, False)) if reads is None else reads
 
@@ -213,10 +238,10 @@ class ReconnectingClient:
     list_prompts = _forwarded(Client.list_prompts)
     get_prompt = _forwarded(Client.get_prompt)
     complete = _forwarded(Client.complete)
-    send_ping = _forwarded(Client.send_ping)
-    set_logging_level = _forwarded(Client.set_logging_level)
-    subscribe_resource = _forwarded(Client.subscribe_resource)
-    unsubscribe_resource = _forwarded(Client.unsubscribe_resource)
+    send_ping = _forwarded(_ping)
+    set_logging_level = _forwarded(Client.set_logging_level, setting=lambda *_args, **_kwargs: "logging level")
+    subscribe_resource = _forwarded(Client.subscribe_resource, setting=lambda uri, **_kwargs: uri)
+    unsubscribe_resource = _forwarded(Client.unsubscribe_resource, unset=lambda uri, **_kwargs: uri)
 
     def _changing_tool(self, name: str, *_args: object, **_kwargs: object) -> str | None:
         return None if self._reads(name) else f"tools/call {name}"
@@ -226,6 +251,22 @@ class ReconnectingClient:
         _changing_tool,
         "Call a tool, as ``mcp.Client.call_tool`` does. A tool that does not only read is executed at most once.",
     )
+
+    async def _restore(self, client: Client) -> None:
+        """Make the calls that set something in the session; a call that the server refuses is left out."""
+        limiter = anyio.CapacityLimiter(_RESTORED_AT_ONCE)
+
+        async def restore(operation: Callable[[Client], Awaitable[object]]) -> None:
+            async with limiter:
+                try:
+                    await operation(client)
+                except MCPError as error:
+                    if failure_kind(error) not in (None, "insufficient_scope"):
+                        raise
+
+        async with anyio.create_task_group() as tasks:
+            for operation in list(self._settings.values()):
+                tasks.start_soon(restore, operation)
 
     # These send to the current session only.
 

@@ -1,7 +1,7 @@
 """One MCP session, in a task of its own, and the calls on it."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -93,14 +93,19 @@ class Connection:
         self,
         transport: Transport,
         options: Mapping[str, Any],
+        restore: Callable[[Client], Awaitable[None]],
         *,
         task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Connect, and stay connected until retired and idle. Raises only if it cannot connect."""
+        """Connect, and stay connected until retired and idle. Raises only if it cannot connect.
+
+        ``restore`` gives the new session what the program set in an earlier one.
+        """
         CURRENT_CALL.set(Call(self))  # for the tasks of the session, which run the callbacks of the program
         with anyio.CancelScope() as scope:
             try:
                 async with Client(self._watch(transport), **options) as client:
+                    await restore(client)
                     self.client = client
                     task_status.started()
                     await self.retired.wait()
@@ -129,6 +134,8 @@ class Call:
     connection: Connection
     executed: bool = False
     """Whether the tool was executed: after that, the SDK may send more requests for the call, and these may fail."""
+    requests: int = 0
+    """The number of requests that the SDK has sent for the call."""
 
 
 CURRENT_CALL: ContextVar[Call | None] = ContextVar("shim.mcp.current_call", default=None)
@@ -147,6 +154,8 @@ class _CheckedWriter(ObjectSendStream[SessionMessage]):
     async def send(self, item: SessionMessage) -> None:
         message = item.message.model_dump(by_alias=True, mode="json", exclude_unset=True)
         json.dumps(message, ensure_ascii=False, allow_nan=False).encode()
+        if isinstance(item.message, mcp_types.JSONRPCRequest) and (call := CURRENT_CALL.get()) is not None:
+            call.requests += 1
         await self._stream.send(item)
 
     async def aclose(self) -> None:

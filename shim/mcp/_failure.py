@@ -13,11 +13,14 @@ import httpx2
 import mcp_types
 from mcp import MCPError
 
-__all__ = ["Failure", "describe", "failure_kind", "root_cause"]
+from shim._challenge import Refusal
 
-FailureKind = Literal["rejected", "unknown_session", "not_sent", "unavailable", "lost"]
+__all__ = ["Failure", "describe", "failure_kind", "refusal_in", "root_cause"]
+
+FailureKind = Literal["rejected", "insufficient_scope", "unknown_session", "not_sent", "unavailable", "lost"]
 """
-- ``rejected``: the server rejected the access token (401).
+- ``rejected``: the server rejected the access token.
+- ``insufficient_scope``: the access token lacks a scope for this request.
 - ``unknown_session``: the server does not know the MCP session, for example after a restart.
 - ``not_sent``: no byte of the request was sent.
 - ``unavailable``: a gateway answered instead of the server.
@@ -36,10 +39,13 @@ class Failure(NamedTuple):
 
     kind: FailureKind
     reason: str
+    refusal: Refusal = Refusal()
+    """Which scopes are missing."""
 
     def as_json_rpc(self, request_id: object) -> dict[str, Any]:
         """Return the JSON-RPC error for the caller of the request."""
-        error = {"code": mcp_types.INTERNAL_ERROR, "message": self.reason, "data": {_DATA_KEY: self.kind}}
+        data = {_DATA_KEY: self.kind, **self.refusal._asdict()}
+        error = {"code": mcp_types.INTERNAL_ERROR, "message": self.reason, "data": data}
         return {"jsonrpc": "2.0", "id": request_id, "error": error}
 
 
@@ -49,6 +55,11 @@ def failure_kind(error: MCPError) -> FailureKind | None:
     if kind in get_args(FailureKind):
         return cast(FailureKind, kind)
     return "lost" if error.code == mcp_types.CONNECTION_CLOSED else None
+
+
+def refusal_in(error: MCPError) -> Refusal:
+    """Return which scopes are missing, of an error of the kind ``insufficient_scope``."""
+    return Refusal(True, tuple(error.data["scopes"]), error.data["description"])
 
 
 def describe(error: BaseException) -> str:

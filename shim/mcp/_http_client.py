@@ -13,6 +13,9 @@ import anyio
 import httpx2
 import mcp_types
 
+from shim._bearer import origin_of_request
+from shim._challenge import refusal_of
+from shim.httpx2 import BearerAuth
 from shim.mcp._connection import CURRENT_CALL
 from shim.mcp._failure import Failure, describe
 from shim.mcp._server_stream import endless_response
@@ -20,6 +23,7 @@ from shim.mcp._server_stream import endless_response
 __all__ = ["SessionHTTPClient"]
 
 _JSON = "application/json"
+_EXECUTED = ("tools/call", "ping")
 _GATEWAY_STATUSES = (429, 502, 503, 504)
 _SESSION_WORD = re.compile(rb"\bsession\b", re.IGNORECASE)
 _SESSION_HEADER = "mcp-session-id"
@@ -39,6 +43,12 @@ class SessionHTTPClient(httpx2.AsyncClient):
         if request.method == "GET" and "last-event-id" not in request.headers:
             # With this header, the SDK awaits the rest of one response.
             return await endless_response(request, functools.partial(super().send, request, **options), _failure_in)
+        if request.method == "DELETE" and isinstance(self.auth, BearerAuth):
+            # The end of a session needs no newer token: it is neither demanded nor awaited.
+            source, origin = self.auth.source, origin_of_request(request.url)
+            if (authorization := source.authorization(source.current(), origin)) is not None:
+                request.headers["Authorization"] = authorization
+            return await super().send(request, **{**options, "auth": httpx2.Auth()})
         if request.method != "POST":
             return await super().send(request, **options)
         await request.aread()  # the request of a redirect is not read yet, and could not be sent again
@@ -59,12 +69,12 @@ class SessionHTTPClient(httpx2.AsyncClient):
     ) -> httpx2.Response:
         in_flight = False
 
-        async def trace(event: str, info: dict[str, Any]) -> None:
+        async def trace(event: str, _info: dict[str, Any]) -> None:
             nonlocal in_flight
             if event.endswith("send_request_headers.started"):
                 in_flight = True
-            elif event.endswith("receive_response_headers.complete") and 401 in info.get("return_value", ()):
-                in_flight = False  # the request is sent again with another token
+            elif event.endswith("connect_tcp.started"):
+                in_flight = False  # what was sent before has been answered, with a rejection of the token
 
         request.extensions = {**request.extensions, "trace": trace}
         try:
@@ -79,7 +89,7 @@ class SessionHTTPClient(httpx2.AsyncClient):
             self._discover_failure = failure
         if failure is not None:
             return _failed(request, request_id, failure)
-        if method == "tools/call" and response.is_success and (call := CURRENT_CALL.get()) is not None:
+        if method in _EXECUTED and response.is_success and (call := CURRENT_CALL.get()) is not None:
             call.executed = True
         return response if request_id is None else _with_id(request, request_id, response)
 
@@ -100,8 +110,12 @@ def _has_type(response: httpx2.Response, content_type: str) -> bool:
 def _failure_in(request: httpx2.Request, response: httpx2.Response) -> Failure | None:
     """Return the failure that a response reports; ``None`` if the response is the server's answer to the call."""
     status = response.status_code
-    if status == 401:
-        return Failure("rejected", "the server rejects the access token (401)")
+    authorization = request.headers.get("authorization", "")
+    refusal = refusal_of(status, response.headers.get_list("www-authenticate"), authorization)
+    if refusal is not None and refusal.lacks_scope:
+        return Failure("insufficient_scope", f"the access token lacks a scope ({status})", refusal)
+    if refusal is not None or status == 401:
+        return Failure("rejected", f"the server rejects the access token ({status})")
     if status < 400:
         return None
     error = _error_code(response)

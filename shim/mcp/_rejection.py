@@ -51,13 +51,15 @@ class TokenGate:
             return None
         return permanent_error(token) or (rejection.problem if time.monotonic() < rejection.until else None)
 
-    def reject(self, sent_at: float) -> ShimError:
-        """Record that the newest token was rejected in a request of ``sent_at``; return the error for its caller."""
+    def reject(self, sent_at: float, problem: ShimError | None = None) -> ShimError:
+        """Record that the newest token was rejected in a request of ``sent_at``; return the error for its caller.
+
+        ``problem``: the default is that of the source.
+        """
         token = self._source.current()
         access_token = None if token is None else token.access_token
-        problem = self._source.problem() or TokenRejected(
-            f"{self._endpoint.name} rejects the token of {self._source.name} (401)"
-        )
+        problem = problem or self._source.problem()
+        problem = problem or TokenRejected(f"{self._endpoint.name} rejects the token of {self._source.name}")
         now, last = time.monotonic(), self._rejection
         if last is None or last.access_token != access_token:
             self._rejection = _Rejection(access_token, problem, 0, now, now)

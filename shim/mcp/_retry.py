@@ -13,6 +13,7 @@ from shim._changes import permanent_error
 from shim._source import FileTokenSource
 from shim.errors import OutcomeUnknown
 from shim.mcp._backoff import backoff
+from shim.mcp._connection import Connection
 from shim.mcp._failure import failure_kind
 from shim.mcp._supervisor import Supervisor
 
@@ -59,18 +60,23 @@ class RetryingCaller:
             except MCPError as error:
                 failure = error
             else:
-                if self.is_auth_failure is None or not self.is_auth_failure(result):
-                    self._reported = ("", 0.0)
-                    supervisor.call_answered(connection)
+                if not self._is_auth_failure(result):
+                    self._token_accepted(connection)
                     return result
                 if not may_recover or not await self._wait_for_another_token(access_token):
                     return result
                 may_recover = False
                 continue
             match failure_kind(failure):
+                case None if self._is_auth_failure(failure):
+                    # After the tool was executed, the error may be that of a later request of the SDK.
+                    may_repeat = may_recover and (changing is None or call.requests == 1)
+                    if not may_repeat or not await self._wait_for_another_token(access_token):
+                        raise failure
+                    may_recover = False
                 case None:  # the server's own answer, or the SDK's timeout
                     if failure.code != mcp_types.REQUEST_TIMEOUT:
-                        supervisor.call_answered(connection)
+                        self._token_accepted(connection)
                     raise failure
                 case kind if changing is not None and (call.executed or kind in ("unavailable", "lost")):
                     raise OutcomeUnknown(
@@ -81,6 +87,9 @@ class RetryingCaller:
                     if not may_recover or supervisor.access_token(connection) == access_token:
                         raise supervisor.token_rejected(sent_at) from None
                     may_recover = False
+                case "insufficient_scope":
+                    self._token_accepted(connection)
+                    raise supervisor.missing_scope(failure)
                 case "unknown_session":
                     supervisor.retire(connection, failure.message)
                     if not may_recover:
@@ -94,6 +103,21 @@ class RetryingCaller:
                     patience -= pause
                     if patience <= 0:
                         raise supervisor.server_away() from None
+
+    async def recover_handshake(self, error: MCPError, access_token: str, sent_at: float) -> bool:
+        """Return whether ``error``, the server's own to a handshake, is about the token; wait for another one."""
+        if not self._is_auth_failure(error):
+            return False
+        if not await self._wait_for_another_token(access_token):
+            self.supervisor.token_rejected(sent_at)
+        return True
+
+    def _is_auth_failure(self, answer: object) -> bool:
+        return self.is_auth_failure is not None and self.is_auth_failure(answer)
+
+    def _token_accepted(self, connection: Connection) -> None:
+        self._reported = ("", 0.0)
+        self.supervisor.call_answered(connection)
 
     async def _wait_for_another_token(self, reported: str) -> bool:
         """Demand and await another access token than the one that a result reported as bad.

@@ -3,7 +3,7 @@
 import asyncio
 import math
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, Literal
 
 import anyio
@@ -17,7 +17,7 @@ from shim.mcp._backoff import backoff
 from shim.mcp._client_events import EventBroadcast
 from shim.mcp._connection import CURRENT_CALL, Connection
 from shim.mcp._endpoint import Endpoint
-from shim.mcp._failure import Failure, describe, failure_kind, root_cause
+from shim.mcp._failure import Failure, describe, failure_kind, refusal_in, root_cause
 from shim.mcp._rejection import TokenGate
 
 __all__ = ["State", "Supervisor"]
@@ -40,12 +40,23 @@ _NOT_CONNECTED = "not connected yet"
 class Supervisor:
     """Keeps a session connected. Callers get the connection from it, and report what failed."""
 
-    def __init__(self, endpoint: Endpoint, source: FileTokenSource, options: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        source: FileTokenSource,
+        options: Mapping[str, Any],
+        restore: Callable[[Client], Awaitable[None]],
+        recover: Callable[[MCPError, str, float], Awaitable[bool]],
+    ) -> None:
         self.events = EventBroadcast()
         self.state: State = "connecting"
         self._endpoint = endpoint
         self._source = source
         self._options = options
+        self._restore = restore
+        """Gives a new session what the program set in an earlier one."""
+        self._recover = recover
+        """Whether an error of the server to a handshake is about the token; waits for another one."""
         self._gate = TokenGate(endpoint, source)
         self._failures = 0
         """Failures to connect in a row."""
@@ -154,9 +165,13 @@ class Supervisor:
         if not connection.retired.is_set():
             self._gate.accept()  # an answer on an older connection says nothing about the current token
 
-    def token_rejected(self, sent_at: float) -> ShimError:
+    def missing_scope(self, error: MCPError) -> ShimError:
+        """Return the error for the caller of a request for which the token lacks a scope."""
+        return refusal_in(error).as_error(self._source.name, self._endpoint.origin or self._endpoint.name)
+
+    def token_rejected(self, sent_at: float, problem: ShimError | None = None) -> ShimError:
         """Record that the newest token was rejected in a request of ``sent_at``; return the error for its caller."""
-        problem = self._gate.reject(sent_at)
+        problem = self._gate.reject(sent_at, problem)
         self._park_after_permanent_error()
         return problem
 
@@ -245,9 +260,9 @@ class Supervisor:
             try:
                 transport = self._endpoint.transport(connection.access_token)
                 with anyio.fail_after(_CONNECT_TIMEOUT):
-                    await tasks.start(connection.run, transport, self._options)
+                    await tasks.start(connection.run, transport, self._options, self._restore)
             except Exception as error:  # noqa: BLE001  a server can fail in any way, and the next attempt follows
-                await self._connecting_failed(root_cause(error), started)
+                await self._connecting_failed(root_cause(error), connection.access_token, started)
                 continue
             self._connection = connection
             self._set_state("connected")
@@ -281,10 +296,19 @@ class Supervisor:
             self.last_failure = _NOT_CONNECTED  # earlier failures do not concern this token
             self._set_state("reconnecting")
 
-    async def _connecting_failed(self, error: BaseException, started: float) -> None:
-        if isinstance(error, MCPError) and failure_kind(error) == "rejected":
-            self.token_rejected(started)
-            return
+    async def _connecting_failed(self, error: BaseException, access_token: str, started: float) -> None:
+        if isinstance(error, MCPError):
+            match failure_kind(error):
+                case "rejected":
+                    self.token_rejected(started)
+                    return
+                case "insufficient_scope":
+                    self.token_rejected(started, self.missing_scope(error))
+                    return
+                case None if await self._recover(error, access_token, started):
+                    return
+                case _:
+                    pass
         self.last_failure = describe(error)
         if self.state != "gave_up" and self._failures + 1 >= _GIVE_UP_AFTER:
             self._set_state("gave_up")

@@ -70,7 +70,7 @@ def test_the_line_for_the_crontab_starts_a_daemon(refresher: Command) -> None:
     assert process.wait(90) == 0
 
 
-def test_the_agents_three_lines_work(refresher: Command) -> None:
+def test_the_agents_two_lines_work(refresher: Command) -> None:
     """If it failed, the first code that the author of an agent copies would not run."""
     call = "import asyncio, os\nprint(asyncio.run(client.get(os.environ['URL'])).status_code)"
     with API(accepts) as api:

@@ -63,7 +63,7 @@ def test_the_mcp_clients_work(refresher: Command, words: str, interpreter: Path)
     need(None if interpreter.exists() else f"{interpreter.parent.parent.name} is missing: tests/run creates it")
     with Stage() as stage:
         done = python(block(PAGE, "python", words), _reconnecting(refresher, stage), interpreter)
-    assert done.stdout == "3\n", done.stderr
+    assert done.stdout == "{'result': 3}\n", done.stderr
 
 
 def test_the_client_of_a_stdio_server_works(refresher: Command) -> None:
@@ -81,12 +81,12 @@ def test_the_client_of_a_stdio_server_works(refresher: Command) -> None:
     assert "'whoami'" in done.stdout, done.stderr
 
 
-def test_the_three_lines_and_the_standard_library_work(refresher: Command) -> None:
+def test_the_two_lines_and_the_standard_library_work(refresher: Command) -> None:
     """If it failed, the first code that the author of an agent copies would not run."""
     call = "import asyncio, os\nprint(asyncio.run(client.get(os.environ['URL'])).status_code)"
     with API(accepts) as api:
         environment = published(refresher, api)
-        assert python(f"{block(PAGE, 'python', 'client = httpx2.')}\n{call}", environment).stdout == "200\n"
+        assert python(f"{block(PAGE, 'python', 'client = async_client')}\n{call}", environment).stdout == "200\n"
         assert python(block(PAGE, "python", "urllib.request"), environment).stdout == "200\n"
 
 

@@ -4,6 +4,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from tests.conftest import need
+from tests.support.documents import DOCUMENTS, ROOT, blocks
+
 CACHE = Path(__file__).parent.parent.parent / ".mypy_cache/test_typing"
 
 # A user's program. The type checker must report the lines marked as wrong, and no other line.
@@ -27,6 +32,10 @@ httpx.Client(auth=shim.httpx.BearerAuth("linear"))
 httpx.AsyncClient(auth=shim.httpx.BearerAuth(source, wait=1, raise_errors=True))
 httpx2.Client(auth=shim.httpx2.BearerAuth("linear"))
 httpx2.AsyncClient(auth=shim.httpx2.BearerAuth(source))
+assert_type(shim.httpx2.async_client("linear"), httpx2.AsyncClient)
+assert_type(shim.httpx2.client(source, wait=1, raise_errors=True, trust_env=False), httpx2.Client)
+assert_type(shim.httpx.async_client(source, timeout=5), httpx.AsyncClient)
+assert_type(shim.httpx.client("linear"), httpx.Client)
 
 
 def name_of(event: Event) -> str:
@@ -62,19 +71,44 @@ async def call() -> None:
 
 
 httpx2.Client(auth=shim.httpx.BearerAuth("linear"))  # wrong: the class is for another library
+shim.httpx2.client(5)  # wrong: likewise
 FileTokenSource(5)  # wrong: a name is a str
 source.token(60)  # wrong: min_valid is a keyword argument
 """
+
+
+def _mypy(directory: Path, *options: str | Path) -> str:
+    # Outside the checkout, so that the checker finds the installed package by its py.typed, as for a user. The cache keeps
+    # what it knows of other packages, most of its work, from one run to the next.
+    command = [sys.executable, "-m", "mypy", "--strict", "--no-error-summary", f"--cache-dir={CACHE}", *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=directory)
+    return done.stdout + done.stderr
 
 
 def test_a_type_checker_finds_exactly_the_errors_of_a_users_program(tmp_path: Path) -> None:
     """If it failed, type checkers of users would report wrong errors, or miss real ones."""
     path = tmp_path / "program.py"
     path.write_text(PROGRAM)
-    # Outside the checkout, so that the checker finds the installed package by its py.typed, as for a user. The cache keeps
-    # what it knows of other packages, most of its work, from one run to the next.
-    command = [sys.executable, "-m", "mypy", "--strict", "--no-error-summary", f"--cache-dir={CACHE}", str(path)]
-    found = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path).stdout
+    found = _mypy(tmp_path, path)
     wrong = [number for number, line in enumerate(PROGRAM.splitlines(), 1) if "# wrong" in line]
     errors = sorted({int(line.split(":")[1]) for line in found.splitlines() if ": error:" in line})
     assert errors == wrong, found
+
+
+@pytest.mark.parametrize(
+    ("interpreter", "sdk_1"),
+    [(Path(sys.executable), False), (ROOT / ".venv/mcp1/bin/python", True)],
+    ids=["MCP SDK 2.x", "MCP SDK 1.x"],
+)
+def test_a_type_checker_accepts_each_snippet_of_the_documents(tmp_path: Path, interpreter: Path, sdk_1: bool) -> None:
+    """If it failed, a type checker would report errors in code that users copy from a document."""
+    need(None if interpreter.exists() else f"{interpreter.parent.parent.name} is missing: tests/run creates it")
+    # Only the recipe for version 1.x of the SDK makes a session itself.
+    snippets = [
+        text for document in DOCUMENTS for text in blocks(document, "python") if ("ClientSession" in text) == sdk_1
+    ]
+    assert snippets
+    paths = [tmp_path / f"snippet{number}.py" for number in range(len(snippets))]
+    for path, text in zip(paths, snippets, strict=True):
+        path.write_text(text)
+    assert _mypy(tmp_path, f"--python-executable={interpreter}", *paths) == ""

@@ -1,15 +1,16 @@
 """An MCP server (of the SDK) whose faults a test controls.
 
-    python -m tests.servers.mcp_stage PORT '{"json_response": false}'
+    python -m tests.servers.mcp_stage PORT '{"json_response": false}' '{"tokens": []}'
 
 Listens on 127.0.0.1 (port 0: any), prints one line of JSON when it is ready, and exits when its stdin closes.
-``POST /test/play`` changes these settings:
+The last argument has the first settings, and ``POST /test/play`` changes them:
 
-- ``tokens``: the tokens that it accepts
+- ``tokens``: the tokens that it accepts; ``scopes``: what they permit (``use`` is required)
 - ``status``: the status of every response
 - ``hang``: never respond
 - ``forgets``: answer 404 to each request of a session; ``forget``: forget the present sessions once
-- ``refuse``: for a word in the body of a request, the status of the response
+- ``refuse``: for a word in the body of a request, the status of the response; ``challenge``: its challenge
+- ``answer``: for a word in the body of a request, the JSON of the response; ``null``: an empty event stream
 - ``redirect``: redirect each request once, within the origin
 - ``says``: the response to each call of a tool
 - ``breaks``: cut the connection after the first byte of the response to a call
@@ -29,10 +30,18 @@ from collections import Counter
 from typing import Any
 
 import anyio
+from mcp import MCPError
 from mcp.server.auth.provider import AccessToken
 from mcp.server.auth.settings import AuthSettings
 from mcp.server.mcpserver import Context, MCPServer
-from mcp_types import ToolAnnotations
+from mcp.server.mcpserver.exceptions import ToolError
+from mcp_types import (
+    EmptyResult,
+    SetLevelRequestParams,
+    SubscribeRequestParams,
+    ToolAnnotations,
+    UnsubscribeRequestParams,
+)
 from pydantic import AnyHttpUrl
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -55,6 +64,9 @@ class Stage:
         self.forgets = False
         self.cut = 0.0
         self.refuse: dict[str, int] = {}
+        self.challenge = ""
+        self.answer: dict[str, Any] = {}
+        self.scopes = ["use"]
         self.redirect = False
         self.stream_status = 0
         self._streams: set[Any] = set()
@@ -64,13 +76,13 @@ class Stage:
     async def verify_token(self, token: str) -> AccessToken | None:
         """Return the data of a token; ``None`` if it is not accepted."""
         known = token in self.tokens
-        return AccessToken(token=token, client_id="agent", scopes=[], subject="user") if known else None
+        return AccessToken(token=token, client_id="agent", scopes=self.scopes, subject="user") if known else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
         elif scope["path"] == "/test/play":
-            self._play(json.loads(await _body(receive)))
+            self.play(json.loads(await _body(receive)))
             await _answer(send, 200, {})
         elif scope["path"] == "/test/log":
             log = {"answers": self._answers, "executed": self._executed, "requests": self._requests}
@@ -78,13 +90,17 @@ class Stage:
         else:
             await self._perform(scope, receive, send)
 
-    def _play(self, wishes: dict[str, Any]) -> None:
+    def play(self, wishes: dict[str, Any]) -> None:
+        """Change settings."""
         self.tokens = set(wishes.get("tokens", self.tokens))
         self.status = wishes.get("status", self.status)
         self.hang = wishes.get("hang", self.hang)
         self.cut = wishes.get("cut", self.cut)
         self.forgets = wishes.get("forgets", self.forgets)
         self.refuse = wishes.get("refuse", self.refuse)
+        self.challenge = wishes.get("challenge", self.challenge)
+        self.answer = wishes.get("answer", self.answer)
+        self.scopes = wishes.get("scopes", self.scopes)
         self.breaks = wishes.get("breaks", self.breaks)
         self.says = wishes.get("says", self.says)
         self.redirect = wishes.get("redirect", self.redirect)
@@ -115,7 +131,16 @@ class Stage:
         for word, status in self.refuse.items():
             if word.encode() in body:
                 self._answers[status] += 1
-                return await _answer(send, status, {"error": "invalid or expired session"})
+                challenge = (b"www-authenticate", self.challenge.encode())
+                more = [challenge] if self.challenge else []
+                return await _answer(send, status, {"error": "invalid or expired session"}, *more)
+        for word, value in self.answer.items():
+            if word.encode() in body:
+                if value is not None:
+                    return await _answer(send, 200, value)
+                headers = [(b"content-type", b"text/event-stream")]
+                await send({"type": "http.response.start", "status": 200, "headers": headers})
+                return await send({"type": "http.response.body", "body": b""})
         cut = self._random.random() < self.cut and b'"tools/call"' in body
         if cut and self._random.random() < 0.5:
             receive.__self__.transport.abort()  # type: ignore[attr-defined]
@@ -172,7 +197,7 @@ async def _answer(send: Send, status: int, value: Any, *more: tuple[bytes, bytes
     await send({"type": "http.response.body", "body": json.dumps(value).encode()})
 
 
-async def main(port: int, options: dict[str, Any]) -> None:
+async def main(port: int, options: dict[str, Any], wishes: dict[str, Any]) -> None:
     """Serve until stdin ends."""
     with socket.create_server(("127.0.0.1", port)) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/mcp"
@@ -185,7 +210,11 @@ async def main(port: int, options: dict[str, Any]) -> None:
         mcp = MCPServer(
             "stage",
             token_verifier=Late(),
-            auth=AuthSettings(issuer_url=AnyHttpUrl("https://as.example"), resource_server_url=AnyHttpUrl(url)),
+            auth=AuthSettings(
+                issuer_url=AnyHttpUrl("https://as.example"),
+                resource_server_url=AnyHttpUrl(url),
+                required_scopes=["use"],
+            ),
         )
 
         @mcp.tool(annotations=ToolAnnotations(read_only_hint=True))
@@ -214,6 +243,31 @@ async def main(port: int, options: dict[str, Any]) -> None:
             await context.session.send_tool_list_changed()
             return "sent"
 
+        @mcp.tool()
+        async def deny(how: str) -> str:
+            executed[f"deny {how}"] += 1
+            if "fresh" in stage.tokens:
+                return "fine"
+            raise MCPError(-32001, "invalid token") if how == "error" else ToolError("invalid token")
+
+        async def subscribe(_: Any, params: SubscribeRequestParams) -> EmptyResult:
+            executed[f"subscribe {params.uri}"] += 1
+            if "gone" in str(params.uri) and "fresh" in stage.tokens:
+                raise MCPError(-32002, "no such resource")
+            return EmptyResult()
+
+        async def unsubscribe(_: Any, params: UnsubscribeRequestParams) -> EmptyResult:
+            return EmptyResult()
+
+        async def set_level(_: Any, params: SetLevelRequestParams) -> EmptyResult:
+            executed[f"level {params.level}"] += 1
+            return EmptyResult()
+
+        handlers = mcp._lowlevel_server
+        handlers.add_request_handler("resources/subscribe", SubscribeRequestParams, subscribe)
+        handlers.add_request_handler("resources/unsubscribe", UnsubscribeRequestParams, unsubscribe)
+        handlers.add_request_handler("logging/setLevel", SetLevelRequestParams, set_level)
+
         @mcp.resource("stage://greeting")
         def greeting() -> str:
             return "hello"
@@ -223,8 +277,9 @@ async def main(port: int, options: dict[str, Any]) -> None:
             return f"What of {about}?"
 
         stage = Stage(mcp.streamable_http_app(**options), mcp, executed)
+        stage.play(wishes)
         await serve(stage, listener, url)
 
 
 if __name__ == "__main__":
-    anyio.run(main, int(sys.argv[1]), json.loads(sys.argv[2]))
+    anyio.run(main, int(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3]))

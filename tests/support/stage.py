@@ -23,11 +23,11 @@ class Stage:
 
     def __init__(self, **options: Any) -> None:
         self._options = options
-        self._process = self._start(0)
+        self._process = self._start(0, {})
 
-    def _start(self, port: int) -> subprocess.Popen[str]:
+    def _start(self, port: int, wishes: dict[str, Any]) -> subprocess.Popen[str]:
         process = WarmProcess(
-            ["tests.servers.mcp_stage", str(port), json.dumps(self._options)],
+            ["tests.servers.mcp_stage", str(port), json.dumps(self._options), json.dumps(wishes)],
             cwd=_ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -57,9 +57,9 @@ class Stage:
         self._process.stdout.close()
         self._process.wait(60)
 
-    def start(self) -> None:
-        """Start the server again at the same port, with default settings."""
-        self._process = self._start(int(self.url.rpartition(":")[2].partition("/")[0]))
+    def start(self, *tokens: str) -> None:
+        """Start the server again at the same port, with default settings; it accepts ``tokens`` from the beginning."""
+        self._process = self._start(int(self.url.rpartition(":")[2].partition("/")[0]), {"tokens": tokens})
 
     def __enter__(self) -> Self:
         return self

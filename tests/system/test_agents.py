@@ -23,13 +23,13 @@ pytestmark = pytest.mark.xdist_group("agents")  # one fixture for all of them
 ROTATIONS = 20
 LONGEST = 400.0
 
-# An agent: the README's three lines, one session, and a call every 50 ms until stdin ends.
+# An agent: the README's two lines, one session, and a call every 50 ms until stdin ends.
 AGENT = """
 import json, sys, threading
-import anyio, httpx2
+import anyio
 from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
-from shim.httpx2 import BearerAuth
+from shim.httpx2 import async_client
 
 ended = threading.Event()
 threading.Thread(target=lambda: (sys.stdin.read(), ended.set()), daemon=True).start()
@@ -37,7 +37,7 @@ threading.Thread(target=lambda: (sys.stdin.read(), ended.set()), daemon=True).st
 async def main(url, mode):
     calls, failures = 0, []
     async with (
-        httpx2.AsyncClient(auth=BearerAuth("linear"), timeout=60) as http,
+        async_client("linear") as http,
         Client(streamable_http_client(url, http_client=http), mode=mode) as client,
     ):
         while not ended.is_set():

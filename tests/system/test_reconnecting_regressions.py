@@ -95,8 +95,7 @@ async def test_a_call_that_was_rejected_and_then_not_sent_is_repeated(tmp_path: 
             await until(
                 lambda: "connection refused" in str(client._supervisor.server_away()), "a repetition has failed"
             )
-            await anyio.to_thread.run_sync(stage.start)
-            stage.play(tokens=["access-token-2"])
+            await anyio.to_thread.run_sync(stage.start, "access-token-2")
 
         tasks.start_soon(restart)
         assert (await client.call_tool("write", {"what": "once"})).structured_content == {"result": "wrote once"}

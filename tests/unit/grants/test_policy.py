@@ -311,7 +311,7 @@ def test_a_demand_shortens_the_first_waits_after_a_failure(
 def test_a_forgotten_registration_needs_a_person_soon(
     client: Literal["given", "registered"], code: str, refusals: int, needed: bool
 ) -> None:
-    """If it failed, a login whose registration the server forgot would fail for an hour before anybody is told."""
+    """If it failed, a login whose registration the server forgot would fail for an hour before a person learns of it."""
     rejected = failure(outcome="client_rejected", code=code)
     there = grant(login=Login(client=client), refusals=refusals, failures=refusals, failure=rejected)
     assert policy.needs_person(there) is needed

@@ -267,3 +267,38 @@ def test_a_success_after_an_early_rejection_marks_the_server() -> None:
     assert not _apply(grant(dead=True, failure=late), _rotated()).refuses_early
     assert not _apply(grant(dead=True, failure=refused, expires_at=None), _rotated()).refuses_early
     assert _apply(grant(refuses_early=True), _rotated()).refuses_early, "the observation is lost"
+
+
+ORIGIN = "https://mcp.example"
+
+
+def _demanded(before: Grant, origin: str | None = ORIGIN) -> Grant:
+    """Rotate at a demand, a minute after the last rotation."""
+    now = at((before.last_rotation_at or NOON) + 60)
+    return apply(
+        before, _rotated(), sent=now, now=now, demanded=True, generation=before.generation + 1, refused_by=origin
+    )
+
+
+def test_the_second_generation_in_a_row_that_is_demanded_says_who_refuses_it() -> None:
+    """If it failed, a grant whose every token is refused would look healthy."""
+    once = _demanded(grant())
+    assert (once.demanded, once.token_rejected) == (1, None)
+    twice = _demanded(once)
+    assert twice.token_rejected is not None
+    assert twice.token_rejected.origin == ORIGIN
+    assert (twice.failures, twice.failure, twice.dead) == (0, None, False)
+    again = _demanded(twice, None).token_rejected
+    assert again == twice.token_rejected, "the time changes, or the origin is forgotten"
+
+
+def test_a_generation_that_reaches_its_schedule_without_a_demand_ends_the_rejection() -> None:
+    """If it failed, a grant would stay failing after the server accepts its tokens again, or look healthy before."""
+    rejected = _demanded(_demanded(grant()))
+    later = at(policy.due_at(rejected) + 1)
+    times: dict[str, Any] = {"sent": later, "now": later, "generation": rejected.generation + 1}
+    assert apply(rejected, _rotated(), demanded=False, **times).token_rejected is None
+    assert apply(rejected, _rotated(), demanded=True, **times).token_rejected == rejected.token_rejected
+    assert apply(rejected, _rotated(), demanded=False, forced=True, **times).token_rejected == rejected.token_rejected
+    for outcome in FAILED:
+        assert apply(rejected, outcome, demanded=False, **times).token_rejected == rejected.token_rejected

@@ -74,6 +74,13 @@ async def outcome(web: Web) -> str:
     return server.issuer or "defaults"
 
 
+def check(found: str, expected: str) -> None:
+    """Check the outcome of a discovery: how it begins, and after a colon, which words it contains."""
+    start, _, words = expected.partition(": ")
+    assert found.startswith(start), found
+    assert words in found
+
+
 BOM = b"\xef\xbb\xbf" + json.dumps(RESOURCE).encode()
 
 # What is at the path, at the root, and what follows; the server of the resource is AS, and that of 2025-03-26 is HOST.
@@ -140,9 +147,7 @@ async def test_the_metadata_of_a_resource_leads_to_its_own_server_or_to_none(
     }
     web = Web(answers)
     found = await outcome(web)
-    start, _, words = expected.partition(": ")
-    assert found.startswith(start), found
-    assert words in found
+    check(found, expected)
     assert not any(address.startswith(OTHER) for address in web.asked)
 
 
@@ -171,9 +176,7 @@ async def test_metadata_that_a_challenge_names_is_never_taken_as_absent(
     found = await outcome(
         Web({AS + OAUTH: METADATA, HOST + OAUTH: AT_HOST} | answers, f'Bearer resource_metadata="{named}"')
     )
-    start, _, words = expected.partition(": ")
-    assert found.startswith(start), found
-    assert words in found
+    check(found, expected)
 
 
 SERVER_TABLE: list[tuple[object, object, str]] = [
@@ -211,9 +214,7 @@ async def test_the_metadata_of_an_authorization_server(oauth: object, openid: ob
     """If it failed, odd metadata would be taken as absent, or a good server would be refused."""
     web = Web({HOST + AT_PATH: RESOURCE, AS + OAUTH: oauth, AS + OPENID: openid, f"{AS}/there": METADATA})
     found = await outcome(web)
-    start, _, words = expected.partition(": ")
-    assert found.startswith(start), found
-    assert words in found
+    check(found, expected)
     assert not any(address.startswith(OTHER) for address in web.asked)
 
 
@@ -233,9 +234,7 @@ async def test_the_metadata_of_an_authorization_server(oauth: object, openid: ob
 async def test_the_default_endpoints_are_used_only_if_all_metadata_is_absent(document: object, expected: str) -> None:
     """If it failed, refresher would register itself at endpoints that the metadata of the server contradicts."""
     found = await outcome(Web({HOST + OAUTH: document}))
-    start, _, words = expected.partition(": ")
-    assert found.startswith(start), found
-    assert words in found
+    check(found, expected)
 
 
 @pytest.mark.asyncio

@@ -1,20 +1,24 @@
 """The errors of ``shim``, as other processes and models see them."""
 
+import json
 import pickle
 
 import pytest
 
 from shim import (
+    InsufficientScope,
     ReauthorizationRequired,
     Removed,
     ShimError,
     TokenUnavailable,
 )
+from shim._challenge import refusal_of
 
 
 @pytest.mark.parametrize("error", [
     ReauthorizationRequired("linear", code="invalid_grant", description="revoked", server="https://mcp.example"),
     Removed("linear"),
+    InsufficientScope("linear", scopes=("a", "b"), server="https://mcp.example"),
 ])  # fmt: skip
 def test_errors_can_be_pickled(error: ShimError) -> None:
     """If it failed, an error in a process pool would break the pool."""
@@ -25,8 +29,6 @@ def test_errors_can_be_pickled(error: ShimError) -> None:
 
 def test_as_json_says_whether_retrying_helps() -> None:
     """If it failed, a model would retry again and again instead of asking a person."""
-    import json
-
     error = ReauthorizationRequired("linear", code="invalid_grant", description="revoked", server="https://mcp.example")
     shown = json.loads(error.as_json())
     assert set(shown) == {"error", "needs_reauth", "server", "login_command", "retry"}
@@ -35,3 +37,42 @@ def test_as_json_says_whether_retrying_helps() -> None:
     assert json.loads(Removed("linear").as_json())["needs_reauth"]
     passing = json.loads(TokenUnavailable("expired").as_json())
     assert (set(passing), passing["needs_reauth"], passing["retry"]) == (set(shown), False, True)
+
+
+@pytest.mark.parametrize(
+    ("challenge", "scopes", "command"),
+    [
+        ('scope="write"', ("write",), "refresher login linear --scope write"),
+        ('scope="a b a"', ("a", "b"), "refresher login linear --scope 'a b'"),
+        ("scope=mcp:tools", ("mcp:tools",), "refresher login linear --scope mcp:tools"),
+        # The words of servers on the MCP SDK for Python, which send no "scope".
+        ('error_description="Required scope: admin"', ("admin",), "refresher login linear --scope admin"),
+        ('error_description="Ask your administrator"', (), "refresher login linear --scope SCOPE"),
+        ("", (), "refresher login linear --scope SCOPE"),
+        ('scope="$(reboot);x"', ("$(reboot);x",), "refresher login linear --scope '$(reboot);x'"),
+        ('scope="a\'b \\"c \x1b[2J"', ("a'b",), """refresher login linear --scope 'a'"'"'b'"""),
+    ],
+)
+def test_the_command_names_the_missing_scopes_and_nothing_else(
+    challenge: str, scopes: tuple[str, ...], command: str
+) -> None:
+    """If it failed, a person would log in without the scope, or paste code of a server into a shell."""
+    found = refusal_of(403, [f'Bearer error="insufficient_scope", {challenge}'], "Bearer x")
+    assert found is not None
+    error = found.as_error("linear", "https://mcp.example")
+    assert (error.scopes, error.login_command) == (scopes, command)
+    shown = json.loads(error.as_json())
+    assert (shown["needs_reauth"], shown["retry"], shown["server"]) == (True, False, "https://mcp.example")
+    assert shown["login_command"] == command
+    assert "\x1b" not in str(error)
+
+
+def test_a_long_list_of_scopes_is_cut() -> None:
+    """If it failed, a server could fill the context of a model."""
+    many = " ".join(f"scope{number}" for number in range(9999))
+    found = refusal_of(
+        403, [f'Bearer error="insufficient_scope", scope="{many}", error_description="{many}"'], "Bearer x"
+    )
+    assert found is not None
+    assert len(found.scopes) == 50
+    assert len(found.description) == 300

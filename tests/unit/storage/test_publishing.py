@@ -7,7 +7,7 @@ import pytest
 from refresher.common.errors import StorageError
 from refresher.common.secret import Secret
 from refresher.grants.record import Grant, Record, Tombstone
-from refresher.storage import publishing
+from refresher.storage import files, publishing
 from refresher.storage.directories import Directories
 from refresher.storage.publishing import Publisher
 from shim._token import TokenFile
@@ -114,3 +114,23 @@ def test_an_access_token_that_is_too_long_is_not_published(state: Directories) -
         Publisher(state).publish(record)
     assert _published(state) == before
     assert Publisher(state).is_stale(record)
+
+
+def test_a_token_file_that_is_set_aside_stays_in_its_place_until_it_is_replaced(
+    state: Directories, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If it failed, a kill between the two steps would leave readers without a token file."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("killed")
+
+    path = state.token("linear")
+    path.chmod(0o666)  # others can write it, so it proves no restored backup
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "replace", refuse)
+        with pytest.raises(StorageError):
+            Publisher(state).publish(RECORD)
+    assert path.exists()
+    assert len(list(state.tokens.glob("linear.json.aside.*"))) == 1
+    assert Publisher(state).publish(RECORD)
+    assert _published(state).generation == RECORD.generation

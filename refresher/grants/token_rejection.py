@@ -1,0 +1,36 @@
+"""What is known of a server that refuses the access tokens of a grant, which its authorization server renews. Pure."""
+
+import msgspec
+
+from refresher.common.clocks import Moment
+from refresher.grants.record import Grant, TokenRejected
+
+__all__ = ["after_rotation", "explain"]
+
+
+def after_rotation(
+    grant: Grant, rotated: Grant, now: Moment, *, demanded: bool, forced: bool, refused_by: str | None
+) -> Grant:
+    """Return ``rotated``, which replaces ``grant``, with what the rotation says about the tokens of ``grant``.
+
+    A rotation that was forced says nothing: the token before may have had no use.
+    """
+    rejected = grant.token_rejected
+    if demanded and rotated.demanded > 1:
+        rejected = rejected or TokenRejected(at=now.wall)
+        if refused_by is not None:
+            rejected = msgspec.structs.replace(rejected, origin=refused_by)
+    elif not demanded and not forced:
+        rejected = None
+    return msgspec.structs.replace(rotated, token_rejected=rejected)
+
+
+def explain(grant: Grant) -> str | None:
+    """Return who refuses the tokens of ``grant`` and what to do; ``None`` if they are not refused."""
+    if (rejected := grant.token_rejected) is None:
+        return None
+    possible = grant.login is not None or grant.server_url is not None
+    command = f"login {grant.name}" if possible else f"import {grant.name} --replace --from FILE"
+    refused = f"refused by {rejected.origin}" if rejected.origin is not None else "refused"
+    why = "" if rejected.origin is not None else " (agents demand each new one before it is due)"
+    return f"{grant.name}'s tokens are {refused}{why}; 'refresher {command}' usually helps"
