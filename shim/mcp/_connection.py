@@ -25,10 +25,14 @@ _CLOSE_TIMEOUT = 2.0
 class Connection:
     """A session. Once retired, it takes no new calls, and ends after the calls under way."""
 
-    def __init__(self, access_token: str, on_stream: Callable[["Connection", Failure | None, float], None]) -> None:
+    def __init__(
+        self,
+        access_token: str,
+        patience: float,
+        on_stream: Callable[["Connection", Failure | None, float], None],
+    ) -> None:
         self.access_token = access_token
-        self.stream_failure: str | None = None
-        """Why the server's notifications cannot be heard now; ``None`` if they can, or if the server sends none."""
+        self._patience = patience
         self._on_stream = on_stream
         self.has_answered = False
         """Whether the server has answered a call on this connection."""
@@ -49,27 +53,29 @@ class Connection:
         return self.client
 
     @contextmanager
-    def call(self) -> Iterator["Call"]:
-        """Keep the session open during a call."""
-        call = Call(self)
-        context = CURRENT_CALL.set(call)
-        self._calls += 1
-        try:
-            yield call
-        except RuntimeError as error:
-            if not self.ended.is_set():
-                raise
-            # The SDK raises this for a client that has ended, for example while a callback makes a call of its own.
-            raise MCPError(mcp_types.CONNECTION_CLOSED, self.reason) from error
-        finally:
-            CURRENT_CALL.reset(context)
-            self._calls -= 1
-            if self._calls == 0:
-                self._idle.set()
+    def call(self, patience: float, *, reads: bool) -> Iterator["Call"]:
+        """Keep the session open during a call. ``patience`` and ``reads`` are those of ``Call``."""
+        with anyio.CancelScope() as scope:
+            call = Call(self, patience, reads, scope)
+            context = CURRENT_CALL.set(call)
+            self._calls += 1
+            try:
+                yield call
+            except RuntimeError as error:
+                if not self.ended.is_set():
+                    raise
+                # The SDK raises this for a client that has ended, for example while a callback makes a call of its own.
+                raise MCPError(mcp_types.CONNECTION_CLOSED, self.reason) from error
+            finally:
+                CURRENT_CALL.reset(context)
+                self._calls -= 1
+                if self._calls == 0:
+                    self._idle.set()
+        if call.failure is not None and scope.cancelled_caught:
+            raise call.failure.as_error()
 
     def stream_changed(self, failure: Failure | None, sent_at: float) -> None:
         """Record why the stream of notifications, requested at ``sent_at``, is down; ``None``: it is open."""
-        self.stream_failure = None if failure is None else failure.reason
         self._on_stream(self, failure, sent_at)
 
     @property
@@ -101,7 +107,8 @@ class Connection:
 
         ``restore`` gives the new session what the program set in an earlier one.
         """
-        CURRENT_CALL.set(Call(self))  # for the tasks of the session, which run the callbacks of the program
+        # For the tasks of the session, which run the callbacks of the program.
+        CURRENT_CALL.set(Call(self, self._patience))
         with anyio.CancelScope() as scope:
             try:
                 async with Client(self._watch(transport), **options) as client:
@@ -129,13 +136,29 @@ class Connection:
 
 @dataclass
 class Call:
-    """A call under way."""
+    """A call under way, or the session itself, for what belongs to no call."""
 
     connection: Connection
+    patience: float
+    """Seconds that the call may still wait for a server that is not available."""
+    reads: bool = False
+    """Whether the call changes nothing."""
+    scope: anyio.CancelScope | None = None
+    """Ends the call; ``None`` for the session."""
+    failure: Failure | None = None
+    """Why ``end`` ended the call."""
     executed: bool = False
     """Whether the tool was executed: after that, the SDK may send more requests for the call, and these may fail."""
     requests: int = 0
     """The number of requests that the SDK has sent for the call."""
+
+    def end(self, failure: Failure) -> None:
+        """End the call with an error, or the session with all its calls."""
+        if self.scope is None:
+            self.connection.abort(failure.reason)
+        else:
+            self.failure = failure
+            self.scope.cancel()
 
 
 CURRENT_CALL: ContextVar[Call | None] = ContextVar("shim.mcp.current_call", default=None)

@@ -17,7 +17,9 @@ from shim._challenge import Refusal
 
 __all__ = ["Failure", "describe", "failure_kind", "refusal_in", "root_cause"]
 
-FailureKind = Literal["rejected", "insufficient_scope", "unknown_session", "not_sent", "unavailable", "lost"]
+FailureKind = Literal[
+    "rejected", "insufficient_scope", "unknown_session", "not_sent", "unavailable", "lost", "undelivered"
+]
 """
 - ``rejected``: the server rejected the access token.
 - ``insufficient_scope``: the access token lacks a scope for this request.
@@ -25,6 +27,7 @@ FailureKind = Literal["rejected", "insufficient_scope", "unknown_session", "not_
 - ``not_sent``: no byte of the request was sent.
 - ``unavailable``: a gateway answered instead of the server.
 - ``lost``: the request was sent, and its response was lost.
+- ``undelivered``: the server did not get the answer to a question that it asked during the call.
 """
 
 # Random, so that no server can send it.
@@ -44,9 +47,12 @@ class Failure(NamedTuple):
 
     def as_json_rpc(self, request_id: object) -> dict[str, Any]:
         """Return the JSON-RPC error for the caller of the request."""
+        return {"jsonrpc": "2.0", "id": request_id, "error": self.as_error().error.model_dump()}
+
+    def as_error(self) -> MCPError:
+        """Return the error for a caller in this process."""
         data = {_DATA_KEY: self.kind, **self.refusal._asdict()}
-        error = {"code": mcp_types.INTERNAL_ERROR, "message": self.reason, "data": data}
-        return {"jsonrpc": "2.0", "id": request_id, "error": error}
+        return MCPError(mcp_types.INTERNAL_ERROR, self.reason, data)
 
 
 def failure_kind(error: MCPError) -> FailureKind | None:

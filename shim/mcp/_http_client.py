@@ -7,17 +7,20 @@ caller of the request gets the failure as a JSON-RPC error.
 import functools
 import json
 import re
+from collections.abc import Callable
 from typing import Any
 
 import anyio
 import httpx2
 import mcp_types
+from anyio.abc import TaskGroup
 
 from shim._bearer import origin_of_request
 from shim._challenge import refusal_of
 from shim.httpx2 import BearerAuth
-from shim.mcp._connection import CURRENT_CALL
-from shim.mcp._failure import Failure, describe
+from shim.mcp._backoff import backoff
+from shim.mcp._connection import CURRENT_CALL, Call
+from shim.mcp._failure import Failure, FailureKind, describe
 from shim.mcp._server_stream import endless_response
 
 __all__ = ["SessionHTTPClient"]
@@ -32,11 +35,24 @@ _SESSION_HEADER = "mcp-session-id"
 _CANCEL_TIMEOUT = 1.0
 _NOTIFY_TIMEOUT = 30.0
 
+_FIRST_PAUSE = 0.25
+_LONGEST_PAUSE = 10.0
+_MAX_REDIRECTS = 5
+
+_Outcome = httpx2.Response | Failure
+_FailureIn = Callable[[httpx2.Request, httpx2.Response], Failure | None]
+
 
 class SessionHTTPClient(httpx2.AsyncClient):
-    """Sends the requests of the SDK's streamable HTTP transport."""
+    """Sends the requests of the SDK's streamable HTTP transport.
 
-    _discover_failure: Failure | None = None
+    ``tasks``: for answers to the server, which may outlast their request. At the end of the session they are cancelled.
+    """
+
+    def __init__(self, tasks: TaskGroup, **options: Any) -> None:
+        super().__init__(**options)
+        self._tasks = tasks
+        self._discover_failure: Failure | None = None
 
     async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
         """Send a request. A POST that fails returns a JSON-RPC error as its response."""
@@ -60,6 +76,10 @@ class SessionHTTPClient(httpx2.AsyncClient):
             return _failed(request, request_id, self._discover_failure)
         if request_id is not None:
             return await self._post(request, request_id, method, options)
+        if method is None and (call := CURRENT_CALL.get()) is not None:
+            # In the background: the SDK sends nothing else until there is a response.
+            self._tasks.start_soon(self._deliver_answer, request, call, options)
+            return httpx2.Response(202, request=request)
         with anyio.move_on_after(_CANCEL_TIMEOUT if method == "notifications/cancelled" else _NOTIFY_TIMEOUT):
             return await self._post(request, request_id, method, options)
         return _failed(request, request_id, Failure("lost", "the server did not accept the notification in time"))
@@ -67,6 +87,59 @@ class SessionHTTPClient(httpx2.AsyncClient):
     async def _post(
         self, request: httpx2.Request, request_id: object, method: object, options: dict[str, Any]
     ) -> httpx2.Response:
+        call = CURRENT_CALL.get()
+        if call is not None and request_id is not None and call.requests > 1:
+            # A later request of a call carries the answers to the server's questions, which nobody wants to give twice.
+            kinds: tuple[FailureKind, ...] = ("not_sent", "unavailable", "lost") if call.reads else ("not_sent",)
+            outcome, call.patience = await self._send_again(request, kinds, call.patience, options, _failure_in)
+        else:
+            outcome = await self._send_once(request, options, _failure_in)
+        failure = outcome if isinstance(outcome, Failure) else None
+        if method == "server/discover":
+            self._discover_failure = failure
+        if isinstance(outcome, Failure):
+            return _failed(request, request_id, outcome)
+        if method in _EXECUTED and outcome.is_success and call is not None:
+            call.executed = True
+        return outcome if request_id is None else _with_id(request, request_id, outcome)
+
+    async def _deliver_answer(self, request: httpx2.Request, call: Call, options: dict[str, Any]) -> None:
+        """Send the answer to a question of the server until the server has it; otherwise end the call that waits."""
+        reason = "timed out"
+        with anyio.move_on_after(max(call.patience, _NOTIFY_TIMEOUT)):
+            for _ in range(_MAX_REDIRECTS):
+                outcome, _patience = await self._send_again(
+                    request, ("rejected", "not_sent", "unavailable", "lost"), call.patience, options, _failure_of_answer
+                )
+                if isinstance(outcome, Failure):
+                    reason = outcome.reason
+                    break
+                if outcome.next_request is None:
+                    return
+                request = outcome.next_request
+        call.end(Failure("undelivered", f"the server did not get the answer to its question: {reason}"))
+
+    async def _send_again(
+        self,
+        request: httpx2.Request,
+        kinds: tuple[FailureKind, ...],
+        patience: float,
+        options: dict[str, Any],
+        failure_in: _FailureIn,
+    ) -> tuple[_Outcome, float]:
+        """Send ``request``, again after failures of ``kinds``; return the outcome, and what is left of ``patience``."""
+        failures = 0
+        while True:
+            outcome = await self._send_once(request, options, failure_in)
+            pause = backoff(failures, _FIRST_PAUSE, _LONGEST_PAUSE)
+            if not isinstance(outcome, Failure) or outcome.kind not in kinds or pause > patience:
+                return outcome, patience
+            failures += 1
+            patience -= pause
+            await anyio.sleep(pause)
+
+    async def _send_once(self, request: httpx2.Request, options: dict[str, Any], failure_in: _FailureIn) -> _Outcome:
+        """Send ``request``; return its response, which is read if it is no stream, or why there is none."""
         in_flight = False
 
         async def trace(event: str, _info: dict[str, Any]) -> None:
@@ -82,16 +155,8 @@ class SessionHTTPClient(httpx2.AsyncClient):
             if response.status_code >= 400 or not _has_type(response, "text/event-stream"):
                 await response.aread()
         except Exception as error:  # noqa: BLE001  an exception would end all other calls
-            failure: Failure | None = Failure("lost" if in_flight else "not_sent", describe(error))
-        else:
-            failure = _failure_in(request, response)
-        if method == "server/discover":
-            self._discover_failure = failure
-        if failure is not None:
-            return _failed(request, request_id, failure)
-        if method in _EXECUTED and response.is_success and (call := CURRENT_CALL.get()) is not None:
-            call.executed = True
-        return response if request_id is None else _with_id(request, request_id, response)
+            return Failure("lost" if in_flight else "not_sent", describe(error))
+        return failure_in(request, response) or response
 
 
 def _json_object(content: bytes) -> dict[str, Any] | None:
@@ -127,6 +192,20 @@ def _failure_in(request: httpx2.Request, response: httpx2.Response) -> Failure |
     if status in _GATEWAY_STATUSES and error is None:
         return Failure("unavailable", f"the server is not available ({status})")
     return None
+
+
+def _failure_of_answer(request: httpx2.Request, response: httpx2.Response) -> Failure | None:
+    """Return why the server does not have an answer that the program gives; ``None`` if it has."""
+    status, target = response.status_code, response.next_request
+    if (failure := _failure_in(request, response)) is not None or status < 300:
+        return failure
+    if (
+        target is not None
+        and target.method == "POST"
+        and origin_of_request(target.url) == origin_of_request(request.url)
+    ):
+        return None  # as the SDK does, follow to the same origin only
+    return Failure("unavailable" if status == 408 or status >= 500 else "undelivered", f"the server answered {status}")
 
 
 def _error_code(response: httpx2.Response) -> int | None:

@@ -55,10 +55,10 @@ class RetryingCaller:
             patience -= anyio.current_time() - started
             access_token, sent_at = supervisor.access_token(connection), time.monotonic()
             try:
-                with connection.call() as call:
+                with connection.call(patience, reads=changing is None) as call:
                     result = await operation(connection.ready_client())
             except MCPError as error:
-                failure = error
+                failure, patience = error, call.patience
             else:
                 if not self._is_auth_failure(result):
                     self._token_accepted(connection)
@@ -78,9 +78,11 @@ class RetryingCaller:
                     if failure.code != mcp_types.REQUEST_TIMEOUT:
                         self._token_accepted(connection)
                     raise failure
-                case kind if changing is not None and (call.executed or kind in ("unavailable", "lost")):
+                case kind if kind == "undelivered" or (
+                    changing is not None and (call.executed or kind in ("unavailable", "lost"))
+                ):
                     raise OutcomeUnknown(
-                        f"{changing}: {failure.message}; the call may have been executed: "
+                        f"{changing or 'a call that only reads'}: {failure.message}; the call may have been executed: "
                         "check that before you repeat it"
                     ) from None
                 case "rejected":

@@ -4,24 +4,18 @@ The SDK's transport gives it up after two failures, and nobody hears of that. So
 does not end, and this module opens the real stream again and again behind it.
 """
 
-import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 
 import anyio
 import httpx2
 
-from shim.mcp._backoff import backoff
+from shim.mcp._backoff import StreamPauses
 from shim.mcp._connection import CURRENT_CALL
 from shim.mcp._failure import Failure, describe
 
 __all__ = ["endless_response"]
 
-_SHORTEST_INTERVAL = 1.0
-"""Seconds between two requests, also if the server asks for fewer."""
-_LONGEST_PAUSE = 30.0
-_STABLE_AFTER = 10.0
-"""Seconds after which a stream counts as working, even without an event."""
 _LAST_EVENT_ID = "last-event-id"
 _NOT_OFFERED = (405, 501)
 _TEMPORARY = (401, 408, 425, 429, 500, 502, 503, 504)
@@ -51,16 +45,14 @@ class _EndlessStream(httpx2.AsyncByteStream):
         self._failure_in = failure_in
         self._failure = ""
         """Why the latest request failed."""
-        self._opened_at = 0.0
-        self._failures = 0
-        """Failures in a row."""
-        self._answered = False
+        self._pauses = StreamPauses()
+        self._attempts = 0
         self._retry: float | None = None
         """The seconds that the server asks for."""
 
     async def open(self) -> None:
         """Send the request."""
-        self._opened_at = time.monotonic()
+        self._pauses.opened()
         self.response = None
         try:
             self.response = await self._send()
@@ -84,12 +76,8 @@ class _EndlessStream(httpx2.AsyncByteStream):
                 failure = await self._end(self.response)
                 await self.response.aclose()
             self._report(failure)
-            pause = self._retry if self._failures == 0 else None
-            if pause is None:
-                pause = backoff(self._failures, _SHORTEST_INTERVAL, _LONGEST_PAUSE)
-            self._failures += 1
-            earliest = self._opened_at + _SHORTEST_INTERVAL - time.monotonic()
-            await anyio.sleep(max(min(pause, _LONGEST_PAUSE), earliest))
+            await anyio.sleep(self._pauses.next(self._retry))
+            self._attempts += 1
             await self.open()
 
     async def _events(self, response: httpx2.Response) -> AsyncGenerator[bytes, None]:
@@ -97,7 +85,6 @@ class _EndlessStream(httpx2.AsyncByteStream):
         if not _is_stream(response):
             return
         self._report(None)
-        self._answered = True
         try:
             async for event in httpx2.EventSource(response):
                 if event.id:
@@ -105,22 +92,20 @@ class _EndlessStream(httpx2.AsyncByteStream):
                 if event.retry is not None:
                     self._retry = event.retry / 1000
                 if event.data:
-                    self._failures = 0
+                    self._pauses.worked()
                     lines = "".join(f"data: {line}\n" for line in event.data.split("\n"))
                     yield f"event: {event.event}\n{lines}\n".encode()
         except Exception as error:  # noqa: BLE001  as in open()
             self._failure = describe(error)
         else:
             self._failure = "the server ended the stream"
-        if time.monotonic() - self._opened_at > _STABLE_AFTER:
-            self._failures = 0
 
     async def _end(self, response: httpx2.Response) -> Failure:
         """Return why there is no stream any more. Does not return if the server offers none."""
         if _is_stream(response):
             return Failure("lost", self._failure)
         status = response.status_code
-        if status in _NOT_OFFERED or (not self._answered and self._failures == 0 and status not in _TEMPORARY):
+        if status in _NOT_OFFERED or (self._attempts == 0 and status not in _TEMPORARY):
             await response.aclose()
             self._report(None)
             await anyio.sleep_forever()
@@ -132,7 +117,7 @@ class _EndlessStream(httpx2.AsyncByteStream):
 
     def _report(self, failure: Failure | None) -> None:
         if (call := CURRENT_CALL.get()) is not None:
-            call.connection.stream_changed(failure, self._opened_at)
+            call.connection.stream_changed(failure, self._pauses.opened_at)
 
 
 def _is_stream(response: httpx2.Response) -> bool:

@@ -14,16 +14,13 @@ from shim._changes import Restored, Rotated, permanent_error
 from shim._source import FileTokenSource
 from shim.errors import ReauthorizationRequired, Removed, ServerAway, ShimError
 from shim.mcp._backoff import backoff
-from shim.mcp._client_events import EventBroadcast
 from shim.mcp._connection import CURRENT_CALL, Connection
 from shim.mcp._endpoint import Endpoint
 from shim.mcp._failure import Failure, describe, failure_kind, refusal_in, root_cause
 from shim.mcp._rejection import TokenGate
+from shim.mcp._status import Status
 
-__all__ = ["State", "Supervisor"]
-
-State = Literal["connecting", "connected", "reconnecting", "parked", "gave_up", "closed"]
-"""``parked``: there is no token to send, so nothing is sent. ``gave_up``: only occasional attempts are made."""
+__all__ = ["Supervisor"]
 
 _CONNECT_TIMEOUT = 60.0
 _CLOSE_TIMEOUT = 2.5
@@ -47,9 +44,9 @@ class Supervisor:
         options: Mapping[str, Any],
         restore: Callable[[Client], Awaitable[None]],
         recover: Callable[[MCPError, str, float], Awaitable[bool]],
+        patience: float,
     ) -> None:
-        self.events = EventBroadcast()
-        self.state: State = "connecting"
+        self.status = Status()
         self._endpoint = endpoint
         self._source = source
         self._options = options
@@ -57,6 +54,7 @@ class Supervisor:
         """Gives a new session what the program set in an earlier one."""
         self._recover = recover
         """Whether an error of the server to a handshake is about the token; waits for another one."""
+        self._patience = patience
         self._gate = TokenGate(endpoint, source)
         self._failures = 0
         """Failures to connect in a row."""
@@ -67,7 +65,6 @@ class Supervisor:
         self.last_failure = _NOT_CONNECTED
         """Why the server cannot be reached."""
         self._permanent_error_emitted = False
-        self._changed = anyio.Event()
         self._closing = False
         self._task: object = None
         self._scope: anyio.CancelScope | None = None
@@ -92,7 +89,7 @@ class Supervisor:
                 if not connection.retired.is_set():
                     return connection
             with anyio.CancelScope(deadline=deadline) as scope:
-                await self._changed.wait()
+                await self.status.change()
             if scope.cancelled_caught:
                 raise self.server_away()
 
@@ -119,13 +116,17 @@ class Supervisor:
 
     async def sleep(self, seconds: float) -> None:
         """Sleep. Raises ``ClosedResourceError`` as soon as the client is closed."""
-        await self._wait_until(lambda: self._closing, anyio.current_time() + seconds)
+        await self.status.wait_until(lambda: self._closing, anyio.current_time() + seconds)
         if self._closing:
             raise anyio.ClosedResourceError
 
+    async def wait_for_usable_token(self) -> None:
+        """Wait until a token may be sent, or until the client is closed."""
+        await self.status.wait_until(lambda: self._closing or self._gate.problem() is None, math.inf)
+
     async def wait_for_first_attempt(self, deadline: float) -> None:
         """Wait until the first attempt to connect has succeeded or failed."""
-        await self._wait_until(lambda: self.state != "connecting", deadline)
+        await self.status.wait_until(lambda: self.status.state != "connecting", deadline)
 
     async def wait_for_another_token(self, unwanted: str, deadline: float) -> bool:
         """Wait for a usable access token other than ``unwanted``; return whether there is one.
@@ -140,7 +141,7 @@ class Supervisor:
             token = self._source.current()
             return self._closing or (token is not None and permanent_error(token) is not None)
 
-        await self._wait_until(lambda: is_there() or is_hopeless(), deadline)
+        await self.status.wait_until(lambda: is_there() or is_hopeless(), deadline)
         return is_there() and not self._closing
 
     def _raise_if_unusable(self) -> None:
@@ -179,7 +180,7 @@ class Supervisor:
         """Replace ``connection``; repeated calls count as one."""
         if not connection.retired.is_set():
             connection.retire(reason)
-            self._notify()
+            self.status.notify()
 
     def _stream_changed(self, connection: Connection, failure: Failure | None, sent_at: float) -> None:
         """Record what happened to the server's stream of notifications."""
@@ -191,18 +192,7 @@ class Supervisor:
         token = self._source.current()
         if failure is not None and failure.kind == "rejected" and token is not None and permanent_error(token):
             self.token_rejected(sent_at)
-        self._show_stream(connection)
-
-    def _show_stream(self, connection: Connection) -> None:
-        """Show in the state, and in an event, whether the server's notifications can be heard."""
-        if connection is not self._connection or connection.retired.is_set():
-            return
-        if connection.stream_failure is not None and self.state == "connected":
-            self._set_state("reconnecting")
-            self.events.emit("reconnecting", f"notifications may be lost: {connection.stream_failure}")
-        elif connection.stream_failure is None and self.state == "reconnecting":
-            self._set_state("connected")
-            self.events.emit("connected", "the notifications are heard again")
+        self.status.stream_changed(connection, None if failure is None else failure.reason)
 
     def _retire_if_outdated(self, connection: Connection) -> None:
         if self._endpoint.is_process and connection.access_token != self.access_token():
@@ -236,8 +226,8 @@ class Supervisor:
 
     def _mark_closed(self) -> None:
         self._closing = True
-        self._set_state("closed")
-        self.events.close()
+        self.status.set_state("closed")
+        self.status.events.close()
 
     # The task.
 
@@ -256,7 +246,7 @@ class Supervisor:
         while not self._closing:
             await self._wait_for_usable_token()
             started = time.monotonic()
-            connection = self._latest = Connection(self.access_token(), self._stream_changed)
+            connection = self._latest = Connection(self.access_token(), self._patience, self._stream_changed)
             try:
                 transport = self._endpoint.transport(connection.access_token)
                 with anyio.fail_after(_CONNECT_TIMEOUT):
@@ -265,17 +255,16 @@ class Supervisor:
                 await self._connecting_failed(root_cause(error), connection.access_token, started)
                 continue
             self._connection = connection
-            self._set_state("connected")
-            self.events.emit("connected", f"to {self._endpoint.name}")
-            self._show_stream(connection)
+            self.status.connected(self._endpoint.name)
             await connection.retired.wait()
             if self._closing:
                 return
             self._connection = None
-            if self.state != "parked":
+            if self.status.state != "parked":
                 self.last_failure = connection.reason
-                self._set_state("reconnecting")
-                self.events.emit("reconnecting", connection.reason)
+                self.status.set_state("reconnecting")
+                self.status.events.emit("reconnecting", connection.reason)
+            self.status.stream_changed(connection, None)  # the next session has a stream of its own
             if self._endpoint.is_process:
                 await connection.ended.wait()  # two processes must not run at the same time
             # A client that only listens makes no calls, so a long life counts as well.
@@ -285,16 +274,16 @@ class Supervisor:
 
     async def _wait_for_usable_token(self) -> None:
         while (problem := self._gate.problem()) is not None:
-            if self.state != "parked":
-                self._set_state("parked")
+            if self.status.state != "parked":
+                self.status.set_state("parked")
             cool_down = self._gate.cool_down()
             if cool_down is None or isinstance(problem, ReauthorizationRequired | Removed):
                 cool_down = math.inf
             with anyio.move_on_after(cool_down + _POLL_INTERVAL):
-                await self._changed.wait()
-        if self.state == "parked":
+                await self.status.change()
+        if self.status.state == "parked":
             self.last_failure = _NOT_CONNECTED  # earlier failures do not concern this token
-            self._set_state("reconnecting")
+            self.status.set_state("reconnecting")
 
     async def _connecting_failed(self, error: BaseException, access_token: str, started: float) -> None:
         if isinstance(error, MCPError):
@@ -310,11 +299,11 @@ class Supervisor:
                 case _:
                     pass
         self.last_failure = describe(error)
-        if self.state != "gave_up" and self._failures + 1 >= _GIVE_UP_AFTER:
-            self._set_state("gave_up")
-            self.events.emit("gave_up", f"{self.last_failure}; from now on only occasional attempts")
-        elif self.state != "gave_up":
-            self._set_state("reconnecting")
+        if self.status.state != "gave_up" and self._failures + 1 >= _GIVE_UP_AFTER:
+            self.status.set_state("gave_up")
+            self.status.events.emit("gave_up", f"{self.last_failure}; from now on only occasional attempts")
+        elif self.status.state != "gave_up":
+            self.status.set_state("reconnecting")
         await self._back_off()
 
     async def _back_off(self) -> None:
@@ -322,7 +311,7 @@ class Supervisor:
         pause = backoff(self._failures, _FIRST_PAUSE, _LONGEST_PAUSE)
         self._failures += 1
         before = self.access_token()
-        await self._wait_until(lambda: self.access_token() != before, anyio.current_time() + pause)
+        await self.status.wait_until(lambda: self.access_token() != before, anyio.current_time() + pause)
 
     async def _watch_token_file(self) -> None:
         """Poll the token file. A new login is visible only in the file; this sends no request to the server."""
@@ -331,7 +320,7 @@ class Supervisor:
             event = changes.poll()
             if isinstance(event, Rotated | Restored):
                 name: Literal["rotated", "restored"] = "rotated" if isinstance(event, Rotated) else "restored"
-                self.events.emit(name, f"generation {event.generation}")
+                self.status.events.emit(name, f"generation {event.generation}")
                 self._permanent_error_emitted = False
             elif event is not None:
                 # The token may still be valid, and the session stays as long as the server accepts the token.
@@ -342,14 +331,14 @@ class Supervisor:
                 self._park_after_permanent_error()
                 if self._connection is not None:
                     self._retire_if_outdated(self._connection)
-                self._notify()
+                self.status.notify()
             await anyio.sleep(_POLL_INTERVAL)
 
     def _park_after_permanent_error(self) -> None:
         """Stop sending if the token was rejected and another one needs a person."""
         problem = self._gate.problem()
-        if isinstance(problem, ReauthorizationRequired | Removed) and self.state not in ("parked", "closed"):
-            self._set_state("parked")
+        if isinstance(problem, ReauthorizationRequired | Removed) and self.status.state not in ("parked", "closed"):
+            self.status.set_state("parked")
             self._emit_permanent_error(problem)
             if self._connection is not None:
                 self.retire(self._connection, "only a person can help")
@@ -358,23 +347,7 @@ class Supervisor:
         """Emit a permanent error once: the token file and the server can both report it."""
         if not self._permanent_error_emitted:
             self._permanent_error_emitted = True
-            self.events.emit("reauthorization_required", str(problem))
-
-    def _set_state(self, state: State) -> None:
-        if self.state != "closed":
-            self.state = state
-        self._notify()
-
-    async def _wait_until(self, condition: Callable[[], bool], deadline: float) -> None:
-        """Wait for ``condition``, until ``deadline``."""
-        with anyio.CancelScope(deadline=deadline):
-            while not condition():
-                await self._changed.wait()
-
-    def _notify(self) -> None:
-        """Wake all tasks that wait for a change."""
-        changed, self._changed = self._changed, anyio.Event()
-        changed.set()
+            self.status.events.emit("reauthorization_required", str(problem))
 
 
 def _start_task(run: Callable[[], Coroutine[Any, Any, None]]) -> object:

@@ -14,7 +14,7 @@ import shim
 import shim.mcp
 from shim import Event, FileTokenSource, ReauthorizationRequired
 from shim.mcp._client_events import EventName
-from shim.mcp._supervisor import State
+from shim.mcp._status import State
 from tests.conftest import need
 from tests.support.api import API
 from tests.support.command import Command

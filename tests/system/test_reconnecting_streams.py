@@ -10,7 +10,7 @@ import mcp_types
 import pytest
 
 from shim import ReauthorizationRequired
-from shim.mcp import ClientEvent, ReconnectingClient, _server_stream
+from shim.mcp import ClientEvent, ReconnectingClient, _backoff, _server_stream
 from shim.mcp._http_client import SessionHTTPClient
 from tests.support.published import DEAD
 from tests.support.stage import Stage, publish, until
@@ -67,7 +67,7 @@ async def test_the_state_says_that_the_stream_is_down(
     tmp_path: Path, stage: Stage, status: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If it failed, an agent would be called connected while it hears nothing, or stay deaf after an outage."""
-    monkeypatch.setattr(_server_stream, "_LONGEST_PAUSE", 1.0)
+    monkeypatch.setattr(_backoff, "_LONGEST", 1.0)
     ear = Ear()
     async with _client(tmp_path, stage, ear, wait=0) as client:
         await ear.hears(client)
@@ -129,10 +129,11 @@ async def test_a_server_that_ends_each_stream_is_asked_once_a_second(monkeypatch
         pauses.append(seconds)
 
     monkeypatch.setattr(_server_stream, "anyio", SimpleNamespace(sleep=sleep))
-    monkeypatch.setattr(_server_stream, "time", SimpleNamespace(monotonic=lambda: 0.0))
+    monkeypatch.setattr(_backoff, "time", SimpleNamespace(monotonic=lambda: 0.0))
     events = []
     async with (
-        SessionHTTPClient(transport=httpx2.MockTransport(answer)) as http,
+        anyio.create_task_group() as tasks,
+        SessionHTTPClient(tasks, transport=httpx2.MockTransport(answer)) as http,
         http.sse("http://127.0.0.1/mcp") as source,
     ):
         async for event in source:
