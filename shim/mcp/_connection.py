@@ -42,7 +42,7 @@ class Connection:
         """Why the connection was retired."""
         self.retired = anyio.Event()
         self.ended = anyio.Event()
-        self._calls = 0
+        self._calls: set[Call] = set()
         self._idle = anyio.Event()
         self._aborted = False
 
@@ -58,7 +58,7 @@ class Connection:
         with anyio.CancelScope() as scope:
             call = Call(self, patience, reads, scope)
             context = CURRENT_CALL.set(call)
-            self._calls += 1
+            self._calls.add(call)
             try:
                 yield call
             except RuntimeError as error:
@@ -68,8 +68,8 @@ class Connection:
                 raise MCPError(mcp_types.CONNECTION_CLOSED, self.reason) from error
             finally:
                 CURRENT_CALL.reset(context)
-                self._calls -= 1
-                if self._calls == 0:
+                self._calls.remove(call)
+                if not self._calls:
                     self._idle.set()
         if call.failure is not None and scope.cancelled_caught:
             raise call.failure.as_error()
@@ -78,10 +78,15 @@ class Connection:
         """Record why the stream of notifications, requested at ``sent_at``, is down; ``None``: it is open."""
         self._on_stream(self, failure, sent_at)
 
+    def end_calls(self, failure: Failure) -> None:
+        """End all calls under way with an error."""
+        for call in self._calls:
+            call.end(failure)
+
     @property
     def is_busy(self) -> bool:
         """Whether a call is under way; until the call is done, the session ends only if it breaks."""
-        return self._calls > 0 and not self._aborted
+        return bool(self._calls) and not self._aborted
 
     def retire(self, reason: str) -> None:
         """Take no new calls, and end after the calls under way. ``reason`` is text for a person."""
@@ -134,7 +139,7 @@ class Connection:
             yield _WatchedReader(reader, self), _CheckedWriter(writer)
 
 
-@dataclass
+@dataclass(eq=False)
 class Call:
     """A call under way, or the session itself, for what belongs to no call."""
 
@@ -153,9 +158,9 @@ class Call:
     """The number of requests that the SDK has sent for the call."""
 
     def end(self, failure: Failure) -> None:
-        """End the call with an error, or the session with all its calls."""
+        """End the call with an error; for the session, all its calls."""
         if self.scope is None:
-            self.connection.abort(failure.reason)
+            self.connection.end_calls(failure)
         else:
             self.failure = failure
             self.scope.cancel()

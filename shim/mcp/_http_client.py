@@ -78,7 +78,7 @@ class SessionHTTPClient(httpx2.AsyncClient):
             return await self._post(request, request_id, method, options)
         if method is None and (call := CURRENT_CALL.get()) is not None:
             # In the background: the SDK sends nothing else until there is a response.
-            self._tasks.start_soon(self._deliver_answer, request, call, options)
+            self._tasks.start_soon(self._deliver_answer, request, message, call, options)
             return httpx2.Response(202, request=request)
         with anyio.move_on_after(_CANCEL_TIMEOUT if method == "notifications/cancelled" else _NOTIFY_TIMEOUT):
             return await self._post(request, request_id, method, options)
@@ -103,7 +103,9 @@ class SessionHTTPClient(httpx2.AsyncClient):
             call.executed = True
         return outcome if request_id is None else _with_id(request, request_id, outcome)
 
-    async def _deliver_answer(self, request: httpx2.Request, call: Call, options: dict[str, Any]) -> None:
+    async def _deliver_answer(
+        self, request: httpx2.Request, message: dict[str, Any], call: Call, options: dict[str, Any]
+    ) -> None:
         """Send the answer to a question of the server until the server has it; otherwise end the call that waits."""
         reason = "timed out"
         with anyio.move_on_after(max(call.patience, _NOTIFY_TIMEOUT)):
@@ -117,7 +119,8 @@ class SessionHTTPClient(httpx2.AsyncClient):
                 if outcome.next_request is None:
                     return
                 request = outcome.next_request
-        call.end(Failure("undelivered", f"the server did not get the answer to its question: {reason}"))
+        if message.get("result") != {}:  # nothing waits for the answer to a ping
+            call.end(Failure("undelivered", f"the server did not get the answer to its question: {reason}"))
 
     async def _send_again(
         self,

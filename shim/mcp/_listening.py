@@ -28,8 +28,8 @@ __all__ = ["LastingSubscription"]
 class LastingSubscription(Subscription):
     """A subscription of the SDK that is opened again whenever it ends.
 
-    Events may be lost meanwhile. So after that the iteration yields one event of each kind that the server agreed to send: each
-    means that something may have changed.
+    Events may be lost meanwhile. So after that the iteration yields one event of each kind that the server agreed to
+    send: each means that something may have changed.
 
     Raises what a call raises: ``ServerAway`` after the client's ``patience``, ``ReauthorizationRequired`` and the other
     problems of the token, and the server's own ``MCPError``. To iterate again waits until the problem is over. The

@@ -43,14 +43,17 @@ def _client(tmp_path: Path, stage: Stage, ear: Ear, wait: float = 15.0) -> Recon
     return ReconnectingClient(stage.url, source, mode="legacy", message_handler=ear, wait=wait)
 
 
-async def test_a_stream_that_is_cut_often_is_heard_again(tmp_path: Path, stage: Stage) -> None:
+@pytest.mark.parametrize("json_response", [True, False])
+async def test_a_stream_that_is_cut_often_is_heard_again(tmp_path: Path, json_response: bool) -> None:
     """If it failed, an agent behind a load balancer would hear nothing after its second idle cut."""
     ear = Ear()
-    async with _client(tmp_path, stage, ear) as client:
-        events = client.events()
-        with anyio.fail_after(90):
-            await _cut_often(client, events, ear, stage)
-        assert client.state == "connected"
+    with Stage(json_response=json_response) as stage:
+        stage.play(tokens=["access-token-1"])
+        async with _client(tmp_path, stage, ear) as client:
+            events = client.events()
+            with anyio.fail_after(90):
+                await _cut_often(client, events, ear, stage)
+            assert client.state == "connected"
 
 
 async def _cut_often(client: ReconnectingClient, events: AsyncIterator[ClientEvent], ear: Ear, stage: Stage) -> None:
