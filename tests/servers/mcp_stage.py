@@ -20,7 +20,8 @@ The last argument has the first settings, and ``POST /test/play`` changes them:
 - ``writes``: tools that lose their read-only hint
 - ``cut``: the share of tool calls whose connection is cut, half of them before the call is executed
 
-``GET /test/log`` returns the number of responses by status, and how often each call was executed.
+``GET /test/log`` returns the number of responses by status, how often each call was executed, the number of requests by
+method, and of streams of notifications that are open.
 """
 
 import json
@@ -95,7 +96,8 @@ class Stage:
             self.play(json.loads(await _body(receive)))
             await _answer(send, 200, {})
         elif scope["path"] == "/test/log":
-            log = {"answers": self._answers, "executed": self._executed, "requests": self._requests}
+            log: dict[str, Any] = {"answers": self._answers, "executed": self._executed, "requests": self._requests}
+            log["listening"] = len(self._streams)
             await _answer(send, 200, log)
         else:
             await self._perform(scope, receive, send)
