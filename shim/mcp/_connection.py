@@ -158,9 +158,9 @@ class Call:
     """The number of requests that the SDK has sent for the call."""
 
     def end(self, failure: Failure) -> None:
-        """End the call with an error; for the session, all its calls."""
+        """End the call with an error; for the session, all calls, because any of them may be concerned."""
         if self.scope is None:
-            self.connection.end_calls(failure)
+            self.connection.end_calls(failure._replace(kind="lost"))
         else:
             self.failure = failure
             self.scope.cancel()

@@ -88,7 +88,7 @@ class SessionHTTPClient(httpx2.AsyncClient):
         self, request: httpx2.Request, request_id: object, method: object, options: dict[str, Any]
     ) -> httpx2.Response:
         call = CURRENT_CALL.get()
-        if call is not None and request_id is not None and call.requests > 1:
+        if call is not None and call.scope is not None and request_id is not None and call.requests > 1:
             # A later request of a call carries the answers to the server's questions, which nobody wants to give twice.
             kinds: tuple[FailureKind, ...] = ("not_sent", "unavailable", "lost") if call.reads else ("not_sent",)
             outcome, call.patience = await self._send_again(request, kinds, call.patience, options, _failure_in)

@@ -46,7 +46,10 @@ class LastingSubscription(Subscription):
         """The SDK's subscription; ``None`` while there is none."""
         self._context: AbstractAsyncContextManager[Subscription] | None = None
         self._missed: deque[ServerEvent] = deque()
+        self._interrupted = False
+        """Whether the next subscription follows an earlier one."""
         self._waits_for_token = False
+        self._opening = anyio.Lock()
         self.honored = mcp_types.SubscriptionFilter()
         """What the server agreed to send."""
         self.subscription_id: mcp_types.RequestId = ""
@@ -58,6 +61,7 @@ class LastingSubscription(Subscription):
         await self._caller.call(self._open, None)
 
     async def _open(self, client: Client) -> mcp_types.EmptyResult:
+        await self._end()
         context = self._listen(client)
         try:
             subscription = await context.__aenter__()
@@ -65,22 +69,30 @@ class LastingSubscription(Subscription):
             raise MCPError(mcp_types.CONNECTION_CLOSED, "the server ended the subscription") from None
         self._context, self._subscription = context, subscription
         self.honored, self.subscription_id = subscription.honored, subscription.subscription_id
+        if self._interrupted:
+            self._missed.extend(_events(self.honored))
+        self._interrupted = True
         return mcp_types.EmptyResult()
 
     async def aclose(self) -> None:
         """End the subscription."""
-        context, self._context, self._subscription = self._context, None, None
+        await self._end()
         self._caller.supervisor.status.stream_changed(self, None)
+
+    async def _end(self) -> None:
+        context, self._context, self._subscription = self._context, None, None
         if context is not None:
             await context.__aexit__(None, None, None)
 
     async def __anext__(self) -> ServerEvent:
         while not self._missed:
-            if self._subscription is None:
-                await self._open_again()
+            if (subscription := self._subscription) is None:
+                async with self._opening:
+                    if self._subscription is None:
+                        await self._open_again()
                 continue
             try:
-                event = await anext(self._subscription)
+                event = await anext(subscription)
             except StopAsyncIteration:
                 if not _events(self.honored):
                     raise
@@ -90,8 +102,9 @@ class LastingSubscription(Subscription):
             else:
                 self._pauses.worked()
                 return event
-            await self.aclose()
-            self._caller.supervisor.status.stream_changed(self, reason)
+            if self._subscription is subscription:
+                await self._end()
+                self._caller.supervisor.status.stream_changed(self, reason)
         return self._missed.popleft()
 
     async def _open_again(self) -> None:
@@ -107,7 +120,6 @@ class LastingSubscription(Subscription):
             self._waits_for_token = not isinstance(problem, ServerAway)
             raise
         self._waits_for_token = False
-        self._missed.extend(_events(self.honored))
         supervisor.status.stream_changed(self, None)
 
 
