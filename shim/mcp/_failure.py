@@ -3,6 +3,7 @@
 The SDK reports a 401 and a 500 to the caller in the same words, but passes the ``data`` of a JSON-RPC error unchanged.
 """
 
+import re
 import secrets
 import socket
 import ssl
@@ -34,6 +35,7 @@ FailureKind = Literal[
 _DATA_KEY = f"shim.{secrets.token_hex(8)}"
 
 _NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG")
+_CLOSED = re.compile("peer closed|server disconnected", re.IGNORECASE)
 _LONGEST_CHAIN = 20
 
 
@@ -85,6 +87,8 @@ def describe(error: BaseException) -> str:
                 return "the server does not speak TLS: is it http://?" if cause.reason in _NO_TLS else "TLS failed"
             case TimeoutError() | httpx2.TimeoutException():
                 return "timed out"
+            case httpx2.RemoteProtocolError() if _CLOSED.match(str(cause)):
+                return "the server closed the connection"
             case OSError(strerror=str() as text):
                 return f"{text}: {cause.filename}" if cause.filename else text
             case _:

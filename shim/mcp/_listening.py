@@ -19,7 +19,6 @@ from mcp.client.subscriptions import (
 
 from shim.errors import ServerAway, ShimError
 from shim.mcp._backoff import StreamPauses
-from shim.mcp._failure import describe
 from shim.mcp._retry import RetryingCaller
 
 __all__ = ["LastingSubscription"]
@@ -98,7 +97,8 @@ class LastingSubscription(Subscription):
                     raise
                 reason = "the server ended the subscription"
             except SubscriptionLost as error:
-                reason = describe(error)
+                cause = error.__cause__
+                reason = cause.message if isinstance(cause, MCPError) else "the subscription ended"
             else:
                 self._pauses.worked()
                 return event
