@@ -294,7 +294,7 @@ class ReconnectingClient:
         resources_list_changed: bool = False,
         resource_subscriptions: Sequence[str] = (),
     ) -> AsyncIterator[LastingSubscription]:
-        """Listen, as ``mcp.Client.listen`` does, but the subscription comes back by itself.
+        """Listen, as ``mcp.Client.listen`` does; the subscription is opened again whenever it ends.
 
         ::
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import anyio
@@ -69,6 +69,8 @@ class Connection:
             finally:
                 CURRENT_CALL.reset(context)
                 self._calls.remove(call)
+                for answer in call.answers:
+                    answer.cancel()
                 if not self._calls:
                     self._idle.set()
         if call.failure is not None and scope.cancelled_caught:
@@ -152,15 +154,17 @@ class Call:
     """Ends the call; ``None`` for the session."""
     failure: Failure | None = None
     """Why ``end`` ended the call."""
+    answers: set[anyio.CancelScope] = field(default_factory=set)
+    """The answers to questions of the server that are being sent; the end of the call cancels them."""
     executed: bool = False
     """Whether the tool was executed: after that, the SDK may send more requests for the call, and these may fail."""
     requests: int = 0
     """The number of requests that the SDK has sent for the call."""
 
     def end(self, failure: Failure) -> None:
-        """End the call with an error; for the session, all calls, because any of them may be concerned."""
+        """End the call with an error; for the session, all calls, because any of them may wait for what is missing."""
         if self.scope is None:
-            self.connection.end_calls(failure._replace(kind="lost"))
+            self.connection.end_calls(failure)
         else:
             self.failure = failure
             self.scope.cancel()

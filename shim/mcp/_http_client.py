@@ -7,7 +7,6 @@ caller of the request gets the failure as a JSON-RPC error.
 import functools
 import json
 import re
-from collections.abc import Callable
 from typing import Any
 
 import anyio
@@ -17,11 +16,12 @@ from anyio.abc import TaskGroup
 
 from shim._bearer import origin_of_request
 from shim._challenge import refusal_of
+from shim._changes import permanent_error
 from shim.httpx2 import BearerAuth
-from shim.mcp._backoff import backoff
+from shim.mcp._backoff import retry_pause
 from shim.mcp._connection import CURRENT_CALL, Call
 from shim.mcp._failure import Failure, FailureKind, describe
-from shim.mcp._server_stream import endless_response
+from shim.mcp._server_stream import endless_response, is_event_stream, redirect_within_origin
 
 __all__ = ["SessionHTTPClient"]
 
@@ -35,12 +35,11 @@ _SESSION_HEADER = "mcp-session-id"
 _CANCEL_TIMEOUT = 1.0
 _NOTIFY_TIMEOUT = 30.0
 
-_FIRST_PAUSE = 0.25
-_LONGEST_PAUSE = 10.0
+_SHORTEST_PATIENCE = 1.0
+"""Seconds for one attempt to send an answer, also if the call may not wait."""
 _MAX_REDIRECTS = 5
 
 _Outcome = httpx2.Response | Failure
-_FailureIn = Callable[[httpx2.Request, httpx2.Response], Failure | None]
 
 
 class SessionHTTPClient(httpx2.AsyncClient):
@@ -58,7 +57,7 @@ class SessionHTTPClient(httpx2.AsyncClient):
         """Send a request. A POST that fails returns a JSON-RPC error as its response."""
         if request.method == "GET" and "last-event-id" not in request.headers:
             # With this header, the SDK awaits the rest of one response.
-            return await endless_response(request, functools.partial(super().send, request, **options), _failure_in)
+            return await endless_response(request, functools.partial(super().send, **options), _failure_in)
         if request.method == "DELETE" and isinstance(self.auth, BearerAuth):
             # The end of a session needs no newer token: it is neither demanded nor awaited.
             source, origin = self.auth.source, origin_of_request(request.url)
@@ -89,11 +88,11 @@ class SessionHTTPClient(httpx2.AsyncClient):
     ) -> httpx2.Response:
         call = CURRENT_CALL.get()
         if call is not None and call.scope is not None and request_id is not None and call.requests > 1:
-            # A later request of a call carries the answers to the server's questions, which nobody wants to give twice.
+            # A later request of a call carries the answers to the server's questions, which a person would give again.
             kinds: tuple[FailureKind, ...] = ("not_sent", "unavailable", "lost") if call.reads else ("not_sent",)
-            outcome, call.patience = await self._send_again(request, kinds, call.patience, options, _failure_in)
+            outcome = await self._send_again(request, call, kinds, options)
         else:
-            outcome = await self._send_once(request, options, _failure_in)
+            outcome = await self._send_once(request, options)
         failure = outcome if isinstance(outcome, Failure) else None
         if method == "server/discover":
             self._discover_failure = failure
@@ -107,41 +106,66 @@ class SessionHTTPClient(httpx2.AsyncClient):
         self, request: httpx2.Request, message: dict[str, Any], call: Call, options: dict[str, Any]
     ) -> None:
         """Send the answer to a question of the server until the server has it; otherwise end the call that waits."""
-        reason = "timed out"
-        with anyio.move_on_after(max(call.patience, _NOTIFY_TIMEOUT)):
-            for _ in range(_MAX_REDIRECTS):
-                outcome, _patience = await self._send_again(
-                    request, ("rejected", "not_sent", "unavailable", "lost"), call.patience, options, _failure_of_answer
-                )
-                if isinstance(outcome, Failure):
-                    reason = outcome.reason
-                    break
-                if outcome.next_request is None:
-                    return
-                request = outcome.next_request
-        if message.get("result") != {}:  # nothing waits for the answer to a ping
-            call.end(Failure("undelivered", f"the server did not get the answer to its question: {reason}"))
+        failure: Failure | None = Failure("lost", "timed out")
+        with anyio.move_on_after(max(call.patience, _SHORTEST_PATIENCE)) as scope:
+            call.answers.add(scope)
+            try:
+                failure = await self._send_answer(request, call.patience, options)
+            finally:
+                call.answers.discard(scope)
+        if failure is not None and message.get("result") != {}:  # nothing waits for the answer to a ping
+            reason = f"the server did not get the answer to its question: {failure.reason}"
+            call.end(Failure("undelivered", reason))
 
-    async def _send_again(
-        self,
-        request: httpx2.Request,
-        kinds: tuple[FailureKind, ...],
-        patience: float,
-        options: dict[str, Any],
-        failure_in: _FailureIn,
-    ) -> tuple[_Outcome, float]:
-        """Send ``request``, again after failures of ``kinds``; return the outcome, and what is left of ``patience``."""
-        failures = 0
+    async def _send_answer(self, request: httpx2.Request, patience: float, options: dict[str, Any]) -> Failure | None:
+        """Send an answer, again after failures; return why the server does not have it, or ``None``."""
+        failures, redirects, may_have_it = 0, 0, False
         while True:
-            outcome = await self._send_once(request, options, failure_in)
-            pause = backoff(failures, _FIRST_PAUSE, _LONGEST_PAUSE)
-            if not isinstance(outcome, Failure) or outcome.kind not in kinds or pause > patience:
-                return outcome, patience
-            failures += 1
-            patience -= pause
+            outcome = await self._send_once(request, options)
+            if isinstance(outcome, httpx2.Response):
+                await outcome.aclose()
+                if (target := redirect_within_origin(outcome)) is not None and redirects < _MAX_REDIRECTS:
+                    request, redirects = target, redirects + 1
+                    continue
+                status = outcome.status_code
+                # After a lost response, the server may refuse an answer that it has already.
+                if status < 300 or (may_have_it and 400 <= status < 500 and status != 408):
+                    return None
+                failure = Failure("lost", f"the server answered {status}")
+                is_final = status < 500 and status != 408
+            else:
+                failure = outcome
+                is_final = failure.kind not in ("not_sent", "unavailable", "lost", "rejected") or self._needs_person()
+                may_have_it = may_have_it or failure.kind == "lost"
+            pause = retry_pause(failures)
+            if is_final or pause > patience:
+                return failure
+            failures, patience = failures + 1, patience - pause
             await anyio.sleep(pause)
 
-    async def _send_once(self, request: httpx2.Request, options: dict[str, Any], failure_in: _FailureIn) -> _Outcome:
+    def _needs_person(self) -> bool:
+        """Whether there is no token any more that the server may accept."""
+        token = self.auth.source.current() if isinstance(self.auth, BearerAuth) else None
+        return token is not None and permanent_error(token) is not None
+
+    async def _send_again(
+        self, request: httpx2.Request, call: Call, kinds: tuple[FailureKind, ...], options: dict[str, Any]
+    ) -> _Outcome:
+        """Send a request of ``call``, again after failures of ``kinds``, as long as the call may wait."""
+        failures = 0
+        while True:
+            outcome = await self._send_once(request, options)
+            if not isinstance(outcome, Failure) or outcome.kind not in kinds:
+                return outcome
+            pause = retry_pause(failures)
+            if pause > call.patience:
+                call.patience = 0.0
+                return outcome
+            failures += 1
+            call.patience -= pause
+            await anyio.sleep(pause)
+
+    async def _send_once(self, request: httpx2.Request, options: dict[str, Any]) -> _Outcome:
         """Send ``request``; return its response, which is read if it is no stream, or why there is none."""
         in_flight = False
 
@@ -155,11 +179,11 @@ class SessionHTTPClient(httpx2.AsyncClient):
         request.extensions = {**request.extensions, "trace": trace}
         try:
             response = await super().send(request, **options)
-            if response.status_code >= 400 or not _has_type(response, "text/event-stream"):
+            if response.status_code >= 400 or not is_event_stream(response):
                 await response.aread()
         except Exception as error:  # noqa: BLE001  an exception would end all other calls
             return Failure("lost" if in_flight else "not_sent", describe(error))
-        return failure_in(request, response) or response
+        return _failure_in(request, response) or response
 
 
 def _json_object(content: bytes) -> dict[str, Any] | None:
@@ -195,20 +219,6 @@ def _failure_in(request: httpx2.Request, response: httpx2.Response) -> Failure |
     if status in _GATEWAY_STATUSES and error is None:
         return Failure("unavailable", f"the server is not available ({status})")
     return None
-
-
-def _failure_of_answer(request: httpx2.Request, response: httpx2.Response) -> Failure | None:
-    """Return why the server does not have an answer that the program gives; ``None`` if it has."""
-    status, target = response.status_code, response.next_request
-    if (failure := _failure_in(request, response)) is not None or status < 300:
-        return failure
-    if (
-        target is not None
-        and target.method == "POST"
-        and origin_of_request(target.url) == origin_of_request(request.url)
-    ):
-        return None  # as the SDK does, follow to the same origin only
-    return Failure("unavailable" if status == 408 or status >= 500 else "undelivered", f"the server answered {status}")
 
 
 def _error_code(response: httpx2.Response) -> int | None:

@@ -12,15 +12,12 @@ from mcp import Client, MCPError
 from shim._changes import permanent_error
 from shim._source import FileTokenSource
 from shim.errors import OutcomeUnknown
-from shim.mcp._backoff import backoff
+from shim.mcp._backoff import retry_pause
 from shim.mcp._connection import Connection
 from shim.mcp._failure import failure_kind
 from shim.mcp._supervisor import Supervisor
 
 __all__ = ["RetryingCaller"]
-
-_FIRST_PAUSE = 0.25
-_LONGEST_PAUSE = 10.0
 
 _Result = TypeVar("_Result")
 
@@ -99,7 +96,7 @@ class RetryingCaller:
                     may_recover = False
                 case _:
                     supervisor.last_failure = failure.message
-                    pause = min(backoff(failures, _FIRST_PAUSE, _LONGEST_PAUSE), max(patience, 0.0))
+                    pause = min(retry_pause(failures), max(patience, 0.0))
                     failures += 1
                     await supervisor.sleep(pause)
                     patience -= pause

@@ -122,7 +122,9 @@ class Supervisor:
 
     async def wait_for_usable_token(self) -> None:
         """Wait until a token may be sent, or until the client is closed."""
-        await self.status.wait_until(lambda: self._closing or self._gate.problem() is None, math.inf)
+        while not self._closing and self._gate.problem() is not None:
+            with anyio.move_on_after(_POLL_INTERVAL):  # nothing announces the end of a cool-down
+                await self.status.change()
 
     async def wait_for_first_attempt(self, deadline: float) -> None:
         """Wait until the first attempt to connect has succeeded or failed."""
@@ -252,6 +254,7 @@ class Supervisor:
                 with anyio.fail_after(_CONNECT_TIMEOUT):
                     await tasks.start(connection.run, transport, self._options, self._restore)
             except Exception as error:  # noqa: BLE001  a server can fail in any way, and the next attempt follows
+                self.status.stream_changed(connection, None)
                 await self._connecting_failed(root_cause(error), connection.access_token, started)
                 continue
             self._connection = connection

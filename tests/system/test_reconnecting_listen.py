@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -10,8 +9,8 @@ import pytest
 from mcp.client.subscriptions import ListenNotSupportedError, ServerEvent, ToolsListChanged
 
 from shim import ReauthorizationRequired
-from shim.mcp import ReconnectingClient, ServerAway, _backoff
-from shim.mcp._supervisor import Supervisor
+from shim.mcp import ReconnectingClient, ServerAway
+from shim.mcp._backoff import StreamPauses
 from tests.support.published import DEAD
 from tests.support.stage import Stage, publish, rotates, until
 
@@ -146,8 +145,11 @@ async def test_a_refused_token_is_replaced_for_a_subscription(tmp_path: Path, st
 
 
 @pytest.mark.asyncio
-async def test_a_dead_login_ends_the_wait_of_a_subscription_once(tmp_path: Path, stage: Stage) -> None:
-    """If it failed, an agent would get a bare 401, or ask the server without a pause, or miss the new login."""
+async def test_a_dead_login_ends_the_wait_of_a_subscription_once(
+    tmp_path: Path, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If it failed, an agent would get a bare 401, or the same problem again and again, or miss the new login."""
+    monkeypatch.setattr(StreamPauses, "next", lambda *_: 0.0)
     published = publish(tmp_path, stage)
     async with (
         ReconnectingClient(stage.url, published.source(), wait=0) as client,
@@ -180,18 +182,20 @@ async def test_a_server_that_ends_each_subscription_is_asked_once_a_second(
     """If it failed, a faulty server would get hundreds of requests a second."""
     pauses: list[float] = []
 
-    async def sleep(_: Supervisor, seconds: float) -> None:
-        pauses.append(seconds)
+    following = StreamPauses.next
 
+    def at_once(self: StreamPauses, asked: float | None = None) -> float:
+        pauses.append(following(self, asked))
+        return 0.0
+
+    monkeypatch.setattr(StreamPauses, "next", at_once)
     source = publish(tmp_path, stage).source()
     async with ReconnectingClient(stage.url, source) as client, client.listen(tools_list_changed=True) as subscription:
-        monkeypatch.setattr(Supervisor, "sleep", sleep)
-        monkeypatch.setattr(_backoff, "time", SimpleNamespace(monotonic=lambda: subscription._pauses.opened_at))
         for _ in range(8):
             stage.play(cut_streams=True)
             with anyio.fail_after(90):
                 await anext(subscription)
-    assert min(pauses) >= 1.0
+    assert min(pauses) >= 0.5
     assert max(pauses) > 10.0, "the pauses do not grow"
 
 

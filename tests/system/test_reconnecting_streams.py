@@ -109,13 +109,23 @@ async def test_a_stream_that_is_rejected_for_good_parks(tmp_path: Path, stage: S
             await client.list_tools()
 
 
-async def test_a_server_without_a_stream_is_asked_once(tmp_path: Path, stage: Stage) -> None:
+async def test_a_server_without_a_stream_is_asked_once(
+    tmp_path: Path, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """If it failed, a client would count as reconnecting at every server that sends no notifications."""
+    given_up = anyio.Event()
+
+    async def sleep_forever() -> None:
+        given_up.set()
+        await anyio.sleep_forever()
+
+    monkeypatch.setattr(_server_stream, "anyio", SimpleNamespace(sleep_forever=sleep_forever))
     stage.play(stream_status=405)
     async with _client(tmp_path, stage, Ear()) as client:
-        await until(lambda: stage.log()["answers"].get("405") == 1, "the client asks for the stream")
-        await client.call_tool("add", {"a": 1, "b": 2})
+        with anyio.fail_after(90):
+            await given_up.wait()
         assert client.state == "connected"
+    assert stage.log()["answers"]["405"] == 1
 
 
 async def test_a_server_that_ends_each_stream_is_asked_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
