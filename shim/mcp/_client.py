@@ -162,7 +162,12 @@ class ReconnectingClient:
             # The SDK cannot name the server of a custom transport, and servers must not share cached responses.
             options["cache"] = replace(cache, target_id=identity)
         self._supervisor = Supervisor(
-            target, self.source, options, self._restore, lambda *failed: self._caller.recover_handshake(*failed)
+            target,
+            self.source,
+            options,
+            self._restore,
+            lambda *failed: self._caller.recover_handshake(*failed),
+            lambda expired: self._caller.wait_for_another_token(expired),
         )
         self._caller = RetryingCaller(self._supervisor, self.source, patience, wait, is_auth_failure)
         self._settings: dict[object, Callable[[Client], Awaitable[object]]] = {}

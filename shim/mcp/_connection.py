@@ -14,6 +14,8 @@ from mcp import Client, MCPError
 from mcp.client import Transport
 from mcp.shared.message import SessionMessage
 
+from shim._token import TokenFile
+
 __all__ = ["CURRENT_CALL", "Call", "Connection"]
 
 _CLOSE_TIMEOUT = 2.0
@@ -23,8 +25,12 @@ _CLOSE_TIMEOUT = 2.0
 class Connection:
     """A session. Once retired, it takes no new calls, and ends after the calls under way."""
 
-    def __init__(self, access_token: str) -> None:
-        self.access_token = access_token
+    def __init__(self, token: TokenFile) -> None:
+        self.token = token
+        """The newest token at the start. A process keeps it."""
+        self.access_token = token.access_token or ""
+        self.token_is_bad = False
+        """Whether an answer reported the token as bad."""
         self.has_answered = False
         """Whether the server has answered a call on this connection."""
         self.client: Client | None = None
