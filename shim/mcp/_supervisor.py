@@ -9,7 +9,7 @@ import anyio
 from anyio.abc import TaskGroup
 from mcp import Client, MCPError
 
-from shim._changes import Restored, Rotated, permanent_error
+from shim._changes import Changes, Restored, Rotated, permanent_error
 from shim._source import FileTokenSource, valid_for
 from shim._token import TokenFile
 from shim.errors import ReauthorizationRequired, Removed, ServerAway, ShimError
@@ -230,7 +230,7 @@ class Supervisor:
             async with anyio.create_task_group() as tasks:
                 self._scope = tasks.cancel_scope
                 if not self._closing:
-                    tasks.start_soon(self._watch_token_file)
+                    tasks.start_soon(self._watch_token_file, self._source.changes(), self._source.current())
                     await self._stay_connected(tasks)
         finally:
             self._mark_closed()  # also after an error, so that no caller waits for the task any more
@@ -321,9 +321,11 @@ class Supervisor:
         before = self.access_token()
         await self._wait_until(lambda: self.access_token() != before, anyio.current_time() + pause)
 
-    async def _watch_token_file(self) -> None:
-        """Poll the token file. A new login is visible only in the file; this sends no request to the server."""
-        changes, seen = self._source.changes(), self._source.current()
+    async def _watch_token_file(self, changes: Changes, seen: TokenFile | None) -> None:
+        """Poll the token file. A new login is visible only in the file; this sends no request to the server.
+
+        The parameters are from before the first wait, which a change since then ends.
+        """
         while True:
             event = changes.poll()
             if isinstance(event, Rotated | Restored):
