@@ -6,6 +6,8 @@ import time
 
 __all__ = ["StreamPauses", "backoff", "retry_pause"]
 
+_FIRST_RETRY = 0.25
+_LONGEST_RETRY = 10.0
 _SHORTEST = 1.0
 """Seconds between two attempts to open a stream, also if the server asks for fewer."""
 _LONGEST = 30.0
@@ -26,7 +28,7 @@ def backoff(failures: int, first: float, longest: float, *, jitter: float = 0.5)
 
 def retry_pause(failures: int) -> float:
     """Return the seconds before a request of a call is sent again, after ``failures`` earlier ones."""
-    return backoff(failures, 0.25, 10.0)
+    return backoff(failures, _FIRST_RETRY, _LONGEST_RETRY)
 
 
 class StreamPauses:

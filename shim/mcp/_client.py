@@ -167,6 +167,7 @@ class ReconnectingClient:
             options,
             self._restore,
             lambda *failed: self._caller.recover_handshake(*failed),
+            lambda expired: self._caller.wait_for_another_token(expired),
             patience,
         )
         self._caller = RetryingCaller(self._supervisor, self.source, patience, wait, is_auth_failure)

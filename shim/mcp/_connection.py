@@ -14,6 +14,7 @@ from mcp import Client, MCPError
 from mcp.client import Transport
 from mcp.shared.message import SessionMessage
 
+from shim._token import TokenFile
 from shim.mcp._failure import Failure
 
 __all__ = ["CURRENT_CALL", "Call", "Connection"]
@@ -27,11 +28,15 @@ class Connection:
 
     def __init__(
         self,
-        access_token: str,
+        token: TokenFile,
         patience: float,
         on_stream: Callable[["Connection", Failure | None, float], None],
     ) -> None:
-        self.access_token = access_token
+        self.token = token
+        """The newest token at the start. A process keeps it."""
+        self.access_token = token.access_token or ""
+        self.token_is_bad = False
+        """Whether an answer reported the token as bad."""
         self._patience = patience
         self._on_stream = on_stream
         self.has_answered = False

@@ -1,17 +1,17 @@
 """Keeps one MCP session connected: connects, reconnects, and waits for tokens. Belongs to one event loop."""
 
-import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Literal
 
 import anyio
 from anyio.abc import TaskGroup
 from mcp import Client, MCPError
 
-from shim._changes import Restored, Rotated, permanent_error
-from shim._source import FileTokenSource
+from shim._changes import Changes, Restored, Rotated, permanent_error
+from shim._source import FileTokenSource, valid_for
+from shim._token import TokenFile
 from shim.errors import ReauthorizationRequired, Removed, ServerAway, ShimError
 from shim.mcp._backoff import backoff
 from shim.mcp._connection import CURRENT_CALL, Connection
@@ -19,6 +19,7 @@ from shim.mcp._endpoint import Endpoint
 from shim.mcp._failure import Failure, describe, failure_kind, refusal_in, root_cause
 from shim.mcp._rejection import TokenGate
 from shim.mcp._status import Status
+from shim.mcp._task import start_task
 
 __all__ = ["Supervisor"]
 
@@ -44,6 +45,7 @@ class Supervisor:
         options: Mapping[str, Any],
         restore: Callable[[Client], Awaitable[None]],
         recover: Callable[[MCPError, str, float], Awaitable[bool]],
+        renew: Callable[[str], Awaitable[bool]],
         patience: float,
     ) -> None:
         self.status = Status()
@@ -54,6 +56,8 @@ class Supervisor:
         """Gives a new session what the program set in an earlier one."""
         self._recover = recover
         """Whether an error of the server to a handshake is about the token; waits for another one."""
+        self._renew = renew
+        """Demands another token than the given one, and waits for it; returns whether there is one."""
         self._patience = patience
         self._gate = TokenGate(endpoint, source)
         self._failures = 0
@@ -80,9 +84,8 @@ class Supervisor:
         """
         while True:
             self._raise_if_unusable()
-            call = CURRENT_CALL.get()
-            if call is not None and self._outlasts(call.connection):
-                return call.connection
+            if (outer := self.outer_connection()) is not None:
+                return outer
             connection = self._connection
             if connection is not None:
                 self._retire_if_outdated(connection)
@@ -152,12 +155,16 @@ class Supervisor:
         if (problem := self._gate.problem()) is not None:
             raise problem
 
-    def _outlasts(self, connection: Connection) -> bool:
-        """Whether a process accepts a call from its own callback, although its token is outdated.
+    def outer_connection(self) -> Connection | None:
+        """Return the connection for a call from a callback, if it must be that of the outer call.
 
-        The process ends only after the outer call, and the next process starts only after that.
+        A process ends only after the outer call, and the next process starts only after that. So it takes the call,
+        although its token may be outdated.
         """
-        return self._endpoint.is_process and connection is self._latest and connection.is_busy
+        call = CURRENT_CALL.get()
+        if call is None or not self._endpoint.is_process or call.connection is not self._latest:
+            return None
+        return call.connection if call.connection.is_busy else None
 
     # What callers report.
 
@@ -165,8 +172,8 @@ class Supervisor:
         """Record that the server answered a call on ``connection``."""
         connection.has_answered = True
         self._failures = 0
-        if not connection.retired.is_set():
-            self._gate.accept()  # an answer on an older connection says nothing about the current token
+        if not connection.retired.is_set() and self.access_token(connection) == self.access_token():
+            self._gate.accept()  # an answer to an older token says nothing about the current one
 
     def missing_scope(self, error: MCPError) -> ShimError:
         """Return the error for the caller of a request for which the token lacks a scope."""
@@ -197,7 +204,7 @@ class Supervisor:
         self.status.stream_changed(connection, None if failure is None else failure.reason)
 
     def _retire_if_outdated(self, connection: Connection) -> None:
-        if self._endpoint.is_process and connection.access_token != self.access_token():
+        if self._gate.is_outdated(connection):
             self.retire(connection, "the token has rotated")
 
     # Start and end.
@@ -206,7 +213,7 @@ class Supervisor:
         """Keep the session connected from now on, until ``close``."""
         if self._task is not None:
             raise RuntimeError("a client can be entered only once, and this one was entered before; create a new one")
-        self._task = _start_task(self._run)
+        self._task = start_task(self._run)
 
     async def close(self) -> None:
         """End all waits and the session. Give the server a moment to end it too."""
@@ -238,7 +245,7 @@ class Supervisor:
             async with anyio.create_task_group() as tasks:
                 self._scope = tasks.cancel_scope
                 if not self._closing:
-                    tasks.start_soon(self._watch_token_file)
+                    tasks.start_soon(self._watch_token_file, self._source.changes(), self._source.current())
                     await self._stay_connected(tasks)
         finally:
             self._mark_closed()  # also after an error, so that no caller waits for the task any more
@@ -246,9 +253,11 @@ class Supervisor:
 
     async def _stay_connected(self, tasks: TaskGroup) -> None:
         while not self._closing:
-            await self._wait_for_usable_token()
+            token = await self._usable_token()
+            if self._closing:
+                return
             started = time.monotonic()
-            connection = self._latest = Connection(self.access_token(), self._patience, self._stream_changed)
+            connection = self._latest = Connection(token, self._patience, self._stream_changed)
             try:
                 transport = self._endpoint.transport(connection.access_token)
                 with anyio.fail_after(_CONNECT_TIMEOUT):
@@ -274,6 +283,18 @@ class Supervisor:
             worked = connection.has_answered or time.monotonic() - started > _STABLE_AFTER
             if not worked and connection.access_token == self.access_token():
                 await self._back_off()
+
+    async def _usable_token(self) -> TokenFile:
+        """Wait for a token that may be sent. A process gets an expired one only if no other comes for a while."""
+        expired: str | None = None
+        while True:
+            await self._wait_for_usable_token()
+            token = self._source.current()
+            if token is not None and token.access_token is not None:
+                if not self._endpoint.is_process or token.access_token == expired or valid_for(token) > 0:
+                    return token
+                expired, self.last_failure = token.access_token, "the token has expired"
+                await self._renew(expired)
 
     async def _wait_for_usable_token(self) -> None:
         while (problem := self._gate.problem()) is not None:
@@ -316,9 +337,11 @@ class Supervisor:
         before = self.access_token()
         await self.status.wait_until(lambda: self.access_token() != before, anyio.current_time() + pause)
 
-    async def _watch_token_file(self) -> None:
-        """Poll the token file. A new login is visible only in the file; this sends no request to the server."""
-        changes, seen = self._source.changes(), self._source.current()
+    async def _watch_token_file(self, changes: Changes, seen: TokenFile | None) -> None:
+        """Poll the token file. A new login is visible only in the file; this sends no request to the server.
+
+        The parameters are from before the first wait, which a change since then ends.
+        """
         while True:
             event = changes.poll()
             if isinstance(event, Rotated | Restored):
@@ -332,9 +355,9 @@ class Supervisor:
             if (token := self._source.current()) is not seen:
                 seen = token
                 self._park_after_permanent_error()
-                if self._connection is not None:
-                    self._retire_if_outdated(self._connection)
                 self.status.notify()
+            if self._connection is not None:
+                self._retire_if_outdated(self._connection)
             await anyio.sleep(_POLL_INTERVAL)
 
     def _park_after_permanent_error(self) -> None:
@@ -351,17 +374,3 @@ class Supervisor:
         if not self._permanent_error_emitted:
             self._permanent_error_emitted = True
             self.status.events.emit("reauthorization_required", str(problem))
-
-
-def _start_task(run: Callable[[], Coroutine[Any, Any, None]]) -> object:
-    """Run ``run`` in a task of its own; return an object that the caller must keep.
-
-    A task group would not do: only the task that entered it may leave it, and in reverse order.
-    """
-    try:
-        loop = asyncio.get_running_loop()
-    except RuntimeError:
-        import trio
-
-        return trio.lowlevel.spawn_system_task(run)
-    return loop.create_task(run())
