@@ -58,13 +58,15 @@ class TokenGate:
         While a call is under way, the next process cannot start. So the process takes new calls until then, as long as
         its token is good and the grant exists.
         """
+        if not self._endpoint.is_process:
+            return False
         newest = self._source.current()
-        newest_access_token = None if newest is None else newest.access_token
-        if not self._endpoint.is_process or connection.access_token == (newest_access_token or ""):
+        if newest is None or newest.access_token is None:
+            return True
+        if newest.access_token == connection.access_token:
             return False
         is_good = not connection.token_is_bad and valid_for(connection.token) > 0
-        has_grant = newest is not None and newest.access_token is not None and permanent_error(newest) is None
-        return not (connection.is_busy and is_good and has_grant)
+        return not (connection.is_busy and is_good and permanent_error(newest) is None)
 
     def reject(self, sent_at: float, problem: ShimError | None = None) -> ShimError:
         """Record that the newest token was rejected in a request of ``sent_at``; return the error for its caller.
