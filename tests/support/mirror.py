@@ -17,10 +17,13 @@ __all__ = ["Mirror"]
 class Mirror:
     """A copy of the version of a ``Counterpart``; give ``on_message`` to its client, and run it in a task.
 
+    With ``listens``, it hears by ``listen``, else by the stream of notifications of the older protocol.
+
     It fetches the version only after a notification, and after a gap in the notifications that the client announces.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, listens: bool) -> None:
+        self._listens = listens
         self.version = -1
         self.heard = 0
         """The number of notifications; with ``listen``, also those that announce a gap."""
@@ -34,14 +37,14 @@ class Mirror:
 
     async def on_message(self, message: object) -> None:
         """Take what the server sends on the stream of the older protocol."""
-        if isinstance(message, mcp_types.ToolListChangedNotification):
+        if not self._listens and isinstance(message, mcp_types.ToolListChangedNotification):
             self._hear()
 
-    async def run(self, client: ReconnectingClient, mode: str) -> None:
-        """Listen until cancelled: to ``listen`` with ``auto``, else to the events of the client."""
+    async def run(self, client: ReconnectingClient) -> None:
+        """Listen until cancelled."""
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._watch, client, mode)
-            if mode == "auto":
+            tasks.start_soon(self._watch, client)
+            if self._listens:
                 tasks.start_soon(self._listen, client)
             tasks.start_soon(self._fetch, client)
 
@@ -53,10 +56,10 @@ class Mirror:
         self.is_fetching = True
         self._stale.set()
 
-    async def _watch(self, client: ReconnectingClient, mode: str) -> None:
+    async def _watch(self, client: ReconnectingClient) -> None:
         async for what, _ in client.events():
             self.events[what] += 1
-            if what == "connected" and mode != "auto":
+            if what == "connected" and not self._listens:
                 self._wants()
 
     async def _listen(self, client: ReconnectingClient) -> None:

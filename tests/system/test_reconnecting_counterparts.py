@@ -66,7 +66,7 @@ class Site:
         self.kind = kind
         self.server = server
         self.balancer = Balancer(server.port)
-        self.mirror = Mirror()
+        self.mirror = Mirror(listens=not kind.has_stream)
         self._root = root
 
     @asynccontextmanager
@@ -177,7 +177,7 @@ async def test_calls_survive_a_restart(site: Site, request: pytest.FixtureReques
 async def test_notifications_are_heard_after_cuts(site: Site) -> None:
     """If it failed, an agent behind a load balancer would not hear such a server after its second cut."""
     async with site.client() as client, anyio.create_task_group() as tasks:
-        tasks.start_soon(site.mirror.run, client, "legacy" if site.kind.has_stream else "auto")
+        tasks.start_soon(site.mirror.run, client)
         await site.opens()
         for number in range(2, 5):
             await anyio.to_thread.run_sync(site.server.notify)

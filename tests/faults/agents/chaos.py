@@ -112,14 +112,14 @@ class Chaos:
         self, number: int, site: Site, tokens: Tokens, stack: AsyncExitStack, tasks: anyio.abc.TaskGroup
     ) -> None:
         mode = "legacy" if number % 2 else "auto"
-        mirror = Mirror()
+        mirror = Mirror(listens=mode == "auto")
         self._mirrors.append((site, mirror))
         options: dict[str, Any] = {"mode": mode, "message_handler": mirror.on_message, "elicitation_callback": _answer}
         client = ReconnectingClient(
             site.balancer.url, tokens.source, patience=PATIENCE, wait=WAIT, reads=_reads, **options
         )
         await stack.enter_async_context(client)
-        tasks.start_soon(mirror.run, client, mode)
+        tasks.start_soon(mirror.run, client)
         for caller in range(CALLERS):
             # In JSON and the older protocol, the server has no way to ask during a call.
             asks = mode == "auto" or not site.json
