@@ -256,9 +256,9 @@ class Daemon:
             warned=self._warned,
             sent=self._sent,
         )
-        job = _Job(self._publisher, Order(name=name, seen=found.generation), terms)
+        job = _Job(self._publisher, Order.after(found), terms)
         # A cleanup sends no request, so it does not wait for the limits of the server.
-        sends_nothing = only_cleanup and name not in self._watch.listing.unfinished
+        sends_nothing = only_cleanup and not found.unfinished
         server = f"cleanup for {found.server}" if sends_nothing else found.server
         # Agents wait only for a demanded rotation.
         self._queue.put(server, job, first=decision == Rotate("demanded"))

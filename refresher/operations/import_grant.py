@@ -35,7 +35,7 @@ class Imported(msgspec.Struct, frozen=True, kw_only=True):
 
 def exists(directories: Directories, name: str) -> bool:
     """Whether ``name`` has a grant that is not removed. Raises ``GrantFileError`` and ``DirectoryError``."""
-    return name in directories.listing().names and isinstance(records.load(directories, name).record, Grant)
+    return name in directories.listing((name,)).names and isinstance(records.load(directories, name).record, Grant)
 
 
 def store_grant(
@@ -145,7 +145,7 @@ def _servers(grant: Grant) -> set[str]:
 def _require_same_login(directories: Directories, imported: Grant) -> None:
     """Refuse to replace a grant of another server or account, also one whose import was interrupted."""
     try:
-        found = _records(directories, imported.name, unfinished=True)
+        found = _records(directories, imported.name, unfinished=directories.is_unfinished(imported.name))
     except (GrantFileError, OSError):
         return  # a damaged record is kept, even if it is of another server
     for there in found:

@@ -31,6 +31,10 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
     """The token file is missing, or differs from the record."""
     needs_lock: bool
     """The grant must be published, rotated or recovered, a demand must be removed, or a warning is due."""
+    unfinished: bool = False
+    """An attempt left files."""
+    demanded: frozenset[int] = frozenset()
+    """The generations with a demand."""
 
     @property
     def server(self) -> str:
@@ -57,9 +61,10 @@ def inspect(
     record = records.load(publisher.directories, name).record
     stale = record is not None and publisher.is_stale(record, listing.sharing)
     if not isinstance(record, Grant):
-        return Inspection(name=name, record=record, stale=stale, needs_lock=unfinished or stale)
+        return Inspection(name=name, record=record, stale=stale, needs_lock=unfinished or stale, unfinished=unfinished)
     now = clocks.now()
     demanded = decided = False
+    generations: frozenset[int] = frozenset()
     if name in demands.by_name or not demands.complete:
         current = publisher.current(record)
         generations = demands.of(name, current)
@@ -75,7 +80,15 @@ def inspect(
         or policy.doubt_in_future(record, now)
         or ((warning := refresh_life.next_warning(record, now)) is not None and warning.seconds <= 0)
     )
-    return Inspection(name=name, record=record, decision=decision, stale=stale, needs_lock=needs_lock)
+    return Inspection(
+        name=name,
+        record=record,
+        decision=decision,
+        stale=stale,
+        needs_lock=needs_lock,
+        unfinished=unfinished,
+        demanded=generations,
+    )
 
 
 def server_of(grant: Grant) -> str:
@@ -91,7 +104,7 @@ def list_grants(directories: Directories, names: Sequence[str] = ()) -> list[Lis
 
     Raises ``UnknownName`` and ``DirectoryError``.
     """
-    existing = directories.listing().names
+    existing = directories.listing(names).names
     if unknown := [name for name in names if name not in existing]:
         raise records.unknown(directories, unknown[0])
     grants: list[ListedGrant] = []

@@ -114,7 +114,7 @@ def _rotate_if_owned(
     directories = settings.directories
     if not _owns_grants(directories):
         return None
-    listing = directories.listing()
+    listing = directories.listing((name,))
     if name not in listing.all:
         if published:
             return None  # it belongs to another state directory
@@ -125,7 +125,7 @@ def _rotate_if_owned(
         from refresher.operations.rotate import Order, Terms, rotate  # it loads httpx, which most calls do not need
 
         terms = Terms(ca_file=settings.ca_file, stopping=stopping, lock_wait=lock_wait)
-        return rotate(publisher, Order(name=name, seen=found.generation), terms)
+        return rotate(publisher, Order.after(found), terms)
     if isinstance(found.record, Grant) and isinstance(found.decision, Wait):
         return Result.from_decision(found.record, found.decision)
     return None

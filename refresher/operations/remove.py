@@ -29,11 +29,11 @@ def remove(
     Raises what ``revoke`` raises, ``UnknownName``, ``GrantFileError`` for a damaged record, ``LockBusy`` and
     ``Interrupted``: then the grant is unchanged. The message of ``StorageError`` says whether it was removed.
     """
-    if name not in directories.listing().names:
+    if name not in directories.listing((name,)).names:
         raise records.unknown(directories, name)
     # One lock over all of it: no other process rotates a grant that is being revoked.
     with lock.held(directories.lock(name), stopping=stopping):
-        stored = recovery.recover(directories, name, clocks.now(), giving_up=True)
+        stored = recovery.recover(directories, name, clocks.now(), giving_up=True, unfinished=True)
         if not isinstance(grant := stored.record, Grant):
             raise records.removed(name)
         at_the_server = _NOT_REVOKED if revoke is None else revoke(grant)

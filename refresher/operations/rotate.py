@@ -22,6 +22,7 @@ from refresher.grants.record import Grant, Record, Stored
 from refresher.oauth import tls
 from refresher.oauth.http_client import DEADLINE
 from refresher.oauth.token_request import TokenRequestResult, request_tokens
+from refresher.operations.inspection import Inspection
 from refresher.operations.result import EXIT_CODES, Result, end_of_login
 from refresher.storage import demands, journal, lock, records, recovery
 from refresher.storage.directories import Directories
@@ -41,6 +42,22 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     force: bool = False
     horizon: float = 0.0
     """Seconds to the next run: what becomes due before then is rotated now."""
+    unfinished: bool = False
+    """An inspection found files of an attempt."""
+    demanded: frozenset[int] = frozenset()
+    """The generations for which an inspection found a demand."""
+
+    @classmethod
+    def after(cls, found: Inspection, *, force: bool = False, horizon: float = 0.0) -> "Order":
+        """Return the order that follows from an inspection."""
+        return cls(
+            name=found.name,
+            seen=found.generation,
+            force=force,
+            horizon=horizon,
+            unfinished=found.unfinished,
+            demanded=found.demanded,
+        )
 
 
 class Terms(msgspec.Struct, frozen=True, kw_only=True):
@@ -117,15 +134,16 @@ class _Rotation(NamedTuple):
 
     def run(self) -> Result | None:
         """Recover, decide, exchange if that is the decision, and publish."""
-        stored = recovery.recover(self.publisher.directories, self.order.name, clocks.now())
-        listed = demands.pending(self.publisher.directories, (self.order.name,))
+        directories = self.publisher.directories
+        # Nothing here lists a directory, so that a rotation costs the same among any number of grants.
+        stored = recovery.recover(directories, self.order.name, clocks.now(), unfinished=self.order.unfinished)
         if not isinstance(stored.record, Grant):
-            self._publish_removal(stored.record, listed.of(self.order.name, range(0)))
+            self._publish_removal(stored.record)
             return None
         grant = stored.record
         adopted = grant.generation > self.order.seen
         current = self.publisher.current(grant)
-        pending = listed.of(grant.name, current)
+        pending = demands.of_name(directories, grant.name, current, self.order.demanded)
         demanded = self.publisher.is_demanded(grant, pending, current)
         decision = policy.decide(
             grant,
@@ -145,7 +163,7 @@ class _Rotation(NamedTuple):
             demanded=demanded,
             forced=decision == Rotate("forced"),
             # Only a second demand in a row is reported, so that a first one is never opened.
-            refused_by=demands.refused_by(self.publisher.directories, grant, pending, current)
+            refused_by=demands.refused_by(directories, grant, pending, current)
             if demanded and grant.demanded > 0
             else None,
         )
@@ -229,14 +247,15 @@ class _Rotation(NamedTuple):
                 warned = msgspec.structs.replace(stored.record, end_warned=warning.ahead)
                 records.write(directories, grant.name, stored, warned)
 
-    def _publish_removal(self, tombstone: Record | None, pending: frozenset[int]) -> None:
+    def _publish_removal(self, tombstone: Record | None) -> None:
         """Finish a removal that was cut off before its readers saw it."""
         if tombstone is not None:
             if self.publisher.is_stale(tombstone):
                 journal.delete_copies(self.publisher.directories, tombstone.name)
             self.publisher.publish(tombstone)
-        directories = self.publisher.directories
-        demands.remove(directories, self.order.name, pending, keep=range(0), warned=self.terms.warned)
+        directories, name = self.publisher.directories, self.order.name
+        pending = demands.pending(directories, (name,)).of(name, range(0))
+        demands.remove(directories, name, pending, keep=range(0), warned=self.terms.warned)
 
 
 def _after(

@@ -33,7 +33,7 @@ def run_once(
     """
     publisher = Publisher(settings.directories)
     directories = publisher.directories
-    listing = directories.listing()
+    listing = directories.listing(names)
     existing = listing.all
     if unknown := [name for name in names if name not in existing]:
         raise records.unknown(directories, unknown[0])
@@ -94,8 +94,7 @@ def _rotate_all(
     terms = Terms(ca_file=settings.ca_file, stopping=stopping)
 
     def rotate_one(found: Inspection) -> Result | None:
-        order = Order(name=found.name, seen=found.generation, force=force, horizon=horizon)
-        return rotate(publisher, order, terms)
+        return rotate(publisher, Order.after(found, force=force, horizon=horizon), terms)
 
     results = run_all(
         [(found.server, found) for found in work],

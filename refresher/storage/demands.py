@@ -24,7 +24,7 @@ from refresher.storage import files
 from refresher.storage.directories import Directories
 from shim._token import is_name
 
-__all__ = ["Demands", "bar", "is_barred", "pending", "refused_by", "remove"]
+__all__ = ["Demands", "bar", "is_barred", "of_name", "pending", "refused_by", "remove"]
 
 log = logging.getLogger(__name__)
 
@@ -47,14 +47,12 @@ class Demands(msgspec.Struct, frozen=True, kw_only=True):
     def of(self, name: str, current: range) -> frozenset[int]:
         """Return the demanded generations of ``name``.
 
-        Beyond the listing, these are the generations in ``current`` and the one before, which agents are most likely
-        to hold.
+        Beyond the listing, these are the generations in ``current`` and the one before.
         """
         listed = self.by_name.get(name, frozenset())
         if self.complete:
             return listed
-        likely = range(max(current.start - 1, 0), current.stop)
-        return listed.union(each for each in likely if os.path.lexists(f"{self.directory}/{name}.{each}"))
+        return listed.union(each for each in _likely(current) if os.path.lexists(f"{self.directory}/{name}.{each}"))
 
     def warn(self, warned: set[str], level: int = logging.WARNING) -> None:
         """Log once if there are more entries than a listing takes. ``warned``: the warnings already logged."""
@@ -88,6 +86,16 @@ def pending(directories: Directories, names: Collection[str]) -> Demands:
                 room -= 1
     by_name = {name: frozenset(generations) for name, generations in found.items()}
     return Demands(directory=directories.demands, by_name=by_name, complete=complete)
+
+
+def of_name(directories: Directories, name: str, current: range, listed: Collection[int]) -> frozenset[int]:
+    """Return the demanded generations of ``name``, without a listing: of ``current``, the one before, and ``listed``.
+
+    ``listed``: those that an earlier listing found.
+    """
+    with suppress(OSError, DirectoryError), directories.opened_demands() as place:
+        return frozenset(each for each in {*_likely(current), *listed} if _is_there(place, f"{name}.{each}"))
+    return frozenset()
 
 
 def refused_by(directories: Directories, grant: Grant, demanded: frozenset[int], current: range) -> str | None:
@@ -167,6 +175,11 @@ def is_barred(directories: Directories, name: str, generation: int) -> bool:
         return found is not None and generation <= int(found.data)
     except (OSError, ValueError):
         return True
+
+
+def _likely(current: range) -> range:
+    """Return the generations that agents are most likely to hold."""
+    return range(max(current.start - 1, 0), current.stop)
 
 
 def _is_there(place: int, entry: str) -> bool:

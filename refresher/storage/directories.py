@@ -3,7 +3,7 @@
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -99,8 +99,15 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
         """Return the path of the next record outside ``grants/``; each record has another path."""
         return self.spill / f"{name}.{begun_from[:32]}.next"
 
+    def is_unfinished(self, name: str) -> bool:
+        """Whether an attempt at ``name`` left files, by the names that the first of them have: there is no listing."""
+        return any(os.path.lexists(f"{self.state}/grants/{name}.{suffix}") for suffix in ("intent", "next", "next.1"))
+
     def candidates(self, name: str) -> list[Path]:
-        """Return the files in ``grants/`` that may hold the next record of ``name``. Raises ``OSError``."""
+        """List the files in ``grants/`` that may hold the next record of ``name``. Raises ``OSError``.
+
+        They are removed in the reverse order, so that what is left is found by name (``is_unfinished``).
+        """
         entries = sorted(os.listdir(self.grants))  # noqa: PTH208  plain names
         return [self.grants / entry for entry in entries if (match := _NEXT.fullmatch(entry)) and match["name"] == name]
 
@@ -131,8 +138,8 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
             if self.group is not None and not _lets_pass(parent, self.group)
         ]
 
-    def listing(self) -> Listing:
-        """List ``grants/``; nothing if it does not exist yet. Raises ``DirectoryError``."""
+    def listing(self, names: Collection[str] = ()) -> Listing:
+        """List ``grants/``, or look up ``names`` there; nothing if it does not exist yet. Raises ``DirectoryError``."""
         from_names, unfinished = [], set()
         if not os.path.lexists(self.state):
             return Listing()
@@ -144,6 +151,10 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
             raise DirectoryError(f"cannot read {error.filename or self.state}: {error.strerror}") from None
         try:
             single_directory.check_private(self.grants)
+            if names:
+                valid = sorted(filter(is_name, names))
+                found = tuple(name for name in valid if os.path.lexists(self.record(name)))
+                return Listing(found, frozenset(filter(self.is_unfinished, valid)), self.sharing(), trouble)
             entries = os.listdir(self.grants)  # noqa: PTH208  plain names
         except FileNotFoundError:
             return Listing(demands_problem=trouble)

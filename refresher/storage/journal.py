@@ -37,7 +37,7 @@ __all__ = ["Attempt", "Intent", "Mark", "delete_copies", "read_intent"]
 _RESERVED: Final = 64 * 1024
 _LARGEST_INTENT: Final = 64 * 1024
 _ANSWERS_KEPT: Final = 16
-_FRESH_KEPT: Final = 4
+_FRESH_KEPT: Final = 3
 _LONGEST_PAUSE: Final = 10.0
 
 log = logging.getLogger(__name__)
@@ -91,6 +91,7 @@ class Attempt:
         self._record: int | None = None
         self._intent: int | None = None
         self._mark_at = 0
+        self._fresh: list[Path] = []
         self._warning: threading.Thread | None = None
         self._spill = directories.spilled(name, stored.checksum)
 
@@ -219,8 +220,10 @@ class Attempt:
             self._rename(path, self._directories.record(self._name))
         except OSError:
             # The first ones may hold the only copy that reached the disk. More of them only fill it.
-            if len(self._directories.candidates(self._name)) > _FRESH_KEPT:
+            if len(self._fresh) >= _FRESH_KEPT:
                 path.unlink(missing_ok=True)
+            elif os.path.lexists(path):
+                self._fresh.append(path)
             raise
 
     def _spill_file(self, path: Path, data: bytes) -> None:
@@ -241,8 +244,9 @@ class Attempt:
         with suppress(OSError):
             self._directories.intent(self._name).unlink()
         with suppress(OSError):
-            for path in self._directories.candidates(self._name):
-                path.unlink()
+            # The last one first, because recovery looks for the first ones.
+            for path in (*reversed(self._fresh), self._directories.next(self._name)):
+                path.unlink(missing_ok=True)
         with suppress(OSError):
             self._spill.unlink()
 

@@ -34,13 +34,19 @@ _LONGEST_WRITE: Final = 3600.0
 
 
 def recover(
-    directories: Directories, name: str, now: Moment, *, damaged: bool = False, giving_up: bool = False
+    directories: Directories,
+    name: str,
+    now: Moment,
+    *,
+    damaged: bool = False,
+    giving_up: bool = False,
+    unfinished: bool = False,
 ) -> Stored:
     """Settle what earlier attempts left, recognise a restored backup, and return the record after that.
 
     ``damaged``: the record on the disk cannot be read, and the caller has kept it elsewhere. ``giving_up``: a person
-    replaces or removes the grant, so an answer in a spill that is not mounted is not needed any more. Each finding is
-    logged.
+    replaces or removes the grant, so an answer in a spill that is not mounted is not needed any more. ``unfinished``: a
+    listing showed files of an attempt; else they are looked up by name. Each finding is logged.
 
     Raises ``GrantFileError`` for a record that cannot be read or a file of a later version (nothing is changed then),
     and ``StorageError`` if the disk fails, or if a saved answer is in a spill that is not mounted.
@@ -49,7 +55,8 @@ def recover(
     recovery = _Recovery(directories, name, stored, now, giving_up=giving_up)
     try:
         recovery.adopt_late_spill()
-        recovery.settle_attempt()
+        if unfinished or directories.is_unfinished(name):
+            recovery.settle_attempt()
         recovery.recognise_backup()
         recovery.restart_doubt_of_the_future()
     except OSError as error:
@@ -137,7 +144,7 @@ class _Recovery:
             # It was saved twice because something failed: the copy is removed only after the record is durable.
             self.stored = Stored(None, record.begun_from)
             self._write(record)
-        for candidate in candidates:
+        for candidate in reversed(candidates):
             self._clear(candidate)
         if intent and mark:
             self._settle_intent(intent_path, intent, mark)

@@ -67,6 +67,15 @@ def check_settled(refresher: Command, before: Grant, *aside: str) -> None:
         assert run == 1 or all(name in done.stderr for name in left), "a file that was set aside is not reported"
 
 
+def test_a_file_of_an_attempt_is_found_under_any_number(refresher: Command, server: TokenServer) -> None:
+    """If it failed, a file of a kill of an earlier version would stay, and each run would take the lock for it."""
+    refresher.bring("linear", server.grant("linear", access_token="access-token-of-linear", expires_in=3600))
+    left = refresher.directories.next("linear").with_name("linear.next.7")
+    left.write_bytes(bytes(1000))
+    assert refresher("run-once").code == 0
+    assert not left.exists()
+
+
 SAVED = "rename:signal=KILL:when=1"
 SENT = "recvfrom:signal=KILL:when=1"
 SPILLED = "rename:error=EIO"

@@ -108,7 +108,9 @@ class SimulatedHost:
         cut_off = self._cut_off()
         self._network.troubles, self._network.fault = list(troubles), "none"
         self._forced, self._attempt = force, None
-        order = Order(name=before.name, seen=seen, force=force, horizon=horizon)
+        # As an inspection lists them before the rotation.
+        listed = demands.pending(self.directories, (before.name,)).by_name.get(before.name, frozenset())
+        order = Order(name=before.name, seen=seen, force=force, horizon=horizon, demanded=listed)
         try:
             result = rotate(Publisher(self.directories), order, Terms(ca_file=None, stopping=lambda: False))
         except Killed:
