@@ -27,7 +27,7 @@ from refresher.operations.result import EXIT_CODES, Result, end_of_login
 from refresher.storage import demands, journal, lock, records, recovery
 from refresher.storage.directories import Directories
 from refresher.storage.journal import Attempt
-from refresher.storage.publishing import Publisher, left_out, published_generation
+from refresher.storage.publishing import Publisher, left_out
 
 __all__ = ["Order", "Terms", "read_files_of", "rotate"]
 
@@ -82,7 +82,7 @@ def rotate(publisher: Publisher, order: Order, terms: Terms) -> Result | None:
     """
     directories, name = publisher.directories, order.name
     try:
-        directories.prepare()
+        publisher.prepare()
         with (
             read_files_of(directories, name, terms.ca_file),
             lock.held(directories.lock(name), stopping=terms.stopping, wait=terms.lock_wait),
@@ -160,6 +160,8 @@ class _Rotation(NamedTuple):
         changed = self._exchange(
             stored,
             grant,
+            # After a restored backup, readers must not get a generation that they have seen.
+            generation=max(grant.generation, current.stop - 1) + 1,
             demanded=demanded,
             forced=decision == Rotate("forced"),
             # Only a second demand in a row is reported, so that a first one is never opened.
@@ -169,10 +171,17 @@ class _Rotation(NamedTuple):
         )
         return self._finish(changed, pending, Result.after_exchange(grant, changed))
 
-    def _exchange(self, stored: Stored, grant: Grant, *, demanded: bool, forced: bool, refused_by: str | None) -> Grant:
+    def _exchange(
+        self,
+        stored: Stored,
+        grant: Grant,
+        *,
+        generation: int,
+        demanded: bool,
+        forced: bool,
+        refused_by: str | None,
+    ) -> Grant:
         """Reserve, declare, exchange, persist; nothing is logged from the request to the durable answer."""
-        # After a restored backup, readers must not get a generation that they have seen.
-        generation = max(grant.generation, published_generation(self.publisher.directories, grant.name, grant)) + 1
         attempt = Attempt(
             self.publisher.directories, grant.name, stored, on_sent=partial(self.terms.sent.add, grant.name)
         )
@@ -209,10 +218,10 @@ class _Rotation(NamedTuple):
 
     def _publish(self, grant: Grant, pending: frozenset[int], result: Result) -> Result:
         """Publish ``grant`` and settle the demands; add to ``result`` if readers cannot see it."""
-        current = self.publisher.current(grant)
+        # An agent that demands an older generation has not seen the newer one: publish again, so that it reads.
+        again = bool(pending) and not pending <= {*self.publisher.current(grant)}
         try:
-            # An agent that demands an older generation has not seen the newer one: publish again, so that it reads.
-            visible = self.publisher.publish(grant, again=any(each not in current for each in pending))
+            visible = self.publisher.publish(grant, again=again)
         except StorageError as error:
             # The record is saved, so nothing is lost; a more serious outcome of the grant itself stays.
             return msgspec.structs.replace(
@@ -220,9 +229,10 @@ class _Rotation(NamedTuple):
                 outcome="storage_failed" if EXIT_CODES[result.outcome] == 0 else result.outcome,
                 detail=f"{result.detail}; saved, but {error}",
             )
-        # Read again: a demand for the generation that is published now is a new one.
-        keep = range(0) if grant.dead else self.publisher.current(grant)
-        demands.remove(self.publisher.directories, grant.name, pending, keep=keep, warned=self.terms.warned)
+        if pending:
+            # Read again: a demand for the generation that is published now is a new one.
+            keep = range(0) if grant.dead else self.publisher.current(grant)
+            demands.remove(self.publisher.directories, grant.name, pending, keep=keep, warned=self.terms.warned)
         if clause := left_out(grant):
             result = msgspec.structs.replace(result, detail=f"{result.detail}; {clause}")
         if visible:

@@ -6,6 +6,7 @@ The caller holds the lock of the name.
 import logging
 import os
 import stat
+import time
 from contextlib import suppress
 from typing import Final
 
@@ -28,6 +29,9 @@ _LARGEST: Final = 256 * 1024
 """Bytes of a token file."""
 
 _SHORT: Final = 1000
+
+_PREPARED_FOR: Final = 1.0
+"""Seconds."""
 
 log = logging.getLogger(__name__)
 
@@ -131,18 +135,29 @@ def read_published(directories: Directories, name: str, record: Record | None = 
     Only this user can write it and its directory, by open descriptors. After ``record``, the generation has grown by at
     most one a second.
     """
+    return _proof(*_read_with_directory(directories, name), name, record)
+
+
+def _read_with_directory(directories: Directories, name: str) -> tuple[FileWithStatus | None, os.stat_result | None]:
+    """Return the token file and the status of its directory, by open descriptors."""
     try:
         directory = os.open(directories.tokens, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:
-        return None
+        return None, None
     try:
-        found = files.read(f"{name}.json", records.LARGEST, directory=directory)
-        statuses = [os.fstat(directory), *([] if found is None else [found.status])]
+        return files.read(f"{name}.json", records.LARGEST, directory=directory), os.fstat(directory)
     except (OSError, ValueError):
-        return None
+        return None, None
     finally:
         os.close(directory)
-    if (seen := _parsed(found, name)) is None or not all(map(_is_ours_alone, statuses)):
+
+
+def _proof(
+    found: FileWithStatus | None, directory: os.stat_result | None, name: str, record: Record | None
+) -> TokenFile | None:
+    if found is None or directory is None or not _is_ours_alone(found.status) or not _is_ours_alone(directory):
+        return None
+    if (seen := _parsed(found, name)) is None:
         return None
     if isinstance(record, Grant):
         since = record.last_rotation_at or record.authorized_at
@@ -173,9 +188,19 @@ class Publisher:
 
     def __init__(self, directories: Directories) -> None:
         self.directories: Final = directories
+        self._prepared_at = float("-inf")
         self._repaired: dict[str, int] = {}
         self._reported: set[str] = set()
         self._barred: set[str] = set()
+
+    def prepare(self) -> None:
+        """Prepare the directories (``Directories.prepare``), unless this did so in the last second.
+
+        Many rotations at once need it once: a request takes longer, and what is used is checked when it is opened.
+        """
+        if (now := time.monotonic()) - self._prepared_at > _PREPARED_FOR:
+            self.directories.prepare()
+            self._prepared_at = now
 
     def is_stale(self, record: Record, sharing: Sharing | None = None) -> bool:
         """Whether the token file is missing, differs from ``record``, or has other permissions.
@@ -214,12 +239,12 @@ class Publisher:
         ``StorageError``.
         """
         name = record.name
-        published = _read(self.directories, name)
+        published, directory = _read_with_directory(self.directories, name)
         wanted = self._wanted(record)
         if wanted is None or (not again and self._is_up_to_date(name, wanted, published)):
             return True
         dead = isinstance(record, Grant) and record.dead
-        seen = read_published(self.directories, name, record)
+        seen = _proof(published, directory, name, record)
         if seen is not None and seen.generation > record.generation and not dead:
             return False
         path = self.directories.token(name)
