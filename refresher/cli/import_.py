@@ -3,6 +3,8 @@
 import logging
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -119,12 +121,15 @@ def _import_directory(settings: Settings, directory: Path, entries: Iterable[str
         say(f"nothing to import in {directory}")
     codes = set()
     warned: set[str] = set()
+    known = import_grant.KnownTokens(settings.directories, partial(_fingerprints, files))
     for file in files:
         if file.suffix != ".json" or not is_name(file.stem):
             log.warning("warning: %s is skipped: its name must be the name of a grant and '.json'", file)
             continue
         try:
-            code = _import(settings, file.stem, str(file), replace=False, if_absent=if_absent, warned=warned)
+            code = _import(
+                settings, file.stem, str(file), replace=False, if_absent=if_absent, warned=warned, known=known
+            )
             if code is not None:
                 return code
         except Interrupted:
@@ -135,8 +140,25 @@ def _import_directory(settings: Settings, directory: Path, entries: Iterable[str
     return min(codes, default=None)
 
 
+def _fingerprints(files: Iterable[Path]) -> set[str]:
+    """Return the fingerprints of the refresh tokens in ``files``; what cannot be read is reported at its import."""
+    found = set()
+    for file in files:
+        with suppress(OSError):
+            if fingerprint := import_request.fingerprint_in(read_named(file, _LARGEST_IMPORT).data):
+                found.add(fingerprint)
+    return found
+
+
 def _import(
-    settings: Settings, name: str, source: str, *, replace: bool, if_absent: bool, warned: set[str]
+    settings: Settings,
+    name: str,
+    source: str,
+    *,
+    replace: bool,
+    if_absent: bool,
+    warned: set[str],
+    known: import_grant.KnownTokens | None = None,
 ) -> int | None:
     if if_absent and import_grant.exists(settings.directories, name):
         # Before the file is read: it may be deleted after the first start.
@@ -147,7 +169,7 @@ def _import(
     try:
         with StopSignals() as stopping:
             admitted = import_grant.store_grant(
-                settings.directories, grant, replace=replace, if_absent=if_absent, stopping=stopping
+                settings.directories, grant, replace=replace, if_absent=if_absent, stopping=stopping, known=known
             )
     except AlreadySpent as error:
         if not if_absent:

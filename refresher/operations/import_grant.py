@@ -1,6 +1,7 @@
 """Import: check that a grant may be stored under its name, and store it. A login ends here too."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Collection
 from urllib.parse import urlsplit
 
 import msgspec
@@ -19,10 +20,10 @@ from refresher.grants.providers import UNKNOWN, find_profile
 from refresher.grants.record import Grant, Record, Stored, Tombstone, with_spent
 from refresher.oauth import urls
 from refresher.storage import files, lock, records, recovery
-from refresher.storage.directories import Directories
+from refresher.storage.directories import Directories, Listing
 from refresher.storage.publishing import Publisher, left_out, published_generation
 
-__all__ = ["Imported", "exists", "is_for_other_server", "other_server", "sharing_login", "store_grant"]
+__all__ = ["Imported", "KnownTokens", "exists", "is_for_other_server", "other_server", "sharing_login", "store_grant"]
 
 
 class Imported(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,6 +32,53 @@ class Imported(msgspec.Struct, frozen=True, kw_only=True):
     grant: Grant
     stored: bool
     warnings: tuple[str, ...] = ()
+
+
+class KnownTokens:
+    """The names that have the refresh tokens of a command that imports many: it looks at all records once.
+
+    It only selects the records that a comparison reads. ``fingerprints`` returns those of the tokens to look for; any
+    other token is compared with all records. If another process has imported meanwhile, it looks again.
+    """
+
+    def __init__(self, directories: Directories, fingerprints: Callable[[], Collection[str]]) -> None:
+        self._directories = directories
+        self._fingerprints = fingerprints
+        self._names: dict[str, set[str]] = {}
+        self._always: set[str] = set()
+        """Names whose record cannot be read."""
+        self._unfinished: frozenset[str] = frozenset()
+        self._last_import: bytes | None = None
+
+    def listing(self, imported: Grant) -> Listing:
+        """Return the names to compare with. The caller holds the lock of imports. Raises ``DirectoryError``."""
+        if (last_import := _last_import(self._directories)) != self._last_import:
+            self._look()
+            self._last_import = last_import
+        if (names := self._names.get(_fingerprint(imported) or "")) is None:
+            return self._directories.listing()
+        return Listing(tuple({*names, *self._always, imported.name}), self._unfinished)
+
+    def add(self, imported: Grant, this_import: bytes) -> None:
+        """Note that ``imported`` is being stored."""
+        self._names.get(_fingerprint(imported) or "", set()).add(imported.name)
+        self._last_import = this_import
+
+    def _look(self) -> None:
+        listing = self._directories.listing()
+        self._names = {fingerprint: set() for fingerprint in self._fingerprints()}
+        self._always, self._unfinished = set(), listing.unfinished
+        for name in listing.names:
+            try:
+                record = records.load(self._directories, name).record
+            except (GrantFileError, OSError):
+                self._always.add(name)
+                continue
+            known = () if record is None else record.spent
+            if isinstance(record, Grant) and (fingerprint := _fingerprint(record)) is not None:
+                known = (*known, fingerprint)
+            for fingerprint in self._names.keys() & known:
+                self._names[fingerprint].add(name)
 
 
 def exists(directories: Directories, name: str) -> bool:
@@ -47,11 +95,13 @@ def store_grant(
     stopping: Callable[[], bool],
     same_login: bool = False,
     just_issued: bool = False,
+    known: KnownTokens | None = None,
 ) -> Imported:
     """Store ``imported`` durably, and publish its access token if it has one.
 
     ``same_login``: ``replace`` may replace a grant of the same server and account only, as far as they are known.
-    ``just_issued``: the server has issued the refresh token in this login, so it counts as unspent.
+    ``just_issued``: the server has issued the refresh token in this login, so it counts as unspent. ``known``: what an
+    earlier import of this command has found in all records.
 
     Raises ``OtherAccount``, ``ImportRefused`` if the name is taken or the refresh token is known, ``GrantFileError``
     for a damaged record of that name, ``LockBusy``, ``StorageError`` and ``Interrupted``. Then nothing is changed.
@@ -69,7 +119,7 @@ def store_grant(
             for origin in imported.origins
             if origin.startswith("http:") and not urls.is_loopback(urlsplit(origin).hostname or "")
         ]
-        warnings += _compare(directories, imported, just_issued=just_issued)
+        warnings += _compare(directories, imported, known, just_issued=just_issued)
         if trouble is not None:
             # A login that a person has just approved is stored all the same.
             warnings.append(f"cannot accept demands from agents: {trouble}")
@@ -92,6 +142,9 @@ def store_grant(
         if isinstance(stored.record, Grant) and not replace:
             raise ImportRefused(f"{name} exists: --replace replaces it, --if-absent keeps it")
         grant = _successor(directories, imported, stored, just_issued=just_issued)
+        this_import = _note_import(directories)
+        if known is not None:
+            known.add(grant, this_import)
         records.write(directories, name, stored, grant)
         try:
             Publisher(directories).publish(grant)
@@ -163,12 +216,12 @@ def _require_same_login(directories: Directories, imported: Grant) -> None:
             )
 
 
-def _compare(directories: Directories, imported: Grant, *, just_issued: bool) -> list[str]:
+def _compare(directories: Directories, imported: Grant, known: KnownTokens | None, *, just_issued: bool) -> list[str]:
     """Refuse a refresh token that another name holds or has spent; return warnings of records that it cannot read."""
     fingerprint = _fingerprint(imported)
     if fingerprint is None:
         return []  # two names may share client credentials: they are not spent
-    listing = directories.listing()
+    listing = directories.listing() if known is None else known.listing(imported)
     unchecked = []
     for name in listing.all:
         try:
@@ -231,6 +284,26 @@ def _successor(directories: Directories, imported: Grant, stored: Stored, *, jus
         not_before=there.not_before,
         max_age=there.max_age,
     )
+
+
+def _last_import(directories: Directories) -> bytes:
+    """Return what the last import noted, or nothing. Raises ``StorageError``."""
+    try:
+        return directories.import_lock.read_bytes()
+    except OSError as error:
+        raise StorageError(f"cannot read {directories.import_lock}: {error.strerror}") from None
+
+
+def _note_import(directories: Directories) -> bytes:
+    """Note an import in the file of its lock, before the record: then no ``KnownTokens`` overlooks it.
+
+    It needs no sync: after a crash of the system, no process remembers a look. Raises ``StorageError``.
+    """
+    try:
+        directories.import_lock.write_bytes(this_import := os.urandom(16))
+    except OSError as error:
+        raise StorageError(f"cannot write {directories.import_lock}: {error.strerror}; nothing was changed") from None
+    return this_import
 
 
 def _fingerprint(grant: Grant) -> str | None:

@@ -30,7 +30,7 @@ from refresher.oauth import urls
 from refresher.oauth.params import RESERVED_IN_RENEWALS, are_renewal_params
 from shim._token import is_name
 
-__all__ = ["ImportRequest", "check_files", "check_name", "parse"]
+__all__ = ["ImportRequest", "check_files", "check_name", "fingerprint_in", "parse"]
 
 log = logging.getLogger(__name__)
 
@@ -184,6 +184,18 @@ def parse(name: str, data: bytes, now: Moment) -> Grant:
     id_token = None if request.id_token is None or not is_token(request.id_token.reveal()) else request.id_token
     known = msgspec.structs.replace(grant, **accounts.identity(grant, id_token, request.access_token))
     return refresh_life.after_login(known, _refresh_token_lifetime(request, now.wall), now)
+
+
+class _Token(msgspec.Struct):
+    refresh_token: Secret
+
+
+def fingerprint_in(data: bytes) -> str | None:
+    """Return the fingerprint of the refresh token in ``data``, if it can be found; nothing is checked."""
+    try:
+        return msgspec.json.decode(data, type=_Token, dec_hook=decode_secret).refresh_token.fingerprint()
+    except (UnicodeDecodeError, msgspec.MsgspecError, RecursionError):
+        return None
 
 
 def _check_spelling(unknown: Collection[str]) -> None:

@@ -1,6 +1,7 @@
 """What a rotation costs: the files that it looks at, and the syncs that it waits for."""
 
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -22,13 +23,13 @@ def server() -> Iterator[TokenServer]:
         yield running
 
 
-def _trace(refresher: Command, calls: str, *arguments: str) -> list[str]:
+def _trace(refresher: Command, calls: str, *arguments: str, code: int = 0) -> list[str]:
     """Run the command; return its system calls below its state directory, with paths relative to it."""
     need(no_strace())
     path = refresher.home / "strace"
     prefix = ("strace", "-f", "-qq", "-y", "-s", "0", "-o", str(path), "-e", f"trace={calls}")
     done = refresher(*arguments, prefix=prefix)
-    assert done.code == 0, done.stderr
+    assert done.code == code, done.stderr
     state = str(refresher.state)
     return [
         line.partition(" ")[2].lstrip().replace(f"{state}/", "")
@@ -48,6 +49,26 @@ def test_a_rotation_of_one_name_looks_at_no_other_grant(
     assert len(server.asked["linear"]) == 1, "it was not rotated"
     assert any("grants/linear.json" in call for call in calls)
     assert [call for call in calls if "notion" in call or re.match(r"getdents64\(\d+<(grants|tokens)>", call)] == []
+
+
+def test_an_import_of_a_directory_looks_at_each_record_once(refresher: Command) -> None:
+    """If it failed, an import of many grants would cost more for each grant that is stored."""
+    fields = {"token_endpoint": "http://127.0.0.1:1/token", "client_id": "client", "server_url": "https://mcp.example"}
+    refresher.import_grant("stored", {**fields, "refresh_token": "a-stored-token"})
+    (source := refresher.home / "imports").mkdir()
+    for number in range(4):
+        written = refresher.write_import("new", {**fields, "refresh_token": f"a-new-token-{number % 3}"})
+        written.rename(source / f"new-{number}.json")
+    (source / "new-4.json").write_text("no JSON")
+    calls = _trace(refresher, "openat,getdents64", "import", "--from", str(source), code=2)
+    shutil.rmtree(source)  # no file may keep a secret
+    assert [path.stem for path in sorted(refresher.directories.grants.glob("new-*.json"))] == [
+        "new-0",
+        "new-1",
+        "new-2",
+    ]
+    assert len([call for call in calls if re.search(r'"grants/stored\.json"', call)]) == 1
+    assert len([call for call in calls if re.match(r"getdents64\(\d+<grants>", call)]) == 2, "one listing has two calls"
 
 
 def test_a_rotation_syncs_what_is_listed(refresher: Command, server: TokenServer) -> None:

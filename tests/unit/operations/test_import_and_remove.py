@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from refresher.common.errors import AlreadySpent, Interrupted, OtherAccount, StorageError
+from refresher.common.errors import AlreadySpent, ImportRefused, Interrupted, OtherAccount, StorageError
 from refresher.common.secret import Secret
 from refresher.grants.record import Account, Grant, Stored
-from refresher.operations.import_grant import store_grant
+from refresher.operations.import_grant import KnownTokens, store_grant
 from refresher.operations.remove import remove
 from refresher.storage import lock, records
 from refresher.storage.directories import Directories
@@ -100,6 +100,24 @@ def test_a_spent_refresh_token_is_never_imported_again(state: Directories, betwe
     old_copy = grant(grant_id="another", refresh_token=spent)
     with pytest.raises(AlreadySpent):
         store_grant(state, old_copy, replace=True, if_absent=False, stopping=lambda: False)
+
+
+def test_an_import_of_many_sees_what_others_import_meanwhile(state: Directories) -> None:
+    """If it failed, one refresh token would be stored under two names while a directory is imported (I3)."""
+    tokens = [Secret(f"refresh-token-{number}") for number in range(4)]
+    known = KnownTokens(state, lambda: {each.fingerprint() for each in tokens[:3]})
+
+    def store(name: str, token: Secret, known: KnownTokens | None = None) -> None:
+        new = grant(name=name, grant_id=name, refresh_token=token)
+        store_grant(state, new, replace=False, if_absent=False, stopping=lambda: False, known=known)
+
+    store("first", tokens[0], known)
+    store("of-another-process", tokens[1])
+    store("not-read-ahead", tokens[3])
+    for token, holder in ((tokens[0], "first"), (tokens[1], "of-another"), (tokens[3], "not-read-ahead")):
+        with pytest.raises(ImportRefused, match=f"{holder}.* holds this refresh token already"):
+            store("second", token, known)
+    store("second", tokens[2], known)
 
 
 def test_a_refresh_token_in_doubt_is_not_imported_after_a_removal(state: Directories) -> None:
