@@ -6,6 +6,7 @@ one operation each: a server that sends one byte per second never exceeds them. 
 
 import asyncio
 import socket
+import ssl
 import threading
 import time
 import zlib
@@ -38,6 +39,9 @@ _CONNECT_TIMEOUT: Final = 10.0
 _MAX_BODY: Final = 1024 * 1024
 _TICK: Final = 0.5
 _STOP_THRESHOLD: Final = 2.0
+
+_NO_TLS: Final = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+"""For plain HTTP: httpx would build a context for each request. It trusts nobody."""
 
 
 class PostResult:
@@ -129,7 +133,9 @@ def post(
         with anyio.move_on_after(timeout):
             async with (
                 httpx.AsyncClient(
-                    verify=tls and ssl_context(ca_file, client_cert=client.client_cert, client_key=client.client_key),
+                    verify=ssl_context(ca_file, client_cert=client.client_cert, client_key=client.client_key)
+                    if tls
+                    else _NO_TLS,
                     # httpx itself rejects IPv6 networks in NO_PROXY, and quotes proxy passwords in its errors.
                     trust_env=False,
                     proxy=build_proxy(parts.scheme, parts.hostname or "", httpx.Proxy),
