@@ -10,8 +10,10 @@ import ssl
 import threading
 import time
 import zlib
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import Future
+from contextvars import copy_context
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -150,7 +152,7 @@ def post(
         # The record may have been edited since the import (I8).
         urls.check_endpoint(url)
         result.error = connection_errors.too_slow(url, timeout)
-        anyio.run(send, backend_options={"loop_factory": RequestLoop})
+        _run(send())
     except urls.InvalidURL as error:
         result.error = f"the {endpoint_name} {error}"
     except ConfigError as error:
@@ -160,6 +162,27 @@ def post(
         result.error = connection_errors.reason(errors, secrets, url)
         result.certificate_refused = connection_errors.refuses_certificate(errors)
     return result
+
+
+def _run(request: Coroutine[Any, Any, None]) -> None:
+    """Run ``request`` alone in an event loop, in this thread; a loop in which one ended well is used again."""
+    try:
+        runner = _idle.pop()
+    except IndexError:
+        runner = asyncio.Runner(loop_factory=RequestLoop)
+    try:
+        runner.run(request, context=copy_context())
+    except BaseException:
+        runner.close()
+        raise
+    if len(_idle) < _MOST_IDLE:
+        _idle.append(runner)
+    else:
+        runner.close()
+
+
+_MOST_IDLE: Final = 16
+_idle: Final[deque[asyncio.Runner]] = deque()
 
 
 class RequestLoop(asyncio.SelectorEventLoop):
