@@ -152,7 +152,7 @@ def post(
         # The record may have been edited since the import (I8).
         urls.check_endpoint(url)
         result.error = connection_errors.too_slow(url, timeout)
-        _run(send())
+        _run(send)
     except urls.InvalidURL as error:
         result.error = f"the {endpoint_name} {error}"
     except ConfigError as error:
@@ -164,14 +164,14 @@ def post(
     return result
 
 
-def _run(request: Coroutine[Any, Any, None]) -> None:
+def _run(request: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Run ``request`` alone in an event loop, in this thread; a loop in which one ended well is used again."""
     try:
         runner = _idle.pop()
     except IndexError:
         runner = asyncio.Runner(loop_factory=RequestLoop)
     try:
-        runner.run(request, context=copy_context())
+        runner.run(request(), context=copy_context())
     except BaseException:
         runner.close()
         raise
