@@ -56,7 +56,7 @@ def run(options: Options, grace: float, listen: str | None, listen_hosts: tuple[
         raise ConfigError(f"--grace must be {_SHORTEST_GRACE:.0f} s or more: a request needs time to complete")
     warn_of_closed_directories(options.settings())
     with DaemonSignals() as signals:
-        from refresher.daemon.loop import Daemon  # APScheduler and httpx: no other command needs both
+        from refresher.daemon.loop import Daemon  # APScheduler and httpcore: no other command needs both
 
         return Daemon(options.resolve, signals, grace=grace).run()
 

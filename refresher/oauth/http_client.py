@@ -13,12 +13,13 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import Future
+from contextlib import aclosing
 from contextvars import copy_context
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import anyio
-import httpx
+import httpcore
 
 from refresher.common import clocks
 from refresher.common.clocks import Moment
@@ -42,8 +43,8 @@ _MAX_BODY: Final = 1024 * 1024
 _TICK: Final = 0.5
 _STOP_THRESHOLD: Final = 2.0
 
-_NO_TLS: Final = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-"""For plain HTTP: httpx would build a context for each request. It trusts nobody."""
+_SAFE: Final = "!#$%&'()*+,/:;=?@[]~"
+"""What stays as it is in the URL of a request, besides letters, digits and ``_.-``."""
 
 
 class PostResult:
@@ -64,12 +65,16 @@ class PostResult:
         """Whether the server ended the TLS handshake because it requires a client certificate that it accepts."""
         self._secrets = secrets
 
-    async def receive(self, response: httpx.Response) -> None:
+    async def receive(self, response: httpcore.Response) -> None:
         """Read the response, up to the size limit of a body."""
-        self.headers = {name.lower(): value for name, value in response.headers.items()}
-        self.status = response.status_code
+        headers: dict[str, str] = {}
+        for name, value in response.headers:
+            key, text = name.decode("latin-1").lower(), value.decode("latin-1")
+            headers[key] = f"{headers[key]}, {text}" if key in headers else text
+        self.headers = headers
+        self.status = response.status
         # Raw bytes: if the server labels the encoding wrongly, a decoder would lose the only copy of a token.
-        async for chunk in response.aiter_raw():
+        async for chunk in response.aiter_stream():
             self.body += chunk[: _MAX_BODY - len(self.body)]
             if len(self.body) >= _MAX_BODY:
                 return
@@ -117,7 +122,7 @@ def post(
     """
     secrets = (client.refresh_token, client.access_token, client.client_secret, *secrets)
     result = PostResult(secrets)
-    # Newest first: when writing fails, httpx goes on to read and drops the first error.
+    # Newest first: when writing fails, httpcore goes on to read and drops the first error.
     errors: list[BaseException] = []
 
     async def trace(event: str, info: dict[str, Any]) -> None:
@@ -131,20 +136,25 @@ def post(
     async def send() -> None:
         body, headers = build_request(client, fields, clocks.now().wall)
         parts = urlsplit(url)
-        tls = parts.scheme == "https"
+        limits = {"connect": min(_CONNECT_TIMEOUT, timeout), "read": timeout, "write": timeout}
         with anyio.move_on_after(timeout):
+            tls = None
+            if parts.scheme == "https":
+                tls = ssl_context(ca_file, client_cert=client.client_cert, client_key=client.client_key)
             async with (
-                httpx.AsyncClient(
-                    verify=ssl_context(ca_file, client_cert=client.client_cert, client_key=client.client_key)
-                    if tls
-                    else _NO_TLS,
-                    # httpx itself rejects IPv6 networks in NO_PROXY, and quotes proxy passwords in its errors.
-                    trust_env=False,
-                    proxy=build_proxy(parts.scheme, parts.hostname or "", httpx.Proxy),
-                    follow_redirects=False,
-                    timeout=httpx.Timeout(timeout, connect=min(_CONNECT_TIMEOUT, timeout)),
-                ) as http,
-                http.stream("POST", url, content=body, headers=headers, extensions={"trace": trace}) as response,
+                aclosing(_connection(url, tls, build_proxy(parts.scheme, parts.hostname or "", _proxy))) as connection,
+                connection.stream(
+                    "POST",
+                    quote(url, safe=_SAFE),
+                    headers=[
+                        ("Host", urls.parse_origin(url).partition("://")[2]),
+                        *headers.items(),
+                        ("Connection", "keep-alive"),
+                        ("Content-Length", str(len(body))),
+                    ],
+                    content=body,
+                    extensions={"trace": trace, "timeout": limits},
+                ) as response,
             ):
                 await result.receive(response)
 
@@ -162,6 +172,27 @@ def post(
         result.error = connection_errors.reason(errors, secrets, url)
         result.certificate_refused = connection_errors.refuses_certificate(errors)
     return result
+
+
+def _connection(
+    url: str, tls: ssl.SSLContext | None, proxy: httpcore.Proxy | None
+) -> httpcore.AsyncConnectionInterface:
+    """Return a new connection for one request; on one that was used, it can be uncertain whether a byte was sent."""
+    # httpcore, because the client of httpx takes as much time again as the request.
+    pool = httpcore.AsyncConnectionPool(ssl_context=tls, proxy=proxy)
+    return pool.create_connection(httpcore.URL(url).origin)
+
+
+def _proxy(address: str) -> httpcore.Proxy:
+    """Return the proxy at ``address``. Raises ``ValueError``."""
+    parts = urlsplit(address)
+    if parts.scheme not in ("http", "https", "socks5", "socks5h") or not parts.hostname:
+        raise ValueError("it is not the URL of a proxy")
+    auth = None
+    if parts.username or parts.password:
+        auth = (unquote(parts.username or "").encode(), unquote(parts.password or "").encode())
+    url = httpcore.URL(scheme=parts.scheme, host=parts.hostname.encode("idna"), port=parts.port, target=b"/")
+    return httpcore.Proxy(url, auth=auth)
 
 
 def _run(request: Callable[[], Coroutine[Any, Any, None]]) -> None:

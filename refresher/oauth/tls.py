@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 
-import httpx
+import certifi
 
 from refresher.common import reading
 from refresher.common.errors import ConfigError
@@ -66,12 +66,14 @@ def _context(
     authorities: bytes | None,
     certificates: bytes | None,
     key: bytes | None,
-    _directory: object,
+    directory: tuple[str, ...] | None,
 ) -> ssl.SSLContext:
     with ExitStack() as copies:
         try:
-            if authorities is None:
-                context = httpx.create_ssl_context()
+            if authorities is None and directory is not None:
+                context = ssl.create_default_context(capath=directory[0])
+            elif authorities is None:
+                context = ssl.create_default_context(cafile=certifi.where())
             else:
                 context = ssl.create_default_context(cafile=copies.enter_context(_copy(authorities)))
         except ssl.SSLError:

@@ -269,7 +269,7 @@ def check_files(grant: Grant, now: float, ca_file: str | None = None) -> None:
 
             client_assertion(grant, now)
         if grant.client_cert is not None:
-            from refresher.oauth.tls import ssl_context  # imports httpx, so only if it is needed
+            from refresher.oauth.tls import ssl_context  # imports ssl, so only if it is needed
 
             ssl_context(ca_file, client_cert=grant.client_cert, client_key=grant.client_key)
     except ConfigError as error:

@@ -122,7 +122,7 @@ def _rotate_if_owned(
     publisher = Publisher(directories)
     found = inspect(publisher, name, listing=listing, demands=demands.pending(directories, (name,)))
     if found.needs_lock:
-        from refresher.operations.rotate import Order, Terms, rotate  # it loads httpx, which most calls do not need
+        from refresher.operations.rotate import Order, Terms, rotate  # it loads httpcore, which most calls do not need
 
         terms = Terms(ca_file=settings.ca_file, stopping=stopping, lock_wait=lock_wait)
         return rotate(publisher, Order.after(found), terms)

@@ -78,7 +78,7 @@ def _rotate_all(
     progress: Callable[[list[str]], None],
 ) -> list[Result]:
     """Rotate in parallel; return a result for each grant that still exists."""
-    # These load httpx, which costs six times as much as a run with nothing due.
+    # These load httpcore, which costs six times as much as a run with nothing due.
     from refresher.oauth.tls import ssl_context
     from refresher.operations.rotate import Order, Terms, rotate
     from refresher.operations.work_queue import run_all

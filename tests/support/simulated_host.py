@@ -56,7 +56,7 @@ class SimulatedHost:
         for target, replacement in (
             ("refresher.common.clocks.now", clock.read),
             ("refresher.oauth.token_request.time", SimpleNamespace(monotonic=lambda: clock.read().monotonic)),
-            ("httpx.AsyncClient", self._network.client),
+            ("refresher.oauth.http_client._connection", self._network.connect),
             ("refresher.operations.rotate.Attempt", self._begin),
             ("os.fsync", lambda _: None),
         ):

@@ -4,11 +4,12 @@ It is the transport of the HTTP client of the product. ``tests/faults/test_lost_
 those cannot last hours of a simulated clock.
 """
 
+from collections.abc import AsyncIterable
 from types import SimpleNamespace
 from typing import Any, Final, Literal, NamedTuple
 from urllib.parse import parse_qsl
 
-import httpx
+import httpcore
 
 from tests.support.model_server import Answer
 from tests.support.observer import Observer
@@ -49,7 +50,6 @@ _AFTERWARDS: Final = {"error after": Answer(502, b"<html>"), "garbled": Answer(2
 """Answers that replace the answer of the server."""
 
 _POST: Final = SimpleNamespace(method=b"POST")
-_CLIENT: Final = httpx.AsyncClient
 
 
 class Trouble(NamedTuple):
@@ -65,7 +65,7 @@ class Killed(BaseException):
     """The process is killed; the product does not catch it."""
 
 
-class SimulatedNetwork(httpx.AsyncBaseTransport):
+class SimulatedNetwork(httpcore.AsyncConnectionInterface):
     """The network between one client and its server."""
 
     def __init__(self, clock: SimulatedClock, observer: Observer) -> None:
@@ -76,25 +76,29 @@ class SimulatedNetwork(httpx.AsyncBaseTransport):
         self._clock = clock
         self._observer = observer
 
-    def client(self, **options: Any) -> httpx.AsyncClient:
-        """Return the HTTP client of the product with this transport."""
-        return _CLIENT(**options, transport=self)
+    def connect(self, *_: Any) -> "SimulatedNetwork":
+        """Return the connection of one request."""
+        return self
+
+    async def aclose(self) -> None:
+        """Close the connection."""
 
     def kill(self, fault: Fault) -> None:
         """Kill the process if this is the fault of the request."""
         if self.fault == fault:
             raise Killed
 
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+    async def handle_async_request(self, request: httpcore.Request) -> httpcore.Response:
         """Transfer one request and its answer, with its fault."""
         trouble = self.troubles.pop(0) if self.troubles else Trouble()
         self.fault = fault = trouble.fault
         limits = request.extensions["timeout"]
-        fields = dict(parse_qsl(request.content.decode()))
+        assert isinstance(request.stream, AsyncIterable)
+        fields = dict(parse_qsl(b"".join([part async for part in request.stream]).decode()))
         self._observer.connects(fields, limits["read"])
-        self._wait(trouble.connecting, limits["connect"], httpx.ConnectTimeout)
+        self._wait(trouble.connecting, limits["connect"], httpcore.ConnectTimeout)
         if fault == "unreachable":
-            raise httpx.ConnectError("connection refused")
+            raise httpcore.ConnectError("connection refused")
         await request.extensions["trace"]("http11.send_request_headers.started", {"request": _POST})
         self._observer.sends(fields)
         self.kill("killed after its mark")
@@ -103,17 +107,18 @@ class SimulatedNetwork(httpx.AsyncBaseTransport):
             self._clock.happen(Happening("passes", trouble.travels))
             answer = self._observer.arrives(fields)
         passed = trouble.connecting.seconds if trouble.connecting.what == "passes" else 0.0
-        self._wait(trouble.waiting, limits["read"] - passed, httpx.ReadTimeout)
+        self._wait(trouble.waiting, limits["read"] - passed, httpcore.ReadTimeout)
         self.kill("killed before its answer")
         if answer is None or fault == "lost on the way back":
-            raise httpx.ReadError("reset")
+            raise httpcore.ReadError("reset")
         answer = _AFTERWARDS.get(fault, answer)
         if fault not in (*_AFTERWARDS, "error before"):
             self._observer.delivers(answer)
-        headers = {"Retry-After": str(int(abs(trouble.waiting.seconds) * 100))} if answer.status == 503 else {}
-        return httpx.Response(answer.status, headers=headers, stream=httpx.ByteStream(answer.body))
+        retry_after = ("Retry-After", str(int(abs(trouble.waiting.seconds) * 100)))
+        headers = [retry_after] if answer.status == 503 else []
+        return httpcore.Response(answer.status, headers=headers, content=answer.body)
 
-    def _wait(self, happening: Happening, remaining: float, late: type[httpx.TimeoutException]) -> None:
+    def _wait(self, happening: Happening, remaining: float, late: type[httpcore.TimeoutException]) -> None:
         if happening.what != "passes":
             self._observer.disturbed = True
         elif happening.seconds >= remaining:
