@@ -20,9 +20,9 @@ _AT_ONCE = 64
 
 async def main(requests: list[tuple[str, str, float]]) -> None:
     limits = httpx.Limits(max_connections=_AT_ONCE)
-    began, wall = time.perf_counter(), time.time()
     turns = asyncio.Semaphore(_AT_ONCE)
     async with httpx.AsyncClient(limits=limits, trust_env=False, timeout=60) as client:
+        began, wall = time.perf_counter(), time.time()
 
         async def send(endpoint: str, client_id: str, at: float) -> None:
             if (wait := began + at - time.perf_counter()) > 0:

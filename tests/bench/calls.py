@@ -22,14 +22,12 @@ _CALLS: Final = 50
 _SECONDS: Final = 0.05
 """The time that the server takes for each."""
 
-_SLOW: Final = 0.5
-_ROUNDS: Final = 11
+_SLOW: Final = 0.4
+_ROUNDS: Final = 9
 _SLOW_ROUNDS: Final = 2
 """For providers that make one call after the other."""
 
 _FASTMCP: Final = str(ROOT / ".venv/fastmcp/bin/python")
-
-_Round = Callable[[], float]
 
 
 def measure(run: Run) -> None:
@@ -51,6 +49,7 @@ def measure(run: Run) -> None:
 
 def _compare(run: Run, layer: Literal["http", "mcp"], url: str, published: Published) -> None:
     plan = {"layer": layer, "url": url, "tokens": str(published.tokens), "demands": str(published.demands)}
+    slow_rounds = 1 if run.quick else _SLOW_ROUNDS
     with ExitStack() as ends:
         ours = ends.enter_context(_agent(sys.executable, plan | {"way": "shim"}))
         fixed = ends.enter_context(_agent(sys.executable, plan | {"way": "fixed"}))
@@ -65,10 +64,10 @@ def _compare(run: Run, layer: Literal["http", "mcp"], url: str, published: Publi
             if way == "fastmcp" and fastmcp_login.missing() is not None:
                 continue
             with _agent(python, plan | {"way": way}) as theirs:
-                theirs(many)
-                run.note(f"calls.{layer}_{way}", pairs(_SLOW_ROUNDS, lambda: ours(many), lambda: theirs(many)))
+                theirs(quick)
+                run.note(f"calls.{layer}_{way}", pairs(slow_rounds, lambda: ours(many), lambda: theirs(many)))
                 if (layer, way) == ("mcp", "sdk"):
-                    run.note("calls.beside_sdk", pairs(_SLOW_ROUNDS, lambda: ours(quick), lambda: theirs(quick)))
+                    run.note("calls.beside_sdk", pairs(slow_rounds, lambda: ours(quick), lambda: theirs(quick)))
 
 
 @contextmanager

@@ -12,9 +12,11 @@ from tests.bench.measuring import Run, bare_cpu, cost, cpu_of, memory_of, pairs
 
 __all__ = ["measure"]
 
-_SETTLED: Final = 2.0
-_IDLE: Final = 6.0
-"""Seconds."""
+_SETTLED: Final = 1.5
+"""Seconds after which a daemon that is ready does nothing more."""
+
+_IDLE: Final = 5.0
+"""Seconds in which it is watched."""
 
 _READ: Final = """
 import os, sys
@@ -55,13 +57,13 @@ def measure(run: Run) -> None:
     }
     for size in run.sizes:
         home = shared(run, size)
-        rounds = 7 if size <= 1000 else 3 if size <= 10_000 else 1
+        rounds = 1 if size > 10_000 else 3 if size > 1000 or run.quick else 5
         run.say(f"run-once, status and run among {size:,} grants")
         home.refresher("run-once", "--horizon", "70")  # what the first run of all does is not measured
         measured = {
             "run-once": _cpu(home, rounds, 1000, "run-once", "--horizon", "70"),
             "status": _cpu(home, rounds, 1, "status"),
-            **_run(home, min(rounds, 3), idle="idle" in rows.get(size, {})),
+            **_run(home, 1 if run.quick else min(rounds, 3), idle="idle" in rows.get(size, {})),
         }
         for curve, figure in measured.items():
             run.point(curve, size, figure)

@@ -20,10 +20,10 @@ class Curve(NamedTuple):
 
 CURVES: Final = {
     "rotation": Curve("One forced rotation", "ms of processor time", "a bare POST and two durable files"),
-    "run-once --force": Curve("run-once --force, all grants", "s", "as many bare POSTs, 64 at once"),
+    "run-once --force": Curve("run-once --force, all grants", "seconds", "as many bare POSTs, 64 at once"),
     "run-once": Curve("run-once, nothing due", "ms of processor time", "python -c pass"),
-    "status": Curve("status", "s of processor time", "python -c pass"),
-    "start-up": Curve("run, until it is ready", "s", "reading each file once"),
+    "status": Curve("status", "seconds of processor time", "python -c pass"),
+    "start-up": Curve("run, until it is ready", "seconds", "reading each file once"),
     "memory": Curve("run, memory", "MiB", "a bare interpreter"),
 }
 """Of the points that ``Run.point`` notes, those that are drawn."""
@@ -52,6 +52,7 @@ def draw(results: Results, path: Path) -> None:
         panel.plot(sizes, [median(each.peer) for _, each in points], "s--", color="tab:gray", label=curve.peer)
         panel.set_xscale("log")
         panel.set_yscale("log")
+        panel.set_xlim(0.7, 1.4 * max(map(max, results.curves.values())))
         values = [value for _, each in points for value in (*each.refresher, *each.peer)]
         panel.set_ylim(10 ** math.floor(math.log10(min(values))), 10 ** math.ceil(math.log10(max(values))))
         panel.set_title(curve.title)
@@ -62,7 +63,7 @@ def draw(results: Results, path: Path) -> None:
         for axis in (panel.xaxis, panel.yaxis):
             axis.set_minor_formatter(NullFormatter())
         panel.grid(visible=True, which="major", alpha=0.4)
-        panel.legend()
+        panel.legend(loc="upper left")
     load = " to ".join(f"{each:.1f}" for each in results.load)
     figure.suptitle(f"refresher by number of grants ({results.machine}, {results.date}, load {load})")
     figure.savefig(path, dpi=110)

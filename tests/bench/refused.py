@@ -15,7 +15,6 @@ from tests.bench.server import Server
 
 __all__ = ["measure"]
 
-_ROUNDS: Final = 3
 _PROCESSES: Final = 64
 _HEAD_START: Final = 3.0
 """Seconds for the processes to begin before ``run``."""
@@ -29,17 +28,17 @@ def measure(run: Run) -> None:
 
 
 def _measure_callers(run: Run, server: Server) -> None:
-    count = run.count(10_000)
+    count, rounds = run.count(10_000), _rounds(run)
     run.say(f"{count:,} callers with one refused token")
     home = Home(run.root / "refused")
     for prefix in ("plain", "single", "many"):
-        home.add(new_grants(_ROUNDS, prefix=prefix, endpoint=server.endpoint, origin=server.origin))
-    for number in range(_ROUNDS):
+        home.add(new_grants(rounds, prefix=prefix, endpoint=server.endpoint, origin=server.origin))
+    for number in range(rounds):
         server.refuse(f"access-token-of-single-{number}")
         server.refuse(f"access-token-of-many-{number}")
     wall, calls = [], []
     with home.daemon():
-        for number in range(_ROUNDS):
+        for number in range(rounds):
             plain, _ = _call(home, server, f"plain-{number}", calls=count)
             single, _ = _call(home, server, f"single-{number}", calls=1)
             many, succeeded = _call(home, server, f"many-{number}", calls=count)
@@ -48,14 +47,14 @@ def _measure_callers(run: Run, server: Server) -> None:
     asked = Counter(each.client for each in server.log())
     run.note("refused.wall", wall)
     run.note("refused.calls", calls)
-    run.note("refused.exchanges", [(asked[f"many-{number}/{LIFE:g}"], 1) for number in range(_ROUNDS)])
+    run.note("refused.exchanges", [(asked[f"many-{number}/{LIFE:g}"], 1) for number in range(rounds)])
 
 
 def _measure_processes(run: Run, server: Server) -> None:
     """Let the processes find that their token has expired before ``run`` starts: all of them demand a newer one."""
     run.say(f"{_PROCESSES} processes when their token expires")
     exchanges, calls = [], []
-    for number in range(_ROUNDS):
+    for number in range(_rounds(run)):
         prefix = f"expired-{number}"
         grants = new_grants(1, prefix=prefix, endpoint=server.endpoint, origin=server.origin, age=lambda _: LIFE + 1)
         home = Home(run.root / prefix, grants)
@@ -72,6 +71,10 @@ def _measure_processes(run: Run, server: Server) -> None:
         calls.append((sum(succeeded), float(_PROCESSES)))
     run.note("refused.expiry", exchanges)
     run.note("refused.expiry_calls", calls)
+
+
+def _rounds(run: Run) -> int:
+    return 1 if run.quick else 3
 
 
 def _call(home: Home, server: Server, name: str, *, calls: int, processes: int = 1) -> tuple[float, float]:

@@ -27,7 +27,7 @@ __all__ = ["measure"]
 
 _HOUR: Final = 3600
 _BOUND: Final = 60.0
-_AT_ONCE: Final = 2
+_AT_ONCE: Final = 3
 """Situations; most of their time is spent waiting."""
 
 
