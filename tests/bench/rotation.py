@@ -101,6 +101,7 @@ def _floor(server: Server, directory: Path) -> tuple[_Cost, float]:
 
 
 def write_durably(path: Path) -> None:
+    """Replace a file as the product does: the new bytes, and then their name, are on the disk."""
     temporary = path.with_name(f"{path.name}.new")
     files.durable_create(temporary, bytes(1024))
     temporary.rename(path)

@@ -29,14 +29,15 @@ def measure(run: Run) -> None:
 
 def _forced(run: Run, server: Server) -> None:
     seconds = {}
-    for size in (run.count(100), run.count(1000) // 3, run.count(1000)):
+    for size in (1, run.count(100), run.count(1000) // 3, run.count(1000)):
         run.say(f"run-once --force of {size:,} grants")
         home = Home(run.root / f"forced-{size}", new_grants(size, endpoint=server.endpoint))
         bare = _post(server, size)
         seconds[size] = home.refresher("run-once", "--force").wall
         run.point("run-once --force", size, [(seconds[size], (bare + _post(server, size)) / 2)])
-    third, most = list(seconds)[1:]
-    run.note("throughput.linear", [(1000 * seconds[most] / most, 1000 * seconds[third] / third)])
+    one, _, third, most = seconds
+    each = [1000 * (seconds[size] - seconds[one]) / (size - one) for size in (most, third)]
+    run.note("throughput.linear", [(each[0], each[1])])
     bare = run.results.curves["run-once --force"][most].peer[0]
     run.note("throughput.forced", [(most / seconds[most], most / bare)])
 
