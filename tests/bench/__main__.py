@@ -50,7 +50,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--minutes", type=float, default=None, help="how long run rotates without a pause (0.5; 10 for a full run)"
     )
-    parser.add_argument("--read", metavar="FILE", help="measure nothing: show the results of an earlier run")
+    parser.add_argument(
+        "--read", metavar="FILE", help="measure nothing: show the results of an earlier run, in any form"
+    )
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", dest="show", action="store_const", const=report.as_json, default=report.as_table)
     form.add_argument(

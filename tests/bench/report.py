@@ -85,7 +85,8 @@ def as_json(results: Results) -> str:
 def as_markdown(results: Results) -> str:
     """Return the table of README.md."""
     lines = [f"| {_heading(results)} | refresher | beside it | ratio |", "|---|---|---|---|"]
-    for row in (row for row in ROWS if row.key in IN_README):
+    by_key = {row.key: row for row in ROWS}
+    for row in map(by_key.__getitem__, IN_README):
         figure = results.figures.get(row.key)
         cells = ["not measured", "", ""]
         if figure is not None:
@@ -122,7 +123,7 @@ def _number(value: float) -> str:
 
 
 def _ratio(ratio: float | None) -> str:
-    return "" if ratio is None else f"{ratio:.2f}x"
+    return "" if ratio is None else f"{ratio:.2f}x" if ratio else "0x"
 
 
 def _spread(summary: _Summary) -> str:

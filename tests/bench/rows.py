@@ -87,7 +87,7 @@ IN_README: Final = (
     "throughput.forced",
     "lateness.p99",
 )
-"""The rows of the table in README.md: with its two lines of heading, ten lines."""
+"""The rows of the table in README.md, in order: with its two lines of heading, ten lines."""
 
 
 def questions() -> list[str]:

@@ -87,7 +87,7 @@ def test_a_missed_goal_is_marked(key: str, refresher: float, missed: bool) -> No
 def test_the_table_of_the_readme_has_at_most_ten_lines_and_the_rows_it_claims() -> None:
     """If it failed, the README would show figures that ``tests/run --bench`` does not measure."""
     lines = report.as_markdown(results()).splitlines()
-    titles = [report.title(row, quick=False) for row in ROWS if row.key in IN_README]
+    titles = [report.title(row, quick=False) for key in IN_README for row in ROWS if row.key == key]
     assert len(lines) <= 10
     assert len(titles) == len(IN_README)
     assert _first_cells(lines[2:]) == titles
