@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -28,15 +29,23 @@ def main() -> None:
     if unknown := set(options.questions) - set(rows.questions()):
         parser.error(f"there is no question {min(unknown)!r}: {', '.join(rows.questions())}")
     if options.read:
-        results = msgspec.json.decode(Path(options.read).read_bytes(), type=Results)
-    else:
-        results = _measure(options.questions or rows.questions(), quick=options.quick, minutes=options.minutes)
+        _show(msgspec.json.decode(Path(options.read).read_bytes(), type=Results), options.show)
+        return
+    with tempfile.TemporaryDirectory(prefix="refresher-bench-") as root:
+        minutes = options.minutes or (0.2 if options.quick else 0.5)
+        results = _measure(Path(root), options.questions or rows.questions(), quick=options.quick, minutes=minutes)
         _SAVED.mkdir(parents=True, exist_ok=True)
         (_SAVED / "results.json").write_bytes(msgspec.json.format(msgspec.json.encode(results)))
+        _show(results, options.show)
+        print("removing the files of the measurements", file=sys.stderr)
+
+
+def _show(results: Results, form: Callable[[Results], str]) -> None:
+    """Draw the curves, and print the rest."""
     if results.curves:
         picture.draw(results, _SAVED / "curves.png")
         print(f"the curves: {_SAVED / 'curves.png'}", file=sys.stderr)
-    print(options.show(results))
+    print(form(results), flush=True)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -61,23 +70,21 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _measure(questions: list[str], *, quick: bool, minutes: float | None) -> Results:
+def _measure(root: Path, questions: list[str], *, quick: bool, minutes: float) -> Results:
+    began = time.monotonic()
     results = Results(
         machine=_machine(),
         date=dt.datetime.now().astimezone().date().isoformat(),
         load=[os.getloadavg()[0]],
         quick=quick,
     )
-    began = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="refresher-bench-") as root:
-        run = Run(Path(root), results, minutes=minutes or (0.2 if quick else 0.5))
-        try:
-            for question in questions:
-                _ask(run, question)
-        finally:
-            oidc.close()
-            warm.close()
-            run.say("removing the files")
+    run = Run(root, results, minutes=minutes)
+    try:
+        for question in questions:
+            _ask(run, question)
+    finally:
+        oidc.close()
+        warm.close()
     results.load.append(os.getloadavg()[0])
     results.seconds = time.monotonic() - began
     return results

@@ -74,7 +74,7 @@ def _measure_processes(run: Run, server: Server) -> None:
 
 
 def _rounds(run: Run) -> int:
-    return 1 if run.quick else 3
+    return 1 if run.quick else 2
 
 
 def _call(home: Home, server: Server, name: str, *, calls: int, processes: int = 1) -> tuple[float, float]:

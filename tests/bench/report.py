@@ -52,7 +52,7 @@ def as_table(results: Results) -> str:
             lines.append((name, "-", "", "", "", "", _goal(row.goal, row.unit), f"not measured: {reason}"))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)][:-1]
     table = ["  ".join([*map(str.ljust, line, widths), line[-1]]).rstrip() for line in lines]
-    return "\n".join([_heading(results), "", *table, "", *results.notes])
+    return "\n".join([f"{_heading(results)}, measured in {results.seconds:.0f} s", "", *table, "", *results.notes])
 
 
 def as_json(results: Results) -> str:
