@@ -12,7 +12,7 @@ from tests.bench.measuring import Run, bare_cpu, cost, cpu_of, memory_of, pairs
 
 __all__ = ["measure"]
 
-_SETTLED: Final = 1.5
+_SETTLED: Final = 3.0
 """Seconds after which a daemon that is ready does nothing more."""
 
 _IDLE: Final = 5.0

@@ -41,7 +41,7 @@ def draw(results: Results, path: Path) -> None:
     columns = min(len(drawn), 3)
     rows = -(-len(drawn) // columns)
     figure, panels = plt.subplots(
-        rows, columns, figsize=(5 * columns, 4 * rows + 0.5), squeeze=False, layout="constrained"
+        rows, columns, figsize=(5.6 * columns, 4 * rows + 0.5), squeeze=False, layout="constrained"
     )
     for panel in panels.flat[len(drawn) :]:
         panel.set_visible(False)
@@ -56,6 +56,7 @@ def draw(results: Results, path: Path) -> None:
         values = [value for _, each in points for value in (*each.refresher, *each.peer)]
         panel.set_ylim(10 ** math.floor(math.log10(min(values))), 10 ** math.ceil(math.log10(max(values))))
         panel.set_title(curve.title)
+        panel.tick_params(labelsize=9)
         panel.set_xlabel("grants")
         panel.set_ylabel(curve.axis)
         panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
