@@ -55,7 +55,9 @@ def _parser() -> argparse.ArgumentParser:
         f"is marked, and is no error. The results and the picture of the curves are kept in {_SAVED}.",
     )
     parser.add_argument("questions", nargs="*", metavar="QUESTION", help=f"measure only: {', '.join(rows.questions())}")
-    parser.add_argument("--quick", action="store_true", help="a tenth of the grants and callers, in two minutes")
+    parser.add_argument(
+        "--quick", action="store_true", help="a tenth of the grants and callers, in about three minutes"
+    )
     parser.add_argument(
         "--minutes", type=float, default=None, help="how long run rotates without a pause (0.5; 10 for a full run)"
     )
