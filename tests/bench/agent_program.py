@@ -2,16 +2,13 @@
 
     python -m tests.bench.agent_program
 
-Reads its ``Plan``, a line of JSON. It makes the calls with a fixed header, the baseline of all its times, and prints
-that it is ready. After the next line it makes the calls in its own way; another line ends steady calls. Then it prints
-its ``Report``.
+Reads its ``Plan``, a line of JSON, and prints that it is ready. After the next line it makes the calls; another line ends
+steady calls. Then it prints its ``Report``.
 """
 
-import functools
 import json
 import os
 import sys
-import time
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -19,7 +16,6 @@ from typing import Any, Literal, TypedDict
 
 import anyio
 import anyio.to_thread
-import httpx2
 from anyio.abc import TaskStatus
 from mcp import Client
 from mcp.client.auth import OAuthClientProvider, TokenStorage
@@ -43,7 +39,6 @@ _REDIRECT = AnyUrl("https://client.example/callback")
 _PAUSE = 0.05
 _LAST_ANSWERS = 10.0
 """Seconds in which running calls must end after a steady round."""
-_STEADY_BASELINE_CALLS = 20
 _Call = Callable[[str, dict[str, Any]], Awaitable[Any]]
 
 
@@ -59,14 +54,9 @@ class Plan(TypedDict):
     """The metadata that the SDK's provider knows if it has logged in in the same process."""
     life: int
     """The lifetime in seconds that it then knows too."""
-    header: str
-    """The ``Authorization`` header of the baseline."""
-    load: Literal["at once", "beside", "steadily"]
+    load: Literal["at once", "steadily"]
     calls: int
     """The number of calls at the same time."""
-    seconds: float
-    """The time that the server takes for a call; ``beside``: for the slow call beside the others."""
-    rounds: int
     bound: float
     """Seconds after which a round ends, with calls still running."""
     connects_late: bool
@@ -80,8 +70,6 @@ class Report(TypedDict):
     failed: int
     unended: int
     logins: int
-    slowest: float
-    """The slowest measured call that succeeded, in multiples of the baseline."""
     errors: list[str]
 
 
@@ -137,34 +125,30 @@ class _Provider(OAuthClientProvider):
 
 
 class _Tally:
-    """The results of calls, and the time of the slowest measured one."""
+    """The results of calls."""
 
     def __init__(self) -> None:
         self.begun = self.succeeded = 0
-        self.slowest = 0.0
         self.errors: list[str] = []
 
-    async def make(self, call: _Call, tool: str, arguments: dict[str, Any], *, measured: bool = True) -> None:
+    async def make(self, call: _Call) -> None:
         self.begun += 1
-        began = time.perf_counter()
         try:
-            answer = await call(tool, arguments)
+            answer = await call("add", {"a": 1, "b": 2})
             if answer.is_error:
                 self.errors.append("an error as a result")
             else:
                 self.succeeded += 1
-                if measured:
-                    self.slowest = max(self.slowest, time.perf_counter() - began)
         except Exception as error:  # noqa: BLE001  any error is a result of the call
             self.errors.append(f"{type(error).__name__}: {error}")
 
 
-async def _round(plan: Plan, call: _Call, tally: _Tally, over: anyio.Event) -> None:
-    """Make the calls of one round; ``over`` ends a steady one."""
+async def _make_calls(plan: Plan, call: _Call, tally: _Tally, over: anyio.Event) -> None:
+    """Make the calls; ``over`` ends steady ones."""
 
     async def steadily() -> None:
         while not over.is_set():
-            await tally.make(call, "add", {"a": 1, "b": 2})
+            await tally.make(call)
             with anyio.move_on_after(_PAUSE):
                 await over.wait()
 
@@ -172,22 +156,15 @@ async def _round(plan: Plan, call: _Call, tally: _Tally, over: anyio.Event) -> N
         await over.wait()
         scope.deadline = min(scope.deadline, anyio.current_time() + _LAST_ANSWERS)
 
-    tally.slowest = 0.0
     with anyio.move_on_after(plan["bound"]) as scope:
         async with anyio.create_task_group() as tasks:
             if plan["load"] == "steadily":
                 tasks.start_soon(end)
-            if plan["load"] == "beside":
-                beside = functools.partial(tally.make, measured=False)
-                tasks.start_soon(beside, call, "slow", {"seconds": plan["seconds"]})
             for _ in range(plan["calls"]):
-                match plan["load"]:
-                    case "at once":
-                        tasks.start_soon(tally.make, call, "slow", {"seconds": plan["seconds"]})
-                    case "beside":
-                        tasks.start_soon(tally.make, call, "add", {"a": 1, "b": 2})
-                    case "steadily":
-                        tasks.start_soon(steadily)
+                if plan["load"] == "steadily":
+                    tasks.start_soon(steadily)
+                else:
+                    tasks.start_soon(tally.make, call)
 
 
 def _client(plan: Plan, provider: _Provider | None) -> AbstractAsyncContextManager[Any]:
@@ -227,29 +204,17 @@ async def _wait_for_a_line() -> None:
 async def main(plan: Plan) -> None:
     """Carry out the plan."""
     provider = _Provider(plan) if plan["way"] == "sdk" else None
-    fixed = httpx2.AsyncClient(headers={"Authorization": plan["header"]}, timeout=90)
-    own, baseline = _Tally(), _Tally()
-    over = anyio.Event()
-
-    async def call_the_baseline() -> None:
-        if plan["load"] != "steadily":
-            await _round(plan, with_header, baseline, over)
-            return
-        for _ in range(_STEADY_BASELINE_CALLS):
-            await baseline.make(with_header, "add", {"a": 1, "b": 2})
+    tally, over = _Tally(), anyio.Event()
 
     async def listen() -> None:
         await _wait_for_a_line()
         over.set()
 
     async with anyio.create_task_group() as tasks:
-        with_header = await tasks.start(_connect, Client(streamable_http_client(plan["url"], http_client=fixed)))
         call = _failing("no connection in time")
         if not plan["connects_late"]:
             with anyio.move_on_after(plan["bound"]):
                 call = await tasks.start(_connect, _client(plan, provider))
-        for _ in range(2):  # the first round connects
-            await call_the_baseline()
         print("ready", flush=True)
         await _wait_for_a_line()
         if provider is not None:
@@ -258,19 +223,13 @@ async def main(plan: Plan) -> None:
         if plan["connects_late"]:
             with anyio.move_on_after(plan["bound"]):
                 call = await tasks.start(_connect, _client(plan, provider))
-        times = []
-        for number in range(plan["rounds"]):
-            if number:
-                await call_the_baseline()
-            await _round(plan, call, own, over)
-            times.append((own.slowest, baseline.slowest))
+        await _make_calls(plan, call, tally, over)
         report: Report = {
-            "calls": own.begun,
-            "failed": len(own.errors),
-            "unended": own.begun - own.succeeded - len(own.errors),
+            "calls": tally.begun,
+            "failed": len(tally.errors),
+            "unended": tally.begun - tally.succeeded - len(tally.errors),
             "logins": 0 if provider is None else provider.logins,
-            "slowest": min(ours for ours, _ in times) / min(theirs for _, theirs in times),
-            "errors": sorted(set(own.errors))[:3],
+            "errors": sorted(set(tally.errors))[:3],
         }
         print(json.dumps(report), flush=True)
         # Exit at once: calls that hang would delay a normal exit.

@@ -28,6 +28,7 @@ class Setup(ABC):
 
     def __init__(self, oidc: OIDC, mcp: MCPServerProcess, life: int) -> None:
         self.oidc = oidc
+        self.url = mcp.url
         self.fields = oidc.mint("public", mcp.url, live=True)
         self.fields |= {"server_url": mcp.url, "expires_in": life}
         self.life = life
