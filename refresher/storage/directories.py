@@ -15,7 +15,7 @@ from refresher.storage import files, single_directory, write_access
 from refresher.storage.write_access import Found
 from shim._token import is_name
 
-__all__ = ["Directories", "Listing", "Sharing"]
+__all__ = ["Directories", "Listing", "Sharing", "left_by_attempt"]
 
 _SHARED_TOKENS: Final = 0o750
 
@@ -30,7 +30,8 @@ class Listing(msgspec.Struct, frozen=True):
     """The valid names in ``grants/`` that have a record, and those for which an attempt left files."""
 
     names: tuple[str, ...] = ()
-    unfinished: frozenset[str] = frozenset()
+    unfinished: dict[str, set[str]] = {}
+    """For each of these, the files that an attempt left."""
     sharing: Sharing | None = None
     """What ``sharing`` returned at the time of the listing; ``None``: not read."""
     demands_problem: str | None = None
@@ -133,7 +134,8 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
 
     def listing(self) -> Listing:
         """List ``grants/``; nothing if it does not exist yet. Raises ``DirectoryError``."""
-        from_names, unfinished = [], set()
+        from_names: list[str] = []
+        unfinished: dict[str, set[str]] = {}
         if not os.path.lexists(self.state):
             return Listing()
         try:
@@ -153,12 +155,9 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
             stem, _, suffix = entry.rpartition(".")
             if suffix == "json":
                 from_names.append(stem)
-            elif suffix == "intent":
-                unfinished.add(stem)
-            elif suffix != "lock" and (match := _NEXT.fullmatch(entry)):
-                unfinished.add(match["name"])
-        names = tuple(sorted(filter(is_name, from_names)))
-        return Listing(names, frozenset(filter(is_name, unfinished)), self.sharing(), trouble)
+            elif suffix != "lock" and (name := left_by_attempt(entry)) is not None:
+                unfinished.setdefault(name, set()).add(entry)
+        return Listing(tuple(sorted(filter(is_name, from_names))), unfinished, self.sharing(), trouble)
 
     def prepare(self) -> str | None:
         """Create the directories that are missing, with the modes of the README, independent of the umask.
@@ -325,6 +324,14 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
             raise DirectoryError(f"cannot create or share {error.filename}: {error.strerror}{group}") from None
         except OSError as error:
             raise DirectoryError(f"cannot create {error.filename or self.state}: {error.strerror}") from None
+
+
+def left_by_attempt(entry: str) -> str | None:
+    """Return the name whose attempt leaves a file with the name ``entry`` in ``grants/``; ``None`` if none does."""
+    name, _, suffix = entry.rpartition(".")
+    if suffix != "intent":
+        name = match["name"] if (match := _NEXT.fullmatch(entry)) else ""
+    return name if is_name(name) else None
 
 
 def _lets_pass(directory: Path, group: int) -> bool:
