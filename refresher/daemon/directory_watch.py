@@ -174,7 +174,7 @@ class DirectoryWatch:
             self._known = {}
             raise
         self.demands_problem = problem or self.listing.demands_problem
-        of = stamps.find_all(directories)
+        of = stamps.find_all(directories).by_name
         self._known = known = {name: of.get(name, _NO_RECORD) for name in self.listing.all}
         changed = self._list_demands(found)
         if self._inotify is not None or all(stamp is None or stamp.is_settled for stamp in found):

@@ -72,6 +72,11 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
         """The file that says when refresher last looked at the grants."""
         return self.state / "last-run"
 
+    @property
+    def rest_index(self) -> Path:
+        """The file that says which grants ``run-once`` need not read."""
+        return self.state / "rest-index"
+
     def record(self, name: str) -> Path:
         """Return the path of the private record."""
         return self.grants / f"{name}.json"
