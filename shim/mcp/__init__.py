@@ -13,7 +13,16 @@ Agents on version 1.x of the SDK use ``shim.httpx.BearerAuth``. ``Happening`` is
 from shim.errors import OutcomeUnknown, ServerAway
 from shim.mcp._client import ReconnectingClient, TokenSources
 from shim.mcp._client_events import ClientEvent
+from shim.mcp._listening import LastingSubscription
 
-__all__ = ["ClientEvent", "Happening", "OutcomeUnknown", "ReconnectingClient", "ServerAway", "TokenSources"]
+__all__ = [
+    "ClientEvent",
+    "Happening",
+    "LastingSubscription",
+    "OutcomeUnknown",
+    "ReconnectingClient",
+    "ServerAway",
+    "TokenSources",
+]
 
 Happening = ClientEvent

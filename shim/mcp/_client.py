@@ -1,7 +1,6 @@
 """``ReconnectingClient``: an MCP client that reconnects by itself."""
 
 import functools
-import math
 import os
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
@@ -15,7 +14,6 @@ from mcp import Client, ClientSession, MCPError, StdioServerParameters
 from mcp.client import CacheConfig, ClientExtension
 from mcp.client.client import ConnectMode
 from mcp.client.session import ElicitationFnT, ListRootsFnT, LoggingFnT, MessageHandlerFnT, SamplingFnT
-from mcp.client.subscriptions import Subscription
 
 from shim._bearer import DEFAULT_WAIT
 from shim._source import FileTokenSource
@@ -24,8 +22,10 @@ from shim.mcp._client_events import ClientEvent, Listener
 from shim.mcp._connection import CURRENT_CALL
 from shim.mcp._endpoint import Endpoint, HTTPEndpoint, ProcessEndpoint
 from shim.mcp._failure import failure_kind
+from shim.mcp._listening import LastingSubscription
 from shim.mcp._retry import RetryingCaller
-from shim.mcp._supervisor import State, Supervisor
+from shim.mcp._status import State
+from shim.mcp._supervisor import Supervisor
 
 __all__ = ["ReconnectingClient", "TokenSources"]
 
@@ -162,7 +162,13 @@ class ReconnectingClient:
             # The SDK cannot name the server of a custom transport, and servers must not share cached responses.
             options["cache"] = replace(cache, target_id=identity)
         self._supervisor = Supervisor(
-            target, self.source, options, self._restore, lambda *failed: self._caller.recover_handshake(*failed)
+            target,
+            self.source,
+            options,
+            self._restore,
+            lambda *failed: self._caller.recover_handshake(*failed),
+            lambda expired: self._caller.wait_for_another_token(expired),
+            patience,
         )
         self._caller = RetryingCaller(self._supervisor, self.source, patience, wait, is_auth_failure)
         self._settings: dict[object, Callable[[Client], Awaitable[object]]] = {}
@@ -196,11 +202,11 @@ class ReconnectingClient:
     @property
     def state(self) -> State:
         """The state of the client; the README of ``shim`` explains each."""
-        return self._supervisor.state
+        return self._supervisor.status.state
 
     def events(self) -> AsyncIterator[ClientEvent]:
         """Return the events from now on, each with its reason. The iteration ends when the client is closed."""
-        return Listener(self._supervisor.events)
+        return Listener(self._supervisor.status.events)
 
     # What the server said in the current session.
 
@@ -288,17 +294,33 @@ class ReconnectingClient:
         prompts_list_changed: bool = False,
         resources_list_changed: bool = False,
         resource_subscriptions: Sequence[str] = (),
-    ) -> AsyncIterator[Subscription]:
-        """Listen, as ``mcp.Client.listen`` does. The subscription ends with its session; then start a new one."""
-        connection = await self._supervisor.connection(math.inf)
-        # Not "in use": a subscription has no end, and would keep a process from being replaced.
-        async with connection.ready_client().listen(
-            tools_list_changed=tools_list_changed,
-            prompts_list_changed=prompts_list_changed,
-            resources_list_changed=resources_list_changed,
-            resource_subscriptions=resource_subscriptions,
-        ) as subscription:
+    ) -> AsyncIterator[LastingSubscription]:
+        """Listen, as ``mcp.Client.listen`` does; the subscription is opened again whenever it ends.
+
+        ::
+
+            async with client.listen(tools_list_changed=True) as subscription:
+                async for event in subscription:
+                    tools = await client.list_tools()
+
+        After each interruption, the iteration yields an event of each kind, because some may have been lost. Entering
+        and iterating raise like a call; iterate again to go on waiting. Raises
+        ``mcp.client.subscriptions.ListenNotSupportedError`` if the server speaks an older protocol than 2026-07-28.
+        """
+        subscription = LastingSubscription(
+            self._caller,
+            lambda client: client.listen(
+                tools_list_changed=tools_list_changed,
+                prompts_list_changed=prompts_list_changed,
+                resources_list_changed=resources_list_changed,
+                resource_subscriptions=resource_subscriptions,
+            ),
+        )
+        try:
+            await subscription.open()
             yield subscription
+        finally:
+            await subscription.aclose()
 
 
 class TokenSources:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import anyio
@@ -13,6 +13,9 @@ from anyio.abc import ObjectReceiveStream, ObjectSendStream, TaskStatus
 from mcp import Client, MCPError
 from mcp.client import Transport
 from mcp.shared.message import SessionMessage
+
+from shim._token import TokenFile
+from shim.mcp._failure import Failure
 
 __all__ = ["CURRENT_CALL", "Call", "Connection"]
 
@@ -23,8 +26,19 @@ _CLOSE_TIMEOUT = 2.0
 class Connection:
     """A session. Once retired, it takes no new calls, and ends after the calls under way."""
 
-    def __init__(self, access_token: str) -> None:
-        self.access_token = access_token
+    def __init__(
+        self,
+        token: TokenFile,
+        patience: float,
+        on_stream: Callable[["Connection", Failure | None, float], None],
+    ) -> None:
+        self.token = token
+        """The newest token at the start. A process keeps it."""
+        self.access_token = token.access_token or ""
+        self.token_is_bad = False
+        """Whether an answer reported the token as bad."""
+        self._patience = patience
+        self._on_stream = on_stream
         self.has_answered = False
         """Whether the server has answered a call on this connection."""
         self.client: Client | None = None
@@ -33,7 +47,7 @@ class Connection:
         """Why the connection was retired."""
         self.retired = anyio.Event()
         self.ended = anyio.Event()
-        self._calls = 0
+        self._calls: set[Call] = set()
         self._idle = anyio.Event()
         self._aborted = False
 
@@ -44,28 +58,42 @@ class Connection:
         return self.client
 
     @contextmanager
-    def call(self) -> Iterator["Call"]:
-        """Keep the session open during a call."""
-        call = Call(self)
-        context = CURRENT_CALL.set(call)
-        self._calls += 1
-        try:
-            yield call
-        except RuntimeError as error:
-            if not self.ended.is_set():
-                raise
-            # The SDK raises this for a client that has ended, for example while a callback makes a call of its own.
-            raise MCPError(mcp_types.CONNECTION_CLOSED, self.reason) from error
-        finally:
-            CURRENT_CALL.reset(context)
-            self._calls -= 1
-            if self._calls == 0:
-                self._idle.set()
+    def call(self, patience: float, *, reads: bool) -> Iterator["Call"]:
+        """Keep the session open during a call. ``patience`` and ``reads`` are those of ``Call``."""
+        with anyio.CancelScope() as scope:
+            call = Call(self, patience, reads, scope)
+            context = CURRENT_CALL.set(call)
+            self._calls.add(call)
+            try:
+                yield call
+            except RuntimeError as error:
+                if not self.ended.is_set():
+                    raise
+                # The SDK raises this for a client that has ended, for example while a callback makes a call of its own.
+                raise MCPError(mcp_types.CONNECTION_CLOSED, self.reason) from error
+            finally:
+                CURRENT_CALL.reset(context)
+                self._calls.remove(call)
+                for answer in call.answers:
+                    answer.cancel()
+                if not self._calls:
+                    self._idle.set()
+        if call.failure is not None and scope.cancelled_caught:
+            raise call.failure.as_error()
+
+    def stream_changed(self, failure: Failure | None, sent_at: float) -> None:
+        """Record why the stream of notifications, requested at ``sent_at``, is down; ``None``: it is open."""
+        self._on_stream(self, failure, sent_at)
+
+    def end_calls(self, failure: Failure) -> None:
+        """End all calls under way with an error."""
+        for call in self._calls:
+            call.end(failure)
 
     @property
     def is_busy(self) -> bool:
         """Whether a call is under way; until the call is done, the session ends only if it breaks."""
-        return self._calls > 0 and not self._aborted
+        return bool(self._calls) and not self._aborted
 
     def retire(self, reason: str) -> None:
         """Take no new calls, and end after the calls under way. ``reason`` is text for a person."""
@@ -91,7 +119,8 @@ class Connection:
 
         ``restore`` gives the new session what the program set in an earlier one.
         """
-        CURRENT_CALL.set(Call(self))  # for the tasks of the session, which run the callbacks of the program
+        # For the tasks of the session, which run the callbacks of the program.
+        CURRENT_CALL.set(Call(self, self._patience))
         with anyio.CancelScope() as scope:
             try:
                 async with Client(self._watch(transport), **options) as client:
@@ -117,15 +146,33 @@ class Connection:
             yield _WatchedReader(reader, self), _CheckedWriter(writer)
 
 
-@dataclass
+@dataclass(eq=False)
 class Call:
-    """A call under way."""
+    """A call under way, or the session itself, for what belongs to no call."""
 
     connection: Connection
+    patience: float
+    """Seconds that the call may still wait for a server that is not available."""
+    reads: bool = False
+    """Whether the call changes nothing."""
+    scope: anyio.CancelScope | None = None
+    """Ends the call; ``None`` for the session."""
+    failure: Failure | None = None
+    """Why ``end`` ended the call."""
+    answers: set[anyio.CancelScope] = field(default_factory=set)
+    """The answers to questions of the server that are being sent; the end of the call cancels them."""
     executed: bool = False
     """Whether the tool was executed: after that, the SDK may send more requests for the call, and these may fail."""
     requests: int = 0
     """The number of requests that the SDK has sent for the call."""
+
+    def end(self, failure: Failure) -> None:
+        """End the call with an error; for the session, all calls, because any of them may wait for what is missing."""
+        if self.scope is None:
+            self.connection.end_calls(failure)
+        else:
+            self.failure = failure
+            self.scope.cancel()
 
 
 CURRENT_CALL: ContextVar[Call | None] = ContextVar("shim.mcp.current_call", default=None)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
+import anyio
 import httpx2
 from mcp import StdioServerParameters, stdio_client
 from mcp.client import Transport
@@ -50,17 +51,20 @@ class HTTPEndpoint:
     @asynccontextmanager
     async def transport(self, access_token: str) -> AsyncIterator[Any]:  # noqa: ARG002  each request reads the token
         """Open a transport to the server."""
-        http_client = SessionHTTPClient(
-            auth=self.auth,
-            headers=dict(self.headers),
-            verify=self.verify,
-            # As in the SDK's own client: a response may take five minutes.
-            timeout=httpx2.Timeout(30.0, read=300.0, pool=None),
-            # No call waits for the connection of another call.
-            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=20),
-        )
-        async with http_client, streamable_http_client(self.url, http_client=http_client) as streams:
-            yield streams
+        async with anyio.create_task_group() as tasks:
+            http_client = SessionHTTPClient(
+                tasks,
+                auth=self.auth,
+                headers=dict(self.headers),
+                verify=self.verify,
+                # As in the SDK's own client: a response may take five minutes.
+                timeout=httpx2.Timeout(30.0, read=300.0, pool=None),
+                # No call waits for the connection of another call.
+                limits=httpx2.Limits(max_connections=None, max_keepalive_connections=20),
+            )
+            async with http_client, streamable_http_client(self.url, http_client=http_client) as streams:
+                yield streams
+            tasks.cancel_scope.cancel()
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 The SDK reports a 401 and a 500 to the caller in the same words, but passes the ``data`` of a JSON-RPC error unchanged.
 """
 
+import re
 import secrets
 import socket
 import ssl
@@ -17,7 +18,9 @@ from shim._challenge import Refusal
 
 __all__ = ["Failure", "describe", "failure_kind", "refusal_in", "root_cause"]
 
-FailureKind = Literal["rejected", "insufficient_scope", "unknown_session", "not_sent", "unavailable", "lost"]
+FailureKind = Literal[
+    "rejected", "insufficient_scope", "unknown_session", "not_sent", "unavailable", "lost", "undelivered"
+]
 """
 - ``rejected``: the server rejected the access token.
 - ``insufficient_scope``: the access token lacks a scope for this request.
@@ -25,12 +28,14 @@ FailureKind = Literal["rejected", "insufficient_scope", "unknown_session", "not_
 - ``not_sent``: no byte of the request was sent.
 - ``unavailable``: a gateway answered instead of the server.
 - ``lost``: the request was sent, and its response was lost.
+- ``undelivered``: the server did not get the answer to a question that it asked during the call.
 """
 
 # Random, so that no server can send it.
 _DATA_KEY = f"shim.{secrets.token_hex(8)}"
 
 _NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG")
+_CLOSED = re.compile("peer closed|server disconnected", re.IGNORECASE)
 _LONGEST_CHAIN = 20
 
 
@@ -44,9 +49,12 @@ class Failure(NamedTuple):
 
     def as_json_rpc(self, request_id: object) -> dict[str, Any]:
         """Return the JSON-RPC error for the caller of the request."""
+        return {"jsonrpc": "2.0", "id": request_id, "error": self.as_error().error.model_dump()}
+
+    def as_error(self) -> MCPError:
+        """Return the error for a caller in this process."""
         data = {_DATA_KEY: self.kind, **self.refusal._asdict()}
-        error = {"code": mcp_types.INTERNAL_ERROR, "message": self.reason, "data": data}
-        return {"jsonrpc": "2.0", "id": request_id, "error": error}
+        return MCPError(mcp_types.INTERNAL_ERROR, self.reason, data)
 
 
 def failure_kind(error: MCPError) -> FailureKind | None:
@@ -79,6 +87,8 @@ def describe(error: BaseException) -> str:
                 return "the server does not speak TLS: is it http://?" if cause.reason in _NO_TLS else "TLS failed"
             case TimeoutError() | httpx2.TimeoutException():
                 return "timed out"
+            case httpx2.RemoteProtocolError() if _CLOSED.match(str(cause)):
+                return "the server closed the connection"
             case OSError(strerror=str() as text):
                 return f"{text}: {cause.filename}" if cause.filename else text
             case _:

@@ -4,6 +4,7 @@ In the SDK's transport, an exception of one request ends all calls. So this clie
 caller of the request gets the failure as a JSON-RPC error.
 """
 
+import functools
 import json
 import re
 from typing import Any
@@ -11,12 +12,16 @@ from typing import Any
 import anyio
 import httpx2
 import mcp_types
+from anyio.abc import TaskGroup
 
 from shim._bearer import origin_of_request
 from shim._challenge import refusal_of
+from shim._changes import permanent_error
 from shim.httpx2 import BearerAuth
-from shim.mcp._connection import CURRENT_CALL
-from shim.mcp._failure import Failure, describe
+from shim.mcp._backoff import retry_pause
+from shim.mcp._connection import CURRENT_CALL, Call
+from shim.mcp._failure import Failure, FailureKind, describe
+from shim.mcp._server_stream import endless_response, is_event_stream, redirect_within_origin
 
 __all__ = ["SessionHTTPClient"]
 
@@ -30,14 +35,29 @@ _SESSION_HEADER = "mcp-session-id"
 _CANCEL_TIMEOUT = 1.0
 _NOTIFY_TIMEOUT = 30.0
 
+_SHORTEST_PATIENCE = 1.0
+"""Seconds for one attempt to send an answer, also if the call may not wait."""
+_MAX_REDIRECTS = 5
+
+_Outcome = httpx2.Response | Failure
+
 
 class SessionHTTPClient(httpx2.AsyncClient):
-    """Sends the requests of the SDK's streamable HTTP transport."""
+    """Sends the requests of the SDK's streamable HTTP transport.
 
-    _discover_failure: Failure | None = None
+    ``tasks``: for answers to the server, which may outlast their request. At the end of the session they are cancelled.
+    """
+
+    def __init__(self, tasks: TaskGroup, **options: Any) -> None:
+        super().__init__(**options)
+        self._tasks = tasks
+        self._discover_failure: Failure | None = None
 
     async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
         """Send a request. A POST that fails returns a JSON-RPC error as its response."""
+        if request.method == "GET" and "last-event-id" not in request.headers:
+            # With this header, the SDK awaits the rest of one response.
+            return await endless_response(request, functools.partial(super().send, **options), _failure_in)
         if request.method == "DELETE" and isinstance(self.auth, BearerAuth):
             # The end of a session needs no newer token: it is neither demanded nor awaited.
             source, origin = self.auth.source, origin_of_request(request.url)
@@ -55,6 +75,10 @@ class SessionHTTPClient(httpx2.AsyncClient):
             return _failed(request, request_id, self._discover_failure)
         if request_id is not None:
             return await self._post(request, request_id, method, options)
+        if method is None and (call := CURRENT_CALL.get()) is not None:
+            # In the background: the SDK sends nothing else until there is a response.
+            self._tasks.start_soon(self._deliver_answer, request, message, call, options)
+            return httpx2.Response(202, request=request)
         with anyio.move_on_after(_CANCEL_TIMEOUT if method == "notifications/cancelled" else _NOTIFY_TIMEOUT):
             return await self._post(request, request_id, method, options)
         return _failed(request, request_id, Failure("lost", "the server did not accept the notification in time"))
@@ -62,6 +86,87 @@ class SessionHTTPClient(httpx2.AsyncClient):
     async def _post(
         self, request: httpx2.Request, request_id: object, method: object, options: dict[str, Any]
     ) -> httpx2.Response:
+        call = CURRENT_CALL.get()
+        if call is not None and call.scope is not None and request_id is not None and call.requests > 1:
+            # A later request of a call carries the answers to the server's questions, which a person would give again.
+            kinds: tuple[FailureKind, ...] = ("not_sent", "unavailable", "lost") if call.reads else ("not_sent",)
+            outcome = await self._send_again(request, call, kinds, options)
+        else:
+            outcome = await self._send_once(request, options)
+        failure = outcome if isinstance(outcome, Failure) else None
+        if method == "server/discover":
+            self._discover_failure = failure
+        if isinstance(outcome, Failure):
+            return _failed(request, request_id, outcome)
+        if method in _EXECUTED and outcome.is_success and call is not None:
+            call.executed = True
+        return outcome if request_id is None else _with_id(request, request_id, outcome)
+
+    async def _deliver_answer(
+        self, request: httpx2.Request, message: dict[str, Any], call: Call, options: dict[str, Any]
+    ) -> None:
+        """Send the answer to a question of the server until the server has it; otherwise end the call that waits."""
+        failure: Failure | None = Failure("lost", "timed out")
+        with anyio.move_on_after(max(call.patience, _SHORTEST_PATIENCE)) as scope:
+            call.answers.add(scope)
+            try:
+                failure = await self._send_answer(request, call.patience, options)
+            finally:
+                call.answers.discard(scope)
+        if failure is not None and message.get("result") != {}:  # nothing waits for the answer to a ping
+            reason = f"the server did not get the answer to its question: {failure.reason}"
+            call.end(Failure("undelivered", reason))
+
+    async def _send_answer(self, request: httpx2.Request, patience: float, options: dict[str, Any]) -> Failure | None:
+        """Send an answer, again after failures; return why the server does not have it, or ``None``."""
+        failures, redirects, may_have_it = 0, 0, False
+        while True:
+            outcome = await self._send_once(request, options)
+            if isinstance(outcome, httpx2.Response):
+                await outcome.aclose()
+                if (target := redirect_within_origin(outcome)) is not None and redirects < _MAX_REDIRECTS:
+                    request, redirects = target, redirects + 1
+                    continue
+                status = outcome.status_code
+                # After a lost response, the server may refuse an answer that it has already.
+                if status < 300 or (may_have_it and 400 <= status < 500 and status != 408):
+                    return None
+                failure = Failure("lost", f"the server answered {status}")
+                is_final = status < 500 and status != 408
+            else:
+                failure = outcome
+                is_final = failure.kind not in ("not_sent", "unavailable", "lost", "rejected") or self._needs_person()
+                may_have_it = may_have_it or failure.kind == "lost"
+            pause = retry_pause(failures)
+            if is_final or pause > patience:
+                return failure
+            failures, patience = failures + 1, patience - pause
+            await anyio.sleep(pause)
+
+    def _needs_person(self) -> bool:
+        """Whether there is no token any more that the server may accept."""
+        token = self.auth.source.current() if isinstance(self.auth, BearerAuth) else None
+        return token is not None and permanent_error(token) is not None
+
+    async def _send_again(
+        self, request: httpx2.Request, call: Call, kinds: tuple[FailureKind, ...], options: dict[str, Any]
+    ) -> _Outcome:
+        """Send a request of ``call``, again after failures of ``kinds``, as long as the call may wait."""
+        failures = 0
+        while True:
+            outcome = await self._send_once(request, options)
+            if not isinstance(outcome, Failure) or outcome.kind not in kinds:
+                return outcome
+            pause = retry_pause(failures)
+            if pause > call.patience:
+                call.patience = 0.0
+                return outcome
+            failures += 1
+            call.patience -= pause
+            await anyio.sleep(pause)
+
+    async def _send_once(self, request: httpx2.Request, options: dict[str, Any]) -> _Outcome:
+        """Send ``request``; return its response, which is read if it is no stream, or why there is none."""
         in_flight = False
 
         async def trace(event: str, _info: dict[str, Any]) -> None:
@@ -74,19 +179,11 @@ class SessionHTTPClient(httpx2.AsyncClient):
         request.extensions = {**request.extensions, "trace": trace}
         try:
             response = await super().send(request, **options)
-            if response.status_code >= 400 or not _has_type(response, "text/event-stream"):
+            if response.status_code >= 400 or not is_event_stream(response):
                 await response.aread()
         except Exception as error:  # noqa: BLE001  an exception would end all other calls
-            failure: Failure | None = Failure("lost" if in_flight else "not_sent", describe(error))
-        else:
-            failure = _failure_in(request, response)
-        if method == "server/discover":
-            self._discover_failure = failure
-        if failure is not None:
-            return _failed(request, request_id, failure)
-        if method in _EXECUTED and response.is_success and (call := CURRENT_CALL.get()) is not None:
-            call.executed = True
-        return response if request_id is None else _with_id(request, request_id, response)
+            return Failure("lost" if in_flight else "not_sent", describe(error))
+        return _failure_in(request, response) or response
 
 
 def _json_object(content: bytes) -> dict[str, Any] | None:

@@ -1,12 +1,13 @@
-"""Whether the current token may be sent: not for a while after a rejection, and not again if a person must act."""
+"""Whether a token may be sent: not for a while after a rejection, and not again if a person must act."""
 
 import time
 from typing import NamedTuple
 
 from shim._changes import permanent_error
-from shim._source import FileTokenSource
+from shim._source import FileTokenSource, valid_for
 from shim.errors import ShimError, TokenRejected, TokenUnavailable
 from shim.mcp._backoff import backoff
+from shim.mcp._connection import Connection
 from shim.mcp._endpoint import Endpoint
 
 __all__ = ["TokenGate"]
@@ -50,6 +51,22 @@ class TokenGate:
         if rejection is None or rejection.access_token != token.access_token:
             return None
         return permanent_error(token) or (rejection.problem if time.monotonic() < rejection.until else None)
+
+    def is_outdated(self, connection: Connection) -> bool:
+        """Whether ``connection`` is to be replaced because its process has an older token.
+
+        While a call is under way, the next process cannot start. So the process takes new calls until then, as long as
+        its token is good and the grant exists.
+        """
+        if not self._endpoint.is_process:
+            return False
+        newest = self._source.current()
+        if newest is None or newest.access_token is None:
+            return True
+        if newest.access_token == connection.access_token:
+            return False
+        is_good = not connection.token_is_bad and valid_for(connection.token) > 0
+        return not (connection.is_busy and is_good and permanent_error(newest) is None)
 
     def reject(self, sent_at: float, problem: ShimError | None = None) -> ShimError:
         """Record that the newest token was rejected in a request of ``sent_at``; return the error for its caller.

@@ -12,15 +12,12 @@ from mcp import Client, MCPError
 from shim._changes import permanent_error
 from shim._source import FileTokenSource
 from shim.errors import OutcomeUnknown
-from shim.mcp._backoff import backoff
+from shim.mcp._backoff import retry_pause
 from shim.mcp._connection import Connection
 from shim.mcp._failure import failure_kind
 from shim.mcp._supervisor import Supervisor
 
 __all__ = ["RetryingCaller"]
-
-_FIRST_PAUSE = 0.25
-_LONGEST_PAUSE = 10.0
 
 _Result = TypeVar("_Result")
 
@@ -38,7 +35,7 @@ class RetryingCaller:
     wait: float
     is_auth_failure: Callable[[object], bool] | None
     _reported: tuple[str, float] = ("", 0.0)
-    """The access token that a result reported as bad, and since when (the event loop's time)."""
+    """The access token that was reported as bad last, and since when (the event loop's time)."""
 
     async def call(self, operation: Callable[[Client], Awaitable[_Result]], changing: str | None) -> _Result:
         """Return the result of ``operation``; ``changing`` is its name in errors, if it may change something.
@@ -55,15 +52,16 @@ class RetryingCaller:
             patience -= anyio.current_time() - started
             access_token, sent_at = supervisor.access_token(connection), time.monotonic()
             try:
-                with connection.call() as call:
+                with connection.call(patience, reads=changing is None) as call:
                     result = await operation(connection.ready_client())
             except MCPError as error:
-                failure = error
+                failure, patience = error, call.patience
             else:
                 if not self._is_auth_failure(result):
                     self._token_accepted(connection)
                     return result
-                if not may_recover or not await self._wait_for_another_token(access_token):
+                connection.token_is_bad = True
+                if not may_recover or not await self._gets_another_token(connection, access_token):
                     return result
                 may_recover = False
                 continue
@@ -71,16 +69,19 @@ class RetryingCaller:
                 case None if self._is_auth_failure(failure):
                     # After the tool was executed, the error may be that of a later request of the SDK.
                     may_repeat = may_recover and (changing is None or call.requests == 1)
-                    if not may_repeat or not await self._wait_for_another_token(access_token):
+                    connection.token_is_bad = True
+                    if not may_repeat or not await self._gets_another_token(connection, access_token):
                         raise failure
                     may_recover = False
                 case None:  # the server's own answer, or the SDK's timeout
                     if failure.code != mcp_types.REQUEST_TIMEOUT:
                         self._token_accepted(connection)
                     raise failure
-                case kind if changing is not None and (call.executed or kind in ("unavailable", "lost")):
+                case kind if kind == "undelivered" or (
+                    changing is not None and (call.executed or kind in ("unavailable", "lost"))
+                ):
                     raise OutcomeUnknown(
-                        f"{changing}: {failure.message}; the call may have been executed: "
+                        f"{changing or 'a call that only reads'}: {failure.message}; the call may have been executed: "
                         "check that before you repeat it"
                     ) from None
                 case "rejected":
@@ -97,7 +98,7 @@ class RetryingCaller:
                     may_recover = False
                 case _:
                     supervisor.last_failure = failure.message
-                    pause = min(backoff(failures, _FIRST_PAUSE, _LONGEST_PAUSE), max(patience, 0.0))
+                    pause = min(retry_pause(failures), max(patience, 0.0))
                     failures += 1
                     await supervisor.sleep(pause)
                     patience -= pause
@@ -108,7 +109,7 @@ class RetryingCaller:
         """Return whether ``error``, the server's own to a handshake, is about the token; wait for another one."""
         if not self._is_auth_failure(error):
             return False
-        if not await self._wait_for_another_token(access_token):
+        if not await self.wait_for_another_token(access_token):
             self.supervisor.token_rejected(sent_at)
         return True
 
@@ -119,8 +120,13 @@ class RetryingCaller:
         self._reported = ("", 0.0)
         self.supervisor.call_answered(connection)
 
-    async def _wait_for_another_token(self, reported: str) -> bool:
-        """Demand and await another access token than the one that a result reported as bad.
+    async def _gets_another_token(self, connection: Connection, reported: str) -> bool:
+        """Demand and await another token; return whether a repeated call would be made with it."""
+        # A call from a callback stays on the process of the outer call, which keeps its token.
+        return await self.wait_for_another_token(reported) and self.supervisor.outer_connection() is not connection
+
+    async def wait_for_another_token(self, reported: str) -> bool:
+        """Demand and await another access token than one that is ``reported`` as bad, or has expired.
 
         As after a 401, the wait belongs to the token: all its calls wait together.
         """

@@ -1,29 +1,27 @@
 """Keeps one MCP session connected: connects, reconnects, and waits for tokens. Belongs to one event loop."""
 
-import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Literal
 
 import anyio
 from anyio.abc import TaskGroup
 from mcp import Client, MCPError
 
-from shim._changes import Restored, Rotated, permanent_error
-from shim._source import FileTokenSource
+from shim._changes import Changes, Restored, Rotated, permanent_error
+from shim._source import FileTokenSource, valid_for
+from shim._token import TokenFile
 from shim.errors import ReauthorizationRequired, Removed, ServerAway, ShimError
 from shim.mcp._backoff import backoff
-from shim.mcp._client_events import EventBroadcast
 from shim.mcp._connection import CURRENT_CALL, Connection
 from shim.mcp._endpoint import Endpoint
-from shim.mcp._failure import describe, failure_kind, refusal_in, root_cause
+from shim.mcp._failure import Failure, describe, failure_kind, refusal_in, root_cause
 from shim.mcp._rejection import TokenGate
+from shim.mcp._status import Status
+from shim.mcp._task import start_task
 
-__all__ = ["State", "Supervisor"]
-
-State = Literal["connecting", "connected", "reconnecting", "parked", "gave_up", "closed"]
-"""``parked``: there is no token to send, so nothing is sent. ``gave_up``: only occasional attempts are made."""
+__all__ = ["Supervisor"]
 
 _CONNECT_TIMEOUT = 60.0
 _CLOSE_TIMEOUT = 2.5
@@ -47,9 +45,10 @@ class Supervisor:
         options: Mapping[str, Any],
         restore: Callable[[Client], Awaitable[None]],
         recover: Callable[[MCPError, str, float], Awaitable[bool]],
+        renew: Callable[[str], Awaitable[bool]],
+        patience: float,
     ) -> None:
-        self.events = EventBroadcast()
-        self.state: State = "connecting"
+        self.status = Status()
         self._endpoint = endpoint
         self._source = source
         self._options = options
@@ -57,6 +56,9 @@ class Supervisor:
         """Gives a new session what the program set in an earlier one."""
         self._recover = recover
         """Whether an error of the server to a handshake is about the token; waits for another one."""
+        self._renew = renew
+        """Demands another token than the given one, and waits for it; returns whether there is one."""
+        self._patience = patience
         self._gate = TokenGate(endpoint, source)
         self._failures = 0
         """Failures to connect in a row."""
@@ -67,7 +69,6 @@ class Supervisor:
         self.last_failure = _NOT_CONNECTED
         """Why the server cannot be reached."""
         self._permanent_error_emitted = False
-        self._changed = anyio.Event()
         self._closing = False
         self._task: object = None
         self._scope: anyio.CancelScope | None = None
@@ -83,16 +84,15 @@ class Supervisor:
         """
         while True:
             self._raise_if_unusable()
-            call = CURRENT_CALL.get()
-            if call is not None and self._outlasts(call.connection):
-                return call.connection
+            if (outer := self.outer_connection()) is not None:
+                return outer
             connection = self._connection
             if connection is not None:
                 self._retire_if_outdated(connection)
                 if not connection.retired.is_set():
                     return connection
             with anyio.CancelScope(deadline=deadline) as scope:
-                await self._changed.wait()
+                await self.status.change()
             if scope.cancelled_caught:
                 raise self.server_away()
 
@@ -119,13 +119,19 @@ class Supervisor:
 
     async def sleep(self, seconds: float) -> None:
         """Sleep. Raises ``ClosedResourceError`` as soon as the client is closed."""
-        await self._wait_until(lambda: self._closing, anyio.current_time() + seconds)
+        await self.status.wait_until(lambda: self._closing, anyio.current_time() + seconds)
         if self._closing:
             raise anyio.ClosedResourceError
 
+    async def wait_for_usable_token(self) -> None:
+        """Wait until a token may be sent, or until the client is closed."""
+        while not self._closing and self._gate.problem() is not None:
+            with anyio.move_on_after(_POLL_INTERVAL):  # nothing announces the end of a cool-down
+                await self.status.change()
+
     async def wait_for_first_attempt(self, deadline: float) -> None:
         """Wait until the first attempt to connect has succeeded or failed."""
-        await self._wait_until(lambda: self.state != "connecting", deadline)
+        await self.status.wait_until(lambda: self.status.state != "connecting", deadline)
 
     async def wait_for_another_token(self, unwanted: str, deadline: float) -> bool:
         """Wait for a usable access token other than ``unwanted``; return whether there is one.
@@ -140,7 +146,7 @@ class Supervisor:
             token = self._source.current()
             return self._closing or (token is not None and permanent_error(token) is not None)
 
-        await self._wait_until(lambda: is_there() or is_hopeless(), deadline)
+        await self.status.wait_until(lambda: is_there() or is_hopeless(), deadline)
         return is_there() and not self._closing
 
     def _raise_if_unusable(self) -> None:
@@ -149,12 +155,16 @@ class Supervisor:
         if (problem := self._gate.problem()) is not None:
             raise problem
 
-    def _outlasts(self, connection: Connection) -> bool:
-        """Whether a process accepts a call from its own callback, although its token is outdated.
+    def outer_connection(self) -> Connection | None:
+        """Return the connection for a call from a callback, if it must be that of the outer call.
 
-        The process ends only after the outer call, and the next process starts only after that.
+        A process ends only after the outer call, and the next process starts only after that. So it takes the call,
+        although its token may be outdated.
         """
-        return self._endpoint.is_process and connection is self._latest and connection.is_busy
+        call = CURRENT_CALL.get()
+        if call is None or not self._endpoint.is_process or call.connection is not self._latest:
+            return None
+        return call.connection if call.connection.is_busy else None
 
     # What callers report.
 
@@ -162,8 +172,8 @@ class Supervisor:
         """Record that the server answered a call on ``connection``."""
         connection.has_answered = True
         self._failures = 0
-        if not connection.retired.is_set():
-            self._gate.accept()  # an answer on an older connection says nothing about the current token
+        if not connection.retired.is_set() and self.access_token(connection) == self.access_token():
+            self._gate.accept()  # an answer to an older token says nothing about the current one
 
     def missing_scope(self, error: MCPError) -> ShimError:
         """Return the error for the caller of a request for which the token lacks a scope."""
@@ -179,10 +189,22 @@ class Supervisor:
         """Replace ``connection``; repeated calls count as one."""
         if not connection.retired.is_set():
             connection.retire(reason)
-            self._notify()
+            self.status.notify()
+
+    def _stream_changed(self, connection: Connection, failure: Failure | None, sent_at: float) -> None:
+        """Record what happened to the server's stream of notifications."""
+        if connection.retired.is_set():
+            return
+        if failure is not None and failure.kind == "unknown_session":
+            self.retire(connection, failure.reason)
+            return
+        token = self._source.current()
+        if failure is not None and failure.kind == "rejected" and token is not None and permanent_error(token):
+            self.token_rejected(sent_at)
+        self.status.stream_changed(connection, None if failure is None else failure.reason)
 
     def _retire_if_outdated(self, connection: Connection) -> None:
-        if self._endpoint.is_process and connection.access_token != self.access_token():
+        if self._gate.is_outdated(connection):
             self.retire(connection, "the token has rotated")
 
     # Start and end.
@@ -191,7 +213,7 @@ class Supervisor:
         """Keep the session connected from now on, until ``close``."""
         if self._task is not None:
             raise RuntimeError("a client can be entered only once, and this one was entered before; create a new one")
-        self._task = _start_task(self._run)
+        self._task = start_task(self._run)
 
     async def close(self) -> None:
         """End all waits and the session. Give the server a moment to end it too."""
@@ -213,8 +235,8 @@ class Supervisor:
 
     def _mark_closed(self) -> None:
         self._closing = True
-        self._set_state("closed")
-        self.events.close()
+        self.status.set_state("closed")
+        self.status.events.close()
 
     # The task.
 
@@ -223,7 +245,7 @@ class Supervisor:
             async with anyio.create_task_group() as tasks:
                 self._scope = tasks.cancel_scope
                 if not self._closing:
-                    tasks.start_soon(self._watch_token_file)
+                    tasks.start_soon(self._watch_token_file, self._source.changes(), self._source.current())
                     await self._stay_connected(tasks)
         finally:
             self._mark_closed()  # also after an error, so that no caller waits for the task any more
@@ -231,27 +253,30 @@ class Supervisor:
 
     async def _stay_connected(self, tasks: TaskGroup) -> None:
         while not self._closing:
-            await self._wait_for_usable_token()
+            token = await self._usable_token()
+            if self._closing:
+                return
             started = time.monotonic()
-            connection = self._latest = Connection(self.access_token())
+            connection = self._latest = Connection(token, self._patience, self._stream_changed)
             try:
                 transport = self._endpoint.transport(connection.access_token)
                 with anyio.fail_after(_CONNECT_TIMEOUT):
                     await tasks.start(connection.run, transport, self._options, self._restore)
             except Exception as error:  # noqa: BLE001  a server can fail in any way, and the next attempt follows
+                self.status.stream_changed(connection, None)
                 await self._connecting_failed(root_cause(error), connection.access_token, started)
                 continue
             self._connection = connection
-            self._set_state("connected")
-            self.events.emit("connected", f"to {self._endpoint.name}")
+            self.status.connected(self._endpoint.name)
             await connection.retired.wait()
             if self._closing:
                 return
             self._connection = None
-            if self.state != "parked":
+            if self.status.state != "parked":
                 self.last_failure = connection.reason
-                self._set_state("reconnecting")
-                self.events.emit("reconnecting", connection.reason)
+                self.status.set_state("reconnecting")
+                self.status.events.emit("reconnecting", connection.reason)
+            self.status.stream_changed(connection, None)  # the next session has a stream of its own
             if self._endpoint.is_process:
                 await connection.ended.wait()  # two processes must not run at the same time
             # A client that only listens makes no calls, so a long life counts as well.
@@ -259,18 +284,30 @@ class Supervisor:
             if not worked and connection.access_token == self.access_token():
                 await self._back_off()
 
+    async def _usable_token(self) -> TokenFile:
+        """Wait for a token that may be sent. A process gets an expired one only if no other comes for a while."""
+        expired: str | None = None
+        while True:
+            await self._wait_for_usable_token()
+            token = self._source.current()
+            if token is not None and token.access_token is not None:
+                if not self._endpoint.is_process or token.access_token == expired or valid_for(token) > 0:
+                    return token
+                expired, self.last_failure = token.access_token, "the token has expired"
+                await self._renew(expired)
+
     async def _wait_for_usable_token(self) -> None:
         while (problem := self._gate.problem()) is not None:
-            if self.state != "parked":
-                self._set_state("parked")
+            if self.status.state != "parked":
+                self.status.set_state("parked")
             cool_down = self._gate.cool_down()
             if cool_down is None or isinstance(problem, ReauthorizationRequired | Removed):
                 cool_down = math.inf
             with anyio.move_on_after(cool_down + _POLL_INTERVAL):
-                await self._changed.wait()
-        if self.state == "parked":
+                await self.status.change()
+        if self.status.state == "parked":
             self.last_failure = _NOT_CONNECTED  # earlier failures do not concern this token
-            self._set_state("reconnecting")
+            self.status.set_state("reconnecting")
 
     async def _connecting_failed(self, error: BaseException, access_token: str, started: float) -> None:
         if isinstance(error, MCPError):
@@ -286,11 +323,11 @@ class Supervisor:
                 case _:
                     pass
         self.last_failure = describe(error)
-        if self.state != "gave_up" and self._failures + 1 >= _GIVE_UP_AFTER:
-            self._set_state("gave_up")
-            self.events.emit("gave_up", f"{self.last_failure}; from now on only occasional attempts")
-        elif self.state != "gave_up":
-            self._set_state("reconnecting")
+        if self.status.state != "gave_up" and self._failures + 1 >= _GIVE_UP_AFTER:
+            self.status.set_state("gave_up")
+            self.status.events.emit("gave_up", f"{self.last_failure}; from now on only occasional attempts")
+        elif self.status.state != "gave_up":
+            self.status.set_state("reconnecting")
         await self._back_off()
 
     async def _back_off(self) -> None:
@@ -298,16 +335,18 @@ class Supervisor:
         pause = backoff(self._failures, _FIRST_PAUSE, _LONGEST_PAUSE)
         self._failures += 1
         before = self.access_token()
-        await self._wait_until(lambda: self.access_token() != before, anyio.current_time() + pause)
+        await self.status.wait_until(lambda: self.access_token() != before, anyio.current_time() + pause)
 
-    async def _watch_token_file(self) -> None:
-        """Poll the token file. A new login is visible only in the file; this sends no request to the server."""
-        changes, seen = self._source.changes(), self._source.current()
+    async def _watch_token_file(self, changes: Changes, seen: TokenFile | None) -> None:
+        """Poll the token file. A new login is visible only in the file; this sends no request to the server.
+
+        The parameters are from before the first wait, which a change since then ends.
+        """
         while True:
             event = changes.poll()
             if isinstance(event, Rotated | Restored):
                 name: Literal["rotated", "restored"] = "rotated" if isinstance(event, Rotated) else "restored"
-                self.events.emit(name, f"generation {event.generation}")
+                self.status.events.emit(name, f"generation {event.generation}")
                 self._permanent_error_emitted = False
             elif event is not None:
                 # The token may still be valid, and the session stays as long as the server accepts the token.
@@ -316,16 +355,16 @@ class Supervisor:
             if (token := self._source.current()) is not seen:
                 seen = token
                 self._park_after_permanent_error()
-                if self._connection is not None:
-                    self._retire_if_outdated(self._connection)
-                self._notify()
+                self.status.notify()
+            if self._connection is not None:
+                self._retire_if_outdated(self._connection)
             await anyio.sleep(_POLL_INTERVAL)
 
     def _park_after_permanent_error(self) -> None:
         """Stop sending if the token was rejected and another one needs a person."""
         problem = self._gate.problem()
-        if isinstance(problem, ReauthorizationRequired | Removed) and self.state not in ("parked", "closed"):
-            self._set_state("parked")
+        if isinstance(problem, ReauthorizationRequired | Removed) and self.status.state not in ("parked", "closed"):
+            self.status.set_state("parked")
             self._emit_permanent_error(problem)
             if self._connection is not None:
                 self.retire(self._connection, "only a person can help")
@@ -334,34 +373,4 @@ class Supervisor:
         """Emit a permanent error once: the token file and the server can both report it."""
         if not self._permanent_error_emitted:
             self._permanent_error_emitted = True
-            self.events.emit("reauthorization_required", str(problem))
-
-    def _set_state(self, state: State) -> None:
-        if self.state != "closed":
-            self.state = state
-        self._notify()
-
-    async def _wait_until(self, condition: Callable[[], bool], deadline: float) -> None:
-        """Wait for ``condition``, until ``deadline``."""
-        with anyio.CancelScope(deadline=deadline):
-            while not condition():
-                await self._changed.wait()
-
-    def _notify(self) -> None:
-        """Wake all tasks that wait for a change."""
-        changed, self._changed = self._changed, anyio.Event()
-        changed.set()
-
-
-def _start_task(run: Callable[[], Coroutine[Any, Any, None]]) -> object:
-    """Run ``run`` in a task of its own; return an object that the caller must keep.
-
-    A task group would not do: only the task that entered it may leave it, and in reverse order.
-    """
-    try:
-        loop = asyncio.get_running_loop()
-    except RuntimeError:
-        import trio
-
-        return trio.lowlevel.spawn_system_task(run)
-    return loop.create_task(run())
+            self.status.events.emit("reauthorization_required", str(problem))

@@ -14,10 +14,10 @@ import shim
 import shim.mcp
 from shim import Event, FileTokenSource, ReauthorizationRequired
 from shim.mcp._client_events import EventName
-from shim.mcp._supervisor import State
+from shim.mcp._status import State
 from tests.conftest import need
 from tests.support.api import API
-from tests.support.command import Command
+from tests.support.command import Command, wait_until
 from tests.support.documents import DOCUMENTS, ROOT, block
 from tests.support.snippets import ACCESS, GRANT, accepts, published, python
 from tests.support.stage import Stage
@@ -52,7 +52,7 @@ def _reconnecting(refresher: Command, stage: Stage) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("words", "interpreter"),
     [
-        ('ReconnectingClient(os.environ["URL"], "linear")', Path(sys.executable)),
+        ('    async with ReconnectingClient(os.environ["URL"], "linear")', Path(sys.executable)),
         ("from mcp.client.streamable_http import streamable_http_client", Path(sys.executable)),
         ("from mcp.client.streamable_http import streamablehttp_client", ROOT / ".venv/mcp1/bin/python"),
     ],
@@ -64,6 +64,26 @@ def test_the_mcp_clients_work(refresher: Command, words: str, interpreter: Path)
     with Stage() as stage:
         done = python(block(PAGE, "python", words), _reconnecting(refresher, stage), interpreter)
     assert done.stdout == "{'result': 3}\n", done.stderr
+
+
+def test_the_subscription_of_the_page_comes_back(refresher: Command) -> None:
+    """If it failed, an agent that follows the page would miss that a tool is new."""
+    with Stage() as stage:
+        environment = _reconnecting(refresher, stage)
+        example = block(PAGE, "python", "client.listen(")
+        process = subprocess.Popen([sys.executable, "-c", example], env=environment, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        try:
+            wait_until(lambda: stage.log()["listening"], "the program listens")
+            stage.play(cut_streams=True)
+            assert "'add'" in process.stdout.readline()
+            wait_until(lambda: stage.log()["listening"], "the program listens again")
+            stage.stop()
+            stage.start(ACCESS)
+            assert "'add'" in process.stdout.readline()
+        finally:
+            process.kill()
+            process.communicate()
 
 
 def test_the_client_of_a_stdio_server_works(refresher: Command) -> None:

@@ -36,7 +36,7 @@ LINES = [
 def test_a_short_soak_passes_and_prints_every_figure() -> None:
     """If it failed, the long soak would no longer work when a developer needs it."""
     need(oidc.missing())
-    command = [sys.executable, "-m", "tests.faults.soak", str(20 / 60), "--seed", "7"]
+    command = [sys.executable, "-m", "tests.faults.soak", str(30 / 60), "--seed", "7"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     figures = dict(re.findall(r"^([a-z ]+?)  +(\S+)", done.stdout, re.MULTILINE))
@@ -44,6 +44,7 @@ def test_a_short_soak_passes_and_prints_every_figure() -> None:
     assert (figures["unaccounted"], figures["violations"], figures["calm"]) == ("0", "0", "all")
     assert int(figures["exchanges"].rstrip(",")) > 5
     assert int(figures["faults"]) > 0
+    assert figures["chaos problems"] == "0", done.stdout + done.stderr
     if fuzz.missing() is None:
         assert figures["fuzz problems"] == "0", done.stdout + done.stderr
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated
 
 import anyio
+from mcp import MCPError
 from mcp.server.mcpserver import Elicit, MCPServer, Resolve
 from mcp_types import ToolAnnotations
 from pydantic import BaseModel
@@ -27,9 +28,20 @@ def whoami() -> dict[str, str]:
 @mcp.tool()
 async def slow(marker: str) -> str:
     (PLACE / marker).touch()
-    while (PLACE / marker).exists():
-        await anyio.sleep(0.01)
+    try:
+        while (PLACE / marker).exists():
+            await anyio.sleep(0.01)
+    finally:
+        (PLACE / marker).unlink(missing_ok=True)
     return os.environ["STAGE_TOKEN"]
+
+
+@mcp.tool()
+def check(bad: str, how: str) -> str:
+    token = os.environ["STAGE_TOKEN"]
+    if how == "error" and token == bad:
+        raise MCPError(-32001, f"bad {token}")
+    return f"bad {token}" if token == bad else f"good {token}"
 
 
 class Said(BaseModel):

@@ -14,10 +14,14 @@ The last argument has the first settings, and ``POST /test/play`` changes them:
 - ``redirect``: redirect each request once, within the origin
 - ``says``: the response to each call of a tool
 - ``breaks``: cut the connection after the first byte of the response to a call
+- ``once``: for a word in the body of a request, the status of the response to the next one; 0: the connection is cut
+- ``cut_streams``: cut the connection of each stream of notifications once
+- ``stream_status``: the status of every response to GET; 0: its own
 - ``writes``: tools that lose their read-only hint
 - ``cut``: the share of tool calls whose connection is cut, half of them before the call is executed
 
-``GET /test/log`` returns the number of responses by status, and how often each call was executed.
+``GET /test/log`` returns the number of responses by status, how often each call was executed, the number of requests by
+method, and of streams of notifications that are open.
 """
 
 import json
@@ -25,14 +29,15 @@ import random
 import socket
 import sys
 from collections import Counter
-from typing import Any
+from typing import Annotated, Any
 
 import anyio
 from mcp import MCPError
 from mcp.server.auth.provider import AccessToken
 from mcp.server.auth.settings import AuthSettings
-from mcp.server.mcpserver import MCPServer
+from mcp.server.mcpserver import Context, Elicit, MCPServer, Resolve
 from mcp.server.mcpserver.exceptions import ToolError
+from mcp.server.request_state import RequestStateSecurity
 from mcp_types import (
     EmptyResult,
     SetLevelRequestParams,
@@ -40,10 +45,17 @@ from mcp_types import (
     ToolAnnotations,
     UnsubscribeRequestParams,
 )
-from pydantic import AnyHttpUrl
+from mcp_types.version import MODERN_PROTOCOL_VERSIONS
+from pydantic import AnyHttpUrl, BaseModel
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tests.servers.serving import serve
+
+
+class Said(BaseModel):
+    """The answer to a question of the server."""
+
+    said: str
 
 
 class Stage:
@@ -62,10 +74,13 @@ class Stage:
         self.forgets = False
         self.cut = 0.0
         self.refuse: dict[str, int] = {}
+        self.once: dict[str, int] = {}
         self.challenge = ""
         self.answer: dict[str, Any] = {}
         self.scopes = ["use"]
         self.redirect = False
+        self.stream_status = 0
+        self._streams: set[Any] = set()
         self.breaks = False
         self.says: dict[str, Any] | None = None
 
@@ -81,7 +96,8 @@ class Stage:
             self.play(json.loads(await _body(receive)))
             await _answer(send, 200, {})
         elif scope["path"] == "/test/log":
-            log = {"answers": self._answers, "executed": self._executed, "requests": self._requests}
+            log: dict[str, Any] = {"answers": self._answers, "executed": self._executed, "requests": self._requests}
+            log["listening"] = len(self._streams)
             await _answer(send, 200, log)
         else:
             await self._perform(scope, receive, send)
@@ -94,12 +110,17 @@ class Stage:
         self.cut = wishes.get("cut", self.cut)
         self.forgets = wishes.get("forgets", self.forgets)
         self.refuse = wishes.get("refuse", self.refuse)
+        self.once = wishes.get("once", self.once)
         self.challenge = wishes.get("challenge", self.challenge)
         self.answer = wishes.get("answer", self.answer)
         self.scopes = wishes.get("scopes", self.scopes)
         self.breaks = wishes.get("breaks", self.breaks)
         self.says = wishes.get("says", self.says)
         self.redirect = wishes.get("redirect", self.redirect)
+        self.stream_status = wishes.get("stream_status", self.stream_status)
+        if wishes.get("cut_streams"):
+            for transport in list(self._streams):
+                transport.abort()
         for name in wishes.get("writes", ()):
             self._mcp._tool_manager._tools[name].annotations = None
         if wishes.get("forget"):
@@ -120,6 +141,12 @@ class Stage:
         body = await _body(receive) if scope["method"] == "POST" else b""
         if self.says is not None and b'"tools/call"' in body:
             return await _answer(send, 200, self.says)
+        for word in [word for word in self.once if word.encode() in body]:
+            self._answers[status := self.once.pop(word)] += 1
+            if status:
+                return await _answer(send, status, {})
+            receive.__self__.transport.abort()  # type: ignore[attr-defined]
+            return None
         for word, status in self.refuse.items():
             if word.encode() in body:
                 self._answers[status] += 1
@@ -158,6 +185,16 @@ class Stage:
                 self._answers[message["status"]] += 1
             await send(message)
 
+        if scope["method"] == "GET" or b'"subscriptions/listen"' in body:
+            if self.stream_status:
+                self._answers[self.stream_status] += 1
+                return await _answer(send, self.stream_status, {"played": True})
+            transport = receive.__self__.transport  # type: ignore[attr-defined]
+            self._streams.add(transport)
+            try:
+                return await self._app(scope, again if body else receive, watched)
+            finally:
+                self._streams.discard(transport)
         await self._app(scope, again if body else receive, watched)
         if cut:
             receive.__self__.transport.abort()  # type: ignore[attr-defined]
@@ -197,6 +234,7 @@ async def main(port: int, options: dict[str, Any], wishes: dict[str, Any]) -> No
                 resource_server_url=AnyHttpUrl(url),
                 required_scopes=["use"],
             ),
+            request_state_security=RequestStateSecurity(keys=["0" * 64]),  # a restart does not end a call
         )
 
         @mcp.tool(annotations=ToolAnnotations(read_only_hint=True))
@@ -219,6 +257,29 @@ async def main(port: int, options: dict[str, Any], wishes: dict[str, Any]) -> No
         async def stale() -> str:
             executed["stale"] += 1
             return "Error: invalid token" if stage.status is None and not stage.tokens & {"fresh"} else "fine"
+
+        @mcp.tool(annotations=ToolAnnotations(read_only_hint=True))
+        async def notify(context: Context) -> str:
+            if context.session.protocol_version in MODERN_PROTOCOL_VERSIONS:
+                await context.notify_tools_changed()
+            else:
+                await context.session.send_tool_list_changed()
+            return "sent"
+
+        def question() -> Elicit[Said]:
+            return Elicit("what?", Said)
+
+        @mcp.tool()
+        async def asks(answer: Annotated[Said, Resolve(question)]) -> str:
+            executed["asks"] += 1
+            return answer.said
+
+        @mcp.tool()
+        async def asks_aside(context: Context) -> str:
+            """Ask on the stream of the session, which belongs to no call."""
+            answer = await context.session.elicit_form("what?", Said.model_json_schema())
+            executed["asks"] += 1
+            return str((answer.content or {})["said"])
 
         @mcp.tool()
         async def deny(how: str) -> str:

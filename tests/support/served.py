@@ -36,6 +36,10 @@ class Served:
         assert line, f"the server did not start: {command}"
         self.said: dict[str, Any] = json.loads(line)
 
+    def kill(self) -> None:
+        """Kill the server, whose end is still to be awaited."""
+        self._process.kill()
+
     def __enter__(self) -> Self:
         return self
 

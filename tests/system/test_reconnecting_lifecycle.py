@@ -7,7 +7,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from shim.mcp import ReconnectingClient, _retry
+from shim.mcp import ReconnectingClient, _backoff
 from tests.support.stage import Stage, publish, until
 
 pytestmark = pytest.mark.asyncio
@@ -81,8 +81,8 @@ async def test_closing_ends_the_backoff_of_a_call(
     tmp_path: Path, stage: Stage, monkeypatch: pytest.MonkeyPatch, patience: float
 ) -> None:
     """If it failed, a shutdown would wait for the backoff of every call."""
-    for bound in ("_FIRST_PAUSE", "_LONGEST_PAUSE"):
-        monkeypatch.setattr(_retry, bound, 1e6)
+    for bound in ("_FIRST_RETRY", "_LONGEST_RETRY"):
+        monkeypatch.setattr(_backoff, bound, 1e6)
     published = publish(tmp_path, stage)
     async with ReconnectingClient(stage.url, published.source(), patience=patience) as client:
         stage.stop()

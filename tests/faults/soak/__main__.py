@@ -9,6 +9,7 @@ import tempfile
 import threading
 from pathlib import Path
 
+from tests.faults.agents import rounds as chaos
 from tests.faults.fuzz import fuzz, rounds
 from tests.faults.soak import report
 from tests.faults.soak.soak import Soak
@@ -31,17 +32,19 @@ def main(arguments: list[str]) -> int:
     ending = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: ending.set())
-    half = options.minutes * 30
+    third = options.minutes * 20
     without = fuzz.missing()
     sys.stderr.write(f"a soak of {options.minutes:g} minutes with --seed {options.seed}; Ctrl-C ends it early\n")
     with tempfile.TemporaryDirectory(prefix="soak-", ignore_cleanup_errors=True) as root:
-        result = Soak(Path(root), options.seed, half * (2 if without else 1), ending, verbose=True).run()
+        result = Soak(Path(root), options.seed, third * (2 if without else 1), ending, verbose=True).run()
     sys.stderr.write("\n" if sys.stderr.isatty() else "")
     sys.stdout.write(report.text(result) + "\n")
-    fuzzed = [] if without else rounds.run(options.seed, half, ending)
-    warm.close()
+    fuzzed = [] if without else rounds.run(options.seed, third, ending)
     sys.stdout.write((f"left out      the fuzz: {without}" if without else rounds.text(fuzzed)) + "\n")
-    if result.violations or any(each.violations for each in fuzzed):
+    agents = chaos.run(options.seed, third, ending)
+    sys.stdout.write(chaos.text(agents) + "\n")
+    warm.close()
+    if result.violations or any(each.violations for each in fuzzed) or any(each.violations for each in agents):
         return 1
     return 130 if ending.is_set() else 0
 
