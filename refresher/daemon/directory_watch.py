@@ -20,9 +20,9 @@ from shim._token import is_name
 __all__ = ["FULL_SCAN_INTERVAL", "DirectoryWatch"]
 
 FULL_SCAN_INTERVAL: Final = 37.0
-"""Seconds after which every file is checked, even if no directory has changed; more if that takes more than 0.37 s."""
+"""Seconds after which every file is checked, even if no directory has changed; more if that takes more than 0.185 s."""
 
-_FULL_SCAN_SHARE: Final = 0.01
+_FULL_SCAN_SHARE: Final = 0.005
 _CLOCK_JUMP: Final = 1.0
 _SETTLED_NS: Final = 1_000_000_000
 _NO_RECORD: Final = 0
