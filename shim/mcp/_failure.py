@@ -19,7 +19,7 @@ from shim._challenge import Refusal
 __all__ = ["Failure", "describe", "failure_kind", "refusal_in", "root_cause"]
 
 FailureKind = Literal[
-    "rejected", "insufficient_scope", "unknown_session", "not_sent", "unavailable", "lost", "undelivered"
+    "rejected", "insufficient_scope", "unknown_session", "not_sent", "unavailable", "lost", "broken", "undelivered"
 ]
 """
 - ``rejected``: the server rejected the access token.
@@ -28,6 +28,7 @@ FailureKind = Literal[
 - ``not_sent``: no byte of the request was sent.
 - ``unavailable``: a gateway answered instead of the server.
 - ``lost``: the request was sent, and its response was lost.
+- ``broken``: the server answered 5xx, without a JSON-RPC error.
 - ``undelivered``: the server did not get the answer to a question that it asked during the call.
 """
 

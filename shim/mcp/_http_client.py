@@ -38,6 +38,7 @@ _NOTIFY_TIMEOUT = 30.0
 _SHORTEST_PATIENCE = 1.0
 """Seconds for one attempt to send an answer, also if the call may not wait."""
 _MAX_REDIRECTS = 5
+_TEMPORARY: tuple[FailureKind, ...] = ("not_sent", "unavailable", "lost", "broken", "rejected")
 
 _Outcome = httpx2.Response | Failure
 
@@ -95,7 +96,8 @@ class SessionHTTPClient(httpx2.AsyncClient):
             outcome = await self._send_once(request, options)
         failure = outcome if isinstance(outcome, Failure) else None
         if method == "server/discover":
-            self._discover_failure = failure
+            # Some servers answer 500 to a request that they do not know: then the older protocol is right.
+            self._discover_failure = None if failure is None or failure.kind == "broken" else failure
         if isinstance(outcome, Failure):
             return _failed(request, request_id, outcome)
         if method in _EXECUTED and outcome.is_success and call is not None:
@@ -135,7 +137,10 @@ class SessionHTTPClient(httpx2.AsyncClient):
                 is_final = status < 500 and status != 408
             else:
                 failure = outcome
-                is_final = failure.kind not in ("not_sent", "unavailable", "lost", "rejected") or self._needs_person()
+                is_final = (
+                    failure.kind not in ("not_sent", "unavailable", "lost", "broken", "rejected")
+                    or self._needs_person()
+                )
                 may_have_it = may_have_it or failure.kind == "lost"
             pause = retry_pause(failures)
             if is_final or pause > patience:
@@ -218,6 +223,8 @@ def _failure_in(request: httpx2.Request, response: httpx2.Response) -> Failure |
         return None
     if status in _GATEWAY_STATUSES and error is None:
         return Failure("unavailable", f"the server is not available ({status})")
+    if status >= 500 and error is None:
+        return Failure("broken", f"the server failed ({status})")
     return None
 
 

@@ -78,7 +78,7 @@ class RetryingCaller:
                         self._token_accepted(connection)
                     raise failure
                 case kind if kind == "undelivered" or (
-                    changing is not None and (call.executed or kind in ("unavailable", "lost"))
+                    changing is not None and (call.executed or kind in ("unavailable", "lost", "broken"))
                 ):
                     raise OutcomeUnknown(
                         f"{changing or 'a call that only reads'}: {failure.message}; the call may have been executed: "
@@ -91,12 +91,12 @@ class RetryingCaller:
                 case "insufficient_scope":
                     self._token_accepted(connection)
                     raise supervisor.missing_scope(failure)
-                case "unknown_session":
+                case "unknown_session" if may_recover:
                     supervisor.retire(connection, failure.message)
-                    if not may_recover:
-                        raise failure
                     may_recover = False
-                case _:
+                case kind:
+                    if kind == "unknown_session":
+                        supervisor.retire(connection, failure.message)
                     supervisor.last_failure = failure.message
                     pause = min(retry_pause(failures), max(patience, 0.0))
                     failures += 1

@@ -78,7 +78,6 @@ class Balancer:
         self._server_port = port
         self._port = 0
         self._listener: socket.socket | None = None
-        self._accepting: asyncio.Task[None] | None = None
         self._links: set[_Link] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -98,13 +97,12 @@ class Balancer:
             self._listener = socket.create_server(("127.0.0.1", self._port))
             self._listener.setblocking(False)
             self._port = self._listener.getsockname()[1]
-            self._accepting = asyncio.create_task(self._accept(self._listener))
+            asyncio.get_running_loop().add_reader(self._listener, self._accept, self._listener)
 
     def down(self) -> None:
         """Refuse connections, as if nothing listens, and cut those that are open."""
-        if self._listener is not None and self._accepting is not None:
+        if self._listener is not None:
             asyncio.get_running_loop().remove_reader(self._listener)
-            self._accepting.cancel()
             self._listener.close()
             self._listener = None
         self.cut(lambda _: True)
@@ -134,14 +132,17 @@ class Balancer:
             await asyncio.sleep(0.01)
 
     # Not asyncio.start_server, which loses a connection that it accepts while it is closed (Python 3.11).
-    async def _accept(self, listener: socket.socket) -> None:
-        while True:
-            connection, _ = await asyncio.get_running_loop().sock_accept(listener)
-            task = asyncio.create_task(self._serve(connection))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+    def _accept(self, listener: socket.socket) -> None:
+        try:
+            connection, _ = listener.accept()
+        except OSError:
+            return  # the client has gone
+        task = asyncio.create_task(self._serve(connection))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _serve(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
         reader, writer = await asyncio.open_connection(sock=connection, limit=2**20)
         link = _Link(writer)
         self._links.add(link)

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any, Final
@@ -46,6 +47,7 @@ class Counterpart:
         self.port = 0
         self.version = 0
         """The number that the tool ``version`` returns."""
+        self._counting = threading.Lock()
         directory.mkdir()
         self.accept()
         self._put("version", "0")
@@ -61,8 +63,9 @@ class Counterpart:
 
     def notify(self) -> None:
         """Count the version up, and tell the clients that something has changed."""
-        self.version += 1
-        self._put("version", str(self.version))
+        with self._counting:  # a thread of a test that was cancelled may still run
+            self.version += 1
+            self._put("version", str(self.version))
         httpx.post(f"http://127.0.0.1:{self.port}/test/notify", trust_env=False, timeout=60).raise_for_status()
 
     def start(self) -> None:

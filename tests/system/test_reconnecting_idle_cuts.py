@@ -44,6 +44,8 @@ class Session:
         """Notify once a minute; the agent must have the new version before the next minute."""
         async with self._client, anyio.create_task_group() as tasks:
             tasks.start_soon(self.mirror.run, self._client)
+            await until(lambda: self._balancer.streams == 1, "the stream is open")
+            await until(lambda: not self.mirror.is_fetching, "the agent is current")
             cut_at = self._until_the_next_cut()
             for minute in range(1, MINUTES + 1):
                 now = 60.0 * minute

@@ -164,12 +164,13 @@ async def test_a_400_about_the_session_reconnects_only_if_there_is_a_session(
 ) -> None:
     """If it failed, a server that answers 400 to a forgotten session would never get a new one."""
     published = publish(tmp_path, stage)
-    async with ReconnectingClient(stage.url, published.source(), mode=mode) as client:
+    async with ReconnectingClient(stage.url, published.source(), mode=mode, patience=0.5) as client:
         session = client.session
         stage.play(refuse={"tools/call": 400})
-        with pytest.raises(MCPError, match=words):
+        with pytest.raises((MCPError, ServerAway), match=words):
             await client.call_tool("write", {"what": "once"})
         stage.play(refuse={})
+        await until(lambda: client.state == "connected", "the client reconnects")
         await _add(client)
         assert (client.session is session) == (mode == "auto")
 
@@ -309,3 +310,25 @@ async def test_two_tasks_can_share_one_event_iterator(tmp_path: Path, stage: Sta
                 tasks.start_soon(read)
                 await anyio.wait_all_tasks_blocked()
                 tasks.start_soon(client.aclose)
+
+
+async def test_a_500_leaves_the_outcome_of_a_write_open(tmp_path: Path, stage: Stage) -> None:
+    """If it failed, an agent would repeat a call that a server executed before it failed."""
+    async with ReconnectingClient(stage.url, publish(tmp_path, stage).source()) as client:
+        stage.play(once={'"write"': 500})
+        with pytest.raises(OutcomeUnknown):
+            await client.call_tool("write", {"what": "this"})
+        await client.list_tools()
+        stage.play(once={'"add"': 500})
+        assert (await client.call_tool("add", {"a": 1, "b": 2})).structured_content == {"result": 3}
+
+
+async def test_a_server_that_restarts_twice_in_a_call_is_asked_again(tmp_path: Path, stage: Stage) -> None:
+    """If it failed, a call would end because its second session was lost too, although it was never executed."""
+    async with ReconnectingClient(stage.url, publish(tmp_path, stage).source(), mode="legacy") as client:
+        stage.play(refuse={'"write"': 404})
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(client.call_tool, "write", {"what": "this"})
+            await until(lambda: stage.log()["answers"].get("404", 0) >= 3, "the third session is lost")
+            stage.play(refuse={})
+    assert stage.log()["executed"]["this"] == 1

@@ -17,7 +17,6 @@ from typing import Any, Final, NamedTuple
 import anyio
 import anyio.abc
 import mcp_types
-from mcp import MCPError
 
 from shim import InsufficientScope, ReauthorizationRequired, TokenRejected, TokenUnavailable
 from shim.mcp import OutcomeUnknown, ReconnectingClient, ServerAway
@@ -38,13 +37,6 @@ LONGEST: Final = PATIENCE + WAIT + 30.0
 CALM: Final = 150.0
 """The longest pauses of a client after many failures are 45 and 75 seconds."""
 
-_OF_THE_SERVER: Final = {
-    # Two restarts in one call. A load balancer that loses each session must not get one handshake after another.
-    "does not know this MCP session": "session lost twice",
-    # A server that is about to end answers 500.
-    "Server returned an error response": "error of the server",
-}
-"""Errors that ``mcp.Client`` raises as well, by a part of their message."""
 _DOCUMENTED: Final = (
     InsufficientScope,
     OutcomeUnknown,
@@ -164,9 +156,8 @@ class Chaos:
                 if isinstance(error, OutcomeUnknown) and _reads(tool):
                     self.violations.append(f"{tool}, which only reads, was not repeated: {error}")
             except Exception as error:  # noqa: BLE001  this is what the test looks for
-                outcome = _of_the_server(error) or f"undocumented {type(error).__name__}"
-                if outcome.startswith("undocumented"):
-                    self.violations.append(f"{tool} raised {error!r}")
+                outcome = f"undocumented {type(error).__name__}"
+                self.violations.append(f"{tool} raised {error!r}")
         took = anyio.current_time() - began
         if cancel is None:
             self._worst = max(self._worst, took)
@@ -232,13 +223,6 @@ async def _site(directory: Path, *, json: bool) -> AsyncIterator[Site]:
     finally:
         with anyio.CancelScope(shield=True):
             await anyio.to_thread.run_sync(site.server.stop)
-
-
-def _of_the_server(error: Exception) -> str | None:
-    """Return the name of an error that the server causes; ``None`` if it does not."""
-    if not isinstance(error, MCPError):
-        return None
-    return next((name for part, name in _OF_THE_SERVER.items() if part in error.message), None)
 
 
 def _reads(tool: str) -> bool:
