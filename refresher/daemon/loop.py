@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from refresher.common import clocks, logs, text
 from refresher.common.errors import DirectoryError, GrantFileError
@@ -23,11 +23,11 @@ from refresher.grants.policy import Rotate, Wait
 from refresher.grants.record import Grant
 from refresher.oauth.http_client import DEADLINE
 from refresher.oauth.tls import ssl_context
-from refresher.operations.inspection import Inspection, inspect, list_grants, server_of
+from refresher.operations.inspection import Inspection, inspect, server_of
 from refresher.operations.result import EXIT_CODES, Result, ResultCode
 from refresher.operations.rotate import Order, Terms, rotate
 from refresher.operations.work_queue import Finished, WorkQueue
-from refresher.storage import startup_checks
+from refresher.storage import records, startup_checks
 from refresher.storage.publishing import Publisher
 
 __all__ = ["Daemon"]
@@ -55,8 +55,8 @@ class _Job(NamedTuple):
     terms: Terms
 
 
-_Event = str | Finished[_Job, Result | None] | None
-"""The name of a grant that is due, or a rotation that has finished; ``None`` only wakes the loop: a signal came."""
+_Event = Literal["due"] | Finished[_Job, Result | None] | None
+"""A plan is due, or a rotation has finished; ``None`` only wakes the loop: a signal came."""
 
 
 class _Pause(NamedTuple):
@@ -123,7 +123,7 @@ class Daemon:
         self._events: SimpleQueue[_Event] = SimpleQueue()
         self._signals = signals
         signals.wake = lambda: self._events.put(None)
-        self._schedule = Schedule(self._events.put)
+        self._schedule = Schedule(lambda: self._events.put("due"))
         self._queue: WorkQueue[_Job, Result | None] = WorkQueue(lambda job: rotate(*job), self._events.put)
         self._watch = DirectoryWatch(self._settings.directories)
         self._publisher = Publisher(self._settings.directories)
@@ -157,7 +157,7 @@ class Daemon:
         directories.prepare()  # the first scan reports what is wrong with demands/
         if settings.ca_file is not None:
             ssl_context(settings.ca_file)
-        count = len(list_grants(directories))
+        count = records.count(directories)
         logs.setup(settings.log_format, settings.verbose + 1, nonblocking=True)
         self._settings = settings
         log.info(
@@ -298,18 +298,20 @@ class Daemon:
         try:
             event = self._events.get(timeout=max(wait, 0.0))
             while True:
-                match event:
-                    case str() if event == HEARTBEAT:
-                        self._supervision.heartbeat()
-                    case str() if not self._signals():
-                        self._inspect(event)
-                    case Finished():
-                        self._finish(event)
-                    case _:
-                        pass  # after a stop nothing new starts
+                if isinstance(event, Finished):
+                    self._finish(event)
+                elif event == "due":
+                    self._process_due()
                 event = self._events.get_nowait()
         except Empty:
             return
+
+    def _process_due(self) -> None:
+        for name in self._schedule.due():
+            if name == HEARTBEAT:
+                self._supervision.heartbeat()
+            elif not self._signals():  # after a stop nothing new starts
+                self._inspect(name)
 
     def _finish(self, finished: Finished[_Job, Result | None]) -> None:
         """Log the result of a rotation, and have the grant inspected again."""
@@ -327,7 +329,7 @@ class Daemon:
             self._throttle.log_result(result, str(result.generation))
         else:
             self._pauses[name] = _Pause.after(previous, fault=False)
-        # Only at the next scan: the present listing still has the files of the attempt.
+        # Only at the next scan: what is known now still has the files of the attempt.
         self._watch.forget(name)
 
     def _is_final_failure(self, result: Result) -> bool:
@@ -348,12 +350,11 @@ class Daemon:
         for job in self._queue.drop_waiting():
             self._in_progress.discard(job.order.name)
         moved = self._settings.directories != before
-        for name in self._watch.listing.all:
-            if moved:
-                self._forget(name)
-            else:
-                self._watch.forget(name)
+        forget = self._forget if moved else self._watch.forget
+        for name in self._watch.names:
+            forget(name)
         if moved:
+            self._watch.close()
             self._watch = DirectoryWatch(self._settings.directories)
             self._publisher = Publisher(self._settings.directories)
         self._scan_at = float("-inf")

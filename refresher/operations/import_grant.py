@@ -47,7 +47,7 @@ class KnownTokens:
         self._names: dict[str, set[str]] = {}
         self._always: set[str] = set()
         """Names whose record cannot be read."""
-        self._unfinished: frozenset[str] = frozenset()
+        self._unfinished: dict[str, set[str]] = {}
         self._last_import: bytes | None = None
 
     def listing(self, imported: Grant) -> Listing:
@@ -198,7 +198,7 @@ def _servers(grant: Grant) -> set[str]:
 def _require_same_login(directories: Directories, imported: Grant) -> None:
     """Refuse to replace a grant of another server or account, also one whose import was interrupted."""
     try:
-        found = _records(directories, imported.name, unfinished=directories.is_unfinished(imported.name))
+        found = _records(directories, imported.name, unfinished=bool(directories.attempt_files(imported.name)))
     except (GrantFileError, OSError):
         return  # a damaged record is kept, even if it is of another server
     for there in found:

@@ -66,6 +66,11 @@ class Result(msgspec.Struct, frozen=True):
         return _with_rejection(cls(grant.name, code, grant.generation, _explain(grant, rest)), grant)
 
     @classmethod
+    def at_rest(cls, name: str, generation: int, due: float) -> "Result":
+        """Return the result of a grant of which nothing is known but that it needs nothing before ``due``."""
+        return cls(name, "not_due", generation, _not_due(_wait(due)))
+
+    @classmethod
     def after_exchange(cls, before: Grant, after: Grant) -> "Result":
         """Return the result of an exchange that turned ``before`` into ``after``."""
         now = clocks.now()
@@ -101,14 +106,22 @@ def end_of_login(grant: Grant, now: Moment) -> str:
     )
 
 
+def _wait(until: float) -> str:
+    return text.span(max(until - clocks.now().wall, 0))
+
+
+def _not_due(wait: str) -> str:
+    return f"next rotation in {wait}"
+
+
 def _explain(grant: Grant, rest: Wait) -> str:
     """Return why there is no exchange now, and what happens next."""
-    wait = "" if rest.until is None else text.span(max(rest.until - clocks.now().wall, 0))
+    wait = "" if rest.until is None else _wait(rest.until)
     match rest.reason:
         case "not_due" | "too_early" if not grant.renewable:
             return f"the server issued no refresh token; in {wait}, {_what_to_do(grant)}"
         case "not_due":
-            return f"next rotation in {wait}"
+            return _not_due(wait)
         case "reauthorization_required":
             return f"{_last_error(grant)}; {_what_to_do(grant)}"
         case "transient" | "client_rejected" | "too_early" if policy.needs_person(grant):

@@ -8,8 +8,9 @@ from refresher.config import Settings
 from refresher.grants.policy import Wait
 from refresher.grants.record import Grant, Tombstone
 from refresher.operations.inspection import Inspection, inspect
+from refresher.operations.rest import Resting
 from refresher.operations.result import EXIT_CODES, Result
-from refresher.storage import demands, last_run, records
+from refresher.storage import demands, last_run, records, rest_index
 from refresher.storage.publishing import Publisher
 
 __all__ = ["run_once"]
@@ -42,7 +43,12 @@ def run_once(
     pending.warn(set(), logging.INFO)  # cron would mail a warning at each run
     work: list[Inspection] = []
     results: dict[str, Result] = {}
+    # A few names, or force, need no index.
+    resting = None if names or force or len(existing) < rest_index.FEWEST else Resting(directories, listing, pending)
     for name in selected:
+        if resting is not None and (known := resting.find(name, horizon)) is not None:
+            results[name] = known
+            continue
         try:
             found = inspect(publisher, name, listing=listing, demands=pending, force=force, horizon=horizon)
         except GrantFileError as error:
@@ -56,6 +62,10 @@ def run_once(
             work.append(found)
         elif isinstance(found.record, Grant) and isinstance(found.decision, Wait):
             results[name] = Result.from_decision(found.record, found.decision)
+            if resting is not None:
+                resting.add(found.record, found.decision)
+    if resting is not None:
+        resting.save()
     if work:
         for result in _rotate_all(settings, publisher, work, force, horizon, stopping, progress):
             # Only what this run did is logged: cron would mail the same state at each run.

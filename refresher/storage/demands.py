@@ -11,7 +11,7 @@ grants only. Beyond that, the demands that matter are looked up by their names.
 import logging
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -67,12 +67,13 @@ class Demands(msgspec.Struct, frozen=True, kw_only=True):
             )
 
 
-def pending(directories: Directories, names: Collection[str]) -> Demands:
+def pending(directories: Directories, names: Collection[str] | Mapping[str, object]) -> Demands:
     """List the demands for ``names``; there are none if the directory cannot be read: tokens rotate on schedule only.
 
     The number of names bounds the entries that this reads, and those that it returns.
     """
-    names = frozenset(names)
+    if not isinstance(names, Mapping):
+        names = frozenset(names)
     found: dict[str, set[int]] = {}
     room, complete = _KEPT + _FOR_EACH * len(names), True
     with suppress(OSError, DirectoryError), directories.opened_demands() as place, os.scandir(place) as entries:

@@ -15,7 +15,7 @@ from refresher.storage import files, single_directory, write_access
 from refresher.storage.write_access import Found
 from shim._token import is_name
 
-__all__ = ["Directories", "Listing", "Sharing"]
+__all__ = ["Directories", "Listing", "Sharing", "left_by_attempt"]
 
 _SHARED_TOKENS: Final = 0o750
 
@@ -30,7 +30,8 @@ class Listing(msgspec.Struct, frozen=True):
     """The valid names in ``grants/`` that have a record, and those for which an attempt left files."""
 
     names: tuple[str, ...] = ()
-    unfinished: frozenset[str] = frozenset()
+    unfinished: dict[str, set[str]] = {}
+    """For each of these, the files that an attempt left."""
     sharing: Sharing | None = None
     """What ``sharing`` returned at the time of the listing; ``None``: not read."""
     demands_problem: str | None = None
@@ -71,6 +72,11 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
         """The file that says when refresher last looked at the grants."""
         return self.state / "last-run"
 
+    @property
+    def rest_index(self) -> Path:
+        """The file that says which grants ``run-once`` need not read."""
+        return self.state / "rest-index"
+
     def record(self, name: str) -> Path:
         """Return the path of the private record."""
         return self.grants / f"{name}.json"
@@ -99,14 +105,15 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
         """Return the path of the next record outside ``grants/``; each record has another path."""
         return self.spill / f"{name}.{begun_from[:32]}.next"
 
-    def is_unfinished(self, name: str) -> bool:
-        """Whether an attempt at ``name`` left files, by the names that the first of them have: there is no listing."""
-        return any(os.path.lexists(f"{self.state}/grants/{name}.{suffix}") for suffix in ("intent", "next", "next.1"))
+    def attempt_files(self, name: str) -> set[str]:
+        """Return the first files that an attempt at ``name`` left, by their names: there is no listing."""
+        entries = (f"{name}.{suffix}" for suffix in ("intent", "next", "next.1"))
+        return {entry for entry in entries if os.path.lexists(f"{self.state}/grants/{entry}")}
 
     def candidates(self, name: str) -> list[Path]:
         """List the files in ``grants/`` that may hold the next record of ``name``. Raises ``OSError``.
 
-        They are removed in the reverse order, so that what is left is found by name (``is_unfinished``).
+        They are removed in the reverse order, so that what is left is found by name (``attempt_files``).
         """
         entries = sorted(os.listdir(self.grants))  # noqa: PTH208  plain names
         return [self.grants / entry for entry in entries if (match := _NEXT.fullmatch(entry)) and match["name"] == name]
@@ -140,7 +147,8 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
 
     def listing(self, names: Collection[str] = ()) -> Listing:
         """List ``grants/``, or look up ``names`` there; nothing if it does not exist yet. Raises ``DirectoryError``."""
-        from_names, unfinished = [], set()
+        from_names: list[str] = []
+        unfinished: dict[str, set[str]] = {}
         if not os.path.lexists(self.state):
             return Listing()
         try:
@@ -154,7 +162,8 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
             if names:
                 valid = sorted(filter(is_name, names))
                 found = tuple(name for name in valid if os.path.lexists(self.record(name)))
-                return Listing(found, frozenset(filter(self.is_unfinished, valid)), self.sharing(), trouble)
+                unfinished = {name: left for name in valid if (left := self.attempt_files(name))}
+                return Listing(found, unfinished, self.sharing(), trouble)
             entries = os.listdir(self.grants)  # noqa: PTH208  plain names
         except FileNotFoundError:
             return Listing(demands_problem=trouble)
@@ -164,12 +173,9 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
             stem, _, suffix = entry.rpartition(".")
             if suffix == "json":
                 from_names.append(stem)
-            elif suffix == "intent":
-                unfinished.add(stem)
-            elif suffix != "lock" and (match := _NEXT.fullmatch(entry)):
-                unfinished.add(match["name"])
-        names = tuple(sorted(filter(is_name, from_names)))
-        return Listing(names, frozenset(filter(is_name, unfinished)), self.sharing(), trouble)
+            elif suffix != "lock" and (name := left_by_attempt(entry)) is not None:
+                unfinished.setdefault(name, set()).add(entry)
+        return Listing(tuple(sorted(filter(is_name, from_names))), unfinished, self.sharing(), trouble)
 
     def prepare(self) -> str | None:
         """Create the directories that are missing, with the modes of the README, independent of the umask.
@@ -336,6 +342,14 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
             raise DirectoryError(f"cannot create or share {error.filename}: {error.strerror}{group}") from None
         except OSError as error:
             raise DirectoryError(f"cannot create {error.filename or self.state}: {error.strerror}") from None
+
+
+def left_by_attempt(entry: str) -> str | None:
+    """Return the name whose attempt leaves a file with the name ``entry`` in ``grants/``; ``None`` if none does."""
+    name, _, suffix = entry.rpartition(".")
+    if suffix != "intent":
+        name = match["name"] if (match := _NEXT.fullmatch(entry)) else ""
+    return name if is_name(name) else None
 
 
 def _lets_pass(directory: Path, group: int) -> bool:

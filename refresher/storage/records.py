@@ -12,10 +12,13 @@ from refresher.grants.record import NO_RECORD, Grant, Record, Stored, Tombstone,
 from refresher.storage import files
 from refresher.storage.directories import Directories
 
-__all__ = ["LARGEST", "Candidate", "load", "read_candidate", "removed", "spill_of", "unknown", "write"]
+__all__ = ["LARGEST", "Candidate", "count", "load", "read_candidate", "removed", "spill_of", "unknown", "write"]
 
 LARGEST: Final = 8 * 1024 * 1024
 """Bytes. A token response has 1 MiB at most, and no record made from it is larger than this."""
+
+
+_HEAD: Final = 256
 
 
 class Candidate(NamedTuple):
@@ -46,6 +49,27 @@ def load(directories: Directories, name: str) -> Stored:
         is_newer = found is not None and version_error(found.data) is not None
         advice = "" if is_newer else f". Restore it, or log in again: 'refresher login {name} URL'"
         raise GrantFileError(f"{path}: {error}{advice}") from None
+
+
+def count(directories: Directories) -> int:
+    """Return the number of grants that are not removed. For a message: only the first bytes of each record are read.
+
+    Raises ``DirectoryError``.
+    """
+    return sum(not _begins_as_tombstone(directories, name) for name in directories.listing().names)
+
+
+def _begins_as_tombstone(directories: Directories, name: str) -> bool:
+    try:
+        descriptor = os.open(f"{directories.grants}/{name}.json", os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        return b'"kind":"tombstone"' in os.read(descriptor, _HEAD)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
 
 
 def read_candidate(path: Path, name: str) -> Candidate:

@@ -55,7 +55,7 @@ def recover(
     recovery = _Recovery(directories, name, stored, now, giving_up=giving_up)
     try:
         recovery.adopt_late_spill()
-        if unfinished or directories.is_unfinished(name):
+        if unfinished or directories.attempt_files(name):
             recovery.settle_attempt()
         recovery.recognise_backup()
         recovery.restart_doubt_of_the_future()

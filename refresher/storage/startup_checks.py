@@ -8,7 +8,7 @@ from typing import Final
 from refresher.storage import files
 from refresher.storage.directories import Directories
 
-__all__ = ["file_system", "find_risks", "warn"]
+__all__ = ["file_system", "find_risks", "is_shared", "warn"]
 
 _IN_MEMORY: Final = frozenset({"ramfs", "tmpfs"})
 _NETWORK: Final = frozenset(
@@ -21,13 +21,15 @@ _MOUNTS: Final = Path("/proc/self/mountinfo")
 log = logging.getLogger(__name__)
 
 
+def is_shared(directory: Path) -> bool:
+    """Whether others can change what is in ``directory`` without Linux here reporting it: another machine, or FUSE."""
+    kind = _file_system_of(directory, _mountinfo())
+    return kind is not None and (kind in _NETWORK or kind.startswith("fuse"))
+
+
 def warn(directories: Directories, warned: set[str], level: int = logging.WARNING) -> None:
     """Log each risk that is not yet in ``warned``, and add it."""
-    try:
-        mountinfo = _MOUNTS.read_text("utf-8", "replace")
-    except OSError:
-        mountinfo = ""  # not Linux, or hidden
-    for risk in find_risks(directories, mountinfo):
+    for risk in find_risks(directories, _mountinfo()):
         if risk not in warned:
             warned.add(risk)
             log.log(level, "warning: %s", risk)
@@ -63,6 +65,13 @@ def find_risks(directories: Directories, mountinfo: str) -> list[str]:
             "--spill-dir to a directory on a disk"
         )
     return found
+
+
+def _mountinfo() -> str:
+    try:
+        return _MOUNTS.read_text("utf-8", "replace")
+    except OSError:
+        return ""  # not Linux, or hidden
 
 
 def _file_system_of(path: Path, mountinfo: str) -> str | None:

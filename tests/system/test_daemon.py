@@ -1,7 +1,10 @@
 """The daemon notices changes of grants, demands, token files and directories, and survives damage to them."""
 
 import subprocess
+import sys
 from collections.abc import Callable
+
+import pytest
 
 from refresher.daemon.directory_watch import FULL_SCAN_INTERVAL
 from refresher.grants.record import Grant
@@ -87,6 +90,25 @@ def test_a_deleted_demands_directory_is_created_again(refresher: Command, daemon
     heard(process, "watching 1 grant")
     (refresher.state / "demands").rmdir()
     wait_until((refresher.state / "demands").is_dir, "the directory exists again", 0.7 * FULL_SCAN_INTERVAL)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing reports a change in place")
+def test_a_change_in_place_is_noticed_at_once(refresher: Command, daemon: Daemon) -> None:
+    """If it failed, a token file or a record that was edited by hand would stay so for half a minute."""
+    refresher.bring("linear", LIVE)
+    process = daemon()
+    heard(process, "watching 1 grant")
+    token, record = (refresher.state / directory / "linear.json" for directory in ("tokens", "grants"))
+    whole = token.read_bytes()
+    with token.open("r+b") as file:
+        file.truncate(5)
+    wait_until(lambda: token.read_bytes() == whole, "it is published again", 0.7 * FULL_SCAN_INTERVAL)
+    record.chmod(0o644)
+    assert heard(process, "linear: invalid_grant_file")
+    record.chmod(0o600)
+    with token.open("r+b") as file:
+        file.truncate(5)
+    wait_until(lambda: token.read_bytes() == whole, "the record is used again", 0.7 * FULL_SCAN_INTERVAL)
 
 
 def test_a_deleted_or_damaged_token_file_is_published_again(refresher: Command, daemon: Daemon) -> None:

@@ -1,19 +1,37 @@
 """The directory watch finds the grants whose files have changed."""
 
+import errno
 import os
+import random
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 from refresher.common.errors import DirectoryError
+from refresher.daemon import directory_watch
 from refresher.daemon.directory_watch import FULL_SCAN_INTERVAL, DirectoryWatch
 from refresher.grants.record import NO_RECORD, Stored
-from refresher.storage import records
+from refresher.storage import records, stamps
 from refresher.storage.directories import Directories
 from tests.support.samples import grant
+
+
+@pytest.fixture(params=["reported", "polled"], autouse=True)
+def is_reported(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether Linux reports the changes: each test runs with these reports and without."""
+    if request.param == "polled":
+        # A fake of the limit of a user, which is too high to be reached here.
+        monkeypatch.setattr(directory_watch, "Inotify", _refuse)
+    return request.param == "reported" and sys.platform == "linux"
+
+
+def _refuse(directories: object) -> NoReturn:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 @pytest.fixture
@@ -65,7 +83,15 @@ def _publish(directories: Directories) -> None:
     directories.token("linear").write_text("{}")
 
 
-@pytest.mark.parametrize("change", [_replace, _remove, _demand, _create_an_intent, _publish])
+def _publish_again(directories: Directories) -> None:
+    directories.token("notion").with_name(".linear.json.new").write_text("{}")
+    directories.token("notion").with_name(".linear.json.new").rename(directories.token("linear"))
+
+
+_CHANGES = (_replace, _remove, _demand, _create_an_intent, _publish, _publish_again)
+
+
+@pytest.mark.parametrize("change", _CHANGES)
 def test_a_change_is_reported_for_its_grant_only(
     directories: Directories, change: Callable[[Directories], None]
 ) -> None:
@@ -123,7 +149,7 @@ def test_nothing_is_listed_while_no_directory_changes(
 
 
 def test_every_file_is_checked_from_time_to_time_and_every_name_after_a_clock_was_set(
-    directories: Directories, monkeypatch: pytest.MonkeyPatch
+    directories: Directories, monkeypatch: pytest.MonkeyPatch, is_reported: bool
 ) -> None:
     """If it failed, a file changed in place, or due grants after a suspend, would be missed."""
     watch = DirectoryWatch(directories)
@@ -132,6 +158,12 @@ def test_every_file_is_checked_from_time_to_time_and_every_name_after_a_clock_wa
     watch.changed()
     with directories.record("linear").open("ab") as file:
         file.write(b" ")
+    if is_reported:
+        assert watch.changed() == {"linear"}
+        # A change that Linux does not report: that of another machine, or through a memory map.
+        assert watch._inotify is not None
+        directories.record("linear").chmod(0o640)
+        watch._inotify.read()
     assert watch.changed() == set(), "no directory has changed"
     # Fakes, because a test cannot set the real clocks.
     monotonic, wall = time.monotonic, time.time
@@ -168,3 +200,106 @@ def test_a_grants_directory_that_others_can_read_is_an_error_until_it_is_repaire
     directories.grants.chmod(0o700)
     # Grants may have become due meanwhile.
     assert watch.changed() == {"linear", "notion"}
+
+
+def _edit(directories: Directories, name: str) -> None:
+    with directories.record(name).open("ab") as file:
+        file.write(b" ")
+
+
+def _expose(directories: Directories, name: str) -> None:
+    directories.record(name).chmod(0o644)
+
+
+def _cut_the_token(directories: Directories, name: str) -> None:
+    os.truncate(directories.token(name), 0)
+
+
+@pytest.mark.parametrize("change", [_edit, _expose, _cut_the_token])
+def test_a_change_in_place_is_seen_at_once_where_linux_reports_it(
+    directories: Directories, change: Callable[[Directories, str], None], is_reported: bool
+) -> None:
+    """If it failed, an edit by hand would count only after half a minute."""
+    directories.token("notion").write_text("{}")
+    watch = DirectoryWatch(directories)
+    watch.changed()
+    age(directories)
+    watch.changed()
+    change(directories, "notion")
+    assert watch.changed() == ({"notion"} if is_reported else set())
+
+
+def test_reports_that_were_lost_cost_a_listing_and_nothing_else(
+    directories: Directories, monkeypatch: pytest.MonkeyPatch, is_reported: bool
+) -> None:
+    """If it failed, many changes at once could hide one of them for half a minute."""
+    watch = DirectoryWatch(directories)
+    watch.changed()
+    for number in range(3):
+        _replace(directories)
+        if is_reported:
+            assert watch._inotify is not None
+            # First as if the reports were missing, then as if the kernel said that there were too many.
+            monkeypatch.setattr(watch._inotify, "read", lambda lost=(set(), None, set())[number]: lost)
+        assert watch.changed() == {"linear"}
+        assert watch.changed() == set()
+
+
+def test_one_change_costs_the_same_among_any_number_of_grants(
+    directories: Directories, monkeypatch: pytest.MonkeyPatch, is_reported: bool
+) -> None:
+    """If it failed, a daemon with 100,000 grants would list all of them after each rotation."""
+    watch = DirectoryWatch(directories)
+    watch.changed()
+    age(directories)
+    watch.changed()
+    listed: list[object] = []
+    found = stamps.find_all
+
+    def find_all(of: Directories) -> object:
+        listed.append(of)
+        return found(of)
+
+    monkeypatch.setattr(stamps, "find_all", find_all)
+    for change in (_create_an_intent, _replace, _publish_again):
+        change(directories)
+        assert watch.changed() == {"linear"}
+    assert not listed if is_reported else listed
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_sequence_of_changes_hides_one(directories: Directories, seed: int) -> None:
+    """If it failed, the daemon would act on what it knew before, until the next check of everything."""
+    watch = DirectoryWatch(directories)
+    chosen = random.Random(seed)
+    known: dict[str, object] = {}
+    for _ in range(60):
+        name = chosen.choice(("linear", "notion", "third"))
+        paths = [
+            directories.record(name),
+            directories.token(name),
+            directories.demands / f"{name}.3",
+            directories.intent(name),
+            directories.next(name),
+        ]
+        for path in chosen.sample(paths, chosen.randrange(3)):
+            if path.exists():
+                path.unlink()
+            else:
+                path.with_name(f".{path.name}").write_text("x" * chosen.randrange(9))
+                path.with_name(f".{path.name}").rename(path)
+        changed = watch.changed()
+        for each in ("linear", "notion", "third"):
+            unfinished = directories.intent(each).exists() or directories.next(each).exists()
+            there = directories.record(each).exists() or unfinished
+            read = (directories.record(each), directories.token(each)) if directories.record(each).exists() else ()
+            # The number of the file: within one tick, another may have the same size and time.
+            state = [
+                unfinished,
+                (directories.demands / f"{each}.3").exists(),
+                [path.stat().st_ino if path.exists() else None for path in read],
+            ]
+            assert (each in watch.names) == there
+            assert (each in watch.listing.unfinished) == unfinished
+            assert each in changed or not there or known.get(each) == state
+            known[each] = state if there else None

@@ -67,7 +67,7 @@ def test_a_grant_that_could_not_be_read_is_inspected_again(daemon: Daemon, monke
     """If it failed, one disk error at the wrong time would end the rotation of a grant."""
     # A fake: a disk error that changes no file.
     daemon._scan()
-    (before,) = daemon._schedule._scheduler.get_jobs()
+    before = daemon._schedule.planned_for("linear")
 
     def broken(directories: Directories, name: str) -> Stored:
         raise GrantFileError("cannot read it: Input/output error")
@@ -75,11 +75,12 @@ def test_a_grant_that_could_not_be_read_is_inspected_again(daemon: Daemon, monke
     with monkeypatch.context() as patch:
         patch.setattr(records, "load", broken)
         daemon._inspect("linear")
-    (after,) = daemon._schedule._scheduler.get_jobs()
-    assert after.next_run_time < before.next_run_time
+    after = daemon._schedule.planned_for("linear")
+    assert before is not None
+    assert after is not None
+    assert after < before
     daemon._inspect("linear")
-    (recovered,) = daemon._schedule._scheduler.get_jobs()
-    assert recovered.next_run_time == before.next_run_time
+    assert daemon._schedule.planned_for("linear") == before
 
 
 def test_an_internal_error_does_not_end_the_daemon(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,4 +91,4 @@ def test_an_internal_error_does_not_end_the_daemon(daemon: Daemon, monkeypatch: 
     monkeypatch.undo()
     daemon._scan_at = 0.0
     daemon._step()
-    assert daemon._schedule._scheduler.get_jobs()
+    assert daemon._schedule.planned_for("linear") is not None
