@@ -28,7 +28,7 @@ FailureKind = Literal[
 - ``not_sent``: no byte of the request was sent.
 - ``unavailable``: a gateway answered instead of the server.
 - ``lost``: the request was sent, and its response was lost.
-- ``broken``: the server answered 5xx, without a JSON-RPC error.
+- ``broken``: the server answered, but not with a JSON-RPC response.
 - ``undelivered``: the server did not get the answer to a question that it asked during the call.
 """
 
@@ -63,6 +63,8 @@ def failure_kind(error: MCPError) -> FailureKind | None:
     kind = error.data.get(_DATA_KEY) if isinstance(error.data, dict) else None
     if kind in get_args(FailureKind):
         return cast(FailureKind, kind)
+    if error.code == mcp_types.PARSE_ERROR and error.message.startswith("Failed to parse"):
+        return "broken"  # the SDK could not read the response
     return "lost" if error.code == mcp_types.CONNECTION_CLOSED else None
 
 

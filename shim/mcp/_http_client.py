@@ -35,8 +35,8 @@ _SESSION_HEADER = "mcp-session-id"
 _CANCEL_TIMEOUT = 1.0
 _NOTIFY_TIMEOUT = 30.0
 
-_SHORTEST_PATIENCE = 1.0
-"""Seconds for one attempt to send an answer, also if the call may not wait."""
+_ANSWER_TIMEOUT = 10.0
+"""Seconds for one attempt to send an answer."""
 _MAX_REDIRECTS = 5
 _TEMPORARY: tuple[FailureKind, ...] = ("not_sent", "unavailable", "lost", "broken", "rejected")
 
@@ -108,8 +108,8 @@ class SessionHTTPClient(httpx2.AsyncClient):
         self, request: httpx2.Request, message: dict[str, Any], call: Call, options: dict[str, Any]
     ) -> None:
         """Send the answer to a question of the server until the server has it; otherwise end the call that waits."""
-        failure: Failure | None = Failure("lost", "timed out")
-        with anyio.move_on_after(max(call.patience, _SHORTEST_PATIENCE)) as scope:
+        failure: Failure | None = None
+        with anyio.CancelScope() as scope:
             call.answers.add(scope)
             try:
                 failure = await self._send_answer(request, call.patience, options)
@@ -123,10 +123,15 @@ class SessionHTTPClient(httpx2.AsyncClient):
         """Send an answer, again after failures; return why the server does not have it, or ``None``."""
         failures, redirects, may_have_it = 0, 0, False
         while True:
-            outcome = await self._send_once(request, options)
+            outcome: _Outcome = Failure("lost", "timed out")
+            started = anyio.current_time()
+            with anyio.move_on_after(_ANSWER_TIMEOUT):
+                outcome = await self._send_once(request, options)
+            patience -= anyio.current_time() - started
             if isinstance(outcome, httpx2.Response):
                 await outcome.aclose()
                 if (target := redirect_within_origin(outcome)) is not None and redirects < _MAX_REDIRECTS:
+                    await target.aread()
                     request, redirects = target, redirects + 1
                     continue
                 status = outcome.status_code
@@ -142,9 +147,9 @@ class SessionHTTPClient(httpx2.AsyncClient):
                     or self._needs_person()
                 )
                 may_have_it = may_have_it or failure.kind == "lost"
-            pause = retry_pause(failures)
-            if is_final or pause > patience:
+            if is_final or patience <= 0:
                 return failure
+            pause = min(retry_pause(failures), patience)
             failures, patience = failures + 1, patience - pause
             await anyio.sleep(pause)
 
@@ -162,10 +167,9 @@ class SessionHTTPClient(httpx2.AsyncClient):
             outcome = await self._send_once(request, options)
             if not isinstance(outcome, Failure) or outcome.kind not in kinds:
                 return outcome
-            pause = retry_pause(failures)
-            if pause > call.patience:
-                call.patience = 0.0
+            if call.patience <= 0:
                 return outcome
+            pause = min(retry_pause(failures), call.patience)
             failures += 1
             call.patience -= pause
             await anyio.sleep(pause)
@@ -195,7 +199,7 @@ def _json_object(content: bytes) -> dict[str, Any] | None:
     """Return the JSON object in ``content``; ``None`` if it is not one."""
     try:
         value = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 
@@ -214,7 +218,7 @@ def _failure_in(request: httpx2.Request, response: httpx2.Response) -> Failure |
     if refusal is not None or status == 401:
         return Failure("rejected", f"the server rejects the access token ({status})")
     if status < 400:
-        return None
+        return _invalid(request, response) if status < 300 else None
     error = _error_code(response)
     if status in (400, 404) and _SESSION_HEADER in request.headers and error != mcp_types.METHOD_NOT_FOUND:
         # The specification says 404. Some servers answer 400 and mention the session in the body.
@@ -226,6 +230,16 @@ def _failure_in(request: httpx2.Request, response: httpx2.Response) -> Failure |
     if status >= 500 and error is None:
         return Failure("broken", f"the server failed ({status})")
     return None
+
+
+def _invalid(request: httpx2.Request, response: httpx2.Response) -> Failure | None:
+    """Return the failure of a response that answers a request and is no JSON-RPC response; ``None`` if it is one."""
+    if is_event_stream(response) or not {"method", "id"} <= (_json_object(request.content) or {}).keys():
+        return None
+    message = _json_object(response.content) if _has_type(response, _JSON) else None
+    if message is not None and not message.keys().isdisjoint(("result", "error")):
+        return None
+    return Failure("broken", f"the server's response is not a JSON-RPC response ({response.status_code})")
 
 
 def _error_code(response: httpx2.Response) -> int | None:

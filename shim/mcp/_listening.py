@@ -24,6 +24,8 @@ from shim.mcp._retry import RetryingCaller
 
 __all__ = ["LastingSubscription"]
 
+_SHORTEST_WAIT = 1.0
+"""Seconds for the server to confirm a subscription, if calls do not wait for it that long."""
 _ENDED = "the server ended the subscription"
 
 
@@ -74,26 +76,30 @@ class LastingSubscription(Subscription):
         await self._end()
         context = self._listen(client)
         try:
-            subscription = await context.__aenter__()
+            with anyio.fail_after(max(self._caller.patience, _SHORTEST_WAIT)):
+                subscription = await context.__aenter__()
         except SubscriptionLost:
             raise MCPError(mcp_types.CONNECTION_CLOSED, _ENDED) from None
         except TimeoutError:
             raise MCPError(mcp_types.REQUEST_TIMEOUT, "the server did not confirm the subscription in time") from None
         self._context = context
-        missed = _events(subscription.honored) if self._was_open else []
-        if self._was_open and not missed:  # a server that shuts down
+        agreed = _events(subscription.honored)
+        if self._was_open and not agreed:  # a server that shuts down
             await self._end()
             raise MCPError(mcp_types.CONNECTION_CLOSED, _ENDED)
+        missed = _events(self.honored) if self._was_open else []
+        self._announced.clear()
         self._subscription, self._was_open = subscription, True
         self.honored, self.subscription_id = subscription.honored, subscription.subscription_id
         self._pauses.opened()
         # The SDK's own queue joins equal events, and removes what they concern from the cache of the client.
-        if (route := getattr(subscription, "_route", None)) is not None:
-            self._announced = set(missed)
-            for event in missed:
+        route = getattr(subscription, "_route", None)
+        for event in missed:
+            if route is not None and event in agreed:
+                self._announced.add(event)
                 route.deliver(event)
-        else:
-            self._missed.extend(missed)
+            else:
+                self._missed.append(event)
         return mcp_types.EmptyResult()
 
     async def aclose(self) -> None:

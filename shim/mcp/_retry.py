@@ -8,13 +8,14 @@ from typing import TypeVar
 import anyio
 import mcp_types
 from mcp import Client, MCPError
+from pydantic import ValidationError
 
 from shim._changes import permanent_error
 from shim._source import FileTokenSource
 from shim.errors import OutcomeUnknown
 from shim.mcp._backoff import retry_pause
 from shim.mcp._connection import Connection
-from shim.mcp._failure import failure_kind
+from shim.mcp._failure import Failure, failure_kind
 from shim.mcp._supervisor import Supervisor
 
 __all__ = ["RetryingCaller"]
@@ -56,6 +57,10 @@ class RetryingCaller:
                     result = await operation(connection.ready_client())
             except MCPError as error:
                 failure, patience = error, call.patience
+            except ValidationError:
+                if call.requests == 0:
+                    raise  # an argument of the caller
+                failure = Failure("broken", "the server's result is not valid").as_error()
             else:
                 if not self._is_auth_failure(result):
                     self._token_accepted(connection)
@@ -98,12 +103,12 @@ class RetryingCaller:
                     if kind == "unknown_session":
                         supervisor.retire(connection, failure.message)
                     supervisor.last_failure = failure.message
-                    pause = min(retry_pause(failures), max(patience, 0.0))
-                    failures += 1
-                    await supervisor.sleep(pause)
-                    patience -= pause
                     if patience <= 0:
                         raise supervisor.server_away() from None
+                    pause, started = min(retry_pause(failures), patience), anyio.current_time()
+                    failures += 1
+                    await supervisor.sleep(pause, until_answer=kind == "not_sent")
+                    patience -= anyio.current_time() - started
 
     async def recover_handshake(self, error: MCPError, access_token: str, sent_at: float) -> bool:
         """Return whether ``error``, the server's own to a handshake, is about the token; wait for another one."""

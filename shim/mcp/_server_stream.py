@@ -19,7 +19,6 @@ __all__ = ["endless_response", "is_event_stream", "redirect_within_origin"]
 
 _LAST_EVENT_ID = "last-event-id"
 _MAX_REDIRECTS = 5
-_NOT_OFFERED = (405, 501)
 _TEMPORARY = (401, 408, 425, 429, 500, 502, 503, 504)
 
 _Send = Callable[[httpx2.Request], Awaitable[httpx2.Response]]
@@ -111,15 +110,15 @@ class _EndlessStream(httpx2.AsyncByteStream):
         if is_event_stream(response):
             return Failure("lost", self._failure)
         status = response.status_code
-        if status in _NOT_OFFERED or (self._is_first and status not in _TEMPORARY):
-            await response.aclose()
-            self._report(None)
-            await anyio.sleep_forever()
         try:
             await response.aread()
         except Exception as error:  # noqa: BLE001  as in open()
             return Failure("lost", describe(error))
-        return self._failure_in(self._request, response) or Failure("unavailable", f"the server answered {status}")
+        failure = self._failure_in(self._request, response)
+        if self._is_first and status not in _TEMPORARY and (failure is None or failure.kind != "insufficient_scope"):
+            await response.aclose()
+            await anyio.sleep_forever()
+        return failure or Failure("unavailable", f"the server answered {status}")
 
     def _report(self, failure: Failure | None) -> None:
         if (call := CURRENT_CALL.get()) is not None:

@@ -55,7 +55,7 @@ class Status:
             self.events.emit("reconnecting", f"notifications may be lost: {reason}")
         elif not self._broken_streams and self.state == "reconnecting":
             self.state = "connected"
-            self.events.emit("connected", "the stream of notifications is open again")
+            self.events.emit("connected", "no stream of notifications is down any more")
         self.notify()
 
     async def wait_until(self, condition: Callable[[], bool], deadline: float) -> None:

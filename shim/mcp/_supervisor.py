@@ -62,6 +62,8 @@ class Supervisor:
         self._gate = TokenGate(endpoint, source)
         self._failures = 0
         """Failures to connect in a row."""
+        self._answers = 0
+        """The number of answers to calls."""
         self._connection: Connection | None = None
         """The connection that takes calls."""
         self._latest: Connection | None = None
@@ -117,9 +119,15 @@ class Supervisor:
         reason = connection.reason if connection is not None and retired else self.last_failure
         return ServerAway(f"no connection to {self._endpoint.name}: {reason}")
 
-    async def sleep(self, seconds: float) -> None:
-        """Sleep. Raises ``ClosedResourceError`` as soon as the client is closed."""
-        await self.status.wait_until(lambda: self._closing, anyio.current_time() + seconds)
+    async def sleep(self, seconds: float, *, until_answer: bool = False) -> None:
+        """Sleep, ``until_answer``: only until the server answers another call.
+
+        Raises ``ClosedResourceError`` as soon as the client is closed.
+        """
+        answers = self._answers
+        await self.status.wait_until(
+            lambda: self._closing or (until_answer and self._answers != answers), anyio.current_time() + seconds
+        )
         if self._closing:
             raise anyio.ClosedResourceError
 
@@ -172,6 +180,8 @@ class Supervisor:
         """Record that the server answered a call on ``connection``."""
         connection.has_answered = True
         self._failures = 0
+        self._answers += 1
+        self.status.notify()
         if not connection.retired.is_set() and self.access_token(connection) == self.access_token():
             self._gate.accept()  # an answer to an older token says nothing about the current one
 

@@ -1,6 +1,7 @@
 """``ReconnectingClient`` and the questions that a server asks during a call."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -55,11 +56,19 @@ def _client(
     return ReconnectingClient(stage.url, published.source(), mode=mode, elicitation_callback=person, **options)
 
 
+@asynccontextmanager
+async def _older(published: Published, stage: Stage, person: ElicitationFnT, **options: Any) -> AsyncIterator[Any]:
+    """Connect with the older protocol, and wait for the stream: a server drops a question that it cannot send."""
+    async with _client(published, stage, "legacy", person, **options) as client:
+        await until(lambda: stage.log()["listening"], "the stream is open")
+        yield client
+
+
 @pytest.mark.parametrize("status", [503, 500, 408, 401, 0])
 async def test_an_answer_is_sent_until_the_server_has_it(tmp_path: Path, asking: Stage, tool: str, status: int) -> None:
     """If it failed, one lost answer to the server's question would leave a call without an end."""
     person = Person()
-    async with _client(publish(tmp_path, asking), asking, "legacy", person, wait=0) as client:
+    async with _older(publish(tmp_path, asking), asking, person, wait=0) as client:
         asking.play(once={ANSWER: status})
         with anyio.fail_after(90):
             result = await client.call_tool(tool)
@@ -74,7 +83,7 @@ async def test_a_call_ends_if_the_server_does_not_take_the_answer(
     tmp_path: Path, asking: Stage, tool: str, status: int
 ) -> None:
     """If it failed, an agent would wait forever for a server that does not take its answer."""
-    async with _client(publish(tmp_path, asking), asking, "legacy", Person(), patience=0.5) as client:
+    async with _older(publish(tmp_path, asking), asking, Person(), patience=0.5) as client:
         asking.play(refuse={ANSWER: status})
         with anyio.fail_after(90), pytest.raises(OutcomeUnknown, match="answer to its question"):
             await client.call_tool(tool)
@@ -83,7 +92,7 @@ async def test_a_call_ends_if_the_server_does_not_take_the_answer(
 
 async def test_an_answer_that_waits_does_not_stop_other_calls(tmp_path: Path, asking: Stage, tool: str) -> None:
     """If it failed, all calls would wait while one answer cannot be sent."""
-    async with _client(publish(tmp_path, asking), asking, "legacy", Person()) as client:
+    async with _older(publish(tmp_path, asking), asking, Person()) as client:
         asking.play(refuse={ANSWER: 503})
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(client.call_tool, tool)
@@ -94,7 +103,7 @@ async def test_an_answer_that_waits_does_not_stop_other_calls(tmp_path: Path, as
 
 async def test_an_answer_follows_a_redirect(tmp_path: Path, asking: Stage, tool: str) -> None:
     """If it failed, a server whose address ends in a slash would get no answers."""
-    async with _client(publish(tmp_path, asking), asking, "legacy", Person()) as client:
+    async with _older(publish(tmp_path, asking), asking, Person()) as client:
         asking.play(redirect=True)
         with anyio.fail_after(90):
             assert (await client.call_tool(tool)).structured_content == {"result": "some words"}

@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import httpx2
 import pytest
 from mcp import MCPError
 
 from shim import ReauthorizationRequired, TokenRejected, TokenUnavailable
-from shim.mcp import OutcomeUnknown, ReconnectingClient, ServerAway, _supervisor
+from shim.mcp import OutcomeUnknown, ReconnectingClient, ServerAway, _backoff, _supervisor
+from shim.mcp._http_client import SessionHTTPClient
 from tests.support.published import DEAD
 from tests.support.stage import Stage, publish, rotates, until
 
@@ -32,7 +34,7 @@ async def _add(client: ReconnectingClient) -> None:
     [
         ({"jsonrpc": "2.0", "id": None, "error": {"code": -32603, "message": "boom"}}, "boom"),
         ({"jsonrpc": "2.0", "id": 4711, "result": {"content": []}}, "a different request"),
-        ({"jsonrpc": "2.0", "method": "notifications/message", "params": {}}, "a different request"),
+        ({"jsonrpc": "2.0", "method": "notifications/message", "params": {}}, "not a JSON-RPC response"),
     ],
     ids=["error without an id", "result with another id", "notification"],
 )
@@ -41,7 +43,7 @@ async def test_a_response_with_a_wrong_id_ends_the_call(tmp_path: Path, stage: S
     published = publish(tmp_path, stage)
     async with ReconnectingClient(stage.url, published.source()) as client:
         stage.play(says=body)
-        with anyio.fail_after(60), pytest.raises(MCPError, match=words):
+        with anyio.fail_after(60), pytest.raises((MCPError, OutcomeUnknown), match=words):
             await client.call_tool("add", {"a": 1, "b": 2})
 
 
@@ -332,3 +334,35 @@ async def test_a_server_that_restarts_twice_in_a_call_is_asked_again(tmp_path: P
             await until(lambda: stage.log()["answers"].get("404", 0) >= 3, "the third session is lost")
             stage.play(refuse={})
     assert stage.log()["executed"]["this"] == 1
+
+
+async def test_a_response_that_is_nested_too_deeply_ends_one_call() -> None:
+    """If it failed, one response would end the session with all its calls."""
+    body = b'{"result":' + b"[" * 100_000
+
+    def answer(_: httpx2.Request) -> httpx2.Response:
+        return httpx2.Response(200, headers={"content-type": "application/json"}, content=body)
+
+    call = {"jsonrpc": "2.0", "id": 1, "method": "tools/call"}
+    async with (
+        anyio.create_task_group() as tasks,
+        SessionHTTPClient(tasks, transport=httpx2.MockTransport(answer)) as http,
+    ):
+        assert "not a JSON-RPC response" in (await http.post("http://127.0.0.1/mcp", json=call)).text
+
+
+async def test_an_answer_to_one_call_ends_the_pauses_of_others(
+    tmp_path: Path, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If it failed, calls would wait on, or end, although the server is there again."""
+    for bound in ("_FIRST_RETRY", "_LONGEST_RETRY"):
+        monkeypatch.setattr(_backoff, bound, 1e6)
+    published = publish(tmp_path, stage)
+    async with ReconnectingClient(stage.url, published.source(), patience=1e9) as client:
+        stage.stop()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_add, client)
+            await until(lambda: "refused" in client._supervisor.last_failure, "the call waits")
+            await anyio.to_thread.run_sync(stage.start, "access-token-1")
+            with anyio.fail_after(90):
+                await _add(client)
