@@ -215,7 +215,7 @@ class Daemon:
         if name in self._in_progress:
             return  # the scan after its rotation inspects it
         try:
-            found = inspect(self._publisher, name, listing=self._watch.listing, demands=self._watch.demands)
+            self._follow(inspect(self._publisher, name, listing=self._watch.listing, demands=self._watch.demands))
         except Exception as error:  # noqa: BLE001  an internal error in one grant must not stop the others
             # A disk error may end without any change that a scan would find.
             self._schedule.plan(name, time.time() + _MAX_PAUSE)
@@ -224,7 +224,9 @@ class Daemon:
                 self._throttle.log(name, "invalid_grant_file", logging.WARNING, f"invalid_grant_file: {error}")
             else:
                 self._throttle.log_internal_error(name, error)
-            return
+
+    def _follow(self, found: Inspection) -> None:
+        """Do what follows from an inspection."""
         if isinstance(found.record, Grant):
             self._readiness.update(found.record, published=not found.stale)
         if found.needs_lock:
@@ -232,7 +234,7 @@ class Daemon:
         elif isinstance(found.record, Grant) and isinstance(found.decision, Wait):
             self._wait(found.record, found.decision)
         else:
-            self._forget(name)
+            self._forget(found.name)
 
     def _submit(self, found: Inspection) -> None:
         """Queue a rotation or a cleanup, or plan it for the end of its pause."""

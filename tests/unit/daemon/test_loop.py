@@ -12,7 +12,8 @@ from refresher.common.errors import GrantFileError
 from refresher.common.signals import DaemonSignals
 from refresher.config import Settings, resolve
 from refresher.daemon.loop import Daemon, _Pause
-from refresher.grants.record import Stored
+from refresher.grants.policy import Wait
+from refresher.grants.record import Grant, Stored
 from refresher.operations.import_grant import store_grant
 from refresher.operations.import_request import parse
 from refresher.storage import records
@@ -23,17 +24,21 @@ from refresher.storage.directories import Directories
 def settings(tmp_path: Path) -> Settings:
     """Settings with one grant whose access token is valid for an hour."""
     made = resolve({"state_dir": str(tmp_path / "state")}, None)
+    _store(made, "linear")
+    return made
+
+
+def _store(settings: Settings, name: str) -> None:
     fields = {
         "token_endpoint": "http://127.0.0.1:9/token",
         "client_id": "client",
-        "refresh_token": "a-refresh-token-of-the-tests",
+        "refresh_token": f"the-refresh-token-of-{name}",
         "server_url": "https://mcp.example/mcp",
-        "access_token": "an-access-token-of-the-tests",
+        "access_token": f"the-access-token-of-{name}",
         "expires_in": 3600,
     }
-    grant = parse("linear", json.dumps(fields).encode(), clocks.now())
-    store_grant(made.directories, grant, replace=False, if_absent=False, stopping=lambda: False)
-    return made
+    grant = parse(name, json.dumps(fields).encode(), clocks.now())
+    store_grant(settings.directories, grant, replace=False, if_absent=False, stopping=lambda: False)
 
 
 @pytest.fixture
@@ -92,3 +97,25 @@ def test_an_internal_error_does_not_end_the_daemon(daemon: Daemon, monkeypatch: 
     daemon._scan_at = 0.0
     daemon._step()
     assert daemon._schedule.planned_for("linear") is not None
+
+
+def test_an_internal_error_in_one_grant_stops_no_other(
+    daemon: Daemon, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If it failed, a bug that concerns one grant would end the rotation of those that are due with it."""
+    _store(settings, "notion")
+    daemon._scan()
+    wait = daemon._wait
+
+    def broken(grant: Grant, rest: Wait) -> None:
+        if grant.name == "linear":
+            raise ZeroDivisionError
+        wait(grant, rest)
+
+    # A fake: it stands for any bug.
+    monkeypatch.setattr(daemon, "_wait", broken)
+    for name in ("linear", "notion"):
+        daemon._schedule.plan(name, 0.0)
+    daemon._process_due()
+    assert daemon._schedule.planned_for("linear") is not None
+    assert daemon._schedule.planned_for("notion") is not None
