@@ -54,7 +54,8 @@ def draw(results: Results, path: Path) -> None:
         panel.set_yscale("log")
         panel.set_xlim(0.7, 1.4 * max(map(max, results.curves.values())))
         values = [value for _, each in points for value in (*each.refresher, *each.peer)]
-        panel.set_ylim(10 ** math.floor(math.log10(min(values))), 10 ** math.ceil(math.log10(max(values))))
+        # With room for the legend above the lines.
+        panel.set_ylim(10 ** math.floor(math.log10(min(values))), 10 ** math.ceil(math.log10(8 * max(values))))
         panel.set_title(curve.title)
         panel.tick_params(labelsize=9)
         panel.set_xlabel("grants")
