@@ -43,6 +43,7 @@ def main() -> None:
 def _show(results: Results, form: Callable[[Results], str]) -> None:
     """Draw the curves, and print the rest."""
     if results.curves:
+        _SAVED.mkdir(parents=True, exist_ok=True)
         picture.draw(results, _SAVED / "curves.png")
         print(f"the curves: {_SAVED / 'curves.png'}", file=sys.stderr)
     print(form(results), flush=True)

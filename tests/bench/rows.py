@@ -82,7 +82,6 @@ IN_README: Final = (
     "sdk.logins",
     "calls.mcp",
     "refused.wall",
-    "reading.current",
     "rotation.flat",
     "throughput.forced",
     "lateness.p99",
