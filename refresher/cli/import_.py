@@ -4,7 +4,6 @@ import logging
 import sys
 from collections.abc import Iterable
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -121,7 +120,7 @@ def _import_directory(settings: Settings, directory: Path, entries: Iterable[str
         say(f"nothing to import in {directory}")
     codes = set()
     warned: set[str] = set()
-    known = import_grant.KnownTokens(settings.directories, partial(_fingerprints, files))
+    known = import_grant.KnownTokens(settings.directories, _fingerprints(files))
     for file in files:
         if file.suffix != ".json" or not is_name(file.stem):
             log.warning("warning: %s is skipped: its name must be the name of a grant and '.json'", file)

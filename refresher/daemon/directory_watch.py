@@ -119,7 +119,7 @@ class DirectoryWatch:
             return None
         self._stamps = found
         changed = self._look_at(entries)
-        return changed if demands_listed else changed | self._list_demands(found)
+        return changed if demands_listed and self._demands_settled else changed | self._list_demands(found)
 
     def _look_at(self, entries: set[tuple[int, str]]) -> set[str]:
         """Return the forgotten names, and those of the entries of ``grants/`` and ``tokens/``."""
@@ -142,6 +142,8 @@ class DirectoryWatch:
             before, stamp = self._known.pop(name, None), stamps.find_one(self._directories, name)
             if stamp is not None or name in unfinished:
                 self._known[name] = stamp or _NO_RECORD
+                if before is None:
+                    self._demands_settled = False  # its demands may have been there before
             if before is not None or name in self._known:
                 changed.add(name)
         return changed
@@ -168,13 +170,14 @@ class DirectoryWatch:
             problem = directories.prepare()
         self._inotify = self._watched()  # first: what changes from here on is reported
         try:
-            self.listing = directories.listing()
+            listing = directories.listing()
         except DirectoryError:
             # Once the directory is readable again, every grant counts as changed: it may have become due meanwhile.
             self._known = {}
             raise
-        self.demands_problem = problem or self.listing.demands_problem
         of = stamps.find_all(directories).by_name
+        self.listing = listing
+        self.demands_problem = problem or self.listing.demands_problem
         self._known = known = {name: of.get(name, _NO_RECORD) for name in self.listing.all}
         changed = self._list_demands(found)
         if self._inotify is not None or all(stamp is None or stamp.is_settled for stamp in found):
@@ -199,6 +202,8 @@ class DirectoryWatch:
 
 def _is_explained(before: _Stamp | None, found: _Stamp | None, number: int, entries: set[tuple[int, str]]) -> bool:
     """Whether a listing or the reported ``entries`` of a directory are all that has changed in it."""
+    if before is found is None and number == _DEMANDS:
+        return True
     if before is None or found is None or before.inode != found.inode or (number, "") in entries:
         return False
     if number == _DEMANDS:

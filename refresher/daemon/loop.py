@@ -248,7 +248,6 @@ class Daemon:
             self._schedule.plan(name, at)
             return
         self._schedule.cancel(name)
-        self._in_progress.add(name)
         terms = Terms(
             ca_file=self._settings.ca_file,
             stopping=self._signals,
@@ -264,6 +263,7 @@ class Daemon:
         server = f"cleanup for {found.server}" if sends_nothing else found.server
         # Agents wait only for a demanded rotation.
         self._queue.put(server, job, first=decision == Rotate("demanded"))
+        self._in_progress.add(name)
         self._queue.start_jobs()
 
     def _wait(self, grant: Grant, rest: Wait) -> None:

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import Future
 from contextlib import aclosing
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from typing import Any, Final
 from urllib.parse import quote, unquote, urlsplit
 
@@ -43,8 +43,12 @@ _MAX_BODY: Final = 1024 * 1024
 _TICK: Final = 0.5
 _STOP_THRESHOLD: Final = 2.0
 
-_SAFE: Final = "!#$%&'()*+,/:;=?@[]~"
+_SAFE: Final = "!#$%&'()*+,/:;=?@[\\]^{|}~"
 """What stays as it is in the URL of a request, besides letters, digits and ``_.-``."""
+
+_MOST_IDLE: Final = 16
+_idle: Final[deque[asyncio.Runner]] = deque()
+"""Event loops between two requests."""
 
 
 class PostResult:
@@ -133,11 +137,11 @@ def post(
             before_first_byte()
             result.sent_at = clocks.now()
 
-    async def send() -> None:
+    async def send() -> bool:
         body, headers = build_request(client, fields, clocks.now().wall)
         parts = urlsplit(url)
         limits = {"connect": min(_CONNECT_TIMEOUT, timeout), "read": timeout, "write": timeout}
-        with anyio.move_on_after(timeout):
+        with anyio.move_on_after(timeout) as scope:
             tls = None
             if parts.scheme == "https":
                 tls = ssl_context(ca_file, client_cert=client.client_cert, client_key=client.client_key)
@@ -145,7 +149,7 @@ def post(
                 aclosing(_connection(url, tls, build_proxy(parts.scheme, parts.hostname or "", _proxy))) as connection,
                 connection.stream(
                     "POST",
-                    quote(url, safe=_SAFE),
+                    _target(url),
                     headers=[
                         ("Host", urls.parse_origin(url).partition("://")[2]),
                         *headers.items(),
@@ -157,6 +161,7 @@ def post(
                 ) as response,
             ):
                 await result.receive(response)
+        return not scope.cancelled_caught
 
     try:
         # The record may have been edited since the import (I8).
@@ -180,7 +185,15 @@ def _connection(
     """Return a new connection for one request; on one that was used, it can be uncertain whether a byte was sent."""
     # httpcore, because the client of httpx takes as much time again as the request.
     pool = httpcore.AsyncConnectionPool(ssl_context=tls, proxy=proxy)
-    return pool.create_connection(httpcore.URL(url).origin)
+    return pool.create_connection(_target(url).origin)
+
+
+def _target(url: str) -> httpcore.URL:
+    """Return the address of a request, with the path and the query as they are written."""
+    parts = urlsplit(url)
+    rest = url.partition("://")[2][len(parts.netloc) :].partition("#")[0]
+    target = quote(rest if rest.startswith("/") else f"/{rest}", safe=_SAFE)
+    return httpcore.URL(scheme=parts.scheme, host=parts.hostname or "", port=parts.port, target=target)
 
 
 def _proxy(address: str) -> httpcore.Proxy:
@@ -195,25 +208,22 @@ def _proxy(address: str) -> httpcore.Proxy:
     return httpcore.Proxy(url, auth=auth)
 
 
-def _run(request: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Run ``request`` alone in an event loop, in this thread; a loop in which one ended well is used again."""
+def _run(request: Callable[[], Coroutine[Any, Any, bool]]) -> None:
+    """Run ``request`` alone in an event loop, in this thread; the loop is kept for the next, if it ended in time."""
     try:
         runner = _idle.pop()
     except IndexError:
         runner = asyncio.Runner(loop_factory=RequestLoop)
+        Context().run(runner.get_loop)  # the timers of the loop would keep the context of its first request
     try:
-        runner.run(request(), context=copy_context())
+        ended = runner.run(request(), context=copy_context())
     except BaseException:
         runner.close()
         raise
-    if len(_idle) < _MOST_IDLE:
+    if ended and len(_idle) < _MOST_IDLE:
         _idle.append(runner)
     else:
         runner.close()
-
-
-_MOST_IDLE: Final = 16
-_idle: Final[deque[asyncio.Runner]] = deque()
 
 
 class RequestLoop(asyncio.SelectorEventLoop):

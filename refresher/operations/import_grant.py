@@ -37,11 +37,11 @@ class Imported(msgspec.Struct, frozen=True, kw_only=True):
 class KnownTokens:
     """The names that have the refresh tokens of a command that imports many: it looks at all records once.
 
-    It only selects the records that a comparison reads. ``fingerprints`` returns those of the tokens to look for; any
-    other token is compared with all records. If another process has imported meanwhile, it looks again.
+    It only selects the records that a comparison reads. ``fingerprints``: those of the tokens to look for; any other
+    token is compared with all records. If another process has imported meanwhile, it looks again.
     """
 
-    def __init__(self, directories: Directories, fingerprints: Callable[[], Collection[str]]) -> None:
+    def __init__(self, directories: Directories, fingerprints: Collection[str]) -> None:
         self._directories = directories
         self._fingerprints = fingerprints
         self._names: dict[str, set[str]] = {}
@@ -66,7 +66,7 @@ class KnownTokens:
 
     def _look(self) -> None:
         listing = self._directories.listing()
-        self._names = {fingerprint: set() for fingerprint in self._fingerprints()}
+        self._names = {fingerprint: set() for fingerprint in self._fingerprints}
         self._always, self._unfinished = set(), listing.unfinished
         for name in listing.names:
             try:
@@ -297,10 +297,16 @@ def _last_import(directories: Directories) -> bytes:
 def _note_import(directories: Directories) -> bytes:
     """Note an import in the file of its lock, before the record: then no ``KnownTokens`` overlooks it.
 
-    It needs no sync: after a crash of the system, no process remembers a look. Raises ``StorageError``.
+    It needs no sync: after a crash of the system, no process keeps what it read. Raises ``StorageError``.
     """
     try:
-        directories.import_lock.write_bytes(this_import := os.urandom(16))
+        descriptor = os.open(directories.import_lock, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            os.pwrite(
+                descriptor, this_import := os.urandom(16), 0
+            )  # in place: a cut-off import leaves another value too
+        finally:
+            os.close(descriptor)
     except OSError as error:
         raise StorageError(f"cannot write {directories.import_lock}: {error.strerror}; nothing was changed") from None
     return this_import

@@ -106,9 +106,9 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
         return self.spill / f"{name}.{begun_from[:32]}.next"
 
     def attempt_files(self, name: str) -> set[str]:
-        """Return the first files that an attempt at ``name`` left, by their names: there is no listing."""
+        """Return the first files that an attempt at ``name`` left, without a listing. Raises ``OSError``."""
         entries = (f"{name}.{suffix}" for suffix in ("intent", "next", "next.1"))
-        return {entry for entry in entries if os.path.lexists(f"{self.state}/grants/{entry}")}
+        return {entry for entry in entries if _is_there(f"{self.state}/grants/{entry}")}
 
     def candidates(self, name: str) -> list[Path]:
         """List the files in ``grants/`` that may hold the next record of ``name``. Raises ``OSError``.
@@ -161,7 +161,7 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
             single_directory.check_private(self.grants)
             if names:
                 valid = sorted(filter(is_name, names))
-                found = tuple(name for name in valid if os.path.lexists(self.record(name)))
+                found = tuple(name for name in valid if _is_there(self.record(name)))
                 unfinished = {name: left for name in valid if (left := self.attempt_files(name))}
                 return Listing(found, unfinished, self.sharing(), trouble)
             entries = os.listdir(self.grants)  # noqa: PTH208  plain names
@@ -342,6 +342,15 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
             raise DirectoryError(f"cannot create or share {error.filename}: {error.strerror}{group}") from None
         except OSError as error:
             raise DirectoryError(f"cannot create {error.filename or self.state}: {error.strerror}") from None
+
+
+def _is_there(path: Path | str) -> bool:
+    """Whether there is an entry at ``path``. Raises ``OSError`` if the file system does not say."""
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def left_by_attempt(entry: str) -> str | None:

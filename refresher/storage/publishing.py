@@ -31,7 +31,7 @@ _LARGEST: Final = 256 * 1024
 _SHORT: Final = 1000
 
 _PREPARED_FOR: Final = 1.0
-"""Seconds."""
+"""Seconds. A thousand rotations in one run need the directories prepared once, and not for each."""
 
 log = logging.getLogger(__name__)
 

@@ -66,7 +66,10 @@ def _files(directory: Path) -> Iterator[tuple[str, os.stat_result]]:
     except OSError:
         return
     try:
-        for entry in os.listdir(descriptor):  # noqa: PTH208  plain names
+        entries: list[str] = []
+        with suppress(OSError):
+            entries = os.listdir(descriptor)  # noqa: PTH208  plain names
+        for entry in entries:
             if entry.endswith(_SUFFIX):
                 try:
                     status = os.stat(entry, dir_fd=descriptor, follow_symlinks=False)

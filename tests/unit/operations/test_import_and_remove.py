@@ -105,7 +105,7 @@ def test_a_spent_refresh_token_is_never_imported_again(state: Directories, betwe
 def test_an_import_of_many_sees_what_others_import_meanwhile(state: Directories) -> None:
     """If it failed, one refresh token would be stored under two names while a directory is imported (I3)."""
     tokens = [Secret(f"refresh-token-{number}") for number in range(4)]
-    known = KnownTokens(state, lambda: {each.fingerprint() for each in tokens[:3]})
+    known = KnownTokens(state, {each.fingerprint() for each in tokens[:3]})
 
     def store(name: str, token: Secret, known: KnownTokens | None = None) -> None:
         new = grant(name=name, grant_id=name, refresh_token=token)
