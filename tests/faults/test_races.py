@@ -135,7 +135,8 @@ def test_sixteen_processes_on_four_grants_make_one_exchange_for_each_generation(
     for name in CLIENTS:
         token = refresher.token(name)
         live = server.introspect(token.access_token)["active"]
-        assert live or time.time() > (token.expires_at or 0)
+        # The server counts in whole seconds: its tokens end up to a second earlier.
+        assert live or time.time() > (token.expires_at or 0) - 1
 
 
 # --- a stopped holder of a lock -----------------------------------------------------------------------------------

@@ -159,8 +159,7 @@ async def test_the_client_reconnects_after_a_server_restart(tmp_path: Path, stag
                     lambda: "connection refused" in str(client._supervisor.server_away()),
                     "a call has failed to connect",
                 )
-                await anyio.to_thread.run_sync(stage.start)
-                stage.play(tokens=["access-token-1"])
+                await anyio.to_thread.run_sync(stage.start, "access-token-1")
 
             tasks.start_soon(restart)
             # A write: it may be repeated, because nothing was sent.

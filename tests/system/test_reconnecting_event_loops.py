@@ -40,8 +40,7 @@ def test_the_client_recovers_and_reconnects_on_trio(tmp_path: Path, stage: Stage
             with anyio.move_on_after(0.2):
                 await client.call_tool("slow", {"seconds": 60})
             stage.stop()
-            stage.start()
-            stage.play(tokens=["access-token-2"])
+            stage.start("access-token-2")
             assert (await client.call_tool("add", {"a": 1, "b": 2})).structured_content == {"result": 3}
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(client.aclose)

@@ -193,8 +193,7 @@ async def test_after_giving_up_the_client_says_so_and_still_reconnects(
             "the reason is not available at once"
         )
         await until(lambda: client.state == "gave_up", "the client gives up")
-        await anyio.to_thread.run_sync(stage.start)
-        stage.play(tokens=["access-token-1"])
+        await anyio.to_thread.run_sync(stage.start, "access-token-1")
         await until(lambda: client.state == "connected", "the client reconnects")
         await _add(client)
         await client.aclose()

@@ -92,8 +92,7 @@ async def test_a_restarted_server_is_heard_without_a_call(tmp_path: Path, stage:
         session = client.session
         stage.stop()
         await until(lambda: client.state == "reconnecting", "the client sees the outage")
-        await anyio.to_thread.run_sync(stage.start)
-        stage.play(tokens=["access-token-1"])
+        await anyio.to_thread.run_sync(stage.start, "access-token-1")
         await until(lambda: client.state == "connected" and client.session is not session, "a new session is there")
         await ear.hears(client)
 
