@@ -394,7 +394,7 @@ class Fuzz:
 
 def _empty(directory: Path) -> None:
     for path in directory.iterdir():
-        if path.is_dir() and not path.is_symlink():
+        if not path.is_symlink() and path.is_dir():  # an agent makes links to names that no file can have
             shutil.rmtree(path)
         else:
             path.unlink()
