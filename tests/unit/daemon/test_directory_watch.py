@@ -55,6 +55,15 @@ def age(directories: Directories) -> None:
         os.utime(directory, (time.time() - 60, time.time() - 60))
 
 
+def _settled(directories: Directories) -> DirectoryWatch:
+    """Return a watch that knows what is there, after the last change has become old."""
+    watch = DirectoryWatch(directories)
+    watch.changed()
+    age(directories)
+    watch.changed()
+    return watch
+
+
 def test_every_grant_is_changed_at_first_and_none_after_that(directories: Directories) -> None:
     """If it failed, a daemon would miss grants, or inspect all of them at each scan."""
     watch = DirectoryWatch(directories)
@@ -96,10 +105,7 @@ def test_a_change_is_reported_for_its_grant_only(
     directories: Directories, change: Callable[[Directories], None]
 ) -> None:
     """If it failed, the daemon would miss the change, or inspect every grant whenever one changes."""
-    watch = DirectoryWatch(directories)
-    watch.changed()
-    age(directories)
-    watch.changed()
+    watch = _settled(directories)
     change(directories)
     assert watch.changed() == {"linear"}
     assert watch.changed() == set()
@@ -119,10 +125,7 @@ def test_a_second_change_with_the_same_time_stamp_is_found(directories: Director
 
 def test_a_forgotten_name_counts_as_changed(directories: Directories) -> None:
     """If it failed, a grant would not be inspected after its rotation."""
-    watch = DirectoryWatch(directories)
-    watch.changed()
-    age(directories)
-    watch.changed()
+    watch = _settled(directories)
     watch.forget("linear")
     assert watch.changed() == {"linear"}
 
@@ -131,10 +134,7 @@ def test_nothing_is_listed_while_no_directory_changes(
     directories: Directories, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If it failed, ten thousand idle grants would use a whole processor."""
-    watch = DirectoryWatch(directories)
-    watch.changed()
-    age(directories)
-    watch.changed()
+    watch = _settled(directories)
     listed: list[object] = []
 
     def listdir(path: object) -> list[str]:
@@ -152,10 +152,7 @@ def test_every_file_is_checked_from_time_to_time_and_every_name_after_a_clock_wa
     directories: Directories, monkeypatch: pytest.MonkeyPatch, is_reported: bool
 ) -> None:
     """If it failed, a file changed in place, or due grants after a suspend, would be missed."""
-    watch = DirectoryWatch(directories)
-    watch.changed()
-    age(directories)
-    watch.changed()
+    watch = _settled(directories)
     with directories.record("linear").open("ab") as file:
         file.write(b" ")
     if is_reported:
@@ -221,10 +218,7 @@ def test_a_change_in_place_is_seen_at_once_where_linux_reports_it(
 ) -> None:
     """If it failed, an edit by hand would count only after half a minute."""
     directories.token("notion").write_text("{}")
-    watch = DirectoryWatch(directories)
-    watch.changed()
-    age(directories)
-    watch.changed()
+    watch = _settled(directories)
     change(directories, "notion")
     assert watch.changed() == ({"notion"} if is_reported else set())
 
@@ -249,10 +243,7 @@ def test_one_change_costs_the_same_among_any_number_of_grants(
     directories: Directories, monkeypatch: pytest.MonkeyPatch, is_reported: bool
 ) -> None:
     """If it failed, a daemon with 100,000 grants would list all of them after each rotation."""
-    watch = DirectoryWatch(directories)
-    watch.changed()
-    age(directories)
-    watch.changed()
+    watch = _settled(directories)
     listed: list[object] = []
     found = stamps.find_all
 
