@@ -21,7 +21,7 @@ from shim.httpx2 import BearerAuth
 from shim.mcp._backoff import retry_pause
 from shim.mcp._connection import CURRENT_CALL, Call
 from shim.mcp._failure import Failure, FailureKind, describe
-from shim.mcp._server_stream import endless_response, is_event_stream, redirect_within_origin
+from shim.mcp._server_stream import endless_response, has_type, is_event_stream, redirect_within_origin
 
 __all__ = ["SessionHTTPClient"]
 
@@ -94,6 +94,8 @@ class SessionHTTPClient(httpx2.AsyncClient):
             outcome = await self._send_again(request, call, kinds, options)
         else:
             outcome = await self._send_once(request, options)
+        if request_id is not None and isinstance(outcome, httpx2.Response):
+            outcome = _answer_to(request, request_id, outcome)
         failure = outcome if isinstance(outcome, Failure) else None
         if method == "server/discover":
             # Some servers answer 500 to a request that they do not know: then the older protocol is right.
@@ -102,7 +104,7 @@ class SessionHTTPClient(httpx2.AsyncClient):
             return _failed(request, request_id, outcome)
         if method in _EXECUTED and outcome.is_success and call is not None:
             call.executed = True
-        return outcome if request_id is None else _with_id(request, request_id, outcome)
+        return outcome
 
     async def _deliver_answer(
         self, request: httpx2.Request, message: dict[str, Any], call: Call, options: dict[str, Any]
@@ -142,10 +144,7 @@ class SessionHTTPClient(httpx2.AsyncClient):
                 is_final = status < 500 and status != 408
             else:
                 failure = outcome
-                is_final = (
-                    failure.kind not in ("not_sent", "unavailable", "lost", "broken", "rejected")
-                    or self._needs_person()
-                )
+                is_final = failure.kind not in _TEMPORARY or self._needs_person()
                 may_have_it = may_have_it or failure.kind == "lost"
             if is_final or patience <= 0:
                 return failure
@@ -165,9 +164,7 @@ class SessionHTTPClient(httpx2.AsyncClient):
         failures = 0
         while True:
             outcome = await self._send_once(request, options)
-            if not isinstance(outcome, Failure) or outcome.kind not in kinds:
-                return outcome
-            if call.patience <= 0:
+            if not isinstance(outcome, Failure) or outcome.kind not in kinds or call.patience <= 0:
                 return outcome
             pause = min(retry_pause(failures), call.patience)
             failures += 1
@@ -204,10 +201,6 @@ def _json_object(content: bytes) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def _has_type(response: httpx2.Response, content_type: str) -> bool:
-    return bool(response.headers.get("content-type", "").lower().startswith(content_type))
-
-
 def _failure_in(request: httpx2.Request, response: httpx2.Response) -> Failure | None:
     """Return the failure that a response reports; ``None`` if the response is the server's answer to the call."""
     status = response.status_code
@@ -218,7 +211,7 @@ def _failure_in(request: httpx2.Request, response: httpx2.Response) -> Failure |
     if refusal is not None or status == 401:
         return Failure("rejected", f"the server rejects the access token ({status})")
     if status < 400:
-        return _invalid(request, response) if status < 300 else None
+        return None
     error = _error_code(response)
     if status in (400, 404) and _SESSION_HEADER in request.headers and error != mcp_types.METHOD_NOT_FOUND:
         # The specification says 404. Some servers answer 400 and mention the session in the body.
@@ -232,16 +225,6 @@ def _failure_in(request: httpx2.Request, response: httpx2.Response) -> Failure |
     return None
 
 
-def _invalid(request: httpx2.Request, response: httpx2.Response) -> Failure | None:
-    """Return the failure of a response that answers a request and is no JSON-RPC response; ``None`` if it is one."""
-    if is_event_stream(response) or not {"method", "id"} <= (_json_object(request.content) or {}).keys():
-        return None
-    message = _json_object(response.content) if _has_type(response, _JSON) else None
-    if message is not None and not message.keys().isdisjoint(("result", "error")):
-        return None
-    return Failure("broken", f"the server's response is not a JSON-RPC response ({response.status_code})")
-
-
 def _error_code(response: httpx2.Response) -> int | None:
     """Return the code of the JSON-RPC error in a response, ``None`` if there is none."""
     error = (_json_object(response.content) or {}).get("error")
@@ -249,12 +232,17 @@ def _error_code(response: httpx2.Response) -> int | None:
     return code if isinstance(code, int) else None
 
 
-def _with_id(request: httpx2.Request, request_id: object, response: httpx2.Response) -> httpx2.Response:
-    """Return ``response`` with the id of its request; with another id, the SDK would wait forever."""
-    if response.status_code != 200 or not _has_type(response, _JSON):
+def _answer_to(request: httpx2.Request, request_id: object, response: httpx2.Response) -> _Outcome:
+    """Return ``response`` with the id of its request, or the failure if it is no JSON-RPC response.
+
+    With another id, the SDK would wait forever.
+    """
+    if not response.is_success or is_event_stream(response):
         return response
-    message = _json_object(response.content)
-    if message is None or str(message.get("id")) == str(request_id):
+    message = _json_object(response.content) if has_type(response, _JSON) else None
+    if message is None or message.keys().isdisjoint(("result", "error")):
+        return Failure("broken", f"the server's response is not a JSON-RPC response ({response.status_code})")
+    if str(message.get("id")) == str(request_id):
         return response
     if "error" not in message:
         error = {"code": mcp_types.INVALID_REQUEST, "message": "the server answered a different request"}

@@ -15,8 +15,9 @@ from shim.mcp._backoff import StreamPauses
 from shim.mcp._connection import CURRENT_CALL
 from shim.mcp._failure import Failure, describe
 
-__all__ = ["endless_response", "is_event_stream", "redirect_within_origin"]
+__all__ = ["endless_response", "has_type", "is_event_stream", "redirect_within_origin"]
 
+_EVENT_STREAM = "text/event-stream"
 _LAST_EVENT_ID = "last-event-id"
 _MAX_REDIRECTS = 5
 _TEMPORARY = (401, 408, 425, 429, 500, 502, 503, 504)
@@ -32,7 +33,7 @@ async def endless_response(request: httpx2.Request, send: _Send, failure_in: _Fa
     """
     stream = _EndlessStream(request, send, failure_in)
     await stream.open()
-    return httpx2.Response(200, headers={"content-type": "text/event-stream"}, stream=stream, request=request)
+    return httpx2.Response(200, headers={"content-type": _EVENT_STREAM}, stream=stream, request=request)
 
 
 class _EndlessStream(httpx2.AsyncByteStream):
@@ -45,7 +46,7 @@ class _EndlessStream(httpx2.AsyncByteStream):
         self._failure = ""
         """Why the latest request failed."""
         self._pauses = StreamPauses()
-        self._is_first = True
+        self._was_open = False
         self._sent_at = 0.0
         self._retry: float | None = None
         """The seconds that the server asks for."""
@@ -80,13 +81,13 @@ class _EndlessStream(httpx2.AsyncByteStream):
                 await self.response.aclose()
             self._report(failure)
             await anyio.sleep(self._pauses.next(self._retry))
-            self._is_first = False
             await self.open()
 
     async def _events(self, response: httpx2.Response) -> AsyncGenerator[bytes, None]:
         """Yield whole events: the start of an event whose rest is lost must not mix with the next stream."""
         if not is_event_stream(response):
             return
+        self._was_open = True
         self._pauses.opened()
         self._report(None)
         try:
@@ -115,8 +116,10 @@ class _EndlessStream(httpx2.AsyncByteStream):
         except Exception as error:  # noqa: BLE001  as in open()
             return Failure("lost", describe(error))
         failure = self._failure_in(self._request, response)
-        if self._is_first and status not in _TEMPORARY and (failure is None or failure.kind != "insufficient_scope"):
+        is_refusal = status not in _TEMPORARY and (failure is None or failure.kind != "insufficient_scope")
+        if is_refusal and not self._was_open:
             await response.aclose()
+            self._report(None)  # what failed before has ended
             await anyio.sleep_forever()
         return failure or Failure("unavailable", f"the server answered {status}")
 
@@ -127,7 +130,12 @@ class _EndlessStream(httpx2.AsyncByteStream):
 
 def is_event_stream(response: httpx2.Response) -> bool:
     """Whether ``response`` is a stream of events."""
-    return response.is_success and response.headers.get("content-type", "").lower().startswith("text/event-stream")
+    return response.is_success and has_type(response, _EVENT_STREAM)
+
+
+def has_type(response: httpx2.Response, content_type: str) -> bool:
+    """Whether ``response`` declares this ``content_type``."""
+    return bool(response.headers.get("content-type", "").lower().startswith(content_type))
 
 
 def redirect_within_origin(response: httpx2.Response) -> httpx2.Request | None:

@@ -127,6 +127,18 @@ async def test_a_server_without_a_stream_is_asked_once(
     assert stage.log()["answers"]["405"] == 1
 
 
+async def test_a_server_without_a_stream_that_fails_first_is_not_called_down(
+    tmp_path: Path, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If it failed, one 503 would leave a client reconnecting forever at a server that sends no notifications."""
+    monkeypatch.setattr(_backoff, "_LONGEST", 1.0)
+    stage.play(stream_status=503)
+    async with _client(tmp_path, stage, Ear()) as client:
+        await until(lambda: client.state == "reconnecting", "the stream is down")
+        stage.play(stream_status=405)
+        await until(lambda: client.state == "connected", "the client knows that there is no stream")
+
+
 async def test_a_server_that_ends_each_stream_is_asked_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
     """If it failed, ``retry: 0`` would cost 400 requests a second, or the events between two streams would be lost."""
     asked: list[str | None] = []
