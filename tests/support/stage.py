@@ -3,6 +3,7 @@
 import json
 import subprocess
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -10,10 +11,11 @@ from typing import Any, Self
 import anyio
 import httpx
 
+from shim.mcp import ReconnectingClient, ServerAway
 from tests.support.published import Published
 from tests.support.warm import WarmProcess
 
-__all__ = ["Stage", "publish", "rotates", "until"]
+__all__ = ["Stage", "add_when_back", "publish", "rotates", "until"]
 
 _ROOT = Path(__file__).parent.parent.parent
 
@@ -84,6 +86,16 @@ async def rotates(published: Published, server: Stage, generation: int, *also: s
     await until(lambda: f"linear.{generation - 1}" in published.demanded(), "the agent demands a token")
     server.play(tokens=[f"access-token-{generation}", *also])
     published.put(generation)
+
+
+async def add_when_back(client: ReconnectingClient) -> None:
+    """Call a tool, again after each ``ServerAway``, for a client whose patience is short."""
+    with anyio.fail_after(90):
+        while True:
+            with suppress(ServerAway):
+                result = await client.call_tool("add", {"a": 1, "b": 2})
+                assert result.structured_content == {"result": 3}
+                return
 
 
 async def until(condition: Callable[[], bool], what: str) -> None:

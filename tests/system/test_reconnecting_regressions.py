@@ -13,7 +13,7 @@ from shim import ReauthorizationRequired, TokenRejected, TokenUnavailable
 from shim.mcp import OutcomeUnknown, ReconnectingClient, ServerAway, _backoff, _supervisor
 from shim.mcp._http_client import SessionHTTPClient
 from tests.support.published import DEAD
-from tests.support.stage import Stage, publish, rotates, until
+from tests.support.stage import Stage, add_when_back, publish, rotates, until
 
 pytestmark = pytest.mark.asyncio
 
@@ -172,8 +172,7 @@ async def test_a_400_about_the_session_reconnects_only_if_there_is_a_session(
         with pytest.raises((MCPError, ServerAway), match=words):
             await client.call_tool("write", {"what": "once"})
         stage.play(refuse={})
-        await until(lambda: client.state == "connected", "the client reconnects")
-        await _add(client)
+        await add_when_back(client)
         assert (client.session is session) == (mode == "auto")
 
 
