@@ -26,6 +26,7 @@ _COMMANDS: Final = {
     "run-once": ("run", "run_once"),
     "status": ("status", "status"),
     "health": ("health", "health"),
+    "doctor": ("doctor", "doctor"),
     "token": ("token", "token"),
     "headers": ("token", "headers"),
     "logout": ("logout", "logout"),
