@@ -10,6 +10,7 @@ from refresher.common.errors import DirectoryError
 from refresher.doctor.finding import Finding, found
 from refresher.grants import policy
 from refresher.grants.record import Grant
+from refresher.operations.grant_report import is_overdue
 from refresher.storage import demands, health_socket, last_run
 from refresher.storage.directories import Directories, Listing
 from refresher.storage.publishing import Publisher
@@ -41,11 +42,7 @@ def _running(directories: Directories, grants: Sequence[Grant], served: bool) ->
         ago = text.span(now.wall - directories.last_run.stat().st_mtime)
     except OSError:
         ago = ""
-    overdue = [
-        grant.name
-        for grant in grants
-        if policy.expected_expiry(grant) < now.wall and isinstance(policy.decide(grant, now), policy.Rotate)
-    ]
+    overdue = [grant.name for grant in grants if is_overdue(grant, late)]
     if late and served:
         yield found("not_responding", f"'refresher run' is there, and has not looked at the grants for {ago}")
     elif late:

@@ -146,27 +146,31 @@ def _explain(grant: Grant, rest: Wait) -> str:
             assert_never(rest.reason)
 
 
-def repair_command(grant: Grant) -> str:
-    """Return the command with which a person repairs the grant: a login if that is possible, else an import."""
-    return f"refresher login {grant.name}" if _can_log_in(grant) else _import_command(grant)
-
-
 def _what_to_do(grant: Grant) -> str:
-    login = f"log in again with 'refresher login {grant.name}'"
+    """Return the command with which a person repairs the grant."""
+    login = f"log in again with '{_login_again(grant)}'"
     if grant.login is not None:
         return login
-    again = f"import it again with '{_import_command(grant)}'"
-    return f"{login}, or {again}" if _can_log_in(grant) else again
+    again = f"import it again with '{_import_again(grant)}'"
+    return f"{login}, or {again}" if _may_log_in(grant) else again
 
 
-def _can_log_in(grant: Grant) -> bool:
-    """Whether a login can replace ``grant``: an imported one, only if it leads to the authorization server."""
-    imported = grant.server_url is not None and (grant.refresh_token is not None or not grant.renewable)
-    return grant.login is not None or imported
+def repair_command(grant: Grant) -> str:
+    """Return the command that replaces the grant by a new login or import."""
+    return _login_again(grant) if grant.login is not None or _may_log_in(grant) else _import_again(grant)
 
 
-def _import_command(grant: Grant) -> str:
+def _login_again(grant: Grant) -> str:
+    return f"refresher login {grant.name}"
+
+
+def _import_again(grant: Grant) -> str:
     return f"refresher import {grant.name} --replace --from FILE"
+
+
+def _may_log_in(grant: Grant) -> bool:
+    """Whether a login may replace an imported grant: it must find the authorization server of ``server_url``."""
+    return grant.server_url is not None and (grant.refresh_token is not None or not grant.renewable)
 
 
 def _with_rejection(result: Result, grant: Grant) -> Result:
