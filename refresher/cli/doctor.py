@@ -85,7 +85,8 @@ def _overview(parts: Sequence[Part]) -> list[str]:
     """Return one line about each part."""
     width = max(len(part.title) for part in parts) + 2
     return [
-        f"{part.title:{width}}{part.line}{f' ({_count(len(part.findings))})' if part.findings else ''}" for part in parts
+        f"{part.title:{width}}{part.line}{f' ({_count(len(part.findings))})' if part.findings else ''}"
+        for part in parts
     ]
 
 

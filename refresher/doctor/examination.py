@@ -45,7 +45,13 @@ def examine(
     chosen = [grant for _, grant in selected if isinstance(grant, Grant)]
     if listing is not None:
         served = service.is_served(directories)
-        who = "'refresher run' is running" if served else "refreshed by 'run-once'" if chosen else "nothing to refresh yet"
+        who = (
+            "'refresher run' is running"
+            if served
+            else "refreshed by 'run-once'"
+            if chosen
+            else "nothing to refresh yet"
+        )
         parts.append(Part("service", who, [*service.check(directories, chosen, listing, served=served)]))
         shared = [each for each in grants.check_refresh_tokens(entries) if name in (None, each.name)]
         files = grants.check_files(chosen, settings.ca_file)

@@ -1,5 +1,6 @@
 """The grants: their records, states and refresh tokens, the files that they name, and what ends soon."""
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
@@ -160,7 +161,9 @@ def _certificate(path: str, *, is_client: bool, name: str | None) -> Iterator[Fi
     from cryptography import x509
 
     try:
-        certificates = x509.load_pem_x509_certificates(read_named(path).data)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about old authorities in the bundle of a system
+            certificates = x509.load_pem_x509_certificates(read_named(path).data)
     except (OSError, ValueError):
         return  # a key, or a file that is reported as one that cannot be used
     ends = [certificate.not_valid_after_utc.timestamp() for certificate in certificates]

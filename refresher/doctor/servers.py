@@ -42,6 +42,7 @@ class _Conversation:
         self.grants = grants
         self.place = server_of(grants[0])
         self.issuer = grants[0].issuer
+        self.url = self.issuer or self.place
         self.server: Server | None = None
         self.error: RefresherError | None = ServerAway(f"{self.place}: no complete answer within {DEADLINE:.0f} s")
         self.skew = 0.0
@@ -59,7 +60,10 @@ class _Conversation:
         except RefresherError as error:
             self.error = error
         except (ValueError, httpx2.InvalidURL):
-            self.error = LoginRefused(f"{self.issuer} is not a valid URL")
+            if _proxy_of(self.url) is None:
+                self.error = LoginRefused(f"{self.url} is not a valid URL")
+            else:
+                self.error = ConfigError("the proxy in HTTPS_PROXY or ALL_PROXY is not a valid URL")
 
     async def _fetch(self, request: httpx2.Request) -> httpx2.Response:
         before = time.time()
@@ -118,7 +122,7 @@ def _judge(conversation: _Conversation) -> list[Finding]:
     name = grants[0].name if len(grants) == 1 else None
     # The rest of the message is about a login.
     problem = str(error).partition("; nothing was changed")[0]
-    proxy = _proxy_of(conversation.issuer or conversation.place)
+    proxy = _proxy_of(conversation.url)
     code: Code = "server_away" if isinstance(error, ServerAway) else "metadata_unusable"
     if isinstance(error, OtherIssuer):
         code = "issuer_changed"
@@ -130,10 +134,8 @@ def _judge(conversation: _Conversation) -> list[Finding]:
         return []
     elif isinstance(error, ConfigError) and not (proxy and "the proxy" in problem):
         return []  # a file that cannot be read: reported with the grants that name it
-    signs = ("the proxy ", "proxy "), "is not trusted"
-    if proxy and (
-        conversation.is_page or code == "issuer_changed" or problem.startswith(signs[0]) or signs[1] in problem
-    ):
+    of_proxy = problem.startswith(("the proxy ", "proxy ")) or "is not trusted" in problem
+    if proxy and (conversation.is_page or code == "issuer_changed" or of_proxy):
         code, problem = "proxy_answers", f"{problem}; the connection goes through the proxy {proxy}"
     return [found(code, f"{problem} (needed by {text.names([grant.name for grant in grants])})", name=name)]
 
