@@ -69,7 +69,7 @@ def registered(seconds: float) -> Login:
 def test_the_state_and_the_ends_of_a_grant_are_found(
     tmp_path: Path, changes: dict[str, Any], code: str | None, mend: str
 ) -> None:
-    """If it failed, a login that ends or fails would surprise its agents, or a healthy one would be called ill."""
+    """If it failed, a login that ends or fails would go unnoticed, or a healthy one would be reported."""
     findings = found(tmp_path, fresh(**changes))
     assert [finding.code for finding in findings] == ([code] if code else [])
     assert all(finding.mend.startswith(mend) and finding.name == "linear" for finding in findings)
@@ -149,7 +149,7 @@ def test_the_end_of_a_certificate_is_found(tmp_path: Path, days: float, code: st
 
 
 def test_an_authority_of_a_bundle_may_have_expired(tmp_path: Path) -> None:
-    """If it failed, the bundle of each system would be called ill, because it has old authorities."""
+    """If it failed, the bundle of each system would be reported, because it has old authorities."""
     certificate(tmp_path / "old.pem", "old", lifetime=timedelta(days=-1))
     certificate(tmp_path / "new.pem", "new", lifetime=timedelta(days=900))
     bundle = tmp_path / "bundle.pem"

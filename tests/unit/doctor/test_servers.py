@@ -98,7 +98,7 @@ def test_what_is_wrong_with_metadata_is_found(answer: Answer, code: str) -> None
 
 
 def test_a_grant_that_never_had_metadata_needs_none() -> None:
-    """If it failed, each server without metadata would be called ill."""
+    """If it failed, each server without metadata would be reported."""
     with Answering() as server:
         given = Login(client="given", endpoints_given=True)
         grants = of(server.url, server.url, login=None), of(server.url, server.url, name="notion", login=given)

@@ -60,7 +60,7 @@ def ran(made: Directories, limit: float, ago: float) -> None:
 def test_nobody_runs_once_the_next_run_should_have_come(
     made: Directories, limit: float, ago: float, code: str | None
 ) -> None:
-    """If it failed, a service that ended would be noticed by agents without tokens, or cron would be called dead."""
+    """If it failed, a service that ended would be noticed by agents without tokens, or a healthy crontab would be reported."""
     ran(made, limit, ago)
     assert findings(made, fresh(made)) == ([code] if code else [])
 
