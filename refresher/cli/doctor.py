@@ -4,6 +4,7 @@ import json
 import shutil
 import textwrap
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from typing import Final
@@ -22,6 +23,7 @@ __all__ = ["doctor"]
 _TICK: Final = 0.2
 _WIDEST: Final = 100
 _INDENT: Final = 11
+_MOST_ALIKE: Final = 10
 _COLOURS: Final[dict[Gravity, str]] = {"attention": "yellow", "broken": "red", "person": "red"}
 
 
@@ -95,15 +97,20 @@ def _blocks(findings: Sequence[Finding]) -> list[str]:
     if not findings:
         return ["nothing found"]
     width = min(shutil.get_terminal_size().columns, _WIDEST)
-    lines = []
+    lines, seen = [], Counter[str]()
     for finding in findings:
+        seen[finding.code] += 1
+        if seen[finding.code] > _MOST_ALIKE:
+            continue  # one cause can concern thousands of grants
         subject = f"{finding.name}: " if finding.name is not None and not finding.what.startswith(finding.name) else ""
         # The colour is added after the text is wrapped, because it makes a word longer than it looks.
         first, *rest = _wrapped(f"{subject}{finding.what}", width)
         word = click.style(finding.gravity.ljust(_INDENT), fg=_COLOURS[finding.gravity], bold=True)
         lines += [word + first.lstrip(), *rest, *_wrapped(f"Why: {finding.why}", width)]
         lines += [f"{' ' * _INDENT}Mend: {finding.mend}", ""]
-    return [*lines, _count(len(findings))]
+    left = sum(count - _MOST_ALIKE for count in seen.values() if count > _MOST_ALIKE)
+    more = f"; {left} more of the same kinds are in 'refresher doctor --json'" if left else ""
+    return [*lines, f"{_count(len(findings))}{more}"]
 
 
 def _wrapped(text: str, width: int) -> list[str]:

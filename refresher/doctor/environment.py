@@ -1,4 +1,4 @@
-"""This Python environment: is ``shim`` the package with which agents read the tokens?"""
+"""This Python environment: whether ``shim`` is the package of refresher."""
 
 from collections.abc import Iterator
 from importlib import metadata

@@ -1,4 +1,4 @@
-"""The whole examination: what is checked, in which order, and one line about each part."""
+"""The whole examination: what is checked, in which order."""
 
 from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple

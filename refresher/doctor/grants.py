@@ -1,4 +1,4 @@
-"""The grants: their records, states and refresh tokens, the files that they name, and what ends soon."""
+"""The grants: records, states, refresh tokens, key files, and what ends soon."""
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence

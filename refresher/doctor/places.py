@@ -1,4 +1,4 @@
-"""The directories: owners, modes, locks, kinds of file systems, space, and mounts of single files."""
+"""The directories: owners, modes, locks, file systems, space, single-file mounts."""
 
 import os
 import shlex

@@ -1,4 +1,4 @@
-"""The authorization servers: do they answer, with the same issuer and endpoints, and with the time of this clock?
+"""The authorization servers: their answers, issuers, endpoints and clocks.
 
 Each server is asked once for all of its grants, all at the same time, and no token is sent.
 """

@@ -235,3 +235,15 @@ def test_an_expired_run_is_found_with_the_time_since(refresher: Command) -> None
     os.utime(refresher.state / "last-run", (time.time() - 7300,) * 2)
     done = refresher("doctor", "--offline")
     assert (done.code, "nobody has refreshed for 2 h 1 min" in done.stdout) == (1, True), done.stdout
+
+
+def test_one_cause_of_many_findings_does_not_hide_the_others(refresher: Command) -> None:
+    """If it failed, a person would have to read a thousand findings to see two."""
+    for number in range(15):
+        refresher.bring(f"grant{number}", fields("http://127.0.0.1:9", str(number)))
+        (refresher.state / f"grants/grant{number}.json").chmod(0o644)
+    done = refresher("doctor", "--offline")
+    assert (done.code, done.stdout.count("Mend: ")) == (2, 10)
+    last = done.stdout.splitlines()[-1]
+    assert last == "15 findings; 5 more of the same kinds are in 'refresher doctor --json'"
+    assert len(codes(refresher, "--offline")[1]) == 15

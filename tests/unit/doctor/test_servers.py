@@ -113,10 +113,8 @@ def test_a_server_that_hangs_or_drips_delays_only_its_own_answer(monkeypatch: py
     with Answering() as server:
         server.answers = {PLACE: [Answer(200, metadata(server.url, token_endpoint=f"{server.url}/new"))]}
         with Proxy(server.url, otherwise=hangs) as hanging, Proxy(server.url, otherwise=drips(1.0)) as dripping:
-            grants = [
-                of(each.url, each.url, name=f"linear{number}")
-                for number, each in enumerate((hanging, server, dripping))
-            ]
+            urls = (hanging.url, server.url, dripping.url)
+            grants = [of(url, url, name=f"linear{number}") for number, url in enumerate(urls)]
             findings = servers.check(grants, None, waiting=shown.append)
     assert {(finding.code, finding.name) for finding in findings} == {
         ("server_away", "linear0"),
