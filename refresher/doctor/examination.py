@@ -1,5 +1,6 @@
 """The whole examination: what is checked, in which order."""
 
+import os
 from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple
 
@@ -34,6 +35,8 @@ def examine(
     directories = settings.directories
     step(["the directories"])
     listing, problems = places.check(directories)
+    if settings.state_given and not os.path.lexists(directories.state):
+        problems.append(found("directory_missing", f"there is no state directory {directories.state}"))
     parts = [Part("directories", str(directories.state), problems)]
     entries: list[ListedGrant] = []
     selected: list[ListedGrant] = []

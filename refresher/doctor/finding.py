@@ -16,6 +16,7 @@ GRAVITIES: Final[dict[Gravity, int]] = {"attention": 1, "broken": 2, "person": 3
 """The exit code of each gravity, as that of ``status --exit-code``."""
 
 Code = Literal[
+    "directory_missing",
     "directory_refused",
     "demands_refused",
     "directory_risk",
@@ -65,6 +66,11 @@ class Kind(NamedTuple):
 
 KINDS: Final[dict[Code, Kind]] = {
     # the directories
+    "directory_missing": Kind(
+        "broken",
+        "refresher looks for its grants there",
+        "correct --state-dir, or create it with 'refresher login NAME URL'",
+    ),
     "directory_refused": Kind(
         "broken",
         "refresher stops before it uses a directory that others could read or change: it rotates nothing",

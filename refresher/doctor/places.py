@@ -50,7 +50,7 @@ def check(directories: Directories) -> Places:
         if all(finding.what != risky.what for finding in findings):
             findings.append(risky)
     findings += _shut_out(directories)
-    if (problem := lock.find_problem(directories.import_lock)) is not None:
+    if listing is not None and (problem := lock.find_problem(directories.import_lock)) is not None:
         findings.append(found("no_locks", problem))
     findings += _file_systems(directories)
     findings += _single_file_mounts(directories)

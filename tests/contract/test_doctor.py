@@ -89,6 +89,7 @@ def test_a_healthy_set_up_has_no_finding(refresher: Command) -> None:
 def test_before_the_first_login_nothing_is_wrong_and_nothing_is_created(refresher: Command) -> None:
     """If it failed, a new user would be sent to mend a set-up that does not exist."""
     assert codes(refresher) == (0, [])
+    assert codes(refresher, "--state-dir", str(refresher.home / "nowhere")) == (2, ["directory_missing"])
     assert list(refresher.home.iterdir()) == []
 
 
