@@ -58,7 +58,12 @@ def resolve(given: Mapping[str, Any], config: str | None) -> Settings:
     ``given``: the options and the environment, by the keys of the file; ``None`` is not given. ``config``: the file,
     which must exist if it is named. Raises ``ConfigError``.
     """
+    if config == "":
+        raise _empty("--config")
     values = _read(config) | {key: value for key, value in given.items() if value is not None}
+    for key in _PATHS:
+        if values.get(key) == "":  # usually an unset variable of a script, and not a wish for the default
+            raise _empty(f"--{key.replace('_', '-')}")
     state = Path(values.get("state_dir") or default_state_dir())
     if str(state).startswith("~"):
         raise ConfigError("there is no home directory: give --state-dir, or set HOME")
@@ -95,7 +100,8 @@ def _read(config: str | None) -> dict[str, Any]:
     import tomllib  # most machines have no file: a cron run does not pay for this
 
     try:
-        values: dict[str, Any] = tomllib.loads(data.decode("utf-8"))
+        # Some editors begin a file with a byte order mark.
+        values: dict[str, Any] = tomllib.loads(data.decode("utf-8-sig"))
     except ValueError as error:
         form = "UTF-8 text" if isinstance(error, UnicodeDecodeError) else f"TOML: {error}"
         raise ConfigError(f"{path}: it is not {form}") from None
@@ -105,11 +111,17 @@ def _read(config: str | None) -> dict[str, Any]:
         if type(value) not in kind:
             raise ConfigError(f"{path}: {key} must be a {' or '.join(_KINDS[each] for each in kind)}")
         if key in _PATHS:
+            if not value:
+                raise _empty(f"{path}: {key}")
             try:
                 values[key] = str(path.parent / Path(value).expanduser())  # relative to the file
             except (RuntimeError, ValueError):
                 raise ConfigError(f"{path}: {key} is not a path: there is no home directory for its '~'") from None
     return values
+
+
+def _empty(what: str) -> ConfigError:
+    return ConfigError(f"{what} is empty: give a path, or leave it out for the default")
 
 
 def _absolute(key: str, path: str | Path) -> Path:

@@ -45,6 +45,14 @@ def _option(name: str, metavar: str | None, help: str, *names: str, **settings: 
     return click.Option((name, *names), metavar=metavar, help=help, envvar=variable, show_envvar=True, **settings)
 
 
+def _level(value: Any) -> int:
+    """Return how much to log: how often -v is given, or the number in the environment."""
+    try:
+        return int(value)
+    except ValueError:
+        raise click.BadParameter("it must be a number: 1 logs each action, 2 logs more") from None
+
+
 GLOBAL_OPTIONS: Final = (
     _option(
         "--state-dir", "DIR", "Contains grants/.  [default: $XDG_STATE_HOME/refresher or ~/.local/state/refresher]"
@@ -60,7 +68,7 @@ GLOBAL_OPTIONS: Final = (
         "TOML with these options as keys (state_dir = ...).  [default: ~/.config/refresher/config.toml]",
         "config_file",
     ),
-    _option("--verbose", None, "Log each action; -vv logs more.", "-v", count=True),
+    _option("--verbose", None, "Log each action; -vv logs more.", "-v", count=True, type=_level),
     _option(
         "--log-format", None, "The format of log lines on stderr.  [default: text]", type=click.Choice(["text", "json"])
     ),
