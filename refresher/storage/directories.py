@@ -300,7 +300,13 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
         known: dict[tuple[int, int, tuple[str, ...]], str] = {}
         for role, place in found.items():
             if (other := known.setdefault(place.identity, role)) != role:
-                raise DirectoryError(_one_directory(other, role, place.directory[0].joinpath(*place.missing)))
+                raise DirectoryError(_one_directory(other, role, place.place))
+            is_inside = found["grants directory"].place in place.place.parents
+            if is_inside and role in ("tokens directory", "demands directory"):
+                raise DirectoryError(
+                    f"the {role} {place.place} is inside the grants directory, which agents cannot enter: give another "
+                    f"--{role.split()[0]}-dir"
+                )
         if not found["grants directory"].missing:
             single_directory.check_private(self.grants)
         self._check_state(found["state directory"])

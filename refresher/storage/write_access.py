@@ -37,6 +37,11 @@ class Found(NamedTuple):
         return status.st_dev, status.st_ino, self.missing
 
     @property
+    def place(self) -> Path:
+        """Where the path leads, without a link."""
+        return self.directory[0].joinpath(*self.missing)
+
+    @property
     def link_of_another(self) -> tuple[Path, int] | None:
         """The first link of a user who is neither this one nor root, and that user."""
         # Where the ids of root are not mapped (a user namespace), the owner of the root directory stands for root.
