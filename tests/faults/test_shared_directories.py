@@ -307,6 +307,19 @@ def test_only_the_private_group_of_the_owner_may_write(
     tmp_path.chmod(0o700)
 
 
+def test_a_private_group_with_another_member_is_a_group_like_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If it failed, a user who was added to the group of the owner could replace what agents trust."""
+    need(no_mounts())
+    there = pwd.getpwnam("bin")  # in no other test, because what is known of a group is remembered
+    monkeypatch.setattr(grp, "getgrgid", lambda gid: grp.struct_group(("bin", "x", gid, ["bin", "agent"])))
+    os.chown(tmp_path, there.pw_uid, there.pw_gid)
+    tmp_path.chmod(0o770)
+    assert write_access.writers(tmp_path.stat()) == f"group {there.pw_gid}"
+    tmp_path.chmod(0o700)
+
+
 # --- the directories above -------------------------------------------------------------------------------------------
 
 
