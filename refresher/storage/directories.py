@@ -297,12 +297,12 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
             # No token is ever stored through the link of another user, so it must not stop everything either.
             if (place := write_access.find(self.spill)).link_of_another is None:
                 found["spill directory"] = place
+        grants = found["grants directory"].place
         known: dict[tuple[int, int, tuple[str, ...]], str] = {}
         for role, place in found.items():
             if (other := known.setdefault(place.identity, role)) != role:
                 raise DirectoryError(_one_directory(other, role, place.place))
-            is_inside = found["grants directory"].place in place.place.parents
-            if is_inside and role in ("tokens directory", "demands directory"):
+            if role in ("tokens directory", "demands directory") and grants in place.place.parents:
                 raise DirectoryError(
                     f"the {role} {place.place} is inside the grants directory, which agents cannot enter: give another "
                     f"--{role.split()[0]}-dir"
