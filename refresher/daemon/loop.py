@@ -16,6 +16,7 @@ from refresher.common.errors import DirectoryError, GrantFileError
 from refresher.common.signals import DaemonSignals
 from refresher.config import Settings
 from refresher.daemon.directory_watch import DirectoryWatch
+from refresher.daemon.log_throttle import ROTATED, LogThrottle
 from refresher.daemon.schedule import HEARTBEAT, Schedule
 from refresher.daemon.supervision import Supervision
 from refresher.grants import policy, refresh_life
@@ -23,6 +24,8 @@ from refresher.grants.policy import Rotate, Wait
 from refresher.grants.record import Grant
 from refresher.oauth.http_client import DEADLINE
 from refresher.oauth.tls import ssl_context
+from refresher.observers.hub import Observers
+from refresher.operations.events import happened
 from refresher.operations.inspection import Inspection, inspect, server_of
 from refresher.operations.result import EXIT_CODES, Result, ResultCode
 from refresher.operations.rotate import Order, Terms, rotate
@@ -42,8 +45,6 @@ _MAX_PAUSE: Final = 30.0
 _LOCK_WAIT: Final = 2.0
 _QUIET_LOCK_WAITS: Final = 4
 _MAX_PLAN: Final = 86400.0
-_REPEAT_AFTER: Final = 600.0
-_ROTATED: Final[tuple[ResultCode, ...]] = ("rotated", "token_rejected")
 _LOCAL_FAULTS: Final[tuple[ResultCode, ...]] = ("lock_busy", "storage_failed", "invalid_grant_file")
 
 
@@ -77,47 +78,14 @@ class _Pause(NamedTuple):
         return cls(fault, times, time.monotonic() + min(2.0 ** min(times - 1, 10), _MAX_PAUSE))
 
 
-class _LogThrottle:
-    """Logs each message about a grant once, and again only after ten minutes."""
-
-    def __init__(self) -> None:
-        self._last: dict[str, tuple[str, float]] = {}
-
-    def log(self, name: str, what: str, level: int, message: str) -> None:
-        """Log ``message`` about the grant ``name``, unless ``what`` is the same as the last time.
-
-        ``name`` is empty for a message about refresher itself.
-        """
-        last, logged_at = self._last.get(name, (None, 0.0))
-        now = time.monotonic()
-        if last != what or now - logged_at > _REPEAT_AFTER:
-            self._last[name] = (what, now)
-            log.log(level, "%s", f"{name}: {message}" if name else message)
-
-    def log_result(self, result: Result, what: str) -> None:
-        """Log the result of a rotation; ``what`` distinguishes it from others with the same outcome."""
-        failed = EXIT_CODES[result.outcome] != 0
-        rotated = result.outcome in _ROTATED
-        level = logging.WARNING if failed else logging.INFO if rotated else logging.DEBUG
-        generation = f" (generation {result.generation})" if rotated else ""
-        message = f"{result.outcome}{generation}: {result.detail}"
-        self.log(result.name, f"{result.outcome} {what}", level, message)
-
-    def log_internal_error(self, name: str, error: Exception) -> None:
-        """Log a bug, without a trace, which could quote a secret."""
-        message = f"internal error ({type(error).__name__}); please report it"
-        self.log(name, "internal error", logging.ERROR, message)
-
-    def forget(self, name: str) -> None:
-        """Log the next message about ``name``, also if it is a repetition."""
-        self._last.pop(name, None)
-
-
 class Daemon:
     """Rotates every grant on time, until a signal stops it."""
 
-    def __init__(self, configure: Callable[[], Settings], signals: DaemonSignals, *, grace: float) -> None:
+    def __init__(
+        self, configure: Callable[[], Settings], signals: DaemonSignals, observers: Observers, *, grace: float
+    ) -> None:
         self._settings = configure()
+        self._observers = observers
         self._configure = configure
         self._grace = grace
         self._events: SimpleQueue[_Event] = SimpleQueue()
@@ -129,7 +97,7 @@ class Daemon:
         self._publisher = Publisher(self._settings.directories)
         self._in_progress: set[str] = set()
         self._pauses: dict[str, _Pause] = {}
-        self._throttle = _LogThrottle()
+        self._throttle = LogThrottle()
         self._warned: set[str] = set()
         self._sent: set[str] = set()
         self._supervision = Supervision()
@@ -170,6 +138,7 @@ class Daemon:
             directories.tokens,
         )
         self._supervision.use(settings)
+        self._observers.use(settings)
         startup_checks.warn(directories, self._warned)
 
     def _step(self) -> None:
@@ -221,7 +190,9 @@ class Daemon:
             self._schedule.plan(name, time.time() + _MAX_PAUSE)
             if isinstance(error, GrantFileError):
                 self._readiness.mark_unreadable(name)
-                self._throttle.log(name, "invalid_grant_file", logging.WARNING, f"invalid_grant_file: {error}")
+                message = f"invalid_grant_file: {error}"
+                if self._throttle.log(name, "invalid_grant_file", logging.WARNING, message):
+                    self._observers.emit(happened(name, "failed", str(error), outcome="invalid_grant_file"))
             else:
                 self._throttle.log_internal_error(name, error)
 
@@ -256,6 +227,7 @@ class Daemon:
             lock_wait=_LOCK_WAIT,
             warned=self._warned,
             sent=self._sent,
+            emit=self._observers.emit,
         )
         job = _Job(self._publisher, Order.after(found), terms)
         # A cleanup sends no request, so it does not wait for the limits of the server.
@@ -327,7 +299,7 @@ class Daemon:
             pause = self._pauses[name] = _Pause.after(previous, fault=True)
             if result.outcome != "lock_busy" or pause.times > _QUIET_LOCK_WAITS:
                 self._throttle.log_result(result, result.detail)
-        elif result is not None and (result.outcome in _ROTATED or self._is_final_failure(result)):
+        elif result is not None and (result.outcome in ROTATED or self._is_final_failure(result)):
             self._throttle.log_result(result, str(result.generation))
         else:
             self._pauses[name] = _Pause.after(previous, fault=False)
