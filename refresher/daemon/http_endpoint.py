@@ -15,11 +15,11 @@ from typing import Any, Final
 import msgspec
 
 from refresher.config import Address, Settings, shown_address
-from refresher.daemon.health_listener import Listener
+from refresher.daemon.http_listener import Listener
 from refresher.daemon.readiness import Health
 from refresher.storage.health_socket import PrivateSocket
 
-__all__ = ["HealthEndpoint"]
+__all__ = ["HTTPEndpoint"]
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ _CHECK_INTERVAL: Final = 5.0
 _HOST: Final = re.compile(r"(?:\[(?P<six>[^\]]*)\]|(?P<name>[^:]*))(?::\d*)?", re.ASCII)
 
 
-class HealthEndpoint:
+class HTTPEndpoint:
     """Serves in its own threads, and tries again while an address cannot be used: rotation never depends on it."""
 
     def __init__(self, health: Callable[[], Health]) -> None:

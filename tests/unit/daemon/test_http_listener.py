@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from refresher.daemon.health_listener import Listener
+from refresher.daemon.http_listener import Listener
 from tests.support.command import wait_until
 
 
