@@ -17,6 +17,7 @@ from refresher.common.reading import list_named, read_named
 from refresher.common.signals import StopSignals
 from refresher.common.terminal import say
 from refresher.config import Settings
+from refresher.observers.hub import Observers, observing
 from refresher.operations import import_grant, import_request
 from refresher.storage import startup_checks
 from shim._token import is_name
@@ -101,15 +102,21 @@ def import_(ctx: click.Context, name: str | None, source: str, replace: bool, if
     if entries is not None:
         if name is not None or replace:
             raise ConfigError(f"{source} is a directory, which is imported as a whole: omit NAME and --replace")
-        return _import_directory(ctx.obj.settings(), Path(source), entries, if_absent)
+        settings = ctx.obj.settings()
+        with observing(settings, "import") as observers:
+            return _import_directory(settings, Path(source), entries, if_absent, observers)
     if name is None:
         meant = name_from(Path(source).stem.removesuffix(".import")) or "NAME"
         raise ConfigError(f"NAME is missing; did you mean: {did_you_mean(ctx, meant)}")
     check_new_name(ctx, name)
-    return _import(ctx.obj.settings(), name, source, replace=replace, if_absent=if_absent, warned=set())
+    settings = ctx.obj.settings()
+    with observing(settings, "import") as observers:
+        return _import(settings, name, source, observers, replace=replace, if_absent=if_absent, warned=set())
 
 
-def _import_directory(settings: Settings, directory: Path, entries: Iterable[str], if_absent: bool) -> int | None:
+def _import_directory(
+    settings: Settings, directory: Path, entries: Iterable[str], if_absent: bool, observers: Observers
+) -> int | None:
     """Import each NAME.json; report a file that cannot be imported, and import the others anyway."""
     # Files that begin with a dot belong to the mount of a Secret.
     files = sorted(directory / entry for entry in entries if not entry.startswith("."))
@@ -127,7 +134,14 @@ def _import_directory(settings: Settings, directory: Path, entries: Iterable[str
             continue
         try:
             code = _import(
-                settings, file.stem, str(file), replace=False, if_absent=if_absent, warned=warned, known=known
+                settings,
+                file.stem,
+                str(file),
+                observers,
+                replace=False,
+                if_absent=if_absent,
+                warned=warned,
+                known=known,
             )
             if code is not None:
                 return code
@@ -153,6 +167,7 @@ def _import(
     settings: Settings,
     name: str,
     source: str,
+    observers: Observers,
     *,
     replace: bool,
     if_absent: bool,
@@ -168,7 +183,13 @@ def _import(
     try:
         with StopSignals() as stopping:
             admitted = import_grant.store_grant(
-                settings.directories, grant, replace=replace, if_absent=if_absent, stopping=stopping, known=known
+                settings.directories,
+                grant,
+                replace=replace,
+                if_absent=if_absent,
+                stopping=stopping,
+                known=known,
+                emit=observers.emit,
             )
     except AlreadySpent as error:
         if not if_absent:

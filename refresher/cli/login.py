@@ -12,6 +12,7 @@ from refresher.common.terminal import say
 from refresher.common.text import clock_time
 from refresher.grants import accounts
 from refresher.grants.record import AuthMethod
+from refresher.observers.hub import observing
 from refresher.storage import startup_checks
 from refresher.storage.health_socket import is_served
 
@@ -163,7 +164,8 @@ def login(ctx: click.Context, /, name: str, port: int | None, **given: Any) -> i
 
     settings = ctx.obj.settings()
     try:
-        imported, verified, exit_code = log_in(settings, name, LoginOptions(**given))
+        with observing(settings, "login") as observers:
+            imported, verified, exit_code = log_in(settings, name, LoginOptions(**given), observers.emit)
     except KeyboardInterrupt:
         # Before the tokens arrive: afterwards the login completes.
         raise Interrupted("interrupted; nothing was changed") from None

@@ -8,6 +8,7 @@ import click
 from refresher.cli.options import STOPPED, Options, command, complete_name
 from refresher.common.signals import StopSignals
 from refresher.common.terminal import say
+from refresher.observers.hub import observing
 from refresher.operations.remove import remove as remove_grant
 
 __all__ = ["logout", "remove"]
@@ -39,8 +40,12 @@ def logout(options: Options, name: str, keep_at_server: bool) -> int | None:
 
     settings = options.settings()
     revoking = None if keep_at_server else partial(revoke, ca_file=settings.ca_file)
-    with StopSignals() as stopping, read_files_of(settings.directories, name, settings.ca_file):
-        words = remove_grant(settings.directories, name, stopping=stopping, revoke=revoking)
+    with (
+        observing(settings, "logout") as observers,
+        StopSignals() as stopping,
+        read_files_of(settings.directories, name, settings.ca_file),
+    ):
+        words = remove_grant(settings.directories, name, stopping=stopping, revoke=revoking, emit=observers.emit)
     say(f"logged out: {name}; {words}")
     return stopping.exit_code
 
@@ -54,7 +59,7 @@ def remove(options: Options, name: str) -> int | None:
     It is not revoked at the authorization server: 'refresher logout' does that.
     """
     settings = options.settings()
-    with StopSignals() as stopping:
-        words = remove_grant(settings.directories, name, stopping=stopping)
+    with observing(settings, "remove") as observers, StopSignals() as stopping:
+        words = remove_grant(settings.directories, name, stopping=stopping, emit=observers.emit)
     say(f"removed {name}; {words}")
     return stopping.exit_code

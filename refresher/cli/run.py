@@ -19,6 +19,7 @@ from refresher.cli.tables import print_rows
 from refresher.common.errors import ConfigError
 from refresher.common.signals import DaemonSignals, StopSignals
 from refresher.common.terminal import Progress
+from refresher.observers.hub import observing
 from refresher.operations import run_once as operation
 from refresher.operations.result import exit_code
 
@@ -54,11 +55,12 @@ def run(options: Options, grace: float, listen: str | None, listen_hosts: tuple[
     options.add(listen=listen, listen_hosts=listen_hosts or None)
     if grace < _SHORTEST_GRACE:
         raise ConfigError(f"--grace must be {_SHORTEST_GRACE:.0f} s or more: a request needs time to complete")
-    warn_of_closed_directories(options.settings())
-    with DaemonSignals() as signals:
+    settings = options.settings()
+    warn_of_closed_directories(settings)
+    with observing(settings, "run") as observers, DaemonSignals() as signals:
         from refresher.daemon.loop import Daemon  # APScheduler and httpcore: no other command needs both
 
-        return Daemon(options.resolve, signals, grace=grace).run()
+        return Daemon(options.resolve, signals, observers, grace=grace).run()
 
 
 @command(
@@ -90,9 +92,15 @@ def run_once(options: Options, names: tuple[str, ...], force: bool, horizon: flo
     """
     settings = options.settings()
     warn_of_closed_directories(settings)
-    with StopSignals() as stopping:
+    with observing(settings, "run-once") as observers, StopSignals() as stopping:
         results = operation.run_once(
-            settings, names, force=force, horizon=horizon or 0.0, stopping=stopping, progress=Progress()
+            settings,
+            names,
+            force=force,
+            horizon=horizon or 0.0,
+            stopping=stopping,
+            progress=Progress(),
+            emit=observers.emit,
         )
     code = exit_code(results) if stopping.exit_code is None else stopping.exit_code
     rows = [

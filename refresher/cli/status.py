@@ -1,7 +1,7 @@
 """The command status."""
 
 from collections.abc import Callable, Collection
-from typing import Any, Final
+from typing import Final
 
 import click
 
@@ -11,27 +11,19 @@ from refresher.common import clocks, text
 from refresher.common.errors import GrantFileError
 from refresher.common.terminal import show
 from refresher.grants import accounts, policy, refresh_life
-from refresher.grants.record import Failure, Grant
+from refresher.grants.record import Grant
+from refresher.operations.grant_report import INVALID, fields_of, is_overdue, last_error, next_rotation_at
 from refresher.operations.inspection import list_grants
 from refresher.storage import last_run
-from refresher.storage.publishing import rejection_of, state_of
-from shim._token import Problem
+from refresher.storage.publishing import state_of
 
 __all__ = ["status"]
 
 _Column = Callable[[Grant], str]
 
 _WIDEST_ACCOUNT: Final = 24
-_FIRST_RUN: Final = 120.0
 _ENDS_SOON: Final = 7 * 86400.0
 _OVERDUE: Final = "overdue: is 'refresher run' or cron running?"
-_INVALID: Final = "invalid_grant_file"
-_KEYS: Final = (
-    *("state", "generation", "issued_at", "expires_at", "next_rotation_at", "last_rotation_at", "failures", "error"),
-    *("issuer", "resource", "scope", "origins", "refresh_token_expires_at", "login_ends_at", "account"),
-)
-_ACCOUNT_KEYS: Final = ("issuer", "subject", "label")
-_ERROR_KEYS: Final = ("code", "description", "at", "retry_at")
 
 
 @command(
@@ -64,8 +56,8 @@ def status(options: Options, names: tuple[str, ...], as_json: bool, exit_code: b
     settings = options.settings()
     entries = list_grants(settings.directories, names)
     late = last_run.is_overdue(settings.directories, clocks.now().wall)
-    overdue = {name for name, grant in entries if isinstance(grant, Grant) and _is_overdue(grant, late)}
-    fields = {"grants": [_fields(name, grant, name in overdue) for name, grant in entries]} if as_json else None
+    overdue = {name for name, grant in entries if isinstance(grant, Grant) and is_overdue(grant, late)}
+    fields = {"grants": [fields_of(name, grant, name in overdue) for name, grant in entries]} if as_json else None
     # Most servers name neither an account nor an end: without one, the table stays narrow.
     grants = [grant for _, grant in entries if isinstance(grant, Grant)]
     columns: dict[str, _Column] = {}
@@ -80,15 +72,6 @@ def status(options: Options, names: tuple[str, ...], as_json: bool, exit_code: b
     return max(codes, default=0)
 
 
-def _is_overdue(grant: Grant, late: bool | None) -> bool:
-    """Whether nobody refreshes ``grant``; ``late``: whether a run should have come, if that is known."""
-    if not grant.renewable or grant.dead or late is False:
-        return False
-    now = clocks.now()
-    ends = policy.expected_expiry(grant) if policy.has_access_token(grant) else grant.authorized_at + _FIRST_RUN
-    return late or (ends < now.wall and isinstance(policy.decide(grant, now), policy.Rotate))
-
-
 def _exit_code(grant: Grant | GrantFileError, overdue: bool) -> int:
     if isinstance(grant, GrantFileError):
         return 2
@@ -99,25 +82,9 @@ def _exit_code(grant: Grant | GrantFileError, overdue: bool) -> int:
     return 1 if overdue or ending or state != "active" or grant.doubt is not None else 0
 
 
-def _fields(name: str, grant: Grant | GrantFileError, overdue: bool) -> dict[str, Any]:
-    """Return the JSON fields of a grant; times are epoch seconds."""
-    fields: dict[str, Any] = {"name": name} | {key: getattr(grant, key, None) for key in _KEYS}
-    fields["overdue"] = overdue
-    if isinstance(grant, GrantFileError):
-        return fields | {"state": _INVALID, "error": {"code": _INVALID, "description": str(grant)}}
-    failure = _last_error(grant)
-    return fields | {
-        "state": state_of(grant),
-        "issued_at": grant.issued_at if policy.has_access_token(grant) else None,
-        "next_rotation_at": _next_rotation_at(grant),
-        "account": None if grant.account is None else {key: getattr(grant.account, key) for key in _ACCOUNT_KEYS},
-        "error": None if failure is None else {key: getattr(failure, key) for key in _ERROR_KEYS},
-    }
-
-
 def _row(name: str, grant: Grant | GrantFileError, columns: Collection[_Column], overdue: bool) -> tuple[str, ...]:
     if isinstance(grant, GrantFileError):
-        return (name, _INVALID, "-", "-", "-", *("-" for _ in columns), str(grant))
+        return (name, INVALID, "-", "-", "-", *("-" for _ in columns), str(grant))
     now = clocks.now().wall
     return (
         name,
@@ -126,14 +93,8 @@ def _row(name: str, grant: Grant | GrantFileError, columns: Collection[_Column],
         _time_left(grant, now),
         _OVERDUE if overdue else _next_rotation(grant, now),
         *(column(grant) for column in columns),
-        "-" if (error := _last_error(grant)) is None else error.description,
+        "-" if (error := last_error(grant)) is None else error.description,
     )
-
-
-def _last_error(grant: Grant) -> Failure | Problem | None:
-    """Return the last failure, or that a server refuses the tokens; not a refusal to refresh early beside that."""
-    rejection, failure = rejection_of(grant), grant.failure
-    return rejection if failure is None or (rejection and failure.outcome == "too_early") else failure
 
 
 def _account(grant: Grant) -> str:
@@ -142,7 +103,7 @@ def _account(grant: Grant) -> str:
 
 
 def _next_rotation(grant: Grant, now: float) -> str:
-    planned = _next_rotation_at(grant)
+    planned = next_rotation_at(grant)
     if planned is None:
         return "-"
     return "now" if planned <= now else f"in {text.span(planned - now)}"
@@ -160,13 +121,3 @@ def _time_left(grant: Grant, now: float) -> str:
 def _login_ends(grant: Grant) -> str:
     left = refresh_life.login_left(grant, clocks.now())
     return "-" if left is None else f"in {text.span(left)}" if left > 0 else f"{text.span(left)} ago"
-
-
-def _next_rotation_at(grant: Grant) -> float | None:
-    now = clocks.now()
-    decision = policy.decide(grant, now)
-    if not grant.renewable:
-        return None
-    if isinstance(decision, policy.Wait):
-        return decision.until
-    return min(policy.due_at(grant), now.wall) if grant.access_token is not None else grant.authorized_at

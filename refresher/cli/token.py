@@ -37,12 +37,19 @@ def _token_command(short_help: str) -> Callable[[Callable[[TokenFile], str | Non
         @click.pass_obj
         @wraps(written)
         def run(options: Options, name: str, min_valid: float | None, wait: float) -> int | None:
-            from refresher.operations.obtain_token import obtain_token  # --help does not need the shim's source
+            from refresher.observers.hub import observing  # --help does not need them
+            from refresher.operations.obtain_token import obtain_token
 
             settings = options.settings()
-            with StopSignals() as stopping:
+            with observing(settings, written.__name__) as observers, StopSignals() as stopping:
                 found = obtain_token(
-                    settings, name, min_valid=min_valid, wait=wait, stopping=stopping, progress=Progress()
+                    settings,
+                    name,
+                    min_valid=min_valid,
+                    wait=wait,
+                    stopping=stopping,
+                    progress=Progress(),
+                    emit=observers.emit,
                 )
             click.echo(written(found))
             return stopping.exit_code

@@ -23,6 +23,8 @@ from refresher.grants.policy import Rotate, Wait
 from refresher.grants.record import Grant
 from refresher.oauth.http_client import DEADLINE
 from refresher.oauth.tls import ssl_context
+from refresher.observers.hub import Observers
+from refresher.operations.events import happened
 from refresher.operations.inspection import Inspection, inspect, server_of
 from refresher.operations.result import EXIT_CODES, Result, ResultCode
 from refresher.operations.rotate import Order, Terms, rotate
@@ -83,16 +85,18 @@ class _LogThrottle:
     def __init__(self) -> None:
         self._last: dict[str, tuple[str, float]] = {}
 
-    def log(self, name: str, what: str, level: int, message: str) -> None:
+    def log(self, name: str, what: str, level: int, message: str) -> bool:
         """Log ``message`` about the grant ``name``, unless ``what`` is the same as the last time.
 
-        ``name`` is empty for a message about refresher itself.
+        Return whether it was logged. ``name`` is empty for a message about refresher itself.
         """
         last, logged_at = self._last.get(name, (None, 0.0))
         now = time.monotonic()
-        if last != what or now - logged_at > _REPEAT_AFTER:
-            self._last[name] = (what, now)
-            log.log(level, "%s", f"{name}: {message}" if name else message)
+        if last == what and now - logged_at <= _REPEAT_AFTER:
+            return False
+        self._last[name] = (what, now)
+        log.log(level, "%s", f"{name}: {message}" if name else message)
+        return True
 
     def log_result(self, result: Result, what: str) -> None:
         """Log the result of a rotation; ``what`` distinguishes it from others with the same outcome."""
@@ -116,8 +120,11 @@ class _LogThrottle:
 class Daemon:
     """Rotates every grant on time, until a signal stops it."""
 
-    def __init__(self, configure: Callable[[], Settings], signals: DaemonSignals, *, grace: float) -> None:
+    def __init__(
+        self, configure: Callable[[], Settings], signals: DaemonSignals, observers: Observers, *, grace: float
+    ) -> None:
         self._settings = configure()
+        self._observers = observers
         self._configure = configure
         self._grace = grace
         self._events: SimpleQueue[_Event] = SimpleQueue()
@@ -170,6 +177,7 @@ class Daemon:
             directories.tokens,
         )
         self._supervision.use(settings)
+        self._observers.use(settings)
         startup_checks.warn(directories, self._warned)
 
     def _step(self) -> None:
@@ -221,7 +229,9 @@ class Daemon:
             self._schedule.plan(name, time.time() + _MAX_PAUSE)
             if isinstance(error, GrantFileError):
                 self._readiness.mark_unreadable(name)
-                self._throttle.log(name, "invalid_grant_file", logging.WARNING, f"invalid_grant_file: {error}")
+                message = f"invalid_grant_file: {error}"
+                if self._throttle.log(name, "invalid_grant_file", logging.WARNING, message):
+                    self._observers.emit(happened(name, "failed", str(error), outcome="invalid_grant_file"))
             else:
                 self._throttle.log_internal_error(name, error)
 
@@ -256,6 +266,7 @@ class Daemon:
             lock_wait=_LOCK_WAIT,
             warned=self._warned,
             sent=self._sent,
+            emit=self._observers.emit,
         )
         job = _Job(self._publisher, Order.after(found), terms)
         # A cleanup sends no request, so it does not wait for the limits of the server.

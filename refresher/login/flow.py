@@ -46,6 +46,7 @@ from refresher.login.verification import verify
 from refresher.oauth import urls
 from refresher.oauth.revocation import revoke
 from refresher.operations import import_request
+from refresher.operations.events import Emit
 from refresher.operations.import_grant import (
     Imported,
     is_for_other_server,
@@ -68,7 +69,7 @@ _KNOWN_OF_SERVER: Final = ("replay", "max_age", "send_resource", "refuses_early"
 _LoggedIn = tuple[Imported, str | None, int | None]
 
 
-def log_in(settings: Settings, name: str, options: LoginOptions) -> _LoggedIn:
+def log_in(settings: Settings, name: str, options: LoginOptions, emit: Emit) -> _LoggedIn:
     """Log in and store the grant under ``name``; it replaces an older grant for the same server.
 
     Returns what was stored, the answer of the server to the token (``None``: it was not tried), and an exit code if a
@@ -97,7 +98,7 @@ def log_in(settings: Settings, name: str, options: LoginOptions) -> _LoggedIn:
             "that, or to permit less, log in again with --scope",
             err=True,
         )
-    flow = _Flow(settings, name, options, options.url, connections, server, stored)
+    flow = _Flow(settings, name, options, options.url, connections, server, stored, emit)
     try:
         return flow.run(new_client=options.new_client)
     except ClientUnknown:
@@ -118,6 +119,7 @@ class _Flow:
     connections: Connections
     server: Server
     stored: Grant | None
+    emit: Emit
     used_stored_registration: bool = False
     """Whether the client is from an earlier registration of refresher, which a new registration can replace."""
 
@@ -262,6 +264,7 @@ class _Flow:
                     # Another process may have stored another grant while the person used the browser.
                     same_login=not self.options.replace,
                     just_issued=True,
+                    emit=self.emit,
                 )
             except RefresherError as error:
                 if grant.refresh_token is not None:

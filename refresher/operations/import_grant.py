@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Collection
+from typing import Final
 from urllib.parse import urlsplit
 
 import msgspec
@@ -19,6 +20,7 @@ from refresher.grants import accounts, policy
 from refresher.grants.providers import UNKNOWN, find_profile
 from refresher.grants.record import Grant, Record, Stored, Tombstone, with_spent
 from refresher.oauth import urls
+from refresher.operations.events import Emit, Event, change_of_state, happened, ignore
 from refresher.storage import files, lock, records, recovery
 from refresher.storage.directories import Directories, Listing
 from refresher.storage.publishing import Publisher, left_out, published_generation
@@ -96,18 +98,20 @@ def store_grant(
     same_login: bool = False,
     just_issued: bool = False,
     known: KnownTokens | None = None,
+    emit: Emit = ignore,
 ) -> Imported:
     """Store ``imported`` durably, and publish its access token if it has one.
 
     ``same_login``: ``replace`` may replace a grant of the same server and account only, as far as they are known.
     ``just_issued``: the server has issued the refresh token in this login, so it counts as unspent. ``known``: what an
-    earlier import of this command has found in all records.
+    earlier import of this command has found in all records. ``emit`` takes what happened, after the locks are released.
 
     Raises ``OtherAccount``, ``ImportRefused`` if the name is taken or the refresh token is known, ``GrantFileError``
     for a damaged record of that name, ``LockBusy``, ``StorageError`` and ``Interrupted``. Then nothing is changed.
     """
     trouble = directories.prepare()
     name = imported.name
+    events: list[Event] = []
     # One import at a time: two could store one refresh token under two names.
     with (
         lock.held(directories.import_lock, stopping=stopping),
@@ -146,11 +150,17 @@ def store_grant(
         if known is not None:
             known.add(grant, this_import)
         records.write(directories, name, stored, grant)
+        server = grant.server_url or ", ".join(grant.origins)
+        kind: Final = "logged_in" if just_issued else "imported"
+        events.append(happened(name, kind, f"for {server}", generation=grant.generation))
+        events += change_of_state(stored.record, grant)
         try:
             Publisher(directories).publish(grant)
             warnings += filter(None, (left_out(grant),))
         except StorageError as error:
             warnings.append(f"the grant is saved, but {error}")
+    for event in events:
+        emit(event)
     return Imported(grant=grant, stored=True, warnings=tuple(warnings))
 
 

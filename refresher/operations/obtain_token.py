@@ -11,6 +11,7 @@ from refresher.common.errors import GrantFileError, Interrupted, NeedsPerson, No
 from refresher.config import Settings
 from refresher.grants.policy import Wait
 from refresher.grants.record import Grant
+from refresher.operations.events import Emit, ignore
 from refresher.operations.inspection import inspect
 from refresher.operations.result import EXIT_CODES, Result
 from refresher.storage import demands, records
@@ -35,6 +36,7 @@ def obtain_token(
     wait: float,
     stopping: Callable[[], bool],
     progress: Callable[[list[str]], None] = lambda _: None,
+    emit: Emit = ignore,
 ) -> TokenFile:
     """Return the token file of ``name``, with an access token that is valid for ``min_valid`` seconds.
 
@@ -73,7 +75,7 @@ def obtain_token(
         if stopping():
             raise Interrupted(f"{name}: interrupted while waiting for a token; nothing is lost")
         remaining = ends - time.monotonic()
-        result = _rotate_if_owned(settings, name, token is not None, max(remaining, _POLL_INTERVAL), stopping)
+        result = _rotate_if_owned(settings, name, token is not None, max(remaining, _POLL_INTERVAL), stopping, emit)
         if result is not None and result.outcome in ("rotated", "adopted"):
             continue
         known = -1 if token is None else token.generation
@@ -108,7 +110,7 @@ def _owned_grant(directories: Directories, name: str) -> Grant | None:
 
 
 def _rotate_if_owned(
-    settings: Settings, name: str, published: bool, lock_wait: float, stopping: Callable[[], bool]
+    settings: Settings, name: str, published: bool, lock_wait: float, stopping: Callable[[], bool], emit: Emit
 ) -> Result | None:
     """Rotate ``name`` if necessary; return ``None`` if the grant belongs to another user."""
     directories = settings.directories
@@ -124,7 +126,7 @@ def _rotate_if_owned(
     if found.needs_lock:
         from refresher.operations.rotate import Order, Terms, rotate  # it loads httpcore, which most calls do not need
 
-        terms = Terms(ca_file=settings.ca_file, stopping=stopping, lock_wait=lock_wait)
+        terms = Terms(ca_file=settings.ca_file, stopping=stopping, lock_wait=lock_wait, emit=emit)
         return rotate(publisher, Order.after(found), terms)
     if isinstance(found.record, Grant) and isinstance(found.decision, Wait):
         return Result.from_decision(found.record, found.decision)

@@ -6,6 +6,7 @@ from typing import Final
 from refresher.common import clocks
 from refresher.common.errors import StorageError
 from refresher.grants.record import Grant, Tombstone, with_spent
+from refresher.operations.events import Emit, happened, ignore
 from refresher.storage import demands, journal, lock, records, recovery
 from refresher.storage.directories import Directories
 from refresher.storage.publishing import Publisher, published_generation
@@ -21,10 +22,11 @@ def remove(
     *,
     stopping: Callable[[], bool],
     revoke: Callable[[Grant], str] | None = None,
+    emit: Emit = ignore,
 ) -> str:
     """Replace the grant of ``name`` by a tombstone and publish ``removed``; return whether the server still accepts it.
 
-    ``revoke`` first revokes the grant at its server, and returns that as a sentence.
+    ``revoke`` first revokes the grant at its server, and returns that as a sentence. ``emit`` takes what happened.
 
     Raises what ``revoke`` raises, ``UnknownName``, ``GrantFileError`` for a damaged record, ``LockBusy`` and
     ``Interrupted``: then the grant is unchanged. The message of ``StorageError`` says whether it was removed.
@@ -55,8 +57,12 @@ def remove(
         journal.delete_copies(directories, name)
         pending = demands.pending(directories, (name,)).of(name, range(0))
         demands.remove(directories, name, pending, keep=range(0), warned=set())
+        problem = None
         try:
             Publisher(directories).publish(tombstone)
         except StorageError as error:
-            raise StorageError(f"{name} is removed, but {error}") from None
+            problem = StorageError(f"{name} is removed, but {error}")
+    emit(happened(name, "removed", at_the_server, generation=tombstone.generation))
+    if problem is not None:
+        raise problem
     return at_the_server

@@ -11,7 +11,7 @@ from refresher.grants import accounts, policy, refresh_life, token_rejection
 from refresher.grants.policy import Wait
 from refresher.grants.record import FailureKind, Grant
 
-__all__ = ["EXIT_CODES", "Result", "ResultCode", "end_of_login", "exit_code"]
+__all__ = ["EXIT_CODES", "Result", "ResultCode", "end_of_login", "exit_code", "repair_command"]
 
 ResultCode = (
     FailureKind
@@ -148,13 +148,29 @@ def _explain(grant: Grant, rest: Wait) -> str:
 
 def _what_to_do(grant: Grant) -> str:
     """Return the command with which a person repairs the grant."""
-    login = f"log in again with 'refresher login {grant.name}'"
+    login = f"log in again with '{_login_again(grant)}'"
     if grant.login is not None:
         return login
-    # The grant was imported. A login can replace it only if it finds the authorization server of ``server_url``.
-    again = f"import it again with 'refresher import {grant.name} --replace --from FILE'"
-    possible = grant.server_url is not None and (grant.refresh_token is not None or not grant.renewable)
-    return f"{login}, or {again}" if possible else again
+    again = f"import it again with '{_import_again(grant)}'"
+    return f"{login}, or {again}" if _may_log_in(grant) else again
+
+
+def repair_command(grant: Grant) -> str:
+    """Return the command that replaces the grant by a new login or import."""
+    return _login_again(grant) if grant.login is not None or _may_log_in(grant) else _import_again(grant)
+
+
+def _login_again(grant: Grant) -> str:
+    return f"refresher login {grant.name}"
+
+
+def _import_again(grant: Grant) -> str:
+    return f"refresher import {grant.name} --replace --from FILE"
+
+
+def _may_log_in(grant: Grant) -> bool:
+    """Whether a login may replace an imported grant: it must find the authorization server of ``server_url``."""
+    return grant.server_url is not None and (grant.refresh_token is not None or not grant.renewable)
 
 
 def _with_rejection(result: Result, grant: Grant) -> Result:

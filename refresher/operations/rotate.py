@@ -5,6 +5,7 @@ publish, release.
 """
 
 import logging
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from functools import partial
@@ -22,8 +23,9 @@ from refresher.grants.record import Grant, Record, Stored
 from refresher.oauth import tls
 from refresher.oauth.http_client import DEADLINE
 from refresher.oauth.token_request import TokenRequestResult, request_tokens
+from refresher.operations.events import Emit, Event, change_of_state, happened, ignore
 from refresher.operations.inspection import Inspection
-from refresher.operations.result import EXIT_CODES, Result, end_of_login
+from refresher.operations.result import EXIT_CODES, Result, ResultCode, end_of_login
 from refresher.storage import demands, journal, lock, records, recovery
 from refresher.storage.directories import Directories
 from refresher.storage.journal import Attempt
@@ -73,6 +75,8 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
     """The warnings that this process has logged, and logs only once."""
     sent: set[str] = msgspec.field(default_factory=set)
     """The names whose refresh token this process has sent, and whose answer it has not saved yet."""
+    emit: Emit = ignore
+    """Takes what happened, after the lock is released."""
 
 
 def rotate(publisher: Publisher, order: Order, terms: Terms) -> Result | None:
@@ -81,26 +85,35 @@ def rotate(publisher: Publisher, order: Order, terms: Terms) -> Result | None:
     This raises nothing: a failure of any kind is a result.
     """
     directories, name = publisher.directories, order.name
+    events: list[Event] = []
+
+    def fail(outcome: ResultCode, detail: str) -> Result:
+        events.append(happened(name, "failed", detail, outcome=outcome))
+        return Result(name, outcome, None, detail)
+
+    began = time.monotonic()
     try:
         publisher.prepare()
         with (
             read_files_of(directories, name, terms.ca_file),
             lock.held(directories.lock(name), stopping=terms.stopping, wait=terms.lock_wait),
         ):
-            return _Rotation(publisher, order, terms).run()
+            return _Rotation(publisher, order, terms, events, time.monotonic() - began).run()
     except LockBusy as busy:
-        return _adopted_meanwhile(publisher, order) or Result(name, "lock_busy", None, str(busy))
+        return _adopted_meanwhile(publisher, order) or fail("lock_busy", str(busy))
     except GrantFileError as error:
-        return Result(name, "invalid_grant_file", None, str(error))
+        return fail("invalid_grant_file", str(error))
     except (StorageError, DirectoryError) as error:
-        return Result(name, "storage_failed", None, str(error))
+        return fail("storage_failed", str(error))
     except Interrupted:
         return Result(name, "interrupted", None, "interrupted before anything was spent; nothing was changed")
     except Exception as error:  # noqa: BLE001  a bug in one grant must not stop the rotation of the others
         # Without the trace: it could quote a secret.
-        return Result(name, "storage_failed", None, f"internal error ({type(error).__name__}); please report it")
+        return fail("storage_failed", f"internal error ({type(error).__name__}); please report it")
     finally:
         terms.sent.discard(name)
+        for event in events:
+            terms.emit(event)
 
 
 def read_files_of(directories: Directories, name: str, ca_file: str | None) -> AbstractContextManager[None]:
@@ -131,12 +144,26 @@ class _Rotation(NamedTuple):
     publisher: Publisher
     order: Order
     terms: Terms
+    events: list[Event]
+    """What has happened so far."""
+    waited: float
+    """Seconds for the lock, with what is read before it."""
 
     def run(self) -> Result | None:
         """Recover, decide, exchange if that is the decision, and publish."""
         directories = self.publisher.directories
         # Nothing here lists a directory, so that a rotation costs the same among any number of grants.
-        stored = recovery.recover(directories, self.order.name, clocks.now(), unfinished=self.order.unfinished)
+        before = records.load(directories, self.order.name)
+        findings: list[str] = []
+        stored = recovery.recover(
+            directories,
+            self.order.name,
+            clocks.now(),
+            unfinished=self.order.unfinished,
+            loaded=before,
+            findings=findings,
+        )
+        self.events.extend(happened(self.order.name, "recovered", finding) for finding in findings)
         if not isinstance(stored.record, Grant):
             self._publish_removal(stored.record)
             return None
@@ -154,10 +181,15 @@ class _Rotation(NamedTuple):
             horizon=0.0 if adopted else self.order.horizon,
         )
         if isinstance(decision, Wait):
-            return self._finish(grant, pending, Result.from_decision(grant, decision, adopted=adopted))
+            stale = self.publisher.is_stale(grant)
+            result = self._publish(grant, pending, Result.from_decision(grant, decision, adopted=adopted))
+            if stale and not self.publisher.is_stale(grant):
+                self.events.append(happened(grant.name, "published", generation=grant.generation))
+            return self._finish(before.record, grant, result)
         if self.terms.stopping():
             raise Interrupted
-        changed = self._exchange(
+        late = max(clocks.now().wall - policy.due_at(grant), 0.0) if decision == Rotate("due") else None
+        changed, seconds = self._exchange(
             stored,
             grant,
             # After a restored backup, readers must not get a generation that they have seen.
@@ -169,7 +201,21 @@ class _Rotation(NamedTuple):
             if demanded and grant.demanded > 0
             else None,
         )
-        return self._finish(changed, pending, Result.after_exchange(grant, changed))
+        result = self._publish(changed, pending, Result.after_exchange(grant, changed))
+        self.events.append(
+            happened(
+                grant.name,
+                "rotated" if changed.generation > grant.generation else "failed",
+                result.detail,
+                generation=changed.generation,
+                outcome=result.outcome,
+                demanded=demanded,
+                exchange_seconds=seconds,
+                lock_seconds=self.waited,
+                late_seconds=late,
+            )
+        )
+        return self._finish(before.record, changed, result)
 
     def _exchange(
         self,
@@ -180,15 +226,20 @@ class _Rotation(NamedTuple):
         demanded: bool,
         forced: bool,
         refused_by: str | None,
-    ) -> Grant:
-        """Reserve, declare, exchange, persist; nothing is logged from the request to the durable answer."""
+    ) -> tuple[Grant, float]:
+        """Reserve, declare, exchange, persist; nothing is logged from the request to the durable answer.
+
+        Return the grant after it, and the seconds of the exchange alone.
+        """
         attempt = Attempt(
             self.publisher.directories, grant.name, stored, on_sent=partial(self.terms.sent.add, grant.name)
         )
         attempt.reserve(grant, clocks.now())
+        began = time.monotonic()
         exchanged = request_tokens(
             grant, ca_file=self.terms.ca_file, hooks=attempt, demanded=demanded, deadline=self.terms.deadline
         )
+        seconds = time.monotonic() - began
         try:
             changed = _after(
                 grant, exchanged, demanded=demanded, generation=generation, forced=forced, refused_by=refused_by
@@ -204,15 +255,16 @@ class _Rotation(NamedTuple):
             if there.checksum != stored.checksum and isinstance(there.record, Grant):
                 # Somebody wrote without the lock, so the server refused a token that is not in the record any more.
                 attempt.abandon()
-                return there.record
+                return there.record, seconds
             if exchanged.doubt is None:
                 changed = _with_hint(changed, recovery.backup_hint(self.publisher.directories, grant))
         attempt.persist(changed, until_saved=isinstance(exchanged.outcome, TokensIssued))
         self.terms.sent.discard(grant.name)
-        return changed
+        return changed, seconds
 
-    def _finish(self, grant: Grant, pending: frozenset[int], result: Result) -> Result:
-        result = self._publish(grant, pending, result)
+    def _finish(self, before: Record | None, grant: Grant, result: Result) -> Result:
+        """Note what has changed since ``before``, and warn if the login ends."""
+        self.events.extend(change_of_state(before, grant))
         self._warn_of_end(grant)
         return result
 
@@ -232,6 +284,8 @@ class _Rotation(NamedTuple):
         if pending:
             # Read again: a demand for the generation that is published now is a new one.
             keep = range(0) if grant.dead else self.publisher.current(grant)
+            if settled := pending.difference(keep):
+                self.events.append(happened(grant.name, "demanded", generation=max(settled)))
             demands.remove(self.publisher.directories, grant.name, pending, keep=keep, warned=self.terms.warned)
         if clause := left_out(grant):
             result = msgspec.structs.replace(result, detail=f"{result.detail}; {clause}")
@@ -249,7 +303,8 @@ class _Rotation(NamedTuple):
         # If the record cannot be written, the process remembers its warning.
         if (given := f"{grant.grant_id} {warning.ahead}") not in self.terms.warned:
             self.terms.warned.add(given)
-            log.warning("%s: %s", grant.name, end_of_login(grant, now))
+            log.warning("%s: %s", grant.name, message := end_of_login(grant, now))
+            self.events.append(happened(grant.name, "login_ending", message, generation=grant.generation))
         with suppress(GrantFileError, StorageError):
             stored = records.load(directories, grant.name)
             # Another record is there if this one had to be saved in the spill directory.

@@ -7,6 +7,7 @@ from refresher.common.errors import GrantFileError
 from refresher.config import Settings
 from refresher.grants.policy import Wait
 from refresher.grants.record import Grant, Tombstone
+from refresher.operations.events import Emit, happened, ignore
 from refresher.operations.inspection import Inspection, inspect
 from refresher.operations.rest import Resting
 from refresher.operations.result import EXIT_CODES, Result
@@ -26,6 +27,7 @@ def run_once(
     horizon: float,
     stopping: Callable[[], bool],
     progress: Callable[[list[str]], None] = lambda _: None,
+    emit: Emit = ignore,
 ) -> list[Result]:
     """Rotate what is due or demanded of the grants ``names``, or of all grants.
 
@@ -55,6 +57,7 @@ def run_once(
             # Logged at each run: only a person can repair the file, and cron sends stderr as mail.
             log.warning("%s: invalid_grant_file: %s", name, error)
             results[name] = Result(name, "invalid_grant_file", None, str(error))
+            emit(happened(name, "failed", str(error), outcome="invalid_grant_file"))
             continue
         if isinstance(found.record, Tombstone) and name in names:
             raise records.removed(name)
@@ -67,7 +70,7 @@ def run_once(
     if resting is not None:
         resting.save()
     if work:
-        for result in _rotate_all(settings, publisher, work, force, horizon, stopping, progress):
+        for result in _rotate_all(settings, publisher, work, force, horizon, stopping, progress, emit):
             # Only what this run did is logged: cron would mail the same state at each run.
             level = logging.INFO if EXIT_CODES[result.outcome] == 0 else logging.WARNING
             log.log(level, "%s: %s: %s", result.name, result.outcome, result.detail)
@@ -86,6 +89,7 @@ def _rotate_all(
     horizon: float,
     stopping: Callable[[], bool],
     progress: Callable[[list[str]], None],
+    emit: Emit,
 ) -> list[Result]:
     """Rotate in parallel; return a result for each grant that still exists."""
     # These load httpcore, which costs six times as much as a run with nothing due.
@@ -101,7 +105,7 @@ def _rotate_all(
     if any(found.server.startswith("https:") for found in work):
         ssl_context(settings.ca_file)
 
-    terms = Terms(ca_file=settings.ca_file, stopping=stopping)
+    terms = Terms(ca_file=settings.ca_file, stopping=stopping, emit=emit)
 
     def rotate_one(found: Inspection) -> Result | None:
         return rotate(publisher, Order.after(found, force=force, horizon=horizon), terms)

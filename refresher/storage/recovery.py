@@ -41,18 +41,21 @@ def recover(
     damaged: bool = False,
     giving_up: bool = False,
     unfinished: bool = False,
+    loaded: Stored | None = None,
+    findings: list[str] | None = None,
 ) -> Stored:
     """Settle what earlier attempts left, recognise a restored backup, and return the record after that.
 
     ``damaged``: the record on the disk cannot be read, and the caller has kept it elsewhere. ``giving_up``: a person
     replaces or removes the grant, so an answer in a spill that is not mounted is not needed any more. ``unfinished``: a
-    listing showed files of an attempt; else they are looked up by name. Each finding is logged.
+    listing showed files of an attempt; else they are looked up by name. ``loaded``: the record, if the caller has read
+    it under this lock. Each finding is logged, and added to ``findings``.
 
     Raises ``GrantFileError`` for a record that cannot be read or a file of a later version (nothing is changed then),
     and ``StorageError`` if the disk fails, or if a saved answer is in a spill that is not mounted.
     """
-    stored = Stored(None, NO_RECORD) if damaged else records.load(directories, name)
-    recovery = _Recovery(directories, name, stored, now, giving_up=giving_up)
+    stored = Stored(None, NO_RECORD) if damaged else loaded or records.load(directories, name)
+    recovery = _Recovery(directories, name, stored, now, giving_up=giving_up, findings=findings)
     try:
         recovery.adopt_late_spill()
         if unfinished or directories.attempt_files(name):
@@ -83,8 +86,18 @@ def backup_hint(directories: Directories, grant: Grant) -> str:
 class _Recovery:
     """The recovery of one grant; ``stored`` is the record after each step."""
 
-    def __init__(self, directories: Directories, name: str, stored: Stored, now: Moment, *, giving_up: bool) -> None:
+    def __init__(
+        self,
+        directories: Directories,
+        name: str,
+        stored: Stored,
+        now: Moment,
+        *,
+        giving_up: bool,
+        findings: list[str] | None,
+    ) -> None:
         self.stored = stored
+        self._findings = [] if findings is None else findings
         self._directories = directories
         self._name = name
         self._now = now
@@ -167,7 +180,7 @@ class _Recovery:
             f"the record is of generation {grant.generation}, but readers have generation {published.generation}: it "
             "was restored from a backup, and its refresh token may have been used since"
         )
-        log.warning("%s: %s", self._name, description)
+        self._report(description)
         # An earlier doubt was about an earlier token, so this one begins now; a spill may still come back.
         doubt = msgspec.structs.replace(
             grant.doubt or Doubt(since=self._now), since=self._now, replay_over=True, restored=True, kept=None
@@ -194,7 +207,7 @@ class _Recovery:
     def _adopt(self, path: Path, successor: Record) -> None:
         # Written again and not renamed: it is unknown whether its bytes reached the disk.
         self._write(successor)
-        log.warning("%s: adopted what an earlier attempt had saved in %s", self._name, path)
+        self._report(f"adopted what an earlier attempt had saved in {path}")
 
     def _settle_damaged_intent(self, path: Path, *, answered: bool) -> None:
         """Record a doubt if all that is known of an attempt is that it was declared."""
@@ -202,7 +215,7 @@ class _Recovery:
         if not answered and not in_doubt:
             # The intent was intact once, so a request may have been sent; it does not say when.
             self._record_doubt(Doubt(since=self._now, replay_over=True))
-        log.warning("%s: the intent %s is damaged; it is now %s", self._name, path, self._set_aside(path))
+        self._report(f"the intent {path} is damaged; it is now {self._set_aside(path)}")
 
     def _settle_intent(self, path: Path, intent: Intent, mark: Mark) -> None:
         """Remove the intent; first record a doubt if its request may have been sent without an answer."""
@@ -214,7 +227,7 @@ class _Recovery:
             elif mark is not Mark.UNSENT:
                 self._record_doubt(Doubt(since=intent.at))
         elif not self._is_settled(intent):
-            log.warning("%s: an intent fits no known record; it is now %s", self._name, self._set_aside(path))
+            self._report(f"an intent fits no known record; it is now {self._set_aside(path)}")
             return
         path.unlink(missing_ok=True)
 
@@ -240,6 +253,11 @@ class _Recovery:
         if doubt.spill is not None and not os.path.lexists(Path(doubt.spill).parent):
             description += f" (or it is in {doubt.spill}, which is not there: is a file system not mounted?)"
         self._write(transition.mark_interrupted(self.stored.record, description, doubt=doubt, now=self._now))
+        self._findings.append(description)  # the failure of the grant says it, so it is not logged here
+
+    def _report(self, finding: str) -> None:
+        log.warning("%s: %s", self._name, finding)
+        self._findings.append(finding)
 
     def _write(self, record: Record) -> None:
         self.stored = records.write(self._directories, self._name, self.stored, record)
@@ -257,7 +275,7 @@ class _Recovery:
             found.path.unlink(missing_ok=True)
         else:
             aside = self._set_aside(found.path)
-            log.warning("%s: %s fits no known record; it is now %s", self._name, found.path, aside)
+            self._report(f"{found.path} fits no known record; it is now {aside}")
 
     def _is_copy(self, found: Candidate) -> bool:
         # The records and not the checksums: an adopted record is written in the present version.

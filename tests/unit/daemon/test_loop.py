@@ -14,6 +14,7 @@ from refresher.config import Settings, resolve
 from refresher.daemon.loop import Daemon, _Pause
 from refresher.grants.policy import Wait
 from refresher.grants.record import Grant, Stored
+from refresher.observers.hub import Observers
 from refresher.operations.import_grant import store_grant
 from refresher.operations.import_request import parse
 from refresher.storage import records
@@ -44,7 +45,7 @@ def _store(settings: Settings, name: str) -> None:
 @pytest.fixture
 def daemon(settings: Settings) -> Iterator[Daemon]:
     """A daemon whose methods the test calls one by one."""
-    made = Daemon(lambda: settings, DaemonSignals(), grace=25.0)
+    made = Daemon(lambda: settings, DaemonSignals(), Observers("run", settings), grace=25.0)
     made._schedule.start()
     yield made
     made._schedule.stop()

@@ -10,6 +10,7 @@ from refresher.config import resolve
 from refresher.daemon.loop import Daemon
 from refresher.daemon.readiness import Readiness
 from refresher.daemon.supervision import Supervision
+from refresher.observers.hub import Observers
 from tests.support.command import wait_until
 from tests.support.samples import failure, grant
 
@@ -96,7 +97,7 @@ def daemon(tmp_path: Path) -> Daemon:
     """A daemon without grants, whose methods the test calls one by one."""
     settings = resolve({"state_dir": str(tmp_path / "state"), "spill_dir": str(tmp_path / "spill")}, None)
     settings.directories.prepare()
-    return Daemon(lambda: settings, DaemonSignals(), grace=25.0)
+    return Daemon(lambda: settings, DaemonSignals(), Observers("run", settings), grace=25.0)
 
 
 def test_a_daemon_is_live_only_while_its_schedule_runs(daemon: Daemon) -> None:

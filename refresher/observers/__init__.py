@@ -1,0 +1,1 @@
+"""What follows from an event: history, metrics, hooks. None of it can delay or break a rotation."""

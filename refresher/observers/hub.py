@@ -1,0 +1,171 @@
+"""Hands each event to every observer. Each observer has a thread and a bounded queue of its own."""
+
+import logging
+import os
+import queue
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Final, Protocol
+
+import msgspec
+
+from refresher.config import Settings
+from refresher.operations.events import Event
+
+__all__ = ["Observer", "Observers", "observing"]
+
+log = logging.getLogger(__name__)
+
+_LONGEST_QUEUE: Final = 4096
+_LARGEST_BATCH: Final = 256
+_WARN_AFTER: Final = 600.0
+
+
+class Observer(Protocol):
+    """Observes events in a thread of its own."""
+
+    name: str
+    """For messages and metrics."""
+    patience: float
+    """Seconds that the end of the process waits for it at most."""
+
+    def observe(self, events: Sequence[Event]) -> None:
+        """Take some events. If it raises, these events count as dropped."""
+
+    def close(self) -> None:
+        """Release what it holds: no event follows."""
+
+
+class _Runner:
+    """Runs one observer. It loses events, and counts them, if the observer is slow, hangs or raises."""
+
+    def __init__(self, observer: Observer) -> None:
+        self.observer: Final = observer
+        self.dropped = 0
+        self._queue: Final[queue.Queue[Event | None]] = queue.Queue(_LONGEST_QUEUE)
+        self._thread: threading.Thread | None = None
+        self._warned_at = float("-inf")
+
+    def put(self, event: Event) -> None:
+        """Queue an event. Never waits."""
+        try:
+            if self._thread is None:
+                # A daemon thread: an observer that hangs must not keep the process from its end.
+                thread = threading.Thread(target=self._run, name=f"observer-{self.observer.name}", daemon=True)
+                thread.start()
+                self._thread = thread
+            self._queue.put_nowait(event)
+        except (queue.Full, RuntimeError):  # a thread cannot always be started
+            self._drop(1, "it is too slow")
+
+    def close(self, ends: float) -> None:
+        """Wait until it has observed what is queued, until ``ends`` (monotonic seconds) or its patience at most."""
+        if self._thread is None:
+            return
+        ends = min(ends, time.monotonic() + self.observer.patience)
+        try:
+            self._queue.put(None, timeout=max(ends - time.monotonic(), 0.0))
+        except queue.Full:
+            return
+        self._thread.join(max(ends - time.monotonic(), 0.0))
+
+    def _run(self) -> None:
+        ended = False
+        while not ended:
+            events = [self._queue.get()]
+            while len(events) < _LARGEST_BATCH and not self._queue.empty():
+                events.append(self._queue.get())
+            ended = None in events
+            batch = [event for event in events if event is not None]
+            try:
+                if batch:
+                    self.observer.observe(batch)
+            except Exception as error:  # noqa: BLE001  an observer that fails loses its events and nothing else
+                self._drop(len(batch), str(error) or type(error).__name__)
+        try:
+            self.observer.close()
+        except Exception as error:  # noqa: BLE001  likewise
+            log.info("%s: cannot be closed: %s", self.observer.name, error)
+
+    def _drop(self, count: int, why: str) -> None:
+        self.dropped += count
+        now = time.monotonic()
+        if now - self._warned_at > _WARN_AFTER:
+            self._warned_at = now
+            log.warning("%s: events are lost (%d so far): %s", self.observer.name, self.dropped, why)
+
+
+class Observers:
+    """Emits the events of one process to its observers, which are made when the first event comes."""
+
+    def __init__(self, program: str, settings: Settings) -> None:
+        self._program: Final = program
+        self._settings = settings
+        self._lock: Final = threading.Lock()
+        self._runners: tuple[_Runner, ...] | None = None
+        self._added: list[_Runner] = []
+        self._lost: dict[str, int] = {}
+
+    def add(self, observer: Observer) -> None:
+        """Add an observer that belongs to this process, and not to its configuration."""
+        self._added.append(_Runner(observer))
+
+    def emit(self, event: Event) -> None:
+        """Hand ``event`` to all observers. Never waits, never raises; safe in any thread."""
+        try:
+            event = msgspec.structs.replace(event, program=self._program, pid=os.getpid())
+            for runner in (*self._configured(), *self._added):
+                runner.put(event)
+        except Exception as error:  # noqa: BLE001  whatever fails here, the rotation goes on
+            log.warning("an event is lost: %s", error)
+
+    def dropped(self) -> dict[str, int]:
+        """Return how many events each observer has lost."""
+        counts = dict(self._lost)
+        for runner in (*(self._runners or ()), *self._added):
+            counts[runner.observer.name] = counts.get(runner.observer.name, 0) + runner.dropped
+        return counts
+
+    def use(self, settings: Settings) -> None:
+        """Use the observers of ``settings`` from now on; the former ones complete what they have."""
+        with self._lock:
+            if settings == self._settings:
+                return
+            former, self._runners, self._settings = self._runners or (), None, settings
+            for runner in former:
+                self._lost[runner.observer.name] = self._lost.get(runner.observer.name, 0) + runner.dropped
+        for runner in former:
+            threading.Thread(target=runner.close, args=(float("inf"),), daemon=True).start()
+
+    def close(self) -> None:
+        """Wait until all have observed what has happened, for the patience of each at most."""
+        with self._lock:
+            runners = (*(self._runners or ()), *self._added)
+        began = time.monotonic()
+        for runner in runners:
+            runner.close(began + runner.observer.patience)
+
+    def _configured(self) -> tuple[_Runner, ...]:
+        if self._runners is None:
+            with self._lock:
+                if self._runners is None:
+                    self._runners = ()  # also if they cannot be made: that is reported once
+                    self._runners = tuple(_Runner(observer) for observer in _configured(self._settings))
+        return self._runners
+
+
+def _configured(_settings: Settings) -> Sequence[Observer]:
+    """Return the observers that the settings name."""
+    return ()
+
+
+@contextmanager
+def observing(settings: Settings, program: str) -> Iterator[Observers]:
+    """Have events observed during the command ``program``, as ``settings`` say."""
+    observers = Observers(program, settings)
+    try:
+        yield observers
+    finally:
+        observers.close()

@@ -1,0 +1,113 @@
+"""Events: what happened to a grant, as immutable records for observers.
+
+An operation collects its events, and emits them after it has released the lock. Nothing depends on them: a kill can
+lose the last ones.
+"""
+
+from collections.abc import Callable
+from typing import Final, Literal
+
+import msgspec
+
+from refresher.common import clocks
+from refresher.grants.record import Grant, Record
+from refresher.operations.result import ResultCode
+from refresher.storage.publishing import state_of
+
+__all__ = ["Emit", "Event", "EventKind", "change_of_state", "happened", "ignore"]
+
+EventKind = Literal[
+    "demanded",
+    "rotated",
+    "failed",
+    "published",
+    "recovered",
+    "state_changed",
+    "login_ending",
+    "logged_in",
+    "imported",
+    "removed",
+]
+
+_LONGEST_DETAIL: Final = 1000
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One thing that happened to the grant ``name``. It holds no secret."""
+
+    at: float
+    """Epoch seconds."""
+    name: str
+    kind: EventKind
+    generation: int | None = None
+    """The generation after it; of ``demanded``: the generation that an agent refused."""
+    outcome: ResultCode | None = None
+    """Of ``rotated`` and ``failed``."""
+    state_before: str | None = None
+    state: str | None = None
+    """Of ``state_changed``: the published states before and after it."""
+    detail: str = ""
+    """A text for a person; at most 1,000 characters."""
+    demanded: bool = False
+    """Of ``rotated`` and ``failed``: an agent demanded the rotation."""
+    exchange_seconds: float | None = None
+    """The time of the exchange, if there was one."""
+    lock_seconds: float | None = None
+    """The time that it waited for the lock."""
+    late_seconds: float | None = None
+    """The time from when a scheduled rotation was due to its exchange."""
+    program: str = ""
+    """The command that it happened in, for example ``run-once``."""
+    pid: int = 0
+
+
+Emit = Callable[[Event], None]
+"""Takes an event. It never waits and never raises."""
+
+
+def ignore(_: Event) -> None:
+    """Take an event and do nothing."""
+
+
+def happened(
+    name: str,
+    kind: EventKind,
+    detail: str = "",
+    *,
+    generation: int | None = None,
+    outcome: ResultCode | None = None,
+    demanded: bool = False,
+    exchange_seconds: float | None = None,
+    lock_seconds: float | None = None,
+    late_seconds: float | None = None,
+) -> Event:
+    """Return the event that ``kind`` happened to ``name`` now."""
+    return Event(
+        at=clocks.now().wall,
+        name=name,
+        kind=kind,
+        generation=generation,
+        outcome=outcome,
+        detail=detail[:_LONGEST_DETAIL],
+        demanded=demanded,
+        exchange_seconds=exchange_seconds,
+        lock_seconds=lock_seconds,
+        late_seconds=late_seconds,
+    )
+
+
+def change_of_state(before: Record | None, after: Grant) -> tuple[Event, ...]:
+    """Return the event that the published state has changed, or nothing if it is the same, or the grant is new."""
+    if not isinstance(before, Grant) or (was := state_of(before)) == (state := state_of(after)):
+        return ()
+    return (
+        Event(
+            at=clocks.now().wall,
+            name=after.name,
+            kind="state_changed",
+            generation=after.generation,
+            state_before=was,
+            state=state,
+            detail="" if after.failure is None or state == "active" else after.failure.description[:_LONGEST_DETAIL],
+        ),
+    )

@@ -1,0 +1,74 @@
+"""What is shown of a grant: the fields of ``status --json``, shared by everything that shows grants."""
+
+from typing import Any, Final
+
+from refresher.common import clocks
+from refresher.common.errors import GrantFileError
+from refresher.grants import policy
+from refresher.grants.record import Failure, Grant
+from refresher.operations.result import repair_command
+from refresher.storage.publishing import rejection_of, state_of
+from shim._token import Problem
+
+__all__ = ["INVALID", "advice", "fields_of", "is_overdue", "last_error", "next_rotation_at"]
+
+INVALID: Final = "invalid_grant_file"
+"""The state that is shown of a grant whose record cannot be read."""
+
+_FIRST_RUN: Final = 120.0
+_KEYS: Final = (
+    *("state", "generation", "issued_at", "expires_at", "next_rotation_at", "last_rotation_at", "failures", "error"),
+    *("issuer", "resource", "scope", "origins", "refresh_token_expires_at", "login_ends_at", "account"),
+)
+_ACCOUNT_KEYS: Final = ("issuer", "subject", "label")
+_ERROR_KEYS: Final = ("code", "description", "at", "retry_at")
+
+
+def fields_of(name: str, grant: Grant | GrantFileError, overdue: bool) -> dict[str, Any]:
+    """Return the JSON fields of a grant; times are epoch seconds. ``overdue``: nobody refreshes it."""
+    fields: dict[str, Any] = {"name": name} | {key: getattr(grant, key, None) for key in _KEYS}
+    fields["overdue"] = overdue
+    if isinstance(grant, GrantFileError):
+        return fields | {"state": INVALID, "error": {"code": INVALID, "description": str(grant)}}
+    failure = last_error(grant)
+    return fields | {
+        "state": state_of(grant),
+        "issued_at": grant.issued_at if policy.has_access_token(grant) else None,
+        "next_rotation_at": next_rotation_at(grant),
+        "account": None if grant.account is None else {key: getattr(grant.account, key) for key in _ACCOUNT_KEYS},
+        "error": None if failure is None else {key: getattr(failure, key) for key in _ERROR_KEYS},
+    }
+
+
+def advice(grant: Grant | GrantFileError) -> str | None:
+    """Return the command with which a person repairs a grant; ``None`` if no command helps now."""
+    if isinstance(grant, GrantFileError):
+        return None
+    needs_person = grant.dead or policy.needs_person(grant) or rejection_of(grant) is not None
+    return repair_command(grant) if needs_person else None
+
+
+def is_overdue(grant: Grant, late: bool | None) -> bool:
+    """Whether nobody refreshes ``grant``; ``late``: whether a run should have come, if that is known."""
+    if not grant.renewable or grant.dead or late is False:
+        return False
+    now = clocks.now()
+    ends = policy.expected_expiry(grant) if policy.has_access_token(grant) else grant.authorized_at + _FIRST_RUN
+    return late or (ends < now.wall and isinstance(policy.decide(grant, now), policy.Rotate))
+
+
+def last_error(grant: Grant) -> Failure | Problem | None:
+    """Return the last failure, or that a server refuses the tokens; not a refusal to refresh early beside that."""
+    rejection, failure = rejection_of(grant), grant.failure
+    return rejection if failure is None or (rejection and failure.outcome == "too_early") else failure
+
+
+def next_rotation_at(grant: Grant) -> float | None:
+    """Return the epoch second of the next attempt; ``None`` if there is none."""
+    now = clocks.now()
+    decision = policy.decide(grant, now)
+    if not grant.renewable:
+        return None
+    if isinstance(decision, policy.Wait):
+        return decision.until
+    return min(policy.due_at(grant), now.wall) if grant.access_token is not None else grant.authorized_at
