@@ -1,23 +1,26 @@
-"""The health endpoint: ``/healthz`` and ``/readyz`` over HTTP, at the address of --listen and at a private socket."""
+"""Serves the pages where the settings say: at the address of --listen, and health at a private socket."""
 
 import ipaddress
 import logging
-import re
 import socket
 import threading
 import time
-from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler
-from io import BytesIO
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any, Final
-
-import msgspec
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from refresher.config import Address, Settings, shown_address
-from refresher.daemon.http_listener import Listener
+from refresher.daemon.page_access import PageToken
 from refresher.daemon.readiness import Health
+from refresher.operations.events import Event
+from refresher.storage.directories import Directories
 from refresher.storage.health_socket import PrivateSocket
+
+if TYPE_CHECKING:
+    # uvicorn and starlette: the thread of the endpoint imports them, once rotations have begun.
+    from refresher.daemon.http_listener import Listener
+    from refresher.daemon.live_grants import LiveGrants
+    from refresher.daemon.pages import Sources
 
 __all__ = ["HTTPEndpoint"]
 
@@ -27,7 +30,22 @@ _BACKLOG: Final = 1024
 _FIRST_PAUSE: Final = 5.0
 _MAX_PAUSE: Final = 60.0
 _CHECK_INTERVAL: Final = 5.0
-_HOST: Final = re.compile(r"(?:\[(?P<six>[^\]]*)\]|(?P<name>[^:]*))(?::\d*)?", re.ASCII)
+_LONGEST_START: Final = 5.0
+
+
+Metrics = Callable[[], tuple[bytes, str]]
+"""Returns the metrics, and their media type."""
+
+History = Callable[[str, float], Sequence[Event]]
+"""Returns the events of a grant since a time (epoch seconds)."""
+
+
+class _Served(NamedTuple):
+    """What serves at the address of --listen."""
+
+    address: Address
+    listener: "Listener"
+    live: "LiveGrants"
 
 
 class HTTPEndpoint:
@@ -35,10 +53,18 @@ class HTTPEndpoint:
 
     def __init__(self, health: Callable[[], Health]) -> None:
         self._health: Final = health
+        self.metrics: Metrics | None = None
+        """What ``/metrics`` shows; ``None``: there is no such page."""
+        self.history: History | None = None
+        """The events that the page shows; ``None``: none."""
         self._wanted: Settings | None = None
+        self._directories: Directories
         self._changed: Final = threading.Event()
         self._thread: threading.Thread | None = None
-        self._served: tuple[Address, Listener] | None = None
+        self._closed = False
+        self._begun: Final = threading.Event()
+        self._token: Final = PageToken()
+        self._served: _Served | None = None
         self._failed: Address | None = None
         self._pause, self._retry_at = _FIRST_PAUSE, 0.0
         self._private: tuple[PrivateSocket, Listener] | None = None
@@ -46,32 +72,44 @@ class HTTPEndpoint:
 
     def use(self, settings: Settings) -> None:
         """Serve at the addresses of ``settings`` and nowhere else. Never waits."""
-        self._wanted = settings
+        self._wanted, self._directories = settings, settings.directories
         self._changed.set()
+        self.changed(None)
         if self._thread is None:
             self._thread = threading.Thread(target=self._keep, name="health", daemon=True)
             self._thread.start()
+
+    def begin(self) -> None:
+        """Note that rotations have begun: now the start of the server delays none."""
+        self._begun.set()
+
+    def changed(self, names: Collection[str] | None) -> None:
+        """Note which grants have changed, for the page; ``None``: perhaps all. Never waits."""
+        if (served := self._served) is not None:
+            served.live.changed(names)
 
     def listening(self) -> bool | None:
         """Whether it serves at the address of --listen; ``None`` without one, and before the first attempt."""
         address, served = None if self._wanted is None else self._wanted.listen, self._served
         if address is None:
             return None
-        if served is not None and served[0] == address:
+        if served is not None and served.address == address:
             return True
         return False if self._failed == address else None
 
     def close(self) -> None:
         """Remove the private socket: the process ends."""
-        self._wanted = None
+        self._closed = True
         if (private := self._private) is not None:
             private[0].remove()
 
     def _keep(self) -> None:
         """Bring about what is wanted, again and again. A slow resolver or disk stops only this thread."""
-        while (wanted := self._wanted) is not None:
+        self._begun.wait(_LONGEST_START)
+        while not self._closed and (wanted := self._wanted) is not None:
             try:
-                # First the socket: an address may have to be resolved, for minutes.
+                # Before the address, which may have to be resolved, for minutes.
+                self._token.refresh(wanted.page_token_file)
                 self._keep_private(wanted.directories.health_socket)
                 self._keep_address(wanted.listen)
             except Exception as error:  # noqa: BLE001  without these pages, a probe would end the rotations
@@ -81,26 +119,27 @@ class HTTPEndpoint:
 
     def _keep_address(self, address: Address | None) -> None:
         served = self._served
-        if served is not None and not served[1].is_alive():
-            served[1].close()
+        if served is not None and not served.listener.is_alive():
+            served.listener.close()
             self._served = served = None
-        if served is not None and served[0] != address and (address is None or served[0][1] == address[1]):
+        if served is not None and served.address != address and (address is None or served.address[1] == address[1]):
             # A former 0.0.0.0 would occupy the same port of 127.0.0.1.
             self._served = None
-            served[1].close()
-        if address is None or (served is not None and served[0] == address):
+            served.listener.close()
+        if address is None or (served is not None and served.address == address):
             self._failed = None
             return
         if self._failed == address and time.monotonic() < self._retry_at:
             return
         try:
             listening = _listening(address)
-            listener = Listener(listening, self._answer, "health-http")
+            url = f"http://{shown_address((address[0], listening.getsockname()[1]))}"
+            made = self._serve(address, listening)
         except (OSError, RuntimeError) as error:  # also without a thread
             if self._failed != address:
                 self._failed, self._pause = address, _FIRST_PAUSE
                 log.warning(
-                    "cannot listen on %s: %s; refresher rotates without these health pages, and tries again: "
+                    "cannot listen on %s: %s; refresher rotates without its pages, and tries again: "
                     "stop the other program, or change --listen",
                     shown_address(address),
                     _reason(error),
@@ -109,13 +148,25 @@ class HTTPEndpoint:
             self._pause = min(self._pause * 2, _MAX_PAUSE)
             return
         previous, self._failed = self._served, None
-        url = f"http://{shown_address((address[0], listening.getsockname()[1]))}"
-        self._served = address, listener
-        log.info("serving %s/healthz and %s/readyz", url, url)
+        self._served = made
+        log.info("serving %s/healthz, %s/readyz and the page %s/", url, url, url)
         if previous is not None:
-            previous[1].close()
+            previous.listener.close()
+
+    def _serve(self, address: Address, listening: socket.socket) -> _Served:
+        from refresher.daemon.http_listener import Listener
+        from refresher.daemon.live_grants import LiveGrants
+        from refresher.daemon.pages import public_app
+
+        live = LiveGrants(lambda: self._directories)
+        loopback = ipaddress.ip_address(listening.getsockname()[0].partition("%")[0]).is_loopback
+        app = public_app(self._sources(), live, self._token, loopback=loopback)
+        return _Served(address, Listener(listening, app, "http"), live)
 
     def _keep_private(self, path: Path) -> None:
+        from refresher.daemon.http_listener import Listener
+        from refresher.daemon.pages import private_app
+
         if self._private is not None:
             private, listener = self._private
             if private.path == path and private.in_place() and listener.is_alive():
@@ -125,7 +176,7 @@ class HTTPEndpoint:
             private.remove()
         try:
             private = PrivateSocket(path)
-            self._private = private, Listener(private.socket, self._answer, "health-private")
+            self._private = private, Listener(private.socket, private_app(self._sources()), "http-private")
         except FileExistsError:
             return  # another daemon serves there; when it ends, this one does
         except (OSError, RuntimeError) as error:
@@ -135,50 +186,10 @@ class HTTPEndpoint:
             return
         self._problem = None
 
-    def _answer(self, request: bytes) -> bytes:
-        wanted = self._wanted
-        return _Handler(request, self._health(), _names(wanted)).wfile.getvalue()
+    def _sources(self) -> "Sources":
+        from refresher.daemon.pages import Sources
 
-
-class _Handler(BaseHTTPRequestHandler):
-    """Answers one request, from one buffer to another."""
-
-    error_message_format = "%(code)d %(message)s\n"
-    error_content_type = "text/plain; charset=utf-8"
-    wfile: BytesIO
-
-    def __init__(self, request: bytes, health: Health, hosts: frozenset[str]) -> None:  # not super(): it needs a socket
-        self.rfile, self.wfile = BytesIO(request), BytesIO()
-        self.health, self.hosts = health, hosts
-        self.handle_one_request()
-
-    def do_GET(self) -> None:
-        """Send the health as JSON, with status 200 if the daemon is live or ready, else 503."""
-        if not all(_is_served(host, self.hosts) for host in self.headers.get_all("Host", [])):
-            # Else a web page could read the answer, with a name of its own that leads to this address.
-            self.send_error(421, "Misdirected Request: use an IP address, or a name of --listen-host")
-            return
-        healthy = {"/healthz": self.health.live, "/readyz": self.health.ready}.get(self.path.partition("?")[0])
-        if healthy is None:
-            self.send_error(404, "Not found: use /healthz or /readyz")
-            return
-        body = msgspec.json.encode(self.health) + b"\n"
-        self.send_response(200 if healthy else 503)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("Cache-Control", "no-store")
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    do_HEAD = do_GET  # noqa: N815  the name is http.server's
-
-    def version_string(self) -> str:
-        """Do not reveal versions."""
-        return "refresher"
-
-    def log_message(self, *_: Any) -> None:
-        """Log nothing: probes come every few seconds."""
+        return Sources(settings=lambda: self._wanted, health=self._health, metrics=self.metrics, history=self.history)
 
 
 def _listening(address: Address) -> socket.socket:
@@ -196,25 +207,3 @@ def _listening(address: Address) -> socket.socket:
 
 def _reason(error: Exception) -> str:
     return str(getattr(error, "strerror", None) or error).lower()
-
-
-def _names(settings: Settings | None) -> frozenset[str]:
-    """Return the names that a request may give as its host."""
-    if settings is None:
-        return frozenset({"localhost"})
-    listen = () if settings.listen is None else (settings.listen[0].lower(),)
-    return frozenset({"localhost", *listen, *settings.listen_hosts})
-
-
-def _is_served(host: str, names: frozenset[str]) -> bool:
-    """Whether a ``Host`` header is absent or empty, an IP address, or one of ``names``."""
-    host = host.strip()
-    match = _HOST.fullmatch(host)
-    name = host if match is None else match["six"] or match["name"] or ""
-    if name.lower().removesuffix(".") in ("", *names):
-        return True
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True

@@ -54,6 +54,7 @@ class Supervision:
     def heartbeat(self) -> None:
         """Report that the daemon works; the first time after a start or a reload, that it is ready."""
         self._heartbeat_at = now = time.monotonic()
+        self.endpoint.begin()
         if self._directories is not None and now - self._noted_at >= _NOTE_INTERVAL:
             self._noted_at = now
             last_run.note(self._directories, last_run.RUN_LIMIT)

@@ -4,16 +4,21 @@ import socket
 import threading
 
 import pytest
+from starlette.types import Receive, Scope, Send
 
 from refresher.daemon.http_listener import Listener
 from tests.support.command import wait_until
+
+
+async def unanswered(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer nothing."""
 
 
 def test_a_listener_that_an_internal_error_ended_is_not_alive(monkeypatch: pytest.MonkeyPatch) -> None:
     """If it failed, the daemon would never open its pages again, and a probe would have it killed in an exchange."""
     monkeypatch.setattr(threading, "excepthook", lambda _: None)
     listening = socket.create_server(("127.0.0.1", 0))
-    listener = Listener(listening, lambda _: b"", "health")
+    listener = Listener(listening, unanswered, "health")
     assert listener.is_alive()
     monkeypatch.setattr(Listener, "_accept", lambda _: 1 / 0)
     with socket.create_connection(listening.getsockname()):
@@ -30,5 +35,5 @@ def test_a_listener_without_a_thread_leaves_no_open_socket(monkeypatch: pytest.M
     listening = socket.create_server(("127.0.0.1", 0))
     monkeypatch.setattr(threading.Thread, "start", refuse)
     with pytest.raises(RuntimeError, match="can't start"):
-        Listener(listening, lambda _: b"", "health")
+        Listener(listening, unanswered, "health")
     assert listening.fileno() == -1
