@@ -132,6 +132,7 @@ class Connection(H11Protocol):
         self._close_after(None)
         super().connection_lost(exc)
         self._slots.move(self, None)
+        self.app_state = {}  # else the memory of many connections waits for the garbage collector
 
     def become_stream(self) -> bool:
         """Leave the slot of a short answer for that of a stream, without a limit of time; False if all are taken."""
