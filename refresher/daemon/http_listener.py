@@ -100,6 +100,7 @@ class Connection(H11Protocol):
         self._slots: Final = slots
         self._arrived: Final = loop.time()
         self._timer: asyncio.TimerHandle | None = None
+        self._ignored = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn's narrower type
         super().connection_made(transport)
@@ -107,8 +108,11 @@ class Connection(H11Protocol):
         self._close_after(_TIMEOUT)
 
     def data_received(self, data: bytes) -> None:
-        if self.cycle is not None:
-            return  # a body, or a second request
+        if self.cycle is not None:  # a body, or a second request
+            self._ignored += len(data)
+            if self._ignored > _LARGEST:
+                self.drop()
+            return
         super().data_received(data)
         if self.cycle is not None:
             self._slots.move(self, self._slots.answering)
@@ -235,6 +239,11 @@ class Listener:
             await slots.make_room()
             try:
                 accepted, _ = await loop.sock_accept(self._listening)
-                await loop.connect_accepted_socket(lambda: Connection(slots, config, state), accepted)
             except OSError:
                 await asyncio.sleep(_PAUSE)  # no descriptor is left, or the client has gone
+                continue
+            try:
+                await loop.connect_accepted_socket(lambda: Connection(slots, config, state), accepted)
+            except Exception:
+                accepted.close()
+                raise

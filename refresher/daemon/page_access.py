@@ -47,23 +47,17 @@ class PageToken:
         self.wanted = False
         """Whether there is such a file in the configuration."""
         self._token: bytes | None = None
-        self._read: tuple[str, tuple[int, ...]] | None = None
         self._problem: str | None = None
 
     def refresh(self, path: str | None) -> None:
-        """Read the file again if it has changed; warn once of each problem with it. Never raises."""
+        """Read the file again; warn once of each problem with it. Never raises."""
+        if path is None:
+            self.wanted, self._token = False, None
+            return
         try:
-            if path is None:
-                self._token, self._read, self.wanted = None, None, False
-                return
-            status = os.stat(path)  # noqa: PTH116  the result is what counts
-            stamp = (path, (status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_size))
-            if stamp != self._read:
-                self._token = _read_token(path)
-                self._read = stamp
-            self._problem = None
+            self._token, self._problem = _read_token(path), None
         except (OSError, ValueError) as error:
-            self._token = self._read = None
+            self._token = None
             problem = str(getattr(error, "strerror", None) or error)
             if problem != self._problem:
                 self._problem = problem

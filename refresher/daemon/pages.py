@@ -1,5 +1,6 @@
 """What each address answers: the health pages, the metrics, and the page with its stream and history."""
 
+import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
@@ -24,6 +25,8 @@ from refresher.daemon.readiness import Health
 from shim._token import is_name
 
 __all__ = ["Sources", "private_app", "public_app"]
+
+log = logging.getLogger(__name__)
 
 _DAY: Final = 86400.0
 _PAGE: Final = {
@@ -74,16 +77,17 @@ def public_app(sources: Sources, live: LiveGrants, token: PageToken, *, loopback
     async def history(request: Request) -> Response:
         if not is_name(name := request.query_params.get("name", "")):
             return _refuse(_NO_NAME)
-        events = [] if sources.history is None else await reader.run(partial(sources.history, name, time.time() - _DAY))
-        return _json({"events": events})
+        if sources.history is None:
+            return _json({"events": []})
+        return _json({"events": await past.run(partial(sources.history, name, time.time() - _DAY))})
 
     async def metrics(_: Request) -> Response:
         if sources.metrics is None:
             raise HTTPException(404)
-        body, media_type = await reader.run(sources.metrics)
+        body, media_type = await present.run(sources.metrics)
         return Response(body, headers={"Content-Type": media_type})
 
-    reader = Background()
+    past, present = Background(), Background()  # a history that hangs leaves the metrics
     routes = [
         *_health_routes(sources),
         Route("/metrics", metrics),
@@ -106,13 +110,19 @@ def _app(sources: Sources, routes: list[Route], known: str) -> ASGIApp:
     """Return an application that answers known hosts only; ``known``: the pages that a message names."""
 
     async def failed(_: Request, error: Exception) -> Response:
-        status = error.status_code if isinstance(error, HTTPException) else 500
         if isinstance(error, Busy):
             return _refuse(_BUSY)
+        if not isinstance(error, HTTPException):
+            if (kind := type(error).__name__) not in warned:  # without a trace, which could quote a secret
+                warned.add(kind)
+                log.warning("page: internal error (%s); please report it", kind)
+            return _refuse(Refusal(500, "Internal Server Error"))
+        status = error.status_code
         texts = {404: f"Not Found: use {known}", 405: "Method Not Allowed: use GET"}
-        return _refuse(Refusal(status, texts.get(status, "Internal Server Error")))
+        return _refuse(Refusal(status, texts.get(status, error.detail)))
 
-    app = Starlette(routes=routes, exception_handlers={HTTPException: failed, Busy: failed})
+    warned: set[str] = set()
+    app = Starlette(routes=routes, exception_handlers={HTTPException: failed, Busy: failed, Exception: failed})
     app.router.redirect_slashes = False
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
