@@ -98,7 +98,7 @@ def test_one_request_is_answered_on_each_connection(address: tuple[str, int]) ->
 def test_what_is_no_request_is_refused(address: tuple[str, int], request_: bytes) -> None:
     """If it failed, a client could use up memory with one request, or end the pages for others."""
     refused = asked(address, request_)
-    assert refused in (b"",) or refused.startswith(b"HTTP/1.1 400 ")
+    assert refused[:13] in (b"", b"HTTP/1.1 400 ")
     assert b"200 OK" not in refused
     assert asked(address, b"GET /one HTTP/1.0\r\n\r\n").endswith(b"\r\n\r\n/one")
 
@@ -108,8 +108,7 @@ def test_a_body_is_not_read(address: tuple[str, int]) -> None:
     with connected(address) as connection:
         connection.sendall(b"POST /stream HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000000\r\n\r\n")
         with pytest.raises((ConnectionResetError, BrokenPipeError)):
-            while True:
-                connection.sendall(b"x" * 65536)
+            connection.sendall(b"x" * 100_000_000)
 
 
 @pytest.mark.parametrize("request_", [b"", b"GET /", b"GET /silent HTTP/1.1\r\nHost: a\r\n\r\n"])
