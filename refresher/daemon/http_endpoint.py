@@ -133,8 +133,9 @@ class HTTPEndpoint:
             return
         try:
             listening = _listening(address)
-            url = f"http://{shown_address((address[0], listening.getsockname()[1]))}"
-            made = self._serve(address, listening)
+            host, port = listening.getsockname()[:2]
+            loopback = ipaddress.ip_address(host.partition("%")[0]).is_loopback
+            made = self._serve(address, listening, loopback=loopback)
         except (OSError, RuntimeError) as error:  # also without a thread
             if self._failed != address:
                 self._failed, self._pause = address, _FIRST_PAUSE
@@ -149,17 +150,20 @@ class HTTPEndpoint:
             return
         previous, self._failed = self._served, None
         self._served = made
-        log.info("serving %s/healthz, %s/readyz and the page %s/", url, url, url)
+        url = f"http://{shown_address((address[0], port))}"
+        page = f"the page {url}/"
+        if not (loopback or self._token.wanted):
+            page = "no page: at this address it needs page_token_file"
+        log.info("serving %s/healthz, %s/readyz and %s", url, url, page)
         if previous is not None:
             previous.listener.close()
 
-    def _serve(self, address: Address, listening: socket.socket) -> _Served:
+    def _serve(self, address: Address, listening: socket.socket, *, loopback: bool) -> _Served:
         from refresher.daemon.http_listener import Listener
         from refresher.daemon.live_grants import LiveGrants
         from refresher.daemon.pages import public_app
 
         live = LiveGrants(lambda: self._directories)
-        loopback = ipaddress.ip_address(listening.getsockname()[0].partition("%")[0]).is_loopback
         app = public_app(self._sources(), live, self._token, loopback=loopback)
         return _Served(address, Listener(listening, app, "http"), live)
 

@@ -225,11 +225,14 @@ class Listener:
         accepting = asyncio.ensure_future(self._accept(slots, config, state))
         ended = asyncio.ensure_future(self._ended.wait())
         await asyncio.wait((accepting, ended), return_when=asyncio.FIRST_COMPLETED)
-        for task in (accepting, ended, *state.tasks):
-            task.cancel()
         for connection in list(cast("set[Any]", state.connections)):
             connection.drop()
-        await asyncio.wait((accepting, ended, *state.tasks))
+        if state.tasks:  # most answers end with their connections
+            await asyncio.wait(state.tasks, timeout=_PAUSE)
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait((accepting, ended, *tasks))
         if not accepting.cancelled():
             accepting.result()
 

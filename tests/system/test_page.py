@@ -31,7 +31,7 @@ HEADERS: Final = {
 
 def url_of(process: subprocess.Popen[str]) -> str:
     """Return the URL of the page, from the log."""
-    found = re.search(r"the page (http://\S+)/$", heard(process, "the page http")[-1])
+    found = re.search(r"(http://\S+)/healthz, ", heard(process, "/healthz")[-1])
     assert found is not None
     return found[1].replace("0.0.0.0", "127.0.0.1")
 
@@ -110,7 +110,9 @@ def test_another_machine_needs_the_token(refresher: Command) -> None:
     config.parent.mkdir(parents=True)
     config.write_text('listen = "0.0.0.0:0"\n')
     with running(refresher) as process:
-        url = url_of(process)
+        line = heard(process, "/healthz")[-1]
+        assert "and no page: at this address it needs page_token_file" in line
+        url = line.split()[3].removesuffix("/healthz,").replace("0.0.0.0", "127.0.0.1")
         assert statuses(url) == {403}
         refused = httpx.get(f"{url}/", trust_env=False, timeout=60).text
         assert "set page_token_file (--page-token-file" in refused

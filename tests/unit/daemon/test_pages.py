@@ -1,5 +1,6 @@
 """The pages of an address, in one process, beside metrics and a history that fail."""
 
+import gc
 import json
 import socket
 import threading
@@ -32,9 +33,17 @@ def settings(tmp_path: Path) -> Settings:
 
 
 @pytest.fixture
-def serve(settings: Settings) -> Iterator[Serve]:
-    """Serves the pages with these metrics and this history, and returns a client."""
+def opened() -> Iterator[list[Any]]:
+    """The listeners and clients of a test."""
     opened: list[Any] = []
+    yield opened
+    for each in opened:
+        each.close()
+
+
+@pytest.fixture
+def serve(settings: Settings, opened: list[Any]) -> Serve:
+    """Serves the pages with these metrics and this history, and returns a client."""
 
     def start(metrics: Metrics | None = None, history: History | None = None, *, private: bool = False) -> httpx.Client:
         sources = Sources(lambda: settings, lambda: Readiness().health(live=True), metrics, history)
@@ -47,9 +56,7 @@ def serve(settings: Settings) -> Iterator[Serve]:
         )
         return client
 
-    yield start
-    for each in opened:
-        each.close()
+    return start
 
 
 def test_the_history_of_the_last_day_is_json(serve: Serve) -> None:
@@ -103,6 +110,19 @@ def test_a_history_that_fails_or_hangs_leaves_the_other_pages(
     let.set()
     wait_until(lambda: client.get("/history?name=linear").status_code == 200, "the history works again")
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_an_open_page_does_not_keep_an_address(
+    serve: Serve, opened: list[Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """If it failed, a reload would wait for a browser that nobody closes, or leave its work behind."""
+    client = serve()
+    with client.stream("GET", "/stream") as answer:
+        parts = answer.iter_lines()
+        assert next(parts) == "event: snapshot"
+        opened[0].close()
+    gc.collect()  # a task that was left behind is logged when it is collected
+    assert caplog.messages == []
 
 
 def test_the_private_socket_serves_health_alone(serve: Serve) -> None:
