@@ -54,9 +54,9 @@ class HTTPEndpoint:
     def __init__(self, health: Callable[[], Health]) -> None:
         self._health: Final = health
         self.metrics: Metrics | None = None
-        """What ``/metrics`` shows; ``None``: there is no such page."""
+        """What ``/metrics`` shows; ``None``: there is no such page. Set it before ``use``."""
         self.history: History | None = None
-        """The events that the page shows; ``None``: none."""
+        """The events that the page shows; ``None``: none. Set it before ``use``."""
         self._wanted: Settings | None = None
         self._directories: Directories
         self._changed: Final = threading.Event()
@@ -105,6 +105,7 @@ class HTTPEndpoint:
 
     def _keep(self) -> None:
         """Bring about what is wanted, again and again. A slow resolver or disk stops only this thread."""
+        error_before: str | None = None
         self._begun.wait(_LONGEST_START)
         while not self._closed and (wanted := self._wanted) is not None:
             try:
@@ -113,7 +114,9 @@ class HTTPEndpoint:
                 self._keep_private(wanted.directories.health_socket)
                 self._keep_address(wanted.listen)
             except Exception as error:  # noqa: BLE001  without these pages, a probe would end the rotations
-                log.warning("health pages: internal error (%s); please report it", type(error).__name__)
+                if (kind := type(error).__name__) != error_before:
+                    error_before = kind
+                    log.warning("health pages: internal error (%s); please report it", kind)
             self._changed.wait(_CHECK_INTERVAL)
             self._changed.clear()
 
