@@ -11,7 +11,7 @@ from contextlib import suppress
 from functools import partial
 from itertools import islice
 from queue import Empty, SimpleQueue
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -28,6 +28,9 @@ __all__ = ["LiveGrants"]
 log = logging.getLogger(__name__)
 
 _PART: Final = 100
+_MOST_PENDING: Final = 1000
+_LONGEST_TEXT: Final = 1000
+_LONGEST_LIST: Final = 20
 _PAUSE: Final = 0.5
 _HEARTBEAT: Final = 15.0
 _FULL_INTERVAL: Final = 60.0
@@ -35,11 +38,25 @@ _FULL_SHARE: Final = 0.02
 
 
 class _Viewer:
-    """One open stream, and the names whose rows it has not sent yet: a slow reader gets only the last state."""
+    """One open stream, and what it has not sent yet: a slow reader gets only the last state."""
 
-    def __init__(self, names: Collection[str]) -> None:
-        self.pending: Final = dict.fromkeys(names)
+    def __init__(self) -> None:
+        self.names: tuple[str, ...] | None = None
+        """The names of its snapshot, shared by all streams; ``None`` until it begins."""
+        self.sent = 0
+        """How many of them it has sent."""
+        self.pending: Final[dict[str, None]] = {}
+        """The names that have changed since."""
         self.awake: Final = asyncio.Event()
+
+    def note(self, name: str) -> None:
+        """Note that a row has changed."""
+        if self.names is None:
+            return
+        self.pending[name] = None
+        if len(self.pending) > _MOST_PENDING:
+            self.names = None  # a new snapshot needs less memory
+            self.pending.clear()
 
 
 class LiveGrants:
@@ -49,6 +66,8 @@ class LiveGrants:
         self._directories: Final = directories
         self._background: Final = Background()
         self._rows: Final[dict[str, bytes]] = {}
+        self._names: tuple[str, ...] | None = None
+        """The names of all rows; ``None`` if they have to be collected."""
         self._viewers: Final[set[_Viewer]] = set()
         self._reported: Final[SimpleQueue[Collection[str] | None]] = SimpleQueue()
         self._keeping: asyncio.Task[None] | None = None
@@ -61,15 +80,13 @@ class LiveGrants:
 
     async def stream(self, allowed: Callable[[], bool]) -> AsyncIterator[bytes]:
         """Yield server-sent events: all rows in parts, then each change, as long as it is ``allowed``."""
-        self._viewers.add(viewer := _Viewer(self._rows))
+        self._viewers.add(viewer := _Viewer())
         if self._keeping is None:
             self._keeping = asyncio.ensure_future(self._keep())
-        kind = "snapshot"
         try:
             while allowed() and not self._keeping.done():
-                if viewer.pending or (self._begun and kind == "snapshot"):
-                    yield self._event(kind, viewer)
-                    kind = "change"
+                if self._begun and (event := self._event(viewer)) is not None:
+                    yield event
                     continue
                 viewer.awake.clear()
                 try:
@@ -82,25 +99,34 @@ class LiveGrants:
             if not self._viewers:
                 self._forget()
 
-    def _event(self, kind: str, viewer: _Viewer) -> bytes:
-        """Return the next part of what a viewer has not seen."""
-        names = list(islice(viewer.pending, _PART))
-        for name in names:
-            del viewer.pending[name]
-        fields = {
-            "now": time.time(),
-            **({"overdue": self._overdue} if kind == "snapshot" else {}),
-            "grants": [msgspec.Raw(row) for name in names if (row := self._rows.get(name)) is not None],
-            **({"removed": [name for name in names if name not in self._rows]} if kind == "change" else {}),
-        }
-        return b"event: %s\ndata: %s\n\n" % (kind.encode(), msgspec.json.encode(fields))
+    def _event(self, viewer: _Viewer) -> bytes | None:
+        """Return the next part of what a viewer has not seen; ``None`` if it has seen all."""
+        kind, fields = "change", {"now": time.time()}
+        if viewer.names is None:
+            kind, fields["overdue"] = "snapshot", self._overdue
+            if self._names is None:
+                self._names = tuple(self._rows)
+            viewer.names, viewer.sent = self._names, 0
+        names = viewer.names[viewer.sent : viewer.sent + _PART]
+        viewer.sent += len(names)
+        if not names and kind == "change":
+            viewer.names = ()
+            names = tuple(islice(viewer.pending, _PART))
+            for name in names:
+                del viewer.pending[name]
+            if not names:
+                return None
+        grants = [msgspec.Raw(row) for name in names if (row := self._rows.get(name)) is not None]
+        removed = [name for name in names if name not in self._rows]
+        data = msgspec.json.encode({**fields, "grants": grants, **({"removed": removed} if kind == "change" else {})})
+        return b"event: %s\ndata: %s\n\n" % (kind.encode(), data)
 
     def _forget(self) -> None:
         """Keep nothing: nobody looks any more."""
         if self._keeping is not None:
             self._keeping.cancel()
             self._keeping = None
-        self._begun = False
+        self._begun, self._names = False, None
         self._rows.clear()
         self._reports()
 
@@ -114,6 +140,8 @@ class LiveGrants:
                     started = time.monotonic()
                     listing = await self._background.run(lambda: self._directories().listing().names)
                     await self._read([*listing, *(self._rows.keys() - set(listing))])
+                    self._begun = True
+                    self._wake()
                     full_at = time.monotonic() + max(_FULL_INTERVAL, (time.monotonic() - started) / _FULL_SHARE)
                 else:
                     await self._read(sorted(names))
@@ -126,19 +154,20 @@ class LiveGrants:
             await asyncio.sleep(_PAUSE)
 
     async def _read(self, names: Sequence[str]) -> None:
-        for start in range(0, max(len(names), 1), _PART):
+        for start in range(0, len(names), _PART):
             part = names[start : start + _PART]
             self._overdue, rows = await self._background.run(partial(_read, self._directories(), part))
             for name, row in rows.items():
-                if row == self._rows.get(name):
+                if row == (before := self._rows.get(name)):
                     continue
+                if before is None or row is None:
+                    self._names = None
                 if row is None:
                     del self._rows[name]
                 else:
                     self._rows[name] = row
                 for viewer in self._viewers:
-                    viewer.pending[name] = None
-            self._begun = True
+                    viewer.note(name)
             self._wake()
 
     def _wake(self) -> None:
@@ -165,7 +194,18 @@ def _row(directories: Directories, name: str, late: bool | None) -> bytes | None
     try:
         record = records.load(directories, name).record
     except GrantFileError as error:
-        return msgspec.json.encode(fields_of(name, error, overdue=False) | {"advice": None})
+        return msgspec.json.encode(_short(fields_of(name, error, overdue=False) | {"advice": advice(error)}))
     if not isinstance(record, Grant):
         return None
-    return msgspec.json.encode(fields_of(name, record, is_overdue(record, late)) | {"advice": advice(record)})
+    return msgspec.json.encode(_short(fields_of(name, record, is_overdue(record, late)) | {"advice": advice(record)}))
+
+
+def _short(value: Any) -> Any:
+    """Return a value with the first part of each long text and list: a server may name a scope of 1 MiB."""
+    if isinstance(value, str):
+        return value if len(value) <= _LONGEST_TEXT else f"{value[: _LONGEST_TEXT - 3]}..."
+    if isinstance(value, dict):
+        return {key: _short(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_short(each) for each in value[:_LONGEST_LIST]]
+    return value

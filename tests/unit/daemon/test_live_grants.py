@@ -126,9 +126,26 @@ async def test_many_grants_come_in_parts_and_a_slow_reader_gets_the_last_state(
             live.changed({"grant-0", "grant-9"})
             seen = await viewer.next()
             assert [grant["generation"] for grant in seen.data["grants"]] == [generation] * 2
-        late = [await slow.next() for _ in range(2)]
-        assert [name for part in late for name in part.names] == [*names[4:], "grant-0"]
-        assert [grant["generation"] for part in late for grant in part.data["grants"]] == [0] * 5 + [2, 2]
+        late = [await slow.next() for _ in range(3)]
+        assert [name for part in late for name in part.names] == [*names[4:], "grant-0", "grant-9"]
+        assert [grant["generation"] for part in late for grant in part.data["grants"]] == [0] * 5 + [2] * 3
+        monkeypatch.setattr(live_grants, "_MOST_PENDING", 2)
+        store(directories, *names[:3], replace=True)
+        live.changed(set(names[:3]))
+        while (seen := await viewer.next()).kind != "snapshot":
+            pass
+        assert (seen.names, (await slow.next()).kind) == (names[:4], "snapshot"), "it begins anew"
+
+
+@pytest.mark.asyncio
+async def test_a_long_text_of_a_server_is_cut(directories: Directories, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If it failed, a server could fill the memory of refresher with the page of each browser."""
+    monkeypatch.setattr(live_grants, "fields_of", lambda *_: {"scope": "s" * 10**6, "origins": ["o" * 2000] * 100})
+    store(directories, "linear")
+    async with viewing(LiveGrants(lambda: directories)) as viewer:
+        (row,) = (await viewer.next()).data["grants"]
+    assert row["scope"] == "s" * 997 + "..."
+    assert [len(origin) for origin in row["origins"]] == [1000] * 20
 
 
 @pytest.mark.asyncio
