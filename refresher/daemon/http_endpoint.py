@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -75,13 +76,12 @@ class HTTPEndpoint:
         self._wanted, self._directories = settings, settings.directories
         self._changed.set()
         self.changed(None)
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._keep, name="health", daemon=True)
-            self._thread.start()
+        self._start()
 
     def begin(self) -> None:
-        """Note that rotations have begun: now the start of the server delays none."""
+        """Note that rotations have begun: now the start of the server delays none. Call it again and again."""
         self._begun.set()
+        self._start()
 
     def changed(self, names: Collection[str] | None) -> None:
         """Note which grants have changed, for the page; ``None``: perhaps all. Never waits."""
@@ -102,6 +102,13 @@ class HTTPEndpoint:
         self._closed = True
         if (private := self._private) is not None:
             private[0].remove()
+
+    def _start(self) -> None:
+        if self._thread is None:
+            thread = threading.Thread(target=self._keep, name="health", daemon=True)
+            with suppress(RuntimeError):  # the system has no thread left: the next heartbeat tries again
+                thread.start()
+                self._thread = thread
 
     def _keep(self) -> None:
         """Bring about what is wanted, again and again. A slow resolver or disk stops only this thread."""

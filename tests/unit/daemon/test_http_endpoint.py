@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -57,6 +58,23 @@ def test_the_endpoint_serves_once_rotations_have_begun(
     (line,) = [each for each in caplog.messages if "/healthz" in each]
     assert line.endswith("/") == line.startswith("serving http://127.0.0.1:")
     assert httpx.get(line.split()[-1], trust_env=False, timeout=60).status_code == 200
+
+
+def test_the_endpoint_waits_for_a_thread(
+    settings: Settings, endpoint: HTTPEndpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If it failed, refresher would not rotate where it cannot start the thread of its pages, or never serve them."""
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as context:
+        context.setattr(threading.Thread, "start", refuse)
+        endpoint.use(settings)
+        endpoint.begin()
+    assert endpoint.listening() is None
+    endpoint.begin()
+    wait_until(lambda: endpoint.listening() is True, "it serves")
 
 
 def test_the_endpoint_serves_a_daemon_that_never_begins(
