@@ -2,10 +2,11 @@
 
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing
 from functools import partial
 from importlib.resources import files
+from pathlib import PurePath
 from typing import Final, NamedTuple, cast
 
 import msgspec
@@ -29,11 +30,7 @@ __all__ = ["Sources", "private_app", "public_app"]
 log = logging.getLogger(__name__)
 
 _DAY: Final = 86400.0
-_PAGE: Final = {
-    "/": ("index.html", "text/html"),
-    "/page.css": ("page.css", "text/css"),
-    "/page.js": ("page.js", "text/javascript"),
-}
+_MEDIA_TYPES: Final = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 _NO_STREAM: Final = Refusal(503, "Service Unavailable: too many pages are open; close one")
 _BUSY: Final = Refusal(503, "Service Unavailable: no answer in time; try again")
 _NO_NAME: Final = Refusal(400, "Bad Request: use /history?name=NAME, with the name of a grant")
@@ -93,7 +90,7 @@ def public_app(sources: Sources, live: LiveGrants, token: PageToken, *, loopback
         Route("/metrics", metrics),
         Route("/stream", guarded(stream)),
         Route("/history", guarded(history)),
-        *(Route(path, guarded(_file(*each))) for path, each in _PAGE.items()),
+        *(Route(path, guarded(endpoint)) for path, endpoint in _page()),
     ]
     return _app(sources, routes, "/, /healthz, /readyz or /metrics")
 
@@ -157,9 +154,14 @@ def _refuse(refusal: Refusal) -> Response:
     return Response(f"{refusal.status} {refusal.text}\n", refusal.status, headers, media_type="text/plain")
 
 
-def _file(name: str, media_type: str) -> _Endpoint:
-    body = files("refresher.daemon").joinpath("page", name).read_bytes()
+def _page() -> Iterator[tuple[str, _Endpoint]]:
+    """Yield the path of each file of the page, and what answers there."""
+    for file in files("refresher.daemon").joinpath("page").iterdir():
+        if (media_type := _MEDIA_TYPES.get(PurePath(file.name).suffix)) is not None:
+            yield "/" if file.name == "index.html" else f"/{file.name}", _send(file.read_bytes(), media_type)
 
+
+def _send(body: bytes, media_type: str) -> _Endpoint:
     async def send(_: Request) -> Response:
         return Response(body, media_type=media_type)
 
