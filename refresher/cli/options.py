@@ -18,6 +18,7 @@ __all__ = [
     "GLOBAL_OPTIONS",
     "LISTEN",
     "LISTEN_HOST",
+    "PAGE_TOKEN_FILE",
     "STOPPED",
     "Options",
     "command",
@@ -196,7 +197,7 @@ LISTEN: Final = click.option(
     metavar="HOST:PORT",
     envvar="REFRESHER_LISTEN",
     show_envvar=True,
-    help="The address of the health endpoint of 'refresher run', with the pages /healthz and /readyz.",
+    help="The address where 'refresher run' serves a page for a browser, /healthz and /readyz.",
 )
 
 LISTEN_HOST: Final = click.option(
@@ -207,6 +208,14 @@ LISTEN_HOST: Final = click.option(
     envvar="REFRESHER_LISTEN_HOST",
     show_envvar=True,
     help="A name by which requests may address these pages, besides IP addresses and localhost. Can be repeated.",
+)
+
+PAGE_TOKEN_FILE: Final = click.option(
+    "--page-token-file",
+    metavar="FILE",
+    envvar="REFRESHER_PAGE_TOKEN_FILE",
+    show_envvar=True,
+    help="Holds the token that a browser must give for the page; needed if --listen is no loopback address.",
 )
 
 

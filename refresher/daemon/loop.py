@@ -172,6 +172,7 @@ class Daemon:
             else:
                 self._throttle.log("", problem, logging.ERROR, f"cannot accept demands from agents: {problem}")
             self._watch.demands.warn(self._warned)
+            self._supervision.endpoint.changed(changed)
             for name in sorted(changed):
                 self._inspect(name)
             self._readiness.mark_complete()
