@@ -119,6 +119,7 @@ class _Hook:
         self._waiting: dict[str, tuple[Event, int]] = {}
         self._thread: threading.Thread | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        self._running = ""
         self._closing = False
         self._ended = False
         self._warned_at = float("-inf")
@@ -168,11 +169,12 @@ class _Hook:
                         return
                     name = next(iter(self._waiting))
                     event, earlier = self._waiting.pop(name)
+                    self._running = name
                 try:
                     problem = self._run(event, earlier)
                 except Exception as error:  # noqa: BLE001  whatever fails, the next event has its run
                     problem = f"internal error ({type(error).__name__}); please report it"
-            if problem is not None:
+            if problem is not None and not self._ended:
                 failures[self._hook] = failures.get(self._hook, 0) + 1
                 self._warn(f"{name}: the hook {self._hook} failed: {problem}")
 
@@ -262,18 +264,18 @@ class _Hook:
         # The lock may be held: by a thread that starts a program from a disk that does not answer.
         held = self._changed.acquire(timeout=_LOOK)
         self._closing = self._ended = True
-        process, waiting, self._waiting = self._process, len(self._waiting), {}
+        process, name, waiting, self._waiting = self._process, self._running, [*self._waiting], {}
         if held:
             self._changed.release()
         if process is not None:
-            log.warning("the hook %s still runs, and is ended: refresher ends", self._hook)
+            log.warning("%s: the hook %s still runs, and is ended: refresher ends", name, self._hook)
             _signal(process, signal.SIGTERM)
             ends = time.monotonic() + _TIME_TO_END / 4
             while not _has_ended(process) and time.monotonic() < ends:
                 time.sleep(_LOOK)
             _signal(process, signal.SIGKILL)
         if waiting:
-            log.warning("the hook %s did not run for %d events: refresher ends", self._hook, waiting)
+            log.warning("%s: the hook %s did not run: refresher ends", text.names(waiting), self._hook)
 
 
 def _find_program(file: Path, hook: str, program: str) -> str:
