@@ -289,7 +289,7 @@ def _find_program(file: Path, hook: str, program: str) -> str:
     except OSError as error:
         raise ConfigError(f"{begin}: cannot use {path}: {(error.strerror or '').lower()}") from None
     if risk is not None:
-        raise ConfigError(f"{begin}: it is not run: {risk}")
+        raise ConfigError(f"{begin}: {risk}")
     return path
 
 

@@ -159,7 +159,7 @@ HARMFUL = {
         r"printf 'a\033[31mb\nc\0d'; echo e >&2; exit 3",
         90.0,
         "exit code 3; check {}; its last output: a [31mb c de",
-    ),  # fmt: skip
+    ),
     "prints nothing": ("exit 1", 90.0, "exit code 1; check {}; it printed nothing"),
     "prints 100 MB": ("head -c 100000000 /dev/zero | tr '\\0' x; printf END; exit 3", 90.0, "xxxxEND"),
 }
@@ -209,7 +209,7 @@ def test_a_hook_need_not_read_its_input(scripted: Scripted, caplog: pytest.LogCa
         (lambda program: program.unlink(), "there is no program {}: create it"),
         (lambda program: program.chmod(0o644), "{} is not executable: run 'chmod +x {}'"),
         (lambda program: (program.unlink(), program.mkdir()), "{} is not a file"),
-        (lambda program: program.chmod(0o757), "it is not run: anybody can change {}: run 'chmod o-w {}'"),
+        (lambda program: program.chmod(0o757), "anybody can change {}: run 'chmod o-w {}'"),
         (lambda program: program.parent.chmod(0o777), "anybody can write in {parent} and replace {}: run 'chmod o-w"),
         (lambda program: (program.parent / "config.toml").chmod(0o666), "anybody can change {parent}/config.toml"),
     ],
