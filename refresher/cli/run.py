@@ -97,21 +97,25 @@ def run_once(options: Options, names: tuple[str, ...], force: bool, horizon: flo
     """
     settings = options.settings()
     warn_of_closed_directories(settings)
-    with observing(settings, "run-once") as observers, StopSignals() as stopping:
-        results = operation.run_once(
-            settings,
-            names,
-            force=force,
-            horizon=horizon or 0.0,
-            stopping=stopping,
-            progress=Progress(),
-            emit=observers.emit,
+    with observing(settings, "run-once") as observers:
+        with StopSignals() as stopping:
+            results = operation.run_once(
+                settings,
+                names,
+                force=force,
+                horizon=horizon or 0.0,
+                stopping=stopping,
+                progress=Progress(),
+                emit=observers.emit,
+            )
+        code = exit_code(results) if stopping.exit_code is None else stopping.exit_code
+        rows = [
+            (each.name, each.outcome, "-" if each.generation is None else str(each.generation), each.detail)
+            for each in results
+        ]
+        fields = (
+            {"results": [msgspec.structs.asdict(result) for result in results], "exit_code": code} if as_json else None
         )
-    code = exit_code(results) if stopping.exit_code is None else stopping.exit_code
-    rows = [
-        (each.name, each.outcome, "-" if each.generation is None else str(each.generation), each.detail)
-        for each in results
-    ]
-    fields = {"results": [msgspec.structs.asdict(result) for result in results], "exit_code": code} if as_json else None
-    print_rows(settings, ("NAME", "OUTCOME", "GENERATION", "DETAIL"), rows, fields)
+        # Before the observers complete: the command of a hook can be slow.
+        print_rows(settings, ("NAME", "OUTCOME", "GENERATION", "DETAIL"), rows, fields)
     return code
