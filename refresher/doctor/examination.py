@@ -6,7 +6,7 @@ from typing import Final, NamedTuple
 
 from refresher.common import text
 from refresher.config import Settings
-from refresher.doctor import environment, grants, places, service
+from refresher.doctor import configuration, environment, grants, places, service
 from refresher.doctor.finding import GRAVITIES, Finding, found
 from refresher.grants.record import Grant
 from refresher.operations.inspection import ListedGrant, list_grants, server_of
@@ -63,6 +63,11 @@ def examine(
         parts.append(_servers(chosen, settings.ca_file, offline, step))
     else:
         parts += [Part(title, _NOT_CHECKED, []) for title in ("service", "grants", "servers")]
+    named = [
+        *(settings.hooks.commands if settings.hooks else ()),
+        *(["page token"] if settings.page_token_file else []),
+    ]
+    parts.append(Part("configuration", ", ".join(named) or "no hooks, no page token", [*configuration.check(settings)]))
     parts.append(Part("package shim", "that of refresher", [*environment.check()]))
     return parts
 

@@ -51,6 +51,8 @@ Code = Literal[
     "proxy_answers",
     "clock_differs",
     "servers_not_checked",
+    "hook_unusable",
+    "page_token_unusable",
     "foreign_shim",
 ]
 
@@ -163,6 +165,15 @@ KINDS: Final[dict[Code, Kind]] = {
     ),
     "servers_not_checked": Kind(
         "attention", "nobody knows whether the servers still name the same endpoints", "pip install '.[all]'"
+    ),
+    # the configuration
+    "hook_unusable": Kind(
+        "broken", "this command does not run when something happens to a grant", "correct it in the configuration"
+    ),
+    "page_token_unusable": Kind(
+        "broken",
+        "the page shows nothing until it can be used",
+        "put the output of 'openssl rand -hex 32' into it, with mode 600",
     ),
     # this environment
     "foreign_shim": Kind(

@@ -75,6 +75,7 @@ def test_a_healthy_set_up_has_no_finding(refresher: Command) -> None:
                 ["service", "'refresher run' is running"],
                 ["grants", "2 grants"],
                 ["servers", server.url],
+                ["configuration", "no hooks, no page token"],
                 ["package shim", "that of refresher"],
                 [""],
                 ["nothing found"],
