@@ -218,7 +218,7 @@ class _Hook:
             advice = f"check {program}"
         else:
             return None
-        printed = "".join(char if char.isprintable() else " " for char in output)[-_SHOWN:]
+        printed = text.printable(output)[-_SHOWN:]
         printed = f"its last output: {' '.join(printed.split())}" if printed.strip() else "it printed nothing"
         return f"{what}; {advice}; {printed}"
 
