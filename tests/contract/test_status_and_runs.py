@@ -8,7 +8,7 @@ from tests.support.command import Command
 
 STATUS_KEYS = {
     "name", "state", "generation", "issued_at", "expires_at", "next_rotation_at", "last_rotation_at", "failures", "error",
-    "issuer", "resource", "scope", "origins", "refresh_token_expires_at", "login_ends_at", "account", "overdue",
+    "issuer", "resource", "scope", "origins", "refresh_token_expires_at", "login_ends_at", "account", "overdue", "ends",
 }  # fmt: skip
 
 
