@@ -1,12 +1,14 @@
 """The command status."""
 
+import shutil
+import sys
 from collections.abc import Callable, Collection
 from typing import Final
 
 import click
 
 from refresher.cli.options import Options, command, complete_name
-from refresher.cli.tables import print_rows
+from refresher.cli.tables import check_state, print_rows
 from refresher.common import clocks, text
 from refresher.common.errors import GrantFileError
 from refresher.common.terminal import show
@@ -49,8 +51,9 @@ _OVERDUE: Final = "overdue: is 'refresher run' or cron running?"
 @click.argument("names", metavar="[NAME]...", nargs=-1, shell_complete=complete_name)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON; times are epoch seconds.")
 @click.option("--exit-code", is_flag=True, help="Exit with 1, 2 or 3 if not all is well.")
+@click.option("--watch", "-w", "live", is_flag=True, help="Show it live in the terminal, until Ctrl-C.")
 @click.pass_obj
-def status(options: Options, names: tuple[str, ...], as_json: bool, exit_code: bool) -> int:
+def status(options: Options, names: tuple[str, ...], as_json: bool, exit_code: bool, live: bool) -> int:
     """Show each grant: its state, the time left of its token, its next rotation, its last error.
 
     If a login, its client or its certificate ends at a known time, it shows that time. If nobody refreshes, a grant is
@@ -65,13 +68,30 @@ def status(options: Options, names: tuple[str, ...], as_json: bool, exit_code: b
       invalid_grant_file        the grant file is damaged or readable by others;
                                 the error says what to do
     """
+    if live and (as_json or exit_code):
+        raise click.UsageError(f"--watch does not work with {'--json' if as_json else '--exit-code'}: give one of them")
     settings = options.settings()
+    if live:
+        return _watch(settings, names)
     entries = list_grants(settings.directories, names)
+    # On a terminal, a row of the table is a line; one that was named is shown whole.
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() and not names else None
     with certificates.reading(grant for _, grant in entries if isinstance(grant, Grant)):
-        return _show(settings, entries, as_json=as_json, exit_code=exit_code)
+        return _show(settings, entries, width, as_json=as_json, exit_code=exit_code)
 
 
-def _show(settings: Settings, entries: list[ListedGrant], *, as_json: bool, exit_code: bool) -> int:
+def _watch(settings: Settings, names: tuple[str, ...]) -> int:
+    if names:
+        list_grants(settings.directories, names)  # raises for an unknown name
+    else:
+        settings.directories.listing()
+        check_state(settings)
+    from refresher.cli.watch import watch  # rich: 60 ms
+
+    return watch(settings, names)
+
+
+def _show(settings: Settings, entries: list[ListedGrant], width: int | None, *, as_json: bool, exit_code: bool) -> int:
     late = last_run.is_overdue(settings.directories, clocks.now().wall)
     overdue = {name for name, grant in entries if isinstance(grant, Grant) and is_overdue(grant, late)}
     fields = {"grants": [fields_of(name, grant, name in overdue) for name, grant in entries]} if as_json else None
@@ -84,7 +104,7 @@ def _show(settings: Settings, entries: list[ListedGrant], *, as_json: bool, exit
         columns["LOGIN ENDS"] = _login_ends
     rows = [_row(name, grant, columns.values(), name in overdue) for name, grant in entries]
     titles = ("NAME", "STATE", "GENERATION", "TIME LEFT", "NEXT ROTATION", *columns, "LAST ERROR")
-    print_rows(settings, titles, rows, fields, show, warned=overdue)
+    print_rows(settings, titles, rows, fields, show, warned=overdue, width=width)
     codes = {_exit_code(grant, name in overdue) for name, grant in entries} if exit_code else {0}
     return max(codes, default=0)
 

@@ -14,7 +14,17 @@ from refresher.operations.result import new_client_command, repair_command
 from refresher.storage.publishing import rejection_of, state_of
 from shim._token import Problem
 
-__all__ = ["INVALID", "advice", "ending_soon", "ends_of", "fields_of", "is_overdue", "last_error", "next_rotation_at"]
+__all__ = [
+    "INVALID",
+    "advice",
+    "ending_soon",
+    "ends_of",
+    "fields_of",
+    "is_overdue",
+    "is_soon",
+    "last_error",
+    "next_rotation_at",
+]
 
 INVALID: Final = "invalid_grant_file"
 """The state that is shown of a grant whose record cannot be read."""
@@ -64,7 +74,12 @@ def ends_of(grant: Grant) -> list[End]:
 def ending_soon(ends: list[End]) -> End | None:
     """Return the first end that needs a person within 7 days or has passed; ``None`` if there is none."""
     end = forecast.first_hard_end(ends)
-    return None if end is None or end.at - clocks.now().wall >= forecast.ENDS_SOON else end
+    return end if end is not None and is_soon(end) else None
+
+
+def is_soon(end: End) -> bool:
+    """Whether an end comes within 7 days, or has passed."""
+    return end.at - clocks.now().wall < forecast.ENDS_SOON
 
 
 def is_overdue(grant: Grant, late: bool | None) -> bool:
