@@ -297,11 +297,11 @@ class _Rotation(NamedTuple):
     def _warn_of_end(self, grant: Grant) -> None:
         """Warn of the end of a login or its client, once for each time ahead: the record keeps the last one."""
         now, directories = clocks.now(), self.publisher.directories
-        warning = refresh_life.next_warning(grant, now)
-        if warning is None or warning.seconds > 0:
+        warning, end = refresh_life.next_warning(grant, now), refresh_life.next_end(grant, now)
+        if warning is None or end is None or warning.seconds > 0:
             return
         # If the record cannot be written, the process remembers its warning.
-        if (given := f"{grant.grant_id} {warning.ahead}") not in self.terms.warned:
+        if (given := f"{grant.grant_id} {end.kind} {warning.ahead}") not in self.terms.warned:
             self.terms.warned.add(given)
             log.warning("%s: %s", grant.name, message := login_ends(grant, now))
             self.events.append(happened(grant.name, "login_ending", message, generation=grant.generation))
