@@ -9,7 +9,7 @@ from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
 from refresher.grants.forecast import EndKind
-from refresher.operations.grant_report import advice
+from refresher.operations.grant_report import advice, is_soon
 from refresher.operations.live_rows import Concern, Row, concern_of
 
 __all__ = ["View", "lines", "view_of"]
@@ -165,12 +165,12 @@ class _Table:
         """Return the lines of one grant: its cells, and below them what is wrong and what to do."""
         found = [self._row(column.cell(concern, row) for column, _ in self._columns)]
         room = self._width - _INDENT
-        text = row.error if concern in (Concern.NEEDS_PERSON, Concern.FAILING) else ""
-        if concern == Concern.ENDING and row.end is not None:
+        if concern in (Concern.NEEDS_PERSON, Concern.FAILING):
+            found += [_indented(line) for line in _wrapped(row.error, room, _LONGEST_ERROR)]
+        if concern != Concern.NEEDS_PERSON and row.end is not None and is_soon(row.end):
             left = row.end.at - self._now
             ends, ended = _ENDS[row.end.kind]
             text = f"{ends} in {_short(left)}" if left > 0 else f"{ended} {_short(left)} ago"
-        if text:
             found += [_indented(line) for line in _wrapped(text, room, _LONGEST_ERROR)]
         if row.grant is not None and concern != Concern.FRESH and (command := advice(row.grant)) is not None:
             found += [_indented(line) for line in _wrapped(f"run: {command}", room, _LONGEST_COMMAND, "bold")]
@@ -229,13 +229,18 @@ def _rest(view: View, shown: int) -> str:
     counts = view.counts - Counter(concern for concern, _ in view.rows[:shown])
     total = counts.total()
     if len(counts) == 1:
-        return f"{total:,} more, {'all ' if total > 1 else ''}{_WORDS[next(iter(counts))]}"
+        (concern,) = counts
+        return f"{total:,} more, {'all ' if total > 1 else ''}{_words(total, concern)}"
     return f"{total:,} more: {', '.join(_counted(counts[concern], concern) for concern in Concern if counts[concern])}"
 
 
 def _counted(count: int, concern: Concern) -> str:
+    return f"{count:,} {_words(count, concern)}"
+
+
+def _words(count: int, concern: Concern) -> str:
     words = _WORDS[concern]
-    return f"{count:,} {words if count == 1 else words.replace('needs', 'need').replace('ends', 'end')}"
+    return words if count == 1 else words.replace("needs", "need").replace("ends", "end")
 
 
 def _short(seconds: float) -> str:
