@@ -243,7 +243,7 @@ class _Hook:
         """Return the command with which a person repairs the grant, or keeps its login."""
         if self._hook in ("on_rotated", "on_restored"):
             return None
-        from refresher.operations import grant_report, result
+        from refresher.operations import grant_report
 
         try:
             record = records.load(self._directories, name).record
@@ -251,7 +251,7 @@ class _Hook:
             return None
         if not isinstance(record, Grant):
             return None
-        return result.repair_command(record) if self._hook == "on_login_ending" else grant_report.advice(record)
+        return grant_report.advice(record)
 
     def _warn(self, message: str) -> None:
         now = time.monotonic()
