@@ -9,20 +9,17 @@ from refresher.common.errors import ConfigError, GrantFileError
 from refresher.common.reading import read_ahead, read_named
 from refresher.doctor.finding import Code, Finding, found, from_message
 from refresher.grants import policy, refresh_life
+from refresher.grants.forecast import ENDS_SOON
 from refresher.grants.record import Grant
 from refresher.oauth import tls
+from refresher.operations import certificates
 from refresher.operations.inspection import ListedGrant
-from refresher.operations.result import repair_command
+from refresher.operations.result import new_client_command, repair_command
 from refresher.storage.directories import Directories
 from refresher.storage.publishing import rejection_of, state_of
 
 __all__ = ["check", "check_files", "check_refresh_tokens"]
 
-_DAY: Final = 86400.0
-_LOGIN_ENDS_SOON: Final = 7 * _DAY
-"""As ``status --exit-code``."""
-_CLIENT_ENDS_SOON: Final = 30 * _DAY
-"""Seconds. A person may have to ask others for another secret or certificate."""
 _AT_ONCE: Final = 32
 
 
@@ -122,17 +119,17 @@ def _ends(grant: Grant) -> Iterator[Finding]:
     left = refresh_life.login_left(grant, now)
     if left is None and (rest := refresh_life.remaining(grant, now)) is not None and rest <= 0:
         left = rest  # nobody has used the refresh token in time
-    yield from _ending("login_ends", "login_ended", "the login", left, _LOGIN_ENDS_SOON, mend, grant.name)
+    yield from _ending("login_ends", "login_ended", "the login", left, mend, grant.name)
     if grant.login is not None and grant.login.client_expires_at is not None:
         left = grant.login.client_expires_at - now.wall
         subject = f"the registration of the client {grant.client_id}"
-        yield from _ending("client_ends", "client_ended", subject, left, _CLIENT_ENDS_SOON, mend, grant.name)
+        yield from _ending("client_ends", "client_ended", subject, left, new_client_command(grant), grant.name)
 
 
 def _ending(
-    ends: Code, ended: Code, subject: str, left: float | None, soon: float, mend: str, name: str | None
+    ends: Code, ended: Code, subject: str, left: float | None, mend: str, name: str | None
 ) -> Iterator[Finding]:
-    if left is None or left > soon:
+    if left is None or left > ENDS_SOON:
         return
     if left <= 0:
         yield found(ended, f"{subject} ended {text.span(left)} ago", mend, name=name)
@@ -158,16 +155,21 @@ def _problems(grant: Grant, ca_file: str | None) -> Iterator[str]:
 
 
 def _certificate(path: str, *, is_client: bool, name: str | None) -> Iterator[Finding]:
+    end = certificates.end_in(path) if is_client else _end_of_bundle(path)
+    if end is not None:
+        mend = f"put a new certificate into {path}"
+        left = end - clocks.now().wall
+        yield from _ending("certificate_ends", "certificate_ended", f"the certificate in {path}", left, mend, name)
+
+
+def _end_of_bundle(path: str) -> float | None:
+    """Return when the last certificate in a file ends: a bundle of authorities is of use until then."""
     from cryptography import x509
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about old authorities in the bundle of a system
-            certificates = x509.load_pem_x509_certificates(read_named(path).data)
+            found_there = x509.load_pem_x509_certificates(read_named(path).data)
     except (OSError, ValueError):
-        return  # a key, or a file that is reported as one that cannot be used
-    ends = [certificate.not_valid_after_utc.timestamp() for certificate in certificates]
-    # A chain needs all of its certificates; a bundle of authorities is of use while it has one.
-    left = (min(ends) if is_client else max(ends)) - clocks.now().wall
-    subject, mend = f"the certificate in {path}", f"put a new certificate into {path}"
-    yield from _ending("certificate_ends", "certificate_ended", subject, left, _CLIENT_ENDS_SOON, mend, name)
+        return None  # a key, or a file that is reported as one that cannot be used
+    return max(each.not_valid_after_utc.timestamp() for each in found_there)

@@ -56,8 +56,8 @@ def registered(seconds: float) -> Login:
         ({"login_ends_at": after(6 * DAY)}, "login_ends", "refresher login linear"),
         ({"login_ends_at": after(-60)}, "login_ended", "refresher login linear"),
         ({"refresh_token_expires_at": after(-60)}, "login_ended", "refresher login linear"),
-        ({"login": registered(20 * DAY)}, "client_ends", "refresher login linear"),
-        ({"login": registered(-60)}, "client_ended", "refresher login linear"),
+        ({"login": registered(6 * DAY)}, "client_ends", "refresher login linear --new-client"),
+        ({"login": registered(-60)}, "client_ended", "refresher login linear --new-client"),
         ({"renewable": False, "refresh_token": None}, "no_refresh_token", "refresher login linear"),
         ({"dead": True, "failure": failure(outcome="reauthorization_required", retry_at=None)}, "reauthorization_required", "refresher login linear"),
         ({"dead": True, "server_url": None, "login_ends_at": after(-60)}, "reauthorization_required", "refresher import linear --replace --from FILE"),
@@ -138,7 +138,7 @@ def test_a_key_or_certificate_that_cannot_be_used_is_found_once(tmp_path: Path, 
     assert str(tmp_path) in finding.what
 
 
-@pytest.mark.parametrize(("days", "code"), [(10.0, "certificate_ends"), (-1.0, "certificate_ended")])
+@pytest.mark.parametrize(("days", "code"), [(5.0, "certificate_ends"), (-1.0, "certificate_ended")])
 @pytest.mark.parametrize("which", ["client", "authority"])
 def test_the_end_of_a_certificate_is_found(tmp_path: Path, days: float, code: str, which: str) -> None:
     """If it failed, all grants of a client would fail on the day that its certificate ends."""
