@@ -185,8 +185,12 @@ class Observers:
         if self._runners is None:
             with self._lock:
                 if self._runners is None:
-                    self._runners = ()  # also if they cannot be made: that is reported once
-                    self._runners = tuple(_Runner(observer) for observer in _configured(self._settings))
+                    made: Sequence[Observer] = ()
+                    try:
+                        made = _configured(self._settings)
+                    finally:
+                        # None if they cannot be made, which is reported once. Set last: another thread may look.
+                        self._runners = tuple(map(_Runner, made))
         return self._runners
 
 
