@@ -297,7 +297,10 @@ document.addEventListener('click', (event) => {
 });
 byId('search').addEventListener('submit', (event) => event.preventDefault());
 byId('search').addEventListener('input', search);
-byId('search').addEventListener('reset', () => setTimeout(search)); // the values change after the event
+byId('search').addEventListener('reset', () => setTimeout(() => { // the values change after the event
+  search();
+  byId('list').focus();
+}));
 byId('previous').addEventListener('click', () => turn(-1));
 byId('next').addEventListener('click', () => turn(1));
 setInterval(() => document.hidden || draw(), 1000);
