@@ -116,7 +116,7 @@ class Tab:
     def go(self, url: str) -> None:
         """Load ``url``."""
         self.call("Page.navigate", url=url)
-        self.wait(f"location.href.startsWith({json.dumps(url)}) && document.readyState === 'complete'")
+        self.wait("location.protocol === 'http:' && document.readyState === 'complete'")
 
     def look(self, *, width: int = 1440, height: int = 900, dark: bool = False, **features: str) -> None:
         """Set the width of the window, the colour scheme, and other media features."""

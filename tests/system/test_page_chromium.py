@@ -95,9 +95,9 @@ def numbered(now: float, count: int) -> list[Row]:
     return rows
 
 
-def open_first(tab: Tab) -> None:
+def open_first(tab: Tab, words: str = "New token") -> None:
     tab.evaluate("document.querySelector('.open').click()")
-    tab.wait("document.querySelector('.events li')")
+    tab.wait(f"document.querySelector('.details').innerText.includes({json.dumps(words)})")
 
 
 def look_for_violations(tab: Tab) -> None:
@@ -157,7 +157,7 @@ def test_odd_texts_stay_texts_and_break_no_layout(opened: Callable[..., Tab]) ->
     with PageServer([odd, endless]) as server:
         server.history["n" * 64] = [event("failed", now - 60, outcome="transient", detail=_ODD), event(_ODD, 1e300)]
         tab = opened(server)
-        open_first(tab)
+        open_first(tab, "WWW")
         look_for_violations(tab)
         assert tab.evaluate("document.querySelectorAll('#grants :is(img, script)').length") == 0
         assert "<img src=x" in tab.evaluate("document.querySelector('.error').textContent")

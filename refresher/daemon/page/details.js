@@ -1,6 +1,6 @@
 // Shows the details of one grant: what happened in the last day, and all that is known of it.
 
-import { count, DAY, element, full, isTime, minute, moment, plain, RETRY_MS, setText, STATES } from './elements.js';
+import { ask, count, DAY, element, full, isTime, minute, moment, plain, setText, STATES } from './elements.js';
 
 const LINES = 100; // of the history
 const USUAL = /^valid for [^;]*; next rotation in [^;]*(; )?/; // what a rotation usually says
@@ -46,8 +46,7 @@ export function drawDetails(details, row, at) {
 async function drawHistory(details, name, at) {
   const note = details.querySelector('.note');
   try {
-    const signal = AbortSignal.timeout(2 * RETRY_MS);
-    const answer = await fetch(`/history?name=${encodeURIComponent(name)}`, { signal });
+    const answer = await ask(`/history?name=${encodeURIComponent(name)}`);
     const events = (await answer.json()).events.filter((event) => isTime(event.at)).sort((a, b) => a.at - b.at);
     const lines = historyLines(events).reverse();
     details.querySelector('.strip').replaceChildren(...events.slice(-500).map((event) => {

@@ -1,7 +1,6 @@
-// Times, words and elements that the other modules share. An element gets text from a server only as text.
+// Requests, times and elements that the other modules share. An element gets text from a server only as text.
 
 export const DAY = 86400;
-export const RETRY_MS = 5_000;
 export const STATES = {
   active: 'Fresh',
   failing: 'Failing',
@@ -9,6 +8,10 @@ export const STATES = {
   invalid_grant_file: 'Invalid grant file',
 };
 
+const PATIENCE_MS = 10_000;
+
+// The address of the page can contain a password, and `fetch` refuses such an address.
+export const ask = (path) => fetch(new URL(path, location.origin), { signal: AbortSignal.timeout(PATIENCE_MS) });
 export const isTime = (at) => Number.isFinite(at) && Math.abs(at) < 8.64e12;
 const calendar = new Intl.DateTimeFormat('sv-SE', {
   year: 'numeric', month: '2-digit', day: '2-digit', hour: '2-digit', minute: '2-digit', second: '2-digit',

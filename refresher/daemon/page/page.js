@@ -4,13 +4,14 @@
 
 import { drawDetails } from './details.js';
 import {
-  count, DAY, full, isTime, minute, plain, relative, RETRY_MS, setText, setTime, span, STATES,
+  ask, count, DAY, full, isTime, minute, plain, relative, setText, setTime, span, STATES,
 } from './elements.js';
 
 const PAGE_SIZE = 100;
 const SOON = 7 * DAY;
 const EXPIRY_GRACE = 10; // some servers refresh a token only when it has expired
 const REDRAW_MS = 250;
+const RETRY_MS = 5_000;
 const SILENCE_MS = 30_000; // after so long without an event, the page asks whether refresher still answers
 const RANK = { person: 0, failing: 1, ending: 2, fresh: 3 };
 
@@ -100,7 +101,7 @@ function lose(advice) {
 // A browser gives up a stream that is refused, and does not say why: ask again.
 async function explain() {
   try {
-    const answer = await fetch('/stream', { signal: AbortSignal.timeout(RETRY_MS) });
+    const answer = await ask('/stream');
     const text = answer.ok ? answer.body.cancel() : (await answer.text()).trim().slice(0, 500);
     if (answer.status === 401) return lose('Reload this page, and enter the page token as the password.');
     if (answer.status === 403) return lose(`refresher refuses: ${text}. Then reload this page.`);
@@ -115,7 +116,7 @@ async function explain() {
 async function checkSilence() {
   if (link.state !== 'live' || performance.now() - clock.read < SILENCE_MS) return;
   try {
-    await fetch('/healthz', { signal: AbortSignal.timeout(RETRY_MS) });
+    await ask('/healthz');
   } catch {
     lose('The page tries again by itself.');
     connect();
