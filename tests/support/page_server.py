@@ -69,7 +69,9 @@ class PageServer(Listening):
         self.history: dict[str, list[dict[str, Any]]] = {}
         self.refusal: tuple[int, str] | None = None
         """The status and the sentence with which streams are refused."""
-        self._clock = clock
+        self.answers = True
+        """Whether it answers when the page asks for its health."""
+        self.clock = clock
         self._streams: list[queue.SimpleQueue[str | None]] = []
         server = self
 
@@ -82,7 +84,8 @@ class PageServer(Listening):
                     events = server.history.get(parse_qs(url.query)["name"][0], [])
                     self._answer(200, "application/json", json.dumps({"events": events}).encode())
                 elif url.path == "/healthz":
-                    self._answer(200, "application/json", b"{}")
+                    if server.answers:
+                        self._answer(200, "application/json", b"{}")
                 elif (file := _FILES / (url.path[1:] or "index.html")).is_file():
                     self._answer(200, _TYPES[file.suffix], file.read_bytes())
                 else:
@@ -121,7 +124,7 @@ class PageServer(Listening):
     @property
     def now(self) -> float:
         """The time of this server."""
-        return time.time() + self._clock
+        return time.time() + self.clock
 
     @property
     def port(self) -> int:

@@ -270,6 +270,28 @@ def test_times_are_right_although_the_clock_of_the_browser_is_wrong(opened: Call
         assert "in 25 min" in facts(tab, "alpha")
 
 
+def test_times_are_right_after_a_suspend(opened: Callable[..., Tab]) -> None:
+    """If it failed, a laptop that was asleep for an hour would show an expired token as valid."""
+    with PageServer([row("alpha", time.time())]) as server:
+        tab = opened(server)
+        assert "40 min of 60 min left" in facts(tab, "alpha")
+        server.clock += _HOUR
+        tab.evaluate("before = Date.now; Date.now = () => before() + 3_600_000; null")
+        tab.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+        tab.wait("document.querySelector('.expires').textContent.startsWith('expired 20 min ago')")
+
+
+def test_a_connection_that_ends_without_a_sign_is_noticed(opened: Callable[..., Tab]) -> None:
+    """If it failed, the page would say that it is live although nothing reaches it any more."""
+    with PageServer([row("alpha", time.time())]) as server:
+        tab = opened(server)
+        server.answers = False
+        tab.evaluate("before = Date.now; Date.now = () => before() + 60_000; null")
+        tab.evaluate("steady = performance.now.bind(performance); performance.now = () => steady() + 60_000; null")
+        tab.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+        tab.wait("document.querySelector('[role=status]').textContent.endsWith('The connection to refresher is back.')")
+
+
 def test_a_lost_connection_is_shown_and_comes_back_by_itself(opened: Callable[..., Tab]) -> None:
     """If it failed, a person would believe old rows, or would have to reload after each restart of refresher."""
     now = time.time()

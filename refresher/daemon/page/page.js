@@ -12,6 +12,7 @@ const SOON = 7 * DAY;
 const EXPIRY_GRACE = 10; // some servers refresh a token only when it has expired
 const REDRAW_MS = 250;
 const RETRY_MS = 5_000;
+const DRIFT_MS = 2_000;
 const SILENCE_MS = 30_000; // after so long without an event, the page asks whether refresher still answers
 const RANK = { person: 0, failing: 1, ending: 2, fresh: 3 };
 
@@ -21,7 +22,7 @@ const states = new Map(); // the last known state by name, to announce changes
 const items = new Map(); // list items by name, of the visible page
 const opened = new Set(); // names whose details are open
 const changes = []; // sentences to announce
-let clock = { server: Date.now() / 1000, read: performance.now() };
+let clock = { server: Date.now() / 1000, read: performance.now(), local: Date.now() };
 let link = { state: 'waiting', since: clock.server };
 let view = { group: 'all', text: '', page: 0 };
 let glance = {};
@@ -51,7 +52,7 @@ function groupOf(row, at) {
 
 function stateWords(row, at) {
   const group = groupOf(row, at);
-  if (group === 'ending') return `Fresh, ${plain(row.end.kind)} ends soon`;
+  if (group === 'ending') return `Fresh, ${plain(row.end.kind)} ${row.end.at > at ? 'ends soon' : 'has ended'}`;
   if (group !== 'failing') return STATES[row.state];
   if (row.overdue) return 'Overdue: nobody refreshes it';
   if (row.state === 'active') return row.issued_at === null ? 'No token yet' : 'Token expired';
@@ -70,7 +71,7 @@ function connect() {
 }
 
 function receive(message, replace) {
-  clock = { server: message.now, read: performance.now() };
+  clock = { server: message.now, read: performance.now(), local: Date.now() };
   if (replace) grants.clear();
   for (const row of message.grants) {
     const grant = prepare(row);
@@ -112,14 +113,17 @@ async function explain() {
   setTimeout(connect, RETRY_MS);
 }
 
-// A connection can end without a sign, for example while a machine is suspended.
-async function checkSilence() {
-  if (link.state !== 'live' || performance.now() - clock.read < SILENCE_MS) return;
-  try {
-    await ask('/healthz');
-  } catch {
-    lose('The page tries again by itself.');
-    connect();
+// While a machine is suspended, the clock of the page stands still, and a connection can end without a sign.
+async function check() {
+  if (link.state !== 'live') return;
+  const passed = performance.now() - clock.read;
+  if (Math.abs(Date.now() - clock.local - passed) > DRIFT_MS) {
+    connect(); // a new stream begins with the time
+  } else if (passed > SILENCE_MS) {
+    await ask('/healthz').catch(() => {
+      lose('The page tries again by itself.');
+      connect();
+    });
   }
 }
 
@@ -305,5 +309,6 @@ byId('search').addEventListener('reset', () => setTimeout(() => { // the values 
 byId('previous').addEventListener('click', () => turn(-1));
 byId('next').addEventListener('click', () => turn(1));
 setInterval(() => document.hidden || draw(), 1000);
-setInterval(checkSilence, SILENCE_MS / 3);
+setInterval(check, SILENCE_MS / 3);
+document.addEventListener('visibilitychange', check);
 connect();
