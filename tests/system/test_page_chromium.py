@@ -201,7 +201,7 @@ def test_changes_appear_without_a_reload_and_are_announced(opened: Callable[...,
     now = time.time()
     with PageServer([row("alpha", now), row("beta", now), row("gamma", now)]) as server:
         tab = opened(server)
-        tab.evaluate("window.kept = true; document.querySelectorAll('.open')[1].focus(); null")
+        tab.evaluate("window.kept = true; document.querySelectorAll('.open')[2].focus(); null")
         server.send(row("gamma", now, state="failing", error=error("transient", "unreachable", now)), removed=["alpha"])
         tab.wait("document.querySelector('.name').textContent === 'gamma'")
         assert names(tab) == ["gamma", "beta"]
@@ -209,7 +209,7 @@ def test_changes_appear_without_a_reload_and_are_announced(opened: Callable[...,
         assert tab.evaluate("document.querySelector('[role=status]').textContent") == (
             "gamma: Failing, token still valid. alpha was removed."
         )
-        assert tab.evaluate("document.activeElement.textContent") == "beta"
+        assert tab.evaluate("document.activeElement.textContent") == "gamma"
         server.send(row("gamma", now))
         tab.wait("document.querySelector('h1').textContent === 'All 2 grants are fresh'")
         assert tab.evaluate("window.kept")
@@ -322,6 +322,17 @@ def test_a_refusal_says_what_to_do(opened: Callable[..., Tab], refusal: tuple[in
         server.refusal = refusal
         server.cut()
         tab.wait(f"document.querySelector('#lost').textContent.includes({json.dumps(words)})")
+
+
+def test_a_refusal_that_passes_needs_no_reload(opened: Callable[..., Tab]) -> None:
+    """If it failed, a page that found all places taken would stay without grants for ever."""
+    with PageServer([row("alpha", time.time())]) as server:
+        tab = opened(server)
+        server.refusal = (503, "503 Service Unavailable: too many pages are open; close one")
+        server.cut()
+        tab.wait("document.querySelector('#lost').textContent.includes('too many pages are open')")
+        server.refusal = None
+        tab.wait("document.body.dataset.link === 'live'")
 
 
 def test_ten_thousand_grants_stay_usable(opened: Callable[..., Tab]) -> None:
