@@ -16,7 +16,12 @@ __all__ = ["PageServer", "Row", "error", "event", "row"]
 
 Row = dict[str, Any]
 _FILES: Final = Path(refresher.daemon.__file__).parent / "page"
-_TYPES: Final = {".html": "text/html; charset=utf-8", ".css": "text/css", ".js": "text/javascript"}
+_TYPES: Final = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css",
+    ".js": "text/javascript",
+    ".svg": "image/svg+xml",
+}
 _POLICY: Final = (
     "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src 'self' data:;"
     " base-uri 'none'; frame-ancestors 'none'; form-action 'none'"
