@@ -11,8 +11,12 @@ from refresher.common.errors import GrantFileError
 from refresher.operations.grant_report import fields_of
 from tests.conftest import need
 from tests.support import chromium, devtools
+from tests.support.command import Command
+from tests.support.daemon import heard, running, stopped
 from tests.support.devtools import Browser, Tab
 from tests.support.page_server import PageServer, Row, error, event, row
+from tests.support.token_server import TokenServer
+from tests.support.unreachable import LIVE
 
 pytestmark = pytest.mark.xdist_group("page")  # one browser
 
@@ -357,6 +361,35 @@ def test_ten_thousand_grants_stay_usable(opened: Callable[..., Tab]) -> None:
         assert "No grant matches." in tab.text()
         tab.evaluate("document.querySelector('[type=reset]').click()")
         tab.wait("document.querySelectorAll('.grant').length === 100")
+
+
+def test_the_page_of_a_running_refresher(browser: Browser, refresher: Command) -> None:
+    """If it failed, the page would not work with the server, the token and the stream of refresher itself."""
+    token = "a-token-of-the-page-1"
+    file = refresher.home / "page-token"
+    file.write_text(token)
+    file.chmod(0o600)
+    options = ("--page-token-file", str(file), "--listen")
+    with TokenServer(lambda _: 3600.0) as server:
+        refresher.bring("linear", server.grant("linear"))
+        with running(refresher, *options, "127.0.0.1:0") as process:
+            address = heard(process, "the page http")[-1].strip().removesuffix("/").rpartition("//")[2]
+            with Tab(browser, f"http://me:{token}@{address}/") as tab:
+                tab.wait("document.querySelector('h1').textContent === 'The grant is fresh'")
+                assert "of 60 min left" in facts(tab, "linear")
+                open_first(tab, "Generation")
+                tab.wait("document.querySelector('.note').textContent !== 'Loading the history'")
+                assert "cannot be loaded" not in facts(tab, "linear")
+                refresher.bring("notion", LIVE)
+                tab.wait("document.querySelector('h1').textContent === 'All 2 grants are fresh'")
+                refresher("remove", "notion")
+                tab.wait("document.querySelector('h1').textContent === 'The grant is fresh'")
+                stopped(refresher, process)
+                tab.wait("document.body.dataset.link === 'lost'")
+                with running(refresher, *options, address) as again:
+                    tab.wait("document.body.dataset.link === 'live'")
+                    assert tab.violations() == []
+                    stopped(refresher, again)
 
 
 def test_the_scripted_rows_are_those_of_refresher() -> None:
