@@ -57,7 +57,7 @@ async function drawHistory(details, name, at) {
     }));
     details.querySelector('.events').replaceChildren(...lines.slice(0, LINES).map(historyItem));
     const more = lines.length > LINES ? `And ${count(lines.length - LINES)} earlier lines.` : '';
-    setText(note, lines.length ? more : 'Nothing happened in the last day.');
+    setText(note, lines.length ? more : 'The history of the last day is empty.');
   } catch {
     setText(note, 'The history cannot be loaded at the moment. Close this grant and open it again.');
   }

@@ -245,7 +245,7 @@ function drawItem(item, row, at) {
   parts.mark.hidden = !(next > at && next < expires);
   parts.mark.style.setProperty('--at', (expires - next) / life);
   const left = expires > at ? `${span(expires - at)} of ${span(life)} left` : `expired ${relative(expires, at)}`;
-  setTime(parts.expires, isTimed ? expires : null, isTimed ? left : issued === null ? 'none yet' : 'no end known');
+  setTime(parts.expires, isTimed ? expires : null, isTimed ? left : issued === null ? 'none known' : 'no end known');
   setTime(parts.next, next, isTime(next) ? relative(Math.max(next, at), at) : 'none planned');
   setTime(parts.end, end?.at, end ? relative(end.at, at) : 'no end known');
   setText(parts.kind, end && end.kind !== 'login' ? `(${plain(end.kind)})` : '');
