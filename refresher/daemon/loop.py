@@ -16,6 +16,7 @@ from refresher.common.errors import DirectoryError, GrantFileError
 from refresher.common.signals import DaemonSignals
 from refresher.config import Settings
 from refresher.daemon.directory_watch import DirectoryWatch
+from refresher.daemon.log_throttle import ROTATED, LogThrottle
 from refresher.daemon.schedule import HEARTBEAT, Schedule
 from refresher.daemon.supervision import Supervision
 from refresher.grants import policy, refresh_life
@@ -44,8 +45,6 @@ _MAX_PAUSE: Final = 30.0
 _LOCK_WAIT: Final = 2.0
 _QUIET_LOCK_WAITS: Final = 4
 _MAX_PLAN: Final = 86400.0
-_REPEAT_AFTER: Final = 600.0
-_ROTATED: Final[tuple[ResultCode, ...]] = ("rotated", "token_rejected")
 _LOCAL_FAULTS: Final[tuple[ResultCode, ...]] = ("lock_busy", "storage_failed", "invalid_grant_file")
 
 
@@ -79,44 +78,6 @@ class _Pause(NamedTuple):
         return cls(fault, times, time.monotonic() + min(2.0 ** min(times - 1, 10), _MAX_PAUSE))
 
 
-class _LogThrottle:
-    """Logs each message about a grant once, and again only after ten minutes."""
-
-    def __init__(self) -> None:
-        self._last: dict[str, tuple[str, float]] = {}
-
-    def log(self, name: str, what: str, level: int, message: str) -> bool:
-        """Log ``message`` about the grant ``name``, unless ``what`` is the same as the last time.
-
-        Return whether it was logged. ``name`` is empty for a message about refresher itself.
-        """
-        last, logged_at = self._last.get(name, (None, 0.0))
-        now = time.monotonic()
-        if last == what and now - logged_at <= _REPEAT_AFTER:
-            return False
-        self._last[name] = (what, now)
-        log.log(level, "%s", f"{name}: {message}" if name else message)
-        return True
-
-    def log_result(self, result: Result, what: str) -> None:
-        """Log the result of a rotation; ``what`` distinguishes it from others with the same outcome."""
-        failed = EXIT_CODES[result.outcome] != 0
-        rotated = result.outcome in _ROTATED
-        level = logging.WARNING if failed else logging.INFO if rotated else logging.DEBUG
-        generation = f" (generation {result.generation})" if rotated else ""
-        message = f"{result.outcome}{generation}: {result.detail}"
-        self.log(result.name, f"{result.outcome} {what}", level, message)
-
-    def log_internal_error(self, name: str, error: Exception) -> None:
-        """Log a bug, without a trace, which could quote a secret."""
-        message = f"internal error ({type(error).__name__}); please report it"
-        self.log(name, "internal error", logging.ERROR, message)
-
-    def forget(self, name: str) -> None:
-        """Log the next message about ``name``, also if it is a repetition."""
-        self._last.pop(name, None)
-
-
 class Daemon:
     """Rotates every grant on time, until a signal stops it."""
 
@@ -136,7 +97,7 @@ class Daemon:
         self._publisher = Publisher(self._settings.directories)
         self._in_progress: set[str] = set()
         self._pauses: dict[str, _Pause] = {}
-        self._throttle = _LogThrottle()
+        self._throttle = LogThrottle()
         self._warned: set[str] = set()
         self._sent: set[str] = set()
         self._supervision = Supervision()
@@ -338,7 +299,7 @@ class Daemon:
             pause = self._pauses[name] = _Pause.after(previous, fault=True)
             if result.outcome != "lock_busy" or pause.times > _QUIET_LOCK_WAITS:
                 self._throttle.log_result(result, result.detail)
-        elif result is not None and (result.outcome in _ROTATED or self._is_final_failure(result)):
+        elif result is not None and (result.outcome in ROTATED or self._is_final_failure(result)):
             self._throttle.log_result(result, str(result.generation))
         else:
             self._pauses[name] = _Pause.after(previous, fault=False)
