@@ -79,9 +79,23 @@ def run(options: Options, grace: float, listen: str | None, listen_hosts: tuple[
 @click.argument("names", metavar="[NAME]...", nargs=-1, shell_complete=complete_name)
 @click.option("--force", is_flag=True, help="Rotate now, even if it is not due.")
 @duration_option("--horizon", help="The time to the next run: rotate also what is due before it.")
+@click.option(
+    "--metrics-file",
+    metavar="FILE",
+    envvar="REFRESHER_METRICS_FILE",
+    show_envvar=True,
+    help="Write metrics to this file, for the textfile collector of node_exporter.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
-def run_once(options: Options, names: tuple[str, ...], force: bool, horizon: float | None, as_json: bool) -> int:
+def run_once(
+    options: Options,
+    names: tuple[str, ...],
+    force: bool,
+    horizon: float | None,
+    metrics_file: str | None,
+    as_json: bool,
+) -> int:
     """Rotate what is due or demanded, of all grants or of those named.
 
     You can run it at any time, as often as you like, and several at once: one process rotates a grant, the others use
@@ -90,9 +104,14 @@ def run_once(options: Options, names: tuple[str, ...], force: bool, horizon: flo
     --force fetches a token that is newer than the one at the start of the command. It skips a backoff, and tries again
     if the server has refused the grant. It does not skip the wait of a grant in doubt.
     """
+    options.add(metrics_file=metrics_file)
     settings = options.settings()
     warn_of_closed_directories(settings)
     with observing(settings, "run-once") as observers, StopSignals() as stopping:
+        if settings.metrics_file is not None:
+            from refresher.observers.metrics import Counts
+
+            observers.add(counts := Counts())
         results = operation.run_once(
             settings,
             names,
@@ -102,6 +121,10 @@ def run_once(options: Options, names: tuple[str, ...], force: bool, horizon: flo
             progress=Progress(),
             emit=observers.emit,
         )
+    if settings.metrics_file is not None:
+        from refresher.observers import metrics_file as file  # most runs have none, and do not pay for it
+
+        file.write(settings.metrics_file, settings.directories, counts, observers.dropped())
     code = exit_code(results) if stopping.exit_code is None else stopping.exit_code
     rows = [
         (each.name, each.outcome, "-" if each.generation is None else str(each.generation), each.detail)
