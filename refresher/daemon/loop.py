@@ -17,6 +17,7 @@ from refresher.common.signals import DaemonSignals
 from refresher.config import Settings
 from refresher.daemon.directory_watch import DirectoryWatch
 from refresher.daemon.log_throttle import ROTATED, LogThrottle
+from refresher.daemon.metrics_page import MetricsPage
 from refresher.daemon.schedule import HEARTBEAT, Schedule
 from refresher.daemon.supervision import Supervision
 from refresher.grants import policy, refresh_life
@@ -25,6 +26,7 @@ from refresher.grants.record import Grant
 from refresher.oauth.http_client import DEADLINE
 from refresher.oauth.tls import ssl_context
 from refresher.observers.hub import Observers
+from refresher.observers.metrics import Counts
 from refresher.operations.events import happened
 from refresher.operations.inspection import Inspection, inspect, server_of
 from refresher.operations.result import EXIT_CODES, Result, ResultCode
@@ -102,6 +104,8 @@ class Daemon:
         self._sent: set[str] = set()
         self._supervision = Supervision()
         self._readiness = self._supervision.readiness
+        observers.add(counts := Counts())
+        self.metrics = MetricsPage(self._readiness, counts, observers.dropped, lambda: self._settings.directories)
         self._heartbeat_at = float("-inf")
         self._scan_at = float("-inf")
 

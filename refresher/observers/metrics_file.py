@@ -33,13 +33,14 @@ def write(path: Path, directories: Directories, counts: Counts, dropped: Mapping
         if not directories.state.exists():
             directories.prepare()  # there is no grant yet
         with lock.held(directories.metrics_lock, stopping=lambda: False, wait=_LOCK_WAIT):
-            _add_earlier(path, counts)
-            listing = directories.listing()
-            counts.keep({*listing.names}.__contains__)
-            text, _ = render(counts, _grants(directories, listing), last_run=last_run.at(directories), dropped=dropped)
             directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 _check(directory, directories)
+                _add_earlier(path, counts)
+                listing = directories.listing()
+                counts.keep({*listing.names}.__contains__)
+                grants, at = _grants(directories, listing), last_run.at(directories)
+                text, _ = render(counts, grants, last_run=at, dropped=dropped)
                 files.replace(directory, path.name, text, mode=_MODE, group=None)
             finally:
                 os.close(directory)
