@@ -5,16 +5,17 @@ Its counters continue those of the file that it replaces.
 
 import logging
 import os
+import stat
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from refresher.common.errors import DirectoryError, LockBusy, RefresherError
-from refresher.observers.metrics import MOST_NAMES, Counts, Grants, grants_of, read_rows, render
+from refresher.observers.metrics import MOST_NAMES, Counts, Row, grants_of, read_rows, render
 from refresher.operations.rest import Resting
 from refresher.storage import demands, files, last_run, lock
-from refresher.storage.directories import Directories, Listing
+from refresher.storage.directories import Directories
 
 __all__ = ["write"]
 
@@ -35,12 +36,12 @@ def write(path: Path, directories: Directories, counts: Counts, dropped: Mapping
         with lock.held(directories.metrics_lock, stopping=lambda: False, wait=_LOCK_WAIT):
             directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
-                _check(directory, directories)
+                _check(path, directory, directories)
                 _add_earlier(path, counts)
-                listing = directories.listing()
-                counts.keep({*listing.names}.__contains__)
-                grants, at = _grants(directories, listing), last_run.at(directories)
-                text, _ = render(counts, grants, last_run=at, dropped=dropped)
+                rows, others = _rows(directories)
+                counts.keep({*(row.name for row in rows), *others}.__contains__)
+                grants = grants_of(rows, unread=len(others))
+                text, _ = render(counts, grants, last_run=last_run.at(directories), dropped=dropped)
                 files.replace(directory, path.name, text, mode=_MODE, group=None)
             finally:
                 os.close(directory)
@@ -60,8 +61,11 @@ def _add_earlier(path: Path, counts: Counts) -> None:
         log.warning("the metrics file %s is damaged: its counters begin at 0", path)
 
 
-def _check(directory: int, directories: Directories) -> None:
-    """Raise ``DirectoryError`` for a directory of refresher, whose files the metrics could replace."""
+def _check(path: Path, directory: int, directories: Directories) -> None:
+    """Raise ``DirectoryError`` if the metrics would replace a file of refresher, a link or a device."""
+    with suppress(FileNotFoundError):
+        if not stat.S_ISREG(os.lstat(path.name, dir_fd=directory).st_mode):
+            raise DirectoryError("it is not a regular file; give the path of one")
     found = os.fstat(directory)
     for own in (directories.grants, directories.tokens, directories.demands, directories.spill):
         with suppress(OSError):
@@ -69,8 +73,9 @@ def _check(directory: int, directories: Directories) -> None:
                 raise DirectoryError(f"{own} is a directory of refresher: give another one")
 
 
-def _grants(directories: Directories, listing: Listing) -> Grants:
-    """Return the grants to show. Of thousands, those that rest need not be read: they are active, and no login ends."""
+def _rows(directories: Directories) -> tuple[list[Row], list[str]]:
+    """Return the grants, and the names of others: they rest, so they are active, and their login has no end."""
+    listing = directories.listing()
     names, resting = list(listing.names), []
     if len(names) > MOST_NAMES:
         rest = Resting(directories, listing, demands.pending(directories, names))
@@ -78,4 +83,4 @@ def _grants(directories: Directories, listing: Listing) -> Grants:
         names = [*{*names} - {*resting}]
         shown = max(MOST_NAMES - len(names), 0)
         names, resting = [*names, *resting[:shown]], resting[shown:]
-    return grants_of(read_rows(directories, names), unread=len(resting))
+    return read_rows(directories, names), resting
