@@ -16,6 +16,7 @@ from refresher.operations.events import Event, happened
 from refresher.storage import records, rest_index, stamps
 from refresher.storage.directories import Directories
 from refresher.storage.publishing import Publisher
+from tests.conftest import need
 from tests.support.fake_state import directories, put
 from tests.support.prometheus import check_metrics, missing
 from tests.support.samples import doubt, failure, grant
@@ -180,8 +181,7 @@ def test_a_damaged_text_adds_nothing(part: str, instead: str) -> None:
 
 def test_promtool_has_no_remark_on_a_page_with_everything() -> None:
     """If it failed, Prometheus would refuse the page, or a name would break its conventions."""
-    if (reason := missing()) is not None:
-        pytest.skip(reason)
+    need(missing())
     rows = [Row("linear", "active", 2e9, 3e9, True), Row("notion", "failing")]
     check_metrics(render(counts(rotated()), grants_of(rows), last_run=5.0, dropped={"history": 1})[0])
 
