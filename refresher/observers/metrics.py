@@ -18,9 +18,11 @@ from refresher.grants import policy
 from refresher.grants.record import Grant
 from refresher.operations.events import Event
 from refresher.operations.grant_report import INVALID
+from refresher.operations.result import EXIT_CODES
 from refresher.storage import records
 from refresher.storage.directories import Directories
 from refresher.storage.publishing import state_of
+from shim._token import is_name
 
 if TYPE_CHECKING:
     from prometheus_client.core import GaugeMetricFamily, Metric
@@ -144,10 +146,10 @@ class Counts:
     def keep(self, exists: Callable[[str], bool]) -> None:
         """End the counters of the names that do not exist any more."""
         with self._lock:
-            for gone in [name for name in self._named if not exists(name)]:
-                self._named.discard(gone)
-                for key in [key for key in self._rotations if key[0] == gone]:
-                    del self._rotations[key]
+            gone = {name for name in self._named if not exists(name)}
+            self._named -= gone
+            for key in [key for key in self._rotations if key[0] in gone]:
+                del self._rotations[key]
 
     def _series(self, name: str) -> str:
         if name and name not in self._named:
@@ -172,7 +174,10 @@ class Counts:
                 for sample in family.samples:
                     base, _, kind = sample.name.rpartition("_")
                     if base == _ROTATIONS:
-                        rotations[sample.labels["name"], sample.labels["outcome"]] = _count(sample.value)
+                        name, outcome = sample.labels["name"], sample.labels["outcome"]
+                        if outcome not in EXIT_CODES or not (name == "" or is_name(name)):
+                            raise ValueError("other labels")
+                        rotations[name, outcome] = _count(sample.value)
                     elif base == _DEMANDS:
                         demands = _count(sample.value)
                     elif base == _DROPPED:
@@ -193,26 +198,27 @@ class Counts:
                 each.counts = [mine + other for mine, other in zip(each.counts, counts, strict=True)]
                 each.sum += total
 
-    def families(self, dropped: Mapping[str, int]) -> "Iterator[Metric]":
+    def families(self, dropped: Mapping[str, int]) -> "list[Metric]":
         """Return the counters; ``dropped``: how many events each observer of this process has lost."""
         from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 
+        rotations = CounterMetricFamily(
+            _ROTATIONS, "Attempts to rotate a grant, by outcome.", labels=("name", "outcome")
+        )
+        lost = CounterMetricFamily(_DROPPED, "Events that an observer has lost.", labels=("observer",))
         with self._lock:
-            rotations = CounterMetricFamily(
-                _ROTATIONS, "Attempts to rotate a grant, by outcome.", labels=("name", "outcome")
-            )
             for key, count in sorted(self._rotations.items()):
                 rotations.add_metric(key, count)
-            yield rotations
-            yield CounterMetricFamily(_DEMANDS, "Demands of agents that were answered.", value=self._demands)
-            for each in self._histograms:
-                yield HistogramMetricFamily(each.name, each.documentation, buckets=each.buckets(), sum_value=each.sum)
-            lost = CounterMetricFamily(_DROPPED, "Events that an observer has lost.", labels=("observer",))
             total = Counter({self.name: 0, **self._dropped})
             total.update(dropped)
             for observer, count in sorted(total.items()):
                 lost.add_metric((observer,), count)
-            yield lost
+            demands = CounterMetricFamily(_DEMANDS, "Demands of agents that were answered.", value=self._demands)
+            histograms = [
+                HistogramMetricFamily(each.name, each.documentation, buckets=each.buckets(), sum_value=each.sum)
+                for each in self._histograms
+            ]
+        return [rotations, demands, *histograms, lost]
 
 
 def _count(value: float) -> int:

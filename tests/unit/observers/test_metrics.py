@@ -161,6 +161,8 @@ def test_counters_continue_from_the_text_of_an_earlier_process() -> None:
         ("refresher_demands_total 0.0", "refresher_demands_total"),
         ("refresher_demands_total 0.0", "refresher_demands_total{"),
         ('name="linear",', ""),
+        ('name="linear",', 'name="Linear",'),
+        ('outcome="rotated"', 'outcome="stolen"'),
         ('_seconds_bucket{le="0.1"} 0.0', '_seconds_bucket{le="0.1"} 5.0'),
         ('refresher_lock_wait_seconds_bucket{le="0.1"}', 'refresher_lock_wait_seconds_bucket{le="0.2"}'),
         ("refresher_lock_wait_seconds_sum 0.0", ""),
