@@ -6,14 +6,17 @@ import stat
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import need
 from tests.support.cli import GRANT
 from tests.support.command import Command, Done, wait_until
 from tests.support.daemon import published, running, stopped
 from tests.support.oidc import OIDC
+from tests.support.parts import mounted, no_mounts
 from tests.support.prometheus import check_metrics, missing
 
 HEALTHY = GRANT | {"access_token": "an-access-token-of-it", "expires_in": 3600}
@@ -166,3 +169,20 @@ def test_without_the_setting_nothing_is_imported_and_nothing_is_written(refreshe
     assert "refresher.operations.run_once" in loaded
     assert not {name for name in loaded if name.startswith(("prometheus_client", "refresher.observers.metrics"))}
     assert not (refresher.state / "metrics.lock").exists()
+
+
+def test_on_a_full_disk_the_former_file_stays_whole(refresher: Command, tmp_path: Path) -> None:
+    """If it failed, a full disk would leave half a file, which node_exporter refuses."""
+    need(no_mounts())
+    refresher.import_grant("linear", HEALTHY)
+    with mounted(tmp_path / "small", "size=64k"):
+        file = tmp_path / "small/refresher.prom"
+        assert refresher("run-once", "--metrics-file", str(file)).stderr == ""
+        before = file.read_bytes()
+        with (tmp_path / "small/filler").open("wb", buffering=0) as filler, suppress(OSError):
+            while True:
+                filler.write(b"x" * 1024)
+        said = warning(refresher("run-once", "--metrics-file", str(file)))
+        assert "No space left on device" in said
+        assert file.read_bytes() == before
+        assert {path.name for path in file.parent.iterdir()} == {file.name, "filler"}
