@@ -8,24 +8,40 @@ from typing import Any, Final
 
 import msgspec
 
+from refresher.common import durations
 from refresher.common.errors import ConfigError
 from refresher.common.logs import LogFormat
 from refresher.common.reading import read_named
 from refresher.storage.directories import Directories
 from shim._source import default_state_dir
 
-__all__ = ["DEFAULT_ADDRESS", "Address", "Settings", "parse_address", "resolve", "shown_address"]
+__all__ = [
+    "DEFAULT_ADDRESS",
+    "HOOKS",
+    "Address",
+    "HookSettings",
+    "Settings",
+    "parse_address",
+    "resolve",
+    "shown_address",
+]
 
 Address = tuple[str, int]
 """Host and port of the health endpoint."""
 
 DEFAULT_ADDRESS: Final[Address] = ("127.0.0.1", 9464)
 
+HOOKS: Final = ("on_rotated", "on_failing", "on_reauthorization_required", "on_login_ending", "on_restored")
+"""The keys of commands in the table ``hooks``."""
+
+_HOOK_TIMEOUT: Final = 30.0
+_LONGEST_HOOK: Final = 3600.0
+
 _ADDRESS: Final = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<host>[A-Za-z0-9.-]+)):(?P<port>\d{1,5})", re.ASCII)
 _HOST_NAME: Final = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?", re.ASCII)
 _LONGEST_NUMBER: Final = 10
 _LARGEST_FILE: Final = 1024 * 1024
-_PATHS: Final = ("state_dir", "tokens_dir", "demands_dir", "spill_dir", "ca_file", "metrics_file")
+_PATHS: Final = ("state_dir", "tokens_dir", "demands_dir", "spill_dir", "ca_file", "metrics_file", "page_token_file")
 _KEYS: Final[dict[str, tuple[type, ...]]] = {
     **dict.fromkeys(_PATHS, (str,)),
     "tokens_group": (str, int),
@@ -33,8 +49,20 @@ _KEYS: Final[dict[str, tuple[type, ...]]] = {
     "listen_hosts": (list,),
     "log_format": (str,),
     "verbose": (int,),
+    "hooks": (dict,),
 }
-_KINDS: Final = {str: "string", int: "number", list: "list"}
+_KINDS: Final = {str: "string", int: "number", list: "list", dict: "table"}
+
+
+class HookSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """The commands that run when something happens to a grant."""
+
+    file: Path
+    """The configuration file that names them."""
+    commands: dict[str, tuple[str, ...]]
+    """By the keys of ``HOOKS``: a program, as an absolute path or a name to look up on PATH, and its arguments."""
+    timeout: float
+    """Seconds for one run of a command."""
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,8 +78,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """The names that a request to it may give as its host, in lower case."""
     metrics_file: Path | None = None
     """Where ``run-once`` writes its metrics; ``None``: nowhere."""
+    page_token_file: str | None = None
+    """Holds the token that the page, its stream and its history ask for."""
     log_format: LogFormat
     verbose: int
+    hooks: HookSettings | None = None
 
 
 def resolve(given: Mapping[str, Any], config: str | None) -> Settings:
@@ -60,7 +91,12 @@ def resolve(given: Mapping[str, Any], config: str | None) -> Settings:
     ``given``: the options and the environment, by the keys of the file; ``None`` is not given. ``config``: the file,
     which must exist if it is named. Raises ``ConfigError``.
     """
+    if config == "":
+        raise _empty("--config")
     values = _read(config) | {key: value for key, value in given.items() if value is not None}
+    for key in _PATHS:
+        if values.get(key) == "":  # usually an unset variable of a script, and not a wish for the default
+            raise _empty(f"--{key.replace('_', '-')}")
     state = Path(values.get("state_dir") or default_state_dir())
     if str(state).startswith("~"):
         raise ConfigError("there is no home directory: give --state-dir, or set HOME")
@@ -80,8 +116,10 @@ def resolve(given: Mapping[str, Any], config: str | None) -> Settings:
         listen=parse_address(values["listen"]) if values.get("listen") else None,
         listen_hosts=tuple(map(_host_name, values.get("listen_hosts") or ())),
         metrics_file=_absolute("metrics_file", file) if (file := values.get("metrics_file")) else None,
+        page_token_file=values.get("page_token_file") or None,
         log_format="json" if log_format == "json" else "text",
         verbose=max(values.get("verbose") or 0, 0),
+        hooks=values.get("hooks"),
     )
 
 
@@ -98,7 +136,8 @@ def _read(config: str | None) -> dict[str, Any]:
     import tomllib  # most machines have no file: a cron run does not pay for this
 
     try:
-        values: dict[str, Any] = tomllib.loads(data.decode("utf-8"))
+        # Some editors begin a file with a byte order mark.
+        values: dict[str, Any] = tomllib.loads(data.decode("utf-8-sig"))
     except ValueError as error:
         form = "UTF-8 text" if isinstance(error, UnicodeDecodeError) else f"TOML: {error}"
         raise ConfigError(f"{path}: it is not {form}") from None
@@ -108,11 +147,57 @@ def _read(config: str | None) -> dict[str, Any]:
         if type(value) not in kind:
             raise ConfigError(f"{path}: {key} must be a {' or '.join(_KINDS[each] for each in kind)}")
         if key in _PATHS:
+            if not value:
+                raise _empty(f"{path}: {key}")
             try:
                 values[key] = str(path.parent / Path(value).expanduser())  # relative to the file
             except (RuntimeError, ValueError):
                 raise ConfigError(f"{path}: {key} is not a path: there is no home directory for its '~'") from None
+        if key == "hooks":
+            values[key] = _hooks(path.absolute(), value)
     return values
+
+
+def _empty(what: str) -> ConfigError:
+    return ConfigError(f"{what} is empty: give a path, or leave it out for the default")
+
+
+def _hooks(path: Path, table: Mapping[str, Any]) -> HookSettings | None:
+    commands, timeout = {}, _HOOK_TIMEOUT
+    for key, value in table.items():
+        if key == "timeout":
+            try:
+                timeout = durations.parse(value)
+            except (TypeError, ValueError):
+                timeout = 0.0
+            if not 1 <= timeout <= _LONGEST_HOOK:
+                raise ConfigError(f"{path}: timeout in [hooks] must be a duration from 1s to 1h, for example '30s'")
+        elif key in HOOKS:
+            commands[key] = _command(path, key, value)
+        else:
+            raise ConfigError(f"{path}: unknown key {key!r} in [hooks] (known: {', '.join(HOOKS)}, timeout)")
+    return HookSettings(file=path, commands=commands, timeout=timeout) if commands else None
+
+
+def _command(path: Path, key: str, value: object) -> tuple[str, ...]:
+    """Return the program and the arguments of the hook ``key``; a program is relative to the file ``path``."""
+    import shlex
+
+    try:
+        words = shlex.split(value) if isinstance(value, str) else value
+    except ValueError:
+        raise ConfigError(f"{path}: {key} in [hooks] has a quote that does not end") from None
+    if not isinstance(words, list) or not all(isinstance(word, str) and "\0" not in word for word in words):
+        words = []
+    if not words or not words[0]:
+        raise ConfigError(f"{path}: {key} in [hooks] must be a program and its arguments, as a list or as one text")
+    try:
+        words = [str(Path(word).expanduser()) if word.startswith("~/") else word for word in words]
+    except RuntimeError:
+        raise ConfigError(f"{path}: {key} in [hooks]: there is no home directory for its '~'") from None
+    # As in a shell, a name without a slash is looked up on PATH.
+    program = str(path.parent / words[0]) if "/" in words[0] else words[0]
+    return (program, *words[1:])
 
 
 def _absolute(key: str, path: str | Path) -> Path:

@@ -1,5 +1,6 @@
 """The command import."""
 
+import codecs
 import logging
 import sys
 from collections.abc import Iterable
@@ -179,7 +180,11 @@ def _import(
         say(f"{name} exists already; it is kept")
         return None
     # Outside the context below: Ctrl-C ends at once while a person pastes.
-    grant = import_request.parse(name, _read_import(source), clocks.now())
+    data = _read_import(source)
+    try:
+        grant = import_request.parse(name, data, clocks.now())
+    except ImportRefused as error:
+        raise ImportRefused(f"{_shown(source)}: {error}") from None
     try:
         with StopSignals() as stopping:
             admitted = import_grant.store_grant(
@@ -222,5 +227,9 @@ def _read_import(source: str) -> bytes:
         if status.st_mode & 0o077 and data:
             log.warning("warning: others can read %s: run 'chmod 600' on it, or delete it after the import", source)
     if not data.strip():
-        raise ImportRefused(f"{'standard input' if source == '-' else source} is empty; see 'refresher import --help'")
-    return data
+        raise ImportRefused(f"{_shown(source)} is empty; see 'refresher import --help'")
+    return data.removeprefix(codecs.BOM_UTF8)
+
+
+def _shown(source: str) -> str:
+    return "standard input" if source == "-" else source

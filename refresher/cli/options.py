@@ -18,6 +18,7 @@ __all__ = [
     "GLOBAL_OPTIONS",
     "LISTEN",
     "LISTEN_HOST",
+    "PAGE_TOKEN_FILE",
     "STOPPED",
     "Options",
     "command",
@@ -45,6 +46,14 @@ def _option(name: str, metavar: str | None, help: str, *names: str, **settings: 
     return click.Option((name, *names), metavar=metavar, help=help, envvar=variable, show_envvar=True, **settings)
 
 
+def _level(value: Any) -> int:
+    """Return how much to log: how often -v is given, or the number in the environment."""
+    try:
+        return int(value)
+    except ValueError:
+        raise click.BadParameter("it must be a number: 1 logs each action, 2 logs more") from None
+
+
 GLOBAL_OPTIONS: Final = (
     _option(
         "--state-dir", "DIR", "Contains grants/.  [default: $XDG_STATE_HOME/refresher or ~/.local/state/refresher]"
@@ -60,7 +69,7 @@ GLOBAL_OPTIONS: Final = (
         "TOML with these options as keys (state_dir = ...).  [default: ~/.config/refresher/config.toml]",
         "config_file",
     ),
-    _option("--verbose", None, "Log each action; -vv logs more.", "-v", count=True),
+    _option("--verbose", None, "Log each action; -vv logs more.", "-v", count=True, type=_level),
     _option(
         "--log-format", None, "The format of log lines on stderr.  [default: text]", type=click.Choice(["text", "json"])
     ),
@@ -188,7 +197,7 @@ LISTEN: Final = click.option(
     metavar="HOST:PORT",
     envvar="REFRESHER_LISTEN",
     show_envvar=True,
-    help="The address of the health endpoint of 'refresher run', with the pages /healthz and /readyz.",
+    help="The address where 'refresher run' serves a page for a browser, /healthz and /readyz.",
 )
 
 LISTEN_HOST: Final = click.option(
@@ -199,6 +208,14 @@ LISTEN_HOST: Final = click.option(
     envvar="REFRESHER_LISTEN_HOST",
     show_envvar=True,
     help="A name by which requests may address these pages, besides IP addresses and localhost. Can be repeated.",
+)
+
+PAGE_TOKEN_FILE: Final = click.option(
+    "--page-token-file",
+    metavar="FILE",
+    envvar="REFRESHER_PAGE_TOKEN_FILE",
+    show_envvar=True,
+    help="Holds the token that a browser must give for the page; needed if --listen is no loopback address.",
 )
 
 

@@ -8,6 +8,7 @@ import msgspec
 from refresher.cli.options import (
     LISTEN,
     LISTEN_HOST,
+    PAGE_TOKEN_FILE,
     STOPPED,
     Options,
     command,
@@ -39,8 +40,11 @@ _SHORTEST_GRACE: Final = 10.0
 )
 @LISTEN
 @LISTEN_HOST
+@PAGE_TOKEN_FILE
 @click.pass_obj
-def run(options: Options, grace: float, listen: str | None, listen_hosts: tuple[str, ...]) -> int:
+def run(
+    options: Options, grace: float, listen: str | None, listen_hosts: tuple[str, ...], page_token_file: str | None
+) -> int:
     """Rotate every grant in time, and when an agent demands it, until stopped.
 
     run notices grants that are imported, changed or removed. Any number of 'refresher run' and 'refresher run-once' can
@@ -49,10 +53,11 @@ def run(options: Options, grace: float, listen: str | None, listen_hosts: tuple[
     On SIGTERM or Ctrl-C, run starts nothing new and completes what is in progress. On SIGHUP, it reads the
     configuration again. It logs on stderr what it does.
 
-    'refresher health' can check it; with --listen, HTTP probes can too. If the address of --listen is taken, run warns,
-    rotates, and tries again. A systemd service of Type=notify needs no --listen.
+    'refresher health' can check it. With --listen, HTTP probes can too, and a browser shows a page of all grants. If
+    the address of --listen is taken, run warns, rotates, and tries again. A systemd service of Type=notify needs no
+    --listen.
     """
-    options.add(listen=listen, listen_hosts=listen_hosts or None)
+    options.add(listen=listen, listen_hosts=listen_hosts or None, page_token_file=page_token_file)
     if grace < _SHORTEST_GRACE:
         raise ConfigError(f"--grace must be {_SHORTEST_GRACE:.0f} s or more: a request needs time to complete")
     settings = options.settings()
@@ -107,29 +112,33 @@ def run_once(
     options.add(metrics_file=metrics_file)
     settings = options.settings()
     warn_of_closed_directories(settings)
-    with observing(settings, "run-once") as observers, StopSignals() as stopping:
+    with observing(settings, "run-once") as observers:
         if settings.metrics_file is not None:
             from refresher.observers.metrics import Counts
 
             observers.add(counts := Counts())
-        results = operation.run_once(
-            settings,
-            names,
-            force=force,
-            horizon=horizon or 0.0,
-            stopping=stopping,
-            progress=Progress(),
-            emit=observers.emit,
+        with StopSignals() as stopping:
+            results = operation.run_once(
+                settings,
+                names,
+                force=force,
+                horizon=horizon or 0.0,
+                stopping=stopping,
+                progress=Progress(),
+                emit=observers.emit,
+            )
+        code = exit_code(results) if stopping.exit_code is None else stopping.exit_code
+        rows = [
+            (each.name, each.outcome, "-" if each.generation is None else str(each.generation), each.detail)
+            for each in results
+        ]
+        fields = (
+            {"results": [msgspec.structs.asdict(result) for result in results], "exit_code": code} if as_json else None
         )
+        # Before the observers complete: the command of a hook can be slow.
+        print_rows(settings, ("NAME", "OUTCOME", "GENERATION", "DETAIL"), rows, fields)
     if settings.metrics_file is not None:
         from refresher.observers import metrics_file as file  # most runs have none, and do not pay for it
 
         file.write(settings.metrics_file, settings.directories, counts, observers.dropped())
-    code = exit_code(results) if stopping.exit_code is None else stopping.exit_code
-    rows = [
-        (each.name, each.outcome, "-" if each.generation is None else str(each.generation), each.detail)
-        for each in results
-    ]
-    fields = {"results": [msgspec.structs.asdict(result) for result in results], "exit_code": code} if as_json else None
-    print_rows(settings, ("NAME", "OUTCOME", "GENERATION", "DETAIL"), rows, fields)
     return code

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from functools import wraps
+from typing import Final
 
 import click
 
@@ -12,6 +13,8 @@ from refresher.common.terminal import Progress
 from shim._token import TokenFile
 
 __all__ = ["headers", "token"]
+
+_TIME_TO_OBSERVE: Final = 5.0
 
 
 def _token_command(short_help: str) -> Callable[[Callable[[TokenFile], str | None]], click.Command]:
@@ -41,17 +44,19 @@ def _token_command(short_help: str) -> Callable[[Callable[[TokenFile], str | Non
             from refresher.operations.obtain_token import obtain_token
 
             settings = options.settings()
-            with observing(settings, written.__name__) as observers, StopSignals() as stopping:
-                found = obtain_token(
-                    settings,
-                    name,
-                    min_valid=min_valid,
-                    wait=wait,
-                    stopping=stopping,
-                    progress=Progress(),
-                    emit=observers.emit,
-                )
-            click.echo(written(found))
+            # A caller waits for the end of the process, so a slow hook is ended soon.
+            with observing(settings, written.__name__, _TIME_TO_OBSERVE) as observers:
+                with StopSignals() as stopping:
+                    found = obtain_token(
+                        settings,
+                        name,
+                        min_valid=min_valid,
+                        wait=wait,
+                        stopping=stopping,
+                        progress=Progress(),
+                        emit=observers.emit,
+                    )
+                click.echo(written(found))
             return stopping.exit_code
 
         return run

@@ -9,12 +9,15 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
-__all__ = ["LARGEST", "FileWithStatus", "list_named", "read_ahead", "read_named", "read_regular"]
+__all__ = ["LARGEST", "FileWithStatus", "inspect_named", "list_named", "read_ahead", "read_named", "read_regular"]
 
 LARGEST: Final = 8 * 1024 * 1024
 """Bytes of a file that a person names. A bundle of all public CAs has less than 1 MiB."""
+
+
+_T = TypeVar("_T")
 
 _WAIT: Final = 5.0
 """Seconds for a file system to answer. It is shorter than an exchange and than the grace period of a stop."""
@@ -104,6 +107,12 @@ def list_named(path: str | os.PathLike[str]) -> dict[str, int]:
     path = os.fspath(path)
     entries: dict[str, int] = _started(("list", path), partial(_list, path)).wait(time.monotonic() + _WAIT)
     return entries
+
+
+def inspect_named(path: str, look: Callable[[], _T]) -> _T:
+    """Return what ``look`` finds at a path that a person named. Raises ``OSError`` as ``read_named`` does."""
+    found: _T = _started(("inspect", path), look).wait(time.monotonic() + _WAIT)
+    return found
 
 
 _found: ContextVar[dict[str, FileWithStatus | OSError]] = ContextVar("found", default={})  # noqa: B039  never changed

@@ -25,6 +25,7 @@ from refresher.grants.policy import Rotate, Wait
 from refresher.grants.record import Grant
 from refresher.oauth.http_client import DEADLINE
 from refresher.oauth.tls import ssl_context
+from refresher.observers import hooks
 from refresher.observers.hub import Observers
 from refresher.observers.metrics import Counts
 from refresher.operations.events import happened
@@ -40,6 +41,7 @@ __all__ = ["Daemon"]
 log = logging.getLogger(__name__)
 
 _TIME_TO_SAVE: Final = 5.0
+_TIME_TO_OBSERVE: Final = 5.0
 _SCAN_INTERVAL: Final = 0.2
 _MAX_SCAN_INTERVAL: Final = 0.7
 _MAX_SCAN_SHARE: Final = 0.2
@@ -129,6 +131,8 @@ class Daemon:
         directories.prepare()  # the first scan reports what is wrong with demands/
         if settings.ca_file is not None:
             ssl_context(settings.ca_file)
+        if settings.hooks is not None:
+            hooks.check(settings.hooks)
         count = records.count(directories)
         logs.setup(settings.log_format, settings.verbose + 1, nonblocking=True)
         self._settings = settings
@@ -176,6 +180,7 @@ class Daemon:
             else:
                 self._throttle.log("", problem, logging.ERROR, f"cannot accept demands from agents: {problem}")
             self._watch.demands.warn(self._warned)
+            self._supervision.endpoint.changed(changed)
             for name in sorted(changed):
                 self._inspect(name)
             self._readiness.mark_complete()
@@ -344,7 +349,7 @@ class Daemon:
         self._supervision.stopping(status)
         if self._queue.running():
             log.info("%s", status)
-        ends = time.monotonic() + self._grace
+        ends = stop_by = time.monotonic() + self._grace
         while self._queue.running():
             self._process_events(0.2)
             self._supervision.extend_stop()
@@ -358,6 +363,8 @@ class Daemon:
                     text.span(self._grace),
                     self._loss("a kill now loses"),
                 )
+        # What happened is observed within the grace period too; another signal ends the wait.
+        self._observers.close(min(_TIME_TO_OBSERVE, max(stop_by - time.monotonic(), 0.0)), self._signals.stop_repeated)
         self._supervision.endpoint.close()
         log.info("stopped")
         return 0

@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Final
 
 from refresher.config import Settings
-from refresher.daemon.health_endpoint import HealthEndpoint
+from refresher.daemon.http_endpoint import HTTPEndpoint
 from refresher.daemon.readiness import Health, Readiness
 from refresher.storage import last_run
 from refresher.storage.directories import Directories
@@ -31,7 +31,7 @@ class Supervision:
         microseconds, pid = os.environ.pop("WATCHDOG_USEC", ""), os.environ.pop("WATCHDOG_PID", "")
         self._systemd = address if address.startswith(("/", "@")) else None
         self._has_watchdog = self._systemd is not None and microseconds.isdecimal() and pid in ("", str(os.getpid()))
-        self.endpoint: Final = HealthEndpoint(self.health)
+        self.endpoint: Final = HTTPEndpoint(self.health)
         self._heartbeat_at = float("-inf")
         self._ready = False
         self._directories: Directories | None = None
@@ -54,6 +54,7 @@ class Supervision:
     def heartbeat(self) -> None:
         """Report that the daemon works; the first time after a start or a reload, that it is ready."""
         self._heartbeat_at = now = time.monotonic()
+        self.endpoint.begin()
         if self._directories is not None and now - self._noted_at >= _NOTE_INTERVAL:
             self._noted_at = now
             last_run.note(self._directories, last_run.RUN_LIMIT)

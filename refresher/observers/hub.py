@@ -5,22 +5,33 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final, Protocol
 
 import msgspec
 
+from refresher.common.signals import StopSignals
 from refresher.config import Settings
 from refresher.operations.events import Event
 
-__all__ = ["Observer", "Observers", "observing"]
+__all__ = ["EventsLost", "Observer", "Observers", "observing"]
 
 log = logging.getLogger(__name__)
 
 _LONGEST_QUEUE: Final = 4096
 _LARGEST_BATCH: Final = 256
 _WARN_AFTER: Final = 600.0
+_LOOK: Final = 0.1
+"""Seconds between two looks at a signal."""
+
+
+class EventsLost(Exception):
+    """An observer has lost ``count`` of the events that it was given, and has taken the others."""
+
+    def __init__(self, count: int, why: str) -> None:
+        super().__init__(why)
+        self.count: Final = count
 
 
 class Observer(Protocol):
@@ -60,8 +71,11 @@ class _Runner:
         except (queue.Full, RuntimeError):  # a thread cannot always be started
             self._drop(1, "it is too slow")
 
-    def close(self, ends: float) -> None:
-        """Wait until it has observed what is queued, until ``ends`` (monotonic seconds) or its patience at most."""
+    def close(self, ends: float, stopping: Callable[[], bool] = lambda: False) -> None:
+        """Wait until it has observed what is queued, until ``ends`` (monotonic seconds) or its patience at most.
+
+        ``stopping`` ends the wait.
+        """
         if self._thread is None:
             return
         ends = min(ends, time.monotonic() + self.observer.patience)
@@ -69,7 +83,8 @@ class _Runner:
             self._queue.put(None, timeout=max(ends - time.monotonic(), 0.0))
         except queue.Full:
             return
-        self._thread.join(max(ends - time.monotonic(), 0.0))
+        while self._thread.is_alive() and (left := ends - time.monotonic()) > 0 and not stopping():
+            self._thread.join(min(left, _LOOK))
 
     def _run(self) -> None:
         ended = False
@@ -82,6 +97,8 @@ class _Runner:
             try:
                 if batch:
                     self.observer.observe(batch)
+            except EventsLost as lost:
+                self._drop(lost.count, str(lost))
             except Exception as error:  # noqa: BLE001  an observer that fails loses its events and nothing else
                 self._drop(len(batch), str(error) or type(error).__name__)
         try:
@@ -107,6 +124,7 @@ class Observers:
         self._runners: tuple[_Runner, ...] | None = None
         self._added: list[_Runner] = []
         self._lost: dict[str, int] = {}
+        self._closed = False
 
     def add(self, observer: Observer) -> None:
         """Add an observer that belongs to this process, and not to its configuration."""
@@ -139,13 +157,19 @@ class Observers:
         for runner in former:
             threading.Thread(target=runner.close, args=(float("inf"),), daemon=True).start()
 
-    def close(self) -> None:
-        """Wait until all have observed what has happened, for the patience of each at most."""
+    def close(self, longest: float = float("inf"), stopping: Callable[[], bool] = lambda: False) -> None:
+        """Wait until all have observed what has happened, for the patience of each and ``longest`` seconds at most.
+
+        ``stopping`` ends the wait. A second call does nothing.
+        """
+        if self._closed:
+            return
+        self._closed = True
         with self._lock:
             runners = (*(self._runners or ()), *self._added)
         began = time.monotonic()
         for runner in runners:
-            runner.close(began + runner.observer.patience)
+            runner.close(began + min(runner.observer.patience, longest), stopping)
 
     def _configured(self) -> tuple[_Runner, ...]:
         if self._runners is None:
@@ -156,16 +180,25 @@ class Observers:
         return self._runners
 
 
-def _configured(_settings: Settings) -> Sequence[Observer]:
+def _configured(settings: Settings) -> Sequence[Observer]:
     """Return the observers that the settings name."""
-    return ()
+    found: list[Observer] = []
+    if settings.hooks is not None:
+        from refresher.observers.hooks import Hooks  # most configurations have none
+
+        found.append(Hooks(settings.hooks, settings.directories))
+    return found
 
 
 @contextmanager
-def observing(settings: Settings, program: str) -> Iterator[Observers]:
-    """Have events observed during the command ``program``, as ``settings`` say."""
+def observing(settings: Settings, program: str, longest: float = float("inf")) -> Iterator[Observers]:
+    """Have events observed during the command ``program``, as ``settings`` say.
+
+    ``longest``: seconds that the command waits for its observers at the end at most. A signal ends that wait.
+    """
     observers = Observers(program, settings)
     try:
         yield observers
     finally:
-        observers.close()
+        with StopSignals(quiet=True) as stopping:
+            observers.close(longest, stopping)

@@ -9,6 +9,7 @@ grants only. Beyond that, the demands that matter are looked up by their names.
 """
 
 import logging
+import math
 import os
 import re
 from collections.abc import Collection, Mapping
@@ -24,7 +25,7 @@ from refresher.storage import files
 from refresher.storage.directories import Directories
 from shim._token import is_name
 
-__all__ = ["Demands", "bar", "is_barred", "of_name", "pending", "refused_by", "remove"]
+__all__ = ["Demands", "bar", "barred_until", "of_name", "pending", "refused_by", "remove"]
 
 log = logging.getLogger(__name__)
 
@@ -169,13 +170,16 @@ def bar(directories: Directories, name: str, generation: int) -> str | None:
     return problem
 
 
-def is_barred(directories: Directories, name: str, generation: int) -> bool:
-    """Whether demands for ``generation`` never count, because one that was planted could not be removed."""
+def barred_until(directories: Directories, name: str) -> float:
+    """Return the last generation for which demands never count, because a planted one could not be removed.
+
+    -1 if there is none; infinity if nobody can tell.
+    """
     try:
         found = files.read(directories.barred(name), _LARGEST_BAR)
-        return found is not None and generation <= int(found.data)
+        return -1 if found is None else int(found.data)
     except (OSError, ValueError):
-        return True
+        return math.inf
 
 
 def _likely(current: range) -> range:

@@ -302,10 +302,16 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
             # No token is ever stored through the link of another user, so it must not stop everything either.
             if (place := write_access.find(self.spill)).link_of_another is None:
                 found["spill directory"] = place
+        grants = found["grants directory"].place
         known: dict[tuple[int, int, tuple[str, ...]], str] = {}
         for role, place in found.items():
             if (other := known.setdefault(place.identity, role)) != role:
-                raise DirectoryError(_one_directory(other, role, place.directory[0].joinpath(*place.missing)))
+                raise DirectoryError(_one_directory(other, role, place.place))
+            if role in ("tokens directory", "demands directory") and grants in place.place.parents:
+                raise DirectoryError(
+                    f"the {role} {place.place} is inside the grants directory, which agents cannot enter: give another "
+                    f"--{role.split()[0]}-dir"
+                )
         if not found["grants directory"].missing:
             single_directory.check_private(self.grants)
         self._check_state(found["state directory"])

@@ -4,6 +4,7 @@ The caller holds the lock of the name.
 """
 
 import logging
+import math
 import os
 import stat
 import time
@@ -230,7 +231,17 @@ class Publisher:
 
     def is_demanded(self, record: Record, demanded: frozenset[int], current: range) -> bool:
         """Whether a server refused an agent the token of a generation in ``current``."""
-        return any(each in current and not demands.is_barred(self.directories, record.name, each) for each in demanded)
+        counting = [each for each in demanded if each in current]
+        barred = demands.barred_until(self.directories, record.name) if counting else -1
+        if barred == math.inf and record.name not in self._barred:
+            self._barred.add(record.name)
+            log.warning(
+                "%s: %s cannot be read, so no demand counts: delete the demands %s.*, then that file",
+                record.name,
+                self.directories.barred(record.name),
+                self.directories.demands / record.name,
+            )
+        return any(each > barred for each in counting)
 
     def publish(self, record: Record, *, again: bool = False) -> bool:
         """Write the token file of ``record`` if it differs, or ``again`` so that every reader reads it.

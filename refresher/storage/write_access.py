@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Final, NamedTuple
 
-__all__ = ["Found", "find", "is_mount_point", "writers"]
+__all__ = ["Found", "find", "is_mount_point", "risk", "writers"]
 
 _MOST_LINKS: Final = 40
 _REMEMBERED: Final = 600.0
@@ -37,15 +37,24 @@ class Found(NamedTuple):
         return status.st_dev, status.st_ino, self.missing
 
     @property
+    def place(self) -> Path:
+        """Where the path leads, without a link."""
+        return self.directory[0].joinpath(*self.missing)
+
+    @property
+    def trusted(self) -> tuple[int, ...]:
+        """The users who may own what is on the way: this one and root."""
+        # Where the ids of root are not mapped (a user namespace), the owner of the root directory stands for root.
+        return 0, os.geteuid(), self.entries[0][1].st_uid
+
+    @property
     def link_of_another(self) -> tuple[Path, int] | None:
         """The first link of a user who is neither this one nor root, and that user."""
-        # Where the ids of root are not mapped (a user namespace), the owner of the root directory stands for root.
-        trusted = (0, os.geteuid(), self.entries[0][1].st_uid)
         return next(
             (
                 (path, status.st_uid)
                 for path, status in self.entries
-                if stat.S_ISLNK(status.st_mode) and status.st_uid not in trusted
+                if stat.S_ISLNK(status.st_mode) and status.st_uid not in self.trusted
             ),
             None,
         )
@@ -90,6 +99,30 @@ def find(path: Path) -> Found:
     if entries[-1][0] != here:
         entries.append((here, here.lstat()))  # a link, or '..', led to a directory above
     return Found(tuple(entries), missing.parts)
+
+
+def risk(path: Path) -> str | None:
+    """Return how another user could change or replace the file at ``path``, and the command that prevents it.
+
+    Raises ``OSError``.
+    """
+    found = find(path)
+    if (link := found.link_of_another) is not None:
+        return f"user {link[1]} can change {link[0]}, which is a link: give the path of the file itself"
+    for place, status, entry in ((*found.directory, None), *found.above()):
+        here = f"change {place}" if entry is None else f"write in {place} and replace {entry}"
+        if status.st_uid not in found.trusted:
+            return f"user {status.st_uid} can {here}: run 'chown {os.geteuid()} {place}'"
+        who = writers(status)
+        if who is None or (entry is not None and status.st_mode & stat.S_ISVTX) or _is_read_only(place):
+            continue
+        return f"{who} can {here}: run 'chmod {'o' if who == 'anybody' else 'g'}-w {place}'"
+    return None
+
+
+def _is_read_only(path: Path) -> bool:
+    """Whether the file system is mounted to be read only, as a ConfigMap is, whose directory has the mode 0777."""
+    return bool(os.statvfs(path).f_flag & os.ST_RDONLY)
 
 
 def writers(status: os.stat_result) -> str | None:

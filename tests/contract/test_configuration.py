@@ -86,12 +86,36 @@ def test_text_logs_have_a_time_except_at_a_terminal_and_in_the_journal(refresher
         assert log.read_text().startswith(prefix)
 
 
-@pytest.mark.parametrize("text", ["surprise = 1", "state_dir = 5", "not TOML", 'log_format = "xml"', "\xff"])
+@pytest.mark.parametrize(
+    "text", ["surprise = 1", "state_dir = 5", 'ca_file = ""', "not TOML", 'log_format = "xml"', "\xff"]
+)
 def test_a_wrong_configuration_file_is_one_line(refresher: Command, text: str) -> None:
     """If it failed, a typing error in the configuration would be ignored, or end in a traceback."""
     path = refresher.home / "config.toml"
     path.write_bytes(text.encode("latin-1"))
     assert "config.toml" in one_line(refresher("--config", str(path), "status")) or "log_format" in text
+
+
+def test_a_configuration_file_with_a_byte_order_mark_is_read(refresher: Command) -> None:
+    """If it failed, a person whose editor writes the mark would read that a correct file is not TOML."""
+    path = refresher.home / "config.toml"
+    path.write_text('state_dir = "by-file"\n', "utf-8-sig")
+    assert "by-file" in one_line(refresher("--config", str(path), "status"))
+
+
+@pytest.mark.parametrize(
+    "option", ["--state-dir", "--tokens-dir", "--demands-dir", "--spill-dir", "--ca-file", "--config"]
+)
+def test_an_empty_path_is_refused(refresher: Command, option: str) -> None:
+    """If it failed, a script whose variable is not set would work on the default directory."""
+    assert f"{option} is empty" in one_line(refresher(option, "", "status"))
+
+
+def test_the_environment_can_ask_for_more_log_lines_with_a_number(refresher: Command) -> None:
+    """If it failed, a wrong value would end in the words of a library."""
+    refresher.import_grant("linear", GRANT)
+    assert "it must be a number" in one_line(refresher("run-once", environment={"REFRESHER_VERBOSE": "yes"}))
+    assert "refresher: linear: " in refresher("run-once", "--force", environment={"REFRESHER_VERBOSE": "1"}).stderr
 
 
 def test_logs_can_be_json_and_a_run_without_errors_logs_nothing(refresher: Command) -> None:

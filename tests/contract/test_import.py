@@ -66,8 +66,10 @@ from tests.support.command import Command
 def test_an_import_with_an_invalid_field_is_refused(refresher: Command, changes: dict[str, Any], words: str) -> None:
     """If it failed, a grant would be stored that can never rotate, or whose token is sent to a wrong server."""
     fields = {key: value for key, value in (GRANT | changes).items() if value is not None}
-    done = refresher("import", "linear", "--from", str(refresher.write_import("linear", fields)))
-    assert words in one_line(done)
+    path = refresher.write_import("linear", fields)
+    line = one_line(refresher("import", "linear", "--from", str(path)))
+    assert words in line
+    assert f"{path}: " in line, "the message does not name the file"
     assert not (refresher.state / "grants/linear.json").exists()
 
 
@@ -75,6 +77,7 @@ def test_an_import_with_an_invalid_field_is_refused(refresher: Command, changes:
 def test_an_import_of_invalid_json_is_one_line(refresher: Command, data: str) -> None:
     """If it failed, a wrong file would end in a traceback that shows its content, or in the words of a parser."""
     line = one_line(refresher("import", "linear", "--from", "-", stdin=data))
+    assert "standard input" in line
     assert any(words in line for words in ("is not JSON", "is not one JSON object", "is missing", "is empty")), line
 
 
@@ -95,7 +98,7 @@ def test_an_import_from_standard_input_stores_every_field(refresher: Command) ->
     }
     refresher.vault.learn(fields["client_secret"], fields["access_token"], fields["refresh_token"])
     before = time.time()
-    done = refresher("import", "linear", "--from", "-", stdin=json.dumps(fields))
+    done = refresher("import", "linear", "--from", "-", stdin=f"\ufeff{json.dumps(fields)}")
     assert done.code == 0, done.stderr
     grant = refresher.grant("linear")
     assert (grant.replay, grant.max_age, grant.send_resource) == (30.0, 600.0, False)

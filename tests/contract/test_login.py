@@ -195,7 +195,9 @@ def test_a_login_without_stdin_completes_in_the_browser(refresher: Command, clos
     with MCPLogin() as mcp:
         prefix = ("sh", "-c", f'exec "$@" {closed}', "sh")
         process = refresher.start("login", "linear", mcp.url, "--no-browser", prefix=prefix)
-        assert "You are logged in" in Person().open(address(process))
+        page = Person().open(address(process))
+        assert "You are logged in" in page
+        assert "is not running here: start it" in page
         done = refresher.finish(process)
     assert done.code == 0, done.stderr
     assert "Exception" not in done.stderr

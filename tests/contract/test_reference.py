@@ -12,6 +12,7 @@ import pytest
 from refresher.cli.main import cli
 from refresher.config import resolve
 from refresher.daemon.readiness import Health
+from refresher.grants.policy import MAX_WAIT
 from refresher.grants.providers import PROFILES
 from refresher.operations.import_request import ImportRequest
 from refresher.operations.result import EXIT_CODES
@@ -124,6 +125,12 @@ def test_the_examples_of_a_configuration_are_accepted(refresher: Command, tmp_pa
     shared = tmp_path / "shared.toml"
     shared.write_text(block(PAGE, "toml", "tokens_group").replace('"agents"', '"0"'))
     assert resolve({}, str(shared)).directories.group == 0
+
+
+def test_the_longest_retry_after_is_on_the_page() -> None:
+    """If it failed, a person would expect a request to come as late as the server asks."""
+    (sentence,) = re.findall(r"If the server answers with `Retry-After`,[^.]*\.", DOCUMENTS[PAGE])
+    assert ("an hour at most" in sentence, MAX_WAIT) == (True, 3600)
 
 
 def test_the_line_for_the_shell_completes_names(refresher: Command) -> None:

@@ -159,6 +159,33 @@ def test_one_directory_that_does_not_exist_yet_is_refused_before_it_is_made(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("role", ["tokens", "demands"])
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_directory_of_agents_inside_the_grants_is_refused(tmp_path: Path, role: str, exists: bool) -> None:
+    """If it failed, refresher would advise to open the grants to agents, or no agent would ever get a token."""
+    inside = tmp_path / "state/grants/inside"
+    (tmp_path / "link").symlink_to(inside)
+    if exists:
+        directories(tmp_path).prepare()
+        inside.mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    for path in (inside, tmp_path / "link"):
+        with pytest.raises(DirectoryError, match=f"is inside the grants directory.*--{role}-dir"):
+            directories(tmp_path, group=AGENTS, **{role: path}).prepare()
+    assert sorted(tmp_path.rglob("*")) == before
+    directories(tmp_path, group=None, **{role: tmp_path / "state/grants/../beside"}).prepare()
+
+
+def test_no_demand_is_looked_for_in_the_directory_of_grants(tmp_path: Path) -> None:
+    """If it failed, files of grants would be removed as demands after demands/ was replaced by a link."""
+    made = directories(tmp_path)
+    made.prepare()
+    made.demands.rmdir()
+    made.demands.symlink_to(made.grants)
+    with pytest.raises(DirectoryError, match="are one directory"), made.opened_demands():
+        pass
+
+
 @pytest.mark.parametrize("other", ["this refresher", "another refresher"])
 def test_publishing_refuses_a_directory_that_holds_grants(tmp_path: Path, other: str) -> None:
     """If it failed, a directory that was replaced after the checks would lose a refresh token."""
@@ -277,6 +304,19 @@ def test_only_the_private_group_of_the_owner_may_write(
     os.chown(tmp_path, user, group)
     tmp_path.chmod(mode)
     assert write_access.writers(tmp_path.stat()) == expected
+    tmp_path.chmod(0o700)
+
+
+def test_a_private_group_with_another_member_is_a_group_like_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If it failed, a user who was added to the group of the owner could replace what agents trust."""
+    need(no_mounts())
+    there = pwd.getpwnam("bin")  # in no other test, because what is known of a group is remembered
+    monkeypatch.setattr(grp, "getgrgid", lambda gid: grp.struct_group(("bin", "x", gid, ["bin", "agent"])))
+    os.chown(tmp_path, there.pw_uid, there.pw_gid)
+    tmp_path.chmod(0o770)
+    assert write_access.writers(tmp_path.stat()) == f"group {there.pw_gid}"
     tmp_path.chmod(0o700)
 
 

@@ -24,12 +24,13 @@ class Answering(Listening):
         self.answers: dict[str, list[Answer]] = {path: [answer] for path, answer in answers.items()}
         self.seen: list[str] = []
         """Method and path of each request."""
+        self.bodies: list[str] = []
         server = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 path = self.path.partition("?")[0]
-                self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                server.bodies.append(self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode())
                 server.seen.append(f"{self.command} {path}")
                 left = server.answers.get(path, [Answer(404)])
                 answer = left.pop(0) if len(left) > 1 else left[0]

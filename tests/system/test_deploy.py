@@ -56,6 +56,13 @@ def test_a_service_manager_waits_longer_than_the_program_takes(unit: str) -> Non
     assert parse(unit_settings["TimeoutStopSec"][0]) > grace + 5
 
 
+def test_the_service_of_a_machine_slows_down_before_its_memory_ends() -> None:
+    """If it failed, a fault could take the memory of the machine, or the kernel would kill refresher without a warning."""
+    unit = settings("system/refresher.service")
+    high, most = (int(unit[key][0].removesuffix("M")) for key in ("MemoryHigh", "MemoryMax"))
+    assert 384 < high < most, "test_little_memory.py shows that 384 MiB are enough"
+
+
 @pytest.mark.parametrize("path", ["cron/crontab", "cron/refresher", "systemd/user/refresher-once.service"])
 def test_the_next_run_comes_within_the_horizon(path: str) -> None:
     """If it failed, a token could expire between two runs."""

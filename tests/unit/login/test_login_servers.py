@@ -11,15 +11,18 @@ import msgspec
 import pytest
 
 from refresher.common import logs
-from refresher.common.errors import ImportRefused
+from refresher.common.errors import ClientUnknown, ImportRefused
 from refresher.common.secret import Secret
 from refresher.grants.record import Doubt
 from refresher.login import device
 from refresher.login.client import given_client, stored_client
 from refresher.login.discovery import Server, discover
+from refresher.login.http_client import Connections
 from refresher.login.options import LoginOptions
+from refresher.login.token_request import request_tokens
 from refresher.operations.import_grant import store_grant
 from refresher.operations.remove import remove
+from tests.support.answering import Answer, Answering
 from tests.support.fake_state import directories, put
 from tests.support.samples import NOON, at, grant
 
@@ -191,3 +194,21 @@ def test_a_secret_goes_into_the_body_where_the_server_offers_that(
     client = given_client(LoginOptions(client_id="agent", client_secret_file=str(file)), server)
     assert client is not None
     assert client.token_endpoint_auth_method == method
+
+
+@pytest.mark.parametrize(
+    ("fields", "requests"),
+    [({"grant_type": "authorization_code", "code": "a-code"}, 1), ({"grant_type": "client_credentials"}, 2)],
+    ids=lambda value: value["grant_type"] if isinstance(value, dict) else "",
+)
+def test_a_code_is_never_sent_twice(fields: dict[str, str], requests: int) -> None:
+    """If it failed, a server that refuses client_id beside HTTP Basic would see a code twice, and end the login."""
+    with Answering(**{"/token": Answer(401, {"error": "invalid_client"})}) as server:
+        client = grant(
+            token_endpoint=f"{server.url}/token",
+            client_secret=Secret("secret-of-the-client"),
+            token_endpoint_auth_method="client_secret_basic",
+        )
+        with pytest.raises(ClientUnknown):
+            request_tokens(client, fields, Connections(None))
+        assert ["client_id=" in body for body in server.bodies] == [True, False][:requests]

@@ -2,7 +2,10 @@
 
 import pytest
 
+from refresher.grants.record import Account
 from refresher.login import pages
+from refresher.login.flow import _page_of
+from tests.support.samples import grant
 
 
 @pytest.mark.parametrize(
@@ -27,6 +30,10 @@ from refresher.login import pages
             "for &lt;i&gt;ann&lt;/i&gt; is stored.",
         ),
         (pages.done("linear", renewable=True, served=False), "&#x27;refresher run&#x27; is not running here: start it"),
+        (
+            _page_of(grant(account=Account(issuer=None, subject="ann-1", label="ann@x.example")), served=True),
+            "<p>The login linear for ann@x.example is",
+        ),
         (pages.done("linear", renewable=False, served=False), "because the server issued no refresh token.</p>"),
     ],
 )

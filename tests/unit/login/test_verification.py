@@ -43,8 +43,24 @@ def test_a_server_of_the_older_transport_is_accepted() -> None:
     assert verify(Answer(405), Answer(200, "", STREAM)).startswith("could not try the new token at /mcp: ")
 
 
-@pytest.mark.parametrize("times", [0, 1, 2])
-def test_a_large_answer_needs_little_memory_however_it_is_packed(times: int) -> None:
+VERIFY = """
+import sys, anyio
+from refresher.common.secret import Secret
+from refresher.login.verification import verify
+from tests.support.samples import grant
+text = anyio.run(verify, grant(server_url=sys.argv[1], access_token=Secret("access-token")), None)
+assert text.startswith("could not try the new token at "), text
+"""
+FETCH = """
+import sys, anyio, httpx2
+from refresher.login.http_client import fetch
+response = anyio.run(fetch, None, httpx2.Request("POST", sys.argv[1], json={}))
+assert len(response.content) == 1024 * 1024
+"""
+
+
+@pytest.mark.parametrize(("program", "times"), [(VERIFY, 0), (VERIFY, 1), (VERIFY, 2), (FETCH, 1)])
+def test_a_large_answer_needs_little_memory_however_it_is_packed(program: str, times: int) -> None:
     """If it failed, an answer of a few megabytes could use up the memory of this machine."""
     bomb = packed(times)
     assert len(bomb) < 16 * MIB
@@ -64,14 +80,6 @@ def test_a_large_answer_needs_little_memory_however_it_is_packed(times: int) -> 
         def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  http.server's signature
             return
 
-    program = """
-import sys, anyio
-from refresher.common.secret import Secret
-from refresher.login.verification import verify
-from tests.support.samples import grant
-text = anyio.run(verify, grant(server_url=sys.argv[1], access_token=Secret("access-token")), None)
-assert text.startswith("could not try the new token at "), text
-"""
     with Listening(Handler) as server:
         assert peak(program, f"{server.url}/mcp") < 300 * MIB
 

@@ -166,12 +166,18 @@ def test_no_token_is_published_while_a_planted_demand_could_count(
     assert published_generation(state, "linear", None) == 2
 
 
-def test_a_damaged_bar_lets_no_demand_count(state: Directories) -> None:
-    """If it failed, a damaged disk would let a planted demand end a doubt (I1)."""
-    assert not demands.is_barred(state, "linear", 3)
+def test_a_damaged_bar_lets_no_demand_count_and_is_reported_once(
+    state: Directories, caplog: pytest.LogCaptureFixture
+) -> None:
+    """If it failed, a damaged disk would let a planted demand end a doubt (I1), or nobody would know what agents wait for."""
+    publisher, record = Publisher(state), grant()
+    publisher.publish(record)
+    assert publisher.is_demanded(record, frozenset({3}), range(3, 4))
+    assert not publisher.is_demanded(record, frozenset({2}), range(3, 4))
     for content in (b"", b"x", b"9" * 100):
         state.barred("linear").write_bytes(content)
-        assert demands.is_barred(state, "linear", 3)
+        assert not publisher.is_demanded(record, frozenset({3}), range(3, 4))
+    assert caplog.text.count(f"{state.barred('linear')} cannot be read") == 1
 
 
 def test_a_listing_keeps_only_what_belongs_to_its_names(state: Directories) -> None:
@@ -262,7 +268,7 @@ def test_nothing_is_listed_or_removed_through_a_link_of_another_user(state: Dire
     demands.remove(state, "linear.answer", frozenset({17}), keep=range(0), warned=set())
     assert demands.bar(state, "linear.answer", 17) is None
     assert answer.exists()
-    assert demands.is_barred(state, "linear.answer", 17), "nobody can tell what is in demands/"
+    assert demands.barred_until(state, "linear.answer") == 17, "nobody can tell what is in demands/"
 
 
 def test_a_directory_of_another_user_stops_nothing_and_counts_for_nothing(state: Directories) -> None:
@@ -275,7 +281,7 @@ def test_a_directory_of_another_user_stops_nothing_and_counts_for_nothing(state:
     assert "belongs to user 12345" in (state.listing().demands_problem or "")
     assert demands.pending(state, ("linear",)).by_name == {}
     assert demands.bar(state, "linear", 3) is None
-    assert demands.is_barred(state, "linear", 3), "nobody can tell which demands are older"
+    assert demands.barred_until(state, "linear") == 3, "nobody can tell which demands are older"
 
 
 def test_a_removal_that_was_not_synced_is_synced_before_the_publication(
