@@ -107,7 +107,9 @@ class Daemon:
         self._supervision = Supervision()
         self._readiness = self._supervision.readiness
         observers.add(counts := Counts())
-        self.metrics = MetricsPage(self._readiness, counts, observers.dropped, lambda: self._settings.directories)
+        self._supervision.endpoint.metrics = MetricsPage(
+            self._readiness, counts, observers.dropped, lambda: self._settings.directories
+        )
         self._heartbeat_at = float("-inf")
         self._scan_at = float("-inf")
 
