@@ -140,5 +140,6 @@ def run_once(
     if settings.metrics_file is not None:
         from refresher.observers import metrics_file as file  # most runs have none, and do not pay for it
 
-        file.write(settings.metrics_file, settings.directories, counts, observers.dropped())
+        failed = observers.hook_failures()
+        file.write(settings.metrics_file, settings.directories, counts, observers.dropped(), failed)
     return code

@@ -108,7 +108,7 @@ class Daemon:
         self._readiness = self._supervision.readiness
         observers.add(counts := Counts())
         self._supervision.endpoint.metrics = MetricsPage(
-            self._readiness, counts, observers.dropped, lambda: self._settings.directories
+            self._readiness, counts, observers, lambda: self._settings.directories
         )
         self._heartbeat_at = float("-inf")
         self._scan_at = float("-inf")

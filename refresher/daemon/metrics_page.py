@@ -2,10 +2,11 @@
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Final
 
 from refresher.daemon.readiness import Readiness
+from refresher.observers.hub import Observers
 from refresher.observers.metrics import MOST_NAMES, Counts, Grants, read_rows, render
 from refresher.storage import last_run
 from refresher.storage.directories import Directories
@@ -22,12 +23,12 @@ class MetricsPage:
         self,
         readiness: Readiness,
         counts: Counts,
-        dropped: Callable[[], Mapping[str, int]],
+        observers: Observers,
         directories: Callable[[], Directories],
     ) -> None:
         self._readiness = readiness
         self._counts = counts
-        self._dropped = dropped
+        self._observers = observers
         self._directories = directories
         self._lock: Final = threading.Lock()
         self._page = b"", ""
@@ -48,4 +49,10 @@ class MetricsPage:
         names, by_state = self._readiness.most_urgent(MOST_NAMES)
         self._counts.keep(self._readiness.knows)
         grants = Grants(read_rows(directories, names), by_state)
-        return render(self._counts, grants, last_run=last_run.at(directories), dropped=self._dropped())
+        return render(
+            self._counts,
+            grants,
+            last_run=last_run.at(directories),
+            dropped=self._observers.dropped(),
+            hook_failures=self._observers.hook_failures(),
+        )

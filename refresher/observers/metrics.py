@@ -45,6 +45,7 @@ _LATENESS: Final = (1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 21600.0)
 _ROTATIONS: Final = "refresher_rotations"
 _DEMANDS: Final = "refresher_demands"
 _DROPPED: Final = "refresher_events_dropped"
+_HOOKS: Final = "refresher_hook_failures"
 
 
 class Row(NamedTuple):
@@ -117,6 +118,7 @@ class Counts:
         self._named: set[str] = set()
         self._demands = 0
         self._dropped: Counter[str] = Counter()
+        self._hook_failures: Counter[str] = Counter()
         self._exchange: Final = _Histogram(
             "refresher_exchange_duration_seconds", "The time of a request to an authorization server.", _EXCHANGE
         )
@@ -163,11 +165,11 @@ class Counts:
         from prometheus_client.parser import text_string_to_metric_families
 
         rotations: Counter[tuple[str, str]] = Counter()
-        demands, dropped = 0, Counter[str]()
+        demands, dropped, hook_failures = 0, Counter[str](), Counter[str]()
         buckets: dict[str, dict[str, float]] = {each.name: {} for each in self._histograms}
         sums: dict[str, float] = {}
         # Only counters: the other lines of a thousand grants would take longer than a run.
-        counters = (_ROTATIONS, _DEMANDS, _DROPPED, *buckets)
+        counters = (_ROTATIONS, _DEMANDS, _DROPPED, _HOOKS, *buckets)
         lines = "".join(line for line in text.splitlines(keepends=True) if line.startswith(counters))
         try:
             for family in text_string_to_metric_families(lines):
@@ -182,6 +184,8 @@ class Counts:
                         demands = _count(sample.value)
                     elif base == _DROPPED:
                         dropped[sample.labels["observer"]] = _count(sample.value)
+                    elif base == _HOOKS:
+                        hook_failures[sample.labels["hook"]] = _count(sample.value)
                     elif kind == "bucket":
                         buckets[base][sample.labels["le"]] = sample.value
                     elif kind == "sum":
@@ -194,31 +198,32 @@ class Counts:
                 self._rotations[self._series(name), outcome] += count
             self._demands += demands
             self._dropped.update(dropped)
+            self._hook_failures.update(hook_failures)
             for each, (counts, total) in zip(self._histograms, histograms, strict=True):
                 each.counts = [mine + other for mine, other in zip(each.counts, counts, strict=True)]
                 each.sum += total
 
-    def families(self, dropped: Mapping[str, int]) -> "list[Metric]":
-        """Return the counters; ``dropped``: how many events each observer of this process has lost."""
+    def families(self, dropped: Mapping[str, int], hook_failures: Mapping[str, int]) -> "list[Metric]":
+        """Return the counters; the arguments are what the observers of this process count themselves."""
         from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 
         rotations = CounterMetricFamily(
             _ROTATIONS, "Attempts to rotate a grant, by outcome.", labels=("name", "outcome")
         )
         lost = CounterMetricFamily(_DROPPED, "Events that an observer has lost.", labels=("observer",))
+        hooks = CounterMetricFamily(_HOOKS, "Commands of a hook that failed.", labels=("hook",))
         with self._lock:
             for key, count in sorted(self._rotations.items()):
                 rotations.add_metric(key, count)
-            total = Counter({self.name: 0, **self._dropped})
-            total.update(dropped)
-            for observer, count in sorted(total.items()):
-                lost.add_metric((observer,), count)
+            for family, before, now in ((lost, self._dropped, dropped), (hooks, self._hook_failures, hook_failures)):
+                for label in sorted({*before, *now}):
+                    family.add_metric((label,), before[label] + now.get(label, 0))
             demands = CounterMetricFamily(_DEMANDS, "Demands of agents that were answered.", value=self._demands)
             histograms = [
                 HistogramMetricFamily(each.name, each.documentation, buckets=each.buckets(), sum_value=each.sum)
                 for each in self._histograms
             ]
-        return [rotations, demands, *histograms, lost]
+        return [rotations, demands, *histograms, lost, hooks]
 
 
 def _count(value: float) -> int:
@@ -263,15 +268,26 @@ def grants_of(rows: Sequence[Row], unread: int = 0) -> Grants:
     return Grants(sorted(rows, key=lambda row: row.urgency(now))[:MOST_NAMES], by_state)
 
 
-def render(counts: Counts, grants: Grants, *, last_run: float | None, dropped: Mapping[str, int]) -> tuple[bytes, str]:
-    """Return the metrics as text, and its content type; ``last_run``: epoch seconds, if that is known."""
+def render(
+    counts: Counts,
+    grants: Grants,
+    *,
+    last_run: float | None,
+    dropped: Mapping[str, int],
+    hook_failures: Mapping[str, int] = {},
+) -> tuple[bytes, str]:
+    """Return the metrics as text, and its content type.
+
+    ``last_run``: epoch seconds, if that is known. ``dropped``: how many events each observer of this process has lost.
+    ``hook_failures``: how many commands of each hook have failed.
+    """
     from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
     from prometheus_client.registry import Collector
 
     class _Page(Collector):
         def collect(self) -> "Iterator[Metric]":
             yield from _gauges(grants, last_run)
-            yield from counts.families(dropped)
+            yield from counts.families(dropped, hook_failures)
 
     return generate_latest(_Page()), CONTENT_TYPE_PLAIN_0_0_4
 

@@ -28,8 +28,14 @@ _MODE: Final = 0o644
 _LOCK_WAIT: Final = 5.0
 
 
-def write(path: Path, directories: Directories, counts: Counts, dropped: Mapping[str, int]) -> None:
-    """Write the metrics to ``path``, with ``counts`` and ``dropped`` of this process. A failure is only a warning."""
+def write(
+    path: Path,
+    directories: Directories,
+    counts: Counts,
+    dropped: Mapping[str, int],
+    hook_failures: Mapping[str, int] = {},
+) -> None:
+    """Write the metrics to ``path``, with what this process has counted. A failure is only a warning."""
     try:
         if not directories.state.exists():
             directories.prepare()  # there is no grant yet
@@ -41,7 +47,8 @@ def write(path: Path, directories: Directories, counts: Counts, dropped: Mapping
                 rows, others = _rows(directories)
                 counts.keep({*(row.name for row in rows), *others}.__contains__)
                 grants = grants_of(rows, unread=len(others))
-                text, _ = render(counts, grants, last_run=last_run.at(directories), dropped=dropped)
+                at = last_run.at(directories)
+                text, _ = render(counts, grants, last_run=at, dropped=dropped, hook_failures=hook_failures)
                 files.replace(directory, path.name, text, mode=_MODE, group=None)
             finally:
                 os.close(directory)

@@ -23,7 +23,13 @@ QUERIES = [target["expr"] for panel in PANELS for target in panel.get("targets",
 
 COUNTS = Counts()
 COUNTS.observe([happened("linear", "rotated", outcome="rotated")])
-TEXT = render(COUNTS, grants_of([Row("linear", "active", 1.0, 1.0)]), last_run=1.0, dropped={})[0].decode()
+TEXT = render(
+    COUNTS,
+    grants_of([Row("linear", "active", 1.0, 1.0)]),
+    last_run=1.0,
+    dropped={"history": 0},
+    hook_failures={"on_failing": 0},
+)[0].decode()
 METRICS = set(re.findall(r"^# TYPE (\S+)", TEXT, re.MULTILINE))
 SERIES = METRICS | {f"{name}_{suffix}" for name in METRICS for suffix in ("bucket", "sum", "count")}
 LABELS = set(re.findall(r'[{,](\w+)="', TEXT)) | {"job", "instance"}

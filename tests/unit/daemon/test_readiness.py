@@ -182,7 +182,11 @@ def test_the_page_of_metrics_shows_the_records_and_its_counts(tmp_path: Path) ->
         readiness.update(record, published=True)
     readiness.mark_complete()
     counts.observe([happened(name, "rotated", outcome="rotated") for name in ("linear", "removed")])
-    page = MetricsPage(readiness, counts, lambda: {"history": 4}, lambda: made)
+    config = tmp_path / "config.toml"
+    config.write_text('[hooks]\non_rotated = ["true"]\n')
+    observers = Observers("run", resolve({"state_dir": str(made.state)}, str(config)))
+    observers.add(counts)
+    page = MetricsPage(readiness, counts, observers, lambda: made)
     text = page()[0].decode()
     assert 'refresher_rotations_total{name="removed",outcome="rotated"} 1.0' in text
     assert "\nrefresher_last_run" not in text, "there was no run"
@@ -193,7 +197,8 @@ def test_the_page_of_metrics_shows_the_records_and_its_counts(tmp_path: Path) ->
     for line in (
         'refresher_grant_expiration_timestamp_seconds{name="linear"} 2e+09',
         'refresher_rotations_total{name="linear",outcome="rotated"} 1.0',
-        'refresher_events_dropped_total{observer="history"} 4.0',
+        'refresher_events_dropped_total{observer="metrics"} 0.0',
+        'refresher_hook_failures_total{hook="on_rotated"} 0.0',
         'refresher_grants{state="active"} 1.0',
     ):
         assert line in text, line

@@ -100,7 +100,6 @@ def test_what_was_lost_is_shown_for_each_observer_and_the_last_run_only_if_it_is
     """If it failed, nobody would see lost events, or a run at the beginning of 1970 would raise an alarm."""
     found = shown(Counts(), dropped={"history": 3})
     assert found["refresher_events_dropped_total", "history"] == 3
-    assert found["refresher_events_dropped_total", "metrics"] == 0
     assert found["refresher_last_run_timestamp_seconds",] == 5
     assert ("refresher_last_run_timestamp_seconds",) not in shown(Counts(), last_run=None)
 
@@ -138,7 +137,7 @@ def test_a_thousand_names_have_counters_and_those_of_a_removed_grant_end() -> No
 def test_counters_continue_from_the_text_of_an_earlier_process() -> None:
     """If it failed, each run of cron would begin at 0, and Prometheus would see resets instead of rotations."""
     earlier = counts(rotated(), happened("linear", "demanded"), *(rotated(f"g{number}") for number in range(1003)))
-    text, _ = render(earlier, grants_of([]), last_run=5.0, dropped={"history": 2})
+    text, _ = render(earlier, grants_of([]), last_run=5.0, dropped={"history": 2}, hook_failures={"on_rotated": 4})
     counted = counts(rotated())
     counted.add(text.decode())
     found, before = shown(counted, dropped={"history": 1}), shown(earlier)
@@ -146,6 +145,7 @@ def test_counters_continue_from_the_text_of_an_earlier_process() -> None:
     assert found["refresher_rotations_total", "", "rotated"] == before["refresher_rotations_total", "", "rotated"]
     assert found["refresher_demands_total",] == 1
     assert found["refresher_events_dropped_total", "history"] == 3
+    assert found["refresher_hook_failures_total", "on_rotated"] == 4
     assert found["refresher_lock_wait_seconds_count",] == before["refresher_lock_wait_seconds_count",] + 1
     assert found["refresher_rotation_lateness_seconds_sum",] == before["refresher_rotation_lateness_seconds_sum",] + 7
 
