@@ -49,6 +49,8 @@ _KEYS: Final[dict[str, tuple[type, ...]]] = {
     "listen_hosts": (list,),
     "log_format": (str,),
     "verbose": (int,),
+    "history_days": (int,),
+    "history_mb": (int,),
     "hooks": (dict,),
 }
 _KINDS: Final = {str: "string", int: "number", list: "list", dict: "table"}
@@ -82,6 +84,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Holds the token that the page, its stream and its history ask for."""
     log_format: LogFormat
     verbose: int
+    history_days: int = 30
+    """How long events are kept; 0: there is no history."""
+    history_mb: int = 100
+    """The size of the history at most; 0: there is none."""
     hooks: HookSettings | None = None
 
 
@@ -119,6 +125,8 @@ def resolve(given: Mapping[str, Any], config: str | None) -> Settings:
         page_token_file=values.get("page_token_file") or None,
         log_format="json" if log_format == "json" else "text",
         verbose=max(values.get("verbose") or 0, 0),
+        history_days=_count("history_days", values.get("history_days", 30), 3650),
+        history_mb=_count("history_mb", values.get("history_mb", 100), 100_000),
         hooks=values.get("hooks"),
     )
 
@@ -198,6 +206,12 @@ def _command(path: Path, key: str, value: object) -> tuple[str, ...]:
     # As in a shell, a name without a slash is looked up on PATH.
     program = str(path.parent / words[0]) if "/" in words[0] else words[0]
     return (program, *words[1:])
+
+
+def _count(key: str, value: int, most: int) -> int:
+    if not 0 <= value <= most:
+        raise ConfigError(f"{key} must be a number from 0 to {most}; 0 means that no history is kept")
+    return value
 
 
 def _absolute(key: str, path: str | Path) -> Path:

@@ -13,7 +13,7 @@ import click
 
 from refresher import __version__
 from refresher.cli.options import ARGUMENTS_BEFORE, GLOBAL_OPTIONS, Options
-from refresher.common import logs
+from refresher.common import logs, text
 from refresher.common.errors import RefresherError
 from refresher.common.terminal import flush, say
 
@@ -25,6 +25,7 @@ _COMMANDS: Final = {
     "run": ("run", "run"),
     "run-once": ("run", "run_once"),
     "status": ("status", "status"),
+    "events": ("events", "events"),
     "health": ("health", "health"),
     "token": ("token", "token"),
     "headers": ("token", "headers"),
@@ -140,7 +141,7 @@ def _usage_error(error: click.UsageError) -> str:
 
 def _fail(message: str, code: int) -> int:
     # A message can quote a server: print one line, without control characters for the terminal.
-    log.error("%s", " ".join("".join(char if char.isprintable() else " " for char in message).split()))
+    log.error("%s", " ".join(text.printable(message).split()))
     return code
 
 

@@ -1,19 +1,32 @@
 """The command status."""
 
+import shutil
+import sys
 from collections.abc import Callable, Collection
 from typing import Final
 
 import click
 
 from refresher.cli.options import Options, command, complete_name
-from refresher.cli.tables import print_rows
+from refresher.cli.tables import check_state, print_rows
 from refresher.common import clocks, text
 from refresher.common.errors import GrantFileError
 from refresher.common.terminal import show
-from refresher.grants import accounts, policy, refresh_life
+from refresher.config import Settings
+from refresher.grants import accounts, policy
+from refresher.grants.forecast import EndKind, first_hard_end
 from refresher.grants.record import Grant
-from refresher.operations.grant_report import INVALID, fields_of, is_overdue, last_error, next_rotation_at
-from refresher.operations.inspection import list_grants
+from refresher.operations import certificates
+from refresher.operations.grant_report import (
+    INVALID,
+    ending_soon,
+    ends_of,
+    fields_of,
+    is_overdue,
+    last_error,
+    next_rotation_at,
+)
+from refresher.operations.inspection import ListedGrant, list_grants
 from refresher.storage import last_run
 from refresher.storage.publishing import state_of
 
@@ -22,7 +35,7 @@ __all__ = ["status"]
 _Column = Callable[[Grant], str]
 
 _WIDEST_ACCOUNT: Final = 24
-_ENDS_SOON: Final = 7 * 86400.0
+_SUFFIXES: Final[dict[EndKind, str]] = {"client_secret": " (client)", "certificate": " (certificate)"}
 _OVERDUE: Final = "overdue: is 'refresher run' or cron running?"
 
 
@@ -30,7 +43,7 @@ _OVERDUE: Final = "overdue: is 'refresher run' or cron running?"
     short_help="Show each grant: state, time left, next rotation.",
     exit_codes={
         0: "shown, in any state (with --exit-code: all is well)",
-        1: "with --exit-code: overdue, failing, or a login ends within 7 days",
+        1: "with --exit-code: overdue, failing, or LOGIN ENDS within 7 days",
         2: "wrong usage, configuration or name; with --exit-code, a bad grant file",
         3: "with --exit-code: a person must log in again",
     },
@@ -38,11 +51,13 @@ _OVERDUE: Final = "overdue: is 'refresher run' or cron running?"
 @click.argument("names", metavar="[NAME]...", nargs=-1, shell_complete=complete_name)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON; times are epoch seconds.")
 @click.option("--exit-code", is_flag=True, help="Exit with 1, 2 or 3 if not all is well.")
+@click.option("--watch", "-w", "live", is_flag=True, help="Show it live in the terminal, until Ctrl-C.")
 @click.pass_obj
-def status(options: Options, names: tuple[str, ...], as_json: bool, exit_code: bool) -> int:
+def status(options: Options, names: tuple[str, ...], as_json: bool, exit_code: bool, live: bool) -> int:
     """Show each grant: its state, the time left of its token, its next rotation, its last error.
 
-    If the server ends a login at a known time, it shows that time. If nobody refreshes, a grant is overdue.
+    If a login, its client or its certificate ends at a known time, it shows that time. If nobody refreshes, a grant is
+    overdue.
 
     \b
     States:
@@ -53,8 +68,30 @@ def status(options: Options, names: tuple[str, ...], as_json: bool, exit_code: b
       invalid_grant_file        the grant file is damaged or readable by others;
                                 the error says what to do
     """
+    if live and (as_json or exit_code):
+        raise click.UsageError(f"--watch does not work with {'--json' if as_json else '--exit-code'}: give one of them")
     settings = options.settings()
+    if live:
+        return _watch(settings, names)
     entries = list_grants(settings.directories, names)
+    # On a terminal, a row of the table is a line; one that was named is shown whole.
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() and not names else None
+    with certificates.reading(grant for _, grant in entries if isinstance(grant, Grant)):
+        return _show(settings, entries, width, as_json=as_json, exit_code=exit_code)
+
+
+def _watch(settings: Settings, names: tuple[str, ...]) -> int:
+    if names:
+        list_grants(settings.directories, names)  # raises for an unknown name
+    else:
+        settings.directories.listing()
+        check_state(settings)
+    from refresher.cli.watch import watch  # rich: 60 ms
+
+    return watch(settings, names)
+
+
+def _show(settings: Settings, entries: list[ListedGrant], width: int | None, *, as_json: bool, exit_code: bool) -> int:
     late = last_run.is_overdue(settings.directories, clocks.now().wall)
     overdue = {name for name, grant in entries if isinstance(grant, Grant) and is_overdue(grant, late)}
     fields = {"grants": [fields_of(name, grant, name in overdue) for name, grant in entries]} if as_json else None
@@ -63,11 +100,11 @@ def status(options: Options, names: tuple[str, ...], as_json: bool, exit_code: b
     columns: dict[str, _Column] = {}
     if any(grant.account is not None for grant in grants):
         columns["ACCOUNT"] = _account
-    if any(grant.login_ends_at is not None for grant in grants):
+    if any(first_hard_end(ends_of(grant)) is not None for grant in grants):
         columns["LOGIN ENDS"] = _login_ends
     rows = [_row(name, grant, columns.values(), name in overdue) for name, grant in entries]
     titles = ("NAME", "STATE", "GENERATION", "TIME LEFT", "NEXT ROTATION", *columns, "LAST ERROR")
-    print_rows(settings, titles, rows, fields, show, warned=overdue)
+    print_rows(settings, titles, rows, fields, show, warned=overdue, width=width)
     codes = {_exit_code(grant, name in overdue) for name, grant in entries} if exit_code else {0}
     return max(codes, default=0)
 
@@ -77,8 +114,7 @@ def _exit_code(grant: Grant | GrantFileError, overdue: bool) -> int:
         return 2
     if (state := state_of(grant)) == "reauthorization_required":
         return 3
-    left = refresh_life.login_left(grant, clocks.now())
-    ending = left is not None and left < _ENDS_SOON
+    ending = ending_soon(ends_of(grant)) is not None
     return 1 if overdue or ending or state != "active" or grant.doubt is not None else 0
 
 
@@ -119,5 +155,7 @@ def _time_left(grant: Grant, now: float) -> str:
 
 
 def _login_ends(grant: Grant) -> str:
-    left = refresh_life.login_left(grant, clocks.now())
-    return "-" if left is None else f"in {text.span(left)}" if left > 0 else f"{text.span(left)} ago"
+    if (end := first_hard_end(ends_of(grant))) is None:
+        return "-"
+    left = end.at - clocks.now().wall
+    return (f"in {text.span(left)}" if left > 0 else f"{text.span(left)} ago") + _SUFFIXES.get(end.kind, "")

@@ -3,12 +3,17 @@
 import time
 from collections.abc import Sequence
 
-__all__ = ["clock_time", "names", "span"]
+__all__ = ["clock_time", "names", "printable", "span"]
 
 
 def names(of: Sequence[str]) -> str:
     """Return the first five names, and how many more there are."""
     return ", ".join(of[:5]) + (f" and {len(of) - 5} more" if len(of) > 5 else "")
+
+
+def printable(text: str) -> str:
+    """Return a text of a server or a program without control characters, which could change what a terminal shows."""
+    return "".join(char if char.isprintable() else " " for char in text)
 
 
 def span(seconds: float) -> str:

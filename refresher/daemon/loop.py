@@ -15,6 +15,7 @@ from refresher.common import clocks, logs, text
 from refresher.common.errors import DirectoryError, GrantFileError
 from refresher.common.signals import DaemonSignals
 from refresher.config import Settings
+from refresher.daemon.certificate_watch import CertificateWatch
 from refresher.daemon.directory_watch import DirectoryWatch
 from refresher.daemon.log_throttle import ROTATED, LogThrottle
 from refresher.daemon.metrics_page import MetricsPage
@@ -110,6 +111,7 @@ class Daemon:
         self._supervision.endpoint.metrics = MetricsPage(
             self._readiness, counts, observers, lambda: self._settings.directories
         )
+        self._certificates = CertificateWatch(observers.emit)
         self._heartbeat_at = float("-inf")
         self._scan_at = float("-inf")
 
@@ -211,6 +213,7 @@ class Daemon:
         """Do what follows from an inspection."""
         if isinstance(found.record, Grant):
             self._readiness.update(found.record, published=not found.stale)
+            self._certificates.note(found.record)
         if found.needs_lock:
             self._submit(found)
         elif isinstance(found.record, Grant) and isinstance(found.decision, Wait):
@@ -276,6 +279,7 @@ class Daemon:
         self._schedule.cancel(name)
         self._throttle.forget(name)
         self._readiness.forget(name)
+        self._certificates.forget(name)
         self._pauses.pop(name, None)
 
     def _process_events(self, wait: float) -> None:
@@ -295,6 +299,7 @@ class Daemon:
         for name in self._schedule.due():
             if name == HEARTBEAT:
                 self._supervision.heartbeat()
+                self._certificates.check()
             elif not self._signals():  # after a stop nothing new starts
                 self._inspect(name)
 

@@ -17,6 +17,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from refresher.common.errors import StorageError
 from refresher.config import Settings
 from refresher.daemon.background import Background, Busy
 from refresher.daemon.http_endpoint import History, Metrics
@@ -76,7 +77,10 @@ def public_app(sources: Sources, live: LiveGrants, token: PageToken, *, loopback
             return _refuse(_NO_NAME)
         if sources.history is None:
             return _json({"events": []})
-        return _json({"events": await past.run(partial(sources.history, name, time.time() - _DAY))})
+        try:
+            return _json({"events": await past.run(partial(sources.history, name, time.time() - _DAY))})
+        except StorageError as error:
+            return _refuse(Refusal(503, f"Service Unavailable: {error}"))
 
     async def metrics(_: Request) -> Response:
         if sources.metrics is None:

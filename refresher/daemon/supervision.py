@@ -9,6 +9,7 @@ from typing import Final
 from refresher.config import Settings
 from refresher.daemon.http_endpoint import HTTPEndpoint
 from refresher.daemon.readiness import Health, Readiness
+from refresher.operations.events import Event
 from refresher.storage import last_run
 from refresher.storage.directories import Directories
 
@@ -18,6 +19,7 @@ _HEARTBEAT_INTERVAL: Final = 5.0
 _NOTE_INTERVAL: Final = last_run.RUN_LIMIT / 2
 _MAX_SILENCE: Final = 60.0
 _STOP_EXTENSION: Final = 10.0
+_LONGEST_HISTORY: Final = 1000
 _MICRO: Final = 1_000_000
 
 
@@ -32,6 +34,7 @@ class Supervision:
         self._systemd = address if address.startswith(("/", "@")) else None
         self._has_watchdog = self._systemd is not None and microseconds.isdecimal() and pid in ("", str(os.getpid()))
         self.endpoint: Final = HTTPEndpoint(self.health)
+        self.endpoint.history = self._history
         self._heartbeat_at = float("-inf")
         self._ready = False
         self._directories: Directories | None = None
@@ -82,6 +85,13 @@ class Supervision:
         """Ask for more time to stop: a kill now could lose a token."""
         self._heartbeat_at = time.monotonic()
         self._notify("WATCHDOG=1", f"EXTEND_TIMEOUT_USEC={int(_STOP_EXTENSION * _MICRO)}")
+
+    def _history(self, name: str, since: float) -> list[Event]:
+        from refresher.observers import history  # it loads sqlite3, which only an open page needs
+
+        if (directories := self._directories) is None:
+            return []
+        return [event for _, event in history.read(directories, (name,), since=since, most=_LONGEST_HISTORY)]
 
     def _notify(self, *lines: str) -> None:
         """Send one datagram to systemd, if it is there. Never raises, never waits."""

@@ -215,7 +215,7 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     login_ends_at: float | None = None
     """When the login ends whatever refresher does, as far as that is known; ``None``: no end is known."""
     end_warned: float | None = None
-    """How many seconds ahead of ``login_ends_at`` the last warning was due, so that each is given once."""
+    """How many seconds ahead of the end of the login or its client the last warning was due: each is given once."""
     account: Account | None = None
     """``None``: the server does not name one."""
     id_token: Secret | None = None

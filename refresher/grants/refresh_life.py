@@ -1,10 +1,10 @@
-"""How long the refresh token and the login last, and when to warn of the end of a login. Pure.
+"""How long the refresh token and the login last, and when to warn of the end of a login or its client. Pure.
 
 A server announces the life of a refresh token in its answers. Usually that life starts anew with each rotation. At
 some servers it does not: then its end is the end of the login, and only a person can begin another.
 """
 
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 import msgspec
 
@@ -15,17 +15,19 @@ from refresher.grants.record import Grant
 
 __all__ = [
     "EndWarning",
+    "PersonEnd",
     "after_login",
     "after_rotation",
     "counted_life",
     "login_left",
+    "next_end",
     "next_warning",
     "remaining",
     "since_issue",
 ]
 
 _WARNINGS: Final = (7 * 86400.0, 86400.0, 3600.0)
-"""Seconds before the end of a login."""
+"""Seconds before the end of a login or its client."""
 
 _RENEWED_FRACTION: Final = 0.25
 """A life whose end moves by less than this part of the time since the last answer did not start anew."""
@@ -37,8 +39,17 @@ _LAST_LIFE: Final = 60.0
 _ROUNDING: Final = 1.0
 
 
+class PersonEnd(NamedTuple):
+    """An end that no rotation can move: that of the login, or of the client that was registered for it."""
+
+    left: float
+    """The seconds until then."""
+    at: float
+    kind: Literal["login", "client_secret"]
+
+
 class EndWarning(NamedTuple):
-    """The next warning of the end of a login."""
+    """The next warning of such an end."""
 
     seconds: float
     """Until it is due; 0: now."""
@@ -93,31 +104,41 @@ def counted_life(grant: Grant) -> float | None:
 
 def remaining(grant: Grant, at: Moment) -> float | None:
     """Return the seconds from ``at`` to the end of the refresh token; ``None`` if that is unknown."""
-    return _seconds_to(grant.refresh_token_expires_at, grant, at)
+    end = grant.refresh_token_expires_at
+    return None if end is None else _seconds_to(end, grant, at)
 
 
 def login_left(grant: Grant, at: Moment) -> float | None:
     """Return the seconds from ``at`` to the end of the login; ``None`` if no end is known."""
-    return _seconds_to(grant.login_ends_at, grant, at)
+    return None if grant.login_ends_at is None else _seconds_to(grant.login_ends_at, grant, at)
+
+
+def next_end(grant: Grant, now: Moment) -> PersonEnd | None:
+    """Return the first end after ``now`` that only a person can move; ``None`` if none is known."""
+    client = None if grant.login is None else grant.login.client_expires_at
+    ends: list[PersonEnd] = []
+    if grant.login_ends_at is not None:
+        ends.append(PersonEnd(_seconds_to(grant.login_ends_at, grant, now), grant.login_ends_at, "login"))
+    if client is not None:
+        ends.append(PersonEnd(_seconds_to(client, grant, now), client, "client_secret"))
+    return min((end for end in ends if end.left > 0), default=None)
 
 
 def next_warning(grant: Grant, now: Moment) -> EndWarning | None:
-    """Return the next warning of the end of a login; ``None`` if there is none any more, or no end is known.
+    """Return the next warning of ``next_end``; ``None`` if there is none any more, or no end is known.
 
     A warning that was missed is given late, but only the last one. A login that was shorter from its start than the
     time ahead gets no such warning.
     """
-    left = login_left(grant, now)
-    if left is None or grant.login_ends_at is None or grant.dead:
+    end = next_end(grant, now)
+    if end is None or grant.dead:
         return None
-    before = min(
-        float("inf") if grant.end_warned is None else grant.end_warned, grant.login_ends_at - grant.authorized_at
-    )
+    before = min(float("inf") if grant.end_warned is None else grant.end_warned, end.at - grant.authorized_at)
     aheads = [ahead for ahead in _WARNINGS if ahead < before]
-    if left <= 0 or not aheads:
+    if not aheads:
         return None
-    missed = [ahead for ahead in aheads if left <= ahead]
-    return EndWarning(0.0, missed[-1]) if missed else EndWarning(left - aheads[0], aheads[0])
+    missed = [ahead for ahead in aheads if end.left <= ahead]
+    return EndWarning(0.0, missed[-1]) if missed else EndWarning(end.left - aheads[0], aheads[0])
 
 
 def _ending(grant: Grant, life: float | None, end: float | None, sent: Moment) -> Grant:
@@ -128,16 +149,16 @@ def _ending(grant: Grant, life: float | None, end: float | None, sent: Moment) -
         end = known if end is None else min(end, known)
     if end is not None and end <= 0:
         end = None  # the server has just issued tokens, so what was known was wrong
-    # A later end than the one warned of has its own warnings.
-    warned = grant.end_warned
-    if end is not None and warned is not None and end > warned:
-        warned = None
-    return msgspec.structs.replace(
+    ending = msgspec.structs.replace(
         grant,
         refresh_token_expires_at=None if life is None else sent.wall + life,
         login_ends_at=None if end is None else sent.wall + end,
-        end_warned=warned,
     )
+    # A later end than the one warned of has its own warnings.
+    first, warned = next_end(ending, sent), grant.end_warned
+    if first is None or warned is None or first.left <= warned:
+        return ending
+    return msgspec.structs.replace(ending, end_warned=None)
 
 
 def _soonest_judgement(life: float) -> float:
@@ -145,8 +166,8 @@ def _soonest_judgement(life: float) -> float:
     return min(_TOO_SOON, max(_SOONEST, _TOO_SOON_FRACTION * life))
 
 
-def _seconds_to(end: float | None, grant: Grant, at: Moment) -> float | None:
-    return None if end is None else end - grant.issued_at - since_issue(grant, at)
+def _seconds_to(end: float, grant: Grant, at: Moment) -> float:
+    return end - grant.issued_at - since_issue(grant, at)
 
 
 def since_issue(grant: Grant, at: Moment) -> float:

@@ -218,7 +218,7 @@ class _Hook:
             advice = f"check {program}"
         else:
             return None
-        printed = "".join(char if char.isprintable() else " " for char in output)[-_SHOWN:]
+        printed = text.printable(output)[-_SHOWN:]
         printed = f"its last output: {' '.join(printed.split())}" if printed.strip() else "it printed nothing"
         return f"{what}; {advice}; {printed}"
 
@@ -243,7 +243,7 @@ class _Hook:
         """Return the command with which a person repairs the grant, or keeps its login."""
         if self._hook in ("on_rotated", "on_restored"):
             return None
-        from refresher.operations import grant_report, result
+        from refresher.operations import grant_report
 
         try:
             record = records.load(self._directories, name).record
@@ -251,7 +251,7 @@ class _Hook:
             return None
         if not isinstance(record, Grant):
             return None
-        return result.repair_command(record) if self._hook == "on_login_ending" else grant_report.advice(record)
+        return grant_report.advice(record)
 
     def _warn(self, message: str) -> None:
         now = time.monotonic()

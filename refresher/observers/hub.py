@@ -27,11 +27,15 @@ _LOOK: Final = 0.1
 
 
 class EventsLost(Exception):
-    """An observer has lost ``count`` of the events that it was given, and has taken the others."""
+    """An observer has lost ``count`` of the events that it was given, and has taken the others.
 
-    def __init__(self, count: int, why: str) -> None:
+    ``quiet``: it is no fault, so that cron mails no line about it.
+    """
+
+    def __init__(self, count: int, why: str, *, quiet: bool = False) -> None:
         super().__init__(why)
         self.count: Final = count
+        self.quiet: Final = quiet
 
 
 class Observer(Protocol):
@@ -57,19 +61,25 @@ class _Runner:
         self.dropped = 0
         self._queue: Final[queue.Queue[Event | None]] = queue.Queue(_LONGEST_QUEUE)
         self._thread: threading.Thread | None = None
+        self._starting: Final = threading.Lock()
         self._warned_at = float("-inf")
 
     def put(self, event: Event) -> None:
         """Queue an event. Never waits."""
         try:
             if self._thread is None:
+                self._start()
+            self._queue.put_nowait(event)
+        except (queue.Full, RuntimeError):  # a thread cannot always be started
+            self._drop(1, "it is too slow")
+
+    def _start(self) -> None:
+        with self._starting:  # rotations in two threads may come first
+            if self._thread is None:
                 # A daemon thread: an observer that hangs must not keep the process from its end.
                 thread = threading.Thread(target=self._run, name=f"observer-{self.observer.name}", daemon=True)
                 thread.start()
                 self._thread = thread
-            self._queue.put_nowait(event)
-        except (queue.Full, RuntimeError):  # a thread cannot always be started
-            self._drop(1, "it is too slow")
 
     def close(self, ends: float, stopping: Callable[[], bool] = lambda: False) -> None:
         """Wait until it has observed what is queued, until ``ends`` (monotonic seconds) or its patience at most.
@@ -98,7 +108,7 @@ class _Runner:
                 if batch:
                     self.observer.observe(batch)
             except EventsLost as lost:
-                self._drop(lost.count, str(lost))
+                self._drop(lost.count, str(lost), logging.INFO if lost.quiet else logging.WARNING)
             except Exception as error:  # noqa: BLE001  an observer that fails loses its events and nothing else
                 self._drop(len(batch), str(error) or type(error).__name__)
         try:
@@ -106,12 +116,12 @@ class _Runner:
         except Exception as error:  # noqa: BLE001  likewise
             log.info("%s: cannot be closed: %s", self.observer.name, error)
 
-    def _drop(self, count: int, why: str) -> None:
+    def _drop(self, count: int, why: str, level: int = logging.WARNING) -> None:
         self.dropped += count
         now = time.monotonic()
         if now - self._warned_at > _WARN_AFTER:
             self._warned_at = now
-            log.warning("%s: events are lost (%d so far): %s", self.observer.name, self.dropped, why)
+            log.log(level, "%s: events are lost (%d so far): %s", self.observer.name, self.dropped, why)
 
 
 class Observers:
@@ -191,6 +201,10 @@ class Observers:
 def _configured(settings: Settings) -> Sequence[Observer]:
     """Return the observers that the settings name."""
     found: list[Observer] = []
+    if settings.history_days and settings.history_mb:
+        from refresher.observers.history import History  # it loads sqlite3
+
+        found.append(History(settings))
     if settings.hooks is not None:
         from refresher.observers.hooks import Hooks  # most configurations have none
 

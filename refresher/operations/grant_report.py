@@ -2,15 +2,29 @@
 
 from typing import Any, Final
 
+import msgspec
+
 from refresher.common import clocks
 from refresher.common.errors import GrantFileError
-from refresher.grants import policy
+from refresher.grants import forecast, policy
+from refresher.grants.forecast import End
 from refresher.grants.record import Failure, Grant
-from refresher.operations.result import repair_command
+from refresher.operations import certificates
+from refresher.operations.result import new_client_command, repair_command
 from refresher.storage.publishing import rejection_of, state_of
 from shim._token import Problem
 
-__all__ = ["INVALID", "advice", "fields_of", "is_overdue", "last_error", "next_rotation_at"]
+__all__ = [
+    "INVALID",
+    "advice",
+    "ending_soon",
+    "ends_of",
+    "fields_of",
+    "is_overdue",
+    "is_soon",
+    "last_error",
+    "next_rotation_at",
+]
 
 INVALID: Final = "invalid_grant_file"
 """The state that is shown of a grant whose record cannot be read."""
@@ -27,7 +41,7 @@ _ERROR_KEYS: Final = ("code", "description", "at", "retry_at")
 def fields_of(name: str, grant: Grant | GrantFileError, overdue: bool) -> dict[str, Any]:
     """Return the JSON fields of a grant; times are epoch seconds. ``overdue``: nobody refreshes it."""
     fields: dict[str, Any] = {"name": name} | {key: getattr(grant, key, None) for key in _KEYS}
-    fields["overdue"] = overdue
+    fields |= {"overdue": overdue, "ends": []}
     if isinstance(grant, GrantFileError):
         return fields | {"state": INVALID, "error": {"code": INVALID, "description": str(grant)}}
     failure = last_error(grant)
@@ -37,15 +51,35 @@ def fields_of(name: str, grant: Grant | GrantFileError, overdue: bool) -> dict[s
         "next_rotation_at": next_rotation_at(grant),
         "account": None if grant.account is None else {key: getattr(grant.account, key) for key in _ACCOUNT_KEYS},
         "error": None if failure is None else {key: getattr(failure, key) for key in _ERROR_KEYS},
+        "ends": [msgspec.structs.asdict(end) for end in ends_of(grant)],
     }
 
 
 def advice(grant: Grant | GrantFileError) -> str | None:
-    """Return the command with which a person repairs a grant; ``None`` if no command helps now."""
+    """Return the command with which a person repairs a grant, or keeps it from an end; ``None`` if none helps now."""
     if isinstance(grant, GrantFileError):
         return None
-    needs_person = grant.dead or policy.needs_person(grant) or rejection_of(grant) is not None
-    return repair_command(grant) if needs_person else None
+    if grant.dead or policy.needs_person(grant) or rejection_of(grant) is not None:
+        return repair_command(grant)
+    # No command replaces a certificate.
+    end = ending_soon(forecast.ends_of(grant))
+    return None if end is None else new_client_command(grant) if end.kind == "client_secret" else repair_command(grant)
+
+
+def ends_of(grant: Grant) -> list[End]:
+    """Return what is known to end, the first one first; the certificate of ``grant`` is read for it."""
+    return forecast.ends_of(grant, certificates.end_of(grant))
+
+
+def ending_soon(ends: list[End]) -> End | None:
+    """Return the first end that needs a person within 7 days or has passed; ``None`` if there is none."""
+    end = forecast.first_hard_end(ends)
+    return end if end is not None and is_soon(end) else None
+
+
+def is_soon(end: End) -> bool:
+    """Whether an end comes within 7 days, or has passed."""
+    return end.at - clocks.now().wall < forecast.ENDS_SOON
 
 
 def is_overdue(grant: Grant, late: bool | None) -> bool:

@@ -3,6 +3,7 @@
 from typing import Final
 
 from refresher.common import clocks
+from refresher.grants import refresh_life
 from refresher.grants.policy import Wait
 from refresher.grants.record import Grant
 from refresher.operations.result import Result
@@ -23,7 +24,8 @@ _MOST_MISSING: Final = 1 / 16
 class Resting:
     """The grants that need nothing, by the index and by what is read now.
 
-    Only grants whose decision depends on nothing but the time are in it: healthy ones, without an end of the login.
+    Only grants whose decision depends on nothing but the time are in it: healthy ones, without an end that
+    needs a person.
     """
 
     def __init__(self, directories: Directories, listing: Listing, demands: Demands) -> None:
@@ -58,6 +60,8 @@ class Resting:
         if stamp is None or name in self._stamps.unsettled or name in self._demands.by_name:
             return
         if decision.reason != "not_due" or decision.until is None or not grant.renewable:
+            return
+        if refresh_life.next_end(grant, self._now) is not None:
             return
         if (grant.failure, grant.doubt, grant.token_rejected, grant.not_before, grant.login_ends_at) == (None,) * 5:
             self._rests[name] = Rest(stamp, grant.generation, decision.until)

@@ -11,7 +11,16 @@ from refresher.grants import accounts, policy, refresh_life, token_rejection
 from refresher.grants.policy import Wait
 from refresher.grants.record import FailureKind, Grant
 
-__all__ = ["EXIT_CODES", "Result", "ResultCode", "end_of_login", "exit_code", "repair_command"]
+__all__ = [
+    "EXIT_CODES",
+    "Result",
+    "ResultCode",
+    "certificate_ends",
+    "exit_code",
+    "login_ends",
+    "new_client_command",
+    "repair_command",
+]
 
 ResultCode = (
     FailureKind
@@ -97,12 +106,27 @@ def exit_code(results: Iterable[Result]) -> int:
     return next((code for code in _MOST_SERIOUS_FIRST if code in codes), 0)
 
 
-def end_of_login(grant: Grant, now: Moment) -> str:
-    """Return the warning that the login of ``grant`` ends, and what to do before."""
-    left = refresh_life.login_left(grant, now) or 0.0
+def login_ends(grant: Grant, now: Moment) -> str:
+    """Return the warning that the login of ``grant`` or its client ends, and what to do before."""
+    end = refresh_life.next_end(grant, now)
+    left = 0.0 if end is None else end.left
+    when = f"in {text.span(left)}, at {text.clock_time(now.wall + left)}"
+    if end is not None and end.kind == "client_secret":
+        what = "client secret" if grant.client_secret is not None else "registration of the client"
+        return (
+            f"the {what} expires {when}, and no rotation can prolong it: before then, log in with a new client: "
+            f"'{new_client_command(grant)}'"
+        )
+    return f"the server ends this login {when}, and no rotation can prolong it: before then, {_what_to_do(grant)}"
+
+
+def certificate_ends(name: str, path: str, at: float, now: Moment) -> str:
+    """Return the warning that the client certificate of the grant ``name`` ends or has ended, and what to do."""
+    left = at - now.wall
+    expires = f"expires in {text.span(left)}" if left > 0 else f"expired {text.span(left)} ago"
     return (
-        f"the server ends this login in {text.span(left)}, at {text.clock_time(now.wall + left)}, and no rotation can "
-        f"prolong it: before then, {_what_to_do(grant)}"
+        f"the client certificate in {path} {expires}, at {text.clock_time(at)}: put a new one there, and check it with "
+        f"'refresher run-once {name} --force'; no new login is needed"
     )
 
 
@@ -158,6 +182,11 @@ def _what_to_do(grant: Grant) -> str:
 def repair_command(grant: Grant) -> str:
     """Return the command that replaces the grant by a new login or import."""
     return _login_again(grant) if grant.login is not None or _may_log_in(grant) else _import_again(grant)
+
+
+def new_client_command(grant: Grant) -> str:
+    """Return the command that registers a new client for the grant."""
+    return f"{_login_again(grant)} --new-client"
 
 
 def _login_again(grant: Grant) -> str:

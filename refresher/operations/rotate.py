@@ -25,7 +25,7 @@ from refresher.oauth.http_client import DEADLINE
 from refresher.oauth.token_request import TokenRequestResult, request_tokens
 from refresher.operations.events import Emit, Event, change_of_state, happened, ignore
 from refresher.operations.inspection import Inspection
-from refresher.operations.result import EXIT_CODES, Result, ResultCode, end_of_login
+from refresher.operations.result import EXIT_CODES, Result, ResultCode, login_ends
 from refresher.storage import demands, journal, lock, records, recovery
 from refresher.storage.directories import Directories
 from refresher.storage.journal import Attempt
@@ -263,7 +263,7 @@ class _Rotation(NamedTuple):
         return changed, seconds
 
     def _finish(self, before: Record | None, grant: Grant, result: Result) -> Result:
-        """Note what has changed since ``before``, and warn if the login ends."""
+        """Note what has changed since ``before``, and warn if the login or its client ends."""
         self.events.extend(change_of_state(before, grant))
         self._warn_of_end(grant)
         return result
@@ -295,15 +295,15 @@ class _Rotation(NamedTuple):
         return msgspec.structs.replace(result, detail=f"{result.detail}; {unseen}")
 
     def _warn_of_end(self, grant: Grant) -> None:
-        """Warn that the login of ``grant`` ends, once for each time ahead: the record keeps the last one."""
+        """Warn of the end of a login or its client, once for each time ahead: the record keeps the last one."""
         now, directories = clocks.now(), self.publisher.directories
-        warning = refresh_life.next_warning(grant, now)
-        if warning is None or warning.seconds > 0:
+        warning, end = refresh_life.next_warning(grant, now), refresh_life.next_end(grant, now)
+        if warning is None or end is None or warning.seconds > 0:
             return
         # If the record cannot be written, the process remembers its warning.
-        if (given := f"{grant.grant_id} {warning.ahead}") not in self.terms.warned:
+        if (given := f"{grant.grant_id} {end.kind} {warning.ahead}") not in self.terms.warned:
             self.terms.warned.add(given)
-            log.warning("%s: %s", grant.name, message := end_of_login(grant, now))
+            log.warning("%s: %s", grant.name, message := login_ends(grant, now))
             self.events.append(happened(grant.name, "login_ending", message, generation=grant.generation))
         with suppress(GrantFileError, StorageError):
             stored = records.load(directories, grant.name)

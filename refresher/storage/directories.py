@@ -73,6 +73,11 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
         return self.state / "last-run"
 
     @property
+    def history(self) -> Path:
+        """The database of events."""
+        return self.state / "events.sqlite3"
+
+    @property
     def rest_index(self) -> Path:
         """The file that says which grants ``run-once`` need not read."""
         return self.state / "rest-index"

@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 
 from refresher.storage.directories import Directories
 
-__all__ = ["Stamps", "find_all", "find_one"]
+__all__ = ["Stamps", "find_all", "find_one", "of_records"]
 
 _SUFFIX: Final = ".json"
 _SETTLED_NS: Final = 2_000_000_000
@@ -41,6 +41,11 @@ def find_all(directories: Directories) -> Stamps:
             if status.st_ctime_ns > settled:
                 unsettled.add(name)
     return Stamps(by_name, unsettled)
+
+
+def of_records(directories: Directories) -> dict[str, int]:
+    """Return a stamp of each record alone; its token file does not count."""
+    return {name: _stamp(0, status) for name, status in _files(directories.grants)}
 
 
 def find_one(directories: Directories, name: str) -> int | None:

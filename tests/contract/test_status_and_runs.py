@@ -8,7 +8,7 @@ from tests.support.command import Command
 
 STATUS_KEYS = {
     "name", "state", "generation", "issued_at", "expires_at", "next_rotation_at", "last_rotation_at", "failures", "error",
-    "issuer", "resource", "scope", "origins", "refresh_token_expires_at", "login_ends_at", "account", "overdue",
+    "issuer", "resource", "scope", "origins", "refresh_token_expires_at", "login_ends_at", "account", "overdue", "ends",
 }  # fmt: skip
 
 
@@ -93,7 +93,10 @@ def test_nothing_due_loads_no_http_library(refresher: Command) -> None:
     assert done.code == 0
     loaded = {line.split("'")[1].partition(".")[0] for line in done.stderr.splitlines() if line.startswith("import '")}
     assert {"refresher", "click", "msgspec"} <= loaded
-    assert not {"httpx", "httpcore", "apscheduler", "mcp", "anyio", "filelock", "asyncio", "ssl"} & loaded
+    assert (
+        not {"httpx", "httpcore", "apscheduler", "mcp", "anyio", "filelock", "asyncio", "ssl", "rich", "cryptography"}
+        & loaded
+    )
 
 
 def test_a_damaged_grant_file_does_not_stop_the_other_grants(refresher: Command) -> None:

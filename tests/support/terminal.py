@@ -3,13 +3,14 @@
 import fcntl
 import os
 import pty
+import select
 import struct
 import subprocess
 import sys
 import termios
 from contextlib import suppress
 
-from tests.support.command import Command
+from tests.support.command import LONGEST, Command
 
 __all__ = ["at_a_terminal", "read_until", "read_whole"]
 
@@ -37,6 +38,7 @@ def read_until(master: int, words: str) -> str:
     """Return the output up to ``words``."""
     output = b""
     while words.encode() not in output:
+        assert select.select([master], [], [], LONGEST)[0], f"{words!r} did not come: {output!r}"
         part = os.read(master, 65536)
         assert part, output
         output += part

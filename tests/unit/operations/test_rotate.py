@@ -11,7 +11,7 @@ from refresher.common import clocks
 from refresher.common.errors import LockBusy, StorageError
 from refresher.common.secret import Secret
 from refresher.grants.outcome import GrantRejected, TokensIssued
-from refresher.grants.record import Grant, Record
+from refresher.grants.record import Grant, Login, Record
 from refresher.oauth.token_request import TokenRequestResult
 from refresher.operations import rotate as rotation
 from refresher.operations.result import Result
@@ -176,3 +176,21 @@ def test_a_warning_that_cannot_be_noted_comes_once_and_changes_no_result(
         assert result is not None
         assert result.outcome == "not_due"
     assert [record.message.count("the server ends this login in 30 min") for record in caplog.records] == [1]
+
+
+def test_a_process_warns_of_the_client_and_then_of_the_login(
+    state: Directories, caplog: pytest.LogCaptureFixture
+) -> None:
+    """If it failed, a daemon that has warned of a client would say nothing when the login itself ends."""
+    now = time.time()
+    fields = {"issued_at": now, "expires_at": now + 3600, "last_rotation_at": now - 60, "authorized_at": now - 1e6}
+    terms = Terms(ca_file=None, stopping=lambda: False)
+    expiring = {"login": Login(client="registered", client_expires_at=now + 1800)}
+    for ends, words in (
+        (expiring, "the registration of the client expires in 30 min"),
+        ({"login_ends_at": now + 1800}, "the server ends this login in 30 min"),
+    ):
+        caplog.clear()
+        put(state.record("linear"), grant(**fields, **ends))
+        rotate(Publisher(state), Order(name="linear", seen=3), terms)
+        assert [words in record.message for record in caplog.records] == [True]
