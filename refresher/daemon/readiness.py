@@ -9,7 +9,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 
 from refresher.common import clocks, text
-from refresher.grants import policy
+from refresher.grants import forecast, policy
 from refresher.grants.record import Grant
 from refresher.observers.metrics import ENDS_SOON
 from refresher.storage.publishing import state_of
@@ -76,7 +76,7 @@ class Readiness:
         # It needs no lock: each change and each copy of a dictionary is one step.
         # Until when the published token is valid, in monotonic seconds; and why the grant needs a person.
         self._states: dict[str, tuple[float, _Problem | None]] = {}
-        # When a login ends, in epoch seconds, only if that is soon: each grant is inspected once a day at least.
+        # When a login or a client secret ends, in epoch seconds, only if that is soon: each grant is inspected daily.
         self._endings: dict[str, float] = {}
         self._complete = False
 
@@ -93,8 +93,9 @@ class Readiness:
         elif grant.token_rejected is not None:
             problem = "token_rejected"
         self._states[grant.name] = (time.monotonic() + left, problem)
-        if grant.login_ends_at is not None and grant.login_ends_at < clocks.now().wall + ENDS_SOON:
-            self._endings[grant.name] = grant.login_ends_at
+        end = forecast.first_hard_end(forecast.ends_of(grant))
+        if end is not None and end.at < clocks.now().wall + ENDS_SOON:
+            self._endings[grant.name] = end.at
         else:
             self._endings.pop(grant.name, None)
 
@@ -115,7 +116,8 @@ class Readiness:
     def most_urgent(self, most: int) -> tuple[list[str], Mapping[str, int]]:
         """Return the names of at most ``most`` grants, and how many grants there are in each published state.
 
-        First those that need a person, then those that fail, then those whose login ends soon, then whose token does.
+        First those that need a person, then those that fail, then those whose login or client secret ends soon, then
+        those whose token expires first.
         """
         states, endings = self._states.copy(), self._endings.copy()
         by_state = Counter(

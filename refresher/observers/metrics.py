@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from refresher import __version__
 from refresher.common import clocks
 from refresher.common.errors import GrantFileError
-from refresher.grants import policy
+from refresher.grants import forecast, policy
+from refresher.grants.forecast import End
 from refresher.grants.record import Grant
+from refresher.operations import certificates
 from refresher.operations.events import Event
 from refresher.operations.grant_report import INVALID
 from refresher.operations.result import EXIT_CODES
@@ -33,7 +35,7 @@ MOST_NAMES: Final = 1000
 """How many grants have series of their own."""
 
 ENDS_SOON: Final = 9 * 86400.0
-"""Seconds. A login that ends within them is more urgent than a token that expires: an alert looks 7 days ahead."""
+"""Seconds. A login or a client that ends within them is more urgent than a token: an alert looks 7 days ahead."""
 
 STATES: Final = ("active", "failing", "reauthorization_required", INVALID)
 
@@ -57,10 +59,13 @@ class Row(NamedTuple):
     """When its access token expires; ``None`` if it has none, or if that is unknown."""
     login_ends_at: float | None = None
     in_doubt: bool = False
+    client_ends: tuple[tuple[str, float], ...] = ()
+    """When its client secret and its certificate end, as far as that is known: kind and time."""
 
     def urgency(self, now: float) -> tuple[int, float]:
         """Return a key that sorts first what needs a person, then what fails, then what ends soon."""
-        ends = float("inf") if self.login_ends_at is None else self.login_ends_at
+        known = [at for _, at in self.client_ends] + ([] if self.login_ends_at is None else [self.login_ends_at])
+        ends = min(known, default=float("inf"))
         order = _URGENCY.get(self.state, 1 if self.in_doubt else 2 if ends < now + ENDS_SOON else 3)
         return order, min(ends, float("inf") if self.expires_at is None else self.expires_at)
 
@@ -240,7 +245,8 @@ def _positive(value: float) -> float:
 
 def read_rows(directories: Directories, names: Iterable[str]) -> list[Row]:
     """Read the grants ``names`` from the disk; removed ones are left out."""
-    rows = []
+    rows: list[Row] = []
+    certified: list[tuple[int, Grant]] = []
     for name in names:
         try:
             record = records.load(directories, name).record
@@ -248,16 +254,21 @@ def read_rows(directories: Directories, names: Iterable[str]) -> list[Row]:
             rows.append(Row(name, INVALID))
             continue
         if isinstance(record, Grant):
-            rows.append(
-                Row(
-                    name,
-                    state_of(record),
-                    record.expires_at if policy.has_access_token(record) else None,
-                    record.login_ends_at,
-                    record.doubt is not None,
-                )
-            )
+            if record.client_cert is not None:
+                certified.append((len(rows), record))
+            expires_at = record.expires_at if policy.has_access_token(record) else None
+            ends = _client_ends(forecast.ends_of(record))
+            rows.append(Row(name, state_of(record), expires_at, record.login_ends_at, record.doubt is not None, ends))
+    if certified:
+        with certificates.reading(grant for _, grant in certified):
+            for index, grant in certified:
+                ends = _client_ends(forecast.ends_of(grant, certificates.end_of(grant)))
+                rows[index] = rows[index]._replace(client_ends=ends)
     return rows
+
+
+def _client_ends(ends: Iterable[End]) -> tuple[tuple[str, float], ...]:
+    return tuple((end.kind, end.at) for end in ends if end.kind in ("client_secret", "certificate"))
 
 
 def grants_of(rows: Sequence[Row], unread: int = 0) -> Grants:
@@ -313,6 +324,11 @@ def _gauges(grants: Grants, last_run: float | None) -> "Iterator[Metric]":
     )
     expires = _of_name("refresher_grant_expiration_timestamp_seconds", "When the access token of a grant expires.")
     ends = _of_name("refresher_login_expiration_timestamp_seconds", "When the server ends the login of a grant.")
+    client = GaugeMetricFamily(
+        "refresher_client_expiration_timestamp_seconds",
+        "When the client secret or the certificate of a grant ends.",
+        labels=("name", "kind"),
+    )
     doubt = _of_name(
         "refresher_grant_in_doubt", "1 if a refresh token may be spent: the answer of its server was lost."
     )
@@ -323,8 +339,10 @@ def _gauges(grants: Grants, last_run: float | None) -> "Iterator[Metric]":
             expires.add_metric((row.name,), row.expires_at)
         if row.login_ends_at is not None:
             ends.add_metric((row.name,), row.login_ends_at)
+        for kind, at in row.client_ends:
+            client.add_metric((row.name, kind), at)
         doubt.add_metric((row.name,), 1 if row.in_doubt else 0)
-    yield from (states, expires, ends, doubt)
+    yield from (states, expires, ends, client, doubt)
 
 
 def _of_name(name: str, documentation: str) -> "GaugeMetricFamily":

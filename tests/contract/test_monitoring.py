@@ -25,7 +25,7 @@ COUNTS = Counts()
 COUNTS.observe([happened("linear", "rotated", outcome="rotated")])
 TEXT = render(
     COUNTS,
-    grants_of([Row("linear", "active", 1.0, 1.0)]),
+    grants_of([Row("linear", "active", 1.0, 1.0, client_ends=(("certificate", 1.0),))]),
     last_run=1.0,
     dropped={"history": 0},
     hook_failures={"on_failing": 0},

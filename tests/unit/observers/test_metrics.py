@@ -1,6 +1,7 @@
 """What the metrics count and show, and how many names they have."""
 
 import threading
+from datetime import timedelta
 from pathlib import Path
 
 import msgspec
@@ -9,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from refresher.common import clocks
 from refresher.common.secret import Secret
-from refresher.grants.record import Account, Grant, Stored
+from refresher.grants.record import Account, Grant, Login, Stored
 from refresher.observers import metrics, metrics_file
 from refresher.observers.metrics import Counts, Grants, Row, grants_of, read_rows, render
 from refresher.operations.events import Event, happened
@@ -18,6 +19,7 @@ from refresher.storage.directories import Directories
 from refresher.storage.publishing import Publisher
 from tests.conftest import need
 from tests.support.fake_state import directories, put
+from tests.support.keys import certificate
 from tests.support.prometheus import check_metrics, missing
 from tests.support.samples import doubt, failure, grant
 
@@ -71,7 +73,10 @@ def test_each_grant_shows_its_state_and_its_ends_and_nothing_else(tmp_path: Path
     put(made.record("failing"), grant(name="failing", failures=1, failure=failure(), doubt=doubt()))
     put(made.record("dead"), grant(name="dead", dead=True, access_token=None, client_secret=Secret("a-client-secret")))
     made.record("damaged").write_text("{")
-    rows = read_rows(made, ("active", "damaged", "dead", "failing", "nobody"))
+    certificate(path := tmp_path / "client.pem", "client", lifetime=timedelta(days=30))
+    login = Login(client="registered", client_expires_at=4e9)
+    put(made.record("bank"), grant(name="bank", client_cert=str(path), login=login))
+    rows = read_rows(made, ("active", "bank", "damaged", "dead", "failing", "nobody"))
     found = shown(Counts(), grants_of(rows))
     states = {
         "active": "active",
@@ -83,7 +88,10 @@ def test_each_grant_shows_its_state_and_its_ends_and_nothing_else(tmp_path: Path
         assert {each: found["refresher_grant_state", name, each] for each in metrics.STATES} == {
             each: float(each == state) for each in metrics.STATES
         }
-        assert found["refresher_grants", state] == 1
+        assert found["refresher_grants", state] == (2 if state == "active" else 1)
+    assert found["refresher_client_expiration_timestamp_seconds", "client_secret", "bank"] == 4e9
+    ends = found["refresher_client_expiration_timestamp_seconds", "certificate", "bank"]
+    assert ends == pytest.approx(clocks.now().wall + 30 * 86400, abs=600)
     assert found["refresher_grant_expiration_timestamp_seconds", "active"] == 2e9
     assert found["refresher_login_expiration_timestamp_seconds", "active"] == 1e10
     assert ("refresher_grant_expiration_timestamp_seconds", "dead") not in found
@@ -91,7 +99,9 @@ def test_each_grant_shows_its_state_and_its_ends_and_nothing_else(tmp_path: Path
     assert (found["refresher_grant_in_doubt", "failing"], found["refresher_grant_in_doubt", "active"]) == (1, 0)
     text = render(Counts(), grants_of(rows), last_run=None, dropped={})[0].decode()
     assert not [
-        word for word in ("person", "subject-1", "example", "secret", "token-of", str(tmp_path)) if word in text
+        word
+        for word in ("person", "subject-1", "example", "a-client-secret", "token-of", str(tmp_path))
+        if word in text
     ]
     assert {key[0].split("_")[0] for key in found} == {"refresher"}, "the library describes the process"
 
@@ -114,12 +124,13 @@ def test_a_thousand_grants_have_series_first_those_that_are_urgent() -> None:
         Row("failing", "failing", now + 9999),
         Row("doubtful", "active", now + 9999, in_doubt=True),
         Row("ending", "active", now + 9999, now + 6 * 86400),
+        Row("client", "active", now + 9999, client_ends=(("certificate", now + 7 * 86400),)),
     ]
     found = grants_of([*rows, *urgent, Row("later", "active", now + 9999, now + 30 * 86400)], unread=7)
-    assert [row.name for row in found.rows[:5]] == ["dead", "damaged", "failing", "doubtful", "ending"]
-    assert [row.name for row in found.rows[5:7]] == ["g0", "g1"], "not the token that expires first"
-    assert (len(found.rows), sum(found.by_state.values())) == (1000, 1013)
-    assert shown(Counts(), found)["refresher_grants_without_series",] == 13
+    assert [row.name for row in found.rows[:6]] == ["dead", "damaged", "failing", "doubtful", "ending", "client"]
+    assert [row.name for row in found.rows[6:8]] == ["g0", "g1"], "not the token that expires first"
+    assert (len(found.rows), sum(found.by_state.values())) == (1000, 1014)
+    assert shown(Counts(), found)["refresher_grants_without_series",] == 14
 
 
 def test_a_thousand_names_have_counters_and_those_of_a_removed_grant_end() -> None:
