@@ -156,6 +156,14 @@ class Observers:
             counts[runner.observer.name] = counts.get(runner.observer.name, 0) + runner.dropped
         return counts
 
+    def hook_failures(self) -> dict[str, int]:
+        """Return how many runs of each configured hook have failed."""
+        if self._settings.hooks is None:
+            return {}
+        from refresher.observers import hooks
+
+        return {hook: hooks.failures.get(hook, 0) for hook in self._settings.hooks.commands}
+
     def use(self, settings: Settings) -> None:
         """Use the observers of ``settings`` from now on; the former ones complete what they have."""
         with self._lock:
