@@ -82,6 +82,11 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
         """The file that says which grants ``run-once`` need not read."""
         return self.state / "rest-index"
 
+    @property
+    def metrics_lock(self) -> Path:
+        """The lock of each process that replaces the metrics file."""
+        return self.state / "metrics.lock"
+
     def record(self, name: str) -> Path:
         """Return the path of the private record."""
         return self.grants / f"{name}.json"

@@ -22,12 +22,12 @@ class Listener(ThreadingHTTPServer):
 
 
 class Listening:
-    """Serves at ``url``, a free port of this machine, while its context is open."""
+    """Serves at ``url``, by default at a free port of this machine, while its context is open."""
 
     host: ClassVar[str] = "127.0.0.1"
 
-    def __init__(self, handler: type[BaseHTTPRequestHandler]) -> None:
-        self._server = Listener((self.host, 0), handler)
+    def __init__(self, handler: type[BaseHTTPRequestHandler], port: int = 0) -> None:
+        self._server = Listener((self.host, port), handler)
         self.url = f"http://{self.host}:{self._server.server_address[1]}"
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
 
