@@ -37,6 +37,9 @@ HOOKS: Final = ("on_rotated", "on_failing", "on_reauthorization_required", "on_l
 _HOOK_TIMEOUT: Final = 30.0
 _LONGEST_HOOK: Final = 3600.0
 
+_HISTORY: Final = {"history_days": (30, 1, 36500), "history_mb": (100, 10, 1_000_000)}
+"""The settings of the history: the default, and the least and the greatest value besides 0."""
+
 _ADDRESS: Final = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<host>[A-Za-z0-9.-]+)):(?P<port>\d{1,5})", re.ASCII)
 _HOST_NAME: Final = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?", re.ASCII)
 _LONGEST_NUMBER: Final = 10
@@ -49,6 +52,8 @@ _KEYS: Final[dict[str, tuple[type, ...]]] = {
     "listen_hosts": (list,),
     "log_format": (str,),
     "verbose": (int,),
+    "history_days": (int,),
+    "history_mb": (int,),
     "hooks": (dict,),
 }
 _KINDS: Final = {str: "string", int: "number", list: "list", dict: "table"}
@@ -81,6 +86,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     log_format: LogFormat
     verbose: int
     hooks: HookSettings | None = None
+    history_days: int
+    """The age of the oldest events in the history; 0: there is no history."""
+    history_mb: int
+    """The most that the history takes, in megabytes; 0: there is no history."""
 
 
 def resolve(given: Mapping[str, Any], config: str | None) -> Settings:
@@ -117,7 +126,21 @@ def resolve(given: Mapping[str, Any], config: str | None) -> Settings:
         log_format="json" if log_format == "json" else "text",
         verbose=max(values.get("verbose") or 0, 0),
         hooks=values.get("hooks"),
+        history_days=_bound("history_days", values),
+        history_mb=_bound("history_mb", values),
     )
+
+
+def _bound(key: str, values: Mapping[str, Any]) -> int:
+    default, least, greatest = _HISTORY[key]
+    value = os.environ.get(f"REFRESHER_{key.upper()}") or values.get(key, default)
+    try:
+        number = int(value)
+    except ValueError:
+        number = -1
+    if number and not least <= number <= greatest:
+        raise ConfigError(f"{key} must be a number from {least} to {greatest}, or 0 for no history")
+    return number
 
 
 def _read(config: str | None) -> dict[str, Any]:

@@ -25,6 +25,7 @@ _COMMANDS: Final = {
     "run": ("run", "run"),
     "run-once": ("run", "run_once"),
     "status": ("status", "status"),
+    "events": ("events", "events"),
     "health": ("health", "health"),
     "token": ("token", "token"),
     "headers": ("token", "headers"),

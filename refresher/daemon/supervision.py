@@ -1,18 +1,25 @@
 """Reports to the supervisors of the daemon: health probes over HTTP, and systemd (sd_notify(3))."""
 
+import logging
 import os
 import socket
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
 
+from refresher.common.errors import StorageError
 from refresher.config import Settings
 from refresher.daemon.http_endpoint import HTTPEndpoint
 from refresher.daemon.readiness import Health, Readiness
+from refresher.observers import history
+from refresher.operations.events import Event
 from refresher.storage import last_run
 from refresher.storage.directories import Directories
 
 __all__ = ["Supervision"]
+
+log = logging.getLogger(__name__)
 
 _HEARTBEAT_INTERVAL: Final = 5.0
 _NOTE_INTERVAL: Final = last_run.RUN_LIMIT / 2
@@ -32,6 +39,7 @@ class Supervision:
         self._systemd = address if address.startswith(("/", "@")) else None
         self._has_watchdog = self._systemd is not None and microseconds.isdecimal() and pid in ("", str(os.getpid()))
         self.endpoint: Final = HTTPEndpoint(self.health)
+        self.endpoint.history = self._past
         self._heartbeat_at = float("-inf")
         self._ready = False
         self._directories: Directories | None = None
@@ -50,6 +58,16 @@ class Supervision:
         """Return the health now."""
         live = time.monotonic() - self._heartbeat_at < _MAX_SILENCE
         return self.readiness.health(live=live, listening=self.endpoint.listening())
+
+    def _past(self, name: str, since: float) -> Sequence[Event]:
+        """Return the events of ``name`` since a time; none if they cannot be read."""
+        if self._directories is None:
+            return ()
+        try:
+            return history.read(self._directories, (name,), since)
+        except StorageError as error:
+            log.info("%s", error)
+            return ()
 
     def heartbeat(self) -> None:
         """Report that the daemon works; the first time after a start or a reload, that it is ready."""

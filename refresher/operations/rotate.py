@@ -186,9 +186,7 @@ class _Rotation(NamedTuple):
             result, failed = self._publish(grant, pending, decided)
             if failed:
                 self.events.append(
-                    happened(
-                        grant.name, "failed", result.detail, generation=grant.generation, outcome="storage_failed"
-                    )
+                    happened(grant.name, "failed", result.detail, generation=grant.generation, outcome="storage_failed")
                 )
             elif stale and not self.publisher.is_stale(grant):
                 self.events.append(happened(grant.name, "published", generation=grant.generation))

@@ -77,6 +77,11 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
         """The file that says which grants ``run-once`` need not read."""
         return self.state / "rest-index"
 
+    @property
+    def history(self) -> Path:
+        """The database of events."""
+        return self.state / "events.sqlite3"
+
     def record(self, name: str) -> Path:
         """Return the path of the private record."""
         return self.grants / f"{name}.json"
