@@ -35,8 +35,8 @@ _APPLICATION: Final = 0x72667273
 _VERSION: Final = 1
 _SCHEMA: Final = f"""
     PRAGMA auto_vacuum = INCREMENTAL;
-    PRAGMA application_id = {_APPLICATION};
     BEGIN IMMEDIATE;
+    PRAGMA application_id = {_APPLICATION};
     CREATE TABLE event (
         id INTEGER PRIMARY KEY AUTOINCREMENT, at REAL NOT NULL, name TEXT NOT NULL, event BLOB NOT NULL
     );
@@ -117,7 +117,8 @@ class History:
                 connection.execute(oldest.format("ORDER BY id"), (_REMOVED_AT_ONCE,))
         self._batches += 1
         if over:
-            connection.execute(f"PRAGMA incremental_vacuum({_REMOVED_AT_ONCE})").fetchall()
+            # Not execute(), which gives back a single page.
+            connection.executescript(f"PRAGMA incremental_vacuum({_REMOVED_AT_ONCE})")
 
 
 def read(
@@ -151,7 +152,7 @@ class Follower:
             there = _identity(self._path)
             if self._open is not None and self._open[1] != there:
                 self.close()
-            if there is None:
+            if there is None or self._path.stat().st_size == 0:  # just being made
                 return []
             if self._open is None:
                 # Not created, and not set aside: only a writer does that.
@@ -345,6 +346,8 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 
 def _used(connection: "Connection") -> float:
+    """Return the bytes in use; free pages are used again, or given back."""
     ((pages,),) = connection.execute("PRAGMA page_count")
+    ((free,),) = connection.execute("PRAGMA freelist_count")
     ((size,),) = connection.execute("PRAGMA page_size")
-    return float(pages * size)
+    return float((pages - free) * size)
