@@ -24,7 +24,7 @@ def test_what_happened_can_be_seen(refresher: Command) -> None:
     refresher("remove", "linear")
     done = refresher("events")
     assert done.code == 0
-    lines = [line.split("  ", 2)[-1] for line in done.stdout.splitlines()]
+    lines = [line[2:].partition("  ")[2] for line in done.stdout.splitlines()]
     assert lines[0] == "linear  imported, generation 0: for https://mcp.example"
     assert lines[1].startswith("linear  rotated 3 times, generations 1 to 3 (until ")
     assert lines[2].startswith("linear  failed (transient): nothing was sent")

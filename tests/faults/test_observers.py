@@ -81,9 +81,9 @@ def test_500_rotations_go_on_while_every_observer_fails(refresher: Command, tmp_
             refresher.bring(names[-1], servers[number % _SERVERS].grant(names[-1]))
         for generation in (1, 2):
             results, stderr = _run(refresher, small)
-            assert {name: (result["outcome"], result["generation"]) for name, result in results.items()} == {
-                name: ("rotated", generation) for name in names
-            }
+            assert {
+                name: (result["outcome"], result["generation"]) for name, result in results.items()
+            } == dict.fromkeys(names, ("rotated", generation))
             for observer in ("raising", "hanging", "full"):
                 assert f"{observer}: events are lost" in stderr
             assert "history: events are lost" not in stderr
