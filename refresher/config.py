@@ -37,6 +37,9 @@ HOOKS: Final = ("on_rotated", "on_failing", "on_reauthorization_required", "on_l
 _HOOK_TIMEOUT: Final = 30.0
 _LONGEST_HOOK: Final = 3600.0
 
+_HISTORY: Final = {"history_days": (30, 1, 36500), "history_mb": (100, 10, 1_000_000)}
+"""The settings of the history: the default, and the least and the greatest value besides 0."""
+
 _ADDRESS: Final = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<host>[A-Za-z0-9.-]+)):(?P<port>\d{1,5})", re.ASCII)
 _HOST_NAME: Final = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?", re.ASCII)
 _LONGEST_NUMBER: Final = 10
@@ -84,11 +87,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Holds the token that the page, its stream and its history ask for."""
     log_format: LogFormat
     verbose: int
-    history_days: int = 30
-    """How long events are kept; 0: there is no history."""
-    history_mb: int = 100
-    """The size of the history at most; 0: there is none."""
     hooks: HookSettings | None = None
+    history_days: int
+    """The age of the oldest events in the history; 0: there is no history."""
+    history_mb: int
+    """The most that the history takes, in megabytes; 0: there is no history."""
 
 
 def resolve(given: Mapping[str, Any], config: str | None) -> Settings:
@@ -125,10 +128,22 @@ def resolve(given: Mapping[str, Any], config: str | None) -> Settings:
         page_token_file=values.get("page_token_file") or None,
         log_format="json" if log_format == "json" else "text",
         verbose=max(values.get("verbose") or 0, 0),
-        history_days=_count("history_days", values.get("history_days", 30), 3650),
-        history_mb=_count("history_mb", values.get("history_mb", 100), 100_000),
         hooks=values.get("hooks"),
+        history_days=_bound("history_days", values),
+        history_mb=_bound("history_mb", values),
     )
+
+
+def _bound(key: str, values: Mapping[str, Any]) -> int:
+    default, least, greatest = _HISTORY[key]
+    value = os.environ.get(f"REFRESHER_{key.upper()}") or values.get(key, default)
+    try:
+        number = int(value)
+    except ValueError:
+        number = -1
+    if number and not least <= number <= greatest:
+        raise ConfigError(f"{key} must be a number from {least} to {greatest}, or 0 for no history")
+    return number
 
 
 def _read(config: str | None) -> dict[str, Any]:
@@ -206,12 +221,6 @@ def _command(path: Path, key: str, value: object) -> tuple[str, ...]:
     # As in a shell, a name without a slash is looked up on PATH.
     program = str(path.parent / words[0]) if "/" in words[0] else words[0]
     return (program, *words[1:])
-
-
-def _count(key: str, value: int, most: int) -> int:
-    if not 0 <= value <= most:
-        raise ConfigError(f"{key} must be a number from 0 to {most}; 0 means that no history is kept")
-    return value
 
 
 def _absolute(key: str, path: str | Path) -> Path:

@@ -62,8 +62,6 @@ GLOBAL_OPTIONS: Final = (
     _option("--tokens-group", "GROUP", "A group of agents that can read tokens and demand rotations."),
     _option("--demands-dir", "DIR", "Where agents demand rotations.  [default: demands/ in the state directory]"),
     _option("--spill-dir", "DIR", "Receives a new token if grants/ cannot.  [default: /var/tmp/refresher-UID]"),
-    _option("--history-days", "DAYS", "How long events are kept; 0: no history.  [default: 30]", type=int),
-    _option("--history-mb", "MB", "The size of the history at most; 0: no history.  [default: 100]", type=int),
     _option("--ca-file", "FILE", "Certificates to trust, instead of SSL_CERT_FILE or the built-in ones."),
     _option(
         "--config",

@@ -1,19 +1,24 @@
 """Reports to the supervisors of the daemon: health probes over HTTP, and systemd (sd_notify(3))."""
 
+import logging
 import os
 import socket
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
 
 from refresher.config import Settings
 from refresher.daemon.http_endpoint import HTTPEndpoint
 from refresher.daemon.readiness import Health, Readiness
+from refresher.observers import history
 from refresher.operations.events import Event
 from refresher.storage import last_run
 from refresher.storage.directories import Directories
 
 __all__ = ["Supervision"]
+
+log = logging.getLogger(__name__)
 
 _HEARTBEAT_INTERVAL: Final = 5.0
 _NOTE_INTERVAL: Final = last_run.RUN_LIMIT / 2
@@ -34,7 +39,7 @@ class Supervision:
         self._systemd = address if address.startswith(("/", "@")) else None
         self._has_watchdog = self._systemd is not None and microseconds.isdecimal() and pid in ("", str(os.getpid()))
         self.endpoint: Final = HTTPEndpoint(self.health)
-        self.endpoint.history = self._history
+        self.endpoint.history = self._past
         self._heartbeat_at = float("-inf")
         self._ready = False
         self._directories: Directories | None = None
@@ -53,6 +58,11 @@ class Supervision:
         """Return the health now."""
         live = time.monotonic() - self._heartbeat_at < _MAX_SILENCE
         return self.readiness.health(live=live, listening=self.endpoint.listening())
+
+    def _past(self, name: str, since: float) -> Sequence[Event]:
+        """Return the newest events of ``name`` since a time. Raises ``StorageError``."""
+        directories = self._directories
+        return () if directories is None else history.read(directories, (name,), since)[-_LONGEST_HISTORY:]
 
     def heartbeat(self) -> None:
         """Report that the daemon works; the first time after a start or a reload, that it is ready."""
@@ -85,13 +95,6 @@ class Supervision:
         """Ask for more time to stop: a kill now could lose a token."""
         self._heartbeat_at = time.monotonic()
         self._notify("WATCHDOG=1", f"EXTEND_TIMEOUT_USEC={int(_STOP_EXTENSION * _MICRO)}")
-
-    def _history(self, name: str, since: float) -> list[Event]:
-        from refresher.observers import history  # it loads sqlite3, which only an open page needs
-
-        if (directories := self._directories) is None:
-            return []
-        return [event for _, event in history.read(directories, (name,), since=since, most=_LONGEST_HISTORY)]
 
     def _notify(self, *lines: str) -> None:
         """Send one datagram to systemd, if it is there. Never raises, never waits."""

@@ -1,242 +1,353 @@
-"""The history: the events of all processes in one SQLite database, for some days.
+"""The history: events in an SQLite database of the state directory, bounded in age and size.
 
-It is a log and no source of truth: it may lose the last events, and nothing is decided by it.
+It is a log and no source of truth: it may lose events, and it begins anew if it is damaged. Several processes write it
+at once. It never takes the lock of a grant.
 """
 
+import fcntl
 import logging
 import os
-import sqlite3
 import stat
 import time
-from collections.abc import Sequence
-from contextlib import closing, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from refresher.common.errors import StorageError
-from refresher.config import Settings
-from refresher.observers.hub import EventsLost
 from refresher.operations.events import Event
 from refresher.storage import startup_checks
 from refresher.storage.directories import Directories
 
-__all__ = ["FREE_SPACE", "History", "read"]
+if TYPE_CHECKING:
+    from sqlite3 import Connection
+
+__all__ = ["FREE", "Follower", "History", "is_known", "little_space", "read"]
 
 log = logging.getLogger(__name__)
 
-FREE_SPACE: Final = 200 * 1024 * 1024
-"""Bytes that stay free on the file system: below that, no event is stored."""
+FREE: Final = 200 * 1000 * 1000
+"""Bytes that must be free on the file system of the state directory; with less, nothing is written."""
 
+_APPLICATION: Final = 0x72667273
 _VERSION: Final = 1
-_BUSY_SECONDS: Final = 5.0
-_DAY: Final = 86400.0
-_MEGABYTE: Final = 1024 * 1024
-_PAGE: Final = 4096
-_WAL_PAGES: Final = 256
-_FULL: Final = 0.9
-"""The part of its limit above which the oldest events are removed."""
-_REMOVED_AT_ONCE: Final = 1000
-_DAMAGED: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-_TABLES: Final = """
-CREATE TABLE events (id INTEGER PRIMARY KEY, at REAL NOT NULL, name TEXT NOT NULL, event BLOB NOT NULL);
-CREATE INDEX by_time ON events (at);
-CREATE INDEX by_name ON events (name, at);
+_SCHEMA: Final = f"""
+    PRAGMA auto_vacuum = INCREMENTAL;
+    BEGIN IMMEDIATE;
+    PRAGMA application_id = {_APPLICATION};
+    CREATE TABLE event (
+        id INTEGER PRIMARY KEY AUTOINCREMENT, at REAL NOT NULL, name TEXT NOT NULL, event BLOB NOT NULL
+    );
+    CREATE INDEX event_at ON event (at);
+    CREATE INDEX event_name ON event (name, at);
+    PRAGMA user_version = {_VERSION};
+    COMMIT;
 """
+_BUSY: Final = 2.0
+_PAGES_IN_WAL: Final = 250
+_SHARE: Final = 0.8
+"""The part of the bound for the database: the rest is for its write-ahead log."""
+_REMOVED_AT_ONCE: Final = 500
+_BATCHES: Final = 100
+"""How many batches lie between two searches for old events."""
+_DAY: Final = 86400.0
+_SUFFIXES: Final = ("-journal", "-wal", "-shm")
+_ASIDE: Final = ".aside"
 
-_decoder: Final = msgspec.json.Decoder(Event)
+
+class _Unusable(Exception):
+    """The file is no history that this version can use."""
 
 
 class History:
-    """Stores events, and removes those that are too old or too many.
-
-    Several processes write at once: each batch is one short transaction. No lock of a grant is involved.
-    """
+    """Writes events: one transaction for each batch."""
 
     name = "history"
-    patience = 5.0
+    patience = 2.0
 
-    def __init__(self, settings: Settings) -> None:
-        self._path: Final = settings.directories.history
-        self._seconds: Final = settings.history_days * _DAY
-        # The log beside the database counts too.
-        self._pages: Final = max(settings.history_mb * _MEGABYTE // _PAGE - 2 * _WAL_PAGES, 2 * _WAL_PAGES)
-        self._connection: sqlite3.Connection | None = None
-        self._opened: tuple[int, int] | None = None
+    def __init__(self, directories: Directories, *, days: float, megabytes: float) -> None:
+        self._directories: Final = directories
+        self._days: Final = days
+        self._bytes: Final = megabytes * 1000 * 1000
+        self._open: tuple[Connection, tuple[int, int]] | None = None
+        self._batches = 0
 
     def observe(self, events: Sequence[Event]) -> None:
-        """Store ``events``. Raises ``EventsLost`` if there is no room, and ``StorageError``."""
-        space = os.statvfs(self._path.parent)
-        if space.f_bavail * space.f_frsize < FREE_SPACE:
-            why = f"less than {FREE_SPACE // _MEGABYTE} MB are free for {self._path}"
-            raise EventsLost(len(events), why, quiet=True)
-        rows = [(event.at, event.name, msgspec.json.encode(event)) for event in events]
-        try:
+        """Write ``events``. Raises ``StorageError`` if it cannot."""
+        if (problem := little_space(self._directories)) is not None:
+            raise StorageError(problem)
+        with _explained(self._directories.history):
             try:
-                self._store(rows)
-            except sqlite3.DatabaseError as error:
-                if not _is_damaged(error):
+                self._write(self._connection(), events)
+            except Exception as error:
+                damaged = self._open and self._open[1]
+                self.close()
+                if damaged is None or not _is_damage(error):
                     raise
-                self._begin_anew()
-                self._store(rows)
-        except sqlite3.Error as error:
-            self.close()
-            raise StorageError(f"cannot write {self._path}: {error}") from None
-        except OSError as error:
-            self.close()
-            raise StorageError(f"cannot open {self._path}: {error.strerror}") from None
+                self._open = _begin(self._directories, damaged)
+                self._write(self._open[0], events)
 
     def close(self) -> None:
-        """Close the database; the next event opens it again."""
-        if self._connection is not None:
-            with suppress(sqlite3.Error):
-                self._connection.close()
-            self._connection = None
-
-    def _store(self, rows: Sequence[tuple[float, str, bytes]]) -> None:
-        connection = self._open()
-        with connection:
-            connection.execute("BEGIN IMMEDIATE")
-            self._remove_old(connection)
-            connection.executemany("INSERT INTO events (at, name, event) VALUES (?, ?, ?)", rows)
-
-    def _remove_old(self, connection: sqlite3.Connection) -> None:
-        """Remove some events that are too old, and the oldest if the database is nearly full."""
-        connection.execute(
-            "DELETE FROM events WHERE id IN (SELECT id FROM events WHERE at < ? ORDER BY at LIMIT ?)",
-            (time.time() - self._seconds, _REMOVED_AT_ONCE),
-        )
-        pages, free = (connection.execute(f"PRAGMA {what}").fetchone()[0] for what in ("page_count", "freelist_count"))
-        if pages - free > self._pages * _FULL:
-            connection.execute(
-                "DELETE FROM events WHERE id IN (SELECT id FROM events ORDER BY id LIMIT ?)", (_REMOVED_AT_ONCE,)
-            )
-        if pages > self._pages:  # the limit is lower than it was
-            connection.execute(f"PRAGMA incremental_vacuum({_REMOVED_AT_ONCE})").fetchall()
-
-    def _open(self) -> sqlite3.Connection:
-        """Return the connection to the file that is there now, which a person may have deleted or replaced."""
-        if self._connection is not None and self._opened == _identity(self._path):
-            return self._connection
-        self.close()
-        _make_private(self._path)
-        connection = _connect(self._path)
-        try:
-            # On a network file system, processes cannot share the memory that a write-ahead log needs.
-            journal = "TRUNCATE" if startup_checks.is_shared(self._path.parent) else "WAL"
-            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
-            connection.execute(f"PRAGMA journal_mode = {journal}").fetchone()
-            connection.execute("PRAGMA synchronous = NORMAL")
-            connection.execute(f"PRAGMA wal_autocheckpoint = {_WAL_PAGES}").fetchone()
-            connection.execute(f"PRAGMA journal_size_limit = {_WAL_PAGES * _PAGE}").fetchone()
-            _make_tables(connection)
-        except BaseException:
+        """Close the database."""
+        if self._open is not None:
+            connection, _ = self._open
+            self._open = None
             connection.close()
-            raise
-        self._connection, self._opened = connection, _identity(self._path)
-        return connection
 
-    def _begin_anew(self) -> None:
-        """Set a damaged database aside, unless another process has just done so."""
-        damaged = _identity(self._path) if self._connection is None else self._opened
-        self.close()
-        if damaged != _identity(self._path):
-            return
-        aside = self._path.with_name(f"{self._path.name}.aside")
-        self._path.replace(aside)  # the one before is given up: a history is worth no more
-        for suffix in ("-wal", "-shm", "-journal"):
-            self._path.with_name(f"{self._path.name}{suffix}").unlink(missing_ok=True)
-        log.warning("the history %s was damaged or foreign; it is now %s, and a new one begins", self._path, aside)
+    def _connection(self) -> "Connection":
+        """Return the connection to the file that is there now; another process may have begun another."""
+        if self._open is not None and _identity(self._directories.history) != self._open[1]:
+            self.close()
+        if self._open is None:
+            self._open = _begin(self._directories)
+        return self._open[0]
+
+    def _write(self, connection: "Connection", events: Sequence[Event]) -> None:
+        rows = [(event.at, event.name, msgspec.json.encode(event)) for event in events]
+        over = _used(connection) > self._bytes * _SHARE
+        oldest = "DELETE FROM event WHERE id IN (SELECT id FROM event {} LIMIT ?)"
+        with _transaction(connection):
+            connection.executemany("INSERT INTO event (at, name, event) VALUES (?, ?, ?)", rows)
+            if self._batches % _BATCHES == 0:
+                before = time.time() - self._days * _DAY
+                connection.execute(oldest.format("WHERE at < ? ORDER BY at"), (before, 2 * _REMOVED_AT_ONCE))
+            if over:
+                connection.execute(oldest.format("ORDER BY id"), (_REMOVED_AT_ONCE,))
+        self._batches += 1
+        if over:
+            # Not execute(), which gives back a single page.
+            connection.executescript(f"PRAGMA incremental_vacuum({_REMOVED_AT_ONCE})")
 
 
 def read(
-    directories: Directories, names: Sequence[str] = (), *, since: float = 0.0, after: int = 0, most: int = -1
-) -> list[tuple[int, Event]]:
-    """Return the events of ``names``, or of all, from the oldest to the newest, each with its number.
+    directories: Directories, names: Sequence[str] = (), since: float = 0.0, until: float | None = None
+) -> list[Event]:
+    """Return the events of ``names``, or all, from ``since`` to ``until`` (epoch seconds), in their order.
 
-    ``since``: epoch seconds; ``after``: only events with a higher number; ``most``: the newest ones only.
+    Raises ``StorageError`` if the history cannot be read; there are none if there is no history yet.
+    """
+    with closing(Follower(directories, names)) as follower:
+        return sorted(follower.read(since, until), key=lambda event: event.at)
 
-    Raises ``StorageError``.
+
+def is_known(directories: Directories, name: str) -> bool:
+    """Whether the history has an event of ``name``, also of one that was removed. Raises ``StorageError``."""
+    return bool(read(directories, (name,)))
+
+
+class Follower:
+    """Reads events, also those that come later from any process."""
+
+    def __init__(self, directories: Directories, names: Sequence[str]) -> None:
+        self._path: Final = directories.history
+        self._names: Final = tuple(dict.fromkeys(names))
+        self._open: tuple[Connection, tuple[int, int]] | None = None
+        self._last = 0
+
+    def read(self, since: float = 0.0, until: float | None = None) -> list[Event]:
+        """Return the events that came after the last call, of this time. Raises ``StorageError``."""
+        with _explained(self._path):
+            there = _identity(self._path)
+            if self._open is not None and self._open[1] != there:
+                self.close()
+            if there is None or self._path.stat().st_size == 0:  # just being made
+                return []
+            if self._open is None:
+                # Not created, and not set aside: only a writer does that.
+                self._open = _open_existing(self._path), there
+                self._open[0].execute("PRAGMA query_only = 1")
+            where, values = "", [self._last, since, float("inf") if until is None else until]
+            if self._names:
+                where = f"AND name IN ({','.join('?' * len(self._names))})"
+            query = f"SELECT id, event FROM event WHERE id > ? AND at >= ? AND at <= ? {where} ORDER BY id"  # noqa: S608
+            found = []
+            for number, event in self._open[0].execute(query, (*values, *self._names)):
+                self._last = number
+                with suppress(ValueError):  # of a later version
+                    found.append(msgspec.json.decode(event, type=Event))
+            return found
+
+    def close(self) -> None:
+        """Close the database."""
+        if self._open is not None:
+            self._open[0].close()
+            self._open, self._last = None, 0
+
+
+def little_space(directories: Directories) -> str | None:
+    """Return why nothing is written: little space is left. ``None`` if there is enough."""
+    try:
+        found = os.statvfs(directories.state)
+    except OSError as error:
+        return f"cannot read {directories.state}: {error.strerror}"
+    if found.f_bavail * found.f_frsize >= FREE:
+        return None
+    return (
+        f"less than {FREE // 1000000} MB are free on the file system of {directories.state}: make room, or set "
+        "history_mb = 0"
+    )
+
+
+def _begin(directories: Directories, damaged: tuple[int, int] | None = None) -> "tuple[Connection, tuple[int, int]]":
+    """Open the database for writing; make it if it is missing, and set it aside if it cannot be used.
+
+    ``damaged``: the file that is known to be damaged.
     """
     path = directories.history
+    with _alone(directories.state):
+        _check(path)
+        try:
+            if _identity(path) == damaged:
+                raise _Unusable("it is damaged")  # noqa: TRY301
+            connection = _open_existing(path, begin=True)
+        except Exception as error:
+            if not isinstance(error, _Unusable) and not _is_damage(error):
+                raise
+            aside = _set_aside(path)
+            log.warning("the history %s is damaged or of another version: it is now %s, and begun anew", path, aside)
+            _check(path)
+            connection = _open_existing(path, begin=True)
+        # On a network file system, processes share no memory as a write-ahead log needs.
+        mode = "DELETE" if startup_checks.is_shared(directories.state) else "WAL"
+        try:
+            connection.execute(f"PRAGMA journal_mode = {mode}").fetchall()
+            connection.execute("PRAGMA synchronous = NORMAL")
+            connection.execute(f"PRAGMA wal_autocheckpoint = {_PAGES_IN_WAL}").fetchall()
+            connection.execute(f"PRAGMA journal_size_limit = {4096 * _PAGES_IN_WAL}").fetchall()
+            identity = _identity(path)
+        except BaseException:
+            connection.close()
+            raise
+        if identity is None:
+            connection.close()
+            raise StorageError(f"the history {path} was removed")
+    return connection, identity
+
+
+def _open_existing(path: Path, *, begin: bool = False) -> "Connection":
+    """Open the database; ``begin``: make its table if it is empty. Raises ``_Unusable`` and errors of SQLite."""
+    import sqlite3
+
+    # No thread but that of the observer or the reader uses it.
+    connection = sqlite3.connect(
+        f"{path.as_uri()}?mode=rw", uri=True, timeout=_BUSY, isolation_level=None, check_same_thread=False
+    )
     try:
-        if _identity(path) is None:
-            return []
-        _check_private(path)
-        with closing(_connect(path, writable=False)) as connection:
-            if _version(connection) == 0:
-                return []
-            chosen = f"AND name IN ({', '.join('?' * len(names))})" if names else ""
-            rows = connection.execute(
-                f"SELECT id, event FROM events WHERE at >= ? AND id > ? {chosen} ORDER BY id DESC LIMIT ?",  # noqa: S608  only placeholders
-                (since, after, *names, most),
-            ).fetchall()
-        return [(number, _decoder.decode(event)) for number, event in reversed(rows)]
-    except OSError as error:
-        raise StorageError(f"cannot read the history {path}: {error.strerror}") from None
-    except (sqlite3.Error, msgspec.MsgspecError) as error:
-        what_next = "; the next event begins a new one" if _is_damaged(error) else ""
-        raise StorageError(f"cannot read the history {path}: {error}{what_next}") from None
+        ((application,),) = connection.execute("PRAGMA application_id")
+        ((version,),) = connection.execute("PRAGMA user_version")
+        ((tables,),) = connection.execute("SELECT count(*) FROM sqlite_master")
+        if begin and not tables and not version and path.stat().st_size == 0:
+            connection.executescript(_SCHEMA)
+        elif (application, version) != (_APPLICATION, _VERSION):
+            raise _Unusable(f"it is of version {version}" if application == _APPLICATION else "it is no history")  # noqa: TRY301
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
-def _connect(path: Path, *, writable: bool = True) -> sqlite3.Connection:
-    mode = "rw" if writable else "ro"
-    return sqlite3.connect(f"{path.as_uri()}?mode={mode}", uri=True, timeout=_BUSY_SECONDS, isolation_level=None)
+def _check(path: Path) -> None:
+    """Make the file private if it is missing; refuse what others own, a link, or anything but a file."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    descriptor = os.open(path, flags, 0o600)
+    try:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+            raise StorageError(
+                f"{path} must be a file of user {os.geteuid()} that nobody else can read: remove it, or run "
+                "'chmod 600' on it"
+            )
+    finally:
+        os.close(descriptor)
 
 
-def _make_tables(connection: sqlite3.Connection) -> None:
-    """Make the tables in an empty database. Raises ``sqlite3.DatabaseError`` if it is not one of refresher."""
-    if (version := _version(connection)) > _VERSION:
-        raise sqlite3.OperationalError("a later version of refresher has made it; use that version")
-    if version == _VERSION:
-        return
+def _set_aside(path: Path) -> Path:
+    """Rename the database; only the newest one that was set aside is kept."""
+    aside = path.with_name(path.name + _ASIDE)
+    for suffix in (*_SUFFIXES, ""):  # a log must never be found beside another database
+        source, target = (each.with_name(each.name + suffix) for each in (path, aside))
+        target.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            source.rename(target)
+    return aside
+
+
+@contextmanager
+def _alone(state: Path) -> Iterator[None]:
+    """Wait until no other process begins the history, for a short time."""
+    descriptor = os.open(state, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        ends = time.monotonic() + _BUSY
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > ends:
+                    raise StorageError("another process opens the history") from None
+                time.sleep(0.01)
+            except OSError:
+                break  # a file system that cannot lock a directory
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _transaction(connection: "Connection") -> Iterator[None]:
     connection.execute("BEGIN IMMEDIATE")
     try:
-        if _version(connection) == 0:  # no other process has made them meanwhile
-            if connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-                raise _Foreign("it is another program's database")  # noqa: TRY301
-            for statement in _TABLES.strip().splitlines():
-                connection.execute(statement)
-            connection.execute(f"PRAGMA user_version = {_VERSION}")
-        connection.execute("COMMIT")
+        yield
     except BaseException:
-        connection.execute("ROLLBACK")
+        if connection.in_transaction:  # SQLite ends it by itself if the disk is full
+            connection.execute("ROLLBACK")
         raise
+    connection.execute("COMMIT")
 
 
-class _Foreign(sqlite3.DatabaseError):
-    """A database that refresher has not made."""
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Raise every error as a ``StorageError`` for a person."""
+    try:
+        yield
+    except ImportError:
+        raise StorageError("this Python has no sqlite3, which the history needs: set history_days = 0") from None
+    except _Unusable as error:
+        raise StorageError(f"the history {path} cannot be read: {error}; the next event begins a new one") from None
+    except OSError as error:
+        raise StorageError(f"cannot use the history {path}: {error.strerror}") from None
+    except Exception as error:
+        import sqlite3
+
+        if not isinstance(error, sqlite3.Error):
+            raise
+        raise StorageError(f"cannot use the history {path}: {error}") from None
 
 
-def _is_damaged(error: Exception) -> bool:
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # without the extension
-    return isinstance(error, _Foreign) or code in _DAMAGED
+def _is_damage(error: BaseException) -> bool:
+    import sqlite3
 
-
-def _version(connection: sqlite3.Connection) -> int:
-    found: int = connection.execute("PRAGMA user_version").fetchone()[0]
-    return found
+    if not isinstance(error, sqlite3.Error):
+        return False
+    damaged = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+    code = getattr(error, "sqlite_errorcode", None)
+    # A table that is missing, or has other columns, is damage too.
+    return code is not None and (code & 0xFF in damaged or code == sqlite3.SQLITE_ERROR)
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
     try:
-        status = path.lstat()
+        found = path.lstat()
     except FileNotFoundError:
         return None
-    return status.st_dev, status.st_ino
+    return found.st_dev, found.st_ino
 
 
-def _make_private(path: Path) -> None:
-    """Make the file if it is not there. Raises ``OSError`` and ``StorageError`` if others can use it."""
-    with suppress(FileExistsError):
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
-    _check_private(path)
-
-
-def _check_private(path: Path) -> None:
-    status = path.lstat()
-    if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
-        raise StorageError(
-            f"{path} must be a file of user {os.geteuid()} with mode 600: delete it, and refresher makes a new one"
-        )
+def _used(connection: "Connection") -> float:
+    """Return the bytes in use; free pages are used again, or given back."""
+    ((pages,),) = connection.execute("PRAGMA page_count")
+    ((free,),) = connection.execute("PRAGMA freelist_count")
+    ((size,),) = connection.execute("PRAGMA page_size")
+    return float((pages - free) * size)

@@ -6,11 +6,12 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Final, Protocol
 
 import msgspec
 
+from refresher.common.errors import RefresherError
 from refresher.common.signals import StopSignals
 from refresher.config import Settings
 from refresher.operations.events import Event
@@ -61,25 +62,28 @@ class _Runner:
         self.dropped = 0
         self._queue: Final[queue.Queue[Event | None]] = queue.Queue(_LONGEST_QUEUE)
         self._thread: threading.Thread | None = None
-        self._starting: Final = threading.Lock()
+        self._lock: Final = threading.Lock()
+        self._counting: Final = threading.Lock()
         self._warned_at = float("-inf")
+        self._ended = False
 
     def put(self, event: Event) -> None:
         """Queue an event. Never waits."""
         try:
-            if self._thread is None:
-                self._start()
+            if self._ended:
+                self._drop(1, "it has ended")
+                return
+            with self._lock:  # rotations run in many threads, and the observer in one
+                if self._thread is None:
+                    # A daemon thread: an observer that hangs must not keep the process from its end.
+                    thread = threading.Thread(target=self._run, name=f"observer-{self.observer.name}", daemon=True)
+                    thread.start()
+                    self._thread = thread
             self._queue.put_nowait(event)
-        except (queue.Full, RuntimeError):  # a thread cannot always be started
+        except RuntimeError:
+            self._drop(1, "the system starts no more threads")
+        except queue.Full:
             self._drop(1, "it is too slow")
-
-    def _start(self) -> None:
-        with self._starting:  # rotations in two threads may come first
-            if self._thread is None:
-                # A daemon thread: an observer that hangs must not keep the process from its end.
-                thread = threading.Thread(target=self._run, name=f"observer-{self.observer.name}", daemon=True)
-                thread.start()
-                self._thread = thread
 
     def close(self, ends: float, stopping: Callable[[], bool] = lambda: False) -> None:
         """Wait until it has observed what is queued, until ``ends`` (monotonic seconds) or its patience at most.
@@ -89,20 +93,25 @@ class _Runner:
         if self._thread is None:
             return
         ends = min(ends, time.monotonic() + self.observer.patience)
-        try:
-            self._queue.put(None, timeout=max(ends - time.monotonic(), 0.0))
-        except queue.Full:
-            return
+        self.end()
         while self._thread.is_alive() and (left := ends - time.monotonic()) > 0 and not stopping():
             self._thread.join(min(left, _LOOK))
 
+    def has_ended(self) -> bool:
+        """Whether it observes nothing any more."""
+        return self._ended and (self._thread is None or not self._thread.is_alive())
+
+    def end(self) -> None:
+        """Have it end once it has observed what is queued. Never waits."""
+        self._ended = True
+        with suppress(queue.Full):
+            self._queue.put_nowait(None)  # only wakes it
+
     def _run(self) -> None:
-        ended = False
-        while not ended:
+        while not (self._ended and self._queue.empty()):
             events = [self._queue.get()]
             while len(events) < _LARGEST_BATCH and not self._queue.empty():
                 events.append(self._queue.get())
-            ended = None in events
             batch = [event for event in events if event is not None]
             try:
                 if batch:
@@ -110,17 +119,20 @@ class _Runner:
             except EventsLost as lost:
                 self._drop(lost.count, str(lost), logging.INFO if lost.quiet else logging.WARNING)
             except Exception as error:  # noqa: BLE001  an observer that fails loses its events and nothing else
-                self._drop(len(batch), str(error) or type(error).__name__)
+                self._drop(len(batch), _why(error))
         try:
             self.observer.close()
         except Exception as error:  # noqa: BLE001  likewise
-            log.info("%s: cannot be closed: %s", self.observer.name, error)
+            log.info("%s: cannot be closed: %s", self.observer.name, _why(error))
 
     def _drop(self, count: int, why: str, level: int = logging.WARNING) -> None:
-        self.dropped += count
         now = time.monotonic()
-        if now - self._warned_at > _WARN_AFTER:
-            self._warned_at = now
+        with self._counting:
+            self.dropped += count
+            warns = now - self._warned_at > _WARN_AFTER
+            if warns:
+                self._warned_at = now
+        if warns:
             log.log(level, "%s: events are lost (%d so far): %s", self.observer.name, self.dropped, why)
 
 
@@ -133,7 +145,9 @@ class Observers:
         self._lock: Final = threading.Lock()
         self._runners: tuple[_Runner, ...] | None = None
         self._added: list[_Runner] = []
+        self._former: list[_Runner] = []
         self._lost: dict[str, int] = {}
+        """How many events the former observers have lost that have ended."""
         self._closed = False
 
     def add(self, observer: Observer) -> None:
@@ -147,12 +161,12 @@ class Observers:
             for runner in (*self._configured(), *self._added):
                 runner.put(event)
         except Exception as error:  # noqa: BLE001  whatever fails here, the rotation goes on
-            log.warning("an event is lost: %s", error)
+            log.warning("an event is lost: %s", _why(error))
 
     def dropped(self) -> dict[str, int]:
         """Return how many events each observer has lost."""
         counts = dict(self._lost)
-        for runner in (*(self._runners or ()), *self._added):
+        for runner in (*(self._runners or ()), *self._former, *self._added):
             counts[runner.observer.name] = counts.get(runner.observer.name, 0) + runner.dropped
         return counts
 
@@ -170,10 +184,11 @@ class Observers:
             if settings == self._settings:
                 return
             former, self._runners, self._settings = self._runners or (), None, settings
-            for runner in former:
+            for runner in (each for each in self._former if each.has_ended()):
                 self._lost[runner.observer.name] = self._lost.get(runner.observer.name, 0) + runner.dropped
+            self._former = [*(each for each in self._former if not each.has_ended()), *former]
         for runner in former:
-            threading.Thread(target=runner.close, args=(float("inf"),), daemon=True).start()
+            runner.end()
 
     def close(self, longest: float = float("inf"), stopping: Callable[[], bool] = lambda: False) -> None:
         """Wait until all have observed what has happened, for the patience of each and ``longest`` seconds at most.
@@ -193,12 +208,11 @@ class Observers:
         if self._runners is None:
             with self._lock:
                 if self._runners is None:
-                    made: Sequence[Observer] = ()
+                    made: tuple[_Runner, ...] = ()
                     try:
-                        made = _configured(self._settings)
+                        made = tuple(_Runner(observer) for observer in _configured(self._settings))
                     finally:
-                        # None if they cannot be made, which is reported once. Set last: another thread may look.
-                        self._runners = tuple(map(_Runner, made))
+                        self._runners = made  # also if they cannot be made: that is reported once
         return self._runners
 
 
@@ -206,14 +220,23 @@ def _configured(settings: Settings) -> Sequence[Observer]:
     """Return the observers that the settings name."""
     found: list[Observer] = []
     if settings.history_days and settings.history_mb:
-        from refresher.observers.history import History  # it loads sqlite3
+        from refresher.observers.history import History  # a run with nothing due needs none
 
-        found.append(History(settings))
+        found.append(History(settings.directories, days=settings.history_days, megabytes=settings.history_mb))
     if settings.hooks is not None:
         from refresher.observers.hooks import Hooks  # most configurations have none
 
         found.append(Hooks(settings.hooks, settings.directories))
     return found
+
+
+def _why(error: Exception) -> str:
+    """Return the reason of an error as a text for a person."""
+    if isinstance(error, RefresherError):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return f"internal error ({type(error).__name__}); please report it"
 
 
 @contextmanager

@@ -1,10 +1,11 @@
 """Events: what happened to a grant, as immutable records for observers.
 
-An operation collects its events, and emits them after it has released the lock. Nothing depends on them: a kill can
-lose the last ones.
+An operation collects its events, and emits them after it has released the lock (``emitting``). Nothing depends on
+them: a kill can lose the last ones.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Final, Literal
 
 import msgspec
@@ -14,7 +15,7 @@ from refresher.grants.record import Grant, Record
 from refresher.operations.result import ResultCode
 from refresher.storage.publishing import state_of
 
-__all__ = ["Emit", "Event", "EventKind", "change_of_state", "happened", "ignore"]
+__all__ = ["Emit", "Event", "EventKind", "change_of_state", "emitting", "happened", "ignore", "recoveries"]
 
 EventKind = Literal[
     "demanded",
@@ -67,6 +68,26 @@ Emit = Callable[[Event], None]
 
 def ignore(_: Event) -> None:
     """Take an event and do nothing."""
+
+
+@contextmanager
+def emitting(emit: Emit) -> Iterator[list[Event]]:
+    """Collect events, and emit them at the end, also if an error ends it. Open it before the lock is taken."""
+    events: list[Event] = []
+    try:
+        yield events
+    finally:
+        for event in events:
+            emit(event)
+
+
+def recoveries(name: str, events: list[Event]) -> Callable[[str, int | None], None]:
+    """Return what adds a finding of a recovery of ``name``, and the generation after it, to ``events``."""
+
+    def add(finding: str, generation: int | None) -> None:
+        events.append(happened(name, "recovered", finding, generation=generation))
+
+    return add
 
 
 def happened(

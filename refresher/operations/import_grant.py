@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable, Collection
-from typing import Final
 from urllib.parse import urlsplit
 
 import msgspec
@@ -20,7 +19,7 @@ from refresher.grants import accounts, policy
 from refresher.grants.providers import UNKNOWN, find_profile
 from refresher.grants.record import Grant, Record, Stored, Tombstone, with_spent
 from refresher.oauth import urls
-from refresher.operations.events import Emit, Event, change_of_state, happened, ignore
+from refresher.operations.events import Emit, change_of_state, emitting, happened, ignore, recoveries
 from refresher.storage import files, lock, records, recovery
 from refresher.storage.directories import Directories, Listing
 from refresher.storage.publishing import Publisher, left_out, published_generation
@@ -111,9 +110,9 @@ def store_grant(
     """
     trouble = directories.prepare()
     name = imported.name
-    events: list[Event] = []
     # One import at a time: two could store one refresh token under two names.
     with (
+        emitting(emit) as events,
         lock.held(directories.import_lock, stopping=stopping),
         lock.held(directories.lock(name), stopping=stopping),
     ):
@@ -129,8 +128,9 @@ def store_grant(
             warnings.append(f"cannot accept demands from agents: {trouble}")
         if same_login:
             _require_same_login(directories, imported)
+        report = recoveries(name, events)
         try:
-            stored = recovery.recover(directories, name, clocks.now(), giving_up=replace)
+            stored = recovery.recover(directories, name, clocks.now(), giving_up=replace, report=report)
         except ExposedGrantFile:
             raise  # the record is intact, and contains the list of spent refresh tokens
         except GrantFileError:
@@ -140,7 +140,7 @@ def store_grant(
             now = clocks.now()
             aside = files.keep_aside(directories.record(name), now.wall)
             warnings.append(f"the damaged record is now {aside}")
-            stored = recovery.recover(directories, name, now, damaged=True)
+            stored = recovery.recover(directories, name, now, damaged=True, report=report)
         if isinstance(stored.record, Grant) and if_absent:
             return Imported(grant=stored.record, stored=False)
         if isinstance(stored.record, Grant) and not replace:
@@ -150,17 +150,15 @@ def store_grant(
         if known is not None:
             known.add(grant, this_import)
         records.write(directories, name, stored, grant)
-        server = grant.server_url or ", ".join(grant.origins)
-        kind: Final = "logged_in" if just_issued else "imported"
-        events.append(happened(name, kind, f"for {server}", generation=grant.generation))
+        # Only origins: a server_url can have a key in its query.
+        what = f"for {', '.join(grant.origins)}"
+        events.append(happened(name, "logged_in" if just_issued else "imported", what, generation=grant.generation))
         events += change_of_state(stored.record, grant)
         try:
             Publisher(directories).publish(grant)
             warnings += filter(None, (left_out(grant),))
         except StorageError as error:
             warnings.append(f"the grant is saved, but {error}")
-    for event in events:
-        emit(event)
     return Imported(grant=grant, stored=True, warnings=tuple(warnings))
 
 

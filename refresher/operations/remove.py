@@ -6,7 +6,7 @@ from typing import Final
 from refresher.common import clocks
 from refresher.common.errors import StorageError
 from refresher.grants.record import Grant, Tombstone, with_spent
-from refresher.operations.events import Emit, happened, ignore
+from refresher.operations.events import Emit, emitting, happened, ignore, recoveries
 from refresher.storage import demands, journal, lock, records, recovery
 from refresher.storage.directories import Directories
 from refresher.storage.publishing import Publisher, published_generation
@@ -34,8 +34,10 @@ def remove(
     if name not in directories.listing((name,)).names:
         raise records.unknown(directories, name)
     # One lock over all of it: no other process rotates a grant that is being revoked.
-    with lock.held(directories.lock(name), stopping=stopping):
-        stored = recovery.recover(directories, name, clocks.now(), giving_up=True, unfinished=True)
+    with emitting(emit) as events, lock.held(directories.lock(name), stopping=stopping):
+        stored = recovery.recover(
+            directories, name, clocks.now(), giving_up=True, unfinished=True, report=recoveries(name, events)
+        )
         if not isinstance(grant := stored.record, Grant):
             raise records.removed(name)
         at_the_server = _NOT_REVOKED if revoke is None else revoke(grant)
@@ -57,12 +59,9 @@ def remove(
         journal.delete_copies(directories, name)
         pending = demands.pending(directories, (name,)).of(name, range(0))
         demands.remove(directories, name, pending, keep=range(0), warned=set())
-        problem = None
+        events.append(happened(name, "removed", at_the_server, generation=tombstone.generation))
         try:
             Publisher(directories).publish(tombstone)
         except StorageError as error:
-            problem = StorageError(f"{name} is removed, but {error}")
-    emit(happened(name, "removed", at_the_server, generation=tombstone.generation))
-    if problem is not None:
-        raise problem
+            raise StorageError(f"{name} is removed, but {error}") from None
     return at_the_server

@@ -23,7 +23,7 @@ from refresher.grants.record import Grant, Record, Stored
 from refresher.oauth import tls
 from refresher.oauth.http_client import DEADLINE
 from refresher.oauth.token_request import TokenRequestResult, request_tokens
-from refresher.operations.events import Emit, Event, change_of_state, happened, ignore
+from refresher.operations.events import Emit, Event, change_of_state, emitting, happened, ignore, recoveries
 from refresher.operations.inspection import Inspection
 from refresher.operations.result import EXIT_CODES, Result, ResultCode, login_ends
 from refresher.storage import demands, journal, lock, records, recovery
@@ -84,8 +84,12 @@ def rotate(publisher: Publisher, order: Order, terms: Terms) -> Result | None:
 
     This raises nothing: a failure of any kind is a result.
     """
+    with emitting(terms.emit) as events:
+        return _rotate(publisher, order, terms, events)
+
+
+def _rotate(publisher: Publisher, order: Order, terms: Terms, events: list[Event]) -> Result | None:
     directories, name = publisher.directories, order.name
-    events: list[Event] = []
 
     def fail(outcome: ResultCode, detail: str) -> Result:
         events.append(happened(name, "failed", detail, outcome=outcome))
@@ -112,8 +116,6 @@ def rotate(publisher: Publisher, order: Order, terms: Terms) -> Result | None:
         return fail("storage_failed", f"internal error ({type(error).__name__}); please report it")
     finally:
         terms.sent.discard(name)
-        for event in events:
-            terms.emit(event)
 
 
 def read_files_of(directories: Directories, name: str, ca_file: str | None) -> AbstractContextManager[None]:
@@ -154,16 +156,14 @@ class _Rotation(NamedTuple):
         directories = self.publisher.directories
         # Nothing here lists a directory, so that a rotation costs the same among any number of grants.
         before = records.load(directories, self.order.name)
-        findings: list[str] = []
         stored = recovery.recover(
             directories,
             self.order.name,
             clocks.now(),
             unfinished=self.order.unfinished,
             loaded=before,
-            findings=findings,
+            report=recoveries(self.order.name, self.events),
         )
-        self.events.extend(happened(self.order.name, "recovered", finding) for finding in findings)
         if not isinstance(stored.record, Grant):
             self._publish_removal(stored.record)
             return None
@@ -181,9 +181,14 @@ class _Rotation(NamedTuple):
             horizon=0.0 if adopted else self.order.horizon,
         )
         if isinstance(decision, Wait):
-            stale = self.publisher.is_stale(grant)
-            result = self._publish(grant, pending, Result.from_decision(grant, decision, adopted=adopted))
-            if stale and not self.publisher.is_stale(grant):
+            stale = self._needs_newer(grant, pending) or self.publisher.is_stale(grant)
+            decided = Result.from_decision(grant, decision, adopted=adopted)
+            result, failed = self._publish(grant, pending, decided)
+            if failed:
+                self.events.append(
+                    happened(grant.name, "failed", result.detail, generation=grant.generation, outcome="storage_failed")
+                )
+            elif stale and not self.publisher.is_stale(grant):
                 self.events.append(happened(grant.name, "published", generation=grant.generation))
             return self._finish(before.record, grant, result)
         if self.terms.stopping():
@@ -201,7 +206,7 @@ class _Rotation(NamedTuple):
             if demanded and grant.demanded > 0
             else None,
         )
-        result = self._publish(changed, pending, Result.after_exchange(grant, changed))
+        result, _ = self._publish(changed, pending, Result.after_exchange(grant, changed))
         self.events.append(
             happened(
                 grant.name,
@@ -268,19 +273,26 @@ class _Rotation(NamedTuple):
         self._warn_of_end(grant)
         return result
 
-    def _publish(self, grant: Grant, pending: frozenset[int], result: Result) -> Result:
-        """Publish ``grant`` and settle the demands; add to ``result`` if readers cannot see it."""
-        # An agent that demands an older generation has not seen the newer one: publish again, so that it reads.
-        again = bool(pending) and not pending <= {*self.publisher.current(grant)}
+    def _needs_newer(self, grant: Grant, pending: frozenset[int]) -> bool:
+        """Whether an agent demands an older generation: it has not seen the newer one."""
+        return bool(pending) and not pending <= {*self.publisher.current(grant)}
+
+    def _publish(self, grant: Grant, pending: frozenset[int], result: Result) -> tuple[Result, bool]:
+        """Publish ``grant`` and settle the demands; add to ``result`` if readers cannot see it.
+
+        Return the result, and whether the disk failed.
+        """
         try:
-            visible = self.publisher.publish(grant, again=again)
+            # Published again if an agent has not seen it, so that the agent reads.
+            visible = self.publisher.publish(grant, again=self._needs_newer(grant, pending))
         except StorageError as error:
             # The record is saved, so nothing is lost; a more serious outcome of the grant itself stays.
-            return msgspec.structs.replace(
+            failed = msgspec.structs.replace(
                 result,
                 outcome="storage_failed" if EXIT_CODES[result.outcome] == 0 else result.outcome,
                 detail=f"{result.detail}; saved, but {error}",
             )
+            return failed, True
         if pending:
             # Read again: a demand for the generation that is published now is a new one.
             keep = range(0) if grant.dead else self.publisher.current(grant)
@@ -290,9 +302,9 @@ class _Rotation(NamedTuple):
         if clause := left_out(grant):
             result = msgspec.structs.replace(result, detail=f"{result.detail}; {clause}")
         if visible:
-            return result
+            return result, False
         unseen = "NOT published: the token file is of a later generation (was grants/ restored from a backup?)"
-        return msgspec.structs.replace(result, detail=f"{result.detail}; {unseen}")
+        return msgspec.structs.replace(result, detail=f"{result.detail}; {unseen}"), False
 
     def _warn_of_end(self, grant: Grant) -> None:
         """Warn of the end of a login or its client, once for each time ahead: the record keeps the last one."""

@@ -7,6 +7,7 @@ A file that fits no known record is set aside under another name, never adopted 
 
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -42,20 +43,20 @@ def recover(
     giving_up: bool = False,
     unfinished: bool = False,
     loaded: Stored | None = None,
-    findings: list[str] | None = None,
+    report: Callable[[str, int | None], None] = lambda _, __: None,
 ) -> Stored:
     """Settle what earlier attempts left, recognise a restored backup, and return the record after that.
 
     ``damaged``: the record on the disk cannot be read, and the caller has kept it elsewhere. ``giving_up``: a person
     replaces or removes the grant, so an answer in a spill that is not mounted is not needed any more. ``unfinished``: a
     listing showed files of an attempt; else they are looked up by name. ``loaded``: the record, if the caller has read
-    it under this lock. Each finding is logged, and added to ``findings``.
+    it under this lock. ``report`` takes each finding, and the generation of the record after it.
 
     Raises ``GrantFileError`` for a record that cannot be read or a file of a later version (nothing is changed then),
     and ``StorageError`` if the disk fails, or if a saved answer is in a spill that is not mounted.
     """
     stored = Stored(None, NO_RECORD) if damaged else loaded or records.load(directories, name)
-    recovery = _Recovery(directories, name, stored, now, giving_up=giving_up, findings=findings)
+    recovery = _Recovery(directories, name, stored, now, giving_up=giving_up, report=report)
     try:
         recovery.adopt_late_spill()
         if unfinished or directories.attempt_files(name):
@@ -94,10 +95,10 @@ class _Recovery:
         now: Moment,
         *,
         giving_up: bool,
-        findings: list[str] | None,
+        report: Callable[[str, int | None], None],
     ) -> None:
         self.stored = stored
-        self._findings = [] if findings is None else findings
+        self._report_finding = report
         self._directories = directories
         self._name = name
         self._now = now
@@ -180,7 +181,6 @@ class _Recovery:
             f"the record is of generation {grant.generation}, but readers have generation {published.generation}: it "
             "was restored from a backup, and its refresh token may have been used since"
         )
-        self._report(description)
         # An earlier doubt was about an earlier token, so this one begins now; a spill may still come back.
         doubt = msgspec.structs.replace(
             grant.doubt or Doubt(since=self._now), since=self._now, replay_over=True, restored=True, kept=None
@@ -197,6 +197,7 @@ class _Recovery:
                 failure=None,
             )
         self._write(transition.mark_in_doubt(grant, description, doubt=doubt, now=self._now))
+        self._report(description)
 
     def restart_doubt_of_the_future(self) -> None:
         """Start a doubt now if the clock says that it begins later, so that its wait ends."""
@@ -253,11 +254,14 @@ class _Recovery:
         if doubt.spill is not None and not os.path.lexists(Path(doubt.spill).parent):
             description += f" (or it is in {doubt.spill}, which is not there: is a file system not mounted?)"
         self._write(transition.mark_interrupted(self.stored.record, description, doubt=doubt, now=self._now))
-        self._findings.append(description)  # the failure of the grant says it, so it is not logged here
+        self._note(description)  # the failure of the grant says it, so it is not logged here
 
     def _report(self, finding: str) -> None:
         log.warning("%s: %s", self._name, finding)
-        self._findings.append(finding)
+        self._note(finding)
+
+    def _note(self, finding: str) -> None:
+        self._report_finding(finding, None if self.stored.record is None else self.stored.record.generation)
 
     def _write(self, record: Record) -> None:
         self.stored = records.write(self._directories, self._name, self.stored, record)

@@ -78,7 +78,8 @@ def test_a_rotation_syncs_what_is_listed(refresher: Command, server: TokenServer
     synced = [
         match[1]
         for call in _trace(refresher, "fsync,fdatasync", "run-once", "--force")
-        if (match := _SYNCED.match(call))
+        # The history syncs in its own thread, and no rotation waits for it.
+        if (match := _SYNCED.match(call)) and not match[1].startswith("events.sqlite3")
     ]
     page = (Path(__file__).parents[2] / "refresher/ARCHITECTURE.md").read_text()
     listed = re.findall(r"^\| \d \| `([^`]+)/?` \|", page, re.MULTILINE)

@@ -1,0 +1,221 @@
+"""The history: bounded, private, shared by processes, and begun anew if it is damaged."""
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from refresher.common.errors import StorageError
+from refresher.observers import history
+from refresher.observers.history import Follower, History, read
+from refresher.operations.events import Event
+from refresher.storage import startup_checks
+from refresher.storage.directories import Directories
+from tests.conftest import need
+from tests.support.command import wait_until
+from tests.support.fake_state import directories
+from tests.support.parts import mounted, no_mounts
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Directories:
+    return directories(tmp_path)
+
+
+def _event(number: int, name: str = "linear", *, at: float | None = None, detail: str = "") -> Event:
+    return Event(
+        at=time.time() if at is None else at,
+        name=name,
+        kind="rotated",
+        generation=number,
+        outcome="rotated",
+        detail=detail,
+    )
+
+
+def _write(state: Directories, *events: Event, days: float = 30, megabytes: float = 100) -> None:
+    made = History(state, days=days, megabytes=megabytes)
+    try:
+        made.observe(events)
+    finally:
+        made.close()
+
+
+def _size(state: Directories) -> int:
+    return sum(path.stat().st_size for path in state.state.glob("events.sqlite3*") if ".aside" not in path.name)
+
+
+def test_what_is_written_can_be_read(state: Directories) -> None:
+    """If it failed, 'refresher events' and the page would show something else than what happened."""
+    assert read(state) == []
+    events = [_event(number, name, at=1000.0 + number) for number in range(4) for name in ("linear", "notion")]
+    _write(state, *events, days=36500)
+    assert read(state) == events
+    assert read(state, ("notion",), 1001.0, 1002.0) == [events[3], events[5]]
+    assert state.history.stat().st_mode & 0o777 == 0o600
+
+
+def test_several_processes_write_at_once(state: Directories) -> None:
+    """If it failed, run and run-once at one time would lose events."""
+    writers = [History(state, days=30, megabytes=100) for _ in range(3)]
+    for number in range(20):
+        for writer in writers:
+            writer.observe([_event(number)])
+    for writer in writers:
+        writer.close()
+    assert len(read(state)) == 60
+
+
+def test_old_events_are_removed(state: Directories) -> None:
+    """If it failed, the history would keep what happened for longer than a person has set."""
+    _write(state, _event(1, at=time.time() - 40 * 86400), _event(2, at=time.time() - 20 * 86400))
+    _write(state, _event(3))
+    assert [event.generation for event in read(state)] == [2, 3]
+
+
+def test_it_stays_below_its_size(state: Directories) -> None:
+    """If it failed, the history of many grants would fill the disk of the grants."""
+    made, largest = History(state, days=30, megabytes=10), 0
+    for batch in range(70):
+        made.observe(
+            [_event(number, f"grant-{number}", detail="x" * 800) for number in range(256 * batch, 256 * batch + 256)]
+        )
+        largest = max(largest, _size(state))
+    made.close()
+    assert 6_000_000 < largest < 10_000_000
+    generations = [event.generation for event in read(state)]
+    assert generations[-1] == 70 * 256 - 1
+    assert generations[0] != 0
+    _write(state, *(_event(number) for number in range(10)), megabytes=5)
+    assert _size(state) < largest
+
+
+def test_nothing_is_written_when_little_space_is_left(state: Directories, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If it failed, the history would take the space that a new refresh token needs."""
+    need(no_mounts())
+    with mounted(state.state, "size=1m"):
+        with pytest.raises(StorageError, match="less than 200 MB are free"):
+            _write(state, _event(1))
+        assert not state.history.exists()
+        monkeypatch.setattr(history, "FREE", 0)
+        made = History(state, days=30, megabytes=100)
+        made.observe([_event(1)])
+        (state.state / "filler").write_bytes(bytes(200_000))
+        with pytest.raises(StorageError, match="full"):
+            made.observe([_event(number, detail="x" * 1000) for number in range(2000)])
+        (state.state / "filler").unlink()
+        made.observe([_event(2)])
+        made.close()
+        assert [event.generation for event in read(state)] == [1, 2]
+
+
+@pytest.mark.parametrize("kind", ["noise", "page", "foreign", "later", "table"])
+def test_a_file_that_cannot_be_used_is_set_aside(
+    state: Directories, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    """If it failed, a damaged history would never hold an event again, or be lost to the person who wants to see it."""
+    _write(state, *(_event(number, detail="x" * 500) for number in range(200)))
+    if kind == "noise":
+        state.history.write_bytes(os.urandom(10_000))
+    elif kind == "page":
+        content = state.history.read_bytes()
+        state.history.write_bytes(content[:4096] + os.urandom(len(content) - 4096))
+    else:
+        with sqlite3.connect(state.history) as connection:
+            statement = {"foreign": "PRAGMA application_id = 7", "later": "PRAGMA user_version = 2"}
+            connection.execute(statement.get(kind, "DROP TABLE event"))
+        connection.close()
+    damaged = state.history.read_bytes()
+    _write(state, _event(7))
+    _write(state, _event(8))
+    assert [event.generation for event in read(state)] == [7, 8]
+    assert state.history.with_name("events.sqlite3.aside").read_bytes()[:4096] == damaged[:4096]
+    (warning,) = caplog.messages
+    assert "damaged or of another version: it is now" in warning
+
+
+def test_only_the_newest_file_is_kept_aside(state: Directories) -> None:
+    """If it failed, damage that repeats would fill the disk."""
+    for content in (b"first" * 1000, b"second" * 1000):
+        state.history.write_bytes(content)
+        state.history.chmod(0o600)
+        _write(state, _event(1))
+    assert sorted(path.name for path in state.state.glob("events.sqlite3*")) == [
+        "events.sqlite3",
+        "events.sqlite3.aside",
+    ]
+    assert state.history.with_name("events.sqlite3.aside").read_bytes() == b"second" * 1000
+
+
+@pytest.mark.parametrize("kind", ["link", "readable"])
+def test_a_file_of_others_is_not_written(state: Directories, tmp_path: Path, kind: str) -> None:
+    """If it failed, events would be written through a link, or into a file that other users can read."""
+    (other := tmp_path / "other").touch(mode=0o600)
+    if kind == "link":
+        state.history.symlink_to(other)
+    else:
+        state.history.touch()
+        state.history.chmod(0o644)
+    with pytest.raises(StorageError):
+        _write(state, _event(1))
+    assert other.stat().st_size == state.history.stat().st_size == 0
+
+
+def test_a_history_that_was_deleted_is_made_again(state: Directories) -> None:
+    """If it failed, 'run' would write into a deleted file until it is started again."""
+    made = History(state, days=30, megabytes=100)
+    made.observe([_event(1)])
+    reader = Follower(state, ())
+    assert len(reader.read()) == 1
+    for path in state.state.glob("events.sqlite3*"):
+        path.unlink()
+    made.observe([_event(2)])
+    assert [event.generation for event in reader.read()] == [2]
+    made.observe([_event(3)])
+    assert [event.generation for event in reader.read()] == [3]
+    reader.close()
+    made.close()
+
+
+def test_a_network_file_system_has_no_shared_memory(state: Directories, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If it failed, the history on a network file system would be damaged by its write-ahead log."""
+    _write(state, _event(1))
+    monkeypatch.setattr(startup_checks, "is_shared", lambda _: True)
+    made = History(state, days=30, megabytes=100)
+    made.observe([_event(2)])
+    assert sorted(path.name for path in state.state.glob("events.sqlite3*")) == ["events.sqlite3"]
+    made.close()
+    assert len(read(state)) == 2
+
+
+_WRITER = """
+import sys
+from pathlib import Path
+from tests.support.fake_state import directories
+from refresher.observers.history import History
+from refresher.operations.events import Event
+made = History(directories(Path(sys.argv[1])), days=30, megabytes=100)
+number = 0
+while True:
+    made.observe([Event(at=float(number), name="linear", kind="rotated", generation=number + each) for each in range(50)])
+    number += 50
+"""
+
+
+def test_a_history_whose_writer_is_killed_opens_again(state: Directories, tmp_path: Path) -> None:
+    """If it failed, a kill would cost the whole history."""
+    for kill in range(3):
+        before = len(read(state))
+        writer = subprocess.Popen([sys.executable, "-c", _WRITER, str(tmp_path)], cwd=Path(__file__).parents[3])
+        wait_until(lambda: len(read(state)) > before + 20 * kill, "it writes")  # noqa: B023
+        writer.send_signal(signal.SIGKILL)
+        writer.wait(60)
+        with sqlite3.connect(state.history) as connection:
+            assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        connection.close()
+    assert not state.history.with_name("events.sqlite3.aside").exists()
