@@ -17,7 +17,11 @@ def main() -> None:
         from refresher.cli.main import run
     except ModuleNotFoundError as error:
         missing = f"refresher: the service is not installed (no {error.name})"
-        sys.stderr.write(f"{missing}: in the checkout, pip install '.[service]'\n")
+        mend = "in the checkout, pip install '.[service]'"
+        if (error.name or "").startswith("shim"):
+            missing = f"refresher: an unrelated package named shim takes the place of its own (no {error.name})"
+            mend = "pip uninstall shim, then install refresher again"
+        sys.stderr.write(f"{missing}: {mend}\n")
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -41,7 +41,7 @@ _ADDRESS: Final = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<host>[A-Za-z0-
 _HOST_NAME: Final = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?", re.ASCII)
 _LONGEST_NUMBER: Final = 10
 _LARGEST_FILE: Final = 1024 * 1024
-_PATHS: Final = ("state_dir", "tokens_dir", "demands_dir", "spill_dir", "ca_file", "page_token_file")
+_PATHS: Final = ("state_dir", "tokens_dir", "demands_dir", "spill_dir", "ca_file", "metrics_file", "page_token_file")
 _KEYS: Final[dict[str, tuple[type, ...]]] = {
     **dict.fromkeys(_PATHS, (str,)),
     "tokens_group": (str, int),
@@ -78,6 +78,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """The address of the health endpoint; ``None`` without one."""
     listen_hosts: tuple[str, ...] = ()
     """The names that a request to it may give as its host, in lower case."""
+    metrics_file: Path | None = None
+    """Where ``run-once`` writes its metrics; ``None``: nowhere."""
     page_token_file: str | None = None
     """Holds the token that the page, its stream and its history ask for."""
     log_format: LogFormat
@@ -119,6 +121,7 @@ def resolve(given: Mapping[str, Any], config: str | None) -> Settings:
         ca_file=values.get("ca_file"),
         listen=parse_address(values["listen"]) if values.get("listen") else None,
         listen_hosts=tuple(map(_host_name, values.get("listen_hosts") or ())),
+        metrics_file=_absolute("metrics_file", file) if (file := values.get("metrics_file")) else None,
         page_token_file=values.get("page_token_file") or None,
         log_format="json" if log_format == "json" else "text",
         verbose=max(values.get("verbose") or 0, 0),

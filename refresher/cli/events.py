@@ -190,6 +190,7 @@ def _sentence(group: _Group) -> str:
     times = f" {group.count} times" if group.count > 1 else ""
     until = f", until {text.clock_time(event.at)[11:16]}" if group.count > 1 else ""
     detail = text.printable(event.detail)
+    outcome = "" if event.outcome in (None, "transient") else f"{event.outcome}: "
     match event.kind:
         case "rotated":
             generations = (
@@ -202,7 +203,7 @@ def _sentence(group: _Group) -> str:
             trouble = "" if event.outcome == "rotated" else f"; {event.outcome}: {detail}"
             return f"rotated{times}, {generations}{until}{demanded}{trouble}"
         case "failed":
-            return f"failed{times}{until}: {event.outcome}: {detail}"
+            return f"failed{times}{until}: {outcome}{detail}"
         case "state_changed":
             changed = _STATES.get(event.state or "", event.state or "")
             return f"{changed} (was {event.state_before})" + (f": {detail}" if detail else "")

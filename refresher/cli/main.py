@@ -27,6 +27,7 @@ _COMMANDS: Final = {
     "status": ("status", "status"),
     "events": ("events", "events"),
     "health": ("health", "health"),
+    "doctor": ("doctor", "doctor"),
     "token": ("token", "token"),
     "headers": ("token", "headers"),
     "logout": ("logout", "logout"),

@@ -84,9 +84,23 @@ def run(
 @click.argument("names", metavar="[NAME]...", nargs=-1, shell_complete=complete_name)
 @click.option("--force", is_flag=True, help="Rotate now, even if it is not due.")
 @duration_option("--horizon", help="The time to the next run: rotate also what is due before it.")
+@click.option(
+    "--metrics-file",
+    metavar="FILE",
+    envvar="REFRESHER_METRICS_FILE",
+    show_envvar=True,
+    help="Write metrics to this file, for the textfile collector of node_exporter.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
-def run_once(options: Options, names: tuple[str, ...], force: bool, horizon: float | None, as_json: bool) -> int:
+def run_once(
+    options: Options,
+    names: tuple[str, ...],
+    force: bool,
+    horizon: float | None,
+    metrics_file: str | None,
+    as_json: bool,
+) -> int:
     """Rotate what is due or demanded, of all grants or of those named.
 
     You can run it at any time, as often as you like, and several at once: one process rotates a grant, the others use
@@ -95,9 +109,14 @@ def run_once(options: Options, names: tuple[str, ...], force: bool, horizon: flo
     --force fetches a token that is newer than the one at the start of the command. It skips a backoff, and tries again
     if the server has refused the grant. It does not skip the wait of a grant in doubt.
     """
+    options.add(metrics_file=metrics_file)
     settings = options.settings()
     warn_of_closed_directories(settings)
     with observing(settings, "run-once") as observers:
+        if settings.metrics_file is not None:
+            from refresher.observers.metrics import Counts
+
+            observers.add(counts := Counts())
         with StopSignals() as stopping:
             results = operation.run_once(
                 settings,
@@ -118,4 +137,9 @@ def run_once(options: Options, names: tuple[str, ...], force: bool, horizon: flo
         )
         # Before the observers complete: the command of a hook can be slow.
         print_rows(settings, ("NAME", "OUTCOME", "GENERATION", "DETAIL"), rows, fields)
+    if settings.metrics_file is not None:
+        from refresher.observers import metrics_file as file  # most runs have none, and do not pay for it
+
+        failed = observers.hook_failures()
+        file.write(settings.metrics_file, settings.directories, counts, observers.dropped(), failed)
     return code

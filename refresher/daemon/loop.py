@@ -18,6 +18,7 @@ from refresher.config import Settings
 from refresher.daemon.certificate_watch import CertificateWatch
 from refresher.daemon.directory_watch import DirectoryWatch
 from refresher.daemon.log_throttle import ROTATED, LogThrottle
+from refresher.daemon.metrics_page import MetricsPage
 from refresher.daemon.schedule import HEARTBEAT, Schedule
 from refresher.daemon.supervision import Supervision
 from refresher.grants import policy, refresh_life
@@ -27,6 +28,7 @@ from refresher.oauth.http_client import DEADLINE
 from refresher.oauth.tls import ssl_context
 from refresher.observers import hooks
 from refresher.observers.hub import Observers
+from refresher.observers.metrics import Counts
 from refresher.operations.events import happened
 from refresher.operations.inspection import Inspection, inspect, server_of
 from refresher.operations.result import EXIT_CODES, Result, ResultCode
@@ -105,6 +107,10 @@ class Daemon:
         self._sent: set[str] = set()
         self._supervision = Supervision()
         self._readiness = self._supervision.readiness
+        observers.add(counts := Counts())
+        self._supervision.endpoint.metrics = MetricsPage(
+            self._readiness, counts, observers, lambda: self._settings.directories
+        )
         self._certificates = CertificateWatch(observers.emit)
         self._heartbeat_at = float("-inf")
         self._scan_at = float("-inf")

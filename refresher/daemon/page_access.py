@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 from refresher.common.reading import read_named
 from refresher.config import Settings
 
-__all__ = ["PageToken", "Refusal", "host_refusal", "page_refusal"]
+__all__ = ["PageToken", "Refusal", "host_refusal", "page_refusal", "read_token"]
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class PageToken:
             self.wanted, self._token = False, None
             return
         try:
-            self._token, self._problem = _read_token(path), None
+            self._token, self._problem = read_token(path), None
         except (OSError, ValueError) as error:
             self._token = None
             problem = str(getattr(error, "strerror", None) or error)
@@ -107,7 +107,7 @@ def page_refusal(headers: Mapping[str, str], token: PageToken, *, loopback: bool
     return None if token.accepts(headers.get("authorization", "")) else _UNAUTHORIZED
 
 
-def _read_token(path: str) -> bytes:
+def read_token(path: str) -> bytes:
     """Return the token in a file. Raises ``OSError`` and ``ValueError``."""
     data, status = read_named(path, _LARGEST)
     # A mounted secret belongs to root, and the group of the container reads it.

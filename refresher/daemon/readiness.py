@@ -1,13 +1,18 @@
 """Readiness: which grants had a valid published access token when they were last inspected."""
 
+import heapq
 import time
+from collections import Counter
+from collections.abc import Mapping
 from typing import Annotated, Final, Literal
 
 import msgspec
 
 from refresher.common import clocks, text
-from refresher.grants import policy
+from refresher.grants import forecast, policy
 from refresher.grants.record import Grant
+from refresher.observers.metrics import ENDS_SOON
+from refresher.storage.publishing import state_of
 
 __all__ = ["Health", "Readiness"]
 
@@ -19,7 +24,10 @@ _Names = Annotated[
     msgspec.Meta(max_length=_MAX_NAMES),
 ]
 
-_Problem = Literal["reauthorization_required", "invalid_grant_file", "token_rejected"]
+_Problem = Literal["reauthorization_required", "invalid_grant_file", "token_rejected", "failing"]
+
+
+_NEED_PERSON: Final = ("reauthorization_required", "invalid_grant_file")
 
 
 class Health(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,6 +76,8 @@ class Readiness:
         # It needs no lock: each change and each copy of a dictionary is one step.
         # Until when the published token is valid, in monotonic seconds; and why the grant needs a person.
         self._states: dict[str, tuple[float, _Problem | None]] = {}
+        # When a login or a client secret ends, in epoch seconds, only if that is soon: each grant is inspected daily.
+        self._endings: dict[str, float] = {}
         self._complete = False
 
     def mark_complete(self) -> None:
@@ -77,10 +87,17 @@ class Readiness:
     def update(self, grant: Grant, *, published: bool) -> None:
         """Note the state of a grant; ``published``: the token file matches its record."""
         left = policy.remaining_lifetime(grant, clocks.now()) if published and policy.has_access_token(grant) else 0.0
-        problem: _Problem | None = None if grant.token_rejected is None else "token_rejected"
+        problem: _Problem | None = None if state_of(grant) == "active" else "failing"
         if policy.needs_person(grant):
             problem = "reauthorization_required"
+        elif grant.token_rejected is not None:
+            problem = "token_rejected"
         self._states[grant.name] = (time.monotonic() + left, problem)
+        end = forecast.first_hard_end(forecast.ends_of(grant))
+        if end is not None and end.at < clocks.now().wall + ENDS_SOON:
+            self._endings[grant.name] = end.at
+        else:
+            self._endings.pop(grant.name, None)
 
     def mark_unreadable(self, name: str) -> None:
         """Note that the record of ``name`` cannot be read; its published token stays valid."""
@@ -90,6 +107,33 @@ class Readiness:
     def forget(self, name: str) -> None:
         """Note that the grant ``name`` does not exist."""
         self._states.pop(name, None)
+        self._endings.pop(name, None)
+
+    def knows(self, name: str) -> bool:
+        """Whether there is a grant ``name``, as far as is known: all may exist before each has been inspected."""
+        return name in self._states or not self._complete
+
+    def most_urgent(self, most: int) -> tuple[list[str], Mapping[str, int]]:
+        """Return the names of at most ``most`` grants, and how many grants there are in each published state.
+
+        First those that need a person, then those that fail, then those whose login or client secret ends soon, then
+        those whose token expires first.
+        """
+        states, endings = self._states.copy(), self._endings.copy()
+        by_state = Counter(
+            "active" if problem is None else problem if problem in _NEED_PERSON else "failing"
+            for _, problem in states.values()
+        )
+        if len(states) <= most:
+            return list(states), by_state
+
+        def urgency(name: str) -> tuple[int, float]:
+            valid_until, problem = states[name]
+            if problem is not None:
+                return (0 if problem in _NEED_PERSON else 1), valid_until
+            return (2, endings[name]) if name in endings else (3, valid_until)
+
+        return heapq.nsmallest(most, states, key=urgency), by_state
 
     def health(self, *, live: bool, listening: bool | None = None) -> Health:
         """Return the health now; ``live``: whether the daemon is responsive."""
@@ -97,9 +141,7 @@ class Readiness:
         # With 100,000 grants, only the few names that are shown are sorted: this runs every five seconds.
         states = self._states.copy().items()
         waiting = sorted(
-            name
-            for name, (valid_until, problem) in states
-            if valid_until <= now and problem in (None, "token_rejected")
+            name for name, (valid_until, problem) in states if valid_until <= now and problem not in _NEED_PERSON
         )
         named: dict[_Problem | None, list[str]] = {}
         for name, (_, problem) in states:

@@ -30,7 +30,7 @@ from refresher.login.metadata import GIVE_ENDPOINTS, GIVE_ISSUER, Document, With
 from refresher.login.options import OFFLINE_ACCESS
 from refresher.oauth import urls
 
-__all__ = ["ENDPOINTS", "Server", "discover", "discover_issuer"]
+__all__ = ["ENDPOINTS", "NotPublished", "OtherIssuer", "Server", "discover", "discover_issuer"]
 
 _SCOPE: Final = re.compile(r"[!#-\[\]-~]+")
 _INITIALIZE: Final = {
@@ -76,8 +76,12 @@ _PROTECTED_STATUSES: Final = (401, 403)
 _SERVER_MEMBERS: Final = ("issuer", *ENDPOINTS)
 
 
-class _NotPublished(LoginRefused):
+class NotPublished(LoginRefused):
     """An authorization server has no metadata."""
+
+
+class OtherIssuer(LoginRefused):
+    """The metadata of an authorization server names another one."""
 
 
 async def discover(url: str, fetch: Fetch, *, verified: bool = True) -> Server:
@@ -118,7 +122,7 @@ async def discover(url: str, fetch: Fetch, *, verified: bool = True) -> Server:
         try:
             document = await _metadata(issuer, url, fetch, namer=address)
             return _server(document, resource=resource["resource"], scope=_scope(scope, resource, document))
-        except _NotPublished as error:  # but metadata that is odd ends the login
+        except NotPublished as error:  # but metadata that is odd ends the login
             missing = missing or error
         except ServerAway as error:
             away = away or error
@@ -236,7 +240,7 @@ async def _metadata(issuer: str, url: str, fetch: Fetch, *, namer: str | None) -
     addresses = build_oauth_authorization_server_metadata_discovery_urls(issuer, url)
     document = await _first_metadata(issuer, addresses, fetch, namer=namer)
     if document is None:
-        raise _NotPublished(
+        raise NotPublished(
             f"{issuer} publishes no readable server metadata (RFC 8414); nothing was changed. {GIVE_ENDPOINTS}"
         )
     return document
@@ -253,7 +257,7 @@ async def _first_metadata(issuer: str, addresses: Sequence[str], fetch: Fetch, *
         raise _odd(address, "issuer", document, GIVE_ENDPOINTS)
     # RFC 8414 section 3.3: otherwise one server could impersonate another.
     if not issuers_match(_endpoint("issuer", named), issuer):
-        raise LoginRefused(
+        raise OtherIssuer(
             f"the metadata of {issuer} names another issuer ({named}), which is not safe; nothing was changed"
         )
     return {**document, **_endpoints(address, document)}

@@ -29,7 +29,7 @@ from refresher.grants.policy import CLOCK_TOLERANCE, MAX_WAIT
 from refresher.grants.tokens import MAX_LIFETIME, auth_scheme, is_token, jwt_time, lifetime, refresh_token_lifetime
 from refresher.oauth.dialects import KNOWN_CODES, classify_error
 
-__all__ = ["parse_token_response"]
+__all__ = ["clock_skew", "parse_token_response"]
 
 _MAX_CODE: Final = 64
 _MAX_DESCRIPTION: Final = 4096
@@ -67,7 +67,7 @@ def parse_token_response(
     success = 200 <= status < 300
     # The body counts before the status: servers send errors with 200 and rejections with 401.
     error = _error(fields, success=success)
-    skew = _clock_skew(headers.get("date", ""), now)
+    skew = clock_skew(headers.get("date", ""), now)
     # A success with an error and a token is saved, so that a person can read it.
     if not success or (error is not None and _first(*map(fields.get, _TOKEN_KEYS)) is None):
         return _failure(status, headers, *(error or ("", "")), secrets, now + skew)
@@ -192,7 +192,7 @@ def _expires_at(fields: dict[str, Any], access_token: str, now: float) -> float 
     return exp if exp is not None and exp > now else None
 
 
-def _clock_skew(date: str, now: float) -> float:
+def clock_skew(date: str, now: float) -> float:
     """Return the seconds by which the server's clock is ahead (``Date``, RFC 9110 section 6.6.1); 0 within a tolerance.
 
     Without this, a server whose clock is ten minutes behind would date the expiry of a ten-minute token to now, and the

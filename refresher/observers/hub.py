@@ -156,6 +156,14 @@ class Observers:
             counts[runner.observer.name] = counts.get(runner.observer.name, 0) + runner.dropped
         return counts
 
+    def hook_failures(self) -> dict[str, int]:
+        """Return how many runs of each configured hook have failed."""
+        if self._settings.hooks is None:
+            return {}
+        from refresher.observers import hooks
+
+        return {hook: hooks.failures.get(hook, 0) for hook in self._settings.hooks.commands}
+
     def use(self, settings: Settings) -> None:
         """Use the observers of ``settings`` from now on; the former ones complete what they have."""
         with self._lock:
@@ -185,8 +193,12 @@ class Observers:
         if self._runners is None:
             with self._lock:
                 if self._runners is None:
-                    self._runners = ()  # also if they cannot be made: that is reported once
-                    self._runners = tuple(_Runner(observer) for observer in _configured(self._settings))
+                    made: Sequence[Observer] = ()
+                    try:
+                        made = _configured(self._settings)
+                    finally:
+                        # None if they cannot be made, which is reported once. Set last: another thread may look.
+                        self._runners = tuple(map(_Runner, made))
         return self._runners
 
 

@@ -96,7 +96,7 @@ def _problem(source: FileTokenSource, result: Result | None, required: float) ->
         return str(problem)
     return (
         f"{source.name}: no token that is valid for {required:g} s was published in time; is 'refresher run' running? "
-        "(with cron, use --wait 70s)"
+        "'refresher doctor' checks it (with cron, use --wait 70s)"
     )
 
 

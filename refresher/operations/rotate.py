@@ -104,7 +104,7 @@ def rotate(publisher: Publisher, order: Order, terms: Terms) -> Result | None:
     except GrantFileError as error:
         return fail("invalid_grant_file", str(error))
     except (StorageError, DirectoryError) as error:
-        return fail("storage_failed", str(error))
+        return fail("storage_failed", f"{error} ('refresher doctor' checks the directories)")
     except Interrupted:
         return Result(name, "interrupted", None, "interrupted before anything was spent; nothing was changed")
     except Exception as error:  # noqa: BLE001  a bug in one grant must not stop the rotation of the others

@@ -82,6 +82,11 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
         """The file that says which grants ``run-once`` need not read."""
         return self.state / "rest-index"
 
+    @property
+    def metrics_lock(self) -> Path:
+        """The lock of each process that replaces the metrics file."""
+        return self.state / "metrics.lock"
+
     def record(self, name: str) -> Path:
         """Return the path of the private record."""
         return self.grants / f"{name}.json"
@@ -215,11 +220,10 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
                 with self.opened_demands() as descriptor:
                     if self.group is not None:
                         single_directory.share(descriptor, self.demands, 0o3770, self.group)
-                    mode = os.fstat(descriptor).st_mode
+                    status = os.fstat(descriptor)
         except DirectoryError as error:
             return str(error)
-        if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
-            raise DirectoryError(f"anybody can write to {self.demands} and remove demands: run 'chmod o-w' on it")
+        single_directory.check_sticky(self.demands, status)
         return None
 
     @contextmanager

@@ -10,7 +10,7 @@ from typing import Final
 from refresher.storage import files
 from refresher.storage.directories import Directories
 
-__all__ = ["RUN_LIMIT", "is_overdue", "note"]
+__all__ = ["RUN_LIMIT", "at", "is_overdue", "note"]
 
 RUN_LIMIT: Final = 120.0
 """Seconds after which ``run``, which notes itself each minute, is not running any more."""
@@ -29,6 +29,14 @@ def note(directories: Directories, limit: float) -> None:
             os.ftruncate(descriptor, len(line))
         finally:
             os.close(descriptor)
+
+
+def at(directories: Directories) -> float | None:
+    """Return the epoch second of the last run; ``None`` if there was none."""
+    try:
+        return directories.last_run.lstat().st_mtime
+    except OSError:
+        return None
 
 
 def is_overdue(directories: Directories, now: float) -> bool | None:

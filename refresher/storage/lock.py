@@ -1,7 +1,9 @@
 """The kernel's lock on one file. No process takes it over because it is old, and its file is never removed."""
 
 import errno
+import fcntl
 import logging
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,7 +13,7 @@ import filelock
 
 from refresher.common.errors import Interrupted, LockBusy, StorageError
 
-__all__ = ["WAIT", "held"]
+__all__ = ["WAIT", "find_problem", "held"]
 
 WAIT: Final = 30.0
 """Seconds. No exchange takes longer."""
@@ -25,6 +27,24 @@ _WHAT_TO_DO: Final = {
 }
 
 log = logging.getLogger(__name__)
+
+
+def find_problem(path: Path) -> str | None:
+    """Return why the lock file at ``path`` cannot be locked; ``None`` if it can, or if it does not exist yet.
+
+    It creates nothing, and does not wait for a holder.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        finally:
+            os.close(descriptor)
+    except (FileNotFoundError, BlockingIOError):
+        return None
+    except OSError as error:
+        return _problem(path, error)
+    return None
 
 
 @contextmanager
@@ -43,8 +63,7 @@ def held(path: Path, *, stopping: Callable[[], bool], wait: float = WAIT) -> Ite
             raise Interrupted("interrupted while waiting for a lock; nothing was changed") from None
         raise LockBusy(f"another process has held {path} for {wait:.0f} s: find it with 'fuser {path}'") from None
     except OSError as error:
-        why = _WHAT_TO_DO.get(error.errno or 0, error.strerror or error)
-        raise StorageError(f"cannot lock {path}: {why}") from None
+        raise StorageError(_problem(path, error)) from None
     try:
         yield
     finally:
@@ -55,3 +74,7 @@ def held(path: Path, *, stopping: Callable[[], bool], wait: float = WAIT) -> Ite
             log.warning("cannot unlock %s: %s", path, error.strerror or error)
             with suppress(OSError):
                 lock.release(force=True)
+
+
+def _problem(path: Path, error: OSError) -> str:
+    return f"cannot lock {path}: {_WHAT_TO_DO.get(error.errno or 0, error.strerror or error)}"

@@ -11,7 +11,16 @@ from refresher.common.errors import DirectoryError
 from refresher.storage import files, write_access
 from refresher.storage.write_access import Found
 
-__all__ = ["check_demands", "check_private", "check_tokens", "make", "opened", "refuse_link_of_another", "share"]
+__all__ = [
+    "check_demands",
+    "check_private",
+    "check_sticky",
+    "check_tokens",
+    "make",
+    "opened",
+    "refuse_link_of_another",
+    "share",
+]
 
 
 def check_private(directory: Path) -> None:
@@ -54,6 +63,12 @@ def check_demands(directory: Path, status: os.stat_result) -> None:
         raise DirectoryError(
             f"{directory} belongs to user {status.st_uid}, who could remove demands: run 'chown {os.geteuid()}' on it"
         )
+
+
+def check_sticky(directory: Path, status: os.stat_result) -> None:
+    """Raise ``DirectoryError`` if each agent could remove the demands of the others."""
+    if status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX:
+        raise DirectoryError(f"anybody can write to {directory} and remove demands: run 'chmod o-w' on it")
 
 
 def refuse_link_of_another(found: Found) -> None:

@@ -8,7 +8,7 @@ from typing import Final
 from refresher.storage import files
 from refresher.storage.directories import Directories
 
-__all__ = ["file_system", "find_risks", "is_shared", "warn"]
+__all__ = ["file_system", "find_risks", "is_shared", "mountinfo", "warn"]
 
 _IN_MEMORY: Final = frozenset({"ramfs", "tmpfs"})
 _NETWORK: Final = frozenset(
@@ -23,22 +23,22 @@ log = logging.getLogger(__name__)
 
 def is_shared(directory: Path) -> bool:
     """Whether others can change what is in ``directory`` without Linux here reporting it: another machine, or FUSE."""
-    kind = _file_system_of(directory, _mountinfo())
+    kind = _file_system_of(directory, mountinfo())
     return kind is not None and (kind in _NETWORK or kind.startswith("fuse"))
 
 
 def warn(directories: Directories, warned: set[str], level: int = logging.WARNING) -> None:
     """Log each risk that is not yet in ``warned``, and add it."""
-    for risk in find_risks(directories, _mountinfo()):
+    for risk in find_risks(directories, mountinfo()):
         if risk not in warned:
             warned.add(risk)
             log.log(level, "warning: %s", risk)
 
 
-def find_risks(directories: Directories, mountinfo: str) -> list[str]:
-    """Return one line for each risk; ``mountinfo`` is the content of ``/proc/self/mountinfo``."""
+def find_risks(directories: Directories, mounts: str) -> list[str]:
+    """Return one line for each risk; ``mounts`` is what ``mountinfo`` returns."""
     grants, spill, found = directories.grants, directories.spill, []
-    if (kind := _file_system_of(grants, mountinfo)) in _NETWORK:
+    if (kind := _file_system_of(grants, mounts)) in _NETWORK:
         found.append(
             f"{grants} is on a network file system ({kind}), whose locks may not work between machines: run refresher "
             "on one machine only"
@@ -59,7 +59,7 @@ def find_risks(directories: Directories, mountinfo: str) -> list[str]:
             f"{spill} cannot store a token when grants/ cannot: it must be a directory of user {os.geteuid()} with "
             "mode 700; repair it, or set another with --spill-dir"
         )
-    elif (kind := _file_system_of(spill, mountinfo)) in _IN_MEMORY:
+    elif (kind := _file_system_of(spill, mounts)) in _IN_MEMORY:
         found.append(
             f"{spill} is in memory ({kind}), and a token stored there is lost when the machine restarts: set "
             "--spill-dir to a directory on a disk"
@@ -67,26 +67,27 @@ def find_risks(directories: Directories, mountinfo: str) -> list[str]:
     return found
 
 
-def _mountinfo() -> str:
+def mountinfo() -> str:
+    """Return the content of ``/proc/self/mountinfo``; empty if there is none."""
     try:
         return _MOUNTS.read_text("utf-8", "replace")
     except OSError:
         return ""  # not Linux, or hidden
 
 
-def _file_system_of(path: Path, mountinfo: str) -> str | None:
+def _file_system_of(path: Path, mounts: str) -> str | None:
     for existing in (path, *path.parents):
         try:
-            return file_system(existing.stat().st_dev, mountinfo)
+            return file_system(existing.stat().st_dev, mounts)
         except OSError:
             continue  # refresher creates it later, in this parent
     return None
 
 
-def file_system(device: int, mountinfo: str) -> str | None:
-    """Return the type of the file system on ``device`` (a ``st_dev``); ``None`` if ``mountinfo`` has no entry."""
+def file_system(device: int, mounts: str) -> str | None:
+    """Return the type of the file system on ``device`` (a ``st_dev``); ``None`` if ``mounts`` has no entry."""
     number = f"{os.major(device)}:{os.minor(device)}"
-    for line in mountinfo.splitlines():
+    for line in mounts.splitlines():
         # The number of fields before the dash varies, and no other field is a single dash.
         mount, _, filesystem = line.partition(" - ")
         if mount.split()[2:3] == [number]:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import stat
 import time
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Final, NamedTuple
 
-__all__ = ["Found", "find", "is_mount_point", "risk", "writers"]
+__all__ = ["Found", "find", "is_mount_point", "mount_points", "risk", "writers"]
 
 _MOST_LINKS: Final = 40
 _REMEMBERED: Final = 600.0
@@ -164,14 +165,16 @@ def _has_no_other_member(group: int, user: int, _period: int) -> bool:
 
 def is_mount_point(directory: Path) -> bool:
     """Whether a file system is mounted at ``directory``, a part of the same one included."""
-    if os.path.ismount(directory):
-        return True
+    return os.path.ismount(directory) or directory in mount_points()
+
+
+def mount_points() -> frozenset[Path]:
+    """Return where file systems are mounted, also on single files; nothing if that is not known."""
     try:
         mounts = _MOUNTS.read_bytes()
     except OSError:
-        return False  # not Linux, or hidden
-    # The kernel writes these four in octal.
-    place = os.fsencode(directory)
-    for character in b"\\ \t\n":
-        place = place.replace(bytes([character]), b"\\%03o" % character)
-    return any(line.split()[4:5] == [place] for line in mounts.splitlines())
+        return frozenset()  # not Linux, or hidden
+    places = (line.split()[4] for line in mounts.splitlines() if len(line.split()) > 4)
+    # The kernel writes spaces, tabs, line breaks and backslashes in octal.
+    decoded = (re.sub(rb"\\([0-7]{3})", lambda octal: bytes([int(octal[1], 8)]), place) for place in places)
+    return frozenset(Path(os.fsdecode(place)) for place in decoded)

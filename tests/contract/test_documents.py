@@ -23,8 +23,13 @@ SNIPPETS = {
     "refresher/README.md": {"json": 1, "toml": 2, "bash": 1},  # test_reference.py
     "refresher/ARCHITECTURE.md": {"": 2},  # pictures
     "shim/README.md": {"": 1, "python": 9, "json": 1, "bash": 2},  # test_shim_readme.py
-    "deploy/README.md": {"": 4, "sh": 12},  # test_cron.py, test_systemd.py, test_systemd_user.py; "": by hand
-    "deploy/kubernetes/README.md": {"sh": 7, "yaml": 2},  # test_kubernetes_readme.py, test_kubernetes.py
+    "deploy/README.md": {
+        "": 4,
+        "sh": 12,
+        "yaml": 1,
+        "toml": 1,
+    },  # test_cron.py, test_systemd.py, test_systemd_user.py, test_prometheus.py; "": by hand
+    "deploy/kubernetes/README.md": {"sh": 7, "yaml": 3},  # test_kubernetes_readme.py, test_kubernetes.py
     ".github/CONTRIBUTING.md": {"sh": 1},  # tests/run itself
     ".github/SECURITY.md": {},
 }

@@ -21,6 +21,7 @@ COMMANDS = (
     "run-once",
     "status",
     "health",
+    "doctor",
     "token",
     "headers",
     "logout",
@@ -47,6 +48,7 @@ def test_every_command_starts_in_a_new_interpreter(cold: Command) -> None:
             ("token", "linear"): 0,
             ("headers", "linear"): 0,
             ("health", "--listen", "127.0.0.1:9"): 1,
+            ("doctor",): 0,
             ("completion", "bash"): 0,
             ("login", "asana", "http://127.0.0.1:9/mcp", "--no-browser"): 4,
             ("logout", "linear"): 0,
@@ -83,6 +85,7 @@ def test_the_package_without_extras_says_what_to_install(refresher: Command) -> 
         ),
         (("status",), ["--json", "active", "failing", "reauthorization_required", "invalid_grant_file"]),
         (("remove",), ["NAME"]),
+        (("doctor",), ["NAME", "--offline", "--json", *(f"    {code}" for code in range(4))]),
         (
             ("login",),
             ["--no-browser", "--device", "--client-id", *(f"    {code}" for code in (0, 2, 3, 4, 6, 130)), "Examples"],

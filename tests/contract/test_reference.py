@@ -12,6 +12,7 @@ import pytest
 from refresher.cli.main import cli
 from refresher.config import resolve
 from refresher.daemon.readiness import Health
+from refresher.doctor.finding import GRAVITIES, KINDS, Finding
 from refresher.grants.policy import MAX_WAIT
 from refresher.grants.providers import PROFILES
 from refresher.operations.import_request import ImportRequest
@@ -77,6 +78,16 @@ def test_the_exit_codes_of_a_section_are_those_of_the_help(name: str) -> None:
     text = section(PAGE, "Outcomes and exit codes" if name == "run-once" else "token" if name == "headers" else name)
     explained = "\n".join(re.findall(r"^\|.*\|$|^Exit codes: (?:.+\n)+", text, re.MULTILINE))
     assert {code for code in codes if not re.search(rf"(?:\| |: |; |;\n){code} ", explained)} == set()
+
+
+def test_every_finding_of_the_doctor_is_in_the_table() -> None:
+    """If it failed, the author of a script would get a code that the page does not explain."""
+    text = section(PAGE, "doctor")
+    rows = re.findall(r"^\| `(\w+)` \| (\w+) \|", text, re.MULTILINE)
+    assert rows == [(code, kind.gravity) for code, kind in KINDS.items()]
+    gravities = {word: int(code) for code, word in re.findall(r"^\| (\d) \| (\w+) \|", text, re.MULTILINE)}
+    assert gravities == GRAVITIES
+    assert f"{{{', '.join(json.dumps(key) for key in Finding.__struct_fields__)}}}" in text
 
 
 def test_every_key_of_an_import_is_explained() -> None:

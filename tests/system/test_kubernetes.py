@@ -19,6 +19,7 @@ from tests.conftest import need
 from tests.support import kubectl
 from tests.support.manifests import DEPLOY, KUSTOMIZATIONS, Container, Manifests, rendered
 
+README = (DEPLOY / "README.md").read_text()
 KUBERNETES = ["1.29", kubernetes_validate.latest_version()]
 REFRESHER, AGENTS = 10001, 10000
 LOCK_WAIT, GRACE = 30.0, 25.0
@@ -176,6 +177,48 @@ def test_each_patch_of_the_network_policy_applies(
             policy["podSelector"]["matchLabels"]
             == manifests.of("Deployment", "agent")["spec"]["selector"]["matchLabels"]
         )
+
+
+# The fields of a PodMonitor (monitoring.coreos.com/v1) that are used here, by the documentation of the Prometheus Operator.
+# kubernetes-validate knows no custom resources.
+POD_MONITOR = {"selector": dict, "podMetricsEndpoints": list}
+ENDPOINT = {"port": str, "path": str, "interval": str}
+
+
+@pytest.mark.parametrize("version", kubectl.VERSIONS)
+def test_the_pod_monitor_of_the_document_selects_the_port_of_refresher(tmp_path: Path, version: str) -> None:
+    """If it failed, Prometheus would find no pod, another port, or a closed one, and nobody would get an alert."""
+    shutil.copytree(DEPLOY, tmp_path / "refresher")
+    (snippet,) = re.findall(
+        r"^```yaml\n(components:\n  - refresher/monitoring\n.*?)^```$", README, re.DOTALL | re.MULTILINE
+    )
+    (tmp_path / "kustomization.yaml").write_text(
+        "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nnamespace: refresher\n"
+        f"resources: [refresher/many]\n{snippet}"
+    )
+    manifests = Manifests(list(yaml.safe_load_all(kubectl.render(tmp_path, version))))
+    monitor = manifests.of("PodMonitor")
+    for item in manifests.objects:
+        if item is not monitor:
+            kubernetes_validate.validate(item, version, strict=True)
+    assert monitor["apiVersion"] == "monitoring.coreos.com/v1"
+    assert monitor["metadata"] == {"name": "refresher", "namespace": "refresher", "labels": {"release": "prometheus"}}
+    (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+    for fields, known in ((monitor["spec"], POD_MONITOR), (endpoint, ENDPOINT)):
+        assert {name: type(value) for name, value in fields.items()} == known
+    selected = monitor["spec"]["selector"]["matchLabels"]
+    (pod,) = (
+        there["spec"]["template"]
+        for there in manifests.objects
+        if there["kind"] == "Deployment" and selected.items() <= there["spec"]["template"]["metadata"]["labels"].items()
+    )
+    (port,) = (
+        port for each in pod["spec"]["containers"] for port in each.get("ports", ()) if port["name"] == endpoint["port"]
+    )
+    listen = manifests.environment(manifests.container("refresher"))["REFRESHER_LISTEN"]
+    (ingress,) = manifests.of("NetworkPolicy")["spec"]["ingress"]
+    assert listen == f"0.0.0.0:{port['containerPort']}"
+    assert ingress["ports"] == [{"protocol": "TCP", "port": port["containerPort"]}]
 
 
 def test_refresher_and_agents_share_a_group_and_nothing_else(manifests: Manifests) -> None:

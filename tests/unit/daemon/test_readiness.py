@@ -8,10 +8,16 @@ from refresher.common import clocks
 from refresher.common.signals import DaemonSignals
 from refresher.config import resolve
 from refresher.daemon.loop import Daemon
+from refresher.daemon.metrics_page import MetricsPage
 from refresher.daemon.readiness import Readiness
 from refresher.daemon.supervision import Supervision
+from refresher.grants.record import TokenRejected
 from refresher.observers.hub import Observers
+from refresher.observers.metrics import Counts
+from refresher.operations.events import happened
+from refresher.storage import last_run
 from tests.support.command import wait_until
+from tests.support.fake_state import directories, put
 from tests.support.samples import failure, grant
 
 
@@ -128,3 +134,73 @@ def test_there_are_three_heartbeats_within_the_time_of_the_watchdog(
     monkeypatch.setenv("WATCHDOG_USEC", microseconds)
     monkeypatch.setenv("WATCHDOG_PID", pid)
     assert Supervision().heartbeat_interval == interval
+
+
+def test_the_most_urgent_grants_come_first_and_all_are_counted_by_state() -> None:
+    """If it failed, the metrics of many grants would leave out the one that needs a person, or count it as active."""
+    now = clocks.now()
+    readiness = Readiness()
+
+    def note(name: str, left: float, *, published: bool = True, **changes: object) -> None:
+        fields = {"name": name, "issued_at": now.wall, "issued": now, "expires_at": now.wall + left, **changes}
+        readiness.update(grant(**fields), published=published)
+
+    note("later", 7200)
+    note("soon", 60)
+    note("ending", 7200, login_ends_at=now.wall + 86400)
+    note("failing", 7200, failures=1, failure=failure())
+    note("refused", 7200, token_rejected=TokenRejected(at=now.wall))
+    note("dead", 7200, dead=True)
+    readiness.mark_unreadable("damaged")
+    names, by_state = readiness.most_urgent(6)
+    assert (set(names[:2]), set(names[2:4]), names[4:]) == (
+        {"dead", "damaged"},
+        {"failing", "refused"},
+        ["ending", "soon"],
+    )
+    assert by_state == {"active": 3, "failing": 2, "reauthorization_required": 1, "invalid_grant_file": 1}
+    assert set(readiness.most_urgent(7)[0]) == {*names, "later"}
+    readiness.forget("ending")
+    note("ending", 7200)
+    assert readiness.most_urgent(1)[1]["active"] == 3
+    assert readiness.knows("anything"), "its counters end before all grants have been inspected"
+    readiness.mark_complete()
+    assert not readiness.knows("anything")
+
+
+def test_a_failing_grant_without_a_valid_token_waits() -> None:
+    """If it failed, a daemon would report that it is ready while agents of a failing grant have no token."""
+    health = inspected(failures=3, failure=failure(), expires_at=0.0).health(live=True)
+    assert (health.ready, health.waiting) == (False, ("linear",))
+
+
+def test_the_page_of_metrics_shows_the_records_and_its_counts(tmp_path: Path) -> None:
+    """If it failed, /metrics of the daemon would show grants that were removed, or not those that exist."""
+    made, readiness, counts = directories(tmp_path), Readiness(), Counts()
+    for name in ("linear", "removed"):
+        put(made.record(name), record := grant(name=name, expires_at=2e9))
+        readiness.update(record, published=True)
+    readiness.mark_complete()
+    counts.observe([happened(name, "rotated", outcome="rotated") for name in ("linear", "removed")])
+    config = tmp_path / "config.toml"
+    config.write_text('[hooks]\non_rotated = ["true"]\n')
+    observers = Observers("run", resolve({"state_dir": str(made.state)}, str(config)))
+    observers.add(counts)
+    page = MetricsPage(readiness, counts, observers, lambda: made)
+    text = page()[0].decode()
+    assert 'refresher_rotations_total{name="removed",outcome="rotated"} 1.0' in text
+    assert "\nrefresher_last_run" not in text, "there was no run"
+    readiness.forget("removed")
+    last_run.note(made, 60.0)
+    wait_until(lambda: b"removed" not in page()[0], "the page is made again")
+    text = page()[0].decode()
+    for line in (
+        'refresher_grant_expiration_timestamp_seconds{name="linear"} 2e+09',
+        'refresher_rotations_total{name="linear",outcome="rotated"} 1.0',
+        'refresher_events_dropped_total{observer="metrics"} 0.0',
+        'refresher_hook_failures_total{hook="on_rotated"} 0.0',
+        'refresher_grants{state="active"} 1.0',
+    ):
+        assert line in text, line
+    assert "\nrefresher_last_run_timestamp_seconds " in text
+    assert page()[1].startswith("text/plain; version=0.0.4")

@@ -1,0 +1,58 @@
+"""What ``/metrics`` shows of the daemon: its counts, and the grants as they are on the disk."""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Final
+
+from refresher.daemon.readiness import Readiness
+from refresher.observers.hub import Observers
+from refresher.observers.metrics import MOST_NAMES, Counts, Grants, read_rows, render
+from refresher.storage import last_run
+from refresher.storage.directories import Directories
+
+__all__ = ["MetricsPage"]
+
+_MAX_SHARE: Final = 0.05
+
+
+class MetricsPage:
+    """Makes the page in the thread that calls it. The same page is used again if it took long to make."""
+
+    def __init__(
+        self,
+        readiness: Readiness,
+        counts: Counts,
+        observers: Observers,
+        directories: Callable[[], Directories],
+    ) -> None:
+        self._readiness = readiness
+        self._counts = counts
+        self._observers = observers
+        self._directories = directories
+        self._lock: Final = threading.Lock()
+        self._page = b"", ""
+        self._valid_until = float("-inf")
+
+    def __call__(self) -> tuple[bytes, str]:
+        """Return the page, and its content type."""
+        with self._lock:
+            if time.monotonic() >= self._valid_until:
+                began = time.thread_time()
+                self._page = self._made()
+                # Any number of requests uses a twentieth of a processor at most.
+                self._valid_until = time.monotonic() + (time.thread_time() - began) / _MAX_SHARE
+            return self._page
+
+    def _made(self) -> tuple[bytes, str]:
+        directories = self._directories()
+        names, by_state = self._readiness.most_urgent(MOST_NAMES)
+        self._counts.keep(self._readiness.knows)
+        grants = Grants(read_rows(directories, names), by_state)
+        return render(
+            self._counts,
+            grants,
+            last_run=last_run.at(directories),
+            dropped=self._observers.dropped(),
+            hook_failures=self._observers.hook_failures(),
+        )

@@ -1,0 +1,92 @@
+"""The whole examination: what is checked, in which order."""
+
+import os
+from collections.abc import Callable, Iterable
+from typing import Final, NamedTuple
+
+from refresher.common import text
+from refresher.config import Settings
+from refresher.doctor import configuration, environment, grants, places, service
+from refresher.doctor.finding import GRAVITIES, Finding, found
+from refresher.grants.record import Grant
+from refresher.operations.inspection import ListedGrant, list_grants, server_of
+
+__all__ = ["Part", "examine", "findings_of"]
+
+_NOT_CHECKED: Final = "not checked: the directories come first"
+
+
+class Part(NamedTuple):
+    """One part of an examination."""
+
+    title: str
+    line: str
+    """What was checked."""
+    findings: list[Finding]
+
+
+def examine(
+    settings: Settings, name: str | None, *, offline: bool, step: Callable[[list[str]], None] = lambda _: None
+) -> list[Part]:
+    """Check everything, or the directories, the service and the grant ``name``.
+
+    ``offline``: connect to no server. ``step`` is called with what is being checked. Raises ``UnknownName``.
+    """
+    directories = settings.directories
+    step(["the directories"])
+    listing, problems = places.check(directories)
+    if settings.state_given and not os.path.lexists(directories.state):
+        problems.append(found("directory_missing", f"there is no state directory {directories.state}"))
+    parts = [Part("directories", str(directories.state), problems)]
+    entries: list[ListedGrant] = []
+    selected: list[ListedGrant] = []
+    if listing is not None:
+        step(["the grants"])
+        selected = entries = list_grants(directories)
+        if name is not None:
+            selected = list_grants(directories, (name,))
+    chosen = [grant for _, grant in selected if isinstance(grant, Grant)]
+    if listing is not None:
+        served = service.is_served(directories)
+        who = (
+            "'refresher run' is running"
+            if served
+            else "refreshed by 'run-once'"
+            if chosen
+            else "nothing to refresh yet"
+        )
+        parts.append(Part("service", who, [*service.check(directories, chosen, listing, served=served)]))
+        shared = [each for each in grants.check_refresh_tokens(entries) if name in (None, each.name)]
+        files = grants.check_files(chosen, settings.ca_file)
+        count = f"{len(selected)} grant{'' if len(selected) == 1 else 's'}"
+        parts.append(Part("grants", count, [*grants.check(directories, selected), *shared, *files]))
+        parts.append(_servers(chosen, settings.ca_file, offline, step))
+    else:
+        parts += [Part(title, _NOT_CHECKED, []) for title in ("service", "grants", "servers")]
+    named = [
+        *(settings.hooks.commands if settings.hooks else ()),
+        *(["page token"] if settings.page_token_file else []),
+    ]
+    parts.append(Part("configuration", ", ".join(named) or "no hooks, no page token", [*configuration.check(settings)]))
+    parts.append(Part("package shim", "that of refresher", [*environment.check()]))
+    return parts
+
+
+def findings_of(parts: Iterable[Part]) -> list[Finding]:
+    """Return all findings, the most serious first."""
+    findings = [finding for part in parts for finding in part.findings]
+    return sorted(findings, key=lambda finding: -GRAVITIES[finding.gravity])
+
+
+def _servers(chosen: list[Grant], ca_file: str | None, offline: bool, step: Callable[[list[str]], None]) -> Part:
+    if offline:
+        return Part("servers", "not checked (--offline)", [])
+    if not chosen:
+        return Part("servers", "none to check", [])
+    try:
+        from refresher.doctor import servers
+    except ModuleNotFoundError as error:
+        missing = found("servers_not_checked", f"the servers were not checked: {error.name} is not installed")
+        return Part("servers", "not checked", [missing])
+    findings = servers.check(chosen, ca_file, waiting=step)
+    return Part("servers", text.names(sorted({server_of(grant) for grant in chosen})), findings)
