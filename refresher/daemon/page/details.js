@@ -3,7 +3,10 @@
 import { ask, count, DAY, element, full, isTime, minute, moment, plain, setText, STATES } from './elements.js';
 
 const LINES = 100; // of the history
-const USUAL = /^valid for [^;]*; next rotation in [^;]*(; )?/; // what a rotation usually says
+const LATER_MS = 3_000;
+// What differs each time and matters no more.
+const PASSING = /^valid for [^;]*; next rotation in [^;]*(; )?|; next attempt in [^;]*$/g;
+const SOURCES = { server: ', from the server', profile: ', known of such servers' };
 const EVENTS = {
   demanded: 'An agent demanded a new token', rotated: 'New token', published: 'Token published again',
   recovered: 'An interrupted rotation was completed', login_ending: 'The login ends soon', logged_in: 'Logged in',
@@ -21,8 +24,6 @@ export function drawDetails(details, row, at) {
     'Last rotation': time(row.last_rotation_at),
     'Token issued': time(row.issued_at),
     'Token expires': time(row.expires_at),
-    'Refresh token ends if not used': time(row.refresh_token_expires_at),
-    'Login ends': time(row.login_ends_at),
     Account: [row.account?.label, row.account?.subject].filter(Boolean).join(', '),
     'Account at': row.account?.issuer,
     Server: row.resource,
@@ -31,7 +32,8 @@ export function drawDetails(details, row, at) {
     Scope: row.scope,
   };
   for (const { kind, at: end, source } of row.ends ?? []) {
-    facts[`End of the ${plain(kind)}${source ? ` (${plain(source)})` : ''}`] = time(end);
+    const name = kind === 'refresh_token' ? 'refresh token, if not used' : plain(kind);
+    facts[`End of the ${name}${SOURCES[source] ?? ''}`] = time(end);
   }
   const known = Object.entries(facts).filter(([, value]) => value !== null && value !== undefined && value !== '');
   details.querySelector('dl').replaceChildren(...known.map(([label, value]) => {
@@ -41,6 +43,7 @@ export function drawDetails(details, row, at) {
     return fact;
   }));
   drawHistory(details, row.name, at);
+  setTimeout(drawHistory, LATER_MS, details, row.name, at); // an event can come into the history after the row
 }
 
 async function drawHistory(details, name, at) {
@@ -64,7 +67,7 @@ async function drawHistory(details, name, at) {
 }
 
 function severity(event) {
-  if (event.kind === 'failed') return event.outcome === 'reauthorization_required' ? 'person' : 'failing';
+  if (event.kind === 'failed') return event.outcome in STATES ? 'person' : 'failing';
   if (event.kind === 'state_changed') return { active: 'fresh', failing: 'failing' }[event.state] ?? 'person';
   return { login_ending: 'ending', removed: 'person', demanded: 'other', published: 'other' }[event.kind] ?? 'fresh';
 }
@@ -94,7 +97,7 @@ function historyLines(events) {
       if (last >= next) add(event.at, `No history of the generations ${next} to ${last}`, 'other', '');
       generation = event.generation;
     }
-    const detail = (event.detail ?? '').replace(USUAL, '');
+    const detail = (event.detail ?? '').replace(PASSING, '');
     const isSaid = event.kind === 'state_changed' && lines.at(-1)?.detail === detail;
     add(event.at, eventWords(event), severity(event), isSaid ? '' : detail);
   }
