@@ -45,6 +45,7 @@ def test_every_command_starts_in_a_new_interpreter(cold: Command) -> None:
         run = {
             ("run-once", "--force"): 0,
             ("status",): 0,
+            ("events",): 0,
             ("token", "linear"): 0,
             ("headers", "linear"): 0,
             ("health", "--listen", "127.0.0.1:9"): 1,
