@@ -14,7 +14,7 @@ from shim._token import TokenFile
 
 __all__ = ["headers", "token"]
 
-_TIME_TO_OBSERVE: Final = 5.0
+_TIME_TO_OBSERVE: Final = 2.0
 
 
 def _token_command(short_help: str) -> Callable[[Callable[[TokenFile], str | None]], click.Command]:

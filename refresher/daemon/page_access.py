@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Mapping
 from typing import Final, NamedTuple
+from urllib.parse import urlsplit
 
 from refresher.common.reading import read_named
 from refresher.config import Settings
@@ -93,18 +94,30 @@ def host_refusal(hosts: list[str], settings: Settings | None) -> Refusal | None:
     return None if all(_is_served(host, names) for host in hosts) else _FOREIGN_HOST
 
 
-def page_refusal(headers: Mapping[str, str], token: PageToken, *, loopback: bool) -> Refusal | None:
+def page_refusal(
+    headers: Mapping[str, str], token: PageToken, *, loopback: bool, document: bool = False
+) -> Refusal | None:
     """Return why a request for the page, its stream or a history is refused: they show account labels.
 
-    ``loopback``: only this machine can reach the address.
+    ``loopback``: only this machine can reach the address. ``document``: a link of another website may lead there.
     """
-    if headers.get("sec-fetch-site") == "cross-site":
+    if _is_foreign(headers) and not (document and headers.get("sec-fetch-mode") == "navigate"):
         return _CROSS_SITE
     if not token.wanted:
         return None if loopback else _NO_TOKEN
     if not token.usable:
         return _UNUSABLE_TOKEN
     return None if token.accepts(headers.get("authorization", "")) else _UNAUTHORIZED
+
+
+def _is_foreign(headers: Mapping[str, str]) -> bool:
+    """Whether a page of another origin sent the request, as far as the browser says."""
+    origin = headers.get("origin")
+    return (
+        headers.get("sec-fetch-site") in ("cross-site", "same-site")
+        # A browser that is not connected to this machine by TLS sends no other header.
+        or (origin is not None and urlsplit(origin).netloc != headers.get("host"))
+    )
 
 
 def read_token(path: str) -> bytes:

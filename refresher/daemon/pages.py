@@ -56,12 +56,13 @@ def private_app(sources: Sources) -> ASGIApp:
 def public_app(sources: Sources, live: LiveGrants, token: PageToken, *, loopback: bool) -> ASGIApp:
     """Return the application of the address of --listen; ``loopback``: only this machine can reach it."""
 
-    def refusal(request: Request) -> Refusal | None:
-        return page_refusal(request.headers, token, loopback=loopback)
+    def refusal(request: Request, *, document: bool = False) -> Refusal | None:
+        return page_refusal(request.headers, token, loopback=loopback, document=document)
 
-    def guarded(endpoint: _Endpoint) -> _Endpoint:
+    def guarded(endpoint: _Endpoint, *, document: bool = False) -> _Endpoint:
         async def guard(request: Request) -> Response:
-            return await endpoint(request) if (refused := refusal(request)) is None else _refuse(refused)
+            refused = refusal(request, document=document)
+            return await endpoint(request) if refused is None else _refuse(refused)
 
         return guard
 
@@ -94,7 +95,7 @@ def public_app(sources: Sources, live: LiveGrants, token: PageToken, *, loopback
         Route("/metrics", metrics),
         Route("/stream", guarded(stream)),
         Route("/history", guarded(history)),
-        *(Route(path, guarded(endpoint)) for path, endpoint in _page()),
+        *(Route(path, guarded(endpoint, document=path == "/")) for path, endpoint in _page()),
     ]
     return _app(sources, routes, "/, /healthz, /readyz or /metrics")
 

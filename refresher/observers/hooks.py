@@ -7,6 +7,7 @@ import atexit
 import json
 import logging
 import os
+import re
 import selectors
 import shutil
 import signal
@@ -17,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from refresher.common import reading, text
+from refresher.common import reading, secret, text
 from refresher.common.errors import ConfigError, GrantFileError
 from refresher.config import HOOKS, HookSettings
 from refresher.grants.record import Grant
@@ -45,8 +46,10 @@ _LOOK: Final = 0.05
 """Seconds between two looks at a process."""
 _PIECE: Final = 64 * 1024
 _TAIL: Final = 4000
-"""Bytes of the output that are kept: 1,000 characters."""
-_SHOWN: Final = 1000
+"""Bytes of the output that are kept."""
+_SHOWN: Final = 300
+"""Characters."""
+_ADDRESS: Final = re.compile(r"\b([a-z][a-z0-9+.-]*://)(?:[^\s/]*@)?([^\s/?#]*)[^\s]*", re.IGNORECASE)
 _VARIABLES: Final = ("HOME", "LANG", "USER", "TZ", "XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS")
 _REPAIRED: Final = ("failing", "reauthorization_required")
 
@@ -215,12 +218,11 @@ class _Hook:
             advice = f"make it faster, or raise timeout in [hooks] of {self._file}"
         elif code:
             what = f"exit code {code}" if code > 0 else f"signal {-code} ended it"
-            advice = f"check {program}"
+            advice = f"check the command in {self._file}"
         else:
             return None
-        printed = text.printable(output)[-_SHOWN:]
-        printed = f"its last output: {' '.join(printed.split())}" if printed.strip() else "it printed nothing"
-        return f"{what}; {advice}; {printed}"
+        printed = _without_secrets(output)
+        return f"{what}; {advice}; {f'its last output: {printed}' if printed else 'it printed nothing'}"
 
     def _input(self, event: Event, earlier: int) -> bytes:
         """Return what the command reads. Its keys are in the reference."""
@@ -276,6 +278,14 @@ class _Hook:
             _signal(process, signal.SIGKILL)
         if waiting:
             log.warning("%s: the hook %s did not run: refresher ends", text.names(waiting), self._hook)
+
+
+def _without_secrets(output: str) -> str:
+    """Return the end of what a command printed, without what looks like a token, and without the path of an address.
+
+    The address of a webhook is a secret.
+    """
+    return secret.mask(_ADDRESS.sub(r"\1\2/...", output)[-_SHOWN:])
 
 
 def _find_program(file: Path, hook: str, program: str) -> str:

@@ -196,7 +196,7 @@ def test_a_reload_changes_the_hooks(refresher: Command, daemon: Daemon) -> None:
         heard(process, "configuration reloaded")
         refresher.import_grant("slack", server.grant("slack"))
         line = heard(process, "slack: the hook on_rotated failed: exit code 3")[-1]
-    assert "check /" in line
+    assert "check the command in /" in line
     assert [event["name"] for event in events(refresher)] == ["linear", "github"]
 
 

@@ -127,3 +127,20 @@ def test_the_page_is_for_this_machine_or_for_who_has_the_token(file: Path) -> No
     assert status(without, loopback=True, sec_fetch_site="cross-site") == 403
     assert status(without, loopback=True, sec_fetch_site="same-origin") == 200
     assert status(without, loopback=True, sec_fetch_site="none") == 200
+    here = {"host": "127.0.0.1:9464"}
+    for origin, code in {
+        "http://127.0.0.1:9464": 200,
+        "http://127.0.0.1:80": 403,
+        "http://evil.example": 403,
+        "null": 403,
+    }.items():
+        assert status(without, loopback=True, origin=origin, **here) == code
+
+
+def test_a_link_of_another_website_opens_the_page_and_nothing_else() -> None:
+    """If it failed, a link in a chat would end in an error, or a website could open streams."""
+    link = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}
+    token = read(None)
+    assert page_refusal(link, token, loopback=True, document=True) is None
+    assert page_refusal(link, token, loopback=True) is not None
+    assert page_refusal(link | {"sec-fetch-mode": "no-cors"}, token, loopback=True, document=True) is not None

@@ -158,10 +158,15 @@ HARMFUL = {
     "fails": (
         r"printf 'a\033[31mb\nc\0d'; echo e >&2; exit 3",
         90.0,
-        "exit code 3; check {}; its last output: a [31mb c de",
+        "exit code 3; check the command in {}; its last output: a [31mb c de",
     ),
-    "prints nothing": ("exit 1", 90.0, "exit code 1; check {}; it printed nothing"),
-    "prints 100 MB": ("head -c 100000000 /dev/zero | tr '\\0' x; printf END; exit 3", 90.0, "xxxxEND"),
+    "prints nothing": ("exit 1", 90.0, "exit code 1; check the command in {}; it printed nothing"),
+    "prints 100 MB": ("yes 'a b c' | tr '\\n' ' ' | head -c 100000000; printf END; exit 3", 90.0, "a b END"),
+    "prints a secret": (
+        "echo POST https://user:word@hooks.example/services/T0/B0/abc-def?key=1 with token rt-0123456789abcdefABCDEF; exit 3",
+        90.0,
+        "its last output: POST https://hooks.example/... with token [masked]",
+    ),
 }
 
 
@@ -178,7 +183,7 @@ def test_a_hook_that_does_harm_is_ended_and_reported(
     observer.close()
     (line,) = caplog.messages
     assert line.startswith("linear: the hook on_rotated failed: ")
-    assert words.format(tmp_path / "on_rotated") in line
+    assert words.format(tmp_path / "config.toml") in line
     assert len(line) < 1400
     assert line.isprintable()
     assert 1 <= hooks.failures["on_rotated"] <= 2
