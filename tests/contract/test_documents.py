@@ -25,10 +25,10 @@ SNIPPETS = {
     "shim/README.md": {"": 1, "python": 9, "json": 1, "bash": 2},  # test_shim_readme.py
     "deploy/README.md": {
         "": 4,
-        "sh": 12,
+        "sh": 13,
         "yaml": 1,
-        "toml": 1,
-    },  # test_cron.py, test_systemd.py, test_systemd_user.py, test_prometheus.py; "": by hand
+        "toml": 2,
+    },  # test_cron.py, test_systemd.py, test_systemd_user.py, test_notify_hook.py, test_prometheus.py; "": by hand
     "deploy/kubernetes/README.md": {"sh": 7, "yaml": 3},  # test_kubernetes_readme.py, test_kubernetes.py
     ".github/CONTRIBUTING.md": {"sh": 1},  # tests/run itself
     ".github/SECURITY.md": {},
