@@ -41,8 +41,8 @@ def logout(options: Options, name: str, keep_at_server: bool) -> int | None:
     settings = options.settings()
     revoking = None if keep_at_server else partial(revoke, ca_file=settings.ca_file)
     with (
-        observing(settings, "logout") as observers,
         StopSignals() as stopping,
+        observing(settings, "logout") as observers,
         read_files_of(settings.directories, name, settings.ca_file),
     ):
         words = remove_grant(settings.directories, name, stopping=stopping, revoke=revoking, emit=observers.emit)
@@ -59,7 +59,7 @@ def remove(options: Options, name: str) -> int | None:
     It is not revoked at the authorization server: 'refresher logout' does that.
     """
     settings = options.settings()
-    with observing(settings, "remove") as observers, StopSignals() as stopping:
+    with StopSignals() as stopping, observing(settings, "remove") as observers:
         words = remove_grant(settings.directories, name, stopping=stopping, emit=observers.emit)
     say(f"removed {name}; {words}")
     return stopping.exit_code

@@ -112,21 +112,21 @@ def run_once(
     options.add(metrics_file=metrics_file)
     settings = options.settings()
     warn_of_closed_directories(settings)
-    with observing(settings, "run-once") as observers:
+    # The signals last: one that comes while the observers complete ends that wait, and not the process.
+    with StopSignals() as stopping, observing(settings, "run-once") as observers:
         if settings.metrics_file is not None:
             from refresher.observers.metrics import Counts
 
             observers.add(counts := Counts())
-        with StopSignals() as stopping:
-            results = operation.run_once(
-                settings,
-                names,
-                force=force,
-                horizon=horizon or 0.0,
-                stopping=stopping,
-                progress=Progress(),
-                emit=observers.emit,
-            )
+        results = operation.run_once(
+            settings,
+            names,
+            force=force,
+            horizon=horizon or 0.0,
+            stopping=stopping,
+            progress=Progress(),
+            emit=observers.emit,
+        )
         code = exit_code(results) if stopping.exit_code is None else stopping.exit_code
         rows = [
             (each.name, each.outcome, "-" if each.generation is None else str(each.generation), each.detail)

@@ -45,17 +45,16 @@ def _token_command(short_help: str) -> Callable[[Callable[[TokenFile], str | Non
 
             settings = options.settings()
             # A caller waits for the end of the process, so a slow hook is ended soon.
-            with observing(settings, written.__name__, _TIME_TO_OBSERVE) as observers:
-                with StopSignals() as stopping:
-                    found = obtain_token(
-                        settings,
-                        name,
-                        min_valid=min_valid,
-                        wait=wait,
-                        stopping=stopping,
-                        progress=Progress(),
-                        emit=observers.emit,
-                    )
+            with StopSignals() as stopping, observing(settings, written.__name__, _TIME_TO_OBSERVE) as observers:
+                found = obtain_token(
+                    settings,
+                    name,
+                    min_valid=min_valid,
+                    wait=wait,
+                    stopping=stopping,
+                    progress=Progress(),
+                    emit=observers.emit,
+                )
                 click.echo(written(found))
             return stopping.exit_code
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from refresher.common.errors import StorageError
+from refresher.observers.hub import EventsLost
 from refresher.operations.events import Event
 from refresher.storage import startup_checks
 from refresher.storage.directories import Directories
@@ -75,9 +76,9 @@ class History:
         self._batches = 0
 
     def observe(self, events: Sequence[Event]) -> None:
-        """Write ``events``. Raises ``StorageError`` if it cannot."""
+        """Write ``events``. Raises ``EventsLost`` if little space is left, and ``StorageError``."""
         if (problem := little_space(self._directories)) is not None:
-            raise StorageError(problem)
+            raise EventsLost(len(events), problem, quiet=True)
         with _explained(self._directories.history):
             try:
                 self._write(self._connection(), events)

@@ -146,7 +146,8 @@ def test_a_disk_that_fails_before_the_exchange_costs_no_refresh_token(
         refresher.bring("linear", server.grant("client"))
         done = refresher("run-once", "--json", prefix=injecting(call, fault))
         assert (done.code, done.outcome) == (code, "storage_failed" if code else "rotated")
-        assert len(done.stderr.splitlines()) <= 1
+        # The history meets the same fault, and may say so.
+        assert len([line for line in done.stderr.splitlines() if " history: " not in line]) <= 1
         assert len(server.asked["client"]) == (0 if code else 1)
         assert refresher.leftovers() == []
         if call == "flock" and code:

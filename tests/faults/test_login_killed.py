@@ -71,6 +71,8 @@ def servers() -> Iterator[tuple[OIDC, MCPServerProcess]]:
 @pytest.fixture
 def site(refresher: Command, servers: tuple[OIDC, MCPServerProcess]) -> Site:
     refresher.environment["REFRESHER_SPILL_DIR"] = str(refresher.home / "spill")
+    # As in a sweep of rotations: the thread of the history makes system calls at any time.
+    refresher.environment["REFRESHER_HISTORY_DAYS"] = "0"
     return Site(*servers, refresher)
 
 

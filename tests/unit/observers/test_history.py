@@ -14,6 +14,7 @@ import pytest
 from refresher.common.errors import StorageError
 from refresher.observers import history
 from refresher.observers.history import Follower, History, read
+from refresher.observers.hub import EventsLost
 from refresher.operations.events import Event
 from refresher.storage import startup_checks
 from refresher.storage.directories import Directories
@@ -139,7 +140,7 @@ def test_nothing_is_written_when_little_space_is_left(state: Directories, monkey
     """If it failed, the history would take the space that a new refresh token needs."""
     need(no_mounts())
     with mounted(state.state, "size=1m"):
-        with pytest.raises(StorageError, match="less than 200 MB are free"):
+        with pytest.raises(EventsLost, match="less than 200 MB are free"):
             _write(state, _event(1))
         assert not state.history.exists()
         monkeypatch.setattr(history, "FREE", 0)
