@@ -70,16 +70,17 @@ class _Runner:
     def put(self, event: Event) -> None:
         """Queue an event. Never waits."""
         try:
-            if self._ended:
-                self._drop(1, "it has ended")
-                return
-            with self._lock:  # rotations run in many threads, and the observer in one
-                if self._thread is None:
+            with self._lock:  # rotations run in many threads, and the observer in one; none comes after the end
+                ended = self._ended
+                if not ended and self._thread is None:
                     # A daemon thread: an observer that hangs must not keep the process from its end.
                     thread = threading.Thread(target=self._run, name=f"observer-{self.observer.name}", daemon=True)
                     thread.start()
                     self._thread = thread
-            self._queue.put_nowait(event)
+                if not ended:
+                    self._queue.put_nowait(event)
+            if ended:
+                self._drop(1, "it has ended")
         except RuntimeError:
             self._drop(1, "the system starts no more threads")
         except queue.Full:
@@ -103,8 +104,8 @@ class _Runner:
 
     def end(self) -> None:
         """Have it end once it has observed what is queued. Never waits."""
-        self._ended = True
-        with suppress(queue.Full):
+        with self._lock, suppress(queue.Full):
+            self._ended = True
             self._queue.put_nowait(None)  # only wakes it
 
     def _run(self) -> None:

@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,45 @@ def test_several_processes_write_at_once(state: Directories) -> None:
     assert len(read(state)) == 60
 
 
+_PROCESS = """
+import sys, time
+from pathlib import Path
+from tests.support.fake_state import directories
+from refresher.observers.history import History
+from refresher.operations.events import Event
+sys.stdin.readline()
+made = History(directories(Path(sys.argv[1])), days=30, megabytes=100)
+for number in range(100):
+    made.observe([Event(at=time.time(), name=sys.argv[2], kind="rotated", generation=number)])
+made.close()
+"""
+
+
+def test_real_processes_begin_it_at_once_beside_a_reader(state: Directories, tmp_path: Path) -> None:
+    """If it failed, two crons of one minute would each begin a history, or a reader would make one lose events."""
+    root, names = Path(__file__).parents[3], ["a", "b", "c"]
+    found: list[Event] = []
+    with ExitStack() as stack:
+        writers = [
+            stack.enter_context(
+                subprocess.Popen([sys.executable, "-c", _PROCESS, str(tmp_path), name], cwd=root, stdin=subprocess.PIPE)
+            )
+            for name in names
+        ]
+        for writer in writers:
+            assert writer.stdin is not None
+            writer.stdin.write(b"\n")
+            writer.stdin.flush()
+        reader = stack.enter_context(closing(Follower(state, ())))
+        while any(writer.poll() is None for writer in writers):
+            found += reader.read()
+        found += reader.read()
+    assert [writer.returncode for writer in writers] == [0, 0, 0]
+    for name in names:
+        assert [event.generation for event in found if event.name == name] == [*range(100)]
+    assert not list(state.state.glob("*.aside*"))
+
+
 def test_old_events_are_removed(state: Directories) -> None:
     """If it failed, the history would keep what happened for longer than a person has set."""
     _write(state, _event(1, at=time.time() - 40 * 86400), _event(2, at=time.time() - 20 * 86400))
@@ -115,7 +155,7 @@ def test_nothing_is_written_when_little_space_is_left(state: Directories, monkey
         assert [event.generation for event in read(state)] == [1, 2]
 
 
-@pytest.mark.parametrize("kind", ["noise", "page", "foreign", "later", "table"])
+@pytest.mark.parametrize("kind", ["noise", "page", "bits", "cut", "foreign", "later", "table"])
 def test_a_file_that_cannot_be_used_is_set_aside(
     state: Directories, caplog: pytest.LogCaptureFixture, kind: str
 ) -> None:
@@ -126,6 +166,12 @@ def test_a_file_that_cannot_be_used_is_set_aside(
     elif kind == "page":
         content = state.history.read_bytes()
         state.history.write_bytes(content[:4096] + os.urandom(len(content) - 4096))
+    elif kind == "bits":
+        flipped = bytearray(state.history.read_bytes())
+        flipped[4096:] = bytes(each ^ 0x55 for each in flipped[4096:])
+        state.history.write_bytes(flipped)
+    elif kind == "cut":
+        os.truncate(state.history, state.history.stat().st_size // 2)
     else:
         with sqlite3.connect(state.history) as connection:
             statement = {"foreign": "PRAGMA application_id = 7", "later": "PRAGMA user_version = 2"}
@@ -151,6 +197,43 @@ def test_only_the_newest_file_is_kept_aside(state: Directories) -> None:
         "events.sqlite3.aside",
     ]
     assert state.history.with_name("events.sqlite3.aside").read_bytes() == b"second" * 1000
+
+
+def test_a_directory_in_its_place_is_left_alone(state: Directories) -> None:
+    """If it failed, the history would remove what a person has put there, or a person could not know why it is empty."""
+    state.history.mkdir()
+    (state.history / "theirs").touch()
+    with pytest.raises(StorageError, match=r"events\.sqlite3"):
+        _write(state, _event(1))
+    assert (state.history / "theirs").exists()
+
+
+def test_a_read_only_directory_is_a_reason_and_not_damage(state: Directories, caplog: pytest.LogCaptureFixture) -> None:
+    """If it failed, a file system that became read-only would cost the history, or the reason would be unknown."""
+    need(no_mounts())
+    with mounted(state.state, "size=300m"):
+        _write(state, _event(1))
+        subprocess.run(["mount", "-o", "remount,ro", str(state.state)], check=True)
+        with pytest.raises(StorageError, match=r"(?i)read-?only"):
+            _write(state, _event(2))
+        assert [path.name for path in state.state.glob("events*")] == ["events.sqlite3"]
+        subprocess.run(["mount", "-o", "remount,rw", str(state.state)], check=True)
+        _write(state, _event(3))
+        assert [event.generation for event in read(state)] == [1, 3]
+    assert caplog.messages == []
+
+
+def test_a_lower_limit_shrinks_it(state: Directories) -> None:
+    """If it failed, a person who gives the history less space would not get the space back."""
+    _write(state, *(_event(number, detail="x" * 900) for number in range(12_000)))
+    assert _size(state) > 10_000_000
+    made = History(state, days=30, megabytes=5)
+    for number in range(40):
+        made.observe([_event(20_000 + number)])
+    made.close()
+    assert _size(state) < 5_000_000
+    generations = [event.generation for event in read(state)]
+    assert generations[-40:] == [*range(20_000, 20_040)]
 
 
 @pytest.mark.parametrize("kind", ["link", "readable"])

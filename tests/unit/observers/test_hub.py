@@ -180,6 +180,72 @@ def test_events_are_counted_where_no_thread_can_be_started(
     assert noting.generations == [3]
 
 
+def test_emit_never_raises(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """If it failed, an observer that cannot be made would make a rotation that succeeded a failure."""
+
+    def fail(_: Settings) -> list[Noting]:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(hub, "_configured", fail)
+    observers, noting = Observers("run-once", settings), Noting()
+    observers.add(noting)
+    _emit(observers, 3)
+    observers.close()
+    assert noting.generations[-2:] == [1, 2], "the others go on"
+    (warning,) = caplog.messages
+    assert warning == "an event is lost: Read-only file system"
+
+
+def test_each_event_is_observed_or_counted_while_settings_change(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If it failed, a reload would lose events that nobody counts."""
+    made: list[Noting] = []
+
+    def make(_: Settings) -> list[Noting]:
+        made.append(Noting())
+        return [made[-1]]
+
+    monkeypatch.setattr(hub, "_configured", make)
+    observers = Observers("run", settings)
+    threads = [threading.Thread(target=_emit, args=(observers, 500, 500 * number)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for number in range(100):
+        observers.use(msgspec.structs.replace(settings, verbose=number % 2 + 1))
+    for thread in threads:
+        thread.join(60)
+    observers.close()
+    wait_until(lambda: all(each.closed for each in made), "all end")
+    observed = [generation for each in made for generation in each.generations]
+    assert len(observed) == len({*observed})
+    assert len(observed) + observers.dropped().get("noting", 0) == 2000
+
+
+def test_an_event_that_comes_as_an_observer_ends_is_counted(settings: Settings) -> None:
+    """If it failed, the last rotation before a reload could be missing in the history and in the count of losses."""
+    noting = Noting()
+    runner = hub._Runner(noting)
+    runner.put(happened("linear", "rotated", generation=0))
+    add = runner._queue.put_nowait
+
+    def end_first(event: Event | None) -> None:
+        if event is not None:
+            ending = threading.Thread(target=runner.end)
+            ending.start()
+            ending.join(0.2)  # without the lock, it ends the observer here
+            if not ending.is_alive():
+                wait_until(runner.has_ended, "it ends")
+        add(event)
+
+    runner._queue.put_nowait = end_first  # type: ignore[method-assign, assignment]
+    runner.put(happened("linear", "rotated", generation=1))
+    wait_until(runner.has_ended, "it ends")
+    assert len(noting.generations) + runner.dropped == 2
+
+
 def test_after_a_reload_the_former_observers_complete_what_they_have(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

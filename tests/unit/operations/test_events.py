@@ -11,7 +11,7 @@ import pytest
 from refresher.common import clocks
 from refresher.common.clocks import Moment
 from refresher.common.secret import Secret
-from refresher.grants.outcome import Outcome, TokensIssued, Transient
+from refresher.grants.outcome import GrantRejected, Outcome, TokensIssued, Transient
 from refresher.oauth.token_request import TokenRequestResult
 from refresher.operations import import_request
 from refresher.operations import rotate as rotation
@@ -126,6 +126,20 @@ def test_a_failure_and_its_end_are_events(state: Directories, answer: Answer) ->
     assert (changed.state_before, changed.state, changed.detail) == ("failing", "active", "")
 
 
+def test_a_grant_that_a_server_rejects_and_its_return_are_events(state: Directories, answer: Answer) -> None:
+    """If it failed, the history would not say when a person had to log in again, or since when that is over."""
+    answer(GrantRejected(code="invalid_grant", description="the server rejects the refresh token"))
+    failed, changed = _rotate(state, force=True)
+    assert (failed.kind, failed.outcome) == ("failed", "reauthorization_required")
+    assert (changed.state_before, changed.state) == ("active", "reauthorization_required")
+    assert "rejects the refresh token" in changed.detail
+    assert _rotate(state) == [], "nothing more happens to a grant that needs a person"
+    answer(ISSUED)
+    rotated, changed = _rotate(state, force=True)
+    assert (rotated.kind, rotated.generation) == ("rotated", 4)
+    assert (changed.state_before, changed.state) == ("reauthorization_required", "active")
+
+
 def test_a_demand_is_an_event_once_it_is_settled(state: Directories, answer: Answer) -> None:
     """If it failed, nobody would see which rotations agents have asked for."""
     answer(ISSUED)
@@ -175,6 +189,26 @@ def test_each_finding_of_a_recovery_is_an_event(state: Directories) -> None:
     recovered = [event for event in _rotate(state) if event.kind == "recovered"]
     assert [event.detail.partition(" ")[0] for event in recovered] == ["the", "adopted"]
     assert recovered[-1].generation == 4
+
+
+def test_an_attempt_that_was_killed_after_its_request_is_an_event(state: Directories) -> None:
+    """If it failed, nobody would see that a kill has put a login in doubt."""
+    attempt = Attempt(state, "linear", records.load(state, "linear"))
+    attempt.reserve(grant(), clocks.now())
+    attempt.before_first_byte()
+    recovered, published, changed = _rotate(state)
+    assert (recovered.kind, recovered.generation) == ("recovered", 3)
+    assert published.kind == "published", "the state that agents see"
+    assert "cut off after its request" in recovered.detail
+    assert (changed.kind, changed.state_before, changed.state) == ("state_changed", "active", "failing")
+    assert _rotate(state) == []
+
+
+def test_an_attempt_that_was_killed_before_its_request_is_no_event(state: Directories) -> None:
+    """If it failed, the history would show an alarm where nothing was sent."""
+    Attempt(state, "linear", records.load(state, "linear")).reserve(grant(), clocks.now())
+    assert _rotate(state) == []
+    assert not state.intent("linear").exists()
 
 
 def test_a_restored_backup_is_an_event_with_the_generation_of_the_readers(state: Directories) -> None:
