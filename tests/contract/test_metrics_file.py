@@ -63,6 +63,18 @@ def test_each_run_continues_the_counters_and_every_user_can_read_them(refresher:
         check_metrics(file.read_bytes())
 
 
+def test_each_run_counts_a_rotation_that_the_disk_refuses(refresher: Command, file: Path) -> None:
+    """If it failed, no alert would fire before a token expires on a disk that refuses everything."""
+    refresher.import_grant("linear", GRANT)
+    lock = refresher.state / "grants/linear.lock"
+    lock.unlink(missing_ok=True)
+    lock.mkdir()
+    for count in (1, 2):
+        assert refresher("run-once", "--metrics-file", str(file)).code == 4
+        assert value(file, 'refresher_rotations_total{name="linear",outcome="storage_failed"}') == count
+    assert value(file, 'refresher_grant_state{name="linear",state="active"}') == 1, "another alert can fire"
+
+
 def test_a_run_with_nothing_due_notes_the_time_and_the_state(refresher: Command, file: Path) -> None:
     """If it failed, an alert that nobody refreshes would come between two rotations."""
     refresher.import_grant("linear", HEALTHY)
