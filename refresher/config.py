@@ -124,7 +124,7 @@ def resolve(given: Mapping[str, Any], config: str | None) -> Settings:
         ca_file=values.get("ca_file"),
         listen=parse_address(values["listen"]) if values.get("listen") else None,
         listen_hosts=tuple(map(_host_name, values.get("listen_hosts") or ())),
-        metrics_file=_absolute("metrics_file", file) if (file := values.get("metrics_file")) else None,
+        metrics_file=_metrics_file(file) if (file := values.get("metrics_file")) else None,
         page_token_file=values.get("page_token_file") or None,
         log_format="json" if log_format == "json" else "text",
         verbose=max(values.get("verbose") or 0, 0),
@@ -230,6 +230,13 @@ def _absolute(key: str, path: str | Path) -> Path:
         return Path(path).absolute()
     except OSError as error:
         raise ConfigError(f"{key} is relative to a directory that does not exist: {error.strerror}") from None
+
+
+def _metrics_file(given: str) -> Path:
+    path = _absolute("metrics_file", given)
+    if not path.name.endswith(".prom"):
+        raise ConfigError(f"the name of the metrics file {path} must end with .prom: node_exporter reads no other file")
+    return path
 
 
 def _default_config() -> Path:

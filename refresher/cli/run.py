@@ -113,33 +113,32 @@ def run_once(
     settings = options.settings()
     warn_of_closed_directories(settings)
     # The signals last: one that comes while the observers complete ends that wait, and not the process.
-    with StopSignals() as stopping, observing(settings, "run-once") as observers:
+    with StopSignals() as stopping:
+        with observing(settings, "run-once") as observers:
+            if settings.metrics_file is not None:
+                from refresher.observers.metrics import Counts
+
+                observers.add(counts := Counts())
+            results = operation.run_once(
+                settings,
+                names,
+                force=force,
+                horizon=horizon or 0.0,
+                stopping=stopping,
+                progress=Progress(),
+                emit=observers.emit,
+            )
+            code = exit_code(results) if stopping.exit_code is None else stopping.exit_code
+            rows = [
+                (each.name, each.outcome, "-" if each.generation is None else str(each.generation), each.detail)
+                for each in results
+            ]
+            fields = {"results": [msgspec.structs.asdict(each) for each in results], "exit_code": code}
+            # Before the observers complete: the command of a hook can be slow.
+            print_rows(settings, ("NAME", "OUTCOME", "GENERATION", "DETAIL"), rows, fields if as_json else None)
         if settings.metrics_file is not None:
-            from refresher.observers.metrics import Counts
+            from refresher.observers import metrics_file as file  # most runs have none, and do not pay for it
 
-            observers.add(counts := Counts())
-        results = operation.run_once(
-            settings,
-            names,
-            force=force,
-            horizon=horizon or 0.0,
-            stopping=stopping,
-            progress=Progress(),
-            emit=observers.emit,
-        )
-        code = exit_code(results) if stopping.exit_code is None else stopping.exit_code
-        rows = [
-            (each.name, each.outcome, "-" if each.generation is None else str(each.generation), each.detail)
-            for each in results
-        ]
-        fields = (
-            {"results": [msgspec.structs.asdict(result) for result in results], "exit_code": code} if as_json else None
-        )
-        # Before the observers complete: the command of a hook can be slow.
-        print_rows(settings, ("NAME", "OUTCOME", "GENERATION", "DETAIL"), rows, fields)
-    if settings.metrics_file is not None:
-        from refresher.observers import metrics_file as file  # most runs have none, and do not pay for it
-
-        failed = observers.hook_failures()
-        file.write(settings.metrics_file, settings.directories, counts, observers.dropped(), failed)
+            failed = observers.hook_failures()
+            file.write(settings.metrics_file, settings.directories, counts, observers.dropped(), failed, stopping)
     return code

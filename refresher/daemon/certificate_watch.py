@@ -3,6 +3,7 @@
 import logging
 import threading
 import time
+from contextlib import suppress
 from typing import Final, NamedTuple
 
 from refresher.common import clocks
@@ -44,24 +45,32 @@ class CertificateWatch:
 
     def forget(self, name: str) -> None:
         """Forget a grant that is removed."""
-        self._named.pop(name, None)
+        if (of := self._named.pop(name, None)) is not None:
+            self._warned.pop((name, of.path), None)
 
     def check(self) -> None:
         """Read the certificates in a thread, if it is time; it may hang in a file system. Never waits."""
         now = time.monotonic()
         if not self._named or now < self._next or (self._thread is not None and self._thread.is_alive()):
             return
-        self._next = now + _INTERVAL
-        self._thread = threading.Thread(target=self._warn, args=(dict(self._named),), name="certificates", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._warn, args=(dict(self._named),), name="certificates", daemon=True)
+        with suppress(RuntimeError):  # the system starts no more threads: the next heartbeat tries again
+            thread.start()
+            self._next, self._thread = now + _INTERVAL, thread
 
     def _warn(self, named: dict[str, _Named]) -> None:
-        for name, (path, generation) in named.items():
-            at, now = certificates.end_in(path), clocks.now()
-            if at is None or at - now.wall >= ENDS_SOON:
-                continue
-            if time.monotonic() - self._warned.get((name, path), float("-inf")) < _AGAIN:
-                continue
-            self._warned[name, path] = time.monotonic()
-            log.warning("%s: %s", name, message := certificate_ends(name, path, at, now))
-            self._emit(happened(name, "login_ending", message, generation=generation))
+        for name, of in named.items():
+            try:
+                self._warn_of(name, of)
+            except Exception as error:  # noqa: BLE001  one certificate must not hide the others
+                log.warning("%s: its certificate: internal error (%s); please report it", name, type(error).__name__)
+
+    def _warn_of(self, name: str, of: _Named) -> None:
+        at, now = certificates.end_in(of.path), clocks.now()
+        if at is None or at - now.wall >= ENDS_SOON:
+            return
+        if time.monotonic() - self._warned.get((name, of.path), float("-inf")) < _AGAIN:
+            return
+        self._warned[name, of.path] = time.monotonic()
+        log.warning("%s: %s", name, message := certificate_ends(name, of.path, at, now))
+        self._emit(happened(name, "login_ending", message, generation=of.generation))

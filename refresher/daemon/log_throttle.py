@@ -1,17 +1,21 @@
-"""Which messages of the daemon are repetitions, and are not logged again."""
+"""Which messages and events of the daemon are repetitions, and do not come again."""
 
 import logging
 import time
 from typing import Final
 
+from refresher.operations.events import Emit, Event
 from refresher.operations.result import EXIT_CODES, Result, ResultCode
 
-__all__ = ["ROTATED", "LogThrottle"]
+__all__ = ["LOCAL_FAULTS", "ROTATED", "EventThrottle", "LogThrottle"]
 
 log = logging.getLogger(__name__)
 
 ROTATED: Final[tuple[ResultCode, ...]] = ("rotated", "token_rejected")
 """The outcomes after which there is a new token."""
+
+LOCAL_FAULTS: Final[tuple[ResultCode, ...]] = ("lock_busy", "storage_failed", "invalid_grant_file")
+"""The outcomes of which this machine is the cause; they are tried again soon."""
 
 _REPEAT_AFTER: Final = 600.0
 
@@ -52,3 +56,31 @@ class LogThrottle:
     def forget(self, name: str) -> None:
         """Log the next message about ``name``, also if it is a repetition."""
         self._last.pop(name, None)
+
+
+class EventThrottle:
+    """Emits each event, but a fault of this machine that repeats only once in ten minutes.
+
+    Else a full disk would fill the history with one message of each grant.
+    Each rotation calls it in its thread.
+    """
+
+    def __init__(self, emit: Emit) -> None:
+        self._emit_now: Final = emit
+        self._faults: Final[dict[str, tuple[ResultCode, float]]] = {}
+
+    def __call__(self, event: Event) -> None:
+        """Emit ``event``, unless it is a repetition."""
+        now = time.monotonic()
+        if event.outcome in LOCAL_FAULTS:
+            outcome, at = self._faults.get(event.name, (None, 0.0))
+            if outcome == event.outcome and now - at < _REPEAT_AFTER:
+                return
+            self._faults[event.name] = event.outcome, now
+        elif event.kind in ("rotated", "failed"):
+            self.forget(event.name)
+        self._emit_now(event)
+
+    def forget(self, name: str) -> None:
+        """Emit the next fault of ``name``, also if it is a repetition."""
+        self._faults.pop(name, None)

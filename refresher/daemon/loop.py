@@ -17,7 +17,7 @@ from refresher.common.signals import DaemonSignals
 from refresher.config import Settings
 from refresher.daemon.certificate_watch import CertificateWatch
 from refresher.daemon.directory_watch import DirectoryWatch
-from refresher.daemon.log_throttle import ROTATED, LogThrottle
+from refresher.daemon.log_throttle import LOCAL_FAULTS, ROTATED, EventThrottle, LogThrottle
 from refresher.daemon.metrics_page import MetricsPage
 from refresher.daemon.schedule import HEARTBEAT, Schedule
 from refresher.daemon.supervision import Supervision
@@ -31,7 +31,7 @@ from refresher.observers.hub import Observers
 from refresher.observers.metrics import Counts
 from refresher.operations.events import happened
 from refresher.operations.inspection import Inspection, inspect, server_of
-from refresher.operations.result import EXIT_CODES, Result, ResultCode
+from refresher.operations.result import EXIT_CODES, Result
 from refresher.operations.rotate import Order, Terms, rotate
 from refresher.operations.work_queue import Finished, WorkQueue
 from refresher.storage import records, startup_checks
@@ -43,6 +43,7 @@ log = logging.getLogger(__name__)
 
 _TIME_TO_SAVE: Final = 5.0
 _TIME_TO_OBSERVE: Final = 5.0
+_LEAST_TO_OBSERVE: Final = 0.5
 _SCAN_INTERVAL: Final = 0.2
 _MAX_SCAN_INTERVAL: Final = 0.7
 _MAX_SCAN_SHARE: Final = 0.2
@@ -50,7 +51,6 @@ _MAX_PAUSE: Final = 30.0
 _LOCK_WAIT: Final = 2.0
 _QUIET_LOCK_WAITS: Final = 4
 _MAX_PLAN: Final = 86400.0
-_LOCAL_FAULTS: Final[tuple[ResultCode, ...]] = ("lock_busy", "storage_failed", "invalid_grant_file")
 
 
 class _Job(NamedTuple):
@@ -101,6 +101,7 @@ class Daemon:
         self._watch = DirectoryWatch(self._settings.directories)
         self._publisher = Publisher(self._settings.directories)
         self._in_progress: set[str] = set()
+        self._emit = EventThrottle(observers.emit)
         self._pauses: dict[str, _Pause] = {}
         self._throttle = LogThrottle()
         self._warned: set[str] = set()
@@ -241,7 +242,7 @@ class Daemon:
             lock_wait=_LOCK_WAIT,
             warned=self._warned,
             sent=self._sent,
-            emit=self._observers.emit,
+            emit=self._emit,
         )
         job = _Job(self._publisher, Order.after(found), terms)
         # A cleanup sends no request, so it does not wait for the limits of the server.
@@ -280,6 +281,7 @@ class Daemon:
         self._throttle.forget(name)
         self._readiness.forget(name)
         self._certificates.forget(name)
+        self._emit.forget(name)
         self._pauses.pop(name, None)
 
     def _process_events(self, wait: float) -> None:
@@ -311,7 +313,7 @@ class Daemon:
         if not self._signals():
             self._queue.start_jobs()
         previous = self._pauses.pop(name, None)
-        if result is not None and result.outcome in _LOCAL_FAULTS:
+        if result is not None and result.outcome in LOCAL_FAULTS:
             pause = self._pauses[name] = _Pause.after(previous, fault=True)
             if result.outcome != "lock_busy" or pause.times > _QUIET_LOCK_WAITS:
                 self._throttle.log_result(result, result.detail)
@@ -371,7 +373,9 @@ class Daemon:
                     self._loss("a kill now loses"),
                 )
         # What happened is observed within the grace period too; another signal ends the wait.
-        self._observers.close(min(_TIME_TO_OBSERVE, max(stop_by - time.monotonic(), 0.0)), self._signals.stop_repeated)
+        self._observers.close(
+            min(_TIME_TO_OBSERVE, max(stop_by - time.monotonic(), _LEAST_TO_OBSERVE)), self._signals.stop_repeated
+        )
         self._supervision.endpoint.close()
         log.info("stopped")
         return 0

@@ -64,7 +64,7 @@ class _Runner:
         self._thread: threading.Thread | None = None
         self._lock: Final = threading.Lock()
         self._counting: Final = threading.Lock()
-        self._warned_at = float("-inf")
+        self._warned_at: Final[dict[int, float]] = {}
         self._ended = False
 
     def put(self, event: Event) -> None:
@@ -86,17 +86,11 @@ class _Runner:
         except queue.Full:
             self._drop(1, "it is too slow")
 
-    def close(self, ends: float, stopping: Callable[[], bool] = lambda: False) -> None:
-        """Wait until it has observed what is queued, until ``ends`` (monotonic seconds) or its patience at most.
-
-        ``stopping`` ends the wait.
-        """
-        if self._thread is None:
-            return
-        ends = min(ends, time.monotonic() + self.observer.patience)
-        self.end()
-        while self._thread.is_alive() and (left := ends - time.monotonic()) > 0 and not stopping():
-            self._thread.join(min(left, _LOOK))
+    def wait(self, ends: float, stopping: Callable[[], bool]) -> None:
+        """Wait until it has ended, until ``ends`` (monotonic seconds) at most; ``stopping`` ends the wait."""
+        while (left := ends - time.monotonic()) > 0 and not self.has_ended() and not stopping():
+            if self._thread is not None:
+                self._thread.join(min(left, _LOOK))
 
     def has_ended(self) -> bool:
         """Whether it observes nothing any more."""
@@ -130,9 +124,10 @@ class _Runner:
         now = time.monotonic()
         with self._counting:
             self.dropped += count
-            warns = now - self._warned_at > _WARN_AFTER
+            # A quiet message must not take the place of a warning.
+            warns = now - self._warned_at.get(level, float("-inf")) > _WARN_AFTER
             if warns:
-                self._warned_at = now
+                self._warned_at[level] = now
         if warns:
             log.log(level, "%s: events are lost (%d so far): %s", self.observer.name, self.dropped, why)
 
@@ -159,16 +154,20 @@ class Observers:
         """Hand ``event`` to all observers. Never waits, never raises; safe in any thread."""
         try:
             event = msgspec.structs.replace(event, program=self._program, pid=os.getpid())
-            for runner in (*self._configured(), *self._added):
-                runner.put(event)
+            for added in self._added:
+                added.put(event)
+            with self._lock:  # none goes to an observer that a reload is ending
+                for runner in self._configured():
+                    runner.put(event)
         except Exception as error:  # noqa: BLE001  whatever fails here, the rotation goes on
             log.warning("an event is lost: %s", _why(error))
 
     def dropped(self) -> dict[str, int]:
         """Return how many events each observer has lost."""
-        counts = dict(self._lost)
-        for runner in (*(self._runners or ()), *self._former, *self._added):
-            counts[runner.observer.name] = counts.get(runner.observer.name, 0) + runner.dropped
+        with self._lock:
+            counts = dict(self._lost)
+            for runner in (*(self._runners or ()), *self._former, *self._added):
+                counts[runner.observer.name] = counts.get(runner.observer.name, 0) + runner.dropped
         return counts
 
     def hook_failures(self) -> dict[str, int]:
@@ -182,7 +181,7 @@ class Observers:
     def use(self, settings: Settings) -> None:
         """Use the observers of ``settings`` from now on; the former ones complete what they have."""
         with self._lock:
-            if settings == self._settings:
+            if _what_observers_need(settings) == _what_observers_need(self._settings):
                 return
             former, self._runners, self._settings = self._runners or (), None, settings
             for runner in (each for each in self._former if each.has_ended()):
@@ -201,20 +200,31 @@ class Observers:
         self._closed = True
         with self._lock:
             runners = (*(self._runners or ()), *self._added)
-        began = time.monotonic()
         for runner in runners:
-            runner.close(began + min(runner.observer.patience, longest), stopping)
+            runner.end()
+        began, came = time.monotonic(), False
+
+        def stop() -> bool:
+            nonlocal came
+            came = came or stopping()  # a signal is reported once, and ends the wait for all
+            return came
+
+        for runner in runners:
+            runner.wait(began + min(runner.observer.patience, longest), stop)
 
     def _configured(self) -> tuple[_Runner, ...]:
+        """Return the runners of the settings; the caller holds the lock."""
         if self._runners is None:
-            with self._lock:
-                if self._runners is None:
-                    made: tuple[_Runner, ...] = ()
-                    try:
-                        made = tuple(_Runner(observer) for observer in _configured(self._settings))
-                    finally:
-                        self._runners = made  # also if they cannot be made: that is reported once
+            made: tuple[_Runner, ...] = ()
+            try:
+                made = tuple(_Runner(observer) for observer in _configured(self._settings))
+            finally:
+                self._runners = made  # also if they cannot be made: that is reported once
         return self._runners
+
+
+def _what_observers_need(settings: Settings) -> tuple[object, ...]:
+    return settings.directories, settings.history_days, settings.history_mb, settings.hooks
 
 
 def _configured(settings: Settings) -> Sequence[Observer]:

@@ -6,7 +6,7 @@ Its counters continue those of the file that it replaces.
 import logging
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -34,12 +34,13 @@ def write(
     counts: Counts,
     dropped: Mapping[str, int],
     hook_failures: Mapping[str, int] = {},
+    stopping: Callable[[], bool] = lambda: False,
 ) -> None:
     """Write the metrics to ``path``, with what this process has counted. A failure is only a warning."""
     try:
         if not directories.state.exists():
             directories.prepare()  # there is no grant yet
-        with lock.held(directories.metrics_lock, stopping=lambda: False, wait=_LOCK_WAIT):
+        with lock.held(directories.metrics_lock, stopping=stopping, wait=_LOCK_WAIT):
             directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 _check(path, directory, directories)

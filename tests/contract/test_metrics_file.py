@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import need
-from tests.support.cli import GRANT
+from tests.support.cli import GRANT, one_line
 from tests.support.command import Command, Done, wait_until
 from tests.support.daemon import published, running, stopped
 from tests.support.oidc import OIDC
@@ -61,6 +61,18 @@ def test_each_run_continues_the_counters_and_every_user_can_read_them(refresher:
     assert began - 1 < last < time.time() + 1
     if missing() is None:
         check_metrics(file.read_bytes())
+
+
+def test_each_run_counts_a_rotation_that_the_disk_refuses(refresher: Command, file: Path) -> None:
+    """If it failed, no alert would fire before a token expires on a disk that refuses everything."""
+    refresher.import_grant("linear", GRANT)
+    lock = refresher.state / "grants/linear.lock"
+    lock.unlink(missing_ok=True)
+    lock.mkdir()
+    for count in (1, 2):
+        assert refresher("run-once", "--metrics-file", str(file)).code == 4
+        assert value(file, 'refresher_rotations_total{name="linear",outcome="storage_failed"}') == count
+    assert value(file, 'refresher_grant_state{name="linear",state="active"}') == 1, "another alert can fire"
 
 
 def test_a_run_with_nothing_due_notes_the_time_and_the_state(refresher: Command, file: Path) -> None:
@@ -121,19 +133,38 @@ def test_a_file_that_cannot_be_written_is_one_warning_and_changes_no_result(refr
     """If it failed, a full or missing directory of a monitoring system would stop the rotation of tokens."""
     refresher.import_grant("linear", HEALTHY)
     record = (refresher.state / "grants/linear.json").read_bytes()
-    os.mkfifo(pipe := refresher.home / "pipe")
+    os.mkfifo(pipe := refresher.home / "pipe.prom")
+    (directory := refresher.home / "directory.prom").mkdir()
     for wrong in (
         refresher.home / "missing/refresher.prom",
-        refresher.state / "grants/linear.json",
-        refresher.state / "tokens/linear.json",
+        refresher.state / "grants/linear.prom",
+        refresher.state / "tokens/linear.prom",
         pipe,
-        refresher.home,
+        directory,
         Path("/proc/refresher.prom"),
     ):
         done = refresher("run-once", "--metrics-file", str(wrong))
         assert "cannot write the metrics file" in warning(done), wrong
     assert (refresher.state / "grants/linear.json").read_bytes() == record
     assert refresher.token("linear").access_token == HEALTHY["access_token"]
+
+
+@pytest.mark.parametrize("name", ["refresher.txt", "refresher", "prom", "refresher.PROM", "refresher.prom.new", ".."])
+def test_a_name_that_node_exporter_does_not_read_is_refused(refresher: Command, file: Path, name: str) -> None:
+    """If it failed, a run would write metrics that nobody reads, and no alert would ever fire."""
+    refresher.import_grant("linear", HEALTHY)
+    wrong = str(file.parent / name)
+    config = refresher.home / "metrics.toml"
+    config.write_text(f'metrics_file = "{wrong}"\n')
+    for refused in (
+        refresher("run-once", "--metrics-file", wrong),
+        refresher("run-once", environment={"REFRESHER_METRICS_FILE": wrong}),
+        refresher("--config", str(config), "run-once"),
+    ):
+        assert f"the name of the metrics file {wrong} must end with .prom" in one_line(refused)
+    assert list(file.parent.iterdir()) == []
+    overridden = refresher("--config", str(config), "run-once", "--metrics-file", str(file))
+    assert (overridden.code, file.exists()) == (0, True), overridden.stderr
 
 
 def test_links_in_the_directory_are_not_followed(refresher: Command, file: Path) -> None:

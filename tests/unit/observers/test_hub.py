@@ -214,7 +214,7 @@ def test_each_event_is_observed_or_counted_while_settings_change(
     for thread in threads:
         thread.start()
     for number in range(100):
-        observers.use(msgspec.structs.replace(settings, verbose=number % 2 + 1))
+        observers.use(msgspec.structs.replace(settings, history_days=number % 2 + 1))
     for thread in threads:
         thread.join(60)
     observers.close()
@@ -257,7 +257,7 @@ def test_after_a_reload_the_former_observers_complete_what_they_have(
     _emit(observers, 1)
     assert former.reached.wait(60)
     _emit(observers, 4096 + 7, first=1)
-    observers.use(msgspec.structs.replace(settings, verbose=2))
+    observers.use(msgspec.structs.replace(settings, history_days=7))
     _emit(observers, 1, first=9000)
     former.released.set()
     wait_until(lambda: former.closed == 1, "the former one ends")
