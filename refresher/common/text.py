@@ -17,15 +17,17 @@ def printable(text: str) -> str:
 
 
 def span(seconds: float) -> str:
-    """Return a duration in at most two units, for example ``59 min`` or ``2 h 5 min``."""
+    """Return a duration in at most two units, for example ``59 min``, ``2 h 5 min`` or ``3 d``."""
     whole = round(abs(seconds))
     if whole < 120:
         return f"{whole} s"
     if whole < 7200:
         return f"{round(whole / 60)} min"
     if whole < 172_800:
-        return f"{whole // 3600} h {whole % 3600 // 60} min"
-    return f"{whole // 86400} d {whole % 86400 // 3600} h"
+        large, small = f"{whole // 3600} h", f" {whole % 3600 // 60} min"
+    else:
+        large, small = f"{whole // 86400} d", f" {whole % 86400 // 3600} h"
+    return large if small.startswith(" 0 ") else large + small
 
 
 def clock_time(at: float, *, separator: str = " ") -> str:

@@ -37,6 +37,8 @@ def examine(
     listing, problems = places.check(directories)
     if settings.state_given and not os.path.lexists(directories.state):
         problems.append(found("directory_missing", f"there is no state directory {directories.state}"))
+    if listing is not None and settings.history_days and settings.history_mb and directories.state.exists():
+        problems += places.check_history(directories)
     parts = [Part("directories", str(directories.state), problems)]
     entries: list[ListedGrant] = []
     selected: list[ListedGrant] = []
@@ -67,7 +69,13 @@ def examine(
         *(settings.hooks.commands if settings.hooks else ()),
         *(["page token"] if settings.page_token_file else []),
     ]
-    parts.append(Part("configuration", ", ".join(named) or "no hooks, no page token", [*configuration.check(settings)]))
+    parts.append(
+        Part(
+            "configuration",
+            ", ".join(named) or "no hooks, no page token in the configuration",
+            [*configuration.check(settings)],
+        )
+    )
     parts.append(Part("package shim", "that of refresher", [*environment.check()]))
     return parts
 

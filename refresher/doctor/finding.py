@@ -26,6 +26,7 @@ Code = Literal[
     "no_space",
     "little_space",
     "single_file_mount",
+    "history_unusable",
     "not_running",
     "not_responding",
     "demand_unanswered",
@@ -99,6 +100,11 @@ KINDS: Final[dict[Code, Kind]] = {
     "little_space": Kind("attention", "refresher reserves space before each rotation; without it, it rotates nothing"),
     "single_file_mount": Kind(
         "broken", "refresher replaces a file by a rename, and a file that is a mount of its own cannot be replaced"
+    ),
+    "history_unusable": Kind(
+        "attention",
+        "what happens to the grants is not kept, or cannot be shown",
+        "give this user access, or set history_days = 0",
     ),
     # who refreshes
     "not_running": Kind(

@@ -3,16 +3,17 @@
 import os
 import shlex
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from refresher.common.errors import DirectoryError
+from refresher.common.errors import DirectoryError, StorageError
 from refresher.doctor.finding import Finding, found, from_message
+from refresher.observers import history, history_file
 from refresher.storage import lock, single_directory, startup_checks, write_access
 from refresher.storage.directories import Directories, Listing
 
-__all__ = ["Places", "check"]
+__all__ = ["Places", "check", "check_history"]
 
 _MEBIBYTE: Final = 1024 * 1024
 _NO_SPACE: Final = _MEBIBYTE
@@ -55,6 +56,54 @@ def check(directories: Directories) -> Places:
     findings += _file_systems(directories)
     findings += _single_file_mounts(directories)
     return Places(listing, findings)
+
+
+def check_history(directories: Directories) -> Iterator[Finding]:
+    """Find why no event is kept, or none can be shown."""
+    if (problem := _problem_of_history(directories)) is not None:
+        yield from_message("history_unusable", problem, (directories.history, directories.state))
+
+
+def _problem_of_history(directories: Directories) -> str | None:
+    """Return why no event is kept, or none can be shown, and what to do; ``None`` also if there is no history yet."""
+    path = directories.history
+    reason = None
+    try:
+        if (problem := history.little_space(directories)) is not None or not os.path.lexists(path):
+            return problem
+        with history_file.explained(path), suppress(FileNotFoundError):
+            history_file.check_private(path, before := path.lstat())
+            if before.st_size and not history_file.side_file(path, "-journal").exists():  # else, it is just being made
+                reason = _damage(path)
+            if _state(before) != _state(path.lstat()):
+                return None  # it was written meanwhile
+    except StorageError as error:
+        return str(error)
+    return reason and (
+        f"the history {path} cannot be read, as {reason}: wait for the next event, which renames it to "
+        f"{path.name}{history_file.ASIDE} and begins a new one"
+    )
+
+
+def _damage(path: Path) -> str | None:
+    """Look into the history without making the files of its log. Raises errors of SQLite."""
+    try:
+        with closing(history_file.open_existing(path, mode="ro&immutable=1")) as connection:
+            connection.execute("SELECT id, at, name, event FROM event LIMIT 1").fetchall()
+            if history_file.side_file(path, "-wal").exists():
+                return None  # somebody uses it; without its log, the file need not be whole
+            whole = connection.execute("PRAGMA quick_check(1)").fetchall() == [("ok",)]
+    except history_file.Unusable as error:
+        return str(error)
+    except Exception as error:
+        if not history_file.is_damage(error):
+            raise
+        whole = False
+    return None if whole else "it is damaged"
+
+
+def _state(status: os.stat_result) -> tuple[int, int, int]:
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _problem_of_demands(directories: Directories) -> str | None:

@@ -75,7 +75,7 @@ def test_a_healthy_set_up_has_no_finding(refresher: Command) -> None:
                 ["service", "'refresher run' is running"],
                 ["grants", "2 grants"],
                 ["servers", server.url],
-                ["configuration", "no hooks, no page token"],
+                ["configuration", "no hooks, no page token in the configuration"],
                 ["package shim", "that of refresher"],
                 [""],
                 ["nothing found"],
@@ -169,6 +169,19 @@ def test_json_has_exactly_these_keys_and_codes(refresher: Command) -> None:
     assert all(tuple(finding) == keys for finding in answer["findings"])
     assert {kind.gravity for kind in KINDS.values()} == set(GRAVITIES)
     assert all(finding["why"] == KINDS[finding["code"]].why and finding["mend"] for finding in answer["findings"])
+
+
+def test_a_history_that_cannot_be_used_is_found_unless_it_is_off(refresher: Command) -> None:
+    """If it failed, nobody would learn why 'refresher events' shows nothing new."""
+    refresher.import_grant("linear", fields("http://127.0.0.1:9"))
+    refresher("run-once", "--horizon", "10m")
+    refresher.directories.history.write_bytes(b"noise" * 1000)
+    before = tree(refresher.home)
+    assert codes(refresher, "--offline") == (1, ["history_unusable"])
+    assert codes(refresher, "--offline", environment={"REFRESHER_HISTORY_DAYS": "0"}) == (0, [])
+    assert tree(refresher.home) == before
+    refresher.directories.history.unlink()
+    assert codes(refresher, "--offline") == (0, [])
 
 
 @pytest.mark.parametrize("error", ["ENOLCK", "EOPNOTSUPP"])

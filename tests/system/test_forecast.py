@@ -46,9 +46,7 @@ def test_status_shows_the_end_of_a_client(refresher: Command, days: int, code: i
     change(refresher, login=Login(client="registered", client_expires_at=at))
     assert ends(refresher) == [{"kind": "client_secret", "at": pytest.approx(at), "source": "server"}]
     shown = refresher("status").stdout
-    assert ("1 d 0 h ago (client)" if days < 0 else f"in {days} d 0 h (client)") in shown.replace(
-        "23 h 59 min", "1 d 0 h"
-    )
+    assert ("23 h 59 min ago (client)" if days < 0 else f"in {days} d (client)") in shown
     assert refresher("status", "--exit-code").code == code
 
 

@@ -1,14 +1,18 @@
 """What the doctor finds in the directories, with real modes, owners and mounts."""
 
 import os
+import sqlite3
 import subprocess
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from refresher.doctor import places
+from refresher.observers.history import History
+from refresher.operations.events import Event
 from refresher.storage.directories import Directories
 from tests.conftest import need
 from tests.support.fake_state import directories
@@ -136,3 +140,72 @@ def test_a_file_that_is_a_mount_of_its_own_is_found(tmp_path: Path, directory: s
         subprocess.run(["umount", str(file)], check=True)
     assert finding.code == "single_file_mount"
     assert str(file) in finding.what
+
+
+def _made(path: Path) -> None:
+    with closing(History(directories(path), days=30, megabytes=100)) as made:
+        made.observe([Event(at=float(number), name="linear", kind="rotated") for number in range(500)])
+
+
+def _pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path, 0o600)
+
+
+def _changed(path: Path, statement: str) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute(statement)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "what", "mend"),
+    [
+        (lambda path: path.touch(), "", ""),
+        (lambda path: path.unlink(), "", ""),
+        (lambda path: path.write_bytes(b""), "", ""),
+        (lambda path: (path.unlink(), path.mkdir()), "must be a file", "remove it"),
+        (_pipe, "must be a file", "remove it"),
+        (lambda path: (path.rename(path.parent / "other"), path.symlink_to("other")), "must be a file", "remove it"),
+        (lambda path: path.chmod(0o644), "nobody else can read", "chmod 600 {path}"),
+        (lambda path: path.write_bytes(b"noise" * 1000), "as it is damaged", "next event"),
+        (lambda path: os.truncate(path, path.stat().st_size // 2), "as it is damaged", "next event"),
+        (lambda path: _changed(path, "DROP TABLE event"), "as it is damaged", "next event"),
+        (lambda path: _changed(path, "PRAGMA application_id = 7"), "as it is no history", "next event"),
+        (lambda path: _changed(path, "PRAGMA user_version = 2"), "as it is of version 2", "next event"),
+    ],
+)
+def test_a_history_that_cannot_be_used_is_found_and_left_as_it_is(
+    tmp_path: Path, spoil: Callable[[Path], object], what: str, mend: str
+) -> None:
+    """If it failed, nobody would see why nothing is kept of what happens, or a look would cost the history."""
+    _made(tmp_path)
+    made = directories(tmp_path)
+    spoil(made.history)
+    before = {path: path.lstat()[:8] for path in made.state.iterdir() if path != made.history}
+    findings = [*places.check_history(made)]
+    assert [finding.code for finding in findings] == (["history_unusable"] if what else [])
+    for finding in findings:
+        assert what in finding.what
+        assert mend.format(path=made.history) in finding.mend
+    assert {path: path.lstat()[:8] for path in made.state.iterdir() if path != made.history} == before
+
+
+def test_a_history_in_use_is_no_finding(tmp_path: Path) -> None:
+    """If it failed, the doctor would report each history that 'run' is just writing."""
+    made = directories(tmp_path)
+    with closing(History(made, days=30, megabytes=100)) as writer:
+        for number in range(20):
+            writer.observe(
+                [Event(at=float(each), name="linear", kind="rotated", detail="x" * 500) for each in range(50)]
+            )
+            assert [*places.check_history(made)] == [], number
+
+
+def test_little_space_for_the_history_is_found(tmp_path: Path) -> None:
+    """If it failed, events would be lost for a reason that nobody looks for."""
+    need(no_mounts())
+    made = directories(tmp_path)
+    with mounted(made.state, "size=20m"):
+        (finding,) = places.check_history(made)
+    assert "less than 200 MB are free" in finding.what
+    assert finding.mend == "make room, or set history_mb = 0"

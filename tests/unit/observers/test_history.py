@@ -115,8 +115,27 @@ def test_real_processes_begin_it_at_once_beside_a_reader(state: Directories, tmp
 def test_old_events_are_removed(state: Directories) -> None:
     """If it failed, the history would keep what happened for longer than a person has set."""
     _write(state, _event(1, at=time.time() - 40 * 86400), _event(2, at=time.time() - 20 * 86400))
-    _write(state, _event(3))
-    assert [event.generation for event in read(state)] == [2, 3]
+    _write(state, *map(_event, range(3, 103)))
+    assert [event.generation for event in read(state)] == [*range(2, 103)]
+
+
+def test_a_clock_that_is_ahead_does_not_cost_the_history(state: Directories, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If it failed, one run with a wrong clock would remove all that happened, while a person wants to see it."""
+    _write(state, *map(_event, range(150)))
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 40 * 86400)
+    _write(state, _event(150))
+    assert [event.generation for event in read(state)] == [*range(151)]
+    _write(state, *map(_event, range(151, 250)))
+    assert [event.generation for event in read(state)] == [*range(150, 250)]
+
+
+def test_the_newest_events_stay_whatever_their_age(state: Directories, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If it failed, a grant that is rotated once a month would have no history."""
+    long_ago = time.time() - 400 * 86400
+    _write(state, *(_event(number, at=long_ago + number) for number in range(60)), days=1)
+    _write(state, _event(60), days=1)
+    assert [event.generation for event in read(state)] == [*range(61)]
 
 
 def test_it_stays_below_its_size(state: Directories) -> None:
@@ -221,6 +240,35 @@ def test_a_read_only_directory_is_a_reason_and_not_damage(state: Directories, ca
         _write(state, _event(3))
         assert [event.generation for event in read(state)] == [1, 3]
     assert caplog.messages == []
+
+
+_READER = """
+import sys
+from pathlib import Path
+from tests.support.fake_state import directories
+from refresher.observers.history import is_known, read
+view = directories(Path(sys.argv[1]))
+print([event.generation for event in read(view)], is_known(view, "linear"), is_known(view, "notion"))
+"""
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_a_history_in_a_read_only_directory_can_be_read(state: Directories, tmp_path: Path, used: bool) -> None:
+    """If it failed, a person could not see what happened before a file system became read-only."""
+    need(no_mounts())
+    view = directories(tmp_path / "view")
+    with closing(History(state, days=30, megabytes=100)) as writer:
+        writer.observe([_event(1)])
+        if not used:
+            writer.close()
+        subprocess.run(["mount", "--bind", str(state.state), str(view.state)], check=True)
+        try:
+            subprocess.run(["mount", "-o", "remount,bind,ro", str(view.state)], check=True)
+            reader = [sys.executable, "-c", _READER, str(tmp_path / "view")]
+            done = subprocess.run(reader, cwd=Path(__file__).parents[3], capture_output=True, text=True, check=False)
+        finally:
+            subprocess.run(["umount", str(view.state)], check=True)
+    assert (done.stdout, done.stderr) == ("[1] True False\n", "")
 
 
 def test_a_lower_limit_shrinks_it(state: Directories) -> None:
