@@ -93,6 +93,8 @@ def _damage(path: Path) -> str | None:
             if history_file.side_file(path, "-wal").exists():
                 return None  # somebody uses it; without its log, the file need not be whole
             whole = connection.execute("PRAGMA quick_check(1)").fetchall() == [("ok",)]
+    except history_file.Empty:
+        return None
     except history_file.Unusable as error:
         return str(error)
     except Exception as error:

@@ -92,8 +92,9 @@ class History:
                 connection.execute(oldest.format("ORDER BY id"), (_REMOVED_AT_ONCE,))
         self._batches += 1
         if over:
-            # Not execute(), which gives back a single page.
-            connection.executescript(f"PRAGMA incremental_vacuum({_REMOVED_AT_ONCE})")
+            with suppress(Exception):  # the events are stored, and a later batch gives the pages back
+                # Not execute(), which gives back a single page.
+                connection.executescript(f"PRAGMA incremental_vacuum({_REMOVED_AT_ONCE})")
 
 
 def read(
@@ -153,7 +154,10 @@ class Follower:
             return None
         if self._open is None:
             # Not created, and not set aside: only a writer does that.
-            self._open = history_file.open_to_read(self._path), there
+            try:
+                self._open = history_file.open_to_read(self._path), there
+            except history_file.Empty:
+                return None
             self._open[0].execute("PRAGMA query_only = 1")
         return self._open[0]
 

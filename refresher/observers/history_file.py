@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ASIDE",
+    "Empty",
     "Unusable",
     "begin",
     "check_private",
@@ -56,6 +57,10 @@ class Unusable(Exception):
     """The file is no history that this version can use."""
 
 
+class Empty(Unusable):
+    """A file without a table: a writer is making it, or was killed."""
+
+
 def begin(directories: Directories, damaged: tuple[int, int] | None = None) -> "tuple[Connection, tuple[int, int]]":
     """Open the database for writing; make it if it is missing, and set it aside if it cannot be used.
 
@@ -72,7 +77,7 @@ def begin(directories: Directories, damaged: tuple[int, int] | None = None) -> "
             if not isinstance(error, Unusable) and not is_damage(error):
                 raise
             aside = _set_aside(path)
-            log.warning("the history %s is damaged or of another version: it is now %s, and begun anew", path, aside)
+            log.warning("the history %s is damaged or of another program: it is now %s, and begun anew", path, aside)
             _check(path)
             connection = open_existing(path, make=True)
         # On a network file system, processes share no memory as a write-ahead log needs.
@@ -115,13 +120,20 @@ def open_existing(path: Path, *, mode: str = "rw", make: bool = False) -> "Conne
         f"{path.as_uri()}?mode={mode}", uri=True, timeout=_BUSY, isolation_level=None, check_same_thread=False
     )
     try:
+        connection.execute("BEGIN")  # else another process could make the table between two of these
         ((application,),) = connection.execute("PRAGMA application_id")
         ((version,),) = connection.execute("PRAGMA user_version")
         ((tables,),) = connection.execute("SELECT count(*) FROM sqlite_master")
-        if make and not tables and not version and path.stat().st_size == 0:
+        connection.execute("COMMIT")
+        if not tables and not version and not application:
+            if not make:
+                raise Empty("nothing has happened yet")  # noqa: TRY301
             connection.executescript(_SCHEMA)
+        elif application == _APPLICATION and version > _VERSION:
+            # Never set aside: two versions side by side would take the file from each other.
+            raise StorageError(f"the history {path} is of a later version: use the newer refresher")  # noqa: TRY301
         elif (application, version) != (_APPLICATION, _VERSION):
-            raise Unusable(f"it is of version {version}" if application == _APPLICATION else "it is no history")  # noqa: TRY301
+            raise Unusable("it is no history")  # noqa: TRY301
     except BaseException:
         connection.close()
         raise
@@ -130,12 +142,13 @@ def open_existing(path: Path, *, mode: str = "rw", make: bool = False) -> "Conne
 
 def _check(path: Path) -> None:
     """Make the file private if it is missing; refuse what others own, a link, or anything but a file."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    descriptor = os.open(path, flags, 0o600)
-    try:
-        check_private(path, os.fstat(descriptor))
-    finally:
-        os.close(descriptor)
+    if not os.path.lexists(path):
+        with suppress(FileExistsError):
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    # A file that exists is never opened here: to close it would drop the locks that SQLite holds on it in this process.
+    check_private(path, path.lstat())
+    if not os.access(path.parent, os.W_OK):
+        raise StorageError(f"cannot write in {path.parent}: is its file system read-only?")
 
 
 def check_private(path: Path, found: os.stat_result) -> None:
@@ -212,7 +225,8 @@ def is_damage(error: BaseException) -> bool:
     damaged = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
     code = getattr(error, "sqlite_errorcode", None)
     # A table that is missing, or has other columns, is damage too.
-    return code is not None and (code & 0xFF in damaged or code == sqlite3.SQLITE_ERROR)
+    other_table = str(error).startswith("no such ") or "has no column" in str(error)
+    return other_table or (code is not None and code & 0xFF in damaged)
 
 
 def identity(path: Path) -> tuple[int, int] | None:

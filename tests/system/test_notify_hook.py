@@ -18,7 +18,8 @@ from tests.support.token_server import TokenServer
 
 ROOT = Path(__file__).parents[2]
 NOTIFY = ROOT / "deploy/hooks/notify"
-HOSTILE = "<b>bold</b>\r\nBcc: someone@else.example\n$(touch pwned) `id` \"quoted\" \\ 'x' --flag"
+CLEAN = "<b>bold</b> Bcc: someone@else.example $(touch pwned) `id` \"quoted\" \\ 'x' --flag ?"
+HOSTILE = "<b>bold</b>\r\nBcc: someone@else.example\n$(touch pwned) `id` \"quoted\" \\ 'x' --flag\0\ud800"
 
 
 def run(hook: str, *arguments: str, path: Path, detail: str = HOSTILE) -> subprocess.CompletedProcess[str]:
@@ -66,7 +67,9 @@ def test_a_mail_has_one_recipient_and_the_whole_text(tmp_path: Path) -> None:
     assert (message["Bcc"], message["Cc"]) == (None, None)
     assert message["Subject"].startswith("refresher: linear is failing (")
     body = message.get_content()
-    assert "Bcc: someone@else.example $(touch pwned) `id` \"quoted\" \\ 'x' --flag\nRun: refresher login linear" in body
+    assert (
+        "Bcc: someone@else.example $(touch pwned) `id` \"quoted\" \\ 'x' --flag ?\nRun: refresher login linear" in body
+    )
 
 
 class Webhook(Listening):
@@ -105,7 +108,7 @@ def test_a_webhook_gets_the_text_and_its_address_stays_secret(tmp_path: Path) ->
         secret.chmod(0o644)
         refused = run("on_login_ending", "webhook", str(secret), path=tmp_path)
     (body,) = kept.bodies
-    assert body == {"text": f"refresher: linear ends soon\n{' '.join(HOSTILE.split())}\nRun: refresher login linear"}
+    assert body == {"text": f"refresher: linear ends soon\n{CLEAN}\nRun: refresher login linear"}
     assert b"curl" in kept.processes
     assert b"a-secret-path-of-a-webhook" not in kept.processes
     assert refused.returncode == 1

@@ -171,7 +171,7 @@ def _changed(path: Path, statement: str) -> None:
         (lambda path: os.truncate(path, path.stat().st_size // 2), "as it is damaged", "next event"),
         (lambda path: _changed(path, "DROP TABLE event"), "as it is damaged", "next event"),
         (lambda path: _changed(path, "PRAGMA application_id = 7"), "as it is no history", "next event"),
-        (lambda path: _changed(path, "PRAGMA user_version = 2"), "as it is of version 2", "next event"),
+        (lambda path: _changed(path, "PRAGMA user_version = 2"), "is of a later version", "newer refresher"),
     ],
 )
 def test_a_history_that_cannot_be_used_is_found_and_left_as_it_is(

@@ -174,7 +174,7 @@ def test_nothing_is_written_when_little_space_is_left(state: Directories, monkey
         assert [event.generation for event in read(state)] == [1, 2]
 
 
-@pytest.mark.parametrize("kind", ["noise", "page", "bits", "cut", "foreign", "later", "table"])
+@pytest.mark.parametrize("kind", ["noise", "page", "bits", "cut", "foreign", "table"])
 def test_a_file_that_cannot_be_used_is_set_aside(
     state: Directories, caplog: pytest.LogCaptureFixture, kind: str
 ) -> None:
@@ -193,7 +193,7 @@ def test_a_file_that_cannot_be_used_is_set_aside(
         os.truncate(state.history, state.history.stat().st_size // 2)
     else:
         with sqlite3.connect(state.history) as connection:
-            statement = {"foreign": "PRAGMA application_id = 7", "later": "PRAGMA user_version = 2"}
+            statement = {"foreign": "PRAGMA application_id = 7"}
             connection.execute(statement.get(kind, "DROP TABLE event"))
         connection.close()
     damaged = state.history.read_bytes()
@@ -202,7 +202,7 @@ def test_a_file_that_cannot_be_used_is_set_aside(
     assert [event.generation for event in read(state)] == [7, 8]
     assert state.history.with_name("events.sqlite3.aside").read_bytes()[:4096] == damaged[:4096]
     (warning,) = caplog.messages
-    assert "damaged or of another version: it is now" in warning
+    assert "damaged or of another program: it is now" in warning
 
 
 def test_only_the_newest_file_is_kept_aside(state: Directories) -> None:
@@ -351,3 +351,37 @@ def test_a_history_whose_writer_is_killed_opens_again(state: Directories, tmp_pa
             assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
         connection.close()
     assert not state.history.with_name("events.sqlite3.aside").exists()
+
+
+def test_a_history_of_a_later_version_is_left_alone(state: Directories, caplog: pytest.LogCaptureFixture) -> None:
+    """If it failed, two versions of refresher side by side would take the history from each other."""
+    _write(state, _event(1))
+    with closing(sqlite3.connect(state.history)) as connection:
+        connection.execute("PRAGMA user_version = 2")
+        connection.commit()
+    there = state.history.stat().st_ino
+    with pytest.raises(StorageError, match="of a later version: use the newer refresher"):
+        _write(state, _event(2))
+    with pytest.raises(StorageError, match="of a later version"):
+        read(state)
+    assert state.history.stat().st_ino == there
+    assert caplog.messages == []
+
+
+def test_a_second_connection_in_a_process_keeps_the_locks_of_the_first(state: Directories) -> None:
+    """If it failed, another process that ends would delete the log of this one, and its events with it."""
+    first, second = History(state, days=30, megabytes=100), History(state, days=30, megabytes=100)
+    first.observe([_event(1)])
+    second.observe([_event(2)])  # a reload begins another before the first has ended
+    second.close()
+    # Another process reads and ends: were it the only one with a lock, it would remove the log.
+    code = (
+        "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute('SELECT * FROM event').fetchall(); c.close()"
+    )
+    for generation in (3, 4):
+        subprocess.run([sys.executable, "-c", code, str(state.history)], check=True)
+        first.observe([_event(generation)])
+    assert state.history.with_name("events.sqlite3-wal").exists()
+    assert [event.generation for event in read(state)] == [1, 2, 3, 4]
+    first.close()
+    assert [event.generation for event in read(state)] == [1, 2, 3, 4]
