@@ -82,7 +82,7 @@ def _check(path: Path, directory: int, directories: Directories) -> None:
 
 
 def _rows(directories: Directories) -> tuple[list[Row], list[str]]:
-    """Return the grants, and the names of others: they rest, so they are active, and their login has no end."""
+    """Return the grants, and the names of others: they rest, so they are active, and only their tokens end."""
     listing = directories.listing()
     names, resting = list(listing.names), []
     if len(names) > MOST_NAMES:

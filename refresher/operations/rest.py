@@ -61,7 +61,7 @@ class Resting:
             return
         if decision.reason != "not_due" or decision.until is None or not grant.renewable:
             return
-        if refresh_life.next_end(grant, self._now) is not None:
+        if grant.client_cert is not None or refresh_life.next_end(grant, self._now) is not None:
             return
         if (grant.failure, grant.doubt, grant.token_rejected, grant.not_before, grant.login_ends_at) == (None,) * 5:
             self._rests[name] = Rest(stamp, grant.generation, decision.until)

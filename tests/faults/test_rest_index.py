@@ -229,6 +229,13 @@ def test_what_has_just_changed_is_read_again(settings: Settings, monkeypatch: py
         assert run(settings)[1] == set(NAMES)
 
 
+def test_a_grant_whose_certificate_ends_is_read_each_time(settings: Settings) -> None:
+    """If it failed, the metrics of many grants would lack the end of a certificate, and no alert would come before it."""
+    store(settings, grant(name="bank", client_cert="/etc/refresher/bank.pem"))
+    assert run(settings)[1] == {*NAMES, "bank"}
+    assert run(settings)[1] == {"bank"}
+
+
 def test_what_is_due_is_read(settings: Settings, clock: Callable[[Moment], None]) -> None:
     """If it failed, a grant would not be rotated in time."""
     run(settings)

@@ -128,7 +128,7 @@ def filled(expression: str) -> str:
 
 def test_the_line_of_the_configuration_for_cron_works(refresher: Command, tmp_path: Path) -> None:
     """If it failed, a line that a user copies from the page would be refused, or no file would be written."""
-    text = block("deploy/README.md", "toml")
+    text = block("deploy/README.md", "toml", "metrics_file")
     path = refresher.home / "config.toml"
     path.write_text(text.replace("/var/lib/prometheus/node-exporter", str(tmp_path)))
     settings = config.resolve({}, str(path))
