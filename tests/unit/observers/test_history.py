@@ -13,7 +13,7 @@ import pytest
 
 from refresher.common.errors import StorageError
 from refresher.observers import history
-from refresher.observers.history import Follower, History, read
+from refresher.observers.history import Follower, History, is_known, read
 from refresher.observers.hub import EventsLost
 from refresher.operations.events import Event
 from refresher.storage import startup_checks
@@ -240,6 +240,16 @@ def test_a_read_only_directory_is_a_reason_and_not_damage(state: Directories, ca
         _write(state, _event(3))
         assert [event.generation for event in read(state)] == [1, 3]
     assert caplog.messages == []
+
+
+def test_a_name_is_known_without_a_look_into_its_events(state: Directories) -> None:
+    """If it failed, 'refresher events NAME' would first read all that ever happened to a removed grant."""
+    assert not is_known(state, "linear")
+    _write(state, _event(1))
+    with closing(sqlite3.connect(state.history, isolation_level=None)) as connection:
+        connection.execute("UPDATE event SET event = 'of a later version'")
+    assert is_known(state, "linear")
+    assert not is_known(state, "notion")
 
 
 _READER = """
