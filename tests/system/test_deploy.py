@@ -23,8 +23,9 @@ TYPED = {
     "timer": 1,
     "systemd (a machine for several users)": 1,
     "Grants and agents of a machine": 3,
+    "Hooks": 1,
 }
-"""How many blocks of each section test_cron.py, test_systemd.py and test_systemd_user.py run."""
+"""How many blocks of each section test_cron.py, test_systemd.py, test_systemd_user.py and test_notify_hook.py run."""
 
 
 def test_every_command_of_the_page_is_run_by_a_test() -> None:
