@@ -102,7 +102,9 @@ def _blocks(findings: Sequence[Finding]) -> list[str]:
         seen[finding.code] += 1
         if seen[finding.code] > _MOST_ALIKE:
             continue  # one cause can concern thousands of grants
-        subject = f"{finding.name}: " if finding.name is not None and not finding.what.startswith(finding.name) else ""
+        subject = (
+            f"{finding.name}: " if finding.name is not None and not _begins_with(finding.what, finding.name) else ""
+        )
         # The colour is added after the text is wrapped, because it makes a word longer than it looks.
         first, *rest = _wrapped(f"{subject}{finding.what}", width)
         word = click.style(finding.gravity.ljust(_INDENT), fg=_COLOURS[finding.gravity], bold=True)
@@ -127,3 +129,8 @@ def _wrapped(text: str, width: int) -> list[str]:
 
 def _count(findings: int) -> str:
     return f"{findings} finding{'' if findings == 1 else 's'}"
+
+
+def _begins_with(text: str, name: str) -> bool:
+    """Whether ``text`` begins with the word ``name``."""
+    return text.startswith(name) and not text[len(name) : len(name) + 1].isalnum()

@@ -67,17 +67,20 @@ def events(options: Options, names: tuple[str, ...], since: float, each: bool, a
             raise records.unknown(settings.directories, name)
     _warn(settings)
     with closing(history.Follower(settings.directories, names)) as follower:
-        found = sorted(follower.read(time.time() - since), key=lambda event: event.at)
+        begin = time.time() - since
+        found = sorted(follower.read(begin), key=lambda event: event.at)
         output = _Output()
-        if as_json:
-            show("\n".join(map(_json, found)) if follow else json.dumps({"events": [*map(_fields, found)]}))
+        if as_json and not follow:
+            show(json.dumps({"events": [*map(_fields, found)]}))
+        elif found and as_json:
+            show("\n".join(map(_json, found)))
         elif found:
             output.show(map(one_line, found) if each else _folded(lines(found), names))
-        else:
+        elif not as_json:
             say(f"nothing happened in the last {text.span(since)}", err=True)
         while follow:
             time.sleep(_POLL)
-            if new := follower.read():
+            if new := follower.read(begin):
                 if as_json:
                     show("\n".join(map(_json, new)))
                 else:

@@ -141,9 +141,11 @@ def _silent_keys() -> Iterator[None]:
         return
     silent = [*before]
     silent[3] &= ~(termios.ECHO | termios.ICANON)
-    termios.tcsetattr(0, termios.TCSANOW, silent)
+    with suppress(termios.error):
+        termios.tcsetattr(0, termios.TCSANOW, silent)
     try:
         yield
     finally:
-        # What was typed meanwhile is dropped: the shell would run it.
-        termios.tcsetattr(0, termios.TCSAFLUSH, before)
+        with suppress(termios.error):  # the terminal was closed
+            # What was typed meanwhile is dropped: the shell would run it.
+            termios.tcsetattr(0, termios.TCSAFLUSH, before)

@@ -188,9 +188,13 @@ class HTTPEndpoint:
             self._private = None
             listener.close()
             private.remove()
+        if self._closed:  # the imports above take a while
+            return
         try:
             private = PrivateSocket(path)
             self._private = private, Listener(private.socket, private_app(self._sources()), "http-private")
+            if self._closed:  # either this sees the end, or the end sees the socket
+                private.remove()
         except FileExistsError:
             return  # another daemon serves there; when it ends, this one does
         except (OSError, RuntimeError) as error:

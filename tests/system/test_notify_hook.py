@@ -30,7 +30,7 @@ def run(hook: str, *arguments: str, path: Path, detail: str = HOSTILE) -> subpro
         input=json.dumps(event),
         capture_output=True,
         text=True,
-        env={"PATH": f"{path}:/usr/local/bin:/usr/bin:/bin", "HOME": str(path)},
+        env={"PATH": f"{path}:/usr/local/bin:/usr/bin:/bin", "HOME": str(path), "REFRESHER_HOOK": hook},
         check=False,
     )
 

@@ -5,6 +5,7 @@ import { ask, count, DAY, element, full, isTime, minute, moment, plain, setText,
 const LINES = 100; // of the history
 const LATER_MS = 3_000;
 // What differs each time and matters no more.
+const BEGIN = ['rotated', 'logged_in', 'imported', 'recovered']; // kinds that can begin a generation
 const PASSING = /^valid for [^;]*; next rotation in [^;]*(; )?|; next attempt in [^;]*$/g;
 const SOURCES = { server: ', from the server', profile: ', known of such servers' };
 const EVENTS = {
@@ -91,10 +92,11 @@ function historyLines(events) {
   let generation = null;
   for (const event of events) {
     if (event.kind === 'published' && event.generation === generation) continue; // a rotation implies it
-    if (event.kind === 'rotated') {
+    if (BEGIN.includes(event.kind) && event.generation != null) {
       const next = (generation ?? event.generation) + 1;
       const last = event.generation - 1;
-      if (last >= next) add(event.at, `No history of the generations ${next} to ${last}`, 'other', '');
+      const missing = last === next ? `generation ${next}` : `the generations ${next} to ${last}`;
+      if (last >= next) add(event.at, `No history of ${missing}`, 'other', '');
       generation = event.generation;
     }
     const detail = (event.detail ?? '').replace(PASSING, '');

@@ -13,6 +13,8 @@ from refresher.daemon.http_listener import Listener
 from tests.support.command import wait_until
 
 LONGEST = 60.0
+WAITING: list[str] = []
+"""The requests that have come and get no answer."""
 
 
 async def answer(scope: Scope, receive: Receive, send: Send) -> None:
@@ -23,6 +25,7 @@ async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         else:
             await PlainTextResponse("full", 503)(scope, receive, send)
     elif scope["path"] == "/silent":
+        WAITING.append(scope["path"])
         while (await receive())["type"] != "http.disconnect":
             pass
     else:
@@ -132,8 +135,10 @@ def test_when_all_slots_are_taken_the_oldest_loses_its_own(
     monkeypatch.setattr(http_listener, "_ANSWER_TIMEOUT", 1000.0)
     address = request.getfixturevalue("address")
     slow = [connected(address) for _ in range(2)]
+    WAITING.clear()
     for each in slow:
         each.sendall(b"GET /silent HTTP/1.1\r\nHost: a\r\n\r\n")
+    wait_until(lambda: len(WAITING) == 2, "both requests are whole")
     idle = [connected(address) for _ in range(6)]
     for _ in range(8):
         assert asked(address, b"GET /one HTTP/1.0\r\n\r\n").endswith(b"\r\n\r\n/one")
