@@ -44,7 +44,7 @@ def doctor(options: Options, name: str | None, offline: bool, as_json: bool) -> 
     """Find what is wrong with this set-up: its directories, grants, servers, keys and packages.
 
     For each finding, it says what is wrong, why that matters, and which command mends it. It reads only, and sends no
-    token. With NAME, it looks at this grant only, and at the directories. It asks each authorization server once for
+    token. With NAME, it looks at no other grant. It asks each authorization server once for
     its metadata, for 20 s at most.
     """
     settings = options.settings()

@@ -7,7 +7,7 @@ import textwrap
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import closing
-from typing import Any, Final
+from typing import Final
 
 import click
 import msgspec
@@ -71,7 +71,7 @@ def events(options: Options, names: tuple[str, ...], since: float, each: bool, a
         found = sorted(follower.read(begin), key=lambda event: event.at)
         output = _Output()
         if as_json and not follow:
-            show(json.dumps({"events": [*map(_fields, found)]}))
+            show(json.dumps({"events": [*map(msgspec.structs.asdict, found)]}))
         elif found and as_json:
             show("\n".join(map(_json, found)))
         elif found:
@@ -108,12 +108,8 @@ def _folded(found: Sequence[Line], names: Sequence[str]) -> list[Line]:
     return [line, *(each for each in found if each.name in eventful)]
 
 
-def _fields(event: Event) -> dict[str, Any]:
-    return msgspec.structs.asdict(event)
-
-
 def _json(event: Event) -> str:
-    return json.dumps(_fields(event))
+    return json.dumps(msgspec.structs.asdict(event))
 
 
 class _Output:
@@ -133,7 +129,7 @@ class _Output:
 
     def _lines(self, line: Line, width: int) -> list[str]:
         mark = "!" if line.alarming else " "
-        said = " ".join("".join(char if char.isprintable() else " " for char in line.text).split())
+        said = text.one_line(line.text)
         if not self._terminal:
             until = f" (until {text.clock_time(line.until)})" if line.count > 1 else ""
             return [f"{mark} {text.clock_time(line.at)}  {line.name:{width}}  {said}{until}".rstrip()]

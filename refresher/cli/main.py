@@ -142,7 +142,7 @@ def _usage_error(error: click.UsageError) -> str:
 
 def _fail(message: str, code: int) -> int:
     # A message can quote a server: print one line, without control characters for the terminal.
-    log.error("%s", " ".join(text.printable(message).split()))
+    log.error("%s", text.one_line(message))
     return code
 
 

@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
+from refresher.common.text import printable
 from refresher.grants.forecast import EndKind
 from refresher.operations.grant_report import advice, is_soon
 from refresher.operations.live_rows import Concern, Row, concern_of
@@ -258,7 +259,7 @@ def _short(seconds: float) -> str:
 
 def _clean(text: str) -> str:
     """Return a text of a server without control characters: they could change what the terminal shows."""
-    return "".join(char if char.isprintable() else " " for char in text[:_LONGEST_TEXT])
+    return printable(text[:_LONGEST_TEXT])
 
 
 def _fitted(text: str, size: int) -> str:

@@ -8,6 +8,8 @@ from functools import partial
 from typing import Final
 from urllib.parse import quote, quote_plus
 
+from refresher.common.text import one_line
+
 __all__ = ["Secret", "mask"]
 
 _LONGEST_KEPT: Final = 300
@@ -77,7 +79,7 @@ def mask(text: str, known: Iterable[Secret | None] = ()) -> str:
                 shown[at : at + size] = _HIDDEN * size
     text = re.sub(f"{_HIDDEN}+", "[masked]", "".join(shown))
     text = _TOKEN_LIKE.sub(lambda run: run[0] if _PLAIN_WORDS.fullmatch(run[0]) else "[masked]", text)
-    text = " ".join("".join(char if char.isprintable() else " " for char in text).split())
+    text = one_line(text)
     return text if len(text) <= _LONGEST_KEPT else text[:_LONGEST_KEPT] + "..."
 
 

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 
-__all__ = ["clock_time", "names", "printable", "span"]
+__all__ = ["clock_time", "names", "one_line", "printable", "span"]
 
 
 def names(of: Sequence[str]) -> str:
@@ -14,6 +14,11 @@ def names(of: Sequence[str]) -> str:
 def printable(text: str) -> str:
     """Return a text of a server or a program without control characters, which could change what a terminal shows."""
     return "".join(char if char.isprintable() else " " for char in text)
+
+
+def one_line(text: str) -> str:
+    """Return such a text in one line, with one space between its words."""
+    return " ".join(printable(text).split())
 
 
 def span(seconds: float) -> str:

@@ -19,8 +19,10 @@ from refresher.common import clocks
 from refresher.common.errors import GrantFileError, RefresherError
 from refresher.daemon.background import Background, Busy
 from refresher.grants.record import Grant
+from refresher.operations import certificates
 from refresher.operations.grant_report import advice, fields_of, is_overdue
-from refresher.storage import last_run, records
+from refresher.operations.inspection import read_grant
+from refresher.storage import last_run
 from refresher.storage.directories import Directories
 
 __all__ = ["LiveGrants"]
@@ -187,17 +189,15 @@ class LiveGrants:
 def _read(directories: Directories, names: Sequence[str]) -> tuple[bool, dict[str, bytes | None]]:
     """Return whether the last run is overdue, and the row of each name as JSON; ``None`` if there is no grant."""
     late = last_run.is_overdue(directories, clocks.now().wall)
-    return late is True, {name: _row(directories, name, late) for name in names}
+    found = {name: read_grant(directories, name) for name in names}
+    # All certificates at once: each could be on a file system that does not answer.
+    with certificates.reading(grant for grant in found.values() if isinstance(grant, Grant)):
+        return late is True, {name: None if grant is None else _row(name, grant, late) for name, grant in found.items()}
 
 
-def _row(directories: Directories, name: str, late: bool | None) -> bytes | None:
-    try:
-        record = records.load(directories, name).record
-    except GrantFileError as error:
-        return msgspec.json.encode(_short(fields_of(name, error, overdue=False) | {"advice": advice(error)}))
-    if not isinstance(record, Grant):
-        return None
-    return msgspec.json.encode(_short(fields_of(name, record, is_overdue(record, late)) | {"advice": advice(record)}))
+def _row(name: str, grant: Grant | GrantFileError, late: bool | None) -> bytes:
+    overdue = isinstance(grant, Grant) and is_overdue(grant, late)
+    return msgspec.json.encode(_short(fields_of(name, grant, overdue) | {"advice": advice(grant)}))
 
 
 def _short(value: Any) -> Any:

@@ -1,9 +1,9 @@
 """Which messages and events of the daemon are repetitions, and do not come again."""
 
 import logging
-import time
 from typing import Final
 
+from refresher.common.throttle import Throttle
 from refresher.operations.events import Emit, Event
 from refresher.operations.result import EXIT_CODES, Result, ResultCode
 
@@ -17,27 +17,21 @@ ROTATED: Final[tuple[ResultCode, ...]] = ("rotated", "token_rejected")
 LOCAL_FAULTS: Final[tuple[ResultCode, ...]] = ("lock_busy", "storage_failed", "invalid_grant_file")
 """The outcomes of which this machine is the cause; they are tried again soon."""
 
-_REPEAT_AFTER: Final = 600.0
-
 
 class LogThrottle:
     """Logs each message about a grant once, and again only after ten minutes."""
 
     def __init__(self) -> None:
-        self._last: dict[str, tuple[str, float]] = {}
+        self._throttle: Final = Throttle()
 
     def log(self, name: str, what: str, level: int, message: str) -> bool:
         """Log ``message`` about the grant ``name``, unless ``what`` is the same as the last time.
 
         Return whether it was logged. ``name`` is empty for a message about refresher itself.
         """
-        last, logged_at = self._last.get(name, (None, 0.0))
-        now = time.monotonic()
-        if last == what and now - logged_at <= _REPEAT_AFTER:
-            return False
-        self._last[name] = (what, now)
-        log.log(level, "%s", f"{name}: {message}" if name else message)
-        return True
+        if is_new := self._throttle.is_new(name, what):
+            log.log(level, "%s", f"{name}: {message}" if name else message)
+        return is_new
 
     def log_result(self, result: Result, what: str) -> None:
         """Log the result of a rotation; ``what`` distinguishes it from others with the same outcome."""
@@ -55,7 +49,7 @@ class LogThrottle:
 
     def forget(self, name: str) -> None:
         """Log the next message about ``name``, also if it is a repetition."""
-        self._last.pop(name, None)
+        self._throttle.forget(name)
 
 
 class EventThrottle:
@@ -67,20 +61,17 @@ class EventThrottle:
 
     def __init__(self, emit: Emit) -> None:
         self._emit_now: Final = emit
-        self._faults: Final[dict[str, tuple[ResultCode, float]]] = {}
+        self._faults: Final = Throttle()
 
     def __call__(self, event: Event) -> None:
         """Emit ``event``, unless it is a repetition."""
-        now = time.monotonic()
         if event.outcome in LOCAL_FAULTS:
-            outcome, at = self._faults.get(event.name, (None, 0.0))
-            if outcome == event.outcome and now - at < _REPEAT_AFTER:
+            if not self._faults.is_new(event.name, event.outcome):
                 return
-            self._faults[event.name] = event.outcome, now
         elif event.kind in ("rotated", "failed"):
             self.forget(event.name)
         self._emit_now(event)
 
     def forget(self, name: str) -> None:
         """Emit the next fault of ``name``, also if it is a repetition."""
-        self._faults.pop(name, None)
+        self._faults.forget(name)

@@ -1,6 +1,5 @@
 """Reports to the supervisors of the daemon: health probes over HTTP, and systemd (sd_notify(3))."""
 
-import logging
 import os
 import socket
 import time
@@ -17,8 +16,6 @@ from refresher.storage import last_run
 from refresher.storage.directories import Directories
 
 __all__ = ["Supervision"]
-
-log = logging.getLogger(__name__)
 
 _HEARTBEAT_INTERVAL: Final = 5.0
 _NOTE_INTERVAL: Final = last_run.RUN_LIMIT / 2

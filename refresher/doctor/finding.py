@@ -8,6 +8,8 @@ from typing import Final, Literal, NamedTuple
 
 import msgspec
 
+from refresher.common.text import one_line
+
 __all__ = ["GRAVITIES", "KINDS", "Code", "Finding", "Gravity", "Kind", "exit_code", "found", "from_message"]
 
 Gravity = Literal["attention", "broken", "person"]
@@ -210,9 +212,9 @@ def found(code: Code, what: str, mend: str = "", *, name: str | None = None) -> 
         code=code,
         gravity=kind.gravity,
         name=name,
-        what=_printable(what),
+        what=one_line(what),
         why=kind.why,
-        mend=_printable(mend or kind.mend),
+        mend=one_line(mend or kind.mend),
     )
 
 
@@ -235,7 +237,3 @@ def from_message(code: Code, message: str, paths: Iterable[Path] = (), *, name: 
 def exit_code(findings: Iterable[Finding]) -> int:
     """Return the exit code of the most serious finding; 0 without one."""
     return max((GRAVITIES[finding.gravity] for finding in findings), default=0)
-
-
-def _printable(text: str) -> str:
-    return " ".join("".join(char if char.isprintable() else " " for char in text).split())

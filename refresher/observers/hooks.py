@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 
 from refresher.common import reading, secret, text
 from refresher.common.errors import ConfigError, GrantFileError
+from refresher.common.throttle import Throttle
 from refresher.config import HOOKS, HookSettings
 from refresher.grants.record import Grant
 from refresher.observers.hub import EventsLost
@@ -41,7 +42,6 @@ _VERSION: Final = 1
 _MOST_WAITING: Final = 1000
 _TIME_TO_END: Final = 2.0
 """Seconds between SIGTERM and SIGKILL."""
-_WARN_AFTER: Final = 600.0
 _LOOK: Final = 0.05
 """Seconds between two looks at a process."""
 _PIECE: Final = 64 * 1024
@@ -125,7 +125,7 @@ class _Hook:
         self._running = ""
         self._closing = False
         self._ended = False
-        self._warned_at = float("-inf")
+        self._throttle: Final = Throttle()
 
     def check(self) -> None:
         """Warn if the command cannot run."""
@@ -256,9 +256,7 @@ class _Hook:
         return grant_report.advice(record)
 
     def _warn(self, message: str) -> None:
-        now = time.monotonic()
-        if now - self._warned_at > _WARN_AFTER:
-            self._warned_at = now
+        if self._throttle.is_new(self._hook):
             log.warning("%s", message)
 
     def _end(self) -> None:

@@ -13,6 +13,7 @@ import msgspec
 
 from refresher.common.errors import RefresherError
 from refresher.common.signals import StopSignals
+from refresher.common.throttle import Throttle
 from refresher.config import Settings
 from refresher.operations.events import Event
 
@@ -22,7 +23,6 @@ log = logging.getLogger(__name__)
 
 _LONGEST_QUEUE: Final = 4096
 _LARGEST_BATCH: Final = 256
-_WARN_AFTER: Final = 600.0
 _LOOK: Final = 0.1
 """Seconds between two looks at a signal."""
 
@@ -64,7 +64,7 @@ class _Runner:
         self._thread: threading.Thread | None = None
         self._lock: Final = threading.Lock()
         self._counting: Final = threading.Lock()
-        self._warned_at: Final[dict[int, float]] = {}
+        self._throttle: Final = Throttle()
         self._ended = False
 
     def put(self, event: Event) -> None:
@@ -121,13 +121,10 @@ class _Runner:
             log.info("%s: cannot be closed: %s", self.observer.name, _why(error))
 
     def _drop(self, count: int, why: str, level: int = logging.WARNING) -> None:
-        now = time.monotonic()
         with self._counting:
             self.dropped += count
-            # A quiet message must not take the place of a warning.
-            warns = now - self._warned_at.get(level, float("-inf")) > _WARN_AFTER
-            if warns:
-                self._warned_at[level] = now
+            # By its level: a quiet message must not take the place of a warning.
+            warns = self._throttle.is_new(level)
         if warns:
             log.log(level, "%s: events are lost (%d so far): %s", self.observer.name, self.dropped, why)
 

@@ -20,8 +20,8 @@ from refresher.grants.record import Grant
 from refresher.operations import certificates
 from refresher.operations.events import Event
 from refresher.operations.grant_report import INVALID
+from refresher.operations.inspection import read_grant
 from refresher.operations.result import EXIT_CODES
-from refresher.storage import records
 from refresher.storage.directories import Directories
 from refresher.storage.publishing import state_of
 from shim._token import is_name
@@ -248,12 +248,10 @@ def read_rows(directories: Directories, names: Iterable[str]) -> list[Row]:
     rows: list[Row] = []
     certified: list[tuple[int, Grant]] = []
     for name in names:
-        try:
-            record = records.load(directories, name).record
-        except GrantFileError:
+        record = read_grant(directories, name)
+        if isinstance(record, GrantFileError):
             rows.append(Row(name, INVALID))
-            continue
-        if isinstance(record, Grant):
+        elif record is not None:
             if record.client_cert is not None:
                 certified.append((len(rows), record))
             expires_at = record.expires_at if policy.has_access_token(record) else None

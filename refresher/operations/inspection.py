@@ -15,7 +15,7 @@ from refresher.storage.demands import Demands
 from refresher.storage.directories import Directories, Listing
 from refresher.storage.publishing import Publisher
 
-__all__ = ["Inspection", "ListedGrant", "inspect", "list_grants", "server_of"]
+__all__ = ["Inspection", "ListedGrant", "inspect", "list_grants", "read_grant", "server_of"]
 
 ListedGrant = tuple[str, Grant | GrantFileError]
 
@@ -109,13 +109,17 @@ def list_grants(directories: Directories, names: Sequence[str] = ()) -> list[Lis
         raise records.unknown(directories, unknown[0])
     grants: list[ListedGrant] = []
     for name in dict.fromkeys(names or existing):
-        try:
-            record = records.load(directories, name).record
-        except GrantFileError as error:
-            grants.append((name, error))
-            continue
-        if isinstance(record, Grant):
-            grants.append((name, record))
+        if (grant := read_grant(directories, name)) is not None:
+            grants.append((name, grant))
         elif names:
             raise records.removed(name)
     return grants
+
+
+def read_grant(directories: Directories, name: str) -> Grant | GrantFileError | None:
+    """Return the grant ``name``, the error if its record cannot be read, or ``None`` if there is none."""
+    try:
+        record = records.load(directories, name).record
+    except GrantFileError as error:
+        return error
+    return record if isinstance(record, Grant) else None

@@ -13,7 +13,8 @@ from refresher.grants.forecast import End, first_hard_end
 from refresher.grants.record import Grant
 from refresher.operations import certificates
 from refresher.operations import grant_report as report
-from refresher.storage import records, stamps
+from refresher.operations.inspection import read_grant
+from refresher.storage import stamps
 from refresher.storage.directories import Directories
 from refresher.storage.publishing import state_of
 from shim._token import is_name
@@ -26,7 +27,7 @@ _FULL_SHARE: Final = 0.01
 
 
 class Concern(IntEnum):
-    """What is to be said of a grant in a word, the most serious first."""
+    """The condition of a grant in a word, the most serious first."""
 
     NEEDS_PERSON = 0
     FAILING = 1
@@ -87,7 +88,7 @@ class LiveRows:
         self._stamps, self._modified = found, modified
         spent = time.thread_time() - started
         self._full_at = time.monotonic() + max(_FULL_INTERVAL, spent / _FULL_SHARE)
-        loaded = {name: _load(self._directories, name) for name in changed}
+        loaded = {name: read_grant(self._directories, name) for name in changed}
         for name in gone | {name for name, record in loaded.items() if record is None}:
             self.by_name.pop(name, None)
         with certificates.reading(record for record in loaded.values() if isinstance(record, Grant)):
@@ -96,7 +97,7 @@ class LiveRows:
 
 
 def concern_of(row: Row, late: bool | None, now: float) -> Concern:
-    """Return what is to be said of ``row`` at ``now``; ``late``: whether a run should have come, if that is known."""
+    """Return the condition of ``row`` at ``now``; ``late``: whether a run should have come, if that is known."""
     if row.grant is None or row.state == "reauthorization_required":
         return Concern.NEEDS_PERSON
     if row.state != "active":
@@ -106,14 +107,6 @@ def concern_of(row: Row, late: bool | None, now: float) -> Concern:
     if row.issued_at is None or (row.expires_at is not None and row.expires_at <= now):
         return Concern.WAITING
     return Concern.ENDING if row.end is not None and report.is_soon(row.end) else Concern.FRESH
-
-
-def _load(directories: Directories, name: str) -> Grant | GrantFileError | None:
-    try:
-        record = records.load(directories, name).record
-    except GrantFileError as error:
-        return error
-    return record if isinstance(record, Grant) else None
 
 
 def _row(name: str, record: Grant | GrantFileError) -> Row:

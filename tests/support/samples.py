@@ -6,12 +6,23 @@ from typing import Any
 
 from refresher.common.clocks import Moment
 from refresher.common.secret import Secret
+from refresher.grants.outcome import TokensIssued
 from refresher.grants.record import NO_RECORD, Doubt, Failure, Grant
 
-__all__ = ["NOON", "REFRESH", "at", "doubt", "failure", "grant", "jwt"]
+__all__ = ["ISSUED", "NOON", "REFRESH", "at", "doubt", "failure", "grant", "jwt"]
 
 NOON = 1_800_000_000.0
 REFRESH = Secret("refresh-token-of-generation-3")
+
+ISSUED = TokensIssued(
+    access_token=Secret("new-access"),
+    token_type="Bearer",
+    expires_in=3600.0,
+    expires_at=None,
+    refresh_token=Secret("new-refresh"),
+    scope=None,
+)
+"""The outcome of an exchange that issues new tokens for an hour."""
 
 
 def at(wall: float = NOON, *, lasted: float | None = None, boot: str = "boot-1") -> Moment:

@@ -10,8 +10,7 @@ import pytest
 
 from refresher.common import clocks
 from refresher.common.clocks import Moment
-from refresher.common.secret import Secret
-from refresher.grants.outcome import GrantRejected, Outcome, TokensIssued, Transient
+from refresher.grants.outcome import GrantRejected, Outcome, Transient
 from refresher.oauth.token_request import TokenRequestResult
 from refresher.operations import import_request
 from refresher.operations import rotate as rotation
@@ -24,18 +23,10 @@ from refresher.storage.directories import Directories
 from refresher.storage.journal import Attempt
 from refresher.storage.publishing import Publisher
 from tests.support.fake_state import directories, put
-from tests.support.samples import grant
+from tests.support.samples import ISSUED, grant
 
 Answer = Callable[[Outcome], None]
 
-ISSUED = TokensIssued(
-    access_token=Secret("new-access"),
-    token_type="Bearer",
-    expires_in=3600.0,
-    expires_at=None,
-    refresh_token=Secret("new-refresh"),
-    scope=None,
-)
 IMPORT = {
     "token_endpoint": "https://as.example/token",
     "client_id": "client",

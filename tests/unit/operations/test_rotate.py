@@ -10,7 +10,7 @@ import pytest
 from refresher.common import clocks
 from refresher.common.errors import LockBusy, StorageError
 from refresher.common.secret import Secret
-from refresher.grants.outcome import GrantRejected, TokensIssued
+from refresher.grants.outcome import GrantRejected
 from refresher.grants.record import Grant, Login, Record
 from refresher.oauth.token_request import TokenRequestResult
 from refresher.operations import rotate as rotation
@@ -21,7 +21,7 @@ from refresher.storage.directories import Directories
 from refresher.storage.journal import Attempt
 from refresher.storage.publishing import Publisher, read_published
 from tests.support.fake_state import directories, put
-from tests.support.samples import grant
+from tests.support.samples import ISSUED, grant
 
 ANSWER = '{"access_token": "new-access", "refresh_token": "new-refresh"}'
 
@@ -41,15 +41,7 @@ def issued(monkeypatch: pytest.MonkeyPatch) -> None:
     def request(grant: Grant, *, hooks: Attempt, **_: Any) -> TokenRequestResult:
         sent = clocks.now()
         hooks.before_first_byte()
-        tokens = TokensIssued(
-            access_token=Secret("new-access"),
-            token_type="Bearer",
-            expires_in=3600.0,
-            expires_at=None,
-            refresh_token=Secret("new-refresh"),
-            scope=None,
-        )
-        return TokenRequestResult(outcome=tokens, sent=sent, raw=Secret(ANSWER))
+        return TokenRequestResult(outcome=ISSUED, sent=sent, raw=Secret(ANSWER))
 
     monkeypatch.setattr(rotation, "request_tokens", request)
 
