@@ -10,6 +10,7 @@ from refresher.doctor import configuration, environment, grants, places, service
 from refresher.doctor.finding import GRAVITIES, Finding, found
 from refresher.grants.record import Grant
 from refresher.operations.inspection import ListedGrant, list_grants, server_of
+from refresher.storage import last_run
 
 __all__ = ["Part", "examine", "findings_of"]
 
@@ -53,12 +54,14 @@ def examine(
         who = (
             "'refresher run' is running"
             if served
-            else "refreshed by 'run-once'"
-            if chosen
             else "nothing to refresh yet"
+            if not chosen
+            else "refreshed by 'run-once'"
+            if last_run.at(directories) is not None
+            else "nobody has refreshed yet"
         )
         parts.append(Part("service", who, [*service.check(directories, chosen, listing, served=served)]))
-        shared = [each for each in grants.check_refresh_tokens(entries) if name in (None, each.name)]
+        shared = grants.check_refresh_tokens(entries, name)
         files = grants.check_files(chosen, settings.ca_file)
         count = f"{len(selected)} grant{'' if len(selected) == 1 else 's'}"
         parts.append(Part("grants", count, [*grants.check(directories, selected), *shared, *files]))

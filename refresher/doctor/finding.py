@@ -123,7 +123,9 @@ KINDS: Final[dict[Code, Kind]] = {
     "demand_unknown": Kind("attention", "an agent waits for a token that nobody fetches"),
     # the grants
     "invalid_grant_file": Kind(
-        "broken", "refresher uses no grant file that others may have changed: it does not rotate"
+        "broken",
+        "refresher does not rotate a grant whose file it cannot read, or that others may have changed",
+        "give the file to the user of refresher with 'chown', or run refresher as its owner",
     ),
     "shared_refresh_token": Kind(
         "broken", "most servers accept a refresh token once, and end the login when it is sent again"

@@ -33,19 +33,23 @@ def check(directories: Directories, entries: Sequence[ListedGrant]) -> Iterator[
             yield from _ends(grant)
 
 
-def check_refresh_tokens(entries: Sequence[ListedGrant]) -> Iterator[Finding]:
-    """Find refresh tokens that are stored under two names, or that another name has spent."""
+def check_refresh_tokens(entries: Sequence[ListedGrant], asked: str | None = None) -> Iterator[Finding]:
+    """Find refresh tokens that are stored under two names, or that another name has spent.
+
+    ``asked``: only those of this name. Of two holders, the second is reported, unless the first is asked for.
+    """
     grants = [grant for _, grant in entries if isinstance(grant, Grant) and grant.refresh_token is not None]
     holders: dict[str, str] = {}
     tokens = {grant.name: grant.refresh_token.fingerprint() for grant in grants if grant.refresh_token is not None}
     for name, token in tokens.items():
-        if (first := holders.setdefault(token, name)) != name:
+        if (first := holders.setdefault(token, name)) != name and asked in (None, first, name):
+            about, twin = (first, name) if asked == first else (name, first)
             yield found(
-                "shared_refresh_token", f"{first} has the same refresh token", f"refresher remove {name}", name=name
+                "shared_refresh_token", f"{twin} has the same refresh token", f"refresher remove {name}", name=about
             )
     for other in grants:
         for spent in other.spent:
-            if (name := holders.get(spent, other.name)) != other.name:
+            if (name := holders.get(spent, other.name)) != other.name and asked in (None, name):
                 yield found(
                     "shared_refresh_token",
                     f"{other.name} has already sent its refresh token to the server",

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from refresher.common import clocks
+from refresher.common.errors import GrantFileError
 from refresher.common.secret import Secret
 from refresher.doctor import grants
 from refresher.doctor.finding import Finding
 from refresher.grants.record import Grant, Login, TokenRejected
-from refresher.operations.inspection import list_grants
+from refresher.operations.inspection import ListedGrant, list_grants
 from tests.conftest import need
 from tests.support.fake_state import directories, put
 from tests.support.keys import certificate, key
@@ -95,12 +96,25 @@ def test_a_grant_file_that_cannot_be_used_is_found(tmp_path: Path, mode: int, da
     assert str(path) in finding.what
 
 
+def test_a_grant_file_of_another_user_has_a_command_that_mends_it(tmp_path: Path) -> None:
+    """If it failed, a person would read that a file cannot be used, and not what to do."""
+    error = GrantFileError(f"cannot read {tmp_path}/linear.json: Permission denied")
+    (finding,) = grants.check(directories(tmp_path), [("linear", error)])
+    assert "chown" in finding.mend
+
+
 def test_a_refresh_token_under_two_names_is_found(tmp_path: Path) -> None:
     """If it failed, two names would end each other's login at the next rotation."""
     other = fresh(name="notion", refresh_token=Secret("a-refresh-token-of-another"))
     assert found(tmp_path / "a", fresh(), other) == []
     (finding,) = found(tmp_path / "b", fresh(), fresh(name="notion"))
     assert (finding.code, finding.name, finding.mend) == ("shared_refresh_token", "notion", "refresher remove notion")
+    entries: list[ListedGrant] = [("linear", fresh()), ("notion", fresh(name="notion"))]
+    for asked, twin in {"linear": "notion", "notion": "linear"}.items():
+        (finding,) = grants.check_refresh_tokens(entries, asked)
+        assert (finding.name, finding.what) == (asked, f"{twin} has the same refresh token")
+        assert finding.mend == "refresher remove notion"
+    assert [*grants.check_refresh_tokens(entries, "another")] == []
     spent = (fresh().refresh_token or Secret("")).fingerprint()
     (finding,) = found(tmp_path / "c", fresh(), fresh(name="notion", refresh_token=other.refresh_token, spent=(spent,)))
     assert (finding.code, finding.name, finding.mend) == ("shared_refresh_token", "linear", "refresher login linear")
