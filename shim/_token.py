@@ -39,7 +39,8 @@ class TokenFile(NamedTuple):
     """The content of a token file; times are epoch seconds, ``None`` if unknown.
 
     ``access_token`` is ``None`` only if there is none: the grant was removed, or its first refresh failed.
-    ``origins`` are ``scheme://host[:port]``, the only places to which the token may be sent.
+    ``origins`` are ``scheme://host[:port]``, the only places to which the token may be sent. ``server_url`` is the address
+    of the MCP server or API, ``None`` if unknown.
     """
 
     name: str
@@ -53,6 +54,7 @@ class TokenFile(NamedTuple):
     scope: str | None
     origins: tuple[str, ...]
     error: Problem | None
+    server_url: str | None = None
 
     def __repr__(self) -> str:
         """Leave out the token."""
@@ -65,6 +67,7 @@ def render(token: TokenFile) -> bytes:
 
     # Twice as fast as json.dumps: refresher renders each token at each run to find stale files.
     quoted = json.encoder.encode_basestring_ascii
+    server_url = "" if token.server_url is None else f', "server_url": {quoted(token.server_url)}'
     return (
         f'{{"version": {VERSION}, "name": {quoted(token.name)}, "grant_id": {quoted(token.grant_id)}, '
         f'"generation": {token.generation}, "state": {quoted(token.state)}, '
@@ -73,7 +76,8 @@ def render(token: TokenFile) -> bytes:
         f'"expires_at": {"null" if token.expires_at is None else repr(token.expires_at)}, '
         f'"scope": {"null" if token.scope is None else quoted(token.scope)}, '
         f'"origins": [{", ".join(map(quoted, token.origins))}], '
-        f'"error": {"null" if token.error is None else json.dumps(token.error._asdict())}}}\n'
+        f'"error": {"null" if token.error is None else json.dumps(token.error._asdict())}'
+        f"{server_url}}}\n"
     ).encode("ascii")
 
 
@@ -117,6 +121,7 @@ def parse(data: bytes) -> TokenFile:
             at=_time(error, "at"),
             retry_at=_time(error, "retry_at", _NULL),
         ),
+        server_url=_field(fields, "server_url", str, _NULL),
     )
 
 

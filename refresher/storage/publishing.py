@@ -86,6 +86,7 @@ def _token_file(record: Record) -> TokenFile | None:
         scope=record.scope,
         origins=record.origins,
         error=problem,
+        server_url=record.server_url,
     )
 
 

@@ -44,6 +44,9 @@ def test_the_fields_and_their_types() -> None:
     """If it failed, programs in other languages that read the file would break."""
     assert json.loads(render(TOKEN)) == FIELDS
     assert parse(render(TOKEN)) == TOKEN
+    with_server = TOKEN._replace(server_url="https://mcp.example/mcp")
+    assert json.loads(render(with_server)) == FIELDS | {"server_url": "https://mcp.example/mcp"}
+    assert parse(render(with_server)) == with_server
 
 
 def test_equal_tokens_render_to_equal_bytes() -> None:
@@ -60,7 +63,9 @@ def test_equal_tokens_render_to_equal_bytes() -> None:
 @pytest.mark.parametrize("error", [None, TOKEN.error])
 def test_any_text_renders_to_json(token: str, expires_at: float | None, error: Problem | None) -> None:
     """If it failed, a server with an unusual scope would make every agent reject its token file."""
-    strange = TOKEN._replace(access_token=token, scope=token, expires_at=expires_at, origins=(token, "b"), error=error)
+    strange = TOKEN._replace(
+        access_token=token, scope=token, expires_at=expires_at, origins=(token, "b"), error=error, server_url=token
+    )
     fields = strange._asdict() | {"error": None if error is None else error._asdict()}
     assert render(strange) == json.dumps({"version": 1} | fields).encode("ascii") + b"\n"
 
