@@ -39,8 +39,8 @@ class TokenFile(NamedTuple):
     """The content of a token file; times are epoch seconds, ``None`` if unknown.
 
     ``access_token`` is ``None`` only if there is none: the grant was removed, or its first refresh failed.
-    ``origins`` are ``scheme://host[:port]``, the only places to which the token may be sent. ``server_url`` is the address
-    of the MCP server or API, ``None`` if unknown.
+    ``origins`` are ``scheme://host[:port]``, the only places to which the token may be sent. ``server_url`` is the
+    address of the MCP server or API, ``None`` if unknown.
     """
 
     name: str
