@@ -36,6 +36,8 @@ _COMMANDS: Final = {
     "demo": ("demo", "demo"),
     "completion": ("completion", "completion"),
 }
+# What refresher starts itself; the help does not list it.
+_INTERNAL: Final = {"rotate-detached": ("token", "rotate_detached")}
 
 _PR_SET_DUMPABLE: Final = 4
 
@@ -49,9 +51,9 @@ class _Group(click.Group):
         return list(_COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002  likewise
-        if cmd_name not in _COMMANDS:
+        if (place := _COMMANDS.get(cmd_name) or _INTERNAL.get(cmd_name)) is None:
             return None
-        module, name = _COMMANDS[cmd_name]
+        module, name = place
         command: click.Command = getattr(import_module(f"refresher.cli.{module}"), name)
         return command
 
@@ -71,7 +73,7 @@ class _Group(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args[0] not in _COMMANDS and not args[0].startswith("-") and not ctx.resilient_parsing:
+        if args[0] not in _COMMANDS | _INTERNAL and not args[0].startswith("-") and not ctx.resilient_parsing:
             from difflib import get_close_matches
 
             meant = next((f"; did you mean {name!r}?" for name in get_close_matches(args[0], _COMMANDS, 1)), "")

@@ -98,6 +98,12 @@ class Options:
             self._given["verbose"] = verbose + (self._given.get("verbose") or 0)
         self._given |= {name: value for name, value in given.items() if value is not None}
 
+    def arguments(self) -> list[str]:
+        """Return the options as given, also those of the environment, for another command."""
+        given = [(option, self._given.get(option.name or "")) for option in GLOBAL_OPTIONS]
+        words = [f"{option.opts[0]}={value}" for option, value in given if value is not None and not option.count]
+        return [*words, *["-v"] * (self._given.get("verbose") or 0)]
+
     def resolve(self) -> Settings:
         """Return the settings; each call reads the configuration file again. Raises ``ConfigError``."""
         given = dict(self._given)

@@ -1,18 +1,20 @@
 """Obtain one valid access token for a command that prints it; refresh the grant first if necessary."""
 
+import logging
 import math
 import os
 import time
 from collections.abc import Callable
 from typing import Final
 
-from refresher.common import text
+from refresher.common import clocks, text
 from refresher.common.errors import GrantFileError, Interrupted, NeedsPerson, NotInTime, UnknownName
 from refresher.config import Settings
 from refresher.grants.policy import Wait
 from refresher.grants.record import Grant
-from refresher.operations.events import Emit, ignore
-from refresher.operations.inspection import inspect
+from refresher.operations.detached_rotation import DetachedRotation
+from refresher.operations.events import Emit
+from refresher.operations.inspection import Inspection, inspect
 from refresher.operations.result import EXIT_CODES, Result
 from refresher.storage import demands, records
 from refresher.storage.directories import Directories
@@ -22,10 +24,14 @@ from shim._changes import permanent_error
 from shim._source import may_be_last, valid_for
 from shim._token import TokenFile, is_name
 
-__all__ = ["obtain_token"]
+__all__ = ["obtain_token", "rotate_if_necessary"]
+
+log = logging.getLogger(__name__)
 
 _MIN_VALID: Final = 10.0
 _POLL_INTERVAL: Final = 0.1
+_START_INTERVAL: Final = 1.0
+_LONGEST_LOCK_WAIT: Final = 30.0
 
 
 def obtain_token(
@@ -34,14 +40,18 @@ def obtain_token(
     *,
     min_valid: float | None,
     wait: float,
+    rotation: DetachedRotation,
     stopping: Callable[[], bool],
     progress: Callable[[list[str]], None] = lambda _: None,
-    emit: Emit = ignore,
+    refusal: Callable[[TokenFile], str | None] = lambda _: None,
 ) -> TokenFile:
     """Return the token file of ``name``, with an access token that is valid for ``min_valid`` seconds.
 
-    ``min_valid`` is 10 by default, or a quarter of a shorter lifetime. If the token expires earlier, this rotates the
-    grant if it belongs to the current user, else demands a rotation; it waits up to ``wait`` seconds.
+    ``min_valid`` is 10 by default, or a quarter of a shorter lifetime. If the token expires earlier, this starts
+    ``rotation`` if the grant belongs to the current user, else demands a rotation; it waits up to ``wait`` seconds.
+
+    ``refusal`` returns the origin that refuses a token, or ``None``. If the first token is refused, this demands and
+    returns a newer one, else the refused one with a warning: the server may have had another reason.
 
     Raises ``NeedsPerson``, ``NotInTime``, ``UnknownName``, ``GrantFileError``, ``DirectoryError`` and ``Interrupted``.
     """
@@ -49,14 +59,21 @@ def obtain_token(
         raise UnknownName(f"{name!r} is not a valid name of a grant")
     directories = settings.directories
     source = FileTokenSource(name, tokens_dir=directories.tokens, demands_dir=directories.demands)
-    ends = time.monotonic() + wait
+    ends, next_start = time.monotonic() + wait, 0.0
     first = source.current()
+    refused: TokenFile | None = None
+    refused_by: str | None = None
+    failed: Result | None = None
     while True:
         token = source.current()
         lifetime = math.inf if token is None or token.expires_at is None else max(token.expires_at - token.issued_at, 0)
         required = min(_MIN_VALID, lifetime / 4) if min_valid is None else min_valid
+        lives = token is not None and token.access_token is not None and valid_for(token) >= required
         if token is not None:
-            if token.access_token is not None and valid_for(token) >= required:
+            if lives and refused is None and (refused_by := refusal(token)) is not None:
+                refused = token
+                source.rejected(token, refused_by)
+            if lives and (refused is None or refused.access_token != token.access_token):
                 return token
             grant = _owned_grant(directories, name)
             if (error := permanent_error(token)) is not None and (grant is None or grant.dead):
@@ -70,28 +87,58 @@ def obtain_token(
                     f"{name}: its tokens are valid for {text.span(lifetime)} when issued, and --min-valid is "
                     f"{text.span(required)}; use a smaller --min-valid"
                 )
-            if not may_be_last(token):
+            if lives or not may_be_last(token):  # a refused token has nothing to lose (I1)
                 source.demand(token)
         if stopping():
             raise Interrupted(f"{name}: interrupted while waiting for a token; nothing is lost")
+        result, later = None, False
+        if rotation.is_running:
+            result = rotation.result(min(_POLL_INTERVAL, max(ends - time.monotonic(), 0)))
+            failed = result or failed
+        elif (found := _inspect_if_owned(directories, name, token is not None)) is not None:
+            now = time.monotonic()
+            if found.needs_lock and now >= next_start:
+                # It ends its wait for the lock before this wait ends, so that its reason is known.
+                rotation.start(min(max(ends - now - 1, _POLL_INTERVAL), _LONGEST_LOCK_WAIT))
+                next_start = now + _START_INTERVAL
+            elif isinstance(found.record, Grant) and isinstance(found.decision, Wait):
+                result = failed = Result.from_decision(found.record, found.decision)
+                is_current = token is not None and token.generation == found.generation
+                later = is_current and (found.decision.until or 0) > clocks.now().wall + ends - now
+        if result is not None:
+            if result.outcome in ("rotated", "adopted"):
+                continue
+            known = -1 if token is None else token.generation
+            if result.outcome == "token_rejected" and (result.generation or 0) > known:
+                continue  # it was rotated
+            if result.outcome == "reauthorization_required":
+                raise NeedsPerson(f"{name}: {result.detail}")
         remaining = ends - time.monotonic()
-        result = _rotate_if_owned(settings, name, token is not None, max(remaining, _POLL_INTERVAL), stopping, emit)
-        if result is not None and result.outcome in ("rotated", "adopted"):
-            continue
-        known = -1 if token is None else token.generation
-        if result is not None and result.outcome == "token_rejected" and (result.generation or 0) > known:
-            continue  # it was rotated
-        if result is not None and result.outcome == "reauthorization_required":
-            raise NeedsPerson(f"{name}: {result.detail}")
+        if token is not None and lives and (remaining <= 0 or later):
+            log.warning(
+                "%s: %s refuses its newest token (generation %d), and there is no newer one yet; the refused one is "
+                "printed. 'refresher status %s' shows the state of the grant",
+                name,
+                refused_by,
+                token.generation,
+                name,
+            )
+            return token
         if remaining <= 0:
-            raise NotInTime(_problem(source, result, required))
+            raise NotInTime(_problem(source, failed, required, in_progress=rotation.is_running))
         progress([name])
-        time.sleep(min(_POLL_INTERVAL, remaining))
+        if not rotation.is_running:
+            time.sleep(min(_POLL_INTERVAL, remaining))
 
 
-def _problem(source: FileTokenSource, result: Result | None, required: float) -> str:
+def _problem(source: FileTokenSource, result: Result | None, required: float, *, in_progress: bool) -> str:
     if result is not None and EXIT_CODES[result.outcome] != 0:
         return f"{result.name}: {result.outcome}: {result.detail}"
+    if in_progress:
+        return (
+            f"{source.name}: the authorization server has not answered yet; the refresh goes on without this command: "
+            "try again in a few seconds"
+        )
     if (problem := source.problem()) is not None:
         return str(problem)
     return (
@@ -109,26 +156,30 @@ def _owned_grant(directories: Directories, name: str) -> Grant | None:
     return record if isinstance(record, Grant) else None
 
 
-def _rotate_if_owned(
-    settings: Settings, name: str, published: bool, lock_wait: float, stopping: Callable[[], bool], emit: Emit
-) -> Result | None:
-    """Rotate ``name`` if necessary; return ``None`` if the grant belongs to another user."""
-    directories = settings.directories
+def _inspect_if_owned(directories: Directories, name: str, published: bool) -> Inspection | None:
+    """Return the state of ``name``; ``None`` if the grant belongs to another user or to another state directory."""
     if not _owns_grants(directories):
         return None
     listing = directories.listing((name,))
     if name not in listing.all:
         if published:
-            return None  # it belongs to another state directory
+            return None
         raise records.unknown(directories, name)
-    publisher = Publisher(directories)
-    found = inspect(publisher, name, listing=listing, demands=demands.pending(directories, (name,)))
-    if found.needs_lock:
-        from refresher.operations.rotate import Order, Terms, rotate  # it loads httpcore, which most calls do not need
+    return inspect(Publisher(directories), name, listing=listing, demands=demands.pending(directories, (name,)))
+
+
+def rotate_if_necessary(
+    settings: Settings, name: str, *, lock_wait: float, stopping: Callable[[], bool], emit: Emit
+) -> Result | None:
+    """Rotate ``name`` of the current user if it is due or demanded; return ``None`` if there is nothing to do."""
+    directories = settings.directories
+    found = _inspect_if_owned(directories, name, published=True)
+    if found is not None and found.needs_lock:
+        from refresher.operations.rotate import Order, Terms, rotate  # the command that waits does not need httpcore
 
         terms = Terms(ca_file=settings.ca_file, stopping=stopping, lock_wait=lock_wait, emit=emit)
-        return rotate(publisher, Order.after(found), terms)
-    if isinstance(found.record, Grant) and isinstance(found.decision, Wait):
+        return rotate(Publisher(directories), Order.after(found), terms)
+    if found is not None and isinstance(found.record, Grant) and isinstance(found.decision, Wait):
         return Result.from_decision(found.record, found.decision)
     return None
 
