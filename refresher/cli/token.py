@@ -68,7 +68,7 @@ def _print(
 
     settings = options.settings()
     arguments = [*options.arguments(), "rotate-detached", "--", name, program]
-    with stopping, DetachedRotation(name, arguments) as rotation:
+    with stopping, DetachedRotation(name, arguments, wait) as rotation:
         found = obtain_token(
             settings,
             name,

@@ -29,8 +29,8 @@ __all__ = ["DetachedRotation", "report"]
 log = logging.getLogger(__name__)
 
 _PIECE: Final = 64 * 1024
-_TIME_TO_END: Final = 1.0
-"""Seconds that a command waits for the end of the process, once it has its token."""
+_TIME_TO_END: Final = 3.0
+"""Seconds that a command waits for the end of the process at most, once it has its token: for its last log lines."""
 
 # As "python -m refresher" from any directory, also where the package is not installed. With -P, Python imports nothing
 # from the current directory, which may belong to an agent.
@@ -43,10 +43,11 @@ class DetachedRotation:
 
     It shares no terminal and no descriptor with this process but two pipes that this process alone reads: a program
     that reads the output of a killed command does not wait for the rotation. If nobody reads the pipes any more, the
-    process completes its rotation all the same.
+    process completes its rotation all the same. ``wait``: the seconds that this process has.
     """
 
-    def __init__(self, name: str, arguments: Sequence[str]) -> None:
+    def __init__(self, name: str, arguments: Sequence[str], wait: float) -> None:
+        self._ends: Final = time.monotonic() + wait
         self._name: Final = name
         self._arguments: Final = tuple(arguments)
         self._process: subprocess.Popen[bytes] | None = None
@@ -60,8 +61,9 @@ class DetachedRotation:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         # Reaped here, where possible: in a container, process 1 may reap no process.
-        ends = time.monotonic() + (_TIME_TO_END if kind is None else 0.0)
-        while self._process is not None and self._take(max(ends - time.monotonic(), 0.0)):
+        now = time.monotonic()
+        ends = min(now + _TIME_TO_END, max(self._ends, now + _TIME_TO_END / 6)) if kind is None else now
+        while self._take(max(ends - time.monotonic(), 0.0)):
             if time.monotonic() >= ends:
                 break
 
@@ -125,7 +127,7 @@ class DetachedRotation:
             process.stdout.close()
             process.stderr.close()
             with suppress(Exception):  # TimeoutExpired, of a module that is imported late
-                process.wait(_TIME_TO_END)  # it ends: Python has closed its descriptors
+                process.wait(_TIME_TO_END / 6)  # it ends: Python has closed its descriptors
             self._process = None
         return self._process is not None
 

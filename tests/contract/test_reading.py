@@ -195,7 +195,8 @@ def test_an_interrupted_refresh_is_completed_and_saved(refresher: Command) -> No
         refresher.import_grant("linear", server.grant("client"))
         process = refresher.start("token", "linear")
         assert refresher.finish(process).code == 143
-        wait_until(lambda: refresher.token("linear").generation == 1, "the refresh goes on without the command")
+        wait_until((refresher.tokens / "linear.json").exists, "the refresh goes on without the command")
+    assert refresher.token("linear").generation == 1
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@
 
 ``upstream``: the metadata of an oidc-provider of the tests, to which FastMCP's OAuth proxy forwards as its client
 ``public``; ``FASTMCP_SECRET`` is the secret of its client ``inspector``. ``null``: FastMCP's own provider in memory.
+``stateless``: whether the server has no sessions.
 
 Listens on a free port of 127.0.0.1, prints one line of JSON when it is ready, and exits when its stdin closes.
 """
@@ -58,7 +59,7 @@ def proxy(issuer: str, upstream: dict[str, str]) -> Any:
     )
 
 
-async def main(*, upstream: dict[str, str] | None) -> None:
+async def main(*, upstream: dict[str, str] | None, stateless: bool = False) -> None:
     """Serve until stdin ends."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         issuer = f"http://127.0.0.1:{listener.getsockname()[1]}"
@@ -68,7 +69,7 @@ async def main(*, upstream: dict[str, str] | None) -> None:
             return a + b
 
         mcp.tool(add)
-        await serve(mcp.http_app(path="/mcp"), listener, f"{issuer}/mcp")
+        await serve(mcp.http_app(path="/mcp", stateless_http=stateless), listener, f"{issuer}/mcp")
 
 
 if __name__ == "__main__":

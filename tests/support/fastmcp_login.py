@@ -17,10 +17,10 @@ def missing() -> str | None:
 
 
 class FastMCPLogin(Served):
-    """FastMCP's provider in memory, or its OAuth proxy in front of ``upstream``."""
+    """FastMCP's provider in memory, or its OAuth proxy in front of ``upstream``; ``stateless``: without sessions."""
 
-    def __init__(self, upstream: OIDC | None = None) -> None:
-        options = {"upstream": None if upstream is None else upstream.endpoints}
+    def __init__(self, upstream: OIDC | None = None, *, stateless: bool = False) -> None:
+        options = {"upstream": None if upstream is None else upstream.endpoints, "stateless": stateless}
         super().__init__(
             *(str(_PYTHON), "-m", "tests.servers.fastmcp_login", json.dumps(options)),
             FASTMCP_SECRET="" if upstream is None else upstream.secrets["inspector"],

@@ -1,6 +1,7 @@
 """The life of a login, from the browser to the logout, at MCP servers and authorization servers that others made."""
 
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from tests.support.fastmcp_login import FastMCPLogin
 from tests.support.mcp_login import MCPLogin
 from tests.support.mcp_server import MCPServerProcess
 from tests.support.oidc import OIDC
+from tests.support.published import Published
 from tests.support.vault import Vault
 
 pytestmark = pytest.mark.xdist_group("login servers")  # each server starts once
@@ -122,6 +124,47 @@ def test_a_login_that_the_server_has_ended_is_made_again(refresher: Command, ser
     assert (token.generation, token.state) == (1, "active")
     assert accepts(server, token.access_token)
     assert (forced(refresher).outcome, refresher.token("linear").generation) == ("rotated", 2)
+
+
+def check_verify(refresher: Command, url: str) -> None:
+    """Check that ``headers --verify`` accepts the token of a login, and sees that another one is refused."""
+    demands = refresher.state / "demands"
+    done = refresher("headers", "linear", "--verify")
+    assert (done.code, done.stderr, [*demands.iterdir()]) == (0, "", [])
+    published = Published(refresher.home / "shared", url.removesuffix("/mcp"))
+    published.put(server_url=url)
+    reader = {"HOME": str(refresher.home / "shared")}  # an agent of another user, who has no grants
+    reader |= {"REFRESHER_TOKENS_DIR": str(published.tokens), "REFRESHER_DEMANDS_DIR": str(published.demands)}
+    done = refresher("headers", "linear", "--verify", "--wait", "0.2", environment=reader)
+    assert f"linear: {url.removesuffix('/mcp')} refuses its newest token (generation 1)" in done.stderr
+    assert published.demanded() == ["linear.1"]
+
+
+def test_headers_verify_sees_a_refused_token(refresher: Command, server: Server) -> None:
+    """If it failed, a helper would print a revoked token again, or use up tokens that a server of this kind accepts."""
+    logged_in(refresher("login", "linear", server.url, environment=PERSON))
+    check_verify(refresher, server.url)
+
+
+def test_headers_verify_sees_a_refused_token_without_sessions(refresher: Command) -> None:
+    """If it failed, a helper would print a revoked token again, for a server that answers a GET before it looks at the token."""
+    need(fastmcp_login.missing())
+    with FastMCPLogin(stateless=True) as fastmcp:
+        logged_in(refresher("login", "linear", fastmcp.url, environment=PERSON))
+        get = httpx.get(fastmcp.url, headers={"Authorization": "Bearer wrong"}, trust_env=False, timeout=60)
+        assert get.status_code == 405, "it does not look at the token"
+        check_verify(refresher, fastmcp.url)
+
+
+@pytest.mark.parametrize("server", ["oidc-provider"], indirect=True)
+def test_headers_verify_opens_no_session(refresher: Command, server: Server) -> None:
+    """If it failed, each helper would leave a session in the memory of the server."""
+    logged_in(refresher("login", "linear", server.url, environment=PERSON))
+    log = server.url.replace("/mcp", "/test/log")
+    before = Counter(httpx.get(log, trust_env=False, timeout=60).json()["answers"])
+    assert refresher("headers", "linear", "--verify").code == 0
+    after = Counter(httpx.get(log, trust_env=False, timeout=60).json()["answers"])
+    assert after - before == {"404": 1}, "the session of the request is unknown"
 
 
 @pytest.mark.parametrize("server", [PROXY], indirect=True)
