@@ -110,6 +110,15 @@ def test_the_formats_of_a_token(refresher: Command) -> None:
     assert "exclude each other" in one_line(refresher("token", "linear", "--json", "--format", "raw"))
 
 
+def test_curl_takes_the_header_line(refresher: Command) -> None:
+    """If it failed, a person would put the token into an argument, where each user can read it."""
+    with Resource(lambda _: None) as server:
+        _, environment = shared(refresher, server)
+        line = refresher("token", "linear", "--format", "header", environment=environment).stdout
+        subprocess.run(["curl", "-sSf", "-H", "@-", server.url], input=line, text=True, check=True, timeout=90)
+        assert [authorization for *_, authorization in server.asked] == ["Bearer access-token-1"]
+
+
 def test_the_line_for_eval_is_safe(refresher: Command) -> None:
     """If it failed, a server could issue a token that runs a command in the shell of a person."""
     published = Published(refresher.home / "shared")
