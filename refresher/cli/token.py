@@ -19,6 +19,7 @@ __all__ = ["headers", "rotate_detached", "token"]
 _TIME_TO_OBSERVE: Final = 2.0
 """Seconds for the observers: a command waits for the end of the process, so a slow hook is ended soon."""
 
+_SHORTEST_PROBE: Final = 0.5
 _YEAR_10000: Final = 253402300800
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -59,7 +60,7 @@ def _print(
     *,
     min_valid: float | None,
     wait: float,
-    refusal: Callable[[TokenFile], str | None] = lambda _: None,
+    refusal: Callable[[TokenFile, float], str | None] = lambda _token, _left: None,
     stopping: StopSignals,
 ) -> int | None:
     """Obtain a token, and print what ``written`` returns for it; return the exit code of a signal."""
@@ -136,16 +137,16 @@ def headers(
         raise click.UsageError("--verify-url is for --verify: give both, or neither")
     stopping = StopSignals(quiet=True)
 
-    def refusal(found: TokenFile) -> str | None:
-        return _refusal(options, found, verify_url, stopping)
+    def refusal(found: TokenFile, left: float) -> str | None:
+        return _refusal(options, found, verify_url, left, stopping)
 
     more: dict[str, Any] = {"refusal": refusal} if verify else {}
     return _print(options, name, "headers", _headers, min_valid=min_valid, wait=wait, stopping=stopping, **more)
 
 
-def _refusal(options: Options, found: TokenFile, url: str | None, stopping: StopSignals) -> str | None:
-    """Return the origin that refuses a token, or ``None``. Raises ``ConfigError``."""
-    from refresher.operations.token_probe import is_refused
+def _refusal(options: Options, found: TokenFile, url: str | None, left: float, stopping: StopSignals) -> str | None:
+    """Return the origin that refuses a token, or ``None``; ``left``: the seconds left. Raises ``ConfigError``."""
+    from refresher.operations import token_probe
     from shim._origins import origin_of_url
 
     # An address may hold a key: no message repeats it.
@@ -158,8 +159,13 @@ def _refusal(options: Options, found: TokenFile, url: str | None, stopping: Stop
     if authorization is None:
         allowed = " or ".join(found.origins)
         raise ConfigError(f"{found.name}: its token is not for {origin}: give --verify-url an address at {allowed}")
-    ca_file = options.resolve().ca_file
-    refused = is_refused(url or found.server_url or "", authorization, ca_file=ca_file, stopping=stopping)
+    refused = token_probe.is_refused(
+        url or found.server_url or "",
+        authorization,
+        ca_file=options.resolve().ca_file,
+        timeout=min(token_probe.LONGEST, max(left, _SHORTEST_PROBE)),
+        stopping=stopping,
+    )
     return origin if refused else None
 
 

@@ -43,14 +43,14 @@ def obtain_token(
     rotation: DetachedRotation,
     stopping: Callable[[], bool],
     progress: Callable[[list[str]], None] = lambda _: None,
-    refusal: Callable[[TokenFile], str | None] = lambda _: None,
+    refusal: Callable[[TokenFile, float], str | None] = lambda _token, _left: None,
 ) -> TokenFile:
     """Return the token file of ``name``, with an access token that is valid for ``min_valid`` seconds.
 
     ``min_valid`` is 10 by default, or a quarter of a shorter lifetime. If the token expires earlier, this starts
     ``rotation`` if the grant belongs to the current user, else demands a rotation; it waits up to ``wait`` seconds.
 
-    ``refusal`` returns the origin that refuses a token, or ``None``. If the first token is refused, this demands and
+    ``refusal`` gets a token and the seconds left, and returns the origin that refuses it, or ``None``. If the first token is refused, this demands and
     returns a newer one, else the refused one with a warning: the server may have had another reason.
 
     Raises ``NeedsPerson``, ``NotInTime``, ``UnknownName``, ``GrantFileError``, ``DirectoryError`` and ``Interrupted``.
@@ -70,7 +70,7 @@ def obtain_token(
         required = min(_MIN_VALID, lifetime / 4) if min_valid is None else min_valid
         lives = token is not None and token.access_token is not None and valid_for(token) >= required
         if token is not None:
-            if lives and refused is None and (refused_by := refusal(token)) is not None:
+            if lives and refused is None and (refused_by := refusal(token, ends - time.monotonic())) is not None:
                 refused = token
                 source.rejected(token, refused_by)
             if lives and (refused is None or refused.access_token != token.access_token):
@@ -97,9 +97,9 @@ def obtain_token(
             failed = result or failed
         elif (found := _inspect_if_owned(directories, name, token is not None)) is not None:
             now = time.monotonic()
-            if found.needs_lock and now >= next_start:
+            if found.needs_lock and now >= next_start and (failed is None or ends - now > _START_INTERVAL):
                 # It ends its wait for the lock before this wait ends, so that its reason is known.
-                rotation.start(min(max(ends - now - 1, _POLL_INTERVAL), _LONGEST_LOCK_WAIT))
+                rotation.start(min(max(ends - now - _START_INTERVAL, _POLL_INTERVAL), _LONGEST_LOCK_WAIT))
                 next_start = now + _START_INTERVAL
             elif isinstance(found.record, Grant) and isinstance(found.decision, Wait):
                 result = failed = Result.from_decision(found.record, found.decision)

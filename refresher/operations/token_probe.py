@@ -37,7 +37,7 @@ _PING: Final = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "ping"}).encode(
 
 
 def is_refused(
-    url: str, authorization: str, *, ca_file: str | None, timeout: float = LONGEST, stopping: Callable[[], bool]
+    url: str, authorization: str, *, ca_file: str | None, timeout: float, stopping: Callable[[], bool]
 ) -> bool:
     """Whether the server at ``url`` answers that the token is invalid: a 401, or ``invalid_token`` in a challenge.
 

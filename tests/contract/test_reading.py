@@ -1,5 +1,6 @@
 """The commands ``token`` and ``headers``: what they print, when they rotate, and how they fail."""
 
+import fcntl
 import json
 import signal
 import time
@@ -13,7 +14,7 @@ from tests.support.cli import one_line
 from tests.support.command import Command, wait_until
 from tests.support.oidc import OIDC
 from tests.support.published import DEAD, Published
-from tests.support.token_server import TokenServer
+from tests.support.token_server import Gate, TokenServer
 
 Start = Callable[..., OIDC]
 
@@ -197,6 +198,30 @@ def test_an_interrupted_refresh_is_completed_and_saved(refresher: Command) -> No
         assert refresher.finish(process).code == 143
         wait_until((refresher.tokens / "linear.json").exists, "the refresh goes on without the command")
     assert refresher.token("linear").generation == 1
+
+
+def test_a_server_that_is_slower_than_the_wait_is_reported(refresher: Command) -> None:
+    """If it failed, a program would kill its helper before a person can read why there is no token."""
+    gate = Gate()
+    with TokenServer(lambda _: 3600, gate) as server:
+        refresher.import_grant("linear", server.grant("client"))
+        process = refresher.start("headers", "linear", "--wait", "2s")
+        assert gate.reached.wait(90)
+        line = one_line(refresher.finish(process), 4)
+        assert "the authorization server has not answered yet; the refresh goes on without this command" in line
+        gate.opened.set()
+        assert refresher("headers", "linear").code == 0
+        assert len(server.presented["client"]) == 1
+
+
+def test_a_lock_that_another_process_holds_is_reported(refresher: Command) -> None:
+    """If it failed, a person would not learn which process holds the login."""
+    refresher.import_grant("linear", UNREACHABLE | {"expires_in": 0})
+    with refresher.directories.lock("linear").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        line = one_line(refresher("token", "linear", "--wait", "5s"), 4)
+    assert "lock_busy: another process has held" in line
+    assert "for 0 s" not in line
 
 
 @pytest.mark.parametrize(
