@@ -50,8 +50,9 @@ def obtain_token(
     ``min_valid`` is 10 by default, or a quarter of a shorter lifetime. If the token expires earlier, this starts
     ``rotation`` if the grant belongs to the current user, else demands a rotation; it waits up to ``wait`` seconds.
 
-    ``refusal`` gets a token and the seconds left, and returns the origin that refuses it, or ``None``. If the first token is refused, this demands and
-    returns a newer one, else the refused one with a warning: the server may have had another reason.
+    ``refusal`` gets a token and the seconds left, and returns the origin that refuses it, or ``None``. If the first
+    token is refused, this demands and returns a newer one, else the refused one with a warning: the server may have had
+    another reason.
 
     Raises ``NeedsPerson``, ``NotInTime``, ``UnknownName``, ``GrantFileError``, ``DirectoryError`` and ``Interrupted``.
     """
