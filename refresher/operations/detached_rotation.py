@@ -95,7 +95,7 @@ class DetachedRotation:
     @property
     def is_running(self) -> bool:
         """Whether a process was started whose result was not taken yet."""
-        return self._process is not None and not self._result
+        return self._process is not None and not self._result.endswith(b"\n")
 
     def result(self, timeout: float) -> Result | None:
         """Return the result if it comes within ``timeout`` seconds, else ``None``.
