@@ -14,14 +14,14 @@ import httpx2
 import mcp_types
 from anyio.abc import TaskGroup
 
+from shim._backoff import retry_pause
 from shim._bearer import origin_of_request
 from shim._challenge import refusal_of
 from shim._changes import permanent_error
+from shim._server_stream import endless_response, has_type, is_event_stream, redirect_within_origin
 from shim.httpx2 import BearerAuth
-from shim.mcp._backoff import retry_pause
 from shim.mcp._connection import CURRENT_CALL, Call
 from shim.mcp._failure import Failure, FailureKind, describe
-from shim.mcp._server_stream import endless_response, has_type, is_event_stream, redirect_within_origin
 
 __all__ = ["SessionHTTPClient"]
 

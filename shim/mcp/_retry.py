@@ -10,10 +10,10 @@ import mcp_types
 from mcp import Client, MCPError
 from pydantic import ValidationError
 
+from shim._backoff import retry_pause
 from shim._changes import permanent_error
 from shim._source import FileTokenSource
 from shim.errors import OutcomeUnknown
-from shim.mcp._backoff import retry_pause
 from shim.mcp._connection import Connection
 from shim.mcp._failure import Failure, failure_kind
 from shim.mcp._supervisor import Supervisor

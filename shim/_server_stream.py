@@ -10,8 +10,8 @@ from contextlib import aclosing
 import anyio
 import httpx2
 
+from shim._backoff import StreamPauses
 from shim._bearer import origin_of_request
-from shim.mcp._backoff import StreamPauses
 from shim.mcp._connection import CURRENT_CALL
 from shim.mcp._failure import Failure, describe
 
