@@ -54,12 +54,17 @@ async def main() -> None:
             command=command[0], args=[*command[1:], "--state-dir", home, "stdio", "linear"], env=dict(os.environ)
         )
         modern = scenario in _MODERN or scenario.startswith("http-")
+        mode = "2026-07-28" if modern else "auto" if scenario == "request-metadata" else "legacy"
         async with Client(
             stdio_client(parameters),
-            mode="2026-07-28" if modern else "auto" if scenario == "request-metadata" else "legacy",
+            mode=mode,
             elicitation_callback=_accept,
         ) as client:
             tools = (await client.list_tools()).tools
+            if scenario == "json-schema-2020-12-preservation":
+                focal, echo = sorted(tools, key=lambda tool: tool.name == "json_schema_echo")
+                await client.call_tool(echo.name, {"schema": focal.input_schema})
+                return
             calls = json.loads(context or "{}").get("toolCalls")
             for name, arguments in (
                 [(call["name"], call.get("arguments", {})) for call in calls]
