@@ -68,7 +68,7 @@ async def _serve(source: FileTokenSource, url: str | None, ca_file: str | None, 
         lines, output = Input(stdin, LONGEST), Output(stdout)
         upstream = Upstream(source, url, ca_file, patience)
         async with anyio.create_task_group() as tasks:
-            bridge = Bridge(upstream, output, patience, tasks)
+            bridge = Bridge(upstream, output.send, patience, tasks)
 
             async def read() -> None:
                 async for line in lines:
@@ -104,9 +104,11 @@ class _Request:
 class Bridge:
     """Takes the messages of the client, and sends it those of the server."""
 
-    def __init__(self, upstream: Upstream, output: Output, patience: float, tasks: TaskGroup) -> None:
+    def __init__(
+        self, upstream: Upstream, write: Callable[[bytes], Awaitable[None]], patience: float, tasks: TaskGroup
+    ) -> None:
         self._upstream = upstream
-        self._output = output
+        self._write = write
         self._patience = patience
         self._tasks = tasks
         self._requests: dict[bytes, _Request] = {}
@@ -118,7 +120,7 @@ class Bridge:
         self.sessions = Sessions(upstream, tasks, self._from_server, self._renewed)
 
     async def _send(self, message: object) -> None:
-        await self._output.send(dump(message))
+        await self._write(dump(message))
 
     # What the client sends.
 

@@ -28,7 +28,7 @@ _EXAMPLES: Final = {"integer": 2, "number": 2, "string": "text", "boolean": True
 _MODERN: Final = ("sep-2322-client-request-state", "json-schema-ref-no-deref")
 
 
-async def _accept(_: ClientRequestContext, params: ElicitRequestParams) -> ElicitResult:
+async def _accept(context: ClientRequestContext, params: ElicitRequestParams) -> ElicitResult:
     """Answer with the default of each field, as a form that a person only confirms."""
     assert isinstance(params, ElicitRequestFormParams)
     properties = params.requested_schema.get("properties", {})

@@ -31,6 +31,7 @@ from tests.conftest import need
 from tests.support import conformance
 from tests.support.command import Command, wait_until
 from tests.support.counterpart import Counterpart, missing
+from tests.support.documents import block
 from tests.support.published import Published
 from tests.support.stage import Stage, publish, until
 from tests.support.warm import stub
@@ -82,14 +83,26 @@ async def test_no_call_is_lost_in_rotations_a_revocation_and_a_restart(tmp_path:
 
 
 @pytest.mark.asyncio
-async def test_the_server_can_ask_report_and_log(tmp_path: Path, stage: Stage) -> None:
+async def test_the_configuration_of_the_reference_works(tmp_path: Path, stage: Stage) -> None:
+    """If it failed, a person who pastes the example into a client would get no server."""
+    publish(tmp_path, stage, server_url=stage.url)
+    entry = json.loads(block("refresher/README.md", "json", "mcpServers"))["mcpServers"]["linear"]
+    assert entry["command"].endswith("/bin/refresher")
+    environment = {"REFRESHER_STATE_DIR": str(tmp_path)}
+    parameters = StdioServerParameters(command=_REAL[0], args=[*_REAL[1:], *entry["args"]], env=environment)
+    async with Client(stdio_client(parameters)) as client:
+        await _add(client)
+
+
+@pytest.mark.asyncio
+async def test_the_server_can_ask_report_and_log(tmp_path: Path) -> None:
     """If it failed, tools that ask the person or the model would not work through stdio."""
     steps: list[float] = []
 
-    async def elicit(_: ClientRequestContext, params: ElicitRequestParams) -> ElicitResult:
+    async def elicit(context: ClientRequestContext, params: ElicitRequestParams) -> ElicitResult:
         return ElicitResult(action="accept", content={"said": "yes"})
 
-    async def sample(_: ClientRequestContext, params: CreateMessageRequestParams) -> CreateMessageResult:
+    async def sample(context: ClientRequestContext, params: CreateMessageRequestParams) -> CreateMessageResult:
         return CreateMessageResult(role="assistant", content=TextContent(type="text", text="because"), model="none")
 
     async def progress(done: float, *_: object) -> None:
@@ -238,9 +251,12 @@ class Flood:
         threading.Thread(target=self._serve, daemon=True).start()
 
     def _serve(self) -> None:
-        connection, _ = self._listener.accept()
+        with self._listener:
+            connection, _ = self._listener.accept()
         with connection:
-            connection.recv(65536)
+            request = b""
+            while b"_meta" not in request:  # what is not read resets the connection
+                request += connection.recv(65536)
             note = {"jsonrpc": "2.0", "method": "notifications/message", "params": {"data": "x" * _MIB}}
             result = {"jsonrpc": "2.0", "id": 1, "result": {}}
             connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n")

@@ -103,7 +103,6 @@ class Client:
 
     def __init__(self) -> None:
         self.lines: list[Any] = []
-        self.closed = anyio.Event()
         self.bridge: Bridge
 
     async def send(self, line: bytes) -> None:
@@ -151,6 +150,6 @@ async def bridged(
     upstream = Upstream(source, None, None, patience)
     upstream.http = httpx2.AsyncClient(auth=BearerAuth(source, wait=0), transport=httpx2.MockTransport(server))
     async with anyio.create_task_group() as tasks:
-        client.bridge = Bridge(upstream, client, patience, tasks)  # type: ignore[arg-type]
+        client.bridge = Bridge(upstream, client.send, patience, tasks)
         yield client, published
         tasks.cancel_scope.cancel()
