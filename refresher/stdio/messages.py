@@ -1,6 +1,7 @@
 """JSON-RPC messages: what the bridge reads in them, and the errors that it writes itself. Pure."""
 
 import json
+import sys
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -28,6 +29,9 @@ LONGEST: Final = 32 * 1024 * 1024
 BATCHES: Final = "2025-03-26"
 """The protocol version in which a message can be an array."""
 
+_DEEPER: Final = 1000
+"""Levels by which a message may be nested deeper than what could just be parsed, from another place in the program."""
+
 PARSE_ERROR: Final = -32700
 INVALID_REQUEST: Final = -32600
 INTERNAL_ERROR: Final = -32603
@@ -50,7 +54,12 @@ def _refuse(constant: str) -> None:
 
 def dump(message: object) -> bytes:
     """Return ``message`` as JSON, in one line of ASCII."""
-    return json.dumps(message, separators=(",", ":")).encode("ascii")
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(limit + _DEEPER)
+    try:
+        return json.dumps(message, separators=(",", ":")).encode("ascii")
+    finally:
+        sys.setrecursionlimit(limit)
 
 
 def error(request_id: object, code: int, text: str) -> Message:

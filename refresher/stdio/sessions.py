@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 import anyio
 import httpx2
@@ -88,10 +88,11 @@ class Sessions:
         return outcome
 
     async def _begin(self, message: Message) -> Session | Message | Failure:
-        url, headers = self._upstream.url(), {}
+        url = self._upstream.url()
+        headers: dict[str, str] = {}
 
         def opened(given: httpx2.Headers) -> None:
-            if session_id := given.get(_SESSION):
+            if _is_header_value(session_id := given.get(_SESSION)):
                 headers[_SESSION] = session_id
 
         async def drop(_: Message) -> None: ...
@@ -99,7 +100,7 @@ class Sessions:
         answer = await self._upstream.exchange(message, url, {}, drop, opened)
         if isinstance(answer, Failure) or not isinstance(result := answer.get("result"), dict):
             return answer
-        if isinstance(version := result.get("protocolVersion"), str) and version.isascii() and version.isprintable():
+        if _is_header_value(version := result.get("protocolVersion")):
             headers[_VERSION] = version
         return Session(url, headers, result)
 
@@ -224,3 +225,7 @@ class Sessions:
                 await self._upstream.end(session.url, session.headers)
             except httpx2.HTTPError:
                 return  # the server ends it itself, some time
+
+
+def _is_header_value(value: object) -> TypeGuard[str]:
+    return isinstance(value, str) and value.isascii() and value.isprintable()

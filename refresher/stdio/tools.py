@@ -1,12 +1,12 @@
 """What a bridge learns of the tools of a server: which only read, and which parameters are also headers."""
 
-from typing import Any
+from typing import Any, Final
 
-from refresher.stdio.messages import Message
+from refresher.stdio.messages import Message, dump
 
 __all__ = ["Tools"]
 
-_MOST: int = 10_000
+_MOST: Final = 10_000
 
 
 class Tools:
@@ -28,7 +28,7 @@ class Tools:
             annotations = tool.get("annotations")
             self._reading[name] = isinstance(annotations, dict) and annotations.get("readOnlyHint") is True
             self._headers.pop(name, None)
-            if "x-mcp-header" in repr(schema := tool.get("inputSchema")):
+            if b"x-mcp-header" in dump(schema := tool.get("inputSchema")):
                 # Few servers have such headers, and this import takes longer than the rest of the start.
                 from mcp.shared.inbound import find_invalid_x_mcp_header, x_mcp_header_map
 

@@ -246,6 +246,19 @@ async def test_a_line_that_is_no_message_is_answered_and_ends_nothing(tmp_path: 
         assert "result" in await client.asks(INITIALIZE)
 
 
+async def test_a_deep_message_ends_nothing(tmp_path: Path) -> None:
+    """If it failed, a message that is nested as deeply as can be parsed would end the process."""
+    async with bridged(tmp_path, Server()) as (client, _):
+        await client.begins()
+        for depth in range(700, 1000, 4):
+            line = b'{"jsonrpc":"2.0","id":%d,"method":"tools/list","params":{"a":%s}}' % (
+                depth,
+                b"[" * depth + b"]" * depth,
+            )
+            await client.says(line)
+        assert "result" in await client.asks(call(1))
+
+
 async def test_batches_belong_to_one_protocol_version(tmp_path: Path) -> None:
     """If it failed, a client of that version would not get the answers to its batches."""
     server = Server()
