@@ -140,6 +140,22 @@ async def test_questions_of_two_sessions_do_not_mix(tmp_path: Path) -> None:
     assert answers == [{"jsonrpc": "2.0", "id": 0, "result": {"of": second["id"]}}]
 
 
+async def test_an_answer_to_a_session_that_the_client_has_left_is_dropped(tmp_path: Path) -> None:
+    """If it failed, a client that begins anew would answer a question that the new session has not asked."""
+    server = Server()
+    held = anyio.Event()
+    server.acts["tools/call"] = lambda _: stream({"jsonrpc": "2.0", "id": 0, "method": "roots/list"}, rest=held.wait)
+    async with bridged(tmp_path, server) as (client, _):
+        await client.begins()
+        await client.says(call(1))
+        asked = await client.hears(lambda line: line.get("method") == "roots/list")
+        await client.asks(INITIALIZE | {"id": "second"})
+        await client.says({"jsonrpc": "2.0", "id": asked["id"], "result": {}})
+        await client.asks(call(2, method="tools/list"))
+        held.set()
+    assert "answer" not in server.methods()
+
+
 async def test_a_cancellation_reaches_the_server_and_ends_the_request(tmp_path: Path) -> None:
     """If it failed, a call that a person cancels would go on."""
     server = Server()
