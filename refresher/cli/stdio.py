@@ -48,7 +48,7 @@ def stdio(options: Options, name: str, url: str | None, wait: float) -> int:
     try:
         import httpx2  # noqa: F401  the import is the test
     except ImportError:
-        raise ConfigError("stdio needs the extra 'mcp': run pip install '/path/to/checkout[service,mcp]'") from None
+        raise ConfigError("stdio needs the extra 'mcp': in the checkout, pip install '.[all]'") from None
     from refresher.stdio.bridge import run
 
     run(source, url, settings.ca_file, wait)

@@ -246,6 +246,7 @@ class Bridge:
                 self._tools.learn(method, outcome)
                 self.sessions.remember(message, outcome)
                 return outcome
+            server = self._upstream.name()
             match outcome.kind:
                 case "rejected" | "insufficient_scope":
                     raise self._upstream.refusal(outcome)
@@ -253,11 +254,11 @@ class Bridge:
                     renewed = True
                     continue
                 case "unknown_session" | "not_sent":
-                    text = f"the server cannot be reached: {outcome.reason}; the request was not executed"
+                    text = f"no connection to {server}: {outcome.reason}; the request was not executed: try again later"
                 case _ if repeatable:
-                    text = f"the server gave no answer: {outcome.reason}"
+                    text = f"no answer from {server}: {outcome.reason}; try again later"
                 case _:
-                    text = f"{outcome.reason}; the call may have been executed: check that before you repeat it"
+                    text = f"no answer from {server}: {outcome.reason}; the call may have been executed: check that first"
                     patience = 0.0
             if patience <= 0:
                 return error(message["id"], INTERNAL_ERROR, one_line(text))

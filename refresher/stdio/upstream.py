@@ -59,10 +59,15 @@ class Upstream:
             )
         return url
 
+    def name(self) -> str:
+        """Return the origin of the server, for messages: its address can hold a key."""
+        token = self._source.current()
+        url = self._given or (None if token is None else token.server_url)
+        return (url and origin_of_url(url)) or "the server"
+
     def refusal(self, failure: Failure) -> ShimError:
         """Return why the server refuses the token, with what a person must do."""
-        token = self._source.current()
-        server = ", ".join(token.origins) if token is not None else "the server"
+        server = self.name()
         if failure.kind == "insufficient_scope":
             return failure.refusal.as_error(self._source.name, server)
         return self._source.problem() or TokenRejected(f"{server} rejects the token of {self._source.name}")

@@ -307,6 +307,17 @@ def test_a_wrong_address_is_an_error_at_the_start(
     assert "secret" not in done.stderr
 
 
+def test_a_missing_extra_is_named(tmp_path: Path) -> None:
+    """If it failed, the command would end with a traceback where the extra is not installed."""
+    Published(tmp_path).put(1, server_url="https://mcp.example/mcp")
+    # A fake: httpx2 cannot be imported, as where it is not installed.
+    code = "import sys; sys.modules['httpx2'] = None; from refresher.__main__ import main; main()"
+    command = [sys.executable, "-c", code, "--state-dir", str(tmp_path), "stdio", "linear"]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert "needs the extra 'mcp'" in done.stderr
+
+
 SCENARIOS = (
     *("initialize", "tools_call", "elicitation-sep1034-client-defaults", "sse-retry", "request-metadata"),
     *("sep-2322-client-request-state", "http-standard-headers", "http-custom-headers", "http-invalid-tool-headers"),
