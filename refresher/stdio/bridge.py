@@ -258,7 +258,9 @@ class Bridge:
                 case _ if repeatable:
                     text = f"no answer from {server}: {outcome.reason}; try again later"
                 case _:
-                    text = f"no answer from {server}: {outcome.reason}; the call may have been executed: check that first"
+                    text = (
+                        f"no answer from {server}: {outcome.reason}; the call may have been executed: check that first"
+                    )
                     patience = 0.0
             if patience <= 0:
                 return error(message["id"], INTERNAL_ERROR, one_line(text))
