@@ -14,8 +14,9 @@ from mcp import Client, MCPError
 from mcp.client import Transport
 from mcp.shared.message import SessionMessage
 
+from shim._failure import Failure
 from shim._token import TokenFile
-from shim.mcp._failure import Failure
+from shim.mcp._failure import as_error
 
 __all__ = ["CURRENT_CALL", "Call", "Connection"]
 
@@ -79,7 +80,7 @@ class Connection:
                 if not self._calls:
                     self._idle.set()
         if call.failure is not None and scope.cancelled_caught:
-            raise call.failure.as_error()
+            raise as_error(call.failure)
 
     def stream_changed(self, failure: Failure | None, sent_at: float) -> None:
         """Record why the stream of notifications, requested at ``sent_at``, is down; ``None``: it is open."""

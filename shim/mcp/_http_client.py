@@ -6,7 +6,6 @@ caller of the request gets the failure as a JSON-RPC error.
 
 import functools
 import json
-import re
 from typing import Any
 
 import anyio
@@ -14,22 +13,19 @@ import httpx2
 import mcp_types
 from anyio.abc import TaskGroup
 
+from shim._backoff import retry_pause
 from shim._bearer import origin_of_request
-from shim._challenge import refusal_of
 from shim._changes import permanent_error
+from shim._failure import Failure, FailureKind, has_type, is_event_stream, json_object, send_once
+from shim._server_stream import endless_response, redirect_within_origin
 from shim.httpx2 import BearerAuth
-from shim.mcp._backoff import retry_pause
 from shim.mcp._connection import CURRENT_CALL, Call
-from shim.mcp._failure import Failure, FailureKind, describe
-from shim.mcp._server_stream import endless_response, has_type, is_event_stream, redirect_within_origin
+from shim.mcp._failure import as_json_rpc
 
 __all__ = ["SessionHTTPClient"]
 
 _JSON = "application/json"
 _EXECUTED = ("tools/call", "ping")
-_GATEWAY_STATUSES = (429, 502, 503, 504)
-_SESSION_WORD = re.compile(rb"\bsession\b", re.IGNORECASE)
-_SESSION_HEADER = "mcp-session-id"
 
 # Seconds for a notification; meanwhile the SDK sends nothing else. The timeout for a cancellation is short.
 _CANCEL_TIMEOUT = 1.0
@@ -58,7 +54,7 @@ class SessionHTTPClient(httpx2.AsyncClient):
         """Send a request. A POST that fails returns a JSON-RPC error as its response."""
         if request.method == "GET" and "last-event-id" not in request.headers:
             # With this header, the SDK awaits the rest of one response.
-            return await endless_response(request, functools.partial(super().send, **options), _failure_in)
+            return await endless_response(request, functools.partial(super().send, **options), _report)
         if request.method == "DELETE" and isinstance(self.auth, BearerAuth):
             # The end of a session needs no newer token: it is neither demanded nor awaited.
             source, origin = self.auth.source, origin_of_request(request.url)
@@ -68,7 +64,7 @@ class SessionHTTPClient(httpx2.AsyncClient):
         if request.method != "POST":
             return await super().send(request, **options)
         await request.aread()  # the request of a redirect is not read yet, and could not be sent again
-        message = _json_object(request.content) or {}
+        message = json_object(request.content) or {}
         method = message.get("method")
         request_id = None if method is None else message.get("id")  # a notification has no id
         if method == "initialize" and self._discover_failure is not None:
@@ -173,63 +169,13 @@ class SessionHTTPClient(httpx2.AsyncClient):
 
     async def _send_once(self, request: httpx2.Request, options: dict[str, Any]) -> _Outcome:
         """Send ``request``; return its response, which is read if it is no stream, or why there is none."""
-        in_flight = False
-
-        async def trace(event: str, _info: dict[str, Any]) -> None:
-            nonlocal in_flight
-            if event.endswith("send_request_headers.started"):
-                in_flight = True
-            elif event.endswith("connect_tcp.started"):
-                in_flight = False  # what was sent before has been answered, with a rejection of the token
-
-        request.extensions = {**request.extensions, "trace": trace}
-        try:
-            response = await super().send(request, **options)
-            if response.status_code >= 400 or not is_event_stream(response):
-                await response.aread()
-        except Exception as error:  # noqa: BLE001  an exception would end all other calls
-            return Failure("lost" if in_flight else "not_sent", describe(error))
-        return _failure_in(request, response) or response
+        return await send_once(functools.partial(super().send, **options), request)
 
 
-def _json_object(content: bytes) -> dict[str, Any] | None:
-    """Return the JSON object in ``content``; ``None`` if it is not one."""
-    try:
-        value = json.loads(content)
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def _failure_in(request: httpx2.Request, response: httpx2.Response) -> Failure | None:
-    """Return the failure that a response reports; ``None`` if the response is the server's answer to the call."""
-    status = response.status_code
-    authorization = request.headers.get("authorization", "")
-    refusal = refusal_of(status, response.headers.get_list("www-authenticate"), authorization)
-    if refusal is not None and refusal.lacks_scope:
-        return Failure("insufficient_scope", f"the access token lacks a scope ({status})", refusal)
-    if refusal is not None or status == 401:
-        return Failure("rejected", f"the server rejects the access token ({status})")
-    if status < 400:
-        return None
-    error = _error_code(response)
-    if status in (400, 404) and _SESSION_HEADER in request.headers and error != mcp_types.METHOD_NOT_FOUND:
-        # The specification says 404. Some servers answer 400 and mention the session in the body.
-        if status == 404 or (error != mcp_types.INVALID_PARAMS and _SESSION_WORD.search(response.content)):
-            return Failure("unknown_session", f"the server does not know this MCP session ({status})")
-        return None
-    if status in _GATEWAY_STATUSES and error is None:
-        return Failure("unavailable", f"the server is not available ({status})")
-    if status >= 500 and error is None:
-        return Failure("broken", f"the server failed ({status})")
-    return None
-
-
-def _error_code(response: httpx2.Response) -> int | None:
-    """Return the code of the JSON-RPC error in a response, ``None`` if there is none."""
-    error = (_json_object(response.content) or {}).get("error")
-    code = error.get("code") if isinstance(error, dict) else None
-    return code if isinstance(code, int) else None
+def _report(failure: Failure | None, sent_at: float) -> None:
+    """Record what happened to the stream of the server, which was requested at ``sent_at``."""
+    if (call := CURRENT_CALL.get()) is not None:
+        call.connection.stream_changed(failure, sent_at)
 
 
 def _answer_to(request: httpx2.Request, request_id: object, response: httpx2.Response) -> _Outcome:
@@ -239,7 +185,7 @@ def _answer_to(request: httpx2.Request, request_id: object, response: httpx2.Res
     """
     if not response.is_success or is_event_stream(response):
         return response
-    message = _json_object(response.content) if has_type(response, _JSON) else None
+    message = json_object(response.content) if has_type(response, _JSON) else None
     if message is None or message.keys().isdisjoint(("result", "error")):
         return Failure("broken", f"the server's response is not a JSON-RPC response ({response.status_code})")
     if str(message.get("id")) == str(request_id):
@@ -252,7 +198,7 @@ def _answer_to(request: httpx2.Request, request_id: object, response: httpx2.Res
 
 def _failed(request: httpx2.Request, request_id: object, failure: Failure) -> httpx2.Response:
     """Return a response that reports ``failure``. The SDK ignores the response to a notification."""
-    return _response(request, 500, failure.as_json_rpc(request_id))
+    return _response(request, 500, as_json_rpc(failure, request_id))
 
 
 def _response(request: httpx2.Request, status: int, message: dict[str, Any]) -> httpx2.Response:

@@ -18,8 +18,8 @@ from mcp.client.subscriptions import (
     ToolsListChanged,
 )
 
+from shim._backoff import StreamPauses
 from shim.errors import ServerAway, ShimError
-from shim.mcp._backoff import StreamPauses
 from shim.mcp._retry import RetryingCaller
 
 __all__ = ["LastingSubscription"]

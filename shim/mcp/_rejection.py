@@ -3,10 +3,10 @@
 import time
 from typing import NamedTuple
 
+from shim._backoff import backoff
 from shim._changes import permanent_error
 from shim._source import FileTokenSource, valid_for
 from shim.errors import ShimError, TokenRejected, TokenUnavailable
-from shim.mcp._backoff import backoff
 from shim.mcp._connection import Connection
 from shim.mcp._endpoint import Endpoint
 

@@ -10,12 +10,13 @@ import mcp_types
 from mcp import Client, MCPError
 from pydantic import ValidationError
 
+from shim._backoff import retry_pause
 from shim._changes import permanent_error
+from shim._failure import Failure
 from shim._source import FileTokenSource
 from shim.errors import OutcomeUnknown
-from shim.mcp._backoff import retry_pause
 from shim.mcp._connection import Connection
-from shim.mcp._failure import Failure, failure_kind
+from shim.mcp._failure import as_error, failure_kind
 from shim.mcp._supervisor import Supervisor
 
 __all__ = ["RetryingCaller"]
@@ -60,7 +61,7 @@ class RetryingCaller:
             except ValidationError:
                 if call.requests == 0:
                     raise  # an argument of the caller
-                failure = Failure("broken", "the server's result is not valid").as_error()
+                failure = as_error(Failure("broken", "the server's result is not valid"))
             else:
                 if not self._is_auth_failure(result):
                     self._token_accepted(connection)

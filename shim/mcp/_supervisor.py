@@ -9,14 +9,15 @@ import anyio
 from anyio.abc import TaskGroup
 from mcp import Client, MCPError
 
+from shim._backoff import backoff
 from shim._changes import Changes, Restored, Rotated, permanent_error
+from shim._failure import Failure, describe
 from shim._source import FileTokenSource, valid_for
 from shim._token import TokenFile
 from shim.errors import ReauthorizationRequired, Removed, ServerAway, ShimError
-from shim.mcp._backoff import backoff
 from shim.mcp._connection import CURRENT_CALL, Connection
 from shim.mcp._endpoint import Endpoint
-from shim.mcp._failure import Failure, describe, failure_kind, refusal_in, root_cause
+from shim.mcp._failure import failure_kind, refusal_in, root_cause
 from shim.mcp._rejection import TokenGate
 from shim.mcp._status import Status
 from shim.mcp._task import start_task

@@ -118,7 +118,7 @@ def test_json_output_has_the_keys_on_the_page(refresher: Command) -> None:
 
 def test_the_example_of_an_import_is_accepted(refresher: Command) -> None:
     """If it failed, an import file that a user copies from the page would be refused."""
-    refresher.import_grant("linear", json.loads(block(PAGE, "json")))
+    refresher.import_grant("linear", json.loads(block(PAGE, "json", "refresh_token")))
     assert refresher("status").stdout.splitlines()[1].startswith("linear")
 
 

@@ -40,8 +40,10 @@ from mcp.server.mcpserver.exceptions import ToolError
 from mcp.server.request_state import RequestStateSecurity
 from mcp_types import (
     EmptyResult,
+    SamplingMessage,
     SetLevelRequestParams,
     SubscribeRequestParams,
+    TextContent,
     ToolAnnotations,
     UnsubscribeRequestParams,
 )
@@ -280,6 +282,17 @@ async def main(port: int, options: dict[str, Any], wishes: dict[str, Any]) -> No
             answer = await context.session.elicit_form("what?", Said.model_json_schema())
             executed["asks"] += 1
             return str((answer.content or {})["said"])
+
+        @mcp.tool()
+        async def samples(context: Context) -> str:
+            """Ask the model of the client, after two steps of progress and a log line."""
+            for step in (1, 2):
+                await context.report_progress(step, 2)
+            await context.log("info", "asking")
+            content = SamplingMessage(role="user", content=TextContent(type="text", text="what?"))
+            answer = await context.session.create_message([content], max_tokens=10)
+            assert isinstance(answer.content, TextContent)
+            return answer.content.text
 
         @mcp.tool()
         async def deny(how: str) -> str:

@@ -7,7 +7,8 @@ from pathlib import Path
 import anyio
 import pytest
 
-from shim.mcp import ReconnectingClient, _backoff
+from shim import _backoff
+from shim.mcp import ReconnectingClient
 from tests.support.stage import Stage, publish, until
 
 pytestmark = pytest.mark.asyncio

@@ -9,8 +9,8 @@ import pytest
 from mcp.client.subscriptions import ListenNotSupportedError, ServerEvent, ToolsListChanged
 
 from shim import ReauthorizationRequired
+from shim._backoff import StreamPauses
 from shim.mcp import ReconnectingClient, ServerAway
-from shim.mcp._backoff import StreamPauses
 from tests.support.published import DEAD
 from tests.support.stage import Stage, publish, rotates, until
 

@@ -9,8 +9,8 @@ import httpx2
 import pytest
 from mcp import MCPError
 
-from shim import ReauthorizationRequired, TokenRejected, TokenUnavailable
-from shim.mcp import OutcomeUnknown, ReconnectingClient, ServerAway, _backoff, _supervisor
+from shim import ReauthorizationRequired, TokenRejected, TokenUnavailable, _backoff
+from shim.mcp import OutcomeUnknown, ReconnectingClient, ServerAway, _supervisor
 from shim.mcp._http_client import SessionHTTPClient
 from tests.support.published import DEAD
 from tests.support.stage import Stage, add_when_back, publish, rotates, until

@@ -9,8 +9,8 @@ import httpx2
 import mcp_types
 import pytest
 
-from shim import ReauthorizationRequired
-from shim.mcp import ClientEvent, ReconnectingClient, _backoff, _server_stream
+from shim import ReauthorizationRequired, _backoff, _server_stream
+from shim.mcp import ClientEvent, ReconnectingClient
 from shim.mcp._http_client import SessionHTTPClient
 from tests.support.published import DEAD
 from tests.support.stage import Stage, publish, until

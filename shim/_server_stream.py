@@ -10,39 +10,37 @@ from contextlib import aclosing
 import anyio
 import httpx2
 
+from shim._backoff import StreamPauses
 from shim._bearer import origin_of_request
-from shim.mcp._backoff import StreamPauses
-from shim.mcp._connection import CURRENT_CALL
-from shim.mcp._failure import Failure, describe
+from shim._failure import Failure, describe, failure_in, is_event_stream
 
-__all__ = ["endless_response", "has_type", "is_event_stream", "redirect_within_origin"]
+__all__ = ["endless_response", "redirect_within_origin"]
 
-_EVENT_STREAM = "text/event-stream"
 _LAST_EVENT_ID = "last-event-id"
 _MAX_REDIRECTS = 5
 _TEMPORARY = (401, 408, 425, 429, 500, 502, 503, 504)
 
 _Send = Callable[[httpx2.Request], Awaitable[httpx2.Response]]
-_FailureIn = Callable[[httpx2.Request, httpx2.Response], Failure | None]
+_Report = Callable[[Failure | None, float], None]
 
 
-async def endless_response(request: httpx2.Request, send: _Send, failure_in: _FailureIn) -> httpx2.Response:
+async def endless_response(request: httpx2.Request, send: _Send, report: _Report) -> httpx2.Response:
     """Return a response whose events are those of ``request``, sent by ``send`` again each time the stream ends.
 
-    ``failure_in`` explains a response that is no stream.
+    ``report`` is called with why the stream is down, ``None`` if it is open, and when it was requested (monotonic).
     """
-    stream = _EndlessStream(request, send, failure_in)
+    stream = _EndlessStream(request, send, report)
     await stream.open()
-    return httpx2.Response(200, headers={"content-type": _EVENT_STREAM}, stream=stream, request=request)
+    return httpx2.Response(200, headers={"content-type": "text/event-stream"}, stream=stream, request=request)
 
 
 class _EndlessStream(httpx2.AsyncByteStream):
-    def __init__(self, request: httpx2.Request, send: _Send, failure_in: _FailureIn) -> None:
+    def __init__(self, request: httpx2.Request, send: _Send, report: _Report) -> None:
         self.response: httpx2.Response | None = None
         """The response of the latest request, ``None`` if it failed."""
         self._request = request
         self._send = send
-        self._failure_in = failure_in
+        self._report_change = report
         self._failure = ""
         """Why the latest request failed."""
         self._pauses = StreamPauses()
@@ -115,7 +113,7 @@ class _EndlessStream(httpx2.AsyncByteStream):
             await response.aread()
         except Exception as error:  # noqa: BLE001  as in open()
             return Failure("lost", describe(error))
-        failure = self._failure_in(self._request, response)
+        failure = failure_in(self._request, response)
         is_refusal = status not in _TEMPORARY and (failure is None or failure.kind != "insufficient_scope")
         if is_refusal and not self._was_open:
             await response.aclose()
@@ -124,18 +122,7 @@ class _EndlessStream(httpx2.AsyncByteStream):
         return failure or Failure("unavailable", f"the server answered {status}")
 
     def _report(self, failure: Failure | None) -> None:
-        if (call := CURRENT_CALL.get()) is not None:
-            call.connection.stream_changed(failure, self._sent_at)
-
-
-def is_event_stream(response: httpx2.Response) -> bool:
-    """Whether ``response`` is a stream of events."""
-    return response.is_success and has_type(response, _EVENT_STREAM)
-
-
-def has_type(response: httpx2.Response, content_type: str) -> bool:
-    """Whether ``response`` declares this ``content_type``."""
-    return bool(response.headers.get("content-type", "").lower().startswith(content_type))
+        self._report_change(failure, self._sent_at)
 
 
 def redirect_within_origin(response: httpx2.Response) -> httpx2.Request | None:

@@ -1,0 +1,1 @@
+"""MCP on stdin and stdout, for clients that only start programs: a bridge to a streamable HTTP server."""
