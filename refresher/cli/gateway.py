@@ -1,5 +1,6 @@
 """The commands gateway and gateway key: agents that hold no token."""
 
+import json
 import os
 from pathlib import Path
 from typing import Any, Final
@@ -7,7 +8,6 @@ from typing import Any, Final
 import click
 
 from refresher.cli.options import LISTEN_HOST, Command, Options
-from refresher.cli.tables import print_rows
 from refresher.common.errors import ConfigError, StorageError
 from refresher.common.terminal import say
 from refresher.common.text import clock_time
@@ -168,15 +168,21 @@ def list_(options: Options, as_json: bool, gateway_keys_file: str | None) -> Non
     from refresher.gateway import keys
 
     options.add(gateway_keys_file=gateway_keys_file)
-    settings = options.settings()
-    known = keys.load(str(settings.gateway_keys_file))
+    known = keys.load(str(options.settings().gateway_keys_file))
     rows = [(each.agent, ", ".join(each.names) or "all grants", clock_time(each.created_at)) for each in known]
     fields: dict[str, Any] = {
         "keys": [
             {"agent": each.agent, "names": list(each.names) or None, "created_at": each.created_at} for each in known
         ]
     }
-    print_rows(settings, ("AGENT", "GRANTS", "MADE"), rows, fields if as_json else None)
+    if as_json:
+        say(json.dumps(fields))
+    elif not rows:
+        say("there are no keys yet; run 'refresher gateway key add AGENT'", err=True)
+    else:
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        for row in rows:
+            say("  ".join(map(str.ljust, row, (*widths[:-1], 0))))
 
 
 @key.command("remove", cls=Command, short_help="Remove the key of an agent.")

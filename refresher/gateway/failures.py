@@ -33,7 +33,7 @@ class Failure(NamedTuple):
 
     def headers(self) -> dict[str, str]:
         """Return the headers that belong to the body."""
-        headers = {"Content-Type": "application/json", "Cache-Control": "no-store"}
+        headers = {"Content-Type": "application/json", "Cache-Control": "no-store", "Server": "refresher"}
         if self.retry_after is not None:
             headers["Retry-After"] = str(self.retry_after)
         return headers

@@ -97,7 +97,10 @@ class Forwarder:
         refused = self._access.key_refusal(request.headers, target)
         if refused is not None:
             return self._failed("", refused)
-        answered = await self._forward(request, target)
+        source = self._source(target.name)
+        if isinstance(source, Failure):
+            return self._failed("", source)
+        answered = await self._forward(request, target, source)
         return self._failed(target.name, answered) if isinstance(answered, Failure) else answered
 
     def _failed(self, name: str, failure: Failure) -> web.Response:
@@ -114,14 +117,24 @@ class Forwarder:
         )
         return web.Response(status=failure.status, headers=failure.headers(), body=failure.body())
 
-    async def _forward(self, request: web.BaseRequest, target: Target) -> web.StreamResponse | Failure:
-        source = self._sources.get(target.name) or self._make_source(target.name)
+    def _source(self, name: str) -> FileTokenSource | Failure:
+        """Return the token source of a grant, if there is such a grant."""
+        known = self._sources.get(name)
+        if known is not None:
+            return known
+        source = self._make_source(name)
+        if source.current() is None:
+            text = f"there is no usable token of {name}: {source.problem()}"
+            return Failure(404, "unknown_grant", text, f"refresher login {name} URL")
+        self._sources[name] = source
+        return source
+
+    async def _forward(
+        self, request: web.BaseRequest, target: Target, source: FileTokenSource
+    ) -> web.StreamResponse | Failure:
         token = source.current()
         if token is None:
-            problem = source.problem()
-            words = f"there is no token of {target.name}" if problem is None else str(problem)
-            return Failure(404, "unknown_grant", words, f"refresher login {target.name} URL")
-        self._sources[target.name] = source
+            return Failure(503, "no_token", f"there is no token of {target.name}")
         to = routes.choose(target, token)
         if isinstance(to, Failure):
             return to
