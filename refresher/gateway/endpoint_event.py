@@ -7,7 +7,7 @@ from typing import Final
 __all__ = ["EndpointEvent", "LeadsAway"]
 
 _LONGEST: Final = 16 * 1024
-_END: Final = re.compile(rb"(?:\r\n|\n|\r(?!\n|\Z)){2}")
+_END: Final = re.compile(rb"(?:\r\n|\n|\r(?!\n|\Z))(?:\r\n|\n|\r)")
 _LINE: Final = re.compile(rb"([^\r\n]*)(\r\n|\n|\r|\Z)")
 
 

@@ -21,7 +21,7 @@ from refresher.gateway.forwarding import Forwarder
 from refresher.gateway.keys import Keys, load
 from shim import FileTokenSource
 
-__all__ = ["Plan", "serve", "shown"]
+__all__ = ["Plan", "serve", "server_for", "shown"]
 
 log = logging.getLogger(__name__)
 
@@ -81,18 +81,7 @@ async def _serve(plan: Plan) -> None:
         )
     access = Access(Keys(plan.keys_file), plan.hosts, plan.users | {os.geteuid()} if unix else None)
     forwarder = Forwarder(access, plan.source, tls=plan.tls, proxy=plan.proxy)
-    quiet = logging.getLogger("aiohttp.server")  # its lines hold requests
-    quiet.disabled = True
-    server = _Server(
-        forwarder.answer,
-        handler_cancellation=True,
-        keepalive_timeout=_IDLE,
-        max_line_size=_LARGEST_HEADER,
-        max_field_size=_LARGEST_HEADER,
-        auto_decompress=False,
-        access_log=None,
-        logger=quiet,
-    )
+    server = server_for(forwarder)
     listener = _listener(plan)
     accepting = await (loop.create_unix_server if unix else loop.create_server)(server, sock=listener, backlog=_BACKLOG)
     log.info("gateway: listening on %s", shown(listener))
@@ -107,6 +96,22 @@ async def _serve(plan: Plan) -> None:
     if isinstance(plan.address, Path):
         with suppress(OSError):
             plan.address.unlink()
+
+
+def server_for(forwarder: Forwarder) -> web.Server:
+    """Return the HTTP server for what ``forwarder`` answers."""
+    quiet = logging.getLogger("aiohttp.server")  # its lines hold requests
+    quiet.disabled = True
+    return _Server(
+        forwarder.answer,
+        handler_cancellation=True,
+        keepalive_timeout=_IDLE,
+        max_line_size=_LARGEST_HEADER,
+        max_field_size=_LARGEST_HEADER,
+        auto_decompress=False,
+        access_log=None,
+        logger=quiet,
+    )
 
 
 def shown(listener: socket.socket) -> str:
