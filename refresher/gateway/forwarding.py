@@ -157,26 +157,24 @@ class Forwarder:
             error = source.problem() or ShimError(f"there is no token of {target.name} for {to.origin}")
             return from_problem(error, to.origin, _seconds_until(token.error and token.error.retry_at))
         while True:
-            if isinstance(step, float):
-                await asyncio.sleep(step)
-                step = next(steps)
-                continue
-            assert step is not None  # noqa: S101  for the type checker: only the first step can be
+            assert isinstance(step, str)  # noqa: S101  for the type checker: each wait is over
             try:
                 answer = await self._send(request, to, step, whole, length)
             except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-                steps.close()
                 return _unreachable(to.origin, error)
             async with answer:
                 try:
                     step = steps.send(Answer(answer.status, answer.headers.getall("WWW-Authenticate", ())))
+                    answer.close()  # its body is not needed, and can be long
+                    while isinstance(step, float):
+                        await asyncio.sleep(step)
+                        step = next(steps)
                 except StopIteration as end:
                     problem = end.value
                     if problem is None:
                         return await self._pass_on(request, to, answer, target.name)
                     answer.close()
                     return _refused(problem, to.origin, replayable=whole is not None)
-                answer.close()  # its body is not needed, and can be long
 
     async def _send(
         self, request: web.BaseRequest, to: Destination, authorization: str, whole: bytes | None, length: int | None
