@@ -40,6 +40,8 @@ _SILENCE: Final = 300.0
 _UPSTREAM_KEPT: Final = 4.0
 """Seconds that an idle connection is kept: servers close theirs after 5 s, and a request then would be lost."""
 _LARGEST_HEADER: Final = 64 * 1024
+_READ_AHEAD: Final = 64 * 1024
+"""Bytes of an answer that are read before the agent takes them; a little more in practice."""
 
 # aiohttp adds nothing that the agent did not send.
 _NOT_ADDED: Final = (hdrs.ACCEPT, hdrs.ACCEPT_ENCODING, hdrs.CONTENT_TYPE, hdrs.USER_AGENT)
@@ -73,6 +75,7 @@ class Forwarder:
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_TIMEOUT),
             auto_decompress=False,
+            read_bufsize=_READ_AHEAD,
             skip_auto_headers=_NOT_ADDED,
             max_line_size=_LARGEST_HEADER,
             max_field_size=_LARGEST_HEADER,

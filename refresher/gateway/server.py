@@ -31,6 +31,7 @@ _IDLE: Final = 75.0
 _GRACE: Final = 10.0
 """Seconds that running requests have at a stop."""
 _LARGEST_HEADER: Final = 32 * 1024
+_READ_AHEAD: Final = 64 * 1024
 _BACKLOG: Final = 512
 
 
@@ -109,6 +110,7 @@ def server_for(forwarder: Forwarder) -> web.Server:
         max_line_size=_LARGEST_HEADER,
         max_field_size=_LARGEST_HEADER,
         auto_decompress=False,
+        read_bufsize=_READ_AHEAD,
         access_log=None,
         logger=quiet,
     )
