@@ -70,7 +70,6 @@ def gateway_address(given: str) -> Address | Path:
     help="Another user who may use the unix socket. Can be repeated.",
 )
 @_KEYS_FILE
-@click.option("--lifeline", is_flag=True, hidden=True, help="End when standard input ends.")
 @click.pass_context
 def gateway(
     context: click.Context,
@@ -78,7 +77,6 @@ def gateway(
     listen_hosts: tuple[str, ...],
     users: tuple[int, ...],
     gateway_keys_file: str | None,
-    lifeline: bool,
 ) -> int:
     """Forward the requests of agents to the servers of grants, each with the current token.
 
@@ -98,7 +96,8 @@ def gateway(
     settings = options.settings()
     address = gateway_address(settings.gateway or DEFAULT_GATEWAY)
     logs.setup(settings.log_format, settings.verbose + 1, nonblocking=True)
-    _serve(settings, address, users, 0 if lifeline else None)
+    # `run` sets it: the gateway ends when its standard input ends.
+    _serve(settings, address, users, 0 if os.environ.pop("REFRESHER_GATEWAY_CHILD", "") else None)
     return 0
 
 
@@ -112,7 +111,9 @@ def _serve(settings: Settings, address: Address | Path, users: tuple[int, ...], 
     try:
         from refresher.gateway.server import Plan, serve  # aiohttp takes 0.2 s, and no other command needs it
     except ModuleNotFoundError as error:
-        raise ConfigError(f"the gateway needs the package {error.name}: install refresher[gateway]") from None
+        raise ConfigError(
+            f"the gateway needs the package {error.name}: run pip install '.[service,gateway]' in the checkout"
+        ) from None
     directories = settings.directories
     names = {"localhost", *settings.listen_hosts} | ({address[0].lower()} if isinstance(address, tuple) else set())
     serve(

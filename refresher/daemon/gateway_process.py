@@ -1,6 +1,7 @@
 """Start the gateway as a process of its own, and start it again when it ends."""
 
 import logging
+import os
 import subprocess
 import sys
 import threading
@@ -97,7 +98,11 @@ class _Child(threading.Thread):
                 return None
             # Ctrl-C in a terminal is for this process, which stops the gateway.
             self._process = subprocess.Popen(  # noqa: S603
-                self._arguments, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, process_group=0
+                self._arguments,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                process_group=0,
+                env=os.environ | {"REFRESHER_GATEWAY_CHILD": "1"},
             )
             return self._process
 
@@ -130,5 +135,5 @@ def _command(settings: Settings, address: str) -> list[str]:
         if value is not None:
             command.append(f"{option}={value}")
     command += ["-v"] * settings.verbose
-    command += ["gateway", "--lifeline", f"--listen={address}", f"--keys-file={settings.gateway_keys_file}"]
+    command += ["gateway", f"--listen={address}", f"--keys-file={settings.gateway_keys_file}"]
     return command + [f"--listen-host={name}" for name in settings.listen_hosts]

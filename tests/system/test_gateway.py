@@ -183,7 +183,7 @@ def answers(url: str) -> bool:
 
 
 def gateway_of(process: subprocess.Popen[str]) -> int:
-    (found,) = [pid for pid in children(process.pid) if b"--lifeline" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    (found,) = [pid for pid in children(process.pid) if b"--keys-file" in Path(f"/proc/{pid}/cmdline").read_bytes()]
     return found
 
 
