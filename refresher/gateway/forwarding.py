@@ -220,12 +220,15 @@ class Forwarder:
         headers = for_agent(answer.headers)
         if (location := answer.headers.get("Location")) is not None:
             moved = routes.relocate(location, to)
-            if moved is None:
+            if moved is not None:
+                headers["Location"] = moved
+            elif 300 <= answer.status < 400:
                 answer.close()
                 elsewhere = origin_of_url(location) or "an address that is not valid"
                 text = f"{to.origin} redirects to {elsewhere}, which is not a server of {name}"
                 return Failure(502, "leads_away", text, server=to.origin)
-            headers["Location"] = moved
+            else:
+                del headers["Location"]  # of something that was made: only its address is lost
         self._throttle.forget((name, to.origin))
         headers.setdefault("Server", "refresher")
         content = answer.content

@@ -180,6 +180,19 @@ def test_a_redirect_stays_in_the_gateway(tmp_path: Path) -> None:
         sites.run(work)
 
 
+def test_what_was_made_elsewhere_is_still_reported(tmp_path: Path) -> None:
+    """If it failed, an agent would make it again, because it did not learn that it exists."""
+
+    async def work(agent: Agent) -> None:
+        found = await agent.ask("/linear/x", method="POST")
+        assert (found.status, found.body) == (201, b"ok")
+        assert "location" not in found.names
+
+    text = b"HTTP/1.1 201 Created\r\nLocation: https://cdn.example/1\r\nContent-Length: 2\r\n\r\nok"
+    with site(tmp_path, text) as sites:
+        sites.run(work)
+
+
 def test_events_arrive_while_the_stream_is_open_and_an_agent_that_goes_ends_it(tmp_path: Path) -> None:
     """If it failed, events would be held back, or servers would send to agents that are gone."""
     gone = threading.Event()
