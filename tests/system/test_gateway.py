@@ -26,7 +26,7 @@ from tests.support.oidc import OIDC
 from tests.support.published import Published
 from tests.support.raw_server import RawServer
 
-OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+OK = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok"
 LISTEN = ("gateway", "--listen", "127.0.0.1:0")
 
 

@@ -16,7 +16,7 @@ from tests.support.gateway import Agent, gateway
 from tests.support.published import DEAD, Published
 from tests.support.raw_server import RawServer
 
-OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+OK = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok"
 
 
 class Site:
@@ -46,6 +46,9 @@ def site(
 
     def send(connection: socket.socket, request: bytes) -> None:
         connection.sendall(answer) if isinstance(answer, bytes) else answer(connection, request)
+        connection.shutdown(socket.SHUT_WR)
+        while connection.recv(65536):
+            pass  # what is not read would reset the connection, and with it the answer
 
     with RawServer(send, marker=marker) as server:
         yield Site(root, server)
@@ -56,7 +59,7 @@ def refusing(*authorizations: str, challenge: str = 'Bearer error="invalid_token
 
     def answer(connection: socket.socket, request: bytes) -> None:
         refused = any(f"Bearer {each}\r\n".encode() in request for each in authorizations)
-        text = f"HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: {challenge}\r\nContent-Length: 5\r\n\r\nlogin"
+        text = f"HTTP/1.1 401 Unauthorized\r\nConnection: close\r\nWWW-Authenticate: {challenge}\r\nContent-Length: 5\r\n\r\nlogin"
         connection.sendall(text.encode() if refused else OK)
 
     return answer
@@ -94,9 +97,10 @@ def test_a_refused_token_is_replaced_and_the_request_is_sent_again(tmp_path: Pat
             await asyncio.sleep(0.01)
         assert sites.published.demanded() == ["linear.1"]
         sites.published.put(2)
-        assert [each.status for each in await asyncio.gather(*asked)] == [200] * 5
+        answers = await asyncio.gather(*asked)
+        assert [each.status for each in answers] == [200] * 5, [each.body for each in answers]
 
-    with site(tmp_path, refusing("access-token-1")) as sites:
+    with site(tmp_path, refusing("access-token-1"), b"\r\n\r\n{}") as sites:
         sites.run(work)
     assert sites.server.requests[-1].endswith(b"\r\n\r\n{}")
 
