@@ -17,6 +17,7 @@ from shim._source import default_state_dir
 
 __all__ = [
     "DEFAULT_ADDRESS",
+    "DEFAULT_GATEWAY",
     "HOOKS",
     "Address",
     "HookSettings",
@@ -31,6 +32,8 @@ Address = tuple[str, int]
 
 DEFAULT_ADDRESS: Final[Address] = ("127.0.0.1", 9464)
 
+DEFAULT_GATEWAY: Final = "127.0.0.1:8765"
+
 HOOKS: Final = ("on_rotated", "on_failing", "on_reauthorization_required", "on_login_ending", "on_restored")
 """The keys of commands in the table ``hooks``."""
 
@@ -44,12 +47,22 @@ _ADDRESS: Final = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<host>[A-Za-z0-
 _HOST_NAME: Final = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?", re.ASCII)
 _LONGEST_NUMBER: Final = 10
 _LARGEST_FILE: Final = 1024 * 1024
-_PATHS: Final = ("state_dir", "tokens_dir", "demands_dir", "spill_dir", "ca_file", "metrics_file", "page_token_file")
+_PATHS: Final = (
+    "state_dir",
+    "tokens_dir",
+    "demands_dir",
+    "spill_dir",
+    "ca_file",
+    "metrics_file",
+    "page_token_file",
+    "gateway_keys_file",
+)
 _KEYS: Final[dict[str, tuple[type, ...]]] = {
     **dict.fromkeys(_PATHS, (str,)),
     "tokens_group": (str, int),
     "listen": (str,),
     "listen_hosts": (list,),
+    "gateway": (str,),
     "log_format": (str,),
     "verbose": (int,),
     "history_days": (int,),
@@ -85,6 +98,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Where ``run-once`` writes its metrics; ``None``: nowhere."""
     page_token_file: str | None = None
     """Holds the token that the page, its stream and its history ask for."""
+    gateway: str | None = None
+    """The address of the gateway, which ``run`` starts; ``None``: it starts none."""
+    gateway_keys_file: Path
+    """Holds the keys of the gateway."""
     log_format: LogFormat
     verbose: int
     hooks: HookSettings | None = None
@@ -126,6 +143,10 @@ def resolve(given: Mapping[str, Any], config: str | None) -> Settings:
         listen_hosts=tuple(map(_host_name, values.get("listen_hosts") or ())),
         metrics_file=_metrics_file(file) if (file := values.get("metrics_file")) else None,
         page_token_file=values.get("page_token_file") or None,
+        gateway=values.get("gateway") or None,
+        gateway_keys_file=_absolute(
+            "gateway_keys_file", values.get("gateway_keys_file") or state / "gateway-keys.json"
+        ),
         log_format="json" if log_format == "json" else "text",
         verbose=max(values.get("verbose") or 0, 0),
         hooks=values.get("hooks"),

@@ -5,24 +5,15 @@ from collections.abc import AsyncGenerator, Generator
 from contextlib import aclosing, suppress
 from typing import Any, ClassVar
 
-from shim._challenge import refusal_of
-from shim._changes import permanent_error
 from shim._origins import origin_of
+from shim._recovery import DEFAULT_WAIT, Answer, recovery
 from shim._source import FileTokenSource
-from shim.errors import ShimError, TokenRejected
 
 __all__ = ["CONNECT_TIMEOUT", "DEFAULT_WAIT", "READ_TIMEOUT", "BearerFlow", "origin_of_request"]
-
-DEFAULT_WAIT = 15.0
-"""Seconds that the requests of one rejected token wait for a newer token."""
 
 CONNECT_TIMEOUT = 30.0
 READ_TIMEOUT = 300.0
 """The time-outs of the MCP SDK's own HTTP client, in seconds: a tool call may take minutes."""
-
-_MAX_SENDS = 4
-_FIRST_POLL = 0.02
-_LONGEST_POLL = 0.25
 
 # A 401 has a short body. A longer or slower one is cut off, so that it does not delay the recovery.
 _LONGEST_BODY = 64 * 1024
@@ -104,9 +95,10 @@ class BearerFlow:
         The caller of the HTTP library gets the last response. Raises a ``ShimError``, only if ``raise_errors``.
         """
         source, origin = self.source, origin_of_request(request.url)
-        token = source.current()
-        authorization = source.authorization(token, origin)
-        if authorization is None or token is None:
+        steps = recovery(source, origin, wait=self._wait, replayable=lambda: _is_replayable(request))
+        step = next(steps)
+        if step is None:
+            token = source.current()
             if self._raise_errors and (token is None or token.access_token is None) and (problem := source.problem()):
                 raise problem
             source.prepare(token, origin)
@@ -115,47 +107,22 @@ class BearerFlow:
                 del request.headers["authorization"]
             yield request
             return
-        source.prepare(token, origin)
-        replayable = _is_replayable(request)
-        deadline = None
-        lacking: ShimError | None = None
-        for count in range(1, _MAX_SENDS + 1):
-            request.headers["Authorization"] = request.extensions[_SENT_BY_US] = authorization
-            response = yield request
-            if response.request.headers.get("authorization") != authorization:
-                return  # a redirect to another origin has dropped our header
-            challenges = response.headers.get_list("www-authenticate")
-            refusal = refusal_of(response.status_code, challenges, authorization)
-            if refusal is None:
-                if response.is_success:
-                    source.accepted(token)
-                return
-            newest = source.current()
-            lacking = None
-            if refusal.lacks_scope:
-                source.lacks_scope(token, origin, refusal)
-                lacking = refusal.as_error(source.name, origin)
-            elif newest is not None and source.authorization(newest, origin) == authorization:
-                rejected_at = source.rejected(token, origin)
-                if not permanent_error(newest):
-                    source.demand(newest)
-                now = time.monotonic()
-                deadline = deadline or now + self._wait
-                ends = min(rejected_at + self._wait, deadline) if replayable and count < _MAX_SENDS else now
-                pause = _FIRST_POLL
-                while (
-                    now < ends and not permanent_error(newest) and source.authorization(newest, origin) == authorization
-                ):
-                    yield min(pause, ends - now)
-                    pause = min(2 * pause, _LONGEST_POLL)
-                    newest = source.current() or newest
-                    now = time.monotonic()
-            newer = source.authorization(newest, origin)
-            if newest is None or newer is None or newer == authorization or not replayable:
-                break
-            token, authorization = newest, newer
-        if self._raise_errors:
-            raise lacking or source.problem() or TokenRejected(f"{origin} rejects the token of {source.name}")
+        try:
+            while True:
+                if isinstance(step, float):
+                    yield step
+                    step = next(steps)
+                    continue
+                request.headers["Authorization"] = request.extensions[_SENT_BY_US] = step
+                response = yield request
+                if response.request.headers.get("authorization") != step:
+                    return  # a redirect to another origin has dropped our header
+                challenges = response.headers.get_list("www-authenticate")
+                step = steps.send(Answer(response.status_code, challenges))
+        except StopIteration as end:
+            problem = end.value
+        if self._raise_errors and problem is not None:
+            raise problem
 
 
 def origin_of_request(url: Any) -> str:

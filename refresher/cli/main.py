@@ -31,6 +31,7 @@ _COMMANDS: Final = {
     "token": ("token", "token"),
     "headers": ("token", "headers"),
     "stdio": ("stdio", "stdio"),
+    "gateway": ("gateway", "gateway"),
     "logout": ("logout", "logout"),
     "import": ("import_", "import_"),
     "remove": ("logout", "remove"),

@@ -20,6 +20,7 @@ from refresher.cli.tables import print_rows
 from refresher.common.errors import ConfigError
 from refresher.common.signals import DaemonSignals, StopSignals
 from refresher.common.terminal import Progress
+from refresher.config import DEFAULT_GATEWAY
 from refresher.observers.hub import observing
 from refresher.operations import run_once as operation
 from refresher.operations.result import exit_code
@@ -41,9 +42,23 @@ _SHORTEST_GRACE: Final = 10.0
 @LISTEN
 @LISTEN_HOST
 @PAGE_TOKEN_FILE
+@click.option(
+    "--gateway",
+    metavar="[HOST:PORT|unix:PATH]",
+    is_flag=False,
+    flag_value=DEFAULT_GATEWAY,
+    envvar="REFRESHER_GATEWAY",
+    show_envvar=True,
+    help=f"Start 'refresher gateway' too, at this address, else at {DEFAULT_GATEWAY}.",
+)
 @click.pass_obj
 def run(
-    options: Options, grace: float, listen: str | None, listen_hosts: tuple[str, ...], page_token_file: str | None
+    options: Options,
+    grace: float,
+    listen: str | None,
+    listen_hosts: tuple[str, ...],
+    page_token_file: str | None,
+    gateway: str | None,
 ) -> int:
     """Rotate every grant in time, and when an agent demands it, until stopped.
 
@@ -57,7 +72,7 @@ def run(
     the address of --listen is taken, run warns, rotates, and tries again. A systemd service of Type=notify needs no
     --listen.
     """
-    options.add(listen=listen, listen_hosts=listen_hosts or None, page_token_file=page_token_file)
+    options.add(listen=listen, listen_hosts=listen_hosts or None, page_token_file=page_token_file, gateway=gateway)
     if grace < _SHORTEST_GRACE:
         raise ConfigError(f"--grace must be {_SHORTEST_GRACE:.0f} s or more: a request needs time to complete")
     settings = options.settings()

@@ -11,7 +11,16 @@ from contextvars import ContextVar
 from functools import partial
 from typing import Any, Final, NamedTuple, TypeVar
 
-__all__ = ["LARGEST", "FileWithStatus", "inspect_named", "list_named", "read_ahead", "read_named", "read_regular"]
+__all__ = [
+    "LARGEST",
+    "FileWithStatus",
+    "inspect_named",
+    "is_exposed",
+    "list_named",
+    "read_ahead",
+    "read_named",
+    "read_regular",
+]
 
 LARGEST: Final = 8 * 1024 * 1024
 """Bytes of a file that a person names. A bundle of all public CAs has less than 1 MiB."""
@@ -31,6 +40,14 @@ class FileWithStatus(NamedTuple):
 
     data: bytes
     status: os.stat_result
+
+
+def is_exposed(status: os.stat_result) -> bool:
+    """Whether users who need not could read or change a private file.
+
+    A mounted secret belongs to root, and the group of the container reads it.
+    """
+    return bool(status.st_mode & (0o077 if status.st_uid == os.geteuid() else 0o037))
 
 
 def read_regular(

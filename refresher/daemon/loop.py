@@ -377,6 +377,7 @@ class Daemon:
             min(_TIME_TO_OBSERVE, max(stop_by - time.monotonic(), _LEAST_TO_OBSERVE)), self._signals.stop_repeated
         )
         self._supervision.endpoint.close()
+        self._supervision.gateway.wait(max(stop_by - time.monotonic(), 0.0))
         log.info("stopped")
         return 0
 

@@ -3,22 +3,18 @@
 import base64
 import binascii
 import hmac
-import ipaddress
 import logging
-import os
-import re
 from collections.abc import Mapping
 from typing import Final, NamedTuple
-from urllib.parse import urlsplit
 
-from refresher.common.reading import read_named
+from refresher.common.browsers import is_foreign, is_served
+from refresher.common.reading import is_exposed, read_named
 from refresher.config import Settings
 
 __all__ = ["PageToken", "Refusal", "host_refusal", "page_refusal", "read_token"]
 
 log = logging.getLogger(__name__)
 
-_HOST: Final = re.compile(r"(?:\[(?P<six>[^\]]*)\]|(?P<name>[^:]*))(?::\d*)?", re.ASCII)
 _LARGEST: Final = 4096
 _SHORTEST: Final = 16
 
@@ -91,7 +87,7 @@ def host_refusal(hosts: list[str], settings: Settings | None) -> Refusal | None:
     Else a web page could read the answer, with a name of its own that leads to this address.
     """
     names = _names(settings)
-    return None if all(_is_served(host, names) for host in hosts) else _FOREIGN_HOST
+    return None if all(is_served(host, names) for host in hosts) else _FOREIGN_HOST
 
 
 def page_refusal(
@@ -101,7 +97,7 @@ def page_refusal(
 
     ``loopback``: only this machine can reach the address. ``document``: a link of another website may lead there.
     """
-    if _is_foreign(headers) and not (document and headers.get("sec-fetch-mode") == "navigate"):
+    if is_foreign(headers) and not (document and headers.get("sec-fetch-mode") == "navigate"):
         return _CROSS_SITE
     if not token.wanted:
         return None if loopback else _NO_TOKEN
@@ -110,21 +106,10 @@ def page_refusal(
     return None if token.accepts(headers.get("authorization", "")) else _UNAUTHORIZED
 
 
-def _is_foreign(headers: Mapping[str, str]) -> bool:
-    """Whether a page of another origin sent the request, as far as the browser says."""
-    origin = headers.get("origin")
-    return (
-        headers.get("sec-fetch-site") in ("cross-site", "same-site")
-        # A browser that is not connected to this machine by TLS sends no other header.
-        or (origin is not None and urlsplit(origin).netloc != headers.get("host"))
-    )
-
-
 def read_token(path: str) -> bytes:
     """Return the token in a file. Raises ``OSError`` and ``ValueError``."""
     data, status = read_named(path, _LARGEST)
-    # A mounted secret belongs to root, and the group of the container reads it.
-    if status.st_mode & (0o077 if status.st_uid == os.geteuid() else 0o037):
+    if is_exposed(status):
         raise ValueError("other users can read it; run 'chmod 600' on it")
     token = data.strip()
     if len(token.decode("utf-8", "replace")) < _SHORTEST:
@@ -138,17 +123,3 @@ def _names(settings: Settings | None) -> frozenset[str]:
         return frozenset({"localhost"})
     listen = () if settings.listen is None else (settings.listen[0].lower(),)
     return frozenset({"localhost", *listen, *settings.listen_hosts})
-
-
-def _is_served(host: str, names: frozenset[str]) -> bool:
-    """Whether a ``Host`` header is absent or empty, an IP address, or one of ``names``."""
-    host = host.strip()
-    match = _HOST.fullmatch(host)
-    name = host if match is None else match["six"] or match["name"] or ""
-    if name.lower().removesuffix(".") in ("", *names):
-        return True
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True

@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import Final
 
 from refresher.config import Settings
+from refresher.daemon.gateway_process import GatewayProcess
 from refresher.daemon.http_endpoint import HTTPEndpoint
 from refresher.daemon.readiness import Health, Readiness
 from refresher.observers import history
@@ -37,6 +38,7 @@ class Supervision:
         self._has_watchdog = self._systemd is not None and microseconds.isdecimal() and pid in ("", str(os.getpid()))
         self.endpoint: Final = HTTPEndpoint(self.health)
         self.endpoint.history = self._past
+        self.gateway: Final = GatewayProcess()
         self._heartbeat_at = float("-inf")
         self._ready = False
         self._directories: Directories | None = None
@@ -50,6 +52,7 @@ class Supervision:
         """Report for the directories and at the addresses of ``settings``."""
         self._directories, self._noted_at = settings.directories, float("-inf")
         self.endpoint.use(settings)
+        self.gateway.use(settings)
 
     def health(self) -> Health:
         """Return the health now."""
@@ -86,6 +89,7 @@ class Supervision:
     def stopping(self, status: str) -> None:
         """Report that the daemon starts no more rotations."""
         self._ready = True
+        self.gateway.stop()
         self._notify("STOPPING=1", f"STATUS={status}")
 
     def extend_stop(self) -> None:

@@ -73,6 +73,11 @@ ROWS: Final = (
     Row("refused.wall", "{} callers with one refused token", "an exchange, and as many plain requests", "s", Goal(1.5), 10_000),
     Row("refused.expiry", "64 processes when their token expires: exchanges", "one", "exchanges", Goal(1)),
     Row("refused.expiry_calls", "64 processes when their token expires: calls that succeed", "all", "calls", Goal(1, "at least")),
+    Row("gateway.p50", "a call through the gateway, p50", "a direct call", "ms", _figure(2)),
+    Row("gateway.p99", "a call through the gateway, p99", "a direct call", "ms", _figure(10)),
+    Row("gateway.p50_nginx", "a call through the gateway, p50", "through nginx with a fixed header", "ms", _figure(2)),
+    Row("gateway.p99_nginx", "a call through the gateway, p99", "through nginx with a fixed header", "ms", _figure(10)),
+    Row("gateway.rate", "calls through the gateway, 32 at once", "through nginx with a fixed header", "/s", Goal(0.5, "at least")),
     Row("sdk.failed", "calls that failed or never ended, six situations", "the SDK's OAuth provider", "calls", _figure(0)),
     Row("sdk.logins", "new logins asked for, six situations", "the SDK's OAuth provider", "logins", _figure(0)),
 )  # fmt: skip

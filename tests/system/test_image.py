@@ -84,7 +84,9 @@ def test_pinned_versions_satisfy_the_requirements_of_the_project() -> None:
     project: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
     extras = project["project"]["optional-dependencies"]
     versions = pinned("requirements.txt")
-    for required in map(Requirement, [*project["project"]["dependencies"], *extras["service"], *extras["mcp"]]):
+    for required in map(
+        Requirement, [*project["project"]["dependencies"], *extras["service"], *extras["mcp"], *extras["gateway"]]
+    ):
         assert required.specifier.contains(versions[canonicalize_name(required.name)]), str(required)
     for required in map(Requirement, project["build-system"]["requires"]):
         assert required.specifier.contains(pinned("build.txt")[canonicalize_name(required.name)]), str(required)

@@ -5,7 +5,7 @@ from collections.abc import Generator
 import httpx
 import pytest
 
-import shim._bearer
+import shim._recovery
 import shim._source
 from shim.httpx import BearerAuth
 
@@ -24,7 +24,7 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
-        for module in (shim._bearer, shim._source):
+        for module in (shim._recovery, shim._source):
             monkeypatch.setattr(module.time, "monotonic", lambda: self.now)
 
 

@@ -1,0 +1,341 @@
+"""Forward a request to the server of its grant, and the answer to the agent: as a stream, both ways."""
+
+import asyncio
+import logging
+import os
+import socket
+import ssl
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Final
+
+import aiohttp
+from aiohttp import hdrs, web
+from yarl import URL
+
+from refresher.common.throttle import Throttle
+from refresher.gateway import routes
+from refresher.gateway.access import Access
+from refresher.gateway.endpoint_event import EndpointEvent, LeadsAway
+from refresher.gateway.failures import Failure, from_problem
+from refresher.gateway.headers import for_agent, for_server, wants_events
+from refresher.gateway.routes import Destination, Target
+from shim import FileTokenSource
+from shim._origins import origin_of_url
+from shim._recovery import DEFAULT_WAIT, Answer, recovery
+from shim.errors import ShimError
+
+__all__ = ["Forwarder"]
+
+log = logging.getLogger(__name__)
+
+_LARGEST_KEPT: Final = 64 * 1024
+"""Bytes of a request body that is kept until the server accepts the token; a longer one is never sent twice."""
+
+_CONNECT_TIMEOUT: Final = 30.0
+_ANSWER_TIMEOUT: Final = 300.0
+"""Seconds from the end of a request to the headers of its answer: a tool call may take minutes."""
+_SILENCE: Final = 300.0
+"""Seconds for the next part of a request body."""
+_UPSTREAM_KEPT: Final = 4.0
+"""Seconds that an idle connection is kept: servers close theirs after 5 s, and a request then would be lost."""
+_LARGEST_HEADER: Final = 64 * 1024
+_READ_AHEAD: Final = 64 * 1024
+"""Bytes of an answer that are read before the agent takes them; a little more in practice."""
+
+# aiohttp adds nothing that the agent did not send.
+_NOT_ADDED: Final = (hdrs.ACCEPT, hdrs.ACCEPT_ENCODING, hdrs.CONTENT_TYPE, hdrs.USER_AGENT)
+
+
+class _AgentAway(aiohttp.ClientError):
+    """The agent did not complete the body of its request."""
+
+
+class Forwarder:
+    """Answers the requests of agents."""
+
+    def __init__(
+        self,
+        access: Access,
+        source: Callable[[str], FileTokenSource],
+        *,
+        tls: ssl.SSLContext,
+        proxy: Callable[[str, str], str | None],
+    ) -> None:
+        """``source``: makes the token source of a name. ``proxy``: the proxy for a scheme and a host."""
+        self._access = access
+        self._make_source = source
+        self._sources: dict[str, FileTokenSource] = {}
+        self._proxy = proxy
+        self._throttle = Throttle()
+        self.streams: Final[set[asyncio.Task[None]]] = set()
+        """Those that listen for events: nothing is lost when they end."""
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(ssl=tls, limit=0, keepalive_timeout=_UPSTREAM_KEPT),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_TIMEOUT),
+            auto_decompress=False,
+            read_bufsize=_READ_AHEAD,
+            skip_auto_headers=_NOT_ADDED,
+            max_line_size=_LARGEST_HEADER,
+            max_field_size=_LARGEST_HEADER,
+        )
+
+    async def close(self) -> None:
+        """Close the connections to the servers."""
+        await self._session.close()
+
+    async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer one request."""
+        transport = request.transport
+        connection = None if transport is None else transport.get_extra_info("socket")
+        refused = self._access.refusal(request.headers, request.headers.getall("Host", []), connection)
+        if refused is not None:
+            return self._failed("", refused)
+        if request.method == "CONNECT" or "Upgrade" in request.headers:
+            return self._failed("", Failure(501, "no_proxy", "the gateway forwards no CONNECT and no Upgrade request"))
+        target = routes.parse(request.raw_path)
+        if isinstance(target, Failure):
+            return self._failed("", target)
+        refused = self._access.key_refusal(request.headers, target)
+        if refused is not None:
+            return self._failed("", refused)
+        source = self._source(target.name)
+        if isinstance(source, Failure):
+            return self._failed("", source)
+        answered = await self._forward(request, target, source)
+        return self._failed(target.name, answered) if isinstance(answered, Failure) else answered
+
+    def _failed(self, name: str, failure: Failure) -> web.Response:
+        """Log a failure, and return the answer."""
+        at = f" at {failure.server}" if failure.server else ""
+        new = self._throttle.is_new((name, failure.server), failure.error)
+        log.log(
+            logging.WARNING if new else logging.DEBUG,
+            "%s: gateway: %s%s: %s",
+            name or "-",
+            failure.error,
+            at,
+            failure.message,
+        )
+        return web.Response(status=failure.status, headers=failure.headers(), body=failure.body())
+
+    def _source(self, name: str) -> FileTokenSource | Failure:
+        """Return the token source of a grant, if there is such a grant."""
+        known = self._sources.get(name)
+        if known is not None:
+            return known
+        source = self._make_source(name)
+        if source.current() is None:
+            text = f"there is no usable token of {name}: {source.problem()}"
+            return Failure(404, "unknown_grant", text, f"refresher login {name} URL")
+        self._sources[name] = source
+        return source
+
+    async def _forward(
+        self, request: web.BaseRequest, target: Target, source: FileTokenSource
+    ) -> web.StreamResponse | Failure:
+        token = source.current()
+        if token is None:
+            return Failure(503, "no_token", f"there is no token of {target.name}")
+        to = routes.choose(target, token)
+        if isinstance(to, Failure):
+            return to
+        length = request.content_length
+        whole: bytes | None = None  # of a body that can be sent again
+        if not request.body_exists:
+            whole, length = b"", length if length == 0 else None
+        elif length is not None and length <= _LARGEST_KEPT:
+            try:
+                _continue(request)
+                async with asyncio.timeout(_SILENCE):
+                    whole = await request.read()
+            except TimeoutError:
+                return Failure(408, "slow_request", "the body of the request did not come in time")
+            except (OSError, web.RequestPayloadError):
+                return Failure(400, "incomplete_request", "the body of the request ended early")
+        steps = recovery(source, to.origin, wait=DEFAULT_WAIT, replayable=lambda: whole is not None)
+        step = next(steps)
+        if step is None:
+            error = source.problem() or ShimError(f"there is no token of {target.name} for {to.origin}")
+            return from_problem(error, to.origin, _seconds_until(token.error and token.error.retry_at))
+        while True:
+            assert isinstance(step, str)  # noqa: S101  for the type checker: each wait is over
+            try:
+                answer = await self._send(request, to, step, whole, length)
+            except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+                return _unreachable(to.origin, error)
+            async with answer:
+                try:
+                    step = steps.send(Answer(answer.status, answer.headers.getall("WWW-Authenticate", ())))
+                    answer.close()  # its body is not needed, and can be long
+                    while isinstance(step, float):
+                        await asyncio.sleep(step)
+                        step = next(steps)
+                except StopIteration as end:
+                    problem = end.value
+                    if problem is None:
+                        return await self._pass_on(request, to, answer, target.name)
+                    answer.close()
+                    return _refused(problem, to.origin, replayable=whole is not None)
+
+    async def _send(
+        self, request: web.BaseRequest, to: Destination, authorization: str, whole: bytes | None, length: int | None
+    ) -> aiohttp.ClientResponse:
+        """Send a request, and return its answer once the headers have come."""
+        scheme, _, host = to.origin.partition("://")
+        server = URL(to.origin)
+        # The path with the query, in one piece: nothing is parsed, so nothing is changed.
+        url = URL.build(scheme=scheme, host=server.host or host, port=server.port, path=to.rest, encoded=True)
+        headers = for_server(request.headers, authorization, length)
+        if wants_events(request.method, request.headers):
+            headers["Accept-Encoding"] = "identity"  # an endpoint event must be readable
+        async with asyncio.timeout(None) as limit:
+
+            def sent() -> None:
+                limit.reschedule(asyncio.get_running_loop().time() + _ANSWER_TIMEOUT)
+
+            data: bytes | _Body | None = whole or None
+            if whole is None:
+                data = _Body(request, sent)
+            else:
+                sent()
+            return await self._session.request(
+                request.method,
+                url,
+                headers=headers,
+                data=data,
+                allow_redirects=False,
+                proxy=self._proxy(scheme, server.host or host),
+            )
+
+    async def _pass_on(
+        self, request: web.BaseRequest, to: Destination, answer: aiohttp.ClientResponse, name: str
+    ) -> web.StreamResponse | Failure:
+        """Pass the answer of a server on to the agent."""
+        if answer.status in (401, 407):
+            answer.close()
+            text = f"{to.origin} asks for another kind of login than the token of {name}"
+            return Failure(502, "token_rejected", text, server=to.origin)
+        headers = for_agent(answer.headers)
+        if (location := answer.headers.get("Location")) is not None:
+            moved = routes.relocate(location, to)
+            if moved is not None:
+                headers["Location"] = moved
+            elif 300 <= answer.status < 400:
+                answer.close()
+                elsewhere = origin_of_url(location) or "an address that is not valid"
+                text = f"{to.origin} redirects to {elsewhere}, which is not a server of {name}"
+                return Failure(502, "leads_away", text, server=to.origin)
+            else:
+                del headers["Location"]  # of something that was made: only its address is lost
+        self._throttle.forget((name, to.origin))
+        headers.setdefault("Server", "refresher")
+        content = answer.content
+        events: EndpointEvent | None = None
+        if answer.content_type == "text/event-stream" and wants_events(request.method, request.headers):
+            events = EndpointEvent(lambda address: routes.relocate(address, to))
+            headers.popall("Content-Length", None)
+        elif content.is_eof() and content.exception() is None and request.method != "HEAD":
+            # All of it has come already: one write to the agent instead of two.
+            return web.Response(status=answer.status, reason=answer.reason, headers=headers, body=await content.read())
+        response = web.StreamResponse(status=answer.status, reason=answer.reason, headers=headers)
+        await response.prepare(request)
+        task = asyncio.current_task()
+        if events is not None and task is not None:
+            self.streams.add(task)
+        try:
+            async for data in content.iter_any():
+                if events is None:
+                    await response.write(data)
+                elif passed := events.feed(data):
+                    await response.write(passed)
+            if events is not None and (rest := events.rest()):
+                await response.write(rest)
+            await response.write_eof()
+        except (aiohttp.ClientError, LeadsAway) as error:
+            # The agent must see that the answer is not complete, so it ends without its end.
+            away = isinstance(error, LeadsAway)
+            kind = "leads_away" if away else "truncated"
+            text = "an endpoint event leads out of its servers" if away else "the server ended an answer early"
+            self._failed(name, Failure(502, kind, text, server=to.origin))
+            _cut(request)
+            raise ConnectionResetError from None
+        finally:
+            if task is not None:
+                self.streams.discard(task)
+        return response
+
+
+class _Body:
+    """The body of a request as it comes. It can be sent once only."""
+
+    def __init__(self, request: web.BaseRequest, sent: Callable[[], None]) -> None:
+        self._request: web.BaseRequest | None = request
+        self._sent = sent
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        request, self._request = self._request, None
+        if request is None:
+            raise _AgentAway
+        _continue(request)
+        content = request.content
+        while True:
+            try:
+                async with asyncio.timeout(_SILENCE):
+                    data = await content.readany()
+            except (OSError, web.RequestPayloadError):
+                raise _AgentAway from None
+            if not data:
+                break
+            yield data
+        self._sent()
+
+
+def _continue(request: web.BaseRequest) -> None:
+    """Have an agent that waits for it send the body."""
+    if request.headers.get("Expect", "").lower() == "100-continue" and request.transport is not None:
+        request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+
+def _cut(request: web.BaseRequest) -> None:
+    """End the connection to the agent in a way that shows that the answer is not complete."""
+    if request.transport is None:
+        return
+    if request.version >= aiohttp.HttpVersion11:
+        request.transport.close()  # what was written is sent; the chunk or the length that is missing says the rest
+    else:
+        request.transport.abort()
+
+
+def _seconds_until(at: float | None) -> int | None:
+    return None if at is None else max(1, round(at - time.time()))
+
+
+def _refused(problem: ShimError, origin: str, *, replayable: bool) -> Failure:
+    failure = from_problem(problem, origin)
+    if failure.error == "token_rejected" and not replayable:
+        text = f"{origin} refused the token, and a new one was demanded; send the request again: its body was not kept"
+        return Failure(503, "send_again", text, retry_after=1, server=origin)
+    return failure
+
+
+def _unreachable(origin: str, error: Exception) -> Failure:
+    """Return why a server gave no answer, in plain words."""
+    cause = error if error.__cause__ is None else error.__cause__
+    if isinstance(cause, _AgentAway):
+        return Failure(400, "incomplete_request", "the body of the request ended early")
+    if isinstance(error, TimeoutError):
+        return Failure(504, "no_answer", f"{origin} did not answer in time; try again", server=origin)
+    if isinstance(error, aiohttp.ClientSSLError) or isinstance(cause, ssl.SSLError):
+        why = "its certificate is not trusted" if "CERTIFICATE_VERIFY" in str(error) else "TLS fails"
+        return Failure(502, "unreachable", f"cannot reach {origin}: {why}", server=origin)
+    if isinstance(error, aiohttp.ClientConnectorDNSError) or isinstance(cause, socket.gaierror):
+        return Failure(502, "unreachable", f"cannot reach {origin}: its name is not known", server=origin)
+    if isinstance(error, aiohttp.ClientConnectorError):
+        number = error.os_error.errno
+        words = os.strerror(number).lower() if number is not None and number > 0 else "no connection"
+        return Failure(502, "unreachable", f"cannot reach {origin}: {words}", server=origin)
+    if isinstance(error, aiohttp.ClientConnectionError | OSError):
+        return Failure(502, "unreachable", f"{origin} closed the connection without an answer", server=origin)
+    return Failure(502, "bad_answer", f"{origin} gave an answer that is not valid HTTP", server=origin)

@@ -1,0 +1,72 @@
+"""Which headers pass: none of the connection, no login of the agent, and no challenge of the server."""
+
+from collections.abc import Iterable, Mapping
+from typing import Final, Protocol
+
+from multidict import CIMultiDict
+
+__all__ = ["for_agent", "for_server", "wants_events"]
+
+_OF_CONNECTION: Final = frozenset(
+    {
+        "connection",
+        "keep-alive",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
+
+# Cookies of several servers would mix under the one host of the gateway. A Referer can hold a key.
+_NOT_TO_SERVER: Final = _OF_CONNECTION | {
+    "authorization",
+    "content-length",
+    "cookie",
+    "expect",
+    "host",
+    "origin",
+    "proxy-authorization",
+    "referer",
+}
+_NOT_TO_AGENT: Final = _OF_CONNECTION | {
+    "alt-svc",
+    "authentication-info",
+    "proxy-authenticate",
+    "proxy-authentication-info",
+    "set-cookie",
+    "www-authenticate",
+}
+
+
+class _Headers(Protocol):
+    def items(self) -> Iterable[tuple[str, str]]: ...
+
+    def getall(self, key: str, default: list[str], /) -> list[str]: ...
+
+
+def for_server(headers: _Headers, authorization: str, length: int | None) -> CIMultiDict[str]:
+    """Return the headers of a request as its server gets them. ``length``: of a body whose length is known."""
+    passed = _without(headers, _NOT_TO_SERVER)
+    passed["Authorization"] = authorization
+    if length is not None:
+        passed["Content-Length"] = str(length)
+    return passed
+
+
+def for_agent(headers: _Headers) -> CIMultiDict[str]:
+    """Return the headers of an answer as its agent gets them."""
+    return _without(headers, _NOT_TO_AGENT)
+
+
+def _without(headers: _Headers, dropped: frozenset[str]) -> CIMultiDict[str]:
+    named = headers.getall("Connection", [])
+    if named:
+        dropped = dropped | {word.strip().lower() for value in named for word in value.split(",")}
+    return CIMultiDict((name, value) for name, value in headers.items() if name.lower() not in dropped)
+
+
+def wants_events(method: str, headers: Mapping[str, str]) -> bool:
+    """Whether a request opens a stream of events, which can begin with an ``endpoint`` event."""
+    return method == "GET" and "text/event-stream" in headers.get("Accept", "")
