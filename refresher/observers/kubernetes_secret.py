@@ -26,7 +26,7 @@ _LARGEST: Final = 64 * 1024
 
 
 def manifest(output: SecretOutput, namespace: str, token: str | None) -> dict[str, Any]:
-    """Return the fields that refresher owns in the Secret: its key, or none without a token: the key is then removed."""
+    """Return the fields that refresher owns in the Secret; without a token none, so that its key is removed."""
     data = {} if token is None else {"data": {output.key: base64.b64encode(token.encode("ascii")).decode("ascii")}}
     return {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": output.secret, "namespace": namespace}} | data
 
@@ -75,7 +75,7 @@ def apply(output: SecretOutput, token: str | None, *, dry_run: bool = False) -> 
         asyncio.run(send())
     except Exception as error:  # noqa: BLE001  an error of the transport; its text could quote a header
         if not status:
-            why = "does not answer in time" if isinstance(error, TimeoutError) else "cannot be reached"
+            why = "does not answer in time" if isinstance(error, TimeoutError) else "cannot be reached or verified"
             raise ServerAway(f"the API of the cluster at {host}:{port} {why}: check the network policy") from None
     if status not in (200, 201):
         raise ServerAway(_explain(status, output, own, _message(bytes(body), account, token)))

@@ -39,7 +39,7 @@ _LOCK_WAIT: Final = 4.0
 """Seconds. It is shorter than the time that ``reading`` waits for a call."""
 
 _FAULTS: Final = {
-    errno.ENOENT: "its directory does not exist: create it",
+    errno.ENOENT: "its directory does not exist: create the directory",
     **dict.fromkeys(
         (errno.EACCES, errno.EPERM),
         "refresher may not write there, or not give the file to its owner or group: change the directory or the output",
@@ -127,7 +127,7 @@ def bring_up_to_date(output: Output, directories: Directories) -> None:
 
 
 def look(output: Output, directories: Directories) -> None:
-    """Raise what ``bring_up_to_date`` would raise, or ``ValueError`` if it would write. Change nothing, send no token."""
+    """Raise what ``bring_up_to_date`` would, and ``ValueError`` if it would write. Change nothing, send no token."""
     if isinstance(output, SecretOutput):
         from refresher.observers import kubernetes_secret
 
@@ -149,6 +149,8 @@ def _token(directories: Directories, name: str) -> TokenFile | None:
 def _write(output: FileOutput, token: TokenFile, directories: Directories, *, change: bool) -> bool:
     """Return whether the file was up to date; if not, and if ``change``, write or remove it."""
     wanted = render(output, token)
+    if wanted is None and not output.path.parent.exists():
+        return True
     owner = _number("user", output.owner, lambda name: pwd.getpwnam(name).pw_uid)
     group = _number("group", output.group, lambda name: grp.getgrnam(name).gr_gid)
     with single_directory.opened(output.path.parent) as directory:
@@ -160,7 +162,7 @@ def _write(output: FileOutput, token: TokenFile, directories: Directories, *, ch
             if found is not None and not was_rendered(found.data):
                 raise ValueError("there is a file with other content")  # noqa: TRY301  as the others
         except ValueError as error:
-            raise ValueError(f"{error}: remove it, or give the output a path of its own") from None
+            raise ValueError(f"{error}: remove the file, or give the output a path of its own") from None
         if wanted is None or found is None:
             done = wanted is None and found is None
         else:
