@@ -20,6 +20,7 @@ from tests.support.cli import WORKING_LOGIN
 from tests.support.command import Command, wait_until, without_times
 from tests.support.daemon import heard, published, running, stopped
 from tests.support.listener import Listening
+from tests.support.parts import dead_mount, no_dead_mounts
 from tests.support.token_server import TokenServer
 
 GENERATOR = Path("/usr/lib/systemd/user-environment-generators/30-systemd-environment-d-generator")
@@ -157,6 +158,17 @@ def test_a_broken_output_costs_no_rotation_and_is_reported(refresher: Command) -
         assert report.code == 2
         assert f"{place}/raw" in report.stdout.replace("\n           ", " ")
         assert "2 outputs (1 finding)" in report.stdout
+
+
+def test_a_run_ends_though_an_output_is_on_a_dead_mount(refresher: Command) -> None:
+    """If it failed, a dead mount would hold each run of cron, and the grants with it."""
+    need(no_dead_mounts())
+    place = configure(refresher, "raw")
+    with TokenServer(lambda _: 3600, grace=3600) as server, dead_mount(place):
+        refresher.bring("linear", server.grant("linear"))
+        done = refresher("run-once", "--json")
+    assert (done.code, done.outcome) == (0, "rotated")
+    assert f"the output {place}/raw is not up to date: it does not answer in time" in done.stderr
 
 
 def test_run_writes_outputs_at_the_start_after_a_rotation_and_after_a_reload(refresher: Command) -> None:
