@@ -154,9 +154,9 @@ def test_an_older_token_never_replaces_a_newer_one(
         waiting.set()
         return held(*arguments, **more | {"wait": 90.0})
 
-    monkeypatch.setattr(lock, "held", noticed)
     thread = threading.Thread(target=bring_up_to_date, args=(output, directories), daemon=True)
     (path,) = _lock_of(output, directories)
+    monkeypatch.setattr(lock, "held", noticed)
     with held(path, stopping=lambda: False):
         thread.start()
         assert waiting.wait(90)
@@ -239,6 +239,20 @@ def test_all_outputs_are_checked_from_time_to_time_and_after_a_reload(
     wait_until(output.path.exists, "it is written when the time has come")
     observers.close()
     assert observers.dropped() == {"outputs": 0}
+
+
+def test_all_outputs_are_not_checked_at_each_heartbeat(
+    tmp_path: Path, published: Published, directories: Directories
+) -> None:
+    """If it failed, each Secret would be a request each few seconds."""
+    output = file(tmp_path)
+    observers = observing(tmp_path, output)
+    observers.check_outputs()
+    wait_until(output.path.exists, "it is written at the start")
+    output.path.unlink()
+    observers.check_outputs()
+    observers.close()
+    assert not output.path.exists()
 
 
 def test_without_outputs_nothing_is_made(tmp_path: Path) -> None:
