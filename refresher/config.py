@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -14,6 +14,9 @@ from refresher.common.logs import LogFormat
 from refresher.common.reading import read_named
 from refresher.storage.directories import Directories
 from shim._source import default_state_dir
+
+if TYPE_CHECKING:
+    from refresher.grants.outputs import Output
 
 __all__ = [
     "DEFAULT_ADDRESS",
@@ -68,6 +71,7 @@ _KEYS: Final[dict[str, tuple[type, ...]]] = {
     "history_days": (int,),
     "history_mb": (int,),
     "hooks": (dict,),
+    "outputs": (list,),
 }
 _KINDS: Final = {str: "string", int: "number", list: "list", dict: "table"}
 
@@ -105,6 +109,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     log_format: LogFormat
     verbose: int
     hooks: HookSettings | None = None
+    outputs: "tuple[Output, ...]" = ()
     history_days: int
     """The age of the oldest events in the history; 0: there is no history."""
     history_mb: int
@@ -150,6 +155,7 @@ def resolve(given: Mapping[str, Any], config: str | None) -> Settings:
         log_format="json" if log_format == "json" else "text",
         verbose=max(values.get("verbose") or 0, 0),
         hooks=values.get("hooks"),
+        outputs=values.get("outputs", ()),
         history_days=_bound("history_days", values),
         history_mb=_bound("history_mb", values),
     )
@@ -199,6 +205,8 @@ def _read(config: str | None) -> dict[str, Any]:
                 raise ConfigError(f"{path}: {key} is not a path: there is no home directory for its '~'") from None
         if key == "hooks":
             values[key] = _hooks(path.absolute(), value)
+        if key == "outputs":
+            values[key] = _outputs(path.absolute(), value)
     return values
 
 
@@ -221,6 +229,24 @@ def _hooks(path: Path, table: Mapping[str, Any]) -> HookSettings | None:
         else:
             raise ConfigError(f"{path}: unknown key {key!r} in [hooks] (known: {', '.join(HOOKS)}, timeout)")
     return HookSettings(file=path, commands=commands, timeout=timeout) if commands else None
+
+
+def _outputs(path: Path, tables: list[Any]) -> "tuple[Output, ...]":
+    from refresher.grants import outputs  # most configurations have none
+
+    found: dict[str, Output] = {}
+    for number, table in enumerate(tables, 1):
+        begin = f"{path}: number {number} of [[outputs]]"
+        if not isinstance(table, dict):
+            raise ConfigError(f"{begin} must be a table")
+        try:
+            output = outputs.parse(table, path.parent)
+        except ValueError as error:
+            raise ConfigError(f"{begin}: {error}") from None
+        if output.target in found:
+            raise ConfigError(f"{begin}: another output writes {output.target} too: give each a place of its own")
+        found[output.target] = output
+    return tuple(found.values())
 
 
 def _command(path: Path, key: str, value: object) -> tuple[str, ...]:

@@ -143,6 +143,7 @@ def run_once(
                 progress=Progress(),
                 emit=observers.emit,
             )
+            observers.check_outputs()
             code = exit_code(results) if stopping.exit_code is None else stopping.exit_code
             rows = [
                 (each.name, each.outcome, "-" if each.generation is None else str(each.generation), each.detail)

@@ -5,7 +5,7 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
@@ -20,6 +20,7 @@ __all__ = [
     "read_ahead",
     "read_named",
     "read_regular",
+    "run_all",
 ]
 
 LARGEST: Final = 8 * 1024 * 1024
@@ -96,20 +97,7 @@ def read_ahead(paths: Iterable[str]) -> Iterator[None]:
 
     A file that cannot be read raises its error there, and not here.
     """
-    ends = time.monotonic() + _WAIT
-    found: dict[str, FileWithStatus | OSError] = {}
-    calls: dict[str, _Call] = {}
-    for path in paths:
-        try:
-            calls[path] = _started(("read", path), partial(_read, path, LARGEST))
-        except OSError as error:
-            found[path] = error
-    for path, call in calls.items():
-        try:
-            found[path] = call.wait(ends)
-        except OSError as error:
-            found[path] = error
-    token = _found.set(found)
+    token = _found.set(_all("read", {path: partial(_read, path, LARGEST) for path in paths}))
     try:
         yield
     finally:
@@ -129,6 +117,31 @@ def list_named(path: str | os.PathLike[str]) -> dict[str, int]:
 def inspect_named(path: str, look: Callable[[], _T]) -> _T:
     """Return what ``look`` finds at a path that a person named. Raises ``OSError`` as ``read_named`` does."""
     found: _T = _started(("inspect", path), look).wait(time.monotonic() + _WAIT)
+    return found
+
+
+def run_all(calls: Mapping[str, Callable[[], _T]]) -> dict[str, _T | OSError]:
+    """Run calls that may hang, all at once; return for each what it returns, or the error as ``read_named`` raises it.
+
+    A call of the same key that still hangs is not started again.
+    """
+    return _all("run", calls)
+
+
+def _all(kind: str, calls: Mapping[str, Callable[[], _T]]) -> dict[str, _T | OSError]:
+    ends = time.monotonic() + _WAIT
+    found: dict[str, _T | OSError] = {}
+    started: dict[str, _Call] = {}
+    for key, call in calls.items():
+        try:
+            started[key] = _started((kind, key), call)
+        except OSError as error:
+            found[key] = error
+    for key, running in started.items():
+        try:
+            found[key] = running.wait(ends)
+        except OSError as error:
+            found[key] = error
     return found
 
 

@@ -302,6 +302,7 @@ class Daemon:
             if name == HEARTBEAT:
                 self._supervision.heartbeat()
                 self._certificates.check()
+                self._observers.check_outputs()
             elif not self._signals():  # after a stop nothing new starts
                 self._inspect(name)
 

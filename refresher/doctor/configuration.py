@@ -1,4 +1,4 @@
-"""What the configuration names: the commands of hooks, and the token of the page."""
+"""What the configuration names: the commands of hooks, the token of the page, and the outputs."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +12,11 @@ from refresher.doctor.finding import Finding, found, from_message
 __all__ = ["check"]
 
 
-def check(settings: Settings) -> Iterator[Finding]:
-    """Find hooks that would not run, and a page token that would not be accepted; nothing is run."""
+def check(settings: Settings, *, offline: bool = True) -> Iterator[Finding]:
+    """Find hooks that would not run, a page token that would not be accepted, and outputs that are not up to date.
+
+    Nothing is run or written. Without ``offline``, the API of the cluster is asked whether its outputs are allowed.
+    """
     if settings.hooks is not None:
         from refresher.observers import hooks
 
@@ -31,3 +34,21 @@ def check(settings: Settings) -> Iterator[Finding]:
             yield found("page_token_unusable", f"cannot read the page token in {path}: {error.strerror}")
         except ValueError as error:
             yield found("page_token_unusable", f"cannot use the page token in {path}: {error}")
+    yield from _outputs(settings, offline=offline)
+
+
+def _outputs(settings: Settings, *, offline: bool) -> Iterator[Finding]:
+    if not settings.outputs:
+        return
+    from refresher.grants.outputs import FileOutput
+    from refresher.observers import outputs
+
+    for output in settings.outputs:
+        if not settings.directories.token(output.grant).exists():
+            what = f"the output {output.target} is for {output.grant}, which has no token file"
+            yield found("output_unknown", what, name=output.grant)
+    checked = [each for each in settings.outputs if isinstance(each, FileOutput) or not offline]
+    for output, problem in outputs.problems(checked, settings.directories, outputs.look):
+        if problem is not None:
+            message = f"the output {output.target} is not up to date: {problem}"
+            yield from_message("output_unusable", message, name=output.grant)

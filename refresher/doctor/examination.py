@@ -71,12 +71,13 @@ def examine(
     named = [
         *(settings.hooks.commands if settings.hooks else ()),
         *(["page token"] if settings.page_token_file else []),
+        *([f"{len(settings.outputs)} output{'' if len(settings.outputs) == 1 else 's'}"] if settings.outputs else []),
     ]
     parts.append(
         Part(
             "configuration",
             ", ".join(named) or "no hooks, no page token in the configuration",
-            [*configuration.check(settings)],
+            [*configuration.check(settings, offline=offline)],
         )
     )
     parts.append(Part("package shim", "that of refresher", [*environment.check()]))

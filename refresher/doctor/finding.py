@@ -56,6 +56,8 @@ Code = Literal[
     "servers_not_checked",
     "hook_unusable",
     "page_token_unusable",
+    "output_unusable",
+    "output_unknown",
     "foreign_shim",
 ]
 
@@ -184,6 +186,12 @@ KINDS: Final[dict[Code, Kind]] = {
         "broken",
         "the page shows nothing until it can be used",
         "put the output of 'openssl rand -hex 32' into it, with mode 600",
+    ),
+    "output_unusable": Kind("broken", "programs that read this output have no token, or an old one"),
+    "output_unknown": Kind(
+        "attention",
+        "this output stays empty",
+        "correct the grant of the output, or create it with 'refresher login NAME URL'",
     ),
     # this environment
     "foreign_shim": Kind(

@@ -25,6 +25,7 @@ _LONGEST_QUEUE: Final = 4096
 _LARGEST_BATCH: Final = 256
 _LOOK: Final = 0.1
 """Seconds between two looks at a signal."""
+_OUTPUTS_INTERVAL: Final = 30.0
 
 
 class EventsLost(Exception):
@@ -142,6 +143,7 @@ class Observers:
         self._lost: dict[str, int] = {}
         """How many events the former observers have lost that have ended."""
         self._closed = False
+        self._outputs_checked = float("-inf")
 
     def add(self, observer: Observer) -> None:
         """Add an observer that belongs to this process, and not to its configuration."""
@@ -158,6 +160,22 @@ class Observers:
                     runner.put(event)
         except Exception as error:  # noqa: BLE001  whatever fails here, the rotation goes on
             log.warning("an event is lost: %s", _why(error))
+
+    def check_outputs(self) -> None:
+        """Have all outputs of the configuration brought up to date, if the last time was 30 s ago. Never waits."""
+        now = time.monotonic()
+        if not self._settings.outputs or now - self._outputs_checked < _OUTPUTS_INTERVAL:
+            return
+        self._outputs_checked = now
+        from refresher.observers.outputs import EVERY
+
+        try:
+            with self._lock:
+                for runner in self._configured():
+                    if runner.observer.name == "outputs":
+                        runner.put(EVERY)
+        except Exception as error:  # noqa: BLE001  likewise
+            log.warning("the outputs are not checked: %s", _why(error))
 
     def dropped(self) -> dict[str, int]:
         """Return how many events each observer has lost."""
@@ -177,6 +195,7 @@ class Observers:
 
     def use(self, settings: Settings) -> None:
         """Use the observers of ``settings`` from now on; the former ones complete what they have."""
+        self._outputs_checked = float("-inf")
         with self._lock:
             if _what_observers_need(settings) == _what_observers_need(self._settings):
                 return
@@ -221,7 +240,7 @@ class Observers:
 
 
 def _what_observers_need(settings: Settings) -> tuple[object, ...]:
-    return settings.directories, settings.history_days, settings.history_mb, settings.hooks
+    return settings.directories, settings.history_days, settings.history_mb, settings.hooks, settings.outputs
 
 
 def _configured(settings: Settings) -> Sequence[Observer]:
@@ -235,6 +254,10 @@ def _configured(settings: Settings) -> Sequence[Observer]:
         from refresher.observers.hooks import Hooks  # most configurations have none
 
         found.append(Hooks(settings.hooks, settings.directories))
+    if settings.outputs:
+        from refresher.observers.outputs import Outputs  # likewise
+
+        found.append(Outputs(settings.outputs, settings.directories))
     return found
 
 

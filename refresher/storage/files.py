@@ -99,15 +99,22 @@ def keep_aside(path: Path, now: float, *, directory: int | None = None) -> Path:
     return aside
 
 
-def create(path: Path | str, *, mode: int = 0o600, group: int | None = None, directory: int | None = None) -> int:
+def create(
+    path: Path | str,
+    *,
+    mode: int = 0o600,
+    owner: int | None = None,
+    group: int | None = None,
+    directory: int | None = None,
+) -> int:
     """Create a file that does not exist yet, below an open directory if given; return its descriptor.
 
     Raises ``OSError``.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _NOT_FOLLOWED, 0o600, dir_fd=directory)
     try:
-        if group is not None:
-            os.fchown(descriptor, -1, group)
+        if owner is not None or group is not None:
+            os.fchown(descriptor, -1 if owner is None else owner, -1 if group is None else group)
         # After the group, and independent of the umask.
         os.fchmod(descriptor, mode)
     except BaseException:
@@ -125,10 +132,16 @@ def write_all(descriptor: int, data: bytes, offset: int = 0) -> None:
 
 
 def durable_create(
-    path: Path | str, data: bytes, *, mode: int = 0o600, group: int | None = None, directory: int | None = None
+    path: Path | str,
+    data: bytes,
+    *,
+    mode: int = 0o600,
+    owner: int | None = None,
+    group: int | None = None,
+    directory: int | None = None,
 ) -> None:
     """Create a file and sync its bytes; its name is durable once the directory is synced. Raises ``OSError``."""
-    descriptor = create(path, mode=mode, group=group, directory=directory)
+    descriptor = create(path, mode=mode, owner=owner, group=group, directory=directory)
     try:
         write_all(descriptor, data)
         os.fsync(descriptor)
@@ -136,7 +149,7 @@ def durable_create(
         os.close(descriptor)
 
 
-def replace(directory: int, name: str, data: bytes, *, mode: int, group: int | None) -> None:
+def replace(directory: int, name: str, data: bytes, *, mode: int, owner: int | None = None, group: int | None) -> None:
     """Replace a file of an open directory atomically: readers see the old bytes or the new.
 
     The caller holds the lock. Raises ``OSError``.
@@ -146,7 +159,7 @@ def replace(directory: int, name: str, data: bytes, *, mode: int, group: int | N
         os.unlink(temporary, dir_fd=directory)  # left by a writer that was killed
     try:
         # Without its sync a power loss may leave an empty file under the name.
-        durable_create(temporary, data, mode=mode, group=group, directory=directory)
+        durable_create(temporary, data, mode=mode, owner=owner, group=group, directory=directory)
         # Readers compare modification times, and the kernel's have the resolution of its tick: two replacements within
         # one tick that use one inode again would look like no change.
         written = time.time_ns()

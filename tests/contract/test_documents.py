@@ -20,7 +20,7 @@ SNIPPETS = {
         "python": 1,
         "profile": 1,
     },  # test_readme.py, test_readme_commands.py; "": a picture, two lines, a crontab
-    "refresher/README.md": {"json": 2, "toml": 2, "bash": 1},  # test_reference.py, test_stdio.py
+    "refresher/README.md": {"json": 2, "toml": 3, "bash": 1},  # test_reference.py, test_stdio.py
     "refresher/ARCHITECTURE.md": {"": 2},  # pictures
     "shim/README.md": {"": 1, "python": 9, "json": 1, "bash": 2},  # test_shim_readme.py
     "deploy/README.md": {
@@ -29,7 +29,7 @@ SNIPPETS = {
         "yaml": 1,
         "toml": 2,
     },  # test_cron.py, test_systemd.py, test_systemd_user.py, test_notify_hook.py, test_prometheus.py; "": by hand
-    "deploy/kubernetes/README.md": {"sh": 7, "yaml": 3},  # test_kubernetes_readme.py, test_kubernetes.py
+    "deploy/kubernetes/README.md": {"sh": 7, "yaml": 4},  # test_kubernetes_readme.py, test_kubernetes.py
     ".github/CONTRIBUTING.md": {"sh": 1},  # tests/run itself
     ".github/SECURITY.md": {},
 }

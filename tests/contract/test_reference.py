@@ -1,6 +1,7 @@
 """The reference in refresher/README.md: complete, and its examples work."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from refresher.cli.main import cli
 from refresher.config import resolve
 from refresher.daemon.readiness import Health
 from refresher.doctor.finding import GRAVITIES, KINDS, Finding
+from refresher.grants.outputs import FileOutput, SecretOutput
 from refresher.grants.policy import MAX_WAIT
 from refresher.grants.providers import PROFILES
 from refresher.operations.import_request import ImportRequest
@@ -161,3 +163,32 @@ def test_the_messages_about_a_loss_are_quoted_exactly() -> None:
     sources = " ".join(path.read_text() for path in (ROOT / "refresher").rglob("*.py"))
     said = re.sub(r'"\s*\n\s*f?"', "", sources)
     assert [words for words in quoted if words not in said and words not in COMMANDS] == []
+
+
+def test_the_outputs_of_the_page_are_written_and_each_format_and_key_is_explained(refresher: Command) -> None:
+    """If it failed, the example would be refused, or a format or a key could only be found in the source."""
+    text = section(PAGE, "Outputs")
+    (refresher.home / "outputs").mkdir()
+    file = refresher.home / ".config/refresher/config.toml"
+    file.parent.mkdir(parents=True)
+    snippet = block(PAGE, "toml", "[[outputs]]")
+    file.write_text(
+        snippet.replace("/run/agents/", f"{refresher.home}/outputs/").replace('"agents"', str(os.getegid()))
+    )
+    for name in ("linear", "git"):
+        fields = {
+            "server_url": "https://mcp.example/mcp",
+            "access_token": f"access-token-of-{name}",
+            "expires_in": 3600,
+        }
+        done = refresher.import_grant(name, GRANT | fields | {"refresh_token": f"refresh-token-of-{name}"})
+        assert done.stderr == ""
+    assert {path.name: path.read_text() for path in (refresher.home / "outputs").iterdir()} == {
+        "linear.env": "LINEAR_TOKEN=access-token-of-linear\n",
+        "netrc": "machine git.example login oauth2 password access-token-of-git\n",
+    }
+    known = {key for kind in (FileOutput, SecretOutput) for key in kind.__struct_fields__}
+    assert {key for key in known if f"`{key}`" not in text} == set()
+    file.write_text('[[outputs]]\ngrant = "linear"\nformat = "none"\n')
+    formats = refresher("status").stderr.partition("format must be one of ")[2].strip().split(", ")
+    assert re.findall(r"^\| `([\w-]+)` \|", text, re.MULTILINE)[:5] == formats

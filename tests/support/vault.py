@@ -51,6 +51,6 @@ class Vault:
 
 
 def _may_contain_secrets(path: Path) -> bool:
-    # refresher writes secrets to these directories, a person to import files and seeds.
-    is_private = path.parent.name in ("grants", "tokens", "spill")
+    # refresher writes secrets to these directories (outputs: access tokens), a person to import files and seeds.
+    is_private = path.parent.name in ("grants", "tokens", "spill", "outputs")
     return is_private or path.name.endswith(".import.json") or "seed" in path.parts

@@ -12,9 +12,12 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from refresher import config
 from refresher.cli.main import cli
 from refresher.cli.options import seconds
+from refresher.grants.outputs import SecretOutput
 from refresher.oauth.http_client import DEADLINE
+from refresher.observers.kubernetes_secret import ACCOUNT
 from tests.conftest import need
 from tests.support import kubectl
 from tests.support.manifests import DEPLOY, KUSTOMIZATIONS, Container, Manifests, rendered
@@ -219,6 +222,43 @@ def test_the_pod_monitor_of_the_document_selects_the_port_of_refresher(tmp_path:
     (ingress,) = manifests.of("NetworkPolicy")["spec"]["ingress"]
     assert listen == f"0.0.0.0:{port['containerPort']}"
     assert ingress["ports"] == [{"protocol": "TCP", "port": port["containerPort"]}]
+
+
+@pytest.mark.parametrize("version", kubectl.VERSIONS)
+def test_refresher_may_write_the_secrets_of_its_outputs_and_no_other(tmp_path: Path, version: str) -> None:
+    """If it failed, an agent would get no Secret, or refresher could read the Secrets of the namespace."""
+    shutil.copytree(DEPLOY, tmp_path / "refresher")
+    (snippet,) = re.findall(r"^```yaml\n(components:\n  - refresher/outputs\n)```$", README, re.MULTILINE)
+    (tmp_path / "kustomization.yaml").write_text(
+        "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nnamespace: agents\n"
+        f"resources: [refresher/many]\n{snippet}"
+    )
+    manifests = Manifests(list(yaml.safe_load_all(kubectl.render(tmp_path, version))))
+    for item in manifests.objects:
+        for known in KUBERNETES:
+            kubernetes_validate.validate(item, known, strict=True)
+    (tmp_path / "config.toml").write_text(manifests.of("ConfigMap", "refresher-outputs")["data"]["config.toml"])
+    outputs = config.resolve({"state_dir": str(tmp_path)}, str(tmp_path / "config.toml")).outputs
+    (rule,) = manifests.of("Role")["rules"]
+    names = [output.secret for output in outputs if isinstance(output, SecretOutput)]
+    assert rule == {"apiGroups": [""], "resources": ["secrets"], "resourceNames": names, "verbs": ["create", "patch"]}
+    binding, account = manifests.of("RoleBinding"), manifests.of("ServiceAccount")["metadata"]
+    assert binding["roleRef"]["name"] == manifests.of("Role")["metadata"]["name"]
+    assert binding["subjects"] == [{"kind": "ServiceAccount", **account}]
+    assert account["namespace"] == "agents"
+    container = manifests.container("refresher")
+    assert (container.pod["serviceAccountName"], container.pod["automountServiceAccountToken"]) == ("refresher", False)
+    mounts = {mount["mountPath"]: mount["name"] for mount in container.spec["volumeMounts"]}
+    assert str(Path(manifests.environment(container)["REFRESHER_CONFIG"]).parent) in mounts
+    files = [
+        item["path"]
+        for source in container.volume(mounts[str(ACCOUNT)])["projected"]["sources"]
+        for of in source.values()
+        for item in of.get("items", [of])
+    ]
+    assert sorted(files) == ["ca.crt", "namespace", "token"]
+    others = [each for each in manifests.containers() if each.mount("account") is not None]
+    assert [each.name for each in others] == ["refresher"], "an agent could write Secrets"
 
 
 def test_refresher_and_agents_share_a_group_and_nothing_else(manifests: Manifests) -> None:

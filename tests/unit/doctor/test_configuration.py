@@ -6,7 +6,8 @@ import pytest
 
 from refresher import config
 from refresher.doctor import configuration
-from refresher.doctor.finding import Finding
+from refresher.doctor.finding import KINDS, Finding
+from tests.support.published import Published
 
 
 def found(tmp_path: Path, text: str) -> list[Finding]:
@@ -42,3 +43,26 @@ def test_a_page_token_that_cannot_be_used_is_found(
     findings = found(tmp_path, 'page_token_file = "token"\n')
     assert [finding.code for finding in findings] == ([] if words is None else ["page_token_unusable"])
     assert all(words is not None and words in finding.what for finding in findings)
+
+
+def test_an_output_that_is_not_up_to_date_or_for_no_grant_is_found_and_nothing_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If it failed, nobody would see why a program has an old token, or none; or doctor would write a token."""
+    Published(tmp_path / "state").put()
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    (tmp_path / "outputs").mkdir()
+    text = "".join(
+        f'[[outputs]]\ngrant = "{name}"\nformat = "raw"\npath = "{path}"\n'
+        for name, path in (("linear", "outputs/a"), ("linear", "nowhere/b"), ("other", "outputs/c"))
+    )
+    findings = found(tmp_path, f'{text}[[outputs]]\ngrant = "linear"\nformat = "kubernetes-secret"\nsecret = "s"\n')
+    assert [(each.code, each.name, each.mend) for each in findings] == [
+        ("output_unknown", "other", KINDS["output_unknown"].mend),
+        ("output_unusable", "linear", "refresher run-once"),
+        ("output_unusable", "linear", "create the directory"),
+    ], "offline, no cluster is asked"
+    assert [*(tmp_path / "outputs").iterdir()] == []
+    settings = config.resolve({"state_dir": str(tmp_path / "state")}, str(tmp_path / "config.toml"))
+    (*_, secret) = configuration.check(settings, offline=False)
+    assert (secret.code, secret.mend) == ("output_unusable", "use it in a pod only")

@@ -1,0 +1,196 @@
+"""Outputs: keeps files and Secrets with access tokens up to date. Each is derived from a token file, and nothing else.
+
+A broken output delays the others by five seconds at most, and no rotation.
+"""
+
+import errno
+import grp
+import hashlib
+import logging
+import os
+import pwd
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from refresher.common import reading
+from refresher.common.errors import RefresherError
+from refresher.common.reading import FileWithStatus
+from refresher.common.throttle import Throttle
+from refresher.grants.outputs import FileOutput, Output, SecretOutput, render, was_rendered
+from refresher.operations.events import Event
+from refresher.storage import files, lock, records, single_directory
+from refresher.storage.directories import Directories
+from shim._token import TokenFile, parse
+from shim.errors import TokenFileError
+
+__all__ = ["EVERY", "Outputs", "bring_up_to_date", "look", "problems"]
+
+log = logging.getLogger(__name__)
+
+EVERY: Final = Event(at=0.0, name="", kind="published")
+"""Has this observer check all outputs; no other observer gets it."""
+
+_AT_ONCE: Final = 32
+_LOCK_WAIT: Final = 4.0
+"""Seconds. It is shorter than the time that ``reading`` waits for a call."""
+
+_FAULTS: Final = {
+    errno.ENOENT: "its directory does not exist: create the directory",
+    **dict.fromkeys(
+        (errno.EACCES, errno.EPERM),
+        "refresher may not write there, or not give the file to its owner or group: change the directory or the output",
+    ),
+    errno.EROFS: "its file system is read-only: mount it writable, or give another path",
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "its file system is full: make room"),
+}
+
+
+class Outputs:
+    """Brings the outputs of the grants up to date to which something has happened."""
+
+    name = "outputs"
+    patience = 6.0
+
+    def __init__(self, outputs: Sequence[Output], directories: Directories) -> None:
+        self._outputs: Final = outputs
+        self._directories: Final = directories
+        self._throttle: Final = Throttle()
+
+    def observe(self, events: Sequence[Event]) -> None:
+        """Compare the outputs of these grants with their token files, and write those that differ."""
+        names = {event.name for event in events}
+        chosen = [each for each in self._outputs if EVERY.name in names or each.grant in names]
+        for output, problem in problems(chosen, self._directories, bring_up_to_date):
+            if problem is None:
+                self._throttle.forget(output.target)
+            elif self._throttle.is_new(output.target, problem):
+                log.warning("%s: the output %s is not up to date: %s", output.grant, output.target, problem)
+
+    def close(self) -> None:
+        """Do nothing: it holds nothing open."""
+
+
+def problems(
+    outputs: Sequence[Output], directories: Directories, work: Callable[[Output, Directories], None]
+) -> Iterator[tuple[Output, str | None]]:
+    """Do ``work`` for each output, several at once; return what is wrong and what to do, or ``None``.
+
+    It waits 5 s for each 32 outputs at most. A call that still hangs is not repeated.
+    """
+    for begin in range(0, len(outputs), _AT_ONCE):
+        part = {output.target: output for output in outputs[begin : begin + _AT_ONCE]}
+        calls = {target: partial(_problem, work, output, directories) for target, output in part.items()}
+        for target, problem in reading.run_all(calls).items():
+            if isinstance(problem, OSError):
+                problem = "it does not answer in time: check its mount, or the API of the cluster"
+            yield part[target], problem
+
+
+def _problem(work: Callable[[Output, Directories], None], output: Output, directories: Directories) -> str | None:
+    try:
+        work(output, directories)
+    except (RefresherError, TokenFileError, ValueError) as error:
+        return str(error)
+    except OSError as error:
+        if isinstance(output, SecretOutput):
+            return f"cannot read {error.filename}: {error.strerror}"
+        return _FAULTS.get(error.errno or 0, error.strerror or "the disk fails")
+    except Exception as error:  # noqa: BLE001  the others are written
+        return f"internal error ({type(error).__name__}); please report it"
+    return None
+
+
+def bring_up_to_date(output: Output, directories: Directories) -> None:
+    """Write the output if it differs from its token file; remove it if there is no access token any more.
+
+    If no token file exists yet, nothing is done. Raises ``RefresherError``, ``TokenFileError``, ``ValueError`` and
+    ``OSError``.
+    """
+    token = _token(directories, output.grant)
+    if token is None or (isinstance(output, FileOutput) and _write(output, token, directories, change=False)):
+        return
+    # Two processes must not use one temporary file, and none may write an older token after a newer one.
+    name = f"output-{hashlib.sha256(os.fsencode(output.target)).hexdigest()[:16]}.lock"
+    with lock.held(directories.state / name, stopping=lambda: False, wait=_LOCK_WAIT):
+        if (token := _token(directories, output.grant)) is None:
+            return
+        if isinstance(output, SecretOutput):
+            from refresher.observers import kubernetes_secret  # loads an HTTP library
+
+            kubernetes_secret.apply(output, token.access_token)
+        elif not _write(output, token, directories, change=True):
+            log.info("%s: wrote the output %s", output.grant, output.target)
+
+
+def look(output: Output, directories: Directories) -> None:
+    """Raise what ``bring_up_to_date`` would, and ``ValueError`` if it would write. Change nothing, send no token."""
+    if isinstance(output, SecretOutput):
+        from refresher.observers import kubernetes_secret
+
+        kubernetes_secret.apply(output, None, dry_run=True)
+    elif (token := _token(directories, output.grant)) is not None and not _write(
+        output, token, directories, change=False
+    ):
+        raise ValueError("it differs from the token file: run 'refresher run-once'")
+
+
+def _token(directories: Directories, name: str) -> TokenFile | None:
+    found = files.read(directories.token(name), records.LARGEST)
+    token = None if found is None else parse(found.data)
+    if token is not None and token.name != name:
+        raise TokenFileError(f"the token file of {name} is that of {token.name}; refresher replaces it at the next run")
+    return token
+
+
+def _write(output: FileOutput, token: TokenFile, directories: Directories, *, change: bool) -> bool:
+    """Return whether the file was up to date; if not, and if ``change``, write or remove it."""
+    wanted = render(output, token)
+    if wanted is None and not output.path.parent.exists():
+        return True
+    owner = _number("user", output.owner, lambda name: pwd.getpwnam(name).pw_uid)
+    group = _number("group", output.group, lambda name: grp.getgrnam(name).gr_gid)
+    with single_directory.opened(output.path.parent) as directory:
+        for own in (directories.state, directories.grants, directories.tokens, directories.demands, directories.spill):
+            if _is_same(directory, own):
+                raise ValueError(f"{own} is a directory of refresher: give another path")
+        try:
+            found = files.read(output.path.name, records.LARGEST, directory=directory)
+            if found is not None and not was_rendered(found.data):
+                raise ValueError("there is a file with other content")  # noqa: TRY301  as the others
+        except ValueError as error:
+            raise ValueError(f"{error}: remove the file, or give the output a path of its own") from None
+        if wanted is None or found is None:
+            done = wanted is None and found is None
+        else:
+            done = found.data == wanted and _has(found, output.mode, owner, group)
+        if change and not done and wanted is None:
+            with suppress(FileNotFoundError):
+                os.unlink(output.path.name, dir_fd=directory)
+        elif change and not done and wanted is not None:
+            files.replace(directory, output.path.name, wanted, mode=output.mode, owner=owner, group=group)
+    return done
+
+
+def _has(found: FileWithStatus, mode: int, owner: int | None, group: int | None) -> bool:
+    status = found.status
+    return stat.S_IMODE(status.st_mode) == mode and owner in (None, status.st_uid) and group in (None, status.st_gid)
+
+
+def _is_same(directory: int, path: Path) -> bool:
+    with suppress(OSError):
+        return os.path.samestat(os.fstat(directory), path.stat())
+    return False
+
+
+def _number(kind: str, account: str | int | None, find: Callable[[str], int]) -> int | None:
+    """Return the number of a user or a group. Raises ``ValueError``."""
+    if not isinstance(account, str):
+        return account
+    try:
+        return find(account)
+    except KeyError:
+        raise ValueError(f"there is no {kind} {account!r}: create it, or correct the output") from None
