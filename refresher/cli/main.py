@@ -30,6 +30,7 @@ _COMMANDS: Final = {
     "doctor": ("doctor", "doctor"),
     "token": ("token", "token"),
     "headers": ("token", "headers"),
+    "connect": ("connect", "connect"),
     "logout": ("logout", "logout"),
     "import": ("import_", "import_"),
     "remove": ("logout", "remove"),
