@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 import pytest
 
+from tests.conftest import need
 from tests.support.command import Command, Done
-from tests.support.program_stage import Stage, need_program, staged
+from tests.support.program_stage import Stage, missing, staged
 from tests.support.scripted_model import Call, ScriptedModel
 
 
@@ -89,6 +90,9 @@ _PROGRAMS = (
 )
 
 
+_BRIDGED = Program("claude-desktop", "@anthropic-ai/claude-code", _claude_code)
+
+
 def _driven(stage: Stage, program: Program, snippet: str, turns: Iterator[list[Call]]) -> list[Call]:
     """Run a program with the scripted model, and return the calls."""
     with ScriptedModel(turns) as model:
@@ -102,7 +106,7 @@ def _driven(stage: Stage, program: Program, snippet: str, turns: Iterator[list[C
 @pytest.mark.parametrize("program", _PROGRAMS, ids=[program.key for program in _PROGRAMS])
 def test_a_program_survives_rotations_and_a_revocation(refresher: Command, program: Program) -> None:
     """If it failed, the program would lose calls when a token expires or is revoked, or would log in by itself."""
-    need_program(program.package)
+    need(missing(program.package))
     with staged(refresher) as stage:
         calls = _driven(stage, program, stage.snippet(program.key), stage.turns())
         assert [call for call in calls if not call.succeeded] == []
@@ -116,10 +120,26 @@ def test_a_program_survives_rotations_and_a_revocation(refresher: Command, progr
 @pytest.mark.parametrize("program", _HELPED, ids=[program.key for program in _HELPED])
 def test_a_helper_that_does_not_verify_loses_calls_at_a_revocation(refresher: Command, program: Program) -> None:
     """If it failed, --verify would no longer be needed, and the page would say what is not so."""
-    need_program(program.package)
+    need(missing(program.package))
     with staged(refresher) as stage:
         snippet = stage.snippet(program.key)
         assert " --verify" in snippet
         calls = _driven(stage, program, snippet.replace(" --verify", ""), stage.turns())
     assert all(call.succeeded for call in calls if call.a < 3000), "a rotation needs no --verify"
     assert not any(call.succeeded for call in calls if call.a == 3000)
+
+
+@pytest.mark.parametrize(
+    "program", [*_PROGRAMS, _BRIDGED], ids=[*(each.key for each in _PROGRAMS), "claude-code-stdio"]
+)
+def test_a_program_goes_on_after_a_login_that_was_needed(refresher: Command, program: Program) -> None:
+    """If it failed, a person would not learn which command logs in, or would have to start the program again."""
+    need(missing(program.package))
+    by_stdio = program not in _HELPED
+    with staged(refresher) as stage:
+        before, during, after = _driven(stage, program, stage.snippet(program.key), stage.turns_around_a_login())
+    assert before.succeeded
+    assert not during.succeeded
+    assert ("refresher login linear" in (during.result or "")) == by_stdio
+    # Claude Code drops a server whose helper gave it a refused token: the page says so.
+    assert after.succeeded == (program.key != "claude-code")

@@ -13,8 +13,10 @@ from mcp.client.stdio import StdioServerParameters, stdio_client
 from mcp.shared.exceptions import MCPError
 from mcp.types import CallToolResult, TextContent
 
+from tests.conftest import need
 from tests.support.command import Command
-from tests.support.program_stage import BIN, Stage, need_program, staged
+from tests.support.program_stage import BIN, Stage, missing, staged
+from tests.support.scripted_model import Call
 
 ADDRESS = "127.0.0.1:8765"
 
@@ -60,45 +62,68 @@ def _logins(stage: Stage) -> list[str]:
     return [name for name in kept if not name.endswith("_lock.json")]
 
 
+@asynccontextmanager
+async def _at_the_gateway(stage: Stage, address: str, key: str) -> AsyncIterator[ClientSession]:
+    """Start mcp-remote with the lines of ``refresher connect``, the key and the port of the test."""
+    (entry,) = json.loads(stage.snippet("mcp-remote"))["mcpServers"].values()
+    assert entry["command"] == "npx"
+    arguments = [argument.replace(ADDRESS, address) for argument in entry["args"]]
+    environment = {name: value.replace("KEY", key) for name, value in entry["env"].items()}
+    async with _session(stage, arguments, environment) as session:
+        yield session
+    assert _logins(stage) == []
+    assert key not in (stage.home / "mcp-remote.log").read_text()
+
+
+async def _add(session: ClientSession, call: Call) -> str:
+    with anyio.fail_after(120):
+        return _text(await session.call_tool("add", {"a": call.a, "b": call.b}))
+
+
 def test_mcp_remote_at_the_gateway_survives_rotations_and_a_revocation(refresher: Command) -> None:
     """If it failed, mcp-remote would lose calls behind the gateway, or begin a login of its own."""
-    need_program("mcp-remote")
+    need(missing("mcp-remote"))
     key = refresher("gateway", "key", "add", "mcp-remote", "linear").stdout.strip()
 
-    async def main(stage: Stage, address: str) -> list[str]:
-        (entry,) = json.loads(stage.snippet("mcp-remote"))["mcpServers"].values()
-        assert entry["command"] == "npx"
-        arguments = [argument.replace(ADDRESS, address) for argument in entry["args"]]
-        environment = {name: value.replace("KEY", key) for name, value in entry["env"].items()}
-        said: list[str] = []
-        async with _session(stage, arguments, environment) as session:
+    async def main(stage: Stage, address: str) -> int:
+        results: dict[Call, str] = {}
+
+        async def add(session: ClientSession, call: Call) -> None:
+            results[call] = await _add(session, call)
+
+        async with _at_the_gateway(stage, address, key) as session:
             for turn in stage.turns():
-                results: dict[int, str] = {}
-
-                async def add(
-                    a: int, b: int, session: ClientSession = session, found: dict[int, str] = results
-                ) -> None:
-                    found[a + b] = _text(await session.call_tool("add", {"a": a, "b": b}))
-
-                with anyio.fail_after(120):
-                    async with anyio.create_task_group() as group:
-                        for call in turn:
-                            group.start_soon(add, call.a, call.b)
-                assert results == {call.a + call.b: str(call.a + call.b) for call in turn}
-                said.extend(results.values())
-        return said
+                async with anyio.create_task_group() as group:
+                    for call in turn:
+                        group.start_soon(add, session, call)
+        assert results == {call: str(call.a + call.b) for call in results}
+        return len(results)
 
     with staged(refresher) as stage, _gateway(refresher) as address:
-        assert len(anyio.run(main, stage, address)) == 9
-        assert _logins(stage) == []
-        log = (stage.home / "mcp-remote.log").read_text()
-        assert key not in log
+        assert anyio.run(main, stage, address) == 9
         assert len(stage.oidc.requests()) == 6, "a rotation was made twice, or missed"
+
+
+def test_mcp_remote_at_the_gateway_names_a_login_that_is_needed(refresher: Command) -> None:
+    """If it failed, mcp-remote would begin a login of its own, or would have to start again after that of refresher."""
+    need(missing("mcp-remote"))
+    key = refresher("gateway", "key", "add", "mcp-remote", "linear").stdout.strip()
+
+    async def main(stage: Stage, address: str) -> None:
+        async with _at_the_gateway(stage, address, key) as session:
+            turns = stage.turns_around_a_login()
+            assert await _add(session, next(turns)[0]) == "1001"
+            with pytest.raises(MCPError, match="refresher login linear"):
+                await _add(session, next(turns)[0])
+            assert await _add(session, next(turns)[0]) == "3001"
+
+    with staged(refresher) as stage, _gateway(refresher) as address:
+        anyio.run(main, stage, address)
 
 
 def test_mcp_remote_with_a_fixed_token_begins_a_login_at_the_first_rotation(refresher: Command) -> None:
     """If it failed, mcp-remote would need neither the gateway nor stdio, and the page would say what is not so."""
-    need_program("mcp-remote")
+    need(missing("mcp-remote"))
 
     async def main(stage: Stage) -> None:
         environment = {"AUTH_HEADER": f"Bearer {stage.token()}", "PATH": f"{_no_browser(stage)}:{os.environ['PATH']}"}

@@ -10,14 +10,13 @@ from typing import Any, Final
 
 from refresher.cli.clients.client import Values
 from refresher.cli.clients.programs import PROGRAMS
-from tests.conftest import need
 from tests.support import oidc as oidc_module
 from tests.support.command import Command, Done, wait_until
 from tests.support.mcp_server import MCPServerProcess
 from tests.support.oidc import OIDC
 from tests.support.scripted_model import Call
 
-__all__ = ["BIN", "Stage", "need_program", "staged"]
+__all__ = ["BIN", "Stage", "missing", "staged"]
 
 _AGENTS: Final = Path(__file__).parent.parent / "agents"
 BIN: Final = _AGENTS / "node_modules/.bin"
@@ -26,11 +25,11 @@ _NO_PROXY: Final = "http://127.0.0.1:9"
 """No proxy: what a program sends to another machine fails at once."""
 
 
-def need_program(package: str) -> None:
-    """Skip a test if a program is missing; in CI, fail."""
+def missing(package: str) -> str | None:
+    """Return what must be installed to run a program; ``None`` if nothing is missing."""
     if not (_AGENTS / "node_modules" / package).is_dir():
-        need(f"{package} is not installed: (cd tests/agents && npm ci)")
-    need(oidc_module.missing())
+        return f"{package} is not installed: (cd tests/agents && npm ci)"
+    return oidc_module.missing()
 
 
 class Stage:
@@ -87,6 +86,20 @@ class Stage:
         yield [Call(3000, number) for number in range(3)]
         self.rotate()
         yield [Call(4000, 1), Call(4000, 2)]
+
+    def turns_around_a_login(self) -> Iterator[list[Call]]:
+        """Yield a call before a new login is needed, one while it is needed, and one after the login."""
+        yield [Call(1000, 1)]
+        self.oidc.revoke(self.oidc.last_grant_id)
+        self.revoke()
+        yield [Call(2000, 1)]
+        before = self.refresher.token("linear").generation
+        self.refresher.import_grant("linear", self._grant(), "--replace")
+        wait_until(lambda: self.refresher.token("linear").generation > before, "the token of the new login is there")
+        yield [Call(3000, 1)]
+
+    def _grant(self) -> dict[str, Any]:
+        return self.oidc.mint("basic", self.server.url) | {"server_url": self.server.url}
 
     def run(self, *command: str, environment: Mapping[str, str]) -> Done:
         """Run a program to its end, in an empty home."""

@@ -27,9 +27,10 @@ PROGRAMS: Final[tuple[Client, ...]] = (
         by="headers",
         where="`.mcp.json` of the project, or a file for `claude --mcp-config`",
         language="json",
-        picked_up="After a 401, Claude Code runs the command again, once for all calls that wait, connects again and "
-        "repeats them: no call fails. Without --verify, calls fail from a revocation until a person reconnects the "
-        "server. Tried with 2.1.197.",
+        picked_up="On a 401, Claude Code runs the command once for all calls that wait, connects again and repeats "
+        "them: no call fails. Without --verify, a revocation ends the connection. When a new login is needed, Claude "
+        "Code drops the server until a person reconnects it; the lines for Claude Desktop work here too, name the "
+        "login command, and go on after the login. Tried with 2.1.197.",
         snippet=_json(
             "mcpServers", f'"type": "http",\n      "url": "{{server_url}}",\n      "headersHelper": "{_HELPER}"'
         ),
@@ -40,9 +41,9 @@ PROGRAMS: Final[tuple[Client, ...]] = (
         by="headers",
         where="`~/.codex/config.toml`",
         language="toml",
-        picked_up="After a 401, Codex runs the command again and repeats the call: no call fails. Without --verify, "
-        "calls fail from a revocation until the next rotation. Codex clears the environment of the command: settings "
-        "must be in the configuration file of refresher. Tried with 0.171.0.",
+        picked_up="On a 401, Codex runs the command again and repeats the call: no call fails. Without --verify, calls "
+        "fail from a revocation until the next rotation. Codex clears the environment of the command, so settings "
+        "must be in refresher's configuration file. Tried with 0.171.0.",
         snippet=f'[mcp_servers."{{name}}"]\nurl = "{{server_url}}"\nhttp_headers_helper = "{_HELPER}"\n',
     ),
     Client(
