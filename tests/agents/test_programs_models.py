@@ -23,6 +23,7 @@ def _claude_code(stage: Stage, model: ScriptedModel, snippet: str) -> Done:
             "ANTHROPIC_API_KEY": "dummy",
             "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
             "DISABLE_AUTOUPDATER": "1",
+            "ENABLE_TOOL_SEARCH": "false",  # else the model would search for the tool
         },
     )
 

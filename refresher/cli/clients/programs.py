@@ -30,7 +30,7 @@ PROGRAMS: Final[tuple[Client, ...]] = (
         picked_up="On a 401, Claude Code runs the command once for all calls that wait, connects again and repeats "
         "them: no call fails. Without --verify, a revocation ends the connection. When a new login is needed, Claude "
         "Code drops the server until a person reconnects it; the lines for Claude Desktop work here too, name the "
-        "login command, and go on after the login. Tried with 2.1.197.",
+        "login command, and go on after the login. Tried with 2.1.332.",
         snippet=_json(
             "mcpServers", f'"type": "http",\n      "url": "{{server_url}}",\n      "headersHelper": "{_HELPER}"'
         ),
@@ -55,7 +55,8 @@ PROGRAMS: Final[tuple[Client, ...]] = (
         picked_up=f"{_BRIDGE} Tried with 1.18.33; it takes fixed headers only.",
         snippet=_json(
             "mcp",
-            '"type": "local",\n      "command": ["{refresher}", "--state-dir", "{state_dir}", "stdio", "{name}"]',
+            '"type": "local",\n      "timeout": 60000,\n'
+            '      "command": ["{refresher}", "--state-dir", "{state_dir}", "stdio", "{name}"]',
         ),
     ),
     Client(
