@@ -28,7 +28,7 @@ _NO_PROXY: Final = "http://127.0.0.1:9"
 def missing(package: str) -> str | None:
     """Return what must be installed to run a program; ``None`` if nothing is missing."""
     if not (_AGENTS / "node_modules" / package).is_dir():
-        return f"{package} is not installed: (cd tests/agents && npm ci)"
+        return f"{package} is not installed: (cd tests/agents && npm install)"
     return oidc_module.missing()
 
 
