@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 from typing import Final, Literal, NamedTuple
+from urllib.parse import urlsplit
 
 from refresher.common.errors import ConfigError
 
@@ -12,7 +13,7 @@ __all__ = ["By", "Client", "Language", "Values"]
 By = Literal["auth", "fetch", "headers", "stdio", "gateway"]
 Language = Literal["python", "ts", "json", "toml", "yaml", "sh"]
 
-_PLACEHOLDER: Final = re.compile(r"\{(name|server_url|refresher|state_dir)(:sh)?\}")
+_PLACEHOLDER: Final = re.compile(r"\{(name|server_url|path|refresher|state_dir)(:sh)?\}")
 
 
 class Values(NamedTuple):
@@ -23,13 +24,19 @@ class Values(NamedTuple):
     refresher: str
     state_dir: str
 
+    @property
+    def path(self) -> str:
+        """The path and the query of the server's address."""
+        parts = urlsplit(self.server_url)
+        return parts._replace(scheme="", netloc="", fragment="").geturl()
+
 
 class Client(NamedTuple):
     """A client, and the snippet with which it uses a token.
 
-    A snippet contains ``{name}``, ``{server_url}``, ``{refresher}`` and ``{state_dir}``. In ``sh`` each is a word of a
-    command line, without quotes. In every other language each stands within double quotes; ``{name:sh}`` is a word of a
-    command line there. All other braces are text.
+    A snippet contains ``{name}``, ``{server_url}``, its ``{path}``, ``{refresher}`` and ``{state_dir}``. In ``sh`` each
+    is a word of a command line, without quotes. In every other language each stands within double quotes; ``{name:sh}``
+    is a word of a command line there. All other braces are text.
     """
 
     key: str
