@@ -5,9 +5,12 @@
     from shim.httpx2 import async_client        # or shim.httpx
     client = async_client("linear")
 
-A program that sets the ``Authorization`` header itself uses ``FileTokenSource``. ``README.md`` beside this file has the
-whole API and recipes.
+``BearerAuth("linear")`` is for a client of your own, and for a framework that takes an ``auth``. A program that sets
+the ``Authorization`` header itself uses ``FileTokenSource``. ``README.md`` beside this file has the whole API and
+recipes.
 """
+
+from typing import TYPE_CHECKING, Any
 
 from shim._changes import Changes, Event, Restored, Rotated
 from shim._source import FileTokenSource
@@ -23,7 +26,11 @@ from shim.errors import (
     UnsupportedVersion,
 )
 
+if TYPE_CHECKING:
+    from shim._auth import BearerAuth
+
 __all__ = [
+    "BearerAuth",
     "Changes",
     "Event",
     "FileTokenSource",
@@ -40,3 +47,13 @@ __all__ = [
     "TokenUnavailable",
     "UnsupportedVersion",
 ]
+
+if not TYPE_CHECKING:  # a type checker would believe that each name exists
+
+    def __getattr__(name: str) -> Any:
+        """Import ``BearerAuth`` when it is used: a program that only reads tokens does not need it."""
+        if name == "BearerAuth":
+            from shim._auth import BearerAuth
+
+            return BearerAuth
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -32,6 +32,7 @@ _COMMANDS: Final = {
     "headers": ("token", "headers"),
     "stdio": ("stdio", "stdio"),
     "gateway": ("gateway", "gateway"),
+    "connect": ("connect", "connect"),
     "logout": ("logout", "logout"),
     "import": ("import_", "import_"),
     "remove": ("logout", "remove"),

@@ -3,11 +3,13 @@
 import re
 import shlex
 import subprocess
+from collections import Counter
 from pathlib import Path
 
 import click
 import pytest
 
+from refresher.cli.connect import CLIENTS
 from refresher.cli.main import cli
 from tests.support.documents import DOCUMENTS, ROOT, anchors, code, links
 
@@ -30,6 +32,7 @@ SNIPPETS = {
         "toml": 2,
     },  # test_cron.py, test_systemd.py, test_systemd_user.py, test_notify_hook.py, test_prometheus.py; "": by hand
     "deploy/kubernetes/README.md": {"sh": 7, "yaml": 4},  # test_kubernetes_readme.py, test_kubernetes.py
+    "deploy/agents/README.md": dict(Counter(client.language for client in CLIENTS)),  # test_connect.py, tests/agents
     ".github/CONTRIBUTING.md": {"sh": 1},  # tests/run itself
     ".github/SECURITY.md": {},
 }

@@ -1,0 +1,1 @@
+"""The clients that ``refresher connect`` knows: one module for each kind."""

@@ -1,0 +1,73 @@
+"""What is known of a client: the text that a person pastes, and when the client uses a new token."""
+
+import json
+import re
+import shlex
+from typing import Final, Literal, NamedTuple
+from urllib.parse import urlsplit
+
+from refresher.common.errors import ConfigError
+
+__all__ = ["By", "Client", "Language", "Values"]
+
+By = Literal["auth", "fetch", "headers", "stdio", "gateway"]
+Language = Literal["python", "ts", "json", "toml", "yaml", "sh"]
+
+_PLACEHOLDER: Final = re.compile(r"\{(name|server_url|path|refresher|state_dir)(:sh)?\}")
+
+
+class Values(NamedTuple):
+    """The real values of a snippet; the last two are absolute paths."""
+
+    name: str
+    server_url: str
+    refresher: str
+    state_dir: str
+
+    @property
+    def path(self) -> str:
+        """The path and the query of the server's address."""
+        parts = urlsplit(self.server_url)
+        return parts._replace(scheme="", netloc="", fragment="").geturl()
+
+
+class Client(NamedTuple):
+    """A client, and the snippet with which it uses a token.
+
+    A snippet contains ``{name}``, ``{server_url}``, its ``{path}``, ``{refresher}`` and ``{state_dir}``. In ``sh`` each
+    is a word of a command line, without quotes. In every other language each stands within double quotes; ``{name:sh}``
+    is a word of a command line there. All other braces are text.
+    """
+
+    key: str
+    """The value of ``--for``."""
+    title: str
+    by: By
+    """What the client uses: ``shim.BearerAuth``, a ``fetch``, ``refresher headers``, ``stdio`` or ``gateway``."""
+    picked_up: str
+    """When it uses a new token, after a rotation and after a revocation: one or two sentences."""
+    snippet: str
+    where: str = "your program"
+    """Where the snippet belongs: completes the sentence "Put this into ..."."""
+    language: Language = "python"
+
+    def text(self, values: Values) -> str:
+        """Return the snippet with the values. Raises ``ConfigError`` if a path cannot be written as text."""
+
+        def written(found: re.Match[str]) -> str:
+            value: str = getattr(values, found[1])
+            if self.language == "sh":
+                return shlex.quote(value)
+            return _in_quotes(shlex.quote(value) if found[2] else value)
+
+        text = _PLACEHOLDER.sub(written, self.snippet)
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise ConfigError("a path is not valid UTF-8, so no file can name it: use another directory") from None
+        return text
+
+
+def _in_quotes(value: str) -> str:
+    """Return a text as JSON, TOML, YAML, Python and TypeScript write it between double quotes."""
+    return json.dumps(value, ensure_ascii=False)[1:-1].replace("\x7f", "\\u007f")

@@ -1,0 +1,133 @@
+"""The command connect: it prints what a person pastes, with real values, and the page shows the same."""
+
+import ast
+import json
+import re
+import shlex
+import tomllib
+
+import pytest
+
+from refresher.cli.clients.client import Client, Values
+from refresher.cli.connect import CLIENTS
+from tests.support.command import Command
+from tests.support.documents import DOCUMENTS
+from tests.support.recipes import EXAMPLE, MARK, PAGE, rendered
+from tests.support.snippets import ACCESS, GRANT
+
+KEYS = [client.key for client in CLIENTS]
+ADDRESS = "https://mcp.example/mcp"
+
+# What would end a string or a word, or change it.
+HOSTILE = """/a "b"/$(id)/`id`/it's/\\n/{name}/%s/\x7f/\n/é\U0001f600; #"""
+
+
+def test_the_page_shows_what_connect_prints() -> None:
+    """If it failed, a reader of the page would paste something that no test has tried ('python -m tests.support.recipes' writes it)."""
+    assert DOCUMENTS[PAGE].partition(MARK)[2] == rendered()
+
+
+@pytest.mark.parametrize("client", CLIENTS, ids=KEYS)
+def test_a_client_is_complete(client: Client) -> None:
+    """If it failed, a person would not learn where the lines belong, or when a new token is used."""
+    assert re.fullmatch(r"[a-z0-9-]+", client.key)
+    assert KEYS.count(client.key) == 1
+    assert client.picked_up.endswith(".")
+    assert not client.where.endswith(".")
+    assert client.snippet.endswith("\n")
+    assert "{name}" in client.snippet or "{name:sh}" in client.snippet
+
+
+def test_standard_output_is_the_snippet_alone(refresher: Command) -> None:
+    """If it failed, the output could not be piped into a file."""
+    refresher.import_grant("linear", GRANT | {"server_url": ADDRESS, "access_token": ACCESS, "expires_in": 3600})
+    for client in CLIENTS:
+        shown = refresher("connect", "linear", "--for", client.key)
+        as_json = json.loads(refresher("connect", "linear", "--for", client.key, "--json").stdout)
+        assert shown.code == 0, shown.stderr
+        assert shown.stdout == as_json["snippet"]
+        assert f"Put this into {client.where}. {client.picked_up}\n" in shown.stderr
+        assert as_json["server_url"] == ADDRESS
+        assert as_json["state_dir"] == str(refresher.state)
+        assert as_json["refresher"].startswith("/")
+        assert client.text(Values("linear", ADDRESS, as_json["refresher"], str(refresher.state))) == shown.stdout
+
+
+def test_a_grant_without_an_address_needs_one(refresher: Command) -> None:
+    """If it failed, a snippet would have no address, or the person would not learn how to give it."""
+    key = KEYS[0]
+    done = refresher("connect", "linear", "--for", key)
+    assert (done.code, done.stdout) == (2, "")
+    assert "--url" in done.stderr
+    refresher.import_grant(
+        "linear", GRANT | {"origins": ["https://mcp.example"], "access_token": ACCESS, "expires_in": 3600}
+    )
+    done = refresher("connect", "linear", "--for", key)
+    assert (done.code, done.stdout) == (2, "")
+    assert "--url" in done.stderr
+    given = refresher("connect", "linear", "--for", key, "--url", ADDRESS)
+    assert ADDRESS in given.stdout
+    for wrong in (("linear", "--url", "mcp.example"), ("../linear", "--url", ADDRESS)):
+        done = refresher("connect", *wrong, "--for", key)
+        assert (done.code, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+
+
+def test_the_list_names_every_client(refresher: Command) -> None:
+    """If it failed, a person could not find out what to write after --for."""
+    assert [line.split()[0] for line in refresher("connect", "--list").stdout.splitlines()] == KEYS
+    listed = json.loads(refresher("connect", "--list", "--json").stdout)["clients"]
+    assert [(each["client"], each["title"], each["by"]) for each in listed] == [
+        (client.key, client.title, client.by) for client in CLIENTS
+    ]
+    for wrong in ((), ("linear",), ("linear", "--for", "nothing")):
+        done = refresher("connect", *wrong)
+        assert (done.code, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+
+
+def test_directories_that_an_agent_cannot_guess_are_named(refresher: Command) -> None:
+    """If it failed, an agent would look for its token in the default directory."""
+    options = ["--state-dir", str(refresher.home / "state"), "--tokens-dir", str(refresher.home / "tokens")]
+    done = refresher(*options, "connect", "linear", "--for", "openai-agents", "--url", ADDRESS)
+    assert f"REFRESHER_STATE_DIR={refresher.home}/state\n" in done.stderr
+    assert f"REFRESHER_TOKENS_DIR={refresher.home}/tokens\n" in done.stderr
+    assert "REFRESHER_DEMANDS_DIR" not in done.stderr
+    assert "REFRESHER_" not in refresher("connect", "linear", "--for", "openai-agents", "--url", ADDRESS).stderr
+
+
+@pytest.mark.parametrize("word", [HOSTILE, "plain"])
+def test_every_value_is_quoted_for_its_language(word: str) -> None:
+    """If it failed, a path with a quote or a space would break a configuration, or run as a command."""
+    values = Values("linear", word, word, word)
+
+    def text(snippet: str, language: str) -> str:
+        return Client("x", "x", "headers", "x", snippet, language=language).text(values)  # type: ignore[arg-type]
+
+    quoted = '{"a": "{server_url}", "b": "{refresher:sh} --state-dir {state_dir:sh} headers {name}"}\n'
+    read = json.loads(text(quoted, "json"))
+    command = [word, "--state-dir", word, "headers", "linear"]
+    assert (read["a"], shlex.split(read["b"])) == (word, command)
+    assert tomllib.loads(text('a = "{server_url}"\n', "toml")) == {"a": word}
+    assert ast.literal_eval(text('["{server_url}", "{name}"]\n', "python")) == [word, "linear"]
+    assert shlex.split(text("{refresher} --state-dir {state_dir} headers {name}\n", "sh")) == command
+
+
+@pytest.mark.parametrize("client", CLIENTS, ids=KEYS)
+def test_a_snippet_stays_whole_with_any_path(client: Client) -> None:
+    """If it failed, the snippet of a client would put a value where it is not quoted."""
+    text = client.text(Values("linear", HOSTILE, HOSTILE, HOSTILE))
+    if client.language == "python":
+        ast.parse(text)
+    elif client.language == "json":
+        json.loads(text)
+    elif client.language == "toml":
+        tomllib.loads(text)
+
+
+def test_a_path_that_no_file_can_hold_is_an_error(refresher: Command) -> None:
+    """If it failed, the output would hold another path than that of the command."""
+    odd = str(refresher.home / "caf\udce9")
+    done = refresher("--state-dir", odd, "connect", "linear", "--for", "openai-agents", "--url", ADDRESS, "--json")
+    assert done.code in (0, 2)
+    assert "Traceback" not in done.stderr
+    with pytest.raises(Exception, match="UTF-8"):
+        Client("x", "x", "headers", "x", "{state_dir}\n", language="sh").text(EXAMPLE._replace(state_dir=odd))
