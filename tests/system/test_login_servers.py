@@ -18,7 +18,6 @@ from tests.support.mcp_server import MCPServerProcess
 from tests.support.oidc import OIDC
 from tests.support.vault import Vault
 
-pytestmark = pytest.mark.xdist_group("login servers")  # each server starts once
 PERSON = as_browser("person")
 PROXY = "FastMCP's OAuth proxy"
 
