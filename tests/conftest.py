@@ -10,7 +10,7 @@ import pytest
 from hypothesis import settings
 
 from tests.support import oidc as oidc_module
-from tests.support import warm
+from tests.support import scheduler, warm
 from tests.support.command import Command
 from tests.support.oidc import OIDC
 from tests.support.vault import Vault
@@ -65,6 +65,16 @@ def cold(tmp_path: Path, vault: Vault) -> Command:
     home = tmp_path / "home"
     home.mkdir(mode=0o700)
     return Command(home, vault, cold=True)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> scheduler.Scheduler:
+    return scheduler.Scheduler(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Long tests first, where several processes share the tests."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: not scheduler.is_long(item.nodeid))
 
 
 def pytest_sessionfinish() -> None:

@@ -1,6 +1,5 @@
 """A ``ReconnectingClient`` of ``tests/servers/mcp_child.py``, a stdio server."""
 
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,15 +12,16 @@ from mcp_types import CallToolResult
 from shim.mcp import OutcomeUnknown, ReconnectingClient
 from tests.support.published import Published
 from tests.support.stage import until
+from tests.support.warm import start, stub
 
 __all__ = ["child_client", "held", "whoami"]
-
-_CHILD = Path(__file__).parent.parent / "servers/mcp_child.py"
 
 
 def child_client(place: Path, published: Published, **options: Any) -> ReconnectingClient:
     """Return a client of the server, which creates the directory ``place`` while it runs."""
-    child = StdioServerParameters(command=sys.executable, args=[str(_CHILD), str(place)])
+    start()
+    command, *arguments = stub("tests.servers.mcp_child", str(place))
+    child = StdioServerParameters(command=command, args=arguments)
     return ReconnectingClient(child, published.source(), token_variable="STAGE_TOKEN", **options)
 
 

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
-__all__ = ["AVAILABLE", "WarmProcess", "close", "stub"]
+__all__ = ["AVAILABLE", "WarmProcess", "close", "start", "stub"]
 
 AVAILABLE: Final = sys.platform == "linux"
 """Whether this system lets a process adopt its orphaned descendants."""
@@ -98,6 +98,13 @@ def _place() -> tempfile.TemporaryDirectory[str]:
 
 def _socket() -> str:
     return str(Path(_place().name, "socket"))
+
+
+def start() -> None:
+    """Start the interpreter for the commands of ``stub``; without it they start a new one each time."""
+    if AVAILABLE:
+        with _STARTING:
+            _interpreter()
 
 
 def stub(module: str, *arguments: str) -> list[str]:

@@ -18,8 +18,6 @@ from tests.support.mcp_server import MCPServerProcess
 from tests.support.oidc import OIDC
 from tests.support.vault import Vault
 
-pytestmark = pytest.mark.xdist_group("agents")  # one fixture for all of them
-
 ROTATIONS = 20
 LONGEST = 400.0
 

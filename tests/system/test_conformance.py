@@ -7,7 +7,7 @@ import pytest
 from tests.conftest import need
 from tests.support import conformance
 from tests.support.browser import as_browser
-from tests.support.warm import stub
+from tests.support.warm import start, stub
 
 MACHINES = ("auth/client-credentials-jwt", "auth/client-credentials-basic")
 CLIENT = stub("tests.support.conforming", shlex.join(stub("refresher")))
@@ -38,6 +38,7 @@ NOT_SUPPORTED = {
 @pytest.fixture(autouse=True)
 def _suite() -> None:
     need(conformance.missing())
+    start()
 
 
 @pytest.mark.parametrize("scenario", [*conformance.LOGINS, *MACHINES])

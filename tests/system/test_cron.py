@@ -13,7 +13,7 @@ from tests.support.deployed import typed
 from tests.support.machine import Machine, no_machine
 from tests.support.token_server import Gate, TokenServer
 
-pytestmark = [pytest.mark.xdist_group("cron"), pytest.mark.alone]  # one machine, whose clock runs faster
+pytestmark = pytest.mark.alone  # the clock of its machine runs faster
 
 FASTER = 20
 """A minute of cron takes three seconds. The processes that cron starts see the real clock."""

@@ -20,8 +20,6 @@ from tests.conftest import need
 from tests.support.command import LONGEST
 from tests.support.isolated import Given, as_user, isolated, missing
 
-pytestmark = pytest.mark.xdist_group("image")  # one fixture for all of them
-
 ROOT = Path(__file__).parent.parent.parent
 IMAGE = ROOT / "deploy/image"
 HADOLINT = Path(sys.executable).parent / "hadolint"

@@ -20,7 +20,6 @@ from tests.support.oidc import OIDC
 from tests.support.published import Published
 from tests.support.vault import Vault
 
-pytestmark = pytest.mark.xdist_group("login servers")  # each server starts once
 PERSON = as_browser("person")
 PROXY = "FastMCP's OAuth proxy"
 

@@ -19,8 +19,6 @@ from tests.support.page_server import PageServer, Row, error, event, row
 from tests.support.token_server import TokenServer
 from tests.support.unreachable import LIVE
 
-pytestmark = pytest.mark.xdist_group("page")  # one browser
-
 _HOUR: Final = 3600.0
 _DAY: Final = 86400.0
 _LOOKS: Final = [(width, dark) for width in (1440, 360) for dark in (False, True)]

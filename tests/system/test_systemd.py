@@ -14,8 +14,6 @@ from tests.support.deployed import typed
 from tests.support.machine import Machine, no_machine
 from tests.support.token_server import Gate, TokenServer
 
-pytestmark = pytest.mark.xdist_group("systemd")  # one machine for all of them
-
 STATE = "/var/lib/refresher"
 SHARED = "systemd (a machine for several users)"
 AGENTS = "Grants and agents of a machine"

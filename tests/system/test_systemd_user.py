@@ -12,8 +12,6 @@ from tests.support.deployed import typed
 from tests.support.machine import Machine, no_machine
 from tests.support.token_server import TokenServer
 
-pytestmark = pytest.mark.xdist_group("systemd user")  # one machine for all of them
-
 STATE = ".local/state/refresher"
 OWN = "systemd (your own user)"
 
