@@ -49,7 +49,13 @@ def _load() -> None:
     # What httpx and the event loop load when a request is sent.
     names += ["anyio._backends._asyncio", "encodings.idna", "httpcore._backends.anyio", "segno", "uuid", "webbrowser"]
     # What the MCP servers of the tests load.
-    names += ["mcp.server.auth.provider", "mcp.server.mcpserver", "uvicorn", "uvicorn.lifespan.on", "uvicorn.protocols.http.h11_impl"]
+    names += [
+        "mcp.server.auth.provider",
+        "mcp.server.mcpserver",
+        "uvicorn",
+        "uvicorn.lifespan.on",
+        "uvicorn.protocols.http.h11_impl",
+    ]
     names += ["tests.support.conforming", "tests.support.person"]
     for name in names:
         importlib.import_module(name)
