@@ -29,7 +29,8 @@ export function refresherFetch(name: string, wait = 15_000): typeof fetch {
         const file = openSync(path, constants.O_RDONLY | constants.O_NONBLOCK);
         try {
           const fields = fstatSync(file).isFile() ? JSON.parse(readFileSync(file, "utf8")) : {};
-          if (fields.version === 1 && fields.name === name) token = fields;
+          const valid = fields.version === 1 && fields.name === name && Array.isArray(fields.origins);
+          if (valid && /^[!-~]+$/.test(fields.access_token ?? "none")) token = fields;
         } finally {
           closeSync(file);
         }
@@ -43,6 +44,15 @@ export function refresherFetch(name: string, wait = 15_000): typeof fetch {
     const found = current();
     if (!found?.access_token || !found.origins.includes(origin)) return undefined;
     return `${found.token_type.replace(/^bearer$/i, "Bearer")} ${found.access_token}`;
+  }
+
+  /** Whether a newer token can come without a person. */
+  const isAlive = () => token?.state === "active" || token?.state === "failing";
+
+  function demand(origin: string): void {
+    try {
+      writeFileSync(join(demands, `${name}.${token?.generation}`), origin, { flag: "wx" });
+    } catch {} // it is there already, or cannot be written: refresher also rotates without demands
   }
 
   return async (input, init) => {
@@ -60,16 +70,16 @@ export function refresherFetch(name: string, wait = 15_000): typeof fetch {
       if (response.ok && rejected.authorization === authorization) rejected.authorization = "";
       const elsewhere = response.redirected && new URL(response.url).origin !== origin; // without the header
       if (elsewhere || !isRejection(response) || sends === 4) return response;
-      if (rejected.authorization !== authorization) rejected = { authorization, ends: Date.now() + wait };
       let newest = authorizationFor(origin);
-      while (newest === authorization && token && ["active", "failing"].includes(token.state)) {
-        try {
-          writeFileSync(join(demands, `${name}.${token.generation}`), origin, { flag: "wx" });
-        } catch {} // it is there already, or cannot be written: the caller gets the server's response in the end
-        if (!replayable || Date.now() >= rejected.ends) break;
-        await new Promise((resolve) => setTimeout(resolve, 100));
-        signal?.throwIfAborted();
-        newest = authorizationFor(origin);
+      if (newest === authorization && isAlive()) {
+        // All requests of one rejected token share one demand and one wait.
+        if (rejected.authorization !== authorization) rejected = { authorization, ends: Date.now() + wait };
+        demand(origin);
+        while (replayable && newest === authorization && isAlive() && Date.now() < rejected.ends) {
+          await new Promise((resolve) => setTimeout(resolve, 50));
+          signal?.throwIfAborted();
+          newest = authorizationFor(origin);
+        }
       }
       if (!replayable || !newest || newest === authorization) return response;
       authorization = newest;

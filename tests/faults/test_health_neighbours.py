@@ -96,7 +96,7 @@ def where(process: subprocess.Popen[str]) -> str:
 
 def probe(address: str) -> int:
     """Send one request as a probe of Kubernetes does, and return the status."""
-    return httpx.get(f"http://{address}/healthz", trust_env=False, timeout=60).status_code
+    return httpx.get(f"http://{address}/healthz", trust_env=False, verify=False, timeout=60).status_code
 
 
 def is_live(address: str) -> bool:
@@ -121,7 +121,7 @@ def test_idle_connections_of_another_user_do_not_keep_probes_from_their_answer(
         before = descriptors(process)
         with neighbour(IDLE, host, port, str(count), start) as idle:
             line(idle)
-            for _ in range(5):
+            for _ in range(2):
                 done = refresher("health", "--live", "--listen", address)
                 assert (done.code, done.stderr) == (0, ""), done.stdout
                 assert refresher("health", "--live").code == 0

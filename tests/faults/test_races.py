@@ -20,7 +20,7 @@ Start = Callable[..., OIDC]
 
 # --- many processes -----------------------------------------------------------------------------------------------
 
-SECONDS = 60.0
+SECONDS = 30.0
 EXCHANGES = 120
 """The test runs longer if there are fewer."""
 MOST_STARTS = 1500

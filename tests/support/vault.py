@@ -14,10 +14,15 @@ class Vault:
 
     def __init__(self) -> None:
         self._secrets: set[str] = set()
+        self._forms: set[str] = set()
+        """What a search looks for: each secret, plain and URL-encoded. A process of the tests has thousands of secrets."""
 
     def learn(self, *secrets: object) -> None:
         """Record secrets; strings of less than 8 characters are ignored."""
-        self._secrets |= {secret for secret in secrets if isinstance(secret, str) and len(secret) >= 8}
+        for secret in secrets:
+            if isinstance(secret, str) and len(secret) >= 8 and secret not in self._secrets:
+                self._forms |= {secret, quote(secret, safe=""), quote_plus(secret)}
+                self._secrets.add(secret)
 
     def learn_from(self, state: Path) -> None:
         """Record the secrets that refresher has stored and published."""
@@ -36,9 +41,7 @@ class Vault:
     def leaks_in(self, text: str) -> list[str]:
         """Return the secrets in ``text``, plain or URL-encoded, each truncated, so that an error does not leak them."""
         # A copy, because another thread may record secrets meanwhile.
-        forms = {
-            form for secret in tuple(self._secrets) for form in (secret, quote(secret, safe=""), quote_plus(secret))
-        }
+        forms = tuple(self._forms)
         return sorted(f"{form[:3]}... ({len(form)} characters)" for form in forms if form in text)
 
     def leaks_below(self, directory: Path) -> list[str]:

@@ -112,7 +112,9 @@ def test_a_person_logs_in_at_an_mcp_server_with_its_own_authorization_server(
         assert tokens["refresh_token"] is not None if refreshable else "refresh_token" not in tokens
         assert taken(mcp.url, tokens["access_token"])
         gone = {"client_id": client_id, "client_secret": "", "token": tokens["access_token"]}  # the SDK requires both
-        httpx.post(metadata["revocation_endpoint"], data=gone, trust_env=False, timeout=60).raise_for_status()
+        httpx.post(
+            metadata["revocation_endpoint"], data=gone, trust_env=False, verify=False, timeout=60
+        ).raise_for_status()
         assert not taken(mcp.url, tokens["access_token"])
         assert mcp.seen() == {"registered": 1, "authorized": 1, "exchanged": 1, "revoked": 1}
         mcp.forget()
@@ -152,7 +154,7 @@ def test_two_logins_of_one_person_share_a_grant_at_the_server(
         Person(jar=tmp_path / "jar").open(asking(metadata, client["client_id"], loopback, servers.mcp.url))
         tokens.append(exchange(metadata, code(loopback, servers.mcp.url) | client))
     old = client | {"token": tokens[0]["refresh_token"]}
-    httpx.post(metadata["revocation_endpoint"], data=old, trust_env=False, timeout=60).raise_for_status()
+    httpx.post(metadata["revocation_endpoint"], data=old, trust_env=False, verify=False, timeout=60).raise_for_status()
     # The server has one grant of this person to this client, and revokes it with all its tokens.
     assert not taken(servers.mcp.url, tokens[1]["access_token"])
 
@@ -167,10 +169,12 @@ def test_discovery_documents_of_three_mcp_versions(discovery: str, statuses: lis
             f"{mcp.issuer}/.well-known/{name}"
             for name in ("oauth-protected-resource/mcp", "oauth-authorization-server")
         ]
-        assert [httpx.get(address, trust_env=False, timeout=60).status_code for address in addresses] == statuses
-        challenge = httpx.post(mcp.url, json={}, trust_env=False, timeout=60).headers["WWW-Authenticate"]
+        assert [
+            httpx.get(address, trust_env=False, verify=False, timeout=60).status_code for address in addresses
+        ] == statuses
+        challenge = httpx.post(mcp.url, json={}, trust_env=False, verify=False, timeout=60).headers["WWW-Authenticate"]
         assert ("resource_metadata" in challenge) == (discovery == "resource")
-        assert httpx.get(f"{mcp.issuer}/authorize", trust_env=False, timeout=60).status_code == 400
+        assert httpx.get(f"{mcp.issuer}/authorize", trust_env=False, verify=False, timeout=60).status_code == 400
 
 
 @pytest.mark.parametrize(("config", "error"), [({"deny": True}, "access_denied"), ({"refreshTokens": False}, None)])
@@ -200,7 +204,7 @@ def test_a_person_approves_a_device(servers: Servers, habit: str | None, error: 
     endpoints = servers.oidc.endpoints
     fields = {"client_id": "public", "scope": "offline_access", "resource": servers.mcp.url}
     device = (
-        httpx.post(endpoints["device_authorization_endpoint"], data=fields, trust_env=False, timeout=60)
+        httpx.post(endpoints["device_authorization_endpoint"], data=fields, trust_env=False, verify=False, timeout=60)
         .raise_for_status()
         .json()
     )

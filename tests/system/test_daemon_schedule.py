@@ -49,7 +49,7 @@ def test_two_hundred_grants_rotate_before_they_expire_while_one_server_hangs(
     gate = Gate()
 
     def life(client: str) -> float:
-        return 8.0 + int(client) % 17
+        return 8.0 + int(client) % 9
 
     with (
         TokenServer(life, hold=gate) as hanging,

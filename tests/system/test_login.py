@@ -61,7 +61,7 @@ def logged_in(done: Done) -> Done:
 def accepts(url: str, token: str | None) -> bool:
     """Whether an MCP server accepts a token."""
     headers = {"Authorization": f"Bearer {token}", "Accept": "application/json, text/event-stream"}
-    return httpx.post(url, json={}, headers=headers, trust_env=False, timeout=60).status_code != 401
+    return httpx.post(url, json={}, headers=headers, trust_env=False, verify=False, timeout=60).status_code != 401
 
 
 def check_rotation(refresher: Command, url: str, name: str = "linear") -> None:

@@ -65,12 +65,12 @@ def test_the_page_follows_what_happens(refresher: Command) -> None:
         refresher.bring("linear", server.grant("linear"))
         with running(refresher, "--listen", "127.0.0.1:0") as process:
             url = url_of(process)
-            page = httpx.get(f"{url}/", trust_env=False, timeout=60)
+            page = httpx.get(f"{url}/", trust_env=False, verify=False, timeout=60)
             assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
             assert {name: page.headers[name] for name in HEADERS} == HEADERS
             assert "access-control-allow-origin" not in page.headers
             for name in re.findall(r'(?:href|src)="([^"]+)"', page.text):
-                assert httpx.get(f"{url}/{name}", trust_env=False, timeout=60).status_code == 200
+                assert httpx.get(f"{url}/{name}", trust_env=False, verify=False, timeout=60).status_code == 200
             with viewed(url) as events:
                 kind, data = next(events)
                 assert (kind, [grant["name"] for grant in data["grants"]]) == ("snapshot", ["linear"])
@@ -114,18 +114,18 @@ def test_another_machine_needs_the_token(refresher: Command) -> None:
         assert "and no page: at this address it needs page_token_file" in line
         url = line.split()[3].removesuffix("/healthz,").replace("0.0.0.0", "127.0.0.1")
         assert statuses(url) == {403}
-        refused = httpx.get(f"{url}/", trust_env=False, timeout=60).text
+        refused = httpx.get(f"{url}/", trust_env=False, verify=False, timeout=60).text
         assert "set page_token_file (--page-token-file" in refused
-        assert httpx.get(f"{url}/readyz", trust_env=False, timeout=60).status_code == 200
+        assert httpx.get(f"{url}/readyz", trust_env=False, verify=False, timeout=60).status_code == 200
         config.write_text('listen = "0.0.0.0:0"\npage_token_file = "../../page-token"\n')
         process.send_signal(signal.SIGHUP)
         wait_until(lambda: statuses(url) == {401}, "the token is in use")
-        asked = httpx.get(f"{url}/", trust_env=False, timeout=60)
+        asked = httpx.get(f"{url}/", trust_env=False, verify=False, timeout=60)
         assert asked.headers["www-authenticate"] == 'Basic realm="refresher", charset="UTF-8"'
         assert statuses(url, authorization="Bearer a-wrong-token-of-somebody") == {401}
         assert statuses(url, authorization=f"Bearer {TOKEN}") == {200}
-        assert httpx.get(f"{url}/", auth=("me", TOKEN), trust_env=False, timeout=60).status_code == 200
-        assert httpx.get(f"{url}/readyz", trust_env=False, timeout=60).status_code == 200
+        assert httpx.get(f"{url}/", auth=("me", TOKEN), trust_env=False, verify=False, timeout=60).status_code == 200
+        assert httpx.get(f"{url}/readyz", trust_env=False, verify=False, timeout=60).status_code == 200
         file.chmod(0o644)
         assert "page-token: other users can read it; run 'chmod 600' on it" in heard(process, "page token")[-1]
         assert statuses(url, authorization=f"Bearer {TOKEN}") == {403}

@@ -1,7 +1,6 @@
 """``ReconnectingClient`` on trio, on two event loops at once, and fifty times with one token."""
 
 import asyncio
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
@@ -10,18 +9,16 @@ from typing import Any, Literal
 
 import anyio
 import pytest
-from mcp import StdioServerParameters
 
 from shim.mcp import ReconnectingClient, TokenSources
 from tests.support.command import Command, wait_until
 from tests.support.daemon import running, stopped
+from tests.support.mcp_child import child_client
 from tests.support.mcp_server import MCPServerProcess
 from tests.support.published import Published
 from tests.support.stage import Stage, publish, rotates, until
 
 Mode = Literal["auto", "legacy"]
-
-CHILD = Path(__file__).parent.parent / "servers/mcp_child.py"
 
 
 @pytest.mark.parametrize("mode", ["auto", "legacy"])
@@ -56,8 +53,7 @@ def test_a_rotation_replaces_the_process_on_trio(tmp_path: Path) -> None:
     published.put(1)
 
     async def use_client() -> None:
-        child = StdioServerParameters(command=sys.executable, args=[str(CHILD), str(place)])
-        async with ReconnectingClient(child, published.source(), token_variable="STAGE_TOKEN") as client:
+        async with child_client(place, published) as client:
             for generation in (1, 2):
                 published.put(generation)
                 result = (await client.call_tool("whoami")).structured_content

@@ -2,25 +2,208 @@
 
 from typing import Final
 
-from refresher.cli.clients.client import Client
+from refresher.cli.clients.client import By, Client, Language
 
 __all__ = ["FRAMEWORKS"]
 
 _EACH_REQUEST: Final = (
-    "A new token is used from the next request on. A revoked token is replaced within the request, which then succeeds."
+    "Each request carries the current token, and a revoked token is replaced within the request: no call fails."
 )
+_BEARER: Final = "from shim import BearerAuth"
+
+
+def _framework(
+    key: str,
+    title: str,
+    version: str,
+    *lines: str,
+    by: By = "auth",
+    where: str = "your program",
+    language: Language = "python",
+) -> Client:
+    """Return a framework; ``version`` is the one that the snippet was tried with."""
+    picked_up, snippet = f"{_EACH_REQUEST} Tried with {version}.", "".join(f"{line}\n" for line in lines)
+    return Client(key, title, by, picked_up, snippet, where, language)
+
 
 FRAMEWORKS: Final = (
-    Client(
-        key="openai-agents",
-        title="OpenAI Agents SDK",
-        by="auth",
-        picked_up=_EACH_REQUEST,
-        snippet="""\
-from agents.mcp import MCPServerStreamableHttp
-from shim import BearerAuth
-
-server = MCPServerStreamableHttp(params={"url": "{server_url}", "auth": BearerAuth("{name}")})
-""",
+    _framework(
+        "openai-agents",
+        "OpenAI Agents SDK",
+        "0.24.0",
+        "from agents.mcp import MCPServerStreamableHttp",
+        _BEARER,
+        "",
+        'server = MCPServerStreamableHttp(params={"url": "{server_url}", "auth": BearerAuth("{name}")})',
+    ),
+    _framework(
+        "langchain",
+        "LangChain and LangGraph (langchain-mcp-adapters)",
+        "0.3.2",
+        "from langchain_mcp_adapters.client import MultiServerMCPClient",
+        _BEARER,
+        "",
+        'server = {"transport": "streamable_http", "url": "{server_url}", "auth": BearerAuth("{name}")}',
+        'client = MultiServerMCPClient({"{name}": server})',
+    ),
+    _framework(
+        "pydantic-ai",
+        "Pydantic AI",
+        "2.68.0",
+        "from pydantic_ai.mcp import MCPToolset",
+        _BEARER,
+        "",
+        'toolset = MCPToolset("{server_url}", auth=BearerAuth("{name}"))',
+    ),
+    _framework(
+        "google-adk",
+        "Google ADK",
+        "2.13.0",
+        "from google.adk.tools.mcp_tool import McpToolset, StreamableHTTPConnectionParams",
+        "from shim.httpx2 import async_client  # with version 1.x of the MCP SDK: shim.httpx",
+        "",
+        "def http_client(headers=None, timeout=None, auth=None):",
+        '    return async_client("{name}", headers=headers)',
+        "",
+        'server = StreamableHTTPConnectionParams(url="{server_url}", httpx_client_factory=http_client)',
+        "toolset = McpToolset(connection_params=server)",
+    ),
+    _framework(
+        "strands",
+        "Strands Agents",
+        "1.62.0",
+        "from shim import BearerAuth",
+        "from strands.tools.mcp import MCPClient",
+        "",
+        'client = MCPClient(url="{server_url}", auth_provider=BearerAuth("{name}"))',
+    ),
+    _framework(
+        "llama-index",
+        "LlamaIndex (llama-index-tools-mcp)",
+        "0.6.0",
+        "from llama_index.tools.mcp import BasicMCPClient, McpToolSpec",
+        _BEARER,
+        "",
+        'client = BasicMCPClient("{server_url}", auth=BearerAuth("{name}"))',
+        "tools = McpToolSpec(client)",
+    ),
+    _framework(
+        "crewai",
+        "CrewAI (crewai-tools)",
+        "1.15.30",
+        "from crewai_tools import MCPServerAdapter",
+        _BEARER,
+        "",
+        'server = {"transport": "streamable-http", "url": "{server_url}", "auth": BearerAuth("{name}")}',
+        "adapter = MCPServerAdapter(server)",
+    ),
+    _framework(
+        "smolagents",
+        "smolagents",
+        "1.26.0",
+        _BEARER,
+        "from smolagents import MCPClient",
+        "",
+        'server = {"transport": "streamable-http", "url": "{server_url}", "auth": BearerAuth("{name}")}',
+        "client = MCPClient(server)",
+    ),
+    _framework(
+        "semantic-kernel",
+        "Semantic Kernel",
+        "1.45.0",
+        "from semantic_kernel.connectors.mcp import MCPStreamableHttpPlugin",
+        _BEARER,
+        "",
+        'plugin = MCPStreamableHttpPlugin(name="mcp", url="{server_url}", auth=BearerAuth("{name}"))',
+    ),
+    _framework(
+        "autogen",
+        "AutoGen (autogen-ext)",
+        "0.7.5",
+        "from autogen_ext.tools.mcp import StreamableHttpServerParams, mcp_server_tools",
+        "from mcp import ClientSession",
+        "from mcp.client.streamable_http import streamablehttp_client",
+        _BEARER,
+        "",
+        'http = streamablehttp_client("{server_url}", auth=BearerAuth("{name}"))',
+        "async with http as (read, write, _), ClientSession(read, write) as session:",
+        "    await session.initialize()",
+        '    tools = await mcp_server_tools(StreamableHttpServerParams(url="{server_url}"), session)',
+        where="an async function of your program",
+    ),
+    _framework(
+        "mcp-use",
+        "mcp-use",
+        "1.7.1",
+        "from mcp_use import MCPClient",
+        _BEARER,
+        "",
+        'client = MCPClient(config={"mcpServers": {"{name}": {"url": "{server_url}", "auth": BearerAuth("{name}")}}})',
+    ),
+    _framework(
+        "litellm",
+        "LiteLLM",
+        "1.110.2",
+        "from litellm.experimental_mcp_client import load_mcp_tools",
+        "from mcp import ClientSession",
+        "from mcp.client.streamable_http import streamable_http_client",
+        "from shim.httpx2 import async_client",
+        "",
+        'async with async_client("{name}") as http:',
+        '    connection = streamable_http_client("{server_url}", http_client=http)',
+        "    async with connection as (read, write), ClientSession(read, write) as session:",
+        "        await session.initialize()",
+        '        tools = await load_mcp_tools(session, format="openai")',
+        where="an async function of your program",
+    ),
+    _framework(
+        "fastmcp",
+        "FastMCP",
+        "4.2.3",
+        "from fastmcp import Client",
+        _BEARER,
+        "",
+        'client = Client("{server_url}", auth=BearerAuth("{name}"))',
+    ),
+    _framework(
+        "mcp-sdk",
+        "MCP Python SDK 2.x",
+        "2.3.0",
+        "from mcp import Client",
+        "from mcp.client.streamable_http import streamable_http_client",
+        "from shim.httpx2 import async_client",
+        "",
+        'async with async_client("{name}") as http:',
+        '    async with Client(streamable_http_client("{server_url}", http_client=http)) as client:',
+        "        tools = await client.list_tools()",
+        where="an async function of your program; `shim.mcp.ReconnectingClient` also survives restarts of the server",
+    ),
+    _framework(
+        "mcp-sdk-1",
+        "MCP Python SDK 1.x",
+        "1.30.0",
+        "from mcp import ClientSession",
+        "from mcp.client.streamable_http import streamablehttp_client",
+        _BEARER,
+        "",
+        'http = streamablehttp_client("{server_url}", auth=BearerAuth("{name}"))',
+        "async with http as (read, write, _), ClientSession(read, write) as session:",
+        "    await session.initialize()",
+        where="an async function of your program",
+    ),
+    _framework(
+        "mcp-typescript",
+        "MCP TypeScript SDK",
+        "1.32.2",
+        'import { Client } from "@modelcontextprotocol/sdk/client/index.js";',
+        'import { StreamableHTTPClientTransport } from "@modelcontextprotocol/sdk/client/streamableHttp.js";',
+        'import { refresherFetch } from "./refresher-fetch.ts";',
+        "",
+        'const client = new Client({ name: "agent", version: "1.0.0" });',
+        'const server = new URL("{server_url}");',
+        'await client.connect(new StreamableHTTPClientTransport(server, { fetch: refresherFetch("{name}") }));',
+        by="fetch",
+        where="your program, beside a copy of deploy/agents/refresher-fetch.ts",
+        language="ts",
     ),
 )
