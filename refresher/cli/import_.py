@@ -51,7 +51,13 @@ _EXCLUSIVE: Final = "--replace and --if-absent exclude each other"
     metavar="FILE|DIR|-",
     help="The JSON to import; '-' is standard input. From a directory, without NAME, each NAME.json.",
 )
-@click.option("--format", "key", type=click.Choice(FORMATS), help="Take over a login of this program.")
+@click.option(
+    "--format",
+    "key",
+    type=click.Choice(FORMATS),
+    metavar="PROGRAM",
+    help=f"Take over a login of this program: {', '.join(FORMATS)}.",
+)
 @click.option("--file", metavar="FILE|DIR", help="What that program keeps.  [default: its place on this machine]")
 @click.option("--server", metavar="URL", help="Which login of that program: the address of its MCP server.")
 @click.option("--list", "listed", is_flag=True, help="Show the logins of other programs on this machine.")
@@ -108,9 +114,9 @@ def import_(
     skips a grant that exists, and one that has used this refresh token and was removed since.
 
     \b
-    To take over the login of another program, which must stop using it:
+    Instead, to take over a login of another program, which must stop using it:
       refresher import --list
-      refresher import linear --format claude-code --server https://mcp.example/mcp
+      refresher import linear --format claude-code --server URL
     """
     if as_json and not listed:
         raise click.UsageError("--json is for --list")

@@ -17,7 +17,7 @@ from refresher.grants import accounts
 from refresher.grants.record import Grant
 from refresher.migration.formats import FORMATS
 from refresher.migration.holders import holders
-from refresher.migration.kept_login import Damaged, KeptLogin
+from refresher.migration.kept_login import Damaged, KeptLogin, without_query
 from refresher.migration.places import Found, logins_at, logins_here
 from refresher.oauth import urls
 from refresher.operations import import_request
@@ -61,7 +61,7 @@ def chosen(settings: Settings, name: str, choice: Choice) -> KeptLogin:
         logins = logins if len(everything) == 1 else []
         if len(logins) == 1 and logins[0].issuer is None:
             raise ConfigError(
-                f"{logins[0].file} is not for {choice.server}, as far as its name says; nothing was changed. Give the "
+                f"{logins[0].file} is not for {without_query(choice.server)}, as far as its name says; nothing was changed. Give the "
                 "address exactly as the program had it"
             )
     if len(logins) == 1:
@@ -76,7 +76,7 @@ def chosen(settings: Settings, name: str, choice: Choice) -> KeptLogin:
         if isinstance(each, Damaged):
             raise ConfigError(f"{each.file}: {one_line(each.problem)}")
     program = "other programs" if choice.key is None else FORMATS[choice.key].title
-    asked = "" if choice.server is None else f" for {choice.server}"
+    asked = "" if choice.server is None else f" for {without_query(choice.server)}"
     raise ConfigError(
         f"no login of {program}{asked} was found in {where}: 'refresher import --list' shows what is there"
         f"{_elsewhere(choice)}"
@@ -110,7 +110,7 @@ def grant_of(settings: Settings, name: str, login: KeptLogin, choice: Choice) ->
         if value is None:
             raise ImportRefused(
                 f"{title} keeps no {what} for this login in {login.file}: it cannot be refreshed elsewhere; make a "
-                f"login of its own: 'refresher login {name} {login.shown_url or choice.server}'"
+                f"login of its own: 'refresher login {name} {login.shown_url or without_query(url)}'"
             )
     try:
         from refresher.migration.completion import import_request_of  # the MCP SDK takes a second to load

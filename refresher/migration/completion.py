@@ -11,7 +11,7 @@ from refresher.login.discovery import Server
 from refresher.login.flow import find_server
 from refresher.login.http_client import Connections
 from refresher.login.options import LoginOptions
-from refresher.migration.kept_login import KeptLogin
+from refresher.migration.kept_login import KeptLogin, without_query
 
 __all__ = ["import_request_of"]
 
@@ -28,10 +28,10 @@ def import_request_of(login: KeptLogin, url: str, ca_file: str | None) -> bytes:
         server = connections.run(_issuing_server, login, url, connections)
     except LoginRefused as error:
         raise ImportRefused(
-            f"{_reason(error)}; nothing was changed. Make a login of its own: 'refresher login'"
+            f"{_reason(error, url)}; nothing was changed. Make a login of its own: 'refresher login'"
         ) from None
     except ServerAway as error:
-        raise ServerAway(f"{_reason(error)}; nothing was changed. Import again later") from None
+        raise ServerAway(f"{_reason(error, url)}; nothing was changed. Import again later") from None
     fields: dict[str, Any] = {
         "server_url": url,
         "token_endpoint": server.token_endpoint,
@@ -78,8 +78,9 @@ def _auth_method(login: KeptLogin, server: Server) -> str | None:
     return next((method for method in _SECRET_METHODS if method in supported), None)
 
 
-def _reason(error: Exception) -> str:
-    return str(error).partition("; nothing was changed")[0]
+def _reason(error: Exception, url: str) -> str:
+    """Return what went wrong, without the query of the address, which can hold a key."""
+    return str(error).partition("; nothing was changed")[0].replace(url, without_query(url))
 
 
 def _revealed(secret: Any) -> str | None:

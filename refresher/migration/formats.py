@@ -306,6 +306,7 @@ FORMATS: Final[Mapping[str, Format]] = {
             logins=_mcp_sdk,
             is_file=lambda name: name.endswith("tokens.json"),
             stop="stop the program that uses {file}, then delete that file",
+            client="mcp-sdk",
         ),
         Format(
             key="gemini-cli",

@@ -21,6 +21,7 @@ __all__ = [
     "secret",
     "table",
     "text",
+    "without_query",
 ]
 
 _MILLISECONDS: Final = 100_000_000_000.0

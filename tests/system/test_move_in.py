@@ -122,6 +122,21 @@ def test_a_wrong_server_gets_no_token(programs: Programs, server: MCPLogin, refr
     assert not (refresher.state / "grants/linear.json").exists()
 
 
+def test_the_issuer_of_the_file_gets_the_refresh_token(
+    programs: Programs, server: MCPLogin, refresher: Command
+) -> None:
+    """If it failed, an MCP server that names another authorization server today would get the refresh tokens of this one."""
+    with MCPLogin() as before:
+        issued = issue(before)._replace(server_url=server.url)
+        programs.keep("claude-code", issued)
+        done = programs.run("import", "linear", "--format", "claude-code")
+        assert done.code == 0, done.stderr
+        grant = refresher.grant("linear")
+        assert (grant.issuer, grant.token_endpoint) == (f"{before.issuer}/", f"{before.issuer}/token")
+        assert programs.run("run-once", "--force").code == 0
+        assert (before.seen()["refreshed"], before.seen()["reused"]) == (1, 0)
+
+
 def test_a_damaged_file_is_a_row_with_words(programs: Programs, server: MCPLogin) -> None:
     """If it failed, one damaged file would hide the logins of all other programs."""
     programs.keep("opencode", issue(server))
@@ -139,9 +154,11 @@ def test_a_damaged_file_is_a_row_with_words(programs: Programs, server: MCPLogin
 def test_a_server_that_does_not_answer_changes_nothing(programs: Programs, refresher: Command) -> None:
     """If it failed, an import without network would store a grant without an endpoint, or end in a traceback."""
     with MCPLogin() as server:
-        programs.keep("claude-code", issue(server))
-    done = programs.run("import", "linear", "--format", "claude-code")
-    assert "Import again later" in one_line(done, 4)
+        programs.keep("claude-code", issue(server)._replace(server_url=f"{server.url}?key=hidden"))
+    line = one_line(programs.run("import", "linear", "--format", "claude-code"), 4)
+    assert server.url in line
+    assert "Import again later" in line
+    assert "hidden" not in line
     assert not (refresher.state / "grants/linear.json").exists()
 
 
