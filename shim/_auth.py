@@ -34,7 +34,7 @@ def _accepted(cls: type[Any]) -> type[Any]:
         except ImportError:
             continue
     if not libraries:
-        raise TypeError("BearerAuth needs httpx or httpx2: install one of them where the agent runs")
+        raise ImportError("BearerAuth needs httpx or httpx2: install one of them where the agent runs")
     if hasattr(cls, "_byte_stream"):
         return cls  # copy calls the constructor of the subclass
     stream = type("ByteStream", tuple(library.ByteStream for library in libraries), {})

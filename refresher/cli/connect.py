@@ -27,7 +27,7 @@ CLIENTS: Final = (*FRAMEWORKS, *PROGRAMS)
 _BY_KEY: Final = {client.key: client for client in CLIENTS}
 
 _USES: Final = {
-    "auth": "shim.BearerAuth",
+    "auth": "shim",
     "fetch": "refresher-fetch.ts",
     "headers": "refresher headers",
     "stdio": "refresher stdio",

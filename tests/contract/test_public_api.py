@@ -58,6 +58,7 @@ def test_importing_shim_needs_only_the_standard_library() -> None:
     own = {name for name in top if name not in sys.stdlib_module_names}
     assert own <= {name.partition(".")[0] for name in _loaded("pass")}
     assert not {"dataclasses", "asyncio", "logging"} & (_loaded("import shim, shim._token") - _loaded("pass"))
+    assert not {"httpx", "httpx2"} & _loaded("from shim import *")
 
 
 def test_shim_does_not_import_refresher() -> None:

