@@ -66,12 +66,19 @@ def connect(options: Options, name: str | None, key: str | None, url: str | None
     if url is not None and origin_of_url(url) is None:
         raise ConfigError("--url is not an address such as https://mcp.example/mcp")
     settings, client = options.settings(), _BY_KEY[key]
-    values = Values(name, url or _server_url(settings, name), _command(), str(settings.directories.state))
+    values = Values(
+        name,
+        url or _server_url(settings, name),
+        _command(),
+        str(settings.directories.state),
+        _more_options(options, settings),
+    )
     text = client.text(values)
     environment = _environment(settings, client)
     if as_json:
+        shown = {field: getattr(values, field) for field in ("name", "server_url", "refresher", "state_dir")}
         fields = {field: getattr(client, field) for field in ("by", "where", "picked_up", "language")}
-        show(json.dumps({"client": key, **values._asdict(), **fields, "environment": environment, "snippet": text}))
+        show(json.dumps({"client": key, **shown, **fields, "environment": environment, "snippet": text}))
         return
     say(f"Put this into {client.where}. {client.picked_up}", err=True)
     if environment:
@@ -107,13 +114,25 @@ def _command() -> str:
     return str(beside) if beside.exists() else os.path.abspath(shutil.which("refresher") or sys.argv[0])  # noqa: PTH100
 
 
+def _more_options(options: Options, settings: Settings) -> tuple[str, ...]:
+    """Return what a command of refresher needs besides its state directory to find the same tokens."""
+    directories = settings.directories
+    words = []
+    if (config := options.given("config_file")) is not None:
+        words += ["--config", str(Path(config).absolute())]
+    for key, directory in (("tokens", directories.tokens), ("demands", directories.demands)):
+        if options.given(f"{key}_dir") is not None or directory != directories.state / key:
+            words += [f"--{key}-dir", str(directory)]
+    return tuple(words)
+
+
 def _environment(settings: Settings, client: Client) -> dict[str, str]:
     """Return the variables that a client needs where the directories are not at their defaults."""
+    if client.by not in ("auth", "fetch"):  # a command line has options, and the gateway knows its directories
+        return {}
     directories = settings.directories
     found = {}
-    if (
-        client.by in ("auth", "fetch") and str(directories.state) != default_state_dir()
-    ):  # other snippets contain the state directory
+    if str(directories.state) != default_state_dir():
         found["REFRESHER_STATE_DIR"] = str(directories.state)
     for variable, directory in (("TOKENS", directories.tokens), ("DEMANDS", directories.demands)):
         if directory != directories.state / variable.lower():

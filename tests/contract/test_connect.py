@@ -94,27 +94,62 @@ def test_directories_that_an_agent_cannot_guess_are_named(refresher: Command) ->
     assert "REFRESHER_" not in refresher("connect", "linear", "--for", "openai-agents", "--url", ADDRESS).stderr
 
 
+@pytest.mark.parametrize("key", ["codex", "claude-code", "gemini-cli", "opencode", "goose", "mcp-remote"])
+def test_a_command_line_names_the_configuration(refresher: Command, key: str) -> None:
+    """If it failed, the command that a client starts would look for the token in another directory."""
+    refresher.home.joinpath("c.toml").write_text('tokens_dir = "published"\n')
+    client = ("connect", "linear", "--for", key, "--url", ADDRESS)
+    done = refresher("--config", "c.toml", *client)
+    assert (done.code, "REFRESHER_" in done.stderr) == (0, False), done.stderr
+    assert json.loads(refresher("--config", "c.toml", *client, "--json").stdout)["environment"] == {}
+    words = shlex.split(re.sub(r"[][,{}]", " ", done.stdout.replace('"', " ")))
+    if key == "mcp-remote":
+        assert "--config" not in words
+        return
+    begin = words.index("--state-dir")
+    options = ["--state-dir", str(refresher.state), "--config", f"{refresher.home}/c.toml"]
+    options += ["--tokens-dir", f"{refresher.home}/published"]
+    assert words[begin : begin + 7] == [*options, "headers" if key in ("codex", "claude-code") else "stdio"]
+    given = ("--tokens-dir", str(refresher.tokens), "--demands-dir", "demands")
+    assert f"{refresher.home}/demands" in refresher(*given, *client).stdout
+    assert str(refresher.tokens) in refresher(*given, *client).stdout
+    assert "-dir" not in refresher(*client).stdout.replace("--state-dir", "")
+
+
+def test_a_printed_command_finds_the_token_without_an_environment(refresher: Command) -> None:
+    """If it failed, Codex, which clears the environment, would get no token."""
+    refresher.home.joinpath("c.toml").write_text("tokens_dir = \"it's here/tokens\"\n")
+    fields = GRANT | {"server_url": ADDRESS, "access_token": ACCESS, "expires_in": 3600}
+    refresher("--config", "c.toml", "import", "linear", "--from", "-", stdin=json.dumps(fields))
+    printed = refresher("--config", "c.toml", "connect", "linear", "--for", "codex").stdout
+    words = shlex.split(tomllib.loads(printed)["mcp_servers"]["linear"]["http_headers_helper"])
+    done = refresher(*words[1:-1])  # --verify asks the server
+    assert json.loads(done.stdout) == {"Authorization": f"Bearer {ACCESS}"}, done.stderr
+
+
 @pytest.mark.parametrize("word", [HOSTILE, "plain"])
 def test_every_value_is_quoted_for_its_language(word: str) -> None:
     """If it failed, a path with a quote or a space would break a configuration, or run as a command."""
-    values = Values("linear", word, word, word)
+    values = Values("linear", word, word, word, ("--config", word))
 
     def text(snippet: str, language: str) -> str:
         return Client("x", "x", "headers", "x", snippet, language=language).text(values)  # type: ignore[arg-type]
 
-    quoted = '{"a": "{server_url}", "b": "{refresher:sh} --state-dir {state_dir:sh} headers {name}"}\n'
+    quoted = '{"a": "{server_url}", "b": "{refresher:sh} {options:sh} headers {name}", "c": ["{options}"]}\n'
     read = json.loads(text(quoted, "json"))
-    command = [word, "--state-dir", word, "headers", "linear"]
-    assert (read["a"], shlex.split(read["b"])) == (word, command)
+    options = ["--state-dir", word, "--config", word]
+    command = [word, *options, "headers", "linear"]
+    assert (read["a"], shlex.split(read["b"]), read["c"]) == (word, command, options)
+    assert tomllib.loads(text('a = ["{options}"]\n', "toml")) == {"a": options}
     assert tomllib.loads(text('a = "{server_url}"\n', "toml")) == {"a": word}
     assert ast.literal_eval(text('["{server_url}", "{name}"]\n', "python")) == [word, "linear"]
-    assert shlex.split(text("{refresher} --state-dir {state_dir} headers {name}\n", "sh")) == command
+    assert shlex.split(text("{refresher} {options} headers {name}\n", "sh")) == command
 
 
 @pytest.mark.parametrize("client", CLIENTS, ids=KEYS)
 def test_a_snippet_stays_whole_with_any_path(client: Client) -> None:
     """If it failed, the snippet of a client would put a value where it is not quoted."""
-    text = client.text(Values("linear", HOSTILE, HOSTILE, HOSTILE))
+    text = client.text(Values("linear", HOSTILE, HOSTILE, HOSTILE, ("--config", HOSTILE)))
     if client.language == "python":
         ast.parse(text)
     elif client.language == "json":
@@ -130,4 +165,4 @@ def test_a_path_that_no_file_can_hold_is_an_error(refresher: Command) -> None:
     assert done.code in (0, 2)
     assert "Traceback" not in done.stderr
     with pytest.raises(Exception, match="UTF-8"):
-        Client("x", "x", "headers", "x", "{state_dir}\n", language="sh").text(EXAMPLE._replace(state_dir=odd))
+        Client("x", "x", "headers", "x", "{options}\n", language="sh").text(EXAMPLE._replace(state_dir=odd))

@@ -13,16 +13,23 @@ __all__ = ["By", "Client", "Language", "Values"]
 By = Literal["auth", "fetch", "headers", "stdio", "gateway"]
 Language = Literal["python", "ts", "json", "toml", "yaml", "sh"]
 
-_PLACEHOLDER: Final = re.compile(r"\{(name|server_url|path|refresher|state_dir)(:sh)?\}")
+_PLACEHOLDER: Final = re.compile(r"\{(name|server_url|path|refresher|options)(:sh)?\}")
 
 
 class Values(NamedTuple):
-    """The real values of a snippet; the last two are absolute paths."""
+    """The real values of a snippet; all paths are absolute."""
 
     name: str
     server_url: str
     refresher: str
     state_dir: str
+    more_options: tuple[str, ...] = ()
+    """What stands after ``--state-dir`` in a command line of refresher: other directories, a configuration file."""
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """The global options of a command line of refresher."""
+        return ("--state-dir", self.state_dir, *self.more_options)
 
     @property
     def path(self) -> str:
@@ -34,9 +41,10 @@ class Values(NamedTuple):
 class Client(NamedTuple):
     """A client, and the snippet with which it uses a token.
 
-    A snippet contains ``{name}``, ``{server_url}``, its ``{path}``, ``{refresher}`` and ``{state_dir}``. In ``sh`` each
+    A snippet contains ``{name}``, ``{server_url}``, its ``{path}``, ``{refresher}`` and ``{options}``. In ``sh`` each
     is a word of a command line, without quotes. In every other language each stands within double quotes; ``{name:sh}``
-    is a word of a command line there. All other braces are text.
+    is a word of a command line there. ``{options}`` is several words; ``"{options}"`` is several texts, with commas
+    between them. All other braces are text.
     """
 
     key: str
@@ -55,10 +63,11 @@ class Client(NamedTuple):
         """Return the snippet with the values. Raises ``ConfigError`` if a path cannot be written as text."""
 
         def written(found: re.Match[str]) -> str:
-            value: str = getattr(values, found[1])
+            value: str | tuple[str, ...] = getattr(values, found[1])
+            words = (value,) if isinstance(value, str) else value
             if self.language == "sh":
-                return shlex.quote(value)
-            return _in_quotes(shlex.quote(value) if found[2] else value)
+                return shlex.join(words)
+            return '", "'.join(map(_in_quotes, [shlex.join(words)] if found[2] else words))
 
         text = _PLACEHOLDER.sub(written, self.snippet)
         try:
