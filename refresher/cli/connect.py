@@ -12,10 +12,11 @@ import click
 from refresher.cli.clients.client import Client, Values
 from refresher.cli.clients.frameworks import FRAMEWORKS
 from refresher.cli.clients.programs import PROGRAMS
+from refresher.cli.gateway import gateway_address
 from refresher.cli.options import Options, command, complete_name
 from refresher.common.errors import ConfigError, UnknownName
 from refresher.common.terminal import say, show
-from refresher.config import Settings
+from refresher.config import DEFAULT_GATEWAY, Settings, shown_address
 from shim._origins import origin_of_url
 from shim._source import FileTokenSource, default_state_dir
 from shim._token import is_name
@@ -27,7 +28,8 @@ CLIENTS: Final = (*FRAMEWORKS, *PROGRAMS)
 _BY_KEY: Final = {client.key: client for client in CLIENTS}
 
 _USES: Final = {
-    "auth": "shim",
+    "auth": "shim.BearerAuth",
+    "client": "shim.httpx2.async_client",
     "fetch": "refresher-fetch.ts",
     "headers": "refresher headers",
     "stdio": "refresher stdio",
@@ -73,6 +75,9 @@ def connect(options: Options, name: str | None, key: str | None, url: str | None
         str(settings.directories.state),
         _more_options(options, settings),
     )
+    if client.by == "gateway":
+        host = _host_in_path(settings, values)
+        values = values._replace(gateway=_gateway(settings), host=host)
     text = client.text(values)
     environment = _environment(settings, client)
     if as_json:
@@ -97,15 +102,44 @@ def _show_clients(*, as_json: bool) -> None:
     show("\n".join(f"{each.key:{width}}  {each.title:{titles}}  {_USES[each.by]}" for each in CLIENTS))
 
 
+def _source(settings: Settings, name: str) -> FileTokenSource:
+    return FileTokenSource(name, tokens_dir=settings.directories.tokens, demands_dir=settings.directories.demands)
+
+
 def _server_url(settings: Settings, name: str) -> str:
     """Return the address of the server in the token file, which an agent's user can read too."""
-    source = FileTokenSource(name, tokens_dir=settings.directories.tokens, demands_dir=settings.directories.demands)
+    source = _source(settings, name)
     token = source.current()
     if token is not None and token.server_url is not None:
         return token.server_url
     if token is None and isinstance(problem := source.problem(), TokenFileError):
         raise UnknownName(f"{problem} (before the login of {name}, give the address of its server with --url)")
     raise ConfigError(f"the token file of {name} does not name its server: give its address with --url")
+
+
+def _gateway(settings: Settings) -> str:
+    """Return the host and the port at which a program of this machine reaches the gateway."""
+    address = gateway_address(os.environ.get("REFRESHER_GATEWAY") or settings.gateway or DEFAULT_GATEWAY)
+    if isinstance(address, Path):
+        raise ConfigError(
+            f"the gateway is at the unix socket {address}, which this client cannot use: give the gateway HOST:PORT, "
+            "or use 'refresher stdio' (see connect --list)"
+        )
+    host, port = address
+    return shown_address(({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port))  # noqa: S104
+
+
+def _host_in_path(settings: Settings, values: Values) -> str:
+    """Return the host of the address, if the gateway takes another one by itself; empty if it takes this one."""
+    token, origin = _source(settings, values.name).current(), origin_of_url(values.server_url) or ""
+    if token is None:  # before the login
+        return ""
+    if origin not in token.origins:
+        raise ConfigError(
+            f"the token of {values.name} is not for {origin}: give --url an address at {' or '.join(token.origins)}"
+        )
+    alone = len(token.origins) == 1 or origin == origin_of_url(token.server_url or "")
+    return "" if alone else origin.partition("://")[2]
 
 
 def _command() -> str:
@@ -128,7 +162,11 @@ def _more_options(options: Options, settings: Settings) -> tuple[str, ...]:
 
 def _environment(settings: Settings, client: Client) -> dict[str, str]:
     """Return the variables that a client needs where the directories are not at their defaults."""
-    if client.by not in ("auth", "fetch"):  # a command line has options, and the gateway knows its directories
+    if client.by not in (
+        "auth",
+        "client",
+        "fetch",
+    ):  # a command line has options, and the gateway knows its directories
         return {}
     directories = settings.directories
     found = {}

@@ -10,7 +10,7 @@ import pytest
 
 from refresher.cli.clients.client import Client, Values
 from refresher.cli.connect import CLIENTS
-from tests.support.command import Command
+from tests.support.command import Command, Done
 from tests.support.documents import DOCUMENTS
 from tests.support.recipes import EXAMPLE, MARK, PAGE, rendered
 from tests.support.snippets import ACCESS, GRANT
@@ -36,6 +36,21 @@ def test_a_client_is_complete(client: Client) -> None:
     assert not client.where.endswith(".")
     assert client.snippet.endswith("\n")
     assert "{name}" in client.snippet or "{name:sh}" in client.snippet
+
+
+@pytest.mark.parametrize("client", CLIENTS, ids=KEYS)
+def test_what_a_client_uses_is_in_its_lines(client: Client) -> None:
+    """If it failed, the list would say that a client uses what its lines do not contain."""
+    words = {
+        "auth": "BearerAuth(",
+        "client": "async_client(",
+        "fetch": "refresherFetch(",
+        "headers": " headers ",
+        "stdio": '"stdio"',
+        "gateway": "{gateway}",
+    }
+    assert words[client.by] in client.snippet
+    assert ("BearerAuth(" in client.snippet) == (client.by == "auth")
 
 
 def test_standard_output_is_the_snippet_alone(refresher: Command) -> None:
@@ -116,9 +131,36 @@ def test_a_command_line_names_the_configuration(refresher: Command, key: str) ->
     assert "-dir" not in refresher(*client).stdout.replace("--state-dir", "")
 
 
+def test_the_lines_for_the_gateway_lead_to_the_gateway(refresher: Command) -> None:
+    """If it failed, a client would send its key to an address where no gateway is, or a request to another server."""
+    origins = ["https://mcp.example", "https://api.example:8443"]
+    fields = {"server_url": ADDRESS, "origins": origins, "access_token": ACCESS, "expires_in": 3600}
+    refresher.import_grant("linear", GRANT | fields)
+    config = refresher.home / "c.toml"
+
+    def connect(gateway: str, *more: str) -> Done:
+        config.write_text(f'gateway = "{gateway}"\n')
+        return refresher("--config", "c.toml", "connect", "linear", "--for", "mcp-remote", *more)
+
+    for gateway, url, printed in (
+        ("127.0.0.1:8800", ADDRESS, "127.0.0.1:8800/linear/mcp"),
+        ("[::]:8800", ADDRESS, "[::1]:8800/linear/mcp"),
+        ("localhost:8800", "https://API.example:8443/v1?k=1", "localhost:8800/linear/@api.example:8443/v1?k=1"),
+    ):
+        assert f'"http://{printed}"' in connect(gateway, "--url", url).stdout
+    for gateway, url, word in (("unix:/run/g", ADDRESS, "unix socket"), ("[::1]:1", "https://x.example/", "not for")):
+        done = connect(gateway, "--url", url)
+        assert (done.code, done.stdout, done.stderr.count("\n"), word in done.stderr) == (2, "", 1, True), done.stderr
+    default = refresher("connect", "linear", "--for", "mcp-remote")
+    assert '"http://127.0.0.1:8765/linear/mcp"' in default.stdout
+    environment = {"REFRESHER_GATEWAY": "127.0.0.1:8801"}
+    other = refresher("connect", "new", "--for", "mcp-remote", "--url", ADDRESS, environment=environment)
+    assert '"http://127.0.0.1:8801/new/mcp"' in other.stdout, other.stderr
+
+
 def test_a_printed_command_finds_the_token_without_an_environment(refresher: Command) -> None:
     """If it failed, Codex, which clears the environment, would get no token."""
-    refresher.home.joinpath("c.toml").write_text("tokens_dir = \"it's here/tokens\"\n")
+    refresher.home.joinpath("c.toml").write_text('tokens_dir = "it\'s here/tokens"\n')
     fields = GRANT | {"server_url": ADDRESS, "access_token": ACCESS, "expires_in": 3600}
     refresher("--config", "c.toml", "import", "linear", "--from", "-", stdin=json.dumps(fields))
     printed = refresher("--config", "c.toml", "connect", "linear", "--for", "codex").stdout

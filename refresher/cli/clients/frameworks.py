@@ -69,6 +69,7 @@ FRAMEWORKS: Final = (
         "",
         'server = StreamableHTTPConnectionParams(url="{server_url}", httpx_client_factory=http_client)',
         "toolset = McpToolset(connection_params=server)",
+        by="client",
     ),
     _framework(
         "strands",
@@ -157,6 +158,7 @@ FRAMEWORKS: Final = (
         "    async with connection as (read, write), ClientSession(read, write) as session:",
         "        await session.initialize()",
         '        tools = await load_mcp_tools(session, format="openai")',
+        by="client",
         where="an async function of your program",
     ),
     _framework(
@@ -179,6 +181,7 @@ FRAMEWORKS: Final = (
         'async with async_client("{name}") as http:',
         '    async with Client(streamable_http_client("{server_url}", http_client=http)) as client:',
         "        tools = await client.list_tools()",
+        by="client",
         where="an async function of your program; `shim.mcp.ReconnectingClient` also survives restarts of the server",
     ),
     _framework(

@@ -120,7 +120,7 @@ extensions:
         "refresher stdio replaces mcp-remote, and needs neither a gateway nor a key. Tried with 0.15.1.",
         snippet=_json(
             "mcpServers",
-            '"command": "npx",\n      "args": ["mcp-remote", "http://127.0.0.1:8765/{name}{path}", "--header",'
+            '"command": "npx",\n      "args": ["mcp-remote", "http://{gateway}/{name}{path}", "--header",'
             ' "Authorization:${AUTH_HEADER}"],\n      "env": {"AUTH_HEADER": "Bearer KEY"}',
         ),
     ),
