@@ -76,8 +76,7 @@ def connect(options: Options, name: str | None, key: str | None, url: str | None
         _more_options(options, settings),
     )
     if client.by == "gateway":
-        host = _host_in_path(settings, values)
-        values = values._replace(gateway=_gateway(settings), host=host)
+        values = values._replace(gateway=_gateway(settings), host=_host_in_path(settings, values))
     text = client.text(values)
     environment = _environment(settings, client)
     if as_json:
@@ -138,8 +137,8 @@ def _host_in_path(settings: Settings, values: Values) -> str:
         raise ConfigError(
             f"the token of {values.name} is not for {origin}: give --url an address at {' or '.join(token.origins)}"
         )
-    alone = len(token.origins) == 1 or origin == origin_of_url(token.server_url or "")
-    return "" if alone else origin.partition("://")[2]
+    by_itself = len(token.origins) == 1 or origin == origin_of_url(token.server_url or "")
+    return "" if by_itself else origin.partition("://")[2]
 
 
 def _command() -> str:
@@ -162,11 +161,8 @@ def _more_options(options: Options, settings: Settings) -> tuple[str, ...]:
 
 def _environment(settings: Settings, client: Client) -> dict[str, str]:
     """Return the variables that a client needs where the directories are not at their defaults."""
-    if client.by not in (
-        "auth",
-        "client",
-        "fetch",
-    ):  # a command line has options, and the gateway knows its directories
+    # A command line has options, and the gateway knows its directories.
+    if client.by not in ("auth", "client", "fetch"):
         return {}
     directories = settings.directories
     found = {}
