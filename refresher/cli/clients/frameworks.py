@@ -140,7 +140,8 @@ FRAMEWORKS: Final = (
         "from mcp_use import MCPClient",
         _BEARER,
         "",
-        'client = MCPClient(config={"mcpServers": {"{name}": {"url": "{server_url}", "auth": BearerAuth("{name}")}}})',
+        'server = {"url": "{server_url}", "auth": BearerAuth("{name}")}',
+        'client = MCPClient(config={"mcpServers": {"{name}": server}})',
     ),
     _framework(
         "litellm",
