@@ -35,8 +35,8 @@ def _accepted(cls: type[Any]) -> type[Any]:
             continue
     if not libraries:
         raise ImportError("BearerAuth needs httpx or httpx2: install one of them where the agent runs")
-    if issubclass(cls, tuple(library.Auth for library in libraries)):
-        return cls  # copy and pickle call the constructor of the subclass
+    if hasattr(cls, "_byte_stream"):
+        return cls  # copy calls the constructor of the subclass
     stream = type("ByteStream", tuple(library.ByteStream for library in libraries), {})
     fields = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "_byte_stream": stream}
     return type(cls.__name__, (cls, *(library.Auth for library in libraries)), fields)

@@ -11,7 +11,7 @@ from refresher.oauth import urls
 from refresher.operations.import_request import check_name
 from shim._token import is_name
 
-__all__ = ["check_login", "check_new_name", "name_from"]
+__all__ = ["check_login", "check_new_name", "name_from", "name_of_host"]
 
 
 def check_new_name(ctx: click.Context, name: str) -> None:
@@ -29,7 +29,7 @@ def check_login(ctx: click.Context, name: str, url: str | None) -> None:
     given = (name,) if url is None else (name, url)
     address = url
     if url is None and _is_address(name) and not is_name(name):
-        problem, name, address = "NAME is missing", _name_of_host(name), name
+        problem, name, address = "NAME is missing", name_of_host(name), name
     elif url is not None and _is_address(name) and not _is_address(url):
         problem, name, address = "NAME and URL are swapped", url, name
     elif url is not None and url != url.strip():
@@ -66,7 +66,7 @@ def _host(address: str) -> str:
         return ""
 
 
-def _name_of_host(address: str) -> str:
+def name_of_host(address: str) -> str:
     """Return the part of a host that names its owner, for example ``linear`` of ``mcp.linear.app``."""
     host = _host(address)
     if re.search(r"\d$|:|^localhost$", host):

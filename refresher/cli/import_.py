@@ -10,6 +10,7 @@ from typing import Final
 
 import click
 
+from refresher.cli import move_in
 from refresher.cli.arguments import check_new_name, name_from
 from refresher.cli.options import STOPPED, command, complete_name, did_you_mean, warn_of_closed_directories
 from refresher.common import clocks
@@ -18,6 +19,8 @@ from refresher.common.reading import list_named, read_named
 from refresher.common.signals import StopSignals
 from refresher.common.terminal import say
 from refresher.config import Settings
+from refresher.grants.record import Grant
+from refresher.migration.formats import FORMATS
 from refresher.observers.hub import Observers, observing
 from refresher.operations import import_grant, import_request
 from refresher.storage import startup_checks
@@ -28,6 +31,7 @@ __all__ = ["import_"]
 log = logging.getLogger(__name__)
 
 _LARGEST_IMPORT: Final = 1024 * 1024
+_EXCLUSIVE: Final = "--replace and --if-absent exclude each other"
 
 
 @command(
@@ -44,14 +48,35 @@ _LARGEST_IMPORT: Final = 1024 * 1024
 @click.option(
     "--from",
     "source",
-    required=True,
     metavar="FILE|DIR|-",
     help="The JSON to import; '-' is standard input. From a directory, without NAME, each NAME.json.",
 )
+@click.option(
+    "--format",
+    "key",
+    type=click.Choice(FORMATS),
+    metavar="PROGRAM",
+    help=f"Take over a login of this program: {', '.join(FORMATS)}.",
+)
+@click.option("--file", metavar="FILE|DIR", help="What that program keeps.  [default: its place on this machine]")
+@click.option("--server", metavar="URL", help="Which login of that program: the address of its MCP server.")
+@click.option("--list", "listed", is_flag=True, help="Show the logins of other programs on this machine.")
+@click.option("--json", "as_json", is_flag=True, help="With --list, print JSON; times are epoch seconds.")
 @click.option("--replace", is_flag=True, help="Replace an existing grant; its generation keeps counting.")
 @click.option("--if-absent", is_flag=True, help="Keep an existing grant and exit 0; for start-up scripts.")
 @click.pass_context
-def import_(ctx: click.Context, name: str | None, source: str, replace: bool, if_absent: bool) -> int | None:
+def import_(
+    ctx: click.Context,
+    name: str | None,
+    source: str | None,
+    key: str | None,
+    file: str | None,
+    server: str | None,
+    listed: bool,
+    as_json: bool,
+    replace: bool,
+    if_absent: bool,
+) -> int | None:
     """Import a grant as NAME: a refresh token and where to use it, as JSON. (For a new login: 'refresher login'.)
 
     \b
@@ -87,9 +112,24 @@ def import_(ctx: click.Context, name: str | None, source: str, replace: bool, if
 
     With --if-absent, a start-up script can run it each time, also with a directory of such files (a mounted Secret). It
     skips a grant that exists, and one that has used this refresh token and was removed since.
+
+    \b
+    Instead, to take over a login of another program, which must stop using it:
+      refresher import --list
+      refresher import linear --format claude-code --server URL
     """
+    if as_json and not listed:
+        raise click.UsageError("--json is for --list")
+    if listed or key is not None or file is not None or server is not None:
+        if source is not None:
+            raise ConfigError("--from is for a file of refresher's own format: omit it with --format and --list")
+        return _from_program(ctx, name, key, file, server, listed, as_json, replace, if_absent)
+    if source is None:
+        raise ConfigError(
+            "give --from FILE, or --format for a login of another program ('refresher import --list' shows them)"
+        )
     if replace and if_absent:
-        raise ConfigError("--replace and --if-absent exclude each other")
+        raise ConfigError(_EXCLUSIVE)
     entries = None
     try:
         entries = None if source == "-" else list_named(source)
@@ -185,6 +225,21 @@ def _import(
         grant = import_request.parse(name, data, clocks.now())
     except ImportRefused as error:
         raise ImportRefused(f"{_shown(source)}: {error}") from None
+    return _store(settings, grant, observers, replace=replace, if_absent=if_absent, warned=warned, known=known)[1]
+
+
+def _store(
+    settings: Settings,
+    grant: Grant,
+    observers: Observers,
+    *,
+    replace: bool,
+    if_absent: bool,
+    warned: set[str],
+    known: import_grant.KnownTokens | None = None,
+) -> tuple[bool, int | None]:
+    """Store a grant and say so; return whether it is stored, and an exit code after a signal."""
+    name = grant.name
     try:
         with StopSignals() as stopping:
             admitted = import_grant.store_grant(
@@ -201,7 +256,7 @@ def _import(
             raise
         # The grant was removed, and each start imports its old copy.
         log.warning("%s: warning: %s; it is skipped", name, error)
-        return None
+        return False, None
     warn_of_closed_directories(settings)
     startup_checks.warn(settings.directories, warned)
     for warning in admitted.warnings:
@@ -211,7 +266,43 @@ def _import(
         say(f"imported {name} (generation {admitted.grant.generation}); 'refresher run-once' {follows}")
     else:
         say(f"{name} exists already; it is kept")
-    return stopping.exit_code
+    return admitted.stored, stopping.exit_code
+
+
+def _from_program(
+    ctx: click.Context,
+    name: str | None,
+    key: str | None,
+    file: str | None,
+    server: str | None,
+    listed: bool,
+    as_json: bool,
+    replace: bool,
+    if_absent: bool,
+) -> int | None:
+    """Show the logins of other programs, or take one over."""
+    choice = move_in.Choice(key, None if file is None else Path(file).expanduser().absolute(), server)
+    settings = ctx.obj.settings()
+    if listed:
+        if name is not None or replace or if_absent:
+            raise click.UsageError("--list shows what can be imported: give no NAME, --replace or --if-absent with it")
+        move_in.show_logins(settings, choice, as_json=as_json)
+        return None
+    if name is None:
+        raise ConfigError(f"NAME is missing; did you mean: {did_you_mean(ctx, 'NAME')}")
+    if replace and if_absent:
+        raise ConfigError(_EXCLUSIVE)
+    check_new_name(ctx, name)
+    if if_absent and import_grant.exists(settings.directories, name):
+        say(f"{name} exists already; it is kept")
+        return None
+    login = move_in.chosen(settings, name, choice)
+    grant = move_in.grant_of(settings, name, login, choice)
+    with observing(settings, "import") as observers:
+        stored, code = _store(settings, grant, observers, replace=replace, if_absent=if_absent, warned=set())
+    if stored:
+        say(move_in.how_it_stops(name, login))
+    return code
 
 
 def _read_import(source: str) -> bytes:

@@ -57,7 +57,7 @@ from refresher.operations.import_grant import (
 from refresher.storage import records
 from refresher.storage.health_socket import is_served
 
-__all__ = ["log_in"]
+__all__ = ["find_server", "log_in"]
 
 _CLIENT_UNKNOWN_STATUSES: Final = (400, 401, 404)
 _MANY_SCOPES: Final = 100
@@ -91,7 +91,7 @@ def log_in(settings: Settings, name: str, options: LoginOptions, emit: Emit) -> 
         raise ConfigError(other_server(stored))
     settings.directories.prepare()  # what is wrong with demands/ is reported when the grant is stored
     connections = Connections(settings.ca_file)
-    server = connections.run(_find_server, options, connections)
+    server = connections.run(find_server, options, connections)
     if options.scope is None and (count := len((server.scope or "").split())) > _MANY_SCOPES:
         say(
             f"{name}: warning: the server names {count} scopes, and login requests all of them. If the server refuses "
@@ -294,7 +294,7 @@ def _page_of(grant: Grant, *, served: bool) -> str:
     return pages.done(grant.name, renewable=grant.renewable, served=served, account=account)
 
 
-async def _find_server(options: LoginOptions, connections: Connections) -> Server:
+async def find_server(options: LoginOptions, connections: Connections) -> Server:
     """Return the authorization server: as given by the person, or discovered and completed from the options."""
     url = options.url or ""
     if options.token_endpoint is not None:

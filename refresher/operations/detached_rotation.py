@@ -51,7 +51,8 @@ class DetachedRotation:
         self._name: Final = name
         self._arguments: Final = tuple(arguments)
         self._process: subprocess.Popen[bytes] | None = None
-        self._result = b""
+        self._result: Result | None = None
+        self._output = b""
         self._lines = b""
 
     def __enter__(self) -> Self:
@@ -71,7 +72,7 @@ class DetachedRotation:
         """Start the process, with the seconds for the lock as its last argument. Raises ``NotInTime`` if it cannot."""
         import subprocess  # few calls rotate
 
-        self._result = self._lines = b""
+        self._result, self._output, self._lines = None, b"", b""
         command = (sys.executable, "-P", "-c", _START, _ROOT, *self._arguments, f"{lock_wait:.1f}")
         try:
             # The same directory and environment: they are part of the configuration.
@@ -95,7 +96,7 @@ class DetachedRotation:
     @property
     def is_running(self) -> bool:
         """Whether a process was started whose result was not taken yet."""
-        return self._process is not None and not self._result.endswith(b"\n")
+        return self._process is not None and self._result is None
 
     def result(self, timeout: float) -> Result | None:
         """Return the result if it comes within ``timeout`` seconds, else ``None``.
@@ -103,29 +104,34 @@ class DetachedRotation:
         Raises ``NotInTime`` if the process has ended without one.
         """
         alive = self._take(timeout)
-        if self._result.endswith(b"\n"):
-            return msgspec.json.decode(self._result, type=Result)
-        if not alive:
+        if self._result is None and not alive:
             raise NotInTime(
                 f"{self._name}: the process that refreshes has ended without a result; "
                 f"'refresher run-once {self._name}' shows whether something is wrong"
             )
-        return None
+        return self._result
 
     def _take(self, timeout: float) -> bool:
         """Read what the process has written, and wait up to ``timeout`` seconds for more; return whether it runs."""
         process = self._process
         if process is None or process.stdout is None or process.stderr is None:
             return False
-        select.select([process.stdout, process.stderr], [], [], timeout)
-        result, lines = _read(process.stdout.fileno()), _read(process.stderr.fileno())
-        self._result += result or b""
-        *complete, self._lines = (self._lines + (lines or b"")).split(b"\n")
-        for line in complete:
-            _log(line)
-        if result is None and lines is None:
-            process.stdout.close()
-            process.stderr.close()
+        streams = [stream for stream in (process.stdout, process.stderr) if not stream.closed]
+        for stream in select.select(streams, [], [], timeout)[0]:
+            data = _read(stream.fileno())
+            if data is None:
+                stream.close()
+            elif stream is process.stdout:
+                *complete, self._output = (self._output + data).split(b"\n")
+                for line in complete:
+                    # Another line is of something else in the process, such as a sitecustomize.
+                    with suppress(msgspec.MsgspecError):
+                        self._result = msgspec.json.decode(line, type=Result)
+            else:
+                *complete, self._lines = (self._lines + data).split(b"\n")
+                for line in complete:
+                    _log(line)
+        if process.stdout.closed and process.stderr.closed:
             with suppress(Exception):  # TimeoutExpired, of a module that is imported late
                 process.wait(_TIME_TO_END / 6)  # it ends: Python has closed its descriptors
             self._process = None

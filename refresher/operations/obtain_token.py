@@ -94,7 +94,12 @@ def obtain_token(
             raise Interrupted(f"{name}: interrupted while waiting for a token; nothing is lost")
         result, later = None, False
         if rotation.is_running:
-            result = rotation.result(min(_POLL_INTERVAL, max(ends - time.monotonic(), 0)))
+            try:
+                result = rotation.result(min(_POLL_INTERVAL, max(ends - time.monotonic(), 0)))
+            except NotInTime:
+                if not lives:
+                    raise
+                later = True
             failed = result or failed
         elif (found := _inspect_if_owned(directories, name, token is not None)) is not None:
             now = time.monotonic()

@@ -84,10 +84,12 @@ def _head(
     target = url.partition("://")[2][len(parts.netloc) :].partition("#")[0]
     target = target if target.startswith("/") else f"/{target}"
     tls = ssl_context(ca_file) if parts.scheme == "https" else None
+    # Without a port, http.client would take the last part of an IPv6 address for one.
+    port = parts.port or (80 if tls is None else 443)
     timeout = max(ends - time.monotonic(), _LOOK)
     proxy = proxy_for(parts.scheme, host)
     if proxy is None:
-        connection = _connection(host, parts.port, tls, timeout)
+        connection = _connection(host, port, tls, timeout)
     else:
         via = urlsplit(proxy)
         if via.scheme != "http" or not via.hostname:
@@ -97,7 +99,7 @@ def _head(
         login = {"Proxy-Authorization": f"Basic {b64encode(credentials).decode()}"} if via.username else {}
         connection = _connection(via.hostname, via.port or 80, tls, timeout)
         if tls is not None:
-            connection.set_tunnel(host, parts.port, login)
+            connection.set_tunnel(host, port, login)
         else:
             target, headers = f"http://{parts.netloc}{target}", headers | login | {"Host": parts.netloc}
     try:
@@ -108,7 +110,7 @@ def _head(
         connection.close()
 
 
-def _connection(host: str, port: int | None, tls: ssl.SSLContext | None, timeout: float) -> http.client.HTTPConnection:
+def _connection(host: str, port: int, tls: ssl.SSLContext | None, timeout: float) -> http.client.HTTPConnection:
     if tls is not None:
         return http.client.HTTPSConnection(host, port, timeout=timeout, context=tls)
     return http.client.HTTPConnection(host, port, timeout=timeout)

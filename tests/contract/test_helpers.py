@@ -196,6 +196,35 @@ def test_what_the_process_logs_reaches_the_person(refresher: Command) -> None:
     assert all("there is no program /nowhere" in json.loads(line)["message"] for line in lines)
 
 
+def disturb(refresher: Command, code: str) -> None:
+    """Run ``code`` at the start of each process that refreshes for a helper."""
+    modules = refresher.home / "modules"
+    modules.mkdir()
+    (modules / "sitecustomize.py").write_text(f"import os, sys\nif 'rotate-detached' in sys.orig_argv:\n    {code}\n")
+    refresher.environment["PYTHONPATH"] = str(modules)
+
+
+def test_another_line_of_the_process_that_refreshes_is_no_result(refresher: Command) -> None:
+    """If it failed, a line that a sitecustomize prints would turn each refresh of a helper into a crash."""
+    disturb(refresher, "print('hello', flush=True)")
+    with TokenServer(lambda _: 3600) as server:
+        refresher.import_grant("linear", server.grant("client"))
+        done = refresher("token", "linear", "--wait", "1m")
+    assert (done.code, done.stderr) == (0, "")
+
+
+def test_the_end_of_the_process_that_refreshes_leaves_the_token_that_there_is(refresher: Command) -> None:
+    """If it failed, a program would get no header while its token may still work, and begin a login of its own."""
+    disturb(refresher, "os._exit(9)")
+    with TokenServer(lambda _: 3600) as server, Resource(lambda _: CHALLENGE) as resource:
+        refresher.import_grant("linear", server.grant("client", server_url=resource.endpoint))
+        assert "has ended without a result" in one_line(refresher("headers", "linear", "--verify"), 4)
+        refresher.import_grant("notion", GRANT | {"server_url": resource.endpoint})
+        done = refresher("headers", "notion", "--verify", "--wait", "1m")
+    assert (done.code, json.loads(done.stdout)) == (0, {"Authorization": f"Bearer {TOKEN}"})
+    assert "the refused one is printed" in done.stderr
+
+
 def test_a_refused_token_is_replaced(refresher: Command) -> None:
     """If it failed, Claude Code and codex, which run their helper again after a 401, would get the refused token again."""
     with (

@@ -79,7 +79,7 @@ def test_killed_before_the_request(refresher: Command) -> None:
     with TokenServer(lambda _: 3600, grace=0) as server:
         refresher.import_grant("linear", server.grant("client"))
         with held(refresher.directories.lock("linear")):
-            process = start(refresher, "headers", "linear")
+            process = start(refresher, "headers", "linear", "--wait", "1h")
             child_of(process)
             kill(refresher, process)
             assert server.presented["client"] == []
@@ -93,7 +93,7 @@ def test_killed_while_a_real_server_is_slow(refresher: Command, own_oidc: Start,
     server = own_oidc()
     refresher.import_grant("linear", server.mint("public"))
     server.script(hold=True, process=True)
-    process = start(refresher, command, "linear")
+    process = start(refresher, command, "linear", "--wait", "1h")
     wait_until(lambda: len(server.requests()) == 1, "the request has left")
     kill(refresher, process)
     server.release()
@@ -122,7 +122,7 @@ def test_killed_in_the_middle_of_the_answer(refresher: Command) -> None:
         fields |= {"token_endpoint": server.token_endpoint, "server_url": "https://mcp.example/mcp"}
         refresher.import_grant("linear", fields)
         refresher.vault.learn("the-next-refresh-token")
-        process = start(refresher, "headers", "linear")
+        process = start(refresher, "headers", "linear", "--wait", "1h")
         assert half.wait(90)
         kill(refresher, process)
         killed.set()
@@ -137,7 +137,7 @@ def test_killed_around_the_save(refresher: Command, point: str) -> None:
     gate = Gate()
     with TokenServer(lambda _: 3600, gate, grace=0) as server:
         refresher.import_grant("linear", server.grant("client"))
-        process = start(refresher, "headers", "linear")
+        process = start(refresher, "headers", "linear", "--wait", "1h")
         child = child_of(process)
         assert gate.reached.wait(90)
         if point == "during persist":
@@ -166,7 +166,7 @@ def test_a_termination_of_the_whole_tree_completes_the_refresh(refresher: Comman
     gate = Gate()
     with TokenServer(lambda _: 3600, gate, grace=0) as server:
         refresher.import_grant("linear", server.grant("client"))
-        process = start(refresher, "headers", "linear")
+        process = start(refresher, "headers", "linear", "--wait", "1h")
         child = child_of(process)
         assert gate.reached.wait(90)
         for pid in (child, process.pid):

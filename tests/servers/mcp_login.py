@@ -7,6 +7,7 @@
   as in 2025-03) or ``nothing`` (no metadata; the default addresses of 2025-03).
 - ``registration``, ``refresh_tokens``: whether the server supports them.
 - ``life``: the seconds that an access token lives.
+- ``names_issuer``: whether each redirect contains ``iss`` (RFC 9207).
 
 Listens on a free port of 127.0.0.1, prints one line of JSON when it is ready, and exits when its stdin closes.
 ``GET /test/log`` returns the number of requests by kind, ``POST /test/forget`` forgets the clients.
@@ -48,7 +49,8 @@ _PAGE = """<!DOCTYPE html><title>Consent</title><h1>Consent</h1>
 class Open(OAuthAuthorizationServerProvider[AuthorizationCode, RefreshToken, AccessToken]):
     """Registers every client. A refresh token works once; its reuse ends the login of the client."""
 
-    def __init__(self, consent: str, *, refresh_tokens: bool, life: int) -> None:
+    def __init__(self, consent: str, *, refresh_tokens: bool, life: int, issuer: str | None = None) -> None:
+        self._issuer = issuer
         self._consent = consent
         self._refresh_tokens = refresh_tokens
         self._life = life
@@ -104,7 +106,7 @@ class Open(OAuthAuthorizationServerProvider[AuthorizationCode, RefreshToken, Acc
             **params.model_dump(exclude={"state", "scopes"}),
         )
         self._codes[code.code] = code
-        return construct_redirect_uri(where, code=code.code, state=params.state)
+        return construct_redirect_uri(where, code=code.code, state=params.state, iss=self._issuer)
 
     async def load_authorization_code(
         self, client: OAuthClientInformationFull, authorization_code: str
@@ -178,11 +180,14 @@ async def main(
     registration: bool = True,
     refresh_tokens: bool = True,
     life: int = 3600,
+    names_issuer: bool = False,
 ) -> None:
     """Serve until stdin ends."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         issuer = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        provider = Open(consent, refresh_tokens=refresh_tokens, life=life)
+        provider = Open(
+            consent, refresh_tokens=refresh_tokens, life=life, issuer=f"{issuer}/" if names_issuer else None
+        )
         mcp = MCPServer(
             "login",
             log_level="WARNING",

@@ -13,7 +13,7 @@ import pytest
 
 from refresher.common.errors import LoginRefused
 from refresher.login.discovery import ENDPOINTS, Server
-from refresher.login.flow import _find_server
+from refresher.login.flow import find_server
 from refresher.login.http_client import NAMED_BY, Connections
 from refresher.login.options import LoginOptions
 from refresher.login.token_request import send
@@ -78,7 +78,7 @@ def port_of(listener: socket.socket) -> int:
 def find(url: str, **options: Any) -> Server:
     """Discover the server of ``url`` as a login does."""
     connections = Connections(None)
-    return connections.run(_find_server, LoginOptions(url=url, **options), connections)
+    return connections.run(find_server, LoginOptions(url=url, **options), connections)
 
 
 def get(connections: Connections, url: str, namer: str | None = None) -> httpx2.Response:

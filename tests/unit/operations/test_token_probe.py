@@ -1,6 +1,7 @@
 """Trying a token: certificates, proxies, and a server that sends slowly."""
 
 import logging
+import socket
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,15 @@ def test_a_proxy_that_it_cannot_use_is_named(monkeypatch: pytest.MonkeyPatch, ca
     assert caplog.messages == [
         "did not try the token at mcp.invalid: it uses HTTP proxies only; add the server to NO_PROXY"
     ]
+
+
+def test_an_ipv6_address_without_a_port_is_one_host() -> None:
+    """If it failed, the token would be sent to the host and the port that the address seems to consist of."""
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as other:
+        other.setblocking(False)
+        assert not refused(f"http://[::1:{other.getsockname()[1]}]/mcp")
+        with pytest.raises(BlockingIOError):
+            other.accept()
 
 
 def test_a_server_that_sends_slowly_ends_in_time() -> None:
