@@ -61,8 +61,8 @@ def chosen(settings: Settings, name: str, choice: Choice) -> KeptLogin:
         logins = logins if len(everything) == 1 else []
         if len(logins) == 1 and logins[0].issuer is None:
             raise ConfigError(
-                f"{logins[0].file} is not for {without_query(choice.server)}, as far as its name says; nothing was changed. Give the "
-                "address exactly as the program had it"
+                f"{logins[0].file} is not for {without_query(choice.server)}, as far as its name says; nothing was "
+                "changed. Give the address exactly as the program had it"
             )
     if len(logins) == 1:
         return logins[0]

@@ -156,7 +156,6 @@ def test_a_server_that_does_not_answer_changes_nothing(programs: Programs, refre
     with MCPLogin() as server:
         programs.keep("claude-code", issue(server)._replace(server_url=f"{server.url}?key=hidden"))
     line = one_line(programs.run("import", "linear", "--format", "claude-code"), 4)
-    assert server.url in line
     assert "Import again later" in line
     assert "hidden" not in line
     assert not (refresher.state / "grants/linear.json").exists()
