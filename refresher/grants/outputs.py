@@ -1,5 +1,6 @@
 """Outputs: an access token in other forms than its token file, as the configuration names them. Pure."""
 
+import os.path
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,8 +42,9 @@ _SAFE: Final = re.compile(r"(?!~)[A-Za-z0-9._~+/=-]+")
 
 _RENDERED: Final = re.compile(
     rb"Authorization: [!-~]+ [!-~]+\n|[A-Za-z_][A-Za-z0-9_]*=[!-~]*\n|"
-    rb"machine [!-~]+ login [!-~]+ password [!-~]+\n|[!-~]*\n?"
+    rb"machine [!-~]+ login [!-~]+ password [!-~]+\n"
 )
+_ONE_WORD: Final = re.compile(rb"[!-~]*\n?")
 
 
 class FileOutput(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,7 +63,7 @@ class FileOutput(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def target(self) -> str:
         """What it writes, for messages; no two outputs have the same."""
-        return str(self.path)
+        return os.path.normpath(self.path)
 
 
 class SecretOutput(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,8 +114,8 @@ def parse(table: Mapping[str, Any], directory: Path) -> Output:
 
 def _mode(text: str) -> int:
     mode = int(text, 8)
-    if mode & ~0o666 or not mode & 0o400:
-        raise ValueError("mode must let its owner read the file, and nobody execute it, for example '0640'")
+    if mode & ~0o644 or not mode & 0o400:
+        raise ValueError("mode must let its owner read the file, nobody else write it and nobody execute it: '0640'")
     return mode
 
 
@@ -160,6 +162,9 @@ def render(output: FileOutput, token: TokenFile) -> bytes | None:
             return f"machine {output.machine} login {output.login} password {text}\n".encode("ascii")
 
 
-def was_rendered(data: bytes) -> bool:
-    """Whether a file has the form of an output, so that an output may take its place."""
-    return _RENDERED.fullmatch(data) is not None
+def was_rendered(data: bytes, form: FileFormat) -> bool:
+    """Whether a file has the form of an output, so that an output of the format ``form`` may take its place.
+
+    A single word can be a password of something else: only a raw output takes its place.
+    """
+    return _RENDERED.fullmatch(data) is not None or (form == "raw" and _ONE_WORD.fullmatch(data) is not None)

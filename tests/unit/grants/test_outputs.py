@@ -56,6 +56,8 @@ def test_each_format_takes_its_keys_and_has_safe_defaults(tmp_path: Path, monkey
         (f"{FILE}mode = 600", "mode must be a text"),
         (f'{FILE}mode = "0700"', "mode must let"),
         (f'{FILE}mode = "0040"', "mode must let"),
+        (f'{FILE}mode = "0620"', "mode must let"),
+        (f'{FILE}mode = "0602"', "mode must let"),
         (f"{FILE}owner = -1", "owner must be"),
         (f"{FILE}group = 4294967295", "group must be"),
         ('grant = "linear"\nformat = "kubernetes-secret"\nsecret = "a/b"', "secret must be"),
@@ -75,6 +77,8 @@ def test_two_outputs_never_have_one_place(tmp_path: Path) -> None:
     """If it failed, two outputs would replace each other without an end."""
     with pytest.raises(ConfigError, match=r"number 2 .*another output writes .*/out/token too"):
         outputs(tmp_path, FILE, FILE.replace("linear", "git"))
+    with pytest.raises(ConfigError, match=r"number 2 .*another output writes .*/out/token too"):
+        outputs(tmp_path, FILE, FILE.replace("out/token", "out/../out/token"))
     (tmp_path / "config.toml").write_text('outputs = ["token"]')
     with pytest.raises(ConfigError, match=r"number 1 of \[\[outputs\]\] must be a table"):
         resolve({"state_dir": str(tmp_path)}, str(tmp_path / "config.toml"))
@@ -100,7 +104,7 @@ def test_the_content_of_a_format_is_recognized_and_its_absence_too(form: str, co
     """If it failed, programs would read something else, or refresher would not replace what it wrote itself."""
     assert render(output(form), token(token_type="bearer")) == content
     assert render(output(form), token(access_token=None, state="removed")) is None
-    assert was_rendered(content)
+    assert was_rendered(content, output(form).format)
 
 
 @pytest.mark.parametrize("text", ["a|b", "~root", "a'b", 'a"b', "a#b", "a$b", "a\\b", "a;b"])
@@ -116,4 +120,5 @@ def test_a_token_that_readers_would_read_differently_is_refused(text: str) -> No
 @pytest.mark.parametrize("content", [b"two\nlines\n", b"two words", b"machine a login b password c\nmachine d login e password f\n", b"A=1\nB=2\n", b"\x7fELF"])  # fmt: skip
 def test_a_file_with_other_content_is_recognized(content: bytes) -> None:
     """If it failed, a mistake in a path would destroy a file, for example a ~/.netrc with other passwords."""
-    assert not was_rendered(content)
+    assert not was_rendered(content, "raw")
+    assert not was_rendered(b"one-word", "header")
