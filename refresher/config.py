@@ -235,6 +235,7 @@ def _outputs(path: Path, tables: list[Any]) -> "tuple[Output, ...]":
     from refresher.grants import outputs  # most configurations have none
 
     found: dict[str, Output] = {}
+    namespaces: dict[tuple[str, str], set[str | None]] = {}
     for number, table in enumerate(tables, 1):
         begin = f"{path}: number {number} of [[outputs]]"
         if not isinstance(table, dict):
@@ -245,6 +246,11 @@ def _outputs(path: Path, tables: list[Any]) -> "tuple[Output, ...]":
             raise ConfigError(f"{begin}: {error}") from None
         if output.target in found:
             raise ConfigError(f"{begin}: another output writes {output.target} too: give each a place of its own")
+        if isinstance(output, outputs.SecretOutput):
+            others = namespaces.setdefault((output.secret, output.key), set())
+            if others and None in {*others, output.namespace}:
+                raise ConfigError(f"{begin}: another output may write {output.target} too: give both a namespace")
+            others.add(output.namespace)
         found[output.target] = output
     return tuple(found.values())
 

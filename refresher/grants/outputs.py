@@ -63,7 +63,7 @@ class FileOutput(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def target(self) -> str:
         """What it writes, for messages; no two outputs have the same."""
-        return os.path.normpath(self.path)
+        return str(self.path)
 
 
 class SecretOutput(msgspec.Struct, frozen=True, kw_only=True):
@@ -133,7 +133,8 @@ def _path(value: object, directory: Path) -> Path:
     if not isinstance(value, str) or not value or "\0" in value or value.endswith("/"):
         raise ValueError("path must be the path of a file")
     try:
-        return directory / Path(value).expanduser()
+        # Two texts of one path are one path.
+        return Path(os.path.normpath(directory / Path(value).expanduser()))
     except RuntimeError:
         raise ValueError("path: there is no home directory for its '~'") from None
 

@@ -79,6 +79,13 @@ def test_two_outputs_never_have_one_place(tmp_path: Path) -> None:
         outputs(tmp_path, FILE, FILE.replace("linear", "git"))
     with pytest.raises(ConfigError, match=r"number 2 .*another output writes .*/out/token too"):
         outputs(tmp_path, FILE, FILE.replace("out/token", "out/../out/token"))
+    secret = 'grant = "linear"\nformat = "kubernetes-secret"\nsecret = "s"\n'
+    for tables in ((secret, f'{secret}namespace = "own"'), (f'{secret}namespace = "own"', secret)):
+        with pytest.raises(
+            ConfigError, match=r"number 2 .*another output may write .*Secret (own/)?s too: give both a namespace"
+        ):
+            outputs(tmp_path, *tables)
+    assert len(outputs(tmp_path, f'{secret}namespace = "a"', f'{secret}namespace = "b"', f'{secret}key = "other"')) == 3
     (tmp_path / "config.toml").write_text('outputs = ["token"]')
     with pytest.raises(ConfigError, match=r"number 1 of \[\[outputs\]\] must be a table"):
         resolve({"state_dir": str(tmp_path)}, str(tmp_path / "config.toml"))
