@@ -139,7 +139,12 @@ def look(output: Output, directories: Directories) -> None:
 
 
 def _token(directories: Directories, name: str) -> TokenFile | None:
-    found = files.read(directories.token(name), records.LARGEST)
+    path = directories.token(name)
+    try:
+        found = files.read(path, records.LARGEST)
+    except OSError as error:
+        why = error.strerror or "the disk fails"
+        raise TokenFileError(f"cannot read the token file {path}: {why}: run 'refresher doctor'") from None
     token = None if found is None else parse(found.data)
     if token is not None and token.name != name:
         raise TokenFileError(f"the token file of {name} is that of {token.name}; refresher replaces it at the next run")

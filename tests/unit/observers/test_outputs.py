@@ -1,5 +1,6 @@
 """Outputs as files: written only if they differ, never through a link or over another file, and one never stops another."""
 
+import errno
 import logging
 import os
 import stat
@@ -13,11 +14,11 @@ import pytest
 from refresher.common import reading
 from refresher.config import resolve
 from refresher.grants.outputs import FileOutput, Output, SecretOutput
-from refresher.observers import hub
+from refresher.observers import hub, kubernetes_secret
 from refresher.observers.hub import Observers
 from refresher.observers.outputs import bring_up_to_date, look, problems
 from refresher.operations.events import happened
-from refresher.storage import lock
+from refresher.storage import files, lock
 from refresher.storage.directories import Directories
 from tests.conftest import need
 from tests.support.command import wait_until
@@ -116,6 +117,23 @@ def test_a_path_that_must_not_be_written_is_reported_and_left_as_it_is(
     assert "the token file is not JSON" in str(problem(file(tmp_path), directories))
 
 
+def test_a_token_file_that_cannot_be_read_is_named_itself(
+    tmp_path: Path, published: Published, directories: Directories, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If it failed, a person would change the directory of the output, which is not at fault."""
+    read = files.read
+
+    def refused(path: Path | str, *arguments: Any, **more: Any) -> Any:
+        if path == published.path:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))  # root is never refused
+        return read(path, *arguments, **more)
+
+    monkeypatch.setattr(files, "read", refused)
+    words = f"cannot read the token file {published.path}: Permission denied: run 'refresher doctor'"
+    assert problem(file(tmp_path), directories) == words
+    assert problem(SecretOutput(grant="linear", secret="s"), directories) == words
+
+
 def test_root_gives_a_file_to_its_owner_and_group(tmp_path: Path, directories: Directories) -> None:
     """If it failed, the program that needs the token could not read it, or others could."""
     need("it needs root" if os.geteuid() else None)
@@ -186,6 +204,7 @@ def test_an_output_on_a_dead_mount_stops_no_other_and_is_reported_once(
 ) -> None:
     """If it failed, a dead mount would keep the tokens of all other programs old, or fill the log."""
     need(no_dead_mounts())
+    assert kubernetes_secret, "its import takes longer than the time below"
     monkeypatch.setattr(reading, "_WAIT", 0.2)
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     (tmp_path / "dead").mkdir()
