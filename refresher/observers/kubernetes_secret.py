@@ -22,6 +22,7 @@ ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 """Where the kubelet puts the service account of a pod."""
 
 _DEADLINE: Final = 4.0
+"""Seconds. It is shorter than the time that ``reading`` waits for a call."""
 _LARGEST: Final = 64 * 1024
 
 
@@ -31,8 +32,10 @@ def manifest(output: SecretOutput, namespace: str, token: str | None) -> dict[st
     return {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": output.secret, "namespace": namespace}} | data
 
 
-def apply(output: SecretOutput, token: str | None, *, dry_run: bool = False) -> None:
-    """Make the key of the Secret ``token``, or remove it. ``dry_run``: only ask whether that is allowed.
+def apply(output: SecretOutput, token: str | None, *, seconds: float = _DEADLINE, dry_run: bool = False) -> None:
+    """Make the key of the Secret ``token``, or remove it, in ``seconds`` at most.
+
+    ``dry_run``: only ask whether that is allowed.
 
     Raises ``ServerAway``, ``ConfigError`` and ``OSError``.
     """
@@ -60,7 +63,7 @@ def apply(output: SecretOutput, token: str | None, *, dry_run: bool = False) -> 
 
     async def send() -> None:
         nonlocal status
-        with anyio.fail_after(_DEADLINE):
+        with anyio.fail_after(seconds):
             async with (
                 httpcore.AsyncConnectionPool(ssl_context=tls) as pool,
                 pool.stream("PATCH", url, headers=headers, content=content) as response,

@@ -10,6 +10,7 @@ import logging
 import os
 import pwd
 import stat
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
@@ -34,9 +35,9 @@ log = logging.getLogger(__name__)
 EVERY: Final = Event(at=0.0, name="", kind="published")
 """Has this observer check all outputs; no other observer gets it."""
 
-_AT_ONCE: Final = 32
-_LOCK_WAIT: Final = 4.0
-"""Seconds. It is shorter than the time that ``reading`` waits for a call."""
+_DEADLINE: Final = 4.0
+"""Seconds for the lock and the work. It is shorter than the time that ``reading`` waits for a call."""
+_LOCK_WAIT: Final = 2.0
 
 _FAULTS: Final = {
     errno.ENOENT: "its directory does not exist: create the directory",
@@ -77,17 +78,16 @@ class Outputs:
 def problems(
     outputs: Sequence[Output], directories: Directories, work: Callable[[Output, Directories], None]
 ) -> Iterator[tuple[Output, str | None]]:
-    """Do ``work`` for each output, several at once; return what is wrong and what to do, or ``None``.
+    """Do ``work`` for each output, all at once; return what is wrong and what to do, or ``None``.
 
-    It waits 5 s for each 32 outputs at most. A call that still hangs is not repeated.
+    It waits 5 s at most. A call that still hangs is not repeated.
     """
-    for begin in range(0, len(outputs), _AT_ONCE):
-        part = {output.target: output for output in outputs[begin : begin + _AT_ONCE]}
-        calls = {target: partial(_problem, work, output, directories) for target, output in part.items()}
-        for target, problem in reading.run_all(calls).items():
-            if isinstance(problem, OSError):
-                problem = "it does not answer in time: check its mount, or the API of the cluster"
-            yield part[target], problem
+    chosen = {output.target: output for output in outputs}
+    calls = {target: partial(_problem, work, output, directories) for target, output in chosen.items()}
+    for target, problem in reading.run_all(calls).items():
+        if isinstance(problem, OSError):
+            problem = "it does not answer in time: check its mount, or the API of the cluster"
+        yield chosen[target], problem
 
 
 def _problem(work: Callable[[Output, Directories], None], output: Output, directories: Directories) -> str | None:
@@ -110,6 +110,7 @@ def bring_up_to_date(output: Output, directories: Directories) -> None:
     If no token file exists yet, nothing is done. Raises ``RefresherError``, ``TokenFileError``, ``ValueError`` and
     ``OSError``.
     """
+    ends = time.monotonic() + _DEADLINE
     token = _token(directories, output.grant)
     if token is None or (isinstance(output, FileOutput) and _write(output, token, directories, change=False)):
         return
@@ -121,7 +122,7 @@ def bring_up_to_date(output: Output, directories: Directories) -> None:
         if isinstance(output, SecretOutput):
             from refresher.observers import kubernetes_secret  # loads an HTTP library
 
-            kubernetes_secret.apply(output, token.access_token)
+            kubernetes_secret.apply(output, token.access_token, seconds=ends - time.monotonic())
         elif not _write(output, token, directories, change=True):
             log.info("%s: wrote the output %s", output.grant, output.target)
 
