@@ -249,7 +249,6 @@ def test_an_output_on_a_dead_mount_stops_no_other_and_is_reported_once(
 ) -> None:
     """If it failed, a dead mount would keep the tokens of all other programs old, or fill the log."""
     need(no_dead_mounts())
-    monkeypatch.setattr(reading, "_WAIT", 0.2)  # kubernetes_secret is loaded already, which takes longer
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     (tmp_path / "dead").mkdir()
     first, second = file(tmp_path, path=tmp_path / "dead/token"), file(tmp_path, "second")
