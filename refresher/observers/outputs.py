@@ -38,6 +38,11 @@ EVERY: Final = Event(at=0.0, name="", kind="published")
 _DEADLINE: Final = 4.0
 """Seconds for the lock and the work. It is shorter than the time that ``reading`` waits for a call."""
 _LOCK_WAIT: Final = 2.0
+_REPEAT: Final = 600.0
+"""Seconds until a Secret is applied again whose token is the same."""
+
+Applied = dict[str, tuple[bytes, float]]
+"""By the target of a Secret: a digest of the token that was applied last, and when (monotonic seconds)."""
 
 _FAULTS: Final = {
     errno.ENOENT: "its directory does not exist: create the directory",
@@ -60,12 +65,14 @@ class Outputs:
         self._outputs: Final = outputs
         self._directories: Final = directories
         self._throttle: Final = Throttle()
+        self._applied: Final[Applied] = {}
 
     def observe(self, events: Sequence[Event]) -> None:
         """Compare the outputs of these grants with their token files, and write those that differ."""
         names = {event.name for event in events}
         chosen = [each for each in self._outputs if EVERY.name in names or each.grant in names]
-        for output, problem in problems(chosen, self._directories, bring_up_to_date):
+        work = partial(bring_up_to_date, applied=self._applied)
+        for output, problem in problems(chosen, self._directories, work):
             if problem is None:
                 self._throttle.forget(output.target)
             elif self._throttle.is_new(output.target, problem):
@@ -104,15 +111,22 @@ def _problem(work: Callable[[Output, Directories], None], output: Output, direct
     return None
 
 
-def bring_up_to_date(output: Output, directories: Directories) -> None:
+def bring_up_to_date(output: Output, directories: Directories, *, applied: Applied | None = None) -> None:
     """Write the output if it differs from its token file; remove it if there is no access token any more.
 
-    If no token file exists yet, nothing is done. Raises ``RefresherError``, ``TokenFileError``, ``ValueError`` and
-    ``OSError``.
+    If no token file exists yet, nothing is done. ``applied`` is read and kept up to date. Raises ``RefresherError``,
+    ``TokenFileError``, ``ValueError`` and ``OSError``.
     """
+    applied = {} if applied is None else applied
     ends = time.monotonic() + _DEADLINE
     token = _token(directories, output.grant)
-    if token is None or (isinstance(output, FileOutput) and _write(output, token, directories, change=False)):
+    if token is None:
+        return
+    if isinstance(output, SecretOutput):
+        digest, when = applied.get(output.target, (b"", 0.0))
+        if digest == _digest(token) and time.monotonic() - when < _REPEAT:
+            return
+    elif _write(output, token, directories, change=False):
         return
     # Two processes must not use one temporary file, and none may write an older token after a newer one.
     name = f"output-{hashlib.sha256(os.fsencode(output.target)).hexdigest()[:16]}.lock"
@@ -123,6 +137,7 @@ def bring_up_to_date(output: Output, directories: Directories) -> None:
             from refresher.observers import kubernetes_secret  # loads an HTTP library
 
             kubernetes_secret.apply(output, token.access_token, seconds=ends - time.monotonic())
+            applied[output.target] = _digest(token), time.monotonic()
         elif not _write(output, token, directories, change=True):
             log.info("%s: wrote the output %s", output.grant, output.target)
 
@@ -150,6 +165,10 @@ def _token(directories: Directories, name: str) -> TokenFile | None:
     if token is not None and token.name != name:
         raise TokenFileError(f"the token file of {name} is that of {token.name}; refresher replaces it at the next run")
     return token
+
+
+def _digest(token: TokenFile) -> bytes:
+    return hashlib.sha256((token.access_token or "").encode()).digest()
 
 
 def _write(output: FileOutput, token: TokenFile, directories: Directories, *, change: bool) -> bool:
