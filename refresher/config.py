@@ -133,6 +133,8 @@ def resolve(given: Mapping[str, Any], config: str | None) -> Settings:
         raise ConfigError("there is no home directory: give --state-dir, or set HOME")
     if (log_format := values.get("log_format", "text")) not in ("text", "json"):
         raise ConfigError("log_format must be 'text' or 'json'")
+    gateway_keys = _absolute("gateway_keys_file", values.get("gateway_keys_file") or state / "gateway-keys.json")
+    _check_paths(values.get("outputs", ()), {**values, "gateway_keys_file": gateway_keys})
     return Settings(
         directories=Directories(
             state=_absolute("state_dir", state),
@@ -149,9 +151,7 @@ def resolve(given: Mapping[str, Any], config: str | None) -> Settings:
         metrics_file=_metrics_file(file) if (file := values.get("metrics_file")) else None,
         page_token_file=values.get("page_token_file") or None,
         gateway=values.get("gateway") or None,
-        gateway_keys_file=_absolute(
-            "gateway_keys_file", values.get("gateway_keys_file") or state / "gateway-keys.json"
-        ),
+        gateway_keys_file=gateway_keys,
         log_format="json" if log_format == "json" else "text",
         verbose=max(values.get("verbose") or 0, 0),
         hooks=values.get("hooks"),
@@ -235,6 +235,7 @@ def _outputs(path: Path, tables: list[Any]) -> "tuple[Output, ...]":
     from refresher.grants import outputs  # most configurations have none
 
     found: dict[str, Output] = {}
+    namespaces: dict[tuple[str, str], set[str | None]] = {}
     for number, table in enumerate(tables, 1):
         begin = f"{path}: number {number} of [[outputs]]"
         if not isinstance(table, dict):
@@ -245,8 +246,22 @@ def _outputs(path: Path, tables: list[Any]) -> "tuple[Output, ...]":
             raise ConfigError(f"{begin}: {error}") from None
         if output.target in found:
             raise ConfigError(f"{begin}: another output writes {output.target} too: give each a place of its own")
+        if isinstance(output, outputs.SecretOutput):
+            others = namespaces.setdefault((output.secret, output.key), set())
+            if others and None in {*others, output.namespace}:
+                raise ConfigError(f"{begin}: another output may write {output.target} too: give both a namespace")
+            others.add(output.namespace)
         found[output.target] = output
     return tuple(found.values())
+
+
+def _check_paths(outputs: "tuple[Output, ...]", values: Mapping[str, Any]) -> None:
+    """Refuse an output in the place of another file of the configuration."""
+    if outputs:
+        named = {os.path.normpath(_absolute(key, values[key])): key for key in _PATHS if values.get(key)}
+        for output in outputs:
+            if (key := named.get(output.target)) is not None:
+                raise ConfigError(f"an output writes {output.target}, which is the {key}: give it a path of its own")
 
 
 def _command(path: Path, key: str, value: object) -> tuple[str, ...]:

@@ -40,11 +40,12 @@ _VALUES: Final[dict[str, tuple[str, str]]] = {
 _SAFE: Final = re.compile(r"(?!~)[A-Za-z0-9._~+/=-]+")
 """The tokens of RFC 6750 without a leading ~: a shell, systemd, docker, curl and Python read them without quotes."""
 
-_RENDERED: Final = re.compile(
-    rb"Authorization: [!-~]+ [!-~]+\n|[A-Za-z_][A-Za-z0-9_]*=[!-~]*\n|"
-    rb"machine [!-~]+ login [!-~]+ password [!-~]+\n"
-)
-_ONE_WORD: Final = re.compile(rb"[!-~]*\n?")
+_RENDERED: Final[dict[FileFormat, re.Pattern[bytes]]] = {
+    "raw": re.compile(rb"[!-~]*"),  # without a line end: an env file, or a password that a person wrote, has one
+    "header": re.compile(rb"Authorization: [!-~]+ [!-~]+\n"),
+    "env": re.compile(rb"[A-Za-z_][A-Za-z0-9_]*=[!-~]*\n"),
+    "netrc": re.compile(rb"machine [!-~]+ login [!-~]+ password [!-~]+\n"),
+}
 
 
 class FileOutput(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,7 +64,7 @@ class FileOutput(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def target(self) -> str:
         """What it writes, for messages; no two outputs have the same."""
-        return os.path.normpath(self.path)
+        return str(self.path)
 
 
 class SecretOutput(msgspec.Struct, frozen=True, kw_only=True):
@@ -133,7 +134,8 @@ def _path(value: object, directory: Path) -> Path:
     if not isinstance(value, str) or not value or "\0" in value or value.endswith("/"):
         raise ValueError("path must be the path of a file")
     try:
-        return directory / Path(value).expanduser()
+        # Two texts of one path are one path.
+        return Path(os.path.normpath(directory / Path(value).expanduser()))
     except RuntimeError:
         raise ValueError("path: there is no home directory for its '~'") from None
 
@@ -163,8 +165,5 @@ def render(output: FileOutput, token: TokenFile) -> bytes | None:
 
 
 def was_rendered(data: bytes, form: FileFormat) -> bool:
-    """Whether a file has the form of an output, so that an output of the format ``form`` may take its place.
-
-    A single word can be a password of something else: only a raw output takes its place.
-    """
-    return _RENDERED.fullmatch(data) is not None or (form == "raw" and _ONE_WORD.fullmatch(data) is not None)
+    """Whether a file has the form of an output of the format ``form``, so that such an output may take its place."""
+    return _RENDERED[form].fullmatch(data) is not None

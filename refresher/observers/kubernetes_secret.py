@@ -22,17 +22,20 @@ ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 """Where the kubelet puts the service account of a pod."""
 
 _DEADLINE: Final = 4.0
+"""Seconds. It is shorter than the time that ``reading`` waits for a call."""
 _LARGEST: Final = 64 * 1024
 
 
 def manifest(output: SecretOutput, namespace: str, token: str | None) -> dict[str, Any]:
-    """Return the fields that refresher owns in the Secret; without a token none, so that its key is removed."""
+    """Return the fields that refresher owns in the Secret; without a token none."""
     data = {} if token is None else {"data": {output.key: base64.b64encode(token.encode("ascii")).decode("ascii")}}
     return {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": output.secret, "namespace": namespace}} | data
 
 
-def apply(output: SecretOutput, token: str | None, *, dry_run: bool = False) -> None:
-    """Make the key of the Secret ``token``, or remove it. ``dry_run``: only ask whether that is allowed.
+def apply(output: SecretOutput, token: str | None, *, seconds: float = _DEADLINE, dry_run: bool = False) -> None:
+    """Make the key of the Secret ``token``, or remove it, in ``seconds`` at most.
+
+    ``dry_run``: only ask whether that is allowed.
 
     Raises ``ServerAway``, ``ConfigError`` and ``OSError``.
     """
@@ -46,21 +49,26 @@ def apply(output: SecretOutput, token: str | None, *, dry_run: bool = False) -> 
     own = output.namespace or reading.read_named(ACCOUNT / "namespace").data.decode("ascii", "replace").strip()
     tls = ssl_context(str(ACCOUNT / "ca.crt"))
     # A manager for each key: one manager would remove the keys of the other outputs of this Secret.
-    query = f"fieldManager=refresher-{output.key}&force=true{'&dryRun=All' if dry_run else ''}"
+    query = f"fieldManager=refresher-{output.key}"
+    content = json.dumps(manifest(output, own, token)).encode("ascii")
+    if removes := token is None and not dry_run:
+        # Apply would create a Secret that does not exist; this answers 404.
+        kind, content = "application/merge-patch+json", json.dumps({"data": {output.key: None}}).encode("ascii")
+    else:
+        kind, query = "application/apply-patch+yaml", f"{query}&force=true{'&dryRun=All' if dry_run else ''}"
     url = (
         f"https://{f'[{host}]' if ':' in host else host}:{port}/api/v1/namespaces/{own}/secrets/{output.secret}?{query}"
     )
     headers = [
         ("Authorization", f"Bearer {account}"),
-        ("Content-Type", "application/apply-patch+yaml"),  # JSON is YAML
+        ("Content-Type", kind),  # JSON is YAML
         ("Accept", "application/json"),
     ]
-    content = json.dumps(manifest(output, own, token)).encode("ascii")
     status, body = 0, bytearray()
 
     async def send() -> None:
         nonlocal status
-        with anyio.fail_after(_DEADLINE):
+        with anyio.fail_after(seconds):
             async with (
                 httpcore.AsyncConnectionPool(ssl_context=tls) as pool,
                 pool.stream("PATCH", url, headers=headers, content=content) as response,
@@ -77,7 +85,7 @@ def apply(output: SecretOutput, token: str | None, *, dry_run: bool = False) -> 
         if not status:
             why = "does not answer in time" if isinstance(error, TimeoutError) else "cannot be reached or verified"
             raise ServerAway(f"the API of the cluster at {host}:{port} {why}: check the network policy") from None
-    if status not in (200, 201):
+    if status not in (200, 201) and not (removes and status == 404):
         raise ServerAway(_explain(status, output, own, _message(bytes(body), account, token)))
 
 

@@ -10,6 +10,7 @@ import logging
 import os
 import pwd
 import stat
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
@@ -34,9 +35,14 @@ log = logging.getLogger(__name__)
 EVERY: Final = Event(at=0.0, name="", kind="published")
 """Has this observer check all outputs; no other observer gets it."""
 
-_AT_ONCE: Final = 32
-_LOCK_WAIT: Final = 4.0
-"""Seconds. It is shorter than the time that ``reading`` waits for a call."""
+_DEADLINE: Final = 4.0
+"""Seconds for the lock and the work. It is shorter than the time that ``reading`` waits for a call."""
+_LOCK_WAIT: Final = 2.0
+_REPEAT: Final = 600.0
+"""Seconds until a Secret is applied again whose token is the same."""
+
+Applied = dict[str, tuple[bytes, float]]
+"""By the target of a Secret: a digest of the token that was applied last, and when (monotonic seconds)."""
 
 _FAULTS: Final = {
     errno.ENOENT: "its directory does not exist: create the directory",
@@ -59,12 +65,14 @@ class Outputs:
         self._outputs: Final = outputs
         self._directories: Final = directories
         self._throttle: Final = Throttle()
+        self._applied: Final[Applied] = {}
 
     def observe(self, events: Sequence[Event]) -> None:
         """Compare the outputs of these grants with their token files, and write those that differ."""
         names = {event.name for event in events}
         chosen = [each for each in self._outputs if EVERY.name in names or each.grant in names]
-        for output, problem in problems(chosen, self._directories, bring_up_to_date):
+        work = partial(bring_up_to_date, applied=self._applied)
+        for output, problem in problems(chosen, self._directories, work):
             if problem is None:
                 self._throttle.forget(output.target)
             elif self._throttle.is_new(output.target, problem):
@@ -77,17 +85,16 @@ class Outputs:
 def problems(
     outputs: Sequence[Output], directories: Directories, work: Callable[[Output, Directories], None]
 ) -> Iterator[tuple[Output, str | None]]:
-    """Do ``work`` for each output, several at once; return what is wrong and what to do, or ``None``.
+    """Do ``work`` for each output, all at once; return what is wrong and what to do, or ``None``.
 
-    It waits 5 s for each 32 outputs at most. A call that still hangs is not repeated.
+    It waits 5 s at most. A call that still hangs is not repeated.
     """
-    for begin in range(0, len(outputs), _AT_ONCE):
-        part = {output.target: output for output in outputs[begin : begin + _AT_ONCE]}
-        calls = {target: partial(_problem, work, output, directories) for target, output in part.items()}
-        for target, problem in reading.run_all(calls).items():
-            if isinstance(problem, OSError):
-                problem = "it does not answer in time: check its mount, or the API of the cluster"
-            yield part[target], problem
+    chosen = {output.target: output for output in outputs}
+    calls = {target: partial(_problem, work, output, directories) for target, output in chosen.items()}
+    for target, problem in reading.run_all(calls).items():
+        if isinstance(problem, OSError):
+            problem = "it does not answer in time: check its mount, or the API of the cluster"
+        yield chosen[target], problem
 
 
 def _problem(work: Callable[[Output, Directories], None], output: Output, directories: Directories) -> str | None:
@@ -104,14 +111,22 @@ def _problem(work: Callable[[Output, Directories], None], output: Output, direct
     return None
 
 
-def bring_up_to_date(output: Output, directories: Directories) -> None:
+def bring_up_to_date(output: Output, directories: Directories, *, applied: Applied | None = None) -> None:
     """Write the output if it differs from its token file; remove it if there is no access token any more.
 
-    If no token file exists yet, nothing is done. Raises ``RefresherError``, ``TokenFileError``, ``ValueError`` and
-    ``OSError``.
+    If no token file exists yet, nothing is done. ``applied`` is read and kept up to date. Raises ``RefresherError``,
+    ``TokenFileError``, ``ValueError`` and ``OSError``.
     """
+    applied = {} if applied is None else applied
+    ends = time.monotonic() + _DEADLINE
     token = _token(directories, output.grant)
-    if token is None or (isinstance(output, FileOutput) and _write(output, token, directories, change=False)):
+    if token is None:
+        return
+    if isinstance(output, SecretOutput):
+        digest, when = applied.get(output.target, (b"", 0.0))
+        if digest == _digest(token) and time.monotonic() - when < _REPEAT:
+            return
+    elif _write(output, token, directories, change=False):
         return
     # Two processes must not use one temporary file, and none may write an older token after a newer one.
     name = f"output-{hashlib.sha256(os.fsencode(output.target)).hexdigest()[:16]}.lock"
@@ -121,7 +136,8 @@ def bring_up_to_date(output: Output, directories: Directories) -> None:
         if isinstance(output, SecretOutput):
             from refresher.observers import kubernetes_secret  # loads an HTTP library
 
-            kubernetes_secret.apply(output, token.access_token)
+            kubernetes_secret.apply(output, token.access_token, seconds=ends - time.monotonic())
+            applied[output.target] = _digest(token), time.monotonic()
         elif not _write(output, token, directories, change=True):
             log.info("%s: wrote the output %s", output.grant, output.target)
 
@@ -139,11 +155,20 @@ def look(output: Output, directories: Directories) -> None:
 
 
 def _token(directories: Directories, name: str) -> TokenFile | None:
-    found = files.read(directories.token(name), records.LARGEST)
+    path = directories.token(name)
+    try:
+        found = files.read(path, records.LARGEST)
+    except OSError as error:
+        why = error.strerror or "the disk fails"
+        raise TokenFileError(f"cannot read the token file {path}: {why}: run 'refresher doctor'") from None
     token = None if found is None else parse(found.data)
     if token is not None and token.name != name:
         raise TokenFileError(f"the token file of {name} is that of {token.name}; refresher replaces it at the next run")
     return token
+
+
+def _digest(token: TokenFile) -> bytes:
+    return hashlib.sha256((token.access_token or "").encode()).digest()
 
 
 def _write(output: FileOutput, token: TokenFile, directories: Directories, *, change: bool) -> bool:

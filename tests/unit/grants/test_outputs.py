@@ -79,6 +79,13 @@ def test_two_outputs_never_have_one_place(tmp_path: Path) -> None:
         outputs(tmp_path, FILE, FILE.replace("linear", "git"))
     with pytest.raises(ConfigError, match=r"number 2 .*another output writes .*/out/token too"):
         outputs(tmp_path, FILE, FILE.replace("out/token", "out/../out/token"))
+    secret = 'grant = "linear"\nformat = "kubernetes-secret"\nsecret = "s"\n'
+    for tables in ((secret, f'{secret}namespace = "own"'), (f'{secret}namespace = "own"', secret)):
+        with pytest.raises(
+            ConfigError, match=r"number 2 .*another output may write .*Secret (own/)?s too: give both a namespace"
+        ):
+            outputs(tmp_path, *tables)
+    assert len(outputs(tmp_path, f'{secret}namespace = "a"', f'{secret}namespace = "b"', f'{secret}key = "other"')) == 3
     (tmp_path / "config.toml").write_text('outputs = ["token"]')
     with pytest.raises(ConfigError, match=r"number 1 of \[\[outputs\]\] must be a table"):
         resolve({"state_dir": str(tmp_path)}, str(tmp_path / "config.toml"))
@@ -121,4 +128,25 @@ def test_a_token_that_readers_would_read_differently_is_refused(text: str) -> No
 def test_a_file_with_other_content_is_recognized(content: bytes) -> None:
     """If it failed, a mistake in a path would destroy a file, for example a ~/.netrc with other passwords."""
     assert not was_rendered(content, "raw")
-    assert not was_rendered(b"one-word", "header")
+
+
+def test_an_output_takes_the_place_of_its_own_format_only() -> None:
+    """If it failed, a password or the settings of another program would be replaced by a token."""
+    forms: tuple[Any, ...] = ("raw", "header", "env", "netrc")
+    for form in forms:
+        content = render(output(form), token())
+        assert content is not None
+        assert [each for each in forms if was_rendered(content, each)] == [form]
+    assert [each for each in forms if was_rendered(b"a-password\n", each)] == []
+
+
+@pytest.mark.parametrize("key", ["page_token_file", "metrics_file", "gateway_keys_file", "ca_file"])
+def test_an_output_in_the_place_of_a_file_that_the_configuration_names_is_refused(tmp_path: Path, key: str) -> None:
+    """If it failed, a token would replace the secret of the page, or the keys of the gateway."""
+    file = tmp_path / "config.toml"
+    file.write_text(f'{key} = "x/../own.prom"\n[[outputs]]\ngrant = "linear"\nformat = "raw"\npath = "./own.prom"\n')
+    with pytest.raises(ConfigError, match=f"an output writes {tmp_path}/own.prom, which is the {key}: give it a path"):
+        resolve({"state_dir": str(tmp_path)}, str(file))
+    file.write_text('[[outputs]]\ngrant = "linear"\nformat = "raw"\npath = "gateway-keys.json"\n')
+    with pytest.raises(ConfigError, match="which is the gateway_keys_file"):
+        resolve({"state_dir": str(tmp_path)}, str(file))

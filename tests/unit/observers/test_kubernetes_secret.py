@@ -13,11 +13,14 @@ import kubernetes_validate
 import pytest
 
 from refresher.common.errors import RefresherError
+from refresher.config import resolve
 from refresher.grants.outputs import SecretOutput
-from refresher.observers import kubernetes_secret
+from refresher.observers import kubernetes_secret, outputs
 from refresher.observers.kubernetes_secret import apply
+from refresher.operations.events import Event, happened
 from tests.support import keys
 from tests.support.listener import Listening
+from tests.support.published import Published
 
 TOKEN = "the-access-token-of-a-pod"
 ACCOUNT = "the-service-account-token"
@@ -73,10 +76,10 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster
         made.ended.set()
 
 
-def failed(output: SecretOutput) -> str:
+def failed(output: SecretOutput, seconds: float = 60.0) -> str:
     """Return the message of a failed write, which holds no secret."""
     with pytest.raises(RefresherError) as error:
-        apply(output, TOKEN)
+        apply(output, TOKEN, seconds=seconds)
     for secret in (TOKEN, ACCOUNT, base64.b64encode(TOKEN.encode()).decode()):
         assert secret[:8] not in str(error.value)
     return str(error.value)
@@ -112,14 +115,50 @@ def test_without_a_token_the_key_is_removed_and_a_dry_run_sends_none(cluster: Cl
     """If it failed, a token would outlive its login, or doctor would change the cluster or send a token."""
     apply(LINEAR, None)
     apply(LINEAR, None, dry_run=True)
-    (path, sent, _), (dry, dry_sent, _) = cluster.seen
-    assert sent == dry_sent == {
+    (path, sent, headers), (dry, dry_sent, _) = cluster.seen
+    assert (sent, headers["Content-Type"]) == ({"data": {"token": None}}, "application/merge-patch+json")
+    assert "force" not in path, "the API accepts it for apply only"
+    assert dry_sent == {
         "apiVersion": "v1",
         "kind": "Secret",
         "metadata": {"name": "linear", "namespace": "agents"},
     }  # fmt: skip
-    kubernetes_validate.validate(sent, "1.29", strict=True)
+    kubernetes_validate.validate(dry_sent, "1.29", strict=True)
     assert ("dryRun=All" in path, "dryRun=All" in dry) == (False, True)
+
+
+def test_a_secret_that_does_not_exist_is_not_made_for_a_removed_grant(cluster: Cluster) -> None:
+    """If it failed, each removed grant would leave an empty Secret, or a warning without an end."""
+    cluster.status = 404
+    apply(LINEAR, None)
+    ((_, _, headers),) = cluster.seen
+    assert headers["Content-Type"] == "application/merge-patch+json", "this creates nothing"
+
+
+def test_a_secret_is_sent_again_only_if_its_token_has_changed_or_after_a_while(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If it failed, each Secret would be a request each 30 s, or a new token or one after a fault would not arrive."""
+    published = Published(tmp_path / "state")
+    observer = outputs.Outputs([LINEAR], resolve({"state_dir": str(tmp_path / "state")}, None).directories)
+
+    def sent_after(*events: Event) -> int:
+        before = len(cluster.seen)
+        observer.observe(events)
+        return len(cluster.seen) - before
+
+    published.put(1)
+    cluster.status = 500
+    assert (sent_after(outputs.EVERY), sent_after(outputs.EVERY)) == (1, 1), "a fault is no success"
+    cluster.status = 200
+    assert (sent_after(outputs.EVERY), sent_after(outputs.EVERY)) == (1, 0)
+    assert sent_after(happened("linear", "demanded")) == 0
+    published.put(2)
+    assert (sent_after(outputs.EVERY), sent_after(outputs.EVERY)) == (1, 0)
+    published.put(3, access_token=None, state="removed")
+    assert (sent_after(outputs.EVERY), sent_after(outputs.EVERY)) == (1, 0)
+    monkeypatch.setattr(outputs, "_REPEAT", 0.0)
+    assert sent_after(outputs.EVERY) == 1
 
 
 @pytest.mark.parametrize(
@@ -152,10 +191,8 @@ def test_a_cluster_that_is_slow_away_or_another_one_is_reported(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If it failed, an API that never answers would hold the outputs, or another server would get a token."""
-    monkeypatch.setattr(kubernetes_secret, "_DEADLINE", 0.3)
     cluster.status = 0
-    assert "does not answer in time" in failed(LINEAR)
-    monkeypatch.setattr(kubernetes_secret, "_DEADLINE", 60.0)
+    assert "does not answer in time" in failed(LINEAR, seconds=0.3)
     cluster.status = 200
     seen = len(cluster.seen)
     keys.certificate(tmp_path / "ca.crt", "localhost")

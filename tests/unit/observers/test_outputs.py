@@ -1,10 +1,14 @@
 """Outputs as files: written only if they differ, never through a link or over another file, and one never stops another."""
 
+import errno
 import logging
 import os
 import stat
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -13,11 +17,11 @@ import pytest
 from refresher.common import reading
 from refresher.config import resolve
 from refresher.grants.outputs import FileOutput, Output, SecretOutput
-from refresher.observers import hub
+from refresher.observers import hub, kubernetes_secret, outputs
 from refresher.observers.hub import Observers
 from refresher.observers.outputs import bring_up_to_date, look, problems
 from refresher.operations.events import happened
-from refresher.storage import lock
+from refresher.storage import files, lock
 from refresher.storage.directories import Directories
 from tests.conftest import need
 from tests.support.command import wait_until
@@ -116,6 +120,23 @@ def test_a_path_that_must_not_be_written_is_reported_and_left_as_it_is(
     assert "the token file is not JSON" in str(problem(file(tmp_path), directories))
 
 
+def test_a_token_file_that_cannot_be_read_is_named_itself(
+    tmp_path: Path, published: Published, directories: Directories, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If it failed, a person would change the directory of the output, which is not at fault."""
+    read = files.read
+
+    def refused(path: Path | str, *arguments: Any, **more: Any) -> Any:
+        if path == published.path:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))  # root is never refused
+        return read(path, *arguments, **more)
+
+    monkeypatch.setattr(files, "read", refused)
+    words = f"cannot read the token file {published.path}: Permission denied: run 'refresher doctor'"
+    assert problem(file(tmp_path), directories) == words
+    assert problem(SecretOutput(grant="linear", secret="s"), directories) == words
+
+
 def test_root_gives_a_file_to_its_owner_and_group(tmp_path: Path, directories: Directories) -> None:
     """If it failed, the program that needs the token could not read it, or others could."""
     need("it needs root" if os.geteuid() else None)
@@ -171,6 +192,48 @@ def _lock_of(output: FileOutput, directories: Directories) -> list[Path]:
     return [*directories.state.glob("output-*.lock")]
 
 
+def test_a_busy_lock_leaves_time_for_the_work_and_is_named(
+    tmp_path: Path, published: Published, directories: Directories, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If it failed, a person would look at the mount or the cluster, and the fault is another process."""
+    clock, seconds, secret = [0.0], [], SecretOutput(grant="linear", secret="s")
+
+    @contextmanager
+    def late(*_: Any, wait: float, **__: Any) -> Iterator[None]:
+        clock[0] += wait
+        yield
+
+    with monkeypatch.context() as patched:
+        patched.setattr(outputs, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+        patched.setattr(lock, "held", late)
+        patched.setattr(kubernetes_secret, "apply", lambda *_, **more: seconds.append(more["seconds"]))
+        bring_up_to_date(secret, directories)
+    assert 1 < seconds[0] < seconds[0] + clock[0] < reading._WAIT
+    (path,) = _lock_of(file(tmp_path), directories)
+    monkeypatch.setattr(outputs, "_LOCK_WAIT", 0.1)
+    with lock.held(path, stopping=lambda: False):
+        assert f"another process has held {path}" in str(problem(file(tmp_path), directories))
+
+
+def test_outputs_that_hang_delay_no_other_however_many_there_are(
+    tmp_path: Path, directories: Directories, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If it failed, one output on a dead mount would keep the last of many outputs old at each run of cron."""
+    monkeypatch.setattr(reading, "_WAIT", 180.0)
+    made = [file(tmp_path, str(number)) for number in range(100)]
+    begun: list[Output] = []
+    all_begun = threading.Event()
+
+    def work(output: Output, _: Directories) -> None:
+        begun.append(output)
+        if len(begun) == len(made):
+            all_begun.set()
+        if output is made[0] and not all_begun.wait(90):
+            raise ValueError("the others have not begun")
+
+    assert [found for _, found in problems(made, directories, work)] == [None] * 100
+
+
 def observing(tmp_path: Path, *made: Output) -> Observers:
     """Return observers with these outputs."""
     settings = resolve({"state_dir": str(tmp_path / "state"), "history_days": 0}, None)
@@ -186,7 +249,6 @@ def test_an_output_on_a_dead_mount_stops_no_other_and_is_reported_once(
 ) -> None:
     """If it failed, a dead mount would keep the tokens of all other programs old, or fill the log."""
     need(no_dead_mounts())
-    monkeypatch.setattr(reading, "_WAIT", 0.2)
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     (tmp_path / "dead").mkdir()
     first, second = file(tmp_path, path=tmp_path / "dead/token"), file(tmp_path, "second")
