@@ -93,8 +93,10 @@ class Forwarder:
         refused = self._access.refusal(request.headers, request.headers.getall("Host", []), connection)
         if refused is not None:
             return self._failed("", refused)
-        if request.method == "CONNECT" or "Upgrade" in request.headers:
-            return self._failed("", Failure(501, "no_proxy", "the gateway forwards no CONNECT and no Upgrade request"))
+        # A server answers TRACE with the request that it got, and so with the token.
+        if request.method in ("CONNECT", "TRACE") or "Upgrade" in request.headers:
+            text = "the gateway forwards no CONNECT, TRACE or Upgrade request"
+            return self._failed("", Failure(501, "no_proxy", text))
         target = routes.parse(request.raw_path)
         if isinstance(target, Failure):
             return self._failed("", target)

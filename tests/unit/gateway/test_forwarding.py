@@ -351,6 +351,7 @@ def test_what_is_no_request_for_a_grant_is_refused(tmp_path: Path) -> None:
         for request, status in (
             (agent.head("http://evil.example/", "Connection: close"), 400),
             (agent.head("evil.example:443", "Connection: close", method="CONNECT"), 501),
+            (agent.head("/linear", "Connection: close", method="TRACE"), 501),
             (agent.head("/linear", "Connection: Upgrade", "Upgrade: websocket"), 501),
             (agent.head("/nobody", "Connection: close"), 404),
             (b"GET /linear HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n", 421),
