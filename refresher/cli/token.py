@@ -208,9 +208,9 @@ _FORMATS: Final[dict[str, Callable[[TokenFile], str | None]]] = {
 @command(short_help="Rotate a grant for token or headers.", exit_codes={0: "reported"})
 @click.argument("name")
 @click.argument("program")
-@click.argument("lock_wait", type=float)
+@click.argument("lock_until", type=float)
 @click.pass_obj
-def rotate_detached(options: Options, name: str, program: str, lock_wait: float) -> None:
+def rotate_detached(options: Options, name: str, program: str, lock_until: float) -> None:
     """Rotate NAME if necessary, in a process of its own, and write the result for PROGRAM."""
     from refresher.observers.hub import observing
     from refresher.operations.detached_rotation import report
@@ -218,5 +218,6 @@ def rotate_detached(options: Options, name: str, program: str, lock_wait: float)
 
     options.add(log_format="json")
     settings = options.settings()
+    lock_wait = max(lock_until - time.monotonic(), 0.1)
     with StopSignals(quiet=True) as stopping, observing(settings, program, _TIME_TO_OBSERVE) as observers:
         report(rotate_if_necessary(settings, name, lock_wait=lock_wait, stopping=stopping, emit=observers.emit), name)

@@ -40,13 +40,6 @@ _VALUES: Final[dict[str, tuple[str, str]]] = {
 _SAFE: Final = re.compile(r"(?!~)[A-Za-z0-9._~+/=-]+")
 """The tokens of RFC 6750 without a leading ~: a shell, systemd, docker, curl and Python read them without quotes."""
 
-_RENDERED: Final[dict[FileFormat, re.Pattern[bytes]]] = {
-    "raw": re.compile(rb"[!-~]*"),  # without a line end: an env file, or a password that a person wrote, has one
-    "header": re.compile(rb"Authorization: [!-~]+ [!-~]+\n"),
-    "env": re.compile(rb"[A-Za-z_][A-Za-z0-9_]*=[!-~]*\n"),
-    "netrc": re.compile(rb"machine [!-~]+ login [!-~]+ password [!-~]+\n"),
-}
-
 
 class FileOutput(msgspec.Struct, frozen=True, kw_only=True):
     """A file with the access token of a grant."""
@@ -164,6 +157,18 @@ def render(output: FileOutput, token: TokenFile) -> bytes | None:
             return f"machine {output.machine} login {output.login} password {text}\n".encode("ascii")
 
 
-def was_rendered(data: bytes, form: FileFormat) -> bool:
-    """Whether a file has the form of an output of the format ``form``, so that such an output may take its place."""
-    return _RENDERED[form].fullmatch(data) is not None
+def was_rendered(data: bytes, output: FileOutput) -> bool:
+    """Whether a file has the form of ``output``, so that it may take the place of the file.
+
+    The same format is not enough: a person can have a file of it with another variable or machine.
+    """
+    match output.format:
+        case "raw":
+            form = "[!-~]*"  # without a line end: an env file, or a password that a person wrote, has one
+        case "header":
+            form = "Authorization: (?!(?i:basic) )[!-~]+ [!-~]+\n"
+        case "env":
+            form = f"{re.escape(output.variable)}=[!-~]*\n"
+        case "netrc":
+            form = f"machine {re.escape(output.machine)} login {re.escape(output.login)} password [!-~]+\n"
+    return re.fullmatch(form.encode("ascii"), data) is not None

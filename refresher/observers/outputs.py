@@ -184,7 +184,7 @@ def _write(output: FileOutput, token: TokenFile, directories: Directories, *, ch
                 raise ValueError(f"{own} is a directory of refresher: give another path")
         try:
             found = files.read(output.path.name, records.LARGEST, directory=directory)
-            if found is not None and not was_rendered(found.data, output.format):
+            if found is not None and not was_rendered(found.data, output):
                 raise ValueError("there is a file with other content")  # noqa: TRY301  as the others
         except ValueError as error:
             raise ValueError(f"{error}: remove the file, or give the output a path of its own") from None

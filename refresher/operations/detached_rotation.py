@@ -69,11 +69,14 @@ class DetachedRotation:
                 break
 
     def start(self, lock_wait: float) -> None:
-        """Start the process, with the seconds for the lock as its last argument. Raises ``NotInTime`` if it cannot."""
+        """Start the process. Its last argument says until when it waits for the lock, by the clock of all processes.
+
+        Raises ``NotInTime`` if it cannot.
+        """
         import subprocess  # few calls rotate
 
         self._result, self._output, self._lines = None, b"", b""
-        command = (sys.executable, "-P", "-c", _START, _ROOT, *self._arguments, f"{lock_wait:.1f}")
+        command = (sys.executable, "-P", "-c", _START, _ROOT, *self._arguments, f"{time.monotonic() + lock_wait:.1f}")
         try:
             # The same directory and environment: they are part of the configuration.
             self._process = subprocess.Popen(  # noqa: S603  this program

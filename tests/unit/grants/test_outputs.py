@@ -111,7 +111,7 @@ def test_the_content_of_a_format_is_recognized_and_its_absence_too(form: str, co
     """If it failed, programs would read something else, or refresher would not replace what it wrote itself."""
     assert render(output(form), token(token_type="bearer")) == content
     assert render(output(form), token(access_token=None, state="removed")) is None
-    assert was_rendered(content, output(form).format)
+    assert was_rendered(content, output(form))
 
 
 @pytest.mark.parametrize("text", ["a|b", "~root", "a'b", 'a"b', "a#b", "a$b", "a\\b", "a;b"])
@@ -127,7 +127,7 @@ def test_a_token_that_readers_would_read_differently_is_refused(text: str) -> No
 @pytest.mark.parametrize("content", [b"two\nlines\n", b"two words", b"machine a login b password c\nmachine d login e password f\n", b"A=1\nB=2\n", b"\x7fELF"])  # fmt: skip
 def test_a_file_with_other_content_is_recognized(content: bytes) -> None:
     """If it failed, a mistake in a path would destroy a file, for example a ~/.netrc with other passwords."""
-    assert not was_rendered(content, "raw")
+    assert not was_rendered(content, output("raw"))
 
 
 def test_an_output_takes_the_place_of_its_own_format_only() -> None:
@@ -136,8 +136,8 @@ def test_an_output_takes_the_place_of_its_own_format_only() -> None:
     for form in forms:
         content = render(output(form), token())
         assert content is not None
-        assert [each for each in forms if was_rendered(content, each)] == [form]
-    assert [each for each in forms if was_rendered(b"a-password\n", each)] == []
+        assert [each for each in forms if was_rendered(content, output(each))] == [form]
+    assert [each for each in forms if was_rendered(b"a-password\n", output(each))] == []
 
 
 @pytest.mark.parametrize("key", ["page_token_file", "metrics_file", "gateway_keys_file", "ca_file"])
@@ -150,3 +150,17 @@ def test_an_output_in_the_place_of_a_file_that_the_configuration_names_is_refuse
     file.write_text('[[outputs]]\ngrant = "linear"\nformat = "raw"\npath = "gateway-keys.json"\n')
     with pytest.raises(ConfigError, match="which is the gateway_keys_file"):
         resolve({"state_dir": str(tmp_path)}, str(file))
+
+
+@pytest.mark.parametrize(
+    ("form", "content"),
+    [
+        ("header", b"Authorization: Basic dXNlcjpwYXNz\n"),
+        ("env", b"DATABASE_PASSWORD=secret\n"),
+        ("netrc", b"machine github.com login me password secret\n"),
+        ("netrc", b"machine git.example login other password secret\n"),
+    ],
+)
+def test_a_credential_of_somebody_else_in_the_same_format_stays(form: str, content: bytes) -> None:
+    """If it failed, an output at a wrong path would replace a password that a person keeps there, or delete it."""
+    assert not was_rendered(content, output(form))
