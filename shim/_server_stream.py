@@ -14,10 +14,10 @@ from shim._backoff import StreamPauses
 from shim._bearer import origin_of_request
 from shim._failure import Failure, describe, failure_in, is_event_stream
 
-__all__ = ["endless_response", "redirect_within_origin"]
+__all__ = ["MAX_REDIRECTS", "endless_response", "redirect_within_origin"]
 
 _LAST_EVENT_ID = "last-event-id"
-_MAX_REDIRECTS = 5
+MAX_REDIRECTS = 5
 _TEMPORARY = (401, 408, 425, 429, 500, 502, 503, 504)
 
 _Send = Callable[[httpx2.Request], Awaitable[httpx2.Response]]
@@ -54,7 +54,7 @@ class _EndlessStream(httpx2.AsyncByteStream):
         self._sent_at = self._pauses.attempt()
         self.response = None
         try:
-            for _ in range(_MAX_REDIRECTS):
+            for _ in range(MAX_REDIRECTS):
                 self.response = await self._send(self._request)
                 if (target := redirect_within_origin(self.response)) is None:
                     return

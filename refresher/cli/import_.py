@@ -123,7 +123,15 @@ def import_(
     if listed or key is not None or file is not None or server is not None:
         if source is not None:
             raise ConfigError("--from is for a file of refresher's own format: omit it with --format and --list")
-        return _from_program(ctx, name, key, file, server, listed, as_json, replace, if_absent)
+        choice = move_in.Choice(key, None if file is None else Path(file).expanduser().absolute(), server)
+        if listed:
+            if name is not None or replace or if_absent:
+                raise click.UsageError(
+                    "--list shows what can be imported: give no NAME, --replace or --if-absent with it"
+                )
+            move_in.show_logins(ctx.obj.settings(), choice, as_json=as_json)
+            return None
+        return _from_program(ctx, name, choice, replace=replace, if_absent=if_absent)
     if source is None:
         raise ConfigError(
             "give --from FILE, or --format for a login of another program ('refresher import --list' shows them)"
@@ -270,24 +278,10 @@ def _store(
 
 
 def _from_program(
-    ctx: click.Context,
-    name: str | None,
-    key: str | None,
-    file: str | None,
-    server: str | None,
-    listed: bool,
-    as_json: bool,
-    replace: bool,
-    if_absent: bool,
+    ctx: click.Context, name: str | None, choice: move_in.Choice, *, replace: bool, if_absent: bool
 ) -> int | None:
-    """Show the logins of other programs, or take one over."""
-    choice = move_in.Choice(key, None if file is None else Path(file).expanduser().absolute(), server)
+    """Take over a login of another program."""
     settings = ctx.obj.settings()
-    if listed:
-        if name is not None or replace or if_absent:
-            raise click.UsageError("--list shows what can be imported: give no NAME, --replace or --if-absent with it")
-        move_in.show_logins(settings, choice, as_json=as_json)
-        return None
     if name is None:
         raise ConfigError(f"NAME is missing; did you mean: {did_you_mean(ctx, 'NAME')}")
     if replace and if_absent:

@@ -89,9 +89,8 @@ class Keys:
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._stamp: tuple[int, int, int] | None = None
+        self._stamp: tuple[int, ...] | None = None
         self._keys: tuple[Key, ...] = ()
-        self._problem: str | None = None
 
     def find(self, text: str) -> Key | None:
         """Return the key that is ``text``; ``None`` if there is none."""
@@ -109,14 +108,13 @@ class Keys:
         except OSError:
             self._stamp, self._keys = None, ()  # who removes the file removes the keys
             return
-        stamp = (status.st_mtime_ns, status.st_ino, status.st_size)
+        # With mode and owner: a file that others can read has no valid key any more.
+        stamp = (status.st_mtime_ns, status.st_ino, status.st_size, status.st_mode, status.st_uid)
         if stamp == self._stamp:
             return
+        self._stamp = stamp
         try:
-            self._keys, self._stamp, self._problem = load(self._path), stamp, None
+            self._keys = load(self._path)
         except ConfigError as error:
-            # Without a stamp, the next request reads the file again: a change of its mode changes no stamp.
-            self._keys, self._stamp = (), None
-            if str(error) != self._problem:
-                self._problem = str(error)
-                log.warning("gateway: %s; until then no key is valid", error)
+            self._keys = ()
+            log.warning("gateway: %s; until then no key is valid", error)

@@ -52,6 +52,7 @@ class DetachedRotation:
         self._arguments: Final = tuple(arguments)
         self._process: subprocess.Popen[bytes] | None = None
         self._result: Result | None = None
+        self._problem: str | None = None
         self._output = b""
         self._lines = b""
 
@@ -71,11 +72,11 @@ class DetachedRotation:
     def start(self, lock_wait: float) -> None:
         """Start the process. Its last argument says until when it waits for the lock, by the clock of all processes.
 
-        Raises ``NotInTime`` if it cannot.
+        If it cannot be started, ``result`` says so.
         """
         import subprocess  # few calls rotate
 
-        self._result, self._output, self._lines = None, b"", b""
+        self._result, self._output, self._lines, self._problem = None, b"", b"", None
         command = (sys.executable, "-P", "-c", _START, _ROOT, *self._arguments, f"{time.monotonic() + lock_wait:.1f}")
         try:
             # The same directory and environment: they are part of the configuration.
@@ -88,10 +89,11 @@ class DetachedRotation:
                 start_new_session=True,
             )
         except OSError as error:
-            raise NotInTime(
-                f"{self._name}: cannot start the process that refreshes: {(error.strerror or '').lower()}; nothing was "
-                "changed, try again later"
-            ) from None
+            self._problem = (
+                f"cannot start the process that refreshes: {(error.strerror or '').lower()}; nothing was changed, try "
+                "again later"
+            )
+            return
         for stream in (self._process.stdout, self._process.stderr):
             if stream is not None:
                 os.set_blocking(stream.fileno(), False)
@@ -99,13 +101,15 @@ class DetachedRotation:
     @property
     def is_running(self) -> bool:
         """Whether a process was started whose result was not taken yet."""
-        return self._process is not None and self._result is None
+        return self._result is None and (self._process is not None or self._problem is not None)
 
     def result(self, timeout: float) -> Result | None:
         """Return the result if it comes within ``timeout`` seconds, else ``None``.
 
-        Raises ``NotInTime`` if the process has ended without one.
+        Raises ``NotInTime`` if the process could not be started, or has ended without one.
         """
+        if self._problem is not None:
+            raise NotInTime(f"{self._name}: {self._problem}")
         alive = self._take(timeout)
         if self._result is None and not alive:
             raise NotInTime(

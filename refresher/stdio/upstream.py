@@ -13,13 +13,12 @@ from shim import FileTokenSource, ReauthorizationRequired, Removed, ShimError, T
 from shim._backoff import retry_pause
 from shim._failure import Failure, describe, has_type, is_event_stream, send_once
 from shim._origins import origin_of_url
-from shim._server_stream import endless_response, redirect_within_origin
+from shim._server_stream import MAX_REDIRECTS, endless_response, redirect_within_origin
 from shim.httpx2 import BearerAuth
 
 __all__ = ["Upstream"]
 
 _JSON: Final = {"accept": "application/json, text/event-stream", "content-type": "application/json"}
-_MAX_REDIRECTS: Final = 5
 _DEFAULT_RETRY: Final = 1.0
 _LONGEST_RETRY: Final = 30.0
 _LONGEST_ERROR: Final = 64 * 1024
@@ -128,7 +127,7 @@ class Upstream:
 
     async def _send(self, request: httpx2.Request) -> httpx2.Response | Failure:
         send = functools.partial(self.http.send, stream=True)
-        for _ in range(_MAX_REDIRECTS):
+        for _ in range(MAX_REDIRECTS):
             response = await send_once(send, request, _read)
             if isinstance(response, Failure) or (target := redirect_within_origin(response)) is None:
                 return response

@@ -17,7 +17,7 @@ from shim._backoff import retry_pause
 from shim._bearer import origin_of_request
 from shim._changes import permanent_error
 from shim._failure import Failure, FailureKind, has_type, is_event_stream, json_object, send_once
-from shim._server_stream import endless_response, redirect_within_origin
+from shim._server_stream import MAX_REDIRECTS, endless_response, redirect_within_origin
 from shim.httpx2 import BearerAuth
 from shim.mcp._connection import CURRENT_CALL, Call
 from shim.mcp._failure import as_json_rpc
@@ -33,7 +33,6 @@ _NOTIFY_TIMEOUT = 30.0
 
 _ANSWER_TIMEOUT = 10.0
 """Seconds for one attempt to send an answer."""
-_MAX_REDIRECTS = 5
 _TEMPORARY: tuple[FailureKind, ...] = ("not_sent", "unavailable", "lost", "broken", "rejected")
 
 _Outcome = httpx2.Response | Failure
@@ -128,7 +127,7 @@ class SessionHTTPClient(httpx2.AsyncClient):
             patience -= anyio.current_time() - started
             if isinstance(outcome, httpx2.Response):
                 await outcome.aclose()
-                if (target := redirect_within_origin(outcome)) is not None and redirects < _MAX_REDIRECTS:
+                if (target := redirect_within_origin(outcome)) is not None and redirects < MAX_REDIRECTS:
                     await target.aread()
                     request, redirects = target, redirects + 1
                     continue

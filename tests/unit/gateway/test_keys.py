@@ -51,9 +51,13 @@ def test_a_file_that_others_can_change_or_that_is_damaged_has_no_keys(tmp_path: 
         with pytest.raises(ConfigError, match="not a file of keys"):
             load(str(path))
     write(path, made)
+    assert keys.find(text)
     path.chmod(0o644)
+    assert keys.find(text) is None
     with pytest.raises(ConfigError, match="chmod 600"):
         load(str(path))
+    path.chmod(0o600)
+    assert keys.find(text)
 
 
 def test_a_key_is_for_its_grants_only() -> None:
