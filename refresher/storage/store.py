@@ -8,13 +8,15 @@ The steps: hold the name, recover what an earlier attempt left, decide, begin an
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from refresher.grants.record import Grant, Record, Stored
 from refresher.storage.directories import Directories, Listing
-from refresher.storage.lock import WAIT
 
-__all__ = ["Attempt", "Comparison", "Demanded", "Held", "Report", "Store", "TokenIndex", "ignore_report"]
+__all__ = ["WAIT", "Attempt", "Comparison", "Demanded", "Held", "Report", "Store", "ignore_report"]
+
+WAIT: Final = 30.0
+"""Seconds for which a command waits for a name. No exchange takes longer."""
 
 Report = Callable[[str, int | None], None]
 """Takes a finding of a recovery, and the generation of the record after it."""
@@ -129,10 +131,6 @@ class Held(Protocol):
         """Remove the demands for ``generations`` (``None``: for all), except for those in ``keep``."""
 
 
-class TokenIndex(Protocol):
-    """What a command that imports many grants remembers of all records, so that it looks at them once."""
-
-
 class Comparison(NamedTuple):
     """What is stored under one name, to compare an import with."""
 
@@ -167,14 +165,20 @@ class Store(Protocol):
     def importing(self, *, stopping: Callable[[], bool]) -> AbstractContextManager[None]:
         """Exclude every other import: two could store one refresh token under two names. Raises as ``held`` does."""
 
-    def index(self, fingerprints: Collection[str]) -> TokenIndex:
-        """Return the index for imports of the refresh tokens with ``fingerprints``."""
+    def expect_imports(self, fingerprints: Collection[str]) -> None:
+        """Prepare to compare many imports: of the refresh tokens with ``fingerprints``."""
 
-    def compare(self, imported: Grant, index: TokenIndex | None) -> Iterator[Comparison]:
+    def stored_under(self, name: str, *, unfinished: bool | None = None) -> Comparison:
+        """Return the records under ``name``: that of an import that was cut off too.
+
+        ``unfinished``: whether a listing found that an attempt left something; ``None``: not known.
+        """
+
+    def compare(self, imported: Grant) -> Iterator[Comparison]:
         """Return what is stored under each name that may hold, or have spent, the refresh token of ``imported``.
 
         The caller is ``importing``. Raises ``DirectoryError`` and ``StorageError``.
         """
 
-    def note_import(self, grant: Grant, index: TokenIndex | None) -> None:
+    def note_import(self, grant: Grant) -> None:
         """Note that ``grant`` is being stored, before it is. Raises ``StorageError``."""
