@@ -23,7 +23,7 @@ from refresher.grants.outcome import (
 from refresher.grants.record import Doubt, Failure, FailureKind, Grant, with_spent
 from refresher.grants.tokens import needs_proof, not_before
 
-__all__ = ["apply", "mark_in_doubt", "mark_interrupted", "with_access_token"]
+__all__ = ["apply", "mark_in_doubt", "mark_interrupted", "mark_restored", "with_access_token"]
 
 _SHORTEST_PAUSE: Final = 1.0
 
@@ -105,6 +105,28 @@ def mark_interrupted(grant: Grant, description: str, *, doubt: Doubt, now: Momen
     if marked.dead or marked.failure is None or not policy.replay_allowed(marked, now):
         return marked
     return msgspec.structs.replace(marked, failure=msgspec.structs.replace(marked.failure, retry_at=now.wall))
+
+
+def mark_restored(grant: Grant, generation: int, lifetime: tuple[float, float | None] | None, *, now: Moment) -> Grant:
+    """Return ``grant`` in doubt, because readers have a later ``generation``: its record is from a backup.
+
+    ``lifetime``: when the access token of the readers was issued and expires, in epoch seconds; ``None`` without one.
+    """
+    description = (
+        f"the record is of generation {grant.generation}, but readers have generation {generation}: it "
+        "was restored from a backup, and its refresh token may have been used since"
+    )
+    # An earlier doubt was about an earlier token, so this one begins now; a spill may still come back.
+    doubt = msgspec.structs.replace(
+        grant.doubt or Doubt(since=now), since=now, replay_over=True, restored=True, kept=None
+    )
+    grant = msgspec.structs.replace(grant, generation=generation, doubt=None)
+    if lifetime is not None:
+        issued_at, expires_at = lifetime
+        grant = msgspec.structs.replace(
+            grant, access_token=None, issued_at=issued_at, issued=None, expires_at=expires_at, failure=None
+        )
+    return mark_in_doubt(grant, description, doubt=doubt, now=now)
 
 
 def _rotated(

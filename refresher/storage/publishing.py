@@ -133,7 +133,7 @@ def read_published(directories: Directories, name: str, record: Record | None = 
     Only this user can write it and its directory, by open descriptors. After ``record``, the generation has grown by at
     most one a second.
     """
-    return _proof(*_read_with_directory(directories, name), name, record)
+    return _proof(*_read_with_directory(directories, name), name, *_last_known(record))
 
 
 def _read_with_directory(directories: Directories, name: str) -> tuple[FileWithStatus | None, os.stat_result | None]:
@@ -150,20 +150,26 @@ def _read_with_directory(directories: Directories, name: str) -> tuple[FileWithS
         os.close(directory)
 
 
+def _last_known(record: Record | None) -> tuple[float, int]:
+    """Return when the record got its generation, in epoch seconds, and the generation."""
+    if record is None:
+        return 0.0, 0
+    if isinstance(record, Grant):
+        return record.last_rotation_at or record.authorized_at, record.generation
+    return record.removed_at, record.generation
+
+
 def _proof(
-    found: FileWithStatus | None, directory: os.stat_result | None, name: str, record: Record | None
+    found: FileWithStatus | None, directory: os.stat_result | None, name: str, since: float, generation: int
 ) -> TokenFile | None:
+    """Return the token file, unless it may not be ours; it may be later than ``generation``, which was at ``since``."""
     if found is None or directory is None or not _is_ours_alone(found.status) or not _is_ours_alone(directory):
         return None
     if (seen := _parsed(found, name)) is None:
         return None
-    if isinstance(record, Grant):
-        since = record.last_rotation_at or record.authorized_at
-    else:
-        since = 0.0 if record is None else record.removed_at
     # The difference in both directions: the clock may have been set back since.
     possible = abs(clocks.now().wall - since) + 1
-    return seen if seen.generation - (0 if record is None else record.generation) <= possible else None
+    return seen if seen.generation - generation <= possible else None
 
 
 def published_generation(directories: Directories, name: str, record: Record | None) -> int:
@@ -242,15 +248,48 @@ class Publisher:
         if wanted is None or (not again and self._is_up_to_date(name, wanted, published)):
             return True
         dead = isinstance(record, Grant) and record.dead
-        seen = _proof(published, directory, name, record)
+        seen = _proof(published, directory, name, *_last_known(record))
         if seen is not None and seen.generation > record.generation and not dead:
             return False
+        self._replace(name, record.generation, wanted, published, seen)
+        if published is not None and wanted == published.data and not again:
+            self._repaired[name] = hash(wanted)
+        return True
+
+    def publish_copy(self, token: TokenFile, data: bytes) -> bool:
+        """Write ``data``, the token file of a grant that is in a store of many hosts, if it differs.
+
+        ``token`` is what ``data`` says. Return whether readers see it now, as ``publish`` does. Raises ``StorageError``.
+        """
+        name = token.name
+        published, directory = _read_with_directory(self.directories, name)
+        seen = _proof(published, directory, name, token.issued_at, token.generation)
+        rejected = token.state == "reauthorization_required"
+        if seen is not None and seen.state != "removed":
+            if rejected and seen.generation > token.generation:
+                # The store is from a restored backup: readers keep the newer token, and see the state of the grant.
+                data = _fitted(seen._replace(state=token.state, error=token.error))[0]
+            elif token.access_token is None and token.state != "removed" and _is_live(seen):
+                return True  # a new grant has no access token yet: that of the grant before it stays (I5)
+        if self._is_up_to_date(name, data, published):
+            return True
+        if seen is not None and seen.generation > token.generation and not rejected:
+            return False
+        self._replace(name, token.generation, data, published, seen)
+        if published is not None and data == published.data:
+            self._repaired[name] = hash(data)
+        return True
+
+    def _replace(
+        self, name: str, generation: int, wanted: bytes, published: FileWithStatus | None, seen: TokenFile | None
+    ) -> None:
+        """Replace the token file ``published``; ``seen`` is what it says, if it is ours. Raises ``StorageError``."""
         path = self.directories.token(name)
         foreign = _parsed(published, name) if seen is None else None
         known = seen or foreign
         try:
             with self.directories.opened_tokens() as tokens:
-                if foreign is not None and foreign.generation > record.generation:
+                if foreign is not None and foreign.generation > generation:
                     with suppress(OSError):
                         aside = files.keep_aside(path, clocks.now().wall, directory=tokens)
                         log.warning(
@@ -260,22 +299,19 @@ class Publisher:
                             foreign.generation,
                             aside,
                         )
-                if known is None or known.generation < record.generation:
-                    self._bar_demands(record)
+                if known is None or known.generation < generation:
+                    self._bar_demands(name, generation)
                 mode, group = self.directories.sharing(os.fstat(tokens))
                 files.replace(tokens, path.name, wanted, mode=mode, group=group)
         except (OSError, DirectoryError) as error:
             why = error.strerror if isinstance(error, OSError) else error
             raise StorageError(f"cannot publish {path}: {why}; the next run publishes it") from None
-        if published is not None and wanted == published.data and not again:
-            self._repaired[name] = hash(wanted)
-        return True
 
-    def _bar_demands(self, record: Record) -> None:
-        problem = demands.bar(self.directories, record.name, record.generation)
-        if problem is not None and record.name not in self._barred:
-            self._barred.add(record.name)
-            log.warning("%s: %s; refresher ignores it: delete it", record.name, problem)
+    def _bar_demands(self, name: str, generation: int) -> None:
+        problem = demands.bar(self.directories, name, generation)
+        if problem is not None and name not in self._barred:
+            self._barred.add(name)
+            log.warning("%s: %s; refresher ignores it: delete it", name, problem)
 
     def _wanted(self, record: Record) -> bytes | None:
         """Return what to publish; ``None`` if a token of the grant before this one may still be valid (I5)."""
@@ -326,6 +362,14 @@ def _read(directories: Directories, name: str) -> FileWithStatus | None:
         return files.read(f"{directories.tokens}/{name}.json", records.LARGEST)
     except (OSError, ValueError):
         return None  # what cannot be read is replaced
+
+
+def _is_live(token: TokenFile) -> bool:
+    """Whether the access token of a token file may still be valid."""
+    if token.access_token is None:
+        return False
+    expires_at = token.issued_at + policy.DEFAULT_MAX_AGE if token.expires_at is None else token.expires_at
+    return expires_at > clocks.now().wall
 
 
 def _parsed(published: FileWithStatus | None, name: str) -> TokenFile | None:

@@ -177,27 +177,11 @@ class _Recovery:
         published = read_published(self._directories, self._name, grant)
         if published is None or published.grant_id != grant.grant_id or published.generation <= grant.generation:
             return
-        description = (
-            f"the record is of generation {grant.generation}, but readers have generation {published.generation}: it "
-            "was restored from a backup, and its refresh token may have been used since"
-        )
-        # An earlier doubt was about an earlier token, so this one begins now; a spill may still come back.
-        doubt = msgspec.structs.replace(
-            grant.doubt or Doubt(since=self._now), since=self._now, replay_over=True, restored=True, kept=None
-        )
-        grant = msgspec.structs.replace(grant, generation=published.generation, doubt=None)
-        if published.access_token is not None:
-            # Its times protect it. The token itself stays in the file alone.
-            grant = msgspec.structs.replace(
-                grant,
-                access_token=None,
-                issued_at=published.issued_at,
-                issued=None,
-                expires_at=published.expires_at,
-                failure=None,
-            )
-        self._write(transition.mark_in_doubt(grant, description, doubt=doubt, now=self._now))
-        self._report(description)
+        # The times of its access token protect it. The token itself stays in the file alone.
+        lifetime = None if published.access_token is None else (published.issued_at, published.expires_at)
+        restored = transition.mark_restored(grant, published.generation, lifetime, now=self._now)
+        self._write(restored)
+        self._report("" if restored.failure is None else restored.failure.description)
 
     def restart_doubt_of_the_future(self) -> None:
         """Start a doubt now if the clock says that it begins later, so that its wait ends."""
