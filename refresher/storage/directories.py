@@ -63,6 +63,11 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
         return self.grants / ".import.lock"
 
     @property
+    def publish_lock(self) -> Path:
+        """The lock of each process that publishes what a database holds: one host can run several."""
+        return self.grants / ".publish.lock"
+
+    @property
     def health_socket(self) -> Path:
         """The socket at which the daemon answers ``refresher health``: only its own user can enter ``grants/``."""
         return self.grants / ".health.sock"

@@ -257,9 +257,9 @@ class Publisher:
         return True
 
     def publish_copy(self, token: TokenFile, data: bytes) -> bool:
-        """Write ``data``, the token file of a grant that is in a store of many hosts, if it differs.
+        """Write ``data``, the token file of a grant in a store of many hosts, if it differs.
 
-        ``token`` is what ``data`` says. Return whether readers see it now, as ``publish`` does. Raises ``StorageError``.
+        ``token`` is what ``data`` says. Return whether readers see it now, as ``publish`` does; raise ``StorageError``.
         """
         name = token.name
         published, directory = _read_with_directory(self.directories, name)

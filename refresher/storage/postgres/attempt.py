@@ -1,0 +1,173 @@
+"""One attempt at the next record of a grant in the database: arm, then save what the answer was, whatever happens."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+from psycopg import Cursor
+
+from refresher.common import clocks
+from refresher.common.errors import GrantFileError, StorageError
+from refresher.grants.record import Grant
+from refresher.storage import files
+from refresher.storage.directories import Directories
+from refresher.storage.postgres import leases, settling, spills
+from refresher.storage.postgres.database import Database, UnknownOutcome
+from refresher.storage.postgres.leases import Lease
+from refresher.storage.postgres.moments import Clocks
+from refresher.storage.postgres.settling import Sent
+
+__all__ = ["PostgresAttempt", "commit_spills", "read_clocks"]
+
+_SPILL_AFTER: Final = 2.0
+_LONGEST_PAUSE: Final = 10.0
+
+log = logging.getLogger(__name__)
+
+
+class PostgresAttempt:
+    """One attempt, for the grant that ``lease`` saw."""
+
+    def __init__(
+        self, database: Database, directories: Directories, lease: Lease, grant: Grant, on_sent: Callable[[], None]
+    ) -> None:
+        self._database = database
+        self._directories = directories
+        self._lease = lease
+        self._grant = grant
+        self._on_sent = on_sent
+        self._sent = Sent(lease.attempt, grant.name, grant.grant_id, grant.generation, grant.fingerprint())
+        self._spilled = False
+        self.ended = False
+        """Whether the lease needs no release: it is settled, or the next holder settles it."""
+
+    def before_first_byte(self) -> None:
+        """Arm the lease. Raises ``NotArmed``: then nothing may be sent."""
+        leases.arm(self._database, self._lease)
+        self._on_sent()
+
+    def persist(self, record: Grant, *, until_saved: bool) -> Grant:
+        """Settle the attempt; a new token is spilled on this host if the database does not take it in 2 s.
+
+        Return the grant that is stored then: another one if this outcome does not count any more.
+        """
+        watchdog = threading.Timer(_SPILL_AFTER, self._spill, (record,))
+        if until_saved:
+            watchdog.daemon = True
+            watchdog.start()
+        try:
+            return self._settle(record, until_saved=until_saved)
+        finally:
+            watchdog.cancel()
+
+    def _settle(self, record: Grant, *, until_saved: bool) -> Grant:
+        pause = 0.1
+        while True:
+            try:
+                there = _settle(self._database, self._sent, record, issued=until_saved)
+            except (StorageError, GrantFileError) as error:
+                if not until_saved and not isinstance(error, UnknownOutcome):
+                    raise
+                if until_saved and self._spill(record):
+                    self.ended = True
+                    log.warning(
+                        "%s: the database does not take a new token: %s; it is saved in %s, and a refresher of this "
+                        "host stores it when the database is back",
+                        record.name,
+                        error,
+                        self._directories.grants,
+                    )
+                    return record
+                if until_saved:
+                    log.critical(
+                        "%s: NOT SAVED YET: make room in %s, or start %s; this process holds the only copy of a new "
+                        "refresh token",
+                        record.name,
+                        self._directories.grants,
+                        self._database.place,
+                    )
+                elif pause > _LONGEST_PAUSE:
+                    raise
+                time.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE) if until_saved else 2 * pause
+                continue
+            self.ended = True
+            if self._spilled:
+                spills.remove(self._directories, self._sent)
+            if there is not None and until_saved and there.generation < record.generation:
+                log.warning(
+                    "%s: the grant was changed during a rotation: its answer is kept in the table refresher.orphan",
+                    record.name,
+                )
+            return there if isinstance(there, Grant) else record
+
+    def _spill(self, record: Grant) -> bool:
+        try:
+            spills.save(self._directories, self._sent, record)
+        except OSError:
+            return False
+        self._spilled = True
+        return True
+
+    def keep_answer(self, answer: bytes, at: float) -> str:
+        """Keep an answer that could not be read; return a sentence that says where it is, or that it is lost."""
+        try:
+            with self._database.transaction() as cursor:
+                settling.keep_orphan(cursor, self._sent, answer, f"an answer at {at:.0f} that could not be read")
+            return "it is kept in the table refresher.orphan"
+        except StorageError:
+            pass
+        path = files.unused(self._directories.grants / f"{self._grant.name}.answer", int(at))
+        try:
+            files.durable_create(path, answer)
+            files.sync_directory(path.parent)
+        except OSError:
+            return "it could not be kept"
+        return f"it is kept as {path}"
+
+    def abandon(self) -> None:
+        """Give the lease back: nothing was sent."""
+        self.ended = True
+        with self._database.transaction() as cursor:
+            leases.release(cursor, self._lease, 0.0)
+
+    def close(self) -> None:
+        """Leave the lease: when it ends, the grant is in doubt if it was armed."""
+        self.ended = True
+
+
+def commit_spills(database: Database, directories: Directories, name: str | None = None) -> list[str]:
+    """Store the spills of this host, of ``name`` or of all names; return what a person must know.
+
+    Raises ``StorageError`` if the database does not take one.
+    """
+    problems = []
+    for path in spills.find(directories, name):
+        try:
+            sent, record = spills.read(path)
+            _settle(database, sent, record, issued=True)
+        except (GrantFileError, OSError, files.NotPrivate) as error:
+            problems.append(f"{path}: {error}")
+            continue
+        spills.remove(directories, sent)
+        log.warning("%s: stored a token that had been saved in %s", sent.name, path)
+    return problems
+
+
+def _settle(database: Database, sent: Sent, record: Grant, *, issued: bool) -> Grant | None:
+    with database.transaction() as cursor:
+        now = read_clocks(cursor)
+        there = settling.settle(cursor, sent, record, now, issued=issued)
+    return there if isinstance(there, Grant) else None
+
+
+def read_clocks(cursor: Cursor[Any]) -> Clocks:
+    """Return this instant by the clocks of this host and of the database."""
+    cursor.execute(
+        """SELECT extract(epoch FROM clock_timestamp())::float8,
+        (SELECT system_identifier::text FROM pg_control_system())"""
+    )
+    row = cursor.fetchone()
+    return Clocks(clocks.now(), *(row or (0.0, "")))

@@ -1,0 +1,192 @@
+"""Connections to the database, short transactions, and what is known after one that failed.
+
+A COMMIT is never cancelled: a cancelled one ends a wait for a standby with a warning, and looks like a success. If a
+connection ends during a COMMIT, nobody knows whether it took effect: ``UnknownOutcome``.
+"""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from typing import Any, Final
+
+import psycopg
+from psycopg import Connection, Cursor
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.pq import TransactionStatus
+
+from refresher.common.errors import ConfigError, StorageError
+
+__all__ = ["Database", "DatabaseAway", "Link", "UnknownOutcome", "first_line"]
+
+_MOST_CONNECTIONS: Final = 8
+_LOCK_TIMEOUT_MS: Final = 10_000
+_NETWORK: Final = {
+    "connect_timeout": "10",
+    "tcp_user_timeout": "15000",
+    "keepalives_idle": "10",
+    "keepalives_interval": "5",
+    "keepalives_count": "2",
+}
+"""What libpq needs to notice a connection that was cut, unless the address says otherwise."""
+
+_SESSION: Final = "SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()"
+
+_WAIT_CANCELLED: Final = "01000"
+"""The warning of a COMMIT whose wait for a standby was cancelled."""
+
+_NOT_DURABLE: Final = ("off", "local", "remote_write")
+_BEGIN: Final = f"BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = {_LOCK_TIMEOUT_MS}"
+_BEGIN_DURABLE: Final = f"{_BEGIN}; SET LOCAL synchronous_commit = on"
+
+
+class DatabaseAway(StorageError):
+    """The database cannot be reached, or refuses; nothing was changed."""
+
+
+class UnknownOutcome(StorageError):
+    """A COMMIT was sent, and nobody knows whether it took effect."""
+
+
+class Link:
+    """A connection, the statement that begins a durable transaction on it, and the warnings of its server."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection: Final = connection
+        self.warnings: list[str | None] = []
+        connection.add_notice_handler(lambda notice: self.warnings.append(notice.sqlstate))
+        row = connection.execute("SHOW synchronous_commit").fetchone()
+        self.begin: Final = _BEGIN_DURABLE if row and row[0] in _NOT_DURABLE else _BEGIN
+
+    def close(self) -> None:
+        """Close the connection; it never raises."""
+        with suppress(psycopg.Error):
+            self.connection.close()
+
+
+class Database:
+    """The database at ``address``, a URL of libpq; any number of threads use it."""
+
+    def __init__(self, address: str) -> None:
+        self._conninfo = _checked(address)
+        parts = conninfo_to_dict(self._conninfo)
+        self.place: Final = f"PostgreSQL at {parts.get('host', 'its default host')}"
+        """For messages: it holds no secret."""
+        self._idle: list[Link] = []
+        self._session: Link | None = None
+        self._holder: tuple[int, datetime] | None = None
+        self._session_lock = threading.Lock()
+        self._room = threading.BoundedSemaphore(_MOST_CONNECTIONS)
+
+    def connect(self) -> Link:
+        """Return a new connection. Raises ``DatabaseAway``."""
+        try:
+            return Link(psycopg.connect(self._conninfo, autocommit=True, prepare_threshold=None))
+        except (psycopg.Error, UnicodeError) as error:
+            raise self._away(error) from None
+
+    @contextmanager
+    def transaction(self) -> Iterator[Cursor[Any]]:
+        """Run statements in one short transaction, which is durable when this returns.
+
+        Raises ``UnknownOutcome`` if its COMMIT may have taken effect, and ``DatabaseAway`` if it did not.
+        """
+        with self._room:
+            link = self._begun()
+            try:
+                with link.connection.cursor() as cursor:
+                    yield cursor
+            except psycopg.Error as error:
+                self._roll_back(link)
+                raise self._away(error) from None
+            except BaseException:
+                self._roll_back(link)
+                raise
+            self._commit(link)
+
+    def holder(self) -> tuple[int, datetime] | None:
+        """Return process and start of a session that lasts as long as this process, or ``None``.
+
+        Others see in it that a holder is alive, and wait longer for its answer. It is a hint: behind a pooler it says
+        nothing.
+        """
+        with self._session_lock:
+            try:
+                if self._session is None or self._session.connection.closed:
+                    self._session = self.connect()
+                    row = self._session.connection.execute(_SESSION).fetchone()
+                    self._holder = None if row is None else (row[0], row[1])
+            except (DatabaseAway, psycopg.Error):
+                self._session = self._holder = None
+            return self._holder
+
+    def close(self) -> None:
+        """Close the idle connections."""
+        if self._session is not None:
+            self._session.close()
+        while self._idle:
+            self._idle.pop().close()
+
+    def _begun(self) -> Link:
+        """Return a connection in a transaction. An idle one may have been cut since; a new one has not."""
+        while self._idle:
+            with suppress(IndexError):  # another thread took it
+                link = self._idle.pop()
+                with suppress(psycopg.Error):
+                    link.connection.execute(link.begin)
+                    return link
+                link.close()
+        link = self.connect()
+        try:
+            link.connection.execute(link.begin)
+        except psycopg.Error as error:
+            link.close()
+            raise self._away(error) from None
+        return link
+
+    def _commit(self, link: Link) -> None:
+        link.warnings.clear()
+        try:
+            link.connection.execute("COMMIT")
+        except psycopg.Error as error:
+            answered = error.sqlstate is not None and not link.connection.closed
+            self._roll_back(link)
+            if answered:
+                raise self._away(error) from None
+            raise UnknownOutcome(f"{self.place} did not confirm a COMMIT: {first_line(error)}") from None
+        if _WAIT_CANCELLED in link.warnings:
+            link.close()
+            raise UnknownOutcome(f"{self.place} confirmed a COMMIT without its standby")
+        self._idle.append(link)
+
+    def _roll_back(self, link: Link) -> None:
+        with suppress(psycopg.Error):
+            if link.connection.info.transaction_status is not TransactionStatus.IDLE:
+                link.connection.execute("ROLLBACK")
+            if not link.connection.closed:
+                self._idle.append(link)
+                return
+        link.close()
+
+    def _away(self, error: Exception) -> DatabaseAway:
+        return DatabaseAway(f"{self.place}: {first_line(error)}")
+
+
+def _checked(address: str) -> str:
+    """Return what libpq gets. Raises ``ConfigError``."""
+    try:
+        given = conninfo_to_dict(address)
+    except (psycopg.Error, UnicodeError):
+        raise ConfigError("store must be a URL such as postgresql://refresher@db.example/refresher") from None
+    if given.get("password"):
+        raise ConfigError(
+            "the address of the store holds a password, which others can read: put it into ~/.pgpass, or name a file "
+            "with ?passfile=PATH"
+        )
+    named = {key: str(value) for key, value in given.items()}
+    return make_conninfo("", **{**_NETWORK, "application_name": "refresher", **named})
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error: the others can quote a row."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__

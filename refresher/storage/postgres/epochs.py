@@ -1,0 +1,85 @@
+"""Epochs: which server and timeline the database is on. A promotion can lose the last commits, and a restore more.
+
+Claims and arming wait for the row of the epoch. Whoever writes it first notes what may have been lost: leases that are
+there get a full wait as if they were armed, and grants that were due since the last heartbeat are in doubt.
+"""
+
+from typing import Any, Final
+
+from psycopg import Cursor
+
+from refresher.common.errors import StorageError
+from refresher.storage.postgres.database import Database
+
+__all__ = ["Heartbeat", "begin_epoch"]
+
+_LOCK: Final = 0x7265667265736865
+
+_NOW_ON: Final = """SELECT (SELECT system_identifier::text FROM pg_control_system()),
+    left(pg_walfile_name(pg_current_wal_lsn()), 8)"""
+
+_BEAT: Final = """UPDATE refresher.epoch SET known_until = clock_timestamp()
+    WHERE system_identifier = %s AND timeline = %s AND known_until < clock_timestamp() - interval '0.9 s'"""
+
+_ARMED: Final = """UPDATE refresher.lease SET state = 'armed', armed_at = coalesce(armed_at, %(known)s),
+    until = clock_timestamp() + interval '30 s', next_at = clock_timestamp() + interval '30 s'
+    WHERE attempt IS NOT NULL"""
+
+_DOUBTED: Final = """UPDATE refresher.lease l SET doubt_at = least(l.doubt_at, %(known)s)
+    WHERE kind = 'grant' AND attempt IS NULL AND (next_at <= clock_timestamp() OR EXISTS (
+        SELECT FROM refresher.demand d WHERE d.name = l.name AND d.generation = l.generation))"""
+
+
+def begin_epoch(database: Database) -> bool:
+    """Write the row of this server and timeline if it is missing; return whether another epoch came before.
+
+    Raises ``StorageError``.
+    """
+    with database.transaction() as cursor:
+        now_on = _now_on(cursor)
+        cursor.execute("SELECT 1 FROM refresher.epoch WHERE system_identifier = %s AND timeline = %s", now_on)
+        if cursor.fetchone() is not None:
+            return False
+    with database.transaction() as cursor:
+        cursor.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
+        cursor.execute("SELECT known_until FROM refresher.epoch ORDER BY since DESC LIMIT 1")
+        before = cursor.fetchone()
+        cursor.execute(
+            "INSERT INTO refresher.epoch (system_identifier, timeline) VALUES (%s, %s) ON CONFLICT DO NOTHING", now_on
+        )
+        if before is None or cursor.rowcount == 0:
+            return False
+        cursor.execute(_ARMED, {"known": before[0]})
+        cursor.execute(_DOUBTED, {"known": before[0]})
+    return True
+
+
+class Heartbeat:
+    """Notes once a second that what was committed is known, and refuses a server that was left behind."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._latest: tuple[str, str] | None = None
+
+    def beat(self) -> bool:
+        """Note that refresher is alive; return whether a new epoch began, in which grants may be in doubt.
+
+        Raises ``StorageError``, also if this server is on an older timeline than one that was seen.
+        """
+        began = begin_epoch(self._database)
+        with self._database.transaction() as cursor:
+            now_on = _now_on(cursor)
+            if self._latest is not None and self._latest[0] == now_on[0] and now_on[1] < self._latest[1]:
+                raise StorageError(
+                    f"{self._database.place} is on the timeline {now_on[1]}, and was on {self._latest[1]}: this is a "
+                    "server that another has replaced; point the store to the primary"
+                )
+            self._latest = now_on
+            cursor.execute(_BEAT, now_on)
+        return began
+
+
+def _now_on(cursor: Cursor[Any]) -> tuple[str, str]:
+    cursor.execute(_NOW_ON)
+    row = cursor.fetchone()
+    return ("", "") if row is None else (row[0], row[1])

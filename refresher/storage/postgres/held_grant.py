@@ -1,0 +1,216 @@
+"""A grant in the database while this process has its lease: the steps of a rotation (``store.Held``)."""
+
+import uuid
+from collections.abc import Callable, Collection
+from typing import Any, Final
+
+import msgspec
+from psycopg import Cursor
+
+from refresher.common import clocks
+from refresher.common.errors import GrantFileError, ImportRefused, StorageError
+from refresher.grants import policy, transition
+from refresher.grants.record import NO_RECORD, Doubt, Grant, Record, Stored, Tombstone
+from refresher.storage import lock
+from refresher.storage.postgres import leases, settling
+from refresher.storage.postgres.attempt import PostgresAttempt, commit_spills, read_clocks
+from refresher.storage.postgres.database import Database
+from refresher.storage.postgres.leases import Lease
+from refresher.storage.publishing import Publisher, published_generation
+from refresher.storage.store import Demanded, Report, ignore_report
+
+__all__ = ["HeldGrant"]
+
+_INTERRUPTED: Final = "an attempt was cut off after its request may have been sent, before its answer was saved"
+
+
+class HeldGrant:
+    """The grant of one name; ``lease`` is ours until it ends."""
+
+    def __init__(self, database: Database, publisher: Publisher, lease: Lease, mirrors: Callable[[str], bool]) -> None:
+        self._database = database
+        self._publisher = publisher
+        self._directories = publisher.directories
+        self._lease = lease
+        self._name = lease.name
+        self._mirrors = mirrors
+        self._attempt: PostgresAttempt | None = None
+        self._stored = Stored(None, NO_RECORD)
+        self._demanded = False
+        self.before: Record | None = None
+        """The record as ``recover`` found it."""
+
+    def recover(self, *, unfinished: bool = False, giving_up: bool = False, report: Report = ignore_report) -> Stored:  # noqa: ARG002  files need it
+        """Store the spills of this host, note a doubt that an earlier holder left, and recognise a restored database.
+
+        Raises ``GrantFileError`` for a record that cannot be read, and ``StorageError``.
+        """
+        for problem in commit_spills(self._database, self._directories, self._name):
+            if not giving_up:
+                raise GrantFileError(problem)
+        with self._database.transaction() as cursor:
+            now = read_clocks(cursor)
+            stored, _ = settling.load(cursor, self._name, now)
+            self.before = stored.record
+            cursor.execute(
+                """SELECT generation, issued_at, expires_at FROM refresher.seen s
+                WHERE s.name = %s AND s.grant_id = %s""",
+                (self._name, self._lease.grant_id),
+            )
+            seen = cursor.fetchone()
+            changed = grant = stored.record
+            findings = []
+            if isinstance(grant, Grant):
+                if self._lease.doubt_at is not None:
+                    doubt = Doubt(since=now.at(self._lease.doubt_at))
+                    grant = transition.mark_interrupted(grant, _INTERRUPTED, doubt=doubt, now=now.here)
+                    findings.append(_INTERRUPTED)
+                if seen is not None and seen[0] > grant.generation:
+                    lifetime = None if seen[1] is None else (seen[1], seen[2])
+                    grant = transition.mark_restored(grant, seen[0], lifetime, now=now.here)
+                    findings.append("" if grant.failure is None else grant.failure.description)
+                if policy.doubt_in_future(grant, now.here):
+                    grant = msgspec.structs.replace(grant, doubt=Doubt(since=now.here, replay_over=True))
+            if isinstance(grant, Grant) and grant is not changed:
+                self._require_lease(cursor)
+                stored = settling.write(cursor, stored, grant, now)
+                # Read by the lease: what arming compares.
+                self._lease = self._lease._replace(generation=grant.generation)
+            if seen is not None:
+                cursor.execute(
+                    "DELETE FROM refresher.seen s USING refresher.lease l WHERE s.name = l.name AND s.name = %s "
+                    "AND (s.generation <= l.generation OR s.grant_id <> l.grant_id)",
+                    (self._name,),
+                )
+        for finding in findings:
+            report(finding, None if stored.record is None else stored.record.generation)
+        self._stored = stored
+        return stored
+
+    def replace_damaged(self, report: Report = ignore_report) -> tuple[Stored, str]:  # noqa: ARG002  nothing to settle
+        """Keep the bytes of a record that cannot be read, and return what its columns say of it."""
+        with self._database.transaction() as cursor:
+            self._require_lease(cursor)
+            attempt = uuid.uuid4()
+            cursor.execute(
+                """INSERT INTO refresher.orphan (attempt, name, fingerprint, bytes, why)
+                SELECT %s, r.name, l.fingerprint, r.bytes, 'a record that could not be read'
+                FROM refresher.record r JOIN refresher.lease l USING (name) WHERE r.name = %s""",
+                (attempt, self._name),
+            )
+            cursor.execute("SELECT fingerprint FROM refresher.spent WHERE name = %s", (self._name,))
+            spent = tuple(row[0] for row in cursor.fetchall())
+            now = read_clocks(cursor)
+            known = (*spent, *([] if self._lease.fingerprint is None else [self._lease.fingerprint]))
+            tombstone = Tombstone(
+                name=self._name,
+                grant_id=self._lease.grant_id or "",
+                generation=self._lease.generation,
+                begun_from=NO_RECORD,
+                removed_at=now.here.wall,
+                scope=None,
+                origins=(),
+                spent=known,
+            )
+        self._stored = Stored(tombstone, NO_RECORD)
+        return self._stored, f"in the table refresher.orphan ({attempt})"
+
+    def demanded(self, grant: Grant, listed: Collection[int]) -> Demanded:  # noqa: ARG002  files need it
+        """Return the demands of all hosts for ``grant``."""
+        with self._database.transaction() as cursor:
+            cursor.execute("SELECT generation, origin FROM refresher.demand WHERE name = %s", (self._name,))
+            rows = dict(cursor.fetchall())
+        current = range(grant.generation, grant.generation + 1)
+        origin = rows.get(grant.generation)
+        self._demanded = grant.generation in rows
+        return Demanded(
+            generations=frozenset(rows),
+            current=current,
+            counts=self._demanded,
+            refused_by=lambda: origin if origin in grant.origins else None,
+        )
+
+    def begin(self, stored: Stored, grant: Grant, on_sent: Callable[[], None]) -> PostgresAttempt:  # noqa: ARG002
+        """Begin an attempt; the claim has declared it."""
+        self._attempt = PostgresAttempt(self._database, self._directories, self._lease, grant, on_sent)
+        return self._attempt
+
+    def changed_meanwhile(self, stored: Stored) -> Grant | None:  # noqa: ARG002
+        """Return ``None``: ``persist`` compares, in the transaction that stores."""
+        return None
+
+    def backup_hint(self, grant: Grant) -> str:  # noqa: ARG002
+        """Return nothing: the database knows no time of a file."""
+        return ""
+
+    def write(self, stored: Stored, record: Record) -> Stored:
+        """Replace the record while the lease is ours. Raises ``StorageError`` and ``ImportRefused``."""
+        with self._database.transaction() as cursor:
+            self._require_lease(cursor)
+            now = read_clocks(cursor)
+            fingerprint = record.fingerprint() if isinstance(record, Grant) else None
+            cursor.execute(
+                "SELECT name FROM refresher.spent WHERE fingerprint = %s AND name <> %s", (fingerprint, self._name)
+            )
+            if (row := cursor.fetchone()) is not None:
+                raise ImportRefused(f"{row[0]} has already spent this refresh token: log in again under this name")
+            self._stored = settling.write(cursor, stored, record, now)
+            settling.note_spent(cursor, record)
+        return self._stored
+
+    def note(self, grant: Grant, *, end_warned: float) -> None:
+        """Write ``end_warned`` into the record, if it is of the generation of ``grant``."""
+        with self._database.transaction() as cursor:
+            now = read_clocks(cursor)
+            stored, _ = settling.load(cursor, self._name, now, lock=True)
+            there = stored.record
+            if isinstance(there, Grant) and (there.grant_id, there.generation) == (grant.grant_id, grant.generation):
+                noted = msgspec.structs.replace(there, end_warned=end_warned)
+                self._stored = settling.write(cursor, stored, noted, now)
+
+    def delete_copies(self) -> None:
+        """Delete what may hold refresh tokens of a removed grant besides its record."""
+        with self._database.transaction() as cursor:
+            cursor.execute("DELETE FROM refresher.orphan WHERE name = %s", (self._name,))
+
+    def seen_generation(self, record: Record | None) -> int:
+        """Return the generation of the token file of this host, as far as it proves what was published."""
+        return published_generation(self._directories, self._name, record)
+
+    def is_stale(self, record: Record) -> bool:
+        """Whether the readers of this host do not see ``record``."""
+        return self._mirrors(self._name) and self._publisher.is_stale(record)
+
+    def publish(self, record: Record, *, again: bool = False) -> bool:
+        """Write the token file of this host, if it mirrors the name; other hosts read the database."""
+        if not self._mirrors(self._name):
+            return True
+        with lock.held(self._directories.publish_lock, stopping=lambda: False):
+            return self._publisher.publish(record, again=again)
+
+    def remove_demands(self, generations: Collection[int] | None, *, keep: range, warned: set[str]) -> None:  # noqa: ARG002
+        """Remove the demands of all hosts for ``generations``, or all; each host removes its own files."""
+        with self._database.transaction() as cursor:
+            if generations is None:
+                cursor.execute("DELETE FROM refresher.demand WHERE name = %s", (self._name,))
+                return
+            settled = [each for each in generations if each not in keep]
+            cursor.execute(
+                "DELETE FROM refresher.demand WHERE name = %s AND generation = ANY(%s)", (self._name, settled)
+            )
+
+    def release(self) -> None:
+        """Give the lease back, unless an attempt has ended it or must be settled by the next holder."""
+        if self._attempt is not None and self._attempt.ended:
+            return
+        now = self._lease.clocks._replace(here=clocks.now())
+        with self._database.transaction() as cursor:
+            leases.release(cursor, self._lease, settling.delay_of(self._stored.record, now, demanded=self._demanded))
+
+    def _require_lease(self, cursor: Cursor[Any]) -> None:
+        cursor.execute(
+            "SELECT 1 FROM refresher.lease WHERE name = %s AND attempt = %s FOR UPDATE",
+            (self._name, self._lease.attempt),
+        )
+        if cursor.fetchone() is None:
+            raise StorageError(f"another refresher has taken over {self._name}: nothing was changed here; try again")

@@ -1,0 +1,132 @@
+"""Leases: who may exchange a grant now. A claim opens one, arming allows to send, a release ends it.
+
+An open lease has certainly sent nothing. An armed one may have: when it ends without an answer, the grant is in doubt.
+Arming fences the sending; nothing fences the saving of a new refresh token (``settling``).
+"""
+
+import uuid
+from typing import Any, Final, NamedTuple
+
+from psycopg import Cursor
+
+from refresher.common import clocks
+from refresher.common.errors import StorageError
+from refresher.storage.postgres.database import Database, UnknownOutcome
+from refresher.storage.postgres.moments import Clocks
+
+__all__ = ["COLUMNS", "EPOCH", "FREE", "OPENED", "Lease", "NotArmed", "arm", "claim", "lease_of", "release"]
+
+_OPEN: Final = 25
+_ARMED: Final = 30
+"""Seconds: the longest exchange takes 20, and an answer may need time to be saved."""
+
+_LONGEST_WAIT: Final = 300
+"""Seconds for which an armed lease stays while the session of its holder is there."""
+
+_MOST_DIFFERENCE: Final = 30.0
+_MOST_PAUSE: Final = 2.0
+
+EPOCH: Final = """EXISTS (
+    SELECT FROM refresher.epoch e WHERE e.timeline = left(pg_walfile_name(pg_current_wal_lsn()), 8)
+    AND e.system_identifier = (SELECT system_identifier::text FROM pg_control_system()))"""
+"""The condition that this server and timeline are known: a promotion can have lost leases (``epochs``)."""
+
+FREE: Final = f"""(l.attempt IS NULL OR (l.until < clock_timestamp() AND (
+    l.state = 'open' OR l.armed_at < clock_timestamp() - interval '{_LONGEST_WAIT} s' OR NOT EXISTS (
+        SELECT FROM pg_stat_activity a WHERE a.pid = l.holder_pid AND a.backend_start = l.holder_start))))"""
+"""The condition that a lease can be claimed."""
+
+OPENED: Final = f"""
+    attempt = gen_random_uuid(), state = 'open',
+    until = clock_timestamp() + interval '{_OPEN} s', next_at = clock_timestamp() + interval '{_OPEN} s',
+    doubt_at = CASE WHEN l.state = 'armed' THEN least(l.doubt_at, l.armed_at) ELSE l.doubt_at END,
+    armed_at = NULL, holder_pid = %(pid)s, holder_start = %(start)s"""
+"""What a claim sets. An open lease that ended sent nothing; an armed one leaves a doubt."""
+
+COLUMNS: Final = """l.name, l.attempt, l.kind, l.grant_id, l.generation, l.fingerprint,
+    extract(epoch FROM l.doubt_at)::float8, extract(epoch FROM clock_timestamp())::float8,
+    (SELECT system_identifier::text FROM pg_control_system())"""
+
+_CLAIM: Final = (
+    f"UPDATE refresher.lease l SET {OPENED} WHERE l.name = %(name)s AND {FREE} AND {EPOCH} RETURNING {COLUMNS}"  # noqa: S608
+)
+
+_ARM: Final = f"""UPDATE refresher.lease l SET state = 'armed', armed_at = coalesce(l.armed_at, clock_timestamp()),
+    until = clock_timestamp() + interval '{_ARMED} s', next_at = clock_timestamp() + interval '{_ARMED} s'
+    WHERE l.name = %s AND l.attempt = %s AND l.grant_id = %s AND l.generation = %s
+    AND l.fingerprint IS NOT DISTINCT FROM %s AND clock_timestamp() < l.until AND {EPOCH} RETURNING 1"""  # noqa: S608
+
+_RELEASE: Final = """UPDATE refresher.lease SET attempt = NULL, state = NULL, armed_at = NULL, until = NULL,
+    next_at = clock_timestamp() + %s * interval '1 s' WHERE name = %s AND attempt = %s"""
+
+
+class NotArmed(StorageError):
+    """The lease was lost, or nobody knows: nothing may be sent."""
+
+
+class Lease(NamedTuple):
+    """A lease that this process has claimed, and the columns of its grant at that time."""
+
+    name: str
+    attempt: uuid.UUID
+    kind: str
+    grant_id: str | None
+    generation: int
+    fingerprint: str | None
+    doubt_at: float | None
+    """When an armed lease began that ended without an answer, by the database's clock; ``None``: there was none."""
+    clocks: Clocks
+
+
+def lease_of(database: Database, row: tuple[Any, ...]) -> Lease:
+    """Return the lease of a row of ``COLUMNS``. Raises ``StorageError`` if the clock of this host is wrong."""
+    name, attempt, kind, grant_id, generation, fingerprint, doubt_at, now, server = row
+    here = Clocks(clocks.now(), now, server)
+    found = Lease(name, attempt, kind, grant_id, generation, fingerprint, doubt_at, here)
+    if abs(found.clocks.difference) > _MOST_DIFFERENCE:
+        raise StorageError(
+            f"the clock of this host differs by {abs(found.clocks.difference):.0f} s from that of {database.place}: "
+            "nothing is rotated here until both are set"
+        )
+    return found
+
+
+def claim(database: Database, name: str) -> Lease | None:
+    """Claim ``name``, also if it has no grant yet; ``None`` if another holds it. Raises ``StorageError``."""
+    pid, start = database.holder() or (None, None)
+    with database.transaction() as cursor:
+        cursor.execute("INSERT INTO refresher.lease (name) VALUES (%s) ON CONFLICT DO NOTHING", (name,))
+        cursor.execute(_CLAIM, {"name": name, "pid": pid, "start": start})
+        if (row := cursor.fetchone()) is not None:
+            return lease_of(database, row)  # raising takes the claim back
+        cursor.execute(f"SELECT {EPOCH}")
+        known = cursor.fetchone()
+    if known and not known[0]:
+        raise StorageError(f"{database.place} is another server, or was promoted: 'refresher run' takes note of it")
+    return None
+
+
+def arm(database: Database, lease: Lease) -> None:
+    """Allow to send the refresh token that ``lease`` saw; call it when the connection to the server stands.
+
+    Raises ``NotArmed``: then nothing may be sent.
+    """
+    began = clocks.now().boottime
+    try:
+        with database.transaction() as cursor:
+            cursor.execute(_ARM, (lease.name, lease.attempt, lease.grant_id, lease.generation, lease.fingerprint))
+            armed = cursor.fetchone() is not None
+    except UnknownOutcome as error:
+        raise NotArmed(f"{error}; nothing was sent") from None
+    except StorageError as error:
+        raise NotArmed(str(error)) from None
+    if not armed:
+        raise NotArmed("another refresher has taken over this grant")
+    if clocks.now().boottime - began > _MOST_PAUSE:
+        raise NotArmed("this process was stopped, or the database was slow: another refresher may have taken over")
+
+
+def release(cursor: Cursor[Any], lease: Lease, delay: float) -> None:
+    """Give ``lease`` back if it is still ours; its grant is due in ``delay`` seconds."""
+    cursor.execute(_RELEASE, (min(delay, 3e9), lease.name, lease.attempt))
+    cursor.execute("DELETE FROM refresher.lease WHERE name = %s AND kind = 'empty' AND attempt IS NULL", (lease.name,))

@@ -1,0 +1,132 @@
+"""The store in PostgreSQL (``store.Store``)."""
+
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from fnmatch import fnmatchcase
+from typing import Final
+
+from refresher.common.errors import GrantFileError, Interrupted, LockBusy, StorageError
+from refresher.grants.record import Grant, Stored
+from refresher.storage.directories import Directories, Listing
+from refresher.storage.postgres import epochs, leases, migrations, settling
+from refresher.storage.postgres.attempt import read_clocks
+from refresher.storage.postgres.database import Database
+from refresher.storage.postgres.held_grant import HeldGrant
+from refresher.storage.postgres.leases import Lease
+from refresher.storage.publishing import Publisher
+from refresher.storage.store import WAIT, Comparison
+
+__all__ = ["PostgresStore"]
+
+_POLL: Final = 0.2
+
+
+class PostgresStore:
+    """The grants in the database at ``address``; ``mirror``: patterns of the names whose tokens this host needs."""
+
+    def __init__(self, address: str, directories: Directories, mirror: Collection[str] = ("*",)) -> None:
+        self.database: Final = Database(address)
+        self.publisher: Final = Publisher(directories)
+        self._directories = directories
+        self._mirror = tuple(mirror)
+        self._claimed: dict[str, Lease] = {}
+        self._ready = False
+
+    @property
+    def directories(self) -> Directories:
+        """The directories of this host."""
+        return self._directories
+
+    def mirrors(self, name: str) -> bool:
+        """Whether this host publishes the tokens of ``name``."""
+        return any(fnmatchcase(name, pattern) for pattern in self._mirror)
+
+    def prepare(self) -> str | None:
+        """Create the directories of this host, and check the schema; raise ``DirectoryError`` and ``StorageError``."""
+        trouble = self._directories.prepare()
+        self._check()
+        return trouble
+
+    def _check(self) -> None:
+        if not self._ready:
+            migrations.require_latest(self.database)
+            epochs.begin_epoch(self.database)
+            self._ready = True
+
+    def listing(self, names: Collection[str] = ()) -> Listing:
+        """Return the names in the database. Raises ``StorageError``."""
+        self._check()
+        with self.database.transaction() as cursor:
+            cursor.execute(
+                """SELECT name FROM refresher.lease WHERE kind <> 'empty'
+                AND (cardinality(%(names)s::text[]) = 0 OR name = ANY(%(names)s)) ORDER BY name""",
+                {"names": list(names)},
+            )
+            return Listing(tuple(row[0] for row in cursor.fetchall()))
+
+    def load(self, name: str) -> Stored:
+        """Return the record of ``name``. Raises ``GrantFileError``, also if the database cannot be reached."""
+        try:
+            self._check()
+            with self.database.transaction() as cursor:
+                return settling.load(cursor, name, read_clocks(cursor))[0]
+        except StorageError as error:
+            raise GrantFileError(str(error)) from None
+
+    def add_claimed(self, lease: Lease) -> None:
+        """Note a lease that this process has claimed: the next ``held`` uses it."""
+        self._claimed[lease.name] = lease
+
+    @contextmanager
+    def held(self, name: str, *, stopping: Callable[[], bool], wait: float = WAIT) -> Iterator[HeldGrant]:
+        """Hold the lease of ``name``. Raises ``LockBusy``, ``Interrupted`` and ``StorageError``."""
+        self._check()
+        ends = time.monotonic() + wait
+        while (lease := self._claimed.pop(name, None) or leases.claim(self.database, name)) is None:
+            if stopping():
+                raise Interrupted("interrupted while waiting for a grant; nothing was changed")
+            if time.monotonic() >= ends:
+                raise LockBusy(
+                    f"another refresher has held {name} for {wait:.0f} s: it may have been killed; try again"
+                )
+            time.sleep(_POLL)
+        held = HeldGrant(self.database, self.publisher, lease, self.mirrors)
+        try:
+            yield held
+        finally:
+            with suppress(StorageError):  # the lease ends by itself
+                held.release()
+
+    def importing(self, *, stopping: Callable[[], bool]) -> AbstractContextManager[None]:  # noqa: ARG002
+        """Exclude nobody: the database refuses a refresh token under a second name."""
+        return nullcontext()
+
+    def expect_imports(self, fingerprints: Collection[str]) -> None:
+        """Do nothing: an index finds each refresh token."""
+
+    def stored_under(self, name: str, *, unfinished: bool | None = None) -> Comparison:  # noqa: ARG002
+        """Return the record under ``name``."""
+        try:
+            return Comparison(name, [self.load(name).record])
+        except GrantFileError as error:
+            return Comparison(name, [], str(error))
+
+    def compare(self, imported: Grant) -> Iterator[Comparison]:
+        """Return what is stored under each name that holds, or has spent, the refresh token of ``imported``."""
+        with self.database.transaction() as cursor:
+            cursor.execute(
+                """SELECT name FROM refresher.lease WHERE fingerprint = %(fingerprint)s
+                UNION SELECT name FROM refresher.spent WHERE fingerprint = %(fingerprint)s""",
+                {"fingerprint": imported.fingerprint()},
+            )
+            names = [row[0] for row in cursor.fetchall()]
+        for name in names:
+            yield self.stored_under(name)
+
+    def note_import(self, grant: Grant) -> None:
+        """Do nothing: every import compares by an index."""
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.database.close()

@@ -1,0 +1,98 @@
+-- The first version. Every time is that of the database. A record is bytes; what a query needs of it is in columns, which
+-- the same transaction writes.
+
+CREATE TABLE refresher.epoch (
+    system_identifier text NOT NULL,
+    timeline text NOT NULL,
+    since timestamptz NOT NULL DEFAULT clock_timestamp(),
+    known_until timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (system_identifier, timeline)
+);
+COMMENT ON TABLE refresher.epoch IS
+    'The servers that this database has been: a promotion begins a timeline. known_until: what was committed before is not lost.';
+
+CREATE TABLE refresher.server (
+    origin text PRIMARY KEY,
+    full_at double precision NOT NULL DEFAULT 0,
+    held_until timestamptz NOT NULL DEFAULT '-infinity'
+);
+COMMENT ON TABLE refresher.server IS 'Authorization servers, and how many requests all refreshers together may send to each.';
+
+-- Narrow and changed often: twice for each exchange.
+CREATE TABLE refresher.lease (
+    name text PRIMARY KEY,
+    kind text NOT NULL DEFAULT 'empty' CHECK (kind IN ('empty', 'grant', 'tombstone', 'moved')),
+    grant_id text,
+    generation bigint NOT NULL DEFAULT -1,
+    fingerprint text,
+    server text NOT NULL DEFAULT '',
+    next_at timestamptz NOT NULL DEFAULT 'infinity',
+    key_id text NOT NULL DEFAULT '',
+    attempt uuid,
+    state text CHECK (state IN ('open', 'armed')),
+    armed_at timestamptz,
+    until timestamptz,
+    doubt_at timestamptz,
+    last_attempt uuid,
+    holder_pid integer,
+    holder_start timestamptz,
+    CHECK ((attempt IS NULL) = (state IS NULL)),
+    CHECK ((state = 'armed') = (armed_at IS NOT NULL) OR state IS NULL)
+) WITH (fillfactor = 60);
+CREATE UNIQUE INDEX lease_fingerprint ON refresher.lease (fingerprint) WHERE fingerprint IS NOT NULL;
+CREATE INDEX lease_next ON refresher.lease (server, next_at) WHERE next_at < 'infinity';
+
+CREATE TABLE refresher.record (
+    name text PRIMARY KEY REFERENCES refresher.lease ON DELETE CASCADE,
+    bytes bytea NOT NULL,
+    generation bigint NOT NULL,
+    published bytea,
+    xid xid8 NOT NULL DEFAULT pg_current_xact_id()
+);
+CREATE INDEX record_xid ON refresher.record (xid);
+COMMENT ON COLUMN refresher.record.published IS 'The token file. NULL: there is nothing to publish yet.';
+
+CREATE TABLE refresher.spent (
+    fingerprint text PRIMARY KEY,
+    name text NOT NULL,
+    at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+CREATE INDEX spent_name ON refresher.spent (name);
+
+CREATE TABLE refresher.demand (
+    name text NOT NULL,
+    generation bigint NOT NULL,
+    origin text,
+    at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (name, generation)
+);
+
+CREATE TABLE refresher.orphan (
+    attempt uuid PRIMARY KEY,
+    name text NOT NULL,
+    fingerprint text,
+    bytes bytea NOT NULL,
+    why text NOT NULL,
+    at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+COMMENT ON TABLE refresher.orphan IS 'What may be the only copy of a token, and fits no record: a person may find one in it.';
+
+CREATE TABLE refresher.seen (
+    name text PRIMARY KEY,
+    grant_id text NOT NULL,
+    generation bigint NOT NULL,
+    issued_at double precision,
+    expires_at double precision,
+    host text NOT NULL
+);
+COMMENT ON TABLE refresher.seen IS 'Token files on hosts that are later than their records: this database was restored.';
+
+-- A mirror may insert demands, and nothing else: the grant becomes due by this.
+CREATE FUNCTION refresher.demanded() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = '' AS $$
+BEGIN
+    UPDATE refresher.lease SET next_at = clock_timestamp()
+    WHERE name = NEW.name AND kind = 'grant' AND generation = NEW.generation AND attempt IS NULL
+      AND next_at > clock_timestamp();
+    RETURN NULL;
+END $$;
+CREATE TRIGGER demanded AFTER INSERT ON refresher.demand FOR EACH ROW EXECUTE FUNCTION refresher.demanded();

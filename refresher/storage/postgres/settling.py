@@ -1,0 +1,214 @@
+"""Writing a record, its columns and what is published in one transaction; and settling an attempt.
+
+A new refresh token is stored where grant, generation and fingerprint are still those that were sent, whoever holds the
+lease now: it may be the only copy. Any other outcome counts only for the attempt that still holds the lease.
+"""
+
+import uuid
+from contextlib import suppress
+from typing import Any, Final, NamedTuple
+from urllib.parse import urlsplit
+
+import msgspec
+from psycopg import Cursor
+from psycopg.errors import UniqueViolation
+
+from refresher.common.errors import GrantFileError, ImportRefused, StorageError
+from refresher.grants import policy, refresh_life
+from refresher.grants.policy import Rotate
+from refresher.grants.record import NO_RECORD, Grant, Record, Stored, Tombstone, decode, encode
+from refresher.storage.postgres.moments import Clocks
+from refresher.storage.publishing import derive
+
+__all__ = ["Sent", "decode_row", "delay_of", "keep_orphan", "load", "note_spent", "settle", "write"]
+
+_LOAD: Final = """SELECT l.kind, l.grant_id, l.generation, l.fingerprint, r.bytes, l.attempt, l.last_attempt
+    FROM refresher.lease l LEFT JOIN refresher.record r USING (name) WHERE l.name = %s"""
+
+_LEASE: Final = """UPDATE refresher.lease SET kind = %(kind)s, grant_id = %(grant_id)s, generation = %(generation)s,
+    fingerprint = %(fingerprint)s, server = %(server)s, doubt_at = NULL WHERE name = %(name)s"""
+
+_SETTLED: Final = """UPDATE refresher.lease SET last_attempt = %(attempt)s,
+    next_at = CASE WHEN attempt IS NULL OR attempt = %(attempt)s OR state = 'open'
+        THEN clock_timestamp() + %(delay)s * interval '1 s' ELSE next_at END,
+    armed_at = CASE WHEN attempt = %(attempt)s OR state = 'open' THEN NULL ELSE armed_at END,
+    until = CASE WHEN attempt = %(attempt)s OR state = 'open' THEN NULL ELSE until END,
+    attempt = CASE WHEN attempt = %(attempt)s OR state = 'open' THEN NULL ELSE attempt END,
+    state = CASE WHEN attempt = %(attempt)s OR state = 'open' THEN NULL ELSE state END
+    WHERE name = %(name)s"""
+"""Ends our lease, and an open one of another, whose arming then gets no row; an armed one stays."""
+
+_RECORD: Final = """INSERT INTO refresher.record AS r (name, bytes, generation, published)
+    VALUES (%(name)s, %(bytes)s, %(generation)s, %(published)s)
+    ON CONFLICT (name) DO UPDATE SET bytes = EXCLUDED.bytes, generation = EXCLUDED.generation,
+    published = coalesce(EXCLUDED.published, r.published),
+    xid = CASE WHEN EXCLUDED.published IS DISTINCT FROM r.published THEN pg_current_xact_id() ELSE r.xid END"""
+
+_SPENT: Final = """INSERT INTO refresher.spent (fingerprint, name) SELECT unnest(%s::text[]), %s
+    ON CONFLICT (fingerprint) DO NOTHING"""
+
+_ORPHAN: Final = """INSERT INTO refresher.orphan (attempt, name, fingerprint, bytes, why) VALUES (%s, %s, %s, %s, %s)
+    ON CONFLICT (attempt) DO NOTHING"""
+
+_NEVER: Final = 3e9
+
+
+class Sent(NamedTuple):
+    """The refresh token that an attempt used."""
+
+    attempt: uuid.UUID
+    name: str
+    grant_id: str
+    generation: int
+    fingerprint: str | None
+
+
+def load(cursor: Cursor[Any], name: str, now: Clocks, *, lock: bool = False) -> tuple[Stored, uuid.UUID | None]:
+    """Return the record of ``name`` by the clocks of this host, and the attempt that was settled last.
+
+    ``lock``: nobody else changes it in this transaction. Raises ``GrantFileError`` for a record that cannot be read, or
+    that contradicts its columns.
+    """
+    cursor.execute(f"{_LOAD} FOR UPDATE OF l" if lock else _LOAD, (name,))
+    row = cursor.fetchone()
+    return (Stored(None, NO_RECORD), None) if row is None else (decode_row(name, row, now), row[6])
+
+
+def decode_row(name: str, row: tuple[Any, ...], now: Clocks) -> Stored:
+    """Return the record in a row of the lease and its record. Raises ``GrantFileError``."""
+    kind, grant_id, generation, fingerprint, data = row[:5]
+    if kind == "empty":
+        return Stored(None, NO_RECORD)
+    if data is None:
+        raise GrantFileError(f"the record of {name} is missing in the database: restore it, or log in again")
+    stored = decode(bytes(data), name)
+    record = stored.record
+    columns = None
+    if isinstance(record, Grant):
+        columns = ("grant", record.grant_id, record.generation, record.fingerprint())
+    elif record is not None:
+        columns = ("tombstone", record.grant_id, record.generation, None)
+    if record is None or columns != (kind, grant_id, generation, fingerprint):
+        raise GrantFileError(
+            f"the record of {name} contradicts its columns in the database: it was changed by hand, or restored in "
+            f"part. Restore it, or log in again: 'refresher login {name} URL'"
+        )
+    return Stored(now.read(record), stored.checksum)
+
+
+def delay_of(record: Record | None, now: Clocks, *, demanded: bool = False) -> float:
+    """Return in how many seconds somebody must look at ``record``."""
+    if not isinstance(record, Grant):
+        return _NEVER
+    decision = policy.decide(record, now.here, demanded=demanded)
+    delay = 0.0 if isinstance(decision, Rotate) else _NEVER
+    if not isinstance(decision, Rotate) and decision.until is not None:
+        delay = max(decision.until - now.here.wall, 0.0)
+    warning = refresh_life.next_warning(record, now.here)
+    return delay if warning is None else min(delay, max(warning.seconds, 1.0))
+
+
+def write(cursor: Cursor[Any], stored: Stored, record: Record, now: Clocks) -> Stored:
+    """Write ``record`` over ``stored``, with its columns. The caller holds it. Raises ``ImportRefused``."""
+    record = msgspec.structs.replace(record, begun_from=stored.checksum)
+    data, checksum = encode(now.write(record))
+    fingerprint = record.fingerprint() if isinstance(record, Grant) else None
+    published = None
+    with suppress(StorageError):  # too long for a token file: readers keep what they have
+        published = derive(record)
+    try:
+        cursor.execute(
+            _LEASE,
+            {
+                "kind": "tombstone" if isinstance(record, Tombstone) else "grant",
+                "grant_id": record.grant_id,
+                "generation": record.generation,
+                "fingerprint": fingerprint,
+                "server": _server(record),
+                "name": record.name,
+            },
+        )
+    except UniqueViolation:
+        raise ImportRefused(
+            "another grant holds this refresh token already: two names would revoke each other's login"
+        ) from None
+    cursor.execute(
+        _RECORD,
+        {"name": record.name, "bytes": data, "generation": record.generation, "published": published},
+    )
+    return Stored(record, checksum)
+
+
+def note_spent(cursor: Cursor[Any], record: Record) -> None:
+    """Note the spent refresh tokens of ``record``, and that its own is not spent."""
+    cursor.execute(_SPENT, (list(record.spent), record.name))
+    if isinstance(record, Grant):
+        cursor.execute(
+            "DELETE FROM refresher.spent WHERE fingerprint = %s AND name = %s", (record.fingerprint(), record.name)
+        )
+
+
+def settle(cursor: Cursor[Any], sent: Sent, changed: Grant, now: Clocks, *, issued: bool) -> Record | None:
+    """Store the outcome of an attempt, and return the record that is stored then.
+
+    ``issued``: ``changed`` has a new token. Raises ``GrantFileError`` if the record there cannot be read.
+    """
+    cursor.execute(f"{_LOAD} FOR UPDATE OF l", (sent.name,))
+    if (row := cursor.fetchone()) is None:
+        keep_orphan(cursor, sent, encode(changed)[0], "the grant is not there any more")
+        return None
+    _, grant_id, generation, fingerprint, _, attempt, last = row
+    fits = (grant_id, generation, fingerprint) == (sent.grant_id, sent.generation, sent.fingerprint)
+    if last == sent.attempt:
+        return decode_row(sent.name, row, now).record  # it was committed, and only the confirmation was lost
+    if fits and (issued or attempt == sent.attempt):
+        stored = decode_row(sent.name, row, now)
+        if isinstance(stored.record, Grant):
+            changed = msgspec.structs.replace(changed, end_warned=_warned(stored.record, changed))
+        written = write(cursor, stored, changed, now)
+        cursor.execute(_SPENT, ([sent.fingerprint] if _replaced(sent, changed) else [], sent.name))
+        cursor.execute(_SETTLED, {"attempt": sent.attempt, "delay": delay_of(changed, now), "name": sent.name})
+        if issued:
+            cursor.execute(
+                "DELETE FROM refresher.demand WHERE name = %s AND generation <= %s", (sent.name, sent.generation)
+            )
+        return written.record
+    if issued and not _is_known(cursor, changed, fingerprint):
+        keep_orphan(cursor, sent, encode(changed)[0], "the grant was changed or replaced meanwhile")
+    cursor.execute(
+        """UPDATE refresher.lease SET attempt = NULL, state = NULL, armed_at = NULL, until = NULL, next_at =
+        clock_timestamp() WHERE name = %s AND attempt = %s""",
+        (sent.name, sent.attempt),
+    )
+    return decode_row(sent.name, row, now).record
+
+
+def keep_orphan(cursor: Cursor[Any], sent: Sent, data: bytes, why: str) -> None:
+    """Keep what may be the only copy of a token, and fits no record."""
+    cursor.execute(_ORPHAN, (sent.attempt, sent.name, sent.fingerprint, data, why))
+
+
+def _is_known(cursor: Cursor[Any], changed: Grant, current: str | None) -> bool:
+    """Whether the refresh token of ``changed`` is stored, or was: a spill can come back after it was taken."""
+    if (fingerprint := changed.fingerprint()) == current:
+        return True
+    cursor.execute("SELECT 1 FROM refresher.spent WHERE fingerprint = %s", (fingerprint,))
+    return cursor.fetchone() is not None
+
+
+def _server(record: Record) -> str:
+    """Return the origin of the authorization server, as far as its address has one; it only groups requests."""
+    if not isinstance(record, Grant):
+        return ""
+    with suppress(ValueError):
+        parts = urlsplit(record.token_endpoint)
+        return f"{parts.scheme}://{parts.netloc}".lower()
+    return ""
+
+
+def _warned(stored: Grant, changed: Grant) -> float | None:
+    return stored.end_warned if changed.login_ends_at == stored.login_ends_at else changed.end_warned
+
+
+def _replaced(sent: Sent, changed: Grant) -> bool:
+    return sent.fingerprint is not None and changed.fingerprint() != sent.fingerprint

@@ -1,0 +1,91 @@
+"""Spills: new records that the database does not take, kept on this host. Each holds the only copy of a token.
+
+``grants/NAME.ATTEMPT.spill``: a line that identifies the attempt, and the record. Any refresher of this host commits
+it, and needs no lease for that.
+"""
+
+import os
+import re
+import uuid
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from refresher.common.errors import GrantFileError
+from refresher.grants.record import Grant, decode, encode
+from refresher.storage import files
+from refresher.storage.directories import Directories
+from refresher.storage.postgres.settling import Sent
+from refresher.storage.records import LARGEST
+from shim._token import is_name
+
+__all__ = ["find", "read", "remove", "save"]
+
+_FILE: Final = re.compile(r"(?P<name>.+)\.(?P<attempt>[0-9a-f]{32})\.spill")
+
+
+class _Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    version: int
+    attempt: str
+    grant_id: str
+    generation: int
+    fingerprint: str | None
+
+
+def save(directories: Directories, sent: Sent, record: Grant) -> Path:
+    """Save ``record``, the outcome of ``sent``, durably. Raises ``OSError``."""
+    path = _path(directories, sent)
+    header = _Header(
+        version=1,
+        attempt=sent.attempt.hex,
+        grant_id=sent.grant_id,
+        generation=sent.generation,
+        fingerprint=sent.fingerprint,
+    )
+    data = msgspec.json.encode(header) + b"\n" + encode(record)[0]
+    new = path.with_suffix(".new")
+    new.unlink(missing_ok=True)
+    files.durable_create(new, data)
+    new.rename(path)
+    files.sync_directory(directories.grants)
+    return path
+
+
+def find(directories: Directories, name: str | None = None) -> Iterator[Path]:
+    """Return the spills of ``name``, or of all names."""
+    with suppress(OSError):
+        for path in sorted(directories.grants.iterdir()):
+            match = _FILE.fullmatch(path.name)
+            if match is not None and is_name(match["name"]) and name in (None, match["name"]):
+                yield path
+
+
+def read(path: Path) -> tuple[Sent, Grant]:
+    """Return what was sent and the record that came of it. Raises ``GrantFileError`` and ``OSError``."""
+    match = _FILE.fullmatch(path.name)
+    found = files.read(path, LARGEST, private=True)
+    if match is None or found is None:
+        raise GrantFileError(f"{path} is not there any more")
+    line, _, data = found.data.partition(b"\n")
+    try:
+        header = msgspec.json.decode(line, type=_Header)
+    except msgspec.MsgspecError:
+        raise GrantFileError(f"{path} is damaged: it may be the only copy of a token; keep it") from None
+    record = decode(data, match["name"]).record
+    if not isinstance(record, Grant) or header.version != 1:
+        raise GrantFileError(f"{path} is of another version of refresher: use the newer one")
+    attempt = uuid.UUID(hex=header.attempt)
+    return Sent(attempt, match["name"], header.grant_id, header.generation, header.fingerprint), record
+
+
+def remove(directories: Directories, sent: Sent) -> None:
+    """Remove the spill of an attempt that the database has taken."""
+    with suppress(OSError):
+        _path(directories, sent).unlink()
+
+
+def _path(directories: Directories, sent: Sent) -> Path:
+    return Path(os.fspath(directories.grants)) / f"{sent.name}.{sent.attempt.hex}.spill"
