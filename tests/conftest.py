@@ -13,6 +13,7 @@ from tests.support import oidc as oidc_module
 from tests.support import scheduler, warm
 from tests.support.command import Command
 from tests.support.oidc import OIDC
+from tests.support.postgres import FAST, Cluster, find_binaries, running
 from tests.support.vault import Vault
 
 # No deadline, because a machine may be slow. The same examples each time, so that a change does not fail because of new
@@ -104,3 +105,11 @@ def own_oidc() -> Iterator[Callable[..., OIDC]]:
     yield start
     for server in running:
         server.__exit__(None, None, None)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Cluster]:
+    """A PostgreSQL for the tests of one process."""
+    need(None if find_binaries() else "PostgreSQL is not installed: apt-get install postgresql")
+    with running(*FAST) as cluster:
+        yield cluster

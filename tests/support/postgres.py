@@ -1,0 +1,109 @@
+"""A real PostgreSQL on loopback for tests: Debian's programs, as the user ``postgres`` if this user is root."""
+
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psycopg
+
+FAST = "fsync=off", "full_page_writes=off"
+
+
+def find_binaries() -> Path | None:
+    """Return the directory of initdb and pg_ctl; ``None`` without PostgreSQL."""
+    versions = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: float(path.parts[-3]))
+    found = shutil.which("initdb")
+    return versions[-1].parent if versions else Path(found).parent if found else None
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port: int = taken.getsockname()[1]
+        return port
+
+
+class Cluster:
+    """A server with a data directory of its own."""
+
+    def __init__(self, root: Path, *settings: str, user: str | None = None) -> None:
+        binaries = find_binaries()
+        assert binaries is not None
+        self._binaries = binaries
+        self.root = root
+        self.port = _free_port()
+        self._settings = settings
+        self._user = user
+        self.data = root / "data"
+
+    def create(self) -> None:
+        """Make the data directory: a superuser ``owner`` without a password, on loopback only."""
+        self.run("initdb", "-D", str(self.data), "-U", "owner", "-A", "trust", "-E", "UTF8", "--no-sync")
+
+    def start(self) -> None:
+        options = [f"port={self.port}", "listen_addresses=127.0.0.1", f"unix_socket_directories={self.root}"]
+        words = " ".join(f"-c {option}" for option in (*options, *self._settings))
+        self.run("pg_ctl", "-D", str(self.data), "-l", str(self.root / "log"), "-w", "-t", "60", "-o", words, "start")
+
+    def stop(self, mode: str = "immediate") -> None:
+        self.run("pg_ctl", "-D", str(self.data), "-w", "-t", "60", "-m", mode, "stop")
+
+    def url(self, database: str = "postgres", user: str = "owner", port: int | None = None) -> str:
+        return f"postgresql://{user}@127.0.0.1:{port or self.port}/{database}"
+
+    def run(self, program: str, *arguments: str) -> str:
+        owner = None if self._user is None else pwd.getpwnam(self._user)
+        done = subprocess.run(
+            [str(self._binaries / program), *arguments],
+            user=None if owner is None else owner.pw_uid,
+            group=None if owner is None else owner.pw_gid,
+            cwd=self.root,
+            env={"PATH": os.environ["PATH"], "LANG": "C.UTF-8"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stdout
+        return done.stdout
+
+    def execute(self, statement: str, database: str = "postgres") -> list[tuple[object, ...]]:
+        """Run one statement as the superuser, and return its rows."""
+        with psycopg.connect(self.url(database), autocommit=True) as connection:
+            cursor = connection.execute(statement.encode())
+            return cursor.fetchall() if cursor.description else []
+
+    @contextmanager
+    def database(self, template: str = "template1") -> Iterator[str]:
+        """Make a database for one test, and return its URL."""
+        name = f"test_{uuid.uuid4().hex[:12]}"
+        self.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+        try:
+            yield self.url(name)
+        finally:
+            self.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@contextmanager
+def running(*settings: str) -> Iterator[Cluster]:
+    """Make and start a server; stop it and remove it at the end."""
+    user = "postgres" if os.geteuid() == 0 else None
+    with tempfile.TemporaryDirectory(prefix="postgres-") as place:
+        root = Path(place)
+        if user is not None:
+            shutil.chown(root, user)
+        cluster = Cluster(root, *settings, user=user)
+        cluster.create()
+        cluster.start()
+        try:
+            yield cluster
+        finally:
+            cluster.stop()
