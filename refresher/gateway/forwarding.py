@@ -17,9 +17,9 @@ from yarl import URL
 from refresher.common.throttle import Throttle
 from refresher.gateway import routes
 from refresher.gateway.access import Access
-from refresher.gateway.endpoint_event import EndpointEvent, LeadsAway
+from refresher.gateway.endpoint_event import EndpointEvents, LeadsAway
 from refresher.gateway.failures import Failure, from_problem
-from refresher.gateway.headers import for_agent, for_server, wants_events
+from refresher.gateway.headers import for_agent, for_server, has_events, is_readable, wants_events
 from refresher.gateway.routes import Destination, Target
 from shim import FileTokenSource
 from shim._origins import origin_of_url
@@ -193,7 +193,7 @@ class Forwarder:
         url = URL.build(scheme=scheme, host=server.host or host, port=server.port, path=to.rest, encoded=True)
         headers = for_server(request.headers, authorization, length)
         if wants_events(request.method, request.headers):
-            headers["Accept-Encoding"] = "identity"  # an endpoint event must be readable
+            headers["Accept-Encoding"] = "identity"  # endpoint events must be readable
         async with asyncio.timeout(None) as limit:
 
             def sent() -> None:
@@ -222,6 +222,11 @@ class Forwarder:
             answer.close()
             text = f"{to.origin} asks for another kind of login than the token of {name}"
             return Failure(502, "token_rejected", text, server=to.origin)
+        eventful = has_events(request.method, answer.headers)
+        if eventful and not is_readable(answer.headers):
+            answer.close()
+            text = f"{to.origin} sent events that are compressed or not in UTF-8, or with two content types"
+            return Failure(502, "bad_answer", text, server=to.origin)
         headers = for_agent(answer.headers)
         if (location := answer.headers.get("Location")) is not None:
             moved = routes.relocate(location, to)
@@ -237,9 +242,9 @@ class Forwarder:
         self._throttle.forget((name, to.origin))
         headers.setdefault("Server", "refresher")
         content = answer.content
-        events: EndpointEvent | None = None
-        if answer.content_type == "text/event-stream" and wants_events(request.method, request.headers):
-            events = EndpointEvent(lambda address: routes.relocate(address, to))
+        events: EndpointEvents | None = None
+        if eventful:
+            events = EndpointEvents(lambda address: routes.relocate(address, to))
             headers.popall("Content-Length", None)
         elif content.is_eof() and content.exception() is None and request.method != "HEAD":
             # All of it has come already: one write to the agent instead of two.
