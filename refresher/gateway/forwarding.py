@@ -14,7 +14,7 @@ import aiohttp
 from aiohttp import hdrs, web
 from yarl import URL
 
-from refresher.common.throttle import Throttle
+from refresher.common.throttle import Tally
 from refresher.gateway import routes
 from refresher.gateway.access import Access
 from refresher.gateway.endpoint_event import EndpointEvents, LeadsAway
@@ -68,7 +68,7 @@ class Forwarder:
         self._make_source = source
         self._sources: dict[str, FileTokenSource] = {}
         self._proxy = proxy
-        self._throttle = Throttle()
+        self._failures = Tally()
         self.streams: Final[set[asyncio.Task[None]]] = set()
         """Those that listen for events: nothing is lost when they end."""
         self._session = aiohttp.ClientSession(
@@ -112,15 +112,17 @@ class Forwarder:
     def _failed(self, name: str, failure: Failure) -> web.Response:
         """Log a failure, and return the answer."""
         at = f" at {failure.server}" if failure.server else ""
-        # What concerns no server can be caused by any program, in any order.
-        new = self._throttle.is_new((name, failure.server or failure.error), failure.error)
+        # No sender can choose one of these freely: there are as many as grants and their servers.
+        count = self._failures.count((name, failure.server, failure.error))
+        often = f" ({count} times since the last line)" if count > 1 else ""
         log.log(
-            logging.WARNING if new else logging.DEBUG,
-            "%s: gateway: %s%s: %s",
+            logging.WARNING if count else logging.DEBUG,
+            "%s: gateway: %s%s: %s%s",
             name or "-",
             failure.error,
             at,
             failure.message,
+            often,
         )
         return web.Response(status=failure.status, headers=failure.headers(), body=failure.body())
 
@@ -239,7 +241,6 @@ class Forwarder:
                 return Failure(502, "leads_away", text, server=to.origin)
             else:
                 del headers["Location"]  # of something that was made: only its address is lost
-        self._throttle.forget((name, to.origin))
         headers.setdefault("Server", "refresher")
         content = answer.content
         events: EndpointEvents | None = None

@@ -375,6 +375,21 @@ def test_a_server_that_is_away_or_not_trusted_is_named(tmp_path: Path) -> None:
         sites.run(work)
 
 
+def test_senders_and_servers_cannot_fill_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """If it failed, a program without a key, or a server that breaks off its answers, could fill the disk."""
+
+    async def work(agent: Agent) -> None:
+        for number in range(5):
+            assert (await agent.ask(f"/RGK-wrong{number}/linear/x")).status == 403
+            assert (await agent.ask(f"/unknown{number}/x")).status == 404
+            assert (await agent.send(agent.head(f"/linear/x{number}"))).status == 200  # and breaks off
+
+    with site(tmp_path, b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc") as sites:
+        sites.run(work)
+    kinds = [record.getMessage().split(": ")[2] for record in caplog.records if record.levelname == "WARNING"]
+    assert kinds == ["wrong_key", "unknown_grant", f"truncated at {sites.origin}"]
+
+
 def test_what_is_no_request_for_a_grant_is_refused(tmp_path: Path) -> None:
     """If it failed, the gateway would be an open proxy, or forward without a key."""
 
