@@ -19,8 +19,8 @@ class LeadsAway(Exception):
 class EndpointEvents:
     """Passes a stream on, and changes only the addresses in its ``endpoint`` events.
 
-    Clients use each of these events, wherever in the stream it is. Of an unfinished line, it holds back only the name of
-    the field, the type of an event, and the address of an ``endpoint`` event, and at most 16 KiB.
+    Clients use each of these events, wherever in the stream it is. Of an unfinished line, it holds back the name of the
+    field, the type of an event, and the address of an ``endpoint`` event: at most 16 KiB, and of other lines nothing.
     """
 
     def __init__(self, relocate: Callable[[str], str | None]) -> None:

@@ -24,6 +24,7 @@ from refresher.gateway.routes import Destination, Target
 from shim import FileTokenSource
 from shim._origins import origin_of_url
 from shim._recovery import DEFAULT_WAIT, Answer, recovery
+from shim._token import TokenFile
 from shim.errors import ShimError
 
 __all__ = ["Forwarder"]
@@ -38,6 +39,8 @@ _ANSWER_TIMEOUT: Final = 300.0
 """Seconds from the end of a request to the headers of its answer: a tool call may take minutes."""
 _SILENCE: Final = 300.0
 """Seconds for the next part of a request body."""
+_SEND_AGAIN: Final = 5
+"""Seconds in which a demanded token usually comes."""
 _UPSTREAM_KEPT: Final = 4.0
 """Seconds that an idle connection is kept: servers close theirs after 5 s, and a request then would be lost."""
 _LARGEST_HEADER: Final = 64 * 1024
@@ -62,8 +65,13 @@ class Forwarder:
         *,
         tls: ssl.SSLContext,
         proxy: Callable[[str, str], str | None],
+        program: str = "refresher",
     ) -> None:
-        """``source``: makes the token source of a name. ``proxy``: the proxy for a scheme and a host."""
+        """``source``: makes the token source of a name. ``proxy``: the proxy for a scheme and a host.
+
+        ``program``: with what the commands begin that a person must run.
+        """
+        self._program = program
         self._access = access
         self._make_source = source
         self._sources: dict[str, FileTokenSource] = {}
@@ -111,6 +119,7 @@ class Forwarder:
 
     def _failed(self, name: str, failure: Failure) -> web.Response:
         """Log a failure, and return the answer."""
+        failure = failure.with_program(self._program)
         at = f" at {failure.server}" if failure.server else ""
         # No sender can choose one of these freely: there are as many as grants and their servers.
         count = self._failures.count((name, failure.server, failure.error))
@@ -164,7 +173,7 @@ class Forwarder:
         step = next(steps)
         if step is None:
             error = source.problem() or ShimError(f"there is no token of {target.name} for {to.origin}")
-            return from_problem(error, to.origin, _seconds_until(token.error and token.error.retry_at))
+            return from_problem(error, to.origin, token.error and _seconds_until(token.error.retry_at))
         while True:
             assert isinstance(step, str)  # noqa: S101  for the type checker: each wait is over
             try:
@@ -183,7 +192,9 @@ class Forwarder:
                     if problem is None:
                         return await self._pass_on(request, to, answer, target.name)
                     answer.close()
-                    return _refused(problem, to.origin, replayable=whole is not None)
+                    if whole is None:
+                        return _not_replayed(problem, to.origin, source.current())
+                    return from_problem(problem, to.origin)
 
     async def _send(
         self, request: web.BaseRequest, to: Destination, authorization: str, whole: bytes | None, length: int | None
@@ -323,12 +334,15 @@ def _seconds_until(at: float | None) -> int | None:
     return None if at is None else max(1, round(at - time.time()))
 
 
-def _refused(problem: ShimError, origin: str, *, replayable: bool) -> Failure:
+def _not_replayed(problem: ShimError, origin: str, token: TokenFile | None) -> Failure:
+    """Return the failure of a request whose token was refused and whose body is gone."""
     failure = from_problem(problem, origin)
-    if failure.error == "token_rejected" and not replayable:
-        text = f"{origin} refused the token, and a new one was demanded; send the request again: its body was not kept"
-        return Failure(503, "send_again", text, retry_after=1, server=origin)
-    return failure
+    if failure.error != "token_rejected":
+        return failure
+    text = f"{origin} refused the token, and a new one was demanded; send the request again: its body was not kept"
+    # Often there is a new token at once. After failures, or if the server has refused several, refresher waits.
+    pause = None if token is None or token.error is None else _seconds_until(token.error.retry_at)
+    return Failure(503, "send_again", text, retry_after=max(pause or 0, _SEND_AGAIN), server=origin)
 
 
 def _unreachable(origin: str, error: Exception) -> Failure:

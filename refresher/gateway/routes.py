@@ -70,7 +70,7 @@ def parse(target: str) -> Target | Failure:
 
 
 def choose(target: Target, token: TokenFile) -> Destination | Failure:
-    """Return where a request for a grant goes: the origin in ``/@HOST/``; without it, the only one, or that of its server."""
+    """Return where a request for a grant goes: the origin of ``/@HOST/``, else the only one or that of its server."""
     origins = token.origins
     hosts = ", ".join(f"/{target.name}/@{origin.partition('://')[2]}/" for origin in origins)
     if target.rest.startswith("/@"):

@@ -4,6 +4,7 @@ import asyncio
 import json
 import socket
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from refresher.gateway import forwarding
+from shim import Problem
 from tests.support.gateway import Agent, gateway
 from tests.support.published import DEAD, Published
 from tests.support.raw_server import RawServer
@@ -28,11 +30,11 @@ class Site:
         self.published = Published(root, self.origin)
         self.published.put(1)
 
-    def run(self, agent: Callable[[Agent], Awaitable[Any]]) -> Any:
+    def run(self, agent: Callable[[Agent], Awaitable[Any]], program: str = "refresher") -> Any:
         """Let an agent work with a gateway, and return what it returns."""
 
         async def work() -> Any:
-            async with gateway(self.published) as made, asyncio.timeout(90):
+            async with gateway(self.published, program) as made, asyncio.timeout(90):
                 return await agent(made)
 
         return asyncio.run(work())
@@ -115,37 +117,44 @@ def test_a_long_body_is_not_sent_again_and_the_agent_reads_so(tmp_path: Path) ->
             await agent.send(chunked + b"2\r\n{}\r\n0\r\n\r\n"),
         ):
             assert (found.status, json.loads(found.body)["error"]) == (503, "send_again")
-            assert "retry-after" in found.names
+            assert "Retry-After: 5\r\n" in found.head
+        sites.published.put(1, state="failing", error=Problem("server_error", "x", 1.0, time.time() + 3600))
+        found = await agent.ask("/linear", method="POST", body=b"x" * 70_000)
+        assert "Retry-After: 3" in found.head
+        assert "Retry-After: 3\r\n" not in found.head
 
     with site(tmp_path, refusing("access-token-1")) as sites:
         sites.run(work)
     assert sites.published.demanded() == ["linear.1"]
-    assert len(sites.server.requests) == 2
+    assert len(sites.server.requests) == 3
 
 
 @pytest.mark.parametrize(
     ("changes", "challenge", "status", "error", "command"),
     [
-        ({"state": "reauthorization_required", "error": DEAD}, "Bearer", 503, "needs_reauth", "refresher login linear"),
-        ({"state": "removed", "access_token": None}, "Bearer", 503, "needs_reauth", "refresher login linear URL"),
+        ({"state": "reauthorization_required", "error": DEAD}, "Bearer", 503, "needs_reauth", "login linear"),
+        ({"state": "removed", "access_token": None}, "Bearer", 503, "needs_reauth", "login linear URL"),
         ({}, "Basic realm=x", 502, "token_rejected", None),
-        ({}, 'Bearer error="insufficient_scope", scope="write"', 403, "insufficient_scope", "refresher login linear --scope write"),
+        ({}, 'Bearer error="insufficient_scope", scope="write"', 403, "insufficient_scope", "login linear --scope write"),
         ({}, "Bearer", 502, "token_rejected", None),
     ],
 )  # fmt: skip
 def test_no_challenge_reaches_the_agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], challenge: str, status: int, error: str, command: str | None) -> None:  # fmt: skip
     """If it failed, an MCP client would begin a login of its own, where a person must run a command."""
     monkeypatch.setattr(forwarding, "DEFAULT_WAIT", 0.1)
+    program = "refresher --state-dir '/some where'"
 
     async def work(agent: Agent) -> None:
         found = await agent.ask("/linear/mcp")
         fields = json.loads(found.body)
-        assert (found.status, fields["error"], fields.get("command")) == (status, error, command)
+        assert (found.status, fields["error"]) == (status, error)
+        assert fields.get("command") == (command and f"{program} {command}")
+        assert "refresher login" not in fields["message"]  # without the options of the directories
         assert "www-authenticate" not in found.names
 
     with site(tmp_path, refusing("access-token-1", challenge=challenge)) as sites:
         sites.published.put(1, **changes)
-        sites.run(work)
+        sites.run(work, program)
 
 
 def test_an_ordinary_403_passes_without_the_challenge(tmp_path: Path) -> None:
