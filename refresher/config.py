@@ -72,6 +72,8 @@ _KEYS: Final[dict[str, tuple[type, ...]]] = {
     "verbose": (int,),
     "history_days": (int,),
     "history_mb": (int,),
+    "store": (str,),
+    "mirror": (list,),
     "hooks": (dict,),
     "outputs": (list,),
 }
@@ -117,9 +119,20 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     history_mb: int
     """The most that the history takes, in megabytes; 0: there is no history."""
 
+    store: str | None = None
+    """The URL of the database that holds the grants; ``None``: they are files in the state directory."""
+    mirror: tuple[str, ...] = ("*",)
+    """Patterns of the names whose tokens this host needs, if the grants are in a database."""
+
     def open_store(self) -> "Store":
-        """Return the store of the grants."""
-        return FileStore(self.directories)
+        """Return the store of the grants. Raises ``ConfigError``."""
+        if self.store is None:
+            return FileStore(self.directories)
+        try:
+            from refresher.storage.postgres.postgres_store import PostgresStore
+        except ImportError:
+            raise ConfigError("a store in PostgreSQL needs psycopg: pip install 'refresher[postgres]'") from None
+        return PostgresStore(self.store, self.directories, self.mirror)
 
 
 def resolve(given: Mapping[str, Any], config: str | None) -> Settings:
@@ -160,11 +173,28 @@ def resolve(given: Mapping[str, Any], config: str | None) -> Settings:
         gateway_keys_file=gateway_keys,
         log_format="json" if log_format == "json" else "text",
         verbose=max(values.get("verbose") or 0, 0),
+        store=_store(values.get("store")),
+        mirror=_mirror(values.get("mirror")),
         hooks=values.get("hooks"),
         outputs=values.get("outputs", ()),
         history_days=_bound("history_days", values),
         history_mb=_bound("history_mb", values),
     )
+
+
+def _store(given: str | None) -> str | None:
+    if given and not given.startswith(("postgresql://", "postgres://")):
+        raise ConfigError("store must be the URL of a database: postgresql://USER@HOST/DATABASE")
+    return given or None
+
+
+def _mirror(given: Any) -> tuple[str, ...]:
+    if given is None:
+        return ("*",)
+    patterns = [given] if isinstance(given, str) else given
+    if not patterns or not all(isinstance(each, str) and each for each in patterns):
+        raise ConfigError('mirror must be a list of names or patterns, such as ["team-*"]')
+    return tuple(patterns)
 
 
 def _bound(key: str, values: Mapping[str, Any]) -> int:

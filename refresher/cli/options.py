@@ -62,6 +62,9 @@ GLOBAL_OPTIONS: Final = (
     _option("--tokens-group", "GROUP", "A group of agents that can read tokens and demand rotations."),
     _option("--demands-dir", "DIR", "Where agents demand rotations.  [default: demands/ in the state directory]"),
     _option("--spill-dir", "DIR", "Receives a new token if grants/ cannot.  [default: /var/tmp/refresher-UID]"),
+    _option(
+        "--store", "URL", "A PostgreSQL database that holds the grants of many hosts.  [default: files in grants/]"
+    ),
     _option("--ca-file", "FILE", "Certificates to trust, instead of SSL_CERT_FILE or the built-in ones."),
     _option(
         "--config",
