@@ -180,7 +180,7 @@ class _Rotation(NamedTuple):
         if self.terms.stopping():
             raise Interrupted
         late = max(clocks.now().wall - policy.due_at(grant), 0.0) if decision == Rotate("due") else None
-        changed, seconds = self._exchange(
+        changed, seconds, is_ours = self._exchange(
             stored,
             grant,
             # After a restored backup, readers must not get a generation that they have seen.
@@ -190,7 +190,12 @@ class _Rotation(NamedTuple):
             # Only a second demand in a row is reported, so that a first one is never opened.
             refused_by=demands.refused_by() if demands.counts and grant.demanded > 0 else None,
         )
-        result, _ = self._publish(changed, demands, Result.after_exchange(grant, changed))
+        result = Result.after_exchange(grant, changed)
+        if not is_ours:
+            # Another refresher has stored its answer meanwhile, and emits the event of that rotation.
+            adopted_meanwhile = msgspec.structs.replace(result, outcome="adopted")
+            return self._finish(changed, self._publish(changed, demands, adopted_meanwhile)[0])
+        result, _ = self._publish(changed, demands, result)
         self.events.append(
             happened(
                 grant.name,
@@ -215,10 +220,10 @@ class _Rotation(NamedTuple):
         demanded: bool,
         forced: bool,
         refused_by: str | None,
-    ) -> tuple[Grant, float]:
+    ) -> tuple[Grant, float, bool]:
         """Begin, exchange, persist; nothing is logged from the request to the durable answer.
 
-        Return the grant after it, and the seconds of the exchange alone.
+        Return the grant after it, the seconds of the exchange alone, and whether a new generation would be its outcome.
         """
         attempt = self.held.begin(stored, grant, partial(self.terms.sent.add, grant.name))
         began = time.monotonic()
@@ -240,12 +245,13 @@ class _Rotation(NamedTuple):
             if (there := self.held.changed_meanwhile(stored)) is not None:
                 # The server refused a token that is not in the record any more.
                 attempt.abandon()
-                return there, seconds
+                return there, seconds, True
             if exchanged.doubt is None:
                 changed = _with_hint(changed, self.held.backup_hint(grant))
-        changed = attempt.persist(changed, until_saved=isinstance(exchanged.outcome, TokensIssued))
+        issued = isinstance(exchanged.outcome, TokensIssued)
+        changed = attempt.persist(changed, until_saved=issued)
         self.terms.sent.discard(grant.name)
-        return changed, seconds
+        return changed, seconds, issued or changed.generation == grant.generation
 
     def _finish(self, grant: Grant, result: Result) -> Result:
         """Note what has changed, and warn if the login or its client ends."""

@@ -39,13 +39,14 @@ class PostgresAttempt:
         self._grant = grant
         self._on_sent = on_sent
         self._sent = Sent(lease.attempt, grant.name, grant.grant_id, grant.generation, grant.fingerprint())
-        self._spilled = False
+        self._armed = self._spilled = False
         self.ended = False
         """Whether the lease needs no release: it is settled, or the next holder settles it."""
 
     def before_first_byte(self) -> None:
         """Arm the lease. Raises ``NotArmed``: then nothing may be sent."""
-        leases.arm(self._database, self._lease)
+        leases.arm(self._database, self._lease, again=self._armed)
+        self._armed = True
         self._on_sent()
 
     def persist(self, record: Grant, *, until_saved: bool) -> Grant:
@@ -128,10 +129,7 @@ class PostgresAttempt:
         return f"it is kept as {path}"
 
     def abandon(self) -> None:
-        """Give the lease back: nothing was sent."""
-        self.ended = True
-        with self._database.transaction() as cursor:
-            leases.release(cursor, self._lease, 0.0)
+        """Leave the lease: it is released if it is open, and else it ends by itself."""
 
     def close(self) -> None:
         """Leave the lease: when it ends, the grant is in doubt if it was armed."""

@@ -1,19 +1,19 @@
 """A grant in the database while this process has its lease: the steps of a rotation (``store.Held``)."""
 
 import uuid
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Final
 
 import msgspec
 from psycopg import Cursor
 
 from refresher.common import clocks
-from refresher.common.errors import GrantFileError, ImportRefused, StorageError
+from refresher.common.errors import GrantFileError, ImportRefused, LockBusy, StorageError
 from refresher.grants import policy, transition
 from refresher.grants.record import NO_RECORD, Doubt, Grant, Record, Stored, Tombstone
 from refresher.storage import lock
 from refresher.storage.postgres import leases, settling
-from refresher.storage.postgres.attempt import PostgresAttempt, commit_spills, read_clocks
+from refresher.storage.postgres.attempt import PostgresAttempt, read_clocks
 from refresher.storage.postgres.database import Database
 from refresher.storage.postgres.leases import Lease
 from refresher.storage.publishing import Publisher, published_generation
@@ -21,13 +21,26 @@ from refresher.storage.store import Demanded, Report, ignore_report
 
 __all__ = ["HeldGrant"]
 
+_AFTER_FAULT: Final = 60.0
+"""Seconds until a grant is looked at again whose record cannot be read."""
+
+_LEAST: Final = 1.0
+
 _INTERRUPTED: Final = "an attempt was cut off after its request may have been sent, before its answer was saved"
 
 
 class HeldGrant:
-    """The grant of one name; ``lease`` is ours until it ends."""
+    """The grant of one name; ``lease`` is ours until it ends. ``problems``: spills of this host that cannot be read."""
 
-    def __init__(self, database: Database, publisher: Publisher, lease: Lease, mirrors: Callable[[str], bool]) -> None:
+    def __init__(
+        self,
+        database: Database,
+        publisher: Publisher,
+        lease: Lease,
+        mirrors: Callable[[str], bool],
+        problems: Sequence[str] = (),
+    ) -> None:
+        self._problems = problems
         self._database = database
         self._publisher = publisher
         self._directories = publisher.directories
@@ -36,18 +49,17 @@ class HeldGrant:
         self._mirrors = mirrors
         self._attempt: PostgresAttempt | None = None
         self._stored = Stored(None, NO_RECORD)
-        self._demanded = False
+        self._demanded = self._recovered = False
         self.before: Record | None = None
         """The record as ``recover`` found it."""
 
     def recover(self, *, unfinished: bool = False, giving_up: bool = False, report: Report = ignore_report) -> Stored:  # noqa: ARG002  files need it
-        """Store the spills of this host, note a doubt that an earlier holder left, and recognise a restored database.
+        """Note a doubt that an earlier holder left, and recognise a restored database.
 
         Raises ``GrantFileError`` for a record that cannot be read, and ``StorageError``.
         """
-        for problem in commit_spills(self._database, self._directories, self._name):
-            if not giving_up:
-                raise GrantFileError(problem)
+        if self._problems and not giving_up:
+            raise GrantFileError(self._problems[0])
         with self._database.transaction() as cursor:
             now = read_clocks(cursor)
             stored, _ = settling.load(cursor, self._name, now)
@@ -84,7 +96,7 @@ class HeldGrant:
                 )
         for finding in findings:
             report(finding, None if stored.record is None else stored.record.generation)
-        self._stored = stored
+        self._stored, self._recovered = stored, True
         return stored
 
     def replace_damaged(self, report: Report = ignore_report) -> tuple[Stored, str]:  # noqa: ARG002  nothing to settle
@@ -185,8 +197,11 @@ class HeldGrant:
         """Write the token file of this host, if it mirrors the name; other hosts read the database."""
         if not self._mirrors(self._name):
             return True
-        with lock.held(self._directories.publish_lock, stopping=lambda: False):
-            return self._publisher.publish(record, again=again)
+        try:
+            with lock.held(self._directories.publish_lock, stopping=lambda: False):
+                return self._publisher.publish(record, again=again)
+        except LockBusy as error:
+            raise StorageError(f"cannot publish {self._name}: {error}") from None
 
     def remove_demands(self, generations: Collection[int] | None, *, keep: range, warned: set[str]) -> None:  # noqa: ARG002
         """Remove the demands of all hosts for ``generations``, or all; each host removes its own files."""
@@ -203,9 +218,13 @@ class HeldGrant:
         """Give the lease back, unless an attempt has ended it or must be settled by the next holder."""
         if self._attempt is not None and self._attempt.ended:
             return
-        now = self._lease.clocks._replace(here=clocks.now())
+        delay = _AFTER_FAULT
+        if self._recovered:
+            now = self._lease.clocks._replace(here=clocks.now())
+            # What is due and was not done here failed, or was interrupted.
+            delay = max(settling.delay_of(self._stored.record, now, demanded=self._demanded), _LEAST)
         with self._database.transaction() as cursor:
-            leases.release(cursor, self._lease, settling.delay_of(self._stored.record, now, demanded=self._demanded))
+            leases.release(cursor, self._lease, delay)
 
     def _require_lease(self, cursor: Cursor[Any]) -> None:
         cursor.execute(

@@ -54,10 +54,12 @@ _CLAIM: Final = (
 _ARM: Final = f"""UPDATE refresher.lease l SET state = 'armed', armed_at = coalesce(l.armed_at, clock_timestamp()),
     until = clock_timestamp() + interval '{_ARMED} s', next_at = clock_timestamp() + interval '{_ARMED} s'
     WHERE l.name = %s AND l.attempt = %s AND l.grant_id = %s AND l.generation = %s
-    AND l.fingerprint IS NOT DISTINCT FROM %s AND clock_timestamp() < l.until AND {EPOCH} RETURNING 1"""  # noqa: S608
+    AND l.fingerprint IS NOT DISTINCT FROM %s AND l.state = %s AND clock_timestamp() < l.until AND {EPOCH}
+    RETURNING 1"""  # noqa: S608
 
 _RELEASE: Final = """UPDATE refresher.lease SET attempt = NULL, state = NULL, armed_at = NULL, until = NULL,
-    next_at = clock_timestamp() + %s * interval '1 s' WHERE name = %s AND attempt = %s"""
+    next_at = clock_timestamp() + %s * interval '1 s' WHERE name = %s AND attempt = %s
+    AND state = 'open'"""
 
 
 class NotArmed(StorageError):
@@ -106,15 +108,18 @@ def claim(database: Database, name: str) -> Lease | None:
     return None
 
 
-def arm(database: Database, lease: Lease) -> None:
+def arm(database: Database, lease: Lease, *, again: bool = False) -> None:
     """Allow to send the refresh token that ``lease`` saw; call it when the connection to the server stands.
 
-    Raises ``NotArmed``: then nothing may be sent.
+    ``again``: the same attempt has armed it, and sends once more. Raises ``NotArmed``: then nothing may be sent.
     """
     began = clocks.now().boottime
     try:
         with database.transaction() as cursor:
-            cursor.execute(_ARM, (lease.name, lease.attempt, lease.grant_id, lease.generation, lease.fingerprint))
+            state = "armed" if again else "open"
+            cursor.execute(
+                _ARM, (lease.name, lease.attempt, lease.grant_id, lease.generation, lease.fingerprint, state)
+            )
             armed = cursor.fetchone() is not None
     except UnknownOutcome as error:
         raise NotArmed(f"{error}; nothing was sent") from None
@@ -127,6 +132,9 @@ def arm(database: Database, lease: Lease) -> None:
 
 
 def release(cursor: Cursor[Any], lease: Lease, delay: float) -> None:
-    """Give ``lease`` back if it is still ours; its grant is due in ``delay`` seconds."""
+    """Give ``lease`` back if it is still ours and open; its grant is due in ``delay`` seconds.
+
+    An armed one stays: without its outcome, only its end may free the grant, which is then in doubt.
+    """
     cursor.execute(_RELEASE, (min(delay, 3e9), lease.name, lease.attempt))
     cursor.execute("DELETE FROM refresher.lease WHERE name = %s AND kind = 'empty' AND attempt IS NULL", (lease.name,))

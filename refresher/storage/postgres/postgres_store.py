@@ -10,7 +10,7 @@ from refresher.common.errors import GrantFileError, Interrupted, LockBusy, Stora
 from refresher.grants.record import Grant, Stored
 from refresher.storage.directories import Directories, Listing
 from refresher.storage.postgres import epochs, leases, migrations, settling
-from refresher.storage.postgres.attempt import read_clocks
+from refresher.storage.postgres.attempt import commit_spills, read_clocks
 from refresher.storage.postgres.database import Database
 from refresher.storage.postgres.held_grant import HeldGrant
 from refresher.storage.postgres.leases import Lease
@@ -82,6 +82,8 @@ class PostgresStore:
     def held(self, name: str, *, stopping: Callable[[], bool], wait: float = WAIT) -> Iterator[HeldGrant]:
         """Hold the lease of ``name``. Raises ``LockBusy``, ``Interrupted`` and ``StorageError``."""
         self._check()
+        # Before the claim: a spill needs no lease, and ends the one that its attempt left.
+        problems = commit_spills(self.database, self._directories, name)
         ends = time.monotonic() + wait
         while (lease := self._claimed.pop(name, None) or leases.claim(self.database, name)) is None:
             if stopping():
@@ -91,7 +93,7 @@ class PostgresStore:
                     f"another refresher has held {name} for {wait:.0f} s: it may have been killed; try again"
                 )
             time.sleep(_POLL)
-        held = HeldGrant(self.database, self.publisher, lease, self.mirrors)
+        held = HeldGrant(self.database, self.publisher, lease, self.mirrors, problems)
         try:
             yield held
         finally:
