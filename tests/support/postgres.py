@@ -54,6 +54,14 @@ class Cluster:
     def stop(self, mode: str = "immediate") -> None:
         self.run("pg_ctl", "-D", str(self.data), "-w", "-t", "60", "-m", mode, "stop")
 
+    def copy_of(self, primary: "Cluster") -> None:
+        """Make the data directory of a standby of ``primary``, which must run."""
+        source = f"host=127.0.0.1 port={primary.port} user=owner application_name=standby"
+        self.run("pg_basebackup", "-D", str(self.data), "-d", source, "-R", "-c", "fast", "--no-sync", "-X", "stream")
+
+    def promote(self) -> None:
+        self.run("pg_ctl", "-D", str(self.data), "-w", "-t", "60", "promote")
+
     def url(self, database: str = "postgres", user: str = "owner", port: int | None = None) -> str:
         return f"postgresql://{user}@127.0.0.1:{port or self.port}/{database}"
 
@@ -93,17 +101,21 @@ class Cluster:
 
 
 @contextmanager
-def running(*settings: str) -> Iterator[Cluster]:
-    """Make and start a server; stop it and remove it at the end."""
+def running(*settings: str, standby_of: Cluster | None = None) -> Iterator[Cluster]:
+    """Make and start a server, or a standby of another; stop it and remove it at the end."""
     user = "postgres" if os.geteuid() == 0 else None
     with tempfile.TemporaryDirectory(prefix="postgres-") as place:
         root = Path(place)
         if user is not None:
             shutil.chown(root, user)
         cluster = Cluster(root, *settings, user=user)
-        cluster.create()
+        if standby_of is None:
+            cluster.create()
+        else:
+            cluster.copy_of(standby_of)
         cluster.start()
         try:
             yield cluster
         finally:
-            cluster.stop()
+            if (cluster.data / "postmaster.pid").exists():
+                cluster.stop()

@@ -3,6 +3,7 @@
 import logging
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -31,8 +32,15 @@ class PostgresAttempt:
     """One attempt, for the grant that ``lease`` saw."""
 
     def __init__(
-        self, database: Database, directories: Directories, lease: Lease, grant: Grant, on_sent: Callable[[], None]
+        self,
+        database: Database,
+        directories: Directories,
+        lease: Lease,
+        grant: Grant,
+        on_sent: Callable[[], None],
+        in_flight: dict[uuid.UUID, Lease],
     ) -> None:
+        self._in_flight = in_flight
         self._database = database
         self._directories = directories
         self._lease = lease
@@ -47,6 +55,7 @@ class PostgresAttempt:
         """Arm the lease. Raises ``NotArmed``: then nothing may be sent."""
         leases.arm(self._database, self._lease, again=self._armed)
         self._armed = True
+        self._in_flight[self._lease.attempt] = self._lease
         self._on_sent()
 
     def persist(self, record: Grant, *, until_saved: bool) -> Grant:
@@ -62,6 +71,7 @@ class PostgresAttempt:
             return self._settle(record, until_saved=until_saved)
         finally:
             watchdog.cancel()
+            self._in_flight.pop(self._lease.attempt, None)
 
     def _settle(self, record: Grant, *, until_saved: bool) -> Grant:
         pause = 0.1
@@ -133,6 +143,7 @@ class PostgresAttempt:
 
     def close(self) -> None:
         """Leave the lease: when it ends, the grant is in doubt if it was armed."""
+        self._in_flight.pop(self._lease.attempt, None)
         self.ended = True
 
 

@@ -1,15 +1,18 @@
 """Epochs: which server and timeline the database is on. A promotion can lose the last commits, and a restore more.
 
-Claims and arming wait for the row of the epoch. Whoever writes it first notes what may have been lost: leases that are
-there get a full wait as if they were armed, and grants that were due since the last heartbeat are in doubt.
+Claims and arming wait for the row of the epoch, and a few seconds more, in which refreshers bring back the leases that
+they hold. Whoever writes the row notes what else may have been lost: leases that are there get a full wait as if they
+were armed, and grants that were due since the last heartbeat are in doubt.
 """
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 from psycopg import Cursor
 
 from refresher.common.errors import StorageError
 from refresher.storage.postgres.database import Database
+from refresher.storage.postgres.leases import Lease
 
 __all__ = ["Heartbeat", "begin_epoch"]
 
@@ -25,9 +28,22 @@ _ARMED: Final = """UPDATE refresher.lease SET state = 'armed', armed_at = coales
     until = clock_timestamp() + interval '30 s', next_at = clock_timestamp() + interval '30 s'
     WHERE attempt IS NOT NULL"""
 
+_OPENS_AFTER: Final = 5
+"""Seconds. Each refresher looks at the epoch each second."""
+
+_HORIZON: Final = 120
+"""Seconds: ``run-once`` under cron rotates what is due before its next run."""
+
 _DOUBTED: Final = """UPDATE refresher.lease l SET doubt_at = least(l.doubt_at, %(known)s)
-    WHERE kind = 'grant' AND attempt IS NULL AND (next_at <= clock_timestamp() OR EXISTS (
+    WHERE kind = 'grant' AND attempt IS NULL
+    AND (next_at <= clock_timestamp() + %(horizon)s * interval '1 s' OR EXISTS (
         SELECT FROM refresher.demand d WHERE d.name = l.name AND d.generation = l.generation))"""
+
+_BRING_BACK: Final = """UPDATE refresher.lease SET attempt = %(attempt)s, state = 'armed', armed_at = clock_timestamp(),
+    until = clock_timestamp() + interval '30 s', next_at = clock_timestamp() + interval '30 s',
+    holder_pid = NULL, holder_start = NULL
+    WHERE name = %(name)s AND attempt IS NULL AND last_attempt IS DISTINCT FROM %(attempt)s
+    AND grant_id = %(grant_id)s AND generation = %(generation)s AND fingerprint IS NOT DISTINCT FROM %(fingerprint)s"""
 
 
 def begin_epoch(database: Database) -> bool:
@@ -45,28 +61,34 @@ def begin_epoch(database: Database) -> bool:
         cursor.execute("SELECT known_until FROM refresher.epoch ORDER BY since DESC LIMIT 1")
         before = cursor.fetchone()
         cursor.execute(
-            "INSERT INTO refresher.epoch (system_identifier, timeline) VALUES (%s, %s) ON CONFLICT DO NOTHING", now_on
+            """INSERT INTO refresher.epoch (system_identifier, timeline, opens_at)
+            VALUES (%s, %s, clock_timestamp() + %s * interval '1 s') ON CONFLICT DO NOTHING""",
+            (*now_on, 0 if before is None else _OPENS_AFTER),
         )
         if before is None or cursor.rowcount == 0:
             return False
         cursor.execute(_ARMED, {"known": before[0]})
-        cursor.execute(_DOUBTED, {"known": before[0]})
+        cursor.execute(_DOUBTED, {"known": before[0], "horizon": _HORIZON})
     return True
 
 
 class Heartbeat:
-    """Notes once a second that what was committed is known, and refuses a server that was left behind."""
+    """Notes once a second that what was committed is known, and refuses a server that was left behind.
 
-    def __init__(self, database: Database) -> None:
+    ``in_flight``: the leases that this process has armed.
+    """
+
+    def __init__(self, database: Database, in_flight: Mapping[Any, Lease]) -> None:
         self._database = database
+        self._in_flight = in_flight
         self._latest: tuple[str, str] | None = None
 
     def beat(self) -> bool:
-        """Note that refresher is alive; return whether a new epoch began, in which grants may be in doubt.
+        """Note that refresher is alive; return whether an epoch began, in which grants may be in doubt.
 
         Raises ``StorageError``, also if this server is on an older timeline than one that was seen.
         """
-        began = begin_epoch(self._database)
+        begin_epoch(self._database)
         with self._database.transaction() as cursor:
             now_on = _now_on(cursor)
             if self._latest is not None and self._latest[0] == now_on[0] and now_on[1] < self._latest[1]:
@@ -74,8 +96,11 @@ class Heartbeat:
                     f"{self._database.place} is on the timeline {now_on[1]}, and was on {self._latest[1]}: this is a "
                     "server that another has replaced; point the store to the primary"
                 )
-            self._latest = now_on
             cursor.execute(_BEAT, now_on)
+            began = self._latest not in (None, now_on)
+            for lease in [*self._in_flight.values()] if began else ():
+                cursor.execute(_BRING_BACK, lease._asdict())
+        self._latest = now_on
         return began
 
 

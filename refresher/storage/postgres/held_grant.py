@@ -38,8 +38,10 @@ class HeldGrant:
         publisher: Publisher,
         lease: Lease,
         mirrors: Callable[[str], bool],
+        in_flight: dict[uuid.UUID, Lease],
         problems: Sequence[str] = (),
     ) -> None:
+        self._in_flight = in_flight
         self._problems = problems
         self._database = database
         self._publisher = publisher
@@ -144,7 +146,7 @@ class HeldGrant:
 
     def begin(self, stored: Stored, grant: Grant, on_sent: Callable[[], None]) -> PostgresAttempt:  # noqa: ARG002
         """Begin an attempt; the claim has declared it."""
-        self._attempt = PostgresAttempt(self._database, self._directories, self._lease, grant, on_sent)
+        self._attempt = PostgresAttempt(self._database, self._directories, self._lease, grant, on_sent, self._in_flight)
         return self._attempt
 
     def changed_meanwhile(self, stored: Stored) -> Grant | None:  # noqa: ARG002

@@ -28,8 +28,9 @@ _MOST_PAUSE: Final = 2.0
 
 EPOCH: Final = """EXISTS (
     SELECT FROM refresher.epoch e WHERE e.timeline = left(pg_walfile_name(pg_current_wal_lsn()), 8)
-    AND e.system_identifier = (SELECT system_identifier::text FROM pg_control_system()))"""
-"""The condition that this server and timeline are known: a promotion can have lost leases (``epochs``)."""
+    AND e.system_identifier = (SELECT system_identifier::text FROM pg_control_system())
+    AND e.opens_at <= clock_timestamp())"""
+"""The condition that this server and timeline are known and open: a promotion can have lost leases (``epochs``)."""
 
 FREE: Final = f"""(l.attempt IS NULL OR (l.until < clock_timestamp() AND (
     l.state = 'open' OR l.armed_at < clock_timestamp() - interval '{_LONGEST_WAIT} s' OR NOT EXISTS (
@@ -94,17 +95,16 @@ def lease_of(database: Database, row: tuple[Any, ...]) -> Lease:
 
 
 def claim(database: Database, name: str) -> Lease | None:
-    """Claim ``name``, also if it has no grant yet; ``None`` if another holds it. Raises ``StorageError``."""
+    """Claim ``name``, also if it has no grant yet. Raises ``StorageError``.
+
+    Return ``None`` if another holds it, or if the server was promoted a few seconds ago.
+    """
     pid, start = database.holder() or (None, None)
     with database.transaction() as cursor:
         cursor.execute("INSERT INTO refresher.lease (name) VALUES (%s) ON CONFLICT DO NOTHING", (name,))
         cursor.execute(_CLAIM, {"name": name, "pid": pid, "start": start})
         if (row := cursor.fetchone()) is not None:
             return lease_of(database, row)  # raising takes the claim back
-        cursor.execute(f"SELECT {EPOCH}")
-        known = cursor.fetchone()
-    if known and not known[0]:
-        raise StorageError(f"{database.place} is another server, or was promoted: 'refresher run' takes note of it")
     return None
 
 

@@ -1,6 +1,7 @@
 """The store in PostgreSQL (``store.Store``)."""
 
 import time
+import uuid
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from fnmatch import fnmatchcase
@@ -31,6 +32,7 @@ class PostgresStore:
         self._directories = directories
         self._mirror = tuple(mirror)
         self._claimed: dict[str, Lease] = {}
+        self._in_flight: dict[uuid.UUID, Lease] = {}
         self._ready = False
 
     @property
@@ -74,6 +76,10 @@ class PostgresStore:
         except StorageError as error:
             raise GrantFileError(str(error)) from None
 
+    def heartbeat(self) -> epochs.Heartbeat:
+        """Return what this process does once a second while it runs."""
+        return epochs.Heartbeat(self.database, self._in_flight)
+
     def add_claimed(self, lease: Lease) -> None:
         """Note a lease that this process has claimed: the next ``held`` uses it."""
         self._claimed[lease.name] = lease
@@ -93,7 +99,7 @@ class PostgresStore:
                     f"another refresher has held {name} for {wait:.0f} s: it may have been killed; try again"
                 )
             time.sleep(_POLL)
-        held = HeldGrant(self.database, self.publisher, lease, self.mirrors, problems)
+        held = HeldGrant(self.database, self.publisher, lease, self.mirrors, self._in_flight, problems)
         try:
             yield held
         finally:

@@ -5,11 +5,12 @@ CREATE TABLE refresher.epoch (
     system_identifier text NOT NULL,
     timeline text NOT NULL,
     since timestamptz NOT NULL DEFAULT clock_timestamp(),
+    opens_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     known_until timestamptz NOT NULL DEFAULT clock_timestamp(),
     PRIMARY KEY (system_identifier, timeline)
 );
 COMMENT ON TABLE refresher.epoch IS
-    'The servers that this database has been: a promotion begins a timeline. known_until: what was committed before is not lost.';
+    'The servers that this database has been: a promotion begins a timeline. opens_at: no claims before. known_until: what was committed before is not lost.';
 
 CREATE TABLE refresher.server (
     origin text PRIMARY KEY,
