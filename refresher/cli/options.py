@@ -4,6 +4,7 @@ import logging
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import click
@@ -25,6 +26,7 @@ __all__ = [
     "complete_name",
     "did_you_mean",
     "duration_option",
+    "more_options",
     "seconds",
     "warn_of_closed_directories",
 ]
@@ -200,6 +202,18 @@ def seconds(value: str) -> float:
 def duration_option(name: str, default: str | None = None, *, help: str) -> Callable[[_F], _F]:  # noqa: A002
     """Return the decorator of an option that is a duration."""
     return click.option(name, type=seconds, default=default, show_default=True, metavar="DURATION", help=help)
+
+
+def more_options(options: Options, settings: Settings) -> tuple[str, ...]:
+    """Return what a command of refresher needs besides its state directory to find the same tokens."""
+    directories = settings.directories
+    words = []
+    if (config_file := options.given("config_file")) is not None:
+        words += ["--config", str(Path(config_file).absolute())]
+    for key, directory in (("tokens", directories.tokens), ("demands", directories.demands)):
+        if options.given(f"{key}_dir") is not None or directory != directories.state / key:
+            words += [f"--{key}-dir", str(directory)]
+    return tuple(words)
 
 
 LISTEN: Final = click.option(
