@@ -14,7 +14,7 @@ from refresher.cli.clients.client import Client, Values
 from refresher.cli.clients.frameworks import FRAMEWORKS
 from refresher.cli.clients.programs import PROGRAMS
 from refresher.cli.gateway import gateway_address
-from refresher.cli.options import Options, command, complete_name, more_options
+from refresher.cli.options import Options, command, complete_name
 from refresher.common.errors import ConfigError, UnknownName
 from refresher.common.terminal import say, show
 from refresher.config import DEFAULT_GATEWAY, Settings, shown_address
@@ -74,7 +74,7 @@ def connect(options: Options, name: str | None, key: str | None, url: str | None
         url or _server_url(settings, name),
         _command(),
         str(settings.directories.state),
-        more_options(options, settings),
+        _more_options(options, settings),
     )
     if client.by == "gateway":
         values = values._replace(gateway=_gateway(settings), host=_host_in_path(settings, values))
@@ -147,6 +147,18 @@ def _command() -> str:
     """Return the absolute path of the command, which a client can start in any directory and with any PATH."""
     beside = Path(sys.executable).absolute().parent / "refresher"
     return str(beside) if beside.exists() else os.path.abspath(shutil.which("refresher") or sys.argv[0])  # noqa: PTH100
+
+
+def _more_options(options: Options, settings: Settings) -> tuple[str, ...]:
+    """Return what a command of refresher needs besides its state directory to find the same tokens."""
+    directories = settings.directories
+    words = []
+    if (config := options.given("config_file")) is not None:
+        words += ["--config", str(Path(config).absolute())]
+    for key, directory in (("tokens", directories.tokens), ("demands", directories.demands)):
+        if options.given(f"{key}_dir") is not None or directory != directories.state / key:
+            words += [f"--{key}-dir", str(directory)]
+    return tuple(words)
 
 
 def _environment(settings: Settings, client: Client) -> dict[str, str]:

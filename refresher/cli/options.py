@@ -13,6 +13,7 @@ from refresher import config
 from refresher.common import durations, logs
 from refresher.common.errors import RefresherError, UnknownName
 from refresher.config import Settings
+from shim._source import default_state_dir
 
 __all__ = [
     "ARGUMENTS_BEFORE",
@@ -26,7 +27,7 @@ __all__ = [
     "complete_name",
     "did_you_mean",
     "duration_option",
-    "more_options",
+    "program_for",
     "seconds",
     "warn_of_closed_directories",
 ]
@@ -204,16 +205,16 @@ def duration_option(name: str, default: str | None = None, *, help: str) -> Call
     return click.option(name, type=seconds, default=default, show_default=True, metavar="DURATION", help=help)
 
 
-def more_options(options: Options, settings: Settings) -> tuple[str, ...]:
-    """Return what a command of refresher needs besides its state directory to find the same tokens."""
+def program_for(settings: Settings) -> str:
+    """Return how a command begins that finds these directories: ``refresher``, with options where they need some."""
     directories = settings.directories
-    words = []
-    if (config_file := options.given("config_file")) is not None:
-        words += ["--config", str(Path(config_file).absolute())]
-    for key, directory in (("tokens", directories.tokens), ("demands", directories.demands)):
-        if options.given(f"{key}_dir") is not None or directory != directories.state / key:
-            words += [f"--{key}-dir", str(directory)]
-    return tuple(words)
+    given = (
+        ("--state-dir", directories.state, Path(default_state_dir())),
+        ("--tokens-dir", directories.tokens, directories.state / "tokens"),
+        ("--demands-dir", directories.demands, directories.state / "demands"),
+    )
+    options = [word for option, found, default in given if found != default for word in (option, str(found))]
+    return shlex.join(["refresher", *options])
 
 
 LISTEN: Final = click.option(

@@ -1,10 +1,8 @@
 """The command stdio, for MCP clients that only start programs."""
 
-import shlex
-
 import click
 
-from refresher.cli.options import Options, command, complete_name, duration_option, more_options
+from refresher.cli.options import Options, command, complete_name, duration_option, program_for
 from refresher.common.errors import ConfigError
 
 __all__ = ["stdio"]
@@ -53,7 +51,5 @@ def stdio(options: Options, name: str, url: str | None, wait: float) -> int:
         raise ConfigError("stdio needs the extra 'mcp': in the checkout, pip install '.[all]'") from None
     from refresher.stdio.bridge import run
 
-    # A person runs the commands in the errors without the options and the environment of this process.
-    state = () if options.given("state_dir") is None else ("--state-dir", str(directories.state))
-    run(source, url, settings.ca_file, wait, shlex.join(["refresher", *state, *more_options(options, settings)]))
+    run(source, url, settings.ca_file, wait, program_for(settings))
     return 0
