@@ -8,12 +8,11 @@ from typing import Any, Final
 
 import click
 
-from refresher.cli.options import LISTEN_HOST, Command, Options
+from refresher.cli.options import LISTEN_HOST, Command, Options, program_for
 from refresher.common.errors import ConfigError, StorageError
 from refresher.common.terminal import say
 from refresher.common.text import clock_time
 from refresher.config import DEFAULT_GATEWAY, Address, Settings, parse_address
-from shim._source import default_state_dir
 
 __all__ = ["gateway", "gateway_address"]
 
@@ -137,16 +136,9 @@ def _serve(settings: Settings, address: Address | Path, users: tuple[int, ...], 
 
 def _program(settings: Settings) -> tuple[str, str]:
     """Return how a command line for these directories begins, and the option for the keys with a space before it."""
-    directories = settings.directories
-    state, keys = directories.state, settings.gateway_keys_file
-    given = (
-        ("--state-dir", state, Path(default_state_dir())),
-        ("--tokens-dir", directories.tokens, state / "tokens"),
-        ("--demands-dir", directories.demands, state / "demands"),
-    )
-    options = [word for option, found, default in given if found != default for word in (option, str(found))]
-    keys_option = "" if keys == state / "gateway-keys.json" else f" --keys-file {shlex.quote(str(keys))}"
-    return shlex.join(["refresher", *options]), keys_option
+    keys = settings.gateway_keys_file
+    is_default = keys == settings.directories.state / "gateway-keys.json"
+    return program_for(settings), "" if is_default else f" --keys-file {shlex.quote(str(keys))}"
 
 
 @gateway.group(cls=_Group, short_help="Add, list and remove the keys of agents.")
