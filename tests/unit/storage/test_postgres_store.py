@@ -4,6 +4,7 @@ Where a test would wait for the end of a lease, it sets that end into the past: 
 """
 
 import json
+import re
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ from refresher.storage.postgres import attempt, epochs, leases, migrations, spil
 from refresher.storage.postgres.database import Database, UnknownOutcome
 from refresher.storage.postgres.postgres_store import PostgresStore
 from refresher.storage.postgres.settling import Sent
+from tests.support.cut_proxy import CutProxy
 from tests.support.fake_state import directories
 from tests.support.postgres import Cluster
 from tests.support.token_server import Gate, TokenServer
@@ -40,9 +42,10 @@ class Fleet:
         self.url = url
         self._stores: list[PostgresStore] = []
 
-    def host(self, name: str) -> PostgresStore:
-        """Return a store as a process on the host ``name`` opens it."""
-        store = PostgresStore(self.url, directories(self._root / name))
+    def host(self, name: str, port: int | None = None) -> PostgresStore:
+        """Return a store as a process on the host ``name`` opens it, by way of a proxy at ``port``."""
+        url = self.url if port is None else re.sub(r":\d+/", f":{port}/", self.url)
+        store = PostgresStore(url, directories(self._root / name))
         self._stores.append(store)
         return store
 
@@ -260,6 +263,61 @@ def _lose_confirmation(
 
     monkeypatch.setattr(target, name, watched)
     monkeypatch.setattr(Database, "_commit", lost)
+
+
+@pytest.mark.parametrize("cut", ["before", "confirmation"])
+@pytest.mark.parametrize("of", ["RETURNING 1", "last_attempt = "])
+def test_a_connection_that_is_cut_at_a_commit_loses_nothing(
+    fleet: Fleet, server: TokenServer, gate: Gate, postgres: Cluster, cut: Any, of: str
+) -> None:
+    """If it failed, a network that breaks at the wrong moment would lose a token, or let one be sent twice."""
+    gate.opened.set()
+    with CutProxy(postgres.port) as proxy:
+        store = fleet.host("a", port=proxy.port)
+        _import(store, server)
+        proxy.only, proxy.cut = of.encode(), cut
+        result = _rotate(store)
+        assert proxy.cuts > 0
+        proxy.cut = "never"
+        sent = len(server.presented["linear"])
+        # The request waits for the confirmation of its lease; what the server answered is stored, or saved on this host.
+        assert (result.outcome, sent) == (("transient", 0) if of == "RETURNING 1" else ("rotated", 1))
+        fleet.end_lease()
+        again = _rotate(fleet.host("a"), force=False)
+        assert again.outcome in ("rotated", "not_due", "adopted", "transient")
+        assert server.reused == 0
+        assert list(spills.find(store.directories)) == []
+        assert fleet.execute("SELECT * FROM refresher.orphan") == []
+        assert _rotate(fleet.host("b")).outcome == "rotated"
+        assert server.reused == 0
+
+
+def test_a_database_that_is_cut_off_during_an_exchange_costs_nothing(
+    fleet: Fleet, server: TokenServer, gate: Gate, postgres: Cluster
+) -> None:
+    """If it failed, a network that is away while a server answers would cost a login."""
+    with CutProxy(postgres.port) as proxy:
+        store = fleet.host("a", port=proxy.port)
+        _import(store, server)
+        gate.opened.set()
+        assert _rotate(store).outcome == "rotated"
+        gate.opened.clear()
+        gate.reached.clear()
+        rotation = Rotation(store)
+        assert gate.reached.wait(60)
+        proxy.cut = "always"
+        proxy.break_off()
+        gate.opened.set()
+        assert rotation.result().outcome == "rotated"
+        assert len(list(spills.find(store.directories))) == 1
+        fleet.end_lease()
+        other = fleet.host("b")
+        assert _rotate(other).outcome == "in_doubt"
+        proxy.cut = "never"
+        assert attempt.commit_spills(store.database, store.directories) == []
+        assert (_record(other).generation, _record(other).doubt) == (2, None)
+        assert _rotate(other).outcome == "rotated"
+        assert server.reused == 0
 
 
 def test_a_token_that_the_database_does_not_take_is_spilled(
