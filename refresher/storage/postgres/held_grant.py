@@ -51,7 +51,7 @@ class HeldGrant:
         self._mirrors = mirrors
         self._attempt: PostgresAttempt | None = None
         self._stored = Stored(None, NO_RECORD)
-        self._demanded = self._recovered = False
+        self._demanded = self._recovered = self._wrote = False
         self.before: Record | None = None
         """The record as ``recover`` found it."""
 
@@ -170,6 +170,7 @@ class HeldGrant:
                 raise ImportRefused(f"{row[0]} has already spent this refresh token: log in again under this name")
             self._stored = settling.write(cursor, stored, record, now)
             settling.note_spent(cursor, record)
+        self._wrote = True
         return self._stored
 
     def note(self, grant: Grant, *, end_warned: float) -> None:
@@ -220,11 +221,12 @@ class HeldGrant:
         """Give the lease back, unless an attempt has ended it or must be settled by the next holder."""
         if self._attempt is not None and self._attempt.ended:
             return
-        delay = _AFTER_FAULT
+        delay: float | None = _AFTER_FAULT
         if self._recovered:
             now = self._lease.clocks._replace(here=clocks.now())
-            # What is due and was not done here failed, or was interrupted.
-            delay = max(settling.delay_of(self._stored.record, now, demanded=self._demanded), _LEAST)
+            delay = settling.delay_of(self._stored.record, now, demanded=self._demanded)
+            if delay is not None and not self._wrote:
+                delay = max(delay, _LEAST)  # what is due and was not done here failed, or was interrupted
         with self._database.transaction() as cursor:
             leases.release(cursor, self._lease, delay)
 

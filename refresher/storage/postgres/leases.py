@@ -59,7 +59,7 @@ _ARM: Final = f"""UPDATE refresher.lease l SET state = 'armed', armed_at = coale
     RETURNING 1"""  # noqa: S608
 
 _RELEASE: Final = """UPDATE refresher.lease SET attempt = NULL, state = NULL, armed_at = NULL, until = NULL,
-    next_at = clock_timestamp() + %s * interval '1 s' WHERE name = %s AND attempt = %s
+    next_at = coalesce(clock_timestamp() + %s * interval '1 s', 'infinity') WHERE name = %s AND attempt = %s
     AND state = 'open'"""
 
 
@@ -131,10 +131,10 @@ def arm(database: Database, lease: Lease, *, again: bool = False) -> None:
         raise NotArmed("this process was stopped, or the database was slow: another refresher may have taken over")
 
 
-def release(cursor: Cursor[Any], lease: Lease, delay: float) -> None:
-    """Give ``lease`` back if it is still ours and open; its grant is due in ``delay`` seconds.
+def release(cursor: Cursor[Any], lease: Lease, delay: float | None) -> None:
+    """Give ``lease`` back if it is still ours and open; its grant is due in ``delay`` seconds, ``None``: never.
 
     An armed one stays: without its outcome, only its end may free the grant, which is then in doubt.
     """
-    cursor.execute(_RELEASE, (min(delay, 3e9), lease.name, lease.attempt))
+    cursor.execute(_RELEASE, (delay, lease.name, lease.attempt))
     cursor.execute("DELETE FROM refresher.lease WHERE name = %s AND kind = 'empty' AND attempt IS NULL", (lease.name,))

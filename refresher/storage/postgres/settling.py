@@ -30,7 +30,7 @@ _LEASE: Final = """UPDATE refresher.lease SET kind = %(kind)s, grant_id = %(gran
 
 _SETTLED: Final = """UPDATE refresher.lease SET last_attempt = %(attempt)s,
     next_at = CASE WHEN attempt IS NULL OR attempt = %(attempt)s OR state = 'open'
-        THEN clock_timestamp() + %(delay)s * interval '1 s' ELSE next_at END,
+        THEN coalesce(clock_timestamp() + %(delay)s * interval '1 s', 'infinity') ELSE next_at END,
     armed_at = CASE WHEN attempt = %(attempt)s OR state = 'open' THEN NULL ELSE armed_at END,
     until = CASE WHEN attempt = %(attempt)s OR state = 'open' THEN NULL ELSE until END,
     attempt = CASE WHEN attempt = %(attempt)s OR state = 'open' THEN NULL ELSE attempt END,
@@ -50,7 +50,9 @@ _SPENT: Final = """INSERT INTO refresher.spent (fingerprint, name) SELECT unnest
 _ORPHAN: Final = """INSERT INTO refresher.orphan (attempt, name, fingerprint, bytes, why) VALUES (%s, %s, %s, %s, %s)
     ON CONFLICT (attempt) DO NOTHING"""
 
-_NEVER: Final = 3e9
+_BUSY: Final = """UPDATE refresher.server SET held_until = greatest(held_until,
+    clock_timestamp() + %s * interval '1 s') WHERE origin = %s"""
+"""A server that is busy until a time that it named is asked for none of its grants before."""
 
 
 class Sent(NamedTuple):
@@ -96,16 +98,17 @@ def decode_row(name: str, row: tuple[Any, ...], now: Clocks) -> Stored:
     return Stored(now.read(record), stored.checksum)
 
 
-def delay_of(record: Record | None, now: Clocks, *, demanded: bool = False) -> float:
-    """Return in how many seconds somebody must look at ``record``."""
+def delay_of(record: Record | None, now: Clocks, *, demanded: bool = False) -> float | None:
+    """Return in how many seconds somebody must look at ``record``; ``None``: only after a person or an agent acts."""
     if not isinstance(record, Grant):
-        return _NEVER
+        return None
     decision = policy.decide(record, now.here, demanded=demanded)
-    delay = 0.0 if isinstance(decision, Rotate) else _NEVER
-    if not isinstance(decision, Rotate) and decision.until is not None:
-        delay = max(decision.until - now.here.wall, 0.0)
-    warning = refresh_life.next_warning(record, now.here)
-    return delay if warning is None else min(delay, max(warning.seconds, 1.0))
+    times = [] if (warning := refresh_life.next_warning(record, now.here)) is None else [max(warning.seconds, 1.0)]
+    if isinstance(decision, Rotate):
+        times.append(0.0)
+    elif decision.until is not None:
+        times.append(max(decision.until - now.here.wall, 0.0))
+    return min(times, default=None)
 
 
 def write(cursor: Cursor[Any], stored: Stored, record: Record, now: Clocks) -> Stored:
@@ -132,6 +135,7 @@ def write(cursor: Cursor[Any], stored: Stored, record: Record, now: Clocks) -> S
         raise ImportRefused(
             "another grant holds this refresh token already: two names would revoke each other's login"
         ) from None
+    cursor.execute("INSERT INTO refresher.server (origin) VALUES (%s) ON CONFLICT DO NOTHING", (_server(record),))
     cursor.execute(
         _RECORD,
         {"name": record.name, "bytes": data, "generation": record.generation, "published": published},
@@ -168,6 +172,9 @@ def settle(cursor: Cursor[Any], sent: Sent, changed: Grant, now: Clocks, *, issu
         written = write(cursor, stored, changed, now)
         cursor.execute(_SPENT, ([sent.fingerprint] if _replaced(sent, changed) else [], sent.name))
         cursor.execute(_SETTLED, {"attempt": sent.attempt, "delay": delay_of(changed, now), "name": sent.name})
+        if changed.failure is not None and changed.failure.busy_until is not None:
+            wait = min(changed.failure.busy_until - now.here.wall, policy.MAX_WAIT)
+            cursor.execute(_BUSY, (wait, _server(changed)))
         if issued:
             cursor.execute(
                 "DELETE FROM refresher.demand WHERE name = %s AND generation <= %s", (sent.name, sent.generation)

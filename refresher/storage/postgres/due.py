@@ -1,0 +1,76 @@
+"""Claim what is due: fair across authorization servers, and within the budget that all refreshers share for each.
+
+One short transaction. Rows that another refresher is claiming are skipped and never waited for. The lease of a holder
+that died is found like a grant that is due: a claim moves ``next_at`` to the end of the lease.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Final, cast
+
+from psycopg import sql
+
+from refresher.storage.postgres.database import Database
+from refresher.storage.postgres.leases import COLUMNS, EPOCH, FREE, OPENED, Lease, lease_of
+
+__all__ = ["claim_due"]
+
+_RATE: Final = 20
+"""Requests per second to one server, from all refreshers together."""
+
+_BURST: Final = 40
+"""Requests to one server at once, when there were none for a while."""
+
+_SERVERS: Final = 16
+"""How many servers one claim serves; which ones is random, so that none waits for long."""
+
+# The bucket of a server: when it is full again, counted in requests at the rate, as in ``work_queue.RateLimit``.
+_NOW: Final = f"extract(epoch FROM clock_timestamp()) * {_RATE}"
+
+_CLAIM: Final = f"""WITH busy AS (
+    SELECT * FROM unnest(%(servers)s::text[], %(rooms)s::integer[]) AS busy (origin, room)
+), chosen AS MATERIALIZED (
+    SELECT s.origin,
+        least(coalesce(b.room, %(each)s), floor({_BURST} - greatest(s.full_at - {_NOW}, 0)))::integer AS room
+    FROM refresher.server s LEFT JOIN busy b USING (origin)
+    WHERE s.held_until <= clock_timestamp() AND coalesce(b.room, 1) > 0 AND s.full_at - {_NOW} <= {_BURST} - 1
+        AND EXISTS (SELECT FROM refresher.lease l WHERE l.server = s.origin AND l.next_at <= %(horizon)s)
+    ORDER BY random() LIMIT {_SERVERS} FOR UPDATE OF s SKIP LOCKED
+), due AS MATERIALIZED (
+    SELECT found.name FROM chosen c CROSS JOIN LATERAL (
+        SELECT l.name FROM refresher.lease l
+        WHERE l.server = c.origin AND l.next_at <= %(horizon)s AND l.kind = 'grant' AND {FREE} AND {EPOCH}
+        ORDER BY l.next_at LIMIT c.room FOR UPDATE SKIP LOCKED
+    ) found LIMIT %(most)s
+), claimed AS (
+    UPDATE refresher.lease l SET {OPENED} FROM due WHERE l.name = due.name RETURNING {COLUMNS}, l.server AS origin
+), counted AS (
+    UPDATE refresher.server s SET full_at = greatest(s.full_at, {_NOW}) + taken.number
+    FROM (SELECT origin, count(*) AS number FROM claimed GROUP BY origin) taken WHERE s.origin = taken.origin
+)
+SELECT * FROM claimed"""  # noqa: S608
+
+
+def claim_due(
+    database: Database, most: int, *, each: int, rooms: Mapping[str, int], horizon: float = 0.0
+) -> list[tuple[Lease, str]]:
+    """Claim up to ``most`` grants that are due within ``horizon`` seconds; return each lease with its server.
+
+    ``each``: how many of one server; ``rooms``: how many of a server that is busy here. Raises ``StorageError``.
+    """
+    pid, start = database.holder() or (None, None)
+    with database.transaction() as cursor:
+        cursor.execute("SELECT clock_timestamp() + %s * interval '1 s'", (horizon,))
+        row = cursor.fetchone()
+        cursor.execute(
+            sql.SQL(cast("Any", _CLAIM)),
+            {
+                "servers": list(rooms),
+                "rooms": list(rooms.values()),
+                "each": each,
+                "most": most,
+                "horizon": row[0] if row else None,
+                "pid": pid,
+                "start": start,
+            },
+        )
+        return [(lease_of(database, found[:-1]), found[-1]) for found in cursor.fetchall()]
