@@ -2,28 +2,19 @@
 
 import os
 from collections.abc import Callable, Iterable
-from typing import Final, NamedTuple
+from typing import Final
 
 from refresher.common import text
 from refresher.config import Settings
 from refresher.doctor import configuration, environment, grants, places, service
-from refresher.doctor.finding import GRAVITIES, Finding, found
+from refresher.doctor.finding import GRAVITIES, Finding, Part, found
 from refresher.grants.record import Grant
 from refresher.operations.inspection import ListedGrant, list_grants, server_of
 from refresher.storage import last_run
 
-__all__ = ["Part", "examine", "findings_of"]
+__all__ = ["examine", "findings_of"]
 
 _NOT_CHECKED: Final = "not checked: the directories come first"
-
-
-class Part(NamedTuple):
-    """One part of an examination."""
-
-    title: str
-    line: str
-    """What was checked."""
-    findings: list[Finding]
 
 
 def examine(
