@@ -84,7 +84,7 @@ def _watch(settings: Settings, names: tuple[str, ...]) -> int:
     if names:
         list_grants(settings.open_store(), names)  # raises for an unknown name
     else:
-        settings.directories.listing()
+        settings.open_store().listing()
         check_state(settings)
     from refresher.cli.watch import watch  # rich: 60 ms
 

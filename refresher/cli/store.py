@@ -78,7 +78,7 @@ def check(options: Options, as_json: bool) -> int:
     from refresher.cli.doctor import print_parts
     from refresher.doctor import database
 
-    return print_parts(database.check(settings), as_json=as_json)
+    return print_parts(database.check(settings)[0], as_json=as_json)
 
 
 store.add_command(init)

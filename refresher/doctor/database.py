@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Final
 
 from refresher.common import text
-from refresher.common.errors import RefresherError, StorageError
+from refresher.common.errors import ConfigError, StorageError
 from refresher.config import Settings
-from refresher.doctor.finding import Finding, Part, found
+from refresher.doctor.finding import Finding, Part, found, from_message
 from refresher.storage.postgres import facts, migrations, spills
 from refresher.storage.postgres.database import Database
 from refresher.storage.postgres.facts import Content, ServerFacts
@@ -18,25 +18,27 @@ _MOST_DIFFERENCE: Final = 30.0
 _SOME_DIFFERENCE: Final = 5.0
 
 
-def check(settings: Settings) -> list[Part]:
-    """Check the database of ``settings``, and the files of this host that wait for it."""
+def check(settings: Settings) -> tuple[list[Part], bool]:
+    """Check the database, and the files of this host that wait for it; return also whether its grants can be read."""
     waiting = list(spills.find(settings.directories))
+    rest = [Part("spills", f"{len(waiting)} on this host", [*judge_spills(waiting)])] if waiting else []
     try:
         database = Database(settings.store or "")
         try:
             server, content = facts.look(database)
         finally:
             database.close()
+    except ConfigError as error:
+        return [Part("database", "not checked", [from_message("database_away", str(error))]), *rest], False
     except StorageError as error:
-        away = found("database_away", str(error))
-        return [Part("database", "not checked", [away]), *_parts_of_spills(waiting)]
-    except RefresherError as error:
-        return [Part("database", "not checked", [found("database_away", str(error), "correct the address")])]
-    findings = [*judge_server(server)]
-    parts = [Part("database", _described(server), findings), Part("roles", _roles(server), [])]
-    if content is None:
-        return [*parts, Part("grants", "not checked", []), *_parts_of_spills(waiting)]
-    return [*parts, Part("grants", _counted(content), [*judge_content(content)]), *_parts_of_spills(waiting)]
+        return [Part("database", "not checked", [found("database_away", str(error))]), *rest], False
+    parts = [
+        Part("database", _described(server), [*judge_server(server)]),
+        Part("roles", _roles(server), []),
+    ]
+    if content is not None:
+        parts.append(Part("records", _counted(content), [*judge_content(content)]))
+    return [*parts, *rest], content is not None
 
 
 def judge_server(server: ServerFacts) -> Iterator[Finding]:
@@ -94,10 +96,8 @@ def judge_content(content: Content) -> Iterator[Finding]:
         )
     for orphan in content.orphans:
         what = f"{orphan.name}: a token that fits no record is in refresher.orphan for {text.span(orphan.seconds)}"
-        mend = (
-            f"if 'refresher status {orphan.name}' shows that all is well: DELETE FROM refresher.orphan WHERE attempt = "
-            f"'{orphan.attempt}'"
-        )
+        delete = f"DELETE FROM refresher.orphan WHERE attempt = '{orphan.attempt}'"  # noqa: S608  for a person
+        mend = f"if 'refresher status {orphan.name}' shows that all is well: {delete}"
         yield found("orphaned_token", f"{what} ({orphan.why})", mend, name=orphan.name)
 
 
@@ -111,13 +111,6 @@ def judge_spills(waiting: list[Path]) -> Iterator[Finding]:
             f"refresher run-once {name}",
             name=name,
         )
-
-
-def _parts_of_spills(waiting: list[Path]) -> list[Part]:
-    if not waiting:
-        return []
-    count = f"{len(waiting)} token{'' if len(waiting) == 1 else 's'} on this host"
-    return [Part("spills", count, [*judge_spills(waiting)])]
 
 
 def _described(server: ServerFacts) -> str:

@@ -15,6 +15,8 @@ from refresher.storage import last_run
 __all__ = ["examine", "findings_of"]
 
 _NOT_CHECKED: Final = "not checked: the directories come first"
+_SAMPLED: Final = ("record_contradicts",)
+_NO_DATABASE: Final = "not checked: the database comes first"
 
 
 def examine(
@@ -34,31 +36,53 @@ def examine(
     parts = [Part("directories", str(directories.state), problems)]
     entries: list[ListedGrant] = []
     selected: list[ListedGrant] = []
-    if listing is not None:
+    usable, reason = listing, _NOT_CHECKED
+    if settings.store is not None:
+        from refresher.doctor import database
+
+        step([settings.open_store().place])
+        about, readable = database.check(settings)
+        # A sample has them; below, each record is read.
+        parts += [
+            part._replace(findings=[each for each in part.findings if each.code not in _SAMPLED]) for part in about
+        ]
+        if not readable:
+            usable, reason = None, _NO_DATABASE
+        elif listing is not None:
+            usable = settings.open_store().listing()
+    if usable is not None:
         step(["the grants"])
         selected = entries = list_grants(store := settings.open_store())
         if name is not None:
             selected = list_grants(store, (name,))
     chosen = [grant for _, grant in selected if isinstance(grant, Grant)]
-    if listing is not None:
+    if usable is not None:
         served = service.is_served(directories)
         who = (
             "'refresher run' is running"
             if served
+            else "any host with this database"
+            if settings.store is not None
             else "nothing to refresh yet"
             if not chosen
             else "refreshed by 'run-once'"
             if last_run.at(directories) is not None
             else "nobody has refreshed yet"
         )
-        parts.append(Part("service", who, [*service.check(directories, chosen, listing, served=served)]))
+        parts.append(
+            Part(
+                "service",
+                who,
+                [*service.check(directories, chosen, usable, served=served, shared=settings.store is not None)],
+            )
+        )
         shared = grants.check_refresh_tokens(entries, name)
         files = grants.check_files(chosen, settings.ca_file)
         count = f"{len(selected)} grant{'' if len(selected) == 1 else 's'}"
         parts.append(Part("grants", count, [*grants.check(directories, selected), *shared, *files]))
         parts.append(_servers(chosen, settings.ca_file, offline, step))
     else:
-        parts += [Part(title, _NOT_CHECKED, []) for title in ("service", "grants", "servers")]
+        parts += [Part(title, reason, []) for title in ("service", "grants", "servers")]
     named = [
         *(settings.hooks.commands if settings.hooks else ()),
         *(["page token"] if settings.page_token_file else []),

@@ -45,7 +45,8 @@ _MISSING: Final = """SELECT needed.relation, needed.privilege FROM unnest(%s::te
     AS needed (relation, privilege)
     LEFT JOIN pg_namespace n ON n.nspname = 'refresher'
     LEFT JOIN pg_class c ON c.relname = needed.relation AND c.relnamespace = n.oid
-    WHERE c.oid IS NULL OR NOT has_schema_privilege(n.oid, 'USAGE') OR NOT has_table_privilege(c.oid, needed.privilege)"""
+    WHERE c.oid IS NULL OR NOT has_schema_privilege(n.oid, 'USAGE')
+    OR NOT has_table_privilege(c.oid, needed.privilege)"""
 
 _ROLES: Final = """SELECT r.rolname, has_column_privilege(r.oid, c.oid, 'bytes', 'SELECT')
     FROM pg_roles r CROSS JOIN pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -141,7 +142,8 @@ def _server(database: Database, cursor: Cursor[Any]) -> ServerFacts:
     given = connection.info.get_parameters()
     host = given.get("host", "")
     cursor.execute(_SERVER)
-    version, name, role, pid, recovering, read_only, fsync, pages, names, standbys = cursor.fetchone() or (None,) * 10
+    row: Any = cursor.fetchone()
+    version, name, role, pid, recovering, read_only, fsync, pages, names, standbys = row
     cursor.execute("SELECT reset_val FROM pg_settings WHERE name = 'synchronous_commit'")
     commits = cursor.fetchone()
     pairs = [(table, each) for table, needed in _RIGHTS.items() for each in needed.split(",")]
@@ -160,7 +162,7 @@ def _server(database: Database, cursor: Cursor[Any]) -> ServerFacts:
             (refreshers if reads_all else mirrors).append(found)
     return ServerFacts(
         place=database.place,
-        version=str(version).partition(" ")[0],
+        version=version.partition(" ")[0],
         database=name,
         role=role,
         local=not host or host.startswith(("/", "@")) or re.fullmatch(r"localhost|127\..*|::1", host) is not None,

@@ -5,6 +5,7 @@ lease now: it may be the only copy. Any other outcome counts only for the attemp
 """
 
 import uuid
+from collections.abc import Collection
 from contextlib import suppress
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
@@ -20,10 +21,13 @@ from refresher.grants.record import NO_RECORD, Grant, Record, Stored, Tombstone,
 from refresher.storage.postgres.moments import Clocks
 from refresher.storage.publishing import derive
 
-__all__ = ["Sent", "decode_row", "delay_of", "keep_orphan", "load", "note_spent", "settle", "write"]
+__all__ = ["Sent", "decode_row", "delay_of", "keep_orphan", "load", "load_each", "note_spent", "settle", "write"]
 
 _LOAD: Final = """SELECT l.kind, l.grant_id, l.generation, l.fingerprint, r.bytes, l.attempt, l.last_attempt
     FROM refresher.lease l LEFT JOIN refresher.record r USING (name) WHERE l.name = %s"""
+
+_LOAD_EACH: Final = """SELECT l.kind, l.grant_id, l.generation, l.fingerprint, r.bytes, l.name
+    FROM refresher.lease l LEFT JOIN refresher.record r USING (name) WHERE l.name = ANY(%s)"""
 
 _LEASE: Final = """UPDATE refresher.lease SET kind = %(kind)s, grant_id = %(grant_id)s, generation = %(generation)s,
     fingerprint = %(fingerprint)s, server = %(server)s, doubt_at = NULL WHERE name = %(name)s"""
@@ -74,6 +78,19 @@ def load(cursor: Cursor[Any], name: str, now: Clocks, *, lock: bool = False) -> 
     cursor.execute(f"{_LOAD} FOR UPDATE OF l" if lock else _LOAD, (name,))
     row = cursor.fetchone()
     return (Stored(None, NO_RECORD), None) if row is None else (decode_row(name, row, now), row[6])
+
+
+def load_each(cursor: Cursor[Any], names: Collection[str], now: Clocks) -> list[tuple[str, Stored | GrantFileError]]:
+    """Return the records of ``names``, and an error in the place of one that cannot be used."""
+    cursor.execute(_LOAD_EACH, (list(names),))
+    rows = {row[-1]: row for row in cursor.fetchall()}
+    found: list[tuple[str, Stored | GrantFileError]] = []
+    for name in names:
+        try:
+            found.append((name, decode_row(name, rows[name], now) if name in rows else Stored(None, NO_RECORD)))
+        except GrantFileError as error:
+            found.append((name, error))
+    return found
 
 
 def decode_row(name: str, row: tuple[Any, ...], now: Clocks) -> Stored:
