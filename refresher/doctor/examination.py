@@ -8,7 +8,7 @@ from refresher.common import text
 from refresher.config import Settings
 from refresher.doctor import configuration, environment, grants, places, service
 from refresher.doctor.finding import GRAVITIES, Finding, Part, found
-from refresher.grants.record import Grant
+from refresher.grants.record import Grant, Moved
 from refresher.operations.inspection import ListedGrant, list_grants, server_of
 from refresher.storage import last_run
 
@@ -29,11 +29,12 @@ def examine(
     directories = settings.directories
     step(["the directories"])
     listing, problems = places.check(directories)
-    if settings.state_given and not os.path.lexists(directories.state):
+    if settings.store is None and settings.state_given and not os.path.lexists(directories.state):
         problems.append(found("directory_missing", f"there is no state directory {directories.state}"))
     if listing is not None and settings.history_days and settings.history_mb and directories.state.exists():
         problems += places.check_history(directories)
     parts = [Part("directories", str(directories.state), problems)]
+    moved: list[Moved] = []
     entries: list[ListedGrant] = []
     selected: list[ListedGrant] = []
     usable, reason = listing, _NOT_CHECKED
@@ -52,7 +53,7 @@ def examine(
             usable = settings.open_store().listing()
     if usable is not None:
         step(["the grants"])
-        selected = entries = list_grants(store := settings.open_store())
+        selected = entries = list_grants(store := settings.open_store(), moved=moved)
         if name is not None:
             selected = list_grants(store, (name,))
     chosen = [grant for _, grant in selected if isinstance(grant, Grant)]
@@ -79,7 +80,10 @@ def examine(
         shared = grants.check_refresh_tokens(entries, name)
         files = grants.check_files(chosen, settings.ca_file)
         count = f"{len(selected)} grant{'' if len(selected) == 1 else 's'}"
-        parts.append(Part("grants", count, [*grants.check(directories, selected), *shared, *files]))
+        if moved:
+            count += f", {len(moved)} moved"
+        arriving = grants.check_moves([each for each in moved if name in (None, each.name)])
+        parts.append(Part("grants", count, [*grants.check(directories, selected), *arriving, *shared, *files]))
         parts.append(_servers(chosen, settings.ca_file, offline, step))
     else:
         parts += [Part(title, reason, []) for title in ("service", "grants", "servers")]

@@ -82,6 +82,7 @@ Code = Literal[
     "orphaned_token",
     "spilled_token",
     "record_contradicts",
+    "move_unfinished",
 ]
 
 
@@ -260,6 +261,11 @@ KINDS: Final[dict[Code, Kind]] = {
     "orphaned_token": Kind("attention", "it may be the only copy of a refresh token"),
     "spilled_token": Kind("attention", "it is the only copy of a new refresh token, and only this host has it"),
     "record_contradicts": Kind("broken", "refresher does not rotate a grant whose record it cannot trust"),
+    "move_unfinished": Kind(
+        "broken",
+        "nobody rotates this grant here, and perhaps nobody elsewhere",
+        "repeat the 'refresher store move' that was interrupted",
+    ),
 }
 
 

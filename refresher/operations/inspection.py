@@ -8,9 +8,9 @@ from refresher.common import clocks
 from refresher.common.errors import GrantFileError
 from refresher.grants import policy, refresh_life
 from refresher.grants.policy import Decision, Rotate
-from refresher.grants.record import Grant, Record
+from refresher.grants.record import Grant, Moved, Record
 from refresher.oauth import urls
-from refresher.operations.names import removed as removed_name
+from refresher.operations.names import gone
 from refresher.operations.names import unknown as unknown_name
 from refresher.storage import records
 from refresher.storage.demands import Demands
@@ -102,8 +102,10 @@ def server_of(grant: Grant) -> str:
         return ""
 
 
-def list_grants(store: Store, names: Sequence[str] = ()) -> list[ListedGrant]:
+def list_grants(store: Store, names: Sequence[str] = (), *, moved: list[Moved] | None = None) -> list[ListedGrant]:
     """Return the grants ``names``, or all; the error in place of a grant if its record cannot be read.
+
+    ``moved`` receives those that are in another store, or on their way to this one.
 
     Raises ``UnknownName`` and ``DirectoryError``.
     """
@@ -115,8 +117,10 @@ def list_grants(store: Store, names: Sequence[str] = ()) -> list[ListedGrant]:
         grant = found if isinstance(found, GrantFileError) else found.record
         if isinstance(grant, Grant | GrantFileError):
             grants.append((name, grant))
+        elif isinstance(grant, Moved) and moved is not None:
+            moved.append(grant)
         elif names:
-            raise removed_name(name)
+            raise gone(name, grant)
     return grants
 
 

@@ -44,7 +44,14 @@ class PostgresStore:
     @property
     def place(self) -> str:
         """Where the grants are, for messages; it holds no secret."""
-        return self.database.place
+        return f"{self.database.place}, database {self.database.name}"
+
+    def identity(self) -> tuple[str, str]:
+        """Return what is the same for all addresses of this database. Raises ``StorageError``."""
+        with self.database.transaction() as cursor:
+            cursor.execute("SELECT system_identifier::text, current_database() FROM pg_control_system()")
+            system, name = cursor.fetchone() or ("", "")
+            return system, name
 
     def mirrors(self, name: str) -> bool:
         """Whether this host publishes the tokens of ``name``."""
