@@ -2,8 +2,9 @@
 
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from typing import Final
 
@@ -13,6 +14,7 @@ from refresher.storage.directories import Directories, Listing
 from refresher.storage.postgres import epochs, leases, migrations, settling
 from refresher.storage.postgres.attempt import commit_spills, read_clocks
 from refresher.storage.postgres.database import Database
+from refresher.storage.postgres.due import claim_due, count_due
 from refresher.storage.postgres.held_grant import HeldGrant
 from refresher.storage.postgres.leases import Lease
 from refresher.storage.publishing import Publisher
@@ -80,9 +82,46 @@ class PostgresStore:
         """Return what this process does once a second while it runs."""
         return epochs.Heartbeat(self.database, self._in_flight)
 
-    def add_claimed(self, lease: Lease) -> None:
-        """Note a lease that this process has claimed: the next ``held`` uses it."""
-        self._claimed[lease.name] = lease
+    def claim_due(
+        self,
+        most: int,
+        *,
+        each: int,
+        rooms: Mapping[str, int],
+        until: datetime | None = None,
+        before: datetime | None = None,
+    ) -> dict[str, str]:
+        """Claim up to ``most`` grants that are due (``due.claim_due``), and return the server of each.
+
+        The next ``held`` of a name uses its lease. Raises ``StorageError``.
+        """
+        self._check()
+        claimed = claim_due(self.database, most, each=each, rooms=rooms, until=until, before=before)
+        self._claimed |= {lease.name: lease for lease, _ in claimed}
+        return {lease.name: server for lease, server in claimed}
+
+    def count_due(self, until: datetime, before: datetime) -> int:
+        """Return how many grants a later ``claim_due`` may find. Raises ``StorageError``."""
+        return count_due(self.database, until, before)
+
+    def now(self) -> datetime:
+        """Return the time of the database. Raises ``StorageError``."""
+        self._check()
+        with self.database.transaction() as cursor:
+            cursor.execute("SELECT clock_timestamp()")
+            row = cursor.fetchone()
+        return datetime.now(UTC) if row is None else row[0]
+
+    def give_back(self) -> None:
+        """Release the leases that were claimed, and that nobody holds yet."""
+        while self._claimed:
+            _, lease = self._claimed.popitem()
+            with suppress(StorageError), self.database.transaction() as cursor:
+                leases.release(cursor, lease, 0.0)
+
+    def commit_spills(self) -> list[str]:
+        """Store the spills of this host; return what a person must know. Raises ``StorageError``."""
+        return commit_spills(self.database, self._directories)
 
     @contextmanager
     def held(self, name: str, *, stopping: Callable[[], bool], wait: float = WAIT) -> Iterator[HeldGrant]:

@@ -35,6 +35,7 @@ CREATE TABLE refresher.lease (
     until timestamptz,
     doubt_at timestamptz,
     last_attempt uuid,
+    looked_at timestamptz NOT NULL DEFAULT '-infinity',
     holder_pid integer,
     holder_start timestamptz,
     CHECK ((attempt IS NULL) = (state IS NULL)),

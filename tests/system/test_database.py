@@ -1,0 +1,174 @@
+"""The commands with their grants in a database, as real processes on hosts of their own."""
+
+import json
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from refresher.grants.record import Grant
+from refresher.storage.postgres import migrations
+from refresher.storage.postgres.postgres_store import PostgresStore
+from tests.support.command import Command, Done, wait_until
+from tests.support.daemon import running, stopped
+from tests.support.fake_state import directories
+from tests.support.postgres import Cluster
+from tests.support.token_server import Gate, TokenServer
+from tests.support.vault import Vault
+
+
+class Site:
+    """A database, and the command on any number of hosts."""
+
+    def __init__(self, root: Path, url: str, vault: Vault) -> None:
+        self._root, self._vault = root, vault
+        self.url = url
+        self.store = PostgresStore(url, directories(root / "look"))
+        migrations.migrate(self.store.database)
+
+    def host(self, name: str) -> Command:
+        home = self._root / name
+        home.mkdir(mode=0o700)
+        made = Command(home, self._vault)
+        made.environment["REFRESHER_STORE"] = self.url
+        return made
+
+    def execute(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            cursor = connection.execute(statement.encode(), values or None)
+            return cursor.fetchall() if cursor.description else []
+
+    def generation(self, name: str) -> int:
+        record = self.store.load(name).record
+        return -1 if record is None else record.generation
+
+    def end_leases(self) -> None:
+        """Let the lease of each holder end, as after half a minute, with its session."""
+        self.execute(
+            "UPDATE refresher.lease SET until = clock_timestamp() - interval '1 s', next_at = clock_timestamp(), "
+            "armed_at = armed_at - interval '10 min', holder_pid = NULL WHERE attempt IS NOT NULL"
+        )
+
+
+@pytest.fixture
+def site(tmp_path: Path, postgres: Cluster, vault: Vault) -> Iterator[Site]:
+    with postgres.database() as url:
+        made = Site(tmp_path, url, vault)
+        yield made
+        made.store.close()
+
+
+def _import(host: Command, server: TokenServer, name: str) -> None:
+    host.import_grant(name, server.grant(name))
+
+
+def _outcomes(done: Done) -> dict[str, str]:
+    return {row["name"]: row["outcome"] for row in json.loads(done.stdout)["results"]}
+
+
+def _all_reach(site: Site, names: list[str], generation: int) -> Callable[[], bool]:
+    return lambda: all(site.generation(name) >= generation for name in names)
+
+
+def test_two_daemons_share_the_grants_and_one_takes_over(site: Site) -> None:
+    """If it failed, two refreshers would send one refresh token, or a grant would die with its refresher (I3)."""
+    names = [f"grant-{number}" for number in range(6)]
+    first, second = site.host("a"), site.host("b")
+    with TokenServer(lambda _: 4, grace=0) as server:
+        for name in names:
+            _import(first, server, name)
+        with running(first) as one, running(second) as other:
+            wait_until(_all_reach(site, names, 3), "both rotate")
+            one.kill()
+            one.communicate()
+            site.end_leases()
+            at = max(site.generation(name) for name in names)
+            wait_until(_all_reach(site, names, at + 2), "the other goes on")
+            log = stopped(second, other)
+        assert server.reused == 0, log
+        assert all(isinstance(site.store.load(name).record, Grant) for name in names)
+
+
+def test_a_daemon_that_is_stopped_in_an_exchange_keeps_its_answer(site: Site) -> None:
+    """If it failed, a machine that sleeps during an exchange would lose a login (I6)."""
+    gate = Gate()
+    first, second = site.host("a"), site.host("b")
+    with TokenServer(lambda _: 3600, gate, grace=0) as server:
+        _import(first, server, "linear")
+        gate.opened.set()
+        assert first("run-once").code == 0
+        gate.opened.clear()
+        gate.reached.clear()
+        process = first.start("run-once", "--force", "linear")
+        assert gate.reached.wait(90)
+        process.send_signal(signal.SIGSTOP)
+        gate.opened.set()
+        site.end_leases()
+        done = second("run-once", "linear", "--json")
+        assert _outcomes(done) == {"linear": "in_doubt"}
+        record = site.store.load("linear").record
+        assert isinstance(record, Grant)
+        assert record.doubt is not None
+        process.send_signal(signal.SIGCONT)
+        assert first.finish(process).code == 0
+        record = site.store.load("linear").record
+        assert isinstance(record, Grant)
+        assert (record.generation, record.doubt) == (2, None)
+        assert second("run-once", "--force", "linear").code == 0
+        assert server.reused == 0
+
+
+def test_a_daemon_that_ends_completes_its_exchange(site: Site) -> None:
+    """If it failed, each new deployment would put grants in doubt."""
+    gate = Gate()
+    host = site.host("a")
+    with TokenServer(lambda _: 3600, gate, grace=0) as server:
+        _import(host, server, "linear")
+        with running(host) as process:
+            assert gate.reached.wait(90)
+            process.send_signal(signal.SIGTERM)
+            gate.opened.set()
+            log = host.finish(process).stderr
+        assert "stopped" in log
+        assert site.generation("linear") == 1
+        assert site.execute("SELECT 1 FROM refresher.lease WHERE attempt IS NOT NULL") == []
+
+
+def test_a_daemon_outlives_its_database(site: Site) -> None:
+    """If it failed, a restart of the database would end every refresher, or be told a thousand times."""
+    host = site.host("a")
+    with TokenServer(lambda _: 2, grace=0) as server:
+        _import(host, server, "linear")
+        with running(host) as process:
+            wait_until(lambda: site.generation("linear") >= 1, "it rotates")
+            site.execute("ALTER SCHEMA refresher RENAME TO away")
+            asked = len(server.asked["linear"])
+            site.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() "
+                "AND datname = current_database()"
+            )
+            site.execute("ALTER SCHEMA away RENAME TO refresher")
+            wait_until(lambda: len(server.asked["linear"]) >= asked + 2, "it goes on")
+            stopped(host, process)
+        assert server.reused == 0
+
+
+def test_run_once_rotates_what_is_due_once(site: Site) -> None:
+    """If it failed, cron would leave grants to expire, or rotate short ones for ever in one run."""
+    host = site.host("a")
+    with TokenServer(lambda _: 3600, grace=0) as server, TokenServer(lambda _: 2, grace=0) as short:
+        for number in range(3):
+            _import(host, server, f"long-{number}")
+        _import(host, short, "short")
+        done = host("run-once", "--horizon", "70s", "--json")
+        assert _outcomes(done) == dict.fromkeys(("long-0", "long-1", "long-2", "short"), "rotated")
+        assert _outcomes(host("run-once", "long-0", "--json")) == {"long-0": "not_due"}
+        assert host("run-once", "nosuch").code == 2
+        assert host("status").code == 0
+        assert "long-0" in host("status").stdout
+        assert host("remove", "long-0").code == 0
+        assert "long-0" not in host("status").stdout
+        assert server.reused == 0
