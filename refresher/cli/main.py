@@ -25,6 +25,7 @@ _COMMANDS: Final = {
     "run": ("run", "run"),
     "run-once": ("run", "run_once"),
     "status": ("status", "status"),
+    "mirror": ("mirror", "mirror"),
     "events": ("events", "events"),
     "health": ("health", "health"),
     "doctor": ("doctor", "doctor"),

@@ -17,6 +17,7 @@ from refresher.common.errors import ConfigError, RefresherError, StorageError
 from refresher.common.signals import DaemonSignals
 from refresher.config import Settings
 from refresher.daemon.log_throttle import ROTATED, EventThrottle, LogThrottle
+from refresher.daemon.mirror_thread import MirrorThread
 from refresher.daemon.schedule import HEARTBEAT, Schedule
 from refresher.daemon.stopping import stop
 from refresher.daemon.supervision import Supervision
@@ -111,6 +112,7 @@ class DatabaseDaemon:
         self._settings = configure()
         self._store = self._settings.open_database()
         self._keeper: _Keeper | None = None
+        self._mirror = MirrorThread(self._store, self._supervision.readiness)
         self._away = False
         self._claim_at = self._heartbeat_at = float("-inf")
         self._pause = _CLAIM_INTERVAL
@@ -122,6 +124,7 @@ class DatabaseDaemon:
         """
         self._apply(self._settings, "")
         self._keeper = _Keeper(self._store)
+        self._mirror.start()
         self._schedule.start()
         try:
             while not self._signals():
@@ -178,7 +181,7 @@ class DatabaseDaemon:
             if room > 0:
                 claimed = self._store.claim_due(room, each=MAX_PER_SERVER, rooms=self._queue.rooms())
         except RefresherError as error:
-            self._throttle.log("", f"away: {error}", logging.ERROR, f"{error}; agents keep the tokens that they have")
+            self._throttle.log("", "away", logging.ERROR, f"{error}: nothing is rotated until it is back")
             self._away = True
             self._claim_at = time.monotonic() + self._pause
             self._pause = min(2 * self._pause, _LONGEST_PAUSE)
@@ -188,7 +191,6 @@ class DatabaseDaemon:
             self._throttle.forget("")
             log.warning("%s is back", self._store.database.place)
         self._pause = _CLAIM_INTERVAL
-        self._supervision.readiness.mark_complete()
         for name, server in claimed.items():
             order = Order(name=name, seen=-1)
             self._queue.put(server, _Job(self._store, order, self._terms()))
@@ -261,6 +263,7 @@ class DatabaseDaemon:
             sent=self._sent,
             grace=self._grace,
         )
+        self._mirror.stop()
         if self._keeper is not None:
             self._keeper.stop()
         self._store.close()

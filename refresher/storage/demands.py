@@ -23,7 +23,7 @@ from refresher.common.errors import DirectoryError
 from refresher.grants.record import Grant
 from refresher.storage import files
 from refresher.storage.directories import Directories
-from shim._token import is_name
+from shim._token import TokenFile, is_name
 
 __all__ = ["Demands", "bar", "barred_until", "of_name", "pending", "refused_by", "remove"]
 
@@ -100,7 +100,9 @@ def of_name(directories: Directories, name: str, current: range, listed: Collect
     return frozenset()
 
 
-def refused_by(directories: Directories, grant: Grant, demanded: frozenset[int], current: range) -> str | None:
+def refused_by(
+    directories: Directories, grant: Grant | TokenFile, demanded: frozenset[int], current: range
+) -> str | None:
     """Return the origin that refused the token, if a demand for a generation in ``current`` holds one of ``grant``.
 
     It is for messages only. An agent can write anything, so nothing else is used, and nothing is followed or awaited.

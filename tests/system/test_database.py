@@ -3,6 +3,7 @@
 import json
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -172,3 +173,91 @@ def test_run_once_rotates_what_is_due_once(site: Site) -> None:
         assert host("remove", "long-0").code == 0
         assert "long-0" not in host("status").stdout
         assert server.reused == 0
+
+
+def _shown(host: Command, name: str) -> tuple[int, str]:
+    """Return the generation and the state of a token file; -1 without one."""
+    try:
+        token = host.token(name)
+    except FileNotFoundError:
+        return -1, ""
+    return token.generation, token.state
+
+
+@contextmanager
+def _mirroring(host: Command, *arguments: str) -> Iterator[None]:
+    process = host.start("mirror", *arguments)
+    try:
+        yield
+        stopped(host, process)
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+
+
+def test_a_rotation_anywhere_is_published_everywhere(site: Site) -> None:
+    """If it failed, agents on other hosts would keep tokens that are dead."""
+    first, second, third = site.host("a"), site.host("b"), site.host("c")
+    with TokenServer(lambda _: 3600, grace=0) as server:
+        for name in ("team-one", "other"):
+            _import(first, server, name)
+        with _mirroring(second), _mirroring(third, "--only", "team-*"):
+            assert first("run-once").code == 0
+            wait_until(lambda: _shown(second, "other") == (1, "active"), "the second host has all")
+            wait_until(lambda: _shown(third, "team-one") == (1, "active"), "the third host has its names")
+            assert first("run-once", "--force").code == 0
+            wait_until(lambda: _shown(second, "other") == (2, "active"), "each generation comes")
+            assert second.token("other").access_token == first.token("other").access_token
+            assert first("remove", "other").code == 0
+            wait_until(lambda: _shown(second, "other") == (2, "removed"), "a removal comes")
+            assert _shown(third, "other") == (-1, "")
+        # With other patterns, a name that is not needed any more is withdrawn.
+        with _mirroring(third, "--only", "nothing-*"):
+            wait_until(lambda: _shown(third, "team-one") == (2, "removed"), "it is withdrawn")
+        assert site.store.load("team-one").record is not None
+
+
+def test_a_demand_on_a_host_of_agents_makes_a_refresher_rotate(site: Site) -> None:
+    """If it failed, a token that a server refuses would stay on every host until it expires."""
+    first, second = site.host("a"), site.host("b")
+    with TokenServer(lambda _: 3600, grace=0) as server:
+        _import(first, server, "linear")
+        with running(first) as process, _mirroring(second):
+            wait_until(lambda: _shown(second, "linear") == (1, "active"), "the first token is there")
+            demands = second.state / "demands"
+            (demands / "linear.1").write_text("https://mcp.example")
+            wait_until(lambda: _shown(second, "linear") == (2, "active"), "it is rotated")
+            wait_until(lambda: not list(demands.iterdir()), "the demand is answered")
+            # A demand for a generation that was never published here counts for nothing.
+            (demands / "linear.7").touch()
+            wait_until(lambda: not list(demands.iterdir()), "a wrong demand is removed")
+            stopped(first, process)
+        assert site.execute("SELECT * FROM refresher.demand") == []
+        assert len(server.asked["linear"]) == 2
+
+
+def test_a_host_keeps_a_later_token_than_a_restored_database(site: Site) -> None:
+    """If it failed, a restored database would give agents tokens that are dead, and let a spent one be sent (I1)."""
+    first, second = site.host("a"), site.host("b")
+    with TokenServer(lambda _: 3600, grace=0) as server:
+        _import(first, server, "linear")
+        assert first("run-once").code == 0
+        record = site.execute("SELECT bytes, published FROM refresher.record")[0]
+        lease = site.execute("SELECT fingerprint FROM refresher.lease")[0]
+        with _mirroring(second):
+            assert first("run-once", "--force").code == 0
+            wait_until(lambda: _shown(second, "linear") == (2, "active"), "the second generation is there")
+        # What a backup of before the last rotation has.
+        site.execute(
+            "UPDATE refresher.record SET bytes = %s, published = %s, generation = 1, xid = pg_current_xact_id()",
+            *record,
+        )
+        site.execute("DELETE FROM refresher.spent WHERE fingerprint = %s", *lease)
+        site.execute("UPDATE refresher.lease SET generation = 1, fingerprint = %s, last_attempt = NULL", *lease)
+        with _mirroring(second):
+            wait_until(lambda: bool(site.execute("SELECT * FROM refresher.seen")), "the host reports what it has")
+        assert _shown(second, "linear") == (2, "active")
+        assert _outcomes(first("run-once", "linear", "--json")) == {"linear": "in_doubt"}
+        assert len(server.presented["linear"]) == 2
+        assert site.generation("linear") == 2

@@ -38,9 +38,11 @@ class HeldGrant:
         publisher: Publisher,
         lease: Lease,
         mirrors: Callable[[str], bool],
+        notify: Callable[[], None],
         in_flight: dict[uuid.UUID, Lease],
         problems: Sequence[str] = (),
     ) -> None:
+        self._notify = notify
         self._in_flight = in_flight
         self._problems = problems
         self._database = database
@@ -198,6 +200,7 @@ class HeldGrant:
 
     def publish(self, record: Record, *, again: bool = False) -> bool:
         """Write the token file of this host, if it mirrors the name; other hosts read the database."""
+        self._notify()
         if not self._mirrors(self._name):
             return True
         try:

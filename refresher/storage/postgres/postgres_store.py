@@ -13,6 +13,7 @@ from refresher.grants.record import Grant, Stored
 from refresher.storage.directories import Directories, Listing
 from refresher.storage.postgres import epochs, leases, migrations, settling
 from refresher.storage.postgres.attempt import commit_spills, read_clocks
+from refresher.storage.postgres.changes import CHANNEL
 from refresher.storage.postgres.database import Database
 from refresher.storage.postgres.due import claim_due, count_due
 from refresher.storage.postgres.held_grant import HeldGrant
@@ -23,6 +24,7 @@ from refresher.storage.store import WAIT, Comparison
 __all__ = ["PostgresStore"]
 
 _POLL: Final = 0.2
+_NOTIFY_INTERVAL: Final = 0.1
 
 
 class PostgresStore:
@@ -36,6 +38,7 @@ class PostgresStore:
         self._claimed: dict[str, Lease] = {}
         self._in_flight: dict[uuid.UUID, Lease] = {}
         self._ready = False
+        self._notified_at = float("-inf")
 
     @property
     def directories(self) -> Directories:
@@ -138,7 +141,7 @@ class PostgresStore:
                     f"another refresher has held {name} for {wait:.0f} s: it may have been killed; try again"
                 )
             time.sleep(_POLL)
-        held = HeldGrant(self.database, self.publisher, lease, self.mirrors, self._in_flight, problems)
+        held = HeldGrant(self.database, self.publisher, lease, self.mirrors, self.notify, self._in_flight, problems)
         try:
             yield held
         finally:
@@ -173,6 +176,16 @@ class PostgresStore:
 
     def note_import(self, grant: Grant) -> None:
         """Do nothing: every import compares by an index."""
+
+    def notify(self) -> None:
+        """Wake the mirrors of all hosts, at most ten times a second; they find each change in half a second anyway.
+
+        In a transaction of its own: in that of a rotation, commits would run one at a time.
+        """
+        if (now := time.monotonic()) - self._notified_at > _NOTIFY_INTERVAL:
+            self._notified_at = now
+            with suppress(StorageError), self.database.transaction() as cursor:
+                cursor.execute(f"NOTIFY {CHANNEL}")
 
     def close(self) -> None:
         """Close the connections."""

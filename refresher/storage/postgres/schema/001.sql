@@ -97,4 +97,11 @@ BEGIN
       AND next_at > clock_timestamp();
     RETURN NULL;
 END $$;
+CREATE FUNCTION refresher.seen() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = '' AS $$
+BEGIN
+    UPDATE refresher.lease SET next_at = clock_timestamp()
+    WHERE name = NEW.name AND kind = 'grant' AND generation < NEW.generation AND attempt IS NULL;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER seen AFTER INSERT ON refresher.seen FOR EACH ROW EXECUTE FUNCTION refresher.seen();
 CREATE TRIGGER demanded AFTER INSERT ON refresher.demand FOR EACH ROW EXECUTE FUNCTION refresher.demanded();
