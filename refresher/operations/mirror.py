@@ -104,16 +104,21 @@ class Mirror:
         self._notify_shown(token.name, None if token.state == "removed" else token)
 
     def _report_later(self, token: TokenFile) -> None:
-        """Report that this host has a later generation: the database was restored from a backup."""
-        from refresher.storage.postgres.changes import report_seen
+        """Report that this host has a later generation: the database was restored from a backup.
+
+        Not if the database has got it meanwhile, or gets it from a spill of this host.
+        """
+        from refresher.storage.postgres import changes, spills
 
         there = read_published(self._directories, token.name)
-        if there is not None and there.grant_id == token.grant_id and there.generation > token.generation:
-            report_seen(self._database, there)
+        if there is None or there.grant_id != token.grant_id or next(spills.find(self._directories, token.name), None):
+            return
+        if there.generation > (known := changes.generation_of(self._database, token.name)):
+            changes.report_seen(self._database, there)
             self._warn(
                 token.name,
-                f"the database has generation {token.generation}, and this host has published {there.generation}: was "
-                "the database restored from a backup? This host keeps its token",
+                f"the database has generation {known}, and this host has published {there.generation}: was the "
+                "database restored from a backup? This host keeps its token",
             )
 
     def take_demands(self) -> None:

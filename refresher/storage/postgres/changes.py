@@ -18,7 +18,7 @@ from refresher.common.errors import StorageError
 from refresher.storage.postgres.database import Database, Link
 from shim._token import TokenFile
 
-__all__ = ["CHANNEL", "Changes", "Copy", "Listener", "demand", "report_seen"]
+__all__ = ["CHANNEL", "Changes", "Copy", "Listener", "demand", "generation_of", "report_seen"]
 
 CHANNEL: Final = "refresher_changed"
 
@@ -87,6 +87,14 @@ class Changes:
 
 def _copies(cursor: Cursor[Any]) -> list[Copy]:
     return [Copy(name, generation, bytes(data)) for name, generation, data in cursor.fetchall()]
+
+
+def generation_of(database: Database, name: str) -> int:
+    """Return the generation of ``name`` in the database now; -1 if there is none. Raises ``StorageError``."""
+    with database.transaction() as cursor:
+        cursor.execute("SELECT generation FROM refresher.record WHERE name = %s", (name,))
+        row = cursor.fetchone()
+    return -1 if row is None else int(row[0])
 
 
 def demand(database: Database, name: str, generation: int, origin: str | None) -> None:
