@@ -7,6 +7,7 @@ import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from typing import Final
 
 import aiohttp
@@ -109,7 +110,8 @@ class Forwarder:
     def _failed(self, name: str, failure: Failure) -> web.Response:
         """Log a failure, and return the answer."""
         at = f" at {failure.server}" if failure.server else ""
-        new = self._throttle.is_new((name, failure.server), failure.error)
+        # What concerns no server can be caused by any program, in any order.
+        new = self._throttle.is_new((name, failure.server or failure.error), failure.error)
         log.log(
             logging.WARNING if new else logging.DEBUG,
             "%s: gateway: %s%s: %s",
@@ -193,7 +195,8 @@ class Forwarder:
         async with asyncio.timeout(None) as limit:
 
             def sent() -> None:
-                limit.reschedule(asyncio.get_running_loop().time() + _ANSWER_TIMEOUT)
+                with suppress(RuntimeError):  # the answer began before the body ended: the limit is over
+                    limit.reschedule(asyncio.get_running_loop().time() + _ANSWER_TIMEOUT)
 
             data: bytes | _Body | None = whole or None
             if whole is None:

@@ -61,6 +61,8 @@ def parse(target: str) -> Target | Failure:
         prefix = f"{prefix}/{first}"
     if not is_name(first) or _METADATA.match(target):
         return Failure(404, "not_found", f"there is nothing at this path: {_USAGE}")
+    if rest.startswith(KEY_PREFIX):  # no server may see it
+        return Failure(400, "bad_path", f"the key stands before the name: {_USAGE}")
     rest = f"/{rest}"
     if _METADATA.search(_SLASHES.sub("/", unquote(rest))):
         return Failure(404, "not_found", "the gateway logs in for you: it has no OAuth metadata, and needs none")

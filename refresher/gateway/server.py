@@ -74,7 +74,13 @@ async def _serve(plan: Plan) -> None:
         loop.add_signal_handler(number, stopping.set)
     loop.add_signal_handler(signal.SIGHUP, lambda: None)  # there is nothing to read again
     if plan.lifeline is not None:
-        loop.add_reader(plan.lifeline, stopping.set)
+        lifeline = plan.lifeline
+
+        def ended() -> None:
+            loop.remove_reader(lifeline)  # its end stays readable
+            stopping.set()
+
+        loop.add_reader(lifeline, ended)
     unix = isinstance(plan.address, Path)
     if not unix and not load(plan.keys_file):
         raise ConfigError(
@@ -85,19 +91,21 @@ async def _serve(plan: Plan) -> None:
     forwarder = Forwarder(access, plan.source, tls=plan.tls, proxy=plan.proxy)
     server = server_for(forwarder)
     listener = _listener(plan)
+    bound = plan.address.stat().st_ino if isinstance(plan.address, Path) else None
     accepting = await (loop.create_unix_server if unix else loop.create_server)(server, sock=listener, backlog=_BACKLOG)
     log.info("gateway: listening on %s", shown(listener))
     await stopping.wait()
     log.info("gateway: stopping")
     accepting.close()
+    if isinstance(plan.address, Path):
+        with suppress(OSError):
+            if plan.address.stat().st_ino == bound:  # not that of a gateway that was started meanwhile
+                plan.address.unlink()
     for stream in list(forwarder.streams):
         stream.cancel()
     server.pre_shutdown()
     await server.shutdown(_GRACE)
     await forwarder.close()
-    if isinstance(plan.address, Path):
-        with suppress(OSError):
-            plan.address.unlink()
 
 
 def server_for(forwarder: Forwarder) -> web.Server:

@@ -39,6 +39,8 @@ __all__ = ["run"]
 log = logging.getLogger(__name__)
 
 _MOST_REQUESTS: Final = 1000
+_MOST_QUESTIONS: Final = 1000
+"""Requests of the server that the client has not answered."""
 _CLOSE_TIMEOUT: Final = 1.5
 """Seconds to end the session at the server: clients kill a process that takes longer than 2 s."""
 _NOTIFY_TIMEOUT: Final = 30.0
@@ -162,10 +164,13 @@ class Bridge:
         elif message["method"] == "notifications/cancelled":
             await self._cancel(message)
         elif message["method"] == "notifications/initialized":
-            with anyio.move_on_after(_NOTIFY_TIMEOUT):
-                await self.sessions.begin(message)
-        else:
+            await self.sessions.begin(message)
+        elif self._notifying.statistics().tasks_waiting < _MOST_REQUESTS:
             self._tasks.start_soon(self._notify, message)
+        else:
+            log.warning(
+                "%s is dropped: %d notifications wait for the server", one_line(message["method"]), _MOST_REQUESTS
+            )
 
     async def _take_request(self, message: Message, reply: Reply) -> None:
         key = dump(message["id"])
@@ -185,6 +190,9 @@ class Bridge:
                 answer = await self._answer(request)
             except ShimError as problem:
                 answer = error(request.message["id"], INTERNAL_ERROR, str(problem))
+            except Exception as problem:  # noqa: BLE001  an error of ours in one call must not end the others
+                log.error("a request failed because of an error in refresher (%s): report it", type(problem).__name__)  # noqa: TRY400  its text can hold arguments
+                answer = error(request.message["id"], INTERNAL_ERROR, "refresher failed to send this request")
         if self._requests.get(key) is request:
             del self._requests[key]
         await reply(answer)
@@ -290,6 +298,8 @@ class Bridge:
             if session is not self.sessions.current:
                 return
             number = next(self._numbers)
+            if len(self._asked) >= _MOST_QUESTIONS:
+                del self._asked[next(iter(self._asked))]  # the client never answers it
             self._asked[number] = (session, message["id"])
             message = message | {"id": number}
         elif message.get("method") == "notifications/cancelled" and isinstance(params := message.get("params"), dict):

@@ -17,6 +17,7 @@ from shim._failure import Failure
 
 __all__ = ["Renewed", "Session", "Sessions"]
 
+_READY_TIMEOUT: Final = 30.0
 _SESSION: Final = "mcp-session-id"
 _VERSION: Final = "mcp-protocol-version"
 _INITIALIZED: Final = {"jsonrpc": "2.0", "method": "notifications/initialized"}
@@ -108,10 +109,13 @@ class Sessions:
         """Send the notification that the client is ready, then listen to the server."""
         if (session := self.current) is None:
             return
-        if await self._upstream.notify(message, session.url, session.headers) is not None:
-            self._lost(session)  # probably the server has restarted
-        else:
+        ready = False
+        with anyio.move_on_after(_READY_TIMEOUT):
+            ready = await self._upstream.notify(message, session.url, session.headers) is None
+        if ready:
             self._tasks.start_soon(self._listen, session)
+        else:
+            self._lost(session)  # probably the server has restarted
 
     async def live(self) -> Session | Failure | None:
         """Return a session that the server knows, a new one if needed; ``None`` if the client has begun none."""

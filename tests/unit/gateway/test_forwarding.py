@@ -240,7 +240,7 @@ def test_bodies_stream_both_ways_unchanged(tmp_path: Path) -> None:
             b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nTransfer-Encoding: chunked\r\nTrailer: X\r\n\r\n"
         )
         data = request.partition(b"\r\n\r\n")[2]
-        while b"end" not in data:
+        while not data.endswith(b"0\r\n\r\n"):
             data += connection.recv(1000)
         connection.sendall(b"5\r\nhello\r\n0\r\nX: dropped\r\n\r\n")
 

@@ -41,6 +41,7 @@ def test_a_path_passes_byte_for_byte_below_its_prefix(target: str, key: str | No
         ("/linear/\x7f", 400),
         ("/linear/\udcff", 400),
         ("/linear/#x", 400),
+        (f"/linear/{KEY}/mcp", 400),
         ("/", 404),
         ("//linear/x", 404),
         ("/../linear/x", 404),

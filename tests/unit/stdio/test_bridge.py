@@ -8,6 +8,7 @@ import httpx2
 import pytest
 
 from refresher.stdio import messages
+from refresher.stdio.tools import Tools
 from shim import _backoff
 from tests.support.published import DEAD
 from tests.unit.stdio.scripted import INITIALIZE, READY, Server, bridged, call, stream
@@ -190,6 +191,42 @@ async def test_a_message_of_the_newest_protocol_needs_no_session(tmp_path: Path)
     assert (headers["mcp-protocol-version"], headers["mcp-method"]) == ("2026-07-28", "tools/call")
     assert headers["mcp-name"] == "=?base64?YcOxYWRpcg==?="
     assert "mcp-session-id" not in headers
+
+
+async def test_a_request_that_cannot_be_sent_ends_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If it failed, one call with half of a character would end the bridge and all its calls."""
+
+    # A fake: it stands for each error that nobody has thought of.
+    def fails(tools: Tools, message: dict[str, Any]) -> dict[str, str]:
+        raise UnicodeError
+
+    async with bridged(tmp_path, Server()) as (client, _):
+        meta = {"io.modelcontextprotocol/protocolVersion": "2026-07-28"}
+        with monkeypatch.context() as context:
+            context.setattr(Tools, "headers", fails)
+            assert "failed to send" in (await client.asks(call(1, _meta=meta)))["error"]["message"]
+        assert "result" in await client.asks(call(2, _meta=meta))
+
+
+async def test_questions_without_an_answer_have_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If it failed, a server that asks without end could fill the memory."""
+    monkeypatch.setattr("refresher.stdio.bridge._MOST_QUESTIONS", 1)
+    server = Server()
+    held = anyio.Event()
+    questions = [{"jsonrpc": "2.0", "id": number, "method": "roots/list"} for number in range(2)]
+    server.acts["tools/call"] = lambda _: stream(*questions, rest=held.wait)
+    async with bridged(tmp_path, server) as (client, _):
+        await client.begins()
+        await client.says(call(1))
+        first = await client.hears(lambda line: line.get("method") == "roots/list")
+        second = await client.hears(lambda line: line.get("method") == "roots/list" and line["id"] != first["id"])
+        for asked in (first, second):
+            await client.says({"jsonrpc": "2.0", "id": asked["id"], "result": {}})
+        with anyio.fail_after(60):
+            while "answer" not in server.methods():
+                await anyio.sleep(0.001)
+        held.set()
+    assert [message["id"] for method, message, _ in server.received if method == "answer"] == [1]
 
 
 async def test_a_missing_login_is_an_error_until_the_login_comes(tmp_path: Path) -> None:
