@@ -12,10 +12,11 @@ import click
 from refresher.cli.clients.client import Client, Values
 from refresher.cli.clients.frameworks import FRAMEWORKS
 from refresher.cli.clients.programs import PROGRAMS
+from refresher.cli.gateway import gateway_address
 from refresher.cli.options import Options, command, complete_name
 from refresher.common.errors import ConfigError, UnknownName
 from refresher.common.terminal import say, show
-from refresher.config import Settings
+from refresher.config import DEFAULT_GATEWAY, Settings, shown_address
 from shim._origins import origin_of_url
 from shim._source import FileTokenSource, default_state_dir
 from shim._token import is_name
@@ -27,7 +28,8 @@ CLIENTS: Final = (*FRAMEWORKS, *PROGRAMS)
 _BY_KEY: Final = {client.key: client for client in CLIENTS}
 
 _USES: Final = {
-    "auth": "shim",
+    "auth": "shim.BearerAuth",
+    "client": "shim.httpx2.async_client",
     "fetch": "refresher-fetch.ts",
     "headers": "refresher headers",
     "stdio": "refresher stdio",
@@ -66,12 +68,21 @@ def connect(options: Options, name: str | None, key: str | None, url: str | None
     if url is not None and origin_of_url(url) is None:
         raise ConfigError("--url is not an address such as https://mcp.example/mcp")
     settings, client = options.settings(), _BY_KEY[key]
-    values = Values(name, url or _server_url(settings, name), _command(), str(settings.directories.state))
+    values = Values(
+        name,
+        url or _server_url(settings, name),
+        _command(),
+        str(settings.directories.state),
+        _more_options(options, settings),
+    )
+    if client.by == "gateway":
+        values = values._replace(gateway=_gateway(settings), host=_host_in_path(settings, values))
     text = client.text(values)
     environment = _environment(settings, client)
     if as_json:
+        shown = {field: getattr(values, field) for field in ("name", "server_url", "refresher", "state_dir")}
         fields = {field: getattr(client, field) for field in ("by", "where", "picked_up", "language")}
-        show(json.dumps({"client": key, **values._asdict(), **fields, "environment": environment, "snippet": text}))
+        show(json.dumps({"client": key, **shown, **fields, "environment": environment, "snippet": text}))
         return
     say(f"Put this into {client.where}. {client.picked_up}", err=True)
     if environment:
@@ -90,9 +101,13 @@ def _show_clients(*, as_json: bool) -> None:
     show("\n".join(f"{each.key:{width}}  {each.title:{titles}}  {_USES[each.by]}" for each in CLIENTS))
 
 
+def _source(settings: Settings, name: str) -> FileTokenSource:
+    return FileTokenSource(name, tokens_dir=settings.directories.tokens, demands_dir=settings.directories.demands)
+
+
 def _server_url(settings: Settings, name: str) -> str:
     """Return the address of the server in the token file, which an agent's user can read too."""
-    source = FileTokenSource(name, tokens_dir=settings.directories.tokens, demands_dir=settings.directories.demands)
+    source = _source(settings, name)
     token = source.current()
     if token is not None and token.server_url is not None:
         return token.server_url
@@ -101,19 +116,57 @@ def _server_url(settings: Settings, name: str) -> str:
     raise ConfigError(f"the token file of {name} does not name its server: give its address with --url")
 
 
+def _gateway(settings: Settings) -> str:
+    """Return the host and the port at which a program of this machine reaches the gateway."""
+    address = gateway_address(os.environ.get("REFRESHER_GATEWAY") or settings.gateway or DEFAULT_GATEWAY)
+    if isinstance(address, Path):
+        raise ConfigError(
+            f"the gateway is at the unix socket {address}, which this client cannot use: give the gateway HOST:PORT, "
+            "or use 'refresher stdio' (see connect --list)"
+        )
+    host, port = address
+    return shown_address(({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port))  # noqa: S104
+
+
+def _host_in_path(settings: Settings, values: Values) -> str:
+    """Return the host of the address, if the gateway takes another one by itself; empty if it takes this one."""
+    token, origin = _source(settings, values.name).current(), origin_of_url(values.server_url) or ""
+    if token is None:  # before the login
+        return ""
+    if origin not in token.origins:
+        raise ConfigError(
+            f"the token of {values.name} is not for {origin}: give --url an address at {' or '.join(token.origins)}"
+        )
+    by_itself = len(token.origins) == 1 or origin == origin_of_url(token.server_url or "")
+    return "" if by_itself else origin.partition("://")[2]
+
+
 def _command() -> str:
     """Return the absolute path of the command, which a client can start in any directory and with any PATH."""
     beside = Path(sys.executable).absolute().parent / "refresher"
     return str(beside) if beside.exists() else os.path.abspath(shutil.which("refresher") or sys.argv[0])  # noqa: PTH100
 
 
+def _more_options(options: Options, settings: Settings) -> tuple[str, ...]:
+    """Return what a command of refresher needs besides its state directory to find the same tokens."""
+    directories = settings.directories
+    words = []
+    if (config := options.given("config_file")) is not None:
+        words += ["--config", str(Path(config).absolute())]
+    for key, directory in (("tokens", directories.tokens), ("demands", directories.demands)):
+        if options.given(f"{key}_dir") is not None or directory != directories.state / key:
+            words += [f"--{key}-dir", str(directory)]
+    return tuple(words)
+
+
 def _environment(settings: Settings, client: Client) -> dict[str, str]:
     """Return the variables that a client needs where the directories are not at their defaults."""
+    # A command line has options, and the gateway knows its directories.
+    if client.by not in ("auth", "client", "fetch"):
+        return {}
     directories = settings.directories
     found = {}
-    if (
-        client.by in ("auth", "fetch") and str(directories.state) != default_state_dir()
-    ):  # other snippets contain the state directory
+    if str(directories.state) != default_state_dir():
         found["REFRESHER_STATE_DIR"] = str(directories.state)
     for variable, directory in (("TOKENS", directories.tokens), ("DEMANDS", directories.demands)):
         if directory != directories.state / variable.lower():

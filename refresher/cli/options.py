@@ -98,6 +98,10 @@ class Options:
             self._given["verbose"] = verbose + (self._given.get("verbose") or 0)
         self._given |= {name: value for name, value in given.items() if value is not None}
 
+    def given(self, name: str) -> Any:
+        """Return an option as given, also in the environment; ``None`` if it was not."""
+        return self._given.get(name)
+
     def arguments(self) -> list[str]:
         """Return the options as given, also those of the environment, for another command."""
         given = [(option, self._given.get(option.name or "")) for option in GLOBAL_OPTIONS]

@@ -10,7 +10,7 @@ import pytest
 
 from refresher.cli.clients.client import Client, Values
 from refresher.cli.connect import CLIENTS
-from tests.support.command import Command
+from tests.support.command import Command, Done
 from tests.support.documents import DOCUMENTS
 from tests.support.recipes import EXAMPLE, MARK, PAGE, rendered
 from tests.support.snippets import ACCESS, GRANT
@@ -36,6 +36,21 @@ def test_a_client_is_complete(client: Client) -> None:
     assert not client.where.endswith(".")
     assert client.snippet.endswith("\n")
     assert "{name}" in client.snippet or "{name:sh}" in client.snippet
+
+
+@pytest.mark.parametrize("client", CLIENTS, ids=KEYS)
+def test_what_a_client_uses_is_in_its_lines(client: Client) -> None:
+    """If it failed, the list would say that a client uses what its lines do not contain."""
+    words = {
+        "auth": "BearerAuth(",
+        "client": "async_client(",
+        "fetch": "refresherFetch(",
+        "headers": " headers ",
+        "stdio": '"stdio"',
+        "gateway": "{gateway}",
+    }
+    assert words[client.by] in client.snippet
+    assert ("BearerAuth(" in client.snippet) == (client.by == "auth")
 
 
 def test_standard_output_is_the_snippet_alone(refresher: Command) -> None:
@@ -94,27 +109,89 @@ def test_directories_that_an_agent_cannot_guess_are_named(refresher: Command) ->
     assert "REFRESHER_" not in refresher("connect", "linear", "--for", "openai-agents", "--url", ADDRESS).stderr
 
 
+@pytest.mark.parametrize("key", ["codex", "claude-code", "gemini-cli", "opencode", "goose", "mcp-remote"])
+def test_a_command_line_names_the_configuration(refresher: Command, key: str) -> None:
+    """If it failed, the command that a client starts would look for the token in another directory."""
+    refresher.home.joinpath("c.toml").write_text('tokens_dir = "published"\n')
+    client = ("connect", "linear", "--for", key, "--url", ADDRESS)
+    done = refresher("--config", "c.toml", *client)
+    assert (done.code, "REFRESHER_" in done.stderr) == (0, False), done.stderr
+    assert json.loads(refresher("--config", "c.toml", *client, "--json").stdout)["environment"] == {}
+    words = shlex.split(re.sub(r"[][,{}]", " ", done.stdout.replace('"', " ")))
+    if key == "mcp-remote":
+        assert "--config" not in words
+        return
+    begin = words.index("--state-dir")
+    options = ["--state-dir", str(refresher.state), "--config", f"{refresher.home}/c.toml"]
+    options += ["--tokens-dir", f"{refresher.home}/published"]
+    assert words[begin : begin + 7] == [*options, "headers" if key in ("codex", "claude-code") else "stdio"]
+    given = ("--tokens-dir", str(refresher.tokens), "--demands-dir", "demands")
+    assert f"{refresher.home}/demands" in refresher(*given, *client).stdout
+    assert str(refresher.tokens) in refresher(*given, *client).stdout
+    assert "-dir" not in refresher(*client).stdout.replace("--state-dir", "")
+
+
+def test_the_lines_for_the_gateway_lead_to_the_gateway(refresher: Command) -> None:
+    """If it failed, a client would send its key to an address where no gateway is, or a request to another server."""
+    origins = ["https://mcp.example", "https://api.example:8443"]
+    fields = {"server_url": ADDRESS, "origins": origins, "access_token": ACCESS, "expires_in": 3600}
+    refresher.import_grant("linear", GRANT | fields)
+    config = refresher.home / "c.toml"
+
+    def connect(gateway: str, *more: str) -> Done:
+        config.write_text(f'gateway = "{gateway}"\n')
+        return refresher("--config", "c.toml", "connect", "linear", "--for", "mcp-remote", *more)
+
+    for gateway, url, printed in (
+        ("127.0.0.1:8800", ADDRESS, "127.0.0.1:8800/linear/mcp"),
+        ("[::]:8800", ADDRESS, "[::1]:8800/linear/mcp"),
+        ("localhost:8800", "https://API.example:8443/v1?k=1", "localhost:8800/linear/@api.example:8443/v1?k=1"),
+    ):
+        assert f'"http://{printed}"' in connect(gateway, "--url", url).stdout
+    for gateway, url, word in (("unix:/run/g", ADDRESS, "unix socket"), ("[::1]:1", "https://x.example/", "not for")):
+        done = connect(gateway, "--url", url)
+        assert (done.code, done.stdout, done.stderr.count("\n"), word in done.stderr) == (2, "", 1, True), done.stderr
+    default = refresher("connect", "linear", "--for", "mcp-remote")
+    assert '"http://127.0.0.1:8765/linear/mcp"' in default.stdout
+    environment = {"REFRESHER_GATEWAY": "127.0.0.1:8801"}
+    other = refresher("connect", "new", "--for", "mcp-remote", "--url", ADDRESS, environment=environment)
+    assert '"http://127.0.0.1:8801/new/mcp"' in other.stdout, other.stderr
+
+
+def test_a_printed_command_finds_the_token_without_an_environment(refresher: Command) -> None:
+    """If it failed, Codex, which clears the environment, would get no token."""
+    refresher.home.joinpath("c.toml").write_text('tokens_dir = "it\'s here/tokens"\n')
+    fields = GRANT | {"server_url": ADDRESS, "access_token": ACCESS, "expires_in": 3600}
+    refresher("--config", "c.toml", "import", "linear", "--from", "-", stdin=json.dumps(fields))
+    printed = refresher("--config", "c.toml", "connect", "linear", "--for", "codex").stdout
+    words = shlex.split(tomllib.loads(printed)["mcp_servers"]["linear"]["http_headers_helper"])
+    done = refresher(*words[1:-1])  # --verify asks the server
+    assert json.loads(done.stdout) == {"Authorization": f"Bearer {ACCESS}"}, done.stderr
+
+
 @pytest.mark.parametrize("word", [HOSTILE, "plain"])
 def test_every_value_is_quoted_for_its_language(word: str) -> None:
     """If it failed, a path with a quote or a space would break a configuration, or run as a command."""
-    values = Values("linear", word, word, word)
+    values = Values("linear", word, word, word, ("--config", word))
 
     def text(snippet: str, language: str) -> str:
         return Client("x", "x", "headers", "x", snippet, language=language).text(values)  # type: ignore[arg-type]
 
-    quoted = '{"a": "{server_url}", "b": "{refresher:sh} --state-dir {state_dir:sh} headers {name}"}\n'
+    quoted = '{"a": "{server_url}", "b": "{refresher:sh} {options:sh} headers {name}", "c": ["{options}"]}\n'
     read = json.loads(text(quoted, "json"))
-    command = [word, "--state-dir", word, "headers", "linear"]
-    assert (read["a"], shlex.split(read["b"])) == (word, command)
+    options = ["--state-dir", word, "--config", word]
+    command = [word, *options, "headers", "linear"]
+    assert (read["a"], shlex.split(read["b"]), read["c"]) == (word, command, options)
+    assert tomllib.loads(text('a = ["{options}"]\n', "toml")) == {"a": options}
     assert tomllib.loads(text('a = "{server_url}"\n', "toml")) == {"a": word}
     assert ast.literal_eval(text('["{server_url}", "{name}"]\n', "python")) == [word, "linear"]
-    assert shlex.split(text("{refresher} --state-dir {state_dir} headers {name}\n", "sh")) == command
+    assert shlex.split(text("{refresher} {options} headers {name}\n", "sh")) == command
 
 
 @pytest.mark.parametrize("client", CLIENTS, ids=KEYS)
 def test_a_snippet_stays_whole_with_any_path(client: Client) -> None:
     """If it failed, the snippet of a client would put a value where it is not quoted."""
-    text = client.text(Values("linear", HOSTILE, HOSTILE, HOSTILE))
+    text = client.text(Values("linear", HOSTILE, HOSTILE, HOSTILE, ("--config", HOSTILE)))
     if client.language == "python":
         ast.parse(text)
     elif client.language == "json":
@@ -130,4 +207,4 @@ def test_a_path_that_no_file_can_hold_is_an_error(refresher: Command) -> None:
     assert done.code in (0, 2)
     assert "Traceback" not in done.stderr
     with pytest.raises(Exception, match="UTF-8"):
-        Client("x", "x", "headers", "x", "{state_dir}\n", language="sh").text(EXAMPLE._replace(state_dir=odd))
+        Client("x", "x", "headers", "x", "{options}\n", language="sh").text(EXAMPLE._replace(state_dir=odd))

@@ -3,12 +3,14 @@
 import subprocess
 import sys
 from pathlib import Path
+from textwrap import indent
 
 import pytest
 
+from refresher.cli.connect import CLIENTS
 from tests.conftest import need
 from tests.support.documents import DOCUMENTS, ROOT, blocks
-from tests.support.recipes import PAGE
+from tests.support.recipes import EXAMPLE, PAGE
 
 CACHE = Path(__file__).parent.parent.parent / ".mypy_cache/test_typing"
 
@@ -101,24 +103,28 @@ def test_a_type_checker_finds_exactly_the_errors_of_a_users_program(tmp_path: Pa
     assert errors == wrong, found
 
 
+def test_a_type_checker_accepts_each_snippet_of_the_documents(tmp_path: Path) -> None:
+    """If it failed, a type checker would report errors in code that users copy from a document."""
+    snippets = [text for document in DOCUMENTS if document != PAGE for text in blocks(document, "python")]
+    assert _mypy(tmp_path, *_written(tmp_path, snippets)) == ""
+
+
 @pytest.mark.parametrize(
-    ("interpreter", "sdk_1"),
-    [(Path(sys.executable), False), (ROOT / ".venv/mcp1/bin/python", True)],
+    ("keys", "interpreter"),
+    [(["mcp-sdk"], Path(sys.executable)), (["mcp-sdk-1"], ROOT / ".venv/mcp1/bin/python")],
     ids=["MCP SDK 2.x", "MCP SDK 1.x"],
 )
-def test_a_type_checker_accepts_each_snippet_of_the_documents(tmp_path: Path, interpreter: Path, sdk_1: bool) -> None:
-    """If it failed, a type checker would report errors in code that users copy from a document."""
+def test_a_type_checker_accepts_the_lines_of_connect(tmp_path: Path, keys: list[str], interpreter: Path) -> None:
+    """If it failed, a type checker would report errors in the lines, or where one of httpx and httpx2 is missing."""
     need(None if interpreter.exists() else f"{interpreter.parent.parent.name} is missing: tests/run creates it")
-    # Only the recipe for version 1.x of the SDK makes a session itself.
-    snippets = [
-        text
-        for document in DOCUMENTS
-        if document != PAGE
-        for text in blocks(document, "python")
-        if ("ClientSession" in text) == sdk_1
-    ]
-    assert snippets
-    paths = [tmp_path / f"snippet{number}.py" for number in range(len(snippets))]
+    lines = [indent(client.text(EXAMPLE), "    ") for client in CLIENTS if client.key in keys]
+    paths = _written(tmp_path, [f"async def main() -> None:\n{text}" for text in lines])
+    assert len(paths) == len(keys)
+    assert _mypy(tmp_path, f"--python-executable={interpreter}", *paths) == ""
+
+
+def _written(directory: Path, snippets: list[str]) -> list[Path]:
+    paths = [directory / f"snippet{number}.py" for number in range(len(snippets))]
     for path, text in zip(paths, snippets, strict=True):
         path.write_text(text)
-    assert _mypy(tmp_path, f"--python-executable={interpreter}", *paths) == ""
+    return paths

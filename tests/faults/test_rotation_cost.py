@@ -38,7 +38,10 @@ def _trace(refresher: Command, calls: str, *arguments: str, code: int = 0) -> li
     ]
 
 
-@pytest.mark.parametrize("arguments", [("run-once", "linear", "--force"), ("token", "linear"), ("headers", "linear")])
+@pytest.mark.parametrize(
+    "arguments",
+    [("run-once", "linear", "--force"), ("token", "linear", "--wait", "1h"), ("headers", "linear", "--wait", "1h")],
+)
 def test_a_rotation_of_one_name_looks_at_no_other_grant(
     refresher: Command, server: TokenServer, arguments: tuple[str, ...]
 ) -> None:

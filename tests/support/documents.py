@@ -1,5 +1,6 @@
 """The documents of the repository: their text, snippets, headings, links and code."""
 
+import os
 import re
 from pathlib import Path
 from typing import Final
@@ -10,11 +11,16 @@ ROOT: Final = Path(__file__).parent.parent.parent
 
 _OTHERS: Final = ("node_modules", "fixtures", ".venv", ".pytest_cache")
 
-DOCUMENTS: Final = {
-    str(path.relative_to(ROOT)): path.read_text()
-    for path in sorted(ROOT.rglob("*.md"))
-    if not set(path.relative_to(ROOT).parts) & set(_OTHERS)
-}
+
+def _documents() -> list[Path]:
+    found = []
+    for directory, below, names in os.walk(ROOT):
+        below[:] = [name for name in below if name not in _OTHERS]  # they hold many files, which others write meanwhile
+        found += [Path(directory, name) for name in names if name.endswith(".md")]
+    return sorted(found)
+
+
+DOCUMENTS: Final = {str(path.relative_to(ROOT)): path.read_text() for path in _documents()}
 """The text of each document by its path in the repository."""
 
 _BLOCK: Final = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)

@@ -26,7 +26,8 @@ EXAMPLE: Final = Values(
 """The values of the page."""
 
 _USES: Final = {
-    "auth": "[shim](../../shim/README.md)",
+    "auth": "[`shim.BearerAuth`](../../shim/README.md#bearerauth)",
+    "client": "[`shim.httpx2.async_client`](../../shim/README.md#two-lines)",
     "fetch": "[refresher-fetch.ts](refresher-fetch.ts)",
     "headers": "`refresher headers`",
     "stdio": "`refresher stdio`",

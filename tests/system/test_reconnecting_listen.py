@@ -103,7 +103,7 @@ async def test_a_subscription_waits_for_a_server_as_long_as_a_call(tmp_path: Pat
     """If it failed, an agent would get another error than from a call, or could not go on listening."""
     source = publish(tmp_path, stage).source()
     async with (
-        ReconnectingClient(stage.url, source, patience=0.5) as client,
+        ReconnectingClient(stage.url, source, patience=2) as client,
         client.listen(tools_list_changed=True) as subscription,
     ):
         stage.stop()

@@ -7,43 +7,59 @@ from typing import Final, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from refresher.common.errors import ConfigError
+from refresher.config import DEFAULT_GATEWAY
 
 __all__ = ["By", "Client", "Language", "Values"]
 
-By = Literal["auth", "fetch", "headers", "stdio", "gateway"]
+By = Literal["auth", "client", "fetch", "headers", "stdio", "gateway"]
 Language = Literal["python", "ts", "json", "toml", "yaml", "sh"]
 
-_PLACEHOLDER: Final = re.compile(r"\{(name|server_url|path|refresher|state_dir)(:sh)?\}")
+_PLACEHOLDER: Final = re.compile(r"\{(name|server_url|path|refresher|options|gateway)(:sh)?\}")
 
 
 class Values(NamedTuple):
-    """The real values of a snippet; the last two are absolute paths."""
+    """The real values of a snippet; all paths are absolute."""
 
     name: str
     server_url: str
     refresher: str
     state_dir: str
+    more_options: tuple[str, ...] = ()
+    """What stands after ``--state-dir`` in a command line of refresher: other directories, a configuration file."""
+    gateway: str = DEFAULT_GATEWAY
+    """The host and the port of the gateway."""
+    host: str = ""
+    """The host that a path of the gateway must name; empty: none."""
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """The global options of a command line of refresher."""
+        return ("--state-dir", self.state_dir, *self.more_options)
 
     @property
     def path(self) -> str:
-        """The path and the query of the server's address."""
+        """The path and the query of the server's address, as the gateway needs them after the name of the grant."""
         parts = urlsplit(self.server_url)
-        return parts._replace(scheme="", netloc="", fragment="").geturl()
+        path = parts._replace(scheme="", netloc="", fragment="").geturl()
+        return f"/@{self.host}{path}" if self.host else path
 
 
 class Client(NamedTuple):
     """A client, and the snippet with which it uses a token.
 
-    A snippet contains ``{name}``, ``{server_url}``, its ``{path}``, ``{refresher}`` and ``{state_dir}``. In ``sh`` each
-    is a word of a command line, without quotes. In every other language each stands within double quotes; ``{name:sh}``
-    is a word of a command line there. All other braces are text.
+    A snippet contains ``{name}``, ``{server_url}``, its ``{path}``, ``{refresher}``, ``{options}``, ``{gateway}``. In
+    ``sh`` each is a word of a command line, without quotes. In every other language each stands within double quotes;
+    ``{name:sh}`` is a word of a command line there. ``{options}`` is several words; ``"{options}"`` is several texts,
+    with commas between them. All other braces are text.
     """
 
     key: str
     """The value of ``--for``."""
     title: str
     by: By
-    """What the client uses: ``shim.BearerAuth``, a ``fetch``, ``refresher headers``, ``stdio`` or ``gateway``."""
+    """What the client uses: ``shim.BearerAuth``, ``shim.httpx2.async_client``, a ``fetch``, ``refresher headers``,
+    ``stdio`` or ``gateway``.
+    """
     picked_up: str
     """When it uses a new token, after a rotation and after a revocation: one or two sentences."""
     snippet: str
@@ -55,10 +71,11 @@ class Client(NamedTuple):
         """Return the snippet with the values. Raises ``ConfigError`` if a path cannot be written as text."""
 
         def written(found: re.Match[str]) -> str:
-            value: str = getattr(values, found[1])
+            value: str | tuple[str, ...] = getattr(values, found[1])
+            words = (value,) if isinstance(value, str) else value
             if self.language == "sh":
-                return shlex.quote(value)
-            return _in_quotes(shlex.quote(value) if found[2] else value)
+                return shlex.join(words)
+            return '", "'.join(map(_in_quotes, [shlex.join(words)] if found[2] else words))
 
         text = _PLACEHOLDER.sub(written, self.snippet)
         try:

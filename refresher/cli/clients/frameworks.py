@@ -62,11 +62,14 @@ FRAMEWORKS: Final = (
         "from google.adk.tools.mcp_tool import McpToolset, StreamableHTTPConnectionParams",
         "from shim.httpx2 import async_client  # with version 1.x of the MCP SDK: shim.httpx",
         "",
+        "",
         "def http_client(headers=None, timeout=None, auth=None):",
         '    return async_client("{name}", headers=headers)',
         "",
+        "",
         'server = StreamableHTTPConnectionParams(url="{server_url}", httpx_client_factory=http_client)',
         "toolset = McpToolset(connection_params=server)",
+        by="client",
     ),
     _framework(
         "strands",
@@ -138,7 +141,8 @@ FRAMEWORKS: Final = (
         "from mcp_use import MCPClient",
         _BEARER,
         "",
-        'client = MCPClient(config={"mcpServers": {"{name}": {"url": "{server_url}", "auth": BearerAuth("{name}")}}})',
+        'server = {"url": "{server_url}", "auth": BearerAuth("{name}")}',
+        'client = MCPClient(config={"mcpServers": {"{name}": server}})',
     ),
     _framework(
         "litellm",
@@ -154,6 +158,7 @@ FRAMEWORKS: Final = (
         "    async with connection as (read, write), ClientSession(read, write) as session:",
         "        await session.initialize()",
         '        tools = await load_mcp_tools(session, format="openai")',
+        by="client",
         where="an async function of your program",
     ),
     _framework(
@@ -176,6 +181,7 @@ FRAMEWORKS: Final = (
         'async with async_client("{name}") as http:',
         '    async with Client(streamable_http_client("{server_url}", http_client=http)) as client:',
         "        tools = await client.list_tools()",
+        by="client",
         where="an async function of your program; `shim.mcp.ReconnectingClient` also survives restarts of the server",
     ),
     _framework(

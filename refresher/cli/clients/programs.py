@@ -11,8 +11,8 @@ _BRIDGE: Final = (
 )
 _NOT_TRIED: Final = f"{_BRIDGE} From its documentation: not tried with the program."
 
-_HELPER: Final = "{refresher:sh} --state-dir {state_dir:sh} headers {name} --verify"
-_COMMAND: Final = '"command": "{refresher}",\n      "args": ["--state-dir", "{state_dir}", "stdio", "{name}"]'
+_HELPER: Final = "{refresher:sh} {options:sh} headers {name} --verify"
+_COMMAND: Final = '"command": "{refresher}",\n      "args": ["{options}", "stdio", "{name}"]'
 
 
 def _json(section: str, entry: str) -> str:
@@ -56,7 +56,7 @@ PROGRAMS: Final[tuple[Client, ...]] = (
         snippet=_json(
             "mcp",
             '"type": "local",\n      "timeout": 60000,\n'
-            '      "command": ["{refresher}", "--state-dir", "{state_dir}", "stdio", "{name}"]',
+            '      "command": ["{refresher}", "{options}", "stdio", "{name}"]',
         ),
     ),
     Client(
@@ -106,7 +106,7 @@ PROGRAMS: Final[tuple[Client, ...]] = (
 extensions:
   "{name}":
     {type: stdio, name: "{name}", enabled: true, timeout: 300,
-     cmd: "{refresher}", args: ["--state-dir", "{state_dir}", "stdio", "{name}"]}
+     cmd: "{refresher}", args: ["{options}", "stdio", "{name}"]}
 """,
     ),
     Client(
@@ -120,7 +120,7 @@ extensions:
         "refresher stdio replaces mcp-remote, and needs neither a gateway nor a key. Tried with 0.15.1.",
         snippet=_json(
             "mcpServers",
-            '"command": "npx",\n      "args": ["mcp-remote", "http://127.0.0.1:8765/{name}{path}", "--header",'
+            '"command": "npx",\n      "args": ["mcp-remote", "http://{gateway}/{name}{path}", "--header",'
             ' "Authorization:${AUTH_HEADER}"],\n      "env": {"AUTH_HEADER": "Bearer KEY"}',
         ),
     ),
