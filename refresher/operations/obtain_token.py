@@ -89,7 +89,7 @@ def obtain_token(
                     f"{text.span(required)}; use a smaller --min-valid"
                 )
             if lives or not may_be_last(token):  # a refused token has nothing to lose (I1)
-                source.demand(token)
+                source.demand(token, expiring=not lives)
         if stopping():
             raise Interrupted(f"{name}: interrupted while waiting for a token; nothing is lost")
         result, later = None, False

@@ -202,9 +202,7 @@ class _Rotation(NamedTuple):
             demanded=demanded,
             forced=decision == Rotate("forced"),
             # Only a second demand in a row is reported, so that a first one is never opened.
-            refused_by=demands.refused_by(directories, grant, pending, current)
-            if demanded and grant.demanded > 0
-            else None,
+            reason=demands.reason(directories, grant, pending, current) if demanded and grant.demanded > 0 else None,
         )
         result, _ = self._publish(changed, pending, Result.after_exchange(grant, changed))
         self.events.append(
@@ -230,7 +228,7 @@ class _Rotation(NamedTuple):
         generation: int,
         demanded: bool,
         forced: bool,
-        refused_by: str | None,
+        reason: str | None,
     ) -> tuple[Grant, float]:
         """Reserve, declare, exchange, persist; nothing is logged from the request to the durable answer.
 
@@ -246,9 +244,7 @@ class _Rotation(NamedTuple):
         )
         seconds = time.monotonic() - began
         try:
-            changed = _after(
-                grant, exchanged, demanded=demanded, generation=generation, forced=forced, refused_by=refused_by
-            )
+            changed = _after(grant, exchanged, demanded=demanded, generation=generation, forced=forced, reason=reason)
         except Exception:
             # A bug must not lose the only copy of a token: the intent stays, and the answer is kept.
             if exchanged.raw is not None:
@@ -342,7 +338,7 @@ def _after(
     demanded: bool,
     generation: int,
     forced: bool,
-    refused_by: str | None,
+    reason: str | None,
 ) -> Grant:
     return transition.apply(
         msgspec.structs.replace(
@@ -359,7 +355,7 @@ def _after(
         demanded=demanded,
         generation=generation,
         forced=forced,
-        refused_by=refused_by,
+        reason=reason,
     )
 
 

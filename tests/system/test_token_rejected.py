@@ -106,6 +106,19 @@ def test_every_page_says_that_a_server_refuses_each_token(
     assert (record.failures, record.failure) == (0, None), "the backoff of refreshes changes"
 
 
+def test_tokens_that_expire_too_soon_for_a_script_are_not_refused(refresher: Command) -> None:
+    """If it failed, a script with a long --min-valid would make a healthy login look as if a server refused it."""
+    with TokenServer(lambda _: 8) as server:
+        refresher.import_grant("linear", server.grant("linear"))
+
+        def is_demanded_often() -> bool:
+            refresher("token", "linear", "--min-valid", "7.9", "--wait", "3")
+            return refresher.grant("linear").demanded > 1
+
+        wait_until(is_demanded_often, "two tokens in a row are demanded")
+        assert (refresher.grant("linear").token_rejected, refresher.token("linear").state) == (None, "active")
+
+
 def test_a_new_login_ends_the_rejection(refresher: Command, resource: Resource, server: TokenServer) -> None:
     """If it failed, a grant would be reported as refused after the login that repaired it."""
     refused_twice(refresher, resource, server)
