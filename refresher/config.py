@@ -13,10 +13,12 @@ from refresher.common.errors import ConfigError
 from refresher.common.logs import LogFormat
 from refresher.common.reading import read_named
 from refresher.storage.directories import Directories
+from refresher.storage.file_store import FileStore
 from shim._source import default_state_dir
 
 if TYPE_CHECKING:
     from refresher.grants.outputs import Output
+    from refresher.storage.store import Store
 
 __all__ = [
     "DEFAULT_ADDRESS",
@@ -114,6 +116,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """The age of the oldest events in the history; 0: there is no history."""
     history_mb: int
     """The most that the history takes, in megabytes; 0: there is no history."""
+
+    def open_store(self) -> "Store":
+        """Return the store of the grants."""
+        return FileStore(self.directories)
 
 
 def resolve(given: Mapping[str, Any], config: str | None) -> Settings:

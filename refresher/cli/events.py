@@ -19,7 +19,7 @@ from refresher.config import Settings
 from refresher.observers import history
 from refresher.observers.timeline import Line, lines, one_line
 from refresher.operations.events import Event
-from refresher.storage import records
+from refresher.operations.names import unknown
 
 __all__ = ["events"]
 
@@ -64,7 +64,7 @@ def events(options: Options, names: tuple[str, ...], since: float, each: bool, a
     listed = settings.directories.listing(names).names
     for name in names:
         if name not in listed and not history.is_known(settings.directories, name):
-            raise records.unknown(settings.directories, name)
+            raise unknown(settings.open_store(), name)
     _warn(settings)
     with closing(history.Follower(settings.directories, names)) as follower:
         begin = time.time() - since

@@ -24,6 +24,7 @@ from refresher.migration.formats import FORMATS
 from refresher.observers.hub import Observers, observing
 from refresher.operations import import_grant, import_request
 from refresher.storage import startup_checks
+from refresher.storage.store import Store
 from shim._token import is_name
 
 __all__ = ["import_"]
@@ -160,7 +161,9 @@ def import_(
     check_new_name(ctx, name)
     settings = ctx.obj.settings()
     with observing(settings, "import") as observers:
-        return _import(settings, name, source, observers, replace=replace, if_absent=if_absent, warned=set())
+        return _import(
+            settings, settings.open_store(), name, source, observers, replace=replace, if_absent=if_absent, warned=set()
+        )
 
 
 def _import_directory(
@@ -176,7 +179,8 @@ def _import_directory(
         say(f"nothing to import in {directory}")
     codes = set()
     warned: set[str] = set()
-    known = import_grant.KnownTokens(settings.directories, _fingerprints(files))
+    store = settings.open_store()
+    store.expect_imports(_fingerprints(files))
     for file in files:
         if file.suffix != ".json" or not is_name(file.stem):
             log.warning("warning: %s is skipped: its name must be the name of a grant and '.json'", file)
@@ -184,13 +188,13 @@ def _import_directory(
         try:
             code = _import(
                 settings,
+                store,
                 file.stem,
                 str(file),
                 observers,
                 replace=False,
                 if_absent=if_absent,
                 warned=warned,
-                known=known,
             )
             if code is not None:
                 return code
@@ -214,6 +218,7 @@ def _fingerprints(files: Iterable[Path]) -> set[str]:
 
 def _import(
     settings: Settings,
+    store: Store,
     name: str,
     source: str,
     observers: Observers,
@@ -221,9 +226,8 @@ def _import(
     replace: bool,
     if_absent: bool,
     warned: set[str],
-    known: import_grant.KnownTokens | None = None,
 ) -> int | None:
-    if if_absent and import_grant.exists(settings.directories, name):
+    if if_absent and import_grant.exists(store, name):
         # Before the file is read: it may be deleted after the first start.
         say(f"{name} exists already; it is kept")
         return None
@@ -233,30 +237,30 @@ def _import(
         grant = import_request.parse(name, data, clocks.now())
     except ImportRefused as error:
         raise ImportRefused(f"{_shown(source)}: {error}") from None
-    return _store(settings, grant, observers, replace=replace, if_absent=if_absent, warned=warned, known=known)[1]
+    _, code = _store(settings, store, grant, observers, replace=replace, if_absent=if_absent, warned=warned)
+    return code
 
 
 def _store(
     settings: Settings,
+    store: Store,
     grant: Grant,
     observers: Observers,
     *,
     replace: bool,
     if_absent: bool,
     warned: set[str],
-    known: import_grant.KnownTokens | None = None,
 ) -> tuple[bool, int | None]:
     """Store a grant and say so; return whether it is stored, and an exit code after a signal."""
     name = grant.name
     try:
         with StopSignals() as stopping:
             admitted = import_grant.store_grant(
-                settings.directories,
+                store,
                 grant,
                 replace=replace,
                 if_absent=if_absent,
                 stopping=stopping,
-                known=known,
                 emit=observers.emit,
             )
     except AlreadySpent as error:
@@ -287,13 +291,14 @@ def _from_program(
     if replace and if_absent:
         raise ConfigError(_EXCLUSIVE)
     check_new_name(ctx, name)
-    if if_absent and import_grant.exists(settings.directories, name):
+    store = settings.open_store()
+    if if_absent and import_grant.exists(store, name):
         say(f"{name} exists already; it is kept")
         return None
     login = move_in.chosen(settings, name, choice)
     grant = move_in.grant_of(settings, name, login, choice)
     with observing(settings, "import") as observers:
-        stored, code = _store(settings, grant, observers, replace=replace, if_absent=if_absent, warned=set())
+        stored, code = _store(settings, store, grant, observers, replace=replace, if_absent=if_absent, warned=set())
     if stored:
         say(move_in.how_it_stops(name, login))
     return code

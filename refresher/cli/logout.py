@@ -43,9 +43,9 @@ def logout(options: Options, name: str, keep_at_server: bool) -> int | None:
     with (
         StopSignals() as stopping,
         observing(settings, "logout") as observers,
-        read_files_of(settings.directories, name, settings.ca_file),
+        read_files_of(store := settings.open_store(), name, settings.ca_file),
     ):
-        words = remove_grant(settings.directories, name, stopping=stopping, revoke=revoking, emit=observers.emit)
+        words = remove_grant(store, name, stopping=stopping, revoke=revoking, emit=observers.emit)
     say(f"logged out: {name}; {words}")
     return stopping.exit_code
 
@@ -60,6 +60,6 @@ def remove(options: Options, name: str) -> int | None:
     """
     settings = options.settings()
     with StopSignals() as stopping, observing(settings, "remove") as observers:
-        words = remove_grant(settings.directories, name, stopping=stopping, emit=observers.emit)
+        words = remove_grant(settings.open_store(), name, stopping=stopping, emit=observers.emit)
     say(f"removed {name}; {words}")
     return stopping.exit_code

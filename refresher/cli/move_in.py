@@ -140,7 +140,7 @@ def how_it_stops(name: str, login: KeptLogin) -> str:
 
 def _rows(settings: Settings, found: Sequence[Found], choice: Choice, name: str | None = None) -> list[dict[str, Any]]:
     tokens = [each.refresh_token for each in found if isinstance(each, KeptLogin) and each.refresh_token is not None]
-    held = holders(settings.directories, {token.fingerprint() for token in tokens})
+    held = holders(settings.open_store(), {token.fingerprint() for token in tokens})
     return [_row(each, held, choice, name) for each in found]
 
 

@@ -73,7 +73,7 @@ def status(options: Options, names: tuple[str, ...], as_json: bool, exit_code: b
     settings = options.settings()
     if live:
         return _watch(settings, names)
-    entries = list_grants(settings.directories, names)
+    entries = list_grants(settings.open_store(), names)
     # On a terminal, a row of the table is a line; one that was named is shown whole.
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() and not names else None
     with certificates.reading(grant for _, grant in entries if isinstance(grant, Grant)):
@@ -82,7 +82,7 @@ def status(options: Options, names: tuple[str, ...], as_json: bool, exit_code: b
 
 def _watch(settings: Settings, names: tuple[str, ...]) -> int:
     if names:
-        list_grants(settings.directories, names)  # raises for an unknown name
+        list_grants(settings.open_store(), names)  # raises for an unknown name
     else:
         settings.directories.listing()
         check_state(settings)

@@ -24,6 +24,7 @@ from refresher.operations.grant_report import advice, fields_of, is_overdue
 from refresher.operations.inspection import read_grant
 from refresher.storage import last_run
 from refresher.storage.directories import Directories
+from refresher.storage.file_store import FileStore
 
 __all__ = ["LiveGrants"]
 
@@ -189,7 +190,8 @@ class LiveGrants:
 def _read(directories: Directories, names: Sequence[str]) -> tuple[bool, dict[str, bytes | None]]:
     """Return whether the last run is overdue, and the row of each name as JSON; ``None`` if there is no grant."""
     late = last_run.is_overdue(directories, clocks.now().wall)
-    found = {name: read_grant(directories, name) for name in names}
+    store = FileStore(directories)
+    found = {name: read_grant(store, name) for name in names}
     # All certificates at once: each could be on a file system that does not answer.
     with certificates.reading(grant for grant in found.values() if isinstance(grant, Grant)):
         return late is True, {name: None if grant is None else _row(name, grant, late) for name, grant in found.items()}

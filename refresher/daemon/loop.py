@@ -35,7 +35,7 @@ from refresher.operations.result import EXIT_CODES, Result
 from refresher.operations.rotate import Order, Terms, rotate
 from refresher.operations.work_queue import Finished, WorkQueue
 from refresher.storage import records, startup_checks
-from refresher.storage.publishing import Publisher
+from refresher.storage.file_store import FileStore
 
 __all__ = ["Daemon"]
 
@@ -56,7 +56,7 @@ _MAX_PLAN: Final = 86400.0
 class _Job(NamedTuple):
     """A rotation, with the configuration at the time of the decision."""
 
-    publisher: Publisher
+    store: FileStore
     order: Order
     terms: Terms
 
@@ -99,7 +99,7 @@ class Daemon:
         self._schedule = Schedule(lambda: self._events.put("due"))
         self._queue: WorkQueue[_Job, Result | None] = WorkQueue(lambda job: rotate(*job), self._events.put)
         self._watch = DirectoryWatch(self._settings.directories)
-        self._publisher = Publisher(self._settings.directories)
+        self._store = FileStore(self._settings.directories)
         self._in_progress: set[str] = set()
         self._emit = EventThrottle(observers.emit)
         self._pauses: dict[str, _Pause] = {}
@@ -198,7 +198,7 @@ class Daemon:
         if name in self._in_progress:
             return  # the scan after its rotation inspects it
         try:
-            self._follow(inspect(self._publisher, name, listing=self._watch.listing, demands=self._watch.demands))
+            self._follow(inspect(self._store.publisher, name, listing=self._watch.listing, demands=self._watch.demands))
         except Exception as error:  # noqa: BLE001  an internal error in one grant must not stop the others
             # A disk error may end without any change that a scan would find.
             self._schedule.plan(name, time.time() + _MAX_PAUSE)
@@ -244,7 +244,7 @@ class Daemon:
             sent=self._sent,
             emit=self._emit,
         )
-        job = _Job(self._publisher, Order.after(found), terms)
+        job = _Job(self._store, Order.after(found), terms)
         # A cleanup sends no request, so it does not wait for the limits of the server.
         sends_nothing = only_cleanup and not found.unfinished
         server = f"cleanup for {found.server}" if sends_nothing else found.server
@@ -349,7 +349,7 @@ class Daemon:
         if moved:
             self._watch.close()
             self._watch = DirectoryWatch(self._settings.directories)
-            self._publisher = Publisher(self._settings.directories)
+            self._store = FileStore(self._settings.directories)
         self._scan_at = float("-inf")
 
     def _drain(self) -> int:

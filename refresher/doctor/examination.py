@@ -45,9 +45,9 @@ def examine(
     selected: list[ListedGrant] = []
     if listing is not None:
         step(["the grants"])
-        selected = entries = list_grants(directories)
+        selected = entries = list_grants(store := settings.open_store())
         if name is not None:
-            selected = list_grants(directories, (name,))
+            selected = list_grants(store, (name,))
     chosen = [grant for _, grant in selected if isinstance(grant, Grant)]
     if listing is not None:
         served = service.is_served(directories)

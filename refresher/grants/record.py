@@ -249,6 +249,10 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     spent: tuple[str, ...] = ()
     """Fingerprints of spent refresh tokens, oldest first."""
 
+    def fingerprint(self) -> str | None:
+        """Return the fingerprint of the refresh token; ``None`` without one."""
+        return None if self.refresh_token is None else self.refresh_token.fingerprint()
+
     @property
     def without_person(self) -> bool:
         """Whether the client gets tokens for itself (client credentials, RFC 6749 section 4.4)."""

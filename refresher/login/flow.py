@@ -54,7 +54,6 @@ from refresher.operations.import_grant import (
     sharing_login,
     store_grant,
 )
-from refresher.storage import records
 from refresher.storage.health_socket import is_served
 
 __all__ = ["find_server", "log_in"]
@@ -78,7 +77,7 @@ def log_in(settings: Settings, name: str, options: LoginOptions, emit: Emit) -> 
     """
     stored = None
     try:
-        record = records.load(settings.directories, name).record
+        record = settings.open_store().load(name).record
         stored = record if isinstance(record, Grant) else None
     except ExposedGrantFile:
         raise  # the record is complete, and a login must not overwrite it
@@ -256,7 +255,7 @@ class _Flow:
                     with self.connections.to(self.url):
                         verified = self.connections.run(verify, grant, self.settings.ca_file)
                 imported = store_grant(
-                    self.settings.directories,
+                    self.settings.open_store(),
                     grant,
                     replace=True,
                     if_absent=False,
@@ -281,7 +280,7 @@ class _Flow:
             # Another machine may use this client for the same account.
             return f"{stays}: to revoke them could end other logins of this client"
         try:
-            if (name := sharing_login(self.settings.directories, grant)) is not None:
+            if (name := sharing_login(self.settings.open_store(), grant)) is not None:
                 return f"{stays}: to revoke them could end the login {name}"
             with self.connections.to(grant.revocation_endpoint or self.url):
                 return f"The new login is not stored; {revoke(grant, ca_file=self.settings.ca_file)}"

@@ -23,6 +23,7 @@ from refresher.operations.grant_report import INVALID
 from refresher.operations.inspection import read_grant
 from refresher.operations.result import EXIT_CODES
 from refresher.storage.directories import Directories
+from refresher.storage.file_store import FileStore
 from refresher.storage.publishing import state_of
 from shim._token import is_name
 
@@ -247,8 +248,9 @@ def read_rows(directories: Directories, names: Iterable[str]) -> list[Row]:
     """Read the grants ``names`` from the disk; removed ones are left out."""
     rows: list[Row] = []
     certified: list[tuple[int, Grant]] = []
+    store = FileStore(directories)
     for name in names:
-        record = read_grant(directories, name)
+        record = read_grant(store, name)
         if isinstance(record, GrantFileError):
             rows.append(Row(name, INVALID))
         elif record is not None:

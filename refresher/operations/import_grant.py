@@ -1,12 +1,10 @@
 """Import: check that a grant may be stored under its name, and store it. A login ends here too."""
 
-import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from urllib.parse import urlsplit
 
 import msgspec
 
-from refresher.common import clocks
 from refresher.common.errors import (
     AlreadySpent,
     ExposedGrantFile,
@@ -17,14 +15,13 @@ from refresher.common.errors import (
 )
 from refresher.grants import accounts, policy
 from refresher.grants.providers import UNKNOWN, find_profile
-from refresher.grants.record import Grant, Record, Stored, Tombstone, with_spent
+from refresher.grants.record import Grant, Stored, Tombstone, with_spent
 from refresher.oauth import urls
 from refresher.operations.events import Emit, change_of_state, emitting, happened, ignore, recoveries
-from refresher.storage import files, lock, records, recovery
-from refresher.storage.directories import Directories, Listing
-from refresher.storage.publishing import Publisher, left_out, published_generation
+from refresher.storage.publishing import left_out
+from refresher.storage.store import Held, Store
 
-__all__ = ["Imported", "KnownTokens", "exists", "is_for_other_server", "other_server", "sharing_login", "store_grant"]
+__all__ = ["Imported", "exists", "is_for_other_server", "other_server", "sharing_login", "store_grant"]
 
 
 class Imported(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,60 +32,13 @@ class Imported(msgspec.Struct, frozen=True, kw_only=True):
     warnings: tuple[str, ...] = ()
 
 
-class KnownTokens:
-    """The names that have the refresh tokens of a command that imports many: it looks at all records once.
-
-    It only selects the records that a comparison reads. ``fingerprints``: those of the tokens to look for; any other
-    token is compared with all records. If another process has imported meanwhile, it looks again.
-    """
-
-    def __init__(self, directories: Directories, fingerprints: Collection[str]) -> None:
-        self._directories = directories
-        self._fingerprints = fingerprints
-        self._names: dict[str, set[str]] = {}
-        self._always: set[str] = set()
-        """Names whose record cannot be read."""
-        self._unfinished: dict[str, set[str]] = {}
-        self._last_import: bytes | None = None
-
-    def listing(self, imported: Grant) -> Listing:
-        """Return the names to compare with. The caller holds the lock of imports. Raises ``DirectoryError``."""
-        if (last_import := _last_import(self._directories)) != self._last_import:
-            self._look()
-            self._last_import = last_import
-        if (names := self._names.get(_fingerprint(imported) or "")) is None:
-            return self._directories.listing()
-        return Listing(tuple({*names, *self._always, imported.name}), self._unfinished)
-
-    def add(self, imported: Grant, this_import: bytes) -> None:
-        """Note that ``imported`` is being stored."""
-        self._names.get(_fingerprint(imported) or "", set()).add(imported.name)
-        self._last_import = this_import
-
-    def _look(self) -> None:
-        listing = self._directories.listing()
-        self._names = {fingerprint: set() for fingerprint in self._fingerprints}
-        self._always, self._unfinished = set(), listing.unfinished
-        for name in listing.names:
-            try:
-                record = records.load(self._directories, name).record
-            except (GrantFileError, OSError):
-                self._always.add(name)
-                continue
-            known = () if record is None else record.spent
-            if isinstance(record, Grant) and (fingerprint := _fingerprint(record)) is not None:
-                known = (*known, fingerprint)
-            for fingerprint in self._names.keys() & known:
-                self._names[fingerprint].add(name)
-
-
-def exists(directories: Directories, name: str) -> bool:
+def exists(store: Store, name: str) -> bool:
     """Whether ``name`` has a grant that is not removed. Raises ``GrantFileError`` and ``DirectoryError``."""
-    return name in directories.listing((name,)).names and isinstance(records.load(directories, name).record, Grant)
+    return name in store.listing((name,)).names and isinstance(store.load(name).record, Grant)
 
 
 def store_grant(
-    directories: Directories,
+    store: Store,
     imported: Grant,
     *,
     replace: bool,
@@ -96,25 +46,23 @@ def store_grant(
     stopping: Callable[[], bool],
     same_login: bool = False,
     just_issued: bool = False,
-    known: KnownTokens | None = None,
     emit: Emit = ignore,
 ) -> Imported:
     """Store ``imported`` durably, and publish its access token if it has one.
 
     ``same_login``: ``replace`` may replace a grant of the same server and account only, as far as they are known.
-    ``just_issued``: the server has issued the refresh token in this login, so it counts as unspent. ``known``: what an
-    earlier import of this command has found in all records. ``emit`` takes what happened, after the locks are released.
+    ``just_issued``: the server has issued the refresh token in this login, so it counts as unspent. ``emit`` takes
+    what happened, after the name is released.
 
     Raises ``OtherAccount``, ``ImportRefused`` if the name is taken or the refresh token is known, ``GrantFileError``
     for a damaged record of that name, ``LockBusy``, ``StorageError`` and ``Interrupted``. Then nothing is changed.
     """
-    trouble = directories.prepare()
+    trouble = store.prepare()
     name = imported.name
-    # One import at a time: two could store one refresh token under two names.
     with (
         emitting(emit) as events,
-        lock.held(directories.import_lock, stopping=stopping),
-        lock.held(directories.lock(name), stopping=stopping),
+        store.importing(stopping=stopping),
+        store.held(name, stopping=stopping) as held,
     ):
         # Check first: replacing the grant also discards an answer in a spill that is not mounted.
         warnings = [
@@ -122,40 +70,36 @@ def store_grant(
             for origin in imported.origins
             if origin.startswith("http:") and not urls.is_loopback(urlsplit(origin).hostname or "")
         ]
-        warnings += _compare(directories, imported, known, just_issued=just_issued)
+        warnings += _compare(store, imported, just_issued=just_issued)
         if trouble is not None:
             # A login that a person has just approved is stored all the same.
             warnings.append(f"cannot accept demands from agents: {trouble}")
         if same_login:
-            _require_same_login(directories, imported)
+            _require_same_login(store, imported)
         report = recoveries(name, events)
         try:
-            stored = recovery.recover(directories, name, clocks.now(), giving_up=replace, report=report)
+            stored = held.recover(giving_up=replace, report=report)
         except ExposedGrantFile:
             raise  # the record is intact, and contains the list of spent refresh tokens
         except GrantFileError:
             if not replace:
                 raise
             # The damaged record may hold the only copy of a token: it is moved, never overwritten.
-            now = clocks.now()
-            aside = files.keep_aside(directories.record(name), now.wall)
+            stored, aside = held.replace_damaged(report)
             warnings.append(f"the damaged record is now {aside}")
-            stored = recovery.recover(directories, name, now, damaged=True, report=report)
         if isinstance(stored.record, Grant) and if_absent:
             return Imported(grant=stored.record, stored=False)
         if isinstance(stored.record, Grant) and not replace:
             raise ImportRefused(f"{name} exists: --replace replaces it, --if-absent keeps it")
-        grant = _successor(directories, imported, stored, just_issued=just_issued)
-        this_import = _note_import(directories)
-        if known is not None:
-            known.add(grant, this_import)
-        records.write(directories, name, stored, grant)
+        grant = _successor(held, imported, stored, just_issued=just_issued)
+        store.note_import(grant)
+        held.write(stored, grant)
         # Only origins: a server_url can have a key in its query.
         what = f"for {', '.join(grant.origins)}"
         events.append(happened(name, "logged_in" if just_issued else "imported", what, generation=grant.generation))
         events += change_of_state(stored.record, grant)
         try:
-            Publisher(directories).publish(grant)
+            held.publish(grant)
             warnings += filter(None, (left_out(grant),))
         except StorageError as error:
             warnings.append(f"the grant is saved, but {error}")
@@ -174,20 +118,19 @@ def is_for_other_server(grant: Grant, url: str | None) -> bool:
     return url is not None and urls.parse_origin(url) not in own
 
 
-def sharing_login(directories: Directories, grant: Grant) -> str | None:
+def sharing_login(store: Store, grant: Grant) -> str | None:
     """Return a name whose grant may be of the same server and account as ``grant``; ``None`` if there is none.
 
     A server may end all logins of an account and client together. What cannot be read counts.
 
     Raises ``DirectoryError``.
     """
-    listing = directories.listing()
+    listing = store.listing()
     for name in listing.all:
-        try:
-            found = _records(directories, name, unfinished=name in listing.unfinished)
-        except (GrantFileError, OSError):
+        found = store.stored_under(name, unfinished=name in listing.unfinished)
+        if found.problem is not None:
             return name
-        for there in found:
+        for there in found.records:
             if not isinstance(there, Grant) or accounts.is_other(there.account, grant.account):
                 continue
             if _servers(there) & _servers(grant):
@@ -203,13 +146,12 @@ def _servers(grant: Grant) -> set[str]:
     return hosts if profile is UNKNOWN else hosts | {profile.name}
 
 
-def _require_same_login(directories: Directories, imported: Grant) -> None:
-    """Refuse to replace a grant of another server or account, also one whose import was interrupted."""
-    try:
-        found = _records(directories, imported.name, unfinished=bool(directories.attempt_files(imported.name)))
-    except (GrantFileError, OSError):
-        return  # a damaged record is kept, even if it is of another server
-    for there in found:
+def _require_same_login(store: Store, imported: Grant) -> None:
+    """Refuse to replace a grant of another server or account, also one whose import was interrupted.
+
+    A damaged record is kept, even if it is of another server.
+    """
+    for there in store.stored_under(imported.name).records:
         if isinstance(there, Grant) and is_for_other_server(there, imported.server_url):
             raise ImportRefused(other_server(there))
         if isinstance(there, Grant) and there.account and imported.account:
@@ -224,22 +166,17 @@ def _require_same_login(directories: Directories, imported: Grant) -> None:
             )
 
 
-def _compare(directories: Directories, imported: Grant, known: KnownTokens | None, *, just_issued: bool) -> list[str]:
+def _compare(store: Store, imported: Grant, *, just_issued: bool) -> list[str]:
     """Refuse a refresh token that another name holds or has spent; return warnings of records that it cannot read."""
-    fingerprint = _fingerprint(imported)
+    fingerprint = imported.fingerprint()
     if fingerprint is None:
         return []  # two names may share client credentials: they are not spent
-    listing = directories.listing() if known is None else known.listing(imported)
     unchecked = []
-    for name in listing.all:
-        try:
-            others = _records(directories, name, unfinished=name in listing.unfinished)
-        except (GrantFileError, OSError) as error:
-            if name != imported.name:
-                unchecked.append(f"could not compare with the damaged record of {name}: {error}")
-            continue
+    for name, others, problem in store.compare(imported):
+        if problem is not None and name != imported.name:
+            unchecked.append(f"could not compare with the damaged record of {name}: {problem}")
         for other in others:
-            if isinstance(other, Grant) and _fingerprint(other) == fingerprint and name != imported.name:
+            if isinstance(other, Grant) and other.fingerprint() == fingerprint and name != imported.name:
                 raise ImportRefused(
                     f"{name} holds this refresh token already: two names would revoke each other's login"
                 )
@@ -250,26 +187,18 @@ def _compare(directories: Directories, imported: Grant, known: KnownTokens | Non
     return unchecked
 
 
-def _records(directories: Directories, name: str, *, unfinished: bool) -> list[Record | None]:
-    found = [records.load(directories, name).record]
-    if unfinished:
-        # An interrupted import holds its token too: the next writer of that name adopts it.
-        found += [records.read_candidate(path, name).record for path in directories.candidates(name)]
-    return found
-
-
-def _successor(directories: Directories, imported: Grant, stored: Stored, *, just_issued: bool) -> Grant:
+def _successor(held: Held, imported: Grant, stored: Stored, *, just_issued: bool) -> Grant:
     """Return ``imported`` as the successor of the record: the generation counts on, and spent tokens stay spent."""
     there = stored.record
-    seen = published_generation(directories, imported.name, there)
+    seen = held.seen_generation(there)
     generation = max(seen, -1 if there is None else there.generation) + 1
     grant = msgspec.structs.replace(imported, generation=generation)
     if there is None:
         return grant
-    if _fingerprint(imported) in there.spent and not just_issued:
+    if imported.fingerprint() in there.spent and not just_issued:
         raise _spent(imported.name)
     # Some servers issue the same refresh token to a person at each login.
-    spent = tuple(known for known in there.spent if known != _fingerprint(imported))
+    spent = tuple(known for known in there.spent if known != imported.fingerprint())
     grant = msgspec.structs.replace(grant, spent=spent)
     if isinstance(there, Tombstone) or there.doubt is None:
         return grant
@@ -292,36 +221,6 @@ def _successor(directories: Directories, imported: Grant, stored: Stored, *, jus
         not_before=there.not_before,
         max_age=there.max_age,
     )
-
-
-def _last_import(directories: Directories) -> bytes:
-    """Return what the last import noted, or nothing. Raises ``StorageError``."""
-    try:
-        return directories.import_lock.read_bytes()
-    except OSError as error:
-        raise StorageError(f"cannot read {directories.import_lock}: {error.strerror}") from None
-
-
-def _note_import(directories: Directories) -> bytes:
-    """Note an import in the file of its lock, before the record: then no ``KnownTokens`` overlooks it.
-
-    It needs no sync: after a crash of the system, no process keeps what it read. Raises ``StorageError``.
-    """
-    try:
-        descriptor = os.open(directories.import_lock, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        try:
-            os.pwrite(
-                descriptor, this_import := os.urandom(16), 0
-            )  # in place: a cut-off import leaves another value too
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        raise StorageError(f"cannot write {directories.import_lock}: {error.strerror}; nothing was changed") from None
-    return this_import
-
-
-def _fingerprint(grant: Grant) -> str | None:
-    return None if grant.refresh_token is None else grant.refresh_token.fingerprint()
 
 
 def _spent(name: str) -> AlreadySpent:

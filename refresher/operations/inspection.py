@@ -10,10 +10,13 @@ from refresher.grants import policy, refresh_life
 from refresher.grants.policy import Decision, Rotate
 from refresher.grants.record import Grant, Record
 from refresher.oauth import urls
+from refresher.operations.names import removed as removed_name
+from refresher.operations.names import unknown as unknown_name
 from refresher.storage import records
 from refresher.storage.demands import Demands
-from refresher.storage.directories import Directories, Listing
+from refresher.storage.directories import Listing
 from refresher.storage.publishing import Publisher
+from refresher.storage.store import Store
 
 __all__ = ["Inspection", "ListedGrant", "inspect", "list_grants", "read_grant", "server_of"]
 
@@ -99,27 +102,27 @@ def server_of(grant: Grant) -> str:
         return ""
 
 
-def list_grants(directories: Directories, names: Sequence[str] = ()) -> list[ListedGrant]:
+def list_grants(store: Store, names: Sequence[str] = ()) -> list[ListedGrant]:
     """Return the grants ``names``, or all; the error in place of a grant if its record cannot be read.
 
     Raises ``UnknownName`` and ``DirectoryError``.
     """
-    existing = directories.listing(names).names
+    existing = store.listing(names).names
     if unknown := [name for name in names if name not in existing]:
-        raise records.unknown(directories, unknown[0])
+        raise unknown_name(store, unknown[0])
     grants: list[ListedGrant] = []
     for name in dict.fromkeys(names or existing):
-        if (grant := read_grant(directories, name)) is not None:
+        if (grant := read_grant(store, name)) is not None:
             grants.append((name, grant))
         elif names:
-            raise records.removed(name)
+            raise removed_name(name)
     return grants
 
 
-def read_grant(directories: Directories, name: str) -> Grant | GrantFileError | None:
+def read_grant(store: Store, name: str) -> Grant | GrantFileError | None:
     """Return the grant ``name``, the error if its record cannot be read, or ``None`` if there is none."""
     try:
-        record = records.load(directories, name).record
+        record = store.load(name).record
     except GrantFileError as error:
         return error
     return record if isinstance(record, Grant) else None

@@ -16,6 +16,7 @@ from refresher.operations import grant_report as report
 from refresher.operations.inspection import read_grant
 from refresher.storage import stamps
 from refresher.storage.directories import Directories
+from refresher.storage.file_store import FileStore
 from refresher.storage.publishing import state_of
 from shim._token import is_name
 
@@ -88,7 +89,8 @@ class LiveRows:
         self._stamps, self._modified = found, modified
         spent = time.thread_time() - started
         self._full_at = time.monotonic() + max(_FULL_INTERVAL, spent / _FULL_SHARE)
-        loaded = {name: read_grant(self._directories, name) for name in changed}
+        store = FileStore(self._directories)
+        loaded = {name: read_grant(store, name) for name in changed}
         for name in gone | {name for name, record in loaded.items() if record is None}:
             self.by_name.pop(name, None)
         with certificates.reading(record for record in loaded.values() if isinstance(record, Grant)):

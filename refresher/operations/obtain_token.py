@@ -13,12 +13,14 @@ from refresher.common.errors import GrantFileError, Interrupted, NeedsPerson, No
 from refresher.config import Settings
 from refresher.grants.policy import Wait
 from refresher.grants.record import Grant
+from refresher.operations import names
 from refresher.operations.detached_rotation import DetachedRotation
 from refresher.operations.events import Emit
 from refresher.operations.inspection import Inspection, inspect
 from refresher.operations.result import EXIT_CODES, Result
 from refresher.storage import demands, records
 from refresher.storage.directories import Directories
+from refresher.storage.file_store import FileStore
 from refresher.storage.publishing import Publisher
 from shim import FileTokenSource
 from shim._changes import permanent_error
@@ -203,7 +205,7 @@ def _inspect_if_owned(directories: Directories, name: str, published: bool) -> I
     if name not in listing.all:
         if published:
             return None
-        raise records.unknown(directories, name)
+        raise names.unknown(FileStore(directories), name)
     return inspect(Publisher(directories), name, listing=listing, demands=demands.pending(directories, (name,)))
 
 
@@ -217,7 +219,7 @@ def rotate_if_necessary(
         from refresher.operations.rotate import Order, Terms, rotate  # the command that waits does not need httpcore
 
         terms = Terms(ca_file=settings.ca_file, stopping=stopping, lock_wait=lock_wait, emit=emit)
-        return rotate(Publisher(directories), Order.after(found), terms)
+        return rotate(FileStore(directories), Order.after(found), terms)
     if found is not None and isinstance(found.record, Grant) and isinstance(found.decision, Wait):
         return Result.from_decision(found.record, found.decision)
     return None

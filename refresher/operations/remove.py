@@ -6,10 +6,9 @@ from typing import Final
 from refresher.common import clocks
 from refresher.common.errors import StorageError
 from refresher.grants.record import Grant, Tombstone, with_spent
+from refresher.operations import names
 from refresher.operations.events import Emit, emitting, happened, ignore, recoveries
-from refresher.storage import demands, journal, lock, records, recovery
-from refresher.storage.directories import Directories
-from refresher.storage.publishing import Publisher, published_generation
+from refresher.storage.store import Store
 
 __all__ = ["remove"]
 
@@ -17,7 +16,7 @@ _NOT_REVOKED: Final = "it stays valid at the server until you revoke it there"
 
 
 def remove(
-    directories: Directories,
+    store: Store,
     name: str,
     *,
     stopping: Callable[[], bool],
@@ -31,15 +30,13 @@ def remove(
     Raises what ``revoke`` raises, ``UnknownName``, ``GrantFileError`` for a damaged record, ``LockBusy`` and
     ``Interrupted``: then the grant is unchanged. The message of ``StorageError`` says whether it was removed.
     """
-    if name not in directories.listing((name,)).names:
-        raise records.unknown(directories, name)
-    # One lock over all of it: no other process rotates a grant that is being revoked.
-    with emitting(emit) as events, lock.held(directories.lock(name), stopping=stopping):
-        stored = recovery.recover(
-            directories, name, clocks.now(), giving_up=True, unfinished=True, report=recoveries(name, events)
-        )
+    if name not in store.listing((name,)).names:
+        raise names.unknown(store, name)
+    # It is held over all of this: no other process rotates a grant that is being revoked.
+    with emitting(emit) as events, store.held(name, stopping=stopping) as held:
+        stored = held.recover(giving_up=True, unfinished=True, report=recoveries(name, events))
         if not isinstance(grant := stored.record, Grant):
-            raise records.removed(name)
+            raise names.removed(name)
         at_the_server = _NOT_REVOKED if revoke is None else revoke(grant)
         spent = grant.spent
         if grant.refresh_token is not None and (revoke is not None or grant.doubt is not None):
@@ -48,20 +45,19 @@ def remove(
         tombstone = Tombstone(
             name=name,
             grant_id=grant.grant_id,
-            generation=max(grant.generation, published_generation(directories, name, grant)),
+            generation=max(grant.generation, held.seen_generation(grant)),
             begun_from=stored.checksum,
             removed_at=clocks.now().wall,
             scope=grant.scope,
             origins=grant.origins,
             spent=spent,
         )
-        records.write(directories, name, stored, tombstone)
-        journal.delete_copies(directories, name)
-        pending = demands.pending(directories, (name,)).of(name, range(0))
-        demands.remove(directories, name, pending, keep=range(0), warned=set())
+        held.write(stored, tombstone)
+        held.delete_copies()
+        held.remove_demands(None, keep=range(0), warned=set())
         events.append(happened(name, "removed", at_the_server, generation=tombstone.generation))
         try:
-            Publisher(directories).publish(tombstone)
+            held.publish(tombstone)
         except StorageError as error:
             raise StorageError(f"{name} is removed, but {error}") from None
     return at_the_server

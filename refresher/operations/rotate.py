@@ -1,7 +1,7 @@
-"""Rotate: one transaction under the lock, from the record on the disk to the token that readers see.
+"""Rotate: one transaction on a grant that is held, from its record to the token that readers see.
 
-The steps are those of ``refresher/ARCHITECTURE.md``: lock, recover, decide, reserve and declare, exchange, persist,
-publish, release.
+The steps are those of ``refresher/ARCHITECTURE.md``: hold, recover, decide, begin, exchange, persist, publish, release.
+How a store makes each of them is not known here (``storage/store.py``).
 """
 
 import logging
@@ -26,10 +26,8 @@ from refresher.oauth.token_request import TokenRequestResult, request_tokens
 from refresher.operations.events import Emit, Event, change_of_state, emitting, happened, ignore, recoveries
 from refresher.operations.inspection import Inspection
 from refresher.operations.result import EXIT_CODES, Result, ResultCode, login_ends
-from refresher.storage import demands, journal, lock, records, recovery
-from refresher.storage.directories import Directories
-from refresher.storage.journal import Attempt
-from refresher.storage.publishing import Publisher, left_out
+from refresher.storage.publishing import left_out
+from refresher.storage.store import WAIT, Demanded, Held, Store
 
 __all__ = ["Order", "Terms", "read_files_of", "rotate"]
 
@@ -69,7 +67,7 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
     stopping: Callable[[], bool]
     deadline: float = DEADLINE
     """Seconds for the exchange."""
-    lock_wait: float = lock.WAIT
+    lock_wait: float = WAIT
     """Seconds for the lock."""
     warned: set[str] = msgspec.field(default_factory=set)
     """The warnings that this process has logged, and logs only once."""
@@ -79,17 +77,17 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
     """Takes what happened, after the lock is released."""
 
 
-def rotate(publisher: Publisher, order: Order, terms: Terms) -> Result | None:
+def rotate(store: Store, order: Order, terms: Terms) -> Result | None:
     """Carry out ``order``, or adopt what another process did meanwhile; return ``None`` if there is no grant.
 
     This raises nothing: a failure of any kind is a result.
     """
     with emitting(terms.emit) as events:
-        return _rotate(publisher, order, terms, events)
+        return _rotate(store, order, terms, events)
 
 
-def _rotate(publisher: Publisher, order: Order, terms: Terms, events: list[Event]) -> Result | None:
-    directories, name = publisher.directories, order.name
+def _rotate(store: Store, order: Order, terms: Terms, events: list[Event]) -> Result | None:
+    name = order.name
 
     def fail(outcome: ResultCode, detail: str) -> Result:
         events.append(happened(name, "failed", detail, outcome=outcome))
@@ -97,14 +95,14 @@ def _rotate(publisher: Publisher, order: Order, terms: Terms, events: list[Event
 
     began = time.monotonic()
     try:
-        publisher.prepare()
+        store.prepare()
         with (
-            read_files_of(directories, name, terms.ca_file),
-            lock.held(directories.lock(name), stopping=terms.stopping, wait=terms.lock_wait),
+            read_files_of(store, name, terms.ca_file),
+            store.held(name, stopping=terms.stopping, wait=terms.lock_wait) as held,
         ):
-            return _Rotation(publisher, order, terms, events, time.monotonic() - began).run()
+            return _Rotation(held, order, terms, events, time.monotonic() - began).run()
     except LockBusy as busy:
-        return _adopted_meanwhile(publisher, order) or fail("lock_busy", str(busy))
+        return _adopted_meanwhile(store, order) or fail("lock_busy", str(busy))
     except GrantFileError as error:
         return fail("invalid_grant_file", str(error))
     except (StorageError, DirectoryError) as error:
@@ -118,21 +116,21 @@ def _rotate(publisher: Publisher, order: Order, terms: Terms, events: list[Event
         terms.sent.discard(name)
 
 
-def read_files_of(directories: Directories, name: str, ca_file: str | None) -> AbstractContextManager[None]:
-    """Read the keys and certificates of ``name`` before its lock; inside, its requests use what was found.
+def read_files_of(store: Store, name: str, ca_file: str | None) -> AbstractContextManager[None]:
+    """Read the keys and certificates of ``name`` before it is held; inside, its requests use what was found.
 
     A mount that does not answer must not make other processes wait.
     """
     try:
-        record = records.load(directories, name).record
+        record = store.load(name).record
     except GrantFileError:
-        record = None  # reported under the lock, after the recovery
+        record = None  # reported when it is held, after the recovery
     return read_ahead(tls.named_files(record, ca_file) if isinstance(record, Grant) else ())
 
 
-def _adopted_meanwhile(publisher: Publisher, order: Order) -> Result | None:
+def _adopted_meanwhile(store: Store, order: Order) -> Result | None:
     try:
-        record = records.load(publisher.directories, order.name).record
+        record = store.load(order.name).record
     except GrantFileError:
         return None
     if record is None or record.generation <= order.seen:
@@ -141,9 +139,9 @@ def _adopted_meanwhile(publisher: Publisher, order: Order) -> Result | None:
 
 
 class _Rotation(NamedTuple):
-    """The transaction on one grant; the caller holds its lock."""
+    """The transaction on one grant."""
 
-    publisher: Publisher
+    held: Held
     order: Order
     terms: Terms
     events: list[Event]
@@ -153,44 +151,32 @@ class _Rotation(NamedTuple):
 
     def run(self) -> Result | None:
         """Recover, decide, exchange if that is the decision, and publish."""
-        directories = self.publisher.directories
-        # Nothing here lists a directory, so that a rotation costs the same among any number of grants.
-        before = records.load(directories, self.order.name)
-        stored = recovery.recover(
-            directories,
-            self.order.name,
-            clocks.now(),
-            unfinished=self.order.unfinished,
-            loaded=before,
-            report=recoveries(self.order.name, self.events),
-        )
+        stored = self.held.recover(unfinished=self.order.unfinished, report=recoveries(self.order.name, self.events))
         if not isinstance(stored.record, Grant):
             self._publish_removal(stored.record)
             return None
         grant = stored.record
         adopted = grant.generation > self.order.seen
-        current = self.publisher.current(grant)
-        pending = demands.of_name(directories, grant.name, current, self.order.demanded)
-        demanded = self.publisher.is_demanded(grant, pending, current)
+        demands = self.held.demanded(grant, self.order.demanded)
         decision = policy.decide(
             grant,
             clocks.now(),
-            demanded=demanded,
+            demanded=demands.counts,
             # A token that another process has just fetched is new enough for a caller that waited for the lock.
             force=self.order.force and not adopted,
             horizon=0.0 if adopted else self.order.horizon,
         )
         if isinstance(decision, Wait):
-            stale = self._needs_newer(grant, pending) or self.publisher.is_stale(grant)
+            stale = demands.needs_newer or self.held.is_stale(grant)
             decided = Result.from_decision(grant, decision, adopted=adopted)
-            result, failed = self._publish(grant, pending, decided)
+            result, failed = self._publish(grant, demands, decided)
             if failed:
                 self.events.append(
                     happened(grant.name, "failed", result.detail, generation=grant.generation, outcome="storage_failed")
                 )
-            elif stale and not self.publisher.is_stale(grant):
+            elif stale and not self.held.is_stale(grant):
                 self.events.append(happened(grant.name, "published", generation=grant.generation))
-            return self._finish(before.record, grant, result)
+            return self._finish(grant, result)
         if self.terms.stopping():
             raise Interrupted
         late = max(clocks.now().wall - policy.due_at(grant), 0.0) if decision == Rotate("due") else None
@@ -198,13 +184,13 @@ class _Rotation(NamedTuple):
             stored,
             grant,
             # After a restored backup, readers must not get a generation that they have seen.
-            generation=max(grant.generation, current.stop - 1) + 1,
-            demanded=demanded,
+            generation=max(grant.generation, demands.current.stop - 1) + 1,
+            demanded=demands.counts,
             forced=decision == Rotate("forced"),
             # Only a second demand in a row is reported, so that a first one is never opened.
-            reason=demands.reason(directories, grant, pending, current) if demanded and grant.demanded > 0 else None,
+            reason=demands.reason() if demands.counts and grant.demanded > 0 else None,
         )
-        result, _ = self._publish(changed, pending, Result.after_exchange(grant, changed))
+        result, _ = self._publish(changed, demands, Result.after_exchange(grant, changed))
         self.events.append(
             happened(
                 grant.name,
@@ -212,13 +198,13 @@ class _Rotation(NamedTuple):
                 result.detail,
                 generation=changed.generation,
                 outcome=result.outcome,
-                demanded=demanded,
+                demanded=demands.counts,
                 exchange_seconds=seconds,
                 lock_seconds=self.waited,
                 late_seconds=late,
             )
         )
-        return self._finish(before.record, changed, result)
+        return self._finish(changed, result)
 
     def _exchange(
         self,
@@ -230,14 +216,11 @@ class _Rotation(NamedTuple):
         forced: bool,
         reason: str | None,
     ) -> tuple[Grant, float]:
-        """Reserve, declare, exchange, persist; nothing is logged from the request to the durable answer.
+        """Begin, exchange, persist; nothing is logged from the request to the durable answer.
 
         Return the grant after it, and the seconds of the exchange alone.
         """
-        attempt = Attempt(
-            self.publisher.directories, grant.name, stored, on_sent=partial(self.terms.sent.add, grant.name)
-        )
-        attempt.reserve(grant, clocks.now())
+        attempt = self.held.begin(stored, grant, partial(self.terms.sent.add, grant.name))
         began = time.monotonic()
         exchanged = request_tokens(
             grant, ca_file=self.terms.ca_file, hooks=attempt, demanded=demanded, deadline=self.terms.deadline
@@ -252,35 +235,30 @@ class _Rotation(NamedTuple):
             attempt.close()
             raise
         if isinstance(exchanged.outcome, GrantRejected):
-            there = records.load(self.publisher.directories, grant.name)
-            if there.checksum != stored.checksum and isinstance(there.record, Grant):
-                # Somebody wrote without the lock, so the server refused a token that is not in the record any more.
+            if (there := self.held.changed_meanwhile(stored)) is not None:
+                # The server refused a token that is not in the record any more.
                 attempt.abandon()
-                return there.record, seconds
+                return there, seconds
             if exchanged.doubt is None:
-                changed = _with_hint(changed, recovery.backup_hint(self.publisher.directories, grant))
-        attempt.persist(changed, until_saved=isinstance(exchanged.outcome, TokensIssued))
+                changed = _with_hint(changed, self.held.backup_hint(grant))
+        changed = attempt.persist(changed, until_saved=isinstance(exchanged.outcome, TokensIssued))
         self.terms.sent.discard(grant.name)
         return changed, seconds
 
-    def _finish(self, before: Record | None, grant: Grant, result: Result) -> Result:
-        """Note what has changed since ``before``, and warn if the login or its client ends."""
-        self.events.extend(change_of_state(before, grant))
+    def _finish(self, grant: Grant, result: Result) -> Result:
+        """Note what has changed, and warn if the login or its client ends."""
+        self.events.extend(change_of_state(self.held.before, grant))
         self._warn_of_end(grant)
         return result
 
-    def _needs_newer(self, grant: Grant, pending: frozenset[int]) -> bool:
-        """Whether an agent demands an older generation: it has not seen the newer one."""
-        return bool(pending) and not pending <= {*self.publisher.current(grant)}
-
-    def _publish(self, grant: Grant, pending: frozenset[int], result: Result) -> tuple[Result, bool]:
+    def _publish(self, grant: Grant, demands: Demanded, result: Result) -> tuple[Result, bool]:
         """Publish ``grant`` and settle the demands; add to ``result`` if readers cannot see it.
 
         Return the result, and whether the disk failed.
         """
         try:
             # Published again if an agent has not seen it, so that the agent reads.
-            visible = self.publisher.publish(grant, again=self._needs_newer(grant, pending))
+            visible = self.held.publish(grant, again=demands.needs_newer)
         except StorageError as error:
             # The record is saved, so nothing is lost; a more serious outcome of the grant itself stays.
             failed = msgspec.structs.replace(
@@ -289,12 +267,12 @@ class _Rotation(NamedTuple):
                 detail=f"{result.detail}; saved, but {error}",
             )
             return failed, True
-        if pending:
+        if pending := demands.generations:
             # Read again: a demand for the generation that is published now is a new one.
-            keep = range(0) if grant.dead else self.publisher.current(grant)
+            keep = range(0) if grant.dead else self.held.demanded(grant, ()).current
             if settled := pending.difference(keep):
                 self.events.append(happened(grant.name, "demanded", generation=max(settled)))
-            demands.remove(self.publisher.directories, grant.name, pending, keep=keep, warned=self.terms.warned)
+            self.held.remove_demands(pending, keep=keep, warned=self.terms.warned)
         if clause := left_out(grant):
             result = msgspec.structs.replace(result, detail=f"{result.detail}; {clause}")
         if visible:
@@ -304,7 +282,7 @@ class _Rotation(NamedTuple):
 
     def _warn_of_end(self, grant: Grant) -> None:
         """Warn of the end of a login or its client, once for each time ahead: the record keeps the last one."""
-        now, directories = clocks.now(), self.publisher.directories
+        now = clocks.now()
         warning, end = refresh_life.next_warning(grant, now), refresh_life.next_end(grant, now)
         if warning is None or end is None or warning.seconds > 0:
             return
@@ -314,21 +292,15 @@ class _Rotation(NamedTuple):
             log.warning("%s: %s", grant.name, message := login_ends(grant, now))
             self.events.append(happened(grant.name, "login_ending", message, generation=grant.generation))
         with suppress(GrantFileError, StorageError):
-            stored = records.load(directories, grant.name)
-            # Another record is there if this one had to be saved in the spill directory.
-            if isinstance(stored.record, Grant) and stored.record.generation == grant.generation:
-                warned = msgspec.structs.replace(stored.record, end_warned=warning.ahead)
-                records.write(directories, grant.name, stored, warned)
+            self.held.note(grant, end_warned=warning.ahead)
 
     def _publish_removal(self, tombstone: Record | None) -> None:
         """Finish a removal that was cut off before its readers saw it."""
         if tombstone is not None:
-            if self.publisher.is_stale(tombstone):
-                journal.delete_copies(self.publisher.directories, tombstone.name)
-            self.publisher.publish(tombstone)
-        directories, name = self.publisher.directories, self.order.name
-        pending = demands.pending(directories, (name,)).of(name, range(0))
-        demands.remove(directories, name, pending, keep=range(0), warned=self.terms.warned)
+            if self.held.is_stale(tombstone):
+                self.held.delete_copies()
+            self.held.publish(tombstone)
+        self.held.remove_demands(None, keep=range(0), warned=self.terms.warned)
 
 
 def _after(

@@ -7,12 +7,13 @@ from refresher.common.errors import GrantFileError
 from refresher.config import Settings
 from refresher.grants.policy import Wait
 from refresher.grants.record import Grant, Tombstone
+from refresher.operations import names as unknown_names
 from refresher.operations.events import Emit, happened, ignore
 from refresher.operations.inspection import Inspection, inspect
 from refresher.operations.rest import Resting
 from refresher.operations.result import EXIT_CODES, Result
-from refresher.storage import demands, last_run, records, rest_index
-from refresher.storage.publishing import Publisher
+from refresher.storage import demands, last_run, rest_index
+from refresher.storage.file_store import FileStore
 
 __all__ = ["run_once"]
 
@@ -34,12 +35,12 @@ def run_once(
     ``horizon``: seconds to the next run. ``progress`` is called repeatedly with the names in progress. Raises
     ``UnknownName``, ``DirectoryError`` and ``ConfigError``, all before any rotation starts.
     """
-    publisher = Publisher(settings.directories)
-    directories = publisher.directories
+    store = FileStore(settings.directories)
+    directories = store.directories
     listing = directories.listing(names)
     existing = listing.all
     if unknown := [name for name in names if name not in existing]:
-        raise records.unknown(directories, unknown[0])
+        raise unknown_names.unknown(store, unknown[0])
     selected = list(dict.fromkeys(names)) or existing
     pending = demands.pending(directories, selected)
     pending.warn(set(), logging.INFO)  # cron would mail a warning at each run
@@ -52,7 +53,7 @@ def run_once(
             results[name] = known
             continue
         try:
-            found = inspect(publisher, name, listing=listing, demands=pending, force=force, horizon=horizon)
+            found = inspect(store.publisher, name, listing=listing, demands=pending, force=force, horizon=horizon)
         except GrantFileError as error:
             # Logged at each run: only a person can repair the file, and cron sends stderr as mail.
             log.warning("%s: invalid_grant_file: %s", name, error)
@@ -60,7 +61,7 @@ def run_once(
             emit(happened(name, "failed", str(error), outcome="invalid_grant_file"))
             continue
         if isinstance(found.record, Tombstone) and name in names:
-            raise records.removed(name)
+            raise unknown_names.removed(name)
         if found.needs_lock:
             work.append(found)
         elif isinstance(found.record, Grant) and isinstance(found.decision, Wait):
@@ -70,20 +71,20 @@ def run_once(
     if resting is not None:
         resting.save()
     if work:
-        for result in _rotate_all(settings, publisher, work, force, horizon, stopping, progress, emit):
+        for result in _rotate_all(settings, store, work, force, horizon, stopping, progress, emit):
             # Only what this run did is logged: cron would mail the same state at each run.
             level = logging.INFO if EXIT_CODES[result.outcome] == 0 else logging.WARNING
             log.log(level, "%s: %s: %s", result.name, result.outcome, result.detail)
             results[result.name] = result
     last_run.note(directories, 2 * horizon)
     if missing := [name for name in names if name not in results]:
-        raise records.removed(missing[0])
+        raise unknown_names.removed(missing[0])
     return [results[name] for name in selected if name in results]
 
 
 def _rotate_all(
     settings: Settings,
-    publisher: Publisher,
+    store: FileStore,
     work: list[Inspection],
     force: bool,
     horizon: float,
@@ -108,7 +109,7 @@ def _rotate_all(
     terms = Terms(ca_file=settings.ca_file, stopping=stopping, emit=emit)
 
     def rotate_one(found: Inspection) -> Result | None:
-        return rotate(publisher, Order.after(found, force=force, horizon=horizon), terms)
+        return rotate(store, Order.after(found, force=force, horizon=horizon), terms)
 
     results = run_all(
         [(found.server, found) for found in work],

@@ -28,7 +28,7 @@ import msgspec
 
 from refresher.common.clocks import Moment
 from refresher.common.errors import GrantFileError, StorageError
-from refresher.grants.record import DECODE_ERRORS, Grant, Record, Stored, encode, unwrap, wrap
+from refresher.grants.record import DECODE_ERRORS, Grant, Stored, encode, unwrap, wrap
 from refresher.storage import files
 from refresher.storage.directories import Directories
 
@@ -103,7 +103,7 @@ class Attempt:
         intent = Intent(
             grant_id=grant.grant_id,
             generation=grant.generation,
-            fingerprint="" if grant.refresh_token is None else grant.refresh_token.fingerprint(),
+            fingerprint=grant.fingerprint() or "",
             begun_from=self._stored.checksum,
             at=at,
             spill=str(self._spill),
@@ -134,8 +134,8 @@ class Attempt:
             raise StorageError("an attempt was not declared before its request")
         files.write_all(self._intent, mark.value, self._mark_at)
 
-    def persist(self, record: Record, *, until_saved: bool) -> None:
-        """Make ``record`` the durable record of its name.
+    def persist(self, record: Grant, *, until_saved: bool) -> Grant:
+        """Make ``record`` the durable record of its name, and return it.
 
         ``until_saved``: the record holds the only copy of a refresh token. Then this tries ``grants/`` and the spill
         directory again and again until one of them takes it, with the lock held, and logs that it is not saved.
@@ -154,11 +154,13 @@ class Attempt:
                     self._mark(Mark.SPILLED)
                     if self._intent is not None:
                         os.fsync(self._intent)
-                return self.close()
+                self.close()
+                return record
             self._warn_not_saved()
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
-        return self._finish()
+        self._finish()
+        return record
 
     def keep_answer(self, answer: bytes, at: float) -> str:
         """Keep an answer that could not be read; return a sentence that says where it is, or that it is lost."""

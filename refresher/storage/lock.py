@@ -12,11 +12,9 @@ from typing import Final
 import filelock
 
 from refresher.common.errors import Interrupted, LockBusy, StorageError
+from refresher.storage.store import WAIT
 
-__all__ = ["WAIT", "find_problem", "held"]
-
-WAIT: Final = 30.0
-"""Seconds. No exchange takes longer."""
+__all__ = ["find_problem", "held"]
 
 _WHAT_TO_DO: Final = {
     errno.ELOOP: "it is a symbolic link; remove it",

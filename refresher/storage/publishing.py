@@ -7,7 +7,6 @@ import logging
 import math
 import os
 import stat
-import time
 from contextlib import suppress
 from typing import Final
 
@@ -30,9 +29,6 @@ _LARGEST: Final = 256 * 1024
 """Bytes of a token file."""
 
 _SHORT: Final = 1000
-
-_PREPARED_FOR: Final = 1.0
-"""Seconds. A thousand rotations in one run need the directories prepared once, and not for each."""
 
 log = logging.getLogger(__name__)
 
@@ -190,19 +186,9 @@ class Publisher:
 
     def __init__(self, directories: Directories) -> None:
         self.directories: Final = directories
-        self._prepared_at = float("-inf")
         self._repaired: dict[str, int] = {}
         self._reported: set[str] = set()
         self._barred: set[str] = set()
-
-    def prepare(self) -> None:
-        """Prepare the directories (``Directories.prepare``), unless this did so in the last second.
-
-        Many rotations at once need it once: a request takes longer, and what is used is checked when it is opened.
-        """
-        if (now := time.monotonic()) - self._prepared_at > _PREPARED_FOR:
-            self.directories.prepare()
-            self._prepared_at = now
 
     def is_stale(self, record: Record, sharing: Sharing | None = None) -> bool:
         """Whether the token file is missing, differs from ``record``, or has other permissions.

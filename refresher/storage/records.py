@@ -7,12 +7,12 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from refresher.common.errors import ExposedGrantFile, GrantFileError, StorageError, UnknownName
-from refresher.grants.record import NO_RECORD, Grant, Record, Stored, Tombstone, decode, encode, version_error
+from refresher.common.errors import ExposedGrantFile, GrantFileError, StorageError
+from refresher.grants.record import NO_RECORD, Grant, Record, Stored, decode, encode, version_error
 from refresher.storage import files
 from refresher.storage.directories import Directories
 
-__all__ = ["LARGEST", "Candidate", "count", "load", "read_candidate", "removed", "spill_of", "unknown", "write"]
+__all__ = ["LARGEST", "Candidate", "count", "load", "read_candidate", "spill_of", "write"]
 
 LARGEST: Final = 8 * 1024 * 1024
 """Bytes. A token response has 1 MiB at most, and no record made from it is larger than this."""
@@ -112,21 +112,3 @@ def spill_of(grant: Grant) -> Path | None:
         return None
     path = Path(grant.doubt.spill)
     return path if os.path.lexists(path) else None
-
-
-def unknown(directories: Directories, name: str) -> UnknownName:
-    """Return the error for a name without a grant; it lists the names that have one."""
-    known = [there for there in directories.listing().names if not _is_removed(directories, there)]
-    return UnknownName(f"there is no grant named {name!r} (known: {', '.join(known[:10]) or 'none yet'})")
-
-
-def removed(name: str) -> UnknownName:
-    """Return the error for a name whose grant was removed."""
-    return UnknownName(f"{name} was removed; to log in again: 'refresher login {name} URL'")
-
-
-def _is_removed(directories: Directories, name: str) -> bool:
-    try:
-        return isinstance(load(directories, name).record, Tombstone)
-    except GrantFileError:
-        return False

@@ -13,11 +13,11 @@ from unittest.mock import patch
 
 import httpx
 
-from refresher.grants.record import Record
+from refresher.grants.record import Grant
 from refresher.operations.rotate import Order, Terms, rotate
 from refresher.storage import files
+from refresher.storage.file_store import FileStore
 from refresher.storage.journal import Attempt
-from refresher.storage.publishing import Publisher
 from tests.bench.homes import Home, new_grants, shared
 from tests.bench.measuring import CannotRun, Run, cost
 from tests.bench.server import Server
@@ -72,13 +72,14 @@ def _rotate(home: Home, generation: int) -> _Cost:
     saved = []
     persist = Attempt.persist
 
-    def timed(attempt: Attempt, record: Record, *, until_saved: bool) -> None:
-        persist(attempt, record, until_saved=until_saved)
+    def timed(attempt: Attempt, record: Grant, *, until_saved: bool) -> Grant:
+        stored = persist(attempt, record, until_saved=until_saved)
         saved.append(time.monotonic())
+        return stored
 
     with patch.object(Attempt, "persist", timed):
         wall, cpu = time.perf_counter(), time.process_time()
-        result = rotate(Publisher(home.directories), Order(name="rotated-0", seen=generation, force=True), _TERMS)
+        result = rotate(FileStore(home.directories), Order(name="rotated-0", seen=generation, force=True), _TERMS)
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     if result is None or result.outcome != "rotated":
         raise CannotRun(f"a rotation ended with {result}")

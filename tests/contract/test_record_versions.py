@@ -16,9 +16,9 @@ from refresher.grants.record import CONVERTERS, VERSION, Grant, Tombstone, decod
 from refresher.operations.result import Result
 from refresher.operations.rotate import Order, Terms, rotate
 from refresher.operations.run_once import run_once
+from refresher.storage.file_store import FileStore
 from refresher.storage.journal import Intent
 from refresher.storage.lock import held
-from refresher.storage.publishing import Publisher
 from tests.support.command import Command
 from tests.support.stored_state import NEVER_ROTATE, OUTCOMES, STORED, TOMBSTONES, opened, prepared
 from tests.support.token_server import TokenServer
@@ -193,7 +193,7 @@ def test_a_record_is_converted_at_its_next_write_under_the_lock(stored: Command)
         assert run_here(stored, "rotated")["rotated"].outcome == "rotated"
         assert version_of(made.record("rotated")) == NEXT
         waiting = Terms(ca_file=None, stopping=lambda: False, lock_wait=0.1)
-        result = rotate(Publisher(made), Order(name="healthy", seen=0), waiting)
+        result = rotate(FileStore(made), Order(name="healthy", seen=0), waiting)
         assert result is not None
         assert result.outcome == "lock_busy"
         assert all_files(stored)["healthy.json"] == before["healthy.json"]

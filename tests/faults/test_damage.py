@@ -12,6 +12,7 @@ import pytest
 from refresher.common.errors import GrantFileError
 from refresher.operations.remove import remove
 from refresher.storage.directories import Directories
+from refresher.storage.file_store import FileStore
 from shim import FileTokenSource
 from shim.errors import TokenFileError
 from tests.support.command import Command, Done, wait_until
@@ -120,7 +121,7 @@ def test_a_damaged_record_is_kept_until_a_person_replaces_it(
             with pytest.raises(GrantFileError, match=re.escape(str(made.record(name)))):
                 refresher.bring(name, fresh)
             with pytest.raises(GrantFileError, match=re.escape(str(made.record(name)))):
-                remove(made, name, stopping=lambda: False)
+                remove(FileStore(made), name, stopping=lambda: False)
         assert snapshot(made.record(name)) == before, name
         done = run("import", name, "--replace", "--from", source)
         assert done.code == 0, (name, done.stderr)

@@ -19,7 +19,7 @@ from refresher.common import reading
 from refresher.oauth.tls import ssl_context
 from refresher.operations.rotate import Order, Terms, rotate
 from refresher.storage import lock
-from refresher.storage.publishing import Publisher
+from refresher.storage.file_store import FileStore
 from tests.conftest import need
 from tests.support import keys
 from tests.support.cli import GRANT
@@ -173,12 +173,12 @@ def test_a_dead_mount_is_waited_for_before_the_lock(refresher: Command, place: P
     keys.key(place / "key.pem")
     with TokenServer(lambda _: 3600) as server:
         grant = refresher.bring("linear", server.grant("client") | {"private_key_file": str(place / "key.pem")})
-        publisher = Publisher(refresher.directories)
+        store = FileStore(refresher.directories)
         results = []
 
         def rotate_it() -> None:
             terms = Terms(ca_file=None, stopping=lambda: False, lock_wait=LONGEST)
-            results.append(rotate(publisher, Order(name="linear", seen=grant.generation), terms))
+            results.append(rotate(store, Order(name="linear", seen=grant.generation), terms))
 
         rotating = threading.Thread(target=rotate_it, daemon=True)
         with dead_mount(place):

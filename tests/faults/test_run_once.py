@@ -13,7 +13,7 @@ import pytest
 from refresher.common.errors import LockBusy
 from refresher.operations.rotate import Order, Terms, rotate
 from refresher.storage import lock
-from refresher.storage.publishing import Publisher
+from refresher.storage.file_store import FileStore
 from tests.support.command import Command, wait_until
 from tests.support.daemon import heard
 from tests.support.fake_state import directories, put
@@ -244,7 +244,7 @@ def test_a_held_lock_is_reported_as_busy_and_a_rotation_of_its_holder_is_adopted
             pass
         terms = Terms(ca_file=None, stopping=lambda: False, lock_wait=0.1)
         for seen, outcome in ((5, "lock_busy"), (4, "adopted")):
-            result = rotate(Publisher(made), Order(name="linear", seen=seen), terms)
+            result = rotate(FileStore(made), Order(name="linear", seen=seen), terms)
             assert result is not None
             assert result.outcome == outcome
     assert path.exists(), "the lock file was removed while others wait for it"

@@ -16,6 +16,7 @@ from refresher.grants.record import Grant, Tombstone, decode
 from refresher.operations import import_request
 from refresher.operations.import_grant import store_grant
 from refresher.storage.directories import Directories
+from refresher.storage.file_store import FileStore
 from shim._token import TokenFile, parse
 from tests.support.traced import TracedProcess, can_attach
 from tests.support.vault import Vault
@@ -137,7 +138,9 @@ class Command:
         """Import as the command does, without a separate process."""
         self.vault.learn(*(fields.get(key) for key in ("refresh_token", "access_token", "client_secret")))
         parsed = import_request.parse(name, json.dumps(fields).encode(), clocks.now())
-        return store_grant(self.directories, parsed, replace=replace, if_absent=False, stopping=lambda: False).grant
+        return store_grant(
+            FileStore(self.directories), parsed, replace=replace, if_absent=False, stopping=lambda: False
+        ).grant
 
     @property
     def directories(self) -> Directories:

@@ -22,6 +22,7 @@ from refresher.grants.record import Grant, Record, Stored
 from refresher.operations.rotate import Order, Terms, rotate
 from refresher.storage import demands, records, recovery
 from refresher.storage.directories import Directories
+from refresher.storage.file_store import FileStore
 from refresher.storage.journal import Attempt, Mark
 from refresher.storage.publishing import Publisher
 from shim import _token as token_file
@@ -57,7 +58,7 @@ class SimulatedHost:
             ("refresher.common.clocks.now", clock.read),
             ("refresher.oauth.token_request.time", SimpleNamespace(monotonic=lambda: clock.read().monotonic)),
             ("refresher.oauth.http_client._connection", self._network.connect),
-            ("refresher.operations.rotate.Attempt", self._begin),
+            ("refresher.storage.held_files.Attempt", self._begin),
             ("os.fsync", lambda _: None),
         ):
             self._patches.enter_context(patch(target, replacement))
@@ -112,7 +113,7 @@ class SimulatedHost:
         listed = demands.pending(self.directories, (before.name,)).by_name.get(before.name, frozenset())
         order = Order(name=before.name, seen=seen, force=force, horizon=horizon, demanded=listed)
         try:
-            result = rotate(Publisher(self.directories), order, Terms(ca_file=None, stopping=lambda: False))
+            result = rotate(FileStore(self.directories), order, Terms(ca_file=None, stopping=lambda: False))
         except Killed:
             assert self._attempt is not None
             self._attempt.close()
@@ -238,10 +239,10 @@ class _MortalAttempt(Attempt):
         self._network.kill("killed before its mark")
         super().before_first_byte()
 
-    def persist(self, record: Record, *, until_saved: bool) -> None:
+    def persist(self, record: Grant, *, until_saved: bool) -> Grant:
         self._network.kill("killed before it saved")
         self._saving = record
-        super().persist(record, until_saved=until_saved)
+        return super().persist(record, until_saved=until_saved)
 
     def _rename(self, path: Path, target: Path) -> None:
         assert isinstance(self._saving, Grant)

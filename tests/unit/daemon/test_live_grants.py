@@ -18,6 +18,7 @@ from refresher.operations.import_grant import store_grant
 from refresher.operations.import_request import parse
 from refresher.operations.remove import remove
 from refresher.storage.directories import Directories
+from refresher.storage.file_store import FileStore
 from tests.support.unreachable import LIVE
 
 LONGEST = 60.0
@@ -33,7 +34,7 @@ def store(directories: Directories, *names: str, replace: bool = False) -> None:
     for name in names:
         fields = {**LIVE, "refresh_token": f"the-refresh-token-of-{name}-{time.monotonic_ns()}"}
         grant = parse(name, json.dumps(fields).encode(), clocks.now())
-        store_grant(directories, grant, replace=replace, if_absent=False, stopping=lambda: False)
+        store_grant(FileStore(directories), grant, replace=replace, if_absent=False, stopping=lambda: False)
 
 
 class Viewed(NamedTuple):
@@ -94,7 +95,7 @@ async def test_a_stream_begins_with_all_grants_and_goes_on_with_what_changes(dir
         store(directories, "notion", replace=True)
         live.changed({"notion"})
         assert (await viewer.next()).names == ["notion"]
-        remove(directories, "linear", stopping=lambda: False)
+        remove(FileStore(directories), "linear", stopping=lambda: False)
         directories.record("notion").write_bytes(b"damaged")
         live.changed(None)
         change = await viewer.next()

@@ -39,7 +39,7 @@ def _store(settings: Settings, name: str) -> None:
         "expires_in": 3600,
     }
     grant = parse(name, json.dumps(fields).encode(), clocks.now())
-    store_grant(settings.directories, grant, replace=False, if_absent=False, stopping=lambda: False)
+    store_grant(settings.open_store(), grant, replace=False, if_absent=False, stopping=lambda: False)
 
 
 @pytest.fixture

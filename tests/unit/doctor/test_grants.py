@@ -14,6 +14,7 @@ from refresher.doctor import grants
 from refresher.doctor.finding import Finding
 from refresher.grants.record import Grant, Login, TokenRejected
 from refresher.operations.inspection import ListedGrant, list_grants
+from refresher.storage.file_store import FileStore
 from tests.conftest import need
 from tests.support.fake_state import directories, put
 from tests.support.keys import certificate, key
@@ -39,7 +40,7 @@ def found(tmp_path: Path, *of: Grant) -> list[Finding]:
     made = directories(tmp_path)
     for each in of:
         put(made.record(each.name), each)
-    entries = list_grants(made)
+    entries = list_grants(FileStore(made))
     return [*grants.check(made, entries), *grants.check_refresh_tokens(entries)]
 
 
@@ -90,7 +91,7 @@ def test_a_grant_file_that_cannot_be_used_is_found(tmp_path: Path, mode: int, da
     put(path := made.record("linear"), fresh())
     path.write_bytes(path.read_bytes() if data is None else data)
     path.chmod(mode)
-    (finding,) = grants.check(made, list_grants(made))
+    (finding,) = grants.check(made, list_grants(FileStore(made)))
     assert (finding.code, finding.name) == ("invalid_grant_file", "linear")
     assert mend.format(path=path) in finding.mend
     assert str(path) in finding.what

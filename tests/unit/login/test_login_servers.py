@@ -22,6 +22,7 @@ from refresher.login.options import LoginOptions
 from refresher.login.token_request import request_tokens
 from refresher.operations.import_grant import store_grant
 from refresher.operations.remove import remove
+from refresher.storage.file_store import FileStore
 from tests.support.answering import Answer, Answering
 from tests.support.fake_state import directories, put
 from tests.support.samples import NOON, at, grant
@@ -150,14 +151,16 @@ def test_a_refresh_token_that_was_just_issued_is_stored_even_if_it_is_spent(tmp_
     other = grant(name="other", refresh_token=Secret("another"), spent=(Secret("the-one-and-only").fingerprint(),))
     for stored in (there, other):
         put(made.record(stored.name), stored)
-    remove(made, there.name, stopping=lambda: False)
+    remove(FileStore(made), there.name, stopping=lambda: False)
     how: dict[str, Any] = {"replace": True, "if_absent": False, "stopping": lambda: False}
     with pytest.raises(ImportRefused, match="already spent"):
-        store_grant(made, grant(refresh_token=Secret("the-one-and-only")), **how)
-    again = store_grant(made, grant(refresh_token=Secret("the-one-and-only")), just_issued=True, **how).grant
+        store_grant(FileStore(made), grant(refresh_token=Secret("the-one-and-only")), **how)
+    again = store_grant(FileStore(made), grant(refresh_token=Secret("the-one-and-only")), just_issued=True, **how).grant
     assert (again.doubt, again.spent) == (None, ())
     put(made.record(there.name), msgspec.structs.replace(again, doubt=Doubt(since=at())))
-    once_more = store_grant(made, grant(refresh_token=Secret("the-one-and-only")), just_issued=True, **how).grant
+    once_more = store_grant(
+        FileStore(made), grant(refresh_token=Secret("the-one-and-only")), just_issued=True, **how
+    ).grant
     assert once_more.doubt is None, "a working login would be in doubt"
 
 

@@ -20,6 +20,7 @@ from refresher.operations.remove import remove
 from refresher.operations.rotate import Order, Terms, rotate
 from refresher.storage import lock, records
 from refresher.storage.directories import Directories
+from refresher.storage.file_store import FileStore
 from refresher.storage.journal import Attempt
 from refresher.storage.publishing import Publisher
 from tests.support.fake_state import directories, put
@@ -76,7 +77,7 @@ def _noting(state: Directories) -> tuple[list[Event], Callable[[Event], None]]:
 def _rotate(state: Directories, *, force: bool = False) -> list[Event]:
     events, emit = _noting(state)
     terms = Terms(ca_file=None, stopping=lambda: False, emit=emit)
-    rotate(Publisher(state), Order(name="linear", seen=3, force=force), terms)
+    rotate(FileStore(state), Order(name="linear", seen=3, force=force), terms)
     return events
 
 
@@ -137,7 +138,7 @@ def test_a_demand_is_an_event_once_it_is_settled(state: Directories, answer: Ans
     (state.demands / "linear.3").touch()
     events, emit = _noting(state)
     terms = Terms(ca_file=None, stopping=lambda: False, emit=emit)
-    rotate(Publisher(state), Order(name="linear", seen=3, demanded=frozenset({3})), terms)
+    rotate(FileStore(state), Order(name="linear", seen=3, demanded=frozenset({3})), terms)
     demanded, rotated = events
     assert (demanded.kind, demanded.generation) == ("demanded", 3)
     assert (rotated.kind, rotated.demanded) == ("rotated", True)
@@ -165,9 +166,9 @@ def test_failures_without_an_exchange_are_events(state: Directories) -> None:
     events: list[Event] = []
     terms = Terms(ca_file=None, stopping=lambda: False, lock_wait=0.0, emit=events.append)
     with lock.held(state.lock("linear"), stopping=lambda: False):
-        rotate(Publisher(state), Order(name="linear", seen=3, force=True), terms)
+        rotate(FileStore(state), Order(name="linear", seen=3, force=True), terms)
     state.record("linear").write_text("no record")
-    rotate(Publisher(state), Order(name="linear", seen=3, force=True), terms)
+    rotate(FileStore(state), Order(name="linear", seen=3, force=True), terms)
     assert [event.outcome for event in events] == ["lock_busy", "invalid_grant_file"]
 
 
@@ -221,7 +222,7 @@ def test_what_a_recovery_found_is_emitted_also_if_the_operation_then_fails(state
     state.intent("linear").write_text("damaged")
     parsed = import_request.parse("linear", json.dumps(IMPORT).encode(), clocks.now())
     with pytest.raises(Exception, match="--replace"):
-        store_grant(state, parsed, replace=False, if_absent=False, stopping=lambda: False, emit=emit)
+        store_grant(FileStore(state), parsed, replace=False, if_absent=False, stopping=lambda: False, emit=emit)
     assert _kinds(events) == ["recovered", "recovered"], "a doubt, and a file that was set aside"
 
 
@@ -248,9 +249,15 @@ def test_an_import_a_login_and_a_removal_are_events(state: Directories, just_iss
     events, emit = _noting(state)
     parsed = import_request.parse("linear", json.dumps(IMPORT).encode(), clocks.now())
     store_grant(
-        state, parsed, replace=True, if_absent=False, stopping=lambda: False, just_issued=just_issued, emit=emit
+        FileStore(state),
+        parsed,
+        replace=True,
+        if_absent=False,
+        stopping=lambda: False,
+        just_issued=just_issued,
+        emit=emit,
     )
-    remove(state, "linear", stopping=lambda: False, emit=emit)
+    remove(FileStore(state), "linear", stopping=lambda: False, emit=emit)
     assert (events[0].kind, events[0].generation) == (kind, 4)
     assert events[-1].kind == "removed"
     assert "secret-in-a-query" not in repr(events)

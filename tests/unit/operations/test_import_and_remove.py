@@ -11,10 +11,11 @@ import pytest
 from refresher.common.errors import AlreadySpent, ImportRefused, Interrupted, OtherAccount, StorageError
 from refresher.common.secret import Secret
 from refresher.grants.record import Account, Grant, Stored
-from refresher.operations.import_grant import KnownTokens, store_grant
+from refresher.operations.import_grant import store_grant
 from refresher.operations.remove import remove
 from refresher.storage import lock, records
 from refresher.storage.directories import Directories
+from refresher.storage.file_store import FileStore
 from refresher.storage.publishing import Publisher, read_published
 from tests.support.fake_state import directories, put
 from tests.support.samples import doubt, failure, grant
@@ -32,11 +33,11 @@ def _import(state: Directories) -> object:
         issued_at=now,
         expires_at=now + 3600,
     )
-    return store_grant(state, new, replace=True, if_absent=False, stopping=lambda: True)
+    return store_grant(FileStore(state), new, replace=True, if_absent=False, stopping=lambda: True)
 
 
 def _remove(state: Directories) -> object:
-    return remove(state, "linear", stopping=lambda: True)
+    return remove(FileStore(state), "linear", stopping=lambda: True)
 
 
 CHANGES = {"import": _import, "remove": _remove}
@@ -99,25 +100,26 @@ def test_a_spent_refresh_token_is_never_imported_again(state: Directories, betwe
     between(state)
     old_copy = grant(grant_id="another", refresh_token=spent)
     with pytest.raises(AlreadySpent):
-        store_grant(state, old_copy, replace=True, if_absent=False, stopping=lambda: False)
+        store_grant(FileStore(state), old_copy, replace=True, if_absent=False, stopping=lambda: False)
 
 
 def test_an_import_of_many_sees_what_others_import_meanwhile(state: Directories) -> None:
     """If it failed, one refresh token would be stored under two names while a directory is imported (I3)."""
     tokens = [Secret(f"refresh-token-{number}") for number in range(4)]
-    known = KnownTokens(state, {each.fingerprint() for each in tokens[:3]})
+    this_command = FileStore(state)
+    this_command.expect_imports({each.fingerprint() for each in tokens[:3]})
 
-    def store(name: str, token: Secret, known: KnownTokens | None = None) -> None:
+    def store(name: str, token: Secret, place: FileStore) -> None:
         new = grant(name=name, grant_id=name, refresh_token=token)
-        store_grant(state, new, replace=False, if_absent=False, stopping=lambda: False, known=known)
+        store_grant(place, new, replace=False, if_absent=False, stopping=lambda: False)
 
-    store("first", tokens[0], known)
-    store("of-another-process", tokens[1])
-    store("not-read-ahead", tokens[3])
+    store("first", tokens[0], this_command)
+    store("of-another-process", tokens[1], FileStore(state))
+    store("not-read-ahead", tokens[3], FileStore(state))
     for token, holder in ((tokens[0], "first"), (tokens[1], "of-another"), (tokens[3], "not-read-ahead")):
         with pytest.raises(ImportRefused, match=f"{holder}.* holds this refresh token already"):
-            store("second", token, known)
-    store("second", tokens[2], known)
+            store("second", token, this_command)
+    store("second", tokens[2], this_command)
 
 
 def test_a_refresh_token_in_doubt_is_not_imported_after_a_removal(state: Directories) -> None:
@@ -125,7 +127,7 @@ def test_a_refresh_token_in_doubt_is_not_imported_after_a_removal(state: Directo
     put(state.record("linear"), grant(doubt=doubt(), failure=failure(outcome="in_doubt")))
     _remove(state)
     with pytest.raises(AlreadySpent):
-        store_grant(state, grant(grant_id="another"), replace=True, if_absent=False, stopping=lambda: False)
+        store_grant(FileStore(state), grant(grant_id="another"), replace=True, if_absent=False, stopping=lambda: False)
 
 
 def test_readers_of_another_login_see_a_removal(state: Directories) -> None:
@@ -148,7 +150,7 @@ def test_a_logout_revokes_the_answer_of_an_interrupted_attempt(state: Directorie
         revoked.append(held.refresh_token)
         return "it is revoked"
 
-    remove(state, "linear", stopping=lambda: False, revoke=revoke)
+    remove(FileStore(state), "linear", stopping=lambda: False, revoke=revoke)
     assert revoked == [new.refresh_token]
     assert not state.candidates("linear")
 
@@ -183,7 +185,13 @@ def test_a_login_of_another_account_replaces_nothing(
     before = _content(state)
     login = grant(grant_id="another", generation=0, refresh_token=Secret("a-new-refresh-token"), account=new)
     change = partial(
-        store_grant, state, login, replace=True, if_absent=False, stopping=lambda: True, same_login=same_login
+        store_grant,
+        FileStore(state),
+        login,
+        replace=True,
+        if_absent=False,
+        stopping=lambda: True,
+        same_login=same_login,
     )
     if refused is not None:
         with pytest.raises(OtherAccount, match=re.escape(refused)):

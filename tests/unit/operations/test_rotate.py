@@ -18,6 +18,7 @@ from refresher.operations.result import Result
 from refresher.operations.rotate import Order, Terms, rotate
 from refresher.storage import lock, records
 from refresher.storage.directories import Directories
+from refresher.storage.file_store import FileStore
 from refresher.storage.journal import Attempt
 from refresher.storage.publishing import Publisher, read_published
 from tests.support.fake_state import directories, put
@@ -48,7 +49,7 @@ def issued(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _rotate(state: Directories, *, force: bool = False) -> Result:
     terms = Terms(ca_file=None, stopping=lambda: False)
-    result = rotate(Publisher(state), Order(name="linear", seen=3, force=force), terms)
+    result = rotate(FileStore(state), Order(name="linear", seen=3, force=force), terms)
     assert result is not None
     return result
 
@@ -164,7 +165,7 @@ def test_a_warning_that_cannot_be_noted_comes_once_and_changes_no_result(
     monkeypatch.setattr(records, "write", full)
     terms = Terms(ca_file=None, stopping=lambda: False)
     for _ in range(3):
-        result = rotate(Publisher(state), Order(name="linear", seen=3), terms)
+        result = rotate(FileStore(state), Order(name="linear", seen=3), terms)
         assert result is not None
         assert result.outcome == "not_due"
     assert [record.message.count("the server ends this login in 30 min") for record in caplog.records] == [1]
@@ -184,5 +185,5 @@ def test_a_process_warns_of_the_client_and_then_of_the_login(
     ):
         caplog.clear()
         put(state.record("linear"), grant(**fields, **ends))
-        rotate(Publisher(state), Order(name="linear", seen=3), terms)
+        rotate(FileStore(state), Order(name="linear", seen=3), terms)
         assert [words in record.message for record in caplog.records] == [True]

@@ -21,6 +21,7 @@ from refresher.operations.inspection import inspect
 from refresher.operations.rotate import Order, Terms, rotate
 from refresher.storage import demands, journal
 from refresher.storage.directories import Directories, Listing
+from refresher.storage.file_store import FileStore
 from refresher.storage.publishing import Publisher, published_generation
 from tests.conftest import need
 from tests.support.fake_state import directories, put
@@ -58,7 +59,7 @@ def _plant(state: Directories, generation: int) -> Path:
 
 
 def _outcome(state: Directories) -> str:
-    result = rotate(Publisher(state), Order(name="linear", seen=3), Terms(ca_file=None, stopping=lambda: False))
+    result = rotate(FileStore(state), Order(name="linear", seen=3), Terms(ca_file=None, stopping=lambda: False))
     assert result is not None
     return result.outcome
 
