@@ -7,6 +7,7 @@ import shutil
 import sys
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 import click
 
@@ -145,10 +146,10 @@ def _check_origin(token: TokenFile | None, values: Values) -> None:
 
 def _host_in_path(token: TokenFile | None, values: Values) -> str:
     """Return the host of the address, if the gateway takes another one by itself; empty if it takes this one."""
-    if token is None:  # before the login
-        return ""
     origin = origin_of_url(values.server_url) or ""
-    by_itself = len(token.origins) == 1 or origin == origin_of_url(token.server_url or "")
+    by_itself = not urlsplit(values.server_url).path.startswith("/@")  # what would be a host for the gateway
+    if token is not None:  # not before the login
+        by_itself &= len(token.origins) == 1 or origin == origin_of_url(token.server_url or "")
     return "" if by_itself else origin.partition("://")[2]
 
 

@@ -1,11 +1,12 @@
 """Which headers pass: none of the connection, no login of the agent, and no challenge of the server."""
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Final, Protocol
 
 from multidict import CIMultiDict
 
-__all__ = ["for_agent", "for_server", "wants_events"]
+__all__ = ["for_agent", "for_server", "has_events", "is_readable", "wants_events"]
 
 _OF_CONNECTION: Final = frozenset(
     {
@@ -39,6 +40,8 @@ _NOT_TO_AGENT: Final = _OF_CONNECTION | {
     "www-authenticate",
 }
 
+_CHARSET: Final = re.compile(r"charset\s*=\s*(?!\"?utf-?8\b)", re.IGNORECASE | re.ASCII)
+
 
 class _Headers(Protocol):
     def items(self) -> Iterable[tuple[str, str]]: ...
@@ -68,5 +71,18 @@ def _without(headers: _Headers, dropped: frozenset[str]) -> CIMultiDict[str]:
 
 
 def wants_events(method: str, headers: Mapping[str, str]) -> bool:
-    """Whether a request opens a stream of events, which can begin with an ``endpoint`` event."""
+    """Whether a request asks for a stream of events, in which an ``endpoint`` event can be."""
     return method == "GET" and "text/event-stream" in headers.get("Accept", "")
+
+
+def has_events(method: str, headers: _Headers) -> bool:
+    """Whether a client can find an ``endpoint`` event in an answer. No client looks for one after a POST."""
+    return method == "GET" and any("event-stream" in kind.lower() for kind in headers.getall("Content-Type", []))
+
+
+def is_readable(headers: _Headers) -> bool:
+    """Whether an answer has one content type, and its bytes are its text in UTF-8."""
+    kinds = set(headers.getall("Content-Type", []))
+    codings = ",".join(headers.getall("Content-Encoding", [])).lower().split(",")
+    is_plain = all(coding.strip() in ("", "identity") for coding in codings)
+    return is_plain and len(kinds) == 1 and not any(map(_CHARSET.search, kinds))

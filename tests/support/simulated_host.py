@@ -207,7 +207,7 @@ class SimulatedHost:
 
     def _is_demanded(self, grant: Grant) -> bool:
         # Most steps have no demand: to list the directory as the product does would take a sixth of the time.
-        if not (self.directories.demands.is_dir() and os.listdir(self.directories.demands)):
+        if not (self.directories.demands.is_dir() and any(self.directories.demands.iterdir())):
             return False
         publisher = Publisher(self.directories)
         current = publisher.current(grant)
