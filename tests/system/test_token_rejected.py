@@ -11,6 +11,8 @@ from typing import Any
 import httpx
 import pytest
 
+from refresher.common import clocks
+from refresher.grants import policy
 from shim import FileTokenSource
 from shim.httpx import BearerAuth
 from tests.support.command import Command, wait_until
@@ -65,14 +67,16 @@ def use(refresher: Command, resource: Resource) -> int:
 
 
 def rotated(refresher: Command, generation: int) -> dict[str, Any]:
-    """Run once until the rotation to ``generation``, which a demand waits for; return its result."""
-    result: dict[str, Any] = {}
+    """Run once when a demand for a newer token than that before ``generation`` is followed; return the result."""
 
-    def is_rotated() -> bool:
-        result.update(refresher("run-once", "--json").results["linear"])
-        return bool(result["generation"] == generation)
+    def is_followed() -> bool:
+        return policy.decide(refresher.grant("linear"), clocks.now(), demanded=True) == policy.Rotate(
+            "first" if generation == 1 else "demanded"
+        )
 
-    wait_until(is_rotated, f"the rotation to generation {generation}")
+    wait_until(is_followed, f"a demand leads to generation {generation}")
+    result: dict[str, Any] = refresher("run-once", "--json").results["linear"]
+    assert result["generation"] == generation
     return result
 
 
