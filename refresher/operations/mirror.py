@@ -147,11 +147,11 @@ class Mirror:
     def _forward(self, name: str, generation: int) -> None:
         from refresher.storage.postgres.changes import demand
 
-        origin = None
+        reason = None
         if (there := read_published(self._directories, name)) is not None:
             current = range(generation, generation + 1)
-            origin = demands.refused_by(self._directories, there, frozenset(current), current)
-        demand(self._database, name, generation, origin)
+            reason = demands.reason(self._directories, there, frozenset(current), current)
+        demand(self._database, name, generation, reason)
 
     def _show_again(self, name: str) -> None:
         if (there := read_published(self._directories, name)) is not None:

@@ -97,12 +97,12 @@ def generation_of(database: Database, name: str) -> int:
     return -1 if row is None else int(row[0])
 
 
-def demand(database: Database, name: str, generation: int, origin: str | None) -> None:
-    """Demand another token than that of ``generation``. Raises ``StorageError``."""
+def demand(database: Database, name: str, generation: int, reason: str | None) -> None:
+    """Demand another token than that of ``generation``, with what the demand holds. Raises ``StorageError``."""
     with database.transaction() as cursor:
         cursor.execute(
-            "INSERT INTO refresher.demand (name, generation, origin) VALUES (%s, %s, %s) ON CONFLICT DO NOTHING",
-            (name, generation, origin),
+            "INSERT INTO refresher.demand (name, generation, reason) VALUES (%s, %s, %s) ON CONFLICT DO NOTHING",
+            (name, generation, reason),
         )
 
 

@@ -64,7 +64,7 @@ CREATE INDEX spent_name ON refresher.spent (name);
 CREATE TABLE refresher.demand (
     name text NOT NULL,
     generation bigint NOT NULL,
-    origin text,
+    reason text,
     at timestamptz NOT NULL DEFAULT clock_timestamp(),
     PRIMARY KEY (name, generation)
 );
