@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 _MIN_VALID: Final = 10.0
 _POLL_INTERVAL: Final = 0.1
 _START_INTERVAL: Final = 1.0
+_DATABASE_INTERVAL: Final = 5.0
+"""Seconds between two looks at a database; another host may rotate the grant meanwhile."""
 _LONGEST_LOCK_WAIT: Final = 30.0
 _NO_SPACE: Final = 64 * 1024
 """Bytes that a rotation needs."""
@@ -107,6 +109,10 @@ def obtain_token(
                     raise
                 later = True
             failed = result or failed
+        elif settings.store is not None:
+            if (now := time.monotonic()) >= next_start and ends - now > _START_INTERVAL:
+                rotation.start(min(ends - now - _START_INTERVAL, _LONGEST_LOCK_WAIT))
+                next_start = now + _DATABASE_INTERVAL
         elif (found := _inspect_if_owned(directories, name, token is not None)) is not None:
             now = time.monotonic()
             if found.needs_lock and now >= next_start and (failed is None or ends - now > _START_INTERVAL):
@@ -214,6 +220,8 @@ def rotate_if_necessary(
 ) -> Result | None:
     """Rotate ``name`` of the current user if it is due or demanded; return ``None`` if there is nothing to do."""
     directories = settings.directories
+    if settings.store is not None:
+        return _rotate_in_database(settings, name, stopping=stopping, emit=emit)
     found = _inspect_if_owned(directories, name, published=True)
     if found is not None and found.needs_lock:
         from refresher.operations.rotate import Order, Terms, rotate  # the command that waits does not need httpcore
@@ -223,6 +231,13 @@ def rotate_if_necessary(
     if found is not None and isinstance(found.record, Grant) and isinstance(found.decision, Wait):
         return Result.from_decision(found.record, found.decision)
     return None
+
+
+def _rotate_in_database(settings: Settings, name: str, *, stopping: Callable[[], bool], emit: Emit) -> Result | None:
+    from refresher.operations.run_once import run_once
+
+    results = run_once(settings, (name,), force=False, horizon=0.0, stopping=stopping, emit=emit)
+    return next(iter(results), None)
 
 
 def _owns_grants(directories: Directories) -> bool:

@@ -11,6 +11,7 @@ from refresher.grants.record import Grant
 from refresher.operations import names as unknown_names
 from refresher.operations.events import Emit
 from refresher.operations.inspection import server_of
+from refresher.operations.mirror import Mirror
 from refresher.operations.result import EXIT_CODES, Result
 from refresher.operations.rotate import Order, Terms, rotate
 from refresher.operations.work_queue import MAX_PER_SERVER, MAX_RUNNING, run_all
@@ -45,6 +46,8 @@ def run_once_in_database(
         log.warning("cannot accept demands from agents: %s", problem)
     for problem in store.commit_spills():
         log.error("%s", problem)
+    from refresher.storage.postgres.changes import Changes
+
     terms = Terms(ca_file=settings.ca_file, stopping=stopping, emit=emit)
 
     def rotate_all(jobs: Sequence[tuple[str, Order]]) -> list[Result]:
@@ -60,6 +63,10 @@ def run_once_in_database(
             log.log(level, "%s: %s: %s", result.name, result.outcome, result.detail)
         return found
 
+    # As 'refresher run' does all the time: tokens of other hosts appear here, and demands of this host count.
+    mirror = Mirror(store.database, Changes(store.database), store.publisher, store.mirrors)
+    mirror.publish()
+    mirror.take_demands()
     if names or force:
         return rotate_all(_orders(store, names, force=force, horizon=horizon))
     began = store.now()

@@ -261,3 +261,18 @@ def test_a_host_keeps_a_later_token_than_a_restored_database(site: Site) -> None
         assert _outcomes(first("run-once", "linear", "--json")) == {"linear": "in_doubt"}
         assert len(server.presented["linear"]) == 2
         assert site.generation("linear") == 2
+
+
+def test_a_helper_gets_a_token_without_a_daemon(site: Site) -> None:
+    """If it failed, programs that run a helper would get no token on a host where only cron runs."""
+    host = site.host("a")
+    with TokenServer(lambda _: 3600, grace=0) as server:
+        _import(host, server, "linear")
+        done = host("token", "linear")
+        assert done.code == 0, done.stderr
+        assert done.stdout.strip() == host.token("linear").access_token
+        assert host("token", "linear").stdout == done.stdout
+        assert len(server.asked["linear"]) == 1
+        (host.state / "demands/linear.1").touch()
+        wait_until(lambda: host("run-once").code == 0 and site.generation("linear") == 2, "the demand is followed")
+        assert list((host.state / "demands").iterdir()) == []
