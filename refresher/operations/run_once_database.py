@@ -3,9 +3,11 @@
 import logging
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
+from refresher.common.errors import StorageError
 from refresher.config import Settings
 from refresher.grants.record import Grant
 from refresher.operations import names as unknown_names
@@ -68,9 +70,25 @@ def run_once_in_database(
     mirror.publish()
     mirror.take_demands()
     if names or force:
-        return rotate_all(_orders(store, names, force=force, horizon=horizon))
+        results = rotate_all(_orders(store, names, force=force, horizon=horizon))
+    else:
+        results = _rotate_due(store, rotate_all, horizon, stopping)
+    with suppress(StorageError):  # the next run does the same
+        mirror.publish()
+        mirror.take_demands()
+    return results
+
+
+def _rotate_due(
+    store: "PostgresStore",
+    rotate_all: Callable[[Sequence[tuple[str, Order]]], list[Result]],
+    horizon: float,
+    stopping: Callable[[], bool],
+) -> list[Result]:
+    """Claim and rotate until nothing is due within ``horizon`` seconds; each grant once."""
     began = store.now()
-    until, results = began + timedelta(seconds=horizon), []
+    until = began + timedelta(seconds=horizon)
+    results: list[Result] = []
     while not stopping():
         claimed = store.claim_due(MAX_RUNNING, each=MAX_PER_SERVER, rooms={}, until=until, before=began)
         if claimed:
