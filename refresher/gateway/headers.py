@@ -1,11 +1,12 @@
 """Which headers pass: none of the connection, no login of the agent, and no challenge of the server."""
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Final, Protocol
 
 from multidict import CIMultiDict
 
-__all__ = ["for_agent", "for_server", "wants_events"]
+__all__ = ["for_agent", "for_server", "is_writable", "wants_events"]
 
 _OF_CONNECTION: Final = frozenset(
     {
@@ -39,6 +40,9 @@ _NOT_TO_AGENT: Final = _OF_CONNECTION | {
     "www-authenticate",
 }
 
+# aiohttp refuses to write the control characters, and leaves out what is not UTF-8.
+_NOT_WRITABLE: Final = re.compile("[\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]")
+
 
 class _Headers(Protocol):
     def items(self) -> Iterable[tuple[str, str]]: ...
@@ -65,6 +69,12 @@ def _without(headers: _Headers, dropped: frozenset[str]) -> CIMultiDict[str]:
     if named:
         dropped = dropped | {word.strip().lower() for value in named for word in value.split(",")}
     return CIMultiDict((name, value) for name, value in headers.items() if name.lower() not in dropped)
+
+
+def is_writable(headers: _Headers, reason: str | None = None) -> bool:
+    """Whether headers, and the reason of an answer, can be passed on without a change."""
+    texts = [text for header in headers.items() for text in header]
+    return _NOT_WRITABLE.search("".join((reason or "", *texts))) is None
 
 
 def wants_events(method: str, headers: Mapping[str, str]) -> bool:

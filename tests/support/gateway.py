@@ -72,8 +72,8 @@ def write_key(path: Path, *names: str) -> str:
 
 
 @asynccontextmanager
-async def gateway(published: Published) -> AsyncIterator[Agent]:
-    """Serve the tokens of ``published`` to an agent with a key."""
+async def gateway(published: Published, most: int = 1000) -> AsyncIterator[Agent]:
+    """Serve the tokens of ``published`` to an agent with a key, on so many connections at most."""
     keys = published.tokens.parent / "keys.json"
     key = write_key(keys)
 
@@ -81,7 +81,7 @@ async def gateway(published: Published) -> AsyncIterator[Agent]:
         return FileTokenSource(name, tokens_dir=published.tokens, demands_dir=published.demands)
 
     forwarder = Forwarder(Access(Keys(str(keys))), source, tls=ssl.create_default_context(), proxy=lambda *_: None)
-    server = server_for(forwarder)
+    server = server_for(forwarder, most)
     listening = await asyncio.get_running_loop().create_server(server, "127.0.0.1", 0)
     try:
         yield Agent(listening.sockets[0].getsockname()[1], key, forwarder)
