@@ -142,7 +142,8 @@ def _is_replayable(request: Any) -> bool:
     try:
         request.content  # noqa: B018  the access is the test
     except RuntimeError:
-        return False
+        # The library reads the files of a form from their start each time, if it could find out their length.
+        return type(request.stream).__name__ == "MultipartStream" and "content-length" in request.headers
     return True
 
 

@@ -3,16 +3,24 @@
 //     new StreamableHTTPClientTransport(new URL("https://mcp.linear.app/mcp"), { fetch: refresherFetch("linear") })
 //
 // It follows the contract of shim/README.md, "The token file" and "Demands". It reads the token file before each request,
-// and sends the token only to its origins. If the server rejects the token, it demands a newer one, waits for it up to
-// `wait` milliseconds, and sends the request again, unless the body is a stream. If none comes, the caller gets the
-// server's response.
+// and sends the token only to its origins. If the token has expired, it demands a newer one. If the server rejects the
+// token, it demands a newer one, waits for it up to `wait` milliseconds, and sends the request again, unless the body is a
+// stream. If none comes, the caller gets the server's response.
 import { closeSync, constants, fstatSync, openSync, readFileSync, statSync, writeFileSync } from "node:fs";
 import { homedir } from "node:os";
 import { join } from "node:path";
 
-type Token = { generation: number; state: string; access_token: string | null; token_type: string; origins: string[] };
+type Token = {
+  generation: number;
+  state: string;
+  access_token: string | null;
+  token_type: string;
+  expires_at: number | null;
+  origins: string[];
+};
 
 export function refresherFetch(name: string, wait = 15_000): typeof fetch {
+  if (!/^[a-z0-9][a-z0-9._-]{0,63}$/.test(name)) throw new TypeError(`${JSON.stringify(name)} is not the name of a grant`);
   const { env } = process;
   const state = env.REFRESHER_STATE_DIR || join(env.XDG_STATE_HOME || join(homedir(), ".local/state"), "refresher");
   const path = join(env.REFRESHER_TOKENS_DIR || join(state, "tokens"), `${name}.json`);
@@ -28,9 +36,8 @@ export function refresherFetch(name: string, wait = 15_000): typeof fetch {
       if (stamp !== `${mtimeNs} ${ino} ${size}`) {
         const file = openSync(path, constants.O_RDONLY | constants.O_NONBLOCK);
         try {
-          const fields = fstatSync(file).isFile() ? JSON.parse(readFileSync(file, "utf8")) : {};
-          const valid = fields.version === 1 && fields.name === name && Array.isArray(fields.origins);
-          if (valid && /^[!-~]+$/.test(fields.access_token ?? "none")) token = fields;
+          const fields: unknown = fstatSync(file).isFile() ? JSON.parse(readFileSync(file, "utf8")) : {};
+          if (isToken(fields, name)) token = fields;
         } finally {
           closeSync(file);
         }
@@ -49,9 +56,10 @@ export function refresherFetch(name: string, wait = 15_000): typeof fetch {
   /** Whether a newer token can come without a person. */
   const isAlive = () => token?.state === "active" || token?.state === "failing";
 
+  /** Demands a newer token; `origin` is what rejected this one. */
   function demand(origin: string): void {
     try {
-      writeFileSync(join(demands, `${name}.${token?.generation}`), origin, { flag: "wx" });
+      if (isAlive()) writeFileSync(join(demands, `${name}.${token?.generation}`), origin, { flag: "wx" });
     } catch {} // it is there already, or cannot be written: refresher also rotates without demands
   }
 
@@ -60,9 +68,10 @@ export function refresherFetch(name: string, wait = 15_000): typeof fetch {
     const { origin } = new URL(request ? request.url : input.toString());
     const body = init?.body ?? request?.body ?? "";
     const signal = init?.signal ?? request?.signal;
-    const replayable = typeof body === "string" || body instanceof URLSearchParams || body instanceof Uint8Array;
+    const replayable = !(Symbol.asyncIterator in Object(body)); // a stream can be read once
     let authorization = authorizationFor(origin);
     if (!authorization) return fetch(input, init);
+    if (token?.expires_at && token.expires_at * 1000 <= Date.now()) demand("");
     for (let sends = 1; ; sends++) {
       const headers = new Headers(init?.headers ?? request?.headers);
       headers.set("authorization", authorization);
@@ -86,6 +95,16 @@ export function refresherFetch(name: string, wait = 15_000): typeof fetch {
       await response.body?.cancel();
     }
   };
+}
+
+/** Whether a token file of version 1 has all that is used here. */
+function isToken(fields: any, name: string): fields is Token {
+  const { version, generation, state, access_token, token_type, expires_at, origins } = fields;
+  const isWord = (value: unknown) => typeof value === "string" && /^[!-~]+$/.test(value); // what a header can hold
+  const types = Number.isSafeInteger(generation) && typeof state === "string" && isWord(token_type);
+  const expiry = expires_at == null || typeof expires_at === "number";
+  const places = Array.isArray(origins) && origins.every((origin) => typeof origin === "string");
+  return version === 1 && fields.name === name && types && expiry && places && (!access_token || isWord(access_token));
 }
 
 /** Whether the server rejects the token: another token may help. */

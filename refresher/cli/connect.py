@@ -6,6 +6,7 @@ import shutil
 import sys
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 import click
 
@@ -131,14 +132,15 @@ def _gateway(settings: Settings) -> str:
 def _host_in_path(settings: Settings, values: Values) -> str:
     """Return the host of the address, if the gateway takes another one by itself; empty if it takes this one."""
     token, origin = _source(settings, values.name).current(), origin_of_url(values.server_url) or ""
-    if token is None:  # before the login
-        return ""
-    if origin not in token.origins:
-        raise ConfigError(
-            f"the token of {values.name} is not for {origin}: give --url an address at {' or '.join(token.origins)}"
-        )
-    by_itself = len(token.origins) == 1 or origin == origin_of_url(token.server_url or "")
-    return "" if by_itself else origin.partition("://")[2]
+    host = origin.partition("://")[2]
+    by_itself = not urlsplit(values.server_url).path.startswith("/@")  # what would be a host for the gateway
+    if token is not None:  # not before the login
+        if origin not in token.origins:
+            raise ConfigError(
+                f"the token of {values.name} is not for {origin}: give --url an address at {' or '.join(token.origins)}"
+            )
+        by_itself &= len(token.origins) == 1 or origin == origin_of_url(token.server_url or "")
+    return "" if by_itself else host
 
 
 def _command() -> str:

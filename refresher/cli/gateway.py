@@ -2,12 +2,13 @@
 
 import json
 import os
+import shlex
 from pathlib import Path
 from typing import Any, Final
 
 import click
 
-from refresher.cli.options import LISTEN_HOST, Command, Options
+from refresher.cli.options import LISTEN_HOST, Command, Options, program_for
 from refresher.common.errors import ConfigError, StorageError
 from refresher.common.terminal import say
 from refresher.common.text import clock_time
@@ -115,6 +116,7 @@ def _serve(settings: Settings, address: Address | Path, users: tuple[int, ...], 
             f"the gateway needs the package {error.name}: run pip install '.[service,gateway]' in the checkout"
         ) from None
     directories = settings.directories
+    program, keys_option = _program(settings)
     names = {"localhost", *settings.listen_hosts} | ({address[0].lower()} if isinstance(address, tuple) else set())
     serve(
         Plan(
@@ -125,9 +127,18 @@ def _serve(settings: Settings, address: Address | Path, users: tuple[int, ...], 
             source=partial(FileTokenSource, tokens_dir=directories.tokens, demands_dir=directories.demands),
             tls=ssl_context(settings.ca_file),
             proxy=lru_cache(maxsize=1024)(proxy_for),
+            program=program,
+            add_key=f"refresher gateway key add AGENT{keys_option}",
             lifeline=lifeline,
         )
     )
+
+
+def _program(settings: Settings) -> tuple[str, str]:
+    """Return how a command line for these directories begins, and the option for the keys with a space before it."""
+    keys = settings.gateway_keys_file
+    is_default = keys == settings.directories.state / "gateway-keys.json"
+    return program_for(settings), "" if is_default else f" --keys-file {shlex.quote(str(keys))}"
 
 
 @gateway.group(cls=_Group, short_help="Add, list and remove the keys of agents.")
@@ -151,11 +162,14 @@ def add(options: Options, agent: str, names: tuple[str, ...], gateway_keys_file:
 
     def change(known: tuple[keys.Key, ...]) -> tuple[keys.Key, ...]:
         if any(each.agent == agent for each in known):
-            raise ConfigError(f"{agent} has a key already: run 'refresher gateway key remove {agent}' first")
+            raise ConfigError(f"{agent} has a key already: run '{_key_command(options, 'remove')} {agent}' first")
         return (*known, made)
 
     text, made = keys.make(agent, names)
-    _edit(options, gateway_keys_file, change)
+    settings = _edit(options, gateway_keys_file, change)
+    for name in names:
+        if not os.path.exists(path := settings.directories.token(name)):  # noqa: PTH110  others may not look there
+            say(f"warning: there is no {path}; the key works for {name} once there is", err=True)
     say(f"the key of {agent}; it is not shown again:", err=True)
     click.echo(text)
 
@@ -179,7 +193,7 @@ def list_(options: Options, as_json: bool, gateway_keys_file: str | None) -> Non
     if as_json:
         say(json.dumps(fields))
     elif not rows:
-        say("there are no keys yet; run 'refresher gateway key add AGENT'", err=True)
+        say(f"there are no keys yet; run '{_key_command(options, 'add')} AGENT'", err=True)
     else:
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         for row in rows:
@@ -196,21 +210,27 @@ def remove(options: Options, agent: str, gateway_keys_file: str | None) -> None:
 
     def change(known: tuple[keys.Key, ...]) -> tuple[keys.Key, ...]:
         if all(each.agent != agent for each in known):
-            raise ConfigError(f"{agent} has no key: 'refresher gateway key list' shows who has one")
+            raise ConfigError(f"{agent} has no key: '{_key_command(options, 'list')}' shows who has one")
         return tuple(each for each in known if each.agent != agent)
 
     _edit(options, gateway_keys_file, change)
     say(f"removed the key of {agent}")
 
 
-def _edit(options: Options, given: str | None, change: Any) -> None:
+def _key_command(options: Options, verb: str) -> str:
+    program, keys_option = _program(options.resolve())
+    return f"{program} gateway key {verb}{keys_option}"
+
+
+def _edit(options: Options, given: str | None, change: Any) -> Settings:
     """Replace the keys in the file by what ``change`` returns for them, under a lock."""
     from refresher.gateway import keys
     from refresher.storage import files
     from refresher.storage.lock import held
 
     options.add(gateway_keys_file=given)
-    path = options.settings().gateway_keys_file
+    settings = options.settings()
+    path = settings.gateway_keys_file
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with held(path.with_name(f".{path.name}.lock"), stopping=lambda: False):
@@ -222,3 +242,4 @@ def _edit(options: Options, given: str | None, change: Any) -> None:
                 os.close(directory)
     except OSError as error:
         raise StorageError(f"cannot write {path}: {(error.strerror or 'the disk fails').lower()}") from None
+    return settings

@@ -4,6 +4,7 @@ import logging
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import click
@@ -12,6 +13,7 @@ from refresher import config
 from refresher.common import durations, logs
 from refresher.common.errors import RefresherError, UnknownName
 from refresher.config import Settings
+from shim._source import default_state_dir
 
 __all__ = [
     "ARGUMENTS_BEFORE",
@@ -25,6 +27,7 @@ __all__ = [
     "complete_name",
     "did_you_mean",
     "duration_option",
+    "program_for",
     "seconds",
     "warn_of_closed_directories",
 ]
@@ -200,6 +203,18 @@ def seconds(value: str) -> float:
 def duration_option(name: str, default: str | None = None, *, help: str) -> Callable[[_F], _F]:  # noqa: A002
     """Return the decorator of an option that is a duration."""
     return click.option(name, type=seconds, default=default, show_default=True, metavar="DURATION", help=help)
+
+
+def program_for(settings: Settings) -> str:
+    """Return how a command begins that finds these directories: ``refresher``, with options where they need some."""
+    directories = settings.directories
+    given = (
+        ("--state-dir", directories.state, Path(default_state_dir())),
+        ("--tokens-dir", directories.tokens, directories.state / "tokens"),
+        ("--demands-dir", directories.demands, directories.state / "demands"),
+    )
+    options = [word for option, found, default in given if found != default for word in (option, str(found))]
+    return shlex.join(["refresher", *options])
 
 
 LISTEN: Final = click.option(

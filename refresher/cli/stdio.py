@@ -2,7 +2,7 @@
 
 import click
 
-from refresher.cli.options import Options, command, complete_name, duration_option
+from refresher.cli.options import Options, command, complete_name, duration_option, program_for
 from refresher.common.errors import ConfigError
 
 __all__ = ["stdio"]
@@ -51,5 +51,5 @@ def stdio(options: Options, name: str, url: str | None, wait: float) -> int:
         raise ConfigError("stdio needs the extra 'mcp': in the checkout, pip install '.[all]'") from None
     from refresher.stdio.bridge import run
 
-    run(source, url, settings.ca_file, wait)
+    run(source, url, settings.ca_file, wait, program_for(settings))
     return 0

@@ -18,7 +18,8 @@ log = logging.getLogger(__name__)
 _FIRST_PAUSE: Final = 1.0
 _LONGEST_PAUSE: Final = 60.0
 _STABLE: Final = 60.0
-_TIME_TO_STOP: Final = 12.0
+_TIME_TO_STOP: Final = 10.0
+"""Seconds that the gateway has from the request to stop; requests that it has already accepted need them."""
 
 
 class GatewayProcess:
@@ -52,7 +53,7 @@ class GatewayProcess:
             self._child.stop()
 
     def wait(self, seconds: float) -> None:
-        """Wait until the gateway has stopped; end it after ``seconds``."""
+        """Wait until the gateway has stopped; kill it after ``seconds``, or 10 s after it had to stop."""
         if self._child is not None:
             self._child.end(seconds)
 
@@ -65,7 +66,7 @@ class _Child(threading.Thread):
         self._arguments = command
         self._before = before
         self._stopping = threading.Event()
-        self._lock = threading.Lock()
+        self._stop_by = 0.0
         self._process: subprocess.Popen[bytes] | None = None
 
     def run(self) -> None:
@@ -76,12 +77,13 @@ class _Child(threading.Thread):
         while not self._stopping.is_set():
             began = time.monotonic()
             try:
-                process = self._begin()
+                # It can take as long as the disk does, so no other thread waits for it.
+                process = self._process = self._begin()
             except OSError as error:
                 log.warning("cannot start the gateway: %s; trying again in %s", error.strerror, text.span(pause))
             else:
-                if process is None:
-                    return
+                if self._stopping.is_set():
+                    process.terminate()
                 with process:
                     code = process.wait()
                 if self._stopping.is_set():
@@ -92,33 +94,29 @@ class _Child(threading.Thread):
             self._stopping.wait(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
 
-    def _begin(self) -> "subprocess.Popen[bytes] | None":
-        with self._lock:
-            if self._stopping.is_set():
-                return None
-            # Ctrl-C in a terminal is for this process, which stops the gateway.
-            self._process = subprocess.Popen(  # noqa: S603
-                self._arguments,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                process_group=0,
-                env=os.environ | {"REFRESHER_GATEWAY_CHILD": "1"},
-            )
-            return self._process
+    def _begin(self) -> "subprocess.Popen[bytes]":
+        # Ctrl-C in a terminal is for this process, which stops the gateway.
+        return subprocess.Popen(  # noqa: S603
+            self._arguments,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            process_group=0,
+            env=os.environ | {"REFRESHER_GATEWAY_CHILD": "1"},
+        )
 
     def stop(self) -> None:
         """Have the process stop. Does not wait for it."""
-        with self._lock:
-            self._stopping.set()
-            if self._process is not None:
-                self._process.terminate()
+        if not self._stopping.is_set():
+            self._stop_by = time.monotonic() + _TIME_TO_STOP
+        self._stopping.set()
+        if self._process is not None:
+            self._process.terminate()
 
     def end(self, seconds: float) -> None:
-        """Wait until the process has stopped; kill it after ``seconds``."""
-        self.join(seconds)
-        with self._lock:
-            if self.is_alive() and self._process is not None:
-                self._process.kill()
+        """Wait until the process has stopped; kill it after ``seconds``, or when its time to stop is over."""
+        self.join(max(min(seconds, self._stop_by - time.monotonic()), 0.0))
+        if self.is_alive() and self._process is not None:
+            self._process.kill()
 
 
 def _command(settings: Settings, address: str) -> list[str]:

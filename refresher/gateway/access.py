@@ -20,15 +20,8 @@ _HOST: Final = Failure(
 _BROWSER: Final = Failure(
     403, "web_page", "a web page or a browser sent this request; the gateway is for programs only"
 )
-_NO_KEY: Final = Failure(
-    403,
-    "no_key",
-    "give a key as 'Authorization: Bearer KEY' or in the path, /KEY/NAME/",
-    "refresher gateway key add AGENT",
-)
-_WRONG_KEY: Final = Failure(
-    403, "wrong_key", "the gateway does not know this key; a person must add one", "refresher gateway key add AGENT"
-)
+_NO_KEY: Final = Failure(403, "no_key", "give a key as 'Authorization: Bearer KEY' or in the path, /KEY/NAME/")
+_WRONG_KEY: Final = Failure(403, "wrong_key", "the gateway does not know this key; a person must add one")
 
 
 def peer_uid(connection: Any) -> int | None:
@@ -48,10 +41,12 @@ class Access(NamedTuple):
     """The names by which requests may address the gateway, besides IP addresses."""
     users: frozenset[int] | None = None
     """Of a unix socket: the users who need no key."""
+    add_key: str = "refresher gateway key add AGENT"
+    """The command that makes a key."""
 
     def refusal(self, headers: Mapping[str, str], hosts: Sequence[str], connection: Any) -> Failure | None:
         """Return why a request is refused, whatever it asks for. ``hosts``: its ``Host`` headers."""
-        if self.users is not None:
+        if self.users is not None:  # no web page reaches a unix socket, so its Host does not matter
             uid = peer_uid(connection)
             if uid not in self.users:
                 return Failure(403, "wrong_user", f"user {uid} may not use this socket; see --allow-uid")
@@ -69,10 +64,10 @@ class Access(NamedTuple):
             kind, _, value = headers.get("authorization", "").partition(" ")
             text = value.strip() if kind.lower() == "bearer" else ""
         if not text:
-            return _NO_KEY
+            return _NO_KEY._replace(command=self.add_key)
         key = self.keys.find(text)
         if key is None:
-            return _WRONG_KEY
+            return _WRONG_KEY._replace(command=self.add_key)
         if not key.may_use(target.name):
             return Failure(403, "not_allowed", f"the key of {key.agent} is not for {target.name}")
         return None

@@ -24,6 +24,13 @@ class Failure(NamedTuple):
     server: str | None = None
     """The origin of the server, for the log."""
 
+    def with_program(self, program: str) -> "Failure":
+        """Return the failure with commands that begin with ``program``: refresher, with the options of directories."""
+        if self.command is None:
+            return self
+        command = program + self.command.removeprefix("refresher")
+        return self._replace(command=command, message=self.message.replace(self.command, command))
+
     def body(self) -> bytes:
         """Return the JSON."""
         fields: dict[str, str] = {"error": self.error, "message": self.message}

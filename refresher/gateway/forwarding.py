@@ -14,17 +14,18 @@ import aiohttp
 from aiohttp import hdrs, web
 from yarl import URL
 
-from refresher.common.throttle import Throttle
+from refresher.common.throttle import Tally
 from refresher.gateway import routes
 from refresher.gateway.access import Access
 from refresher.gateway.connections import accept
-from refresher.gateway.endpoint_event import EndpointEvent, LeadsAway
+from refresher.gateway.endpoint_event import EndpointEvents, LeadsAway
 from refresher.gateway.failures import Failure, from_problem
-from refresher.gateway.headers import for_agent, for_server, is_writable, wants_events
+from refresher.gateway.headers import for_agent, for_server, has_events, is_readable, is_writable, wants_events
 from refresher.gateway.routes import Destination, Target
 from shim import FileTokenSource
 from shim._origins import origin_of_url
 from shim._recovery import DEFAULT_WAIT, Answer, recovery
+from shim._token import TokenFile
 from shim.errors import ShimError
 
 __all__ = ["Forwarder"]
@@ -39,6 +40,8 @@ _ANSWER_TIMEOUT: Final = 300.0
 """Seconds from the end of a request to the headers of its answer: a tool call may take minutes."""
 _SILENCE: Final = 60.0
 """Seconds for the next part of a request body, and for the whole of one that is kept."""
+_SEND_AGAIN: Final = 5
+"""Seconds in which a demanded token usually comes."""
 _UPSTREAM_KEPT: Final = 4.0
 """Seconds that an idle connection is kept: servers close theirs after 5 s, and a request then would be lost."""
 _LARGEST_HEADER: Final = 64 * 1024
@@ -73,13 +76,18 @@ class Forwarder:
         *,
         tls: ssl.SSLContext,
         proxy: Callable[[str, str], str | None],
+        program: str = "refresher",
     ) -> None:
-        """``source``: makes the token source of a name. ``proxy``: the proxy for a scheme and a host."""
+        """``source``: makes the token source of a name. ``proxy``: the proxy for a scheme and a host.
+
+        ``program``: with what the commands begin that a person must run.
+        """
+        self._program = program
         self._access = access
         self._make_source = source
         self._sources: dict[str, FileTokenSource] = {}
         self._proxy = proxy
-        self._throttle = Throttle()
+        self._failures = Tally()
         self.streams: Final[set[asyncio.Task[None]]] = set()
         """Those that listen for events: nothing is lost when they end."""
         self._session = aiohttp.ClientSession(
@@ -131,16 +139,19 @@ class Forwarder:
 
     def _failed(self, name: str, failure: Failure) -> web.Response:
         """Log a failure, and return the answer."""
+        failure = failure.with_program(self._program)
         at = f" at {failure.server}" if failure.server else ""
-        # What concerns no server can be caused by any program, in any order.
-        new = self._throttle.is_new((name, failure.server or failure.error), failure.error)
+        # No sender can choose one of these freely: there are as many as grants and their servers.
+        count = self._failures.count((name, failure.server, failure.error))
+        often = f" ({count} times since the last line)" if count > 1 else ""
         log.log(
-            logging.WARNING if new else logging.DEBUG,
-            "%s: gateway: %s%s: %s",
+            logging.WARNING if count else logging.DEBUG,
+            "%s: gateway: %s%s: %s%s",
             name or "-",
             failure.error,
             at,
             failure.message,
+            often,
         )
         return web.Response(status=failure.status, headers=failure.headers(), body=failure.body())
 
@@ -182,7 +193,7 @@ class Forwarder:
         step = next(steps)
         if step is None:
             error = source.problem() or ShimError(f"there is no token of {target.name} for {to.origin}")
-            return from_problem(error, to.origin, _seconds_until(token.error and token.error.retry_at))
+            return from_problem(error, to.origin, token.error and _seconds_until(token.error.retry_at))
         while True:
             assert isinstance(step, str)  # noqa: S101  for the type checker: each wait is over
             try:
@@ -201,7 +212,9 @@ class Forwarder:
                     if problem is None:
                         return await self._pass_on(request, to, answer, target.name)
                     answer.close()
-                    return _refused(problem, to.origin, replayable=whole is not None)
+                    if whole is None:
+                        return _not_replayed(problem, to.origin, source.current())
+                    return from_problem(problem, to.origin)
 
     async def _send(
         self, request: web.BaseRequest, to: Destination, authorization: str, whole: bytes | None, length: int | None
@@ -213,7 +226,7 @@ class Forwarder:
         url = URL.build(scheme=scheme, host=server.host or host, port=server.port, path=to.rest, encoded=True)
         headers = for_server(request.headers, authorization, length)
         if wants_events(request.method, request.headers):
-            headers["Accept-Encoding"] = "identity"  # an endpoint event must be readable
+            headers["Accept-Encoding"] = "identity"  # endpoint events must be readable
         async with asyncio.timeout(None) as limit:
 
             def sent() -> None:
@@ -242,6 +255,11 @@ class Forwarder:
             answer.close()
             text = f"{to.origin} asks for another kind of login than the token of {name}"
             return Failure(502, "token_rejected", text, server=to.origin)
+        eventful = has_events(request.method, answer.headers)
+        if eventful and not is_readable(answer.headers):
+            answer.close()
+            text = f"{to.origin} sent events that are compressed or not in UTF-8, or with two content types"
+            return Failure(502, "bad_answer", text, server=to.origin)
         headers = for_agent(answer.headers)
         if not is_writable(headers, answer.reason):
             answer.close()
@@ -258,12 +276,11 @@ class Forwarder:
                 return Failure(502, "leads_away", text, server=to.origin)
             else:
                 del headers["Location"]  # of something that was made: only its address is lost
-        self._throttle.forget((name, to.origin))
         headers.setdefault("Server", "refresher")
         content = answer.content
-        events: EndpointEvent | None = None
-        if answer.content_type == "text/event-stream" and wants_events(request.method, request.headers):
-            events = EndpointEvent(lambda address: routes.relocate(address, to))
+        events: EndpointEvents | None = None
+        if eventful:
+            events = EndpointEvents(lambda address: routes.relocate(address, to))
             headers.popall("Content-Length", None)
         elif content.is_eof() and content.exception() is None and request.method != "HEAD":
             # All of it has come already: one write to the agent instead of two.
@@ -339,12 +356,15 @@ def _seconds_until(at: float | None) -> int | None:
     return None if at is None else max(1, round(at - time.time()))
 
 
-def _refused(problem: ShimError, origin: str, *, replayable: bool) -> Failure:
+def _not_replayed(problem: ShimError, origin: str, token: TokenFile | None) -> Failure:
+    """Return the failure of a request whose token was refused and whose body is gone."""
     failure = from_problem(problem, origin)
-    if failure.error == "token_rejected" and not replayable:
-        text = f"{origin} refused the token, and a new one was demanded; send the request again: its body was not kept"
-        return Failure(503, "send_again", text, retry_after=1, server=origin)
-    return failure
+    if failure.error != "token_rejected":
+        return failure
+    text = f"{origin} refused the token, and a new one was demanded; send the request again: its body was not kept"
+    # Often there is a new token at once. After failures, or if the server has refused several, refresher waits.
+    pause = None if token is None or token.error is None else _seconds_until(token.error.retry_at)
+    return Failure(503, "send_again", text, retry_after=max(pause or 0, _SEND_AGAIN), server=origin)
 
 
 def _unreachable(origin: str, error: Exception) -> Failure:

@@ -6,7 +6,7 @@ from typing import Final, Protocol
 
 from multidict import CIMultiDict
 
-__all__ = ["for_agent", "for_server", "is_writable", "wants_events"]
+__all__ = ["for_agent", "for_server", "has_events", "is_readable", "is_writable", "wants_events"]
 
 _OF_CONNECTION: Final = frozenset(
     {
@@ -42,6 +42,7 @@ _NOT_TO_AGENT: Final = _OF_CONNECTION | {
 
 # aiohttp refuses to write the control characters, and leaves out what is not UTF-8.
 _NOT_WRITABLE: Final = re.compile("[\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]")
+_CHARSET: Final = re.compile(r"charset\s*=\s*(?!\"?utf-?8\b)", re.IGNORECASE | re.ASCII)
 
 
 class _Headers(Protocol):
@@ -78,5 +79,18 @@ def is_writable(headers: _Headers, reason: str | None = None) -> bool:
 
 
 def wants_events(method: str, headers: Mapping[str, str]) -> bool:
-    """Whether a request opens a stream of events, which can begin with an ``endpoint`` event."""
+    """Whether a request asks for a stream of events, in which an ``endpoint`` event can be."""
     return method == "GET" and "text/event-stream" in headers.get("Accept", "")
+
+
+def has_events(method: str, headers: _Headers) -> bool:
+    """Whether a client can find an ``endpoint`` event in an answer. No client looks for one after a POST."""
+    return method == "GET" and any("event-stream" in kind.lower() for kind in headers.getall("Content-Type", []))
+
+
+def is_readable(headers: _Headers) -> bool:
+    """Whether an answer has one content type, and its bytes are its text in UTF-8."""
+    kinds = set(headers.getall("Content-Type", []))
+    codings = ",".join(headers.getall("Content-Encoding", [])).lower().split(",")
+    is_plain = all(coding.strip() in ("", "identity") for coding in codings)
+    return is_plain and len(kinds) == 1 and not any(map(_CHARSET.search, kinds))

@@ -66,9 +66,7 @@ def load(path: str) -> tuple[Key, ...]:
     except OSError as error:
         raise ConfigError(f"cannot read the keys in {path}: {error.strerror}") from None
     except (KeyError, TypeError, ValueError, RecursionError):
-        raise ConfigError(
-            f"{path} is not a file of keys: move it away, then run 'refresher gateway key add AGENT'"
-        ) from None
+        raise ConfigError(f"{path} is not a file of keys: move it away, then make a new key for each agent") from None
 
 
 def _entries(content: Any) -> list[Any]:

@@ -72,18 +72,19 @@ def parse(target: str) -> Target | Failure:
 def choose(target: Target, token: TokenFile) -> Destination | Failure:
     """Return where a request for a grant goes: the origin of ``/@HOST/``, else the only one or that of its server."""
     origins = token.origins
+    hosts = ", ".join(f"/{target.name}/@{origin.partition('://')[2]}/" for origin in origins)
     if target.rest.startswith("/@"):
         path, mark, query = target.rest.partition("?")
         host, _, rest = path[2:].partition("/")
         named = [origin for origin in origins if origin.partition("://")[2] == host.lower()]
-        if named:
-            prefix = f"{target.prefix}/@{host}"
-            return Destination(max(named), f"/{rest}{mark}{query}", prefix, target.prefix, origins)  # https above http
+        if not named:  # a path of the server that begins so needs the host before it
+            return Failure(404, "which_server", f"the login of {target.name} is not for this host; use one of {hosts}")
+        prefix = f"{target.prefix}/@{host}"
+        return Destination(max(named), f"/{rest}{mark}{query}", prefix, target.prefix, origins)  # https above http
     default = None if token.server_url is None else origin_of_url(token.server_url)
     if default not in origins:
         default = origins[0] if len(origins) == 1 else None
     if default is None:
-        hosts = ", ".join(f"/{target.name}/@{origin.partition('://')[2]}/" for origin in origins)
         return Failure(404, "which_server", f"{target.name} is a login for several servers; use one of {hosts}")
     return Destination(default, target.rest, target.prefix, target.prefix, origins)
 
@@ -105,5 +106,6 @@ def relocate(address: str, of: Destination) -> str | None:
     if origin not in of.origins or any(unquote(segment) in _DOTS for segment in parts.path.split("/")):
         return None
     rest = absolute.partition("://")[2][len(parts.netloc) :]
-    prefix = of.prefix if origin == of.origin else f"{of.base}/@{origin.partition('://')[2]}"
-    return prefix + (rest if rest.startswith("/") else f"/{rest}")
+    rest = rest if rest.startswith("/") else f"/{rest}"
+    named = origin != of.origin or rest.startswith("/@")  # which without a host would name one
+    return f"{of.base}/@{origin.partition('://')[2]}{rest}" if named else of.prefix + rest

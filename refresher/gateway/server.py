@@ -35,6 +35,7 @@ _IDLE: Final = 75.0
 _GRACE: Final = 9.0
 """Seconds that running requests have at a stop. ``run`` waits a second longer for the end of the gateway."""
 _CLEANUP: Final = 0.5
+_KEY_POLL: Final = 1.0
 _LARGEST_HEADER: Final = 32 * 1024
 _READ_AHEAD: Final = 64 * 1024
 _BACKLOG: Final = 512
@@ -53,6 +54,9 @@ class Plan(NamedTuple):
     source: Callable[[str], FileTokenSource]
     tls: ssl.SSLContext
     proxy: Callable[[str, str], str | None]
+    program: str = "refresher"
+    """The command refresher, with the options of its directories."""
+    add_key: str = "refresher gateway key add AGENT"
     lifeline: int | None = None
     """A descriptor: the gateway ends when its other end closes."""
 
@@ -83,13 +87,12 @@ async def _serve(plan: Plan, end: threading.Timer) -> None:
 
         loop.add_reader(lifeline, ended)
     unix = isinstance(plan.address, Path)
-    if not unix and not load(plan.keys_file):
-        raise ConfigError(
-            f"there is no key in {plan.keys_file}, and any program could use this address: run 'refresher gateway key "
-            "add AGENT', or give --listen unix:PATH"
-        )
-    access = Access(Keys(plan.keys_file), plan.hosts, plan.users | {os.geteuid()} if unix else None)
-    forwarder = Forwarder(access, plan.source, tls=plan.tls, proxy=plan.proxy)
+    if not unix:
+        await _await_key(plan, stopping)
+        if stopping.is_set():
+            return
+    access = Access(Keys(plan.keys_file), plan.hosts, plan.users | {os.geteuid()} if unix else None, plan.add_key)
+    forwarder = Forwarder(access, plan.source, tls=plan.tls, proxy=plan.proxy, program=plan.program)
     server = server_for(forwarder, _places())
     listener = _listener(plan)
     bound = plan.address.stat().st_ino if isinstance(plan.address, Path) else None
@@ -97,7 +100,8 @@ async def _serve(plan: Plan, end: threading.Timer) -> None:
     log.info("gateway: listening on %s", shown(listener))
     await stopping.wait()
     log.info("gateway: stopping")
-    end.start()
+    with suppress(RuntimeError):  # no thread is left
+        end.start()
     accepting.close()
     if isinstance(plan.address, Path):
         with suppress(OSError):
@@ -110,6 +114,32 @@ async def _serve(plan: Plan, end: threading.Timer) -> None:
         async with asyncio.timeout(_GRACE):
             await server.shutdown(2 * _GRACE)  # by itself, aiohttp waits twice as long as it is given
     await forwarder.close()
+
+
+async def _await_key(plan: Plan, stopping: asyncio.Event) -> None:
+    """Return when there is a key, or at a stop. Only the gateway of ``run`` waits, others raise ``ConfigError``."""
+    said = None
+    while not stopping.is_set() and (problem := _key_problem(plan)) is not None:
+        if plan.lifeline is None:
+            raise ConfigError(problem)
+        if problem != said:
+            said = problem
+            log.warning("gateway: %s; it starts when there is a key", problem)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(stopping.wait(), _KEY_POLL)
+
+
+def _key_problem(plan: Plan) -> str | None:
+    try:
+        if load(plan.keys_file):
+            return None
+    except ConfigError as error:
+        return str(error)
+    program = plan.program + plan.add_key.removeprefix("refresher")
+    return (
+        f"there is no key in {plan.keys_file}, and any program could use this address: run '{program}', or give the "
+        "gateway a unix socket, which needs none"
+    )
 
 
 def _places() -> int:

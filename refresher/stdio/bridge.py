@@ -13,6 +13,7 @@ from anyio.abc import TaskGroup
 from refresher.common.text import one_line
 from refresher.stdio.messages import (
     BATCHES,
+    CUT,
     INTERNAL_ERROR,
     INVALID_REQUEST,
     LONGEST,
@@ -20,13 +21,15 @@ from refresher.stdio.messages import (
     Message,
     dump,
     error,
+    find_id,
     is_answer,
+    is_id,
     is_request,
     modern_version,
     parse,
     request_headers,
 )
-from refresher.stdio.pipes import TOO_LONG, Input, Output, take_standard_streams
+from refresher.stdio.pipes import Input, Output, take_standard_streams
 from refresher.stdio.sessions import Renewed, Sessions
 from refresher.stdio.tools import Tools
 from refresher.stdio.upstream import Upstream
@@ -44,6 +47,7 @@ _MOST_QUESTIONS: Final = 1000
 _CLOSE_TIMEOUT: Final = 1.5
 """Seconds to end the session at the server: clients kill a process that takes longer than 2 s."""
 _NOTIFY_TIMEOUT: Final = 30.0
+_LONGEST_SHOWN: Final = 100
 _POLL_INTERVAL: Final = 0.25
 _CANCEL_TIMEOUT: Final = 5.0
 
@@ -59,16 +63,15 @@ _READS: Final = frozenset(
 Reply = Callable[[Message | None], Awaitable[None]]
 
 
-def run(source: FileTokenSource, url: str | None, ca_file: str | None, patience: float) -> None:
+def run(source: FileTokenSource, url: str | None, ca_file: str | None, patience: float, command: str) -> None:
     """Serve the client on stdin and stdout, until it closes stdin or a signal to stop comes."""
-    anyio.run(_serve, source, url, ca_file, patience)
+    anyio.run(_serve, Upstream(source, url, ca_file, patience, command), patience)
 
 
-async def _serve(source: FileTokenSource, url: str | None, ca_file: str | None, patience: float) -> None:
+async def _serve(upstream: Upstream, patience: float) -> None:
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         stdin, stdout = take_standard_streams()
         lines, output = Input(stdin, LONGEST), Output(stdout)
-        upstream = Upstream(source, url, ca_file, patience)
         async with anyio.create_task_group() as tasks:
             bridge = Bridge(upstream, output.send, patience, tasks)
 
@@ -130,13 +133,11 @@ class Bridge:
         """Take a line of the client. Only a slow client makes this wait, and the start of a session."""
         if not line.strip():
             return
-        if line == TOO_LONG:
-            await self._send(error(None, PARSE_ERROR, f"a message has at most {LONGEST // 2**20} MiB"))
-            return
         try:
             message = parse(line)
         except ValueError:
-            await self._send(error(None, PARSE_ERROR, "the line is not JSON"))
+            text = f"a message has at most {LONGEST // 2**20} MiB" if CUT in line else "the line is not JSON"
+            await self._send(error(find_id(line), PARSE_ERROR, text))
             return
         if isinstance(message, list) and message and self.sessions.version == BATCHES:
             requests = sum(isinstance(each, dict) and is_request(each) for each in message)
@@ -144,7 +145,8 @@ class Bridge:
             for each in message:
                 await self._take(each, reply)
         elif isinstance(message, list) and message:
-            await self._send(error(None, INVALID_REQUEST, f"only protocol version {BATCHES} has batches"))
+            for each in [each for each in message if isinstance(each, dict) and is_request(each)] or [{}]:
+                await self._refuse(each, f"only protocol version {BATCHES} has batches", self._reply)
         else:
             await self._take(message, self._reply)
 
@@ -152,9 +154,16 @@ class Bridge:
         if answer is not None:
             await self._send(answer)
 
+    async def _refuse(self, message: Any, text: str, reply: Reply) -> None:
+        # What is no request can be an answer, with an id of the server.
+        if isinstance(message, dict) and is_request(message):
+            await reply(error(message["id"] if is_id(message["id"]) else None, INVALID_REQUEST, text))
+        else:
+            await self._send(error(None, INVALID_REQUEST, text))
+
     async def _take(self, message: Any, reply: Reply) -> None:
         if not isinstance(message, dict) or not (isinstance(message.get("method"), str) or is_answer(message)):
-            await self._send(error(None, INVALID_REQUEST, "the message is not a JSON-RPC message"))
+            await self._refuse(message, "the message is not a JSON-RPC message", reply)
         elif is_request(message):
             await self._take_request(message, reply)
         elif is_answer(message):
@@ -178,8 +187,11 @@ class Bridge:
             text = f"{_MOST_REQUESTS} requests are waiting for their answers: send this one later"
             await reply(error(message["id"], INTERNAL_ERROR, text))
             return
-        if (same := self._requests.get(key)) is not None:
-            same.scope.cancel()
+        if key in self._requests:
+            # To end the first one would leave it without an answer; to answer it, it may have been executed.
+            text = f"a request with the id {key[:_LONGEST_SHOWN].decode()} has no answer yet, so this one was not sent"
+            await self._refuse(message, f"{text}: use another id", reply)
+            return
         self._requests[key] = request = _Request(message, modern_version(message))
         self._tasks.start_soon(self._run, key, request, reply)
 
@@ -189,12 +201,11 @@ class Bridge:
             try:
                 answer = await self._answer(request)
             except ShimError as problem:
-                answer = error(request.message["id"], INTERNAL_ERROR, str(problem))
+                answer = error(request.message["id"], INTERNAL_ERROR, self._upstream.text(problem))
             except Exception as problem:  # noqa: BLE001  an error of ours in one call must not end the others
                 log.error("a request failed because of an error in refresher (%s): report it", type(problem).__name__)  # noqa: TRY400  its text can hold arguments
                 answer = error(request.message["id"], INTERNAL_ERROR, "refresher failed to send this request")
-        if self._requests.get(key) is request:
-            del self._requests[key]
+        del self._requests[key]
         await reply(answer)
 
     async def _cancel(self, message: Message) -> None:
@@ -315,6 +326,7 @@ class Bridge:
     async def _renewed(self, renewed: Renewed) -> None:
         """Withdraw the questions of the session before; the lists of the server may be others now."""
         log.info("the server has begun a new session")
+        self._tools.forget()
         for number in list(self._asked):
             del self._asked[number]
             params = {"requestId": number, "reason": "the server has restarted"}

@@ -1,12 +1,16 @@
 """JSON-RPC messages: what the bridge reads in them, and the errors that it writes itself. Pure."""
 
 import json
+import math
+import re
 import sys
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 __all__ = [
     "BATCHES",
+    "CUT",
+    "EDGE",
     "INTERNAL_ERROR",
     "INVALID_REQUEST",
     "LONGEST",
@@ -14,7 +18,9 @@ __all__ = [
     "Message",
     "dump",
     "error",
+    "find_id",
     "is_answer",
+    "is_id",
     "is_request",
     "modern_version",
     "parse",
@@ -26,6 +32,10 @@ Message = dict[str, Any]
 
 LONGEST: Final = 32 * 1024 * 1024
 """The most bytes of a message, in both directions."""
+EDGE: Final = 4096
+"""The bytes at the start and at the end of a line in which ``find_id`` looks for an id."""
+CUT: Final = b"\0\n"
+"""Stands for the middle of a line that is too long. No line contains it, and no JSON."""
 BATCHES: Final = "2025-03-26"
 """The protocol version in which a message can be an array."""
 
@@ -38,6 +48,13 @@ INTERNAL_ERROR: Final = -32603
 
 _VERSION_KEY: Final = "io.modelcontextprotocol/protocolVersion"
 _NAMED_BY: Final[Mapping[str, str]] = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}
+
+
+# The possessive quantifiers keep the matches linear.
+_TEXT: Final = rb'"(?:[^"\\]|\\.)*+"'
+_PAIR: Final = rb"(%b)\s*+:\s*+(%b|[^\s\"{}\[\],:]++)\s*+" % (_TEXT, _TEXT)
+_FIRST_PAIR: Final = re.compile(rb"\s*+[{,]\s*+%b(?=[,}])" % _PAIR)
+_LAST_ID: Final = re.compile(rb',\s*+(?="id")%b(?:,\s*+%b)*+\}\s*\Z' % (_PAIR, _PAIR))
 
 
 def parse(data: bytes | str) -> Any:
@@ -65,6 +82,32 @@ def dump(message: object) -> bytes:
 def error(request_id: object, code: int, text: str) -> Message:
     """Return the error that answers the request ``request_id``."""
     return {"jsonrpc": "2.0", "id": request_id, "error": {"code": code, "message": text}}
+
+
+def is_id(value: object) -> TypeGuard[str | float]:
+    """Whether ``value`` can be the id of a request."""
+    return type(value) in (str, int) or (type(value) is float and math.isfinite(value))
+
+
+def find_id(line: bytes) -> str | float | None:
+    """Return the id of the request in a line that cannot be parsed; ``None`` if it is not clear.
+
+    The id stands before or after what has braces or brackets, as clients write it. The line must also have its method
+    before that: the id of an answer is one of the server, and could be that of a call of the client.
+    """
+    pairs: dict[bytes, bytes] = {}
+    start, at = line[:EDGE], 0
+    while (pair := _FIRST_PAIR.match(start, at)) is not None:
+        pairs[pair[1]], at = pair[2], pair.end()
+    if b'"method"' not in pairs:
+        return None
+    if b'"id"' not in pairs and (last := _LAST_ID.search(line[-EDGE:])) is not None:
+        pairs[b'"id"'] = last[2]
+    try:
+        found = json.loads(pairs.get(b'"id"', b"null"))
+    except ValueError:
+        return None
+    return found if is_id(found) else None
 
 
 def is_request(message: Message) -> bool:

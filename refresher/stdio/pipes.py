@@ -7,13 +7,12 @@ import threading
 from collections.abc import AsyncIterator
 from typing import Final
 
-__all__ = ["TOO_LONG", "Input", "Output", "take_standard_streams"]
+from refresher.stdio.messages import CUT, EDGE
+
+__all__ = ["Input", "Output", "take_standard_streams"]
 
 _CHUNK: Final = 64 * 1024
 _LINES_AHEAD: Final = 16
-
-TOO_LONG: Final = b"\0"
-"""Stands for a line that was longer than allowed; no JSON contains it."""
 
 
 def take_standard_streams() -> tuple[int, int]:
@@ -27,7 +26,10 @@ def take_standard_streams() -> tuple[int, int]:
 
 
 class Input:
-    """The lines of a descriptor, until its end. A reader that is slow makes the writer wait."""
+    """The lines of a descriptor, until its end. A reader that is slow makes the writer wait.
+
+    Of a line that is longer than ``longest``, only the start and the end come, with ``CUT`` between them.
+    """
 
     def __init__(self, descriptor: int, longest: int) -> None:
         self._descriptor = descriptor
@@ -44,20 +46,18 @@ class Input:
             yield line
 
     def _read(self) -> None:
-        rest, skipping = bytearray(), False
+        start, rest = b"", bytearray()
         try:
             while chunk := self._chunk():
-                *ends, tail = chunk.split(b"\n")
-                for end in ends:
-                    rest += end
-                    line = TOO_LONG if skipping or len(rest) > self._longest else bytes(rest)
-                    rest, skipping = bytearray(), False
-                    self._put(line)
-                rest += tail
-                if len(rest) > self._longest:
-                    rest, skipping = bytearray(), True
-            if rest and not skipping:
-                self._put(bytes(rest))
+                for number, part in enumerate(chunk.split(b"\n")):
+                    if number:
+                        self._put(start + rest)
+                        start, rest = b"", bytearray()
+                    rest += part
+                    if start or len(rest) > self._longest:
+                        start, rest = start or bytes(rest[:EDGE]) + CUT, rest[-EDGE:]
+            if rest:
+                self._put(start + rest)
             self._loop.call_soon_threadsafe(self._lines.put_nowait, None)
         except RuntimeError:
             return  # the loop has ended

@@ -175,7 +175,7 @@ class Sessions:
         try:
             self._upstream.url()
         except ShimError as problem:
-            return Failure("not_sent", str(problem))
+            return Failure("not_sent", self._upstream.text(problem))
         failure = await self._upstream.notify(message, session.url, session.headers)
         if failure is not None and failure.kind == "unknown_session":
             self._lost(session)

@@ -16,15 +16,22 @@ class Tools:
         self._reading: dict[str, bool] = {}
         self._headers: dict[str, dict[tuple[str, ...], str]] = {}
 
+    def forget(self) -> None:
+        """Forget the tools: those of another session can be others with the same names."""
+        self._reading.clear()
+        self._headers.clear()
+
     def learn(self, method: str, answer: Message) -> None:
         """Read the answer to a request of ``method``."""
+        if method == "initialize":
+            self.forget()
         result = answer.get("result")
         tools = result.get("tools") if method == "tools/list" and isinstance(result, dict) else None
         for tool in tools if isinstance(tools, list) else ():
             if not isinstance(tool, dict) or not isinstance(name := tool.get("name"), str):
                 continue
-            if len(self._reading) >= _MOST:
-                return
+            if len(self._reading) >= _MOST and name not in self._reading:
+                continue
             annotations = tool.get("annotations")
             self._reading[name] = isinstance(annotations, dict) and annotations.get("readOnlyHint") is True
             self._headers.pop(name, None)

@@ -11,6 +11,7 @@ import httpx2
 from refresher.stdio.messages import INTERNAL_ERROR, LONGEST, Message, dump, error, is_answer, parse, responses_in
 from shim import FileTokenSource, ReauthorizationRequired, Removed, ShimError, TokenRejected, TokenUnavailable
 from shim._backoff import retry_pause
+from shim._bearer import origin_of_request
 from shim._failure import Failure, describe, has_type, is_event_stream, send_once
 from shim._origins import origin_of_url
 from shim._server_stream import MAX_REDIRECTS, endless_response, redirect_within_origin
@@ -27,15 +28,21 @@ Deliver = Callable[[Message], Awaitable[None]]
 
 
 class Upstream:
-    """The server of a grant. ``url``: its address, ``None`` for that of the token file."""
+    """The server of a grant. ``url``: its address, ``None`` for that of the token file.
 
-    def __init__(self, source: FileTokenSource, url: str | None, ca_file: str | None, patience: float) -> None:
+    ``command`` runs refresher with the directories of this process; it stands in messages.
+    """
+
+    def __init__(
+        self, source: FileTokenSource, url: str | None, ca_file: str | None, patience: float, command: str = "refresher"
+    ) -> None:
         context = ssl.create_default_context(cafile=ca_file) if ca_file else httpx2.create_ssl_context()
         # Python takes it from SSLKEYLOGFILE: a program that reads that file can read each token.
         context.keylog_filename = None  # type: ignore[assignment]  # typeshed does not know it
         self._source = source
         self._given = url
         self._patience = patience
+        self._command = command
         self.http = httpx2.AsyncClient(
             auth=BearerAuth(source),
             verify=context,
@@ -70,6 +77,11 @@ class Upstream:
         if failure.kind == "insufficient_scope":
             return failure.refusal.as_error(self._source.name, server)
         return self._source.problem() or TokenRejected(f"{server} rejects the token of {self._source.name}")
+
+    def text(self, problem: ShimError) -> str:
+        """Return the message of ``problem``, with a command for the directories of this process."""
+        text, command = str(problem), problem.login_command
+        return text if command is None else text.replace(command, self._command + command.removeprefix("refresher"))
 
     def needs_person(self) -> bool:
         """Whether there is no token, and only a person can change that."""
@@ -108,7 +120,8 @@ class Upstream:
                 opened(response.headers)
                 return answer
             if 300 <= response.status_code < 500:
-                return error(request_id, INTERNAL_ERROR, f"the server refuses the request ({response.status_code})")
+                text = self._redirect(response) or f"the server refuses the request ({response.status_code})"
+                return error(request_id, INTERNAL_ERROR, text)
             return Failure("broken", f"the server's response is not a JSON-RPC response ({response.status_code})")
         finally:
             await response.aclose()
@@ -135,6 +148,18 @@ class Upstream:
             await target.aread()
             request = target
         return response
+
+    def _redirect(self, response: httpx2.Response) -> str | None:
+        """Return what to do about a redirect that was not followed. Its address can hold a key; its origin is shown."""
+        if (target := response.next_request) is None:
+            return None
+        server, other = origin_of_request(response.request.url), origin_of_request(target.url)
+        return (
+            f"{server} redirects the request ({response.status_code}) to "
+            f"{'another of its addresses' if other == server else f'{other}, and the token is not sent there'}; if the "
+            "server has moved, a person imports a grant for its new address, or runs: "
+            f"{self._command} login {self._source.name} URL"
+        )
 
     async def _events(
         self, response: httpx2.Response, request_id: object, url: str, headers: Mapping[str, str], deliver: Deliver

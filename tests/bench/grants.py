@@ -69,6 +69,7 @@ def measure(run: Run) -> None:
             run.point(curve, size, figure)
             if (key := rows.get(size, {}).get(curve)) is not None:
                 run.note(key, figure)
+    run.note("grants.token", _token(shared(run, 1)))
 
 
 def _cpu(home: Home, rounds: int, scale: float, *arguments: str) -> _Pairs:
@@ -77,6 +78,15 @@ def _cpu(home: Home, rounds: int, scale: float, *arguments: str) -> _Pairs:
         rounds,
         lambda: scale * home.refresher(*arguments).cpu,
         lambda: scale * sum(bare_cpu() for _ in range(3)) / 3,
+    )
+
+
+def _token(home: Home) -> _Pairs:
+    """Measure the processor time of ``token``, beside ``run-once``."""
+    return pairs(
+        5,
+        lambda: 1000 * home.refresher("token", "grant-0").cpu,
+        lambda: 1000 * home.refresher("run-once", "--horizon", "70").cpu,
     )
 
 

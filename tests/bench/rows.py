@@ -43,6 +43,7 @@ ROWS: Final = (
     Row("rotation.syncs", "fsyncs of a rotation", "two durable files", "fsyncs", _figure(7)),
     Row("rotation.bytes", "bytes written by a rotation", "the record and the token file", "KiB", _figure(70)),
     Row("grants.run_once_1", "run-once, nothing due, {} grant", "python -c pass", "ms", Goal(5), 1),
+    Row("grants.token", "token, 1 grant", "run-once, nothing due, 1 grant", "ms", Goal(1.2)),
     Row("grants.run_once", "run-once, nothing due, {} grants", "python -c pass", "ms", Goal(30), 10_000),
     Row("grants.status", "status, {} grants", "python -c pass", "s", _figure(1), 10_000),
     Row("grants.ready", "run with {} grants, until it is ready", "reading each file once", "s", _figure(1.5), 10_000),

@@ -153,6 +153,8 @@ def test_the_lines_for_the_gateway_lead_to_the_gateway(refresher: Command) -> No
         assert (done.code, done.stdout, done.stderr.count("\n"), word in done.stderr) == (2, "", 1, True), done.stderr
     default = refresher("connect", "linear", "--for", "mcp-remote")
     assert '"http://127.0.0.1:8765/linear/mcp"' in default.stdout
+    at = refresher("connect", "new", "--for", "mcp-remote", "--url", "https://mcp.example/@owner/x/mcp")
+    assert '"http://127.0.0.1:8765/new/@mcp.example/@owner/x/mcp"' in at.stdout
     environment = {"REFRESHER_GATEWAY": "127.0.0.1:8801"}
     other = refresher("connect", "new", "--for", "mcp-remote", "--url", ADDRESS, environment=environment)
     assert '"http://127.0.0.1:8801/new/mcp"' in other.stdout, other.stderr

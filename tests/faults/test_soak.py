@@ -44,7 +44,7 @@ def test_a_short_soak_passes_and_prints_every_figure() -> None:
     assert (figures["unaccounted"], figures["violations"], figures["calm"]) == ("0", "0", "all")
     assert int(figures["exchanges"].rstrip(",")) > 5
     assert int(figures["faults"]) > 0
-    assert figures["chaos problems"] == "0", done.stdout + done.stderr
+    assert (figures["chaos problems"], figures["bridge problems"]) == ("0", "0"), done.stdout + done.stderr
     if fuzz.missing() is None:
         assert figures["fuzz problems"] == "0", done.stdout + done.stderr
 

@@ -72,15 +72,20 @@ def write_key(path: Path, *names: str) -> str:
 
 
 @asynccontextmanager
-async def gateway(published: Published, most: int = 1000) -> AsyncIterator[Agent]:
-    """Serve the tokens of ``published`` to an agent with a key, on so many connections at most."""
+async def gateway(published: Published, program: str = "refresher", most: int = 1000) -> AsyncIterator[Agent]:
+    """Serve the tokens of ``published`` to an agent with a key, on at most so many connections.
+
+    ``program``: begins the commands for a person.
+    """
     keys = published.tokens.parent / "keys.json"
     key = write_key(keys)
 
     def source(name: str) -> FileTokenSource:
         return FileTokenSource(name, tokens_dir=published.tokens, demands_dir=published.demands)
 
-    forwarder = Forwarder(Access(Keys(str(keys))), source, tls=ssl.create_default_context(), proxy=lambda *_: None)
+    access = Access(Keys(str(keys)))
+    tls = ssl.create_default_context()
+    forwarder = Forwarder(access, source, tls=tls, proxy=lambda *_: None, program=program)
     server = server_for(forwarder, most)
     listening = await asyncio.get_running_loop().create_server(server, "127.0.0.1", 0)
     try:

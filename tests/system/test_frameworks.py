@@ -26,19 +26,37 @@ LIGHT = {
     "mcp-typescript": NODE,
 }
 
-# Sends one request for each line of JSON, {"url", "body", "stream", "init"}, and prints the status and the body.
+# Sends one request for each line of JSON, {"url", "body", "as"}, and prints the status and the body.
 AGENT = f"""
 import {{ createInterface }} from "node:readline";
 import {{ refresherFetch }} from {json.dumps(str(FETCH))};
 
+const form = (text) => {{
+  const made = new FormData();
+  made.append("file", new Blob([text]), "name");
+  return made;
+}};
+const made = {{
+  text: (text) => text,
+  stream: (text) => new Blob([text]).stream(),
+  blob: (text) => new Blob([text]),
+  buffer: (text) => new TextEncoder().encode(text).buffer,
+  form,
+}};
 const send = refresherFetch("linear", Number(process.argv[2]));
 for await (const line of createInterface(process.stdin)) {{
-  const {{ url, body, stream }} = JSON.parse(line);
-  const streamed = stream && {{ body: new Blob([stream]).stream(), duplex: "half" }};
-  const response = await send(url, {{ method: "POST", body, ...streamed }});
+  const {{ url, body, as = "text" }} = JSON.parse(line);
+  const response = await send(url, {{ method: "POST", body: made[as](body), duplex: "half" }});
   console.log(JSON.stringify([response.status, (await response.json()).body]));
 }}
 """
+
+
+# What a token file never has, and what would break the fetch.
+WRONG: tuple[dict[str, Any], ...] = (
+    *({"name": "another"}, {"generation": "2"}, {"token_type": None}, {"token_type": "Bearer\n"}),
+    *({"access_token": 5}, {"access_token": "two words"}, {"origins": "https://mcp.example"}, {"expires_at": "1"}),
+)
 
 
 def accepts(*tokens: str) -> Callable[[str | None, dict[str, str]], bool]:
@@ -108,19 +126,58 @@ def test_the_fetch_demands_a_newer_token_and_sends_the_request_again(tmp_path: P
             assert (published.demands / "linear.2").read_text() in ("", api.origin)
             published.put(3, access_token="access-token-2")
             assert agent.answer() == [200, "two"]
+            good = json.loads(published.path.read_bytes()) | {"access_token": "another"}
             published.path.unlink()
             agent.begin(api.origin, body="three")
             assert agent.answer() == [200, "three"], "the last token is still in use without a file"
-            published.path.write_text('{"version": 2}')
-            agent.begin(api.origin, body="four")
-            assert agent.answer() == [200, "four"], "the last token is still in use with a file that cannot be read"
+            for wrong in ({"version": 2}, *WRONG, None):
+                published.path.write_text(json.dumps(good | wrong if wrong else wrong))
+                agent.begin(api.origin, body="four")
+                assert agent.answer() == [200, "four"], f"the last token is still in use with a file that has {wrong}"
     assert [seen.token for seen in api.seen[1:3]] == ["access-token-of-nobody", "access-token-2"]
+
+
+def test_the_fetch_sends_each_body_again_that_is_no_stream(tmp_path: Path, node: None) -> None:
+    """If it failed, a TypeScript agent would lose an upload when its token is revoked."""
+    with API(accepts("access-token-2")) as api:
+        published = Published(tmp_path, api.origin)
+        with Agent(tmp_path, published, wait=600) as agent:
+            for number, kind in enumerate(("blob", "buffer", "form")):
+                published.put(2 * number + 1, access_token=f"access-token-of-nobody-{number}")
+                agent.begin(api.origin, **{"body": "two", "as": kind})
+                wait_until(lambda: f"linear.{2 * number + 1}" in published.demanded(), "the agent demands a token")  # noqa: B023
+                published.put(2 * number + 2, access_token="access-token-2")
+                status, body = agent.answer()
+                assert (status, "two" in body) == (200, True)
+    assert api.statuses() == [401, 200] * 3
+
+
+def test_the_fetch_demands_a_token_if_this_one_has_expired(tmp_path: Path, node: None) -> None:
+    """If it failed, a server that accepts an expired token for a while would hide from refresher that it is needed."""
+    with API(accepts("access-token-1")) as api:
+        published = Published(tmp_path, api.origin)
+        with Agent(tmp_path, published, wait=600) as agent:
+            for generation, expires_at, demanded in ((1, None, []), (2, 1, ["linear.2"])):
+                published.put(generation, access_token="access-token-1", expires_at=expires_at)
+                agent.begin(api.origin, body="one")
+                assert agent.answer() == [200, "one"]
+                assert published.demanded() == demanded
+    assert (published.demands / "linear.2").read_text() == ""
+
+
+def test_the_fetch_refuses_what_is_no_name(tmp_path: Path, node: None) -> None:
+    """If it failed, a name with a slash would be a path out of the directory of tokens."""
+    program = tmp_path / "agent.ts"
+    program.write_text(f"import {{ refresherFetch }} from {json.dumps(str(FETCH))}; refresherFetch('../linear');")
+    done = subprocess.run([str(NODE), str(program)], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert '"../linear" is not the name of a grant' in done.stderr
 
 
 @pytest.mark.parametrize(
     ("challenge", "options", "token", "demanded"),
     [
-        ("Bearer", {"stream": "two"}, {}, ["linear.1"]),
+        ("Bearer", {"body": "two", "as": "stream"}, {}, ["linear.1"]),
         ('Bearer error="insufficient_scope"', {"body": "two"}, {}, []),
         ("Basic", {"body": "two"}, {}, []),
         ("Bearer", {"body": "two"}, {"state": "reauthorization_required", "error": DEAD}, []),

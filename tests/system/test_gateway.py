@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -56,9 +57,9 @@ def new_key(refresher: Command, *names: str) -> str:
 
 
 @contextmanager
-def serving(refresher: Command, *options: str, **more: Any) -> Iterator[str]:
-    """Run the gateway, and return its address; it must stop in good order."""
-    process = refresher.start(*LISTEN, *options, **more)
+def serving(refresher: Command, *arguments: str, options: tuple[str, ...] = (), **more: Any) -> Iterator[str]:
+    """Run the gateway, and return its address; it must stop in good order. ``options`` precede ``gateway``."""
+    process = refresher.start(*options, *LISTEN, *arguments, **more)
     try:
         address = heard(process, "listening on ")[-1].split()[-1]
         yield f"http://{address}"
@@ -96,6 +97,24 @@ def test_the_gateway_starts_with_a_key_only_and_follows_their_changes(
     assert refresher("gateway", "key", "remove", "agent").code == 2
     assert "gateway key add" in refresher("gateway", "key", "list").stderr
     assert len(server.requests) == 2
+
+
+def test_commands_for_a_person_name_the_directories_and_the_keys(refresher: Command) -> None:
+    """If it failed, a person would make a key where no gateway looks, or for a grant with a mistyped name."""
+    options = ("--state-dir", "other", "gateway", "--keys-file", "the keys")
+    done = refresher(*options, "--listen", "127.0.0.1:0")
+    home = refresher.home
+    add = f"refresher --state-dir {home}/other gateway key add AGENT --keys-file '{home}/the keys'"
+    assert f"run '{add}'" in done.stderr
+    for wanted, printed in ((("key", "list"), "key add"), (("key", "remove", "x"), "key list")):
+        done = refresher(*options, *wanted)
+        assert f"refresher --state-dir {home}/other gateway {printed} --keys-file '{home}/the keys'" in done.stderr
+    words = shlex.split(add.replace("AGENT", "x linear"))
+    done = refresher(*words[1:])
+    refresher.vault.learn(done.stdout.strip())
+    assert (done.code, f"warning: there is no {home}/other/tokens/linear.json" in done.stderr) == (0, True)
+    with serving(refresher, "--keys-file", "the keys", options=options[:2]) as address:
+        assert get(f"{address}/linear/x").json()["command"] == add
 
 
 def test_an_address_that_is_taken_or_wrong_is_named(refresher: Command, published: Published) -> None:
@@ -197,8 +216,10 @@ def test_run_starts_the_gateway_again_and_ends_it_with_itself(
     for directory in (published.tokens, published.demands):
         directory.chmod(0o700)
     published.put()
-    url = f"http://127.0.0.1:{free_port()}/{new_key(cold)}/linear/x"
-    with running(cold, "--gateway", url.split("/")[2]) as process:
+    listen = f"127.0.0.1:{free_port()}"
+    with running(cold, "--gateway", listen) as process:
+        heard(process, "run 'refresher gateway key add AGENT', or give the gateway a unix socket")
+        url = f"http://{listen}/{new_key(cold)}/linear/x"
         wait_until(lambda: answers(url), "the gateway answers")
         first = gateway_of(process)
         os.kill(first, signal.SIGKILL)
@@ -208,6 +229,7 @@ def test_run_starts_the_gateway_again_and_ends_it_with_itself(
         if end == signal.SIGTERM:
             log = stopped(cold, process)
             assert "the gateway ended with code -9; it starts again in 1 s" in log
+            assert "no key" not in log
             assert not Path(f"/proc/{second}").exists()
         else:
             process.kill()

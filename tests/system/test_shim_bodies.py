@@ -38,6 +38,51 @@ def test_a_body_in_memory_is_sent_again(tmp_path: Path, library: tuple[Any, Any]
     assert api.statuses() == [401, 200]
 
 
+@pytest.mark.parametrize("client", ["Client", "AsyncClient"])
+def test_a_form_with_files_is_sent_again(tmp_path: Path, library: tuple[Any, Any], client: str) -> None:
+    """If it failed, an upload with a rejected token would fail, or arrive without its file the second time."""
+    module, auth = library
+    (tmp_path / "file").write_bytes(b"x" * 100_000)
+
+    async def post(url: str, **options: Any) -> Any:
+        async with module.AsyncClient(auth=auth(published.source()), timeout=60) as sending:
+            return await sending.post(url, **options)
+
+    with API(lambda token, _: token == "access-token-2") as api, (tmp_path / "file").open("rb") as file:
+        published = Published(tmp_path, api.origin)
+        published.put(1)
+        api.before_answer = lambda: _ignore(published.put(2))
+        body = {"data": {"a": "1"}, "files": {"b": file, "c": b"in memory"}}
+        if client == "AsyncClient":
+            answer = asyncio.run(post(f"{api.origin}/", **body))
+        else:
+            with module.Client(auth=auth(published.source()), timeout=60) as sending:
+                answer = sending.post(f"{api.origin}/", **body)
+    assert answer.status_code == 200
+    assert [text in answer.json()["body"] for text in ("x" * 100_000, "in memory")] == [True, True]
+    assert api.statuses() == [401, 200]
+
+
+def test_a_form_with_a_file_of_unknown_length_is_not_sent_again(tmp_path: Path, library: tuple[Any, Any]) -> None:
+    """If it failed, a pipe would be sent a second time without what it held."""
+
+    class Pipe:
+        name, rest = "pipe", [b"once"]
+
+        def read(self, _: int = -1) -> bytes:
+            return self.rest.pop() if self.rest else b""
+
+    module, auth = library
+    with API(lambda token, _: token == "access-token-2") as api:
+        published = Published(tmp_path, api.origin)
+        published.put(1)
+        api.before_answer = lambda: _ignore(published.put(2))
+        with module.Client(auth=auth(published.source()), timeout=60) as client:
+            answer = client.post(f"{api.origin}/", files={"a": Pipe()})
+    assert (answer.status_code, "once" in answer.json()["body"]) == (401, True)
+    assert api.statuses() == [401]
+
+
 def test_a_streamed_body_is_neither_buffered_nor_sent_again(tmp_path: Path, library: tuple[Any, Any]) -> None:
     """If it failed, an upload of gigabytes would be held in memory, or its second half sent as the whole."""
     module, auth = library

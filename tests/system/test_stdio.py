@@ -32,7 +32,7 @@ from tests.support import conformance
 from tests.support.command import Command, wait_until
 from tests.support.counterpart import Counterpart, missing
 from tests.support.documents import block
-from tests.support.published import Published
+from tests.support.published import DEAD, Published
 from tests.support.stage import Stage, publish, until
 from tests.support.warm import stub
 
@@ -176,12 +176,13 @@ class Bridge:
         self.stdin.write(json.dumps(message).encode() + b"\n")
         self.stdin.flush()
 
-    def begins(self) -> None:
-        """Begin a session."""
+    def begins(self) -> Any:
+        """Begin a session; return the answer of the server."""
         parameters = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "x", "version": "1"}}
         self.says({"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": parameters})
-        assert "result" in json.loads(self.stdout.readline())
+        answer = json.loads(self.stdout.readline())
         self.says({"jsonrpc": "2.0", "method": "notifications/initialized"})
+        return answer
 
 
 @contextmanager
@@ -238,6 +239,15 @@ def test_a_killed_client_leaves_no_process(tmp_path: Path) -> None:
             return True
 
     wait_until(is_gone, "the process has ended")
+
+
+def test_the_command_in_an_error_has_the_state_directory(tmp_path: Path) -> None:
+    """If it failed, a person who pastes the command would log in to another state directory, and nothing would change."""
+    published = Published(tmp_path / "a b")
+    published.put(1, state="reauthorization_required", error=DEAD, access_token=None, server_url="https://mcp.example/")
+    with bridge(tmp_path / "a b") as client:
+        text = client.begins()["error"]["message"]
+    assert text.endswith(f"run: refresher --state-dir '{tmp_path}/a b' login linear")
 
 
 class Flood:

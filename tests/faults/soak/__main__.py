@@ -9,6 +9,7 @@ import tempfile
 import threading
 from pathlib import Path
 
+from tests.faults.agents import bridge
 from tests.faults.agents import rounds as chaos
 from tests.faults.fuzz import fuzz, rounds
 from tests.faults.soak import report
@@ -41,10 +42,13 @@ def main(arguments: list[str]) -> int:
     sys.stdout.write(report.text(result) + "\n")
     fuzzed = [] if without else rounds.run(options.seed, third, ending)
     sys.stdout.write((f"left out      the fuzz: {without}" if without else rounds.text(fuzzed)) + "\n")
-    agents = chaos.run(options.seed, third, ending)
+    agents = chaos.run(options.seed, third * 0.8, ending)
     sys.stdout.write(chaos.text(agents) + "\n")
+    bridged = bridge.run(str(options.seed), third * 0.2, ending)
+    sys.stdout.write(bridge.text(bridged) + "\n")
     warm.close()
-    if result.violations or any(each.violations for each in fuzzed) or any(each.violations for each in agents):
+    in_rounds = [each.violations for each in fuzzed] + [each.violations for each in agents]
+    if result.violations or bridged.violations or any(in_rounds):
         return 1
     return 130 if ending.is_set() else 0
 

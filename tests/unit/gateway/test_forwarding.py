@@ -4,6 +4,7 @@ import asyncio
 import json
 import socket
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from refresher.gateway import forwarding
+from shim import Problem
 from tests.support.gateway import Agent, gateway
 from tests.support.published import DEAD, Published
 from tests.support.raw_server import RawServer
@@ -28,11 +30,11 @@ class Site:
         self.published = Published(root, self.origin)
         self.published.put(1)
 
-    def run(self, agent: Callable[[Agent], Awaitable[Any]]) -> Any:
+    def run(self, agent: Callable[[Agent], Awaitable[Any]], program: str = "refresher") -> Any:
         """Let an agent work with a gateway, and return what it returns."""
 
         async def work() -> Any:
-            async with gateway(self.published) as made, asyncio.timeout(90):
+            async with gateway(self.published, program) as made, asyncio.timeout(90):
                 return await agent(made)
 
         return asyncio.run(work())
@@ -115,37 +117,44 @@ def test_a_long_body_is_not_sent_again_and_the_agent_reads_so(tmp_path: Path) ->
             await agent.send(chunked + b"2\r\n{}\r\n0\r\n\r\n"),
         ):
             assert (found.status, json.loads(found.body)["error"]) == (503, "send_again")
-            assert "retry-after" in found.names
+            assert "Retry-After: 5\r\n" in found.head
+        sites.published.put(1, state="failing", error=Problem("server_error", "x", 1.0, time.time() + 3600))
+        found = await agent.ask("/linear", method="POST", body=b"x" * 70_000)
+        assert "Retry-After: 3" in found.head
+        assert "Retry-After: 3\r\n" not in found.head
 
     with site(tmp_path, refusing("access-token-1")) as sites:
         sites.run(work)
     assert sites.published.demanded() == ["linear.1"]
-    assert len(sites.server.requests) == 2
+    assert len(sites.server.requests) == 3
 
 
 @pytest.mark.parametrize(
     ("changes", "challenge", "status", "error", "command"),
     [
-        ({"state": "reauthorization_required", "error": DEAD}, "Bearer", 503, "needs_reauth", "refresher login linear"),
-        ({"state": "removed", "access_token": None}, "Bearer", 503, "needs_reauth", "refresher login linear URL"),
+        ({"state": "reauthorization_required", "error": DEAD}, "Bearer", 503, "needs_reauth", "login linear"),
+        ({"state": "removed", "access_token": None}, "Bearer", 503, "needs_reauth", "login linear URL"),
         ({}, "Basic realm=x", 502, "token_rejected", None),
-        ({}, 'Bearer error="insufficient_scope", scope="write"', 403, "insufficient_scope", "refresher login linear --scope write"),
+        ({}, 'Bearer error="insufficient_scope", scope="write"', 403, "insufficient_scope", "login linear --scope write"),
         ({}, "Bearer", 502, "token_rejected", None),
     ],
 )  # fmt: skip
 def test_no_challenge_reaches_the_agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], challenge: str, status: int, error: str, command: str | None) -> None:  # fmt: skip
     """If it failed, an MCP client would begin a login of its own, where a person must run a command."""
     monkeypatch.setattr(forwarding, "DEFAULT_WAIT", 0.1)
+    program = "refresher --state-dir '/some where'"
 
     async def work(agent: Agent) -> None:
         found = await agent.ask("/linear/mcp")
         fields = json.loads(found.body)
-        assert (found.status, fields["error"], fields.get("command")) == (status, error, command)
+        assert (found.status, fields["error"]) == (status, error)
+        assert fields.get("command") == (command and f"{program} {command}")
+        assert "refresher login" not in fields["message"]  # without the options of the directories
         assert "www-authenticate" not in found.names
 
     with site(tmp_path, refusing("access-token-1", challenge=challenge)) as sites:
         sites.published.put(1, **changes)
-        sites.run(work)
+        sites.run(work, program)
 
 
 def test_an_ordinary_403_passes_without_the_challenge(tmp_path: Path) -> None:
@@ -213,6 +222,37 @@ def test_events_arrive_while_the_stream_is_open_and_an_agent_that_goes_ends_it(t
         assert b"data: /linear/m?s=1\n\n" in await reader.readuntil(b"\n\n\r\n")
         writer.close()
         assert await asyncio.to_thread(gone.wait, 60)
+
+    with site(tmp_path, stream) as sites:
+        sites.run(work)
+
+
+def test_no_event_leads_an_agent_out_of_the_gateway(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """If it failed, a server could have an agent send its key elsewhere, whatever the agent accepts."""
+    head, foreign = "", b"data: x\n\nevent: endpoint\ndata: https://evil.example/\n\n"
+
+    def stream(connection: socket.socket, request: bytes) -> None:
+        connection.sendall(f"HTTP/1.1 200 OK\r\n{head}\r\n\r\n".encode() + foreign)
+
+    async def work(agent: Agent) -> None:
+        nonlocal head
+        for kind in ("text/event-stream", "Text/Event-Stream; charset=UTF-8"):
+            for accepted in ("text/event-stream", "*/*"):
+                head = f"Content-Type: {kind}"
+                found = await agent.ask("/linear/sse", f"Accept: {accepted}")
+                assert (found.status, b"evil" in found.body, found.body.endswith(b"0\r\n\r\n")) == (200, False, False)
+        assert "linear: gateway: leads_away" in caplog.text
+        for more in (
+            "Content-Type: text/plain\r\nContent-Type: text/event-stream",
+            "Content-Type: text/event-stream\r\nContent-Encoding: gzip",
+            "Content-Type: text/event-stream\r\nContent-Encoding: identity\r\nContent-Encoding: br",
+            "Content-Type: text/event-stream; charset=utf-7",
+        ):
+            head = more
+            found = await agent.ask("/linear/sse", "Accept-Encoding: gzip")
+            assert (found.status, json.loads(found.body)["error"]) == (502, "bad_answer"), more
+        assert b"gzip" not in sites.server.requests[0]
+        assert (await agent.ask("/linear/sse", method="POST")).status == 200
 
     with site(tmp_path, stream) as sites:
         sites.run(work)
@@ -342,6 +382,21 @@ def test_a_server_that_is_away_or_not_trusted_is_named(tmp_path: Path) -> None:
 
     with site(tmp_path, b"no TLS here", b"") as sites:
         sites.run(work)
+
+
+def test_senders_and_servers_cannot_fill_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """If it failed, a program without a key, or a server that breaks off its answers, could fill the disk."""
+
+    async def work(agent: Agent) -> None:
+        for number in range(5):
+            assert (await agent.ask(f"/RGK-wrong{number}/linear/x")).status == 403
+            assert (await agent.ask(f"/unknown{number}/x")).status == 404
+            assert (await agent.send(agent.head(f"/linear/x{number}"))).status == 200  # and breaks off
+
+    with site(tmp_path, b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc") as sites:
+        sites.run(work)
+    kinds = [record.getMessage().split(": ")[2] for record in caplog.records if record.levelname == "WARNING"]
+    assert kinds == ["wrong_key", "unknown_grant", f"truncated at {sites.origin}"]
 
 
 def test_what_is_no_request_for_a_grant_is_refused(tmp_path: Path) -> None:

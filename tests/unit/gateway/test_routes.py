@@ -82,11 +82,26 @@ def test_the_origin_is_that_of_the_server_or_of_the_host_in_the_path() -> None:
             choose(target("/@API.example:8080?y"), several),
             ("https://api.example:8080", "/?y", "/linear/@API.example:8080"),
         ),
-        (choose(target("/@evil.example/x"), at_server), ("https://mcp.example", "/@evil.example/x", "/linear")),
+        (
+            choose(target("/@mcp.example/@scope/x"), at_server),
+            ("https://mcp.example", "/@scope/x", "/linear/@mcp.example"),
+        ),
         (choose(target("/x"), token()), ("https://mcp.example", "/x", "/linear")),
     ):
         assert isinstance(found, Destination)
         assert (found.origin, found.rest, found.prefix) == expected
+
+
+@pytest.mark.parametrize("host", ["evil.example", "api.example", "mcp.example:444", "user@mcp.example", "", "scope"])
+def test_a_host_that_is_none_of_the_grants_is_refused(host: str) -> None:
+    """If it failed, a request for a mistyped host would reach another server."""
+    for known in (
+        token(origins=("https://mcp.example", "https://api.example:8080"), server_url="https://mcp.example/"),
+        token(origins=("https://mcp.example",)),
+    ):
+        refused = choose(target(f"/@{host}/x"), known)
+        assert isinstance(refused, Failure)
+        assert (refused.status, "/linear/@mcp.example/" in refused.message) == (404, True)
 
 
 @pytest.mark.parametrize(
@@ -99,6 +114,8 @@ def test_the_origin_is_that_of_the_server_or_of_the_host_in_the_path() -> None:
         ("/a//b%2F", "/linear/a//b%2F"),
         ("b", "/linear/v1/b"),
         ("?y", "/linear/v1/mcp?y"),
+        ("/@scope/x", "/linear/@mcp.example/@scope/x"),
+        ("https://api.example/@scope/x", "/linear/@api.example/@scope/x"),
         ("../b", "/linear/b"),
         ("../../../other/b", "/linear/other/b"),
         ("/../../other/b", "/linear/other/b"),

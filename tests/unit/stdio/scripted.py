@@ -147,7 +147,7 @@ async def bridged(
     if token:
         published.put(1, server_url=URL)
     source, client = published.source(), Client()
-    upstream = Upstream(source, None, None, patience)
+    upstream = Upstream(source, None, None, patience, "refresher --state-dir '/a b'")
     upstream.http = httpx2.AsyncClient(auth=BearerAuth(source, wait=0), transport=httpx2.MockTransport(server))
     async with anyio.create_task_group() as tasks:
         client.bridge = Bridge(upstream, client.send, patience, tasks)

@@ -236,7 +236,7 @@ async def test_a_missing_login_is_an_error_until_the_login_comes(tmp_path: Path)
         await client.begins()
         published.put(1, state="reauthorization_required", error=DEAD, access_token=None, server_url="https://mcp.example/mcp")  # fmt: skip
         answer = await client.asks(call(1))
-        assert "refresher login linear" in answer["error"]["message"]
+        assert "run: refresher --state-dir '/a b' login linear" in answer["error"]["message"]
         server.token = "access-token-2"
         published.put(2, server_url="https://mcp.example/mcp")
         assert "result" in await client.asks(call(2))
@@ -320,7 +320,9 @@ async def test_batches_belong_to_one_protocol_version(tmp_path: Path) -> None:
     async with bridged(tmp_path, server) as (client, _):
         batch = [call(1), {"jsonrpc": "2.0", "method": "notifications/x"}, call(2)]
         await client.says(batch)
-        assert (await client.hears(lambda line: line.get("id") is None))["error"]["code"] == messages.INVALID_REQUEST
+        for request_id in (1, 2):
+            assert (await client.answer(request_id))["error"]["code"] == messages.INVALID_REQUEST
+        client.lines.clear()
         await client.begins()
         await client.says(batch)
         answers = await client.hears(lambda line: isinstance(line, list))
@@ -336,6 +338,25 @@ async def test_the_address_must_be_one_of_the_origins(tmp_path: Path) -> None:
     assert "not for https://other.example" in answer["error"]["message"]
     assert "secret" not in str(answer)
     assert server.received == []
+
+
+@pytest.mark.parametrize(
+    ("location", "words"),
+    [
+        ("https://other.example/?key=secret", "to https://other.example, and the token is not sent there"),
+        ("/other?key=secret", "to another of its addresses"),
+    ],
+)
+async def test_a_redirect_that_is_not_followed_is_explained(tmp_path: Path, location: str, words: str) -> None:
+    """If it failed, nobody would know that the server has moved, and that its new address needs a login."""
+    server = Server()
+    server.acts["initialize"] = lambda _: httpx2.Response(302, headers={"location": location})
+    async with bridged(tmp_path, server) as (client, _):
+        text = (await client.asks(INITIALIZE))["error"]["message"]
+    assert text.startswith(f"https://mcp.example redirects the request (302) {words}; if the server has moved")
+    assert text.endswith("or runs: refresher --state-dir '/a b' login linear URL")
+    assert "secret" not in text
+    assert server.methods() == ["initialize"]
 
 
 async def test_too_many_requests_at_once_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,18 +5,22 @@ import os
 import anyio
 import pytest
 
-from refresher.stdio.pipes import TOO_LONG, Input, Output
+from refresher.stdio.messages import CUT, EDGE
+from refresher.stdio.pipes import Input, Output
 
 pytestmark = pytest.mark.asyncio
 
 
-async def test_a_line_that_is_too_long_is_skipped_as_a_whole() -> None:
+async def test_of_a_line_that_is_too_long_only_the_ends_come() -> None:
     """If it failed, the rest of a long line would count as a message, or fill the memory."""
     reading, writing = os.pipe()
-    lines = Input(reading, 4)
-    os.write(writing, b"1234\n12345\n" + b"x" * 30_000 + b"\n\nlast")
+    lines = Input(reading, 2 * EDGE)
+    long = b"1" * EDGE + b"x" * 30_000
+    os.write(writing, b"1" * 2 * EDGE + b"\n" + long)
+    os.write(writing, b"9" * EDGE + b"\n\nlast")
     os.close(writing)
-    assert [line async for line in lines] == [b"1234", TOO_LONG, TOO_LONG, b"", b"last"]
+    cut = b"1" * EDGE + CUT + b"9" * EDGE
+    assert [line async for line in lines] == [b"1" * 2 * EDGE, cut, b"", b"last"]
     os.close(reading)
 
 
