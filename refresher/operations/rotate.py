@@ -188,7 +188,7 @@ class _Rotation(NamedTuple):
             demanded=demands.counts,
             forced=decision == Rotate("forced"),
             # Only a second demand in a row is reported, so that a first one is never opened.
-            refused_by=demands.refused_by() if demands.counts and grant.demanded > 0 else None,
+            reason=demands.reason() if demands.counts and grant.demanded > 0 else None,
         )
         result, _ = self._publish(changed, demands, Result.after_exchange(grant, changed))
         self.events.append(
@@ -214,7 +214,7 @@ class _Rotation(NamedTuple):
         generation: int,
         demanded: bool,
         forced: bool,
-        refused_by: str | None,
+        reason: str | None,
     ) -> tuple[Grant, float]:
         """Begin, exchange, persist; nothing is logged from the request to the durable answer.
 
@@ -227,9 +227,7 @@ class _Rotation(NamedTuple):
         )
         seconds = time.monotonic() - began
         try:
-            changed = _after(
-                grant, exchanged, demanded=demanded, generation=generation, forced=forced, refused_by=refused_by
-            )
+            changed = _after(grant, exchanged, demanded=demanded, generation=generation, forced=forced, reason=reason)
         except Exception:
             # A bug must not lose the only copy of a token: the intent stays, and the answer is kept.
             if exchanged.raw is not None:
@@ -312,7 +310,7 @@ def _after(
     demanded: bool,
     generation: int,
     forced: bool,
-    refused_by: str | None,
+    reason: str | None,
 ) -> Grant:
     return transition.apply(
         msgspec.structs.replace(
@@ -329,7 +327,7 @@ def _after(
         demanded=demanded,
         generation=generation,
         forced=forced,
-        refused_by=refused_by,
+        reason=reason,
     )
 
 
