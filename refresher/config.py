@@ -18,6 +18,7 @@ from shim._source import default_state_dir
 
 if TYPE_CHECKING:
     from refresher.grants.outputs import Output
+    from refresher.storage.postgres.postgres_store import PostgresStore
     from refresher.storage.store import Store
 
 __all__ = [
@@ -126,12 +127,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     def open_store(self) -> "Store":
         """Return the store of the grants. Raises ``ConfigError``."""
-        if self.store is None:
-            return FileStore(self.directories)
+        return FileStore(self.directories) if self.store is None else self.open_database()
+
+    def open_database(self) -> "PostgresStore":
+        """Return the store in a database. Raises ``ConfigError``."""
         try:
             from refresher.storage.postgres.postgres_store import PostgresStore
         except ImportError:
             raise ConfigError("a store in PostgreSQL needs psycopg: pip install 'refresher[postgres]'") from None
+        if self.store is None:
+            raise ConfigError("give the database of the grants: --store postgresql://USER@HOST/DATABASE")
         return PostgresStore(self.store, self.directories, self.mirror)
 
 

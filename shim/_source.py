@@ -13,7 +13,10 @@ from shim.errors import InsufficientScope, ShimError, TokenFileError, TokenRejec
 if TYPE_CHECKING:
     from shim._challenge import Refusal  # takes a millisecond, and a program without BearerAuth does not need it
 
-__all__ = ["FileTokenSource", "default_state_dir", "may_be_last", "valid_for"]
+__all__ = ["EXPIRING", "FileTokenSource", "default_state_dir", "may_be_last", "valid_for"]
+
+EXPIRING = "expiring"
+"""In a demand: no server has refused the token, it expires too soon for its reader."""
 
 _MAX_SIZE = 1024 * 1024
 _POLL_INTERVAL = 0.05
@@ -97,7 +100,7 @@ class FileTokenSource:
                 if (error := permanent_error(token)) is not None:
                     raise error
                 if not may_be_last(token):
-                    self.demand(token)
+                    self.demand(token, expiring=True)
             remaining = ends - time.monotonic()
             if remaining <= 0:
                 problem = self.problem()
@@ -169,28 +172,31 @@ class FileTokenSource:
 
                 logging.getLogger("shim").warning("%s: requests carry no token: %s", self.name, self.problem())
         elif origin in token.origins and valid_for(token) <= 0 and permanent_error(token) is None:
-            self.demand(token)
+            self.demand(token, expiring=True)
 
-    def demand(self, token: TokenFile) -> bool:
+    def demand(self, token: TokenFile, *, expiring: bool = False) -> bool:
         """Ask refresher for a newer token than ``token``. Repeated demands for one generation count as one.
 
-        If a server rejected that token, the file holds its origin, so that refresher can name it. Returns whether the
-        demand file exists. Never raises: refresher also rotates on schedule, without demands.
+        If a server rejected that token, the file holds its origin, so that refresher can name it. ``expiring``: if none
+        did, the token only expires too soon, and the file says so. Returns whether the demand file exists. Never
+        raises: refresher also rotates on schedule, without demands.
         """
         path = f"{self._demands}/{self.name}.{token.generation}"
         rejected = self._rejected
-        origin = b"" if rejected is None or rejected[0] != token.access_token else rejected[2].encode()
+        content = (EXPIRING if expiring else "").encode()
+        if rejected is not None and rejected[0] == token.access_token:
+            content = rejected[2].encode()
         try:
-            # refresher may be another user, of the group of the directory.
-            mode = 0o640 if origin else 0o600
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         except FileExistsError:
             return True
         except OSError:
             return False
         try:
-            if origin:
-                os.write(descriptor, origin)
+            if content:
+                # refresher may be another user, of the group of the directory; the umask does not count.
+                os.fchmod(descriptor, 0o640)
+                os.write(descriptor, content)
         except OSError:
             pass  # an empty demand counts too
         finally:

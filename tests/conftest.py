@@ -78,6 +78,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items.sort(key=lambda item: not scheduler.is_long(item.nodeid))
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Count the tests for the last line of ``tests/run``."""
+    if counts := os.environ.get("TEST_COUNTS"):
+        found = {word: len(terminalreporter.stats.get(word, ())) for word in ("passed", "failed", "error", "skipped")}
+        Path(counts).write_text(", ".join(f"{number} {word}" for word, number in found.items() if number))
+
+
 def pytest_sessionfinish() -> None:
     """End the shared processes of this test process."""
     oidc_module.close()

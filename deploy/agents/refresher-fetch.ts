@@ -57,9 +57,9 @@ export function refresherFetch(name: string, wait = 15_000): typeof fetch {
   const isAlive = () => token?.state === "active" || token?.state === "failing";
 
   /** Demands a newer token; `origin` is what rejected this one. */
-  function demand(origin: string): void {
+  function demand(reason: string): void {
     try {
-      if (isAlive()) writeFileSync(join(demands, `${name}.${token?.generation}`), origin, { flag: "wx" });
+      if (isAlive()) writeFileSync(join(demands, `${name}.${token?.generation}`), reason, { flag: "wx" });
     } catch {} // it is there already, or cannot be written: refresher also rotates without demands
   }
 
@@ -71,7 +71,7 @@ export function refresherFetch(name: string, wait = 15_000): typeof fetch {
     const replayable = !(Symbol.asyncIterator in Object(body)); // a stream can be read once
     let authorization = authorizationFor(origin);
     if (!authorization) return fetch(input, init);
-    if (token?.expires_at && token.expires_at * 1000 <= Date.now()) demand("");
+    if (token?.expires_at && token.expires_at * 1000 <= Date.now()) demand("expiring");
     for (let sends = 1; ; sends++) {
       const headers = new Headers(init?.headers ?? request?.headers);
       headers.set("authorization", authorization);

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -18,10 +19,11 @@ from refresher.cli.options import Options, command, complete_name
 from refresher.common.errors import ConfigError, UnknownName
 from refresher.common.terminal import say, show
 from refresher.config import DEFAULT_GATEWAY, Settings, shown_address
+from shim._changes import permanent_error
 from shim._origins import origin_of_url
 from shim._source import FileTokenSource, default_state_dir
-from shim._token import is_name
-from shim.errors import TokenFileError
+from shim._token import TokenFile, is_name
+from shim.errors import Removed, TokenFileError
 
 __all__ = ["CLIENTS", "connect"]
 
@@ -69,15 +71,18 @@ def connect(options: Options, name: str | None, key: str | None, url: str | None
     if url is not None and origin_of_url(url) is None:
         raise ConfigError("--url is not an address such as https://mcp.example/mcp")
     settings, client = options.settings(), _BY_KEY[key]
+    token = _source(settings, name).current()
     values = Values(
         name,
         url or _server_url(settings, name),
         _command(),
         str(settings.directories.state),
         _more_options(options, settings),
+        is_default_url=url is None or (token is not None and url == token.server_url),
     )
+    _check_origin(token, values)
     if client.by == "gateway":
-        values = values._replace(gateway=_gateway(settings), host=_host_in_path(settings, values))
+        values = values._replace(gateway=_gateway(settings), host=_host_in_path(token, values))
     text = client.text(values)
     environment = _environment(settings, client)
     if as_json:
@@ -89,7 +94,7 @@ def connect(options: Options, name: str | None, key: str | None, url: str | None
     if environment:
         say("Where it runs, set these environment variables:", err=True)
         for variable, value in environment.items():
-            say(f"  {variable}={value}", err=True)
+            say(f"  {variable}={shlex.quote(value)}", err=True)
     show(text.removesuffix("\n"))
 
 
@@ -112,6 +117,8 @@ def _server_url(settings: Settings, name: str) -> str:
     token = source.current()
     if token is not None and token.server_url is not None:
         return token.server_url
+    if token is not None and isinstance(removed := permanent_error(token), Removed):
+        raise UnknownName(str(removed))
     if token is None and isinstance(problem := source.problem(), TokenFileError):
         raise UnknownName(f"{problem} (before the login of {name}, give the address of its server with --url)")
     raise ConfigError(f"the token file of {name} does not name its server: give its address with --url")
@@ -129,18 +136,21 @@ def _gateway(settings: Settings) -> str:
     return shown_address(({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port))  # noqa: S104
 
 
-def _host_in_path(settings: Settings, values: Values) -> str:
+def _check_origin(token: TokenFile | None, values: Values) -> None:
+    """Refuse an address to which the token is not sent; the next login can be at any."""
+    origin = origin_of_url(values.server_url)
+    if token is not None and token.state != "removed" and origin not in token.origins:
+        allowed = " or ".join(token.origins)
+        raise ConfigError(f"the token of {values.name} is not for {origin}: give --url an address at {allowed}")
+
+
+def _host_in_path(token: TokenFile | None, values: Values) -> str:
     """Return the host of the address, if the gateway takes another one by itself; empty if it takes this one."""
-    token, origin = _source(settings, values.name).current(), origin_of_url(values.server_url) or ""
-    host = origin.partition("://")[2]
+    origin = origin_of_url(values.server_url) or ""
     by_itself = not urlsplit(values.server_url).path.startswith("/@")  # what would be a host for the gateway
     if token is not None:  # not before the login
-        if origin not in token.origins:
-            raise ConfigError(
-                f"the token of {values.name} is not for {origin}: give --url an address at {' or '.join(token.origins)}"
-            )
         by_itself &= len(token.origins) == 1 or origin == origin_of_url(token.server_url or "")
-    return "" if by_itself else host
+    return "" if by_itself else origin.partition("://")[2]
 
 
 def _command() -> str:

@@ -1,5 +1,6 @@
 """The command line: finds the command, runs it, and returns its exit code."""
 
+import errno
 import logging
 import os
 import resource
@@ -25,6 +26,7 @@ _COMMANDS: Final = {
     "run": ("run", "run"),
     "run-once": ("run", "run_once"),
     "status": ("status", "status"),
+    "mirror": ("mirror", "mirror"),
     "events": ("events", "events"),
     "health": ("health", "health"),
     "doctor": ("doctor", "doctor"),
@@ -132,7 +134,8 @@ def _run(arguments: Sequence[str] | None) -> int:
         return _fail(error.format_message(), error.exit_code)
     except OSError as error:
         # --help, --version, token and headers print without say(): they are of no use without their output.
-        return _fail(f"cannot write: {error.strerror}", 1)
+        why = "standard output is closed" if error.errno == errno.EBADF else error.strerror
+        return _fail(f"cannot write: {why}", 1)
     return code if isinstance(code, int) else 0
 
 
@@ -159,7 +162,8 @@ def _harden() -> None:
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest free number is this one
+            # The lowest free number is this one. Standard output stays closed for those who write, and so for scripts.
+            os.open(os.devnull, os.O_RDONLY if number == 1 else os.O_RDWR)
     sys.stdin = sys.stdin or open(0, closefd=False)  # noqa: SIM115  a descriptor, for the life of the process
     sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
     sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115

@@ -78,7 +78,12 @@ def run(
     settings = options.settings()
     warn_of_closed_directories(settings)
     with observing(settings, "run") as observers, DaemonSignals() as signals:
-        from refresher.daemon.loop import Daemon  # APScheduler and httpcore: no other command needs both
+        # APScheduler and httpcore: no other command needs both.
+        if settings.store is not None:
+            from refresher.daemon.database_loop import DatabaseDaemon
+
+            return DatabaseDaemon(options.resolve, signals, observers, grace=grace).run()
+        from refresher.daemon.loop import Daemon
 
         return Daemon(options.resolve, signals, observers, grace=grace).run()
 

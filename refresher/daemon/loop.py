@@ -11,7 +11,7 @@ from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Final, Literal, NamedTuple
 
-from refresher.common import clocks, logs, text
+from refresher.common import clocks, logs
 from refresher.common.errors import DirectoryError, GrantFileError
 from refresher.common.signals import DaemonSignals
 from refresher.config import Settings
@@ -20,6 +20,7 @@ from refresher.daemon.directory_watch import DirectoryWatch
 from refresher.daemon.log_throttle import LOCAL_FAULTS, ROTATED, EventThrottle, LogThrottle
 from refresher.daemon.metrics_page import MetricsPage
 from refresher.daemon.schedule import HEARTBEAT, Schedule
+from refresher.daemon.stopping import stop
 from refresher.daemon.supervision import Supervision
 from refresher.grants import policy, refresh_life
 from refresher.grants.policy import Rotate, Wait
@@ -42,8 +43,6 @@ __all__ = ["Daemon"]
 log = logging.getLogger(__name__)
 
 _TIME_TO_SAVE: Final = 5.0
-_TIME_TO_OBSERVE: Final = 5.0
-_LEAST_TO_OBSERVE: Final = 0.5
 _SCAN_INTERVAL: Final = 0.2
 _MAX_SCAN_INTERVAL: Final = 0.7
 _MAX_SCAN_SHARE: Final = 0.2
@@ -353,43 +352,13 @@ class Daemon:
         self._scan_at = float("-inf")
 
     def _drain(self) -> int:
-        """Wait until the running rotations have finished: a kill could lose a refresh token that was sent."""
         self._queue.drop_waiting()
-        status = f"stopping: waiting for {self._running_names()} to finish" if self._queue.running() else "stopping"
-        self._supervision.stopping(status)
-        if self._queue.running():
-            log.info("%s", status)
-        ends = stop_by = time.monotonic() + self._grace
-        while self._queue.running():
-            self._process_events(0.2)
-            self._supervision.extend_stop()
-            if self._signals.stop_repeated():
-                log.warning("%s: still rotating; %s", self._running_names(), self._loss("a kill now could lose"))
-            if time.monotonic() > ends:
-                ends = float("inf")
-                log.critical(
-                    "%s: not saved within the grace period of %s; %s",
-                    self._running_names(),
-                    text.span(self._grace),
-                    self._loss("a kill now loses"),
-                )
-        # What happened is observed within the grace period too; another signal ends the wait.
-        self._observers.close(
-            min(_TIME_TO_OBSERVE, max(stop_by - time.monotonic(), _LEAST_TO_OBSERVE)), self._signals.stop_repeated
+        return stop(
+            lambda: sorted(job.order.name for job in self._queue.running()),
+            lambda: self._process_events(0.2),
+            supervision=self._supervision,
+            observers=self._observers,
+            signals=self._signals,
+            sent=self._sent,
+            grace=self._grace,
         )
-        self._supervision.endpoint.close()
-        self._supervision.gateway.wait(max(stop_by - time.monotonic(), 0.0))
-        log.info("stopped")
-        return 0
-
-    def _loss(self, loses: str) -> str:
-        """Return what a kill would lose now: nothing, unless a refresh token was sent and its answer is not saved."""
-        at_risk = sorted(self._sent.copy())  # other threads change it
-        return (
-            f"{loses} a new refresh token of {text.names(at_risk)}"
-            if at_risk
-            else "nothing was sent, so nothing is lost"
-        )
-
-    def _running_names(self) -> str:
-        return text.names(sorted(job.order.name for job in self._queue.running()))

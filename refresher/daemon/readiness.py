@@ -13,6 +13,7 @@ from refresher.grants import forecast, policy
 from refresher.grants.record import Grant
 from refresher.observers.metrics import ENDS_SOON
 from refresher.storage.publishing import state_of
+from shim._token import TokenFile
 
 __all__ = ["Health", "Readiness"]
 
@@ -98,6 +99,17 @@ class Readiness:
             self._endings[grant.name] = end.at
         else:
             self._endings.pop(grant.name, None)
+
+    def update_copy(self, token: TokenFile) -> None:
+        """Note the state of a grant whose record is in a database, by its token file on this host."""
+        expires_at = token.issued_at + policy.DEFAULT_MAX_AGE if token.expires_at is None else token.expires_at
+        left = expires_at - clocks.now().wall if token.access_token is not None else 0.0
+        problem: _Problem | None = None if token.state == "active" else "failing"
+        if token.state == "reauthorization_required":
+            problem = "reauthorization_required"
+        elif token.error is not None and token.error.code == "token_rejected":
+            problem = "token_rejected"
+        self._states[token.name] = (time.monotonic() + left, problem)
 
     def mark_unreadable(self, name: str) -> None:
         """Note that the record of ``name`` cannot be read; its published token stays valid."""

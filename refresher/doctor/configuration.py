@@ -1,6 +1,7 @@
 """What the configuration names: the commands of hooks, the token of the page, and the outputs."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -48,7 +49,7 @@ def _outputs(settings: Settings, *, offline: bool) -> Iterator[Finding]:
             what = f"the output {output.target} is for {output.grant}, which has no token file"
             yield found("output_unknown", what, name=output.grant)
     checked = [each for each in settings.outputs if isinstance(each, FileOutput) or not offline]
-    for output, problem in outputs.problems(checked, settings.directories, outputs.look):
+    for output, problem in outputs.problems(checked, settings.directories, partial(outputs.look, claimed={})):
         if problem is not None:
             message = f"the output {output.target} is not up to date: {problem}"
             yield from_message("output_unusable", message, name=output.grant)

@@ -17,9 +17,10 @@ from yarl import URL
 from refresher.common.throttle import Tally
 from refresher.gateway import routes
 from refresher.gateway.access import Access
+from refresher.gateway.connections import accept
 from refresher.gateway.endpoint_event import EndpointEvents, LeadsAway
 from refresher.gateway.failures import Failure, from_problem
-from refresher.gateway.headers import for_agent, for_server, has_events, is_readable, wants_events
+from refresher.gateway.headers import for_agent, for_server, has_events, is_readable, is_writable, wants_events
 from refresher.gateway.routes import Destination, Target
 from shim import FileTokenSource
 from shim._origins import origin_of_url
@@ -37,8 +38,8 @@ _LARGEST_KEPT: Final = 64 * 1024
 _CONNECT_TIMEOUT: Final = 30.0
 _ANSWER_TIMEOUT: Final = 300.0
 """Seconds from the end of a request to the headers of its answer: a tool call may take minutes."""
-_SILENCE: Final = 300.0
-"""Seconds for the next part of a request body."""
+_SILENCE: Final = 60.0
+"""Seconds for the next part of a request body, and for the whole of one that is kept."""
 _SEND_AGAIN: Final = 5
 """Seconds in which a demanded token usually comes."""
 _UPSTREAM_KEPT: Final = 4.0
@@ -51,8 +52,18 @@ _READ_AHEAD: Final = 64 * 1024
 _NOT_ADDED: Final = (hdrs.ACCEPT, hdrs.ACCEPT_ENCODING, hdrs.CONTENT_TYPE, hdrs.USER_AGENT)
 
 
-class _AgentAway(aiohttp.ClientError):
+_OLD: Final = Failure(505, "no_http11", "the gateway speaks HTTP/1.1 only; nginx needs 'proxy_http_version 1.1;'")
+_BAD_HEADER: Final = Failure(400, "bad_request", "a header has a control character, or is not in UTF-8")
+_CUT_OFF: Final = Failure(400, "incomplete_request", "the body of the request ended early")
+_SLOW: Final = Failure(408, "slow_request", "the body of the request did not come in time")
+
+
+class _NoBody(aiohttp.ClientError):
     """The agent did not complete the body of its request."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__()
+        self.failure: Final = failure
 
 
 class Forwarder:
@@ -101,6 +112,10 @@ class Forwarder:
         refused = self._access.refusal(request.headers, request.headers.getall("Host", []), connection)
         if refused is not None:
             return self._failed("", refused)
+        if request.version != aiohttp.HttpVersion11:  # an older client cannot see that an answer breaks off
+            return self._failed("", _OLD)
+        if not is_writable(request.headers):
+            return self._failed("", _BAD_HEADER)
         # A server answers TRACE with the request that it got, and so with the token.
         if request.method in ("CONNECT", "TRACE") or "Upgrade" in request.headers:
             text = "the gateway forwards no CONNECT, TRACE or Upgrade request"
@@ -111,11 +126,16 @@ class Forwarder:
         refused = self._access.key_refusal(request.headers, target)
         if refused is not None:
             return self._failed("", refused)
+        accept(request)
         source = self._source(target.name)
         if isinstance(source, Failure):
             return self._failed("", source)
         answered = await self._forward(request, target, source)
         return self._failed(target.name, answered) if isinstance(answered, Failure) else answered
+
+    def refuse(self, failure: Failure) -> web.Response:
+        """Log why something is no request, and return the answer."""
+        return self._failed("", failure)
 
     def _failed(self, name: str, failure: Failure) -> web.Response:
         """Log a failure, and return the answer."""
@@ -166,9 +186,9 @@ class Forwarder:
                 async with asyncio.timeout(_SILENCE):
                     whole = await request.read()
             except TimeoutError:
-                return Failure(408, "slow_request", "the body of the request did not come in time")
+                return _SLOW
             except (OSError, web.RequestPayloadError):
-                return Failure(400, "incomplete_request", "the body of the request ended early")
+                return _CUT_OFF
         steps = recovery(source, to.origin, wait=DEFAULT_WAIT, replayable=lambda: whole is not None)
         step = next(steps)
         if step is None:
@@ -241,6 +261,10 @@ class Forwarder:
             text = f"{to.origin} sent events that are compressed or not in UTF-8, or with two content types"
             return Failure(502, "bad_answer", text, server=to.origin)
         headers = for_agent(answer.headers)
+        if not is_writable(headers, answer.reason):
+            answer.close()
+            text = f"{to.origin} sent a header that has a control character, or is not in UTF-8"
+            return Failure(502, "bad_answer", text, server=to.origin)
         if (location := answer.headers.get("Location")) is not None:
             moved = routes.relocate(location, to)
             if moved is not None:
@@ -299,15 +323,17 @@ class _Body:
     async def __aiter__(self) -> AsyncIterator[bytes]:
         request, self._request = self._request, None
         if request is None:
-            raise _AgentAway
+            raise _NoBody(_CUT_OFF)
         _continue(request)
         content = request.content
         while True:
             try:
                 async with asyncio.timeout(_SILENCE):
                     data = await content.readany()
+            except TimeoutError:
+                raise _NoBody(_SLOW) from None
             except (OSError, web.RequestPayloadError):
-                raise _AgentAway from None
+                raise _NoBody(_CUT_OFF) from None
             if not data:
                 break
             yield data
@@ -322,12 +348,8 @@ def _continue(request: web.BaseRequest) -> None:
 
 def _cut(request: web.BaseRequest) -> None:
     """End the connection to the agent in a way that shows that the answer is not complete."""
-    if request.transport is None:
-        return
-    if request.version >= aiohttp.HttpVersion11:
+    if request.transport is not None:
         request.transport.close()  # what was written is sent; the chunk or the length that is missing says the rest
-    else:
-        request.transport.abort()
 
 
 def _seconds_until(at: float | None) -> int | None:
@@ -348,8 +370,8 @@ def _not_replayed(problem: ShimError, origin: str, token: TokenFile | None) -> F
 def _unreachable(origin: str, error: Exception) -> Failure:
     """Return why a server gave no answer, in plain words."""
     cause = error if error.__cause__ is None else error.__cause__
-    if isinstance(cause, _AgentAway):
-        return Failure(400, "incomplete_request", "the body of the request ended early")
+    if isinstance(cause, _NoBody):
+        return cause.failure
     if isinstance(error, TimeoutError):
         return Failure(504, "no_answer", f"{origin} did not answer in time; try again", server=origin)
     if isinstance(error, aiohttp.ClientSSLError) or isinstance(cause, ssl.SSLError):

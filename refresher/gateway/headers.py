@@ -6,7 +6,7 @@ from typing import Final, Protocol
 
 from multidict import CIMultiDict
 
-__all__ = ["for_agent", "for_server", "has_events", "is_readable", "wants_events"]
+__all__ = ["for_agent", "for_server", "has_events", "is_readable", "is_writable", "wants_events"]
 
 _OF_CONNECTION: Final = frozenset(
     {
@@ -40,6 +40,8 @@ _NOT_TO_AGENT: Final = _OF_CONNECTION | {
     "www-authenticate",
 }
 
+# aiohttp refuses to write the control characters, and leaves out what is not UTF-8.
+_NOT_WRITABLE: Final = re.compile("[\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]")
 _CHARSET: Final = re.compile(r"charset\s*=\s*(?!\"?utf-?8\b)", re.IGNORECASE | re.ASCII)
 
 
@@ -68,6 +70,12 @@ def _without(headers: _Headers, dropped: frozenset[str]) -> CIMultiDict[str]:
     if named:
         dropped = dropped | {word.strip().lower() for value in named for word in value.split(",")}
     return CIMultiDict((name, value) for name, value in headers.items() if name.lower() not in dropped)
+
+
+def is_writable(headers: _Headers, reason: str | None = None) -> bool:
+    """Whether headers, and the reason of an answer, can be passed on without a change."""
+    texts = [text for header in headers.items() for text in header]
+    return _NOT_WRITABLE.search("".join((reason or "", *texts))) is None
 
 
 def wants_events(method: str, headers: Mapping[str, str]) -> bool:

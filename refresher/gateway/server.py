@@ -7,17 +7,18 @@ import signal
 import socket
 import ssl
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from resource import RLIM_INFINITY, RLIMIT_NOFILE, getrlimit, setrlimit
 from typing import Final, NamedTuple
 
 import uvloop
-from aiohttp import web
-from aiohttp.web_protocol import RequestHandler
 
 from refresher.common.errors import ConfigError
 from refresher.gateway.access import Access
+from refresher.gateway.connections import Server
 from refresher.gateway.forwarding import Forwarder
 from refresher.gateway.keys import Keys, load
 from shim import FileTokenSource
@@ -27,10 +28,13 @@ __all__ = ["Plan", "serve", "server_for", "shown"]
 log = logging.getLogger(__name__)
 
 _MOST_CONNECTIONS: Final = 1000
+_SPARE: Final = 24
+"""Descriptors besides those of connections, for half of the connections."""
 _IDLE: Final = 75.0
 """Seconds that a connection may take for its first request, and between two."""
-_GRACE: Final = 10.0
-"""Seconds that running requests have at a stop."""
+_GRACE: Final = 9.0
+"""Seconds that running requests have at a stop. ``run`` waits a second longer for the end of the gateway."""
+_CLEANUP: Final = 0.5
 _KEY_POLL: Final = 1.0
 _LARGEST_HEADER: Final = 32 * 1024
 _READ_AHEAD: Final = 64 * 1024
@@ -57,21 +61,18 @@ class Plan(NamedTuple):
     """A descriptor: the gateway ends when its other end closes."""
 
 
-class _Server(web.Server):
-    """Accepts a bounded number of connections."""
-
-    def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
-        super().connection_made(handler, transport)
-        if len(self.connections) > _MOST_CONNECTIONS:
-            transport.abort()
-
-
 def serve(plan: Plan) -> None:
     """Serve until SIGTERM or SIGINT. Raises ``ConfigError``."""
-    uvloop.run(_serve(plan))  # half as many requests a second again, and a quarter of the time at p99
+    # The last resort at a stop: a thread that waits for a name server or for a disk cannot be ended.
+    end = threading.Timer(_GRACE + _CLEANUP, os._exit, (0,))
+    end.daemon = True
+    try:
+        uvloop.run(_serve(plan, end))  # half as many requests a second again, and a quarter of the time at p99
+    finally:
+        end.cancel()
 
 
-async def _serve(plan: Plan) -> None:
+async def _serve(plan: Plan, end: threading.Timer) -> None:
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -92,13 +93,15 @@ async def _serve(plan: Plan) -> None:
             return
     access = Access(Keys(plan.keys_file), plan.hosts, plan.users | {os.geteuid()} if unix else None, plan.add_key)
     forwarder = Forwarder(access, plan.source, tls=plan.tls, proxy=plan.proxy, program=plan.program)
-    server = server_for(forwarder)
+    server = server_for(forwarder, _places())
     listener = _listener(plan)
     bound = plan.address.stat().st_ino if isinstance(plan.address, Path) else None
     accepting = await (loop.create_unix_server if unix else loop.create_server)(server, sock=listener, backlog=_BACKLOG)
     log.info("gateway: listening on %s", shown(listener))
     await stopping.wait()
     log.info("gateway: stopping")
+    with suppress(RuntimeError):  # no thread is left
+        end.start()
     accepting.close()
     if isinstance(plan.address, Path):
         with suppress(OSError):
@@ -107,7 +110,9 @@ async def _serve(plan: Plan) -> None:
     for stream in list(forwarder.streams):
         stream.cancel()
     server.pre_shutdown()
-    await server.shutdown(_GRACE)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_GRACE):
+            await server.shutdown(2 * _GRACE)  # by itself, aiohttp waits twice as long as it is given
     await forwarder.close()
 
 
@@ -137,13 +142,24 @@ def _key_problem(plan: Plan) -> str | None:
     )
 
 
-def server_for(forwarder: Forwarder) -> web.Server:
-    """Return the HTTP server for what ``forwarder`` answers."""
+def _places() -> int:
+    """Return how many connections of agents there may be. Each can need a connection to a server."""
+    wanted = 2 * _MOST_CONNECTIONS + 2 * _SPARE
+    soft, hard = getrlimit(RLIMIT_NOFILE)
+    if soft != RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == RLIM_INFINITY else min(wanted, hard)
+        setrlimit(RLIMIT_NOFILE, (soft, hard))
+    return _MOST_CONNECTIONS if soft == RLIM_INFINITY else max(min(_MOST_CONNECTIONS, soft // 2 - _SPARE), 8)
+
+
+def server_for(forwarder: Forwarder, most: int = _MOST_CONNECTIONS) -> Server:
+    """Return the HTTP server for what ``forwarder`` answers, on so many connections at most."""
     quiet = logging.getLogger("aiohttp.server")  # its lines hold requests
     quiet.disabled = True
-    return _Server(
+    return Server(
         forwarder.answer,
-        handler_cancellation=True,
+        forwarder.refuse,
+        most,
         keepalive_timeout=_IDLE,
         max_line_size=_LARGEST_HEADER,
         max_field_size=_LARGEST_HEADER,

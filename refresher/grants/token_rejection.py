@@ -4,23 +4,26 @@ import msgspec
 
 from refresher.common.clocks import Moment
 from refresher.grants.record import Grant, TokenRejected
+from shim._source import EXPIRING
 
 __all__ = ["after_rotation", "explain"]
 
 
 def after_rotation(
-    grant: Grant, rotated: Grant, now: Moment, *, demanded: bool, forced: bool, refused_by: str | None
+    grant: Grant, rotated: Grant, now: Moment, *, demanded: bool, forced: bool, reason: str | None
 ) -> Grant:
     """Return ``rotated``, which replaces ``grant``, with what the rotation says about the tokens of ``grant``.
 
-    A rotation that was forced says nothing: the token before may have had no use.
+    A rotation that was forced says nothing: the token before may have had no use. ``reason``: what the demand holds; an
+    origin, ``EXPIRING`` or nothing.
     """
     rejected = grant.token_rejected
-    if demanded and rotated.demanded > 1:
+    refused = demanded and reason != EXPIRING
+    if refused and rotated.demanded > 1:
         rejected = rejected or TokenRejected(at=now.wall)
-        if refused_by is not None:
-            rejected = msgspec.structs.replace(rejected, origin=refused_by)
-    elif not demanded and not forced:
+        if reason is not None:
+            rejected = msgspec.structs.replace(rejected, origin=reason)
+    elif not refused and not forced:
         rejected = None
     return msgspec.structs.replace(rotated, token_rejected=rejected)
 

@@ -37,18 +37,16 @@ def apply(
     demanded: bool,
     generation: int,
     forced: bool = False,
-    refused_by: str | None = None,
+    reason: str | None = None,
 ) -> Grant:
     """Return ``grant`` after ``outcome``.
 
     ``sent``: when the last request was sent; ``None`` if none was. ``generation``: that of a successful rotation.
-    ``forced``: a person asked for it before it was due. ``refused_by``: the origin that refused the access token.
+    ``forced``: a person asked for it before it was due. ``reason``: what the demand holds.
     """
     if isinstance(outcome, TokensIssued):
         rotated = _rotated(grant, outcome, sent=sent or now, now=now, demanded=demanded, generation=generation)
-        return token_rejection.after_rotation(
-            grant, rotated, now, demanded=demanded, forced=forced, refused_by=refused_by
-        )
+        return token_rejection.after_rotation(grant, rotated, now, demanded=demanded, forced=forced, reason=reason)
     if outcome.refusal:
         grant = msgspec.structs.replace(grant, refusals=grant.refusals + 1)
     match outcome:

@@ -44,6 +44,9 @@ _REPEAT: Final = 600.0
 Applied = dict[str, tuple[bytes, float]]
 """By the target of a Secret: a digest of the token that was applied last, and when (monotonic seconds)."""
 
+Claimed = dict[tuple[int, int, str], Path]
+"""By the directory and the name of a file: the path of the output that writes it."""
+
 _FAULTS: Final = {
     errno.ENOENT: "its directory does not exist: create the directory",
     **dict.fromkeys(
@@ -66,12 +69,13 @@ class Outputs:
         self._directories: Final = directories
         self._throttle: Final = Throttle()
         self._applied: Final[Applied] = {}
+        self._claimed: Final[Claimed] = {}
 
     def observe(self, events: Sequence[Event]) -> None:
         """Compare the outputs of these grants with their token files, and write those that differ."""
         names = {event.name for event in events}
         chosen = [each for each in self._outputs if EVERY.name in names or each.grant in names]
-        work = partial(bring_up_to_date, applied=self._applied)
+        work = partial(bring_up_to_date, applied=self._applied, claimed=self._claimed)
         for output, problem in problems(chosen, self._directories, work):
             if problem is None:
                 self._throttle.forget(output.target)
@@ -111,13 +115,15 @@ def _problem(work: Callable[[Output, Directories], None], output: Output, direct
     return None
 
 
-def bring_up_to_date(output: Output, directories: Directories, *, applied: Applied | None = None) -> None:
+def bring_up_to_date(
+    output: Output, directories: Directories, *, applied: Applied | None = None, claimed: Claimed | None = None
+) -> None:
     """Write the output if it differs from its token file; remove it if there is no access token any more.
 
-    If no token file exists yet, nothing is done. ``applied`` is read and kept up to date. Raises ``RefresherError``,
-    ``TokenFileError``, ``ValueError`` and ``OSError``.
+    If no token file exists yet, nothing is done. ``applied`` and ``claimed`` are read and kept up to date. Raises
+    ``RefresherError``, ``TokenFileError``, ``ValueError`` and ``OSError``.
     """
-    applied = {} if applied is None else applied
+    applied, claimed = {} if applied is None else applied, {} if claimed is None else claimed
     ends = time.monotonic() + _DEADLINE
     token = _token(directories, output.grant)
     if token is None:
@@ -126,7 +132,7 @@ def bring_up_to_date(output: Output, directories: Directories, *, applied: Appli
         digest, when = applied.get(output.target, (b"", 0.0))
         if digest == _digest(token) and time.monotonic() - when < _REPEAT:
             return
-    elif _write(output, token, directories, change=False):
+    elif _write(output, token, directories, claimed, change=False):
         return
     # Two processes must not use one temporary file, and none may write an older token after a newer one.
     name = f"output-{hashlib.sha256(os.fsencode(output.target)).hexdigest()[:16]}.lock"
@@ -138,18 +144,18 @@ def bring_up_to_date(output: Output, directories: Directories, *, applied: Appli
 
             kubernetes_secret.apply(output, token.access_token, seconds=ends - time.monotonic())
             applied[output.target] = _digest(token), time.monotonic()
-        elif not _write(output, token, directories, change=True):
+        elif not _write(output, token, directories, claimed, change=True):
             log.info("%s: wrote the output %s", output.grant, output.target)
 
 
-def look(output: Output, directories: Directories) -> None:
+def look(output: Output, directories: Directories, *, claimed: Claimed | None = None) -> None:
     """Raise what ``bring_up_to_date`` would, and ``ValueError`` if it would write. Change nothing, send no token."""
     if isinstance(output, SecretOutput):
         from refresher.observers import kubernetes_secret
 
         kubernetes_secret.apply(output, None, dry_run=True)
     elif (token := _token(directories, output.grant)) is not None and not _write(
-        output, token, directories, change=False
+        output, token, directories, {} if claimed is None else claimed, change=False
     ):
         raise ValueError("it differs from the token file: run 'refresher run-once'")
 
@@ -171,7 +177,7 @@ def _digest(token: TokenFile) -> bytes:
     return hashlib.sha256((token.access_token or "").encode()).digest()
 
 
-def _write(output: FileOutput, token: TokenFile, directories: Directories, *, change: bool) -> bool:
+def _write(output: FileOutput, token: TokenFile, directories: Directories, claimed: Claimed, *, change: bool) -> bool:
     """Return whether the file was up to date; if not, and if ``change``, write or remove it."""
     wanted = render(output, token)
     if wanted is None and not output.path.parent.exists():
@@ -182,6 +188,7 @@ def _write(output: FileOutput, token: TokenFile, directories: Directories, *, ch
         for own in (directories.state, directories.grants, directories.tokens, directories.demands, directories.spill):
             if _is_same(directory, own):
                 raise ValueError(f"{own} is a directory of refresher: give another path")
+        _claim(output.path, directory, claimed)
         try:
             found = files.read(output.path.name, records.LARGEST, directory=directory)
             if found is not None and not was_rendered(found.data, output):
@@ -198,6 +205,17 @@ def _write(output: FileOutput, token: TokenFile, directories: Directories, *, ch
         elif change and not done and wanted is not None:
             files.replace(directory, output.path.name, wanted, mode=output.mode, owner=owner, group=group)
     return done
+
+
+def _claim(path: Path, directory: int, claimed: Claimed) -> None:
+    """Refuse a file that another output writes through a link or a second mount. Raises ``ValueError``."""
+    status = os.fstat(directory)
+    place = (status.st_dev, status.st_ino, path.name)
+    other = claimed.setdefault(place, path)
+    # The other directory may be gone, and this one may have its number.
+    if other != path and _is_same(directory, other.parent):
+        raise ValueError(f"it is the same file as the output {other}: give each a path of its own")
+    claimed[place] = path
 
 
 def _has(found: FileWithStatus, mode: int, owner: int | None, group: int | None) -> bool:

@@ -142,7 +142,7 @@ def _text(line: Line, *, whole: bool = False) -> str:
         case "state_changed":
             return f"{event.state_before} -> {event.state}" + (f": {detail}" if detail else "")
         case "demanded":
-            return f"a token of generation {event.generation} was demanded: a server refused it, or it had expired"
+            return f"a token of generation {event.generation} was demanded: a server refused it, or it expired too soon"
         case "recovered":
             return f"recovered: {detail}"
         case "login_ending":

@@ -5,6 +5,7 @@ import math
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
 from refresher.common import clocks, text
@@ -33,7 +34,11 @@ log = logging.getLogger(__name__)
 _MIN_VALID: Final = 10.0
 _POLL_INTERVAL: Final = 0.1
 _START_INTERVAL: Final = 1.0
+_DATABASE_INTERVAL: Final = 5.0
+"""Seconds between two looks at a database; another host may rotate the grant meanwhile."""
 _LONGEST_LOCK_WAIT: Final = 30.0
+_NO_SPACE: Final = 64 * 1024
+"""Bytes that a rotation needs."""
 
 
 def obtain_token(
@@ -67,6 +72,7 @@ def obtain_token(
     refused: TokenFile | None = None
     refused_by: str | None = None
     failed: Result | None = None
+    is_demanded = True
     while True:
         token = source.current()
         lifetime = math.inf if token is None or token.expires_at is None else max(token.expires_at - token.issued_at, 0)
@@ -91,7 +97,7 @@ def obtain_token(
                     f"{text.span(required)}; use a smaller --min-valid"
                 )
             if lives or not may_be_last(token):  # a refused token has nothing to lose (I1)
-                source.demand(token)
+                is_demanded = source.demand(token, expiring=not lives)
         if stopping():
             raise Interrupted(f"{name}: interrupted while waiting for a token; nothing is lost")
         result, later = None, False
@@ -103,6 +109,10 @@ def obtain_token(
                     raise
                 later = True
             failed = result or failed
+        elif settings.store is not None:
+            if (now := time.monotonic()) >= next_start and ends - now > _START_INTERVAL:
+                rotation.start(min(ends - now - _START_INTERVAL, _LONGEST_LOCK_WAIT))
+                next_start = now + _DATABASE_INTERVAL
         elif (found := _inspect_if_owned(directories, name, token is not None)) is not None:
             now = time.monotonic()
             if found.needs_lock and now >= next_start and (failed is None or ends - now > _START_INTERVAL):
@@ -133,13 +143,18 @@ def obtain_token(
             )
             return token
         if remaining <= 0:
-            raise NotInTime(_problem(source, failed, required, in_progress=rotation.is_running))
+            if token is None and (unknown := _unknown_to_reader(directories, name)) is not None:
+                raise unknown
+            unheard = _unheard(directories, is_demanded=is_demanded)
+            raise NotInTime(_problem(source, failed, required, unheard, in_progress=rotation.is_running))
         progress([name])
         if not rotation.is_running:
             time.sleep(min(_POLL_INTERVAL, remaining))
 
 
-def _problem(source: FileTokenSource, result: Result | None, required: float, *, in_progress: bool) -> str:
+def _problem(
+    source: FileTokenSource, result: Result | None, required: float, unheard: str | None, *, in_progress: bool
+) -> str:
     if result is not None and EXIT_CODES[result.outcome] != 0:
         return f"{result.name}: {result.outcome}: {result.detail}"
     if in_progress:
@@ -147,12 +162,36 @@ def _problem(source: FileTokenSource, result: Result | None, required: float, *,
             f"{source.name}: the authorization server has not answered yet; the refresh goes on without this command: "
             "try again in a few seconds"
         )
+    if unheard is not None:
+        return f"{source.name}: {unheard}"
     if (problem := source.problem()) is not None:
         return str(problem)
     return (
         f"{source.name}: no token that is valid for {required:g} s was published in time; is 'refresher run' running? "
         "'refresher doctor' checks it (with cron, use --wait 70s)"
     )
+
+
+def _unheard(directories: Directories, *, is_demanded: bool) -> str | None:
+    """Return why no demand of a reader can be answered, and what to do, as far as the reader sees it."""
+    for directory in (directories.demands, directories.tokens):
+        with suppress(OSError):
+            found = os.statvfs(directory)
+            if found.f_bavail * found.f_frsize < _NO_SPACE or (found.f_files and not found.f_favail):
+                return f"the file system of {directory} is full, so no newer token can be published: make room"
+    if not is_demanded:
+        return f"cannot create a demand in {directories.demands}: check that this user may write there"
+    return None
+
+
+def _unknown_to_reader(directories: Directories, name: str) -> UnknownName | None:
+    """Return the error for a name without a token file beside those of others, if the grants belong to another user."""
+    if _owns_grants(directories):
+        return None
+    known = sorted(path.stem for path in directories.tokens.glob("*.json") if is_name(path.stem))
+    if not known or name in known:
+        return None
+    return UnknownName(f"there is no token of {name!r} in {directories.tokens} (known: {', '.join(known[:10])})")
 
 
 def _owned_grant(directories: Directories, name: str) -> Grant | None:
@@ -181,6 +220,8 @@ def rotate_if_necessary(
 ) -> Result | None:
     """Rotate ``name`` of the current user if it is due or demanded; return ``None`` if there is nothing to do."""
     directories = settings.directories
+    if settings.store is not None:
+        return _rotate_in_database(settings, name, stopping=stopping, emit=emit)
     found = _inspect_if_owned(directories, name, published=True)
     if found is not None and found.needs_lock:
         from refresher.operations.rotate import Order, Terms, rotate  # the command that waits does not need httpcore
@@ -190,6 +231,13 @@ def rotate_if_necessary(
     if found is not None and isinstance(found.record, Grant) and isinstance(found.decision, Wait):
         return Result.from_decision(found.record, found.decision)
     return None
+
+
+def _rotate_in_database(settings: Settings, name: str, *, stopping: Callable[[], bool], emit: Emit) -> Result | None:
+    from refresher.operations.run_once import run_once
+
+    results = run_once(settings, (name,), force=False, horizon=0.0, stopping=stopping, emit=emit)
+    return next(iter(results), None)
 
 
 def _owns_grants(directories: Directories) -> bool:

@@ -188,7 +188,7 @@ class _Rotation(NamedTuple):
             demanded=demands.counts,
             forced=decision == Rotate("forced"),
             # Only a second demand in a row is reported, so that a first one is never opened.
-            refused_by=demands.refused_by() if demands.counts and grant.demanded > 0 else None,
+            reason=demands.reason() if demands.counts and grant.demanded > 0 else None,
         )
         result = Result.after_exchange(grant, changed)
         if not is_ours:
@@ -219,7 +219,7 @@ class _Rotation(NamedTuple):
         generation: int,
         demanded: bool,
         forced: bool,
-        refused_by: str | None,
+        reason: str | None,
     ) -> tuple[Grant, float, bool]:
         """Begin, exchange, persist; nothing is logged from the request to the durable answer.
 
@@ -232,9 +232,7 @@ class _Rotation(NamedTuple):
         )
         seconds = time.monotonic() - began
         try:
-            changed = _after(
-                grant, exchanged, demanded=demanded, generation=generation, forced=forced, refused_by=refused_by
-            )
+            changed = _after(grant, exchanged, demanded=demanded, generation=generation, forced=forced, reason=reason)
         except Exception:
             # A bug must not lose the only copy of a token: the intent stays, and the answer is kept.
             if exchanged.raw is not None:
@@ -318,7 +316,7 @@ def _after(
     demanded: bool,
     generation: int,
     forced: bool,
-    refused_by: str | None,
+    reason: str | None,
 ) -> Grant:
     return transition.apply(
         msgspec.structs.replace(
@@ -335,7 +333,7 @@ def _after(
         demanded=demanded,
         generation=generation,
         forced=forced,
-        refused_by=refused_by,
+        reason=reason,
     )
 
 

@@ -35,6 +35,19 @@ def run_once(
     ``horizon``: seconds to the next run. ``progress`` is called repeatedly with the names in progress. Raises
     ``UnknownName``, ``DirectoryError`` and ``ConfigError``, all before any rotation starts.
     """
+    if settings.store is not None:
+        from refresher.operations.run_once_database import run_once_in_database
+
+        return run_once_in_database(
+            settings.open_database(),
+            settings,
+            names,
+            force=force,
+            horizon=horizon,
+            stopping=stopping,
+            progress=progress,
+            emit=emit,
+        )
     store = FileStore(settings.directories)
     directories = store.directories
     listing = directories.listing(names)

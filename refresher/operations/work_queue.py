@@ -91,6 +91,17 @@ class WorkQueue(Generic[T, R]):
             jobs.append(job)
         self._add_turn(server)
 
+    def room(self) -> int:
+        """Return how many more jobs may run now or soon, of all servers together."""
+        return MAX_RUNNING - len(self._running) - sum(map(len, self._waiting.values()))
+
+    def rooms(self) -> dict[str, int]:
+        """Return how many more jobs each server may run that has one here; any other may run ``MAX_PER_SERVER``."""
+        here = Counter({server: len(jobs) for server, jobs in self._waiting.items()}) + self._running_at
+        return {
+            server: max((1 if server in self._slow else MAX_PER_SERVER) - number, 0) for server, number in here.items()
+        }
+
     def drop_waiting(self) -> list[T]:
         """Remove the jobs that have not started, and return them."""
         dropped = [job for jobs in self._waiting.values() for job in jobs]

@@ -1,8 +1,8 @@
 """Demands: files ``NAME.GENERATION`` with which agents demand a rotation; listed and removed.
 
-Agents create files that are empty, or that hold the origin that refused the token. Any entry with such a name counts
-as the demand, because agents cannot create theirs beside it: a directory that one agent creates must not block the
-others.
+Agents create files that are empty, or that hold the origin that refused the token, or the word ``expiring``. Any entry
+with such a name counts as the demand, because agents cannot create theirs beside it: a directory that one agent creates
+must not block the others.
 
 Agents can create any number of entries. So a listing ends after a number of entries that depends on the number of
 grants only. Beyond that, the demands that matter are looked up by their names.
@@ -23,9 +23,10 @@ from refresher.common.errors import DirectoryError
 from refresher.grants.record import Grant
 from refresher.storage import files
 from refresher.storage.directories import Directories
-from shim._token import is_name
+from shim._source import EXPIRING
+from shim._token import TokenFile, is_name
 
-__all__ = ["Demands", "bar", "barred_until", "of_name", "pending", "refused_by", "remove"]
+__all__ = ["Demands", "bar", "barred_until", "of_name", "pending", "reason", "remove"]
 
 log = logging.getLogger(__name__)
 
@@ -100,17 +101,18 @@ def of_name(directories: Directories, name: str, current: range, listed: Collect
     return frozenset()
 
 
-def refused_by(directories: Directories, grant: Grant, demanded: frozenset[int], current: range) -> str | None:
-    """Return the origin that refused the token, if a demand for a generation in ``current`` holds one of ``grant``.
+def reason(directories: Directories, grant: Grant | TokenFile, demanded: frozenset[int], current: range) -> str | None:
+    """Return what a demand for a generation in ``current`` holds: ``EXPIRING``, or the origin that refused the token.
 
-    It is for messages only. An agent can write anything, so nothing else is used, and nothing is followed or awaited.
+    Of origins, only those of ``grant`` count. It is for messages only. An agent can write anything, so nothing else is
+    used, and nothing is followed or awaited.
     """
     with suppress(OSError, DirectoryError), directories.opened_demands() as place:
         for generation in sorted(demanded.intersection(current), reverse=True):
             with suppress(OSError, ValueError):
                 found = files.read(f"{grant.name}.{generation}", _LARGEST_DEMAND, directory=place)
-                if found is not None and (origin := found.data.decode("ascii").strip()) in grant.origins:
-                    return origin
+                if found is not None and (text := found.data.decode("ascii").strip()) in (*grant.origins, EXPIRING):
+                    return text
     return None
 
 

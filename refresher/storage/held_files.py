@@ -53,7 +53,7 @@ class HeldFiles:
             generations=pending,
             current=current,
             counts=self._publisher.is_demanded(grant, pending, current),
-            refused_by=partial(demands.refused_by, self._directories, grant, pending, current),
+            reason=partial(demands.reason, self._directories, grant, pending, current),
         )
 
     def begin(self, stored: Stored, grant: Grant, on_sent: Callable[[], None]) -> Attempt:

@@ -258,7 +258,7 @@ class Publisher:
             self._repaired[name] = hash(wanted)
         return True
 
-    def publish_copy(self, token: TokenFile, data: bytes) -> bool:
+    def publish_copy(self, token: TokenFile, data: bytes, *, again: bool = False) -> bool:
         """Write ``data``, the token file of a grant in a store of many hosts, if it differs.
 
         ``token`` is what ``data`` says. Return whether readers see it now, as ``publish`` does; raise ``StorageError``.
@@ -273,12 +273,12 @@ class Publisher:
                 data = _fitted(seen._replace(state=token.state, error=token.error))[0]
             elif token.access_token is None and token.state != "removed" and _is_live(seen):
                 return True  # a new grant has no access token yet: that of the grant before it stays (I5)
-        if self._is_up_to_date(name, data, published):
+        if self._is_up_to_date(name, data, published) and not again:
             return True
         if seen is not None and seen.generation > token.generation and not rejected:
             return False
         self._replace(name, token.generation, data, published, seen)
-        if published is not None and data == published.data:
+        if published is not None and data == published.data and not again:
             self._repaired[name] = hash(data)
         return True
 

@@ -36,8 +36,8 @@ class Demanded(NamedTuple):
     """The generations whose tokens agents may hold; more than one only after a restored backup."""
     counts: bool
     """Whether one of them is for a current generation, and was made after its token had been published (I1)."""
-    refused_by: Callable[[], str | None]
-    """Returns the origin that refused the token, if a demand names one of the origins of the grant."""
+    reason: Callable[[], str | None]
+    """Returns ``EXPIRING`` of the shim, or the origin of the grant that refused the token, if a demand says so."""
 
     @property
     def needs_newer(self) -> bool:

@@ -10,10 +10,11 @@ import pytest
 
 from refresher.cli.clients.client import Client, Values
 from refresher.cli.connect import CLIENTS
+from tests.support.api import API
 from tests.support.command import Command, Done
 from tests.support.documents import DOCUMENTS
 from tests.support.recipes import EXAMPLE, MARK, PAGE, rendered
-from tests.support.snippets import ACCESS, GRANT
+from tests.support.snippets import ACCESS, GRANT, accepts
 
 KEYS = [client.key for client in CLIENTS]
 ADDRESS = "https://mcp.example/mcp"
@@ -35,7 +36,7 @@ def test_a_client_is_complete(client: Client) -> None:
     assert client.picked_up.endswith(".")
     assert not client.where.endswith(".")
     assert client.snippet.endswith("\n")
-    assert "{name}" in client.snippet or "{name:sh}" in client.snippet
+    assert re.search(r"\{(name|headers|stdio)(:sh)?\}", client.snippet)
 
 
 @pytest.mark.parametrize("client", CLIENTS, ids=KEYS)
@@ -45,8 +46,8 @@ def test_what_a_client_uses_is_in_its_lines(client: Client) -> None:
         "auth": "BearerAuth(",
         "client": "async_client(",
         "fetch": "refresherFetch(",
-        "headers": " headers ",
-        "stdio": '"stdio"',
+        "headers": " {headers:sh}",
+        "stdio": '"{stdio}"',
         "gateway": "{gateway}",
     }
     assert words[client.by] in client.snippet
@@ -82,9 +83,38 @@ def test_a_grant_without_an_address_needs_one(refresher: Command) -> None:
     assert "--url" in done.stderr
     given = refresher("connect", "linear", "--for", key, "--url", ADDRESS)
     assert ADDRESS in given.stdout
-    for wrong in (("linear", "--url", "mcp.example"), ("../linear", "--url", ADDRESS)):
-        done = refresher("connect", *wrong, "--for", key)
-        assert (done.code, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+    elsewhere = "https://other.example/mcp"
+    for name, url, word in (
+        ("linear", "mcp.example", "not an address"),
+        ("../linear", ADDRESS, "not a valid name"),
+        ("linear", elsewhere, "not for https://other.example: give --url an address at https://mcp.example"),
+    ):
+        done = refresher("connect", name, "--url", url, "--for", key)
+        assert (done.code, done.stdout, done.stderr.count("\n"), word in done.stderr) == (2, "", 1, True), done.stderr
+    refresher("remove", "linear")
+    assert "linear was removed" in refresher("connect", "linear", "--for", key).stderr
+    assert elsewhere in refresher("connect", "linear", "--for", key, "--url", elsewhere).stdout
+
+
+def test_the_lines_for_another_address_work_as_printed(refresher: Command) -> None:
+    """If it failed, a program would start a command that ends at once, or that tries the token at another address."""
+    with API(accepts) as server:
+        address = f"{server.url}/it's?a=b&c"
+        token = {"access_token": ACCESS, "expires_in": 3600}
+        refresher.import_grant("linear", GRANT | token | {"origins": [server.url]})
+        named = {"refresh_token": "another", "server_url": f"{server.url}/mcp"}
+        refresher.import_grant("named", GRANT | token | named)
+        for name in ("linear", "named"):
+            printed = refresher("connect", name, "--for", "codex", "--url", address).stdout
+            words = shlex.split(tomllib.loads(printed)["mcp_servers"][name]["http_headers_helper"])
+            assert json.loads(refresher(*words[1:]).stdout) == {"Authorization": f"Bearer {ACCESS}"}
+            printed = refresher("connect", name, "--for", "cursor", "--url", address).stdout
+            words = json.loads(printed)["mcpServers"][name]["args"]
+            assert words[-4:] == ["stdio", name, "--url", address]
+            assert refresher(*words).code == 0
+        assert [(seen.path, seen.status) for seen in server.seen] == [("/it's?a=b&c", 200)] * 2
+    same = refresher("connect", "named", "--for", "codex", "--url", f"{server.url}/mcp").stdout
+    assert same == refresher("connect", "named", "--for", "codex").stdout
 
 
 def test_the_list_names_every_client(refresher: Command) -> None:
@@ -101,10 +131,13 @@ def test_the_list_names_every_client(refresher: Command) -> None:
 
 def test_directories_that_an_agent_cannot_guess_are_named(refresher: Command) -> None:
     """If it failed, an agent would look for its token in the default directory."""
-    options = ["--state-dir", str(refresher.home / "state"), "--tokens-dir", str(refresher.home / "tokens")]
+    options = ["--state-dir", str(refresher.home / "state"), "--tokens-dir", str(refresher.home / "it's tokens")]
     done = refresher(*options, "connect", "linear", "--for", "openai-agents", "--url", ADDRESS)
     assert f"REFRESHER_STATE_DIR={refresher.home}/state\n" in done.stderr
-    assert f"REFRESHER_TOKENS_DIR={refresher.home}/tokens\n" in done.stderr
+    lines = [line.strip() for line in done.stderr.splitlines()]
+    assert f"REFRESHER_TOKENS_DIR={refresher.home}/it's tokens" in [
+        word for line in lines[-2:] for word in shlex.split(line)
+    ]
     assert "REFRESHER_DEMANDS_DIR" not in done.stderr
     assert "REFRESHER_" not in refresher("connect", "linear", "--for", "openai-agents", "--url", ADDRESS).stderr
 

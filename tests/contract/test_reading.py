@@ -225,13 +225,22 @@ def test_a_lock_that_another_process_holds_is_reported(refresher: Command) -> No
 
 
 @pytest.mark.parametrize(
-    "command", [("token", "linear"), ("status",), ("status", "--json"), ("completion", "bash")], ids=" ".join
+    ("command", "stream", "why"),
+    [
+        ("token linear", ">/dev/full", "No space left on device"),
+        ("token linear", ">&-", "standard output is closed"),
+        ("headers linear", ">&-", "standard output is closed"),
+        ("status", ">/dev/full", "No space left on device"),
+        ("status --json", ">&-", "standard output is closed"),
+        ("completion bash", ">/dev/full", "No space left on device"),
+        ("--version", ">&-", "standard output is closed"),
+    ],
 )
-def test_a_failed_write_is_not_a_success(refresher: Command, command: tuple[str, ...]) -> None:
+def test_a_failed_write_is_not_a_success(refresher: Command, command: str, stream: str, why: str) -> None:
     """If it failed, a script would continue with an empty token, or a shell with half of a completion script."""
     refresher.import_grant("linear", UNREACHABLE)
-    process = refresher.start(*command, prefix=("sh", "-c", 'exec "$@" >/dev/full', "sh"))
-    assert one_line(refresher.finish(process), 1) == "refresher: cannot write: No space left on device\n"
+    process = refresher.start(*command.split(), prefix=("sh", "-c", f'exec "$@" {stream}', "sh"))
+    assert one_line(refresher.finish(process), 1) == f"refresher: cannot write: {why}\n"
 
 
 def test_a_token_file_of_another_version_is_not_used(refresher: Command, published: Published) -> None:

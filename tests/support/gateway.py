@@ -72,8 +72,11 @@ def write_key(path: Path, *names: str) -> str:
 
 
 @asynccontextmanager
-async def gateway(published: Published, program: str = "refresher") -> AsyncIterator[Agent]:
-    """Serve the tokens of ``published`` to an agent with a key. ``program``: begins the commands for a person."""
+async def gateway(published: Published, program: str = "refresher", most: int = 1000) -> AsyncIterator[Agent]:
+    """Serve the tokens of ``published`` to an agent with a key, on at most so many connections.
+
+    ``program``: begins the commands for a person.
+    """
     keys = published.tokens.parent / "keys.json"
     key = write_key(keys)
 
@@ -83,7 +86,7 @@ async def gateway(published: Published, program: str = "refresher") -> AsyncIter
     access = Access(Keys(str(keys)))
     tls = ssl.create_default_context()
     forwarder = Forwarder(access, source, tls=tls, proxy=lambda *_: None, program=program)
-    server = server_for(forwarder)
+    server = server_for(forwarder, most)
     listening = await asyncio.get_running_loop().create_server(server, "127.0.0.1", 0)
     try:
         yield Agent(listening.sockets[0].getsockname()[1], key, forwarder)

@@ -162,7 +162,7 @@ def test_the_fetch_demands_a_token_if_this_one_has_expired(tmp_path: Path, node:
                 agent.begin(api.origin, body="one")
                 assert agent.answer() == [200, "one"]
                 assert published.demanded() == demanded
-    assert (published.demands / "linear.2").read_text() == ""
+    assert (published.demands / "linear.2").read_text() == "expiring"
 
 
 def test_the_fetch_refuses_what_is_no_name(tmp_path: Path, node: None) -> None:

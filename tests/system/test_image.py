@@ -83,7 +83,14 @@ def test_pinned_versions_satisfy_the_requirements_of_the_project() -> None:
     extras = project["project"]["optional-dependencies"]
     versions = pinned("requirements.txt")
     for required in map(
-        Requirement, [*project["project"]["dependencies"], *extras["service"], *extras["mcp"], *extras["gateway"]]
+        Requirement,
+        [
+            *project["project"]["dependencies"],
+            *extras["service"],
+            *extras["mcp"],
+            *extras["gateway"],
+            *extras["postgres"],
+        ],
     ):
         assert required.specifier.contains(versions[canonicalize_name(required.name)]), str(required)
     for required in map(Requirement, project["build-system"]["requires"]):

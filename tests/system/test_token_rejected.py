@@ -11,6 +11,8 @@ from typing import Any
 import httpx
 import pytest
 
+from refresher.common import clocks
+from refresher.grants import policy
 from shim import FileTokenSource
 from shim.httpx import BearerAuth
 from tests.support.command import Command, wait_until
@@ -65,14 +67,16 @@ def use(refresher: Command, resource: Resource) -> int:
 
 
 def rotated(refresher: Command, generation: int) -> dict[str, Any]:
-    """Run once until the rotation to ``generation``, which a demand waits for; return its result."""
-    result: dict[str, Any] = {}
+    """Run once when a demand for a newer token than that before ``generation`` is followed; return the result."""
 
-    def is_rotated() -> bool:
-        result.update(refresher("run-once", "--json").results["linear"])
-        return bool(result["generation"] == generation)
+    def is_followed() -> bool:
+        return policy.decide(refresher.grant("linear"), clocks.now(), demanded=True) == policy.Rotate(
+            "first" if generation == 1 else "demanded"
+        )
 
-    wait_until(is_rotated, f"the rotation to generation {generation}")
+    wait_until(is_followed, f"a demand leads to generation {generation}")
+    result: dict[str, Any] = refresher("run-once", "--json").results["linear"]
+    assert result["generation"] == generation
     return result
 
 
@@ -104,6 +108,19 @@ def test_every_page_says_that_a_server_refuses_each_token(
     assert words in refresher("status").stdout
     record = refresher.grant("linear")
     assert (record.failures, record.failure) == (0, None), "the backoff of refreshes changes"
+
+
+def test_tokens_that_expire_too_soon_for_a_script_are_not_refused(refresher: Command) -> None:
+    """If it failed, a script with a long --min-valid would make a healthy login look as if a server refused it."""
+    with TokenServer(lambda _: 8) as server:
+        refresher.import_grant("linear", server.grant("linear"))
+
+        def is_demanded_often() -> bool:
+            refresher("token", "linear", "--min-valid", "7.9", "--wait", "3")
+            return refresher.grant("linear").demanded > 1
+
+        wait_until(is_demanded_often, "two tokens in a row are demanded")
+        assert (refresher.grant("linear").token_rejected, refresher.token("linear").state) == (None, "active")
 
 
 def test_a_new_login_ends_the_rejection(refresher: Command, resource: Resource, server: TokenServer) -> None:

@@ -14,7 +14,7 @@ __all__ = ["By", "Client", "Language", "Values"]
 By = Literal["auth", "client", "fetch", "headers", "stdio", "gateway"]
 Language = Literal["python", "ts", "json", "toml", "yaml", "sh"]
 
-_PLACEHOLDER: Final = re.compile(r"\{(name|server_url|path|refresher|options|gateway)(:sh)?\}")
+_PLACEHOLDER: Final = re.compile(r"\{(name|server_url|path|refresher|options|headers|stdio|gateway)(:sh)?\}")
 
 
 class Values(NamedTuple):
@@ -30,11 +30,25 @@ class Values(NamedTuple):
     """The host and the port of the gateway."""
     host: str = ""
     """The host that a path of the gateway must name; empty: none."""
+    is_default_url: bool = True
+    """Whether the commands find ``server_url`` by themselves, in the token file."""
 
     @property
     def options(self) -> tuple[str, ...]:
         """The global options of a command line of refresher."""
         return ("--state-dir", self.state_dir, *self.more_options)
+
+    @property
+    def headers(self) -> tuple[str, ...]:
+        """The command ``headers`` with its options."""
+        url = () if self.is_default_url else ("--verify-url", self.server_url)
+        return ("headers", self.name, "--verify", *url)
+
+    @property
+    def stdio(self) -> tuple[str, ...]:
+        """The command ``stdio`` with its options."""
+        url = () if self.is_default_url else ("--url", self.server_url)
+        return ("stdio", self.name, *url)
 
     @property
     def path(self) -> str:
@@ -47,10 +61,11 @@ class Values(NamedTuple):
 class Client(NamedTuple):
     """A client, and the snippet with which it uses a token.
 
-    A snippet contains ``{name}``, ``{server_url}``, its ``{path}``, ``{refresher}``, ``{options}``, ``{gateway}``. In
-    ``sh`` each is a word of a command line, without quotes. In every other language each stands within double quotes;
-    ``{name:sh}`` is a word of a command line there. ``{options}`` is several words; ``"{options}"`` is several texts,
-    with commas between them. All other braces are text.
+    A snippet contains ``{name}``, ``{server_url}``, its ``{path}``, ``{refresher}``, ``{options}``, ``{headers}``,
+    ``{stdio}``, ``{gateway}``. In ``sh`` each is a word of a command line, without quotes. In every other language each
+    stands within double quotes; ``{name:sh}`` is a word of a command line there. ``{options}``, ``{headers}`` and
+    ``{stdio}`` are several words; ``"{options}"`` is several texts, with commas between them. All other braces are
+    text.
     """
 
     key: str

@@ -11,8 +11,8 @@ _BRIDGE: Final = (
 )
 _NOT_TRIED: Final = f"{_BRIDGE} From its documentation: not tried with the program."
 
-_HELPER: Final = "{refresher:sh} {options:sh} headers {name} --verify"
-_COMMAND: Final = '"command": "{refresher}",\n      "args": ["{options}", "stdio", "{name}"]'
+_HELPER: Final = "{refresher:sh} {options:sh} {headers:sh}"
+_COMMAND: Final = '"command": "{refresher}",\n      "args": ["{options}", "{stdio}"]'
 
 
 def _json(section: str, entry: str) -> str:
@@ -55,8 +55,7 @@ PROGRAMS: Final[tuple[Client, ...]] = (
         picked_up=f"{_BRIDGE} Tried with 1.18.33; it takes fixed headers only.",
         snippet=_json(
             "mcp",
-            '"type": "local",\n      "timeout": 60000,\n'
-            '      "command": ["{refresher}", "{options}", "stdio", "{name}"]',
+            '"type": "local",\n      "timeout": 60000,\n      "command": ["{refresher}", "{options}", "{stdio}"]',
         ),
     ),
     Client(
@@ -106,7 +105,7 @@ PROGRAMS: Final[tuple[Client, ...]] = (
 extensions:
   "{name}":
     {type: stdio, name: "{name}", enabled: true, timeout: 300,
-     cmd: "{refresher}", args: ["{options}", "stdio", "{name}"]}
+     cmd: "{refresher}", args: ["{options}", "{stdio}"]}
 """,
     ),
     Client(

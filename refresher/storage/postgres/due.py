@@ -5,6 +5,7 @@ that died is found like a grant that is due: a claim moves ``next_at`` to the en
 """
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any, Final, cast
 
 from psycopg import sql
@@ -12,7 +13,7 @@ from psycopg import sql
 from refresher.storage.postgres.database import Database
 from refresher.storage.postgres.leases import COLUMNS, EPOCH, FREE, OPENED, Lease, lease_of
 
-__all__ = ["claim_due"]
+__all__ = ["claim_due", "count_due"]
 
 _RATE: Final = 20
 """Requests per second to one server, from all refreshers together."""
@@ -33,12 +34,15 @@ _CLAIM: Final = f"""WITH busy AS (
         least(coalesce(b.room, %(each)s), floor({_BURST} - greatest(s.full_at - {_NOW}, 0)))::integer AS room
     FROM refresher.server s LEFT JOIN busy b USING (origin)
     WHERE s.held_until <= clock_timestamp() AND coalesce(b.room, 1) > 0 AND s.full_at - {_NOW} <= {_BURST} - 1
-        AND EXISTS (SELECT FROM refresher.lease l WHERE l.server = s.origin AND l.next_at <= %(horizon)s)
+        AND EXISTS (
+            SELECT FROM refresher.lease l WHERE l.server = s.origin
+            AND l.next_at <= coalesce(%(until)s::timestamptz, now()))
     ORDER BY random() LIMIT {_SERVERS} FOR UPDATE OF s SKIP LOCKED
 ), due AS MATERIALIZED (
     SELECT found.name FROM chosen c CROSS JOIN LATERAL (
         SELECT l.name FROM refresher.lease l
-        WHERE l.server = c.origin AND l.next_at <= %(horizon)s AND l.kind = 'grant' AND {FREE} AND {EPOCH}
+        WHERE l.server = c.origin AND l.next_at <= coalesce(%(until)s::timestamptz, now()) AND l.kind = 'grant'
+            AND {FREE} AND {EPOCH} AND l.looked_at < coalesce(%(before)s::timestamptz, 'infinity')
         ORDER BY l.next_at LIMIT c.room FOR UPDATE SKIP LOCKED
     ) found LIMIT %(most)s
 ), claimed AS (
@@ -51,16 +55,21 @@ SELECT * FROM claimed"""  # noqa: S608
 
 
 def claim_due(
-    database: Database, most: int, *, each: int, rooms: Mapping[str, int], horizon: float = 0.0
+    database: Database,
+    most: int,
+    *,
+    each: int,
+    rooms: Mapping[str, int],
+    until: datetime | None = None,
+    before: datetime | None = None,
 ) -> list[tuple[Lease, str]]:
-    """Claim up to ``most`` grants that are due within ``horizon`` seconds; return each lease with its server.
+    """Claim up to ``most`` grants that are due now, or ``until`` a time; return each lease with its server.
 
-    ``each``: how many of one server; ``rooms``: how many of a server that is busy here. Raises ``StorageError``.
+    ``each``: how many of one server; ``rooms``: how many of a server that is busy here. ``before``: only grants that
+    nobody has held since that time of the database. Raises ``StorageError``.
     """
     pid, start = database.holder() or (None, None)
     with database.transaction() as cursor:
-        cursor.execute("SELECT clock_timestamp() + %s * interval '1 s'", (horizon,))
-        row = cursor.fetchone()
         cursor.execute(
             sql.SQL(cast("Any", _CLAIM)),
             {
@@ -68,9 +77,26 @@ def claim_due(
                 "rooms": list(rooms.values()),
                 "each": each,
                 "most": most,
-                "horizon": row[0] if row else None,
+                "until": until,
+                "before": before,
                 "pid": pid,
                 "start": start,
             },
         )
         return [(lease_of(database, found[:-1]), found[-1]) for found in cursor.fetchall()]
+
+
+def count_due(database: Database, until: datetime, before: datetime) -> int:
+    """Return how many grants are due until a time, free, and not looked at since another. Raises ``StorageError``.
+
+    Those of a server that is busy for long do not count.
+    """
+    with database.transaction() as cursor:
+        cursor.execute(
+            f"""SELECT count(*) FROM refresher.lease l JOIN refresher.server s ON s.origin = l.server
+            WHERE l.next_at <= %s AND l.kind = 'grant' AND l.looked_at < %s AND {FREE}
+            AND s.held_until <= clock_timestamp() + interval '5 s'""",  # noqa: S608
+            (until, before),
+        )
+        row = cursor.fetchone()
+    return 0 if row is None else int(row[0])

@@ -18,6 +18,7 @@ from refresher.storage.postgres.database import Database
 from refresher.storage.postgres.leases import Lease
 from refresher.storage.publishing import Publisher, published_generation
 from refresher.storage.store import Demanded, Report, ignore_report
+from shim._source import EXPIRING
 
 __all__ = ["HeldGrant"]
 
@@ -38,9 +39,11 @@ class HeldGrant:
         publisher: Publisher,
         lease: Lease,
         mirrors: Callable[[str], bool],
+        notify: Callable[[], None],
         in_flight: dict[uuid.UUID, Lease],
         problems: Sequence[str] = (),
     ) -> None:
+        self._notify = notify
         self._in_flight = in_flight
         self._problems = problems
         self._database = database
@@ -132,16 +135,16 @@ class HeldGrant:
     def demanded(self, grant: Grant, listed: Collection[int]) -> Demanded:  # noqa: ARG002  files need it
         """Return the demands of all hosts for ``grant``."""
         with self._database.transaction() as cursor:
-            cursor.execute("SELECT generation, origin FROM refresher.demand WHERE name = %s", (self._name,))
+            cursor.execute("SELECT generation, reason FROM refresher.demand WHERE name = %s", (self._name,))
             rows = dict(cursor.fetchall())
         current = range(grant.generation, grant.generation + 1)
-        origin = rows.get(grant.generation)
+        reason = rows.get(grant.generation)
         self._demanded = grant.generation in rows
         return Demanded(
             generations=frozenset(rows),
             current=current,
             counts=self._demanded,
-            refused_by=lambda: origin if origin in grant.origins else None,
+            reason=lambda: reason if reason in (EXPIRING, *grant.origins) else None,
         )
 
     def begin(self, stored: Stored, grant: Grant, on_sent: Callable[[], None]) -> PostgresAttempt:  # noqa: ARG002
@@ -198,6 +201,7 @@ class HeldGrant:
 
     def publish(self, record: Record, *, again: bool = False) -> bool:
         """Write the token file of this host, if it mirrors the name; other hosts read the database."""
+        self._notify()
         if not self._mirrors(self._name):
             return True
         try:

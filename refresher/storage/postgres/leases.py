@@ -59,6 +59,7 @@ _ARM: Final = f"""UPDATE refresher.lease l SET state = 'armed', armed_at = coale
     RETURNING 1"""  # noqa: S608
 
 _RELEASE: Final = """UPDATE refresher.lease SET attempt = NULL, state = NULL, armed_at = NULL, until = NULL,
+    looked_at = clock_timestamp(),
     next_at = coalesce(clock_timestamp() + %s * interval '1 s', 'infinity') WHERE name = %s AND attempt = %s
     AND state = 'open'"""
 

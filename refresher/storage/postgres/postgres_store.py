@@ -4,6 +4,7 @@ import time
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from typing import Final
 
@@ -12,7 +13,9 @@ from refresher.grants.record import Grant, Stored
 from refresher.storage.directories import Directories, Listing
 from refresher.storage.postgres import epochs, leases, migrations, settling
 from refresher.storage.postgres.attempt import commit_spills, read_clocks
+from refresher.storage.postgres.changes import CHANNEL
 from refresher.storage.postgres.database import Database
+from refresher.storage.postgres.due import claim_due, count_due
 from refresher.storage.postgres.held_grant import HeldGrant
 from refresher.storage.postgres.leases import Lease
 from refresher.storage.publishing import Publisher
@@ -21,6 +24,7 @@ from refresher.storage.store import WAIT, Comparison
 __all__ = ["PostgresStore"]
 
 _POLL: Final = 0.2
+_NOTIFY_INTERVAL: Final = 0.1
 _AT_ONCE: Final = 500
 
 
@@ -35,6 +39,7 @@ class PostgresStore:
         self._claimed: dict[str, Lease] = {}
         self._in_flight: dict[uuid.UUID, Lease] = {}
         self._ready = False
+        self._notified_at = float("-inf")
 
     @property
     def directories(self) -> Directories:
@@ -109,9 +114,46 @@ class PostgresStore:
         """Return what this process does once a second while it runs."""
         return epochs.Heartbeat(self.database, self._in_flight)
 
-    def add_claimed(self, lease: Lease) -> None:
-        """Note a lease that this process has claimed: the next ``held`` uses it."""
-        self._claimed[lease.name] = lease
+    def claim_due(
+        self,
+        most: int,
+        *,
+        each: int,
+        rooms: Mapping[str, int],
+        until: datetime | None = None,
+        before: datetime | None = None,
+    ) -> dict[str, str]:
+        """Claim up to ``most`` grants that are due (``due.claim_due``), and return the server of each.
+
+        The next ``held`` of a name uses its lease. Raises ``StorageError``.
+        """
+        self._check()
+        claimed = claim_due(self.database, most, each=each, rooms=rooms, until=until, before=before)
+        self._claimed |= {lease.name: lease for lease, _ in claimed}
+        return {lease.name: server for lease, server in claimed}
+
+    def count_due(self, until: datetime, before: datetime) -> int:
+        """Return how many grants a later ``claim_due`` may find. Raises ``StorageError``."""
+        return count_due(self.database, until, before)
+
+    def now(self) -> datetime:
+        """Return the time of the database. Raises ``StorageError``."""
+        self._check()
+        with self.database.transaction() as cursor:
+            cursor.execute("SELECT clock_timestamp()")
+            row = cursor.fetchone()
+        return datetime.now(UTC) if row is None else row[0]
+
+    def give_back(self) -> None:
+        """Release the leases that were claimed, and that nobody holds yet."""
+        while self._claimed:
+            _, lease = self._claimed.popitem()
+            with suppress(StorageError), self.database.transaction() as cursor:
+                leases.release(cursor, lease, 0.0)
+
+    def commit_spills(self) -> list[str]:
+        """Store the spills of this host; return what a person must know. Raises ``StorageError``."""
+        return commit_spills(self.database, self._directories)
 
     @contextmanager
     def held(self, name: str, *, stopping: Callable[[], bool], wait: float = WAIT) -> Iterator[HeldGrant]:
@@ -128,7 +170,7 @@ class PostgresStore:
                     f"another refresher has held {name} for {wait:.0f} s: it may have been killed; try again"
                 )
             time.sleep(_POLL)
-        held = HeldGrant(self.database, self.publisher, lease, self.mirrors, self._in_flight, problems)
+        held = HeldGrant(self.database, self.publisher, lease, self.mirrors, self.notify, self._in_flight, problems)
         try:
             yield held
         finally:
@@ -163,6 +205,16 @@ class PostgresStore:
 
     def note_import(self, grant: Grant) -> None:
         """Do nothing: every import compares by an index."""
+
+    def notify(self) -> None:
+        """Wake the mirrors of all hosts, at most ten times a second; they find each change in half a second anyway.
+
+        In a transaction of its own: in that of a rotation, commits would run one at a time.
+        """
+        if (now := time.monotonic()) - self._notified_at > _NOTIFY_INTERVAL:
+            self._notified_at = now
+            with suppress(StorageError), self.database.transaction() as cursor:
+                cursor.execute(f"NOTIFY {CHANNEL}")
 
     def close(self) -> None:
         """Close the connections."""

@@ -32,7 +32,7 @@ _LOAD_EACH: Final = """SELECT l.kind, l.grant_id, l.generation, l.fingerprint, r
 _LEASE: Final = """UPDATE refresher.lease SET kind = %(kind)s, grant_id = %(grant_id)s, generation = %(generation)s,
     fingerprint = %(fingerprint)s, server = %(server)s, doubt_at = NULL WHERE name = %(name)s"""
 
-_SETTLED: Final = """UPDATE refresher.lease SET last_attempt = %(attempt)s,
+_SETTLED: Final = """UPDATE refresher.lease SET last_attempt = %(attempt)s, looked_at = clock_timestamp(),
     next_at = CASE WHEN attempt IS NULL OR attempt = %(attempt)s OR state = 'open'
         THEN coalesce(clock_timestamp() + %(delay)s * interval '1 s', 'infinity') ELSE next_at END,
     armed_at = CASE WHEN attempt = %(attempt)s OR state = 'open' THEN NULL ELSE armed_at END,

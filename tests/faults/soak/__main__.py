@@ -12,7 +12,7 @@ from pathlib import Path
 from tests.faults.agents import bridge
 from tests.faults.agents import rounds as chaos
 from tests.faults.fuzz import fuzz, rounds
-from tests.faults.soak import report
+from tests.faults.soak import gateway, report
 from tests.faults.soak.soak import Soak
 from tests.support import oidc, warm
 
@@ -42,13 +42,14 @@ def main(arguments: list[str]) -> int:
     sys.stdout.write(report.text(result) + "\n")
     fuzzed = [] if without else rounds.run(options.seed, third, ending)
     sys.stdout.write((f"left out      the fuzz: {without}" if without else rounds.text(fuzzed)) + "\n")
-    agents = chaos.run(options.seed, third * 0.8, ending)
+    agents = chaos.run(options.seed, third * 0.6, ending)
     sys.stdout.write(chaos.text(agents) + "\n")
     bridged = bridge.run(str(options.seed), third * 0.2, ending)
     sys.stdout.write(bridge.text(bridged) + "\n")
+    of_gateway = gateway.run(options.seed, third * 0.2, ending)
     warm.close()
     in_rounds = [each.violations for each in fuzzed] + [each.violations for each in agents]
-    if result.violations or bridged.violations or any(in_rounds):
+    if result.violations or bridged.violations or of_gateway or any(in_rounds):
         return 1
     return 130 if ending.is_set() else 0
 

@@ -29,9 +29,9 @@ class _ReportingSource(FileTokenSource):
 
     __slots__ = ()
 
-    def demand(self, token: TokenFile) -> bool:
+    def demand(self, token: TokenFile, *, expiring: bool = False) -> bool:
         _report(name=self.name, demand=token.generation)
-        return super().demand(token)
+        return super().demand(token, expiring=expiring)
 
 
 def _report(**fields: object) -> None:

@@ -21,6 +21,7 @@ from refresher.grants.outcome import (
 from refresher.grants.policy import Wait
 from refresher.grants.record import Grant
 from refresher.grants.transition import apply, mark_in_doubt, mark_interrupted
+from shim._source import EXPIRING
 from tests.support.samples import NOON, REFRESH, at, doubt, failure, grant, jwt
 
 LATER = at(NOON + 3000)
@@ -275,9 +276,7 @@ ORIGIN = "https://mcp.example"
 def _demanded(before: Grant, origin: str | None = ORIGIN) -> Grant:
     """Rotate at a demand, a minute after the last rotation."""
     now = at((before.last_rotation_at or NOON) + 60)
-    return apply(
-        before, _rotated(), sent=now, now=now, demanded=True, generation=before.generation + 1, refused_by=origin
-    )
+    return apply(before, _rotated(), sent=now, now=now, demanded=True, generation=before.generation + 1, reason=origin)
 
 
 def test_the_second_generation_in_a_row_that_is_demanded_says_who_refuses_it() -> None:
@@ -290,6 +289,16 @@ def test_the_second_generation_in_a_row_that_is_demanded_says_who_refuses_it() -
     assert (twice.failures, twice.failure, twice.dead) == (0, None, False)
     again = _demanded(twice, None).token_rejected
     assert again == twice.token_rejected, "the time changes, or the origin is forgotten"
+
+
+def test_tokens_that_expire_too_soon_for_a_reader_are_not_refused() -> None:
+    """If it failed, a reader with a long --min-valid would make a healthy grant look refused, or hide that one is."""
+    often = _demanded(_demanded(_demanded(grant()), EXPIRING), EXPIRING)
+    assert (often.demanded, often.token_rejected) == (3, None), "the pauses do not grow, or the grant looks refused"
+    refused = _demanded(_demanded(often), None)
+    assert refused.token_rejected is not None
+    assert refused.token_rejected.origin == ORIGIN
+    assert _demanded(refused, EXPIRING).token_rejected is None
 
 
 def test_a_generation_that_reaches_its_schedule_without_a_demand_ends_the_rejection() -> None:

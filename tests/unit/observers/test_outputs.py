@@ -7,6 +7,7 @@ import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,10 +24,11 @@ from refresher.observers.outputs import bring_up_to_date, look, problems
 from refresher.operations.events import happened
 from refresher.storage import files, lock
 from refresher.storage.directories import Directories
+from shim._token import render
 from tests.conftest import need
 from tests.support.command import wait_until
 from tests.support.parts import dead_mount, mounted, no_dead_mounts, no_mounts
-from tests.support.published import Published
+from tests.support.published import Published, token
 
 
 @pytest.fixture
@@ -118,6 +120,27 @@ def test_a_path_that_must_not_be_written_is_reported_and_left_as_it_is(
     )
     published.path.write_bytes(b"{")
     assert "the token file is not JSON" in str(problem(file(tmp_path), directories))
+
+
+def test_two_outputs_that_are_one_file_through_a_link_are_reported(
+    tmp_path: Path, published: Published, directories: Directories
+) -> None:
+    """If it failed, two logins would take turns in one file, and a program would send a token to the wrong server."""
+    published.tokens.joinpath("other.json").write_bytes(render(token(name="other", access_token="access-token-o")))
+    (tmp_path / "link").symlink_to(tmp_path / "outputs")
+    made = [file(tmp_path), file(tmp_path, grant="other", path=tmp_path / "link/token")]
+    work = partial(bring_up_to_date, claimed={})
+    for _ in range(2):
+        first, second = (found for _, found in problems(made, directories, work))
+        assert {first is None, second is None} == {True, False}
+        assert "it is the same file as the output" in str(first or second)
+    written = made[0].path.read_bytes()
+    assert written == (b"access-token-1" if first is None else b"access-token-o")
+    # A link that leads elsewhere later is no reason any more.
+    (tmp_path / "link").unlink()
+    (tmp_path / "link").mkdir()
+    assert [found for _, found in problems(made, directories, work)] == [None, None]
+    assert made[1].path.read_bytes() == b"access-token-o"
 
 
 def test_a_token_file_that_cannot_be_read_is_named_itself(

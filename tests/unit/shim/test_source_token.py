@@ -1,5 +1,6 @@
 """``FileTokenSource``: ``token()``, ``headers()``, ``problem()`` and demands."""
 
+import os
 import threading
 import time
 
@@ -194,6 +195,23 @@ def test_a_demand_is_one_empty_private_file(published: Published) -> None:
     assert path.name == "linear.7"
     assert path.stat().st_size == 0
     assert path.stat().st_mode & 0o077 == 0
+
+
+def test_a_demand_says_why_to_the_group(published: Published) -> None:
+    """If it failed, refresher, which may be another user, would report a token that expires too soon as refused."""
+    source = published.source()
+    published.put(1)
+    before = os.umask(0o077)
+    try:
+        with pytest.raises(TokenUnavailable):
+            source.token(min_valid=7200)
+        token = published.put(2)
+        source.rejected(token, "https://mcp.example")
+        source.demand(token, expiring=True)
+    finally:
+        os.umask(before)
+    texts = {path.name: (path.read_text(), path.stat().st_mode & 0o777) for path in published.demands.iterdir()}
+    assert texts == {"linear.1": ("expiring", 0o640), "linear.2": ("https://mcp.example", 0o640)}
 
 
 def test_a_missing_demands_directory_is_no_error(published: Published) -> None:

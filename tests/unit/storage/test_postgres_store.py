@@ -24,7 +24,6 @@ from refresher.operations.result import Result
 from refresher.operations.rotate import Order, Terms, rotate
 from refresher.storage.postgres import attempt, epochs, leases, migrations, spills
 from refresher.storage.postgres.database import Database, UnknownOutcome
-from refresher.storage.postgres.due import claim_due
 from refresher.storage.postgres.postgres_store import PostgresStore
 from refresher.storage.postgres.settling import Sent
 from tests.support.cut_proxy import CutProxy
@@ -532,8 +531,7 @@ def _make_due(fleet: Fleet, servers: int, each: int) -> None:
 
 
 def _claim(store: PostgresStore, most: int = 128, each: int = 8, **rooms: int) -> list[str]:
-    store.prepare()
-    return [lease.name for lease, _ in claim_due(store.database, most, each=each, rooms=rooms)]
+    return [*store.claim_due(most, each=each, rooms=rooms)]
 
 
 def test_refreshers_share_what_is_due(fleet: Fleet) -> None:
@@ -589,8 +587,6 @@ def test_the_grant_of_a_dead_holder_becomes_due(fleet: Fleet, server: TokenServe
     assert _claim(first) == ["linear"]
     assert _claim(second) == []
     fleet.end_lease()
-    ((lease, origin),) = claim_due(second.database, 1, each=1, rooms={})
-    assert origin == server.url
-    second.add_claimed(lease)
+    assert second.claim_due(1, each=1, rooms={}) == {"linear": server.url}
     assert _rotate(second, force=False).outcome == "rotated"
     assert _claim(second) == []

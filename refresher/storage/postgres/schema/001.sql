@@ -35,6 +35,7 @@ CREATE TABLE refresher.lease (
     until timestamptz,
     doubt_at timestamptz,
     last_attempt uuid,
+    looked_at timestamptz NOT NULL DEFAULT '-infinity',
     holder_pid integer,
     holder_start timestamptz,
     CHECK ((attempt IS NULL) = (state IS NULL)),
@@ -63,7 +64,7 @@ CREATE INDEX spent_name ON refresher.spent (name);
 CREATE TABLE refresher.demand (
     name text NOT NULL,
     generation bigint NOT NULL,
-    origin text,
+    reason text,
     at timestamptz NOT NULL DEFAULT clock_timestamp(),
     PRIMARY KEY (name, generation)
 );
@@ -96,4 +97,11 @@ BEGIN
       AND next_at > clock_timestamp();
     RETURN NULL;
 END $$;
+CREATE FUNCTION refresher.seen() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = '' AS $$
+BEGIN
+    UPDATE refresher.lease SET next_at = clock_timestamp()
+    WHERE name = NEW.name AND kind = 'grant' AND generation < NEW.generation AND attempt IS NULL;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER seen AFTER INSERT ON refresher.seen FOR EACH ROW EXECUTE FUNCTION refresher.seen();
 CREATE TRIGGER demanded AFTER INSERT ON refresher.demand FOR EACH ROW EXECUTE FUNCTION refresher.demanded();

@@ -1,0 +1,278 @@
+"""The commands with their grants in a database, as real processes on hosts of their own."""
+
+import json
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from refresher.grants.record import Grant
+from refresher.storage.postgres import migrations
+from refresher.storage.postgres.postgres_store import PostgresStore
+from tests.support.command import Command, Done, wait_until
+from tests.support.daemon import running, stopped
+from tests.support.fake_state import directories
+from tests.support.postgres import Cluster
+from tests.support.token_server import Gate, TokenServer
+from tests.support.vault import Vault
+
+
+class Site:
+    """A database, and the command on any number of hosts."""
+
+    def __init__(self, root: Path, url: str, vault: Vault) -> None:
+        self._root, self._vault = root, vault
+        self.url = url
+        self.store = PostgresStore(url, directories(root / "look"))
+        migrations.migrate(self.store.database)
+
+    def host(self, name: str) -> Command:
+        home = self._root / name
+        home.mkdir(mode=0o700)
+        made = Command(home, self._vault)
+        made.environment["REFRESHER_STORE"] = self.url
+        return made
+
+    def execute(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            cursor = connection.execute(statement.encode(), values or None)
+            return cursor.fetchall() if cursor.description else []
+
+    def generation(self, name: str) -> int:
+        record = self.store.load(name).record
+        return -1 if record is None else record.generation
+
+    def end_leases(self) -> None:
+        """Let the lease of each holder end, as after half a minute, with its session."""
+        self.execute(
+            "UPDATE refresher.lease SET until = clock_timestamp() - interval '1 s', next_at = clock_timestamp(), "
+            "armed_at = armed_at - interval '10 min', holder_pid = NULL WHERE attempt IS NOT NULL"
+        )
+
+
+@pytest.fixture
+def site(tmp_path: Path, postgres: Cluster, vault: Vault) -> Iterator[Site]:
+    with postgres.database() as url:
+        made = Site(tmp_path, url, vault)
+        yield made
+        made.store.close()
+
+
+def _import(host: Command, server: TokenServer, name: str) -> None:
+    host.import_grant(name, server.grant(name))
+
+
+def _outcomes(done: Done) -> dict[str, str]:
+    return {row["name"]: row["outcome"] for row in json.loads(done.stdout)["results"]}
+
+
+def _all_reach(site: Site, names: list[str], generation: int) -> Callable[[], bool]:
+    return lambda: all(site.generation(name) >= generation for name in names)
+
+
+def test_two_daemons_share_the_grants_and_one_takes_over(site: Site) -> None:
+    """If it failed, two refreshers would send one refresh token, or a grant would die with its refresher (I3)."""
+    names = [f"grant-{number}" for number in range(6)]
+    first, second = site.host("a"), site.host("b")
+    with TokenServer(lambda _: 4, grace=0) as server:
+        for name in names:
+            _import(first, server, name)
+        with running(first) as one, running(second) as other:
+            wait_until(_all_reach(site, names, 3), "both rotate")
+            one.kill()
+            one.communicate()
+            site.end_leases()
+            at = max(site.generation(name) for name in names)
+            wait_until(_all_reach(site, names, at + 2), "the other goes on")
+            log = stopped(second, other)
+        assert server.reused == 0, log
+        assert all(isinstance(site.store.load(name).record, Grant) for name in names)
+
+
+def test_a_daemon_that_is_stopped_in_an_exchange_keeps_its_answer(site: Site) -> None:
+    """If it failed, a machine that sleeps during an exchange would lose a login (I6)."""
+    gate = Gate()
+    first, second = site.host("a"), site.host("b")
+    with TokenServer(lambda _: 3600, gate, grace=0) as server:
+        _import(first, server, "linear")
+        gate.opened.set()
+        assert first("run-once").code == 0
+        gate.opened.clear()
+        gate.reached.clear()
+        process = first.start("run-once", "--force", "linear")
+        assert gate.reached.wait(90)
+        process.send_signal(signal.SIGSTOP)
+        gate.opened.set()
+        site.end_leases()
+        done = second("run-once", "linear", "--json")
+        assert _outcomes(done) == {"linear": "in_doubt"}
+        record = site.store.load("linear").record
+        assert isinstance(record, Grant)
+        assert record.doubt is not None
+        process.send_signal(signal.SIGCONT)
+        assert first.finish(process).code == 0
+        record = site.store.load("linear").record
+        assert isinstance(record, Grant)
+        assert (record.generation, record.doubt) == (2, None)
+        assert second("run-once", "--force", "linear").code == 0
+        assert server.reused == 0
+
+
+def test_a_daemon_that_ends_completes_its_exchange(site: Site) -> None:
+    """If it failed, each new deployment would put grants in doubt."""
+    gate = Gate()
+    host = site.host("a")
+    with TokenServer(lambda _: 3600, gate, grace=0) as server:
+        _import(host, server, "linear")
+        with running(host) as process:
+            assert gate.reached.wait(90)
+            process.send_signal(signal.SIGTERM)
+            gate.opened.set()
+            log = host.finish(process).stderr
+        assert "stopped" in log
+        assert site.generation("linear") == 1
+        assert site.execute("SELECT 1 FROM refresher.lease WHERE attempt IS NOT NULL") == []
+
+
+def test_a_daemon_outlives_its_database(site: Site) -> None:
+    """If it failed, a restart of the database would end every refresher, or be told a thousand times."""
+    host = site.host("a")
+    with TokenServer(lambda _: 2, grace=0) as server:
+        _import(host, server, "linear")
+        with running(host) as process:
+            wait_until(lambda: site.generation("linear") >= 1, "it rotates")
+            site.execute("ALTER SCHEMA refresher RENAME TO away")
+            asked = len(server.asked["linear"])
+            site.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() "
+                "AND datname = current_database()"
+            )
+            site.execute("ALTER SCHEMA away RENAME TO refresher")
+            wait_until(lambda: len(server.asked["linear"]) >= asked + 2, "it goes on")
+            stopped(host, process)
+        assert server.reused == 0
+
+
+def test_run_once_rotates_what_is_due_once(site: Site) -> None:
+    """If it failed, cron would leave grants to expire, or rotate short ones for ever in one run."""
+    host = site.host("a")
+    with TokenServer(lambda _: 3600, grace=0) as server, TokenServer(lambda _: 2, grace=0) as short:
+        for number in range(3):
+            _import(host, server, f"long-{number}")
+        _import(host, short, "short")
+        done = host("run-once", "--horizon", "70s", "--json")
+        assert _outcomes(done) == dict.fromkeys(("long-0", "long-1", "long-2", "short"), "rotated")
+        assert _outcomes(host("run-once", "long-0", "--json")) == {"long-0": "not_due"}
+        assert host("run-once", "nosuch").code == 2
+        assert host("status").code == 0
+        assert "long-0" in host("status").stdout
+        assert host("remove", "long-0").code == 0
+        assert "long-0" not in host("status").stdout
+        assert server.reused == 0
+
+
+def _shown(host: Command, name: str) -> tuple[int, str]:
+    """Return the generation and the state of a token file; -1 without one."""
+    try:
+        token = host.token(name)
+    except FileNotFoundError:
+        return -1, ""
+    return token.generation, token.state
+
+
+@contextmanager
+def _mirroring(host: Command, *arguments: str) -> Iterator[None]:
+    process = host.start("mirror", *arguments)
+    try:
+        yield
+        stopped(host, process)
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+
+
+def test_a_rotation_anywhere_is_published_everywhere(site: Site) -> None:
+    """If it failed, agents on other hosts would keep tokens that are dead."""
+    first, second, third = site.host("a"), site.host("b"), site.host("c")
+    with TokenServer(lambda _: 3600, grace=0) as server:
+        for name in ("team-one", "other"):
+            _import(first, server, name)
+        with _mirroring(second), _mirroring(third, "--only", "team-*"):
+            assert first("run-once").code == 0
+            wait_until(lambda: _shown(second, "other") == (1, "active"), "the second host has all")
+            wait_until(lambda: _shown(third, "team-one") == (1, "active"), "the third host has its names")
+            assert first("run-once", "--force").code == 0
+            wait_until(lambda: _shown(second, "other") == (2, "active"), "each generation comes")
+            assert second.token("other").access_token == first.token("other").access_token
+            assert first("remove", "other").code == 0
+            wait_until(lambda: _shown(second, "other") == (2, "removed"), "a removal comes")
+            assert _shown(third, "other") == (-1, "")
+        # With other patterns, a name that is not needed any more is withdrawn.
+        with _mirroring(third, "--only", "nothing-*"):
+            wait_until(lambda: _shown(third, "team-one") == (2, "removed"), "it is withdrawn")
+        assert site.store.load("team-one").record is not None
+
+
+def test_a_demand_on_a_host_of_agents_makes_a_refresher_rotate(site: Site) -> None:
+    """If it failed, a token that a server refuses would stay on every host until it expires."""
+    first, second = site.host("a"), site.host("b")
+    with TokenServer(lambda _: 3600, grace=0) as server:
+        _import(first, server, "linear")
+        with running(first) as process, _mirroring(second):
+            wait_until(lambda: _shown(second, "linear") == (1, "active"), "the first token is there")
+            demands = second.state / "demands"
+            (demands / "linear.1").write_text("https://mcp.example")
+            wait_until(lambda: _shown(second, "linear") == (2, "active"), "it is rotated")
+            wait_until(lambda: not list(demands.iterdir()), "the demand is answered")
+            # A demand for a generation that was never published here counts for nothing.
+            (demands / "linear.7").touch()
+            wait_until(lambda: not list(demands.iterdir()), "a wrong demand is removed")
+            stopped(first, process)
+        assert site.execute("SELECT * FROM refresher.demand") == []
+        assert len(server.asked["linear"]) == 2
+
+
+def test_a_host_keeps_a_later_token_than_a_restored_database(site: Site) -> None:
+    """If it failed, a restored database would give agents tokens that are dead, and let a spent one be sent (I1)."""
+    first, second = site.host("a"), site.host("b")
+    with TokenServer(lambda _: 3600, grace=0) as server:
+        _import(first, server, "linear")
+        assert first("run-once").code == 0
+        record = site.execute("SELECT bytes, published FROM refresher.record")[0]
+        lease = site.execute("SELECT fingerprint FROM refresher.lease")[0]
+        with _mirroring(second):
+            assert first("run-once", "--force").code == 0
+            wait_until(lambda: _shown(second, "linear") == (2, "active"), "the second generation is there")
+        # What a backup of before the last rotation has.
+        site.execute(
+            "UPDATE refresher.record SET bytes = %s, published = %s, generation = 1, xid = pg_current_xact_id()",
+            *record,
+        )
+        site.execute("DELETE FROM refresher.spent WHERE fingerprint = %s", *lease)
+        site.execute("UPDATE refresher.lease SET generation = 1, fingerprint = %s, last_attempt = NULL", *lease)
+        with _mirroring(second):
+            wait_until(lambda: bool(site.execute("SELECT * FROM refresher.seen")), "the host reports what it has")
+        assert _shown(second, "linear") == (2, "active")
+        assert _outcomes(first("run-once", "linear", "--json")) == {"linear": "in_doubt"}
+        assert len(server.presented["linear"]) == 2
+        assert site.generation("linear") == 2
+
+
+def test_a_helper_gets_a_token_without_a_daemon(site: Site) -> None:
+    """If it failed, programs that run a helper would get no token on a host where only cron runs."""
+    host = site.host("a")
+    with TokenServer(lambda _: 3600, grace=0) as server:
+        _import(host, server, "linear")
+        done = host("token", "linear")
+        assert done.code == 0, done.stderr
+        assert done.stdout.strip() == host.token("linear").access_token
+        assert host("token", "linear").stdout == done.stdout
+        assert len(server.asked["linear"]) == 1
+        (host.state / "demands/linear.1").touch()
+        wait_until(lambda: host("run-once").code == 0 and site.generation("linear") == 2, "the demand is followed")
+        assert list((host.state / "demands").iterdir()) == []
