@@ -178,7 +178,7 @@ def resolve(given: Mapping[str, Any], config: str | None) -> Settings:
         gateway_keys_file=gateway_keys,
         log_format="json" if log_format == "json" else "text",
         verbose=max(values.get("verbose") or 0, 0),
-        store=_store(values.get("store")),
+        store=parse_store(values.get("store")),
         mirror=_mirror(values.get("mirror")),
         hooks=values.get("hooks"),
         outputs=values.get("outputs", ()),
@@ -187,7 +187,8 @@ def resolve(given: Mapping[str, Any], config: str | None) -> Settings:
     )
 
 
-def _store(given: str | None) -> str | None:
+def parse_store(given: str | None) -> str | None:
+    """Return the URL of a database; ``None`` without one. Raises ``ConfigError``."""
     if given and not given.startswith(("postgresql://", "postgres://")):
         raise ConfigError("store must be the URL of a database: postgresql://USER@HOST/DATABASE")
     return given or None

@@ -15,10 +15,9 @@ import msgspec
 from refresher.cli.options import Options, command, complete_name
 from refresher.common.terminal import Progress, show
 from refresher.doctor import examination
-from refresher.doctor.examination import Part
-from refresher.doctor.finding import Finding, Gravity, exit_code
+from refresher.doctor.finding import Finding, Gravity, Part, exit_code
 
-__all__ = ["doctor"]
+__all__ = ["doctor", "print_parts"]
 
 _TICK: Final = 0.2
 _WIDEST: Final = 100
@@ -49,6 +48,11 @@ def doctor(options: Options, name: str | None, offline: bool, as_json: bool) -> 
     """
     settings = options.settings()
     parts = _with_progress(lambda step: examination.examine(settings, name, offline=offline, step=step))
+    return print_parts(parts, as_json=as_json)
+
+
+def print_parts(parts: Sequence[Part], *, as_json: bool) -> int:
+    """Print what was checked and each finding, or JSON; return the exit code."""
     findings = examination.findings_of(parts)
     code = exit_code(findings)
     if as_json:

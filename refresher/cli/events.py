@@ -61,10 +61,10 @@ def events(options: Options, names: tuple[str, ...], since: float, each: bool, a
     (history_mb). The history is a log: a kill or a full disk can lose events.
     """
     settings = options.settings()
-    listed = settings.directories.listing(names).names
+    listed = (store := settings.open_store()).listing(names).names if names else ()
     for name in names:
         if name not in listed and not history.is_known(settings.directories, name):
-            raise unknown(settings.open_store(), name)
+            raise unknown(store, name)
     _warn(settings)
     with closing(history.Follower(settings.directories, names)) as follower:
         begin = time.time() - since

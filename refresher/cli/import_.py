@@ -115,7 +115,7 @@ def import_(
     skips a grant that exists, and one that has used this refresh token and was removed since.
 
     \b
-    Instead, to take over a login of another program, which must stop using it:
+    Instead, to take over a login of another program; quit that program first:
       refresher import --list
       refresher import linear --format claude-code --server URL
     """
@@ -297,6 +297,7 @@ def _from_program(
         return None
     login = move_in.chosen(settings, name, choice)
     grant = move_in.grant_of(settings, name, login, choice)
+    move_in.require_unchanged(name, choice, login)  # the server may have taken long to answer
     with observing(settings, "import") as observers:
         stored, code = _store(settings, store, grant, observers, replace=replace, if_absent=if_absent, warned=set())
     if stored:

@@ -183,6 +183,8 @@ def login(ctx: click.Context, /, name: str, port: int | None, **given: Any) -> i
     next_step = ""
     if grant.renewable and is_served(settings.directories.health_socket):
         next_step = "; 'refresher run' keeps it fresh"
+    elif grant.renewable and settings.store is not None:
+        next_step = "; any 'refresher run' with this store keeps it fresh"
     elif grant.renewable:
         next_step = "; 'refresher run' is not running here: start it, or run 'refresher run-once' from cron"
     say(f"logged in: {name}{whose} (generation {grant.generation}){next_step}")

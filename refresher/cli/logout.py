@@ -16,7 +16,7 @@ __all__ = ["logout", "remove"]
 _EXIT_CODES: Final[dict[int | str, str]] = {
     0: "removed",
     2: "wrong usage or configuration, unknown name, damaged record",
-    4: "the disk fails",
+    4: "the disk or the database fails",
     6: "another process has held the lock of the grant for 30 s",
     **STOPPED,
 }
@@ -24,7 +24,8 @@ _EXIT_CODES: Final[dict[int | str, str]] = {
 
 @command(
     short_help="Revoke a grant at its server, then remove it.",
-    exit_codes=_EXIT_CODES | {0: "logged out", 4: "the server cannot be reached, or the disk fails; the grant is kept"},
+    exit_codes=_EXIT_CODES
+    | {0: "logged out", 4: "the server cannot be reached, or the disk or the database fails; the grant is kept"},
 )
 @click.argument("name", shell_complete=complete_name)
 @click.option("--keep-at-server", is_flag=True, help="Do not revoke it: the same as 'refresher remove'.")

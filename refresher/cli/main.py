@@ -34,6 +34,7 @@ _COMMANDS: Final = {
     "headers": ("token", "headers"),
     "stdio": ("stdio", "stdio"),
     "gateway": ("gateway", "gateway"),
+    "store": ("store", "store"),
     "connect": ("connect", "connect"),
     "logout": ("logout", "logout"),
     "import": ("import_", "import_"),

@@ -22,7 +22,7 @@ from refresher.migration.places import Found, logins_at, logins_here
 from refresher.oauth import urls
 from refresher.operations import import_request
 
-__all__ = ["Choice", "chosen", "grant_of", "how_it_stops", "show_logins"]
+__all__ = ["Choice", "chosen", "grant_of", "how_it_stops", "require_unchanged", "show_logins"]
 
 
 class Choice(NamedTuple):
@@ -45,6 +45,10 @@ def show_logins(settings: Settings, choice: Choice, *, as_json: bool) -> None:
         show(json.dumps({"logins": rows}))
     elif rows:
         show("\n".join(map(_text_of, rows)))
+        say(
+            "Quit a program before you import its login; the import says what to do before it starts again.",
+            err=True,
+        )
     else:
         where = "on this machine" if choice.file is None else f"in {choice.file}"
         say(f"no logins of other programs were found {where}", err=True)
@@ -64,6 +68,7 @@ def chosen(settings: Settings, name: str, choice: Choice) -> KeptLogin:
                 f"{logins[0].file} is not for {without_query(choice.server)}, as far as its name says; nothing was "
                 "changed. Give the address exactly as the program had it"
             )
+    _refuse_guess(logins, choice, name)
     if len(logins) == 1:
         return logins[0]
     where = str(choice.file or "this machine")
@@ -80,6 +85,33 @@ def chosen(settings: Settings, name: str, choice: Choice) -> KeptLogin:
     raise ConfigError(
         f"no login of {program}{asked} was found in {where}: 'refresher import --list' shows what is there"
         f"{_elsewhere(choice)}"
+    )
+
+
+def _refuse_guess(logins: Sequence[KeptLogin], choice: Choice, name: str) -> None:
+    """Refuse a login that names no server, if there are others: the address could be that of another one."""
+    unnamed = [each for each in logins if each.server_url is None and each.is_of is None]
+    if choice.server is None or not unnamed:
+        return
+    others = [each for each in choice._replace(server=None).found() if isinstance(each, KeptLogin)]
+    if len(others) > 1:
+        entries = ", ".join(_entry(each) for each in unnamed)
+        raise ConfigError(
+            f"{unnamed[0].file} does not say for which server {entries} is, and there are other logins: refresher "
+            "would have to guess where its refresh token belongs. Make a login of its own: "
+            f"'refresher login {name} {without_query(choice.server)}'"
+        )
+
+
+def require_unchanged(name: str, choice: Choice, login: KeptLogin) -> None:
+    """Raise ``ImportRefused`` if the program has changed ``login`` since it was read: its token may be spent."""
+    now = [each for each in choice._replace(server=None).found() if isinstance(each, KeptLogin)]
+    if any(each.file == login.file and each.refresh_token == login.refresh_token for each in now):
+        return
+    title = FORMATS[login.program].title
+    raise ImportRefused(
+        f"{title} has changed this login in {login.file} meanwhile, or ended it; nothing was changed here. Quit "
+        f"{title}, then import {name} again"
     )
 
 

@@ -190,7 +190,7 @@ def complete_name(context: click.Context, _: click.Parameter, incomplete: str) -
 
 def _names(options: Options) -> Sequence[str]:
     try:
-        return options.resolve().directories.listing().names
+        return options.resolve().open_store().listing().names
     except RefresherError:
         return []
 

@@ -11,12 +11,13 @@ from refresher.cli.options import Options, command, complete_name
 from refresher.cli.tables import check_state, print_rows
 from refresher.common import clocks, text
 from refresher.common.errors import GrantFileError
-from refresher.common.terminal import show
+from refresher.common.terminal import say, show
 from refresher.config import Settings
 from refresher.grants import accounts, policy
 from refresher.grants.forecast import EndKind, first_hard_end
-from refresher.grants.record import Grant
+from refresher.grants.record import Grant, Moved
 from refresher.operations import certificates
+from refresher.operations import names as names_of
 from refresher.operations.grant_report import (
     INVALID,
     ending_soon,
@@ -73,28 +74,41 @@ def status(options: Options, names: tuple[str, ...], as_json: bool, exit_code: b
     settings = options.settings()
     if live:
         return _watch(settings, names)
-    entries = list_grants(settings.open_store(), names)
+    moved: list[Moved] = []
+    entries = list_grants(settings.open_store(), names, moved=None if names else moved)
     # On a terminal, a row of the table is a line; one that was named is shown whole.
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() and not names else None
     with certificates.reading(grant for _, grant in entries if isinstance(grant, Grant)):
-        return _show(settings, entries, width, as_json=as_json, exit_code=exit_code)
+        return _show(settings, entries, moved, width, as_json=as_json, exit_code=exit_code)
 
 
 def _watch(settings: Settings, names: tuple[str, ...]) -> int:
     if names:
         list_grants(settings.open_store(), names)  # raises for an unknown name
     else:
-        settings.directories.listing()
+        settings.open_store().listing()
         check_state(settings)
     from refresher.cli.watch import watch  # rich: 60 ms
 
     return watch(settings, names)
 
 
-def _show(settings: Settings, entries: list[ListedGrant], width: int | None, *, as_json: bool, exit_code: bool) -> int:
+def _show(
+    settings: Settings,
+    entries: list[ListedGrant],
+    moved: list[Moved],
+    width: int | None,
+    *,
+    as_json: bool,
+    exit_code: bool,
+) -> int:
     late = last_run.is_overdue(settings.directories, clocks.now().wall)
     overdue = {name for name, grant in entries if isinstance(grant, Grant) and is_overdue(grant, late)}
     fields = {"grants": [fields_of(name, grant, name in overdue) for name, grant in entries]} if as_json else None
+    if fields is not None and moved:
+        fields["moved"] = [
+            {"name": each.name, "place": each.place, "arriving": each.arriving is not None} for each in moved
+        ]
     # Most servers name neither an account nor an end: without one, the table stays narrow.
     grants = [grant for _, grant in entries if isinstance(grant, Grant)]
     columns: dict[str, _Column] = {}
@@ -105,8 +119,21 @@ def _show(settings: Settings, entries: list[ListedGrant], width: int | None, *, 
     rows = [_row(name, grant, columns.values(), name in overdue) for name, grant in entries]
     titles = ("NAME", "STATE", "GENERATION", "TIME LEFT", "NEXT ROTATION", *columns, "LAST ERROR")
     print_rows(settings, titles, rows, fields, show, warned=overdue, width=width)
+    if not as_json:
+        for line in _moves(moved):
+            say(line, err=True)
     codes = {_exit_code(grant, name in overdue) for name, grant in entries} if exit_code else {0}
     return max(codes, default=0)
+
+
+def _moves(moved: list[Moved]) -> list[str]:
+    """Return a line for each place where grants are now, and for each grant whose move is not complete."""
+    left: dict[str, list[str]] = {}
+    for each in moved:
+        if each.arriving is None:
+            left.setdefault(each.place, []).append(each.name)
+    lines = [f"moved to {place}: {text.names(there)}" for place, there in left.items()]
+    return lines + [str(names_of.moved(each)) for each in moved if each.arriving is not None]
 
 
 def _exit_code(grant: Grant | GrantFileError, overdue: bool) -> int:

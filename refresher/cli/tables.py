@@ -36,10 +36,9 @@ def print_rows(
 
     Raises ``DirectoryError`` if there are none because the state directory was named and does not exist.
     """
-    directories = settings.directories
     if not rows:
         check_state(settings)
-        say(f"no grants in {directories.grants} yet; begin with 'refresher login NAME URL'", err=True)
+        say(f"no grants in {settings.open_store().place} yet; begin with 'refresher login NAME URL'", err=True)
     if as_json is not None:
         output(json.dumps(as_json))
     elif rows:
@@ -49,7 +48,7 @@ def print_rows(
 def check_state(settings: Settings) -> None:
     """Raise ``DirectoryError`` if the state directory was named and does not exist."""
     state = settings.directories.state
-    if settings.state_given and not state.exists():
+    if settings.state_given and settings.store is None and not state.exists():
         raise DirectoryError(f"there is no state directory {state}; 'refresher login' creates it")
 
 

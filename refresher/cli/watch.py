@@ -79,7 +79,7 @@ class _Watch:
 
     def __init__(self, settings: Settings, names: Sequence[str], stopping: StopSignals, wakes: _Wakes) -> None:
         self._directories: Final = settings.directories
-        self._rows: Final = LiveRows(settings.directories, names)
+        self._rows: Final = LiveRows(settings.open_store(), names)
         self._stopping: Final = stopping
         self._wakes: Final = wakes
         self._changed = False

@@ -10,7 +10,18 @@ import msgspec
 
 from refresher.common.text import one_line
 
-__all__ = ["GRAVITIES", "KINDS", "Code", "Finding", "Gravity", "Kind", "exit_code", "found", "from_message"]
+__all__ = [
+    "GRAVITIES",
+    "KINDS",
+    "Code",
+    "Finding",
+    "Gravity",
+    "Kind",
+    "Part",
+    "exit_code",
+    "found",
+    "from_message",
+]
 
 Gravity = Literal["attention", "broken", "person"]
 
@@ -59,6 +70,19 @@ Code = Literal[
     "output_unusable",
     "output_unknown",
     "foreign_shim",
+    "database_away",
+    "database_schema",
+    "database_rights",
+    "database_unsafe",
+    "database_asynchronous",
+    "database_read_only",
+    "database_tls",
+    "database_clock",
+    "database_pooler",
+    "orphaned_token",
+    "spilled_token",
+    "record_contradicts",
+    "move_unfinished",
 ]
 
 
@@ -199,6 +223,49 @@ KINDS: Final[dict[Code, Kind]] = {
         "agents of this environment import another package in place of the one that reads the tokens",
         "pip uninstall shim, then install refresher again",
     ),
+    # the database that holds the grants
+    "database_away": Kind(
+        "broken",
+        "refresher rotates nothing without its database; agents keep the tokens that they have",
+        "check its address and its server, and run this again",
+    ),
+    "database_schema": Kind("broken", "refresher rotates nothing before the schema fits", "refresher store init"),
+    "database_rights": Kind("broken", "without these rights, refresher cannot save a new token"),
+    "database_unsafe": Kind(
+        "broken", "after a crash of its machine, the database can have lost a new refresh token, or be damaged"
+    ),
+    "database_asynchronous": Kind(
+        "attention",
+        "if this server is lost, the last new refresh tokens are lost with it, and these grants need a person",
+        "set synchronous_standby_names, with two standbys so that one can be away",
+    ),
+    "database_read_only": Kind(
+        "broken",
+        "refresher cannot arm an exchange there, so it rotates nothing",
+        "point the store to the primary: target_session_attrs=read-write finds it among several hosts",
+    ),
+    "database_tls": Kind(
+        "attention",
+        "refresh tokens cross the network to the database",
+        "add ?sslmode=verify-full&sslrootcert=FILE to the address of the store",
+    ),
+    "database_clock": Kind(
+        "broken", "a lease counts by both clocks, so nothing is rotated here", "timedatectl set-ntp true"
+    ),
+    "database_pooler": Kind(
+        "attention",
+        "behind it, refresher looks for changes twice a second and is not woken by them, and others do not see that it "
+        "is alive",
+        "give the mirrors the address of the database itself",
+    ),
+    "orphaned_token": Kind("attention", "it may be the only copy of a refresh token"),
+    "spilled_token": Kind("attention", "it is the only copy of a new refresh token, and only this host has it"),
+    "record_contradicts": Kind("broken", "refresher does not rotate a grant whose record it cannot trust"),
+    "move_unfinished": Kind(
+        "broken",
+        "nobody rotates this grant here, and perhaps nobody elsewhere",
+        "repeat the 'refresher store move' that was interrupted",
+    ),
 }
 
 
@@ -212,6 +279,15 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     what: str
     why: str
     mend: str
+
+
+class Part(NamedTuple):
+    """One part of an examination."""
+
+    title: str
+    line: str
+    """What was checked."""
+    findings: list[Finding]
 
 
 def found(code: Code, what: str, mend: str = "", *, name: str | None = None) -> Finding:

@@ -10,7 +10,7 @@ from refresher.common.reading import read_ahead, read_named
 from refresher.doctor.finding import Code, Finding, found, from_message
 from refresher.grants import policy, refresh_life
 from refresher.grants.forecast import ENDS_SOON
-from refresher.grants.record import Grant
+from refresher.grants.record import Grant, Moved
 from refresher.oauth import tls
 from refresher.operations import certificates
 from refresher.operations.inspection import ListedGrant
@@ -18,7 +18,7 @@ from refresher.operations.result import new_client_command, repair_command
 from refresher.storage.directories import Directories
 from refresher.storage.publishing import rejection_of, state_of
 
-__all__ = ["check", "check_files", "check_refresh_tokens"]
+__all__ = ["check", "check_files", "check_moves", "check_refresh_tokens"]
 
 _AT_ONCE: Final = 32
 
@@ -31,6 +31,14 @@ def check(directories: Directories, entries: Sequence[ListedGrant]) -> Iterator[
         else:
             yield from _state(grant)
             yield from _ends(grant)
+
+
+def check_moves(moved: Sequence[Moved]) -> Iterator[Finding]:
+    """Find grants whose move to this store is not complete."""
+    for each in moved:
+        if each.arriving is not None:
+            what = f"{each.name} is on its way from {each.place}, and inactive until the move is complete"
+            yield found("move_unfinished", what, name=each.name)
 
 
 def check_refresh_tokens(entries: Sequence[ListedGrant], asked: str | None = None) -> Iterator[Finding]:

@@ -26,9 +26,18 @@ def is_served(directories: Directories) -> bool:
     return health_socket.is_served(directories.health_socket)
 
 
-def check(directories: Directories, grants: Sequence[Grant], listing: Listing, *, served: bool) -> Iterator[Finding]:
-    """Check whether somebody refreshes ``grants`` and follows their demands. ``listing``: of all names."""
-    yield from _running(directories, [grant for grant in grants if grant.renewable and not grant.dead], served)
+def check(
+    directories: Directories, grants: Sequence[Grant], listing: Listing, *, served: bool, shared: bool = False
+) -> Iterator[Finding]:
+    """Check whether somebody refreshes ``grants`` and follows their demands. ``listing``: of all names.
+
+    ``shared``: other hosts may refresh them.
+    """
+    renewable = [grant for grant in grants if grant.renewable and not grant.dead]
+    if not shared:
+        yield from _running(directories, renewable, served)
+    elif overdue := [grant.name for grant in renewable if is_overdue(grant, None)]:
+        yield found("not_running", f"no host refreshes: the access tokens of {text.names(overdue)} have expired")
     yield from _unanswered(directories, grants)
     yield from _unknown(directories, listing)
 

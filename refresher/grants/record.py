@@ -26,6 +26,7 @@ __all__ = [
     "Grant",
     "Login",
     "LoginMethod",
+    "Moved",
     "Record",
     "Stored",
     "TokenRejected",
@@ -39,13 +40,14 @@ __all__ = [
     "wrap",
 ]
 
-VERSION: Final = 2
+VERSION: Final = 3
 """The format version of records and intents. A change of a field name, a kind or a literal raises it."""
 
 _Fields = dict[str, Any]
 
 CONVERTERS: Final[dict[int, Callable[[_Fields], _Fields]]] = {
     1: lambda fields: fields,  # version 2 has more fields, and a default for each of them
+    2: lambda fields: fields,  # version 3 has another kind of record
 }
 """For each earlier version, the function that makes the fields of the next version; those of a record have ``kind``,
 those of an intent do not. The converted record reaches the disk with the next write."""
@@ -274,7 +276,32 @@ class Tombstone(
     spent: tuple[str, ...] = ()
 
 
-Record = Grant | Tombstone
+class Moved(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="moved"):
+    """What is in the place of a grant that is active in another store, or is on its way to this one.
+
+    It is never exchanged and publishes nothing: the token file stays as it is.
+    """
+
+    name: str
+    grant_id: str
+    generation: int
+    begun_from: str
+    move_id: str
+    """Of one try to move it: only the two records of the same try belong together."""
+    moved_at: float
+    place: str
+    """The other store, for a person."""
+    arriving: Grant | None = None
+    """The grant, if it comes to this store: it is inactive until the other store has given it up."""
+    spent: tuple[str, ...] = ()
+    """Fingerprints of spent refresh tokens; of a grant that has left, also that of the token that left with it."""
+
+    def fingerprint(self) -> str | None:
+        """Return the fingerprint of the refresh token that is here; ``None`` without one."""
+        return None if self.arriving is None else self.arriving.fingerprint()
+
+
+Record = Grant | Tombstone | Moved
 
 
 class Stored(msgspec.Struct, frozen=True):

@@ -70,9 +70,16 @@ def _claude_code(source: Source) -> Iterator[KeptLogin]:
             refresh_token=secret(entry, "refreshToken"),
             expires_at=epoch_seconds(number(entry, "expiresAt")),
             scope=text(entry, "scope"),
-            # Without metadata, it is only the origin of the MCP server.
-            issuer=text(state, "authorizationServerUrl") if state.get("oauthMetadataFound") is True else None,
+            # What is kept with the tokens is who issued them; the other is found anew now and then.
+            issuer=text(entry, "issuer") or _discovered(state, text(entry, "serverUrl")),
         )
+
+
+def _discovered(state: Mapping[str, Any], server_url: str | None) -> str | None:
+    """Return the issuer that Claude Code found; without metadata, it keeps the origin of the MCP server as one."""
+    found = text(state, "authorizationServerUrl")
+    is_origin = found is not None and server_url is not None and server_url.startswith(f"{found.rstrip('/')}/")
+    return None if is_origin and state.get("oauthMetadataFound") is not True else found
 
 
 def _codex(source: Source) -> Iterator[KeptLogin]:

@@ -15,13 +15,22 @@ from refresher.common.errors import (
 )
 from refresher.grants import accounts, policy
 from refresher.grants.providers import UNKNOWN, find_profile
-from refresher.grants.record import Grant, Stored, Tombstone, with_spent
+from refresher.grants.record import Grant, Moved, Stored, with_spent
 from refresher.oauth import urls
+from refresher.operations import names
 from refresher.operations.events import Emit, change_of_state, emitting, happened, ignore, recoveries
 from refresher.storage.publishing import left_out
 from refresher.storage.store import Held, Store
 
-__all__ = ["Imported", "exists", "is_for_other_server", "other_server", "sharing_login", "store_grant"]
+__all__ = [
+    "Imported",
+    "exists",
+    "is_for_other_server",
+    "other_server",
+    "require_unshared",
+    "sharing_login",
+    "store_grant",
+]
 
 
 class Imported(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,6 +98,8 @@ def store_grant(
             warnings.append(f"the damaged record is now {aside}")
         if isinstance(stored.record, Grant) and if_absent:
             return Imported(grant=stored.record, stored=False)
+        if isinstance(stored.record, Moved) and not (replace and not same_login):
+            raise names.moved(stored.record)
         if isinstance(stored.record, Grant) and not replace:
             raise ImportRefused(f"{name} exists: --replace replaces it, --if-absent keeps it")
         grant = _successor(held, imported, stored, just_issued=just_issued)
@@ -166,7 +177,17 @@ def _require_same_login(store: Store, imported: Grant) -> None:
             )
 
 
-def _compare(store: Store, imported: Grant, *, just_issued: bool) -> list[str]:
+def require_unshared(store: Store, moved: Grant) -> None:
+    """Refuse a grant of another store whose refresh token another name holds or has spent.
+
+    Raises ``ImportRefused``, ``DirectoryError`` and ``StorageError``.
+    """
+    unchecked = _compare(store, moved, just_issued=False, returning=True)
+    if unchecked:
+        raise ImportRefused(unchecked[0])
+
+
+def _compare(store: Store, imported: Grant, *, just_issued: bool, returning: bool = False) -> list[str]:
     """Refuse a refresh token that another name holds or has spent; return warnings of records that it cannot read."""
     fingerprint = imported.fingerprint()
     if fingerprint is None:
@@ -176,11 +197,13 @@ def _compare(store: Store, imported: Grant, *, just_issued: bool) -> list[str]:
         if problem is not None and name != imported.name:
             unchecked.append(f"could not compare with the damaged record of {name}: {problem}")
         for other in others:
-            if isinstance(other, Grant) and other.fingerprint() == fingerprint and name != imported.name:
+            if isinstance(other, Grant | Moved) and other.fingerprint() == fingerprint and name != imported.name:
                 raise ImportRefused(
                     f"{name} holds this refresh token already: two names would revoke each other's login"
                 )
             if other is not None and fingerprint in other.spent and not just_issued:
+                if name == imported.name and returning:
+                    continue  # it left with this token, and comes back
                 if name == imported.name:
                     raise _spent(name)
                 raise ImportRefused(f"{name} has already spent this refresh token: log in again under this name")
@@ -200,7 +223,7 @@ def _successor(held: Held, imported: Grant, stored: Stored, *, just_issued: bool
     # Some servers issue the same refresh token to a person at each login.
     spent = tuple(known for known in there.spent if known != imported.fingerprint())
     grant = msgspec.structs.replace(grant, spent=spent)
-    if isinstance(there, Tombstone) or there.doubt is None:
+    if not isinstance(there, Grant) or there.doubt is None:
         return grant
     if there.refresh_token is not None and imported.refresh_token != there.refresh_token:
         return msgspec.structs.replace(grant, spent=with_spent(spent, there.refresh_token))

@@ -1,6 +1,6 @@
 """Inspect grants without their locks: what is on the disk, and what has to be done."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import msgspec
 
@@ -8,9 +8,9 @@ from refresher.common import clocks
 from refresher.common.errors import GrantFileError
 from refresher.grants import policy, refresh_life
 from refresher.grants.policy import Decision, Rotate
-from refresher.grants.record import Grant, Record
+from refresher.grants.record import Grant, Moved, Record
 from refresher.oauth import urls
-from refresher.operations.names import removed as removed_name
+from refresher.operations.names import gone
 from refresher.operations.names import unknown as unknown_name
 from refresher.storage import records
 from refresher.storage.demands import Demands
@@ -18,7 +18,7 @@ from refresher.storage.directories import Listing
 from refresher.storage.publishing import Publisher
 from refresher.storage.store import Store
 
-__all__ = ["Inspection", "ListedGrant", "inspect", "list_grants", "read_grant", "server_of"]
+__all__ = ["Inspection", "ListedGrant", "inspect", "list_grants", "read_grant", "read_grants", "server_of"]
 
 ListedGrant = tuple[str, Grant | GrantFileError]
 
@@ -102,8 +102,10 @@ def server_of(grant: Grant) -> str:
         return ""
 
 
-def list_grants(store: Store, names: Sequence[str] = ()) -> list[ListedGrant]:
+def list_grants(store: Store, names: Sequence[str] = (), *, moved: list[Moved] | None = None) -> list[ListedGrant]:
     """Return the grants ``names``, or all; the error in place of a grant if its record cannot be read.
+
+    ``moved`` receives those that are in another store, or on their way to this one.
 
     Raises ``UnknownName`` and ``DirectoryError``.
     """
@@ -111,18 +113,25 @@ def list_grants(store: Store, names: Sequence[str] = ()) -> list[ListedGrant]:
     if unknown := [name for name in names if name not in existing]:
         raise unknown_name(store, unknown[0])
     grants: list[ListedGrant] = []
-    for name in dict.fromkeys(names or existing):
-        if (grant := read_grant(store, name)) is not None:
+    for name, found in store.load_each(dict.fromkeys(names or existing)):
+        grant = found if isinstance(found, GrantFileError) else found.record
+        if isinstance(grant, Grant | GrantFileError):
             grants.append((name, grant))
+        elif isinstance(grant, Moved) and moved is not None:
+            moved.append(grant)
         elif names:
-            raise removed_name(name)
+            raise gone(name, grant)
     return grants
+
+
+def read_grants(store: Store, names: Collection[str]) -> dict[str, Grant | GrantFileError | None]:
+    """Return each grant, the error if its record cannot be read, or ``None`` if there is none."""
+    loaded = {
+        name: found if isinstance(found, GrantFileError) else found.record for name, found in store.load_each(names)
+    }
+    return {name: each if isinstance(each, Grant | GrantFileError) else None for name, each in loaded.items()}
 
 
 def read_grant(store: Store, name: str) -> Grant | GrantFileError | None:
     """Return the grant ``name``, the error if its record cannot be read, or ``None`` if there is none."""
-    try:
-        record = store.load(name).record
-    except GrantFileError as error:
-        return error
-    return record if isinstance(record, Grant) else None
+    return read_grants(store, (name,))[name]

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from enum import IntEnum
 from typing import Final, NamedTuple
 from urllib.parse import urlsplit
@@ -13,11 +13,10 @@ from refresher.grants.forecast import End, first_hard_end
 from refresher.grants.record import Grant
 from refresher.operations import certificates
 from refresher.operations import grant_report as report
-from refresher.operations.inspection import read_grant
-from refresher.storage import stamps
-from refresher.storage.directories import Directories
+from refresher.operations.inspection import read_grants
 from refresher.storage.file_store import FileStore
 from refresher.storage.publishing import state_of
+from refresher.storage.store import Store
 from shim._token import is_name
 
 __all__ = ["Concern", "LiveRows", "Row", "concern_of"]
@@ -62,26 +61,29 @@ class Row(NamedTuple):
 class LiveRows:
     """The rows of the grants ``names``, or of all."""
 
-    def __init__(self, directories: Directories, names: Collection[str] = ()) -> None:
+    def __init__(self, store: Store, names: Collection[str] = ()) -> None:
         self.by_name: Final[dict[str, Row]] = {}
-        self._directories: Final = directories
+        self._store: Final = store
+        self._is_files: Final = isinstance(store, FileStore)
         self._names: Final = frozenset(names)
-        self._stamps: dict[str, int] = {}
+        self._stamps: Mapping[str, int] = {}
         self._modified = -1
         self._full_at = float("-inf")
 
     def refresh(self) -> bool:
-        """Read the records that have changed. Return whether there were any."""
-        try:
-            modified = os.stat(self._directories.grants).st_mtime_ns  # noqa: PTH116  each second
-        except OSError:
-            modified = 0
+        """Read the records that have changed. Return whether there were any. Raises ``StorageError``."""
+        modified = time.time_ns()
+        if self._is_files:
+            try:
+                modified = os.stat(self._store.directories.grants).st_mtime_ns  # noqa: PTH116  each second
+            except OSError:
+                modified = 0
         # A record is replaced by a rename, which changes the directory. Only a change in place does not.
         settled = modified < time.time_ns() - _SETTLED * 1e9
         if modified == self._modified and settled and time.monotonic() < self._full_at:
             return False
         started = time.thread_time()
-        found = stamps.of_records(self._directories)
+        found = self._store.stamps()
         if self._names:
             found = {name: stamp for name, stamp in found.items() if name in self._names}
         changed = [name for name, stamp in found.items() if self._stamps.get(name) != stamp and is_name(name)]
@@ -89,8 +91,7 @@ class LiveRows:
         self._stamps, self._modified = found, modified
         spent = time.thread_time() - started
         self._full_at = time.monotonic() + max(_FULL_INTERVAL, spent / _FULL_SHARE)
-        store = FileStore(self._directories)
-        loaded = {name: read_grant(store, name) for name in changed}
+        loaded = read_grants(self._store, changed)
         for name in gone | {name for name, record in loaded.items() if record is None}:
             self.by_name.pop(name, None)
         with certificates.reading(record for record in loaded.values() if isinstance(record, Grant)):

@@ -36,7 +36,7 @@ def remove(
     with emitting(emit) as events, store.held(name, stopping=stopping) as held:
         stored = held.recover(giving_up=True, unfinished=True, report=recoveries(name, events))
         if not isinstance(grant := stored.record, Grant):
-            raise names.removed(name)
+            raise names.gone(name, grant)
         at_the_server = _NOT_REVOKED if revoke is None else revoke(grant)
         spent = grant.spent
         if grant.refresh_token is not None and (revoke is not None or grant.doubt is not None):

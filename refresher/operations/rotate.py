@@ -106,7 +106,7 @@ def _rotate(store: Store, order: Order, terms: Terms, events: list[Event]) -> Re
     except GrantFileError as error:
         return fail("invalid_grant_file", str(error))
     except (StorageError, DirectoryError) as error:
-        return fail("storage_failed", f"{error} ('refresher doctor' checks the directories)")
+        return fail("storage_failed", f"{error} ('refresher doctor' looks for the cause)")
     except Interrupted:
         return Result(name, "interrupted", None, "interrupted before anything was spent; nothing was changed")
     except Exception as error:  # noqa: BLE001  a bug in one grant must not stop the rotation of the others

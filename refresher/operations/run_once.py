@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from refresher.common.errors import GrantFileError
 from refresher.config import Settings
 from refresher.grants.policy import Wait
-from refresher.grants.record import Grant, Tombstone
+from refresher.grants.record import Grant, Moved, Tombstone
 from refresher.operations import names as unknown_names
 from refresher.operations.events import Emit, happened, ignore
 from refresher.operations.inspection import Inspection, inspect
@@ -73,8 +73,8 @@ def run_once(
             results[name] = Result(name, "invalid_grant_file", None, str(error))
             emit(happened(name, "failed", str(error), outcome="invalid_grant_file"))
             continue
-        if isinstance(found.record, Tombstone) and name in names:
-            raise unknown_names.removed(name)
+        if isinstance(found.record, Tombstone | Moved) and name in names:
+            raise unknown_names.gone(name, found.record)
         if found.needs_lock:
             work.append(found)
         elif isinstance(found.record, Grant) and isinstance(found.decision, Wait):

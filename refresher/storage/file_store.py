@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Final
 
@@ -37,6 +37,11 @@ class FileStore:
         """The directories of this machine."""
         return self._directories
 
+    @property
+    def place(self) -> str:
+        """Where the grants are, for messages."""
+        return str(self._directories.grants)
+
     def prepare(self) -> str | None:
         """Create the directories that are missing (``Directories.prepare``), unless this did so in the last second.
 
@@ -54,6 +59,20 @@ class FileStore:
     def load(self, name: str) -> Stored:
         """Return the record of ``name``. Raises ``GrantFileError``."""
         return records.load(self._directories, name)
+
+    def load_each(self, names: Collection[str]) -> Iterator[tuple[str, Stored | GrantFileError]]:
+        """Load many names; return an error in the place of a record that cannot be read."""
+        for name in names:
+            try:
+                yield name, self.load(name)
+            except GrantFileError as error:
+                yield name, error
+
+    def stamps(self) -> Mapping[str, int]:
+        """Return a number for each name, which changes with its record."""
+        from refresher.storage import stamps
+
+        return stamps.of_records(self._directories)
 
     @contextmanager
     def held(self, name: str, *, stopping: Callable[[], bool], wait: float = WAIT) -> "Iterator[HeldFiles]":

@@ -17,7 +17,7 @@ from refresher.common import clocks
 from refresher.common.errors import DirectoryError, StorageError
 from refresher.common.reading import FileWithStatus
 from refresher.grants import policy, token_rejection
-from refresher.grants.record import Grant, Record, Tombstone
+from refresher.grants.record import Grant, Moved, Record, Tombstone
 from refresher.storage import demands, files, records
 from refresher.storage.directories import Directories, Sharing
 from shim._token import Problem, TokenFile
@@ -53,6 +53,8 @@ def left_out(record: Record) -> str:
 
 
 def _token_file(record: Record) -> TokenFile | None:
+    if isinstance(record, Moved):
+        return None  # the other store publishes
     if isinstance(record, Tombstone):
         return TokenFile(
             name=record.name,
@@ -156,7 +158,7 @@ def _last_known(record: Record | None) -> tuple[float, int]:
         return 0.0, 0
     if isinstance(record, Grant):
         return record.last_rotation_at or record.authorized_at, record.generation
-    return record.removed_at, record.generation
+    return record.moved_at if isinstance(record, Moved) else record.removed_at, record.generation
 
 
 def _proof(

@@ -6,10 +6,11 @@ PostgreSQL, with a lease for each exchange. The operations know only these proto
 The steps: hold the name, recover what an earlier attempt left, decide, begin an attempt, exchange, persist, publish.
 """
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Final, NamedTuple, Protocol
 
+from refresher.common.errors import GrantFileError
 from refresher.grants.record import Grant, Record, Stored
 from refresher.storage.directories import Directories, Listing
 
@@ -147,6 +148,10 @@ class Store(Protocol):
     def directories(self) -> Directories:
         """The directories of this host: what agents read and demand here."""
 
+    @property
+    def place(self) -> str:
+        """Where the grants are, for messages; it holds no secret."""
+
     def prepare(self) -> str | None:
         """Make ready what is needed to write; return what is wrong with ``demands/``. Raises ``DirectoryError``."""
 
@@ -155,6 +160,12 @@ class Store(Protocol):
 
     def load(self, name: str) -> Stored:
         """Return the record of ``name``, without holding it. Raises ``GrantFileError``."""
+
+    def load_each(self, names: Collection[str]) -> Iterator[tuple[str, Stored | GrantFileError]]:
+        """Load many names; return an error in the place of a record that cannot be read. Raises ``StorageError``."""
+
+    def stamps(self) -> Mapping[str, int]:
+        """Return a number for each name, which changes with its record. Raises ``StorageError``."""
 
     def held(self, name: str, *, stopping: Callable[[], bool], wait: float = WAIT) -> AbstractContextManager[Held]:
         """Hold ``name`` alone.

@@ -12,7 +12,7 @@ from msgspec import inspect
 from refresher.common.secret import Secret
 from refresher.config import resolve
 from refresher.grants import record as records
-from refresher.grants.record import CONVERTERS, VERSION, Grant, Tombstone, decode, unwrap, wrap
+from refresher.grants.record import CONVERTERS, VERSION, Grant, Moved, Tombstone, decode, unwrap, wrap
 from refresher.operations.result import Result
 from refresher.operations.rotate import Order, Terms, rotate
 from refresher.operations.run_once import run_once
@@ -84,7 +84,7 @@ def _kind(kind: inspect.Type) -> str:
 
 def table() -> list[str]:
     """List all fields on the disk."""
-    roots = {"grant": Grant, "tombstone": Tombstone, "intent": Intent}
+    roots = {"grant": Grant, "tombstone": Tombstone, "moved": Moved, "intent": Intent}
     return sorted(line for name, root in roots.items() for line in wire(name, inspect.type_info(root)))
 
 
@@ -174,7 +174,7 @@ def test_the_next_version_reads_a_record_without_a_write(stored: Command) -> Non
     before = all_files(stored)
     for name in NAMES:
         found = decode(before[f"{name}.json"], name)
-        assert found.record is not None
+        assert isinstance(found.record, Grant | Tombstone)
         assert found.record.scope == CONVERTED
         sealed = opened(before[f"{name}.json"])
         assert sealed is not None

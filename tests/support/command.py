@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 
 from refresher import config
 from refresher.common import clocks
-from refresher.grants.record import Grant, Tombstone, decode
+from refresher.grants.record import Grant, Record, decode
 from refresher.operations import import_request
 from refresher.operations.import_grant import store_grant
 from refresher.storage.directories import Directories
@@ -148,7 +148,7 @@ class Command:
         given = {"state_dir": str(self.state), "spill_dir": self.environment.get("REFRESHER_SPILL_DIR")}
         return config.resolve(given, None).directories
 
-    def record(self, name: str) -> Grant | Tombstone:
+    def record(self, name: str) -> Record:
         """Read the private record."""
         record = decode((self.state / f"grants/{name}.json").read_bytes(), name).record
         assert record is not None

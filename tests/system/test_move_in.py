@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from refresher import config
+from refresher.cli.move_in import Choice, chosen, require_unchanged
+from refresher.common.errors import ImportRefused
 from tests.support.cli import one_line
 from tests.support.command import Command
 from tests.support.kept_logins import PLACES, Programs, issue, rotates
@@ -172,3 +175,39 @@ def test_usage(programs: Programs, tmp_path: Path) -> None:
     done = programs.run("import", "--list")
     assert (done.code, done.stdout) == (0, "")
     assert "no logins" in done.stderr
+
+
+def test_a_login_that_its_program_changes_meanwhile_is_refused(
+    programs: Programs, server: MCPLogin, refresher: Command
+) -> None:
+    """If it failed, refresher would store a refresh token that the program has just spent, and end the login."""
+    place = programs.keep("opencode", issue(server))
+    choice = Choice("opencode", place, None)
+    login = chosen(config.resolve({"state_dir": str(refresher.state)}, None), "linear", choice)
+    require_unchanged("linear", choice, login)
+    written = json.loads(place.read_text())
+    written["demo"]["tokens"]["refreshToken"] = "another-refresh-token"
+    place.write_text(json.dumps(written))
+    with pytest.raises(ImportRefused, match="has changed this login in"):
+        require_unchanged("linear", choice, login)
+    place.write_text("{}")
+    with pytest.raises(ImportRefused, match="or ended it"):
+        require_unchanged("linear", choice, login)
+
+
+def test_a_login_without_an_address_is_not_guessed(programs: Programs, server: MCPLogin) -> None:
+    """If it failed, a wrong --server would send the refresh token of one login to the server of another (I8)."""
+    place = programs.keep("opencode", issue(server))
+    written = json.loads(place.read_text())
+    written["unnamed"] = {key: value for key, value in written["demo"].items() if key != "serverUrl"}
+    place.write_text(json.dumps(written))
+    done = programs.run("import", "linear", "--format", "opencode", "--server", "https://typo.example/mcp")
+    assert done.code == 2
+    assert "does not say for which server unnamed is" in one_line(done)
+
+
+def test_the_list_says_that_the_program_must_be_quit(programs: Programs, server: MCPLogin) -> None:
+    """If it failed, a program would refresh its login after the import, and both would lose it."""
+    programs.keep("opencode", issue(server))
+    assert "Quit a program before you import its login" in programs.run("import", "--list").stderr
+    assert "quit that program first" in programs.run("import", "--help").stdout

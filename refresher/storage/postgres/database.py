@@ -72,6 +72,7 @@ class Database:
         parts = conninfo_to_dict(self._conninfo)
         self.place: Final = f"PostgreSQL at {parts.get('host', 'its default host')}"
         """For messages: it holds no secret."""
+        self.name: Final = str(parts.get("dbname") or "its default")
         self._idle: list[Link] = []
         self._session: Link | None = None
         self._holder: tuple[int, datetime] | None = None

@@ -42,7 +42,7 @@ _DOUBTED: Final = """UPDATE refresher.lease l SET doubt_at = least(l.doubt_at, %
 _BRING_BACK: Final = """UPDATE refresher.lease SET attempt = %(attempt)s, state = 'armed', armed_at = clock_timestamp(),
     until = clock_timestamp() + interval '30 s', next_at = clock_timestamp() + interval '30 s',
     holder_pid = NULL, holder_start = NULL
-    WHERE name = %(name)s AND attempt IS NULL AND last_attempt IS DISTINCT FROM %(attempt)s
+    WHERE name = %(name)s AND kind = 'grant' AND attempt IS NULL AND last_attempt IS DISTINCT FROM %(attempt)s
     AND grant_id = %(grant_id)s AND generation = %(generation)s AND fingerprint IS NOT DISTINCT FROM %(fingerprint)s"""
 
 

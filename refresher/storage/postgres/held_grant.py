@@ -165,7 +165,7 @@ class HeldGrant:
         with self._database.transaction() as cursor:
             self._require_lease(cursor)
             now = read_clocks(cursor)
-            fingerprint = record.fingerprint() if isinstance(record, Grant) else None
+            fingerprint = None if isinstance(record, Tombstone) else record.fingerprint()
             cursor.execute(
                 "SELECT name FROM refresher.spent WHERE fingerprint = %s AND name <> %s", (fingerprint, self._name)
             )

@@ -9,7 +9,7 @@ from psycopg import Cursor, sql
 from refresher.common.errors import StorageError
 from refresher.storage.postgres.database import Database
 
-__all__ = ["LATEST", "migrate", "read_version", "require_latest"]
+__all__ = ["LATEST", "has_schema", "migrate", "read_version", "require_latest", "version_in"]
 
 _FILES: Final = re.compile(r"(\d{3})\.sql")
 _LOCK: Final = 0x7265667265736872  # any number that no other program uses: "refreshr"
@@ -21,6 +21,9 @@ CREATE TABLE IF NOT EXISTS refresher.version (
     applied_at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 """
+
+_HAS_TABLE: Final = """SELECT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE n.nspname = 'refresher' AND c.relname = 'version')"""
 
 
 def _scripts() -> dict[int, str]:
@@ -40,8 +43,8 @@ def migrate(database: Database) -> list[int]:
     """
     with database.transaction() as cursor:
         cursor.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
-        cursor.execute(_TABLE)
-        at = _version(cursor)
+        if (at := version_in(cursor)) == 0:
+            cursor.execute(_TABLE)  # only then: a role that may not create finds a schema that is complete
         _refuse_newer(database, at)
         scripts = _scripts()
         applied = [number for number in sorted(scripts) if number > at]
@@ -54,9 +57,7 @@ def migrate(database: Database) -> list[int]:
 def read_version(database: Database) -> int:
     """Return the version of the schema; 0 if there is none. Raises ``StorageError``."""
     with database.transaction() as cursor:
-        cursor.execute("SELECT to_regclass('refresher.version') IS NOT NULL")
-        row = cursor.fetchone()
-        return _version(cursor) if row and row[0] else 0
+        return version_in(cursor)
 
 
 def require_latest(database: Database) -> None:
@@ -70,7 +71,16 @@ def require_latest(database: Database) -> None:
         )
 
 
-def _version(cursor: Cursor[Any]) -> int:
+def has_schema(cursor: Cursor[Any]) -> bool:
+    """Whether there is a schema, which this role may not be allowed to read."""
+    cursor.execute(_HAS_TABLE)
+    return cursor.fetchone() == (True,)
+
+
+def version_in(cursor: Cursor[Any]) -> int:
+    """Return the version of the schema; 0 if there is none."""
+    if not has_schema(cursor):
+        return 0
     cursor.execute("SELECT coalesce(max(number), 0) FROM refresher.version")
     row = cursor.fetchone()
     return int(row[0]) if row else 0

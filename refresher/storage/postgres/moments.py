@@ -10,7 +10,7 @@ from typing import NamedTuple
 import msgspec
 
 from refresher.common.clocks import Moment
-from refresher.grants.record import Grant, Record
+from refresher.grants.record import Grant, Moved, Record
 
 __all__ = ["Clocks"]
 
@@ -63,6 +63,8 @@ class Clocks(NamedTuple):
 
 
 def _converted(record: Record, convert: Callable[[Moment], Moment]) -> Record:
+    if isinstance(record, Moved) and record.arriving is not None:
+        return msgspec.structs.replace(record, arriving=_converted(record.arriving, convert))
     if not isinstance(record, Grant):
         return record
     issued, failure, doubt = record.issued, record.failure, record.doubt

@@ -25,6 +25,7 @@ __all__ = ["PostgresStore"]
 
 _POLL: Final = 0.2
 _NOTIFY_INTERVAL: Final = 0.1
+_AT_ONCE: Final = 500
 
 
 class PostgresStore:
@@ -44,6 +45,18 @@ class PostgresStore:
     def directories(self) -> Directories:
         """The directories of this host."""
         return self._directories
+
+    @property
+    def place(self) -> str:
+        """Where the grants are, for messages; it holds no secret."""
+        return f"{self.database.place}, database {self.database.name}"
+
+    def identity(self) -> tuple[str, str]:
+        """Return what is the same for all addresses of this database. Raises ``StorageError``."""
+        with self.database.transaction() as cursor:
+            cursor.execute("SELECT system_identifier::text, current_database() FROM pg_control_system()")
+            system, name = cursor.fetchone() or ("", "")
+            return system, name
 
     def mirrors(self, name: str) -> bool:
         """Whether this host publishes the tokens of ``name``."""
@@ -80,6 +93,22 @@ class PostgresStore:
                 return settling.load(cursor, name, read_clocks(cursor))[0]
         except StorageError as error:
             raise GrantFileError(str(error)) from None
+
+    def load_each(self, names: Collection[str]) -> Iterator[tuple[str, Stored | GrantFileError]]:
+        """Load many names, some in each query; return an error in the place of a record that cannot be read."""
+        self._check()
+        wanted = [*names]
+        for start in range(0, len(wanted), _AT_ONCE):
+            with self.database.transaction() as cursor:
+                found = settling.load_each(cursor, wanted[start : start + _AT_ONCE], read_clocks(cursor))
+            yield from found
+
+    def stamps(self) -> Mapping[str, int]:
+        """Return a number for each name, which changes with its record. Raises ``StorageError``."""
+        self._check()
+        with self.database.transaction() as cursor:
+            cursor.execute("SELECT name, xmin::text::bigint FROM refresher.record")
+            return dict(cursor.fetchall())
 
     def heartbeat(self) -> epochs.Heartbeat:
         """Return what this process does once a second while it runs."""

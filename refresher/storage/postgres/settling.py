@@ -5,6 +5,7 @@ lease now: it may be the only copy. Any other outcome counts only for the attemp
 """
 
 import uuid
+from collections.abc import Collection
 from contextlib import suppress
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
@@ -16,14 +17,17 @@ from psycopg.errors import UniqueViolation
 from refresher.common.errors import GrantFileError, ImportRefused, StorageError
 from refresher.grants import policy, refresh_life
 from refresher.grants.policy import Rotate
-from refresher.grants.record import NO_RECORD, Grant, Record, Stored, Tombstone, decode, encode
+from refresher.grants.record import NO_RECORD, Grant, Moved, Record, Stored, Tombstone, decode, encode
 from refresher.storage.postgres.moments import Clocks
 from refresher.storage.publishing import derive
 
-__all__ = ["Sent", "decode_row", "delay_of", "keep_orphan", "load", "note_spent", "settle", "write"]
+__all__ = ["Sent", "decode_row", "delay_of", "keep_orphan", "load", "load_each", "note_spent", "settle", "write"]
 
 _LOAD: Final = """SELECT l.kind, l.grant_id, l.generation, l.fingerprint, r.bytes, l.attempt, l.last_attempt
     FROM refresher.lease l LEFT JOIN refresher.record r USING (name) WHERE l.name = %s"""
+
+_LOAD_EACH: Final = """SELECT l.kind, l.grant_id, l.generation, l.fingerprint, r.bytes, l.name
+    FROM refresher.lease l LEFT JOIN refresher.record r USING (name) WHERE l.name = ANY(%s)"""
 
 _LEASE: Final = """UPDATE refresher.lease SET kind = %(kind)s, grant_id = %(grant_id)s, generation = %(generation)s,
     fingerprint = %(fingerprint)s, server = %(server)s, doubt_at = NULL WHERE name = %(name)s"""
@@ -41,7 +45,7 @@ _SETTLED: Final = """UPDATE refresher.lease SET last_attempt = %(attempt)s, look
 _RECORD: Final = """INSERT INTO refresher.record AS r (name, bytes, generation, published)
     VALUES (%(name)s, %(bytes)s, %(generation)s, %(published)s)
     ON CONFLICT (name) DO UPDATE SET bytes = EXCLUDED.bytes, generation = EXCLUDED.generation,
-    published = coalesce(EXCLUDED.published, r.published),
+    published = CASE WHEN %(moved)s THEN NULL ELSE coalesce(EXCLUDED.published, r.published) END,
     xid = CASE WHEN EXCLUDED.published IS DISTINCT FROM r.published THEN pg_current_xact_id() ELSE r.xid END"""
 
 _SPENT: Final = """INSERT INTO refresher.spent (fingerprint, name) SELECT unnest(%s::text[]), %s
@@ -76,6 +80,19 @@ def load(cursor: Cursor[Any], name: str, now: Clocks, *, lock: bool = False) -> 
     return (Stored(None, NO_RECORD), None) if row is None else (decode_row(name, row, now), row[6])
 
 
+def load_each(cursor: Cursor[Any], names: Collection[str], now: Clocks) -> list[tuple[str, Stored | GrantFileError]]:
+    """Return the records of ``names``, and an error in the place of one that cannot be used."""
+    cursor.execute(_LOAD_EACH, (list(names),))
+    rows = {row[-1]: row for row in cursor.fetchall()}
+    found: list[tuple[str, Stored | GrantFileError]] = []
+    for name in names:
+        try:
+            found.append((name, decode_row(name, rows[name], now) if name in rows else Stored(None, NO_RECORD)))
+        except GrantFileError as error:
+            found.append((name, error))
+    return found
+
+
 def decode_row(name: str, row: tuple[Any, ...], now: Clocks) -> Stored:
     """Return the record in a row of the lease and its record. Raises ``GrantFileError``."""
     kind, grant_id, generation, fingerprint, data = row[:5]
@@ -86,10 +103,8 @@ def decode_row(name: str, row: tuple[Any, ...], now: Clocks) -> Stored:
     stored = decode(bytes(data), name)
     record = stored.record
     columns = None
-    if isinstance(record, Grant):
-        columns = ("grant", record.grant_id, record.generation, record.fingerprint())
-    elif record is not None:
-        columns = ("tombstone", record.grant_id, record.generation, None)
+    if record is not None:
+        columns = (_kind(record), record.grant_id, record.generation, _fingerprint(record))
     if record is None or columns != (kind, grant_id, generation, fingerprint):
         raise GrantFileError(
             f"the record of {name} contradicts its columns in the database: it was changed by hand, or restored in "
@@ -115,7 +130,6 @@ def write(cursor: Cursor[Any], stored: Stored, record: Record, now: Clocks) -> S
     """Write ``record`` over ``stored``, with its columns. The caller holds it. Raises ``ImportRefused``."""
     record = msgspec.structs.replace(record, begun_from=stored.checksum)
     data, checksum = encode(now.write(record))
-    fingerprint = record.fingerprint() if isinstance(record, Grant) else None
     published = None
     with suppress(StorageError):  # too long for a token file: readers keep what they have
         published = derive(record)
@@ -123,10 +137,10 @@ def write(cursor: Cursor[Any], stored: Stored, record: Record, now: Clocks) -> S
         cursor.execute(
             _LEASE,
             {
-                "kind": "tombstone" if isinstance(record, Tombstone) else "grant",
+                "kind": _kind(record),
                 "grant_id": record.grant_id,
                 "generation": record.generation,
-                "fingerprint": fingerprint,
+                "fingerprint": _fingerprint(record),
                 "server": _server(record),
                 "name": record.name,
             },
@@ -138,7 +152,13 @@ def write(cursor: Cursor[Any], stored: Stored, record: Record, now: Clocks) -> S
     cursor.execute("INSERT INTO refresher.server (origin) VALUES (%s) ON CONFLICT DO NOTHING", (_server(record),))
     cursor.execute(
         _RECORD,
-        {"name": record.name, "bytes": data, "generation": record.generation, "published": published},
+        {
+            "name": record.name,
+            "bytes": data,
+            "generation": record.generation,
+            "published": published,
+            "moved": isinstance(record, Moved),
+        },
     )
     return Stored(record, checksum)
 
@@ -161,8 +181,10 @@ def settle(cursor: Cursor[Any], sent: Sent, changed: Grant, now: Clocks, *, issu
     if (row := cursor.fetchone()) is None:
         keep_orphan(cursor, sent, encode(changed)[0], "the grant is not there any more")
         return None
-    _, grant_id, generation, fingerprint, _, attempt, last = row
-    fits = (grant_id, generation, fingerprint) == (sent.grant_id, sent.generation, sent.fingerprint)
+    kind, grant_id, generation, fingerprint, _, attempt, last = row
+    # What was moved away or removed is active elsewhere, or nowhere: a late answer does not bring it back.
+    columns = ("grant", sent.grant_id, sent.generation, sent.fingerprint)
+    fits = (kind, grant_id, generation, fingerprint) == columns
     if last == sent.attempt:
         return decode_row(sent.name, row, now).record  # it was committed, and only the confirmation was lost
     if fits and (issued or attempt == sent.attempt):
@@ -211,6 +233,14 @@ def _server(record: Record) -> str:
         parts = urlsplit(record.token_endpoint)
         return f"{parts.scheme}://{parts.netloc}".lower()
     return ""
+
+
+def _kind(record: Record) -> str:
+    return "tombstone" if isinstance(record, Tombstone) else "moved" if isinstance(record, Moved) else "grant"
+
+
+def _fingerprint(record: Record) -> str | None:
+    return None if isinstance(record, Tombstone) else record.fingerprint()
 
 
 def _warned(stored: Grant, changed: Grant) -> float | None:

@@ -10,6 +10,7 @@ from refresher.cli import watch_view
 from refresher.grants.record import Account, Grant, Login, TokenRejected
 from refresher.operations.live_rows import LiveRows
 from refresher.storage.directories import Directories
+from refresher.storage.file_store import FileStore
 from tests.support.fake_state import directories, put
 from tests.support.samples import failure, grant
 
@@ -33,7 +34,7 @@ def there(state: Directories, name: str, **changes: Any) -> Grant:
 
 def shown(state: Directories, width: int = 80, height: int = 24, *, late: bool | None = None) -> list[str]:
     """Return the lines of the screen, and check that they fit."""
-    rows = LiveRows(state)
+    rows = LiveRows(FileStore(state))
     rows.refresh()
     view = watch_view.view_of(rows.by_name.values(), late, time.time(), height)
     found = [line.plain for line in watch_view.lines(view, width, height, ascii_only=False)]

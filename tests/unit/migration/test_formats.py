@@ -93,6 +93,27 @@ def test_claude_code_keeps_secrets_and_issuers_apart() -> None:
     assert login.issuer is None
 
 
+@pytest.mark.parametrize(
+    ("issuer", "found", "has_metadata", "known"),
+    [
+        ("https://as.example", "https://other.example", True, "https://as.example"),
+        ("https://as.example", None, False, "https://as.example"),
+        (None, "https://as.example", False, "https://as.example"),
+        (None, "https://mcp.example", False, None),
+        (None, "https://mcp.example", True, "https://mcp.example"),
+    ],
+)
+def test_claude_code_names_who_issued_the_tokens(
+    issuer: str | None, found: str | None, has_metadata: bool, known: str | None
+) -> None:
+    """If it failed, a refresh token would be sent to another server than the one that issued it (I8)."""
+    entry: dict[str, Any] = {"serverUrl": "https://mcp.example/mcp", "accessToken": "a", "clientId": "c"}
+    entry |= {} if issuer is None else {"issuer": issuer}
+    state = {"oauthMetadataFound": has_metadata} | ({} if found is None else {"authorizationServerUrl": found})
+    (login,) = parsed("claude-code", {"mcpOAuth": {"x|1": entry | {"discoveryState": state}}})
+    assert login.issuer == known
+
+
 def test_the_places_follow_the_variables_of_the_programs() -> None:
     """If it failed, logins would not be found where a person has moved them."""
     moved = {

@@ -11,6 +11,7 @@ from refresher.grants.record import Tombstone
 from refresher.operations.live_rows import LiveRows
 from refresher.storage import records, stamps
 from refresher.storage.directories import Directories
+from refresher.storage.file_store import FileStore
 from tests.support.fake_state import directories, put
 from tests.support.samples import grant
 
@@ -46,7 +47,7 @@ def test_only_what_has_changed_is_read(state: Directories, monkeypatch: pytest.M
 
     monkeypatch.setattr(records, "load", counted_load)
     monkeypatch.setattr(stamps, "of_records", counted_list)
-    rows = LiveRows(state)
+    rows = LiveRows(FileStore(state))
     assert rows.refresh()
     assert (sorted(read), len(listed)) == (["linear", "notion", "slack"], 1)
     assert not any(rows.refresh() for _ in range(5))
@@ -64,7 +65,7 @@ def test_only_what_has_changed_is_read(state: Directories, monkeypatch: pytest.M
 
 def test_grants_that_are_removed_disappear(state: Directories) -> None:
     """If it failed, the picture would show grants that do not exist any more."""
-    rows = LiveRows(state, ["linear", "notion"])
+    rows = LiveRows(FileStore(state), ["linear", "notion"])
     rows.refresh()
     assert set(rows.by_name) == {"linear", "notion"}
     state.record("linear").unlink()

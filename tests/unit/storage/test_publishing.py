@@ -6,7 +6,7 @@ import pytest
 
 from refresher.common.errors import StorageError
 from refresher.common.secret import Secret
-from refresher.grants.record import Grant, Record, Tombstone
+from refresher.grants.record import Grant, Tombstone
 from refresher.storage import files, publishing
 from refresher.storage.directories import Directories
 from refresher.storage.publishing import Publisher
@@ -83,7 +83,7 @@ REMOVED = Tombstone(
         (REMOVED, "no scope"),
     ],
 )
-def test_a_token_file_leaves_out_what_is_too_long(state: Directories, record: Record, clause: str) -> None:
+def test_a_token_file_leaves_out_what_is_too_long(state: Directories, record: Grant | Tombstone, clause: str) -> None:
     """If it failed, agents would refuse the token file as too large, and lose the access token too."""
     assert Publisher(state).publish(record)
     assert state.token("linear").stat().st_size <= 256 * 1024
