@@ -1,4 +1,4 @@
-"""A TCP proxy in front of PostgreSQL that cuts connections at a COMMIT, before it or before its confirmation."""
+"""A TCP proxy in front of PostgreSQL that cuts or holds connections at a COMMIT, before it or before its confirmation."""
 
 import socket
 import threading
@@ -8,6 +8,7 @@ from typing import Final, Literal, Self
 __all__ = ["CutProxy"]
 
 When = Literal["never", "before", "confirmation", "always"]
+Hold = Literal["never", "statement", "confirmation"]
 _COMMIT: Final = b"COMMIT"
 
 
@@ -23,6 +24,11 @@ class CutProxy:
         self.only = b""
         """Cut only a connection that has sent these bytes in its transaction."""
         self.cuts = 0
+        self.hold: Hold = "never"
+        """Forward the statement with ``only``, or the confirmation of its COMMIT, when ``go`` is set, and not before."""
+        self.held = threading.Event()
+        """It holds that now; a confirmation is held after the COMMIT has taken effect."""
+        self.go = threading.Event()
         self._open: set[socket.socket] = set()
 
     def __enter__(self) -> Self:
@@ -30,6 +36,7 @@ class CutProxy:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.go.set()
         self._listener.close()
         self.break_off()
 
@@ -38,6 +45,10 @@ class CutProxy:
         for each in list(self._open):
             with suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
+
+    def _hold(self) -> None:
+        self.held.set()
+        self.go.wait(90)
 
     def _accept(self) -> None:
         with suppress(OSError):
@@ -51,13 +62,15 @@ class CutProxy:
     def _serve(self, client: socket.socket) -> None:
         with client, socket.create_connection(("127.0.0.1", self._target)) as server:
             self._open |= {client, server}
-            drop = threading.Event()
+            drop, hold = threading.Event(), threading.Event()
 
             def answers() -> None:
                 with suppress(OSError):
                     while data := server.recv(65536):
                         if drop.is_set():
                             break
+                        if hold.is_set():
+                            self._hold()
                         client.sendall(data)
                     client.shutdown(socket.SHUT_RDWR)
 
@@ -66,12 +79,16 @@ class CutProxy:
             with suppress(OSError):
                 while data := client.recv(65536):
                     seen += data
+                    if self.hold == "statement" and self.only in data:
+                        self._hold()
                     if _COMMIT in data:
                         if self.only in seen and self.cut in ("before", "confirmation"):
                             self.cuts += 1
                             if self.cut == "before":
                                 break
                             drop.set()
+                        elif self.only in seen and self.hold == "confirmation":
+                            hold.set()
                         seen = b""
                     server.sendall(data)
             with suppress(OSError):

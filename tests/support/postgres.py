@@ -3,17 +3,21 @@
 import os
 import pwd
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psycopg
 
 FAST = "fsync=off", "full_page_writes=off"
+
+_GUARD = 'read -r _; kill -QUIT "$(head -n 1 "$0/data/postmaster.pid")"; rm -rf "$0"'
+"""Ends a server whose test process was killed: its end of the pipe closes then."""
 
 
 def find_binaries() -> Path | None:
@@ -53,6 +57,21 @@ class Cluster:
 
     def stop(self, mode: str = "immediate") -> None:
         self.run("pg_ctl", "-D", str(self.data), "-w", "-t", "60", "-m", mode, "stop")
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Stop every process of the server, as a disk does that does not answer: connections stay, and nothing comes."""
+        main = int((self.data / "postmaster.pid").read_text().split()[0])
+        os.kill(main, signal.SIGSTOP)  # first, so that it starts no other
+        children = Path(f"/proc/{main}/task/{main}/children").read_text().split()
+        try:
+            for child in children:
+                os.kill(int(child), signal.SIGSTOP)
+            yield
+        finally:
+            for process in (*map(int, children), main):
+                with suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGCONT)
 
     def copy_of(self, primary: "Cluster") -> None:
         """Make the data directory of a standby of ``primary``, which must run."""
@@ -113,9 +132,12 @@ def running(*settings: str, standby_of: Cluster | None = None) -> Iterator[Clust
             cluster.create()
         else:
             cluster.copy_of(standby_of)
-        cluster.start()
+        guard = subprocess.Popen(["/bin/sh", "-c", _GUARD, root], stdin=subprocess.PIPE, start_new_session=True)
         try:
+            cluster.start()
             yield cluster
         finally:
+            guard.kill()
+            guard.communicate()
             if (cluster.data / "postmaster.pid").exists():
                 cluster.stop()
