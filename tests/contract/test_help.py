@@ -25,7 +25,6 @@ COMMANDS = (
     "token",
     "headers",
     "stdio",
-    "store",
     "connect",
     "logout",
     "import",
