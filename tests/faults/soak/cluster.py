@@ -252,7 +252,14 @@ class Chaos:
             if not waiting:
                 return
             time.sleep(0.5)
-        self._violations.append(f"{len(waiting)} grants do not rotate after the last fault: {' '.join(waiting[:5])}")
+        for name, stored in store.load_each(waiting[:5]):
+            ((lease),) = self._execute(
+                "SELECT state, armed_at::text, until::text, next_at::text, clock_timestamp()::text, holder_pid "
+                "FROM refresher.lease WHERE name = %s", name
+            )
+            record = getattr(stored, "record", None)
+            why = stored if record is None else (record.failure, record.doubt, record.generation)
+            self._violations.append(f"{name}: one of {len(waiting)} that do not rotate: {why} {lease}")
 
     def _stop(self) -> None:
         for refresher in self._refreshers:

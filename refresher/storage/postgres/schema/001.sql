@@ -42,6 +42,7 @@ CREATE TABLE refresher.lease (
     CHECK ((state = 'armed') = (armed_at IS NOT NULL) OR state IS NULL)
 ) WITH (fillfactor = 60);
 CREATE UNIQUE INDEX lease_fingerprint ON refresher.lease (fingerprint) WHERE fingerprint IS NOT NULL;
+CREATE INDEX lease_due ON refresher.lease (next_at) WHERE next_at < 'infinity';
 CREATE INDEX lease_next ON refresher.lease (server, next_at) WHERE next_at < 'infinity';
 
 CREATE TABLE refresher.record (
