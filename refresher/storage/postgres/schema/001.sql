@@ -93,9 +93,9 @@ COMMENT ON TABLE refresher.seen IS 'Token files on hosts that are later than the
 -- A mirror may insert demands, and nothing else: the grant becomes due by this.
 CREATE FUNCTION refresher.demanded() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = '' AS $$
 BEGIN
-    UPDATE refresher.lease SET next_at = clock_timestamp()
-    WHERE name = NEW.name AND kind = 'grant' AND generation = NEW.generation AND attempt IS NULL
-      AND next_at > clock_timestamp();
+    -- Of a lease too: so this waits for the transaction that ends one, which sees the demand, or is seen here.
+    UPDATE refresher.lease SET next_at = CASE WHEN attempt IS NULL THEN least(next_at, clock_timestamp()) ELSE next_at END
+    WHERE name = NEW.name AND kind = 'grant' AND generation = NEW.generation;
     RETURN NULL;
 END $$;
 CREATE FUNCTION refresher.seen() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = '' AS $$
