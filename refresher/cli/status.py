@@ -118,7 +118,7 @@ def _show(
         columns["LOGIN ENDS"] = _login_ends
     rows = [_row(name, grant, columns.values(), name in overdue) for name, grant in entries]
     titles = ("NAME", "STATE", "GENERATION", "TIME LEFT", "NEXT ROTATION", *columns, "LAST ERROR")
-    print_rows(settings, titles, rows, fields, show, warned=overdue, width=width)
+    print_rows(settings, titles, rows, fields, show, warned=overdue, width=width, hint=not moved)
     if not as_json:
         for line in _moves(moved):
             say(line, err=True)

@@ -138,8 +138,9 @@ def move(options: Options, names: tuple[str, ...], to: str) -> int:
             count += moved == 0
             codes.add(moved)
     if count:
+        with_it = "" if target_settings.store is None else " --store URL"
         say(
-            f"{count} grant{'' if count == 1 else 's'} in {place_of(target)}; rotated by each refresher with that store"
+            f"{count} grant{'' if count == 1 else 's'} in {place_of(target)}; 'refresher{with_it} run' keeps them fresh"
         )
     return stopping.exit_code or max(codes, default=0)
 

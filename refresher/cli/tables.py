@@ -29,14 +29,16 @@ def print_rows(
     *,
     warned: Collection[str] = (),
     width: int | None = None,
+    hint: bool = True,
 ) -> None:
     """Print ``as_json``, or a table of ``rows`` if that is ``None``; say that there are no grants if there are no rows.
 
-    ``warned``: the names whose rows are not green. ``width``: how many characters a row may have; the last cell is cut.
+    ``hint``: whether to say so. ``warned``: the names whose rows are not green. ``width``: how many characters a
+    row may have; the last cell is cut.
 
     Raises ``DirectoryError`` if there are none because the state directory was named and does not exist.
     """
-    if not rows:
+    if not rows and hint:
         check_state(settings)
         say(f"no grants in {settings.open_store().place} yet; begin with 'refresher login NAME URL'", err=True)
     if as_json is not None:

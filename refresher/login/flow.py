@@ -28,7 +28,7 @@ from refresher.common.signals import StopSignals
 from refresher.common.terminal import say
 from refresher.config import Settings
 from refresher.grants import accounts
-from refresher.grants.record import NO_RECORD, Grant, Login
+from refresher.grants.record import NO_RECORD, Grant, Login, Moved
 from refresher.grants.server_behavior import renewal_params
 from refresher.login import client as clients
 from refresher.login import discovery, pages
@@ -54,6 +54,7 @@ from refresher.operations.import_grant import (
     sharing_login,
     store_grant,
 )
+from refresher.operations.names import moved
 from refresher.storage.health_socket import is_served
 
 __all__ = ["find_server", "log_in"]
@@ -75,7 +76,7 @@ def log_in(settings: Settings, name: str, options: LoginOptions, emit: Emit) -> 
     signal arrived while the login was completed. Raises ``RefresherError`` if the login fails; the older grant is
     unchanged then.
     """
-    stored = None
+    stored = record = None
     try:
         record = settings.open_store().load(name).record
         stored = record if isinstance(record, Grant) else None
@@ -84,6 +85,8 @@ def log_in(settings: Settings, name: str, options: LoginOptions, emit: Emit) -> 
     except GrantFileError:
         pass  # a new login replaces a damaged record
     options = completed(validated(options), stored)
+    if isinstance(record, Moved) and not options.replace:
+        raise moved(record)
     if options.url is None:
         raise ConfigError(f"there is no saved login {name}; give its URL: 'refresher login {name} URL'")
     if stored is not None and not options.replace and is_for_other_server(stored, options.url):

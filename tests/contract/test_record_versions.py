@@ -20,7 +20,17 @@ from refresher.storage.file_store import FileStore
 from refresher.storage.journal import Intent
 from refresher.storage.lock import held
 from tests.support.command import Command
-from tests.support.stored_state import NEVER_ROTATE, OUTCOMES, STORED, TOMBSTONES, opened, prepared
+from tests.support.stored_state import (
+    NEVER_ROTATE,
+    ORIGIN,
+    OUTCOMES,
+    SPILL,
+    STORED,
+    TOMBSTONES,
+    copied,
+    opened,
+    prepared,
+)
 from tests.support.token_server import TokenServer
 from tests.support.vault import Vault
 
@@ -28,7 +38,7 @@ FIXTURES = STORED.parent
 
 NAMES = sorted(path.stem for path in STORED.glob("grants/*.json"))
 
-STATES = {1: "state-0.1.0"}
+STATES = {1: "state-0.1.0", 2: "state-2"}
 """A state directory of each version."""
 
 _PLAIN = {
@@ -104,6 +114,24 @@ def test_every_earlier_version_has_a_converter_and_a_state_directory() -> None:
     for version, name in STATES.items():
         envelope = f'{{"version":{version},"checksum":"'.encode()
         assert all(path.read_bytes().startswith(envelope) for path in (FIXTURES / name).glob("grants/*.json"))
+
+
+def test_the_grants_of_version_2_rotate(refresher: Command, vault: Vault, server: TokenServer) -> None:
+    """If it failed, an upgrade from version 2 would lose logins."""
+    spill = refresher.home / "spill"
+    refresher.environment["REFRESHER_SPILL_DIR"] = str(spill)
+    changes = {ORIGIN: server.token_endpoint.removesuffix("/token"), SPILL: str(spill)}
+    copied(refresher.state, spill, changes, source=FIXTURES / STATES[2])
+    done = refresher("run-once", "--force", "--json")
+    assert {name: result["outcome"] for name, result in done.results.items()} == {
+        "healthy": "rotated",
+        "rotated": "rotated",
+        "left-sent": "in_doubt",
+        "left-unsent": "in_doubt",  # in another boot, an intent says nothing of how far it came
+    }
+    assert isinstance(refresher.record("removed"), Tombstone)
+    assert version_of(refresher.directories.record("healthy")) == VERSION
+    assert refresher.grant("rotated").generation == 6
 
 
 # --- a next version that does not exist ---------------------------------------------------------------------------

@@ -1,10 +1,13 @@
 """A promoted standby that lacks the last commits of its primary, both real."""
 
 import json
+import os
+import signal
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -58,6 +61,18 @@ class Pair:
         wait_until(
             lambda: not self.primary.execute("SELECT 1 FROM pg_stat_replication"), "the standby receives nothing"
         )
+
+    def synchronous(self, *, on: bool = True) -> None:
+        """Let each commit wait for the standby, or no longer."""
+        with psycopg.connect(self.primary.url(), autocommit=True) as connection:
+            names = "standby" if on else ""
+            connection.execute(f"ALTER SYSTEM SET synchronous_standby_names = '{names}'".encode())
+            connection.execute("SELECT pg_reload_conf()")
+        if on:
+            wait_until(self._waits, "commits wait for the standby")
+
+    def _waits(self) -> bool:
+        return self.primary.execute("SELECT sync_state FROM pg_stat_replication") == [("sync",)]
 
     def fail_over(self) -> None:
         self.primary.stop("immediate")
@@ -175,3 +190,73 @@ def test_a_lease_that_a_promotion_has_lost_is_brought_back(pair: Pair) -> None:
         rotating.join(90)
         assert _record(second, "linear").generation == 2
         assert server.reused == 0
+
+
+@pytest.mark.parametrize("how", ["pg_cancel_backend", "pg_terminate_backend"])
+def test_a_wait_for_the_standby_that_is_cancelled_while_arming_sends_nothing(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """If it failed, a lease that a failover loses would let its holder send beside another (I1)."""
+    with TokenServer(lambda _: 3600, grace=0) as server:
+        store = pair.host("a")
+        _import(store, server, "linear")
+        pair.synchronous()
+        assert _rotate(store, "linear").outcome == "rotated"
+        arm = leases.arm
+
+        def held_back(*arguments: Any, **named: Any) -> None:
+            monkeypatch.setattr(leases, "arm", arm)
+            pair.hold_back()
+            arm(*arguments, **named)
+
+        monkeypatch.setattr(leases, "arm", held_back)
+        results: list[Result] = []
+        rotating = threading.Thread(target=lambda: results.append(_rotate(store, "linear", force=True)))
+        rotating.start()
+        waiting = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+        wait_until(lambda: bool(pair.primary.execute(waiting)), "arming waits for the standby")
+        pair.primary.execute(f"SELECT {how}(pid) FROM ({waiting}) waits")
+        pair.synchronous(on=False)
+        rotating.join(90)
+        assert results[0].outcome == "transient"
+        assert "nothing was sent" in results[0].detail
+        assert (len(server.presented["linear"]), _record(store, "linear").doubt) == (1, None)
+        assert _rotate(store, "linear", force=True).outcome == "rotated"
+        assert server.reused == 0
+
+
+def test_a_promotion_is_noticed_before_its_first_checkpoint(pair: Pair) -> None:
+    """If it failed, a standby would pass for its primary in the first seconds, when nobody knows what it lacks (I1)."""
+    with TokenServer(lambda _: 3600, grace=0) as server:
+        store = pair.host("a")
+        _import(store, server, "linear")
+        _import(store, server, "held")
+        lease = leases.claim(store.database, "held")
+        assert lease is not None
+        pair.catch_up()
+        ((checkpointer,),) = pair.standby.execute(
+            "SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'"
+        )
+        os.kill(int(str(checkpointer)), signal.SIGSTOP)
+        try:
+            pair.fail_over()
+            # What a refresher that asks the control file would see.
+            assert pair.standby.execute("SELECT timeline_id FROM pg_control_checkpoint()") == [(1,)]
+            assert store.claim_due(8, each=8, rooms={}) == {}
+            assert leases.claim(store.database, "linear") is None
+            with pytest.raises(leases.NotArmed):
+                leases.arm(store.database, lease)
+            assert _rotate_without_waiting(store, "linear").outcome == "lock_busy"
+        finally:
+            os.kill(int(str(checkpointer)), signal.SIGCONT)
+        pair.host("b").prepare()
+        pair.standby.execute("UPDATE refresher.epoch SET opens_at = clock_timestamp()")
+        assert leases.claim(store.database, "linear") is not None
+        assert server.presented == {}
+
+
+def _rotate_without_waiting(store: PostgresStore, name: str) -> Result:
+    terms = Terms(ca_file=None, stopping=lambda: False, lock_wait=0.0)
+    result = rotate(store, Order(name=name, seen=0, force=True), terms)
+    assert result is not None
+    return result

@@ -57,7 +57,7 @@ OUTCOMES: Final = {
 NEVER_ROTATE: Final = ("left-spilled-gone", "login-not-renewable")
 
 _SEALED: Final = re.compile(
-    rb'\{"version":1,"checksum":"(?P<checksum>[0-9a-f]{64})","(?P<key>record|intent)":(?P<raw>\{.*\})\}\n(?P<rest>[^\n]*)',
+    rb'\{"version":(?P<version>[12]),"checksum":"(?P<checksum>[0-9a-f]{64})","(?P<key>record|intent)":(?P<raw>\{.*\})\}\n(?P<rest>[^\n]*)',
     re.DOTALL,
 )
 
@@ -68,6 +68,7 @@ class Sealed(NamedTuple):
     key: str
     raw: bytes
     rest: bytes
+    version: int = 1
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -82,7 +83,7 @@ class Sealed(NamedTuple):
 
     def data(self) -> bytes:
         """Return the file."""
-        envelope = f'{{"version":1,"checksum":"{self.checksum}","{self.key}":'
+        envelope = f'{{"version":{self.version},"checksum":"{self.checksum}","{self.key}":'
         return envelope.encode() + self.raw + b"}\n" + self.rest
 
 
@@ -91,7 +92,7 @@ def opened(data: bytes) -> Sealed | None:
     match = _SEALED.fullmatch(data)
     if match is None:
         return None
-    sealed = Sealed(match["key"].decode(), match["raw"], match["rest"])
+    sealed = Sealed(match["key"].decode(), match["raw"], match["rest"], int(match["version"]))
     assert sealed.checksum == match["checksum"].decode(), "the checksum is not SHA-256 over the JSON as it stands"
     return sealed
 

@@ -4,7 +4,10 @@ A COMMIT is never cancelled: a cancelled one ends a wait for a standby with a wa
 connection ends during a COMMIT, nobody knows whether it took effect: ``UnknownOutcome``.
 """
 
+import os
+import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -21,6 +24,10 @@ __all__ = ["Database", "DatabaseAway", "Link", "UnknownOutcome", "first_line"]
 
 _MOST_CONNECTIONS: Final = 8
 _LOCK_TIMEOUT_MS: Final = 10_000
+_LONGEST: Final = 12.0
+"""Seconds for a transaction, longer than for a lock. Afterwards its connection is cut: a server or a pooler that stands
+still keeps it for ever."""
+
 _NETWORK: Final = {
     "connect_timeout": "10",
     "tcp_user_timeout": "15000",
@@ -56,13 +63,61 @@ class Link:
         self.connection: Final = connection
         self.warnings: list[str | None] = []
         connection.add_notice_handler(lambda notice: self.warnings.append(notice.sqlstate))
-        row = connection.execute("SHOW synchronous_commit").fetchone()
-        self.begin: Final = _BEGIN_DURABLE if row and row[0] in _NOT_DURABLE else _BEGIN
+        # Its own descriptor of the connection: libpq may close the other one at any time.
+        self._socket = socket.socket(fileno=os.dup(connection.fileno()))
+        self.begin = _BEGIN
+
+    def prepare(self) -> None:
+        """Look what makes a transaction durable here. Raises ``psycopg.Error``."""
+        row = self.connection.execute("SHOW synchronous_commit").fetchone()
+        self.begin = _BEGIN_DURABLE if row and row[0] in _NOT_DURABLE else _BEGIN
+
+    def cut(self) -> None:
+        """End the connection while another thread waits for it; the server completes a COMMIT that it has."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Close the connection; it never raises."""
         with suppress(psycopg.Error):
             self.connection.close()
+        self._socket.close()
+
+
+class _Watch:
+    """Cuts the connections whose transaction takes longer than ``_LONGEST``."""
+
+    def __init__(self) -> None:
+        self._began: dict[Link, float] = {}
+        self._lock = threading.Lock()
+        self._runs = False
+
+    @contextmanager
+    def over(self, link: Link) -> Iterator[None]:
+        """Watch a transaction on ``link``."""
+        with self._lock:
+            self._began[link] = time.monotonic()
+            if not self._runs:
+                self._runs = True
+                threading.Thread(target=self._run, name="database watch", daemon=True).start()
+        try:
+            yield
+        finally:
+            with self._lock:
+                del self._began[link]
+
+    def _run(self) -> None:
+        idle = 0
+        while True:
+            time.sleep(1.0)
+            with self._lock:
+                idle = 0 if self._began else idle + 1
+                if idle > _LONGEST:
+                    self._runs = False
+                    return
+                for link, began in self._began.items():
+                    if time.monotonic() - began > _LONGEST:
+                        link.cut()
 
 
 class Database:
@@ -79,13 +134,21 @@ class Database:
         self._holder: tuple[int, datetime] | None = None
         self._session_lock = threading.Lock()
         self._room = threading.BoundedSemaphore(_MOST_CONNECTIONS)
+        self._watch = _Watch()
 
     def connect(self) -> Link:
         """Return a new connection. Raises ``DatabaseAway``."""
         try:
-            return Link(psycopg.connect(self._conninfo, autocommit=True, prepare_threshold=None))
+            link = Link(psycopg.connect(self._conninfo, autocommit=True, prepare_threshold=None))
         except (psycopg.Error, UnicodeError) as error:
             raise self._away(error) from None
+        try:
+            with self._watch.over(link):
+                link.prepare()
+        except psycopg.Error as error:
+            link.close()
+            raise self._away(error) from None
+        return link
 
     @contextmanager
     def transaction(self) -> Iterator[Cursor[Any]]:
@@ -95,16 +158,17 @@ class Database:
         """
         with self._room:
             link = self._begun()
-            try:
-                with link.connection.cursor() as cursor:
-                    yield cursor
-            except psycopg.Error as error:
-                self._roll_back(link)
-                raise self._away(error) from None
-            except BaseException:
-                self._roll_back(link)
-                raise
-            self._commit(link)
+            with self._watch.over(link):
+                try:
+                    with link.connection.cursor() as cursor:
+                        yield cursor
+                except psycopg.Error as error:
+                    self._roll_back(link)
+                    raise self._away(error) from None
+                except BaseException:
+                    self._roll_back(link)
+                    raise
+                self._commit(link)
 
     def holder(self) -> tuple[int, datetime] | None:
         """Return process and start of a session that lasts as long as this process, or ``None``.
@@ -115,8 +179,11 @@ class Database:
         with self._session_lock:
             try:
                 if self._session is None or self._session.connection.closed:
+                    if self._session is not None:
+                        self._session.close()
                     self._session = self.connect()
-                    row = self._session.connection.execute(_SESSION).fetchone()
+                    with self._watch.over(self._session):
+                        row = self._session.connection.execute(_SESSION).fetchone()
                     self._holder = None if row is None else (row[0], row[1])
             except (DatabaseAway, psycopg.Error):
                 self._session = self._holder = None
@@ -134,13 +201,14 @@ class Database:
         while self._idle:
             with suppress(IndexError):  # another thread took it
                 link = self._idle.pop()
-                with suppress(psycopg.Error):
+                with suppress(psycopg.Error), self._watch.over(link):
                     link.connection.execute(link.begin)
                     return link
                 link.close()
         link = self.connect()
         try:
-            link.connection.execute(link.begin)
+            with self._watch.over(link):
+                link.connection.execute(link.begin)
         except psycopg.Error as error:
             link.close()
             raise self._away(error) from None
