@@ -139,7 +139,8 @@ def arm(database: Database, lease: Lease, *, again: bool = False) -> None:
 def release(cursor: Cursor[Any], lease: Lease, delay: float | None, *, look: bool = False) -> None:
     """Give ``lease`` back if it is still ours and open; its grant is due in ``delay`` seconds, ``None``: never.
 
-    ``look``: at once, if there is a demand by now. An armed one stays: without its outcome, only its end may free the grant, which is then in doubt.
+    ``look``: at once, if there is a demand by now. An armed one stays: without its outcome, only its end may free the
+    grant, which is then in doubt.
     """
     cursor.execute(_LOCK, (lease.name,))  # a demand that comes later finds no lease, and makes the grant due
     cursor.execute(_RELEASE, {"look": look, "delay": delay, "name": lease.name, "attempt": lease.attempt})

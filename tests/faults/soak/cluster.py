@@ -6,6 +6,7 @@ was sent, what the database has stored and what a kill can have cost must agree.
 
 import argparse
 import contextlib
+import json
 import os
 import random
 import signal
@@ -22,8 +23,9 @@ from typing import Any, Final, NamedTuple
 import psycopg
 
 from refresher.common import clocks
+from refresher.common.errors import GrantFileError
 from refresher.common.secret import Secret
-from refresher.grants.record import Grant
+from refresher.grants.record import Grant, Stored
 from refresher.operations import import_request
 from refresher.operations.import_grant import store_grant
 from refresher.storage.postgres import migrations
@@ -33,7 +35,7 @@ from tests.support.fake_state import directories
 from tests.support.token_server import TokenServer
 from tests.support.vault import Vault
 
-__all__ = ["Chaos", "Found", "text"]
+__all__ = ["Chaos", "Found", "busiest", "text"]
 
 _LIFE: Final = 5.0
 """Seconds for which an access token is valid."""
@@ -165,7 +167,6 @@ class Chaos:
 
     def run(self) -> Found:
         """Run to the end, and return the figures."""
-        began = time.monotonic()
         with ExitStack() as stack:
             root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cluster-", ignore_cleanup_errors=True)))
             server = stack.enter_context(postgres.running(*postgres.FAST, "max_connections=300"))
@@ -188,14 +189,14 @@ class Chaos:
             exchanges = sum(len(asked) for each in self._servers for asked in each.asked.values())
             self._calm(store)
             self._stop()
-            return self._account(store, seconds, exchanges, began)
+            return self._account(store, seconds, exchanges)
 
     def _import(self, store: PostgresStore) -> None:
         for number in range(self._number):
             name = f"grant-{number:04d}"
             fields = self._servers[number % len(self._servers)].grant(name)
             self._vault.learn(fields["refresh_token"])
-            parsed = import_request.parse(name, _json(fields), clocks.now())
+            parsed = import_request.parse(name, json.dumps(fields).encode(), clocks.now())
             store_grant(store, parsed, replace=False, if_absent=False, stopping=lambda: False)
 
     def _act(self, ends: float) -> None:
@@ -255,10 +256,11 @@ class Chaos:
         for name, stored in store.load_each(waiting[:5]):
             ((lease),) = self._execute(
                 "SELECT state, armed_at::text, until::text, next_at::text, clock_timestamp()::text, holder_pid "
-                "FROM refresher.lease WHERE name = %s", name
+                "FROM refresher.lease WHERE name = %s",
+                name,
             )
-            record = getattr(stored, "record", None)
-            why = stored if record is None else (record.failure, record.doubt, record.generation)
+            grant = _grant(stored)
+            why = (grant.failure, grant.doubt, grant.generation)
             self._violations.append(f"{name}: one of {len(waiting)} that do not rotate: {why} {lease}")
 
     def _stop(self) -> None:
@@ -278,16 +280,16 @@ class Chaos:
             if leaks := self._vault.leaks_in(log):
                 self._violations.append(f"I7: the log of {refresher.session} holds {leaks}")
 
-    def _account(self, store: PostgresStore, seconds: float, exchanges: int, began: float) -> Found:  # noqa: ARG002
+    def _account(self, store: PostgresStore, seconds: float, exchanges: int) -> Found:
         twice = list(self._sent_twice())
         lost = []
         names = [f"grant-{number:04d}" for number in range(self._number)]
         for name, stored in store.load_each(names):
             if not _is_dead(stored):
                 continue
-            fingerprint = stored.record.fingerprint() if hasattr(stored, "record") and stored.record else None
+            fingerprint = str(_grant(stored).fingerprint())
             if fingerprint in self._killed:
-                lost.append(self._killed[str(fingerprint)])
+                lost.append(self._killed[fingerprint])
             else:
                 self._violations.append(f"{name} was lost without a kill in its exchange")
         for row in self._execute(
@@ -299,7 +301,9 @@ class Chaos:
             self._violations.append("{}: an orphan: {}".format(*row))
         for row in self._execute("SELECT name, state FROM refresher.lease WHERE attempt IS NOT NULL"):
             self._violations.append("{}: its lease is still {}".format(*row))
-        ((stored_count,),) = self._execute("SELECT count(DISTINCT (name, generation)) FROM public.history WHERE generation > 0")
+        ((stored_count,),) = self._execute(
+            "SELECT count(DISTINCT (name, generation)) FROM public.history WHERE generation > 0"
+        )
         return Found(
             seed=self._seed,
             seconds=seconds,
@@ -308,7 +312,7 @@ class Chaos:
             faults=self._faults,
             twice=twice,
             lost=lost,
-            busiest=max(_busiest(server) for server in self._servers),
+            busiest=max(busiest(server) for server in self._servers),
             violations=self._violations,
         )
 
@@ -338,18 +342,17 @@ class Chaos:
             return cursor.fetchall() if cursor.description else []
 
 
-def _json(fields: object) -> bytes:
-    import msgspec
-
-    return msgspec.json.encode(fields)
-
-
-def _is_dead(stored: Any) -> bool:
-    record = getattr(stored, "record", None)
-    return isinstance(record, Grant) and record.dead
+def _grant(stored: Stored | GrantFileError) -> Grant:
+    assert isinstance(stored, Stored), stored
+    assert isinstance(stored.record, Grant)
+    return stored.record
 
 
-def _busiest(server: TokenServer) -> int:
+def _is_dead(stored: Stored | GrantFileError) -> bool:
+    return _grant(stored).dead
+
+
+def busiest(server: TokenServer) -> int:
     """Return the most requests within one second."""
     times = sorted(at for asked in server.asked.values() for at in asked)
     most = first = 0

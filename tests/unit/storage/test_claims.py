@@ -2,11 +2,9 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import cast
 
 import psycopg
 import pytest
-from psycopg import sql
 
 from refresher.grants.record import Grant
 from refresher.storage.postgres import changes, due
@@ -37,8 +35,7 @@ def test_a_claim_reads_only_grants_that_are_due(site: Site) -> None:
         connection.execute("ANALYZE")
         cursor = psycopg.ClientCursor(connection)
         values = {"servers": [], "rooms": [], "each": 8, "most": 128, "until": None, "before": None}
-        statement = sql.SQL("EXPLAIN ") + sql.SQL(cast("str", due._CLAIM))  # type: ignore[arg-type]
-        cursor.execute(statement, {**values, "pid": None, "start": None})
+        cursor.execute(f"EXPLAIN {due._CLAIM}".encode(), {**values, "pid": None, "start": None})
         plan = "\n".join(row[0] for row in cursor.fetchall())
         assert "Seq Scan on lease" not in plan, plan
     assert len(site.store.claim_due(128, each=8, rooms={})) == 100
