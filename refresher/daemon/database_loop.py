@@ -9,6 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
@@ -111,8 +112,9 @@ class _Keeper:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread; it is not waited for, because its database may not answer."""
+        """Store the spills once more, as this host may not come back; a database that does not answer is left."""
         self._stopped.set()
+        self._thread.join(_LONGEST_GIVE_BACK)
 
     def _run(self) -> None:
         heartbeat, said = self._store.heartbeat(), LogThrottle()
@@ -131,6 +133,8 @@ class _Keeper:
                 self.problem, pause = str(error), min(2 * pause, _LONGEST_PAUSE)
             except Exception as error:  # noqa: BLE001  an internal error must not end the heartbeat
                 said.log_internal_error("", error)
+        with suppress(RefresherError):
+            self._store.commit_spills()
 
 
 class DatabaseDaemon:

@@ -291,7 +291,7 @@ class Chaos:
             if fingerprint in self._killed:
                 lost.append(self._killed[fingerprint])
             else:
-                self._violations.append(f"{name} was lost without a kill in its exchange")
+                self._violations.append(f"{name} was lost without a kill in its exchange: {self._story(name)}")
         for row in self._execute(
             "SELECT name, generation, count(DISTINCT fingerprint) FROM public.history WHERE kind = 'grant' "
             "GROUP BY name, generation HAVING count(DISTINCT fingerprint) > 1"
@@ -315,6 +315,23 @@ class Chaos:
             busiest=max(busiest(server) for server in self._servers),
             violations=self._violations,
         )
+
+    def _story(self, name: str) -> str:
+        """Return what is known of the end of a grant: what was sent last, what was stored, and what was logged."""
+        server = next(each for each in self._servers if name in each.asked)
+        sent = [Secret(token).fingerprint()[:6] for token in server.presented[name][-5:]]
+        asked = [f"{at:.1f} {token}" for at, token in zip(server.asked[name][-5:], sent, strict=True)]
+        stored = self._execute(
+            "SELECT generation, left(fingerprint, 6) FROM public.history WHERE name = %s ORDER BY generation DESC LIMIT 4",
+            name,
+        )
+        logged = [
+            f"{each.number}: {line[:300]}"
+            for each in self._refreshers
+            for line in each.log.read_text().splitlines()
+            if f"{name}:" in line and "rotated (" not in line
+        ]
+        return "\n    ".join([f"sent {asked}, stored {stored}", *logged[-12:]])
 
     def _sent_twice(self) -> Iterator[str]:
         """Return each refresh token that was sent twice with its kill, and note those that nothing allows."""
