@@ -47,7 +47,7 @@ class PostgresAttempt:
         self._grant = grant
         self._on_sent = on_sent
         self._sent = Sent(lease.attempt, grant.name, grant.grant_id, grant.generation, grant.fingerprint())
-        self._armed = self._spilled = False
+        self._armed = self._spilled = self._settled = False
         self.ended = False
         """Whether the lease needs no release: it is settled, or the next holder settles it."""
 
@@ -68,13 +68,18 @@ class PostgresAttempt:
             watchdog.daemon = True
             watchdog.start()
         try:
-            return self._settle(record, until_saved=until_saved)
+            there = self._settle(record, until_saved=until_saved)
         finally:
             watchdog.cancel()
             self._in_flight.pop(self._lease.attempt, None)
+        if until_saved:
+            watchdog.join()  # it may be saving
+        if self._spilled and self._settled:
+            spills.remove(self._directories, self._sent)
+        return there
 
     def _settle(self, record: Grant, *, until_saved: bool) -> Grant:
-        pause = 0.1
+        pause, gives_up = 0.1, time.monotonic() + _LONGEST_PAUSE
         while True:
             try:
                 there = _settle(self._database, self._sent, record, issued=until_saved)
@@ -99,14 +104,12 @@ class PostgresAttempt:
                         self._directories.grants,
                         self._database.place,
                     )
-                elif pause > _LONGEST_PAUSE:
+                elif time.monotonic() > gives_up:
                     raise
                 time.sleep(pause)
-                pause = min(2 * pause, _LONGEST_PAUSE) if until_saved else 2 * pause
+                pause = min(2 * pause, _LONGEST_PAUSE)
                 continue
-            self.ended = True
-            if self._spilled:
-                spills.remove(self._directories, self._sent)
+            self.ended = self._settled = True
             if there is not None and until_saved and there.generation < record.generation:
                 log.warning(
                     "%s: the grant was changed during a rotation: its answer is kept in the table refresher.orphan",
