@@ -58,6 +58,8 @@ ROWS: Final = (
     Row("imports.linear", "import --from a directory, each of {} grants", "each of a third as many", "ms", Goal(1.2), 600),
     Row("imports.many", "import --from a directory, {} grants", "as many durable files", "s", _figure(15), 3000),
     Row("lateness.p99", "lateness of {} grants with short lives, p99", "bare timers and POSTs", "ms", _figure(250), 1000),
+    Row("mirror.p50", "from an answer to the token file on another host, p50", "to the token file on its own host", "ms", _figure(500)),
+    Row("mirror.p99", "from an answer to the token file on another host, p99", "to the token file on its own host", "ms", _figure(1000)),
     Row("reading.current", "FileTokenSource.current()", "os.stat", "µs", Goal(1.1)),
     Row("reading.start", "import shim", "python -c pass", "ms", Goal(3)),
     Row("reading.memory", "memory of an agent with 100 sources", "a bare interpreter", "MiB", Goal(1.3)),

@@ -29,6 +29,10 @@ class CutProxy:
         self.held = threading.Event()
         """It holds that now; a confirmation is held after the COMMIT has taken effect."""
         self.go = threading.Event()
+        self.mute = b""
+        """From the moment that it comes, forward nothing of a connection that has sent these bytes, and end it never."""
+        self.muted = threading.Event()
+        """There is such a connection."""
         self._open: set[socket.socket] = set()
 
     def __enter__(self) -> Self:
@@ -62,7 +66,7 @@ class CutProxy:
     def _serve(self, client: socket.socket) -> None:
         with client, socket.create_connection(("127.0.0.1", self._target)) as server:
             self._open |= {client, server}
-            drop, hold = threading.Event(), threading.Event()
+            drop, hold, silent = threading.Event(), threading.Event(), threading.Event()
 
             def answers() -> None:
                 with suppress(OSError):
@@ -71,7 +75,8 @@ class CutProxy:
                             break
                         if hold.is_set():
                             self._hold()
-                        client.sendall(data)
+                        if not silent.is_set():
+                            client.sendall(data)
                     client.shutdown(socket.SHUT_RDWR)
 
             threading.Thread(target=answers, daemon=True).start()
@@ -79,6 +84,11 @@ class CutProxy:
             with suppress(OSError):
                 while data := client.recv(65536):
                     seen += data
+                    if self.mute and self.mute in seen:
+                        silent.set()
+                        self.muted.set()
+                    if silent.is_set():
+                        continue
                     if self.hold == "statement" and self.only in data:
                         self._hold()
                     if _COMMIT in data:

@@ -11,7 +11,9 @@ import psycopg
 import pytest
 
 from refresher.grants.record import Grant
+from shim._token import render
 from tests.support.command import Command, Done, wait_until
+from tests.support.cut_proxy import CutProxy
 from tests.support.daemon import running, stopped
 from tests.support.postgres import Cluster
 from tests.support.site import Site
@@ -181,6 +183,72 @@ def test_a_rotation_anywhere_is_published_everywhere(site: Site) -> None:
         with _mirroring(third, "--only", "nothing-*"):
             wait_until(lambda: _shown(third, "team-one") == (2, "removed"), "it is withdrawn")
         assert site.store.load("team-one").record is not None
+
+
+def test_a_host_publishes_although_its_listening_connection_is_silent(site: Site, postgres: Cluster) -> None:
+    """If it failed, a firewall that forgets a connection would keep new tokens from agents."""
+    first = site.host("a")
+    with TokenServer(lambda _: 3600, grace=0) as server, CutProxy(postgres.port) as proxy:
+        proxy.mute = b"LISTEN"
+        second = site.host("b", proxy.port)
+        _import(first, server, "linear")
+        with _mirroring(second):
+            assert proxy.muted.wait(90)
+            for generation in (1, 2):
+                assert first("run-once", "--force").code == 0
+                wait_until(lambda at=generation: _shown(second, "linear") == (at, "active"), "it is found")
+
+
+def test_a_rotation_that_is_committed_late_is_published(site: Site) -> None:
+    """If it failed, the token of a slow transaction would stay on no host but its own."""
+    first, second = site.host("a"), site.host("b")
+    with TokenServer(lambda _: 3600, grace=0) as server:
+        for name in ("late", "other"):
+            _import(first, server, name)
+        assert first("run-once").code == 0
+        later = "UPDATE refresher.record SET published = %s, generation = 2, xid = pg_current_xact_id() WHERE name = %s"
+        with _mirroring(second), psycopg.connect(site.url) as slow:
+            wait_until(lambda: _shown(second, "other") == (1, "active"), "it runs")
+            wait_until(lambda: _shown(second, "late") == (1, "active"), "it runs")
+            slow.execute(later, (_next(first, "late", 2), "late"))
+            for _ in range(100):
+                site.execute("UPDATE refresher.record SET xid = pg_current_xact_id() WHERE name = 'other'")
+            site.execute(later, _next(first, "other", 2), "other")
+            wait_until(lambda: _shown(second, "other") == (2, "active"), "what came before is published")
+            assert _shown(second, "late") == (1, "active")
+            slow.commit()
+            wait_until(lambda: _shown(second, "late") == (2, "active"), "what was late is published")
+
+
+def _next(host: Command, name: str, generation: int) -> bytes:
+    """Return the token file of ``name`` as after another rotation."""
+    return render(host.token(name)._replace(generation=generation))
+
+
+def test_a_host_without_its_database_is_ready_while_its_tokens_live(site: Site, postgres: Cluster) -> None:
+    """If it failed, agents would lose tokens that live, or a host with dead ones would stay in service."""
+    first = site.host("a")
+    with TokenServer(lambda _: 12, grace=0) as server, CutProxy(postgres.port) as proxy:
+        second = site.host("b", proxy.port)
+        _import(first, server, "linear")
+        assert first("run-once").code == 0
+        with _mirroring(second):
+            wait_until(lambda: second("health").code == 0, "it is ready")
+            proxy.cut = "always"
+            proxy.break_off()
+            assert _shown(second, "linear") == (1, "active")
+            wait_until(lambda: second("health").code == 1, "its token has expired")
+            assert "waiting for a token: linear" in second("health").stdout
+            assert second("health", "--live").code == 0
+            demand = second.state / "demands/linear.1"
+            demand.touch()
+            proxy.cut = "never"
+            wait_until(lambda: bool(site.execute("SELECT * FROM refresher.demand")), "the demand waited for it")
+            assert demand.exists()
+            assert first("run-once").code == 0
+            wait_until(lambda: not demand.exists(), "the demand is answered")
+            assert _shown(second, "linear")[0] >= 2
+            wait_until(lambda: first("run-once", "--force").code == second("health").code == 0, "it is ready again")
 
 
 def test_a_demand_on_a_host_of_agents_makes_a_refresher_rotate(site: Site) -> None:
