@@ -93,12 +93,13 @@ class Mirror:
         try:
             with self._publishing():
                 visible = self._publisher.publish_copy(token, data)
+            if not visible:
+                self._report_later(token)
+                return
         except (StorageError, LockBusy) as error:
+            # Later again; the other names must not wait for it.
             self._failed[copy.name] = copy
             self._warn(copy.name, str(error))
-            return
-        if not visible:
-            self._report_later(token)
             return
         self._shown[token.name] = _Shown(token.generation, token.state)
         self._notify_shown(token.name, None if token.state == "removed" else token)

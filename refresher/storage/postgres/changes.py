@@ -137,13 +137,15 @@ class Listener:
             link: Link | None = None
             with suppress(StorageError, psycopg.Error):
                 link = self._database.connect()
-                link.connection.execute(f"LISTEN {CHANNEL}")
+                with self._database.watched(link):
+                    link.connection.execute(f"LISTEN {CHANNEL}")
                 self._wake()  # what came before
                 while not self._stopped:
                     pause = 1.0
                     for _ in link.connection.notifies(timeout=_CHECK_INTERVAL, stop_after=1):
                         self._wake()
-                    link.connection.execute("SELECT 1")  # notices a connection that was cut
+                    with self._database.watched(link):
+                        link.connection.execute("SELECT 1")  # notices a connection that was cut
             if link is not None:
                 link.close()
             if not self._stopped:

@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import datetime
 from typing import Any, Final
 
@@ -151,6 +151,10 @@ class Database:
             link.close()
             raise self._away(error) from None
         return link
+
+    def watched(self, link: Link) -> AbstractContextManager[None]:
+        """Cut ``link`` if a statement on it takes too long: its server or a pooler stands still."""
+        return self._watch.over(link)
 
     @contextmanager
     def transaction(self) -> Iterator[Cursor[Any]]:

@@ -83,9 +83,9 @@ COMMENT ON TABLE refresher.orphan IS 'What may be the only copy of a token, and 
 CREATE TABLE refresher.seen (
     name text PRIMARY KEY,
     grant_id text NOT NULL,
-    generation bigint NOT NULL,
-    issued_at double precision,
-    expires_at double precision,
+    generation bigint NOT NULL CHECK (generation BETWEEN 0 AND 1e15),
+    issued_at double precision CHECK (issued_at BETWEEN 0 AND 1e12),
+    expires_at double precision CHECK (expires_at BETWEEN 0 AND 1e12),
     host text NOT NULL
 );
 COMMENT ON TABLE refresher.seen IS 'Token files on hosts that are later than their records: this database was restored.';
