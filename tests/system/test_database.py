@@ -2,10 +2,12 @@
 
 import json
 import signal
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from refresher.grants.record import Grant
@@ -239,3 +241,44 @@ def test_a_helper_gets_a_token_without_a_daemon(site: Site) -> None:
         (host.state / "demands/linear.1").touch()
         wait_until(lambda: host("run-once").code == 0 and site.generation("linear") == 2, "the demand is followed")
         assert list((host.state / "demands").iterdir()) == []
+
+
+def test_a_host_of_agents_needs_no_right_to_read_a_refresh_token(site: Site) -> None:
+    """If it failed, an agent host that is taken over would give away refresh tokens, or tokens of other teams."""
+    role = f"host_{uuid.uuid4().hex[:8]}"
+    site.execute(f"CREATE ROLE {role} LOGIN")
+    first, second = site.host("a"), site.host("b")
+    url = site.url.replace("//owner@", f"//{role}@")
+    second.environment["REFRESHER_STORE"] = url
+    try:
+        site.execute(f"SELECT refresher.allow_mirror('{role}', 'team-*')")
+        with TokenServer(lambda _: 3600, grace=0) as server:
+            for name in ("team-one", "other"):
+                _import(first, server, name)
+            with running(first) as process, _mirroring(second):
+                wait_until(lambda: _shown(second, "team-one") == (1, "active"), "the host has its name")
+                (second.state / "demands/team-one.1").touch()
+                wait_until(lambda: _shown(second, "team-one") == (2, "active"), "its demand counts")
+                stopped(first, process)
+            assert _shown(second, "other") == (-1, "")
+        for statement in (
+            "SELECT bytes FROM refresher.record",
+            "SELECT * FROM refresher.lease",
+            "SELECT * FROM refresher.orphan",
+            "SELECT * FROM refresher.spent",
+            "SELECT * FROM refresher.demand",
+            "SELECT * FROM refresher.mirror",
+            "INSERT INTO refresher.demand (name, generation) VALUES ('other', 1)",
+            "INSERT INTO refresher.seen (name, grant_id, generation, host) VALUES ('other', 'x', 9, 'h')",
+            f"SELECT refresher.allow_mirror('{role}', '*')",
+            "UPDATE refresher.record SET published = NULL",
+            "DELETE FROM refresher.demand",
+        ):
+            with (
+                psycopg.connect(url, autocommit=True) as connection,
+                pytest.raises(psycopg.Error, match=r"permission|policy"),
+            ):
+                connection.execute(statement.encode())
+    finally:
+        site.execute(f"DROP OWNED BY {role}")
+        site.execute(f"DROP ROLE {role}")

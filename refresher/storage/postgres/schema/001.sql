@@ -105,3 +105,36 @@ BEGIN
 END $$;
 CREATE TRIGGER seen AFTER INSERT ON refresher.seen FOR EACH ROW EXECUTE FUNCTION refresher.seen();
 CREATE TRIGGER demanded AFTER INSERT ON refresher.demand FOR EACH ROW EXECUTE FUNCTION refresher.demanded();
+
+-- Roles for hosts of agents: they read what is published under their names, and insert demands. The owner of these tables
+-- is the role of the refreshers, to whom no row security applies.
+CREATE TABLE refresher.mirror (role name NOT NULL, pattern text NOT NULL, PRIMARY KEY (role, pattern));
+
+CREATE FUNCTION refresher.may_mirror(who name, what text) RETURNS boolean
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = '' AS $$
+    SELECT EXISTS (
+        SELECT FROM refresher.mirror m
+        WHERE pg_catalog.pg_has_role(who, m.role, 'MEMBER')
+        AND what LIKE replace(replace(replace(replace(m.pattern, '\', '\\'), '_', '\_'), '*', '%'), '?', '_')
+    )
+$$;
+
+ALTER TABLE refresher.record ENABLE ROW LEVEL SECURITY;
+ALTER TABLE refresher.demand ENABLE ROW LEVEL SECURITY;
+ALTER TABLE refresher.seen ENABLE ROW LEVEL SECURITY;
+CREATE POLICY mirror ON refresher.record FOR SELECT USING (refresher.may_mirror(current_user, name));
+CREATE POLICY mirror ON refresher.demand FOR INSERT WITH CHECK (refresher.may_mirror(current_user, name));
+CREATE POLICY mirror ON refresher.seen FOR INSERT WITH CHECK (refresher.may_mirror(current_user, name));
+
+CREATE FUNCTION refresher.allow_mirror(role name, pattern text) RETURNS void
+LANGUAGE plpgsql SET search_path = '' AS $$
+BEGIN
+    EXECUTE format('GRANT USAGE ON SCHEMA refresher TO %I', role);
+    EXECUTE format('GRANT SELECT (name, generation, published, xid) ON refresher.record TO %I', role);
+    EXECUTE format('GRANT INSERT (name, generation, reason) ON refresher.demand TO %I', role);
+    EXECUTE format('GRANT INSERT (name, grant_id, generation, issued_at, expires_at, host) ON refresher.seen TO %I', role);
+    INSERT INTO refresher.mirror VALUES (role, pattern) ON CONFLICT DO NOTHING;
+END $$;
+REVOKE EXECUTE ON FUNCTION refresher.allow_mirror FROM PUBLIC;
+COMMENT ON FUNCTION refresher.allow_mirror IS
+    'Let a role mirror the names that match a pattern such as team-*: it can read no record and no refresh token.';
