@@ -24,8 +24,7 @@ _EXIT_CODES: Final[dict[int | str, str]] = {
 
 @command(
     short_help="Revoke a grant at its server, then remove it.",
-    exit_codes=_EXIT_CODES
-    | {0: "logged out", 4: "the server cannot be reached, or the disk or the database fails; the grant is kept"},
+    exit_codes=_EXIT_CODES | {0: "logged out", 4: "the server is away, or the disk or the database fails; it is kept"},
 )
 @click.argument("name", shell_complete=complete_name)
 @click.option("--keep-at-server", is_flag=True, help="Do not revoke it: the same as 'refresher remove'.")

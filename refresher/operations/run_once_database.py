@@ -114,5 +114,5 @@ def _orders(store: "PostgresStore", names: Sequence[str], *, force: bool, horizo
             order = Order(name=name, seen=record.generation, force=force, horizon=horizon)
             orders.append((server_of(record), order))
         elif names:
-            raise unknown_names.removed(name)
+            raise unknown_names.gone(name, record)
     return orders

@@ -22,7 +22,12 @@ SNIPPETS = {
         "python": 1,
         "profile": 1,
     },  # test_readme.py, test_readme_commands.py; "": a picture, two lines, a crontab
-    "refresher/README.md": {"json": 2, "toml": 3, "bash": 1},  # test_reference.py, test_stdio.py
+    "refresher/README.md": {
+        "json": 2,
+        "toml": 3,
+        "bash": 1,
+        "sh": 1,
+    },  # test_reference.py, test_stdio.py, test_store_commands.py
     "refresher/ARCHITECTURE.md": {"": 2},  # pictures
     "shim/README.md": {"": 1, "python": 7, "json": 1, "bash": 2},  # test_shim_readme.py
     "deploy/README.md": {
@@ -110,7 +115,8 @@ def test_commands_that_are_named_exist(document: str) -> None:
                 continue
             command = cli.get_command(CONTEXT, name)
             assert command is not None
-            known = GLOBAL | {opt for parameter in command.params for opt in parameter.opts}
+            commands = [command, *(command.commands.values() if isinstance(command, click.Group) else ())]
+            known = GLOBAL | {opt for each in commands for parameter in each.params for opt in parameter.opts}
             words = shlex.split(f"{before} {rest.replace(chr(34), '')}", comments=True)
             assert [word for word in words if re.fullmatch(r"--[a-z][\w-]*", word) and word not in known] == [], span
 

@@ -56,6 +56,8 @@ def test_every_command_starts_in_a_new_interpreter(cold: Command) -> None:
             ("doctor",): 0,
             ("completion", "bash"): 0,
             ("gateway",): 2,  # there is no key
+            ("mirror",): 2,  # it needs a database
+            ("store", "check"): 2,  # likewise
             ("login", "asana", "http://127.0.0.1:9/mcp", "--no-browser"): 4,
             ("logout", "linear"): 0,
             ("remove", "notion"): 0,
@@ -98,6 +100,10 @@ def test_the_package_without_extras_says_what_to_install(refresher: Command) -> 
         ),
         (("connect",), ["NAME", "--for", "--url", "--list", "--json", *(f"    {code}" for code in (0, 2))]),
         (("logout",), ["NAME", "--keep-at-server", "RFC 7009"]),
+        (("store",), ["init", "check", "move", "REFRESHER_STORE", "passfile"]),
+        (("store", "init"), ["--json", *(f"    {code}" for code in (0, 2, 4))]),
+        (("store", "check"), ["--json", *(f"    {code}" for code in (0, 1, 2))]),
+        (("store", "move"), ["--to", "files", "Examples", *(f"    {code}" for code in (0, 2, 4, 6))]),
         (("completion",), ["bash", "zsh", "fish", 'eval "$(refresher completion bash)"']),
     ],
 )

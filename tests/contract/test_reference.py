@@ -29,8 +29,9 @@ COMMANDS = {name: command for name in cli.list_commands(CONTEXT) if (command := 
 
 
 def options(command: click.Command) -> set[str]:
-    """Return the long options of a command."""
-    return {opt for parameter in command.params for opt in parameter.opts if opt.startswith("--")}
+    """Return the long options of a command, and of the commands of ``store``: its section is about them."""
+    below = command.commands.values() if isinstance(command, click.Group) and command.name == "store" else ()
+    return {opt for each in (command, *below) for parameter in each.params for opt in parameter.opts if opt[:2] == "--"}
 
 
 def test_each_command_has_a_section_in_the_order_of_the_help() -> None:

@@ -1,6 +1,7 @@
 """The commands store init and store check, against a real PostgreSQL, and how a password and a certificate reach it."""
 
 import json
+import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,8 @@ from refresher.doctor.database import judge_content, judge_server
 from refresher.storage.postgres import migrations
 from refresher.storage.postgres.facts import Content, Orphan, ServerFacts
 from tests.conftest import need
-from tests.support.command import Command
+from tests.support.command import Command, wait_until
+from tests.support.documents import block
 from tests.support.keys import certificate
 from tests.support.postgres import Cluster, find_binaries, running
 from tests.support.token_server import TokenServer
@@ -273,6 +275,73 @@ def test_a_password_is_never_part_of_the_address(refresher: Command, safe: Clust
     for done in (by_file, by_variable, by_home):
         assert "refresher store init" in done.stdout
         assert password not in done.stdout + done.stderr
+
+
+def test_the_commands_of_the_readme_set_up_a_database(
+    refresher: Command, safe: Cluster, server: TokenServer, tmp_path: Path
+) -> None:
+    """If it failed, a person who follows the page would not get refresher to run on a database."""
+    export, *commands, run = block("refresher/README.md", "sh", "REFRESHER_STORE").splitlines()
+    with safe.database() as url:
+        refresher.import_grant("linear", server.grant("client"))
+        given = export.partition("'")[2].rpartition("'")[0]
+        certificate_of = safe.root / "server.pem"
+        address = given.replace("db.example/refresher", f"localhost:{safe.port}/{url.rpartition('/')[2]}")
+        address = address.replace("/etc/refresher/db.pem", str(certificate_of)).replace("refresher@", "owner@")
+        environment = {"REFRESHER_STORE": address}
+        codes_of = []
+        for command in commands:
+            words = shlex.split(command.replace('"$REFRESHER_STORE"', shlex.quote(address)), comments=True)
+            assert words[0] == "refresher"
+            done = refresher(*words[1:], environment=environment)
+            codes_of.append(done.code)
+        assert codes_of == [0, 1, 0], done.stderr  # there is no standby
+        shown = json.loads(refresher("status", "--json", environment=environment).stdout)
+        assert [grant["name"] for grant in shown["grants"]] == ["linear"]
+        assert shlex.split(run, comments=True) == ["refresher", "run"]
+        process = refresher.start("run", environment=environment)
+        try:
+            wait_until(lambda: (refresher.tokens / "linear.json").exists(), "run publishes the token")
+        finally:
+            process.terminate()
+            assert refresher.finish(process).code == 0
+        assert len(server.asked["client"]) == 1
+
+
+def test_a_moved_grant_says_where_it_is(refresher: Command, url: str, server: TokenServer) -> None:
+    """If it failed, a person would look for a login that is in another store, or log in a second time."""
+    environment = {"REFRESHER_STORE": url}
+    assert refresher("store", "init", environment=environment).code == 0
+    path = refresher.write_import("linear", server.grant("client"))
+    assert refresher("import", "linear", "--from", str(path)).code == 0
+    for wrong in (("--to", "elsewhere"), ("--to", "files"), ("--to", url, "nobody"), ()):
+        assert refresher("store", "move", *wrong).code == 2
+    moved = refresher("store", "move", "--to", url)
+    assert (moved.code, "moved linear to PostgreSQL at 127.0.0.1" in moved.stdout) == (0, True), moved.stderr
+    again = refresher("store", "move", "--to", url, "linear")
+    assert (again.code, "already moved: linear" in again.stdout) == (0, True), again.stderr
+    place = f"PostgreSQL at 127.0.0.1, database {url.rpartition('/')[2]}"
+    for arguments in (
+        ("status", "linear"),
+        ("run-once", "linear"),
+        ("remove", "linear"),
+        ("login", "linear", "http://127.0.0.1:9/mcp"),
+        ("import", "linear", "--from", str(path)),
+    ):
+        done = refresher(*arguments)
+        assert (done.code, f"was moved to {place}" in done.stderr or arguments[0] == "import") == (2, True), done.stderr
+    assert f"moved to {place}: linear" in refresher("status").stderr
+    listed = json.loads(refresher("status", "--json").stdout)
+    assert listed == {"grants": [], "moved": [{"name": "linear", "place": place, "arriving": False}]}
+    assert "0 grants, 1 moved" in refresher("doctor", "--offline").stdout
+    assert "linear" in refresher("status", environment=environment).stdout
+    same = refresher("store", "move", "--to", url, environment=environment)
+    assert (same.code, "both stores are the same" in same.stderr) == (2, True)
+    back = refresher("store", "move", "--to", "files", environment=environment)
+    assert (back.code, refresher.grant("linear").generation) == (0, 0), back.stderr
+    named = refresher("run-once", "linear", environment=environment)
+    assert (named.code, "was moved to" in named.stderr) == (2, True), named.stderr
+    assert refresher("run-once", "--json").outcome == "rotated"
 
 
 def test_a_wrong_certificate_of_the_database_is_refused(refresher: Command, safe: Cluster, tmp_path: Path) -> None:

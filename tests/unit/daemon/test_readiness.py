@@ -16,6 +16,7 @@ from refresher.observers.hub import Observers
 from refresher.observers.metrics import Counts
 from refresher.operations.events import happened
 from refresher.storage import last_run
+from shim._token import Problem, TokenFile
 from tests.support.command import wait_until
 from tests.support.fake_state import directories, put
 from tests.support.samples import failure, grant
@@ -204,3 +205,37 @@ def test_the_page_of_metrics_shows_the_records_and_its_counts(tmp_path: Path) ->
         assert line in text, line
     assert "\nrefresher_last_run_timestamp_seconds " in text
     assert page()[1].startswith("text/plain; version=0.0.4")
+
+
+@pytest.mark.parametrize(
+    ("left", "state", "code", "ready", "fresh", "rejected"),
+    [
+        (3600.0, "active", None, True, 1, False),
+        (-1.0, "active", None, False, 0, False),
+        (-1.0, "reauthorization_required", "invalid_grant", True, 0, False),
+        (3600.0, "failing", "token_rejected", True, 1, True),
+    ],
+)
+def test_a_host_that_mirrors_a_database_is_ready_while_its_tokens_live(
+    left: float, state: str, code: str | None, ready: bool, fresh: int, rejected: bool
+) -> None:
+    """If it failed, a host that is cut off from its database would be in service with tokens that are dead."""
+    now = clocks.now().wall
+    token = TokenFile(
+        name="linear",
+        grant_id="id",
+        generation=3,
+        state=state,
+        access_token="an-access-token",
+        token_type="Bearer",
+        issued_at=now - 10,
+        expires_at=now + left,
+        scope=None,
+        origins=("https://mcp.example",),
+        error=None if code is None else Problem(code, "words", now, None),
+    )
+    readiness = Readiness()
+    readiness.update_copy(token)
+    readiness.mark_complete()
+    health = readiness.health(live=True)
+    assert (health.ready, health.fresh, bool(health.token_rejected)) == (ready, fresh, rejected)

@@ -23,6 +23,7 @@ from refresher.operations.import_grant import store_grant
 from refresher.operations.result import Result
 from refresher.operations.rotate import Order, Terms, rotate
 from refresher.storage.postgres import attempt, epochs, leases, migrations, spills
+from refresher.storage.postgres.changes import Changes
 from refresher.storage.postgres.database import Database, UnknownOutcome
 from refresher.storage.postgres.postgres_store import PostgresStore
 from refresher.storage.postgres.settling import Sent
@@ -590,3 +591,28 @@ def test_the_grant_of_a_dead_holder_becomes_due(fleet: Fleet, server: TokenServe
     assert second.claim_due(1, each=1, rooms={}) == {"linear": server.url}
     assert _rotate(second, force=False).outcome == "rotated"
     assert _claim(second) == []
+
+
+def test_what_is_committed_late_is_published_too(fleet: Fleet, server: TokenServer, gate: Gate) -> None:
+    """If it failed, a mirror would miss a rotation whose transaction took longer than those of others."""
+    gate.opened.set()
+    store = fleet.host("a")
+    for name in ("early", "late", "quiet"):
+        _import(store, server, name)
+        terms = Terms(ca_file=None, stopping=lambda: False, lock_wait=0.0)
+        assert rotate(store, Order(name=name, seen=0, force=True), terms) is not None
+    changes = Changes(store.database)
+    is_all, copies = changes.read()
+    assert (is_all, {copy.name for copy in copies}) == (True, {"early", "late", "quiet"})
+    touch = "UPDATE refresher.record SET published = published || ' ', xid = pg_current_xact_id() WHERE name = %s"
+    with psycopg.connect(fleet.url) as slow:
+        slow.execute(touch, ("late",))
+        for _ in range(20):
+            fleet.execute(touch, "early")
+            is_all, copies = changes.read()
+            assert (is_all, [copy.name for copy in copies]) == (False, ["early"])
+        slow.commit()
+    _, copies = changes.read()
+    assert "late" in {copy.name for copy in copies}
+    _, copies = changes.read()
+    assert list(copies) == []
