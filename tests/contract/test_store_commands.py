@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
 from refresher.doctor.database import judge_content, judge_server
@@ -14,10 +15,13 @@ from refresher.storage.postgres import migrations
 from refresher.storage.postgres.facts import Content, Orphan, ServerFacts
 from tests.conftest import need
 from tests.support.command import Command, wait_until
-from tests.support.documents import block
+from tests.support.deployed import settings
+from tests.support.documents import ROOT, block
 from tests.support.keys import certificate
+from tests.support.notified import Notified
 from tests.support.postgres import Cluster, find_binaries, running
 from tests.support.token_server import TokenServer
+from tests.support.vault import Vault
 
 GOOD = ServerFacts(
     place="PostgreSQL at db.example",
@@ -306,6 +310,56 @@ def test_the_commands_of_the_readme_set_up_a_database(
             process.terminate()
             assert refresher.finish(process).code == 0
         assert len(server.asked["client"]) == 1
+
+
+def test_the_role_of_a_mirror_needs_no_refresh_token(
+    refresher: Command, postgres: Cluster, url: str, server: TokenServer, vault: Vault, tmp_path: Path
+) -> None:
+    """If it failed, hosts of agents would need a role that can read refresh tokens, or could show no token."""
+    environment = {"REFRESHER_STORE": url}
+    name = url.rpartition("/")[2]
+    assert refresher("store", "init", environment=environment).code == 0
+    path = refresher.write_import("linear", server.grant("client"))
+    for arguments in (("import", "linear", "--from", str(path)), ("run-once", "--force")):
+        assert refresher(*arguments, environment=environment).code == 0
+    role = f"mirror_{name}"
+    lines = (ROOT / "deploy/postgresql/mirror.sql").read_text().splitlines()
+    statements = "\n".join(line for line in lines if not line.startswith("--")).replace("refresher_mirror", role)
+    try:
+        postgres.execute(statements, name)
+        (refresher.home / "agents").mkdir()
+        host = Command(refresher.home / "agents", vault)
+        own = {"REFRESHER_STORE": url.replace("owner@", f"{role}@")}
+        # As the unit for a host starts it.
+        unit = settings("system/refresher-mirror.service")
+        assert (unit["Type"], unit["ExecStart"][0].split()[1::2]) == (["notify"], ["--config", "mirror"])
+        notified = Notified(tmp_path / "notify")
+        process = host.start("mirror", environment=own | notified.environment)
+        try:
+            notified.until("READY")
+            wait_until(lambda: (host.tokens / "linear.json").exists(), "the mirror publishes the token")
+            (host.state / "demands/linear.1").touch()
+            wait_until(lambda: postgres.execute("SELECT name FROM refresher.demand", name) != [], "the demand arrives")
+        finally:
+            process.terminate()
+            assert host.finish(process).code == 0
+        assert host.token("linear").generation == 1
+        for statement in (
+            "SELECT bytes FROM refresher.record",
+            "SELECT * FROM refresher.lease",
+            "DELETE FROM refresher.demand",
+        ):
+            with (
+                psycopg.connect(own["REFRESHER_STORE"]) as connection,
+                pytest.raises(psycopg.errors.InsufficientPrivilege),
+            ):
+                connection.execute(statement.encode())
+        checked = host("store", "check", environment=own)
+        assert "(a mirror)" in checked.stdout
+        assert "lacks" not in checked.stdout
+    finally:
+        postgres.execute(f"DROP OWNED BY {role}", name)
+        postgres.execute(f"DROP ROLE {role}", name)
 
 
 def test_a_moved_grant_says_where_it_is(refresher: Command, url: str, server: TokenServer) -> None:

@@ -86,7 +86,8 @@ class Manifests:
         given: dict[str, str] = {}
         for source in container.spec.get("envFrom", ()):
             given |= next(there["data"] for there in self.objects if _name(there) == source["configMapRef"]["name"])
-        return given | {variable["name"]: variable["value"] for variable in container.spec.get("env", ())}
+        # The value of a Secret is not here.
+        return given | {each["name"]: each["value"] for each in container.spec.get("env", ()) if "value" in each}
 
 
 def _name(there: Object) -> str:

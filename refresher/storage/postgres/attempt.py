@@ -76,7 +76,7 @@ class PostgresAttempt:
             self._in_flight.pop(self._lease.attempt, None)
 
     def _settle(self, record: Grant, *, until_saved: bool) -> Grant:
-        pause = 0.1
+        pause, gives_up = 0.1, time.monotonic() + _LONGEST_PAUSE
         while True:
             try:
                 there = _settle(self._database, self._sent, record, issued=until_saved)
@@ -101,10 +101,10 @@ class PostgresAttempt:
                         self._directories.grants,
                         self._database.place,
                     )
-                elif pause > _LONGEST_PAUSE:
+                elif time.monotonic() > gives_up:
                     raise
                 time.sleep(pause)
-                pause = min(2 * pause, _LONGEST_PAUSE) if until_saved else 2 * pause
+                pause = min(2 * pause, _LONGEST_PAUSE)
                 continue
             self.ended = True
             # While the watchdog saves it, it is left: whoever finds it sees that it is stored.

@@ -43,7 +43,10 @@ _WAIT_CANCELLED: Final = "01000"
 """The warning of a COMMIT whose wait for a standby was cancelled."""
 
 _NOT_DURABLE: Final = ("off", "local", "remote_write")
-_BEGIN: Final = f"BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = {_LOCK_TIMEOUT_MS}"
+# Compiling a short statement would take seconds of the server, each time.
+_BEGIN: Final = (
+    f"BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = {_LOCK_TIMEOUT_MS}; SET LOCAL jit = off"
+)
 _BEGIN_DURABLE: Final = f"{_BEGIN}; SET LOCAL synchronous_commit = on"
 
 

@@ -232,7 +232,7 @@ class HeldGrant:
             if delay is not None and not self._wrote:
                 delay = max(delay, _LEAST)  # what is due and was not done here failed, or was interrupted
         with self._database.transaction() as cursor:
-            leases.release(cursor, self._lease, delay)
+            leases.release(cursor, self._lease, delay, look=self._recovered and not self._demanded)
 
     def _require_lease(self, cursor: Cursor[Any]) -> None:
         cursor.execute(

@@ -209,7 +209,9 @@ def settle(
         written = write(cursor, stored, changed, now)
         spent = {sent.fingerprint, fingerprint} - {None} if _replaced(sent, changed) else ()
         cursor.execute(_SPENT, ([*spent], sent.name))
-        cursor.execute(_SETTLED, {"attempt": sent.attempt, "delay": delay_of(changed, now), "name": sent.name})
+        demanded = not issued and _is_demanded(cursor, changed)
+        delay = delay_of(changed, now, demanded=demanded)
+        cursor.execute(_SETTLED, {"attempt": sent.attempt, "delay": delay, "name": sent.name})
         if changed.failure is not None and changed.failure.busy_until is not None:
             wait = min(changed.failure.busy_until - now.here.wall, policy.MAX_WAIT)
             cursor.execute(_BUSY, (wait, _server(changed)))
@@ -231,6 +233,11 @@ def settle(
 def keep_orphan(cursor: Cursor[Any], sent: Sent, data: bytes, why: str) -> None:
     """Keep what may be the only copy of a token, and fits no record."""
     cursor.execute(_ORPHAN, (sent.attempt, sent.name, sent.fingerprint, data, why))
+
+
+def _is_demanded(cursor: Cursor[Any], grant: Grant) -> bool:
+    cursor.execute("SELECT 1 FROM refresher.demand WHERE name = %s AND generation = %s", (grant.name, grant.generation))
+    return cursor.fetchone() is not None
 
 
 def _ended(grant: Grant, now: Clocks) -> Grant:
