@@ -356,6 +356,38 @@ def test_a_server_that_issues_one_refresh_token_to_two_grants_loses_no_answer(
     assert len(server.presented["second"]) == 1
 
 
+def test_an_answer_is_stored_over_a_record_that_a_promotion_has_set_back(
+    site: Site, server: TokenServer, gate: Gate
+) -> None:
+    """If it failed, a failover would set aside the only good token of a grant, and a spent one be sent again (I1)."""
+    gate.opened.set()
+    _bring(site, server, "linear")
+    (record,) = site.execute("SELECT bytes, published FROM refresher.record")
+    ((fingerprint,),) = site.execute("SELECT fingerprint FROM refresher.lease")
+    assert _rotate(site, "linear").outcome == "rotated"
+    gate.opened.clear()
+    gate.reached.clear()
+    results: list[Result] = []
+    rotating = threading.Thread(target=lambda: results.append(_rotate(site, "linear")))
+    rotating.start()
+    assert gate.reached.wait(60)
+    # As on a standby that lacks the last rotation, and the lease of this one.
+    site.execute("UPDATE refresher.record SET bytes = %s, published = %s, generation = 0", *record)
+    site.execute("DELETE FROM refresher.spent")
+    site.execute(
+        "UPDATE refresher.lease SET generation = 0, fingerprint = %s, last_attempt = NULL, attempt = NULL, "
+        "state = NULL, armed_at = NULL, until = NULL",
+        fingerprint,
+    )
+    gate.opened.set()
+    rotating.join(90)
+    assert [result.outcome for result in results] == ["rotated"]
+    assert (site.generation("linear"), site.orphans()) == (2, [])
+    assert site.execute("SELECT 1 FROM refresher.spent WHERE fingerprint = %s", fingerprint) == [(1,)]
+    assert _rotate(site, "linear").outcome == "rotated"
+    assert server.reused == 0
+
+
 def test_the_session_of_a_holder_is_made_again(site: Site) -> None:
     """If it failed, after a restart of the database a holder that is alive would pass for dead."""
     before = site.store.database.holder()

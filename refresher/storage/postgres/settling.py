@@ -195,7 +195,9 @@ def settle(
     fits = (kind, grant_id, generation, fingerprint) == columns
     if last == sent.attempt:
         return decode_row(sent.name, row, now).record  # it was committed, and only the confirmation was lost
-    if fits and (issued or attempt == sent.attempt):
+    # The database has lost a rotation of this grant, in a promotion or a restore: its refresh token is spent.
+    lost = issued and (kind, grant_id) == ("grant", sent.grant_id) and generation < sent.generation
+    if lost or (fits and (issued or attempt == sent.attempt)):
         stored = decode_row(sent.name, row, now)
         if isinstance(stored.record, Grant):
             changed = msgspec.structs.replace(changed, end_warned=_warned(stored.record, changed))
@@ -205,7 +207,8 @@ def settle(
                 )
                 changed = _ended(stored.record, now)
         written = write(cursor, stored, changed, now)
-        cursor.execute(_SPENT, ([sent.fingerprint] if _replaced(sent, changed) else [], sent.name))
+        spent = {sent.fingerprint, fingerprint} - {None} if _replaced(sent, changed) else ()
+        cursor.execute(_SPENT, ([*spent], sent.name))
         demanded = not issued and _is_demanded(cursor, changed)
         delay = delay_of(changed, now, demanded=demanded)
         cursor.execute(_SETTLED, {"attempt": sent.attempt, "delay": delay, "name": sent.name})
