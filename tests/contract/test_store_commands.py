@@ -336,10 +336,10 @@ def test_the_role_of_a_mirror_needs_no_refresh_token(
         # As the unit for a host starts it.
         unit = settings("system/refresher-mirror.service")
         assert (unit["Type"], unit["ExecStart"][0].split()[1::2]) == (["notify"], ["--config", "mirror"])
-        notified = Notified(tmp_path / "notify")
-        process = host.start("mirror", environment=own | notified.environment)
-        try:
+        with Notified(tmp_path / "notify") as notified:
+            process = host.start("mirror", environment=own | notified.environment)
             notified.until("READY")
+        try:
             wait_until(lambda: (host.tokens / "linear.json").exists(), "the mirror publishes the token")
             (host.state / "demands/linear.1").touch()
             wait_until(lambda: postgres.execute("SELECT name FROM refresher.demand", name) != [], "the demand arrives")
