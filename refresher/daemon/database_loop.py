@@ -9,11 +9,12 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from refresher.common import logs
-from refresher.common.errors import ConfigError, RefresherError, StorageError
+from refresher.common.errors import ConfigError, RefresherError
 from refresher.common.signals import DaemonSignals
 from refresher.config import Settings
 from refresher.daemon.log_throttle import ROTATED, EventThrottle, LogThrottle
@@ -42,6 +43,7 @@ _BEAT_INTERVAL: Final = 1.0
 _LONGEST_PAUSE: Final = 10.0
 _TIME_TO_SAVE: Final = 5.0
 _LOCK_WAIT: Final = 0.0
+_LONGEST_GIVE_BACK: Final = 5.0
 
 
 class _Job(NamedTuple):
@@ -52,8 +54,50 @@ class _Job(NamedTuple):
     terms: Terms
 
 
-_Event = Literal["due"] | Finished[_Job, Result | None] | None
-"""The heartbeat is due, or a rotation has finished; ``None`` only wakes the loop."""
+class _Claimed(NamedTuple):
+    """The grants that were claimed, each with its server; ``room``: how many were asked for."""
+
+    servers: dict[str, str]
+    room: int
+    problem: str | None
+
+
+_Event = Literal["due"] | _Claimed | Finished[_Job, Result | None] | None
+"""The heartbeat is due, or a claim or a rotation has finished; ``None`` only wakes the loop."""
+
+
+class _Claimer:
+    """Claims what is due when it is asked, in a thread of its own: the database may not answer."""
+
+    def __init__(self, store: "PostgresStore", put: Callable[[_Claimed], None]) -> None:
+        self._store = store
+        self._put = put
+        self._stopped = False
+        self._asked: SimpleQueue[tuple[int, dict[str, int]] | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="claimer", daemon=True)
+        self._thread.start()
+
+    def ask(self, room: int, rooms: dict[str, int]) -> None:
+        """Claim up to ``room`` grants; ``rooms``: how many of a server that is busy here."""
+        self._asked.put((room, rooms))
+
+    def stop(self) -> None:
+        """Give back what nobody has begun; a database that does not answer is not waited for: leases end."""
+        self._stopped = True
+        self._asked.put(None)
+        self._thread.join(_LONGEST_GIVE_BACK)
+
+    def _run(self) -> None:
+        while (asked := self._asked.get()) is not None and not self._stopped:
+            room, rooms = asked
+            try:
+                claimed = self._store.claim_due(room, each=MAX_PER_SERVER, rooms=rooms)
+                self._put(_Claimed(claimed, room, None))
+            except RefresherError as error:
+                self._put(_Claimed({}, room, str(error)))
+            except Exception as error:  # noqa: BLE001  an internal error must not end the claims
+                self._put(_Claimed({}, room, f"internal error ({type(error).__name__}); please report it"))
+        self._store.give_back()
 
 
 class _Keeper:
@@ -68,8 +112,9 @@ class _Keeper:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread; it is not waited for, because its database may not answer."""
+        """Store the spills once more, as this host may not come back; a database that does not answer is left."""
         self._stopped.set()
+        self._thread.join(_LONGEST_GIVE_BACK)
 
     def _run(self) -> None:
         heartbeat, said = self._store.heartbeat(), LogThrottle()
@@ -88,6 +133,8 @@ class _Keeper:
                 self.problem, pause = str(error), min(2 * pause, _LONGEST_PAUSE)
             except Exception as error:  # noqa: BLE001  an internal error must not end the heartbeat
                 said.log_internal_error("", error)
+        with suppress(RefresherError):
+            self._store.commit_spills()
 
 
 class DatabaseDaemon:
@@ -113,7 +160,8 @@ class DatabaseDaemon:
         self._store = self._settings.open_database()
         self._keeper: _Keeper | None = None
         self._mirror = MirrorThread(self._store, self._supervision.readiness)
-        self._away = False
+        self._claimer = _Claimer(self._store, self._events.put)
+        self._away = self._claiming = False
         self._claim_at = self._heartbeat_at = float("-inf")
         self._pause = _CLAIM_INTERVAL
 
@@ -160,28 +208,33 @@ class DatabaseDaemon:
         try:
             if self._signals.reload_requested():
                 self._reload()
-            if time.monotonic() >= self._claim_at:
+            if not self._claiming and time.monotonic() >= self._claim_at:
                 self._claim()
             self._queue.start_jobs()
             if time.monotonic() >= self._heartbeat_at:
                 # Through the schedule and back: the heartbeat proves that both threads work.
                 self._heartbeat_at = time.monotonic() + self._supervision.heartbeat_interval
                 self._schedule.plan(HEARTBEAT, time.time())
-            self._process_events(self._claim_at - time.monotonic())
+            self._process_events(_CLAIM_INTERVAL if self._claiming else self._claim_at - time.monotonic())
         except Exception as error:  # noqa: BLE001  an internal error must not stop the rotation of every grant
             self._throttle.log_internal_error("", error)
             self._claim_at = time.monotonic() + _CLAIM_INTERVAL
 
     def _claim(self) -> None:
-        """Claim what is due, as much as can run now."""
-        room, claimed = self._queue.room(), {}
-        try:
-            if self._keeper is not None and self._keeper.problem is not None:
-                raise StorageError(self._keeper.problem)
-            if room > 0:
-                claimed = self._store.claim_due(room, each=MAX_PER_SERVER, rooms=self._queue.rooms())
-        except RefresherError as error:
-            self._throttle.log("", "away", logging.ERROR, f"{error}: nothing is rotated until it is back")
+        """Ask for what is due, as much as can run now."""
+        if self._keeper is not None and self._keeper.problem is not None:
+            self._take(_Claimed({}, 0, self._keeper.problem))
+        elif (room := self._queue.room()) > 0:
+            self._claiming = True
+            self._claimer.ask(room, self._queue.rooms())
+        else:
+            self._claim_at = time.monotonic() + _CLAIM_INTERVAL
+
+    def _take(self, claimed: _Claimed) -> None:
+        """Rotate what was claimed, or say why nothing was."""
+        self._claiming = False
+        if claimed.problem is not None:
+            self._throttle.log("", "away", logging.ERROR, f"{claimed.problem}: nothing is rotated until it is back")
             self._away = True
             self._claim_at = time.monotonic() + self._pause
             self._pause = min(2 * self._pause, _LONGEST_PAUSE)
@@ -191,11 +244,15 @@ class DatabaseDaemon:
             self._throttle.forget("")
             log.warning("%s is back", self._store.database.place)
         self._pause = _CLAIM_INTERVAL
-        for name, server in claimed.items():
+        # There is more if as many were found as were asked for.
+        more = bool(claimed.servers) and len(claimed.servers) == claimed.room
+        self._claim_at = time.monotonic() + (0.0 if more else _CLAIM_INTERVAL)
+        if self._signals():
+            return  # the claimer gives back what it has claimed
+        for name, server in claimed.servers.items():
             order = Order(name=name, seen=-1)
             self._queue.put(server, _Job(self._store, order, self._terms()))
-        # There is more if as many were found as were asked for.
-        self._claim_at = time.monotonic() + (0.0 if claimed and len(claimed) == room else _CLAIM_INTERVAL)
+        self._queue.start_jobs()
 
     def _terms(self) -> Terms:
         return Terms(
@@ -215,6 +272,8 @@ class DatabaseDaemon:
             while True:
                 if isinstance(event, Finished):
                     self._finish(event)
+                elif isinstance(event, _Claimed):
+                    self._take(event)
                 elif event == "due" and HEARTBEAT in self._schedule.due():
                     self._supervision.heartbeat()
                     self._observers.check_outputs()
@@ -253,7 +312,7 @@ class DatabaseDaemon:
 
     def _drain(self) -> int:
         self._queue.drop_waiting()
-        self._store.give_back()
+        self._claimer.stop()
         code = stop(
             lambda: sorted(job.order.name for job in self._queue.running()),
             lambda: self._process_events(0.2),

@@ -17,6 +17,7 @@ from refresher.operations import import_request
 from refresher.operations.import_grant import store_grant
 from refresher.storage.directories import Directories
 from refresher.storage.file_store import FileStore
+from refresher.storage.store import Store
 from shim._token import TokenFile, parse
 from tests.support.traced import TracedProcess, can_attach
 from tests.support.vault import Vault
@@ -134,13 +135,14 @@ class Command:
         assert done.code == 0, done.stderr
         return done
 
-    def bring(self, name: str, fields: Mapping[str, Any], *, replace: bool = False) -> Grant:
-        """Import as the command does, without a separate process."""
+    def bring(
+        self, name: str, fields: Mapping[str, Any], *, replace: bool = False, store: Store | None = None
+    ) -> Grant:
+        """Import as the command does, without a separate process; into ``store`` if the grants are not in files."""
         self.vault.learn(*(fields.get(key) for key in ("refresh_token", "access_token", "client_secret")))
         parsed = import_request.parse(name, json.dumps(fields).encode(), clocks.now())
-        return store_grant(
-            FileStore(self.directories), parsed, replace=replace, if_absent=False, stopping=lambda: False
-        ).grant
+        place = FileStore(self.directories) if store is None else store
+        return store_grant(place, parsed, replace=replace, if_absent=False, stopping=lambda: False).grant
 
     @property
     def directories(self) -> Directories:

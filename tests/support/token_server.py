@@ -75,6 +75,8 @@ class TokenServer(Listening):
                 if self.headers["Content-Length"] is None:
                     return  # truncated
                 fields = parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())
+                if "client_id" not in fields:
+                    return  # truncated
                 client, token = fields["client_id"][0], fields.get("refresh_token", [""])[0]
                 with server._lock:
                     server.asked[client].append(at)

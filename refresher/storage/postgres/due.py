@@ -21,27 +21,36 @@ _RATE: Final = 20
 _BURST: Final = 40
 """Requests to one server at once, when there were none for a while."""
 
-_SERVERS: Final = 16
+_SERVERS: Final = 128
 """How many servers one claim serves; which ones is random, so that none waits for long."""
+
+_HEAD: Final = 1000
+"""The servers of so many grants that are due first are considered; all servers only if more grants are due."""
 
 # The bucket of a server: when it is full again, counted in requests at the rate, as in ``work_queue.RateLimit``.
 _NOW: Final = f"extract(epoch FROM clock_timestamp()) * {_RATE}"
 
+_DUE: Final = "l.next_at <= coalesce(%(until)s::timestamptz, now()) AND l.next_at < 'infinity'"
+"""The condition that uses the indexes: without its second part, each claim would read all grants."""
+
 _CLAIM: Final = f"""WITH busy AS (
     SELECT * FROM unnest(%(servers)s::text[], %(rooms)s::integer[]) AS busy (origin, room)
+), head AS MATERIALIZED (
+    SELECT l.server FROM refresher.lease l WHERE {_DUE} ORDER BY l.next_at LIMIT {_HEAD}
+), candidate AS (
+    SELECT h.server AS origin FROM head h
+    UNION SELECT s.origin FROM refresher.server s WHERE (SELECT count(*) FROM head) = {_HEAD}
+        AND EXISTS (SELECT FROM refresher.lease l WHERE l.server = s.origin AND {_DUE})
 ), chosen AS MATERIALIZED (
     SELECT s.origin,
         least(coalesce(b.room, %(each)s), floor({_BURST} - greatest(s.full_at - {_NOW}, 0)))::integer AS room
-    FROM refresher.server s LEFT JOIN busy b USING (origin)
+    FROM refresher.server s JOIN candidate USING (origin) LEFT JOIN busy b USING (origin)
     WHERE s.held_until <= clock_timestamp() AND coalesce(b.room, 1) > 0 AND s.full_at - {_NOW} <= {_BURST} - 1
-        AND EXISTS (
-            SELECT FROM refresher.lease l WHERE l.server = s.origin
-            AND l.next_at <= coalesce(%(until)s::timestamptz, now()))
     ORDER BY random() LIMIT {_SERVERS} FOR UPDATE OF s SKIP LOCKED
 ), due AS MATERIALIZED (
     SELECT found.name FROM chosen c CROSS JOIN LATERAL (
         SELECT l.name FROM refresher.lease l
-        WHERE l.server = c.origin AND l.next_at <= coalesce(%(until)s::timestamptz, now()) AND l.kind = 'grant'
+        WHERE l.server = c.origin AND {_DUE} AND l.kind = 'grant'
             AND {FREE} AND {EPOCH} AND l.looked_at < coalesce(%(before)s::timestamptz, 'infinity')
         ORDER BY l.next_at LIMIT c.room FOR UPDATE SKIP LOCKED
     ) found LIMIT %(most)s
@@ -94,7 +103,7 @@ def count_due(database: Database, until: datetime, before: datetime) -> int:
     with database.transaction() as cursor:
         cursor.execute(
             f"""SELECT count(*) FROM refresher.lease l JOIN refresher.server s ON s.origin = l.server
-            WHERE l.next_at <= %s AND l.kind = 'grant' AND l.looked_at < %s AND {FREE}
+            WHERE l.next_at <= %s AND l.next_at < 'infinity' AND l.kind = 'grant' AND l.looked_at < %s AND {FREE}
             AND s.held_until <= clock_timestamp() + interval '5 s'""",  # noqa: S608
             (until, before),
         )

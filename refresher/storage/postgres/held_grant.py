@@ -184,7 +184,7 @@ class HeldGrant:
             there = stored.record
             if isinstance(there, Grant) and (there.grant_id, there.generation) == (grant.grant_id, grant.generation):
                 noted = msgspec.structs.replace(there, end_warned=end_warned)
-                self._stored = settling.write(cursor, stored, noted, now)
+                self._stored = settling.write(cursor, stored, noted, now, keeps_doubt=True)
 
     def delete_copies(self) -> None:
         """Delete what may hold refresh tokens of a removed grant besides its record."""
@@ -232,7 +232,7 @@ class HeldGrant:
             if delay is not None and not self._wrote:
                 delay = max(delay, _LEAST)  # what is due and was not done here failed, or was interrupted
         with self._database.transaction() as cursor:
-            leases.release(cursor, self._lease, delay)
+            leases.release(cursor, self._lease, delay, look=self._recovered and not self._demanded)
 
     def _require_lease(self, cursor: Cursor[Any]) -> None:
         cursor.execute(

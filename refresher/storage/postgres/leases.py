@@ -58,10 +58,14 @@ _ARM: Final = f"""UPDATE refresher.lease l SET state = 'armed', armed_at = coale
     AND l.fingerprint IS NOT DISTINCT FROM %s AND l.state = %s AND clock_timestamp() < l.until AND {EPOCH}
     RETURNING 1"""  # noqa: S608
 
-_RELEASE: Final = """UPDATE refresher.lease SET attempt = NULL, state = NULL, armed_at = NULL, until = NULL,
+_LOCK: Final = "SELECT 1 FROM refresher.lease WHERE name = %s FOR UPDATE"
+
+_RELEASE: Final = """UPDATE refresher.lease l SET attempt = NULL, state = NULL, armed_at = NULL, until = NULL,
     looked_at = clock_timestamp(),
-    next_at = coalesce(clock_timestamp() + %s * interval '1 s', 'infinity') WHERE name = %s AND attempt = %s
-    AND state = 'open'"""
+    next_at = CASE WHEN %(look)s AND EXISTS (
+        SELECT FROM refresher.demand d WHERE d.name = l.name AND d.generation = l.generation) THEN clock_timestamp()
+    ELSE coalesce(clock_timestamp() + %(delay)s * interval '1 s', 'infinity') END
+    WHERE name = %(name)s AND attempt = %(attempt)s AND state = 'open'"""
 
 
 class NotArmed(StorageError):
@@ -132,10 +136,12 @@ def arm(database: Database, lease: Lease, *, again: bool = False) -> None:
         raise NotArmed("this process was stopped, or the database was slow: another refresher may have taken over")
 
 
-def release(cursor: Cursor[Any], lease: Lease, delay: float | None) -> None:
+def release(cursor: Cursor[Any], lease: Lease, delay: float | None, *, look: bool = False) -> None:
     """Give ``lease`` back if it is still ours and open; its grant is due in ``delay`` seconds, ``None``: never.
 
-    An armed one stays: without its outcome, only its end may free the grant, which is then in doubt.
+    ``look``: at once, if there is a demand by now. An armed one stays: without its outcome, only its end may free the
+    grant, which is then in doubt.
     """
-    cursor.execute(_RELEASE, (delay, lease.name, lease.attempt))
+    cursor.execute(_LOCK, (lease.name,))  # a demand that comes later finds no lease, and makes the grant due
+    cursor.execute(_RELEASE, {"look": look, "delay": delay, "name": lease.name, "attempt": lease.attempt})
     cursor.execute("DELETE FROM refresher.lease WHERE name = %s AND kind = 'empty' AND attempt IS NULL", (lease.name,))

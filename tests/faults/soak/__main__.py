@@ -12,11 +12,14 @@ from pathlib import Path
 from tests.faults.agents import bridge
 from tests.faults.agents import rounds as chaos
 from tests.faults.fuzz import fuzz, rounds
-from tests.faults.soak import gateway, report
+from tests.faults.soak import cluster, gateway, report
 from tests.faults.soak.soak import Soak
-from tests.support import oidc, warm
+from tests.support import oidc, postgres, warm
 
 __all__ = ["main"]
+
+_LEAST_FOR_DATABASE = 20.0
+"""Seconds; the suite has a short chaos around a database of its own (``tests.faults.test_database_runs``)."""
 
 
 def main(arguments: list[str]) -> int:
@@ -47,9 +50,14 @@ def main(arguments: list[str]) -> int:
     bridged = bridge.run(str(options.seed), third * 0.2, ending)
     sys.stdout.write(bridge.text(bridged) + "\n")
     of_gateway = gateway.run(options.seed, third * 0.2, ending)
+    in_database = []
+    if third >= _LEAST_FOR_DATABASE and postgres.find_binaries() is not None:
+        chaos_there = cluster.Chaos(options.seed, third * 0.2, grants=200, refreshers=4, hasten=True)
+        sys.stdout.write(cluster.text(found := chaos_there.run()) + "\n")
+        in_database = found.violations
     warm.close()
     in_rounds = [each.violations for each in fuzzed] + [each.violations for each in agents]
-    if result.violations or bridged.violations or of_gateway or any(in_rounds):
+    if result.violations or bridged.violations or of_gateway or in_database or any(in_rounds):
         return 1
     return 130 if ending.is_set() else 0
 

@@ -42,6 +42,7 @@ CREATE TABLE refresher.lease (
     CHECK ((state = 'armed') = (armed_at IS NOT NULL) OR state IS NULL)
 ) WITH (fillfactor = 60);
 CREATE UNIQUE INDEX lease_fingerprint ON refresher.lease (fingerprint) WHERE fingerprint IS NOT NULL;
+CREATE INDEX lease_due ON refresher.lease (next_at) WHERE next_at < 'infinity';
 CREATE INDEX lease_next ON refresher.lease (server, next_at) WHERE next_at < 'infinity';
 
 CREATE TABLE refresher.record (
@@ -92,9 +93,9 @@ COMMENT ON TABLE refresher.seen IS 'Token files on hosts that are later than the
 -- A mirror may insert demands, and nothing else: the grant becomes due by this.
 CREATE FUNCTION refresher.demanded() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = '' AS $$
 BEGIN
-    UPDATE refresher.lease SET next_at = clock_timestamp()
-    WHERE name = NEW.name AND kind = 'grant' AND generation = NEW.generation AND attempt IS NULL
-      AND next_at > clock_timestamp();
+    -- Of a lease too: so this waits for the transaction that ends one, which sees the demand, or is seen here.
+    UPDATE refresher.lease SET next_at = CASE WHEN attempt IS NULL THEN least(next_at, clock_timestamp()) ELSE next_at END
+    WHERE name = NEW.name AND kind = 'grant' AND generation = NEW.generation;
     RETURN NULL;
 END $$;
 CREATE FUNCTION refresher.seen() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = '' AS $$
