@@ -93,15 +93,38 @@ def test_a_role_demands_and_reports_under_its_names_only(url: str, role: str) ->
     for _ in range(2):  # the second changes nothing
         changes.demand(own, "team-one", 3, None)
         changes.report_seen(own, _token("team-one", 5))
-    for refused in (
-        lambda: changes.demand(own, "other", 3, None),
-        lambda: changes.report_seen(own, _token("other", 5)),
-    ):
-        with pytest.raises(StorageError, match="row-level security"):
-            refused()
+    with pytest.raises(StorageError, match="row-level security"):
+        changes.demand(own, "other", 3, None)
+    with pytest.raises(StorageError, match="row-level security"):
+        changes.report_seen(own, _token("other", 5))
     assert _execute(url, "SELECT name, generation FROM refresher.demand") == [("team-one", 3)]
     assert _execute(url, "SELECT name, generation FROM refresher.seen") == [("team-one", 5)]
     assert _execute(url, "SELECT name FROM refresher.lease WHERE next_at <= clock_timestamp()") == [("team-one",)]
+    own.close()
+
+
+def test_a_demand_stays_until_this_host_has_the_new_token(url: str, tmp_path: Path) -> None:
+    """If it failed, an agent would read the token again that a server refuses, and demand nothing more."""
+    _store(url, "linear")
+    publish = "UPDATE refresher.record SET xid = pg_current_xact_id(), generation = %s, published = %s"
+    _execute(url, publish, 3, render(_token("linear", 3)))
+    own = Database(url)
+    publisher = Publisher(directories(tmp_path / "host"))
+    mirror = Mirror(own, Changes(own), publisher, lambda _: True)
+    mirror.publish()
+    demand = publisher.directories.demands / "linear.3"
+    demand.touch()
+    mirror.take_demands()
+    assert _execute(url, "SELECT name, generation FROM refresher.demand") == [("linear", 3)]
+    # A refresher has rotated, and this host does not know it yet.
+    _execute(url, "DELETE FROM refresher.demand")
+    _execute(url, publish, 4, render(_token("linear", 4)))
+    mirror.take_demands()
+    assert demand.exists()
+    mirror.publish()
+    mirror.take_demands()
+    assert not demand.exists()
+    assert _execute(url, "SELECT * FROM refresher.demand") == []
     own.close()
 
 
