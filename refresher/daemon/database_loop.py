@@ -18,6 +18,7 @@ from refresher.common.errors import ConfigError, RefresherError
 from refresher.common.signals import DaemonSignals
 from refresher.config import Settings
 from refresher.daemon.log_throttle import ROTATED, EventThrottle, LogThrottle
+from refresher.daemon.metrics_page import MetricsPage
 from refresher.daemon.mirror_thread import MirrorThread
 from refresher.daemon.schedule import HEARTBEAT, Schedule
 from refresher.daemon.stopping import stop
@@ -26,6 +27,7 @@ from refresher.oauth.http_client import DEADLINE
 from refresher.oauth.tls import ssl_context
 from refresher.observers import hooks
 from refresher.observers.hub import Observers
+from refresher.observers.metrics import Counts
 from refresher.operations.result import EXIT_CODES, Result
 from refresher.operations.rotate import Order, Terms, rotate
 from refresher.operations.work_queue import MAX_PER_SERVER, Finished, WorkQueue
@@ -159,7 +161,11 @@ class DatabaseDaemon:
         self._settings = configure()
         self._store = self._settings.open_database()
         self._keeper: _Keeper | None = None
-        self._mirror = MirrorThread(self._store, self._supervision.readiness)
+        endpoint = self._supervision.endpoint
+        endpoint.store = lambda: self._store
+        observers.add(counts := Counts())
+        endpoint.metrics = MetricsPage(self._supervision.readiness, counts, observers, lambda: self._store)
+        self._mirror = MirrorThread(self._store, self._supervision.readiness, endpoint.changed)
         self._claimer = _Claimer(self._store, self._events.put)
         self._away = self._claiming = False
         self._claim_at = self._heartbeat_at = float("-inf")
@@ -285,6 +291,7 @@ class DatabaseDaemon:
         """Log the result of a rotation."""
         name, result = finished.job.order.name, finished.result
         self._queue.done(finished)
+        self._supervision.endpoint.changed((name,))
         if not self._signals():
             self._queue.start_jobs()
         if result is None or result.outcome in ("not_due", "adopted", "lock_busy"):

@@ -14,8 +14,8 @@ from refresher.config import Address, Settings, shown_address
 from refresher.daemon.page_access import PageToken
 from refresher.daemon.readiness import Health
 from refresher.operations.events import Event
-from refresher.storage.directories import Directories
 from refresher.storage.health_socket import PrivateSocket
+from refresher.storage.store import Store
 
 if TYPE_CHECKING:
     # uvicorn and starlette: the thread of the endpoint imports them, once rotations have begun.
@@ -58,8 +58,9 @@ class HTTPEndpoint:
         """What ``/metrics`` shows; ``None``: there is no such page. Set it before ``use``."""
         self.history: History | None = None
         """The events that the page shows; ``None``: none. Set it before ``use``."""
+        self.store: Callable[[], Store]
+        """Returns where the grants are that the page shows. Set it before ``use``."""
         self._wanted: Settings | None = None
-        self._directories: Directories
         self._changed: Final = threading.Event()
         self._thread: threading.Thread | None = None
         self._closed = False
@@ -73,7 +74,7 @@ class HTTPEndpoint:
 
     def use(self, settings: Settings) -> None:
         """Serve at the addresses of ``settings`` and nowhere else. Never waits."""
-        self._wanted, self._directories = settings, settings.directories
+        self._wanted = settings
         self._changed.set()
         self.changed(None)
         self._start()
@@ -173,7 +174,7 @@ class HTTPEndpoint:
         from refresher.daemon.live_grants import LiveGrants
         from refresher.daemon.pages import public_app
 
-        live = LiveGrants(lambda: self._directories)
+        live = LiveGrants(lambda: self.store())
         app = public_app(self._sources(), live, self._token, loopback=loopback)
         return _Served(address, Listener(listening, app, "http"), live)
 

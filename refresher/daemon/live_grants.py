@@ -21,10 +21,9 @@ from refresher.daemon.background import Background, Busy
 from refresher.grants.record import Grant
 from refresher.operations import certificates
 from refresher.operations.grant_report import advice, fields_of, is_overdue
-from refresher.operations.inspection import read_grant
+from refresher.operations.inspection import read_grants
 from refresher.storage import last_run
-from refresher.storage.directories import Directories
-from refresher.storage.file_store import FileStore
+from refresher.storage.store import Store
 
 __all__ = ["LiveGrants"]
 
@@ -65,8 +64,8 @@ class _Viewer:
 class LiveGrants:
     """The rows of all grants, for the streams in one event loop; only ``changed`` is for other threads."""
 
-    def __init__(self, directories: Callable[[], Directories]) -> None:
-        self._directories: Final = directories
+    def __init__(self, store: Callable[[], Store]) -> None:
+        self._store: Final = store
         self._background: Final = Background()
         self._rows: Final[dict[str, bytes]] = {}
         self._names: tuple[str, ...] | None = None
@@ -141,7 +140,7 @@ class LiveGrants:
             try:
                 if names is None or time.monotonic() >= full_at:
                     started = time.monotonic()
-                    listing = await self._background.run(lambda: self._directories().listing().names)
+                    listing = await self._background.run(lambda: self._store().listing().names)
                     await self._read([*listing, *(self._rows.keys() - set(listing))])
                     self._begun = True
                     self._wake()
@@ -159,7 +158,7 @@ class LiveGrants:
     async def _read(self, names: Sequence[str]) -> None:
         for start in range(0, len(names), _PART):
             part = names[start : start + _PART]
-            self._overdue, rows = await self._background.run(partial(_read, self._directories(), part))
+            self._overdue, rows = await self._background.run(partial(_read, self._store(), part))
             for name, row in rows.items():
                 if row == (before := self._rows.get(name)):
                     continue
@@ -187,11 +186,10 @@ class LiveGrants:
         return names
 
 
-def _read(directories: Directories, names: Sequence[str]) -> tuple[bool, dict[str, bytes | None]]:
+def _read(store: Store, names: Sequence[str]) -> tuple[bool, dict[str, bytes | None]]:
     """Return whether the last run is overdue, and the row of each name as JSON; ``None`` if there is no grant."""
-    late = last_run.is_overdue(directories, clocks.now().wall)
-    store = FileStore(directories)
-    found = {name: read_grant(store, name) for name in names}
+    late = last_run.is_overdue(store.directories, clocks.now().wall)
+    found = read_grants(store, names)
     # All certificates at once: each could be on a file system that does not answer.
     with certificates.reading(grant for grant in found.values() if isinstance(grant, Grant)):
         return late is True, {name: None if grant is None else _row(name, grant, late) for name, grant in found.items()}

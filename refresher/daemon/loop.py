@@ -108,9 +108,8 @@ class Daemon:
         self._supervision = Supervision()
         self._readiness = self._supervision.readiness
         observers.add(counts := Counts())
-        self._supervision.endpoint.metrics = MetricsPage(
-            self._readiness, counts, observers, lambda: self._settings.directories
-        )
+        self._supervision.endpoint.store = lambda: self._store
+        self._supervision.endpoint.metrics = MetricsPage(self._readiness, counts, observers, lambda: self._store)
         self._certificates = CertificateWatch(observers.emit)
         self._heartbeat_at = float("-inf")
         self._scan_at = float("-inf")

@@ -1,4 +1,4 @@
-"""What ``/metrics`` shows of the daemon: its counts, and the grants as they are on the disk."""
+"""What ``/metrics`` shows of the daemon: its counts, and the grants as they are stored."""
 
 import threading
 import time
@@ -9,7 +9,7 @@ from refresher.daemon.readiness import Readiness
 from refresher.observers.hub import Observers
 from refresher.observers.metrics import MOST_NAMES, Counts, Grants, read_rows, render
 from refresher.storage import last_run
-from refresher.storage.directories import Directories
+from refresher.storage.store import Store
 
 __all__ = ["MetricsPage"]
 
@@ -24,12 +24,12 @@ class MetricsPage:
         readiness: Readiness,
         counts: Counts,
         observers: Observers,
-        directories: Callable[[], Directories],
+        store: Callable[[], Store],
     ) -> None:
         self._readiness = readiness
         self._counts = counts
         self._observers = observers
-        self._directories = directories
+        self._store = store
         self._lock: Final = threading.Lock()
         self._page = b"", ""
         self._valid_until = float("-inf")
@@ -45,14 +45,14 @@ class MetricsPage:
             return self._page
 
     def _made(self) -> tuple[bytes, str]:
-        directories = self._directories()
+        store = self._store()
         names, by_state = self._readiness.most_urgent(MOST_NAMES)
         self._counts.keep(self._readiness.knows)
-        grants = Grants(read_rows(directories, names), by_state)
+        grants = Grants(read_rows(store, names), by_state)
         return render(
             self._counts,
             grants,
-            last_run=last_run.at(directories),
+            last_run=last_run.at(store.directories),
             dropped=self._observers.dropped(),
             hook_failures=self._observers.hook_failures(),
         )

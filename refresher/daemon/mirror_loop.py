@@ -26,6 +26,7 @@ class MirrorDaemon:
         signals.wake = self._wakes.set
         self._supervision = Supervision()
         self._store = settings.open_database()
+        self._supervision.endpoint.store = lambda: self._store
         self._mirror = MirrorThread(self._store, self._supervision.readiness)
 
     def run(self) -> int:

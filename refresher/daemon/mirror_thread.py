@@ -3,6 +3,7 @@
 import logging
 import threading
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from refresher.common.errors import RefresherError
@@ -24,12 +25,21 @@ _LONGEST_PAUSE: Final = 10.0
 
 
 class MirrorThread:
-    """Keeps the token files of this host equal to those in the database of ``store``."""
+    """Keeps the token files of this host equal to those in the database of ``store``.
 
-    def __init__(self, store: "PostgresStore", readiness: Readiness) -> None:
+    ``changed`` is called with each name that is published.
+    """
+
+    def __init__(
+        self,
+        store: "PostgresStore",
+        readiness: Readiness,
+        changed: Callable[[tuple[str, ...]], None] = lambda _: None,
+    ) -> None:
         from refresher.storage.postgres.changes import Changes, Listener
 
         self._readiness = readiness
+        self._changed = changed
         self._mirror = Mirror(store.database, Changes(store.database), store.publisher, store.mirrors, self._note)
         self._place = store.database.place
         self._wakes = threading.Event()
@@ -51,6 +61,7 @@ class MirrorThread:
         self._wakes.set()
 
     def _note(self, name: str, token: TokenFile | None) -> None:
+        self._changed((name,))
         if token is None:
             self._readiness.forget(name)
         else:

@@ -53,10 +53,7 @@ def judge_server(server: ServerFacts) -> Iterator[Finding]:
         yield found("database_schema", what, "use the newer refresher")
     if server.missing_rights and server.role not in server.mirrors:
         some = text.names(server.missing_rights)
-        mend = (
-            f"GRANT USAGE ON SCHEMA refresher TO {server.role}; GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN "
-            f"SCHEMA refresher TO {server.role}"
-        )
+        mend = f"GRANT {server.owner} TO {server.role}, or use the role {server.owner}"
         yield found("database_rights", f"the role {server.role} lacks {some}", mend)
     for name, on in (("fsync", server.fsync), ("full_page_writes", server.full_page_writes)):
         if not on:

@@ -7,7 +7,7 @@ the default registry of prometheus-client, whose collectors describe the process
 import threading
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -20,11 +20,10 @@ from refresher.grants.record import Grant
 from refresher.operations import certificates
 from refresher.operations.events import Event
 from refresher.operations.grant_report import INVALID
-from refresher.operations.inspection import read_grant
+from refresher.operations.inspection import read_grants
 from refresher.operations.result import EXIT_CODES
-from refresher.storage.directories import Directories
-from refresher.storage.file_store import FileStore
 from refresher.storage.publishing import state_of
+from refresher.storage.store import Store
 from shim._token import is_name
 
 if TYPE_CHECKING:
@@ -244,13 +243,11 @@ def _positive(value: float) -> float:
     return value
 
 
-def read_rows(directories: Directories, names: Iterable[str]) -> list[Row]:
-    """Read the grants ``names`` from the disk; removed ones are left out."""
+def read_rows(store: Store, names: Collection[str]) -> list[Row]:
+    """Read the grants ``names``; removed ones are left out."""
     rows: list[Row] = []
     certified: list[tuple[int, Grant]] = []
-    store = FileStore(directories)
-    for name in names:
-        record = read_grant(store, name)
+    for name, record in read_grants(store, names).items():
         if isinstance(record, GrantFileError):
             rows.append(Row(name, INVALID))
         elif record is not None:

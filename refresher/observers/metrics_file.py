@@ -16,6 +16,7 @@ from refresher.observers.metrics import MOST_NAMES, Counts, Row, grants_of, read
 from refresher.operations.rest import Resting
 from refresher.storage import demands, files, last_run, lock
 from refresher.storage.directories import Directories
+from refresher.storage.file_store import FileStore
 
 __all__ = ["write"]
 
@@ -91,4 +92,4 @@ def _rows(directories: Directories) -> tuple[list[Row], list[str]]:
         names = [*{*names} - {*resting}]
         shown = max(MOST_NAMES - len(names), 0)
         names, resting = [*names, *resting[:shown]], resting[shown:]
-    return read_rows(directories, names), resting
+    return read_rows(FileStore(directories), names), resting

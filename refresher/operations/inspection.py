@@ -18,7 +18,7 @@ from refresher.storage.directories import Listing
 from refresher.storage.publishing import Publisher
 from refresher.storage.store import Store
 
-__all__ = ["Inspection", "ListedGrant", "inspect", "list_grants", "read_grant", "read_grants", "server_of"]
+__all__ = ["Inspection", "ListedGrant", "inspect", "list_grants", "read_grants", "server_of"]
 
 ListedGrant = tuple[str, Grant | GrantFileError]
 
@@ -130,8 +130,3 @@ def read_grants(store: Store, names: Collection[str]) -> dict[str, Grant | Grant
         name: found if isinstance(found, GrantFileError) else found.record for name, found in store.load_each(names)
     }
     return {name: each if isinstance(each, Grant | GrantFileError) else None for name, each in loaded.items()}
-
-
-def read_grant(store: Store, name: str) -> Grant | GrantFileError | None:
-    """Return the grant ``name``, the error if its record cannot be read, or ``None`` if there is none."""
-    return read_grants(store, (name,))[name]

@@ -3,18 +3,22 @@
 Where a test would wait for the end of a lease, it sets that end into the past: the clock of the database decides.
 """
 
+import json
 import signal
 import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
 from refresher.common import clocks
 from refresher.grants.record import Grant
+from refresher.operations import import_request
+from refresher.operations.import_grant import store_grant
 from refresher.operations.result import Result
 from refresher.operations.rotate import Order, Terms, rotate
 from refresher.storage.postgres import database, leases, spills
@@ -31,6 +35,10 @@ from tests.support.vault import Vault
 
 _ARMING = b"RETURNING 1"
 _SETTLING = b"last_attempt = "
+_END_SESSIONS = (
+    "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity WHERE pid <> pg_backend_pid() "
+    "AND datname = current_database()"
+)
 
 
 @pytest.fixture
@@ -206,10 +214,7 @@ def test_an_answer_is_stored_although_each_session_was_ended(
     _rotated_once(first, server, gate)
     process = _start(first, processes)
     assert gate.reached.wait(90)
-    site.execute(
-        "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity WHERE pid <> pg_backend_pid() "
-        "AND datname = current_database()"
-    )
+    site.execute(_END_SESSIONS)
     # The session was a hint; without it the lease holds for its whole time.
     assert leases.claim(site.store.database, "linear") is None
     gate.opened.set()
@@ -290,6 +295,114 @@ def test_a_confirmation_that_does_not_come_loses_nothing(
     assert first("run-once", "linear", "--json").outcome == "not_due"
     assert (site.generation("linear"), _spills(first), site.orphans()) == (3, [], [])
     assert (server.reused, _sent(server)) == (0, 3)
+
+
+# What another process, or a bad server, does at the wrong moment.
+
+
+def _bring(site: Site, server: TokenServer, name: str) -> None:
+    parsed = import_request.parse(name, json.dumps(server.grant(name)).encode(), clocks.now())
+    store_grant(site.store, parsed, replace=False, if_absent=False, stopping=lambda: False)
+
+
+def _rotate(site: Site, name: str) -> Result:
+    terms = Terms(ca_file=None, stopping=lambda: False, lock_wait=0.0)
+    result = rotate(site.store, Order(name=name, seen=10**6, force=True), terms)
+    assert result is not None
+    return result
+
+
+def test_the_note_of_an_earlier_holder_leaves_a_doubt(site: Site, server: TokenServer, gate: Gate) -> None:
+    """If it failed, a doubt would be forgotten, and a spent refresh token be sent again (I1)."""
+    gate.opened.set()
+    _bring(site, server, "linear")
+    assert _rotate(site, "linear").outcome == "rotated"
+    with site.store.held("linear", stopping=lambda: False, wait=0.0) as held:
+        stored = held.recover()
+        assert isinstance(stored.record, Grant)
+        held.begin(stored, stored.record, lambda: None).before_first_byte()
+    site.end_leases()
+    assert leases.claim(site.store.database, "linear") is not None
+    held.note(stored.record, end_warned=5.0)
+    assert site.grant("linear").end_warned == 5.0
+    # The one that has seen the doubt ends before it notes it.
+    site.end_leases()
+    assert _rotate(site, "linear").outcome == "in_doubt"
+    assert _sent(server) == 1
+
+
+def test_a_server_that_issues_one_refresh_token_to_two_grants_loses_no_answer(
+    site: Site, server: TokenServer, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If it failed, an answer would be thrown away, and a spent refresh token be sent again (I6)."""
+    gate.opened.set()
+    answer = server._answer
+
+    def same(client: str, token: str) -> dict[str, Any]:
+        issued = answer(client, token)
+        server._logins["one-for-all"] = client
+        return issued | {"refresh_token": "one-for-all"}
+
+    monkeypatch.setattr(server, "_answer", same)
+    for name in ("first", "second"):
+        _bring(site, server, name)
+    assert _rotate(site, "first").outcome == "rotated"
+    second = _rotate(site, "second")
+    assert second.outcome == "reauthorization_required"
+    assert "log in again under this name" in second.detail
+    assert [name for name, _ in site.orphans()] == ["second"]
+    assert site.execute("SELECT name FROM refresher.lease WHERE attempt IS NOT NULL") == []
+    assert site.grant("second").dead
+    assert len(server.presented["second"]) == 1
+
+
+def test_an_answer_is_stored_over_a_record_that_a_promotion_has_set_back(
+    site: Site, server: TokenServer, gate: Gate
+) -> None:
+    """If it failed, a failover would set aside the only good token of a grant, and a spent one be sent again (I1)."""
+    gate.opened.set()
+    _bring(site, server, "linear")
+    (record,) = site.execute("SELECT bytes, published FROM refresher.record")
+    ((fingerprint,),) = site.execute("SELECT fingerprint FROM refresher.lease")
+    assert _rotate(site, "linear").outcome == "rotated"
+    gate.opened.clear()
+    gate.reached.clear()
+    results: list[Result] = []
+    rotating = threading.Thread(target=lambda: results.append(_rotate(site, "linear")))
+    rotating.start()
+    assert gate.reached.wait(60)
+    # As on a standby that lacks the last rotation, and the lease of this one.
+    site.execute("UPDATE refresher.record SET bytes = %s, published = %s, generation = 0", *record)
+    site.execute("DELETE FROM refresher.spent")
+    site.execute(
+        "UPDATE refresher.lease SET generation = 0, fingerprint = %s, last_attempt = NULL, attempt = NULL, "
+        "state = NULL, armed_at = NULL, until = NULL",
+        fingerprint,
+    )
+    gate.opened.set()
+    rotating.join(90)
+    assert [result.outcome for result in results] == ["rotated"]
+    assert (site.generation("linear"), site.orphans()) == (2, [])
+    assert site.execute("SELECT 1 FROM refresher.spent WHERE fingerprint = %s", fingerprint) == [(1,)]
+    assert _rotate(site, "linear").outcome == "rotated"
+    assert server.reused == 0
+
+
+def test_the_session_of_a_holder_is_made_again(site: Site) -> None:
+    """If it failed, after a restart of the database a holder that is alive would pass for dead."""
+    before = site.store.database.holder()
+    site.execute(_END_SESSIONS)
+    now = site.store.database.holder()
+    assert now is not None
+    assert now != before
+    assert site.execute("SELECT pid, backend_start FROM pg_stat_activity WHERE pid = %s", now[0]) == [now]
+
+
+def test_a_spill_that_another_process_has_stored_is_no_fault(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If it failed, a rotation would fail now and then, because another process of its host stores a spill just then."""
+    gone = site.store.directories.grants / f"linear.{'0' * 32}.spill"
+    monkeypatch.setattr(spills, "find", lambda *_: [gone])
+    assert site.store.commit_spills() == []
 
 
 def test_a_database_that_stands_still_does_not_hold_up_a_rotation(

@@ -27,7 +27,7 @@ def find_binaries() -> Path | None:
     return versions[-1].parent if versions else Path(found).parent if found else None
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port: int = taken.getsockname()[1]
         return port
@@ -41,7 +41,7 @@ class Cluster:
         assert binaries is not None
         self._binaries = binaries
         self.root = root
-        self.port = _free_port()
+        self.port = free_port()
         self._settings = settings
         self._user = user
         self.data = root / "data"

@@ -2,6 +2,7 @@
 
 import json
 import signal
+import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ import pytest
 from refresher.grants.record import Grant
 from tests.support.command import Command, Done, wait_until
 from tests.support.daemon import running, stopped
-from tests.support.postgres import Cluster
+from tests.support.postgres import Cluster, free_port
 from tests.support.site import Site
 from tests.support.token_server import Gate, TokenServer
 from tests.support.vault import Vault
@@ -282,3 +283,26 @@ def test_a_host_of_agents_needs_no_right_to_read_a_refresh_token(site: Site) -> 
     finally:
         site.execute(f"DROP OWNED BY {role}")
         site.execute(f"DROP ROLE {role}")
+
+
+def test_the_pages_of_run_show_the_grants_of_the_database(site: Site) -> None:
+    """If it failed, a person would see no grant on the page, and monitoring none in the metrics."""
+    host = site.host("a")
+    with TokenServer(lambda _: 3600, grace=0) as server:
+        _import(host, server, "linear")
+        port = free_port()
+        with running(host, "--listen", f"127.0.0.1:{port}") as process:
+            url = f"http://127.0.0.1:{port}"
+            wait_until(lambda: site.generation("linear") == 1, "it is rotated")
+            wait_until(lambda: "linear" in _get(f"{url}/metrics"), "the metrics have it")
+            wait_until(lambda: '"fresh": 1' in _get(f"{url}/readyz").replace(":1", ": 1"), "it is ready")
+            stopped(host, process)
+
+
+def _get(url: str) -> str:
+    try:
+        with urllib.request.urlopen(url, timeout=60) as answer:
+            text: str = answer.read().decode()
+            return text
+    except OSError:
+        return ""

@@ -5,12 +5,13 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Final
 
 from psycopg import Cursor
 
 from refresher.common import clocks
-from refresher.common.errors import GrantFileError, StorageError
+from refresher.common.errors import GrantFileError, ImportRefused, StorageError
 from refresher.grants.record import Grant
 from refresher.storage import files
 from refresher.storage.directories import Directories
@@ -47,7 +48,8 @@ class PostgresAttempt:
         self._grant = grant
         self._on_sent = on_sent
         self._sent = Sent(lease.attempt, grant.name, grant.grant_id, grant.generation, grant.fingerprint())
-        self._armed = self._spilled = self._settled = False
+        self._armed = self._spilled = False
+        self._spilling = threading.Lock()
         self.ended = False
         """Whether the lease needs no release: it is settled, or the next holder settles it."""
 
@@ -68,15 +70,10 @@ class PostgresAttempt:
             watchdog.daemon = True
             watchdog.start()
         try:
-            there = self._settle(record, until_saved=until_saved)
+            return self._settle(record, until_saved=until_saved)
         finally:
             watchdog.cancel()
             self._in_flight.pop(self._lease.attempt, None)
-        if until_saved:
-            watchdog.join()  # it may be saving
-        if self._spilled and self._settled:
-            spills.remove(self._directories, self._sent)
-        return there
 
     def _settle(self, record: Grant, *, until_saved: bool) -> Grant:
         pause, gives_up = 0.1, time.monotonic() + _LONGEST_PAUSE
@@ -109,21 +106,26 @@ class PostgresAttempt:
                 time.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
                 continue
-            self.ended = self._settled = True
+            self.ended = True
+            # While the watchdog saves it, it is left: whoever finds it sees that it is stored.
+            if self._spilling.acquire(blocking=False):
+                if self._spilled:
+                    spills.remove(self._directories, self._sent)
+                self._spilling.release()
             if there is not None and until_saved and there.generation < record.generation:
                 log.warning(
-                    "%s: the grant was changed during a rotation: its answer is kept in the table refresher.orphan",
+                    "%s: the new token does not fit the grant that is stored: it is kept in the table refresher.orphan",
                     record.name,
                 )
             return there if isinstance(there, Grant) else record
 
     def _spill(self, record: Grant) -> bool:
-        try:
-            spills.save(self._directories, self._sent, record)
-        except OSError:
-            return False
-        self._spilled = True
-        return True
+        with self._spilling:
+            if not (self._spilled or self.ended):
+                with suppress(OSError):
+                    spills.save(self._directories, self._sent, record)
+                    self._spilled = True
+            return self._spilled
 
     def keep_answer(self, answer: bytes, at: float) -> str:
         """Keep an answer that could not be read; return a sentence that says where it is, or that it is lost."""
@@ -160,7 +162,9 @@ def commit_spills(database: Database, directories: Directories, name: str | None
         try:
             sent, record = spills.read(path)
             _settle(database, sent, record, issued=True)
-        except (GrantFileError, OSError, files.NotPrivate) as error:
+        except FileNotFoundError:
+            continue  # another process has stored it
+        except (GrantFileError, OSError, ValueError) as error:
             problems.append(f"{path}: {error}")
             continue
         spills.remove(directories, sent)
@@ -168,10 +172,15 @@ def commit_spills(database: Database, directories: Directories, name: str | None
     return problems
 
 
-def _settle(database: Database, sent: Sent, record: Grant, *, issued: bool) -> Grant | None:
-    with database.transaction() as cursor:
-        now = read_clocks(cursor)
-        there = settling.settle(cursor, sent, record, now, issued=issued)
+def _settle(database: Database, sent: Sent, record: Grant, *, issued: bool, of_another: bool = False) -> Grant | None:
+    try:
+        with database.transaction() as cursor:
+            now = read_clocks(cursor)
+            there = settling.settle(cursor, sent, record, now, issued=issued, of_another=of_another)
+    except ImportRefused:
+        if of_another:
+            raise
+        return _settle(database, sent, record, issued=issued, of_another=True)
     return there if isinstance(there, Grant) else None
 
 

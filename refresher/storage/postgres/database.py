@@ -133,7 +133,6 @@ class Database:
         self.name: Final = str(parts.get("dbname") or "its default")
         self._idle: list[Link] = []
         self._session: Link | None = None
-        self._holder: tuple[int, datetime] | None = None
         self._session_lock = threading.Lock()
         self._room = threading.BoundedSemaphore(_MOST_CONNECTIONS)
         self._watch = _Watch()
@@ -184,17 +183,22 @@ class Database:
         nothing.
         """
         with self._session_lock:
-            try:
-                if self._session is None or self._session.connection.closed:
-                    if self._session is not None:
-                        self._session.close()
-                    self._session = self.connect()
-                    with self._watch.over(self._session):
-                        row = self._session.connection.execute(_SESSION).fetchone()
-                    self._holder = None if row is None else (row[0], row[1])
-            except (DatabaseAway, psycopg.Error):
-                self._session = self._holder = None
-            return self._holder
+            had = self._session is not None
+            found = self._session_now()
+            return self._session_now() if found is None and had else found  # it had ended
+
+    def _session_now(self) -> tuple[int, datetime] | None:
+        try:
+            if self._session is None:
+                self._session = self.connect()
+            with self._watch.over(self._session):
+                row = self._session.connection.execute(_SESSION).fetchone()
+            return None if row is None else (row[0], row[1])
+        except (DatabaseAway, psycopg.Error):
+            if self._session is not None:
+                self._session.close()
+            self._session = None
+            return None
 
     def close(self) -> None:
         """Close the idle connections."""

@@ -48,6 +48,9 @@ _MISSING: Final = """SELECT needed.relation, needed.privilege FROM unnest(%s::te
     WHERE c.oid IS NULL OR NOT has_schema_privilege(n.oid, 'USAGE')
     OR NOT has_table_privilege(c.oid, needed.privilege)"""
 
+_OWNER: Final = """SELECT pg_get_userbyid(c.relowner), pg_has_role(c.relowner, 'USAGE') FROM pg_class c
+    JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = 'refresher' AND c.relname = 'record'"""
+
 _ROLES: Final = """SELECT r.rolname, has_column_privilege(r.oid, c.oid, 'bytes', 'SELECT')
     FROM pg_roles r CROSS JOIN pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
     WHERE n.nspname = 'refresher' AND c.relname = 'record' AND NOT r.rolsuper AND r.rolname !~ '^pg_'
@@ -91,6 +94,8 @@ class ServerFacts(NamedTuple):
     """By how many seconds the clock of this host is ahead."""
     schema: int | None
     """0: there is none; ``None``: this role may not know."""
+    owner: str
+    """Who owns the tables; row security lets only members of this role see all rows."""
     missing_rights: tuple[str, ...]
     """For example ``UPDATE on lease``."""
     refreshers: tuple[str, ...]
@@ -149,6 +154,10 @@ def _server(database: Database, cursor: Cursor[Any]) -> ServerFacts:
     pairs = [(table, each) for table, needed in _RIGHTS.items() for each in needed.split(",")]
     cursor.execute(_MISSING, ([table for table, _ in pairs], [each for _, each in pairs]))
     missing = [f"{privilege} on {table}" for table, privilege in cursor.fetchall()]
+    cursor.execute(_OWNER)
+    owner, owns = cursor.fetchone() or ("", True)
+    if not owns:
+        missing.append("the ownership of the tables")
     schema: int | None = None
     refreshers: list[str] = []
     mirrors: list[str] = []
@@ -178,6 +187,7 @@ def _server(database: Database, cursor: Cursor[Any]) -> ServerFacts:
         standbys=standbys,
         clock_difference=read_clocks(cursor).difference,
         schema=schema,
+        owner=owner,
         missing_rights=tuple(missing),
         refreshers=tuple(refreshers),
         mirrors=tuple(mirrors),

@@ -184,7 +184,7 @@ class HeldGrant:
             there = stored.record
             if isinstance(there, Grant) and (there.grant_id, there.generation) == (grant.grant_id, grant.generation):
                 noted = msgspec.structs.replace(there, end_warned=end_warned)
-                self._stored = settling.write(cursor, stored, noted, now)
+                self._stored = settling.write(cursor, stored, noted, now, keeps_doubt=True)
 
     def delete_copies(self) -> None:
         """Delete what may hold refresh tokens of a removed grant besides its record."""

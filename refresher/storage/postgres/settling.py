@@ -17,7 +17,7 @@ from psycopg.errors import UniqueViolation
 from refresher.common.errors import GrantFileError, ImportRefused, StorageError
 from refresher.grants import policy, refresh_life
 from refresher.grants.policy import Rotate
-from refresher.grants.record import NO_RECORD, Grant, Moved, Record, Stored, Tombstone, decode, encode
+from refresher.grants.record import NO_RECORD, Failure, Grant, Moved, Record, Stored, Tombstone, decode, encode
 from refresher.storage.postgres.moments import Clocks
 from refresher.storage.publishing import derive
 
@@ -30,7 +30,8 @@ _LOAD_EACH: Final = """SELECT l.kind, l.grant_id, l.generation, l.fingerprint, r
     FROM refresher.lease l LEFT JOIN refresher.record r USING (name) WHERE l.name = ANY(%s)"""
 
 _LEASE: Final = """UPDATE refresher.lease SET kind = %(kind)s, grant_id = %(grant_id)s, generation = %(generation)s,
-    fingerprint = %(fingerprint)s, server = %(server)s, doubt_at = NULL WHERE name = %(name)s"""
+    fingerprint = %(fingerprint)s, server = %(server)s,
+    doubt_at = CASE WHEN %(keeps_doubt)s THEN doubt_at END WHERE name = %(name)s"""
 
 _SETTLED: Final = """UPDATE refresher.lease SET last_attempt = %(attempt)s, looked_at = clock_timestamp(),
     next_at = CASE WHEN attempt IS NULL OR attempt = %(attempt)s OR state = 'open'
@@ -126,8 +127,11 @@ def delay_of(record: Record | None, now: Clocks, *, demanded: bool = False) -> f
     return min(times, default=None)
 
 
-def write(cursor: Cursor[Any], stored: Stored, record: Record, now: Clocks) -> Stored:
-    """Write ``record`` over ``stored``, with its columns. The caller holds it. Raises ``ImportRefused``."""
+def write(cursor: Cursor[Any], stored: Stored, record: Record, now: Clocks, *, keeps_doubt: bool = False) -> Stored:
+    """Write ``record`` over ``stored``, with its columns. The caller holds it, or ``keeps_doubt`` of a later holder.
+
+    Raises ``ImportRefused``.
+    """
     record = msgspec.structs.replace(record, begun_from=stored.checksum)
     data, checksum = encode(now.write(record))
     published = None
@@ -143,6 +147,7 @@ def write(cursor: Cursor[Any], stored: Stored, record: Record, now: Clocks) -> S
                 "fingerprint": _fingerprint(record),
                 "server": _server(record),
                 "name": record.name,
+                "keeps_doubt": keeps_doubt,
             },
         )
     except UniqueViolation:
@@ -172,10 +177,13 @@ def note_spent(cursor: Cursor[Any], record: Record) -> None:
         )
 
 
-def settle(cursor: Cursor[Any], sent: Sent, changed: Grant, now: Clocks, *, issued: bool) -> Record | None:
+def settle(
+    cursor: Cursor[Any], sent: Sent, changed: Grant, now: Clocks, *, issued: bool, of_another: bool = False
+) -> Record | None:
     """Store the outcome of an attempt, and return the record that is stored then.
 
-    ``issued``: ``changed`` has a new token. Raises ``GrantFileError`` if the record there cannot be read.
+    ``issued``: ``changed`` has a new token. Raises ``GrantFileError`` if the record there cannot be read, and
+    ``ImportRefused`` if another grant holds that token: with ``of_another``, a person must log in again.
     """
     cursor.execute(f"{_LOAD} FOR UPDATE OF l", (sent.name,))
     if (row := cursor.fetchone()) is None:
@@ -187,12 +195,20 @@ def settle(cursor: Cursor[Any], sent: Sent, changed: Grant, now: Clocks, *, issu
     fits = (kind, grant_id, generation, fingerprint) == columns
     if last == sent.attempt:
         return decode_row(sent.name, row, now).record  # it was committed, and only the confirmation was lost
-    if fits and (issued or attempt == sent.attempt):
+    # The database has lost a rotation of this grant, in a promotion or a restore: its refresh token is spent.
+    lost = issued and (kind, grant_id) == ("grant", sent.grant_id) and generation < sent.generation
+    if lost or (fits and (issued or attempt == sent.attempt)):
         stored = decode_row(sent.name, row, now)
         if isinstance(stored.record, Grant):
             changed = msgspec.structs.replace(changed, end_warned=_warned(stored.record, changed))
+            if of_another:
+                keep_orphan(
+                    cursor, sent, encode(changed)[0], "the server has issued the refresh token of another grant"
+                )
+                changed = _ended(stored.record, now)
         written = write(cursor, stored, changed, now)
-        cursor.execute(_SPENT, ([sent.fingerprint] if _replaced(sent, changed) else [], sent.name))
+        spent = {sent.fingerprint, fingerprint} - {None} if _replaced(sent, changed) else ()
+        cursor.execute(_SPENT, ([*spent], sent.name))
         demanded = not issued and _is_demanded(cursor, changed)
         delay = delay_of(changed, now, demanded=demanded)
         cursor.execute(_SETTLED, {"attempt": sent.attempt, "delay": delay, "name": sent.name})
@@ -222,6 +238,20 @@ def keep_orphan(cursor: Cursor[Any], sent: Sent, data: bytes, why: str) -> None:
 def _is_demanded(cursor: Cursor[Any], grant: Grant) -> bool:
     cursor.execute("SELECT 1 FROM refresher.demand WHERE name = %s AND generation = %s", (grant.name, grant.generation))
     return cursor.fetchone() is not None
+
+
+def _ended(grant: Grant, now: Clocks) -> Grant:
+    """Return ``grant`` with a refresh token that is spent, and whose successor another grant holds."""
+    failure = Failure(
+        outcome="reauthorization_required",
+        code="refresh_token_of_another_grant",
+        description="the server has issued the refresh token that another grant holds: log in again under this name, "
+        "with an account or a client of its own",
+        at=now.here.wall,
+        retry_at=None,
+        moment=now.here,
+    )
+    return msgspec.structs.replace(grant, dead=True, failures=grant.failures + 1, doubt=None, failure=failure)
 
 
 def _is_known(cursor: Cursor[Any], changed: Grant, current: str | None) -> bool:

@@ -68,7 +68,7 @@ def read(path: Path) -> tuple[Sent, Grant]:
     match = _FILE.fullmatch(path.name)
     found = files.read(path, LARGEST, private=True)
     if match is None or found is None:
-        raise GrantFileError(f"{path} is not there any more")
+        raise FileNotFoundError(path)
     line, _, data = found.data.partition(b"\n")
     try:
         header = msgspec.json.decode(line, type=_Header)

@@ -79,7 +79,7 @@ async def viewing(live: LiveGrants, allowed: Callable[[], bool] = lambda: True) 
 @pytest.mark.asyncio
 async def test_a_stream_begins_with_all_grants_and_goes_on_with_what_changes(directories: Directories) -> None:
     """If it failed, the page would show what is not so, until somebody reloads it."""
-    live = LiveGrants(lambda: directories)
+    live = LiveGrants(lambda: FileStore(directories))
     async with viewing(live) as viewer:
         empty = await viewer.next()
         assert (empty.kind, empty.data["grants"], empty.data["overdue"]) == ("snapshot", [], False)
@@ -113,7 +113,7 @@ async def test_many_grants_come_in_parts_and_a_slow_reader_gets_the_last_state(
     monkeypatch.setattr(live_grants, "_PART", 4)
     names = [f"grant-{number}" for number in range(10)]
     store(directories, *names)
-    live = LiveGrants(lambda: directories)
+    live = LiveGrants(lambda: FileStore(directories))
     async with viewing(live) as slow, viewing(live) as viewer:
         first = await slow.next()
         assert (first.kind, first.names) == ("snapshot", names[:4])
@@ -143,7 +143,7 @@ async def test_a_long_text_of_a_server_is_cut(directories: Directories, monkeypa
     """If it failed, a server could fill the memory of refresher with the page of each browser."""
     monkeypatch.setattr(live_grants, "fields_of", lambda *_: {"scope": "s" * 10**6, "origins": ["o" * 2000] * 100})
     store(directories, "linear")
-    async with viewing(LiveGrants(lambda: directories)) as viewer:
+    async with viewing(LiveGrants(lambda: FileStore(directories))) as viewer:
         (row,) = (await viewer.next()).data["grants"]
     assert row["scope"] == "s" * 997 + "..."
     assert [len(origin) for origin in row["origins"]] == [1000] * 20
@@ -153,7 +153,7 @@ async def test_a_long_text_of_a_server_is_cut(directories: Directories, monkeypa
 async def test_nothing_is_kept_while_nobody_looks(directories: Directories, monkeypatch: pytest.MonkeyPatch) -> None:
     """If it failed, a page that was opened once would cost memory and processor time for ever."""
     store(directories, "linear")
-    live = LiveGrants(lambda: directories)
+    live = LiveGrants(lambda: FileStore(directories))
 
     def nothing_kept() -> bool:
         return not live._rows and live._keeping is None and live._reported.empty()
@@ -175,7 +175,7 @@ async def test_a_quiet_stream_has_a_heartbeat_and_ends_when_its_reader_may_not_r
 ) -> None:
     """If it failed, a proxy would cut the stream, or a token that was withdrawn would still show the grants."""
     monkeypatch.setattr(live_grants, "_HEARTBEAT", 0.01)
-    live = LiveGrants(lambda: directories)
+    live = LiveGrants(lambda: FileStore(directories))
     async with viewing(live, lambda: viewer.heartbeats < 3) as viewer:
         await viewer.next()
         with pytest.raises(EOFError):
@@ -192,9 +192,9 @@ async def test_a_disk_error_and_an_internal_error_do_not_stop_the_page(
     store(directories, "linear")
     attempts: list[Directories] = []
 
-    def counted() -> Directories:
+    def counted() -> FileStore:
         attempts.append(directories)
-        return directories
+        return FileStore(directories)
 
     live = LiveGrants(counted)
     directories.grants.rename(directories.state / "away")

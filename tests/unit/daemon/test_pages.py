@@ -47,7 +47,7 @@ def serve(settings: Settings, opened: list[Any]) -> Serve:
 
     def start(metrics: Metrics | None = None, history: History | None = None, *, private: bool = False) -> httpx.Client:
         sources = Sources(lambda: settings, lambda: Readiness().health(live=True), metrics, history)
-        live = LiveGrants(lambda: settings.directories)
+        live = LiveGrants(settings.open_store)
         app = private_app(sources) if private else public_app(sources, live, PageToken(), loopback=True)
         listening = socket.create_server(("127.0.0.1", 0))
         base = f"http://127.0.0.1:{listening.getsockname()[1]}"

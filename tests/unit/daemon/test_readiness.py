@@ -16,6 +16,7 @@ from refresher.observers.hub import Observers
 from refresher.observers.metrics import Counts
 from refresher.operations.events import happened
 from refresher.storage import last_run
+from refresher.storage.file_store import FileStore
 from shim._token import Problem, TokenFile
 from tests.support.command import wait_until
 from tests.support.fake_state import directories, put
@@ -187,7 +188,7 @@ def test_the_page_of_metrics_shows_the_records_and_its_counts(tmp_path: Path) ->
     config.write_text('[hooks]\non_rotated = ["true"]\n')
     observers = Observers("run", resolve({"state_dir": str(made.state)}, str(config)))
     observers.add(counts)
-    page = MetricsPage(readiness, counts, observers, lambda: made)
+    page = MetricsPage(readiness, counts, observers, lambda: FileStore(made))
     text = page()[0].decode()
     assert 'refresher_rotations_total{name="removed",outcome="rotated"} 1.0' in text
     assert "\nrefresher_last_run" not in text, "there was no run"

@@ -16,6 +16,7 @@ from refresher.observers.metrics import Counts, Grants, Row, grants_of, read_row
 from refresher.operations.events import Event, happened
 from refresher.storage import records, rest_index, stamps
 from refresher.storage.directories import Directories
+from refresher.storage.file_store import FileStore
 from refresher.storage.publishing import Publisher
 from tests.conftest import need
 from tests.support.fake_state import directories, put
@@ -76,7 +77,7 @@ def test_each_grant_shows_its_state_and_its_ends_and_nothing_else(tmp_path: Path
     certificate(path := tmp_path / "client.pem", "client", lifetime=timedelta(days=30))
     login = Login(client="registered", client_expires_at=4e9)
     put(made.record("bank"), grant(name="bank", client_cert=str(path), login=login))
-    rows = read_rows(made, ("active", "bank", "damaged", "dead", "failing", "nobody"))
+    rows = read_rows(FileStore(made), ("active", "bank", "damaged", "dead", "failing", "nobody"))
     found = shown(Counts(), grants_of(rows))
     states = {
         "active": "active",
