@@ -60,7 +60,9 @@ _EXCLUSIVE: Final = "--replace and --if-absent exclude each other"
     help=f"Take over a login of this program: {', '.join(FORMATS)}.",
 )
 @click.option("--file", metavar="FILE|DIR", help="What that program keeps.  [default: its place on this machine]")
-@click.option("--server", metavar="URL", help="Which login of that program: the address of its MCP server.")
+@click.option(
+    "--server", metavar="URL", help="Which login of that program: the address of its MCP server, or its name there."
+)
 @click.option("--list", "listed", is_flag=True, help="Show the logins of other programs on this machine.")
 @click.option("--json", "as_json", is_flag=True, help="With --list, print JSON; times are epoch seconds.")
 @click.option("--replace", is_flag=True, help="Replace an existing grant; its generation keeps counting.")

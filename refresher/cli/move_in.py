@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -71,11 +72,12 @@ def chosen(settings: Settings, name: str, choice: Choice) -> KeptLogin:
     _refuse_guess(logins, choice, name)
     if len(logins) == 1:
         return logins[0]
-    where = str(choice.file or "this machine")
+    where = "on this machine" if choice.file is None else f"in {choice.file}"
     if logins:
         say("\n".join(map(_text_of, _rows(settings, logins, choice, name))), err=True)
         raise ConfigError(
-            f"{len(logins)} logins were found in {where}: choose one of them with --server (and --format)"
+            f"{len(logins)} logins were found {where}: choose one of them with --server (its address, or its name "
+            "there) and --format"
         )
     for each in found:
         if isinstance(each, Damaged):
@@ -83,7 +85,7 @@ def chosen(settings: Settings, name: str, choice: Choice) -> KeptLogin:
     program = "other programs" if choice.key is None else FORMATS[choice.key].title
     asked = "" if choice.server is None else f" for {without_query(choice.server)}"
     raise ConfigError(
-        f"no login of {program}{asked} was found in {where}: 'refresher import --list' shows what is there"
+        f"no login of {program}{asked} was found {where}: 'refresher import --list' shows what is there"
         f"{_elsewhere(choice)}"
     )
 
@@ -118,7 +120,7 @@ def require_unchanged(name: str, choice: Choice, login: KeptLogin) -> None:
 def _elsewhere(choice: Choice) -> str:
     """Return where such a program may keep its logins instead, which refresher does not read."""
     match choice.key if choice.file is None else None:
-        case "claude-code":
+        case "claude-code" if sys.platform == "darwin":
             return ". On macOS, Claude Code keeps its logins in the keychain, which refresher does not read"
         case "codex":
             return '. codex uses the keyring, unless its config.toml has mcp_oauth_credentials_store = "file"'
@@ -173,10 +175,10 @@ def how_it_stops(name: str, login: KeptLogin) -> str:
 def _rows(settings: Settings, found: Sequence[Found], choice: Choice, name: str | None = None) -> list[dict[str, Any]]:
     tokens = [each.refresh_token for each in found if isinstance(each, KeptLogin) and each.refresh_token is not None]
     held = holders(settings.open_store(), {token.fingerprint() for token in tokens})
-    return [_row(each, held, choice, name) for each in found]
+    return [_row(each, held, choice, name, found) for each in found]
 
 
-def _row(each: Found, held: dict[str, str], choice: Choice, name: str | None) -> dict[str, Any]:
+def _row(each: Found, held: dict[str, str], choice: Choice, name: str | None, found: Sequence[Found]) -> dict[str, Any]:
     if isinstance(each, Damaged):
         nothing = dict.fromkeys(("entry", "server_url", "account", "scope", "expires_at", "grant", "command"))
         return {
@@ -199,18 +201,22 @@ def _row(each: Found, held: dict[str, str], choice: Choice, name: str | None) ->
         "scope": each.scope,
         "expires_at": each.expires_at,
         "grant": grant,
-        "command": None if problem or grant else _command(each, choice, name),
+        "command": None if problem or grant else _command(each, choice, name, found),
         "refresh_token": token is not None,
         "problem": problem,
     }
 
 
-def _command(login: KeptLogin, choice: Choice, name: str | None) -> str:
+def _command(login: KeptLogin, choice: Choice, name: str | None, found: Sequence[Found]) -> str:
     url = login.shown_url or choice.server
+    same = [each for each in found if isinstance(each, KeptLogin) and each.program == login.program]
+    server = url
+    if url is not None and login.entry is not None and sum(each.matches(url) for each in same) > 1:
+        server = login.entry  # two logins of one address
     name = name or name_from(login.entry or (name_of_host(url) if url else "")) or "NAME"
     named = [] if choice.file is None and login.server_url else ["--file", str(login.file)]
     return shlex.join(
-        ["refresher", "import", name, "--format", login.program, *named, "--server", one_line(url or "URL")]
+        ["refresher", "import", name, "--format", login.program, *named, "--server", one_line(server or "URL")]
     )
 
 

@@ -6,7 +6,9 @@ from typing import Any
 import msgspec
 from mcp.client.auth.utils import issuers_match
 
+from refresher.common import clocks
 from refresher.common.errors import ImportRefused, LoginRefused, ServerAway
+from refresher.grants.tokens import MAX_LIFETIME
 from refresher.login.discovery import Server
 from refresher.login.flow import find_server
 from refresher.login.http_client import Connections
@@ -42,13 +44,18 @@ def import_request_of(login: KeptLogin, url: str, ca_file: str | None) -> bytes:
         "client_secret": _revealed(login.client_secret),
         "token_endpoint_auth_method": _auth_method(login, server),
         "refresh_token": _revealed(login.refresh_token),
-        "access_token": _revealed(login.access_token),
+        "access_token": _revealed(login.access_token) if _is_plausible(login.expires_at) else None,
         "token_type": login.token_type,
         "id_token": _revealed(login.id_token),
-        "expires_at": None if login.access_token is None else login.expires_at,
+        "expires_at": login.expires_at if login.access_token is not None and _is_plausible(login.expires_at) else None,
         "scope": login.scope,
     }
     return json.dumps({key: value for key, value in fields.items() if value is not None}).encode()
+
+
+def _is_plausible(expires_at: float | None) -> bool:
+    """Whether it can be the time of an access token: a program may write 0 for one that has expired."""
+    return expires_at is None or abs(expires_at - clocks.now().wall) < MAX_LIFETIME
 
 
 async def _issuing_server(login: KeptLogin, url: str, connections: Connections) -> Server:

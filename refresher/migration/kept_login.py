@@ -65,8 +65,8 @@ class KeptLogin:
         """Whether a person can mean this login by ``server``: its URL, or its name in the program."""
         if self.server_url is None:
             return self.is_of is None or self.is_of(server)
-        own = {self.server_url.rstrip("/"), without_query(self.server_url).rstrip("/")}
-        return server.rstrip("/") in own or server == self.entry
+        own = {_normal(self.server_url), _normal(without_query(self.server_url))}
+        return server == self.entry or _normal(server) in own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +99,15 @@ def without_query(url: str) -> str:
     except ValueError:
         return "an invalid address"
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+
+
+def _normal(url: str) -> str:
+    """Return an address for a comparison: scheme and host are the same in capital letters."""
+    try:
+        parts = urlsplit(url)
+        return parts._replace(scheme=parts.scheme.lower(), netloc=parts.netloc.lower()).geturl().rstrip("/")
+    except ValueError:
+        return url
 
 
 def json_of(data: bytes) -> Any:

@@ -1,6 +1,6 @@
 """Where other programs keep their logins on this machine, and reads what is there. It writes and locks nothing."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,7 +15,10 @@ Found = KeptLogin | Damaged
 
 _LARGEST: Final = 1024 * 1024
 _MOST_FILES: Final = 1_000
-"""Of one directory: the rest is ignored, so that a wrong directory takes no time."""
+"""Of one directory: of the rest, it is said that it was not read, so that a wrong directory takes no time."""
+
+_FILES: Final = (".credentials.json", "mcp-auth.json", "mcp-oauth-tokens.json", "mcp-tokens")
+"""What a directory of a program that keeps all logins in one place has, besides others."""
 
 
 def places(environment: Mapping[str, str]) -> dict[str, Path]:
@@ -55,11 +58,13 @@ def logins_at(path: Path, key: str | None) -> list[Found]:
 
     Raises ``ConfigError`` if it cannot be read or is not recognised.
     """
-    if key is not None:
-        return _at(FORMATS[key], path, missing_is_empty=False)
     try:
         names = list_named(path)
+    except FileNotFoundError:
+        raise ConfigError(f"cannot read {path}: there is no such file or directory") from None
     except NotADirectoryError:
+        if key is not None:
+            return _at(FORMATS[key], path, missing_is_empty=False)
         try:
             document = json_of(read_named(path, _LARGEST).data)
         except OSError as error:
@@ -73,6 +78,11 @@ def logins_at(path: Path, key: str | None) -> list[Found]:
         return _at(found, path, missing_is_empty=False)
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+    for name in _FILES:
+        if name in names:
+            return logins_at(path / name, key)
+    if key is not None:
+        return _at(FORMATS[key], path, missing_is_empty=False)
     for form in FORMATS.values():
         if form.folder is not None and any(map(form.folder, names)):
             return _at(form, path, missing_is_empty=False)
@@ -86,7 +96,7 @@ def logins_at(path: Path, key: str | None) -> list[Found]:
 def _at(form: Format, path: Path, *, missing_is_empty: bool) -> list[Found]:
     """Return the logins in a file of the program, or in all its files in a directory."""
     try:
-        names = sorted(list_named(path))[:_MOST_FILES]
+        names = [name for name in sorted(list_named(path)) if form.is_file(name) or _is_folder(form, name)]
     except NotADirectoryError:
         return list(_in_file(form, path))
     except FileNotFoundError:
@@ -96,13 +106,31 @@ def _at(form: Format, path: Path, *, missing_is_empty: bool) -> list[Found]:
     except OSError as error:
         return [Damaged(program=form.key, file=path, problem=f"cannot be read: {error.strerror}")]
     found: list[Found] = []
-    for name in names:
-        if form.folder is not None and form.folder(name):
-            inside = _names(path / name)
-            found += [each for file in inside if form.is_file(file) for each in _in_file(form, path / name / file)]
-        elif form.is_file(name):
+    for name in names[:_MOST_FILES]:
+        if not _is_folder(form, name):
             found += _in_file(form, path / name)
-    return found
+            continue
+        try:
+            inside = [file for file in sorted(list_named(path / name)) if form.is_file(file)]
+        except NotADirectoryError:
+            continue
+        except OSError as error:
+            found.append(Damaged(program=form.key, file=path / name, problem=f"cannot be read: {error.strerror}"))
+            continue
+        found += [each for file in inside[:_MOST_FILES] for each in _in_file(form, path / name / file)]
+        found += _not_read(form, path / name, inside)
+    return [*found, *_not_read(form, path, names)]
+
+
+def _is_folder(form: Format, name: str) -> bool:
+    return form.folder is not None and form.folder(name)
+
+
+def _not_read(form: Format, path: Path, names: Sequence[str]) -> Iterator[Damaged]:
+    """Say that a directory has more files than are read."""
+    if (more := len(names) - _MOST_FILES) > 0:
+        problem = f"has {more} more files, which were not read: name one of them with --file"
+        yield Damaged(program=form.key, file=path, problem=problem)
 
 
 def _in_file(form: Format, path: Path) -> Iterator[Found]:

@@ -211,3 +211,57 @@ def test_the_list_says_that_the_program_must_be_quit(programs: Programs, server:
     programs.keep("opencode", issue(server))
     assert "Quit a program before you import its login" in programs.run("import", "--list").stderr
     assert "quit that program first" in programs.run("import", "--help").stdout
+
+
+def test_each_printed_command_selects_its_login(programs: Programs, server: MCPLogin, refresher: Command) -> None:
+    """If it failed, a person with two logins of one address would be sent round in a circle."""
+    place = programs.keep("opencode", issue(server))
+    written = json.loads(place.read_text())
+    written["second"] = json.loads(json.dumps(written["demo"]))
+    written["second"]["tokens"]["refreshToken"] = issue(server).refresh_token
+    written["third"] = json.loads(json.dumps(written["demo"]))
+    written["third"]["serverUrl"] += "?project=1"
+    written["third"]["tokens"]["refreshToken"] = issue(server).refresh_token
+    place.write_text(json.dumps(written))
+    rows = programs.rows()
+    assert [row["command"].split()[-2:] for row in rows] == [["--server", row["entry"]] for row in rows]
+    for row in rows[:2]:
+        _, *words = row["command"].split()
+        assert programs.run(*words).code == 0
+        assert refresher.refresh_token(words[1]) == written[row["entry"]]["tokens"]["refreshToken"]
+
+
+@pytest.mark.parametrize("program", ["claude-code", "codex", "opencode", "hermes"])
+def test_the_directory_of_a_program_can_be_named(programs: Programs, server: MCPLogin, program: str) -> None:
+    """If it failed, the directory that the documents name would be said to hold no logins."""
+    place = programs.keep(program, issue(server))
+    folder = place.parent if place.is_file() else place
+    folder = folder.parent if program == "hermes" and folder.name == "mcp-tokens" else folder
+    for more in ((), ("--format", program)):
+        done = programs.run("import", "--list", "--file", str(folder), *more, "--json")
+        assert [row["program"] for row in json.loads(done.stdout)["logins"]] == [program], (more, done)
+
+
+def test_files_that_are_not_read_are_named(programs: Programs, server: MCPLogin) -> None:
+    """If it failed, a login among many files would be said not to exist."""
+    place = programs.keep("mcp-remote", issue(server))
+    folder = place if place.is_dir() else place.parent
+    folder = next(folder.rglob("*_tokens.json")).parent
+    for number in range(1_001):
+        (folder / f"{number:032x}_tokens.json").write_text("{}")
+        (folder / f"{number:032x}_code_verifier.txt").write_text("x")
+    problems = [row["problem"] or "" for row in programs.rows() if row["file"] == str(folder)]
+    assert problems == ["has 2 more files, which were not read: name one of them with --file"]
+
+
+def test_an_expired_token_without_a_time_is_left_behind(
+    programs: Programs, server: MCPLogin, refresher: Command
+) -> None:
+    """If it failed, a login whose program wrote 0 as the end of its access token could not move in."""
+    place = programs.keep("opencode", issue(server))
+    written = json.loads(place.read_text())
+    written["demo"]["tokens"]["expiresAt"] = 0
+    place.write_text(json.dumps(written))
+    url = server.url.replace("http://", "HTTP://")
+    assert programs.run("import", "linear", "--format", "opencode", "--server", url).code == 0
+    assert refresher.grant("linear").access_token is None

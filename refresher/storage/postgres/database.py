@@ -163,17 +163,22 @@ class Database:
         """
         with self._room:
             link = self._begun()
-            with self._watch.over(link):
-                try:
-                    with link.connection.cursor() as cursor:
-                        yield cursor
-                except psycopg.Error as error:
-                    self._roll_back(link)
-                    raise self._away(error) from None
-                except BaseException:
-                    self._roll_back(link)
-                    raise
-                self._commit(link)
+            try:
+                with self._watch.over(link):
+                    try:
+                        with link.connection.cursor() as cursor:
+                            yield cursor
+                    except psycopg.Error as error:
+                        self._roll_back(link)
+                        raise self._away(error) from None
+                    except BaseException:
+                        self._roll_back(link)
+                        raise
+                    self._commit(link)
+            finally:
+                # Only when it is not watched any more: another thread may take it at once.
+                if not link.connection.closed:
+                    self._idle.append(link)
 
     def holder(self) -> tuple[int, datetime] | None:
         """Return process and start of a session that lasts as long as this process, or ``None``.
@@ -237,14 +242,12 @@ class Database:
         if _WAIT_CANCELLED in link.warnings:
             link.close()
             raise UnknownOutcome(f"{self.place} confirmed a COMMIT without its standby")
-        self._idle.append(link)
 
     def _roll_back(self, link: Link) -> None:
         with suppress(psycopg.Error):
             if link.connection.info.transaction_status is not TransactionStatus.IDLE:
                 link.connection.execute("ROLLBACK")
             if not link.connection.closed:
-                self._idle.append(link)
                 return
         link.close()
 
