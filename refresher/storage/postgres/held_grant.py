@@ -16,6 +16,7 @@ from refresher.storage.postgres import leases, settling
 from refresher.storage.postgres.attempt import PostgresAttempt, read_clocks
 from refresher.storage.postgres.database import Database
 from refresher.storage.postgres.leases import Lease
+from refresher.storage.postgres.moments import Clocks
 from refresher.storage.publishing import Publisher, published_generation
 from refresher.storage.store import Demanded, Report, ignore_report
 from shim._source import EXPIRING
@@ -82,7 +83,7 @@ class HeldGrant:
                     doubt = Doubt(since=now.at(self._lease.doubt_at))
                     grant = transition.mark_interrupted(grant, _INTERRUPTED, doubt=doubt, now=now.here)
                     findings.append(_INTERRUPTED)
-                if seen is not None and seen[0] > grant.generation:
+                if seen is not None and 0 < seen[0] - grant.generation <= _possible(grant, now):
                     lifetime = None if seen[1] is None else (seen[1], seen[2])
                     grant = transition.mark_restored(grant, seen[0], lifetime, now=now.here)
                     findings.append("" if grant.failure is None else grant.failure.description)
@@ -96,8 +97,8 @@ class HeldGrant:
             if seen is not None:
                 cursor.execute(
                     "DELETE FROM refresher.seen s USING refresher.lease l WHERE s.name = l.name AND s.name = %s "
-                    "AND (s.generation <= l.generation OR s.grant_id <> l.grant_id)",
-                    (self._name,),
+                    "AND (s.generation = %s OR s.generation <= l.generation OR s.grant_id <> l.grant_id)",
+                    (self._name, seen[0]),
                 )
         for finding in findings:
             report(finding, None if stored.record is None else stored.record.generation)
@@ -241,3 +242,8 @@ class HeldGrant:
         )
         if cursor.fetchone() is None:
             raise StorageError(f"another refresher has taken over {self._name}: nothing was changed here; try again")
+
+
+def _possible(grant: Grant, now: Clocks) -> float:
+    """Return how many generations there can be after that of ``grant``: one a second; a host may report any number."""
+    return abs(now.here.wall - (grant.last_rotation_at or grant.authorized_at)) + 1

@@ -616,3 +616,19 @@ def test_what_is_committed_late_is_published_too(fleet: Fleet, server: TokenServ
     assert "late" in {copy.name for copy in copies}
     _, copies = changes.read()
     assert list(copies) == []
+
+
+def test_a_report_of_impossible_generations_changes_nothing(fleet: Fleet, server: TokenServer, gate: Gate) -> None:
+    """If it failed, a host of agents that is taken over could put every grant in doubt, with any generation."""
+    gate.opened.set()
+    store = fleet.host("a")
+    grant_id = _import(store, server).grant_id
+    assert _rotate(store).outcome == "rotated"
+    fleet.execute(
+        "INSERT INTO refresher.seen (name, grant_id, generation, issued_at, expires_at, host) "
+        "VALUES ('linear', %s, 1000000, 0, 0, 'h')",
+        grant_id,
+    )
+    assert _rotate(store).outcome == "rotated"
+    assert (_record(store).generation, _record(store).doubt) == (2, None)
+    assert fleet.execute("SELECT 1 FROM refresher.seen") == []
