@@ -127,7 +127,7 @@ def test_what_a_promotion_may_have_lost_is_not_sent_again(pair: Pair) -> None:
         rotating.start()
         assert gate.reached.wait(60)
         pair.fail_over()
-        # Its lease is lost. Whoever comes first notes that the grant may have been sent.
+        # Its lease is lost. The first that comes notes that the grant may have been sent.
         second = pair.host("b")
         assert _record(second, "due").generation == 1
         assert pair.standby.execute("SELECT name FROM refresher.lease WHERE attempt IS NOT NULL") == []

@@ -107,7 +107,7 @@ class PostgresAttempt:
                 pause = min(2 * pause, _LONGEST_PAUSE)
                 continue
             self.ended = True
-            # While the watchdog saves it, it is left: whoever finds it sees that it is stored.
+            # While the watchdog saves it, it is left: the next look at it finds that it is stored.
             if self._spilling.acquire(blocking=False):
                 if self._spilled:
                     spills.remove(self._directories, self._sent)

@@ -1,8 +1,8 @@
 """Epochs: which server and timeline the database is on. A promotion can lose the last commits, and a restore more.
 
 Claims and arming wait for the row of the epoch, and a few seconds more, in which refreshers bring back the leases that
-they hold. Whoever writes the row notes what else may have been lost: leases that are there get a full wait as if they
-were armed, and grants that were due since the last heartbeat are in doubt.
+they hold. The refresher that writes the row notes what else may have been lost: leases that are there get a full wait
+as if they were armed, and grants that were due since the last heartbeat are in doubt.
 """
 
 from collections.abc import Mapping

@@ -1,7 +1,7 @@
 """Writing a record, its columns and what is published in one transaction; and settling an attempt.
 
-A new refresh token is stored where grant, generation and fingerprint are still those that were sent, whoever holds the
-lease now: it may be the only copy. Any other outcome counts only for the attempt that still holds the lease.
+A new refresh token is stored where grant, generation and fingerprint are still those that were sent, no matter who
+holds the lease now: it may be the only copy. Any other outcome counts only for the attempt that still holds the lease.
 """
 
 import uuid

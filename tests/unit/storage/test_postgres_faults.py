@@ -1,0 +1,185 @@
+"""The store in PostgreSQL when its network or its database fails: what is certain, what is unknown, and spills."""
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pytest
+
+from refresher.common.secret import Secret
+from refresher.storage.postgres import attempt, leases, spills
+from refresher.storage.postgres.database import Database, UnknownOutcome
+from refresher.storage.postgres.settling import Sent
+from tests.support.cut_proxy import CutProxy
+from tests.support.fleet import Fleet, Rotation, import_grant, record_of, rotate_linear
+from tests.support.postgres import Cluster
+from tests.support.token_server import Gate, TokenServer
+
+
+@pytest.mark.parametrize("took_effect", [True, False])
+def test_a_confirmation_of_arming_that_is_lost_sends_nothing(
+    fleet: Fleet, server: TokenServer, gate: Gate, monkeypatch: pytest.MonkeyPatch, took_effect: bool
+) -> None:
+    """If it failed, a request would leave without a lease that others see (I1). A fake: the lost confirmation."""
+    gate.opened.set()
+    store = fleet.host("a")
+    import_grant(store, server)
+    _lose_confirmation(monkeypatch, lambda: True, took_effect=took_effect, of="arm")
+    result = rotate_linear(store)
+    assert result.outcome == "transient"
+    assert "nothing was sent" in result.detail
+    assert len(server.presented["linear"]) == 0
+    monkeypatch.undo()
+    assert rotate_linear(store).outcome == "rotated"
+
+
+@pytest.mark.parametrize("took_effect", [True, False])
+def test_a_confirmation_of_settling_that_is_lost_loses_nothing(
+    fleet: Fleet, server: TokenServer, gate: Gate, monkeypatch: pytest.MonkeyPatch, took_effect: bool
+) -> None:
+    """If it failed, a token would be lost or counted twice when a database goes away at the end of a COMMIT."""
+    gate.opened.set()
+    store = fleet.host("a")
+    import_grant(store, server)
+    _lose_confirmation(monkeypatch, lambda: True, took_effect=took_effect, of="settle")
+    assert rotate_linear(store).outcome == "rotated"
+    monkeypatch.undo()
+    problems = attempt.commit_spills(store.database, store.directories)
+    assert problems == []
+    assert record_of(store).generation == 1
+    assert fleet.execute("SELECT * FROM refresher.orphan") == []
+    assert list(spills.find(store.directories)) == []
+    assert rotate_linear(store).outcome == "rotated"
+    assert server.reused == 0
+
+
+def _lose_confirmation(
+    monkeypatch: pytest.MonkeyPatch, when: Callable[[], bool], *, took_effect: bool, of: str
+) -> None:
+    """Lose the confirmation of the COMMIT of ``leases.arm`` or of a settlement; it took effect or not."""
+    commit = Database._commit
+    statements: list[str] = []
+    target, name = (leases, "arm") if of == "arm" else (attempt, "_settle")
+    inner = getattr(target, name)
+
+    def watched(*arguments: Any, **named: Any) -> Any:
+        statements.append(of)
+        try:
+            return inner(*arguments, **named)
+        finally:
+            statements.clear()
+
+    def lost(database: Database, link: Any) -> None:
+        if not statements or not when():
+            return commit(database, link)
+        if took_effect:
+            commit(database, link)
+        else:
+            link.connection.execute("ROLLBACK")
+            link.close()
+        raise UnknownOutcome("the database did not confirm a COMMIT")
+
+    monkeypatch.setattr(target, name, watched)
+    monkeypatch.setattr(Database, "_commit", lost)
+
+
+@pytest.mark.parametrize("cut", ["before", "confirmation"])
+@pytest.mark.parametrize("of", ["RETURNING 1", "last_attempt = "])
+def test_a_connection_that_is_cut_at_a_commit_loses_nothing(
+    fleet: Fleet, server: TokenServer, gate: Gate, postgres: Cluster, cut: Any, of: str
+) -> None:
+    """If it failed, a network that breaks at the wrong moment would lose a token, or let one be sent twice."""
+    gate.opened.set()
+    with CutProxy(postgres.port) as proxy:
+        store = fleet.host("a", port=proxy.port)
+        import_grant(store, server)
+        proxy.only, proxy.cut = of.encode(), cut
+        result = rotate_linear(store)
+        assert proxy.cuts > 0
+        proxy.cut = "never"
+        sent = len(server.presented["linear"])
+        # The request waits for the confirmation of its lease; what the server answered is stored, or saved on this host.
+        assert (result.outcome, sent) == (("transient", 0) if of == "RETURNING 1" else ("rotated", 1))
+        fleet.end_lease()
+        again = rotate_linear(fleet.host("a"), force=False)
+        assert again.outcome in ("rotated", "not_due", "adopted", "transient")
+        assert server.reused == 0
+        assert list(spills.find(store.directories)) == []
+        assert fleet.execute("SELECT * FROM refresher.orphan") == []
+        assert rotate_linear(fleet.host("b")).outcome == "rotated"
+        assert server.reused == 0
+
+
+def test_a_database_that_is_cut_off_during_an_exchange_costs_nothing(
+    fleet: Fleet, server: TokenServer, gate: Gate, postgres: Cluster
+) -> None:
+    """If it failed, a network that is away while a server answers would cost a login."""
+    with CutProxy(postgres.port) as proxy:
+        store = fleet.host("a", port=proxy.port)
+        import_grant(store, server)
+        gate.opened.set()
+        assert rotate_linear(store).outcome == "rotated"
+        gate.opened.clear()
+        gate.reached.clear()
+        rotation = Rotation(store)
+        assert gate.reached.wait(60)
+        proxy.cut = "always"
+        proxy.break_off()
+        gate.opened.set()
+        assert rotation.result().outcome == "rotated"
+        assert len(list(spills.find(store.directories))) == 1
+        fleet.end_lease()
+        other = fleet.host("b")
+        assert rotate_linear(other).outcome == "in_doubt"
+        proxy.cut = "never"
+        assert attempt.commit_spills(store.database, store.directories) == []
+        assert (record_of(other).generation, record_of(other).doubt) == (2, None)
+        assert rotate_linear(other).outcome == "rotated"
+        assert server.reused == 0
+
+
+def test_a_token_that_the_database_does_not_take_is_spilled(
+    fleet: Fleet, server: TokenServer, gate: Gate, postgres: Cluster
+) -> None:
+    """If it failed, a token would be lost when the database goes away during an exchange (I6)."""
+    store = fleet.host("a")
+    import_grant(store, server)
+    rotation = Rotation(store)
+    assert gate.reached.wait(60)
+    fleet.execute("ALTER TABLE refresher.record RENAME TO away")
+    gate.opened.set()
+    assert rotation.result().outcome == "rotated"
+    assert len(list(spills.find(store.directories))) == 1
+    fleet.execute("ALTER TABLE refresher.away RENAME TO record")
+    fleet.end_lease()
+    # Another host cannot know of the spill, and must not send.
+    assert record_of(fleet.host("b")).generation == 0
+    # Any process of the host that has it stores it, before it does anything else.
+    assert rotate_linear(fleet.host("a"), force=False).outcome in ("adopted", "not_due")
+    assert record_of(store).generation == 1
+    assert list(spills.find(store.directories)) == []
+    assert rotate_linear(store).outcome == "rotated"
+    assert server.reused == 0
+
+
+def test_a_spill_is_stored_after_another_has_noted_the_doubt(fleet: Fleet, server: TokenServer, gate: Gate) -> None:
+    """If it failed, a token that a host has saved would be worthless once another host looked at its grant (I6)."""
+    gate.opened.set()
+    first, second = fleet.host("a"), fleet.host("b")
+    import_grant(first, server)
+    assert rotate_linear(first).outcome == "rotated"
+    rotated = record_of(first)
+    fleet.execute("UPDATE refresher.lease SET last_attempt = NULL")
+    spent = [row[0] for row in fleet.execute("SELECT fingerprint FROM refresher.spent")]
+    assert spent
+    lease = leases.claim(first.database, "linear")
+    assert lease is not None
+    leases.arm(first.database, lease)
+    sent = Sent(lease.attempt, "linear", rotated.grant_id, rotated.generation, rotated.fingerprint())
+    newer = msgspec.structs.replace(rotated, generation=2, refresh_token=Secret("x" * 43))
+    spills.save(first.directories, sent, newer)
+    fleet.end_lease()
+    assert rotate_linear(second, force=False).outcome in ("in_doubt", "not_due")
+    assert record_of(second).doubt is not None
+    assert attempt.commit_spills(first.database, first.directories) == []
+    assert (record_of(second).generation, record_of(second).doubt) == (2, None)
