@@ -43,6 +43,7 @@ log = logging.getLogger(__name__)
 _CLAIM_INTERVAL: Final = 0.5
 _BEAT_INTERVAL: Final = 1.0
 _LONGEST_PAUSE: Final = 10.0
+_LONGEST_BEAT_PAUSE: Final = 5.0
 _TIME_TO_SAVE: Final = 5.0
 _LOCK_WAIT: Final = 0.0
 _LONGEST_GIVE_BACK: Final = 5.0
@@ -132,7 +133,7 @@ class _Keeper:
                     said.log("", problem, logging.ERROR, problem)
                 self.problem, pause = None, _BEAT_INTERVAL
             except RefresherError as error:
-                self.problem, pause = str(error), min(2 * pause, _LONGEST_PAUSE)
+                self.problem, pause = str(error), min(2 * pause, _LONGEST_BEAT_PAUSE)
             except Exception as error:  # noqa: BLE001  an internal error must not end the heartbeat
                 said.log_internal_error("", error)
         with suppress(RefresherError):

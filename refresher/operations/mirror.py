@@ -5,7 +5,7 @@ It exchanges nothing and needs no record: the token files are in the database as
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, suppress
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -64,14 +64,22 @@ class Mirror:
         """What could not be published yet."""
         self._said = Throttle()
 
-    def publish(self) -> None:
-        """Publish what has changed: all, the first time. Raises ``StorageError``."""
+    def publish(self, names: Collection[str] = ()) -> None:
+        """Publish what has changed: all, the first time; or ``names`` alone. Raises ``StorageError``."""
+        if names:
+            for copy in self._changes.of(names):
+                self._show(copy)
+            return
         again, self._failed = self._failed, {}
         for copy in again.values():
             self._show(copy)
         _, copies = self._changes.read()
         for copy in copies:
-            self._show(copy)
+            try:
+                self._show(copy)
+            except Exception as error:  # noqa: BLE001  the other names must not miss their change
+                self._failed[copy.name] = copy
+                self._warn(copy.name, f"internal error ({type(error).__name__}); please report it")
 
     def _show(self, copy: "Copy") -> None:
         """Publish one token file, or withdraw it if this host does not need it any more."""

@@ -53,6 +53,11 @@ def move(source: Store, target: Store, name: str, *, stopping: Callable[[], bool
         grant = stored.record
         if not isinstance(grant, Grant | Moved) or (isinstance(grant, Moved) and grant.arriving is not None):
             raise names.gone(name, grant)
+        if isinstance(grant, Grant) and grant.doubt is not None and not isinstance(source, FileStore):
+            raise ImportRefused(
+                f"{name} is in doubt: another host may still have its new token. Wait until 'refresher status {name}' "
+                "shows that this is over, or log in again; then move it"
+            )
         stack.enter_context(target.importing(stopping=stopping))
         arriving = stack.enter_context(target.held(name, stopping=stopping))
         there = arriving.recover(unfinished=True, report=report)

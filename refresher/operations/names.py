@@ -1,5 +1,7 @@
 """The errors for a name that has no grant."""
 
+from itertools import islice
+
 from refresher.common.errors import GrantFileError, UnknownName
 from refresher.grants.record import Grant, Moved, Record
 from refresher.storage.store import Store
@@ -9,8 +11,8 @@ __all__ = ["gone", "moved", "removed", "unknown"]
 
 def unknown(store: Store, name: str) -> UnknownName:
     """Return the error for a name without a grant; it lists the names that have one."""
-    known = [there for there in store.listing().names if not _is_gone(store, there)]
-    return UnknownName(f"there is no grant named {name!r} (known: {', '.join(known[:10]) or 'none yet'})")
+    known = islice((there for there in store.listing().names if not _is_gone(store, there)), 10)
+    return UnknownName(f"there is no grant named {name!r} (known: {', '.join(known) or 'none yet'})")
 
 
 def removed(name: str) -> UnknownName:

@@ -67,14 +67,14 @@ def run_once_in_database(
 
     # As 'refresher run' does all the time: tokens of other hosts appear here, and demands of this host count.
     mirror = Mirror(store.database, Changes(store.database), store.publisher, store.mirrors)
-    mirror.publish()
+    mirror.publish(names)
     mirror.take_demands()
     if names or force:
         results = rotate_all(_orders(store, names, force=force, horizon=horizon))
     else:
         results = _rotate_due(store, rotate_all, horizon, stopping)
     with suppress(StorageError):  # the next run does the same
-        mirror.publish()
+        mirror.publish(names)
         mirror.take_demands()
     return results
 
@@ -96,7 +96,8 @@ def _rotate_due(
                 [(server, Order(name=name, seen=-1, horizon=horizon)) for name, server in claimed.items()]
             )
         elif store.count_due(until, began):
-            time.sleep(_PAUSE)  # the budget of a server is used up
+            store.begin_epoch()
+            time.sleep(_PAUSE)  # the budget of a server is used up, or the database was promoted
         else:
             break
     store.give_back()

@@ -47,16 +47,16 @@ def test_two_daemons_share_the_grants_and_one_takes_over(site: Site) -> None:
     """If it failed, two refreshers would send one refresh token, or a grant would die with its refresher (I3)."""
     names = [f"grant-{number}" for number in range(6)]
     first, second = site.host("a"), site.host("b")
-    with TokenServer(lambda _: 4, grace=0) as server:
+    with TokenServer(lambda _: 2, grace=0) as server:
         for name in names:
             _import(first, server, name)
         with running(first) as one, running(second) as other:
-            wait_until(_all_reach(site, names, 3), "both rotate")
+            wait_until(_all_reach(site, names, 2), "both rotate")
             one.kill()
             one.communicate()
             site.end_leases()
             at = max(site.generation(name) for name in names)
-            wait_until(_all_reach(site, names, at + 2), "the other goes on")
+            wait_until(_all_reach(site, names, at + 1), "the other goes on")
             log = stopped(second, other)
         assert server.reused == 0, log
         assert all(isinstance(site.store.load(name).record, Grant) for name in names)

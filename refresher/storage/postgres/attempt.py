@@ -16,7 +16,7 @@ from refresher.grants.record import Grant
 from refresher.storage import files
 from refresher.storage.directories import Directories
 from refresher.storage.postgres import leases, settling, spills
-from refresher.storage.postgres.database import Database, UnknownOutcome
+from refresher.storage.postgres.database import Database, DatabaseAway, UnknownOutcome
 from refresher.storage.postgres.leases import Lease
 from refresher.storage.postgres.moments import Clocks
 from refresher.storage.postgres.settling import Sent
@@ -164,10 +164,19 @@ def commit_spills(database: Database, directories: Directories, name: str | None
             _settle(database, sent, record, issued=True)
         except FileNotFoundError:
             continue  # another process has stored it
+        except DatabaseAway as error:
+            if not error.refuses_data:
+                raise
+            problems.append(f"{path}: {error}")
+            continue
         except (GrantFileError, OSError, ValueError) as error:
+            if path.suffix == spills.INCOMPLETE:
+                files.set_aside(path, clocks.now().wall)  # its writing was cut off
+                continue
             problems.append(f"{path}: {error}")
             continue
         spills.remove(directories, sent)
+        path.unlink(missing_ok=True)
         log.warning("%s: stored a token that had been saved in %s", sent.name, path)
     return problems
 

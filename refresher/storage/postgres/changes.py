@@ -4,10 +4,9 @@ A mirror needs few rights: it reads ``name``, ``generation``, ``published`` and 
 ``demand`` and ``seen``.
 """
 
-import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
@@ -33,7 +32,11 @@ _ALL: Final = """SELECT name, generation, published FROM refresher.record
     WHERE name > %s AND published IS NOT NULL ORDER BY name LIMIT %s"""
 
 _CHANGED: Final = """SELECT name, generation, published FROM refresher.record
-    WHERE xid >= %s::text::xid8 AND published IS NOT NULL"""
+    WHERE xid >= %s::text::xid8 AND xid < pg_snapshot_xmax(pg_current_snapshot()) AND published IS NOT NULL"""
+"""The second condition leaves out what a dump has brought from a server with later numbers."""
+
+_OF_NAMES: Final = """SELECT name, generation, published FROM refresher.record
+    WHERE name = ANY(%s) AND published IS NOT NULL"""
 
 _SEEN: Final = """INSERT INTO refresher.seen AS s (name, grant_id, generation, issued_at, expires_at, host)
     VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING"""
@@ -71,6 +74,12 @@ class Changes:
                 self._since = xmin
                 return False, iter(changed)
         return True, self._all(xmin, server)
+
+    def of(self, names: Collection[str]) -> list[Copy]:
+        """Return the token files of ``names``. Raises ``StorageError``."""
+        with self._database.transaction() as cursor:
+            cursor.execute(_OF_NAMES, (list(names),))
+            return _copies(cursor)
 
     def _all(self, xmin: str, server: str) -> Iterator[Copy]:
         last = ""
@@ -124,7 +133,6 @@ class Listener:
         self._database = database
         self._wake = wake
         self._stopped = False
-        self._pid = os.getpid()
 
     def stop(self) -> None:
         """End ``run`` within a few seconds."""

@@ -53,6 +53,9 @@ _BEGIN_DURABLE: Final = f"{_BEGIN}; SET LOCAL synchronous_commit = on"
 class DatabaseAway(StorageError):
     """The database cannot be reached, or refuses; nothing was changed."""
 
+    refuses_data: bool = False
+    """Whether it works, and does not accept what it was given."""
+
 
 class UnknownOutcome(StorageError):
     """A COMMIT was sent, and nobody knows whether it took effect."""
@@ -87,18 +90,18 @@ class Link:
 
 
 class _Watch:
-    """Cuts the connections whose transaction takes longer than ``_LONGEST``."""
+    """Cuts the connections whose transaction takes too long."""
 
     def __init__(self) -> None:
-        self._began: dict[Link, float] = {}
+        self._ends: dict[Link, float] = {}
         self._lock = threading.Lock()
         self._runs = False
 
     @contextmanager
-    def over(self, link: Link) -> Iterator[None]:
+    def over(self, link: Link, longest: float = _LONGEST) -> Iterator[None]:
         """Watch a transaction on ``link``."""
         with self._lock:
-            self._began[link] = time.monotonic()
+            self._ends[link] = time.monotonic() + longest
             if not self._runs:
                 self._runs = True
                 threading.Thread(target=self._run, name="database watch", daemon=True).start()
@@ -106,19 +109,19 @@ class _Watch:
             yield
         finally:
             with self._lock:
-                del self._began[link]
+                del self._ends[link]
 
     def _run(self) -> None:
         idle = 0
         while True:
             time.sleep(1.0)
             with self._lock:
-                idle = 0 if self._began else idle + 1
+                idle = 0 if self._ends else idle + 1
                 if idle > _LONGEST:
                     self._runs = False
                     return
-                for link, began in self._began.items():
-                    if time.monotonic() - began > _LONGEST:
+                for link, ends in self._ends.items():
+                    if time.monotonic() > ends:
                         link.cut()
 
 
@@ -156,17 +159,20 @@ class Database:
         return self._watch.over(link)
 
     @contextmanager
-    def transaction(self) -> Iterator[Cursor[Any]]:
+    def transaction(self, longest: float = _LONGEST) -> Iterator[Cursor[Any]]:
         """Run statements in one short transaction, which is durable when this returns.
 
+        ``longest``: seconds after which its connection is cut; one that may take longer waits as long for locks.
         Raises ``UnknownOutcome`` if its COMMIT may have taken effect, and ``DatabaseAway`` if it did not.
         """
         with self._room:
             link = self._begun()
             try:
-                with self._watch.over(link):
+                with self._watch.over(link, longest):
                     try:
                         with link.connection.cursor() as cursor:
+                            if longest > _LONGEST:
+                                cursor.execute("SET LOCAL lock_timeout = 0")
                             yield cursor
                     except psycopg.Error as error:
                         self._roll_back(link)
@@ -234,7 +240,9 @@ class Database:
         try:
             link.connection.execute("COMMIT")
         except psycopg.Error as error:
-            answered = error.sqlstate is not None and not link.connection.closed
+            # A pooler can report that its own connection has ended.
+            unknown = error.sqlstate is None or error.sqlstate.startswith("08") or error.sqlstate == "40003"
+            answered = not unknown and not link.connection.closed
             self._roll_back(link)
             if answered:
                 raise self._away(error) from None
@@ -252,7 +260,10 @@ class Database:
         link.close()
 
     def _away(self, error: Exception) -> DatabaseAway:
-        return DatabaseAway(f"{self.place}: {first_line(error)}")
+        away = DatabaseAway(f"{self.place}: {first_line(error)}")
+        # SQLSTATE classes: data exceptions and violated constraints.
+        away.refuses_data = (getattr(error, "sqlstate", None) or "")[:2] in ("22", "23")
+        return away
 
 
 def _checked(address: str) -> str:

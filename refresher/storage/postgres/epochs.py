@@ -28,8 +28,11 @@ _ARMED: Final = """UPDATE refresher.lease SET state = 'armed', armed_at = coales
     until = clock_timestamp() + interval '30 s', next_at = clock_timestamp() + interval '30 s'
     WHERE attempt IS NOT NULL"""
 
-_OPENS_AFTER: Final = 5
-"""Seconds. Each refresher looks at the epoch each second."""
+_OPENS_AFTER: Final = 40
+"""Seconds. Each refresher looks at the epoch each second, and after a fault at the latest after this time."""
+
+_LONGEST: Final = 600.0
+"""Seconds: grants by the million are noted."""
 
 _HORIZON: Final = 120
 """Seconds: ``run-once`` under cron rotates what is due before its next run."""
@@ -56,7 +59,7 @@ def begin_epoch(database: Database) -> bool:
         cursor.execute("SELECT 1 FROM refresher.epoch WHERE system_identifier = %s AND timeline = %s", now_on)
         if cursor.fetchone() is not None:
             return False
-    with database.transaction() as cursor:
+    with database.transaction(_LONGEST) as cursor:
         cursor.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
         cursor.execute("SELECT known_until FROM refresher.epoch ORDER BY since DESC LIMIT 1")
         before = cursor.fetchone()

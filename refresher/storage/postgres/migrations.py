@@ -12,6 +12,9 @@ from refresher.storage.postgres.database import Database
 __all__ = ["LATEST", "has_schema", "migrate", "read_version", "require_latest", "version_in"]
 
 _FILES: Final = re.compile(r"(\d{3})\.sql")
+_LONGEST: Final = 3600.0
+"""Seconds for which a migration may change large tables."""
+
 _LOCK: Final = 0x7265667265736872  # any number that no other program uses: "refreshr"
 
 _TABLE: Final = """
@@ -41,7 +44,7 @@ def migrate(database: Database) -> list[int]:
 
     Raises ``StorageError`` if the schema is newer than this refresher.
     """
-    with database.transaction() as cursor:
+    with database.transaction(_LONGEST) as cursor:
         cursor.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
         if (at := version_in(cursor)) == 0:
             cursor.execute(_TABLE)  # only then: a role that may not create finds a schema that is complete

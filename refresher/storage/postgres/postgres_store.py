@@ -144,10 +144,17 @@ class PostgresStore:
             row = cursor.fetchone()
         return datetime.now(UTC) if row is None else row[0]
 
+    def begin_epoch(self) -> None:
+        """Take note of a promotion, without which nothing can be claimed. Raises ``StorageError``."""
+        epochs.begin_epoch(self.database)
+
     def give_back(self) -> None:
         """Release the leases that were claimed, and that nobody holds yet."""
         while self._claimed:
-            _, lease = self._claimed.popitem()
+            try:
+                _, lease = self._claimed.popitem()
+            except KeyError:
+                return  # a job took the last one
             with suppress(StorageError), self.database.transaction() as cursor:
                 leases.release(cursor, lease, 0.0)
 
@@ -163,6 +170,7 @@ class PostgresStore:
         problems = commit_spills(self.database, self._directories, name)
         ends = time.monotonic() + wait
         while (lease := self._claimed.pop(name, None) or leases.claim(self.database, name)) is None:
+            self.begin_epoch()
             if stopping():
                 raise Interrupted("interrupted while waiting for a grant; nothing was changed")
             if time.monotonic() >= ends:

@@ -76,9 +76,19 @@ def load(cursor: Cursor[Any], name: str, now: Clocks, *, lock: bool = False) -> 
     ``lock``: nobody else changes it in this transaction. Raises ``GrantFileError`` for a record that cannot be read, or
     that contradicts its columns.
     """
-    cursor.execute(f"{_LOAD} FOR UPDATE OF l" if lock else _LOAD, (name,))
-    row = cursor.fetchone()
+    row = _locked_row(cursor, name) if lock else _row(cursor, name)
     return (Stored(None, NO_RECORD), None) if row is None else (decode_row(name, row, now), row[6])
+
+
+def _row(cursor: Cursor[Any], name: str) -> tuple[Any, ...] | None:
+    cursor.execute(_LOAD, (name,))
+    return cursor.fetchone()
+
+
+def _locked_row(cursor: Cursor[Any], name: str) -> tuple[Any, ...] | None:
+    # In two statements: one that waits for the lease would read the record as it was before the wait.
+    cursor.execute("SELECT 1 FROM refresher.lease WHERE name = %s FOR UPDATE", (name,))
+    return _row(cursor, name)
 
 
 def load_each(cursor: Cursor[Any], names: Collection[str], now: Clocks) -> list[tuple[str, Stored | GrantFileError]]:
@@ -185,8 +195,7 @@ def settle(
     ``issued``: ``changed`` has a new token. Raises ``GrantFileError`` if the record there cannot be read, and
     ``ImportRefused`` if another grant holds that token: with ``of_another``, a person must log in again.
     """
-    cursor.execute(f"{_LOAD} FOR UPDATE OF l", (sent.name,))
-    if (row := cursor.fetchone()) is None:
+    if (row := _locked_row(cursor, sent.name)) is None:
         keep_orphan(cursor, sent, encode(changed)[0], "the grant is not there any more")
         return None
     kind, grant_id, generation, fingerprint, _, attempt, last = row
@@ -196,7 +205,7 @@ def settle(
     if last == sent.attempt:
         return decode_row(sent.name, row, now).record  # it was committed, and only the confirmation was lost
     # The database has lost a rotation of this grant, in a promotion or a restore: its refresh token is spent.
-    lost = issued and (kind, grant_id) == ("grant", sent.grant_id) and generation < sent.generation
+    lost = issued and (kind, grant_id) == ("grant", sent.grant_id) and _is_set_back(row, sent, now)
     if lost or (fits and (issued or attempt == sent.attempt)):
         stored = decode_row(sent.name, row, now)
         if isinstance(stored.record, Grant):
@@ -238,6 +247,15 @@ def keep_orphan(cursor: Cursor[Any], sent: Sent, data: bytes, why: str) -> None:
 def _is_demanded(cursor: Cursor[Any], grant: Grant) -> bool:
     cursor.execute("SELECT 1 FROM refresher.demand WHERE name = %s AND generation = %s", (grant.name, grant.generation))
     return cursor.fetchone() is not None
+
+
+def _is_set_back(row: tuple[Any, ...], sent: Sent, now: Clocks) -> bool:
+    """Whether the record is older than what was sent, also if a host has reported the generation that is missing."""
+    generation = row[2]
+    if generation != sent.generation:
+        return bool(generation < sent.generation)
+    record = decode_row(sent.name, row, now).record
+    return isinstance(record, Grant) and record.doubt is not None and record.doubt.restored
 
 
 def _ended(grant: Grant, now: Clocks) -> Grant:

@@ -22,9 +22,12 @@ from refresher.storage.postgres.settling import Sent
 from refresher.storage.records import LARGEST
 from shim._token import is_name
 
-__all__ = ["find", "read", "remove", "save"]
+__all__ = ["INCOMPLETE", "find", "read", "remove", "save"]
 
-_FILE: Final = re.compile(r"(?P<name>.+)\.(?P<attempt>[0-9a-f]{32})\.spill")
+_FILE: Final = re.compile(r"(?P<name>.+)\.(?P<attempt>[0-9a-f]{32})\.(spill|new)")
+
+INCOMPLETE: Final = ".new"
+"""The suffix of a spill whose writing may have been cut off."""
 
 
 class _Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -46,7 +49,7 @@ def save(directories: Directories, sent: Sent, record: Grant) -> Path:
         fingerprint=sent.fingerprint,
     )
     data = msgspec.json.encode(header) + b"\n" + encode(record)[0]
-    new = path.with_suffix(".new")
+    new = path.with_suffix(INCOMPLETE)
     new.unlink(missing_ok=True)
     files.durable_create(new, data)
     new.rename(path)

@@ -1,15 +1,21 @@
 """The store in PostgreSQL when its network or its database fails: what is certain, what is unknown, and spills."""
 
+import threading
+import uuid
 from collections.abc import Callable
 from typing import Any
 
 import msgspec
 import pytest
 
+from refresher.common import clocks
 from refresher.common.secret import Secret
-from refresher.storage.postgres import attempt, leases, spills
+from refresher.grants import transition
+from refresher.grants.record import Doubt, Grant
+from refresher.storage.postgres import attempt, leases, settling, spills
 from refresher.storage.postgres.database import Database, UnknownOutcome
 from refresher.storage.postgres.settling import Sent
+from tests.support.command import wait_until
 from tests.support.cut_proxy import CutProxy
 from tests.support.fleet import Fleet, Rotation, import_grant, record_of, rotate_linear
 from tests.support.postgres import Cluster
@@ -183,3 +189,112 @@ def test_a_spill_is_stored_after_another_has_noted_the_doubt(fleet: Fleet, serve
     assert record_of(second).doubt is not None
     assert attempt.commit_spills(first.database, first.directories) == []
     assert (record_of(second).generation, record_of(second).doubt) == (2, None)
+
+
+def test_an_answer_is_stored_after_a_promotion_that_a_host_has_reported(
+    fleet: Fleet, server: TokenServer, gate: Gate
+) -> None:
+    """If it failed, the only live token would be put aside, and the one that the promotion has lost be sent (I6)."""
+    gate.opened.set()
+    store = fleet.host("a")
+    import_grant(store, server)
+    assert rotate_linear(store).outcome == "rotated"
+    before = fleet.execute("SELECT bytes, published FROM refresher.record")[0]
+    fingerprint = fleet.execute("SELECT fingerprint FROM refresher.lease")[0][0]
+    assert rotate_linear(store).outcome == "rotated"
+    gate.opened.clear()
+    gate.reached.clear()
+    rotation = Rotation(store)
+    assert gate.reached.wait(60)
+    # A promotion loses the second rotation, and the lease of the third.
+    fleet.execute("UPDATE refresher.record SET bytes = %s, published = %s, generation = 1", *before)
+    fleet.execute(
+        "UPDATE refresher.lease SET generation = 1, fingerprint = %s, attempt = NULL, state = NULL, armed_at = NULL, "
+        "until = NULL, next_at = clock_timestamp()",
+        fingerprint,
+    )
+    fleet.execute("DELETE FROM refresher.spent WHERE fingerprint = %s", fingerprint)
+    other = fleet.host("b")
+    grant_id = record_of(other).grant_id
+    now = clocks.now().wall
+    fleet.execute(
+        "INSERT INTO refresher.seen (name, grant_id, generation, issued_at, expires_at, host) "
+        "VALUES ('linear', %s, 2, %s, %s, 'c')",
+        grant_id,
+        now,
+        now + 3600,
+    )
+    fleet.execute("UPDATE refresher.lease SET doubt_at = NULL")
+    assert rotate_linear(other).outcome == "in_doubt"
+    assert record_of(other).generation == 2
+    gate.opened.set()
+    assert rotation.result().outcome == "rotated"
+    assert (record_of(other).generation, record_of(other).doubt) == (3, None)
+    assert fleet.execute("SELECT 1 FROM refresher.orphan") == []
+    assert rotate_linear(other).outcome == "rotated"
+    assert server.reused == 0
+
+
+def test_a_note_that_waits_for_a_doubt_keeps_it(fleet: Fleet, server: TokenServer, gate: Gate) -> None:
+    """If it failed, a refresh token that may be spent would be sent again (I1)."""
+    gate.opened.set()
+    store = fleet.host("a")
+    import_grant(store, server)
+    assert rotate_linear(store).outcome == "rotated"
+    with store.held("linear", stopping=lambda: False) as held:
+        grant = held.recover().record
+        assert isinstance(grant, Grant)
+    with store.database.transaction() as cursor:
+        now = attempt.read_clocks(cursor)
+        stored, _ = settling.load(cursor, "linear", now, lock=True)
+        doubtful = transition.mark_interrupted(grant, "words", doubt=Doubt(since=now.here), now=now.here)
+        settling.write(cursor, stored, doubtful, now)
+        noting = threading.Thread(target=lambda: held.note(grant, end_warned=1.0))
+        noting.start()
+        waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        wait_until(lambda: bool(fleet.execute(waiting)), "the note waits for the lease")
+    noting.join(60)
+    assert record_of(store).doubt is not None
+    assert record_of(store).end_warned == 1.0
+
+
+def test_an_earlier_report_of_a_host_hides_no_later_one(fleet: Fleet, server: TokenServer, gate: Gate) -> None:
+    """If it failed, a restored database would not be recognised, and a spent refresh token be sent (I1)."""
+    gate.opened.set()
+    store = fleet.host("a")
+    grant_id = import_grant(store, server).grant_id
+    report = "INSERT INTO refresher.seen (name, grant_id, generation, host) VALUES ('linear', %s, %s, 'h')"
+    for reported in (("another", 7), (grant_id, 0), (grant_id, 1), (grant_id, 3), (grant_id, 2)):
+        fleet.execute(report + " ON CONFLICT DO NOTHING", *reported)
+    assert fleet.execute("SELECT grant_id, generation FROM refresher.seen") == [(grant_id, 3)]
+
+
+def test_a_spill_whose_writing_was_cut_off_is_found(fleet: Fleet, server: TokenServer, gate: Gate) -> None:
+    """If it failed, a kill between two steps of a spill would lose the only copy of a token (I6)."""
+    gate.opened.set()
+    store = fleet.host("a")
+    import_grant(store, server)
+    assert rotate_linear(store).outcome == "rotated"
+    grant = record_of(store)
+    sent = Sent(uuid.uuid4(), "linear", grant.grant_id, grant.generation, grant.fingerprint())
+    newer = msgspec.structs.replace(grant, generation=2, refresh_token=Secret("x" * 43))
+    path = spills.save(store.directories, sent, newer)
+    path.rename(path.with_suffix(spills.INCOMPLETE))
+    half = store.directories.grants / f"linear.{uuid.uuid4().hex}{spills.INCOMPLETE}"
+    half.write_bytes(path.with_suffix(spills.INCOMPLETE).read_bytes()[:100])
+    half.chmod(0o600)
+    assert attempt.commit_spills(store.database, store.directories) == []
+    assert record_of(store).generation == 2
+    assert list(spills.find(store.directories)) == []
+    assert [each.name for each in store.directories.grants.glob("*.aside.*")] != []
+
+
+def test_a_spill_that_the_database_refuses_holds_up_no_other(fleet: Fleet, server: TokenServer, gate: Gate) -> None:
+    """If it failed, one record that the database does not take would end all rotations of a host."""
+    gate.opened.set()
+    store = fleet.host("a")
+    grant = import_grant(store, server)
+    sent = Sent(uuid.uuid4(), "linear", grant.grant_id, grant.generation, grant.fingerprint())
+    spills.save(store.directories, sent, msgspec.structs.replace(grant, generation=2**63))
+    (problem,) = attempt.commit_spills(store.database, store.directories)
+    assert "out of range" in problem

@@ -49,7 +49,9 @@ def _execute(url: str, statement: str, *values: object) -> list[tuple[object, ..
 def _store(url: str, *names: str) -> None:
     """Store records that nothing here reads."""
     for name in names:
-        _execute(url, "INSERT INTO refresher.lease (name, kind, generation) VALUES (%s, 'grant', 3)", name)
+        _execute(
+            url, "INSERT INTO refresher.lease (name, kind, grant_id, generation) VALUES (%s, 'grant', 'id', 3)", name
+        )
         _execute(url, "INSERT INTO refresher.record VALUES (%s, 'secret', 3, %s)", name, name.encode())
 
 

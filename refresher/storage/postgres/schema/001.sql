@@ -81,12 +81,13 @@ CREATE TABLE refresher.orphan (
 COMMENT ON TABLE refresher.orphan IS 'What may be the only copy of a token, and fits no record: a person may find one in it.';
 
 CREATE TABLE refresher.seen (
-    name text PRIMARY KEY,
+    name text NOT NULL,
     grant_id text NOT NULL,
     generation bigint NOT NULL CHECK (generation BETWEEN 0 AND 1e15),
     issued_at double precision CHECK (issued_at BETWEEN 0 AND 1e12),
     expires_at double precision CHECK (expires_at BETWEEN 0 AND 1e12),
-    host text NOT NULL
+    host text NOT NULL,
+    PRIMARY KEY (name, grant_id, generation)
 );
 COMMENT ON TABLE refresher.seen IS 'Token files on hosts that are later than their records: this database was restored.';
 
@@ -100,6 +101,12 @@ BEGIN
 END $$;
 CREATE FUNCTION refresher.seen() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = '' AS $$
 BEGIN
+    -- Only the latest stays: a report of an earlier grant, or of an earlier generation, says nothing, and must hide no other.
+    DELETE FROM refresher.seen s WHERE s.name = NEW.name AND (
+        NOT EXISTS (SELECT FROM refresher.lease l WHERE l.name = s.name AND l.kind = 'grant'
+            AND l.grant_id = s.grant_id AND l.generation < s.generation)
+        OR EXISTS (SELECT FROM refresher.seen o WHERE o.name = s.name AND o.grant_id = s.grant_id
+            AND o.generation > s.generation));
     UPDATE refresher.lease SET next_at = clock_timestamp()
     WHERE name = NEW.name AND kind = 'grant' AND generation < NEW.generation AND attempt IS NULL;
     RETURN NULL;
