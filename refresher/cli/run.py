@@ -19,7 +19,7 @@ from refresher.cli.options import (
 from refresher.cli.tables import print_rows
 from refresher.common.errors import ConfigError
 from refresher.common.signals import DaemonSignals, StopSignals
-from refresher.common.terminal import Progress
+from refresher.common.terminal import Progress, say
 from refresher.config import DEFAULT_GATEWAY
 from refresher.observers.hub import observing
 from refresher.operations import run_once as operation
@@ -156,7 +156,10 @@ def run_once(
             ]
             fields = {"results": [msgspec.structs.asdict(each) for each in results], "exit_code": code}
             # Before the observers complete: the command of a hook can be slow.
-            print_rows(settings, ("NAME", "OUTCOME", "GENERATION", "DETAIL"), rows, fields if as_json else None)
+            if rows or as_json or settings.store is None:
+                print_rows(settings, ("NAME", "OUTCOME", "GENERATION", "DETAIL"), rows, fields if as_json else None)
+            else:
+                say("nothing was due", err=True)
         if settings.metrics_file is not None:
             from refresher.observers import metrics_file as file  # most runs have none, and do not pay for it
 

@@ -23,6 +23,7 @@ from refresher.common.errors import ConfigError, StorageError
 __all__ = ["Database", "DatabaseAway", "Link", "UnknownOutcome", "first_line"]
 
 _MOST_CONNECTIONS: Final = 8
+_IDLE_TIMEOUT_MS: Final = 15_000
 _LOCK_TIMEOUT_MS: Final = 10_000
 _LONGEST: Final = 12.0
 """Seconds for a transaction, longer than for a lock. Afterwards its connection is cut: a server or a pooler that stands
@@ -42,10 +43,18 @@ _SESSION: Final = "SELECT pid, backend_start FROM pg_stat_activity WHERE pid = p
 _WAIT_CANCELLED: Final = "01000"
 """The warning of a COMMIT whose wait for a standby was cancelled."""
 
+_ADVICE: Final = {
+    "42501": "; 'refresher store check' says which right the role lacks",
+    "3D000": "; create it, or correct the address of the store",
+}
+"""By SQLSTATE: what a person does next."""
+
 _NOT_DURABLE: Final = ("off", "local", "remote_write")
 # Compiling a short statement would take seconds of the server, each time.
 _BEGIN: Final = (
-    f"BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = {_LOCK_TIMEOUT_MS}; SET LOCAL jit = off"
+    f"BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = {_LOCK_TIMEOUT_MS}; SET LOCAL jit = off; "
+    # A process that is stopped must not keep its locks.
+    f"SET LOCAL idle_in_transaction_session_timeout = {_IDLE_TIMEOUT_MS}"
 )
 _BEGIN_DURABLE: Final = f"{_BEGIN}; SET LOCAL synchronous_commit = on"
 
@@ -260,9 +269,10 @@ class Database:
         link.close()
 
     def _away(self, error: Exception) -> DatabaseAway:
-        away = DatabaseAway(f"{self.place}: {first_line(error)}")
+        sqlstate = getattr(error, "sqlstate", None) or ""
+        away = DatabaseAway(f"{self.place}: {first_line(error)}{_ADVICE.get(sqlstate, '')}")
         # SQLSTATE classes: data exceptions and violated constraints.
-        away.refuses_data = (getattr(error, "sqlstate", None) or "")[:2] in ("22", "23")
+        away.refuses_data = sqlstate[:2] in ("22", "23")
         return away
 
 

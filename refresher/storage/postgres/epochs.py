@@ -16,8 +16,6 @@ from refresher.storage.postgres.leases import Lease
 
 __all__ = ["Heartbeat", "begin_epoch"]
 
-_LOCK: Final = 0x7265667265736865
-
 _NOW_ON: Final = """SELECT (SELECT system_identifier::text FROM pg_control_system()),
     left(pg_walfile_name(pg_current_wal_lsn()), 8)"""
 
@@ -60,7 +58,7 @@ def begin_epoch(database: Database) -> bool:
         if cursor.fetchone() is not None:
             return False
     with database.transaction(_LONGEST) as cursor:
-        cursor.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
+        cursor.execute("LOCK TABLE refresher.epoch IN SHARE ROW EXCLUSIVE MODE")  # only its owner can hold this up
         cursor.execute("SELECT known_until FROM refresher.epoch ORDER BY since DESC LIMIT 1")
         before = cursor.fetchone()
         cursor.execute(

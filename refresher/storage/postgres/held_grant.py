@@ -84,7 +84,7 @@ class HeldGrant:
                     grant = transition.mark_interrupted(grant, _INTERRUPTED, doubt=doubt, now=now.here)
                     findings.append(_INTERRUPTED)
                 if seen is not None and 0 < seen[0] - grant.generation <= _possible(grant, now):
-                    lifetime = None if seen[1] is None else (seen[1], seen[2])
+                    lifetime = None if seen[1] is None else _within(grant, now, seen[1], seen[2])
                     grant = transition.mark_restored(grant, seen[0], lifetime, now=now.here)
                     findings.append("" if grant.failure is None else grant.failure.description)
                 if policy.doubt_in_future(grant, now.here):
@@ -242,6 +242,13 @@ class HeldGrant:
         )
         if cursor.fetchone() is None:
             raise StorageError(f"another refresher has taken over {self._name}: nothing was changed here; try again")
+
+
+def _within(grant: Grant, now: Clocks, issued_at: float, expires_at: float | None) -> tuple[float, float | None]:
+    """Return the times of a reported token, within the life of those of ``grant``: a host may report any time."""
+    longest = policy.DEFAULT_MAX_AGE if grant.expires_at is None else grant.expires_at - grant.issued_at
+    ends = now.here.wall + max(longest, 0.0)
+    return min(issued_at, now.here.wall), None if expires_at is None else min(expires_at, ends)
 
 
 def _possible(grant: Grant, now: Clocks) -> float:

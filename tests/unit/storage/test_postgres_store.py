@@ -284,3 +284,20 @@ def test_a_report_of_impossible_generations_changes_nothing(fleet: Fleet, server
     assert rotate_linear(store).outcome == "rotated"
     assert (record_of(store).generation, record_of(store).doubt) == (2, None)
     assert fleet.execute("SELECT 1 FROM refresher.seen") == []
+
+
+def test_a_process_that_is_stopped_in_a_transaction_loses_its_locks(fleet: Fleet) -> None:
+    """If it failed, a host that sleeps would keep the grants of all others from being rotated."""
+    with fleet.host("a").database.transaction() as cursor:
+        cursor.execute("SHOW idle_in_transaction_session_timeout")
+        assert cursor.fetchone() == ("15s",)
+
+
+def test_a_demand_that_counts_for_nothing_is_not_kept(fleet: Fleet, server: TokenServer, gate: Gate) -> None:
+    """If it failed, a host of agents that is taken over could fill the database."""
+    import_grant(fleet.host("a"), server)
+    fleet.execute("INSERT INTO refresher.demand (name, generation) SELECT 'linear', g FROM generate_series(0, 50) g")
+    fleet.execute("INSERT INTO refresher.demand (name, generation) VALUES ('nobody', 0)")
+    assert fleet.execute("SELECT name, generation FROM refresher.demand") == [("linear", 0)]
+    with pytest.raises(psycopg.errors.CheckViolation):
+        fleet.execute("INSERT INTO refresher.demand VALUES ('linear', 0, repeat('x', 2000))")

@@ -65,7 +65,7 @@ CREATE INDEX spent_name ON refresher.spent (name);
 CREATE TABLE refresher.demand (
     name text NOT NULL,
     generation bigint NOT NULL,
-    reason text,
+    reason text CHECK (length(reason) <= 1024),
     at timestamptz NOT NULL DEFAULT clock_timestamp(),
     PRIMARY KEY (name, generation)
 );
@@ -86,7 +86,7 @@ CREATE TABLE refresher.seen (
     generation bigint NOT NULL CHECK (generation BETWEEN 0 AND 1e15),
     issued_at double precision CHECK (issued_at BETWEEN 0 AND 1e12),
     expires_at double precision CHECK (expires_at BETWEEN 0 AND 1e12),
-    host text NOT NULL,
+    host text NOT NULL CHECK (length(host) <= 1024),
     PRIMARY KEY (name, grant_id, generation)
 );
 COMMENT ON TABLE refresher.seen IS 'Token files on hosts that are later than their records: this database was restored.';
@@ -97,6 +97,10 @@ BEGIN
     -- Of a lease too: so this waits for the transaction that ends one, which sees the demand, or is seen here.
     UPDATE refresher.lease SET next_at = CASE WHEN attempt IS NULL THEN least(next_at, clock_timestamp()) ELSE next_at END
     WHERE name = NEW.name AND kind = 'grant' AND generation = NEW.generation;
+    IF NOT FOUND THEN
+        -- It counts for nothing, and a role could fill the table. A host demands again what it still needs.
+        DELETE FROM refresher.demand WHERE name = NEW.name AND generation = NEW.generation;
+    END IF;
     RETURN NULL;
 END $$;
 CREATE FUNCTION refresher.seen() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = '' AS $$
@@ -123,7 +127,8 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = '' AS $$
     SELECT EXISTS (
         SELECT FROM refresher.mirror m
         WHERE pg_catalog.pg_has_role(who, m.role, 'MEMBER')
-        AND what LIKE replace(replace(replace(replace(m.pattern, '\', '\\'), '_', '\_'), '*', '%'), '?', '_')
+        AND what LIKE replace(replace(replace(replace(replace(
+            m.pattern, '\', '\\'), '%', '\%'), '_', '\_'), '*', '%'), '?', '_')
     )
 $$;
 
@@ -137,12 +142,13 @@ CREATE POLICY mirror ON refresher.seen FOR INSERT WITH CHECK (refresher.may_mirr
 CREATE FUNCTION refresher.allow_mirror(role name, pattern text) RETURNS void
 LANGUAGE plpgsql SET search_path = '' AS $$
 BEGIN
+    EXECUTE format('GRANT EXECUTE ON FUNCTION refresher.may_mirror TO %I', role);
     EXECUTE format('GRANT USAGE ON SCHEMA refresher TO %I', role);
     EXECUTE format('GRANT SELECT (name, generation, published, xid) ON refresher.record TO %I', role);
     EXECUTE format('GRANT INSERT (name, generation, reason) ON refresher.demand TO %I', role);
     EXECUTE format('GRANT INSERT (name, grant_id, generation, issued_at, expires_at, host) ON refresher.seen TO %I', role);
     INSERT INTO refresher.mirror VALUES (role, pattern) ON CONFLICT DO NOTHING;
 END $$;
-REVOKE EXECUTE ON FUNCTION refresher.allow_mirror FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION refresher.allow_mirror, refresher.may_mirror FROM PUBLIC;
 COMMENT ON FUNCTION refresher.allow_mirror IS
     'Let a role mirror the names that match a pattern such as team-*: it can read no record and no refresh token.';
