@@ -14,6 +14,7 @@ from tests.support import scheduler, warm
 from tests.support.command import Command
 from tests.support.oidc import OIDC
 from tests.support.postgres import FAST, Cluster, find_binaries, running
+from tests.support.site import Site
 from tests.support.vault import Vault
 
 # No deadline, because a machine may be slow. The same examples each time, so that a change does not fail because of new
@@ -120,3 +121,12 @@ def postgres() -> Iterator[Cluster]:
     need(None if find_binaries() else "PostgreSQL is not installed: apt-get install postgresql")
     with running(*FAST) as cluster:
         yield cluster
+
+
+@pytest.fixture
+def site(tmp_path: Path, postgres: Cluster, vault: Vault) -> Iterator[Site]:
+    """A database, and the command on any number of hosts."""
+    with postgres.database() as url:
+        made = Site(tmp_path, url, vault)
+        yield made
+        made.store.close()

@@ -23,7 +23,10 @@ from refresher.grants.outcome import (
 from refresher.grants.record import Doubt, Failure, FailureKind, Grant, with_spent
 from refresher.grants.tokens import needs_proof, not_before
 
-__all__ = ["apply", "mark_in_doubt", "mark_interrupted", "mark_restored", "with_access_token"]
+__all__ = ["INTERRUPTED", "apply", "mark_in_doubt", "mark_interrupted", "mark_restored", "with_access_token"]
+
+INTERRUPTED: Final = "an attempt was cut off after its request may have been sent, before its answer was saved"
+"""The description of a doubt that an interrupted attempt leaves."""
 
 _SHORTEST_PAUSE: Final = 1.0
 
@@ -103,6 +106,13 @@ def mark_interrupted(grant: Grant, description: str, *, doubt: Doubt, now: Momen
     if marked.dead or marked.failure is None or not policy.replay_allowed(marked, now):
         return marked
     return msgspec.structs.replace(marked, failure=msgspec.structs.replace(marked.failure, retry_at=now.wall))
+
+
+def with_doubt_restarted(grant: Grant, now: Moment) -> Grant:
+    """Return ``grant`` with a doubt that begins now, if the clock says that it begins later, so that its wait ends."""
+    if not policy.doubt_in_future(grant, now):
+        return grant
+    return msgspec.structs.replace(grant, doubt=Doubt(since=now, replay_over=True))
 
 
 def mark_restored(grant: Grant, generation: int, lifetime: tuple[float, float | None] | None, *, now: Moment) -> Grant:

@@ -17,13 +17,22 @@ from refresher.common import clocks
 from refresher.common.errors import DirectoryError, StorageError
 from refresher.common.reading import FileWithStatus
 from refresher.grants import policy, token_rejection
+from refresher.grants.generations import can_be_later, last_known
 from refresher.grants.record import Grant, Moved, Record, Tombstone
 from refresher.storage import demands, files, records
 from refresher.storage.directories import Directories, Sharing
 from shim._token import Problem, TokenFile
 from shim.errors import TokenFileError
 
-__all__ = ["Publisher", "derive", "left_out", "published_generation", "read_published", "rejection_of", "state_of"]
+__all__ = [
+    "Publisher",
+    "derive",
+    "left_out",
+    "published_generation",
+    "read_published",
+    "rejection_of",
+    "state_of",
+]
 
 _LARGEST: Final = 256 * 1024
 """Bytes of a token file."""
@@ -135,7 +144,7 @@ def read_published(directories: Directories, name: str, record: Record | None = 
     Only this user can write it and its directory, by open descriptors. After ``record``, the generation has grown by at
     most one a second.
     """
-    return _proof(*_read_with_directory(directories, name), name, *_last_known(record))
+    return _proof(*_read_with_directory(directories, name), name, *last_known(record))
 
 
 def _read_with_directory(directories: Directories, name: str) -> tuple[FileWithStatus | None, os.stat_result | None]:
@@ -152,15 +161,6 @@ def _read_with_directory(directories: Directories, name: str) -> tuple[FileWithS
         os.close(directory)
 
 
-def _last_known(record: Record | None) -> tuple[float, int]:
-    """Return when the record got its generation, in epoch seconds, and the generation."""
-    if record is None:
-        return 0.0, 0
-    if isinstance(record, Grant):
-        return record.last_rotation_at or record.authorized_at, record.generation
-    return record.moved_at if isinstance(record, Moved) else record.removed_at, record.generation
-
-
 def _proof(
     found: FileWithStatus | None, directory: os.stat_result | None, name: str, since: float, generation: int
 ) -> TokenFile | None:
@@ -169,9 +169,7 @@ def _proof(
         return None
     if (seen := _parsed(found, name)) is None:
         return None
-    # The difference in both directions: the clock may have been set back since.
-    possible = abs(clocks.now().wall - since) + 1
-    return seen if seen.generation - generation <= possible else None
+    return seen if can_be_later(seen.generation, since, generation, clocks.now().wall) else None
 
 
 def published_generation(directories: Directories, name: str, record: Record | None) -> int:
@@ -250,7 +248,7 @@ class Publisher:
         if wanted is None or (not again and self._is_up_to_date(name, wanted, published)):
             return True
         dead = isinstance(record, Grant) and record.dead
-        seen = _proof(published, directory, name, *_last_known(record))
+        seen = _proof(published, directory, name, *last_known(record))
         if seen is not None and seen.generation > record.generation and not dead:
             return False
         self._replace(name, record.generation, wanted, published, seen)

@@ -11,12 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-import msgspec
-
 from refresher.common import text
 from refresher.common.clocks import Moment
 from refresher.common.errors import GrantFileError, StorageError
-from refresher.grants import policy, transition
+from refresher.grants import transition
 from refresher.grants.record import NO_RECORD, Doubt, Grant, Record, Stored, version_error
 from refresher.storage import files, records
 from refresher.storage.directories import Directories
@@ -27,8 +25,6 @@ from refresher.storage.records import Candidate
 __all__ = ["backup_hint", "recover"]
 
 log = logging.getLogger(__name__)
-
-_INTERRUPTED: Final = "an attempt was cut off after its request may have been sent, before its answer was saved"
 
 _LONGEST_WRITE: Final = 3600.0
 """Seconds. refresher renames a record into place sooner, so a later time shows that a person put the file there."""
@@ -186,8 +182,8 @@ class _Recovery:
     def restart_doubt_of_the_future(self) -> None:
         """Start a doubt now if the clock says that it begins later, so that its wait ends."""
         grant = self.stored.record
-        if isinstance(grant, Grant) and policy.doubt_in_future(grant, self._now):
-            self._write(msgspec.structs.replace(grant, doubt=Doubt(since=self._now, replay_over=True)))
+        if isinstance(grant, Grant) and (restarted := transition.with_doubt_restarted(grant, self._now)) is not grant:
+            self._write(restarted)
 
     def _adopt(self, path: Path, successor: Record) -> None:
         # Written again and not renamed: it is unknown whether its bytes reached the disk.
@@ -234,7 +230,7 @@ class _Recovery:
     def _record_doubt(self, doubt: Doubt) -> None:
         if not isinstance(self.stored.record, Grant):
             return
-        description = _INTERRUPTED
+        description = transition.INTERRUPTED
         if doubt.spill is not None and not os.path.lexists(Path(doubt.spill).parent):
             description += f" (or it is in {doubt.spill}, which is not there: is a file system not mounted?)"
         self._write(transition.mark_interrupted(self.stored.record, description, doubt=doubt, now=self._now))

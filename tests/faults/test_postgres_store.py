@@ -31,7 +31,6 @@ from tests.support.fake_state import directories
 from tests.support.postgres import Cluster
 from tests.support.site import Site
 from tests.support.token_server import Gate, TokenServer
-from tests.support.vault import Vault
 
 _ARMING = b"RETURNING 1"
 _SETTLING = b"last_attempt = "
@@ -39,14 +38,6 @@ _END_SESSIONS = (
     "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity WHERE pid <> pg_backend_pid() "
     "AND datname = current_database()"
 )
-
-
-@pytest.fixture
-def site(tmp_path: Path, postgres: Cluster, vault: Vault) -> Iterator[Site]:
-    with postgres.database() as url:
-        made = Site(tmp_path, url, vault)
-        yield made
-        made.store.close()
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 
 import psycopg
 import pytest
@@ -20,15 +19,6 @@ from tests.support.daemon import running, stopped
 from tests.support.postgres import Cluster, free_port
 from tests.support.site import Site
 from tests.support.token_server import Gate, TokenServer
-from tests.support.vault import Vault
-
-
-@pytest.fixture
-def site(tmp_path: Path, postgres: Cluster, vault: Vault) -> Iterator[Site]:
-    with postgres.database() as url:
-        made = Site(tmp_path, url, vault)
-        yield made
-        made.store.close()
 
 
 def _import(host: Command, server: TokenServer, name: str) -> None:

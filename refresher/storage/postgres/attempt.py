@@ -171,7 +171,7 @@ def commit_spills(database: Database, directories: Directories, name: str | None
             continue
         except (GrantFileError, OSError, ValueError) as error:
             if path.suffix == spills.INCOMPLETE:
-                files.set_aside(path, clocks.now().wall)  # its writing was cut off
+                spills.set_aside_if_cut_off(path)
                 continue
             problems.append(f"{path}: {error}")
             continue

@@ -10,6 +10,7 @@ from psycopg import Cursor
 from refresher.common import clocks
 from refresher.common.errors import GrantFileError, ImportRefused, LockBusy, StorageError
 from refresher.grants import policy, transition
+from refresher.grants.generations import can_be_later, last_known
 from refresher.grants.record import NO_RECORD, Doubt, Grant, Record, Stored, Tombstone
 from refresher.storage import lock
 from refresher.storage.postgres import leases, settling
@@ -27,8 +28,6 @@ _AFTER_FAULT: Final = 60.0
 """Seconds until a grant is looked at again whose record cannot be read."""
 
 _LEAST: Final = 1.0
-
-_INTERRUPTED: Final = "an attempt was cut off after its request may have been sent, before its answer was saved"
 
 
 class HeldGrant:
@@ -68,7 +67,7 @@ class HeldGrant:
             raise GrantFileError(self._problems[0])
         with self._database.transaction() as cursor:
             now = read_clocks(cursor)
-            stored, _ = settling.load(cursor, self._name, now)
+            stored = settling.load(cursor, self._name, now)
             self.before = stored.record
             cursor.execute(
                 """SELECT generation, issued_at, expires_at FROM refresher.seen s
@@ -81,14 +80,18 @@ class HeldGrant:
             if isinstance(grant, Grant):
                 if self._lease.doubt_at is not None:
                     doubt = Doubt(since=now.at(self._lease.doubt_at))
-                    grant = transition.mark_interrupted(grant, _INTERRUPTED, doubt=doubt, now=now.here)
-                    findings.append(_INTERRUPTED)
-                if seen is not None and 0 < seen[0] - grant.generation <= _possible(grant, now):
+                    grant = transition.mark_interrupted(grant, transition.INTERRUPTED, doubt=doubt, now=now.here)
+                    findings.append(transition.INTERRUPTED)
+                # A host may report any generation.
+                if (
+                    seen is not None
+                    and seen[0] > grant.generation
+                    and can_be_later(seen[0], *last_known(grant), now.here.wall)
+                ):
                     lifetime = None if seen[1] is None else _within(grant, now, seen[1], seen[2])
                     grant = transition.mark_restored(grant, seen[0], lifetime, now=now.here)
                     findings.append("" if grant.failure is None else grant.failure.description)
-                if policy.doubt_in_future(grant, now.here):
-                    grant = msgspec.structs.replace(grant, doubt=Doubt(since=now.here, replay_over=True))
+                grant = transition.with_doubt_restarted(grant, now.here)
             if isinstance(grant, Grant) and grant is not changed:
                 self._require_lease(cursor)
                 stored = settling.write(cursor, stored, grant, now)
@@ -181,7 +184,7 @@ class HeldGrant:
         """Write ``end_warned`` into the record, if it is of the generation of ``grant``."""
         with self._database.transaction() as cursor:
             now = read_clocks(cursor)
-            stored, _ = settling.load(cursor, self._name, now, lock=True)
+            stored = settling.load(cursor, self._name, now, lock=True)
             there = stored.record
             if isinstance(there, Grant) and (there.grant_id, there.generation) == (grant.grant_id, grant.generation):
                 noted = msgspec.structs.replace(there, end_warned=end_warned)
@@ -249,8 +252,3 @@ def _within(grant: Grant, now: Clocks, issued_at: float, expires_at: float | Non
     longest = policy.DEFAULT_MAX_AGE if grant.expires_at is None else grant.expires_at - grant.issued_at
     ends = now.here.wall + max(longest, 0.0)
     return min(issued_at, now.here.wall), None if expires_at is None else min(expires_at, ends)
-
-
-def _possible(grant: Grant, now: Clocks) -> float:
-    """Return how many generations there can be after that of ``grant``: one a second; a host may report any number."""
-    return abs(now.here.wall - (grant.last_rotation_at or grant.authorized_at)) + 1

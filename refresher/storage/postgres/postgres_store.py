@@ -90,7 +90,7 @@ class PostgresStore:
         try:
             self._check()
             with self.database.transaction() as cursor:
-                return settling.load(cursor, name, read_clocks(cursor))[0]
+                return settling.load(cursor, name, read_clocks(cursor))
         except StorageError as error:
             raise GrantFileError(str(error)) from None
 

@@ -70,14 +70,14 @@ class Sent(NamedTuple):
     fingerprint: str | None
 
 
-def load(cursor: Cursor[Any], name: str, now: Clocks, *, lock: bool = False) -> tuple[Stored, uuid.UUID | None]:
-    """Return the record of ``name`` by the clocks of this host, and the attempt that was settled last.
+def load(cursor: Cursor[Any], name: str, now: Clocks, *, lock: bool = False) -> Stored:
+    """Return the record of ``name`` by the clocks of this host.
 
     ``lock``: nobody else changes it in this transaction. Raises ``GrantFileError`` for a record that cannot be read, or
     that contradicts its columns.
     """
     row = _locked_row(cursor, name) if lock else _row(cursor, name)
-    return (Stored(None, NO_RECORD), None) if row is None else (decode_row(name, row, now), row[6])
+    return Stored(None, NO_RECORD) if row is None else decode_row(name, row, now)
 
 
 def _row(cursor: Cursor[Any], name: str) -> tuple[Any, ...] | None:

@@ -4,7 +4,6 @@
 it, and needs no lease for that.
 """
 
-import os
 import re
 import uuid
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from typing import Final
 
 import msgspec
 
+from refresher.common import clocks
 from refresher.common.errors import GrantFileError
 from refresher.grants.record import Grant, decode, encode
 from refresher.storage import files
@@ -22,12 +22,14 @@ from refresher.storage.postgres.settling import Sent
 from refresher.storage.records import LARGEST
 from shim._token import is_name
 
-__all__ = ["INCOMPLETE", "find", "read", "remove", "save"]
+__all__ = ["INCOMPLETE", "find", "read", "remove", "save", "set_aside_if_cut_off"]
 
 _FILE: Final = re.compile(r"(?P<name>.+)\.(?P<attempt>[0-9a-f]{32})\.(spill|new)")
 
 INCOMPLETE: Final = ".new"
 """The suffix of a spill whose writing may have been cut off."""
+
+_LONGEST_WRITE: Final = 60.0
 
 
 class _Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -90,5 +92,13 @@ def remove(directories: Directories, sent: Sent) -> None:
         _path(directories, sent).unlink()
 
 
+def set_aside_if_cut_off(path: Path) -> None:
+    """Rename an incomplete spill, unless a process may still be writing it."""
+    now = clocks.now().wall
+    with suppress(OSError):  # its writer has completed it
+        if now - path.stat().st_mtime > _LONGEST_WRITE:
+            files.set_aside(path, now)
+
+
 def _path(directories: Directories, sent: Sent) -> Path:
-    return Path(os.fspath(directories.grants)) / f"{sent.name}.{sent.attempt.hex}.spill"
+    return directories.grants / f"{sent.name}.{sent.attempt.hex}.spill"

@@ -1,5 +1,6 @@
 """The store in PostgreSQL when its network or its database fails: what is certain, what is unknown, and spills."""
 
+import os
 import threading
 import uuid
 from collections.abc import Callable
@@ -246,7 +247,7 @@ def test_a_note_that_waits_for_a_doubt_keeps_it(fleet: Fleet, server: TokenServe
         assert isinstance(grant, Grant)
     with store.database.transaction() as cursor:
         now = attempt.read_clocks(cursor)
-        stored, _ = settling.load(cursor, "linear", now, lock=True)
+        stored = settling.load(cursor, "linear", now, lock=True)
         doubtful = transition.mark_interrupted(grant, "words", doubt=Doubt(since=now.here), now=now.here)
         settling.write(cursor, stored, doubtful, now)
         noting = threading.Thread(target=lambda: held.note(grant, end_warned=1.0))
@@ -283,6 +284,9 @@ def test_a_spill_whose_writing_was_cut_off_is_found(fleet: Fleet, server: TokenS
     half = store.directories.grants / f"linear.{uuid.uuid4().hex}{spills.INCOMPLETE}"
     half.write_bytes(path.with_suffix(spills.INCOMPLETE).read_bytes()[:100])
     half.chmod(0o600)
+    assert attempt.commit_spills(store.database, store.directories) == []
+    assert half.exists(), "a process may still be writing it"
+    os.utime(half, (0, 0))
     assert attempt.commit_spills(store.database, store.directories) == []
     assert record_of(store).generation == 2
     assert list(spills.find(store.directories)) == []
