@@ -129,6 +129,7 @@ class _Keeper:
                         "the database was promoted, or restored: grants that may have been rotated since its last "
                         "commit are in doubt until their access token expires"
                     )
+                self._store.release_again()
                 for problem in self._store.commit_spills():
                     said.log("", problem, logging.ERROR, problem)
                 self.problem, pause = None, _BEAT_INTERVAL

@@ -223,7 +223,7 @@ class _Rotation(NamedTuple):
     ) -> tuple[Grant, float, bool]:
         """Begin, exchange, persist; nothing is logged from the request to the durable answer.
 
-        Return the grant after it, the seconds of the exchange alone, and whether a new generation would be its outcome.
+        Return the grant after it, the seconds of the exchange alone, and whether the grant has the outcome of this one.
         """
         attempt = self.held.begin(stored, grant, partial(self.terms.sent.add, grant.name))
         began = time.monotonic()
@@ -247,9 +247,9 @@ class _Rotation(NamedTuple):
             if exchanged.doubt is None:
                 changed = _with_hint(changed, self.held.backup_hint(grant))
         issued = isinstance(exchanged.outcome, TokensIssued)
-        changed = attempt.persist(changed, until_saved=issued)
+        settled = attempt.persist(changed, until_saved=issued)
         self.terms.sent.discard(grant.name)
-        return changed, seconds, issued or changed.generation == grant.generation
+        return settled, seconds, issued or _failed_at(settled) == _failed_at(changed)
 
     def _finish(self, grant: Grant, result: Result) -> Result:
         """Note what has changed, and warn if the login or its client ends."""
@@ -335,6 +335,10 @@ def _after(
         forced=forced,
         reason=reason,
     )
+
+
+def _failed_at(grant: Grant) -> float | None:
+    return None if grant.failure is None else grant.failure.at
 
 
 def _with_hint(dead: Grant, hint: str) -> Grant:

@@ -218,7 +218,7 @@ def test_a_wait_for_the_standby_that_is_cancelled_while_arming_sends_nothing(
         pair.primary.execute(f"SELECT {how}(pid) FROM ({waiting}) waits")
         pair.synchronous(on=False)
         rotating.join(90)
-        assert results[0].outcome == "transient"
+        assert results[0].outcome == "storage_failed"
         assert "nothing was sent" in results[0].detail
         assert (len(server.presented["linear"]), _record(store, "linear").doubt) == (1, None)
         assert _rotate(store, "linear", force=True).outcome == "rotated"

@@ -122,6 +122,11 @@ class TokenServer(Listening):
         with self._lock:
             self._access.pop(access_token, None)
 
+    def end_login(self, client: str) -> None:
+        """Let the server accept no refresh token of ``client`` any more."""
+        with self._lock:
+            self._end(client)
+
     def _answer(self, client: str, token: str) -> dict[str, Any]:
         now = time.monotonic()
         spent = self._spent.get(token)

@@ -11,7 +11,7 @@ from typing import Any, Final
 from psycopg import Cursor
 
 from refresher.common import clocks
-from refresher.common.errors import GrantFileError, ImportRefused, StorageError
+from refresher.common.errors import GrantFileError, ImportRefused, LockBusy, StorageError
 from refresher.grants.record import Grant
 from refresher.storage import files
 from refresher.storage.directories import Directories
@@ -49,13 +49,18 @@ class PostgresAttempt:
         self._on_sent = on_sent
         self._sent = Sent(lease.attempt, grant.name, grant.grant_id, grant.generation, grant.fingerprint())
         self._armed = self._spilled = False
+        self._not_armed: leases.NotArmed | None = None
         self._spilling = threading.Lock()
         self.ended = False
         """Whether the lease needs no release: it is settled, or the next holder settles it."""
 
     def before_first_byte(self) -> None:
         """Arm the lease. Raises ``NotArmed``: then nothing may be sent."""
-        leases.arm(self._database, self._lease, again=self._armed)
+        try:
+            leases.arm(self._database, self._lease, again=self._armed)
+        except leases.NotArmed as error:
+            self._not_armed = error
+            raise
         self._armed = True
         self._in_flight[self._lease.attempt] = self._lease
         self._on_sent()
@@ -63,8 +68,12 @@ class PostgresAttempt:
     def persist(self, record: Grant, *, until_saved: bool) -> Grant:
         """Settle the attempt; a new token is spilled on this host if the database does not take it in 2 s.
 
-        Return the grant that is stored then: another one if this outcome does not count any more.
+        Return the grant that is stored then: another one if this outcome does not count any more. Raises
+        ``StorageError`` if nothing was sent because of the database, and ``LockBusy`` if another refresher had taken
+        over: that is no failure of the grant.
         """
+        if self._not_armed is not None and not self._armed:
+            raise LockBusy(str(self._not_armed)) if self._not_armed.taken_over else self._not_armed
         watchdog = threading.Timer(_SPILL_AFTER, self._spill, (record,))
         if until_saved:
             watchdog.daemon = True
@@ -143,13 +152,18 @@ class PostgresAttempt:
             return "it could not be kept"
         return f"it is kept as {path}"
 
+    @property
+    def may_have_sent(self) -> bool:
+        """Whether the refresh token may have been sent."""
+        return self._armed
+
     def abandon(self) -> None:
-        """Leave the lease: it is released if it is open, and else it ends by itself."""
+        """Do what ``close`` does."""
+        self.close()
 
     def close(self) -> None:
         """Leave the lease: when it ends, the grant is in doubt if it was armed."""
         self._in_flight.pop(self._lease.attempt, None)
-        self.ended = True
 
 
 def commit_spills(database: Database, directories: Directories, name: str | None = None) -> list[str]:

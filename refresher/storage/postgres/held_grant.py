@@ -28,6 +28,7 @@ _AFTER_FAULT: Final = 60.0
 """Seconds until a grant is looked at again whose record cannot be read."""
 
 _LEAST: Final = 1.0
+_AFTER_SLOW: Final = 5.0
 
 
 class HeldGrant:
@@ -226,7 +227,10 @@ class HeldGrant:
             )
 
     def release(self) -> None:
-        """Give the lease back, unless an attempt has ended it or must be settled by the next holder."""
+        """Give the lease back, unless an attempt has ended it or must be settled by the next holder.
+
+        Raises ``StorageError``: then try again.
+        """
         if self._attempt is not None and self._attempt.ended:
             return
         delay: float | None = _AFTER_FAULT
@@ -234,9 +238,16 @@ class HeldGrant:
             now = self._lease.clocks._replace(here=clocks.now())
             delay = settling.delay_of(self._stored.record, now, demanded=self._demanded)
             if delay is not None and not self._wrote:
-                delay = max(delay, _LEAST)  # what is due and was not done here failed, or was interrupted
+                # What is due and was not done here was interrupted, or the database was too slow for it.
+                delay = max(delay, _LEAST if self._attempt is None else _AFTER_SLOW)
         with self._database.transaction() as cursor:
-            leases.release(cursor, self._lease, delay, look=self._recovered and not self._demanded)
+            leases.release(
+                cursor,
+                self._lease,
+                delay,
+                look=self._recovered and not self._demanded,
+                may_have_sent=self._attempt is not None and self._attempt.may_have_sent,
+            )
 
     def _require_lease(self, cursor: Cursor[Any]) -> None:
         cursor.execute(

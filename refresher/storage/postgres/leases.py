@@ -65,11 +65,17 @@ _RELEASE: Final = """UPDATE refresher.lease l SET attempt = NULL, state = NULL, 
     next_at = CASE WHEN %(look)s AND EXISTS (
         SELECT FROM refresher.demand d WHERE d.name = l.name AND d.generation = l.generation) THEN clock_timestamp()
     ELSE coalesce(clock_timestamp() + %(delay)s * interval '1 s', 'infinity') END
-    WHERE name = %(name)s AND attempt = %(attempt)s AND state = 'open'"""
+    WHERE name = %(name)s AND attempt = %(attempt)s"""
+
+_LEAVE: Final = """UPDATE refresher.lease SET holder_pid = NULL, holder_start = NULL
+    WHERE name = %(name)s AND attempt = %(attempt)s"""
 
 
 class NotArmed(StorageError):
     """The lease was lost, or nobody knows: nothing may be sent."""
+
+    taken_over: bool = False
+    """Whether another refresher has it now."""
 
 
 class Lease(NamedTuple):
@@ -131,17 +137,24 @@ def arm(database: Database, lease: Lease, *, again: bool = False) -> None:
     except StorageError as error:
         raise NotArmed(str(error)) from None
     if not armed:
-        raise NotArmed("another refresher has taken over this grant")
+        lost = NotArmed("another refresher has taken over this grant")
+        lost.taken_over = True
+        raise lost
     if clocks.now().boottime - began > _MOST_PAUSE:
-        raise NotArmed("this process was stopped, or the database was slow: another refresher may have taken over")
+        raise NotArmed("this process was stopped, or the database was slow: nothing was sent; try again")
 
 
-def release(cursor: Cursor[Any], lease: Lease, delay: float | None, *, look: bool = False) -> None:
-    """Give ``lease`` back if it is still ours and open; its grant is due in ``delay`` seconds, ``None``: never.
+def release(
+    cursor: Cursor[Any], lease: Lease, delay: float | None, *, look: bool = False, may_have_sent: bool = False
+) -> None:
+    """Give ``lease`` back if it is still ours; its grant is due in ``delay`` seconds, ``None``: never.
 
-    ``look``: at once, if there is a demand by now. An armed one stays: without its outcome, only its end may free the
-    grant, which is then in doubt.
+    ``look``: at once, if there is a demand by now. ``may_have_sent``: only its end may free the grant, which is then in
+    doubt; no live holder lengthens that wait any more.
     """
     cursor.execute(_LOCK, (lease.name,))  # a demand that comes later finds no lease, and makes the grant due
-    cursor.execute(_RELEASE, {"look": look, "delay": delay, "name": lease.name, "attempt": lease.attempt})
+    cursor.execute(
+        _LEAVE if may_have_sent else _RELEASE,
+        {"look": look, "delay": delay, "name": lease.name, "attempt": lease.attempt},
+    )
     cursor.execute("DELETE FROM refresher.lease WHERE name = %s AND kind = 'empty' AND attempt IS NULL", (lease.name,))

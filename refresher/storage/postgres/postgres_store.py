@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
+from queue import SimpleQueue
 from typing import Final
 
 from refresher.common.errors import GrantFileError, Interrupted, LockBusy, StorageError
@@ -38,6 +39,7 @@ class PostgresStore:
         self._mirror = tuple(mirror)
         self._claimed: dict[str, Lease] = {}
         self._in_flight: dict[uuid.UUID, Lease] = {}
+        self._unreleased: SimpleQueue[HeldGrant] = SimpleQueue()
         self._ready = False
         self._notified_at = float("-inf")
 
@@ -158,6 +160,16 @@ class PostgresStore:
             with suppress(StorageError), self.database.transaction() as cursor:
                 leases.release(cursor, lease, 0.0)
 
+    def release_again(self) -> None:
+        """Release what could not be released: else its lease ends by itself. Raises ``StorageError``."""
+        while not self._unreleased.empty():
+            held = self._unreleased.get()
+            try:
+                held.release()
+            except StorageError:
+                self._unreleased.put(held)
+                raise
+
     def commit_spills(self) -> list[str]:
         """Store the spills of this host; return what a person must know. Raises ``StorageError``."""
         return commit_spills(self.database, self._directories)
@@ -182,8 +194,10 @@ class PostgresStore:
         try:
             yield held
         finally:
-            with suppress(StorageError):  # the lease ends by itself
+            try:
                 held.release()
+            except StorageError:
+                self._unreleased.put(held)
 
     def importing(self, *, stopping: Callable[[], bool]) -> AbstractContextManager[None]:  # noqa: ARG002
         """Exclude nobody: the database refuses a refresh token under a second name."""

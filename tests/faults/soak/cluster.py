@@ -287,9 +287,8 @@ class Chaos:
         for name, stored in store.load_each(names):
             if not _is_dead(stored):
                 continue
-            fingerprint = str(_grant(stored).fingerprint())
-            if fingerprint in self._killed:
-                lost.append(self._killed[fingerprint])
+            if (kill := self._kill_behind(name, _grant(stored))) is not None:
+                lost.append(kill)
             else:
                 self._violations.append(f"{name} was lost without a kill in its exchange: {self._story(name)}")
         for row in self._execute(
@@ -316,9 +315,30 @@ class Chaos:
             violations=self._violations,
         )
 
+    def _kill_behind(self, name: str, dead: Grant) -> str | None:
+        """Return the kill that ended a login.
+
+        It was in the exchange of the refresh token, or in the one that issued it: then its spill came back after another
+        refresher had sent the one before again.
+        """
+        fingerprint = dead.fingerprint()
+        before = self._execute(
+            "SELECT DISTINCT fingerprint FROM public.history WHERE name = %s AND generation = %s",
+            name,
+            dead.generation - 1,
+        )
+        for each in (fingerprint, *(row[0] for row in before)):
+            sent = [Secret(token).fingerprint() for token in self._server_of(name).presented[name]]
+            if each in self._killed and (each == fingerprint or sent.count(each) > 1):
+                return self._killed[each]
+        return None
+
+    def _server_of(self, name: str) -> TokenServer:
+        return next(each for each in self._servers if name in each.asked)
+
     def _story(self, name: str) -> str:
         """Return what is known of the end of a grant: what was sent last, what was stored, and what was logged."""
-        server = next(each for each in self._servers if name in each.asked)
+        server = self._server_of(name)
         sent = [Secret(token).fingerprint()[:6] for token in server.presented[name][-5:]]
         asked = [f"{at:.1f} {token}" for at, token in zip(server.asked[name][-5:], sent, strict=True)]
         stored = self._execute(

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from refresher.common import clocks
+from refresher.common.errors import StorageError
 from refresher.common.secret import Secret
 from refresher.grants import transition
 from refresher.grants.record import Doubt, Grant
@@ -27,15 +28,20 @@ from tests.support.token_server import Gate, TokenServer
 def test_a_confirmation_of_arming_that_is_lost_sends_nothing(
     fleet: Fleet, server: TokenServer, gate: Gate, monkeypatch: pytest.MonkeyPatch, took_effect: bool
 ) -> None:
-    """If it failed, a request would leave without a lease that others see (I1). A fake: the lost confirmation."""
+    """If it failed, a request would leave without a lease (I1), or a slow database would count as a failed server.
+
+    A fake: the lost confirmation.
+    """
     gate.opened.set()
     store = fleet.host("a")
     import_grant(store, server)
     _lose_confirmation(monkeypatch, lambda: True, took_effect=took_effect, of="arm")
     result = rotate_linear(store)
-    assert result.outcome == "transient"
+    assert result.outcome == "storage_failed"
     assert "nothing was sent" in result.detail
     assert len(server.presented["linear"]) == 0
+    assert (record_of(store).failures, record_of(store).doubt) == (0, None)
+    assert fleet.execute("SELECT attempt FROM refresher.lease") == [(None,)]
     monkeypatch.undo()
     assert rotate_linear(store).outcome == "rotated"
 
@@ -106,7 +112,7 @@ def test_a_connection_that_is_cut_at_a_commit_loses_nothing(
         proxy.cut = "never"
         sent = len(server.presented["linear"])
         # The request waits for the confirmation of its lease; what the server answered is stored, or saved on this host.
-        assert (result.outcome, sent) == (("transient", 0) if of == "RETURNING 1" else ("rotated", 1))
+        assert (result.outcome, sent) == (("storage_failed", 0) if of == "RETURNING 1" else ("rotated", 1))
         fleet.end_lease()
         again = rotate_linear(fleet.host("a"), force=False)
         assert again.outcome in ("rotated", "not_due", "adopted", "transient")
@@ -143,6 +149,28 @@ def test_a_database_that_is_cut_off_during_an_exchange_costs_nothing(
         assert (record_of(other).generation, record_of(other).doubt) == (2, None)
         assert rotate_linear(other).outcome == "rotated"
         assert server.reused == 0
+
+
+def test_an_outcome_that_cannot_be_stored_holds_up_a_grant_no_longer_than_a_lease(
+    fleet: Fleet, server: TokenServer, gate: Gate, postgres: Cluster
+) -> None:
+    """If it failed, a process that lives on would keep a grant for five minutes after it has given up on it."""
+    with CutProxy(postgres.port) as proxy:
+        store = fleet.host("a", port=proxy.port)
+        import_grant(store, server)
+        server.end_login("linear")
+        rotation = Rotation(store)
+        assert gate.reached.wait(60)
+        proxy.cut = "always"
+        proxy.break_off()
+        gate.opened.set()
+        assert rotation.result().outcome == "storage_failed"
+        with pytest.raises(StorageError):
+            store.release_again()
+        proxy.cut = "never"
+        store.release_again()
+        assert fleet.execute("SELECT state, holder_pid FROM refresher.lease") == [("armed", None)]
+        store.release_again()
 
 
 def test_a_token_that_the_database_does_not_take_is_spilled(

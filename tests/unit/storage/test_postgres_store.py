@@ -91,7 +91,7 @@ def test_what_is_not_armed_is_not_sent(
         arm(database, lease, again=again)
 
     monkeypatch.setattr(leases, "arm", stopped)
-    result = rotate_linear(first)
+    result = rotate_linear(first, seen=0)
     assert result.outcome == "adopted", result
     assert len(server.presented["linear"]) == 1
     assert record_of(first).generation == 1
