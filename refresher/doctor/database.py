@@ -58,6 +58,13 @@ def judge_server(server: ServerFacts) -> Iterator[Finding]:
     for name, on in (("fsync", server.fsync), ("full_page_writes", server.full_page_writes)):
         if not on:
             yield found("database_unsafe", f"{place} has {name} = off", f"set {name} = on in postgresql.conf")
+    if server.logs_parameters:
+        yield found(
+            "database_log",
+            f"{place} writes the parameters of statements into its log",
+            f"as a superuser: ALTER ROLE {server.role} SET log_parameter_max_length = 0; "
+            f"ALTER ROLE {server.role} SET log_parameter_max_length_on_error = 0",
+        )
     if server.recovering:
         yield found("database_read_only", f"{place} is a standby")
     elif server.read_only:

@@ -74,6 +74,7 @@ Code = Literal[
     "database_schema",
     "database_rights",
     "database_unsafe",
+    "database_log",
     "database_asynchronous",
     "database_read_only",
     "database_tls",
@@ -234,6 +235,7 @@ KINDS: Final[dict[Code, Kind]] = {
     "database_unsafe": Kind(
         "broken", "after a crash of its machine, the database can have lost a new refresh token, or be damaged"
     ),
+    "database_log": Kind("broken", "who reads the log of the database reads refresh tokens"),
     "database_asynchronous": Kind(
         "attention",
         "if this server is lost, the last new refresh tokens are lost with it, and these grants need a person",

@@ -36,11 +36,11 @@ _DUE: Final = "l.next_at <= coalesce(%(until)s::timestamptz, now()) AND l.next_a
 _CLAIM: Final = f"""WITH busy AS (
     SELECT * FROM unnest(%(servers)s::text[], %(rooms)s::integer[]) AS busy (origin, room)
 ), head AS MATERIALIZED (
-    SELECT l.server FROM refresher.lease l WHERE {_DUE} ORDER BY l.next_at LIMIT {_HEAD}
+    SELECT l.server FROM refresher.lease l WHERE {_DUE} AND l.kind = 'grant' ORDER BY l.next_at LIMIT {_HEAD}
 ), candidate AS (
     SELECT h.server AS origin FROM head h
     UNION SELECT s.origin FROM refresher.server s WHERE (SELECT count(*) FROM head) = {_HEAD}
-        AND EXISTS (SELECT FROM refresher.lease l WHERE l.server = s.origin AND {_DUE})
+        AND EXISTS (SELECT FROM refresher.lease l WHERE l.server = s.origin AND {_DUE} AND l.kind = 'grant')
 ), chosen AS MATERIALIZED (
     SELECT s.origin,
         least(coalesce(b.room, %(each)s), floor({_BURST} - greatest(s.full_at - {_NOW}, 0)))::integer AS room

@@ -24,7 +24,10 @@ _TIMEOUT: Final = "SET LOCAL statement_timeout = '30s'; SET TRANSACTION READ ONL
 _SERVER: Final = """SELECT current_setting('server_version'), current_database(), current_user, pg_backend_pid(),
     pg_is_in_recovery(), current_setting('default_transaction_read_only')::boolean,
     current_setting('fsync')::boolean, current_setting('full_page_writes')::boolean,
-    current_setting('synchronous_standby_names'), (SELECT count(*) FROM pg_stat_replication)"""
+    current_setting('synchronous_standby_names'), (SELECT count(*) FROM pg_stat_replication),
+    current_setting('log_parameter_max_length') <> '0' AND (current_setting('log_statement') IN ('mod', 'all')
+        OR current_setting('log_min_duration_statement') <> '-1' OR current_setting('log_min_duration_sample') <> '-1')
+    OR current_setting('log_parameter_max_length_on_error') <> '0'"""
 
 _RIGHTS: Final = {
     "lease": "SELECT,INSERT,UPDATE,DELETE",
@@ -85,6 +88,8 @@ class ServerFacts(NamedTuple):
     read_only: bool
     fsync: bool
     full_page_writes: bool
+    logs_parameters: bool
+    """Whether it can write the parameters of statements, with tokens among them, into its log."""
     synchronous_commit: str
     """What the role has; refresher raises it to ``on`` in any case."""
     synchronous_standbys: str
@@ -148,7 +153,7 @@ def _server(database: Database, cursor: Cursor[Any]) -> ServerFacts:
     host = given.get("host", "")
     cursor.execute(_SERVER)
     row: Any = cursor.fetchone()
-    version, name, role, pid, recovering, read_only, fsync, pages, names, standbys = row
+    version, name, role, pid, recovering, read_only, fsync, pages, names, standbys, logs = row
     cursor.execute("SELECT reset_val FROM pg_settings WHERE name = 'synchronous_commit'")
     commits = cursor.fetchone()
     pairs = [(table, each) for table, needed in _RIGHTS.items() for each in needed.split(",")]
@@ -182,6 +187,7 @@ def _server(database: Database, cursor: Cursor[Any]) -> ServerFacts:
         read_only=read_only,
         fsync=fsync,
         full_page_writes=pages,
+        logs_parameters=logs,
         synchronous_commit=commits[0] if commits else "on",
         synchronous_standbys=names,
         standbys=standbys,

@@ -17,7 +17,18 @@ from psycopg.errors import UniqueViolation
 from refresher.common.errors import GrantFileError, ImportRefused, StorageError
 from refresher.grants import policy, refresh_life
 from refresher.grants.policy import Rotate
-from refresher.grants.record import NO_RECORD, Failure, Grant, Moved, Record, Stored, Tombstone, decode, encode
+from refresher.grants.record import (
+    MAX_SPENT,
+    NO_RECORD,
+    Failure,
+    Grant,
+    Moved,
+    Record,
+    Stored,
+    Tombstone,
+    decode,
+    encode,
+)
 from refresher.storage.postgres.moments import Clocks
 from refresher.storage.publishing import derive
 
@@ -51,6 +62,12 @@ _RECORD: Final = """INSERT INTO refresher.record AS r (name, bytes, generation, 
 
 _SPENT: Final = """INSERT INTO refresher.spent (fingerprint, name) SELECT unnest(%s::text[]), %s
     ON CONFLICT (fingerprint) DO NOTHING"""
+
+_PRUNE: Final = """DELETE FROM refresher.spent WHERE fingerprint IN (
+    SELECT fingerprint FROM refresher.spent WHERE name = %s ORDER BY at DESC OFFSET %s)"""
+
+_PRUNED_EVERY: Final = 64
+"""Generations after which the oldest fingerprints of a grant are deleted."""
 
 _ORPHAN: Final = """INSERT INTO refresher.orphan (attempt, name, fingerprint, bytes, why) VALUES (%s, %s, %s, %s, %s)
     ON CONFLICT (attempt) DO NOTHING"""
@@ -218,6 +235,8 @@ def settle(
         written = write(cursor, stored, changed, now)
         spent = {sent.fingerprint, fingerprint} - {None} if _replaced(sent, changed) else ()
         cursor.execute(_SPENT, ([*spent], sent.name))
+        if issued and changed.generation % _PRUNED_EVERY == 0:
+            cursor.execute(_PRUNE, (sent.name, MAX_SPENT))
         demanded = not issued and _is_demanded(cursor, changed)
         delay = delay_of(changed, now, demanded=demanded)
         cursor.execute(_SETTLED, {"attempt": sent.attempt, "delay": delay, "name": sent.name})

@@ -13,6 +13,7 @@ import pytest
 
 from refresher.common import clocks
 from refresher.common.errors import GrantFileError, ImportRefused, StorageError
+from refresher.common.secret import Secret
 from refresher.grants.record import Grant
 from refresher.operations import import_request
 from refresher.operations.import_grant import store_grant
@@ -301,3 +302,20 @@ def test_a_demand_that_counts_for_nothing_is_not_kept(fleet: Fleet, server: Toke
     assert fleet.execute("SELECT name, generation FROM refresher.demand") == [("linear", 0)]
     with pytest.raises(psycopg.errors.CheckViolation):
         fleet.execute("INSERT INTO refresher.demand VALUES ('linear', 0, repeat('x', 2000))")
+
+
+def test_the_oldest_spent_tokens_of_a_grant_are_forgotten(fleet: Fleet, server: TokenServer, gate: Gate) -> None:
+    """If it failed, the table of spent refresh tokens would grow with each rotation for ever."""
+    gate.opened.set()
+    store = fleet.host("a")
+    import_grant(store, server)
+    fleet.execute(
+        "INSERT INTO refresher.spent SELECT md5(i::text), 'linear', clock_timestamp() - interval '1 h' * i "
+        "FROM generate_series(1, 300) AS i"
+    )
+    for _ in range(64):
+        assert rotate_linear(store).outcome == "rotated"
+    kept = [row[0] for row in fleet.execute("SELECT fingerprint FROM refresher.spent WHERE name = 'linear'")]
+    assert len(kept) == 256
+    assert Secret(server.presented["linear"][0]).fingerprint() in kept
+    assert fleet.execute("SELECT 1 WHERE md5('300') = ANY(%s)", kept) == []
