@@ -2,7 +2,7 @@
 
 import json
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 import msgspec
@@ -15,6 +15,7 @@ from refresher.config import Settings, parse_store
 
 if TYPE_CHECKING:
     from refresher.observers.hub import Observers
+    from refresher.operations.move import Outcome
     from refresher.storage.store import Store
 
 __all__ = ["store"]
@@ -103,8 +104,9 @@ def check(options: Options, as_json: bool) -> int:
 )
 @click.argument("names", metavar="[NAME]...", nargs=-1, shell_complete=complete_name)
 @click.option("--to", "to", metavar="URL|files", required=True, help="A database, or files in the state directory.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
-def move(options: Options, names: tuple[str, ...], to: str) -> int:
+def move(options: Options, names: tuple[str, ...], to: str, as_json: bool) -> int:
     """Move the grants NAMES, or all, from the store that is configured to another one.
 
     The refresh token leaves the one store before the other one may use it. If the command is interrupted, at most one
@@ -129,15 +131,21 @@ def move(options: Options, names: tuple[str, ...], to: str) -> int:
     from refresher.operations.move import place_of
 
     codes: set[int] = set()
-    count = 0
+    moves: list[_Move] = []
     with StopSignals() as stopping, observing(settings, "store move") as observers:
         for name in names or _movable(source):
             if stopping():
                 break
-            moved = _move(source, target, name, stopping, observers)
-            count += moved == 0
-            codes.add(moved)
-    if count:
+            done, code = _move(source, target, name, stopping, observers)
+            moves.append(done)
+            codes.add(code)
+            if done.outcome is not None and not as_json:
+                said = {"moved": "moved", "completed": "completed the move of", "there": "already moved:"}[done.outcome]
+                say(f"{said} {name}" + (f" to {place_of(target)}" if done.outcome == "moved" else ""))
+    count = sum(each.outcome is not None for each in moves)
+    if as_json:
+        say(json.dumps({"to": place_of(target), "grants": [each._asdict() for each in moves]}))
+    elif count:
         with_it = "" if target_settings.store is None else " --store URL"
         say(
             f"{count} grant{'' if count == 1 else 's'} in {place_of(target)}; 'refresher{with_it} run' keeps them fresh"
@@ -145,19 +153,25 @@ def move(options: Options, names: tuple[str, ...], to: str) -> int:
     return stopping.exit_code or max(codes, default=0)
 
 
-def _move(source: "Store", target: "Store", name: str, stopping: StopSignals, observers: "Observers") -> int:
-    """Move one grant and say so; return an exit code."""
+class _Move(NamedTuple):
+    """What became of the move of one grant; the names of the fields are JSON keys."""
+
+    name: str
+    outcome: "Outcome | None"
+    error: str | None
+
+
+def _move(
+    source: "Store", target: "Store", name: str, stopping: StopSignals, observers: "Observers"
+) -> tuple[_Move, int]:
+    """Move one grant; return what became of it, and an exit code."""
     from refresher.operations.move import move as move_grant
-    from refresher.operations.move import place_of
 
     try:
-        outcome = move_grant(source, target, name, stopping=stopping, emit=observers.emit)
+        return _Move(name, move_grant(source, target, name, stopping=stopping, emit=observers.emit), None), 0
     except RefresherError as error:
         log.error("%s: %s", name, error)  # noqa: TRY400  a mistake of a person needs no traceback
-        return error.exit_code
-    said = {"moved": "moved", "completed": "completed the move of", "there": "already moved:"}[outcome]
-    say(f"{said} {name}" + (f" to {place_of(target)}" if outcome == "moved" else ""))
-    return 0
+        return _Move(name, None, str(error)), error.exit_code
 
 
 def _movable(store: "Store") -> list[str]:

@@ -153,6 +153,8 @@ def _text(line: Line, *, whole: bool = False) -> str:
             return f"imported, generation {event.generation}: {detail}"
         case "removed":
             return f"removed: {detail}"
+        case "moved":
+            return f"moved: {detail}"
 
 
 def _generations(first: int, last: int) -> str:

@@ -28,6 +28,7 @@ EventKind = Literal[
     "logged_in",
     "imported",
     "removed",
+    "moved",
 ]
 
 _LONGEST_DETAIL: Final = 1000

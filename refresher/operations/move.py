@@ -22,7 +22,7 @@ from refresher.common import clocks
 from refresher.common.errors import ImportRefused, StorageError
 from refresher.grants.record import MAX_SPENT, NO_RECORD, Grant, Moved, Record, Stored, Tombstone, with_spent
 from refresher.operations import names
-from refresher.operations.events import Emit, emitting, ignore, recoveries
+from refresher.operations.events import Emit, emitting, happened, ignore, recoveries
 from refresher.operations.import_grant import require_unshared
 from refresher.storage.file_store import FileStore
 from refresher.storage.store import Held, Store
@@ -62,7 +62,10 @@ def move(source: Store, target: Store, name: str, *, stopping: Callable[[], bool
         arriving = stack.enter_context(target.held(name, stopping=stopping))
         there = arriving.recover(unfinished=True, report=report)
         if isinstance(grant, Moved):
-            return _complete(grant, arriving, there)
+            completed = _complete(grant, arriving, there)
+            if completed == "completed":
+                events.append(happened(name, "moved", f"to {place_of(target)}", generation=grant.generation))
+            return completed
         copy = _copy_of(grant, there.record, source, target)
         require_unshared(target, copy)
         arrives = Moved(
@@ -80,6 +83,9 @@ def move(source: Store, target: Store, name: str, *, stopping: Callable[[], bool
         left = msgspec.structs.replace(arrives, place=place_of(target), arriving=None, spent=spent)
         leaving.write(stored, left)
         _activate(copy, arriving, there)
+        events.append(
+            happened(name, "moved", f"from {place_of(source)} to {place_of(target)}", generation=copy.generation)
+        )
     return "moved"
 
 

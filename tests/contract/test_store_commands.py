@@ -394,10 +394,17 @@ def test_a_moved_grant_says_where_it_is(refresher: Command, url: str, server: To
     assert listed == {"grants": [], "moved": [{"name": "linear", "place": place, "arriving": False}]}
     assert "0 grants, 1 moved" in refresher("doctor", "--offline").stdout
     assert "linear" in refresher("status", environment=environment).stdout
+    events = json.loads(refresher("events", "linear", "--json").stdout)["events"]
+    assert [each["detail"].rpartition(" to ")[2] for each in events if each["kind"] == "moved"] == [place]
+    assert f"to {place}" in refresher("events", "linear").stdout
     same = refresher("store", "move", "--to", url, environment=environment)
     assert (same.code, "both stores are the same" in same.stderr) == (2, True)
-    back = refresher("store", "move", "--to", "files", environment=environment)
+    back = refresher("store", "move", "--to", "files", "--json", environment=environment)
     assert (back.code, refresher.grant("linear").generation) == (0, 0), back.stderr
+    assert json.loads(back.stdout)["grants"] == [{"name": "linear", "outcome": "moved", "error": None}]
+    refused = refresher("store", "move", "--to", "files", "nobody", "--json", environment=environment)
+    (entry,) = json.loads(refused.stdout)["grants"]
+    assert (refused.code, entry["outcome"], "nobody" in entry["error"]) == (2, None, True)
     named = refresher("run-once", "linear", environment=environment)
     assert (named.code, "was moved to" in named.stderr) == (2, True), named.stderr
     assert refresher("run-once", "--json").outcome == "rotated"
