@@ -31,6 +31,7 @@ from refresher.operations.import_grant import store_grant
 from refresher.storage.postgres import migrations
 from refresher.storage.postgres.postgres_store import PostgresStore
 from tests.support import postgres
+from tests.support.command import wait_until
 from tests.support.fake_state import directories
 from tests.support.token_server import TokenServer
 from tests.support.vault import Vault
@@ -180,10 +181,12 @@ class Chaos:
                 hold = lambda: time.sleep(self._answers.uniform(0.0, _LONGEST_ANSWER))  # noqa: E731
                 self._servers.append(stack.enter_context(TokenServer(lambda _: _LIFE, hold, grace=0)))
             self._import(store)
-            acting = time.monotonic()
             for number in range(self._hosts):
                 self._refreshers.append(_Refresher(root, number, self._url))
                 stack.callback(self._refreshers[-1].end)
+            # A busy machine takes long to start them.
+            wait_until(lambda: any(each.asked for each in self._servers), "a refresher has begun")
+            acting = time.monotonic()
             self._act(acting + self._seconds)
             seconds = time.monotonic() - acting
             exchanges = sum(len(asked) for each in self._servers for asked in each.asked.values())
