@@ -28,7 +28,7 @@ from refresher.common.signals import StopSignals
 from refresher.common.terminal import say
 from refresher.config import Settings
 from refresher.grants import accounts
-from refresher.grants.record import NO_RECORD, Grant, Login, Moved
+from refresher.grants.record import NO_RECORD, Grant, Login, Moved, hidden
 from refresher.grants.server_behavior import renewal_params
 from refresher.login import client as clients
 from refresher.login import discovery, pages
@@ -208,7 +208,7 @@ class _Flow:
             generation=0,
             begun_from=NO_RECORD,
             asked_scope=server.scope,
-            refresh_params=options.refresh_params,
+            refresh_params=hidden(options.refresh_params),
             server_url=self.url,
             origins=(urls.parse_origin(self.url),),
             token_type="Bearer",  # noqa: S106  a token type, no password
@@ -225,7 +225,7 @@ class _Flow:
                 scope=options.scope,
                 resource=options.resource,
                 way=options.way or "browser",
-                params=options.params,
+                params=hidden(options.params),
                 assume_pkce=options.assume_pkce,
             ),
         )

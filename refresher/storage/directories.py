@@ -12,6 +12,7 @@ import msgspec
 
 from refresher.common.errors import DirectoryError
 from refresher.storage import files, single_directory, write_access
+from refresher.storage.keys import KeyRing
 from refresher.storage.write_access import Found
 from shim._token import is_name
 
@@ -51,6 +52,8 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
     demands: Path
     spill: Path
     group: int | None = None
+    keys: KeyRing = KeyRing()
+    """The keys of sealed grants; without one, records are plain."""
 
     @property
     def grants(self) -> Path:

@@ -11,8 +11,9 @@ from msgspec import inspect
 
 from refresher.common.secret import Secret
 from refresher.config import resolve
-from refresher.grants import record as records
-from refresher.grants.record import CONVERTERS, VERSION, Grant, Moved, Tombstone, decode, unwrap, wrap
+from refresher.grants import encoding
+from refresher.grants.encoding import CONVERTERS, VERSION, decode, unwrap, wrap
+from refresher.grants.record import Grant, Moved, Tombstone
 from refresher.operations.result import Result
 from refresher.operations.rotate import Order, Terms, rotate
 from refresher.operations.run_once import run_once
@@ -167,8 +168,8 @@ def stored(refresher: Command, vault: Vault, server: TokenServer) -> Command:
 @pytest.fixture
 def next_version(monkeypatch: pytest.MonkeyPatch) -> None:
     """The next version in this process; a command in its own process has the present version."""
-    monkeypatch.setattr(records, "VERSION", NEXT)
-    monkeypatch.setitem(records.CONVERTERS, VERSION, to_next)
+    monkeypatch.setattr(encoding, "VERSION", NEXT)
+    monkeypatch.setitem(encoding.CONVERTERS, VERSION, to_next)
 
 
 def run_here(refresher: Command, *names: str, force: bool = False) -> dict[str, Result]:

@@ -12,8 +12,9 @@ import pytest
 
 from refresher.common import clocks
 from refresher.common.secret import Secret
-from refresher.grants.record import Grant, Record, Tombstone, decode
-from refresher.storage.publishing import derive
+from refresher.grants.encoding import decode
+from refresher.grants.record import Grant, Record, Tombstone
+from refresher.grants.token_file import derive
 from shim import FileTokenSource, ReauthorizationRequired, Removed, TokenUnavailable
 from shim._token import parse, render
 from tests.support.command import Command, Done

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import pytest
 
+from refresher.grants.envelope import PLAIN
 from refresher.grants.record import Grant, Tombstone
 from refresher.storage import records
 from refresher.storage.journal import Mark, read_intent
@@ -41,7 +42,7 @@ def last_stage(refresher: Command, before: Grant) -> str:
     assert {path.name for path in directories.tokens.iterdir()} <= {"linear.json", ".linear.json.new"}
     places = [directories.record("linear"), *directories.candidates("linear")]
     places += directories.spill.iterdir() if directories.spill.exists() else []
-    found = [records.read_candidate(path, "linear").record for path in places]
+    found = [records.read_candidate(path, "linear", PLAIN).record for path in places]
     assert found[0] is not None, "the record is not complete"
     assert all(path.stat().st_mode & 0o077 == 0 for path in places)
     generations = {record.generation for record in found if record is not None}

@@ -112,6 +112,15 @@ class TokenServer(Listening):
             **more,
         }
 
+    def tokens(self) -> set[str]:
+        """Return every token that a client has had."""
+        with self._lock:
+            return {
+                *self._logins,
+                *self._access,
+                *(token for sent in self.presented.values() for token in sent if token),
+            }
+
     def lives(self, access_token: str) -> bool:
         """Whether an access token is valid."""
         _, ends = self._access.get(access_token, ("", 0.0))

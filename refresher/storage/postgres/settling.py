@@ -16,10 +16,11 @@ from psycopg.errors import UniqueViolation
 
 from refresher.common.errors import GrantFileError, ImportRefused, StorageError
 from refresher.grants import policy, refresh_life
+from refresher.grants.encoding import decode, encode
 from refresher.grants.policy import Rotate
-from refresher.grants.record import NO_RECORD, Failure, Grant, Moved, Record, Stored, Tombstone, decode, encode
+from refresher.grants.record import NO_RECORD, Failure, Grant, Moved, Record, Stored, Tombstone
+from refresher.grants.token_file import derive
 from refresher.storage.postgres.moments import Clocks
-from refresher.storage.publishing import derive
 
 __all__ = ["Sent", "decode_row", "delay_of", "keep_orphan", "load", "load_each", "note_spent", "settle", "write"]
 

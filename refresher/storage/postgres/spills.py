@@ -15,7 +15,8 @@ import msgspec
 
 from refresher.common import clocks
 from refresher.common.errors import GrantFileError
-from refresher.grants.record import Grant, decode, encode
+from refresher.grants.encoding import decode, encode
+from refresher.grants.record import Grant
 from refresher.storage import files
 from refresher.storage.directories import Directories
 from refresher.storage.postgres.settling import Sent
