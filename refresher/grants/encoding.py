@@ -95,7 +95,7 @@ def encode(record: Record, keys: Keys = PLAIN) -> tuple[bytes, str]:
     """
     key = None if isinstance(record, Tombstone) else keys.current()
     if key is None or isinstance(record, Tombstone):
-        return wrap("record", msgspec.json.encode(record, enc_hook=Secret.reveal))
+        return wrap("record", msgspec.json.encode(record, enc_hook=_reveal))
     texts: list[str] = []
 
     def number(secret: Secret) -> int:
@@ -105,6 +105,10 @@ def encode(record: Record, keys: Keys = PLAIN) -> tuple[bytes, str]:
     raw = msgspec.json.encode(record, enc_hook=number)
     clear = _SealedRecord(key.id, record.fingerprint(), _hash_of_token_file(record), msgspec.Raw(raw))
     return _seal(key, clear, msgspec.json.encode(texts))
+
+
+def _reveal(secret: Secret) -> str:
+    return secret.reveal()  # not Secret.reveal: that of a sealed one is another
 
 
 def encode_kept(name: str, data: bytes, keys: Keys = PLAIN) -> bytes:

@@ -178,6 +178,8 @@ def test_each_field_of_a_record_is_read_as_before(name: str) -> None:
 
 
 def _plain(value: object) -> object:
+    if isinstance(value, tuple):
+        return tuple(map(_plain, value))
     return value.reveal() if isinstance(value, Secret) else value
 
 

@@ -76,6 +76,7 @@ def test_a_key_is_replaced_and_taken_back(sealed: Command, server: TokenServer) 
     assert set(forms(sealed).values()) == {"previous"}
     assert sealed("run-once", "linear", "--force").code == 0
     assert forms(sealed) == {"linear": "current", "github": "previous"}
+    secrets = {name: (sealed.refresh_token(name), sealed.grant(name).client_secret) for name in ("linear", "github")}
     assert sealed("encryption", "rekey").stdout == "sealed with the new key: 2 grants, 1 of them by this run\n"
     use_keys(sealed, second)
     assert set(forms(sealed).values()) == {"current"}
@@ -84,4 +85,5 @@ def test_a_key_is_replaced_and_taken_back(sealed: Command, server: TokenServer) 
     assert sealed("encryption", "disable").stdout == "plain: 2 grants, 2 of them by this run\n"
     use_keys(sealed, None)
     assert set(forms(sealed).values()) == {"plain"}
+    assert secrets == {name: (sealed.refresh_token(name), sealed.grant(name).client_secret) for name in secrets}
     assert sealed("run-once", "--force").code == 0
