@@ -133,16 +133,17 @@ def status(options: Options, names: tuple[str, ...], as_json: bool) -> int:
 
     settings = options.settings()
     keys = settings.directories.keys
-    problems = keys.problems()
+    problems = list(dict.fromkeys([*keys.problems(), *settings.directories.published_ring.problems()]))
     found = [*seals(settings.open_store(), names)]
-    wanted = "current" if keys.has_current else "plain"
-    forms = {seal.form for seal in found}
+    wanted = "sealed" if keys.has_current else "plain"
+    unknown = any(form in ("unknown", "damaged") for seal in found for _, form in seal.holdings)
     if as_json:
         roles = {role: key_id for key_id, role in keys.known().items()}
         grants = [
             {
                 "name": seal.name,
                 "form": seal.form,
+                "as_configured": seal.as_configured,
                 "holds": [
                     {"what": each.what, "form": form, "key_id": each.key_id, "problem": each.problem}
                     for each, form in seal.holdings
@@ -162,9 +163,9 @@ def status(options: Options, names: tuple[str, ...], as_json: bool) -> int:
             say("no grants that hold a secret")
         for problem in problems:
             log.error("%s", problem)
-    if problems or "unknown" in forms:
+    if problems or unknown:
         return 2
-    return 0 if forms <= {wanted} else 1
+    return 0 if all(seal.as_configured for seal in found) else 1
 
 
 def _words(form: str) -> str:

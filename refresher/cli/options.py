@@ -75,6 +75,8 @@ GLOBAL_OPTIONS: Final = (
     ),
     _option("--encryption-key", "SOURCE", _ENCRYPTION_KEY),
     _option("--previous-encryption-key", "SOURCE", "The key before that one: what it has sealed can be read."),
+    _option("--published-key", "SOURCE", "Seals the tokens in the database of --store.  [default: --encryption-key]"),
+    _option("--previous-published-key", "SOURCE", "The key before that one."),
     _option("--ca-file", "FILE", "Certificates to trust, instead of SSL_CERT_FILE or the built-in ones."),
     _option(
         "--config",

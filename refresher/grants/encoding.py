@@ -31,6 +31,7 @@ __all__ = [
     "token_file_hash",
     "unwrap",
     "version_error",
+    "without_params_and_client_secret",
     "wrap",
 ]
 
@@ -76,11 +77,15 @@ class _SealedRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag
     """With a number in the place of each secret."""
 
 
-class _SealedAnswer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="kept"):
-    """The clear part of bytes that are kept for a person."""
+Kept = Literal["answer", "token_file"]
+
+
+class _SealedBytes(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="bytes"):
+    """The clear part of bytes that are no record."""
 
     key: str
     name: str
+    what: Kept
 
 
 class _Version(msgspec.Struct):
@@ -111,29 +116,27 @@ def _reveal(secret: Secret) -> str:
     return secret.reveal()  # not Secret.reveal: that of a sealed one is another
 
 
-def encode_kept(name: str, data: bytes, keys: Keys = PLAIN) -> bytes:
-    """Return what is kept of ``name`` for a person: ``data`` as it is, or sealed if there is a current key."""
+def encode_kept(name: str, data: bytes, keys: Keys = PLAIN, what: Kept = "answer") -> bytes:
+    """Return what is kept of ``name`` beside its record: ``data`` as it is, or sealed if there is a current key.
+
+    Raises ``KeyUnavailable``.
+    """
     key = keys.current()
-    return data if key is None else _seal(key, _SealedAnswer(key.id, name), data)[0]
+    return data if key is None else _seal(key, _SealedBytes(key.id, name, what), data)[0]
 
 
-def open_kept(data: bytes, name: str, keys: Keys) -> bytes:
+def open_kept(data: bytes, name: str, keys: Keys, what: Kept = "answer") -> bytes:
     """Return what was given to ``encode_kept``. Raises ``KeyUnavailable``, and ``GrantFileError`` if it was changed."""
-    part = _sealed_answer(data, name, keys)
-    return data if part is None else part.open()
-
-
-def _sealed_answer(data: bytes, name: str, keys: Keys) -> Part | None:
     if not is_sealed(data):
-        return None
+        return data
     envelope, version, _ = _envelope(data)
     try:
-        clear = msgspec.json.decode(envelope.clear, type=_SealedAnswer)
+        clear = msgspec.json.decode(envelope.clear, type=_SealedBytes)
     except DECODE_ERRORS:
-        raise GrantFileError("it is sealed, and no answer that was kept") from None
-    if clear.name != name:
-        raise GrantFileError(f"it belongs to the name {clear.name!r}: the file was copied or renamed")
-    return Part(envelope, version, clear.key, keys)
+        raise GrantFileError("the envelope is of another kind, or of a newer refresher") from None
+    if (clear.name, clear.what) != (name, what):
+        raise GrantFileError(f"it is the {clear.what} of the name {clear.name!r}: it was copied or renamed")
+    return Part(envelope, version, clear.key, keys).open()
 
 
 def is_sealed(data: bytes) -> bool:
@@ -150,7 +153,7 @@ def key_id_of(data: bytes) -> str | None:
         return None
     envelope, _, _ = _envelope(data)
     try:
-        return msgspec.json.decode(envelope.clear, type=_SealedRecord | _SealedAnswer).key
+        return msgspec.json.decode(envelope.clear, type=_SealedRecord | _SealedBytes).key
     except DECODE_ERRORS:
         raise GrantFileError("the envelope has fields that this version of refresher does not know") from None
 
@@ -163,6 +166,12 @@ def open_secrets(record: Record | None) -> None:
     for secret in _secrets(record):
         if isinstance(secret, SealedSecret):
             secret.part.open()
+
+
+def without_params_and_client_secret(grant: Grant) -> Grant:
+    """Return what a login can use of ``grant`` if its key is lost."""
+    login = None if grant.login is None else msgspec.structs.replace(grant.login, params=())
+    return msgspec.structs.replace(grant, client_secret=None, refresh_params=(), login=login)
 
 
 def token_file_hash(record: Record) -> str | None:
@@ -192,7 +201,7 @@ def _hash_of_token_file(record: Record) -> str | None:
     return None if data is None else hashlib.sha256(data).hexdigest()
 
 
-def _seal(key: Key, clear: _SealedRecord | _SealedAnswer, plain: bytes) -> tuple[bytes, str]:
+def _seal(key: Key, clear: _SealedRecord | _SealedBytes, plain: bytes) -> tuple[bytes, str]:
     return wrap("sealed", seal(key, VERSION, msgspec.json.encode(clear), plain))
 
 

@@ -8,14 +8,14 @@ import base64
 import binascii
 import hashlib
 import os
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import msgspec
 
 from refresher.common.errors import GrantFileError, KeyUnavailable
 from refresher.common.secret import Secret
 
-__all__ = ["KEY_BYTES", "PLAIN", "Envelope", "Key", "Keys", "NoKeys", "Part", "SealedSecret", "seal"]
+__all__ = ["KEY_BYTES", "PLAIN", "Envelope", "Key", "Keys", "NoKeys", "Part", "SealedSecret", "StoreKeys", "seal"]
 
 KEY_BYTES: Final = 32
 """Of AES-256."""
@@ -67,6 +67,14 @@ class Keys(Protocol):
 
     def find(self, key_id: str) -> Key:
         """Return the key that opens what has ``key_id``. Raises ``KeyUnavailable``."""
+
+
+class StoreKeys(NamedTuple):
+    """The keys of a store of many hosts."""
+
+    records: Keys
+    published: Keys
+    """Of the token files: hosts of agents have these, and never those of the records."""
 
 
 class NoKeys:

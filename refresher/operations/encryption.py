@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 from refresher.common.errors import ConfigError, KeyUnavailable
 from refresher.operations.events import Emit, emitting, ignore, recoveries
 from refresher.storage.keys import KeyRing
-from refresher.storage.store import Holding, Store
+from refresher.storage.store import PUBLISHED, Holding, Store
 
 __all__ = ["Form", "Seal", "check_disable", "check_enable", "check_rekey", "reseal", "seals"]
 
@@ -19,6 +19,8 @@ class Seal(NamedTuple):
 
     name: str
     form: Form
+    as_configured: bool
+    """Whether ``enable``, ``rekey`` or ``disable`` would change nothing."""
     holdings: tuple[tuple[Holding, Form], ...]
 
 
@@ -71,13 +73,21 @@ def reseal(store: Store, name: str, *, stopping: Callable[[], bool], emit: Emit 
 
 def seals(store: Store, names: Collection[str] = ()) -> Iterator[Seal]:
     """Return the form of each grant that holds a secret. Raises ``DirectoryError`` and ``StorageError``."""
-    known: dict[str, str] | None = None
+    directories = store.directories
+    known: dict[bool, dict[str, str]] = {}
     for name, found in store.holdings(names):
-        if any(each.key_id is not None for each in found) and known is None:
-            known = store.directories.keys.known()
-        holdings = tuple((each, _form(each, known or {})) for each in found)
+        holdings = []
+        as_configured = True
+        for each in found:
+            published = each.what == PUBLISHED
+            keys = directories.published_ring if published else directories.keys
+            if each.key_id is not None and published not in known:
+                known[published] = keys.known()
+            form = _form(each, known.get(published, {}))
+            as_configured &= form == ("current" if keys.has_current else "plain")
+            holdings.append((each, form))
         if forms := {form for _, form in holdings}:
-            yield Seal(name, forms.pop() if len(forms) == 1 else "mixed", holdings)
+            yield Seal(name, forms.pop() if len(forms) == 1 else "mixed", as_configured, tuple(holdings))
 
 
 def _form(holding: Holding, known: dict[str, str]) -> Form:

@@ -225,7 +225,7 @@ def _successor(held: Held, imported: Grant, stored: Stored, *, just_issued: bool
     grant = msgspec.structs.replace(grant, spent=spent)
     if not isinstance(there, Grant) or there.doubt is None:
         return grant
-    if there.refresh_token is not None and imported.refresh_token != there.refresh_token:
+    if there.refresh_token is not None and imported.fingerprint() != there.fingerprint():
         return msgspec.structs.replace(grant, spent=with_spent(spent, there.refresh_token))
     if just_issued:
         return grant

@@ -55,6 +55,8 @@ def recover(
     stored = Stored(None, NO_RECORD) if damaged else loaded or records.load(directories, name)
     recovery = _Recovery(directories, name, stored, now, giving_up=giving_up, report=report)
     try:
+        if giving_up:
+            recovery.keep_what_cannot_be_opened()
         recovery.adopt_late_spill()
         if unfinished or directories.attempt_files(name):
             recovery.settle_attempt()
@@ -101,6 +103,14 @@ class _Recovery:
         self._now = now
         self._giving_up = giving_up
         self._unwritten = False
+
+    def keep_what_cannot_be_opened(self) -> None:
+        """Keep a sealed record whose key is not here under another name: it is replaced or removed next."""
+        try:
+            open_secrets(self.stored.record)
+        except GrantFileError as error:
+            aside = files.keep_aside(self._directories.record(self._name), self._now.wall)
+            self._report(f"the record cannot be opened: {error}; it is now {aside} too")
 
     def adopt_late_spill(self) -> None:
         """Adopt a spill whose file system was mounted after its attempt was settled, if it still fits."""
@@ -251,14 +261,14 @@ class _Recovery:
         """Open the record, before anything is changed: what an attempt left is settled with its key, or not at all."""
         try:
             open_secrets(self.stored.record)
-        except KeyUnavailable:
+        except GrantFileError:
             if not self._giving_up:
                 raise
 
     def _write(self, record: Record) -> None:
         try:
             self.stored = records.write(self._directories, self._name, self.stored, record)
-        except KeyUnavailable:
+        except GrantFileError:  # of encoding it: the secrets are sealed
             if not self._giving_up:
                 raise
             # A person replaces or removes it: what is known of it counts, and the record stays until then.

@@ -14,7 +14,18 @@ from refresher.common.errors import GrantFileError
 from refresher.grants.record import Grant, Record, Stored
 from refresher.storage.directories import Directories, Listing
 
-__all__ = ["WAIT", "Attempt", "Comparison", "Demanded", "Held", "Holding", "Report", "Store", "ignore_report"]
+__all__ = [
+    "PUBLISHED",
+    "WAIT",
+    "Attempt",
+    "Comparison",
+    "Demanded",
+    "Held",
+    "Holding",
+    "Report",
+    "Store",
+    "ignore_report",
+]
 
 WAIT: Final = 30.0
 """Seconds for which a command waits for a name. No exchange takes longer."""
@@ -148,11 +159,15 @@ class Comparison(NamedTuple):
     """Why they cannot be read."""
 
 
+PUBLISHED: Final = "published"
+"""What a ``Holding`` is that hosts of agents open, with the key for it."""
+
+
 class Holding(NamedTuple):
     """One thing that holds secrets of a grant."""
 
     what: str
-    """The name of a file, or where it is in a database."""
+    """The name of a file, or what it is in a database."""
     key_id: str | None
     """Of the key that it is sealed with; ``None``: it is plain."""
     problem: str | None = None

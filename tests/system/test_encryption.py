@@ -5,7 +5,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from refresher.common.secret import Secret
+from refresher.grants.record import Tombstone
+from tests.conftest import need
 from tests.support.command import Command
+from tests.support.parts import no_strace
 from tests.support.sealed import in_the_clear, make_key, use_keys
 from tests.support.token_server import TokenServer
 from tests.support.vault import Vault
@@ -87,3 +91,52 @@ def test_a_key_is_replaced_and_taken_back(sealed: Command, server: TokenServer) 
     assert set(forms(sealed).values()) == {"plain"}
     assert secrets == {name: (sealed.refresh_token(name), sealed.grant(name).client_secret) for name in secrets}
     assert sealed("run-once", "--force").code == 0
+
+
+@pytest.mark.parametrize("cut_off", [False, True], ids=["healthy", "cut off"])
+@pytest.mark.parametrize("command", ["import", "remove"])
+def test_a_grant_whose_key_is_lost_can_be_replaced_and_removed(
+    sealed: Command, server: TokenServer, command: str, cut_off: bool
+) -> None:
+    """If it failed, a lost key would leave names that nobody can use, or a generation would fall."""
+    if cut_off:
+        need(no_strace())
+        prefix = (
+            "strace",
+            "-f",
+            "-qq",
+            "-o",
+            "/dev/null",
+            "-e",
+            "trace=rename",
+            "-e",
+            "inject=rename:signal=KILL:when=1",
+        )
+        sealed.finish(sealed.start("run-once", "linear", "--force", prefix=prefix))
+    before = sealed.grant("linear")
+    record = sealed.directories.record("linear").read_bytes()
+    token = sealed.refresh_token("linear")
+    use_keys(sealed, make_key(sealed.home, "another"))
+    files = {path.name: path.read_bytes() for path in sealed.directories.grants.iterdir()}
+    if cut_off:
+        done = sealed("run-once", "--json", "linear")
+        assert (done.code, done.outcome) == (2, "invalid_grant_file")
+        assert {path.name: path.read_bytes() for path in sealed.directories.grants.iterdir()} == files
+    if command == "remove":
+        assert sealed("remove", "linear").code == 0
+        removed = sealed.record("linear")
+        assert isinstance(removed, Tombstone)
+        assert (removed.generation, removed.spent[: len(before.spent)]) == (before.generation, before.spent)
+        assert sealed("run-once", "--json", "linear").code == 2
+        return
+    done = sealed.import_grant("linear", server.grant("linear"), "--replace")
+    assert "cannot be opened" in done.stderr
+    after = sealed.grant("linear")
+    assert after.generation == before.generation + 1
+    assert set(before.spent) <= set(after.spent)
+    # The old refresh token may be spent by the attempt that was cut off.
+    assert (Secret(token).fingerprint() in after.spent) is cut_off
+    aside = list(sealed.directories.grants.glob("linear.json.aside.*"))
+    assert [path.read_bytes() for path in aside] == [record]
+    assert sealed("run-once", "--json", "--force", "linear").outcome == "rotated"
+    assert [name for name in sealed.leftovers() if ".aside." not in name] == []
