@@ -1,7 +1,6 @@
 """The settings of a command: an option overrides the environment, which overrides the configuration file."""
 
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -9,11 +8,13 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from refresher.common import durations
+from refresher.common.addresses import Address, host_name, parse_address
 from refresher.common.errors import ConfigError
 from refresher.common.logs import LogFormat
 from refresher.common.reading import read_named
 from refresher.storage.directories import Directories
 from refresher.storage.file_store import FileStore
+from refresher.storage.keys import KeyRing, Source, parse_source
 from shim._source import default_state_dir
 
 if TYPE_CHECKING:
@@ -22,21 +23,12 @@ if TYPE_CHECKING:
     from refresher.storage.store import Store
 
 __all__ = [
-    "DEFAULT_ADDRESS",
     "DEFAULT_GATEWAY",
     "HOOKS",
-    "Address",
     "HookSettings",
     "Settings",
-    "parse_address",
     "resolve",
-    "shown_address",
 ]
-
-Address = tuple[str, int]
-"""Host and port of the health endpoint."""
-
-DEFAULT_ADDRESS: Final[Address] = ("127.0.0.1", 9464)
 
 DEFAULT_GATEWAY: Final = "127.0.0.1:8765"
 
@@ -49,8 +41,6 @@ _LONGEST_HOOK: Final = 3600.0
 _HISTORY: Final = {"history_days": (30, 1, 36500), "history_mb": (100, 10, 1_000_000)}
 """The settings of the history: the default, and the least and the greatest value besides 0."""
 
-_ADDRESS: Final = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<host>[A-Za-z0-9.-]+)):(?P<port>\d{1,5})", re.ASCII)
-_HOST_NAME: Final = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?", re.ASCII)
 _LONGEST_NUMBER: Final = 10
 _LARGEST_FILE: Final = 1024 * 1024
 _PATHS: Final = (
@@ -63,6 +53,9 @@ _PATHS: Final = (
     "page_token_file",
     "gateway_keys_file",
 )
+_KEY_SOURCES: Final = ("encryption_key", "previous_encryption_key", "published_key", "previous_published_key")
+"""Where keys come from: ``storage/keys.py``."""
+
 _KEYS: Final[dict[str, tuple[type, ...]]] = {
     **dict.fromkeys(_PATHS, (str,)),
     "tokens_group": (str, int),
@@ -74,6 +67,7 @@ _KEYS: Final[dict[str, tuple[type, ...]]] = {
     "history_days": (int,),
     "history_mb": (int,),
     "store": (str,),
+    **dict.fromkeys(_KEY_SOURCES, (str,)),
     "mirror": (list,),
     "hooks": (dict,),
     "outputs": (list,),
@@ -167,11 +161,12 @@ def resolve(given: Mapping[str, Any], config: str | None) -> Settings:
             # Not /tmp, which is often in memory: a spilled token must survive a reboot.
             spill=_absolute("spill_dir", values.get("spill_dir") or f"/var/tmp/refresher-{os.geteuid()}"),  # noqa: S108
             group=_group(values.get("tokens_group")),
+            **_key_rings(values),
         ),
         state_given=bool(values.get("state_dir")),
         ca_file=values.get("ca_file"),
         listen=parse_address(values["listen"]) if values.get("listen") else None,
-        listen_hosts=tuple(map(_host_name, values.get("listen_hosts") or ())),
+        listen_hosts=tuple(map(host_name, values.get("listen_hosts") or ())),
         metrics_file=_metrics_file(file) if (file := values.get("metrics_file")) else None,
         page_token_file=values.get("page_token_file") or None,
         gateway=values.get("gateway") or None,
@@ -192,6 +187,16 @@ def parse_store(given: str | None) -> str | None:
     if given and not given.startswith(("postgresql://", "postgres://")):
         raise ConfigError("store must be the URL of a database: postgresql://USER@HOST/DATABASE")
     return given or None
+
+
+def _key_rings(values: Mapping[str, Any]) -> dict[str, KeyRing]:
+    records, previous, published, previous_published = (
+        each if isinstance(each := values.get(key), Source) else parse_source(key, each) for key in _KEY_SOURCES
+    )
+    rings = {"keys": KeyRing(records, previous)}
+    if published or previous_published:
+        rings["published_keys"] = KeyRing(published, previous_published)
+    return rings
 
 
 def _mirror(given: Any) -> tuple[str, ...]:
@@ -245,6 +250,8 @@ def _read(config: str | None) -> dict[str, Any]:
                 values[key] = str(path.parent / Path(value).expanduser())  # relative to the file
             except (RuntimeError, ValueError):
                 raise ConfigError(f"{path}: {key} is not a path: there is no home directory for its '~'") from None
+        if key in _KEY_SOURCES:
+            values[key] = parse_source(f"{path}: {key}", value, path.parent)
         if key == "hooks":
             values[key] = _hooks(path.absolute(), value)
         if key == "outputs":
@@ -363,38 +370,3 @@ def _group(group: str | int | None) -> int | None:
     if len(str(group)) > _LONGEST_NUMBER or not 0 <= int(group) < 2**32 - 1:
         raise ConfigError("tokens_group must be the name or number of a group")
     return int(group)
-
-
-def parse_address(text: str) -> Address:
-    """Return the address of a text such as ``127.0.0.1:9464`` or ``[::1]:9464``. Raises ``ConfigError``."""
-    match = _ADDRESS.fullmatch(text)
-    if match is None or not 0 <= int(match["port"]) <= 65535 or not _can_exist(match["six"], match["host"]):
-        port = DEFAULT_ADDRESS[1]
-        raise ConfigError(f"--listen must be HOST:PORT, for example 127.0.0.1:{port} or [::1]:{port}")
-    return match["six"] or match["host"], int(match["port"])
-
-
-def _can_exist(six: str | None, host: str) -> bool:
-    """Whether a host is an IP address, or a name that could be resolved."""
-    import socket  # few commands have an address
-
-    try:
-        if six is not None:
-            socket.inet_pton(socket.AF_INET6, six)
-        elif not host.strip("0123456789."):
-            socket.inet_aton(host)
-    except OSError:
-        return False
-    return six is not None or _HOST_NAME.fullmatch(host) is not None
-
-
-def _host_name(name: object) -> str:
-    if not isinstance(name, str) or not _HOST_NAME.fullmatch(name):
-        raise ConfigError(f"--listen-host must be a host name without a port, for example refresher.example: {name!r}")
-    return name.lower().removesuffix(".")
-
-
-def shown_address(address: Address) -> str:
-    """Return an address as in a URL."""
-    host, port = address
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -16,9 +16,10 @@ from refresher.cli.clients.frameworks import FRAMEWORKS
 from refresher.cli.clients.programs import PROGRAMS
 from refresher.cli.gateway import gateway_address
 from refresher.cli.options import Options, command, complete_name
+from refresher.common.addresses import shown_address
 from refresher.common.errors import ConfigError, UnknownName
 from refresher.common.terminal import say, show
-from refresher.config import DEFAULT_GATEWAY, Settings, shown_address
+from refresher.config import DEFAULT_GATEWAY, Settings
 from shim._changes import permanent_error
 from shim._origins import origin_of_url
 from shim._source import FileTokenSource, default_state_dir

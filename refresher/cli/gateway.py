@@ -9,10 +9,11 @@ from typing import Any, Final
 import click
 
 from refresher.cli.options import LISTEN_HOST, Command, Options, program_for
+from refresher.common.addresses import Address, parse_address
 from refresher.common.errors import ConfigError, StorageError
 from refresher.common.terminal import say
 from refresher.common.text import clock_time
-from refresher.config import DEFAULT_GATEWAY, Address, Settings, parse_address
+from refresher.config import DEFAULT_GATEWAY, Settings
 
 __all__ = ["gateway", "gateway_address"]
 

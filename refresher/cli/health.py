@@ -13,8 +13,8 @@ import click
 import msgspec
 
 from refresher.cli.options import LISTEN, Options, command
+from refresher.common.addresses import DEFAULT_ADDRESS, Address, shown_address
 from refresher.common.terminal import say
-from refresher.config import DEFAULT_ADDRESS, Address, shown_address
 from refresher.daemon.readiness import Health
 from refresher.storage import health_socket
 

@@ -35,6 +35,7 @@ _COMMANDS: Final = {
     "stdio": ("stdio", "stdio"),
     "gateway": ("gateway", "gateway"),
     "store": ("store", "store"),
+    "encryption": ("encryption", "encryption"),
     "connect": ("connect", "connect"),
     "logout": ("logout", "logout"),
     "import": ("import_", "import_"),

@@ -57,6 +57,11 @@ def _level(value: Any) -> int:
         raise click.BadParameter("it must be a number: 1 logs each action, 2 logs more") from None
 
 
+_ENCRYPTION_KEY: Final = (
+    "Where the key that seals grants comes from: file:PATH, systemd:NAME, keyring:SERVICE or command:ARGV.  "
+    "[default: grants are plain files that only this user can read]"
+)
+
 GLOBAL_OPTIONS: Final = (
     _option(
         "--state-dir", "DIR", "Contains grants/.  [default: $XDG_STATE_HOME/refresher or ~/.local/state/refresher]"
@@ -68,6 +73,10 @@ GLOBAL_OPTIONS: Final = (
     _option(
         "--store", "URL", "A PostgreSQL database that holds the grants of many hosts.  [default: files in grants/]"
     ),
+    _option("--encryption-key", "SOURCE", _ENCRYPTION_KEY),
+    _option("--previous-encryption-key", "SOURCE", "The key before that one: what it has sealed can be read."),
+    _option("--published-key", "SOURCE", "Seals the tokens in the database of --store.  [default: --encryption-key]"),
+    _option("--previous-published-key", "SOURCE", "The key before that one."),
     _option("--ca-file", "FILE", "Certificates to trust, instead of SSL_CERT_FILE or the built-in ones."),
     _option(
         "--config",

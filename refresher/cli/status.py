@@ -16,6 +16,7 @@ from refresher.config import Settings
 from refresher.grants import accounts, policy
 from refresher.grants.forecast import EndKind, first_hard_end
 from refresher.grants.record import Grant, Moved
+from refresher.grants.token_file import state_of
 from refresher.operations import certificates
 from refresher.operations import names as names_of
 from refresher.operations.grant_report import (
@@ -29,7 +30,6 @@ from refresher.operations.grant_report import (
 )
 from refresher.operations.inspection import ListedGrant, list_grants
 from refresher.storage import last_run
-from refresher.storage.publishing import state_of
 
 __all__ = ["status"]
 

@@ -13,6 +13,7 @@ __all__ = [
     "GrantFileError",
     "ImportRefused",
     "Interrupted",
+    "KeyUnavailable",
     "LockBusy",
     "LoginNotGiven",
     "LoginRefused",
@@ -73,6 +74,10 @@ class GrantFileError(RefresherError):
 
 class ExposedGrantFile(GrantFileError):
     """Other users could have read or changed a grant file: a person must decide whether to trust it."""
+
+
+class KeyUnavailable(GrantFileError):
+    """A grant is sealed, or must be, and its key is not here: it is left as it is."""
 
 
 class StorageError(RefresherError, exit_code=4):

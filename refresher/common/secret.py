@@ -38,7 +38,7 @@ class Secret:
 
     def fingerprint(self) -> str:
         """Return 32 hex digits that identify this secret without revealing it (half a SHA-256)."""
-        return hashlib.sha256(self._text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+        return hashlib.sha256(self.reveal().encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
     def __repr__(self) -> str:
         return "Secret(...)"
@@ -51,7 +51,7 @@ class Secret:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Secret):
             return NotImplemented
-        return hmac.compare_digest(self._text.encode(), other._text.encode())
+        return hmac.compare_digest(self.reveal().encode(), other.reveal().encode())
 
     def __hash__(self) -> int:
         return hash(self.fingerprint())

@@ -10,7 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from refresher.config import Address, Settings, shown_address
+from refresher.common.addresses import Address, shown_address
+from refresher.config import Settings
 from refresher.daemon.page_access import PageToken
 from refresher.daemon.readiness import Health
 from refresher.operations.events import Event

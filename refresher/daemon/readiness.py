@@ -11,8 +11,8 @@ import msgspec
 from refresher.common import clocks, text
 from refresher.grants import forecast, policy
 from refresher.grants.record import Grant
+from refresher.grants.token_file import state_of
 from refresher.observers.metrics import ENDS_SOON
-from refresher.storage.publishing import state_of
 from shim._token import TokenFile
 
 __all__ = ["Health", "Readiness"]

@@ -11,12 +11,12 @@ from refresher.doctor.finding import Code, Finding, found, from_message
 from refresher.grants import policy, refresh_life
 from refresher.grants.forecast import ENDS_SOON
 from refresher.grants.record import Grant, Moved
+from refresher.grants.token_file import rejection_of, state_of
 from refresher.oauth import tls
 from refresher.operations import certificates
 from refresher.operations.inspection import ListedGrant
 from refresher.operations.result import new_client_command, repair_command
 from refresher.storage.directories import Directories
-from refresher.storage.publishing import rejection_of, state_of
 
 __all__ = ["check", "check_files", "check_moves", "check_refresh_tokens"]
 

@@ -1,24 +1,19 @@
-"""The private record of one NAME, and its encoding with a version and a checksum.
+"""The private record of one NAME; ``encoding`` makes its bytes.
 
 Pure: no clock, disk or network. The names of the fields are the JSON keys on the disk.
 """
 
-import hashlib
-from collections.abc import Callable
-from typing import Any, Final, Literal
+from collections.abc import Iterable
+from typing import Final, Literal
 
 import msgspec
 
 from refresher.common.clocks import Moment
-from refresher.common.errors import GrantFileError
 from refresher.common.secret import Secret
 
 __all__ = [
-    "CONVERTERS",
-    "DECODE_ERRORS",
     "MAX_SPENT",
     "NO_RECORD",
-    "VERSION",
     "Account",
     "AuthMethod",
     "Doubt",
@@ -27,39 +22,21 @@ __all__ = [
     "Login",
     "LoginMethod",
     "Moved",
+    "Params",
     "Record",
     "Stored",
     "TokenRejected",
     "Tombstone",
-    "decode",
-    "decode_secret",
-    "encode",
-    "unwrap",
-    "version_error",
+    "hidden",
+    "revealed",
     "with_spent",
-    "wrap",
 ]
-
-VERSION: Final = 3
-"""The format version of records and intents. A change of a field name, a kind or a literal raises it."""
-
-_Fields = dict[str, Any]
-
-CONVERTERS: Final[dict[int, Callable[[_Fields], _Fields]]] = {
-    1: lambda fields: fields,  # version 2 has more fields, and a default for each of them
-    2: lambda fields: fields,  # version 3 has another kind of record
-}
-"""For each earlier version, the function that makes the fields of the next version; those of a record have ``kind``,
-those of an intent do not. The converted record reaches the disk with the next write."""
 
 MAX_SPENT: Final = 256
 """How many fingerprints of spent refresh tokens a record keeps."""
 
 NO_RECORD: Final = ""
 """The checksum if there is no record."""
-
-DECODE_ERRORS: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-"""What msgspec raises for invalid data; ``RecursionError`` for brackets that are nested too deep."""
 
 AuthMethod = Literal[
     "none",
@@ -71,6 +48,9 @@ AuthMethod = Literal[
 ]
 
 LoginMethod = Literal["browser", "device", "client_credentials"]
+
+Params = tuple[tuple[str, Secret], ...]
+"""Additional parameters of a request; a value may be a secret."""
 
 FailureKind = Literal["transient", "too_early", "client_rejected", "in_doubt", "reauthorization_required"]
 
@@ -142,7 +122,7 @@ class Login(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     resource: str | None = None
     """The ``resource`` (RFC 8707) that a person gave."""
     way: LoginMethod = "browser"
-    params: tuple[tuple[str, str], ...] = ()
+    params: Params = ()
     """Additional parameters of the authorization request, or of the request that takes its place."""
     assume_pkce: bool = False
     """Whether a person knows that the server supports PKCE, although its metadata does not say so."""
@@ -242,7 +222,7 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Whether the server has refused a refresh while the access token was valid, and accepted it later."""
     resource_refused: bool = False
     """Whether the server has refused ``resource``."""
-    refresh_params: tuple[tuple[str, str], ...] = ()
+    refresh_params: Params = ()
     """Additional parameters of each token request that renews the access token."""
     omits_client_id: bool = False
     """Whether the server refuses ``client_id`` in the body beside HTTP Basic, and accepts requests without it."""
@@ -311,92 +291,17 @@ class Stored(msgspec.Struct, frozen=True):
     checksum: str
 
 
-class _Envelope(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    version: int
-    checksum: str
-    record: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-    intent: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-
-
-class _Version(msgspec.Struct):
-    version: int
-
-
 def with_spent(spent: tuple[str, ...], token: Secret) -> tuple[str, ...]:
     """Return ``spent`` with ``token`` as its newest entry, without the oldest beyond ``MAX_SPENT``."""
     fingerprint = token.fingerprint()
     return (*(known for known in spent if known != fingerprint), fingerprint)[-MAX_SPENT:]
 
 
-def encode(record: Record) -> tuple[bytes, str]:
-    """Return the bytes of a record and their checksum."""
-    return wrap("record", msgspec.json.encode(record, enc_hook=Secret.reveal))
+def hidden(params: Iterable[tuple[str, str]]) -> Params:
+    """Return parameters as a record holds them."""
+    return tuple((key, Secret(value)) for key, value in params)
 
 
-def wrap(key: Literal["record", "intent"], raw: bytes) -> tuple[bytes, str]:
-    """Return the line that holds ``raw`` with its version and its checksum, and the checksum."""
-    checksum = hashlib.sha256(raw).hexdigest()
-    return msgspec.json.encode(_Envelope(VERSION, checksum, **{key: msgspec.Raw(raw)})) + b"\n", checksum
-
-
-def decode(data: bytes, name: str) -> Stored:
-    """Return the record of ``name`` in ``data``.
-
-    Raises ``GrantFileError`` for a later version, a wrong checksum, another name, or data that is not a record.
-    """
-    raw, checksum = unwrap("record", data)
-    try:
-        record = _RECORD.decode(raw)
-    except DECODE_ERRORS:
-        raise GrantFileError("the record has fields that this version of refresher does not know") from None
-    if record.name != name:
-        raise GrantFileError(f"the record belongs to the name {record.name!r}: the file was copied or renamed")
-    return Stored(record, checksum)
-
-
-def unwrap(key: Literal["record", "intent"], data: bytes) -> tuple[bytes | msgspec.Raw, str]:
-    """Return the JSON in ``data``, converted to the current version, and its checksum on the disk.
-
-    Raises ``GrantFileError`` for a later version, a wrong checksum, or data of another kind.
-    """
-    try:
-        envelope: _Envelope | None = _ENVELOPE.decode(data)
-    except DECODE_ERRORS:
-        envelope = None
-    raw: msgspec.Raw | msgspec.UnsetType = getattr(envelope, key, msgspec.UNSET)
-    if envelope is None or raw is msgspec.UNSET or envelope.version not in (VERSION, *CONVERTERS):
-        what = "is not a grant record, or is incomplete" if data.strip(b"\0 \n") else "is empty"
-        raise GrantFileError(version_error(data) or f"the file {what}")
-    checksum = hashlib.sha256(raw).hexdigest()
-    if checksum != envelope.checksum:
-        raise GrantFileError("the checksum does not match: the file was damaged or edited")
-    if envelope.version == VERSION:
-        return raw, checksum
-    try:
-        fields = msgspec.json.decode(raw, type=_Fields)
-    except DECODE_ERRORS:
-        raise GrantFileError("the file is not a grant record") from None
-    for earlier in range(envelope.version, VERSION):
-        fields = CONVERTERS[earlier](fields)
-    return msgspec.json.encode(fields), checksum
-
-
-def version_error(data: bytes) -> str | None:
-    """Return the message for data of a later version; ``None`` for other data."""
-    try:
-        version = msgspec.json.decode(data.partition(b"\n")[0], type=_Version).version
-    except DECODE_ERRORS:
-        return None
-    newer = f"the file has version {version}, this refresher reads version {VERSION}: use the newer refresher"
-    return newer if version > VERSION else None
-
-
-def decode_secret(kind: type, value: Any) -> Secret:
-    """Make a ``Secret`` from a string; a decoding hook for msgspec."""
-    if kind is Secret and isinstance(value, str):
-        return Secret(value)
-    raise TypeError("Expected a text")
-
-
-_ENVELOPE: Final = msgspec.json.Decoder(_Envelope)
-_RECORD: Final[msgspec.json.Decoder[Record]] = msgspec.json.Decoder(Record, dec_hook=decode_secret)
+def revealed(params: Params) -> tuple[tuple[str, str], ...]:
+    """Return parameters as a request holds them."""
+    return tuple((key, value.reveal()) for key, value in params)

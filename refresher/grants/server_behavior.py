@@ -5,7 +5,7 @@ What was observed counts first, then the grant's own settings, then the profile 
 
 from refresher.grants.outcome import ClientRejected, Outcome, Transient, error_code
 from refresher.grants.providers import Profile, find_profile
-from refresher.grants.record import Grant
+from refresher.grants.record import Grant, revealed
 
 __all__ = [
     "access_token_lifetime",
@@ -52,7 +52,7 @@ def renewal_params(grant: Grant) -> tuple[tuple[str, str], ...]:
     """Return the additional parameters of a token request that renews the access token."""
     # With client credentials, a renewal is the same request as the login.
     same = grant.login.params if grant.login is not None and grant.without_person else ()
-    return (*same, *grant.refresh_params)
+    return revealed((*same, *grant.refresh_params))
 
 
 def scope_to_send(grant: Grant) -> str | None:

@@ -18,7 +18,7 @@ from refresher.common.secret import Secret
 from refresher.common.terminal import say
 from refresher.common.text import span
 from refresher.grants.outcome import Ambiguous, TokensIssued, Unreadable, describe, error_code
-from refresher.grants.record import Grant
+from refresher.grants.record import Grant, revealed
 from refresher.grants.tokens import is_token
 from refresher.login.client import DEVICE_CODE
 from refresher.login.http_client import Connections
@@ -65,7 +65,7 @@ def device_login(
 
 
 def _request_code(endpoint: str, client: Grant, connections: Connections) -> _Code:
-    params = () if client.login is None else client.login.params
+    params = () if client.login is None else revealed(client.login.params)
     posted = send("device_authorization_endpoint", endpoint, client, scope_of(client), connections, params)
     if posted.status == 200:
         with suppress(ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, ValueError):

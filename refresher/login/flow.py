@@ -28,7 +28,8 @@ from refresher.common.signals import StopSignals
 from refresher.common.terminal import say
 from refresher.config import Settings
 from refresher.grants import accounts
-from refresher.grants.record import NO_RECORD, Grant, Login, Moved
+from refresher.grants.encoding import open_secrets, without_params_and_client_secret
+from refresher.grants.record import NO_RECORD, Grant, Login, Moved, hidden
 from refresher.grants.server_behavior import renewal_params
 from refresher.login import client as clients
 from refresher.login import discovery, pages
@@ -84,6 +85,14 @@ def log_in(settings: Settings, name: str, options: LoginOptions, emit: Emit) -> 
         raise  # the record is complete, and a login must not overwrite it
     except GrantFileError:
         pass  # a new login replaces a damaged record
+    new_client = options.new_client
+    try:
+        open_secrets(stored)
+    except GrantFileError as error:
+        # Its key is lost: a login needs none. What is in the clear still says which server and which generation.
+        say(f"{name}: warning: {error}. The new login replaces it; its sealed record is kept beside it", err=True)
+        new_client = new_client or (stored is not None and stored.client_secret is not None)
+        stored = None if stored is None else without_params_and_client_secret(stored)
     options = completed(validated(options), stored)
     if isinstance(record, Moved) and not options.replace:
         raise moved(record)
@@ -91,6 +100,7 @@ def log_in(settings: Settings, name: str, options: LoginOptions, emit: Emit) -> 
         raise ConfigError(f"there is no saved login {name}; give its URL: 'refresher login {name} URL'")
     if stored is not None and not options.replace and is_for_other_server(stored, options.url):
         raise ConfigError(other_server(stored))
+    settings.directories.keys.current()  # a key that is missing must not be noticed after a person has logged in
     settings.directories.prepare()  # what is wrong with demands/ is reported when the grant is stored
     connections = Connections(settings.ca_file)
     server = connections.run(find_server, options, connections)
@@ -102,7 +112,7 @@ def log_in(settings: Settings, name: str, options: LoginOptions, emit: Emit) -> 
         )
     flow = _Flow(settings, name, options, options.url, connections, server, stored, emit)
     try:
-        return flow.run(new_client=options.new_client)
+        return flow.run(new_client=new_client)
     except ClientUnknown:
         if not flow.used_stored_registration:
             raise
@@ -208,7 +218,7 @@ class _Flow:
             generation=0,
             begun_from=NO_RECORD,
             asked_scope=server.scope,
-            refresh_params=options.refresh_params,
+            refresh_params=hidden(options.refresh_params),
             server_url=self.url,
             origins=(urls.parse_origin(self.url),),
             token_type="Bearer",  # noqa: S106  a token type, no password
@@ -225,7 +235,7 @@ class _Flow:
                 scope=options.scope,
                 resource=options.resource,
                 way=options.way or "browser",
-                params=options.params,
+                params=hidden(options.params),
                 assume_pkce=options.assume_pkce,
             ),
         )

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from refresher.common.errors import ConfigError
-from refresher.grants.record import AuthMethod, Grant, LoginMethod
+from refresher.grants.record import AuthMethod, Grant, LoginMethod, revealed
 from refresher.grants.tokens import is_token
 from refresher.oauth import urls
 from refresher.oauth.params import RESERVED_IN_RENEWALS, RESERVED_IN_TOKEN_REQUESTS, are_renewal_params
@@ -139,10 +139,11 @@ def completed(options: LoginOptions, stored: Grant | None) -> LoginOptions:
     login = stored.login
     known: dict[str, Any] = {"url": stored.server_url}
     if options.issuer in (None, stored.issuer):
-        known["refresh_params"] = stored.refresh_params
+        known["refresh_params"] = revealed(stored.refresh_params)
         known["assume_pkce"] = login is not None and login.assume_pkce
     if login is not None:
-        known |= {key: getattr(login, key) for key in ("scope", "resource", "params", "way")}
+        known |= {key: getattr(login, key) for key in ("scope", "resource", "way")}
+        known["params"] = revealed(login.params)
         if options.issuer is None and options.token_endpoint is None:
             if login.endpoints_given or login.issuer_given:
                 known["issuer"] = stored.issuer

@@ -17,12 +17,12 @@ from refresher.common.errors import GrantFileError
 from refresher.grants import forecast, policy
 from refresher.grants.forecast import End
 from refresher.grants.record import Grant
+from refresher.grants.token_file import state_of
 from refresher.operations import certificates
 from refresher.operations.events import Event
 from refresher.operations.grant_report import INVALID
 from refresher.operations.inspection import read_grants
 from refresher.operations.result import EXIT_CODES
-from refresher.storage.publishing import state_of
 from refresher.storage.store import Store
 from shim._token import is_name
 

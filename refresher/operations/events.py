@@ -12,8 +12,8 @@ import msgspec
 
 from refresher.common import clocks
 from refresher.grants.record import Grant, Record
+from refresher.grants.token_file import state_of
 from refresher.operations.result import ResultCode
-from refresher.storage.publishing import state_of
 
 __all__ = ["Emit", "Event", "EventKind", "change_of_state", "emitting", "happened", "ignore", "recoveries"]
 

@@ -9,9 +9,9 @@ from refresher.common.errors import GrantFileError
 from refresher.grants import forecast, policy
 from refresher.grants.forecast import End
 from refresher.grants.record import Failure, Grant
+from refresher.grants.token_file import rejection_of, state_of
 from refresher.operations import certificates
 from refresher.operations.result import new_client_command, repair_command
-from refresher.storage.publishing import rejection_of, state_of
 from shim._token import Problem
 
 __all__ = [

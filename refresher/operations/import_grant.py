@@ -16,10 +16,10 @@ from refresher.common.errors import (
 from refresher.grants import accounts, policy
 from refresher.grants.providers import UNKNOWN, find_profile
 from refresher.grants.record import Grant, Moved, Stored, with_spent
+from refresher.grants.token_file import left_out
 from refresher.oauth import urls
 from refresher.operations import names
 from refresher.operations.events import Emit, change_of_state, emitting, happened, ignore, recoveries
-from refresher.storage.publishing import left_out
 from refresher.storage.store import Held, Store
 
 __all__ = [
@@ -225,7 +225,7 @@ def _successor(held: Held, imported: Grant, stored: Stored, *, just_issued: bool
     grant = msgspec.structs.replace(grant, spent=spent)
     if not isinstance(there, Grant) or there.doubt is None:
         return grant
-    if there.refresh_token is not None and imported.refresh_token != there.refresh_token:
+    if there.refresh_token is not None and imported.fingerprint() != there.fingerprint():
         return msgspec.structs.replace(grant, spent=with_spent(spent, there.refresh_token))
     if just_issued:
         return grant

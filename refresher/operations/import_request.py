@@ -16,7 +16,8 @@ from refresher.common.clocks import Moment
 from refresher.common.errors import ConfigError, ImportRefused
 from refresher.common.secret import Secret
 from refresher.grants import accounts, refresh_life
-from refresher.grants.record import NO_RECORD, AuthMethod, Grant, decode_secret
+from refresher.grants.encoding import decode_secret
+from refresher.grants.record import NO_RECORD, AuthMethod, Grant, Params, hidden
 from refresher.grants.tokens import (
     MAX_LIFETIME,
     auth_scheme,
@@ -246,11 +247,11 @@ def _method(request: ImportRequest) -> AuthMethod:
     return cast("AuthMethod", method)
 
 
-def _refresh_params(params: dict[str, str]) -> tuple[tuple[str, str], ...]:
+def _refresh_params(params: dict[str, str]) -> Params:
     if not are_renewal_params(params.items()):
         reserved = ", ".join(RESERVED_IN_RENEWALS)
         raise ImportRefused(f"refresh_params must be printable ASCII and not empty, and none of {reserved}")
-    return tuple(params.items())
+    return hidden(params.items())
 
 
 def _path(value: str | None) -> str | None:

@@ -11,11 +11,11 @@ from refresher.common.errors import GrantFileError
 from refresher.grants import accounts, policy
 from refresher.grants.forecast import End, first_hard_end
 from refresher.grants.record import Grant
+from refresher.grants.token_file import state_of
 from refresher.operations import certificates
 from refresher.operations import grant_report as report
 from refresher.operations.inspection import read_grants
 from refresher.storage.file_store import FileStore
-from refresher.storage.publishing import state_of
 from refresher.storage.store import Store
 from shim._token import is_name
 

@@ -9,8 +9,9 @@ from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, suppress
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from refresher.common.errors import LockBusy, StorageError
+from refresher.common.errors import GrantFileError, LockBusy, StorageError
 from refresher.common.throttle import Throttle
+from refresher.grants.encoding import open_kept
 from refresher.storage import demands, lock
 from refresher.storage.publishing import Publisher, read_published
 from shim._token import TokenFile, parse, render
@@ -71,7 +72,8 @@ class Mirror:
                 self._show(copy)
             return
         again, self._failed = self._failed, {}
-        for copy in again.values():
+        # Read again: it may be sealed with another key by now.
+        for copy in self._changes.of(again) if again else ():
             self._show(copy)
         _, copies = self._changes.read()
         for copy in copies:
@@ -84,14 +86,19 @@ class Mirror:
     def _show(self, copy: "Copy") -> None:
         """Publish one token file, or withdraw it if this host does not need it any more."""
         try:
-            token = parse(copy.data)
+            data = open_kept(copy.data, copy.name, self._directories.store_keys.published, "token_file")
+        except GrantFileError as error:
+            self._failed[copy.name] = copy
+            self._warn(copy.name, f"the token file in the database cannot be opened: {error}")
+            return
+        try:
+            token = parse(data)
         except TokenFileError as error:
             self._warn(copy.name, f"the token file in the database cannot be used: {error}")
             return
         if token.name != copy.name:
             self._warn(copy.name, f"the token file in the database is that of {token.name!r}: it is not published")
             return
-        data = copy.data
         if not self._mirrors(token.name):
             there = read_published(self._directories, token.name)
             if there is None or there.grant_id != token.grant_id or there.state == "removed":

@@ -20,13 +20,13 @@ from refresher.grants import policy, refresh_life, transition
 from refresher.grants.outcome import GrantRejected, ResourceRefused, TokensIssued
 from refresher.grants.policy import Rotate, Wait
 from refresher.grants.record import Grant, Record, Stored
+from refresher.grants.token_file import left_out
 from refresher.oauth import tls
 from refresher.oauth.http_client import DEADLINE
 from refresher.oauth.token_request import TokenRequestResult, request_tokens
 from refresher.operations.events import Emit, Event, change_of_state, emitting, happened, ignore, recoveries
 from refresher.operations.inspection import Inspection
 from refresher.operations.result import EXIT_CODES, Result, ResultCode, login_ends
-from refresher.storage.publishing import left_out
 from refresher.storage.store import WAIT, Demanded, Held, Store
 
 __all__ = ["Order", "Terms", "read_files_of", "rotate"]

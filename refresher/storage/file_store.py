@@ -11,7 +11,7 @@ from refresher.grants.record import Grant, Stored
 from refresher.storage import records
 from refresher.storage.directories import Directories, Listing
 from refresher.storage.publishing import Publisher
-from refresher.storage.store import WAIT, Comparison
+from refresher.storage.store import WAIT, Comparison, Holding
 
 if TYPE_CHECKING:
     from refresher.storage.held_files import HeldFiles
@@ -68,6 +68,15 @@ class FileStore:
             except GrantFileError as error:
                 yield name, error
 
+    def holdings(self, names: Collection[str] = ()) -> Iterator[tuple[str, list[Holding]]]:
+        """Return what holds secrets of each of ``names``, or of all, and with what key. Raises ``DirectoryError``."""
+        from refresher.storage import sealing
+
+        listing = self._directories.listing(names)
+        for name in sorted({*names} or {*listing.all, *sealing.names_with_copies(self._directories)}):
+            left = listing.unfinished.get(name, set())
+            yield name, sealing.holdings(self._directories, name, left)
+
     def stamps(self) -> Mapping[str, int]:
         """Return a number for each name, which changes with its record."""
         from refresher.storage import stamps
@@ -113,7 +122,7 @@ class FileStore:
             if unfinished or (unfinished is None and self._directories.attempt_files(name)):
                 # An interrupted import holds its token too: the next writer of that name adopts it.
                 paths = self._directories.candidates(name)
-                found += [records.read_candidate(path, name).record for path in paths]
+                found += [records.read_candidate(path, name, self._directories.keys).record for path in paths]
         except (GrantFileError, OSError) as error:
             return Comparison(name, [], str(error))
         return Comparison(name, found)

@@ -7,7 +7,7 @@ import msgspec
 
 from refresher.common import clocks
 from refresher.grants.record import Grant, Record, Stored
-from refresher.storage import demands, files, journal, records, recovery
+from refresher.storage import demands, files, records, recovery, sealing
 from refresher.storage.journal import Attempt
 from refresher.storage.publishing import Publisher, published_generation
 from refresher.storage.store import Demanded, Report, ignore_report
@@ -84,7 +84,11 @@ class HeldFiles:
 
     def delete_copies(self) -> None:
         """Delete the answers and the files set aside of a removed grant."""
-        journal.delete_copies(self._directories, self._name)
+        sealing.delete_copies(self._directories, self._name)
+
+    def reseal(self, stored: Stored) -> int:
+        """Bring the record and what is kept to the form that is configured (``sealing.reseal``)."""
+        return sealing.reseal(self._directories, self._name, stored)
 
     def seen_generation(self, record: Record | None) -> int:
         """Return the generation of the token file, as far as it proves what was published; otherwise -1."""

@@ -28,11 +28,12 @@ import msgspec
 
 from refresher.common.clocks import Moment
 from refresher.common.errors import GrantFileError, StorageError
-from refresher.grants.record import DECODE_ERRORS, Grant, Stored, encode, unwrap, wrap
+from refresher.grants.encoding import DECODE_ERRORS, encode, encode_kept, unwrap, wrap
+from refresher.grants.record import Grant, Stored
 from refresher.storage import files
 from refresher.storage.directories import Directories
 
-__all__ = ["Attempt", "Intent", "Mark", "delete_copies", "read_intent"]
+__all__ = ["Attempt", "Intent", "Mark", "read_intent"]
 
 _RESERVED: Final = 64 * 1024
 _LARGEST_INTENT: Final = 64 * 1024
@@ -98,7 +99,7 @@ class Attempt:
     def reserve(self, grant: Grant, at: Moment) -> None:
         """Reserve the space of the next record and declare the intent; both are durable on return.
 
-        Raises ``StorageError``: then nothing is spent and no file is left.
+        Raises ``StorageError`` and ``KeyUnavailable``: then nothing is spent and no file is left.
         """
         intent = Intent(
             grant_id=grant.grant_id,
@@ -108,11 +109,13 @@ class Attempt:
             at=at,
             spill=str(self._spill),
         )
+        # Opens the grant, and loads the key of the next record: after the request nothing of this may fail.
+        size = len(encode(grant, self._directories.keys)[0])
         line, _ = wrap("intent", msgspec.json.encode(intent))
         self._mark_at = len(line)
         try:
             self._record = files.create(self._directories.next(self._name))
-            files.write_all(self._record, bytes(max(_RESERVED, 4 * len(encode(grant)[0]))))
+            files.write_all(self._record, bytes(max(_RESERVED, 4 * size)))
             os.fsync(self._record)
             self._intent = files.create(self._directories.intent(self._name))
             files.write_all(self._intent, line + Mark.UNSENT.value)
@@ -141,7 +144,7 @@ class Attempt:
         directory again and again until one of them takes it, with the lock held, and logs that it is not saved.
         Otherwise it tries one fresh file and raises ``StorageError``; the intent stays for the next recovery.
         """
-        data, _ = encode(msgspec.structs.replace(record, begun_from=self._stored.checksum))
+        data, _ = encode(msgspec.structs.replace(record, begun_from=self._stored.checksum), self._directories.keys)
         saved = _succeeds(self._fill_reserved, self._directories.record(self._name), data)
         pause = 0.1
         while not saved and not _succeeds(self._write_fresh, data):
@@ -174,6 +177,7 @@ class Attempt:
                 return "it is not kept: there are enough such answers"
         except OSError:
             return "it could not be kept"
+        answer = encode_kept(self._name, answer, self._directories.keys)
         path = files.unused(self._directories.grants / f"{self._name}.answer", int(at))
         # On a full disk there is no other space than that of the next record.
         if _succeeds(_create, path, answer) or _succeeds(self._fill_reserved, path, answer):
@@ -280,15 +284,3 @@ def _succeeds(write: Callable[..., None], *arguments: object) -> bool:
     except Exception:  # noqa: BLE001  memory holds the only copy, so the next place is tried after any error
         return False
     return True
-
-
-def delete_copies(directories: Directories, name: str) -> None:
-    """Delete the answers and the files set aside of a removed grant: they may hold refresh tokens too."""
-    copy = re.compile(re.escape(name) + r"\.(barred|(answer|(json|next|next\.\d+|intent)\.aside)\.\d+)")
-    spilled = re.compile(re.escape(name) + r"\.([0-9a-f]{32}\.next|answer\.\d+)(\.aside\.\d+)?")
-    for directory, pattern in ((directories.grants, copy), (directories.spill, spilled)):
-        with suppress(OSError):
-            for path in directory.iterdir():
-                if pattern.fullmatch(path.name):
-                    with suppress(OSError):  # a directory of that name does not prevent the deletion of the others
-                        path.unlink()

@@ -3,6 +3,7 @@
 The caller holds the lock of the name.
 """
 
+import hashlib
 import logging
 import math
 import os
@@ -12,130 +13,28 @@ from typing import Final
 
 import msgspec
 
-import shim._token as token_file
 from refresher.common import clocks
 from refresher.common.errors import DirectoryError, StorageError
 from refresher.common.reading import FileWithStatus
-from refresher.grants import policy, token_rejection
+from refresher.grants import policy
+from refresher.grants.encoding import token_file_hash
 from refresher.grants.generations import can_be_later, last_known
-from refresher.grants.record import Grant, Moved, Record, Tombstone
+from refresher.grants.record import Grant, Record
+from refresher.grants.token_file import derive, fitted, problem_of, state_of
 from refresher.storage import demands, files, records
 from refresher.storage.directories import Directories, Sharing
-from shim._token import Problem, TokenFile
+from shim._token import TokenFile, parse
 from shim.errors import TokenFileError
 
 __all__ = [
     "Publisher",
-    "derive",
-    "left_out",
     "published_generation",
     "read_published",
-    "rejection_of",
-    "state_of",
 ]
-
-_LARGEST: Final = 256 * 1024
-"""Bytes of a token file."""
-
-_SHORT: Final = 1000
 
 log = logging.getLogger(__name__)
 
 _MOST_CURRENT: Final = 100
-
-
-def derive(record: Record) -> bytes | None:
-    """Return the token file of ``record``, of 256 KiB at most; ``None`` if no exchange has ended yet.
-
-    Raises ``StorageError`` if the access token alone is too long for it.
-    """
-    token = _token_file(record)
-    return None if token is None else _fitted(token)[0]
-
-
-def left_out(record: Record) -> str:
-    """Return what the token file of ``record`` leaves out because it is too long, as a clause; "" if nothing."""
-    token = _token_file(record)
-    with suppress(StorageError):
-        return "" if token is None else _fitted(token)[1]
-    return ""
-
-
-def _token_file(record: Record) -> TokenFile | None:
-    if isinstance(record, Moved):
-        return None  # the other store publishes
-    if isinstance(record, Tombstone):
-        return TokenFile(
-            name=record.name,
-            grant_id=record.grant_id,
-            generation=record.generation,
-            state="removed",
-            access_token=None,
-            token_type="Bearer",  # noqa: S106  a token type, no password
-            issued_at=record.removed_at,
-            expires_at=None,
-            scope=record.scope,
-            origins=record.origins,
-            error=None,
-        )
-    if record.access_token is None and record.failure is None:
-        return None
-    problem = _problem(record)
-    return TokenFile(
-        name=record.name,
-        grant_id=record.grant_id,
-        generation=record.generation,
-        state=_state(record, problem),
-        access_token=None if record.access_token is None else record.access_token.reveal(),
-        token_type=record.token_type,
-        issued_at=record.issued_at,
-        expires_at=record.expires_at,
-        scope=record.scope,
-        origins=record.origins,
-        error=problem,
-        server_url=record.server_url,
-    )
-
-
-def _fitted(token: TokenFile) -> tuple[bytes, str]:
-    """Return the token file without a description and a scope that are too long for it, and a clause that says so.
-
-    Agents refuse a larger file, and would lose the access token too.
-    """
-    data, clause = token_file.render(token), ""
-    if len(data) > _LARGEST and token.error is not None and len(token.error.description) > _SHORT:
-        shorter = token.error._replace(description=f"{token.error.description[:_SHORT]}...")
-        data, clause = token_file.render(token := token._replace(error=shorter)), "a shortened description of the error"
-    if len(data) > _LARGEST and token.scope is not None:
-        # A part of a scope would be another scope.
-        data = token_file.render(token := token._replace(scope=None))
-        clause = f"{clause} and no scope" if clause else "no scope"
-    if len(data) <= _LARGEST:
-        return data, clause and f"the token file has {clause}, because it would be larger than {_LARGEST // 1024} KiB"
-    long = "access token" if len(token.access_token or "") > _LARGEST // 2 else "list of origins"
-    raise StorageError(
-        f"the {long} of {token.name} is too long for a token file of {_LARGEST // 1024} KiB, and is not published: "
-        "request a smaller scope at the next login"
-    )
-
-
-def rejection_of(grant: Grant) -> Problem | None:
-    """Return the problem of a grant whose tokens a server refuses, or ``None``."""
-    description = token_rejection.explain(grant)
-    if grant.token_rejected is None or description is None:
-        return None
-    return Problem("token_rejected", description, grant.token_rejected.at, None)
-
-
-def state_of(grant: Grant) -> str:
-    """Return the published state of a grant."""
-    return _state(grant, _problem(grant))
-
-
-def _state(grant: Grant, problem: Problem | None) -> str:
-    if policy.needs_person(grant):
-        return "reauthorization_required"
-    return "active" if problem is None else "failing"
 
 
 def read_published(directories: Directories, name: str, record: Record | None = None) -> TokenFile | None:
@@ -244,8 +143,11 @@ class Publisher:
         """
         name = record.name
         published, directory = _read_with_directory(self.directories, name)
+        # Without a key: what is up to date needs none.
         wanted = self._wanted(record)
         if wanted is None or (not again and self._is_up_to_date(name, wanted, published)):
+            return True
+        if isinstance(wanted, str) and (wanted := derive(record)) is None:
             return True
         dead = isinstance(record, Grant) and record.dead
         seen = _proof(published, directory, name, *last_known(record))
@@ -253,7 +155,7 @@ class Publisher:
             return False
         self._replace(name, record.generation, wanted, published, seen)
         if published is not None and wanted == published.data and not again:
-            self._repaired[name] = hash(wanted)
+            self._repaired[name] = hash(published.data)
         return True
 
     def publish_copy(self, token: TokenFile, data: bytes, *, again: bool = False) -> bool:
@@ -268,7 +170,7 @@ class Publisher:
         if seen is not None and seen.state != "removed":
             if rejected and seen.generation > token.generation:
                 # The store is from a restored backup: readers keep the newer token, and see the state of the grant.
-                data = _fitted(seen._replace(state=token.state, error=token.error))[0]
+                data = fitted(seen._replace(state=token.state, error=token.error))[0]
             elif token.access_token is None and token.state != "removed" and _is_live(seen):
                 return True  # a new grant has no access token yet: that of the grant before it stays (I5)
         if self._is_up_to_date(name, data, published) and not again:
@@ -277,7 +179,7 @@ class Publisher:
             return False
         self._replace(name, token.generation, data, published, seen)
         if published is not None and data == published.data and not again:
-            self._repaired[name] = hash(data)
+            self._repaired[name] = hash(published.data)
         return True
 
     def _replace(
@@ -313,36 +215,40 @@ class Publisher:
             self._barred.add(name)
             log.warning("%s: %s; refresher ignores it: delete it", name, problem)
 
-    def _wanted(self, record: Record) -> bytes | None:
-        """Return what to publish; ``None`` if a token of the grant before this one may still be valid (I5)."""
+    def _wanted(self, record: Record) -> bytes | str | None:
+        """Return what to publish, or its SHA-256 in hex if that is sealed (``token_file_hash``).
+
+        ``None`` if a token of the grant before this one may still be valid (I5).
+        """
         # The file of a healthy grant is compared and never parsed: parsing it costs more than all the rest.
         if isinstance(record, Grant) and (record.dead or record.access_token is None):
             seen = read_published(self.directories, record.name, record)
             if seen is None or seen.state == "removed":
-                return derive(record)
+                return token_file_hash(record) or derive(record)
             restored = record.access_token is None and policy.has_access_token(record)
             if restored or (record.dead and seen.generation > record.generation):
                 # The record is from a restored backup: readers keep the newer token, and see the state of the grant.
-                problem = _problem(record)
-                return _fitted(seen._replace(state=_state(record, problem), error=problem))[0]
+                return fitted(seen._replace(state=state_of(record), error=problem_of(record)))[0]
             if record.access_token is None and seen.access_token is not None:
                 # Both grants are of one server, so what is known of its tokens holds for the earlier one too.
                 before = msgspec.structs.replace(record, issued_at=seen.issued_at, expires_at=seen.expires_at)
                 if policy.expected_expiry(before) > clocks.now().wall:
                     return None
-        return derive(record)
+        return token_file_hash(record) or derive(record)
 
     def _is_up_to_date(
-        self, name: str, wanted: bytes, published: FileWithStatus | None, sharing: Sharing | None = None
+        self, name: str, wanted: bytes | str, published: FileWithStatus | None, sharing: Sharing | None = None
     ) -> bool:
-        if published is None or wanted != published.data:
+        if published is None:
+            return False
+        if wanted != (hashlib.sha256(published.data).hexdigest() if isinstance(wanted, str) else published.data):
             return False
         mode, group = sharing or self.directories.sharing()
         if stat.S_IMODE(published.status.st_mode) != mode:
             return False
         if group in (None, published.status.st_gid):
             return True
-        if self._repaired.get(name) != hash(wanted):
+        if self._repaired.get(name) != hash(published.data):
             return False
         if name not in self._reported:
             self._reported.add(name)
@@ -374,18 +280,7 @@ def _is_live(token: TokenFile) -> bool:
 
 def _parsed(published: FileWithStatus | None, name: str) -> TokenFile | None:
     try:
-        seen = token_file.parse(b"" if published is None else published.data)
+        seen = parse(b"" if published is None else published.data)
     except TokenFileError:
         return None
     return seen if seen.name == name else None  # readers refuse the file of another name
-
-
-def _problem(grant: Grant) -> Problem | None:
-    failure = grant.failure
-    if failure is None:
-        return rejection_of(grant)
-    was_live = policy.has_access_token(grant) and failure.at < policy.expected_expiry(grant)
-    # "Too early" is no problem for agents: their token is valid, and a refused token would have caused a demand.
-    if failure.outcome == "too_early" and grant.refusals == 0 and was_live:
-        return rejection_of(grant)
-    return Problem(failure.code, failure.description, failure.at, policy.retry_at(grant))

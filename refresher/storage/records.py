@@ -8,7 +8,9 @@ from typing import Final, NamedTuple
 import msgspec
 
 from refresher.common.errors import ExposedGrantFile, GrantFileError, StorageError
-from refresher.grants.record import NO_RECORD, Grant, Record, Stored, decode, encode, version_error
+from refresher.grants.encoding import decode, encode, version_error
+from refresher.grants.envelope import Keys
+from refresher.grants.record import NO_RECORD, Grant, Record, Stored
 from refresher.storage import files
 from refresher.storage.directories import Directories
 
@@ -40,7 +42,7 @@ def load(directories: Directories, name: str) -> Stored:
     found = None
     try:
         found = files.read(path, LARGEST, private=True)
-        return Stored(None, NO_RECORD) if found is None else decode(found.data, name)
+        return Stored(None, NO_RECORD) if found is None else decode(found.data, name, directories.keys)
     except OSError as error:
         raise GrantFileError(f"cannot read {path}: {error.strerror}") from None
     except files.NotPrivate as error:
@@ -72,8 +74,8 @@ def _begins_as_tombstone(directories: Directories, name: str) -> bool:
         os.close(descriptor)
 
 
-def read_candidate(path: Path, name: str) -> Candidate:
-    """Read a file that may hold the next record of ``name``. Raises ``OSError``."""
+def read_candidate(path: Path, name: str, keys: Keys) -> Candidate:
+    """Read a file that may hold the next record of ``name``; what is sealed in it is not opened. Raises ``OSError``."""
     try:
         found = files.read(path, LARGEST)
     except ValueError:
@@ -81,7 +83,7 @@ def read_candidate(path: Path, name: str) -> Candidate:
     data = b"" if found is None else found.data
     try:
         # The zeros of its reservation follow a record whose file was not yet truncated.
-        return Candidate(path, data, decode(data.rstrip(b"\0"), name).record)
+        return Candidate(path, data, decode(data.rstrip(b"\0"), name, keys).record)
     except GrantFileError:
         return Candidate(path, data, None)
 
@@ -90,10 +92,10 @@ def write(directories: Directories, name: str, stored: Stored, record: Record) -
     """Replace ``stored`` by ``record`` durably, without a journal, and return what is stored now.
 
     For operations that send no request. Raises ``StorageError``: then the old record is unchanged, or the new one is
-    in place but may not survive a power loss.
+    in place but may not survive a power loss; and ``KeyUnavailable``: then nothing is written.
     """
     written = msgspec.structs.replace(record, begun_from=stored.checksum)
-    data, checksum = encode(written)
+    data, checksum = encode(written, directories.keys)
     path = directories.fresh(name)
     try:
         files.durable_create(path, data)

@@ -13,9 +13,10 @@ from typing import Final
 
 from refresher.common import text
 from refresher.common.clocks import Moment
-from refresher.common.errors import GrantFileError, StorageError
+from refresher.common.errors import GrantFileError, KeyUnavailable, StorageError
 from refresher.grants import transition
-from refresher.grants.record import NO_RECORD, Doubt, Grant, Record, Stored, version_error
+from refresher.grants.encoding import open_secrets, version_error
+from refresher.grants.record import NO_RECORD, Doubt, Grant, Record, Stored
 from refresher.storage import files, records
 from refresher.storage.directories import Directories
 from refresher.storage.journal import Intent, Mark, read_intent
@@ -54,6 +55,8 @@ def recover(
     stored = Stored(None, NO_RECORD) if damaged else loaded or records.load(directories, name)
     recovery = _Recovery(directories, name, stored, now, giving_up=giving_up, report=report)
     try:
+        if giving_up:
+            recovery.keep_what_cannot_be_opened()
         recovery.adopt_late_spill()
         if unfinished or directories.attempt_files(name):
             recovery.settle_attempt()
@@ -99,6 +102,15 @@ class _Recovery:
         self._name = name
         self._now = now
         self._giving_up = giving_up
+        self._unwritten = False
+
+    def keep_what_cannot_be_opened(self) -> None:
+        """Keep a sealed record whose key is not here under another name: it is replaced or removed next."""
+        try:
+            open_secrets(self.stored.record)
+        except GrantFileError as error:
+            aside = files.keep_aside(self._directories.record(self._name), self._now.wall)
+            self._report(f"the record cannot be opened: {error}; it is now {aside} too")
 
     def adopt_late_spill(self) -> None:
         """Adopt a spill whose file system was mounted after its attempt was settled, if it still fits."""
@@ -125,6 +137,7 @@ class _Recovery:
         intent_path = self._directories.intent(self._name)
         if not paths and not os.path.lexists(intent_path):
             return
+        self._open()
         # After a kill or an error between a rename and its sync, the record may be in memory only.
         files.sync_directory(self._directories.grants)
         try:
@@ -210,7 +223,8 @@ class _Recovery:
         elif not self._is_settled(intent):
             self._report(f"an intent fits no known record; it is now {self._set_aside(path)}")
             return
-        path.unlink(missing_ok=True)
+        if not self._unwritten:
+            path.unlink(missing_ok=True)
 
     def _is_settled(self, intent: Intent) -> bool:
         """Whether the record is already the result of this attempt, or of a later one."""
@@ -243,14 +257,40 @@ class _Recovery:
     def _note(self, finding: str) -> None:
         self._report_finding(finding, None if self.stored.record is None else self.stored.record.generation)
 
+    def _open(self) -> None:
+        """Open the record, before anything is changed: what an attempt left is settled with its key, or not at all."""
+        try:
+            open_secrets(self.stored.record)
+        except GrantFileError:
+            if not self._giving_up:
+                raise
+
     def _write(self, record: Record) -> None:
-        self.stored = records.write(self._directories, self._name, self.stored, record)
+        try:
+            self.stored = records.write(self._directories, self._name, self.stored, record)
+        except GrantFileError:  # of encoding it: the secrets are sealed
+            if not self._giving_up:
+                raise
+            # A person replaces or removes it: what is known of it counts, and the record stays until then.
+            self.stored = Stored(record, self.stored.checksum)
+            self._unwritten = True
 
     def _read(self, path: Path) -> Candidate:
-        """Read a file; refuse one that a later version wrote: it may be the only copy of a refresh token."""
-        found = records.read_candidate(path, self._name)
+        """Read a file, and open what is sealed in it.
+
+        Refuse one that a later version wrote, or whose key is not here: it may be the only copy of a refresh token.
+        """
+        found = records.read_candidate(path, self._name, self._directories.keys)
         if not self._giving_up and (why := version_error(found.data)) is not None:
             raise GrantFileError(f"{path}: {why}")
+        try:
+            open_secrets(found.record)
+        except KeyUnavailable as error:
+            if not self._giving_up:
+                raise KeyUnavailable(f"{path}: {error}") from None
+            return found._replace(record=None)
+        except GrantFileError:
+            return found._replace(record=None)
         return found
 
     def _clear(self, found: Candidate) -> None:

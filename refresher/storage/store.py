@@ -14,7 +14,18 @@ from refresher.common.errors import GrantFileError
 from refresher.grants.record import Grant, Record, Stored
 from refresher.storage.directories import Directories, Listing
 
-__all__ = ["WAIT", "Attempt", "Comparison", "Demanded", "Held", "Report", "Store", "ignore_report"]
+__all__ = [
+    "PUBLISHED",
+    "WAIT",
+    "Attempt",
+    "Comparison",
+    "Demanded",
+    "Held",
+    "Holding",
+    "Report",
+    "Store",
+    "ignore_report",
+]
 
 WAIT: Final = 30.0
 """Seconds for which a command waits for a name. No exchange takes longer."""
@@ -116,6 +127,13 @@ class Held(Protocol):
     def delete_copies(self) -> None:
         """Delete what may hold refresh tokens of a removed grant besides its record."""
 
+    def reseal(self, stored: Stored) -> int:
+        """Bring all that holds secrets of the grant to the form that is configured: sealed with the key, or plain.
+
+        Return how many things were changed. Call it after ``recover``; after a kill, the next call goes on.
+        Raises ``GrantFileError`` for what cannot be opened, ``KeyUnavailable`` and ``StorageError``.
+        """
+
     def seen_generation(self, record: Record | None) -> int:
         """Return the latest generation that agents have seen, as far as that is proved; otherwise -1."""
 
@@ -141,6 +159,21 @@ class Comparison(NamedTuple):
     """Why they cannot be read."""
 
 
+PUBLISHED: Final = "published"
+"""What a ``Holding`` is that hosts of agents open, with the key for it."""
+
+
+class Holding(NamedTuple):
+    """One thing that holds secrets of a grant."""
+
+    what: str
+    """The name of a file, or what it is in a database."""
+    key_id: str | None
+    """Of the key that it is sealed with; ``None``: it is plain."""
+    problem: str | None = None
+    """Why that is not known."""
+
+
 class Store(Protocol):
     """Where the grants are."""
 
@@ -163,6 +196,12 @@ class Store(Protocol):
 
     def load_each(self, names: Collection[str]) -> Iterator[tuple[str, Stored | GrantFileError]]:
         """Load many names; return an error in the place of a record that cannot be read. Raises ``StorageError``."""
+
+    def holdings(self, names: Collection[str] = ()) -> Iterator[tuple[str, list[Holding]]]:
+        """Return what holds secrets of each of ``names``, or of all, and with what key. It needs no key.
+
+        Raises ``DirectoryError`` and ``StorageError``.
+        """
 
     def stamps(self) -> Mapping[str, int]:
         """Return a number for each name, which changes with its record. Raises ``StorageError``."""

@@ -14,8 +14,9 @@ from typing import Final, NamedTuple
 from refresher.common import clocks
 from refresher.common.secret import Secret
 from refresher.config import resolve
-from refresher.grants.record import Grant, encode
-from refresher.storage.publishing import derive
+from refresher.grants.encoding import encode
+from refresher.grants.record import Grant
+from refresher.grants.token_file import derive
 from tests.bench.measuring import Cost, Run, cost
 from tests.support.notified import Notified
 from tests.support.samples import grant

@@ -11,7 +11,8 @@ from datetime import datetime
 import msgspec
 import pytest
 
-from refresher.grants.record import Failure, encode
+from refresher.grants.encoding import encode
+from refresher.grants.record import Failure
 from tests.support.cli import GRANT, one_line
 from tests.support.command import Command, without_times
 from tests.support.terminal import at_a_terminal, read_whole

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from refresher.doctor.finding import GRAVITIES, KINDS, Finding
-from refresher.grants.record import encode
+from refresher.grants.encoding import encode
 from tests.conftest import need
 from tests.support.answering import Answer, Answering
 from tests.support.cli import one_line

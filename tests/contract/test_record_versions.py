@@ -11,8 +11,9 @@ from msgspec import inspect
 
 from refresher.common.secret import Secret
 from refresher.config import resolve
-from refresher.grants import record as records
-from refresher.grants.record import CONVERTERS, VERSION, Grant, Moved, Tombstone, decode, unwrap, wrap
+from refresher.grants import encoding
+from refresher.grants.encoding import CONVERTERS, VERSION, decode, unwrap, wrap
+from refresher.grants.record import Grant, Moved, Tombstone
 from refresher.operations.result import Result
 from refresher.operations.rotate import Order, Terms, rotate
 from refresher.operations.run_once import run_once
@@ -38,7 +39,7 @@ FIXTURES = STORED.parent
 
 NAMES = sorted(path.stem for path in STORED.glob("grants/*.json"))
 
-STATES = {1: "state-0.1.0", 2: "state-2"}
+STATES = {1: "state-0.1.0", 2: "state-2", 3: "state-3"}
 """A state directory of each version."""
 
 _PLAIN = {
@@ -135,6 +136,26 @@ def test_the_grants_of_version_2_rotate(refresher: Command, vault: Vault, server
     assert refresher.grant("rotated").generation == 6
 
 
+def test_the_grants_of_version_3_rotate(refresher: Command, vault: Vault, server: TokenServer) -> None:
+    """If it failed, an upgrade from version 3 would lose logins, or a move that was cut off."""
+    spill = refresher.home / "spill"
+    refresher.environment["REFRESHER_SPILL_DIR"] = str(spill)
+    changes = {ORIGIN: server.token_endpoint.removesuffix("/token"), SPILL: str(spill), "17959473": "41023473"}
+    copied(refresher.state, spill, changes, source=FIXTURES / STATES[3])
+    done = refresher("run-once", "--force", "--json")
+    assert {name: result["outcome"] for name, result in done.results.items()} == {
+        "healthy": "rotated",
+        "left-sent": "in_doubt",
+    }
+    assert server.presented["healthy"] == ["rt-healthy-1"]
+    assert isinstance(refresher.record("removed"), Tombstone)
+    moved, arriving = refresher.record("moved"), refresher.record("arriving")
+    assert isinstance(moved, Moved)
+    assert isinstance(arriving, Moved)
+    assert arriving.fingerprint() == Secret("rt-arriving-1").fingerprint()
+    assert version_of(refresher.directories.record("healthy")) == VERSION
+
+
 # --- a next version that does not exist ---------------------------------------------------------------------------
 
 
@@ -167,8 +188,8 @@ def stored(refresher: Command, vault: Vault, server: TokenServer) -> Command:
 @pytest.fixture
 def next_version(monkeypatch: pytest.MonkeyPatch) -> None:
     """The next version in this process; a command in its own process has the present version."""
-    monkeypatch.setattr(records, "VERSION", NEXT)
-    monkeypatch.setitem(records.CONVERTERS, VERSION, to_next)
+    monkeypatch.setattr(encoding, "VERSION", NEXT)
+    monkeypatch.setitem(encoding.CONVERTERS, VERSION, to_next)
 
 
 def run_here(refresher: Command, *names: str, force: bool = False) -> dict[str, Result]:

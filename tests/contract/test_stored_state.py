@@ -12,8 +12,9 @@ import pytest
 
 from refresher.common import clocks
 from refresher.common.secret import Secret
-from refresher.grants.record import Grant, Record, Tombstone, decode
-from refresher.storage.publishing import derive
+from refresher.grants.encoding import decode
+from refresher.grants.record import Grant, Record, Tombstone
+from refresher.grants.token_file import derive
 from shim import FileTokenSource, ReauthorizationRequired, Removed, TokenUnavailable
 from shim._token import parse, render
 from tests.support.command import Command, Done
@@ -177,6 +178,8 @@ def test_each_field_of_a_record_is_read_as_before(name: str) -> None:
 
 
 def _plain(value: object) -> object:
+    if isinstance(value, tuple):
+        return tuple(map(_plain, value))
     return value.reveal() if isinstance(value, Secret) else value
 
 

@@ -14,7 +14,8 @@ from refresher.common import clocks
 from refresher.common.clocks import Moment
 from refresher.common.secret import Secret
 from refresher.grants import policy
-from refresher.grants.record import Grant, encode
+from refresher.grants.encoding import encode
+from refresher.grants.record import Grant
 from refresher.storage import recovery
 from refresher.storage.directories import Directories
 from refresher.storage.publishing import Publisher, read_published

@@ -16,6 +16,7 @@ from tests.support.command import Command, wait_until
 from tests.support.kills import CHANGES, NETWORK, sweep
 from tests.support.oidc import OIDC
 from tests.support.parts import injecting, no_strace
+from tests.support.sealed import make_key, use_keys
 from tests.support.token_server import TokenServer
 
 Start = Callable[..., OIDC]
@@ -41,7 +42,7 @@ def last_stage(refresher: Command, before: Grant) -> str:
     assert {path.name for path in directories.tokens.iterdir()} <= {"linear.json", ".linear.json.new"}
     places = [directories.record("linear"), *directories.candidates("linear")]
     places += directories.spill.iterdir() if directories.spill.exists() else []
-    found = [records.read_candidate(path, "linear").record for path in places]
+    found = [records.read_candidate(path, "linear", directories.keys).record for path in places]
     assert found[0] is not None, "the record is not complete"
     assert all(path.stat().st_mode & 0o077 == 0 for path in places)
     generations = {record.generation for record in found if record is not None}
@@ -92,6 +93,8 @@ class Case(NamedTuple):
     killed: Sequence[str] | None = None
     planted: bool = False
     """An agent has planted a demand for the next generation."""
+    sealed: bool = False
+    """The grant is sealed with a key."""
 
 
 CASES = {
@@ -99,6 +102,8 @@ CASES = {
     # The same steps with other consequences: killed once at each stage.
     "first": Case(("run-once",), ("pwrite64", "recvfrom"), live=False),
     "planted": Case(calls=("rename", "renameat", "unlinkat", "recvfrom", "pwrite64"), planted=True),
+    "sealed": Case(calls=("pwrite64", "ftruncate", "rename", "renameat", "unlink", "recvfrom"), sealed=True),
+    "sealed and spilling": Case(calls=("pwrite64", "unlink"), fault="rename:error=EIO", sealed=True),
     "spilling": Case(calls=CHANGES, fault="rename:error=EIO"),
     "daemon": Case(("run-once",), ("pwrite64", "rename", "renameat", "recvfrom"), live=False, killed=("run",)),
 }
@@ -122,6 +127,8 @@ def test_killed_at_any_system_call_the_next_run_continues_or_reports_in_doubt(
             (refresher.state / "demands").mkdir(mode=0o700, exist_ok=True)
             (refresher.state / f"demands/linear.{before[-1].generation + 1}").touch()
 
+    if case.sealed:
+        use_keys(refresher, make_key(refresher.home, "first"))
     seen, published, removed = set(), False, False
     for point in sweep(refresher, prepare, case.arguments, calls=case.calls, fault=case.fault, killed=case.killed):
         published |= point.call == "renameat"

@@ -252,7 +252,7 @@ def _spills(host: Command) -> list[Path]:
 
 def _replay(site: Site, host: Command) -> None:
     """Store what is in the spill of ``host`` as the answer that another got for the same refresh token."""
-    _, answer = spills.read(_spills(host)[0])
+    _, answer = spills.read(host.directories, _spills(host)[0])
     with site.store.held("linear", stopping=lambda: False, wait=0.0) as held:
         stored = held.recover()
         assert isinstance(stored.record, Grant)

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -82,7 +83,12 @@ def refusal(done: Done) -> str:
 def directories(root: Path, *, group: int | None = None, **other: Path) -> Directories:
     """Return directories below ``root``, some of them elsewhere; nothing is created."""
     state = root / "state"
-    usual = {"state": state, "tokens": state / "tokens", "demands": state / "demands", "spill": root / "spill"}
+    usual: dict[str, Any] = {
+        "state": state,
+        "tokens": state / "tokens",
+        "demands": state / "demands",
+        "spill": root / "spill",
+    }
     return Directories(**usual | other, group=group)
 
 

@@ -12,7 +12,8 @@ from typing import Any, Final, NamedTuple
 
 from refresher import config
 from refresher.common import clocks
-from refresher.grants.record import Grant, Record, decode
+from refresher.grants.encoding import decode
+from refresher.grants.record import Grant, Record
 from refresher.operations import import_request
 from refresher.operations.import_grant import store_grant
 from refresher.storage.directories import Directories
@@ -147,12 +148,15 @@ class Command:
     @property
     def directories(self) -> Directories:
         """The directories of the command."""
-        given = {"state_dir": str(self.state), "spill_dir": self.environment.get("REFRESHER_SPILL_DIR")}
+        names = ("spill_dir", "encryption_key", "previous_encryption_key")
+        given = {"state_dir": str(self.state)} | {
+            name: self.environment.get(f"REFRESHER_{name.upper()}") for name in names
+        }
         return config.resolve(given, None).directories
 
     def record(self, name: str) -> Record:
         """Read the private record."""
-        record = decode((self.state / f"grants/{name}.json").read_bytes(), name).record
+        record = decode((self.state / f"grants/{name}.json").read_bytes(), name, self.directories.keys).record
         assert record is not None
         return record
 

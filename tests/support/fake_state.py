@@ -4,7 +4,8 @@ from pathlib import Path
 
 import msgspec
 
-from refresher.grants.record import Grant, Stored, decode, encode
+from refresher.grants.encoding import decode, encode
+from refresher.grants.record import Grant, Stored
 from refresher.storage.directories import Directories
 
 __all__ = ["directories", "put"]

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from refresher.grants.record import encode
+from refresher.grants.encoding import encode
 from tests.support.command import Command, Done
 from tests.support.oidc import OIDC
 from tests.support.proxy import Fault, Proxy, passes

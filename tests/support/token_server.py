@@ -112,6 +112,20 @@ class TokenServer(Listening):
             **more,
         }
 
+    def tokens(self) -> set[str]:
+        """Return every token that a client has had."""
+        with self._lock:
+            return {
+                *self._logins,
+                *self._access,
+                *(token for sent in self.presented.values() for token in sent if token),
+            }
+
+    def live(self, client: str) -> set[str]:
+        """Return the refresh tokens of ``client`` that are not spent."""
+        with self._lock:
+            return {token for token, owner in self._logins.items() if owner == client and token not in self._spent}
+
     def lives(self, access_token: str) -> bool:
         """Whether an access token is valid."""
         _, ends = self._access.get(access_token, ("", 0.0))

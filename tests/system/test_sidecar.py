@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from refresher.grants.record import Grant, decode
+from refresher.grants.encoding import decode
+from refresher.grants.record import Grant
 from shim._token import TokenFile, parse
 from tests.conftest import need
 from tests.support import isolated, kubectl

@@ -11,7 +11,9 @@ from typing import Any, Final
 from psycopg import Cursor
 
 from refresher.common import clocks
-from refresher.common.errors import GrantFileError, ImportRefused, LockBusy, StorageError
+from refresher.common.errors import GrantFileError, ImportRefused, KeyUnavailable, LockBusy, StorageError
+from refresher.grants.encoding import encode_kept
+from refresher.grants.envelope import StoreKeys
 from refresher.grants.record import Grant
 from refresher.storage import files
 from refresher.storage.directories import Directories
@@ -88,7 +90,7 @@ class PostgresAttempt:
         pause, gives_up = 0.1, time.monotonic() + _LONGEST_PAUSE
         while True:
             try:
-                there = _settle(self._database, self._sent, record, issued=until_saved)
+                there = _settle(self._database, self._directories.store_keys, self._sent, record, issued=until_saved)
             except (StorageError, GrantFileError) as error:
                 if not until_saved and not isinstance(error, UnknownOutcome):
                     raise
@@ -138,15 +140,16 @@ class PostgresAttempt:
 
     def keep_answer(self, answer: bytes, at: float) -> str:
         """Keep an answer that could not be read; return a sentence that says where it is, or that it is lost."""
+        kept = encode_kept(self._grant.name, answer, self._directories.keys)
         try:
             with self._database.transaction() as cursor:
-                settling.keep_orphan(cursor, self._sent, answer, f"an answer at {at:.0f} that could not be read")
+                settling.keep_orphan(cursor, self._sent, kept, f"an answer at {at:.0f} that could not be read")
             return "it is kept in the table refresher.orphan"
         except StorageError:
             pass
         path = files.unused(self._directories.grants / f"{self._grant.name}.answer", int(at))
         try:
-            files.durable_create(path, answer)
+            files.durable_create(path, kept)
             files.sync_directory(path.parent)
         except OSError:
             return "it could not be kept"
@@ -174,13 +177,16 @@ def commit_spills(database: Database, directories: Directories, name: str | None
     problems = []
     for path in spills.find(directories, name):
         try:
-            sent, record = spills.read(path)
-            _settle(database, sent, record, issued=True)
+            sent, record = spills.read(directories, path)
+            _settle(database, directories.store_keys, sent, record, issued=True)
         except FileNotFoundError:
             continue  # another process has stored it
         except DatabaseAway as error:
             if not error.refuses_data:
                 raise
+            problems.append(f"{path}: {error}")
+            continue
+        except KeyUnavailable as error:
             problems.append(f"{path}: {error}")
             continue
         except (GrantFileError, OSError, ValueError) as error:
@@ -195,15 +201,17 @@ def commit_spills(database: Database, directories: Directories, name: str | None
     return problems
 
 
-def _settle(database: Database, sent: Sent, record: Grant, *, issued: bool, of_another: bool = False) -> Grant | None:
+def _settle(
+    database: Database, keys: StoreKeys, sent: Sent, record: Grant, *, issued: bool, of_another: bool = False
+) -> Grant | None:
     try:
         with database.transaction() as cursor:
             now = read_clocks(cursor)
-            there = settling.settle(cursor, sent, record, now, issued=issued, of_another=of_another)
+            there = settling.settle(cursor, sent, record, now, keys, issued=issued, of_another=of_another)
     except ImportRefused:
         if of_another:
             raise
-        return _settle(database, sent, record, issued=issued, of_another=True)
+        return _settle(database, keys, sent, record, issued=issued, of_another=True)
     return there if isinstance(there, Grant) else None
 
 

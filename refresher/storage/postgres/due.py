@@ -4,7 +4,7 @@ One short transaction. Rows that another refresher is claiming are skipped and n
 that died is found like a grant that is due: a claim moves ``next_at`` to the end of the lease.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import datetime
 from typing import Any, Final, cast
 
@@ -51,6 +51,7 @@ _CLAIM: Final = f"""WITH busy AS (
     SELECT found.name FROM chosen c CROSS JOIN LATERAL (
         SELECT l.name FROM refresher.lease l
         WHERE l.server = c.origin AND {_DUE} AND l.kind = 'grant'
+            AND (l.key_id = '' OR l.key_id = ANY(%(key_ids)s::text[]))
             AND {FREE} AND {EPOCH} AND l.looked_at < coalesce(%(before)s::timestamptz, 'infinity')
         ORDER BY l.next_at LIMIT c.room FOR UPDATE SKIP LOCKED
     ) found LIMIT %(most)s
@@ -69,12 +70,14 @@ def claim_due(
     *,
     each: int,
     rooms: Mapping[str, int],
+    key_ids: Collection[str],
     until: datetime | None = None,
     before: datetime | None = None,
 ) -> list[tuple[Lease, str]]:
     """Claim up to ``most`` grants that are due now, or ``until`` a time; return each lease with its server.
 
-    ``each``: how many of one server; ``rooms``: how many of a server that is busy here. ``before``: only grants that
+    ``each``: how many of one server; ``rooms``: how many of a server that is busy here. ``key_ids``: of
+    the keys of this host, which can use no other grants that are sealed. ``before``: only grants that
     nobody has held since that time of the database. Raises ``StorageError``.
     """
     pid, start = database.holder() or (None, None)
@@ -86,6 +89,7 @@ def claim_due(
                 "rooms": list(rooms.values()),
                 "each": each,
                 "most": most,
+                "key_ids": list(key_ids),
                 "until": until,
                 "before": before,
                 "pid": pid,
@@ -95,17 +99,18 @@ def claim_due(
         return [(lease_of(database, found[:-1]), found[-1]) for found in cursor.fetchall()]
 
 
-def count_due(database: Database, until: datetime, before: datetime) -> int:
+def count_due(database: Database, until: datetime, before: datetime, key_ids: Collection[str]) -> int:
     """Return how many grants are due until a time, free, and not looked at since another. Raises ``StorageError``.
 
-    Those of a server that is busy for long do not count.
+    Those of a server that is busy for long do not count, nor those that are sealed with none of the keys ``key_ids``.
     """
     with database.transaction() as cursor:
         cursor.execute(
             f"""SELECT count(*) FROM refresher.lease l JOIN refresher.server s ON s.origin = l.server
             WHERE l.next_at <= %s AND l.next_at < 'infinity' AND l.kind = 'grant' AND l.looked_at < %s AND {FREE}
-            AND s.held_until <= clock_timestamp() + interval '5 s'""",  # noqa: S608
-            (until, before),
+            AND s.held_until <= clock_timestamp() + interval '5 s'
+            AND (l.key_id = '' OR l.key_id = ANY(%s::text[]))""",  # noqa: S608
+            (until, before, list(key_ids)),
         )
         row = cursor.fetchone()
     return 0 if row is None else int(row[0])

@@ -7,6 +7,7 @@ from typing import Any, Final, NamedTuple
 from psycopg import Cursor
 
 from refresher.common.errors import GrantFileError
+from refresher.grants.envelope import PLAIN, StoreKeys
 from refresher.grants.record import Grant
 from refresher.storage.postgres import migrations
 from refresher.storage.postgres.attempt import read_clocks
@@ -15,6 +16,9 @@ from refresher.storage.postgres.leases import EPOCH
 from refresher.storage.postgres.settling import decode_row
 
 __all__ = ["Content", "Orphan", "ServerFacts", "look"]
+
+_NO_KEYS: Final = StoreKeys(PLAIN, PLAIN)
+"""What is looked at is in the clear part of a record."""
 
 _SAMPLE: Final = 1000
 _MOST_SHOWN: Final = 100
@@ -211,7 +215,7 @@ def _content(cursor: Cursor[Any]) -> Content:
     doubts, contradictions = 0, []
     for row in rows:
         try:
-            record = decode_row(row[6], row, now).record
+            record = decode_row(row[6], row, now, _NO_KEYS).record
         except GrantFileError as error:
             contradictions.append((row[6], str(error)))
             continue

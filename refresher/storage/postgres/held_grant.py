@@ -10,10 +10,11 @@ from psycopg import Cursor
 from refresher.common import clocks
 from refresher.common.errors import GrantFileError, ImportRefused, LockBusy, StorageError
 from refresher.grants import policy, transition
+from refresher.grants.encoding import encode
 from refresher.grants.generations import can_be_later, last_known
 from refresher.grants.record import NO_RECORD, Doubt, Grant, Record, Stored, Tombstone
 from refresher.storage import lock
-from refresher.storage.postgres import leases, settling
+from refresher.storage.postgres import leases, sealing, settling
 from refresher.storage.postgres.attempt import PostgresAttempt, read_clocks
 from refresher.storage.postgres.database import Database
 from refresher.storage.postgres.leases import Lease
@@ -50,6 +51,7 @@ class HeldGrant:
         self._database = database
         self._publisher = publisher
         self._directories = publisher.directories
+        self._keys = publisher.directories.store_keys
         self._lease = lease
         self._name = lease.name
         self._mirrors = mirrors
@@ -68,7 +70,7 @@ class HeldGrant:
             raise GrantFileError(self._problems[0])
         with self._database.transaction() as cursor:
             now = read_clocks(cursor)
-            stored = settling.load(cursor, self._name, now)
+            stored = settling.load(cursor, self._name, now, self._keys)
             self.before = stored.record
             cursor.execute(
                 """SELECT generation, issued_at, expires_at FROM refresher.seen s
@@ -95,7 +97,7 @@ class HeldGrant:
                 grant = transition.with_doubt_restarted(grant, now.here)
             if isinstance(grant, Grant) and grant is not changed:
                 self._require_lease(cursor)
-                stored = settling.write(cursor, stored, grant, now)
+                stored = settling.write(cursor, stored, grant, now, self._keys)
                 # Read by the lease: what arming compares.
                 self._lease = self._lease._replace(generation=grant.generation)
             if seen is not None:
@@ -153,7 +155,10 @@ class HeldGrant:
         )
 
     def begin(self, stored: Stored, grant: Grant, on_sent: Callable[[], None]) -> PostgresAttempt:  # noqa: ARG002
-        """Begin an attempt; the claim has declared it."""
+        """Begin an attempt; the claim has declared it. Raises ``KeyUnavailable``: then nothing is sent."""
+        # Opens the grant, and loads the keys of the next record: after the request nothing of this may fail.
+        encode(grant, self._keys.records)
+        self._keys.published.current()
         self._attempt = PostgresAttempt(self._database, self._directories, self._lease, grant, on_sent, self._in_flight)
         return self._attempt
 
@@ -176,7 +181,7 @@ class HeldGrant:
             )
             if (row := cursor.fetchone()) is not None:
                 raise ImportRefused(f"{row[0]} has already spent this refresh token: log in again under this name")
-            self._stored = settling.write(cursor, stored, record, now)
+            self._stored = settling.write(cursor, stored, record, now, self._keys)
             settling.note_spent(cursor, record)
         self._wrote = True
         return self._stored
@@ -185,16 +190,24 @@ class HeldGrant:
         """Write ``end_warned`` into the record, if it is of the generation of ``grant``."""
         with self._database.transaction() as cursor:
             now = read_clocks(cursor)
-            stored = settling.load(cursor, self._name, now, lock=True)
+            stored = settling.load(cursor, self._name, now, self._keys, lock=True)
             there = stored.record
             if isinstance(there, Grant) and (there.grant_id, there.generation) == (grant.grant_id, grant.generation):
                 noted = msgspec.structs.replace(there, end_warned=end_warned)
-                self._stored = settling.write(cursor, stored, noted, now, keeps_doubt=True)
+                self._stored = settling.write(cursor, stored, noted, now, self._keys, keeps_doubt=True)
 
     def delete_copies(self) -> None:
         """Delete what may hold refresh tokens of a removed grant besides its record."""
         with self._database.transaction() as cursor:
             cursor.execute("DELETE FROM refresher.orphan WHERE name = %s", (self._name,))
+
+    def reseal(self, stored: Stored) -> int:
+        """Bring the record, what is published and what is kept to the form that is configured."""
+        with self._database.transaction() as cursor:
+            self._require_lease(cursor)
+            changed, self._stored = sealing.reseal(cursor, stored, self._name, read_clocks(cursor), self._keys)
+        self._wrote = changed > 0
+        return changed
 
     def seen_generation(self, record: Record | None) -> int:
         """Return the generation of the token file of this host, as far as it proves what was published."""

@@ -1,5 +1,6 @@
 """The store in PostgreSQL (``store.Store``)."""
 
+import logging
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -10,9 +11,10 @@ from queue import SimpleQueue
 from typing import Final
 
 from refresher.common.errors import GrantFileError, Interrupted, LockBusy, StorageError
+from refresher.common.throttle import Throttle
 from refresher.grants.record import Grant, Stored
 from refresher.storage.directories import Directories, Listing
-from refresher.storage.postgres import epochs, leases, migrations, settling
+from refresher.storage.postgres import epochs, leases, migrations, sealing, settling
 from refresher.storage.postgres.attempt import commit_spills, read_clocks
 from refresher.storage.postgres.changes import CHANNEL
 from refresher.storage.postgres.database import Database
@@ -20,9 +22,11 @@ from refresher.storage.postgres.due import claim_due, count_due
 from refresher.storage.postgres.held_grant import HeldGrant
 from refresher.storage.postgres.leases import Lease
 from refresher.storage.publishing import Publisher
-from refresher.storage.store import WAIT, Comparison
+from refresher.storage.store import WAIT, Comparison, Holding
 
 __all__ = ["PostgresStore"]
+
+log = logging.getLogger(__name__)
 
 _POLL: Final = 0.2
 _NOTIFY_INTERVAL: Final = 0.1
@@ -41,6 +45,7 @@ class PostgresStore:
         self._in_flight: dict[uuid.UUID, Lease] = {}
         self._unreleased: SimpleQueue[HeldGrant] = SimpleQueue()
         self._ready = False
+        self._said = Throttle()
         self._notified_at = float("-inf")
 
     @property
@@ -92,7 +97,7 @@ class PostgresStore:
         try:
             self._check()
             with self.database.transaction() as cursor:
-                return settling.load(cursor, name, read_clocks(cursor))
+                return settling.load(cursor, name, read_clocks(cursor), self._directories.store_keys)
         except StorageError as error:
             raise GrantFileError(str(error)) from None
 
@@ -102,8 +107,19 @@ class PostgresStore:
         wanted = [*names]
         for start in range(0, len(wanted), _AT_ONCE):
             with self.database.transaction() as cursor:
-                found = settling.load_each(cursor, wanted[start : start + _AT_ONCE], read_clocks(cursor))
+                found = settling.load_each(
+                    cursor, wanted[start : start + _AT_ONCE], read_clocks(cursor), self._directories.store_keys
+                )
             yield from found
+
+    def holdings(self, names: Collection[str] = ()) -> Iterator[tuple[str, list[Holding]]]:
+        """Return what holds secrets of each of ``names``, or of all, and with what key. Raises ``StorageError``."""
+        wanted = sorted(names or self.listing().names)
+        for start in range(0, len(wanted), _AT_ONCE):
+            with self.database.transaction() as cursor:
+                found = sealing.holdings(cursor, wanted[start : start + _AT_ONCE])
+            for name, held in found.items():
+                yield name, [*held, *sealing.spilled(self._directories, name)]
 
     def stamps(self) -> Mapping[str, int]:
         """Return a number for each name, which changes with its record. Raises ``StorageError``."""
@@ -130,13 +146,29 @@ class PostgresStore:
         The next ``held`` of a name uses its lease. Raises ``StorageError``.
         """
         self._check()
-        claimed = claim_due(self.database, most, each=each, rooms=rooms, until=until, before=before)
+        claimed = claim_due(
+            self.database,
+            most,
+            each=each,
+            rooms=rooms,
+            key_ids=self._key_ids(),
+            until=until,
+            before=before,
+        )
         self._claimed |= {lease.name: lease for lease, _ in claimed}
         return {lease.name: server for lease, server in claimed}
 
+    def _key_ids(self) -> Collection[str]:
+        """Return the ids of the keys of this host; warn of one that cannot be read: its grants are not claimed."""
+        keys = self._directories.keys
+        for problem in keys.problems():
+            if self._said.is_new("keys", problem):
+                log.warning("%s; grants that are sealed with it are not rotated here", problem)
+        return keys.known()
+
     def count_due(self, until: datetime, before: datetime) -> int:
         """Return how many grants a later ``claim_due`` may find. Raises ``StorageError``."""
-        return count_due(self.database, until, before)
+        return count_due(self.database, until, before, self._directories.keys.known())
 
     def now(self) -> datetime:
         """Return the time of the database. Raises ``StorageError``."""

@@ -4,6 +4,7 @@ A new refresh token is stored where grant, generation and fingerprint are still 
 holds the lease now: it may be the only copy. Any other outcome counts only for the attempt that still holds the lease.
 """
 
+import hashlib
 import uuid
 from collections.abc import Collection
 from contextlib import suppress
@@ -16,21 +17,12 @@ from psycopg.errors import UniqueViolation
 
 from refresher.common.errors import GrantFileError, ImportRefused, StorageError
 from refresher.grants import policy, refresh_life
+from refresher.grants.encoding import decode, encode, encode_kept, key_id_of
+from refresher.grants.envelope import StoreKeys
 from refresher.grants.policy import Rotate
-from refresher.grants.record import (
-    MAX_SPENT,
-    NO_RECORD,
-    Failure,
-    Grant,
-    Moved,
-    Record,
-    Stored,
-    Tombstone,
-    decode,
-    encode,
-)
+from refresher.grants.record import MAX_SPENT, NO_RECORD, Failure, Grant, Moved, Record, Stored, Tombstone
+from refresher.grants.token_file import derive
 from refresher.storage.postgres.moments import Clocks
-from refresher.storage.publishing import derive
 
 __all__ = ["Sent", "decode_row", "delay_of", "keep_orphan", "load", "load_each", "note_spent", "settle", "write"]
 
@@ -41,7 +33,7 @@ _LOAD_EACH: Final = """SELECT l.kind, l.grant_id, l.generation, l.fingerprint, r
     FROM refresher.lease l LEFT JOIN refresher.record r USING (name) WHERE l.name = ANY(%s)"""
 
 _LEASE: Final = """UPDATE refresher.lease SET kind = %(kind)s, grant_id = %(grant_id)s, generation = %(generation)s,
-    fingerprint = %(fingerprint)s, server = %(server)s,
+    fingerprint = %(fingerprint)s, server = %(server)s, key_id = %(key_id)s,
     doubt_at = CASE WHEN %(keeps_doubt)s THEN doubt_at END WHERE name = %(name)s"""
 
 _SETTLED: Final = """UPDATE refresher.lease SET last_attempt = %(attempt)s, looked_at = clock_timestamp(),
@@ -54,11 +46,14 @@ _SETTLED: Final = """UPDATE refresher.lease SET last_attempt = %(attempt)s, look
     WHERE name = %(name)s"""
 """Ends our lease, and an open one of another, whose arming then gets no row; an armed one stays."""
 
-_RECORD: Final = """INSERT INTO refresher.record AS r (name, bytes, generation, published)
-    VALUES (%(name)s, %(bytes)s, %(generation)s, %(published)s)
+_RECORD: Final = """INSERT INTO refresher.record AS r (name, bytes, generation, published, published_hash)
+    VALUES (%(name)s, %(bytes)s, %(generation)s, %(published)s, %(published_hash)s)
     ON CONFLICT (name) DO UPDATE SET bytes = EXCLUDED.bytes, generation = EXCLUDED.generation,
     published = CASE WHEN %(moved)s THEN NULL ELSE coalesce(EXCLUDED.published, r.published) END,
-    xid = CASE WHEN EXCLUDED.published IS DISTINCT FROM r.published THEN pg_current_xact_id() ELSE r.xid END"""
+    published_hash = CASE WHEN %(moved)s THEN NULL ELSE coalesce(EXCLUDED.published_hash, r.published_hash) END,
+    xid = CASE WHEN EXCLUDED.published_hash IS DISTINCT FROM r.published_hash
+        THEN pg_current_xact_id() ELSE r.xid END"""
+"""The hash and not the bytes say whether hosts must read it: what is sealed has other bytes each time."""
 
 _SPENT: Final = """INSERT INTO refresher.spent (fingerprint, name) SELECT unnest(%s::text[]), %s
     ON CONFLICT (fingerprint) DO NOTHING"""
@@ -87,14 +82,14 @@ class Sent(NamedTuple):
     fingerprint: str | None
 
 
-def load(cursor: Cursor[Any], name: str, now: Clocks, *, lock: bool = False) -> Stored:
+def load(cursor: Cursor[Any], name: str, now: Clocks, keys: StoreKeys, *, lock: bool = False) -> Stored:
     """Return the record of ``name`` by the clocks of this host.
 
     ``lock``: nobody else changes it in this transaction. Raises ``GrantFileError`` for a record that cannot be read, or
     that contradicts its columns.
     """
     row = _locked_row(cursor, name) if lock else _row(cursor, name)
-    return Stored(None, NO_RECORD) if row is None else decode_row(name, row, now)
+    return Stored(None, NO_RECORD) if row is None else decode_row(name, row, now, keys)
 
 
 def _row(cursor: Cursor[Any], name: str) -> tuple[Any, ...] | None:
@@ -108,27 +103,30 @@ def _locked_row(cursor: Cursor[Any], name: str) -> tuple[Any, ...] | None:
     return _row(cursor, name)
 
 
-def load_each(cursor: Cursor[Any], names: Collection[str], now: Clocks) -> list[tuple[str, Stored | GrantFileError]]:
+def load_each(
+    cursor: Cursor[Any], names: Collection[str], now: Clocks, keys: StoreKeys
+) -> list[tuple[str, Stored | GrantFileError]]:
     """Return the records of ``names``, and an error in the place of one that cannot be used."""
     cursor.execute(_LOAD_EACH, (list(names),))
     rows = {row[-1]: row for row in cursor.fetchall()}
     found: list[tuple[str, Stored | GrantFileError]] = []
     for name in names:
         try:
-            found.append((name, decode_row(name, rows[name], now) if name in rows else Stored(None, NO_RECORD)))
+            stored = decode_row(name, rows[name], now, keys) if name in rows else Stored(None, NO_RECORD)
+            found.append((name, stored))
         except GrantFileError as error:
             found.append((name, error))
     return found
 
 
-def decode_row(name: str, row: tuple[Any, ...], now: Clocks) -> Stored:
+def decode_row(name: str, row: tuple[Any, ...], now: Clocks, keys: StoreKeys) -> Stored:
     """Return the record in a row of the lease and its record. Raises ``GrantFileError``."""
     kind, grant_id, generation, fingerprint, data = row[:5]
     if kind == "empty":
         return Stored(None, NO_RECORD)
     if data is None:
         raise GrantFileError(f"the record of {name} is missing in the database: restore it, or log in again")
-    stored = decode(bytes(data), name)
+    stored = decode(bytes(data), name, keys.records)
     record = stored.record
     columns = None
     if record is not None:
@@ -154,13 +152,15 @@ def delay_of(record: Record | None, now: Clocks, *, demanded: bool = False) -> f
     return min(times, default=None)
 
 
-def write(cursor: Cursor[Any], stored: Stored, record: Record, now: Clocks, *, keeps_doubt: bool = False) -> Stored:
+def write(
+    cursor: Cursor[Any], stored: Stored, record: Record, now: Clocks, keys: StoreKeys, *, keeps_doubt: bool = False
+) -> Stored:
     """Write ``record`` over ``stored``, with its columns. The caller holds it, or ``keeps_doubt`` of a later holder.
 
-    Raises ``ImportRefused``.
+    Raises ``ImportRefused``, and ``KeyUnavailable`` before anything is written.
     """
     record = msgspec.structs.replace(record, begun_from=stored.checksum)
-    data, checksum = encode(now.write(record))
+    data, checksum = encode(now.write(record), keys.records)
     published = None
     with suppress(StorageError):  # too long for a token file: readers keep what they have
         published = derive(record)
@@ -175,6 +175,7 @@ def write(cursor: Cursor[Any], stored: Stored, record: Record, now: Clocks, *, k
                 "server": _server(record),
                 "name": record.name,
                 "keeps_doubt": keeps_doubt,
+                "key_id": key_id_of(data) or "",
             },
         )
     except UniqueViolation:
@@ -188,7 +189,10 @@ def write(cursor: Cursor[Any], stored: Stored, record: Record, now: Clocks, *, k
             "name": record.name,
             "bytes": data,
             "generation": record.generation,
-            "published": published,
+            "published": None
+            if published is None
+            else encode_kept(record.name, published, keys.published, "token_file"),
+            "published_hash": None if published is None else hashlib.sha256(published).hexdigest(),
             "moved": isinstance(record, Moved),
         },
     )
@@ -205,7 +209,14 @@ def note_spent(cursor: Cursor[Any], record: Record) -> None:
 
 
 def settle(
-    cursor: Cursor[Any], sent: Sent, changed: Grant, now: Clocks, *, issued: bool, of_another: bool = False
+    cursor: Cursor[Any],
+    sent: Sent,
+    changed: Grant,
+    now: Clocks,
+    keys: StoreKeys,
+    *,
+    issued: bool,
+    of_another: bool = False,
 ) -> Record | None:
     """Store the outcome of an attempt, and return the record that is stored then.
 
@@ -213,26 +224,29 @@ def settle(
     ``ImportRefused`` if another grant holds that token: with ``of_another``, a person must log in again.
     """
     if (row := _locked_row(cursor, sent.name)) is None:
-        keep_orphan(cursor, sent, encode(changed)[0], "the grant is not there any more")
+        keep_orphan(cursor, sent, encode(changed, keys.records)[0], "the grant is not there any more")
         return None
     kind, grant_id, generation, fingerprint, _, attempt, last = row
     # What was moved away or removed is active elsewhere, or nowhere: a late answer does not bring it back.
     columns = ("grant", sent.grant_id, sent.generation, sent.fingerprint)
     fits = (kind, grant_id, generation, fingerprint) == columns
     if last == sent.attempt:
-        return decode_row(sent.name, row, now).record  # it was committed, and only the confirmation was lost
+        return decode_row(sent.name, row, now, keys).record  # it was committed, and only the confirmation was lost
     # The database has lost a rotation of this grant, in a promotion or a restore: its refresh token is spent.
-    lost = issued and (kind, grant_id) == ("grant", sent.grant_id) and _is_set_back(row, sent, now)
+    lost = issued and (kind, grant_id) == ("grant", sent.grant_id) and _is_set_back(row, sent, now, keys)
     if lost or (fits and (issued or attempt == sent.attempt)):
-        stored = decode_row(sent.name, row, now)
+        stored = decode_row(sent.name, row, now, keys)
         if isinstance(stored.record, Grant):
             changed = msgspec.structs.replace(changed, end_warned=_warned(stored.record, changed))
             if of_another:
                 keep_orphan(
-                    cursor, sent, encode(changed)[0], "the server has issued the refresh token of another grant"
+                    cursor,
+                    sent,
+                    encode(changed, keys.records)[0],
+                    "the server has issued the refresh token of another grant",
                 )
                 changed = _ended(stored.record, now)
-        written = write(cursor, stored, changed, now)
+        written = write(cursor, stored, changed, now, keys)
         spent = {sent.fingerprint, fingerprint} - {None} if _replaced(sent, changed) else ()
         cursor.execute(_SPENT, ([*spent], sent.name))
         if issued and changed.generation % _PRUNED_EVERY == 0:
@@ -249,13 +263,13 @@ def settle(
             )
         return written.record
     if issued and not _is_known(cursor, changed, fingerprint):
-        keep_orphan(cursor, sent, encode(changed)[0], "the grant was changed or replaced meanwhile")
+        keep_orphan(cursor, sent, encode(changed, keys.records)[0], "the grant was changed or replaced meanwhile")
     cursor.execute(
         """UPDATE refresher.lease SET attempt = NULL, state = NULL, armed_at = NULL, until = NULL, next_at =
         clock_timestamp() WHERE name = %s AND attempt = %s""",
         (sent.name, sent.attempt),
     )
-    return decode_row(sent.name, row, now).record
+    return decode_row(sent.name, row, now, keys).record
 
 
 def keep_orphan(cursor: Cursor[Any], sent: Sent, data: bytes, why: str) -> None:
@@ -268,12 +282,12 @@ def _is_demanded(cursor: Cursor[Any], grant: Grant) -> bool:
     return cursor.fetchone() is not None
 
 
-def _is_set_back(row: tuple[Any, ...], sent: Sent, now: Clocks) -> bool:
+def _is_set_back(row: tuple[Any, ...], sent: Sent, now: Clocks, keys: StoreKeys) -> bool:
     """Whether the record is older than what was sent, also if a host has reported the generation that is missing."""
     generation = row[2]
     if generation != sent.generation:
         return bool(generation < sent.generation)
-    record = decode_row(sent.name, row, now).record
+    record = decode_row(sent.name, row, now, keys).record
     return isinstance(record, Grant) and record.doubt is not None and record.doubt.restored
 
 

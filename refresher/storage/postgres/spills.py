@@ -15,7 +15,8 @@ import msgspec
 
 from refresher.common import clocks
 from refresher.common.errors import GrantFileError
-from refresher.grants.record import Grant, decode, encode
+from refresher.grants.encoding import decode, encode
+from refresher.grants.record import Grant
 from refresher.storage import files
 from refresher.storage.directories import Directories
 from refresher.storage.postgres.settling import Sent
@@ -50,7 +51,7 @@ def save(directories: Directories, sent: Sent, record: Grant) -> Path:
         generation=sent.generation,
         fingerprint=sent.fingerprint,
     )
-    data = msgspec.json.encode(header) + b"\n" + encode(record)[0]
+    data = msgspec.json.encode(header) + b"\n" + encode(record, directories.keys)[0]
     new = path.with_suffix(INCOMPLETE)
     new.unlink(missing_ok=True)
     files.durable_create(new, data)
@@ -68,7 +69,7 @@ def find(directories: Directories, name: str | None = None) -> Iterator[Path]:
                 yield path
 
 
-def read(path: Path) -> tuple[Sent, Grant]:
+def read(directories: Directories, path: Path) -> tuple[Sent, Grant]:
     """Return what was sent and the record that came of it. Raises ``GrantFileError`` and ``OSError``."""
     match = _FILE.fullmatch(path.name)
     found = files.read(path, LARGEST, private=True)
@@ -79,7 +80,7 @@ def read(path: Path) -> tuple[Sent, Grant]:
         header = msgspec.json.decode(line, type=_Header)
     except msgspec.MsgspecError:
         raise GrantFileError(f"{path} is damaged: it may be the only copy of a token; keep it") from None
-    record = decode(data, match["name"]).record
+    record = decode(data, match["name"], directories.keys).record
     if not isinstance(record, Grant) or header.version != 1:
         raise GrantFileError(f"{path} is of another version of refresher: use the newer one")
     attempt = uuid.UUID(hex=header.attempt)

@@ -17,7 +17,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from refresher.grants.record import Grant, decode
+from refresher.grants.encoding import decode
+from refresher.grants.record import Grant
 from shim._token import TokenFile, parse
 from shim.errors import TokenFileError
 from tests.faults.fuzz.plan import Plan

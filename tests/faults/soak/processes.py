@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Final
 
 from refresher.common.errors import GrantFileError
-from refresher.grants.record import decode
+from refresher.grants.encoding import decode
 from refresher.storage import records
 from refresher.storage.directories import Directories
 from refresher.storage.journal import Mark, read_intent
@@ -149,7 +149,10 @@ class Sandbox:
                     continue
                 intent = begun[0]
                 stored = decode(self.directories.record(name).read_bytes(), name)
-                saved = [records.read_candidate(path, name).record for path in self.directories.candidates(name)]
+                saved = [
+                    records.read_candidate(path, name, self.directories.keys).record
+                    for path in self.directories.candidates(name)
+                ]
                 if stored.checksum == intent.begun_from and not any(
                     each is not None and each.begun_from == stored.checksum for each in saved
                 ):

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from refresher.common.errors import GrantFileError
-from refresher.grants.record import Grant, Record, decode
+from refresher.grants.encoding import decode
+from refresher.grants.record import Grant, Record
 from shim import TokenFile, TokenFileError
 from shim._token import parse
 from tests.faults.soak.journal import Wait

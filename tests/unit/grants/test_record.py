@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from refresher.common.errors import GrantFileError
 from refresher.common.secret import Secret
-from refresher.grants.record import MAX_SPENT, Tombstone, decode, encode, with_spent
+from refresher.grants.encoding import decode, encode
+from refresher.grants.record import MAX_SPENT, Tombstone, with_spent
 from tests.support.samples import NOON, doubt, failure, grant
 
 FULL = grant(

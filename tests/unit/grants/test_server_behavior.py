@@ -10,9 +10,9 @@ from refresher.grants import policy, server_behavior
 from refresher.grants.outcome import TooEarly
 from refresher.grants.policy import Rotate, Wait
 from refresher.grants.providers import PROFILES, UNKNOWN, Profile, find_profile
+from refresher.grants.token_file import state_of
 from refresher.grants.transition import apply
 from refresher.operations.result import Result
-from refresher.storage.publishing import state_of
 from tests.support.samples import NOON, at, doubt, failure, grant
 
 DAY = 86400.0

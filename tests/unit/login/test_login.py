@@ -12,7 +12,7 @@ import pytest
 
 from refresher.common.errors import ConfigError, LoginNotGiven, LoginRefused, RefresherError, ServerAway
 from refresher.common.secret import Secret
-from refresher.grants.record import Login
+from refresher.grants.record import Login, hidden, revealed
 from refresher.login import pages
 from refresher.login.authorization_request import (
     AuthorizationRequest,
@@ -83,7 +83,7 @@ OPTIONS = Login(
     issuer_given=True,
     scope="read offline_access",
     resource="none",
-    params=(("access_type", "offline"),),
+    params=hidden((("access_type", "offline"),)),
 )
 
 
@@ -94,7 +94,13 @@ OPTIONS = Login(
         (
             OPTIONS,
             {},
-            {"url": URL, "issuer": ISSUER, "scope": OPTIONS.scope, "resource": "none", "params": OPTIONS.params},
+            {
+                "url": URL,
+                "issuer": ISSUER,
+                "scope": OPTIONS.scope,
+                "resource": "none",
+                "params": revealed(OPTIONS.params),
+            },
         ),
         (
             OPTIONS,
@@ -311,7 +317,7 @@ def test_more_scope_is_asked_for_beside_what_was_granted(
 
 def test_parameters_of_refreshes_are_repeated() -> None:
     """If it failed, a second login would end in refreshes that the server refuses."""
-    stored = grant(server_url=URL, refresh_params=(("audience", "api"),))
+    stored = grant(server_url=URL, refresh_params=hidden((("audience", "api"),)))
     assert completed(LoginOptions(), stored).refresh_params == (("audience", "api"),)
 
 

@@ -19,7 +19,7 @@ from refresher.grants.policy import Wait
 from refresher.grants.record import Doubt, Grant
 from refresher.operations.inspection import inspect
 from refresher.operations.rotate import Order, Terms, rotate
-from refresher.storage import demands, journal
+from refresher.storage import demands, sealing
 from refresher.storage.directories import Directories, Listing
 from refresher.storage.file_store import FileStore
 from refresher.storage.publishing import Publisher, published_generation
@@ -101,7 +101,7 @@ def test_a_planted_demand_that_cannot_be_removed_never_counts(
         assert _outcome(state) == "in_doubt"
         (state.demands / "linear.4").touch()
         assert not _decides_to_wait(state), "demands for the next token count again"
-    journal.delete_copies(state, "linear")
+    sealing.delete_copies(state, "linear")
     assert not state.barred("linear").exists()
 
 

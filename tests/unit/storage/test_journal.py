@@ -8,6 +8,7 @@ import pytest
 
 from refresher.common.errors import StorageError
 from refresher.common.secret import Secret
+from refresher.grants.envelope import PLAIN
 from refresher.grants.record import Grant
 from refresher.storage import demands, files, records
 from refresher.storage.directories import Directories
@@ -58,7 +59,7 @@ def _refuse_renames(state: Directories) -> None:
 
 
 def _held_in(path: Path) -> Grant:
-    found = records.read_candidate(path, "linear")
+    found = records.read_candidate(path, "linear", PLAIN)
     assert found is not None
     assert isinstance(found.record, Grant)
     return found.record

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from refresher.common.errors import GrantFileError, ImportRefused
 from refresher.common.secret import Secret
-from refresher.grants.record import NO_RECORD, Stored, Tombstone, decode, encode
+from refresher.grants.encoding import decode, encode
+from refresher.grants.record import NO_RECORD, Stored, Tombstone
 from refresher.operations import import_request
 from refresher.storage.journal import Attempt, Mark, read_intent
 from shim import FileTokenSource

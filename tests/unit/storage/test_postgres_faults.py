@@ -275,9 +275,10 @@ def test_a_note_that_waits_for_a_doubt_keeps_it(fleet: Fleet, server: TokenServe
         assert isinstance(grant, Grant)
     with store.database.transaction() as cursor:
         now = attempt.read_clocks(cursor)
-        stored = settling.load(cursor, "linear", now, lock=True)
+        keys = store.directories.store_keys
+        stored = settling.load(cursor, "linear", now, keys, lock=True)
         doubtful = transition.mark_interrupted(grant, "words", doubt=Doubt(since=now.here), now=now.here)
-        settling.write(cursor, stored, doubtful, now)
+        settling.write(cursor, stored, doubtful, now, keys)
         noting = threading.Thread(target=lambda: held.note(grant, end_warned=1.0))
         noting.start()
         waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"

@@ -6,6 +6,7 @@ import pytest
 
 from refresher.common.errors import StorageError
 from refresher.common.secret import Secret
+from refresher.grants import token_file
 from refresher.grants.record import Grant, Tombstone
 from refresher.storage import files, publishing
 from refresher.storage.directories import Directories
@@ -93,7 +94,7 @@ def test_a_token_file_leaves_out_what_is_too_long(state: Directories, record: Gr
     assert (token.error is not None and token.error.description == f"{LONG[:1000]}...") is shortened
     if isinstance(record, Grant) and record.access_token is not None:
         assert token.access_token == record.access_token.reveal()
-    assert publishing.left_out(record) == f"the token file has {clause}, because it would be larger than 256 KiB"
+    assert token_file.left_out(record) == f"the token file has {clause}, because it would be larger than 256 KiB"
     assert not Publisher(state).is_stale(record), "it would be written again at each run"
 
 
@@ -103,7 +104,7 @@ def test_what_fits_is_published_whole(state: Directories) -> None:
     Publisher(state).publish(record)
     token = _published(state)
     assert (token.scope, token.error and token.error.description) == (record.scope, "d" * 5000)
-    assert publishing.left_out(record) == ""
+    assert token_file.left_out(record) == ""
 
 
 def test_an_access_token_that_is_too_long_is_not_published(state: Directories) -> None:

@@ -11,7 +11,8 @@ from refresher.common.clocks import Moment
 from refresher.common.errors import GrantFileError, StorageError
 from refresher.common.secret import Secret
 from refresher.grants import transition
-from refresher.grants.record import NO_RECORD, Grant, Stored, Tombstone, encode
+from refresher.grants.encoding import encode
+from refresher.grants.record import NO_RECORD, Grant, Stored, Tombstone
 from refresher.operations.inspection import Inspection, inspect
 from refresher.storage import records, recovery
 from refresher.storage.demands import Demands

@@ -1,0 +1,228 @@
+"""The commands encryption enable, rekey, disable, status and show: grants that are sealed with a key."""
+
+import json
+import logging
+import sys
+from collections.abc import Callable
+from typing import Final
+
+import click
+
+from refresher.cli.options import STOPPED, Command, Options, command, complete_name
+from refresher.common.errors import RefresherError
+from refresher.common.signals import StopSignals
+from refresher.common.terminal import say
+from refresher.config import Settings
+from refresher.storage.keys import KeyRing
+
+__all__ = ["encryption"]
+
+log = logging.getLogger(__name__)
+
+_EXIT_CODES: Final[dict[int | str, str]] = {
+    0: "all grants are as the configuration says",
+    2: "wrong usage or configuration; a key cannot be read, or a file cannot be opened; the other grants are done",
+    4: "the disk or the database fails; run it again",
+    6: "another process has held a grant for 30 s; run it again",
+    **STOPPED,
+}
+
+
+class _Group(Command, click.Group):
+    """A command with commands of its own."""
+
+
+@click.group(cls=_Group, short_help="Seal the grants with a key, change the key, or end that.")
+def encryption() -> None:
+    """Seal refresh tokens and the other secrets of grants with a key of yours (AES-256-GCM).
+
+    Without a key, grants are files in clear text that only this user can read. A key protects copies of them: backups,
+    snapshots and disks that leave the machine. It does not protect them from who can run refresher, or read the key.
+
+    \b
+    To begin:
+      (umask 077; openssl rand -base64 32 > /etc/refresher/key)
+      encryption_key = "file:/etc/refresher/key"   in the configuration file
+      restart 'refresher run', or send it SIGHUP
+      refresher encryption enable
+
+    Keep a copy of the key elsewhere: without it, each grant needs a new login. A refresher that runs without the key
+    cannot rotate what is sealed, so give the key to all of them first.
+    """
+
+
+def _changing(name: str, short: str, check: Callable[[KeyRing], None], done: str, text: str) -> click.Command:
+    """Return the command ``name``: all three do the same, and differ in what the configuration must say."""
+
+    @command(short_help=short, exit_codes=_EXIT_CODES)
+    @click.pass_obj
+    def change(options: Options) -> int:
+        settings = options.settings()
+        check(settings.directories.keys)
+        return _reseal_all(settings, f"encryption {name}", done)
+
+    change.name = name
+    change.help = text
+    return change
+
+
+def _enable(keys: KeyRing) -> None:
+    from refresher.operations.encryption import check_enable
+
+    check_enable(keys)
+
+
+def _rekey(keys: KeyRing) -> None:
+    from refresher.operations.encryption import check_rekey
+
+    check_rekey(keys)
+
+
+def _disable(keys: KeyRing) -> None:
+    from refresher.operations.encryption import check_disable
+
+    check_disable(keys)
+
+
+def _reseal_all(settings: Settings, program: str, done: str) -> int:
+    """Bring each grant to the form that is configured; say what was changed; return an exit code."""
+    from refresher.observers.hub import observing
+    from refresher.operations.encryption import reseal
+
+    store = settings.open_store()
+    codes: set[int] = set()
+    changed = grants = 0
+    with StopSignals() as stopping, observing(settings, program) as observers:
+        store.prepare()
+        for name in [name for name, held in store.holdings() if held]:
+            if stopping():
+                break
+            try:
+                count = reseal(store, name, stopping=stopping, emit=observers.emit)
+            except RefresherError as error:
+                log.error("%s: %s", name, error)  # noqa: TRY400  a mistake of a person needs no traceback
+                codes.add(error.exit_code)
+                continue
+            changed += count > 0
+            grants += 1
+    total = f"{grants} grant{'' if grants == 1 else 's'}"
+    if stopping.exit_code is None:
+        say(f"{done}: {total}, {changed} of them by this run")
+        if not codes:
+            say("earlier copies stay as they were: in backups, snapshots and freed blocks of the disk", err=True)
+    return stopping.exit_code or max(codes, default=0)
+
+
+@command(
+    short_help="Show which grants are sealed, and with which key.",
+    exit_codes={
+        0: "all are as the configuration says",
+        1: "some are not: run enable, rekey or disable",
+        2: "a key cannot be read, or is not here; or wrong usage or configuration",
+    },
+)
+@click.argument("names", metavar="[NAME]...", nargs=-1, shell_complete=complete_name)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_obj
+def status(options: Options, names: tuple[str, ...], as_json: bool) -> int:
+    """Show for each grant whether it is plain, or sealed with the current, the previous or an unknown key.
+
+    A key is shown by its id, which says nothing of the key. Files that were kept for a person count too.
+    """
+    from refresher.operations.encryption import seals
+
+    settings = options.settings()
+    keys = settings.directories.keys
+    problems = list(dict.fromkeys([*keys.problems(), *settings.directories.published_ring.problems()]))
+    found = [*seals(settings.open_store(), names)]
+    wanted = "sealed" if keys.has_current else "plain"
+    unknown = any(form in ("unknown", "damaged") for seal in found for _, form in seal.holdings)
+    if as_json:
+        roles = {role: key_id for key_id, role in keys.known().items()}
+        grants = [
+            {
+                "name": seal.name,
+                "form": seal.form,
+                "as_configured": seal.as_configured,
+                "holds": [
+                    {"what": each.what, "form": form, "key_id": each.key_id, "problem": each.problem}
+                    for each, form in seal.holdings
+                ],
+            }
+            for seal in found
+        ]
+        keys_shown = {"current": roles.get("current"), "previous": roles.get("previous")}
+        say(json.dumps({"configured": wanted, "keys": keys_shown, "problems": problems, "grants": grants}))
+    else:
+        for seal in found:
+            say(f"{seal.name}  {_words(seal.form)}")
+            for each, form in seal.holdings:
+                if seal.form in ("mixed", "damaged", "unknown"):
+                    say(f"  {each.what}: {each.problem or _words(form)}{'' if not each.key_id else f' {each.key_id}'}")
+        if not found:
+            say("no grants that hold a secret")
+        for problem in problems:
+            log.error("%s", problem)
+    if problems or unknown:
+        return 2
+    return 0 if all(seal.as_configured for seal in found) else 1
+
+
+def _words(form: str) -> str:
+    return form if form in ("plain", "damaged", "mixed") else f"sealed, {form} key"
+
+
+@command(
+    short_help="Open an answer that was kept.",
+    exit_codes={0: "printed", 2: "there is no such file, or its key is not here"},
+)
+@click.argument("file", metavar="NAME.answer.TIME")
+@click.pass_obj
+def show(options: Options, file: str) -> None:
+    """Print what is in NAME.answer.TIME, or in a file that was set aside: it may hold the new tokens.
+
+    The message of the failure names the file. What this prints is secret.
+    """
+    from refresher.storage.sealing import opened_copy
+
+    settings = options.settings()
+    sys.stdout.buffer.write(opened_copy(settings.directories, file))
+    sys.stdout.buffer.flush()
+
+
+encryption.add_command(
+    _changing(
+        "enable",
+        "Seal all grants with the key that is configured.",
+        _enable,
+        "sealed",
+        "Seal every grant with encryption_key. It can be interrupted, and run again.\n\n"
+        "First give the key to every refresher that uses these grants, and restart 'refresher run' or send it SIGHUP: "
+        "one without the key cannot rotate what is sealed.",
+    )
+)
+encryption.add_command(
+    _changing(
+        "rekey",
+        "Seal all grants with a new key.",
+        _rekey,
+        "sealed with the new key",
+        "Seal every grant with encryption_key that is sealed with previous_encryption_key. It can be interrupted, and "
+        "run again.\n\n"
+        "First give both keys to every refresher that uses these grants, and restart 'refresher run' or send it "
+        "SIGHUP. Afterwards, remove previous_encryption_key. Backups still need the old key.",
+    )
+)
+encryption.add_command(
+    _changing(
+        "disable",
+        "Store all grants in clear text again.",
+        _disable,
+        "plain",
+        "Store every grant in clear text again, as before 'enable'. It can be interrupted, and run again.\n\n"
+        "First rename encryption_key to previous_encryption_key for every refresher that uses these grants, and "
+        "restart 'refresher run' or send it SIGHUP.",
+    )
+)
+encryption.add_command(status)
+encryption.add_command(show)

@@ -1,0 +1,99 @@
+"""Encryption at rest: bring grants to the form that is configured, and say in which form they are."""
+
+from collections.abc import Callable, Collection, Iterator
+from typing import Literal, NamedTuple
+
+from refresher.common.errors import ConfigError, KeyUnavailable
+from refresher.operations.events import Emit, emitting, ignore, recoveries
+from refresher.storage.keys import KeyRing
+from refresher.storage.store import PUBLISHED, Holding, Store
+
+__all__ = ["Form", "Seal", "check_disable", "check_enable", "check_rekey", "reseal", "seals"]
+
+Form = Literal["current", "previous", "unknown", "plain", "damaged", "mixed"]
+"""With which key a grant is sealed: ``unknown`` is neither of the two that are configured, or they cannot be read."""
+
+
+class Seal(NamedTuple):
+    """The form of all that holds secrets of one grant."""
+
+    name: str
+    form: Form
+    as_configured: bool
+    """Whether ``enable``, ``rekey`` or ``disable`` would change nothing."""
+    holdings: tuple[tuple[Holding, Form], ...]
+
+
+def check_enable(keys: KeyRing) -> None:
+    """Raise ``ConfigError`` if there is no key to seal with, or ``KeyUnavailable``."""
+    if keys.current() is None:
+        raise ConfigError(
+            "give the key to seal with: 'openssl rand -base64 32' makes one, and --encryption-key file:PATH, or "
+            "encryption_key in the configuration, names the file"
+        )
+
+
+def check_rekey(keys: KeyRing) -> None:
+    """Raise ``ConfigError`` if the new key and the one before are not both named, or ``KeyUnavailable``."""
+    check_enable(keys)
+    if not keys.has_previous:
+        raise ConfigError(
+            "name the new key as encryption_key and the present one as previous_encryption_key, in the configuration "
+            "of every refresher that uses these grants; restart them, then run this again"
+        )
+    require_readable(keys)
+
+
+def check_disable(keys: KeyRing) -> None:
+    """Raise ``ConfigError`` if a key to seal with is configured, or none to read with; or ``KeyUnavailable``."""
+    if keys.has_current or not keys.has_previous:
+        raise ConfigError(
+            "rename encryption_key to previous_encryption_key in the configuration of every refresher that uses these "
+            "grants; restart them, then run this again"
+        )
+    require_readable(keys)
+
+
+def require_readable(keys: KeyRing) -> None:
+    """Raise ``KeyUnavailable`` if a key that is named cannot be read."""
+    if problems := keys.problems():
+        raise KeyUnavailable(problems[0])
+
+
+def reseal(store: Store, name: str, *, stopping: Callable[[], bool], emit: Emit = ignore) -> int:
+    """Bring all that holds secrets of ``name`` to the form that is configured; return how many things were changed.
+
+    Raises ``GrantFileError``, ``KeyUnavailable``, ``LockBusy``, ``Interrupted`` and ``StorageError``: then what was
+    changed before stays so, and the next call goes on.
+    """
+    with emitting(emit) as events, store.held(name, stopping=stopping) as held:
+        stored = held.recover(unfinished=True, report=recoveries(name, events))
+        return held.reseal(stored)
+
+
+def seals(store: Store, names: Collection[str] = ()) -> Iterator[Seal]:
+    """Return the form of each grant that holds a secret. Raises ``DirectoryError`` and ``StorageError``."""
+    directories = store.directories
+    known: dict[bool, dict[str, str]] = {}
+    for name, found in store.holdings(names):
+        holdings = []
+        as_configured = True
+        for each in found:
+            published = each.what == PUBLISHED
+            keys = directories.published_ring if published else directories.keys
+            if each.key_id is not None and published not in known:
+                known[published] = keys.known()
+            form = _form(each, known.get(published, {}))
+            as_configured &= form == ("current" if keys.has_current else "plain")
+            holdings.append((each, form))
+        if forms := {form for _, form in holdings}:
+            yield Seal(name, forms.pop() if len(forms) == 1 else "mixed", as_configured, tuple(holdings))
+
+
+def _form(holding: Holding, known: dict[str, str]) -> Form:
+    if holding.problem is not None:
+        return "damaged"
+    if holding.key_id is None:
+        return "plain"
+    role = known.get(holding.key_id)
+    return "current" if role == "current" else "previous" if role == "previous" else "unknown"

@@ -1,0 +1,263 @@
+"""Where the keys of sealed grants come from: a file, a credential of systemd, the keyring of the system, or a command.
+
+A setting names a source, never a key. A key is read when it is first needed, once a process, and is never written or
+logged. What cannot be read is tried again a few seconds later: a key management service may come back.
+"""
+
+import base64
+import binascii
+import os
+import shlex
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from refresher.common.errors import ConfigError, KeyUnavailable
+from refresher.common.reading import is_exposed, read_named
+from refresher.grants.envelope import KEY_BYTES, Key
+
+__all__ = ["KeyRing", "Source", "parse_source"]
+
+_FORMS: Final = "file:PATH, systemd:NAME, keyring:SERVICE or command:PROGRAM ARGUMENTS"
+_WAIT: Final = 10.0
+"""Seconds for a command or a keyring to give the key."""
+
+_RETRY_AFTER: Final = 5.0
+"""Seconds for which a failure to read a key is not tried again: a thousand grants must not ask a thousand times."""
+
+_LARGEST: Final = 4096
+_USER: Final = "refresher"
+_HEX_LENGTH: Final = 2 * KEY_BYTES
+
+
+class Source(NamedTuple):
+    """What a setting names, in the form ``kind:what``."""
+
+    kind: str
+    what: str
+
+    def __str__(self) -> str:
+        # For messages: the arguments of a command can name what is nobody's business.
+        return f"{self.kind}:{shlex.split(self.what)[0] if self.kind == 'command' else self.what}"
+
+
+def parse_source(setting: str, given: str | None, directory: Path | None = None) -> Source | None:
+    """Return the source that the setting of that name gives; ``None`` if it is not given or empty.
+
+    ``directory``: what a path is relative to. Raises ``ConfigError``, which never quotes ``given``: it may be a key.
+    """
+    if not given:
+        return None
+    kind, colon, what = given.partition(":")
+    if not colon or kind not in _READERS or not what.strip() or "\0" in what:
+        raise ConfigError(f"{setting} must name where the key comes from: {_FORMS}; it is never the key itself")
+    if kind == "file":
+        try:
+            what = str((directory or Path()).joinpath(Path(what).expanduser()).absolute())
+        except (RuntimeError, OSError):
+            raise ConfigError(f"{setting} is not a path: there is no home or working directory for it") from None
+    elif kind == "systemd" and ("/" in what or what.startswith(".")):
+        raise ConfigError(f"{setting}: systemd:NAME needs the name of a credential, without a slash")
+    elif kind == "command":
+        try:
+            words = shlex.split(what)
+        except ValueError:
+            words = []
+        if not words:
+            raise ConfigError(f"{setting}: the command has a quote that does not end, or is empty")
+    return Source(kind, what)
+
+
+class KeyRing:
+    """The keys of one process: ``envelope.Keys``.
+
+    ``current`` seals what is written, without it writes are plain. ``previous`` can still be read.
+    """
+
+    def __init__(self, current: Source | None = None, previous: Source | None = None) -> None:
+        self._sources: Final = (current, previous)
+        self._keys = tuple(_LoadedKey(each) for each in self._sources if each is not None)
+
+    @property
+    def has_current(self) -> bool:
+        """Whether writes are sealed."""
+        return self._sources[0] is not None
+
+    @property
+    def has_previous(self) -> bool:
+        """Whether a key is named that can only be read with."""
+        return self._sources[1] is not None
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, KeyRing) and self._sources == other._sources
+
+    def __hash__(self) -> int:
+        return hash(self._sources)
+
+    def current(self) -> Key | None:
+        """Return the key of each write; ``None``: writes are plain. Raises ``KeyUnavailable``."""
+        return None if self._sources[0] is None else self._keys[0].get()
+
+    def find(self, key_id: str) -> Key:
+        """Return the key that opens what has ``key_id``. Raises ``KeyUnavailable``."""
+        problems = []
+        for each in self._keys:
+            try:
+                if (key := each.get()).id == key_id:
+                    return key
+            except KeyUnavailable as error:
+                problems.append(str(error))
+            else:
+                problems.append(f"{each.source} has the key {key.id}")
+        why = "; ".join(problems) or "no encryption_key is configured"
+        raise KeyUnavailable(
+            f"it is sealed with the key {key_id}, which is not here: {why}. Name that key as encryption_key or "
+            "previous_encryption_key; 'refresher encryption status' shows which grants need which"
+        )
+
+    def known(self) -> dict[str, str]:
+        """Return the ids of the keys that can be read, each with its role: ``current`` or ``previous``."""
+        found: dict[str, str] = {}
+        for each in self._keys:
+            with suppress(KeyUnavailable):
+                found.setdefault(each.get().id, "current" if each.source == self._sources[0] else "previous")
+        return found
+
+    def problems(self) -> list[str]:
+        """Return why each key that cannot be read cannot."""
+        found = []
+        for each in self._keys:
+            try:
+                each.get()
+            except KeyUnavailable as error:
+                found.append(str(error))
+        return found
+
+
+class _LoadedKey:
+    """The key of one source, once it was read."""
+
+    def __init__(self, source: Source) -> None:
+        self.source: Final = source
+        self._lock = threading.Lock()
+        self._key: Key | None = None
+        self._failed_at = float("-inf")
+        self._problem = ""
+
+    def get(self) -> Key:
+        """Return the key. Raises ``KeyUnavailable``."""
+        if (key := self._key) is not None:
+            return key
+        with self._lock:  # one command for all threads
+            if self._key is None and time.monotonic() - self._failed_at > _RETRY_AFTER:
+                try:
+                    self._key = _parse(_READERS[self.source.kind](self.source.what))
+                except (OSError, ValueError, ImportError, RuntimeError) as error:
+                    why = getattr(error, "strerror", None) or error
+                    self._problem = f"cannot read the key {self.source}: {why}"
+                    self._failed_at = time.monotonic()
+            if self._key is None:
+                raise KeyUnavailable(self._problem)
+            return self._key
+
+
+def _parse(data: bytes) -> Key:
+    """Return the key in ``data``: 32 bytes, or the same in hex or base64. Raises ``ValueError``."""
+    if len(data) == KEY_BYTES:
+        return _made(data)
+    text = data.strip()
+    with suppress(ValueError):
+        if len(text) == _HEX_LENGTH:
+            return _made(bytes.fromhex(text.decode("ascii")))
+    with suppress(binascii.Error, ValueError):
+        raw = base64.b64decode(text.replace(b"-", b"+").replace(b"_", b"/"), validate=True)
+        if len(raw) == KEY_BYTES:
+            return _made(raw)
+    raise ValueError("it is no key of 256 bits, in base64, hex or 32 bytes: 'openssl rand -base64 32' makes one")
+
+
+def _made(key: bytes) -> Key:
+    try:
+        return Key(key)
+    except ImportError:
+        raise ImportError("sealed grants need the package cryptography: pip install 'refresher[service]'") from None
+
+
+def _from_file(path: str) -> bytes:
+    found = read_named(path, _LARGEST)
+    if is_exposed(found.status):
+        raise ValueError("other users can read it: run 'chmod 600' on it")
+    return found.data
+
+
+def _from_systemd(name: str) -> bytes:
+    if not (directory := os.environ.get("CREDENTIALS_DIRECTORY")):
+        raise ValueError(
+            "CREDENTIALS_DIRECTORY is not set: only a service of systemd with LoadCredentialEncrypted= has it"
+        )
+    return read_named(os.path.join(directory, name), _LARGEST).data  # noqa: PTH118
+
+
+def _from_keyring(service: str) -> bytes:
+    try:
+        import keyring
+        from keyring.errors import KeyringError
+    except ImportError:
+        raise ImportError("the package keyring is missing: pip install 'refresher[keyring]'") from None
+
+    found: list[str | None] = []
+    problem: list[str] = []
+
+    def ask() -> None:
+        try:
+            found.append(keyring.get_password(service, _USER))
+        except KeyringError as error:
+            problem.append(type(error).__name__)
+        except Exception as error:  # noqa: BLE001  a back end of somebody else
+            problem.append(type(error).__name__)
+
+    # A keyring that is locked asks a person, who may not be there.
+    thread = threading.Thread(target=ask, daemon=True, name="keyring")
+    thread.start()
+    thread.join(_WAIT)
+    if problem:
+        raise ValueError(f"the keyring refuses ({problem[0]}): is it unlocked?")
+    if not found:
+        raise ValueError(f"the keyring did not answer in {_WAIT:.0f} s: is it unlocked?")
+    if found[0] is None:
+        raise ValueError(f"the keyring has none: 'keyring set {shlex.quote(service)} {_USER}' stores one")
+    return found[0].encode()
+
+
+def _from_command(command: str) -> bytes:
+    words = shlex.split(command)
+    with subprocess.Popen(  # noqa: S603  the configuration names it
+        words,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,  # it could quote the key
+        start_new_session=True,
+    ) as process:
+        try:
+            output, _ = process.communicate(timeout=_WAIT)
+        except subprocess.TimeoutExpired:
+            with suppress(OSError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            raise ValueError(f"the command did not end in {_WAIT:.0f} s") from None
+    if process.returncode:
+        raise ValueError(f"the command failed with code {process.returncode}")
+    return output
+
+
+_READERS: Final[dict[str, Callable[[str], bytes]]] = {
+    "file": _from_file,
+    "systemd": _from_systemd,
+    "keyring": _from_keyring,
+    "command": _from_command,
+}

@@ -1,0 +1,8 @@
+-- What is published can be sealed: then its bytes are other ones each time, and its hash says whether it has changed.
+
+ALTER TABLE refresher.record ADD COLUMN published_hash text;
+COMMENT ON COLUMN refresher.record.published_hash IS
+    'The SHA-256 of the token file in hex. NULL: there is none, or an earlier version wrote it.';
+COMMENT ON COLUMN refresher.record.published IS
+    'The token file, or an envelope that the hosts of agents open with the key for it. NULL: there is nothing to publish yet.';
+COMMENT ON COLUMN refresher.lease.key_id IS 'Of the key that the record is sealed with; empty: it is plain.';

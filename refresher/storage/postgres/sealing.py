@@ -1,0 +1,89 @@
+"""What holds secrets of a grant in the database, with what key each is sealed, and how it becomes as configured.
+
+No condition of a query is on these bytes: a grant can be sealed with another key at any time.
+"""
+
+from collections.abc import Collection
+from typing import Any, Final
+
+from psycopg import Cursor
+
+from refresher.common.errors import GrantFileError
+from refresher.grants.encoding import key_id_of
+from refresher.grants.envelope import Keys, StoreKeys
+from refresher.grants.record import Stored
+from refresher.storage import files
+from refresher.storage.directories import Directories
+from refresher.storage.postgres import settling, spills
+from refresher.storage.postgres.moments import Clocks
+from refresher.storage.records import LARGEST
+from refresher.storage.sealing import resealed
+from refresher.storage.store import PUBLISHED, Holding
+
+__all__ = ["holdings", "reseal", "spilled"]
+
+_RECORDS: Final = """SELECT l.name, l.kind, r.bytes, r.published FROM refresher.lease l
+    JOIN refresher.record r USING (name) WHERE l.name = ANY(%s) ORDER BY 1"""
+
+_ORPHANS: Final = "SELECT name, attempt::text, bytes FROM refresher.orphan WHERE name = ANY(%s) ORDER BY 1, at"
+
+
+def holdings(cursor: Cursor[Any], names: Collection[str]) -> dict[str, list[Holding]]:
+    """Return what holds secrets of each of ``names``."""
+    found: dict[str, list[Holding]] = {name: [] for name in names}
+    cursor.execute(_RECORDS, (list(names),))
+    for name, kind, data, published in cursor.fetchall():
+        if kind == "grant" or key_id_of(bytes(data)) is not None:
+            found[name].append(_holding("record", bytes(data)))
+        if published is not None:
+            found[name].append(_holding(PUBLISHED, bytes(published)))
+    cursor.execute(_ORPHANS, (list(names),))
+    for name, attempt, data in cursor.fetchall():
+        found[name].append(_holding(f"orphan {attempt}", bytes(data)))
+    return found
+
+
+def spilled(directories: Directories, name: str) -> list[Holding]:
+    """Return the spills of ``name`` on this host."""
+    found = []
+    for path in spills.find(directories, name):
+        try:
+            there = files.read(path, LARGEST)
+        except (OSError, ValueError):
+            continue
+        if there is not None:
+            found.append(_holding(path.name, there.data.partition(b"\n")[2]))
+    return found
+
+
+def _holding(what: str, data: bytes) -> Holding:
+    try:
+        return Holding(what, key_id_of(data))
+    except GrantFileError as error:
+        return Holding(what, None, str(error))
+
+
+def reseal(cursor: Cursor[Any], stored: Stored, name: str, now: Clocks, keys: StoreKeys) -> tuple[int, Stored]:
+    """Bring all of ``name`` to the form that is configured, in this transaction; return how much, and the record then.
+
+    The caller has the lease. Raises ``KeyUnavailable``, and ``GrantFileError`` for what cannot be opened.
+    """
+    changed = 0
+    cursor.execute(_RECORDS, ([name],))
+    row = cursor.fetchone()
+    if row is not None and stored.record is not None:
+        published = row[3] is not None and _differs(bytes(row[3]), keys.published)
+        if resealed(bytes(row[2]), name, keys.records) is not None or published:
+            stored = settling.write(cursor, stored, stored.record, now, keys)
+            changed += 1
+    cursor.execute(_ORPHANS, ([name],))
+    for _, attempt, data in cursor.fetchall():
+        if (new := resealed(bytes(data), name, keys.records)) is not None:
+            cursor.execute("UPDATE refresher.orphan SET bytes = %s WHERE attempt = %s", (new, attempt))
+            changed += 1
+    return changed, stored
+
+
+def _differs(data: bytes, keys: Keys) -> bool:
+    key = keys.current()
+    return key_id_of(data) != (None if key is None else key.id)

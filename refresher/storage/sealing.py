@@ -1,0 +1,175 @@
+"""What may hold secrets of a grant in files, with what key each is sealed, and how it becomes as it is configured.
+
+Besides the record these are the files that are kept for a person: answers that could not be read, and what was set
+aside. What an attempt left is settled by the recovery before, in the form that is configured.
+"""
+
+import os
+import re
+from collections.abc import Collection, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from refresher.common.errors import GrantFileError, StorageError
+from refresher.grants.encoding import decode, encode, encode_kept, is_sealed, key_id_of, open_kept, version_error
+from refresher.grants.envelope import PLAIN, Keys
+from refresher.grants.record import Stored, Tombstone
+from refresher.storage import files, records
+from refresher.storage.directories import Directories
+from refresher.storage.records import LARGEST
+from refresher.storage.store import Holding
+
+__all__ = ["delete_copies", "holdings", "names_with_copies", "opened_copy", "reseal", "resealed"]
+
+_COPIED: Final = r"(?P<name>.+)\.(answer|(json|next|next\.\d+)\.aside)\.\d+"
+_COPY: Final = re.compile(_COPIED)
+_SPILLED: Final = re.compile(r"(?P<name>.+)\.([0-9a-f]{32}\.next|answer\.\d+)(\.aside\.\d+)?")
+_BARE: Final = re.compile(r"(?P<name>.+)\.(barred|intent\.aside\.\d+)")
+_CUT_OFF: Final = re.compile(rf"\.({_COPIED}|{_SPILLED.pattern.replace('?P<name>', '?:')})\.new")
+"""What a kill leaves of ``files.replace``."""
+
+
+def _copies(directories: Directories, name: str | None = None) -> Iterator[Path]:
+    """Return the files beside the records that may hold secrets, of ``name`` or of all."""
+    for directory, pattern in ((directories.grants, _COPY), (directories.spill, _SPILLED)):
+        with suppress(OSError):
+            for entry in sorted(os.listdir(directory)):  # noqa: PTH208  plain names
+                if (match := pattern.fullmatch(entry)) and name in (None, match["name"]):
+                    yield directory / entry
+
+
+def names_with_copies(directories: Directories) -> set[str]:
+    """Return the names of which a file is kept for a person."""
+    return {_name_of(path) for path in _copies(directories)}
+
+
+def _name_of(path: Path) -> str:
+    match = _COPY.fullmatch(path.name) or _SPILLED.fullmatch(path.name)
+    return "" if match is None else match["name"]
+
+
+def delete_copies(directories: Directories, name: str) -> None:
+    """Delete the answers and the files set aside of a removed grant: they may hold refresh tokens too."""
+    found = [*_copies(directories, name)]
+    with suppress(OSError):
+        for path in directories.grants.iterdir():
+            if (match := _BARE.fullmatch(path.name)) and match["name"] == name:
+                found.append(path)  # noqa: PERF401  the condition reads better here
+    for path in (*found, *_cut_off(directories, name)):
+        with suppress(OSError):  # a directory of that name does not prevent the deletion of the others
+            path.unlink()
+
+
+def _cut_off(directories: Directories, name: str) -> Iterator[Path]:
+    for directory in (directories.grants, directories.spill):
+        with suppress(OSError):
+            for path in directory.iterdir():
+                if _CUT_OFF.fullmatch(path.name) and _name_of(path.with_name(path.name[1 : -len(".new")])) == name:
+                    yield path
+
+
+def holdings(directories: Directories, name: str, left: Collection[str] = ()) -> list[Holding]:
+    """Return what holds secrets of ``name``, and with what key. ``left``: the files of an attempt."""
+    own = directories.record(name)
+    paths = [*([own] if os.path.lexists(own) else []), *(directories.grants / each for each in sorted(left))]
+    return [found for path in (*paths, *_copies(directories, name)) if (found := _holding(path, name)) is not None]
+
+
+def _holding(path: Path, name: str) -> Holding | None:
+    try:
+        data = _read(path)
+        if not data or path.suffix == ".intent":
+            return None
+        if (key_id := key_id_of(data)) is None:
+            with suppress(GrantFileError):
+                if isinstance(decode(data, name).record, Tombstone):
+                    return None  # it holds no secret
+        return Holding(path.name, key_id)
+    except (OSError, ValueError, GrantFileError) as error:
+        return Holding(path.name, None, str(getattr(error, "strerror", None) or error))
+
+
+def reseal(directories: Directories, name: str, stored: Stored) -> int:
+    """Bring the record and each kept file of ``name`` to the form that is configured; return how many were changed.
+
+    ``stored`` is the record after the recovery; the caller holds the name. Each change is durable before the next, and
+    what was done is not done again after a kill. Raises ``StorageError``, ``KeyUnavailable``, and ``GrantFileError``
+    for a file that cannot be opened: what comes after it in the list is not changed.
+    """
+    keys = directories.keys
+    changed = 0
+    for path in _cut_off(directories, name):
+        path.unlink(missing_ok=True)
+    try:
+        data = _read(directories.record(name))
+        if stored.record is not None and resealed(data, name, keys) is not None:
+            records.write(directories, name, stored, stored.record)
+            changed += 1
+        for path in _copies(directories, name):
+            try:
+                new = resealed(_read(path), name, keys)
+            except GrantFileError as error:
+                raise type(error)(f"{path}: {error}") from None
+            except ValueError:
+                continue  # no file
+            if new is not None:
+                _replace(path, new)
+                changed += 1
+    except OSError as error:
+        raise StorageError(f"cannot change {error.filename or name}: {error.strerror}") from None
+    return changed
+
+
+def resealed(data: bytes, name: str, keys: Keys) -> bytes | None:
+    """Return what is in ``data``, a record or what was kept, in the form that is configured; ``None``: it has it.
+
+    Raises ``KeyUnavailable``, and ``GrantFileError`` for an envelope that cannot be opened.
+    """
+    key, sealed_with = keys.current(), key_id_of(data)
+    if not data or sealed_with == (None if key is None else key.id):
+        return None
+    try:
+        record = decode(data, name, keys).record
+    except GrantFileError:
+        if (newer := version_error(data)) is not None:
+            raise GrantFileError(newer) from None
+        return encode_kept(name, open_kept(data, name, keys), keys)
+    return None if record is None or isinstance(record, Tombstone) else encode(record, keys)[0]
+
+
+def opened_copy(directories: Directories, entry: str) -> bytes:
+    """Return what is in a file that was kept for a person, opened: ``entry`` is its name.
+
+    Raises ``GrantFileError`` if there is none or its key is not here.
+    """
+    path = next((each for each in _copies(directories) if each.name == entry), None)
+    try:
+        if path is None:
+            raise FileNotFoundError(2, "there is no such file")
+        data, name = _read(path), _name_of(path)
+        if not is_sealed(data):
+            return data
+        try:
+            record = decode(data, name, directories.keys).record
+        except GrantFileError:
+            return open_kept(data, name, directories.keys)
+        return data if record is None else encode(record, PLAIN)[0]
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise GrantFileError(f"cannot read {path or directories.grants / entry}: {why}") from None
+
+
+def _read(path: Path) -> bytes:
+    """Return the bytes of a file without the zeros of its reservation. Raises ``OSError`` and ``ValueError``."""
+    found = files.read(path, LARGEST)
+    return b"" if found is None else found.data.rstrip(b"\0")
+
+
+def _replace(path: Path, data: bytes) -> None:
+    descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        files.replace(descriptor, path.name, data, mode=0o600, group=None)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,38 @@
+"""Keys of sealed grants, and the secrets that are below a directory in the clear."""
+
+import base64
+import os
+from pathlib import Path
+
+from tests.support.command import Command
+from tests.support.token_server import TokenServer
+
+__all__ = ["in_the_clear", "make_key", "use_keys"]
+
+
+def make_key(directory: Path, name: str) -> Path:
+    """Write a new key, as the documentation says, and return its file."""
+    path = directory / f"{name}.key"
+    path.touch(mode=0o600)
+    path.write_bytes(base64.b64encode(os.urandom(32)) + b"\n")
+    return path
+
+
+def use_keys(refresher: Command, current: Path | None, previous: Path | None = None) -> None:
+    """Configure the keys of a command."""
+    for name, path in (("ENCRYPTION_KEY", current), ("PREVIOUS_ENCRYPTION_KEY", previous)):
+        refresher.environment.pop(f"REFRESHER_{name}", None)
+        if path is not None:
+            refresher.environment[f"REFRESHER_{name}"] = f"file:{path}"
+
+
+def in_the_clear(refresher: Command, server: TokenServer, *more: str) -> list[str]:
+    """Return each file of refresher outside ``tokens/`` that holds a token, or one of ``more``, in the clear."""
+    secrets = {*more, *server.tokens()}
+    spill = refresher.directories.spill
+    found = []
+    for path in [*refresher.state.rglob("*"), *(spill.rglob("*") if spill.exists() else ())]:
+        if path.is_file() and refresher.tokens not in path.parents:
+            data = path.read_bytes()
+            found += [str(path) for secret in secrets if secret.encode() in data]
+    return sorted(set(found))

@@ -1,0 +1,142 @@
+"""Sealed grants on the command line: enable, rotate, rekey, disable, and what happens without the key."""
+
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from refresher.common.secret import Secret
+from refresher.grants.record import Tombstone
+from tests.conftest import need
+from tests.support.command import Command
+from tests.support.parts import no_strace
+from tests.support.sealed import in_the_clear, make_key, use_keys
+from tests.support.token_server import TokenServer
+from tests.support.vault import Vault
+
+
+@pytest.fixture
+def server(vault: Vault) -> Iterator[TokenServer]:
+    """A token endpoint."""
+    with TokenServer(lambda _: 3600.0) as running:
+        yield running
+
+
+@pytest.fixture
+def sealed(refresher: Command, server: TokenServer) -> Command:
+    """The command with two grants that were sealed after they were plain."""
+    refresher.environment["REFRESHER_SPILL_DIR"] = str(refresher.home / "spill")
+    for name in ("linear", "github"):
+        refresher.bring(name, server.grant(name, client_secret=f"secret-of-{name}"))
+    assert refresher("run-once").code == 0
+    use_keys(refresher, make_key(refresher.home, "first"))
+    done = refresher("encryption", "enable")
+    assert (done.code, done.stdout) == (0, "sealed: 2 grants, 2 of them by this run\n"), done.stderr
+    return refresher
+
+
+def forms(refresher: Command) -> dict[str, str]:
+    """Return the form of each grant."""
+    shown = json.loads(refresher("encryption", "status", "--json").stdout)
+    return {grant["name"]: grant["form"] for grant in shown["grants"]}
+
+
+def test_a_sealed_grant_rotates_and_no_secret_of_it_is_in_the_clear(sealed: Command, server: TokenServer) -> None:
+    """If it failed, a backup of the state directory would hold refresh tokens, or a sealed grant would not rotate."""
+    secrets = ("secret-of-linear", "secret-of-github")
+    assert in_the_clear(sealed, server, *secrets) == []
+    before = sealed.refresh_token("linear")
+    done = sealed("run-once", "--force", "--json")
+    assert {result["outcome"] for result in done.results.values()} == {"rotated"}, done.stderr
+    assert sealed.refresh_token("linear") != before
+    assert in_the_clear(sealed, server, *secrets) == []
+    assert forms(sealed) == {"linear": "current", "github": "current"}
+    assert sealed("encryption", "enable").stdout == "sealed: 2 grants, 0 of them by this run\n"
+
+
+def test_without_the_key_nothing_due_is_decided_and_nothing_else_is_done(sealed: Command, server: TokenServer) -> None:
+    """If it failed, each cron run would need the key, or a lost key would cost tokens."""
+    path = sealed.home / "first.key"
+    path.rename(sealed.home / "elsewhere")
+    files = {each: each.read_bytes() for each in sealed.state.glob("grants/*.json")}
+    done = sealed("run-once", "--json")
+    assert {result["outcome"] for result in done.results.values()} == {"not_due"}
+    asked = {name: len(times) for name, times in server.asked.items()}
+    done = sealed("run-once", "--force", "--json")
+    assert done.code == 2
+    assert {result["outcome"] for result in done.results.values()} == {"invalid_grant_file"}
+    assert "cannot read the key" in done.results["linear"]["detail"]
+    assert {name: len(times) for name, times in server.asked.items()} == asked
+    assert {each: each.read_bytes() for each in files} == files
+    assert sealed("status").code == 0
+    assert set(forms(sealed).values()) == {"unknown"}
+
+
+def test_a_key_is_replaced_and_taken_back(sealed: Command, server: TokenServer) -> None:
+    """If it failed, a key that somebody has seen could not be replaced, or nobody could end the encryption."""
+    first, second = sealed.home / "first.key", make_key(sealed.home, "second")
+    assert sealed("encryption", "rekey").code == 2
+    use_keys(sealed, second, first)
+    assert set(forms(sealed).values()) == {"previous"}
+    assert sealed("run-once", "linear", "--force").code == 0
+    assert forms(sealed) == {"linear": "current", "github": "previous"}
+    secrets = {name: (sealed.refresh_token(name), sealed.grant(name).client_secret) for name in ("linear", "github")}
+    assert sealed("encryption", "rekey").stdout == "sealed with the new key: 2 grants, 1 of them by this run\n"
+    use_keys(sealed, second)
+    assert set(forms(sealed).values()) == {"current"}
+    assert sealed("encryption", "disable").code == 2
+    use_keys(sealed, None, second)
+    assert sealed("encryption", "disable").stdout == "plain: 2 grants, 2 of them by this run\n"
+    use_keys(sealed, None)
+    assert set(forms(sealed).values()) == {"plain"}
+    assert secrets == {name: (sealed.refresh_token(name), sealed.grant(name).client_secret) for name in secrets}
+    assert sealed("run-once", "--force").code == 0
+
+
+@pytest.mark.parametrize("cut_off", [False, True], ids=["healthy", "cut off"])
+@pytest.mark.parametrize("command", ["import", "remove"])
+def test_a_grant_whose_key_is_lost_can_be_replaced_and_removed(
+    sealed: Command, server: TokenServer, command: str, cut_off: bool
+) -> None:
+    """If it failed, a lost key would leave names that nobody can use, or a generation would fall."""
+    if cut_off:
+        need(no_strace())
+        prefix = (
+            "strace",
+            "-f",
+            "-qq",
+            "-o",
+            "/dev/null",
+            "-e",
+            "trace=rename",
+            "-e",
+            "inject=rename:signal=KILL:when=1",
+        )
+        sealed.finish(sealed.start("run-once", "linear", "--force", prefix=prefix))
+    before = sealed.grant("linear")
+    record = sealed.directories.record("linear").read_bytes()
+    token = sealed.refresh_token("linear")
+    use_keys(sealed, make_key(sealed.home, "another"))
+    files = {path.name: path.read_bytes() for path in sealed.directories.grants.iterdir()}
+    if cut_off:
+        done = sealed("run-once", "--json", "linear")
+        assert (done.code, done.outcome) == (2, "invalid_grant_file")
+        assert {path.name: path.read_bytes() for path in sealed.directories.grants.iterdir()} == files
+    if command == "remove":
+        assert sealed("remove", "linear").code == 0
+        removed = sealed.record("linear")
+        assert isinstance(removed, Tombstone)
+        assert (removed.generation, removed.spent[: len(before.spent)]) == (before.generation, before.spent)
+        assert sealed("run-once", "--json", "linear").code == 2
+        return
+    done = sealed.import_grant("linear", server.grant("linear"), "--replace")
+    assert "cannot be opened" in done.stderr
+    after = sealed.grant("linear")
+    assert after.generation == before.generation + 1
+    assert set(before.spent) <= set(after.spent)
+    # The old refresh token may be spent by the attempt that was cut off.
+    assert (Secret(token).fingerprint() in after.spent) is cut_off
+    aside = list(sealed.directories.grants.glob("linear.json.aside.*"))
+    assert [path.read_bytes() for path in aside] == [record]
+    assert sealed("run-once", "--json", "--force", "linear").outcome == "rotated"
+    assert [name for name in sealed.leftovers() if ".aside." not in name] == []

@@ -1,0 +1,137 @@
+"""Sealed grants in a database: no secret is in the clear, and hosts of agents need their own key only."""
+
+import uuid
+from pathlib import Path
+
+import msgspec
+
+from refresher.common.secret import Secret
+from refresher.grants.encoding import decode, encode
+from refresher.grants.record import Grant
+from refresher.storage.keys import KeyRing, Source
+from refresher.storage.postgres import spills
+from refresher.storage.postgres.postgres_store import PostgresStore
+from refresher.storage.postgres.settling import Sent
+from tests.support.command import Command, wait_until
+from tests.support.daemon import stopped
+from tests.support.fake_state import directories
+from tests.support.fleet import import_grant
+from tests.support.sealed import make_key, use_keys
+from tests.support.site import Site
+from tests.support.token_server import Gate, TokenServer
+
+
+def dumped(site: Site) -> bytes:
+    """Return all bytes of the database that may hold a secret."""
+    rows = site.execute("SELECT bytes, published FROM refresher.record")
+    rows += site.execute("SELECT bytes, NULL FROM refresher.orphan")
+    return b"".join(bytes(value) for row in rows for value in row if value is not None)
+
+
+def in_the_clear(site: Site, server: TokenServer) -> list[str]:
+    data = dumped(site)
+    return [token[:4] for token in server.tokens() if token.encode() in data]
+
+
+def with_keys(site: Site, name: str, records: Command | None = None, published: str | None = None) -> Command:
+    """Return a host with the keys of ``records``, or the key for what is published alone."""
+    host = site.host(name)
+    for variable, value in {} if records is None else records.environment.items():
+        if variable.endswith("_KEY"):
+            host.environment[variable] = value
+    if published is not None:
+        host.environment["REFRESHER_PUBLISHED_KEY"] = published
+    return host
+
+
+def test_a_sealed_grant_of_a_database_rotates_and_is_mirrored(site: Site) -> None:
+    """If it failed, a dump of the database would hold refresh tokens, or hosts of agents would need their key."""
+    owner = site.host("a")
+    with TokenServer(lambda _: 3600, grace=0) as server:
+        owner.import_grant("linear", server.grant("linear"))
+        owner.import_grant("github", server.grant("github"))
+        assert owner("run-once").code == 0
+        assert len(in_the_clear(site, server)) >= 4
+        use_keys(owner, make_key(owner.home, "records"))
+        owner.environment["REFRESHER_PUBLISHED_KEY"] = f"file:{make_key(owner.home, 'published')}"
+        done = owner("encryption", "enable")
+        assert (done.code, done.stdout) == (0, "sealed: 2 grants, 2 of them by this run\n"), done.stderr
+        assert in_the_clear(site, server) == []
+        assert owner("run-once", "--force").code == 0
+        assert in_the_clear(site, server) == []
+        assert owner("encryption", "status").code == 0
+        mirror = with_keys(site, "b", published=owner.environment["REFRESHER_PUBLISHED_KEY"])
+        process = mirror.start("mirror")
+        wait_until(lambda: (mirror.tokens / "linear.json").exists(), "the mirror publishes")
+        log = stopped(mirror, process)
+        assert mirror.token("linear").access_token == owner.token("linear").access_token, log
+        blind = with_keys(site, "c")
+        process = blind.start("mirror")
+        errors = process.stderr
+        assert errors is not None
+        lines = iter(errors.readline, "")
+        assert any("cannot be opened" in line for line in lines)
+        stopped(blind, process)
+        assert not list(blind.tokens.glob("*.json"))
+        # A host without the key of the records claims none of them, and leaves them to others.
+        done = mirror("run-once", "--force", "linear", "--json")
+        assert done.outcome == "invalid_grant_file"
+        assert server.reused == 0
+
+
+def test_a_key_of_a_database_is_replaced_while_an_answer_is_on_its_way(site: Site) -> None:
+    """If it failed, a change of the key during an exchange would lose the new refresh token (I6)."""
+    gate = Gate()
+    owner = site.host("a")
+    first = make_key(owner.home, "first")
+    use_keys(owner, first)
+    with TokenServer(lambda _: 3600, gate, grace=0) as server:
+        gate.opened.set()
+        owner.import_grant("linear", server.grant("linear"))
+        assert owner("run-once").code == 0
+        gate.opened.clear()
+        process = owner.start("run-once", "--force", "--json")
+        wait_until(lambda: len(server.asked["linear"]) == 2, "the request is at the server")
+        data = site.execute("SELECT bytes FROM refresher.record")[0][0]
+        # As another host writes it: the same record with another nonce.
+        other = with_keys(site, "b", owner)
+        stored = decode(bytes(data), "linear", other.directories.keys)
+        assert stored.record is not None
+        site.execute("UPDATE refresher.record SET bytes = %s", encode(stored.record, other.directories.keys)[0])
+        gate.opened.set()
+        done = owner.finish(process)
+        assert done.outcome == "rotated"
+        use_keys(owner, make_key(owner.home, "second"), first)
+        done = owner("encryption", "rekey")
+        assert done.code == 0, done.stderr
+        use_keys(owner, owner.home / "second.key")
+        assert owner("run-once", "--force", "--json").outcome == "rotated"
+        use_keys(owner, None, owner.home / "second.key")
+        assert owner("encryption", "disable").code == 0
+        assert server.live("linear")
+        assert all(token.encode() in dumped(site) for token in server.live("linear"))
+        assert server.reused == 0
+
+
+def test_a_spill_is_sealed_and_waits_for_its_key(site: Site, tmp_path: Path) -> None:
+    """If it failed, an answer that the database did not take would lie in the clear, or be lost without its key."""
+    made = directories(tmp_path / "own")
+    key = Source("file", str(make_key(tmp_path, "first")))
+    sealed = PostgresStore(site.url, msgspec.structs.replace(made, keys=KeyRing(key)))
+    blind = PostgresStore(site.url, made)
+    with TokenServer(lambda _: 3600) as server:
+        grant = import_grant(sealed, server)
+        new = "a-refresh-token-that-is-new"
+        newer = msgspec.structs.replace(grant, generation=grant.generation + 1, refresh_token=Secret(new))
+        sent = Sent(uuid.uuid4(), "linear", grant.grant_id, grant.generation, grant.fingerprint())
+        path = spills.save(sealed.directories, sent, newer)
+        assert new.encode() not in path.read_bytes()
+        assert [each.split(": ")[0] for each in blind.commit_spills()] == [str(path)]
+        assert path.exists()
+        assert sealed.commit_spills() == []
+        assert not path.exists()
+        stored = sealed.load("linear").record
+        assert isinstance(stored, Grant)
+        assert stored.refresh_token == Secret(new)
+    for store in (sealed, blind):
+        store.close()
