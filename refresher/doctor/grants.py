@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Final
 
 from refresher.common import clocks, text
@@ -152,13 +153,17 @@ def _ending(
 
 def _problems(grant: Grant, ca_file: str | None) -> Iterator[str]:
     """Return why the files of ``grant`` cannot be used, as a request would find out."""
-    from refresher.oauth.client_authentication import client_assertion
+    from refresher.oauth.client_authentication import client_assertion, token_in
 
     checks: list[Callable[[], object]] = []
     if grant.token_endpoint.startswith("https:"):
         checks.append(lambda: tls.ssl_context(ca_file, client_cert=grant.client_cert, client_key=grant.client_key))
     if grant.private_key_file is not None:
         checks.append(lambda: client_assertion(grant, clocks.now().wall))
+    if grant.client_assertion_file is not None:
+        checks.append(partial(token_in, grant.client_assertion_file, "client assertion", clocks.now().wall))
+    files = () if grant.assertion is None else grant.assertion.files
+    checks += [partial(token_in, path, "assertion", clocks.now().wall) for path in files]
     for use in checks:
         try:
             use()

@@ -38,7 +38,7 @@ FIXTURES = STORED.parent
 
 NAMES = sorted(path.stem for path in STORED.glob("grants/*.json"))
 
-STATES = {1: "state-0.1.0", 2: "state-2"}
+STATES = {1: "state-0.1.0", 2: "state-2", 3: "state-3"}
 """A state directory of each version."""
 
 _PLAIN = {
@@ -116,20 +116,24 @@ def test_every_earlier_version_has_a_converter_and_a_state_directory() -> None:
         assert all(path.read_bytes().startswith(envelope) for path in (FIXTURES / name).glob("grants/*.json"))
 
 
-def test_the_grants_of_version_2_rotate(refresher: Command, vault: Vault, server: TokenServer) -> None:
-    """If it failed, an upgrade from version 2 would lose logins."""
+@pytest.mark.parametrize(("version", "expiry"), [(2, "17959356"), (3, "17959466")])
+def test_the_grants_of_an_earlier_version_rotate(
+    refresher: Command, server: TokenServer, version: int, expiry: str
+) -> None:
+    """If it failed, an upgrade from that version would lose logins."""
     spill = refresher.home / "spill"
     refresher.environment["REFRESHER_SPILL_DIR"] = str(spill)
     # Their access tokens expired on the day on which they were written.
-    changes = {ORIGIN: server.token_endpoint.removesuffix("/token"), SPILL: str(spill), "17959356": "41023356"}
-    copied(refresher.state, spill, changes, source=FIXTURES / STATES[2])
+    changes = {ORIGIN: server.token_endpoint.removesuffix("/token"), SPILL: str(spill), expiry: f"4102{expiry[4:]}"}
+    copied(refresher.state, spill, changes, source=FIXTURES / STATES[version])
     done = refresher("run-once", "--force", "--json")
-    assert {name: result["outcome"] for name, result in done.results.items()} == {
+    assert {name: result["outcome"] for name, result in done.results.items() if name != "machine"} == {
         "healthy": "rotated",
         "rotated": "rotated",
         "left-sent": "in_doubt",
         "left-unsent": "in_doubt",  # in another boot, an intent says nothing of how far it came
     }
+    assert done.results.get("machine", {}).get("outcome") == {2: None, 3: "rotated"}[version]
     assert isinstance(refresher.record("removed"), Tombstone)
     assert version_of(refresher.directories.record("healthy")) == VERSION
     assert refresher.grant("rotated").generation == 6

@@ -57,7 +57,7 @@ OUTCOMES: Final = {
 NEVER_ROTATE: Final = ("left-spilled-gone", "login-not-renewable")
 
 _SEALED: Final = re.compile(
-    rb'\{"version":(?P<version>[12]),"checksum":"(?P<checksum>[0-9a-f]{64})","(?P<key>record|intent)":(?P<raw>\{.*\})\}\n(?P<rest>[^\n]*)',
+    rb'\{"version":(?P<version>[123]),"checksum":"(?P<checksum>[0-9a-f]{64})","(?P<key>record|intent)":(?P<raw>\{.*\})\}\n(?P<rest>[^\n]*)',
     re.DOTALL,
 )
 
