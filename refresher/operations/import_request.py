@@ -316,7 +316,9 @@ def check_files(grant: Grant, now: float, ca_file: str | None = None) -> None:
             from refresher.oauth.client_authentication import token_in
 
             token = token_in(path, "assertion", now)
-            if (audience := foreign_audience(token, (grant.token_endpoint, grant.issuer))) is not None:
+            is_assertion = grant.assertion is not None and grant.assertion.grant_type == "jwt_bearer"
+            audience = foreign_audience(token, (grant.token_endpoint, grant.issuer)) if is_assertion else None
+            if audience is not None:
                 log.warning(
                     "%s: warning: the audience of the assertion %s is %s: most servers require %s",
                     grant.name,

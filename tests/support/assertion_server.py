@@ -201,7 +201,7 @@ class AssertionServer(Listening):
             except jwt.PyJWTError as error:
                 return 400, {"error": "invalid_grant", "error_description": str(error)}
             assert fields["subject_token_type"] == ID_TOKEN
-            extra = {key: fields[key] for key in ("resource", "scope") if key in fields}
+            extra: Any = {key: fields[key] for key in ("resource", "scope") if key in fields}
             granted = self.own.token(fields["audience"], subject=claims["sub"], client_id="at-server", **extra)
             return 200, {"access_token": granted, "issued_token_type": ID_JAG, "token_type": "N_A", "expires_in": 300}
         known = subject in self.issued or any(_is_of(issuer, subject) for issuer in self.trusted)
