@@ -31,7 +31,7 @@ from refresher.operations.sources import NO_SUPPLY, Supply
 from refresher.storage.publishing import left_out
 from refresher.storage.store import WAIT, Demanded, Held, Store
 
-__all__ = ["Order", "Terms", "read_files_of", "rotate"]
+__all__ = ["Order", "Terms", "read_files_of", "rotate", "rotate_sources"]
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ def _rotate(store: Store, order: Order, terms: Terms, events: list[Event]) -> Re
     try:
         store.prepare()
         seen = _unheld(store, name)
-        _rotate_sources(store, seen, terms)
+        rotate_sources(store, seen, terms)
         began = time.monotonic()
         with _files_read(store, seen, terms.ca_file):
             supply = _supply(store, seen)
@@ -141,7 +141,7 @@ def _unheld(store: Store, name: str) -> Grant | None:
     return record if isinstance(record, Grant) else None
 
 
-def _rotate_sources(store: Store, grant: Grant | None, terms: Terms) -> None:
+def rotate_sources(store: Store, grant: Grant | None, terms: Terms) -> None:
     """Rotate the grants whose tokens ``grant`` needs, if they are due, before ``grant`` is held."""
     if grant is None or grant.name in terms.feeding or len(terms.feeding) > MAX_DEPTH:
         return
