@@ -15,7 +15,7 @@ from refresher.grants.record import Grant, Moved
 from refresher.oauth import tls
 from refresher.operations import certificates
 from refresher.operations.inspection import ListedGrant
-from refresher.operations.result import new_client_command, repair_command
+from refresher.operations.result import is_denied, new_client_command, repair_command
 from refresher.storage.directories import Directories
 from refresher.storage.publishing import rejection_of, state_of
 
@@ -105,6 +105,8 @@ def _unusable(directories: Directories, name: str, message: str) -> Finding:
 
 def _state(grant: Grant) -> Iterator[Finding]:
     name, mend = grant.name, repair_command(grant)
+    if is_denied(grant):
+        mend = f"ask those who run the identity provider, then '{mend}'"
     why = "" if grant.failure is None else grant.failure.description
     state = state_of(grant)
     if state == "reauthorization_required":
