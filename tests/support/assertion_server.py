@@ -76,6 +76,8 @@ class AssertionServer(Listening):
         self.requests: list[dict[str, str]] = []
         self.trusted = list(trusted)
         self.answer = answer
+        self.before: Callable[[dict[str, str]], None] = lambda _: None
+        """Called with the fields of each request, before it is answered."""
         self.life = life
         self.id_token_life: float | None = 300.0
         """Seconds of the ``id_token`` in the answer to a refresh; ``None``: it has none."""
@@ -103,6 +105,7 @@ class AssertionServer(Listening):
                     self._send(401, {}, {"WWW-Authenticate": f'Bearer resource_metadata="{metadata}"'})
                     return
                 fields = dict(parse_qsl(body)) | _basic(self.headers.get("Authorization", ""))
+                server.before(fields)
                 with server._lock:
                     server.requests.append(fields)
                     status, answer = server.answer(fields) or server._answer(fields)
@@ -139,6 +142,11 @@ class AssertionServer(Listening):
         """Return the requests with a grant type, by its short name."""
         wanted = dict(GRANT_TYPES).get(grant_type, grant_type)  # type: ignore[call-overload]
         return [fields for fields in self.requests if fields["grant_type"] == wanted]
+
+    def renew(self) -> str:
+        """Return the refresh token of a new login."""
+        self.refresh_token = secrets.token_urlsafe(24)
+        return self.refresh_token
 
     def workload(self, path: Path, **more: Any) -> dict[str, Any]:
         """Return the fields of an import whose assertion is in a file."""
