@@ -116,12 +116,13 @@ def decide(
         return Rotate("first")
     if grant.issued_at > now.wall + CLOCK_TOLERANCE:
         return Rotate("clock")
-    if renewed and now.wall >= _earliest_next(grant):
-        return Rotate("due")
     # If the clock was set back since the last rotation, a wait from then would be too long.
     set_back = grant.last_rotation_at is not None and grant.last_rotation_at > now.wall + _MIN_INTERVAL
     if demanded and (now.wall >= _demand_allowed_at(grant) or set_back):
         return Rotate("demanded")
+    if renewed:
+        earliest = _earliest_next(grant)
+        return Rotate("due") if now.wall >= earliest or set_back else Wait("not_due", earliest)
     due = min(due_at(grant), now.wall + _seconds_until_refresh_due(grant, now))
     # If the server refuses an early refresh, a late run is better than a useless request.
     if now.wall >= due or (

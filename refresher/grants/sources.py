@@ -28,6 +28,8 @@ def is_renewed(grant: Grant, sources: Sources) -> bool:
     pairs = list(zip(sources.values(), noted, strict=False))
     if failure is not None:
         # Each attempt notes them, also one that failed.
+        if failure.code == "source_failing" and any(each is not None and each.dead for each, _ in pairs):
+            return True  # the next attempt says which login helps
         is_cause = failure.code in SOURCE_CODES
         return is_cause and any(each is not None and not each.dead and each.generation > seen for each, seen in pairs)
     if grant.dead or assertion.idp is not None or not assertion.source_generations:

@@ -85,6 +85,8 @@ class AssertionServer(Listening):
         """The tokens that it has issued, newest last."""
         self.dead = False
         """Whether it rejects each refresh token."""
+        self.replayed: str | None = None
+        """A spent refresh token that it accepts again, with a new answer."""
         self.refresh_token = secrets.token_urlsafe(24)
         self._lock = threading.Lock()
         server = self
@@ -138,9 +140,14 @@ class AssertionServer(Listening):
             "code_challenge_methods_supported": ["S256"],
         }
 
+    @staticmethod
+    def grant_type(short: str) -> str:
+        """Return a grant type by its short name."""
+        return next((uri for name, uri in GRANT_TYPES.items() if name == short), short)
+
     def asked(self, grant_type: str) -> list[dict[str, str]]:
         """Return the requests with a grant type, by its short name."""
-        wanted = dict(GRANT_TYPES).get(grant_type, grant_type)  # type: ignore[call-overload]
+        wanted = self.grant_type(grant_type)
         return [fields for fields in self.requests if fields["grant_type"] == wanted]
 
     def renew(self) -> str:
@@ -180,7 +187,7 @@ class AssertionServer(Listening):
                 return self._exchanged(fields)
 
     def _refreshed(self, fields: dict[str, str]) -> tuple[int, dict[str, Any]]:
-        if self.dead or fields["refresh_token"] != self.refresh_token:
+        if self.dead or fields["refresh_token"] not in (self.refresh_token, self.replayed):
             return 400, {"error": "invalid_grant", "error_description": "the session has ended"}
         self.refresh_token = secrets.token_urlsafe(24)
         answer = self._token() | {"refresh_token": self.refresh_token}
