@@ -18,6 +18,7 @@ from urllib.parse import parse_qsl, unquote_plus
 
 import jwt
 from cryptography.hazmat.primitives.asymmetric import ec
+from jwt.algorithms import ECAlgorithm
 
 from refresher.grants.assertion import GRANT_TYPES, ID_JAG, ID_TOKEN
 from tests.support.listener import Listening
@@ -34,6 +35,11 @@ class Issuer:
     def __init__(self, issuer: str = "https://kubernetes.default.svc") -> None:
         self.issuer = issuer
         self._key = ec.generate_private_key(ec.SECP256R1())
+
+    @property
+    def jwks(self) -> dict[str, Any]:
+        """The public key, as a JWK set."""
+        return {"keys": [{**ECAlgorithm.to_jwk(self._key.public_key(), as_dict=True), "alg": "ES256"}]}
 
     def token(self, audience: Any, *, lifetime: float = 600.0, subject: str = "workload", **claims: Any) -> str:
         """Return a signed token; ``lifetime`` can be negative."""
