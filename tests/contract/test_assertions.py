@@ -450,8 +450,9 @@ def test_an_assertion_goes_only_to_the_server_that_is_its_audience(
     files: Store, company: AssertionServer, saas: AssertionServer, answer: dict[str, Any], words: str
 ) -> None:
     """If it failed, a server could use an assertion at another one, as the person (I8)."""
-    audience = answer.pop("audience", saas.url) if "audience" in answer else saas.url
-    audience = [saas.url if each == "{saas}" else each for each in audience] if isinstance(audience, list) else audience
+    audience = answer.get("audience", saas.url)
+    if isinstance(audience, list):
+        audience = [each.format(saas=saas.url) for each in audience]
     made = {
         "access_token": company.own.token(audience),
         "issued_token_type": "urn:ietf:params:oauth:token-type:id-jag",
@@ -463,6 +464,48 @@ def test_an_assertion_goes_only_to_the_server_that_is_its_audience(
     result = _rotate(files, "saas")
     assert words in result.detail
     assert saas.requests == []
+
+
+# IdentityAssertionGrantTokenExchangeProvider.java and StandardTokenExchangeProvider.java in keycloak/keycloak.
+KEYCLOAK = [
+    ("saas", 403, "access_denied", "Audience is not allowed for this client", "access_denied"),
+    ("saas", 400, "unauthorized_client", "Client is not allowed to issue an Identity Assertion JWT", "access_denied"),
+    ("saas", 400, "invalid_client", "Public clients are not allowed to issue an Identity Assertion JWT", None),
+    ("saas", 400, "invalid_scope", "Scope not allowed for an Identity Assertion JWT: admin", None),
+    ("saas", 400, "invalid_grant", "Invalid subject_token", None),
+    ("api", 403, "access_denied", "Client is not within the token audience", "access_denied"),
+    ("api", 400, "invalid_request", "Invalid token", None),
+    ("api", 400, "invalid_client", "Public client is not allowed to exchange token", None),
+    ("api", 400, "invalid_request", "Standard token exchange is not enabled for the requested client", None),
+]
+
+
+@pytest.mark.parametrize(("name", "status", "code", "text", "denied"), KEYCLOAK, ids=lambda value: str(value)[:40])
+def test_what_keycloak_answers_is_a_denial_or_is_retried(
+    files: Store,
+    company: AssertionServer,
+    saas: AssertionServer,
+    name: str,
+    status: int,
+    code: str,
+    text: str,
+    denied: str | None,
+) -> None:
+    """If it failed, a grant would end although Keycloak accepts the next token, or ask a policy all the time."""
+    _import(files, "company", company.person())
+    _rotate(files, "company")
+    _import(files, "saas", saas.managed("company"))
+    _import(files, "api", _exchanged(company, subject_grant="company"))
+    company.answer = lambda _: (status, {"error": code, "error_description": text})
+    result = _rotate(files, name)
+    assert text in result.detail
+    grant = _grant(files, name)
+    assert grant.failure is not None
+    if denied is None:
+        assert (grant.dead, grant.failure.code, grant.failure.retry_at is not None) == (False, code, True)
+    else:
+        assert (grant.dead, grant.failure.code) == (True, denied)
+        assert result.detail.startswith("blocked by an administrator")
 
 
 def test_an_id_token_that_has_expired_makes_its_source_due(
