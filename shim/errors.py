@@ -15,6 +15,7 @@
 """
 
 import copyreg
+import re
 from typing import Any
 
 __all__ = [
@@ -135,7 +136,13 @@ class ReauthorizationRequired(ShimError):
         self.code = code
         self.description = description
         self.server = server
-        self.login_command = f"refresher login {name}"
+        if code == "access_denied" and description.startswith("blocked by an administrator"):
+            self.retry = False
+            super().__init__(f"{name} is {description}; no login helps: ask those who run the identity provider")
+            return
+        # A grant that needs the token of another names the login that brings it back.
+        named = re.search(r"'(refresher login [^']+)'", description) if code.startswith("source_") else None
+        self.login_command = f"refresher login {name}" if named is None else named[1]
         super().__init__(f"{name} needs a new login by a person ({description}); run: {self.login_command}")
         self._explanation = (
             f"{server} does not accept the login of {name} any more ({description}). Retrying does not help: a person "

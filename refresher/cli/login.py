@@ -41,7 +41,7 @@ def _key_and_value(param: str) -> tuple[str, str]:
     exit_codes={
         0: "logged in",
         2: "the URL, the client or an option is wrong",
-        3: "you denied access, or did not complete the login in time",
+        3: "access was denied, by you or by an administrator, or you did not complete the login in time",
         4: "a server or the disk fails; try again later",
         6: "another process has held the lock of the grant for 30 s",
         130: "Ctrl-C; if the tokens have arrived, the login completes first",
@@ -61,7 +61,7 @@ def _key_and_value(param: str) -> tuple[str, str]:
     "--browser",
     "way",
     flag_value="browser",
-    help="Switch back to a browser login, after --device or --client-credentials.",
+    help="Switch back to a browser login, after a login in another way.",
 )
 @click.option("--device", "way", flag_value="device", help="Show a code to enter on another device (RFC 8628).")
 @click.option(
@@ -69,6 +69,18 @@ def _key_and_value(param: str) -> tuple[str, str]:
     "way",
     flag_value="client_credentials",
     help="Log in without a person, with a client that authenticates itself (RFC 6749 section 4.4).",
+)
+@click.option(
+    "--jwt-bearer",
+    "assertion_file",
+    metavar="FILE",
+    help="Log in without a person, with the token of a workload that FILE holds (RFC 7523).",
+)
+@click.option(
+    "--enterprise",
+    "idp",
+    metavar="IDP",
+    help="Log in by the grant IDP, which is a login at the identity provider of your company.",
 )
 @duration_option("--wait", "5m", help="How long to wait for you to log in.")
 @click.option("--no-verify", is_flag=True, help="Store the new token without trying it at the server.")
@@ -91,6 +103,9 @@ def _key_and_value(param: str) -> tuple[str, str]:
 )
 @click.option("--private-key-file", metavar="PEM", help="The key that signs the assertion of private_key_jwt.")
 @click.option("--private-key-id", metavar="KID", help="The key ID of that key.")
+@click.option(
+    "--client-assertion-file", metavar="FILE", help="An assertion of private_key_jwt that somebody else keeps fresh."
+)
 @click.option("--client-cert", metavar="PEM", help="The client certificate for mTLS (RFC 8705).")
 @click.option("--client-key", metavar="PEM", help="The key of the client certificate.")
 @click.option(
@@ -152,6 +167,9 @@ def login(ctx: click.Context, /, name: str, port: int | None, **given: Any) -> i
         --client-secret-file FILE --scope ... --param access_type=offline
     """
     check_login(ctx, name, given["url"])
+    for option, way in (("assertion_file", "jwt_bearer"), ("idp", "enterprise")):
+        if given[option] is not None and given["way"] is None:
+            given["way"] = way
     if port is not None:
         if given["redirect_uri"]:
             raise ConfigError("--port and --redirect-uri exclude each other: the port is in the address")

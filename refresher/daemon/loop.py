@@ -17,6 +17,7 @@ from refresher.common.signals import DaemonSignals
 from refresher.config import Settings
 from refresher.daemon.certificate_watch import CertificateWatch
 from refresher.daemon.directory_watch import DirectoryWatch
+from refresher.daemon.feeding import Feeding
 from refresher.daemon.log_throttle import LOCAL_FAULTS, ROTATED, EventThrottle, LogThrottle
 from refresher.daemon.metrics_page import MetricsPage
 from refresher.daemon.schedule import HEARTBEAT, Schedule
@@ -111,6 +112,7 @@ class Daemon:
         self._supervision.endpoint.store = lambda: self._store
         self._supervision.endpoint.metrics = MetricsPage(self._readiness, counts, observers, lambda: self._store)
         self._certificates = CertificateWatch(observers.emit)
+        self._feeding = Feeding()
         self._heartbeat_at = float("-inf")
         self._scan_at = float("-inf")
 
@@ -213,6 +215,8 @@ class Daemon:
         if isinstance(found.record, Grant):
             self._readiness.update(found.record, published=not found.stale)
             self._certificates.note(found.record)
+            for name in self._feeding.note(found.record):
+                self._schedule.plan(name, time.time())
         if found.needs_lock:
             self._submit(found)
         elif isinstance(found.record, Grant) and isinstance(found.decision, Wait):
@@ -279,6 +283,7 @@ class Daemon:
         self._throttle.forget(name)
         self._readiness.forget(name)
         self._certificates.forget(name)
+        self._feeding.forget(name)
         self._emit.forget(name)
         self._pauses.pop(name, None)
 

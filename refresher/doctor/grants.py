@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Final
 
 from refresher.common import clocks, text
@@ -15,7 +16,7 @@ from refresher.grants.token_file import rejection_of, state_of
 from refresher.oauth import tls
 from refresher.operations import certificates
 from refresher.operations.inspection import ListedGrant
-from refresher.operations.result import new_client_command, repair_command
+from refresher.operations.result import is_denied, new_client_command, repair_command
 from refresher.storage.directories import Directories
 
 __all__ = ["check", "check_files", "check_moves", "check_refresh_tokens"]
@@ -104,6 +105,8 @@ def _unusable(directories: Directories, name: str, message: str) -> Finding:
 
 def _state(grant: Grant) -> Iterator[Finding]:
     name, mend = grant.name, repair_command(grant)
+    if is_denied(grant):
+        mend = f"ask those who run the identity provider, then '{mend}'"
     why = "" if grant.failure is None else grant.failure.description
     state = state_of(grant)
     if state == "reauthorization_required":
@@ -152,13 +155,17 @@ def _ending(
 
 def _problems(grant: Grant, ca_file: str | None) -> Iterator[str]:
     """Return why the files of ``grant`` cannot be used, as a request would find out."""
-    from refresher.oauth.client_authentication import client_assertion
+    from refresher.oauth.client_authentication import client_assertion, token_in
 
     checks: list[Callable[[], object]] = []
     if grant.token_endpoint.startswith("https:"):
         checks.append(lambda: tls.ssl_context(ca_file, client_cert=grant.client_cert, client_key=grant.client_key))
     if grant.private_key_file is not None:
         checks.append(lambda: client_assertion(grant, clocks.now().wall))
+    if grant.client_assertion_file is not None:
+        checks.append(partial(token_in, grant.client_assertion_file, "client assertion", clocks.now().wall))
+    files = () if grant.assertion is None else grant.assertion.files
+    checks += [partial(token_in, path, "assertion", clocks.now().wall) for path in files]
     for use in checks:
         try:
             use()

@@ -43,6 +43,8 @@ class TokensIssued(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds after which the refresh token ends if it is not used, announced or from ``exp`` of a JWT."""
     id_token: Secret | None = None
     """The identity of the person (OpenID Connect Core section 3.1.3.3), if it is readable."""
+    issued_token_type: str | None = None
+    """RFC 8693 section 2.2.1; only token exchange names it."""
     clock_skew: float = 0.0
     """Seconds by which the server's clock is ahead of the local one."""
 
@@ -104,6 +106,9 @@ class ClientRejected(Failed, frozen=True, kw_only=True):
 
 class GrantRejected(Failed, frozen=True, kw_only=True):
     """The server rejects the grant (``invalid_grant`` and its dialects): a person must log in again."""
+
+    retry_after: float | None = None
+    """Seconds after which the rejection can have ended without a login here; ``None``: never."""
 
 
 Lost = Ambiguous | Unreadable | ResourceRefused

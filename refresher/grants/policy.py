@@ -78,22 +78,31 @@ class Wait(msgspec.Struct, frozen=True):
 Decision = Rotate | Wait
 
 
-def decide(grant: Grant, now: Moment, *, demanded: bool = False, force: bool = False, horizon: float = 0.0) -> Decision:
+def decide(
+    grant: Grant,
+    now: Moment,
+    *,
+    demanded: bool = False,
+    force: bool = False,
+    horizon: float = 0.0,
+    renewed: bool = False,
+) -> Decision:
     """Decide whether to rotate ``grant`` at ``now``; the first rule that applies decides.
 
-    1. A rejected grant waits for a person. ``force`` (from a person) tries it once more.
+    1. A rejected grant waits for a person, or for the time of its next attempt. ``force`` (from a person) tries it once
+       more, and so does ``renewed``: another grant that it needs has a new token.
     2. A refresh token whose ``nbf`` is in the future waits for it.
     3. A grant in doubt waits while a second use of its refresh token could revoke a valid access token (I1). ``force``
        does not skip this wait.
     4. ``force`` rotates.
-    5. After a failure: wait for the end of the backoff. A demand can shorten it.
+    5. After a failure: wait for the end of the backoff. A demand can shorten it; ``renewed`` ends it.
     6. Without an access token, or with one that was issued in the future: rotate.
-    7. ``demanded`` (an agent reports that the token of this generation is refused) rotates.
+    7. ``demanded`` (an agent reports that the token of this generation is refused) rotates, and so does ``renewed``.
     8. Rotate when the access token is due. ``horizon``: seconds to the caller's next run; nobody else rotates before,
        so a grant that becomes due within it is rotated now.
     """
-    if grant.dead and not force:
-        return Wait("reauthorization_required", None)
+    if grant.dead and not force and not renewed:
+        return _after_rejection(grant, now)
     if grant.not_before is not None and (seconds := seconds_until_usable(grant, now)) > 0:
         # Servers that set nbf may end the whole login if the token is used earlier (rauthy does).
         return Wait("too_early", now.wall + seconds)
@@ -102,7 +111,7 @@ def decide(grant: Grant, now: Moment, *, demanded: bool = False, force: bool = F
     if force:
         return Rotate("forced")
     if grant.failure is not None:
-        return _after_failure(grant, grant.failure, now, demanded=demanded)
+        return Rotate("retry") if renewed else _after_failure(grant, grant.failure, now, demanded=demanded)
     if grant.access_token is None:
         return Rotate("first")
     if grant.issued_at > now.wall + CLOCK_TOLERANCE:
@@ -111,6 +120,9 @@ def decide(grant: Grant, now: Moment, *, demanded: bool = False, force: bool = F
     set_back = grant.last_rotation_at is not None and grant.last_rotation_at > now.wall + _MIN_INTERVAL
     if demanded and (now.wall >= _demand_allowed_at(grant) or set_back):
         return Rotate("demanded")
+    if renewed:
+        earliest = _earliest_next(grant)
+        return Rotate("due") if now.wall >= earliest or set_back else Wait("not_due", earliest)
     due = min(due_at(grant), now.wall + _seconds_until_refresh_due(grant, now))
     # If the server refuses an early refresh, a late run is better than a useless request.
     if now.wall >= due or (
@@ -124,7 +136,8 @@ def due_at(grant: Grant) -> float:
     """Return the epoch second of the scheduled rotation: after 75 % of the lifetime, minus jitter, at least daily.
 
     Later if a rotation revokes the access token that agents use; at the expiry if the server refuses an earlier one.
-    In any case after 75 % of the life of the refresh token: an early request costs a refusal, a late one the login.
+    In any case after 75 % of the life of the refresh token: an early request costs a refusal, a late one the login. A
+    token that was made from that of another grant is due when that grant is.
     """
     lifetime = _lifetime(grant)
     if server_behavior.refuses_early(grant):
@@ -133,7 +146,11 @@ def due_at(grant: Grant) -> float:
         fraction = _DUE_FRACTION_IF_REVOKED if server_behavior.revokes_access_token(grant) else _DUE_FRACTION
         wait = min(fraction * lifetime, _DAY) - _jitter(grant, lifetime)
     wait = min(wait, _refresh_token_wait(grant))
-    return max(grant.issued_at + wait, _not_before(grant), _earliest_next(grant))
+    due = grant.issued_at + wait
+    if grant.assertion is not None and (source_due_at := grant.assertion.source_due_at) is not None:
+        # Later than its source by the jitter, so that those of one source do not ask all at once.
+        due = min(due, source_due_at + _jitter(grant, lifetime))
+    return max(due, _not_before(grant), _earliest_next(grant))
 
 
 def has_access_token(grant: Grant) -> bool:
@@ -251,16 +268,31 @@ def protected_until(grant: Grant, now: Moment, *, demanded: bool) -> float | Non
     return now.wall + remaining if remaining > 0 else None
 
 
+def _after_rejection(grant: Grant, now: Moment) -> Decision:
+    """Return the decision about a rejected grant; a demand does not change it."""
+    failure = grant.failure
+    if failure is None or failure.retry_at is None:
+        return Wait("reauthorization_required", None)
+    remaining = _seconds_until_retry(failure, failure.retry_at, now)
+    if 0 < remaining <= _DAY + CLOCK_TOLERANCE:
+        return Wait("reauthorization_required", now.wall + remaining)
+    return Rotate("retry")
+
+
+def _seconds_until_retry(failure: Failure, retry_at: float, now: Moment) -> float:
+    if failure.moment is None or not failure.moment.same_boot(now):
+        return retry_at - now.wall
+    # By the boot clock: if the wall clock was set back by half an hour, a wait of ten seconds would grow by that.
+    return retry_at - failure.at - max(now.boottime - failure.moment.boottime, 0.0)
+
+
 def _after_failure(grant: Grant, failure: Failure, now: Moment, *, demanded: bool) -> Decision:
     if failure.retry_at is None:
         return Rotate("retry")
     if demanded and failure.outcome == "too_early" and now.wall >= failure.at + backoff(grant, grant.failures):
         return Rotate("demanded")  # agents report that the access token is not valid: there is no expiry to wait for
     longest = max(_lifetime(grant), MAX_WAIT) if failure.outcome == "too_early" else MAX_WAIT
-    remaining = failure.retry_at - now.wall
-    if failure.moment is not None and failure.moment.same_boot(now):
-        # By the boot clock: if the wall clock was set back by half an hour, a wait of ten seconds would grow by that.
-        remaining = failure.retry_at - failure.at - max(now.boottime - failure.moment.boottime, 0.0)
+    remaining = _seconds_until_retry(failure, failure.retry_at, now)
     undisputed = grant.doubt is None and grant.refusals == 0 and failure.outcome == "transient"
     if demanded and undisputed and failure.busy_until is None:
         # The agents have no valid token and wait: an ordinary backoff would be too long for one 503.

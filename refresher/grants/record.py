@@ -10,6 +10,7 @@ import msgspec
 
 from refresher.common.clocks import Moment
 from refresher.common.secret import Secret
+from refresher.grants.assertion import Assertion
 
 __all__ = [
     "MAX_SPENT",
@@ -47,7 +48,7 @@ AuthMethod = Literal[
     "self_signed_tls_client_auth",
 ]
 
-LoginMethod = Literal["browser", "device", "client_credentials"]
+LoginMethod = Literal["browser", "device", "client_credentials", "jwt_bearer", "enterprise"]
 
 Params = tuple[tuple[str, Secret], ...]
 """Additional parameters of a request; a value may be a secret."""
@@ -156,15 +157,20 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     revocation_endpoint: str | None = None
     """Where ``logout`` sends the revocation (RFC 7009)."""
     client_id: str
+    """Empty if the server knows the client by its assertion alone (RFC 7521 section 4.1)."""
     client_secret: Secret | None
     token_endpoint_auth_method: AuthMethod
     refresh_token: Secret | None
-    """``None`` for client credentials (RFC 6749 section 4.4), which get new access tokens without one."""
+    """``None`` for client credentials (RFC 6749 section 4.4) and assertions, which need none for a new access token."""
+    assertion: Assertion | None = None
+    """From whose token each access token is obtained; ``None``: from the refresh token, or by client credentials."""
     renewable: bool = True
     """False if the login gave no refresh token: there will be no other access token."""
     private_key_file: str | None = None
     """PEM file that signs the assertions of ``private_key_jwt``; it is read for each of them."""
     private_key_id: str | None = None
+    client_assertion_file: str | None = None
+    """The file with an assertion of ``private_key_jwt`` that somebody else signs; it is read for each request."""
     token_endpoint_auth_signing_alg: str | None = None
     client_cert: str | None = None
     """PEM file with the certificate chain for the token endpoint (RFC 8705)."""
@@ -237,7 +243,9 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     @property
     def without_person(self) -> bool:
-        """Whether the client gets tokens for itself (client credentials, RFC 6749 section 4.4)."""
+        """Whether no person takes part: client credentials (RFC 6749 section 4.4), or an assertion."""
+        if self.assertion is not None:
+            return True
         return self.refresh_token is None if self.login is None else self.login.way == "client_credentials"
 
 

@@ -148,7 +148,7 @@ def _rotated(
         return _rejected(settled, GrantRejected(code="unsupported_token_type", description=description), now)
     scheduled = grant.access_token is None or sent.wall >= policy.due_at(grant)
     # The server rejected the grant while the access token was valid, and now accepts it.
-    rejection = grant.failure if grant.dead else None
+    rejection = grant.failure if grant.dead and grant.refresh_token is not None else None
     was_early = rejection is not None and grant.expires_at is not None and rejection.at < grant.expires_at
     return msgspec.structs.replace(
         refresh_life.after_rotation(before, with_access_token(grant, tokens, sent), tokens, sent),
@@ -192,8 +192,13 @@ def _failed(
     if (rest := refresh_life.remaining(grant, now)) is not None and rest > 0:
         pause = min(pause, max(rest / 2, _SHORTEST_PAUSE))  # the refresh token ends: do not wait beyond its end
     if grant.dead:
-        # A person forced another attempt, and its answer does not change the rejection.
-        return msgspec.structs.replace(grant, failures=failures)
+        # A person forced another attempt, or it was time to ask again, and the answer does not change the rejection.
+        rejection = grant.failure
+        if rejection is not None and rejection.retry_at is not None:
+            rejection = msgspec.structs.replace(
+                rejection, at=now.wall, retry_at=now.wall + max(pause, wait), moment=now
+            )
+        return msgspec.structs.replace(grant, failures=failures, failure=rejection)
     failure = Failure(
         outcome=kind,
         code=outcome.code,
@@ -210,11 +215,16 @@ def _rejected(grant: Grant, rejection: GrantRejected, now: Moment) -> Grant:
     description = rejection.description
     if grant.doubt is not None:
         description = f"{_cause(grant.doubt)}; {description}"
-    elif grant.dead and grant.failure is not None:
+    elif grant.dead and grant.failure is not None and rejection.retry_after is None:
         # A person forced another attempt: the first description still describes the cause best.
         description = grant.failure.description
     failure = Failure(
-        outcome="reauthorization_required", code=rejection.code, description=description, at=now.wall, retry_at=None
+        outcome="reauthorization_required",
+        code=rejection.code,
+        description=description,
+        at=now.wall,
+        retry_at=None if rejection.retry_after is None else now.wall + rejection.retry_after,
+        moment=None if rejection.retry_after is None else now,
     )
     return msgspec.structs.replace(grant, dead=True, failures=grant.failures + 1, doubt=None, failure=failure)
 

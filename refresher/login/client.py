@@ -42,6 +42,7 @@ class Client(msgspec.Struct, frozen=True, kw_only=True):
     token_endpoint_auth_method: AuthMethod = "none"  # noqa: S105  a method, no password
     private_key_file: str | None = None
     private_key_id: str | None = None
+    client_assertion_file: str | None = None
     token_endpoint_auth_signing_alg: str | None = None
     client_cert: str | None = None
     client_key: str | None = None
@@ -54,7 +55,7 @@ def given_client(options: LoginOptions, server: Server) -> Client | None:
 
     Returns ``None`` without either. Raises ``ConfigError`` for a file that cannot be used.
     """
-    if options.client_id is None:
+    if options.client_id is None and options.client_assertion_file is None:
         document = options.client_metadata
         if document is None or not server.takes_metadata_documents:
             return None
@@ -63,7 +64,7 @@ def given_client(options: LoginOptions, server: Server) -> Client | None:
         return Client(origin="metadata_document", client_id=document)
     secret = None if options.client_secret_file is None else _read_secret(options.client_secret_file)
     return Client(
-        **shared_fields(options, Client),
+        **shared_fields(options, Client) | {"client_id": options.client_id or ""},
         origin="given",
         client_secret=secret,
         token_endpoint_auth_method=options.auth_method or _auth_method(options, secret, server),
@@ -159,7 +160,7 @@ def _auth_method(options: LoginOptions, secret: Secret | None, server: Server) -
     """Return the authentication method for the given secret or key."""
     if secret is not None:
         return _secret_method(server)
-    if options.private_key_file is not None:
+    if options.private_key_file is not None or options.client_assertion_file is not None:
         return "private_key_jwt"
     return "none" if options.client_cert is None else "tls_client_auth"
 

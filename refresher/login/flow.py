@@ -33,6 +33,7 @@ from refresher.grants.record import NO_RECORD, Grant, Login, Moved, hidden
 from refresher.grants.server_behavior import renewal_params
 from refresher.login import client as clients
 from refresher.login import discovery, pages
+from refresher.login.assertion import assertion_of, request_with_assertion
 from refresher.login.authorization_request import check_authorization_endpoint, new_authorization_request
 from refresher.login.browser import wait_for_redirect
 from refresher.login.client import Client
@@ -148,6 +149,8 @@ class _Flow:
                 fields = {"grant_type": "client_credentials"} | scope_of(draft)
                 params = renewal_params(draft)
                 return self._complete(lambda _: request_tokens(draft, fields, self.connections, params))
+            case "jwt_bearer" | "enterprise":
+                return self._with_assertion(client)
             case "device":
                 endpoint = self.server.device_authorization_endpoint
                 if endpoint is None:
@@ -160,6 +163,14 @@ class _Flow:
                 )
             case _:
                 return self._with_browser(client)
+
+    def _with_assertion(self, client: Client | None) -> _LoggedIn:
+        if self.options.way == "jwt_bearer" and (client is None or client.origin == "registered"):
+            client = Client(origin="given", client_id="")  # the server knows a workload by its assertion
+        if client is None:
+            raise ConfigError("--enterprise needs the --client-id that the identity provider names for this server")
+        draft = self._draft(client, None)
+        return self._complete(lambda _: request_with_assertion(draft, self.settings, self.connections, self.emit))
 
     def _with_browser(self, client: Client | None) -> _LoggedIn:
         # Before a client is registered there.
@@ -214,6 +225,7 @@ class _Flow:
         draft = Grant(
             **(shared_fields(client, Grant) | shared_fields(server, Grant) | nothing_yet),
             name=self.name,
+            assertion=assertion_of(options, server),
             grant_id="",
             generation=0,
             begun_from=NO_RECORD,

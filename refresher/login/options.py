@@ -12,21 +12,28 @@ from refresher.grants.record import AuthMethod, Grant, LoginMethod, revealed
 from refresher.grants.tokens import is_token
 from refresher.oauth import urls
 from refresher.oauth.params import RESERVED_IN_RENEWALS, RESERVED_IN_TOKEN_REQUESTS, are_renewal_params
+from shim._token import is_name
 
 __all__ = ["OFFLINE_ACCESS", "LoginOptions", "completed", "shared_fields", "validated"]
 
 OFFLINE_ACCESS: Final = "offline_access"
 """The scope without which many servers issue no refresh token (OpenID Connect Core section 11)."""
 
-_FILES: Final = ("client_secret_file", "private_key_file", "client_cert", "client_key")
+_FILES: Final = (
+    *("client_secret_file", "private_key_file", "client_assertion_file", "client_cert", "client_key"),
+    "assertion_file",
+)
 _NEEDED_FILE: Final = {
     "client_secret_basic": "client_secret_file",
     "client_secret_post": "client_secret_file",
-    "private_key_jwt": "private_key_file",
     "tls_client_auth": "client_cert",
     "self_signed_tls_client_auth": "client_cert",
 }
-_CLIENT_OPTIONS: Final = (*_FILES, "auth_method", "private_key_id")
+_CLIENT_OPTIONS: Final = (
+    *("client_secret_file", "private_key_file", "client_cert", "client_key", "auth_method", "private_key_id"),
+)
+_WITHOUT_AUTHORIZATION: Final = ("client_credentials", "jwt_bearer", "enterprise")
+"""The ways of login that need no endpoint but that for tokens."""
 _RESERVED_PARAMS: Final = (
     *RESERVED_IN_TOKEN_REQUESTS,
     "code_challenge",
@@ -50,6 +57,11 @@ class LoginOptions(msgspec.Struct, frozen=True, kw_only=True):
     auth_method: AuthMethod | None = None
     private_key_file: str | None = None
     private_key_id: str | None = None
+    client_assertion_file: str | None = None
+    assertion_file: str | None = None
+    """With the way ``jwt_bearer``."""
+    idp: str | None = None
+    """The NAME of the grant at the identity provider, with the way ``enterprise``."""
     client_cert: str | None = None
     client_key: str | None = None
     issuer: str | None = None
@@ -101,14 +113,17 @@ def validated(options: LoginOptions) -> LoginOptions:
         raise ConfigError(f"{_option(alone)} needs a --client-id")
     if (file := _NEEDED_FILE.get(options.auth_method or "")) and getattr(options, file) is None:
         raise ConfigError(f"--auth-method {options.auth_method} needs {_option(file)}")
-    if options.way == "client_credentials" and options.client_id is None:
+    if options.auth_method == "private_key_jwt" and not (options.private_key_file or options.client_assertion_file):
+        raise ConfigError("--auth-method private_key_jwt needs --private-key-file or --client-assertion-file")
+    _check_way(options)
+    if options.way == "client_credentials" and not (options.client_id or options.client_assertion_file):
         raise ConfigError("--client-credentials needs a --client-id that authenticates itself (RFC 6749 section 4.4)")
     if options.authorization_endpoint is not None and options.token_endpoint is None:
         raise ConfigError("--authorization-endpoint needs a --token-endpoint")
     starts = (options.authorization_endpoint, options.device_authorization_endpoint)
-    if options.token_endpoint is not None and not any(starts) and options.way != "client_credentials":
+    if options.token_endpoint is not None and not any(starts) and options.way not in _WITHOUT_AUTHORIZATION:
         raise ConfigError("--token-endpoint needs an --authorization-endpoint or a --device-authorization-endpoint")
-    if options.token_endpoint is not None and options.client_id is None:
+    if options.token_endpoint is not None and options.client_id is None and options.way != "jwt_bearer":
         raise ConfigError("--token-endpoint needs a --client-id: without metadata, no client can be registered")
     if options.scope_only and options.scope is None:
         raise ConfigError("--scope-only needs a --scope")
@@ -122,6 +137,16 @@ def validated(options: LoginOptions) -> LoginOptions:
     # Absolute, because the daemon runs in another directory.
     paths = {key: str(Path(path).expanduser().absolute()) for key in _FILES if (path := getattr(options, key))}
     return msgspec.structs.replace(options, **paths)
+
+
+def _check_way(options: LoginOptions) -> None:
+    """Raise ``ConfigError`` if the options belong to several ways of login."""
+    if options.assertion_file is not None and options.way != "jwt_bearer":
+        raise ConfigError("--jwt-bearer is a way of login by itself: omit the other one")
+    if options.idp is not None and options.way != "enterprise":
+        raise ConfigError("--enterprise is a way of login by itself: omit the other one")
+    if options.idp is not None and not is_name(options.idp):
+        raise ConfigError("--enterprise needs the NAME of the grant at the identity provider")
 
 
 def completed(options: LoginOptions, stored: Grant | None) -> LoginOptions:
@@ -151,7 +176,12 @@ def completed(options: LoginOptions, stored: Grant | None) -> LoginOptions:
                 known |= {key: getattr(stored, key) for key in ("token_endpoint", "revocation_endpoint")}
                 known["authorization_endpoint"] = login.authorization_endpoint
                 known["device_authorization_endpoint"] = login.device_authorization_endpoint
-    return msgspec.structs.replace(options, **{key: getattr(options, key) or value for key, value in known.items()})
+    found = msgspec.structs.replace(options, **{key: getattr(options, key) or value for key, value in known.items()})
+    if (assertion := stored.assertion) is None or login is None or found.way != login.way:
+        return found
+    return msgspec.structs.replace(
+        found, assertion_file=found.assertion_file or assertion.subject.file, idp=found.idp or assertion.idp
+    )
 
 
 def shared_fields(source: msgspec.Struct, target: type[msgspec.Struct]) -> dict[str, Any]:

@@ -8,16 +8,30 @@ from urllib.parse import quote_plus, urlencode
 from refresher import __version__
 from refresher.common.errors import ConfigError
 from refresher.common.reading import read_named
+from refresher.common.text import span
+from refresher.grants.policy import CLOCK_TOLERANCE
 from refresher.grants.record import Grant
+from refresher.grants.tokens import is_token, jwt_time
 
-__all__ = ["build_request", "client_assertion"]
+__all__ = ["TokenExpired", "TokenMissing", "build_request", "client_assertion", "token_in"]
 
 _JWT_BEARER: Final = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 
 _ASSERTION_LIFE: Final = 60
 """Seconds. An assertion is used at once. Servers refuse one that is valid for longer than they keep ``jti`` values."""
 
+_MAX_TOKEN: Final = 256 * 1024
+"""Bytes of a token in a file."""
+
 _CURVES: Final = {"secp256r1": "ES256", "secp384r1": "ES384", "secp521r1": "ES512"}
+
+
+class TokenMissing(ConfigError):
+    """The file of an assertion is missing or holds none."""
+
+
+class TokenExpired(ConfigError):
+    """The assertion in a file has expired."""
 
 
 def build_request(client: Grant, fields: dict[str, str], now: float) -> tuple[bytes, dict[str, str]]:
@@ -27,7 +41,7 @@ def build_request(client: Grant, fields: dict[str, str], now: float) -> tuple[by
     """
     # Also with Basic: servers of the MCP SDK require client_id in the body. Most others ignore it, and some refuse it.
     is_basic = client.token_endpoint_auth_method == "client_secret_basic"  # noqa: S105  a method, no password
-    if not (is_basic and client.omits_client_id):
+    if client.client_id and not (is_basic and client.omits_client_id):
         fields = {"client_id": client.client_id, **fields}
     headers = {
         "Accept": "application/json",
@@ -45,18 +59,21 @@ def build_request(client: Grant, fields: dict[str, str], now: float) -> tuple[by
         case "client_secret_post":
             fields["client_secret"] = _secret(client)
         case "private_key_jwt":
-            fields |= {"client_assertion_type": _JWT_BEARER, "client_assertion": client_assertion(client, now)}
+            fields = fields | {"client_assertion_type": _JWT_BEARER, "client_assertion": client_assertion(client, now)}
         case _:
             assert_never(client.token_endpoint_auth_method)
     return urlencode(fields).encode("ascii"), headers
 
 
 def client_assertion(grant: Grant, now: float) -> str:
-    """Return a new assertion, signed with the key file of ``grant`` (RFC 7523 section 2.2).
+    """Return an assertion that authenticates the client (RFC 7523 section 2.2).
 
-    ``now``: epoch seconds. Raises ``ConfigError`` if the key cannot be read or does not match the algorithm; no message
+    It is what somebody else has put into the file of ``grant``, or a new one, signed with its key file. ``now``: epoch
+    seconds. Raises ``ConfigError`` if the key cannot be read or does not match the algorithm; no message
     repeats the key.
     """
+    if grant.client_assertion_file is not None:
+        return token_in(grant.client_assertion_file, "client assertion", now)
     # PyJWT and cryptography take 60 ms to import, and only this method needs them.
     import jwt
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
@@ -83,6 +100,25 @@ def client_assertion(grant: Grant, now: float) -> str:
         return jwt.encode(claims, key, algorithm=algorithm, headers=headers)
     except Exception:  # noqa: BLE001  the library's message could quote the key
         raise ConfigError(f"the private key {path} cannot sign with {algorithm}") from None
+
+
+def token_in(path: str, what: str, now: float) -> str:
+    """Return the token that somebody else keeps fresh in a file, for example the token of a Kubernetes service account.
+
+    ``what``: what it is, for a person. ``now``: epoch seconds. Raises ``TokenMissing`` and ``TokenExpired``.
+    """
+    try:
+        text = read_named(path, _MAX_TOKEN).data.decode("ascii", "replace").strip()
+    except OSError as error:
+        raise TokenMissing(f"cannot read the {what} {path}: {error.strerror}") from None
+    if not is_token(text) or " " in text:
+        raise TokenMissing(f"the {what} {path} is empty" if not text else f"the {what} {path} is not a token")
+    expires_at = jwt_time(text, "exp")
+    if expires_at is not None and expires_at < now - CLOCK_TOLERANCE:
+        raise TokenExpired(
+            f"the {what} {path} expired {span(now - expires_at)} ago: whatever writes this file must renew it"
+        )
+    return text
 
 
 def _algorithm(key: Any) -> str:

@@ -13,7 +13,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import Future
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from contextvars import Context, copy_context
 from typing import Any, Final
 from urllib.parse import quote, unquote, urlsplit
@@ -28,7 +28,7 @@ from refresher.common.secret import Secret
 from refresher.grants.outcome import Outcome
 from refresher.grants.record import Grant
 from refresher.oauth import connection_errors, networks, urls
-from refresher.oauth.client_authentication import build_request
+from refresher.oauth.client_authentication import build_request, client_assertion
 from refresher.oauth.proxies import build_proxy
 from refresher.oauth.tls import ssl_context
 from refresher.oauth.token_response import parse_token_response
@@ -125,6 +125,9 @@ def post(
     ``KeyboardInterrupt`` and the like.
     """
     secrets = (client.refresh_token, client.access_token, client.client_secret, *secrets)
+    if client.client_assertion_file is not None:
+        with suppress(ConfigError):  # the request finds out
+            secrets = (*secrets, Secret(client_assertion(client, clocks.now().wall)))
     result = PostResult(secrets)
     # Newest first: when writing fails, httpcore goes on to read and drops the first error.
     errors: list[BaseException] = []

@@ -20,9 +20,10 @@ __all__ = ["named_files", "ssl_context"]
 
 
 def named_files(client: Grant, ca_file: str | None) -> list[str]:
-    """Return the paths of the files that a request of ``client`` reads: its keys and certificates."""
+    """Return the paths of the files that a request of ``client`` reads: keys, certificates and assertions."""
     trusted = _trusted_file(ca_file) if client.token_endpoint.startswith("https:") else None
-    return [path for path in (client.private_key_file, client.client_cert, client.client_key, trusted) if path]
+    files = (client.private_key_file, client.client_assertion_file, client.client_cert, client.client_key, trusted)
+    return [path for path in (*files, *(() if client.assertion is None else client.assertion.files)) if path]
 
 
 def ssl_context(

@@ -26,6 +26,8 @@ from refresher.grants.outcome import (
     Unreadable,
 )
 from refresher.grants.record import Doubt, Grant
+from refresher.oauth import assertions
+from refresher.oauth.assertions import NOTHING, Presented
 from refresher.oauth.http_client import DEADLINE, PostResult, post
 from refresher.oauth.params import with_params
 
@@ -61,22 +63,38 @@ class Hooks(Protocol):
 
 
 def request_tokens(
-    grant: Grant, *, ca_file: str | None, hooks: Hooks, demanded: bool = False, deadline: float = DEADLINE
+    grant: Grant,
+    *,
+    ca_file: str | None,
+    hooks: Hooks,
+    demanded: bool = False,
+    deadline: float = DEADLINE,
+    presented: Presented = NOTHING,
 ) -> TokenRequestResult:
     """Use the refresh token of ``grant`` once, or twice if an answer was lost and the server allows a replay.
 
     ``demanded``: an agent reports that the access token is refused, so there is no valid token to protect or to wait
-    for. Returns within ``deadline`` seconds of running time. Raises only ``KeyboardInterrupt`` and the like.
+    for. ``presented``: the tokens of others that a grant with an assertion needs. Returns within ``deadline`` seconds
+    of running time. Raises only ``KeyboardInterrupt`` and the like.
     """
     if not grant.renewable:
         return TokenRequestResult(outcome=_not_renewable(grant, demanded=demanded))
+    if presented.problem is not None:
+        return TokenRequestResult(outcome=presented.problem)
     ends = time.monotonic() + deadline
+    if presented.provider is not None:
+        minted = assertions.mint(
+            grant, presented, ca_file=ca_file, timeout=deadline / 2, before_first_byte=hooks.before_first_byte
+        )
+        if minted.outcome is not None:
+            return TokenRequestResult(outcome=minted.outcome, sent=minted.sent)
+        presented, deadline = Presented(subject=minted.assertion), ends - time.monotonic()
     replay = policy.replay_allowed(grant, clocks.now())
-    first = _send(grant, ca_file, hooks, demanded, deadline / 2 if replay else deadline)
+    first = _send(grant, ca_file, hooks, demanded, deadline / 2 if replay else deadline, presented)
     if first.sent is None:
         return first
     if server_behavior.refuses_client_id(grant, first.outcome):
-        return _without_client_id(grant, first, ca_file, hooks, demanded, ends)
+        return _without_client_id(grant, first, ca_file, hooks, demanded, ends, presented)
     if not isinstance(first.outcome, Lost):
         return first
     refused = isinstance(first.outcome, ResourceRefused) and server_behavior.sends_resource(grant)
@@ -91,7 +109,7 @@ def request_tokens(
     remaining = ends - time.monotonic()
     if remaining < _MIN_REPLAY_TIME or not allowed:
         return first
-    second = _send(doubtful, ca_file, hooks, demanded, remaining)
+    second = _send(doubtful, ca_file, hooks, demanded, remaining, presented)
     # If the second answer settles nothing, the first outcome counts; an unreadable one is reported, as it was saved.
     settles = isinstance(second.outcome, TokensIssued | GrantRejected | Unreadable)
     return msgspec.structs.replace(
@@ -103,7 +121,13 @@ def request_tokens(
 
 
 def _without_client_id(
-    grant: Grant, first: TokenRequestResult, ca_file: str | None, hooks: Hooks, demanded: bool, ends: float
+    grant: Grant,
+    first: TokenRequestResult,
+    ca_file: str | None,
+    hooks: Hooks,
+    demanded: bool,
+    ends: float,
+    presented: Presented,
 ) -> TokenRequestResult:
     """Send the request again without ``client_id``, unless a live access token could be revoked (I1)."""
     # Servers check the client before they spend the refresh token, but this one may not.
@@ -113,7 +137,7 @@ def _without_client_id(
     remaining = ends - time.monotonic()
     if protected or remaining < _MIN_REPLAY_TIME:
         return first
-    second = _send(without, ca_file, hooks, demanded, remaining)
+    second = _send(without, ca_file, hooks, demanded, remaining, presented)
     issued = isinstance(second.outcome, TokensIssued)
     if isinstance(second.outcome, TokensIssued | GrantRejected | Lost):
         # A rejection can come from the first request, so what was known before it still counts.
@@ -121,7 +145,9 @@ def _without_client_id(
     return first
 
 
-def _send(grant: Grant, ca_file: str | None, hooks: Hooks, demanded: bool, timeout: float) -> TokenRequestResult:
+def _send(
+    grant: Grant, ca_file: str | None, hooks: Hooks, demanded: bool, timeout: float, presented: Presented
+) -> TokenRequestResult:
     def before_first_byte() -> None:
         # Resolving and connecting take time: the grace period may have ended since the decision to replay.
         if policy.protected_until(grant, clocks.now(), demanded=demanded) is not None:
@@ -131,14 +157,15 @@ def _send(grant: Grant, ca_file: str | None, hooks: Hooks, demanded: bool, timeo
     result = post(
         grant,
         grant.token_endpoint,
-        _fields(grant),
+        _fields(grant, presented),
         ca_file=ca_file,
         timeout=timeout,
+        secrets=presented.secrets,
         before_first_byte=before_first_byte,
     )
     body = Secret(bytes(result.body).decode("latin-1"))
     try:
-        outcome = _outcome(grant, result, demanded=demanded)
+        outcome = _outcome(grant, presented, result, demanded=demanded)
     except Exception:  # noqa: BLE001  a bug here must not lose the only copy of a token
         outcome = Unreadable(description="refresher could not process the answer; please report this", body=body)
     # Only a refresh token can be spent.
@@ -157,7 +184,7 @@ def _send(grant: Grant, ca_file: str | None, hooks: Hooks, demanded: bool, timeo
     )
 
 
-def _outcome(grant: Grant, result: PostResult, *, demanded: bool) -> Outcome:
+def _outcome(grant: Grant, presented: Presented, result: PostResult, *, demanded: bool) -> Outcome:
     if result.certificate_refused and result.status is None:
         # In TLS 1.3 this error arrives after the request was sent, but the server has not read the request.
         return ClientRejected(
@@ -173,7 +200,7 @@ def _outcome(grant: Grant, result: PostResult, *, demanded: bool) -> Outcome:
     if isinstance(outcome, GrantRejected) and policy.may_be_too_early(grant, result.sent_at):
         # A demand can be false, and must not end a valid grant: the answer only counts as a refusal.
         return TooEarly(code=outcome.code, description=outcome.description, refusal=demanded)
-    return outcome
+    return assertions.judged(grant, presented, outcome)
 
 
 def _not_renewable(grant: Grant, *, demanded: bool) -> Outcome:
@@ -184,8 +211,10 @@ def _not_renewable(grant: Grant, *, demanded: bool) -> Outcome:
     return GrantRejected(code="no_refresh_token", description=f"{_NO_REFRESH_TOKEN}, and its access token has expired")
 
 
-def _fields(grant: Grant) -> dict[str, str]:
-    if grant.refresh_token is None:
+def _fields(grant: Grant, presented: Presented) -> dict[str, str]:
+    if grant.assertion is not None:
+        fields = assertions.fields_of(grant.assertion, presented)
+    elif grant.refresh_token is None:
         fields = {"grant_type": "client_credentials"}
     else:
         fields = {"grant_type": "refresh_token", "refresh_token": grant.refresh_token.reveal()}

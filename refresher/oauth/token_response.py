@@ -167,6 +167,7 @@ def _tokens(fields: dict[str, Any], now: float, skew: float) -> TokensIssued | N
         refresh_token_expires_in=refresh_token_lifetime(refresh or "", now + skew, *map(fields.get, _LIFETIME_KEYS)),
         # An unreadable one must not lose the other tokens.
         id_token=Secret(identity) if is_token(identity := fields.get("id_token")) else None,
+        issued_token_type=issued if isinstance(issued := fields.get("issued_token_type"), str) else None,
         clock_skew=skew,
     )
 

@@ -19,6 +19,7 @@ from refresher.grants.record import Grant, Moved, Stored, with_spent
 from refresher.grants.token_file import left_out
 from refresher.oauth import urls
 from refresher.operations import names
+from refresher.operations.cycles import cycle, find_cycle
 from refresher.operations.events import Emit, change_of_state, emitting, happened, ignore, recoveries
 from refresher.storage.store import Held, Store
 
@@ -78,6 +79,13 @@ def store_grant(
             f"{origin} is not https: the access token crosses the network in the clear"
             for origin in imported.origins
             if origin.startswith("http:") and not urls.is_loopback(urlsplit(origin).hostname or "")
+        ]
+        if (source := find_cycle(store, imported)) is not None:
+            raise ImportRefused(cycle(name, source))
+        warnings += [
+            f"there is no grant {source} yet, and {name} needs its token"
+            for source in (() if imported.assertion is None else imported.assertion.sources)
+            if not exists(store, source)
         ]
         warnings += _compare(store, imported, just_issued=just_issued)
         if trouble is not None:

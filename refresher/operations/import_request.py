@@ -16,6 +16,7 @@ from refresher.common.clocks import Moment
 from refresher.common.errors import ConfigError, ImportRefused
 from refresher.common.secret import Secret
 from refresher.grants import accounts, refresh_life
+from refresher.grants.assertion import GRANT_TYPES, Assertion, foreign_audience
 from refresher.grants.encoding import decode_secret
 from refresher.grants.record import NO_RECORD, AuthMethod, Grant, Params, hidden
 from refresher.grants.tokens import (
@@ -29,12 +30,15 @@ from refresher.grants.tokens import (
 )
 from refresher.oauth import urls
 from refresher.oauth.params import RESERVED_IN_RENEWALS, are_renewal_params
+from refresher.operations.import_assertion import KEYS, assertion_in, grant_type_of
 from shim._token import is_name
 
 __all__ = ["ImportRequest", "check_files", "check_name", "fingerprint_in", "parse"]
 
 log = logging.getLogger(__name__)
 
+_FILES: Final = ("private_key_file", "client_assertion_file", "client_cert", "client_key")
+_GRANT_TYPES: Final = ("refresh_token", "client_credentials", *GRANT_TYPES)
 _SECRET_METHODS: Final = ("client_secret_basic", "client_secret_post")
 _TLS_METHODS: Final = ("tls_client_auth", "self_signed_tls_client_auth")
 _METHODS: Final = get_args(AuthMethod)
@@ -73,7 +77,7 @@ class ImportRequest(msgspec.Struct, frozen=True, kw_only=True):
     """The JSON that ``import`` accepts; it ignores keys that cannot be a mistake."""
 
     token_endpoint: str
-    client_id: str
+    client_id: str | None = None
     refresh_token: Secret | None = None
     grant_type: str = "refresh_token"
     server_url: str | None = None
@@ -82,6 +86,18 @@ class ImportRequest(msgspec.Struct, frozen=True, kw_only=True):
     token_endpoint_auth_method: str | None = None
     private_key_file: str | None = None
     private_key_id: str | None = None
+    client_assertion_file: str | None = None
+    assertion_file: str | None = None
+    assertion_grant: str | None = None
+    subject_file: str | None = None
+    subject_grant: str | None = None
+    subject_token_type: str | None = None
+    actor_file: str | None = None
+    actor_grant: str | None = None
+    actor_token_type: str | None = None
+    audience: str | None = None
+    requested_token_type: str | None = None
+    idp: str | None = None
     token_endpoint_auth_signing_alg: str | None = None
     client_cert: str | None = None
     client_key: str | None = None
@@ -158,8 +174,10 @@ def parse(name: str, data: bytes, now: Moment) -> Grant:
         if (address := getattr(request, key)) is not None:
             _url(urls.check_endpoint, key, address)
     fields = {key: getattr(request, key) for key in _SHARED}
-    fields |= {key: _path(fields[key]) for key in ("private_key_file", "client_cert", "client_key")}
+    fields |= {key: _path(fields[key]) for key in _FILES}
     fields |= {
+        "client_id": _client_id(request),
+        "assertion": _assertion(request),
         "token_endpoint": _url(urls.check_endpoint, "token_endpoint", request.token_endpoint),
         "expires_at": _expires_at(request, now),
         "token_endpoint_auth_method": _method(request),
@@ -220,31 +238,53 @@ def _url(check: Callable[[str], str], key: str, value: str) -> str:
 
 def _method(request: ImportRequest) -> AuthMethod:
     """Return the client authentication method: the given one, or the one for the given credentials."""
-    if (request.grant_type == "refresh_token") != (request.refresh_token is not None):
-        raise ImportRefused('give a refresh_token, or grant_type "client_credentials" without one')
-    if request.grant_type not in ("refresh_token", "client_credentials"):
-        raise ImportRefused("grant_type must be 'refresh_token' or 'client_credentials'")
+    grant_type = grant_type_of(request.grant_type)
+    if grant_type not in _GRANT_TYPES:
+        raise ImportRefused(f"grant_type must be one of {', '.join(_GRANT_TYPES)}")
+    if (grant_type == "refresh_token") != (request.refresh_token is not None):
+        raise ImportRefused('give a refresh_token, or another grant_type, such as "client_credentials", without one')
     if request.client_secret is not None:
         possible: tuple[str, ...] = _SECRET_METHODS
-    elif request.private_key_file is not None:
+    elif request.private_key_file is not None or request.client_assertion_file is not None:
         possible = ("private_key_jwt",)
     else:
         possible = ("none",) if request.client_cert is None else (*_TLS_METHODS, "none")
     method = request.token_endpoint_auth_method or possible[0]
     if method not in _METHODS:
         raise ImportRefused(f"token_endpoint_auth_method must be one of {', '.join(_METHODS)}")
-    if method not in possible or (request.client_secret is not None and request.private_key_file is not None):
+    proofs = (request.client_secret, request.private_key_file, request.client_assertion_file)
+    if method not in possible or sum(proof is not None for proof in proofs) > 1:
         raise ImportRefused(
-            "token_endpoint_auth_method must match the given credentials: client_secret, private_key_file, or "
-            "client_cert (with client_key); 'none' is for a client without credentials"
+            "token_endpoint_auth_method must match the given credentials: client_secret, private_key_file, "
+            "client_assertion_file, or client_cert (with client_key); 'none' is for a client without credentials"
         )
     if request.client_key is not None and request.client_cert is None:
         raise ImportRefused("client_key requires a client_cert")
     if request.private_key_file is None and (request.private_key_id or request.token_endpoint_auth_signing_alg):
         raise ImportRefused("private_key_id and token_endpoint_auth_signing_alg require a private_key_file")
-    if request.refresh_token is None and method == "none":
+    if grant_type == "client_credentials" and method == "none":
         raise ImportRefused("client_credentials requires client authentication (RFC 6749 section 4.4)")
     return cast("AuthMethod", method)
+
+
+def _client_id(request: ImportRequest) -> str:
+    """Return the client; an assertion can be enough for the server to know it (RFC 7521 section 4.1)."""
+    is_known = request.client_assertion_file is not None or grant_type_of(request.grant_type) in GRANT_TYPES
+    if request.client_id is None and (request.client_secret is not None or not is_known):
+        raise ImportRefused("client_id is missing")
+    if request.client_id is None and request.private_key_file is not None:
+        raise ImportRefused("private_key_file needs a client_id")
+    return request.client_id or ""
+
+
+def _assertion(request: ImportRequest) -> Assertion | None:
+    grant_type = grant_type_of(request.grant_type)
+    given = {key: value for key in KEYS if (value := getattr(request, key)) is not None}
+    if grant_type in GRANT_TYPES:
+        return assertion_in(given, grant_type, issuer=request.issuer, absolute=_path)
+    if given:
+        raise ImportRefused(f"{', '.join(given)}: only for grant_type {' and '.join(GRANT_TYPES)}")
+    return None
 
 
 def _refresh_params(params: dict[str, str]) -> Params:
@@ -269,6 +309,24 @@ def check_files(grant: Grant, now: float, ca_file: str | None = None) -> None:
             from refresher.oauth.client_authentication import client_assertion
 
             client_assertion(grant, now)
+        if grant.client_assertion_file is not None:
+            from refresher.oauth.client_authentication import token_in
+
+            token_in(grant.client_assertion_file, "client assertion", now)
+        for path in () if grant.assertion is None else grant.assertion.files:
+            from refresher.oauth.client_authentication import token_in
+
+            token = token_in(path, "assertion", now)
+            is_assertion = grant.assertion is not None and grant.assertion.grant_type == "jwt_bearer"
+            audience = foreign_audience(token, (grant.token_endpoint, grant.issuer)) if is_assertion else None
+            if audience is not None:
+                log.warning(
+                    "%s: warning: the audience of the assertion %s is %s: most servers require %s",
+                    grant.name,
+                    path,
+                    audience,
+                    grant.token_endpoint,
+                )
         if grant.client_cert is not None:
             from refresher.oauth.tls import ssl_context  # imports ssl, so only if it is needed
 

@@ -1,6 +1,7 @@
 """Inspect grants without their locks: what is on the disk, and what has to be done."""
 
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 
 import msgspec
 
@@ -9,12 +10,13 @@ from refresher.common.errors import GrantFileError
 from refresher.grants import policy, refresh_life
 from refresher.grants.policy import Decision, Rotate
 from refresher.grants.record import Grant, Moved, Record
+from refresher.grants.sources import is_renewed
 from refresher.oauth import urls
 from refresher.operations.names import gone
 from refresher.operations.names import unknown as unknown_name
 from refresher.storage import records
 from refresher.storage.demands import Demands
-from refresher.storage.directories import Listing
+from refresher.storage.directories import Directories, Listing
 from refresher.storage.publishing import Publisher
 from refresher.storage.store import Store
 
@@ -73,7 +75,14 @@ def inspect(
         generations = demands.of(name, current)
         demanded = publisher.is_demanded(record, generations, current)
         decided = any(each not in current for each in generations) or (demanded and record.dead)
-    decision = policy.decide(record, now, demanded=demanded, force=force, horizon=horizon)
+    decision = policy.decide(
+        record,
+        now,
+        demanded=demanded,
+        force=force,
+        horizon=horizon,
+        renewed=is_renewed(record, _sources(publisher.directories, record)),
+    )
     needs_lock = (
         unfinished
         or stale
@@ -92,6 +101,17 @@ def inspect(
         unfinished=unfinished,
         demanded=generations,
     )
+
+
+def _sources(directories: Directories, grant: Grant) -> dict[str, Grant | None]:
+    """Return the grants whose tokens ``grant`` needs."""
+    found: dict[str, Grant | None] = {}
+    for name in () if grant.assertion is None else grant.assertion.sources:
+        found[name] = None
+        with suppress(GrantFileError):
+            record = records.load(directories, name).record
+            found[name] = record if isinstance(record, Grant) else None
+    return found
 
 
 def server_of(grant: Grant) -> str:

@@ -61,6 +61,8 @@ class Resting:
             return
         if decision.reason != "not_due" or decision.until is None or not grant.renewable:
             return
+        if grant.assertion is not None and grant.assertion.sources:
+            return  # it needs something too when they change
         if grant.client_cert is not None or refresh_life.next_end(grant, self._now) is not None:
             return
         if (grant.failure, grant.doubt, grant.token_rejected, grant.not_before, grant.login_ends_at) == (None,) * 5:

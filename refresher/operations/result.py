@@ -1,5 +1,6 @@
 """The result of a run for one grant, and the exit code of a run."""
 
+import re
 from collections.abc import Iterable
 from typing import Final, Literal, assert_never
 
@@ -17,6 +18,7 @@ __all__ = [
     "ResultCode",
     "certificate_ends",
     "exit_code",
+    "is_denied",
     "login_ends",
     "new_client_command",
     "repair_command",
@@ -51,6 +53,8 @@ EXIT_CODES: Final[dict[ResultCode, int]] = {
     "invalid_grant_file": 2,
     "interrupted": 130,
 }
+
+_ASK: Final = "no login helps: ask those who run the identity provider"
 
 _MOST_SERIOUS_FIRST: Final = (130, 3, 5, 2, 4, 6)
 
@@ -146,14 +150,18 @@ def _explain(grant: Grant, rest: Wait) -> str:
             return f"the server issued no refresh token; in {wait}, {_what_to_do(grant)}"
         case "not_due":
             return _not_due(wait)
+        case "reauthorization_required" if is_denied(grant):
+            return f"{_last_error(grant)}; {_ASK}; next attempt in {wait}"
+        case "reauthorization_required" if _login_of_source(grant) is not None:
+            return _last_error(grant)  # it names the login
         case "reauthorization_required":
             return f"{_last_error(grant)}; {_what_to_do(grant)}"
         case "transient" | "client_rejected" | "too_early" if policy.needs_person(grant):
             times = "twice" if grant.refusals == 2 else f"{grant.refusals} times"
-            return (
-                f"{_last_error(grant)}; the server refused {times} in a row: {_what_to_do(grant)}, with "
-                f"a client that the server accepts; next attempt in {wait}"
-            )
+            mend = f"{_what_to_do(grant)}, with a client that the server accepts"
+            if grant.assertion is not None:
+                mend = "check the assertion and the client with those who run the server"
+            return f"{_last_error(grant)}; the server refused {times} in a row: {mend}; next attempt in {wait}"
         case "in_doubt":
             use = "" if not policy.has_access_token(grant) else "the access token stays in use until it expires; "
             return f"{_last_error(grant)}; the refresh token may be spent; {use}next attempt in {wait}"
@@ -180,8 +188,29 @@ def _what_to_do(grant: Grant) -> str:
 
 
 def repair_command(grant: Grant) -> str:
-    """Return the command that replaces the grant by a new login or import."""
+    """Return the command that replaces the grant by a new login or import, or brings it back in another way."""
+    if is_denied(grant):
+        return f"refresher run-once {grant.name} --force"
+    if (login := _login_of_source(grant)) is not None:
+        return login
     return _login_again(grant) if grant.login is not None or _may_log_in(grant) else _import_again(grant)
+
+
+def is_denied(grant: Grant) -> bool:
+    """Whether an administrator does not allow the grant: no login helps."""
+    return grant.assertion is not None and grant.dead and _code(grant) == "access_denied"
+
+
+def _login_of_source(grant: Grant) -> str | None:
+    """Return the command that brings back the grant whose token ``grant`` needs, if that is the cause."""
+    if _code(grant) != "source_reauthorization_required":
+        return None
+    named = re.search(r"'(refresher login [^']+)'", _last_error(grant))
+    return None if named is None else named[1]
+
+
+def _code(grant: Grant) -> str:
+    return "" if grant.failure is None else grant.failure.code
 
 
 def new_client_command(grant: Grant) -> str:

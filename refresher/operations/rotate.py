@@ -21,15 +21,17 @@ from refresher.grants.outcome import GrantRejected, ResourceRefused, TokensIssue
 from refresher.grants.policy import Rotate, Wait
 from refresher.grants.record import Grant, Record, Stored
 from refresher.grants.token_file import left_out
-from refresher.oauth import tls
 from refresher.oauth.http_client import DEADLINE
 from refresher.oauth.token_request import TokenRequestResult, request_tokens
+from refresher.operations import sources
+from refresher.operations.cycles import MAX_DEPTH
 from refresher.operations.events import Emit, Event, change_of_state, emitting, happened, ignore, recoveries
 from refresher.operations.inspection import Inspection
 from refresher.operations.result import EXIT_CODES, Result, ResultCode, login_ends
+from refresher.operations.sources import NO_SUPPLY, Supply
 from refresher.storage.store import WAIT, Demanded, Held, Store
 
-__all__ = ["Order", "Terms", "read_files_of", "rotate"]
+__all__ = ["Order", "Terms", "read_files_of", "rotate", "rotate_sources"]
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +77,8 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
     """The names whose refresh token this process has sent, and whose answer it has not saved yet."""
     emit: Emit = ignore
     """Takes what happened, after the lock is released."""
+    feeding: tuple[str, ...] = ()
+    """The names that wait for this rotation, because they need its token."""
 
 
 def rotate(store: Store, order: Order, terms: Terms) -> Result | None:
@@ -93,14 +97,15 @@ def _rotate(store: Store, order: Order, terms: Terms, events: list[Event]) -> Re
         events.append(happened(name, "failed", detail, outcome=outcome))
         return Result(name, outcome, None, detail)
 
-    began = time.monotonic()
     try:
         store.prepare()
-        with (
-            read_files_of(store, name, terms.ca_file),
-            store.held(name, stopping=terms.stopping, wait=terms.lock_wait) as held,
-        ):
-            return _Rotation(held, order, terms, events, time.monotonic() - began).run()
+        seen = _unheld(store, name)
+        rotate_sources(store, seen, terms)
+        began = time.monotonic()
+        with _files_read(store, seen, terms.ca_file):
+            supply = _supply(store, seen)
+            with store.held(name, stopping=terms.stopping, wait=terms.lock_wait) as held:
+                return _Rotation(held, order, terms, events, time.monotonic() - began, supply).run()
     except LockBusy as busy:
         return _adopted_meanwhile(store, order) or fail("lock_busy", str(busy))
     except GrantFileError as error:
@@ -121,11 +126,46 @@ def read_files_of(store: Store, name: str, ca_file: str | None) -> AbstractConte
 
     A mount that does not answer must not make other processes wait.
     """
+    return _files_read(store, _unheld(store, name), ca_file)
+
+
+def _files_read(store: Store, grant: Grant | None, ca_file: str | None) -> AbstractContextManager[None]:
+    return read_ahead(() if grant is None else sources.files_of(store, grant, ca_file))
+
+
+def _unheld(store: Store, name: str) -> Grant | None:
     try:
         record = store.load(name).record
     except GrantFileError:
-        record = None  # reported when it is held, after the recovery
-    return read_ahead(tls.named_files(record, ca_file) if isinstance(record, Grant) else ())
+        return None  # reported when it is held, after the recovery
+    return record if isinstance(record, Grant) else None
+
+
+def rotate_sources(store: Store, grant: Grant | None, terms: Terms) -> None:
+    """Rotate the grants whose tokens ``grant`` needs, if they are due, before ``grant`` is held."""
+    if grant is None or grant.name in terms.feeding or len(terms.feeding) > MAX_DEPTH:
+        return
+    for source in sources.orders(store, grant, clocks.now()):
+        if terms.stopping():
+            return
+        result = rotate(
+            store,
+            Order(name=source.name, seen=source.seen, force=source.force),
+            msgspec.structs.replace(terms, feeding=(*terms.feeding, grant.name)),
+        )
+        if result is not None:
+            log.info("%s: %s: %s (needed by %s)", result.name, result.outcome, result.detail, grant.name)
+
+
+def _supply(store: Store, seen: Grant | None) -> Callable[[Grant], Supply]:
+    """Read what a grant presents, as it is not held yet; return what gives it to the grant that is then held."""
+    supply = NO_SUPPLY if seen is None else sources.supply_of(store, seen, clocks.now())
+
+    def given(grant: Grant) -> Supply:
+        is_same = seen is not None and seen.grant_id == grant.grant_id
+        return supply if is_same else sources.supply_of(store, grant, clocks.now())
+
+    return given
 
 
 def _adopted_meanwhile(store: Store, order: Order) -> Result | None:
@@ -148,6 +188,8 @@ class _Rotation(NamedTuple):
     """What has happened so far."""
     waited: float
     """Seconds for the lock, with what is read before it."""
+    supply: Callable[[Grant], Supply]
+    """Returns what the grant presents."""
 
     def run(self) -> Result | None:
         """Recover, decide, exchange if that is the decision, and publish."""
@@ -158,6 +200,7 @@ class _Rotation(NamedTuple):
         grant = stored.record
         adopted = grant.generation > self.order.seen
         demands = self.held.demanded(grant, self.order.demanded)
+        supply = self.supply(grant)
         decision = policy.decide(
             grant,
             clocks.now(),
@@ -165,6 +208,7 @@ class _Rotation(NamedTuple):
             # A token that another process has just fetched is new enough for a caller that waited for the lock.
             force=self.order.force and not adopted,
             horizon=0.0 if adopted else self.order.horizon,
+            renewed=supply.renewed,
         )
         if isinstance(decision, Wait):
             stale = demands.needs_newer or self.held.is_stale(grant)
@@ -183,6 +227,7 @@ class _Rotation(NamedTuple):
         changed, seconds, is_ours = self._exchange(
             stored,
             grant,
+            supply,
             # After a restored backup, readers must not get a generation that they have seen.
             generation=max(grant.generation, demands.current.stop - 1) + 1,
             demanded=demands.counts,
@@ -215,6 +260,7 @@ class _Rotation(NamedTuple):
         self,
         stored: Stored,
         grant: Grant,
+        supply: Supply,
         *,
         generation: int,
         demanded: bool,
@@ -228,11 +274,17 @@ class _Rotation(NamedTuple):
         attempt = self.held.begin(stored, grant, partial(self.terms.sent.add, grant.name))
         began = time.monotonic()
         exchanged = request_tokens(
-            grant, ca_file=self.terms.ca_file, hooks=attempt, demanded=demanded, deadline=self.terms.deadline
+            grant,
+            ca_file=self.terms.ca_file,
+            hooks=attempt,
+            demanded=demanded,
+            deadline=self.terms.deadline,
+            presented=supply.presented,
         )
         seconds = time.monotonic() - began
         try:
             changed = _after(grant, exchanged, demanded=demanded, generation=generation, forced=forced, reason=reason)
+            changed = sources.noted(changed, supply, renewed=isinstance(exchanged.outcome, TokensIssued))
         except Exception:
             # A bug must not lose the only copy of a token: the intent stays, and the answer is kept.
             if exchanged.raw is not None:

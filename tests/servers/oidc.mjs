@@ -11,7 +11,9 @@
 // the client "jwt" proves itself. For logins: refreshTokens and registration (false: there are none), deny (true: no
 // consent, whatever the person answers), auto (true: the pages press their own first button), documents (the metadata of
 // clients by its https address; it is not fetched), and of the device flow deviceInterval (null: not told) and deviceTtl
-// (seconds).
+// (seconds). For assertions (RFC 7523): trusted, a list of {issuer, jwks}, whose tokens the client "workload" can present.
+// Token exchange (RFC 8693) is for the client "public": an access token of this server for another one, or an id_token of
+// this server for an identity assertion, unless its audience is in denied.
 
 import { createHash, generateKeyPairSync } from 'node:crypto';
 import { createServer } from 'node:http';
@@ -26,11 +28,16 @@ import { pages } from './pages.mjs';
 console.info = console.warn = () => {};
 // The provider is written for Node 22; this is the only thing it uses here that Node 20 lacks.
 URL.parse ??= (url, base) => (URL.canParse(url, base) ? new URL(url, base) : null);
-const { default: Provider } = await import('oidc-provider');
+const { default: Provider, errors } = await import('oidc-provider');
+const { SignJWT, createLocalJWKSet, importJWK, jwtVerify } = await import('jose');
 
 const SCOPES = ['openid', 'offline_access', 'mcp:read', 'mcp:write'];
 const ACCOUNT = 'test-user';
 const MONTH = 30 * 24 * 3600;
+
+const JWT_BEARER = 'urn:ietf:params:oauth:grant-type:jwt-bearer';
+const TOKEN_EXCHANGE = 'urn:ietf:params:oauth:grant-type:token-exchange';
+const ID_JAG = 'urn:ietf:params:oauth:token-type:id-jag';
 
 // The provider's own memory adapter forgets everything but the last 1000 entries.
 class MapAdapter {
@@ -60,6 +67,7 @@ async function start({ secrets, config: changes = {} }) {
   const config = {
     accessTokenTtl: 3600, refreshTokenTtl: 86400, delayMs: 0,
     refreshTokens: true, registration: true, deny: false, auto: false, documents: {}, deviceInterval: 1, deviceTtl: 600,
+    trusted: [], denied: [],
     ...changes,
   };
   for (const id of ['basic', 'post', 'inspector']) {
@@ -70,7 +78,10 @@ async function start({ secrets, config: changes = {} }) {
     client_id,
     client_secret: secrets[client_id],
     token_endpoint_auth_method,
-    grant_types: ['authorization_code', 'refresh_token', 'urn:ietf:params:oauth:grant-type:device_code'],
+    grant_types: [
+      'authorization_code', 'refresh_token', 'urn:ietf:params:oauth:grant-type:device_code',
+      ...(client_id === 'public' ? [TOKEN_EXCHANGE] : []),
+    ],
     response_types: ['code'],
     application_type: 'native', // any port of the loopback redirect (RFC 8252 section 7.3)
     redirect_uris: ['http://127.0.0.1/callback'],
@@ -82,6 +93,8 @@ async function start({ secrets, config: changes = {} }) {
     server.once('error', reject).listen(0, '127.0.0.1', resolve);
   });
   const issuer = `http://127.0.0.1:${server.address().port}`;
+
+  const signing = { ...generateKeyPairSync('ec', { namedCurve: 'P-256' }).privateKey.export({ format: 'jwk' }), alg: 'ES256' };
 
   const provider = new Provider(issuer, {
     adapter: MapAdapter,
@@ -95,11 +108,12 @@ async function start({ secrets, config: changes = {} }) {
         ...client('machine', 'client_secret_basic'), client_secret: secrets.basic,
         grant_types: ['client_credentials'], response_types: [], redirect_uris: [],
       },
+      {
+        ...client('workload', 'none'), grant_types: [JWT_BEARER], response_types: [], redirect_uris: [],
+      },
     ],
     clientDefaults: { id_token_signed_response_alg: 'ES256' },
-    jwks: {
-      keys: [generateKeyPairSync('ec', { namedCurve: 'P-256' }).privateKey.export({ format: 'jwk' })],
-    },
+    jwks: { keys: [signing] },
     scopes: SCOPES,
     findAccount: (ctx, sub) => ({ accountId: sub, claims: () => ({ sub }) }),
     rotateRefreshToken: true, // and a spent refresh token that comes back revokes its whole family
@@ -130,6 +144,53 @@ async function start({ secrets, config: changes = {} }) {
       },
     },
   });
+  async function issue(ctx, accountId, gty) {
+    const { client: owner } = ctx.oidc;
+    const grant = new provider.Grant({ accountId, clientId: owner.clientId });
+    grant.addOIDCScope('openid');
+    const token = new provider.AccessToken({ accountId, client: owner, grantId: await grant.save(), gty, scope: 'openid' });
+    ctx.body = { access_token: await token.save(), expires_in: token.expiration, token_type: token.tokenType };
+  }
+
+  // The provider has no such grants of its own. It checks the client, and these check the token as the RFCs say.
+  provider.registerGrantType(JWT_BEARER, async (ctx) => {
+    const audience = [issuer, `${issuer}${tokenPath}`];
+    for (const { issuer: trusted, jwks } of config.trusted) {
+      const verified = await jwtVerify(ctx.oidc.params.assertion, createLocalJWKSet(jwks), { issuer: trusted, audience })
+        .catch(() => null);
+      if (verified) return issue(ctx, verified.payload.sub, JWT_BEARER);
+    }
+    throw new errors.InvalidGrant('the assertion is not valid');
+  }, ['assertion', 'scope', 'resource']);
+
+  provider.registerGrantType(TOKEN_EXCHANGE, async (ctx) => {
+    const { params, client: owner } = ctx.oidc;
+    if (params.requested_token_type !== ID_JAG) {
+      const subject = await provider.AccessToken.find(params.subject_token);
+      if (!subject) throw new errors.InvalidRequest('the subject token is not valid');
+      await issue(ctx, subject.accountId, TOKEN_EXCHANGE);
+      ctx.body.issued_token_type = 'urn:ietf:params:oauth:token-type:access_token';
+      return;
+    }
+    if (config.denied.includes(params.audience)) throw new errors.AccessDenied('the policy does not allow it');
+    const key = await importJWK(signing, 'ES256');
+    const { d, ...own } = signing;
+    const { payload } = await jwtVerify(params.subject_token, await importJWK(own, 'ES256'), {
+      issuer, audience: owner.clientId,
+    }).catch(() => { throw new errors.InvalidGrant('the id_token is not valid'); });
+    ctx.body = {
+      access_token: await new SignJWT({ client_id: 'workload', resource: params.resource })
+        .setProtectedHeader({ alg: 'ES256', typ: 'oauth-id-jag+jwt' })
+        .setIssuer(issuer).setSubject(payload.sub).setAudience(params.audience)
+        .setIssuedAt().setExpirationTime('5m').setJti(crypto.randomUUID())
+        .sign(key),
+      issued_token_type: ID_JAG,
+      token_type: 'N_A',
+      expires_in: 300,
+    };
+  }, ['audience', 'resource', 'scope', 'requested_token_type', 'subject_token', 'subject_token_type', 'actor_token',
+    'actor_token_type']);
+
   provider.on('server_error', (ctx, error) => console.error(error));
   provider.on('error', (error) => console.error(error));
   for (const id of Object.keys(secrets)) await provider.Client.find(id); // throws now at a secret it refuses

@@ -49,18 +49,42 @@ def main() -> None:
 def login(command: list[str], home: Path, context: dict[str, str], scope: str | None) -> None:
     """Log in as a person would."""
     options = ["--no-verify", "--client-metadata", _METADATA]
-    if "client_id" in context:
+    environment = {"HOME": str(home), **{name: os.environ[name] for name in ("PATH", "BROWSER")}}
+    if "valid_jwt" in context:
+        workload = home / "workload"
+        workload.write_text(context["valid_jwt"])
+        options += ["--jwt-bearer", str(workload), "--client-id", context["client_id"]]
+    elif "client_id" in context:
         kind = "private-key-file" if "private_key_pem" in context else "client-secret-file"
         secret = home / kind
         secret.write_text(context.get("private_key_pem") or context["client_secret"])
         options += ["--client-id", context["client_id"], f"--{kind}", str(secret)]
+    if "idp_id_token" in context:
+        # The login at the company. The suite gives only its id_token; the other tokens are never sent.
+        company = {
+            "token_endpoint": context["idp_token_endpoint"],
+            "issuer": context["idp_issuer"],
+            "client_id": context["idp_client_id"],
+            "id_token": context["idp_id_token"],
+            "refresh_token": "unused",
+            "access_token": "unused",
+            "expires_in": 3600,
+            "server_url": context["idp_issuer"],
+        }
+        subprocess.run(
+            [*command[: command.index("login")], "import", "company", "--if-absent", "--from", "-"],
+            input=json.dumps(company).encode(),
+            env=environment,
+            check=True,
+        )
+        options += ["--enterprise", "company"]
     if "client-credentials" in os.environ["MCP_CONFORMANCE_SCENARIO"]:
         options += ["--client-credentials"]
     if scope is not None:
         options += ["--scope", scope]
     subprocess.run(
         [*command, *options],
-        env={"HOME": str(home), **{name: os.environ[name] for name in ("PATH", "BROWSER")}},
+        env=environment,
         check=True,
     )
 

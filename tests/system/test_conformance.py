@@ -9,15 +9,15 @@ from tests.support import conformance
 from tests.support.browser import as_browser
 from tests.support.warm import start, stub
 
-MACHINES = ("auth/client-credentials-jwt", "auth/client-credentials-basic")
+MACHINES = (
+    "auth/client-credentials-jwt",
+    "auth/client-credentials-basic",
+    "auth/enterprise-managed-authorization",
+    "auth/wif-jwt-bearer",
+)
 CLIENT = stub("tests.support.conforming", shlex.join(stub("refresher")))
 
 NOT_SUPPORTED = {
-    # SEP-990, an extension: an ID token of the enterprise is exchanged for an assertion (RFC 8693), and that for an
-    # access token (RFC 7523). Neither exchange issues a refresh token.
-    "auth/enterprise-managed-authorization": {"complete-flow-token-exchange", "complete-flow-jwt-bearer"},
-    # The same for workload identity.
-    "auth/wif-jwt-bearer": {"wif-assertion-verified"},
     # Tokens that are bound to a key (RFC 9449): agents read only the token, and would need the key too.
     "auth/dpop": {
         "sep-1932-client-token-request-proof",

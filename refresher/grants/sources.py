@@ -1,0 +1,61 @@
+"""What a grant with an assertion takes from its sources, the other grants whose tokens it needs. Pure."""
+
+from collections.abc import Mapping
+from typing import Final
+
+from refresher.common.clocks import Moment
+from refresher.grants.assertion import ID_TOKEN
+from refresher.grants.record import Grant
+
+__all__ = ["SOURCE_CODES", "Sources", "id_token_has_expired", "is_renewed", "may_bring_id_token", "needs_id_token"]
+
+SOURCE_CODES: Final = ("source_missing", "source_failing", "source_reauthorization_required", "source_cycle")
+"""The error codes of a grant whose source is the cause."""
+
+Sources = Mapping[str, Grant | None]
+"""The sources of a grant, by NAME; ``None`` for one that does not exist or cannot be read."""
+
+_ABOUT_TO_EXPIRE: Final = 30.0
+"""Seconds: an ``id_token`` that is valid for less time may expire on its way."""
+
+
+def is_renewed(grant: Grant, sources: Sources) -> bool:
+    """Whether a source has a newer token than the one that ``grant`` was made from, or is valid again."""
+    assertion, failure = grant.assertion, grant.failure
+    if assertion is None or not sources:
+        return False
+    noted = assertion.source_generations or (-1,) * len(sources)
+    pairs = list(zip(sources.values(), noted, strict=False))
+    if failure is not None:
+        # Each attempt notes them, also one that failed.
+        if failure.code == "source_failing" and any(each is not None and each.dead for each, _ in pairs):
+            return True  # the next attempt says which login helps
+        is_cause = failure.code in SOURCE_CODES
+        return is_cause and any(each is not None and not each.dead and each.generation > seen for each, seen in pairs)
+    if grant.dead or assertion.idp is not None or not assertion.source_generations:
+        return False  # the access token of another server does not depend on an id_token that it was made from
+    return any(each is not None and each.generation > seen for each, seen in pairs)
+
+
+def needs_id_token(grant: Grant, name: str) -> bool:
+    """Whether ``grant`` needs the ``id_token`` of its source ``name``."""
+    tokens = () if grant.assertion is None else grant.assertion.tokens
+    return any(token.grant == name and token.token_type == ID_TOKEN for token in tokens)
+
+
+def id_token_has_expired(source: Grant, now: Moment, *, margin: float = 0.0) -> bool:
+    """Whether the ``id_token`` of ``source`` is valid for ``margin`` seconds at most."""
+    return source.id_token_expires_at is not None and source.id_token_expires_at - now.wall <= margin
+
+
+def may_bring_id_token(source: Grant, now: Moment) -> bool:
+    """Whether the ``id_token`` of ``source`` has expired, or will at once, and a refresh can bring another.
+
+    It cannot if one since then brought none.
+    """
+    expires_at = source.id_token_expires_at
+    if source.id_token is None or expires_at is None:
+        return False
+    tried = source.last_rotation_at is not None and source.last_rotation_at >= expires_at - _ABOUT_TO_EXPIRE
+    can_refresh = source.renewable and source.refresh_token is not None and not source.dead
+    return id_token_has_expired(source, now, margin=_ABOUT_TO_EXPIRE) and can_refresh and not tried

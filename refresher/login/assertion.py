@@ -1,0 +1,95 @@
+"""A login without a person: the access token comes from a token of somebody else (RFC 7523)."""
+
+import msgspec
+
+from refresher.common import clocks
+from refresher.common.errors import ConfigError, LoginRefused, NeedsPerson, RefresherError, ServerAway
+from refresher.common.reading import read_ahead
+from refresher.config import Settings
+from refresher.grants.assertion import ID_JAG, ID_TOKEN, JWT, Assertion, TokenSource
+from refresher.grants.outcome import Ambiguous, GrantRejected, NotSent, Outcome, TokensIssued, describe
+from refresher.grants.record import Grant
+from refresher.login.discovery import Server
+from refresher.login.http_client import Connections
+from refresher.login.options import LoginOptions
+from refresher.login.token_request import is_temporary, new_grant
+from refresher.oauth.assertions import mint
+from refresher.oauth.http_client import DEADLINE
+from refresher.oauth.token_request import request_tokens
+from refresher.operations import sources
+from refresher.operations.events import Emit
+from refresher.operations.rotate import Terms, rotate_sources
+
+__all__ = ["assertion_of", "request_with_assertion"]
+
+
+def assertion_of(options: LoginOptions, server: Server) -> Assertion | None:
+    """Return whose token a login presents; ``None`` for a login of another way. Raises ``ConfigError``."""
+    match options.way:
+        case "jwt_bearer" if options.assertion_file is not None:
+            subject = TokenSource(file=options.assertion_file, token_type=JWT)
+            return Assertion(grant_type="jwt_bearer", subject=subject)
+        case "enterprise" if options.idp is not None:
+            if server.issuer is None:
+                raise ConfigError("the server names no issuer, for which the identity assertion must be: give --issuer")
+            subject = TokenSource(grant=options.idp, token_type=ID_TOKEN)
+            return Assertion(
+                grant_type="jwt_bearer", subject=subject, audience=server.issuer, requested_token_type=ID_JAG
+            )
+    return None
+
+
+def request_with_assertion(draft: Grant, settings: Settings, connections: Connections, emit: Emit) -> Grant:
+    """Return ``draft`` with an access token; its sources are rotated first, if they are due.
+
+    Raises ``NeedsPerson``, ``LoginRefused`` and ``ServerAway``.
+    """
+    store = settings.open_store()
+    terms = Terms(ca_file=settings.ca_file, stopping=lambda: False, emit=emit)
+    rotate_sources(store, draft, terms)
+    with read_ahead(sources.files_of(store, draft, settings.ca_file)):
+        supply = sources.supply_of(store, draft, clocks.now())
+        presented = supply.presented
+        if presented.problem is not None:
+            raise _error(presented.problem)
+        provider = presented.provider
+        minted = mint(draft, presented, ca_file=settings.ca_file, timeout=DEADLINE)
+        if minted.outcome is not None:
+            raise _error(minted.outcome)
+        presented = presented._replace(subject=minted.assertion, provider=None)
+        with connections.to(draft.token_endpoint):
+            result = request_tokens(draft, ca_file=settings.ca_file, hooks=_NothingSpent(), presented=presented)
+    if not isinstance(result.outcome, TokensIssued):
+        raise _error(result.outcome)
+    accepted = msgspec.structs.replace(
+        draft,
+        resource_refused=draft.resource_refused or result.resource_refused,
+        omits_client_id=draft.omits_client_id or result.client_id_refused,
+        account=None if provider is None else provider.account,
+    )
+    grant = new_grant(accepted, result.outcome, result.sent or clocks.now())
+    return sources.noted(grant, supply, renewed=True)
+
+
+class _NothingSpent:
+    """What a login does at the critical points of a request: nothing, as it sends no refresh token."""
+
+    def before_first_byte(self) -> None:
+        """Send it."""
+
+    def keep_answer(self, answer: bytes, at: float) -> str:
+        """Keep nothing: the next login gets another token."""
+        del answer, at
+        return "it is not kept"
+
+
+def _error(outcome: Outcome) -> RefresherError:
+    """Return the error of a login; what it says names what helps."""
+    text = f"{describe(outcome)}; nothing was changed"
+    if isinstance(outcome, GrantRejected):
+        return NeedsPerson(text)
+    if isinstance(outcome, NotSent) and outcome.code != NotSent(description="").code:
+        return LoginRefused(text)
+    if isinstance(outcome, NotSent | Ambiguous) or is_temporary(outcome):
+        return ServerAway(f"{text}. Log in again later")
+    return LoginRefused(f"{text}. Check the assertion, --client-id and --scope with those who run the server")

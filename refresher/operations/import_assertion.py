@@ -1,0 +1,104 @@
+"""The part of an import that says from whose token an access token is obtained (RFC 7523, RFC 8693)."""
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from refresher.common.errors import ImportRefused
+from refresher.grants.assertion import (
+    ACCESS_TOKEN,
+    GRANT_TYPES,
+    ID_JAG,
+    ID_TOKEN,
+    JWT,
+    TOKEN_TYPE,
+    Assertion,
+    AssertionGrantType,
+    TokenSource,
+)
+from refresher.grants.tokens import is_token
+from shim._token import is_name
+
+__all__ = ["KEYS", "assertion_in", "grant_type_of"]
+
+KEYS: Final = (
+    *("assertion_file", "assertion_grant", "subject_file", "subject_grant", "subject_token_type"),
+    *("actor_file", "actor_grant", "actor_token_type", "audience", "requested_token_type", "idp"),
+)
+"""The keys of an import that are about an assertion."""
+
+_EXCHANGE_KEYS: Final = frozenset(KEYS) - {"assertion_file", "assertion_grant", "idp", "audience"}
+
+
+def grant_type_of(given: str) -> str:
+    """Return the short name of a grant type that can be the ``urn:`` of its RFC."""
+    return next((name for name, uri in GRANT_TYPES.items() if uri == given), given)
+
+
+def assertion_in(
+    given: Mapping[str, str],
+    grant_type: AssertionGrantType,
+    *,
+    issuer: str | None,
+    absolute: Callable[[str | None], str | None],
+) -> Assertion:
+    """Return what ``given``, some of ``KEYS``, says; ``absolute`` makes a path absolute. Raises ``ImportRefused``."""
+    for key, value in given.items():
+        if not key.endswith("_file") and not is_token(value):
+            raise ImportRefused(f"{key} must be printable ASCII and not empty")
+        if (key.endswith("_grant") or key == "idp") and not is_name(value):
+            raise ImportRefused(f"{key} must be the NAME of another grant")
+    if grant_type == "jwt_bearer":
+        if wrong := sorted(given.keys() & _EXCHANGE_KEYS):
+            raise ImportRefused(f"{', '.join(wrong)}: only for grant_type token_exchange")
+        return _jwt_bearer(given, issuer, absolute)
+    if wrong := sorted(given.keys() & {"assertion_file", "assertion_grant", "idp"}):
+        raise ImportRefused(f"{', '.join(wrong)}: only for grant_type jwt_bearer")
+    subject = _source(given, "subject", absolute)
+    if subject is None:
+        raise ImportRefused("token_exchange needs a subject_file or a subject_grant")
+    requested = given.get("requested_token_type")
+    return Assertion(
+        grant_type=grant_type,
+        subject=subject,
+        actor=_source(given, "actor", absolute),
+        audience=given.get("audience"),
+        requested_token_type=None if requested is None else _token_type(requested),
+    )
+
+
+def _jwt_bearer(
+    given: Mapping[str, str], issuer: str | None, absolute: Callable[[str | None], str | None]
+) -> Assertion:
+    """Return an assertion from a file or a grant, or from the identity provider."""
+    if len(given.keys() & {"assertion_file", "assertion_grant", "idp"}) != 1:
+        raise ImportRefused("jwt_bearer needs an assertion_file, an assertion_grant or an idp: one of them")
+    if (idp := given.get("idp")) is not None:
+        audience = given.get("audience", issuer)
+        if audience is None:
+            raise ImportRefused("idp needs the issuer of the authorization server, for which the assertion is")
+        subject = TokenSource(grant=idp, token_type=ID_TOKEN)
+        return Assertion(grant_type="jwt_bearer", subject=subject, audience=audience, requested_token_type=ID_JAG)
+    if "audience" in given:
+        raise ImportRefused("audience: only for grant_type token_exchange, and with idp")
+    if (path := absolute(given.get("assertion_file"))) is not None:
+        return Assertion(grant_type="jwt_bearer", subject=TokenSource(file=path, token_type=JWT))
+    return Assertion(
+        grant_type="jwt_bearer", subject=TokenSource(grant=given["assertion_grant"], token_type=ACCESS_TOKEN)
+    )
+
+
+def _source(given: Mapping[str, str], who: str, absolute: Callable[[str | None], str | None]) -> TokenSource | None:
+    path, grant = absolute(given.get(f"{who}_file")), given.get(f"{who}_grant")
+    if path is not None and grant is not None:
+        raise ImportRefused(f"give {who}_file or {who}_grant, not both")
+    if path is None and grant is None:
+        if f"{who}_token_type" in given:
+            raise ImportRefused(f"{who}_token_type needs a {who}_file or a {who}_grant")
+        return None
+    usual = JWT if grant is None else ACCESS_TOKEN
+    return TokenSource(file=path, grant=grant, token_type=_token_type(given.get(f"{who}_token_type", usual)))
+
+
+def _token_type(given: str) -> str:
+    """Return the URI of a token type (RFC 8693 section 3), of which the last part is enough."""
+    return given if ":" in given else f"{TOKEN_TYPE}{given}"

@@ -1,0 +1,199 @@
+"""What a grant with an assertion needs of others: the tokens in files, and the tokens of other grants.
+
+A source is another grant. It is rotated first, if it is due, in a whole transaction of its own: its lock is released
+before that of the grant is taken. So no lock is held across two exchanges, and grants that need each other cannot wait
+for each other.
+"""
+
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from refresher.common.clocks import Moment
+from refresher.common.errors import GrantFileError, RefresherError
+from refresher.common.secret import Secret
+from refresher.grants import policy
+from refresher.grants.assertion import ID_TOKEN, TokenSource
+from refresher.grants.outcome import GrantRejected, NotSent
+from refresher.grants.policy import Rotate
+from refresher.grants.record import Grant
+from refresher.grants.sources import Sources, id_token_has_expired, is_renewed, may_bring_id_token, needs_id_token
+from refresher.oauth import tls
+from refresher.oauth.assertions import NOTHING, Presented
+from refresher.oauth.client_authentication import TokenExpired, TokenMissing, client_assertion, token_in
+from refresher.operations.cycles import cycle, find_cycle
+from refresher.storage.store import Store
+
+__all__ = [
+    "NO_SUPPLY",
+    "SourceOrder",
+    "Supply",
+    "files_of",
+    "noted",
+    "orders",
+    "supply_of",
+]
+
+_RECHECK: Final = 300.0
+"""Seconds after which a source that needs a person is looked at again, if nothing reports that it has changed."""
+
+
+class SourceOrder(NamedTuple):
+    """A source that is rotated first; ``force``: also if its access token is not due."""
+
+    name: str
+    seen: int
+    force: bool
+
+
+class Supply(NamedTuple):
+    """What a rotation presents, and what it notes of its sources."""
+
+    presented: Presented = NOTHING
+    generations: tuple[int, ...] = ()
+    due_at: float | None = None
+    renewed: bool = False
+    """Whether a source has a new token, or is valid again."""
+
+
+NO_SUPPLY: Final = Supply()
+
+
+def _sources_of(store: Store, grant: Grant) -> dict[str, Grant | None]:
+    """Return the grants that ``grant`` needs, read without their locks; ``None`` for one that cannot be read."""
+    names = () if grant.assertion is None else grant.assertion.sources
+    found: dict[str, Grant | None] = {}
+    for name in names:
+        try:
+            record = store.load(name).record
+        except GrantFileError:
+            record = None
+        found[name] = record if isinstance(record, Grant) else None
+    return found
+
+
+def files_of(store: Store, grant: Grant, ca_file: str | None) -> list[str]:
+    """Return the paths of the files that a rotation of ``grant`` reads, also at its identity provider."""
+    names = tls.named_files(grant, ca_file)
+    if grant.assertion is not None and grant.assertion.idp is not None:
+        for source in _sources_of(store, grant).values():
+            names += [] if source is None else tls.named_files(source, ca_file)
+    return names
+
+
+def orders(store: Store, grant: Grant, now: Moment) -> list[SourceOrder]:
+    """Return the sources of ``grant`` that must be rotated before it, as far as they can be."""
+    due = []
+    for name, source in _sources_of(store, grant).items():
+        if source is None or source.dead:
+            continue
+        if isinstance(policy.decide(source, now, renewed=is_renewed(source, _sources_of(store, source))), Rotate):
+            due.append(SourceOrder(name, source.generation, force=False))
+        elif needs_id_token(grant, name) and may_bring_id_token(source, now):
+            due.append(SourceOrder(name, source.generation, force=True))
+    return due
+
+
+def supply_of(store: Store, grant: Grant, now: Moment) -> Supply:
+    """Return what ``grant`` presents, read anew; ``presented.problem`` says why there is nothing to present."""
+    presented, sources = NOTHING, _sources_of(store, grant)
+    try:
+        _require_no_cycle(store, grant)
+        if grant.client_assertion_file is not None:
+            client_assertion(grant, now.wall)
+        if (assertion := grant.assertion) is not None:
+            subject = _token(assertion.subject, sources, now)
+            actor = None if assertion.actor is None else _token(assertion.actor, sources, now)
+            presented = Presented(subject, actor, None if assertion.idp is None else sources[assertion.idp])
+    except _NoToken as reason:
+        presented = Presented(problem=reason.outcome)
+    except TokenExpired as error:
+        presented = Presented(problem=NotSent(code="assertion_expired", description=str(error)))
+    except TokenMissing as error:
+        presented = Presented(problem=NotSent(code="assertion_missing", description=str(error)))
+    if not sources:
+        return Supply(presented)
+    known = [source for source in sources.values() if source is not None]
+    next_due = min((policy.due_at(source) for source in known), default=now.wall)
+    is_exchanged = grant.assertion is not None and grant.assertion.idp is not None
+    return Supply(
+        presented,
+        tuple(-1 if source is None else source.generation for source in sources.values()),
+        # A server's token that was made from an id_token does not depend on it any more.
+        None if is_exchanged or next_due <= now.wall else next_due,
+        is_renewed(grant, sources),
+    )
+
+
+def noted(grant: Grant, supply: Supply, *, renewed: bool) -> Grant:
+    """Return ``grant`` after an attempt with ``supply``; ``renewed``: its access token was made from it."""
+    if grant.assertion is None or not supply.generations:
+        return grant
+    changes: dict[str, Any] = {"source_generations": supply.generations} | (
+        {"source_due_at": supply.due_at} if renewed else {}
+    )
+    return msgspec.structs.replace(grant, assertion=msgspec.structs.replace(grant.assertion, **changes))
+
+
+def _require_no_cycle(store: Store, grant: Grant) -> None:
+    if (name := find_cycle(store, grant)) is not None:
+        raise _NoToken(NotSent(code="source_cycle", description=cycle(grant.name, name)))
+
+
+class _NoToken(RefresherError):
+    """A source has no token that can be presented now."""
+
+    def __init__(self, outcome: NotSent | GrantRejected) -> None:
+        super().__init__(outcome.description)
+        self.outcome = outcome
+
+
+def _token(source: TokenSource, sources: Sources, now: Moment) -> Secret:
+    """Return the token that a source has now. Raises ``_NoToken``, ``TokenMissing`` and ``TokenExpired``."""
+    if source.file is not None:
+        return Secret(token_in(source.file, "assertion", now.wall))
+    name = source.grant or ""
+    grant = sources.get(name)
+    if grant is None:
+        text = f"its source {name} does not exist, or its record cannot be read: 'refresher login {name} URL'"
+        raise _NoToken(NotSent(code="source_missing", description=text))
+    if source.token_type == ID_TOKEN:
+        return _id_token(grant, now)
+    if grant.access_token is None or policy.remaining_lifetime(grant, now) <= 0:
+        raise _unavailable(grant, "has no valid access token")
+    return grant.access_token
+
+
+def _id_token(grant: Grant, now: Moment) -> Secret:
+    if grant.id_token is None:
+        text = (
+            f"its source {grant.name} has no id_token: log in again with 'refresher login {grant.name} --scope openid'"
+        )
+        raise _NoToken(_needs_login(text))
+    if not id_token_has_expired(grant, now):
+        return grant.id_token
+    if not grant.dead and grant.failure is None and not may_bring_id_token(grant, now):
+        text = (
+            f"the id_token of its source {grant.name} has expired, and a refresh brings no other: log in again with "
+            f"'refresher login {grant.name}', which brings back every grant that needs it"
+        )
+        raise _NoToken(_needs_login(text))
+    raise _unavailable(grant, "has no valid id_token")
+
+
+def _unavailable(source: Grant, what: str) -> "_NoToken":
+    """Return the error for a source without a token: it needs a person, or is on its way."""
+    why = "" if source.failure is None else f": {source.failure.description}"
+    if source.dead and source.failure is not None and source.failure.code == "source_reauthorization_required":
+        return _NoToken(_needs_login(f"its source {source.name} has no token{why}"))
+    if not source.dead:
+        return _NoToken(NotSent(code="source_failing", description=f"its source {source.name} {what} now{why}"))
+    text = (
+        f"its source {source.name} needs a new login{why}. 'refresher login {source.name}' brings back every grant "
+        "that needs it"
+    )
+    return _NoToken(_needs_login(text))
+
+
+def _needs_login(text: str) -> GrantRejected:
+    return GrantRejected(code="source_reauthorization_required", description=text, retry_after=_RECHECK)

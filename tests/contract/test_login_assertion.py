@@ -1,0 +1,163 @@
+"""Logins that need no person at the server: ``login --jwt-bearer`` and ``login --enterprise``, as a person sees them."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from refresher.grants.record import Login
+from tests.support.assertion_server import AssertionServer, Issuer
+from tests.support.command import Command
+from tests.support.vault import Vault
+
+
+@pytest.fixture
+def issuer() -> Issuer:
+    """Whoever puts tokens into files."""
+    return Issuer()
+
+
+@pytest.fixture
+def company(vault: Vault) -> Iterator[AssertionServer]:
+    """The identity provider of a company."""
+    with AssertionServer() as made:
+        yield made
+    vault.learn(*made.issued)
+
+
+@pytest.fixture
+def server(company: AssertionServer, issuer: Issuer, vault: Vault) -> Iterator[AssertionServer]:
+    """An MCP server and its authorization server, which trusts both."""
+    with AssertionServer(company.own, issuer) as made:
+        yield made
+    vault.learn(*made.issued)
+
+
+@pytest.fixture
+def path(tmp_path: Path, vault: Vault) -> Iterator[Path]:
+    """Where the token of the workload is; the search for secrets comes after it."""
+    yield tmp_path / "token"
+    (tmp_path / "token").unlink(missing_ok=True)
+
+
+def one_line(stderr: str) -> str:
+    """Return the last line of the log, without its time."""
+    return stderr.strip().splitlines()[-1].partition("refresher: ")[2]
+
+
+def test_a_workload_logs_in_and_its_login_can_be_repeated(
+    refresher: Command, server: AssertionServer, issuer: Issuer, path: Path, vault: Vault
+) -> None:
+    """If it failed, a workload would need a client or a person, or would have to be set up again each time."""
+    first = issuer.write(path, server.token_endpoint)
+    done = refresher("login", "work", server.mcp, "--jwt-bearer", str(path), "--no-verify")
+    assert (done.code, done.stdout.partition(";")[0]) == (0, "logged in: work (generation 0)"), done.stderr
+    second = issuer.write(path, server.token_endpoint)
+    vault.learn(first, second)
+    assert refresher("login", "work", "--no-verify").code == 0
+    assert [(fields["assertion"], fields["resource"]) for fields in server.requests] == [
+        (first, server.mcp),
+        (second, server.mcp),
+    ]
+    assert not any("client_id" in fields for fields in server.requests)
+    assert refresher("run-once", "--force", "--json").outcome == "rotated"
+    login = refresher.grant("work").login
+    assert isinstance(login, Login)
+    assert login.way == "jwt_bearer"
+
+
+@pytest.mark.parametrize(
+    ("audience", "lifetime", "words"),
+    [
+        (None, 0.0, "cannot read the assertion {}: No such file or directory"),
+        ("{server}/token", -3600.0, "the assertion {} expired 60 min ago: whatever writes this file must renew it"),
+        (
+            "https://other.example",
+            600.0,
+            "the server does not accept the assertion in {}, whose audience is https://other.example: most servers "
+            "require",
+        ),
+    ],
+    ids=["missing", "expired", "other audience"],
+)
+def test_an_assertion_that_does_not_help_ends_the_login_with_one_line(
+    refresher: Command,
+    server: AssertionServer,
+    issuer: Issuer,
+    path: Path,
+    audience: str | None,
+    lifetime: float,
+    words: str,
+) -> None:
+    """If it failed, a login in a pod would open a browser or wait for a person, or would not say what is wrong."""
+    if audience is not None:
+        issuer.write(path, audience.format(server=server.url), lifetime=lifetime)
+    done = refresher("login", "work", server.mcp, "--jwt-bearer", str(path), "--no-verify")
+    assert (done.code, done.stdout) == (2, "")
+    assert words.format(path) in one_line(done.stderr)
+    assert not refresher.directories.record("work").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--jwt-bearer", "token", "--device"), "--jwt-bearer is a way of login by itself"),
+        (("--enterprise", "company", "--browser"), "--enterprise is a way of login by itself"),
+        (("--enterprise", "No Name"), "--enterprise needs the NAME"),
+        (("--enterprise", "company"), "--enterprise needs the --client-id"),
+        (("--enterprise", "work", "--client-id", "x"), "needs work itself"),
+        (("--enterprise", "company", "--client-id", "x"), "its source company does not exist"),
+        (("--auth-method", "private_key_jwt", "--client-id", "x"), "--private-key-file or --client-assertion-file"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_options_that_cannot_work_are_named(
+    refresher: Command, server: AssertionServer, options: tuple[str, ...], words: str
+) -> None:
+    """If it failed, a login would take one of two ways that a person gave, or fail without a reason."""
+    done = refresher("login", "work", server.mcp, "--no-verify", *options)
+    assert done.code == 2
+    assert words in one_line(done.stderr)
+
+
+def test_one_login_at_the_company_is_enough(
+    refresher: Command, company: AssertionServer, server: AssertionServer
+) -> None:
+    """If it failed, a person would log in at each server, or a denial would look like a login that has ended."""
+    refresher.import_grant("company", company.person())
+    enterprise = ("login", "saas", server.mcp, "--enterprise", "company", "--client-id", "at-server", "--no-verify")
+    done = refresher(*enterprise)
+    assert (done.code, done.stdout.partition(";")[0]) == (0, "logged in: saas for alice (generation 0)"), done.stderr
+    assert refresher("login", "saas", "--no-verify").code == 0
+    company.answer = lambda fields: (400, {"error": "access_denied"}) if "audience" in fields else None
+    denied = refresher("login", "saas", "--no-verify")
+    assert denied.code == 3
+    assert one_line(denied.stderr).startswith("blocked by an administrator: the identity provider company answered")
+    assert refresher.grant("saas").generation == 1, "a login that fails changes nothing"
+    run = refresher("run-once", "saas", "--force", "--json")
+    assert (run.code, run.outcome) == (3, "reauthorization_required")
+    status = refresher("status").stdout
+    assert "blocked by an administrator" in status
+    doctor = " ".join(refresher("doctor", "--offline").stdout.split())
+    assert "ask those who run the identity provider, then 'refresher run-once saas --force'" in doctor
+    assert refresher("run-once", "--json").results["saas"]["outcome"] == "reauthorization_required"
+    assert len(company.asked("token_exchange")) == 4
+
+
+def test_the_end_of_the_login_at_the_company_is_shown_at_each_grant(
+    refresher: Command, company: AssertionServer, server: AssertionServer
+) -> None:
+    """If it failed, a person would log in at a server although only the login at the company helps."""
+    refresher.import_grant("company", company.person(id_token=company.own.token("company", lifetime=-10.0)))
+    refresher.import_grant("saas", server.managed("company"))
+    company.dead = True
+    run = refresher("run-once", "--json")
+    assert run.code == 3
+    words = "'refresher login company' brings back every grant that needs it"
+    assert words in run.results["saas"]["detail"]
+    assert words in refresher("status", "saas").stdout
+    doctor = " ".join(refresher("doctor", "saas", "--offline").stdout.split())
+    assert "Mend: refresher login company" in doctor
+    token = refresher("token", "saas", "--wait", "0s")
+    assert token.code == 3
+    assert words in one_line(token.stderr)
