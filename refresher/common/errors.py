@@ -81,7 +81,7 @@ class KeyUnavailable(GrantFileError):
 
 
 class StorageError(RefresherError, exit_code=4):
-    """The disk failed before a refresh token was used."""
+    """A disk or a database failed before a refresh token was used, or before an outcome without a new one was saved."""
 
 
 class ServerAway(RefresherError, exit_code=4):

@@ -36,7 +36,7 @@ from refresher.storage import startup_checks
 if TYPE_CHECKING:
     from refresher.storage.postgres.postgres_store import PostgresStore
 
-__all__ = ["DatabaseDaemon"]
+__all__ = ["DatabaseDaemon", "Keeper"]
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ class _Claimer:
         self._store.give_back()
 
 
-class _Keeper:
+class Keeper:
     """Notes once a second that this refresher is alive, and stores the spills of this host, in a thread of its own."""
 
     def __init__(self, store: "PostgresStore") -> None:
@@ -129,9 +129,9 @@ class _Keeper:
                         "the database was promoted, or restored: grants that may have been rotated since its last "
                         "commit are in doubt until their access token expires"
                     )
-                self._store.release_again()
                 for problem in self._store.commit_spills():
                     said.log("", problem, logging.ERROR, problem)
+                self._store.release_again()
                 self.problem, pause = None, _BEAT_INTERVAL
             except RefresherError as error:
                 self.problem, pause = str(error), min(2 * pause, _LONGEST_BEAT_PAUSE)
@@ -162,7 +162,7 @@ class DatabaseDaemon:
         self._supervision = Supervision()
         self._settings = configure()
         self._store = self._settings.open_database()
-        self._keeper: _Keeper | None = None
+        self._keeper: Keeper | None = None
         endpoint = self._supervision.endpoint
         endpoint.store = lambda: self._store
         observers.add(counts := Counts())
@@ -179,7 +179,7 @@ class DatabaseDaemon:
         Raises ``ConfigError`` and ``DirectoryError`` at the start.
         """
         self._apply(self._settings, "")
-        self._keeper = _Keeper(self._store)
+        self._keeper = Keeper(self._store)
         self._mirror.start()
         self._schedule.start()
         try:

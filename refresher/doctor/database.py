@@ -61,9 +61,10 @@ def judge_server(server: ServerFacts) -> Iterator[Finding]:
     if server.logs_parameters:
         yield found(
             "database_log",
-            f"{place} writes the parameters of statements into its log",
+            f"{place} can write the parameters of statements into its log",
             f"as a superuser: ALTER ROLE {server.role} SET log_parameter_max_length = 0; "
-            f"ALTER ROLE {server.role} SET log_parameter_max_length_on_error = 0",
+            f"ALTER ROLE {server.role} SET log_parameter_max_length_on_error = 0; then start refresher again, "
+            "and delete the logs that exist",
         )
     if server.recovering:
         yield found("database_read_only", f"{place} is a standby")

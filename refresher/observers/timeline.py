@@ -81,7 +81,9 @@ class _Missing:
         """Return the line that generations up to that of ``event`` are missing; ``None`` if there are all."""
         if event.generation is None or event.kind == "demanded":
             return None
-        latest = self._latest.get(event.name, event.generation)
+        # Those of another store are in the histories there.
+        known = event.kind != "moved"
+        latest = self._latest.get(event.name, event.generation) if known else event.generation
         self._latest[event.name] = max(latest, event.generation)
         lost = [number for number in range(latest + 1, event.generation + 1) if (event.name, number) not in self._made]
         if not lost:

@@ -22,7 +22,7 @@ from refresher.common import clocks
 from refresher.common.errors import ImportRefused, StorageError
 from refresher.grants.record import MAX_SPENT, NO_RECORD, Grant, Moved, Record, Stored, Tombstone, with_spent
 from refresher.operations import names
-from refresher.operations.events import Emit, emitting, happened, ignore, recoveries
+from refresher.operations.events import Emit, Event, emitting, happened, ignore, recoveries
 from refresher.operations.import_grant import require_unshared
 from refresher.storage.file_store import FileStore
 from refresher.storage.store import Held, Store
@@ -62,10 +62,7 @@ def move(source: Store, target: Store, name: str, *, stopping: Callable[[], bool
         arriving = stack.enter_context(target.held(name, stopping=stopping))
         there = arriving.recover(unfinished=True, report=report)
         if isinstance(grant, Moved):
-            completed = _complete(grant, arriving, there)
-            if completed == "completed":
-                events.append(happened(name, "moved", f"to {place_of(target)}", generation=grant.generation))
-            return completed
+            return _complete(grant, arriving, there, events, f"to {place_of(target)}")
         copy = _copy_of(grant, there.record, source, target)
         require_unshared(target, copy)
         arrives = Moved(
@@ -82,10 +79,7 @@ def move(source: Store, target: Store, name: str, *, stopping: Callable[[], bool
         spent = grant.spent if grant.refresh_token is None else with_spent(grant.spent, grant.refresh_token)
         left = msgspec.structs.replace(arrives, place=place_of(target), arriving=None, spent=spent)
         leaving.write(stored, left)
-        _activate(copy, arriving, there)
-        events.append(
-            happened(name, "moved", f"from {place_of(source)} to {place_of(target)}", generation=copy.generation)
-        )
+        _activate(copy, arriving, there, events, f"from {place_of(source)} to {place_of(target)}")
     return "moved"
 
 
@@ -94,19 +88,20 @@ def place_of(store: Store) -> str:
     return f"{store.place} on {socket.gethostname()}" if isinstance(store, FileStore) else store.place
 
 
-def _complete(left: Moved, arriving: Held, there: Stored) -> Outcome:
+def _complete(left: Moved, arriving: Held, there: Stored, events: list[Event], way: str) -> Outcome:
     """Make the copy of the move that ``left`` belongs to the grant, unless it is one."""
     record = there.record
     if isinstance(record, Moved) and record.arriving is not None and record.move_id == left.move_id:
-        _activate(record.arriving, arriving, there)
+        _activate(record.arriving, arriving, there, events, way)
         return "completed"
     if isinstance(record, Grant) and record.grant_id == left.grant_id and record.generation >= left.generation:
         return "there"
     raise names.moved(left)
 
 
-def _activate(copy: Grant, arriving: Held, there: Stored) -> None:
+def _activate(copy: Grant, arriving: Held, there: Stored, events: list[Event], way: str) -> None:
     arriving.write(there, copy)
+    events.append(happened(copy.name, "moved", way, generation=copy.generation))
     try:
         arriving.publish(copy)
     except StorageError as error:

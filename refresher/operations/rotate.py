@@ -237,9 +237,12 @@ class _Rotation(NamedTuple):
         )
         result = Result.after_exchange(grant, changed)
         if not is_ours:
-            # Another refresher has stored its answer meanwhile, and emits the event of that rotation.
-            adopted_meanwhile = msgspec.structs.replace(result, outcome="adopted")
-            return self._finish(changed, self._publish(changed, demands, adopted_meanwhile)[0])
+            # Another refresher holds the grant now, and emits the event of its rotation.
+            is_later = changed.generation > grant.generation
+            outcome: ResultCode = "adopted" if is_later else "lock_busy"
+            detail = result.detail if is_later else "another refresher has taken over this grant"
+            result = msgspec.structs.replace(result, outcome=outcome, detail=detail)
+            return self._finish(changed, self._publish(changed, demands, result)[0])
         result, _ = self._publish(changed, demands, result)
         self.events.append(
             happened(
@@ -269,7 +272,7 @@ class _Rotation(NamedTuple):
     ) -> tuple[Grant, float, bool]:
         """Begin, exchange, persist; nothing is logged from the request to the durable answer.
 
-        Return the grant after it, the seconds of the exchange alone, and whether the grant has the outcome of this one.
+        Return the grant after it, the seconds of the exchange alone, and whether the stored grant has its outcome.
         """
         attempt = self.held.begin(stored, grant, partial(self.terms.sent.add, grant.name))
         began = time.monotonic()
@@ -390,6 +393,7 @@ def _after(
 
 
 def _failed_at(grant: Grant) -> float | None:
+    """Return when the last exchange failed: no two attempts fail at one time, so it identifies the outcome."""
     return None if grant.failure is None else grant.failure.at
 
 

@@ -76,6 +76,7 @@ def run_once_in_database(
     with suppress(StorageError):  # the next run does the same
         mirror.publish(names)
         mirror.take_demands()
+    store.release_again()
     return results
 
 

@@ -66,7 +66,8 @@ class Attempt(Protocol):
         """Make ``record`` durable, and return the grant that is stored then.
 
         ``until_saved``: the record holds the only copy of a refresh token, so this returns only when it is saved
-        somewhere. Otherwise it raises ``StorageError`` if it cannot be saved: the next recovery finds a doubt.
+        somewhere. Otherwise it raises ``StorageError`` if it cannot be saved: the next recovery finds a doubt, if
+        anything was sent.
         """
 
     def keep_answer(self, answer: bytes, at: float) -> str:

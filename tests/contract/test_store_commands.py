@@ -249,6 +249,19 @@ def test_each_fault_of_a_server_is_a_finding(changed: dict[str, Any], expected: 
     assert [each.code for each in judge_server(GOOD._replace(**changed))] == expected
 
 
+@pytest.mark.parametrize(
+    "setting", ["log_statement = 'mod'", "log_min_duration_statement = 0", "log_transaction_sample_rate = 1"]
+)
+def test_a_server_that_logs_tokens_is_found(refresher: Command, url: str, setting: str) -> None:
+    """If it failed, a person would not learn that refresh tokens are in the log of the database."""
+    assert refresher("store", "init", environment={"REFRESHER_STORE": url}).code == 0
+    name = url.rpartition("/")[2]
+    for statement, found in ((setting, True), ("log_parameter_max_length = 0", False)):
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute(f"ALTER DATABASE {name} SET {statement}".encode())
+        assert ("database_log" in codes(refresher, url)[1]) is found
+
+
 def test_a_record_and_a_token_that_fit_nowhere_are_findings() -> None:
     """If it failed, what only a person can settle would be hidden among what refresher settles by itself."""
     assert [*judge_content(EMPTY)] == []

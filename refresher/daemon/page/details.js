@@ -12,6 +12,7 @@ const EVENTS = {
   demanded: 'An agent demanded a new token', rotated: 'New token', published: 'Token published again',
   recovered: 'An interrupted rotation was completed', login_ending: 'The login ends soon', logged_in: 'Logged in',
   imported: 'Imported', removed: 'Removed',
+  moved: 'Moved to another store',
 };
 
 export function drawDetails(details, row, at) {

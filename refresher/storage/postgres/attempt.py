@@ -11,7 +11,7 @@ from typing import Any, Final
 from psycopg import Cursor
 
 from refresher.common import clocks
-from refresher.common.errors import GrantFileError, ImportRefused, KeyUnavailable, LockBusy, StorageError
+from refresher.common.errors import GrantFileError, ImportRefused, KeyUnavailable, StorageError
 from refresher.grants.encoding import encode_kept
 from refresher.grants.envelope import StoreKeys
 from refresher.grants.record import Grant
@@ -27,6 +27,8 @@ __all__ = ["PostgresAttempt", "commit_spills", "read_clocks"]
 
 _SPILL_AFTER: Final = 2.0
 _LONGEST_PAUSE: Final = 10.0
+_ONLY_OURS: Final = 20.0
+"""Seconds after the begin of an attempt within which no other can have its lease."""
 
 log = logging.getLogger(__name__)
 
@@ -52,9 +54,10 @@ class PostgresAttempt:
         self._sent = Sent(lease.attempt, grant.name, grant.grant_id, grant.generation, grant.fingerprint())
         self._armed = self._spilled = False
         self._not_armed: leases.NotArmed | None = None
+        self._began = clocks.now().boottime
         self._spilling = threading.Lock()
         self.ended = False
-        """Whether the lease needs no release: it is settled, or the next holder settles it."""
+        """Whether the lease needs no release: it is settled, or a spill of this host will settle it."""
 
     def before_first_byte(self) -> None:
         """Arm the lease. Raises ``NotArmed``: then nothing may be sent."""
@@ -71,11 +74,10 @@ class PostgresAttempt:
         """Settle the attempt; a new token is spilled on this host if the database does not take it in 2 s.
 
         Return the grant that is stored then: another one if this outcome does not count any more. Raises
-        ``StorageError`` if nothing was sent because of the database, and ``LockBusy`` if another refresher had taken
-        over: that is no failure of the grant.
+        ``StorageError`` if nothing was sent because of the database: that is no failure of the grant.
         """
-        if self._not_armed is not None and not self._armed:
-            raise LockBusy(str(self._not_armed)) if self._not_armed.taken_over else self._not_armed
+        if self._not_armed is not None and not self._armed and not self._not_armed.taken_over:
+            raise self._not_armed
         watchdog = threading.Timer(_SPILL_AFTER, self._spill, (record,))
         if until_saved:
             watchdog.daemon = True
@@ -160,12 +162,19 @@ class PostgresAttempt:
         """Whether the refresh token may have been sent."""
         return self._armed
 
+    @property
+    def may_have_armed(self) -> bool:
+        """Whether the lease may be armed by this attempt alone, although it sent nothing."""
+        # Later, another may have had the lease, and a promotion may have lost it and armed it again.
+        recent = clocks.now().boottime - self._began < _ONLY_OURS
+        return recent and self._not_armed is not None and self._not_armed.may_be_armed and not self._armed
+
     def abandon(self) -> None:
-        """Do what ``close`` does."""
+        """Take nothing back: the release of the grant does."""
         self.close()
 
     def close(self) -> None:
-        """Leave the lease: when it ends, the grant is in doubt if it was armed."""
+        """Leave the lease: when it ends, the grant is in doubt if the refresh token may have been sent."""
         self._in_flight.pop(self._lease.attempt, None)
 
 

@@ -30,6 +30,7 @@ _SERVER: Final = """SELECT current_setting('server_version'), current_database()
     current_setting('fsync')::boolean, current_setting('full_page_writes')::boolean,
     current_setting('synchronous_standby_names'), (SELECT count(*) FROM pg_stat_replication),
     current_setting('log_parameter_max_length') <> '0' AND (current_setting('log_statement') IN ('mod', 'all')
+        OR current_setting('log_transaction_sample_rate')::float8 > 0
         OR current_setting('log_min_duration_statement') <> '-1' OR current_setting('log_min_duration_sample') <> '-1')
     OR current_setting('log_parameter_max_length_on_error') <> '0'"""
 

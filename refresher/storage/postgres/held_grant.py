@@ -29,7 +29,10 @@ _AFTER_FAULT: Final = 60.0
 """Seconds until a grant is looked at again whose record cannot be read."""
 
 _LEAST: Final = 1.0
+"""Seconds until the next attempt, at the least."""
+
 _AFTER_SLOW: Final = 5.0
+"""The same, after an attempt that sent nothing because of the database."""
 
 
 class HeldGrant:
@@ -239,12 +242,13 @@ class HeldGrant:
                 "DELETE FROM refresher.demand WHERE name = %s AND generation = ANY(%s)", (self._name, settled)
             )
 
-    def release(self) -> None:
-        """Give the lease back, unless an attempt has ended it or must be settled by the next holder.
+    def release(self, *, again: bool = False) -> None:
+        """Give the lease back; if the refresh token may have been sent, only let it end by itself.
 
-        Raises ``StorageError``: then try again.
+        ``again``: do not wait for a row that another process has locked. Raises ``StorageError``: then try again.
         """
-        if self._attempt is not None and self._attempt.ended:
+        attempt = self._attempt
+        if attempt is not None and attempt.ended:
             return
         delay: float | None = _AFTER_FAULT
         if self._recovered:
@@ -254,13 +258,14 @@ class HeldGrant:
                 # What is due and was not done here was interrupted, or the database was too slow for it.
                 delay = max(delay, _LEAST if self._attempt is None else _AFTER_SLOW)
         with self._database.transaction() as cursor:
-            leases.release(
-                cursor,
-                self._lease,
-                delay,
-                look=self._recovered and not self._demanded,
-                may_have_sent=self._attempt is not None and self._attempt.may_have_sent,
-            )
+            if again:
+                cursor.execute("SET LOCAL lock_timeout = '200ms'")
+            if attempt is not None and attempt.may_have_sent:
+                leases.leave(cursor, self._lease)
+                return
+            look = self._recovered and not self._demanded
+            armed = attempt is not None and attempt.may_have_armed
+            leases.release(cursor, self._lease, delay, look=look, armed=armed)
 
     def _require_lease(self, cursor: Cursor[Any]) -> None:
         cursor.execute(

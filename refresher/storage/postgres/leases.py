@@ -14,7 +14,7 @@ from refresher.common.errors import StorageError
 from refresher.storage.postgres.database import Database, UnknownOutcome
 from refresher.storage.postgres.moments import Clocks
 
-__all__ = ["COLUMNS", "EPOCH", "FREE", "OPENED", "Lease", "NotArmed", "arm", "claim", "lease_of", "release"]
+__all__ = ["COLUMNS", "EPOCH", "FREE", "OPENED", "Lease", "NotArmed", "arm", "claim", "lease_of", "leave", "release"]
 
 _OPEN: Final = 25
 _ARMED: Final = 30
@@ -65,7 +65,9 @@ _RELEASE: Final = """UPDATE refresher.lease l SET attempt = NULL, state = NULL, 
     next_at = CASE WHEN %(look)s AND EXISTS (
         SELECT FROM refresher.demand d WHERE d.name = l.name AND d.generation = l.generation) THEN clock_timestamp()
     ELSE coalesce(clock_timestamp() + %(delay)s * interval '1 s', 'infinity') END
-    WHERE name = %(name)s AND attempt = %(attempt)s"""
+    WHERE name = %(name)s AND attempt = %(attempt)s AND (state = 'open' OR %(armed)s)"""
+
+_OURS: Final = "SELECT 1 FROM refresher.lease WHERE name = %s AND attempt = %s"
 
 _LEAVE: Final = """UPDATE refresher.lease SET holder_pid = NULL, holder_start = NULL
     WHERE name = %(name)s AND attempt = %(attempt)s"""
@@ -75,7 +77,9 @@ class NotArmed(StorageError):
     """The lease was lost, or nobody knows: nothing may be sent."""
 
     taken_over: bool = False
-    """Whether another refresher has it now."""
+    """Whether another refresher has claimed it since."""
+    may_be_armed: bool = False
+    """Whether the lease may be armed all the same: by this call, and by nothing else."""
 
 
 class Lease(NamedTuple):
@@ -132,29 +136,41 @@ def arm(database: Database, lease: Lease, *, again: bool = False) -> None:
                 _ARM, (lease.name, lease.attempt, lease.grant_id, lease.generation, lease.fingerprint, state)
             )
             armed = cursor.fetchone() is not None
+            if not armed:
+                cursor.execute(_OURS, (lease.name, lease.attempt))
+                is_ours = cursor.fetchone() is not None
     except UnknownOutcome as error:
-        raise NotArmed(f"{error}; nothing was sent") from None
+        raise _not_armed(f"{error}; nothing was sent", may_be_armed=not again) from None
     except StorageError as error:
-        raise NotArmed(str(error)) from None
+        raise NotArmed(f"{error}; nothing was sent") from None
+    if not armed and is_ours:
+        raise NotArmed(f"the lease of {lease.name} had ended, or the database was promoted: nothing was sent")
     if not armed:
-        lost = NotArmed("another refresher has taken over this grant")
-        lost.taken_over = True
-        raise lost
+        raise _not_armed(f"another refresher has taken over {lease.name}: nothing was sent", taken_over=True)
     if clocks.now().boottime - began > _MOST_PAUSE:
-        raise NotArmed("this process was stopped, or the database was slow: nothing was sent; try again")
+        slow = "this process was stopped, or the database was slow: nothing was sent; it is tried again"
+        raise _not_armed(slow, may_be_armed=not again)
 
 
-def release(
-    cursor: Cursor[Any], lease: Lease, delay: float | None, *, look: bool = False, may_have_sent: bool = False
-) -> None:
-    """Give ``lease`` back if it is still ours; its grant is due in ``delay`` seconds, ``None``: never.
+def _not_armed(message: str, *, taken_over: bool = False, may_be_armed: bool = False) -> NotArmed:
+    error = NotArmed(message)
+    error.taken_over, error.may_be_armed = taken_over, may_be_armed
+    return error
 
-    ``look``: at once, if there is a demand by now. ``may_have_sent``: only its end may free the grant, which is then in
-    doubt; no live holder lengthens that wait any more.
+
+def release(cursor: Cursor[Any], lease: Lease, delay: float | None, *, look: bool = False, armed: bool = False) -> None:
+    """Give ``lease`` back if it is still ours and open; its grant is due in ``delay`` seconds, ``None``: never.
+
+    ``look``: at once, if there is a demand by now. ``armed``: also if it is armed, because only a call of ``arm`` that
+    sent nothing can have done that. Otherwise a promotion has, which may have lost what another did (``epochs``).
     """
     cursor.execute(_LOCK, (lease.name,))  # a demand that comes later finds no lease, and makes the grant due
     cursor.execute(
-        _LEAVE if may_have_sent else _RELEASE,
-        {"look": look, "delay": delay, "name": lease.name, "attempt": lease.attempt},
+        _RELEASE, {"look": look, "delay": delay, "armed": armed, "name": lease.name, "attempt": lease.attempt}
     )
     cursor.execute("DELETE FROM refresher.lease WHERE name = %s AND kind = 'empty' AND attempt IS NULL", (lease.name,))
+
+
+def leave(cursor: Cursor[Any], lease: Lease) -> None:
+    """Let ``lease`` end by itself, as its refresh token may have been sent; no live holder lengthens it any more."""
+    cursor.execute(_LEAVE, {"name": lease.name, "attempt": lease.attempt})

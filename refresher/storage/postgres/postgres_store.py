@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Final
 
 from refresher.common.errors import GrantFileError, Interrupted, LockBusy, StorageError
@@ -193,14 +193,16 @@ class PostgresStore:
                 leases.release(cursor, lease, 0.0)
 
     def release_again(self) -> None:
-        """Release what could not be released: else its lease ends by itself. Raises ``StorageError``."""
-        while not self._unreleased.empty():
-            held = self._unreleased.get()
+        """Try once more what could not be released; what fails again is left for the next call."""
+        for _ in range(self._unreleased.qsize()):
             try:
-                held.release()
+                held = self._unreleased.get_nowait()
+            except Empty:
+                return
+            try:
+                held.release(again=True)
             except StorageError:
                 self._unreleased.put(held)
-                raise
 
     def commit_spills(self) -> list[str]:
         """Store the spills of this host; return what a person must know. Raises ``StorageError``."""
@@ -271,5 +273,6 @@ class PostgresStore:
                 cursor.execute(f"NOTIFY {CHANNEL}")
 
     def close(self) -> None:
-        """Close the connections."""
+        """Release what is left, and close the connections."""
+        self.release_again()
         self.database.close()

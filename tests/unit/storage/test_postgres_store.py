@@ -6,6 +6,7 @@ Where a test would wait for the end of a lease, it sets that end into the past: 
 import json
 import threading
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import psycopg
@@ -319,3 +320,44 @@ def test_the_oldest_spent_tokens_of_a_grant_are_forgotten(fleet: Fleet, server: 
     assert len(kept) == 256
     assert Secret(server.presented["linear"][0]).fingerprint() in kept
     assert fleet.execute("SELECT 1 WHERE md5('300') = ANY(%s)", kept) == []
+
+
+def test_an_outcome_that_counts_no_more_is_not_reported(fleet: Fleet, server: TokenServer, gate: Gate) -> None:
+    """If it failed, a person would be told of a failure that another refresher is settling."""
+    first, second = fleet.host("a"), fleet.host("b")
+    import_grant(first, server)
+    server.end_login("linear")
+    rotation = Rotation(first)
+    assert gate.reached.wait(90)
+    fleet.end_lease()
+    assert rotate_linear(second, force=False).outcome in ("in_doubt", "transient", "not_due")
+    with second.held("linear", stopping=lambda: False, wait=0.0):
+        gate.opened.set()
+        assert rotation.result().outcome == "lock_busy"
+    assert record_of(first).dead is False
+
+
+@pytest.mark.parametrize("cause", ["its lease has ended", "a promotion"])
+def test_a_lease_that_ends_before_it_is_armed_is_reported(
+    fleet: Fleet, server: TokenServer, gate: Gate, monkeypatch: pytest.MonkeyPatch, cause: str
+) -> None:
+    """If it failed, a grant that a slow database never lets rotate would count as rotated by another process."""
+    store = fleet.host("a")
+    import_grant(store, server)
+    arm = leases.arm
+
+    def late(*arguments: Any, **named: Any) -> None:
+        if cause == "a promotion":
+            fleet.execute("UPDATE refresher.epoch SET timeline = '00000000'")
+            epochs.begin_epoch(fleet.host("b").database)
+        else:
+            fleet.execute("UPDATE refresher.lease SET until = clock_timestamp() - interval '1 s'")
+        arm(*arguments, **named)
+
+    monkeypatch.setattr(leases, "arm", late)
+    result = rotate_linear(store, seen=-1)
+    assert (result.outcome, "nothing was sent" in result.detail) == ("storage_failed", True), result
+    # What a promotion has armed stays so: it may have lost that another has sent.
+    expected = ("armed",) if cause == "a promotion" else (None,)
+    assert fleet.execute("SELECT state FROM refresher.lease") == [expected]
+    assert server.presented["linear"] == []
