@@ -104,6 +104,12 @@ def import_(
       max_age (of a token of unknown lifetime; seconds or "30m")
     Instead of a refresh_token:
       grant_type "client_credentials", for a client that authenticates itself
+      grant_type "jwt_bearer", with assertion_file, assertion_grant, or idp (the
+      grant at the identity provider of your company)
+      grant_type "token_exchange", with subject_file or subject_grant, and
+      subject_token_type, actor_file, actor_grant, actor_token_type, audience,
+      requested_token_type
+      With these two, client_id can be absent. For any: client_assertion_file
 
     \b
     Example, linear.json:

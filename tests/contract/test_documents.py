@@ -23,11 +23,11 @@ SNIPPETS = {
         "profile": 1,
     },  # test_readme.py, test_readme_commands.py; "": a picture, two lines, a crontab
     "refresher/README.md": {
-        "json": 2,
+        "json": 4,
         "toml": 3,
         "bash": 1,
         "sh": 1,
-    },  # test_reference.py, test_stdio.py, test_store_commands.py
+    },  # test_reference.py, test_login_assertion.py, test_stdio.py, test_store_commands.py
     "refresher/ARCHITECTURE.md": {"": 2},  # pictures
     "shim/README.md": {"": 1, "python": 7, "json": 1, "bash": 2},  # test_shim_readme.py
     "deploy/README.md": {

@@ -1,5 +1,6 @@
 """Logins that need no person at the server: ``login --jwt-bearer`` and ``login --enterprise``, as a person sees them."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from refresher.grants.record import Login
 from tests.support.assertion_server import AssertionServer, Issuer
 from tests.support.command import Command
+from tests.support.documents import block
 from tests.support.vault import Vault
 
 
@@ -161,3 +163,19 @@ def test_the_end_of_the_login_at_the_company_is_shown_at_each_grant(
     token = refresher("token", "saas", "--wait", "0s")
     assert token.code == 3
     assert words in one_line(token.stderr)
+
+
+@pytest.mark.parametrize("grant_type", ["jwt_bearer", "token_exchange"])
+def test_the_imports_of_the_reference_work(
+    refresher: Command, server: AssertionServer, company: AssertionServer, issuer: Issuer, path: Path, grant_type: str
+) -> None:
+    """If it failed, a reader would copy an import that is refused."""
+    fields = json.loads(block("refresher/README.md", "json", f'"{grant_type}"'))
+    fields["token_endpoint"] = (server if grant_type == "jwt_bearer" else company).token_endpoint
+    if grant_type == "jwt_bearer":
+        issuer.write(path, server.token_endpoint)
+        fields["assertion_file"] = str(path)
+    else:
+        refresher.import_grant(fields["subject_grant"], company.person())
+    refresher.import_grant("tools", fields)
+    assert refresher("run-once", "tools", "--json").outcome == "rotated"
