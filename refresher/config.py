@@ -161,7 +161,7 @@ def resolve(given: Mapping[str, Any], config: str | None) -> Settings:
             # Not /tmp, which is often in memory: a spilled token must survive a reboot.
             spill=_absolute("spill_dir", values.get("spill_dir") or f"/var/tmp/refresher-{os.geteuid()}"),  # noqa: S108
             group=_group(values.get("tokens_group")),
-            **_key_rings(values),
+            keys=_key_ring(values),
         ),
         state_given=bool(values.get("state_dir")),
         ca_file=values.get("ca_file"),
@@ -189,14 +189,12 @@ def parse_store(given: str | None) -> str | None:
     return given or None
 
 
-def _key_rings(values: Mapping[str, Any]) -> dict[str, KeyRing]:
-    records, previous, published, previous_published = (
+def _key_ring(values: Mapping[str, Any]) -> KeyRing:
+    current, previous, published, previous_published = (
         each if isinstance(each := values.get(key), Source) else parse_source(key, each) for key in _KEY_SOURCES
     )
-    rings = {"keys": KeyRing(records, previous)}
-    if published or previous_published:
-        rings["published_keys"] = KeyRing(published, previous_published)
-    return rings
+    own = KeyRing(published, previous_published) if published or previous_published else None
+    return KeyRing(current, previous, own)
 
 
 def _mirror(given: Any) -> tuple[str, ...]:

@@ -133,7 +133,7 @@ def status(options: Options, names: tuple[str, ...], as_json: bool) -> int:
 
     settings = options.settings()
     keys = settings.directories.keys
-    problems = list(dict.fromkeys([*keys.problems(), *settings.directories.published_ring.problems()]))
+    problems = settings.directories.keys.problems()
     found = [*seals(settings.open_store(), names)]
     wanted = "sealed" if keys.has_current else "plain"
     unknown = any(form in ("unknown", "damaged") for seal in found for _, form in seal.holdings)

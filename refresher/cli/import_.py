@@ -179,7 +179,8 @@ def _import_directory(
 ) -> int | None:
     """Import each NAME.json; report a file that cannot be imported, and import the others anyway."""
     # Files that begin with a dot belong to the mount of a Secret.
-    files = sorted(directory / entry for entry in entries if not entry.startswith("."))
+    credentials = settings.directories.keys.credentials  # of systemd: a key can lie beside the grants
+    files = sorted(directory / entry for entry in entries if not entry.startswith(".") and entry not in credentials)
     # Also without files: agents can mount these directories, which only refresher creates with the right owner.
     if (trouble := settings.directories.prepare()) is not None:
         log.warning("warning: cannot accept demands from agents: %s", trouble)

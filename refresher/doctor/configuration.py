@@ -14,7 +14,7 @@ __all__ = ["check"]
 
 
 def check(settings: Settings, *, offline: bool = True) -> Iterator[Finding]:
-    """Find hooks that would not run, a page token that would not be accepted, and outputs that are not up to date.
+    """Find hooks that would not run, a page token or a key that cannot be used, and outputs that are not up to date.
 
     Nothing is run or written. Without ``offline``, the API of the cluster is asked whether its outputs are allowed.
     """
@@ -35,6 +35,8 @@ def check(settings: Settings, *, offline: bool = True) -> Iterator[Finding]:
             yield found("page_token_unusable", f"cannot read the page token in {path}: {error.strerror}")
         except ValueError as error:
             yield found("page_token_unusable", f"cannot use the page token in {path}: {error}")
+    for problem in settings.directories.keys.problems():
+        yield found("key_unavailable", problem)
     yield from _outputs(settings, offline=offline)
 
 

@@ -9,6 +9,7 @@ from refresher.config import Settings
 from refresher.doctor import configuration, environment, grants, places, service
 from refresher.doctor.finding import GRAVITIES, Finding, Part, found
 from refresher.grants.record import Grant, Moved
+from refresher.operations.encryption import seals
 from refresher.operations.inspection import ListedGrant, list_grants, server_of
 from refresher.storage import last_run
 
@@ -83,13 +84,15 @@ def examine(
         if moved:
             count += f", {len(moved)} moved"
         arriving = grants.check_moves([each for each in moved if name in (None, each.name)])
-        parts.append(Part("grants", count, [*grants.check(directories, selected), *arriving, *shared, *files]))
+        sealed = grants.check_seals(seals(store, () if name is None else (name,)))
+        parts.append(Part("grants", count, [*grants.check(directories, selected), *arriving, *shared, *files, *sealed]))
         parts.append(_servers(chosen, settings.ca_file, offline, step))
     else:
         parts += [Part(title, reason, []) for title in ("service", "grants", "servers")]
     named = [
         *(settings.hooks.commands if settings.hooks else ()),
         *(["page token"] if settings.page_token_file else []),
+        *(["encryption key"] if directories.keys.has_current or directories.keys.has_previous else []),
         *([f"{len(settings.outputs)} output{'' if len(settings.outputs) == 1 else 's'}"] if settings.outputs else []),
     ]
     parts.append(

@@ -67,6 +67,8 @@ Code = Literal[
     "servers_not_checked",
     "hook_unusable",
     "page_token_unusable",
+    "key_unavailable",
+    "seal_differs",
     "output_unusable",
     "output_unknown",
     "foreign_shim",
@@ -211,6 +213,16 @@ KINDS: Final[dict[Code, Kind]] = {
         "broken",
         "the page shows nothing until it can be used",
         "put the output of 'openssl rand -hex 32' into it, with mode 600",
+    ),
+    "key_unavailable": Kind(
+        "broken",
+        "grants that are sealed with it are not rotated, and nothing can be sealed with it",
+        "let this user read the key, or log in again if it is lost: 'refresher encryption status' shows the grants",
+    ),
+    "seal_differs": Kind(
+        "attention",
+        "copies of these files show the tokens, or need a key that is to be replaced",
+        "refresher encryption status",
     ),
     "output_unusable": Kind("broken", "programs that read this output have no token, or an old one"),
     "output_unknown": Kind(

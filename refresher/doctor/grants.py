@@ -1,7 +1,7 @@
 """The grants: records, states, refresh tokens, key files, and what ends soon."""
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Final
 
@@ -15,11 +15,12 @@ from refresher.grants.record import Grant, Moved
 from refresher.grants.token_file import rejection_of, state_of
 from refresher.oauth import tls
 from refresher.operations import certificates
+from refresher.operations.encryption import Seal
 from refresher.operations.inspection import ListedGrant
 from refresher.operations.result import is_denied, new_client_command, repair_command
 from refresher.storage.directories import Directories
 
-__all__ = ["check", "check_files", "check_moves", "check_refresh_tokens"]
+__all__ = ["check", "check_files", "check_moves", "check_refresh_tokens", "check_seals"]
 
 _AT_ONCE: Final = 32
 
@@ -40,6 +41,22 @@ def check_moves(moved: Sequence[Moved]) -> Iterator[Finding]:
         if each.arriving is not None:
             what = f"{each.name} is on its way from {each.place}, and inactive until the move is complete"
             yield found("move_unfinished", what, name=each.name)
+
+
+def check_seals(seals: Iterable[Seal]) -> Iterator[Finding]:
+    """Find grants that are sealed with a key that is not here, and those that are not as the configuration says."""
+    unknown: dict[str, list[str]] = {}
+    differs: list[str] = []
+    for seal in seals:
+        for key_id in {each.key_id for each, form in seal.holdings if form == "unknown"}:
+            unknown.setdefault(str(key_id), []).append(seal.name)
+        if not seal.as_configured and not any(form in ("unknown", "damaged") for _, form in seal.holdings):
+            differs.append(seal.name)
+    for key_id, names in unknown.items():
+        yield found("key_unavailable", f"{text.names(names)}: sealed with the key {key_id}, which is not here")
+    if differs:
+        mend = "refresher encryption status, then enable, rekey or disable"
+        yield found("seal_differs", f"{text.names(differs)}: not in the form that is configured", mend)
 
 
 def check_refresh_tokens(entries: Sequence[ListedGrant], asked: str | None = None) -> Iterator[Finding]:

@@ -80,7 +80,7 @@ def seals(store: Store, names: Collection[str] = ()) -> Iterator[Seal]:
         as_configured = True
         for each in found:
             published = each.what == PUBLISHED
-            keys = directories.published_ring if published else directories.keys
+            keys = directories.keys.published if published else directories.keys
             if each.key_id is not None and published not in known:
                 known[published] = keys.known()
             form = _form(each, known.get(published, {}))

@@ -11,7 +11,6 @@ from typing import Final
 import msgspec
 
 from refresher.common.errors import DirectoryError
-from refresher.grants.envelope import StoreKeys
 from refresher.storage import files, single_directory, write_access
 from refresher.storage.keys import KeyRing
 from refresher.storage.write_access import Found
@@ -55,18 +54,6 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
     group: int | None = None
     keys: KeyRing = KeyRing()
     """The keys of sealed grants; without one, records are plain."""
-    published_keys: KeyRing | None = None
-    """The keys of the token files in a database; ``None``: the same."""
-
-    @property
-    def store_keys(self) -> StoreKeys:
-        """The keys of a store in a database."""
-        return StoreKeys(self.keys, self.published_ring)
-
-    @property
-    def published_ring(self) -> KeyRing:
-        """The keys of the token files in a database."""
-        return self.published_keys or self.keys
 
     @property
     def grants(self) -> Path:

@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 
 from refresher.common.errors import ConfigError, KeyUnavailable
 from refresher.common.reading import is_exposed, read_named
-from refresher.grants.envelope import KEY_BYTES, Key
+from refresher.grants.envelope import KEY_BYTES, Key, StoreKeys
 
 __all__ = ["KeyRing", "Source", "parse_source"]
 
@@ -76,11 +76,15 @@ def parse_source(setting: str, given: str | None, directory: Path | None = None)
 class KeyRing:
     """The keys of one process: ``envelope.Keys``.
 
-    ``current`` seals what is written, without it writes are plain. ``previous`` can still be read.
+    ``current`` seals what is written, without it writes are plain. ``previous`` can still be read. ``published``: other
+    keys for the token files in a database, which hosts of agents have too.
     """
 
-    def __init__(self, current: Source | None = None, previous: Source | None = None) -> None:
+    def __init__(
+        self, current: Source | None = None, previous: Source | None = None, published: "KeyRing | None" = None
+    ) -> None:
         self._sources: Final = (current, previous)
+        self._published = published
         self._keys = tuple(_LoadedKey(each) for each in self._sources if each is not None)
 
     @property
@@ -94,10 +98,28 @@ class KeyRing:
         return self._sources[1] is not None
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, KeyRing) and self._sources == other._sources
+        if not isinstance(other, KeyRing):
+            return NotImplemented
+        return (self._sources, self._published) == (other._sources, other._published)
 
     def __hash__(self) -> int:
-        return hash(self._sources)
+        return hash((self._sources, self._published))
+
+    @property
+    def credentials(self) -> set[str]:
+        """The names of the credentials of systemd that are keys."""
+        own = {each.what for each in self._sources if each is not None and each.kind == "systemd"}
+        return own if self._published is None else own | self._published.credentials
+
+    @property
+    def published(self) -> "KeyRing":
+        """The keys of the token files in a database: these, unless they have keys of their own."""
+        return self._published or self
+
+    @property
+    def of_store(self) -> StoreKeys:
+        """The keys of a store in a database."""
+        return StoreKeys(self, self.published)
 
     def current(self) -> Key | None:
         """Return the key of each write; ``None``: writes are plain. Raises ``KeyUnavailable``."""
@@ -129,14 +151,14 @@ class KeyRing:
         return found
 
     def problems(self) -> list[str]:
-        """Return why each key that cannot be read cannot."""
-        found = []
+        """Return why each key that cannot be read cannot, also those of ``published``."""
+        found = [] if self._published is None else self._published.problems()
         for each in self._keys:
             try:
                 each.get()
             except KeyUnavailable as error:
                 found.append(str(error))
-        return found
+        return list(dict.fromkeys(found))
 
 
 class _LoadedKey:

@@ -24,15 +24,15 @@ SNIPPETS = {
     },  # test_readme.py, test_readme_commands.py; "": a picture, two lines, a crontab
     "refresher/README.md": {
         "json": 4,
-        "toml": 3,
+        "toml": 4,
         "bash": 1,
-        "sh": 1,
+        "sh": 2,
     },  # test_reference.py, test_login_assertion.py, test_stdio.py, test_store_commands.py
-    "refresher/ARCHITECTURE.md": {"": 2},  # pictures
+    "refresher/ARCHITECTURE.md": {"": 3},  # pictures
     "shim/README.md": {"": 1, "python": 7, "json": 1, "bash": 2},  # test_shim_readme.py
     "deploy/README.md": {
         "": 4,
-        "sh": 13,
+        "sh": 15,
         "yaml": 1,
         "toml": 2,
     },  # test_cron.py, test_systemd.py, test_systemd_user.py, test_notify_hook.py, test_prometheus.py; "": by hand

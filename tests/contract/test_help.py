@@ -58,6 +58,7 @@ def test_every_command_starts_in_a_new_interpreter(cold: Command) -> None:
             ("gateway",): 2,  # there is no key
             ("mirror",): 2,  # it needs a database
             ("store", "check"): 2,  # likewise
+            ("encryption", "status"): 0,
             ("login", "asana", "http://127.0.0.1:9/mcp", "--no-browser"): 4,
             ("logout", "linear"): 0,
             ("remove", "notion"): 0,
@@ -104,6 +105,9 @@ def test_the_package_without_extras_says_what_to_install(refresher: Command) -> 
         (("store", "init"), ["--json", *(f"    {code}" for code in (0, 2, 4))]),
         (("store", "check"), ["--json", *(f"    {code}" for code in (0, 1, 2))]),
         (("store", "move"), ["--to", "files", "Examples", *(f"    {code}" for code in (0, 2, 4, 6))]),
+        (("encryption",), ["enable", "rekey", "disable", "status", "show", "openssl rand -base64 32"]),
+        (("encryption", "enable"), ["SIGHUP", *(f"    {code}" for code in (0, 2, 4, 6))]),
+        (("encryption", "status"), ["--json", *(f"    {code}" for code in (0, 1, 2))]),
         (("completion",), ["bash", "zsh", "fish", 'eval "$(refresher completion bash)"']),
     ],
 )

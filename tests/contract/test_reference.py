@@ -29,8 +29,12 @@ COMMANDS = {name: command for name in cli.list_commands(CONTEXT) if (command := 
 
 
 def options(command: click.Command) -> set[str]:
-    """Return the long options of a command, and of the commands of ``store``: its section is about them."""
-    below = command.commands.values() if isinstance(command, click.Group) and command.name == "store" else ()
+    """Return the long options of a command, and of the commands below it that its section is about."""
+    below = (
+        command.commands.values()
+        if isinstance(command, click.Group) and command.name in ("store", "encryption")
+        else ()
+    )
     return {opt for each in (command, *below) for parameter in each.params for opt in parameter.opts if opt[:2] == "--"}
 
 

@@ -1,6 +1,7 @@
 """Sealed grants on the command line: enable, rotate, rekey, disable, and what happens without the key."""
 
 import json
+import subprocess
 from collections.abc import Iterator
 
 import pytest
@@ -9,10 +10,13 @@ from refresher.common.secret import Secret
 from refresher.grants.record import Tombstone
 from tests.conftest import need
 from tests.support.command import Command
+from tests.support.documents import block
 from tests.support.parts import no_strace
 from tests.support.sealed import in_the_clear, make_key, use_keys
 from tests.support.token_server import TokenServer
 from tests.support.vault import Vault
+
+PAGE = "refresher/README.md"
 
 
 @pytest.fixture
@@ -70,6 +74,60 @@ def test_without_the_key_nothing_due_is_decided_and_nothing_else_is_done(sealed:
     assert {each: each.read_bytes() for each in files} == files
     assert sealed("status").code == 0
     assert set(forms(sealed).values()) == {"unknown"}
+
+
+def test_the_commands_of_the_page_seal_the_grants(refresher: Command, server: TokenServer) -> None:
+    """If it failed, a person who follows the page would have a key that cannot be used, or that others can read."""
+    refresher.bring("linear", server.grant("linear"))
+    directory = refresher.home / ".config/refresher"
+    directory.mkdir(parents=True)
+    subprocess.run(block(PAGE, "sh", "openssl"), shell=True, check=True, env=refresher.environment)
+    (directory / "config.toml").write_text(block(PAGE, "toml", "encryption_key"))
+    assert refresher("encryption", "enable").code == 0
+    assert forms(refresher) == {"linear": "current"}
+    assert refresher("run-once", "--json").outcome == "rotated"
+    assert refresher("doctor", "--offline").code in (0, 1)
+
+
+def test_an_answer_that_was_kept_is_opened(sealed: Command) -> None:
+    """If it failed, a person could not get at the new tokens in an answer that refresher could not read."""
+    path = sealed.directories.grants / "linear.answer.1700000000"
+    path.touch(mode=0o600)
+    path.write_text("an answer")
+    assert sealed("encryption", "status").code == 1
+    assert sealed("encryption", "enable").code == 0
+    assert "an answer" not in path.read_text()
+    assert sealed("encryption", "show", path.name).stdout == "an answer"
+    assert sealed("encryption", "show", "linear.json").code == 2
+    assert sealed("encryption", "show", "../linear.answer.1700000000").code == 2
+
+
+@pytest.mark.parametrize("trouble", ["missing", "other", "exposed"])
+def test_the_doctor_finds_a_key_that_cannot_be_used(sealed: Command, trouble: str) -> None:
+    """If it failed, a person would search the cause of each grant that is not rotated."""
+    path = sealed.home / "first.key"
+    if trouble == "missing":
+        path.unlink()
+    elif trouble == "exposed":
+        path.chmod(0o644)
+    else:
+        use_keys(sealed, make_key(sealed.home, "another"))
+    done = sealed("doctor", "--offline", "--json")
+    found = {finding["code"] for finding in json.loads(done.stdout)["findings"]}
+    assert "key_unavailable" in found
+    use_keys(sealed, None)
+    assert "key_unavailable" in sealed("doctor", "--offline", "--json").stdout
+
+
+def test_the_doctor_finds_a_grant_that_is_not_sealed(sealed: Command, server: TokenServer) -> None:
+    """If it failed, a login of a command without the key would stay in clear text unseen."""
+    keys = sealed.environment.pop("REFRESHER_ENCRYPTION_KEY")
+    sealed.bring("slack", server.grant("slack"))
+    sealed.environment["REFRESHER_ENCRYPTION_KEY"] = keys
+    found = json.loads(sealed("doctor", "--offline", "--json").stdout)["findings"]
+    assert [finding["what"] for finding in found if finding["code"] == "seal_differs"] == [
+        "slack: not in the form that is configured"
+    ]
 
 
 def test_a_key_is_replaced_and_taken_back(sealed: Command, server: TokenServer) -> None:

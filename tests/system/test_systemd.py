@@ -17,6 +17,7 @@ from tests.support.token_server import Gate, TokenServer
 STATE = "/var/lib/refresher"
 SHARED = "systemd (a machine for several users)"
 AGENTS = "Grants and agents of a machine"
+KEY = "A key for the grants"
 
 
 class Server(TokenServer):
@@ -255,6 +256,28 @@ def test_a_credential_of_systemd_is_imported_once(machine: Machine, server: Serv
     machine("echo no grant >/etc/credstore/refresher.notion.json")
     machine(typed(AGENTS, 2).replace("linear", "notion"))
     assert "notion: " in journal(machine)
+
+
+def test_a_key_that_systemd_keeps_seals_the_grants(machine: Machine, linear: str) -> None:
+    """If it failed, the service could not rotate its grants with an encrypted credential as the key."""
+    before = generation(machine)
+    machine(typed(KEY))
+    wait_until(lambda: show(machine, "ActiveState") == "active", "the service is there again")
+    assert machine(typed(KEY, 1)).startswith("sealed: ")
+    assert '"sealed":' in machine.path(f"{STATE}/grants/linear.json").read_text()
+    rotate = typed(KEY, 1).replace("encryption enable", "run-once linear --force")
+    assert "rotated" in machine(rotate)
+    assert generation(machine) == before + 1
+    assert "is skipped" not in journal(machine)
+    # Without the credential, nothing is sent and nothing is lost.
+    assert machine.run("su -s /bin/sh refresher -c 'refresher run-once linear --force'").returncode == 2
+    assert machine.run("su -s /bin/sh refresher -c 'refresher status'").returncode == 0
+    machine("sed -i 's/^encryption_key/previous_encryption_key/' /etc/refresher/config.toml")
+    machine(typed(KEY, 1).replace("enable", "disable"))
+    machine(
+        "rm /etc/systemd/system/refresher.service.d/key.conf; install -D -m 644 deploy/config.toml /etc/refresher/config.toml"
+    )
+    machine("systemctl daemon-reload; systemctl restart refresher")
 
 
 def test_systemd_verifies_the_units_without_a_warning(machine: Machine) -> None:

@@ -92,7 +92,7 @@ class PostgresAttempt:
         pause, gives_up = 0.1, time.monotonic() + _LONGEST_PAUSE
         while True:
             try:
-                there = _settle(self._database, self._directories.store_keys, self._sent, record, issued=until_saved)
+                there = _settle(self._database, self._directories.keys.of_store, self._sent, record, issued=until_saved)
             except (StorageError, GrantFileError) as error:
                 if not until_saved and not isinstance(error, UnknownOutcome):
                     raise
@@ -187,7 +187,7 @@ def commit_spills(database: Database, directories: Directories, name: str | None
     for path in spills.find(directories, name):
         try:
             sent, record = spills.read(directories, path)
-            _settle(database, directories.store_keys, sent, record, issued=True)
+            _settle(database, directories.keys.of_store, sent, record, issued=True)
         except FileNotFoundError:
             continue  # another process has stored it
         except DatabaseAway as error:

@@ -54,7 +54,7 @@ class HeldGrant:
         self._database = database
         self._publisher = publisher
         self._directories = publisher.directories
-        self._keys = publisher.directories.store_keys
+        self._keys = publisher.directories.keys.of_store
         self._lease = lease
         self._name = lease.name
         self._mirrors = mirrors

@@ -97,7 +97,7 @@ class PostgresStore:
         try:
             self._check()
             with self.database.transaction() as cursor:
-                return settling.load(cursor, name, read_clocks(cursor), self._directories.store_keys)
+                return settling.load(cursor, name, read_clocks(cursor), self._directories.keys.of_store)
         except StorageError as error:
             raise GrantFileError(str(error)) from None
 
@@ -108,7 +108,7 @@ class PostgresStore:
         for start in range(0, len(wanted), _AT_ONCE):
             with self.database.transaction() as cursor:
                 found = settling.load_each(
-                    cursor, wanted[start : start + _AT_ONCE], read_clocks(cursor), self._directories.store_keys
+                    cursor, wanted[start : start + _AT_ONCE], read_clocks(cursor), self._directories.keys.of_store
                 )
             yield from found
 
