@@ -13,8 +13,8 @@ class Feeding:
     def __init__(self) -> None:
         self._sources: dict[str, tuple[str, ...]] = {}
         self._fed: defaultdict[str, set[str]] = defaultdict(set)
-        self._seen: dict[str, tuple[str, int]] = {}
-        """Of each source, the grant and the generation that were seen last."""
+        self._seen: dict[str, tuple[str, int, bool]] = {}
+        """Of each source, the grant and the generation that were seen last, and whether it needed a person."""
 
     def note(self, grant: Grant) -> set[str]:
         """Note a grant as it is now; return the names that must be inspected, because it has changed."""
@@ -26,7 +26,7 @@ class Feeding:
                 self._fed[source].add(grant.name)
         if not (fed := self._fed.get(grant.name)):
             return set()
-        now = (grant.grant_id, grant.generation)
+        now = (grant.grant_id, grant.generation, grant.dead)
         before, self._seen[grant.name] = self._seen.get(grant.name), now
         return set() if before == now else set(fed)
 

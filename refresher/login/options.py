@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from refresher.common.errors import ConfigError
+from refresher.grants.assertion import Assertion
 from refresher.grants.record import AuthMethod, Grant, LoginMethod, revealed
 from refresher.grants.tokens import is_token
 from refresher.oauth import urls
@@ -177,10 +178,25 @@ def completed(options: LoginOptions, stored: Grant | None) -> LoginOptions:
                 known["authorization_endpoint"] = login.authorization_endpoint
                 known["device_authorization_endpoint"] = login.device_authorization_endpoint
     found = msgspec.structs.replace(options, **{key: getattr(options, key) or value for key, value in known.items()})
-    if (assertion := stored.assertion) is None or login is None or found.way != login.way:
-        return found
+    return found if stored.assertion is None else _with_assertion(found, stored.name, stored.assertion)
+
+
+def _with_assertion(options: LoginOptions, name: str, assertion: Assertion) -> LoginOptions:
+    """Return the options, completed from whose token the stored grant presents, also if it was imported."""
+    path = assertion.subject.file if assertion.grant_type == "jwt_bearer" else None
+    way: LoginMethod = "jwt_bearer" if assertion.idp is None else "enterprise"
+    if options.way not in (None, way):
+        return options
+    if path is None and assertion.idp is None:
+        if options.way is not None:
+            return options
+        # A browser would make another kind of grant of it.
+        raise ConfigError(
+            f"{name} presents the token of another grant, which no login describes: import it again with 'refresher "
+            f"import {name} --replace --from FILE', or give the way of a login, for example --browser"
+        )
     return msgspec.structs.replace(
-        found, assertion_file=found.assertion_file or assertion.subject.file, idp=found.idp or assertion.idp
+        options, way=way, assertion_file=options.assertion_file or path, idp=options.idp or assertion.idp
     )
 
 

@@ -299,7 +299,7 @@ class _Rotation(NamedTuple):
                 # The server refused a token that is not in the record any more.
                 attempt.abandon()
                 return there, seconds, True
-            if exchanged.doubt is None:
+            if exchanged.doubt is None and grant.refresh_token is not None:
                 changed = _with_hint(changed, self.held.backup_hint(grant))
         issued = isinstance(exchanged.outcome, TokensIssued)
         settled = attempt.persist(changed, until_saved=issued)

@@ -82,14 +82,17 @@ def files_of(store: Store, grant: Grant, ca_file: str | None) -> list[str]:
 
 
 def orders(store: Store, grant: Grant, now: Moment) -> list[SourceOrder]:
-    """Return the sources of ``grant`` that must be rotated before it, as far as they can be."""
+    """Return the sources of ``grant`` that must be rotated before it, as far as they can be.
+
+    After a failure, the backoff of a source counts, however many grants need it.
+    """
     due = []
     for name, source in _sources_of(store, grant).items():
         if source is None or source.dead:
             continue
         if isinstance(policy.decide(source, now, renewed=is_renewed(source, _sources_of(store, source))), Rotate):
             due.append(SourceOrder(name, source.generation, force=False))
-        elif needs_id_token(grant, name) and may_bring_id_token(source, now):
+        elif source.failure is None and needs_id_token(grant, name) and may_bring_id_token(source, now):
             due.append(SourceOrder(name, source.generation, force=True))
     return due
 

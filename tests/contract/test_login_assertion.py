@@ -179,3 +179,21 @@ def test_the_imports_of_the_reference_work(
         refresher.import_grant(fields["subject_grant"], company.person())
     refresher.import_grant("tools", fields)
     assert refresher("run-once", "tools", "--json").outcome == "rotated"
+
+
+def test_an_imported_grant_logs_in_without_a_browser(
+    refresher: Command, server: AssertionServer, company: AssertionServer, issuer: Issuer, path: Path
+) -> None:
+    """If it failed, ``login NAME`` would ask a person to approve what a workload does by itself."""
+    issuer.write(path, server.token_endpoint)
+    refresher.import_grant("work", server.workload(path, server_url=server.mcp, issuer=server.url))
+    assert refresher("login", "work", "--no-verify").code == 0
+    login = refresher.grant("work").login
+    assert login is not None
+    assert login.way == "jwt_bearer"
+    refresher.import_grant("company", company.person())
+    exchanged = {"grant_type": "token_exchange", "subject_grant": "company", "server_url": server.mcp}
+    refresher.import_grant("api", {"token_endpoint": company.token_endpoint, **exchanged})
+    done = refresher("login", "api", "--no-verify")
+    assert done.code == 2
+    assert "refresher import api --replace --from FILE" in one_line(done.stderr)

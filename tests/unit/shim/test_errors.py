@@ -76,3 +76,17 @@ def test_a_long_list_of_scopes_is_cut() -> None:
     assert found is not None
     assert len(found.scopes) == 50
     assert len(found.description) == 300
+
+
+def test_a_denial_and_the_end_of_another_login_name_what_helps() -> None:
+    """If it failed, an agent would send a person to a login that does not help."""
+    text = "blocked by an administrator: the identity provider company answered 400 access_denied"
+    denied = ReauthorizationRequired("saas", code="access_denied", description=text, server="https://mcp.example")
+    assert denied.login_command is None
+    assert "no login helps" in str(denied)
+    assert json.loads(denied.as_json())["retry"] is False
+    text = "its source company needs a new login. 'refresher login company' brings back every grant that needs it"
+    fed = ReauthorizationRequired(
+        "saas", code="source_reauthorization_required", description=text, server="https://mcp.example"
+    )
+    assert fed.login_command == "refresher login company"
