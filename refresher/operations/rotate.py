@@ -17,6 +17,7 @@ from refresher.common import clocks
 from refresher.common.errors import DirectoryError, GrantFileError, Interrupted, LockBusy, StorageError
 from refresher.common.reading import read_ahead
 from refresher.grants import policy, refresh_life, transition
+from refresher.grants.encoding import open_secrets
 from refresher.grants.outcome import GrantRejected, ResourceRefused, TokensIssued
 from refresher.grants.policy import Rotate, Wait
 from refresher.grants.record import Grant, Record, Stored
@@ -119,12 +120,13 @@ def _rotate(store: Store, order: Order, terms: Terms, events: list[Event]) -> Re
 def read_files_of(store: Store, name: str, ca_file: str | None) -> AbstractContextManager[None]:
     """Read the keys and certificates of ``name`` before it is held; inside, its requests use what was found.
 
-    A mount that does not answer must not make other processes wait.
+    A mount that does not answer must not make other processes wait, nor a service that gives the key of sealed grants.
     """
-    try:
+    record = None
+    with suppress(GrantFileError):  # reported when it is held, after the recovery
         record = store.load(name).record
-    except GrantFileError:
-        record = None  # reported when it is held, after the recovery
+        store.directories.keys.current()
+        open_secrets(record)
     return read_ahead(tls.named_files(record, ca_file) if isinstance(record, Grant) else ())
 
 
