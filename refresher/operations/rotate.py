@@ -17,6 +17,7 @@ from refresher.common import clocks
 from refresher.common.errors import DirectoryError, GrantFileError, Interrupted, LockBusy, StorageError
 from refresher.common.reading import read_ahead
 from refresher.grants import policy, refresh_life, transition
+from refresher.grants.encoding import open_secrets
 from refresher.grants.outcome import GrantRejected, ResourceRefused, TokensIssued
 from refresher.grants.policy import Rotate, Wait
 from refresher.grants.record import Grant, Record, Stored
@@ -124,7 +125,7 @@ def _rotate(store: Store, order: Order, terms: Terms, events: list[Event]) -> Re
 def read_files_of(store: Store, name: str, ca_file: str | None) -> AbstractContextManager[None]:
     """Read the keys and certificates of ``name`` before it is held; inside, its requests use what was found.
 
-    A mount that does not answer must not make other processes wait.
+    A mount that does not answer must not make other processes wait, nor a service that gives the key of sealed grants.
     """
     return _files_read(store, _unheld(store, name), ca_file)
 
@@ -134,10 +135,11 @@ def _files_read(store: Store, grant: Grant | None, ca_file: str | None) -> Abstr
 
 
 def _unheld(store: Store, name: str) -> Grant | None:
-    try:
+    record = None
+    with suppress(GrantFileError):  # reported when it is held, after the recovery
         record = store.load(name).record
-    except GrantFileError:
-        return None  # reported when it is held, after the recovery
+        store.directories.keys.current()
+        open_secrets(record)
     return record if isinstance(record, Grant) else None
 
 

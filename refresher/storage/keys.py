@@ -168,7 +168,7 @@ class _LoadedKey:
         self.source: Final = source
         self._lock = threading.Lock()
         self._key: Key | None = None
-        self._failed_at = float("-inf")
+        self._retry_at = float("-inf")
         self._problem = ""
 
     def get(self) -> Key:
@@ -176,13 +176,15 @@ class _LoadedKey:
         if (key := self._key) is not None:
             return key
         with self._lock:  # one command for all threads
-            if self._key is None and time.monotonic() - self._failed_at > _RETRY_AFTER:
+            began = time.monotonic()
+            if self._key is None and began >= self._retry_at:
                 try:
                     self._key = _parse(_READERS[self.source.kind](self.source.what))
                 except (OSError, ValueError, ImportError, RuntimeError) as error:
                     why = getattr(error, "strerror", None) or error
                     self._problem = f"cannot read the key {self.source}: {why}"
-                    self._failed_at = time.monotonic()
+                    # A source that is slow to fail must not take all the time of those who wait for others.
+                    self._retry_at = (now := time.monotonic()) + max(_RETRY_AFTER, 2 * (now - began))
             if self._key is None:
                 raise KeyUnavailable(self._problem)
             return self._key

@@ -303,7 +303,10 @@ class _Recovery:
 
     def _is_copy(self, found: Candidate) -> bool:
         # The records and not the checksums: an adopted record is written in the present version.
-        return found.record is not None and found.record == self.stored.record
+        try:
+            return found.record is not None and found.record == self.stored.record
+        except GrantFileError:
+            return False  # a person gives up a record that cannot be opened
 
     def _set_aside(self, path: Path) -> Path:
         return files.set_aside(path, self._now.wall)

@@ -75,17 +75,19 @@ class Daemon(NamedTuple):
 
 
 class Home:
-    """A home directory; each test of the command in it uses a new process."""
+    """A home directory; each test of the command in it uses a new process. ``key``: where a key to seal with is from."""
 
-    def __init__(self, path: Path, grants: Iterable[Grant] = ()) -> None:
+    def __init__(self, path: Path, grants: Iterable[Grant] = (), *, key: str | None = None) -> None:
         path.mkdir(mode=0o700, parents=True)
         self.path: Final = path
         self.environment: Final = {
             "HOME": str(path),
             "PATH": os.environ["PATH"],
             "REFRESHER_SPILL_DIR": str(path / "spill"),
+            "REFRESHER_ENCRYPTION_KEY": key or "",
         }
-        given = {"state_dir": str(path / ".local/state/refresher"), "spill_dir": str(path / "spill")}
+        state = str(path / ".local/state/refresher")
+        given = {"state_dir": state, "spill_dir": str(path / "spill"), "encryption_key": key}
         self.directories: Final = resolve(given, None).directories
         self.directories.prepare()
         self.add(grants)
@@ -93,7 +95,7 @@ class Home:
     def add(self, grants: Iterable[Grant]) -> None:
         """Write the record, the lock and the token file of each grant, without a sync for each."""
         for each in grants:
-            _write(self.directories.record(each.name), encode(each)[0])
+            _write(self.directories.record(each.name), encode(each, self.directories.keys)[0])
             _write(self.directories.lock(each.name), b"")
             _write(self.directories.token(each.name), derive(each) or b"")
         os.sync()  # so that the kernel does not write them during a measurement

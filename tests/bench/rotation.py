@@ -23,7 +23,7 @@ from tests.bench.measuring import CannotRun, Run, cost
 from tests.bench.server import Server
 from tests.support.parts import no_strace
 
-__all__ = ["measure", "write_durably"]
+__all__ = ["Spent", "measure", "rotated", "traced_rotation", "write_durably"]
 
 _ROUNDS: Final = 15
 _FEW: Final = 10
@@ -31,7 +31,7 @@ _TERMS: Final = Terms(ca_file=None, stopping=lambda: False)
 _WRITE: Final = re.compile(r"(?:write|pwrite64)\(\d+<([^>]+)>.* = (\d+)")
 
 
-class _Cost(NamedTuple):
+class Spent(NamedTuple):
     """Milliseconds; ``saved``: the monotonic second at which the new record was durable."""
 
     wall: float
@@ -52,7 +52,7 @@ def measure(run: Run) -> None:
         for number in range(_ROUNDS + 1):
             for size, home in homes.items():
                 floor, file = _floor(server, home.path)
-                rotation = _rotate(home, number + 1)
+                rotation = rotated(home, number + 1)
                 if number == 0:
                     continue  # it loads modules
                 curve[size].append((rotation.cpu, floor.cpu))
@@ -67,8 +67,8 @@ def measure(run: Run) -> None:
     _measure_writes(run)
 
 
-def _rotate(home: Home, generation: int) -> _Cost:
-    """Force one rotation beyond ``generation``."""
+def rotated(home: Home, generation: int) -> Spent:
+    """Force one rotation of ``rotated-0`` beyond ``generation``, and return its cost."""
     saved = []
     persist = Attempt.persist
 
@@ -83,13 +83,13 @@ def _rotate(home: Home, generation: int) -> _Cost:
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     if result is None or result.outcome != "rotated":
         raise CannotRun(f"a rotation ended with {result}")
-    return _Cost(1000 * wall, 1000 * cpu, saved[0])
+    return Spent(1000 * wall, 1000 * cpu, saved[0])
 
 
 _TLS: Final = ssl.create_default_context()
 
 
-def _floor(server: Server, directory: Path) -> tuple[_Cost, float]:
+def _floor(server: Server, directory: Path) -> tuple[Spent, float]:
     """Make a new connection for a POST, and two durable files; return the cost, and the milliseconds of one file."""
     wall, cpu = time.perf_counter(), time.process_time()
     with httpx.Client(verify=_TLS, trust_env=False) as client:
@@ -98,7 +98,7 @@ def _floor(server: Server, directory: Path) -> tuple[_Cost, float]:
     for _ in range(2):
         write_durably(directory / "bare.json")
     ended = time.perf_counter()
-    return _Cost(1000 * (ended - wall), 1000 * (time.process_time() - cpu), ended), 500 * (ended - begun)
+    return Spent(1000 * (ended - wall), 1000 * (time.process_time() - cpu), ended), 500 * (ended - begun)
 
 
 def write_durably(path: Path) -> None:
@@ -111,25 +111,33 @@ def write_durably(path: Path) -> None:
 
 def _measure_writes(run: Run) -> None:
     """Count the fsyncs and the bytes of a rotation with strace."""
-    if (reason := no_strace()) is not None:
-        raise CannotRun(reason)
     run.say("what one rotation writes")
     with Server() as server:
         home = Home(run.root / "traced", new_grants(1, endpoint=server.endpoint))
-        strace = ["strace", "-ff", "-qq", "-y", "-o", str(home.path / "trace")]
-        refresher = [sys.executable, "-m", "refresher", "run-once", "--force"]
-        cost(
-            *strace,
-            "-e",
-            "trace=write,pwrite64,fsync,fdatasync",
-            *refresher,
-            environment=home.environment,
-            directory=home.path,
-        )
+        syncs, written = traced_rotation(home)
+    run.note("rotation.syncs", [(syncs, 4)])
+    kept = sum(path.stat().st_size for path in (home.directories.record("grant-0"), home.directories.token("grant-0")))
+    run.note("rotation.bytes", [(written / 1024, kept / 1024)])
+
+
+def traced_rotation(home: Home) -> tuple[int, int]:
+    """Rotate the grants of ``home`` under strace; return the number of fsyncs, and the bytes written below its state."""
+    if (reason := no_strace()) is not None:
+        raise CannotRun(reason)
+    strace = [
+        "strace",
+        "-ff",
+        "-qq",
+        "-y",
+        "-o",
+        str(home.path / "trace"),
+        "-e",
+        "trace=write,pwrite64,fsync,fdatasync",
+    ]
+    refresher = [sys.executable, "-m", "refresher", "run-once", "--force"]
+    cost(*strace, *refresher, environment=home.environment, directory=home.path)
     calls = [line for path in home.path.glob("trace.*") for line in path.read_text().splitlines()]
     syncs = [line for line in calls if line.startswith(("fsync", "fdatasync"))]
     state = f"{home.directories.state}/"
     written = [int(match[2]) for line in calls if (match := _WRITE.match(line)) and match[1].startswith(state)]
-    run.note("rotation.syncs", [(len(syncs), 4)])
-    kept = sum(path.stat().st_size for path in (home.directories.record("grant-0"), home.directories.token("grant-0")))
-    run.note("rotation.bytes", [(sum(written) / 1024, kept / 1024)])
+    return len(syncs), sum(written)

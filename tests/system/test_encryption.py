@@ -1,6 +1,7 @@
 """Sealed grants on the command line: enable, rotate, rekey, disable, and what happens without the key."""
 
 import json
+import signal
 import subprocess
 from collections.abc import Iterator
 
@@ -9,7 +10,8 @@ import pytest
 from refresher.common.secret import Secret
 from refresher.grants.record import Tombstone
 from tests.conftest import need
-from tests.support.command import Command
+from tests.support.command import Command, wait_until
+from tests.support.daemon import running, stopped
 from tests.support.documents import block
 from tests.support.parts import no_strace
 from tests.support.sealed import in_the_clear, make_key, use_keys
@@ -128,6 +130,42 @@ def test_the_doctor_finds_a_grant_that_is_not_sealed(sealed: Command, server: To
     assert [finding["what"] for finding in found if finding["code"] == "seal_differs"] == [
         "slack: not in the form that is configured"
     ]
+
+
+def test_a_daemon_goes_on_while_its_grants_are_sealed(refresher: Command, server: TokenServer) -> None:
+    """If it failed, somebody would have to stop all rotations to begin with encryption."""
+    refresher.bring("linear", server.grant("linear"))
+    config = refresher.home / ".config/refresher/config.toml"
+    config.parent.mkdir(parents=True)
+    config.touch()
+    with running(refresher) as process:
+        wait_until(lambda: len(server.asked["linear"]) == 1, "the daemon rotates")
+        config.write_text(f'encryption_key = "file:{make_key(refresher.home, "first")}"\n')
+        process.send_signal(signal.SIGHUP)
+        lines = iter(process.stderr.readline, "") if process.stderr else iter(())
+        assert any("configuration reloaded" in line for line in lines)
+        assert refresher("encryption", "enable").code == 0
+        demands = refresher.directories.demands
+        (demands / f"linear.{refresher.token('linear').generation}").mkdir()
+        wait_until(lambda: len(server.asked["linear"]) == 2, "the daemon rotates a sealed grant")
+        wait_until(lambda: forms(refresher) == {"linear": "current"}, "it is sealed")
+        log = stopped(refresher, process)
+    assert "invalid_grant_file" not in log
+    assert in_the_clear(refresher, server) == []
+
+
+def test_a_daemon_without_the_key_waits_for_it(sealed: Command, server: TokenServer) -> None:
+    """If it failed, a key management service that is away for a minute would need a restart of refresher."""
+    path, elsewhere = sealed.home / "first.key", sealed.home / "elsewhere"
+    path.rename(elsewhere)
+    with running(sealed) as process:
+        (sealed.directories.demands / f"linear.{sealed.token('linear').generation}").mkdir()
+        lines = iter(process.stderr.readline, "") if process.stderr else iter(())
+        assert any("cannot read the key" in line for line in lines)
+        asked = len(server.asked["linear"])
+        elsewhere.rename(path)
+        wait_until(lambda: len(server.asked["linear"]) == asked + 1, "the daemon rotates with the key")
+        stopped(sealed, process)
 
 
 def test_a_key_is_replaced_and_taken_back(sealed: Command, server: TokenServer) -> None:
