@@ -125,9 +125,9 @@ def mark_restored(grant: Grant, generation: int, lifetime: tuple[float, float | 
         "was restored from a backup, and its refresh token may have been used since"
     )
     # An earlier doubt was about an earlier token, so this one begins now; a spill may still come back.
-    doubt = msgspec.structs.replace(
-        grant.doubt or Doubt(since=now), since=now, replay_over=True, restored=True, kept=None
-    )
+    before = grant.doubt or Doubt(since=now)
+    since = before.since if before.restored else now
+    doubt = msgspec.structs.replace(before, since=since, replay_over=True, restored=True, kept=None)
     grant = msgspec.structs.replace(grant, generation=generation, doubt=None)
     if lifetime is not None:
         issued_at, expires_at = lifetime

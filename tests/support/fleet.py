@@ -53,8 +53,8 @@ class Fleet:
             store.close()
 
 
-def import_grant(store: PostgresStore, server: TokenServer, name: str = "linear") -> Grant:
-    parsed = import_request.parse(name, json.dumps(server.grant(name)).encode(), clocks.now())
+def import_grant(store: PostgresStore, server: TokenServer, name: str = "linear", **more: Any) -> Grant:
+    parsed = import_request.parse(name, json.dumps(server.grant(name, **more)).encode(), clocks.now())
     return store_grant(store, parsed, replace=False, if_absent=False, stopping=lambda: False).grant
 
 

@@ -15,6 +15,7 @@ from psycopg import Cursor
 
 from refresher.common.errors import StorageError
 from refresher.storage.postgres.database import Database, Link
+from refresher.storage.postgres.leases import TIMELINE
 from shim._token import TokenFile
 
 __all__ = ["CHANNEL", "Changes", "Copy", "Listener", "demand", "generation_of", "report_seen"]
@@ -25,8 +26,9 @@ _CHUNK: Final = 2000
 _CHECK_INTERVAL: Final = 5.0
 _LONGEST_PAUSE: Final = 30.0
 
-_NOW_ON: Final = """SELECT pg_snapshot_xmin(pg_current_snapshot())::text,
-    (SELECT system_identifier::text FROM pg_control_system()) || left(pg_walfile_name(pg_current_wal_lsn()), 8)"""
+_NOW_ON: Final = f"""SELECT pg_snapshot_xmin(pg_current_snapshot())::text,
+    (SELECT system_identifier::text FROM pg_control_system()) || {TIMELINE} || pg_postmaster_start_time()"""  # noqa: S608
+"""With the second, all is read again after a promotion, and after a restore of a dump or of the data directory."""
 
 _ALL: Final = """SELECT name, generation, published FROM refresher.record
     WHERE name > %s AND published IS NOT NULL ORDER BY name LIMIT %s"""
@@ -54,7 +56,7 @@ class Changes:
     """Reads what has changed in the database since the last time: all, the first time.
 
     A cursor by time or by number would miss what is committed late. So this reads what was written by transactions that
-    had not ended at the last reading, some of it twice. After a promotion it reads all again.
+    had not ended at the last reading, some of it twice. After a promotion, a restart or a restore it reads all again.
     """
 
     def __init__(self, database: Database) -> None:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import datetime
+from pathlib import Path
 from typing import Any, Final
 
 import psycopg
@@ -44,7 +45,7 @@ _WAIT_CANCELLED: Final = "01000"
 """The warning of a COMMIT whose wait for a standby was cancelled."""
 
 _ADVICE: Final = {
-    "42501": "; 'refresher store check' says which right the role lacks",
+    "42501": "; 'refresher store check' says which right the role lacks (that of a mirror is for 'refresher mirror')",
     "3D000": "; create it, or correct the address of the store",
 }
 """By SQLSTATE: what a person does next."""
@@ -286,6 +287,16 @@ def _checked(address: str) -> str:
         raise ConfigError(
             "the address of the store holds a password, which others can read: put it into ~/.pgpass, or name a file "
             "with ?passfile=PATH"
+        )
+    if given.get("sslpassword"):
+        raise ConfigError(
+            "the address of the store holds sslpassword, which others can read: use a client key without a passphrase "
+            "that only its user can read"
+        )
+    passfile = given.get("passfile")
+    if passfile is not None and not Path(str(passfile)).is_file():
+        raise ConfigError(
+            f"there is no file {passfile}, which the address of the store names as passfile: give its path"
         )
     named = {key: str(value) for key, value in given.items()}
     return make_conninfo("", **{**_NETWORK, "application_name": "refresher", **named})

@@ -1,4 +1,4 @@
-"""Epochs: which server and timeline the database is on. A promotion can lose the last commits, and a restore more.
+"""Epochs: which server, timeline and tables these are. A promotion can lose the last commits, and a restore more.
 
 Claims and arming wait for the row of the epoch, and a few seconds more, in which refreshers bring back the leases that
 they hold. The refresher that writes the row notes what else may have been lost: leases that are there get a full wait
@@ -12,12 +12,11 @@ from psycopg import Cursor
 
 from refresher.common.errors import StorageError
 from refresher.storage.postgres.database import Database
-from refresher.storage.postgres.leases import Lease
+from refresher.storage.postgres.leases import TIMELINE, Lease
 
 __all__ = ["Heartbeat", "begin_epoch"]
 
-_NOW_ON: Final = """SELECT (SELECT system_identifier::text FROM pg_control_system()),
-    left(pg_walfile_name(pg_current_wal_lsn()), 8)"""
+_NOW_ON: Final = f"SELECT (SELECT system_identifier::text FROM pg_control_system()), {TIMELINE}"  # noqa: S608
 
 _BEAT: Final = """UPDATE refresher.epoch SET known_until = clock_timestamp()
     WHERE system_identifier = %s AND timeline = %s AND known_until < clock_timestamp() - interval '0.9 s'"""
@@ -92,9 +91,10 @@ class Heartbeat:
         begin_epoch(self._database)
         with self._database.transaction() as cursor:
             now_on = _now_on(cursor)
-            if self._latest is not None and self._latest[0] == now_on[0] and now_on[1] < self._latest[1]:
+            before, line = self._latest, _timeline(now_on)
+            if before is not None and before[0] == now_on[0] and line < _timeline(before):
                 raise StorageError(
-                    f"{self._database.place} is on the timeline {now_on[1]}, and was on {self._latest[1]}: this is a "
+                    f"{self._database.place} is on the timeline {line}, and was on {_timeline(before)}: this is a "
                     "server that another has replaced; point the store to the primary"
                 )
             cursor.execute(_BEAT, now_on)
@@ -103,6 +103,11 @@ class Heartbeat:
                 cursor.execute(_BRING_BACK, lease._asdict())
         self._latest = now_on
         return began
+
+
+def _timeline(epoch: tuple[str, str]) -> str:
+    """Return the timeline of an epoch, in hex, without its table."""
+    return epoch[1].partition(".")[0]
 
 
 def _now_on(cursor: Cursor[Any]) -> tuple[str, str]:

@@ -1,7 +1,7 @@
 """A grant in the database while this process has its lease: the steps of a rotation (``store.Held``)."""
 
 import uuid
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -19,9 +19,10 @@ from refresher.storage.postgres.attempt import PostgresAttempt, read_clocks
 from refresher.storage.postgres.database import Database
 from refresher.storage.postgres.leases import Lease
 from refresher.storage.postgres.moments import Clocks
-from refresher.storage.publishing import Publisher, published_generation
+from refresher.storage.publishing import Publisher, published_generation, read_published
 from refresher.storage.store import Demanded, Report, ignore_report
 from shim._source import EXPIRING
+from shim._token import TokenFile
 
 __all__ = ["HeldGrant"]
 
@@ -71,6 +72,8 @@ class HeldGrant:
         """
         if self._problems and not giving_up:
             raise GrantFileError(self._problems[0])
+        # Before the record: another can store an answer at any time, and this host can publish it.
+        own = read_published(self._directories, self._name)
         with self._database.transaction() as cursor:
             now = read_clocks(cursor)
             stored = settling.load(cursor, self._name, now, self._keys)
@@ -88,14 +91,8 @@ class HeldGrant:
                     doubt = Doubt(since=now.at(self._lease.doubt_at))
                     grant = transition.mark_interrupted(grant, transition.INTERRUPTED, doubt=doubt, now=now.here)
                     findings.append(transition.INTERRUPTED)
-                # A host may report any generation.
-                if (
-                    seen is not None
-                    and seen[0] > grant.generation
-                    and can_be_later(seen[0], *last_known(grant), now.here.wall)
-                ):
-                    lifetime = None if seen[1] is None else _within(grant, now, seen[1], seen[2])
-                    grant = transition.mark_restored(grant, seen[0], lifetime, now=now.here)
+                for generation, lifetime in _later(grant, own, seen, now):
+                    grant = transition.mark_restored(grant, generation, lifetime, now=now.here)
                     findings.append("" if grant.failure is None else grant.failure.description)
                 grant = transition.with_doubt_restarted(grant, now.here)
             if isinstance(grant, Grant) and grant is not changed:
@@ -276,8 +273,33 @@ class HeldGrant:
             raise StorageError(f"another refresher has taken over {self._name}: nothing was changed here; try again")
 
 
+def _later(
+    grant: Grant, own: TokenFile | None, seen: tuple[int, float | None, float | None] | None, now: Clocks
+) -> Iterator[tuple[int, tuple[float, float | None] | None]]:
+    """Return the latest generation beyond that of ``grant`` that a host has, with the times of its token.
+
+    ``own``: the token file of this host. ``seen``: the latest report of a host, which may report any generation.
+    """
+    if own is None or own.grant_id != grant.grant_id:
+        own = None
+    found = []
+    if own is not None and own.generation > grant.generation:
+        found.append((own.generation, None if own.access_token is None else (own.issued_at, own.expires_at)))
+    if seen is not None and seen[0] > max(grant.generation, -1 if own is None else own.generation):
+        found.append((seen[0], None if seen[1] is None else _within(grant, now, seen[1], seen[2])))
+    yield from (each for each in found[-1:] if can_be_later(each[0], *last_known(grant), now.here.wall))
+
+
 def _within(grant: Grant, now: Clocks, issued_at: float, expires_at: float | None) -> tuple[float, float | None]:
-    """Return the times of a reported token, within the life of those of ``grant``: a host may report any time."""
-    longest = policy.DEFAULT_MAX_AGE if grant.expires_at is None else grant.expires_at - grant.issued_at
-    ends = now.here.wall + max(longest, 0.0)
-    return min(issued_at, now.here.wall), None if expires_at is None else min(expires_at, ends)
+    """Return the times of a reported token, within the life of those of ``grant``.
+
+    A host may report any time, and again: a further report makes the wait for the first one no longer.
+    """
+    longest = policy.DEFAULT_MAX_AGE if grant.expires_at is None else max(grant.expires_at - grant.issued_at, 0.0)
+    restored = grant.doubt is not None and grant.doubt.restored
+    begins = grant.doubt.since.wall if grant.doubt is not None and restored else now.here.wall
+    issued_at = min(issued_at, begins)
+    if expires_at is None:
+        return issued_at, None
+    expires_at = min(expires_at, begins + longest)
+    return max(issued_at, expires_at - longest), expires_at

@@ -14,7 +14,20 @@ from refresher.common.errors import StorageError
 from refresher.storage.postgres.database import Database, UnknownOutcome
 from refresher.storage.postgres.moments import Clocks
 
-__all__ = ["COLUMNS", "EPOCH", "FREE", "OPENED", "Lease", "NotArmed", "arm", "claim", "lease_of", "leave", "release"]
+__all__ = [
+    "COLUMNS",
+    "EPOCH",
+    "FREE",
+    "OPENED",
+    "TIMELINE",
+    "Lease",
+    "NotArmed",
+    "arm",
+    "claim",
+    "lease_of",
+    "leave",
+    "release",
+]
 
 _OPEN: Final = 25
 _ARMED: Final = 30
@@ -26,11 +39,14 @@ _LONGEST_WAIT: Final = 300
 _MOST_DIFFERENCE: Final = 30.0
 _MOST_PAUSE: Final = 2.0
 
-EPOCH: Final = """EXISTS (
-    SELECT FROM refresher.epoch e WHERE e.timeline = left(pg_walfile_name(pg_current_wal_lsn()), 8)
+TIMELINE: Final = "left(pg_walfile_name(pg_current_wal_lsn()), 8) || '.' || 'refresher.lease'::regclass::oid"
+"""The timeline, and which table this is: a dump that is restored makes another one."""
+
+EPOCH: Final = f"""EXISTS (
+    SELECT FROM refresher.epoch e WHERE e.timeline = {TIMELINE}
     AND e.system_identifier = (SELECT system_identifier::text FROM pg_control_system())
-    AND e.opens_at <= clock_timestamp())"""
-"""The condition that this server and timeline are known and open: a promotion can have lost leases (``epochs``)."""
+    AND e.opens_at <= clock_timestamp())"""  # noqa: S608
+"""The condition that this epoch is known and open: a promotion or a restore can have lost leases (``epochs``)."""
 
 FREE: Final = f"""(l.attempt IS NULL OR (l.until < clock_timestamp() AND (
     l.state = 'open' OR l.armed_at < clock_timestamp() - interval '{_LONGEST_WAIT} s' OR NOT EXISTS (

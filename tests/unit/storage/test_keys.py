@@ -50,7 +50,11 @@ def test_a_key_is_read_in_each_form(tmp_path: Path, form: bytes) -> None:
     assert found(f"file:{path}") == ID
 
 
-@pytest.mark.parametrize("form", [b"", b"short", TEXT[:-4].encode(), RAW + b"x", b"0" * 63, b"\xff" * 64])
+@pytest.mark.parametrize(
+    "form",
+    [b"", b"short", TEXT[:-4].encode(), RAW + b"x", b"0" * 63, b"\xff" * 64],
+    ids=["empty", "a word", "cut off", "33 bytes", "63 digits", "64 bytes"],
+)
 def test_what_is_no_key_is_refused(tmp_path: Path, form: bytes) -> None:
     """If it failed, grants would be sealed with a weak key, or with one that cannot be given again."""
     path = tmp_path / "key"
@@ -133,7 +137,9 @@ def test_a_failure_is_remembered_for_a_short_time(tmp_path: Path, monkeypatch: p
     assert ring.current() is not None, "the key is read again"
 
 
-@pytest.mark.parametrize("given", [TEXT, "file:", "file: ", "gpg:key", "systemd:a/b", "command:'", "keyring"])
+@pytest.mark.parametrize(
+    "given", [pytest.param(TEXT, id="a key"), "file:", "file: ", "gpg:key", "systemd:a/b", "command:'", "keyring"]
+)
 def test_a_setting_that_is_no_source_is_refused_without_being_shown(given: str) -> None:
     """If it failed, a person who gives the key itself would find it in a log (I7)."""
     with pytest.raises(ConfigError) as raised:

@@ -6,3 +6,6 @@ COMMENT ON COLUMN refresher.record.published_hash IS
 COMMENT ON COLUMN refresher.record.published IS
     'The token file, or an envelope that the hosts of agents open with the key for it. NULL: there is nothing to publish yet.';
 COMMENT ON COLUMN refresher.lease.key_id IS 'Of the key that the record is sealed with; empty: it is plain.';
+
+-- An epoch is also which table this is: a dump that is restored makes another one.
+UPDATE refresher.epoch SET timeline = timeline || '.' || 'refresher.lease'::regclass::oid WHERE timeline NOT LIKE '%.%';
