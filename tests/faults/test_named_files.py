@@ -167,6 +167,21 @@ def test_a_directory_of_certificates_that_cannot_be_read_holds_no_rotation(
     assert str(place) in done.stderr
 
 
+@pytest.mark.parametrize("kind", ["fifo", "dead mount"])
+def test_an_assertion_that_cannot_be_read_holds_no_rotation(refresher: Command, place: Path, kind: str) -> None:
+    """If it failed, the volume of a workload's token would hold the lock of its grant for ever, when it hangs."""
+    named = place / "token"
+    named.write_text("token-of-a-workload")
+    about = {"grant_type": "jwt_bearer", "assertion_file": str(named), "server_url": "https://mcp.example/mcp"}
+    refresher.import_grant("linear", {"token_endpoint": UNREACHABLE, **about})
+    with _spoilt(named, kind):
+        done = refresher("run-once")
+    assert (done.code, f"cannot read the assertion {named}: {WORDS[kind]}" in done.stderr) == (4, True), done.stderr
+    failure = refresher.grant("linear").failure
+    assert failure is not None
+    assert failure.code == "assertion_missing"
+
+
 def test_a_dead_mount_is_waited_for_before_the_lock(refresher: Command, place: Path) -> None:
     """If it failed, every process would wait for the grant while one of them waits for a dead mount."""
     need(no_dead_mounts())
