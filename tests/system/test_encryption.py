@@ -10,9 +10,11 @@ import pytest
 from refresher.common.secret import Secret
 from refresher.grants.record import Tombstone
 from tests.conftest import need
+from tests.support.browser import as_browser
 from tests.support.command import Command, wait_until
 from tests.support.daemon import running, stopped
 from tests.support.documents import block
+from tests.support.mcp_login import MCPLogin
 from tests.support.parts import no_strace
 from tests.support.sealed import in_the_clear, make_key, use_keys
 from tests.support.token_server import TokenServer
@@ -236,3 +238,24 @@ def test_a_grant_whose_key_is_lost_can_be_replaced_and_removed(
     assert [path.read_bytes() for path in aside] == [record]
     assert sealed("run-once", "--json", "--force", "linear").outcome == "rotated"
     assert [name for name in sealed.leftovers() if ".aside." not in name] == []
+
+
+def test_a_login_needs_no_key_that_is_lost(refresher: Command) -> None:
+    """If it failed, nobody could log in again under the name of a grant whose key is lost."""
+    with MCPLogin() as mcp:
+        use_keys(refresher, make_key(refresher.home, "first"))
+        done = refresher("login", "linear", mcp.url, "--param", "prompt=login", environment=as_browser("person"))
+        assert done.code == 0, done.stderr
+        before = refresher.grant("linear")
+        use_keys(refresher, refresher.home / "nowhere")
+        done = refresher("login", "linear", environment=as_browser("person"))
+        assert done.code == 2, "a person logs in, and then nothing can be stored"
+        assert mcp.seen()["authorized"] == 1
+        use_keys(refresher, make_key(refresher.home, "second"))
+        done = refresher("login", "linear", environment=as_browser("person"))
+        assert done.code == 0, done.stderr
+        assert "its sealed record is kept" in done.stderr
+        after = refresher.grant("linear")
+        assert (after.generation, after.server_url) == (before.generation + 1, before.server_url)
+        assert refresher("run-once", "--force", "--json").outcome == "rotated"
+        assert mcp.seen()["reused"] == 0
