@@ -168,7 +168,8 @@ class _LoadedKey:
         self.source: Final = source
         self._lock = threading.Lock()
         self._key: Key | None = None
-        self._retry_at = float("-inf")
+        self._failed_at = float("-inf")
+        self._took = 0.0
         self._problem = ""
 
     def get(self) -> Key:
@@ -177,14 +178,15 @@ class _LoadedKey:
             return key
         with self._lock:  # one command for all threads
             began = time.monotonic()
-            if self._key is None and began >= self._retry_at:
+            # A source that is slow to fail must not take all the time of those who wait for others.
+            if self._key is None and began - self._failed_at >= max(_RETRY_AFTER, 2 * self._took):
                 try:
                     self._key = _parse(_READERS[self.source.kind](self.source.what))
                 except (OSError, ValueError, ImportError, RuntimeError) as error:
                     why = getattr(error, "strerror", None) or error
                     self._problem = f"cannot read the key {self.source}: {why}"
-                    # A source that is slow to fail must not take all the time of those who wait for others.
-                    self._retry_at = (now := time.monotonic()) + max(_RETRY_AFTER, 2 * (now - began))
+                    self._failed_at = time.monotonic()
+                    self._took = self._failed_at - began
             if self._key is None:
                 raise KeyUnavailable(self._problem)
             return self._key

@@ -99,8 +99,6 @@ def reseal(directories: Directories, name: str, stored: Stored) -> int:
     """
     keys = directories.keys
     changed = 0
-    for path in _cut_off(directories, name):
-        path.unlink(missing_ok=True)
     try:
         data = _read(directories.record(name))
         if stored.record is not None and resealed(data, name, keys) is not None:

@@ -10,9 +10,12 @@ import pytest
 from refresher.common.secret import Secret
 from refresher.grants.record import Tombstone
 from tests.conftest import need
+from tests.support.answering import Answer, Answering
+from tests.support.browser import as_browser
 from tests.support.command import Command, wait_until
 from tests.support.daemon import running, stopped
 from tests.support.documents import block
+from tests.support.mcp_login import MCPLogin
 from tests.support.parts import no_strace
 from tests.support.sealed import in_the_clear, make_key, use_keys
 from tests.support.token_server import TokenServer
@@ -89,6 +92,18 @@ def test_the_commands_of_the_page_seal_the_grants(refresher: Command, server: To
     assert forms(refresher) == {"linear": "current"}
     assert refresher("run-once", "--json").outcome == "rotated"
     assert refresher("doctor", "--offline").code in (0, 1)
+
+
+def test_an_answer_that_cannot_be_read_is_kept_sealed(refresher: Command, server: TokenServer) -> None:
+    """If it failed, the only new refresh token would lie in the clear, or nobody could get at it."""
+    use_keys(refresher, make_key(refresher.home, "first"))
+    answer = '{"refresh_token": "the-only-copy-of-a-refresh-token", "access_token": {'
+    with Answering(**{"/token": Answer(200, answer)}) as wrong:
+        refresher.import_grant("linear", server.grant("linear", token_endpoint=f"{wrong.url}/token"))
+        assert refresher("run-once", "--json").outcome == "in_doubt"
+    (kept,) = refresher.directories.grants.glob("linear.answer.*")
+    assert in_the_clear(refresher, server, "the-only-copy") == []
+    assert refresher("encryption", "show", kept.name).stdout == answer
 
 
 def test_an_answer_that_was_kept_is_opened(sealed: Command) -> None:
@@ -189,26 +204,20 @@ def test_a_key_is_replaced_and_taken_back(sealed: Command, server: TokenServer) 
     assert sealed("run-once", "--force").code == 0
 
 
-@pytest.mark.parametrize("cut_off", [False, True], ids=["healthy", "cut off"])
+@pytest.mark.parametrize(
+    "cut_off", [None, "connect", "rename"], ids=["healthy", "before the request", "after the answer"]
+)
 @pytest.mark.parametrize("command", ["import", "remove"])
 def test_a_grant_whose_key_is_lost_can_be_replaced_and_removed(
-    sealed: Command, server: TokenServer, command: str, cut_off: bool
+    sealed: Command, server: TokenServer, command: str, cut_off: str | None
 ) -> None:
     """If it failed, a lost key would leave names that nobody can use, or a generation would fall."""
     if cut_off:
         need(no_strace())
-        prefix = (
-            "strace",
-            "-f",
-            "-qq",
-            "-o",
-            "/dev/null",
-            "-e",
-            "trace=rename",
-            "-e",
-            "inject=rename:signal=KILL:when=1",
-        )
+        killed = ("-e", f"trace={cut_off}", "-e", f"inject={cut_off}:signal=KILL:when=1")
+        prefix = ("strace", "-f", "-qq", "-o", "/dev/null", *killed)
         sealed.finish(sealed.start("run-once", "linear", "--force", prefix=prefix))
+        assert {"linear.intent", "linear.next"} <= set(sealed.leftovers())
     before = sealed.grant("linear")
     record = sealed.directories.record("linear").read_bytes()
     token = sealed.refresh_token("linear")
@@ -231,8 +240,29 @@ def test_a_grant_whose_key_is_lost_can_be_replaced_and_removed(
     assert after.generation == before.generation + 1
     assert set(before.spent) <= set(after.spent)
     # The old refresh token may be spent by the attempt that was cut off.
-    assert (Secret(token).fingerprint() in after.spent) is cut_off
+    assert (Secret(token).fingerprint() in after.spent) is (cut_off == "rename")
     aside = list(sealed.directories.grants.glob("linear.json.aside.*"))
     assert [path.read_bytes() for path in aside] == [record]
     assert sealed("run-once", "--json", "--force", "linear").outcome == "rotated"
     assert [name for name in sealed.leftovers() if ".aside." not in name] == []
+
+
+def test_a_login_needs_no_key_that_is_lost(refresher: Command) -> None:
+    """If it failed, nobody could log in again under the name of a grant whose key is lost."""
+    with MCPLogin() as mcp:
+        use_keys(refresher, make_key(refresher.home, "first"))
+        done = refresher("login", "linear", mcp.url, "--param", "prompt=login", environment=as_browser("person"))
+        assert done.code == 0, done.stderr
+        before = refresher.grant("linear")
+        use_keys(refresher, refresher.home / "nowhere")
+        done = refresher("login", "linear", environment=as_browser("person"))
+        assert done.code == 2, "a person logs in, and then nothing can be stored"
+        assert mcp.seen()["authorized"] == 1
+        use_keys(refresher, make_key(refresher.home, "second"))
+        done = refresher("login", "linear", environment=as_browser("person"))
+        assert done.code == 0, done.stderr
+        assert "its sealed record is kept" in done.stderr
+        after = refresher.grant("linear")
+        assert (after.generation, after.server_url) == (before.generation + 1, before.server_url)
+        assert refresher("run-once", "--force", "--json").outcome == "rotated"
+        assert mcp.seen()["reused"] == 0
