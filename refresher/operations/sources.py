@@ -14,6 +14,7 @@ from refresher.common.errors import GrantFileError, RefresherError
 from refresher.common.secret import Secret
 from refresher.grants import policy
 from refresher.grants.assertion import ID_TOKEN, TokenSource
+from refresher.grants.encoding import open_secrets
 from refresher.grants.outcome import GrantRejected, NotSent
 from refresher.grants.policy import Rotate
 from refresher.grants.record import Grant
@@ -101,6 +102,7 @@ def supply_of(store: Store, grant: Grant, now: Moment) -> Supply:
     """Return what ``grant`` presents, read anew; ``presented.problem`` says why there is nothing to present."""
     presented, sources = NOTHING, _sources_of(store, grant)
     try:
+        _open(sources)
         _require_no_cycle(store, grant)
         if grant.client_assertion_file is not None:
             client_assertion(grant, now.wall)
@@ -136,6 +138,16 @@ def noted(grant: Grant, supply: Supply, *, renewed: bool) -> Grant:
         {"source_due_at": supply.due_at} if renewed else {}
     )
     return msgspec.structs.replace(grant, assertion=msgspec.structs.replace(grant.assertion, **changes))
+
+
+def _open(sources: Sources) -> None:
+    """Open what is sealed in the sources, so that nothing fails for want of a key once an attempt has begun."""
+    for name, source in sources.items():
+        try:
+            open_secrets(source)
+        except GrantFileError as error:
+            text = f"its source {name} cannot be opened: {error}"
+            raise _NoToken(NotSent(code="source_failing", description=text)) from None
 
 
 def _require_no_cycle(store: Store, grant: Grant) -> None:

@@ -18,6 +18,8 @@ from refresher.operations import import_request
 from refresher.operations.import_grant import store_grant
 from refresher.operations.result import Result
 from refresher.operations.rotate import Order, Terms, rotate
+from refresher.storage.file_store import FileStore
+from refresher.storage.keys import KeyRing, parse_source
 from refresher.storage.store import Store
 from shim._token import TokenFile, parse
 from tests.support.assertion_server import AssertionServer, Issuer
@@ -322,6 +324,26 @@ def test_a_grant_follows_the_one_whose_token_it_needs(store: Store, company: Ass
     assert company.requests[-1]["subject_token"] == source.reveal()
     _change(store, "api", last_rotation_at=0.0)
     assert _rotate(store, "api", force=False).outcome == "not_due"
+
+
+def test_a_source_whose_key_is_not_here_is_named_and_nothing_is_begun(
+    files: Store, company: AssertionServer, tmp_path: Path
+) -> None:
+    """If it failed, each try would leave an attempt that was cut off, and no word of the key that is missing."""
+    key = tmp_path / "key"
+    key.touch(0o600)
+    key.write_bytes(bytes(range(32)))
+    sealing = KeyRing(parse_source("encryption_key", f"file:{key}"))
+    sealed = FileStore(msgspec.structs.replace(files.directories, keys=sealing))
+    _import(sealed, "base", company.person())
+    assert _rotate(sealed, "base").outcome == "rotated"
+    _import(files, "api", _exchanged(company, subject_grant="base"))
+    asked = len(company.requests)
+    result = _rotate(files, "api")
+    assert (result.outcome, "its source base cannot be opened" in result.detail) == ("transient", True), result
+    assert len(company.requests) == asked
+    assert list(files.directories.grants.glob("*.intent")) == []
+    assert _rotate(sealed, "api").outcome == "rotated"
 
 
 def test_a_source_that_is_due_is_rotated_first_and_only_once(store: Store, company: AssertionServer) -> None:
