@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from functools import partial
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -29,12 +29,15 @@ from refresher.operations.cycles import MAX_DEPTH
 from refresher.operations.events import Emit, Event, change_of_state, emitting, happened, ignore, recoveries
 from refresher.operations.inspection import Inspection
 from refresher.operations.result import EXIT_CODES, Result, ResultCode, login_ends
-from refresher.operations.sources import NO_SUPPLY, Supply
+from refresher.operations.sources import Supply
 from refresher.storage.store import WAIT, Demanded, Held, Store
 
 __all__ = ["Order", "Terms", "read_files_of", "rotate", "rotate_sources"]
 
 log = logging.getLogger(__name__)
+
+_SOURCE_WAIT: Final = 4.0
+"""Seconds for the lock of a source at least; less than what makes a server count as slow (``work_queue.py``)."""
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
@@ -104,7 +107,7 @@ def _rotate(store: Store, order: Order, terms: Terms, events: list[Event]) -> Re
         rotate_sources(store, seen, terms)
         began = time.monotonic()
         with _files_read(store, seen, terms.ca_file):
-            supply = _supply(store, seen)
+            supply = sources.supply(store, seen)
             with store.held(name, stopping=terms.stopping, wait=terms.lock_wait) as held:
                 return _Rotation(held, order, terms, events, time.monotonic() - began, supply).run()
     except LockBusy as busy:
@@ -153,21 +156,13 @@ def rotate_sources(store: Store, grant: Grant | None, terms: Terms) -> None:
         result = rotate(
             store,
             Order(name=source.name, seen=source.seen, force=source.force),
-            msgspec.structs.replace(terms, feeding=(*terms.feeding, grant.name)),
+            # Whoever holds it brings the token that is needed here, so this waits for it.
+            msgspec.structs.replace(
+                terms, feeding=(*terms.feeding, grant.name), lock_wait=max(terms.lock_wait, _SOURCE_WAIT)
+            ),
         )
-        if result is not None:
+        if result is not None and result.outcome not in ("adopted", "not_due"):
             log.info("%s: %s: %s (needed by %s)", result.name, result.outcome, result.detail, grant.name)
-
-
-def _supply(store: Store, seen: Grant | None) -> Callable[[Grant], Supply]:
-    """Read what a grant presents, as it is not held yet; return what gives it to the grant that is then held."""
-    supply = NO_SUPPLY if seen is None else sources.supply_of(store, seen, clocks.now())
-
-    def given(grant: Grant) -> Supply:
-        is_same = seen is not None and seen.grant_id == grant.grant_id
-        return supply if is_same else sources.supply_of(store, grant, clocks.now())
-
-    return given
 
 
 def _adopted_meanwhile(store: Store, order: Order) -> Result | None:

@@ -5,10 +5,12 @@ before that of the grant is taken. So no lock is held across two exchanges, and 
 for each other.
 """
 
+from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from refresher.common import clocks
 from refresher.common.clocks import Moment
 from refresher.common.errors import GrantFileError, RefresherError
 from refresher.common.secret import Secret
@@ -32,6 +34,7 @@ __all__ = [
     "files_of",
     "noted",
     "orders",
+    "supply",
     "supply_of",
 ]
 
@@ -96,6 +99,17 @@ def orders(store: Store, grant: Grant, now: Moment) -> list[SourceOrder]:
         elif source.failure is None and needs_id_token(grant, name) and may_bring_id_token(source, now):
             due.append(SourceOrder(name, source.generation, force=True))
     return due
+
+
+def supply(store: Store, seen: Grant | None) -> Callable[[Grant], Supply]:
+    """Read what a grant presents, before it is held; return what gives it to the grant that is held then."""
+    found = NO_SUPPLY if seen is None else supply_of(store, seen, clocks.now())
+
+    def given(grant: Grant) -> Supply:
+        is_same = seen is not None and seen.grant_id == grant.grant_id
+        return found if is_same else supply_of(store, grant, clocks.now())
+
+    return given
 
 
 def supply_of(store: Store, grant: Grant, now: Moment) -> Supply:
