@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+import uuid
 from collections.abc import Callable
 from typing import Final
 
@@ -174,20 +175,32 @@ def _words(form: str) -> str:
 
 @command(
     short_help="Open an answer that was kept.",
-    exit_codes={0: "printed", 2: "there is no such file, or its key is not here"},
+    exit_codes={0: "printed", 2: "there is no such file or orphan, or its key is not here", 4: "the database is away"},
 )
-@click.argument("file", metavar="NAME.answer.TIME")
+@click.argument("file", metavar="NAME.answer.TIME|ATTEMPT")
 @click.pass_obj
 def show(options: Options, file: str) -> None:
     """Print what is in NAME.answer.TIME, or in a file that was set aside: it may hold the new tokens.
 
-    The message of the failure names the file. What this prints is secret.
+    The message of the failure names the file. In a database, give the ATTEMPT of an orphan, which 'refresher store
+    check' lists. What this prints is secret.
     """
     from refresher.storage.sealing import opened_copy
 
     settings = options.settings()
-    sys.stdout.buffer.write(opened_copy(settings.directories, file))
+    if settings.store is not None and (attempt := _uuid(file)) is not None:
+        data = settings.open_database().opened_orphan(attempt)
+    else:
+        data = opened_copy(settings.directories, file)
+    sys.stdout.buffer.write(data)
     sys.stdout.buffer.flush()
+
+
+def _uuid(text: str) -> uuid.UUID | None:
+    try:
+        return uuid.UUID(text)
+    except ValueError:
+        return None
 
 
 encryption.add_command(

@@ -20,7 +20,7 @@ from refresher.storage.directories import Directories
 from refresher.storage.records import LARGEST
 from refresher.storage.store import Holding
 
-__all__ = ["delete_copies", "holdings", "names_with_copies", "opened_copy", "reseal", "resealed"]
+__all__ = ["delete_copies", "holdings", "names_with_copies", "opened", "opened_copy", "reseal", "resealed"]
 
 _COPIED: Final = r"(?P<name>.+)\.(answer|(json|next|next\.\d+)\.aside)\.\d+"
 _COPY: Final = re.compile(_COPIED)
@@ -145,17 +145,21 @@ def opened_copy(directories: Directories, entry: str) -> bytes:
     try:
         if path is None:
             raise FileNotFoundError(2, "there is no such file")
-        data, name = _read(path), _name_of(path)
-        if not is_sealed(data):
-            return data
-        try:
-            record = decode(data, name, directories.keys).record
-        except GrantFileError:
-            return open_kept(data, name, directories.keys)
-        return data if record is None else encode(record, PLAIN)[0]
+        return opened(_read(path), _name_of(path), directories.keys)
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
         raise GrantFileError(f"cannot read {path or directories.grants / entry}: {why}") from None
+
+
+def opened(data: bytes, name: str, keys: Keys) -> bytes:
+    """Return ``data``, a record of ``name`` or what was kept of it, in clear text. Raises ``GrantFileError``."""
+    if not is_sealed(data):
+        return data
+    try:
+        record = decode(data, name, keys).record
+    except GrantFileError:
+        return open_kept(data, name, keys)
+    return data if record is None else encode(record, PLAIN)[0]
 
 
 def _read(path: Path) -> bytes:

@@ -52,6 +52,8 @@ def test_a_sealed_grant_of_a_database_rotates_and_is_mirrored(site: Site) -> Non
         owner.import_grant("linear", server.grant("linear"))
         owner.import_grant("github", server.grant("github"))
         assert owner("run-once").code == 0
+        orphan = str(uuid.uuid4())
+        site.execute("INSERT INTO refresher.orphan VALUES (%s, 'linear', NULL, %s, 'words')", orphan, b"an answer")
         assert len(in_the_clear(site, server)) >= 4
         use_keys(owner, make_key(owner.home, "records"))
         owner.environment["REFRESHER_PUBLISHED_KEY"] = f"file:{make_key(owner.home, 'published')}"
@@ -61,6 +63,9 @@ def test_a_sealed_grant_of_a_database_rotates_and_is_mirrored(site: Site) -> Non
         assert owner("run-once", "--force").code == 0
         assert in_the_clear(site, server) == []
         assert owner("encryption", "status").code == 0
+        assert b"an answer" not in dumped(site)
+        assert owner("encryption", "show", orphan).stdout == "an answer"
+        assert owner("encryption", "show", str(uuid.uuid4())).code == 2
         mirror = with_keys(site, "b", published=owner.environment["REFRESHER_PUBLISHED_KEY"])
         process = mirror.start("mirror")
         wait_until(lambda: (mirror.tokens / "linear.json").exists(), "the mirror publishes")

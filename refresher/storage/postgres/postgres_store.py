@@ -22,6 +22,7 @@ from refresher.storage.postgres.due import claim_due, count_due
 from refresher.storage.postgres.held_grant import HeldGrant
 from refresher.storage.postgres.leases import Lease
 from refresher.storage.publishing import Publisher
+from refresher.storage.sealing import opened
 from refresher.storage.store import WAIT, Comparison, Holding
 
 __all__ = ["PostgresStore"]
@@ -120,6 +121,15 @@ class PostgresStore:
                 found = sealing.holdings(cursor, wanted[start : start + _AT_ONCE])
             for name, held in found.items():
                 yield name, [*held, *sealing.spilled(self._directories, name)]
+
+    def opened_orphan(self, attempt: uuid.UUID) -> bytes:
+        """Return what is in the orphan of ``attempt``, opened. Raises ``GrantFileError`` and ``StorageError``."""
+        with self.database.transaction() as cursor:
+            cursor.execute("SELECT name, bytes FROM refresher.orphan WHERE attempt = %s", (attempt,))
+            row = cursor.fetchone()
+        if row is None:
+            raise GrantFileError(f"there is no orphan {attempt} in {self.place}: 'refresher store check' lists them")
+        return opened(bytes(row[1]), row[0], self._directories.keys)
 
     def stamps(self) -> Mapping[str, int]:
         """Return a number for each name, which changes with its record. Raises ``StorageError``."""
