@@ -49,7 +49,7 @@ def test_the_endpoint_serves_once_rotations_have_begun(
 ) -> None:
     """If it failed, the start of the server would delay the first rotations."""
     monkeypatch.setattr(http_endpoint, "_LONGEST_START", 1000.0)
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="refresher"):
         endpoint.use(settings)
         assert (endpoint.listening(), settings.directories.health_socket.exists()) == (None, False)
         endpoint.begin()
