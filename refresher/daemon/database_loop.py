@@ -293,6 +293,8 @@ class DatabaseDaemon:
         """Log the result of a rotation."""
         name, result = finished.job.order.name, finished.result
         self._queue.done(finished)
+        if result is not None and result.outcome == "invalid_grant_file":
+            self._supervision.readiness.mark_unreadable(name)
         self._supervision.endpoint.changed((name,))
         if not self._signals():
             self._queue.start_jobs()

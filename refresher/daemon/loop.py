@@ -33,7 +33,7 @@ from refresher.observers.hub import Observers
 from refresher.observers.metrics import Counts
 from refresher.operations.events import happened
 from refresher.operations.inspection import Inspection, inspect, server_of
-from refresher.operations.result import EXIT_CODES, Result
+from refresher.operations.result import EXIT_CODES, Result, ResultCode
 from refresher.operations.rotate import Order, Terms, rotate
 from refresher.operations.work_queue import Finished, WorkQueue
 from refresher.storage import records, startup_checks
@@ -74,13 +74,15 @@ class _Pause(NamedTuple):
     fault: bool
     times: int
     until: float
+    outcome: ResultCode | None = None
+    """Of a fault."""
 
     @classmethod
-    def after(cls, previous: "_Pause | None", *, fault: bool) -> "_Pause":
+    def after(cls, previous: "_Pause | None", *, fault: bool, outcome: ResultCode | None = None) -> "_Pause":
         """Return the pause that follows ``previous``: 1 s, doubling to 30 s."""
         times = 1 if previous is None or previous.fault is not fault else previous.times + 1
         # The exponent is limited before the power, which would overflow after a night.
-        return cls(fault, times, time.monotonic() + min(2.0 ** min(times - 1, 10), _MAX_PAUSE))
+        return cls(fault, times, time.monotonic() + min(2.0 ** min(times - 1, 10), _MAX_PAUSE), outcome)
 
 
 class Daemon:
@@ -214,6 +216,8 @@ class Daemon:
         """Do what follows from an inspection."""
         if isinstance(found.record, Grant):
             self._readiness.update(found.record, published=not found.stale)
+            if (pause := self._pauses.get(found.name)) is not None and pause.outcome == "invalid_grant_file":
+                self._readiness.mark_unreadable(found.name)  # its key is not here, and that it is needed showed later
             self._certificates.note(found.record)
             for name in self._feeding.note(found.record):
                 self._schedule.plan(name, time.time())
@@ -318,7 +322,7 @@ class Daemon:
             self._queue.start_jobs()
         previous = self._pauses.pop(name, None)
         if result is not None and result.outcome in LOCAL_FAULTS:
-            pause = self._pauses[name] = _Pause.after(previous, fault=True)
+            pause = self._pauses[name] = _Pause.after(previous, fault=True, outcome=result.outcome)
             if result.outcome != "lock_busy" or pause.times > _QUIET_LOCK_WAITS:
                 self._throttle.log_result(result, result.detail)
         elif result is not None and (result.outcome in ROTATED or self._is_final_failure(result)):

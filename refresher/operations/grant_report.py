@@ -30,6 +30,7 @@ INVALID: Final = "invalid_grant_file"
 """The state that is shown of a grant whose record cannot be read."""
 
 _FIRST_RUN: Final = 120.0
+_TO_CATCH_UP: Final = 60.0
 _KEYS: Final = (
     *("state", "generation", "issued_at", "expires_at", "next_rotation_at", "last_rotation_at", "failures", "error"),
     *("issuer", "resource", "scope", "origins", "refresh_token_expires_at", "login_ends_at", "account"),
@@ -84,11 +85,13 @@ def is_soon(end: End) -> bool:
 
 def is_overdue(grant: Grant, late: bool | None) -> bool:
     """Whether nobody refreshes ``grant``; ``late``: whether a run should have come, if that is known."""
-    if not grant.renewable or grant.dead or late is False:
+    if not grant.renewable or grant.dead:
         return False
     now = clocks.now()
     ends = policy.expected_expiry(grant) if policy.has_access_token(grant) else grant.authorized_at + _FIRST_RUN
-    return late or (ends < now.wall and isinstance(policy.decide(grant, now), policy.Rotate))
+    if late is False:
+        ends += _TO_CATCH_UP  # somebody runs, and does not rotate this one: it cannot, or has too much to do
+    return bool(late) or (ends < now.wall and isinstance(policy.decide(grant, now), policy.Rotate))
 
 
 def last_error(grant: Grant) -> Failure | Problem | None:
