@@ -18,6 +18,7 @@ __all__ = [
     "ID_JAG",
     "ID_TOKEN",
     "JWT",
+    "REFRESH_TOKEN",
     "TOKEN_TYPE",
     "Assertion",
     "AssertionGrantType",
@@ -37,6 +38,7 @@ TOKEN_TYPE: Final = "urn:ietf:params:oauth:token-type:"  # noqa: S105  a prefix,
 ACCESS_TOKEN: Final = f"{TOKEN_TYPE}access_token"
 ID_TOKEN: Final = f"{TOKEN_TYPE}id_token"
 JWT: Final = f"{TOKEN_TYPE}jwt"
+REFRESH_TOKEN: Final = f"{TOKEN_TYPE}refresh_token"
 ID_JAG: Final = f"{TOKEN_TYPE}id-jag"
 
 _LONGEST_AUDIENCE: Final = 200

@@ -25,7 +25,8 @@ MAX_LIFETIME: Final = 315_360_000.0
 _SHORTEST_JWT: Final = 60.0
 
 # Other token types are a server's own name for Bearer: Slack says "bot" and "user", and expects Bearer.
-_SCHEMES: Final = frozenset({"bearer", "dpop", "mac", "pop"})
+# RFC 8693 section 2.2.1: N_A is no access token at all.
+_SCHEMES: Final = frozenset({"bearer", "dpop", "mac", "pop", "n_a"})
 
 
 def is_token(value: object) -> TypeGuard[str]:

@@ -29,6 +29,8 @@ INTERRUPTED: Final = "an attempt was cut off after its request may have been sen
 """The description of a doubt that an interrupted attempt leaves."""
 
 _SHORTEST_PAUSE: Final = 1.0
+_LOCAL_CODES: Final = ("assertion_missing", "assertion_expired")
+_LONGEST_LOCAL_PAUSE: Final = 30.0
 
 
 def apply(
@@ -189,6 +191,8 @@ def _failed(
     """Return ``grant`` after a failure, with a retry after the backoff or after ``wait`` seconds if that is longer."""
     failures = grant.failures + 1
     pause = policy.backoff(grant, failures)
+    if outcome.code in _LOCAL_CODES:
+        pause = min(pause, _LONGEST_LOCAL_PAUSE)  # nothing is sent, and the file can be good again at any time
     if (rest := refresh_life.remaining(grant, now)) is not None and rest > 0:
         pause = min(pause, max(rest / 2, _SHORTEST_PAUSE))  # the refresh token ends: do not wait beyond its end
     if grant.dead:

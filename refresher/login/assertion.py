@@ -1,5 +1,7 @@
 """A login without a person: the access token comes from a token of somebody else (RFC 7523)."""
 
+from typing import Final
+
 import msgspec
 
 from refresher.common import clocks
@@ -9,18 +11,22 @@ from refresher.config import Settings
 from refresher.grants.assertion import ID_JAG, ID_TOKEN, JWT, Assertion, TokenSource
 from refresher.grants.outcome import Ambiguous, GrantRejected, NotSent, Outcome, TokensIssued, describe
 from refresher.grants.record import Grant
+from refresher.grants.tokens import is_token, jwt_claims
 from refresher.login.discovery import Server
 from refresher.login.http_client import Connections
 from refresher.login.options import LoginOptions
 from refresher.login.token_request import is_temporary, new_grant
 from refresher.oauth.assertions import mint
+from refresher.oauth.client_authentication import TokenExpired, TokenMissing, token_in
 from refresher.oauth.http_client import DEADLINE
 from refresher.oauth.token_request import request_tokens
 from refresher.operations import sources
 from refresher.operations.events import Emit
 from refresher.operations.rotate import Terms, rotate_sources
 
-__all__ = ["assertion_of", "request_with_assertion"]
+__all__ = ["assertion_of", "request_with_assertion", "require_audience"]
+
+_LONGEST_AUDIENCE: Final = 200
 
 
 def assertion_of(options: LoginOptions, server: Server) -> Assertion | None:
@@ -37,6 +43,28 @@ def assertion_of(options: LoginOptions, server: Server) -> Assertion | None:
                 grant_type="jwt_bearer", subject=subject, audience=server.issuer, requested_token_type=ID_JAG
             )
     return None
+
+
+def require_audience(path: str, server: Server) -> None:
+    """Refuse to present the token in ``path`` to a server that is not its audience, and that no person has named.
+
+    An MCP server names its authorization server, and could name one that collects tokens. Raises ``LoginRefused``.
+    """
+    try:
+        with read_ahead([path]):
+            token = token_in(path, "assertion", clocks.now().wall, is_jwt=True)
+    except (TokenExpired, TokenMissing) as error:
+        raise LoginRefused(f"{error}; nothing was changed") from None
+    audience = jwt_claims(token).get("aud")
+    named = [each for each in (audience if isinstance(audience, list) else [audience]) if is_token(each)]
+    if set(named) & {server.issuer, server.token_endpoint}:
+        return
+    whose = f"for {', '.join(named)[:_LONGEST_AUDIENCE]}" if named else "for no server by name (aud)"
+    place = server.issuer or server.token_endpoint
+    raise LoginRefused(
+        f"the token in {path} is {whose}, and the authorization server is {place}: nothing was sent to it. If it "
+        f"accepts this token, name it yourself: --issuer {place}"
+    )
 
 
 def request_with_assertion(draft: Grant, settings: Settings, connections: Connections, emit: Emit) -> Grant:

@@ -73,8 +73,8 @@ def given_client(options: LoginOptions, server: Server) -> Client | None:
 
 def stored_client(stored: Grant | None, server: Server, now: float) -> Client | None:
     """Return the client of the stored grant, if it belongs to this server and has not expired."""
-    if stored is None:
-        return None
+    if stored is None or not (stored.client_id or stored.client_assertion_file):
+        return None  # a workload without a client
     if stored.issuer:
         same = stored.issuer == server.issuer
     else:

@@ -33,7 +33,7 @@ from refresher.grants.record import NO_RECORD, Grant, Login, Moved, hidden
 from refresher.grants.server_behavior import renewal_params
 from refresher.login import client as clients
 from refresher.login import discovery, pages
-from refresher.login.assertion import assertion_of, request_with_assertion
+from refresher.login.assertion import assertion_of, request_with_assertion, require_audience
 from refresher.login.authorization_request import check_authorization_endpoint, new_authorization_request
 from refresher.login.browser import wait_for_redirect
 from refresher.login.client import Client
@@ -141,6 +141,11 @@ class _Flow:
         known = None if new_client else clients.stored_client(self.stored, self.server, clocks.now().wall)
         client = clients.given_client(self.options, self.server) or known
         self.used_stored_registration = client is known and client is not None and client.origin == "registered"
+        if self.options.issuer is None and self.options.token_endpoint is None:
+            of_client = None if client is None else client.client_assertion_file
+            of_workload = self.options.assertion_file if self.options.way == "jwt_bearer" else None
+            for path in {of_client, of_workload} - {None}:
+                require_audience(str(path), self.server)
         match self.options.way:
             case "client_credentials":
                 if client is None:

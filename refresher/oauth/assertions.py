@@ -13,7 +13,7 @@ import msgspec
 from refresher.common.clocks import Moment
 from refresher.common.secret import Secret
 from refresher.grants import server_behavior
-from refresher.grants.assertion import GRANT_TYPES, ID_JAG, ID_TOKEN, Assertion, foreign_audience
+from refresher.grants.assertion import GRANT_TYPES, ID_JAG, ID_TOKEN, REFRESH_TOKEN, Assertion, foreign_audience
 from refresher.grants.outcome import (
     Ambiguous,
     ClientRejected,
@@ -34,6 +34,11 @@ from refresher.oauth.params import with_params
 __all__ = ["NOTHING", "Minted", "Presented", "fields_of", "judged", "mint"]
 
 _DAY: Final = 86400.0
+_NO_ACCESS_TOKEN: Final = Transient(
+    code="invalid_token_type",
+    description="the server answered with a token that is no access token (token_type, issued_token_type)",
+    refusal=True,
+)
 _BY_ADMINISTRATOR: Final = "blocked by an administrator"
 _DENIALS: Final = ("access_denied", "invalid_target", "unauthorized_client")
 """What an identity provider answers if its policy does not allow the exchange: MCP enterprise-managed authorization
@@ -89,8 +94,10 @@ def judged(grant: Grant, presented: Presented, outcome: Outcome) -> Outcome:
 
     A denial by a policy is asked again after a day.
     """
-    if grant.assertion is None or isinstance(outcome, TokensIssued):
+    if grant.assertion is None:
         return outcome
+    if isinstance(outcome, TokensIssued):
+        return outcome if _is_access_token(outcome, grant.assertion) else _NO_ACCESS_TOKEN
     if error_code(outcome) == "access_denied":
         return _denied(describe(outcome))
     if isinstance(outcome, GrantRejected):
@@ -176,6 +183,13 @@ def _outcome(provider: Grant, result: PostResult) -> Outcome:
             return Transient(code=outcome.code, description=text, refusal=True)
         case _:
             return msgspec.structs.replace(outcome, description=text)
+
+
+def _is_access_token(answer: TokensIssued, assertion: Assertion) -> bool:
+    """Whether agents can present it: RFC 8693 section 2.2.1 has ``N_A`` for what is none."""
+    asked = assertion.requested_token_type
+    is_refresh_token = answer.issued_token_type == REFRESH_TOKEN and asked != REFRESH_TOKEN
+    return answer.token_type.lower() != "n_a" and not is_refresh_token
 
 
 def _denied(description: str) -> GrantRejected:

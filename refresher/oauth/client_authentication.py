@@ -11,7 +11,7 @@ from refresher.common.reading import read_named
 from refresher.common.text import span
 from refresher.grants.policy import CLOCK_TOLERANCE
 from refresher.grants.record import Grant
-from refresher.grants.tokens import is_token, jwt_time
+from refresher.grants.tokens import is_token, jwt_claims, jwt_time
 
 __all__ = ["TokenExpired", "TokenMissing", "build_request", "client_assertion", "token_in"]
 
@@ -73,7 +73,7 @@ def client_assertion(grant: Grant, now: float) -> str:
     repeats the key.
     """
     if grant.client_assertion_file is not None:
-        return token_in(grant.client_assertion_file, "client assertion", now)
+        return token_in(grant.client_assertion_file, "client assertion", now, is_jwt=True)
     # PyJWT and cryptography take 60 ms to import, and only this method needs them.
     import jwt
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
@@ -102,10 +102,11 @@ def client_assertion(grant: Grant, now: float) -> str:
         raise ConfigError(f"the private key {path} cannot sign with {algorithm}") from None
 
 
-def token_in(path: str, what: str, now: float) -> str:
+def token_in(path: str, what: str, now: float, *, is_jwt: bool) -> str:
     """Return the token that somebody else keeps fresh in a file, for example the token of a Kubernetes service account.
 
-    ``what``: what it is, for a person. ``now``: epoch seconds. Raises ``TokenMissing`` and ``TokenExpired``.
+    ``what``: what it is, for a person. ``now``: epoch seconds. ``is_jwt``: refuse another one, which may be a password
+    in a wrong file. Raises ``TokenMissing`` and ``TokenExpired``.
     """
     try:
         text = read_named(path, _MAX_TOKEN).data.decode("ascii", "replace").strip()
@@ -113,6 +114,8 @@ def token_in(path: str, what: str, now: float) -> str:
         raise TokenMissing(f"cannot read the {what} {path}: {error.strerror}") from None
     if not is_token(text) or " " in text:
         raise TokenMissing(f"the {what} {path} is empty" if not text else f"the {what} {path} is not a token")
+    if is_jwt and not jwt_claims(text):
+        raise TokenMissing(f"the {what} {path} is no JWT (RFC 7519), so it is sent to nobody: give the right file")
     expires_at = jwt_time(text, "exp")
     if expires_at is not None and expires_at < now - CLOCK_TOLERANCE:
         raise TokenExpired(

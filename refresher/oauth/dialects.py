@@ -95,6 +95,11 @@ RULES: Final = (
         "OpenID Connect Core 3.1.2.6; Entra and Google use them on refresh: a person must act",
         "interaction_required consent_required login_required invalid_rapt rapt_required",
     ),
+    Rule(
+        "grant_rejected",
+        "RFC 9470: a person must authenticate again, or more strongly",
+        "insufficient_user_authentication",
+    ),
     Rule("grant_rejected", "GitHub (lelylan/simple-oauth2#459)", "bad_refresh_token unverified_user_email"),
     Rule(
         "grant_rejected",

@@ -312,12 +312,12 @@ def check_files(grant: Grant, now: float, ca_file: str | None = None) -> None:
         if grant.client_assertion_file is not None:
             from refresher.oauth.client_authentication import token_in
 
-            token_in(grant.client_assertion_file, "client assertion", now)
+            token_in(grant.client_assertion_file, "client assertion", now, is_jwt=True)
         for path in () if grant.assertion is None else grant.assertion.files:
             from refresher.oauth.client_authentication import token_in
 
-            token = token_in(path, "assertion", now)
             is_assertion = grant.assertion is not None and grant.assertion.grant_type == "jwt_bearer"
+            token = token_in(path, "assertion", now, is_jwt=is_assertion)
             audience = foreign_audience(token, (grant.token_endpoint, grant.issuer)) if is_assertion else None
             if audience is not None:
                 log.warning(

@@ -306,6 +306,27 @@ def test_a_subject_and_an_actor_are_exchanged(
     }
 
 
+@pytest.mark.parametrize(
+    "about",
+    [
+        {"token_type": "N_A"},
+        {"token_type": "Bearer", "issued_token_type": "urn:ietf:params:oauth:token-type:refresh_token"},
+    ],
+    ids=["N_A", "refresh token"],
+)
+def test_what_is_no_access_token_is_not_published(
+    files: Store, company: AssertionServer, about: dict[str, str]
+) -> None:
+    """If it failed, agents would present a token that no server accepts, or that is more than they may have."""
+    _import(files, "base", company.person())
+    assert _rotate(files, "base").outcome == "rotated"
+    _import(files, "api", _exchanged(company, subject_grant="base"))
+    company.answer = lambda _: (200, {"access_token": "a-token-of-another-kind", "expires_in": 600, **about})
+    result = _rotate(files, "api")
+    assert (result.outcome, "is no access token" in result.detail) == ("transient", True), result
+    assert _published(files, "api").access_token is None
+
+
 def test_a_grant_follows_the_one_whose_token_it_needs(store: Store, company: AssertionServer) -> None:
     """If it failed, agents would keep a token that was made from one that is not valid any more."""
     _import(store, "base", company.person())

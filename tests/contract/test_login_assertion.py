@@ -76,8 +76,8 @@ def test_a_workload_logs_in_and_its_login_can_be_repeated(
         (
             "https://other.example",
             600.0,
-            "the server does not accept the assertion in {}, whose audience is https://other.example: most servers "
-            "require",
+            "the token in {} is for https://other.example, and the authorization server is {server}: nothing was sent to "
+            "it. If it accepts this token, name it yourself: --issuer {server}",
         ),
     ],
     ids=["missing", "expired", "other audience"],
@@ -96,7 +96,8 @@ def test_an_assertion_that_does_not_help_ends_the_login_with_one_line(
         issuer.write(path, audience.format(server=server.url), lifetime=lifetime)
     done = refresher("login", "work", server.mcp, "--jwt-bearer", str(path), "--no-verify")
     assert (done.code, done.stdout) == (2, "")
-    assert words.format(path) in one_line(done.stderr)
+    assert words.format(path, server=server.url) in one_line(done.stderr)
+    assert server.requests == []
     assert not refresher.directories.record("work").exists()
 
 
@@ -197,3 +198,23 @@ def test_an_imported_grant_logs_in_without_a_browser(
     done = refresher("login", "api", "--no-verify")
     assert done.code == 2
     assert "refresher import api --replace --from FILE" in one_line(done.stderr)
+
+
+def test_a_token_goes_to_no_server_that_another_server_names(
+    refresher: Command, server: AssertionServer, issuer: Issuer, path: Path, vault: Vault
+) -> None:
+    """If it failed, an MCP server could collect the tokens of workloads for other servers (I8)."""
+    vault.learn(issuer.write(path, "https://kubernetes.default.svc"))
+    workload = ("--jwt-bearer", str(path))
+    client = ("--client-credentials", "--client-id", "cid", "--client-assertion-file", str(path))
+    for way in (workload, client):
+        done = refresher("login", "work", server.mcp, *way, "--no-verify")
+        assert (done.code, "nothing was sent to it" in done.stderr) == (2, True), done.stderr
+    path.write_text("hunter2-a-password")
+    done = refresher("login", "work", server.mcp, *workload, "--issuer", server.url, "--no-verify")
+    assert (done.code, "is no JWT" in done.stderr, "hunter2" in done.stderr) == (2, True, False), done.stderr
+    assert server.requests == []
+    vault.learn(issuer.write(path, server.url))
+    assert refresher("login", "work", server.mcp, *workload, "--issuer", server.url, "--no-verify").code == 0
+    browser = refresher("login", "work", "--browser", "--no-verify")
+    assert "client_id=&" not in browser.stderr + browser.stdout
