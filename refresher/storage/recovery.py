@@ -119,6 +119,7 @@ class _Recovery:
             return
         spill = self._read(path)
         successor = spill.record
+        self._open()
         if (
             isinstance(successor, Grant)
             and successor.begun_from == record.doubt.begun_from
@@ -127,9 +128,10 @@ class _Recovery:
             and successor.generation + record.doubt.restored > record.generation
         ):
             self._adopt(path, successor)
-            path.unlink()
-        else:
-            self._clear(spill)
+            if not self._unwritten:
+                path.unlink()
+                return
+        self._clear(spill)
 
     def settle_attempt(self) -> None:
         """Adopt the answer of an interrupted attempt, or record that its refresh token may be spent."""
@@ -201,7 +203,8 @@ class _Recovery:
     def _adopt(self, path: Path, successor: Record) -> None:
         # Written again and not renamed: it is unknown whether its bytes reached the disk.
         self._write(successor)
-        self._report(f"adopted what an earlier attempt had saved in {path}")
+        if not self._unwritten:
+            self._report(f"adopted what an earlier attempt had saved in {path}")
 
     def _settle_damaged_intent(self, path: Path, *, answered: bool) -> None:
         """Record a doubt if all that is known of an attempt is that it was declared."""
@@ -295,11 +298,13 @@ class _Recovery:
 
     def _clear(self, found: Candidate) -> None:
         """Remove a blank reservation or a copy of the record; set anything else aside, as it may be the only copy."""
-        if not found.data.strip(b"\0") or self._is_copy(found):
+        is_copy = self._is_copy(found)
+        if not found.data.strip(b"\0") or (is_copy and not self._unwritten):
             found.path.unlink(missing_ok=True)
         else:
             aside = self._set_aside(found.path)
-            self._report(f"{found.path} fits no known record; it is now {aside}")
+            why = "could not be adopted without the key of each write" if is_copy else "fits no known record"
+            self._report(f"{found.path} {why}; it is now {aside}")
 
     def _is_copy(self, found: Candidate) -> bool:
         # The records and not the checksums: an adopted record is written in the present version.

@@ -189,6 +189,12 @@ class Store(Protocol):
     def prepare(self) -> str | None:
         """Make ready what is needed to write; return what is wrong with ``demands/``. Raises ``DirectoryError``."""
 
+    def load_keys(self) -> None:
+        """Read the keys of each write. Call it before a name is held: a source of keys can be slow.
+
+        Raises ``KeyUnavailable``.
+        """
+
     def listing(self, names: Collection[str] = ()) -> Listing:
         """Return the names that have a record, of all or of ``names``. Raises ``DirectoryError``."""
 

@@ -82,6 +82,10 @@ class PostgresStore:
             epochs.begin_epoch(self.database)
             self._ready = True
 
+    def load_keys(self) -> None:
+        """Read the keys of each write: of records, and of what is published. Raises ``KeyUnavailable``."""
+        self._directories.keys.of_store.load()
+
     def listing(self, names: Collection[str] = ()) -> Listing:
         """Return the names in the database. Raises ``StorageError``."""
         self._check()
