@@ -87,11 +87,19 @@ class Held(Protocol):
     def before(self) -> Record | None:
         """The record as ``recover`` found it."""
 
-    def recover(self, *, unfinished: bool = False, giving_up: bool = False, report: Report = ignore_report) -> Stored:
+    def recover(
+        self,
+        *,
+        unfinished: bool = False,
+        giving_up: bool = False,
+        removing: bool = False,
+        report: Report = ignore_report,
+    ) -> Stored:
         """Settle what earlier attempts left, and return the record after that; call it before anything else.
 
         ``unfinished``: an inspection found that an attempt left something. ``giving_up``: a person replaces or removes
-        the grant, so an answer that cannot be reached now is not needed any more. Raises ``GrantFileError`` for a
+        the grant, so an answer that cannot be reached now is not needed any more. ``removing``: it is removed, and what
+        is set aside is deleted with it (``delete_copies``). Raises ``GrantFileError`` for a
         record that cannot be read (nothing is changed then), and ``StorageError``.
         """
 
