@@ -69,9 +69,12 @@ def _name_of(path: Path) -> str:
     return "" if match is None else match["name"]
 
 
-def delete_copies(directories: Directories, name: str) -> None:
-    """Delete the answers and the files set aside of a removed grant: they may hold refresh tokens too."""
-    found = [*_beside(directories, name)]
+def delete_copies(directories: Directories, name: str, *, spills: bool = True) -> None:
+    """Delete the answers and the files set aside of a removed grant: they may hold refresh tokens too.
+
+    ``spills``: also what is in the spill directory, in which a store of many hosts has nothing.
+    """
+    found = [path for path in _beside(directories, name) if spills or path.parent == directories.grants]
     with suppress(OSError):
         for path in directories.grants.iterdir():
             if (match := _BARE.fullmatch(path.name)) and match["name"] == name:

@@ -44,8 +44,8 @@ def state(tmp_path: Path) -> Directories:
     return directories(tmp_path)
 
 
-def _with(state: Directories, *sources: Source) -> Directories:
-    return msgspec.structs.replace(state, keys=KeyRing(*sources))
+def _with(state: Directories, current: Source, previous: Source | None = None) -> Directories:
+    return msgspec.structs.replace(state, keys=KeyRing(current, previous))
 
 
 def _put(path: Path, record: Grant, keys: KeyRing) -> None:
