@@ -250,7 +250,7 @@ class DatabaseDaemon:
         if self._away:
             self._away = False
             self._throttle.forget("")
-            log.warning("%s is back", self._store.database.place)
+            log.warning("rotating again what is due in %s", self._store.database.place)
         self._pause = _CLAIM_INTERVAL
         # There is more if as many were found as were asked for.
         more = bool(claimed.servers) and len(claimed.servers) == claimed.room

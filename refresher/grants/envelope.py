@@ -76,6 +76,11 @@ class StoreKeys(NamedTuple):
     published: Keys
     """Of the token files: hosts of agents have these, and never those of the records."""
 
+    def load(self) -> None:
+        """Read the keys of each write. Raises ``KeyUnavailable``."""
+        self.records.current()
+        self.published.current()
+
 
 class NoKeys:
     """No key: writes are plain, and nothing that is sealed can be opened."""

@@ -101,7 +101,7 @@ def log_in(settings: Settings, name: str, options: LoginOptions, emit: Emit) -> 
         raise ConfigError(f"there is no saved login {name}; give its URL: 'refresher login {name} URL'")
     if stored is not None and not options.replace and is_for_other_server(stored, options.url):
         raise ConfigError(other_server(stored))
-    settings.directories.keys.current()  # a key that is missing must not be noticed after a person has logged in
+    settings.open_store().load_keys()  # a key that is missing must not be noticed after a person has logged in
     settings.directories.prepare()  # what is wrong with demands/ is reported when the grant is stored
     connections = Connections(settings.ca_file)
     server = connections.run(find_server, options, connections)

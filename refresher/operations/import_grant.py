@@ -65,9 +65,11 @@ def store_grant(
     what happened, after the name is released.
 
     Raises ``OtherAccount``, ``ImportRefused`` if the name is taken or the refresh token is known, ``GrantFileError``
-    for a damaged record of that name, ``LockBusy``, ``StorageError`` and ``Interrupted``. Then nothing is changed.
+    for a damaged record of that name, ``KeyUnavailable``, ``LockBusy``, ``StorageError`` and ``Interrupted``. Then
+    nothing is changed.
     """
     trouble = store.prepare()
+    store.load_keys()
     name = imported.name
     with (
         emitting(emit) as events,

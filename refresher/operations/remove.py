@@ -34,7 +34,8 @@ def remove(
         raise names.unknown(store, name)
     # It is held over all of this: no other process rotates a grant that is being revoked.
     with emitting(emit) as events, store.held(name, stopping=stopping) as held:
-        stored = held.recover(giving_up=True, unfinished=True, report=recoveries(name, events))
+        report = recoveries(name, events)
+        stored = held.recover(giving_up=True, removing=True, unfinished=True, report=report)
         if not isinstance(grant := stored.record, Grant):
             raise names.gone(name, grant)
         at_the_server = _NOT_REVOKED if revoke is None else revoke(grant)

@@ -141,7 +141,8 @@ def _unheld(store: Store, name: str) -> Grant | None:
     record = None
     with suppress(GrantFileError):  # reported when it is held, after the recovery
         record = store.load(name).record
-        store.directories.keys.current()
+        store.load_keys()
+    with suppress(GrantFileError):
         open_secrets(record)
     return record if isinstance(record, Grant) else None
 

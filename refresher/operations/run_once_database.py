@@ -42,7 +42,8 @@ def run_once_in_database(
     """Rotate the grants ``names`` if they are due, or with ``force`` all of them; without names, what is due.
 
     Without names and ``force``, the result has only the grants that were due: there may be millions. Raises
-    ``UnknownName``, ``DirectoryError``, ``ConfigError`` and ``StorageError``, all before any rotation starts.
+    ``UnknownName``, ``DirectoryError``, ``ConfigError``, ``KeyUnavailable`` and ``StorageError``, all before any
+    rotation starts.
     """
     if (problem := store.prepare()) is not None:
         log.warning("cannot accept demands from agents: %s", problem)

@@ -52,6 +52,10 @@ class FileStore:
             self._prepared_at = now
         return self._trouble
 
+    def load_keys(self) -> None:
+        """Read the key of each write. Raises ``KeyUnavailable``."""
+        self._directories.keys.current()
+
     def listing(self, names: Collection[str] = ()) -> Listing:
         """List ``grants/``, or look up ``names`` there. Raises ``DirectoryError``."""
         return self._directories.listing(names)

@@ -25,7 +25,14 @@ class HeldFiles:
         self.before: Record | None = None
         """The record as ``recover`` found it."""
 
-    def recover(self, *, unfinished: bool = False, giving_up: bool = False, report: Report = ignore_report) -> Stored:
+    def recover(
+        self,
+        *,
+        unfinished: bool = False,
+        giving_up: bool = False,
+        removing: bool = False,
+        report: Report = ignore_report,
+    ) -> Stored:
         """Settle the files that an earlier attempt left (``recovery.recover``)."""
         found = records.load(self._directories, self._name)
         self.before = found.record
@@ -35,6 +42,7 @@ class HeldFiles:
             clocks.now(),
             unfinished=unfinished,
             giving_up=giving_up,
+            removing=removing,
             loaded=found,
             report=report,
         )

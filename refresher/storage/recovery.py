@@ -38,6 +38,7 @@ def recover(
     *,
     damaged: bool = False,
     giving_up: bool = False,
+    removing: bool = False,
     unfinished: bool = False,
     loaded: Stored | None = None,
     report: Callable[[str, int | None], None] = lambda _, __: None,
@@ -45,15 +46,16 @@ def recover(
     """Settle what earlier attempts left, recognise a restored backup, and return the record after that.
 
     ``damaged``: the record on the disk cannot be read, and the caller has kept it elsewhere. ``giving_up``: a person
-    replaces or removes the grant, so an answer in a spill that is not mounted is not needed any more. ``unfinished``: a
-    listing showed files of an attempt; else they are looked up by name. ``loaded``: the record, if the caller has read
-    it under this lock. ``report`` takes each finding, and the generation of the record after it.
+    replaces or removes the grant, so an answer in a spill that is not mounted is not needed any more. ``removing``: it
+    is removed, and what is set aside is deleted with it. ``unfinished``: a listing showed files of an attempt; else
+    they are looked up by name. ``loaded``: the record, if the caller has read it under this lock. ``report`` takes each
+    finding, and the generation of the record after it.
 
     Raises ``GrantFileError`` for a record that cannot be read or a file of a later version (nothing is changed then),
     and ``StorageError`` if the disk fails, or if a saved answer is in a spill that is not mounted.
     """
     stored = Stored(None, NO_RECORD) if damaged else loaded or records.load(directories, name)
-    recovery = _Recovery(directories, name, stored, now, giving_up=giving_up, report=report)
+    recovery = _Recovery(directories, name, stored, now, giving_up=giving_up, removing=removing, report=report)
     try:
         if giving_up:
             recovery.keep_what_cannot_be_opened()
@@ -94,6 +96,7 @@ class _Recovery:
         now: Moment,
         *,
         giving_up: bool,
+        removing: bool,
         report: Callable[[str, int | None], None],
     ) -> None:
         self.stored = stored
@@ -102,6 +105,7 @@ class _Recovery:
         self._name = name
         self._now = now
         self._giving_up = giving_up
+        self._removing = removing
         self._unwritten = False
 
     def keep_what_cannot_be_opened(self) -> None:
@@ -109,6 +113,9 @@ class _Recovery:
         try:
             open_secrets(self.stored.record)
         except GrantFileError as error:
+            if self._removing:
+                self._report(f"the record cannot be opened: {error}; it is deleted with the grant")
+                return
             aside = files.keep_aside(self._directories.record(self._name), self._now.wall)
             self._report(f"the record cannot be opened: {error}; it is now {aside} too")
 
@@ -119,6 +126,7 @@ class _Recovery:
             return
         spill = self._read(path)
         successor = spill.record
+        self._open()
         if (
             isinstance(successor, Grant)
             and successor.begun_from == record.doubt.begun_from
@@ -127,9 +135,10 @@ class _Recovery:
             and successor.generation + record.doubt.restored > record.generation
         ):
             self._adopt(path, successor)
-            path.unlink()
-        else:
-            self._clear(spill)
+            if not self._unwritten:
+                path.unlink()
+                return
+        self._clear(spill)
 
     def settle_attempt(self) -> None:
         """Adopt the answer of an interrupted attempt, or record that its refresh token may be spent."""
@@ -201,7 +210,8 @@ class _Recovery:
     def _adopt(self, path: Path, successor: Record) -> None:
         # Written again and not renamed: it is unknown whether its bytes reached the disk.
         self._write(successor)
-        self._report(f"adopted what an earlier attempt had saved in {path}")
+        if not self._unwritten:
+            self._report(f"adopted what an earlier attempt had saved in {path}")
 
     def _settle_damaged_intent(self, path: Path, *, answered: bool) -> None:
         """Record a doubt if all that is known of an attempt is that it was declared."""
@@ -209,7 +219,7 @@ class _Recovery:
         if not answered and not in_doubt:
             # The intent was intact once, so a request may have been sent; it does not say when.
             self._record_doubt(Doubt(since=self._now, replay_over=True))
-        self._report(f"the intent {path} is damaged; it is now {self._set_aside(path)}")
+        self._report(f"the intent {path} is damaged; it is {self._set_aside(path)}")
 
     def _settle_intent(self, path: Path, intent: Intent, mark: Mark) -> None:
         """Remove the intent; first record a doubt if its request may have been sent without an answer."""
@@ -221,7 +231,7 @@ class _Recovery:
             elif mark is not Mark.UNSENT:
                 self._record_doubt(Doubt(since=intent.at))
         elif not self._is_settled(intent):
-            self._report(f"an intent fits no known record; it is now {self._set_aside(path)}")
+            self._report(f"an intent fits no known record; it is {self._set_aside(path)}")
             return
         if not self._unwritten:
             path.unlink(missing_ok=True)
@@ -295,11 +305,12 @@ class _Recovery:
 
     def _clear(self, found: Candidate) -> None:
         """Remove a blank reservation or a copy of the record; set anything else aside, as it may be the only copy."""
-        if not found.data.strip(b"\0") or self._is_copy(found):
+        is_copy = self._is_copy(found)
+        if not found.data.strip(b"\0") or (is_copy and not self._unwritten):
             found.path.unlink(missing_ok=True)
         else:
-            aside = self._set_aside(found.path)
-            self._report(f"{found.path} fits no known record; it is now {aside}")
+            why = "could not be adopted without the key of each write" if is_copy else "fits no known record"
+            self._report(f"{found.path} {why}; it is {self._set_aside(found.path)}")
 
     def _is_copy(self, found: Candidate) -> bool:
         # The records and not the checksums: an adopted record is written in the present version.
@@ -308,5 +319,7 @@ class _Recovery:
         except GrantFileError:
             return False  # a person gives up a record that cannot be opened
 
-    def _set_aside(self, path: Path) -> Path:
-        return files.set_aside(path, self._now.wall)
+    def _set_aside(self, path: Path) -> str:
+        """Set a file aside, and return where it is, for a sentence."""
+        aside = files.set_aside(path, self._now.wall)
+        return "deleted with the grant" if self._removing else f"now {aside}"

@@ -1,12 +1,13 @@
 """What may hold secrets of a grant in files, with what key each is sealed, and how it becomes as it is configured.
 
 Besides the record these are the files that are kept for a person: answers that could not be read, and what was set
-aside. What an attempt left is settled by the recovery before, in the form that is configured.
+aside. What an attempt left is settled by the recovery before, in the form that is configured. A spill in the spill
+directory can belong to another state directory, which alone may change it: its record begins from those very bytes.
 """
 
 import os
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -20,18 +21,37 @@ from refresher.storage.directories import Directories
 from refresher.storage.records import LARGEST
 from refresher.storage.store import Holding
 
-__all__ = ["delete_copies", "holdings", "names_with_copies", "opened", "opened_copy", "reseal", "resealed"]
+__all__ = [
+    "copies",
+    "delete_copies",
+    "holdings",
+    "names_with_copies",
+    "opened",
+    "opened_copy",
+    "reseal",
+    "reseal_copies",
+    "resealed",
+]
 
-_COPIED: Final = r"(?P<name>.+)\.(answer|(json|next|next\.\d+)\.aside)\.\d+"
+_HELD_BACK: Final = re.compile(r".+\.[0-9a-f]{32}\.(spill|new)\.aside\.\d+")
+"""Set aside with a database: a line is before the record (``postgres/spills.py``)."""
+
+_COPIED: Final = r"(?P<name>.+)\.(answer|(json|next|next\.\d+|[0-9a-f]{32}\.(spill|new))\.aside)\.\d+"
 _COPY: Final = re.compile(_COPIED)
 _SPILLED: Final = re.compile(r"(?P<name>.+)\.([0-9a-f]{32}\.next|answer\.\d+)(\.aside\.\d+)?")
+_LIVE: Final = re.compile(r".+\.[0-9a-f]{32}\.next")
 _BARE: Final = re.compile(r"(?P<name>.+)\.(barred|intent\.aside\.\d+)")
 _CUT_OFF: Final = re.compile(rf"\.({_COPIED}|{_SPILLED.pattern.replace('?P<name>', '?:')})\.new")
 """What a kill leaves of ``files.replace``."""
 
 
 def _copies(directories: Directories, name: str | None = None) -> Iterator[Path]:
-    """Return the files beside the records that may hold secrets, of ``name`` or of all."""
+    """Return the files that are kept for a person, of ``name`` or of all."""
+    return (path for path in _beside(directories, name) if not _LIVE.fullmatch(path.name))
+
+
+def _beside(directories: Directories, name: str | None) -> Iterator[Path]:
+    """Return the files beside the records that may hold secrets, also the spills of attempts."""
     for directory, pattern in ((directories.grants, _COPY), (directories.spill, _SPILLED)):
         with suppress(OSError):
             for entry in sorted(os.listdir(directory)):  # noqa: PTH208  plain names
@@ -49,9 +69,12 @@ def _name_of(path: Path) -> str:
     return "" if match is None else match["name"]
 
 
-def delete_copies(directories: Directories, name: str) -> None:
-    """Delete the answers and the files set aside of a removed grant: they may hold refresh tokens too."""
-    found = [*_copies(directories, name)]
+def delete_copies(directories: Directories, name: str, *, spills: bool = True) -> None:
+    """Delete the answers and the files set aside of a removed grant: they may hold refresh tokens too.
+
+    ``spills``: also what is in the spill directory, in which a store of many hosts has nothing.
+    """
+    found = [path for path in _beside(directories, name) if spills or path.parent == directories.grants]
     with suppress(OSError):
         for path in directories.grants.iterdir():
             if (match := _BARE.fullmatch(path.name)) and match["name"] == name:
@@ -73,12 +96,21 @@ def holdings(directories: Directories, name: str, left: Collection[str] = ()) ->
     """Return what holds secrets of ``name``, and with what key. ``left``: the files of an attempt."""
     own = directories.record(name)
     paths = [*([own] if os.path.lexists(own) else []), *(directories.grants / each for each in sorted(left))]
-    return [found for path in (*paths, *_copies(directories, name)) if (found := _holding(path, name)) is not None]
+    return [*_holdings(paths, name), *copies(directories, name)]
+
+
+def copies(directories: Directories, name: str) -> list[Holding]:
+    """Return the files that are kept of ``name`` for a person, and with what key each is sealed."""
+    return _holdings(_copies(directories, name), name)
+
+
+def _holdings(paths: Iterable[Path], name: str) -> list[Holding]:
+    return [found for path in paths if (found := _holding(path, name)) is not None]
 
 
 def _holding(path: Path, name: str) -> Holding | None:
     try:
-        data = _read(path)
+        _, data = _parts(path)
         if not data or path.suffix == ".intent":
             return None
         if (key_id := key_id_of(data)) is None:
@@ -94,28 +126,47 @@ def reseal(directories: Directories, name: str, stored: Stored) -> int:
     """Bring the record and each kept file of ``name`` to the form that is configured; return how many were changed.
 
     ``stored`` is the record after the recovery; the caller holds the name. Each change is durable before the next, and
-    what was done is not done again after a kill. Raises ``StorageError``, ``KeyUnavailable``, and ``GrantFileError``
-    for a file that cannot be opened: what comes after it in the list is not changed.
+    what was done is not done again after a kill. Raises ``StorageError``, and the first ``GrantFileError`` or
+    ``KeyUnavailable`` after all that can be opened was changed.
     """
-    keys = directories.keys
+    problem: GrantFileError | None = None
     changed = 0
     try:
-        data = _read(directories.record(name))
-        if stored.record is not None and resealed(data, name, keys) is not None:
+        _, data = _parts(directories.record(name))
+        if stored.record is not None and resealed(data, name, directories.keys) is not None:
             records.write(directories, name, stored, stored.record)
             changed += 1
+    except GrantFileError as error:
+        problem = error
+    except OSError as error:
+        raise StorageError(f"cannot change {error.filename or name}: {error.strerror}") from None
+    changed += reseal_copies(directories, name)
+    if problem is not None:
+        raise problem
+    return changed
+
+
+def reseal_copies(directories: Directories, name: str) -> int:
+    """Bring each file that is kept of ``name`` to the form that is configured; raise as ``reseal`` does."""
+    problem: GrantFileError | None = None
+    changed = 0
+    try:
         for path in _copies(directories, name):
             try:
-                new = resealed(_read(path), name, keys)
+                head, data = _parts(path)
+                new = resealed(data, name, directories.keys)
             except GrantFileError as error:
-                raise type(error)(f"{path}: {error}") from None
+                problem = problem or type(error)(f"{path}: {error}; delete it if it is not needed")
+                continue
             except ValueError:
                 continue  # no file
             if new is not None:
-                _replace(path, new)
+                _replace(path, head + new)
                 changed += 1
     except OSError as error:
         raise StorageError(f"cannot change {error.filename or name}: {error.strerror}") from None
+    if problem is not None:
+        raise problem
     return changed
 
 
@@ -145,7 +196,7 @@ def opened_copy(directories: Directories, entry: str) -> bytes:
     try:
         if path is None:
             raise FileNotFoundError(2, "there is no such file")
-        return opened(_read(path), _name_of(path), directories.keys)
+        return opened(_parts(path)[1], _name_of(path), directories.keys)
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
         raise GrantFileError(f"cannot read {path or directories.grants / entry}: {why}") from None
@@ -162,10 +213,17 @@ def opened(data: bytes, name: str, keys: Keys) -> bytes:
     return data if record is None else encode(record, PLAIN)[0]
 
 
-def _read(path: Path) -> bytes:
-    """Return the bytes of a file without the zeros of its reservation. Raises ``OSError`` and ``ValueError``."""
+def _parts(path: Path) -> tuple[bytes, bytes]:
+    """Return what is before the record in a file, and the record without the zeros of its reservation.
+
+    Raises ``OSError`` and ``ValueError``.
+    """
     found = files.read(path, LARGEST)
-    return b"" if found is None else found.data.rstrip(b"\0")
+    data = b"" if found is None else found.data.rstrip(b"\0")
+    if not _HELD_BACK.fullmatch(path.name):
+        return b"", data
+    line, end, data = data.partition(b"\n")
+    return line + end, data
 
 
 def _replace(path: Path, data: bytes) -> None:

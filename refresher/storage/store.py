@@ -87,11 +87,19 @@ class Held(Protocol):
     def before(self) -> Record | None:
         """The record as ``recover`` found it."""
 
-    def recover(self, *, unfinished: bool = False, giving_up: bool = False, report: Report = ignore_report) -> Stored:
+    def recover(
+        self,
+        *,
+        unfinished: bool = False,
+        giving_up: bool = False,
+        removing: bool = False,
+        report: Report = ignore_report,
+    ) -> Stored:
         """Settle what earlier attempts left, and return the record after that; call it before anything else.
 
         ``unfinished``: an inspection found that an attempt left something. ``giving_up``: a person replaces or removes
-        the grant, so an answer that cannot be reached now is not needed any more. Raises ``GrantFileError`` for a
+        the grant, so an answer that cannot be reached now is not needed any more. ``removing``: it is removed, and what
+        is set aside is deleted with it (``delete_copies``). Raises ``GrantFileError`` for a
         record that cannot be read (nothing is changed then), and ``StorageError``.
         """
 
@@ -188,6 +196,12 @@ class Store(Protocol):
 
     def prepare(self) -> str | None:
         """Make ready what is needed to write; return what is wrong with ``demands/``. Raises ``DirectoryError``."""
+
+    def load_keys(self) -> None:
+        """Read the keys of each write. Call it before a name is held: a source of keys can be slow.
+
+        Raises ``KeyUnavailable``.
+        """
 
     def listing(self, names: Collection[str] = ()) -> Listing:
         """Return the names that have a record, of all or of ``names``. Raises ``DirectoryError``."""

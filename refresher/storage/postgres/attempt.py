@@ -12,7 +12,7 @@ from psycopg import Cursor
 
 from refresher.common import clocks
 from refresher.common.errors import GrantFileError, ImportRefused, KeyUnavailable, StorageError
-from refresher.grants.encoding import encode_kept
+from refresher.grants.encoding import encode_kept, open_secrets
 from refresher.grants.envelope import StoreKeys
 from refresher.grants.record import Grant
 from refresher.storage import files
@@ -187,6 +187,8 @@ def commit_spills(database: Database, directories: Directories, name: str | None
     for path in spills.find(directories, name):
         try:
             sent, record = spills.read(directories, path)
+            open_secrets(record)  # before a row is locked, as the next: a source of keys can be slow
+            directories.keys.of_store.load()
             _settle(database, directories.keys.of_store, sent, record, issued=True)
         except FileNotFoundError:
             continue  # another process has stored it

@@ -38,7 +38,7 @@ _RIGHTS: Final = {
     "lease": "SELECT,INSERT,UPDATE,DELETE",
     "record": "SELECT,INSERT,UPDATE",
     "spent": "SELECT,INSERT,DELETE",
-    "orphan": "SELECT,INSERT,DELETE",
+    "orphan": "SELECT,INSERT,UPDATE,DELETE",
     "seen": "SELECT,INSERT,UPDATE,DELETE",
     "demand": "SELECT,INSERT,DELETE",
     "epoch": "SELECT,INSERT,UPDATE",

@@ -1,5 +1,6 @@
 """A grant in the database while this process has its lease: the steps of a rotation (``store.Held``)."""
 
+import logging
 import uuid
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, Final
@@ -10,11 +11,12 @@ from psycopg import Cursor
 from refresher.common import clocks
 from refresher.common.errors import GrantFileError, ImportRefused, LockBusy, StorageError
 from refresher.grants import policy, transition
-from refresher.grants.encoding import encode
+from refresher.grants.encoding import encode, open_secrets
 from refresher.grants.generations import can_be_later, last_known
 from refresher.grants.record import NO_RECORD, Doubt, Grant, Record, Stored, Tombstone
 from refresher.storage import lock
-from refresher.storage.postgres import leases, sealing, settling
+from refresher.storage import sealing as copies
+from refresher.storage.postgres import leases, sealing, settling, spills
 from refresher.storage.postgres.attempt import PostgresAttempt, read_clocks
 from refresher.storage.postgres.database import Database
 from refresher.storage.postgres.leases import Lease
@@ -25,6 +27,8 @@ from shim._source import EXPIRING
 from shim._token import TokenFile
 
 __all__ = ["HeldGrant"]
+
+log = logging.getLogger(__name__)
 
 _AFTER_FAULT: Final = 60.0
 """Seconds until a grant is looked at again whose record cannot be read."""
@@ -65,13 +69,30 @@ class HeldGrant:
         self.before: Record | None = None
         """The record as ``recover`` found it."""
 
-    def recover(self, *, unfinished: bool = False, giving_up: bool = False, report: Report = ignore_report) -> Stored:  # noqa: ARG002  files need it
+    def recover(
+        self,
+        *,
+        unfinished: bool = False,  # noqa: ARG002  files need it
+        giving_up: bool = False,
+        removing: bool = False,
+        report: Report = ignore_report,
+    ) -> Stored:
         """Note a doubt that an earlier holder left, and recognise a restored database.
 
+        ``giving_up``: what cannot be opened is set aside: the record in the table of orphans, spills on this host.
         Raises ``GrantFileError`` for a record that cannot be read, and ``StorageError``.
         """
+        given_up: list[str] = []
+        lost = None
         if self._problems and not giving_up:
             raise GrantFileError(self._problems[0])
+        if self._problems:
+            for error, aside in spills.set_aside_unreadable(self._directories, self._name):
+                where = "deleted with the grant" if removing else f"now {aside}"
+                given_up.append(f"{error}; it is {where}")
+                log.warning("%s: %s", self._name, given_up[-1])
+        if giving_up:
+            self._directories.keys.known()  # before a row is locked: a source of keys can be slow
         # Before the record: another can store an answer at any time, and this host can publish it.
         own = read_published(self._directories, self._name)
         with self._database.transaction() as cursor:
@@ -86,6 +107,10 @@ class HeldGrant:
             seen = cursor.fetchone()
             changed = grant = stored.record
             findings = []
+            if giving_up and (problem := _problem_of(grant)) is not None:
+                self._require_lease(cursor)
+                where = "deleted with the grant" if removing else self._keep_record(cursor, "it could not be opened")
+                lost = f"the record cannot be opened: {problem}; it is {where}"
             if isinstance(grant, Grant):
                 if self._lease.doubt_at is not None:
                     doubt = Doubt(since=now.at(self._lease.doubt_at))
@@ -97,7 +122,12 @@ class HeldGrant:
                 grant = transition.with_doubt_restarted(grant, now.here)
             if isinstance(grant, Grant) and grant is not changed:
                 self._require_lease(cursor)
-                stored = settling.write(cursor, stored, grant, now, self._keys)
+                try:
+                    stored = settling.write(cursor, stored, grant, now, self._keys)
+                except GrantFileError:  # of encoding it: nothing is written
+                    if not giving_up:
+                        raise
+                    stored = Stored(grant, stored.checksum)  # what is known of it counts until it is replaced
                 # Read by the lease: what arming compares.
                 self._lease = self._lease._replace(generation=grant.generation)
             if seen is not None:
@@ -106,7 +136,10 @@ class HeldGrant:
                     "AND (s.generation = %s OR s.generation <= l.generation OR s.grant_id <> l.grant_id)",
                     (self._name, seen[0]),
                 )
-        for finding in findings:
+        if lost is not None:
+            log.warning("%s: %s", self._name, lost)
+            given_up.append(lost)
+        for finding in (*given_up, *findings):
             report(finding, None if stored.record is None else stored.record.generation)
         self._stored, self._recovered = stored, True
         return stored
@@ -115,13 +148,7 @@ class HeldGrant:
         """Keep the bytes of a record that cannot be read, and return what its columns say of it."""
         with self._database.transaction() as cursor:
             self._require_lease(cursor)
-            attempt = uuid.uuid4()
-            cursor.execute(
-                """INSERT INTO refresher.orphan (attempt, name, fingerprint, bytes, why)
-                SELECT %s, r.name, l.fingerprint, r.bytes, 'a record that could not be read'
-                FROM refresher.record r JOIN refresher.lease l USING (name) WHERE r.name = %s""",
-                (attempt, self._name),
-            )
+            where = self._keep_record(cursor, "it could not be read")
             cursor.execute("SELECT fingerprint FROM refresher.spent WHERE name = %s", (self._name,))
             spent = tuple(row[0] for row in cursor.fetchall())
             now = read_clocks(cursor)
@@ -137,7 +164,18 @@ class HeldGrant:
                 spent=known,
             )
         self._stored = Stored(tombstone, NO_RECORD)
-        return self._stored, f"in the table refresher.orphan ({attempt})"
+        return self._stored, where
+
+    def _keep_record(self, cursor: Cursor[Any], why: str) -> str:
+        """Keep the bytes of the record in the table of orphans, and return where they are."""
+        attempt = uuid.uuid4()
+        cursor.execute(
+            """INSERT INTO refresher.orphan (attempt, name, fingerprint, bytes, why)
+            SELECT %s, r.name, l.fingerprint, r.bytes, %s
+            FROM refresher.record r JOIN refresher.lease l USING (name) WHERE r.name = %s""",
+            (attempt, f"a record that was replaced: {why}", self._name),
+        )
+        return f"in the table refresher.orphan ({attempt})"
 
     def demanded(self, grant: Grant, listed: Collection[int]) -> Demanded:  # noqa: ARG002  files need it
         """Return the demands of all hosts for ``grant``."""
@@ -200,13 +238,18 @@ class HeldGrant:
         """Delete what may hold refresh tokens of a removed grant besides its record."""
         with self._database.transaction() as cursor:
             cursor.execute("DELETE FROM refresher.orphan WHERE name = %s", (self._name,))
+        copies.delete_copies(self._directories, self._name, spills=False)
 
     def reseal(self, stored: Stored) -> int:
         """Bring the record, what is published and what is kept to the form that is configured."""
         with self._database.transaction() as cursor:
             self._require_lease(cursor)
-            changed, self._stored = sealing.reseal(cursor, stored, self._name, read_clocks(cursor), self._keys)
+            now = read_clocks(cursor)
+            changed, self._stored, problem = sealing.reseal(cursor, stored, self._name, now, self._keys)
         self._wrote = changed > 0
+        changed += copies.reseal_copies(self._directories, self._name)
+        if problem is not None:
+            raise problem
         return changed
 
     def seen_generation(self, record: Record | None) -> int:
@@ -271,6 +314,15 @@ class HeldGrant:
         )
         if cursor.fetchone() is None:
             raise StorageError(f"another refresher has taken over {self._name}: nothing was changed here; try again")
+
+
+def _problem_of(record: Record | None) -> GrantFileError | None:
+    """Return why the secrets of ``record`` cannot be opened, or ``None``."""
+    try:
+        open_secrets(record)
+    except GrantFileError as error:
+        return error
+    return None
 
 
 def _later(

@@ -22,7 +22,7 @@ from refresher.storage.postgres.due import claim_due, count_due
 from refresher.storage.postgres.held_grant import HeldGrant
 from refresher.storage.postgres.leases import Lease
 from refresher.storage.publishing import Publisher
-from refresher.storage.sealing import opened
+from refresher.storage.sealing import names_with_copies, opened
 from refresher.storage.store import WAIT, Comparison, Holding
 
 __all__ = ["PostgresStore"]
@@ -82,6 +82,10 @@ class PostgresStore:
             epochs.begin_epoch(self.database)
             self._ready = True
 
+    def load_keys(self) -> None:
+        """Read the keys of each write: of records, and of what is published. Raises ``KeyUnavailable``."""
+        self._directories.keys.of_store.load()
+
     def listing(self, names: Collection[str] = ()) -> Listing:
         """Return the names in the database. Raises ``StorageError``."""
         self._check()
@@ -115,12 +119,17 @@ class PostgresStore:
 
     def holdings(self, names: Collection[str] = ()) -> Iterator[tuple[str, list[Holding]]]:
         """Return what holds secrets of each of ``names``, or of all, and with what key. Raises ``StorageError``."""
-        wanted = sorted(names or self.listing().names)
+        wanted = sorted(names or {*self.listing().names, *self._kept()})
         for start in range(0, len(wanted), _AT_ONCE):
             with self.database.transaction() as cursor:
                 found = sealing.holdings(cursor, wanted[start : start + _AT_ONCE])
             for name, held in found.items():
-                yield name, [*held, *sealing.spilled(self._directories, name)]
+                yield name, [*held, *sealing.on_this_host(self._directories, name)]
+
+    def _kept(self) -> set[str]:
+        """Return the names of which something is kept for a person, also without a grant."""
+        with self.database.transaction() as cursor:
+            return sealing.orphaned(cursor) | names_with_copies(self._directories)
 
     def opened_orphan(self, attempt: uuid.UUID) -> bytes:
         """Return what is in the orphan of ``attempt``, opened. Raises ``GrantFileError`` and ``StorageError``."""
@@ -153,9 +162,11 @@ class PostgresStore:
     ) -> dict[str, str]:
         """Claim up to ``most`` grants that are due (``due.claim_due``), and return the server of each.
 
-        The next ``held`` of a name uses its lease. Raises ``StorageError``.
+        The next ``held`` of a name uses its lease. Raises ``StorageError``, and ``KeyUnavailable`` if the keys of each
+        write are not here: then it claims nothing, as this host could store no answer.
         """
         self._check()
+        self.load_keys()
         claimed = claim_due(
             self.database,
             most,

@@ -17,10 +17,10 @@ from refresher.storage.directories import Directories
 from refresher.storage.postgres import settling, spills
 from refresher.storage.postgres.moments import Clocks
 from refresher.storage.records import LARGEST
-from refresher.storage.sealing import resealed
+from refresher.storage.sealing import copies, resealed
 from refresher.storage.store import PUBLISHED, Holding
 
-__all__ = ["holdings", "reseal", "spilled"]
+__all__ = ["holdings", "on_this_host", "orphaned", "reseal"]
 
 _RECORDS: Final = """SELECT l.name, l.kind, r.bytes, r.published FROM refresher.lease l
     JOIN refresher.record r USING (name) WHERE l.name = ANY(%s) ORDER BY 1"""
@@ -43,9 +43,15 @@ def holdings(cursor: Cursor[Any], names: Collection[str]) -> dict[str, list[Hold
     return found
 
 
-def spilled(directories: Directories, name: str) -> list[Holding]:
-    """Return the spills of ``name`` on this host."""
-    found = []
+def orphaned(cursor: Cursor[Any]) -> set[str]:
+    """Return the names of all orphans: those of a grant that is gone too."""
+    cursor.execute("SELECT DISTINCT name FROM refresher.orphan")
+    return {row[0] for row in cursor.fetchall()}
+
+
+def on_this_host(directories: Directories, name: str) -> list[Holding]:
+    """Return the spills of ``name`` on this host, and the files that are kept for a person."""
+    found = copies(directories, name)
     for path in spills.find(directories, name):
         try:
             there = files.read(path, LARGEST)
@@ -63,12 +69,16 @@ def _holding(what: str, data: bytes) -> Holding:
         return Holding(what, None, str(error))
 
 
-def reseal(cursor: Cursor[Any], stored: Stored, name: str, now: Clocks, keys: StoreKeys) -> tuple[int, Stored]:
-    """Bring all of ``name`` to the form that is configured, in this transaction; return how much, and the record then.
+def reseal(
+    cursor: Cursor[Any], stored: Stored, name: str, now: Clocks, keys: StoreKeys
+) -> tuple[int, Stored, GrantFileError | None]:
+    """Bring all of ``name`` to the form that is configured, in this transaction; the caller has the lease.
 
-    The caller has the lease. Raises ``KeyUnavailable``, and ``GrantFileError`` for what cannot be opened.
+    Return how many things were changed, the record then, and the error of the first orphan that cannot be opened.
+    Raises ``KeyUnavailable``, and ``GrantFileError`` for a record that cannot be opened.
     """
     changed = 0
+    problem: GrantFileError | None = None
     cursor.execute(_RECORDS, ([name],))
     row = cursor.fetchone()
     if row is not None and stored.record is not None:
@@ -78,10 +88,16 @@ def reseal(cursor: Cursor[Any], stored: Stored, name: str, now: Clocks, keys: St
             changed += 1
     cursor.execute(_ORPHANS, ([name],))
     for _, attempt, data in cursor.fetchall():
-        if (new := resealed(bytes(data), name, keys.records)) is not None:
+        try:
+            new = resealed(bytes(data), name, keys.records)
+        except GrantFileError as error:
+            where = f"the orphan {attempt} in the table refresher.orphan"
+            problem = problem or type(error)(f"{where}: {error}; delete it if it is not needed")
+            continue
+        if new is not None:
             cursor.execute("UPDATE refresher.orphan SET bytes = %s WHERE attempt = %s", (new, attempt))
             changed += 1
-    return changed, stored
+    return changed, stored, problem
 
 
 def _differs(data: bytes, keys: Keys) -> bool:

@@ -14,8 +14,8 @@ from typing import Final
 import msgspec
 
 from refresher.common import clocks
-from refresher.common.errors import GrantFileError
-from refresher.grants.encoding import decode, encode
+from refresher.common.errors import GrantFileError, KeyUnavailable
+from refresher.grants.encoding import decode, encode, open_secrets
 from refresher.grants.record import Grant
 from refresher.storage import files
 from refresher.storage.directories import Directories
@@ -23,7 +23,7 @@ from refresher.storage.postgres.settling import Sent
 from refresher.storage.records import LARGEST
 from shim._token import is_name
 
-__all__ = ["INCOMPLETE", "find", "read", "remove", "save", "set_aside_if_cut_off"]
+__all__ = ["INCOMPLETE", "find", "read", "remove", "save", "set_aside_if_cut_off", "set_aside_unreadable"]
 
 _FILE: Final = re.compile(r"(?P<name>.+)\.(?P<attempt>[0-9a-f]{32})\.(spill|new)")
 
@@ -99,6 +99,22 @@ def set_aside_if_cut_off(path: Path) -> None:
     with suppress(OSError):  # its writer has completed it
         if now - path.stat().st_mtime > _LONGEST_WRITE:
             files.set_aside(path, now)
+
+
+def set_aside_unreadable(directories: Directories, name: str) -> Iterator[tuple[GrantFileError, Path]]:
+    """Rename the spills of ``name`` that cannot be opened; return why of each, and its path now.
+
+    For a person who gives up the grant: otherwise they would block its name on this host for ever.
+    """
+    for path in find(directories, name):
+        try:
+            open_secrets(read(directories, path)[1])
+        except GrantFileError as error:
+            # An incomplete one may still be written.
+            if path.suffix != INCOMPLETE or isinstance(error, KeyUnavailable):
+                yield type(error)(f"{path}: {error}"), files.set_aside(path, clocks.now().wall)
+        except (OSError, ValueError):
+            continue
 
 
 def _path(directories: Directories, sent: Sent) -> Path:
