@@ -109,6 +109,13 @@ def _change(store: Store, name: str, **changes: Any) -> None:
         held.write(stored, msgspec.structs.replace(stored.record, **changes))
 
 
+def _retry_now(store: Store, name: str) -> None:
+    """End the backoff of a failure."""
+    failure = _grant(store, name).failure
+    assert failure is not None
+    _change(store, name, failure=msgspec.structs.replace(failure, retry_at=1.0, moment=None))
+
+
 # --- workload identity ------------------------------------------------------------------------------------------------
 
 
@@ -214,6 +221,38 @@ def test_a_client_authenticates_with_an_assertion_of_somebody_else(
     assert (result.outcome, len(server.requests)) == ("transient", 1)
     assert _grant(files, "app").refresh_token == before
     assert _grant(files, "app").doubt is None, "nothing was sent"
+
+
+def test_a_doubt_outlives_an_assertion_that_is_missing(
+    files: Store, server: AssertionServer, issuer: Issuer, tmp_path: Path
+) -> None:
+    """If it failed, a refresh token that may be spent would be sent again, and could revoke a valid access token (I1)."""
+    path = tmp_path / "token"
+    issuer.write(path, server.token_endpoint)
+    fields = {
+        "token_endpoint": server.token_endpoint,
+        "client_id": "app",
+        "refresh_token": server.refresh_token,
+        "client_assertion_file": str(path),
+        "server_url": "https://mcp.example/mcp",
+        "replay": "none",
+    }
+    _import(files, "app", fields)
+    assert _rotate(files, "app").outcome == "rotated"
+    server.answer = lambda _: (500, {})
+    assert _rotate(files, "app").outcome == "in_doubt"
+    path.unlink()
+    demand = files.directories.demands / "app.1"
+    demand.touch()
+    _retry_now(files, "app")
+    order = Order(name="app", seen=1, demanded=frozenset({1}))
+    assert "No such file" in str(rotate(files, order, Terms(ca_file=None, stopping=lambda: False)))
+    assert _grant(files, "app").doubt is not None
+    demand.unlink(missing_ok=True)
+    issuer.write(path, server.token_endpoint)
+    _retry_now(files, "app")
+    assert _rotate(files, "app").outcome == "in_doubt"
+    assert len(server.requests) == 2, "the token in doubt was sent again"
 
 
 def test_an_answer_never_repeats_an_assertion(
