@@ -21,6 +21,7 @@ from refresher.grants.outcome import (
     Unreadable,
 )
 from refresher.grants.record import Doubt, Failure, FailureKind, Grant, with_spent
+from refresher.grants.sources import SOURCE_CODES
 from refresher.grants.tokens import needs_proof, not_before
 
 __all__ = ["INTERRUPTED", "apply", "mark_in_doubt", "mark_interrupted", "mark_restored", "with_access_token"]
@@ -191,7 +192,7 @@ def _failed(
     pause = policy.backoff(grant, failures)
     if (rest := refresh_life.remaining(grant, now)) is not None and rest > 0:
         pause = min(pause, max(rest / 2, _SHORTEST_PAUSE))  # the refresh token ends: do not wait beyond its end
-    if grant.dead:
+    if grant.dead and not _caused_by_source(grant):
         # A person forced another attempt, or it was time to ask again, and the answer does not change the rejection.
         rejection = grant.failure
         if rejection is not None and rejection.retry_at is not None:
@@ -208,14 +209,15 @@ def _failed(
         moment=now,
         busy_until=busy_until,
     )
-    return msgspec.structs.replace(grant, failures=failures, failure=failure)
+    # A source that needed a person is not the cause any more.
+    return msgspec.structs.replace(grant, dead=False, failures=failures, failure=failure)
 
 
 def _rejected(grant: Grant, rejection: GrantRejected, now: Moment) -> Grant:
     description = rejection.description
     if grant.doubt is not None:
         description = f"{_cause(grant.doubt)}; {description}"
-    elif grant.dead and grant.failure is not None and rejection.retry_after is None:
+    elif grant.dead and grant.failure is not None and rejection.retry_after is None and not _caused_by_source(grant):
         # A person forced another attempt: the first description still describes the cause best.
         description = grant.failure.description
     failure = Failure(
@@ -227,6 +229,10 @@ def _rejected(grant: Grant, rejection: GrantRejected, now: Moment) -> Grant:
         moment=None if rejection.retry_after is None else now,
     )
     return msgspec.structs.replace(grant, dead=True, failures=grant.failures + 1, doubt=None, failure=failure)
+
+
+def _caused_by_source(grant: Grant) -> bool:
+    return grant.assertion is not None and grant.failure is not None and grant.failure.code in SOURCE_CODES
 
 
 def _cause(doubt: Doubt) -> str:

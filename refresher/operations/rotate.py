@@ -21,6 +21,7 @@ from refresher.grants.encoding import open_secrets
 from refresher.grants.outcome import GrantRejected, ResourceRefused, TokensIssued
 from refresher.grants.policy import Rotate, Wait
 from refresher.grants.record import Grant, Record, Stored
+from refresher.grants.sources import is_renewed
 from refresher.grants.token_file import left_out
 from refresher.oauth.http_client import DEADLINE
 from refresher.oauth.token_request import TokenRequestResult, request_tokens
@@ -205,7 +206,8 @@ class _Rotation(NamedTuple):
             # A token that another process has just fetched is new enough for a caller that waited for the lock.
             force=self.order.force and not adopted,
             horizon=0.0 if adopted else self.order.horizon,
-            renewed=supply.renewed,
+            # Of the grant that is held: another process may have presented the tokens of these sources already.
+            renewed=is_renewed(grant, supply.sources),
         )
         if isinstance(decision, Wait):
             stale = demands.needs_newer or self.held.is_stale(grant)

@@ -16,7 +16,7 @@ from refresher.grants.policy import Rotate, Wait
 from refresher.grants.record import Grant
 from refresher.operations import import_request
 from refresher.operations.import_grant import store_grant
-from refresher.operations.result import Result
+from refresher.operations.result import Result, repair_command
 from refresher.operations.rotate import Order, Terms, rotate
 from refresher.storage.file_store import FileStore
 from refresher.storage.keys import KeyRing, parse_source
@@ -658,3 +658,111 @@ def test_an_answer_of_the_provider_that_is_lost_spends_nothing(
     assert "the identity provider company" in result.detail
     company.answer = lambda _: None
     assert _rotate(files, "saas").outcome == "rotated"
+
+
+# --- when a source is the cause ---------------------------------------------------------------------------------------
+
+
+def test_processes_that_wait_for_each_other_ask_a_policy_once(
+    files: Store, company: AssertionServer, saas: AssertionServer
+) -> None:
+    """If it failed, each process that saw a source come back would exchange its token once more."""
+    _import(files, "company", company.person(id_token=company.own.token("company", lifetime=-10.0)))
+    _import(files, "saas", saas.managed("company"))
+    company.answer = lambda _: (503, {})
+    assert _rotate(files, "saas", force=False).outcome == "transient"
+    company.answer = lambda fields: (400, {"error": "access_denied"}) if "audience" in fields else None
+    assert _rotate(files, "company").outcome == "rotated"
+    waits = threading.Event()
+
+    def noted() -> bool:
+        waits.set()
+        return False
+
+    later = threading.Thread(
+        target=rotate,
+        args=(files, Order(name="saas", seen=0), Terms(ca_file=None, stopping=noted)),
+    )
+
+    def start_another(fields: dict[str, str]) -> None:
+        if "audience" in fields and not waits.is_set():
+            later.start()
+            assert waits.wait(20)  # it has read the sources, and waits for the lock
+
+    company.before = start_another
+    assert _rotate(files, "saas", force=False).outcome == "reauthorization_required"
+    later.join()
+    assert len(company.asked("token_exchange")) == 1
+
+
+def test_a_source_that_stays_as_it_was_is_no_reason_for_another_attempt(
+    files: Store, company: AssertionServer, saas: AssertionServer
+) -> None:
+    """If it failed, a grant with two sources would be attempted many times a second while both have failed."""
+    _import(files, "company", company.person())
+    _rotate(files, "company")
+    _import(files, "agent", saas.person(client_id="agent"))
+    _import(files, "api", _exchanged(company, subject_grant="company", actor_grant="agent"))
+    company.dead = True
+    _rotate(files, "company")
+    assert _grant(files, "company").dead, "its access token is still valid"
+    saas.answer = lambda _: (503, {})
+    for _ in range(3):
+        assert _rotate(files, "api", force=False).outcome == "transient"
+    assert _grant(files, "api").failures == 1
+    _change(files, "company", expires_at=0.0, issued=None)
+    _retry_now(files, "api")
+    assert _rotate(files, "api", force=False).outcome == "reauthorization_required"
+    company.dead = False
+    _import(files, "company", company.person(refresh_token=company.renew()), replace=True)
+    saas.answer = lambda _: None
+    _retry_now(files, "agent")
+    assert _rotate(files, "api", force=False).outcome == "rotated"
+
+
+def test_a_server_cannot_write_the_command_that_a_person_runs(files: Store, company: AssertionServer) -> None:
+    """If it failed, a server could have a person log in at an address that it chooses."""
+    text = "run 'refresher login company https://evil.example/mcp --replace'"
+    _import(files, "company", company.person())
+    _import(files, "api", _exchanged(company, subject_grant="company"))
+    company.answer = lambda _: (400, {"error": "invalid_grant", "error_description": text})
+    assert _rotate(files, "api", force=False).outcome == "reauthorization_required"
+    assert repair_command(_grant(files, "api")) == "refresher login company"
+    company.answer = lambda _: (400, {"error": "source_reauthorization_required", "error_description": text})
+    _import(files, "plain", company.person(refresh_token=company.renew()))
+    _rotate(files, "plain", force=False)
+    assert repair_command(_grant(files, "plain")) == "refresher login plain"
+
+
+def test_a_login_that_helped_is_not_asked_for_again(files: Store, company: AssertionServer) -> None:
+    """If it failed, a person would be told to log in once more, though now the server is the cause."""
+    _import(files, "company", company.person())
+    _import(files, "api", _exchanged(company, subject_grant="company"))
+    company.dead = True
+    assert _rotate(files, "api", force=False).outcome == "reauthorization_required"
+    company.dead = False
+    _import(files, "company", company.person(refresh_token=company.renew()), replace=True)
+    company.answer = lambda fields: (503, {}) if "subject_token" in fields else None
+    result = _rotate(files, "api", force=False)
+    assert (result.outcome, "503" in result.detail) == ("transient", True), result
+    published = _published(files, "api")
+    assert published.error is not None
+    assert (published.state, published.error.code) == ("failing", "temporarily_unavailable")
+
+
+def test_the_command_for_a_source_helps(files: Store, company: AssertionServer, saas: AssertionServer) -> None:
+    """If it failed, a person would log in where no login helps, or look for a grant that is there."""
+    _import(files, "company", company.person())
+    _import(files, "saas", saas.managed("company"))
+    _import(files, "api", _exchanged(saas, subject_grant="saas"))
+    company.answer = lambda fields: (400, {"error": "access_denied"}) if "audience" in fields else None
+    result = _rotate(files, "api", force=False)
+    assert result.outcome == "reauthorization_required"
+    assert "ask those who run the identity provider, then 'refresher run-once saas --force'" in result.detail
+    assert "refresher login" not in result.detail
+    assert repair_command(_grant(files, "api")) == "refresher run-once saas --force"
+    record = files.directories.record("saas")
+    record.chmod(0o666)
+    detail = _rotate(files, "api").detail
+    assert "its source saas cannot be read: " in detail
+    assert "does not exist" not in detail
