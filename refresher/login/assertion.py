@@ -4,7 +4,6 @@ import msgspec
 
 from refresher.common import clocks
 from refresher.common.errors import ConfigError, LoginRefused, NeedsPerson, RefresherError, ServerAway
-from refresher.common.reading import read_ahead
 from refresher.config import Settings
 from refresher.grants.assertion import ID_JAG, ID_TOKEN, JWT, Assertion, TokenSource
 from refresher.grants.outcome import Ambiguous, GrantRejected, NotSent, Outcome, TokensIssued, describe
@@ -18,7 +17,7 @@ from refresher.oauth.http_client import DEADLINE
 from refresher.oauth.token_request import request_tokens
 from refresher.operations import sources
 from refresher.operations.events import Emit
-from refresher.operations.rotate import Terms, rotate_sources
+from refresher.operations.rotate import Order, Terms, rotate_sources
 
 __all__ = ["assertion_of", "request_with_assertion"]
 
@@ -46,8 +45,8 @@ def request_with_assertion(draft: Grant, settings: Settings, connections: Connec
     """
     store = settings.open_store()
     terms = Terms(ca_file=settings.ca_file, stopping=lambda: False, emit=emit)
-    rotate_sources(store, draft, terms)
-    with read_ahead(sources.files_of(store, draft, settings.ca_file)):
+    rotate_sources(store, draft, Order(name=draft.name, seen=draft.generation), terms)
+    with sources.files_read(store, draft, settings.ca_file):
         supply = sources.supply_of(store, draft, clocks.now())
         presented = supply.presented
         if presented.problem is not None:

@@ -93,6 +93,11 @@ def judged(grant: Grant, presented: Presented, outcome: Outcome) -> Outcome:
         return outcome
     if error_code(outcome) == "access_denied":
         return _denied(describe(outcome))
+    if isinstance(outcome, ResourceRefused) and (
+        grant.assertion.grant_type == "token_exchange" or grant.assertion.idp is not None
+    ):
+        # RFC 8693 section 2.2.2: for no target that was named. Without it, the token would be for another one.
+        return Transient(code=outcome.code, description=outcome.description, refusal=True)
     if isinstance(outcome, GrantRejected):
         text = f"{outcome.description}; the server does not accept {_origin_of(grant.assertion)}"
         text += _audience_of(grant, presented)

@@ -6,6 +6,7 @@ for each other.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
@@ -14,18 +15,19 @@ import msgspec
 from refresher.common import clocks
 from refresher.common.clocks import Moment
 from refresher.common.errors import GrantFileError, RefresherError
+from refresher.common.reading import read_ahead
 from refresher.common.secret import Secret
 from refresher.grants import policy
 from refresher.grants.assertion import ID_TOKEN, TokenSource
 from refresher.grants.encoding import open_secrets
 from refresher.grants.outcome import GrantRejected, NotSent
-from refresher.grants.policy import Rotate
+from refresher.grants.policy import Rotate, Wait
 from refresher.grants.record import Grant, Moved
 from refresher.grants.sources import Sources, id_token_has_expired, is_renewed, may_bring_id_token, needs_id_token
 from refresher.oauth import tls
 from refresher.oauth.assertions import NOTHING, Presented
 from refresher.oauth.client_authentication import TokenExpired, TokenMissing, client_assertion, token_in
-from refresher.operations.cycles import cycle, find_cycle
+from refresher.operations.cycles import cycle, find_cycle, sources_of
 from refresher.operations.names import moved
 from refresher.operations.result import ASK, is_denied, may_log_in, repair_command
 from refresher.storage.store import Store
@@ -34,9 +36,10 @@ __all__ = [
     "NO_SUPPLY",
     "SourceOrder",
     "Supply",
-    "files_of",
+    "files_read",
     "noted",
     "orders",
+    "read_unheld",
     "supply",
     "supply_of",
 ]
@@ -69,38 +72,47 @@ class Supply(NamedTuple):
 NO_SUPPLY: Final = Supply()
 
 
-def _sources_of(store: Store, grant: Grant) -> dict[str, Grant | None]:
-    """Return the grants that ``grant`` needs, read without their locks; ``None`` for one that cannot be read."""
-    names = () if grant.assertion is None else grant.assertion.sources
-    found: dict[str, Grant | None] = {}
-    for name in names:
-        try:
-            record = store.load(name).record
-        except GrantFileError:
-            record = None
-        found[name] = record if isinstance(record, Grant) else None
-    return found
+def read_unheld(store: Store, name: str) -> Grant | None:
+    """Return the grant ``name`` before it is held; ``None`` for one that cannot be read, or not be opened."""
+    record = None
+    with suppress(GrantFileError):  # reported when it is held, after the recovery
+        record = store.load(name).record
+        store.directories.keys.current()
+        open_secrets(record)
+    return record if isinstance(record, Grant) else None
 
 
-def files_of(store: Store, grant: Grant, ca_file: str | None) -> list[str]:
-    """Return the paths of the files that a rotation of ``grant`` reads, also at its identity provider."""
-    names = tls.named_files(grant, ca_file)
-    if grant.assertion is not None and grant.assertion.idp is not None:
-        for source in _sources_of(store, grant).values():
-            names += [] if source is None else tls.named_files(source, ca_file)
-    return names
+def files_read(store: Store, grant: Grant | None, ca_file: str | None) -> AbstractContextManager[None]:
+    """Read the keys, certificates and assertions of ``grant``, also at its identity provider, before it is held.
 
-
-def orders(store: Store, grant: Grant, now: Moment) -> list[SourceOrder]:
-    """Return the sources of ``grant`` that must be rotated before it, as far as they can be.
-
-    After a failure, the backoff of a source counts, however many grants need it.
+    Inside, its requests use what was found. A mount that does not answer must not make other processes wait, nor a
+    service that gives the key of sealed grants.
     """
-    due = []
-    for name, source in _sources_of(store, grant).items():
+    names = [] if grant is None else tls.named_files(grant, ca_file)
+    if grant is not None and grant.assertion is not None and grant.assertion.idp is not None:
+        for source in sources_of(grant, store.load).values():
+            names += [] if source is None else tls.named_files(source, ca_file)
+    return read_ahead(names)
+
+
+def orders(store: Store, grant: Grant, now: Moment, *, force: bool, horizon: float) -> list[SourceOrder]:
+    """Return the sources that must be rotated before ``grant``, as far as they can be; none if it waits itself.
+
+    After a failure, the backoff of a source counts, however many grants need it. ``force`` and ``horizon`` are those of
+    ``grant``: what becomes due within the horizon is rotated now, as it is due before its grant.
+    """
+    found = sources_of(grant, store.load)
+    # Only whoever holds the grant knows whether a demand for it counts.
+    waits = isinstance(
+        policy.decide(grant, now, demanded=True, force=force, horizon=horizon, renewed=is_renewed(grant, found)),
+        Wait,
+    )
+    due: list[SourceOrder] = []
+    for name, source in () if waits else found.items():
         if source is None or source.dead:
             continue
-        if isinstance(policy.decide(source, now, renewed=is_renewed(source, _sources_of(store, source))), Rotate):
+        renewed = is_renewed(source, sources_of(source, store.load))
+        if isinstance(policy.decide(source, now, horizon=horizon, renewed=renewed), Rotate):
             due.append(SourceOrder(name, source.generation, force=False))
         elif source.failure is None and needs_id_token(grant, name) and may_bring_id_token(source, now):
             due.append(SourceOrder(name, source.generation, force=True))
@@ -120,7 +132,7 @@ def supply(store: Store, seen: Grant | None) -> Callable[[Grant], Supply]:
 
 def supply_of(store: Store, grant: Grant, now: Moment) -> Supply:
     """Return what ``grant`` presents, read anew; ``presented.problem`` says why there is nothing to present."""
-    presented, sources, repair = NOTHING, _sources_of(store, grant), None
+    presented, sources, repair = NOTHING, sources_of(grant, store.load), None
     try:
         _open(sources)
         _require_no_cycle(store, grant)

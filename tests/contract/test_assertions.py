@@ -20,6 +20,7 @@ from refresher.operations.result import Result, repair_command
 from refresher.operations.rotate import Order, Terms, rotate
 from refresher.storage.file_store import FileStore
 from refresher.storage.keys import KeyRing, parse_source
+from refresher.storage.postgres.postgres_store import PostgresStore
 from refresher.storage.store import Store
 from shim._token import TokenFile, parse
 from tests.support.assertion_server import AssertionServer, Issuer
@@ -434,6 +435,74 @@ def test_a_long_chain_is_rotated_from_its_source(files: Store, company: Assertio
     assert len(company.requests) == 8
 
 
+@pytest.mark.parametrize("where", ["audience", "resource"])
+def test_a_target_that_is_refused_is_not_left_out(files: Store, company: AssertionServer, where: str) -> None:
+    """If it failed, agents would get a token for another target than the one that a person has named."""
+    _import(files, "base", company.person())
+    _rotate(files, "base")
+    _import(files, "api", _exchanged(company, subject_grant="base", **{where: "https://api.example"}))
+    company.answer = lambda fields: (400, {"error": "invalid_target"}) if where in fields else None
+    assert _rotate(files, "api", force=False).outcome == "transient"
+    grant = _grant(files, "api")
+    assert (len(company.asked("token_exchange")), grant.refusals, grant.resource_refused) == (1, 1, False)
+    company.answer = lambda _: None
+    assert _rotate(files, "api").outcome == "rotated"
+    assert company.requests[-1][where] == "https://api.example"
+
+
+def test_what_becomes_due_before_the_next_run_is_rotated_before_what_needs_it(
+    files: Store, company: AssertionServer
+) -> None:
+    """If it failed, a run of cron would make a token from one that it replaces in the same run, and again the next."""
+    _import(files, "base", company.person())
+    _import(files, "api", _exchanged(company, subject_grant="base"))
+    assert _rotate(files, "api", force=False).outcome == "rotated"
+    for name in ("base", "api"):
+        grant, passed = _grant(files, name), 2400.0
+        assert grant.expires_at is not None
+        assertion = grant.assertion
+        if assertion is not None and assertion.source_due_at is not None:
+            assertion = msgspec.structs.replace(assertion, source_due_at=assertion.source_due_at - passed)
+        _change(
+            files,
+            name,
+            issued_at=grant.issued_at - passed,
+            issued=None,
+            expires_at=grant.expires_at - passed,
+            last_rotation_at=grant.issued_at - passed,
+            assertion=assertion,
+        )
+    rotate(files, Order(name="api", seen=1, horizon=600.0), Terms(ca_file=None, stopping=lambda: False))
+    source = _grant(files, "base").access_token
+    assert source is not None
+    assert (_grant(files, "base").generation, _grant(files, "api").generation) == (2, 2)
+    assert company.requests[-1]["subject_token"] == source.reveal()
+
+
+def test_a_grant_that_was_claimed_is_free_while_its_source_is_rotated(
+    request: pytest.FixtureRequest, tmp_path: Path, company: AssertionServer
+) -> None:
+    """If it failed, the exchange of a source could outlast the lease of the grant that needs it, and end its attempt."""
+    with open_place("postgresql", tmp_path, lambda: request.getfixturevalue("postgres")) as place:
+        store, other = place.open(), place.open("other")
+        assert isinstance(store, PostgresStore)
+        assert isinstance(other, PostgresStore)
+        _import(store, "base", company.person())
+        _import(store, "api", _exchanged(company, subject_grant="base"))
+        assert "api" in store.claim_due(8, each=8, rooms={})
+        free: list[str] = []
+
+        def look(fields: dict[str, str]) -> None:
+            if fields["grant_type"] == "refresh_token":
+                assert "api" not in other.claim_due(8, each=8, rooms={}), "nor does another host begin the same"
+                with other.held("api", stopping=lambda: False, wait=0.0):
+                    free.append("api")
+
+        company.before = look
+        assert _rotate(store, "api", force=False).outcome == "rotated"
+        assert free == ["api"]
+
+
 # --- enterprise-managed authorization ---------------------------------------------------------------------------------
 
 
@@ -766,3 +835,18 @@ def test_the_command_for_a_source_helps(files: Store, company: AssertionServer, 
     detail = _rotate(files, "api").detail
     assert "its source saas cannot be read: " in detail
     assert "does not exist" not in detail
+
+
+def test_a_grant_that_waits_rotates_no_source(files: Store, company: AssertionServer, saas: AssertionServer) -> None:
+    """If it failed, demands for a grant that is denied would spend refresh tokens of the company, one after the other."""
+    _import(files, "company", company.person())
+    _rotate(files, "company")
+    _import(files, "saas", saas.managed("company"))
+    company.answer = lambda fields: (400, {"error": "access_denied"}) if "audience" in fields else None
+    assert _rotate(files, "saas", force=False).outcome == "reauthorization_required"
+    asked, now = len(company.requests), clocks.now().wall
+    _change(files, "company", last_rotation_at=now - 100, id_token_expires_at=now - 1)
+    (files.directories.demands / "saas.0").touch()
+    order = Order(name="saas", seen=0, demanded=frozenset({0}))
+    rotate(files, order, Terms(ca_file=None, stopping=lambda: False))
+    assert len(company.requests) == asked
