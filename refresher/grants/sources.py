@@ -58,6 +58,10 @@ def may_bring_id_token(source: Grant, now: Moment) -> bool:
     expires_at = source.id_token_expires_at
     if source.id_token is None or expires_at is None:
         return False
-    tried = source.last_rotation_at is not None and source.last_rotation_at >= expires_at - _ABOUT_TO_EXPIRE
+    margin = _ABOUT_TO_EXPIRE
+    if source.id_token_issued_at is not None:
+        # Half of a short life, so that the rotation that brought it is not taken for one that brought none.
+        margin = min(margin, max(expires_at - source.id_token_issued_at, 0.0) / 2)
+    tried = source.last_rotation_at is not None and source.last_rotation_at >= expires_at - margin
     can_refresh = source.renewable and source.refresh_token is not None and not source.dead
-    return id_token_has_expired(source, now, margin=_ABOUT_TO_EXPIRE) and can_refresh and not tried
+    return id_token_has_expired(source, now, margin=margin) and can_refresh and not tried

@@ -57,7 +57,8 @@ def apply(
         case Transient():
             wait = min(outcome.retry_after or 0.0, policy.MAX_WAIT)
             # The server is busy until a time that it named: that counts for all its grants.
-            busy_until = None if outcome.refusal or outcome.retry_after is None else now.wall + wait
+            is_busy = outcome.retry_after is not None and not outcome.refusal and not outcome.from_provider
+            busy_until = now.wall + wait if is_busy else None
             return _failed(grant, "transient", outcome, now, wait, busy_until)
         case TooEarly():
             early = msgspec.structs.replace(grant, refuses_early=grant.refuses_early or not grant.dead)
@@ -87,7 +88,7 @@ def with_access_token(grant: Grant, tokens: TokensIssued, sent: Moment) -> Grant
         issued_at=sent.wall,
         issued=sent,
         expires_at=tokens.expires_at if tokens.expires_in is None else sent.wall + tokens.expires_in,
-        **accounts.identity(grant, tokens.id_token, tokens.access_token),
+        **accounts.identity(grant, tokens.id_token, tokens.access_token, sent=sent.wall),
     )
 
 

@@ -84,10 +84,12 @@ class _NothingSpent:
 
 def _error(outcome: Outcome) -> RefresherError:
     """Return the error of a login; what it says names what helps."""
-    text = f"{describe(outcome)}; nothing was changed"
+    # What was not sent, or is rejected before the server sees it, says itself who answered.
+    said = outcome.description if isinstance(outcome, NotSent | GrantRejected) else describe(outcome)
+    text = f"{said}; nothing was changed"
     if isinstance(outcome, GrantRejected):
         return NeedsPerson(text)
-    if isinstance(outcome, NotSent) and outcome.code != NotSent(description="").code:
+    if isinstance(outcome, NotSent) and outcome.code not in (NotSent(description="").code, "source_failing"):
         return LoginRefused(text)
     if isinstance(outcome, NotSent | Ambiguous) or is_temporary(outcome):
         return ServerAway(f"{text}. Log in again later")

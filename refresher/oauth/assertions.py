@@ -179,6 +179,8 @@ def _outcome(provider: Grant, result: PostResult) -> Outcome:
         case ResourceRefused() | ClientRejected():
             # Its own client, which a login of the provider's grant mends.
             return Transient(code=outcome.code, description=text, refusal=True)
+        case Transient():
+            return msgspec.structs.replace(outcome, description=text, from_provider=True)
         case _:
             return msgspec.structs.replace(outcome, description=text)
 

@@ -198,6 +198,18 @@ def test_an_assertion_for_another_server_is_explained_and_retried(
     assert _rotate(files, "work").outcome == "rotated"
 
 
+def test_a_file_that_is_too_large_is_no_assertion(
+    files: Store, server: AssertionServer, issuer: Issuer, tmp_path: Path
+) -> None:
+    """If it failed, whatever a wrong path leads to would be sent to a server."""
+    path = tmp_path / "token"
+    issuer.write(path, server.token_endpoint)
+    _import(files, "work", server.workload(path))
+    path.write_text("a" * 300_000)
+    assert "it is larger than 262144 bytes" in _rotate(files, "work").detail
+    assert server.requests == []
+
+
 def test_a_client_authenticates_with_an_assertion_of_somebody_else(
     files: Store, server: AssertionServer, issuer: Issuer, tmp_path: Path
 ) -> None:
@@ -290,6 +302,16 @@ def test_an_answer_never_repeats_an_assertion(
             "only for grant_type jwt_bearer",
         ),
         ({"assertion_file": None, "assertion_grant": "work"}, "needs work itself"),
+        ({"refresh_params": {"assertion": "static"}}, "refresh_params must be .* none of .*assertion"),
+        (
+            {
+                "grant_type": "token_exchange",
+                "assertion_file": None,
+                "subject_grant": "other",
+                "refresh_params": {"audience": "x"},
+            },
+            "a token_exchange has a field audience",
+        ),
     ],
     ids=lambda value: json.dumps(value) if isinstance(value, dict) else "",
 )
@@ -663,11 +685,10 @@ def test_an_id_token_that_has_expired_makes_its_source_due(
     files: Store, company: AssertionServer, saas: AssertionServer
 ) -> None:
     """If it failed, a server would need a person as soon as the id_token of the company has expired."""
-    company.id_token_life = 10.0
     _import(files, "company", company.person())
     _rotate(files, "company")
-    company.id_token_life = 300.0
-    _change(files, "company", last_rotation_at=clocks.now().wall - 60)
+    now = clocks.now().wall
+    _change(files, "company", last_rotation_at=now - 60, id_token_issued_at=now - 60, id_token_expires_at=now + 10)
     _import(files, "saas", saas.managed("company"))
     assert _rotate(files, "saas").outcome == "rotated"
     assert _grant(files, "company").generation == 2
@@ -727,6 +748,49 @@ def test_an_answer_of_the_provider_that_is_lost_spends_nothing(
     assert "the identity provider company" in result.detail
     company.answer = lambda _: None
     assert _rotate(files, "saas").outcome == "rotated"
+
+
+def test_a_provider_that_is_busy_does_not_stop_the_server(
+    files: Store, company: AssertionServer, saas: AssertionServer
+) -> None:
+    """If it failed, each grant of a server would wait for a provider that it does not need, or demands would not wait."""
+    _import(files, "company", company.person())
+    _rotate(files, "company")
+    _import(files, "saas", saas.managed("company"))
+    company.answer = lambda fields: (429, {}) if "audience" in fields else None
+    company.headers = {"Retry-After": "120"}
+    assert _rotate(files, "saas", force=False).outcome == "transient"
+    grant, now = _grant(files, "saas"), clocks.now()
+    assert grant.failure is not None
+    assert grant.failure.busy_until is None
+    for passed, expected in ((60.0, Wait), (121.0, Rotate)):
+        later = msgspec.structs.replace(
+            now, wall=now.wall + passed, monotonic=now.monotonic + passed, boottime=now.boottime + passed
+        )
+        assert isinstance(policy.decide(grant, later, demanded=True), expected)
+
+
+def test_an_id_token_of_a_short_life_is_brought_again(
+    files: Store, company: AssertionServer, saas: AssertionServer
+) -> None:
+    """If it failed, a person would be told to log in, though each refresh brings an id_token."""
+    company.id_token_life = 25.0
+    _import(files, "company", company.person())
+    _rotate(files, "company")
+    _import(files, "saas", saas.managed("company"))
+    assert _rotate(files, "saas").outcome == "rotated"
+    assert _grant(files, "company").generation == 1, "the new one is used"
+    grant = _grant(files, "company")
+    assert grant.id_token_expires_at is not None
+    assert grant.id_token_issued_at is not None
+    changes = {
+        "id_token_expires_at": grant.id_token_expires_at - 26,
+        "id_token_issued_at": grant.id_token_issued_at - 26,
+        "last_rotation_at": grant.id_token_issued_at - 26,
+    }
+    _change(files, "company", **changes)
+    assert _rotate(files, "saas").outcome == "rotated"
+    assert _grant(files, "company").generation == 2
 
 
 # --- when a source is the cause ---------------------------------------------------------------------------------------
