@@ -36,14 +36,14 @@ def logout(options: Options, name: str, keep_at_server: bool) -> int | None:
     the grant here.
     """
     from refresher.oauth.revocation import revoke
-    from refresher.operations.rotate import read_files_of
+    from refresher.operations.sources import files_read, read_unheld
 
     settings = options.settings()
     revoking = None if keep_at_server else partial(revoke, ca_file=settings.ca_file)
     with (
         StopSignals() as stopping,
         observing(settings, "logout") as observers,
-        read_files_of(store := settings.open_store(), name, settings.ca_file),
+        files_read(store := settings.open_store(), read_unheld(store, name), settings.ca_file),
     ):
         words = remove_grant(store, name, stopping=stopping, revoke=revoking, emit=observers.emit)
     say(f"logged out: {name}; {words}")

@@ -88,6 +88,8 @@ def read_named(path: str | os.PathLike[str], largest: int = LARGEST) -> FileWith
         return read
     if isinstance(found, OSError):
         raise OSError(found.errno, found.strerror, path)
+    if len(found.data) > largest:
+        raise OSError(errno.EINVAL, _too_large(largest), path)
     return found
 
 
@@ -207,8 +209,12 @@ def _read(path: str, largest: int) -> FileWithStatus:
     if not stat.S_ISREG(status.st_mode):
         raise ValueError("it is not a regular file; give the path of one")
     if status.st_size > largest:
-        raise ValueError(f"it is larger than {largest} bytes; is it the right file?")
+        raise ValueError(_too_large(largest))
     return read_regular(path, largest)  # it checks what it has opened
+
+
+def _too_large(largest: int) -> str:
+    return f"it is larger than {largest} bytes; is it the right file?"
 
 
 def _list(path: str) -> dict[str, int]:

@@ -54,9 +54,12 @@ def from_claims(claims: Mapping[str, Any], issuer: str | None) -> Account | None
     )
 
 
-def identity(grant: Grant, id_token: Secret | None, access_token: Secret | None) -> dict[str, Any]:
+def identity(
+    grant: Grant, id_token: Secret | None, access_token: Secret | None, *, sent: float | None = None
+) -> dict[str, Any]:
     """Return the fields of ``grant`` that say whose it is, after an answer with these tokens.
 
+    ``sent``: when it was asked for, epoch seconds.
     The account stays: OpenID Connect Core section 12.2 forbids that a refresh changes it.
     """
     if grant.without_person:
@@ -65,7 +68,7 @@ def identity(grant: Grant, id_token: Secret | None, access_token: Secret | None)
     if id_token is None:
         return {"account": account}
     exp = jwt_time(id_token.reveal(), "exp")
-    return {"account": account, "id_token": id_token, "id_token_expires_at": exp}
+    return {"account": account, "id_token": id_token, "id_token_expires_at": exp, "id_token_issued_at": sent}
 
 
 def is_other(one: Account | None, another: Account | None) -> bool:

@@ -67,9 +67,14 @@ class Assertion(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """RFC 8693 section 2.1; with ``ID_JAG``, the issuer of the server that accepts the assertion."""
     requested_token_type: str | None = None
     source_generations: tuple[int, ...] = ()
-    """The generations of ``sources`` from which the access token was made; empty until there was one."""
+    """The generations of ``sources`` at the last attempt, -1 for one that was missing; empty until there was one."""
     source_due_at: float | None = None
     """When the first of ``sources`` was due for its next rotation at that time, epoch seconds."""
+    dead_sources: tuple[str, ...] = ()
+    """The NAMEs of ``sources`` that needed a person at the last attempt."""
+    repair: str | None = None
+    """The command that brings back the source without which the last attempt had nothing to present, if that needs a
+    person. It is made of NAMEs alone: a message can hold what a server wrote."""
 
     @property
     def idp(self) -> str | None:

@@ -70,6 +70,8 @@ class Transient(Failed, frozen=True, kw_only=True):
 
     retry_after: float | None = None
     """Seconds. If the answer is not a refusal, the server only asked for a later request."""
+    from_provider: bool = False
+    """Whether the identity provider answered: other grants of the server of this one can be exchanged."""
 
 
 class TooEarly(Failed, frozen=True, kw_only=True):

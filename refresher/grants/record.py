@@ -209,6 +209,8 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     id_token: Secret | None = None
     """The newest one (OpenID Connect Core section 2); an answer without one keeps the earlier."""
     id_token_expires_at: float | None = None
+    id_token_issued_at: float | None = None
+    """When the request that brought it was sent; ``None``: it was imported, or an earlier version stored it."""
     login: Login | None = None
     """``None`` if the grant was imported."""
     last_rotation_at: float | None = None

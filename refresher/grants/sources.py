@@ -20,21 +20,23 @@ _ABOUT_TO_EXPIRE: Final = 30.0
 
 
 def is_renewed(grant: Grant, sources: Sources) -> bool:
-    """Whether a source has a newer token than the one that ``grant`` was made from, or is valid again."""
+    """Whether a source has a newer token than the one that ``grant`` was made from, or is another cause than before."""
     assertion, failure = grant.assertion, grant.failure
     if assertion is None or not sources:
         return False
     noted = assertion.source_generations or (-1,) * len(sources)
-    pairs = list(zip(sources.values(), noted, strict=False))
+    pairs = [(each, seen) for each, seen in zip(sources.values(), noted, strict=False) if each is not None]
     if failure is not None:
-        # Each attempt notes them, also one that failed.
-        if failure.code == "source_failing" and any(each is not None and each.dead for each, _ in pairs):
+        # Each attempt notes them, also one that failed: what it has seen is no reason for the next one.
+        if failure.code == "source_failing" and any(
+            each.dead and each.name not in assertion.dead_sources for each, _ in pairs
+        ):
             return True  # the next attempt says which login helps
         is_cause = failure.code in SOURCE_CODES
-        return is_cause and any(each is not None and not each.dead and each.generation > seen for each, seen in pairs)
+        return is_cause and any(not each.dead and each.generation > seen for each, seen in pairs)
     if grant.dead or assertion.idp is not None or not assertion.source_generations:
         return False  # the access token of another server does not depend on an id_token that it was made from
-    return any(each is not None and each.generation > seen for each, seen in pairs)
+    return any(each.generation > seen for each, seen in pairs)
 
 
 def needs_id_token(grant: Grant, name: str) -> bool:
@@ -56,6 +58,10 @@ def may_bring_id_token(source: Grant, now: Moment) -> bool:
     expires_at = source.id_token_expires_at
     if source.id_token is None or expires_at is None:
         return False
-    tried = source.last_rotation_at is not None and source.last_rotation_at >= expires_at - _ABOUT_TO_EXPIRE
+    margin = _ABOUT_TO_EXPIRE
+    if source.id_token_issued_at is not None:
+        # Half of a short life, so that the rotation that brought it is not taken for one that brought none.
+        margin = min(margin, max(expires_at - source.id_token_issued_at, 0.0) / 2)
+    tried = source.last_rotation_at is not None and source.last_rotation_at >= expires_at - margin
     can_refresh = source.renewable and source.refresh_token is not None and not source.dead
-    return id_token_has_expired(source, now, margin=_ABOUT_TO_EXPIRE) and can_refresh and not tried
+    return id_token_has_expired(source, now, margin=margin) and can_refresh and not tried

@@ -21,6 +21,7 @@ from refresher.grants.outcome import (
     Unreadable,
 )
 from refresher.grants.record import Doubt, Failure, FailureKind, Grant, with_spent
+from refresher.grants.sources import SOURCE_CODES
 from refresher.grants.tokens import needs_proof, not_before
 
 __all__ = ["INTERRUPTED", "apply", "mark_in_doubt", "mark_interrupted", "mark_restored", "with_access_token"]
@@ -58,7 +59,8 @@ def apply(
         case Transient():
             wait = min(outcome.retry_after or 0.0, policy.MAX_WAIT)
             # The server is busy until a time that it named: that counts for all its grants.
-            busy_until = None if outcome.refusal or outcome.retry_after is None else now.wall + wait
+            is_busy = outcome.retry_after is not None and not outcome.refusal and not outcome.from_provider
+            busy_until = now.wall + wait if is_busy else None
             return _failed(grant, "transient", outcome, now, wait, busy_until)
         case TooEarly():
             early = msgspec.structs.replace(grant, refuses_early=grant.refuses_early or not grant.dead)
@@ -88,7 +90,7 @@ def with_access_token(grant: Grant, tokens: TokensIssued, sent: Moment) -> Grant
         issued_at=sent.wall,
         issued=sent,
         expires_at=tokens.expires_at if tokens.expires_in is None else sent.wall + tokens.expires_in,
-        **accounts.identity(grant, tokens.id_token, tokens.access_token),
+        **accounts.identity(grant, tokens.id_token, tokens.access_token, sent=sent.wall),
     )
 
 
@@ -195,7 +197,7 @@ def _failed(
         pause = min(pause, _LONGEST_LOCAL_PAUSE)  # nothing is sent, and the file can be good again at any time
     if (rest := refresh_life.remaining(grant, now)) is not None and rest > 0:
         pause = min(pause, max(rest / 2, _SHORTEST_PAUSE))  # the refresh token ends: do not wait beyond its end
-    if grant.dead:
+    if grant.dead and not _caused_by_source(grant):
         # A person forced another attempt, or it was time to ask again, and the answer does not change the rejection.
         rejection = grant.failure
         if rejection is not None and rejection.retry_at is not None:
@@ -212,14 +214,15 @@ def _failed(
         moment=now,
         busy_until=busy_until,
     )
-    return msgspec.structs.replace(grant, failures=failures, failure=failure)
+    # A source that needed a person is not the cause any more.
+    return msgspec.structs.replace(grant, dead=False, failures=failures, failure=failure)
 
 
 def _rejected(grant: Grant, rejection: GrantRejected, now: Moment) -> Grant:
     description = rejection.description
     if grant.doubt is not None:
         description = f"{_cause(grant.doubt)}; {description}"
-    elif grant.dead and grant.failure is not None and rejection.retry_after is None:
+    elif grant.dead and grant.failure is not None and rejection.retry_after is None and not _caused_by_source(grant):
         # A person forced another attempt: the first description still describes the cause best.
         description = grant.failure.description
     failure = Failure(
@@ -231,6 +234,10 @@ def _rejected(grant: Grant, rejection: GrantRejected, now: Moment) -> Grant:
         moment=None if rejection.retry_after is None else now,
     )
     return msgspec.structs.replace(grant, dead=True, failures=grant.failures + 1, doubt=None, failure=failure)
+
+
+def _caused_by_source(grant: Grant) -> bool:
+    return grant.assertion is not None and grant.failure is not None and grant.failure.code in SOURCE_CODES
 
 
 def _cause(doubt: Doubt) -> str:

@@ -22,7 +22,7 @@ from refresher.oauth.http_client import DEADLINE
 from refresher.oauth.token_request import request_tokens
 from refresher.operations import sources
 from refresher.operations.events import Emit
-from refresher.operations.rotate import Terms, rotate_sources
+from refresher.operations.rotate import Order, Terms, rotate_sources
 
 __all__ = ["assertion_of", "request_with_assertion", "require_audience"]
 
@@ -74,8 +74,8 @@ def request_with_assertion(draft: Grant, settings: Settings, connections: Connec
     """
     store = settings.open_store()
     terms = Terms(ca_file=settings.ca_file, stopping=lambda: False, emit=emit)
-    rotate_sources(store, draft, terms)
-    with read_ahead(sources.files_of(store, draft, settings.ca_file)):
+    rotate_sources(store, draft, Order(name=draft.name, seen=draft.generation), terms)
+    with sources.files_read(store, draft, settings.ca_file):
         supply = sources.supply_of(store, draft, clocks.now())
         presented = supply.presented
         if presented.problem is not None:
@@ -113,10 +113,12 @@ class _NothingSpent:
 
 def _error(outcome: Outcome) -> RefresherError:
     """Return the error of a login; what it says names what helps."""
-    text = f"{describe(outcome)}; nothing was changed"
+    # What was not sent, or is rejected before the server sees it, says itself who answered.
+    said = outcome.description if isinstance(outcome, NotSent | GrantRejected) else describe(outcome)
+    text = f"{said}; nothing was changed"
     if isinstance(outcome, GrantRejected):
         return NeedsPerson(text)
-    if isinstance(outcome, NotSent) and outcome.code != NotSent(description="").code:
+    if isinstance(outcome, NotSent) and outcome.code not in (NotSent(description="").code, "source_failing"):
         return LoginRefused(text)
     if isinstance(outcome, NotSent | Ambiguous) or is_temporary(outcome):
         return ServerAway(f"{text}. Log in again later")

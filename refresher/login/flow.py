@@ -1,7 +1,7 @@
 """One login, from the URL to the stored grant. Nothing is stored before the new grant is complete.
 
-``log_in`` discovers the authorization server, finds or registers a client, gets tokens in one of three ways (browser,
-device, client credentials), tries the access token at the server, and stores the grant.
+``log_in`` discovers the authorization server, finds or registers a client, gets tokens in one of its ways (browser,
+device, client credentials, assertion), tries the access token at the server, and stores the grant.
 """
 
 from collections.abc import Callable

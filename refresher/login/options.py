@@ -116,6 +116,9 @@ def validated(options: LoginOptions) -> LoginOptions:
         raise ConfigError(f"--auth-method {options.auth_method} needs {_option(file)}")
     if options.auth_method == "private_key_jwt" and not (options.private_key_file or options.client_assertion_file):
         raise ConfigError("--auth-method private_key_jwt needs --private-key-file or --client-assertion-file")
+    others = [key for key in ("client_secret_file", "private_key_file") if getattr(options, key)]
+    if options.client_assertion_file and others:
+        raise ConfigError(f"--client-assertion-file and {_option(others[0])} both authenticate the client: omit one")
     _check_way(options)
     if options.way == "client_credentials" and not (options.client_id or options.client_assertion_file):
         raise ConfigError("--client-credentials needs a --client-id that authenticates itself (RFC 6749 section 4.4)")

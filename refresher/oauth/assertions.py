@@ -100,6 +100,11 @@ def judged(grant: Grant, presented: Presented, outcome: Outcome) -> Outcome:
         return outcome if _is_access_token(outcome, grant.assertion) else _NO_ACCESS_TOKEN
     if error_code(outcome) == "access_denied":
         return _denied(describe(outcome))
+    if isinstance(outcome, ResourceRefused) and (
+        grant.assertion.grant_type == "token_exchange" or grant.assertion.idp is not None
+    ):
+        # RFC 8693 section 2.2.2: for no target that was named. Without it, the token would be for another one.
+        return Transient(code=outcome.code, description=outcome.description, refusal=True)
     if isinstance(outcome, GrantRejected):
         text = f"{outcome.description}; the server does not accept {_origin_of(grant.assertion)}"
         text += _audience_of(grant, presented)
@@ -181,6 +186,8 @@ def _outcome(provider: Grant, result: PostResult) -> Outcome:
         case ResourceRefused() | ClientRejected():
             # Its own client, which a login of the provider's grant mends.
             return Transient(code=outcome.code, description=text, refusal=True)
+        case Transient():
+            return msgspec.structs.replace(outcome, description=text, from_provider=True)
         case _:
             return msgspec.structs.replace(outcome, description=text)
 

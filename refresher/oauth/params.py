@@ -8,10 +8,14 @@ from refresher.grants.tokens import is_token
 __all__ = ["RESERVED_IN_RENEWALS", "RESERVED_IN_TOKEN_REQUESTS", "are_renewal_params", "with_params"]
 
 RESERVED_IN_TOKEN_REQUESTS: Final = (
+    *("actor_token", "actor_token_type", "assertion", "subject_token", "subject_token_type", "requested_token_type"),
     *("client_assertion", "client_assertion_type", "client_id", "client_secret", "code", "code_verifier"),
     *("device_code", "grant_type", "refresh_token"),
 )
-"""What refresher itself puts into a token request: the grant, and the authentication of the client."""
+"""What refresher itself puts into a token request: the grant, and the authentication of the client.
+
+Not ``audience``: servers want it in refreshes too.
+"""
 
 RESERVED_IN_RENEWALS: Final = (*RESERVED_IN_TOKEN_REQUESTS, "resource", "scope")
 """``resource`` and ``scope`` have fields of their own."""

@@ -80,14 +80,16 @@ def request_tokens(
     if not grant.renewable:
         return TokenRequestResult(outcome=_not_renewable(grant, demanded=demanded))
     if presented.problem is not None:
-        return TokenRequestResult(outcome=presented.problem)
+        return TokenRequestResult(
+            outcome=presented.problem, doubt=grant.doubt
+        )  # nothing is sent, so nothing is settled
     ends = time.monotonic() + deadline
     if presented.provider is not None:
         minted = assertions.mint(
             grant, presented, ca_file=ca_file, timeout=deadline / 2, before_first_byte=hooks.before_first_byte
         )
         if minted.outcome is not None:
-            return TokenRequestResult(outcome=minted.outcome, sent=minted.sent)
+            return TokenRequestResult(outcome=minted.outcome, sent=minted.sent, doubt=grant.doubt)
         presented, deadline = Presented(subject=minted.assertion), ends - time.monotonic()
     replay = policy.replay_allowed(grant, clocks.now())
     first = _send(grant, ca_file, hooks, demanded, deadline / 2 if replay else deadline, presented)

@@ -1,15 +1,28 @@
-"""Whether a grant would need its own token, through the grants that its assertion is from."""
+"""The grants whose tokens a grant needs, and whether it would need its own token through them."""
 
+from collections.abc import Callable
 from typing import Final
 
 from refresher.common.errors import GrantFileError
-from refresher.grants.record import Grant
+from refresher.grants.record import Grant, Stored
 from refresher.storage.store import Store
 
-__all__ = ["MAX_DEPTH", "cycle", "find_cycle"]
+__all__ = ["MAX_DEPTH", "cycle", "find_cycle", "sources_of"]
 
 MAX_DEPTH: Final = 8
 """How many grants can feed each other in a row."""
+
+
+def sources_of(grant: Grant, load: Callable[[str], Stored]) -> dict[str, Grant | None]:
+    """Return the sources of ``grant``, read without their locks; ``None`` for one that cannot be read."""
+    found: dict[str, Grant | None] = {}
+    for name in () if grant.assertion is None else grant.assertion.sources:
+        try:
+            record = load(name).record
+        except GrantFileError:
+            record = None
+        found[name] = record if isinstance(record, Grant) else None
+    return found
 
 
 def find_cycle(store: Store, grant: Grant) -> str | None:

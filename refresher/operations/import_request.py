@@ -280,6 +280,8 @@ def _client_id(request: ImportRequest) -> str:
 def _assertion(request: ImportRequest) -> Assertion | None:
     grant_type = grant_type_of(request.grant_type)
     given = {key: value for key in KEYS if (value := getattr(request, key)) is not None}
+    if grant_type == "token_exchange" and "audience" in (request.refresh_params or {}):
+        raise ImportRefused("refresh_params: a token_exchange has a field audience")
     if grant_type in GRANT_TYPES:
         return assertion_in(given, grant_type, issuer=request.issuer, absolute=_path)
     if given:
@@ -305,14 +307,10 @@ def _path(value: str | None) -> str | None:
 def check_files(grant: Grant, now: float, ca_file: str | None = None) -> None:
     """Raise ``ImportRefused`` for an unusable file of the client now, while a person is there to correct it."""
     try:
-        if grant.private_key_file is not None:
+        if grant.private_key_file is not None or grant.client_assertion_file is not None:
             from refresher.oauth.client_authentication import client_assertion
 
             client_assertion(grant, now)
-        if grant.client_assertion_file is not None:
-            from refresher.oauth.client_authentication import token_in
-
-            token_in(grant.client_assertion_file, "client assertion", now, is_jwt=True)
         for path in () if grant.assertion is None else grant.assertion.files:
             from refresher.oauth.client_authentication import token_in
 

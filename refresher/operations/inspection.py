@@ -1,7 +1,7 @@
 """Inspect grants without their locks: what is on the disk, and what has to be done."""
 
 from collections.abc import Collection, Sequence
-from contextlib import suppress
+from functools import partial
 
 import msgspec
 
@@ -12,11 +12,12 @@ from refresher.grants.policy import Decision, Rotate
 from refresher.grants.record import Grant, Moved, Record
 from refresher.grants.sources import is_renewed
 from refresher.oauth import urls
+from refresher.operations.cycles import sources_of
 from refresher.operations.names import gone
 from refresher.operations.names import unknown as unknown_name
 from refresher.storage import records
 from refresher.storage.demands import Demands
-from refresher.storage.directories import Directories, Listing
+from refresher.storage.directories import Listing
 from refresher.storage.publishing import Publisher
 from refresher.storage.store import Store
 
@@ -81,7 +82,7 @@ def inspect(
         demanded=demanded,
         force=force,
         horizon=horizon,
-        renewed=is_renewed(record, _sources(publisher.directories, record)),
+        renewed=is_renewed(record, sources_of(record, partial(records.load, publisher.directories))),
     )
     needs_lock = (
         unfinished
@@ -101,17 +102,6 @@ def inspect(
         unfinished=unfinished,
         demanded=generations,
     )
-
-
-def _sources(directories: Directories, grant: Grant) -> dict[str, Grant | None]:
-    """Return the grants whose tokens ``grant`` needs."""
-    found: dict[str, Grant | None] = {}
-    for name in () if grant.assertion is None else grant.assertion.sources:
-        found[name] = None
-        with suppress(GrantFileError):
-            record = records.load(directories, name).record
-            found[name] = record if isinstance(record, Grant) else None
-    return found
 
 
 def server_of(grant: Grant) -> str:

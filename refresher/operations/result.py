@@ -1,6 +1,5 @@
 """The result of a run for one grant, and the exit code of a run."""
 
-import re
 from collections.abc import Iterable
 from typing import Final, Literal, assert_never
 
@@ -13,6 +12,7 @@ from refresher.grants.policy import Wait
 from refresher.grants.record import FailureKind, Grant
 
 __all__ = [
+    "ASK",
     "EXIT_CODES",
     "Result",
     "ResultCode",
@@ -20,6 +20,7 @@ __all__ = [
     "exit_code",
     "is_denied",
     "login_ends",
+    "may_log_in",
     "new_client_command",
     "repair_command",
 ]
@@ -54,7 +55,7 @@ EXIT_CODES: Final[dict[ResultCode, int]] = {
     "interrupted": 130,
 }
 
-_ASK: Final = "no login helps: ask those who run the identity provider"
+ASK: Final = "no login helps: ask those who run the identity provider"
 
 _MOST_SERIOUS_FIRST: Final = (130, 3, 5, 2, 4, 6)
 
@@ -151,9 +152,9 @@ def _explain(grant: Grant, rest: Wait) -> str:
         case "not_due":
             return _not_due(wait)
         case "reauthorization_required" if is_denied(grant):
-            return f"{_last_error(grant)}; {_ASK}; next attempt in {wait}"
-        case "reauthorization_required" if _login_of_source(grant) is not None:
-            return _last_error(grant)  # it names the login
+            return f"{_last_error(grant)}; {ASK}; next attempt in {wait}"
+        case "reauthorization_required" if _repair_of_source(grant) is not None:
+            return _last_error(grant)  # it names the command
         case "reauthorization_required":
             return f"{_last_error(grant)}; {_what_to_do(grant)}"
         case "transient" | "client_rejected" | "too_early" if policy.needs_person(grant):
@@ -184,16 +185,16 @@ def _what_to_do(grant: Grant) -> str:
     if grant.login is not None:
         return login
     again = f"import it again with '{_import_again(grant)}'"
-    return f"{login}, or {again}" if _may_log_in(grant) else again
+    return f"{login}, or {again}" if may_log_in(grant) else again
 
 
 def repair_command(grant: Grant) -> str:
     """Return the command that replaces the grant by a new login or import, or brings it back in another way."""
     if is_denied(grant):
         return f"refresher run-once {grant.name} --force"
-    if (login := _login_of_source(grant)) is not None:
-        return login
-    return _login_again(grant) if grant.login is not None or _may_log_in(grant) else _import_again(grant)
+    if (repair := _repair_of_source(grant)) is not None:
+        return repair
+    return _login_again(grant) if may_log_in(grant) else _import_again(grant)
 
 
 def is_denied(grant: Grant) -> bool:
@@ -201,12 +202,17 @@ def is_denied(grant: Grant) -> bool:
     return grant.assertion is not None and grant.dead and _code(grant) == "access_denied"
 
 
-def _login_of_source(grant: Grant) -> str | None:
+def may_log_in(grant: Grant) -> bool:
+    """Whether a login may replace ``grant``. If it was imported, the login must find the server of ``server_url``."""
+    has_server = grant.server_url is not None and (grant.refresh_token is not None or not grant.renewable)
+    return grant.login is not None or has_server
+
+
+def _repair_of_source(grant: Grant) -> str | None:
     """Return the command that brings back the grant whose token ``grant`` needs, if that is the cause."""
-    if _code(grant) != "source_reauthorization_required":
+    if grant.assertion is None or _code(grant) != "source_reauthorization_required":
         return None
-    named = re.search(r"'(refresher login [^']+)'", _last_error(grant))
-    return None if named is None else named[1]
+    return grant.assertion.repair
 
 
 def _code(grant: Grant) -> str:
@@ -224,11 +230,6 @@ def _login_again(grant: Grant) -> str:
 
 def _import_again(grant: Grant) -> str:
     return f"refresher import {grant.name} --replace --from FILE"
-
-
-def _may_log_in(grant: Grant) -> bool:
-    """Whether a login may replace an imported grant: it must find the authorization server of ``server_url``."""
-    return grant.server_url is not None and (grant.refresh_token is not None or not grant.renewable)
 
 
 def _with_rejection(result: Result, grant: Grant) -> Result:

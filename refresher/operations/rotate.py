@@ -7,7 +7,7 @@ How a store makes each of them is not known here (``storage/store.py``).
 import logging
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from functools import partial
 from typing import Final, NamedTuple
 
@@ -15,12 +15,11 @@ import msgspec
 
 from refresher.common import clocks
 from refresher.common.errors import DirectoryError, GrantFileError, Interrupted, LockBusy, StorageError
-from refresher.common.reading import read_ahead
 from refresher.grants import policy, refresh_life, transition
-from refresher.grants.encoding import open_secrets
 from refresher.grants.outcome import GrantRejected, ResourceRefused, TokensIssued
 from refresher.grants.policy import Rotate, Wait
 from refresher.grants.record import Grant, Record, Stored
+from refresher.grants.sources import is_renewed
 from refresher.grants.token_file import left_out
 from refresher.oauth.http_client import DEADLINE
 from refresher.oauth.token_request import TokenRequestResult, request_tokens
@@ -32,7 +31,7 @@ from refresher.operations.result import EXIT_CODES, Result, ResultCode, login_en
 from refresher.operations.sources import Supply
 from refresher.storage.store import WAIT, Demanded, Held, Store
 
-__all__ = ["Order", "Terms", "read_files_of", "rotate", "rotate_sources"]
+__all__ = ["Order", "Terms", "rotate", "rotate_sources"]
 
 log = logging.getLogger(__name__)
 
@@ -103,10 +102,10 @@ def _rotate(store: Store, order: Order, terms: Terms, events: list[Event]) -> Re
 
     try:
         store.prepare()
-        seen = _unheld(store, name)
-        rotate_sources(store, seen, terms)
+        seen = sources.read_unheld(store, name)
+        rotate_sources(store, seen, order, terms)
         began = time.monotonic()
-        with _files_read(store, seen, terms.ca_file):
+        with sources.files_read(store, seen, terms.ca_file):
             supply = sources.supply(store, seen)
             with store.held(name, stopping=terms.stopping, wait=terms.lock_wait) as held:
                 return _Rotation(held, order, terms, events, time.monotonic() - began, supply).run()
@@ -125,44 +124,31 @@ def _rotate(store: Store, order: Order, terms: Terms, events: list[Event]) -> Re
         terms.sent.discard(name)
 
 
-def read_files_of(store: Store, name: str, ca_file: str | None) -> AbstractContextManager[None]:
-    """Read the keys and certificates of ``name`` before it is held; inside, its requests use what was found.
-
-    A mount that does not answer must not make other processes wait, nor a service that gives the key of sealed grants.
-    """
-    return _files_read(store, _unheld(store, name), ca_file)
-
-
-def _files_read(store: Store, grant: Grant | None, ca_file: str | None) -> AbstractContextManager[None]:
-    return read_ahead(() if grant is None else sources.files_of(store, grant, ca_file))
-
-
-def _unheld(store: Store, name: str) -> Grant | None:
-    record = None
-    with suppress(GrantFileError):  # reported when it is held, after the recovery
-        record = store.load(name).record
-        store.load_keys()
-    with suppress(GrantFileError):
-        open_secrets(record)
-    return record if isinstance(record, Grant) else None
-
-
-def rotate_sources(store: Store, grant: Grant | None, terms: Terms) -> None:
-    """Rotate the grants whose tokens ``grant`` needs, if they are due, before ``grant`` is held."""
-    if grant is None or grant.name in terms.feeding or len(terms.feeding) > MAX_DEPTH:
+def rotate_sources(store: Store, grant: Grant | None, order: Order, terms: Terms) -> None:
+    """Rotate the grants whose tokens ``order`` needs, if they are due, before ``grant`` is held."""
+    if grant is None or grant.assertion is None or grant.name in terms.feeding or len(terms.feeding) > MAX_DEPTH:
         return
-    for source in sources.orders(store, grant, clocks.now()):
+    force = order.force and grant.generation <= order.seen
+    found = sources.orders(store, grant, clocks.now(), force=force, horizon=order.horizon)
+    if found:
+        store.give_way(grant.name)
+    for source in found:
         if terms.stopping():
             return
         result = rotate(
             store,
-            Order(name=source.name, seen=source.seen, force=source.force),
+            Order(name=source.name, seen=source.seen, force=source.force, horizon=order.horizon),
             # Whoever holds it brings the token that is needed here, so this waits for it.
             msgspec.structs.replace(
                 terms, feeding=(*terms.feeding, grant.name), lock_wait=max(terms.lock_wait, _SOURCE_WAIT)
             ),
         )
-        if result is not None and result.outcome not in ("adopted", "not_due"):
+        if result is None or result.outcome in ("adopted", "not_due"):
+            continue
+        # A failure is also what the grant says, and its own inspection: here it is only said once.
+        said = f"{source.name} {result.outcome}"
+        if result.outcome == "rotated" or said not in terms.warned:
+            terms.warned.add(said)
             log.info("%s: %s: %s (needed by %s)", result.name, result.outcome, result.detail, grant.name)
 
 
@@ -206,7 +192,8 @@ class _Rotation(NamedTuple):
             # A token that another process has just fetched is new enough for a caller that waited for the lock.
             force=self.order.force and not adopted,
             horizon=0.0 if adopted else self.order.horizon,
-            renewed=supply.renewed,
+            # Of the grant that is held: another process may have presented the tokens of these sources already.
+            renewed=is_renewed(grant, supply.sources),
         )
         if isinstance(decision, Wait):
             stale = demands.needs_newer or self.held.is_stale(grant)

@@ -6,6 +6,8 @@ for each other.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -13,33 +15,39 @@ import msgspec
 from refresher.common import clocks
 from refresher.common.clocks import Moment
 from refresher.common.errors import GrantFileError, RefresherError
+from refresher.common.reading import read_ahead
 from refresher.common.secret import Secret
 from refresher.grants import policy
 from refresher.grants.assertion import ID_TOKEN, JWT, TokenSource
 from refresher.grants.encoding import open_secrets
 from refresher.grants.outcome import GrantRejected, NotSent
-from refresher.grants.policy import Rotate
-from refresher.grants.record import Grant
+from refresher.grants.policy import Rotate, Wait
+from refresher.grants.record import Grant, Moved
 from refresher.grants.sources import Sources, id_token_has_expired, is_renewed, may_bring_id_token, needs_id_token
 from refresher.oauth import tls
 from refresher.oauth.assertions import NOTHING, Presented
 from refresher.oauth.client_authentication import TokenExpired, TokenMissing, client_assertion, token_in
-from refresher.operations.cycles import cycle, find_cycle
+from refresher.operations.cycles import cycle, find_cycle, sources_of
+from refresher.operations.names import moved
+from refresher.operations.result import ASK, is_denied, may_log_in, repair_command
 from refresher.storage.store import Store
 
 __all__ = [
     "NO_SUPPLY",
     "SourceOrder",
     "Supply",
-    "files_of",
+    "files_read",
     "noted",
     "orders",
+    "read_unheld",
     "supply",
     "supply_of",
 ]
 
 _RECHECK: Final = 300.0
 """Seconds after which a source that needs a person is looked at again, if nothing reports that it has changed."""
+
+_BRINGS_BACK: Final = "brings back every grant that needs it"
 
 
 class SourceOrder(NamedTuple):
@@ -51,50 +59,61 @@ class SourceOrder(NamedTuple):
 
 
 class Supply(NamedTuple):
-    """What a rotation presents, and what it notes of its sources."""
+    """What a rotation presents, and what it has seen of its sources."""
 
     presented: Presented = NOTHING
     generations: tuple[int, ...] = ()
     due_at: float | None = None
-    renewed: bool = False
-    """Whether a source has a new token, or is valid again."""
+    sources: Sources = MappingProxyType({})
+    repair: str | None = None
+    """The command that brings back a source, if ``presented`` has a problem that needs a person."""
 
 
 NO_SUPPLY: Final = Supply()
 
 
-def _sources_of(store: Store, grant: Grant) -> dict[str, Grant | None]:
-    """Return the grants that ``grant`` needs, read without their locks; ``None`` for one that cannot be read."""
-    names = () if grant.assertion is None else grant.assertion.sources
-    found: dict[str, Grant | None] = {}
-    for name in names:
-        try:
-            record = store.load(name).record
-        except GrantFileError:
-            record = None
-        found[name] = record if isinstance(record, Grant) else None
-    return found
+def read_unheld(store: Store, name: str) -> Grant | None:
+    """Return the grant ``name`` before it is held; ``None`` for one that cannot be read, or not be opened."""
+    record = None
+    with suppress(GrantFileError):  # reported when it is held, after the recovery
+        record = store.load(name).record
+        store.load_keys()
+    with suppress(GrantFileError):
+        open_secrets(record)
+    return record if isinstance(record, Grant) else None
 
 
-def files_of(store: Store, grant: Grant, ca_file: str | None) -> list[str]:
-    """Return the paths of the files that a rotation of ``grant`` reads, also at its identity provider."""
-    names = tls.named_files(grant, ca_file)
-    if grant.assertion is not None and grant.assertion.idp is not None:
-        for source in _sources_of(store, grant).values():
-            names += [] if source is None else tls.named_files(source, ca_file)
-    return names
+def files_read(store: Store, grant: Grant | None, ca_file: str | None) -> AbstractContextManager[None]:
+    """Read the keys, certificates and assertions of ``grant``, also at its identity provider, before it is held.
 
-
-def orders(store: Store, grant: Grant, now: Moment) -> list[SourceOrder]:
-    """Return the sources of ``grant`` that must be rotated before it, as far as they can be.
-
-    After a failure, the backoff of a source counts, however many grants need it.
+    Inside, its requests use what was found. A mount that does not answer must not make other processes wait, nor a
+    service that gives the key of sealed grants.
     """
-    due = []
-    for name, source in _sources_of(store, grant).items():
+    names = [] if grant is None else tls.named_files(grant, ca_file)
+    if grant is not None and grant.assertion is not None and grant.assertion.idp is not None:
+        for source in sources_of(grant, store.load).values():
+            names += [] if source is None else tls.named_files(source, ca_file)
+    return read_ahead(names)
+
+
+def orders(store: Store, grant: Grant, now: Moment, *, force: bool, horizon: float) -> list[SourceOrder]:
+    """Return the sources that must be rotated before ``grant``, as far as they can be; none if it waits itself.
+
+    After a failure, the backoff of a source counts, however many grants need it. ``force`` and ``horizon`` are those of
+    ``grant``: what becomes due within the horizon is rotated now, as it is due before its grant.
+    """
+    found = sources_of(grant, store.load)
+    # Only whoever holds the grant knows whether a demand for it counts.
+    waits = isinstance(
+        policy.decide(grant, now, demanded=True, force=force, horizon=horizon, renewed=is_renewed(grant, found)),
+        Wait,
+    )
+    due: list[SourceOrder] = []
+    for name, source in () if waits else found.items():
         if source is None or source.dead:
             continue
-        if isinstance(policy.decide(source, now, renewed=is_renewed(source, _sources_of(store, source))), Rotate):
+        renewed = is_renewed(source, sources_of(source, store.load))
+        if isinstance(policy.decide(source, now, horizon=horizon, renewed=renewed), Rotate):
             due.append(SourceOrder(name, source.generation, force=False))
         elif source.failure is None and needs_id_token(grant, name) and may_bring_id_token(source, now):
             due.append(SourceOrder(name, source.generation, force=True))
@@ -114,18 +133,18 @@ def supply(store: Store, seen: Grant | None) -> Callable[[Grant], Supply]:
 
 def supply_of(store: Store, grant: Grant, now: Moment) -> Supply:
     """Return what ``grant`` presents, read anew; ``presented.problem`` says why there is nothing to present."""
-    presented, sources = NOTHING, _sources_of(store, grant)
+    presented, sources, repair = NOTHING, sources_of(grant, store.load), None
     try:
         _open(sources)
         _require_no_cycle(store, grant)
         if grant.client_assertion_file is not None:
             client_assertion(grant, now.wall)
         if (assertion := grant.assertion) is not None:
-            subject = _token(assertion.subject, sources, now)
-            actor = None if assertion.actor is None else _token(assertion.actor, sources, now)
+            subject = _token(store, assertion.subject, sources, now)
+            actor = None if assertion.actor is None else _token(store, assertion.actor, sources, now)
             presented = Presented(subject, actor, None if assertion.idp is None else sources[assertion.idp])
     except _NoToken as reason:
-        presented = Presented(problem=reason.outcome)
+        presented, repair = Presented(problem=reason.outcome), reason.repair
     except TokenExpired as error:
         presented = Presented(problem=NotSent(code="assertion_expired", description=str(error)))
     except TokenMissing as error:
@@ -140,7 +159,8 @@ def supply_of(store: Store, grant: Grant, now: Moment) -> Supply:
         tuple(-1 if source is None else source.generation for source in sources.values()),
         # A server's token that was made from an id_token does not depend on it any more.
         None if is_exchanged or next_due <= now.wall else next_due,
-        is_renewed(grant, sources),
+        sources,
+        repair,
     )
 
 
@@ -148,9 +168,13 @@ def noted(grant: Grant, supply: Supply, *, renewed: bool) -> Grant:
     """Return ``grant`` after an attempt with ``supply``; ``renewed``: its access token was made from it."""
     if grant.assertion is None or not supply.generations:
         return grant
-    changes: dict[str, Any] = {"source_generations": supply.generations} | (
-        {"source_due_at": supply.due_at} if renewed else {}
-    )
+    changes: dict[str, Any] = {
+        "source_generations": supply.generations,
+        "dead_sources": tuple(name for name, source in supply.sources.items() if source is not None and source.dead),
+        "repair": supply.repair,
+    }
+    if renewed:
+        changes["source_due_at"] = supply.due_at
     return msgspec.structs.replace(grant, assertion=msgspec.structs.replace(grant.assertion, **changes))
 
 
@@ -172,12 +196,13 @@ def _require_no_cycle(store: Store, grant: Grant) -> None:
 class _NoToken(RefresherError):
     """A source has no token that can be presented now."""
 
-    def __init__(self, outcome: NotSent | GrantRejected) -> None:
+    def __init__(self, outcome: NotSent | GrantRejected, repair: str | None = None) -> None:
         super().__init__(outcome.description)
         self.outcome = outcome
+        self.repair = repair
 
 
-def _token(source: TokenSource, sources: Sources, now: Moment) -> Secret:
+def _token(store: Store, source: TokenSource, sources: Sources, now: Moment) -> Secret:
     """Return the token that a source has now. Raises ``_NoToken``, ``TokenMissing`` and ``TokenExpired``."""
     if source.file is not None:
         is_jwt = source.token_type in (ID_TOKEN, JWT)
@@ -185,8 +210,7 @@ def _token(source: TokenSource, sources: Sources, now: Moment) -> Secret:
     name = source.grant or ""
     grant = sources.get(name)
     if grant is None:
-        text = f"its source {name} does not exist, or its record cannot be read: 'refresher login {name} URL'"
-        raise _NoToken(NotSent(code="source_missing", description=text))
+        raise _NoToken(NotSent(code="source_missing", description=_why_missing(store, name)))
     if source.token_type == ID_TOKEN:
         return _id_token(grant, now)
     if grant.access_token is None or policy.remaining_lifetime(grant, now) <= 0:
@@ -194,36 +218,44 @@ def _token(source: TokenSource, sources: Sources, now: Moment) -> Secret:
     return grant.access_token
 
 
+def _why_missing(store: Store, name: str) -> str:
+    try:
+        record = store.load(name).record
+    except GrantFileError as error:
+        return f"its source {name} cannot be read: {error}"
+    if isinstance(record, Moved):
+        return f"its source cannot be used here: {moved(record)}"
+    return f"its source {name} does not exist: 'refresher login {name} URL'"
+
+
 def _id_token(grant: Grant, now: Moment) -> Secret:
     if grant.id_token is None:
-        text = (
-            f"its source {grant.name} has no id_token: log in again with 'refresher login {grant.name} --scope openid'"
-        )
-        raise _NoToken(_needs_login(text))
+        repair = repair_command(grant)
+        if may_log_in(grant):
+            repair += " --scope openid"
+        raise _needs_person(f"its source {grant.name} has no id_token: '{repair}' brings one", repair)
     if not id_token_has_expired(grant, now):
         return grant.id_token
     if not grant.dead and grant.failure is None and not may_bring_id_token(grant, now):
-        text = (
-            f"the id_token of its source {grant.name} has expired, and a refresh brings no other: log in again with "
-            f"'refresher login {grant.name}', which brings back every grant that needs it"
-        )
-        raise _NoToken(_needs_login(text))
+        repair = repair_command(grant)
+        text = f"the id_token of its source {grant.name} has expired, and a refresh brings no other"
+        raise _needs_person(f"{text}: '{repair}' {_BRINGS_BACK}", repair)
     raise _unavailable(grant, "has no valid id_token")
 
 
-def _unavailable(source: Grant, what: str) -> "_NoToken":
+def _unavailable(source: Grant, what: str) -> _NoToken:
     """Return the error for a source without a token: it needs a person, or is on its way."""
     why = "" if source.failure is None else f": {source.failure.description}"
-    if source.dead and source.failure is not None and source.failure.code == "source_reauthorization_required":
-        return _NoToken(_needs_login(f"its source {source.name} has no token{why}"))
     if not source.dead:
         return _NoToken(NotSent(code="source_failing", description=f"its source {source.name} {what} now{why}"))
-    text = (
-        f"its source {source.name} needs a new login{why}. 'refresher login {source.name}' brings back every grant "
-        "that needs it"
-    )
-    return _NoToken(_needs_login(text))
+    repair = repair_command(source)
+    if is_denied(source):
+        return _needs_person(f"its source {source.name} has no token{why}; {ASK}, then '{repair}'", repair)
+    if source.failure is not None and source.failure.code == "source_reauthorization_required":
+        return _needs_person(f"its source {source.name} has no token{why}", repair)
+    return _needs_person(f"its source {source.name} needs a new login{why}. '{repair}' {_BRINGS_BACK}", repair)
 
 
-def _needs_login(text: str) -> GrantRejected:
-    return GrantRejected(code="source_reauthorization_required", description=text, retry_after=_RECHECK)
+def _needs_person(text: str, repair: str) -> _NoToken:
+    rejected = GrantRejected(code="source_reauthorization_required", description=text, retry_after=_RECHECK)
+    return _NoToken(rejected, repair)

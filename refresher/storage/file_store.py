@@ -97,6 +97,9 @@ class FileStore:
         with lock.held(self._directories.lock(name), stopping=stopping, wait=wait):
             yield HeldFiles(self.publisher, name)
 
+    def give_way(self, name: str) -> None:
+        """Do nothing: nothing is claimed before it is held."""
+
     def importing(self, *, stopping: Callable[[], bool]) -> AbstractContextManager[None]:
         """Hold the lock of imports. Raises ``LockBusy``, ``Interrupted`` and ``StorageError``."""
         from refresher.storage import lock

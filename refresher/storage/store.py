@@ -227,6 +227,12 @@ class Store(Protocol):
         Raises ``LockBusy`` after ``wait`` seconds, ``Interrupted`` if ``stopping()`` becomes true, ``StorageError``.
         """
 
+    def give_way(self, name: str) -> None:
+        """Let others hold ``name`` for a minute at most if it was claimed: the next ``held`` claims it again.
+
+        Raises ``StorageError``.
+        """
+
     def importing(self, *, stopping: Callable[[], bool]) -> AbstractContextManager[None]:
         """Exclude every other import: two could store one refresh token under two names. Raises as ``held`` does."""
 

@@ -16,10 +16,11 @@ from refresher.grants.policy import Rotate, Wait
 from refresher.grants.record import Grant
 from refresher.operations import import_request
 from refresher.operations.import_grant import store_grant
-from refresher.operations.result import Result
+from refresher.operations.result import Result, repair_command
 from refresher.operations.rotate import Order, Terms, rotate
 from refresher.storage.file_store import FileStore
 from refresher.storage.keys import KeyRing, parse_source
+from refresher.storage.postgres.postgres_store import PostgresStore
 from refresher.storage.store import Store
 from shim._token import TokenFile, parse
 from tests.support.assertion_server import AssertionServer, Issuer
@@ -109,6 +110,13 @@ def _change(store: Store, name: str, **changes: Any) -> None:
         held.write(stored, msgspec.structs.replace(stored.record, **changes))
 
 
+def _retry_now(store: Store, name: str) -> None:
+    """End the backoff of a failure."""
+    failure = _grant(store, name).failure
+    assert failure is not None
+    _change(store, name, failure=msgspec.structs.replace(failure, retry_at=1.0, moment=None))
+
+
 # --- workload identity ------------------------------------------------------------------------------------------------
 
 
@@ -190,6 +198,18 @@ def test_an_assertion_for_another_server_is_explained_and_retried(
     assert _rotate(files, "work").outcome == "rotated"
 
 
+def test_a_file_that_is_too_large_is_no_assertion(
+    files: Store, server: AssertionServer, issuer: Issuer, tmp_path: Path
+) -> None:
+    """If it failed, whatever a wrong path leads to would be sent to a server."""
+    path = tmp_path / "token"
+    issuer.write(path, server.token_endpoint)
+    _import(files, "work", server.workload(path))
+    path.write_text("a" * 300_000)
+    assert "it is larger than 262144 bytes" in _rotate(files, "work").detail
+    assert server.requests == []
+
+
 def test_a_client_authenticates_with_an_assertion_of_somebody_else(
     files: Store, server: AssertionServer, issuer: Issuer, tmp_path: Path
 ) -> None:
@@ -214,6 +234,38 @@ def test_a_client_authenticates_with_an_assertion_of_somebody_else(
     assert (result.outcome, len(server.requests)) == ("transient", 1)
     assert _grant(files, "app").refresh_token == before
     assert _grant(files, "app").doubt is None, "nothing was sent"
+
+
+def test_a_doubt_outlives_an_assertion_that_is_missing(
+    files: Store, server: AssertionServer, issuer: Issuer, tmp_path: Path
+) -> None:
+    """If it failed, a refresh token that may be spent would be sent again, and could revoke a valid access token (I1)."""
+    path = tmp_path / "token"
+    issuer.write(path, server.token_endpoint)
+    fields = {
+        "token_endpoint": server.token_endpoint,
+        "client_id": "app",
+        "refresh_token": server.refresh_token,
+        "client_assertion_file": str(path),
+        "server_url": "https://mcp.example/mcp",
+        "replay": "none",
+    }
+    _import(files, "app", fields)
+    assert _rotate(files, "app").outcome == "rotated"
+    server.answer = lambda _: (500, {})
+    assert _rotate(files, "app").outcome == "in_doubt"
+    path.unlink()
+    demand = files.directories.demands / "app.1"
+    demand.touch()
+    _retry_now(files, "app")
+    order = Order(name="app", seen=1, demanded=frozenset({1}))
+    assert "No such file" in str(rotate(files, order, Terms(ca_file=None, stopping=lambda: False)))
+    assert _grant(files, "app").doubt is not None
+    demand.unlink(missing_ok=True)
+    issuer.write(path, server.token_endpoint)
+    _retry_now(files, "app")
+    assert _rotate(files, "app").outcome == "in_doubt"
+    assert len(server.requests) == 2, "the token in doubt was sent again"
 
 
 def test_an_answer_never_repeats_an_assertion(
@@ -250,6 +302,16 @@ def test_an_answer_never_repeats_an_assertion(
             "only for grant_type jwt_bearer",
         ),
         ({"assertion_file": None, "assertion_grant": "work"}, "needs work itself"),
+        ({"refresh_params": {"assertion": "static"}}, "refresh_params must be .* none of .*assertion"),
+        (
+            {
+                "grant_type": "token_exchange",
+                "assertion_file": None,
+                "subject_grant": "other",
+                "refresh_params": {"audience": "x"},
+            },
+            "a token_exchange has a field audience",
+        ),
     ],
     ids=lambda value: json.dumps(value) if isinstance(value, dict) else "",
 )
@@ -416,6 +478,74 @@ def test_a_long_chain_is_rotated_from_its_source(files: Store, company: Assertio
     assert len(company.requests) == 8
 
 
+@pytest.mark.parametrize("where", ["audience", "resource"])
+def test_a_target_that_is_refused_is_not_left_out(files: Store, company: AssertionServer, where: str) -> None:
+    """If it failed, agents would get a token for another target than the one that a person has named."""
+    _import(files, "base", company.person())
+    _rotate(files, "base")
+    _import(files, "api", _exchanged(company, subject_grant="base", **{where: "https://api.example"}))
+    company.answer = lambda fields: (400, {"error": "invalid_target"}) if where in fields else None
+    assert _rotate(files, "api", force=False).outcome == "transient"
+    grant = _grant(files, "api")
+    assert (len(company.asked("token_exchange")), grant.refusals, grant.resource_refused) == (1, 1, False)
+    company.answer = lambda _: None
+    assert _rotate(files, "api").outcome == "rotated"
+    assert company.requests[-1][where] == "https://api.example"
+
+
+def test_what_becomes_due_before_the_next_run_is_rotated_before_what_needs_it(
+    files: Store, company: AssertionServer
+) -> None:
+    """If it failed, a run of cron would make a token from one that it replaces in the same run, and again the next."""
+    _import(files, "base", company.person())
+    _import(files, "api", _exchanged(company, subject_grant="base"))
+    assert _rotate(files, "api", force=False).outcome == "rotated"
+    for name in ("base", "api"):
+        grant, passed = _grant(files, name), 2400.0
+        assert grant.expires_at is not None
+        assertion = grant.assertion
+        if assertion is not None and assertion.source_due_at is not None:
+            assertion = msgspec.structs.replace(assertion, source_due_at=assertion.source_due_at - passed)
+        _change(
+            files,
+            name,
+            issued_at=grant.issued_at - passed,
+            issued=None,
+            expires_at=grant.expires_at - passed,
+            last_rotation_at=grant.issued_at - passed,
+            assertion=assertion,
+        )
+    rotate(files, Order(name="api", seen=1, horizon=600.0), Terms(ca_file=None, stopping=lambda: False))
+    source = _grant(files, "base").access_token
+    assert source is not None
+    assert (_grant(files, "base").generation, _grant(files, "api").generation) == (2, 2)
+    assert company.requests[-1]["subject_token"] == source.reveal()
+
+
+def test_a_grant_that_was_claimed_is_free_while_its_source_is_rotated(
+    request: pytest.FixtureRequest, tmp_path: Path, company: AssertionServer
+) -> None:
+    """If it failed, the exchange of a source could outlast the lease of the grant that needs it, and end its attempt."""
+    with open_place("postgresql", tmp_path, lambda: request.getfixturevalue("postgres")) as place:
+        store, other = place.open(), place.open("other")
+        assert isinstance(store, PostgresStore)
+        assert isinstance(other, PostgresStore)
+        _import(store, "base", company.person())
+        _import(store, "api", _exchanged(company, subject_grant="base"))
+        assert "api" in store.claim_due(8, each=8, rooms={})
+        free: list[str] = []
+
+        def look(fields: dict[str, str]) -> None:
+            if fields["grant_type"] == "refresh_token":
+                assert "api" not in other.claim_due(8, each=8, rooms={}), "nor does another host begin the same"
+                with other.held("api", stopping=lambda: False, wait=0.0):
+                    free.append("api")
+
+        company.before = look
+        assert _rotate(store, "api", force=False).outcome == "rotated"
+        assert free == ["api"]
+
+
 # --- enterprise-managed authorization ---------------------------------------------------------------------------------
 
 
@@ -576,11 +706,10 @@ def test_an_id_token_that_has_expired_makes_its_source_due(
     files: Store, company: AssertionServer, saas: AssertionServer
 ) -> None:
     """If it failed, a server would need a person as soon as the id_token of the company has expired."""
-    company.id_token_life = 10.0
     _import(files, "company", company.person())
     _rotate(files, "company")
-    company.id_token_life = 300.0
-    _change(files, "company", last_rotation_at=clocks.now().wall - 60)
+    now = clocks.now().wall
+    _change(files, "company", last_rotation_at=now - 60, id_token_issued_at=now - 60, id_token_expires_at=now + 10)
     _import(files, "saas", saas.managed("company"))
     assert _rotate(files, "saas").outcome == "rotated"
     assert _grant(files, "company").generation == 2
@@ -640,3 +769,169 @@ def test_an_answer_of_the_provider_that_is_lost_spends_nothing(
     assert "the identity provider company" in result.detail
     company.answer = lambda _: None
     assert _rotate(files, "saas").outcome == "rotated"
+
+
+def test_a_provider_that_is_busy_does_not_stop_the_server(
+    files: Store, company: AssertionServer, saas: AssertionServer
+) -> None:
+    """If it failed, each grant of a server would wait for a provider that it does not need, or demands would not wait."""
+    _import(files, "company", company.person())
+    _rotate(files, "company")
+    _import(files, "saas", saas.managed("company"))
+    company.answer = lambda fields: (429, {}) if "audience" in fields else None
+    company.headers = {"Retry-After": "120"}
+    assert _rotate(files, "saas", force=False).outcome == "transient"
+    grant, now = _grant(files, "saas"), clocks.now()
+    assert grant.failure is not None
+    assert grant.failure.busy_until is None
+    for passed, expected in ((60.0, Wait), (121.0, Rotate)):
+        later = msgspec.structs.replace(
+            now, wall=now.wall + passed, monotonic=now.monotonic + passed, boottime=now.boottime + passed
+        )
+        assert isinstance(policy.decide(grant, later, demanded=True), expected)
+
+
+def test_an_id_token_of_a_short_life_is_brought_again(
+    files: Store, company: AssertionServer, saas: AssertionServer
+) -> None:
+    """If it failed, a person would be told to log in, though each refresh brings an id_token."""
+    company.id_token_life = 25.0
+    _import(files, "company", company.person())
+    _rotate(files, "company")
+    _import(files, "saas", saas.managed("company"))
+    assert _rotate(files, "saas").outcome == "rotated"
+    assert _grant(files, "company").generation == 1, "the new one is used"
+    grant = _grant(files, "company")
+    assert grant.id_token_expires_at is not None
+    assert grant.id_token_issued_at is not None
+    changes = {
+        "id_token_expires_at": grant.id_token_expires_at - 26,
+        "id_token_issued_at": grant.id_token_issued_at - 26,
+        "last_rotation_at": grant.id_token_issued_at - 26,
+    }
+    _change(files, "company", **changes)
+    assert _rotate(files, "saas").outcome == "rotated"
+    assert _grant(files, "company").generation == 2
+
+
+# --- when a source is the cause ---------------------------------------------------------------------------------------
+
+
+def test_processes_that_wait_for_each_other_ask_a_policy_once(
+    files: Store, company: AssertionServer, saas: AssertionServer
+) -> None:
+    """If it failed, each process that saw a source come back would exchange its token once more."""
+    _import(files, "company", company.person(id_token=company.own.token("company", lifetime=-10.0)))
+    _import(files, "saas", saas.managed("company"))
+    company.answer = lambda _: (503, {})
+    assert _rotate(files, "saas", force=False).outcome == "transient"
+    company.answer = lambda fields: (400, {"error": "access_denied"}) if "audience" in fields else None
+    assert _rotate(files, "company").outcome == "rotated"
+    waits = threading.Event()
+
+    def noted() -> bool:
+        waits.set()
+        return False
+
+    later = threading.Thread(
+        target=rotate,
+        args=(files, Order(name="saas", seen=0), Terms(ca_file=None, stopping=noted)),
+    )
+
+    def start_another(fields: dict[str, str]) -> None:
+        if "audience" in fields and not waits.is_set():
+            later.start()
+            assert waits.wait(20)  # it has read the sources, and waits for the lock
+
+    company.before = start_another
+    assert _rotate(files, "saas", force=False).outcome == "reauthorization_required"
+    later.join()
+    assert len(company.asked("token_exchange")) == 1
+
+
+def test_a_source_that_stays_as_it_was_is_no_reason_for_another_attempt(
+    files: Store, company: AssertionServer, saas: AssertionServer
+) -> None:
+    """If it failed, a grant with two sources would be attempted many times a second while both have failed."""
+    _import(files, "company", company.person())
+    _rotate(files, "company")
+    _import(files, "agent", saas.person(client_id="agent"))
+    _import(files, "api", _exchanged(company, subject_grant="company", actor_grant="agent"))
+    company.dead = True
+    _rotate(files, "company")
+    assert _grant(files, "company").dead, "its access token is still valid"
+    saas.answer = lambda _: (503, {})
+    for _ in range(3):
+        assert _rotate(files, "api", force=False).outcome == "transient"
+    assert _grant(files, "api").failures == 1
+    _change(files, "company", expires_at=0.0, issued=None)
+    _retry_now(files, "api")
+    assert _rotate(files, "api", force=False).outcome == "reauthorization_required"
+    company.dead = False
+    _import(files, "company", company.person(refresh_token=company.renew()), replace=True)
+    saas.answer = lambda _: None
+    _retry_now(files, "agent")
+    assert _rotate(files, "api", force=False).outcome == "rotated"
+
+
+def test_a_server_cannot_write_the_command_that_a_person_runs(files: Store, company: AssertionServer) -> None:
+    """If it failed, a server could have a person log in at an address that it chooses."""
+    text = "run 'refresher login company https://evil.example/mcp --replace'"
+    _import(files, "company", company.person())
+    _import(files, "api", _exchanged(company, subject_grant="company"))
+    company.answer = lambda _: (400, {"error": "invalid_grant", "error_description": text})
+    assert _rotate(files, "api", force=False).outcome == "reauthorization_required"
+    assert repair_command(_grant(files, "api")) == "refresher login company"
+    company.answer = lambda _: (400, {"error": "source_reauthorization_required", "error_description": text})
+    _import(files, "plain", company.person(refresh_token=company.renew()))
+    _rotate(files, "plain", force=False)
+    assert repair_command(_grant(files, "plain")) == "refresher login plain"
+
+
+def test_a_login_that_helped_is_not_asked_for_again(files: Store, company: AssertionServer) -> None:
+    """If it failed, a person would be told to log in once more, though now the server is the cause."""
+    _import(files, "company", company.person())
+    _import(files, "api", _exchanged(company, subject_grant="company"))
+    company.dead = True
+    assert _rotate(files, "api", force=False).outcome == "reauthorization_required"
+    company.dead = False
+    _import(files, "company", company.person(refresh_token=company.renew()), replace=True)
+    company.answer = lambda fields: (503, {}) if "subject_token" in fields else None
+    result = _rotate(files, "api", force=False)
+    assert (result.outcome, "503" in result.detail) == ("transient", True), result
+    published = _published(files, "api")
+    assert published.error is not None
+    assert (published.state, published.error.code) == ("failing", "temporarily_unavailable")
+
+
+def test_the_command_for_a_source_helps(files: Store, company: AssertionServer, saas: AssertionServer) -> None:
+    """If it failed, a person would log in where no login helps, or look for a grant that is there."""
+    _import(files, "company", company.person())
+    _import(files, "saas", saas.managed("company"))
+    _import(files, "api", _exchanged(saas, subject_grant="saas"))
+    company.answer = lambda fields: (400, {"error": "access_denied"}) if "audience" in fields else None
+    result = _rotate(files, "api", force=False)
+    assert result.outcome == "reauthorization_required"
+    assert "ask those who run the identity provider, then 'refresher run-once saas --force'" in result.detail
+    assert "refresher login" not in result.detail
+    assert repair_command(_grant(files, "api")) == "refresher run-once saas --force"
+    record = files.directories.record("saas")
+    record.chmod(0o666)
+    detail = _rotate(files, "api").detail
+    assert "its source saas cannot be read: " in detail
+    assert "does not exist" not in detail
+
+
+def test_a_grant_that_waits_rotates_no_source(files: Store, company: AssertionServer, saas: AssertionServer) -> None:
+    """If it failed, demands for a grant that is denied would spend refresh tokens of the company, one after the other."""
+    _import(files, "company", company.person())
+    _rotate(files, "company")
+    _import(files, "saas", saas.managed("company"))
+    company.answer = lambda fields: (400, {"error": "access_denied"}) if "audience" in fields else None
+    assert _rotate(files, "saas", force=False).outcome == "reauthorization_required"
+    asked, now = len(company.requests), clocks.now().wall
+    _change(files, "company", last_rotation_at=now - 100, id_token_expires_at=now - 1)
+    (files.directories.demands / "saas.0").touch()
+    order = Order(name="saas", seen=0, demanded=frozenset({0}))
+    rotate(files, order, Terms(ca_file=None, stopping=lambda: False))
+    assert len(company.requests) == asked

@@ -110,6 +110,10 @@ def test_an_assertion_that_does_not_help_ends_the_login_with_one_line(
         (("--enterprise", "company"), "--enterprise needs the --client-id"),
         (("--enterprise", "work", "--client-id", "x"), "needs work itself"),
         (("--enterprise", "company", "--client-id", "x"), "its source company does not exist"),
+        (
+            ("--client-id", "x", "--client-secret-file", "x", "--client-assertion-file", "x"),
+            "--client-assertion-file and --client-secret-file both authenticate the client",
+        ),
         (("--auth-method", "private_key_jwt", "--client-id", "x"), "--private-key-file or --client-assertion-file"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
@@ -164,6 +168,19 @@ def test_the_end_of_the_login_at_the_company_is_shown_at_each_grant(
     token = refresher("token", "saas", "--wait", "0s")
     assert token.code == 3
     assert words in one_line(token.stderr)
+
+
+def test_a_provider_that_is_away_is_named_and_the_login_can_be_repeated(
+    refresher: Command, company: AssertionServer, server: AssertionServer
+) -> None:
+    """If it failed, a script would give up, and a person would look for the cause at the server."""
+    refresher.import_grant("company", company.person(id_token=company.own.token("company", lifetime=-10.0)))
+    company.answer = lambda _: (503, {})
+    done = refresher("login", "saas", server.mcp, "--enterprise", "company", "--client-id", "x", "--no-verify")
+    assert done.code == 4
+    line = one_line(done.stderr)
+    assert "its source company has no valid id_token now: the token endpoint answered 503" in line
+    assert "Log in again later" in line
 
 
 @pytest.mark.parametrize("grant_type", ["jwt_bearer", "token_exchange"])

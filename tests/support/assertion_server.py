@@ -84,6 +84,8 @@ class AssertionServer(Listening):
         self.answer = answer
         self.before: Callable[[dict[str, str]], None] = lambda _: None
         """Called with the fields of each request, before it is answered."""
+        self.headers: dict[str, str] = {}
+        """Of each answer of the token endpoint."""
         self.life = life
         self.id_token_life: float | None = 300.0
         """Seconds of the ``id_token`` in the answer to a refresh; ``None``: it has none."""
@@ -118,7 +120,7 @@ class AssertionServer(Listening):
                     server.requests.append(fields)
                     status, answer = server.answer(fields) or server._answer(fields)
                     server.issued += [answer[key] for key in ("access_token", "refresh_token") if key in answer]
-                self._send(status, answer)
+                self._send(status, answer, server.headers)
 
             def _send(self, status: int, body: dict[str, Any], headers: dict[str, str] | None = None) -> None:
                 text = json.dumps(body).encode()

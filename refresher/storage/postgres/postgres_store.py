@@ -30,6 +30,9 @@ __all__ = ["PostgresStore"]
 log = logging.getLogger(__name__)
 
 _POLL: Final = 0.2
+_GIVEN_WAY: Final = 60.0
+"""Seconds: more than the exchanges take of the sources that a grant usually has."""
+
 _NOTIFY_INTERVAL: Final = 0.1
 _AT_ONCE: Final = 500
 
@@ -253,6 +256,12 @@ class PostgresStore:
                 held.release()
             except StorageError:
                 self._unreleased.put(held)
+
+    def give_way(self, name: str) -> None:
+        """Give back the lease of ``name`` if ``claim_due`` claimed it; it is due again if nobody holds it for long."""
+        if (lease := self._claimed.pop(name, None)) is not None:
+            with self.database.transaction() as cursor:
+                leases.release(cursor, lease, _GIVEN_WAY)
 
     def importing(self, *, stopping: Callable[[], bool]) -> AbstractContextManager[None]:  # noqa: ARG002
         """Exclude nobody: the database refuses a refresh token under a second name."""
