@@ -41,7 +41,7 @@ def _key_and_value(param: str) -> tuple[str, str]:
     exit_codes={
         0: "logged in",
         2: "the URL, the client or an option is wrong",
-        3: "you or an administrator denied access, the time was over, or another login is needed first",
+        3: "access was denied, the time was over, or another login is needed first",
         4: "a server or the disk fails; try again later",
         6: "another process has held the lock of the grant for 30 s",
         130: "Ctrl-C; if the tokens have arrived, the login completes first",

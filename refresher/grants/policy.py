@@ -294,13 +294,10 @@ def _after_failure(grant: Grant, failure: Failure, now: Moment, *, demanded: boo
     longest = max(_lifetime(grant), MAX_WAIT) if failure.outcome == "too_early" else MAX_WAIT
     remaining = _seconds_until_retry(failure, failure.retry_at, now)
     undisputed = grant.doubt is None and grant.refusals == 0 and failure.outcome == "transient"
-    pause = failure.retry_at - failure.at
-    # A longer wait is what an identity provider asked for.
-    is_ordinary = failure.busy_until is None and pause <= backoff(grant, grant.failures) + _MIN_INTERVAL
-    if demanded and undisputed and is_ordinary:
+    if demanded and undisputed and failure.busy_until is None and not failure.provider_busy:
         # The agents have no valid token and wait: an ordinary backoff would be too long for one 503.
         shortened = _DEMAND_BACKOFF ** min(max(grant.failures - 1, 0), 8)
-        remaining += min(shortened - pause, 0.0)
+        remaining += min(shortened - (failure.retry_at - failure.at), 0.0)
     # A longer wait than the maximum comes from a clock that was set back since.
     if 0 < remaining <= longest:
         return Wait("in_doubt" if grant.doubt is not None else failure.outcome, now.wall + remaining)

@@ -68,6 +68,8 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """``at`` by every clock, so that setting the wall clock does not change a wait."""
     busy_until: float | None = None
     """When the server accepts requests again; none of its grants is exchanged before."""
+    provider_busy: bool = False
+    """Whether it was the identity provider that asked for a later request; a demand does not shorten that wait."""
 
 
 class Doubt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -20,7 +20,7 @@ _ABOUT_TO_EXPIRE: Final = 30.0
 
 
 def is_renewed(grant: Grant, sources: Sources) -> bool:
-    """Whether a source has a newer token than the one that ``grant`` was made from, or is another cause than before."""
+    """Whether a source has a newer token than the one that ``grant`` was made from, or has changed since it failed."""
     assertion, failure = grant.assertion, grant.failure
     if assertion is None or not sources:
         return False

@@ -59,9 +59,10 @@ def apply(
         case Transient():
             wait = min(outcome.retry_after or 0.0, policy.MAX_WAIT)
             # The server is busy until a time that it named: that counts for all its grants.
-            is_busy = outcome.retry_after is not None and not outcome.refusal and not outcome.from_provider
-            busy_until = now.wall + wait if is_busy else None
-            return _failed(grant, "transient", outcome, now, wait, busy_until)
+            is_busy = outcome.retry_after is not None and not outcome.refusal
+            busy_until = now.wall + wait if is_busy and not outcome.from_provider else None
+            failed = _failed(grant, "transient", outcome, now, wait, busy_until)
+            return _with_busy_provider(failed) if is_busy and outcome.from_provider else failed
         case TooEarly():
             early = msgspec.structs.replace(grant, refuses_early=grant.refuses_early or not grant.dead)
             # Wait for the expiry of the access token: a wrong clock cannot make this wait longer than the lifetime.
@@ -234,6 +235,12 @@ def _rejected(grant: Grant, rejection: GrantRejected, now: Moment) -> Grant:
         moment=None if rejection.retry_after is None else now,
     )
     return msgspec.structs.replace(grant, dead=True, failures=grant.failures + 1, doubt=None, failure=failure)
+
+
+def _with_busy_provider(grant: Grant) -> Grant:
+    if grant.failure is None:
+        return grant
+    return msgspec.structs.replace(grant, failure=msgspec.structs.replace(grant.failure, provider_busy=True))
 
 
 def _caused_by_source(grant: Grant) -> bool:

@@ -80,9 +80,7 @@ def request_tokens(
     if not grant.renewable:
         return TokenRequestResult(outcome=_not_renewable(grant, demanded=demanded))
     if presented.problem is not None:
-        return TokenRequestResult(
-            outcome=presented.problem, doubt=grant.doubt
-        )  # nothing is sent, so nothing is settled
+        return TokenRequestResult(outcome=presented.problem, doubt=grant.doubt)  # it stays: nothing is sent
     ends = time.monotonic() + deadline
     if presented.provider is not None:
         minted = assertions.mint(

@@ -53,7 +53,7 @@ function groupOf(row, at) {
 function stateWords(row, at) {
   const group = groupOf(row, at);
   if (group === 'ending') return `Fresh, ${plain(row.end.kind)} ${row.end.at > at ? 'ends soon' : 'has ended'}`;
-  if (row.state === 'reauthorization_required' && row.error?.code === 'access_denied') return 'Blocked by an administrator';
+  if (group === 'person' && row.error?.code === 'access_denied') return 'Blocked by an administrator';
   if (group !== 'failing') return STATES[row.state];
   if (row.overdue) return 'Overdue: nobody refreshes it';
   if (row.state === 'active') return row.issued_at === null ? 'No token yet' : 'Token expired';
