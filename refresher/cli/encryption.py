@@ -5,7 +5,7 @@ import logging
 import sys
 import uuid
 from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -14,7 +14,10 @@ from refresher.common.errors import RefresherError
 from refresher.common.signals import StopSignals
 from refresher.common.terminal import say
 from refresher.config import Settings
-from refresher.storage.keys import KeyRing
+
+if TYPE_CHECKING:
+    from refresher.operations.encryption import Scope
+    from refresher.storage.store import Store
 
 __all__ = ["encryption"]
 
@@ -44,7 +47,7 @@ def encryption() -> None:
     To begin:
       (umask 077; openssl rand -base64 32 > /etc/refresher/key)
       encryption_key = "file:/etc/refresher/key"   in the configuration file
-      restart 'refresher run', or send it SIGHUP
+      restart 'refresher run', or send it SIGHUP; restart 'refresher mirror'
       refresher encryption enable
 
     Keep a copy of the key elsewhere: without it, each grant needs a new login. A refresher that runs without the key
@@ -52,45 +55,45 @@ def encryption() -> None:
     """
 
 
-def _changing(name: str, short: str, check: Callable[[KeyRing], None], done: str, text: str) -> click.Command:
+def _changing(name: str, short: str, check: Callable[["Store"], "Scope"], done: str, text: str) -> click.Command:
     """Return the command ``name``: all three do the same, and differ in what the configuration must say."""
 
     @command(short_help=short, exit_codes=_EXIT_CODES)
     @click.pass_obj
     def change(options: Options) -> int:
         settings = options.settings()
-        check(settings.directories.keys)
-        return _reseal_all(settings, f"encryption {name}", done)
+        store = settings.open_store()
+        what = f"{done}, what is published" if check(store) == "published" else done
+        return _reseal_all(settings, store, f"encryption {name}", what)
 
     change.name = name
     change.help = text
     return change
 
 
-def _enable(keys: KeyRing) -> None:
+def _enable(store: "Store") -> "Scope":
     from refresher.operations.encryption import check_enable
 
-    check_enable(keys)
+    return check_enable(store)
 
 
-def _rekey(keys: KeyRing) -> None:
+def _rekey(store: "Store") -> "Scope":
     from refresher.operations.encryption import check_rekey
 
-    check_rekey(keys)
+    return check_rekey(store)
 
 
-def _disable(keys: KeyRing) -> None:
+def _disable(store: "Store") -> "Scope":
     from refresher.operations.encryption import check_disable
 
-    check_disable(keys)
+    return check_disable(store)
 
 
-def _reseal_all(settings: Settings, program: str, done: str) -> int:
+def _reseal_all(settings: Settings, store: "Store", program: str, done: str) -> int:
     """Bring each grant to the form that is configured; say what was changed; return an exit code."""
     from refresher.observers.hub import observing
     from refresher.operations.encryption import reseal
 
-    store = settings.open_store()
     codes: set[int] = set()
     changed = grants = 0
     with StopSignals() as stopping, observing(settings, program) as observers:

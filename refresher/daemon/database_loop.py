@@ -13,6 +13,8 @@ from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
+import msgspec
+
 from refresher.common import logs
 from refresher.common.errors import ConfigError, RefresherError
 from refresher.common.signals import DaemonSignals
@@ -313,12 +315,14 @@ class DatabaseDaemon:
             settings = self._configure()
             self._require_same_places(settings)
             self._apply(settings, "configuration reloaded: ")
+            self._store.use_keys(settings.directories.keys)
         except Exception as error:  # noqa: BLE001  a mistake in a file must not stop the rotation of every grant
             log.error("cannot reload the configuration, the old one stays in use: %s", error)  # noqa: TRY400
 
     def _require_same_places(self, settings: Settings) -> None:
         old = self._settings
-        if (settings.store, settings.directories, settings.mirror) != (old.store, old.directories, old.mirror):
+        directories = msgspec.structs.replace(settings.directories, keys=old.directories.keys)
+        if (settings.store, directories, settings.mirror) != (old.store, old.directories, old.mirror):
             raise ConfigError("start 'refresher run' again to change the store, its mirror or a directory")
 
     def _drain(self) -> int:

@@ -356,7 +356,7 @@ class Daemon:
         if moved:
             self._watch.close()
             self._watch = DirectoryWatch(self._settings.directories)
-            self._store = FileStore(self._settings.directories)
+        self._store = FileStore(self._settings.directories)  # with what the sources of its keys give now
         self._scan_at = float("-inf")
 
     def _drain(self) -> int:

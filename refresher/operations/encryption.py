@@ -8,10 +8,14 @@ from refresher.operations.events import Emit, emitting, ignore, recoveries
 from refresher.storage.keys import KeyRing
 from refresher.storage.store import PUBLISHED, Holding, Store
 
-__all__ = ["Form", "Seal", "check_disable", "check_enable", "check_rekey", "reseal", "seals"]
+__all__ = ["Form", "Scope", "Seal", "check_disable", "check_enable", "check_rekey", "reseal", "seals"]
 
 Form = Literal["current", "previous", "unknown", "plain", "damaged", "mixed"]
 """With which key a grant is sealed: ``unknown`` is neither of the two that are configured, or they cannot be read."""
+
+
+Scope = Literal["grants", "published"]
+"""What a command changes: all of each grant, or only what a database publishes, which can have a key of its own."""
 
 
 class Seal(NamedTuple):
@@ -24,40 +28,48 @@ class Seal(NamedTuple):
     holdings: tuple[tuple[Holding, Form], ...]
 
 
-def check_enable(keys: KeyRing) -> None:
+def check_enable(store: Store) -> Scope:
     """Raise ``ConfigError`` if there is no key to seal with, or ``KeyUnavailable``."""
-    if keys.current() is None:
-        raise ConfigError(
-            "give the key to seal with: 'openssl rand -base64 32' makes one, and --encryption-key file:PATH, or "
-            "encryption_key in the configuration, names the file"
-        )
+    return _check(
+        store,
+        lambda keys: keys.has_current,
+        "give the key to seal with: 'openssl rand -base64 32' makes one, and --encryption-key file:PATH, or "
+        "encryption_key in the configuration, names the file (published_key alone seals what a database publishes)",
+    )
 
 
-def check_rekey(keys: KeyRing) -> None:
+def check_rekey(store: Store) -> Scope:
     """Raise ``ConfigError`` if the new key and the one before are not both named, or ``KeyUnavailable``."""
-    check_enable(keys)
-    if not keys.has_previous:
-        raise ConfigError(
-            "name the new key as encryption_key and the present one as previous_encryption_key, in the configuration "
-            "of every refresher that uses these grants; restart them, then run this again"
-        )
-    require_readable(keys)
+    return _check(
+        store,
+        lambda keys: keys.has_current and keys.has_previous,
+        "name the new key as encryption_key and the present one as previous_encryption_key (for what a database "
+        "publishes: published_key and previous_published_key), in the configuration of every refresher that uses these "
+        "grants; restart them, then run this again",
+    )
 
 
-def check_disable(keys: KeyRing) -> None:
+def check_disable(store: Store) -> Scope:
     """Raise ``ConfigError`` if a key to seal with is configured, or none to read with; or ``KeyUnavailable``."""
-    if keys.has_current or not keys.has_previous:
-        raise ConfigError(
-            "rename encryption_key to previous_encryption_key in the configuration of every refresher that uses these "
-            "grants; restart them, then run this again"
-        )
-    require_readable(keys)
+    return _check(
+        store,
+        lambda keys: keys.has_previous and not keys.has_current,
+        "rename encryption_key to previous_encryption_key (for what a database publishes: published_key to "
+        "previous_published_key) in the configuration of every refresher that uses these grants; restart them, then "
+        "run this again",
+    )
 
 
-def require_readable(keys: KeyRing) -> None:
-    """Raise ``KeyUnavailable`` if a key that is named cannot be read."""
+def _check(store: Store, fits: Callable[[KeyRing], bool], otherwise: str) -> Scope:
+    keys = store.directories.keys
+    scope: Scope | None = "grants" if fits(keys) else None
+    if scope is None and store.publishes_apart and fits(keys.published):
+        scope = "published"
+    if scope is None:
+        raise ConfigError(otherwise)
     if problems := keys.problems():
         raise KeyUnavailable(problems[0])
+    return scope
 
 
 def reseal(store: Store, name: str, *, stopping: Callable[[], bool], emit: Emit = ignore) -> int:

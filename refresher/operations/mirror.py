@@ -18,6 +18,7 @@ from shim._token import TokenFile, parse, render
 from shim.errors import TokenFileError
 
 if TYPE_CHECKING:
+    from refresher.storage.directories import Directories
     from refresher.storage.postgres.changes import Changes, Copy
     from refresher.storage.postgres.database import Database
 
@@ -56,7 +57,6 @@ class Mirror:
         self._database = database
         self._changes = changes
         self._publisher = publisher
-        self._directories = publisher.directories
         self._mirrors = mirrors
         self._notify_shown = shown
         self._shown: dict[str, _Shown] = {}
@@ -64,6 +64,10 @@ class Mirror:
         self._failed: dict[str, Copy] = {}
         """What could not be published yet."""
         self._said = Throttle()
+
+    @property
+    def _directories(self) -> "Directories":
+        return self._publisher.directories  # with the keys of now
 
     def publish(self, names: Collection[str] = ()) -> None:
         """Publish what has changed: all, the first time; or ``names`` alone. Raises ``StorageError``."""

@@ -42,6 +42,11 @@ class FileStore:
         """Where the grants are, for messages."""
         return str(self._directories.grants)
 
+    @property
+    def publishes_apart(self) -> bool:
+        """No: agents read the token files."""
+        return False
+
     def prepare(self) -> str | None:
         """Create the directories that are missing (``Directories.prepare``), unless this did so in the last second.
 

@@ -90,7 +90,7 @@ class Publisher:
     """
 
     def __init__(self, directories: Directories) -> None:
-        self.directories: Final = directories
+        self.directories = directories
         self._repaired: dict[str, int] = {}
         self._reported: set[str] = set()
         self._barred: set[str] = set()

@@ -194,6 +194,10 @@ class Store(Protocol):
     def place(self) -> str:
         """Where the grants are, for messages; it holds no secret."""
 
+    @property
+    def publishes_apart(self) -> bool:
+        """Whether what is published is kept apart from the directories of a host, with a key of its own."""
+
     def prepare(self) -> str | None:
         """Make ready what is needed to write; return what is wrong with ``demands/``. Raises ``DirectoryError``."""
 

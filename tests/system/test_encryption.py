@@ -15,7 +15,7 @@ from tests.conftest import need
 from tests.support.answering import Answer, Answering
 from tests.support.browser import as_browser
 from tests.support.command import Command, wait_until
-from tests.support.daemon import running, stopped
+from tests.support.daemon import heard, running, stopped
 from tests.support.documents import block
 from tests.support.mcp_login import MCPLogin
 from tests.support.parts import no_strace
@@ -150,22 +150,32 @@ def test_the_doctor_finds_a_grant_that_is_not_sealed(sealed: Command, server: To
 
 
 def test_a_daemon_goes_on_while_its_grants_are_sealed(refresher: Command, server: TokenServer) -> None:
-    """If it failed, somebody would have to stop all rotations to begin with encryption."""
-    refresher.bring("linear", server.grant("linear"))
+    """If it failed, somebody would have to stop all rotations to begin with encryption, or to change the key."""
+    for name in ("linear", "github"):
+        refresher.bring(name, server.grant(name))
     config = refresher.home / ".config/refresher/config.toml"
     config.parent.mkdir(parents=True)
     config.touch()
     with running(refresher) as process:
-        wait_until(lambda: len(server.asked["linear"]) == 1, "the daemon rotates")
-        config.write_text(f'encryption_key = "file:{make_key(refresher.home, "first")}"\n')
+        wait_until(lambda: len(server.asked["linear"]) + len(server.asked["github"]) == 2, "the daemon rotates")
+        first, second = make_key(refresher.home, "first"), make_key(refresher.home, "second")
+        config.write_text(f'encryption_key = "file:{first}"\nprevious_encryption_key = "file:{second}"\n')
         process.send_signal(signal.SIGHUP)
-        lines = iter(process.stderr.readline, "") if process.stderr else iter(())
-        assert any("configuration reloaded" in line for line in lines)
+        heard(process, "configuration reloaded")
         assert refresher("encryption", "enable").code == 0
         demands = refresher.directories.demands
         (demands / f"linear.{refresher.token('linear').generation}").mkdir()
         wait_until(lambda: len(server.asked["linear"]) == 2, "the daemon rotates a sealed grant")
-        wait_until(lambda: forms(refresher) == {"linear": "current"}, "it is sealed")
+        wait_until(lambda: set(forms(refresher).values()) == {"current"}, "it is sealed")
+        # The new key gets the path of the old one: the configuration stays as it is.
+        old, new = first.read_bytes(), second.read_bytes()
+        first.write_bytes(new)
+        second.write_bytes(old)
+        assert set(forms(refresher).values()) == {"previous"}
+        process.send_signal(signal.SIGHUP)
+        heard(process, "configuration reloaded")
+        (demands / f"github.{refresher.token('github').generation}").mkdir()
+        wait_until(lambda: forms(refresher)["github"] == "current", "it is sealed with the new key")
         log = stopped(refresher, process)
     assert "invalid_grant_file" not in log
     assert in_the_clear(refresher, server) == []

@@ -1,6 +1,7 @@
 """Sealed grants in a database: no secret is in the clear, and hosts of agents need their own key only."""
 
 import os
+import signal
 import uuid
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from refresher.storage.postgres import spills
 from refresher.storage.postgres.postgres_store import PostgresStore
 from refresher.storage.postgres.settling import Sent
 from tests.support.command import Command, wait_until
-from tests.support.daemon import stopped
+from tests.support.daemon import heard, running, stopped
 from tests.support.fake_state import directories
 from tests.support.fleet import import_grant
 from tests.support.sealed import make_key, use_keys
@@ -145,3 +146,24 @@ def test_a_spill_is_sealed_and_waits_for_its_key(site: Site, tmp_path: Path) -> 
         assert stored.refresh_token == Secret(new)
     for store in (sealed, blind):
         store.close()
+
+
+def test_a_daemon_with_a_database_takes_its_keys_with_sighup(site: Site) -> None:
+    """If it failed, it would refuse the new configuration, or a host would rotate what it cannot open any more."""
+    owner = site.host("a")
+    config = owner.home / ".config/refresher/config.toml"
+    config.parent.mkdir(parents=True)
+    config.touch()
+    with TokenServer(lambda _: 3600, grace=0) as server:
+        owner.import_grant("linear", server.grant("linear"))
+        with running(owner) as process:
+            wait_until(lambda: len(server.asked["linear"]) == 1, "the daemon rotates")
+            config.write_text(f'encryption_key = "file:{make_key(owner.home, "first")}"\n')
+            process.send_signal(signal.SIGHUP)
+            heard(process, "configuration reloaded")
+            wait_until(lambda: (owner.tokens / "linear.json").exists(), "the daemon publishes")
+            before = owner.token("linear").generation
+            (owner.directories.demands / f"linear.{before}").mkdir()
+            wait_until(lambda: owner.token("linear").generation > before, "the daemon rotates and publishes")
+            stopped(owner, process)
+        assert in_the_clear(site, server) == []

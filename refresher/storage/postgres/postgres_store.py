@@ -10,10 +10,13 @@ from fnmatch import fnmatchcase
 from queue import Empty, SimpleQueue
 from typing import Final
 
+import msgspec
+
 from refresher.common.errors import GrantFileError, Interrupted, LockBusy, StorageError
 from refresher.common.throttle import Throttle
 from refresher.grants.record import Grant, Stored
 from refresher.storage.directories import Directories, Listing
+from refresher.storage.keys import KeyRing
 from refresher.storage.postgres import epochs, leases, migrations, sealing, settling
 from refresher.storage.postgres.attempt import commit_spills, read_clocks
 from refresher.storage.postgres.changes import CHANNEL
@@ -57,6 +60,10 @@ class PostgresStore:
         """The directories of this host."""
         return self._directories
 
+    def use_keys(self, keys: KeyRing) -> None:
+        """Use other keys from now on; what is held keeps those that it began with."""
+        self._directories = self.publisher.directories = msgspec.structs.replace(self._directories, keys=keys)
+
     @property
     def place(self) -> str:
         """Where the grants are, for messages; it holds no secret."""
@@ -72,6 +79,11 @@ class PostgresStore:
     def mirrors(self, name: str) -> bool:
         """Whether this host publishes the tokens of ``name``."""
         return any(fnmatchcase(name, pattern) for pattern in self._mirror)
+
+    @property
+    def publishes_apart(self) -> bool:
+        """Yes: each host mirrors what is in the database."""
+        return True
 
     def prepare(self) -> str | None:
         """Create the directories of this host, and check the schema; raise ``DirectoryError`` and ``StorageError``."""
