@@ -213,8 +213,8 @@ encryption.add_command(
         _enable,
         "sealed",
         "Seal every grant with encryption_key. It can be interrupted, and run again.\n\n"
-        "First give the key to every refresher that uses these grants, and restart 'refresher run' or send it SIGHUP: "
-        "one without the key cannot rotate what is sealed.",
+        "First give the key to every refresher that uses these grants, and restart 'refresher run' or send it SIGHUP "
+        "('refresher mirror' needs a restart): one without the key cannot rotate what is sealed.",
     )
 )
 encryption.add_command(
@@ -226,7 +226,8 @@ encryption.add_command(
         "Seal every grant with encryption_key that is sealed with previous_encryption_key. It can be interrupted, and "
         "run again.\n\n"
         "First give both keys to every refresher that uses these grants, and restart 'refresher run' or send it "
-        "SIGHUP. Afterwards, remove previous_encryption_key. Backups still need the old key.",
+        "SIGHUP ('refresher mirror' needs a restart). Afterwards, remove previous_encryption_key. Backups still "
+        "need the old key.",
     )
 )
 encryption.add_command(
@@ -237,7 +238,7 @@ encryption.add_command(
         "plain",
         "Store every grant in clear text again, as before 'enable'. It can be interrupted, and run again.\n\n"
         "First rename encryption_key to previous_encryption_key for every refresher that uses these grants, and "
-        "restart 'refresher run' or send it SIGHUP.",
+        "restart 'refresher run' or send it SIGHUP ('refresher mirror' needs a restart).",
     )
 )
 encryption.add_command(status)

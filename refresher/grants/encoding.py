@@ -129,7 +129,8 @@ def open_kept(data: bytes, name: str, keys: Keys, what: Kept = "answer") -> byte
     """Return what was given to ``encode_kept``. Raises ``KeyUnavailable``, and ``GrantFileError`` if it was changed."""
     if not is_sealed(data):
         return data
-    envelope, version, _ = _envelope(data)
+    _, raw, version, _ = _checked(data, "sealed")
+    envelope = _envelope(raw)
     try:
         clear = msgspec.json.decode(envelope.clear, type=_SealedBytes)
     except DECODE_ERRORS:
@@ -151,7 +152,7 @@ def key_id_of(data: bytes) -> str | None:
     """Return the id of the key that ``data`` is sealed with, or ``None``. Raises ``GrantFileError``."""
     if not is_sealed(data):
         return None
-    envelope, _, _ = _envelope(data)
+    envelope = _envelope(_checked(data, "sealed")[1])
     try:
         return msgspec.json.decode(envelope.clear, type=_SealedRecord | _SealedBytes).key
     except DECODE_ERRORS:
@@ -194,10 +195,13 @@ def _secrets(record: Record | None) -> Iterator[Secret | None]:
 
 
 def _hash_of_token_file(record: Record) -> str | None:
+    # Between an answer and its saving: an error here must not lose the only copy of a token.
     try:
         data = derive(record)
     except StorageError:
         return _TOO_LONG
+    except Exception:  # noqa: BLE001
+        return None  # whoever compares derives it, and fails there
     return None if data is None else hashlib.sha256(data).hexdigest()
 
 
@@ -218,10 +222,11 @@ def decode(data: bytes, name: str, keys: Keys = PLAIN) -> Stored:
     """
     hook: Callable[[type, Any], Secret] = decode_secret
     fingerprint = None
-    if is_sealed(data):
-        raw, checksum, fingerprint, hook = _unsealed(data, keys)
+    kind, found, version, checksum = _checked(data, "record", "sealed")
+    if kind == "sealed":
+        raw, fingerprint, hook = _unsealed(found, version, keys)
     else:
-        raw, checksum = unwrap("record", data)
+        raw = _converted(found, version)
     try:
         record: Record = (
             _RECORD.decode(raw) if hook is decode_secret else msgspec.json.decode(raw, type=Record, dec_hook=hook)
@@ -237,9 +242,11 @@ def decode(data: bytes, name: str, keys: Keys = PLAIN) -> Stored:
     return Stored(record, checksum)
 
 
-def _unsealed(data: bytes, keys: Keys) -> tuple[bytes | msgspec.Raw, str, str | None, Callable[[type, Any], Secret]]:
-    """Return the JSON of a sealed record, its checksum, the fingerprint of its refresh token, and its hook."""
-    envelope, version, checksum = _envelope(data)
+def _unsealed(
+    raw: msgspec.Raw, version: int, keys: Keys
+) -> tuple[bytes | msgspec.Raw, str | None, Callable[[type, Any], Secret]]:
+    """Return the JSON of a sealed record, the fingerprint of its refresh token, and its hook."""
+    envelope = _envelope(raw)
     try:
         clear = msgspec.json.decode(envelope.clear, type=_SealedRecord)
     except DECODE_ERRORS:
@@ -251,13 +258,12 @@ def _unsealed(data: bytes, keys: Keys) -> tuple[bytes | msgspec.Raw, str, str | 
             return SealedSecret(part, value)
         raise TypeError("Expected a number of a secret")
 
-    return _converted(clear.record, version), checksum, clear.fingerprint, hook
+    return _converted(clear.record, version), clear.fingerprint, hook
 
 
-def _envelope(data: bytes) -> tuple[Envelope, int, str]:
-    raw, version, checksum = _checked("sealed", data)
+def _envelope(raw: msgspec.Raw) -> Envelope:
     try:
-        return _ENVELOPE.decode(raw), version, checksum
+        return _ENVELOPE.decode(raw)
     except DECODE_ERRORS:
         raise GrantFileError("the file is not an envelope") from None
 
@@ -267,24 +273,30 @@ def unwrap(key: Literal["record", "intent"], data: bytes) -> tuple[bytes | msgsp
 
     Raises ``GrantFileError`` for a later version, a wrong checksum, or data of another kind.
     """
-    raw, version, checksum = _checked(key, data)
+    _, raw, version, checksum = _checked(data, key)
     return _converted(raw, version), checksum
 
 
-def _checked(key: _Key, data: bytes) -> tuple[msgspec.Raw, int, str]:
-    """Return the JSON in ``data``, its version, and its checksum. Raises ``GrantFileError`` as ``unwrap`` does."""
+def _checked(data: bytes, *kinds: _Key) -> tuple[_Key, msgspec.Raw, int, str]:
+    """Return which of ``kinds`` ``data`` is, its JSON, version and checksum.
+
+    Raises ``GrantFileError`` as ``unwrap`` does.
+    """
     try:
         line: _Line | None = _LINE.decode(data)
     except DECODE_ERRORS:
         line = None
-    raw: msgspec.Raw | msgspec.UnsetType = getattr(line, key, msgspec.UNSET)
+    kind, raw = next(
+        ((each, raw) for each in kinds if (raw := getattr(line, each, msgspec.UNSET)) is not msgspec.UNSET),
+        (kinds[0], msgspec.UNSET),
+    )
     if line is None or raw is msgspec.UNSET or line.version not in (VERSION, *CONVERTERS):
         what = "is not a grant record, or is incomplete" if data.strip(b"\0 \n") else "is empty"
         raise GrantFileError(version_error(data) or f"the file {what}")
     checksum = hashlib.sha256(raw).hexdigest()
     if checksum != line.checksum:
         raise GrantFileError("the checksum does not match: the file was damaged or edited")
-    return raw, line.version, checksum
+    return kind, raw, line.version, checksum
 
 
 def _converted(raw: msgspec.Raw, version: int) -> bytes | msgspec.Raw:

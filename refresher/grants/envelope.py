@@ -1,7 +1,8 @@
 """Sealing: AES-256-GCM (NIST SP 800-38D) over the secrets of a record, or over an answer that was kept.
 
 An envelope has a clear part, which holds no secret, and a sealed part. The clear part is authenticated with it: whoever
-has no key can read it, and nobody without the key can change it unseen. Pure, but for the random nonce of each seal.
+has no key can read it, and a change by somebody without the key is seen once the envelope is opened. That is before
+each use of a secret; what is only read, or holds no secret, is believed. Pure, but for the random nonce of each seal.
 """
 
 import base64

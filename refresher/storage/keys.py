@@ -7,6 +7,7 @@ logged. What cannot be read is tried again a few seconds later: a key management
 import base64
 import binascii
 import os
+import selectors
 import shlex
 import signal
 import subprocess
@@ -15,11 +16,14 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from refresher.common.errors import ConfigError, KeyUnavailable
 from refresher.common.reading import is_exposed, read_named
 from refresher.grants.envelope import KEY_BYTES, Key, StoreKeys
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 __all__ = ["KeyRing", "Source", "parse_source"]
 
@@ -33,6 +37,7 @@ _RETRY_AFTER: Final = 5.0
 _LARGEST: Final = 4096
 _USER: Final = "refresher"
 _HEX_LENGTH: Final = 2 * KEY_BYTES
+_TEXT: Final = {*range(0x20, 0x7F), *b"\t\n\v\f\r"}
 
 
 class Source(NamedTuple):
@@ -194,7 +199,8 @@ class _LoadedKey:
 
 def _parse(data: bytes) -> Key:
     """Return the key in ``data``: 32 bytes, or the same in hex or base64. Raises ``ValueError``."""
-    if len(data) == KEY_BYTES:
+    # A text of that length is a password, or a shorter key in hex.
+    if len(data) == KEY_BYTES and not set(data) <= _TEXT:
         return _made(data)
     text = data.strip()
     with suppress(ValueError):
@@ -230,34 +236,37 @@ def _from_systemd(name: str) -> bytes:
 
 
 def _from_keyring(service: str) -> bytes:
+    from concurrent.futures import Future
+
     try:
         import keyring
-        from keyring.errors import KeyringError
     except ImportError:
         raise ImportError("the package keyring is missing: pip install 'refresher[keyring]'") from None
 
-    found: list[str | None] = []
-    problem: list[str] = []
-
-    def ask() -> None:
+    def ask(answer: Future[str | None]) -> None:
         try:
-            found.append(keyring.get_password(service, _USER))
-        except KeyringError as error:
-            problem.append(type(error).__name__)
+            answer.set_result(keyring.get_password(service, _USER))
         except Exception as error:  # noqa: BLE001  a back end of somebody else
-            problem.append(type(error).__name__)
+            answer.set_exception(error)
 
-    # A keyring that is locked asks a person, who may not be there.
-    thread = threading.Thread(target=ask, daemon=True, name="keyring")
-    thread.start()
-    thread.join(_WAIT)
-    if problem:
-        raise ValueError(f"the keyring refuses ({problem[0]}): is it unlocked?")
-    if not found:
-        raise ValueError(f"the keyring did not answer in {_WAIT:.0f} s: is it unlocked?")
-    if found[0] is None:
+    # A keyring that is locked asks a person, who may not be there: one question at a time.
+    if (answer := _asked.get(service)) is None:
+        answer = _asked[service] = Future()
+        threading.Thread(target=ask, args=(answer,), daemon=True, name="keyring").start()
+    try:
+        problem = answer.exception(_WAIT)
+    except TimeoutError:
+        raise ValueError(f"the keyring did not answer in {_WAIT:.0f} s: is it unlocked?") from None
+    _asked.pop(service, None)
+    if problem is not None:
+        raise ValueError(f"the keyring refuses ({type(problem).__name__}): is it unlocked?")
+    if (key := answer.result()) is None:
         raise ValueError(f"the keyring has none: 'keyring set {shlex.quote(service)} {_USER}' stores one")
-    return found[0].encode()
+    return key.encode()
+
+
+_asked: Final[dict[str, "Future[str | None]"]] = {}
+"""What the keyring of the system was asked and has not answered yet, by service."""
 
 
 def _from_command(command: str) -> bytes:
@@ -270,15 +279,32 @@ def _from_command(command: str) -> bytes:
         start_new_session=True,
     ) as process:
         try:
-            output, _ = process.communicate(timeout=_WAIT)
-        except subprocess.TimeoutExpired:
+            output = _output(process, time.monotonic() + _WAIT)
+        except BaseException:
             with suppress(OSError):
                 os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            raise ValueError(f"the command did not end in {_WAIT:.0f} s") from None
+            raise
     if process.returncode:
         raise ValueError(f"the command failed with code {process.returncode}")
     return output
+
+
+def _output(process: subprocess.Popen[bytes], ends: float) -> bytes:
+    """Return what a command prints until it ends. Raises ``ValueError`` if it is late, or prints more than a key."""
+    output = b""
+    with selectors.DefaultSelector() as selector:
+        if process.stdout is not None:
+            selector.register(process.stdout, selectors.EVENT_READ)
+        while selector.select(max(ends - time.monotonic(), 0.0)):
+            if not (more := os.read(next(iter(selector.get_map().values())).fd, _LARGEST)):
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(max(ends - time.monotonic(), 0.0))
+                    return output
+                break
+            output += more
+            if len(output) > _LARGEST:
+                raise ValueError(f"the command prints more than {_LARGEST} bytes")
+    raise ValueError(f"the command did not end in {_WAIT:.0f} s")
 
 
 _READERS: Final[dict[str, Callable[[str], bytes]]] = {

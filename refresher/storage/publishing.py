@@ -14,7 +14,7 @@ from typing import Final
 import msgspec
 
 from refresher.common import clocks
-from refresher.common.errors import DirectoryError, StorageError
+from refresher.common.errors import DirectoryError, GrantFileError, StorageError
 from refresher.common.reading import FileWithStatus
 from refresher.grants import policy
 from refresher.grants.encoding import token_file_hash
@@ -92,6 +92,8 @@ class Publisher:
     def __init__(self, directories: Directories) -> None:
         self.directories = directories
         self._repaired: dict[str, int] = {}
+        self._rendered: dict[str, tuple[str, int]] = {}
+        """For each name, the hash that another version wrote into its record, and the same token file as it is here."""
         self._reported: set[str] = set()
         self._barred: set[str] = set()
 
@@ -103,8 +105,8 @@ class Publisher:
         published = _read(self.directories, record.name)
         try:
             wanted = self._wanted(record)
-        except StorageError:
-            return True
+        except (StorageError, GrantFileError):
+            return True  # whoever publishes it says why it cannot
         return wanted is not None and not self._is_up_to_date(record.name, wanted, published, sharing)
 
     def current(self, record: Record) -> range:
@@ -147,8 +149,14 @@ class Publisher:
         wanted = self._wanted(record)
         if wanted is None or (not again and self._is_up_to_date(name, wanted, published)):
             return True
-        if isinstance(wanted, str) and (wanted := derive(record)) is None:
-            return True
+        if isinstance(wanted, str):
+            expected, wanted = wanted, derive(record)
+            if wanted is None:
+                return True
+            if published is not None and wanted == published.data:
+                self._rendered[name] = (expected, hash(wanted))
+            if not again and self._is_up_to_date(name, wanted, published):
+                return True
         dead = isinstance(record, Grant) and record.dead
         seen = _proof(published, directory, name, *last_known(record))
         if seen is not None and seen.generation > record.generation and not dead:
@@ -241,7 +249,12 @@ class Publisher:
     ) -> bool:
         if published is None:
             return False
-        if wanted != (hashlib.sha256(published.data).hexdigest() if isinstance(wanted, str) else published.data):
+        if isinstance(wanted, str):
+            same = wanted == hashlib.sha256(published.data).hexdigest()
+            same = same or self._rendered.get(name) == (wanted, hash(published.data))
+        else:
+            same = wanted == published.data
+        if not same:
             return False
         mode, group = sharing or self.directories.sharing()
         if stat.S_IMODE(published.status.st_mode) != mode:

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import keyring
@@ -53,8 +54,17 @@ def test_a_key_is_read_in_each_form(tmp_path: Path, form: bytes) -> None:
 
 @pytest.mark.parametrize(
     "form",
-    [b"", b"short", TEXT[:-4].encode(), RAW + b"x", b"0" * 63, b"\xff" * 64],
-    ids=["empty", "a word", "cut off", "33 bytes", "63 digits", "64 bytes"],
+    [
+        b"",
+        b"short",
+        TEXT[:-4].encode(),
+        RAW + b"x",
+        b"0" * 63,
+        b"\xff" * 64,
+        RAW[:16].hex().encode(),
+        b"correct horse battery staple 31\n",
+    ],
+    ids=["empty", "a word", "cut off", "33 bytes", "63 digits", "64 bytes", "32 digits", "32 letters"],
 )
 def test_what_is_no_key_is_refused(tmp_path: Path, form: bytes) -> None:
     """If it failed, grants would be sealed with a weak key, or with one that cannot be given again."""
@@ -120,6 +130,29 @@ def test_a_command_prints_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "No such file" in refused("command:/nowhere/program")
     monkeypatch.setattr(keys, "_WAIT", 0.2)
     assert "did not end in" in refused("command:sh -c 'sleep 60 & wait'")
+    assert "prints more than 4096 bytes" in refused("command:yes")
+
+
+def test_a_keyring_that_is_locked_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If it failed, a daemon beside a locked keyring would start one more thread every few seconds."""
+    asked, unlocked = [], threading.Event()
+
+    def wait_for_a_person(service: str, username: str) -> str:
+        # A stand-in: no keyring of a test can be locked.
+        asked.append((service, username))
+        unlocked.wait()
+        return TEXT
+
+    monkeypatch.setattr(keyring, "get_password", wait_for_a_person)
+    try:
+        monkeypatch.setattr(keys, "_WAIT", 0.01)
+        for _ in range(3):
+            assert "did not answer" in refused("keyring:refresher")
+    finally:
+        unlocked.set()
+    monkeypatch.setattr(keys, "_WAIT", 10.0)
+    assert found("keyring:refresher") == ID
+    assert asked == [("refresher", "refresher")]
 
 
 def test_a_failure_is_remembered_for_a_short_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

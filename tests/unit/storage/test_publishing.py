@@ -2,18 +2,21 @@
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from refresher.common.errors import StorageError
 from refresher.common.secret import Secret
-from refresher.grants import token_file
-from refresher.grants.record import Grant, Tombstone
-from refresher.storage import files, publishing
+from refresher.grants import encoding, token_file
+from refresher.grants.record import NO_RECORD, Grant, Stored, Tombstone
+from refresher.storage import files, publishing, records
 from refresher.storage.directories import Directories
+from refresher.storage.keys import KeyRing, Source
 from refresher.storage.publishing import Publisher
 from shim._token import TokenFile
 from tests.support.fake_state import directories
 from tests.support.samples import NOON, failure, grant
+from tests.support.sealed import make_key
 
 RECORD = grant()
 NEWER = grant(generation=7, access_token=Secret("access-token-of-generation-7"))
@@ -135,3 +138,44 @@ def test_a_token_file_that_is_set_aside_stays_in_its_place_until_it_is_replaced(
     assert len(list(state.tokens.glob("linear.json.aside.*"))) == 1
     assert Publisher(state).publish(RECORD)
     assert _published(state).generation == RECORD.generation
+
+
+def test_a_token_file_that_another_version_would_write_otherwise_is_not_written_again(
+    state: Directories, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If it failed, each run after an upgrade would write each sealed grant's file, and every reader would read it."""
+    sealed = msgspec.structs.replace(state, keys=KeyRing(Source("file", str(make_key(tmp_path, "first")))))
+    with monkeypatch.context() as patch:
+        patch.setattr(encoding, "_hash_of_token_file", lambda _: "0" * 64)  # of other bytes
+        records.write(sealed, "linear", Stored(None, NO_RECORD), NEWER)
+    publisher = Publisher(sealed)
+
+    def read() -> Grant:
+        record = records.load(sealed, "linear").record
+        assert isinstance(record, Grant)
+        return record
+
+    publisher.publish(read())
+    first = sealed.token("linear").stat().st_ino
+    publisher.publish(read())
+    assert sealed.token("linear").stat().st_ino == first
+    assert not publisher.is_stale(read())
+
+
+def test_an_error_in_the_token_file_does_not_stop_the_record(
+    state: Directories, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If it failed, a bug in what agents see would lose a new refresh token between its answer and its saving (I6)."""
+    sealed = msgspec.structs.replace(state, keys=KeyRing(Source("file", str(make_key(tmp_path, "first")))))
+
+    def fail(_: object) -> bytes:
+        raise ValueError("a bug")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(encoding, "derive", fail)
+        records.write(sealed, "linear", Stored(None, NO_RECORD), grant(generation=8))
+    record = records.load(sealed, "linear").record
+    assert record is not None
+    assert Publisher(sealed).is_stale(record)
+    Publisher(sealed).publish(record)
+    assert not Publisher(sealed).is_stale(record)
