@@ -7,10 +7,8 @@ logged. What cannot be read is tried again a few seconds later: a key management
 import base64
 import binascii
 import os
-import selectors
 import shlex
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -24,6 +22,7 @@ from refresher.grants.envelope import KEY_BYTES, Key, StoreKeys
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
+    from subprocess import Popen
 
 __all__ = ["KeyRing", "Source", "parse_source"]
 
@@ -270,6 +269,8 @@ _asked: Final[dict[str, "Future[str | None]"]] = {}
 
 
 def _from_command(command: str) -> bytes:
+    import subprocess  # with selectors, which a run without a command does not need
+
     words = shlex.split(command)
     with subprocess.Popen(  # noqa: S603  the configuration names it
         words,
@@ -289,15 +290,18 @@ def _from_command(command: str) -> bytes:
     return output
 
 
-def _output(process: subprocess.Popen[bytes], ends: float) -> bytes:
+def _output(process: "Popen[bytes]", ends: float) -> bytes:
     """Return what a command prints until it ends. Raises ``ValueError`` if it is late, or prints more than a key."""
+    import selectors
+    from subprocess import TimeoutExpired
+
     output = b""
     with selectors.DefaultSelector() as selector:
         if process.stdout is not None:
             selector.register(process.stdout, selectors.EVENT_READ)
         while selector.select(max(ends - time.monotonic(), 0.0)):
             if not (more := os.read(next(iter(selector.get_map().values())).fd, _LARGEST)):
-                with suppress(subprocess.TimeoutExpired):
+                with suppress(TimeoutExpired):
                     process.wait(max(ends - time.monotonic(), 0.0))
                     return output
                 break

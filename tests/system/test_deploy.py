@@ -24,6 +24,7 @@ TYPED = {
     "systemd (a machine for several users)": 1,
     "Grants and agents of a machine": 3,
     "Hooks": 1,
+    "A key for the grants": 2,
 }
 """How many blocks of each section test_cron.py, test_systemd.py, test_systemd_user.py and test_notify_hook.py run."""
 
