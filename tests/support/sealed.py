@@ -29,9 +29,10 @@ def use_keys(refresher: Command, current: Path | None, previous: Path | None = N
 def in_the_clear(refresher: Command, server: TokenServer, *more: str) -> list[str]:
     """Return each file of refresher outside ``tokens/`` that holds a token, or one of ``more``, in the clear."""
     secrets = {*more, *server.tokens()}
-    spill = refresher.directories.spill
+    # The default one has files of other tests.
+    spill = refresher.environment.get("REFRESHER_SPILL_DIR")
     found = []
-    for path in [*refresher.state.rglob("*"), *(spill.rglob("*") if spill.exists() else ())]:
+    for path in [*refresher.state.rglob("*"), *(Path(spill).rglob("*") if spill else ())]:
         if path.is_file() and refresher.tokens not in path.parents:
             data = path.read_bytes()
             found += [str(path) for secret in secrets if secret.encode() in data]
