@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from refresher.common import clocks
 from refresher.grants.record import Tombstone
+from refresher.operations.grant_report import is_overdue
 from refresher.operations.live_rows import LiveRows
 from refresher.storage import records, stamps
 from refresher.storage.directories import Directories
@@ -74,3 +76,14 @@ def test_grants_that_are_removed_disappear(state: Directories) -> None:
     records.write(state, "notion", stored, Tombstone(name="notion", scope=None, origins=(), **tombstone))
     assert rows.refresh()
     assert rows.by_name == {}
+
+
+def test_a_grant_that_a_running_service_does_not_rotate_is_overdue() -> None:
+    """If it failed, a key or a disk that is away while a service runs would end logins unseen."""
+    now = clocks.now().wall
+    times = [
+        {"issued_at": now - 3600 - ago, "last_rotation_at": now - 3600 - ago, "expires_at": now - ago}
+        for ago in (30, 300)
+    ]
+    expired = [grant(issued=None, **each) for each in times]
+    assert [is_overdue(each, late=False) for each in expired] == [False, True]
