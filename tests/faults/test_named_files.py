@@ -22,6 +22,7 @@ from refresher.storage import lock
 from refresher.storage.file_store import FileStore
 from tests.conftest import need
 from tests.support import keys
+from tests.support.assertion_server import Issuer
 from tests.support.cli import GRANT
 from tests.support.command import LONGEST, Command, wait_until
 from tests.support.daemon import heard, published, running, stopped
@@ -171,7 +172,7 @@ def test_a_directory_of_certificates_that_cannot_be_read_holds_no_rotation(
 def test_an_assertion_that_cannot_be_read_holds_no_rotation(refresher: Command, place: Path, kind: str) -> None:
     """If it failed, the volume of a workload's token would hold the lock of its grant for ever, when it hangs."""
     named = place / "token"
-    named.write_text("token-of-a-workload")
+    named.write_text(Issuer().token(UNREACHABLE))
     about = {"grant_type": "jwt_bearer", "assertion_file": str(named), "server_url": "https://mcp.example/mcp"}
     refresher.import_grant("linear", {"token_endpoint": UNREACHABLE, **about})
     with _spoilt(named, kind):
