@@ -177,12 +177,14 @@ def _problems(grant: Grant, ca_file: str | None) -> Iterator[str]:
     checks: list[Callable[[], object]] = []
     if grant.token_endpoint.startswith("https:"):
         checks.append(lambda: tls.ssl_context(ca_file, client_cert=grant.client_cert, client_key=grant.client_key))
-    if grant.private_key_file is not None:
-        checks.append(lambda: client_assertion(grant, clocks.now().wall))
-    if grant.client_assertion_file is not None:
-        checks.append(partial(token_in, grant.client_assertion_file, "client assertion", clocks.now().wall))
-    files = () if grant.assertion is None else grant.assertion.files
-    checks += [partial(token_in, path, "assertion", clocks.now().wall) for path in files]
+    now = clocks.now().wall
+    if grant.private_key_file is not None or grant.client_assertion_file is not None:
+        checks.append(lambda: client_assertion(grant, now))
+    checks += [
+        partial(token_in, each.file, "assertion", now, is_jwt=each.is_jwt)
+        for each in (() if grant.assertion is None else grant.assertion.tokens)
+        if each.file is not None
+    ]
     for use in checks:
         try:
             use()

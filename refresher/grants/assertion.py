@@ -54,6 +54,11 @@ class TokenSource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     token_type: str
     """RFC 8693 section 3. Of another grant, ``ID_TOKEN`` is its ``id_token``, anything else its access token."""
 
+    @property
+    def is_jwt(self) -> bool:
+        """Whether the token must be a JWT (RFC 7519)."""
+        return self.token_type in (ID_TOKEN, JWT)
+
 
 class Assertion(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How an access token is obtained from a token of somebody else."""
@@ -100,9 +105,8 @@ class Assertion(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 def foreign_audience(token: str, usual: Iterable[str | None]) -> str | None:
     """Return the audience of an assertion, for a person, if it is a JWT for none of the ``usual`` ones.
 
-    Servers may agree on other values (RFC 7523 section 3), so it can still be accepted.
+    "" if it names none. Servers may agree on other values (RFC 7523 section 3), so it can still be accepted.
     """
     audience = jwt_claims(token).get("aud")
-    named = audience if isinstance(audience, list) else [audience]
-    texts = [each for each in named if is_token(each)]
-    return None if not texts or set(texts) & {*usual} else ", ".join(texts)[:_LONGEST_AUDIENCE]
+    named = [each for each in (audience if isinstance(audience, list) else [audience]) if is_token(each)]
+    return None if set(named) & {*usual} else ", ".join(named)[:_LONGEST_AUDIENCE]

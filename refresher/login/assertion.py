@@ -1,17 +1,14 @@
 """A login without a person: the access token comes from a token of somebody else (RFC 7523)."""
 
-from typing import Final
-
 import msgspec
 
 from refresher.common import clocks
 from refresher.common.errors import ConfigError, LoginRefused, NeedsPerson, RefresherError, ServerAway
 from refresher.common.reading import read_ahead
 from refresher.config import Settings
-from refresher.grants.assertion import ID_JAG, ID_TOKEN, JWT, Assertion, TokenSource
+from refresher.grants.assertion import ID_JAG, ID_TOKEN, JWT, Assertion, TokenSource, foreign_audience
 from refresher.grants.outcome import Ambiguous, GrantRejected, NotSent, Outcome, TokensIssued, describe
 from refresher.grants.record import Grant
-from refresher.grants.tokens import is_token, jwt_claims
 from refresher.login.discovery import Server
 from refresher.login.http_client import Connections
 from refresher.login.options import LoginOptions
@@ -25,8 +22,6 @@ from refresher.operations.events import Emit
 from refresher.operations.rotate import Order, Terms, rotate_sources
 
 __all__ = ["assertion_of", "request_with_assertion", "require_audience"]
-
-_LONGEST_AUDIENCE: Final = 200
 
 
 def assertion_of(options: LoginOptions, server: Server) -> Assertion | None:
@@ -55,11 +50,9 @@ def require_audience(path: str, server: Server) -> None:
             token = token_in(path, "assertion", clocks.now().wall, is_jwt=True)
     except (TokenExpired, TokenMissing) as error:
         raise LoginRefused(f"{error}; nothing was changed") from None
-    audience = jwt_claims(token).get("aud")
-    named = [each for each in (audience if isinstance(audience, list) else [audience]) if is_token(each)]
-    if set(named) & {server.issuer, server.token_endpoint}:
+    if (audience := foreign_audience(token, (server.issuer, server.token_endpoint))) is None:
         return
-    whose = f"for {', '.join(named)[:_LONGEST_AUDIENCE]}" if named else "for no server by name (aud)"
+    whose = f"for {audience}" if audience else "for no server by name (aud)"
     place = server.issuer or server.token_endpoint
     raise LoginRefused(
         f"the token in {path} is {whose}, and the authorization server is {place}: nothing was sent to it. If it "

@@ -220,7 +220,7 @@ def _audience_of(grant: Grant, presented: Presented) -> str:
         return ""
     audience = foreign_audience(presented.subject.reveal(), (grant.token_endpoint, grant.issuer))
     usual = grant.token_endpoint if grant.issuer is None else f"{grant.token_endpoint} or {grant.issuer}"
-    return "" if audience is None else f", whose audience is {audience}: most servers require {usual}"
+    return "" if not audience else f", whose audience is {audience}: most servers require {usual}"
 
 
 def _origin_of(assertion: Assertion) -> str:

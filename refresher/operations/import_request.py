@@ -311,26 +311,32 @@ def check_files(grant: Grant, now: float, ca_file: str | None = None) -> None:
             from refresher.oauth.client_authentication import client_assertion
 
             client_assertion(grant, now)
-        for path in () if grant.assertion is None else grant.assertion.files:
-            from refresher.oauth.client_authentication import token_in
-
-            is_assertion = grant.assertion is not None and grant.assertion.grant_type == "jwt_bearer"
-            token = token_in(path, "assertion", now, is_jwt=is_assertion)
-            audience = foreign_audience(token, (grant.token_endpoint, grant.issuer)) if is_assertion else None
-            if audience is not None:
-                log.warning(
-                    "%s: warning: the audience of the assertion %s is %s: most servers require %s",
-                    grant.name,
-                    path,
-                    audience,
-                    grant.token_endpoint,
-                )
+        for each in () if grant.assertion is None else grant.assertion.tokens:
+            if each.file is not None:
+                _check_token(grant, each.file, now, is_jwt=each.is_jwt)
         if grant.client_cert is not None:
             from refresher.oauth.tls import ssl_context  # imports ssl, so only if it is needed
 
             ssl_context(ca_file, client_cert=grant.client_cert, client_key=grant.client_key)
     except ConfigError as error:
         raise ImportRefused(str(error)) from None
+
+
+def _check_token(grant: Grant, path: str, now: float, *, is_jwt: bool) -> None:
+    """Raise ``ConfigError`` for a file that holds no token for ``grant``; warn of an assertion for another server."""
+    from refresher.oauth.client_authentication import token_in
+
+    token = token_in(path, "assertion", now, is_jwt=is_jwt)
+    if grant.assertion is None or grant.assertion.grant_type != "jwt_bearer":
+        return
+    if audience := foreign_audience(token, (grant.token_endpoint, grant.issuer)):
+        log.warning(
+            "%s: warning: the audience of the assertion %s is %s: most servers require %s",
+            grant.name,
+            path,
+            audience,
+            grant.token_endpoint,
+        )
 
 
 def _expires_at(request: ImportRequest, now: Moment) -> float | None:

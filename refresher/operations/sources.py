@@ -18,7 +18,7 @@ from refresher.common.errors import GrantFileError, RefresherError
 from refresher.common.reading import read_ahead
 from refresher.common.secret import Secret
 from refresher.grants import policy
-from refresher.grants.assertion import ID_TOKEN, JWT, TokenSource
+from refresher.grants.assertion import ID_TOKEN, TokenSource
 from refresher.grants.encoding import open_secrets
 from refresher.grants.outcome import GrantRejected, NotSent
 from refresher.grants.policy import Rotate, Wait
@@ -205,8 +205,7 @@ class _NoToken(RefresherError):
 def _token(store: Store, source: TokenSource, sources: Sources, now: Moment) -> Secret:
     """Return the token that a source has now. Raises ``_NoToken``, ``TokenMissing`` and ``TokenExpired``."""
     if source.file is not None:
-        is_jwt = source.token_type in (ID_TOKEN, JWT)
-        return Secret(token_in(source.file, "assertion", now.wall, is_jwt=is_jwt))
+        return Secret(token_in(source.file, "assertion", now.wall, is_jwt=source.is_jwt))
     name = source.grant or ""
     grant = sources.get(name)
     if grant is None:

@@ -235,3 +235,17 @@ def test_a_token_goes_to_no_server_that_another_server_names(
     assert refresher("login", "work", server.mcp, *workload, "--issuer", server.url, "--no-verify").code == 0
     browser = refresher("login", "work", "--browser", "--no-verify")
     assert "client_id=&" not in browser.stderr + browser.stdout
+
+
+@pytest.mark.parametrize("key", ["assertion_file", "client_assertion_file"])
+def test_the_doctor_looks_at_the_file_of_an_assertion(
+    refresher: Command, server: AssertionServer, issuer: Issuer, path: Path, vault: Vault, key: str
+) -> None:
+    """If it failed, a person would learn of a token that expired only when agents have none."""
+    vault.learn(issuer.write(path, server.token_endpoint))
+    about = {"grant_type": "jwt_bearer", "assertion_file": str(path), "client_id": "c", key: str(path)}
+    refresher.import_grant("work", {"token_endpoint": server.token_endpoint, "server_url": server.mcp, **about})
+    refresher("run-once")
+    assert str(path) not in refresher("doctor", "work", "--offline").stdout
+    vault.learn(issuer.write(path, server.token_endpoint, lifetime=-3600.0))
+    assert "expired 60 min ago" in " ".join(refresher("doctor", "work", "--offline").stdout.split())
