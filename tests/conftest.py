@@ -14,7 +14,7 @@ from tests.support import scheduler, warm
 from tests.support.command import Command
 from tests.support.oidc import OIDC
 from tests.support.postgres import FAST, Cluster, find_binaries, running
-from tests.support.site import Site
+from tests.support.site import Site, opened
 from tests.support.vault import Vault
 
 # No deadline, because a machine may be slow. The same examples each time, so that a change does not fail because of new
@@ -126,7 +126,5 @@ def postgres() -> Iterator[Cluster]:
 @pytest.fixture
 def site(tmp_path: Path, postgres: Cluster, vault: Vault) -> Iterator[Site]:
     """A database, and the command on any number of hosts."""
-    with postgres.database() as url:
-        made = Site(tmp_path, url, vault)
+    with opened(tmp_path, postgres, vault) as made:
         yield made
-        made.store.close()

@@ -4,19 +4,18 @@ import json
 import logging
 import sys
 import uuid
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 import click
 
-from refresher.cli.options import STOPPED, Command, Options, command, complete_name
+from refresher.cli.options import STOPPED, CommandGroup, Options, command, complete_name
 from refresher.common.errors import RefresherError
 from refresher.common.signals import StopSignals
 from refresher.common.terminal import say
 from refresher.config import Settings
 
 if TYPE_CHECKING:
-    from refresher.operations.encryption import Scope
+    from refresher.operations.encryption import Change
     from refresher.storage.store import Store
 
 __all__ = ["encryption"]
@@ -32,11 +31,7 @@ _EXIT_CODES: Final[dict[int | str, str]] = {
 }
 
 
-class _Group(Command, click.Group):
-    """A command with commands of its own."""
-
-
-@click.group(cls=_Group, short_help="Seal the grants with a key, change the key, or end that.")
+@click.group(cls=CommandGroup, short_help="Seal the grants with a key, change the key, or end that.")
 def encryption() -> None:
     """Seal refresh tokens and the other secrets of grants with a key of yours (AES-256-GCM).
 
@@ -55,38 +50,22 @@ def encryption() -> None:
     """
 
 
-def _changing(name: str, short: str, check: Callable[["Store"], "Scope"], done: str, text: str) -> click.Command:
+def _changing(name: "Change", short: str, done: str, text: str) -> click.Command:
     """Return the command ``name``: all three do the same, and differ in what the configuration must say."""
 
     @command(short_help=short, exit_codes=_EXIT_CODES)
     @click.pass_obj
     def change(options: Options) -> int:
+        from refresher.operations.encryption import check
+
         settings = options.settings()
         store = settings.open_store()
-        what = f"{done}, what is published" if check(store) == "published" else done
+        what = f"{done}, what is published" if check(store, name) == "published" else done
         return _reseal_all(settings, store, f"encryption {name}", what)
 
     change.name = name
     change.help = text
     return change
-
-
-def _enable(store: "Store") -> "Scope":
-    from refresher.operations.encryption import check_enable
-
-    return check_enable(store)
-
-
-def _rekey(store: "Store") -> "Scope":
-    from refresher.operations.encryption import check_rekey
-
-    return check_rekey(store)
-
-
-def _disable(store: "Store") -> "Scope":
-    from refresher.operations.encryption import check_disable
-
-    return check_disable(store)
 
 
 def _reseal_all(settings: Settings, store: "Store", program: str, done: str) -> int:
@@ -210,7 +189,6 @@ encryption.add_command(
     _changing(
         "enable",
         "Seal all grants with the key that is configured.",
-        _enable,
         "sealed",
         "Seal every grant with encryption_key. It can be interrupted, and run again.\n\n"
         "First give the key to every refresher that uses these grants, and restart 'refresher run' or send it SIGHUP "
@@ -221,7 +199,6 @@ encryption.add_command(
     _changing(
         "rekey",
         "Seal all grants with a new key.",
-        _rekey,
         "sealed with the new key",
         "Seal every grant with encryption_key that is sealed with previous_encryption_key. It can be interrupted, and "
         "run again.\n\n"
@@ -234,7 +211,6 @@ encryption.add_command(
     _changing(
         "disable",
         "Store all grants in clear text again.",
-        _disable,
         "plain",
         "Store every grant in clear text again, as before 'enable'. It can be interrupted, and run again.\n\n"
         "First rename encryption_key to previous_encryption_key for every refresher that uses these grants, and "

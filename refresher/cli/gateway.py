@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import click
 
-from refresher.cli.options import LISTEN_HOST, Command, Options, program_for
+from refresher.cli.options import LISTEN_HOST, Command, CommandGroup, Options, program_for
 from refresher.common.addresses import Address, parse_address
 from refresher.common.errors import ConfigError, StorageError
 from refresher.common.terminal import say
@@ -27,10 +27,6 @@ _KEYS_FILE: Final = click.option(
 )
 
 
-class _Group(Command, click.Group):
-    """A command with commands of its own."""
-
-
 def gateway_address(given: str) -> Address | Path:
     """Return the address in ``--listen``: host and port, or the path of a unix socket. Raises ``ConfigError``."""
     if given.startswith("unix:"):
@@ -46,7 +42,7 @@ def gateway_address(given: str) -> Address | Path:
 
 
 @click.group(
-    cls=_Group,
+    cls=CommandGroup,
     invoke_without_command=True,
     short_help="Forward the requests of agents, with the token.",
     epilog="\b\nExit codes:\n  0  stopped by SIGTERM or Ctrl-C\n  2  wrong usage or configuration, no key, or a taken "
@@ -142,7 +138,7 @@ def _program(settings: Settings) -> tuple[str, str]:
     return program_for(settings), "" if is_default else f" --keys-file {shlex.quote(str(keys))}"
 
 
-@gateway.group(cls=_Group, short_help="Add, list and remove the keys of agents.")
+@gateway.group(cls=CommandGroup, short_help="Add, list and remove the keys of agents.")
 def key() -> None:
     """Add, list and remove the keys of agents. A running gateway notices a change by itself."""
 

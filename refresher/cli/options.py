@@ -162,6 +162,10 @@ class Command(click.Command):
             raise UnknownName(f"{error}; did you mean: {command_line}") from None
 
 
+class CommandGroup(Command, click.Group):
+    """A command with commands of its own."""
+
+
 def command(
     *, short_help: str, exit_codes: Mapping[int | str, str], note: str = ""
 ) -> Callable[[Callable[..., Any]], Command]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import click
 import msgspec
 
-from refresher.cli.options import STOPPED, Command, Options, command, complete_name
+from refresher.cli.options import STOPPED, CommandGroup, Options, command, complete_name
 from refresher.common.errors import ConfigError, RefresherError
 from refresher.common.signals import StopSignals
 from refresher.common.terminal import say
@@ -23,11 +23,7 @@ __all__ = ["store"]
 log = logging.getLogger(__name__)
 
 
-class _Group(Command, click.Group):
-    """A command with commands of its own."""
-
-
-@click.group(cls=_Group, short_help="Prepare, check and move to a database of grants.")
+@click.group(cls=CommandGroup, short_help="Prepare, check and move to a database of grants.")
 def store() -> None:
     """Prepare and check a PostgreSQL database that holds the grants of many hosts, and move grants to it.
 

@@ -201,7 +201,7 @@ def _hash_of_token_file(record: Record) -> str | None:
     except StorageError:
         return _TOO_LONG
     except Exception:  # noqa: BLE001
-        return None  # whoever compares derives it, and fails there
+        return None  # a comparison derives it, and fails there
     return None if data is None else hashlib.sha256(data).hexdigest()
 
 

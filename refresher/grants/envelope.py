@@ -1,22 +1,23 @@
 """Sealing: AES-256-GCM (NIST SP 800-38D) over the secrets of a record, or over an answer that was kept.
 
-An envelope has a clear part, which holds no secret, and a sealed part. The clear part is authenticated with it: whoever
-has no key can read it, and a change by somebody without the key is seen once the envelope is opened. That is before
-each use of a secret; what is only read, or holds no secret, is believed. Pure, but for the random nonce of each seal.
+An envelope has a clear part, which holds no secret, and a sealed part. The clear part is authenticated with it: it
+can be read without the key, and a change by somebody without the key is seen once the envelope is opened. That is
+before each use of a secret; what is only read, or holds no secret, is believed. Pure, but for the random nonce of each
+seal.
 """
 
 import base64
 import binascii
 import hashlib
 import os
-from typing import Final, NamedTuple, Protocol
+from typing import Final, Protocol
 
 import msgspec
 
 from refresher.common.errors import GrantFileError, KeyUnavailable
 from refresher.common.secret import Secret
 
-__all__ = ["KEY_BYTES", "PLAIN", "Envelope", "Key", "Keys", "NoKeys", "Part", "SealedSecret", "StoreKeys", "seal"]
+__all__ = ["KEY_BYTES", "PLAIN", "Envelope", "Key", "Keys", "NoKeys", "Part", "SealedSecret", "seal"]
 
 KEY_BYTES: Final = 32
 """Of AES-256."""
@@ -68,19 +69,6 @@ class Keys(Protocol):
 
     def find(self, key_id: str) -> Key:
         """Return the key that opens what has ``key_id``. Raises ``KeyUnavailable``."""
-
-
-class StoreKeys(NamedTuple):
-    """The keys of a store of many hosts."""
-
-    records: Keys
-    published: Keys
-    """Of the token files: hosts of agents have these, and never those of the records."""
-
-    def load(self) -> None:
-        """Read the keys of each write. Raises ``KeyUnavailable``."""
-        self.records.current()
-        self.published.current()
 
 
 class NoKeys:

@@ -27,22 +27,18 @@ def sources_of(grant: Grant, load: Callable[[str], Stored]) -> dict[str, Grant |
 
 def find_cycle(store: Store, grant: Grant) -> str | None:
     """Return a source of ``grant`` through which it would need itself, or too many others; ``None`` without one."""
-    names = () if grant.assertion is None else grant.assertion.sources
-    return next((name for name in names if _leads_to(store, name, {grant.name})), None)
+    return _find_cycle(store, grant, {grant.name})
+
+
+def _find_cycle(store: Store, grant: Grant, above: set[str]) -> str | None:
+    for name, source in sources_of(grant, store.load).items():
+        if name in above or len(above) > MAX_DEPTH:
+            return name
+        if source is not None and _find_cycle(store, source, {*above, name}) is not None:
+            return name
+    return None
 
 
 def cycle(name: str, source: str) -> str:
     """Return the message that ``source`` cannot feed ``name``."""
     return f"{source} needs {name} itself, or more than {MAX_DEPTH} grants in a row: give another source"
-
-
-def _leads_to(store: Store, name: str, above: set[str]) -> bool:
-    if name in above or len(above) > MAX_DEPTH:
-        return True
-    try:
-        record = store.load(name).record
-    except GrantFileError:
-        return False
-    if not isinstance(record, Grant) or record.assertion is None:
-        return False
-    return any(_leads_to(store, source, {*above, name}) for source in record.assertion.sources)

@@ -1,14 +1,14 @@
 """Encryption at rest: bring grants to the form that is configured, and say in which form they are."""
 
-from collections.abc import Callable, Collection, Iterator
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Final, Literal, NamedTuple
 
 from refresher.common.errors import ConfigError, KeyUnavailable
 from refresher.operations.events import Emit, emitting, ignore, recoveries
-from refresher.storage.keys import KeyRing
+from refresher.storage.keys import KeyRing, Role
 from refresher.storage.store import PUBLISHED, Holding, Store
 
-__all__ = ["Form", "Scope", "Seal", "check_disable", "check_enable", "check_rekey", "reseal", "seals"]
+__all__ = ["Change", "Form", "Scope", "Seal", "check", "reseal", "seals"]
 
 Form = Literal["current", "previous", "unknown", "plain", "damaged", "mixed"]
 """With which key a grant is sealed: ``unknown`` is neither of the two that are configured, or they cannot be read."""
@@ -28,39 +28,33 @@ class Seal(NamedTuple):
     holdings: tuple[tuple[Holding, Form], ...]
 
 
-def check_enable(store: Store) -> Scope:
-    """Raise ``ConfigError`` if there is no key to seal with, or ``KeyUnavailable``."""
-    return _check(
-        store,
+Change = Literal["enable", "rekey", "disable"]
+
+_NEEDED: Final[dict[Change, tuple[Callable[[KeyRing], bool], str]]] = {
+    "enable": (
         lambda keys: keys.has_current,
         "give the key to seal with: 'openssl rand -base64 32' makes one, and --encryption-key file:PATH, or "
         "encryption_key in the configuration, names the file (published_key alone seals what a database publishes)",
-    )
-
-
-def check_rekey(store: Store) -> Scope:
-    """Raise ``ConfigError`` if the new key and the one before are not both named, or ``KeyUnavailable``."""
-    return _check(
-        store,
+    ),
+    "rekey": (
         lambda keys: keys.has_current and keys.has_previous,
         "name the new key as encryption_key and the present one as previous_encryption_key (for what a database "
         "publishes: published_key and previous_published_key), in the configuration of every refresher that uses these "
         "grants; restart them, then run this again",
-    )
-
-
-def check_disable(store: Store) -> Scope:
-    """Raise ``ConfigError`` if a key to seal with is configured, or none to read with; or ``KeyUnavailable``."""
-    return _check(
-        store,
+    ),
+    "disable": (
         lambda keys: keys.has_previous and not keys.has_current,
         "rename encryption_key to previous_encryption_key (for what a database publishes: published_key to "
         "previous_published_key) in the configuration of every refresher that uses these grants; restart them, then "
         "run this again",
-    )
+    ),
+}
+"""What each command needs in the configuration, and what to do without it."""
 
 
-def _check(store: Store, fits: Callable[[KeyRing], bool], otherwise: str) -> Scope:
+def check(store: Store, change: Change) -> Scope:
+    """Return what ``change`` is for. Raises ``ConfigError`` if its keys are not named, and ``KeyUnavailable``."""
+    fits, otherwise = _NEEDED[change]
     keys = store.directories.keys
     scope: Scope | None = "grants" if fits(keys) else None
     if scope is None and store.publishes_apart and fits(keys.published):
@@ -86,7 +80,7 @@ def reseal(store: Store, name: str, *, stopping: Callable[[], bool], emit: Emit 
 def seals(store: Store, names: Collection[str] = ()) -> Iterator[Seal]:
     """Return the form of each grant that holds a secret. Raises ``DirectoryError`` and ``StorageError``."""
     directories = store.directories
-    known: dict[bool, dict[str, str]] = {}
+    known: dict[bool, Mapping[str, Role]] = {}
     for name, found in store.holdings(names):
         holdings = []
         as_configured = True
@@ -102,10 +96,9 @@ def seals(store: Store, names: Collection[str] = ()) -> Iterator[Seal]:
             yield Seal(name, forms.pop() if len(forms) == 1 else "mixed", as_configured, tuple(holdings))
 
 
-def _form(holding: Holding, known: dict[str, str]) -> Form:
+def _form(holding: Holding, known: Mapping[str, Role]) -> Form:
     if holding.problem is not None:
         return "damaged"
     if holding.key_id is None:
         return "plain"
-    role = known.get(holding.key_id)
-    return "current" if role == "current" else "previous" if role == "previous" else "unknown"
+    return known.get(holding.key_id, "unknown")

@@ -90,7 +90,7 @@ class Mirror:
     def _show(self, copy: "Copy") -> None:
         """Publish one token file, or withdraw it if this host does not need it any more."""
         try:
-            data = open_kept(copy.data, copy.name, self._directories.keys.of_store.published, "token_file")
+            data = open_kept(copy.data, copy.name, self._directories.keys.published, "token_file")
         except GrantFileError as error:
             self._failed[copy.name] = copy
             self._warn(copy.name, f"the token file in the database cannot be opened: {error}")

@@ -138,7 +138,7 @@ def rotate_sources(store: Store, grant: Grant | None, order: Order, terms: Terms
         result = rotate(
             store,
             Order(name=source.name, seen=source.seen, force=source.force, horizon=order.horizon),
-            # Whoever holds it brings the token that is needed here, so this waits for it.
+            # A process that holds it brings the token that is needed here, so this waits for it.
             msgspec.structs.replace(
                 terms, feeding=(*terms.feeding, grant.name), lock_wait=max(terms.lock_wait, _SOURCE_WAIT)
             ),

@@ -103,7 +103,7 @@ def orders(store: Store, grant: Grant, now: Moment, *, force: bool, horizon: flo
     ``grant``: what becomes due within the horizon is rotated now, as it is due before its grant.
     """
     found = sources_of(grant, store.load)
-    # Only whoever holds the grant knows whether a demand for it counts.
+    # Only the holder of the grant knows whether a demand for it counts.
     waits = isinstance(
         policy.decide(grant, now, demanded=True, force=force, horizon=horizon, renewed=is_renewed(grant, found)),
         Wait,

@@ -14,17 +14,20 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from refresher.common.errors import ConfigError, KeyUnavailable
 from refresher.common.reading import is_exposed, read_named
-from refresher.grants.envelope import KEY_BYTES, Key, StoreKeys
+from refresher.grants.envelope import KEY_BYTES, Key
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
     from subprocess import Popen
 
-__all__ = ["KeyRing", "Source", "parse_source"]
+__all__ = ["KeyRing", "Role", "Source", "parse_source"]
+
+Role = Literal["current", "previous"]
+"""What a key is for: to seal and to read, or to read alone."""
 
 _FORMS: Final = "file:PATH, systemd:NAME, keyring:SERVICE or command:PROGRAM ARGUMENTS"
 _WAIT: Final = 10.0
@@ -120,10 +123,10 @@ class KeyRing:
         """The keys of the token files in a database: these, unless they have keys of their own."""
         return self._published or self
 
-    @property
-    def of_store(self) -> StoreKeys:
-        """The keys of a store in a database."""
-        return StoreKeys(self, self.published)
+    def load(self) -> None:
+        """Read the keys of each write of a store in a database. Raises ``KeyUnavailable``."""
+        self.current()
+        self.published.current()
 
     def current(self) -> Key | None:
         """Return the key of each write; ``None``: writes are plain. Raises ``KeyUnavailable``."""
@@ -146,9 +149,9 @@ class KeyRing:
             "previous_encryption_key; 'refresher encryption status' shows which grants need which"
         )
 
-    def known(self) -> dict[str, str]:
-        """Return the ids of the keys that can be read, each with its role: ``current`` or ``previous``."""
-        found: dict[str, str] = {}
+    def known(self) -> dict[str, Role]:
+        """Return the ids of the keys that can be read, each with its role."""
+        found: dict[str, Role] = {}
         for each in self._keys:
             with suppress(KeyUnavailable):
                 found.setdefault(each.get().id, "current" if each.source == self._sources[0] else "previous")

@@ -106,7 +106,7 @@ class Publisher:
         try:
             wanted = self._wanted(record)
         except (StorageError, GrantFileError):
-            return True  # whoever publishes it says why it cannot
+            return True  # the publication says why it cannot
         return wanted is not None and not self._is_up_to_date(record.name, wanted, published, sharing)
 
     def current(self, record: Record) -> range:

@@ -15,7 +15,7 @@ from tests.support.vault import Vault
 
 @pytest.fixture
 def issuer() -> Issuer:
-    """Whoever puts tokens into files."""
+    """Puts tokens into files, as a platform does."""
     return Issuer()
 
 

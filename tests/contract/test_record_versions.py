@@ -117,15 +117,20 @@ def test_every_earlier_version_has_a_converter_and_a_state_directory() -> None:
         assert all(path.read_bytes().startswith(envelope) for path in (FIXTURES / name).glob("grants/*.json"))
 
 
-def test_the_grants_of_version_2_rotate(refresher: Command, vault: Vault, server: TokenServer) -> None:
-    """If it failed, an upgrade from version 2 would lose logins."""
+def rotated(refresher: Command, server: TokenServer, version: int, day: str) -> dict[str, str]:
+    """Rotate the grants of a state directory that an earlier version wrote on ``day``; return the outcome of each."""
     spill = refresher.home / "spill"
     refresher.environment["REFRESHER_SPILL_DIR"] = str(spill)
     # Their access tokens expired on the day on which they were written.
-    changes = {ORIGIN: server.token_endpoint.removesuffix("/token"), SPILL: str(spill), "17959356": "41023356"}
-    copied(refresher.state, spill, changes, source=FIXTURES / STATES[2])
+    changes = {ORIGIN: server.token_endpoint.removesuffix("/token"), SPILL: str(spill), day: f"41023{day[5:]}"}
+    copied(refresher.state, spill, changes, source=FIXTURES / STATES[version])
     done = refresher("run-once", "--force", "--json")
-    assert {name: result["outcome"] for name, result in done.results.items()} == {
+    return {name: result["outcome"] for name, result in done.results.items()}
+
+
+def test_the_grants_of_version_2_rotate(refresher: Command, vault: Vault, server: TokenServer) -> None:
+    """If it failed, an upgrade from version 2 would lose logins."""
+    assert rotated(refresher, server, 2, "17959356") == {
         "healthy": "rotated",
         "rotated": "rotated",
         "left-sent": "in_doubt",
@@ -138,12 +143,7 @@ def test_the_grants_of_version_2_rotate(refresher: Command, vault: Vault, server
 
 def test_the_grants_of_version_3_rotate(refresher: Command, vault: Vault, server: TokenServer) -> None:
     """If it failed, an upgrade from version 3 would lose logins, or a move that was cut off."""
-    spill = refresher.home / "spill"
-    refresher.environment["REFRESHER_SPILL_DIR"] = str(spill)
-    changes = {ORIGIN: server.token_endpoint.removesuffix("/token"), SPILL: str(spill), "17959473": "41023473"}
-    copied(refresher.state, spill, changes, source=FIXTURES / STATES[3])
-    done = refresher("run-once", "--force", "--json")
-    assert {name: result["outcome"] for name, result in done.results.items()} == {
+    assert rotated(refresher, server, 3, "17959473") == {
         "healthy": "rotated",
         "left-sent": "in_doubt",
     }

@@ -10,7 +10,7 @@ from tests.faults.soak import cluster
 from tests.support.command import wait_until
 from tests.support.daemon import running, stopped
 from tests.support.postgres import FAST, Cluster
-from tests.support.site import Site
+from tests.support.site import Site, opened
 from tests.support.token_server import Gate, TokenServer
 from tests.support.vault import Vault
 
@@ -26,10 +26,8 @@ def own(postgres: Cluster) -> Iterator[Cluster]:
 
 @pytest.fixture
 def site(tmp_path: Path, own: Cluster, vault: Vault) -> Iterator[Site]:
-    with own.database() as url:
-        made = Site(tmp_path, url, vault)
+    with opened(tmp_path, own, vault) as made:
         yield made
-        made.store.close()
 
 
 def test_two_daemons_keep_the_budget_of_a_server(site: Site) -> None:

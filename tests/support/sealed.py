@@ -4,10 +4,11 @@ import base64
 import os
 from pathlib import Path
 
+from refresher.storage.keys import Source
 from tests.support.command import Command
 from tests.support.token_server import TokenServer
 
-__all__ = ["in_the_clear", "make_key", "use_keys"]
+__all__ = ["in_the_clear", "key_source", "make_key", "use_keys"]
 
 
 def make_key(directory: Path, name: str) -> Path:
@@ -16,6 +17,11 @@ def make_key(directory: Path, name: str) -> Path:
     path.touch(mode=0o600)
     path.write_bytes(base64.b64encode(os.urandom(32)) + b"\n")
     return path
+
+
+def key_source(directory: Path, name: str) -> Source:
+    """Write a new key, and return it as a setting names it."""
+    return Source("file", str(make_key(directory, name)))
 
 
 def use_keys(refresher: Command, current: Path | None, previous: Path | None = None) -> None:

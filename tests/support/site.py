@@ -1,6 +1,8 @@
 """One database, and the real command on any number of hosts."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,19 @@ from refresher.storage.postgres import migrations
 from refresher.storage.postgres.postgres_store import PostgresStore
 from tests.support.command import Command
 from tests.support.fake_state import directories
+from tests.support.postgres import Cluster
 from tests.support.vault import Vault
 
-__all__ = ["Site"]
+__all__ = ["Site", "opened"]
+
+
+@contextmanager
+def opened(root: Path, cluster: Cluster, vault: Vault) -> Iterator["Site"]:
+    """A database of its own on a server, and the command on any number of hosts."""
+    with cluster.database() as url:
+        made = Site(root, url, vault)
+        yield made
+        made.store.close()
 
 
 class Site:

@@ -99,7 +99,7 @@ def test_an_answer_that_cannot_be_read_is_kept_sealed(refresher: Command, server
     """If it failed, the only new refresh token would lie in the clear, or nobody could get at it."""
     refresher.environment["REFRESHER_SPILL_DIR"] = str(refresher.home / "spill")  # the default one is shared
     use_keys(refresher, make_key(refresher.home, "first"))
-    answer = '{"refresh_token": "the-only-copy-of-a-refresh-token", "access_token": {'
+    answer = '{"refresh_token": "the-only-copy-of-it", "access_token": {'
     with Answering(**{"/token": Answer(200, answer)}) as wrong:
         refresher.import_grant("linear", server.grant("linear", token_endpoint=f"{wrong.url}/token"))
         assert refresher("run-once", "--json").outcome == "in_doubt"

@@ -13,10 +13,10 @@ from psycopg import Cursor
 from refresher.common import clocks
 from refresher.common.errors import GrantFileError, ImportRefused, KeyUnavailable, StorageError
 from refresher.grants.encoding import encode_kept, open_secrets
-from refresher.grants.envelope import StoreKeys
 from refresher.grants.record import Grant
 from refresher.storage import files
 from refresher.storage.directories import Directories
+from refresher.storage.keys import KeyRing
 from refresher.storage.postgres import leases, settling, spills
 from refresher.storage.postgres.database import Database, DatabaseAway, UnknownOutcome
 from refresher.storage.postgres.leases import Lease
@@ -92,7 +92,7 @@ class PostgresAttempt:
         pause, gives_up = 0.1, time.monotonic() + _LONGEST_PAUSE
         while True:
             try:
-                there = _settle(self._database, self._directories.keys.of_store, self._sent, record, issued=until_saved)
+                there = _settle(self._database, self._directories.keys, self._sent, record, issued=until_saved)
             except (StorageError, GrantFileError) as error:
                 if not until_saved and not isinstance(error, UnknownOutcome):
                     raise
@@ -188,8 +188,8 @@ def commit_spills(database: Database, directories: Directories, name: str | None
         try:
             sent, record = spills.read(directories, path)
             open_secrets(record)  # before a row is locked, as the next: a source of keys can be slow
-            directories.keys.of_store.load()
-            _settle(database, directories.keys.of_store, sent, record, issued=True)
+            directories.keys.load()
+            _settle(database, directories.keys, sent, record, issued=True)
         except FileNotFoundError:
             continue  # another process has stored it
         except DatabaseAway as error:
@@ -213,7 +213,7 @@ def commit_spills(database: Database, directories: Directories, name: str | None
 
 
 def _settle(
-    database: Database, keys: StoreKeys, sent: Sent, record: Grant, *, issued: bool, of_another: bool = False
+    database: Database, keys: KeyRing, sent: Sent, record: Grant, *, issued: bool, of_another: bool = False
 ) -> Grant | None:
     try:
         with database.transaction() as cursor:

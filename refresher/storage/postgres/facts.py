@@ -7,8 +7,8 @@ from typing import Any, Final, NamedTuple
 from psycopg import Cursor
 
 from refresher.common.errors import GrantFileError
-from refresher.grants.envelope import PLAIN, StoreKeys
 from refresher.grants.record import Grant
+from refresher.storage.keys import KeyRing
 from refresher.storage.postgres import migrations
 from refresher.storage.postgres.attempt import read_clocks
 from refresher.storage.postgres.database import Database
@@ -17,7 +17,7 @@ from refresher.storage.postgres.settling import decode_row
 
 __all__ = ["Content", "Orphan", "ServerFacts", "look"]
 
-_NO_KEYS: Final = StoreKeys(PLAIN, PLAIN)
+_NO_KEYS: Final = KeyRing()
 """What is looked at is in the clear part of a record."""
 
 _SAMPLE: Final = 1000

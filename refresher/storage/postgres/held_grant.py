@@ -59,7 +59,7 @@ class HeldGrant:
         self._database = database
         self._publisher = publisher
         self._directories = publisher.directories
-        self._keys = publisher.directories.keys.of_store
+        self._keys = publisher.directories.keys
         self._lease = lease
         self._name = lease.name
         self._mirrors = mirrors
@@ -195,7 +195,7 @@ class HeldGrant:
     def begin(self, stored: Stored, grant: Grant, on_sent: Callable[[], None]) -> PostgresAttempt:  # noqa: ARG002
         """Begin an attempt; the claim has declared it. Raises ``KeyUnavailable``: then nothing is sent."""
         # Opens the grant, and loads the keys of the next record: after the request nothing of this may fail.
-        encode(grant, self._keys.records)
+        encode(grant, self._keys)
         self._keys.published.current()
         self._attempt = PostgresAttempt(self._database, self._directories, self._lease, grant, on_sent, self._in_flight)
         return self._attempt

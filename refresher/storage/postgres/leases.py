@@ -92,10 +92,12 @@ _LEAVE: Final = """UPDATE refresher.lease SET holder_pid = NULL, holder_start = 
 class NotArmed(StorageError):
     """The lease was lost, or nobody knows: nothing may be sent."""
 
-    taken_over: bool = False
-    """Whether another refresher has claimed it since."""
-    may_be_armed: bool = False
-    """Whether the lease may be armed all the same: by this call, and by nothing else."""
+    def __init__(self, message: str, *, taken_over: bool = False, may_be_armed: bool = False) -> None:
+        super().__init__(message)
+        self.taken_over: Final = taken_over
+        """Whether another refresher has claimed it since."""
+        self.may_be_armed: Final = may_be_armed
+        """Whether the lease may be armed all the same: by this call, and by nothing else."""
 
 
 class Lease(NamedTuple):
@@ -156,22 +158,16 @@ def arm(database: Database, lease: Lease, *, again: bool = False) -> None:
                 cursor.execute(_OURS, (lease.name, lease.attempt))
                 is_ours = cursor.fetchone() is not None
     except UnknownOutcome as error:
-        raise _not_armed(f"{error}; nothing was sent", may_be_armed=not again) from None
+        raise NotArmed(f"{error}; nothing was sent", may_be_armed=not again) from None
     except StorageError as error:
         raise NotArmed(f"{error}; nothing was sent") from None
     if not armed and is_ours:
         raise NotArmed(f"the lease of {lease.name} had ended, or the database was promoted: nothing was sent")
     if not armed:
-        raise _not_armed(f"another refresher has taken over {lease.name}: nothing was sent", taken_over=True)
+        raise NotArmed(f"another refresher has taken over {lease.name}: nothing was sent", taken_over=True)
     if clocks.now().boottime - began > _MOST_PAUSE:
         slow = "this process was stopped, or the database was slow: nothing was sent; it is tried again"
-        raise _not_armed(slow, may_be_armed=not again)
-
-
-def _not_armed(message: str, *, taken_over: bool = False, may_be_armed: bool = False) -> NotArmed:
-    error = NotArmed(message)
-    error.taken_over, error.may_be_armed = taken_over, may_be_armed
-    return error
+        raise NotArmed(slow, may_be_armed=not again)
 
 
 def release(cursor: Cursor[Any], lease: Lease, delay: float | None, *, look: bool = False, armed: bool = False) -> None:

@@ -99,7 +99,7 @@ class PostgresStore:
 
     def load_keys(self) -> None:
         """Read the keys of each write: of records, and of what is published. Raises ``KeyUnavailable``."""
-        self._directories.keys.of_store.load()
+        self._directories.keys.load()
 
     def listing(self, names: Collection[str] = ()) -> Listing:
         """Return the names in the database. Raises ``StorageError``."""
@@ -117,7 +117,7 @@ class PostgresStore:
         try:
             self._check()
             with self.database.transaction() as cursor:
-                return settling.load(cursor, name, read_clocks(cursor), self._directories.keys.of_store)
+                return settling.load(cursor, name, read_clocks(cursor), self._directories.keys)
         except StorageError as error:
             raise GrantFileError(str(error)) from None
 
@@ -128,7 +128,7 @@ class PostgresStore:
         for start in range(0, len(wanted), _AT_ONCE):
             with self.database.transaction() as cursor:
                 found = settling.load_each(
-                    cursor, wanted[start : start + _AT_ONCE], read_clocks(cursor), self._directories.keys.of_store
+                    cursor, wanted[start : start + _AT_ONCE], read_clocks(cursor), self._directories.keys
                 )
             yield from found
 

@@ -10,10 +10,11 @@ from psycopg import Cursor
 
 from refresher.common.errors import GrantFileError
 from refresher.grants.encoding import key_id_of
-from refresher.grants.envelope import Keys, StoreKeys
+from refresher.grants.envelope import Keys
 from refresher.grants.record import Stored
 from refresher.storage import files
 from refresher.storage.directories import Directories
+from refresher.storage.keys import KeyRing
 from refresher.storage.postgres import settling, spills
 from refresher.storage.postgres.moments import Clocks
 from refresher.storage.records import LARGEST
@@ -70,7 +71,7 @@ def _holding(what: str, data: bytes) -> Holding:
 
 
 def reseal(
-    cursor: Cursor[Any], stored: Stored, name: str, now: Clocks, keys: StoreKeys
+    cursor: Cursor[Any], stored: Stored, name: str, now: Clocks, keys: KeyRing
 ) -> tuple[int, Stored, GrantFileError | None]:
     """Bring all of ``name`` to the form that is configured, in this transaction; the caller has the lease.
 
@@ -83,13 +84,13 @@ def reseal(
     row = cursor.fetchone()
     if row is not None and stored.record is not None:
         published = row[3] is not None and _differs(bytes(row[3]), keys.published)
-        if resealed(bytes(row[2]), name, keys.records) is not None or published:
+        if resealed(bytes(row[2]), name, keys) is not None or published:
             stored = settling.write(cursor, stored, stored.record, now, keys)
             changed += 1
     cursor.execute(_ORPHANS, ([name],))
     for _, attempt, data in cursor.fetchall():
         try:
-            new = resealed(bytes(data), name, keys.records)
+            new = resealed(bytes(data), name, keys)
         except GrantFileError as error:
             where = f"the orphan {attempt} in the table refresher.orphan"
             problem = problem or type(error)(f"{where}: {error}; delete it if it is not needed")

@@ -18,10 +18,10 @@ from psycopg.errors import UniqueViolation
 from refresher.common.errors import GrantFileError, ImportRefused, StorageError
 from refresher.grants import policy, refresh_life
 from refresher.grants.encoding import decode, encode, encode_kept, key_id_of
-from refresher.grants.envelope import StoreKeys
 from refresher.grants.policy import Rotate
 from refresher.grants.record import MAX_SPENT, NO_RECORD, Failure, Grant, Moved, Record, Stored, Tombstone
 from refresher.grants.token_file import derive
+from refresher.storage.keys import KeyRing
 from refresher.storage.postgres.moments import Clocks
 
 __all__ = ["Sent", "decode_row", "delay_of", "keep_orphan", "load", "load_each", "note_spent", "settle", "write"]
@@ -82,7 +82,7 @@ class Sent(NamedTuple):
     fingerprint: str | None
 
 
-def load(cursor: Cursor[Any], name: str, now: Clocks, keys: StoreKeys, *, lock: bool = False) -> Stored:
+def load(cursor: Cursor[Any], name: str, now: Clocks, keys: KeyRing, *, lock: bool = False) -> Stored:
     """Return the record of ``name`` by the clocks of this host.
 
     ``lock``: nobody else changes it in this transaction. Raises ``GrantFileError`` for a record that cannot be read, or
@@ -104,7 +104,7 @@ def _locked_row(cursor: Cursor[Any], name: str) -> tuple[Any, ...] | None:
 
 
 def load_each(
-    cursor: Cursor[Any], names: Collection[str], now: Clocks, keys: StoreKeys
+    cursor: Cursor[Any], names: Collection[str], now: Clocks, keys: KeyRing
 ) -> list[tuple[str, Stored | GrantFileError]]:
     """Return the records of ``names``, and an error in the place of one that cannot be used."""
     cursor.execute(_LOAD_EACH, (list(names),))
@@ -119,14 +119,14 @@ def load_each(
     return found
 
 
-def decode_row(name: str, row: tuple[Any, ...], now: Clocks, keys: StoreKeys) -> Stored:
+def decode_row(name: str, row: tuple[Any, ...], now: Clocks, keys: KeyRing) -> Stored:
     """Return the record in a row of the lease and its record. Raises ``GrantFileError``."""
     kind, grant_id, generation, fingerprint, data = row[:5]
     if kind == "empty":
         return Stored(None, NO_RECORD)
     if data is None:
         raise GrantFileError(f"the record of {name} is missing in the database: restore it, or log in again")
-    stored = decode(bytes(data), name, keys.records)
+    stored = decode(bytes(data), name, keys)
     record = stored.record
     columns = None
     if record is not None:
@@ -153,14 +153,14 @@ def delay_of(record: Record | None, now: Clocks, *, demanded: bool = False) -> f
 
 
 def write(
-    cursor: Cursor[Any], stored: Stored, record: Record, now: Clocks, keys: StoreKeys, *, keeps_doubt: bool = False
+    cursor: Cursor[Any], stored: Stored, record: Record, now: Clocks, keys: KeyRing, *, keeps_doubt: bool = False
 ) -> Stored:
     """Write ``record`` over ``stored``, with its columns. The caller holds it, or ``keeps_doubt`` of a later holder.
 
     Raises ``ImportRefused``, and ``KeyUnavailable`` before anything is written.
     """
     record = msgspec.structs.replace(record, begun_from=stored.checksum)
-    data, checksum = encode(now.write(record), keys.records)
+    data, checksum = encode(now.write(record), keys)
     published = None
     with suppress(StorageError):  # too long for a token file: readers keep what they have
         published = derive(record)
@@ -213,7 +213,7 @@ def settle(
     sent: Sent,
     changed: Grant,
     now: Clocks,
-    keys: StoreKeys,
+    keys: KeyRing,
     *,
     issued: bool,
     of_another: bool = False,
@@ -224,7 +224,7 @@ def settle(
     ``ImportRefused`` if another grant holds that token: with ``of_another``, a person must log in again.
     """
     if (row := _locked_row(cursor, sent.name)) is None:
-        keep_orphan(cursor, sent, encode(changed, keys.records)[0], "the grant is not there any more")
+        keep_orphan(cursor, sent, encode(changed, keys)[0], "the grant is not there any more")
         return None
     kind, grant_id, generation, fingerprint, _, attempt, last = row
     # What was moved away or removed is active elsewhere, or nowhere: a late answer does not bring it back.
@@ -242,7 +242,7 @@ def settle(
                 keep_orphan(
                     cursor,
                     sent,
-                    encode(changed, keys.records)[0],
+                    encode(changed, keys)[0],
                     "the server has issued the refresh token of another grant",
                 )
                 changed = _ended(stored.record, now)
@@ -263,7 +263,7 @@ def settle(
             )
         return written.record
     if issued and not _is_known(cursor, changed, fingerprint):
-        keep_orphan(cursor, sent, encode(changed, keys.records)[0], "the grant was changed or replaced meanwhile")
+        keep_orphan(cursor, sent, encode(changed, keys)[0], "the grant was changed or replaced meanwhile")
     cursor.execute(
         """UPDATE refresher.lease SET attempt = NULL, state = NULL, armed_at = NULL, until = NULL, next_at =
         clock_timestamp() WHERE name = %s AND attempt = %s""",
@@ -282,7 +282,7 @@ def _is_demanded(cursor: Cursor[Any], grant: Grant) -> bool:
     return cursor.fetchone() is not None
 
 
-def _is_set_back(row: tuple[Any, ...], sent: Sent, now: Clocks, keys: StoreKeys) -> bool:
+def _is_set_back(row: tuple[Any, ...], sent: Sent, now: Clocks, keys: KeyRing) -> bool:
     """Whether the record is older than what was sent, also if a host has reported the generation that is missing."""
     generation = row[2]
     if generation != sent.generation:

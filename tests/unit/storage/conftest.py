@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from refresher.storage.keys import Source
 from refresher.storage.postgres import migrations
 from tests.support.fleet import Fleet
 from tests.support.postgres import Cluster
@@ -31,3 +32,9 @@ def server(gate: Gate) -> Iterator[TokenServer]:
     with TokenServer(lambda _: 3600.0, gate, grace=0) as made:
         yield made
         gate.opened.set()
+
+
+@pytest.fixture
+def nowhere(tmp_path: Path) -> Source:
+    """A source that gives no key."""
+    return Source("file", str(tmp_path / "nowhere"))

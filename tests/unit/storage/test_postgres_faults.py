@@ -281,7 +281,7 @@ def test_a_note_that_waits_for_a_doubt_keeps_it(fleet: Fleet, server: TokenServe
         assert isinstance(grant, Grant)
     with store.database.transaction() as cursor:
         now = attempt.read_clocks(cursor)
-        keys = store.directories.keys.of_store
+        keys = store.directories.keys
         stored = settling.load(cursor, "linear", now, keys, lock=True)
         doubtful = transition.mark_interrupted(grant, "words", doubt=Doubt(since=now.here), now=now.here)
         settling.write(cursor, stored, doubtful, now, keys)

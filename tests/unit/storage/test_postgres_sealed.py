@@ -22,7 +22,7 @@ from refresher.storage.postgres.postgres_store import PostgresStore
 from refresher.storage.postgres.settling import Sent
 from tests.support.fake_state import directories
 from tests.support.fleet import Fleet, import_grant, rotate_linear
-from tests.support.sealed import make_key
+from tests.support.sealed import key_source, make_key
 from tests.support.token_server import Gate, TokenServer
 
 Opened = Callable[[KeyRing], PostgresStore]
@@ -45,18 +45,12 @@ def opened(fleet: Fleet, tmp_path: Path) -> Iterator[Opened]:
 
 @pytest.fixture
 def first(tmp_path: Path) -> Source:
-    return Source("file", str(make_key(tmp_path, "first")))
+    return key_source(tmp_path, "first")
 
 
 @pytest.fixture
 def second(tmp_path: Path) -> Source:
-    return Source("file", str(make_key(tmp_path, "second")))
-
-
-@pytest.fixture
-def nowhere(tmp_path: Path) -> Source:
-    """A source that gives no key."""
-    return Source("file", str(tmp_path / "nowhere"))
+    return key_source(tmp_path, "second")
 
 
 def _spill(store: PostgresStore, grant: Grant) -> Path:

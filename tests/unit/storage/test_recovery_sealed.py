@@ -17,7 +17,7 @@ from refresher.storage.journal import Attempt
 from refresher.storage.keys import KeyRing, Source
 from tests.support.fake_state import directories
 from tests.support.samples import NOON, REFRESH, at, doubt, grant
-from tests.support.sealed import make_key
+from tests.support.sealed import key_source
 
 NEW = grant(generation=4, refresh_token=Secret("the-only-copy"), spent=(REFRESH.fingerprint(),))
 SOON = at(NOON + 10)
@@ -25,18 +25,12 @@ SOON = at(NOON + 10)
 
 @pytest.fixture
 def old(tmp_path: Path) -> Source:
-    return Source("file", str(make_key(tmp_path, "old")))
+    return key_source(tmp_path, "old")
 
 
 @pytest.fixture
 def new(tmp_path: Path) -> Source:
-    return Source("file", str(make_key(tmp_path, "new")))
-
-
-@pytest.fixture
-def nowhere(tmp_path: Path) -> Source:
-    """A source that gives no key."""
-    return Source("file", str(tmp_path / "nowhere"))
+    return key_source(tmp_path, "new")
 
 
 @pytest.fixture

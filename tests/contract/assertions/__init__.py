@@ -1,0 +1,1 @@
+"""Access tokens that are obtained from tokens of others."""
