@@ -69,9 +69,16 @@ def _names(state: Directories, ending: str) -> list[str]:
 
 
 def test_a_grant_whose_key_is_lost_is_replaced_and_kept(
-    fleet: Fleet, opened: Opened, server: TokenServer, first: Source, second: Source, caplog: pytest.LogCaptureFixture
+    fleet: Fleet,
+    opened: Opened,
+    server: TokenServer,
+    gate: Gate,
+    first: Source,
+    second: Source,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """If it failed, the name would stay blocked by a spill, or the only copies would be lost if the key is found."""
+    gate.opened.set()
     before, store = opened(KeyRing(first)), opened(KeyRing(second))
     grant = import_grant(before, server)
     sealed = bytes(fleet.execute("SELECT bytes FROM refresher.record")[0][0])
