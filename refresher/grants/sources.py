@@ -7,10 +7,23 @@ from refresher.common.clocks import Moment
 from refresher.grants.assertion import ID_TOKEN
 from refresher.grants.record import Grant
 
-__all__ = ["SOURCE_CODES", "Sources", "id_token_has_expired", "is_renewed", "may_bring_id_token", "needs_id_token"]
+__all__ = [
+    "SOURCE_CODES",
+    "Sources",
+    "awaited",
+    "id_token_has_expired",
+    "is_renewed",
+    "may_be_revoked",
+    "may_bring_id_token",
+    "needs_id_token",
+]
 
 SOURCE_CODES: Final = ("source_missing", "source_failing", "source_reauthorization_required", "source_cycle")
 """The error codes of a grant whose source is the cause."""
+
+_REFUSED: Final = ("invalid_grant", "invalid_request", "invalid_token")
+"""How servers say that they do not accept the token that a grant presents (RFC 7523 section 3.1, RFC 8693 section
+2.2.2)."""
 
 Sources = Mapping[str, Grant | None]
 """The sources of a grant, by NAME; ``None`` for one that does not exist or cannot be read."""
@@ -32,11 +45,33 @@ def is_renewed(grant: Grant, sources: Sources) -> bool:
             each.dead and each.name not in assertion.dead_sources for each, _ in pairs
         ):
             return True  # the next attempt says which login helps
-        is_cause = failure.code in SOURCE_CODES
-        return is_cause and any(not each.dead and each.generation > seen for each, seen in pairs)
-    if grant.dead or assertion.idp is not None or not assertion.source_generations:
-        return False  # the access token of another server does not depend on an id_token that it was made from
+        return bool(awaited(grant)) and any(not each.dead and each.generation > seen for each, seen in pairs)
+    if not assertion.source_generations or not awaited(grant):
+        return False
     return any(each.generation > seen for each, seen in pairs)
+
+
+def awaited(grant: Grant) -> tuple[str, ...]:
+    """Return the NAMEs of the sources whose next token ``grant`` uses at once, instead of at its own schedule."""
+    assertion, failure = grant.assertion, grant.failure
+    if assertion is None:
+        return ()
+    if failure is not None:
+        return assertion.sources if failure.code in (*SOURCE_CODES, *_REFUSED) else ()
+    # The access token of another server does not depend on an id_token that it was made from.
+    return () if grant.dead or assertion.idp is not None else assertion.sources
+
+
+def may_be_revoked(grant: Grant, source: Grant) -> bool:
+    """Whether the server has just refused the token that ``source`` still has: it may have been revoked before its end.
+
+    A newer one is tried once. If that is refused as well, the cause is another one, and a rotation more does not help.
+    """
+    assertion, failure = grant.assertion, grant.failure
+    if assertion is None or failure is None or failure.code not in _REFUSED or grant.refusals != 1:
+        return False
+    presented = dict(zip(assertion.sources, assertion.source_generations, strict=False))
+    return presented.get(source.name) == source.generation
 
 
 def needs_id_token(grant: Grant, name: str) -> bool:

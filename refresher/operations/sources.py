@@ -23,7 +23,14 @@ from refresher.grants.encoding import open_secrets
 from refresher.grants.outcome import GrantRejected, NotSent
 from refresher.grants.policy import Rotate, Wait
 from refresher.grants.record import Grant, Moved
-from refresher.grants.sources import Sources, id_token_has_expired, is_renewed, may_bring_id_token, needs_id_token
+from refresher.grants.sources import (
+    Sources,
+    id_token_has_expired,
+    is_renewed,
+    may_be_revoked,
+    may_bring_id_token,
+    needs_id_token,
+)
 from refresher.oauth import tls
 from refresher.oauth.assertions import NOTHING, Presented
 from refresher.oauth.client_authentication import TokenExpired, TokenMissing, client_assertion, token_in
@@ -115,7 +122,9 @@ def orders(store: Store, grant: Grant, now: Moment, *, force: bool, horizon: flo
         renewed = is_renewed(source, sources_of(source, store.load))
         if isinstance(policy.decide(source, now, horizon=horizon, renewed=renewed), Rotate):
             due.append(SourceOrder(name, source.generation, force=False))
-        elif source.failure is None and needs_id_token(grant, name) and may_bring_id_token(source, now):
+        elif source.failure is None and (
+            may_be_revoked(grant, source) or (needs_id_token(grant, name) and may_bring_id_token(source, now))
+        ):
             due.append(SourceOrder(name, source.generation, force=True))
     return due
 

@@ -34,7 +34,8 @@ class TokenServer(Listening):
     of the client. With ``None``, it accepts each refresh token for ever.
 
     ``refresh_life``: the seconds for which a refresh token that is issued to a client now can be used. They are announced
-    as the member ``announced`` returns for that client.
+    as the member ``announced`` returns for that client, and honoured for ``patience`` seconds longer, so that a
+    busy machine loses no login.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class TokenServer(Listening):
         grace: float | None = None,
         refresh_life: Callable[[str], float] | None = None,
         announced: Callable[[str], str] = lambda _: "refresh_expires_in",
+        patience: Callable[[str], float] = lambda _: 0.0,
     ) -> None:
         self.asked: defaultdict[str, list[float]] = defaultdict(list)
         """The epoch seconds of the requests of each client."""
@@ -55,6 +57,7 @@ class TokenServer(Listening):
         self._grace = grace
         self._refresh_life = refresh_life
         self._announced = announced
+        self._patience = patience
         self._ends: dict[str, float] = {}
         """When each refresh token ends (monotonic seconds), if they end."""
         self._spent: dict[str, float] = {}
@@ -165,7 +168,7 @@ class TokenServer(Listening):
         if self._refresh_life is None:
             return {}
         life = self._refresh_life(client)
-        self._ends[token] = time.monotonic() + life
+        self._ends[token] = time.monotonic() + life + self._patience(client)
         return {self._announced(client): life}
 
     def _end(self, client: str) -> None:

@@ -127,6 +127,7 @@ def test_run_once_rotates_what_is_due_once(site: Site) -> None:
         assert _outcomes(done) == dict.fromkeys(("long-0", "long-1", "long-2", "short"), "rotated")
         assert _outcomes(host("run-once", "long-0", "--json")) == {"long-0": "not_due"}
         assert host("run-once", "nosuch").code == 2
+        assert host("remove", "short").code == 0
         assert "nothing was due" in host("run-once").stderr
         assert host("status").code == 0
         assert "long-0" in host("status").stdout

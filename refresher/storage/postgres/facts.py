@@ -42,6 +42,7 @@ _RIGHTS: Final = {
     "seen": "SELECT,INSERT,UPDATE,DELETE",
     "demand": "SELECT,INSERT,DELETE",
     "epoch": "SELECT,INSERT,UPDATE",
+    "feeds": "SELECT,INSERT,DELETE",
     "server": "SELECT,INSERT,UPDATE",
     "version": "SELECT",
 }

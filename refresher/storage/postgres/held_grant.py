@@ -290,22 +290,26 @@ class HeldGrant:
         attempt = self._attempt
         if attempt is not None and attempt.ended:
             return
-        delay: float | None = _AFTER_FAULT
-        if self._recovered:
-            now = self._lease.clocks._replace(here=clocks.now())
-            delay = settling.delay_of(self._stored.record, now, demanded=self._demanded)
-            if delay is not None and not self._wrote:
-                # What is due and was not done here was interrupted, or the database was too slow for it.
-                delay = max(delay, _LEAST if self._attempt is None else _AFTER_SLOW)
         with self._database.transaction() as cursor:
             if again:
                 cursor.execute("SET LOCAL lock_timeout = '200ms'")
             if attempt is not None and attempt.may_have_sent:
                 leases.leave(cursor, self._lease)
                 return
+            delay = self._delay(cursor) if self._recovered else _AFTER_FAULT
             look = self._recovered and not self._demanded
             armed = attempt is not None and attempt.may_have_armed
             leases.release(cursor, self._lease, delay, look=look, armed=armed)
+
+    def _delay(self, cursor: Cursor[Any]) -> float | None:
+        """Return in how many seconds somebody must look at the grant; ``None``: after a person or an agent acts."""
+        record, now = self._stored.record, self._lease.clocks._replace(here=clocks.now())
+        renewed = settling.has_newer_source(cursor, record, now, self._keys)
+        delay = settling.delay_of(record, now, demanded=self._demanded, renewed=renewed)
+        if delay is None or self._wrote:
+            return delay
+        # What is due and was not done here was interrupted, or the database was too slow for it.
+        return max(delay, _LEAST if self._attempt is None else _AFTER_SLOW)
 
     def _require_lease(self, cursor: Cursor[Any]) -> None:
         cursor.execute(

@@ -20,11 +20,24 @@ from refresher.grants import policy, refresh_life
 from refresher.grants.encoding import decode, encode, encode_kept, key_id_of
 from refresher.grants.policy import Rotate
 from refresher.grants.record import MAX_SPENT, NO_RECORD, Failure, Grant, Moved, Record, Stored, Tombstone
+from refresher.grants.sources import awaited, is_renewed
 from refresher.grants.token_file import derive
 from refresher.storage.keys import KeyRing
+from refresher.storage.postgres import feeds
 from refresher.storage.postgres.moments import Clocks
 
-__all__ = ["Sent", "decode_row", "delay_of", "keep_orphan", "load", "load_each", "note_spent", "settle", "write"]
+__all__ = [
+    "Sent",
+    "decode_row",
+    "delay_of",
+    "has_newer_source",
+    "keep_orphan",
+    "load",
+    "load_each",
+    "note_spent",
+    "settle",
+    "write",
+]
 
 _LOAD: Final = """SELECT l.kind, l.grant_id, l.generation, l.fingerprint, r.bytes, l.attempt, l.last_attempt
     FROM refresher.lease l LEFT JOIN refresher.record r USING (name) WHERE l.name = %s"""
@@ -139,11 +152,22 @@ def decode_row(name: str, row: tuple[Any, ...], now: Clocks, keys: KeyRing) -> S
     return Stored(now.read(record), stored.checksum)
 
 
-def delay_of(record: Record | None, now: Clocks, *, demanded: bool = False) -> float | None:
+def has_newer_source(cursor: Cursor[Any], record: Record | None, now: Clocks, keys: KeyRing) -> bool:
+    """Whether ``record`` waits for the token of another grant that is there now."""
+    if not isinstance(record, Grant) or not (names := awaited(record)):
+        return False
+    sources: dict[str, Grant | None] = {}
+    for name, found in load_each(cursor, names, now, keys):
+        source = found.record if isinstance(found, Stored) else None
+        sources[name] = source if isinstance(source, Grant) else None
+    return is_renewed(record, sources)
+
+
+def delay_of(record: Record | None, now: Clocks, *, demanded: bool = False, renewed: bool = False) -> float | None:
     """Return in how many seconds somebody must look at ``record``; ``None``: only after a person or an agent acts."""
     if not isinstance(record, Grant):
         return None
-    decision = policy.decide(record, now.here, demanded=demanded)
+    decision = policy.decide(record, now.here, demanded=demanded, renewed=renewed)
     times = [] if (warning := refresh_life.next_warning(record, now.here)) is None else [max(warning.seconds, 1.0)]
     if isinstance(decision, Rotate):
         times.append(0.0)
@@ -196,6 +220,9 @@ def write(
             "moved": isinstance(record, Moved),
         },
     )
+    feeds.note(cursor, record)
+    if stored.record is None or record.generation > stored.record.generation:
+        feeds.wake(cursor, record.name)
     return Stored(record, checksum)
 
 
@@ -252,7 +279,8 @@ def settle(
         if issued and changed.generation % _PRUNED_EVERY == 0:
             cursor.execute(_PRUNE, (sent.name, MAX_SPENT))
         demanded = not issued and _is_demanded(cursor, changed)
-        delay = delay_of(changed, now, demanded=demanded)
+        renewed = has_newer_source(cursor, changed, now, keys)
+        delay = delay_of(changed, now, demanded=demanded, renewed=renewed)
         cursor.execute(_SETTLED, {"attempt": sent.attempt, "delay": delay, "name": sent.name})
         if changed.failure is not None and changed.failure.busy_until is not None:
             wait = min(changed.failure.busy_until - now.here.wall, policy.MAX_WAIT)

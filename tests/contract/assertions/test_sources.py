@@ -75,6 +75,36 @@ def test_a_source_that_stays_as_it_was_is_no_reason_for_another_attempt(
     assert rotate_now(files, "api", force=False).outcome == "rotated"
 
 
+def test_a_source_whose_token_is_refused_is_rotated_once(store: Store, company: AssertionServer) -> None:
+    """If it failed, a token that was revoked early would stop what it feeds for up to an hour; or a server that refuses
+    each token would have a source rotated every five minutes."""
+    import_grant(store, "company", company.person())
+    rotate_now(store, "company")
+    import_grant(store, "api", exchanged(company, subject_grant="company"))
+    company.issued.clear()
+    assert rotate_now(store, "api", force=False).outcome == "transient"
+    retry_now(store, "api")
+    assert rotate_now(store, "api", force=False).outcome == "rotated"
+    assert grant_of(store, "company").generation == 2
+    company.answer = lambda fields: (400, {"error": "invalid_request"}) if "subject_token" in fields else None
+    assert rotate_now(store, "api").outcome == "transient"
+    for _ in range(3):
+        retry_now(store, "api")
+        assert rotate_now(store, "api", force=False).outcome == "transient"
+    assert grant_of(store, "company").generation == 3
+
+
+def test_a_newer_token_is_presented_at_once_after_a_refusal(store: Store, company: AssertionServer) -> None:
+    """If it failed, agents would wait for the end of a backoff, although a person has renewed the source."""
+    import_grant(store, "company", company.person())
+    rotate_now(store, "company")
+    import_grant(store, "api", exchanged(company, subject_grant="company"))
+    company.issued.clear()
+    assert rotate_now(store, "api", force=False).outcome == "transient"
+    assert rotate_now(store, "company").outcome == "rotated"
+    assert rotate_now(store, "api", force=False).outcome == "rotated"
+
+
 def test_a_server_cannot_write_the_command_that_a_person_runs(files: Store, company: AssertionServer) -> None:
     """If it failed, a server could have a person log in at an address that it chooses."""
     text = "run 'refresher login company https://evil.example/mcp --replace'"
