@@ -7,12 +7,14 @@ from refresher.common import clocks
 from refresher.common.errors import StorageError
 from refresher.grants.record import Grant, Tombstone, with_spent
 from refresher.operations import names
+from refresher.operations.cycles import fed_by
 from refresher.operations.events import Emit, emitting, happened, ignore, recoveries
 from refresher.storage.store import Store
 
 __all__ = ["remove"]
 
 _NOT_REVOKED: Final = "it stays valid at the server until you revoke it there"
+_MOST_NAMED: Final = 10
 
 
 def remove(
@@ -23,9 +25,10 @@ def remove(
     revoke: Callable[[Grant], str] | None = None,
     emit: Emit = ignore,
 ) -> str:
-    """Replace the grant of ``name`` by a tombstone and publish ``removed``; return whether the server still accepts it.
+    """Replace the grant of ``name`` by a tombstone, and publish ``removed``.
 
-    ``revoke`` first revokes the grant at its server, and returns that as a sentence. ``emit`` takes what happened.
+    Return whether the server still accepts it, and which grants need its token. ``revoke`` first revokes the grant at
+    its server, and returns that as a sentence. ``emit`` takes what happened.
 
     Raises what ``revoke`` raises, ``UnknownName``, ``GrantFileError`` for a damaged record, ``LockBusy`` and
     ``Interrupted``: then the grant is unchanged. The message of ``StorageError`` says whether it was removed.
@@ -61,4 +64,15 @@ def remove(
             held.publish(tombstone)
         except StorageError as error:
             raise StorageError(f"{name} is removed, but {error}") from None
-    return at_the_server
+    return at_the_server + _who_needs(store, name)
+
+
+def _who_needs(store: Store, name: str) -> str:
+    """Return the clause that other grants need the token of ``name``; "" without one."""
+    if not (fed := fed_by(store, name)):
+        return ""
+    more = f" and {len(fed) - _MOST_NAMED} more" if len(fed) > _MOST_NAMED else ""
+    return (
+        f"; {', '.join(fed[:_MOST_NAMED])}{more} need its token, and fail from now on: 'refresher login {name} URL' "
+        "brings them back, and 'refresher remove' removes them"
+    )

@@ -63,6 +63,9 @@ def parse_source(setting: str, given: str | None, directory: Path | None = None)
     kind, colon, what = given.partition(":")
     if not colon or kind not in _READERS or not what.strip() or "\0" in what:
         raise ConfigError(f"{setting} must name where the key comes from: {_FORMS}; it is never the key itself")
+    with suppress(ValueError, ImportError):
+        _parse(what.encode())
+        raise ConfigError(f"{setting} holds a key: name where the key comes from, {_FORMS}; it is never the key itself")
     if kind == "file":
         try:
             what = str((directory or Path()).joinpath(Path(what).expanduser()).absolute())

@@ -51,7 +51,7 @@ def test_a_notification_shows_what_happened_and_what_to_do(tmp_path: Path) -> No
     arguments = Path(f"{kept}.arguments").read_text().split("\0")[:-1]
     assert arguments[:3] == ["--urgency=critical", "--app-name=refresher", "--"]
     title, text = arguments[3:]
-    assert title == "refresher: linear needs a new login"
+    assert title == "refresher: linear needs a person"
     assert "&lt;b&gt;bold" in text
     assert text.endswith("\nRun: refresher login linear")
 
@@ -135,5 +135,5 @@ def test_the_documented_configuration_sends_a_notification(refresher: Command, t
         refresher.import_grant("linear", fields)
         done = refresher("run-once", environment=environment)
     assert done.code == 3
-    assert b"refresher: linear needs a new login" in Path(f"{kept}.arguments").read_bytes()
+    assert b"refresher: linear needs a person" in Path(f"{kept}.arguments").read_bytes()
     assert shutil.which("curl"), "the webhook needs it"

@@ -3,6 +3,7 @@
 import threading
 
 from refresher.common import clocks
+from refresher.operations.remove import remove
 from refresher.operations.result import repair_command
 from refresher.operations.rotate import Order, Terms, rotate
 from refresher.storage.store import Store
@@ -92,6 +93,17 @@ def test_a_source_whose_token_is_refused_is_rotated_once(store: Store, company: 
         retry_now(store, "api")
         assert rotate_now(store, "api", force=False).outcome == "transient"
     assert grant_of(store, "company").generation == 3
+
+
+def test_a_removal_names_what_it_stops(store: Store, company: AssertionServer, saas: AssertionServer) -> None:
+    """If it failed, a person would learn from failing agents that other grants need the one that was removed."""
+    import_grant(store, "company", company.person())
+    import_grant(store, "api", exchanged(company, subject_grant="company"))
+    import_grant(store, "saas", saas.managed("company"))
+    import_grant(store, "alone", company.person(refresh_token="of-another-login"))
+    words = remove(store, "company", stopping=lambda: False)
+    assert "; api, saas need its token, and fail from now on: 'refresher login company URL' brings them back" in words
+    assert "need its token" not in remove(store, "alone", stopping=lambda: False)
 
 
 def test_a_newer_token_is_presented_at_once_after_a_refusal(store: Store, company: AssertionServer) -> None:

@@ -172,7 +172,17 @@ def test_a_failure_is_remembered_for_a_short_time(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize(
-    "given", [pytest.param(TEXT, id="a key"), "file:", "file: ", "gpg:key", "systemd:a/b", "command:'", "keyring"]
+    "given",
+    [
+        pytest.param(TEXT, id="a key"),
+        *(pytest.param(f"{kind}:{TEXT}", id=f"{kind}: a key") for kind in ("file", "keyring", "systemd", "command")),
+        "file:",
+        "file: ",
+        "gpg:key",
+        "systemd:a/b",
+        "command:'",
+        "keyring",
+    ],
 )
 def test_a_setting_that_is_no_source_is_refused_without_being_shown(given: str) -> None:
     """If it failed, a person who gives the key itself would find it in a log (I7)."""
