@@ -73,9 +73,17 @@ async def test_closing_ends_the_wait_for_another_token(tmp_path: Path, stage: St
 async def test_with_wait_0_the_result_is_returned_at_once(tmp_path: Path, stage: Stage) -> None:
     """If it failed, a program that cannot wait would wait all the same."""
     published = publish(tmp_path, stage)
+    returned = anyio.Event()
+
+    async def rotate_later() -> None:
+        with anyio.move_on_after(20):
+            await returned.wait()
+        await rotates(published, stage, 2, "fresh")
+
     async with _client(stage, published, wait=0) as client, anyio.create_task_group() as tasks:
-        tasks.start_soon(rotates, published, stage, 2, "fresh")
+        tasks.start_soon(rotate_later)
         assert await _result(client) == STALE
+        returned.set()
 
 
 async def test_the_calls_of_a_token_share_one_wait_until_it_is_accepted(tmp_path: Path, stage: Stage) -> None:
